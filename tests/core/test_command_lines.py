@@ -6,14 +6,11 @@ import os
 import pwd
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from relay.cli.options import login_name
-from relay.cli.output import answer, show
-from tests.helpers.processes import invoke
 
 LOADED = """
 import sys
@@ -42,19 +39,6 @@ MIGRATES = {"alembic", "mako", "sqlalchemy.orm"}
 READS = MIGRATES | {"inbox.db", "inbox.loader", "inbox.sources", "jmespath", "relay.store", "sqlalchemy"}
 
 
-@pytest.mark.parametrize("command", ["inbox", "inbox migrate", "relay", "relay status"])
-def test_the_help_shows_no_type_for_a_flag(command: str) -> None:
-    ran = invoke(*command.split(), "--help")
-    assert ran.status == 0
-    assert "bool" not in ran.stdout.lower()
-
-
-def test_the_help_shows_words_in_brackets() -> None:
-    """They look like markup."""
-    ran = invoke("inbox", "prune", "--help")
-    assert "older than [retention] says" in " ".join(ran.stdout.split())
-
-
 @pytest.mark.parametrize(
     ("command", "unwanted"),
     [
@@ -80,19 +64,6 @@ def test_a_command_imports_no_more_than_it_needs(command: str, unwanted: set[str
         check=True,
     )
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
-
-
-@pytest.mark.parametrize("columns", ["", "0", "20", "80"])
-def test_a_table_in_a_pipe_has_whole_values_whatever_columns_says(
-    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    row = {"words": "word " * 40, "n": 1, "at": datetime(2026, 1, 31, 10, tzinfo=UTC)}
-    show([row], ("words", "n", "at"))
-    answer("w" * 200)
-    _, shown, sentence = capsys.readouterr().out.splitlines()
-    assert shown == f"{'word ' * 40}  1  2026-01-31T10:00:00.000Z"
-    assert sentence == "w" * 200
 
 
 @pytest.mark.parametrize("error", [KeyError, OSError])

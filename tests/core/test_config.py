@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.mistakes import build, mistakes, nearest
+from inbox.config.mistakes import build, mistakes
 from inbox.config.model import ApiBasic, Config, ForwardDestination, Route, SyncDestination
 from inbox.config.sources import HeaderAuth
 from inbox.errors import ConfigError
@@ -89,12 +89,6 @@ def test_the_example_is_read_into_frozen_values() -> None:
     assert route.sync.update.method == "PATCH"
     with pytest.raises(AttributeError):
         route.source = "other"  # type: ignore[misc]
-
-
-def test_a_named_table_has_the_name_of_its_table() -> None:
-    config = parse_config(EXAMPLE)
-    for section in (config.sources, config.apis, config.destinations, config.routes):
-        assert all(table.name == name for name, table in section.items())
 
 
 def test_ordering_is_latest_for_sync_and_strict_for_the_others_unless_given() -> None:
@@ -198,14 +192,6 @@ def test_the_line_of_a_mistake_is_found_however_the_file_writes_its_tables(text:
     assert mistake(text).startswith(f"inbox.toml:{line}: [")
 
 
-def test_every_mistake_is_told_at_once() -> None:
-    text = changed("concurrency = 8", "concurrency = 0").replace('preset = "trivore"', 'preset = "trivore"\nfoo = 1')
-    assert [line.split(": ")[1] for line in mistake(text).splitlines()] == [
-        "[sources.trivore] foo",
-        "[destinations.crm] concurrency",
-    ]
-
-
 def test_a_wrong_value_is_never_shown_where_a_secret_may_stand() -> None:
     assert "hunter2" not in mistake(changed('"env:CRM_TOKEN"', '["hunter2"]'))
     assert "hunter2" not in mistake(changed('"env:CRM_TOKEN"', '{ value = "hunter2", x = 1 }'))
@@ -253,14 +239,6 @@ def test_the_file_is_the_one_in_inbox_config_or_inbox_toml_here() -> None:
     assert str(config_path({"INBOX_CONFIG": "/etc/relay.toml"})) == "/etc/relay.toml"
 
 
-def test_a_missing_file_says_how_to_name_another(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError,
-        match=r"there is no .*absent\.toml; write one with `inbox init`, or name another with INBOX_CONFIG=",
-    ):
-        read_config(tmp_path / "absent.toml")
-
-
 def test_a_folder_or_bytes_that_are_no_text_can_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can't read"):
         read_config(tmp_path)
@@ -279,9 +257,3 @@ def test_the_database_url_of_the_environment_wins(tmp_path: Path) -> None:
     assert read_config(file, {}).database.url == "sqlite:///here.db"
     assert read_config(file, {"INBOX_DATABASE_URL": "postgresql://db"}).database.url == "postgresql://db"
     assert read_config(None, {"INBOX_CONFIG": str(file), "INBOX_DATABASE_URL": ""}).database.url == "sqlite:///here.db"
-
-
-def test_the_nearest_name_is_told_or_else_all_of_them() -> None:
-    assert nearest("trivor", ["github", "trivore"]) == "did you mean 'trivore'?"
-    assert nearest("zzz", ["github", "trivore"]) == "valid here: github, trivore"
-    assert nearest("zzz", []) == "none is configured"

@@ -1,13 +1,8 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from typer.testing import CliRunner
 
 from inbox.loader.load import parse_config
-from relay.cli.inbox import app as inbox_app
-from relay.cli.main import app as relay_app
 from tests.helpers.mistakes import mistake
 
 FILE = """\
@@ -46,7 +41,6 @@ def changed(*changes: tuple[str, str]) -> str:
     return text
 
 
-NO_FIND = ('find = { path = "/contacts", verify = false }\n', "")
 NO_CREATE = ('create = { path = "/contacts" }\n', "")
 NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
 
@@ -90,56 +84,7 @@ def test_tables_that_do_not_fit_together_are_told_with_the_nearest_name(change: 
     assert expected in mistake(changed(change))
 
 
-MAP = 'map = { email = "entity.email" }\n'
 UPDATE = 'update = { path = "/contacts/{target.id}" }\n'
-BY_ITS_OWN_ID = UPDATE.replace("target.id", "event.entity_id").replace(" }\n", ', if_match = "etag" }\n')
-
-
-@pytest.mark.parametrize(
-    ("changes", "mistake"),
-    [
-        (
-            [(MAP, f'{MAP}gone = "deactivate"\n')],
-            'deactivate: is missing, and gone = "deactivate" needs it; or set gone = "skip"',
-        ),
-        (
-            [NO_FIND, NO_CREATE, NO_DELETE, (UPDATE, 'missing = "skip"\ngone = "skip"\n')],
-            "[routes.users.sync]: does nothing without a create or an update table",
-        ),
-        (
-            [NO_FIND, NO_DELETE, (UPDATE, f'{BY_ITS_OWN_ID}gone = "skip"\n')],
-            "update.if_match: matches the version that find gives; add find = { path = … }",
-        ),
-        ([(MAP, "map = { email = {} }\n")], "map.email: a field takes one of from, value and function"),
-        ([(MAP, f'{MAP}transform = "a:b:c"\n')], "transform: expected \"package.module:name\", got 'a:b:c'"),
-        ([(MAP, f'{MAP}clear_when_absent = ["fax"]\n')], "clear_when_absent: 'fax' is not a field of the map"),
-    ],
-)
-def test_receiver_and_relay_refuse_a_sync_route_in_the_same_words(
-    changes: list[tuple[str, str]], mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "inbox.toml").write_text(changed(*changes), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    receiver, relay = CliRunner().invoke(inbox_app, ["serve"]), CliRunner().invoke(relay_app, ["run"])
-    assert (receiver.exit_code, relay.exit_code) == (2, 2)
-    assert receiver.stderr == relay.stderr
-    assert mistake in relay.stderr
-
-
-def test_without_create_and_delete_their_events_can_be_skipped() -> None:
-    config = parse_config(
-        changed(NO_CREATE, NO_DELETE, ("[routes.users.sync]", '[routes.users.sync]\nmissing = "skip"\ngone = "skip"'))
-    )
-    sync = config.routes["users"].sync
-    assert sync is not None
-    assert (sync.create, sync.delete) == (None, None)
-
-
-def test_steps_that_need_no_counterpart_need_no_find() -> None:
-    by_own_id = ('"/contacts/{target.id}"', '"/contacts/{event.entity_id}"')
-    sync = parse_config(changed(NO_FIND, by_own_id, ("{ target.id }", "{event.entity_id}"))).routes["users"].sync
-    assert sync is not None
-    assert sync.find is None
 
 
 SWEEP = '[[sources.trivore.sweeps]]\napi = "identity"\npath = "/user"\nentity_type = "USER"\n'

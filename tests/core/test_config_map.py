@@ -76,43 +76,12 @@ def test_a_mistake_in_a_field_is_told_with_its_place(field: str, expected: str) 
     assert expected in told
 
 
-@pytest.mark.parametrize(
-    ("fields", "options", "expected"),
-    [
-        ("", "", "inbox.toml:18: [routes.users.sync.map]: at least one field must be mapped, or a transform given"),
-        (
-            'x = "entity.x"',
-            'transform = "a"',
-            'inbox.toml:17: [routes.users.sync] transform: expected "package.module:',
-        ),
-        (
-            'phone = "entity.x"',
-            'clear_when_absent = ["fone"]',
-            "inbox.toml:17: [routes.users.sync] clear_when_absent: 'fone' is not a field of the map; did you mean 'phone'?",
-        ),
-    ],
-)
-def test_a_mistake_about_the_map_is_told_with_its_place(fields: str, options: str, expected: str) -> None:
-    assert expected in mistake(file(fields, options))
-
-
 def test_with_a_transform_the_map_may_be_empty_or_missing_and_any_field_cleared() -> None:
     text = file("", 'transform = "our.module:finish"\nclear_when_absent = ["anything"]')
     for each in (text, text.replace("[routes.users.sync.map]\n", "")):
         sync = parse_config(each).routes["users"].sync
         assert sync is not None
         assert (sync.map, sync.transform) == ({}, "our.module:finish")
-
-
-def test_every_mistake_is_told_at_once() -> None:
-    fields = 'x = {}\ny = { from = "entity.y", read = "%Q" }\nz = { function = "f" }'
-    assert [line.split(": ")[1] for line in mistake(file(fields, 'transform = "t"')).splitlines()] == [
-        "[routes.users.sync.map] x",
-        "[routes.users.sync.map] y.read",
-        "[routes.users.sync.map] y.read",
-        "[routes.users.sync.map] z.function",
-        "[routes.users.sync] transform",
-    ]
 
 
 def test_what_several_parts_complain_of_is_told_once() -> None:

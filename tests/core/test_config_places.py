@@ -131,22 +131,6 @@ def test_a_mistake_in_a_table_is_no_mistake_of_those_that_name_it() -> None:
     assert not any("there is no source 'misshapen'" in each for each in found)
 
 
-def test_a_configuration_with_a_mistake_is_given_to_nobody() -> None:
-    file = load_text(MISTAKEN, environment={})
-    with pytest.raises(ConfigError):
-        _ = file.config
-    fine = load_text("", environment={})
-    assert fine.make(lambda config: config) == fine.config
-
-
-def test_a_bug_is_no_mistake() -> None:
-    def bug(_: object) -> None:
-        raise KeyError("x")
-
-    with pytest.raises(KeyError):
-        load_text("", environment={}).make(bug)
-
-
 # --- the database's url
 
 
@@ -178,11 +162,6 @@ def test_its_schema_stays_whichever_url_counts_unless_that_names_one() -> None:
     for given in ("postgresql://other/x", "postgresql://other/x?schema=apart"):
         assert database_of(text, {"INBOX_DATABASE_URL": given}) == "postgresql://other/x?schema=apart"
     assert database_of(text, {"INBOX_DATABASE_URL": f"{URL}?schema=mine"}) == f"{URL}?schema=mine"
-
-
-def test_the_environments_url_wins_and_gets_no_password_of_the_file() -> None:
-    whole = database_of(f'url = "{URL}"\npassword = "env:PW"', {"INBOX_DATABASE_URL": "postgresql://other/x"})
-    assert whole == "postgresql://other/x"
 
 
 @pytest.mark.parametrize(

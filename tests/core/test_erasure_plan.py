@@ -28,10 +28,6 @@ def test_it_warns_of_a_short_id_and_of_many_rows(entity_id: str, rows: int, warn
     assert said.endswith("look at them first")
 
 
-def test_it_warns_of_no_other() -> None:
-    assert planned("abcd", rejected_request=MANY_NAMING - 1, relay_command=1).warning is None
-
-
 def test_the_warning_has_no_part_of_the_id() -> None:
     """An answer is kept for good."""
     assert "xyz" not in str(planned("xyz", rejected_request=1000).warning)

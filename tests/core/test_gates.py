@@ -108,23 +108,6 @@ def test_however_often_it_has_opened_it_opens_again_for_no_longer_than_the_longe
     assert opened.open_count <= 2**31 - 1, "the column holds no more"
 
 
-def test_the_shortest_time_to_open_for_comes_to_the_longest_that_can_be_configured() -> None:
-    limits = BreakerLimits(open_for=0.001, longest=366 * 86400.0)
-    breaker, began = after("refused"), NOW
-    for _ in range(2000):
-        breaker = after_result(probe(breaker, began, seconds(60)), "unwell", "answered 503", limits, began)
-    assert breaker.until == began + timedelta(days=366)
-
-
-def test_successes_are_of_interest_while_there_was_trouble_lately() -> None:
-    limits = {CRM: LIMITS}
-    failed = {CRM: after("unwell")}
-    assert Gates(NOW, breakers=failed).recently_failing(limits) == {CRM}
-    assert Gates(NOW + seconds(60), breakers=failed).recently_failing(limits) == frozenset()
-    assert Gates(NOW + seconds(60), breakers={CRM: after("refused")}).recently_failing(limits) == {CRM}
-    assert Gates(NOW, breakers={CRM: Breaker()}).recently_failing(limits) == frozenset()
-
-
 # --- rates
 
 
@@ -162,16 +145,6 @@ def test_it_says_in_how_many_seconds_the_next_may_go_and_then_it_may(rate: float
     assert wait == 0 or rate_limit.affords(used, NOW + seconds(wait * 0.9 - 0.01)) < 1
 
 
-def test_whoever_asks_twice_a_second_gets_the_whole_rate() -> None:
-    for rate in (1.0, 2.0, 3.0, 10.0, 0.5):
-        rate_limit, used, made = RateLimit(CRM, rate, 1), None, 0
-        for step in range(2000):
-            now = NOW + seconds(step / 2)
-            attempts = max(rate_limit.affords(used, now), 0)
-            used, made = rate_limit.used(used, now, attempts), made + attempts
-        assert made >= rate * 1000 * 0.999
-
-
 # --- pauses
 
 
@@ -192,10 +165,6 @@ def test_the_gate_of_an_entity_names_it_without_doubt(entity: tuple[str, str, st
     kind, name = entity_key(*entity)
     assert kind == "entity"
     assert entity_of(name) == entity
-
-
-def test_a_name_that_no_entity_has_pauses_nothing() -> None:
-    assert entity_of("trivore|USER") is None
 
 
 CONFIG = Config(sources={"trivore": Source(name="trivore", preset="trivore", auth=NoAuth())})

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from inbox.errors import IllegalTransition
 from relay.delivery import facts
 from relay.delivery.lifecycle import (
-    HEADS,
     OPEN,
     SCHEDULING,
     TERMINAL,
@@ -176,12 +175,6 @@ def test_a_row_and_the_fold_of_its_facts_agree_whatever_happens(steps: list[Step
         _agree(row)
 
 
-@given(CHOICES)
-def test_the_fold_agrees_with_the_row_along_every_path_of_the_table(choices: list[int]) -> None:
-    for row in walk(choices):
-        _agree(row)
-
-
 def test_a_fact_leads_from_every_open_state_to_the_same_folded_state() -> None:
     for step in set(Step) - SCHEDULING - {Step.CORRECTED}:
         targets = {TRANSITIONS[state][step] for state in OPEN if step in TRANSITIONS[state]}
@@ -239,7 +232,3 @@ def test_after_a_correction_or_a_fact_of_a_newer_version_the_row_says_how_it_sta
 
 def test_a_route_that_the_event_had_not_taken_begins_with_a_replay() -> None:
     assert follows(None, "replayed", Standing(State.RECEIVED, 0, 1))
-
-
-def test_heads_are_the_states_that_the_database_lets_a_lane_have_once() -> None:
-    assert {state.value for state in HEADS} == {"ready", "in_flight", "blocked"}

@@ -23,22 +23,6 @@ def test_a_seconds_worth_may_come_at_once_and_then_as_many_as_the_rate_says() ->
     assert taken(bucket, 1000) == 10
 
 
-def test_two_may_come_at_once_however_low_the_rate() -> None:
-    bucket = Bucket(1 / 3600)
-    assert taken(bucket, 0) == LEAST_BURST == 2
-    assert bucket.take(0) == pytest.approx(3600)
-    assert bucket.take(1800) == pytest.approx(1800)
-    assert bucket.take(3600.1) == 0
-
-
-def test_a_clock_that_stands_or_goes_back_gives_nothing_and_takes_nothing() -> None:
-    bucket = Bucket(10)
-    assert taken(bucket, 100) == 10
-    assert taken(bucket, 100) == 0
-    assert taken(bucket, 50) == 0
-    assert taken(bucket, 100.15) == 1
-
-
 @given(rate=st.floats(0.001, 1e6), steps=st.lists(st.floats(0, 100), min_size=1, max_size=50))
 def test_never_more_come_through_than_the_rate_and_one_burst(rate: float, steps: list[float]) -> None:
     bucket, now, through = Bucket(rate), 0.0, 0

@@ -59,11 +59,6 @@ def test_a_header_that_can_not_be_read_is_not_the_last_page(header: str) -> None
         next_in_header(header)
 
 
-def test_two_next_pages_are_none() -> None:
-    with pytest.raises(UnusableAnswer, match="several next pages"):
-        next_in_header("</x>; rel=next, </y>; rel=next")
-
-
 @pytest.mark.parametrize(
     "part", ["</x>; rel=prev, ", "</x>" + ";" * 60, '</x>; a="' + "\\\\" * 60 + '", ', " " * 60, "," * 60, "; a=b", "<"]
 )
@@ -131,14 +126,6 @@ def test_a_link_beside_the_path_of_the_endpoint_is_refused_with_a_remedy(link: s
 )
 def test_a_link_that_a_proxy_could_lead_elsewhere_is_refused(link: str) -> None:
     with pytest.raises(UnusableAnswer, match="could lead to another resource"):
-        within(link, BASE, CURRENT)
-
-
-@pytest.mark.parametrize(
-    "link", ["https://[", "https://api.example.com:x/v1/users", "https://api.example.com:99999/v1/users"]
-)
-def test_a_link_that_can_not_be_read_is_refused(link: str) -> None:
-    with pytest.raises(UnusableAnswer, match=r"can't be read|elsewhere"):
         within(link, BASE, CURRENT)
 
 

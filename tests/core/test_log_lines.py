@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import re
 import time
@@ -38,10 +37,6 @@ def test_a_record_is_one_line_whatever_stands_in_it(formatter: logging.Formatter
     assert harm_of(line) == []
 
 
-def test_the_form_of_the_line_and_of_its_time_stays() -> None:
-    assert logged(logging.Formatter("%(asctime)s|%(message)s", "at noon")).startswith("at noon|refused a request of ")
-
-
 @pytest.fixture
 def far_west(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process's time zone is not UTC."""
@@ -69,14 +64,6 @@ def test_a_traceback_stands_below_it_and_no_text_of_an_exception_begins_a_line()
     assert second.startswith(f"RuntimeError: {MARK}")
     assert all(line.startswith("  ") for line in others)
     assert others
-
-
-def test_a_formatter_of_another_kind_is_left_alone() -> None:
-    class Json(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return json.dumps({"message": record.getMessage()})
-
-    assert HOSTILE in json.loads(logged(Json()))["message"]
 
 
 def test_what_is_told_beside_the_log_is_escaped_as_well(capsys: pytest.CaptureFixture[str]) -> None:

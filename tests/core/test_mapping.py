@@ -13,7 +13,7 @@ from inbox.config.sync import Deactivate, Fetch, Find, SyncRoute, Update, Write
 from inbox.errors import BodyErased, ConfigError, MappingError
 from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.expressions import EVENT_FIELDS, Expression, decode, digest, encode
-from relay.sync.templates import Path, Template, templated
+from relay.sync.templates import Path
 from tests.helpers.delivering import a_delivery
 
 KNOWN = ("event", "entity", "target")
@@ -90,18 +90,6 @@ def test_an_object_from_outside_becomes_no_part_of_a_query(value: object) -> Non
     assert b'"external_id":["u1",5]' in (find.call.json(known) or b"")
 
 
-def test_params_are_encoded() -> None:
-    params = {"filter x": "externalId eq {event.entity_id:scim} & more"}
-    find = plan(find=Find(path="/c", params=params, verify=False)).find
-    assert find is not None
-    assert find.call.query(scope()) == "filter%20x=externalId%20eq%20%22ID%2F1%22%20%26%20more"
-
-
-def test_a_template_in_a_key_is_left_alone() -> None:
-    made = templated({"{x}": 1}, "here", KNOWN)
-    assert made == {"{x}": 1}
-
-
 # --- mapped fields
 
 
@@ -112,22 +100,9 @@ def test_nulls_inside_a_value_are_left_out() -> None:
     }
 
 
-def test_false_zero_and_the_empty_string_are_values() -> None:
-    fields = plan(map={"a": "entity.a", "b": "entity.b", "c": "entity.c"}, clear_when_absent=[])
-    assert fields.fields.of(scope(entity={"a": False, "b": 0, "c": ""}), creating=False) == {
-        "a": False,
-        "b": 0,
-        "c": "",
-    }
-
-
 def test_a_map_without_any_value_is_a_mapping_error() -> None:
     with pytest.raises(MappingError, match=r"routes\.user-to-crm\.sync\.map: no field has a value"):
         plan(clear_when_absent=[]).fields.of(scope(entity={}), creating=False)
-
-
-def test_an_event_with_a_fraction_of_a_second_is_seen_in_utc() -> None:
-    assert scope()["event"]["occurred_at"] == "2019-01-01T00:00:00.500000Z"
 
 
 @pytest.mark.parametrize(
@@ -205,11 +180,6 @@ def test_the_scope_of_an_event_has_exactly_the_names_that_expressions_may_use() 
     assert set(event_scope(a_delivery())) == EVENT_FIELDS
 
 
-def test_a_plan_is_frozen() -> None:
-    with pytest.raises(AttributeError, match="immutable"):
-        plan().pick = None  # type: ignore[misc]
-
-
 # --- JSON
 
 
@@ -245,7 +215,3 @@ def test_the_time_of_the_last_change_is_read_where_scim_puts_it(
 ) -> None:
     where = Expression("meta.lastModified", "routes.r.sync.fetch.modified", None)
     assert last_modified(entity, where) == expected
-
-
-def test_a_template_without_expressions_is_its_text() -> None:
-    assert Template("a b", "here", KNOWN).expand({}) == "a b"

@@ -74,11 +74,6 @@ def test_a_value_that_a_lookup_lacks_is_an_error(found: object, problem: str) ->
     assert caught.value.field == WHERE
 
 
-def test_a_default_stands_for_a_value_that_a_lookup_lacks_and_a_cast_comes_before_it() -> None:
-    assert one("X", lookup={"M": "male"}, default="unknown") == "unknown"
-    assert one("TRUE", cast="bool", lookup={"true": 1}) == 1
-
-
 # --- casts; docs/reference/mapping.md has more, and tests/docs/test_mapping_page.py tries them
 
 
@@ -119,15 +114,6 @@ def test_an_error_does_not_tell_the_value(keys: dict[str, Any]) -> None:
     with pytest.raises(MappingError) as caught:
         one("hunter2", **keys)
     assert "hunter2" not in str(caught.value)
-
-
-def test_a_date_out_of_time_is_an_error() -> None:
-    with pytest.raises(MappingError, match="names no date"):
-        one("0001-01-01 +2300", cast="date", read="%Y-%m-%d %z")
-
-
-def test_every_year_is_written_with_four_digits() -> None:
-    assert one("0987-06-05", cast="date", write="%%Y %Y%m") == "%Y 098706"
 
 
 # --- whatever it meets

@@ -81,20 +81,6 @@ def test_what_is_not_json_is_an_error_that_names_the_field(returned: object, mon
         assert caught.value.field == where
 
 
-@pytest.mark.parametrize("expression", ["to_number('nan')", "`NaN`", "to_number('1e999')", "&entity", r'`"\ud800"`'])
-def test_what_an_expression_makes_that_is_not_json_is_an_error_too(expression: str) -> None:
-    with pytest.raises(MappingError, match="the value ") as caught:
-        fields(map={"x": expression}).of(scope(), creating=False)
-    assert caught.value.field == WHERE
-
-
-@pytest.mark.parametrize("expression", ["ceil(to_number('inf'))", "length(entity)", "join(',', [entity])"])
-def test_an_expression_that_can_not_be_evaluated_is_an_error(expression: str) -> None:
-    with pytest.raises(MappingError, match="can't be evaluated") as caught:
-        fields(map={"x": expression}).of(scope(), creating=False)
-    assert caught.value.field == WHERE
-
-
 DEPTHS = [65, 66, 900, 5_000, 100_000]
 """The last three: at which of them a parser, or a walk through its values, overflows differs from Python to Python."""
 
@@ -144,12 +130,6 @@ def test_a_transform_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.of(scope({}), creating=True) == {"id": "u1"}
 
 
-def test_a_transform_alone_is_enough_and_may_clear_what_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_functions(monkeypatch, t=lambda _fields, _event, entity, _target: {"a": entity["x"], "b": None, "c": None})
-    made = fields(transform="hooks_of_test:t", clear_when_absent=["b"])
-    assert made.of(scope({"x": 1}), creating=False) == {"a": 1, "b": None}
-
-
 @pytest.mark.parametrize(
     ("returned", "problem"),
     [
@@ -186,11 +166,3 @@ def test_a_function_that_can_not_be_called_is_found_at_the_start(
         fields(map={"x": MapField(function=function)})
     assert str(caught.value).startswith(f"{WHERE}.function: ")
     assert problem in str(caught.value)
-
-
-def test_every_mistake_is_told_at_once_with_its_place() -> None:
-    wrong = {"a": "entity.[", "b": MapField(expression="thing.x"), "c": MapField(function="no_such_module:f")}
-    with pytest.raises(ConfigError) as caught:
-        fields(map=wrong, transform="no_such_module:t")
-    places = [line.partition(": ")[0].removeprefix("routes.r.sync.") for line in str(caught.value).splitlines()]
-    assert sorted(places) == ["map.a", "map.b.from", "map.c.function", "transform"]

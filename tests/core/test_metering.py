@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from inbox.observe.exporter import LONGEST_LINE, Totals, drop_privileges
+from inbox.observe.exporter import LONGEST_LINE, Totals
 from inbox.observe.metrics import (
     ATTEMPTS,
     BATCH_EVENTS,
@@ -28,8 +26,8 @@ from inbox.observe.metrics import (
     Meters,
     Metric,
 )
-from inbox.observe.recorder import PIPE, Recorder, exporter_at, make_recorder
-from tests.helpers.scraping import Samples, parsed, total
+from inbox.observe.recorder import PIPE, Recorder, make_recorder
+from tests.helpers.scraping import Samples, parsed
 from tests.helpers.waiting import until
 
 Step = tuple[str, Metric, float, tuple[str, ...]]
@@ -133,39 +131,6 @@ def test_what_several_processes_count_is_what_one_would_have(parts: list[list[St
         assert found[name] == pytest.approx(series), name
 
 
-def test_nobody_who_counts_waits_for_a_reader_and_what_was_counted_meanwhile_is_not_lost(pipe: Pipe) -> None:
-    recorder = pipe.recorder()
-    routes = [f"route-{number:04}" for number in range(2_000)]
-    for _ in range(3):
-        for route in routes:
-            recorder.count(ATTEMPTS, route, "delivered")
-        until(lambda: not select.select((), (pipe.writing,), (), 0)[1], "the pipe is full")
-    reader = threading.Thread(target=pipe.drain)
-    reader.start()
-    recorder.close()
-    reader.join()
-    assert pipe.exposed()["relay_attempts_total"] == {("delivered", route): 3.0 for route in routes}
-
-
-def test_lines_of_processes_that_write_at_once_stay_whole(pipe: Pipe) -> None:
-    recorders = [pipe.recorder() for _ in range(4)]
-    reader = threading.Thread(target=pipe.drain)
-    reader.start()
-
-    def work(recorder: Recorder, name: str) -> None:
-        for number in range(1_000):
-            recorder.count(ATTEMPTS, f"{name}-{number}", "delivered" * 5)
-        recorder.close()
-
-    threads = [threading.Thread(target=work, args=(each, f"r{n}")) for n, each in enumerate(recorders)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    reader.join()  # any half of a line would have raised
-    assert total(pipe.exposed(), "relay_attempts_total") == 4_000
-
-
 def test_the_newest_value_of_a_gauge_stands_in_whichever_order_processes_write(pipe: Pipe) -> None:
     first, second = pipe.recorder(), pipe.recorder()
     first.put(BREAKER, 2, "destination", "crm")
@@ -232,12 +197,6 @@ def test_a_process_that_has_no_pipe_counts_nothing_and_says_so(
     assert "this process counts nothing" in caplog.text
 
 
-def test_a_pipe_of_whoever_started_this_process_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(PIPE, "1")
-    assert exporter_at(None) is None
-    assert PIPE not in os.environ
-
-
 def test_a_process_whose_readers_are_gone_for_good_goes_on(pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
     recorder = pipe.recorder()
     pipe.close_end(pipe.reading)
@@ -245,12 +204,3 @@ def test_a_process_whose_readers_are_gone_for_good_goes_on(pipe: Pipe, caplog: p
     recorder.close()
     recorder.count(RECEIVED, "trivore")
     assert "gets nowhere" in caplog.text
-
-
-@pytest.mark.skipif(
-    os.geteuid() == 0, reason="as root, tests/process/test_metrics_and_strangers.py looks at the exporter"
-)
-def test_who_is_not_root_stays_who_he_is() -> None:
-    before = os.getresuid(), os.getresgid(), os.getgroups()
-    drop_privileges(0, 0)
-    assert (os.getresuid(), os.getresgid(), os.getgroups()) == before

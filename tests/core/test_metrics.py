@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from inbox.config.values import Address
 from inbox.errors import CAUSES, RequestError
-from inbox.observe.metrics import RECEIVER, RELAY, Metric
-
-
-@pytest.mark.parametrize("metric", [*RECEIVER, *RELAY], ids=lambda metric: metric.name)
-def test_a_metrics_name_tells_its_side_its_kind_and_its_unit(metric: Metric) -> None:
-    assert re.fullmatch(r"[a-z]+(_[a-z]+)+", metric.name)
-    assert metric.name.startswith("inbox_" if metric in RECEIVER else "relay_")
-    assert metric.name.endswith("_total") == (metric.kind == "counter")
-    assert bool(metric.buckets) == (metric.kind == "histogram")
-    assert list(metric.buckets) == sorted(set(metric.buckets))
-    assert metric.help.endswith(".")
-
-
-def test_no_two_have_one_name() -> None:
-    names = [metric.name for metric in (*RECEIVER, *RELAY)]
-    assert len(names) == len(set(names))
 
 
 def test_every_cause_of_a_refusal_is_known() -> None:

@@ -45,8 +45,3 @@ def test_a_mistyped_name_exits_with_2_and_says_the_nearest(capsys: pytest.Captur
         require_known("route", "to-crn", ["to-crm", "audit"])
     assert ended.value.exit_code == WRONG_USE
     assert "there is no route 'to-crn'; did you mean 'to-crm'?" in capsys.readouterr().err
-
-
-def test_a_name_of_the_configuration_or_of_the_database_is_right() -> None:
-    require_known("route", None, [])
-    require_known("route", "to-crm", ["to-crm"])

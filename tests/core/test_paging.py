@@ -137,29 +137,6 @@ def test_by_number_whatever_shows_the_end(
         assert len(asked_for) == max(-(-size // count), 1), "no page is asked for in vain"
 
 
-def test_a_page_that_the_service_has_filtered_empty_is_not_the_last_where_it_says_more() -> None:
-    pages: list[list[int]] = [[0], [], [], [1], []]
-
-    def answer(asked: Asked) -> Answered:
-        number = int(asked["page"])
-        return {"items": pages[number], "more": number < 3}, None
-
-    assert read(Paging(by="page", first=0, more="more"), answer) == [0, 1]
-
-
-@given(SIZES)
-def test_what_moves_to_the_next_page_comes_once(sizes: list[int]) -> None:
-    """Something new at the front moves the last item of each page to the next one."""
-    pages = [page for page in cut(sizes) if page]
-    moved = [[*before[-1:], *page] for before, page in zip([[], *pages], pages, strict=False)]
-
-    def answer(asked: Asked) -> Answered:
-        number = int(asked["page"])
-        return {"items": moved[number] if number < len(moved) else []}, None
-
-    assert read(Paging(by="page", first=0), answer) == list(range(sum(sizes)))
-
-
 MOVE = st.tuples(st.sampled_from(["change", "delete"]), st.integers(0, 30))
 MOVES = st.lists(st.lists(MOVE, max_size=4), max_size=8)
 """Before each page but the first."""

@@ -61,9 +61,3 @@ def test_facts_after_the_moment_change_nothing_and_routes_of_replays_are_there_s
     assert [row["state"] for row in event_at(event, LATER)["deliveries"]] == ["open", "delivered"]
     before = event_at(event, NOW - timedelta(microseconds=1))
     assert [(row["state"], row["last_fact"]) for row in before["deliveries"]] == [("open", None)]
-
-
-@pytest.mark.parametrize("due_at", [NOW.isoformat(), "", "soon", 7, None, "0001-01-01T00:00:00+14:00", ["2026"]])
-def test_a_due_time_that_is_past_or_no_time_is_not_waited_for(due_at: object) -> None:
-    (then,) = deliveries_at(["crm"], [a_row(FAILED, "ready", due_at=due_at)], NOW)
-    assert then["state"] == "open"

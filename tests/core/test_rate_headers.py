@@ -65,12 +65,6 @@ def test_retry_after_counts_where_it_means_a_limit(status: int) -> None:
     assert seconds({"Retry-After": "9"}, status) == (None if status in NO_LIMIT else 9)
 
 
-def test_the_longest_of_several_holds_counts() -> None:
-    hold = rate_hold({**USED_UP, "X-RateLimit-Reset": "60", "Retry-After": "5"}, 429, NOW)
-    assert hold is not None
-    assert (hold.seconds, hold.why) == (60, "X-RateLimit-Remaining is 0")
-
-
 NAMES = [
     "Retry-After", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Rate-Limit-Remaining", "X-Rate-Limit-Reset",
     "RateLimit-Remaining", "RateLimit-Reset", "X-RateLimit-Reset-After", "Date",

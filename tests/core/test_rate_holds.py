@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.delivery import facts
-from relay.delivery.gates import BreakerLimits, GateKey, Gates, Held, Report
+from relay.delivery.gates import BreakerLimits, Report
 from relay.delivery.outcome import RULES, Call, CallStep, Delivered, ErrorClass, Failed, RateHold, Sent
 from relay.delivery.policy import (
     HELD_AT_MOST,
@@ -70,15 +70,6 @@ def test_a_hold_only_grows() -> None:
     assert holds_until([shorter], {}, NOW) == {CRM: (NOW + timedelta(seconds=1), "b")}
 
 
-def test_a_gate_is_closed_until_the_hold_is_over() -> None:
-    def admitted(at: datetime, *keys: GateKey) -> str:
-        return Gates(at, held={CRM: Held(NOW, "Retry-After")}).admit(keys)
-
-    assert admitted(NOW - timedelta(seconds=1), CRM) == "none"
-    assert admitted(NOW - timedelta(seconds=1), IDENTITY) == "all"
-    assert admitted(NOW, CRM) == "all"
-
-
 def test_an_attempt_that_a_limit_cut_short_is_not_counted_and_no_breaker_hears_of_trouble() -> None:
     outcome = msgspec.structs.replace(throttled(a_call(30)), retry_after=30.0)
     fact = decide(a_delivery(attempt=4), outcome, POLICY, NOW)
@@ -104,17 +95,6 @@ def test_a_hold_beside_any_other_failure_excuses_nothing(error_class: ErrorClass
     held, plain = throttled(a_call(30), error_class=error_class), throttled(a_call(None), error_class=error_class)
     facts_of = [decide(a_delivery(attempt=1), outcome, POLICY, NOW) for outcome in (held, plain)]
     assert [getattr(fact, "counted", None) for fact in facts_of] == [True, True]
-
-
-def test_throttling_without_a_time_counts_as_ever() -> None:
-    fact = decide(a_delivery(attempt=1), throttled(a_call(None)), POLICY, NOW)
-    assert isinstance(fact, facts.AttemptFailed)
-    assert (fact.counted, fact.due_at) == (True, NOW + timedelta(seconds=5))
-
-
-def test_a_configuration_that_gives_throttling_up_at_once_still_does() -> None:
-    policy = msgspec.structs.replace(POLICY, outcomes={"throttled": "dead"})
-    assert isinstance(decide(a_delivery(), throttled(a_call(30)), policy, NOW), facts.Dead)
 
 
 @given(st.floats(), st.sampled_from(["update", "fetch"]))

@@ -76,13 +76,3 @@ def test_an_event_without_an_entity_is_its_own_lane(nobody: tuple[str | None, st
 def test_two_entities_share_a_lane_only_if_they_are_the_same(type1: str, id1: str, type2: str, id2: str) -> None:
     same = lane_of(identity(type1, id1), route("r")) == lane_of(identity(type2, id2), route("r"))
     assert same == ((type1, id1) == (type2, id2))
-
-
-@given(NAMES, NAMES)
-def test_the_three_forms_of_a_lane_never_collide(entity_type: str, entity_id: str) -> None:
-    event = identity(entity_type, entity_id)
-    forms = {
-        lane_of(event, Route(name="r", source="s", destination="d", lane=kind)) for kind in ("entity", "route", "event")
-    }
-    assert len(forms) == 3
-    assert lane_of(event, route("r")) != lane_of(identity(None, None, entity_id), route("r"))

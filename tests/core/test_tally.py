@@ -23,14 +23,6 @@ def not_written(tally: Tally, error: Exception) -> None:
         raise error
 
 
-def test_it_adds_up_what_is_of_one_subject_and_outcome(tally: Tally) -> None:
-    tally.add("source", "a", "stored", size=10)
-    tally.add("source", "a", "stored", count=2, size=5)
-    tally.add("source", "a", "duplicate")
-    assert taken(tally) == [Figure("source", "a", "stored", 3, 15), Figure("source", "a", "duplicate", 1, 0)]
-    assert taken(tally) == []
-
-
 def test_what_could_not_be_written_is_there_the_next_time_with_what_came_meanwhile(tally: Tally) -> None:
     tally.add("route", "crm", "delivered")
     not_written(tally, OSError())

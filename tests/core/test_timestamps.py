@@ -41,11 +41,6 @@ def test_the_fixed_width_text_sorts_as_time_does(one: int, other: int) -> None:
     assert (first < second) == (one < other)
 
 
-@given(INSTANTS)
-def test_the_fixed_width_text_parses_back(instant: int) -> None:
-    assert timestamps.parse_rfc3339(timestamps.fixed_width(instant)) == instant
-
-
 @pytest.mark.parametrize("year", [0, 10_000])
 def test_instants_outside_the_calendar_are_refused(year: int) -> None:
     with pytest.raises(ValueError, match="outside the years 1 to 9999"):

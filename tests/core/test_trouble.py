@@ -7,7 +7,6 @@ import sqlite3
 import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from inbox.db import engine as engines
 from inbox.db.dialect import trouble_text
@@ -24,18 +23,6 @@ def error_of(url: str) -> DBAPIError:
 def test_a_server_that_refuses_is_told_in_one_line_with_its_host_and_without_the_password() -> None:
     line = trouble_text(error_of(f"postgresql+psycopg://relay:{PASSWORD}@127.0.0.1:9/inbox"))
     assert line == 'connection failed: connection to server at "127.0.0.1", port 9 failed: Connection refused'
-
-
-def test_of_several_hosts_each_is_told_on_the_same_line() -> None:
-    line = trouble_text(error_of("postgresql+psycopg:///inbox?host=127.0.0.1,127.0.0.2&port=9,9"))
-    assert "127.0.0.1" in line
-    assert "127.0.0.2" in line
-    assert not {"\n", "\t"} & set(line)
-
-
-def test_a_full_pool_is_told_without_an_address_of_the_library() -> None:
-    error = PoolTimeoutError("QueuePool limit reached, connection timed out, timeout 2.00", code="3o7r")
-    assert trouble_text(error) == "QueuePool limit reached, connection timed out, timeout 2.00"
 
 
 @pytest.mark.parametrize(

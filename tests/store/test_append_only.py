@@ -12,7 +12,6 @@ from sqlalchemy import Delete, Engine, Executable, Update, delete, insert, selec
 from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
-from inbox.db.dialect import POSTGRES
 from inbox.db.schema import delivery_log, inbox, inbox_payload, open_delivery
 from inbox.events.states import OPEN_STATES, RETENTION_FLOOR_DAYS
 from relay.delivery.lifecycle import SCHEDULING, Step
@@ -156,12 +155,6 @@ def test_an_old_event_can_not_be_deleted_while_something_of_it_is_open(old: Engi
         refused(old, delete(inbox))
 
 
-def test_one_open_route_keeps_an_event(engine: Engine, steps: Steps) -> None:
-    steps.receive(an_event(1, routes=["strict", "latest"]))
-    run(engine, delete(open_delivery).where(open_delivery.c.route == "strict"))
-    refused(engine, delete(inbox))
-
-
 def test_deleting_everything_stops_at_the_first_event_that_has_to_stay(old: Engine, steps: Steps) -> None:
     steps.receive(msgspec.structs.replace(an_event(2), received_at=SystemClock().now()))
     end(old)
@@ -210,10 +203,3 @@ def test_attempts_of_an_open_delivery_can_not_be_pruned(old: Engine) -> None:
 def test_on_postgres_they_can_not_be_truncated(engine: Engine) -> None:
     for tables in ("inbox", "inbox_payload", "delivery_log", "inbox, delivery_log", "inbox CASCADE"):
         refused(engine, text(f"TRUNCATE {tables}"))
-
-
-def test_a_refusal_counts_as_an_error_of_the_data(old: Engine) -> None:
-    with pytest.raises(DBAPIError) as error:
-        run(old, delete(inbox))
-    if old.dialect.name == POSTGRES:
-        assert getattr(error.value.orig, "sqlstate", None) == "23001"  # restrict_violation

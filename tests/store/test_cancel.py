@@ -6,12 +6,9 @@ import msgspec
 
 from inbox.events.event import Enrolment
 from relay.operations.asks import Selection
-from relay.store.operator.plan import Bound, preview
-from relay.store.operator.selection import Choice
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.storing import an_event
-from tests.store.test_replay import replay_all
 from tests.store.verifying import differences
 
 
@@ -29,14 +26,6 @@ def test_what_is_cancelled_has_ended_and_the_next_of_its_lane_goes_on(steps: Ste
     assert steps.states() == [(2, "strict", "ready"), (3, "strict", "ready")]
     (fact,) = steps.rows("SELECT kind, relay_node, detail FROM delivery_log")
     assert fact == {"kind": "cancelled", "relay_node": None, "detail": {"who": "ann", "why": "a test account"}}
-    assert differences(steps.database) == []
-
-
-def test_one_that_waits_can_be_cancelled_too(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2), an_event(3))
-    assert cancel_all(steps, Selection(seq=2)) == 1
-    assert steps.attempt(DONE).seq == 1
-    assert steps.attempt(DONE).seq == 3
     assert differences(steps.database) == []
 
 
@@ -58,13 +47,6 @@ def test_what_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:
     assert steps.kinds() == [(2, "cancelled"), (1, "delivered")]
 
 
-def test_what_was_cancelled_can_be_replayed(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    cancel_all(steps, Selection(seq=1))
-    assert replay_all(steps, Selection(seq=1)) == 1
-    assert steps.states() == [(1, "strict", "ready")]
-
-
 def test_a_blocked_lane_goes_on_past_its_head_which_stays_dead(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["blocking"]), an_event(2, routes=["blocking"]))
     steps.attempt(HOPELESS, "blocking")
@@ -73,23 +55,3 @@ def test_a_blocked_lane_goes_on_past_its_head_which_stays_dead(steps: Steps) -> 
     assert steps.states() == [(1, "blocking", "dead"), (2, "blocking", "ready")]
     assert unblock_all(steps, Selection(everything=True)) == 0
     assert differences(steps.database) == []
-
-
-def test_a_blocked_head_can_be_cancelled(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["blocking"]), an_event(2, routes=["blocking"]))
-    steps.attempt(HOPELESS, "blocking")
-    assert cancel_all(steps, Selection(seq=1)) == 1
-    assert steps.states() == [(2, "blocking", "ready")]
-
-
-def test_a_replay_does_not_undo_what_was_delivered_later_unless_it_is_forced(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    steps.attempt(HOPELESS)
-    steps.attempt(DONE)
-    assert preview(steps.database, Choice("replay", Selection(seq=1), CONFIG), Bound(listed=1000)).left_out == {
-        "overtaken": 1
-    }
-    assert replay_all(steps, Selection(seq=1)) == 0
-    assert steps.states() == [(1, "strict", "dead")]
-    assert replay_all(steps, Selection(seq=1), force=True) == 1
-    assert steps.states() == [(1, "strict", "ready")]

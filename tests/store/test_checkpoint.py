@@ -58,19 +58,6 @@ def test_nothing_is_copied_while_another_connection_may_commit(engine: Engine) -
     assert contents(path) != before
 
 
-def test_nor_does_a_receiver_copy_anything_then(sqlite_database_url: str) -> None:
-    engine = engines.connect_thread(sqlite_database_url)
-    path = Path(engine.url.database or "")
-    with engine.connect() as connection:
-        SqliteIntake().append(connection, [an_event(1)])
-        before = contents(path)
-        with holding_the_write_lock(path):
-            assert not checkpoint(engine)
-            assert contents(path) == before
-        assert checkpoint(engine)
-        assert contents(path) != before
-
-
 def trace(monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
     """Have each statement of a checkpoint told before it runs."""
     connected = engines._connect_apart
@@ -142,17 +129,6 @@ def test_no_connection_checkpoints_by_itself(engine: Engine) -> None:
     with engine.connect() as connection:
         assert connection.execute(text("PRAGMA wal_autocheckpoint")).scalar() == 0
         assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
-
-
-def test_a_checkpoint_copies_the_whole_log_unless_somebody_reads_an_older_state(engine: Engine) -> None:
-    database = Database(engine)
-    write(database)
-    assert checkpoint(engine)
-    with database.read() as reading:
-        reading.execute(text("SELECT * FROM write_probe"))
-        write(database, 1)
-        assert not checkpoint(engine)
-    assert checkpoint(engine)
 
 
 def test_the_log_stays_small_while_a_relay_writes(engine: Engine) -> None:

@@ -100,13 +100,6 @@ def test_exactly_those_are_changed(some: Steps, case: int) -> None:
     }
 
 
-def test_what_has_left_the_state_meanwhile_is_left_alone(some: Steps) -> None:
-    """Somebody replays one of the dead letters after the plan; cancelling the dead does not end its new run."""
-    carry_out(some.database, CONFIG, "replay", Selection(seq=2, route="strict"), why="fixed")
-    assert carry_out(some.database, CONFIG, "cancel", Selection(state="dead"), why="never mind") == 3
-    assert (2, "strict", "ready") in some.states()
-
-
 ENDED_AGAIN: list[dict[str, Any]] = [
     {"seqs": (2, 4, 6), "route": "strict"},
     {"deliveries": ("2/strict", "4/strict", "6/strict")},
@@ -152,10 +145,6 @@ def test_what_somebody_has_unblocked_since_the_plan_is_replayed(some: Steps) -> 
     chosen = Selection(seqs=(2,), route="blocking", until_fact=newest_fact(some))
     assert carry_out(some.database, CONFIG, "unblock", Selection(seq=2), why="the others go on") == 1
     assert carry_out(some.database, CONFIG, "replay", chosen, why="fixed") == 1
-
-
-def test_a_fact_is_no_condition() -> None:
-    assert Selection(until_fact=1).is_empty
 
 
 def test_a_backfill_takes_no_event_of_another_source(steps: Steps) -> None:

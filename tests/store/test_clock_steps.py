@@ -6,36 +6,19 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-import msgspec
 import pytest
 
 from inbox.events.timestamps import as_time
-from relay.delivery.gates import BreakerLimits, RateLimit
-from relay.delivery.outcome import Call, Delivered, Failed
+from relay.delivery.outcome import Delivered
 from relay.operations.asks import Selection
-from relay.store.gates import acquire_rate
 from relay.store.leases import DatabaseClock, reap, renew
 from relay.store.record import record
 from tests.helpers.commanding import carry_out
-from tests.helpers.relaying import CONFIG, DONE, POLICIES, FakeClock, Monotonic, Steps, work_of
+from tests.helpers.relaying import CONFIG, DONE, FakeClock, Monotonic, Steps, work_of
 from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences
 
 HOUR = 3600.0
-AUDIT = ("destination", "audit")
-ROUTED = msgspec.structs.replace(
-    POLICIES["strict"],
-    gates=(AUDIT,),
-    breakers={AUDIT: BreakerLimits(calls=1, open_for=30, longest=600)},
-    rate_limits=(RateLimit(AUDIT, 0.1, 1),),
-)
-REFUSED = Failed((Call("forward", "POST", "https://audit.example.com", "answered", 1.0, 503),), "server_error", "503")
-GATED = {"strict": ROUTED}
-
-
-def due_in(steps: Steps) -> list[tuple[int, float]]:
-    rows = steps.rows("SELECT seq, due_at FROM open_delivery WHERE state = 'ready' ORDER BY seq")
-    return [(row["seq"], (row["due_at"] - steps.clock.moment).total_seconds()) for row in rows]
 
 
 @contextlib.contextmanager
@@ -81,13 +64,6 @@ def test_who_has_seen_the_clock_go_back_leaves_others_the_time_to_renew(steps: S
         taken += two.reap("r2")
     assert taken == [lost.seq]
     assert two.told == [pytest.approx(-HOUR)]
-
-
-def test_a_rate_that_was_used_then_counts_for_nothing(steps: Steps) -> None:
-    (rate_limit,) = ROUTED.rate_limits
-    with an_hour_ahead(steps):
-        assert [acquire_rate(steps.database, rate_limit), acquire_rate(steps.database, rate_limit)] == [0, 0]
-    assert acquire_rate(steps.database, rate_limit) == 0
 
 
 # --- it jumps forward
@@ -175,20 +151,6 @@ def test_a_step_while_the_order_lock_is_waited_for_is_noticed(
     monkeypatch.setattr(two.clocks["r2"], "look", jumping)
     assert two.reap("r2") == []
     assert two.told == [pytest.approx(20)]
-
-
-def test_back_and_right_again_is_a_step_forward(steps: Steps, two: Two) -> None:
-    steps.advance(-HOUR)
-    two.pass_by(1)
-    two.reap("r2")
-    steps.arrive(an_event(1))
-    steps.claim()
-    two.pass_by(1)
-    two.reap("r2")
-    steps.advance(HOUR)
-    two.pass_by(1)
-    assert two.reap("r2") == []
-    assert two.told == [pytest.approx(-HOUR), pytest.approx(HOUR)]
 
 
 def test_a_fetch_that_a_host_timed_by_a_clock_ahead_covers_nothing_that_is_to_come(

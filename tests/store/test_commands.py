@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
@@ -17,19 +17,16 @@ from inbox.db.dialect import as_json
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.commands import says_why
 from inbox.events.timestamps import as_time
-from relay.delivery.gates import Gate
 from relay.delivery.lifecycle import OpenDelivery
 from relay.operations.asks import Selection
 from relay.store import gates, reopen
 from relay.store.deliveries import Key
 from relay.store.operator import changes, commands, execution, tasks
-from relay.store.operator.plan import Bound, preview
-from relay.store.operator.selection import Choice
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
+from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import an_event, drop_checks
 
 
@@ -126,13 +123,6 @@ def test_a_letter_or_a_digit_of_any_script_is_a_reason(steps: Steps, reason: str
     steps.do(f"INSERT INTO relay_command (kind, reason) VALUES ('prune', '{reason}')")
 
 
-def test_a_reason_that_would_fill_the_log_is_refused(steps: Steps) -> None:
-    ask = "INSERT INTO relay_command (kind, reason) VALUES ('prune', '{}')"
-    with pytest.raises(IntegrityError, match="reason_length"):
-        steps.do(ask.format("x" * 2001))
-    steps.do(ask.format("x" * 2000))
-
-
 def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(steps: Steps) -> None:
     """As an operator may, who has the right to set the state alone."""
     fill_with_dead(steps, 1)
@@ -147,13 +137,6 @@ def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(s
     assert work(steps) == 1
 
 
-def test_a_command_that_matches_nothing_says_so(steps: Steps) -> None:
-    fill_with_dead(steps, 1)
-    number = by_sql(steps, "cancel", {"route": "latest"})
-    work_all(steps)
-    assert the(steps, number) == ("done", 0, "nothing to cancel")
-
-
 def test_a_command_about_an_event_that_does_not_exist_says_so_dry_or_not(steps: Steps) -> None:
     fill_with_dead(steps, 1)
     for selection in ({"seq": 999}, {"seqs": [999]}):
@@ -163,14 +146,6 @@ def test_a_command_about_an_event_that_does_not_exist_says_so_dry_or_not(steps: 
     number = commands.ask(steps.database, "replay", {"seq": 999}, who="kim", why="mended", dry_run=True)
     work_all(steps)
     assert the(steps, number) == ("done", 0, "dry run: nothing to replay; there is no event 999")
-
-
-def test_a_removed_route_can_still_be_named(steps: Steps) -> None:
-    fill_with_dead(steps, 1)
-    steps.do("UPDATE open_delivery SET route = 'removed'")
-    number = by_sql(steps, "cancel", {"route": "removed"})
-    work_all(steps)
-    assert the(steps, number)[0] == "done"
 
 
 def test_a_pause_and_a_sweep_have_no_dry_run(steps: Steps) -> None:
@@ -249,12 +224,6 @@ def test_a_person_cancels_an_open_command_by_sql(steps: Steps) -> None:
     steps.do("DELETE FROM relay_command")
 
 
-def test_a_command_that_has_ended_elsewhere_is_taken_as_it_is(steps: Steps) -> None:
-    """As a copy of the table does."""
-    steps.do("INSERT INTO relay_command (kind, reason, state) VALUES ('replay', 'of a year ago', 'done')")
-    assert not commands.any_open(steps.database)
-
-
 def test_names_that_only_the_configuration_knows_are_refused_by_a_relay(steps: Steps) -> None:
     fill_with_dead(steps, 1)
     numbers = [by_sql(steps, kind, selection) for kind, selection, _ in REFUSED_BY_A_RELAY]
@@ -282,26 +251,6 @@ def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: St
     assert {the(steps, number)[0] for number in bad} <= {"failed", "refused"}
     assert {the(steps, number)[0] for number in worse} <= {"failed", "refused", "done"}
     assert the(steps, good) == ("done", 1, "1 delivery replayed")
-
-
-def test_a_selection_with_a_nul_is_refused_by_postgres_and_ends_alone_on_sqlite(steps: Steps) -> None:
-    fill_with_dead(steps, 1)
-    for selection in ({"route": "\x00"}, {"source": "trivore\x00"}):
-        if steps.database.sql.is_postgres:
-            with pytest.raises(DataError):
-                by_sql(steps, "pause", selection)
-        else:
-            bad = by_sql(steps, "pause", selection)
-            assert work(steps) == 0
-            assert the(steps, bad)[0] == "refused"
-
-
-def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
-    without_constraint(steps)
-    number = by_sql(steps, "of_tomorrow", {})
-    assert not commands.any_open(steps.database)
-    assert work(steps) == 0
-    assert the(steps, number)[0] == "asked"
 
 
 def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:
@@ -469,24 +418,6 @@ def test_all_of_an_event_is_in_one_batch(steps: Steps, monkeypatch: pytest.Monke
     number = commands.ask(steps.database, "cancel", Selection(source="trivore"), who="kim", why="no")
     assert [work(steps) for _ in range(3)] == [3, 3, 0]
     assert the(steps, number)[1] == 6
-
-
-def test_what_a_plan_shows_is_a_sample_a_count_and_what_is_left_out(steps: Steps) -> None:
-    steps.arrive(*(an_event(n) for n in range(1, 9)))
-    for _ in range(7):
-        steps.attempt(HOPELESS)
-    steps.attempt(DONE)
-    planned = preview(steps.database, Choice("replay", Selection(everything=True), CONFIG), Bound(listed=5))
-    assert (planned.count, len(planned.deliveries), planned.left_out) == (0, 0, {"overtaken": 7})
-    forced = preview(steps.database, Choice("replay", Selection(force=True), CONFIG), Bound(listed=5))
-    assert (forced.count, len(forced.deliveries), forced.left_out) == (7, 5, {})
-
-
-def test_a_pause_by_the_command_line_is_a_command_too(steps: Steps) -> None:
-    number = commands.ask(steps.database, "pause", Gate(route="strict"), who="kim", why="maintenance")
-    execution.work_on(steps.work, number)
-    (row,) = steps.rows("SELECT kind, reason, asked_by, state FROM relay_command")
-    assert row == {"kind": "pause", "reason": "maintenance", "asked_by": "kim", "state": "done"}
 
 
 def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process_dies_between_the_parts(

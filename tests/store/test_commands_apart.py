@@ -13,7 +13,6 @@ from sqlalchemy.exc import IntegrityError
 
 from inbox.db.dialect import as_json
 from inbox.db.reads import Row
-from inbox.errors import UnusableCommand
 from relay.delivery.gates import Gate
 from relay.operations.asks import Selection
 from relay.store import gates
@@ -47,27 +46,10 @@ def ask(steps: Steps, kind: Any, selection: Any, *, dry_run: bool = False) -> in
     return commands.ask(steps.database, kind, selection, who="kim", why="mended", dry_run=dry_run)
 
 
-ONE = Selection(source="trivore", entity_type="USER", entity_id="u20")
-
-
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "MOST_OPEN", 3)
     monkeypatch.setattr(tasks, "BATCH", 3)
-
-
-@pytest.mark.usefixtures("few")
-def test_replayed_deliveries_behind_a_blocked_head_keep_no_replay_waiting(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, "u1", routes=["blocking"]) for n in range(1, 7)))
-    for _ in range(5):
-        steps.attempt(DONE, "blocking")
-    steps.attempt(HOPELESS, "blocking")
-    fill_with_dead(steps, 1, first=20)
-    numbers = [ask(steps, "replay", Selection(seq=seq, force=True)) for seq in range(1, 6)]
-    numbers.append(ask(steps, "replay", ONE))
-    work(steps)
-    assert [command(steps, number)["state"] for number in numbers] == ["done"] * 6
-    assert sorted(state for _, _, state in steps.states()) == ["blocked", "ready"] + ["waiting"] * 5
 
 
 @pytest.mark.usefixtures("few")
@@ -83,34 +65,6 @@ def test_replayed_deliveries_behind_a_closed_gate_keep_no_replay_waiting(steps: 
     number = ask(steps, "replay", Selection(everything=True))
     work(steps)
     assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 6)
-
-
-@pytest.mark.usefixtures("few")
-def test_a_full_route_that_moves_is_waited_for_and_named(steps: Steps) -> None:
-    fill_with_dead(steps, 5)
-    number = ask(steps, "replay", Selection(everything=True))
-    work(steps)
-    waiting = command(steps, number)
-    assert (waiting["state"], waiting["affected"]) == ("running", 3)
-    assert waiting["answer"] == "waits: 3 deliveries are due on route strict"
-    steps.record_all(steps.claim_due())
-    work(steps)
-    assert command(steps, number)["state"] == "done"
-
-
-@pytest.mark.usefixtures("few")
-def test_replayed_deliveries_that_wait_for_a_later_attempt_keep_no_replay_waiting(steps: Steps) -> None:
-    fill_with_dead(steps, 4)
-    ask(steps, "replay", Selection(route="strict", everything=True))
-    for _ in range(2):
-        work(steps)
-        steps.record_all(steps.claim_due(), UNWELL)
-    fill_with_dead(steps, 1, route="latest", first=20)
-    steps.arrive(*(an_event(n, f"u{n}", routes=["strict"]) for n in (10, 11)))
-    steps.record_all(steps.claim_due(), HOPELESS)
-    number = ask(steps, "replay", Selection(everything=True))
-    work(steps)
-    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 3)
 
 
 def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,20 +116,6 @@ TASKS_ASKED: dict[str, dict[str, object]] = {
     "stop": {"command": 1},
     "continue": {"command": 1},
 }
-
-
-def test_a_mistake_that_a_slow_relay_finds_ends_no_command_that_another_has_gone_on_with(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def look(it: tasks.Working) -> tasks.Act:
-        monkeypatch.setitem(tasks.TASKS, "prune", lambda *_: lambda *_: commands.BatchResult("running", progress=1))
-        execution.work_on(it.work, it.command.id)
-        raise UnusableCommand("there is nothing any more")
-
-    number = ask(steps, "prune", {})
-    monkeypatch.setitem(tasks.TASKS, "prune", look)
-    execution.work_on(steps.work, number)
-    assert command(steps, number)["state"] == "running"
 
 
 @pytest.mark.parametrize(("act", "outcome"), [("cancel", None), ("retry", UNWELL), ("replay", HOPELESS)])
@@ -307,10 +247,3 @@ def test_a_dry_run_answers_what_the_plan_shows_and_changes_nothing(
     assert [group["count"] for group in sample["groups"]] == [group.count for group in planned.groups]
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert "replayed" not in json.dumps(steps.kinds())
-
-
-def test_a_dry_run_of_what_cannot_be_meant_is_refused(steps: Steps) -> None:
-    number = ask(steps, "replay", Selection(cause="maping"), dry_run=True)
-    work(steps)
-    row = command(steps, number)
-    assert (row["state"], row["answer"]) == ("refused", "there is no cause 'maping'; did you mean 'mapping'?")

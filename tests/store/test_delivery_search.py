@@ -125,13 +125,6 @@ def test_its_pages_hold_every_row_once_and_its_count_is_of_all(engine: Engine, s
     assert all(len(page) <= max(limit, 2) for page in pages)
 
 
-def test_a_count_ends_beyond_the_most(engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_PAGE", 1)
-    steps.receive(*(an_event(n) for n in range(1, 9)))
-    found = listing.list_deliveries(engine, EventFilter(), 2, most=3)
-    assert (keys(found.rows), found.matching, found.before) == ([(8, "strict"), (7, "strict")], 4, 7)
-
-
 def test_times_are_found_among_many_events_without_a_look_at_all(
     engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ from relay.store.operator.commands import Command
 from tests.core.test_lifecycle import EXAMPLES
 from tests.helpers import commanding
 from tests.helpers.person import BODY, ID, OTHER, PERSON, contents, live, of_person, traces_in
-from tests.helpers.relaying import CONFIG, HOPELESS, Steps, work_of
+from tests.helpers.relaying import CONFIG, Steps, work_of
 from tests.helpers.storing import START
 from tests.store.verifying import differences, mend
 
@@ -191,26 +191,6 @@ def test_states_and_attempts_stay_in_the_views(lived: Steps, engine: Engine) -> 
     assert lived.rows(shown) == before
 
 
-def test_a_fact_of_each_delivery_says_who_and_why_and_nothing_of_the_person(lived: Steps, engine: Engine) -> None:
-    erase(engine)
-    said = lived.rows("SELECT seq, route, detail FROM delivery_log WHERE kind = 'erased' ORDER BY seq, route")
-    assert {(row["seq"], row["route"]) for row in said} == {
-        (seq, route) for seq in range(1, 5) for route in ("strict", "latest")
-    }
-    assert {json.dumps(row["detail"]) for row in said} == {json.dumps({"who": "kim", "why": "request 2026-17"})}
-
-
-def test_a_row_of_relay_command_is_the_record_of_it(lived: Steps, engine: Engine) -> None:
-    number, _ = commanding.erase(engine, CONFIG, PERSON)
-    (row,) = lived.rows("SELECT * FROM relay_command WHERE id = :id", id=number)
-    assert (row["kind"], row["state"], row["answer"], row["affected"]) == ("erase", "done", "5 events erased", 5)
-    assert (row["asked_by"], row["reason"], as_json(row["selection"])["entity_id"]) == (
-        "kim",
-        "request 2026-17",
-        PERSON.pseudonym,
-    )
-
-
 def test_one_pseudonym_keeps_the_events_of_the_entity_together_and_in_order(lived: Steps, engine: Engine) -> None:
     before = lived.rows("SELECT seq, occurred_at, dedup_key, body_sha256 FROM inbox ORDER BY seq")
     erase(engine)
@@ -251,23 +231,6 @@ def test_later_events_of_the_entity_are_new_data_and_can_be_erased_again(
     assert erase(engine).affected == 1
     assert traces_in(engine) == []
     assert differences(database) == []
-
-
-def test_nothing_is_erased_while_something_of_it_is_open(steps: Steps, engine: Engine) -> None:
-    steps.arrive(of_person(1, "blocking"))
-    before = contents(engine)
-    for state in ("ready", "in_flight", "blocked"):
-        assert [found.state for found in plan(engine, PERSON).open] == [state]
-        done = erase(engine)
-        assert (done.state, done.affected, f"which is {state}" in str(done.answer)) == ("refused", 0, True)
-        if state == "ready":
-            claimed = steps.claim_due(1)
-        elif state == "in_flight":
-            steps.record_all(claimed, HOPELESS)
-    kept = {table: rows for table, rows in contents(engine).items() if table in {"inbox", "inbox_payload"}}
-    assert kept == {table: before[table] for table in kept}
-    (refusal,) = steps.rows("SELECT DISTINCT state, answer FROM relay_command WHERE answer LIKE '%blocked%'")
-    assert refusal["state"] == "refused"
 
 
 @pytest.fixture
@@ -312,15 +275,6 @@ def test_a_duplicate_that_was_stored_while_its_event_was_erased_keeps_no_body(li
     assert traces_in(engine) == []
 
 
-def test_an_entity_that_is_called_like_a_pseudonym_is_another_one(lived: Steps, engine: Engine) -> None:
-    erase(engine)
-    before = lived.rows("SELECT * FROM inbox ORDER BY seq")
-    namesake = ErasureSubject(PERSON.source, PERSON.entity_type, PERSON.pseudonym)
-    assert plan(engine, namesake).is_empty
-    assert erase(engine, subject=namesake).affected == 0
-    assert lived.rows("SELECT * FROM inbox ORDER BY seq") == before
-
-
 @pytest.mark.usefixtures("one_by_one")
 def test_an_event_that_arrives_between_plan_and_act_stops_it_and_is_said(lived: Steps, engine: Engine) -> None:
     arrived = iter([of_person(30)])
@@ -353,14 +307,6 @@ def test_a_plan_counts_what_goes(lived: Steps, engine: Engine) -> None:
     again = plan(engine, PERSON)
     assert (again.is_empty, again.erased_before) == (True, 5)
     assert plan(engine, ErasureSubject("trivore", "USER", "idnumber4711")).is_empty
-
-
-def test_a_command_at_work_that_names_the_entity_holds_it_up(lived: Steps, engine: Engine) -> None:
-    lived.do(
-        "INSERT INTO relay_command (kind, selection, reason)"
-        f""" VALUES ('cancel', '{{"source": "trivore", "entity_type": "USER", "entity_id": "{ID}"}}', 'asked')"""
-    )
-    assert plan(engine, PERSON).open_commands == (2,)
 
 
 @pytest.mark.parametrize("fact", EXAMPLES.values(), ids=[step.value for step in EXAMPLES])

@@ -15,7 +15,6 @@ from inbox.db.erasure import ErasureSubject
 from relay.store.operator import execution, plan
 from tests.helpers.person import ID, PERSON, contents, live, of_person, traces_in
 from tests.helpers.relaying import Steps
-from tests.helpers.storing import an_event
 
 OF_PERSON = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
 
@@ -77,14 +76,6 @@ def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> N
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
 
 
-def test_the_answer_to_a_dry_run_warns_of_a_short_id(steps: Steps) -> None:
-    steps.receive(an_event(1, "1", routes=[]))
-    row = answered(steps, ask(steps, {**OF_PERSON, "entity_id": "1"}, dry_run=True))
-    assert row["answer"].startswith(
-        "dry run: 1 event would be erased. Careful: its id has 1 character. Rows of other tables"
-    )
-
-
 @pytest.mark.parametrize(
     ("selection", "reason", "answer"),
     [
@@ -115,16 +106,6 @@ def test_open_deliveries_refuse_it_and_nothing_is_changed(steps: Steps, engine: 
         "its deliveries have to end first, such as seq 1 on route latest, which is ready: cancel"
     )
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
-
-
-def test_a_later_erasure_takes_refused_ones_along(steps: Steps, engine: Engine) -> None:
-    steps.arrive(of_person(1))
-    answered(steps, ask(steps, OF_PERSON))
-    for route in ("strict", "latest"):
-        steps.record_all(steps.claim_due(100, route))
-    assert answered(steps, ask(steps, OF_PERSON))["state"] == "done"
-    assert traces_in(engine) == []
-    assert PERSON.pseudonym in str(contents(engine)["inbox"])
 
 
 def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(

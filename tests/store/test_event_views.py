@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
 from sqlalchemy import text
 
-from relay.delivery.outcome import Call, Failed
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, a_fact, an_event
-
-BAD_REQUEST = Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=400)
-ANOTHER = Failed((BAD_REQUEST,), "mapping", "name: no value")
-
-
-def minute(number: int) -> datetime:
-    return START + timedelta(minutes=number)
-
 
 # --- event
 
@@ -66,12 +56,6 @@ def test_one_body_that_is_no_text_although_its_row_says_so_breaks_no_query(steps
     shown = [row["body"] for row in steps.rows("SELECT * FROM event ORDER BY seq")]
     assert shown[:4] == [f"\\x{body.hex()}" for body in bodies]
     assert shown[4] == an_event(5).body.decode()
-
-
-def test_an_event_is_all_that_the_inbox_has_of_it(steps: Steps) -> None:
-    steps.receive(an_event(1))
-    (event,), (stored,) = steps.rows("SELECT * FROM event"), steps.rows("SELECT * FROM inbox")
-    assert {name: event[name] for name in stored} == stored
 
 
 def test_an_event_whose_payload_is_gone_is_pruned_and_keeps_its_size(steps: Steps) -> None:
@@ -171,9 +155,3 @@ def test_each_kind_of_fact_is_a_sentence(steps: Steps, kind: str, detail: dict[s
     steps.arrive(an_event(1))
     steps.do(a_fact(kind, 1, "strict", 1, **dict[str, Any](detail)))
     assert timeline(steps)[-1][1:] == (kind, 1, "strict", sentence)
-
-
-def test_a_fact_whose_detail_is_gone_stays_in_the_timeline(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.do(a_fact("dead"))
-    assert timeline(steps)[-1][1:] == ("dead", 1, "strict", None)

@@ -15,7 +15,7 @@ from relay.store.database import SEQS_OUT_OF_ORDER
 from relay.store.reads import OUTCOMES
 from tests.helpers.patience import stand_still
 from tests.helpers.relaying import DONE, Steps
-from tests.helpers.storing import START, Intake, an_event
+from tests.helpers.storing import START, an_event
 
 REJECT = text(
     "INSERT INTO rejected_request (id, received_at, source, status, cause, reason, body_sha256)"
@@ -112,12 +112,6 @@ def test_arrivals_have_the_size_of_their_body_and_outcomes_their_event(engine: E
         "u1",
         {"did": "forwarded"},
     )
-
-
-def test_an_event_of_the_receiver_itself_is_followed(engine: Engine, database_url: str) -> None:
-    follower = following_from(engine, ARRIVALS)
-    Intake(database_url).append(an_event(1), an_event(2))
-    assert new(engine, follower) == [1, 2]
 
 
 def test_a_number_that_was_taken_too_long_ago_is_not_looked_for(

@@ -69,9 +69,3 @@ def test_a_lane_that_forgot_its_last_delivery_is_found_by_any_later_setting_and_
 
     assert remembered(steps) == before
     assert differences(steps.database, with_lane(now)) == []
-
-
-def test_the_log_says_what_was_delivered_in_a_lane_of_another_kind_than_its_entitys(steps: Steps) -> None:
-    delivered(steps, of_kind("entity", 1), of_kind("route", 2), of_kind("event", 3))
-    told = steps.rows("SELECT seq, detail ->> 'lane' AS lane FROM delivery_log ORDER BY seq")
-    assert [row["lane"] for row in told] == [None, "route", "event"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 import msgspec
-import pytest
 from sqlalchemy import Engine, text
 
 from inbox.db import listing, reads
@@ -13,7 +12,7 @@ from inbox.db.intake import Rejected
 from inbox.db.listing import EventFilter
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
-from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.sent_statements import counted_statements
 from tests.helpers.storing import START, Intake, an_event
 
@@ -38,20 +37,6 @@ def test_the_newest_events_are_listed_first_a_line_for_each_route(engine: Engine
         (2, "strict", "received"),
         (1, "strict", "received"),
     ]
-
-
-@pytest.mark.parametrize("limit", [1, 2, 3, 7])
-def test_pages_hold_every_row_once_and_never_part_of_an_event(engine: Engine, steps: Steps, limit: int) -> None:
-    steps.receive(*(an_event(n, routes=["strict", "latest"] if n % 2 else ["strict"]) for n in range(1, 8)))
-    pages, before = [], None
-    while True:
-        page = listing.list_deliveries(engine, EventFilter(before=before), limit)
-        pages.append([row["seq"] for row in page.rows])
-        if page.before is None:
-            break
-        before = page.before
-    assert [seq for page in pages for seq in page] == [7, 7, 6, 5, 5, 4, 3, 3, 2, 1, 1]
-    assert all(len(page) <= max(limit, 2) for page in pages)
 
 
 def test_a_listing_can_be_narrowed_by_everything_that_it_shows(engine: Engine, steps: Steps) -> None:
@@ -81,20 +66,6 @@ def test_a_listing_can_be_narrowed_by_everything_that_it_shows(engine: Engine, s
     assert seqs(engine, until=START + timedelta(seconds=1), before=3) == [2, 1]
 
 
-def test_a_rare_delivery_is_found_behind_pages_of_others(
-    engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listing, "_PAGE", 3)
-    monkeypatch.setattr(listing, "_WINDOW", 4)
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 12)))
-    steps.attempt(DONE)
-    steps.attempt(HOPELESS)
-    assert seqs(engine, state="delivered") == seqs(engine, status=None, state="delivered", routes={"strict"}) == [1]
-    assert seqs(engine, error="email") == [2]
-    assert seqs(engine, state="dead") == [2]
-    assert seqs(engine, state="ready") == list(range(11, 2, -1))
-
-
 def test_events_that_lie_apart_are_read_by_one_statement(engine: Engine, steps: Steps) -> None:
     steps.receive(*(an_event(n, routes=["strict", "latest"]) for n in range(1, 41)))
     wanted = [40, 21, 20, 1]
@@ -106,19 +77,6 @@ def test_events_that_lie_apart_are_read_by_one_statement(engine: Engine, steps: 
     assert len([statement for statement in seen if "FROM delivery" in statement]) == 1
     with engine.connect() as connection:
         assert listing.deliveries_of(connection, []) == []
-
-
-def test_a_delivery_shows_its_error_until_it_has_ended(engine: Engine, steps: Steps) -> None:
-    def last() -> tuple[str, str | None]:
-        (row,) = listing.list_deliveries(engine, EventFilter(), 1).rows
-        return row["state"], row["last_error"]
-
-    steps.arrive(an_event(1))
-    steps.attempt(UNWELL)
-    assert last() == ("ready", "forward answered 503")
-    steps.advance(6)
-    steps.attempt(DONE)
-    assert last() == ("delivered", None)
 
 
 def test_an_event_is_shown_with_what_its_deliveries_wait_for(engine: Engine, steps: Steps) -> None:

@@ -53,22 +53,6 @@ def test_a_replica_of_copied_frames_is_the_database(lived_in: Steps, engine: Eng
     made.dispose()
 
 
-def test_the_log_does_not_grow_without_end_beside_a_copier_that_makes_checkpoints(
-    lived_in: Steps, engine: Engine, tmp_path: Path
-) -> None:
-    path = Path(engine.url.database or "")
-    log = path.with_name(f"{path.name}-wal")
-    copier = LogCopier(path, tmp_path / "replica.db")
-    write_and_copy(lived_in, engine, copier)
-    once = log.stat().st_size
-    for n in range(2000, 2060):
-        lived_in.arrive(an_event(n, f"x{n}"))
-        if n % 10 == 0:
-            copier.checkpoint()
-    copier.close()
-    assert log.stat().st_size < once * 2
-
-
 def test_without_its_read_transaction_the_log_is_restarted_under_it(
     lived_in: Steps, engine: Engine, tmp_path: Path
 ) -> None:

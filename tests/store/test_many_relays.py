@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event
 
 from relay.delivery.lifecycle import State
-from relay.delivery.outcome import Delivery, Outcome
+from relay.delivery.outcome import Outcome
 from relay.store.claim import Room, claim
 from relay.store.database import Database
 from relay.store.deliveries import claim_of
@@ -125,19 +125,3 @@ def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_i
         assert renew(steps.database, [lease]) == {lease}
         assert claim(work_of(steps.database, node="r2"), [Room(["strict"], 8)]) == []
     assert [delivery.seq for delivery in claim(work_of(steps.database, node="r2"), [Room(["strict"], 8)])] == [2]
-
-
-def test_a_delivery_is_claimed_by_one_relay_only(steps: Steps, database: Database) -> None:
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 201)))
-    be_patient(database.engine)
-
-    def claim_all(name: str) -> list[Delivery]:
-        claimed: list[Delivery] = []
-        while got := claim(work_of(database, node=name), [Room(["strict"], 7)]):
-            claimed += got
-        return claimed
-
-    with ThreadPoolExecutor(4) as pool:
-        seqs = [delivery.seq for part in pool.map(claim_all, "abcd") for delivery in part]
-
-    assert sorted(seqs) == list(range(1, 201))

@@ -6,12 +6,10 @@ from datetime import timedelta
 
 import msgspec
 
-from relay.delivery.alerts import Alert
 from relay.delivery.gates import BreakerLimits, Gate, RateLimit, Report, entity_key
 from relay.delivery.outcome import Skipped
 from relay.operations.asks import Selection
 from relay.store import gates, nodes, route_states
-from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.overview import Overview, read_overview
@@ -29,15 +27,6 @@ def look(steps: Steps) -> Overview:
 def route(steps: Steps, name: str, most: int = route_states.MOST_COUNTED) -> RouteState:
     found = read_overview(steps.database, POLICIES, most)
     return next(each for each in found.routes if each.route == name)
-
-
-def test_an_empty_database_has_its_configured_routes_and_nothing_else(steps: Steps) -> None:
-    found = look(steps)
-    assert found.at == START
-    assert [msgspec.structs.replace(each, route="") for each in found.routes] == [
-        RouteState("", is_configured=True)
-    ] * 3
-    assert (found.gates, found.relays, found.alerts, found.commands, found.sweeps) == ((), (), (), (), ())
 
 
 def test_each_route_is_counted_by_state_and_a_retry_apart_from_what_is_due(lived_in: Steps) -> None:
@@ -110,13 +99,6 @@ def test_rates_are_of_the_last_minutes(steps: Steps, clock: FakeClock) -> None:
     assert (latest.in_per_minute, latest.out_per_minute) == (2.0, 0)
 
 
-def test_where_the_newest_rows_are_all_younger_the_rate_is_of_their_time(steps: Steps, clock: FakeClock) -> None:
-    for number in range(20):
-        steps.receive(msgspec.structs.replace(an_event(number + 1, f"u{number}"), received_at=clock.moment))
-        clock.advance(6)
-    assert route(steps, "strict", 10).in_per_minute == 10, "ten in the last minute"
-
-
 def test_a_gate_tells_who_holds_back_what_why_and_since_when(steps: Steps) -> None:
     with steps.database.write() as transaction:
         gates.pause(transaction, AUDIT, who="kim", why="maintenance")
@@ -183,17 +165,6 @@ def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Step
         ("r1", "running", 1, {"claim": "ValueError: x"}),
         ("gone", "gone", 0, {}),
     ], "one that died long ago is history"
-
-
-def test_alerts_of_many_subjects_are_those_that_fire_now(steps: Steps) -> None:
-    with steps.database.write() as transaction:
-        now = transaction.take_order_lock()
-        for number in range(5):
-            again = Alert("step_failed", f"step {number}", firing=True, detail={"error": "x"})
-            note(transaction, [again], now)
-            if number % 2:
-                note(transaction, [msgspec.structs.replace(again, firing=False)], now)
-    assert [alert.subject for alert in look(steps).alerts] == ["step 0", "step 2", "step 4"]
 
 
 def test_open_commands_and_those_that_failed_lately_are_listed(

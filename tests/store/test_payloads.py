@@ -17,7 +17,6 @@ from relay.store.database import Database
 from relay.store.retention import STEPS, Pruned
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.patience import stand_still
-from tests.helpers.pruning import a_pruner
 from tests.helpers.reading import rows
 from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import START, an_event
@@ -121,12 +120,6 @@ def test_what_is_open_or_dead_keeps_its_payload(engine: Engine, steps: Steps) ->
     steps.attempt(DONE)
     walk(engine)
     assert kept(engine) == [1, 3]
-
-
-def test_without_an_age_nothing_goes(engine: Engine, steps: Steps) -> None:
-    steps.receive(an_event(1, routes=[]))
-    assert a_pruner(engine).batch("payloads", None) == Pruned()
-    assert kept(engine) == [1]
 
 
 @ON_SQLITE
@@ -262,15 +255,6 @@ def test_a_leaf_with_a_young_event_at_its_end_stays(engine: Engine) -> None:
 
 
 @ON_POSTGRES
-def test_a_leaf_whose_last_event_was_readmitted_waits_for_the_others(engine: Engine) -> None:
-    """A readmitted event keeps its old time."""
-    fill(engine, 1, 99_990, days_old=9)
-    fill(engine, 99_991, 99_999, days_old=1)
-    fill(engine, 100_000, 100_001, days_old=9)
-    assert step(engine, NOW - 8 * DAY, most=10).rows == 10, "row by row"
-
-
-@ON_POSTGRES
 def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payload_leaves, "MOST_LEAVES", 2)
     fill(engine, 1, 100_500, days_old=9)
@@ -283,17 +267,3 @@ def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monke
     prepare(engine)
     assert leaves(engine)[0][0] > 1
     assert rows(engine, f"SELECT seq FROM {DEFAULT}") == [{"seq": 7}], "its last payload moved"
-
-
-@ON_POSTGRES
-def test_a_full_leaf_keeps_no_other_from_being_retired(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payload_leaves, "MOST_LEAVES", 2)
-    fill(engine, 1, 5000, days_old=0.5)
-    fill(engine, 100_001, 100_001, days_old=0.5)
-    prepare(engine)
-    ranges = leaves(engine)
-    fill(engine, ranges[2][0], ranges[2][0], days_old=0)
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM inbox_payload WHERE seq > 100000"))
-    prepare(engine)
-    assert [leaf for leaf in ranges if leaf not in leaves(engine)] == [ranges[1]]

@@ -73,12 +73,6 @@ def test_what_is_read_under_the_order_lock_is_what_the_one_before_has_left(hosti
     assert seen == [1]
 
 
-def test_options_in_the_url_are_kept_beside_ours(postgres_database_url: str) -> None:
-    url = make_url(postgres_database_url).update_query_dict({"options": "-c statement_timeout=7s"})
-    for found in settings_of_both(url.render_as_string(hide_password=False)):
-        assert found == {**PINNED, "statement_timeout": "7s"}
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -101,11 +95,6 @@ def test_a_schema_that_needs_quotes_is_refused(schema: str) -> None:
     url = make_url("postgresql+psycopg://localhost/inbox").update_query_dict({"schema": schema})
     with pytest.raises(ConfigError, match="a schema has small letters"):
         engines.connect(url.render_as_string(), application="tests")
-
-
-def test_a_pooler_of_another_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match='pooler can only be "transaction"'):
-        engines.connect("postgresql+psycopg://localhost/inbox?pooler=session", application="tests")
 
 
 @ON_POSTGRES

@@ -6,7 +6,6 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.pipeline import send_together
 from relay.delivery.lifecycle import State
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import is_kept_waiting, lock
@@ -79,15 +78,3 @@ def test_a_pipeline_to_a_server_that_has_ended_the_connection_gives_it_up(steps:
     assert raised.value.connection_invalidated
     assert raised.value.statement == str(_END), "and not that of the rollback"
     lock(steps, ["strict"])
-
-
-def test_a_connection_that_cannot_leave_its_pipeline_is_given_up(
-    steps: Steps, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As when a server ends it: its last words have come, and the end of the stream has not."""
-    copy = text("COPY (SELECT 1) TO STDOUT")
-    with pytest.raises(DBAPIError) as raised, steps.database.write() as transaction:
-        send_together(transaction.connection, [(copy, {})])
-    assert raised.value.connection_invalidated
-    lock(steps, ["strict"])
-    assert caplog.text == ""

@@ -71,18 +71,6 @@ def test_it_deletes_what_the_plan_says(inbox: Inbox, engine: Engine) -> None:
     assert count(engine, "pruner WHERE held_by IS NULL") == 1, "the lease is given back"
 
 
-def test_a_large_plan_says_that_there_may_be_more(steps: Steps, inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.store.retention.MOST_COUNTED", 10)
-    steps.receive(*(an_event(n, routes=[]) for n in range(1, 30)))
-    assert plan_of(inbox("--json"), "events") == {"name": "events", "count": 10, "note": "or more; older than 60d"}
-
-
-def test_an_unknown_kind_names_the_nearest(inbox: Inbox) -> None:
-    ran = inbox("--kind", "event")
-    assert ran.status == 2
-    assert "did you mean 'events'?" in ran.stderr
-
-
 @pytest.mark.usefixtures("lived_in")
 def test_a_command_waits_while_a_relay_prunes(steps: Steps, engine: Engine) -> None:
     relay = a_pruner(engine, "r7", steps.clock.now)
@@ -99,15 +87,6 @@ def test_a_command_waits_while_a_relay_prunes(steps: Steps, engine: Engine) -> N
     relay.give_back()
     assert worked() == ("running", None), "one kind after the other"
     assert worked() == ("done", "nothing has expired")
-
-
-@pytest.mark.usefixtures("full")
-def test_what_has_expired_while_no_relay_ran_goes_as_the_plan_says(steps: Steps, inbox: Inbox, engine: Engine) -> None:
-    """The clock of rounds is half a year behind then, and advances by a day in an hour: nothing had expired by it."""
-    steps.do("UPDATE pruner SET clock = '2024-01-01 00:00:00Z', ran_at = '2024-01-01 00:00:00Z'")
-    assert plan_of(inbox("--json"), "events")["count"] == 1999
-    assert "3,999 rows deleted" in inbox(*YES).stderr
-    assert count(engine, "inbox") == 1
 
 
 def test_a_clock_of_the_database_that_has_jumped_ahead_deletes_nothing(steps: Steps, engine: Engine) -> None:

@@ -88,18 +88,6 @@ def test_two_relays_at_one_step_readmit_each_request_once(steps: Steps) -> None:
     assert steps.rows("SELECT count(*) AS n FROM duplicate_request")[0]["n"] == 0
 
 
-def test_what_is_rejected_after_the_command_was_asked_is_left_alone(steps: Steps) -> None:
-    steps.intake.reject(a_rejected(a_body(1)))
-    number = ask(steps, {"everything": True})
-    steps.intake.reject(a_rejected(a_body(2)))
-    progress = end(steps, number)
-    assert (progress.affected, progress.answer) == (
-        1,
-        "1 request readmitted",
-    )  # the later one is no failure of this command
-    assert seqs(steps) == [1, None]
-
-
 def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.intake.reject(*(a_rejected(a_body(n)) for n in range(1, 4)))
     append = intake.append
@@ -124,13 +112,3 @@ def test_a_dry_run_says_what_would_be_readmitted_and_changes_nothing(steps: Step
     assert (row["matched"], as_json(row["sample"])["requests"][0]["id"]) == (1, 1)
     assert "there is no such source in the configuration any more" in json.dumps(row["sample"])
     assert seqs(steps) == [None] * 4
-
-
-@pytest.mark.parametrize(
-    ("selection", "says"),
-    [({"source": "trvore"}, "there is no source 'trvore'"), ({"cause": "x"}, "there is no cause 'x'")],
-)
-def test_a_name_that_nobody_knows_is_refused(steps: Steps, selection: dict[str, object], says: str) -> None:
-    progress = end(steps, ask(steps, selection))
-    assert progress.state == "refused"
-    assert says in str(progress.answer)

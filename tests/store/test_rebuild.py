@@ -11,9 +11,8 @@ import pytest
 
 from relay.delivery import facts
 from relay.store import audit
-from relay.store.database import Database
 from tests.helpers.patience import be_patient
-from tests.helpers.relaying import DONE, FakeClock, Steps, record, work_of
+from tests.helpers.relaying import DONE, FakeClock, Steps, record
 from tests.helpers.storing import a_fact, a_row, an_event
 from tests.helpers.waiting import until
 from tests.store.test_many_relays import one_round
@@ -51,19 +50,6 @@ def test_one_in_flight_is_left_until_its_call_has_ended(lived_in: Steps, plant: 
     assert mend(lived_in.database) == []
     assert findings(lived_in.database) == [("attempt", 7, "strict")]
     assert lived_in.rows("SELECT * FROM open_delivery WHERE seq = 7") == before
-
-
-def test_one_in_flight_that_has_ended_loses_its_lease_and_its_result(
-    steps: Steps, plant: Planter, database: Database
-) -> None:
-    steps.arrive(an_event(1))
-    working = steps.claim()
-    plant(a_fact("skipped", 1, why="a slip"))
-    mend(database)
-
-    (recorded,) = record(work_of(database), [(working, DONE)])
-    assert recorded.fact is None
-    assert steps.states() == []
 
 
 TAKEN = "UPDATE open_delivery SET state = 'ready', due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 10"
@@ -132,23 +118,6 @@ def test_it_does_not_matter_where_one_chunk_ends_and_the_next_begins(
     assert findings(lived_in.database) == whole
     mend(lived_in.database)
     assert differences(lived_in.database) == []
-
-
-def test_deliveries_of_a_route_that_is_not_configured_are_verified_and_rebuilt_too(
-    steps: Steps, plant: Planter
-) -> None:
-    steps.receive(an_event(1, routes=["gone"]))
-    assert differences(steps.database) == []
-    plant("DELETE FROM open_delivery")
-    mend(steps.database)
-    assert steps.rows("SELECT route, lane, state FROM open_delivery") == [
-        {"route": "gone", "lane": "USER|u1", "state": "ready"}
-    ]
-
-
-def test_an_event_that_takes_no_route_is_complete(steps: Steps) -> None:
-    steps.receive(an_event(1, routes=[]))
-    assert differences(steps.database) == []
 
 
 def test_verify_and_rebuild_beside_relays_and_a_receiver_find_nothing_that_is_not_there(steps: Steps) -> None:

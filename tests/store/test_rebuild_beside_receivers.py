@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +13,6 @@ from relay.store import audit
 from relay.store.database import Database
 from relay.store.rebuild import rebuild
 from relay.store.transaction import Transaction
-from tests.helpers.patience import be_patient
 from tests.helpers.reading import count
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 from tests.helpers.storing import a_row, an_event
@@ -58,20 +56,6 @@ def before_every_statement(engine: Engine, act: Callable[[], object]) -> Iterato
     event.remove(engine, "before_cursor_execute", _before)
 
 
-def test_what_arrives_between_the_look_and_the_lock_keeps_its_delivery(
-    lived_in: Steps, plant: Planter, clock: FakeClock
-) -> None:
-    plant(A_STRAY_ROW)
-
-    mended = mend(
-        Interrupted(lived_in.database.engine, clock, lambda: lived_in.receive(an_event(20, "u20"), an_event(21, "u3")))
-    )
-
-    assert [found.finding for found in mended] == ["no_event"]
-    lived_in.facts_agree()
-    assert differences(lived_in.database) == []
-
-
 def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(lived_in: Steps, plant: Planter) -> None:
     plant(A_STRAY_ROW)
     plant("UPDATE open_delivery SET state = 'waiting', due_at = NULL WHERE seq = 5")
@@ -90,29 +74,6 @@ def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(lived
     assert count(lived_in.database.engine, "open_delivery WHERE state = 'received'") == 2 * len(arrived)
     lived_in.facts_agree()
     assert differences(lived_in.database) == []
-
-
-def test_rebuilds_beside_a_receiver_lose_nothing(steps: Steps, plant: Planter) -> None:
-    database, engine = steps.database, steps.database.engine
-    be_patient(engine)
-
-    def take_in() -> None:
-        for first in range(1, 241, 4):
-            steps.receive(*(an_event(n, f"u{n % 20}", routes=("strict", "latest")) for n in range(first, first + 4)))
-
-    with ThreadPoolExecutor(1) as pool:
-        receiving = pool.submit(take_in)
-        mended: list[list[str]] = []
-        while not (receiving.done() and mended):
-            plant(A_STRAY_ROW)
-            mended.append([found.finding for found in mend(database)])
-        receiving.result()
-
-    assert mended == [["no_event"]] * len(mended)
-    assert count(engine, "inbox") == 240
-    assert count(engine, "open_delivery") == 2 * 240
-    steps.facts_agree()
-    assert differences(database) == []
 
 
 def test_a_lane_that_has_its_head_again_by_the_time_of_the_lock_is_not_told(

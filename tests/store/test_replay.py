@@ -9,7 +9,6 @@ import pytest
 
 from inbox.config.model import Config, When
 from inbox.db.reads import Row
-from relay.delivery.outcome import Call, Failed
 from relay.operations.asks import Selection
 from relay.store.operator import commands, execution, selection, tasks
 from relay.store.operator.changes import change
@@ -19,8 +18,6 @@ from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
 from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences
-
-GIVEN_UP = Failed((), "handler_abort", "no such customer")
 
 
 def replay_all(steps: Steps, selection: Selection, config: Config = CONFIG, *, force: bool = False) -> int:
@@ -44,45 +41,6 @@ def row_of(steps: Steps, seq: int, route: str = "strict") -> Row:
 # --- what is meant
 
 
-def test_a_plan_shows_what_would_be_done_and_does_nothing(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    steps.attempt(HOPELESS)
-    before = (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds())
-
-    planned = plan(steps, Selection(everything=True))
-    assert [(row["seq"], row["cause"], row["error"]) for row in planned.deliveries] == [
-        (1, "mapping", "email: no value")
-    ]
-    assert (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds()) == before
-
-
-def test_without_one_event_or_entity_only_what_is_dead_is_meant(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
-    steps.attempt(DONE)
-    steps.attempt(HOPELESS)
-    for chosen in (
-        Selection(everything=True),
-        Selection(route="strict"),
-        Selection(source="trivore"),
-        Selection(since=START),
-    ):
-        assert meant(steps, chosen) == [(2, "strict")]
-    assert meant(steps, Selection(route="latest")) == []
-    assert meant(steps, Selection(source="github")) == []
-
-
-def test_a_cause_picks_among_the_dead(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, f"u{n}", routes=["strict"]) for n in (1, 2, 3)))
-    for outcome in (HOPELESS, GIVEN_UP, HOPELESS):
-        steps.attempt(outcome)
-    assert meant(steps, Selection(cause="mapping")) == [(1, "strict"), (3, "strict")]
-    assert meant(steps, Selection(cause="mapping", seq=3)) == [(3, "strict")]
-
-    assert replay_all(steps, Selection(cause="handler_abort")) == 1
-    assert steps.states() == [(1, "strict", "dead"), (2, "strict", "ready"), (3, "strict", "dead")]
-    steps.facts_agree()
-
-
 def test_since_picks_those_that_died_no_earlier(steps: Steps) -> None:
     steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
     steps.attempt(HOPELESS)
@@ -91,22 +49,6 @@ def test_since_picks_those_that_died_no_earlier(steps: Steps) -> None:
     died = START + timedelta(seconds=60)
     assert meant(steps, Selection(since=died)) == [(2, "strict")]
     assert meant(steps, Selection(since=died + timedelta(seconds=1))) == []
-
-
-def test_an_entity_takes_all_of_its_deliveries_that_are_not_open(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2), an_event(3), an_event(4), an_event(5, "u2"))
-    for outcome in (DONE, DONE, HOPELESS):
-        steps.attempt(outcome)
-    entity = Selection(source="trivore", entity_type="USER", entity_id="u1")
-    assert meant(steps, entity) == [(1, "strict"), (2, "strict"), (3, "strict")]
-
-    assert replay_all(steps, entity) == 3
-    assert steps.states() == [
-        (1, "strict", "ready"),
-        *((seq, "strict", "waiting") for seq in (2, 3, 4)),
-        (5, "strict", "ready"),
-    ]
-    steps.facts_agree()
 
 
 # --- what happens
@@ -137,23 +79,6 @@ def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: 
     steps.facts_agree()
 
 
-def test_a_delivered_event_is_delivered_again(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(DONE)
-    assert meant(steps, Selection(everything=True)) == []
-
-    assert replay_all(steps, Selection(seq=1)) == 1
-    row = row_of(steps, 1)
-    assert (row["state"], row["run"], row["attempt"]) == ("ready", 1, 0)
-    assert (row["lane"], row["occurred_at"]) == ("USER|u1", START + timedelta(seconds=1))
-    steps.facts_agree()
-
-    again = steps.attempt(DONE)
-    assert (again.seq, again.body) == (1, b'{"n": 1}')
-    assert steps.kinds() == [(1, "delivered"), (1, "replayed"), (1, "delivered")]
-    steps.facts_agree()
-
-
 def test_a_superseded_event_is_delivered_when_nothing_newer_is_open(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]))
     steps.attempt(DONE, "latest")
@@ -174,15 +99,6 @@ def test_on_a_latest_route_a_newer_one_that_waits_stands_for_it(steps: Steps) ->
     steps.facts_agree()
 
 
-def test_on_a_latest_route_it_waits_for_what_is_in_flight(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]))
-    steps.claim("latest")
-
-    assert replay_all(steps, Selection(seq=1)) == 1
-    assert steps.states() == [(1, "latest", "waiting"), (2, "latest", "in_flight")]
-    steps.facts_agree()
-
-
 def test_a_replayed_event_takes_its_place_in_its_lane(steps: Steps) -> None:
     steps.arrive(*(an_event(n) for n in (1, 2, 3, 4)))
     steps.attempt(DONE)
@@ -196,18 +112,6 @@ def test_a_replayed_event_takes_its_place_in_its_lane(steps: Steps) -> None:
     steps.facts_agree()
 
 
-def test_a_replayed_event_waits_for_a_head_that_has_been_worked_on(steps: Steps) -> None:
-    steps.arrive(*(an_event(n) for n in (1, 2, 3)))
-    steps.attempt(HOPELESS)
-    steps.attempt(UNWELL)
-    assert replay_all(steps, Selection(seq=1)) == 1
-    assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready"), (3, "strict", "waiting")]
-
-    steps.advance(6)
-    assert [steps.attempt(DONE).seq for _ in range(3)] == [2, 1, 3]
-    steps.facts_agree()
-
-
 def test_a_blocked_event_becomes_the_head_and_then_its_lane_goes_on(steps: Steps) -> None:
     steps.arrive(*(an_event(n, routes=["blocking"]) for n in (1, 2)))
     steps.attempt(HOPELESS, "blocking")
@@ -218,29 +122,6 @@ def test_a_blocked_event_becomes_the_head_and_then_its_lane_goes_on(steps: Steps
     steps.facts_agree()
     assert [steps.attempt(DONE, "blocking").seq for _ in range(2)] == [1, 2]
     assert steps.states() == []
-    steps.facts_agree()
-
-
-def test_several_of_one_lane_come_back_in_order(steps: Steps) -> None:
-    steps.arrive(*(an_event(n) for n in (3, 1, 2)))
-    for outcome in (DONE, HOPELESS, DONE):
-        steps.attempt(outcome)
-    entity = Selection(source="trivore", entity_type="USER", entity_id="u1")
-
-    assert replay_all(steps, entity) == 3
-    assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready"), (3, "strict", "waiting")]
-    steps.facts_agree()
-    assert [steps.attempt(DONE).seq for _ in range(3)] == [2, 3, 1]
-
-
-def test_every_route_of_an_event_is_replayed_unless_one_is_named(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["strict", "latest", "blocking"]))
-    for name in POLICIES:
-        steps.attempt(DONE, name)
-    assert replay_all(steps, Selection(seq=1, route="latest")) == 1
-    assert steps.states() == [(1, "latest", "ready")]
-    assert replay_all(steps, Selection(seq=1)) == 2
-    assert steps.states() == [(1, "blocking", "ready"), (1, "latest", "ready"), (1, "strict", "ready")]
     steps.facts_agree()
 
 
@@ -261,23 +142,6 @@ def test_what_is_open_is_left_as_it_is(steps: Steps) -> None:
         assert change(transaction, forced, every, now, who="kim", why="by mistake", policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert steps.kinds() == []
-
-
-def test_asking_twice_replays_once(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(HOPELESS)
-    assert [replay_all(steps, Selection(everything=True)) for _ in range(2)] == [1, 0]
-    assert row_of(steps, 1)["run"] == 1
-    steps.facts_agree()
-
-
-def test_an_ended_delivery_of_a_route_that_is_gone_stays_ended(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(DONE)
-    without = msgspec.structs.replace(CONFIG, routes={})
-    assert replay_all(steps, Selection(seq=1), without) == 0
-    assert steps.states() == []
-    assert steps.kinds() == [(1, "delivered")]
 
 
 def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(steps: Steps) -> None:
@@ -401,26 +265,6 @@ def test_what_nobody_has_begun_yet_is_delivered_after_an_older_one_that_is_repla
     replay_all(steps, Selection(seq=2))
     assert planned_and_done(steps, Selection(everything=True)) == (1, 1)
     assert [steps.attempt(DONE).seq for _ in range(2)] == [1, 2]
-
-
-def test_what_a_relay_has_begun_again_is_overtaken_by_nothing_older(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    steps.attempt(HOPELESS)
-    steps.attempt(DONE)
-    replay_all(steps, Selection(seq=2))
-    steps.claim()
-    assert planned_and_done(steps, Selection(everything=True)) == (0, 0)
-
-
-def test_a_status_and_a_text_of_the_error_pick_among_the_dead(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, f"u{n}", routes=["strict"]) for n in (1, 2)))
-    call = Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=422)
-    steps.attempt(Failed((call,), "handler_abort", "Forward answered 422"))
-    steps.attempt(GIVEN_UP)
-    assert meant(steps, Selection(status=422)) == [(1, "strict")]
-    assert meant(steps, Selection(error="answered")) == [(1, "strict")]
-    assert meant(steps, Selection(error="no such customer")) == [(2, "strict")]
-    assert meant(steps, Selection(until=START)) == []
 
 
 def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:

@@ -6,18 +6,16 @@ from datetime import timedelta
 
 import pytest
 
-from inbox.errors import UnusableCommand
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Failed
 from relay.operations.asks import Selection
-from relay.operations.table import parse
-from relay.store import gates, record
+from relay.store import record
 from relay.store.operator import changes, commands, execution, selection, tasks
 from relay.store.operator.changes import change
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Choice, keys_of
 from tests.helpers.commanding import carry_out
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
+from tests.helpers.relaying import CONFIG, DONE, POLICIES, UNWELL, Steps
 from tests.helpers.storing import a_fact, an_event
 from tests.store.verifying import differences
 
@@ -75,23 +73,6 @@ def test_the_schedule_goes_on_where_it_was(steps: Steps) -> None:
     delay = POLICIES["strict"].schedule.delay_after(2)
     assert delay is not None
     assert (row["attempt"], row["run"], row["due_at"]) == (2, 0, steps.clock.moment + delay)
-
-
-def test_one_that_is_due_in_flight_or_dead_is_no_part_of_the_plan(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 5)))
-    steps.attempt(UNWELL)
-    steps.attempt(HOPELESS)
-    steps.claim()
-    assert steps.states() == [
-        (1, "strict", "ready"),
-        (2, "strict", "dead"),
-        (3, "strict", "in_flight"),
-        (4, "strict", "ready"),
-    ]
-    assert meant(steps, ALL) == [1]
-    assert retry_all(steps, ALL) == 1
-    assert meant(steps, ALL) == []
-    assert retry_all(steps, ALL) == 0
 
 
 def test_each_filter_picks_among_the_waiting(steps: Steps) -> None:
@@ -157,35 +138,6 @@ def test_a_plan_counts_by_route_and_cause_and_says_until_when_they_wait(steps: S
     assert (smaller.route, smaller.cause, smaller.count) == ("latest", "unknown", 1)
 
 
-def test_without_any_filter_it_has_to_be_everything(steps: Steps) -> None:
-    with pytest.raises(UnusableCommand, match="--all"):
-        parse("retry", {})
-    assert parse("retry", {"everything": True}) == ALL
-    with pytest.raises(UnusableCommand, match="a retry has no key 'force'"):
-        parse("retry", {"seq": 1, "force": True})
-    assert steps.states() == []
-
-
-def test_a_full_route_that_a_gate_holds_back_keeps_no_retry_of_other_routes_waiting(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tasks, "BATCH", 3)
-    monkeypatch.setattr(changes, "MOST_OPEN", 3)
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 9)))
-    steps.arrive(*(an_event(n, f"u{n}", routes=["latest"]) for n in range(9, 12)))
-    steps.record_all(steps.claim_due(), UNWELL)
-    steps.record_all(steps.claim_due(100, "latest"), UNWELL)
-    number = commands.ask(steps.database, "retry", ALL, who="ann", why="back")
-    with steps.database.write() as transaction:
-        gates.pause(transaction, ("route", "strict"), who="ann", why="maintenance")
-    while execution.work_on(steps.work, number):
-        pass
-    progress = commands.progress(steps.database, number)
-    assert progress is not None
-    assert (progress.state, progress.affected) == ("done", 11)
-    assert [delivery.seq for delivery in steps.claim_due(100, "latest")] == [9, 10, 11]
-
-
 def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "BATCH", 10)
     monkeypatch.setattr(changes, "MOST_OPEN", 20)
@@ -229,19 +181,6 @@ def test_one_that_became_due_or_was_claimed_since_it_was_found_stays_as_it_is(st
         assert change(transaction, Choice("retry", ALL, CONFIG), keys, now, **said, policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert [kind for _, kind in steps.kinds()] == []
-
-
-def test_a_command_goes_on_past_many_that_it_is_not_about(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "_CANDIDATES", 2)
-    monkeypatch.setattr(selection, "_MOST_LOOK_UPS", 1)
-    monkeypatch.setattr(tasks, "BATCH", 2)
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 11)))
-    steps.record([(claimed, NO_ANSWER if claimed.seq == 9 else ANSWERED_503) for claimed in steps.claim_due()])
-    number = commands.ask(steps.database, "retry", Selection(cause=NO_ANSWER.error_class), who="ann", why="back")
-    changed = [execution.work_on(steps.work, number) for _ in range(8)]
-    progress = commands.progress(steps.database, number)
-    assert progress is not None
-    assert (progress.state, progress.affected, sum(changed), changed[0]) == ("done", 1, 1, 0)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 12])

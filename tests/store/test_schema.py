@@ -66,22 +66,9 @@ def test_a_lane_has_one_head_at_most(engine: Engine) -> None:
             )
 
 
-def test_other_lanes_other_routes_and_deliveries_that_are_no_heads_have_room(engine: Engine) -> None:
-    open_row(engine, "ready")
-    open_row(engine, "ready", seq=2, lane="USER|u2")
-    open_row(engine, "ready", route="other")
-    for seq, state in enumerate(("received", "waiting", "dead", "received", "waiting", "dead"), start=3):
-        open_row(engine, state, seq=seq)
-
-
 def test_an_event_has_one_delivery_on_a_route(engine: Engine) -> None:
     open_row(engine, "dead")
     refused(engine, "received")
-
-
-def test_an_unknown_state_is_refused(engine: Engine) -> None:
-    for state in ("ended", "READY", "", "delivered"):
-        refused(engine, state)
 
 
 def test_a_delivery_has_a_due_time_exactly_when_it_is_ready(engine: Engine) -> None:

@@ -69,14 +69,6 @@ def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(engine: 
         do(engine, insert)
 
 
-@pytest.mark.parametrize(("called", "behind"), [("true", False), ("false", True)])
-def test_whether_its_number_has_been_given_is_heeded(called: str, behind: bool, engine: Engine) -> None:
-    do(engine, ROWS["inbox.seq"], f"SELECT setval('inbox_seq_seq', 1, {called})")
-    assert bool(found(engine)) is behind
-    do(engine, f"SELECT setval('inbox_seq_seq', 2, {called})")
-    assert found(engine) == []
-
-
 @pytest.mark.parametrize("granted", ["TABLES", "SEQUENCES"])
 def test_a_role_that_may_not_look_at_both_is_not_held_up(granted: str, engine: Engine) -> None:
     do(engine, ROWS["inbox.seq"], "SELECT setval('inbox_seq_seq', 1, false)")

@@ -16,7 +16,6 @@ from relay.store.claim import Room, claim
 from relay.store.deliveries import claim_of
 from relay.store.leases import give_back
 from relay.store.operator import commands, execution
-from relay.store.sequence import quarantine
 from relay.store.work import in_parts
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
@@ -55,14 +54,6 @@ def test_nothing_is_given_up_where_a_table_is_missing_when_it_is_ordered(steps: 
     assert states(steps) == {"received": 10}
 
 
-def test_nothing_is_given_up_where_a_column_is_missing_when_it_is_loaded(steps: Steps) -> None:
-    steps.arrive(*TEN)
-    steps.do("ALTER TABLE lane RENAME COLUMN applied_hash TO away")
-    with pytest.raises(DBAPIError):
-        claim(steps.work, [Room(["strict"], 4)])
-    assert states(steps) == {"ready": 10}
-
-
 def test_nothing_is_given_up_where_a_table_is_missing_when_it_is_recorded(steps: Steps) -> None:
     steps.arrive(*TEN)
     claimed = steps.claim_due(10, "strict")
@@ -93,16 +84,6 @@ def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps)
     with pytest.raises(DBAPIError, match="not this one"):
         steps.reap("r1")
     assert states(steps) == {"ready": 9, "in_flight": 1}
-
-
-def test_an_outcome_that_can_neither_be_recorded_nor_set_aside_is_let_go_and_its_lease_runs_out(steps: Steps) -> None:
-    steps.arrive(*TEN)
-    claimed = steps.claim_due(10, "strict")
-    refuse(steps, "delivery_log", "NEW.seq = 3")
-    alone = steps.heard.alone
-    assert len(steps.record_all(claimed, DONE)) == 10
-    assert states(steps) == {"in_flight": 1}
-    assert [(one.step, one.item) for one in alone] == [("record", "route=strict seq=3")] * 2
 
 
 @ON_POSTGRES
@@ -201,30 +182,3 @@ def test_a_delivery_without_its_payload_ends_dead_and_is_never_attempted(steps: 
     plant("DELETE FROM inbox_payload WHERE seq = 1")
     assert [delivery.seq for delivery in steps.claim_due()] == [2]
     assert steps.rows("SELECT seq, cause FROM dead_letter") == [{"seq": 1, "cause": "payload_gone"}]
-
-
-def test_a_lane_goes_on_behind_one_that_was_set_aside_though_its_alert_is_refused(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    refuse(steps, "alert", "NEW.kind = 'delivery_dead'")
-    quarantine(steps.work, (1, "strict"), cause="unprocessable", error=ValueError("no event"))
-    assert steps.rows("SELECT cause FROM dead_letter") == [{"cause": "unprocessable"}]
-    assert (2, "strict", "ready") in steps.states()
-
-
-def test_where_the_database_is_gone_while_an_item_is_set_aside_the_step_ends_and_the_item_is_not_blamed(
-    steps: Steps,
-) -> None:
-    tried: list[int] = []
-    alone = steps.heard.alone
-
-    def part(some: Sequence[int]) -> None:
-        tried.extend(some)
-        raise ValueError("not these")
-
-    def unreachable(_item: int, _error: Exception) -> None:
-        raise OperationalError("SELECT", {}, ConnectionError("server closed the connection"))
-
-    with pytest.raises(OperationalError, match="server closed the connection"):
-        list(in_parts(steps.work, "a step", [1, 2], part=part, alone=unreachable))
-    assert tried == [1, 2, 1], "no other item is tried"
-    assert alone == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import Engine, text
@@ -13,7 +13,6 @@ from sqlalchemy.exc import OperationalError
 
 from inbox.db import engine as engines
 from inbox.db import guarantees
-from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import policies
 from tests.helpers.filling import fill
@@ -69,25 +68,6 @@ def test_a_transaction_that_reads_first_and_writes_later_does_not_lose_to_anothe
         connection.execute(text("UPDATE order_lock SET id = id"))
     with other.begin() as connection:
         connection.execute(text("UPDATE order_lock SET id = id"))
-
-
-def test_a_deferred_one_loses(two: tuple[Engine, Engine]) -> None:
-    """The control for the one above."""
-    one, other = two
-    with one.connect() as connection, engines.reading(connection).begin():
-        connection.execute(text("SELECT count(*) FROM inbox"))
-        with other.begin() as second:
-            second.execute(text("UPDATE order_lock SET id = id"))
-        with pytest.raises(OperationalError, match="locked"):
-            connection.execute(text("UPDATE order_lock SET id = id"))
-
-
-def test_the_order_of_times_as_text_is_the_order_of_time() -> None:
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    offsets = (0, 1, 999_999, 1_000_000, 1_000_001, 59_999_999, 60_000_000, 86_400_000_000)
-    texts = [time_text(start + timedelta(microseconds=offset)) for offset in offsets]
-    assert texts == sorted(texts)
-    assert len({len(each) for each in texts}) == 1
 
 
 @contextlib.contextmanager

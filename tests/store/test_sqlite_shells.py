@@ -37,13 +37,6 @@ def test_a_shell_that_opens_the_file_for_reading_sees_every_commit_and_writes_no
     assert asked(where, "SELECT count(*) FROM inbox") == "14"
 
 
-def test_an_immutable_file_lacks_what_is_in_the_log_alone(lived_in: Steps, engine: Engine) -> None:
-    assert checkpoint(engine)
-    lived_in.arrive(an_event(99))
-    assert asked(f"file:{path_of(engine)}?immutable=1", "SELECT count(*) FROM inbox") == "13"
-    assert asked(f"file:{path_of(engine)}?mode=ro", "SELECT count(*) FROM inbox") == "14"
-
-
 def test_an_open_read_delays_neither_side_and_the_log_shrinks_when_it_ends(lived_in: Steps, engine: Engine) -> None:
     path = path_of(engine)
     log = path.with_name(f"{path.name}-wal")
@@ -75,16 +68,6 @@ async def test_an_open_write_is_answered_503_and_what_is_sent_again_is_stored(
             shell.types("ROLLBACK;")
         answer = await receiver.post(body("u1", moment(1)))
         assert (answer.status_code, answer.json["status"]) == (200, "accepted")
-
-
-def test_a_relay_waits_for_an_open_write_and_goes_on(lived_in: Steps, engine: Engine) -> None:
-    with opened(str(path_of(engine))) as shell:
-        shell.types("BEGIN IMMEDIATE;")
-        with pytest.raises(Exception, match="locked"), engine.begin():
-            raise AssertionError
-    lived_in.arrive(an_event(99, "v99"))
-    lived_in.attempt(DONE)
-    assert differences(Database(engine)) == []
 
 
 @pytest.mark.parametrize("name", ["backup.db", "copy.db"])

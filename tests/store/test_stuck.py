@@ -177,30 +177,6 @@ def test_it_misses_a_relay(long_ago: Steps) -> None:
     assert checked(long_ago.database, host="h1") == []
 
 
-def test_where_they_share_a_branch_they_share_the_words(long_ago: Steps) -> None:
-    failed(long_ago)
-    failing(long_ago)
-    crash_loop(long_ago)
-    asked(long_ago)
-    now(long_ago)
-    said = {each.sentence for each in checked(long_ago.database)}
-    assert {row["why"] for row in long_ago.rows("SELECT why FROM stuck")} == said
-    assert any(why.startswith("command 1 (pause): refused: ") and "gone" in why for why in said)
-    assert "relay h1 pid 8: step claim fails: ValueError: x" in said
-
-
-def test_an_answer_of_several_lines_is_one_line_of_the_check(long_ago: Steps) -> None:
-    failed(long_ago)
-    long_ago.do(
-        "UPDATE relay_command SET answer = 'one' || chr(10) || 'two'"
-        if long_ago.database.sql.is_postgres
-        else "UPDATE relay_command SET answer = 'one' || char(10) || 'two'"
-    )
-    alive(long_ago)
-    (found,) = checked(long_ago.database)
-    assert found.sentence == "command 1 (pause): refused: one; two"
-
-
 def test_every_finding_has_its_branch_and_its_scene() -> None:
     shown = {finding for _, found in SCENES.values() for finding, _ in found}
     assert set(branches(Sql("sqlite"))) == set(get_args(Kind)) == shown | {"no_relay"}

@@ -12,7 +12,6 @@ from sqlalchemy import Engine, text
 from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up, figures_param
 from relay.delivery.outcome import Skipped
 from relay.store import nodes
-from relay.store.database import Database
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import Stopwatch, be_patient, stand_still
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps
@@ -49,13 +48,6 @@ def test_every_fact_counts_for_its_route_and_for_the_destination_of_that(
     ]
 
 
-def test_a_route_that_the_configuration_has_lost_counts_alone(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(DONE)
-    nodes.flush_figures(steps.database, {})
-    assert counted(steps) == [(ROUTE, "strict", "delivered", 1)]
-
-
 def test_a_transaction_that_is_not_committed_counts_nothing(steps: Steps, flush: Callable[[], None]) -> None:
     steps.arrive(an_event(1))
     delivery = steps.claim()
@@ -73,11 +65,6 @@ def test_figures_of_one_minute_add_up_and_another_has_a_row_of_its_own(steps: St
         flush()
     rows = steps.rows("SELECT minute, \"count\" FROM throughput_minute WHERE kind = 'route' ORDER BY minute")
     assert [(row["minute"], row["count"]) for row in rows] == [(START, 2), (START + timedelta(minutes=1), 1)]
-
-
-def test_nothing_counted_is_nothing_written(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Database, "write")
-    nodes.flush_figures(steps.database, CONFIG.routes)
 
 
 @ON_POSTGRES

@@ -18,12 +18,11 @@ from relay.daemon.gauges import Gauges
 from relay.delivery import facts
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import Breaker, BreakerState, Gates
-from relay.delivery.outcome import Delivery, Unchanged
+from relay.delivery.outcome import Unchanged
 from relay.observe import Observer
 from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.record import Recorded
-from relay.store.sweeps import SweepFindings
 from relay.store.transaction import Transaction
 from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps
 from tests.helpers.storing import START, an_event
@@ -131,16 +130,6 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     assert of(told, metrics.OLDEST)["strict",] == 0
 
 
-def test_a_pause_is_told_of_everything_but_an_entity() -> None:
-    told = Told()
-    observer = Observer(told)
-    paused = Gates(paused=frozenset({CRM, ("route", "to-crm"), ("entity", "trivore|USER|u1")}))
-    observer.gates_changed(Gates(), paused)
-    assert of(told, metrics.PAUSED) == {CRM: 1, ("route", "to-crm"): 1}
-    observer.gates_changed(paused, Gates())
-    assert of(told, metrics.PAUSED) == {CRM: 0, ("route", "to-crm"): 0}
-
-
 def test_alerts_stand_at_one_until_they_recover_also_where_another_relay_saw_them_fire(database: Database) -> None:
     first, second = Told(), Told()
     fires = Alert("sweep_failed", "trivore USER", firing=True)
@@ -186,23 +175,3 @@ def test_a_reading_that_fails_keeps_no_other_from_being_made(
     assert "database trouble while reading gauges: refused, trying again" in caplog.text
     assert "bug in the thread gauges: broken, which goes on" in caplog.messages
     assert {metrics.CLOCK_SKEW.name, metrics.DATABASE_BYTES.name} <= {name for name, *_ in told.values}
-
-
-def test_a_sweep_tells_what_it_compared_and_what_was_missing() -> None:
-    told = Told()
-    Observer(told).swept(
-        "trivore USER", SweepFindings("trivore", "USER", START, START, compared=100, missed=2, added=2)
-    )
-    assert of(told, metrics.SWEEP_COMPARED) == {("trivore", "USER"): 100}
-    assert of(told, metrics.SWEEP_MISSED) == {("trivore", "USER"): 2}
-
-
-def test_a_delivery_of_before_its_arrival_took_no_time(steps: Steps) -> None:
-    """Clocks of two hosts differ."""
-    told = Told()
-    steps.arrive(an_event(1))
-    delivery: Delivery = steps.claim()
-    early = FakeClock()
-    early.moment = START - timedelta(seconds=3)
-    Observer(told, early).recorded([Recorded(delivery, facts.DeliveredFact(did="forwarded"))])
-    assert of(told, metrics.DELIVERY_SECONDS) == {("strict",): 0}
