@@ -1,4 +1,4 @@
-"""Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread."""
+"""Metrics and figures from a process's counts to the served page: nothing is lost, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from sqlalchemy.exc import DataError
 
+from inbox.config.values import Address
+from inbox.db.throughput import Figure, Tally
+from inbox.errors import CAUSES, RequestError
 from inbox.observe.exporter import LONGEST_LINE, Totals
 from inbox.observe.metrics import (
     ATTEMPTS,
@@ -29,6 +33,9 @@ from inbox.observe.metrics import (
 from inbox.observe.recorder import PIPE, Recorder, make_recorder
 from tests.helpers.scraping import Samples, parsed
 from tests.helpers.waiting import until
+
+# --- Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread
+
 
 Step = tuple[str, Metric, float, tuple[str, ...]]
 
@@ -204,3 +211,62 @@ def test_a_process_whose_readers_are_gone_for_good_goes_on(pipe: Pipe, caplog: p
     recorder.close()
     recorder.count(RECEIVED, "trivore")
     assert "gets nowhere" in caplog.text
+
+
+# --- Prometheus accepts the tables of metrics, and disabled metrics cost nothing
+
+
+def test_every_cause_of_a_refusal_is_known() -> None:
+    def causes(error: type[RequestError]) -> set[str]:
+        return {error.cause, *(cause for each in error.__subclasses__() for cause in causes(each))}
+
+    assert {cause for error in RequestError.__subclasses__() for cause in causes(error)} == CAUSES
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("127.0.0.1:9100", "127.0.0.1", 9100), ("localhost:1", "localhost", 1), ("[::1]:65535", "::1", 65535)],
+)
+def test_an_address_is_a_host_and_a_port(text: str, host: str, port: int) -> None:
+    address = Address.parse(text)
+    assert (address, address.host, address.port) == (text, host, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "9100", ":9100", "127.0.0.1", "a:0", "a:65536", "a:b", "::1:9100", "a b:1", 9100, None]
+)
+def test_anything_else_is_none(text: object) -> None:
+    with pytest.raises(ValueError, match="expected a host and a port"):
+        Address.parse(text)
+
+
+# --- Figures of a process while they wait to be written: nothing is lost, and memory is bounded
+
+
+@pytest.fixture
+def tally() -> Tally:
+    return Tally()
+
+
+def taken(tally: Tally) -> list[Figure]:
+    with tally.taken() as figures:
+        return figures
+
+
+def not_written(tally: Tally, error: Exception) -> None:
+    with pytest.raises(type(error)), tally.taken():
+        raise error
+
+
+def test_what_could_not_be_written_is_there_the_next_time_with_what_came_meanwhile(tally: Tally) -> None:
+    tally.add("route", "crm", "delivered")
+    not_written(tally, OSError())
+    tally.add("route", "crm", "delivered")
+    tally.add("route", "crm", "dead")
+    assert [(figure.outcome, figure.count) for figure in taken(tally)] == [("delivered", 2), ("dead", 1)]
+
+
+def test_what_the_database_rejects_is_not_tried_again(tally: Tally) -> None:
+    tally.add("route", "crm", "delivered")
+    not_written(tally, DataError("INSERT", {}, ValueError("out of range")))
+    assert taken(tally) == []
