@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,26 +14,34 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
+from inbox.db import intake
 from inbox.db.dialect import as_json
+from inbox.db.intake import Rejected
+from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.commands import says_why
+from inbox.events.event import Event
 from inbox.events.timestamps import as_time
+from relay.delivery.gates import Gate
 from relay.delivery.lifecycle import OpenDelivery
-from relay.operations.asks import Selection
+from relay.operations.asks import Rejections, Selection
 from relay.store import gates, reopen
+from relay.store.database import Database
 from relay.store.deliveries import Key
-from relay.store.operator import changes, commands, execution, tasks
+from relay.store.operator import changes, commands, execution, plan, tasks
+from relay.store.operator.commands import Command
+from relay.store.operator.plan import Bound, preview
+from relay.store.operator.selection import Choice
+from relay.store.operator.tasks import TASKS, Batch, Working
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import DONE, HOPELESS, Steps
-from tests.helpers.storing import an_event, drop_checks
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps, work_of
+from tests.helpers.storing import START, an_event, drop_checks
+from tests.helpers.webhooks import body
 
-
-def fill_with_dead(steps: Steps, number: int) -> None:
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, number + 1)))
-    steps.record_all(steps.claim_due(number), HOPELESS)
+# --- Commands: what an operator asks for by SQL or the command line, batch by batch, by whichever process gets to it
 
 
 def by_sql(steps: Steps, kind: str, selection: object) -> int:
@@ -494,3 +503,327 @@ class Dying:
         if self._left == 0:
             raise KeyboardInterrupt
         return self._change(*arguments, **named)
+
+
+# --- Commands keep each other, and themselves, from no work that can be done. Dry runs say what would be done
+
+
+def fill_with_dead(steps: Steps, number: int, route: str = "strict", first: int = 1) -> None:
+    steps.arrive(*(an_event(n, f"u{n}", routes=[route]) for n in range(first, first + number)))
+    steps.record_all(steps.claim_due(number, route), HOPELESS)
+
+
+def work_on(steps: Steps) -> None:
+    working = execution.OpenCommands()
+    while working.work_on(steps.work):
+        pass
+
+
+def command(steps: Steps, number: int) -> Row:
+    (row,) = steps.rows("SELECT * FROM relay_command WHERE id = :id", id=number)
+    return row
+
+
+def ask(steps: Steps, kind: Any, selection: Any, *, dry_run: bool = False) -> int:  # noqa: ANN401  # as `commands.ask` takes them
+    return commands.ask(steps.database, kind, selection, who="kim", why="mended", dry_run=dry_run)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "MOST_OPEN", 3)
+    monkeypatch.setattr(tasks, "BATCH", 3)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("gate", [("route", "latest"), ("entity", "trivore|USER|u1")])
+def test_replayed_deliveries_behind_a_closed_gate_keep_no_replay_waiting(steps: Steps, gate: tuple[str, str]) -> None:
+    steps.arrive(*(an_event(n, "u1", routes=["strict"]) for n in range(1, 6)))
+    for _ in range(5):
+        steps.attempt(HOPELESS)
+    fill_with_dead(steps, 1, first=20)
+    kind, name = gate
+    with steps.database.write() as transaction:
+        gates.pause(transaction, (kind, name.replace("latest", "strict")), who="kim", why="maintenance")
+    number = ask(steps, "replay", Selection(everything=True))
+    work_on(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 6)
+
+
+def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    acted = []
+
+    def act(_: Transaction, _now: datetime) -> commands.BatchResult:
+        acted.append(1)
+        return commands.BatchResult("running", progress=len(acted))
+
+    def look(it: tasks.Working) -> tasks.Act:
+        if not acted:  # the other relay looks, too, and is faster
+            monkeypatch.setitem(tasks.TASKS, task_kind, lambda *_: act)
+            execution.work_on(it.work, it.command.id)
+        return act
+
+    for task_kind, selection in TASKS_ASKED.items():
+        acted.clear()
+        monkeypatch.setitem(tasks.TASKS, task_kind, look)
+        number = ask(steps, task_kind, selection)
+        execution.work_on(steps.work, number)
+        assert (len(acted), command(steps, number)["progress_seq"]) == (1, 1)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_deliveries_that_another_command_has_just_replayed_are_left_alone(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    fill_with_dead(steps, 3)
+    (newest,) = steps.rows("SELECT max(id) AS id FROM delivery_log")
+    first, second = (ask(steps, "replay", {"route": "strict", "until_fact": newest["id"]}) for _ in range(2))
+    beside, write, begun = Database(steps.database.engine, steps.clock), steps.database.write, list[int]()
+
+    def meanwhile(*given: Any, **named: Any) -> AbstractContextManager[Transaction]:  # noqa: ANN401  # handed through
+        begun.append(1)
+        if len(begun) == nth:
+            execution.work_on(work_of(beside), second)
+        return write(*given, **named)
+
+    monkeypatch.setattr(steps.database, "write", meanwhile)
+    execution.work_on(steps.work, first)
+    assert (command(steps, first)["failed"], [kind for _, kind in steps.kinds()].count("replayed")) == (0, 3)
+
+
+TASKS_ASKED: dict[str, dict[str, object]] = {
+    "erase": {"source": "trivore", "entity_type": "USER", "entity_id": "u1"},
+    "prune": {},
+    "readmit": {"everything": True},
+    "sweep": {"source": "trivore"},
+    "stop": {"command": 1},
+    "continue": {"command": 1},
+}
+
+
+@pytest.mark.parametrize(("act", "outcome"), [("cancel", None), ("retry", UNWELL), ("replay", HOPELESS)])
+def test_what_arrives_after_a_command_was_asked_is_left_alone(steps: Steps, act: str, outcome: Any) -> None:  # noqa: ANN401  # of an attempt
+    def arrive(number: int) -> None:
+        steps.arrive(an_event(number, f"u{number}"))
+        if outcome is not None:
+            steps.record_all(steps.claim_due(), outcome)
+
+    arrive(1)
+    number = ask(steps, act, {"route": "strict"})
+    arrive(2)
+    before = steps.rows("SELECT * FROM open_delivery WHERE seq = 2")
+    work_on(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 1)
+    assert steps.rows("SELECT * FROM open_delivery WHERE seq = 2") == before
+
+
+def test_a_locked_route_stops_no_command_about_another(steps: Steps) -> None:
+    """On SQLite nobody can lock a row."""
+    if not steps.database.sql.is_postgres:
+        return
+    steps.arrive(an_event(1, routes=["strict"]), an_event(2, "u2", routes=["latest"]))
+    numbers = [ask(steps, "pause", Gate(route="latest")), ask(steps, "cancel", {"route": "latest"})]
+    with steps.database.engine.connect() as person:
+        stand_still(person)
+        person.execute(text("SELECT 1 FROM route_lock WHERE route = 'strict' FOR UPDATE"))
+        work_on(steps)
+        assert [command(steps, number)["state"] for number in numbers] == ["done", "done"]
+        person.rollback()
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ("id", "0"),
+        ("id", "-1"),
+        ("id", f"{2**63 - 1}"),
+        ("asked_by", f"'{'k' * 2001}'"),
+    ],
+)
+def test_a_number_or_name_beyond_its_limits_is_refused_at_once(steps: Steps, columns: str, values: str) -> None:
+    with pytest.raises(IntegrityError):
+        steps.do(
+            f"INSERT INTO relay_command (kind, selection, reason, {columns}) VALUES ('prune', '{{}}', 'mended', {values})"
+        )
+
+
+def test_a_command_that_meets_a_fault_keeps_none_behind_it_waiting_and_is_tried_again(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    paused = ask(steps, "pause", Gate(route="strict"))
+    cancelled = ask(steps, "cancel", Selection(seq=1))
+    clock = Monotonic()
+    working = execution.OpenCommands(clock)
+    steps.do("ALTER TABLE gate RENAME TO away")
+    for _ in range(3):
+        working.work_on(steps.work)
+    assert command(steps, cancelled)["state"] == "done"
+    assert command(steps, paused)["state"] == "asked"
+    assert command(steps, paused)["answer"].startswith("waits: ")
+    steps.do("ALTER TABLE away RENAME TO gate")
+    working.work_on(steps.work)
+    assert command(steps, paused)["state"] == "asked"
+    clock.seconds += execution.FAULTY_SECONDS
+    working.work_on(steps.work)
+    assert command(steps, paused)["state"] == "done"
+
+
+def test_a_batch_that_waits_for_a_locked_row_is_split_so_that_all_before_it_is_done(steps: Steps) -> None:
+    """On SQLite nobody can lock a row."""
+    if not steps.database.sql.is_postgres:
+        return
+    fill_with_dead(steps, 6)
+    number = ask(steps, "replay", Selection(route="strict"))
+    with steps.database.engine.connect() as person:
+        stand_still(person)
+        person.execute(text("SELECT 1 FROM open_delivery WHERE seq = 4 FOR UPDATE"))
+        working = execution.OpenCommands()
+        working.work_on(steps.work)
+        assert [which for which, _ in working.troubled] == [number]
+        assert [state for _, _, state in steps.states()] == ["ready"] * 3 + ["dead"] * 3
+        assert command(steps, number)["answer"].startswith("waits: ")
+        person.rollback()
+    work_on(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 6)
+
+
+def test_the_plan_of_a_retry_counts_all_but_a_delivery_that_cannot_be_read(steps: Steps) -> None:
+    """SQLite has no time that Python can't read."""
+    if not steps.database.sql.is_postgres:
+        return
+    steps.arrive(*(an_event(n, f"u{n}") for n in (1, 3, 4)))
+    steps.record_all(steps.claim_due(), UNWELL)
+    steps.arrive(an_event(2, "u2"))
+    steps.do(
+        "UPDATE open_delivery SET due_at = (SELECT max(due_at) FROM open_delivery)",
+        "ALTER TABLE open_delivery DROP CONSTRAINT ck_open_delivery_due_at,"
+        " DROP CONSTRAINT ck_open_delivery_due_at_is_readable",
+        "UPDATE open_delivery SET due_at = 'infinity' WHERE seq = 4",
+    )
+    planned = preview(steps.database, Choice("retry", Selection(route="strict"), CONFIG), Bound(listed=10))
+    assert (planned.count, planned.left_out) == (3, {"unreadable": 1})
+    assert [row["seq"] for row in planned.deliveries] == [1, 2, 3]
+    (group,) = planned.groups
+    assert (group.count, group.first_due_at == group.last_due_at, group.first_due_at is None) == (3, True, False)
+
+
+@pytest.mark.parametrize("act", ["replay", "cancel"])
+def test_a_dry_run_answers_what_the_plan_shows_and_changes_nothing(
+    steps: Steps,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Any,  # noqa: ANN401  # a kind of command
+) -> None:
+    monkeypatch.setattr(plan, "_PAGE", 4)
+    fill_with_dead(steps, 13)
+    steps.arrive(an_event(14, "u1"))
+    steps.attempt(DONE)
+    before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
+    chosen = Selection(route="strict")
+    number = ask(steps, act, chosen, dry_run=True)
+    work_on(steps)
+    planned = preview(steps.database, Choice(act, chosen, CONFIG), Bound())
+    row = command(steps, number)
+    sample = as_json(row["sample"])
+    assert (row["state"], row["affected"], row["matched"]) == ("done", 0, planned.count)
+    assert row["answer"].startswith(f"dry run: {planned.count} deliveries would be {act}")
+    assert [each["seq"] for each in sample["deliveries"]] == [each["seq"] for each in planned.deliveries]
+    assert sample["left_out"] == planned.left_out
+    assert [group["count"] for group in sample["groups"]] == [group.count for group in planned.groups]
+    assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
+    assert "replayed" not in json.dumps(steps.kinds())
+
+
+# --- Readmission by a command: step by step, by any relay, and one bad request stops no other
+
+
+_HEADERS = {"content-type": "application/json"}
+
+
+def a_rejected(content: bytes | None = None, source: str = "trivore") -> Rejected:
+    return Rejected(START, source, 422, "invalid_event", "no version", None, None, b"\0" * 32, _HEADERS, content)
+
+
+def a_body(number: int) -> bytes:
+    return body(f"u{number}", f"2026-01-01T00:00:{number:02d}Z")
+
+
+def ask_to_readmit(steps: Steps, selection: dict[str, object], *, dry_run: bool = False) -> int:
+    return commands.ask(steps.database, "readmit", selection, who="kim", why="the preset is fixed", dry_run=dry_run)
+
+
+def end(steps: Steps, number: int) -> Command:
+    while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
+        execution.work_on(steps.work, number)
+    assert progress is not None
+    return progress
+
+
+def seqs(steps: Steps) -> list[int | None]:
+    return [row["readmitted_seq"] for row in steps.rows("SELECT readmitted_seq FROM rejected_request ORDER BY id")]
+
+
+def test_more_requests_than_a_step_takes_are_all_readmitted(steps: Steps) -> None:
+    steps.intake.reject(*(a_rejected(a_body(n)) for n in range(45)))
+    assert end(steps, ask_to_readmit(steps, {"cause": "invalid_event"})).answer == "45 requests readmitted"
+    assert None not in seqs(steps)
+    steps.sequence()
+    assert len(steps.states()) > 0
+    (row,) = steps.rows("SELECT readmitted_at, readmitted_by, readmit_reason FROM rejected_request WHERE id = 7")
+    assert (as_time(row["readmitted_at"]), row["readmitted_by"], row["readmit_reason"]) == (
+        START,
+        "kim",
+        "the preset is fixed",
+    )
+
+
+def test_one_that_was_sent_again_meanwhile_is_a_duplicate(steps: Steps) -> None:
+    steps.intake.reject(a_rejected(a_body(1)), a_rejected(a_body(1)), a_rejected(a_body(2)))
+    end(steps, ask_to_readmit(steps, {"id": 1}))
+    assert end(steps, ask_to_readmit(steps, {"everything": True})).affected == 2
+    first, again, other = seqs(steps)
+    assert first == again == 1
+    assert other not in {None, 1}
+    assert [row["seq"] for row in steps.rows("SELECT seq FROM duplicate_request")] == [1]
+
+
+def test_two_relays_at_one_step_readmit_each_request_once(steps: Steps) -> None:
+    steps.intake.reject(a_rejected(a_body(1)))
+    number = ask_to_readmit(steps, {"id": 1})
+    command = commands.progress(steps.database, number)
+    assert command is not None
+    working = Working(steps.work, command, Rejections(id=1))
+    batches = [TASKS["readmit"](working) for _relay in range(2)]
+    changed = []
+    for batch in batches:
+        assert isinstance(batch, Batch)
+        with steps.database.write() as transaction:
+            changed.append(batch.act(transaction, transaction.now(), batch.items).changed)
+    assert changed == [1, 0]
+    assert steps.rows("SELECT count(*) AS n FROM inbox")[0]["n"] == 1
+    assert steps.rows("SELECT count(*) AS n FROM duplicate_request")[0]["n"] == 0
+
+
+def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.intake.reject(*(a_rejected(a_body(n)) for n in range(1, 4)))
+    append = intake.append
+
+    def failing(connection: Connection, events: Sequence[Event]) -> list[int | None]:
+        if any(event.entity_id == "u2" for event in events):
+            raise ValueError("u2 can't be stored")
+        return append(connection, events)
+
+    monkeypatch.setattr(intake, "append", failing)
+    assert end(steps, ask_to_readmit(steps, {"source": "trivore"})).answer == (
+        "2 requests readmitted; 1 could not be: see error"
+    )
+    assert [seq is None for seq in seqs(steps)] == [False, True, False]
+
+
+def test_a_dry_run_says_what_would_be_readmitted_and_changes_nothing(steps: Steps) -> None:
+    steps.intake.reject(a_rejected(a_body(1)), a_rejected(b"{}"), a_rejected(a_body(1), source="gone"), a_rejected())
+    number = ask_to_readmit(steps, {"everything": True}, dry_run=True)
+    assert str(end(steps, number).answer).startswith(
+        "dry run: 1 request would be readmitted; 1 left out: still rejected"
+    )
+    (row,) = steps.rows("SELECT matched, sample FROM relay_command")
+    assert (row["matched"], as_json(row["sample"])["requests"][0]["id"]) == (1, 1)
+    assert "there is no such source in the configuration any more" in json.dumps(row["sample"])
+    assert seqs(steps) == [None] * 4

@@ -1,15 +1,20 @@
-"""An erasure takes every trace of an entity out of every table, and leaves order, deduplication and the log as they were."""
+"""An erasure takes every trace of an entity out of every table and file, and leaves order, deduplication and the log."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, Executable, LargeBinary, Text, text, update
+from sqlalchemy import Connection, Engine, Executable, LargeBinary, Text, text, update
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import erasure
@@ -26,14 +31,18 @@ from inbox.db.erasure import (
 from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from tests.core.test_lifecycle import EXAMPLES
 from tests.helpers import commanding
-from tests.helpers.person import BODY, ID, OTHER, PERSON, contents, live, of_person, traces_in
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.person import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
 from tests.helpers.relaying import CONFIG, Steps, work_of
 from tests.helpers.storing import START
 from tests.store.verifying import differences, mend
+
+# --- An erasure takes every trace of an entity out of every table, and leaves order, deduplication and the log as they were
+
 
 TEXTS = (Text, LargeBinary, type(JsonValue), type(TextList))
 
@@ -387,3 +396,234 @@ def refused(engine: Engine, statement: Executable) -> None:
     with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
         connection.execute(statement)
     assert contents(engine) == before
+
+
+# --- A row of `relay_command` that asks for an erasure: relays do it, plan it, or refuse it with a remedy
+
+
+OF_PERSON = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
+
+
+def ask(steps: Steps, selection: dict[str, Any], reason: str = "request 2026-17", *, dry_run: bool = False) -> int:
+    value = "CAST(:selection AS jsonb)" if steps.database.sql.is_postgres else ":selection"
+    statement = f"""
+INSERT INTO relay_command (kind, selection, reason, dry_run) VALUES ('erase', {value}, :reason, :dry_run) RETURNING id"""
+    with steps.database.write() as transaction:
+        given = {"selection": json.dumps(selection), "reason": reason, "dry_run": dry_run}
+        return int(transaction.execute(text(statement), **given)[0].id)
+
+
+def answered(steps: Steps, number: int) -> dict[str, Any]:
+    """Do its steps, and return its row."""
+    for _ in range(50):
+        execution.work_on(steps.work, number)
+        (row,) = steps.rows("SELECT * FROM relay_command WHERE id = :id", id=number)
+        if row["state"] not in {"asked", "running"}:
+            return row
+    raise AssertionError(row)
+
+
+def test_relays_do_it_step_by_step(steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 2)
+    live(steps)
+    number = ask(steps, OF_PERSON)
+    assert [execution.work_on(steps.work, number) for _ in range(3)] == [2, 2, 1]
+    row = answered(steps, number)
+    assert (row["state"], row["answer"], row["affected"]) == ("done", "5 events erased", 5)
+    assert as_json(row["selection"]) == {**OF_PERSON, "entity_id": PERSON.pseudonym}
+    assert traces_in(engine) == []
+    said = steps.rows("SELECT DISTINCT detail FROM delivery_log WHERE kind = 'erased'")
+    assert [fact["detail"] for fact in said] == [{"who": row["asked_by"], "why": "request 2026-17"}]
+
+
+def test_events_with_many_facts_are_erased_fewer_at_a_time(
+    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deliveries wait for the lock of a step."""
+    live(steps)
+    most = max(row["n"] for row in steps.rows("SELECT count(*) AS n FROM delivery_log GROUP BY seq"))
+    monkeypatch.setattr(erasure, "FACTS_OF_A_STEP", most - 1)
+    number = ask(steps, OF_PERSON)
+    assert 1 <= execution.work_on(steps.work, number) < 5
+    assert answered(steps, number)["affected"] == 5
+    assert traces_in(engine) == []
+
+
+def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> None:
+    live(steps)
+    before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
+    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
+    assert (row["state"], row["matched"], row["answer"]) == ("done", 5, "dry run: 5 events would be erased")
+    sample = as_json(row["sample"])
+    counts = {figure["name"]: figure["count"] for figure in sample["figures"]}
+    assert (counts["payloads"], counts["rows of rejected_request that name it"]) == (5, 2)
+    assert ID not in json.dumps(sample)
+    assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
+
+
+@pytest.mark.parametrize(
+    ("selection", "reason", "answer"),
+    [
+        ({**OF_PERSON, "source": "trivor"}, "asked", "there is no source 'trivor'; did you mean 'trivore'?"),
+        (
+            {**OF_PERSON, "entity_id": "IDNUMBER471"},
+            "asked",
+            "nothing to erase: type and id are compared letter by letter",
+        ),
+        (OF_PERSON, f"{ID} asked", "the reason names the entity"),
+    ],
+)
+def test_nonsense_is_refused_with_what_would_be_right(
+    steps: Steps, selection: dict[str, Any], reason: str, answer: str
+) -> None:
+    live(steps)
+    row = answered(steps, ask(steps, selection, reason))
+    assert row["state"] == "refused"
+    assert row["answer"].startswith(answer)
+
+
+def test_open_deliveries_refuse_it_and_nothing_is_changed(steps: Steps, engine: Engine) -> None:
+    steps.arrive(of_person(1))
+    before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
+    row = answered(steps, ask(steps, OF_PERSON))
+    assert row["state"] == "refused"
+    assert row["answer"].startswith(
+        "its deliveries have to end first, such as seq 1 on route latest, which is ready: cancel"
+    )
+    assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
+
+
+def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay plans and delivers in the same thread."""
+    live(steps)
+    monkeypatch.setattr(erasure, "ROWS_OF_A_PART", 1)
+    monkeypatch.setattr(erasure, "SEARCHED_PARTS", 1)
+    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
+    assert row["answer"] == (
+        "dry run: 5 events would be erased. Only a part of the rejected requests was searched; the erasure searches all."
+    )
+    unknown = ask(steps, {**OF_PERSON, "entity_id": "nobody"})
+    execution.work_on(steps.work, unknown)
+    (row,) = steps.rows("SELECT state, progress_seq FROM relay_command WHERE id = :id", id=unknown)
+    assert (row["state"], row["progress_seq"]) == ("running", 1), "it searches on, step by step"
+    assert answered(steps, unknown)["state"] == "done"
+
+
+def test_a_step_that_was_found_before_a_stop_erases_nothing_after_it(
+    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live(steps)
+    number = ask(steps, OF_PERSON)
+    before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
+
+    look = erasure.look
+
+    def looked(
+        connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
+    ) -> erasure.ErasureStep:
+        found = look(connection, subject, position, own_command=own_command)
+        steps.do(f"UPDATE relay_command SET state = 'cancelled' WHERE id = {number}")
+        return found
+
+    monkeypatch.setattr(erasure, "look", looked)
+    row = answered(steps, number)
+    assert (row["state"], row["affected"]) == ("cancelled", 0)
+    assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
+
+
+def test_a_relay_counts_a_part_of_many_events_and_finds_an_open_delivery_of_any(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay plans and delivers in the same thread."""
+    monkeypatch.setattr(erasure, "COUNTED_EVENTS", 2)
+    steps.receive(of_person(1), *(msgspec.structs.replace(of_person(n), enrolments=()) for n in (2, 3, 4)))
+    row = answered(steps, ask(steps, OF_PERSON))
+    assert row["answer"].startswith("its deliveries have to end first, such as seq 1 on route latest")
+    steps.do("DELETE FROM open_delivery")
+    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
+    assert (row["matched"], row["answer"][:45]) == (2, "dry run: at least 2 events would be erased. ")
+    assert answered(steps, ask(steps, OF_PERSON))["affected"] == 4
+
+
+# --- After an erasure the files of the database hold nothing of the person: no page of a table, an index or a TOAST table
+
+
+LARGE = BODY + b"\n" + b"".join(b"maria.meier@example.com %d " % n + os.urandom(16).hex().encode() for n in range(2000))
+"""A body that goes to a TOAST table, and isn't compressed away."""
+
+
+@pytest.fixture
+def lived_large(steps: Steps) -> Steps:
+    """The person's rows, among them many that fill pages of their own, and a large body."""
+    live(steps)
+    large = msgspec.structs.replace(
+        of_person(40), body=LARGE, body_sha256=hashlib.sha256(LARGE).digest(), enrolments=()
+    )
+    steps.receive(large, *(msgspec.structs.replace(of_person(n), enrolments=()) for n in range(100, 400)))
+    return steps
+
+
+def erase_on_disk(engine: Engine) -> None:
+    assert commanding.erase(engine, CONFIG, PERSON)[1].state == "done"
+
+
+def found_in(files: Iterator[Path]) -> dict[str, set[str]]:
+    """The traces in each file."""
+    found = {path.name: {trace for trace in TRACES if trace.encode() in path.read_bytes()} for path in files}
+    return {name: traces for name, traces in found.items() if traces}
+
+
+def sqlite_files(engine: Engine) -> Iterator[Path]:
+    path = Path(str(engine.url.database))
+    yield from sorted(path.parent.glob(f"{path.name}*"))
+
+
+def checkpoint_sqlite(engine: Engine, *statements: str) -> None:
+    with closing(sqlite3.connect(str(engine.url.database), isolation_level=None)) as connection:
+        for statement in (*statements, "PRAGMA wal_checkpoint(TRUNCATE)"):
+            connection.execute(statement)
+
+
+@ON_SQLITE
+@pytest.mark.usefixtures("lived_large")
+def test_on_sqlite_the_erasure_overwrites_what_it_deletes(engine: Engine) -> None:
+    checkpoint_sqlite(engine)
+    assert found_in(sqlite_files(engine))["inbox.db"] == set(TRACES)
+    erase_on_disk(engine)
+    checkpoint_sqlite(engine)
+    assert found_in(sqlite_files(engine)) == {}
+    checkpoint_sqlite(engine, "VACUUM")
+    assert found_in(sqlite_files(engine)) == {}
+
+
+def postgres_files(engine: Engine) -> Iterator[Path]:
+    """The files of the database's tables and indexes, after the server has written all it holds."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("CHECKPOINT"))
+        folder = connection.execute(
+            text(
+                "SELECT current_setting('data_directory') || '/base/' || oid FROM pg_database WHERE datname = current_database()"
+            )
+        ).scalar_one()
+    yield from (path for path in sorted(Path(folder).iterdir()) if path.is_file())
+
+
+def maintain(engine: Engine, *statements: str) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("lived_large")
+def test_on_postgres_the_files_are_clean_after_a_full_vacuum(engine: Engine) -> None:
+    maintain(engine, "ANALYZE")  # the planner's statistics have the most common ids
+    before = found_in(postgres_files(engine))
+    assert set().union(*before.values()) == set(TRACES)
+    erase_on_disk(engine)
+    maintain(engine, "VACUUM")
+    assert found_in(postgres_files(engine)), "a VACUUM alone leaves old bytes in pages"
+    maintain(engine, "ANALYZE", "VACUUM FULL")
+    assert found_in(postgres_files(engine)) == {}

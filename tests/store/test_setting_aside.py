@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from relay.daemon.loop import EVERY_SECONDS
 from relay.observe import Observer
 from relay.operations.asks import Selection
+from relay.steps import AT_LEAST_EVERY_SECONDS
 from relay.steps import Steps as StepsOfARelay
 from relay.store.claim import Room, claim
 from relay.store.deliveries import claim_of
-from relay.store.leases import give_back
+from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.operator import commands, execution
 from relay.store.work import in_parts
 from tests.helpers.daemon import maintenance_of
@@ -23,6 +27,9 @@ from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.storing import an_event
 from tests.store.verifying import Planter
+
+# --- Items that the relay sets aside: one that fails alone, but none where every item would fail the same way
+
 
 TEN = [an_event(number, f"u{number}") for number in range(1, 11)]
 
@@ -182,3 +189,31 @@ def test_a_delivery_without_its_payload_ends_dead_and_is_never_attempted(steps: 
     plant("DELETE FROM inbox_payload WHERE seq = 1")
     assert [delivery.seq for delivery in steps.claim_due()] == [2]
     assert steps.rows("SELECT seq, cause FROM dead_letter") == [{"seq": 1, "cause": "payload_gone"}]
+
+
+# --- The pace of maintenance where its looks take long, such as beside a transaction that somebody left open
+
+
+def test_slow_looks_delay_no_command_and_no_takeover_for_long(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looks = [1000.0], list[float]()
+
+    def slow_look(*_: object) -> list[object]:
+        looks.append(now[0])
+        now[0] += 1.0
+        return []
+
+    monkeypatch.setattr("relay.steps.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("relay.store.leases.reap", slow_look)
+    observer = Observer()
+    ours = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer))
+    ours()
+    commands.ask(steps.database, "pause", {"route": "strict"}, who="kim", why="stop it")
+    now[0] += 1.0
+    ours()
+    assert [row["state"] for row in steps.rows("SELECT state FROM relay_command")] == ["done"]
+    while len(looks) < 3:
+        now[0] += 0.25
+        ours()
+    pauses = [after - before - 1.0 for before, after in pairwise(looks)]
+    assert all(EVERY_SECONDS < pause <= AT_LEAST_EVERY_SECONDS for pause in pauses)
+    assert LEASE_SECONDS + 1.0 + AT_LEAST_EVERY_SECONDS <= 20, "guarantee 7"
