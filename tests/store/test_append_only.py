@@ -1,4 +1,4 @@
-"""Constraints and triggers of the database itself: the append-only tables stay append-only, and no bug of the relay gets past them."""
+"""Constraints and triggers of the database itself; the append-only tables stay append-only."""
 
 from __future__ import annotations
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
@@ -24,20 +23,16 @@ from inbox.events.event import Event
 from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
 from relay.delivery.lifecycle import OpenDelivery
-from relay.operations.asks import Rejections, Selection
+from relay.operations.asks import Selection
 from relay.store import gates, reopen
-from relay.store.database import Database
 from relay.store.deliveries import Key
 from relay.store.operator import changes, commands, execution, plan, tasks
 from relay.store.operator.commands import Command
 from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
-from relay.store.operator.tasks import TASKS, Batch, Working
 from relay.store.transaction import Transaction
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps, work_of
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps
 from tests.helpers.storing import START, an_event, drop_checks
 from tests.helpers.webhooks import body
 
@@ -325,20 +320,6 @@ def test_what_was_removed_from_the_configuration_while_it_was_closed_can_be_resu
     assert [the(steps, number)[0] for number in asked] == ["refused", "done", "refused"]
 
 
-@ON_POSTGRES
-@pytest.mark.parametrize("kind", ["pause", "resume"])
-def test_a_pause_and_a_resume_wait_for_no_route_that_somebody_keeps_locked(steps: Steps, kind: str) -> None:
-    steps.arrive(an_event(1))
-    gate = {"route": "strict"}
-    if kind == "resume":
-        by_sql(steps, "pause", gate)
-        work(steps)
-    number = by_sql(steps, kind, gate)
-    with locking(steps, ["strict"]):
-        work(steps)
-        assert the(steps, number)[0] == "done"
-
-
 @pytest.fixture
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of what a batch has, and of what a replay may have open."""
@@ -420,15 +401,6 @@ def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) ->
     assert the(steps, number) == ("done", 25, "25 deliveries cancelled")
 
 
-def test_all_of_an_event_is_in_one_batch(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "BATCH", 2)
-    routes = ["strict", "blocking", "latest"]
-    steps.arrive(*(an_event(n, f"u{n}", routes=routes) for n in (1, 2)))
-    number = commands.ask(steps.database, "cancel", Selection(source="trivore"), who="kim", why="no")
-    assert [work(steps) for _ in range(3)] == [3, 3, 0]
-    assert the(steps, number)[1] == 6
-
-
 def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process_dies_between_the_parts(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,45 +422,6 @@ def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process
     assert replayed == [1, 2, 3, 5, 6, 7, 8]
     (row,) = steps.rows("SELECT affected, failed, progress_seq, state FROM relay_command")
     assert row == {"affected": 7, "failed": 1, "progress_seq": 8, "state": "done"}
-
-
-def test_a_row_that_is_locked_while_a_batch_is_taken_apart_is_done_later(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On SQLite nobody can lock a row."""
-    if not steps.database.sql.is_postgres:
-        return
-    fill_with_dead(steps, 6)
-    number = commands.ask(steps.database, "replay", Selection(everything=True), who="kim", why="mended")
-    with steps.database.engine.connect() as person, monkeypatch.context() as patch:
-        stand_still(person)
-        locking = Locking(person, seq=3, bad=5)
-        patch.setattr(tasks, "change", locking)
-        with pytest.raises(OperationalError, match="lock timeout"):
-            execution.work_on(steps.work, number)
-        assert [state for _, _, state in steps.states()] == ["ready"] * 2 + ["dead"] * 4
-        person.rollback()
-    while work(steps):
-        pass
-    assert [state for _, _, state in steps.states()] == ["ready"] * 6
-    assert the(steps, number) == ("done", 6, "6 deliveries replayed")
-
-
-class Locking:
-    """In place of what changes deliveries: a batch fails once for a bad delivery, and then a person locks another one."""
-
-    def __init__(self, person: Connection, seq: int, bad: int) -> None:
-        self._change = changes.change
-        self._person, self._seq, self._bad = person, seq, bad
-        self._has_failed = False
-
-    def __call__(self, transaction: Transaction, *more: Any, **named: Any) -> int:  # noqa: ANN401  # passed through
-        if not self._has_failed:
-            self._has_failed = True
-            self._person.execute(text(f"SELECT 1 FROM open_delivery WHERE seq = {self._seq} FOR UPDATE"))
-            raise ValueError(f"of {self._bad}")
-        transaction.connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
-        return self._change(transaction, *more, **named)
 
 
 class Dying:
@@ -515,7 +448,7 @@ def fill_with_dead(steps: Steps, number: int, route: str = "strict", first: int 
 
 def work_on(steps: Steps) -> None:
     working = execution.OpenCommands()
-    while working.work_on(steps.work):
+    while working.work(steps.work):
         pass
 
 
@@ -570,26 +503,6 @@ def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: py
         assert (len(acted), command(steps, number)["progress_seq"]) == (1, 1)
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
-def test_deliveries_that_another_command_has_just_replayed_are_left_alone(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch, nth: int
-) -> None:
-    fill_with_dead(steps, 3)
-    (newest,) = steps.rows("SELECT max(id) AS id FROM delivery_log")
-    first, second = (ask(steps, "replay", {"route": "strict", "until_fact": newest["id"]}) for _ in range(2))
-    beside, write, begun = Database(steps.database.engine, steps.clock), steps.database.write, list[int]()
-
-    def meanwhile(*given: Any, **named: Any) -> AbstractContextManager[Transaction]:  # noqa: ANN401  # handed through
-        begun.append(1)
-        if len(begun) == nth:
-            execution.work_on(work_of(beside), second)
-        return write(*given, **named)
-
-    monkeypatch.setattr(steps.database, "write", meanwhile)
-    execution.work_on(steps.work, first)
-    assert (command(steps, first)["failed"], [kind for _, kind in steps.kinds()].count("replayed")) == (0, 3)
-
-
 TASKS_ASKED: dict[str, dict[str, object]] = {
     "erase": {"source": "trivore", "entity_type": "USER", "entity_id": "u1"},
     "prune": {},
@@ -630,22 +543,6 @@ def test_a_locked_route_stops_no_command_about_another(steps: Steps) -> None:
         person.rollback()
 
 
-@pytest.mark.parametrize(
-    ("columns", "values"),
-    [
-        ("id", "0"),
-        ("id", "-1"),
-        ("id", f"{2**63 - 1}"),
-        ("asked_by", f"'{'k' * 2001}'"),
-    ],
-)
-def test_a_number_or_name_beyond_its_limits_is_refused_at_once(steps: Steps, columns: str, values: str) -> None:
-    with pytest.raises(IntegrityError):
-        steps.do(
-            f"INSERT INTO relay_command (kind, selection, reason, {columns}) VALUES ('prune', '{{}}', 'mended', {values})"
-        )
-
-
 def test_a_command_that_meets_a_fault_keeps_none_behind_it_waiting_and_is_tried_again(steps: Steps) -> None:
     steps.arrive(an_event(1))
     paused = ask(steps, "pause", Gate(route="strict"))
@@ -654,15 +551,15 @@ def test_a_command_that_meets_a_fault_keeps_none_behind_it_waiting_and_is_tried_
     working = execution.OpenCommands(clock)
     steps.do("ALTER TABLE gate RENAME TO away")
     for _ in range(3):
-        working.work_on(steps.work)
+        working.work(steps.work)
     assert command(steps, cancelled)["state"] == "done"
     assert command(steps, paused)["state"] == "asked"
     assert command(steps, paused)["answer"].startswith("waits: ")
     steps.do("ALTER TABLE away RENAME TO gate")
-    working.work_on(steps.work)
+    working.work(steps.work)
     assert command(steps, paused)["state"] == "asked"
     clock.seconds += execution.FAULTY_SECONDS
-    working.work_on(steps.work)
+    working.work(steps.work)
     assert command(steps, paused)["state"] == "done"
 
 
@@ -676,33 +573,13 @@ def test_a_batch_that_waits_for_a_locked_row_is_split_so_that_all_before_it_is_d
         stand_still(person)
         person.execute(text("SELECT 1 FROM open_delivery WHERE seq = 4 FOR UPDATE"))
         working = execution.OpenCommands()
-        working.work_on(steps.work)
+        working.work(steps.work)
         assert [which for which, _ in working.troubled] == [number]
         assert [state for _, _, state in steps.states()] == ["ready"] * 3 + ["dead"] * 3
         assert command(steps, number)["answer"].startswith("waits: ")
         person.rollback()
     work_on(steps)
     assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 6)
-
-
-def test_the_plan_of_a_retry_counts_all_but_a_delivery_that_cannot_be_read(steps: Steps) -> None:
-    """SQLite has no time that Python can't read."""
-    if not steps.database.sql.is_postgres:
-        return
-    steps.arrive(*(an_event(n, f"u{n}") for n in (1, 3, 4)))
-    steps.record_all(steps.claim_due(), UNWELL)
-    steps.arrive(an_event(2, "u2"))
-    steps.do(
-        "UPDATE open_delivery SET due_at = (SELECT max(due_at) FROM open_delivery)",
-        "ALTER TABLE open_delivery DROP CONSTRAINT ck_open_delivery_due_at,"
-        " DROP CONSTRAINT ck_open_delivery_due_at_is_readable",
-        "UPDATE open_delivery SET due_at = 'infinity' WHERE seq = 4",
-    )
-    planned = preview(steps.database, Choice("retry", Selection(route="strict"), CONFIG), Bound(listed=10))
-    assert (planned.count, planned.left_out) == (3, {"unreadable": 1})
-    assert [row["seq"] for row in planned.deliveries] == [1, 2, 3]
-    (group,) = planned.groups
-    assert (group.count, group.first_due_at == group.last_due_at, group.first_due_at is None) == (3, True, False)
 
 
 @pytest.mark.parametrize("act", ["replay", "cancel"])
@@ -782,23 +659,6 @@ def test_one_that_was_sent_again_meanwhile_is_a_duplicate(steps: Steps) -> None:
     assert first == again == 1
     assert other not in {None, 1}
     assert [row["seq"] for row in steps.rows("SELECT seq FROM duplicate_request")] == [1]
-
-
-def test_two_relays_at_one_step_readmit_each_request_once(steps: Steps) -> None:
-    steps.intake.reject(a_rejected(a_body(1)))
-    number = ask_to_readmit(steps, {"id": 1})
-    command = commands.progress(steps.database, number)
-    assert command is not None
-    working = Working(steps.work, command, Rejections(id=1))
-    batches = [TASKS["readmit"](working) for _relay in range(2)]
-    changed = []
-    for batch in batches:
-        assert isinstance(batch, Batch)
-        with steps.database.write() as transaction:
-            changed.append(batch.act(transaction, transaction.now(), batch.items).changed)
-    assert changed == [1, 0]
-    assert steps.rows("SELECT count(*) AS n FROM inbox")[0]["n"] == 1
-    assert steps.rows("SELECT count(*) AS n FROM duplicate_request")[0]["n"] == 0
 
 
 def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:

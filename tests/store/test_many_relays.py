@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import random
-import threading
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 from sqlalchemy import event
 
 from relay.delivery.lifecycle import State
@@ -21,13 +18,6 @@ from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import be_patient
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps, record, work_of
 from tests.helpers.storing import an_event
-
-EVENTS, ENTITIES, RELAYS = 300, 30, 3
-
-ENDED = """
-SELECT l.seq, l.kind, i.entity_id FROM delivery_log l JOIN inbox i ON i.seq = l.seq
-WHERE l.kind IN ('delivered', 'superseded') ORDER BY l.id
-"""
 
 
 def one_round(database: Database, name: str, route: str, rng: random.Random) -> int:
@@ -43,45 +33,6 @@ def one_round(database: Database, name: str, route: str, rng: random.Random) -> 
 
 def an_outcome(rng: random.Random) -> Outcome:
     return UNWELL if rng.random() < 0.1 else DONE
-
-
-def run_relay(database: Database, clock: FakeClock, name: str, route: str, received_all: threading.Event) -> None:
-    rng = random.Random(name)
-    while True:
-        last = received_all.is_set()
-        if not one_round(database, name, route, rng) and last:
-            return
-        clock.advance(0.1)  # so that retries fall due, and no lease runs out
-
-
-@pytest.mark.parametrize("route", ["strict", "latest"])
-def test_three_relays_and_a_receiver_at_once_lose_nothing_keep_order_and_leave_no_lane_stuck(
-    steps: Steps, clock: FakeClock, database: Database, route: str
-) -> None:
-    received_all = threading.Event()
-    be_patient(database.engine)
-    with ThreadPoolExecutor(RELAYS) as pool:
-        relays = [pool.submit(run_relay, database, clock, f"r{n}", route, received_all) for n in range(RELAYS)]
-        for first in range(1, EVENTS + 1, 20):
-            steps.receive(*(an_event(n, f"u{n % ENTITIES}", routes=[route]) for n in range(first, first + 20)))
-        received_all.set()
-        for relay in relays:
-            relay.result()
-    for _ in range(12):  # what failed is due later and later, eleven times at most
-        clock.advance(100_000)
-        run_relay(database, clock, "last", route, received_all)
-
-    assert steps.states() == []
-    ended = steps.rows(ENDED)
-    assert sorted(row["seq"] for row in ended) == list(range(1, EVENTS + 1))
-    delivered: dict[str, list[int]] = defaultdict(list)
-    for row in ended:
-        if row["kind"] == "delivered":
-            delivered[row["entity_id"]].append(row["seq"])
-    assert len(delivered) == ENTITIES
-    assert all(seqs == sorted(seqs) for seqs in delivered.values())
-    if route == "strict":
-        assert sum(len(seqs) for seqs in delivered.values()) == EVENTS
 
 
 def test_two_relays_share_two_hundred_routes_and_neither_fails_nor_makes_a_transaction_of_each_delivery(

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from inbox.db import leaves as payload_leaves
 from inbox.db.dialect import takes_too_long
-from inbox.db.leaves import DEFAULT, LEAST_EVENTS, LOCK_PAYLOADS, MOST_EVENTS, SHARE_PAYLOADS, leaf_size
+from inbox.db.leaves import DEFAULT, LEAST_EVENTS, LOCK_PAYLOADS, MOST_EVENTS, leaf_size
 from inbox.db.migrate import Role
 from relay.operations.asks import Selection
 from relay.store import rebuild
@@ -118,23 +118,6 @@ def transaction(engine: Engine, *statements: str) -> Iterator[Connection]:
 
 
 # --- on both databases
-
-
-def test_payloads_of_old_events_go_and_the_events_stay(engine: Engine, steps: Steps) -> None:
-    young = msgspec.structs.replace(an_event(3, "u3"), received_at=NOW)
-    steps.arrive(an_event(1, "u1"), an_event(2, "u2"), young)
-    steps.record_all(steps.claim_due())
-    assert sum(pruned.rows for pruned in walk(engine)) == 2
-    assert kept(engine) == [3]
-    assert [row["seq"] for row in rows(engine, "SELECT seq FROM inbox ORDER BY seq")] == [1, 2, 3]
-
-
-def test_what_is_open_or_dead_keeps_its_payload(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1, "u1"), an_event(2, "u2"), an_event(3, "u3"))
-    steps.attempt(HOPELESS)
-    steps.attempt(DONE)
-    walk(engine)
-    assert kept(engine) == [1, 3]
 
 
 @ON_SQLITE
@@ -248,16 +231,6 @@ def test_a_leaf_that_somebody_reads_is_passed_over_and_comes_the_next_time(engin
         done = walk(engine, cut)
         assert (sum(pruned.passed_over for pruned in done), sum(pruned.rows for pruned in done)) == (1, 500)
     assert sum(pruned.rows for pruned in walk(engine, cut)) == 100_000
-
-
-@ON_POSTGRES
-def test_a_leaf_does_not_go_while_somebody_opens_deliveries(engine: Engine) -> None:
-    fill(engine, 1, 100_500, days_old=9)
-    cut = NOW - 8 * DAY
-    with transaction(engine, SHARE_PAYLOADS):
-        done = step(engine, cut)
-        assert (done.position, done.is_done, done.passed_over) == (100_000, False, 1)
-    assert step(engine, cut).rows == 100_000
 
 
 @ON_POSTGRES

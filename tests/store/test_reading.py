@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -17,18 +16,15 @@ from inbox.db.following import ARRIVALS, OUT_OF_ORDER, REJECTIONS, Feed, Followe
 from inbox.db.intake import Rejected
 from inbox.db.listing import EventFilter, RowPage
 from inbox.db.reads import has
-from inbox.events.past import event_at
 from inbox.events.states import LISTED_STATES
 from inbox.events.timestamps import time_text
-from relay.delivery.outcome import Call, Failed, Skipped
-from relay.operations.asks import Selection
+from relay.delivery.outcome import Call, Failed
 from relay.store import events, gates
 from relay.store.database import SEQS_OUT_OF_ORDER, Database
 from relay.store.events import Chosen
 from relay.store.reads import MOST_REVEALS, OUTCOMES, record_reveal, reveals_of
-from tests.helpers.commanding import carry_out
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, FakeClock, Steps
+from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.sent_statements import counted_statements
 from tests.helpers.storing import START, Intake, an_event
 
@@ -376,49 +372,6 @@ def test_a_source_is_known_by_its_events(engine: Engine, steps: Steps) -> None:
 
 
 # --- An event at any earlier moment is as it was stored then, on both databases; what is missing of it is said
-
-
-def a_night(steps: Steps) -> dict[datetime, dict[int, dict[str, str]]]:
-    """Live through a night; gives the states of each event's deliveries at each moment of it."""
-    moments = {}
-
-    def remember() -> None:
-        states: dict[int, dict[str, str]] = defaultdict(dict)
-        for row in steps.rows("SELECT seq, route, state FROM delivery WHERE route IS NOT NULL"):
-            states[row["seq"]][row["route"]] = row["state"]
-        moments[steps.clock.moment] = dict(states)
-        steps.clock.advance(7)
-
-    remember()
-    for number in range(1, 9):
-        event = an_event(number, f"u{number % 3}", routes=["strict", *(["blocking"], ["latest"], [])[number % 3]])
-        steps.arrive(msgspec.structs.replace(event, received_at=steps.clock.moment))
-        remember()
-    for outcome, route in (
-        (DONE, "strict"), (UNWELL, "strict"), (HOPELESS, "strict"), (HOPELESS, "blocking"), (Skipped((), "x"), "latest"),
-    ):  # fmt: skip
-        steps.attempt(outcome, route)
-        remember()
-    carry_out(steps.database, CONFIG, "replay", Selection(route="strict"), why="mended")
-    remember()
-    steps.clock.advance(600)
-    while due := steps.claim_due():
-        remember()
-        steps.record_all(due)
-        remember()
-    return moments
-
-
-def test_every_moment_is_folded_back_to_what_was_stored(steps: Steps) -> None:
-    moments = a_night(steps)
-    for seq in range(1, 9):
-        event = reads.event(steps.database.engine, seq)
-        assert event is not None
-        for at, states in moments.items():
-            then = {row["route"]: row["state"] for row in event_at(event, at)["deliveries"]}
-            for route, state in states.get(seq, {}).items():
-                is_open = state in {"received", "waiting", "ready", "in_flight"}
-                assert then[route] in ({"open", "retrying"} if is_open else {state}), (at, seq, route)
 
 
 def test_removals_by_retention_and_erasure_are_said_only_where_they_matter(steps: Steps) -> None:

@@ -94,31 +94,6 @@ def test_an_event_that_is_repeated_thousands_of_times_delays_no_other(steps: Ste
     steps.facts_agree()
 
 
-def test_rows_of_one_event_beyond_a_batch_delay_the_others_by_one_round(steps: Steps) -> None:
-    """However they came: no receiver writes so many."""
-    often, *others = some_events(range(51))
-    delivered(steps, often, *others)
-    plant_rows(steps, seq=1, number=5_000)
-    repeat(steps, *others)
-
-    first, second, *_ = judge_all(steps)
-
-    assert (first.rearmed, second.rearmed) == (1, 50)
-    assert first.handled <= 1_000
-    for _ in range(6):
-        judge_all(steps)
-    assert (waiting(steps), len(rearmed(steps))) == ([], 51)
-
-
-def plant_rows(steps: Steps, *, seq: int, number: int) -> None:
-    numbers = f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {number}) SELECT n FROM c)"
-    body = "decode('00', 'hex')" if steps.database.sql.is_postgres else "x'00'"
-    steps.do(
-        "INSERT INTO duplicate_request (seq, received_at, body_sha256)"
-        f" SELECT {seq}, '2026-01-01 00:00:00.000000Z', {body} FROM {numbers} AS made"
-    )
-
-
 def test_the_first_of_further_repeats_counts_and_is_judged_as_any_other(steps: Steps) -> None:
     """Two changes in one second look the same, however often the first was repeated."""
     (often,) = some_events([1])

@@ -188,18 +188,6 @@ def test_what_the_route_would_not_take_is_not_meant_by_everything(steps: Steps) 
     assert plan(steps, since).count == 0
 
 
-def test_each_fact_counts_the_attempts_used_when_it_happened_though_several_happen_at_once(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["latest"]))
-    steps.attempt(DONE, "latest")
-    steps.arrive(an_event(2, routes=["latest"]))
-    steps.attempt(DONE, "latest")
-    replay_all(steps, Selection(seq=1), force=True)
-    steps.attempt(UNWELL, "latest")
-    replay_all(steps, Selection(seq=2))
-    rows = steps.rows("SELECT kind, attempt FROM delivery_log WHERE seq = 2 ORDER BY id")
-    assert [(row["kind"], row["attempt"]) for row in rows] == [("delivered", 1), ("replayed", 0), ("took_over", 1)]
-
-
 # --- a plan is what is done, to the row
 
 
@@ -243,24 +231,6 @@ def test_a_plan_is_what_is_done_when_the_last_delivered_is_replayed_in_an_earlie
     selection = Selection(route="strict", backfill=True)
     assert planned_and_done(steps, selection) == (4, 4)
     assert [steps.attempt(DONE).seq for _ in range(4)] == [2, 3, 4, 1]
-    steps.facts_agree()
-
-
-def test_what_an_earlier_batch_had_delivered_again_is_overtaken_by_nothing_older(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The newest of the lane arrived first, and a relay delivers it again before the older ones are looked at."""
-    monkeypatch.setattr(tasks, "BATCH", 1)
-    for n in (9, 1):
-        steps.arrive(an_event(n))
-        steps.attempt(DONE)
-    number = commands.ask(
-        steps.database, "replay", Selection(route="strict", backfill=True), who="kim", why="lost over there"
-    )
-    while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
-        execution.work_on(steps.work, number)
-        steps.until_nothing_is_due()
-    assert [delivery.seq for delivery in steps.deliverer.seen] == [1]
     steps.facts_agree()
 
 
@@ -426,30 +396,6 @@ def test_a_plan_counts_by_route_and_cause_and_says_until_when_they_wait(steps: S
     assert (larger.route, larger.state, larger.cause, larger.count) == ("strict", "retrying", "server_error", 2)
     assert (larger.first_due_at, larger.last_due_at) == (first, first + timedelta(seconds=1))
     assert (smaller.route, smaller.cause, smaller.count) == ("latest", "unknown", 1)
-
-
-def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "BATCH", 10)
-    monkeypatch.setattr(changes, "MOST_OPEN", 20)
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 41)))
-    steps.record_all(steps.claim_due(), UNWELL)
-    number = commands.ask(steps.database, "retry", ALL, who="ann", why="back")
-    while execution.work_on(steps.work, number):
-        pass
-    progress = commands.progress(steps.database, number)
-    assert progress is not None
-    assert (progress.state, progress.affected, progress.answer) == (
-        "running",
-        20,
-        "waits: 20 deliveries are due on route strict",
-    )
-    steps.record_all(steps.claim_due(15))
-    while execution.work_on(steps.work, number):
-        steps.record_all(steps.claim_due())
-    progress = commands.progress(steps.database, number)
-    assert progress is not None
-    assert (progress.state, progress.affected) == ("done", 40)
-    steps.facts_agree()
 
 
 def test_a_few_are_due_at_once_however_many_are_due_already(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,25 +151,6 @@ def test_a_command_that_a_person_has_locked_is_skipped_until_it_is_free(steps: S
     assert working.work(steps.work) == 10
 
 
-def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
-
-    def fails(_commands: execution.OpenCommands, _work: object) -> int:
-        raise ValueError("no")
-
-    monkeypatch.setattr(execution.OpenCommands, "work", fails)
-    monkeypatch.setattr("relay.daemon.loop.EVERY_SECONDS", 0.0)
-    observer, now = Observer(), [0.0]
-    running = StepsOfARelay(observer, monotonic=lambda: now[0])
-    maintenance = maintenance_of(steps.database, CONFIG, observer, running)
-    for _ in range(3):
-        maintenance()
-        now[0] += 1
-    assert [(name, failing.times) for name, failing in running._failing.items()] == [("commands", 3)]
-
-
 def test_an_alert_that_is_refused_keeps_nothing_from_being_recorded(steps: Steps) -> None:
     """As where a right was taken away, or a sequence is behind its table."""
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2", routes=["latest"]))

@@ -280,25 +280,6 @@ def test_a_shell_that_opens_the_file_for_reading_sees_every_commit_and_writes_no
     assert asked(where, "SELECT count(*) FROM inbox") == "14"
 
 
-def test_an_open_read_delays_neither_side_and_the_log_shrinks_when_it_ends(lived_in: Steps, engine: Engine) -> None:
-    path = path_of(engine)
-    log = path.with_name(f"{path.name}-wal")
-    with opened(f"file:{path}?mode=ro") as shell:
-        shell.types("BEGIN; SELECT count(*) FROM inbox;")
-        for n in range(100, 160):
-            lived_in.arrive(an_event(n, f"v{n}"))
-            lived_in.attempt(DONE)
-        assert not checkpoint(engine), "pages that the shell still reads stay in the log"
-        assert shell.types("SELECT count(*) FROM inbox;") == ["13"]
-        assert shell.types("COMMIT; SELECT count(*) FROM inbox;") == ["73"]
-        grown = log.stat().st_size
-        assert checkpoint(engine)
-        for n in range(200, 210):
-            lived_in.arrive(an_event(n, f"v{n}"))
-        assert log.stat().st_size == grown, "the log begins anew"
-    assert differences(Database(engine)) == []
-
-
 async def test_an_open_write_is_answered_503_and_what_is_sent_again_is_stored(
     sqlite_database_url: str,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import product
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event
 
 from inbox.config.model import Config
 from inbox.db.reads import Row
@@ -21,10 +21,8 @@ from inbox.events.event import Enrolment, Event
 from relay.delivery import facts
 from relay.store import audit
 from relay.store.database import Database
-from relay.store.rebuild import rebuild
 from relay.store.reopen import find
 from relay.store.transaction import Transaction
-from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import be_patient
 from tests.helpers.reading import count
 from tests.helpers.relaying import CONFIG, DONE, FakeClock, Steps, record
@@ -161,24 +159,6 @@ def test_each_corruption_is_found_for_what_it_is_and_mended(lived_in: Steps, pla
     assert {found.finding for found in mended} >= {finding for finding, *_ in expected} - {"no_head", "last_delivered"}
     assert differences(lived_in.database) == []
     lived_in.facts_agree()
-
-
-@ON_POSTGRES
-def test_a_busy_machine_does_not_end_it(lived_in: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Postgres would end a transaction in which it hears nothing for a while."""
-    found: list[str] = []
-    examine = audit.examine
-
-    def looking(
-        transaction: Transaction, seqs: Sequence[int], config: Config
-    ) -> tuple[audit.Checked, list[audit.Stored]]:
-        query = text("SELECT current_setting('idle_in_transaction_session_timeout')")
-        found.append(transaction.connection.execute(query).scalar_one())
-        return examine(transaction, seqs, config)
-
-    monkeypatch.setattr(audit, "examine", looking)
-    assert differences(lived_in.database) == []
-    assert set(found) == {"1min"}
 
 
 # --- `rebuild` gives back what was lost, beside whatever runs, and what it can't do it leaves to the next run
@@ -394,48 +374,6 @@ def test_a_lane_that_has_its_head_again_by_the_time_of_the_lock_is_not_told(
     lived_in.facts_agree()
 
 
-def test_what_is_looked_at_again_does_not_grow_with_what_has_arrived_since(
-    lived_in: Steps, plant: Planter, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plant(A_STRAY_ROW)
-    read: list[int] = []
-    executed, streamed = Transaction.execute, Transaction.stream
-
-    def counted(transaction: Transaction, statement: Any, **parameters: object) -> list[Any]:  # noqa: ANN401
-        found = executed(transaction, statement, **parameters)
-        read.append(len(found))
-        return found
-
-    def counted_stream(transaction: Transaction, statement: Any, at_a_time: int, **parameters: object) -> Iterator[Any]:  # noqa: ANN401
-        for row in streamed(transaction, statement, at_a_time, **parameters):
-            read.append(1)
-            yield row
-
-    def arrive() -> None:
-        lived_in.receive(*(an_event(number, f"u{number}") for number in range(100, 2_100)))
-        read.clear()
-
-    monkeypatch.setattr(Transaction, "execute", counted)
-    monkeypatch.setattr(Transaction, "stream", counted_stream)
-    mend(Interrupted(lived_in.database.engine, clock, arrive))
-
-    assert sum(read) < 20
-
-
-def test_a_chunk_is_so_many_numbers_whether_they_have_events_or_not(
-    lived_in: Steps, plant: Planter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(audit, "SPAN_SEQS", 4)
-    for seq in range(1000, 1015):
-        plant(a_row(seq))
-    chunks = list(rebuild(lived_in.database, CONFIG, who="ann"))
-
-    mended = [len({found.seq for found in chunk.differences}) for chunk in chunks]
-    assert max(mended) <= 4
-    assert sum(mended) == 15
-    assert differences(lived_in.database) == []
-
-
 # --- A route's `lane` may be changed: what was delivered by the earlier setting is judged by that one
 
 
@@ -459,8 +397,8 @@ def with_lane(kind: Kind) -> Config:
 
 
 def delivered(steps: Steps, *events: Event) -> None:
-    for event in events:
-        steps.arrive(event)
+    for each in events:
+        steps.arrive(each)
         steps.attempt(DONE)
 
 

@@ -176,9 +176,6 @@ def stuck(steps: Steps) -> list[tuple[int | None, str, str]]:
     ]
 
 
-# --- The views of events: what was given up and why, and all that happened to an entity
-
-
 # --- event
 
 
@@ -231,24 +228,6 @@ def test_an_event_whose_payload_is_gone_is_pruned_and_keeps_its_size(steps: Step
     steps.do("DELETE FROM inbox_payload")
     (row,) = steps.rows("SELECT * FROM event")
     assert (row["headers"], row["body"], bool(row["is_pruned"]), row["body_bytes"]) == (None, None, True, 8)
-
-
-def test_an_event_from_which_a_person_was_erased_says_so(steps: Steps) -> None:
-    row = msgspec.structs.asdict(an_event(1, routes=[]))
-    columns = ("source", "dedup_key", "entity_type", "event_type", "action", "content_type")
-    values = ", ".join(f"'{row[name]}'" for name in columns)
-    moment, routes, digest = "'2026-01-01 00:00:00.000000Z'", "'{}'", "decode('00', 'hex')"
-    if not steps.database.sql.is_postgres:
-        routes, digest = "'[]'", "x'00'"
-    steps.do(
-        f"INSERT INTO inbox ({', '.join(columns)}, entity_id, occurred_at, received_at, erased_at, routes, body_bytes,"
-        f" body_sha256) VALUES ({values}, 'erased:0', {moment}, {moment}, {moment}, {routes}, 8, {digest})"
-    )
-    (event,) = steps.rows("SELECT entity_id, body, is_pruned, is_erased FROM event")
-    assert (event["entity_id"], event["body"], bool(event["is_pruned"]), bool(event["is_erased"])) == (
-        *("erased:0", None),
-        *(True, True),
-    )
 
 
 # --- dead_letter
