@@ -70,12 +70,8 @@ READS = MIGRATES | {"inbox.db", "inbox.loader", "inbox.sources", "jmespath", "re
     [
         ("inbox --help", CALLS | SERVES | READS),
         ("relay --help", CALLS | SERVES | READS),
-        ("relay demo --help", CALLS | SERVES | READS),
         ("relay status", CALLS | SERVES | MIGRATES),
-        ("relay dead", CALLS | SERVES | MIGRATES),
-        ("relay pause", CALLS | SERVES | MIGRATES),
         ("relay run --drain", MIGRATES | {"falcon", "gunicorn", "inbox.receiver", "uvicorn"}),
-        ("inbox list", CALLS | SERVES | MIGRATES),
         ("inbox migrate --dry-run", CALLS | SERVES | MIGRATES),
     ],
 )
@@ -165,16 +161,6 @@ ROW = {
 def arranged(width: int, rows: list[dict[str, object]] | None = None) -> tuple[list[str], int]:
     lines, omitted = fitted(rows or [ROW], COLUMNS, width, NOW)
     return [line.plain for line in lines], omitted
-
-
-def test_a_long_text_wraps_and_nothing_is_cut() -> None:
-    lines, omitted = arranged(80)
-    assert lines[:2] == [
-        "seq  state  entity             received   lane               error",
-        "  7  dead   USER/IDNUMBER1234  3 min ago  USER|IDNUMBER1234  the call was",
-    ]
-    assert omitted == 0
-    assert " ".join(" ".join(lines[1:]).split()).endswith(str(ROW["last_error"]).strip().partition("503: ")[2])
 
 
 def test_chosen_columns_come_in_the_order_of_their_names_and_may_be_named_by_their_headings() -> None:
@@ -332,26 +318,14 @@ def offered(event: dict[str, Any]) -> list[str]:
             "destination crm was paused 5 min ago by ann: a release",
             "relay resume --destination crm",
         ),
-        (
-            a_gate("destination", "crm", breaker="open", breaker_until=TODAY + timedelta(minutes=9), breaker_cause="6 of 6 failed"),
-            "destination crm has its circuit breaker open, the next probe in 9 min: 6 of 6 failed",
-            "relay resume --destination crm",
-        ),
-        (
-            a_gate("destination", "crm", breaker="retired", breaker_cause="answered 410"),
-            "destination crm is retired: answered 410",
-            "relay resume --destination crm",
-        ),
+
+
         (
             a_gate("entity", "shop|ORDER|o1", paused_at=TODAY, paused_by="ann", pause_reason="fraud?"),
             "entity ORDER/o1 was paused now by ann: fraud?",
             "relay resume --source shop --entity ORDER/o1",
         ),
-        (
-            a_gate("destination", "crm", held_until=TODAY + timedelta(minutes=9), hold_reason="update answered 429: Retry-After"),
-            "destination crm asked for no call until its limit ends in 9 min: update answered 429: Retry-After",
-            "relay resume --destination crm",
-        ),
+
         (
             a_gate("destination", "crm", rate_used_until=TODAY + timedelta(seconds=5)),
             "destination crm: its rate limit is used up, more calls follow in 5 s",
@@ -370,35 +344,25 @@ def test_the_gate_that_holds_a_delivery_is_told_with_the_command_that_opens_it(
 
 
 @pytest.mark.parametrize(
-    ("event", "following", "offered"),
+    ("event", "commands"),
     [
-        (an_event("received"), "a relay orders it in its lane", ["relay status"]),
+        (an_event("received"), ["relay status"]),
         (
             an_event("waiting", lanes=[{"route": "to-crm", "head_seq": 5, "head_state": "blocked", "waiting": 1}]),
-            "waits in its lane behind event 5, which is dead and blocks their lane",
             ["inbox show 5"],
         ),
-        (
-            an_event("in_flight", 2, relays=[{"id": "r1", "host": "h", "pid": 3}]),
-            "attempt 2 runs now, by the relay on h with pid 3",
-            [],
-        ),
-        (an_event("dead", 9), "nothing, until somebody replays it", ["replay", "cancel"]),
-        (
-            an_event("blocked", 9),
-            "nothing: it is dead, and its lane waits until somebody decides",
-            ["replay", "unblock", "cancel"],
-        ),
-        (an_event("delivered", 1), "nothing: it has ended", ["replay"]),
-        (an_event("superseded", 1), "nothing: it has ended", ["inbox show 9"]),
+        (an_event("in_flight", 2, relays=[{"id": "r1", "host": "h", "pid": 3}]), []),
+        (an_event("dead", 9), ["replay", "cancel"]),
+        (an_event("blocked", 9), ["replay", "unblock", "cancel"]),
+        (an_event("delivered", 1), ["replay"]),
+        (an_event("superseded", 1), ["inbox show 9"]),
+        (an_event("delivered", is_pruned=True, erased_at=TODAY), []),
     ],
 )
-def test_each_state_says_what_comes_next_and_offers_its_commands(
-    event: dict[str, Any], following: str, offered: list[str]
-) -> None:
-    whole = [each if " " in each else f"relay {each} --seq 7 --route to-crm --reason '…'" for each in offered]
-    assert f"  next                  {following}" in told(event)
-    assert offered(event) == whole
+def test_each_state_offers_its_commands(event: dict[str, Any], commands: list[str]) -> None:
+    assert offered(event) == [
+        each if " " in each else f"relay {each} --seq 7 --route to-crm --reason '…'" for each in commands
+    ]
 
 
 def test_a_due_delivery_that_nobody_claims_points_at_the_relays() -> None:
@@ -439,30 +403,12 @@ def crm(**counts: Any) -> RouteState:  # noqa: ANN401  # fields of RouteState
     return msgspec.structs.replace(QUIET, **counts)
 
 
-BUSY = crm(open=10_021, ready=10_000, dead=2, blocked=1, retrying=18, at_least=("ready",), in_per_minute=1234.5)
 PAUSED = HeldGate("destination", "crm", "paused", "maintenance " * 20, "kim", START, None, ("crm",))
 COMMAND = {
     "id": 7, "kind": "replay", "state": "failed", "affected": 0, "failed": 0, "asked_at": START, "asked_by": "kim",
     "answer": "no " * 60,
 }  # fmt: skip
 SWEEP = {"source": "trivore", "entity_type": "USER", "swept_at": START, "last_missed": 0, "error": "503 " * 40}
-EVERYTHING = seen(
-    routes=(BUSY, msgspec.structs.replace(BUSY, route="a-route-with-a-name-of-more-than-forty-characters")),
-    gates=(PAUSED,),
-    alerts=(FiringAlert("backlog_old", "crm", START, "route crm is behind: seq 7 has waited for 900 s " * 3),),
-    commands=(COMMAND,),
-    sweeps=(SWEEP,),
-)
-
-
-@pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_no_line_is_wider_than_the_terminal_but_a_command_to_copy(width: int) -> None:
-    trouble = Finding("step_failed", "critical", "step claim fails: " + "ValueError: year is out of range " * 9)
-    lines = shown(EVERYTHING, trouble, width=width)
-    wide = [line for line in lines if cell_len(line) > width and not line.startswith("    relay ")]
-    assert wide == []
-    told = " ".join(" ".join(lines).split())
-    assert " ".join(trouble.sentence.split()) in told, "a sentence breaks between words, and is whole"
 
 
 def test_hostile_values_harm_no_terminal() -> None:
@@ -515,9 +461,7 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
         (seen(), (NO_RELAY,), ["relay run"]),
         (held("destination", "crm"), (), ["relay resume --destination crm --reason '…'"]),
         (held("api", "identity", "open"), (), ["relay resume --api identity --reason '…'"]),
-        (held("destination", "crm", "retired"), (), ["relay resume --destination crm --reason '…'"]),
         (held("destination", "crm", "limited"), (), []),
-        (held("destination", "crm", "held"), (), []),
         (
             held(*entity_key("trivore", "USER", "u 1|2")),
             (),
@@ -525,7 +469,6 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
         ),
         (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason '…'"]),
-        (seen(routes=(crm(retrying=1, next_due_at=START + timedelta(seconds=30)),)), (), []),
         (seen(routes=(crm(retrying=1, next_due_at=LATER, held_back_by=("destination crm",)),)), (), []),
         (
             seen(routes=MANY),

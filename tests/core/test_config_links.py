@@ -61,35 +61,18 @@ NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
     ("change", "expected"),
     [
         (
-            ('source = "trivore"\ndestination = "audit"', 'source = "trivor"\ndestination = "audit"'),
-            "inbox.toml:13: [routes.all] source: there is no source 'trivor'; did you mean 'trivore'?",
-        ),
-        (
             ('destination = "audit"', 'destination = "auditt"'),
             "inbox.toml:14: [routes.all] destination: there is no destination 'auditt'; did you mean 'audit'?",
-        ),
-        (
-            ('destination = "audit"', 'destination = "zzz"'),
-            "inbox.toml:14: [routes.all] destination: there is no destination 'zzz'; valid here: audit, crm",
         ),
         (
             ('api = "identity"', 'api = "idntity"'),
             "inbox.toml:19: [routes.users.sync] fetch.api: there is no api 'idntity'; did you mean 'identity'?",
         ),
         (
-            ('[apis.identity]\nbase_url = "https://id.example.com"\n', ""),
-            "inbox.toml:17: [routes.users.sync] fetch.api: there is no api 'identity'; none is configured",
-        ),
-        (
-            ('destination = "audit"', 'destination = "crm"'),
-            "inbox.toml:12: [routes.all]: 'crm' is a sync destination; add [routes.all.sync] with fetch and map",
-        ),
-        (
             ('destination = "crm"', 'destination = "audit"'),
             "inbox.toml:18: [routes.users.sync]: 'audit' is not a sync destination; give it kind = \"sync\", or remove",
         ),
         (NO_CREATE, 'inbox.toml:18: [routes.users.sync] create: is missing, and missing = "create" (the default)'),
-        (NO_DELETE, 'inbox.toml:18: [routes.users.sync] delete: is missing, and gone = "delete" (the default)'),
     ],
 )
 def test_tables_that_do_not_fit_together_are_told_with_the_nearest_name(change: tuple[str, str], expected: str) -> None:
@@ -148,21 +131,13 @@ def test_a_sweep_whose_events_are_taken_or_whose_type_nobody_wants_is_right(more
     ("pages", "expected"),
     [
         ('"lnk"', "'lnk' is not one of link, none, scim; did you mean 'link'?"),
-        ("5", "expected a table or one of link, none, scim, got a number"),
-        ("{}", "pages.by: is missing"),
         ('{ by = "offset" }', "pages.by: 'offset' is not one of cursor, link, page, start, url"),
         ('{ by = "cursor" }', "pages.next: is missing: the JMESPath that finds the value for {next} in a page"),
-        ('{ by = "url" }', "pages.next: is missing: the JMESPath that finds the URL of the next page in a page"),
         (
             '{ by = "page", next = "x" }',
             'pages.next: means nothing with by = "page"; remove it, or set by = "cursor" or "url"',
         ),
-        (
-            '{ by = "link", total = "x" }',
-            'pages.total: means nothing with by = "link"; remove it, or set by = "page" or "start"',
-        ),
         ('{ by = "url", next = "x", more = "y" }', 'pages.more: means nothing with by = "url"'),
-        ('{ by = "link", first = 0 }', 'pages.first: means nothing with by = "link"'),
         ('{ by = "page", most = 1 }', "pages.most: expected a whole number from 2 to 100000, got 1"),
     ],
 )
@@ -218,26 +193,18 @@ def test_a_text_and_a_table_are_both_a_field() -> None:
     ("field", "expected"),
     [
         ("x = 7", "x: expected text in quotes or a table, got a number"),
-        ('x = ["entity.x"]', "x: expected text in quotes or a table, got a list"),
         ('x = { form = "entity.x" }', "x.form: unknown key; did you mean 'from'?"),
-        ('x = { expression = "entity.x" }', "x.expression: unknown key"),
         ("x = { from = 7 }", "x.from: expected text in quotes, got a number"),
         ("x = {}", "x: a field takes one of from, value and function; this has none of them"),
         ('x = { from = "entity.x", value = 0 }', "one of from, value and function; this has from and value"),
         ('x = { from = "entity.x", function = "a:b" }', "one of from, value and function; this has from and function"),
-        ('x = { from = "entity.x", lookup = ["a"] }', "x.lookup: expected a table, got a list"),
         ('x = { from = "entity.x", cast = "integer" }', "x.cast: 'integer' is not one of bool, date, datetime, float"),
-        ('x = { from = "entity.x", required = "yes" }', "x.required: expected true or false, got text"),
         ('x = { function = "package.module" }', "x.function: expected \"package.module:name\", got 'package.module'"),
         ('x = { function = "a:b:c" }', 'x.function: expected "package.module:name"'),
-        ('x = { function = ".a:b" }', 'x.function: expected "package.module:name"'),
         ('x = { from = "entity.x", read = "%Y-%m-%d" }', 'x.read: is about dates; add cast = "date"'),
         ('x = { from = "entity.x", cast = "int", write = "%Y" }', 'x.write: is about dates; add cast = "date"'),
         ('x = { from = "entity.x", cast = "date", read = "%Q" }', "x.read: '%Q' has %Q; valid here: %% %A %B"),
-        ('x = { from = "entity.x", cast = "date", write = "%Y %" }', "x.write: '%Y %' has %; valid here"),
-        ('x = { from = "entity.x", cast = "date", write = "%s" }', "x.write: '%s' has %s; valid here"),
         ('x = { from = "entity.x", cast = "date", read = "%d.%m." }', "x.read: '%d.%m.' must name a day with its year"),
-        ('x = { from = "entity.x", cast = "date", read = "%d.%Y" }', "x.read: '%d.%Y' must name a day"),
         ('x = { from = "entity.x", cast = "date", read = "%Y-%m-%d %d" }', "must name a day with its year, once"),
     ],
 )
@@ -426,13 +393,9 @@ def test_its_schema_stays_whichever_url_counts_unless_that_names_one() -> None:
     ("text", "environment", "told"),
     [
         ('url = "env:DB"', {}, "inbox.toml:2: [database] url: the environment variable DB is not set"),
-        ('url = "env:DB"', {"DB": ""}, "inbox.toml:2: [database] url: the environment variable DB is empty"),
         ('url = "file:/not/there"', {}, "inbox.toml:2: [database] url: can't read the secret in /not/there"),
         ('url = "ENV:DB"', {}, 'inbox.toml:2: [database] url: would be the secret as it stands; write "env:NAME"'),
-        ('url = "$DB"', {}, "inbox.toml:2: [database] url: is not expanded"),
-        ("url = 5", {}, "inbox.toml:2: [database] url: expected"),
         ("", {"INBOX_DATABASE_URL": "file:/not/there"}, "INBOX_DATABASE_URL: can't read the secret in /not/there"),
-        ("", {"INBOX_DATABASE_URL": "${DB}"}, "INBOX_DATABASE_URL: is not expanded"),
         ('password = "x"', {}, "inbox.toml:2: [database] password: a SQLite file has none; remove it"),
         ('schema = "inbox"', {}, "inbox.toml:2: [database] schema: a SQLite file has no schemas"),
         (
@@ -441,14 +404,8 @@ def test_its_schema_stays_whichever_url_counts_unless_that_names_one() -> None:
             "inbox.toml:2: [database] schema: a SQLite file has no schemas",
         ),
         ('schema = "Inbox"', {}, "inbox.toml:2: [database] schema: "),
-        ('schema = "pg_inbox"', {}, "inbox.toml:2: [database] schema: "),
         (
             'url = "postgresql://me:secret@db/x"\npassword = "x"',
-            {},
-            "inbox.toml:3: [database] password: the url has one already",
-        ),
-        (
-            'url = "postgresql://me@db/x?password=secret"\npassword = "x"',
             {},
             "inbox.toml:3: [database] password: the url has one already",
         ),

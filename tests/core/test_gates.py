@@ -29,7 +29,7 @@ from relay.delivery.gates import (
     entity_of,
     probe,
 )
-from relay.delivery.outcome import RULES, Call, CallStep, Delivered, ErrorClass, Failed, RateHold, Sent
+from relay.delivery.outcome import RULES, Call, CallStep, Delivered, ErrorClass, Failed, Outcome, RateHold, Sent
 from relay.delivery.policy import (
     HELD_AT_MOST,
     History,
@@ -302,6 +302,24 @@ def test_a_hold_only_grows() -> None:
     assert holds_until([shorter], {}, NOW) == {CRM: (NOW + timedelta(seconds=1), "b")}
 
 
+@pytest.mark.parametrize(
+    ("outcome", "reports"),
+    [
+        *(
+            (throttled(a_call(None, status=503), error_class=error_class), [(CRM, "well")])
+            for error_class in ("rejected", "conflict", "redirect", "bad_answer", "not_found")
+        ),
+        (throttled(a_call(None, "fetch"), error_class="auth"), [(IDENTITY, "refused")]),
+        (throttled(a_call(None, "fetch"), a_call(None), error_class="server_error"), [(IDENTITY, "well"), (CRM, "unwell")]),
+        (Delivered((a_call(None, "fetch"), a_call(None)), "updated"), [(IDENTITY, "well"), (CRM, "well")]),
+    ],
+)  # fmt: skip
+def test_breakers_hear_of_each_endpoint_that_was_called_and_an_answer_is_well(
+    outcome: Outcome, reports: list[tuple[GateKey, Health]]
+) -> None:
+    assert sorted((each.key, each.health) for each in breaker_reports(outcome, POLICY)) == sorted(reports)
+
+
 def test_an_attempt_that_a_limit_cut_short_is_not_counted_and_no_breaker_hears_of_trouble() -> None:
     outcome = msgspec.structs.replace(throttled(a_call(30)), retry_after=30.0)
     fact = decide(a_delivery(attempt=4), outcome, POLICY, NOW)
@@ -354,8 +372,6 @@ def holds_for(headers: Mapping[str, str], status: int = 200) -> float | None:
         ({"X-RateLimit-Reset": str(EPOCH + 90)}, 90),
         ({"X-RateLimit-Reset": str((EPOCH + 90) * 1000)}, 90),
         ({"X-RateLimit-Reset": "30"}, 30),
-        ({"X-RateLimit-Reset": " 1.5 "}, 1.5),
-        ({"RateLimit-Reset": "7"}, 7),
         ({"X-RateLimit-Reset-After": "0.25"}, 0.25),
         ({"X-Rate-Limit-Remaining": "0", "X-Rate-Limit-Reset": str(EPOCH + 5), "X-RateLimit-Remaining": "9"}, 5),
         (
@@ -367,16 +383,11 @@ def holds_for(headers: Mapping[str, str], status: int = 200) -> float | None:
             30,
         ),
         ({"X-RateLimit-Remaining": "1", "X-RateLimit-Reset": "30"}, None),
-        ({"X-RateLimit-Remaining": "-1", "X-RateLimit-Reset": "30"}, None),
         ({"X-RateLimit-Reset": str(EPOCH - 1)}, None),
-        ({"X-RateLimit-Reset": "-5"}, None),
         ({"X-RateLimit-Reset": "soon"}, None),
-        ({"X-RateLimit-Reset": "NaN"}, None),
-        ({"X-RateLimit-Reset": "1e9"}, None),
         ({"X-RateLimit-Reset": "9" * 10_000}, None),
         ({"X-RateLimit-Reset": "253402300799"}, None),  # year 9999 in seconds is 1978 in milliseconds
         ({"X-RateLimit-Reset": "99999999999"}, LONGEST_SECONDS),  # year 5138
-        ({"X-RateLimit-Reset": "999999999999999"}, LONGEST_SECONDS),
         ({}, None),
     ],
 )

@@ -103,22 +103,6 @@ def test_by_a_cursor_also_over_empty_pages(sizes: list[int], has_more: bool) -> 
     assert read(table, answer) == list(range(sum(sizes)))
 
 
-@given(FULL)
-def test_by_a_cursor_that_is_the_last_item_of_a_page(listed: tuple[int, int]) -> None:
-    """As Stripe has it."""
-    size, count = listed
-
-    def answer(asked: Asked) -> Answered:
-        begin = int(asked.get("starting_after", -1)) + 1
-        page = list(range(size))[begin : begin + int(asked["limit"])]
-        return {"items": page, "has_more": begin + count < size}, None
-
-    params = {"starting_after": "{next}", "limit": "{count}"}
-    assert read(Paging(by="cursor", next="items[-1]", more="has_more", params=params, count=count), answer) == list(
-        range(size)
-    )
-
-
 ENDS: dict[str, dict[str, Any]] = {
     "empty": {},
     "total": {"total": "total"},
@@ -296,23 +280,6 @@ def test_a_listing_that_changes_faster_than_it_is_read_is_given_up() -> None:
     others = [[entity(f"{page} {n}", n) for n in range(5)] for page in range(100)]
     with pytest.raises(UnusableAnswer, match="don't connect"):
         go_through(Place(0, 5), others)
-
-
-def test_an_api_that_takes_whole_pages_alone_is_given_up() -> None:
-    """Asked for the second page with the last of the first, it gives the second; asked from further back, the first."""
-    place, listing = Place(0, 10), [entity(f"u{n}", n) for n in range(50)]
-
-    def page() -> list[Listed]:
-        begin = -(-place.start // 10) * 10 if place.start % 10 == 9 else place.start // 10 * 10
-        return listing[begin : begin + 10]
-
-    with pytest.raises(UnusableAnswer, match="don't connect"):
-        go_through_all(place, page)
-
-
-def go_through_all(place: Place, page: Callable[[], list[Listed]]) -> None:
-    for _ in range(1000):
-        place.advance(page())
 
 
 # --- A link to the next page is followed within its endpoint alone, whatever it says

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from inbox.errors import ConfigError
-from inbox.observe import otel, traces
+from inbox.observe import traces
 from inbox.observe.traces import OFF, make_tracer, require_extra
-from tests.helpers.tracing import Kept, keeping, traced
+from tests.helpers.tracing import Kept, keeping
 
 SENT, NOT_SAMPLED = (f"00-{'a' * 32}-{'b' * 16}-{flags}" for flags in ("01", "00"))
 
@@ -57,38 +54,6 @@ def test_a_sender_who_samples_nothing_is_followed_and_of_the_others_a_share_is_s
     with keeping(ratio=0) as none:
         assert none.tracer.begin("a", "server") is None
         assert none.tracer.begin("a", "server", parent=SENT) is not None
-
-
-class Hanging(SpanExporter):
-    """An exporter whose collector answers nobody."""
-
-    def __init__(self) -> None:
-        self.entered, self.go = threading.Event(), threading.Event()
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        del spans
-        self.entered.set()
-        self.go.wait(60)
-        return SpanExportResult.SUCCESS
-
-
-def test_while_the_collector_hangs_spans_are_dropped_and_nothing_waits(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "64")
-    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8")
-    monkeypatch.setattr(otel, "CLOSES_WITHIN_SECONDS", 0.01)
-    hanging = Hanging()
-    with traced(hanging) as tracer:
-        for _ in range(1000):
-            span = tracer.begin("a", "server")
-            assert span is not None
-            span.end()
-        assert hanging.entered.wait(10)
-        tracer.close()
-        hanging.go.set()
-    told = [record.getMessage() for record in caplog.records if record.name == "inbox.traces"]
-    assert told == ["traces: Queue full, dropping …. Everything else goes on"]
 
 
 @pytest.mark.parametrize(

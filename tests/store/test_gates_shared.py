@@ -81,13 +81,6 @@ def test_failures_that_two_relays_see_open_one_breaker_for_both(steps: Steps) ->
     assert admitted(steps) == "none"
 
 
-@pytest.mark.parametrize(("step", "key"), [("fetch", IDENTITY), ("update", CRM)])
-def test_what_was_called_last_is_what_is_not_well(steps: Steps, step: str, key: tuple[str, str]) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, failing("auth", step))
-    assert list(gates.read_gates(steps.work).breakers) == [key]
-
-
 def test_refused_credentials_use_no_attempt_and_the_delivery_goes_out_when_they_are_mended(steps: Steps) -> None:
     """Nor does an attempt that finds the endpoint unwell in another way then, however often."""
     steps.arrive(an_event(1))
@@ -159,16 +152,6 @@ def test_a_call_of_a_sweep_waits_for_the_end_of_a_hold(steps: Steps) -> None:
     steps.advance(30)
     assert gates.acquire_rate(steps.database, limit) == 0
     assert gates.held_for(steps.database, CRM) == 0
-
-
-def test_an_attempt_that_went_on_to_the_destination_says_that_the_api_is_well(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, failing("auth", "fetch"))
-    steps.advance(30)
-    (delivery,) = probe(steps, "r1", IDENTITY, CRM)
-    calls = tuple(Call(step, "GET", "https://x/", "answered", 1.0, 200) for step in ("fetch", "find", "update"))
-    steps.record([(delivery, Delivered(calls, "updated"))], [IDENTITY])
-    assert admitted(steps) == "all"
 
 
 def test_where_only_one_is_due_that_may_kill_the_process_it_is_the_one_that_tries(steps: Steps) -> None:
