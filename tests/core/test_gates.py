@@ -20,6 +20,7 @@ from relay.delivery.gates import (
     BreakerLimits,
     BreakerState,
     Gate,
+    GateKey,
     Gates,
     Health,
     RateLimit,
