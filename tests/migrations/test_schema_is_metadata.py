@@ -1,4 +1,4 @@
-"""Migrations from an empty database build what `inbox.db` declares, as alembic and the text of the schema tell, with every comment."""
+"""Migrations from an empty database build what `inbox.db` declares, by alembic and by text, with every comment."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_a_success_ends_so_many_dead_and_the_next_success_of_the_lane_the_rest(
 # --- Transactions under the order lock do no more work when more is open: counts the cases of `benchmarks.order_lock`
 
 
-FEW, MANY = 150, 300
+FEW, MANY = 1500, 3000
 
 
 def largest(database_url: str, monkeypatch: pytest.MonkeyPatch, case: str, number: int) -> tuple[int, int]:
@@ -164,16 +164,16 @@ def largest(database_url: str, monkeypatch: pytest.MonkeyPatch, case: str, numbe
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_transaction_reads_or_writes_more_when_more_is_open(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, case: str
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    few = largest(database_url, monkeypatch, case, FEW)
-    many = largest(database_url, monkeypatch, case, MANY)
+    few = largest(sqlite_database_url, monkeypatch, case, FEW)
+    many = largest(sqlite_database_url, monkeypatch, case, MANY)
     assert all(of_many <= of_few + 10 for of_few, of_many in zip(few, many, strict=True)), (few, many)
 
 
-def test_one_that_folds_all_at_once_is_noticed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_folds_all_at_once_is_noticed(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.store.sequence.MOST_FOLDED", 1_000_000)
     name = next(name for name, case in CASES.items() if case is record_before_many)
-    few, many = (largest(database_url, monkeypatch, name, number) for number in (FEW, MANY))
+    few, many = (largest(sqlite_database_url, monkeypatch, name, number) for number in (FEW, MANY))
     assert many[0] > few[0] + 10
     assert many[1] > few[1] + 10

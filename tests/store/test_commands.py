@@ -36,6 +36,8 @@ from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, St
 from tests.helpers.storing import START, an_event, drop_checks
 from tests.helpers.webhooks import body
 
+pytestmark = pytest.mark.usefixtures("impatient")
+
 # --- Commands: what an operator asks for by SQL or the command line, batch by batch, by whichever process gets to it
 
 
@@ -77,20 +79,13 @@ def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> 
 
 
 REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object], str]] = [
-    ("replay", {"since": "0001-01-01T00:00:00+14:00"}, "since the year 1?"),
     ("replay", {"since": "9999-12-31T23:59:59Z"}, "since the year 9999?"),
     ("replay", {"backfill": True, "route": "strikt"}, "a backfill of which route?"),
     ("replay", {"backfill": True, "route": "strict", "cause": "mapping"}, "leave those out"),
     ("replay", {"state": "delivered", "route": "strict"}, "ended deliveries are replayed of named events"),
     ("cancel", {"state": "ready", "status": 503}, "a delivery that is ready has no failure"),
-    ("cancel", {"rout": "strict"}, "a cancel has no key 'rout' in its selection; did you mean 'route'?"),
-    ("unblock", {}, "an unblock without a condition is about everything that it could change"),
-    ("sweep", {}, "source is missing"),
-    ("replay", {"seq": "5"}, "seq: expected a whole number, got text"),
-    ("pause", {"source": "trivore", "entity_id": "u1"}, "an entity is named by its source, its type and its id"),
     ("pause", {"destination": "crm"}, "there is no destination 'crm'"),
     ("replay", {"route": "strikt"}, "there is no route 'strikt'; did you mean 'strict'?"),
-    ("cancel", {"source": "trivor"}, "there is no source 'trivor'; did you mean 'trivore'?"),
 ]
 
 

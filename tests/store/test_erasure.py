@@ -462,7 +462,7 @@ def test_a_relay_counts_a_part_of_many_events_and_finds_an_open_delivery_of_any(
     assert row["answer"].startswith("its deliveries have to end first, such as seq 1 on route latest")
     steps.do("DELETE FROM open_delivery")
     row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
-    assert (row["matched"], row["answer"][:45]) == (2, "dry run: at least 2 events would be erased. ")
+    assert (row["matched"], row["answer"].partition(". ")[0]) == (2, "dry run: at least 2 events would be erased")
     assert answered(steps, ask(steps, OF_PERSON))["affected"] == 4
 
 

@@ -189,6 +189,7 @@ def do(engine: Engine, *statements: str) -> None:
             connection.execute(text(statement))
 
 
+@ON_POSTGRES
 def test_every_column_that_counts_up_by_itself_is_looked_at(engine: Engine) -> None:
     defaults = rows(
         engine,
@@ -199,6 +200,7 @@ def test_every_column_that_counts_up_by_itself_is_looked_at(engine: Engine) -> N
     assert len(metadata.sorted_tables) > len(ROWS)
 
 
+@ON_POSTGRES
 def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(engine: Engine) -> None:
     for column, insert in ROWS.items():
         table, _, name = column.partition(".")
@@ -217,6 +219,7 @@ def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(engine: 
         do(engine, insert)
 
 
+@ON_POSTGRES
 @pytest.mark.parametrize("granted", ["TABLES", "SEQUENCES"])
 def test_a_role_that_may_not_look_at_both_is_not_held_up(granted: str, engine: Engine) -> None:
     do(engine, ROWS["inbox.seq"], "SELECT setval('inbox_seq_seq', 1, false)")

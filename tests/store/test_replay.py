@@ -529,13 +529,11 @@ CASES: list[tuple[Act, dict[str, Any], list[tuple[int, str]]]] = [
     ("replay", {"seqs": (4, 2, 99)}, both(2, 4)),
     ("replay", {"seqs": (2, 6)}, [*both(2), (6, "strict")]),
     ("replay", {"seqs": (2, 4, 6), "route": "strict"}, [STRICT[1], STRICT[3], STRICT[5]]),
-    ("replay", {"seqs": (2, 6), "cause": "mapping"}, both(2)),
     ("replay", {"seqs": (2, 6), "state": "delivered"}, [(6, "strict")]),
     ("replay", {"seqs": (1, 6), "route": "strict", "backfill": True, "force": True}, [(1, "strict"), (6, "strict")]),
     ("replay", {"state": "dead"}, STRICT[:4]),
     ("replay", {"state": "blocked"}, [(seq, "blocking") for seq in range(1, 5)]),
     ("cancel", {"seqs": (1, 5, 6, 7)}, [*both(1), (5, "strict"), (7, "strict")]),
-    ("cancel", {"state": "dead"}, STRICT[:4]),
     ("cancel", {"state": "dead", "seqs": (2, 5)}, [(2, "strict")]),
     ("cancel", {"state": "dead", "cause": "mapping", "error": "email"}, STRICT[:4]),
     ("cancel", {"state": "blocked", "destination": "audit"}, [(seq, "blocking") for seq in range(1, 5)]),
@@ -545,7 +543,6 @@ CASES: list[tuple[Act, dict[str, Any], list[tuple[int, str]]]] = [
     ("unblock", {"seqs": (3,)}, [(3, "blocking")]),
     ("replay", {"deliveries": ("6/strict", "2/blocking", "4/strict", "2/none")}, [(2, "blocking"), *STRICT[3:6:2]]),
     ("cancel", {"deliveries": ("1/blocking", "5/strict", "2/strict")}, [(1, "blocking"), *STRICT[1:5:3]]),
-    ("replay", {"deliveries": ("2/strict", "2/blocking", "4/strict"), "seqs": (2, 3)}, both(2)),
     (
         "replay",
         {"deliveries": ("1/strict", "6/strict", "2/blocking"), "route": "strict", "backfill": True},
@@ -561,7 +558,7 @@ def test_exactly_those_are_planned(steps: Steps) -> None:
         assert planned(steps, act, Selection(**given)) == expected, (act, given)
 
 
-@pytest.mark.parametrize("case", [0, 4, 9, 11, 13, 15, 17, 18])
+@pytest.mark.parametrize("case", [0, 4, 7, 11, 13, 15, 16])
 def test_exactly_those_are_changed(some: Steps, case: int) -> None:
     act, given, expected = CASES[case]
     before = {(seq, route): state for seq, route, state in some.states()}

@@ -28,7 +28,7 @@ from tests.store.verifying import Planter
 # --- The order lock by route: different routes go on beside each other, and who locks everything waits for all of them
 
 
-pytestmark = ON_POSTGRES
+pytestmark = [ON_POSTGRES, pytest.mark.usefixtures("impatient")]
 
 _STATE_OF_NOTHING = text("UPDATE open_delivery SET state = 'nothing'")
 _END = text("DELETE FROM open_delivery")
@@ -300,7 +300,8 @@ def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock(
         kept_waiting.append(is_kept_waiting(steps, ["strict"]))
         lock(steps, ["latest"])
         with steps.database.write() as another:
-            another.take_order_lock(["strict"])  # waits for up to two seconds
+            another.limit_waits(10_000)
+            another.take_order_lock(["strict"])
 
     with pytest.raises(DBAPIError) as raised:
         stand_still_within_a_pipeline(steps.database, "strict", meanwhile)

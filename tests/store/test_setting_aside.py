@@ -28,6 +28,8 @@ from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.storing import an_event
 from tests.store.verifying import Planter
 
+pytestmark = pytest.mark.usefixtures("impatient")
+
 # --- Items that the relay sets aside: one that fails alone, but none where every item would fail the same way
 
 

@@ -300,12 +300,9 @@ def test_an_entity_that_is_larger_than_a_webhook_may_be_is_left_out_of_its_event
     ("item", "why"),
     [
         ({"id": None}, "no id where it is said to be"),
-        ({"id": ["u4"]}, "no id where it is said to be"),
         ({"id": "x" * 5000}, "can't be stored"),
         ({"meta": {"lastModified": "yesterday"}}, "has to be RFC 3339"),
-        ({"meta": {"lastModified": 10**30}}, "has to be a text of RFC 3339"),
         ({"meta": {}}, "no time of its last change"),
-        ("text", "no id where it is said to be"),
         ([], "no id where it is said to be"),
     ],
 )
