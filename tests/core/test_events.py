@@ -1,4 +1,4 @@
-"""What becomes of a request: its event, key, headers, routes and lanes."""
+"""Events made of requests: their keys, headers, routes and lanes."""
 
 from __future__ import annotations
 

@@ -66,4 +66,4 @@ def plant(engine: Engine) -> Planter:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for locks for 0.4 s, and not for 2: for tests in which somebody keeps one."""
-    monkeypatch.setitem(engines.PINNED, "lock_timeout", "400ms")  # type: ignore[attr-defined]  # a dict
+    monkeypatch.setitem(engines.PINNED, "lock_timeout", "400ms")

@@ -1,4 +1,4 @@
-"""What the guarantees need of a database: settings that every connection pins, sequences ahead of their tables, arrays."""
+"""Needs of the guarantees: settings that every connection pins, sequences ahead of their tables, arrays."""
 
 from __future__ import annotations
 
