@@ -9,7 +9,7 @@ import pytest
 from relay.delivery.outcome import RateHold
 from tests.destinations.calling import Called
 from tests.helpers.delivering import NOW
-from tests.helpers.scripted import answer, raw
+from tests.helpers.scripted import answer
 
 USED_UP = {"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": str(int(NOW.timestamp()) + 900)}
 
@@ -28,14 +28,3 @@ def test_any_other_403_is_a_matter_of_credentials(stack: ExitStack) -> None:
 @pytest.mark.parametrize("status", [200, 204, 403, 429])
 def test_an_answer_that_asks_for_no_further_call_says_so(stack: ExitStack, status: int) -> None:
     assert Called(stack, answer(status, b"", retry_after="60"))().call.hold == RateHold(60.0, "Retry-After")
-
-
-@pytest.mark.parametrize(
-    "lies",
-    [b"Retry-After: -1", b"Retry-After: " + b"9" * 10_000, b"Retry-After: Fri, 31 Dec 9999 23:59:59 -2359", b"Retry-After: \xff",
-     b"X-RateLimit-Remaining: 0\r\nX-RateLimit-Reset: -253402300799", b"X-RateLimit-Remaining: 0\r\nX-RateLimit-Reset: \xb2"],
-)  # fmt: skip
-def test_a_downstream_that_lies_stops_no_call(stack: ExitStack, lies: bytes) -> None:
-    call = Called(stack, raw(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + lies + b"\r\n\r\n"))
-    for _ in range(3):
-        assert call().error_class is None

@@ -110,12 +110,6 @@ def test_a_certificate_for_another_name_was_not_sent(stack: ExitStack) -> None:
     assert "IP address mismatch" in (client.call(POST, context()).call.error or "")
 
 
-def test_a_certificate_of_the_ca_file_is_accepted(stack: ExitStack) -> None:
-    call = Called(stack, answer(200, b"over TLS"), tls=True, ca_file=str(CERTIFICATE))
-    assert [call().body, call().body] == [b"over TLS", b"over TLS"]
-    assert {seen.connection for seen in call.server.seen} == {1}
-
-
 # --- the part of an answer that is read, and the part that may be logged
 
 

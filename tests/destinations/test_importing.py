@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from inbox.errors import ConfigError
-from inbox.loader.load import parse_config
 from relay.destinations import python
 from relay.sync.expressions import function_of
 from tests.destinations.handling import configured
@@ -116,13 +115,6 @@ def test_a_module_that_can_not_be_imported_is_told_without_what_it_says(
     assert "s3cr3t" not in told
 
 
-def test_a_missing_name_is_told_with_the_nearest(written: Callable[[str], str], folder: Path) -> None:
-    name = written("def on_event(event): ...")
-    assert refusal(f"{name}:on_evnt") == (
-        f"destinations.crm.function: {folder / name}.py has no 'on_evnt'; did you mean 'on_event'?"
-    )
-
-
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -148,27 +140,3 @@ def test_a_function_that_would_not_work_is_refused_before_it_is_called(
 def test_a_function_is_named_by_module_and_name(function: str) -> None:
     with pytest.raises(ConfigError, match=r'\[destinations.crm\] function: expected "package.module:name", got'):
         build(configured(function))
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("auth", '{ kind = "bearer", token = "x" }'),
-        ("headers", '{ A = "b" }'),
-        ("proxy", '"http://proxy:1"'),
-        ("ca_file", '"ca.pem"'),
-        ("allow_private", "true"),
-        ("allow_to", '["10.0.0.0/8"]'),
-        ("block_to", '["10.0.0.0/8"]'),
-        ("allow_http", "true"),
-        ("outcomes", '{ auth = "retry" }'),
-    ],
-)
-def test_a_key_that_is_for_http_calls_is_a_mistake(key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=rf"\[destinations.crm\] {key}: unknown key"):
-        build(configured("json:loads", f"{key} = {value}"))
-
-
-def test_the_bounds_of_a_call_can_be_configured() -> None:
-    extra = 'timeout = "2s"\nconcurrency = 3\nrate = "5/s"\nbreaker = { open_for = "3s" }'
-    assert parse_config(configured("json:loads", extra)).destinations["crm"].concurrency == 3

@@ -161,14 +161,6 @@ def test_anything_else_is_a_bug_of_which_the_log_has_type_and_place_but_not_the_
     assert isinstance(fact_of(outcome), facts.AttemptFailed)
 
 
-@pytest.mark.parametrize("after", [-1.0, float("nan")])
-def test_a_retry_after_no_number_of_seconds_is_a_bug(handled: Handled, after: float) -> None:
-    def function(_: Event) -> None:
-        raise Retry("later", after=after)
-
-    assert failure(handled(function))[:2] == ("crashed", "handle: the function raised ValueError")
-
-
 def test_any_text_that_it_says_can_be_stored(handled: Handled) -> None:
     outcome = failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
     assert len(outcome.error.encode()) < 600
@@ -233,12 +225,6 @@ def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(
     delivered(handled(nothing, extra="concurrency = 2"))
 
 
-def test_one_that_is_left_behind_leaves_room_for_others(handled: Handled, held: Held) -> None:
-    handled(held, extra='timeout = "10ms"\nconcurrency = 2')
-    for _ in range(3):
-        delivered(handled(nothing, extra="concurrency = 2"))
-
-
 def test_a_call_waits_for_room_while_others_still_work(handled: Handled, held: Held) -> None:
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(handled, held, extra="concurrency = 1")
@@ -257,15 +243,3 @@ def test_a_call_that_finds_no_room_in_its_time_was_not_made(handled: Handled, he
         assert failure(outcome)[0] == "not_sent"
         held.let_go()
         delivered(first.result())
-
-
-def test_a_system_without_threads_is_a_call_that_was_not_made(
-    handled: Handled, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
-        assert failure(handled(nothing))[0] == "not_sent"
-    delivered(handled(nothing, extra="concurrency = 1"))  # its place is free again

@@ -9,8 +9,6 @@ import pytest
 
 from inbox.config.model import ApiOauth2
 from inbox.config.values import Secret
-from inbox.errors import ConfigError
-from relay import destinations
 from relay.delivery.outcome import Delivery, Skipped
 from tests.destinations.syncing import (
     CREATE,
@@ -28,8 +26,7 @@ from tests.destinations.syncing import (
     changed,
 )
 from tests.helpers.delivering import DELIVERY, context, deliver, delivered, failed, failure
-from tests.helpers.patience import Stopwatch
-from tests.helpers.scripted import Act, answer, hang, reset
+from tests.helpers.scripted import Act, answer, reset
 
 # --- policies
 
@@ -64,10 +61,6 @@ def test_a_counterpart_that_is_gone_and_not_found_again_is_missing(world: World)
 def test_a_counterpart_that_is_found_and_gone_for_ever_is_a_failure(world: World) -> None:
     outcome = failed(world.deliver(update=answer(404)))
     assert (outcome.error_class, len(outcome.calls)) == ("not_found", 5)
-
-
-def test_somebody_else_creating_it_first_is_a_conflict(world: World) -> None:
-    assert failed(world.deliver(find=NONE, create=answer(409))).error_class == "conflict"
 
 
 # --- what goes wrong
@@ -157,27 +150,6 @@ def test_a_mapping_failure_keeps_the_calls_made_before_it(world: World) -> None:
 def test_no_further_step_starts_when_the_lease_has_ended(world: World) -> None:
     leases = iter([float("inf")])
     assert failed(world.deliver(within=context(lambda: next(leases, 0.0)))).error_class == "lease_lost"
-
-
-def test_a_hanging_step_ends_at_its_deadline(world: World) -> None:
-    with Stopwatch() as watch:
-        outcome = world.deliver(update=hang, timeout="1s")
-    assert watch.seconds < 2
-    assert failure(outcome) == ("unknown", "update: no whole answer within 1 s")
-
-
-def test_a_sync_route_without_its_table_is_refused_at_the_start(world: World) -> None:
-    config = world.config(SYNC)
-    route = msgspec.structs.replace(config.routes["user-to-crm"], sync=None)
-    with pytest.raises(ConfigError, match=r"routes\.user-to-crm"):
-        destinations.build(msgspec.structs.replace(config, routes={"user-to-crm": route}))
-
-
-def test_routes_share_the_client_of_their_endpoint(world: World) -> None:
-    config = world.config(SYNC)
-    both = {**config.routes, "again": msgspec.structs.replace(config.routes["user-to-crm"], name="again")}
-    made: Any = destinations.build(msgspec.structs.replace(config, routes=both))
-    assert made["again"].destination is made["user-to-crm"].destination
 
 
 @pytest.mark.parametrize("status", [404, 410])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from inbox.errors import ConfigError
-from relay.delivery.outcome import Delivery, Skipped
+from relay.delivery.outcome import Delivery
 from tests.destinations.syncing import DELETE, FETCH, FETCHED, FIND, SECOND, SYNC, UPDATE, World, changed
 from tests.helpers.delivering import delivered, failure
 from tests.helpers.scripted import Act, answer
@@ -48,10 +46,6 @@ def test_an_answer_without_a_list_or_object_is_bad_and_nothing_is_written(
     assert world.asked == [FETCH, FIND]
 
 
-def test_nothing_is_deleted_for_lack_of_a_counterpart_on_such_an_answer_either(world: World) -> None:
-    assert failure(world.deliver(DELETE, find=answer(200, {"items": None}))) == ("bad_answer", NOTHING_AT_ITEMS)
-
-
 @pytest.mark.parametrize("found", [{"items": None}, {}, {"items": []}])
 def test_a_route_can_say_that_null_means_none(world: World, found: object) -> None:
     sync = changed('pick = "items"', "pick = 'items || `[]`'")
@@ -60,7 +54,6 @@ def test_a_route_can_say_that_null_means_none(world: World, found: object) -> No
 
 # --- one answer has every match
 
-FIND_TABLE = 'find = { path = "/contacts", params = { externalId = "{event.entity_id}" }, pick = "items" }'
 C1 = {"id": "c1", "external_id": "u1"}
 
 
@@ -74,17 +67,6 @@ def test_an_answer_of_scim_that_counts_none_needs_no_list(world: World) -> None:
 
 def test_a_match_that_comes_twice_is_one(world: World) -> None:
     assert delivered(world.deliver(find=page(C1, C1))).did == "updated"
-
-
-def test_a_search_by_post_has_its_values_in_the_body(world: World) -> None:
-    find = 'find = { path = "/search", method = "POST", body = { id = "{event.entity_id}" }, pick = "items" }'
-    world.server.routes["POST /search"] = [page(C1)]
-    assert delivered(world.deliver(sync=changed(FIND_TABLE, find))).did == "updated"
-    assert [json.loads(seen.body) for seen in world.server.seen if seen.target == "/search"] == [{"id": "u1"}]
-
-
-def test_without_a_counterpart_a_route_can_skip(world: World) -> None:
-    assert isinstance(world.deliver(sync=f'missing = "skip"\n{SYNC}', find=page()), Skipped)
 
 
 # --- the match carries what was searched for

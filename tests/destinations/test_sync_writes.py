@@ -31,14 +31,6 @@ def formatted(form: str) -> str:
 # --- formats
 
 
-def test_a_merge_patch_takes_a_field_away_by_a_null(world: World) -> None:
-    world.deliver()
-    assert sent(world.server) == (
-        "application/merge-patch+json",
-        {"name": "Ada", "phone": None, "external_id": "u1"},
-    )
-
-
 # --- only if nobody else has changed it
 
 
@@ -54,11 +46,6 @@ def test_the_etag_of_what_was_found_is_a_version_too(world: World) -> None:
     assert world.server.seen[-1].headers["if-match"] == '"abc"'
     world.deliver(sync=sync)
     assert "if-match" not in world.server.seen[-1].headers, "there was none"
-
-
-def test_when_somebody_else_was_faster_all_is_looked_at_again(world: World) -> None:
-    outcome = failed(world.deliver(sync=formatted('if_match = "etag"'), update=answer(412)))
-    assert outcome.error_class == "conflict", "tried again at once, from the fetch on"
 
 
 def test_without_a_find_there_is_no_version(world: World) -> None:
@@ -125,11 +112,6 @@ def test_a_counterpart_that_is_marked_as_gone_is_not_marked_again(
     outcome = delivered(world.deliver(SECOND, sync=sync, fetch=answer(404), find=found))
     assert outcome.did == ("deactivated" if is_marked else "nothing_to_delete")
     assert (UPDATE in world.asked) == is_marked
-
-
-def test_to_mark_it_the_route_has_to_say_how(world: World) -> None:
-    with pytest.raises(ConfigError, match='deactivate: is missing, and gone = "deactivate" needs it'):
-        world.deliver(sync=f'gone = "deactivate"\n{SYNC}')
 
 
 # --- what was fetched is older than its event
