@@ -30,7 +30,7 @@ EVENTS, ONLY = 1_000_000, 333_333
 _LOG = "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, relay_node, detail)"
 _AT = f"now() - make_interval(secs => ({EVENTS} - n) * 2.6)"
 _ENTITY = "CASE WHEN n % 10 = 3 THEN 'large' ELSE 'u' || (n / 10) END"
-_STATE = """CASE WHEN n > 980000 THEN 'received' WHEN n % 100 = 11 THEN 'dead' WHEN n % 10 = 0 THEN 'ready'
+_STATE = """CASE WHEN n > 980000 THEN 'received' WHEN n % 20 = 11 THEN 'dead' WHEN n % 10 = 0 THEN 'ready'
             ELSE 'waiting' END"""
 _FAILURE = """jsonb_build_object('cause', 'server_error', 'error_class', 'server_error', 'calls', '[]'::jsonb,
               'error', 'HTTP 503 from downstream: kind ' || (n % 40))"""
