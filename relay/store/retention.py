@@ -158,7 +158,7 @@ WALKS: Mapping[RetentionKind, Walk] = {
         "inbox",
         "seq",
         "t.received_at",
-        # The newest event stays: `relay verify` takes a number above it for one that never was.
+        # The newest event stays: commands and conditions count from its number.
         # One that was replayed lately keeps its facts, by the database's clock; so does one from a receiver whose clock was wrong.
         goes=f"""NOT {_OPEN.format(of_route="")} AND NOT {_UNJUDGED} AND t.seq < (SELECT max(n.seq) FROM inbox n)
             AND coalesce((SELECT max(l.at) FROM delivery_log l WHERE l.seq = t.seq) < {_BEFORE}, true)""",

@@ -116,15 +116,18 @@ def test_replayed_deliveries_that_wait_for_a_later_attempt_keep_no_replay_waitin
 def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     acted = []
 
-    def act(_: Transaction, _now: datetime) -> commands.BatchResult:
-        acted.append(1)
-        return commands.BatchResult("running", progress=len(acted))
+    def step_of(it: tasks.Working) -> tasks.Act:
+        def act(_: Transaction, _now: datetime) -> commands.Command:
+            acted.append(1)
+            return it.command.after(progress=len(acted))
+
+        return act
 
     def look(it: tasks.Working) -> tasks.Act:
         if not acted:  # the other relay looks, too, and is faster
-            monkeypatch.setitem(tasks.TASKS, task_kind, lambda *_: act)
+            monkeypatch.setitem(tasks.TASKS, task_kind, step_of)
             execution.work_on(it.work, it.command.id)
-        return act
+        return step_of(it)
 
     for task_kind, selection in TASKS_ASKED.items():
         acted.clear()
@@ -168,7 +171,7 @@ def test_a_mistake_that_a_slow_relay_finds_ends_no_command_that_another_has_gone
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(it: tasks.Working) -> tasks.Act:
-        monkeypatch.setitem(tasks.TASKS, "prune", lambda *_: lambda *_: commands.BatchResult("running", progress=1))
+        monkeypatch.setitem(tasks.TASKS, "prune", lambda it: lambda *_: it.command.after(progress=1))
         execution.work_on(it.work, it.command.id)
         raise UnusableCommand("there is nothing any more")
 

@@ -82,7 +82,7 @@ def test_two_relays_at_one_step_readmit_each_request_once(steps: Steps) -> None:
     for batch in batches:
         assert isinstance(batch, Batch)
         with steps.database.write() as transaction:
-            changed.append(batch.act(transaction, transaction.now(), batch.items).changed)
+            changed.append(batch.act(command, transaction, transaction.now(), batch.items).affected)
     assert changed == [1, 0]
     assert steps.rows("SELECT count(*) AS n FROM inbox")[0]["n"] == 1
     assert steps.rows("SELECT count(*) AS n FROM duplicate_request")[0]["n"] == 0

@@ -12,6 +12,7 @@ import pytest
 from relay.delivery import facts
 from relay.store import audit
 from relay.store.database import Database
+from tests.helpers.folding import decode
 from tests.helpers.patience import be_patient
 from tests.helpers.relaying import DONE, FakeClock, Steps, record, work_of
 from tests.helpers.storing import a_fact, a_row, an_event
@@ -108,7 +109,7 @@ def test_a_contradiction_is_put_right_by_a_fact_that_says_who_and_why(lived_in: 
     mend(lived_in.database)
 
     (row,) = lived_in.rows("SELECT state, attempt, detail FROM delivery_log WHERE seq = 1 ORDER BY id DESC LIMIT 1")
-    corrected = facts.decode("corrected", json.dumps(row["detail"]))
+    corrected = decode("corrected", json.dumps(row["detail"]))
     assert isinstance(corrected, facts.Corrected)
     assert corrected.who == "ann"
     assert (

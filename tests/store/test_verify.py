@@ -116,10 +116,6 @@ CORRUPTIONS: dict[str, tuple[str, list[tuple[str, int | None, str | None]]]] = {
         "DELETE FROM lane WHERE route = 'strict'",
         [("last_delivered", 1, "strict"), ("last_delivered", 2, "strict"), ("last_delivered", 4, "strict")],
     ),
-    "a lane that remembers a delivery that never was": (
-        "UPDATE lane SET seq = 8, occurred_at = '2026-01-01 00:00:08.000000Z' WHERE route = 'strict' AND lane = 'USER|u2'",
-        [("last_delivered", 8, "strict")],
-    ),
 }
 
 

@@ -20,7 +20,7 @@ from inbox.errors import UnusableCommand
 from inbox.observe.traces import OFF, Span, Tracer
 from relay.operations.table import OPERATIONS, parse
 from relay.store.operator import commands
-from relay.store.operator.commands import BatchResult, Command
+from relay.store.operator.commands import Command
 from relay.store.operator.plan import dry_run_answer, plan, quick, require_meant
 from relay.store.operator.tasks import TASKS, Act, Batch, Item, Working
 from relay.store.transaction import FailedAlone
@@ -123,8 +123,9 @@ def _next_step(work: Work, command: Command) -> Act | Batch:
     asked = parse(kind, as_json(command.selection))
     if command.dry_run:
         planned = plan(database, config, kind, asked, quick(DRY_RUN_ROWS, DRY_RUN_SECONDS))
-        said, matched = dry_run_answer(kind, planned), planned.count
-        return lambda *_: BatchResult("done", answer=said, matched=matched, sample=planned.sample)
+        said = dry_run_answer(kind, planned)
+        matched = command.matched if planned.count is None else planned.count
+        return lambda *_: command.after("done", answer=said, matched=matched, sample=planned.sample)
     if command.progress is None:
         require_meant(database, config, kind, asked)
     return TASKS[kind](Working(work, command, asked))
@@ -158,7 +159,7 @@ def _carry_out(work: Work, command: Command, step: Act | Batch) -> Command | Non
 def _do(work: Work, command: Command, batch: Batch, items: Sequence[Item]) -> Command | None:
     """Do some items of a batch in one transaction."""
     routes = {item.route for item in items if item.route is not None and item.error is None}
-    return _note(work, command, partial(batch.act, items=items), routes, opens=batch.opens)
+    return _note(work, command, partial(batch.act, command, items=items), routes, opens=batch.opens)
 
 
 def _note(
@@ -169,7 +170,9 @@ def _note(
         now = transaction.take_order_lock(routes, keeps_payloads=opens) if routes else transaction.now()
         if not commands.is_as_it_was(transaction, command):
             return None
-        return commands.advance(transaction, command, act(transaction, now), now)
+        after = act(transaction, now)
+        commands.advance(transaction, after, now)
+    return after
 
 
 def _fail(work: Work, number: int, command: Command | None, error: Exception) -> None:
