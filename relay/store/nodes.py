@@ -23,22 +23,12 @@ from relay.store.work import Work
 NOTHING_FAILS: Mapping[str, str] = {}
 
 
-def start_node(work: Work, host: str, pid: int, version: str) -> None:
-    """Insert a relay process that starts, with its routes. Idempotent: the answer to its commit may have been lost."""
-    with work.write() as transaction:
-        transaction.execute(_START, host=host, pid=pid, version=version, **_own(work))
-
-
-def describe_routes(work: Work) -> None:
-    """Store its routes after a reload: see `start_node`."""
-    with work.write() as transaction:
-        transaction.execute(_DESCRIBE, **_own(work))
-
-
-def _own(work: Work) -> dict[str, str | None]:
-    """Return its routes, each with the gates on its way, as the database knows no configuration."""
+def describe(work: Work, host: str, pid: int, version: str) -> None:
+    """Store a relay process that starts, or was reloaded, with its routes and their gates: tables know no configuration."""
     routes = json.dumps({route: policy.gates for route, policy in work.policies.items()})
-    return {"node": work.node, "routes": routes, "config_hash": hash_of(work.config)}
+    own = {"node": work.node, "routes": routes, "config_hash": hash_of(work.config)}
+    with work.write() as transaction:
+        transaction.execute(_DESCRIBE, host=host, pid=pid, version=version, **own)
 
 
 def hash_of(config: Config) -> str:
@@ -73,20 +63,16 @@ def stop_node(database: Database, node: str) -> None:
         transaction.execute(_STOP, node=node)
 
 
-_ROUTES = sql.bound("routes", "jsonb")
-_START = Statement(f"""
+_DESCRIBE = Statement(f"""
 INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, routes, config_hash)
-VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {_ROUTES}, :config_hash)
-ON CONFLICT (id) DO NOTHING
+VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {sql.bound("routes", "jsonb")}, :config_hash)
+ON CONFLICT (id) DO UPDATE SET routes = excluded.routes, config_hash = excluded.config_hash
 """)
 
 
 _HEARTBEAT = Statement(
     f"UPDATE relay_node SET heartbeat_at = {sql.now}, failing = {sql.bound('failing', 'jsonb')} WHERE id = :node"
 )
-
-
-_DESCRIBE = Statement(f"UPDATE relay_node SET routes = {_ROUTES}, config_hash = :config_hash WHERE id = :node")
 
 
 _NOW = f"(SELECT {sql.now})"

@@ -16,12 +16,11 @@ from inbox.config.routing import OWN_LANE, lane_of
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OPEN, OpenDelivery, State, Step, restore, schedule
-from relay.delivery.outcome import Delivered
 from relay.delivery.policy import policies
 from relay.store.audit import Checked, Difference, Stored, examine, examine_all
 from relay.store.database import Database
 from relay.store.deliveries import Lane, remove, write_back
-from relay.store.record import Success, remember_delivered, success_row
+from relay.store.record import Success, remember_delivered
 from relay.store.reopen import insert
 from relay.store.sequence import heads_of, settle_lanes
 from relay.store.statement import Statement, sql
@@ -158,10 +157,8 @@ def _last_delivered(wrong: Iterable[Stored]) -> list[Success]:
     late = [stored for stored in wrong if any(found.finding == "last_delivered" for found in stored.differences)]
     for stored in sorted(late, key=lambda stored: (as_time(stored.event.occurred_at), stored.seq)):
         began, modified = stored.log.delivered.fetch_began_at, stored.log.delivered.last_modified
-        success = Delivered((), "forwarded", began and as_time(began), modified and as_time(modified))
-        place = (as_time(stored.event.occurred_at), stored.seq)
-        lane = (stored.route, stored.lane_of_success or "")
-        newest[lane] = success_row(*lane, place, success)
+        lane, at = (stored.route, stored.lane_of_success or ""), as_time(stored.event.occurred_at)
+        newest[lane] = (*lane, at, stored.seq, began and as_time(began), modified and as_time(modified), None)
     return list(newest.values())
 
 

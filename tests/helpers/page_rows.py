@@ -29,8 +29,7 @@ PAYLOADS = tuple(part for part in WORDS if part != "excerpt")
 
 def fill_page(steps: Steps) -> None:
     """Store events that are delivered, dead, blocked, retrying and waiting, and what else the page lists."""
-    nodes.start_node(work_of(steps.database, node=steps.node), "host", 1, "0.1.0")
-    nodes.describe_routes(work_of(steps.database, steps.policies, node=steps.node))
+    nodes.describe(work_of(steps.database, steps.policies, node=steps.node), "host", 1, "0.1.0")
     bodies = [f'{{"n": {number}, "word": "{WORDS["body"]}"}}'.encode() for number in range(1, 6)]
     routes = (("strict",), ("blocking",), ("strict", "latest"), ("strict",), ())
     events = [

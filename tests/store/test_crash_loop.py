@@ -12,7 +12,7 @@ from relay.delivery.policy import CRASHES_UNTIL_DEAD, LEFT_TO_OTHERS
 from relay.operations.asks import Selection
 from relay.store.claim import Room, claim, claim_suspect
 from relay.store.leases import LEASE_SECONDS, give_back, reap
-from relay.store.nodes import heartbeat, start_node
+from relay.store.nodes import describe, heartbeat
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps, record, work_of
 from tests.helpers.storing import an_event
 from tests.store.test_replay import replay_all
@@ -29,7 +29,7 @@ class Relays:
 
     def start(self) -> str:
         node = f"node-{next(_numbers)}"
-        start_node(work_of(self.database, node=node), "host", 1, "0")
+        describe(work_of(self.database, node=node), "host", 1, "0")
         return node
 
     def claim(self, node: str, route: str = "strict") -> list[Delivery]:
@@ -180,5 +180,5 @@ def test_a_replay_begins_without_suspicion(steps: Steps, relays: Relays) -> None
 def test_a_relay_that_has_entered_itself_and_was_not_told_so_enters_itself_again(steps: Steps) -> None:
     """The answer to the commit is lost when Postgres restarts: then it tries again."""
     for _ in range(2):
-        start_node(work_of(steps.database, node="r1"), "host", 1, "0")
+        describe(work_of(steps.database, node="r1"), "host", 1, "0")
     assert steps.rows("SELECT id FROM relay_node") == [{"id": "r1"}]

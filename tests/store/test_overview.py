@@ -175,7 +175,7 @@ def test_an_endpoint_that_asked_for_no_calls_is_held_until_then(steps: Steps) ->
 
 def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Steps, clock: FakeClock) -> None:
     for name in ("old", "gone", "r1"):
-        nodes.start_node(work_of(lived_in.database, node=name), "h1", 7, "1")
+        nodes.describe(work_of(lived_in.database, node=name), "h1", 7, "1")
         clock.advance({"old": 590, "gone": 20, "r1": 1}[name])
     nodes.heartbeat(lived_in.database, "r1", {"claim": "ValueError: x"})
     found = look(lived_in).relays

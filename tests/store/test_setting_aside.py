@@ -179,7 +179,7 @@ def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
     for _ in range(3):
         maintenance()
         now[0] += 1
-    assert [(name, failing.times) for name, failing in running._failing.items()] == [("commands", 3)]
+    assert [(name, failing.times) for name, failing in running.by_name.items()] == [("commands", 3)]
 
 
 def test_an_alert_that_is_refused_keeps_nothing_from_being_recorded(steps: Steps) -> None:

@@ -16,7 +16,7 @@ from relay.delivery.outcome import Delivery
 from relay.store import claim as claims
 from relay.store.claim import Room, claim
 from relay.store.events import with_events
-from relay.store.gates import Locked
+from relay.store.gates import GateRow
 from relay.store.transaction import Transaction
 from tests.helpers.relaying import Monotonic, Steps, work_of
 from tests.helpers.storing import an_event
@@ -164,7 +164,7 @@ def test_a_claim_that_had_to_wait_for_its_turn_still_claims(steps: Steps, monkey
     arrived(steps, 1)
     clock = Monotonic()
 
-    def waits(*_: object) -> dict[GateKey, Locked]:
+    def waits(*_: object) -> dict[GateKey, GateRow]:
         clock.seconds += 5
         return {}
 

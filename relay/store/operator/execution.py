@@ -17,7 +17,6 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
 from inbox.errors import UnusableCommand
-from inbox.observe.traces import OFF, Span, Tracer
 from relay.operations.table import OPERATIONS, parse
 from relay.store.operator import commands
 from relay.store.operator.commands import Command
@@ -38,14 +37,11 @@ FAULTY_SECONDS = 60.0
 class OpenCommands:
     """Open commands, a few at a time and in turn. Each is a compartment of its own: none delays another."""
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic, tracer: Tracer = OFF) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._tracer = tracer
         self._after = 0
         self._faulty: dict[int, float] = {}
-        """Commands that failed for a reason that is no item's, and when each is tried again."""
-        self.troubled: list[tuple[int, Exception]] = []
-        """Commands that failed last time: a row they need was locked, or a statement can't run at all."""
+        """Commands that failed for a reason that is no item's, such as a statement that can't run, and when each is tried again."""
 
     def work(self, work: Work) -> int:
         """Do a batch of each of the next few commands. Returns the number of changed deliveries."""
@@ -53,37 +49,22 @@ class OpenCommands:
         self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
         now = self._monotonic()
         self._faulty = {number: again_at for number, again_at in self._faulty.items() if again_at > now}
-        self.troubled = []
         changed = 0
         for number in numbers:
             if number in self._faulty:
                 continue
-            span = self._tracer.begin("command", "internal")
             try:
-                batch = work_on(work, number)
-                changed += batch
-                _end(span, number, batch)
+                changed += work_on(work, number)
             except Exception as error:
-                _end(span, number, 0, type(error).__name__)
-                if failure_of(error) == "unreachable":
+                failure = failure_of(error)
+                if failure == "unreachable":
                     raise
-                self._trouble(work, number, error, now)
+                if failure == "fault":
+                    self._faulty[number] = now + FAULTY_SECONDS
+                work.observer.database_trouble(f"working on command {number}", error)
+                with suppress(DBAPIError):  # its row says what it waits for
+                    commands.say(work.database, number, f"waits: {error_text(error)}")
         return changed
-
-    def _trouble(self, work: Work, number: int, error: Exception, now: float) -> None:
-        """Keep the failure, and say in the row what the command waits for."""
-        self.troubled.append((number, error))
-        if failure_of(error) == "fault":
-            self._faulty[number] = now + FAULTY_SECONDS
-        with suppress(DBAPIError):
-            commands.say(work.database, number, f"waits: {error_text(error)}")
-
-
-def _end(span: Span | None, number: int, changed: int, error: str | None = None) -> None:
-    """End the span of a batch. One that changes nothing is not shown: a command that waits has one each second."""
-    if span is not None and (changed or error is not None):
-        span.attributes |= {"inbox.command": number, "inbox.changed": changed}
-        span.end(error=error)
 
 
 def work_on(work: Work, number: int) -> int:
