@@ -35,7 +35,8 @@ from relay.store.alert_conditions import Watch
 from relay.store.database import Database, ScanStarts
 from relay.store.deliveries import Claimed, claim_of
 from relay.store.leases import DatabaseClock
-from relay.store.operator import commands, execution
+from relay.store.operator import execution
+from relay.store.retention import LeasedPruner
 from relay.store.work import Work
 from relay.sweep.scheduler import Sweeper
 
@@ -95,7 +96,7 @@ class Relay:
         self._duplicates: duplicates.Rest | None = None
         """The duplicates to judge next, and at once."""
         self._sweeper = Sweeper(work, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps)
-        self._pruner = Pruner(lambda: self._work, self.node, stop=stop, observer=observer, steps=steps)
+        self._pruner = Pruner(lambda: self._work, LeasedPruner(database, self.node, stop.wait), stop, observer, steps)
         self._alert_sender = AlertSender(self._generations, Limits(lambda: float("inf"), stop, now), observer, steps)
         self._listener = Listener(database.engine, self.wake, stop, observer)
         self._beside: list[Background] = []
@@ -303,10 +304,9 @@ class Relay:
 
     def _work_on_commands(self) -> int:
         """Work on a batch of each open command. Returns how many deliveries have changed: then more may."""
-        if not commands.any_open(self._database):
-            return 0
         changed = self._commands.work(self._work)
-        self._claimer.read_gates()  # the command may have been a pause
+        if self._commands.are_open:
+            self._claimer.read_gates()  # one may have been a pause
         return changed
 
     def _wait(self, *, busy: bool) -> None:

@@ -346,7 +346,7 @@ def hold_request(key: GateKey, call: Call) -> HoldRequest | None:
         return None
     lasts = timedelta(seconds=min(call.hold.seconds, LONGEST_HOLD.total_seconds()))
     answered = "" if call.status is None else f" answered {call.status}:"
-    return HoldRequest(key, lasts, f"{call.step}{answered} {call.hold.why}")
+    return HoldRequest(key, lasts, f"{call.step}{answered} {call.hold.why}") if lasts else None
 
 
 def asks_for_hold(outcome: Outcome) -> bool:

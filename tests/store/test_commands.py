@@ -65,10 +65,10 @@ def work(steps: Steps) -> int:
 def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> None:
     fill_with_dead(steps, 3)
     number = by_sql(steps, "replay", {"cause": "mapping"})
-    assert commands.any_open(steps.database)
+    assert commands.next_open(steps.database, after=0, most=1)
     assert [work(steps), work(steps)] == [3, 0]
     assert the(steps, number) == ("done", 3, "3 deliveries replayed")
-    assert not commands.any_open(steps.database)
+    assert not commands.next_open(steps.database, after=0, most=1)
     facts = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'replayed'")
     assert [row["detail"] for row in facts] == [{"who": "dba", "why": "the CRM is back"}] * 3
     (row,) = steps.rows("SELECT finished_at FROM relay_command")
@@ -96,7 +96,7 @@ REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object], str]] = [
 def work_all(steps: Steps) -> int:
     """Round after round, until no command is open; how many deliveries were changed."""
     changed, working = 0, execution.OpenCommands()
-    while commands.any_open(steps.database):
+    while commands.next_open(steps.database, after=0, most=1):
         changed += working.work(steps.work)
     return changed
 
@@ -252,7 +252,7 @@ def test_a_person_cancels_an_open_command_by_sql(steps: Steps) -> None:
 def test_a_command_that_has_ended_elsewhere_is_taken_as_it_is(steps: Steps) -> None:
     """As a copy of the table does."""
     steps.do("INSERT INTO relay_command (kind, reason, state) VALUES ('replay', 'of a year ago', 'done')")
-    assert not commands.any_open(steps.database)
+    assert not commands.next_open(steps.database, after=0, most=1)
 
 
 def test_names_that_only_the_configuration_knows_are_refused_by_a_relay(steps: Steps) -> None:
@@ -299,7 +299,7 @@ def test_a_selection_with_a_nul_is_refused_by_postgres_and_ends_alone_on_sqlite(
 def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
     without_constraint(steps)
     number = by_sql(steps, "of_tomorrow", {})
-    assert not commands.any_open(steps.database)
+    assert not commands.next_open(steps.database, after=0, most=1)
     assert work(steps) == 0
     assert the(steps, number)[0] == "asked"
 

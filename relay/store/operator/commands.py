@@ -79,12 +79,6 @@ def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -
     return int(asked[0].id)
 
 
-def any_open(database: Database) -> bool:
-    """True when a command of a known kind waits or is at work."""
-    with database.read() as transaction:
-        return bool(transaction.execute(_ANY_OPEN))
-
-
 def next_open(database: Database, *, after: int, most: int) -> Sequence[int]:
     """The ids of the first open commands of a known kind after this id."""
     with database.read() as transaction:
@@ -164,7 +158,7 @@ def end(transaction: Transaction, number: int, state: CommandState, answer: str)
 
 _IS_OPEN = "state IN ('asked', 'running')"
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in COMMAND_KINDS)})"
-_ANY_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} LIMIT 1")
+_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} LIMIT 1")
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
 _SAY = text(
     f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"

@@ -40,12 +40,15 @@ class OpenCommands:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._after = 0
+        self.are_open = False
+        """True when the last look has found some."""
         self._faulty: dict[int, float] = {}
         """Commands that failed for a reason that is no item's, such as a statement that can't run, and when each is tried again."""
 
     def work(self, work: Work) -> int:
         """Do a batch of each of the next few commands. Returns the number of changed deliveries."""
         numbers = commands.next_open(work.database, after=self._after, most=MOST_AT_ONCE)
+        self.are_open = bool(numbers)
         self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
         now = self._monotonic()
         self._faulty = {number: again_at for number, again_at in self._faulty.items() if again_at > now}
