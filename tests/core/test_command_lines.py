@@ -63,7 +63,6 @@ def test_the_help_shows_words_in_brackets() -> None:
         ("relay demo --help", CALLS | SERVES | READS),
         ("relay status", CALLS | SERVES | MIGRATES),
         ("relay dead", CALLS | SERVES | MIGRATES),
-        ("relay pause", CALLS | SERVES | MIGRATES),
         ("relay run --drain", MIGRATES | {"falcon", "gunicorn", "inbox.receiver", "uvicorn"}),
         ("inbox list", CALLS | SERVES | MIGRATES),
         ("inbox migrate --dry-run", CALLS | SERVES | MIGRATES),

@@ -108,7 +108,7 @@ def test_of_very_many_a_terminal_gets_a_few_and_their_number() -> None:
     assert [line for line in lines if line.startswith("  and ")] == [
         "  and 70 routes with nothing open", "  and 4,980 more", "  and 80 more"
     ]  # fmt: skip
-    assert steps(overview)[-2:] == ["relay resume --destination d2 --reason '…'", "relay pause"]
+    assert steps(overview)[-2:] == ["relay resume --destination d2 --reason '…'", "relay status --wide"]
     assert "relay dead" in steps(overview)
     assert len(shown(overview, width=None)) > 5000, "a program gets all"
 
@@ -218,7 +218,7 @@ def test_a_gate_that_has_not_been_closed_for_long_is_information(state: str, day
     assert (first.subject, first.level, rest.remedy) == (
         f"destination d{3 if days > 0.04 and level == 'warning' else 0}",
         level,
-        "relay pause",
+        "relay status --wide",
     )
 
 

@@ -12,8 +12,8 @@ from rich.cells import cell_len
 
 from inbox.loader.load import parse_config
 from inbox.observe.visible import visible_line
+from relay.cli.examine import story
 from relay.cli.output import wrapped
-from relay.cli.story import story
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 CONFIG = parse_config("""
