@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -150,8 +151,7 @@ def send(
     event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
     at: Annotated[datetime | None, typer.Option(help="When; now unless given. UTC.", **TIME)] = None,
     body: Annotated[
-        typer.FileBinaryRead | None,
-        typer.Option(metavar="FILE", help="A file with the body, instead of a made-up one."),
+        Path | None, typer.Option(help="A file with the body, instead of a made-up one.", dir_okay=False)
     ] = None,
     header: Annotated[
         list[str] | None, typer.Option(help='A header of the provider\'s, such as "X-GitHub-Event: push"; repeatable.')
@@ -181,7 +181,10 @@ def send(
         require_known("source", source, config.sources)
         of = config.sources[source]
         if body is not None:
-            sample = Sample(body.read(), given)
+            try:
+                sample = Sample(body.read_bytes(), given)
+            except OSError as error:
+                fail(f"can't read {body}: {error.strerror}")
         else:
             made = provider.sample_of(of, (entity_type or "", entity_id or ""), event, moment)
             sample = Sample(made.body, {**made.headers, **given}, made.message_id)
