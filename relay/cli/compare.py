@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,7 +110,7 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
         # as many at a time as the destination takes calls
         at_once = config.destinations[config.routes[route].destination].concurrency
         context, after, previews = without_lease(), events.FIRST, []
-        with closing(sync), bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
+        with bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
             while page := events.entities(database, chosen, after, _PAGE):
                 for each in pool.map(lambda delivery: preview(sync, delivery, context), page):
                     report()
@@ -146,18 +145,14 @@ def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_
         old, new = (
             each.make(lambda config: Variant(config, only_route=route, fetches=fetch)) for each in (load_file(), file)
         )
-        try:
-            for event in stored.newest_events(database, events):
-                number += 1
-                differences = [*compare(old, new, event)]
-                differ += bool(differences)
-                for each in differences:
-                    key = each.source, each.route, each.part, repr(each.before), repr(each.after)
-                    row = {**msgspec.structs.asdict(each), "events": 0, "last_seq": each.seq}
-                    found.setdefault(key, row)["events"] += 1
-        finally:
-            old.close()
-            new.close()
+        for event in stored.newest_events(database, events):
+            number += 1
+            differences = [*compare(old, new, event)]
+            differ += bool(differences)
+            for each in differences:
+                key = each.source, each.route, each.part, repr(each.before), repr(each.after)
+                row = {**msgspec.structs.asdict(each), "events": 0, "last_seq": each.seq}
+                found.setdefault(key, row)["events"] += 1
     for name in () if fetch else sorted(today.routes.keys() & new.config.routes.keys()):
         if route in {None, name} and today.routes[name].sync != new.config.routes[name].sync:
             say(f"[routes.{name}.sync] differs: --fetch compares the writes that would follow")
@@ -228,8 +223,6 @@ def _swept(
         fail(
             f"{source} {entity_type}: {error}; {swept.compared} were compared, {swept.added} added, and the next sweep begins again"
         )
-    finally:
-        sweeping.close()
     # A watermark says that all before it was compared: a sweep that began later doesn't move it.
     if not dry and (begin is None or (before is not None and begin <= before)):
         sweeps.finish(work, swept)
