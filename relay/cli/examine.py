@@ -290,8 +290,8 @@ def story(event: Row, config: Config, now: datetime, width: int | None, *, is_pa
         told = None if is_past else progress(event, delivery, config, now)
         state = delivery["state"] if told is None else told.state
         yield Text()
-        label = f"route {visible(delivery['route'])}: "
-        yield from hanging(label, visible(state), width, style_of(state), label_style="bold")
+        text = f"{visible(delivery['route'])}: {visible(state)}"
+        yield from hanging("route ", text, width, style_of(state), label_style="bold")
         yield from _laid_out(_past_route(event, delivery, now) if told is None else _route(told), width)
 
 
