@@ -54,22 +54,6 @@ def test_it_passes_the_check_once_its_variables_are_set(
 
 
 @pytest.mark.parametrize(
-    ("url", "keys"),
-    [
-        ("https://crm.example.com", []),
-        ("http://crm.example.com", ["allow_http"]),
-        ("https://localhost", ["allow_private"]),
-        ("https://192.168.0.7/hook", ["allow_private"]),
-        ("http://[::1]:9000", ["allow_private", "allow_http"]),
-        ("http://crm:8080/hook", ["allow_private", "allow_http"]),
-    ],
-)
-def test_a_destination_gets_the_permissions_that_its_url_needs(url: str, keys: list[str]) -> None:
-    destination = load_text(starter("github", url, "sqlite").text).sound.destinations["service"]
-    assert [key for key in ("allow_private", "allow_http") if getattr(destination, key)] == keys
-
-
-@pytest.mark.parametrize(
     "url", ["crm.example.com", "ftp://x", "https:///x", "https://a:b@x", "https://x:y", "https://x/\n"]
 )
 def test_a_url_that_can_not_be_called_is_told_without_repeating_it(url: str) -> None:

@@ -136,24 +136,6 @@ def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(s
     assert work(steps) == 1
 
 
-def test_a_command_about_an_event_that_does_not_exist_says_so_dry_or_not(steps: Steps) -> None:
-    fill_with_dead(steps, 1)
-    for selection in ({"seq": 999}, {"seqs": [999]}):
-        number = by_sql(steps, "replay", selection)
-        work_all(steps)
-        assert the(steps, number) == ("done", 0, "nothing to replay; there is no event 999")
-    number = commands.ask(steps.database, "replay", {"seq": 999}, who="kim", why="mended", dry_run=True)
-    work_all(steps)
-    assert the(steps, number) == ("done", 0, "dry run: nothing to replay; there is no event 999")
-
-
-def test_a_pause_and_a_sweep_have_no_dry_run(steps: Steps) -> None:
-    for kind, selection in (("pause", {"route": "strict"}), ("sweep", {"source": "trivore"})):
-        number = commands.ask(steps.database, kind, selection, who="kim", why="mended", dry_run=True)
-        work_all(steps)
-        assert the(steps, number) == ("refused", 0, f"a {kind} has no dry run")
-
-
 CHANGES = {
     "kind = 'cancel'": "a command stays as it was asked",
     "selection = '{\"everything\": true}'": "a command stays as it was asked",

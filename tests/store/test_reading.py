@@ -152,21 +152,6 @@ def test_dead_letters_are_narrowed_by_everything_that_they_show(steps: Steps) ->
     assert sorted(dead(since=START, until=START + timedelta(seconds=1), cause="mapping")) == [1, 2]
 
 
-def test_the_view_survives_a_fact_that_no_relay_wrote(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    with engine.begin() as connection:
-        for detail in ('{"calls": [{"status": "x"}], "error": "e"}', '{"calls": 7, "error": "f"}'):
-            connection.execute(
-                text(
-                    "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)"
-                    " VALUES (:at, 1, 'strict', 'attempt_failed', 'ready', 1, :detail)"
-                ),
-                {"at": "2026-01-01 00:00:00.000000Z", "detail": detail},
-            )
-            assert seqs(engine) == [1]
-    assert seqs(engine, error="f") == [1]
-
-
 def test_one_event_is_shown_with_its_deliveries_facts_and_repeats(engine: Engine, steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.attempt(DONE)

@@ -16,7 +16,6 @@ from relay.steps import Steps as StepsOfARelay
 from relay.store.duplicates import Judged, Rest, judge_duplicates
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, POLICIES, UNWELL, Steps, fetching, record, work_of
 from tests.helpers.stepping import COMMIT, Stepper
@@ -141,25 +140,6 @@ def plant_runs(steps: Steps, *, seq: int, number: int) -> None:
         f" SELECT '2026-01-01 00:00:00.000000Z', {seq}, 'latest', kind, CASE part WHEN 0 THEN 'received' ELSE 'ended' END, part, n,"
         f" detail FROM ({both}) AS made ORDER BY n, part"
     )
-
-
-@ON_POSTGRES
-def test_a_route_that_somebody_keeps_locked_keeps_no_other_from_being_judged(steps: Steps) -> None:
-    events = some_events([1, 2])
-    routes = {**CONFIG.routes, "slow": msgspec.structs.replace(CONFIG.routes["latest"], name="slow")}
-    config = msgspec.structs.replace(CONFIG, routes=routes)
-    slow = an_event(3, "u3", second=1, routes=["slow"])
-    steps.policies = fetching(config)
-    delivered(steps, slow, *events)
-    repeat(steps, slow, *events)
-    work = msgspec.structs.replace(steps.work, config=config)
-    with locking(steps, ["slow"]):
-        judge_duplicates(work)
-    assert (waiting(steps), len(rearmed(steps))) == ([1], 2)
-    assert steps.rests.now() == {"slow"}
-    steps.try_again()
-    judge_duplicates(work)
-    assert (waiting(steps), len(rearmed(steps))) == ([], 3)
 
 
 def test_a_repeat_for_a_route_of_another_configuration_is_left_to_a_relay_that_has_it(steps: Steps) -> None:

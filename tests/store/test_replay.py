@@ -21,7 +21,7 @@ from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice, keys_of
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
-from tests.helpers.storing import START, a_fact, an_event
+from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences
 
 # --- Replay: a person takes up again what is dead or ended, in its place in its lane
@@ -83,17 +83,6 @@ def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: 
     again = steps.attempt(DONE)
     assert (again.seq, again.run, again.attempt) == (1, 1, 1)
     assert steps.states() == []
-    steps.facts_agree()
-
-
-def test_a_superseded_event_is_delivered_when_nothing_newer_is_open(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]))
-    steps.attempt(DONE, "latest")
-
-    assert replay_all(steps, Selection(seq=1), force=True) == 1
-    assert steps.states() == [(1, "latest", "ready")]
-    again = steps.attempt(DONE, "latest")
-    assert (again.seq, again.late) == (1, True)
     steps.facts_agree()
 
 
@@ -372,17 +361,6 @@ def test_one_that_took_over_the_retries_of_an_older_one_has_the_cause_of_that_on
     assert steps.states() == [(2, "latest", "ready")]
     (found,) = retry_plan(steps, Selection(cause="server_error", status=503)).deliveries
     assert (found["seq"], found["cause"], found["error"]) == (2, "server_error", "Answered 503")
-
-
-@pytest.mark.parametrize("of", ["soon", "9" * 30, None, [1]])
-def test_one_that_took_over_from_nothing_that_can_be_read_is_planned_without_a_cause(steps: Steps, of: object) -> None:
-    steps.arrive(an_event(1, routes=["latest"]), an_event(2, "u2", routes=["latest"]))
-    steps.record_all(steps.claim_due(2), ANSWERED_503)
-    steps.arrive(an_event(3, routes=["latest"]))
-    steps.do(a_fact("took_over", 3, "latest", of=of))
-    planned = retry_plan(steps, Selection(everything=True))
-    assert [(row["seq"], row["cause"]) for row in planned.deliveries] == [(2, "server_error"), (3, None)]
-    assert planned.left_out == {}
 
 
 def test_a_plan_counts_by_route_and_cause_and_says_until_when_they_wait(steps: Steps) -> None:

@@ -56,13 +56,6 @@ def test_only_who_locks_the_same_route_or_everything_waits(steps: Steps, locked:
     }
 
 
-def test_another_route_is_sequenced_and_recorded_meanwhile(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
-    steps.receive(an_event(3, "u3"))
-    assert steps.sequence() == 1
-    (recorded, _) = steps.record_all(steps.claim_due(2, "strict"), DONE)
-    assert recorded.fact is not None
-
-
 def test_a_route_that_stays_locked_keeps_no_other_from_being_sequenced(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["latest"]), an_event(2))
     steps.receive(*(an_event(n, f"u{n}", routes=["latest"]) for n in range(3, 3 + sequence.OWN_TRANSACTION)))
@@ -202,18 +195,6 @@ def test_a_route_that_stays_locked_rests_and_all_others_go_on_as_they_arrive(ste
     steps.try_again()
     assert steps.sequence() == 1
     assert steps.rests.texts() == {}
-
-
-def test_a_locked_row_keeps_its_route_from_being_sequenced_and_no_other(steps: Steps) -> None:
-    steps.receive(*(an_event(n, f"u{n}") for n in range(1, 4)), an_event(4, "u4", routes=["latest"]))
-    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 2 FOR UPDATE"):
-        began = time.monotonic()
-        assert steps.sequence() == 1
-        assert time.monotonic() - began < order_lock.LOCKED_ROW_SECONDS + 1
-        assert {route for _, route, state in steps.states() if state == "received"} == {"strict"}
-        assert steps.claim_due(8, "strict") == []
-    steps.try_again()
-    assert steps.sequence() == 3
 
 
 def test_a_locked_row_is_waited_for_once_for_long_and_then_shortly(steps: Steps) -> None:

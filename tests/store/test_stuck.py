@@ -11,7 +11,6 @@ import pytest
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.config.values import Secret
 from inbox.db.dialect import Sql
 from inbox.db.health_views import AFTER_SECONDS, FAILED_FOR_SECONDS, Kind, branches
 from relay.delivery.gates import BreakerLimits, Gate, GateKey, RateLimit, Report, entity_key
@@ -231,14 +230,6 @@ def test_a_blocked_lane_tells_how_many_wait_behind_it(long_ago: Steps) -> None:
     assert row["waiting"] == 3
 
 
-@pytest.mark.parametrize("routes", ['{"strict": 7, "latest": [3, ["route"]]}', "{}"])
-def test_routes_that_no_relay_wrote_break_no_view(long_ago: Steps, routes: str) -> None:
-    due(long_ago)
-    alive(long_ago)
-    long_ago.do(f"UPDATE relay_node SET routes = '{routes}'")
-    assert ("stuck", "strict") in of_check(long_ago.database)
-
-
 # --- routes of which every attempt fails
 
 
@@ -284,29 +275,6 @@ def test_a_route_that_a_person_paused_is_not_told_as_failing(steps: Steps, key: 
     with steps.database.write() as transaction:
         gates.pause(transaction, key, who="kim", why="maintenance")
     assert failing_now(steps) == []
-
-
-def test_relays_with_different_configurations_are_found_until_they_agree(steps: Steps) -> None:
-    now(steps)
-    database = steps.database
-
-    def differ() -> list[str]:
-        return [each.sentence for each in checked(database) if each.kind == "config_differs"]
-
-    told = ["relays h1 pid 7 and h2 pid 8 run with different routes or destinations"]
-    nodes.start_node(work_of(database, node="r1"), "h1", 7, "1")
-    nodes.start_node(work_of(database, node="r2"), "h2", 8, "1")
-    assert differ() == []
-    less = msgspec.structs.replace(CONFIG, routes={"strict": CONFIG.routes["strict"]})
-    nodes.describe_routes(work_of(database, node="r2", config=less))
-    assert differ() == told
-    elsewhere = msgspec.structs.replace(CONFIG.destinations["audit"], url=Secret("https://other.example.com"))
-    nodes.describe_routes(
-        work_of(database, node="r2", config=msgspec.structs.replace(CONFIG, destinations={"audit": elsewhere}))
-    )
-    assert differ() == told
-    nodes.stop_node(database, "r2")
-    assert differ() == []
 
 
 # --- The overview that `relay status` shows, on both databases: routes by state and rate, gates, relays, alerts, commands

@@ -12,11 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
 from inbox.db import intake
-from inbox.db.engine import LOCK_TIMEOUT_SECONDS
 from inbox.errors import SweepFailed
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
@@ -29,8 +27,7 @@ from relay.sweep import pages
 from relay.sweep import run as sweep_run
 from relay.sweep.run import CompiledSweep
 from tests.helpers.directory import TABLE, Directory
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.patience import Stopwatch, be_patient, stand_still
+from tests.helpers.patience import be_patient
 from tests.helpers.reading import count, rows
 from tests.helpers.relaying import FakeClock, Steps, work_of
 from tests.helpers.scripted import serving
@@ -204,21 +201,6 @@ def sweeping(directory: Directory, database_url: str) -> Iterator[CompiledSweep]
 def run(sweeping: CompiledSweep, engine: Engine) -> SweepFindings:
     *_, last = sweeping.run(work_of(Database(engine)), without_lease(), START)
     return last
-
-
-@ON_POSTGRES
-def test_a_key_that_another_has_not_committed_yet_ends_the_sweep_which_begins_again(
-    sweeping: CompiledSweep, database: Database
-) -> None:
-    listed = [Listed(f"u{n}", START) for n in range(100)]
-    uncommitted = sweeping._event(listed[40], None, START)
-    with Stopwatch() as watch, database.engine.connect() as another:
-        stand_still(another)
-        intake.append(another, [uncommitted])
-        with pytest.raises(DBAPIError, match="lock timeout"):
-            sweeping._add(work_of(database), listed, {}, START, [])
-    assert count(database.engine, "inbox") == 0
-    assert watch.seconds < 3 * LOCK_TIMEOUT_SECONDS
 
 
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(

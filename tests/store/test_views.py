@@ -39,22 +39,6 @@ def test_there_is_one_row_for_each_event_and_route(steps: Steps) -> None:
     ]
 
 
-def test_a_row_tells_the_event_as_the_inbox_has_it(steps: Steps) -> None:
-    steps.arrive(an_event(7))
-    (event,) = steps.rows("SELECT * FROM inbox JOIN inbox_payload USING (seq)")
-    row = delivery(steps, 1)
-    shared = (
-        "source",
-        "entity_type",
-        "entity_id",
-        "event_type",
-        "action",
-        "occurred_at",
-        "received_at",
-    )
-    assert {name: row[name] for name in shared} == {name: event[name] for name in shared}
-
-
 def test_an_event_without_a_route_is_unrouted(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=[]))
     (row,) = steps.rows("SELECT * FROM delivery")
@@ -197,30 +181,6 @@ def test_an_event_has_its_body_as_text_and_in_hex_where_it_is_none(steps: Steps)
     assert [row["body"] for row in rows] == [shown for _, shown in BODIES]
     assert all(row["headers"] == {"content-type": "application/json"} for row in rows)
     assert not any(row["is_pruned"] or row["is_erased"] for row in rows)
-
-
-def test_one_body_that_is_no_text_although_its_row_says_so_breaks_no_query(steps: Steps) -> None:
-    """A statement by hand, a restore into another encoding or a broken page: the other rows are shown all the same."""
-    bodies = (b"caf\xe9", b"a\x00b", b"\xed\xa0\x80", b"\xff" * 1_000_000)
-    steps.receive(*(an_event(n, f"u{n}") for n in range(1, len(bodies) + 2)))
-    is_postgres = steps.database.sql.is_postgres
-    for trigger in ("inbox_payload_is_append_only",) if is_postgres else ():
-        steps.do(f"ALTER TABLE inbox_payload DISABLE TRIGGER {trigger}")
-    if not is_postgres:
-        steps.do("DROP TRIGGER inbox_payload_refuses_update")
-    with steps.database.engine.begin() as connection:
-        for seq, body in enumerate(bodies, 1):
-            connection.execute(
-                text("UPDATE inbox_payload SET body = :body WHERE seq = :seq"), {"body": body, "seq": seq}
-            )
-    assert [row["is_text"] for row in steps.rows("SELECT body_is_text AS is_text FROM inbox")] == [True] * 5
-    if not is_postgres:  # which shows the bytes as they are; only a client that decodes them can fail
-        as_bytes = "SELECT CAST(body AS blob) AS body FROM event ORDER BY seq LIMIT 4"
-        assert [row["body"] for row in steps.rows(as_bytes)] == list(bodies)
-        return
-    shown = [row["body"] for row in steps.rows("SELECT * FROM event ORDER BY seq")]
-    assert shown[:4] == [f"\\x{body.hex()}" for body in bodies]
-    assert shown[4] == an_event(5).body.decode()
 
 
 def test_an_event_whose_payload_is_gone_is_pruned_and_keeps_its_size(steps: Steps) -> None:
