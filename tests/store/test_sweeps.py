@@ -187,9 +187,7 @@ def swept_by(directory: Directory, database_url: str, more: str = "", of_source:
     with serving(directory) as server:
         config = config_text(database_url) + TABLE.format(url=server.url, count=3) + more
         config = config.replace('preset = "trivore"\n', f'preset = "trivore"\n{of_source}', 1)
-        made = CompiledSweep(parse_config(config), "trivore", 0)
-        yield made
-        made.close()
+        yield CompiledSweep(parse_config(config), "trivore", 0)
 
 
 @pytest.fixture
