@@ -11,10 +11,7 @@ from sqlalchemy import text
 
 from inbox.events.event import Event
 from relay.delivery.policy import LEFT_TO_OTHERS
-from relay.observe import Observer
-from relay.steps import Steps as StepsOfARelay
 from relay.store.duplicates import Judged, Rest, judge_duplicates
-from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, POLICIES, UNWELL, Steps, fetching, record, work_of
@@ -187,20 +184,6 @@ def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps) ->
     assert judge(steps, judged.rest).rest is None
     judge(steps)
     assert 1 in rearmed(steps)
-
-
-def test_a_relay_looks_at_the_rest_at_once(steps: Steps) -> None:
-    """And not once a second: each run of its maintenance is one round, and returns whether there is more to do."""
-    events = some_events(range(401))
-    delivered(steps, *events)
-    repeat(steps, *events)
-    observer = Observer()
-    maintenance = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer), POLICIES)
-
-    more = [maintenance() > 0 for _ in range(3)]
-
-    assert more == [True, True, False]
-    assert (waiting(steps), observer.counts["rearmed"]) == ([], 401)
 
 
 # --- repeats that come while others are judged

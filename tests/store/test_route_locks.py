@@ -153,18 +153,6 @@ def test_who_has_some_of_its_routes_does_not_wait_for_who_is_about_to_lock_every
     assert steps.rows("SELECT route FROM route_lock ORDER BY route") == [{"route": "latest"}, {"route": "strict"}]
 
 
-def test_the_limit_of_a_lock_ends_with_its_transaction(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    limit = text("SELECT current_setting('transaction_timeout') AS limit")
-    with steps.database.engine.connect() as connection:
-        for _ in range(2):
-            with connection.begin():
-                assert connection.execute(limit).scalar_one() == "0"
-                given = {"given": '[{"route": "strict"}]', "now": None}
-                connection.execute(order_lock.given_routes(steps.database.sql), given)
-                assert connection.execute(limit).scalar_one() == f"{order_lock.HELD_SECONDS}s"
-
-
 def test_a_lock_that_is_waited_for_in_vain_is_named_by_a_pipeline_too(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
 
     def read() -> None:
@@ -288,14 +276,6 @@ def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock(
         stand_still_within_a_pipeline(steps.database, "strict", meanwhile)
     assert raised.value.connection_invalidated
     assert kept_waiting == [True]
-
-
-def test_a_server_that_could_not_end_a_pipeline_is_sent_none(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps.arrive(an_event(1))
-    monkeypatch.setattr(steps.database.engine.dialect, "server_version_info", (16, 4))
-    monkeypatch.setattr("relay.store.transaction.send_together", lambda *_, **__: pytest.fail("a pipeline"))
-    steps.record_all(steps.claim_due(1, "strict"), DONE)
-    assert steps.states() == []
 
 
 def test_what_the_server_refuses_of_a_pipeline_is_told_and_nothing_of_it_is_done(steps: Steps) -> None:

@@ -142,12 +142,6 @@ def test_the_next_write_begins_the_log_anew_after_a_whole_checkpoint(engine: Eng
     assert size_of(log) == length
 
 
-def test_no_connection_checkpoints_by_itself(engine: Engine) -> None:
-    with engine.connect() as connection:
-        assert connection.execute(text("PRAGMA wal_autocheckpoint")).scalar() == 0
-        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
-
-
 def test_the_log_stays_small_while_a_relay_writes(engine: Engine) -> None:
     database = Database(engine)
     path = Path(f"{engine.url.database}-wal")

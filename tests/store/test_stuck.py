@@ -223,13 +223,6 @@ def test_a_route_that_no_running_relay_knows_is_told_as_such(long_ago: Steps) ->
     }
 
 
-def test_a_blocked_lane_tells_how_many_wait_behind_it(long_ago: Steps) -> None:
-    long_ago.arrive(*(an_event(n, routes=["blocking"]) for n in range(1, 5)))
-    long_ago.attempt(HOPELESS, "blocking")
-    (row,) = long_ago.rows("SELECT waiting FROM stuck WHERE finding = 'blocked'")
-    assert row["waiting"] == 3
-
-
 # --- routes of which every attempt fails
 
 
@@ -307,17 +300,6 @@ def test_each_route_is_counted_by_state_and_a_retry_apart_from_what_is_due(lived
     lived_in.clock.moment = strict.next_due_at
     later = route(lived_in, "strict")
     assert (later.ready, later.retrying, later.next_due_at) == (3, 0, None)
-
-
-def test_the_oldest_is_that_of_what_is_not_dead(steps: Steps, clock: FakeClock) -> None:
-    for number in range(1, 4):
-        steps.arrive(
-            msgspec.structs.replace(an_event(number, f"u{number}"), received_at=START + timedelta(minutes=number))
-        )
-    steps.attempt(HOPELESS)
-    clock.moment = START + timedelta(minutes=10)
-    found = route(steps, "strict")
-    assert (found.oldest_received_at, found.oldest_age_seconds) == (START + timedelta(minutes=2), 480)
 
 
 def test_counts_end_early_and_say_so_and_the_oldest_is_still_found(

@@ -16,8 +16,7 @@ from sqlalchemy import Connection, Engine
 from inbox.clock import SystemClock
 from inbox.db import intake
 from inbox.errors import SweepFailed
-from inbox.events.event import Event, swept_key
-from inbox.events.timestamps import to_nanoseconds
+from inbox.events.event import Event
 from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
 from relay.store import sweeps
@@ -167,13 +166,6 @@ def test_a_change_is_told_by_an_event_that_took_every_route_it_would_take(
     """Covers both orders of arrival: the event is the newest, or an older one arrives after it."""
     steps.arrive(an_event(9, routes=taken), *([] if newest else [an_event(1, routes=asked)]))
     assert is_missing(steps, Listed("u1", START + timedelta(seconds=5)), asked) == lost
-
-
-def test_what_a_sweep_has_added_is_there_though_a_route_has_come_since(steps: Steps) -> None:
-    listed = Listed("u1", START + timedelta(seconds=5))
-    key = swept_key("USER", "u1", to_nanoseconds(listed.modified))
-    steps.arrive(msgspec.structs.replace(an_event(5), dedup_key=key))
-    assert not is_missing(steps, listed, ["strict", "latest"])
 
 
 @pytest.fixture

@@ -7,13 +7,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Table, insert, text
+from sqlalchemy import Table, insert
 
 from inbox.clock import SystemClock
 from inbox.db.reads import Row
 from inbox.db.schema import alert, gate, throughput_minute
 from relay.delivery.outcome import Delivered, Skipped
-from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, a_fact, a_row, an_event
 
@@ -74,17 +73,6 @@ def test_an_ended_delivery_is_what_its_last_fact_says(steps: Steps, outcome: Del
     assert (row["state"], row["last_fact"], row["attempts"]) == (state, state, 2)
     assert row["last_fact_at"] == START + timedelta(seconds=6)
     assert (row["due_at"], row["lane"], row["relay_node"]) == (None, None, None)
-
-
-def test_the_last_error_goes_with_a_success(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    assert delivery(steps, 1)["last_error"] is None
-    steps.attempt(UNWELL)
-    assert delivery(steps, 1)["last_error"] == "forward answered 503"
-    assert (delivery(steps, 1)["state"], delivery(steps, 1)["attempts"]) == ("ready", 1)
-    steps.advance(6)
-    steps.attempt(DONE)
-    assert delivery(steps, 1)["last_error"] is None
 
 
 def test_a_route_that_an_event_takes_only_by_replay_shows_once(steps: Steps) -> None:
@@ -188,17 +176,6 @@ def test_an_event_whose_payload_is_gone_is_pruned_and_keeps_its_size(steps: Step
     steps.do("DELETE FROM inbox_payload")
     (row,) = steps.rows("SELECT * FROM event")
     assert (row["headers"], row["body"], bool(row["is_pruned"]), row["body_bytes"]) == (None, None, True, 8)
-
-
-# --- dead_letter
-
-
-def test_a_delivery_that_died_again_has_its_last_death(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(HOPELESS)
-    steps.do(a_fact("dead", cause="gone", error="it is gone"))
-    (row,) = steps.rows("SELECT cause, error FROM dead_letter")
-    assert (row["cause"], row["error"]) == ("gone", "it is gone")
 
 
 # --- entity_timeline
@@ -379,27 +356,3 @@ def test_a_gate_says_why_an_api_without_figures_gets_no_calls(
 
 def sizes(steps: Steps) -> dict[str, Row]:
     return {row["table_name"]: row for row in steps.rows("SELECT * FROM table_size")}
-
-
-@ON_POSTGRES
-def test_on_postgres_sizes_come_from_the_statistics_and_growth_from_the_figures(counted: Steps) -> None:
-    counted.arrive(*(an_event(n, f"u{n}") for n in range(1, 101)))
-    with counted.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE inbox"))
-    found = sizes(counted)
-    inbox = found["inbox"]
-    assert inbox["rows_estimated"] == 100
-    assert inbox["bytes"] > 0
-    assert inbox["index_bytes"] > 0
-    each = (inbox["bytes"] + inbox["index_bytes"]) / 100
-    assert inbox["bytes_per_day"] == round(18 * each)
-    assert inbox["last_vacuum_at"] is not None
-    assert found["lane"]["bytes_per_day"] is None
-
-
-@ON_SQLITE
-def test_on_sqlite_only_the_file_has_a_size(counted: Steps) -> None:
-    counted.arrive(*(an_event(n, f"u{n}") for n in range(1, 101)))
-    file = sizes(counted)["(file)"]
-    assert file["bytes"] > 100_000
-    assert file["bytes_per_day"] == pytest.approx(18 * (file["bytes"] - file["free_bytes"]) / 100, abs=1)
