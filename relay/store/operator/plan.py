@@ -35,7 +35,7 @@ from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.retention import expiry_of
 from relay.store.route_states import read_routes
 from relay.store.work import Work, in_parts
-from relay.words import counted, gate_holds
+from relay.words import counted, gate_holds, shown_state
 
 _PAGE = 500
 _MOST_BEHIND = 500
@@ -294,7 +294,11 @@ def instead(database: Database, choice: Choice) -> Iterator[str]:
     named = [*(() if chosen.seq is None else (chosen.seq,)), *(chosen.seqs or ())]
     for seq in named[:_MOST_NAMED]:
         event = reads.event(database.engine, seq)
-        states = [f"{row['state']} on {row['route']}" for row in event["deliveries"]] if event else []
+        states = (
+            [f"{shown_state(row, SystemClock().now())} on {row['route']}" for row in event["deliveries"]]
+            if event
+            else []
+        )
         yield (
             f"event {seq} is {', '.join(states) or 'unrouted'}; `inbox show {seq}` has its history"
             if event
