@@ -46,8 +46,7 @@ def now(steps: Steps) -> None:
 
 def alive(steps: Steps) -> None:
     now(steps)
-    nodes.start_node(work_of(steps.database, node="alive"), "h1", 7, "1")
-    nodes.describe_routes(work_of(steps.database, node="alive"))
+    nodes.describe(work_of(steps.database, node="alive"), "h1", 7, "1")
 
 
 def due(steps: Steps) -> None:
@@ -116,7 +115,7 @@ def failed_long_ago(steps: Steps) -> None:
 
 def failing(steps: Steps) -> None:
     now(steps)
-    nodes.start_node(work_of(steps.database, node="r1"), "h1", 8, "1")
+    nodes.describe(work_of(steps.database, node="r1"), "h1", 8, "1")
     nodes.heartbeat(steps.database, "r1", {"claim": "ValueError: x", "reap": "ValueError: y"})
 
 
@@ -129,14 +128,14 @@ def failing_route(steps: Steps) -> None:
 
 def differing(steps: Steps) -> None:
     now(steps)
-    nodes.start_node(work_of(steps.database, node="r1"), "h1", 8, "1")
-    nodes.start_node(work_of(steps.database, node="r2", config=Config()), "h1", 9, "1")
+    nodes.describe(work_of(steps.database, node="r1"), "h1", 8, "1")
+    nodes.describe(work_of(steps.database, node="r2", config=Config()), "h1", 9, "1")
 
 
 def crash_loop(steps: Steps) -> None:
     steps.clock.moment = SystemClock().now() - timedelta(minutes=2)
     for number in range(3):
-        nodes.start_node(work_of(steps.database, node=f"dead-{number}"), "h2", number, "1")
+        nodes.describe(work_of(steps.database, node=f"dead-{number}"), "h2", number, "1")
 
 
 PAUSES = [("source", "trivore"), ("route", "strict"), entity_key("trivore", "USER", ODD)]
@@ -214,8 +213,8 @@ def test_what_waits_behind_a_gate_of_its_destination_is_not_stuck_once_a_relay_h
 def test_a_route_that_no_running_relay_knows_is_told_as_such(long_ago: Steps) -> None:
     due(long_ago)
     now(long_ago)
-    nodes.start_node(work_of(long_ago.database, node="alive"), "h1", 7, "1")
-    nodes.describe_routes(work_of(long_ago.database, {"strict": POLICIES["strict"]}, node="alive"))
+    nodes.describe(work_of(long_ago.database, node="alive"), "h1", 7, "1")
+    nodes.describe(work_of(long_ago.database, {"strict": POLICIES["strict"]}, node="alive"), "host", 1, "0")
     why = {row["route"]: row["why"] for row in long_ago.rows("SELECT route, why FROM stuck")}
     assert why == {
         "strict": "due, and nothing moves on its route",
@@ -261,7 +260,7 @@ def test_a_route_whose_deliveries_die_at_once_fails_and_one_whose_dead_are_gone_
 @pytest.mark.parametrize("key", [("route", "strict"), ("destination", "audit")])
 def test_a_route_that_a_person_paused_is_not_told_as_failing(steps: Steps, key: GateKey) -> None:
     steps.clock.moment = SystemClock().now()  # the view route_gate has the database's own
-    nodes.start_node(work_of(steps.database, node="r1"), "h1", 7, "1")
+    nodes.describe(work_of(steps.database, node="r1"), "h1", 7, "1")
     steps.arrive(an_event(1))
     steps.attempt(UNWELL)
     assert failing_now(steps) == [FAILS]
@@ -402,7 +401,7 @@ def test_an_endpoint_that_asked_for_no_calls_is_held_until_then(steps: Steps) ->
 
 def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Steps, clock: FakeClock) -> None:
     for name in ("old", "gone", "r1"):
-        nodes.start_node(work_of(lived_in.database, node=name), "h1", 7, "1")
+        nodes.describe(work_of(lived_in.database, node=name), "h1", 7, "1")
         clock.advance({"old": 590, "gone": 20, "r1": 1}[name])
     nodes.heartbeat(lived_in.database, "r1", {"claim": "ValueError: x"})
     found = look(lived_in).relays
