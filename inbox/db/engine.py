@@ -381,14 +381,9 @@ def _decoded(stored: bytes) -> str:
 
 def _read_sqlite(url: URL, seconds: float) -> Engine:
     name = url.database or ""
-    if not name.startswith("file:"):
-        name = Path(name).absolute().as_uri() + "?mode=ro"
-    made = create_engine(URL.create("sqlite+pysqlite"), poolclass=NullPool, connect_args={"timeout": 1.0})
-
-    @event.listens_for(made, "do_connect")
-    def _connecting(_dialect: object, _record: object, arguments: list[Any], given: dict[str, Any]) -> None:
-        arguments[:] = [name]
-        given["uri"] = True
+    place = name if name.startswith("file:") else Path(name).absolute().as_uri()
+    read_only = URL.create("sqlite+pysqlite", database=place, query={"mode": "ro", "uri": "true"})
+    made = create_engine(read_only, poolclass=NullPool, connect_args={"timeout": 1.0})
 
     @event.listens_for(made, "connect")
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection

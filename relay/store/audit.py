@@ -345,7 +345,7 @@ def _rows(sql: Sql, *, locked: bool) -> TextClause:
 SELECT {ROW}, o.state <> 'waiting' OR ({heads}) IS NOT NULL AS has_head
 FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "open_delivery o", "o.seq = wanted.seq")}
 ORDER BY o.seq, o.route
-{sql.for_update and "FOR UPDATE OF o" if locked else ""}
+{sql.lock("o") if locked else ""}
 """)
 
 

@@ -78,7 +78,7 @@ class Database:
         self.tally = Tally()
         """The figures of its transactions, which a relay writes."""
         self._clock = clock
-        self._checkpoints = Checkpoints() if self.sql.needs_checkpoints else None
+        self._checkpoints = None if self.sql.is_postgres else Checkpoints()
 
     @contextmanager
     def write(self, node: str | None = None, *, impatient_of: AbstractSet[str] = frozenset()) -> Iterator[Transaction]:

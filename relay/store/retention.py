@@ -347,7 +347,7 @@ def _deletion(sql: Sql, table: str, column: str) -> TextClause:
 def _remove_oldest(sql: Sql, aged: Aged) -> TextClause:
     return text(f"""
 DELETE FROM {aged.table} WHERE ({aged.key}) IN (
-    SELECT {aged.key} FROM {aged.table} t WHERE {_goes(sql, aged)} ORDER BY t.{aged.time} LIMIT :most {sql.skip_locked})
+    SELECT {aged.key} FROM {aged.table} t WHERE {_goes(sql, aged)} ORDER BY t.{aged.time} LIMIT :most {sql.lock("t", skip=True)})
 RETURNING 1
 """)
 

@@ -115,13 +115,13 @@ class Transaction:
         if self.sql.is_postgres and keeps_payloads:
             self.connection.execute(_SHARE_PAYLOADS)
         self.keeps_payloads = keeps_payloads
-        if not self.sql.locks_routes:
+        if not self.sql.is_postgres:
             return self.now()
         return self._lock_everything() if routes is None else self._lock_routes(set(routes))
 
     def lock_first(self) -> datetime:
         """Take the row that precedes a lock of everything. It excludes those who lock everything, and no one on given routes."""
-        if self.sql.locks_routes:
+        if self.sql.is_postgres:
             self.execute(order_lock.FIRST)
         return self.now()
 

@@ -7,15 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from inbox.db import erasure
 from inbox.db.dialect import as_json
-from inbox.db.erasure import ErasureSubject
 from relay.store.operator import execution, plan
 from tests.helpers.person import ID, PERSON, contents, live, of_person, traces_in
 from tests.helpers.relaying import Steps
-from tests.helpers.storing import an_event
 
 OF_PERSON = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
 
@@ -72,17 +70,9 @@ def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> N
     assert (row["state"], row["matched"], row["answer"]) == ("done", 5, "dry run: 5 events would be erased")
     sample = as_json(row["sample"])
     counts = {figure["name"]: figure["count"] for figure in sample["figures"]}
-    assert (counts["payloads"], counts["rows of rejected_request that name it"]) == (5, 2)
+    assert counts["payloads"] == 5
     assert ID not in json.dumps(sample)
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
-
-
-def test_the_answer_to_a_dry_run_warns_of_a_short_id(steps: Steps) -> None:
-    steps.receive(an_event(1, "1", routes=[]))
-    row = answered(steps, ask(steps, {**OF_PERSON, "entity_id": "1"}, dry_run=True))
-    assert row["answer"].startswith(
-        "dry run: 1 event would be erased. Careful: its id has 1 character. Rows of other tables"
-    )
 
 
 @pytest.mark.parametrize(
@@ -125,46 +115,6 @@ def test_a_later_erasure_takes_refused_ones_along(steps: Steps, engine: Engine) 
     assert answered(steps, ask(steps, OF_PERSON))["state"] == "done"
     assert traces_in(engine) == []
     assert PERSON.pseudonym in str(contents(engine)["inbox"])
-
-
-def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A relay plans and delivers in the same thread."""
-    live(steps)
-    monkeypatch.setattr(erasure, "ROWS_OF_A_PART", 1)
-    monkeypatch.setattr(erasure, "SEARCHED_PARTS", 1)
-    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
-    assert row["answer"] == (
-        "dry run: 5 events would be erased. Only a part of the rejected requests was searched; the erasure searches all."
-    )
-    unknown = ask(steps, {**OF_PERSON, "entity_id": "nobody"})
-    execution.work_on(steps.work, unknown)
-    (row,) = steps.rows("SELECT state, progress_seq FROM relay_command WHERE id = :id", id=unknown)
-    assert (row["state"], row["progress_seq"]) == ("running", 1), "it searches on, step by step"
-    assert answered(steps, unknown)["state"] == "done"
-
-
-def test_a_step_that_was_found_before_a_stop_erases_nothing_after_it(
-    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    live(steps)
-    number = ask(steps, OF_PERSON)
-    before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
-
-    look = erasure.look
-
-    def looked(
-        connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
-    ) -> erasure.ErasureStep:
-        found = look(connection, subject, position, own_command=own_command)
-        steps.do(f"UPDATE relay_command SET state = 'cancelled' WHERE id = {number}")
-        return found
-
-    monkeypatch.setattr(erasure, "look", looked)
-    row = answered(steps, number)
-    assert (row["state"], row["affected"]) == ("cancelled", 0)
-    assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
 
 
 def test_a_relay_counts_a_part_of_many_events_and_finds_an_open_delivery_of_any(

@@ -1,16 +1,16 @@
-"""The views of sources, destinations and the database: what happens there now, by figures and statistics."""
+"""The views of sources and destinations, and the sizes of the database: what happens there now, by figures and statistics."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Table, insert, text
+from sqlalchemy import Table, insert
 
 from inbox.clock import SystemClock
 from inbox.db.reads import Row
 from inbox.db.schema import alert, gate, metadata, throughput_minute
-from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from relay.store.reads import read_disk
 from tests.helpers.relaying import Steps
 from tests.helpers.storing import an_event
 
@@ -107,6 +107,14 @@ def test_a_route_and_its_destination_have_sums_and_the_last_success_and_failure(
     assert set(found) == {("route", "crm"), ("destination", "crm-api"), ("route", "audit")}
 
 
+def test_a_failure_in_the_minute_after_a_success_may_be_older_than_it(steps: Steps) -> None:
+    figures = {"kind": "route", "name": "crm", "count": 1}
+    add(steps, throughput_minute, outcome="delivered", minute=minute(9), **figures)
+    for ago, health in ((8, "ok"), (7, "failing")):
+        add(steps, throughput_minute, outcome="attempt_failed", minute=minute(ago), **figures)
+        assert [row["health"] for row in steps.rows("SELECT health FROM destination_health")] == [health]
+
+
 @pytest.mark.parametrize(
     ("values", "health"),
     [
@@ -127,38 +135,16 @@ def test_a_gate_says_why_an_api_without_figures_gets_no_calls(
     assert (row["hold_reason"] is not None) == (health == "held")
 
 
-# --- table_size
+# --- sizes
 
 
-def sizes(steps: Steps) -> dict[str, Row]:
-    return {row["table_name"]: row for row in steps.rows("SELECT * FROM table_size")}
-
-
-@ON_POSTGRES
-def test_every_table_has_its_size(counted: Steps) -> None:
-    found = sizes(counted)
-    assert {name for name in found if not name.startswith("alembic")} == set(metadata.tables)
-
-
-@ON_POSTGRES
-def test_on_postgres_sizes_come_from_the_statistics_and_growth_from_the_figures(counted: Steps) -> None:
+def test_the_database_has_its_size_and_its_largest_tables(counted: Steps) -> None:
     counted.arrive(*(an_event(n, f"u{n}") for n in range(1, 101)))
-    with counted.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE inbox"))
-    found = sizes(counted)
-    inbox = found["inbox"]
-    assert inbox["rows_estimated"] == 100
-    assert inbox["bytes"] > 0
-    assert inbox["index_bytes"] > 0
-    each = (inbox["bytes"] + inbox["index_bytes"]) / 100
-    assert inbox["bytes_per_day"] == round(18 * each)
-    assert inbox["last_vacuum_at"] is not None
-    assert found["lane"]["bytes_per_day"] is None
-
-
-@ON_SQLITE
-def test_on_sqlite_only_the_file_has_a_size(counted: Steps) -> None:
-    counted.arrive(*(an_event(n, f"u{n}") for n in range(1, 101)))
-    file = sizes(counted)["(file)"]
-    assert file["bytes"] > 100_000
-    assert file["bytes_per_day"] == pytest.approx(18 * (file["bytes"] - file["free_bytes"]) / 100, abs=1)
+    with counted.database.read() as transaction:
+        disk = read_disk(transaction, None)
+    assert disk.size is not None
+    assert disk.size > 100_000
+    names = [table.name for table in disk.largest]
+    assert set(names) <= set(metadata.tables)
+    assert len(names) == (5 if counted.database.sql.is_postgres else 0)
+    assert disk.largest == tuple(sorted(disk.largest, key=lambda table: -table.bytes))

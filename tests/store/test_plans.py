@@ -225,7 +225,6 @@ VIEWS = {
     "one source": "SELECT * FROM source_health WHERE source = :source",
     "destinations": "SELECT * FROM destination_health",
     "one destination": "SELECT * FROM destination_health WHERE kind = 'route' AND name = :route",
-    "sizes": "SELECT * FROM table_size",
 }
 """The questions that the views are made for."""
 
@@ -294,7 +293,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "listed events of an entity": partial(_listed, EventFilter(entity_type="USER", entity_id="u101")),
     "listed events that are dead": partial(_listed, EventFilter(state="dead", before=1500)),
     "listed events with an error": partial(_listed, EventFilter(error="value", before=1500)),
-    "deliveries of a page of events": lambda sql: listing._OF_MANY if sql.has_lateral else _listed_on_sqlite(),
+    "deliveries of a page of events": lambda sql: listing._OF_MANY if sql.is_postgres else _listed_on_sqlite(),
     "delivery by seq": lambda _: BY_SEQ,
     "delivery by entity": lambda _: BY_ENTITY,
     "facts by seq": lambda _: OF_AN_EVENT,

@@ -105,7 +105,7 @@ def _lock(sql: Sql) -> TextClause:
 SELECT r.id FROM {sql.rows("wanted", id="bigint")} JOIN rejected_request r ON r.id = wanted.id
 WHERE r.readmitted_at IS NULL
 ORDER BY r.id
-{sql.for_update and "FOR UPDATE OF r"}
+{sql.lock("r")}
 """)
 
 

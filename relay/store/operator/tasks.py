@@ -198,28 +198,26 @@ def _prune(it: Working) -> Act:
 
 
 def _erase(it: Working) -> Act:
-    """Erase the next events of an entity, or texts that name it."""
+    """Erase the next events of an entity."""
     command, subject = it.command, subject_of(it.asked)
     if mistake := reason_mistake(it.asked, command.reason):
         raise UnusableCommand(mistake)
-    if command.progress is None and not command.affected:
+    if not command.affected:
         planned = plan(it.work.database, it.work.config, command.kind, it.asked, quick(erasure.COUNTED_EVENTS, 1.0))
         if planned.obstacle is not None:
             raise UnusableCommand(planned.obstacle)
-    with it.work.database.read() as transaction:
-        step = erasure.look(transaction.connection, subject, command.progress, own_command=command.id)
 
     def act(transaction: Transaction, _now: datetime) -> BatchResult:
         now, said = time_text(transaction.take_order_lock()), {"who": command.asked_by, "why": command.reason}
-        done = erasure.act(transaction.connection, subject, step, now=now, **said)
-        if done.open:
-            raise UnusableCommand(f"an event arrived meanwhile; {erasure.held_up_by(done.open)}")
+        done = erasure.act(transaction.connection, subject, now=now, **said)
+        if done.obstacle is not None:
+            raise UnusableCommand(f"an event arrived meanwhile; {done.obstacle}")
         if not done.is_last:
-            return BatchResult("running", done.erased, step.position)
+            return BatchResult("running", done.erased)
         answer = answer_of(command)
         end(transaction, command.id, "done", answer)  # an open command keeps its selection
-        erasure.end(transaction.connection, subject, command.id)
-        return BatchResult("done", progress=step.position, answer=answer)
+        erasure.forget_in_commands(transaction.connection, subject)
+        return BatchResult("done", answer=answer)
 
     return act
 
