@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
 
@@ -119,11 +120,18 @@ def plan(engine: Engine, subject: ErasureSubject) -> ErasurePlan:
 
 def act(connection: Connection, subject: ErasureSubject, *, who: str, why: str, now: str | None = None) -> StepDone:
     """Do the next step, in a transaction that holds the order lock; `now` is the database's clock, unless a test passes one."""
-    is_sqlite = not Sql(connection.dialect.name).is_postgres
-    if is_sqlite:  # zeros instead of what the transaction deletes
+    with _overwriting(connection):
+        return _step(connection, {**subject.names, "who": who, "why": why, "now": now})
+
+
+@contextmanager
+def _overwriting(connection: Connection) -> Iterator[None]:
+    """On SQLite, write zeros over what the block deletes."""
+    is_sqlite = connection.dialect.name == SQLITE
+    if is_sqlite:
         connection.exec_driver_sql("PRAGMA secure_delete = ON")
     try:
-        return _step(connection, {**subject.names, "who": who, "why": why, "now": now})
+        yield
     finally:
         if is_sqlite:
             connection.exec_driver_sql("PRAGMA secure_delete = OFF")
@@ -152,7 +160,9 @@ def _obstacle(connection: Connection, events: str, given: Mapping[str, str | Non
     found = Sql(connection.dialect.name).looked_up(events, "open_delivery o", "o.seq = i.seq")
     statement = text(f"SELECT o.seq, o.route, o.state FROM {found} ORDER BY o.seq, o.route LIMIT 1")
     first = connection.execute(statement, given).first()
-    return first and (
+    if first is None:
+        return None
+    return (
         f"its deliveries have to end first, such as seq {first.seq} on route {first.route}, which is {first.state}:"
         " cancel them, then ask again"
     )
@@ -160,7 +170,8 @@ def _obstacle(connection: Connection, events: str, given: Mapping[str, str | Non
 
 def forget_in_commands(connection: Connection, subject: ErasureSubject) -> None:
     """Put the pseudonym in place of the entity in the selections of commands that have ended."""
-    connection.execute(_FORGET_IN_COMMANDS[connection.dialect.name], subject.names)
+    with _overwriting(connection):
+        connection.execute(_FORGET_IN_COMMANDS[connection.dialect.name], subject.names)
 
 
 _OF_TYPE = "i.source = :source AND i.entity_type = :entity_type"

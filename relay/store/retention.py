@@ -451,7 +451,6 @@ class LeasedPruner:
         began, most = time.monotonic(), ROWS if self._database.sql.is_postgres else ROWS_OF_SQLITE
         try:
             with self._database.write() as transaction:
-                transaction.rows = max(transaction.rows, most)
                 if (now := self._renew(transaction)) is None:
                     return None
                 was = state_of(transaction, kind).begun(now)

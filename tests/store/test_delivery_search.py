@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db import listing
+from inbox.db import following, listing
 from inbox.db.listing import EventFilter, RowPage
 from inbox.events.states import LISTED_STATES
 from tests.helpers.relaying import Steps
@@ -135,8 +135,8 @@ def test_a_count_ends_beyond_the_most(engine: Engine, steps: Steps, monkeypatch:
 def test_times_are_found_among_many_events_without_a_look_at_all(
     engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "_SEQS_APART", 0)
-    monkeypatch.setattr(listing, "_NEAR", 1)
+    monkeypatch.setattr(listing, "OUT_OF_ORDER", 0)
+    monkeypatch.setattr(following, "NEAR", 1)
     monkeypatch.setattr(listing, "_WINDOW", 4)
     steps.receive(*(_received(n, hours=10 * n) for n in range(1, 101)))
     wanted = EventFilter(since=START + timedelta(hours=400), until=START + timedelta(hours=430))

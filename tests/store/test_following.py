@@ -80,7 +80,7 @@ def test_a_tail_begins_with_the_rows_since_a_time_wherever_they_are(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "PAGE", 3)
-    monkeypatch.setattr(following, "_BLOCK", 4)
+    monkeypatch.setattr(following, "NEAR", 2)
     monkeypatch.setattr(following, "OUT_OF_ORDER", 2)
     committed(engine, *range(1, 11))
     committed(engine, 11, 13, seconds=10)

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from inbox.db import engine as engines
 from inbox.db import listing
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
-from inbox.db.following import ARRIVALS, Follower
+from inbox.db.following import Follower
 from inbox.db.listing import EventFilter
 from inbox.events.timestamps import time_text
 from relay import findings
@@ -288,8 +288,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "in flight on routes": lambda _: route_states._IN_FLIGHT,
     "open of a route": lambda sql: route_states._counts().of(sql).text,
     "arrival of some": written(route_states._ARRIVAL),
-    "next of a tail": lambda sql: Follower(sql, OUTCOMES, 0, (), None)._next,
-    "late of a tail": lambda sql: Follower(sql, ARRIVALS, 0, (), None)._late,
+    "rows of a tail": lambda sql: Follower(sql, OUTCOMES, 0, (), None)._rows,
     "listed events of an entity": partial(_listed, EventFilter(entity_type="USER", entity_id="u101")),
     "listed events that are dead": partial(_listed, EventFilter(state="dead", before=1500)),
     "listed events with an error": partial(_listed, EventFilter(error="value", before=1500)),

@@ -235,7 +235,6 @@ def _readmit(it: Working) -> Act | Batch:
         taken = readmit.take(transaction, requests, by=command.asked_by, reason=command.reason)
         for each in requests:
             for event, receipt in zip(each.events, taken.get(each.id, ()), strict=False):
-                transaction.rows += 1
                 outcome = DUPLICATE if receipt.duplicate else STORED
                 it.work.database.tally.add(SOURCE, event.source, outcome, size=len(event.body))
         return len(taken)
