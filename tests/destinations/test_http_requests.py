@@ -166,7 +166,9 @@ def test_the_log_shows_no_query_value(stack: ExitStack) -> None:
         ("https://10.1.2.3", {"proxy": "http://proxy", "allow_private": False}, "10.1.2.3 is private"),
     ],
 )
-def test_what_can_not_work_is_refused_before_any_call(url: str, options: dict[str, Any], problem: str) -> None:
+def test_an_endpoint_that_can_not_work_is_refused_before_any_call(
+    url: str, options: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(ConfigError, match=f"destinations.crm.*{problem}"):
         client_of(url, **options)
 

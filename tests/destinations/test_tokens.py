@@ -82,7 +82,7 @@ def test_the_credentials_may_stand_in_the_form_and_a_scope_be_asked_for(server: 
     ]
 
 
-def test_who_waits_too_long_for_anothers_token_gets_none(server: ScriptedServer) -> None:
+def test_a_call_that_waits_too_long_for_anothers_token_gets_none(server: ScriptedServer) -> None:
     server.routes[TOKEN] = [hang]
     caller = client(server, timeout=0.5)
     with ThreadPoolExecutor(2) as pool:
@@ -213,7 +213,7 @@ def test_an_answer_without_a_usable_token_is_a_bad_answer_that_shows_nothing_of_
         ("1234567890|wJalrXUtnFEMI-K7MDENG", {}),
     ],
 )
-def test_what_servers_are_known_to_write_is_taken(
+def test_a_token_as_servers_are_known_to_write_it_is_taken(
     server: ScriptedServer, value: str, members: dict[str, object]
 ) -> None:
     server.routes[TOKEN] = [answer(200, told(access_token=value, **members))]

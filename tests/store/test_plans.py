@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
@@ -233,10 +233,6 @@ def _constant(statement: TextClause, _: Sql) -> TextClause:
     return statement
 
 
-def _of_chosen(which: selection.Rows, sql: Sql) -> TextClause:
-    return selection._deliveries(sql, which)
-
-
 def _listed(wanted: EventFilter, sql: Sql) -> TextClause:
     return text(listing.candidates(sql, wanted)[0])
 
@@ -279,14 +275,14 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "sweeps' events of the same change": written(sequence._SWEPT),
     "listed that are missing": written(sweeps._MISSING),
     "next seqs": lambda _: audit._NEXT_SEQS,
-    "events of a span": audit._events,
-    "rows of a span": lambda sql: audit._rows(sql, locked=True),
-    "facts of a span": audit._facts,
+    "events of a span": written(audit._EVENTS),
+    "rows of a span": written(audit._ROWS[True]),
+    "facts of a span": written(audit._FACTS),
     "rows without an event": written(rebuild._REMOVE),
     "routes with something open": lambda _: route_states._KNOWN,
     "received on routes": lambda _: route_states._RECEIVED,
     "in flight on routes": lambda _: route_states._IN_FLIGHT,
-    "open of a route": lambda sql: route_states._counts().of(sql).text,
+    "open of a route": written(route_states._COUNTS),
     "arrival of some": written(route_states._ARRIVAL),
     "rows of a tail": lambda sql: Follower(sql, OUTCOMES, 0, (), None)._rows,
     "listed events of an entity": partial(_listed, EventFilter(entity_type="USER", entity_id="u101")),
@@ -298,11 +294,11 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "facts by seq": lambda _: OF_AN_EVENT,
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
     **{name: partial(_constant, text(query)) for name, query in VIEWS.items()},
-    "events of an entity that a command names": partial(selection._of_entity, of_source=False),
+    "events of an entity that a command names": written(selection.OF_ONE_ENTITY[False]),
     "next events of a source": lambda _: selection.NEXT_OF_SOURCE,
-    "next dead events": partial(selection._open, states=("blocked", "dead"), is_later=False),
-    "next events that are due later": partial(selection._open, states=("ready",), is_later=True),
-    **{f"deliveries of {which}": partial(_of_chosen, which) for which in get_args(selection.Rows)},
+    "next dead events": written(selection.next_open(("blocked", "dead"), is_later=False, on_routes=True)),
+    "next events that are due later": written(selection.next_open(("ready",), is_later=True, on_routes=True)),
+    **{f"deliveries of {which}": written(statement) for which, statement in selection.DELIVERIES.items()},
     "figures of the last hour": written(route_states._FIGURES),
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))

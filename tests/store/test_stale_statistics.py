@@ -51,7 +51,7 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     "lease": (claim._LEASE.of(SQL).text, f"state = 'ready', {DUE}", {"due": KEYS, **LEASE}),
     "renew": (leases._RENEW.of(SQL).text, LEASED, {"held": KEYS, "lease": 15, "now": None}),
     "give back": (leases._GIVE_BACK.of(SQL).text, LEASED, {"returned": KEYS, "now": None}),
-    "rows of a span": (audit._rows(SQL, locked=True), "state = 'waiting'", {"wanted": KEYS}),
+    "rows of a span": (audit._ROWS[True].of(SQL).text, "state = 'waiting'", {"wanted": KEYS}),
     "move": (deliveries.MOVE.of(SQL).text, LEASED, {"moved": KEYS}),
     "end": (deliveries.END.of(SQL).text, LEASED, {"ended": KEYS}),
     "given": (deliveries._OF_KEYS["wait"].of(SQL).text, "state = 'received'", {"keys": KEYS}),

@@ -75,7 +75,7 @@ def test_two_operators_who_confirm_one_plan_replay_each_delivery_once(page: Page
     assert steps.rows("SELECT count(*) AS n FROM delivery_log WHERE kind = 'delivered'")[0]["n"] == 5
 
 
-def test_what_a_relay_delivers_after_the_plan_is_not_cancelled(page: Page, steps: Steps) -> None:
+def test_a_delivery_made_after_the_plan_is_not_cancelled(page: Page, steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 4)))
     form = {**shown(page, "/acts/cancel?route=strict"), "reason": "not wanted"}
     steps.record_all(steps.claim_due(1), DONE)

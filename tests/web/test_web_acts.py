@@ -84,7 +84,7 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(page: Page, steps: Step
 
 
 @pytest.mark.parametrize("until", ["", "&until=2100-01-01"])
-def test_what_dies_after_the_plan_is_left_alone(page: Page, steps: Steps, until: str) -> None:
+def test_a_delivery_that_dies_after_the_plan_is_left_alone(page: Page, steps: Steps, until: str) -> None:
     fill_with_dead(steps, 2)
     form = shown(page, f"/acts/replay?route=strict{until}")
     steps.clock.advance(365 * 86_400)  # later than the moment of the plan

@@ -178,7 +178,7 @@ def test_an_act_on_all_that_match_is_on_exactly_those(page: Page, query: str, ac
         ("state=dead&since=2d", "count times from the failure"),
     ],
 )
-def test_where_no_act_is_on_exactly_those_the_page_says_why(page: Page, query: str, why: str) -> None:
+def test_a_listing_without_an_act_on_exactly_its_rows_says_why(page: Page, query: str, why: str) -> None:
     found = page.json(f"/deliveries.json?{query}")
     assert found["offers"] == []
     assert why in found["why_none"]

@@ -55,7 +55,7 @@ def test_odd_ids_are_linked_found_and_shown_harmless(page: Page, steps: Steps, e
 @pytest.mark.parametrize(
     ("entity_id", "may_copy"), [("u1", True), ("u\x1b[201~\r\\! id\r", False), ("u\u202e1", False)]
 )
-def test_what_is_copied_holds_no_key_that_a_terminal_would_press(
+def test_a_copied_text_holds_no_key_that_a_terminal_would_press(
     page: Page, steps: Steps, entity_id: str, may_copy: bool
 ) -> None:
     steps.arrive(an_event(1, entity_id))

@@ -184,7 +184,7 @@ def _first(tries: list[Future[requests.Response]], number: int) -> list[requests
         (b"", ""),
     ],
 )
-def test_what_is_no_form_is_refused_and_costs_nothing(
+def test_a_body_that_is_no_form_is_refused_and_costs_nothing(
     door: Entrance, hashed: list[str], body: bytes, content_type: str
 ) -> None:
     sent = {"Sec-Fetch-Site": "same-origin", "Content-Type": content_type}

@@ -76,7 +76,7 @@ def test_a_database_that_goes_away_is_told_and_the_next_refresh_has_its_page(pag
     assert refresh(page, "/rejected").status_code == 200
 
 
-def test_who_may_no_longer_look_is_sent_away(page: Page) -> None:
+def test_a_person_who_may_no_longer_look_is_sent_away(page: Page) -> None:
     assert page.get("/rejected", actor=None, headers={"X-Refresh": "1"}).status_code == 401
 
 

@@ -46,7 +46,7 @@ def all_of(overview: Overview, *checked: Finding) -> list[Finding]:
     return list(findings(overview, checked, 5))
 
 
-def test_where_nothing_is_wrong_there_is_nothing_to_do() -> None:
+def test_a_healthy_installation_has_nothing_to_do() -> None:
     assert all_of(seen(routes=(CRM,))) == []
 
 

@@ -126,7 +126,7 @@ def test_a_writer_does_not_hold_readers_up(page: Page, engine: Engine) -> None:
         assert page.get("/rejected").status_code == 200
 
 
-def test_what_a_transaction_committed_shows_in_the_next_read(page: Page, steps: Steps) -> None:
+def test_a_committed_transaction_shows_in_the_next_read(page: Page, steps: Steps) -> None:
     assert page.json("/rejected.json")["rows"] == []
     steps.intake.reject(
         Rejected(START, "trivore", 400, "not_json", "no <b>JSON</b>", None, None, b"x" * 32, None, None)

@@ -45,7 +45,7 @@ def test_only_operators_see_the_button_and_only_of_whole_requests(page: Page, st
     assert page.get("/acts/readmit?id=1", VIEWER).status_code == 403
 
 
-def test_what_can_be_read_now_is_readmitted_and_delivered(page: Page, steps: Steps) -> None:
+def test_a_request_that_can_be_read_now_is_readmitted_and_delivered(page: Page, steps: Steps) -> None:
     steps.intake.reject(rejected(body()), rejected(b"{}"), rejected(body(), source="gone"), rejected(body()))
     html = page.get("/acts/readmit?source=trivore").text
     assert "<strong>2</strong> requests" in html

@@ -220,7 +220,7 @@ def test_a_page_that_other_hosts_reach_without_tls_says_so(place: Site) -> None:
 
 
 @ON_SQLITE
-def test_what_is_too_large_or_no_http_is_turned_away(place: Site) -> None:
+def test_a_request_that_is_too_large_or_no_http_is_turned_away(place: Site) -> None:
     program, url = web(place)
     port = int(url.rpartition(":")[2])
     headers = {"Sec-Fetch-Site": "same-origin"}
