@@ -1,4 +1,4 @@
-"""What webhooks may hold that no provider has thought of: members and headers that are known, with anything in them."""
+"""Parts of webhooks that no provider has thought of: members and headers that are known, with anything in them."""
 
 from __future__ import annotations
 
