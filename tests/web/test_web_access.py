@@ -22,8 +22,6 @@ from tests.helpers.signing_in import (
     user,
 )
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # access reads no database
-
 
 @pytest.fixture
 def door(page_config: Config, tmp_path: Path) -> Iterator[Entrance]:

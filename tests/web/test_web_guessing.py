@@ -16,8 +16,6 @@ from relay.accounts import is_password
 from relay.web import guard
 from tests.helpers.signing_in import OTHER_PASSWORD, PASSWORD, TOKEN, Entrance, entrance
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # access reads no database
-
 
 @pytest.fixture
 def door(page_config: Config, tmp_path: Path) -> Iterator[Entrance]:

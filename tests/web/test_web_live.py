@@ -16,6 +16,7 @@ from inbox.db.intake import Rejected
 from relay.web import reading
 from relay.web.reading import NotYourTurn, Readers
 from tests.helpers import outage
+from tests.helpers.kinds import ON_BOTH
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.relaying import FakeClock, Monotonic, Steps
 from tests.helpers.sent_statements import counted_statements
@@ -66,6 +67,7 @@ def test_a_changed_row_is_new_and_what_is_the_same_is_not_sent(page: Page, steps
     assert refresh(page, "/rejected?source=trivore").status_code == 200, "for its relative times"
 
 
+@ON_BOTH
 @pytest.mark.usefixtures("_hasty")
 def test_a_database_that_goes_away_is_told_and_the_next_refresh_has_its_page(page: Page, database_url: str) -> None:
     etag = page.get("/rejected").headers["ETag"]
