@@ -59,11 +59,7 @@ def call_each(text: str, *, alerts_too: bool = False) -> list[Answer]:
     alerts = alert_client(config)
     assert alerts is not None
     callers = (clients.destination(destination, url), clients.api("a"), *([alerts] if alerts_too else []))
-    try:
-        return [caller.call(POST, context()) for caller in callers]
-    finally:
-        for caller in callers:
-            caller.close()
+    return [caller.call(POST, context()) for caller in callers]
 
 
 @pytest.mark.parametrize("where", ["its own", "of all"])

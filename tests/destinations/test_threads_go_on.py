@@ -46,13 +46,10 @@ def test_a_worker_goes_on_after_a_bug(bug: BaseException, caplog: pytest.LogCapt
     class Broken:
         bugs = [bug]  # noqa: RUF012  # of this test
 
-        def deliver(self, _delivery: Delivery, _context: object) -> Outcome:
+        def __call__(self, _delivery: Delivery, _context: object) -> Outcome:
             if self.bugs:
                 raise self.bugs.pop()
             return Delivered((), "forwarded")
-
-        def close(self) -> None:
-            """Nothing is open."""
 
     finished: queue.SimpleQueue[FinishedAttempt] = queue.SimpleQueue()
     context = without_lease()
@@ -64,7 +61,7 @@ def test_a_worker_goes_on_after_a_bug(bug: BaseException, caplog: pytest.LogCapt
     assert isinstance(first, Failed)
     assert (first.error_class, isinstance(second, Delivered)) == ("crashed", True)
     assert len(caplog.records) == 1
-    assert "in deliver" in caplog.text
+    assert "in __call__" in caplog.text
     assert caplog.text.rstrip().endswith(type(bug).__name__)
     assert SECRET not in repr(first) + caplog.text
 
@@ -119,7 +116,6 @@ def test_names_are_resolved_after_a_bug_in_the_resolver(bug: Exception, monkeypa
     monkeypatch.setattr(socket, "getaddrinfo", broken)
     client = client_of("http://odd.example", timeout=Duration(10))
     results = [client.call(request, context()) for request in [POST] * 20]
-    client.close()
     assert {(result.error_class, result.call.sent) for result in results} == {("not_sent", "not_sent")}
     assert len(asked) == 20
     assert SECRET not in repr(results)

@@ -53,10 +53,7 @@ def client(server: ScriptedServer, token_url: str | None = None, timeout: float 
 
 
 def call(caller: HttpClient) -> Answer:
-    try:
-        return caller.call(ASKED, context())
-    finally:
-        caller.close()
+    return caller.call(ASKED, context())
 
 
 def test_a_token_is_got_once_and_used_for_many_calls(server: ScriptedServer) -> None:
@@ -87,7 +84,6 @@ def test_a_call_that_waits_too_long_for_anothers_token_gets_none(server: Scripte
     caller = client(server, timeout=0.5)
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda _: caller.call(ASKED, context()), range(2)))
-    caller.close()
     # Who waits may get its turn in the last moment, and then has no more luck than the one before.
     assert {found.call.error for found in answers} <= {
         "no token: no whole answer within 0.5 s",
@@ -99,7 +95,6 @@ def test_threads_that_start_together_share_one_token(server: ScriptedServer) -> 
     caller = client(server)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: caller.call(ASKED, context()), range(8)))
-    caller.close()
     assert all(found.error_class is None for found in answers)
     assert server.asked.count(TOKEN) == 1
 

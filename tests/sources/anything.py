@@ -1,4 +1,4 @@
-"""Parts of webhooks that no provider has thought of: members and headers that are known, with anything in them."""
+"""Contents of webhooks that no provider has thought of: members and headers that are known, with anything in them."""
 
 from __future__ import annotations
 

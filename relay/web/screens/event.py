@@ -217,7 +217,4 @@ def difference(reading: Reading, query: DifferenceQuery) -> Preview:
     except ConfigError as error:
         raise BadFilter(f"the route can't be used: {error}", field="route") from None
     end = steady() + LONGEST_COMPARISON_SECONDS
-    try:
-        return preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
-    finally:
-        made.close()
+    return preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
