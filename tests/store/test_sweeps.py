@@ -76,9 +76,9 @@ def test_one_that_failed_is_repeated_sooner_and_one_that_was_broken_off_at_once(
     database: Database, clock: FakeClock
 ) -> None:
     assert take(database, HOURLY)
-    sweeps.give_back(work_of(database), HOURLY)
+    sweeps.end_early(work_of(database), HOURLY, None)
     assert take(database, OTHERS)
-    sweeps.fail(work_of(database), OTHERS, "answered 503", [])
+    sweeps.end_early(work_of(database), OTHERS, "answered 503")
     clock.advance(299)
     assert not take(database, HOURLY)
     clock.advance(1)
@@ -97,7 +97,7 @@ def test_a_relay_that_dies_keeps_the_others_waiting_for_its_lease_alone(database
     clock.advance(1)
     assert take(database, OTHERS)
     assert not sweeps.keep(database, HOURLY), "it was not dead, and now knows"
-    sweeps.give_back(work_of(database), HOURLY)
+    sweeps.end_early(work_of(database), HOURLY, None)
     ended(database, HOURLY)
     clock.advance(30)
     assert sweeps.keep(database, OTHERS), "what it had to say takes nobody's turn away"
