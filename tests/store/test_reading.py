@@ -277,8 +277,8 @@ def test_its_pages_hold_every_row_once_and_its_count_is_of_all(engine: Engine, s
 def test_times_are_found_among_many_events_without_a_look_at_all(
     engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "_SEQS_APART", 0)
-    monkeypatch.setattr(listing, "_NEAR", 1)
+    monkeypatch.setattr(listing, "OUT_OF_ORDER", 0)
+    monkeypatch.setattr(following, "NEAR", 1)
     monkeypatch.setattr(listing, "_WINDOW", 4)
     steps.receive(*(_received(n, hours=10 * n) for n in range(1, 101)))
     wanted = EventFilter(since=START + timedelta(hours=400), until=START + timedelta(hours=430))
@@ -396,7 +396,7 @@ def test_a_tail_begins_with_the_rows_since_a_time_wherever_they_are(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "PAGE", 3)
-    monkeypatch.setattr(following, "_BLOCK", 4)
+    monkeypatch.setattr(following, "NEAR", 2)
     monkeypatch.setattr(following, "OUT_OF_ORDER", 2)
     committed(engine, *range(1, 11))
     committed(engine, 11, 13, seconds=10)
