@@ -196,9 +196,7 @@ def convert(
 
 
 def _bad_filter(error: msgspec.ValidationError, filled: Mapping[str, object]) -> BadFilter:
-    place, says, is_missing = wrong_field(error)
-    if is_missing:
-        return BadFilter(f"{place} {says}", field=place)
+    place, says = wrong_field(error)
     found = _FIELD.match(place)
     name = found[0] if found else ""
     value = f" {filled[name]!r}" if name in filled else ""

@@ -14,7 +14,7 @@ from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery import policy
 from relay.delivery.gates import BreakerLimits
-from relay.store.nodes import failing_steps
+from relay.store.nodes import read_nodes
 from tests.helpers.daemon import Rig, users
 from tests.helpers.downstream import Downstream, Held, serving
 from tests.helpers.evidence import facts
@@ -122,4 +122,4 @@ def test_rows_that_a_person_keeps_locked_keep_their_route_alone(rig: Rig, well: 
 def failing_steps_of(rig: Rig) -> set[str]:
     """The steps that fail, as the relay has stored them with its last sign of life."""
     with rig.database.read() as transaction:
-        return {step.step for step in failing_steps(transaction)}
+        return {step for relay in read_nodes(transaction) for step in relay["failing"]}

@@ -45,7 +45,6 @@ def hardly_ever_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay that looks for work once an hour, and else when it is woken."""
     monkeypatch.setattr("relay.daemon.loop.BUSY_POLL_SECONDS", AN_HOUR)
     monkeypatch.setattr("relay.daemon.loop.IDLE_POLL_SECONDS", AN_HOUR)
-    monkeypatch.setattr("relay.daemon.wake_up.HEARD_WITHIN_SECONDS", 60.0)
 
 
 @ON_BOTH
@@ -68,7 +67,7 @@ def test_a_listener_whose_connection_ends_listens_again(rig: Rig, database_url: 
         contextlib.closing(connect_postgres(database_url)) as hand,
     ):
         for n in range(2):
-            until(lambda: relay._listener._wait == 0.0, "it hears")
+            until(lambda: relay._listener.wait == 0.0, "it hears")
             until(lambda: ended_listeners(hand), "a listener's connection is ended")
             rig.until_told("hears_nothing", n + 1)
             assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
@@ -87,15 +86,23 @@ def ended_listeners(hand: psycopg.Connection) -> int:
 
 @ON_POSTGRES
 @pytest.mark.usefixtures("hardly_ever_looking")
-def test_a_listener_that_hears_nothing_tries_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As behind a pooler that the URL does not name: LISTEN succeeds, and a notification does not arrive."""
-    monkeypatch.setattr("relay.daemon.wake_up.NOTIFY", text("SELECT 1"))
-    monkeypatch.setattr("relay.daemon.wake_up.HEARD_WITHIN_SECONDS", 0.05)
-    with rig.relay() as relay:
-        rig.until_told("hears_nothing")
-        monkeypatch.setattr("relay.daemon.wake_up.NOTIFY", NOTIFY)
-        until(lambda: relay._listener._wait == 0.0, "it hears")
-        assert rig.observer.counts["hears_nothing"] == 1
+def test_a_listener_that_has_heard_nothing_for_long_listens_on_another_connection(
+    rig: Rig, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that a firewall has dropped hears nothing, and nobody says so."""
+    monkeypatch.setattr("relay.daemon.wake_up.QUIET_SECONDS", 0.3)
+    with rig.relay(), contextlib.closing(connect_postgres(database_url)) as hand:
+        first = listeners(hand)
+        until(lambda: listeners(hand) - first, "another one listens")
+        assert rig.observer.counts["hears_nothing"] == 0
+
+
+def listeners(hand: psycopg.Connection) -> set[int]:
+    """The processes of connections that listen."""
+    found = hand.execute(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'"
+    )
+    return {pid for (pid,) in found.fetchall()}
 
 
 @ON_POSTGRES
@@ -120,7 +127,7 @@ def without_wake_ups(config: Config) -> Config:
 def test_an_idle_relay_does_not_wake_itself(database_url: str, engine: Engine) -> None:
     """Each commit of its own wakes it once: a round that commits though it did nothing would lead to another, for ever."""
     relay = Relay(Database(engine), prepare(configured("http://127.0.0.1:9/")), grace_seconds=1)
-    relay._start()
+    relay._describe()
     with contextlib.closing(sqlite3.connect(make_url(database_url).database or "")) as watching:
         while relay._cycle():
             pass
@@ -148,7 +155,7 @@ def test_an_unchanged_file_wakes_no_relay(engine: Engine) -> None:
         wakes.append(stop.times)
         woken.set()
 
-    listener = threading.Thread(target=Listener(engine, wake, stop=stop, observer=Observer()).hear)
+    listener = threading.Thread(target=Listener(engine, wake, stop, Observer()).hear)
     listener.start()
     for n in range(3):
         assert woken.wait(60)
