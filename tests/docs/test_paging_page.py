@@ -69,7 +69,6 @@ def shopify() -> Shopify:
 
 def hubspot() -> HubSpot:
     made = HubSpot()
-    made.remaining = 10_000
     for number in range(SIZE):
         made._create({"email": f"u{number}@example.com"})
     return made

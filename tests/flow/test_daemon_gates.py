@@ -52,7 +52,7 @@ def test_a_pause_by_command_is_kept_by_a_running_relay_until_it_is_lifted(rig: R
     gate = Gate(source="trivore", entity_type="USER", entity_id="u1")
     with rig.relay(concurrency=2):
         commands.ask(rig.database, "pause", gate, who="kim", why="odd")
-        until(lambda: not commands.any_open(rig.database), "the relay keeps to it")
+        until(lambda: not commands.next_open(rig.database, after=0, most=1), "the relay keeps to it")
         seqs = rig.arrive("u1", "u2", "u1", "u3")
         rig.until_left(ready=1, waiting=1)
         commands.ask(rig.database, "resume", gate, who="kim", why="fine")

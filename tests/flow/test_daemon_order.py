@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -18,7 +19,7 @@ from relay.daemon.generation import PreparedConfig
 from relay.daemon.leases import RENEW_EVERY_SECONDS, TRUSTED_SECONDS, Leases
 from relay.daemon.loop import Relay
 from relay.observe import Observer
-from relay.steps import Background
+from relay.steps import LASTS_SECONDS, Background
 from relay.store import alerts
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database
@@ -85,6 +86,17 @@ def test_a_route_whose_lock_another_step_gets_first_is_not_claimed_from_before_i
             relay.wake()
             rig.until_left()
     assert rig.calls == [2, 1]
+
+
+def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_step_well(rig: Rig) -> None:
+    """Else claims would wait 15 s for it again and again, and its alert would never come."""
+    with rig.relay() as relay:
+        pass
+    relay._steps.run("sequence", lambda: 1 // 0, 0)
+    relay._steps.monotonic = lambda: time.monotonic() + LASTS_SECONDS  # its next try is due
+    relay._scans.is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
+    relay._cycle()
+    assert could_not_order(relay)
 
 
 def test_a_relay_that_looks_just_behind_an_alert_of_a_failing_step_does_not_end_it(
