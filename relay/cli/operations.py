@@ -164,7 +164,7 @@ def continue_() -> None:
 
 @_operation
 def erase() -> None:
-    """Headers and bodies go, the entity's id, errors and calls in the log, and rejected requests and commands that name it.
+    """Headers and bodies go, the entity's id, and errors and calls in the log. Rejected requests stay until their retention.
 
     A pseudonym stays, so that order, deduplication and `relay verify` still hold. All its deliveries must have ended.
 

@@ -79,7 +79,7 @@ def test_wrong_use_is_status_2_and_says_what_to_do(sqlite_place: Site) -> None:
         (("replay", "--cause", "exhaustd", "--reason", "x"), "did you mean 'exhausted'?"),
         (("retry", "--api", "x", "--reason", "x"), "there is no api 'x'; none is configured"),
         (("replay", "--since", "yesterday", "--reason", "x"), "is no time"),
-        (("pause", "--yes"), "name one of route, destination, api and source"),
+        (("pause", "--reason", "x"), "name one of route, destination, api and source"),
         (("continue", "--command", "9"), "there is no command 9"),
     ):
         ended = relay(sqlite_place, *arguments)

@@ -41,7 +41,7 @@ def test_for_programs_it_is_one_object_with_everything(place: Site, database_url
 
 
 def test_for_people_everything_is_on_standard_output(place: Site, engine: Engine) -> None:
-    nodes.start_node(work_of(Database(engine), node="n1"), "[/red]", 7, "1.0")
+    nodes.describe(work_of(Database(engine), node="n1"), "[/red]", 7, "1.0")
     ended = place.invoke("relay", "status")
     assert (ended.status, ended.stderr) == (0, "")
     assert ended.stdout.startswith("well: 1 relay running, nothing open\n")
@@ -172,7 +172,7 @@ def test_a_blocked_lane_and_a_failing_step_are_findings_and_here_only_what_anoth
     fill(sqlite_database_url, [("u1", moment(0))])
     with sqlite_engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET state = 'blocked'"))
-    nodes.start_node(work_of(Database(sqlite_engine), node="r1"), socket.gethostname(), 7, "1")
+    nodes.describe(work_of(Database(sqlite_engine), node="r1"), socket.gethostname(), 7, "1")
     nodes.heartbeat(Database(sqlite_engine), "r1", {"claim": "ValueError: year 10000 is out of range"})
     assert findings(sqlite_place.invoke(*CHECK, "--json")) == ["step_failed", "blocked"]
     assert findings(sqlite_place.invoke(*CHECK, "--here", "--json")) == ["step_failed"]
