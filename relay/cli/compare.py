@@ -101,7 +101,7 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
         types = tuple(config.routes[route].when.entity_type)
         chosen = Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
         previews = [*_previews(database, config, sync, chosen)]
-    found = [each for each in previews if not each.is_in_sync]
+    found = [each for each in previews if each.change != "none"]
     rows = [*map(msgspec.to_builtins, found)] if as_json else [row for each in found for row in _rows(each)]
     _finish(
         rows, ("entity", "change", "field", "before", "after", "why"), _summary(len(previews), found), as_json=as_json

@@ -21,7 +21,7 @@ from relay.destinations.base import Context
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Request
 from relay.store.sweeps import Listed
-from relay.sync.calls import CallPlan, reported_error
+from relay.sync.calls import evaluated, reported_error
 from relay.sync.expressions import Expression, decode, encode
 from relay.sync.forms import instant_of
 from relay.sync.paging import PagesPlan, Paginator, compile_pages
@@ -86,11 +86,6 @@ class Pages:
         self._id: Expression = made["id"]
         self._modified: Expression = made["modified"]
 
-    @property
-    def call(self) -> CallPlan:
-        """The call for each page after the first."""
-        return self._plan.further
-
     def since(self, since: datetime, context: Context) -> Iterator[Page]:
         """Yield what was changed at or after `since`, page by page, in the service's order.
 
@@ -108,6 +103,8 @@ class Pages:
                 answer = self._answer(paginator, context)
                 with ONE_PAGE:
                     yield self._page(paginator, answer)
+            except (MappingError, UnusableAnswer) as error:
+                raise SweepFailed(str(error)) from None
             except SweepFailed as error:
                 tries_left -= 1
                 asked = wait if error.retry_after is None else min(error.retry_after, LONGEST_RETRY_AFTER)
@@ -118,10 +115,7 @@ class Pages:
                 wait, tries_left = FIRST_WAIT_SECONDS, TRIES
 
     def _answer(self, paginator: Paginator[Entry], context: Context) -> Answer:
-        try:
-            (path, query), body, own = paginator.at, paginator.body, paginator.headers
-        except MappingError as error:
-            raise SweepFailed(str(error)) from None
+        (path, query), body, own = paginator.at, paginator.body, paginator.headers
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = paginator.call.media_type
@@ -144,17 +138,12 @@ class Pages:
     def _page(self, paginator: Paginator[Entry], answer: Answer) -> Page:
         try:
             document = decode(answer.body)
-            reported = reported_error(paginator.call.rules, document)
         except ValueError as error:
             raise SweepFailed(f"a page is {error}") from None
-        except UnusableAnswer as error:
-            raise SweepFailed(str(error)) from None
+        reported = reported_error(paginator.call.rules, document)
         if reported is not None:
             _require_success(answer.reporting(*reported))
-        try:
-            found = self._items.value(document)
-        except MappingError:
-            raise SweepFailed("items can't be evaluated on a page") from None
+        found = evaluated(self._items, document)
         if found is None and self._plan.total_in(document) == 0:
             found = []  # SCIM leaves the list out then (RFC 7644 §3.4.2)
         if not isinstance(found, list):
@@ -163,10 +152,7 @@ class Pages:
         unlisted = [entry for entry in entries if isinstance(entry, Unlisted)]
         if unlisted and len(unlisted) == len(entries):
             raise SweepFailed(unlisted[0].why)
-        try:
-            fresh = set(paginator.take(document, answer.link, entries))
-        except UnusableAnswer as error:
-            raise SweepFailed(str(error)) from None
+        fresh = set(paginator.take(document, answer.link, entries))
         listed = {
             entry: item
             for entry, item in zip(entries, found, strict=True)

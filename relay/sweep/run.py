@@ -26,7 +26,6 @@ from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
 from relay.delivery.policy import hold_request
 from relay.destinations.base import Clients, Context
-from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.gates import acquire_rate, held_for, hold
@@ -67,7 +66,6 @@ class CompiledSweep:
         self._rate = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
         where = f"sources.{source}.sweeps[{number}]"
         self._pages = Pages(self.table, where, Clients(config).api(self.table.api))
-        require_no_credentials(self._pages.call, where, self.api)
         self._traceparent: str | None = None
         self._left_out: set[Listed] = set()
         """Entities that were too large for the bodies of their events."""
