@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.http import head
+from inbox.http.bodies import problem_headers, problem_of
 from inbox.http.limits import (
     BODY_COMPLETE,
     CAPACITY,
@@ -35,7 +36,6 @@ from inbox.http.limits import (
     Bucket,
     Capacity,
 )
-from inbox.http.problems import problem_headers, problem_of
 from inbox.observe import metrics
 from inbox.observe.logs import fields
 from inbox.observe.metrics import OFF, Meters

@@ -87,7 +87,7 @@ def _fill(steps: Steps, value: str) -> None:
         gates.pause(transaction, ("route", "orders-to-warehouse"), who=value[:200], why=value[:2000])
         alerts.note(transaction, [Alert("step_failed", value[:200], firing=True, detail={"error": value})], now)
     commands.ask(steps.database, "replay", Selection(error=value[:1000]), who=value[:200], why=value[:2000])
-    nodes.start_node(work_of(steps.database, node=value[:100]), value[:100], 1, value[:50])
+    nodes.describe(work_of(steps.database, node=value[:100]), value[:100], 1, value[:50])
 
 
 def _is_harmless(browser: Browser) -> None:

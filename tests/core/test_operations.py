@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from inbox.errors import UnusableCommand
-from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES
+from inbox.events.states import COMMAND_KINDS, COMMAND_STATES
 from relay.operations.table import OF_DELIVERIES, OPERATIONS, parse
 from relay.store.operator import commands, tasks
 from relay.store.operator.selection import Act
@@ -32,9 +32,9 @@ WRONG: list[tuple[str, object, str]] = [
     *(("replay", {flag: True}, "without a condition") for flag in ("force", "backfill")),
     ("replay", {"until_fact": 812}, "without a condition"),
     ("replay", {"everything": False}, "without a condition"),
-    ("sweep", {"entity_type": "USER"}, "source is missing"),
-    ("erase", {"source": "trivore", "entity_id": "u1"}, "entity_type is missing"),
-    ("stop", {}, "command is missing"),
+    ("sweep", {"entity_type": "USER"}, "source: is missing"),
+    ("erase", {"source": "trivore", "entity_id": "u1"}, "entity_type: is missing"),
+    ("stop", {}, "command: is missing"),
     ("continue", {"command": "7"}, "command: "),
     ("replay", [], "selection is a JSON object"),
     ("replay", "a text", "selection is a JSON object"),

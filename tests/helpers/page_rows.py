@@ -32,8 +32,7 @@ PAYLOADS = tuple(part for part in WORDS if part != "excerpt")
 
 def fill_page(steps: Steps) -> None:
     """Store events that are delivered, dead, blocked, retrying and waiting, and what else the page lists."""
-    nodes.start_node(work_of(steps.database, node=steps.node), "host", 1, "0.1.0")
-    nodes.describe_routes(work_of(steps.database, steps.policies, node=steps.node))
+    nodes.describe(work_of(steps.database, steps.policies, node=steps.node), "host", 1, "0.1.0")
     bodies = [f'{{"n": {number}, "word": "{WORDS["body"]}"}}'.encode() for number in range(1, 6)]
     routes = (("strict",), ("blocking",), ("strict", "latest"), ("strict",), ())
     events = [
@@ -84,7 +83,7 @@ def fill_hostile(steps: Steps) -> None:
     steps.attempt(Failed((call,), "server_error", HOSTILE))
     steps.intake.reject(Rejected(START, HOSTILE, 422, HOSTILE, HOSTILE + "y" * 5000, HOSTILE, HOSTILE, b"", None, None))
     node = work_of(steps.database, node=HOSTILE)
-    nodes.start_node(node, HOSTILE, 1, HOSTILE)
+    nodes.describe(node, HOSTILE, 1, HOSTILE)
     nodes.heartbeat(steps.database, HOSTILE, {"claim": HOSTILE})
     with steps.database.write() as transaction:
         for gate in (("destination", "audit"), entity_key("trivore", HOSTILE, HOSTILE)):

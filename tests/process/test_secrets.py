@@ -253,8 +253,6 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("relay", "dead", ENTITY),
     ("relay", "status", "to-hook"),
     ("relay", f"pause --source by-url --reason {REASON} --yes", "paused"),
-    ("relay", "pause", "strict"),
-    ("relay", "pause --json", REASON),
     ("relay", f"replay --cause exhausted --reason {REASON}", ENTITY),
     ("relay", f"replay --route to-fine --backfill --reason {REASON} --json", ENTITY),
     ("relay", f"cancel --seq 1 --reason {REASON}", ENTITY),

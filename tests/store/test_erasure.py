@@ -35,6 +35,7 @@ from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from tests.core.test_lifecycle import EXAMPLES
 from tests.helpers import commanding
+from tests.helpers.folding import decode
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.person import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
 from tests.helpers.relaying import CONFIG, Steps, work_of
@@ -248,7 +249,7 @@ def test_an_emptied_fact_can_be_read_and_leads_to_the_same_state(engine: Engine,
             text(f"SELECT e.detail, {emptied(engine.dialect.name, 'e.detail')} FROM {once} e"), {"detail": detail}
         ).one()
     assert as_json(left) == as_json(twice)
-    known = facts.decode(facts.kind_of(fact), json.dumps(as_json(left)))
+    known = decode(facts.kind_of(fact), json.dumps(as_json(left)))
     texts = {name: ERASED for name in EMPTIED if getattr(fact, name, None) is not None}
     assert known == msgspec.structs.replace(fact, **texts)
 

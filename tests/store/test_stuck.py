@@ -47,8 +47,7 @@ def now(steps: Steps) -> None:
 
 def alive(steps: Steps) -> None:
     now(steps)
-    nodes.start_node(work_of(steps.database, node="alive"), "h1", 7, "1")
-    nodes.describe_routes(work_of(steps.database, node="alive"))
+    nodes.describe(work_of(steps.database, node="alive"), "h1", 7, "1")
 
 
 def due(steps: Steps) -> None:
@@ -117,7 +116,7 @@ def failed_long_ago(steps: Steps) -> None:
 
 def failing(steps: Steps) -> None:
     now(steps)
-    nodes.start_node(work_of(steps.database, node="r1"), "h1", 8, "1")
+    nodes.describe(work_of(steps.database, node="r1"), "h1", 8, "1")
     nodes.heartbeat(steps.database, "r1", {"claim": "ValueError: x", "reap": "ValueError: y"})
 
 
@@ -130,14 +129,14 @@ def failing_route(steps: Steps) -> None:
 
 def differing(steps: Steps) -> None:
     now(steps)
-    nodes.start_node(work_of(steps.database, node="r1"), "h1", 8, "1")
-    nodes.start_node(work_of(steps.database, node="r2", config=Config()), "h1", 9, "1")
+    nodes.describe(work_of(steps.database, node="r1"), "h1", 8, "1")
+    nodes.describe(work_of(steps.database, node="r2", config=Config()), "h1", 9, "1")
 
 
 def crash_loop(steps: Steps) -> None:
     steps.clock.moment = SystemClock().now() - timedelta(minutes=2)
     for number in range(3):
-        nodes.start_node(work_of(steps.database, node=f"dead-{number}"), "h2", number, "1")
+        nodes.describe(work_of(steps.database, node=f"dead-{number}"), "h2", number, "1")
 
 
 PAUSES = [("source", "trivore"), ("route", "strict"), entity_key("trivore", "USER", ODD)]
@@ -215,8 +214,8 @@ def test_what_waits_behind_a_gate_of_its_destination_is_not_stuck_once_a_relay_h
 def test_a_route_that_no_running_relay_knows_is_told_as_such(long_ago: Steps) -> None:
     due(long_ago)
     now(long_ago)
-    nodes.start_node(work_of(long_ago.database, node="alive"), "h1", 7, "1")
-    nodes.describe_routes(work_of(long_ago.database, {"strict": POLICIES["strict"]}, node="alive"))
+    nodes.describe(work_of(long_ago.database, node="alive"), "h1", 7, "1")
+    nodes.describe(work_of(long_ago.database, {"strict": POLICIES["strict"]}, node="alive"), "host", 1, "0")
     why = {row["route"]: row["why"] for row in long_ago.rows("SELECT route, why FROM stuck")}
     assert why == {
         "strict": "due, and nothing moves on its route",
@@ -277,7 +276,7 @@ def test_a_route_whose_deliveries_die_at_once_fails_and_one_whose_dead_are_gone_
 @pytest.mark.parametrize("key", [("route", "strict"), ("destination", "audit")])
 def test_a_route_that_a_person_paused_is_not_told_as_failing(steps: Steps, key: GateKey) -> None:
     steps.clock.moment = SystemClock().now()  # the view route_gate has the database's own
-    nodes.start_node(work_of(steps.database, node="r1"), "h1", 7, "1")
+    nodes.describe(work_of(steps.database, node="r1"), "h1", 7, "1")
     steps.arrive(an_event(1))
     steps.attempt(UNWELL)
     assert failing_now(steps) == [FAILS]
@@ -294,16 +293,15 @@ def test_relays_with_different_configurations_are_found_until_they_agree(steps: 
         return [each.sentence for each in checked(database) if each.kind == "config_differs"]
 
     told = ["relays h1 pid 7 and h2 pid 8 run with different routes or destinations"]
-    nodes.start_node(work_of(database, node="r1"), "h1", 7, "1")
-    nodes.start_node(work_of(database, node="r2"), "h2", 8, "1")
+    nodes.describe(work_of(database, node="r1"), "h1", 7, "1")
+    nodes.describe(work_of(database, node="r2"), "h2", 8, "1")
     assert differ() == []
     less = msgspec.structs.replace(CONFIG, routes={"strict": CONFIG.routes["strict"]})
-    nodes.describe_routes(work_of(database, node="r2", config=less))
+    nodes.describe(work_of(database, node="r2", config=less), "host", 1, "0")
     assert differ() == told
     elsewhere = msgspec.structs.replace(CONFIG.destinations["audit"], url=Secret("https://other.example.com"))
-    nodes.describe_routes(
-        work_of(database, node="r2", config=msgspec.structs.replace(CONFIG, destinations={"audit": elsewhere}))
-    )
+    moved = msgspec.structs.replace(CONFIG, destinations={"audit": elsewhere})
+    nodes.describe(work_of(database, node="r2", config=moved), "h2", 8, "1")
     assert differ() == told
     nodes.stop_node(database, "r2")
     assert differ() == []
@@ -452,7 +450,7 @@ def test_an_endpoint_that_asked_for_no_calls_is_held_until_then(steps: Steps) ->
 
 def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Steps, clock: FakeClock) -> None:
     for name in ("old", "gone", "r1"):
-        nodes.start_node(work_of(lived_in.database, node=name), "h1", 7, "1")
+        nodes.describe(work_of(lived_in.database, node=name), "h1", 7, "1")
         clock.advance({"old": 590, "gone": 20, "r1": 1}[name])
     nodes.heartbeat(lived_in.database, "r1", {"claim": "ValueError: x"})
     found = look(lived_in).relays

@@ -25,7 +25,6 @@ from relay.destinations.base import without_lease
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.sweeps import Listed, SweepFindings
-from relay.sweep import pages
 from relay.sweep import run as sweep_run
 from relay.sweep.run import CompiledSweep
 from tests.helpers.directory import TABLE, Directory
@@ -76,9 +75,9 @@ def test_one_that_failed_is_repeated_sooner_and_one_that_was_broken_off_at_once(
     database: Database, clock: FakeClock
 ) -> None:
     assert take(database, HOURLY)
-    sweeps.give_back(work_of(database), HOURLY)
+    sweeps.end_early(work_of(database), HOURLY, None)
     assert take(database, OTHERS)
-    sweeps.fail(work_of(database), OTHERS, "answered 503", [])
+    sweeps.end_early(work_of(database), OTHERS, "answered 503")
     clock.advance(299)
     assert not take(database, HOURLY)
     clock.advance(1)
@@ -97,7 +96,7 @@ def test_a_relay_that_dies_keeps_the_others_waiting_for_its_lease_alone(database
     clock.advance(1)
     assert take(database, OTHERS)
     assert not sweeps.keep(database, HOURLY), "it was not dead, and now knows"
-    sweeps.give_back(work_of(database), HOURLY)
+    sweeps.end_early(work_of(database), HOURLY, None)
     ended(database, HOURLY)
     clock.advance(30)
     assert sweeps.keep(database, OTHERS), "what it had to say takes nobody's turn away"
@@ -222,7 +221,7 @@ def test_a_key_that_another_has_not_committed_yet_ends_the_sweep_which_begins_ag
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(
     sweeping: CompiledSweep, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "FIRST_WAIT_SECONDS", 0)
+    monkeypatch.setattr(sweep_run, "FIRST_WAIT_SECONDS", 0)
     directory.statuses = [200, 503, 429, 200, 503]
     assert (run(sweeping, engine).compared, directory.pages) == (10, 6 + 3)
     directory.statuses = [200, 503, 503, 503]
