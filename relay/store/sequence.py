@@ -58,7 +58,7 @@ def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) ->
     with scans.received.look() as begin, work.database.read() as transaction:
         found = transaction.execute(_RECEIVED, batch=batch, begin_seq=begin or 0, known_routes=known)
     keys = [(row.seq, row.route) for row in found]
-    if keys and work.database.sql.keeps_ended_entries:
+    if keys and work.database.sql.is_postgres:
         scans.received.at = max(keys)[0] - LATE_SEQS
     scans.is_behind = len(keys) >= batch
 

@@ -193,8 +193,8 @@ _OF_ID = {
     locked: Statement(f"""
 SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq AS progress, affected, answer, failed, error,
     matched, until_seq AS until
-FROM relay_command
-WHERE id = :id {sql.skip_locked if locked else ""}
+FROM relay_command c
+WHERE id = :id {sql.lock("c", skip=True) if locked else ""}
 """)
     for locked in (False, True)
 }
