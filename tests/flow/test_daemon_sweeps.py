@@ -22,7 +22,8 @@ from relay.steps import Steps
 from relay.store.gates import held_for
 from relay.store.operator import commands, execution
 from relay.store.sweeps import Listed
-from relay.sweep import pages, scheduler
+from relay.sweep import run as sweep_run
+from relay.sweep import scheduler
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper, scheduled
 from tests.helpers.daemon import Rig, configured
@@ -38,7 +39,7 @@ OFTEN = 'every = "50ms"\n'
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.02)
-    monkeypatch.setattr(pages, "FIRST_WAIT_SECONDS", 0)
+    monkeypatch.setattr(sweep_run, "FIRST_WAIT_SECONDS", 0)
 
 
 @pytest.fixture
@@ -269,9 +270,9 @@ def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_
 
 
 def test_a_relay_parses_one_page_at_a_time(rig: Rig, directory: Directory, table: str) -> None:
-    with pages.ONE_PAGE, rig.relay(more=table + OFTEN):
+    with sweep_run.ONE_PAGE, rig.relay(more=table + OFTEN):
         until(lambda: directory.pages > 0, "a page is fetched")
         assert count(rig.engine, "inbox") == 0, "another one is compared"
-        pages.ONE_PAGE.release()
+        sweep_run.ONE_PAGE.release()
         until(lambda: count(rig.engine, "inbox") == 4, "its turn has come")
-        until(lambda: pages.ONE_PAGE.acquire(blocking=False), "and ends")
+        until(lambda: sweep_run.ONE_PAGE.acquire(blocking=False), "and ends")
