@@ -25,11 +25,11 @@ from tests.docs.pages import PAGES, blocks
 from tests.helpers.filling import fill
 from tests.helpers.log_copier import LogCopier
 from tests.helpers.reading import count, rows
-from tests.helpers.receiver import a_link, receiving
+from tests.helpers.receiver import a_link
 from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps
 from tests.helpers.sqlite_shell import asked, opened
 from tests.helpers.storing import an_event
-from tests.helpers.webhooks import a_config, body, moment
+from tests.helpers.webhooks import a_config, moment
 from tests.store.verifying import differences
 
 # --- SQLite's write-ahead log stays small without automatic checkpoints
@@ -140,12 +140,6 @@ def test_the_next_write_begins_the_log_anew_after_a_whole_checkpoint(engine: Eng
         assert checkpoint(engine)
         write(database, second)
     assert size_of(log) == length
-
-
-def test_no_connection_checkpoints_by_itself(engine: Engine) -> None:
-    with engine.connect() as connection:
-        assert connection.execute(text("PRAGMA wal_autocheckpoint")).scalar() == 0
-        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
 
 
 def test_the_log_stays_small_while_a_relay_writes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,30 +263,6 @@ def path_of(engine: Engine) -> Path:
     return Path(engine.url.database or "")
 
 
-def test_a_shell_that_opens_the_file_for_reading_sees_every_commit_and_writes_nothing(
-    lived_in: Steps, engine: Engine
-) -> None:
-    where = f"file:{path_of(engine)}?mode=ro"
-    assert asked(where, "SELECT count(*) FROM inbox") == "13"
-    assert "readonly" in asked(where, "DELETE FROM open_delivery")
-    lived_in.arrive(an_event(99))
-    assert asked(where, "SELECT count(*) FROM inbox") == "14"
-
-
-async def test_an_open_write_is_answered_503_and_what_is_sent_again_is_stored(
-    sqlite_database_url: str,
-) -> None:
-    path = sqlite_database_url.removeprefix("sqlite:///")
-    async with receiving(a_config(sqlite_database_url)) as receiver:
-        with opened(path) as shell:
-            shell.types("BEGIN IMMEDIATE; INSERT INTO gate (kind, name) VALUES ('route', 'forgotten');")
-            answer = await receiver.post(body("u1", moment(1)))
-            assert (answer.status_code, "Retry-After" in {name.title() for name in answer.headers}) == (503, True)
-            shell.types("ROLLBACK;")
-        answer = await receiver.post(body("u1", moment(1)))
-        assert (answer.status_code, answer.json["status"]) == (200, "accepted")
-
-
 @pytest.mark.parametrize("name", ["backup.db", "copy.db"])
 def test_each_backup_of_the_page_is_whole_while_others_write(lived_in: Steps, engine: Engine, name: str) -> None:
     page = "\n".join(block.text for block in blocks(PAGES["docs/how-to/back-up-and-restore.md"]) if block.info == "sh")
@@ -346,17 +316,3 @@ def test_a_replica_of_copied_frames_is_the_database(lived_in: Steps, engine: Eng
     made = engines.connect(f"sqlite:///{replica}", application="tests")
     assert differences(Database(made)) == []
     made.dispose()
-
-
-def test_without_its_read_transaction_the_log_is_restarted_under_it(
-    lived_in: Steps, engine: Engine, tmp_path: Path
-) -> None:
-    """The test of the test: only the read transaction keeps the log together."""
-    copier = LogCopier(Path(engine.url.database or ""), tmp_path / "replica.db")
-    copier._connection.execute("ROLLBACK")
-    for n in range(100, 110):
-        lived_in.arrive(an_event(n, f"v{n}"))
-        checkpoint(engine)
-    lived_in.arrive(an_event(999, "v999"))
-    with closing(copier._connection), pytest.raises(AssertionError, match="restarted the log"):
-        copier.sync()

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Table, insert, text
+from sqlalchemy import Table, insert
 
 from inbox.clock import SystemClock
 from inbox.db.reads import Row
@@ -37,22 +37,6 @@ def test_there_is_one_row_for_each_event_and_route(steps: Steps) -> None:
         (1, "strict", "ready", 0, "USER|u1"),
         (2, "blocking", "ready", 0, "USER|u2"),
     ]
-
-
-def test_a_row_tells_the_event_as_the_inbox_has_it(steps: Steps) -> None:
-    steps.arrive(an_event(7))
-    (event,) = steps.rows("SELECT * FROM inbox JOIN inbox_payload USING (seq)")
-    row = delivery(steps, 1)
-    shared = (
-        "source",
-        "entity_type",
-        "entity_id",
-        "event_type",
-        "action",
-        "occurred_at",
-        "received_at",
-    )
-    assert {name: row[name] for name in shared} == {name: event[name] for name in shared}
 
 
 def test_an_event_without_a_route_is_unrouted(steps: Steps) -> None:
@@ -90,17 +74,6 @@ def test_an_ended_delivery_is_what_its_last_fact_says(steps: Steps, outcome: Del
     assert (row["state"], row["last_fact"], row["attempts"]) == (state, state, 2)
     assert row["last_fact_at"] == START + timedelta(seconds=6)
     assert (row["due_at"], row["lane"], row["relay_node"]) == (None, None, None)
-
-
-def test_the_last_error_goes_with_a_success(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    assert delivery(steps, 1)["last_error"] is None
-    steps.attempt(UNWELL)
-    assert delivery(steps, 1)["last_error"] == "forward answered 503"
-    assert (delivery(steps, 1)["state"], delivery(steps, 1)["attempts"]) == ("ready", 1)
-    steps.advance(6)
-    steps.attempt(DONE)
-    assert delivery(steps, 1)["last_error"] is None
 
 
 def test_a_route_that_an_event_takes_only_by_replay_shows_once(steps: Steps) -> None:
@@ -199,46 +172,11 @@ def test_an_event_has_its_body_as_text_and_in_hex_where_it_is_none(steps: Steps)
     assert not any(row["is_pruned"] or row["is_erased"] for row in rows)
 
 
-def test_one_body_that_is_no_text_although_its_row_says_so_breaks_no_query(steps: Steps) -> None:
-    """A statement by hand, a restore into another encoding or a broken page: the other rows are shown all the same."""
-    bodies = (b"caf\xe9", b"a\x00b", b"\xed\xa0\x80", b"\xff" * 1_000_000)
-    steps.receive(*(an_event(n, f"u{n}") for n in range(1, len(bodies) + 2)))
-    is_postgres = steps.database.sql.is_postgres
-    for trigger in ("inbox_payload_is_append_only",) if is_postgres else ():
-        steps.do(f"ALTER TABLE inbox_payload DISABLE TRIGGER {trigger}")
-    if not is_postgres:
-        steps.do("DROP TRIGGER inbox_payload_refuses_update")
-    with steps.database.engine.begin() as connection:
-        for seq, body in enumerate(bodies, 1):
-            connection.execute(
-                text("UPDATE inbox_payload SET body = :body WHERE seq = :seq"), {"body": body, "seq": seq}
-            )
-    assert [row["is_text"] for row in steps.rows("SELECT body_is_text AS is_text FROM inbox")] == [True] * 5
-    if not is_postgres:  # which shows the bytes as they are; only a client that decodes them can fail
-        as_bytes = "SELECT CAST(body AS blob) AS body FROM event ORDER BY seq LIMIT 4"
-        assert [row["body"] for row in steps.rows(as_bytes)] == list(bodies)
-        return
-    shown = [row["body"] for row in steps.rows("SELECT * FROM event ORDER BY seq")]
-    assert shown[:4] == [f"\\x{body.hex()}" for body in bodies]
-    assert shown[4] == an_event(5).body.decode()
-
-
 def test_an_event_whose_payload_is_gone_is_pruned_and_keeps_its_size(steps: Steps) -> None:
     steps.receive(an_event(1, routes=[]))
     steps.do("DELETE FROM inbox_payload")
     (row,) = steps.rows("SELECT * FROM event")
     assert (row["headers"], row["body"], bool(row["is_pruned"]), row["body_bytes"]) == (None, None, True, 8)
-
-
-# --- dead_letter
-
-
-def test_a_delivery_that_died_again_has_its_last_death(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(HOPELESS)
-    steps.do(a_fact("dead", cause="gone", error="it is gone"))
-    (row,) = steps.rows("SELECT cause, error FROM dead_letter")
-    assert (row["cause"], row["error"]) == ("gone", "it is gone")
 
 
 # --- entity_timeline
