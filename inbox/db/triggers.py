@@ -200,8 +200,7 @@ def _of_change(dialect: str) -> Iterator[CommandRule]:
     )
     # Operators may set the state alone, so nobody can make a command look done, or have another person's one go on.
     yield (
-        "only a relay ends a command, with finished_at, and relay continue --command lets a stopped one go on: stop it with"
-        f" {_CANCEL}",
+        f"only a relay ends a command, and relay continue --command lets a stopped one go on: stop it with {_CANCEL}",
         f"NEW.state NOT IN (OLD.state, 'cancelled') AND (NEW.finished_at IS NULL) <> ({is_open})",
     )
 
