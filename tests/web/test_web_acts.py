@@ -435,3 +435,13 @@ def test_a_replay_takes_up_nothing_that_has_ended_since_its_plan(page: Page, ste
     assert work(steps.database, number_of(answer.headers["location"])).affected == 1, "what was cancelled stays"
     again = page.post("/acts/replay", {**shown(page, "/acts/replay?seqs=2,1&route=strict"), "reason": "this one, too"})
     assert work(steps.database, number_of(again.headers["location"])).affected == 1
+
+
+def test_a_replay_of_what_another_has_replayed_since_asks_again(page: Page, steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"))
+    steps.until_nothing_is_due()
+    steps.clock.advance(1)
+    mine, others = ({**shown(page, "/acts/replay?seq=1&route=strict"), "reason": "lost there"} for _ in range(2))
+    assert work(steps.database, number_of(page.post("/acts/replay", others).headers["location"])).affected == 1
+    steps.until_nothing_is_due()
+    assert page.post("/acts/replay", mine).status_code == 409
