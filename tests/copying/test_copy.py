@@ -85,10 +85,9 @@ def _drop_triggers(connection: Connection) -> None:
             connection.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER USER"))
 
 
-@pytest.mark.parametrize("step", [("copying", "inbox"), ("copying", "delivery_log"), ("comparing", "inbox")])
-def test_an_interrupted_copy_leaves_nothing_and_begins_again(ends: Ends, step: tuple[str, str]) -> None:
+def test_an_interrupted_copy_leaves_nothing_and_begins_again(ends: Ends) -> None:
     def report(*now: object) -> None:
-        if now[:2] == step:
+        if now[:2] == ("comparing", "inbox"):
             raise Interrupted
 
     with pytest.raises(Interrupted):
@@ -147,12 +146,7 @@ def test_two_bodies_of_25_mib_are_never_in_memory_together(
 
 BAD = {
     "a time that no calendar has": ("relay_node", "id", "stopped_at", "'2026-13-45 00:00:00.000000Z'", "can't be read"),
-    "JSON that can't be read": ("relay_node", "id", "failing", "'{'", "can't be read"),
-    "bytes that are no text": ("relay_node", "id", "version", "CAST(x'ff61' AS text)", "can't be read"),
-    "JSON with a number that is none": ("relay_node", "id", "failing", "'{\"a\": NaN}'", "rejects it"),
     "JSON with a NUL": ("alert", "id", "detail", '\'{"a": "\\u0000"}\'', "rejects it"),
-    "a NUL": ("alert", "id", "error", "'a' || char(0)", "rejects it"),
-    "a number that is too large": ("gate", "name", "failures", "99999999999", "rejects it"),
 }
 
 
