@@ -115,7 +115,7 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
                 report()
                 previews.append(each)
             after = (str(page[-1].entity_type), str(page[-1].entity_id))
-    found = [each for each in previews if not each.is_in_sync]
+    found = [each for each in previews if each.change != "none"]
     failed = sum(each.change == "failed" for each in found)
     summary = _compared(len(previews) - failed, "entity", len(found) - failed, "in sync")
     summary += f"; {counted(failed, 'entity')} could not be compared" if failed else ""

@@ -239,7 +239,7 @@ def show(
       inbox show 42 --at 2026-01-31T10:00:00Z
     """
     from inbox.db import reads
-    from inbox.events.past import event_at
+    from inbox.events.states import event_at
 
     now = SystemClock().now()
     if at is not None and at > now:
@@ -266,7 +266,7 @@ def story(event: Row, config: Config, now: datetime, width: int | None, *, is_pa
     """Tell the story of an event in lines of at most `width`; None: of any length.
 
     Args:
-        event: as `inbox.db.reads.event` reads it, or `inbox.events.past.event_at` gives it.
+        event: as `inbox.db.reads.event` reads it, or `inbox.events.states.event_at` gives it.
         config: of today.
         now: the time of the story, by which spans of time are told.
         width: of the terminal.

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from inbox.clock import SystemClock
 from inbox.errors import UnusableCommand
-from inbox.events.commands import MOST_SEQS
+from inbox.events.states import MOST_SEQS
 from inbox.observe.visible import visible_text
 from relay.cli import options
 from relay.cli.options import as_command, login_name, open_database, option, parse_entity
