@@ -13,7 +13,7 @@ from relay.daemon.generation import PreparedConfig
 from relay.daemon.leases import RENEW_EVERY_SECONDS, TRUSTED_SECONDS, Leases
 from relay.daemon.loop import Relay
 from relay.observe import Observer
-from relay.steps import Background
+from relay.steps import run_beside
 from relay.store.database import Database
 from relay.store.deliveries import Claimed, claim_of
 from tests.helpers.kinds import ON_POSTGRES
@@ -59,7 +59,7 @@ def keeping(engine: Engine, moments: Moments) -> list[float]:
     relay = Relay(Database(engine), PreparedConfig(CONFIG), grace_seconds=0)
     relay._leases.granted(claimed, relay._leases.began_asking())
     ended = cast(threading.Event, moments)  # all that is asked of it
-    Background("leases", relay._renew, every=RENEW_EVERY_SECONDS, stop=ended, observer=Observer()).join(60)
+    run_beside("leases", relay._renew, every=RENEW_EVERY_SECONDS, stop=ended, observer=Observer()).join(60)
     return moments.waited
 
 
