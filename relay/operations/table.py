@@ -146,7 +146,10 @@ _KINDS = (
         done="erased",
         nothing="nothing to erase: type and id are compared letter by letter",
         thing="event",
-        consequences=("Nothing brings it back. The reason must not name the entity, as it is kept for good.",),
+        consequences=(
+            "Nothing brings it back. The reason must not name the entity, as it is kept for good.",
+            "Rejected requests, alerts and texts of operators are not searched: they stay until their retention.",
+        ),
         is_dangerous=True,
     ),
     Operation(

@@ -131,7 +131,7 @@ class Aged(msgspec.Struct, frozen=True, dict=True):
         """Delete the oldest."""
         return Statement(f"""
 DELETE FROM {self.table} WHERE ({self.key}) IN (
-    SELECT {self.key} FROM {self.table} t WHERE {self.goes} ORDER BY t.{self.time} LIMIT :most {sql.skip_locked})
+    SELECT {self.key} FROM {self.table} t WHERE {self.goes} ORDER BY t.{self.time} LIMIT :most {sql.lock("t", skip=True)})
 RETURNING 1
 """)
 
@@ -422,7 +422,6 @@ class LeasedPruner(msgspec.Struct, frozen=True):
         began, most = time.monotonic(), ROWS if self.database.sql.is_postgres else ROWS_OF_SQLITE
         try:
             with self.database.write() as transaction:
-                transaction.rows = max(transaction.rows, most)
                 if not (
                     renewed := transaction.execute(_RENEW, holder=self.holder)
                 ):  # others are locked out until the commit

@@ -175,13 +175,11 @@ def test_what_does_not_change_is_told_again_to_an_exporter_that_came_later(
 @pytest.mark.parametrize(
     "line",
     [
-        b"",
         b'ed_total",["trivore"],[1.0]]\n',
         b'["inbox_received_total",["trivore"],[1.0',
         b'["no_such_metric",[],[1.0]]\n',
         b'["inbox_received_total",[],[1.0]]\n',
         b'["inbox_received_total",["a"],[1.0,2.0]]\n',
-        b'["inbox_received_total",["a"],["1"]]\n',
         b'["inbox_batch_events",[],[1.0]]\n',
         b"\xff" * LONGEST_LINE,
     ],
@@ -263,7 +261,7 @@ def test_what_could_not_be_written_is_there_the_next_time_with_what_came_meanwhi
     not_written(tally, OSError())
     tally.add("route", "crm", "delivered")
     tally.add("route", "crm", "dead")
-    assert [(figure.outcome, figure.count) for figure in taken(tally)] == [("delivered", 2), ("dead", 1)]
+    assert [(figure["outcome"], figure["count"]) for figure in taken(tally)] == [("delivered", 2), ("dead", 1)]
 
 
 def test_what_the_database_rejects_is_not_tried_again(tally: Tally) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +19,7 @@ from inbox.db.engine import PINNED
 from inbox.errors import InvalidEvent, RequestError, Unavailable
 from inbox.events.event import Event, Receipt
 from inbox.receiver.writer import GroupCommit
-from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
 from tests.helpers.outage import connect_postgres
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import a_link
@@ -61,6 +60,7 @@ def a_refused(number: int, **values: str) -> Event:
     return msgspec.structs.replace(an_event(number), **values)
 
 
+@ON_BOTH
 @pytest.mark.parametrize(
     "refused",
     [
@@ -95,20 +95,20 @@ async def _answers_around(refused: Event, database_url: str) -> list[Receipt | E
     return answers
 
 
+@ON_BOTH
 async def test_an_event_that_meets_a_bug_costs_its_neighbours_nothing_and_its_sender_sends_it_again(
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """503 and not 422: nobody knows whether anything is wrong with the event."""
-    kind = intake.STORES[engine.dialect.name]
-    appended = kind.append
+    appended = intake.append
     body = "what a webhook says"
 
-    def append_or_fail(self: Any, connection: Connection, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
+    def append_or_fail(connection: Connection, events: Sequence[Event]) -> list[int | None]:
         if any(event.dedup_key == an_event(7).dedup_key for event in events):
             raise KeyError(body)
-        return appended(self, connection, events)
+        return appended(connection, events)
 
-    monkeypatch.setattr(kind, "append", append_or_fail)
+    monkeypatch.setattr(intake, "append", append_or_fail)
     async with writers(database_url, 1) as (writer,):
         answers = await asyncio.gather(*(append(writer, an_event(number)) for number in range(20)))
     assert isinstance(answers.pop(7), Unavailable)

@@ -68,7 +68,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay dead": ("", "--json", "--wide", "--route HOSTILE"),
     "relay tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--kind HOSTILE"),
     "relay status": ("", "--json", "--wide", "--check", "--check --here", "--check --json"),
-    "relay pause": ("--entity HOSTILE --source trivore --reason HOSTILE --yes",),
+    "relay pause": ("--entity HOSTILE --source trivore --reason HOSTILE --yes", "--route HOSTILE"),
     "relay resume": ("--entity HOSTILE --source trivore", "--route HOSTILE"),
     "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),
     "relay sweep": (
@@ -247,16 +247,6 @@ def values(found: object) -> set[str]:
             return set()
 
 
-def test_on_postgres_as_well(
-    postgres_database_url: str, tmp_path: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared(postgres_database_url)
-    configure(tmp_path, postgres_database_url, server, monkeypatch)
-    for command, cases in CASES.items():
-        shown = [check(command, options, terminal=False) for options in cases]
-        assert any(f"{MARK} " in ran.stdout + ran.stderr for ran in shown), command
-
-
 def test_a_replay_of_such_entities_is_done(copied: str) -> None:
     engine = engines.connect(copied, application="tests")
     assert run("relay replay", "--entity HOSTILE --reason HOSTILE --yes").status == 0
@@ -284,7 +274,6 @@ def test_a_url_that_is_none_is_told_without_the_sources_token(
     for url in ("nowhere", "http://a b", "http://127.0.0.1:99999"):
         ran = invoke("inbox", "send", "by-url", "--url", url)
         assert (ran.status, "give --url" in ran.stderr) == (2, True)
-        assert "nobody answers" not in ran.stderr or url.endswith("99999")
         assert "s3cret" not in ran.stdout + ran.stderr
 
 

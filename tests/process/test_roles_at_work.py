@@ -25,6 +25,7 @@ from tests.helpers.roles import Granted, granted
 from tests.helpers.sender import Sender, events
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text
+from tests.process.test_own_schema import crowd, untouched
 
 EVENTS = 40
 PATIENCE = 90
@@ -48,9 +49,10 @@ COMMANDS: tuple[tuple[Role, str], ...] = (
 
 @pytest.fixture(scope="module")
 def apart(postgres_url: str) -> Iterator[Granted]:
-    """An installation in the schema `apart`, with all roles and a login for each."""
+    """An installation in the schema `apart`, beside another application's tables, with all roles and a login for each."""
     name = f"inbox_relay_roles_{os.getpid()}"
     url = _create_database(postgres_url, name)
+    crowd(url)
     engine = engines.connect(
         make_url(url).update_query_dict({"schema": "apart"}).render_as_string(hide_password=False), application="t"
     )
@@ -58,6 +60,7 @@ def apart(postgres_url: str) -> Iterator[Granted]:
     engine.dispose()
     with granted(url, f"w{os.getpid()}", "apart") as made:
         yield made
+    assert untouched(url)
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -112,7 +115,7 @@ def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Eng
         other.write_text((tmp_path / "inbox.toml").read_text().replace(preset, f"{preset}dedup = [{DEDUP}]\n"))
         for role, command in COMMANDS:
             side, *arguments = command.format(config=other).split()
-            ended = place.run(side, *arguments, INBOX_DATABASE_URL=apart.url(role))
+            ended = place.invoke(side, *arguments, INBOX_DATABASE_URL=apart.url(role))
             assert "permission denied" not in ended.stdout + ended.stderr, (role, command, ended)
             assert ended.status == 0, (role, command, ended)
         assert relay.stop() == 0
@@ -144,8 +147,8 @@ def test_a_migrator_that_is_no_superuser_makes_roles_too(apart: Granted, tmp_pat
         try:
             url = make_url(apart.server_url).set(username=prefix, database=name).render_as_string(hide_password=False)
             with site(tmp_path, config_text(url).replace("[database]", '[database]\nschema = "apart"')) as place:
-                assert place.run("inbox", "migrate").status == 0
-                printed = place.run("inbox", "roles", "--prefix", prefix)
+                assert place.invoke("inbox", "migrate").status == 0
+                printed = place.invoke("inbox", "roles", "--prefix", prefix)
                 assert printed.status == 0, printed.stderr
             with contextlib.closing(connect_postgres(url)) as psql:
                 for _ in range(2):

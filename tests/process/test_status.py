@@ -27,7 +27,7 @@ CHECK = ("relay", "status", "--check")
 
 def test_for_programs_it_is_one_object_with_everything(place: Site, database_url: str) -> None:
     fill(database_url, [("u1", moment(0))])
-    ended = place.run("relay", "status", "--json")
+    ended = place.invoke("relay", "status", "--json")
     seen = json.loads(ended.stdout)
     assert (ended.status, ended.stderr) == (0, "")
     assert list(seen) == [
@@ -85,18 +85,6 @@ def test_at_a_terminal_it_is_drawn_again_in_its_place_and_ctrl_c_ends_it(
         assert "Traceback" not in terminal.text
 
 
-def test_at_a_terminal_no_line_is_wider_than_it_and_no_color_is_obeyed(
-    sqlite_place: Site, sqlite_database_url: str
-) -> None:
-    fill(sqlite_database_url, [("u1", moment(0))])
-    for more, is_coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
-        environment = {**sqlite_place.environment, **more}
-        with at_terminal([sys.executable, *RELAY, "status"], environment, columns=80) as terminal:
-            assert terminal.ends() == 0
-            assert max(len(line) for line in terminal.text.splitlines()) <= 80
-            assert ("\x1b[1;31m" in terminal.raw) is is_coloured
-
-
 @pytest.mark.parametrize("options", [("--watch", "--check"), ("--here",)])
 def test_options_that_do_not_go_together_are_wrong_use(sqlite_place: Site, options: tuple[str, ...]) -> None:
     assert sqlite_place.invoke("relay", "status", *options).status == 2
@@ -118,7 +106,7 @@ def test_it_is_0_while_a_relay_lives_and_1_when_none_does_or_something_is_stuck(
     place, engine = sqlite_place, sqlite_engine
     relay = place.relay()  # it takes less than what a finding has to last
     relay.writes("started node")
-    assert place.run(*CHECK, "--here") == (0, "", "")
+    assert place.invoke(*CHECK, "--here") == (0, "", "")
 
     monkeypatch.setattr(status, "_LOOK_AGAIN_SECONDS", 0)
     with engine.begin():  # so that it doesn't stop with the write lock

@@ -225,15 +225,6 @@ def test_the_end_of_a_condition_is_posted_after_its_begin_also_where_that_had_to
         alerts.posted(steps.database, taken.id)
 
 
-def test_one_that_cannot_be_posted_is_not_tried_again_and_says_why(steps: Steps) -> None:
-    note(steps, A)
-    (taken,) = alerts.take_unsent(steps.work)
-    alerts.posted(steps.database, taken.id, "it can't be worded: \x00\ud800", is_final=True)
-    steps.advance(3600)
-    assert alerts.take_unsent(steps.work) == []
-    assert steps.rows("SELECT error FROM alert")[0]["error"] == "it can't be worded: \\x00\\ud800"
-
-
 def test_kinds_of_a_newer_version_are_left_to_it(steps: Steps) -> None:
     steps.do(
         "INSERT INTO alert (at, kind, subject, firing, detail)"

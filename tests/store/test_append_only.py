@@ -12,14 +12,18 @@ import pytest
 from sqlalchemy import (
     ARRAY,
     JSON,
+    Boolean,
+    Column,
     Delete,
     Engine,
     Executable,
     Insert,
+    Integer,
+    LargeBinary,
+    Text,
     Update,
     delete,
     insert,
-    inspect,
     select,
     text,
     update,
@@ -29,7 +33,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from inbox.clock import SystemClock
 from inbox.db.columns import UtcDateTime
 from inbox.db.dialect import POSTGRES
-from inbox.db.schema import delivery_log, gate, inbox, inbox_payload, metadata, open_delivery, order_lock, write_probe
+from inbox.db.schema import delivery_log, gate, inbox, inbox_payload, open_delivery, order_lock, write_probe
 from inbox.events.states import OPEN_STATES, RETENTION_FLOOR_DAYS
 from relay.delivery.lifecycle import HEADS, SCHEDULING, Step
 from relay.delivery.outcome import Fact
@@ -40,38 +44,23 @@ from tests.helpers.storing import START, an_event
 # --- The append-only tables stay append-only, whoever asks; what retention and erasure need is let through
 
 
-OTHER: dict[str, Any] = {
-    "seq": 99,
-    "state": "dead",
-    "run": 9,
-    "crashes": 9,
-    "source": "other",
-    "dedup_key": "other",
-    "entity_type": None,
-    "entity_id": "other",
-    "event_type": "other",
-    "action": "delete",
-    "event_id": "other",
-    "occurred_at": START + timedelta(days=1),
-    "received_at": START - timedelta(days=1000),
-    "routes": ["other"],
-    "headers": {"other": "value"},
-    "content_type": "text/plain",
-    "body_bytes": 99,
-    "body": b"other",
-    "body_is_text": False,
-    "body_sha256": b"\x00" * 32,
-    "traceparent": "other",
-    "erased_at": START,
-    "id": 99,
-    "at": START + timedelta(days=1),
-    "route": "other",
-    "kind": "cancelled",
-    "attempt": 99,
-    "relay_node": "other",
-    "detail": {"other": 1},
-}
-"""For each column something that is not there."""
+OTHERS: tuple[tuple[type, Any], ...] = (
+    (UtcDateTime, START - timedelta(days=1000)),
+    (ARRAY, ["other"]),
+    (JSON, {"other": 1}),
+    (LargeBinary, b"\x00" * 32),
+    (Boolean, False),
+    (Integer, 99),
+    (Text, "other"),
+)
+
+
+def other(column: Column[Any]) -> Any:  # noqa: ANN401  # of the column's type
+    """Return a value that is not there."""
+    allowed = {"state": "dead", "action": "delete", "kind": "cancelled"}
+    kinds = (value for kind, value in OTHERS if isinstance(column.type, kind))
+    return allowed.get(column.name) or (["other"] if column.name == "routes" else next(kinds))
+
 
 UNSCHEDULED: dict[str, Any] = {"due_at": None, "lease_until": None, "lease_token": None, "relay_node": None}
 SCHEDULED: dict[str, dict[str, Any]] = {
@@ -140,12 +129,12 @@ def old(engine: Engine, steps: Steps) -> Engine:
 
 def test_no_column_of_an_event_can_be_changed(old: Engine) -> None:
     for column in inbox.c:
-        refused(old, update(inbox).values({column: OTHER[column.name]}))
+        refused(old, update(inbox).values({column: other(column)}))
 
 
 def test_no_column_of_a_payload_can_be_changed(old: Engine) -> None:
     for column in inbox_payload.c:
-        refused(old, update(inbox_payload).values({column: OTHER[column.name]}))
+        refused(old, update(inbox_payload).values({column: other(column)}))
 
 
 def test_a_payload_can_be_deleted_once_nothing_of_its_event_is_open(old: Engine) -> None:
@@ -186,7 +175,7 @@ def test_no_column_of_a_fact_can_be_changed(old: Engine) -> None:
     a_fact(old, "attempt_failed")
     end(old)
     for column in delivery_log.c:
-        refused(old, update(delivery_log).values({column: OTHER[column.name]}))
+        refused(old, update(delivery_log).values({column: other(column)}))
 
 
 def test_a_fact_that_is_no_attempt_lives_as_long_as_its_event(old: Engine) -> None:
@@ -229,12 +218,6 @@ def test_on_postgres_they_can_not_be_truncated(engine: Engine) -> None:
 # --- Constraints that the database itself enforces, so that no bug of the relay can get past them
 
 
-SCHEDULED_BY_STATE: dict[str, dict[str, Any]] = {
-    "ready": {"due_at": START},
-    "in_flight": {"lease_until": START, "lease_token": 1, "relay_node": "r1"},
-}
-
-
 A_FACT = {"at": START, "seq": 1, "route": "r", "state": "ended", "attempt": 0, "detail": {}}
 
 
@@ -245,7 +228,7 @@ def open_row(engine: Engine, state: str, **values: object) -> None:
         "lane": "USER|u1",
         "occurred_at": START,
         "state": state,
-        **SCHEDULED_BY_STATE.get(state, {}),
+        **SCHEDULED.get(state, {}),
     }
     with engine.begin() as connection:
         connection.execute(insert(open_delivery).values({**row, **values}))
@@ -265,11 +248,6 @@ def test_the_schema_takes_every_kind_of_fact(engine: Engine) -> None:
             assert kind in set(Step)
 
 
-def test_every_state_can_be_stored(engine: Engine) -> None:
-    for state in OPEN_STATES:
-        open_row(engine, state, lane=state, route=state)
-
-
 def test_a_lane_has_one_head_at_most(engine: Engine) -> None:
     for number, (first, second) in enumerate(product(sorted(HEADS), repeat=2)):
         lane = f"lane {number}"
@@ -281,7 +259,7 @@ def test_a_lane_has_one_head_at_most(engine: Engine) -> None:
             connection.execute(
                 update(open_delivery)
                 .where(open_delivery.c.seq == 2 * number + 1)
-                .values({"state": second.value, **SCHEDULED_BY_STATE.get(second, {})})
+                .values({"state": second.value, **SCHEDULED.get(second, {})})
             )
 
 
@@ -300,7 +278,7 @@ def test_a_delivery_has_a_lease_exactly_when_it_is_in_flight(engine: Engine) -> 
     for missing in ("lease_until", "lease_token", "relay_node"):
         rejected(engine, "in_flight", **{missing: None})
     for state in set(OPEN_STATES) - {"in_flight"}:
-        rejected(engine, state, **SCHEDULED_BY_STATE["in_flight"])
+        rejected(engine, state, **SCHEDULED["in_flight"])
 
 
 AN_EVENT = {
@@ -367,21 +345,6 @@ def test_a_time_that_could_not_be_read_is_refused(engine: Engine) -> None:
     statement = "UPDATE gate SET rate_used_until = :value"
     assert [time for time in UNREADABLE[engine.dialect.name] if not refuses(engine, statement, time)] == []
     assert [time for time in (FIRST, LAST, "2026-01-01") if refuses(engine, statement, time)] == []
-
-
-def test_every_time_and_every_json_is_checked(engine: Engine) -> None:
-    with engine.connect() as connection:
-        checked = {
-            check["name"] for table in metadata.tables for check in inspect(connection).get_check_constraints(table)
-        }
-    columns = [
-        f"ck_{table.name}_{column.name}_is_readable"
-        for table in metadata.sorted_tables
-        for column in table.columns
-        if isinstance(column.type, (UtcDateTime, JSON, ARRAY))
-    ]
-    assert len(columns) > 25
-    assert [name for name in columns if name not in checked] == []
 
 
 NODE = """INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, failing)

@@ -12,19 +12,18 @@ from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
 from inbox.config.model import Route
-from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up, figures_param
+from inbox.db.dialect import rows_param
+from inbox.db.throughput import DESTINATION, ROUTE, add_up
 from inbox.observe import metrics
 from inbox.observe.logs import TraceIds
 from inbox.observe.metrics import Meters, Metric
 from relay.daemon import gauges
 from relay.daemon.gauges import Gauges
 from relay.delivery import facts
-from relay.delivery.alerts import Alert
 from relay.delivery.gates import Breaker, BreakerState, Gates
 from relay.delivery.outcome import Skipped, Unchanged
 from relay.observe import Observer
 from relay.store import nodes
-from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.record import Recorded
 from relay.store.transaction import Transaction
@@ -106,7 +105,9 @@ def test_many_writers_add_to_the_same_rows_and_none_loses_a_count(engine: Engine
 
     def write(order: list[str]) -> None:
         for _ in range(20):
-            figures = figures_param(Figure(ROUTE, name, "delivered", 1, 0) for name in order)
+            figures = rows_param(
+                {"kind": ROUTE, "name": name, "outcome": "delivered", "count": 1, "bytes": 0} for name in order
+            )
             with engine.begin() as connection:
                 connection.execute(add_up(steps.database.sql), {"figures": figures, "now": START})
 
@@ -221,20 +222,6 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     backlog.backlog()
     assert set(of(told, metrics.OPEN).values()) == {0}
     assert of(told, metrics.OLDEST)["strict",] == 0
-
-
-def test_alerts_stand_at_one_until_they_recover_also_where_another_relay_saw_them_fire(database: Database) -> None:
-    first, second = Told(), Told()
-    fires = Alert("sweep_failed", "trivore USER", firing=True)
-    with database.write() as transaction:
-        note(transaction, [fires, Alert("source_silent", "trivore", firing=True)], transaction.take_order_lock())
-    Gauges(database, Observer(first), a_config("sqlite:///unused.db")).alerts()
-    assert of(first, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 1, ("source_silent", "trivore"): 1}
-
-    with database.write() as transaction:
-        note(transaction, [msgspec.structs.replace(fires, firing=False)], transaction.take_order_lock())
-    Gauges(database, Observer(second), a_config("sqlite:///unused.db")).alerts()
-    assert of(second, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 0, ("source_silent", "trivore"): 1}
 
 
 def test_clock_and_size_of_the_database_are_told(

@@ -12,25 +12,20 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
 from inbox.db import intake
-from inbox.db.engine import LOCK_TIMEOUT_SECONDS
 from inbox.errors import SweepFailed
-from inbox.events.event import Event, swept_key
-from inbox.events.timestamps import to_nanoseconds
+from inbox.events.event import Event
 from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.sweeps import Listed, SweepFindings
-from relay.sweep import pages
 from relay.sweep import run as sweep_run
 from relay.sweep.run import CompiledSweep
 from tests.helpers.directory import TABLE, Directory
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.patience import Stopwatch, be_patient, stand_still
+from tests.helpers.patience import be_patient
 from tests.helpers.reading import count, rows
 from tests.helpers.relaying import FakeClock, Steps, work_of
 from tests.helpers.scripted import serving
@@ -172,13 +167,6 @@ def test_a_change_is_told_by_an_event_that_took_every_route_it_would_take(
     assert is_missing(steps, Listed("u1", START + timedelta(seconds=5)), asked) == lost
 
 
-def test_what_a_sweep_has_added_is_there_though_a_route_has_come_since(steps: Steps) -> None:
-    listed = Listed("u1", START + timedelta(seconds=5))
-    key = swept_key("USER", "u1", to_nanoseconds(listed.modified))
-    steps.arrive(msgspec.structs.replace(an_event(5), dedup_key=key))
-    assert not is_missing(steps, listed, ["strict", "latest"])
-
-
 @pytest.fixture
 def directory() -> Directory:
     return Directory({f"u{n}": f"2026-01-01T00:00:{n:02}Z" for n in range(10)})
@@ -204,25 +192,10 @@ def run(sweeping: CompiledSweep, engine: Engine) -> SweepFindings:
     return last
 
 
-@ON_POSTGRES
-def test_a_key_that_another_has_not_committed_yet_ends_the_sweep_which_begins_again(
-    sweeping: CompiledSweep, database: Database
-) -> None:
-    listed = [Listed(f"u{n}", START) for n in range(100)]
-    uncommitted = sweeping._event(listed[40], None, START)
-    with Stopwatch() as watch, database.engine.connect() as another:
-        stand_still(another)
-        intake.append(another, [uncommitted])
-        with pytest.raises(DBAPIError, match="lock timeout"):
-            sweeping._add(work_of(database), listed, {}, START, [])
-    assert count(database.engine, "inbox") == 0
-    assert watch.seconds < 3 * LOCK_TIMEOUT_SECONDS
-
-
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(
     sweeping: CompiledSweep, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "FIRST_WAIT_SECONDS", 0)
+    monkeypatch.setattr(sweep_run, "FIRST_WAIT_SECONDS", 0)
     directory.statuses = [200, 503, 429, 200, 503]
     assert (run(sweeping, engine).compared, directory.pages) == (10, 6 + 3)
     directory.statuses = [200, 503, 503, 503]

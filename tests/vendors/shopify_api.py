@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import datetime
 from typing import Any
 
 from tests.helpers.scripted import Act
@@ -25,8 +26,6 @@ class Shopify(VendorService):
 
     def __init__(self) -> None:
         self._orders: dict[int, Order] = {}
-        self.throttled = 0
-        """Number of calls of GraphQL to answer THROTTLED."""
         super().__init__()
 
     def order(self, email: str, total: str, **more: Any) -> Order:  # noqa: ANN401  # any JSON
@@ -90,7 +89,8 @@ class Shopify(VendorService):
             if query.keys() - {"page_info", "limit", "fields"}:
                 return _limited(400, {"errors": {"page_info": "Invalid value."}})
             asked = json.loads(base64.urlsafe_b64decode(query["page_info"])) | {"limit": query.get("limit", "50")}
-        found = [order for order in self._orders.values() if order["updated_at"] >= asked.get("updated_at_min", "")]
+        since = datetime.fromisoformat(asked.get("updated_at_min", "1970-01-01T00:00:00Z"))
+        found = [each for each in self._orders.values() if datetime.fromisoformat(each["updated_at"]) >= since]
         if asked.get("status", "open") == "open":
             found = [order for order in found if order["cancelled_at"] is None]
         found.sort(key=lambda order: (order["updated_at"], order["id"]))
@@ -106,10 +106,6 @@ class Shopify(VendorService):
         """Answer a query of one order by `id`, with the fields that `_as_graphql` has, whatever it selects."""
         cost: dict[str, Any] = {"requestedQueryCost": 1, "actualQueryCost": 1}
         cost["throttleStatus"] = {"maximumAvailable": 2000.0, "currentlyAvailable": 1999, "restoreRate": 100.0}
-        if self.throttled:
-            self.throttled -= 1
-            error = {"message": "Throttled", "extensions": {"code": "THROTTLED"}}
-            return answer_json(200, {"errors": [error], "extensions": {"cost": cost}})
         variables = body.get("variables") or {}
         if "order(id: $id)" not in body["query"] or "id" not in variables:
             error = {"message": "Field is not in this service yet", "extensions": {"code": "undefinedField"}}

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from inbox.db.dialect import json_param
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.commands import COMMAND_KINDS
+from inbox.events.states import COMMAND_KINDS
 from relay.operations.table import OPERATIONS
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
@@ -193,8 +193,8 @@ _OF_ID = {
     locked: Statement(f"""
 SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq AS progress, affected, answer, failed, error,
     matched, until_seq AS until
-FROM relay_command
-WHERE id = :id {sql.skip_locked if locked else ""}
+FROM relay_command c
+WHERE id = :id {sql.lock("c", skip=True) if locked else ""}
 """)
     for locked in (False, True)
 }

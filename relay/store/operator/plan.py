@@ -18,8 +18,7 @@ from inbox.db import erasure, reads
 from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.commands import MOST_REASON, says_why
-from inbox.events.states import RETRYING
+from inbox.events.states import MOST_REASON, RETRYING, says_why
 from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate, resume_command
 from relay.delivery.policy import policies
@@ -382,34 +381,21 @@ def subject_of(asked: OneEntity) -> ErasureSubject:
 def _plan_erase(it: _Planning) -> Plan:
     subject = subject_of(it.asked)
     found = erasure.plan(it.database.engine, subject)
-    figures = (
-        *(PlanFigure(name, number, _OF_ERASED.get(name, "")) for name, number in found.counts.items()),
-        *(
-            PlanFigure(f"rows of {table} that name it", number, _OF_NAMING.get(table, "its texts go"))
-            for table, number in sorted(found.naming.items())
-        ),
-    )
-    warnings = (
-        found.warning,
-        None if found.is_whole else "Only a part of the rejected requests was searched; the erasure searches all.",
-        _OF_NEWEST if found.has_more_events else None,
-    )
-    obstacle, instead = None, tuple[str, ...]()
+    is_cut = found.counts["events"] >= erasure.COUNTED_EVENTS
     named = ("--source", subject.source, "--entity", f"{subject.entity_type}/{subject.entity_id}")
-    if found.open:
-        obstacle = erasure.held_up_by(found.open)
+    obstacle, instead = found.obstacle, tuple[str, ...]()
+    if obstacle is not None:
         instead = (f"{shlex.join(['relay', 'cancel', *named])} --reason '…' --yes",)
-    elif found.open_commands:
-        numbers = ", ".join(map(str, found.open_commands))
-        obstacle = f"commands that name the entity are still at work ({numbers}); ask again when they have ended"
-    elif found.is_empty:
+    elif not (found.counts["events"] or found.counts["pauses"]):
         obstacle, instead = it.nothing, (shlex.join(["inbox", "list", *named[:3], subject.entity_type]),)
     return Plan(
         count=found.counts["events"],
-        is_whole=not found.has_more_events,
-        figures=tuple(each for each in figures if each.count),
+        is_whole=not is_cut,
+        figures=tuple(
+            PlanFigure(name, number, _OF_ERASED.get(name, "")) for name, number in found.counts.items() if number
+        ),
         left_out={"events of it were erased before": found.erased_before} if found.erased_before else {},
-        warnings=tuple(filter(None, warnings)),
+        warnings=(_OF_NEWEST,) if is_cut else (),
         obstacle=obstacle,
         instead=instead,
     )
@@ -422,7 +408,6 @@ _OF_ERASED = {
     "lanes": "the next event of the entity begins a new one",
     "pauses": "later events are delivered",
 }
-_OF_NAMING = {"rejected_request": "headers, body and address go, and it can't be readmitted"}
 _OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
 
 

@@ -200,28 +200,26 @@ def _prune(it: Working) -> Act:
 
 
 def _erase(it: Working) -> Act:
-    """Erase the next events of an entity, or texts that name it."""
+    """Erase the next events of an entity."""
     command, subject = it.command, subject_of(it.asked)
     if mistake := reason_mistake(it.asked, command.reason):
         raise UnusableCommand(mistake)
-    if command.progress is None and not command.affected:
+    if not command.affected:
         planned = plan(it.work.database, it.work.config, command.kind, it.asked, quick(erasure.COUNTED_EVENTS, 1.0))
         if planned.obstacle is not None:
             raise UnusableCommand(planned.obstacle)
-    with it.work.database.read() as transaction:
-        step = erasure.look(transaction.connection, subject, command.progress, own_command=command.id)
 
     def act(transaction: Transaction, _now: datetime) -> Command:
         now, said = time_text(transaction.take_order_lock()), {"who": command.asked_by, "why": command.reason}
-        done = erasure.act(transaction.connection, subject, step, now=now, **said)
-        if done.open:
-            raise UnusableCommand(f"an event arrived meanwhile; {erasure.held_up_by(done.open)}")
+        done = erasure.act(transaction.connection, subject, now=now, **said)
+        if done.obstacle is not None:
+            raise UnusableCommand(f"an event arrived meanwhile; {done.obstacle}")
         if not done.is_last:
-            return command.after(changed=done.erased, progress=step.position)
+            return command.after(changed=done.erased)
         answer = answer_of(command)
         end(transaction, command.id, "done", answer)  # an open command keeps its selection
-        erasure.end(transaction.connection, subject, command.id)
-        return command.after("done", progress=step.position, answer=answer)
+        erasure.forget_in_commands(transaction.connection, subject)
+        return command.after("done", answer=answer)
 
     return act
 
@@ -239,7 +237,6 @@ def _readmit(it: Working) -> Act | Batch:
         taken = readmit.take(transaction, requests, by=command.asked_by, reason=command.reason)
         for each in requests:
             for event, receipt in zip(each.events, taken.get(each.id, ()), strict=False):
-                transaction.rows += 1
                 outcome = DUPLICATE if receipt.duplicate else STORED
                 it.work.database.tally.add(SOURCE, event.source, outcome, size=len(event.body))
         return len(taken)
