@@ -131,12 +131,12 @@ def test_a_target_with_rows_is_left_alone(ends: Ends) -> None:
 
 
 def test_two_large_bodies_are_never_in_memory_together(
-    sqlite_engine: Engine, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+    databases: Databases, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "CHUNK_BYTES", 1000)
     for n in (1, 2):
         Intake(sqlite_database_url).append(msgspec.structs.replace(an_event(n), body=bytes([n]) * 999))
-    with sqlite_engine.connect() as connection, connection.begin():
+    with databases.open(sqlite_database_url).connect() as connection, connection.begin():
         chunks = copying._chunks(connection, metadata.tables["inbox_payload"])  # memory can't be seen from outside
         assert [len(chunk) for chunk in chunks] == [1, 1]
 
