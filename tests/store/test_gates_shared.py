@@ -362,13 +362,6 @@ def test_what_may_have_killed_a_process_waits_too_while_its_entity_is_paused(ste
     assert seqs(claim_suspect(steps.work, ["strict"])) == [1]
 
 
-@pytest.mark.parametrize("entity", ["a|b", "a\\b", "|", "\\|", "ä"])
-def test_an_entity_with_any_id_can_be_paused(steps: Steps, entity: str) -> None:
-    steps.arrive(an_event(1, entity), an_event(2, "other"))
-    pause(steps, entity_key("trivore", "USER", entity))
-    assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [2]
-
-
 def seqs(deliveries: Sequence[Delivery]) -> list[int]:
     return [delivery.seq for delivery in deliveries]
 

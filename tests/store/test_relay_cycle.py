@@ -39,14 +39,6 @@ from tests.store.verifying import differences
 LATEST = ["latest"]
 
 
-def test_a_lane_that_fails_does_not_hold_up_another(steps: Steps) -> None:
-    steps.arrive(an_event(1, "a"), an_event(2, "a"), an_event(3, "b"))
-    first, other = steps.claim_due()
-    steps.record([(first, UNWELL), (other, DONE)])
-    assert steps.states() == [(1, "strict", "ready"), (2, "strict", "waiting")]
-    assert steps.claim_due() == []
-
-
 def test_what_arrives_on_a_route_of_another_configuration_is_left_to_a_relay_that_has_it(steps: Steps) -> None:
     """By another policy nothing of it would be dropped, and an older event would follow a newer one."""
     steps.receive(*(an_event(number, routes=LATEST) for number in (1, 2)), an_event(3))
@@ -56,30 +48,6 @@ def test_what_arrives_on_a_route_of_another_configuration_is_left_to_a_relay_tha
     assert steps.states() == [(1, "latest", "received"), (2, "latest", "received"), (3, "strict", "ready")]
     steps.sequence()
     assert steps.states() == [(2, "latest", "ready"), (3, "strict", "ready")]
-
-
-def test_in_latest_what_arrives_while_one_is_in_flight_waits(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=LATEST))
-    working = steps.claim("latest")
-    steps.arrive(an_event(2, routes=LATEST), an_event(3, routes=LATEST))
-    assert steps.states() == [(1, "latest", "in_flight"), (3, "latest", "waiting")]
-    steps.record([(working, DONE)])
-    assert steps.states() == [(3, "latest", "ready")]
-
-
-def test_in_latest_a_newer_event_takes_over_a_retry_and_pulls_it_forward(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=LATEST))
-    for _ in range(3):
-        steps.attempt(UNWELL, "latest")
-        steps.advance(400)
-    working = steps.claim("latest")
-    steps.arrive(an_event(2, routes=LATEST))
-    steps.record([(working, UNWELL)])
-    assert steps.states() == [(2, "latest", "ready")]
-    assert steps.kinds()[-2:] == [(1, "superseded"), (2, "took_over")]
-    steps.advance(5.1)
-    newer = steps.claim("latest")
-    assert (newer.seq, newer.attempt) == (2, 5)
 
 
 def test_a_renewed_lease_is_not_reaped(steps: Steps) -> None:
