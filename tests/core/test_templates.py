@@ -105,18 +105,10 @@ def test_a_form_writes(form: str, value: object, written: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "",
-        "yesterday",
-        "2026-01-31",
-        ["2026-01-31T00:00:00Z"],
-        True,
-        1769853600,
-        10**18,
-        -(10**18),
-        float("inf"),
+        "", "yesterday", "2026-01-31", ["2026-01-31T00:00:00Z"], True, 1769853600, 10**18, -(10**18), float("inf"),
         float("nan"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_time_is_written_as_none(form: str, value: object) -> None:
     with pytest.raises(MappingError, match=r"the value has to be|NaN"):
         expanded(f"{{event.entity_id:{form}}}", value)
@@ -184,18 +176,9 @@ def test_alone_or_with_its_form_a_placeholder_can_stand(text: str) -> None:
 
 
 PIECES = [
-    '"',
-    "'",
-    "`",
-    "{event.entity_id}",
-    "{event.entity_id:FORM}",
-    "{event.entity_id:text}",
-    " eq ",
-    "a",
-    "{",
-    ":x}",
+    '"', "'", "`", "{event.entity_id}", "{event.entity_id:FORM}", "{event.entity_id:text}", " eq ", "a", "{", ":x}",
     "\\",
-]
+]  # fmt: skip
 STRINGS = {
     "scim": re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL),
     "odata": re.compile("'(?:[^']|'')*'"),
@@ -253,21 +236,8 @@ ELSEWHERE = [
 
 # Proxies make one slash of two, and servers take no notice of one at the end.
 COLLECTION_OR_ANOTHER = [
-    "",
-    "/",
-    "//",
-    "\\",
-    " ",
-    "admin/",
-    "/admin",
-    "admin\\",
-    "%2fadmin",
-    "admin%2f",
-    ";x",
-    "a/;x",
-    "?x",
-    "#",
-]
+    "", "/", "//", "\\", " ", "admin/", "/admin", "admin\\", "%2fadmin", "admin%2f", ";x", "a/;x", "?x", "#",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -288,21 +258,12 @@ def test_what_could_be_taken_for_another_path_is_refused(value: str, why: str) -
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ("a/b", "a%2Fb"),
-        ("a//b", "a%2F%2Fb"),
-        ("https://idp.example.com/u1", "https%3A%2F%2Fidp.example.com%2Fu1"),
-        ("DOMAIN\\user", "DOMAIN%5Cuser"),
-        ("a..b", "a..b"),
-        ("...", "..."),
-        ("a.", "a."),
-        (".well-known", ".well-known"),
-        ("50%", "50%25"),
-        ("50%25", "50%2525"),
-        ("a;b?c#d", "a%3Bb%3Fc%23d"),
-        ("ä b", "%C3%A4%20b"),
-        ("a\u2026\uff0fb", "a%E2%80%A6%EF%BC%8Fb"),
+        ("a/b", "a%2Fb"), ("a//b", "a%2F%2Fb"), ("https://idp.example.com/u1", "https%3A%2F%2Fidp.example.com%2Fu1"),
+        ("DOMAIN\\user", "DOMAIN%5Cuser"), ("a..b", "a..b"), ("...", "..."), ("a.", "a."),
+        (".well-known", ".well-known"), ("50%", "50%25"), ("50%25", "50%2525"), ("a;b?c#d", "a%3Bb%3Fc%23d"),
+        ("ä b", "%C3%A4%20b"), ("a\u2026\uff0fb", "a%E2%80%A6%EF%BC%8Fb"),
     ],
-)
+)  # fmt: skip
 def test_any_other_id_can_stand_in_a_path(value: str, text: str) -> None:
     assert expanded("/user/{event.entity_id}/profile", value, Path) == f"/user/{text}/profile"
 

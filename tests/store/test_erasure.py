@@ -20,14 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db import erasure
 from inbox.db.columns import JsonValue, TextList
 from inbox.db.dialect import as_json
-from inbox.db.erasure import (
-    EMPTIED,
-    ERASED,
-    KEPT,
-    ErasureSubject,
-    emptied,
-    plan,
-)
+from inbox.db.erasure import EMPTIED, ERASED, KEPT, ErasureSubject, emptied, plan
 from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database

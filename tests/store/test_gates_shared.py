@@ -227,10 +227,7 @@ def test_a_claim_that_finds_nothing_uses_nothing_of_the_rate(steps: Steps) -> No
 def test_routes_that_share_an_endpoint_use_its_rate_together_in_one_claim(steps: Steps) -> None:
     routes = ["strict", "latest"]
     steps.arrive(*(an_event(n, f"u{n}", routes=routes) for n in range(1, 21)))
-    limits = {
-        "strict": (RateLimit(CRM, 10.0, 1), RateLimit(IDENTITY, 5.0, 1)),
-        "latest": (RateLimit(CRM, 10.0, 2),),
-    }
+    limits = {"strict": (RateLimit(CRM, 10.0, 1), RateLimit(IDENTITY, 5.0, 1)), "latest": (RateLimit(CRM, 10.0, 2),)}
     both = claim(limited(steps, limits), [Room(["strict"], 4), Room(["latest"], 100)])
     assert Counter(delivery.route for delivery in both) == {"strict": 4, "latest": 3}, "4 calls and 3 times 2 of 10"
     assert claim(limited(steps, limits, "r2"), [Room(["latest"], 100), Room(["strict"], 100)]) == []
@@ -241,10 +238,7 @@ def test_routes_that_share_an_endpoint_use_its_rate_together_in_one_claim(steps:
 # --- two at once: nobody waits for somebody who waits for him
 
 BOTH_WAYS = (["strict", "latest"], ["latest", "strict"])
-RATED = {
-    "strict": (RateLimit(CRM, 10.0, 1),),
-    "latest": (RateLimit(IDENTITY, 10.0, 1),),
-}
+RATED = {"strict": (RateLimit(CRM, 10.0, 1),), "latest": (RateLimit(IDENTITY, 10.0, 1),)}
 
 
 def in_all_orders(steps: Steps, operations: Mapping[str, Callable[[], object]], *there: str) -> None:

@@ -246,10 +246,7 @@ def test_forever_keeps_everything(lived_in: Steps, engine: Engine) -> None:
 def test_a_row_that_can_not_be_deleted_is_passed_over_and_named(steps: Steps, engine: Engine, theirs: int) -> None:
     """Another application refers to it, say. The first row of all holds up no other either."""
     steps.receive(*(an_event(n, routes=[]) for n in range(1, 301)))
-    steps.do(
-        "CREATE TABLE theirs (seq BIGINT REFERENCES inbox (seq))",
-        f"INSERT INTO theirs VALUES ({theirs})",
-    )
+    steps.do("CREATE TABLE theirs (seq BIGINT REFERENCES inbox (seq))", f"INSERT INTO theirs VALUES ({theirs})")
     if engine.dialect.name == "sqlite":  # where nobody checks references unless asked to
         steps.do(
             f"CREATE TRIGGER theirs_stay BEFORE DELETE ON inbox WHEN OLD.seq = {theirs}"

@@ -289,12 +289,7 @@ def test_an_item_that_names_no_entity_keeps_no_other_from_being_taken_in(
 
 @pytest.mark.parametrize(
     ("unit", "modified"),
-    [
-        ("s", 1767225605),
-        ("s", 1767225605.9),
-        ("ms", 1767225605000),
-        ("rfc3339", "2026-01-01T02:00:05+02:00"),
-    ],
+    [("s", 1767225605), ("s", 1767225605.9), ("ms", 1767225605000), ("rfc3339", "2026-01-01T02:00:05+02:00")],
 )
 def test_the_time_of_a_change_may_be_a_number_since_1970(
     directory: Directory, database_url: str, engine: Engine, unit: str, modified: object
