@@ -14,8 +14,7 @@ from inbox.db.columns import one_of
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.erasure import ERASED, PSEUDONYM, emptied
 from inbox.db.schema import delivery_log, inbox
-from inbox.events.commands import OPEN_COMMANDS
-from inbox.events.states import RETENTION_FLOOR_DAYS
+from inbox.events.states import OPEN_COMMANDS, RETENTION_FLOOR_DAYS
 
 _INBOX = "inbox is append-only: only events older than {days} days with nothing open can be deleted"
 _PAYLOAD = "inbox_payload is append-only: only payloads of events with nothing open can be deleted"

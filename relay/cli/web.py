@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from relay.cli.options import Commands
-from relay.cli.output import FINDING, answer, console, exit_on_error, fail, say
+from relay.cli.output import FINDING, answer, console, fail, say
 
 web_app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None)
 demo_app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None)
@@ -55,8 +55,7 @@ def web(
     from inbox.loader.load import load_file
     from relay.web.app import page_of
 
-    with exit_on_error():
-        load_file().make(page_of)  # gunicorn would say the same, below its own lines
+    load_file().make(page_of)  # gunicorn would say the same, below its own lines
     become_gunicorn("relay.web.gunicorn_settings", bind, 1)
 
 
@@ -128,8 +127,7 @@ def _put_line(name: str, line: str, into: Path | None, check: Callable[[str], No
     if into is None:
         answer(line)
         return
-    with exit_on_error():
-        write_entry(into, name, line, check)
+    write_entry(into, name, line, check)
     say(f'{into} has the line of {name}; `{key} = "file:{into}"` below [web] names the file')
 
 

@@ -13,7 +13,7 @@ import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
-from inbox.events.commands import CANCELLED_BY_STATE, REPLAYED_BY_STATE
+from inbox.events.states import CANCELLED_BY_STATE, REPLAYED_BY_STATE
 from inbox.events.timestamps import TIME_FORMS
 from relay.operations.table import OPERATIONS, Operation
 from relay.web.acts import TIMES, ActAnswer, Submission, fields_of

@@ -18,7 +18,7 @@ from inbox.config.mistakes import nearest
 from inbox.db.dialect import is_storable
 from inbox.errors import BadFilter, NothingThere, RequestError
 from inbox.events.timestamps import parse_time
-from inbox.http.body import read
+from inbox.http.bodies import read_whole
 from relay.operations.table import wrong_field
 
 _encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
@@ -57,7 +57,7 @@ async def read_body(req: Request) -> bytes:
         HTTPError: it has more than `MOST_BYTES`, is slow, or is cut short.
     """
     try:
-        return await read(req, MOST_BYTES)
+        return await read_whole(req, MOST_BYTES)
     except RequestError as error:
         raise falcon.HTTPError(error.status, title=error.title, description=error.detail) from None
 

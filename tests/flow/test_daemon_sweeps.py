@@ -26,8 +26,8 @@ from relay.store.database import Database
 from relay.store.gates import acquire_rate, held_for
 from relay.store.operator import commands, execution
 from relay.store.sweeps import Listed
-from relay.sweep import pages, scheduler
 from relay.sweep import run as sweep_run
+from relay.sweep import scheduler
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper, scheduled
 from tests.helpers.daemon import configured, running
@@ -46,7 +46,7 @@ OFTEN = 'every = "50ms"\n'
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.02)
-    monkeypatch.setattr(pages, "FIRST_WAIT_SECONDS", 0)
+    monkeypatch.setattr(sweep_run, "FIRST_WAIT_SECONDS", 0)
 
 
 @pytest.fixture
@@ -352,9 +352,9 @@ def test_so_it_is_when_the_process_is_to_end(engine: Engine, directory: Director
 
 
 def test_a_relay_parses_one_page_at_a_time(engine: Engine, directory: Directory, table: str) -> None:
-    with scripted(answer(204)) as audit, pages.ONE_PAGE, running(engine, audit, more=table + OFTEN):
+    with scripted(answer(204)) as audit, sweep_run.ONE_PAGE, running(engine, audit, more=table + OFTEN):
         until(lambda: directory.pages > 0, "a page is fetched")
         assert count(engine, "inbox") == 0, "another one is compared"
-        pages.ONE_PAGE.release()
+        sweep_run.ONE_PAGE.release()
         until(lambda: count(engine, "inbox") == 1, "its turn has come")
-        until(lambda: pages.ONE_PAGE.acquire(blocking=False), "and ends")
+        until(lambda: sweep_run.ONE_PAGE.acquire(blocking=False), "and ends")

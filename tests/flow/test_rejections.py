@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox.http import body as body_reader
+from inbox.http import bodies
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import PROBLEM, Receiver, exchange, raw_post, served, status_of
 from tests.helpers.waiting import until, until_async
@@ -182,7 +182,7 @@ def test_a_chunked_body_that_ends_before_its_last_chunk_is_400_and_not_stored(
 
 
 def test_a_body_that_does_not_arrive_in_time_is_408(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_reader, "READ_WITHIN_SECONDS", 0.3)
+    monkeypatch.setattr(bodies, "READ_WITHIN_SECONDS", 0.3)
     with served(database_url) as port:
         answer = exchange(port, raw_post(body(), length=len(body()) + CUT))
 

@@ -18,8 +18,8 @@ from inbox.db.dialect import as_json
 from inbox.db.intake import Rejected
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.commands import says_why
 from inbox.events.event import Event
+from inbox.events.states import says_why
 from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
 from relay.delivery.lifecycle import OpenDelivery
