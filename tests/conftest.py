@@ -57,7 +57,7 @@ LONGEST = (
     "tests/web/test_web_schemathesis.py",
 )
 """Tests that take half a minute: none begins when the others are about to end."""
-RARE_MARKS = ("long", "alone")
+RARE_MARKS = ("long", "alone", "nightly")
 """Each of their tests is in a file that names the mark, or whose folder's conftest.py does."""
 LONGER = (
     "tests/browser/",
@@ -67,7 +67,6 @@ LONGER = (
     "tests/docs/",
     "tests/process/",
     "tests/recipes/",
-    "tests/troubleshooting/",
 )
 """Folders of tests that take seconds, as they start programs; the others take a fraction of one."""
 
