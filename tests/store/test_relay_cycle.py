@@ -39,6 +39,14 @@ from tests.store.verifying import differences
 LATEST = ["latest"]
 
 
+def test_a_lane_that_fails_does_not_hold_up_another(steps: Steps) -> None:
+    steps.arrive(an_event(1, "a"), an_event(2, "a"), an_event(3, "b"))
+    first, other = steps.claim_due()
+    steps.record([(first, UNWELL), (other, DONE)])
+    assert steps.states() == [(1, "strict", "ready"), (2, "strict", "waiting")]
+    assert steps.claim_due() == []
+
+
 def test_what_arrives_on_a_route_of_another_configuration_is_left_to_a_relay_that_has_it(steps: Steps) -> None:
     """By another policy nothing of it would be dropped, and an older event would follow a newer one."""
     steps.receive(*(an_event(number, routes=LATEST) for number in (1, 2)), an_event(3))

@@ -69,7 +69,7 @@ CORRUPTIONS = {
         "state = 'waiting', due_at = NULL WHERE seq = 5": "no_head 5 strict, no_head 6 strict",
     }.items()},
 }  # fmt: skip
-"""What is found after each of these statements."""
+"""Statements, with what is found after each."""
 
 
 def test_where_all_is_well_nothing_is_found_and_nothing_mended(lived_in: Steps) -> None:
