@@ -263,21 +263,10 @@ ERASING = {"entity_id": PERSON.pseudonym, "event_id": None, "traceparent": None,
 
 NO_ERASURE: tuple[dict[str, Any], ...] = (
     *({"entity_id": wrong} for wrong in ("u2", None, "erased:" + "x" * 64, PERSON.pseudonym + "0")),
-    *(
-        {"event_id": "another"},
-        {"traceparent": "00-1"},
-        {"erased_at": None},
-        {"dedup_key": "another"},
-        {"source": "other"},
-    ),
-    *(
-        {"entity_type": "GROUP"},
-        {"occurred_at": START},
-        {"received_at": START + timedelta(days=1)},
-        {"routes": ["other"]},
-    ),
-    *({"body_bytes": 1}, {"body_sha256": b"1"}),
-)
+    {"event_id": "another"}, {"traceparent": "00-1"}, {"erased_at": None}, {"dedup_key": "another"}, {"source": "other"},
+    {"entity_type": "GROUP"}, {"occurred_at": START}, {"received_at": START + timedelta(days=1)}, {"routes": ["other"]},
+    {"body_bytes": 1}, {"body_sha256": b"1"},
+)  # fmt: skip
 
 
 @pytest.mark.usefixtures("lived")

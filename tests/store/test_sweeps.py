@@ -151,14 +151,10 @@ def test_an_earlier_event_in_the_second_of_a_change_is_of_another_change_where_t
 @pytest.mark.parametrize(
     ("taken", "asked", "lost"),
     [
-        ([], ["strict"], True),
-        (["latest"], ["strict"], True),
-        (["strict"], ["latest", "strict"], True),
-        (["latest", "strict"], ["strict"], False),
-        ([], [], False),
-        (["latest"], [], False),
+        ([], ["strict"], True), (["latest"], ["strict"], True), (["strict"], ["latest", "strict"], True),
+        (["latest", "strict"], ["strict"], False), ([], [], False), (["latest"], [], False),
     ],
-)
+)  # fmt: skip
 def test_a_change_is_told_by_an_event_that_took_every_route_it_would_take(
     steps: Steps, newest: bool, taken: list[str], asked: list[str], lost: bool
 ) -> None:
