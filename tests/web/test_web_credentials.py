@@ -417,6 +417,13 @@ def test_only_the_listed_names_act(name: str) -> None:
     assert actor is None or (actor.role == "viewer" and actor.name.isprintable())
 
 
+@pytest.mark.parametrize("name", ["sec-fetch-site", "origin"])
+def test_a_header_that_comes_twice_says_nothing_of_where_a_request_is_from(name: str) -> None:
+    own = {"sec-fetch-site": "same-origin", "origin": "http://127.0.0.1:8025"}[name]
+    assert is_same_origin(headers((name, own)), "http://127.0.0.1:8025", None)
+    assert not is_same_origin(headers((name, own), (name, "evil")), "http://127.0.0.1:8025", None)
+
+
 @given(st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=40)), max_size=5))
 def test_any_headers_can_be_read(given: list[tuple[bytes, bytes]]) -> None:
     assert bearer_token(given) is None
