@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Engine, text
@@ -123,7 +124,7 @@ def test_a_finding_that_does_not_last_is_none(
     def start(_seconds: float) -> None:
         nodes.describe(work_of(Database(sqlite_engine), node="r1"), socket.gethostname(), 7, "1")
 
-    monkeypatch.setattr(status.time, "sleep", start)
+    monkeypatch.setattr(status, "time", SimpleNamespace(sleep=start))
     assert sqlite_place.invoke(*CHECK) == (0, "", "")
 
 
