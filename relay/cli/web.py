@@ -89,7 +89,7 @@ def passwd(
       relay web passwd anna --role operator
       relay web passwd ben --role viewer --into users
     """
-    from relay.accounts import check_password_hash, hash_password, write_entry
+    from relay.accounts import hash_password, write_entry
 
     _check(name, role)
     if sys.stdin.isatty():
@@ -104,7 +104,7 @@ def passwd(
         if into is None:
             answer(line)
         else:
-            write_entry(into, name, line, check_password_hash)
+            write_entry(into, name, line, "users")
             say(f"{into} has the password of {name}, {role}; `web.users` in inbox.toml names the file")
 
 
@@ -122,7 +122,7 @@ def token(
     Examples:
       relay web token grafana --role viewer --into tokens
     """
-    from relay.accounts import check_token_hash, hash_token, new_token, write_entry
+    from relay.accounts import hash_token, new_token, write_entry
 
     _check(name, role)
     made = new_token()
@@ -132,7 +132,7 @@ def token(
         answer(f"{made}\n{line}")
         return
     with exit_on_error():
-        write_entry(into, name, line, check_token_hash)
+        write_entry(into, name, line, "tokens")
     say(f"{into} has the hash of the token of {name}, {role}; the token itself is shown only this once:")
     answer(made)
 

@@ -6,7 +6,6 @@ import base64
 import re
 from itertools import accumulate
 
-import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
@@ -17,8 +16,8 @@ from relay.accounts import Actor
 from relay.store import reads
 from relay.store.database import Database
 from relay.web import render
-from relay.web.acts import Reason, checked_reason, read_json
-from relay.web.query import convert, encode, of_path, read_form
+from relay.web.acts import Reason, checked_reason
+from relay.web.query import convert, read_form, read_json
 from relay.web.reading import Readers
 from relay.web.screens import EVENT
 from relay.web.screens.event import EventQuery, event
@@ -82,33 +81,32 @@ class RevealResource:
     def __init__(self, readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
         self._readers, self._renderer, self._clock = readers, renderer, clock
 
-    async def on_post(self, req: Request, resp: Response, seq: str) -> None:
+    async def on_post(self, req: Request, resp: Response, seq: int) -> None:
         """Answer with the event's page that has the payload in it, or with the body as a file."""
-        now, actor = self._clock.now(), req.context.actor
-        query, form = of_path(EventQuery, {"seq": seq}, now), await read_form(req)
-        reason = checked_reason(form.get("reason", ""))
-        headers, body = await self._reveal(actor, query.seq, reason)
+        form, actor = await read_form(req), req.context.actor
+        order = convert(RevealOrder, {"reason": form.get("reason", "")}, self._clock.now())
+        headers, body = await self._reveal(actor, seq, order)
         if "download" in form:
             resp.content_type = "application/octet-stream"  # no browser shows it, whatever it holds
-            resp.downloadable_as, resp.data = f"event-{query.seq}.bin", body
+            resp.downloadable_as, resp.data = f"event-{seq}.bin", body
             return
-        page = await self._readers.read(actor, lambda reading: event(reading, query))
-        shown = RevealedPage(headers, *text_of(body), reason)
-        self._renderer.show_screen(resp, EVENT, query=query, page=page, actor=actor, shown=shown)
+        page = await self._readers.read(actor, lambda reading: event(reading, EventQuery(seq=seq)))
+        shown = RevealedPage(headers, *text_of(body), order.reason.strip())
+        self._renderer.show_screen(resp, EVENT, given={"seq": seq}, page=page, actor=actor, shown=shown)
 
-    async def on_post_json(self, req: Request, resp: Response, seq: str) -> None:
+    async def on_post_json(self, req: Request, resp: Response, seq: int) -> None:
         """Answer with the payload as JSON."""
-        query = of_path(EventQuery, {"seq": seq}, self._clock.now())
         order = convert(RevealOrder, await read_json(req), self._clock.now(), strict=True)
-        headers, body = await self._reveal(req.context.actor, query.seq, checked_reason(order.reason))
+        headers, body = await self._reveal(req.context.actor, seq, order)
         try:
             text = body.decode()
         except UnicodeDecodeError:
             text = None
-        resp.content_type = falcon.MEDIA_JSON
-        resp.data = encode(RevealedPayload(headers, text, base64.b64encode(body).decode()))
+        resp.media = RevealedPayload(headers, text, base64.b64encode(body).decode())
 
-    async def _reveal(self, actor: Actor, seq: int, reason: str) -> tuple[dict[str, str], bytes]:
+    async def _reveal(self, actor: Actor, seq: int, order: RevealOrder) -> tuple[dict[str, str], bytes]:
+        reason = checked_reason(order.reason)
+
         def make(database: Database) -> tuple[dict[str, str], bytes]:
             with database.read() as transaction:
                 found = payload(transaction.connection, seq)
