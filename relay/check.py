@@ -256,10 +256,7 @@ def probes(config: Config) -> dict[str, Callable[[], Reply]]:
 
 def _ask(key: str, caller: HttpClient) -> Reply:
     """Ask one system. Any answer of its own counts as reached; without a token there is none."""
-    try:
-        call = caller.call(_QUESTION, without_lease()).call
-    finally:
-        caller.close()
+    call = caller.call(_QUESTION, without_lease()).call
     reached = call.status is not None and call.error is None
     text = call.error or f"answered {call.status}"
     is_denied = reached and call.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}

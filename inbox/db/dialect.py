@@ -301,6 +301,12 @@ class Sql:
             return f"({value} IS NULL OR position(lower({value}) IN lower({column})) > 0)"
         return f"(:{parameter} IS NULL OR instr(lower({column}), lower(:{parameter})) > 0)"
 
+    def status_of(self, fact: str) -> str:
+        """Return the HTTP status of the last call of a fact; a fact that no relay wrote must not break the view."""
+        if self.is_postgres:
+            return f"CAST(substring({fact}.detail #>> '{{calls,-1,status}}' FROM '^[0-9][0-9][0-9]$') AS int)"
+        return f"{fact}.detail ->> '$.calls[#-1].status'"
+
     def sha256(self, expression: str) -> str:
         """Return the SHA-256 of a text as UTF-8, in hex."""
         if self.is_postgres:
@@ -355,13 +361,6 @@ def each_name(column: str, table: str, condition: str = "1 = 1") -> str:
             UNION ALL
             SELECT ({first} AND t.{column} > found.name) FROM found WHERE found.name IS NOT NULL)
         SELECT name FROM found WHERE name IS NOT NULL)"""
-
-
-def status_of(fact: str, dialect: str) -> str:
-    """Return the HTTP status of the last call of a fact; a fact that no relay wrote must not break the view."""
-    if dialect == POSTGRES:
-        return f"CAST(substring({fact}.detail #>> '{{calls,-1,status}}' FROM '^[0-9][0-9][0-9]$') AS int)"
-    return f"{fact}.detail ->> '$.calls[#-1].status'"
 
 
 def sqlite_functions(connection: Any) -> None:  # noqa: ANN401  # the driver's connection

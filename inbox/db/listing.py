@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import Connection, Engine, TextClause, bindparam, text
 
-from inbox.db.dialect import Sql, each_name, rows_param, status_of
+from inbox.db.dialect import Sql, each_name, rows_param
 from inbox.db.engine import reading
 from inbox.db.reads import Row, plain
 from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
@@ -342,7 +342,7 @@ def _of_log(sql: Sql, wanted: EventFilter, routes: str | None, values: dict[str,
         of_fact.append("f.kind = :state")
         values["state"] = wanted.state
     if wanted.status is not None:
-        of_fact.append(f"CAST({status_of('f', sql.name)} AS int) = :status")
+        of_fact.append(f"CAST({sql.status_of('f')} AS int) = :status")
         values["status"] = wanted.status
     on_route = "" if routes is None else f" AND {{}}.route {routes}"
     fact = f"EXISTS (SELECT 1 FROM delivery_log f WHERE {_all(['f.seq = i.seq', *of_fact])}{on_route.format('f')})"

@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Connection, event, text
 
 from inbox.db import health_views, leaves, triggers
-from inbox.db.dialect import POSTGRES, SQLITE, Sql, status_of
+from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.schema import gate, inbox, metadata, open_delivery
 from inbox.events.states import GONE_SECONDS, OPEN_STATES
 
@@ -294,8 +294,8 @@ def _delivery_view(dialect: str) -> str:
     never_replayed = "NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq AND f.kind = 'replayed')"
     nowhere, by = "CAST(NULL AS text)", Sql(dialect).number("l.detail ->> 'by'")
     statuses = {
-        "last_status": status_of("l", dialect),
-        "failed_status": status_of("e", dialect),
+        "last_status": Sql(dialect).status_of("l"),
+        "failed_status": Sql(dialect).status_of("e"),
     }
     return "CREATE VIEW delivery AS" + "UNION ALL".join(
         _DELIVERY.format(by=by, routed=rows, route=name, state=state, condition=condition, **statuses)
@@ -403,7 +403,7 @@ def statements(dialect: str) -> tuple[str, ...]:
     sql = Sql(dialect)
     views = (
         _delivery_view(dialect),
-        _DEAD_LETTER.format(last_status=status_of("l", dialect)),
+        _DEAD_LETTER.format(last_status=Sql(dialect).status_of("l")),
         _BACKLOG.format(
             age=sql.since("i.received_at"),
             states=", ".join(f"b.{state}" for state in OPEN_STATES),

@@ -1,7 +1,7 @@
 """The parts of a preset.
 
 A preset describes one provider: its signatures, its bodies, the changes of entities in them, and the answers that it
-expects. To add one, write one file in `inbox/sources/presets/` that ends in a `PRESET`, and its line in `inbox.sources.PRESETS`.
+expects. To add one, write one file in `inbox/sources/presets/` that ends in a `PRESET`; its name is the file's.
 Its `read` may raise `RequestError` subclasses only, whatever the bytes are (anything else would be answered 500), so it reads
 them with what `inbox/sources/fields.py` has.
 """

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import starmap
-from typing import get_args
+from typing import TypeVar, get_args
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -26,6 +26,7 @@ from inbox.sources.base import Read
 
 Payload = Mapping[str, object]
 """The members of an event, unchecked."""
+Decoded = TypeVar("Decoded")
 Dedup = Sequence[str] | None
 """The key `dedup` of a source."""
 
@@ -80,6 +81,16 @@ def json_object(body: bytes) -> dict[str, object]:
     if not isinstance(value, dict):
         raise InvalidEvent("the body must be one JSON object", field="body")
     return value
+
+
+def decode_as(kind: type[Decoded], body: bytes) -> Decoded | None:
+    """Decode what a proof needs of a stranger's body; None where that can't be read, or has too many values."""
+    if strict_json.has_too_many_marks(body):
+        return None
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8
+        return None
 
 
 MOST_EVENTS = 1000

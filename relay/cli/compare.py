@@ -100,10 +100,7 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
         sync = _sync_of(config, route)
         types = tuple(config.routes[route].when.entity_type)
         chosen = Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
-        try:
-            previews = [*_previews(database, config, sync, chosen)]
-        finally:
-            sync.close()
+        previews = [*_previews(database, config, sync, chosen)]
     found = [each for each in previews if not each.is_in_sync]
     rows = [*map(msgspec.to_builtins, found)] if as_json else [row for each in found for row in _rows(each)]
     _finish(
@@ -169,18 +166,14 @@ def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_
         old, new = (
             each.make(lambda config: Variant(config, only_route=route, fetches=fetch)) for each in (load_file(), file)
         )
-        try:
-            for event in stored.newest_events(database, events):
-                number += 1
-                differences = [*compare(old, new, event)]
-                differ += bool(differences)
-                for each in differences:
-                    key = each.source, each.route, each.part, repr(each.before), repr(each.after)
-                    row = {**msgspec.structs.asdict(each), "events": 0, "last_seq": each.seq}
-                    found.setdefault(key, row)["events"] += 1
-        finally:
-            old.close()
-            new.close()
+        for event in stored.newest_events(database, events):
+            number += 1
+            differences = [*compare(old, new, event)]
+            differ += bool(differences)
+            for each in differences:
+                key = each.source, each.route, each.part, repr(each.before), repr(each.after)
+                row = {**msgspec.structs.asdict(each), "events": 0, "last_seq": each.seq}
+                found.setdefault(key, row)["events"] += 1
     for name in () if fetch else sorted(today.routes.keys() & new.config.routes.keys()):
         if route in {None, name} and today.routes[name].sync != new.config.routes[name].sync:
             say(f"[routes.{name}.sync] differs: --fetch compares the writes that would follow")
@@ -254,8 +247,6 @@ def _swept(
         fail(
             f"{source} {entity_type}: {error}; {swept.compared} were compared, {swept.added} added, and the next sweep begins again"
         )
-    finally:
-        sweeping.close()
     # A watermark says that all before it was compared: a sweep that began later doesn't move it.
     if not dry and (begin is None or (before is not None and begin <= before)):
         sweeps.finish(work, swept)

@@ -50,7 +50,7 @@ class FinishedAttempt(msgspec.Struct, frozen=True):
 def attempt(delivery: Delivery, deliverer: Deliverer, context: Context) -> Outcome:
     """Make one attempt; every failure, a bug too, becomes an outcome."""
     try:
-        return deliverer.deliver(delivery, context)
+        return deliverer(delivery, context)
     except BaseException as error:  # noqa: BLE001  # a bug in a destination ends this attempt, not the relay or its thread
         trace = without_message(error)  # the message may hold a secret
         _log.error(
@@ -242,11 +242,10 @@ class Generation:
         config = prepared.config
         self.work = msgspec.structs.replace(work, config=config, policies=policies(config))
         self.alert_client = prepared.alert_client
-        self._deliverers = prepared.deliverers
         self._pools = deque[WorkerPool]()
         self._pool_of: dict[str, WorkerPool] = {}
         for name, destination in config.destinations.items():
-            deliverers = {r: d for r, d in self._deliverers.items() if config.routes[r].destination == name}
+            deliverers = {r: d for r, d in prepared.deliverers.items() if config.routes[r].destination == name}
             if deliverers:
                 pool = WorkerPool(name, destination.concurrency, deliverers, context_of=context_of, finished=put)
                 self._pools.append(pool)
@@ -289,13 +288,9 @@ class Generation:
         return [delivery for pool in self._pools for delivery in pool.withdraw_unstarted()]
 
     def close(self) -> None:
-        """Let the threads end, and close the connections. Pools may share those, so all of them should be idle."""
+        """Let the threads end, and with them their connections."""
         for pool in self._pools:
             pool.close()
-        for deliverer in self._deliverers.values():
-            deliverer.close()
-        if self.alert_client is not None:
-            self.alert_client.close()
 
 
 class Generations:

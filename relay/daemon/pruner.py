@@ -50,8 +50,8 @@ class Pruner:
 
     def _take_turn(self) -> None:
         with self._database.read() as transaction:
-            due = transaction.execute(retention.is_due(self._database.sql), **retention.lease())
-        if not due or not due[0].is_due or (clock := self._pruner.take()) is None:
+            is_due = retention.is_due(transaction)
+        if not is_due or (clock := self._pruner.take()) is None:
             return
         is_whole = False
         try:

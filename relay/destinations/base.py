@@ -1,7 +1,7 @@
 """The interface of a kind of destination.
 
-A kind has three parts: a table in `inbox.config.model` that derives from `Downstream`, a module with a `Deliverer` and a
-`build` function, and its line in `relay.destinations.KINDS`.
+A kind has three parts: a table in `inbox.config.model` that derives from `Downstream`, a module with a `build` function that
+makes a `Deliverer`, and its line in `relay.destinations.KINDS`.
 """
 
 from __future__ import annotations
@@ -33,16 +33,12 @@ def without_lease() -> Context:
 class Deliverer(Protocol):
     """Delivers the events of one route. It is thread-safe."""
 
-    def deliver(self, delivery: Delivery, context: Context) -> Outcome:
+    def __call__(self, delivery: Delivery, context: Context, /) -> Outcome:
         """Make one attempt.
 
         The outcome includes every error of the other side, the network, the guard and the event's data. An exception is
         a bug. No call starts after `context.lease()`, and a running one is cut then.
         """
-        ...
-
-    def close(self) -> None:
-        """Close the idle connections, also those of other routes to the same endpoint. The deliverer stays usable."""
         ...
 
 

@@ -21,7 +21,7 @@ from inbox.sources.presets.standard_webhooks import signature
 from inbox.sources.signing import Message, key_of, sign
 from relay.delivery import alerts
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
-from relay.destinations.base import Clients, Context
+from relay.destinations.base import Clients, Context, Deliverer
 from relay.http.client import HttpClient, Request
 from relay.http.target import header_value
 from relay.sync.compiled_route import event_scope
@@ -47,52 +47,37 @@ def _post(client: HttpClient, headers: dict[str, str], body: bytes, delivery: De
     return Delivered(calls, "forwarded") if answer.error_class is None else answer.failed(calls)
 
 
-class Forward:
-    """The deliverer of one route to a forward destination."""
-
-    def __init__(self, client: HttpClient, signer: Signer | None, passed: Sequence[str] = ()) -> None:
-        self._client = client
-        self._signer = signer
-        self._passed = tuple((name, name.lower()) for name in passed)
-
-    def deliver(self, delivery: Delivery, context: Context) -> Outcome:
-        """Send the body as it came."""
-        if delivery.body is None:
-            return Skipped((), str(BodyErased()))
-        return _post(
-            self._client, self._headers(delivery, context.now(), delivery.body), delivery.body, delivery, context
-        )
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        self._client.close()
-
-    def _headers(self, delivery: Delivery, at: datetime, body: bytes) -> dict[str, str]:
-        kept = delivery.headers
-        headers = {name: header_value(kept[lower]) for name, lower in self._passed if lower in kept}
-        headers |= {
-            "Accept": "*/*",
-            "Inbox-Source": delivery.source,
-            "Inbox-Event-Type": header_value(delivery.event_type),
-            "Inbox-Seq": str(delivery.seq),
-            "Inbox-Attempt": str(delivery.attempt),
-            "Webhook-Id": delivery.webhook_id,
-            "Webhook-Timestamp": str(int(at.timestamp())),
-            "Idempotency-Key": delivery.idempotency_key,
-        }
-        if delivery.content_type:
-            headers["Content-Type"] = header_value(delivery.content_type)
-        if delivery.entity_type is not None:
-            headers["Inbox-Entity-Type"] = header_value(delivery.entity_type)
-        if delivery.entity_id is not None:
-            headers["Inbox-Entity-Id"] = header_value(delivery.entity_id)
-        if self._signer is not None:
-            signed = self._signer(Message(id=delivery.webhook_id.encode(), body=body), at)
-            headers |= {name.title(): value for name, value in signed.items()}
-        return headers
+def _forward(
+    client: HttpClient, signer: Signer | None, passed: Sequence[str], delivery: Delivery, context: Context
+) -> Outcome:
+    """Send the body as it came."""
+    if delivery.body is None:
+        return Skipped((), str(BodyErased()))
+    kept, at = delivery.headers, context.now()
+    headers = {name: header_value(kept[name.lower()]) for name in passed if name.lower() in kept}
+    headers |= {
+        "Accept": "*/*",
+        "Inbox-Source": delivery.source,
+        "Inbox-Event-Type": header_value(delivery.event_type),
+        "Inbox-Seq": str(delivery.seq),
+        "Inbox-Attempt": str(delivery.attempt),
+        "Webhook-Id": delivery.webhook_id,
+        "Webhook-Timestamp": str(int(at.timestamp())),
+        "Idempotency-Key": delivery.idempotency_key,
+    }
+    optional = {
+        "Content-Type": delivery.content_type or None,
+        "Inbox-Entity-Type": delivery.entity_type,
+        "Inbox-Entity-Id": delivery.entity_id,
+    }
+    headers |= {name: header_value(value) for name, value in optional.items() if value is not None}
+    if signer is not None:
+        signed = signer(Message(id=delivery.webhook_id.encode(), body=delivery.body), at)
+        headers |= {name.title(): value for name, value in signed.items()}
+    return _post(client, headers, delivery.body, delivery, context)
 
 
-def build(route: Route, destination: ForwardDestination, clients: Clients) -> Forward:  # noqa: ARG001  # as every kind's
+def build(route: Route, destination: ForwardDestination, clients: Clients) -> Deliverer:  # noqa: ARG001  # as every kind's
     """Make the deliverer of `route`.
 
     Raises:
@@ -114,7 +99,7 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
         "client": partial(clients.destination, destination, url, secrets=secrets, shown_path="/…" if hidden else None),
     }
     made = collect_config_errors(parts)
-    return Forward(made["client"], made["signer"], destination.pass_headers)
+    return partial(_forward, made["client"], made["signer"], destination.pass_headers)
 
 
 def signer_of(text: str, where: str) -> Signer:
@@ -169,31 +154,18 @@ class MessageTemplate(Template):
             raise MappingError(f"{{{placeholder.text}}}: {error}", field=self.where) from None
 
 
-class Slack:
-    """The deliverer of one route to a slack destination."""
-
-    def __init__(self, client: HttpClient, message: MessageTemplate) -> None:
-        self._client = client
-        self._message = message
-
-    def deliver(self, delivery: Delivery, context: Context) -> Outcome:
-        """Post the message."""
-        try:
-            text = self._message.expand({"event": event_scope(delivery)})
-            body = encode({"text": text})
-        except MappingError as error:
-            return Failed((), "mapping", str(error))
-        except BodyErased as erased:
-            return Skipped((), str(erased))
-        headers = {"Content-Type": "application/json", "Idempotency-Key": delivery.idempotency_key}
-        return _post(self._client, headers, body, delivery, context)
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        self._client.close()
+def _post_message(client: HttpClient, message: MessageTemplate, delivery: Delivery, context: Context) -> Outcome:
+    try:
+        body = encode({"text": message.expand({"event": event_scope(delivery)})})
+    except MappingError as error:
+        return Failed((), "mapping", str(error))
+    except BodyErased as erased:
+        return Skipped((), str(erased))
+    headers = {"Content-Type": "application/json", "Idempotency-Key": delivery.idempotency_key}
+    return _post(client, headers, body, delivery, context)
 
 
-def build_slack(route: Route, destination: SlackDestination, clients: Clients) -> Slack:  # noqa: ARG001  # as every kind's
+def build_slack(route: Route, destination: SlackDestination, clients: Clients) -> Deliverer:  # noqa: ARG001  # as every kind's
     """Make the deliverer of `route`.
 
     Raises:
@@ -212,4 +184,4 @@ def build_slack(route: Route, destination: SlackDestination, clients: Clients) -
         "client": client,
     }
     made = collect_config_errors(parts)
-    return Slack(made["client"], made["message"])
+    return partial(_post_message, made["client"], made["message"])

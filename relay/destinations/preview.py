@@ -120,10 +120,6 @@ class OnlyReads(HttpClient):
             return self._client.call(request, limits)
         raise Stopped(self.target, request)
 
-    def close(self) -> None:
-        """Close the idle connections."""
-        self._client.close()
-
 
 # --- Compares what two configurations make of a stored event: how it is read, its routes, and the first request on each.
 #
@@ -211,12 +207,6 @@ class Variant:
             and matches(route.when, event.entity_type, event.event_type, event.action)
         }
 
-    def close(self) -> None:
-        """Close the idle connections."""
-        for deliverer in self._deliverers.values():
-            if not isinstance(deliverer, str):
-                deliverer.close()
-
     def _of_route(self, route: Route, event: Delivery) -> Parts:
         lane = lane_of(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
         found: Parts = {"lane": lane, "ordering": self.config.ordering_of(route), "on_dead": route.on_dead}
@@ -235,7 +225,7 @@ def _first_request(deliverer: Deliverer, event: Delivery, route: str, lane: str)
     """Return the parts of the first request that is stopped, or of the end of an attempt that makes none."""
     delivery, context = _afresh(event, msgspec.structs.replace(without_lease(), now=lambda: event.received_at))
     try:
-        outcome = deliverer.deliver(msgspec.structs.replace(delivery, route=route, lane=lane), context)
+        outcome = deliverer(msgspec.structs.replace(delivery, route=route, lane=lane), context)
     except Stopped as stopped:
         return _parts(stopped.target, stopped.request)
     if isinstance(outcome, Failed):

@@ -58,7 +58,7 @@ class Python:
         self._slots = slots
         """As many run at once, those left behind included."""
 
-    def deliver(self, delivery: Delivery, context: Context) -> Outcome:
+    def __call__(self, delivery: Delivery, context: Context) -> Outcome:
         """Call the function. It succeeds when it returns within `timeout` and the lease."""
         if delivery.body is None:
             return Skipped((), str(BodyErased()))
@@ -85,9 +85,6 @@ class Python:
                 reason = self._over(began, context)
                 if reason is not None:
                     return self._left_behind(delivery, began, reason)
-
-    def close(self) -> None:
-        """Do nothing: a function has no connections."""
 
     def _over(self, began: float, context: Context) -> ErrorClass | None:
         """Return the reason to end a call, or the wait for its slot, that began then; None: it may go on."""

@@ -92,7 +92,7 @@ class Sync:
         self.api = api
         self.destination = destination
 
-    def deliver(self, delivery: Delivery, context: Context) -> Outcome:
+    def __call__(self, delivery: Delivery, context: Context) -> Outcome:
         """Bring the counterpart in sync with the current entity, whatever change the event describes."""
         attempt = Attempt(self, delivery, context)
         try:
@@ -103,11 +103,6 @@ class Sync:
             return Failed(tuple(attempt.calls), "mapping", str(error))
         except BodyErased as erased:  # it looked into the body before any write
             return Skipped(tuple(attempt.calls), str(erased))
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        self.api.close()
-        self.destination.close()
 
 
 def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from http import HTTPStatus
@@ -78,9 +77,7 @@ class HttpClient:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._of_thread = threading.local()
-        self._pools: weakref.WeakSet[HTTPConnectionPool] = weakref.WeakSet()
-        self._opening = threading.Lock()
+        self._of_thread = threading.local()  # a pool closes its connection when its thread ends
 
     @property
     def base(self) -> str:
@@ -113,12 +110,6 @@ class HttpClient:
             span.attributes["http.response.status_code"] = answer.call.status
         span.end(error=answer.error_class)
         return answer
-
-    def close(self) -> None:
-        """Close the idle connections of all threads. The client can still be used."""
-        with self._opening:
-            for pool in self._pools:
-                pool.close()
 
     def _call(self, request: Request, limits: Limits) -> Answer:
         began = steady()
@@ -179,14 +170,9 @@ class HttpClient:
     def _connection(self) -> tuple[HTTPConnectionPool, CallState]:
         """Return this thread's pool of one connection."""
         own: tuple[HTTPConnectionPool, CallState] | None = getattr(self._of_thread, "own", None)
-        if own is None or own[0].pool is None:  # closed
-            state = CallState(self.target.rules)
-            own = self._of_thread.own = (
-                open_pool(self.target.base, state, self.target.tls, self.target.proxy),
-                state,
-            )
-            with self._opening:
-                self._pools.add(own[0])
+        if own is None:
+            state, target = CallState(self.target.rules), self.target
+            own = self._of_thread.own = open_pool(target.base, state, target.tls, target.proxy), state
         return own
 
     def _send(self, pool: HTTPConnectionPool, request: Request, timeout: float) -> BaseHTTPResponse:

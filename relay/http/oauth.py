@@ -78,11 +78,6 @@ class TokenClient(HttpClient):
             return end.answer
         return answer
 
-    def close(self) -> None:
-        """Close the idle connections. The client can still be used."""
-        super().close()
-        self._tokens.close()
-
     def _with(self, token: BearerToken, request: Request, limits: Limits) -> Answer:
         authorised = {**request.headers, "Authorization": f"Bearer {token.value}"}
         answer = super().call(msgspec.structs.replace(request, headers=authorised), limits)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import cache
 from itertools import groupby
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from inbox.config.model import Config
 from inbox.config.routing import kind_of_lane, possible_lanes
-from inbox.db.dialect import Sql, as_list, rows_param
+from inbox.db.dialect import as_list
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import NO_FACTS, OPEN, OpenDelivery, Standing, State, follows
 from relay.store.database import Database
 from relay.store.deliveries import ROW, as_open_delivery
 from relay.store.sequence import last_delivered
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 SPAN_SEQS = 500
@@ -178,13 +178,12 @@ def examine(
     between two statements under the lock, so the events are read first: their deliveries came with them. A row without an
     event may have got one since it was read, so whoever removes it has to look in the same statement.
     """
-    wanted = rows_param({"seq": seq} for seq in seqs)
-    events = {row.seq: row for row in transaction.execute(_events(transaction.sql), wanted=wanted)}
-    found = transaction.execute(_rows(transaction.sql, locked=locked), wanted=wanted)
+    events = {row.seq: row for row in transaction.execute(_EVENTS, wanted=seqs)}
+    found = transaction.execute(_ROWS[locked], wanted=seqs)
     rows = {(row.seq, row.route): as_open_delivery(row) for row in found}
     headless = {(row.seq, row.route) for row in found if not row.has_head}
     pruned_before, logs, facts = transaction.now() - _PRUNED_AFTER, {}, 0
-    rows_of_log = transaction.stream(_facts(transaction.sql), _FACTS_AT_A_TIME, wanted=wanted)
+    rows_of_log = transaction.stream(_FACTS, _FACTS_AT_A_TIME, wanted=seqs)
     for key, history in groupby(rows_of_log, key=lambda row: (row.seq, row.route)):
         known = list(history)
         facts += len(known)
@@ -329,35 +328,28 @@ LIMIT :most
 """)
 
 
-@cache
-def _events(sql: Sql) -> TextClause:
-    return text(f"""
+_WANTED = sql.rows("wanted", seq="bigint")
+_EVENTS = Statement(f"""
 SELECT i.seq, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at, i.erased_at, i.routes
-FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "inbox i", "i.seq = wanted.seq")}
+FROM {sql.looked_up(_WANTED, "inbox i", "i.seq = wanted.seq")}
 """)
-
-
-@cache
-def _rows(sql: Sql, *, locked: bool) -> TextClause:
-    heads = """SELECT h.seq FROM open_delivery h
+_HEADS = """SELECT h.seq FROM open_delivery h
     WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked') LIMIT 1"""
-    return text(f"""
-SELECT {ROW}, o.state <> 'waiting' OR ({heads}) IS NOT NULL AS has_head
-FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "open_delivery o", "o.seq = wanted.seq")}
+_ROWS = {
+    locked: Statement(f"""
+SELECT {ROW}, o.state <> 'waiting' OR ({_HEADS}) IS NOT NULL AS has_head
+FROM {sql.looked_up(_WANTED, "open_delivery o", "o.seq = wanted.seq")}
 ORDER BY o.seq, o.route
-{sql.for_update and "FOR UPDATE OF o" if locked else ""}
+{sql.lock("o") if locked else ""}
 """)
-
-
-@cache
-def _facts(sql: Sql) -> TextClause:
-    """Read of `detail` what a state or a lane's memory needs; the calls stay where they are."""
-    found = sql.looked_up(sql.rows("wanted", seq="bigint"), "delivery_log f", "f.seq = wanted.seq")
-    details = ", ".join(
-        f"f.detail ->> '{name}' AS {name}" for name in ("due_at", "lane", "fetch_began_at", "last_modified")
-    )
-    return text(f"""
-SELECT f.id, f.at, f.seq, f.route, f.kind, f.state, f.attempt, f.run, f.crashes, {details}
-FROM {found}
+    for locked in (False, True)
+}
+# Of `detail`, read what a state or a lane's memory needs; the calls stay where they are.
+_DETAILS = ", ".join(
+    f"f.detail ->> '{name}' AS {name}" for name in ("due_at", "lane", "fetch_began_at", "last_modified")
+)
+_FACTS = Statement(f"""
+SELECT f.id, f.at, f.seq, f.route, f.kind, f.state, f.attempt, f.run, f.crashes, {_DETAILS}
+FROM {sql.looked_up(_WANTED, "delivery_log f", "f.seq = wanted.seq")}
 ORDER BY f.seq, f.route, f.id
 """)

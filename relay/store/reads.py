@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from inbox.config.model import Config
-from inbox.db.dialect import SQLITE, Sql
+from inbox.db.dialect import SQLITE
 from inbox.db.engine import parse_url
 from inbox.db.following import Feed
 from inbox.db.reads import Row
-from inbox.events.timestamps import time_text
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -108,44 +106,31 @@ def dead_groups(
     Returns:
         The groups, how many dead letters were looked at, and whether there are neither older ones nor smaller groups.
     """
-    given = {"route": route, "cause": cause, "since": None if since is None else time_text(since)}
-    rows = transaction.rows_of(_grouped(transaction.sql), **given, most=MOST_GROUPED, limit=limit + 1)
+    given = {"route": route, "cause": cause, "since": since}
+    rows = transaction.rows_of(_GROUPED, **given, most=MOST_GROUPED, limit=limit + 1)
     looked_at = max((row.pop("among") for row in rows), default=0)
     groups = [DeadGroup(**row) for row in rows]
     return groups[:limit], looked_at, len(groups) <= limit and looked_at < MOST_GROUPED
 
 
-@cache
-def _grouped(sql: Sql) -> TextClause:
-    newest = f"""SELECT o.seq, o.route, o.state FROM open_delivery o
-    WHERE o.state IN ('dead', 'blocked') AND {sql.optional("o.route", "text", parameter="route")}
-    ORDER BY o.seq DESC LIMIT :most"""
-    deaths = "delivery_log f WHERE f.seq = n.seq AND f.route = n.route AND f.kind = 'dead'"
-    died = f"delivery_log l ON l.id = (SELECT max(f.id) FROM {deaths})"
-    if sql.has_lateral:  # one look instead of two
-        died = f"""LATERAL (
-        SELECT f.at, f.detail FROM {deaths}
-        ORDER BY f.id DESC LIMIT 1) l ON true"""
-    conditions = " AND ".join(
-        (
-            sql.optional("d.cause", "text", parameter="cause"),
-            sql.optional("d.died_at", "time", parameter="since", operator=">="),
-        )
-    )
-    return text(f"""
+_GROUPED = Statement(f"""
 WITH newest AS (
-    {newest}
+    SELECT o.seq, o.route, o.state FROM open_delivery o
+    WHERE o.state IN ('dead', 'blocked') AND {sql.optional("o.route", "text", parameter="route")}
+    ORDER BY o.seq DESC LIMIT :most
 ), dead AS (
     SELECT n.seq, n.route, n.state, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
            {sql.sha256("l.detail ->> 'error'")} AS error_sha256
-    FROM newest n LEFT JOIN {died}
+    FROM newest n LEFT JOIN delivery_log l ON l.id = (
+        SELECT max(f.id) FROM delivery_log f WHERE f.seq = n.seq AND f.route = n.route AND f.kind = 'dead')
 )
 SELECT d.route, d.cause, d.error_sha256, min(substr(d.error, 1, {MOST_SHOWN})) AS error, count(*) AS count,
        sum(CASE WHEN d.state = 'blocked' THEN 1 ELSE 0 END) AS blocked,
        min(d.died_at) AS first_died_at, max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq,
        (SELECT count(*) FROM newest) AS among
 FROM dead d
-WHERE {conditions}
+WHERE {sql.optional("d.cause", "text", parameter="cause")}
+  AND {sql.optional("d.died_at", "time", parameter="since", operator=">=")}
 GROUP BY d.route, d.cause, d.error_sha256
 ORDER BY count(*) DESC, max(d.seq) DESC, d.route, d.cause
 LIMIT :limit

@@ -13,21 +13,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache, partial
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
-from sqlalchemy import TextClause, select, text, update
+from sqlalchemy import select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Retention, RetentionKind
 from inbox.db import leaves
-from inbox.db.dialect import Sql, blames_items, error_text, is_lock_wait, rows_param
+from inbox.db.dialect import blames_items, error_text, is_lock_wait
 from inbox.db.schema import pruner, pruning
-from inbox.events.timestamps import as_time, time_text
+from inbox.events.timestamps import as_time
 from relay.store.database import Database
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 FIRST_LEAP = 1_000
@@ -63,7 +64,11 @@ class Pruned(msgspec.Struct, frozen=True):
     """True when nothing was looked at, as others use the rows."""
 
 
-class Walk(msgspec.Struct, frozen=True):
+_BEFORE = sql.time(":before")
+_WANTED = sql.rows("wanted", key="bigint")
+
+
+class Walk(msgspec.Struct, frozen=True, dict=True):
     """The rows of a kind, and the conditions under which they go. Expressions are SQL over the alias `t`."""
 
     table: str
@@ -71,7 +76,7 @@ class Walk(msgspec.Struct, frozen=True):
     time: str
     """Time that the age counts from."""
     goes: str = "1 = 1"
-    """Condition on an expired row; nothing that is open meets it. `{before}` stands for the time before which rows expire."""
+    """Condition on an expired row; nothing that is open meets it."""
     among: str = "1 = 1"
     """Condition of the partial index that the walk reads."""
     lag_seconds: int = 0
@@ -81,8 +86,37 @@ class Walk(msgspec.Struct, frozen=True):
     companions: tuple[str, ...] = ()
     """Tables whose rows of the same `seq` go with it."""
 
+    @cached_property
+    def page(self) -> Statement:
+        """Read a page; `goes` is null for a row that has not expired. CASE spares the others' conditions."""
+        cut = sql.plus_seconds(_BEFORE, str(-self.lag_seconds)) if self.lag_seconds else _BEFORE
+        goes = f"CASE WHEN coalesce({self.time} < {cut}, false) THEN ({self.goes}) END"
+        return Statement(f"""
+SELECT t.{self.key} AS key, {self.time} AS at, {goes} AS goes
+FROM {self.table} t
+WHERE t.{self.key} > :position AND {self.among}
+ORDER BY t.{self.key}
+LIMIT :most
+""")
 
-class Aged(msgspec.Struct, frozen=True):
+    @cached_property
+    def lock(self) -> Statement:
+        """Lock rows that still may go. One that is locked already is passed over."""
+        return Statement(f"""
+SELECT t.{self.key} AS key
+FROM {self.table} t
+WHERE t.{self.key} IN (SELECT wanted.key FROM {_WANTED}) AND {self.goes}
+ORDER BY t.{self.key} {sql.lock("t", skip=True)}
+""")
+
+    @cached_property
+    def deletions(self) -> Sequence[Statement]:
+        """Delete rows, and their companions."""
+        tables = ((self.table, self.key), *((each, "seq") for each in self.companions))
+        return [Statement(f"DELETE FROM {of} WHERE {key} IN (SELECT wanted.key FROM {_WANTED})") for of, key in tables]
+
+
+class Aged(msgspec.Struct, frozen=True, dict=True):
     """Rows that go in the order of an indexed time, or are few enough to be scanned."""
 
     table: str
@@ -90,7 +124,23 @@ class Aged(msgspec.Struct, frozen=True):
     """Columns of the primary key."""
     time: str
     goes: str
-    """Condition that the index's row has expired; `{before}` stands for the time."""
+    """Condition that the index's row has expired."""
+
+    @cached_property
+    def removal(self) -> Statement:
+        """Delete the oldest."""
+        return Statement(f"""
+DELETE FROM {self.table} WHERE ({self.key}) IN (
+    SELECT {self.key} FROM {self.table} t WHERE {self.goes} ORDER BY t.{self.time} LIMIT :most {sql.skip_locked})
+RETURNING 1
+""")
+
+    @cached_property
+    def count(self) -> Statement:
+        """Count them."""
+        return Statement(
+            f"SELECT count(*) AS number FROM (SELECT 1 FROM {self.table} t WHERE {self.goes} LIMIT :most) found"
+        )
 
 
 _UNJUDGED = "EXISTS (SELECT 1 FROM duplicate_request d WHERE d.seq = t.seq AND d.handled_at IS NULL)"
@@ -111,7 +161,7 @@ WALKS: Mapping[RetentionKind, Walk] = {
         # The newest event stays: `relay verify` takes a number above it for one that never was.
         # One that was replayed lately keeps its facts, by the database's clock; so does one from a receiver whose clock was wrong.
         goes=f"""NOT {_OPEN.format(of_route="")} AND NOT {_UNJUDGED} AND t.seq < (SELECT max(n.seq) FROM inbox n)
-            AND coalesce((SELECT max(l.at) FROM delivery_log l WHERE l.seq = t.seq) < {{before}}, true)""",
+            AND coalesce((SELECT max(l.at) FROM delivery_log l WHERE l.seq = t.seq) < {_BEFORE}, true)""",
         lag_seconds=60,  # most are delivered within it; an event that a walk has left waits for the lap of the next day
         needs_closed=True,
         companions=("delivery_log", "duplicate_request"),
@@ -123,7 +173,7 @@ WALKS: Mapping[RetentionKind, Walk] = {
         # A younger fact of the delivery counts the attempts before it: `relay verify` would miss them.
         goes=f"""NOT {_OPEN.format(of_route=" AND o.route = t.route")} AND NOT EXISTS (
             SELECT 1 FROM delivery_log l
-            WHERE l.seq = t.seq AND l.route = t.route AND l.id > t.id AND l.at >= {{before}})""",
+            WHERE l.seq = t.seq AND l.route = t.route AND l.id > t.id AND l.at >= {_BEFORE})""",
         among="t.kind IN ('attempt_failed', 'abandoned')",
     ),
     "rejected": Walk("rejected_request", "id", "t.received_at"),
@@ -145,8 +195,8 @@ WALKS: Mapping[RetentionKind, Walk] = {
 
 AGED: Mapping[RetentionKind, Aged] = {
     # A relay that still runs is passed over; few have run for so long.
-    "relay_nodes": Aged("relay_node", "id", "started_at", "t.started_at < {before} AND t.heartbeat_at < {before}"),
-    "throughput": Aged("throughput_minute", "kind, name, outcome, minute", "minute", "t.minute < {before}"),
+    "relay_nodes": Aged("relay_node", "id", "started_at", f"t.started_at < {_BEFORE} AND t.heartbeat_at < {_BEFORE}"),
+    "throughput": Aged("throughput_minute", "kind, name, outcome, minute", "minute", f"t.minute < {_BEFORE}"),
 }
 
 
@@ -159,33 +209,15 @@ def expiry_of(retention: Retention, kind: RetentionKind, clock: datetime) -> dat
 # --- the plan
 
 
-class KindPlan(msgspec.Struct, frozen=True):
-    """Expired rows of a kind."""
-
-    kind: RetentionKind
-    age: str
-    """The age as the configuration has it."""
-    rows: int = 0
-    """Rows that go, among the first `MOST_COUNTED`."""
-    are_all: bool = True
-    """False when more may go."""
-
-
-def plan(transaction: Transaction, retention: Retention, now: datetime) -> list[KindPlan]:
-    """Count the first expired rows of each kind; `now` is the database's time. The work is bounded."""
-    return [_plan(transaction, kind, retention.age_of(kind).shown, expiry_of(retention, kind, now)) for kind in STEPS]
-
-
-def _plan(transaction: Transaction, kind: RetentionKind, age: str, before: datetime | None) -> KindPlan:
+def count_expired(transaction: Transaction, kind: RetentionKind, before: datetime | None) -> tuple[int, bool]:
+    """Count the rows of a kind that go, among the first `MOST_COUNTED`; returns also whether these are all."""
     if before is None:
-        return KindPlan(kind, age)
+        return 0, True
     if (walk := WALKS.get(kind)) is not None:
         page = _page(transaction, walk, before, 0, MOST_COUNTED)
-        are_all = len(page) < MOST_COUNTED or page[-1].goes is None
-        return KindPlan(kind, age, sum(bool(row.goes) for row in page), are_all)
-    counted = _count(transaction.sql, AGED[kind])
-    rows = transaction.execute(counted, before=time_text(before), most=MOST_COUNTED)[0].number
-    return KindPlan(kind, age, rows, rows < MOST_COUNTED)
+        return sum(bool(row.goes) for row in page), len(page) < MOST_COUNTED or page[-1].goes is None
+    rows = transaction.execute(AGED[kind].count, before=before, most=MOST_COUNTED)[0].number
+    return rows, rows < MOST_COUNTED
 
 
 # --- the steps
@@ -225,8 +257,7 @@ def _step_of_payloads(walk: Walk, transaction: Transaction, before: datetime, po
 
 
 def _step_of_aged(aged: Aged, transaction: Transaction, before: datetime, _position: int, most: int) -> Pruned:
-    statement = _remove_oldest(transaction.sql, aged)
-    rows = len(transaction.execute(statement, before=time_text(before), most=most))
+    rows = len(transaction.execute(aged.removal, before=before, most=most))
     return Pruned(rows, is_done=rows < most)
 
 
@@ -243,8 +274,7 @@ STEPS: Mapping[RetentionKind, Step] = {
 
 def _page(transaction: Transaction, walk: Walk, before: datetime, position: int, most: int) -> Sequence[Any]:
     """Read `key`, `at` and `goes` of the next rows after the position; `goes` is null for one that has not expired."""
-    given = {"position": position, "most": most, "before": time_text(before)}
-    return transaction.execute(_read(transaction.sql, walk), **given)
+    return transaction.execute(walk.page, position=position, most=most, before=before)
 
 
 def _has_expired_further(transaction: Transaction, walk: Walk, before: datetime, last: int) -> bool:
@@ -262,12 +292,12 @@ def _delete(transaction: Transaction, walk: Walk, before: datetime, keys: Sequen
     Returns:
         How many are gone, and what is wrong with the last that can't be deleted.
     """
-    sql = transaction.sql
-    if walk.needs_closed and sql.is_postgres:  # in a statement before the one that looks for open deliveries
+    if (
+        walk.needs_closed and transaction.sql.is_postgres
+    ):  # in a statement before the one that looks for open deliveries
         transaction.execute(_LOCK_PAYLOADS)
         transaction.execute(_HURRY)
-    wanted = rows_param({"key": key} for key in keys)
-    locked = [int(row.key) for row in transaction.execute(_lock(sql, walk), wanted=wanted, before=time_text(before))]
+    locked = [int(row.key) for row in transaction.execute(walk.lock, wanted=keys, before=before)]
     if not locked or _remove(transaction, walk, locked) is None:
         return len(locked), None
     errors = {key: error for key in locked if (error := _remove(transaction, walk, [key])) is not None}
@@ -277,11 +307,10 @@ def _delete(transaction: Transaction, walk: Walk, before: datetime, keys: Sequen
 
 def _remove(transaction: Transaction, walk: Walk, keys: Sequence[int]) -> Exception | None:
     """Delete these rows with their companions, or none of them. Returns the error where a row is at fault."""
-    gone = rows_param({"key": key} for key in keys)
     try:
         with transaction.connection.begin_nested():
-            for table, column in ((walk.table, walk.key), *((each, "seq") for each in walk.companions)):
-                transaction.execute(_deletion(transaction.sql, table, column), wanted=gone)
+            for deletion in walk.deletions:
+                transaction.execute(deletion, wanted=keys)
     except Exception as error:
         if not blames_items(error):
             raise
@@ -301,62 +330,6 @@ def _give_back(transaction: Transaction) -> bool:
         return bool(free)
     finally:
         cursor.close()
-
-
-def _expired(sql: Sql, walk: Walk) -> str:
-    """Return the condition that a row is too old."""
-    before = sql.time(":before")
-    cut = sql.plus_seconds(before, str(-walk.lag_seconds)) if walk.lag_seconds else before
-    return f"coalesce({walk.time} < {cut}, false)"
-
-
-def _goes(sql: Sql, each: Walk | Aged) -> str:
-    return each.goes.replace("{before}", sql.time(":before"))
-
-
-@cache
-def _read(sql: Sql, walk: Walk) -> TextClause:
-    """Read a page; `goes` is null for a row that has not expired. CASE spares the others' conditions."""
-    return text(f"""
-SELECT t.{walk.key} AS key, {walk.time} AS at, CASE WHEN {_expired(sql, walk)} THEN ({_goes(sql, walk)}) END AS goes
-FROM {walk.table} t
-WHERE t.{walk.key} > :position AND {walk.among}
-ORDER BY t.{walk.key}
-LIMIT :most
-""")
-
-
-@cache
-def _lock(sql: Sql, walk: Walk) -> TextClause:
-    """Lock rows that still may go. One that somebody has locked is passed over."""
-    return text(f"""
-SELECT t.{walk.key} AS key
-FROM {walk.table} t
-WHERE t.{walk.key} IN (SELECT wanted.key FROM {sql.rows("wanted", key="bigint")}) AND {_goes(sql, walk)}
-ORDER BY t.{walk.key} {sql.lock("t", skip=True)}
-""")
-
-
-@cache
-def _deletion(sql: Sql, table: str, column: str) -> TextClause:
-    wanted = sql.rows("wanted", key="bigint")
-    return text(f"DELETE FROM {table} WHERE {column} IN (SELECT wanted.key FROM {wanted})")
-
-
-@cache
-def _remove_oldest(sql: Sql, aged: Aged) -> TextClause:
-    return text(f"""
-DELETE FROM {aged.table} WHERE ({aged.key}) IN (
-    SELECT {aged.key} FROM {aged.table} t WHERE {_goes(sql, aged)} ORDER BY t.{aged.time} LIMIT :most {sql.skip_locked})
-RETURNING 1
-""")
-
-
-@cache
-def _count(sql: Sql, aged: Aged) -> TextClause:
-    return text(f"""
-SELECT count(*) AS number FROM (SELECT 1 FROM {aged.table} t WHERE {_goes(sql, aged)} LIMIT :most) found
-""")
 
 
 # --- rounds: batches of each kind under one lease, for relays and for `inbox prune`, with progress in `pruning`
@@ -431,7 +404,7 @@ class LeasedPruner:
     def take(self) -> datetime | None:
         """Take the lease, unless somebody else has it. Returns the time that ages count from."""
         with self._database.write() as transaction:
-            found = transaction.execute(_renewal(transaction.sql, takes=True), holder=self._holder, **lease())
+            found = transaction.execute(_TAKE, holder=self._holder)
         return None if not found else trusted_clock(as_time(found[0].now), found[0].clock and as_time(found[0].clock))
 
     def give_back(self, clock: datetime | None = None) -> None:
@@ -452,8 +425,11 @@ class LeasedPruner:
         try:
             with self._database.write() as transaction:
                 transaction.rows = max(transaction.rows, most)
-                if (now := self._renew(transaction)) is None:
+                if not (
+                    renewed := transaction.execute(_RENEW, holder=self._holder)
+                ):  # others are locked out until the commit
                     return None
+                now = as_time(renewed[0].now)
                 was = state_of(transaction, kind).begun(now)
                 pruned = STEPS[kind](transaction, before, was.position, most)
                 _write(transaction, was.after(pruned, before, now))
@@ -464,11 +440,6 @@ class LeasedPruner:
         if not pruned.is_done:
             self._rest(min(REST * (time.monotonic() - began), LONGEST_REST))
         return pruned
-
-    def _renew(self, transaction: Transaction) -> datetime | None:
-        """Renew the lease, which locks others out until the commit; returns the database's time. None: it is lost."""
-        found = transaction.execute(_renewal(transaction.sql, takes=False), holder=self._holder, **lease())
-        return as_time(found[0].now) if found else None
 
 
 def trusted_clock(now: datetime, before: datetime | None) -> datetime:
@@ -502,33 +473,25 @@ def _write(transaction: Transaction, state: KindState) -> None:
     transaction.connection.execute(statement)
 
 
-def lease() -> dict[str, float]:
-    """Return the parameters of a lease's statements."""
-    return {"lease": LEASE_SECONDS, "longest": 2 * LEASE_SECONDS, "every": -ROUND_EVERY_SECONDS}
+def is_due(transaction: Transaction) -> bool:
+    """Return whether a round is due, and no lease is in force."""
+    found = transaction.execute(_IS_DUE, every=-ROUND_EVERY_SECONDS)
+    return bool(found and found[0].is_due)
 
 
-def _is_free(sql: Sql) -> str:
-    """Return the condition that no lease is in force; one that ends far in the future was given by a wrong clock."""
-    longest = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:longest AS float8)")
-    return f"(p.lease_until IS NULL OR p.lease_until <= (SELECT {sql.now}) OR p.lease_until > {longest})"
-
-
-@cache
-def is_due(sql: Sql) -> TextClause:
-    """Return the statement that reads whether a round is due and nobody prunes; its parameters are those of `lease`."""
-    last = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:every AS float8)")
-    return text(f"""
-SELECT {_is_free(sql)} AND (p.ran_at IS NULL OR p.ran_at <= {last} OR p.ran_at > (SELECT {sql.now})) AS is_due
-FROM pruner p
+_NOW = f"(SELECT {sql.now})"
+_AT_MOST = sql.plus_seconds(_NOW, str(2 * LEASE_SECONDS))
+# A lease that ends far in the future was given by a wrong clock.
+_IS_FREE = f"(p.lease_until IS NULL OR p.lease_until <= {_NOW} OR p.lease_until > {_AT_MOST})"
+_LAST = sql.plus_seconds(_NOW, "CAST(:every AS float8)")
+_IS_DUE = Statement(f"""
+SELECT {_IS_FREE} AND (p.ran_at IS NULL OR p.ran_at <= {_LAST} OR p.ran_at > {_NOW}) AS is_due FROM pruner p
 """)
-
-
-@cache
-def _renewal(sql: Sql, *, takes: bool) -> TextClause:
-    """Renew the lease, or take it where it is free."""
-    until = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:lease AS float8)")
-    return text(f"""
-UPDATE pruner AS p SET lease_until = {until}, held_by = :holder
-WHERE p.held_by = :holder {f"OR {_is_free(sql)}" if takes else ""}
-RETURNING clock, (SELECT {sql.now}) AS now
+_RENEW, _TAKE = (
+    Statement(f"""
+UPDATE pruner AS p SET lease_until = {sql.plus_seconds(_NOW, str(LEASE_SECONDS))}, held_by = :holder
+WHERE {condition}
+RETURNING clock, {_NOW} AS now
 """)
+    for condition in ("p.held_by = :holder", f"(p.held_by = :holder OR {_IS_FREE})")
+)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any, Literal
 
 import msgspec
@@ -95,9 +94,8 @@ def read_routes(
     in_flight = _count_moving(transaction, found, most)
     for row in transaction.execute(_KNOWN):
         found[row.route] = found[row.route]
-    names = sorted(found)
-    for first in range(0, len(names), _ROUTES_AT_ONCE):
-        _count_of_routes(transaction, names[first : first + _ROUTES_AT_ONCE], found, most)
+    for route, opened in found.items():
+        _count_of_route(transaction, route, opened, most)
     oldest = _oldest(transaction, found, _WALKED_FOR_A_COUNT * most)
     arriving, leaving, failing = _rates(transaction, now, most)
     routes = [
@@ -142,10 +140,8 @@ def _count_moving(transaction: Transaction, found: defaultdict[str, _Open], most
     return in_flight
 
 
-def _count_of_routes(transaction: Transaction, routes: list[str], found: Mapping[str, _Open], most: int) -> None:
-    named = {_parameter(number): route for number, route in enumerate(routes)}
-    for row in transaction.execute(_counts(len(routes)), **named, most=most):
-        opened = found[row.route]
+def _count_of_route(transaction: Transaction, route: str, opened: _Open, most: int) -> None:
+    for row in transaction.execute(_COUNTS, route=route, most=most):
         opened.counts[row.state] = row.number
         if row.number >= most:
             opened.at_least.add(row.state)
@@ -204,9 +200,6 @@ SELECT route FROM (
 
 
 _KNOWN = text("\nUNION\n".join(_routes_with(state) for state in ("waiting", "ready", "blocked", "dead")))
-_ROUTES_AT_ONCE = 50
-"""Routes that one statement counts: SQLite joins at most 500 SELECTs."""
-
 _RECEIVED = text("""
 SELECT found.route, count(*) AS number, min(found.seq) AS oldest
 FROM (SELECT seq, route FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT :most) found
@@ -219,11 +212,6 @@ GROUP BY found.route, found.relay_node
 """)
 
 
-def _parameter(number: int) -> str:
-    """Return the name of the parameter of a route."""
-    return f"route{number or ''}"
-
-
 _PARTS: dict[Counted, str] = {
     "waiting": "state = 'waiting' ORDER BY lane, occurred_at, seq",
     "ready": f"state = 'ready' AND due_at <= (SELECT {sql.now}) ORDER BY due_at, seq",
@@ -233,18 +221,15 @@ _PARTS: dict[Counted, str] = {
 }
 
 
-@cache
-def _counts(routes: int = 1) -> Statement:
-    """Of some routes. Each part is read in the order of its index, so that no planner reads the table instead."""
-    return Statement(
-        "\nUNION ALL\n".join(
-            f"""SELECT CAST(:{route} AS text) AS route, '{state}' AS state, count(*) AS number, min(found.seq) AS oldest,
+# Each part is read in the order of its index, so that no planner reads the table instead.
+_COUNTS = Statement(
+    "\nUNION ALL\n".join(
+        f"""SELECT '{state}' AS state, count(*) AS number, min(found.seq) AS oldest,
     {"min(found.due_at)" if state == "retrying" else "CAST(NULL AS timestamptz)"} AS due_at
-FROM (SELECT seq, due_at FROM open_delivery WHERE route = :{route} AND {part} LIMIT :most) found"""
-            for route in map(_parameter, range(routes))
-            for state, part in _PARTS.items()
-        )
+FROM (SELECT seq, due_at FROM open_delivery WHERE route = :route AND {part} LIMIT :most) found"""
+        for state, part in _PARTS.items()
     )
+)
 
 
 _WALK = text("""

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, text
 
 from inbox.db import order_lock
 from inbox.db.dialect import Sql, failure_of, rows_param
@@ -96,10 +96,10 @@ class Transaction:
             return error
         return None
 
-    def stream(self, statement: TextClause, at_a_time: int, **parameters: object) -> Iterator[Any]:
+    def stream(self, statement: AnyStatement, at_a_time: int, **parameters: Any) -> Iterator[Any]:  # noqa: ANN401  # as `execute`
         """Yield the rows of a statement in parts, for results too large to hold."""
-        options = {"yield_per": at_a_time}
-        with self.connection.execute(statement, parameters, execution_options=options) as result:
+        words, values = prepare(statement, self.sql, parameters, self._now)
+        with self.connection.execute(words, values, execution_options={"yield_per": at_a_time}) as result:
             yield from result
 
     def take_order_lock(self, routes: Iterable[str] | None = None, *, keeps_payloads: bool = False) -> datetime:

@@ -64,10 +64,9 @@ class CompiledSweep:
         self._routes = routes_of(source, config.routes.values())
         change = (self.table.entity_type, self.table.event_type, self.table.action)
         self._taken = [route.name for route in self._routes if matches(route.when, *change)]
-        self._caller = Clients(config).api(self.table.api)
         self._rate = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
         where = f"sources.{source}.sweeps[{number}]"
-        self._pages = Pages(self.table, where, self._caller)
+        self._pages = Pages(self.table, where, Clients(config).api(self.table.api))
         require_no_credentials(self._pages.call, where, self.api)
         self._traceparent: str | None = None
         self._left_out: set[Listed] = set()
@@ -80,10 +79,6 @@ class CompiledSweep:
     def subject(self) -> str:
         """The source and entity type, in words."""
         return f"{self.source.name} {self.table.entity_type}"
-
-    def close(self) -> None:
-        """Close the idle connections. It can still be used."""
-        self._caller.close()
 
     def begins(self, database: Database) -> tuple[datetime, datetime | None]:
         """Return the time from which to compare, and the watermark; None when nothing was compared yet."""

@@ -151,7 +151,6 @@ class Sweeper:
             self._broke_off(sweeping, turn, swept, error_text(error))
             raise
         finally:
-            sweeping.close()
             if span is not None:
                 names = () if swept is None else ("compared", "missed", "added")
                 span.attributes |= {f"inbox.{name}": getattr(swept, name) for name in names}

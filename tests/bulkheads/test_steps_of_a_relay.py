@@ -32,7 +32,7 @@ ONE_AT_A_TIME: dict[Step, str] = {
     "heartbeat": "one row, the relay's own",
     "claim_suspect": "one delivery at a time, loaded as a claim's",
     "look_at_gates": "tests/store/test_gates_shared.py plants an unreadable gate",
-    "flush_throughput": "sums of its own; tests/core/test_tally.py has those that the database rejects",
+    "flush_throughput": "sums of its own; tests/core/test_metering.py has those that the database rejects",
     "prune": "tests/store/test_retention.py plants a row that can't be deleted",
     "sweep": "tests/flow/test_daemon_sweeps.py plants an entity that can't be taken in",
 }

@@ -1,8 +1,11 @@
-"""`inbox copy` shows its plan, copies when it is told to, and says what to do next."""
+"""`inbox copy` shows its plan, copies when it is told to, survives Ctrl-C, and says what to do next."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from sqlalchemy import Engine, text
 
 from tests.copying.conftest import Databases, url_of
 from tests.copying.installation import everything
+from tests.docs.pages import PAGES, blocks, expected_after, shell
 from tests.helpers.downstream import serving
 from tests.helpers.processes import Ended, Site, site
 from tests.helpers.reading import count, rows
@@ -18,6 +22,8 @@ from tests.helpers.receiver import receiving
 from tests.helpers.sender import events
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import a_config, body, config_text
+
+# --- `inbox copy` shows its plan, copies when it is told to, and says what to do next
 
 
 @pytest.fixture
@@ -57,13 +63,6 @@ def test_it_copies_and_says_what_comes_next(place: Site, source: Engine, databas
     assert everything(databases.open(url)) == everything(source)
 
 
-def test_its_result_as_json_has_a_hash_of_each_table(place: Site, databases: Databases) -> None:
-    done = json.loads(copying(place, databases.new("sqlite"), "--yes", "--json").stdout)
-    assert {len(each["hash"]) for each in done["tables"]} == {64}
-    again = json.loads(copying(place, databases.new("postgres"), "--yes", "--json").stdout)
-    assert [each["hash"] for each in again["tables"]] == [each["hash"] for each in done["tables"]]
-
-
 def test_a_plan_makes_no_file_that_would_be_the_target(place: Site, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     folder.mkdir()
@@ -72,22 +71,6 @@ def test_a_plan_makes_no_file_that_would_be_the_target(place: Site, tmp_path: Pa
     assert list(folder.iterdir()) == []
     missing = copying(place, f"sqlite:///{folder}/no/there.db")
     assert (missing.status, missing.stderr.startswith("error: ")) == (2, True), missing
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--to", "mysql://x"), "neither postgresql"),
-        (("--to", ""), "--to"),
-    ],
-)
-def test_wrong_use_is_explained(place: Site, options: tuple[str, ...], said: str) -> None:
-    wrong = copying(place, "sqlite:///there.db", *options)
-    assert (wrong.status, said in wrong.stderr) == (2, True), wrong
-
-
-def test_a_database_is_not_copied_into_itself(place: Site, source: Engine) -> None:
-    assert "the configuration itself" in copying(place, url_of(source), "--yes").stderr
 
 
 def test_a_target_that_does_not_answer_is_no_traceback(place: Site) -> None:
@@ -139,3 +122,73 @@ async def test_after_the_move_a_relay_delivers_the_rest_in_order_and_the_receive
     for entity in ("u0", "u1"):
         order = [row["seq"] for row in rows(there, delivered, entity=entity)]
         assert order == sorted(order)
+
+
+# --- Ctrl-C in the middle of a long command: the exit says so, and the same command goes on or begins again
+
+
+_COPY = """
+import os, signal, sys
+from inbox.db import copying
+insert = copying._insert
+def interrupted(target, table, rows):
+    insert(target, table, rows)
+    if table.name == "delivery_log":
+        os.kill(os.getpid(), signal.SIGINT)  # after inbox and payloads
+        signal.pause()
+copying._insert = interrupted
+sys.argv[1:] = ["copy", "--to", "env:THERE", "--yes"]
+from relay.cli.inbox import main
+main()
+"""
+
+
+def interrupted(place: Site, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of `inbox` that gets SIGINT, as from a terminal."""
+    return subprocess.run(
+        [sys.executable, "-c", script, "inbox"],
+        env=os.environ | place.environment | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+def test_a_person_stops_a_copy_and_nothing_of_it_stays(
+    databases: Databases, templates: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    source = databases.open(databases.new("sqlite", templates["sqlite"]))
+    source.dispose()
+    url = databases.new(kind)
+    with site(tmp_path, config_text(url_of(source))) as place:
+        stopped = interrupted(place, _COPY, THERE=url)
+        assert stopped.returncode == 1, stopped
+        assert stopped.stderr.endswith("interrupted, and the target is empty; the same command begins again\n"), stopped
+        there = databases.open(url)
+        assert count(there, "inbox") == 0
+        there.dispose()
+        done = place.invoke("inbox", "copy", "--to", "env:THERE", "--yes", THERE=url)
+        assert done.status == 0, done.stderr
+    assert everything(databases.open(url)) == everything(source)
+
+
+# --- The page about moving to Postgres works from its first command to its last, with a real Postgres
+
+
+PAGE = "docs/how-to/move-to-postgres.md"
+NAMED = "postgresql+psycopg://inbox@db.example.com/inbox"
+
+
+@pytest.mark.long
+def test_the_commands_of_the_page_move_an_installation(tmp_path: Path, databases: Databases) -> None:
+    page = PAGES[PAGE]
+    assert NAMED in page
+    read = blocks(page.replace(NAMED, f"'{databases.new('postgres')}'"))
+    with shell(tmp_path) as terminal:
+        for position, block in enumerate(read):
+            if block.info == "toml":
+                (tmp_path / "here" / "inbox.toml").write_text(block.text, encoding="utf-8")
+            elif block.info == "sh":
+                terminal.run(block, expected_after(read, position))

@@ -1,19 +1,42 @@
-"""The command lines: what `--help` and a listing must not import, and how wide a table is."""
+"""The command lines: imports, options, tables, the story of an event and the status."""
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
+import shlex
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
-from relay.cli.options import login_name
-from relay.cli.output import answer, show
-from tests.helpers.processes import invoke
+from inbox.events.timestamps import parse_time
+from inbox.loader.load import parse_config
+from relay.cli.listings import ListCommand, list_rows
+from relay.cli.main import app
+from relay.cli.options import login_name, require_known
+from relay.cli.output import WRONG_USE, fitted, put_json, show
+from relay.cli.status import lines_of, next_of
+from relay.cli.story import story
+from relay.delivery.gates import entity_key
+from relay.findings import Finding, findings, state_of
+from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
+from relay.store.route_states import RouteState
+from relay.words import shown_state
+from tests.helpers.hostile import HOSTILE, harm_of
+from tests.helpers.storing import START
+
+# --- The command lines: what `--help` and a listing must not import, and how wide a table is
+
 
 LOADED = """
 import sys
@@ -42,30 +65,13 @@ MIGRATES = {"alembic", "mako", "sqlalchemy.orm"}
 READS = MIGRATES | {"inbox.db", "inbox.loader", "inbox.sources", "jmespath", "relay.store", "sqlalchemy"}
 
 
-@pytest.mark.parametrize("command", ["inbox", "inbox migrate", "relay", "relay status"])
-def test_the_help_shows_no_type_for_a_flag(command: str) -> None:
-    ran = invoke(*command.split(), "--help")
-    assert ran.status == 0
-    assert "bool" not in ran.stdout.lower()
-
-
-def test_the_help_shows_words_in_brackets() -> None:
-    """They look like markup."""
-    ran = invoke("inbox", "prune", "--help")
-    assert "older than [retention] says" in " ".join(ran.stdout.split())
-
-
 @pytest.mark.parametrize(
     ("command", "unwanted"),
     [
         ("inbox --help", CALLS | SERVES | READS),
         ("relay --help", CALLS | SERVES | READS),
-        ("relay demo --help", CALLS | SERVES | READS),
         ("relay status", CALLS | SERVES | MIGRATES),
-        ("relay dead", CALLS | SERVES | MIGRATES),
-        ("relay pause", CALLS | SERVES | MIGRATES),
         ("relay run --drain", MIGRATES | {"falcon", "gunicorn", "inbox.receiver", "uvicorn"}),
-        ("inbox list", CALLS | SERVES | MIGRATES),
         ("inbox migrate --dry-run", CALLS | SERVES | MIGRATES),
     ],
 )
@@ -82,19 +88,6 @@ def test_a_command_imports_no_more_than_it_needs(command: str, unwanted: set[str
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
 
 
-@pytest.mark.parametrize("columns", ["", "0", "20", "80"])
-def test_a_table_in_a_pipe_has_whole_values_whatever_columns_says(
-    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    row = {"words": "word " * 40, "n": 1, "at": datetime(2026, 1, 31, 10, tzinfo=UTC)}
-    show([row], ("words", "n", "at"))
-    answer("w" * 200)
-    _, shown, sentence = capsys.readouterr().out.splitlines()
-    assert shown == f"{'word ' * 40}  1  2026-01-31T10:00:00.000Z"
-    assert sentence == "w" * 200
-
-
 @pytest.mark.parametrize("error", [KeyError, OSError])
 def test_a_user_without_a_name_is_named_by_the_uid(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
@@ -107,3 +100,431 @@ def test_a_user_without_a_name_is_named_by_the_uid(error: type[Exception], monke
     assert login_name() == f"uid {os.getuid()}"
     monkeypatch.setenv("LOGNAME", "kim")
     assert login_name() == "kim"
+
+
+# --- Options that several commands share: times and checked names
+
+
+MARCH = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
+        ("2026-01-31T10:00", datetime(2026, 1, 31, 10, tzinfo=UTC)),
+        ("2026-01-31T10:00:05", datetime(2026, 1, 31, 10, 0, 5, tzinfo=UTC)),
+        ("2026-01-31T10:00:05.123Z", datetime(2026, 1, 31, 10, 0, 5, 123_000, tzinfo=UTC)),
+        ("2026-01-31 10:00:05.123456Z", datetime(2026, 1, 31, 10, 0, 5, 123_456, tzinfo=UTC)),
+        ("2026-01-31T12:00:05+02:00", datetime(2026, 1, 31, 10, 0, 5, tzinfo=UTC)),
+        ("30s", MARCH - timedelta(seconds=30)),
+        ("15m", MARCH - timedelta(minutes=15)),
+        ("1h", MARCH - timedelta(hours=1)),
+        ("2d", MARCH - timedelta(days=2)),
+        ("1w", MARCH - timedelta(weeks=1)),
+    ],
+)
+def test_a_time_is_what_listings_print_a_date_or_a_span_back_from_now(given: str, meant: datetime) -> None:
+    assert parse_time(given, MARCH) == meant
+
+
+@pytest.mark.parametrize("given", ["", "yesterday", "1", "-1h", "1y", "2026-13-01", "2026-01-31Z", "999999999w", "٣h"])
+def test_anything_else_is_an_error_that_says_the_forms(given: str) -> None:
+    with pytest.raises(ValueError, match=r"2026-01-31T10:00:00.123Z.* a date .*1h"):
+        parse_time(given, MARCH)
+
+
+def test_a_mistyped_name_exits_with_2_and_says_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        require_known("route", "to-crn", ["to-crm", "audit"])
+    assert ended.value.exit_code == WRONG_USE
+    assert "there is no route 'to-crn'; did you mean 'to-crm'?" in capsys.readouterr().err
+
+
+# --- Listings: how a table fits its terminal, what a pipe gets, and the words for counts and times
+
+
+NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
+LISTING = ListCommand("deliveries", "events", "seq state entity received_at lane last_error", "relay_node")
+COLUMNS = LISTING.names()
+ROW = {
+    "seq": 7,
+    "state": "dead",
+    "entity_type": "USER",
+    "entity_id": "IDNUMBER1234",
+    "last_error": "the call was answered 503: " + "out of order " * 10,
+    "received_at": NOW - timedelta(minutes=3),
+    "lane": "USER|IDNUMBER1234",
+}
+
+
+def arranged(width: int, rows: list[dict[str, object]] | None = None) -> tuple[list[str], int]:
+    lines, omitted = fitted(rows or [ROW], COLUMNS, width, NOW)
+    return [line.plain for line in lines], omitted
+
+
+def test_chosen_columns_come_in_the_order_of_their_names_and_may_be_named_by_their_headings() -> None:
+    assert LISTING.names("received, error,seq") == ["received_at", "last_error", "seq"]
+    assert LISTING.names("relay_node,lane") == ["relay_node", "lane"]
+    assert LISTING.names(wide=True) == [*COLUMNS[:-1], "relay_node", "last_error"]
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({"seq": st.integers(), "last_error": st.text(), "entity_type": st.text()}), min_size=1
+    ),
+    st.integers(1, 200),
+)
+def test_no_line_is_wider_than_the_terminal(rows: list[dict[str, object]], width: int) -> None:
+    least = max(3, *(len(str(row["seq"])) for row in rows))  # the first column is always shown
+    for line in arranged(width, rows)[0]:
+        assert cell_len(line) <= max(width, least)
+        assert line.isprintable()
+
+
+def test_no_colour_leaves_where_it_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    show([ROW], COLUMNS)
+    assert "\x1b[31m" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    show([ROW], COLUMNS)
+    assert "\x1b[3" not in capsys.readouterr().out
+    monkeypatch.delenv("FORCE_COLOR")
+    show([ROW], COLUMNS)
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_json_has_every_field_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {**ROW, "last_error": "two\nlines \x1b\u2028"}
+    for indent in (2, None):
+        put_json(row, indent=indent)
+        written = capsys.readouterr().out
+        assert json.loads(written) == {**row, "received_at": "2026-11-26T11:57:00.000000Z"}
+    assert written.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"columns": "sequence"}, "there is no column 'sequence'; "),
+        ({"columns": "lanes,seq"}, "there is no column 'lanes'; did you mean 'lane'?"),
+        ({"columns": ""}, "there is no column ''; valid here: entity, lane, last_error, received_at, relay_node, seq, state"),
+        ({"as_json": True, "as_ndjson": True}, "--json and --ndjson exclude each other"),
+        ({"as_json": True, "wide": True}, "JSON always has every field"),
+        ({"as_ndjson": True, "columns": "seq"}, "JSON always has every field"),
+    ],
+)  # fmt: skip
+def test_wrong_options_of_a_listing_exit_with_2(
+    wrong: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {"limit": None, "columns": None, "wide": False, "as_json": False, "as_ndjson": False}
+    with pytest.raises(typer.Exit) as ended:
+        list_rows(LISTING, lambda row, _now: row, **{**given, **wrong})
+    assert ended.value.exit_code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"state": "ready", "attempts": 1, "due_at": NOW + timedelta(seconds=1)}, "retrying"),
+        ({"state": "ready", "attempts": 0, "due_at": NOW + timedelta(seconds=1)}, "ready"),
+        ({"state": "delivered", "attempts": 1}, "delivered"),  # of a backfill: its plan has no `due_at`
+    ],
+)
+def test_a_delivery_that_waits_for_its_next_attempt_is_shown_as_retrying(row: dict[str, object], shown: str) -> None:
+    assert shown_state(row, NOW) == shown
+
+
+# --- The story of an event: what `inbox show` tells of it, and the commands that it offers
+
+
+TODAY = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
+SHOP = parse_config("""
+[sources.shop]
+preset = "trivore"
+auth = { kind = "none" }
+[destinations.crm]
+kind = "forward"
+url = "https://crm.example.com/hooks"
+[routes.to-crm]
+source = "shop"
+destination = "crm"
+""")
+CALL = {
+    "step": "forward", "method": "POST", "url": "https://crm.example.com/hooks", "sent": "answered",
+    "milliseconds": 123.4, "status": 503, "excerpt": "out\nof order",
+}  # fmt: skip
+
+
+def a_fact(kind: str, attempt: int = 1, *, minutes_ago: float = 1, **detail: object) -> dict[str, Any]:
+    at = TODAY - timedelta(minutes=minutes_ago)
+    return {
+        "id": 1,
+        "at": at,
+        "route": "to-crm",
+        "kind": kind,
+        "attempt": attempt,
+        "relay_node": "r1",
+        "detail": detail,
+    }
+
+
+def a_gate(kind: str, name: str, **closed: object) -> dict[str, Any]:
+    names = (
+        "paused_at",
+        "paused_by",
+        "pause_reason",
+        "breaker_until",
+        "breaker_cause",
+        "rate_used_until",
+        "held_until",
+        "hold_reason",
+    )
+    return {"kind": kind, "name": name, **dict.fromkeys(names), "breaker": "closed", **closed}
+
+
+def an_event(state: str = "ready", attempts: int = 0, **more: Any) -> dict[str, Any]:  # noqa: ANN401  # parts of the row
+    due_at = TODAY + timedelta(hours=2) if state == "ready" else None
+    delivery = {"route": "to-crm", "state": state, "attempts": attempts, "due_at": due_at, "relay_node": "r1",
+                "lane": "ORDER|o1", "superseded_by": 9,
+                "last_error": None, "last_status": None}  # fmt: skip
+    return {
+        "seq": 7, "source": "shop", "entity_type": "ORDER", "entity_id": "o1", "event_type": "order.paid",
+        "event_id": None, "received_at": TODAY - timedelta(minutes=3), "occurred_at": TODAY - timedelta(minutes=4),
+        "content_type": "application/json", "body": b"x" * 1234, "body_bytes": 1234,
+        "erased_at": None, "is_pruned": False, "deliveries": [delivery], "facts": [], "duplicates": [],
+        "lanes": [], "gates": [], "relays": [], **more,
+    }  # fmt: skip
+
+
+def told(event: dict[str, Any], width: int | None = None) -> list[str]:
+    return [line.plain.rstrip() for line in story(event, SHOP, TODAY, width)]
+
+
+def offered(event: dict[str, Any]) -> list[str]:
+    lines = told(event)
+    first = next((number for number, line in enumerate(lines) if line.lstrip().startswith("commands")), len(lines))
+    return [line.replace("commands", "").strip() for line in lines[first:]]
+
+
+@pytest.mark.parametrize(
+    ("gate", "why", "command"),
+    [
+        (
+            a_gate("destination", "crm", paused_at=TODAY - timedelta(minutes=5), paused_by="ann", pause_reason="a release"),
+            "destination crm was paused 5 min ago by ann: a release",
+            "relay resume --destination crm",
+        ),
+
+
+        (
+            a_gate("entity", "shop|ORDER|o1", paused_at=TODAY, paused_by="ann", pause_reason="fraud?"),
+            "entity ORDER/o1 was paused now by ann: fraud?",
+            "relay resume --source shop --entity ORDER/o1",
+        ),
+
+        (
+            a_gate("destination", "crm", rate_used_until=TODAY + timedelta(seconds=5)),
+            "destination crm: its rate limit is used up, more calls follow in 5 s",
+            None,
+        ),
+    ],
+)  # fmt: skip
+def test_the_gate_that_holds_a_delivery_is_told_with_the_command_that_opens_it(
+    gate: dict[str, Any], why: str, command: str | None
+) -> None:
+    held = an_event(attempts=1, gates=[gate])
+    assert f"  held back             {why}" in told(held)
+    assert offered(held)[0] == (command or "relay retry --seq 7 --route to-crm --reason '…'")
+    for state in ("delivered", "dead", "waiting"):
+        assert why not in "\n".join(told(an_event(state, gates=[gate])))
+
+
+@pytest.mark.parametrize(
+    ("event", "commands"),
+    [
+        (an_event("received"), ["relay status"]),
+        (
+            an_event("waiting", lanes=[{"route": "to-crm", "head_seq": 5, "head_state": "blocked", "waiting": 1}]),
+            ["inbox show 5"],
+        ),
+        (an_event("in_flight", 2, relays=[{"id": "r1", "host": "h", "pid": 3}]), []),
+        (an_event("dead", 9), ["replay", "cancel"]),
+        (an_event("blocked", 9), ["replay", "unblock", "cancel"]),
+        (an_event("delivered", 1), ["replay"]),
+        (an_event("superseded", 1), ["inbox show 9"]),
+        (an_event("delivered", is_pruned=True, erased_at=TODAY), []),
+    ],
+)
+def test_each_state_offers_its_commands(event: dict[str, Any], commands: list[str]) -> None:
+    assert offered(event) == [
+        each if " " in each else f"relay {each} --seq 7 --route to-crm --reason '…'" for each in commands
+    ]
+
+
+def test_a_due_delivery_that_nobody_claims_points_at_the_relays() -> None:
+    event = an_event()
+    event["deliveries"][0]["due_at"] = TODAY - timedelta(minutes=2)
+    assert "; no relay has claimed it yet" in "\n".join(told(event))
+    assert offered(event) == ["relay status"]
+
+
+@given(st.text(min_size=1), st.text(), st.integers(40, 200))
+def test_no_text_from_outside_breaks_a_line_or_exceeds_the_terminal(name: str, error: str, width: int) -> None:
+    event = an_event("dead", facts=[a_fact("dead", cause=name, error=error, calls=[{**CALL, "url": name}])])
+    event["deliveries"][0]["route"] = event["facts"][0]["route"] = name
+    event |= {"entity_id": name, "event_type": error}
+    for line in told(event, width):
+        assert line.isprintable()
+        assert cell_len(line) <= max(width, 60) or "relay " in line, "only a command stays whole"
+
+
+# --- `relay status` for people: lines that fit, the words of states, and the next commands. Pure
+
+
+RUNNING = RelayState("r1", "host.example.com", 7, "1.0", "running", START, START, 1.0, 3, {})
+QUIET = RouteState("crm", is_configured=True)
+NO_RELAY = Finding("no_relay", "critical", "no relay has sent a heartbeat for 15 s", remedy="relay run")
+
+
+def seen(**parts: Any) -> Overview:  # noqa: ANN401  # fields of Overview
+    empty: dict[str, Any] = dict.fromkeys(("routes", "gates", "relays", "alerts", "commands", "sweeps"), ())
+    return Overview(START, **{**empty, "relays": (RUNNING,), "routes": (QUIET,), **parts})
+
+
+def shown(overview: Overview, *checked: Finding, width: int | None = 80) -> list[str]:
+    return [line.plain for line in lines_of(overview, checked, findings(overview, checked), width=width)]
+
+
+def crm(**counts: Any) -> RouteState:  # noqa: ANN401  # fields of RouteState
+    return msgspec.structs.replace(QUIET, **counts)
+
+
+PAUSED = HeldGate("destination", "crm", "paused", "maintenance " * 20, "kim", START, None, ("crm",))
+COMMAND = {
+    "id": 7, "kind": "replay", "state": "failed", "affected": 0, "failed": 0, "asked_at": START, "asked_by": "kim",
+    "answer": "no " * 60,
+}  # fmt: skip
+SWEEP = {"source": "trivore", "entity_type": "USER", "swept_at": START, "last_missed": 0, "error": "503 " * 40}
+
+
+def test_hostile_values_harm_no_terminal() -> None:
+    row = {**COMMAND, "answer": HOSTILE, "asked_by": HOSTILE, "kind": HOSTILE}
+    overview = seen(
+        routes=(crm(route=HOSTILE, dead=1, open=1, is_configured=False),),
+        gates=(msgspec.structs.replace(PAUSED, name=HOSTILE, why=HOSTILE),),
+        alerts=(FiringAlert("backlog_old", HOSTILE, START, HOSTILE),),
+        commands=(row,),
+        sweeps=({**SWEEP, "source": HOSTILE, "error": HOSTILE},),
+    )
+    for width in (80, None):
+        lines = shown(overview, Finding("step_failed", "critical", HOSTILE), width=width)
+        assert [line for line in lines if harm_of(line)] == []
+
+
+@pytest.mark.parametrize(
+    ("route", "state"),
+    [
+        (QUIET, "ok"),
+        (crm(dead=2), "dead"),
+        (crm(dead=2, retrying=1), "retrying"),
+        (crm(retrying=1, ready=1), "busy"),
+        (crm(in_flight=1), "busy"),
+        (crm(blocked=1, ready=1), "blocked"),
+        (crm(blocked=1, held_back_by=("destination crm",)), "held back"),
+    ],
+)
+def test_the_state_of_a_route_is_the_worst_of_it(route: RouteState, state: str) -> None:
+    assert state_of(route, ()) == state
+    assert state_of(route, [Finding("stuck", "critical", "", "crm")]) == "stuck"
+
+
+def steps(overview: Overview, *checked: Finding) -> list[str]:
+    return [each.remedy for each in next_of(findings(overview, checked))]
+
+
+def held(kind: str, name: str, state: str = "paused") -> Overview:
+    return seen(gates=(msgspec.structs.replace(PAUSED, kind=kind, name=name, state=state),))
+
+
+LATER = START + timedelta(hours=2)
+MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in range(4))
+
+
+@pytest.mark.parametrize(
+    ("overview", "checked", "commands"),
+    [
+        (seen(), (), []),
+        (seen(), (NO_RELAY,), ["relay run"]),
+        (held("destination", "crm"), (), ["relay resume --destination crm --reason '…'"]),
+        (held("api", "identity", "open"), (), ["relay resume --api identity --reason '…'"]),
+        (held("destination", "crm", "limited"), (), []),
+        (
+            held(*entity_key("trivore", "USER", "u 1|2")),
+            (),
+            ["relay resume --source trivore --entity 'USER/u 1|2' --reason '…'"],
+        ),
+        (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
+        (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason '…'"]),
+        (seen(routes=(crm(retrying=1, next_due_at=LATER, held_back_by=("destination crm",)),)), (), []),
+        (
+            seen(routes=MANY),
+            (),
+            [
+                *(f"relay dead --route r{n}" for n in range(3)),
+                "relay dead",
+                *(f"relay retry --route r{n} --reason '…'" for n in range(3)),
+                "relay retry --all --reason '…'",
+            ],
+        ),
+        (seen(routes=(crm(open=3, is_configured=False),)), (), ["relay cancel --route crm --reason '…'"]),
+        (
+            seen(alerts=(FiringAlert("sweep_failed", "trivore USER", START, "503"),)),
+            (),
+            ["relay sweep --source trivore"],
+        ),
+    ],
+)
+def test_each_problem_has_its_command(overview: Overview, checked: tuple[Finding, ...], commands: list[str]) -> None:
+    assert steps(overview, *checked) == commands
+    for command in commands:
+        understood(command)
+
+
+@pytest.mark.parametrize(
+    ("state", "days", "level"),
+    [
+        ("paused", 2.9, "information"),
+        ("paused", 3.1, "warning"),
+        ("open", 0.04, "information"),
+        ("open", 0.05, "warning"),
+        ("half_open", 0.05, "warning"),
+        ("retired", 0, "warning"),
+    ],
+)
+def test_a_gate_that_has_not_been_closed_for_long_is_information(state: str, days: float, level: str) -> None:
+    gates = [msgspec.structs.replace(PAUSED, name=f"d{n}", state=state, since=START) for n in range(4)]
+    gates[-1] = msgspec.structs.replace(gates[-1], since=START - timedelta(days=days))
+    alerts = tuple(FiringAlert("breaker_open", gate.title, START, "503") for gate in gates)
+    first, *_, rest = findings(seen(gates=tuple(gates), alerts=alerts), (), 2)
+    assert (first.subject, first.level, rest.remedy) == (
+        f"destination d{3 if days > 0.04 and level == 'warning' else 0}",
+        level,
+        "relay pause",
+    )
+
+
+def test_information_alone_is_well() -> None:
+    overview = seen(routes=(crm(open=2, retrying=1, next_due_at=LATER),), gates=(PAUSED,))
+    assert [each.level for each in findings(overview, ())] == ["information", "information"]
+    assert shown(overview)[0] == "well: 1 relay running, 2 open"
+
+
+def understood(line: str) -> None:
+    """Parse a command as the command line does."""
+    command: Any = typer.main.get_command(app)
+    _, name, *words = shlex.split(line)
+    command.commands[name].make_context(line, words)  # raises a usage error

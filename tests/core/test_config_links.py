@@ -1,16 +1,23 @@
+"""Tables that do not fit together, maps and places of mistakes: each is told at once, with its line and what would be valid."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from inbox.loader.load import parse_config
-from relay.cli.inbox import app as inbox_app
-from relay.cli.main import app as relay_app
+from inbox.config.mistakes import Mistake, TomlText
+from inbox.config.sync import MapField
+from inbox.errors import ConfigError, collect_config_errors
+from inbox.loader.load import load_file, load_text, parse_config
+from inbox.receiver.app import endpoints_of
+from relay.daemon.generation import prepare
 from tests.helpers.mistakes import mistake
 
-FILE = """\
+# --- test_config_links
+
+
+LINKS = """\
 [sources.trivore]
 preset = "trivore"
 auth = { kind = "none" }
@@ -38,15 +45,14 @@ map = { email = "entity.email" }
 """
 
 
-def changed(*changes: tuple[str, str]) -> str:
-    text = FILE
+def changed_links(*changes: tuple[str, str]) -> str:
+    text = LINKS
     for old, new in changes:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     return text
 
 
-NO_FIND = ('find = { path = "/contacts", verify = false }\n', "")
 NO_CREATE = ('create = { path = "/contacts" }\n', "")
 NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
 
@@ -55,91 +61,25 @@ NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
     ("change", "expected"),
     [
         (
-            ('source = "trivore"\ndestination = "audit"', 'source = "trivor"\ndestination = "audit"'),
-            "inbox.toml:13: [routes.all] source: there is no source 'trivor'; did you mean 'trivore'?",
-        ),
-        (
             ('destination = "audit"', 'destination = "auditt"'),
             "inbox.toml:14: [routes.all] destination: there is no destination 'auditt'; did you mean 'audit'?",
-        ),
-        (
-            ('destination = "audit"', 'destination = "zzz"'),
-            "inbox.toml:14: [routes.all] destination: there is no destination 'zzz'; valid here: audit, crm",
         ),
         (
             ('api = "identity"', 'api = "idntity"'),
             "inbox.toml:19: [routes.users.sync] fetch.api: there is no api 'idntity'; did you mean 'identity'?",
         ),
         (
-            ('[apis.identity]\nbase_url = "https://id.example.com"\n', ""),
-            "inbox.toml:17: [routes.users.sync] fetch.api: there is no api 'identity'; none is configured",
-        ),
-        (
-            ('destination = "audit"', 'destination = "crm"'),
-            "inbox.toml:12: [routes.all]: 'crm' is a sync destination; add [routes.all.sync] with fetch and map",
-        ),
-        (
             ('destination = "crm"', 'destination = "audit"'),
             "inbox.toml:18: [routes.users.sync]: 'audit' is not a sync destination; give it kind = \"sync\", or remove",
         ),
         (NO_CREATE, 'inbox.toml:18: [routes.users.sync] create: is missing, and missing = "create" (the default)'),
-        (NO_DELETE, 'inbox.toml:18: [routes.users.sync] delete: is missing, and gone = "delete" (the default)'),
     ],
 )
 def test_tables_that_do_not_fit_together_are_told_with_the_nearest_name(change: tuple[str, str], expected: str) -> None:
-    assert expected in mistake(changed(change))
+    assert expected in mistake(changed_links(change))
 
 
-MAP = 'map = { email = "entity.email" }\n'
 UPDATE = 'update = { path = "/contacts/{target.id}" }\n'
-BY_ITS_OWN_ID = UPDATE.replace("target.id", "event.entity_id").replace(" }\n", ', if_match = "etag" }\n')
-
-
-@pytest.mark.parametrize(
-    ("changes", "mistake"),
-    [
-        (
-            [(MAP, f'{MAP}gone = "deactivate"\n')],
-            'deactivate: is missing, and gone = "deactivate" needs it; or set gone = "skip"',
-        ),
-        (
-            [NO_FIND, NO_CREATE, NO_DELETE, (UPDATE, 'missing = "skip"\ngone = "skip"\n')],
-            "[routes.users.sync]: does nothing without a create or an update table",
-        ),
-        (
-            [NO_FIND, NO_DELETE, (UPDATE, f'{BY_ITS_OWN_ID}gone = "skip"\n')],
-            "update.if_match: matches the version that find gives; add find = { path = … }",
-        ),
-        ([(MAP, "map = { email = {} }\n")], "map.email: a field takes one of from, value and function"),
-        ([(MAP, f'{MAP}transform = "a:b:c"\n')], "transform: expected \"package.module:name\", got 'a:b:c'"),
-        ([(MAP, f'{MAP}clear_when_absent = ["fax"]\n')], "clear_when_absent: 'fax' is not a field of the map"),
-    ],
-)
-def test_receiver_and_relay_refuse_a_sync_route_in_the_same_words(
-    changes: list[tuple[str, str]], mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "inbox.toml").write_text(changed(*changes), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    receiver, relay = CliRunner().invoke(inbox_app, ["serve"]), CliRunner().invoke(relay_app, ["run"])
-    assert (receiver.exit_code, relay.exit_code) == (2, 2)
-    assert receiver.stderr == relay.stderr
-    assert mistake in relay.stderr
-
-
-def test_without_create_and_delete_their_events_can_be_skipped() -> None:
-    config = parse_config(
-        changed(NO_CREATE, NO_DELETE, ("[routes.users.sync]", '[routes.users.sync]\nmissing = "skip"\ngone = "skip"'))
-    )
-    sync = config.routes["users"].sync
-    assert sync is not None
-    assert (sync.create, sync.delete) == (None, None)
-
-
-def test_steps_that_need_no_counterpart_need_no_find() -> None:
-    by_own_id = ('"/contacts/{target.id}"', '"/contacts/{event.entity_id}"')
-    sync = parse_config(changed(NO_FIND, by_own_id, ("{ target.id }", "{event.entity_id}"))).routes["users"].sync
-    assert sync is not None
-    assert sync.find is None
 
 
 SWEEP = '[[sources.trivore.sweeps]]\napi = "identity"\npath = "/user"\nentity_type = "USER"\n'
@@ -172,7 +112,7 @@ entity_type = ["GROUP"]
     ],
 )
 def test_sweeps_that_can_not_be_run_are_told(sweeps: str, expected: str) -> None:
-    assert expected in mistake(FILE + sweeps)
+    assert expected in mistake(LINKS + sweeps)
 
 
 @pytest.mark.parametrize(
@@ -184,37 +124,308 @@ def test_sweeps_that_can_not_be_run_are_told(sweeps: str, expected: str) -> None
     ids=["one takes them", "none is for its type"],
 )
 def test_a_sweep_whose_events_are_taken_or_whose_type_nobody_wants_is_right(more: str) -> None:
-    assert parse_config(FILE + SWEEP + more).sources["trivore"].sweeps
+    assert parse_config(LINKS + SWEEP + more).sources["trivore"].sweeps
 
 
 @pytest.mark.parametrize(
     ("pages", "expected"),
     [
         ('"lnk"', "'lnk' is not one of link, none, scim; did you mean 'link'?"),
-        ("5", "expected a table or one of link, none, scim, got a number"),
-        ("{}", "pages.by: is missing"),
         ('{ by = "offset" }', "pages.by: 'offset' is not one of cursor, link, page, start, url"),
         ('{ by = "cursor" }', "pages.next: is missing: the JMESPath that finds the value for {next} in a page"),
-        ('{ by = "url" }', "pages.next: is missing: the JMESPath that finds the URL of the next page in a page"),
         (
             '{ by = "page", next = "x" }',
             'pages.next: means nothing with by = "page"; remove it, or set by = "cursor" or "url"',
         ),
-        (
-            '{ by = "link", total = "x" }',
-            'pages.total: means nothing with by = "link"; remove it, or set by = "page" or "start"',
-        ),
         ('{ by = "url", next = "x", more = "y" }', 'pages.more: means nothing with by = "url"'),
-        ('{ by = "link", first = 0 }', 'pages.first: means nothing with by = "link"'),
         ('{ by = "page", most = 1 }', "pages.most: expected a whole number from 2 to 100000, got 1"),
     ],
 )
 def test_a_mistake_in_pages_is_told(pages: str, expected: str) -> None:
-    assert expected in mistake(f"{FILE}{SWEEP}pages = {pages}\n")
+    assert expected in mistake(f"{LINKS}{SWEEP}pages = {pages}\n")
 
 
 @pytest.mark.parametrize("posts", ['method = "POST"', 'graphql = "{ x }"'])
 @pytest.mark.parametrize("pages", ['"link"', '{ by = "url", next = "next" }'])
 def test_links_are_followed_by_get_alone(posts: str, pages: str) -> None:
     expected = 'follows links by GET alone; page by = "cursor"'
-    assert expected in mistake(f"{FILE}{SWEEP}{posts}\npages = {pages}\n")
+    assert expected in mistake(f"{LINKS}{SWEEP}{posts}\npages = {pages}\n")
+
+
+# --- Mistakes in the map of a sync route, which the configuration's reader reports to both sides
+
+
+MAPS = """\
+[sources.trivore]
+preset = "trivore"
+auth = { kind = "none" }
+[apis.identity]
+base_url = "https://id.example.com"
+[destinations.crm]
+kind = "sync"
+base_url = "https://crm.example.com"
+[routes.users]
+source = "trivore"
+destination = "crm"
+[routes.users.sync]
+fetch = { api = "identity", path = "/user/{event.entity_id}" }
+update = { path = "/contacts/{event.entity_id}" }
+missing = "skip"
+gone = "skip"
+OPTIONS
+[routes.users.sync.map]
+FIELDS
+"""
+
+
+def a_map(fields: str = 'x = "entity.x"', options: str = "") -> str:
+    return MAPS.replace("OPTIONS", options).replace("FIELDS", fields)
+
+
+def test_a_text_and_a_table_are_both_a_field() -> None:
+    text = a_map('x = "entity.x"\ny = { from = "entity.y", cast = "int", default = 0 }')
+    sync = parse_config(text).routes["users"].sync
+    assert sync is not None
+    assert sync.map == {"x": "entity.x", "y": MapField(expression="entity.y", cast="int", default=0)}
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("x = 7", "x: expected text in quotes or a table, got a number"),
+        ('x = { form = "entity.x" }', "x.form: unknown key; did you mean 'from'?"),
+        ("x = { from = 7 }", "x.from: expected text in quotes, got a number"),
+        ("x = {}", "x: a field takes one of from, value and function; this has none of them"),
+        ('x = { from = "entity.x", value = 0 }', "one of from, value and function; this has from and value"),
+        ('x = { from = "entity.x", function = "a:b" }', "one of from, value and function; this has from and function"),
+        ('x = { from = "entity.x", cast = "integer" }', "x.cast: 'integer' is not one of bool, date, datetime, float"),
+        ('x = { function = "package.module" }', "x.function: expected \"package.module:name\", got 'package.module'"),
+        ('x = { function = "a:b:c" }', 'x.function: expected "package.module:name"'),
+        ('x = { from = "entity.x", read = "%Y-%m-%d" }', 'x.read: is about dates; add cast = "date"'),
+        ('x = { from = "entity.x", cast = "int", write = "%Y" }', 'x.write: is about dates; add cast = "date"'),
+        ('x = { from = "entity.x", cast = "date", read = "%Q" }', "x.read: '%Q' has %Q; valid here: %% %A %B"),
+        ('x = { from = "entity.x", cast = "date", read = "%d.%m." }', "x.read: '%d.%m.' must name a day with its year"),
+        ('x = { from = "entity.x", cast = "date", read = "%Y-%m-%d %d" }', "must name a day with its year, once"),
+    ],
+)
+def test_a_mistake_in_a_field_is_told_with_its_place(field: str, expected: str) -> None:
+    told = mistake(a_map(field))
+    assert told.startswith("inbox.toml:19: [routes.users.sync.map] ")
+    assert expected in told
+
+
+def test_with_a_transform_the_map_may_be_empty_or_missing_and_any_field_cleared() -> None:
+    text = a_map("", 'transform = "our.module:finish"\nclear_when_absent = ["anything"]')
+    for each in (text, text.replace("[routes.users.sync.map]\n", "")):
+        sync = parse_config(each).routes["users"].sync
+        assert sync is not None
+        assert (sync.map, sync.transform) == ({}, "our.module:finish")
+
+
+def test_what_several_parts_complain_of_is_told_once() -> None:
+    def fail() -> None:
+        raise ConfigError("a: is wrong\nb: is wrong")
+
+    def also() -> None:
+        raise ConfigError("c: is wrong\nb: is wrong")
+
+    with pytest.raises(ConfigError) as caught:
+        collect_config_errors({"x": fail, "y": also})
+    assert str(caught.value).splitlines() == ["a: is wrong", "b: is wrong", "c: is wrong"]
+
+
+# --- Every mistake at once, each with its line: those of the file, of expressions, of secrets and of the environment
+
+
+MISTAKEN = """\
+[alert]
+x = 1
+[sources.trivore]
+preset = "trivor"
+auth = { kind = "bearer", secrets = ["env:NOT_THERE"] }
+[sources.misshapen]
+preset = 1
+[sources.fine]
+preset = "trivore"
+auth = { kind = "bearer", secrets = [
+  "env:NOT_THERE",
+] }
+[[sources.fine.sweeps]]
+api = "identity"
+path = "/user"
+entity_type = "USER"
+every = "1h"
+[[sources.fine.sweeps]]
+api = "sound"
+path = "/group"
+entity_type = "GROUP"
+id = "group_id["
+every = "1h"
+[apis.identity]
+base_url = "http://127.0.0.1:1"
+auth = { kind = "basic", user = "u", password = "env:NOT_THERE" }
+[destinations.crm]
+kind = "sync"
+base_url = "https://crm.example.com"
+auth = { kind = "oauth2", token_url = "https://[", client_id = "id", client_secret = "env:NOT_THERE" }
+ca_file = "/not/there.pem"
+[destinations.misshapen]
+kind = "forward"
+[routes.to-misshapen]
+source = "misshapen"
+destination = "misshapen"
+[routes.users]
+source = "fine"
+destination = "crm"
+[routes.users.sync]
+fetch = { api = "identity", path = "/user/{evnt.entity_id}" }
+create = { path = "contacts" }
+missing = "create"
+clear_when_absent = ["phne"]
+[routes.users.sync.map]
+"odd.name: x" = "entity.["
+phone = { function = "no_such_module:name" }
+[routes.nowhere]
+source = "fin"
+destination = "crm"
+[apis.sound]
+base_url = "https://sound.example.com"
+[apis.directory]
+base_url = "https://directory.example.com"
+auth = { kind = "oauth2", token_url = "https://[", client_id = "id", client_secret = "env:NOT_THERE" }
+[routes.groups]
+source = "fine"
+destination = "crm"
+sync.fetch = { api = "directory", path = "/" }
+sync.create = { path = "/" }
+sync.gone = "skip"
+sync.map = { id = "event.entity_id" }
+"""
+
+EXPECTED = """\
+1: [alert]: unknown key; did you mean 'alerts'?
+4: [sources.trivore] preset: there is no preset 'trivor'; did you mean 'trivore'?
+7: [sources.misshapen] preset: expected text in quotes, got a number
+10: [sources.fine] auth: the environment variable NOT_THERE is not set
+22: [sources.fine.sweeps[1]] id: 'group_id[' is not a JMESPath expression
+25: [apis.identity] base_url: 127.0.0.1 is loopback; allow_private = true lets the call out
+25: [apis.identity] base_url: is plain http; use https, or set allow_http = true
+26: [apis.identity] auth.password: the environment variable NOT_THERE is not set
+30: [destinations.crm] auth.client_secret: the environment variable NOT_THERE is not set
+31: [destinations.crm] ca_file: can't use ca_file /not/there.pem
+32: [destinations.misshapen] url: is missing
+40: [routes.users.sync] delete: is missing, and gone = "delete" (the default) needs it
+41: [routes.users.sync] fetch.path: 'evnt.entity_id' looks for 'evnt'; did you mean 'event'?
+42: [routes.users.sync] create.path: 'contacts' must begin with a slash
+44: [routes.users.sync] clear_when_absent: 'phne' is not a field of the map; did you mean 'phone'?
+46: [routes.users.sync.map] 'odd.name: x': 'entity.[' is not a JMESPath expression
+47: [routes.users.sync.map] phone.function: there is no module 'no_such_module'
+48: [routes.nowhere]: 'crm' is a sync destination; add [routes.nowhere.sync] with fetch and map
+49: [routes.nowhere] source: there is no source 'fin'; did you mean 'fine'?
+55: [apis.directory] auth.client_secret: the environment variable NOT_THERE is not set
+55: [apis.directory] auth.token_url: can't be used; write it as https://host/path
+"""
+
+
+def lines_of(error: ConfigError) -> set[str]:
+    return set(str(error).splitlines())
+
+
+def all_mistakes(text: str) -> set[str]:
+    """Give what both sides say of it, when they start."""
+    file = load_text(text, environment={})
+    found: set[str] = set()
+    for make in (endpoints_of, prepare):
+        with pytest.raises(ConfigError) as caught:
+            file.make(make)
+        found |= lines_of(caught.value)
+    return found
+
+
+def test_both_sides_tell_every_mistake_at_once_each_with_its_line() -> None:
+    found = all_mistakes(MISTAKEN)
+    untold = [line for line in EXPECTED.splitlines() if not any(f"inbox.toml:{line}" in each for each in found)]
+    assert untold == [], "\n".join(sorted(found))
+    unexpected = [each for each in found if not any(f"inbox.toml:{line}" in each for line in EXPECTED.splitlines())]
+    assert unexpected == []
+
+
+def test_a_mistake_in_a_table_is_no_mistake_of_those_that_name_it() -> None:
+    found = all_mistakes(MISTAKEN)
+    assert not any("to-misshapen" in each for each in found)
+    assert not any("there is no source 'misshapen'" in each for each in found)
+
+
+# --- the database's url
+
+
+URL = "postgresql+psycopg://relay@db.example.com/inbox"
+
+
+def database_of(text: str, environment: dict[str, str]) -> str:
+    return load_text(f"[database]\n{text}", environment=environment).config.database.url
+
+
+def test_the_database_url_comes_from_a_variable_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(f"{URL}\n", encoding="utf-8")
+    assert database_of('url = "env:DB"', {"DB": URL}) == URL
+    assert database_of(f'url = "file:{tmp_path}/url"', {}) == URL
+    assert database_of('url = "sqlite:///x.db"', {"INBOX_DATABASE_URL": f"file:{tmp_path}/url"}) == URL
+
+
+def test_its_password_may_stand_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("p@ss&w=rd%\n", encoding="utf-8")
+    whole = database_of(f'url = "{URL}"\npassword = "file:{tmp_path}/password"', {})
+    assert whole == f"{URL}?password=p%40ss%26w%3Drd%25"
+    whole = database_of(f'url = "{URL}?sslmode=require"\npassword = "env:PW"', {"PW": "x"})
+    assert whole == f"{URL}?sslmode=require&password=x"
+
+
+def test_its_schema_stays_whichever_url_counts_unless_that_names_one() -> None:
+    text = f'url = "{URL}"\nschema = "apart"\npassword = "env:PW"'
+    assert database_of(text, {"PW": "x"}) == f"{URL}?schema=apart&password=x"
+    for given in ("postgresql://other/x", "postgresql://other/x?schema=apart"):
+        assert database_of(text, {"INBOX_DATABASE_URL": given}) == "postgresql://other/x?schema=apart"
+    assert database_of(text, {"INBOX_DATABASE_URL": f"{URL}?schema=mine"}) == f"{URL}?schema=mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "told"),
+    [
+        ('url = "env:DB"', {}, "inbox.toml:2: [database] url: the environment variable DB is not set"),
+        ('url = "file:/not/there"', {}, "inbox.toml:2: [database] url: can't read the secret in /not/there"),
+        ('url = "ENV:DB"', {}, 'inbox.toml:2: [database] url: would be the secret as it stands; write "env:NAME"'),
+        ("", {"INBOX_DATABASE_URL": "file:/not/there"}, "INBOX_DATABASE_URL: can't read the secret in /not/there"),
+        ('password = "x"', {}, "inbox.toml:2: [database] password: a SQLite file has none; remove it"),
+        ('schema = "inbox"', {}, "inbox.toml:2: [database] schema: a SQLite file has no schemas"),
+        (
+            f'schema = "inbox"\nurl = "{URL}"',
+            {"INBOX_DATABASE_URL": "sqlite:///x.db"},
+            "inbox.toml:2: [database] schema: a SQLite file has no schemas",
+        ),
+        ('schema = "Inbox"', {}, "inbox.toml:2: [database] schema: "),
+        (
+            'url = "postgresql://me:secret@db/x"\npassword = "x"',
+            {},
+            "inbox.toml:3: [database] password: the url has one already",
+        ),
+    ],
+)
+def test_a_url_that_is_not_where_it_should_be_is_a_mistake(text: str, environment: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        database_of(text, environment)
+    assert str(caught.value).startswith(told)
+    assert "secret@" not in str(caught.value)
+
+
+def test_no_password_is_in_the_repr_of_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "inbox.toml").write_text(f'[database]\nurl = "{URL}"\npassword = "hush-hush"\n', encoding="utf-8")
+    config = load_file(tmp_path / "inbox.toml", {}).config
+    assert "hush-hush" in config.database.url
+    assert "hush-hush" not in repr(config)
+
+
+def test_a_table_without_a_header_of_its_own_has_the_line_of_the_first_in_it() -> None:
+    read = TomlText("inbox.toml", "\n[source.github]\npreset = 'github'\n", {})
+    found = read.locate(Mistake(("source",), "unknown key"))
+    assert (found.line, found.key) == (2, "source")

@@ -1,30 +1,52 @@
-"""Gates: breakers, rate limits and pauses."""
+"""Gates: breakers, rate limits, holds that answers ask for, pauses and their alerts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.model import Config
 from inbox.config.sources import NoAuth, Source
+from relay.delivery import facts
 from relay.delivery.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
 from relay.delivery.gates import (
     Breaker,
     BreakerLimits,
     BreakerState,
     Gate,
+    GateKey,
     Gates,
     Health,
     RateLimit,
+    Report,
     after_result,
     entity_key,
     entity_of,
     probe,
 )
+from relay.delivery.outcome import RULES, Call, CallStep, Delivered, ErrorClass, Failed, Outcome, RateHold, Sent
+from relay.delivery.policy import (
+    HELD_AT_MOST,
+    History,
+    HoldRequest,
+    breaker_reports,
+    decide,
+    hold_requests,
+    holds_until,
+    needs_history,
+)
+from relay.http.answer import LONGEST_SECONDS, rate_hold
+from tests.core.test_policy import POLICY as PLAIN
+from tests.helpers.delivering import a_delivery
+
+# --- Gates: breakers, rate limits and pauses
+
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = BreakerLimits(calls=4, failed=0.5, window=60, open_for=30, longest=100)
@@ -108,23 +130,6 @@ def test_however_often_it_has_opened_it_opens_again_for_no_longer_than_the_longe
     assert opened.open_count <= 2**31 - 1, "the column holds no more"
 
 
-def test_the_shortest_time_to_open_for_comes_to_the_longest_that_can_be_configured() -> None:
-    limits = BreakerLimits(open_for=0.001, longest=366 * 86400.0)
-    breaker, began = after("refused"), NOW
-    for _ in range(2000):
-        breaker = after_result(probe(breaker, began, seconds(60)), "unwell", "answered 503", limits, began)
-    assert breaker.until == began + timedelta(days=366)
-
-
-def test_successes_are_of_interest_while_there_was_trouble_lately() -> None:
-    limits = {CRM: LIMITS}
-    failed = {CRM: after("unwell")}
-    assert Gates(NOW, breakers=failed).recently_failing(limits) == {CRM}
-    assert Gates(NOW + seconds(60), breakers=failed).recently_failing(limits) == frozenset()
-    assert Gates(NOW + seconds(60), breakers={CRM: after("refused")}).recently_failing(limits) == {CRM}
-    assert Gates(NOW, breakers={CRM: Breaker()}).recently_failing(limits) == frozenset()
-
-
 # --- rates
 
 
@@ -162,16 +167,6 @@ def test_it_says_in_how_many_seconds_the_next_may_go_and_then_it_may(rate: float
     assert wait == 0 or rate_limit.affords(used, NOW + seconds(wait * 0.9 - 0.01)) < 1
 
 
-def test_whoever_asks_twice_a_second_gets_the_whole_rate() -> None:
-    for rate in (1.0, 2.0, 3.0, 10.0, 0.5):
-        rate_limit, used, made = RateLimit(CRM, rate, 1), None, 0
-        for step in range(2000):
-            now = NOW + seconds(step / 2)
-            attempts = max(rate_limit.affords(used, now), 0)
-            used, made = rate_limit.used(used, now, attempts), made + attempts
-        assert made >= rate * 1000 * 0.999
-
-
 # --- pauses
 
 
@@ -192,10 +187,6 @@ def test_the_gate_of_an_entity_names_it_without_doubt(entity: tuple[str, str, st
     kind, name = entity_key(*entity)
     assert kind == "entity"
     assert entity_of(name) == entity
-
-
-def test_a_name_that_no_entity_has_pauses_nothing() -> None:
-    assert entity_of("trivore|USER") is None
 
 
 CONFIG = Config(sources={"trivore": Source(name="trivore", preset="trivore", auth=NoAuth())})
@@ -263,3 +254,165 @@ def test_no_cause_mentions_anybody_forges_a_line_or_hides_a_link_in_a_message_fo
         assert "@channel" not in text
         assert "<" not in text
         assert text.startswith(":red_circle: ")
+
+
+# --- Rate holds: asked for by answers, bounded by the configuration, and no event's fault
+
+
+IDENTITY = ("api", "identity")
+HOUR = timedelta(hours=1)
+POLICY = msgspec.structs.replace(PLAIN, breakers={CRM: BreakerLimits(), IDENTITY: BreakerLimits()})
+
+
+def a_call(seconds: float | None, step: CallStep = "update", status: int | None = 429, sent: Sent = "answered") -> Call:
+    hold = None if seconds is None else RateHold(seconds, "Retry-After")
+    return Call(step, "PATCH", "https://crm/", sent, 1.0, status, hold=hold)
+
+
+def throttled(*calls: Call, error_class: ErrorClass = "throttled") -> Failed:
+    return Failed(calls, error_class, "update: answered 429")
+
+
+@pytest.mark.parametrize(
+    ("call", "asked"),
+    [
+        (a_call(30), [HoldRequest(CRM, timedelta(seconds=30), "update answered 429: Retry-After")]),
+        (a_call(7200), [HoldRequest(CRM, HOUR, "update answered 429: Retry-After")]),
+        (a_call(1e300), [HoldRequest(CRM, HOUR, "update answered 429: Retry-After")]),
+        (a_call(float("nan")), []),
+        (a_call(-1), []),
+        (a_call(None), []),
+        (a_call(30, "fetch"), [HoldRequest(IDENTITY, timedelta(seconds=30), "fetch answered 429: Retry-After")]),
+    ],
+    ids=["seconds", "longer than allowed", "for ever", "not a number", "the past", "nothing", "of the api"],
+)
+def test_an_endpoint_is_held_as_long_as_it_asked_and_no_longer_than_allowed(
+    call: Call, asked: list[HoldRequest]
+) -> None:
+    assert list(hold_requests(throttled(call), POLICY)) == asked
+    assert list(hold_requests(Delivered((call,), "updated"), POLICY)) == asked, (
+        "an answer that was a success counts as well"
+    )
+
+
+def test_a_hold_only_grows() -> None:
+    until = NOW + timedelta(seconds=60)
+    longer, shorter = HoldRequest(CRM, HOUR, "a"), HoldRequest(CRM, timedelta(seconds=1), "b")
+    assert holds_until([shorter], {CRM: until}, NOW) == {}
+    assert holds_until([shorter, longer, shorter], {CRM: until}, NOW) == {CRM: (NOW + HOUR, "a")}
+    assert holds_until([shorter], {}, NOW) == {CRM: (NOW + timedelta(seconds=1), "b")}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reports"),
+    [
+        *(
+            (throttled(a_call(None, status=503), error_class=error_class), [(CRM, "well")])
+            for error_class in ("rejected", "conflict", "redirect", "bad_answer", "not_found")
+        ),
+        (throttled(a_call(None, "fetch"), error_class="auth"), [(IDENTITY, "refused")]),
+        (throttled(a_call(None, "fetch"), a_call(None), error_class="server_error"), [(IDENTITY, "well"), (CRM, "unwell")]),
+        (Delivered((a_call(None, "fetch"), a_call(None)), "updated"), [(IDENTITY, "well"), (CRM, "well")]),
+    ],
+)  # fmt: skip
+def test_breakers_hear_of_each_endpoint_that_was_called_and_an_answer_is_well(
+    outcome: Outcome, reports: list[tuple[GateKey, Health]]
+) -> None:
+    assert sorted((each.key, each.health) for each in breaker_reports(outcome, POLICY)) == sorted(reports)
+
+
+def test_an_attempt_that_a_limit_cut_short_is_not_counted_and_no_breaker_hears_of_trouble() -> None:
+    outcome = msgspec.structs.replace(throttled(a_call(30)), retry_after=30.0)
+    fact = decide(a_delivery(attempt=4), outcome, POLICY, NOW)
+    assert isinstance(fact, facts.AttemptFailed)
+    assert (fact.counted, fact.due_at) == (False, NOW), "the gate delays it, which an operator can open"
+    assert list(breaker_reports(outcome, POLICY)) == [Report(CRM, "well", "")]
+    assert needs_history(outcome, POLICY)
+
+
+def test_a_limit_too_small_for_a_single_attempt_uses_up_the_schedule_in_the_end() -> None:
+    outcome = throttled(a_call(30))
+    counts = [
+        decide(a_delivery(attempt=1), outcome, POLICY, NOW, History(same)) for same in (HELD_AT_MOST - 1, HELD_AT_MOST)
+    ]
+    assert [getattr(fact, "counted", None) for fact in counts] == [False, True]
+    assert isinstance(decide(a_delivery(attempt=4), outcome, POLICY, NOW, History(HELD_AT_MOST)), facts.Dead)
+
+
+@pytest.mark.parametrize(
+    "error_class", sorted(RULES.keys() - {"throttled", "auth", "gone", "conflict", "stale", "lease_lost"})
+)
+def test_a_hold_beside_any_other_failure_excuses_nothing(error_class: ErrorClass) -> None:
+    held, plain = throttled(a_call(30), error_class=error_class), throttled(a_call(None), error_class=error_class)
+    facts_of = [decide(a_delivery(attempt=1), outcome, POLICY, NOW) for outcome in (held, plain)]
+    assert [getattr(fact, "counted", None) for fact in facts_of] == [True, True]
+
+
+@given(st.floats(), st.sampled_from(["update", "fetch"]))
+def test_no_number_holds_an_endpoint_beyond_its_bound(seconds: float, step: CallStep) -> None:
+    for request in hold_requests(throttled(a_call(seconds, step)), POLICY):
+        assert timedelta(0) < request.lasts <= HOUR
+
+
+# --- Rate limits in the headers of an answer: read where they are numbers, and ignored where a downstream writes nonsense
+
+
+ANSWERED = datetime(2026, 1, 1, tzinfo=UTC)
+EPOCH = int(ANSWERED.timestamp())
+USED_UP = {"X-RateLimit-Remaining": "0"}
+
+
+def holds_for(headers: Mapping[str, str], status: int = 200) -> float | None:
+    hold = rate_hold(headers, status, ANSWERED)
+    return None if hold is None else hold.seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"X-RateLimit-Reset": str(EPOCH + 90)}, 90),
+        ({"X-RateLimit-Reset": str((EPOCH + 90) * 1000)}, 90),
+        ({"X-RateLimit-Reset": "30"}, 30),
+        ({"X-RateLimit-Reset-After": "0.25"}, 0.25),
+        ({"X-Rate-Limit-Remaining": "0", "X-Rate-Limit-Reset": str(EPOCH + 5), "X-RateLimit-Remaining": "9"}, 5),
+        (
+            {
+                "X-RateLimit-Remaining": "0",
+                "X-RateLimit-Reset": str(EPOCH + 90),
+                "Date": "Thu, 01 Jan 2026 00:01:00 GMT",
+            },
+            30,
+        ),
+        ({"X-RateLimit-Remaining": "1", "X-RateLimit-Reset": "30"}, None),
+        ({"X-RateLimit-Reset": str(EPOCH - 1)}, None),
+        ({"X-RateLimit-Reset": "soon"}, None),
+        ({"X-RateLimit-Reset": "9" * 10_000}, None),
+        ({"X-RateLimit-Reset": "253402300799"}, None),  # year 9999 in seconds is 1978 in milliseconds
+        ({"X-RateLimit-Reset": "99999999999"}, LONGEST_SECONDS),  # year 5138
+        ({}, None),
+    ],
+)
+def test_a_limit_that_is_used_up_holds_until_its_reset(headers: dict[str, str], expected: float | None) -> None:
+    assert holds_for({**USED_UP, **headers}) == expected
+
+
+NO_LIMIT = {202, 301, 400, 404, 500, 503}
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 301, 400, 403, 404, 429, 500, 503])
+def test_retry_after_counts_where_it_means_a_limit(status: int) -> None:
+    assert holds_for({"Retry-After": "9"}, status) == (None if status in NO_LIMIT else 9)
+
+
+NAMES = [
+    "Retry-After", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Rate-Limit-Remaining", "X-Rate-Limit-Reset",
+    "RateLimit-Remaining", "RateLimit-Reset", "X-RateLimit-Reset-After", "Date",
+]  # fmt: skip
+VALUES = st.text() | st.integers().map(str) | st.sampled_from(["0", "Fri, 31 Dec 9999 23:59:59 -2359", "٣", "²"])
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES), st.integers(100, 599))
+def test_whatever_a_downstream_writes_the_hold_is_none_or_bounded(headers: dict[str, str], status: int) -> None:
+    found = holds_for(headers, status)
+    assert found is None or 0 < found <= LONGEST_SECONDS
+    assert found is None or ANSWERED + timedelta(seconds=found) < datetime(2026, 1, 2, 1, tzinfo=UTC)

@@ -1,11 +1,20 @@
+"""The door: heads, limits, and the answers to senders whose requests are not taken in."""
+
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.errors import ExpectationFailed, HeadTooLarge, RequestError, TargetTooLong, Unreadable
+from inbox import errors
+from inbox.errors import HeadTooLarge, RequestError, TargetTooLong, Unavailable, Unreadable
 from inbox.http import head
+from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, Capacity, MemoryBudget, Reservation
+
+# --- test_head
+
 
 HOST = (b"host", b"example.com")
 
@@ -47,12 +56,6 @@ def test_any_other_target_is_refused(target: bytes) -> None:
         head.check("1.1", target, [HOST])
 
 
-def test_an_expectation_is_met_or_refused() -> None:
-    head.check("1.1", b"/", [HOST, (b"expect", b"100-Continue")])
-    with pytest.raises(ExpectationFailed):
-        head.check("1.1", b"/", [HOST, (b"expect", b"101-continue")])
-
-
 FIELDS = [HOST, (b"content-type", b"a"), (b"transfer-encoding", b"chunked"), (b"expect", b"100-continue")]
 
 
@@ -61,12 +64,6 @@ def test_a_field_that_may_come_once_is_refused_twice(twice: tuple[bytes, bytes])
     head.check("1.1", b"/", FIELDS)
     with pytest.raises(RequestError):
         head.check("1.1", b"/", [*FIELDS, twice])
-
-
-def test_a_target_may_be_as_long_as_the_limit() -> None:
-    head.check_size(b"/" * head.LONGEST_TARGET, [])
-    with pytest.raises(TargetTooLong):
-        head.check_size(b"/" * (head.LONGEST_TARGET + 1), [])
 
 
 @given(st.lists(st.integers(0, 2 * head.LONGEST_FIELD), max_size=2 * head.MOST_FIELDS))
@@ -86,3 +83,107 @@ def test_a_head_is_taken_when_its_fields_are_within_every_limit_and_only_then(va
 def test_a_head_that_does_not_end_is_told_by_what_is_too_long_in_it() -> None:
     assert isinstance(head.unfinished(b"/" * (head.LONGEST_TARGET + 1)), TargetTooLong)
     assert isinstance(head.unfinished(b"/"), HeadTooLarge)
+
+
+# --- test_limits
+
+
+def taken(bucket: Bucket, now: float) -> int:
+    """Count the requests that pass at one moment."""
+    number = 0
+    while bucket.take(now) == 0:
+        number += 1
+    return number
+
+
+def test_a_seconds_worth_may_come_at_once_and_then_as_many_as_the_rate_says() -> None:
+    bucket = Bucket(10)
+    assert taken(bucket, 0) == 10
+    assert taken(bucket, 0.35) == 3
+    assert taken(bucket, 1000) == 10
+
+
+@given(rate=st.floats(0.001, 1e6), steps=st.lists(st.floats(0, 100), min_size=1, max_size=50))
+def test_never_more_come_through_than_the_rate_and_one_burst(rate: float, steps: list[float]) -> None:
+    bucket, now, through = Bucket(rate), 0.0, 0
+    for step in steps:
+        now += step
+        through += bucket.take(now) == 0
+    assert through <= max(LEAST_BURST, rate) + rate * now + 0.001
+
+
+@given(rate=st.floats(0.001, 1e6), asked=st.lists(st.floats(0, 100), min_size=1, max_size=50))
+def test_who_waits_as_long_as_it_is_told_gets_through(rate: float, asked: list[float]) -> None:
+    bucket, now = Bucket(rate), 0.0
+    for step in asked:
+        now += step
+        wait = bucket.take(now)
+        if wait:
+            now += wait * 1.000001 + 1e-9
+            assert bucket.take(now) == 0
+
+
+def test_as_many_may_be_open_as_there_may_be_and_no_more() -> None:
+    capacity = Capacity(connections=2, requests=1, per_connection=1)
+    capacity.check_connections(1)
+    capacity.check_requests(0)
+    for check, others in ((capacity.check_connections, 2), (capacity.check_requests, 1)):
+        with pytest.raises(Unavailable, match="too many"):
+            check(others)
+
+
+def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:
+    room = MemoryBudget(100 * MEMORY_FOR_BODY)
+    small, one, other = ([Reservation(room) for _ in range(number)] for number in (1000, 1, 1))
+    for place in small:
+        place.grow(SMALL_BODY)
+    one[0].grow(SMALL_BODY + 60)
+    one[0].grow(SMALL_BODY + 80)
+    with pytest.raises(Unavailable):
+        other[0].grow(SMALL_BODY + 21)
+    other[0].grow(SMALL_BODY + 20)
+    for place in (*small, *one, *one):
+        place.release()
+    with pytest.raises(Unavailable):
+        one[0].grow(SMALL_BODY + 81)
+    one[0].grow(SMALL_BODY + 80)
+
+
+# --- Answers to senders whose requests are not taken in, in one table: what a sender and an operator are told of each
+
+
+ANSWERS = {
+    "Unreadable": (400, "unreadable", "The request can't be read", None),
+    "NotAuthenticated": (401, "not_authenticated", "Not authenticated", None),
+    "TooSlow": (408, "too_slow", "The request took too long to arrive", None),
+    "TooLarge": (413, "too_large", "The body is too large", None),
+    "TargetTooLong": (414, "target_too_long", "The URL is too long", None),
+    "UnsupportedType": (415, "unsupported_type", "Unsupported content type", None),
+    "ExpectationFailed": (417, "expectation_failed", "The expectation can't be met", None),
+    "InvalidEvent": (422, "invalid_event", "Not a valid event", None),
+    "TooOld": (422, "too_old", "The event is too old", None),
+    "TooMany": (429, "too_many", "Too many requests", 7),
+    "HeadTooLarge": (431, "head_too_large", "The header fields are too large", None),
+    "NotDelivered": (502, "not_delivered", "Stored, not delivered", None),
+    "Unavailable": (503, "unavailable", "Not stored, send it again", 2),
+    "StillOpen": (503, "still_open", "Stored, not delivered yet", 2),
+}
+
+
+def made(kind: type[RequestError] = RequestError) -> Iterator[RequestError]:
+    """One of each kind that the receiver has."""
+    for each in kind.__subclasses__():
+        if each.__module__ == errors.__name__:
+            yield errors.TooMany("why", retry_after_seconds=7) if each is errors.TooMany else each("why")
+        yield from made(each)
+
+
+def test_each_error_has_its_status_cause_and_title_and_says_when_to_come_again() -> None:
+    told = {
+        type(error).__name__: (error.status, error.cause, error.title, error.retry_after_seconds) for error in made()
+    }
+    assert told == ANSWERS
+
+
+def test_every_cause_is_one_of_those_that_are_kept_and_counted() -> None:
+    assert {cause for _, cause, _, _ in ANSWERS.values()} == errors.CAUSES

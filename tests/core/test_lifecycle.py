@@ -1,9 +1,11 @@
-"""The table of transitions, how a delivery stands after each fact, and what can follow it in the log."""
+"""The table of transitions, how a delivery stands after each fact, what can follow it, and how it stood at a moment."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,9 +14,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from inbox.errors import IllegalTransition
+from inbox.events.past import deliveries_at, event_at
 from relay.delivery import facts
 from relay.delivery.lifecycle import (
-    HEADS,
     OPEN,
     SCHEDULING,
     TERMINAL,
@@ -32,6 +34,9 @@ from relay.delivery.lifecycle import (
 )
 from relay.delivery.outcome import Skipped, Unchanged
 from tests.helpers.folding import fold
+
+# --- The table of transitions, how a delivery stands after each fact, and what can follow it in the log
+
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=5)
@@ -176,12 +181,6 @@ def test_a_row_and_the_fold_of_its_facts_agree_whatever_happens(steps: list[Step
         _agree(row)
 
 
-@given(CHOICES)
-def test_the_fold_agrees_with_the_row_along_every_path_of_the_table(choices: list[int]) -> None:
-    for row in walk(choices):
-        _agree(row)
-
-
 def test_a_fact_leads_from_every_open_state_to_the_same_folded_state() -> None:
     for step in set(Step) - SCHEDULING - {Step.CORRECTED}:
         targets = {TRANSITIONS[state][step] for state in OPEN if step in TRANSITIONS[state]}
@@ -241,5 +240,57 @@ def test_a_route_that_the_event_had_not_taken_begins_with_a_replay() -> None:
     assert follows(None, "replayed", Standing(State.RECEIVED, 0, 1))
 
 
-def test_heads_are_the_states_that_the_database_lets_a_lane_have_once() -> None:
-    assert {state.value for state in HEADS} == {"ready", "in_flight", "blocked"}
+# --- The state at a moment follows from the last fact until then
+
+
+NOON = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
+PAST_NOON = NOON + timedelta(minutes=5)
+FAILED = facts.AttemptFailed(error_class="server_error", error="503", due_at=PAST_NOON)
+
+
+def a_fact_row(
+    fact: facts.AnyFact,
+    state: str = "ended",
+    attempt: int = 1,
+    at: datetime = NOON,
+    route: str = "crm",
+    **detail: object,
+) -> dict[str, Any]:
+    made = json.loads(msgspec.json.encode(fact)) | detail
+    return {"at": at, "route": route, "kind": made.pop("kind"), "state": state, "attempt": attempt, "detail": made}
+
+
+@pytest.mark.parametrize(
+    ("row", "state", "due_at"),
+    [
+        (a_fact_row(FAILED, "ready"), "retrying", PAST_NOON),
+        (a_fact_row(FAILED, "ready", 0), "open", PAST_NOON),
+        (a_fact_row(facts.Replayed(who="kim", why="mended"), "received", 0), "open", None),
+        (a_fact_row(facts.Abandoned(relay_node="r1"), "ready"), "open", None),
+        (a_fact_row(facts.Dead(cause="exhausted", error="503"), "dead"), "dead", None),
+        (a_fact_row(facts.Dead(cause="exhausted", error="503", blocks_lane=True), "blocked"), "blocked", None),
+        (a_fact_row(facts.DeliveredFact(did="forwarded")), "delivered", None),
+        (a_fact_row(facts.Corrected(who="kim", why="odd")), "corrected", None),
+    ],
+)
+def test_a_state_is_what_the_last_fact_leads_to(row: dict[str, Any], state: str, due_at: datetime | None) -> None:
+    (then,) = deliveries_at(["crm"], [row, a_fact_row(facts.Erased(who="kim", why="asked"))], NOON)
+    assert (then["state"], then["attempts"], then["due_at"]) == (state, row["attempt"], due_at)
+    assert (then["last_fact"], then["last_fact_at"]) == (row["kind"], NOON)
+
+
+def test_facts_after_the_moment_change_nothing_and_routes_of_replays_are_there_since_then() -> None:
+    rows = [
+        a_fact_row(FAILED, "ready"),
+        a_fact_row(facts.Replayed(who="kim", why="new"), "received", 0, PAST_NOON, "audit"),
+        a_fact_row(facts.DeliveredFact(did="forwarded"), "ended", 2, PAST_NOON),
+    ]
+    event = {"seq": 1, "routes": ["crm"], "facts": rows, "gates": [], "heads": [], "duplicates": [], "relays": []}
+    then = event_at(event, NOON)
+    assert (len(then["facts"]), "gates" in then) == (1, False)
+    assert [(row["route"], row["state"], row["due_at"]) for row in then["deliveries"]] == [
+        ("crm", "retrying", PAST_NOON)
+    ]
+    assert [row["state"] for row in event_at(event, PAST_NOON)["deliveries"]] == ["open", "delivered"]
+    before = event_at(event, NOON - timedelta(microseconds=1))
+    assert [(row["state"], row["last_fact"]) for row in before["deliveries"]] == [("open", None)]

@@ -88,10 +88,3 @@ def test_production_is_installed_by_the_runtime_lock() -> None:
         f"--require-hashes --only-binary :all: --requirement {RUNTIME}",
         "--no-deps build/wheel/inbox_relay-*.whl",
     ]
-
-
-@pytest.mark.parametrize("page", ["how-to/deploy.md", "tutorial/go-live.md"])
-def test_this_version_is_installed_in_a_folder_of_its_own(page: str) -> None:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert set(re.findall(r"inbox-relay-\d[\d.]*\b", text)) == {f"inbox-relay-{PROJECT['version']}"}
-    assert f"ln -sfnT inbox-relay-{PROJECT['version']} /opt/inbox-relay" in text

@@ -1,20 +1,41 @@
-"""A log has one line for each event, and no value can make another."""
+"""A log has one line for each event, as text or JSON, and no value can make another, hide, or control a terminal."""
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
 import re
+import sqlite3
 import time
+import unicodedata
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
+import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from inbox.clock import SystemClock
-from inbox.observe.logs import escape_lines, write_stderr
+from inbox.db import engine as engines
+from inbox.db.dialect import trouble_text
+from inbox.observe.logs import (
+    KEYS,
+    TraceIds,
+    escape_lines,
+    fields,
+    working_on,
+    write_stderr,
+)
+from inbox.observe.visible import visible, visible_json, visible_text
+from tests.docs.pages import PAGES, ROOT
 from tests.helpers.hostile import HOSTILE, MARK, harm_of
+
+# --- A log has one line for each event, and no value can make another
 
 
 def logged(formatter: logging.Formatter | None, *, raising: bool = False, library: str | None = None) -> str:
@@ -36,10 +57,6 @@ def test_a_record_is_one_line_whatever_stands_in_it(formatter: logging.Formatter
     line = logged(formatter)
     assert (line.count("\n"), line.count(MARK)) == (1, 2)
     assert harm_of(line) == []
-
-
-def test_the_form_of_the_line_and_of_its_time_stays() -> None:
-    assert logged(logging.Formatter("%(asctime)s|%(message)s", "at noon")).startswith("at noon|refused a request of ")
 
 
 @pytest.fixture
@@ -71,17 +88,164 @@ def test_a_traceback_stands_below_it_and_no_text_of_an_exception_begins_a_line()
     assert others
 
 
-def test_a_formatter_of_another_kind_is_left_alone() -> None:
-    class Json(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return json.dumps({"message": record.getMessage()})
-
-    assert HOSTILE in json.loads(logged(Json()))["message"]
-
-
 def test_what_is_told_beside_the_log_is_escaped_as_well(capsys: pytest.CaptureFixture[str]) -> None:
     write_stderr(f"inbox: {HOSTILE}")
     shown = capsys.readouterr().err
     assert harm_of(shown) == []
     assert len(shown.splitlines()) == 2
     assert shown.splitlines()[1].startswith("  ")
+
+
+# --- Lines in JSON: one line each, with the documented keys, whatever stands in the values
+
+
+IDS, OTHER = TraceIds("a" * 32, "b" * 16), TraceIds("c" * 32, "d" * 16)
+
+
+def logged_as_json(*values: object, extra: dict[str, Any] | None = None, raising: bool = False) -> str:
+    output = io.StringIO()
+    handler = logging.StreamHandler(output)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    escape_lines([handler], form="json")
+    log = logging.Logger("relay")  # noqa: LOG001  # one that nothing else has
+    log.addHandler(handler)
+    bug = (RuntimeError, RuntimeError(HOSTILE), None) if raising else None
+    log.warning("refused %s" if values else "refused", *values, extra=extra, exc_info=bug)
+    return output.getvalue()
+
+
+def test_no_value_breaks_a_line_and_none_is_lost() -> None:
+    nasty = HOSTILE + '"\x1b[31m\\ \ud800 a=b\u2028'
+    line = logged_as_json(nasty, extra=fields("dead", lane=nasty, seq=7, error=nasty), raising=True)
+    assert (line.count("\n"), line[-1]) == (1, "\n")
+    assert line.isprintable() or line.rstrip("\n").isprintable()
+    assert harm_of(line) == []
+    found = json.loads(line)
+    assert found["lane"] == found["error"] == nasty
+    assert found["message"] == f"refused {nasty}"
+    assert MARK in found["traceback"]
+    assert str(found["seq"]) == "7"
+
+
+def test_a_line_has_the_span_it_is_given_or_the_one_at_work() -> None:
+    with working_on(IDS):
+        at_work, given = json.loads(logged_as_json()), json.loads(logged_as_json(extra=fields("dead", OTHER)))
+    assert (at_work["trace_id"], at_work["span_id"]) == (IDS.trace_id, IDS.span_id)
+    assert (given["trace_id"], given["span_id"]) == (OTHER.trace_id, OTHER.span_id)
+    assert "trace_id" not in json.loads(logged_as_json())
+
+
+def test_every_key_is_documented_and_every_documented_key_is_one() -> None:
+    always = {"time", "level", "logger", "process", "event", "message", "trace_id", "span_id", "traceback"}
+    calls = [
+        node
+        for folder in ("inbox", "relay")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    named = {getattr(call.func, "attr", getattr(call.func, "id", "")): set[str]() for call in calls}
+    for call in calls:
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        named[name] |= {each.arg for each in call.keywords if each.arg} - {"ids"}
+    assert named["fields"] <= KEYS.keys()
+    assert KEYS.keys() <= always | named["fields"] | named["tell"] | named["told"] | named["partial"]
+    rows = "\n".join(f"| `{key}` | {meaning} |" for key, meaning in KEYS.items())
+    assert f"| key | meaning |\n| --- | --- |\n{rows}\n\n" in PAGES["docs/reference/logs.md"]
+
+
+def test_every_line_of_our_own_has_a_name() -> None:
+    calls = [
+        (f"{path}:{node.lineno}", node)
+        for folder in ("inbox", "relay")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and re.fullmatch(r"_?(\w+_)?log\.\w+", ast.unparse(node.func))
+    ]
+    logging_calls = [(place, node) for place, node in calls if ast.unparse(node.func).rpartition(".")[2] in METHODS]
+    assert len(logging_calls) > 30
+    assert [place for place, node in logging_calls if "extra" not in {each.arg for each in node.keywords}] == []
+
+
+METHODS = {"debug", "info", "warning", "error", "critical", "exception", "log"}
+
+
+# --- Text that reaches a terminal: no part of it is invisible or controls anything
+
+
+HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+NASTY = st.sampled_from(
+    "\\nx1bu20e[]/\x00\x07\x1b\x7f\x85\x9b\u200b\u200f\u061c\u2028\u202e\u2066\ud800\U000e0041\xe9\n "
+)
+TEXT = st.one_of(st.text(NASTY), st.text(st.characters(exclude_categories=()), max_size=50))
+
+_ESCAPE = re.compile(r"\\(\\|[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+_NAMED = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
+
+
+def read_back(shown: str) -> str:
+    return _ESCAPE.sub(lambda found: _NAMED.get(found[1]) or chr(int(found[1][1:], 16)), shown)
+
+
+def harmless(text: str) -> bool:
+    return not any(unicodedata.category(character) in HIDDEN_CATEGORIES for character in text)
+
+
+@given(TEXT)
+def test_a_value_is_shown_on_one_line_without_hidden_characters_and_can_be_read_back(value: str) -> None:
+    shown = visible(value)
+    assert harmless(shown)
+    assert read_back(shown) == value
+
+
+@given(TEXT)
+def test_a_text_of_ours_has_no_hidden_character_and_each_further_line_is_indented(text: str) -> None:
+    first, *others = visible_text(text).split("\n")
+    assert harmless(first + "".join(others))
+    assert all(line.startswith("  ") for line in others)
+    assert len(others) == text.count("\n")
+
+
+@pytest.mark.parametrize("value", ["Äijälä", "日本語", "❤\ufe0f", "a b|c", "[x](y)", "José"])
+def test_what_can_be_seen_is_left_as_it_is(value: str) -> None:
+    assert visible(value) == visible_text(value) == value
+    assert visible_json(value) == value
+
+
+@pytest.mark.parametrize("value", ["\u3164", "\u115f", "\ufe00", "\U000e0100", "\u034f", "\xa0", "\u3000"])
+def test_what_is_printable_and_shows_nothing_is_escaped(value: str) -> None:
+    assert visible(value) == value.encode("unicode_escape").decode()
+
+
+# --- Errors of the database, as a person and a log are shown them: one readable line that says why
+
+
+PASSWORD = "s3cretZq"  # planted
+
+
+def error_of(url: str) -> DBAPIError:
+    with pytest.raises(DBAPIError) as raised:
+        engines.connect(url, application="tests").connect()
+    return raised.value
+
+
+def test_a_server_that_refuses_is_told_in_one_line_with_its_host_and_without_the_password() -> None:
+    line = trouble_text(error_of(f"postgresql+psycopg://relay:{PASSWORD}@127.0.0.1:9/inbox"))
+    assert line == 'connection failed: connection to server at "127.0.0.1", port 9 failed: Connection refused'
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProgrammingError(
+            "INSERT …", {}, psycopg.errors.UndefinedTable('relation "x" does not exist\nLINE 1: s3cretZq')
+        ),
+        OperationalError("INSERT …", {}, sqlite3.OperationalError("no such table: x\ns3cretZq")),
+        ValueError(PASSWORD),
+    ],
+)
+def test_no_value_of_a_row_is_told(error: Exception) -> None:
+    line = trouble_text(error)
+    assert line
+    assert PASSWORD not in line
+    assert "\n" not in line

@@ -1,10 +1,8 @@
-"""Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread."""
+"""Metrics and figures from a process's counts to the served page: nothing is lost, and memory is bounded."""
 
 from __future__ import annotations
 
 import os
-import select
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from sqlalchemy.exc import DataError
 
-from inbox.observe.exporter import LONGEST_LINE, Totals, drop_privileges
+from inbox.config.values import Address
+from inbox.db.throughput import Figure, Tally
+from inbox.errors import CAUSES, RequestError
+from inbox.observe.exporter import LONGEST_LINE, Totals
 from inbox.observe.metrics import (
     ATTEMPTS,
     BATCH_EVENTS,
@@ -28,9 +30,12 @@ from inbox.observe.metrics import (
     Meters,
     Metric,
 )
-from inbox.observe.recorder import PIPE, Recorder, exporter_at, make_recorder
-from tests.helpers.scraping import Samples, parsed, total
+from inbox.observe.recorder import PIPE, Recorder, make_recorder
+from tests.helpers.scraping import Samples, parsed
 from tests.helpers.waiting import until
+
+# --- Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread
+
 
 Step = tuple[str, Metric, float, tuple[str, ...]]
 
@@ -133,39 +138,6 @@ def test_what_several_processes_count_is_what_one_would_have(parts: list[list[St
         assert found[name] == pytest.approx(series), name
 
 
-def test_nobody_who_counts_waits_for_a_reader_and_what_was_counted_meanwhile_is_not_lost(pipe: Pipe) -> None:
-    recorder = pipe.recorder()
-    routes = [f"route-{number:04}" for number in range(2_000)]
-    for _ in range(3):
-        for route in routes:
-            recorder.count(ATTEMPTS, route, "delivered")
-        until(lambda: not select.select((), (pipe.writing,), (), 0)[1], "the pipe is full")
-    reader = threading.Thread(target=pipe.drain)
-    reader.start()
-    recorder.close()
-    reader.join()
-    assert pipe.exposed()["relay_attempts_total"] == {("delivered", route): 3.0 for route in routes}
-
-
-def test_lines_of_processes_that_write_at_once_stay_whole(pipe: Pipe) -> None:
-    recorders = [pipe.recorder() for _ in range(4)]
-    reader = threading.Thread(target=pipe.drain)
-    reader.start()
-
-    def work(recorder: Recorder, name: str) -> None:
-        for number in range(1_000):
-            recorder.count(ATTEMPTS, f"{name}-{number}", "delivered" * 5)
-        recorder.close()
-
-    threads = [threading.Thread(target=work, args=(each, f"r{n}")) for n, each in enumerate(recorders)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    reader.join()  # any half of a line would have raised
-    assert total(pipe.exposed(), "relay_attempts_total") == 4_000
-
-
 def test_the_newest_value_of_a_gauge_stands_in_whichever_order_processes_write(pipe: Pipe) -> None:
     first, second = pipe.recorder(), pipe.recorder()
     first.put(BREAKER, 2, "destination", "crm")
@@ -232,12 +204,6 @@ def test_a_process_that_has_no_pipe_counts_nothing_and_says_so(
     assert "this process counts nothing" in caplog.text
 
 
-def test_a_pipe_of_whoever_started_this_process_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(PIPE, "1")
-    assert exporter_at(None) is None
-    assert PIPE not in os.environ
-
-
 def test_a_process_whose_readers_are_gone_for_good_goes_on(pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
     recorder = pipe.recorder()
     pipe.close_end(pipe.reading)
@@ -247,10 +213,60 @@ def test_a_process_whose_readers_are_gone_for_good_goes_on(pipe: Pipe, caplog: p
     assert "gets nowhere" in caplog.text
 
 
-@pytest.mark.skipif(
-    os.geteuid() == 0, reason="as root, tests/process/test_metrics_and_strangers.py looks at the exporter"
+# --- Prometheus accepts the tables of metrics, and disabled metrics cost nothing
+
+
+def test_every_cause_of_a_refusal_is_known() -> None:
+    def causes(error: type[RequestError]) -> set[str]:
+        return {error.cause, *(cause for each in error.__subclasses__() for cause in causes(each))}
+
+    assert {cause for error in RequestError.__subclasses__() for cause in causes(error)} == CAUSES
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("127.0.0.1:9100", "127.0.0.1", 9100), ("localhost:1", "localhost", 1), ("[::1]:65535", "::1", 65535)],
 )
-def test_who_is_not_root_stays_who_he_is() -> None:
-    before = os.getresuid(), os.getresgid(), os.getgroups()
-    drop_privileges(0, 0)
-    assert (os.getresuid(), os.getresgid(), os.getgroups()) == before
+def test_an_address_is_a_host_and_a_port(text: str, host: str, port: int) -> None:
+    address = Address.parse(text)
+    assert (address, address.host, address.port) == (text, host, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "9100", ":9100", "127.0.0.1", "a:0", "a:65536", "a:b", "::1:9100", "a b:1", 9100, None]
+)
+def test_anything_else_is_none(text: object) -> None:
+    with pytest.raises(ValueError, match="expected a host and a port"):
+        Address.parse(text)
+
+
+# --- Figures of a process while they wait to be written: nothing is lost, and memory is bounded
+
+
+@pytest.fixture
+def tally() -> Tally:
+    return Tally()
+
+
+def taken(tally: Tally) -> list[Figure]:
+    with tally.taken() as figures:
+        return figures
+
+
+def not_written(tally: Tally, error: Exception) -> None:
+    with pytest.raises(type(error)), tally.taken():
+        raise error
+
+
+def test_what_could_not_be_written_is_there_the_next_time_with_what_came_meanwhile(tally: Tally) -> None:
+    tally.add("route", "crm", "delivered")
+    not_written(tally, OSError())
+    tally.add("route", "crm", "delivered")
+    tally.add("route", "crm", "dead")
+    assert [(figure.outcome, figure.count) for figure in taken(tally)] == [("delivered", 2), ("dead", 1)]
+
+
+def test_what_the_database_rejects_is_not_tried_again(tally: Tally) -> None:
+    tally.add("route", "crm", "delivered")
+    not_written(tally, DataError("INSERT", {}, ValueError("out of range")))
+    assert taken(tally) == []

@@ -1,28 +1,36 @@
-"""However a service cuts a list into pages, and leads from one to the next, it is read whole, in order, and once."""
+"""However a service cuts a list into pages, and leads from one to the next, it is read whole, once, and within its endpoint."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import posixpath
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inbox.config.sync import Paging, PagingSetting, Sweep
 from inbox.errors import ConfigError, UnusableAnswer
-from relay.sync.paging import LONGEST, PagesPlan, Paginator, compile_pages
+from relay.store.sweeps import Listed
+from relay.sync.paging import LONGEST, PagesPlan, Paginator, compile_pages, next_in_header, within
 
-BASE = "https://api.example.com/v1"
+# --- However a service cuts a list into pages, and leads from one to the next, it is read whole, in order, and once
+
+
+API = "https://api.example.com/v1"
 Asked = dict[str, str]
 Answered = tuple[dict[str, Any], str | None]
 """A page, and its `Link` header."""
 
 
-def plan(
+def pages_plan(
     pages: PagingSetting,
     method: Literal["GET", "POST"] = "GET",
     body: dict[str, Any] | None = None,
@@ -34,7 +42,7 @@ def plan(
 
 def read(pages: PagingSetting, answer: Callable[[Asked], Answered], most: int = 500) -> list[int]:
     """Read all pages of a service, which answers by the query alone."""
-    paginator = Paginator[int](plan(pages), {}, BASE)
+    paginator = Paginator[int](pages_plan(pages), {}, API)
     found: list[int] = []
     for _ in range(most):
         path, query = paginator.at
@@ -62,14 +70,14 @@ def by_links(pages: list[list[int]], write: Callable[[int], str]) -> Callable[[A
         assert asked["active"] == "yes"
         number = int(asked.get("cursor", 0))
         following = write(number + 1) if number + 1 < len(pages) else None
-        header = None if following is None else f'<{BASE}>; rel="first", <{following}>; title="a, b"; rel="next last"'
+        header = None if following is None else f'<{API}>; rel="first", <{following}>; title="a, b"; rel="next last"'
         return {"items": pages[number], "next": following}, header
 
     return answer
 
 
 WRITTEN = st.sampled_from([
-    f"{BASE}/users?active=yes&cursor={{}}", "/v1/users?active=yes&cursor={}", "?active=yes&cursor={}", "users?active=yes&cursor={}",
+    f"{API}/users?active=yes&cursor={{}}", "/v1/users?active=yes&cursor={}", "?active=yes&cursor={}", "users?active=yes&cursor={}",
     "HTTPS://API.EXAMPLE.COM:443/v1/users?active=yes&cursor={}#there",
 ])  # fmt: skip
 
@@ -93,22 +101,6 @@ def test_by_a_cursor_also_over_empty_pages(sizes: list[int], has_more: bool) -> 
 
     table = Paging(by="cursor", next="page.end", more="page.hasMore" if has_more else None, params={"after": "{next}"})
     assert read(table, answer) == list(range(sum(sizes)))
-
-
-@given(FULL)
-def test_by_a_cursor_that_is_the_last_item_of_a_page(listed: tuple[int, int]) -> None:
-    """As Stripe has it."""
-    size, count = listed
-
-    def answer(asked: Asked) -> Answered:
-        begin = int(asked.get("starting_after", -1)) + 1
-        page = list(range(size))[begin : begin + int(asked["limit"])]
-        return {"items": page, "has_more": begin + count < size}, None
-
-    params = {"starting_after": "{next}", "limit": "{count}"}
-    assert read(Paging(by="cursor", next="items[-1]", more="has_more", params=params, count=count), answer) == list(
-        range(size)
-    )
 
 
 ENDS: dict[str, dict[str, Any]] = {
@@ -135,29 +127,6 @@ def test_by_number_whatever_shows_the_end(
     assert read(table, answer) == list(range(size))
     if by == "page" and (end == "more" or (end == "total" and size)):
         assert len(asked_for) == max(-(-size // count), 1), "no page is asked for in vain"
-
-
-def test_a_page_that_the_service_has_filtered_empty_is_not_the_last_where_it_says_more() -> None:
-    pages: list[list[int]] = [[0], [], [], [1], []]
-
-    def answer(asked: Asked) -> Answered:
-        number = int(asked["page"])
-        return {"items": pages[number], "more": number < 3}, None
-
-    assert read(Paging(by="page", first=0, more="more"), answer) == [0, 1]
-
-
-@given(SIZES)
-def test_what_moves_to_the_next_page_comes_once(sizes: list[int]) -> None:
-    """Something new at the front moves the last item of each page to the next one."""
-    pages = [page for page in cut(sizes) if page]
-    moved = [[*before[-1:], *page] for before, page in zip([[], *pages], pages, strict=False)]
-
-    def answer(asked: Asked) -> Answered:
-        number = int(asked["page"])
-        return {"items": moved[number] if number < len(moved) else []}, None
-
-    assert read(Paging(by="page", first=0), answer) == list(range(sum(sizes)))
 
 
 MOVE = st.tuples(st.sampled_from(["change", "delete"]), st.integers(0, 30))
@@ -195,7 +164,7 @@ def test_without_pages_one_answer_has_everything() -> None:
 
 def test_by_post_the_cursor_is_in_the_body_from_the_second_page_on() -> None:
     body = {"variables": {"first": "{count}", "after": "{next}"}, "sort": ["name", "{next}"]}
-    paginator = Paginator[int](plan(Paging(by="cursor", next="end"), "POST", body), {}, BASE)
+    paginator = Paginator[int](pages_plan(Paging(by="cursor", next="end"), "POST", body), {}, API)
     assert json.loads(paginator.body or b"") == {"variables": {"first": 100}, "sort": ["name"]}
     paginator.take({"end": "b64=="}, None, [1])
     assert json.loads(paginator.body or b"") == {
@@ -205,7 +174,7 @@ def test_by_post_the_cursor_is_in_the_body_from_the_second_page_on() -> None:
 
 
 def take_all(pages: Paging, documents: list[dict[str, Any]]) -> None:
-    paginator = Paginator[int](plan(pages), {}, BASE)
+    paginator = Paginator[int](pages_plan(pages), {}, API)
     for document in documents:
         assert not paginator.is_at_end
         paginator.take(document, None, document["items"])
@@ -246,7 +215,7 @@ def test_pages_that_lead_nowhere_are_an_error(pages: Paging, documents: list[dic
 
 def test_a_position_that_no_template_has_is_a_mistake_at_the_start() -> None:
     with pytest.raises(ConfigError, match=r"r\.listing\.pages: no param has \{next\}, .*write params = \{ NAME = "):
-        plan(Paging(by="cursor", next="next"))
+        pages_plan(Paging(by="cursor", next="next"))
 
 
 @pytest.mark.parametrize(
@@ -260,4 +229,204 @@ def test_a_position_that_no_template_has_is_a_mistake_at_the_start() -> None:
 )
 def test_a_mistake_in_the_table_is_found_at_the_start(pages: Paging, mistake: str) -> None:
     with pytest.raises(ConfigError, match=mistake):
-        plan(pages)
+        pages_plan(pages)
+
+
+# --- Going through a listing that moves meanwhile: nothing that stays is passed over, and it comes to an end
+
+
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Place:
+    """The place in a listing that is read by start, page after page."""
+
+    def __init__(self, first: int, count: int) -> None:
+        pages = Paging(by="start", first=first, count=count)
+        plan = compile_pages(Sweep(api="a", entity_type="T", path="/users", params={}, pages=pages), "r.listing")
+        self._paginator = Paginator[Listed](plan, {}, "https://api.example.com")
+
+    @property
+    def start(self) -> int:
+        return int(parse_qs(self._paginator.at[1])["startIndex"][0])
+
+    @property
+    def is_at_end(self) -> bool:
+        return self._paginator.is_at_end
+
+    def advance(self, page: list[Listed]) -> list[Listed]:
+        return self._paginator.take({}, None, page)
+
+
+def entity(name: str, second: int) -> Listed:
+    return Listed(name, BEGIN + timedelta(seconds=second))
+
+
+def go_through(place: Place, pages: list[list[Listed]]) -> None:
+    for page in pages:
+        place.advance(page)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9, 10, 11])
+def test_a_service_that_takes_a_start_of_0_for_1_comes_to_its_end(size: int) -> None:
+    place, listing, seen = Place(0, 10), [entity(f"u{n}", n) for n in range(size)], list[Listed]()
+    while not place.is_at_end:
+        begin = max(place.start, 1) - 1
+        seen += place.advance(listing[begin : begin + 10])
+    assert seen == listing
+
+
+def test_a_listing_that_changes_faster_than_it_is_read_is_given_up() -> None:
+    others = [[entity(f"{page} {n}", n) for n in range(5)] for page in range(100)]
+    with pytest.raises(UnusableAnswer, match="don't connect"):
+        go_through(Place(0, 5), others)
+
+
+# --- A link to the next page is followed within its endpoint alone, whatever it says
+
+
+BASE = "https://api.example.com/v1?key=secret"
+CURRENT = "https://api.example.com/v1/users?active=yes"
+
+# --- the Link header
+
+
+@pytest.mark.parametrize(
+    ("header", "following"),
+    [
+        (None, None),
+        ("", None),
+        (", ,", None),
+        ('<https://a/x?page=2>; rel="next"', "https://a/x?page=2"),
+        ('<https://a/1>; rel="prev", <https://a/3>; rel="next"', "https://a/3"),
+        ("</x>;rel=next", "/x"),
+        ("<?a=1,2;3> ;\tREL = Next ,", "?a=1,2;3"),
+        ('</x>; rel="last NEXT first"', "/x"),
+        ('</x>; title="a, <b>; rel=\\"next\\""; rel="prev", </y>; rel="next"', "/y"),
+        ("</x>; rel=prev; rel=next", None),
+        ('</x>; rel="next"; anchor="/other"', None),
+        ('</x>; anchor=""; rel="next"', None),
+        ('</x>; rel="nextpage"', None),
+        ("</x>; rel", None),
+        ("</x>;; rel=next;", "/x"),
+        ('<>; rel="next"', ""),
+        ('</x>; rel="next", </x>; rel="next"', "/x"),
+        ("</x>; title*=UTF-8''n%C3%A4chste; rel=next", "/x"),
+    ],
+)
+def test_the_next_page_is_that_of_the_link_header(header: str | None, following: str | None) -> None:
+    assert next_in_header(header) == following
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "https://a/x; rel=next", "</x; rel=next", '</x>; rel="next', "</x> rel=next", '</x>; rel=next "', "<</x>>; rel=next",
+        '</x>; rel="next" </y>; rel="prev"', "next",
+    ],
+)  # fmt: skip
+def test_a_header_that_can_not_be_read_is_not_the_last_page(header: str) -> None:
+    with pytest.raises(UnusableAnswer, match="the Link header can't be read"):
+        next_in_header(header)
+
+
+@pytest.mark.parametrize(
+    "part", ["</x>; rel=prev, ", "</x>" + ";" * 60, '</x>; a="' + "\\\\" * 60 + '", ', " " * 60, "," * 60, "; a=b", "<"]
+)
+def test_a_large_header_is_read_in_no_time(part: str) -> None:
+    header = f"</x>; rel=prev{' ' if part.strip() else ''}" + part * (65_536 // len(part))
+    began = time.process_time()
+    with suppress(UnusableAnswer):
+        next_in_header(header)
+    assert time.process_time() - began < 1
+
+
+# --- within the endpoint
+
+
+@pytest.mark.parametrize(
+    ("link", "path", "query"),
+    [
+        ("https://api.example.com/v1/users?page=2", "/users", "page=2"),
+        ("https://api.example.com:443/v1/users?page=2#x", "/users", "page=2"),
+        ("HTTPS://API.example.COM/v1/users?page=2", "/users", "page=2"),
+        ("//api.example.com/v1/users?page=2", "/users", "page=2"),
+        ("/v1/repositories/7/issues?page=2", "/repositories/7/issues", "page=2"),
+        ("?page=2", "/users", "page=2"),
+        ("groups", "/groups", ""),
+        ("https://api.example.com/v1?page=2", "/", "page=2"),
+        ("?key=secret&page=2", "/users", "page=2"),
+        ("?page=a b\u00e4\r\nX: y", "/users", "page=a%20b%C3%A4X:%20y"),
+        ("/v1/%C3%A4 b", "/%C3%A4%20b", ""),
+    ],
+)
+def test_a_link_within_the_endpoint_is_followed(link: str, path: str, query: str) -> None:
+    assert within(link, BASE, CURRENT) == (path, query)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "https://evil.example/v1/users", "//evil.example/v1/users", "http://api.example.com/v1/users",
+        "https://api.example.com:8443/v1/users", "https://api.example.com.evil.example/v1/users", "https://api.example.com./v1/users",
+        "https://me@api.example.com/v1/users", "https://me:pw@api.example.com/v1/users", "https://api.example.com@evil.example/v1/users",
+        "https://@api.example.com/v1/users", "https://evil.example\\@api.example.com/v1/users", "file:///v1/users", "file:///etc/passwd",
+        "ftp://api.example.com/v1/users", "javascript:alert(1)", "data:text/plain,x",  "https://[::1]/v1/users",
+        "https://%61pi.example.com/v1/users", "https://api\u3002example.com/v1/users", "https://\uff41pi.example.com/v1/users",
+    ],
+)  # fmt: skip
+def test_a_link_to_another_origin_or_with_a_user_is_refused_with_a_remedy(link: str) -> None:
+    with pytest.raises(
+        UnusableAnswer, match=r"leads elsewhere: it must have the scheme, host and port of base_url.*base_url"
+    ) as caught:
+        within(link, BASE, CURRENT)
+    assert "evil" not in str(caught.value), "nothing of the link is repeated"
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["/", "/v2/users", "/v1x/users", "/V1/users", "../users", "/v1/../admin", "/v1//evil.example/x", "/%76%31/users", "https://api.example.com"],
+)  # fmt: skip
+def test_a_link_beside_the_path_of_the_endpoint_is_refused_with_a_remedy(link: str) -> None:
+    with pytest.raises(UnusableAnswer, match=r"its path is not below that of base_url; shorten the path.*base_url"):
+        within(link, BASE, CURRENT)
+
+
+@pytest.mark.parametrize(
+    "link", ["/v1/%2e%2e/admin", "/v1/..;x/admin", "/v1/a\\..\\..\\admin", "/v1/%252e%252e/admin", "/v1/x%00y"]
+)
+def test_a_link_that_a_proxy_could_lead_elsewhere_is_refused(link: str) -> None:
+    with pytest.raises(UnusableAnswer, match="could lead to another resource"):
+        within(link, BASE, CURRENT)
+
+
+def test_a_link_is_at_most_as_long_as_a_request_may_be() -> None:
+    with pytest.raises(UnusableAnswer, match="more than 8192 characters"):
+        within(f"?a={'x' * 8192}", BASE, CURRENT)
+
+
+PIECES = [
+    "https:", "http:", "//", "/", "\\", "..", ".", "%2e", "%2f", "v1", "users", "api.example.com", "evil.example", "@", ":",
+    "443", "?", "#", "a=b", "&", " ", "\t", "\n", "\r", ";", "[", "]", "\u3002", "\uff0f", "\x00", "\ud800",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text())
+@example("https://api.example.com/v1/users?page=2")
+def test_whatever_a_link_says_the_request_is_one_line_below_the_endpoint(link: str) -> None:
+    try:
+        path, query = within(link, BASE, CURRENT)
+    except UnusableAnswer:
+        return
+    assert path.startswith("/")
+    assert not path.startswith("//")
+    for text in (path, query):
+        assert text.isascii()
+        assert text.isprintable()
+        assert not set(" #") & set(text)
+    assert "?" not in path
+    seen = f"/v1{path}"
+    for _ in range(10):
+        for read in (seen, seen.replace("\\", "/")):
+            assert posixpath.normpath(read).startswith("/v1"), seen
+        seen = unquote(seen)

@@ -69,12 +69,6 @@ def test_a_destination_gets_the_permissions_that_its_url_needs(url: str, keys: l
     assert [key for key in ("allow_private", "allow_http") if getattr(destination, key)] == keys
 
 
-def test_a_url_with_a_token_is_not_written_into_the_file() -> None:
-    made = starter("github", "https://hooks.example.com/0123456789abcdef0123?key=x", "sqlite")
-    assert "0123456789abcdef0123" not in made.text
-    assert "SERVICE_URL" in made.variables
-
-
 @pytest.mark.parametrize(
     "url", ["crm.example.com", "ftp://x", "https:///x", "https://a:b@x", "https://x:y", "https://x/\n"]
 )

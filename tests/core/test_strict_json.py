@@ -1,21 +1,29 @@
+"""JSON is read as every parser reads it, or refused; and numbers likewise on both sides."""
+
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
+from decimal import Decimal
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from inbox.errors import InvalidEvent, Unreadable
+from inbox.errors import InvalidEvent, MappingError, Unreadable
 from inbox.events import strict_json
 from inbox.sources import PRESETS
+from relay.sync.expressions import Expression, decode, digest, encode
+from relay.sync.templates import Template
+
+# --- test_strict_json
+
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -116,20 +124,6 @@ def test_the_depth_counts_levels_and_not_brackets() -> None:
     assert strict_json.parse(json.dumps("[" * 1000 + '\\"' * 100).encode()) == "[" * 1000 + '\\"' * 100
 
 
-def test_pairs_of_escaped_surrogates_are_one_character() -> None:
-    assert strict_json.parse(b'"\\ud83d\\uDE00"') == "😀"
-    assert strict_json.parse(b'"\\\\ud83d"') == "\\ud83d"
-
-
-def test_a_zero_keeps_its_sign() -> None:
-    assert math.copysign(1, float(str(strict_json.parse(b"-0.0")))) == -1
-
-
-def test_the_error_says_where_the_mistake_is() -> None:
-    with pytest.raises(Unreadable, match="line 2 column 3"):
-        strict_json.parse(b'{"a": 1,\n  b}')
-
-
 # --- how much is in it
 
 MOST = strict_json.MOST_MARKS
@@ -151,32 +145,6 @@ def test_as_many_values_are_read_as_there_may_be_and_no_more(kind: str) -> None:
         strict_json.parse(make(most + 1))
     with pytest.raises(InvalidEvent, match="send fewer values at once"):
         strict_json.parse(make(most * 3)[:-1])
-
-
-@given(JSON_VALUES, st.integers(0, 30))
-def test_what_counts_is_every_bracket_comma_and_colon_outside_of_strings(value: object, most: int) -> None:
-    def marks(part: object) -> int:
-        match part:
-            case dict():
-                return 1 + max(2 * len(part) - 1, 0) + sum(map(marks, part.values()))
-            case list():
-                return 1 + max(len(part) - 1, 0) + sum(map(marks, part))
-            case _:
-                return 0
-
-    body = json.dumps(value, ensure_ascii=False).encode() + b" " * 31  # longer than what is counted at all
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(strict_json, "MOST_MARKS", most)
-        if marks(value) <= most:
-            assert strict_json.parse(body) == value
-        else:
-            with pytest.raises(InvalidEvent, match="send fewer values at once"):
-                strict_json.parse(body)
-
-
-def test_what_a_string_holds_does_not_count() -> None:
-    for text in ("[{,:" * MOST, '"' * MOST, "\\" * MOST, '\\"' * MOST + ",", '{"a": [1, 2]}' * MOST):
-        assert strict_json.parse(json.dumps(text).encode()) == text
 
 
 @pytest.mark.parametrize(
@@ -221,21 +189,6 @@ def test_the_largest_body_of_any_preset_may_be_one_text_of_ascii() -> None:
     strict_json.parse(b'"%b"' % (b"x" * (largest - 2)))
 
 
-@given(
-    st.lists(
-        st.sampled_from(["\\ud83d", "\\uDE00", "\\ud800", "\\udfff", "\\ue000", "\\\\", "\\n", "x", "€", "\\u0041"])
-    )
-)
-def test_half_of_a_pair_is_found_wherever_it_stands(pieces: list[str]) -> None:
-    body = f'"{"".join(pieces)}"'.encode()
-    text: str = json.loads(body)
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        with pytest.raises(Unreadable, match="half of a surrogate pair"):
-            strict_json.parse(body)
-    else:
-        assert strict_json.parse(body) == text
-
-
 def test_keys_are_hashed_with_a_secret_of_the_process() -> None:
     """A sender could otherwise choose thousands of colliding keys, which take quadratic time to read."""
     program = "import inbox.events.strict_json as s; print(hash(next(iter(s.parse(b'{\"key\": 1}')))))"
@@ -243,3 +196,89 @@ def test_keys_are_hashed_with_a_secret_of_the_process() -> None:
         subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)
     }
     assert len(printed) == 2
+
+
+# --- One rule for numbers: the relay reads, writes, compares and hashes each number that the receiver accepts
+
+
+SIGN = st.sampled_from(["", "-"])
+DIGITS = st.text("0123456789", min_size=1, max_size=40).map(lambda digits: digits.lstrip("0") or "0")
+FRACTION = st.just("") | st.text("0123456789", min_size=1, max_size=30).map(lambda digits: f".{digits}")
+EXPONENT = (
+    st.just("")
+    | st.integers(-400, 400).map(lambda power: f"e{power}")
+    | st.integers(-(10**25), 10**25).map(lambda power: f"E{power:+}")
+)
+NUMBERS = st.tuples(SIGN, DIGITS, FRACTION, EXPONENT).map("".join)
+
+REFUSED_NUMBERS = {
+    "1e-99999999999999999999": "is too small for a 64-bit float",
+    "-1e-400": "is too small for a 64-bit float",
+    "1e999": "is too large for a 64-bit float",
+    "-1e999": "is too large for a 64-bit float",
+    "1" + "0" * 500 + "e99999999999999999999": "is too large for a 64-bit float",
+    "9" * 1001: "has more than 1000 characters",
+    "9" * 5000: "has more than 1000 characters",
+    "0." + "1" * 1000: "has more than 1000 characters",
+    "1." + "0" * 100_000: "has more than 1000 characters",
+    "0e" + "9" * 1000: "has more than 1000 characters",
+}
+TAKEN = {
+    "0e99999999999999999999": 0.0,
+    "-0.0e-99999999999999999999": -0.0,
+    "-0": 0,
+    "5e-324": 5e-324,
+    "1.7976931348623157e308": 1.7976931348623157e308,
+    "9" * 1000: int("9" * 1000),
+    "0." + "0" * 900 + "1e900": 0.1,
+}
+
+
+@pytest.mark.parametrize(("text", "why"), REFUSED_NUMBERS.items(), ids=lambda given: given[:24])
+def test_what_parsers_read_differently_is_refused_at_the_door_and_of_an_entity_alike(text: str, why: str) -> None:
+    body = b'{"a": [%b]}' % text.encode()
+    with pytest.raises(Unreadable, match=f"^a number in the body {why}$"):
+        strict_json.parse(body)
+    with pytest.raises(ValueError, match=f"^unusable: a number in it {why}$"):
+        decode(body)
+
+
+@pytest.mark.parametrize(("text", "value"), TAKEN.items(), ids=lambda given: str(given)[:24])
+def test_what_all_read_alike_is_taken_on_both_sides(text: str, value: object) -> None:
+    assert strict_json.parse(text.encode()) == decode(text.encode()) == value
+
+
+@given(NUMBERS)
+@example("1e-99999999999999999999")
+@example("0e-99999999999999999999")
+@example("1e308")
+@example("2.4703282292062328e-324")
+@example("-0")
+def test_both_sides_agree_on_every_number_and_what_is_taken_can_be_used(text: str) -> None:
+    body = b'{"n": %b}' % text.encode()
+    try:
+        taken = strict_json.parse(body)
+    except Unreadable:
+        with pytest.raises(ValueError, match="unusable: a number in it"):
+            decode(body)
+        return
+    found = decode(body)["n"]
+    assert float(found) == float(json.dumps(taken)[6:-1])
+    assert decode(encode({"n": found}))["n"] == found
+    assert found == 0 or Decimal(str(found)) == Decimal(text), "it is the number that was written"
+    assert digest(found) == digest(decode(encode(found)))
+    assert hash(found) == hash(decode(encode(found)))
+    assert [found < 1, found > 1, found == 1].count(True) == 1
+    for function in ("abs", "ceil", "floor", "to_string", "to_number", "type"):
+        with suppress(MappingError):  # they take no Decimal
+            Expression(f"{function}(n)", "here", None).value({"n": found})
+    assert Template("{event.body}", "here", ("event",)).expand({"event": {"body": found}})
+
+
+@pytest.mark.parametrize(
+    "text", ["{to_number(event.body)}", "n={to_number(event.body):text}", "{to_number(event.body):json}"]
+)
+@pytest.mark.parametrize("number", ["nan", "inf", "-Infinity", "1e999"])
+def test_what_an_expression_makes_of_a_text_and_json_has_not_is_put_into_no_query(text: str, number: str) -> None:
+    with pytest.raises(MappingError, match=r"here: .*is NaN or an infinite number, which JSON can't hold"):
+        Template(text, "here", ("event",)).expand({"event": {"body": number}})

@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from inbox.errors import ConfigError
-from inbox.observe import otel, traces
-from inbox.observe.logs import current_ids
+from inbox.observe import traces
 from inbox.observe.traces import OFF, make_tracer, require_extra
-from tests.helpers.tracing import Kept, keeping, traced
+from tests.helpers.tracing import Kept, keeping
 
 SENT, NOT_SAMPLED = (f"00-{'a' * 32}-{'b' * 16}-{flags}" for flags in ("01", "00"))
 
@@ -61,61 +56,6 @@ def test_a_sender_who_samples_nothing_is_followed_and_of_the_others_a_share_is_s
         assert none.tracer.begin("a", "server", parent=SENT) is not None
 
 
-def test_a_clock_that_is_set_back_bends_no_tree(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    span = kept.tracer.begin("outer", "server")
-    assert span is not None
-    monkeypatch.setattr("time.time_ns", lambda: 0)
-    span.child("inner").end()
-    span.end()
-    inner, outer = kept.spans()
-    assert outer.start_time <= inner.start_time <= inner.end_time <= outer.end_time  # type: ignore[operator]
-
-
-class Hanging(SpanExporter):
-    """An exporter whose collector answers nobody."""
-
-    def __init__(self) -> None:
-        self.entered, self.go = threading.Event(), threading.Event()
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        del spans
-        self.entered.set()
-        self.go.wait(60)
-        return SpanExportResult.SUCCESS
-
-
-def test_while_the_collector_hangs_spans_are_dropped_and_nothing_waits(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "64")
-    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8")
-    monkeypatch.setattr(otel, "CLOSES_WITHIN_SECONDS", 0.01)
-    hanging = Hanging()
-    with traced(hanging) as tracer:
-        for _ in range(1000):
-            span = tracer.begin("a", "server")
-            assert span is not None
-            span.end()
-        assert hanging.entered.wait(10)
-        tracer.close()
-        hanging.go.set()
-    told = [record.getMessage() for record in caplog.records if record.name == "inbox.traces"]
-    assert told == ["traces: Queue full, dropping …. Everything else goes on"]
-
-
-def test_spans_of_other_code_are_children_and_log_lines_have_the_ids(kept: Kept) -> None:
-    span = kept.tracer.begin("outer", "consumer")
-    assert span is not None
-    with span.current():
-        assert current_ids() == span.ids
-        with trace.get_tracer("a library").start_as_current_span("of a library"):
-            pass
-    assert current_ids() is None
-    span.end()
-    of_library, _ = kept.spans()
-    assert of_library.parent.span_id == int(span.ids.span_id, 16)  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize(
     "variables",
     [
@@ -141,19 +81,6 @@ def test_without_the_extra_a_warning_says_so_and_a_configuration_that_asks_is_wr
     with pytest.raises(ConfigError, match=r"\[traces\] endpoint"):
         require_extra("http://127.0.0.1:9/v1/traces")
     require_extra(None)
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [("OTEL_EXPORTER_OTLP_HEADERS", "Bearer s3cret"), ("OTEL_BSP_SCHEDULE_DELAY", "s3cret")],
-)
-def test_a_wrong_variable_stops_nothing_and_its_value_is_not_logged(
-    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv(variable, value)
-    make_tracer("http://127.0.0.1:9/v1/traces", 1.0, "x").close()
-    assert "traces" in caplog.text
-    assert "s3cret" not in caplog.text
 
 
 @pytest.mark.parametrize("stored", ["", "nonsense", f"00-{'z' * 32}-{'b' * 16}-01", "00-" + "a" * 10_000])

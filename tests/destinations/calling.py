@@ -61,7 +61,6 @@ class Called:
     def __init__(self, stack: ExitStack, *acts: Act, tls: Any = False, **options: Any) -> None:  # noqa: ANN401
         self.server: ScriptedServer = stack.enter_context(serving(*acts, tls=tls))
         self.client = client_of(self.server.url, **options)
-        stack.callback(self.client.close)
 
     def __call__(self, request: Request = POST, within: Limits | None = None) -> Answer:
         return self.client.call(request, within or context())

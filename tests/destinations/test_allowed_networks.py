@@ -59,11 +59,7 @@ def call_each(text: str, *, alerts_too: bool = False) -> list[Answer]:
     alerts = alert_client(config)
     assert alerts is not None
     callers = (clients.destination(destination, url), clients.api("a"), *([alerts] if alerts_too else []))
-    try:
-        return [caller.call(POST, context()) for caller in callers]
-    finally:
-        for caller in callers:
-            caller.close()
+    return [caller.call(POST, context()) for caller in callers]
 
 
 @pytest.mark.parametrize("where", ["its own", "of all"])
@@ -180,7 +176,7 @@ def test_the_list_holds_for_the_token_too(server: ScriptedServer) -> None:
     ],
 )
 @pytest.mark.parametrize("table", ["outbound", "apis.a", "destinations.d"])
-def test_what_is_no_list_of_networks_is_told_with_its_place(written: str, told: str, table: str) -> None:
+def test_a_list_of_anything_but_networks_is_told_with_its_place(written: str, told: str, table: str) -> None:
     text = config_of("http://crm.example").replace(f"[{table}]\n", f"[{table}]\n{written}\n")
     found = mistake(text)
     assert f"[{table}]" in found
@@ -202,7 +198,7 @@ SPELLINGS = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.1 0177.1 01770
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
-def test_what_can_be_seen_to_be_private_is_not_given_to_a_proxy(host: str) -> None:
+def test_a_host_that_can_be_seen_to_be_private_is_not_given_to_a_proxy(host: str) -> None:
     """Unless private addresses may be called."""
     with pytest.raises(ConfigError, match=r"apis\.a\.base_url: "):
         behind_a_proxy(host)

@@ -47,7 +47,7 @@ def test_without_it_such_a_server_gets_no_request(stack: ExitStack) -> None:
         ({"cert_file": "without its key"}, "can't use cert_file"),
     ],
 )
-def test_what_can_not_be_used_is_a_mistake_in_the_configuration(
+def test_a_certificate_that_can_not_be_used_is_a_mistake(
     files: dict[str, str], mistake: str, parts: tuple[str, str]
 ) -> None:
     files = {name: parts[0] if file == "without its key" else file for name, file in files.items()}

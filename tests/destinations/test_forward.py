@@ -153,7 +153,7 @@ def test_a_signing_secret_that_is_no_key_is_refused_at_the_start(secret: str) ->
         (reset, "unknown", "forward: Connection reset by peer"),
     ],
 )
-def test_what_is_no_success_is_a_failure_that_names_the_step(act: Any, error_class: str, error: str) -> None:  # noqa: ANN401
+def test_any_other_answer_is_a_failure_that_names_the_step(act: Any, error_class: str, error: str) -> None:  # noqa: ANN401
     with serving(act) as server:
         outcome = failed(deliver(config_of(server.url), EVENT))
     assert failure(outcome) == (error_class, error)

@@ -50,11 +50,7 @@ def test_an_address_that_is_not_public_is_refused() -> None:
 
 
 def call(url: str, *, allow_private: bool = False) -> Answer:
-    client = client_of(url, timeout=Duration(30), allow_private=allow_private)
-    try:
-        return client.call(GET, context())
-    finally:
-        client.close()
+    return client_of(url, timeout=Duration(30), allow_private=allow_private).call(GET, context())
 
 
 @pytest.mark.parametrize(
@@ -66,7 +62,6 @@ def test_this_machine_is_not_called_however_it_is_spelled(host: str) -> None:
         url, endpoint = f"http://{host}:{server.port}", Endpoint(allow_private=True, allow_http=True)
         client = HttpClient(msgspec.structs.replace(prepare(endpoint, url, "destinations.crm"), rules=guard.PUBLIC))
         result = client.call(GET, context())
-        client.close()
         assert (result.error_class, result.call.sent) == ("refused", "not_sent")
         assert "allow_private = true lets the call out" in (result.call.error or "")
         assert server.seen == []

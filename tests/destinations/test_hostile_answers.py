@@ -96,7 +96,7 @@ NO_ANSWERS = [
 
 
 @pytest.mark.parametrize(("sent", "why"), NO_ANSWERS, ids=lambda value: repr(value)[-60:])
-def test_what_breaks_the_rules_is_no_answer_and_its_connection_is_not_used_again(
+def test_an_answer_that_breaks_the_rules_is_none_and_its_connection_is_not_used_again(
     stack: ExitStack, sent: bytes, why: str
 ) -> None:
     call = Called(stack, then_close(raw(sent)), raw(OWN), timeout=Duration(30))
@@ -135,7 +135,7 @@ def test_an_answer_that_has_no_body_leaves_none_for_the_next_call(stack: ExitSta
     ],
     ids=repr,
 )
-def test_what_http_allows_is_read_and_the_connection_used_again(stack: ExitStack, plain: bytes) -> None:
+def test_an_answer_that_http_allows_is_read_and_the_connection_used_again(stack: ExitStack, plain: bytes) -> None:
     call = Called(stack, raw(plain), raw(OWN))
     assert (call().call.sent, call().body) == ("answered", b"own")
     assert [seen.connection for seen in call.server.seen] == [1, 1]

@@ -62,7 +62,7 @@ def refusal(function: str) -> str:
         "on_event = print",
     ],
 )
-def test_what_can_be_called_with_an_event_is_taken(written: Callable[[str], str], text: str) -> None:
+def test_anything_that_can_be_called_with_an_event_is_taken(written: Callable[[str], str], text: str) -> None:
     assert callable(function_of(f"{written(text)}:on_event", "here"))
 
 
@@ -135,7 +135,7 @@ def test_a_missing_name_is_told_with_the_nearest(written: Callable[[str], str], 
         ("class H:\n    async def __call__(self, event): ...\non_event = H()", "being async or a generator"),
     ],
 )
-def test_what_would_not_work_when_it_is_called_is_refused_before(
+def test_a_function_that_would_not_work_is_refused_before_it_is_called(
     written: Callable[[str], str], text: str, why: str
 ) -> None:
     assert why in refusal(f"{written(text)}:on_event")
@@ -169,6 +169,6 @@ def test_a_key_that_is_for_http_calls_is_a_mistake(key: str, value: str) -> None
         build(configured("json:loads", f"{key} = {value}"))
 
 
-def test_what_bounds_a_call_can_be_configured() -> None:
+def test_the_bounds_of_a_call_can_be_configured() -> None:
     extra = 'timeout = "2s"\nconcurrency = 3\nrate = "5/s"\nbreaker = { open_for = "3s" }'
     assert parse_config(configured("json:loads", extra)).destinations["crm"].concurrency == 3

@@ -169,7 +169,7 @@ def test_a_retry_after_no_number_of_seconds_is_a_bug(handled: Handled, after: fl
     assert failure(handled(function))[:2] == ("crashed", "handle: the function raised ValueError")
 
 
-def test_what_it_says_can_be_stored_whatever_it_says(handled: Handled) -> None:
+def test_any_text_that_it_says_can_be_stored(handled: Handled) -> None:
     outcome = failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
     assert len(outcome.error.encode()) < 600
     json.dumps(facts.detail_of(fact_of(outcome)), ensure_ascii=False).encode()

@@ -83,7 +83,7 @@ def test_the_credentials_of_a_proxy_are_masked_as_it_gets_them() -> None:
     assert told.count(MASK) == 1
 
 
-def test_what_is_no_secret_is_left_alone() -> None:
+def test_a_text_without_a_secret_is_left_alone() -> None:
     text = "a/b c%20d &amp; e+f \\u0041 QUJDRA== café"
     assert Redactor(["s3cr3t/+="]).excerpt(text.encode()) == text
 

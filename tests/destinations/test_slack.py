@@ -57,7 +57,7 @@ def test_a_message_is_posted_as_json_to_the_hook(server: ScriptedServer) -> None
         ("sch\u00f6n \U0001f389", "sch\u00f6n \U0001f389"),
     ],
 )
-def test_what_is_put_into_a_message_is_escaped_and_what_is_written_in_it_is_markup(
+def test_a_value_put_into_a_message_is_escaped_and_its_own_text_is_markup(
     server: ScriptedServer, text: str, said: str
 ) -> None:
     post(server, text)
@@ -131,7 +131,7 @@ def test_a_template_that_can_not_be_used_is_refused_at_the_start(text: str) -> N
         (answer(500, b"rollup_error"), "server_error", Rule.RETRY),
     ],
 )
-def test_what_slack_documents_is_of_the_usual_classes_and_its_word_is_in_the_log(
+def test_an_answer_that_slack_documents_is_of_the_usual_class_and_its_word_is_in_the_log(
     act: Act, error_class: str, rule: Rule
 ) -> None:
     with serving(act) as server:

@@ -85,14 +85,11 @@ def test_of_what_a_worker_has_in_hand_one_call_at_most_goes_out(machine: Machine
     made: list[int] = []
 
     class Calling:
-        def deliver(self, delivery: Delivery, context: object) -> Outcome:
+        def __call__(self, delivery: Delivery, context: object) -> Outcome:
             if clock.steady() < context.lease():  # type: ignore[attr-defined]  # a Context
                 machine.suspend()
                 made.append(delivery.seq)
             return Delivered((), "forwarded")
-
-        def close(self) -> None:
-            """Nothing is open."""
 
     finished: queue.SimpleQueue[FinishedAttempt] = queue.SimpleQueue()
     stop = threading.Event()

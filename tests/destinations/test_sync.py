@@ -137,14 +137,14 @@ def test_a_delete_event_deletes_the_counterpart_also_where_a_replica_still_shows
     assert (outcome.did, outcome.fetch_began_at, outcome.applied_hash) == ("deleted", NOW, None)
 
 
-def test_what_was_made_again_after_its_delete_is_kept_in_step(world: World) -> None:
+def test_an_entity_made_again_after_its_delete_is_kept_in_step(world: World) -> None:
     again = {**USER, "meta": {"lastModified": "2026-01-01T00:00:00.5Z"}}
     outcome = delivered(world.deliver(DELETE, fetch=answer(200, again)))
     assert world.asked == [FETCH, FIND, UPDATE]
     assert outcome.did == "updated"
 
 
-def test_what_changed_last_in_the_moment_of_its_delete_is_asked_for_again_and_then_believed(world: World) -> None:
+def test_an_entity_changed_in_the_moment_of_its_delete_is_asked_for_again_and_then_believed(world: World) -> None:
     """It was made again in the same second, or a replica is behind: time tells."""
     same = answer(200, {**USER, "meta": {"lastModified": "2026-01-01T00:00:00Z"}})
     assert failed(world.deliver(DELETE, fetch=same)).error_class == "stale"

@@ -332,7 +332,7 @@ def test_errors_of_a_mutation_are_told_by_their_texts(world: World) -> None:
 
 
 @pytest.mark.parametrize("body", [{"message": "Bad credentials"}, {"data": None}, {"errors": []}, {}, [], "ok", None])
-def test_what_is_no_response_of_graphql_is_no_success_of_a_write(world: World, body: object) -> None:
+def test_an_answer_that_is_no_response_of_graphql_is_no_success_of_a_write(world: World, body: object) -> None:
     error_class, error = failure(graphql(world, ADA, FOUND_ONE, answer(200, json.dumps(body).encode())))
     assert (error_class, error.partition(":")[0]) == ("bad_answer", "update")
 

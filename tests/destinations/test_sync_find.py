@@ -41,7 +41,7 @@ WITHOUT_A_PICK = changed(', pick = "items"', "")
         (WITHOUT_A_PICK, answer(200, {"items": None}), NO_ID),
     ],
 )
-def test_where_no_list_or_object_is_found_the_answer_is_bad_and_nothing_is_written(
+def test_an_answer_without_a_list_or_object_is_bad_and_nothing_is_written(
     world: World, sync: str, found: Act, error: str
 ) -> None:
     assert failure(world.deliver(sync=sync, find=found)) == ("bad_answer", error)
@@ -68,7 +68,7 @@ def page(*matches: object, **more: object) -> Act:
     return answer(200, {"items": matches, **more})
 
 
-def test_where_scim_counts_none_it_needs_no_list(world: World) -> None:
+def test_an_answer_of_scim_that_counts_none_needs_no_list(world: World) -> None:
     assert delivered(world.deliver(find=answer(200, {"totalResults": 0}))).did == "created"
 
 
@@ -115,7 +115,7 @@ def test_the_first_of_many_has_to_be_the_one_too(world: World) -> None:
     assert delivered(world.deliver(sync=sync, find=page(C1, OTHERS))).did == "updated"
 
 
-def test_what_is_found_anew_after_the_counterpart_is_gone_has_to_be_the_one_too(world: World) -> None:
+def test_a_match_found_anew_after_the_counterpart_is_gone_has_to_be_the_one_too(world: World) -> None:
     outcome = world.deliver(find=[page(C1), page(OTHERS)], update=answer(404))
     assert failure(outcome)[1].startswith(NOT_SEARCHED_FOR)
     assert world.asked == [FETCH, FIND, UPDATE, FIND]

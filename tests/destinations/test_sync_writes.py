@@ -71,7 +71,7 @@ def test_without_a_find_there_is_no_version(world: World) -> None:
 # --- only if there is anything new
 
 
-def test_what_was_sent_last_is_not_sent_again_where_the_route_says_so(world: World) -> None:
+def test_fields_that_were_sent_last_are_not_sent_again_if_the_route_says_so(world: World) -> None:
     first = delivered(world.deliver(sync=f"skip_unchanged = true\n{SYNC}"))
     again = a_delivery(applied_hash=first.applied_hash)
     before = len(world.server.seen)
@@ -91,7 +91,7 @@ def test_a_change_a_missing_counterpart_and_a_person_s_word_are_sent_all_the_sam
     delivered(world.deliver(msgspec.structs.replace(again, run=1), sync=sync))
 
 
-def test_what_a_body_of_its_own_sends_besides_the_fields_is_new_too(world: World) -> None:
+def test_a_value_that_a_body_of_its_own_sends_besides_the_fields_is_new_too(world: World) -> None:
     body = 'body = { contact = "{fields}", labels = "{entity.labels}" }'
     sync = f"skip_unchanged = true\n{formatted(body)}"
     tagged = answer(200, {**USER, "labels": ["a"]})
@@ -166,7 +166,9 @@ def test_after_three_times_it_is_applied_all_the_same_and_marked(world: World) -
         (fresh(', modified = "changed.at"'), "2020-01-01T00:00:00Z"),
     ],
 )
-def test_what_is_fresh_enough_or_does_not_say_is_applied_at_once(world: World, sync: str, modified: str) -> None:
+def test_an_entity_that_is_fresh_enough_or_does_not_say_is_applied_at_once(
+    world: World, sync: str, modified: str
+) -> None:
     entity = {"id": "u1", "name": "Ada", "meta": {"lastModified": modified}}
     assert not delivered(world.deliver(sync=sync, fetch=answer(200, entity))).stale_suspected
 

@@ -42,17 +42,14 @@ ALERT = Posted(1, NOW, Alert("step_failed", "x", firing=True))
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
-def test_who_delivers_goes_on_after_a_bug(bug: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_goes_on_after_a_bug(bug: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         bugs = [bug]  # noqa: RUF012  # of this test
 
-        def deliver(self, _delivery: Delivery, _context: object) -> Outcome:
+        def __call__(self, _delivery: Delivery, _context: object) -> Outcome:
             if self.bugs:
                 raise self.bugs.pop()
             return Delivered((), "forwarded")
-
-        def close(self) -> None:
-            """Nothing is open."""
 
     finished: queue.SimpleQueue[FinishedAttempt] = queue.SimpleQueue()
     context = without_lease()
@@ -64,7 +61,7 @@ def test_who_delivers_goes_on_after_a_bug(bug: BaseException, caplog: pytest.Log
     assert isinstance(first, Failed)
     assert (first.error_class, isinstance(second, Delivered)) == ("crashed", True)
     assert len(caplog.records) == 1
-    assert "in deliver" in caplog.text
+    assert "in __call__" in caplog.text
     assert caplog.text.rstrip().endswith(type(bug).__name__)
     assert SECRET not in repr(first) + caplog.text
 
@@ -77,18 +74,16 @@ def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next
     assert errors == ["alert: not an HTTP answer: invalid character in chunk size", None]
 
 
-def test_who_cuts_calls_goes_on_after_a_lease_that_can_not_be_told(
+def test_a_call_whose_lease_can_not_be_told_is_cut_and_so_are_later_ones(
     stack: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked: list[int] = []
+    broken = Called(stack, hang, timeout=Duration(20))
 
     def lease() -> float:
-        asked.append(1)
-        if len(asked) > 1:  # the first time it is the call itself that asks
+        if broken.server.seen:
             raise LookupError(SECRET)
         return float("inf")
 
-    broken = Called(stack, hang, timeout=Duration(20))
     result = broken(within=context(lease))
     assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")
     assert Called(stack, hang, timeout=Duration(1))().error_class == "unknown", "calls are cut as before"
@@ -111,7 +106,7 @@ def test_a_watchdog_that_was_hit_by_a_bug_watches_the_other_calls() -> None:
 @pytest.mark.parametrize(
     "bug", [ValueError(SECRET), MemoryError(), LookupError(SECRET)], ids=lambda b: type(b).__name__
 )
-def test_who_resolves_names_goes_on_after_a_bug(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_resolved_after_a_bug_in_the_resolver(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def broken(host: str, *_: object, **__: object) -> list[Any]:
@@ -121,14 +116,13 @@ def test_who_resolves_names_goes_on_after_a_bug(bug: Exception, monkeypatch: pyt
     monkeypatch.setattr(socket, "getaddrinfo", broken)
     client = client_of("http://odd.example", timeout=Duration(10))
     results = [client.call(request, context()) for request in [POST] * 20]
-    client.close()
     assert {(result.error_class, result.call.sent) for result in results} == {("not_sent", "not_sent")}
     assert len(asked) == 20
     assert SECRET not in repr(results)
 
 
 @pytest.mark.parametrize("bug", [PoolTimeoutError(SECRET), LookupError(SECRET)], ids=lambda b: type(b).__name__)
-def test_who_sweeps_goes_on_after_whatever_comes_up(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeps_go_on_after_a_bug(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     class Broken:

@@ -53,10 +53,7 @@ def client(server: ScriptedServer, token_url: str | None = None, timeout: float 
 
 
 def call(caller: HttpClient) -> Answer:
-    try:
-        return caller.call(ASKED, context())
-    finally:
-        caller.close()
+    return caller.call(ASKED, context())
 
 
 def test_a_token_is_got_once_and_used_for_many_calls(server: ScriptedServer) -> None:
@@ -82,12 +79,11 @@ def test_the_credentials_may_stand_in_the_form_and_a_scope_be_asked_for(server: 
     ]
 
 
-def test_who_waits_too_long_for_anothers_token_gets_none(server: ScriptedServer) -> None:
+def test_a_call_that_waits_too_long_for_anothers_token_gets_none(server: ScriptedServer) -> None:
     server.routes[TOKEN] = [hang]
     caller = client(server, timeout=0.5)
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda _: caller.call(ASKED, context()), range(2)))
-    caller.close()
     # Who waits may get its turn in the last moment, and then has no more luck than the one before.
     assert {found.call.error for found in answers} <= {
         "no token: no whole answer within 0.5 s",
@@ -99,7 +95,6 @@ def test_threads_that_start_together_share_one_token(server: ScriptedServer) -> 
     caller = client(server)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: caller.call(ASKED, context()), range(8)))
-    caller.close()
     assert all(found.error_class is None for found in answers)
     assert server.asked.count(TOKEN) == 1
 
@@ -213,7 +208,7 @@ def test_an_answer_without_a_usable_token_is_a_bad_answer_that_shows_nothing_of_
         ("1234567890|wJalrXUtnFEMI-K7MDENG", {}),
     ],
 )
-def test_what_servers_are_known_to_write_is_taken(
+def test_a_token_as_servers_are_known_to_write_it_is_taken(
     server: ScriptedServer, value: str, members: dict[str, object]
 ) -> None:
     server.routes[TOKEN] = [answer(200, told(access_token=value, **members))]

@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -81,24 +80,21 @@ def proxied(backend: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def route(proxied: str) -> Iterator[Deliverer]:
-    yield from made_of(_ROUTE, proxied)
+def route(proxied: str) -> Deliverer:
+    return made_of(_ROUTE, proxied)
 
 
 @pytest.fixture(scope="module")
-def route_by_segments(proxied: str) -> Iterator[Deliverer]:
-    yield from made_of(_ROUTE.replace("{event.entity_id}", "{event.entity_id:path}"), proxied)
+def route_by_segments(proxied: str) -> Deliverer:
+    return made_of(_ROUTE.replace("{event.entity_id}", "{event.entity_id:path}"), proxied)
 
 
-def made_of(route: str, proxied: str) -> Iterator[Deliverer]:
-    with closing(
-        build(config_text("sync", f'base_url = "{proxied}"\n{LOCAL}', route.replace("URL", proxied) + LOCAL))
-    ) as made:
-        yield made
+def made_of(route: str, proxied: str) -> Deliverer:
+    return build(config_text("sync", f'base_url = "{proxied}"\n{LOCAL}', route.replace("URL", proxied) + LOCAL))
 
 
 def delete(route: Deliverer, entity_id: str) -> Outcome:
-    return route.deliver(msgspec.structs.replace(DELETE, entity_id=entity_id), context())
+    return route(msgspec.structs.replace(DELETE, entity_id=entity_id), context())
 
 
 def deleted(backend: ScriptedServer) -> list[str]:

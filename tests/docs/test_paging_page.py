@@ -184,8 +184,7 @@ def config_of(vendor: str, url: str) -> str:
 def swept(config: str, engine: Engine, since: datetime) -> SweepFindings:
     parsed = parse_config(config)
     (source,) = parsed.sources
-    with contextlib.closing(CompiledSweep(parsed, source, 0)) as sweeping:
-        *_, last = sweeping.run(Work(Database(engine), parsed, {}), without_lease(), since)
+    *_, last = CompiledSweep(parsed, source, 0).run(Work(Database(engine), parsed, {}), without_lease(), since)
     return last
 
 

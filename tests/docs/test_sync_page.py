@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 
 import pytest
 
@@ -32,8 +31,7 @@ def of_this_machine(text: str, server: ScriptedServer) -> Config:
 
 def deliver(config: Config, delivery: Delivery) -> Delivered:
     (route,) = config.routes
-    with closing(destinations.build(config)[route]) as deliverer:
-        return delivered(deliverer.deliver(delivery, context()))
+    return delivered(destinations.build(config)[route](delivery, context()))
 
 
 @pytest.fixture(autouse=True)

@@ -58,8 +58,6 @@ def flow(database_url: str, sync: str) -> Iterator[Flow]:
 
 
 @pytest.fixture
-def sync_steps(engine: Engine, flow: Flow) -> Iterator[SyncSteps]:
+def sync_steps(engine: Engine, flow: Flow) -> SyncSteps:
     """The relay's steps for it."""
-    made = SyncSteps(engine, flow)
-    yield made
-    made.close()
+    return SyncSteps(engine, flow)

@@ -43,15 +43,12 @@ def test_what_arrives_while_it_runs_is_delivered_and_what_fails_is_tried_again(
 class Exiting:
     """A deliverer whose code ends the thread, or means to."""
 
-    def deliver(self, delivery: Delivery, context: Context) -> Outcome:
+    def __call__(self, delivery: Delivery, context: Context) -> Outcome:
         """The first attempt fails."""
         del context
         if delivery.attempt == 1:
             sys.exit("enough")
         return Delivered((), "forwarded")
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def test_a_destination_that_would_end_its_thread_only_fails(database_url: str, engine: Engine, tmp_path: Path) -> None:

@@ -62,11 +62,7 @@ def build(config: str | Config) -> Deliverer:
 
 def deliver(config: str | Config, delivery: Delivery = DELIVERY, within: Context | None = None) -> Outcome:
     """Make one attempt."""
-    deliverer = build(config)
-    try:
-        return deliverer.deliver(delivery, within or context())
-    finally:
-        deliverer.close()
+    return build(config)(delivery, within or context())
 
 
 def a_delivery(**changes: object) -> Delivery:

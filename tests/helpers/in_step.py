@@ -121,10 +121,6 @@ class SyncSteps(Steps):
         """Count the open deliveries by their states."""
         return open_states(self._engine)
 
-    def close(self) -> None:
-        """Close the idle connections."""
-        self._sync.close()
-
 
 def in_seconds(at: datetime) -> str:
     """A time as a webhook gives it, without a fraction."""

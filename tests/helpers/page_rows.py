@@ -9,8 +9,11 @@ from collections.abc import Iterator
 import msgspec
 
 from inbox.db.intake import Rejected
+from relay.delivery.gates import entity_key
 from relay.delivery.outcome import Call, Failed
+from relay.operations.asks import Selection
 from relay.store import alerts, gates, nodes
+from relay.store.operator import commands
 from tests.helpers.relaying import DONE, Steps, work_of
 from tests.helpers.storing import START, an_event
 
@@ -64,6 +67,30 @@ def fill_page(steps: Steps) -> None:
         "INSERT INTO relay_command (kind, selection, reason, dry_run)"
         " VALUES ('cancel', '{\"seq\": 2}', 'a look', true)",
     )
+
+
+HOSTILE = "<script>alert(1)</script>\u202e'\"&"
+
+
+def fill_hostile(steps: Steps) -> None:
+    """Store rows whose every text is hostile, wherever a stranger or another program writes it."""
+    event = msgspec.structs.replace(
+        an_event(1, HOSTILE), entity_type=HOSTILE, event_type=HOSTILE, event_id=HOSTILE, content_type=HOSTILE,
+        traceparent=HOSTILE, headers={HOSTILE: HOSTILE}, body=HOSTILE.encode(),
+    )  # fmt: skip
+    steps.arrive(event, msgspec.structs.replace(event, dedup_key="2"))
+    call = Call("forward", "POST", HOSTILE, "answered", 12.5, 422, error=HOSTILE, excerpt=HOSTILE)
+    steps.attempt(Failed((call,), "mapping", f"{HOSTILE} {'x' * 10_000}"))
+    steps.attempt(Failed((call,), "server_error", HOSTILE))
+    steps.intake.reject(Rejected(START, HOSTILE, 422, HOSTILE, HOSTILE + "y" * 5000, HOSTILE, HOSTILE, b"", None, None))
+    node = work_of(steps.database, node=HOSTILE)
+    nodes.start_node(node, HOSTILE, 1, HOSTILE)
+    nodes.heartbeat(steps.database, HOSTILE, {"claim": HOSTILE})
+    with steps.database.write() as transaction:
+        for gate in (("destination", "audit"), entity_key("trivore", HOSTILE, HOSTILE)):
+            gates.pause(transaction, gate, who=HOSTILE, why=HOSTILE)
+    alerts.step_failed(steps.work, HOSTILE, HOSTILE)
+    commands.ask(steps.database, "replay", Selection(route=HOSTILE), who=HOSTILE, why=HOSTILE)
 
 
 def forms_of(word: str) -> Iterator[str]:

@@ -145,13 +145,10 @@ class Scripted:
         self.seen: list[Delivery] = []
         self._outcomes = list(outcomes)
 
-    def deliver(self, delivery: Delivery, context: Limits) -> Outcome:  # noqa: ARG002  # as every deliverer's
+    def __call__(self, delivery: Delivery, context: Limits) -> Outcome:  # noqa: ARG002  # as every deliverer's
         """The next outcome."""
         self.seen.append(delivery)
         return self._outcomes.pop(0) if self._outcomes else DONE
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 class Steps:

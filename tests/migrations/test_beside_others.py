@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import tenacity
-from sqlalchemy import Engine, event, make_url, text
+from sqlalchemy import Engine, event, make_url
 from typer.testing import CliRunner
 
 from inbox.db import migrate
@@ -172,24 +172,6 @@ def test_an_index_that_was_broken_off_is_made_again(engine: Engine, database_url
 
 
 @ON_POSTGRES
-def test_an_index_waits_for_old_transactions_and_not_for_its_own(
-    engine: Engine, database_url: str, later: Later, background: ThreadPoolExecutor
-) -> None:
-    later(ADDITIVE, INDEX)
-    told = Told()
-    waits = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND wait_event_type = 'Lock'"
-    with contextlib.closing(connect_postgres(database_url)) as dba:
-        dba.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        with dba.transaction():
-            dba.execute("SELECT count(*) FROM relay_node")  # its snapshot alone is what the index waits for
-            migrating = background.submit(migrate.upgrade, engine, told)
-            until(lambda: rows(engine, waits) or migrating.done(), "it waits for the DBA's transaction")
-            assert not migrating.done()
-    assert migrating.result(60) == MigrationResult("0001", "0003", ())
-    assert not told.has("try ")
-
-
-@ON_POSTGRES
 def test_one_that_migrates_already_is_waited_for(engine: Engine, later: Later, background: ThreadPoolExecutor) -> None:
     later(ADDITIVE)
     told = Told()
@@ -200,17 +182,6 @@ def test_one_that_migrates_already_is_waited_for(engine: Engine, later: Later, b
         assert told == ["waits for another process that migrates"]
         assert revision(engine) == "0001"
     assert migrating.result(30) == MigrationResult("0001", "0002", ())
-
-
-@ON_POSTGRES
-def test_the_only_migrator_is_idle_for_longer_than_a_relays_transaction_may_be(engine: Engine) -> None:
-    """Every other connection ends a transaction that is idle for 3 s: see inbox.db.engine."""
-    idle = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND granted"
-    with engine.connect() as connection:
-        connection.execute(text("SET idle_in_transaction_session_timeout = 300; COMMIT"))  # and back into the pool
-    with migrate._only_migrator(engine, Told()), engine.connect() as other:
-        other.execute(text("SELECT pg_sleep(0.6)"))
-        assert rows(engine, idle)[0]["n"] == 1
 
 
 def test_an_older_version_works_beside_what_a_later_one_has_only_added(
@@ -249,11 +220,6 @@ def test_a_version_that_takes_something_away_works_before_and_after_and_older_on
     for refused in (migrate.require_current, migrate.upgrade, migrate.plan):
         with pytest.raises(ConfigError, match=r"revision 1001, which this version \(up to 0001\) can't work with"):
             refused(engine)
-
-
-def test_an_empty_database_gets_everything_at_once(empty: Engine, later: Later) -> None:
-    later(ADDITIVE, CONTRACTING, MadeUp("1001", "And more.", postgres="SELECT 1"))
-    assert migrate.upgrade(empty) == MigrationResult(None, "1001", ())
 
 
 def test_the_command_shows_what_it_would_do_what_it_does_and_what_is_left(

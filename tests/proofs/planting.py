@@ -97,7 +97,7 @@ def look_again_by_the_events_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Under the lock `rebuild` looks at everything that is there by then, and takes events for missing that it didn't see before.
     """
-    events, look = audit._events, audit.examine
+    events, look = audit._EVENTS, audit.examine
     seen = 0
 
     def look_at_all(
@@ -107,10 +107,10 @@ def look_again_by_the_events_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
         if not locked:
             seen = transaction.execute(text("SELECT coalesce(max(seq), 0) AS seq FROM inbox"))[0].seq
             return look(transaction, seqs, config)
-        monkeypatch.setattr(audit, "_events", lambda sql: text(f"{events(sql).text} WHERE i.seq <= {seen}"))
+        monkeypatch.setattr(audit, "_EVENTS", Statement(f"{events._words} WHERE i.seq <= {seen}"))
         there = transaction.execute(text("SELECT DISTINCT seq FROM open_delivery"))
         found = look(transaction, sorted({*seqs, *(row.seq for row in there)}), config, locked=True)
-        monkeypatch.setattr(audit, "_events", events)
+        monkeypatch.setattr(audit, "_EVENTS", events)
         return found
 
     for module in (audit, rebuild):

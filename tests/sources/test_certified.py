@@ -19,7 +19,7 @@ from inbox.events.event import Event, dedup_key
 from inbox.sources import PRESETS, preset_of
 from inbox.sources.keys import MOST_KEPT, CertificateUrl
 from inbox.sources.normalize import events_of
-from inbox.sources.presets.sns import SignedMessage, _Message, _signed_text
+from inbox.sources.presets.sns import SignedMessage
 from tests.helpers.certificate_host import pem_of, signing_key
 from tests.helpers.mistakes import mistake
 from tests.sources import anything
@@ -66,7 +66,7 @@ def members(body: bytes) -> tuple[object, ...] | None:
 # --- what the providers' own libraries accept
 
 
-def test_what_the_providers_libraries_accept_is_let_in() -> None:
+def test_a_request_that_the_providers_libraries_accept_is_let_in() -> None:
     assert why_refused(SNS, of_sns(NOTIFICATION)) is None
     assert why_refused(sns_verifier(allow_sha1=True), of_sns(CONFIRMATION)) is None
     assert why_refused(PAYPAL, of_paypal()) is None
@@ -319,32 +319,6 @@ def test_a_signed_text_can_be_read_in_one_way_only(name: str) -> None:
     assert why_refused(verifier, of_sns(forged)) is not None
 
 
-@given(
-    st.lists(st.sampled_from(["a", "Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"]), max_size=12),
-    *[st.lists(st.sampled_from(["a", "MessageId", "Subject"]), min_size=1, max_size=2)] * 2,
-    st.booleans(),
-)
-def test_no_two_messages_have_one_text(
-    message: list[str], message_id: list[str], subject: list[str], has_subject: bool
-) -> None:
-    given_ = _Message(
-        **{**{k: v for k, v in NOTIFICATION.items() if k != "UnsubscribeURL"}, "Message": "\n".join(message)}
-    )
-    given_.MessageId, given_.Subject = "\n".join(message_id), "\n".join(subject) if has_subject else None
-    text = _signed_text(given_)
-    if text is None:
-        assert len(message_id) > 1 or (has_subject and len(subject) > 1)
-        return
-    *before, _, _, _, _, _, _, _ = text.decode().split("\n")  # up to Timestamp
-    named = [before.pop(), before.pop()][::-1]
-    found = {named[0]: named[1]}
-    if named[0] == "Subject":
-        value = before.pop()
-        found[before.pop()] = value
-    assert found == {"MessageId": given_.MessageId, **({"Subject": given_.Subject} if has_subject else {})}
-    assert before == ["Message", *given_.Message.split("\n")]
-
-
 def test_an_id_of_another_webhook_proves_nothing_and_ids_are_rolled_as_secrets_are() -> None:
     pem = OURS["paypal"]
     until = PAYPAL_AT + timedelta(seconds=1)
@@ -375,7 +349,7 @@ def test_a_captured_transmission_stays_one_event_whatever_body_is_fitted_to_its_
 
 
 @pytest.mark.parametrize("secret", ["", "a|b", "é", "x" * 101, "https://example.com"])
-def test_what_can_be_no_id_of_a_webhook_is_a_mistake(secret: str) -> None:
+def test_a_text_that_can_be_no_id_of_a_webhook_is_a_mistake(secret: str) -> None:
     with pytest.raises(ConfigError, match="no id of a webhook"):
         paypal_verifier(None, Secret(secret or " "))
     with pytest.raises(ConfigError, match="may be tried"):

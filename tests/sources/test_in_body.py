@@ -91,7 +91,7 @@ def test_adyens_own_example_is_let_in_and_each_signed_field_counts() -> None:
         assert why(notified({**ITEM, "amount": amount}), Secret(ADYEN_KEY)) is not None
 
 
-def test_what_adyen_does_not_sign_is_no_part_of_the_key() -> None:
+def test_a_field_that_adyen_does_not_sign_is_no_part_of_the_key() -> None:
     """Whoever has a notification could send it again with another time: it is a duplicate all the same."""
     again = {**ITEM, "eventDate": "2020-01-01T00:00:00Z", "reason": "x", "additionalData": {**ITEM["additionalData"]}}
     assert why(notified(again), Secret(ADYEN_KEY)) is None

@@ -33,7 +33,7 @@ def at_most(size: int) -> Iterator[None]:
         tracemalloc.stop()
 
 
-def test_what_a_thousand_items_share_is_found_once() -> None:
+def test_the_part_that_a_thousand_items_share_is_found_once() -> None:
     """Hashed and searched for each of them, this body took half a minute, and every other large one waited."""
     found = custom.reader(
         Source(
@@ -66,7 +66,7 @@ def test_a_form_is_read_as_the_standard_library_reads_it(pieces: list[str]) -> N
 
 
 @given(st.text(), st.integers(0, 20_000))
-def test_what_is_quoted_is_read_back_wherever_a_step_ends(text: str, before: int) -> None:
+def test_a_quoted_value_is_read_back_wherever_a_step_ends(text: str, before: int) -> None:
     value = "x" * before + text * 50
     assert form_payload(f"payload={quote_plus(value)}".encode()) == value.encode()
 
@@ -108,7 +108,7 @@ def test_signs_of_percent_that_begin_nothing_are_left_as_they_are_but_not_very_m
             form_payload(body)
 
 
-def test_what_stands_around_many_events_is_not_copied_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_envelope_of_many_events_is_not_copied_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     event = b'{"uuid": "u%d", "eventType": "user.lifecycle.create", "published": "2026-01-01T00:00:00Z"}'
 
     def batch(number: int, around: int) -> bytes:

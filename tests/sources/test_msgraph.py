@@ -50,7 +50,7 @@ def test_each_notification_has_to_have_a_client_state_that_is_valid_now() -> Non
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b"[]", b'{"value": {}}', b'{"value": [1]}', b"\xff", b"[" * 100_000, b'{"value": []}']
 )
-def test_what_holds_no_notifications_proves_nothing(body: bytes) -> None:
+def test_a_body_without_notifications_proves_nothing(body: bytes) -> None:
     raw = msgspec.structs.replace(notified("s"), body=body)
     assert why_refused(verifier(Secret("s")), raw) == "no clientState is there"
 
@@ -79,7 +79,7 @@ def test_a_validation_needs_the_token_of_the_url_and_gets_its_own_back_whatever_
     st.text(max_size=40)
     | st.sampled_from(["validationToken=", "validationToken=a&validationToken=b", "a=validationToken=1"])
 )
-def test_what_needs_no_client_state_is_never_read_as_notifications(query: str) -> None:
+def test_a_request_that_needs_no_client_state_is_never_read_as_notifications(query: str) -> None:
     raw = notified("wrong", query=query)
     if why_refused(verifier(Secret("s")), raw) is None:
         with contextlib.suppress(InvalidEvent):  # such as a token that is there twice

@@ -64,7 +64,7 @@ def written(signature: bytes, prefix: str = "v1a,") -> str:
 
 
 @pytest.mark.parametrize("prefix", ["webhook", "svix"])
-def test_what_svix_signs_with_its_private_key_is_let_in(prefix: str) -> None:
+def test_a_request_that_svix_signs_with_its_private_key_is_let_in(prefix: str) -> None:
     assert let_in(by(PUBLIC), sent(SIGNATURE, prefix=prefix))
     assert let_in(by(PUBLIC.rstrip("=")), sent(SIGNATURE, prefix=prefix))
     assert not let_in(by(key_of(Ed25519PrivateKey.generate())), sent(SIGNATURE, prefix=prefix))
@@ -114,7 +114,7 @@ def test_the_public_key_as_a_shared_secret_lets_nobody_in() -> None:
 
 
 @pytest.mark.parametrize("name", ["gitlab", "github", "shopify", "slack", "stripe"])
-def test_where_only_shared_secrets_are_of_use_a_public_or_private_key_is_a_mistake(name: str) -> None:
+def test_a_public_or_private_key_is_a_mistake_where_only_shared_secrets_are_of_use(name: str) -> None:
     for secret in (PUBLIC, "whsk_" + "A" * 43 + "="):
         with pytest.raises(ConfigError, match="key of Standard Webhooks") as caught:
             a_verifier(name, Secret(secret))

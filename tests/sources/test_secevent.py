@@ -122,7 +122,7 @@ def test_a_token_is_let_in_and_read(key: Any, algorithm: str, kid: str | None) -
         (segment({"alg": "ES256", "x": "x" * 5_000}) + b".e30.x", "no JWT"),
     ],
 )
-def test_what_proves_nothing_is_refused(body: bytes, why: str) -> None:
+def test_a_token_that_proves_nothing_is_refused(body: bytes, why: str) -> None:
     assert why in (why_refused(verifier(ALL), body) or "let in")
 
 

@@ -129,7 +129,7 @@ def test_every_key_that_can_not_be_used_is_told_with_its_reason() -> None:
         ('{"keys": ' + "[" * 100_000, "nested deeper"),
     ],
 )
-def test_what_is_no_key_is_a_mistake(text: str, why: str) -> None:
+def test_a_text_that_is_no_key_is_a_mistake(text: str, why: str) -> None:
     assert why in mistake(Secret(text))
 
 

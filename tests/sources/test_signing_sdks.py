@@ -3,6 +3,8 @@
 Each is imported where it is used, as collecting all tests must not take longer.
 """
 
+# ruff: noqa: PLC0415
+
 from __future__ import annotations
 
 import base64
@@ -35,6 +37,7 @@ from tests.sources.presenting import NOW, a_request, a_secret, a_verifier, signe
 from tests.sources.vectors import PUBLIC_URL
 
 JSON = {"Content-Type": "application/json"}
+KEY = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 BODIES = st.dictionaries(TEXT, TEXT | st.integers() | st.lists(TEXT), max_size=4).map(
     lambda drawn: json.dumps(drawn, ensure_ascii=False)
@@ -49,13 +52,79 @@ def refused(name: str, secret: str, body: str, headers: Mapping[str, str], at: d
 # --- libraries that sign
 
 
+def now() -> datetime:
+    """In whole seconds; most libraries compare with the clock of the machine."""
+    return SystemClock().now().replace(microsecond=0)
+
+
+def by_stripe(body: str, at: datetime) -> dict[str, str]:
+    import stripe
+
+    sent = int(at.timestamp())
+    return {"Stripe-Signature": stripe.WebhookSignature.generate_signature_header(body, KEY, sent)}
+
+
+def by_slack(body: str, at: datetime) -> dict[str, str]:
+    from slack_sdk.signature import SignatureVerifier
+
+    sent = str(int(at.timestamp()))
+    signature = SignatureVerifier(KEY).generate_signature(timestamp=sent, body=body) or ""
+    return {"X-Slack-Request-Timestamp": sent, "X-Slack-Signature": signature}
+
+
+def by_standard_webhooks(body: str, at: datetime) -> dict[str, str]:
+    from standardwebhooks.webhooks import Webhook
+
+    return _with_prefix("webhook", at, Webhook(KEY).sign("msg_1", at, body))
+
+
+def by_svix(body: str, at: datetime) -> dict[str, str]:
+    from svix.webhooks import Webhook
+
+    return _with_prefix("svix", at, Webhook(KEY).sign("msg_1", at, body))
+
+
+def _with_prefix(prefix: str, at: datetime, signature: str) -> dict[str, str]:
+    signed = {"id": "msg_1", "timestamp": str(int(at.timestamp())), "signature": signature}
+    return {f"{prefix}-{name}": value for name, value in signed.items()}
+
+
+SIGNING_LIBRARIES = [
+    ("stripe", by_stripe),
+    ("slack", by_slack),
+    ("standard-webhooks", by_standard_webhooks),
+    ("standard-webhooks", by_svix),
+    ("gitlab", by_standard_webhooks),
+]
+
+
+@pytest.mark.parametrize(("name", "sign"), SIGNING_LIBRARIES)
+@given(body=BODIES)
+def test_a_library_signs_any_body(name: str, sign: Callable[[str, datetime], dict[str, str]], body: str) -> None:
+    assert refused(name, KEY, body, sign(body, NOW)) is None
+    assert refused(name, KEY, f"{body} ", sign(body, NOW)) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "other"),
+    [("standard-webhooks", by_svix, "webhook-id"), ("gitlab", by_standard_webhooks, "Idempotency-Key")],
+)
+def test_an_id_that_is_not_signed_does_not_count(
+    name: str, sign: Callable[[str, datetime], dict[str, str]], other: str
+) -> None:
+    """A stranger who has seen a request could send it with another id beside the signed one."""
+    body = '{"object_kind": "push"}'
+    raw = a_request(name, body.encode(), {**JSON, **sign(body, NOW), other: "forged"})
+    assert PRESETS[name].read(raw, None)[0].event_id == "msg_1"
+
+
 @given(
     texts=st.lists(TEXT | st.none(), min_size=5, max_size=5),
     value=st.integers(0, 2**53),
     success=st.sampled_from(["true", "false"]),
 )
 def test_adyens_library_signs_any_fields(texts: list[str | None], value: int, success: str) -> None:
-    from Adyen.util import generate_notification_sig  # noqa: PLC0415
+    from Adyen.util import generate_notification_sig
 
     names = ("pspReference", "originalReference", "merchantAccountCode", "merchantReference", "eventCode")
     item: dict[str, Any] = {name: text for name, text in zip(names, texts, strict=True) if text is not None}
@@ -69,7 +138,7 @@ def test_adyens_library_signs_any_fields(texts: list[str | None], value: int, su
 
 @given(body=BODIES)
 def test_adyens_library_signs_whole_bodies_as_the_documentation_configures_it(body: str) -> None:
-    from Adyen.util import generate_payload_sig  # noqa: PLC0415
+    from Adyen.util import generate_payload_sig
 
     secret = a_secret(PRESETS["adyen"])
     scheme = Signature(header="HmacSignature", encoding="base64", key="hex")
@@ -80,7 +149,7 @@ def test_adyens_library_signs_whole_bodies_as_the_documentation_configures_it(bo
 
 @given(body=BODIES, milliseconds=st.integers(-299_000, 299_000))
 def test_hubspots_library_signs_any_body(body: str, milliseconds: int) -> None:
-    from hubspot.utils.signature import Signature as HubSpot  # noqa: PLC0415
+    from hubspot.utils.signature import Signature as HubSpot
 
     sent = str(int(NOW.timestamp()) * 1000 + milliseconds)
     signature = HubSpot.get_signature("secret", body, "v3", http_uri=PUBLIC_URL, http_method="POST", timestamp=sent)
@@ -90,7 +159,7 @@ def test_hubspots_library_signs_any_body(body: str, milliseconds: int) -> None:
 
 @given(fields=st.lists(st.tuples(TEXT.filter(bool), TEXT), max_size=6))
 def test_twilios_library_signs_any_form(fields: list[tuple[str, str]]) -> None:
-    from twilio.request_validator import RequestValidator  # noqa: PLC0415
+    from twilio.request_validator import RequestValidator
 
     params: dict[str, list[str]] = {}
     for name, value in fields:
@@ -111,13 +180,13 @@ class _MultiDict(dict[str, list[str]]):
 
 
 def accepted_by_adyen(raw: RawRequest, secret: str) -> bool:
-    from Adyen.util import is_valid_hmac_notification  # noqa: PLC0415
+    from Adyen.util import is_valid_hmac_notification
 
     return bool(is_valid_hmac_notification(json.loads(raw.body), secret))
 
 
 def accepted_by_hubspot(raw: RawRequest, secret: str) -> bool:
-    from hubspot.utils.signature import Signature as HubSpot  # noqa: PLC0415
+    from hubspot.utils.signature import Signature as HubSpot
 
     return bool(
         HubSpot.is_valid(
@@ -133,14 +202,14 @@ def accepted_by_hubspot(raw: RawRequest, secret: str) -> bool:
 
 
 def accepted_by_mailgun(raw: RawRequest, secret: str) -> bool:
-    from mailgun.security import SecurityGuard  # noqa: PLC0415
+    from mailgun.security import SecurityGuard
 
     proof = json.loads(raw.body)["signature"]
     return SecurityGuard.verify_webhook(secret, proof["token"], proof["timestamp"], proof["signature"])
 
 
 def accepted_by_square(raw: RawRequest, secret: str) -> bool:
-    from square.utils.webhooks_helper import verify_signature  # noqa: PLC0415
+    from square.utils.webhooks_helper import verify_signature
 
     return verify_signature(
         request_body=raw.body.decode(),
@@ -151,17 +220,47 @@ def accepted_by_square(raw: RawRequest, secret: str) -> bool:
 
 
 def accepted_by_twilio(raw: RawRequest, secret: str) -> bool:
-    from twilio.request_validator import RequestValidator  # noqa: PLC0415
+    from twilio.request_validator import RequestValidator
 
     params = dict(parse_qsl(raw.body.decode()))
     return bool(RequestValidator(secret).validate(PUBLIC_URL, params, raw.headers["x-twilio-signature"]))
 
 
+def accepted_by_stripe(raw: RawRequest, secret: str) -> bool:
+    import stripe
+
+    return _raises_nothing(stripe.Webhook.construct_event, raw.body, raw.headers["stripe-signature"], secret)
+
+
+def accepted_by_slack(raw: RawRequest, secret: str) -> bool:
+    from slack_sdk.signature import SignatureVerifier
+
+    return SignatureVerifier(secret).is_valid_request(raw.body, dict(raw.headers))
+
+
+def accepted_by_standard_webhooks(raw: RawRequest, secret: str) -> bool:
+    from standardwebhooks.webhooks import Webhook
+
+    return _raises_nothing(Webhook(secret).verify, raw.body, dict(raw.headers))
+
+
+def _raises_nothing(verify: Callable[..., object], *arguments: object) -> bool:
+    try:
+        verify(*arguments)
+    except Exception:  # noqa: BLE001  # each library has its own
+        return False
+    return True
+
+
 VERIFYING: Mapping[str, Callable[[RawRequest, str], bool]] = {
     "adyen": accepted_by_adyen,
+    "gitlab": accepted_by_standard_webhooks,
     "hubspot": accepted_by_hubspot,
     "mailgun": accepted_by_mailgun,
+    "slack": accepted_by_slack,
     "square": accepted_by_square,
+    "standard-webhooks": accepted_by_standard_webhooks,
+    "stripe": accepted_by_stripe,
     "twilio": accepted_by_twilio,
 }
 
@@ -169,8 +268,7 @@ VERIFYING: Mapping[str, Callable[[RawRequest, str], bool]] = {
 @pytest.mark.parametrize("name", VERIFYING)
 def test_the_library_accepts_what_is_signed_here_and_nothing_else(name: str) -> None:
     accepted, secret = VERIFYING[name], a_secret(PRESETS[name])
-    now = SystemClock().now().replace(microsecond=0)  # hubspot's and mailgun's compare with the machine's clock
-    raw = signed_sample(name, secret, now)
+    raw = signed_sample(name, secret, now())
     assert why_refused(a_verifier(name, Secret(secret)), raw) is None
     assert accepted(raw, secret)
     assert not accepted(raw, a_secret(PRESETS[name], 1))
@@ -184,7 +282,7 @@ def signed_by(name: str, body: str, signer: Callable[[bytes], bytes]) -> dict[st
 
 @given(body=BODIES)
 def test_discords_library_accepts_any_body_that_its_key_has_signed(body: str) -> None:
-    from discord_interactions import verify_key  # noqa: PLC0415
+    from discord_interactions import verify_key
 
     key = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
     public = key.public_key().public_bytes_raw().hex()
@@ -196,7 +294,7 @@ def test_discords_library_accepts_any_body_that_its_key_has_signed(body: str) ->
 
 @given(body=BODIES)
 def test_sendgrids_library_accepts_any_body_that_its_key_has_signed(body: str) -> None:
-    from sendgrid.helpers.eventwebhook import EventWebhook  # noqa: PLC0415
+    from sendgrid.helpers.eventwebhook import EventWebhook
 
     key = ec.derive_private_key(7, ec.SECP256R1())
     der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -222,5 +320,5 @@ def test_the_documentation_says_of_every_preset_what_checks_it() -> None:
     table = page.partition("| preset | checked by |")[2].partition("\n\n")[0]
     named = [name for row in table.splitlines() for name in re.findall(r"`([a-z0-9-]+)`", row.partition(" | ")[0])]
     assert sorted(named) == sorted(PRESETS)
-    for name in (*VERIFYING, "discord", "sendgrid"):
+    for name in {*VERIFYING, "discord", "sendgrid"} - {"gitlab"}:
         assert re.search(rf"`{name}`.* on PyPI", table), name

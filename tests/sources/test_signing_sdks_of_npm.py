@@ -73,7 +73,7 @@ def test_the_libraries_accept_what_is_signed_here_and_nothing_else(libraries: Li
     assert [bool(answer) for answer in answers] == [True, False] * len(VERIFYING), answers
 
 
-def test_what_the_libraries_sign_is_let_in(libraries: Libraries) -> None:
+def test_a_request_that_a_library_signs_is_let_in(libraries: Libraries) -> None:
     asked = [
         {"name": name, "sign": True, "secret": "secret", "body": body} for name in SIGNING for body in BODIES if body
     ]

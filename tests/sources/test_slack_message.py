@@ -8,11 +8,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from inbox.config.routing import enrol
 from inbox.config.sources import NoAuth, Source
-from inbox.errors import InvalidEvent, RequestError, Unreadable, UnsupportedType
+from inbox.errors import InvalidEvent, RequestError, Unreadable
 from inbox.events.event import Identity, RawRequest, dedup_key
-from inbox.loader.load import parse_config
 from inbox.sources import preset_of
 from inbox.sources.presets import slack_message
 from tests.helpers.mistakes import mistake
@@ -56,35 +54,24 @@ def test_the_pattern_finds_the_entity_in_the_text() -> None:
     assert identity.occurred_ns == int(NOW.timestamp()) * 1_000_000_000
 
 
+TOLD = {"text": "user 42 was updated"}
+
+
 @pytest.mark.parametrize(
     "message",
     [
-        {"attachments": [{"text": "user 42 was updated"}]},
-        {"text": "News", "attachments": [{"color": "good"}, {"fallback": "user 42 was updated"}]},
-        {"attachments": [{"fields": [{"title": "What", "value": "user 42 was updated", "short": True}]}]},
-        {"blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "user 42 was updated"}}]},
-        {"blocks": [{"type": "section", "fields": [{"type": "plain_text", "text": "user 42 was updated"}]}]},
-        {"blocks": [{"type": "context", "elements": [{"type": "mrkdwn", "text": "user 42 was updated"}]}]},
-        {
-            "text": None,
-            "blocks": [
-                {
-                    "type": "rich_text",
-                    "elements": [
-                        {"type": "rich_text_section", "elements": [{"type": "text", "text": "user 42 was updated"}]}
-                    ],
-                }
-            ],
-        },
-        {"attachments": [{"blocks": [{"type": "header", "text": {"text": "user 42 was updated"}}]}]},
+        {"attachments": [TOLD]},
+        {"text": "News", "attachments": [{"color": "good"}, {"fallback": TOLD["text"]}]},
+        {"attachments": [{"fields": [{"title": "What", "value": TOLD["text"], "short": True}]}]},
+        {"blocks": [{"type": "section", "text": TOLD}]},
+        {"blocks": [{"type": "section", "fields": [TOLD]}]},
+        {"text": None, "blocks": [{"type": "rich_text", "elements": [{"type": "section", "elements": [TOLD]}]}]},
+        {"attachments": [{"blocks": [{"type": "header", "text": TOLD}]}]},
+        {"attachments": [{"text": "user 2 was created"}], **TOLD},
     ],
 )
-def test_it_is_found_wherever_a_message_has_text(message: object) -> None:
+def test_it_is_found_wherever_a_message_has_text_and_in_its_own_first(message: object) -> None:
     assert named(message) == ("user", "42", "updated")
-
-
-def test_the_messages_own_text_is_searched_first() -> None:
-    assert named({"attachments": [{"text": "user 2 was updated"}], "text": "user 1 was created"})[1] == "1"
 
 
 def test_text_is_searched_as_a_reader_sees_it() -> None:
@@ -106,29 +93,10 @@ def test_text_is_searched_as_a_reader_sees_it() -> None:
         (None, None, (None, None, "message")),
     ],
 )
-def test_what_the_groups_do_not_tell_is_configured_or_not_known(
+def test_an_entity_that_the_groups_do_not_tell_is_configured_or_not_known(
     pattern: str | None, entity_type: str | None, expected: tuple[str | None, str | None, str]
 ) -> None:
     assert named({"text": "The user 42 was updated"}, a_source(pattern, entity_type)) == expected
-
-
-def test_a_message_without_a_match_is_an_event_without_an_entity_in_a_lane_of_its_own() -> None:
-    identity = read({"text": "Lunch?"})
-    assert (identity.entity_type, identity.entity_id, identity.event_type) == (None, None, "message")
-    assert identity.action == "other"
-    config = parse_config("""
-        [sources.chat]
-        preset = "slack-message"
-        auth = { kind = "none" }
-        [destinations.d]
-        kind = "python"
-        function = "json:dumps"
-        [routes.r]
-        source = "chat"
-        destination = "d"
-    """)
-    (enrolment,) = enrol(identity, "key", config.routes.values())
-    assert enrolment.lane == "|key"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +108,7 @@ def test_a_message_without_a_match_is_an_event_without_an_entity_in_a_lane_of_it
         (r"(?P<type>user) (?P<id>.+)", "user 4\x002"),
     ],
 )
-def test_what_can_not_be_stored_is_no_entity_and_the_message_is_kept(pattern: str, text: str) -> None:
+def test_an_id_that_can_not_be_stored_is_no_entity_and_the_message_is_kept(pattern: str, text: str) -> None:
     assert named({"text": text}, a_source(pattern)) == (None, None, "message")
 
 
@@ -162,11 +130,8 @@ def test_no_more_than_256_kib_are_searched() -> None:
 @pytest.mark.parametrize(
     ("pattern", "end"),
     [
-        (r"(?P<id>(a+)+)$", "!"),
         (r"(?P<id>(a|aa)+)$", "!"),
-        (r"(?P<id>\w+)@", ""),
         (r"(?P<id>(\w+)*)@", ""),
-        (r"(?P<id>(\w+)*)@", "@"),
         (r"(?P<id>a*a*a*a*a*)b", "b"),
     ],
 )
@@ -205,6 +170,7 @@ def test_a_form_is_read_as_its_payload() -> None:
         (b"payload=%ff", Unreadable),
         (b"payload=\xff", Unreadable),
         (b"&a=" * 101, Unreadable),
+        (b"payload=1", InvalidEvent),
         (b"payload=[]", InvalidEvent),
         (b"payload={}", InvalidEvent),
     ],
@@ -212,17 +178,6 @@ def test_a_form_is_read_as_its_payload() -> None:
 def test_a_form_without_one_good_payload_is_refused(body: bytes, error: type[RequestError]) -> None:
     with pytest.raises(error):
         read_raw(RawRequest("chat", FORM, body, NOW))
-
-
-@pytest.mark.parametrize("message", [None, 1, "x", [], {}, {"channel": "#general"}])
-def test_what_is_no_message_is_refused(message: object) -> None:
-    with pytest.raises(InvalidEvent):
-        read(message)
-
-
-def test_other_types_are_not_taken() -> None:
-    with pytest.raises(UnsupportedType, match=r"application/json or application/x-www-form-urlencoded"):
-        slack_message.PRESET.check_type(RawRequest("chat", {"content-type": "text/plain"}, b"{}", NOW))
 
 
 # --- what makes two requests the same event
@@ -242,46 +197,30 @@ def test_the_same_words_more_than_five_minutes_apart_are_never_taken_for_a_repea
     assert all(key_at(start) != key_at(start + 300) for start in range(0, 300, 7))
 
 
-def test_the_key_begins_with_the_five_minutes_so_that_the_index_grows_at_its_edge() -> None:
-    assert key_at(0).startswith("2026-01-01T12:00:00.000000000Z|")
-
-
 @pytest.mark.parametrize("header", ["idempotency_key", "webhook_id"])
 def test_a_sender_that_says_what_is_a_repeat_is_believed(header: str) -> None:
     assert key_at(0, **{header: "k1"}) == key_at(3600, "in other words", **{header: "k1"})
     assert key_at(0, **{header: "k1"}) != key_at(0, **{header: "k2"})
 
 
-def test_a_source_can_choose_fields_of_the_payload_as_the_key() -> None:
-    assert dedup_key(read({"text": "x", "run": 7}, dedup=["run"])) == "7"
-    with pytest.raises(InvalidEvent, match="run is missing"):
-        read({"text": "x"}, dedup=["run"])
-
-
 # --- what the file may say
 
 
-NOT_OF_RE2 = "pattern: is not a regular expression of RE2, which has no look-around and no back-references"
-
-
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "key"),
     [
-        ({"pattern": "(?P<id>"}, "pattern: is not a regular expression of RE2, "),
-        ({"pattern": r"(?<=user )(?P<id>\d+)"}, f"{NOT_OF_RE2}: invalid perl operator: (?<="),
-        ({"pattern": r"(?P<id>\d+)(?! more)"}, f"{NOT_OF_RE2}: invalid perl operator: (?!"),
-        ({"pattern": r"(?P<id>\d)\1"}, rf"{NOT_OF_RE2}: invalid escape sequence: \1"),
-        ({"pattern": r"(?P<type>\w)(?P<id>\d)(?P=id)"}, f"{NOT_OF_RE2}: invalid perl operator: (?P"),
-        ({"pattern": r"user (?P<id>\d+)|(?P<id>\d+) user", "entity_type": "USER"}, "pattern: has a group twice; write"),
-        ({"pattern": r"user \d+"}, "pattern: needs a group (?P<id>…) that finds the entity's id"),
-        ({"pattern": r"(?P<id>\d+)"}, "pattern: needs a group (?P<type>…), or an entity_type beside it"),
-        ({"pattern": r"(?P<id>\d+)(?P<kind>x)"}, "pattern: has a group 'kind'; those that are read are id, type"),
-        ({"entity_type": "USER"}, "pattern: is missing, and entity_type is of no use without it"),
-        ({"preset": "trivore", "pattern": "(?P<id>x)"}, "pattern: is for preset = 'slack-message' only; remove it"),
-        ({"preset": "trivore", "entity_type": "USER"}, "entity_type: is for preset = 'slack-message' only; remove it"),
+        *(({"pattern": pattern, "entity_type": "X"}, "pattern") for pattern in ("(?P<id>", r"(?<=user )(?P<id>\d+)")),
+        ({"pattern": r"(?P<type>\w)(?P<id>\d)(?P=id)"}, "pattern"),
+        ({"pattern": r"user (?P<id>\d+)|(?P<id>\d+) user", "entity_type": "USER"}, "pattern"),
+        ({"pattern": r"user \d+", "entity_type": "USER"}, "pattern"),
+        ({"pattern": r"(?P<id>\d+)"}, "pattern"),
+        ({"pattern": r"(?P<id>\d+)(?P<kind>x)", "entity_type": "USER"}, "pattern"),
+        ({"entity_type": "USER"}, "pattern"),
+        ({"preset": "trivore", "pattern": "(?P<id>x)"}, "pattern"),
+        ({"preset": "trivore", "entity_type": "USER"}, "entity_type"),
     ],
 )
-def test_a_bad_pattern_is_a_mistake_in_the_file(keys: dict[str, str], told: str) -> None:
+def test_a_bad_pattern_is_a_mistake_in_the_file(keys: dict[str, str], key: str) -> None:
     table = {"preset": "slack-message", **keys}
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in table.items())
-    assert f"[sources.chat] {told}" in mistake(f'[sources.chat]\nauth = {{ kind = "none" }}\n{lines}\n')
+    assert f"[sources.chat] {key}: " in mistake(f'[sources.chat]\nauth = {{ kind = "none" }}\n{lines}\n')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine
 
+from inbox.db import engine as engines
 from relay.store.database import Database
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, FakeClock, Steps
 from tests.helpers.storing import an_event
@@ -60,3 +61,9 @@ def lived_in(steps: Steps) -> Steps:
 @pytest.fixture
 def plant(engine: Engine) -> Planter:
     return Planter(engine)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for locks for 0.4 s, and not for 2: for tests in which somebody keeps one."""
+    monkeypatch.setitem(engines.PINNED, "lock_timeout", "400ms")

@@ -150,14 +150,6 @@ def test_an_old_event_that_is_open_again_far_behind_is_seen_within_a_minute_and_
     assert listed(steps) == [("backlog_old", "strict", True)]
 
 
-def test_dead_letters_are_no_backlog(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(HOPELESS)
-    steps.advance(10_000)
-    Watch().look(work_of(steps.database, config=WATCHED))
-    assert ("backlog_old", "strict", True) not in listed(steps)
-
-
 def test_a_source_is_silent_when_nothing_arrives_and_heard_again_when_something_does(
     steps: Steps, clock: FakeClock
 ) -> None:
@@ -184,17 +176,6 @@ def test_a_source_that_was_never_heard_is_silent_from_the_first_look_on(steps: S
     assert listed(steps) == [("source_silent", "trivore", True)]
 
 
-def test_an_old_event_that_is_readmitted_makes_no_source_silent(steps: Steps, clock: FakeClock) -> None:
-    watch = Watch()
-    steps.advance(3500)
-    steps.receive(msgspec.structs.replace(an_event(1), received_at=clock.moment))
-    watch.look(work_of(steps.database, config=WATCHED))
-    steps.receive(an_event(2))
-    steps.advance(200)
-    watch.look(work_of(steps.database, config=WATCHED))
-    assert listed(steps) == []
-
-
 def test_a_step_recovers_when_it_works_again_while_others_of_its_relay_still_fail(steps: Steps) -> None:
     start_node(work_of(steps.database, node="r1"), "host", 1, "0")
     names = ("claim", "reap", "renew")
@@ -205,13 +186,6 @@ def test_a_step_recovers_when_it_works_again_while_others_of_its_relay_still_fai
     heartbeat(steps.database, "r1", dict.fromkeys(("claim", "renew"), "it fails"))
     Watch().look(work_of(steps.database, config=CONFIG))
     assert listed(steps)[3:] == [("step_failed", "reap", False)]
-
-
-def test_what_is_no_change_is_not_noted(steps: Steps) -> None:
-    recovered = msgspec.structs.replace(A, firing=False)
-    for noted in (recovered, A, A, recovered, recovered):
-        note(steps, noted)
-    assert [firing for _, _, firing in listed(steps)] == [True, False]
 
 
 def test_each_alert_is_told_by_one_relay_in_their_order(steps: Steps) -> None:
@@ -237,19 +211,6 @@ def test_an_alert_is_posted_by_one_relay_and_again_after_a_minute_when_that_fail
     assert steps.rows("SELECT error FROM alert WHERE sent_at IS NOT NULL") == [{"error": None}] * 2
 
 
-def test_alerts_that_can_never_be_posted_hold_no_newer_one_up(steps: Steps) -> None:
-    """As many as a minute has time for: each is due again before the newer one has its turn."""
-    note(steps, A, B)
-    for _ in range(3):
-        for _ in range(2):
-            (tried,) = alerts.take_unsent(steps.work)
-            alerts.posted(steps.database, tried.id, "no answer")
-        steps.advance(60)
-    note(steps, Alert("endpoint_retired", "destination c", firing=True))
-    assert [posted.alert.subject for posted in alerts.take_unsent(steps.work)] == ["destination c"]
-    assert [posted.alert.subject for posted in alerts.take_unsent(steps.work)] == ["destination a"]
-
-
 def test_the_end_of_a_condition_is_posted_after_its_begin_also_where_that_had_to_be_tried_twice(steps: Steps) -> None:
     note(steps, A)
     (begin,) = alerts.take_unsent(steps.work)
@@ -262,12 +223,6 @@ def test_the_end_of_a_condition_is_posted_after_its_begin_also_where_that_had_to
         (taken,) = [each for each in alerts.take_unsent(steps.work) if each.alert.subject == A.subject]
         assert taken.alert.firing is firing
         alerts.posted(steps.database, taken.id)
-
-
-def test_one_that_could_not_be_posted_for_a_day_is_left(steps: Steps) -> None:
-    note(steps, A)
-    steps.advance(86_401)
-    assert alerts.take_unsent(steps.work) == []
 
 
 def test_one_that_cannot_be_posted_is_not_tried_again_and_says_why(steps: Steps) -> None:

@@ -1,24 +1,44 @@
-"""The append-only tables stay append-only, whoever asks; what retention and erasure need is let through."""
+"""Constraints and triggers of the database itself; the append-only tables stay append-only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import product
 from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Delete, Engine, Executable, Update, delete, insert, select, text, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    Delete,
+    Engine,
+    Executable,
+    Insert,
+    Update,
+    delete,
+    insert,
+    inspect,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from inbox.clock import SystemClock
+from inbox.db.columns import UtcDateTime
 from inbox.db.dialect import POSTGRES
-from inbox.db.schema import delivery_log, inbox, inbox_payload, open_delivery
+from inbox.db.schema import delivery_log, gate, inbox, inbox_payload, metadata, open_delivery, order_lock, write_probe
 from inbox.events.states import OPEN_STATES, RETENTION_FLOOR_DAYS
-from relay.delivery.lifecycle import SCHEDULING, Step
+from relay.delivery.lifecycle import HEADS, SCHEDULING, Step
+from relay.delivery.outcome import Fact
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.relaying import Steps
 from tests.helpers.storing import START, an_event
+
+# --- The append-only tables stay append-only, whoever asks; what retention and erasure need is let through
+
 
 OTHER: dict[str, Any] = {
     "seq": 99,
@@ -156,12 +176,6 @@ def test_an_old_event_can_not_be_deleted_while_something_of_it_is_open(old: Engi
         refused(old, delete(inbox))
 
 
-def test_one_open_route_keeps_an_event(engine: Engine, steps: Steps) -> None:
-    steps.receive(an_event(1, routes=["strict", "latest"]))
-    run(engine, delete(open_delivery).where(open_delivery.c.route == "strict"))
-    refused(engine, delete(inbox))
-
-
 def test_deleting_everything_stops_at_the_first_event_that_has_to_stay(old: Engine, steps: Steps) -> None:
     steps.receive(msgspec.structs.replace(an_event(2), received_at=SystemClock().now()))
     end(old)
@@ -212,8 +226,181 @@ def test_on_postgres_they_can_not_be_truncated(engine: Engine) -> None:
         refused(engine, text(f"TRUNCATE {tables}"))
 
 
-def test_a_refusal_counts_as_an_error_of_the_data(old: Engine) -> None:
-    with pytest.raises(DBAPIError) as error:
-        run(old, delete(inbox))
-    if old.dialect.name == POSTGRES:
-        assert getattr(error.value.orig, "sqlstate", None) == "23001"  # restrict_violation
+# --- Constraints that the database itself enforces, so that no bug of the relay can get past them
+
+
+SCHEDULED_BY_STATE: dict[str, dict[str, Any]] = {
+    "ready": {"due_at": START},
+    "in_flight": {"lease_until": START, "lease_token": 1, "relay_node": "r1"},
+}
+
+
+A_FACT = {"at": START, "seq": 1, "route": "r", "state": "ended", "attempt": 0, "detail": {}}
+
+
+def open_row(engine: Engine, state: str, **values: object) -> None:
+    row = {
+        "seq": 1,
+        "route": "r",
+        "lane": "USER|u1",
+        "occurred_at": START,
+        "state": state,
+        **SCHEDULED_BY_STATE.get(state, {}),
+    }
+    with engine.begin() as connection:
+        connection.execute(insert(open_delivery).values({**row, **values}))
+
+
+def rejected(engine: Engine, state: str, **values: object) -> None:
+    with pytest.raises(IntegrityError):  # noqa: PT012  # so that a failure names the row
+        open_row(engine, state, **values)
+        pytest.fail(f"let in: {state} with {values}")
+
+
+def test_the_schema_takes_every_kind_of_fact(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for fact in Fact.__subclasses__():
+            kind = str(fact.__struct_config__.tag)
+            connection.execute(insert(delivery_log).values({**A_FACT, "kind": kind}))
+            assert kind in set(Step)
+
+
+def test_every_state_can_be_stored(engine: Engine) -> None:
+    for state in OPEN_STATES:
+        open_row(engine, state, lane=state, route=state)
+
+
+def test_a_lane_has_one_head_at_most(engine: Engine) -> None:
+    for number, (first, second) in enumerate(product(sorted(HEADS), repeat=2)):
+        lane = f"lane {number}"
+        open_row(engine, first, seq=2 * number, lane=lane)
+        rejected(engine, second, seq=2 * number + 1, lane=lane)
+
+        open_row(engine, "waiting", seq=2 * number + 1, lane=lane)
+        with pytest.raises(IntegrityError), engine.begin() as connection:
+            connection.execute(
+                update(open_delivery)
+                .where(open_delivery.c.seq == 2 * number + 1)
+                .values({"state": second.value, **SCHEDULED_BY_STATE.get(second, {})})
+            )
+
+
+def test_an_event_has_one_delivery_on_a_route(engine: Engine) -> None:
+    open_row(engine, "dead")
+    rejected(engine, "received")
+
+
+def test_a_delivery_has_a_due_time_exactly_when_it_is_ready(engine: Engine) -> None:
+    rejected(engine, "ready", due_at=None)
+    for state in set(OPEN_STATES) - {"ready"}:
+        rejected(engine, state, due_at=START)
+
+
+def test_a_delivery_has_a_lease_exactly_when_it_is_in_flight(engine: Engine) -> None:
+    for missing in ("lease_until", "lease_token", "relay_node"):
+        rejected(engine, "in_flight", **{missing: None})
+    for state in set(OPEN_STATES) - {"in_flight"}:
+        rejected(engine, state, **SCHEDULED_BY_STATE["in_flight"])
+
+
+AN_EVENT = {
+    "source": "s",
+    "dedup_key": "k",
+    "event_type": "X",
+    "action": "explode",
+    "content_type": "application/json",
+    "occurred_at": START,
+    "received_at": START,
+    "routes": [],
+    "body_bytes": 0,
+    "body_sha256": b"",
+}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param(insert(delivery_log).values({**A_FACT, "kind": "lost"}), id="an unknown kind of fact"),
+        pytest.param(
+            insert(delivery_log).values({**A_FACT, "kind": "dead", "state": "in_flight"}), id="a fact that claims"
+        ),
+        pytest.param(insert(inbox).values(AN_EVENT), id="an unknown action"),
+        pytest.param(insert(order_lock).values(id=2), id="a second order lock"),
+        pytest.param(insert(write_probe).values(id=2, probed_at=START), id="a second probe"),
+    ],
+)
+def test_what_may_not_be_there_is_refused(engine: Engine, statement: Insert) -> None:
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        connection.execute(statement)
+
+
+UNREADABLE = {
+    "postgresql": ("infinity", "-infinity", "0044-03-15 12:00:00 BC", "10000-01-01 00:00:00Z"),
+    "sqlite": (
+        "soon",
+        "5",
+        "",
+        "2026-02-30 00:00:00.000000Z",
+        "2026-13-01 00:00:00.000000Z",
+        "0000-01-01 00:00:00Z",
+        "now",
+    ),
+}
+"""Times that a hand can write there, and no datetime can be."""
+
+FIRST, LAST = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
+
+
+def refuses(engine: Engine, statement: str, value: str) -> bool:
+    kind = "CAST(:value AS {})" if engine.dialect.name == "postgresql" else ":value"
+    try:
+        with engine.begin() as connection:
+            connection.execute(text(statement.replace(":value", kind.format("timestamptz"))), {"value": value})
+    except DBAPIError:
+        return True
+    return False
+
+
+def test_a_time_that_could_not_be_read_is_refused(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(insert(gate).values(kind="route", name="r"))
+    statement = "UPDATE gate SET rate_used_until = :value"
+    assert [time for time in UNREADABLE[engine.dialect.name] if not refuses(engine, statement, time)] == []
+    assert [time for time in (FIRST, LAST, "2026-01-01") if refuses(engine, statement, time)] == []
+
+
+def test_every_time_and_every_json_is_checked(engine: Engine) -> None:
+    with engine.connect() as connection:
+        checked = {
+            check["name"] for table in metadata.tables for check in inspect(connection).get_check_constraints(table)
+        }
+    columns = [
+        f"ck_{table.name}_{column.name}_is_readable"
+        for table in metadata.sorted_tables
+        for column in table.columns
+        if isinstance(column.type, (UtcDateTime, JSON, ARRAY))
+    ]
+    assert len(columns) > 25
+    assert [name for name in columns if name not in checked] == []
+
+
+NODE = """INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, failing)
+VALUES ('n', 'h', 1, '1', '2026-01-01 00:00:00.000000Z', '2026-01-01 00:00:00.000000Z', '{}')"""
+EVENT = """
+INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type, body_bytes, body_sha256)
+VALUES ('s', 'k', 'e', 'other', '2026-01-01 00:00:00.000000Z', '2026-01-01 00:00:00.000000Z', '{}', 'x', 0, '')"""
+PAYLOAD = "INSERT INTO inbox_payload (seq, headers, body) VALUES (1, '{}', '')"
+
+
+def test_json_that_can_not_be_read_is_not_written(engine: Engine) -> None:
+    none = "{}" if engine.dialect.name == POSTGRES else "[]"  # on Postgres an array
+    statements = [NODE.format(failing) for failing in ("5", "null", "[1]", '"claim"', "nonsense")]
+    statements += [EVENT.format(routes) for routes in ("{NULL}", "audit", "5")]
+    statements += [PAYLOAD.format(headers) for headers in ("{", "[]")]
+    for statement in statements:
+        with pytest.raises(DBAPIError), engine.begin() as connection:  # noqa: PT012  # so that a failure names the statement
+            connection.exec_driver_sql(statement)
+            pytest.fail(f"let in: {statement}")
+    with engine.begin() as connection:
+        for statement in (NODE.format("{}"), EVENT.format(none), PAYLOAD.format("{}")):
+            connection.exec_driver_sql(statement)

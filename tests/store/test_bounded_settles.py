@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.order_lock import CASES, World, record_before_many
 from relay.delivery.outcome import Delivered, Failed
 from relay.store.leases import reap
 from relay.store.sequence import BATCH, sequence
@@ -11,6 +12,9 @@ from tests.helpers.relaying import DONE, POLICIES, Steps, record, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.transactions import Transactions
 from tests.store.verifying import differences
+
+# --- No transaction under the order lock grows with what is open: the next settle of the lane does what one may not do
+
 
 NOW_LATEST = {**POLICIES, "strict": POLICIES["latest"]}
 """Once `ordering` of the route "strict" has been changed to "latest"."""
@@ -139,3 +143,37 @@ def test_a_success_ends_so_many_dead_and_the_next_success_of_the_lane_the_rest(
     assert transactions.largest[1] <= MOST + 1
     assert steps.rows("SELECT count(*) AS healed FROM delivery_log WHERE kind = 'superseded'") == [{"healed": 90}]
     assert differences(steps.database) == []
+
+
+# --- Transactions under the order lock do no more work when more is open: counts the cases of `benchmarks.order_lock`
+
+
+FEW, MANY = 1500, 3000
+
+
+def largest(database_url: str, monkeypatch: pytest.MonkeyPatch, case: str, number: int) -> tuple[int, int]:
+    """The most rows that one transaction reads, and the most facts that one writes, with so many open."""
+    with monkeypatch.context() as patched:
+        world, transactions = World(database_url), Transactions(patched)
+        world.empty()
+        transactions.forget()
+        CASES[case](world, number)
+        world.engine.dispose()
+    return transactions.largest
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_transaction_reads_or_writes_more_when_more_is_open(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    few = largest(sqlite_database_url, monkeypatch, case, FEW)
+    many = largest(sqlite_database_url, monkeypatch, case, MANY)
+    assert all(of_many <= of_few + 10 for of_few, of_many in zip(few, many, strict=True)), (few, many)
+
+
+def test_one_that_folds_all_at_once_is_noticed(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.store.sequence.MOST_FOLDED", 1_000_000)
+    name = next(name for name, case in CASES.items() if case is record_before_many)
+    few, many = (largest(sqlite_database_url, monkeypatch, name, number) for number in (FEW, MANY))
+    assert many[0] > few[0] + 10
+    assert many[1] > few[1] + 10

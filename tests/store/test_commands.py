@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
+from inbox.db import intake
 from inbox.db.dialect import as_json
+from inbox.db.intake import Rejected
+from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.commands import says_why
+from inbox.events.event import Event
 from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate
 from relay.delivery.lifecycle import OpenDelivery
 from relay.operations.asks import Selection
 from relay.store import gates, reopen
 from relay.store.deliveries import Key
-from relay.store.operator import changes, commands, execution, tasks
+from relay.store.operator import changes, commands, execution, plan, tasks
+from relay.store.operator.commands import Command
 from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
 from relay.store.transaction import Transaction
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
-from tests.helpers.storing import an_event, drop_checks
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps
+from tests.helpers.storing import START, an_event, drop_checks
+from tests.helpers.webhooks import body
 
+pytestmark = pytest.mark.usefixtures("impatient")
 
-def fill_with_dead(steps: Steps, number: int) -> None:
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, number + 1)))
-    steps.record_all(steps.claim_due(number), HOPELESS)
+# --- Commands: what an operator asks for by SQL or the command line, batch by batch, by whichever process gets to it
 
 
 def by_sql(steps: Steps, kind: str, selection: object) -> int:
@@ -76,20 +79,13 @@ def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> 
 
 
 REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object], str]] = [
-    ("replay", {"since": "0001-01-01T00:00:00+14:00"}, "since the year 1?"),
     ("replay", {"since": "9999-12-31T23:59:59Z"}, "since the year 9999?"),
     ("replay", {"backfill": True, "route": "strikt"}, "a backfill of which route?"),
     ("replay", {"backfill": True, "route": "strict", "cause": "mapping"}, "leave those out"),
     ("replay", {"state": "delivered", "route": "strict"}, "ended deliveries are replayed of named events"),
     ("cancel", {"state": "ready", "status": 503}, "a delivery that is ready has no failure"),
-    ("cancel", {"rout": "strict"}, "a cancel has no key 'rout' in its selection; did you mean 'route'?"),
-    ("unblock", {}, "an unblock without a condition is about everything that it could change"),
-    ("sweep", {}, "source is missing"),
-    ("replay", {"seq": "5"}, "seq: expected a whole number, got text"),
-    ("pause", {"source": "trivore", "entity_id": "u1"}, "an entity is named by its source, its type and its id"),
     ("pause", {"destination": "crm"}, "there is no destination 'crm'"),
     ("replay", {"route": "strikt"}, "there is no route 'strikt'; did you mean 'strict'?"),
-    ("cancel", {"source": "trivor"}, "there is no source 'trivor'; did you mean 'trivore'?"),
 ]
 
 
@@ -126,13 +122,6 @@ def test_a_letter_or_a_digit_of_any_script_is_a_reason(steps: Steps, reason: str
     steps.do(f"INSERT INTO relay_command (kind, reason) VALUES ('prune', '{reason}')")
 
 
-def test_a_reason_that_would_fill_the_log_is_refused(steps: Steps) -> None:
-    ask = "INSERT INTO relay_command (kind, reason) VALUES ('prune', '{}')"
-    with pytest.raises(IntegrityError, match="reason_length"):
-        steps.do(ask.format("x" * 2001))
-    steps.do(ask.format("x" * 2000))
-
-
 def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(steps: Steps) -> None:
     """As an operator may, who has the right to set the state alone."""
     fill_with_dead(steps, 1)
@@ -147,13 +136,6 @@ def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(s
     assert work(steps) == 1
 
 
-def test_a_command_that_matches_nothing_says_so(steps: Steps) -> None:
-    fill_with_dead(steps, 1)
-    number = by_sql(steps, "cancel", {"route": "latest"})
-    work_all(steps)
-    assert the(steps, number) == ("done", 0, "nothing to cancel")
-
-
 def test_a_command_about_an_event_that_does_not_exist_says_so_dry_or_not(steps: Steps) -> None:
     fill_with_dead(steps, 1)
     for selection in ({"seq": 999}, {"seqs": [999]}):
@@ -163,14 +145,6 @@ def test_a_command_about_an_event_that_does_not_exist_says_so_dry_or_not(steps: 
     number = commands.ask(steps.database, "replay", {"seq": 999}, who="kim", why="mended", dry_run=True)
     work_all(steps)
     assert the(steps, number) == ("done", 0, "dry run: nothing to replay; there is no event 999")
-
-
-def test_a_removed_route_can_still_be_named(steps: Steps) -> None:
-    fill_with_dead(steps, 1)
-    steps.do("UPDATE open_delivery SET route = 'removed'")
-    number = by_sql(steps, "cancel", {"route": "removed"})
-    work_all(steps)
-    assert the(steps, number)[0] == "done"
 
 
 def test_a_pause_and_a_sweep_have_no_dry_run(steps: Steps) -> None:
@@ -249,12 +223,6 @@ def test_a_person_cancels_an_open_command_by_sql(steps: Steps) -> None:
     steps.do("DELETE FROM relay_command")
 
 
-def test_a_command_that_has_ended_elsewhere_is_taken_as_it_is(steps: Steps) -> None:
-    """As a copy of the table does."""
-    steps.do("INSERT INTO relay_command (kind, reason, state) VALUES ('replay', 'of a year ago', 'done')")
-    assert not commands.any_open(steps.database)
-
-
 def test_names_that_only_the_configuration_knows_are_refused_by_a_relay(steps: Steps) -> None:
     fill_with_dead(steps, 1)
     numbers = [by_sql(steps, kind, selection) for kind, selection, _ in REFUSED_BY_A_RELAY]
@@ -282,26 +250,6 @@ def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: St
     assert {the(steps, number)[0] for number in bad} <= {"failed", "refused"}
     assert {the(steps, number)[0] for number in worse} <= {"failed", "refused", "done"}
     assert the(steps, good) == ("done", 1, "1 delivery replayed")
-
-
-def test_a_selection_with_a_nul_is_refused_by_postgres_and_ends_alone_on_sqlite(steps: Steps) -> None:
-    fill_with_dead(steps, 1)
-    for selection in ({"route": "\x00"}, {"source": "trivore\x00"}):
-        if steps.database.sql.is_postgres:
-            with pytest.raises(DataError):
-                by_sql(steps, "pause", selection)
-        else:
-            bad = by_sql(steps, "pause", selection)
-            assert work(steps) == 0
-            assert the(steps, bad)[0] == "refused"
-
-
-def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
-    without_constraint(steps)
-    number = by_sql(steps, "of_tomorrow", {})
-    assert not commands.any_open(steps.database)
-    assert work(steps) == 0
-    assert the(steps, number)[0] == "asked"
 
 
 def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:
@@ -365,20 +313,6 @@ def test_what_was_removed_from_the_configuration_while_it_was_closed_can_be_resu
     work(steps)
     assert gates.held_back(steps.database) == []
     assert [the(steps, number)[0] for number in asked] == ["refused", "done", "refused"]
-
-
-@ON_POSTGRES
-@pytest.mark.parametrize("kind", ["pause", "resume"])
-def test_a_pause_and_a_resume_wait_for_no_route_that_somebody_keeps_locked(steps: Steps, kind: str) -> None:
-    steps.arrive(an_event(1))
-    gate = {"route": "strict"}
-    if kind == "resume":
-        by_sql(steps, "pause", gate)
-        work(steps)
-    number = by_sql(steps, kind, gate)
-    with locking(steps, ["strict"]):
-        work(steps)
-        assert the(steps, number)[0] == "done"
 
 
 @pytest.fixture
@@ -462,33 +396,6 @@ def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) ->
     assert the(steps, number) == ("done", 25, "25 deliveries cancelled")
 
 
-def test_all_of_an_event_is_in_one_batch(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "BATCH", 2)
-    routes = ["strict", "blocking", "latest"]
-    steps.arrive(*(an_event(n, f"u{n}", routes=routes) for n in (1, 2)))
-    number = commands.ask(steps.database, "cancel", Selection(source="trivore"), who="kim", why="no")
-    assert [work(steps) for _ in range(3)] == [3, 3, 0]
-    assert the(steps, number)[1] == 6
-
-
-def test_what_a_plan_shows_is_a_sample_a_count_and_what_is_left_out(steps: Steps) -> None:
-    steps.arrive(*(an_event(n) for n in range(1, 9)))
-    for _ in range(7):
-        steps.attempt(HOPELESS)
-    steps.attempt(DONE)
-    planned = preview(steps.database, Choice("replay", Selection(everything=True), CONFIG), Bound(listed=5))
-    assert (planned.count, len(planned.deliveries), planned.left_out) == (0, 0, {"overtaken": 7})
-    forced = preview(steps.database, Choice("replay", Selection(force=True), CONFIG), Bound(listed=5))
-    assert (forced.count, len(forced.deliveries), forced.left_out) == (7, 5, {})
-
-
-def test_a_pause_by_the_command_line_is_a_command_too(steps: Steps) -> None:
-    number = commands.ask(steps.database, "pause", Gate(route="strict"), who="kim", why="maintenance")
-    execution.work_on(steps.work, number)
-    (row,) = steps.rows("SELECT kind, reason, asked_by, state FROM relay_command")
-    assert row == {"kind": "pause", "reason": "maintenance", "asked_by": "kim", "state": "done"}
-
-
 def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process_dies_between_the_parts(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -512,45 +419,6 @@ def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process
     assert row == {"affected": 7, "failed": 1, "progress_seq": 8, "state": "done"}
 
 
-def test_a_row_that_is_locked_while_a_batch_is_taken_apart_is_done_later(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On SQLite nobody can lock a row."""
-    if not steps.database.sql.is_postgres:
-        return
-    fill_with_dead(steps, 6)
-    number = commands.ask(steps.database, "replay", Selection(everything=True), who="kim", why="mended")
-    with steps.database.engine.connect() as person, monkeypatch.context() as patch:
-        stand_still(person)
-        locking = Locking(person, seq=3, bad=5)
-        patch.setattr(tasks, "change", locking)
-        with pytest.raises(OperationalError, match="lock timeout"):
-            execution.work_on(steps.work, number)
-        assert [state for _, _, state in steps.states()] == ["ready"] * 2 + ["dead"] * 4
-        person.rollback()
-    while work(steps):
-        pass
-    assert [state for _, _, state in steps.states()] == ["ready"] * 6
-    assert the(steps, number) == ("done", 6, "6 deliveries replayed")
-
-
-class Locking:
-    """In place of what changes deliveries: a batch fails once for a bad delivery, and then a person locks another one."""
-
-    def __init__(self, person: Connection, seq: int, bad: int) -> None:
-        self._change = changes.change
-        self._person, self._seq, self._bad = person, seq, bad
-        self._has_failed = False
-
-    def __call__(self, transaction: Transaction, *more: Any, **named: Any) -> int:  # noqa: ANN401  # passed through
-        if not self._has_failed:
-            self._has_failed = True
-            self._person.execute(text(f"SELECT 1 FROM open_delivery WHERE seq = {self._seq} FOR UPDATE"))
-            raise ValueError(f"of {self._bad}")
-        transaction.connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
-        return self._change(transaction, *more, **named)
-
-
 class Dying:
     """In place of what changes deliveries: the process dies the time that is told."""
 
@@ -563,3 +431,254 @@ class Dying:
         if self._left == 0:
             raise KeyboardInterrupt
         return self._change(*arguments, **named)
+
+
+# --- Commands keep each other, and themselves, from no work that can be done. Dry runs say what would be done
+
+
+def fill_with_dead(steps: Steps, number: int, route: str = "strict", first: int = 1) -> None:
+    steps.arrive(*(an_event(n, f"u{n}", routes=[route]) for n in range(first, first + number)))
+    steps.record_all(steps.claim_due(number, route), HOPELESS)
+
+
+def work_on(steps: Steps) -> None:
+    working = execution.OpenCommands()
+    while working.work(steps.work):
+        pass
+
+
+def command(steps: Steps, number: int) -> Row:
+    (row,) = steps.rows("SELECT * FROM relay_command WHERE id = :id", id=number)
+    return row
+
+
+def ask(steps: Steps, kind: Any, selection: Any, *, dry_run: bool = False) -> int:  # noqa: ANN401  # as `commands.ask` takes them
+    return commands.ask(steps.database, kind, selection, who="kim", why="mended", dry_run=dry_run)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "MOST_OPEN", 3)
+    monkeypatch.setattr(tasks, "BATCH", 3)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("gate", [("route", "latest"), ("entity", "trivore|USER|u1")])
+def test_replayed_deliveries_behind_a_closed_gate_keep_no_replay_waiting(steps: Steps, gate: tuple[str, str]) -> None:
+    steps.arrive(*(an_event(n, "u1", routes=["strict"]) for n in range(1, 6)))
+    for _ in range(5):
+        steps.attempt(HOPELESS)
+    fill_with_dead(steps, 1, first=20)
+    kind, name = gate
+    with steps.database.write() as transaction:
+        gates.pause(transaction, (kind, name.replace("latest", "strict")), who="kim", why="maintenance")
+    number = ask(steps, "replay", Selection(everything=True))
+    work_on(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 6)
+
+
+def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    acted = []
+
+    def act(_: Transaction, _now: datetime) -> commands.BatchResult:
+        acted.append(1)
+        return commands.BatchResult("running", progress=len(acted))
+
+    def look(it: tasks.Working) -> tasks.Act:
+        if not acted:  # the other relay looks, too, and is faster
+            monkeypatch.setitem(tasks.TASKS, task_kind, lambda *_: act)
+            execution.work_on(it.work, it.command.id)
+        return act
+
+    for task_kind, selection in TASKS_ASKED.items():
+        acted.clear()
+        monkeypatch.setitem(tasks.TASKS, task_kind, look)
+        number = ask(steps, task_kind, selection)
+        execution.work_on(steps.work, number)
+        assert (len(acted), command(steps, number)["progress_seq"]) == (1, 1)
+
+
+TASKS_ASKED: dict[str, dict[str, object]] = {
+    "erase": {"source": "trivore", "entity_type": "USER", "entity_id": "u1"},
+    "prune": {},
+    "readmit": {"everything": True},
+    "sweep": {"source": "trivore"},
+    "stop": {"command": 1},
+    "continue": {"command": 1},
+}
+
+
+@pytest.mark.parametrize(("act", "outcome"), [("cancel", None), ("retry", UNWELL), ("replay", HOPELESS)])
+def test_what_arrives_after_a_command_was_asked_is_left_alone(steps: Steps, act: str, outcome: Any) -> None:  # noqa: ANN401  # of an attempt
+    def arrive(number: int) -> None:
+        steps.arrive(an_event(number, f"u{number}"))
+        if outcome is not None:
+            steps.record_all(steps.claim_due(), outcome)
+
+    arrive(1)
+    number = ask(steps, act, {"route": "strict"})
+    arrive(2)
+    before = steps.rows("SELECT * FROM open_delivery WHERE seq = 2")
+    work_on(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 1)
+    assert steps.rows("SELECT * FROM open_delivery WHERE seq = 2") == before
+
+
+def test_a_locked_route_stops_no_command_about_another(steps: Steps) -> None:
+    """On SQLite nobody can lock a row."""
+    if not steps.database.sql.is_postgres:
+        return
+    steps.arrive(an_event(1, routes=["strict"]), an_event(2, "u2", routes=["latest"]))
+    numbers = [ask(steps, "pause", Gate(route="latest")), ask(steps, "cancel", {"route": "latest"})]
+    with steps.database.engine.connect() as person:
+        stand_still(person)
+        person.execute(text("SELECT 1 FROM route_lock WHERE route = 'strict' FOR UPDATE"))
+        work_on(steps)
+        assert [command(steps, number)["state"] for number in numbers] == ["done", "done"]
+        person.rollback()
+
+
+def test_a_command_that_meets_a_fault_keeps_none_behind_it_waiting_and_is_tried_again(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    paused = ask(steps, "pause", Gate(route="strict"))
+    cancelled = ask(steps, "cancel", Selection(seq=1))
+    clock = Monotonic()
+    working = execution.OpenCommands(clock)
+    steps.do("ALTER TABLE gate RENAME TO away")
+    for _ in range(3):
+        working.work(steps.work)
+    assert command(steps, cancelled)["state"] == "done"
+    assert command(steps, paused)["state"] == "asked"
+    assert command(steps, paused)["answer"].startswith("waits: ")
+    steps.do("ALTER TABLE away RENAME TO gate")
+    working.work(steps.work)
+    assert command(steps, paused)["state"] == "asked"
+    clock.seconds += execution.FAULTY_SECONDS
+    working.work(steps.work)
+    assert command(steps, paused)["state"] == "done"
+
+
+def test_a_batch_that_waits_for_a_locked_row_is_split_so_that_all_before_it_is_done(steps: Steps) -> None:
+    """On SQLite nobody can lock a row."""
+    if not steps.database.sql.is_postgres:
+        return
+    fill_with_dead(steps, 6)
+    number = ask(steps, "replay", Selection(route="strict"))
+    with steps.database.engine.connect() as person:
+        stand_still(person)
+        person.execute(text("SELECT 1 FROM open_delivery WHERE seq = 4 FOR UPDATE"))
+        working = execution.OpenCommands()
+        working.work(steps.work)
+        assert [which for which, _ in working.troubled] == [number]
+        assert [state for _, _, state in steps.states()] == ["ready"] * 3 + ["dead"] * 3
+        assert command(steps, number)["answer"].startswith("waits: ")
+        person.rollback()
+    work_on(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 6)
+
+
+@pytest.mark.parametrize("act", ["replay", "cancel"])
+def test_a_dry_run_answers_what_the_plan_shows_and_changes_nothing(
+    steps: Steps,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Any,  # noqa: ANN401  # a kind of command
+) -> None:
+    monkeypatch.setattr(plan, "_PAGE", 4)
+    fill_with_dead(steps, 13)
+    steps.arrive(an_event(14, "u1"))
+    steps.attempt(DONE)
+    before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
+    chosen = Selection(route="strict")
+    number = ask(steps, act, chosen, dry_run=True)
+    work_on(steps)
+    planned = preview(steps.database, Choice(act, chosen, CONFIG), Bound())
+    row = command(steps, number)
+    sample = as_json(row["sample"])
+    assert (row["state"], row["affected"], row["matched"]) == ("done", 0, planned.count)
+    assert row["answer"].startswith(f"dry run: {planned.count} deliveries would be {act}")
+    assert [each["seq"] for each in sample["deliveries"]] == [each["seq"] for each in planned.deliveries]
+    assert sample["left_out"] == planned.left_out
+    assert [group["count"] for group in sample["groups"]] == [group.count for group in planned.groups]
+    assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
+    assert "replayed" not in json.dumps(steps.kinds())
+
+
+# --- Readmission by a command: step by step, by any relay, and one bad request stops no other
+
+
+_HEADERS = {"content-type": "application/json"}
+
+
+def a_rejected(content: bytes | None = None, source: str = "trivore") -> Rejected:
+    return Rejected(START, source, 422, "invalid_event", "no version", None, None, b"\0" * 32, _HEADERS, content)
+
+
+def a_body(number: int) -> bytes:
+    return body(f"u{number}", f"2026-01-01T00:00:{number:02d}Z")
+
+
+def ask_to_readmit(steps: Steps, selection: dict[str, object], *, dry_run: bool = False) -> int:
+    return commands.ask(steps.database, "readmit", selection, who="kim", why="the preset is fixed", dry_run=dry_run)
+
+
+def end(steps: Steps, number: int) -> Command:
+    while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
+        execution.work_on(steps.work, number)
+    assert progress is not None
+    return progress
+
+
+def seqs(steps: Steps) -> list[int | None]:
+    return [row["readmitted_seq"] for row in steps.rows("SELECT readmitted_seq FROM rejected_request ORDER BY id")]
+
+
+def test_more_requests_than_a_step_takes_are_all_readmitted(steps: Steps) -> None:
+    steps.intake.reject(*(a_rejected(a_body(n)) for n in range(45)))
+    assert end(steps, ask_to_readmit(steps, {"cause": "invalid_event"})).answer == "45 requests readmitted"
+    assert None not in seqs(steps)
+    steps.sequence()
+    assert len(steps.states()) > 0
+    (row,) = steps.rows("SELECT readmitted_at, readmitted_by, readmit_reason FROM rejected_request WHERE id = 7")
+    assert (as_time(row["readmitted_at"]), row["readmitted_by"], row["readmit_reason"]) == (
+        START,
+        "kim",
+        "the preset is fixed",
+    )
+
+
+def test_one_that_was_sent_again_meanwhile_is_a_duplicate(steps: Steps) -> None:
+    steps.intake.reject(a_rejected(a_body(1)), a_rejected(a_body(1)), a_rejected(a_body(2)))
+    end(steps, ask_to_readmit(steps, {"id": 1}))
+    assert end(steps, ask_to_readmit(steps, {"everything": True})).affected == 2
+    first, again, other = seqs(steps)
+    assert first == again == 1
+    assert other not in {None, 1}
+    assert [row["seq"] for row in steps.rows("SELECT seq FROM duplicate_request")] == [1]
+
+
+def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.intake.reject(*(a_rejected(a_body(n)) for n in range(1, 4)))
+    append = intake.append
+
+    def failing(connection: Connection, events: Sequence[Event]) -> list[int | None]:
+        if any(event.entity_id == "u2" for event in events):
+            raise ValueError("u2 can't be stored")
+        return append(connection, events)
+
+    monkeypatch.setattr(intake, "append", failing)
+    assert end(steps, ask_to_readmit(steps, {"source": "trivore"})).answer == (
+        "2 requests readmitted; 1 could not be: see error"
+    )
+    assert [seq is None for seq in seqs(steps)] == [False, True, False]
+
+
+def test_a_dry_run_says_what_would_be_readmitted_and_changes_nothing(steps: Steps) -> None:
+    steps.intake.reject(a_rejected(a_body(1)), a_rejected(b"{}"), a_rejected(a_body(1), source="gone"), a_rejected())
+    number = ask_to_readmit(steps, {"everything": True}, dry_run=True)
+    assert str(end(steps, number).answer).startswith(
+        "dry run: 1 request would be readmitted; 1 left out: still rejected"
+    )
+    (row,) = steps.rows("SELECT matched, sample FROM relay_command")
+    assert (row["matched"], as_json(row["sample"])["requests"][0]["id"]) == (1, 1)
+    assert "there is no such source in the configuration any more" in json.dumps(row["sample"])
+    assert seqs(steps) == [None] * 4

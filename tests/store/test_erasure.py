@@ -1,15 +1,20 @@
-"""An erasure takes every trace of an entity out of every table, and leaves order, deduplication and the log as they were."""
+"""An erasure takes every trace of an entity out of every table and file, and leaves order, deduplication and the log."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, Executable, LargeBinary, Text, text, update
+from sqlalchemy import Connection, Engine, Executable, LargeBinary, Text, text, update
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import erasure
@@ -26,97 +31,42 @@ from inbox.db.erasure import (
 from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from tests.core.test_lifecycle import EXAMPLES
 from tests.helpers import commanding
-from tests.helpers.person import BODY, ID, OTHER, PERSON, contents, live, of_person, traces_in
-from tests.helpers.relaying import CONFIG, HOPELESS, Steps, work_of
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.person import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
+from tests.helpers.relaying import CONFIG, Steps, work_of
 from tests.helpers.storing import START
 from tests.store.verifying import differences, mend
+
+# --- An erasure takes every trace of an entity out of every table, and leaves order, deduplication and the log as they were
+
 
 TEXTS = (Text, LargeBinary, type(JsonValue), type(TextList))
 
 
-Decision = Literal["kept", "pseudonym", "emptied", "deleted", "searched"]
-"""kept: it never says anything of a person. pseudonym, emptied, deleted: in the rows of the erased events and their lanes.
-searched: whatever names the entity goes, in any row of the table."""
-
-DECISIONS: Mapping[str, Mapping[str, Decision]] = {
-    "inbox": {
-        "source": "kept",
-        "dedup_key": "kept",  # has a digest in place of the id: `inbox.events.event.dedup_key`
-        "entity_type": "kept",
-        "entity_id": "pseudonym",
-        "event_type": "kept",
-        "action": "kept",
-        "event_id": "emptied",  # where it names the entity
-        "routes": "kept",
-        "content_type": "kept",
-        "body_sha256": "kept",  # proves which body it was, to somebody who has it
-        "traceparent": "emptied",
-    },
-    "inbox_payload": {"headers": "deleted", "body": "deleted"},
-    "duplicate_request": {"body_sha256": "kept", "body": "emptied", "error": "emptied"},
-    "rejected_request": {
-        "source": "kept",
-        "cause": "kept",
-        "reason": "searched",
-        "field": "searched",
-        "remote_address": "searched",
-        "headers": "searched",
-        "body_sha256": "kept",
-        "body": "searched",
-        "readmitted_by": "kept",  # an operator
-        "readmit_reason": "searched",
-    },
-    "open_delivery": {
-        "route": "kept",
-        "lane": "kept",
-        "state": "kept",
-        "relay_node": "kept",
-    },  # an erased event has none
-    "lane": {
-        "route": "kept",
-        "lane": "pseudonym",
-        "applied_hash": "emptied",
-    },
-    "route_lock": {"route": "kept"},
-    "delivery_log": {"route": "kept", "kind": "kept", "state": "kept", "relay_node": "kept", "detail": "emptied"},
-    "relay_node": {
-        "id": "kept",
-        "host": "kept",
-        "version": "kept",
-        "failing": "searched",
-        "routes": "kept",
-        "config_hash": "kept",
-    },
-    "gate": {
-        "kind": "kept",
-        "name": "deleted",  # the row of the entity; every other one is of the configuration
-        "paused_by": "kept",  # an operator
-        "pause_reason": "searched",
-        "breaker": "kept",
-        "breaker_cause": "searched",
-        "hold_reason": "searched",
-    },
-    "relay_command": {
-        "kind": "kept",
-        "selection": "searched",
-        "reason": "searched",
-        "asked_by": "kept",  # an operator
-        "state": "kept",
-        "sample": "searched",
-        "answer": "searched",
-        "error": "searched",
-    },
-    "alert": {"kind": "kept", "subject": "searched", "detail": "searched", "error": "searched"},
-    "pruner": {"held_by": "kept"},  # a relay, or an operator
-    "pruning": {"kind": "kept", "error": "searched"},
-    "payload_reveal": {"who": "kept", "reason": "searched"},  # an operator or viewer
-    "throughput_minute": {"kind": "kept", "name": "kept", "outcome": "kept"},
-    "sweep_watermark": {"source": "kept", "entity_type": "kept", "error": "searched", "relay_node": "kept"},
+DECISIONS = {
+    "never of a person": """
+        inbox.source inbox.dedup_key inbox.entity_type inbox.event_type inbox.action inbox.routes inbox.content_type
+        inbox.body_sha256 duplicate_request.body_sha256 rejected_request.source rejected_request.cause
+        rejected_request.body_sha256 rejected_request.readmitted_by open_delivery.route open_delivery.lane open_delivery.state
+        open_delivery.relay_node lane.route route_lock.route delivery_log.route delivery_log.kind delivery_log.state
+        delivery_log.relay_node relay_node.id relay_node.host relay_node.version relay_node.routes relay_node.config_hash
+        gate.kind gate.paused_by gate.breaker relay_command.kind relay_command.asked_by relay_command.state alert.kind
+        pruner.held_by pruning.kind payload_reveal.who throughput_minute.kind throughput_minute.name throughput_minute.outcome
+        sweep_watermark.source sweep_watermark.entity_type sweep_watermark.relay_node
+    """,
+    "in the rows of erased events and their lanes": """
+        inbox.entity_id inbox.event_id inbox.traceparent inbox_payload.headers inbox_payload.body duplicate_request.body
+        duplicate_request.error lane.lane lane.applied_hash delivery_log.detail gate.name
+    """,
 }
+"""Columns that can hold a text, beside those in which whatever names the entity is searched: what becomes of them.
+
+`inbox.dedup_key` has a digest in place of the id: `inbox.events.event.dedup_key`. An erased event has no open delivery.
+"""
 
 
 def erase(engine: Engine, heard: Callable[[], None] = lambda: None, subject: ErasureSubject = PERSON) -> Command:
@@ -138,19 +88,15 @@ def of_others(engine: Engine) -> dict[str, list[str]]:
 
 
 def test_every_column_that_can_hold_a_text_is_decided() -> None:
-    there = {
-        table.name: {column.name for column in table.c if isinstance(column.type, TEXTS)}
+    there = [
+        f"{table.name}.{column.name}"
         for table in metadata.sorted_tables
-    }
-    decided = {table: set(columns) for table, columns in DECISIONS.items()}
-    assert decided == {table: columns for table, columns in there.items() if columns}
-    searched = {
-        table: {name for name, each in columns.items() if each == "searched"} for table, columns in DECISIONS.items()
-    }
-    assert {table: names for table, names in searched.items() if names} == {
-        "rejected_request": set(erasure.REJECTED),
-        **{table: set(names) for table, names in erasure.SEARCHED.items()},
-    }
+        for column in table.c
+        if isinstance(column.type, TEXTS)
+    ]
+    searched = {"rejected_request": erasure.REJECTED, **erasure.SEARCHED}
+    decided = [f"{table}.{column}" for table, columns in searched.items() for column in columns]
+    assert sorted(there) == sorted([*decided, *" ".join(DECISIONS.values()).split()])
 
 
 @pytest.mark.usefixtures("lived")
@@ -189,26 +135,6 @@ def test_states_and_attempts_stay_in_the_views(lived: Steps, engine: Engine) -> 
     before = lived.rows(shown)
     erase(engine)
     assert lived.rows(shown) == before
-
-
-def test_a_fact_of_each_delivery_says_who_and_why_and_nothing_of_the_person(lived: Steps, engine: Engine) -> None:
-    erase(engine)
-    said = lived.rows("SELECT seq, route, detail FROM delivery_log WHERE kind = 'erased' ORDER BY seq, route")
-    assert {(row["seq"], row["route"]) for row in said} == {
-        (seq, route) for seq in range(1, 5) for route in ("strict", "latest")
-    }
-    assert {json.dumps(row["detail"]) for row in said} == {json.dumps({"who": "kim", "why": "request 2026-17"})}
-
-
-def test_a_row_of_relay_command_is_the_record_of_it(lived: Steps, engine: Engine) -> None:
-    number, _ = commanding.erase(engine, CONFIG, PERSON)
-    (row,) = lived.rows("SELECT * FROM relay_command WHERE id = :id", id=number)
-    assert (row["kind"], row["state"], row["answer"], row["affected"]) == ("erase", "done", "5 events erased", 5)
-    assert (row["asked_by"], row["reason"], as_json(row["selection"])["entity_id"]) == (
-        "kim",
-        "request 2026-17",
-        PERSON.pseudonym,
-    )
 
 
 def test_one_pseudonym_keeps_the_events_of_the_entity_together_and_in_order(lived: Steps, engine: Engine) -> None:
@@ -253,23 +179,6 @@ def test_later_events_of_the_entity_are_new_data_and_can_be_erased_again(
     assert differences(database) == []
 
 
-def test_nothing_is_erased_while_something_of_it_is_open(steps: Steps, engine: Engine) -> None:
-    steps.arrive(of_person(1, "blocking"))
-    before = contents(engine)
-    for state in ("ready", "in_flight", "blocked"):
-        assert [found.state for found in plan(engine, PERSON).open] == [state]
-        done = erase(engine)
-        assert (done.state, done.affected, f"which is {state}" in str(done.answer)) == ("refused", 0, True)
-        if state == "ready":
-            claimed = steps.claim_due(1)
-        elif state == "in_flight":
-            steps.record_all(claimed, HOPELESS)
-    kept = {table: rows for table, rows in contents(engine).items() if table in {"inbox", "inbox_payload"}}
-    assert kept == {table: before[table] for table in kept}
-    (refusal,) = steps.rows("SELECT DISTINCT state, answer FROM relay_command WHERE answer LIKE '%blocked%'")
-    assert refusal["state"] == "refused"
-
-
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 1)
@@ -312,15 +221,6 @@ def test_a_duplicate_that_was_stored_while_its_event_was_erased_keeps_no_body(li
     assert traces_in(engine) == []
 
 
-def test_an_entity_that_is_called_like_a_pseudonym_is_another_one(lived: Steps, engine: Engine) -> None:
-    erase(engine)
-    before = lived.rows("SELECT * FROM inbox ORDER BY seq")
-    namesake = ErasureSubject(PERSON.source, PERSON.entity_type, PERSON.pseudonym)
-    assert plan(engine, namesake).is_empty
-    assert erase(engine, subject=namesake).affected == 0
-    assert lived.rows("SELECT * FROM inbox ORDER BY seq") == before
-
-
 @pytest.mark.usefixtures("one_by_one")
 def test_an_event_that_arrives_between_plan_and_act_stops_it_and_is_said(lived: Steps, engine: Engine) -> None:
     arrived = iter([of_person(30)])
@@ -336,31 +236,6 @@ def test_an_event_that_arrives_between_plan_and_act_stops_it_and_is_said(lived: 
         lived.record_all(lived.claim_due(100, route))
     assert erase(engine).state == "done"
     assert traces_in(engine) == []
-
-
-def test_a_plan_counts_what_goes(lived: Steps, engine: Engine) -> None:
-    planned = plan(engine, PERSON)
-    facts = len(lived.rows("SELECT 1 FROM delivery_log WHERE seq IN (1, 2, 3, 4)"))
-    assert planned.counts == {
-        "events": 5, "payloads": 5, "facts": facts, "duplicate requests": 2, "lanes": 2, "pauses": 1,
-    }  # fmt: skip
-    assert planned.naming == {
-        "alert": 1, "gate": 1, "payload_reveal": 1, "rejected_request": 2,
-        "relay_command": 1, "relay_node": 1, "sweep_watermark": 1,
-    }  # fmt: skip
-    assert (planned.open, planned.is_empty, planned.erased_before) == ((), False, 0)
-    erase(engine)
-    again = plan(engine, PERSON)
-    assert (again.is_empty, again.erased_before) == (True, 5)
-    assert plan(engine, ErasureSubject("trivore", "USER", "idnumber4711")).is_empty
-
-
-def test_a_command_at_work_that_names_the_entity_holds_it_up(lived: Steps, engine: Engine) -> None:
-    lived.do(
-        "INSERT INTO relay_command (kind, selection, reason)"
-        f""" VALUES ('cancel', '{{"source": "trivore", "entity_type": "USER", "entity_id": "{ID}"}}', 'asked')"""
-    )
-    assert plan(engine, PERSON).open_commands == (2,)
 
 
 @pytest.mark.parametrize("fact", EXAMPLES.values(), ids=[step.value for step in EXAMPLES])
@@ -388,30 +263,29 @@ ERASING = {"entity_id": PERSON.pseudonym, "event_id": None, "traceparent": None,
 """An erasure's change of an event."""
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"entity_id": "u2"},
-        {"entity_id": None},
-        {"entity_id": "erased:" + "x" * 64},
-        {"entity_id": PERSON.pseudonym + "0"},
+NO_ERASURE: tuple[dict[str, Any], ...] = (
+    *({"entity_id": wrong} for wrong in ("u2", None, "erased:" + "x" * 64, PERSON.pseudonym + "0")),
+    *(
         {"event_id": "another"},
         {"traceparent": "00-1"},
         {"erased_at": None},
         {"dedup_key": "another"},
+        {"source": "other"},
+    ),
+    *(
         {"entity_type": "GROUP"},
         {"occurred_at": START},
         {"received_at": START + timedelta(days=1)},
         {"routes": ["other"]},
-        {"source": "other"},
-        {"body_bytes": 1},
-        {"body_sha256": b"1"},
-    ],
-    ids=str,
+    ),
+    *({"body_bytes": 1}, {"body_sha256": b"1"}),
 )
+
+
 @pytest.mark.usefixtures("lived")
-def test_no_other_change_of_an_event_passes_for_an_erasure(engine: Engine, changed: dict[str, Any]) -> None:
-    refused(engine, update(inbox).where(inbox.c.seq == 1).values({**ERASING, **changed}))
+def test_no_other_change_of_an_event_passes_for_an_erasure(engine: Engine) -> None:
+    for changed in NO_ERASURE:
+        refused(engine, update(inbox).where(inbox.c.seq == 1).values({**ERASING, **changed}))
     refused(engine, update(inbox).where(inbox.c.seq == 8).values(ERASING))  # its delivery is open
     with engine.begin() as connection:
         connection.execute(update(inbox).where(inbox.c.seq == 1).values(ERASING))
@@ -441,3 +315,234 @@ def refused(engine: Engine, statement: Executable) -> None:
     with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
         connection.execute(statement)
     assert contents(engine) == before
+
+
+# --- A row of `relay_command` that asks for an erasure: relays do it, plan it, or refuse it with a remedy
+
+
+OF_PERSON = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
+
+
+def ask(steps: Steps, selection: dict[str, Any], reason: str = "request 2026-17", *, dry_run: bool = False) -> int:
+    value = "CAST(:selection AS jsonb)" if steps.database.sql.is_postgres else ":selection"
+    statement = f"""
+INSERT INTO relay_command (kind, selection, reason, dry_run) VALUES ('erase', {value}, :reason, :dry_run) RETURNING id"""
+    with steps.database.write() as transaction:
+        given = {"selection": json.dumps(selection), "reason": reason, "dry_run": dry_run}
+        return int(transaction.execute(text(statement), **given)[0].id)
+
+
+def answered(steps: Steps, number: int) -> dict[str, Any]:
+    """Do its steps, and return its row."""
+    for _ in range(50):
+        execution.work_on(steps.work, number)
+        (row,) = steps.rows("SELECT * FROM relay_command WHERE id = :id", id=number)
+        if row["state"] not in {"asked", "running"}:
+            return row
+    raise AssertionError(row)
+
+
+def test_relays_do_it_step_by_step(steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 2)
+    live(steps)
+    number = ask(steps, OF_PERSON)
+    assert [execution.work_on(steps.work, number) for _ in range(3)] == [2, 2, 1]
+    row = answered(steps, number)
+    assert (row["state"], row["answer"], row["affected"]) == ("done", "5 events erased", 5)
+    assert as_json(row["selection"]) == {**OF_PERSON, "entity_id": PERSON.pseudonym}
+    assert traces_in(engine) == []
+    said = steps.rows("SELECT DISTINCT detail FROM delivery_log WHERE kind = 'erased'")
+    assert [fact["detail"] for fact in said] == [{"who": row["asked_by"], "why": "request 2026-17"}]
+
+
+def test_events_with_many_facts_are_erased_fewer_at_a_time(
+    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deliveries wait for the lock of a step."""
+    live(steps)
+    most = max(row["n"] for row in steps.rows("SELECT count(*) AS n FROM delivery_log GROUP BY seq"))
+    monkeypatch.setattr(erasure, "FACTS_OF_A_STEP", most - 1)
+    number = ask(steps, OF_PERSON)
+    assert 1 <= execution.work_on(steps.work, number) < 5
+    assert answered(steps, number)["affected"] == 5
+    assert traces_in(engine) == []
+
+
+def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> None:
+    live(steps)
+    before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
+    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
+    assert (row["state"], row["matched"], row["answer"]) == ("done", 5, "dry run: 5 events would be erased")
+    sample = as_json(row["sample"])
+    counts = {figure["name"]: figure["count"] for figure in sample["figures"]}
+    assert (counts["payloads"], counts["rows of rejected_request that name it"]) == (5, 2)
+    assert ID not in json.dumps(sample)
+    assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
+
+
+@pytest.mark.parametrize(
+    ("selection", "reason", "answer"),
+    [
+        ({**OF_PERSON, "source": "trivor"}, "asked", "there is no source 'trivor'; did you mean 'trivore'?"),
+        (
+            {**OF_PERSON, "entity_id": "IDNUMBER471"},
+            "asked",
+            "nothing to erase: type and id are compared letter by letter",
+        ),
+        (OF_PERSON, f"{ID} asked", "the reason names the entity"),
+    ],
+)
+def test_nonsense_is_refused_with_what_would_be_right(
+    steps: Steps, selection: dict[str, Any], reason: str, answer: str
+) -> None:
+    live(steps)
+    row = answered(steps, ask(steps, selection, reason))
+    assert row["state"] == "refused"
+    assert row["answer"].startswith(answer)
+
+
+def test_open_deliveries_refuse_it_and_nothing_is_changed(steps: Steps, engine: Engine) -> None:
+    steps.arrive(of_person(1))
+    before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
+    row = answered(steps, ask(steps, OF_PERSON))
+    assert row["state"] == "refused"
+    assert row["answer"].startswith(
+        "its deliveries have to end first, such as seq 1 on route latest, which is ready: cancel"
+    )
+    assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
+
+
+def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay plans and delivers in the same thread."""
+    live(steps)
+    monkeypatch.setattr(erasure, "ROWS_OF_A_PART", 1)
+    monkeypatch.setattr(erasure, "SEARCHED_PARTS", 1)
+    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
+    assert row["answer"] == (
+        "dry run: 5 events would be erased. Only a part of the rejected requests was searched; the erasure searches all."
+    )
+    unknown = ask(steps, {**OF_PERSON, "entity_id": "nobody"})
+    execution.work_on(steps.work, unknown)
+    (row,) = steps.rows("SELECT state, progress_seq FROM relay_command WHERE id = :id", id=unknown)
+    assert (row["state"], row["progress_seq"]) == ("running", 1), "it searches on, step by step"
+    assert answered(steps, unknown)["state"] == "done"
+
+
+def test_a_step_that_was_found_before_a_stop_erases_nothing_after_it(
+    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live(steps)
+    number = ask(steps, OF_PERSON)
+    before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
+
+    look = erasure.look
+
+    def looked(
+        connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
+    ) -> erasure.ErasureStep:
+        found = look(connection, subject, position, own_command=own_command)
+        steps.do(f"UPDATE relay_command SET state = 'cancelled' WHERE id = {number}")
+        return found
+
+    monkeypatch.setattr(erasure, "look", looked)
+    row = answered(steps, number)
+    assert (row["state"], row["affected"]) == ("cancelled", 0)
+    assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
+
+
+def test_a_relay_counts_a_part_of_many_events_and_finds_an_open_delivery_of_any(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay plans and delivers in the same thread."""
+    monkeypatch.setattr(erasure, "COUNTED_EVENTS", 2)
+    steps.receive(of_person(1), *(msgspec.structs.replace(of_person(n), enrolments=()) for n in (2, 3, 4)))
+    row = answered(steps, ask(steps, OF_PERSON))
+    assert row["answer"].startswith("its deliveries have to end first, such as seq 1 on route latest")
+    steps.do("DELETE FROM open_delivery")
+    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
+    assert (row["matched"], row["answer"].partition(". ")[0]) == (2, "dry run: at least 2 events would be erased")
+    assert answered(steps, ask(steps, OF_PERSON))["affected"] == 4
+
+
+# --- After an erasure the files of the database hold nothing of the person: no page of a table, an index or a TOAST table
+
+
+LARGE = BODY + b"\n" + b"".join(b"maria.meier@example.com %d " % n + os.urandom(16).hex().encode() for n in range(2000))
+"""A body that goes to a TOAST table, and isn't compressed away."""
+
+
+@pytest.fixture
+def lived_large(steps: Steps) -> Steps:
+    """The person's rows, among them many that fill pages of their own, and a large body."""
+    live(steps)
+    large = msgspec.structs.replace(
+        of_person(40), body=LARGE, body_sha256=hashlib.sha256(LARGE).digest(), enrolments=()
+    )
+    steps.receive(large, *(msgspec.structs.replace(of_person(n), enrolments=()) for n in range(100, 400)))
+    return steps
+
+
+def erase_on_disk(engine: Engine) -> None:
+    assert commanding.erase(engine, CONFIG, PERSON)[1].state == "done"
+
+
+def found_in(files: Iterator[Path]) -> dict[str, set[str]]:
+    """The traces in each file."""
+    found = {path.name: {trace for trace in TRACES if trace.encode() in path.read_bytes()} for path in files}
+    return {name: traces for name, traces in found.items() if traces}
+
+
+def sqlite_files(engine: Engine) -> Iterator[Path]:
+    path = Path(str(engine.url.database))
+    yield from sorted(path.parent.glob(f"{path.name}*"))
+
+
+def checkpoint_sqlite(engine: Engine, *statements: str) -> None:
+    with closing(sqlite3.connect(str(engine.url.database), isolation_level=None)) as connection:
+        for statement in (*statements, "PRAGMA wal_checkpoint(TRUNCATE)"):
+            connection.execute(statement)
+
+
+@ON_SQLITE
+@pytest.mark.usefixtures("lived_large")
+def test_on_sqlite_the_erasure_overwrites_what_it_deletes(engine: Engine) -> None:
+    checkpoint_sqlite(engine)
+    assert found_in(sqlite_files(engine))["inbox.db"] == set(TRACES)
+    erase_on_disk(engine)
+    checkpoint_sqlite(engine)
+    assert found_in(sqlite_files(engine)) == {}
+    checkpoint_sqlite(engine, "VACUUM")
+    assert found_in(sqlite_files(engine)) == {}
+
+
+def postgres_files(engine: Engine) -> Iterator[Path]:
+    """The files of the database's tables and indexes, after the server has written all it holds."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("CHECKPOINT"))
+        folder = connection.execute(
+            text(
+                "SELECT current_setting('data_directory') || '/base/' || oid FROM pg_database WHERE datname = current_database()"
+            )
+        ).scalar_one()
+    yield from (path for path in sorted(Path(folder).iterdir()) if path.is_file())
+
+
+def maintain(engine: Engine, *statements: str) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("lived_large")
+def test_on_postgres_the_files_are_clean_after_a_full_vacuum(engine: Engine) -> None:
+    maintain(engine, "ANALYZE")  # the planner's statistics have the most common ids
+    before = found_in(postgres_files(engine))
+    assert set().union(*before.values()) == set(TRACES)
+    erase_on_disk(engine)
+    maintain(engine, "VACUUM")
+    assert found_in(postgres_files(engine)), "a VACUUM alone leaves old bytes in pages"
+    maintain(engine, "ANALYZE", "VACUUM FULL")
+    assert found_in(postgres_files(engine)) == {}

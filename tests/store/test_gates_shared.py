@@ -81,29 +81,6 @@ def test_failures_that_two_relays_see_open_one_breaker_for_both(steps: Steps) ->
     assert admitted(steps) == "none"
 
 
-def test_a_success_counts_where_there_was_trouble(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 8)))
-    attempt(steps, failing("server_error"), WELL, WELL, WELL, failing("server_error"))
-    assert admitted(steps) == "all"
-    attempt(steps, failing("server_error"))
-    assert admitted(steps) == "none"
-
-
-def test_an_endpoint_that_answers_is_well_whatever_it_says(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 31)))
-    answers: tuple[ErrorClass, ...] = ("rejected", "conflict", "redirect", "bad_answer", "not_found")
-    for error_class in answers:
-        attempt(steps, *[failing(error_class)] * 6)
-        assert admitted(steps) == "all", error_class
-
-
-@pytest.mark.parametrize(("step", "key"), [("fetch", IDENTITY), ("update", CRM)])
-def test_what_was_called_last_is_what_is_not_well(steps: Steps, step: str, key: tuple[str, str]) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, failing("auth", step))
-    assert list(gates.read_gates(steps.work).breakers) == [key]
-
-
 def test_refused_credentials_use_no_attempt_and_the_delivery_goes_out_when_they_are_mended(steps: Steps) -> None:
     """Nor does an attempt that finds the endpoint unwell in another way then, however often."""
     steps.arrive(an_event(1))
@@ -145,26 +122,6 @@ def test_what_one_relay_is_asked_for_holds_all_of_them_back_and_uses_no_attempt(
     steps.facts_agree()
 
 
-def test_a_success_may_ask_for_it_too_and_no_answer_shortens_a_hold(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2, "u2"))
-    claimed = [steps.claim(), steps.claim()]
-    steps.record([(claimed[0], Delivered((asked_for(60, 200),), "forwarded"))])
-    steps.record([(claimed[1], Delivered((asked_for(1, 200),), "forwarded"))])
-    steps.advance(59)
-    assert admitted(steps) == "none"
-    steps.advance(1)
-    assert admitted(steps) == "all"
-
-
-def test_a_downstream_that_asks_for_ever_is_asked_again_after_its_longest_hold(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, Failed((asked_for(1e300),), "throttled", "forward: answered 429"))
-    steps.advance(3599)
-    assert admitted(steps) == "none"
-    steps.advance(1)
-    assert admitted(steps) == "all"
-
-
 def test_a_result_that_is_discarded_holds_back_all_the_same(steps: Steps) -> None:
     """The endpoint has said so, whoever works on the delivery by now."""
     steps.arrive(an_event(1))
@@ -195,16 +152,6 @@ def test_a_call_of_a_sweep_waits_for_the_end_of_a_hold(steps: Steps) -> None:
     steps.advance(30)
     assert gates.acquire_rate(steps.database, limit) == 0
     assert gates.held_for(steps.database, CRM) == 0
-
-
-def test_an_attempt_that_went_on_to_the_destination_says_that_the_api_is_well(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, failing("auth", "fetch"))
-    steps.advance(30)
-    (delivery,) = probe(steps, "r1", IDENTITY, CRM)
-    calls = tuple(Call(step, "GET", "https://x/", "answered", 1.0, 200) for step in ("fetch", "find", "update"))
-    steps.record([(delivery, Delivered(calls, "updated"))], [IDENTITY])
-    assert admitted(steps) == "all"
 
 
 def test_where_only_one_is_due_that_may_kill_the_process_it_is_the_one_that_tries(steps: Steps) -> None:
@@ -238,18 +185,6 @@ def test_one_of_all_relays_makes_the_one_attempt_that_tries_it(steps: Steps) -> 
     assert len(probe(steps, "r2")) == 1, "the first one is gone"
 
 
-def test_where_nothing_is_due_nothing_is_tried(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, failing("auth"))
-    steps.advance(30)
-    (delivery,) = probe(steps)
-    steps.record([(delivery, failing("auth"))])
-    steps.advance(60)
-    steps.do("DELETE FROM open_delivery")
-    assert probe(steps) == []
-    assert steps.rows("SELECT breaker FROM gate") == [{"breaker": "open"}]
-
-
 def test_what_fails_behind_an_open_breaker_began_before_and_uses_no_attempt(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
     first, second = steps.claim_due(2, "strict")
@@ -258,20 +193,6 @@ def test_what_fails_behind_an_open_breaker_began_before_and_uses_no_attempt(step
     counted = [row["detail"].get("counted", True) for row in steps.rows("SELECT detail FROM delivery_log ORDER BY id")]
     assert counted == [False, False]
     steps.facts_agree()
-
-
-def test_a_410_retires_the_destination_until_a_person_resumes_it(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, failing("gone"))
-    steps.advance(10**6)
-    assert admitted(steps) == "none"
-    assert resume(steps, CRM)
-    assert admitted(steps) == "all"
-    attempt(steps, WELL)
-    assert [(row["kind"], bool(row["firing"])) for row in steps.rows("SELECT * FROM alert ORDER BY id")] == [
-        ("endpoint_retired", True),
-        ("endpoint_retired", False),
-    ]
 
 
 # --- rates
@@ -421,13 +342,6 @@ def test_a_pause_lasts_until_it_is_resumed_and_what_arrives_meanwhile_is_kept(st
     assert gates.held_back(steps.database) == []
 
 
-def test_a_breaker_that_is_open_is_listed_with_the_time_of_its_next_try(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, failing("auth"))
-    (row,) = gates.held_back(steps.database)
-    assert (row["breaker"], row["breaker_until"]) == ("open", steps.clock.moment + timedelta(seconds=30))
-
-
 def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "c"))
     pause(steps, entity_key("trivore", "USER", "b"))
@@ -457,17 +371,6 @@ def test_an_entity_with_any_id_can_be_paused(steps: Steps, entity: str) -> None:
 
 def seqs(deliveries: Sequence[Delivery]) -> list[int]:
     return [delivery.seq for delivery in deliveries]
-
-
-def test_a_mountain_behind_a_pause_is_all_there_afterwards(steps: Steps) -> None:
-    pause(steps, ("route", "strict"))
-    steps.arrive(*(an_event(n, f"u{n % 7}") for n in range(1, 51)))
-    steps.sequence()
-    resume(steps, ("route", "strict"))
-    done = 0
-    while claimed := steps.claim_due():
-        done += len(steps.record_all(claimed, WELL))
-    assert done == 50
 
 
 def test_a_gate_that_cannot_be_read_holds_back_its_own_and_no_other(

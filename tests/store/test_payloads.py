@@ -1,8 +1,10 @@
-"""Payloads expire: whole leaves at once on Postgres, row by row elsewhere; what is open keeps its payload."""
+"""Payloads expire: whole leaves at once on Postgres, row by row elsewhere; nobody waits for their lock with the order lock."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -10,18 +12,30 @@ from datetime import datetime, timedelta
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import OperationalError
 
 from inbox.db import leaves as payload_leaves
-from inbox.db.leaves import DEFAULT, LEAST_EVENTS, MOST_EVENTS, SHARE_PAYLOADS, leaf_size
+from inbox.db.dialect import takes_too_long
+from inbox.db.leaves import DEFAULT, LEAST_EVENTS, LOCK_PAYLOADS, MOST_EVENTS, leaf_size
+from inbox.db.migrate import Role
+from relay.operations.asks import Selection
+from relay.store import rebuild
 from relay.store.database import Database
+from relay.store.duplicates import judge_duplicates
+from relay.store.operator import commands, execution
+from relay.store.reopen import keep_payloads
 from relay.store.retention import STEPS, Pruned
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.patience import stand_still
-from tests.helpers.pruning import a_pruner
-from tests.helpers.reading import rows
-from tests.helpers.relaying import DONE, HOPELESS, Steps
+from tests.helpers.pruning import prune
+from tests.helpers.reading import count, rows
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
+from tests.helpers.roles import granted
 from tests.helpers.storing import START, an_event
 from tests.helpers.waiting import until
+
+# --- Payloads expire: whole leaves at once on Postgres, row by row elsewhere; what is open keeps its payload
+
 
 AGE = timedelta(days=10)
 NOW = START + AGE
@@ -104,29 +118,6 @@ def transaction(engine: Engine, *statements: str) -> Iterator[Connection]:
 
 
 # --- on both databases
-
-
-def test_payloads_of_old_events_go_and_the_events_stay(engine: Engine, steps: Steps) -> None:
-    young = msgspec.structs.replace(an_event(3, "u3"), received_at=NOW)
-    steps.arrive(an_event(1, "u1"), an_event(2, "u2"), young)
-    steps.record_all(steps.claim_due())
-    assert sum(pruned.rows for pruned in walk(engine)) == 2
-    assert kept(engine) == [3]
-    assert [row["seq"] for row in rows(engine, "SELECT seq FROM inbox ORDER BY seq")] == [1, 2, 3]
-
-
-def test_what_is_open_or_dead_keeps_its_payload(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1, "u1"), an_event(2, "u2"), an_event(3, "u3"))
-    steps.attempt(HOPELESS)
-    steps.attempt(DONE)
-    walk(engine)
-    assert kept(engine) == [1, 3]
-
-
-def test_without_an_age_nothing_goes(engine: Engine, steps: Steps) -> None:
-    steps.receive(an_event(1, routes=[]))
-    assert a_pruner(engine).batch("payloads", None) == Pruned()
-    assert kept(engine) == [1]
 
 
 @ON_SQLITE
@@ -243,31 +234,12 @@ def test_a_leaf_that_somebody_reads_is_passed_over_and_comes_the_next_time(engin
 
 
 @ON_POSTGRES
-def test_a_leaf_does_not_go_while_somebody_opens_deliveries(engine: Engine) -> None:
-    fill(engine, 1, 100_500, days_old=9)
-    cut = NOW - 8 * DAY
-    with transaction(engine, SHARE_PAYLOADS):
-        done = step(engine, cut)
-        assert (done.position, done.is_done, done.passed_over) == (100_000, False, 1)
-    assert step(engine, cut).rows == 100_000
-
-
-@ON_POSTGRES
 def test_a_leaf_with_a_young_event_at_its_end_stays(engine: Engine) -> None:
     fill(engine, 1, 99_990, days_old=9)
     fill(engine, 99_991, 100_000, days_old=1)
     fill(engine, 100_001, 100_002, days_old=0)
     assert step(engine, NOW - 8 * DAY, most=10).rows == 10, "row by row"
     assert step(engine, NOW - 0.5 * DAY).rows == 99_990
-
-
-@ON_POSTGRES
-def test_a_leaf_whose_last_event_was_readmitted_waits_for_the_others(engine: Engine) -> None:
-    """A readmitted event keeps its old time."""
-    fill(engine, 1, 99_990, days_old=9)
-    fill(engine, 99_991, 99_999, days_old=1)
-    fill(engine, 100_000, 100_001, days_old=9)
-    assert step(engine, NOW - 8 * DAY, most=10).rows == 10, "row by row"
 
 
 @ON_POSTGRES
@@ -285,15 +257,95 @@ def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monke
     assert rows(engine, f"SELECT seq FROM {DEFAULT}") == [{"seq": 7}], "its last payload moved"
 
 
+# --- The lock between retention and whoever opens deliveries of stored events: nobody waits for it with the order lock
+
+
+@contextlib.contextmanager
+def retention_at_work(engine: Engine) -> Iterator[None]:
+    """A batch of retention that does not end as long as the block runs."""
+    with engine.connect() as pruning, pruning.begin():
+        stand_still(pruning)
+        pruning.execute(text(LOCK_PAYLOADS))
+        yield
+
+
+def replaying(steps: Steps) -> None:
+    number = commands.ask(steps.database, "replay", Selection(everything=True), who="kim", why="a test")
+    execution.work_on(steps.work, number)
+
+
+def judging(steps: Steps) -> None:
+    judge_duplicates(steps.work)
+
+
+def rebuilding(steps: Steps) -> None:
+    list(rebuild.rebuild(steps.database, CONFIG, who="kim"))
+
+
 @ON_POSTGRES
-def test_a_full_leaf_keeps_no_other_from_being_retired(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payload_leaves, "MOST_LEAVES", 2)
-    fill(engine, 1, 5000, days_old=0.5)
-    fill(engine, 100_001, 100_001, days_old=0.5)
-    prepare(engine)
-    ranges = leaves(engine)
-    fill(engine, ranges[2][0], ranges[2][0], days_old=0)
-    with engine.begin() as connection:
-        connection.execute(text("DELETE FROM inbox_payload WHERE seq > 100000"))
-    prepare(engine)
-    assert [leaf for leaf in ranges if leaf not in leaves(engine)] == [ranges[1]]
+@pytest.mark.parametrize("open_again", [replaying, judging, rebuilding])
+def test_who_waits_for_retention_does_not_have_the_order_lock(
+    steps: Steps, engine: Engine, open_again: Callable[[Steps], None]
+) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]), an_event(3, "u3"))
+    steps.attempt(HOPELESS)
+    steps.attempt(DONE, "latest")
+    steps.intake.repeat(an_event(2, "u2", routes=["latest"]))
+    steps.do("DELETE FROM open_delivery WHERE seq = 3")
+    with retention_at_work(engine), ThreadPoolExecutor(1) as others:
+        waiting = others.submit(open_again, steps)
+        until(lambda: count(engine, "pg_locks WHERE NOT granted") > 0 or waiting.done(), "it waits")
+        with engine.connect() as another, another.begin():
+            another.execute(text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE NOWAIT"))
+        with pytest.raises(OperationalError) as raised:
+            waiting.result()
+    assert "payload_lock" in str(raised.value.statement)
+    assert not takes_too_long(raised.value), "smaller parts would wait as long, one after the other"
+    open_again(steps)
+
+
+@ON_POSTGRES
+def test_a_delivery_is_never_opened_without_the_lock(steps: Steps) -> None:
+    with steps.database.write() as transaction:
+        transaction.take_order_lock()
+        with pytest.raises(RuntimeError, match="keeps_payloads"):
+            keep_payloads(transaction, [1])
+
+
+# --- a login of the database without any right to change it
+
+
+STOPPING = (
+    "SELECT 1 FROM {table} FOR UPDATE",
+    "SELECT 1 FROM {table} FOR NO KEY UPDATE",
+    "SELECT 1 FROM {table} FOR SHARE",
+    "SELECT 1 FROM {table} FOR KEY SHARE",
+    "LOCK TABLE {table} IN ROW SHARE MODE",
+    "LOCK TABLE {table} IN EXCLUSIVE MODE",
+    "LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE",
+)
+
+
+@pytest.mark.parametrize("role", ["reader", "reader_without_payloads", "operator", "receiver"])
+def test_no_other_role_can_lock_what_relays_take_in_turn(module_database_url: str, role: Role) -> None:
+    with granted(module_database_url, f"k{os.getpid()}") as roles:
+        for table in ("payload_lock", "order_lock", "route_lock"):
+            for statement in STOPPING:
+                assert not roles.allows(role, f"SET TRANSACTION READ WRITE; {statement.format(table=table)}"), statement
+
+
+@ON_POSTGRES
+def test_whatever_a_mere_login_holds_replays_and_retention_go_on(
+    lived_in: Steps, engine: Engine, postgres_database_url: str
+) -> None:
+    with lived_in.database.write() as transaction:
+        stand_still(transaction.connection)
+        transaction.take_order_lock(keeps_payloads=True)
+        assert count(engine, "pg_locks WHERE locktype = 'advisory'") == 0, "any login can hold those for good"
+    with granted(postgres_database_url, f"m{os.getpid()}") as roles, roles.connected("reader") as login:
+        login.execute(b"BEGIN")
+        for name in ("payload_lock", "order_lock", "open_delivery", "delivery_log", "inbox", "pruner", "pruning"):
+            login.execute(f"SELECT * FROM {name} LIMIT 1".encode())
+        replaying(lived_in)
+        judging(lived_in)
+        assert sum(getattr(each, "rows", 0) for each in prune(engine, "payloads")["payloads"]) > 0

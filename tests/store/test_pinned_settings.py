@@ -1,24 +1,35 @@
-"""Settings that the guarantees depend on: every connection pins them, whatever the server's owner or the URL has set."""
+"""Needs of the guarantees: settings that every connection pins, sequences ahead of their tables, arrays."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import Engine, make_url, text
+from sqlalchemy.exc import DataError
 
 from inbox.db import engine as engines
 from inbox.db import guarantees
+from inbox.db.dialect import array_param
 from inbox.db.engine import PINNED
-from inbox.errors import ConfigError
+from inbox.db.schema import metadata
+from inbox.errors import ConfigError, UnfitDatabase
+from inbox.events.timestamps import as_time
 from relay.store.database import Database
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.outage import connect_postgres, read_only
 from tests.helpers.patience import be_patient
+from tests.helpers.reading import rows
 from tests.helpers.settings import HOSTILE, pinned, set_otherwise
 from tests.helpers.waiting import until
+
+# --- Settings that the guarantees depend on: every connection pins them, whatever the server's owner or the URL has set
 
 
 @pytest.fixture
@@ -73,12 +84,6 @@ def test_what_is_read_under_the_order_lock_is_what_the_one_before_has_left(hosti
     assert seen == [1]
 
 
-def test_options_in_the_url_are_kept_beside_ours(postgres_database_url: str) -> None:
-    url = make_url(postgres_database_url).update_query_dict({"options": "-c statement_timeout=7s"})
-    for found in settings_of_both(url.render_as_string(hide_password=False)):
-        assert found == {**PINNED, "statement_timeout": "7s"}
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -101,11 +106,6 @@ def test_a_schema_that_needs_quotes_is_refused(schema: str) -> None:
     url = make_url("postgresql+psycopg://localhost/inbox").update_query_dict({"schema": schema})
     with pytest.raises(ConfigError, match="a schema has small letters"):
         engines.connect(url.render_as_string(), application="tests")
-
-
-def test_a_pooler_of_another_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match='pooler can only be "transaction"'):
-        engines.connect("postgresql+psycopg://localhost/inbox?pooler=session", application="tests")
 
 
 @ON_POSTGRES
@@ -157,3 +157,115 @@ def test_statements_of_milliseconds_are_not_compiled_unless_the_url_says_so(
     with made.connect() as connection:
         assert connection.execute(text("SHOW jit")).scalar_one() == shown
     made.dispose()
+
+
+# --- A sequence behind its table, as a restore or the promotion of a logical replica leaves it, is found and said
+
+
+ROWS = {
+    "alert.id": "INSERT INTO alert (at, kind, subject, firing, detail) VALUES (now(), 'retired', 'x', true, '{}')",
+    "delivery_log.id": """INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
+        VALUES (now(), 1, 'r', 'dead', 'dead', 1, '{}')""",
+    "inbox.seq": """INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type,
+        body_bytes, body_sha256) VALUES ('s', random()::text, 'T', 'other', now(), now(), '{}', 'x', 0, '')""",
+    "rejected_request.id": """INSERT INTO rejected_request (received_at, source, status, cause, reason, body_sha256)
+        VALUES (now(), 's', 400, 'unreadable', 'r', '')""",
+    "relay_command.id": """INSERT INTO relay_command (asked_at, asked_by, kind, selection, reason)
+        VALUES (now(), 'p', 'pause', '{"route": "r"}', 'r')""",
+    "payload_reveal.id": "INSERT INTO payload_reveal (at, seq, who, reason) VALUES (now(), 1, 'anna', 'the customer called')",
+    "duplicate_request.id": "INSERT INTO duplicate_request (seq, received_at, body_sha256) VALUES (1, now(), '')",
+}
+"""A statement for each column that counts up by itself."""
+
+
+def found(engine: Engine) -> list[str]:
+    with engine.connect() as connection:
+        return guarantees.differences(connection)
+
+
+def do(engine: Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+@ON_POSTGRES
+def test_every_column_that_counts_up_by_itself_is_looked_at(engine: Engine) -> None:
+    defaults = rows(
+        engine,
+        "SELECT table_name || '.' || column_name AS name FROM information_schema.columns"
+        " WHERE column_default LIKE 'nextval%' OR is_identity = 'YES'",
+    )
+    assert {row["name"] for row in defaults} == set(ROWS)
+    assert len(metadata.sorted_tables) > len(ROWS)
+
+
+@ON_POSTGRES
+def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(engine: Engine) -> None:
+    for column, insert in ROWS.items():
+        table, _, name = column.partition(".")
+        do(engine, insert, insert, insert)
+        assert found(engine) == []
+        do(engine, f"SELECT setval('{table}_{name}_seq', 2)")
+
+        (line,) = found(engine)
+        assert f"the sequence public.{table}_{name}_seq is behind its table" in line
+        assert f"it gives 3 next, and {column} has 3 already" in line
+        with pytest.raises(UnfitDatabase, match="is behind its table"):
+            guarantees.require(engine)
+
+        do(engine, line.partition("Run: ")[2])
+        assert found(engine) == []
+        do(engine, insert)
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize("granted", ["TABLES", "SEQUENCES"])
+def test_a_role_that_may_not_look_at_both_is_not_held_up(granted: str, engine: Engine) -> None:
+    do(engine, ROWS["inbox.seq"], "SELECT setval('inbox_seq_seq', 1, false)")
+    role = "nobody_in_particular"
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE ROLE {role}"))  # rolled back: roles are shared by all databases
+        connection.execute(text(f"GRANT SELECT ON ALL {granted} IN SCHEMA public TO {role}"))
+        connection.execute(text(f"SET LOCAL ROLE {role}"))
+        assert guarantees.differences(connection) == []
+
+
+# --- A column of a batch that is bound as the text of an array arrives in Postgres value for value
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+ARRAY_SYNTAX = st.text('{}",\\ \n;NULx', max_size=8)
+TIMES = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001  # bounds are naive
+
+
+def stored(engine: Engine, values: list[Any], kind: str) -> list[Any]:
+    with engine.connect() as connection:
+        statement = text(f"SELECT v FROM unnest(CAST(:values AS {kind}[])) WITH ORDINALITY AS a(v, n) ORDER BY n")
+        return list(connection.scalars(statement, {"values": array_param(values)}))
+
+
+@given(st.lists(st.none() | TEXTS | ARRAY_SYNTAX | st.sampled_from(["NULL", "null", "", "\\x00", '"', "\\"])))
+def test_texts(module_engine: Engine, values: list[str | None]) -> None:
+    assert stored(module_engine, values, "text") == values
+
+
+@given(st.lists(st.none() | st.binary(max_size=40)))
+def test_bytes(module_engine: Engine, values: list[bytes | None]) -> None:
+    assert [None if v is None else bytes(v) for v in stored(module_engine, values, "bytea")] == values
+
+
+@given(st.lists(st.none() | st.booleans()), st.lists(st.none() | st.integers(-(2**63), 2**63 - 1)))
+def test_flags_and_numbers(module_engine: Engine, flags: list[bool | None], numbers: list[int | None]) -> None:
+    assert stored(module_engine, flags, "boolean") == flags
+    assert stored(module_engine, numbers, "bigint") == numbers
+
+
+@given(st.lists(st.none() | TIMES))
+def test_times_to_the_microsecond(module_engine: Engine, values: list[datetime | None]) -> None:
+    assert [None if v is None else as_time(v) for v in stored(module_engine, values, "timestamptz")] == values
+
+
+def test_a_text_with_nul_is_a_data_error_as_in_any_other_parameter(module_engine: Engine) -> None:
+    with pytest.raises(DataError):
+        stored(module_engine, ["a\0b"], "text")

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
@@ -102,108 +102,40 @@ FRAGMENTS = {
     },
 }
 
-ONE = rows_param(
-    [
-        {
-            "seq": 1010,
-            "route": "crm",
-            "lane": "USER|u101",
-            "token": 1,
-            "state": "ready",
-            "attempt": 0,
-            "run": 0,
-            "due_at": START,
-            "source": "trivore",
-            "key": "key 1010",
-            "id": "u101",
-            "type": "USER",
-            "modified": START,
-            "n": 0,
-            "placed": 0,
-            "dedup_key": "key 1010",
-            "times": 1,
-            "last_received_at": START,
-        }
-    ]
-)
+ONE = rows_param([{
+    **dict.fromkeys(("seq", "token", "times"), 1010), **dict.fromkeys(("attempt", "run", "n", "placed"), 0),
+    **dict.fromkeys(("due_at", "modified", "last_received_at"), START), **dict.fromkeys(("key", "dedup_key"), "key 1010"),
+    "route": "crm", "lane": "USER|u101", "state": "ready", "source": "trivore", "type": "USER", "id": "u101",
+}])  # fmt: skip
 """A row with every column that a statement could ask its rows for."""
 
+ROWS = (
+    "lanes latest strict claimed held returned strays done ended moved replayed wanted late asked listed decided counted keys"
+    " resting known_routes known ahead due looked_to trusted deliveries"
+)
 PARAMETERS: dict[str, Any] = {
-    "now": NOW,
-    "route": "crm",
-    "most": 8,
-    "sampled": 40,
-    "begin": NOW,
+    **dict.fromkeys(("now", "begin", "at", "later", "until", "furthest", "due_since"), NOW),
+    **dict.fromkeys(("most", "sampled", "page", "token", "lease", "batch", "rows", "kept", "status"), 100),
+    **dict.fromkeys(("seq", "after", "first", "lowest"), 1000),
+    **dict.fromkeys(("before", "last", "below"), 1500),
+    **dict.fromkeys(("since", "slack", "ago"), -15),
+    **dict.fromkeys(("entity_types", "event_types", "actions"), "[]"),
+    **dict.fromkeys(("source", "of_source"), "trivore"),
+    **dict.fromkeys(("entity_id", "after_id"), "u101"),
+    **dict.fromkeys(ROWS.split(), ONE),
     "begin_seq": 0,
-    "page": 500,
-    "token": 1,
+    "until_fact": 10_000,
     "node": "r1",
-    "lease": 15,
-    "batch": 500,
-    "seq": 1010,
-    "source": "trivore",
     "entity_type": "USER",
-    "entity_id": "u101",
     "event_type": "UPDATE",
-    "after_id": "u101",
-    "routes": '[{"value": "crm"}]',
-    "seqs": '[{"value": 1010}, {"value": 1020}]',
-    "of_source": "trivore",
+    "route": "crm",
+    "lane": "USER|u10",
+    "state": "dead",
     "cause": "mapping",
     "error": "value",
     "error_sha256": "0" * 64,
-    **dict.fromkeys(("entity_types", "event_types", "actions"), "[]"),
-    "after": 1000,
-    "before": 1500,
-    "first": 1000,
-    "state": "dead",
-    "last": 1500,
-    "lane": "USER|u10",
-    "since": -15,
-    "slack": -1.0,
-    "at": NOW,
-    "rows": 1000,
-    "kept": 20,
-    "later": NOW,
-    "ago": -60.0,
-    "until": NOW,
-    "until_fact": 10_000,
-    "below": 1500,
-    "lowest": 1000,
-    "status": 503,
-    "furthest": NOW,
-    "due_since": NOW,
-    **dict.fromkeys(
-        (
-            "lanes",
-            "latest",
-            "strict",
-            "claimed",
-            "held",
-            "returned",
-            "strays",
-            "done",
-            "ended",
-            "moved",
-            "replayed",
-            "wanted",
-            "late",
-            "asked",
-            "listed",
-            "decided",
-            "counted",
-            "keys",
-            "resting",
-            "known_routes",
-            "known",
-            "ahead",
-            "due",
-            "looked_to",
-            "trusted",
-            "deliveries",
-        ),
-        ONE,
-    ),
+    "routes": '[{"value": "crm"}]',
+    "seqs": '[{"value": 1010}, {"value": 1020}]',
 }
 
 BY_SEQ = text("SELECT * FROM delivery WHERE seq = :seq")
@@ -232,10 +164,6 @@ VIEWS = {
 
 def _constant(statement: TextClause, _: Sql) -> TextClause:
     return statement
-
-
-def _of_chosen(which: selection.Rows, sql: Sql) -> TextClause:
-    return selection._deliveries(sql, which)
 
 
 def _listed(wanted: EventFilter, sql: Sql) -> TextClause:
@@ -280,14 +208,14 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "sweeps' events of the same change": written(sequence._SWEPT),
     "listed that are missing": written(sweeps._MISSING),
     "next seqs": lambda _: audit._NEXT_SEQS,
-    "events of a span": audit._events,
-    "rows of a span": lambda sql: audit._rows(sql, locked=True),
-    "facts of a span": audit._facts,
+    "events of a span": written(audit._EVENTS),
+    "rows of a span": written(audit._ROWS[True]),
+    "facts of a span": written(audit._FACTS),
     "rows without an event": written(rebuild._REMOVE),
     "routes with something open": lambda _: route_states._KNOWN,
     "received on routes": lambda _: route_states._RECEIVED,
     "in flight on routes": lambda _: route_states._IN_FLIGHT,
-    "open of a route": lambda sql: route_states._counts().of(sql).text,
+    "open of a route": written(route_states._COUNTS),
     "arrival of some": written(route_states._ARRIVAL),
     "next of a tail": lambda sql: Follower(sql, OUTCOMES, 0, (), None)._next,
     "late of a tail": lambda sql: Follower(sql, ARRIVALS, 0, (), None)._late,
@@ -300,11 +228,11 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "facts by seq": lambda _: OF_AN_EVENT,
     "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
     **{name: partial(_constant, text(query)) for name, query in VIEWS.items()},
-    "events of an entity that a command names": partial(selection._of_entity, of_source=False),
+    "events of an entity that a command names": written(selection.OF_ONE_ENTITY[False]),
     "next events of a source": lambda _: selection.NEXT_OF_SOURCE,
-    "next dead events": partial(selection._open, states=("blocked", "dead"), is_later=False),
-    "next events that are due later": partial(selection._open, states=("ready",), is_later=True),
-    **{f"deliveries of {which}": partial(_of_chosen, which) for which in get_args(selection.Rows)},
+    "next dead events": written(selection.next_open(("blocked", "dead"), is_later=False, on_routes=True)),
+    "next events that are due later": written(selection.next_open(("ready",), is_later=True, on_routes=True)),
+    **{f"deliveries of {which}": written(statement) for which, statement in selection.DELIVERIES.items()},
     "figures of the last hour": written(route_states._FIGURES),
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
@@ -346,152 +274,69 @@ def parameters_of(statement: TextClause) -> dict[str, Any]:
     return {name: known[name] for name in given}
 
 
-def postgres_plan(connection: Connection, statement: TextClause) -> list[Node]:
+def custom_plan(connection: Connection, statement: TextClause) -> list[Node]:
     """The nodes of the plan for these parameters."""
     return explained(connection, statement.text, parameters_of(statement))
 
 
-def postgres_generic_plan(connection: Connection, statement: TextClause) -> list[Node]:
+def generic_plan(connection: Connection, statement: TextClause) -> list[Node]:
     """The nodes of the plan for any parameters: what a prepared statement comes to that is run again and again."""
     dialect = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
     numbered = str(statement.compile(dialect=dialect))
     return list(nodes(connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {numbered}").scalar_one()))
 
 
-PLANS = (postgres_plan, postgres_generic_plan)
+Planned = Callable[[TextClause], list[Node]]
 
 
-def whole_tables(found: list[Node]) -> list[str]:
+@pytest.fixture(params=[custom_plan, generic_plan])
+def planned(request: pytest.FixtureRequest, big_postgres: Engine) -> Iterator[Planned]:
+    """The plan of a statement on Postgres, for its parameters and for any."""
+    with big_postgres.connect() as connection:
+        yield lambda statement: request.param(connection, statement)
+
+
+@pytest.fixture(params=["analyzed", "empty"])
+def sqlite_steps(
+    request: pytest.FixtureRequest, big_sqlite: Engine, sqlite_database_url: str
+) -> Iterator[Callable[[TextClause], list[str]]]:
+    """The plan of a statement on SQLite: with the statistics of ANALYZE, and without any, as most files are."""
+    engine = big_sqlite if request.param == "analyzed" else engines.connect(sqlite_database_url, application="tests")
+
+    def steps(statement: TextClause) -> list[str]:
+        found = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement))
+        return [str(row.detail) for row in found]
+
+    with engine.connect() as connection:
+        yield steps
+    if engine is not big_sqlite:
+        engine.dispose()
+
+
+def whole_tables(found: list[Node]) -> set[str]:
     """Big tables that the plan reads from end to end."""
-    return [node["Relation Name"] for node in found if node["Node Type"] == "Seq Scan" and node["Relation Name"] in BIG]
-
-
-def described(found: list[Node]) -> list[str]:
-    return [
-        " ".join(str(node[key]) for key in ("Node Type", "Index Name", "Relation Name") if key in node)
-        for node in found
-    ]
+    return {node["Relation Name"] for node in found if node["Node Type"] == "Seq Scan"} & BIG
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-@pytest.mark.parametrize("planned", PLANS)
-def test_on_postgres_it_reads_no_big_table_from_end_to_end(
-    big_postgres: Engine, name: str, planned: Callable[[Connection, TextClause], list[Node]]
-) -> None:
-    with big_postgres.connect() as connection:
-        found = planned(connection, STATEMENTS[name](Sql(POSTGRES)))
-    assert whole_tables(found) == [], described(found)
+def test_on_postgres_it_reads_no_big_table_from_end_to_end(planned: Planned, name: str) -> None:
+    found = planned(STATEMENTS[name](Sql(POSTGRES)))
+    assert whole_tables(found) == set(), found
 
 
-PARTIAL = (
-    "ix_duplicate_request_open",
-    "ix_open_delivery_received",
-    "ix_open_delivery_in_flight",
-    "ix_open_delivery_dead",
-    "ix_open_delivery_blocked",
+PARTIAL = tuple(
+    f"ix_{name}"
+    for name in (
+        *("duplicate_request_open", "open_delivery_received", "open_delivery_in_flight"),
+        *("open_delivery_dead", "open_delivery_blocked"),
+    )
 )
 """Indexes that hold nothing but what is asked for: to scan one is not to scan its table."""
-
-
-@pytest.mark.parametrize("name", STATEMENTS)
-@pytest.mark.parametrize("filled", [True, False])
-def test_on_sqlite_it_reads_no_big_table_from_end_to_end(
-    big_sqlite: Engine, sqlite_database_url: str, name: str, filled: bool
-) -> None:
-    """With the statistics of ANALYZE, and without any, as most SQLite files are."""
-    statement = STATEMENTS[name](Sql(SQLITE))
-    engine = big_sqlite if filled else engines.connect(sqlite_database_url, application="tests")
-    with engine.connect() as connection:
-        found = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement))
-        plan = [str(row.detail) for row in found]
-    if not filled:
-        engine.dispose()
-    assert [step for step in plan if _scans_a_table(step)] == [], plan
-
-
-@pytest.mark.parametrize("name", NEWEST)
-def test_the_newest_rows_are_read_from_the_end_of_the_table_and_not_sorted(
-    big_postgres: Engine, big_sqlite: Engine, name: str
-) -> None:
-    with big_postgres.connect() as connection:
-        found = [node for planned in PLANS for node in planned(connection, NEWEST[name])]
-    assert whole_tables(found) == [], described(found)
-    assert "Sort" not in {node["Node Type"] for node in found if "Sort Key" in node and "seq" in str(node["Sort Key"])}
-    with big_sqlite.connect() as connection:
-        statement = NEWEST[name]
-        plan = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement)).all()
-    assert [row.detail for row in plan if row.detail == "USE TEMP B-TREE FOR ORDER BY"] == []
-
-
-@pytest.mark.parametrize("planned", PLANS)
-def test_on_postgres_a_look_for_facts_of_the_last_minute_does_not_read_them_all_when_there_is_none(
-    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]]
-) -> None:
-    with big_postgres.connect() as connection:
-        found = planned(connection, findings._checked(("unordered", "stuck", "failing")))
-    assert "delivery_log" not in whole_tables(found), described(found)
-
-
-@pytest.mark.parametrize("wanted", WINDOWS)
-@pytest.mark.parametrize("planned", PLANS)
-def test_on_postgres_a_search_reads_its_window_alone(
-    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]], wanted: EventFilter
-) -> None:
-    with big_postgres.connect() as connection:
-        found = planned(connection, _listed(wanted, Sql(POSTGRES)))
-    assert "inbox" not in whole_tables(found), described(found)
-
-
-@pytest.mark.parametrize("source", [None, "trivore"])
-@pytest.mark.parametrize("planned", PLANS)
-def test_on_postgres_a_search_for_an_entity_looks_it_up_by_each_source(
-    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]], source: str | None
-) -> None:
-    wanted = EventFilter(source=source, entity_type="USER", entity_id="u1", routes=["crm"])
-    with big_postgres.connect() as connection:
-        found = planned(connection, _listed(wanted, Sql(POSTGRES)))
-    (look,) = [node for node in found if node.get("Index Name") == "ix_inbox_entity"]
-    assert all(f"({name} = " in look["Index Cond"] for name in ("source", "entity_type", "entity_id")), look
-    assert "inbox" not in whole_tables(found), described(found)
-
-
-@pytest.mark.parametrize("planned", PLANS)
-def test_on_postgres_stuck_reads_facts_by_delivery_or_the_newest_alone(
-    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]]
-) -> None:
-    with big_postgres.connect() as connection:
-        found = planned(connection, STUCK)
-    looks = {node["Index Name"] for node in found if "delivery_log" in node.get("Index Name", "")}
-    assert looks - {"ix_delivery_log_attempt"} == {"ix_delivery_log_delivery", "pk_delivery_log"}, described(found)
-
-
-@pytest.mark.parametrize("wanted", WINDOWS)
-def test_on_sqlite_a_search_reads_its_window_alone(big_sqlite: Engine, wanted: EventFilter) -> None:
-    statement = _listed(wanted, Sql(SQLITE))
-    with big_sqlite.connect() as connection:
-        found = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement))
-        plan = [str(row.detail) for row in found]
-    assert any("SEARCH w USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in step for step in plan), plan
-
-
-@pytest.mark.parametrize("filled", [True, False])
-def test_on_sqlite_each_part_of_the_view_looks_the_listed_events_up(
-    big_sqlite: Engine, sqlite_database_url: str, filled: bool
-) -> None:
-    engine = big_sqlite if filled else engines.connect(sqlite_database_url, application="tests")
-    with engine.connect() as connection:
-        found = connection.execute(text(f"EXPLAIN QUERY PLAN {_listed_on_sqlite().text}"))
-        plan = [str(row.detail) for row in found]
-    if not filled:
-        engine.dispose()
-    looks = [step for step in plan if step.split()[1] == "i"]
-    assert looks == ["SEARCH i USING INTEGER PRIMARY KEY (rowid=?)"] * 3, plan
-
-
-def test_on_sqlite_alerts_that_fire_are_found_by_one_look_for_each_subject(big_sqlite: Engine) -> None:
-    with big_sqlite.connect() as connection:
-        plan = [str(row.detail) for row in connection.execute(text(f"EXPLAIN QUERY PLAN {overview._FIRING.text}"))]
-    assert any("(kind=? AND subject>?)" in step for step in plan), plan
+RESULTS = (
+    *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
+    *("replayed", "moving", "entity_timeline", "gone", "subject", "sized", "known_rows", "closed_lanes", "k"),
+)
+"""Of common table expressions, subqueries and of the views, by name."""
 
 
 def _scans_a_table(step: str) -> bool:
@@ -500,37 +345,107 @@ def _scans_a_table(step: str) -> bool:
     return step.startswith("SCAN ") and not others and step.removeprefix("SCAN ") not in RESULTS
 
 
-RESULTS = (
-    *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
-    *("replayed", "moving", "entity_timeline", "gone", "subject", "sized", "known_rows", "closed_lanes", "k"),
-)
-"""Of common table expressions, subqueries and of the views, by name."""
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_on_sqlite_it_reads_no_big_table_from_end_to_end(
+    sqlite_steps: Callable[[TextClause], list[str]], name: str
+) -> None:
+    plan = sqlite_steps(STATEMENTS[name](Sql(SQLITE)))
+    assert [step for step in plan if _scans_a_table(step)] == [], plan
+
+
+def test_on_sqlite_searches_alerts_and_stuck_look_up_what_they_show(
+    sqlite_steps: Callable[[TextClause], list[str]],
+) -> None:
+    for wanted in WINDOWS:
+        window = sqlite_steps(_listed(wanted, Sql(SQLITE)))
+        assert any("SEARCH w USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in step for step in window), window
+    listed = sqlite_steps(_listed_on_sqlite())
+    looks = [step for step in listed if step.split()[1] == "i"]
+    assert looks == ["SEARCH i USING INTEGER PRIMARY KEY (rowid=?)"] * 3, listed
+    assert any("(kind=? AND subject>?)" in step for step in sqlite_steps(overview._FIRING))
+    stuck = sqlite_steps(STUCK)
+    whole = [step for step in stuck if step.startswith(("SCAN i", "SCAN l", "SCAN f ")) and not step.endswith(PARTIAL)]
+    assert whole == [], stuck
+
+
+@pytest.mark.parametrize("name", NEWEST)
+def test_the_newest_rows_are_read_from_the_end_of_the_table_and_not_sorted(
+    planned: Planned, sqlite_steps: Callable[[TextClause], list[str]], name: str
+) -> None:
+    found = planned(NEWEST[name])
+    assert whole_tables(found) == set(), found
+    assert "Sort" not in {node["Node Type"] for node in found if "seq" in str(node.get("Sort Key"))}
+    assert "USE TEMP B-TREE FOR ORDER BY" not in sqlite_steps(NEWEST[name])
 
 
 STUCK = text("SELECT * FROM stuck")
-EVENTS_AND_FACTS = {"inbox", "delivery_log"}
 
 
-@pytest.mark.parametrize("planned", PLANS)
-def test_on_postgres_stuck_reads_what_is_open_and_neither_all_events_nor_all_facts(
-    big_postgres: Engine, planned: Callable[[Connection, TextClause], list[Node]]
-) -> None:
+def test_on_postgres_stuck_reads_facts_by_delivery_or_the_newest_alone(planned: Planned) -> None:
+    found = planned(STUCK)
+    assert not {"inbox", "delivery_log"} & whole_tables(found), found
+    looks = {node["Index Name"] for node in found if "delivery_log" in node.get("Index Name", "")}
+    assert looks - {"ix_delivery_log_attempt"} == {"ix_delivery_log_delivery", "pk_delivery_log"}, found
+    assert "delivery_log" not in whole_tables(planned(findings._checked(("unordered", "stuck", "failing"))))
+
+
+def test_on_postgres_a_search_reads_its_window_alone_and_looks_an_entity_up_by_each_source(planned: Planned) -> None:
+    for wanted in WINDOWS:
+        assert "inbox" not in whole_tables(planned(_listed(wanted, Sql(POSTGRES))))
+    for source in (None, "trivore"):
+        wanted = EventFilter(source=source, entity_type="USER", entity_id="u1", routes=["crm"])
+        found = planned(_listed(wanted, Sql(POSTGRES)))
+        (look,) = [node for node in found if node.get("Index Name") == "ix_inbox_entity"]
+        assert all(f"({name} = " in look["Index Cond"] for name in ("source", "entity_type", "entity_id")), look
+        assert "inbox" not in whole_tables(found), found
+
+
+def test_on_postgres_a_claim_and_the_first_of_a_lane_are_index_ranges_and_sort_nothing(planned: Planned) -> None:
+    due = planned(claim._DUE.of(Sql(POSTGRES)).text)
+    assert "ix_open_delivery_ready" in {node.get("Index Name") for node in due}
+    first = planned(sequence._FIRST_WAITING.of(Sql(POSTGRES)).text)
+    (subquery,) = (node for node in first if node.get("Alias") == "o")
+    assert subquery["Index Name"] == "ix_open_delivery_waiting"
+    assert "Sort" not in {node["Node Type"] for node in (*due, *first)}
+
+
+FEW_ROWS = 100
+STEPS_OF_A_ROW = 40
+OF_STATUS = ("received on routes", "in flight on routes", "open of a route", "routes with something open")
+BOUNDED: dict[str, Callable[[Sql], TextClause]] = {
+    **{name: STATEMENTS[name] for name in OF_STATUS},
+    "oldest that are open": lambda _: route_states._WALK,
+    "arrivals lately": written(route_states._NEWEST_ARRIVALS),
+    "facts lately": written(route_states._RECORDED),
+}
+"""Statements of `relay status` that would read much more without their limit."""
+
+
+def _few(statement: TextClause) -> dict[str, Any]:
+    few = {"most": FEW_ROWS, "since": NOW}
+    return {**parameters_of(statement), **{key: few[key] for key in few if key in statement._bindparams}}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_status_reads_no_more_rows_than_it_counts(big_postgres: Engine, big_sqlite: Engine, name: str) -> None:
+    statement = BOUNDED[name](Sql(POSTGRES))
     with big_postgres.connect() as connection:
-        found = planned(connection, STUCK)
-    assert not EVENTS_AND_FACTS & set(whole_tables(found)), described(found)
-
-
-@pytest.mark.parametrize("filled", [True, False])
-def test_on_sqlite_stuck_reads_what_is_open_and_neither_all_events_nor_all_facts(
-    big_sqlite: Engine, sqlite_database_url: str, filled: bool
-) -> None:
-    engine = big_sqlite if filled else engines.connect(sqlite_database_url, application="tests")
-    with engine.connect() as connection:
-        plan = [str(row.detail) for row in connection.execute(text(f"EXPLAIN QUERY PLAN {STUCK.text}"))]
-    if not filled:
-        engine.dispose()
-    whole = [step for step in plan if step.startswith(("SCAN i", "SCAN l", "SCAN f ")) and not step.endswith(PARTIAL)]
-    assert whole == [], plan
+        found = explained(connection, statement.text, _few(statement), options="ANALYZE, ")
+    read = sum(
+        node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+        for node in found
+        if node.get("Relation Name") in BIG
+    )
+    assert read <= 5 * FEW_ROWS, found
+    statement = BOUNDED[name](Sql(SQLITE))
+    taken: list[int] = []
+    with big_sqlite.connect() as connection:
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        driver.set_progress_handler(lambda: taken.append(100), 100)
+        connection.execute(statement, _few(statement)).all()
+        driver.set_progress_handler(None, 0)
+    assert sum(taken) < 5 * FEW_ROWS * STEPS_OF_A_ROW, "instructions of its machine; a whole table takes a million"
 
 
 def _reads_facts_by_delivery_alone(found: list[Node]) -> bool:
@@ -541,91 +456,16 @@ def _reads_facts_by_delivery_alone(found: list[Node]) -> bool:
     return bool(looks) and all("seq = " in condition and "route = " in condition for condition in conditions)
 
 
-def test_on_postgres_a_claim_reads_the_facts_of_its_deliveries_alone(big_postgres: Engine) -> None:
-    statement = events._EVENTS.of(Sql(POSTGRES)).text
-    by_id = text("SELECT max(id) FROM delivery_log WHERE kind IN ('attempt_failed', 'replayed')")
-    with big_postgres.connect() as connection:
-        for planned in PLANS:
-            found = planned(connection, statement)
-            assert _reads_facts_by_delivery_alone(found), described(found)
-        assert not _reads_facts_by_delivery_alone(postgres_plan(connection, by_id)), "the check notices"
+def test_on_postgres_a_claim_reads_the_facts_of_its_deliveries_alone(planned: Planned) -> None:
+    found = planned(events._EVENTS.of(Sql(POSTGRES)).text)
+    assert _reads_facts_by_delivery_alone(found), found
 
 
-def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlite: Engine) -> None:
+def test_a_statement_without_an_index_is_noticed(
+    planned: Planned, sqlite_steps: Callable[[TextClause], list[str]]
+) -> None:
     careless = text("SELECT * FROM open_delivery o WHERE lane = :entity_id")
-    with big_postgres.connect() as connection:
-        for planned in PLANS:
-            assert whole_tables(planned(connection, careless)) == ["open_delivery"]
-    with big_sqlite.connect() as connection:
-        found = connection.execute(text(f"EXPLAIN QUERY PLAN {careless.text}"), parameters_of(careless))
-        assert [_scans_a_table(str(row.detail)) for row in found] == [True]
-
-
-def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(big_postgres: Engine) -> None:
-    statement = claim._DUE.of(Sql(POSTGRES)).text
-    with big_postgres.connect() as connection:
-        for planned in PLANS:
-            found = planned(connection, statement)
-            assert "ix_open_delivery_ready" in {node.get("Index Name") for node in found}
-            assert "Sort" not in {node["Node Type"] for node in found}
-
-
-def test_on_postgres_the_first_of_a_lane_is_one_index_entry_however_many_wait(big_postgres: Engine) -> None:
-    statement = sequence._FIRST_WAITING.of(Sql(POSTGRES)).text
-    with big_postgres.connect() as connection:
-        for planned in PLANS:
-            found = planned(connection, statement)
-            (subquery,) = (node for node in found if node.get("Alias") == "o")
-            assert subquery["Index Name"] == "ix_open_delivery_waiting"
-            assert "Sort" not in {node["Node Type"] for node in found}
-
-
-OF_STATUS = (
-    "received on routes",
-    "in flight on routes",
-    "open of a route",
-    "routes with something open",
-)
-FEW_ROWS = 100
-STEPS_OF_A_ROW = 40
-BOUNDED: dict[str, Callable[[Sql], TextClause]] = {
-    **{name: STATEMENTS[name] for name in OF_STATUS},
-    "oldest that are open": lambda _: route_states._WALK,
-    "arrivals lately": written(route_states._NEWEST_ARRIVALS),
-    "facts lately": written(route_states._RECORDED),
-}
-"""Statements of `relay status` that would read much more without their limit."""
-FEW = {"most": FEW_ROWS, "since": NOW}
-
-
-@pytest.mark.parametrize("name", BOUNDED)
-def test_on_postgres_status_reads_no_more_rows_than_it_counts(big_postgres: Engine, name: str) -> None:
-    statement = BOUNDED[name](Sql(POSTGRES))
-    parameters = {**parameters_of(statement), **{key: FEW[key] for key in FEW if key in statement._bindparams}}
-    with big_postgres.connect() as connection:
-        found = explained(connection, statement.text, parameters, options="ANALYZE, ")
-    read = sum(
-        node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
-        for node in found
-        if node.get("Relation Name") in BIG
-    )
-    assert read <= 5 * FEW_ROWS, described(found)
-
-
-@pytest.mark.parametrize("name", BOUNDED)
-def test_on_sqlite_status_reads_no_more_rows_than_it_counts(big_sqlite: Engine, name: str) -> None:
-    statement = BOUNDED[name](Sql(SQLITE))
-    parameters = {**parameters_of(statement), **{key: FEW[key] for key in FEW if key in statement._bindparams}}
-    taken = 0
-
-    def took() -> None:
-        nonlocal taken
-        taken += 100
-
-    with big_sqlite.connect() as connection:
-        driver = connection.connection.dbapi_connection
-        assert driver is not None
-        driver.set_progress_handler(took, 100)
-        connection.execute(statement, parameters).all()
-        driver.set_progress_handler(None, 0)
-    assert taken < 5 * FEW_ROWS * STEPS_OF_A_ROW, "instructions of its virtual machine; a whole table takes a million"
+    assert whole_tables(planned(careless)) == {"open_delivery"}
+    assert [_scans_a_table(step) for step in sqlite_steps(careless)] == [True]
+    by_id = text("SELECT max(id) FROM delivery_log WHERE kind IN ('attempt_failed', 'replayed')")
+    assert not _reads_facts_by_delivery_alone(planned(by_id))

@@ -1,13 +1,40 @@
-"""Sequence, claim and record, on both databases."""
+"""Sequence, claim, record and reap: relays beside each other, that crash, and beside a clock that is set."""
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import count
+
+import pytest
+from sqlalchemy import event
+
+from inbox.events.timestamps import as_time
+from relay.delivery import facts
+from relay.delivery.lifecycle import State
+from relay.delivery.outcome import Delivered, Delivery, Outcome
+from relay.delivery.policy import CRASHES_UNTIL_DEAD, LEFT_TO_OTHERS
+from relay.operations.asks import Selection
+from relay.store.claim import Room, claim, claim_suspect
 from relay.store.database import Database
 from relay.store.deliveries import claim_of
-from relay.store.leases import give_back, renew
-from relay.store.sequence import sequence
-from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps, work_of
-from tests.helpers.storing import an_event
+from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, reap, renew
+from relay.store.nodes import heartbeat, start_node
+from relay.store.record import record as record_parts
+from relay.store.sequence import heads_of, sequence
+from tests.helpers.commanding import carry_out
+from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.patience import be_patient
+from tests.helpers.relaying import CONFIG, DONE, POLICIES, UNWELL, FakeClock, Monotonic, Steps, record, work_of
+from tests.helpers.storing import START, an_event
+from tests.store.test_replay import replay_all
+from tests.store.verifying import differences
+
+# --- Sequence, claim and record, on both databases
+
 
 LATEST = ["latest"]
 
@@ -99,3 +126,390 @@ def test_an_older_claims_result_is_discarded_though_it_is_handed_in_with_the_pre
     recorded = steps.record([(first, UNWELL), (steps.claim(), DONE)])
     assert [result.fact is None for result in recorded] == [True, False]
     assert steps.kinds() == [(1, "attempt_failed"), (1, "delivered")]
+
+
+# --- Several relays on one database, with nothing between them but the database
+
+
+def one_round(database: Database, name: str, route: str, rng: random.Random) -> int:
+    """Every step once; some attempts fail, some are given back. Returns how much there was to do."""
+    moved = sequence(work_of(database, node=name), batch=20)
+    claimed = claim(work_of(database, node=name), [Room([route], 8)])
+    kept = [delivery for delivery in claimed if rng.random() > 0.05]
+    give_back(work_of(database, node=name), [claim_of(delivery) for delivery in claimed if delivery not in kept])
+    record(work_of(database, node=name), [(delivery, an_outcome(rng)) for delivery in kept])
+    reap(work_of(database, node=name))
+    return moved + len(claimed)
+
+
+def an_outcome(rng: random.Random) -> Outcome:
+    return UNWELL if rng.random() < 0.1 else DONE
+
+
+def test_two_relays_share_two_hundred_routes_and_neither_fails_nor_makes_a_transaction_of_each_delivery(
+    steps: Steps, clock: FakeClock
+) -> None:
+    routes = [f"r{number:03}" for number in range(200)]
+    known = dict.fromkeys(routes, POLICIES["strict"])
+    steps.receive(*(an_event(n, "u1", routes=routes) for n in range(1, 3)))
+    commits: list[object] = []
+    event.listen(steps.database.engine, "commit", commits.append)
+
+    def work(name: str) -> int:
+        database, recorded = Database(steps.database.engine, clock), 0
+        while sequence(work_of(database, known, node=name)):
+            pass
+        while claimed := claim(work_of(database, node=name), [Room(routes, 64)]):
+            recorded += len(record(work_of(database, known, node=name), [(delivery, DONE) for delivery in claimed]))
+        return recorded
+
+    with ThreadPoolExecutor(2) as pool:
+        recorded = sum(pool.map(work, "ab"))
+    recorded += work("a")  # heads that one relay has made after the other one's last look
+    assert (recorded, steps.states()) == (2 * len(routes), [])
+    assert len(commits) < len(routes)
+    steps.facts_agree()
+
+
+@ON_POSTGRES
+def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_is_ready(steps: Steps) -> None:
+    steps.arrive(an_event(1, "a"), an_event(2, "b"))
+    working = steps.claim()
+    lanes = [("strict", "USER|a"), ("strict", "USER|b")]
+    lease = claim_of(working)
+    be_patient(steps.database.engine)
+    with steps.database.write() as settling:
+        settling.take_order_lock()
+        assert [(head.seq, head.state) for head in sorted(heads_of(settling, lanes), key=lambda head: head.seq)] == [
+            (1, State.IN_FLIGHT),
+            (2, State.READY),
+        ]
+        assert renew(steps.database, [lease]) == {lease}
+        assert claim(work_of(steps.database, node="r2"), [Room(["strict"], 8)]) == []
+    assert [delivery.seq for delivery in claim(work_of(steps.database, node="r2"), [Room(["strict"], 8)])] == [2]
+
+
+# --- A delivery that kills the process which works on it is set aside; those that were merely in hand with it are not
+
+
+_numbers = count(1)
+
+
+class Relays:
+    """Relay processes that come and go."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.database = steps.database
+        self._steps = steps
+
+    def start(self) -> str:
+        node = f"node-{next(_numbers)}"
+        start_node(work_of(self.database, node=node), "host", 1, "0")
+        return node
+
+    def claim(self, node: str, route: str = "strict") -> list[Delivery]:
+        work = work_of(self.database, node=node)
+        return [*claim(work, [Room([route], 10)]), *claim_suspect(work, [route])]
+
+    def crash_over(self, route: str = "strict", times: int = 1) -> list[int]:
+        """So many processes claim what they may and die, and another one takes their leases back. What the last one had."""
+        claimed: list[Delivery] = []
+        for _ in range(times):
+            claimed = self.claim(self.start(), route)
+            self.leases_run_out()
+        return [delivery.seq for delivery in claimed]
+
+    def freeze_over(self) -> None:
+        """A process claims what it may, and comes to itself when its leases have been taken back."""
+        node = self.start()
+        self.claim(node)
+        self.leases_run_out()
+        self._steps.advance(1)
+        heartbeat(self.database, node)
+
+    def leases_run_out(self) -> None:
+        self._steps.advance(LEASE_SECONDS + 1)
+        self._steps.reap(self.start())
+
+
+@pytest.fixture
+def relays(steps: Steps) -> Relays:
+    return Relays(steps)
+
+
+def test_what_was_abandoned_three_times_in_a_row_is_dead(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    for _ in range(CRASHES_UNTIL_DEAD):
+        assert relays.crash_over() == [1]
+
+    (row,) = steps.rows("SELECT seq, state, cause, attempts, error FROM dead_letter")
+    assert (row["seq"], row["state"], row["cause"], row["attempts"]) == (1, "dead", "crash_loop", CRASHES_UNTIL_DEAD)
+    assert "3 attempts in a row were abandoned" in row["error"]
+    assert steps.kinds() == [(1, "abandoned"), (1, "abandoned"), (1, "dead")]
+    assert steps.states()[-1] == (2, "strict", "ready")
+    steps.facts_agree()
+
+
+def test_on_a_route_that_blocks_it_blocks_its_lane(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]))
+    relays.crash_over("blocking", CRASHES_UNTIL_DEAD)
+    assert steps.states() == [(1, "blocking", "blocked")]
+
+
+def test_a_relay_that_lacks_the_route_leaves_it_to_one_that_has_it(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]), an_event(2, routes=["blocking"]))
+    relays.crash_over("blocking", CRASHES_UNTIL_DEAD - 1)
+    relays.claim(relays.start(), "blocking")
+    steps.advance(LEASE_SECONDS + 1)
+    without = {name: known for name, known in POLICIES.items() if name != "blocking"}
+    assert reap(work_of(relays.database, without, node="other")) == []
+    steps.reap()
+    assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
+
+
+def test_without_a_relay_that_has_the_route_a_lease_is_taken_back_late_and_nothing_is_given_up(
+    steps: Steps, relays: Relays
+) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]))
+    relays.crash_over("blocking", CRASHES_UNTIL_DEAD - 1)
+    node = relays.start()
+    relays.claim(node, "blocking")
+    steps.advance(LEFT_TO_OTHERS.total_seconds() + LEASE_SECONDS + 1)
+    without = {name: known for name, known in POLICIES.items() if name != "blocking"}
+    assert [fact for _, _, fact in reap(work_of(relays.database, without, node="other"))] == [
+        facts.Abandoned(relay_node=node)
+    ]
+    assert steps.states() == [(1, "blocking", "ready")]
+    steps.facts_agree()
+
+
+def test_an_attempt_that_came_to_an_end_breaks_the_row(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1))
+    for _ in range(CRASHES_UNTIL_DEAD):
+        relays.crash_over(times=CRASHES_UNTIL_DEAD - 1)
+        node = relays.start()
+        record(work_of(relays.database, node=node), [(delivery, UNWELL) for delivery in relays.claim(node)])
+        steps.advance(100_000)
+    assert steps.states() == [(1, "strict", "ready")]
+    assert steps.rows("SELECT crashes FROM open_delivery") == [{"crashes": 0}]
+
+
+def test_a_process_that_was_only_frozen_counts_as_one_that_died(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1))
+    for _ in range(CRASHES_UNTIL_DEAD):
+        assert steps.states() == [(1, "strict", "ready")]
+        relays.freeze_over()
+    assert steps.states() == [(1, "strict", "dead")]
+
+
+def test_those_that_were_in_hand_with_the_culprit_come_through_alone(steps: Steps, relays: Relays) -> None:
+    """u2 kills every process that works on it. After two crashes each is tried by itself, and only u2 crashes again."""
+    steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
+    for _ in range(CRASHES_UNTIL_DEAD - 1):
+        claim(work_of(relays.database, node=relays.start()), [Room(["strict"], 10)])
+        relays.leases_run_out()
+    assert claim(work_of(relays.database, node=relays.start()), [Room(["strict"], 10)]) == []
+
+    crashed = 0
+    for _ in range(3):
+        node = relays.start()
+        (suspect,) = claim_suspect(work_of(relays.database, node=node), ["strict"])
+        assert suspect.is_suspect
+        if suspect.entity_id == "u2":
+            relays.leases_run_out()
+            crashed += 1
+        else:
+            record(work_of(relays.database, node=node), [(suspect, DONE)])
+
+    assert crashed == 1
+    assert steps.states() == [(2, "strict", "dead")]
+    assert claim_suspect(work_of(relays.database, node="node"), ["strict"]) == []
+
+
+def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1))
+    relays.crash_over(times=CRASHES_UNTIL_DEAD - 1)
+    (suspect,) = claim_suspect(work_of(relays.database, node="node"), ["strict"])
+    give_back(work_of(relays.database, node="node"), [(suspect.seq, suspect.route, suspect.lease_token)])
+    assert claim(work_of(relays.database, node="node"), [Room(["strict"], 10)]) == []
+    assert len(claim_suspect(work_of(relays.database, node="node"), ["strict"])) == 1
+
+
+def test_a_newer_event_that_takes_over_a_suspect_is_suspect_too(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1, routes=["latest"]))
+    relays.crash_over("latest", CRASHES_UNTIL_DEAD - 1)
+    steps.arrive(an_event(2, routes=["latest"]))
+    assert steps.rows("SELECT seq, crashes FROM open_delivery") == [{"seq": 2, "crashes": CRASHES_UNTIL_DEAD - 1}]
+    steps.facts_agree()
+    relays.crash_over("latest")
+    assert steps.states() == [(2, "latest", "dead")]
+
+
+def test_a_replay_begins_without_suspicion(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1))
+    relays.crash_over(times=CRASHES_UNTIL_DEAD)
+    assert replay_all(steps, Selection(cause="crash_loop")) == 1
+    assert steps.rows("SELECT state, crashes, run FROM open_delivery") == [{"state": "ready", "crashes": 0, "run": 1}]
+
+
+def test_a_relay_that_has_entered_itself_and_was_not_told_so_enters_itself_again(steps: Steps) -> None:
+    """The answer to the commit is lost when Postgres restarts: then it tries again."""
+    for _ in range(2):
+        start_node(work_of(steps.database, node="r1"), "host", 1, "0")
+    assert steps.rows("SELECT id FROM relay_node") == [{"id": "r1"}]
+
+
+# --- The database's clock runs ahead and is put right, goes back, or jumps forward: on both databases, to the second
+
+
+HOUR = 3600.0
+
+
+@contextlib.contextmanager
+def an_hour_ahead(steps: Steps) -> Iterator[None]:
+    """The database's clock runs ahead, and is put right."""
+    steps.advance(HOUR)
+    yield
+    steps.advance(-HOUR)
+
+
+# --- it ran ahead, and is put right
+
+
+def test_what_it_made_due_waits_until_an_operator_retries_it(steps: Steps) -> None:
+    with an_hour_ahead(steps):
+        steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    assert steps.claim_due(9, "strict") == []
+    carry_out(steps.database, CONFIG, "retry", Selection(route="strict"), why="the clock was wrong")
+    assert [delivery.seq for delivery in steps.claim_due(9, "strict")] == [1, 2]
+    steps.facts_agree()
+    assert differences(steps.database) == []
+
+
+def test_the_lease_of_a_relay_that_died_then_is_rescued(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    with an_hour_ahead(steps):
+        steps.claim()
+    steps.claim()
+    assert [fact[:2] for fact in steps.reap("r2")] == [(1, "strict")]
+
+
+def test_who_has_seen_the_clock_go_back_leaves_others_the_time_to_renew(steps: Steps, two: Two) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    kept, lost = steps.claim_due(2, "strict")
+    two.pass_by(1)
+    two.reap("r2")
+    steps.advance(-HOUR)
+    taken = []
+    for second in range(1, 20):
+        two.pass_by(1)
+        if second % 5 == 0:
+            renew(steps.database, [(kept.seq, kept.route, kept.lease_token)])
+        taken += two.reap("r2")
+    assert taken == [lost.seq]
+    assert two.told == [pytest.approx(-HOUR)]
+
+
+# --- it jumps forward
+
+
+class Two:
+    """Two relays that look for leases that ran out, each second."""
+
+    def __init__(self, steps: Steps, clock: FakeClock) -> None:
+        self.own = Monotonic()
+        self.told: list[float] = []
+        self.clocks = {name: DatabaseClock(self.own, self.told.append) for name in ("r1", "r2")}
+        self._steps, self._clock = steps, clock
+
+    def pass_by(self, seconds: float) -> None:
+        """Both clocks go on."""
+        self.own.seconds += seconds
+        self._clock.advance(seconds)
+
+    def reap(self, name: str, trusted: Sequence[tuple[int, str, int]] = ()) -> list[int]:
+        """Rescue deliveries with expired leases as this relay; return their seqs."""
+        return [seq for seq, *_ in reap(work_of(self._steps.database, node=name), trusted, self.clocks[name])]
+
+
+@pytest.fixture
+def two(steps: Steps, clock: FakeClock) -> Two:
+    made = Two(steps, clock)
+    for name in made.clocks:
+        made.reap(name)
+    return made
+
+
+def test_a_relay_takes_nothing_back_that_it_trusts_itself(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    mine, lost = steps.claim_due(2, "strict")
+    steps.advance(20)
+    trusted = [(mine.seq, mine.route, mine.lease_token), (lost.seq, lost.route, lost.lease_token + 1)]
+    assert [seq for seq, *_ in reap(steps.work, trusted)] == [lost.seq]
+    assert [recorded.fact for recorded in steps.record([(mine, DONE)])] != [None]
+
+
+def test_what_others_hold_is_safe_until_they_have_renewed_it_and_what_nobody_renews_is_taken_back(
+    steps: Steps, two: Two
+) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    kept, lost = steps.claim_due(2, "strict")
+    two.pass_by(1)
+    two.reap("r2")
+    steps.advance(15)
+    taken = []
+    for second in range(1, 20):
+        two.pass_by(1)
+        if second % 5 == 0:
+            renew(steps.database, [(kept.seq, kept.route, kept.lease_token)])
+        taken += two.reap("r2")
+    assert taken == [lost.seq]
+    assert two.told == [pytest.approx(15)]
+    assert [recorded.fact for recorded in steps.record([(kept, DONE)])] != [None]
+
+
+def test_without_a_step_what_ran_out_is_taken_back_at_once(steps: Steps, two: Two) -> None:
+    steps.arrive(an_event(1))
+    steps.claim()
+    taken = []
+    for second in range(1, 18):
+        two.pass_by(1)
+        taken += [(second, seq) for seq in two.reap("r2")]
+    assert taken == [(16, 1)]
+    assert two.told == []
+
+
+def test_a_step_while_the_order_lock_is_waited_for_is_noticed(
+    steps: Steps, two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.arrive(an_event(1))
+    steps.claim()
+    two.pass_by(15.5)
+    look = two.clocks["r2"].look
+
+    def jumping(transaction: object) -> object:
+        found = look(transaction)  # type: ignore[arg-type]  # a Transaction
+        steps.advance(20)
+        return found
+
+    monkeypatch.setattr(two.clocks["r2"], "look", jumping)
+    assert two.reap("r2") == []
+    assert two.told == [pytest.approx(20)]
+
+
+def test_a_fetch_that_a_host_timed_by_a_clock_ahead_covers_nothing_that_is_to_come(
+    steps: Steps, clock: FakeClock
+) -> None:
+    """The relay's host is an hour ahead: its fetch began now, and not in an hour."""
+    steps.arrive(an_event(1, routes=["latest"]))
+    steps.advance(10)
+    delivery = steps.claim("latest")
+    an_hour_ahead = clock.now() + timedelta(hours=1)
+    outcome = Delivered((), "updated", an_hour_ahead - timedelta(seconds=2))
+    steps.advance(5)
+    for _ in record_parts(steps.work, [(delivery, outcome)], host_now=lambda: clock.now() + timedelta(hours=1)):
+        pass
+    (lane,) = steps.rows("SELECT fetch_began_at FROM lane")
+    assert as_time(lane["fetch_began_at"]) == START + timedelta(seconds=8)
+    steps.arrive(an_event(2, second=60, routes=["latest"]))
+    assert steps.states() == [(2, "latest", "ready")]

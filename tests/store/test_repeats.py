@@ -10,21 +10,21 @@ import pytest
 from sqlalchemy import text
 
 from inbox.events.event import Event
-from relay.delivery.policy import LEFT_TO_OTHERS, policies
+from relay.delivery.policy import LEFT_TO_OTHERS
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
-from relay.store import duplicates
 from relay.store.duplicates import Judged, Rest, judge_duplicates
-from relay.store.statement import Statement, sql
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching, record, work_of
+from tests.helpers.relaying import CONFIG, POLICIES, UNWELL, Steps, fetching, record, work_of
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
 from tests.helpers.transactions import Transactions
 from tests.store.test_coverage import fetched
+
+pytestmark = pytest.mark.usefixtures("impatient")
 
 LATEST = ["latest"]
 TOO_SOON = fetched(1.4)
@@ -81,11 +81,11 @@ def stored(steps: Steps) -> tuple[int, int]:
 # --- one event that comes again without end
 
 
-def test_an_event_that_is_repeated_thousands_of_times_delays_no_other(steps: Steps) -> None:
+def test_an_event_that_is_repeated_hundreds_of_times_delays_no_other(steps: Steps) -> None:
     often, *others = some_events(range(51))
     delivered(steps, often, *others)
-    repeat(steps, often, times=5_000)
-    assert stored(steps) == (20, 5_000), "a few rows count all"
+    repeat(steps, often, times=500)
+    assert stored(steps) == (20, 500), "a few rows count all"
     repeat(steps, *others)
 
     judged = judge(steps)
@@ -94,31 +94,6 @@ def test_an_event_that_is_repeated_thousands_of_times_delays_no_other(steps: Ste
     assert rearmed(steps) == list(range(1, 52))
     assert (waiting(steps), judged.rest) == ([], None)
     steps.facts_agree()
-
-
-def test_rows_of_one_event_beyond_a_batch_delay_the_others_by_one_round(steps: Steps) -> None:
-    """However they came: no receiver writes so many."""
-    often, *others = some_events(range(51))
-    delivered(steps, often, *others)
-    plant_rows(steps, seq=1, number=5_000)
-    repeat(steps, *others)
-
-    first, second, *_ = judge_all(steps)
-
-    assert (first.rearmed, second.rearmed) == (1, 50)
-    assert first.handled <= 1_000
-    for _ in range(6):
-        judge_all(steps)
-    assert (waiting(steps), len(rearmed(steps))) == ([], 51)
-
-
-def plant_rows(steps: Steps, *, seq: int, number: int) -> None:
-    numbers = f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {number}) SELECT n FROM c)"
-    body = "decode('00', 'hex')" if steps.database.sql.is_postgres else "x'00'"
-    steps.do(
-        "INSERT INTO duplicate_request (seq, received_at, body_sha256)"
-        f" SELECT {seq}, '2026-01-01 00:00:00.000000Z', {body} FROM {numbers} AS made"
-    )
 
 
 def test_the_first_of_further_repeats_counts_and_is_judged_as_any_other(steps: Steps) -> None:
@@ -137,47 +112,18 @@ def test_the_first_of_further_repeats_counts_and_is_judged_as_any_other(steps: S
     assert rearmed(steps) == [1, 1]
 
 
-def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps) -> None:
-    (often,) = some_events([1])
-    delivered(steps, often)
-    repeat(steps, often, times=3)
-    judge(steps)
-    (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'rearmed'")
-    (newest,) = steps.rows("SELECT max(id) AS id FROM duplicate_request")
-    assert fact["detail"] == {"duplicate": newest["id"]}
-
-
-def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
-    pruned, kept = some_events([1, 2])
-    delivered(steps, pruned, kept)
-    steps.do("DELETE FROM inbox_payload WHERE seq = 1")
-    repeat(steps, pruned, kept)
-    assert judge(steps) == Judged(handled=2, rearmed=1)
-    assert rearmed(steps) == [2]
-
-
-def test_on_a_route_that_fetches_nothing_a_repeat_is_the_same_event(steps: Steps) -> None:
-    """Else each repeat would send the same body again."""
-    dead, sent = some_events([1, 2])
-    steps.arrive(dead, sent)
-    steps.record(list(zip(steps.claim_due(), [HOPELESS, DONE], strict=True)))
-    repeat(steps, dead, sent, times=3)
-    assert judge_duplicates(work_of(steps.database, policies(CONFIG))) == Judged(handled=6, rearmed=0)
-    assert rearmed(steps) == []
-
-
 def test_what_is_read_of_an_event_does_not_grow_with_its_runs(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred thousand facts of earlier runs; the number of the run is in the fact that began it."""
+    """Thousands of facts of earlier runs; the number of the run is in the fact that began it."""
     often, other = some_events([1, 2])
     delivered(steps, often, other)
-    plant_runs(steps, seq=1, number=50_000)
+    plant_runs(steps, seq=1, number=2_000)
     repeat(steps, often, other)
     transactions = Transactions(monkeypatch)
 
     assert judge(steps) == Judged(handled=2, rearmed=2)
 
     assert transactions.largest[0] < 20, "rows read by one transaction"
-    assert [row["run"] for row in steps.rows("SELECT run FROM open_delivery ORDER BY seq")] == [50_001, 1]
+    assert [row["run"] for row in steps.rows("SELECT run FROM open_delivery ORDER BY seq")] == [2_001, 1]
     transactions.forget()
     steps.sequence()
     steps.record_all(steps.claim_due(), UNWELL)
@@ -231,22 +177,6 @@ def test_a_repeat_for_a_route_of_another_configuration_is_left_to_a_relay_that_h
 
 
 # --- those that can't be judged yet
-
-
-def test_repeats_of_one_delivery_in_flight_hold_no_other_up(steps: Steps) -> None:
-    working, *others = some_events(range(21))
-    steps.arrive(working)
-    in_flight = steps.claim_due(1_000)
-    delivered(steps, *others)
-    repeat(steps, working, times=300)
-    repeat(steps, *others)
-
-    assert judge(steps).rearmed == 20
-    assert waiting(steps) == [1]
-
-    steps.record_all(in_flight, TOO_SOON)
-    judge_all(steps)
-    assert (rearmed(steps), waiting(steps)) == (list(range(1, 22)), [])
 
 
 def test_hundreds_of_events_in_flight_hold_no_other_up_and_are_looked_at_again(steps: Steps) -> None:
@@ -341,24 +271,6 @@ def test_a_repeat_that_commits_after_the_repeats_were_read_is_judged_later(meanw
     meanwhile.steps.sequence()
     meanwhile.steps.record_all(meanwhile.steps.claim_due(1_000), TOO_SOON)
     assert judge(meanwhile.steps).rearmed == 1
-
-
-@ON_POSTGRES
-def test_one_that_commits_before_is_judged_with_them(meanwhile: Meanwhile) -> None:
-    meanwhile.judge(READS, meanwhile.repeat)
-    assert waiting(meanwhile.steps) == []
-
-
-@ON_POSTGRES
-def test_repeats_that_are_marked_by_their_event_lose_one(meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why a row is marked as it was read."""
-    by_event = f"""
-UPDATE duplicate_request SET handled_at = CAST(:at AS timestamptz)
-WHERE handled_at IS NULL AND EXISTS (SELECT 1 FROM {sql.rows("decided", id="bigint", times="bigint")}) RETURNING id
-"""
-    monkeypatch.setattr(duplicates, "_HANDLE", Statement(by_event))
-    meanwhile.judge(MARKS, meanwhile.repeat)
-    assert waiting(meanwhile.steps) == []
 
 
 @ON_POSTGRES

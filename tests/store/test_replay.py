@@ -1,26 +1,30 @@
-"""Replay: a person takes up again what is dead or ended, in its place in its lane."""
+"""Replay, retry, cancel and unblock: which deliveries a selection means, and what becomes of them."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pytest
 
 from inbox.config.model import Config, When
 from inbox.db.reads import Row
+from inbox.events.event import Enrolment
+from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Failed
 from relay.operations.asks import Selection
-from relay.store.operator import commands, execution, selection, tasks
+from relay.store import record
+from relay.store.operator import changes, commands, execution, selection, tasks
 from relay.store.operator.changes import change
 from relay.store.operator.plan import Bound, Plan, preview
-from relay.store.operator.selection import Choice
+from relay.store.operator.selection import Act, Choice, keys_of
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
-from tests.helpers.storing import START, an_event
+from tests.helpers.storing import START, a_fact, an_event
 from tests.store.verifying import differences
 
-GIVEN_UP = Failed((), "handler_abort", "no such customer")
+# --- Replay: a person takes up again what is dead or ended, in its place in its lane
 
 
 def replay_all(steps: Steps, selection: Selection, config: Config = CONFIG, *, force: bool = False) -> int:
@@ -44,45 +48,6 @@ def row_of(steps: Steps, seq: int, route: str = "strict") -> Row:
 # --- what is meant
 
 
-def test_a_plan_shows_what_would_be_done_and_does_nothing(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    steps.attempt(HOPELESS)
-    before = (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds())
-
-    planned = plan(steps, Selection(everything=True))
-    assert [(row["seq"], row["cause"], row["error"]) for row in planned.deliveries] == [
-        (1, "mapping", "email: no value")
-    ]
-    assert (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds()) == before
-
-
-def test_without_one_event_or_entity_only_what_is_dead_is_meant(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
-    steps.attempt(DONE)
-    steps.attempt(HOPELESS)
-    for chosen in (
-        Selection(everything=True),
-        Selection(route="strict"),
-        Selection(source="trivore"),
-        Selection(since=START),
-    ):
-        assert meant(steps, chosen) == [(2, "strict")]
-    assert meant(steps, Selection(route="latest")) == []
-    assert meant(steps, Selection(source="github")) == []
-
-
-def test_a_cause_picks_among_the_dead(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, f"u{n}", routes=["strict"]) for n in (1, 2, 3)))
-    for outcome in (HOPELESS, GIVEN_UP, HOPELESS):
-        steps.attempt(outcome)
-    assert meant(steps, Selection(cause="mapping")) == [(1, "strict"), (3, "strict")]
-    assert meant(steps, Selection(cause="mapping", seq=3)) == [(3, "strict")]
-
-    assert replay_all(steps, Selection(cause="handler_abort")) == 1
-    assert steps.states() == [(1, "strict", "dead"), (2, "strict", "ready"), (3, "strict", "dead")]
-    steps.facts_agree()
-
-
 def test_since_picks_those_that_died_no_earlier(steps: Steps) -> None:
     steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
     steps.attempt(HOPELESS)
@@ -91,22 +56,6 @@ def test_since_picks_those_that_died_no_earlier(steps: Steps) -> None:
     died = START + timedelta(seconds=60)
     assert meant(steps, Selection(since=died)) == [(2, "strict")]
     assert meant(steps, Selection(since=died + timedelta(seconds=1))) == []
-
-
-def test_an_entity_takes_all_of_its_deliveries_that_are_not_open(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2), an_event(3), an_event(4), an_event(5, "u2"))
-    for outcome in (DONE, DONE, HOPELESS):
-        steps.attempt(outcome)
-    entity = Selection(source="trivore", entity_type="USER", entity_id="u1")
-    assert meant(steps, entity) == [(1, "strict"), (2, "strict"), (3, "strict")]
-
-    assert replay_all(steps, entity) == 3
-    assert steps.states() == [
-        (1, "strict", "ready"),
-        *((seq, "strict", "waiting") for seq in (2, 3, 4)),
-        (5, "strict", "ready"),
-    ]
-    steps.facts_agree()
 
 
 # --- what happens
@@ -137,23 +86,6 @@ def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: 
     steps.facts_agree()
 
 
-def test_a_delivered_event_is_delivered_again(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(DONE)
-    assert meant(steps, Selection(everything=True)) == []
-
-    assert replay_all(steps, Selection(seq=1)) == 1
-    row = row_of(steps, 1)
-    assert (row["state"], row["run"], row["attempt"]) == ("ready", 1, 0)
-    assert (row["lane"], row["occurred_at"]) == ("USER|u1", START + timedelta(seconds=1))
-    steps.facts_agree()
-
-    again = steps.attempt(DONE)
-    assert (again.seq, again.body) == (1, b'{"n": 1}')
-    assert steps.kinds() == [(1, "delivered"), (1, "replayed"), (1, "delivered")]
-    steps.facts_agree()
-
-
 def test_a_superseded_event_is_delivered_when_nothing_newer_is_open(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]))
     steps.attempt(DONE, "latest")
@@ -174,15 +106,6 @@ def test_on_a_latest_route_a_newer_one_that_waits_stands_for_it(steps: Steps) ->
     steps.facts_agree()
 
 
-def test_on_a_latest_route_it_waits_for_what_is_in_flight(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]))
-    steps.claim("latest")
-
-    assert replay_all(steps, Selection(seq=1)) == 1
-    assert steps.states() == [(1, "latest", "waiting"), (2, "latest", "in_flight")]
-    steps.facts_agree()
-
-
 def test_a_replayed_event_takes_its_place_in_its_lane(steps: Steps) -> None:
     steps.arrive(*(an_event(n) for n in (1, 2, 3, 4)))
     steps.attempt(DONE)
@@ -196,18 +119,6 @@ def test_a_replayed_event_takes_its_place_in_its_lane(steps: Steps) -> None:
     steps.facts_agree()
 
 
-def test_a_replayed_event_waits_for_a_head_that_has_been_worked_on(steps: Steps) -> None:
-    steps.arrive(*(an_event(n) for n in (1, 2, 3)))
-    steps.attempt(HOPELESS)
-    steps.attempt(UNWELL)
-    assert replay_all(steps, Selection(seq=1)) == 1
-    assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready"), (3, "strict", "waiting")]
-
-    steps.advance(6)
-    assert [steps.attempt(DONE).seq for _ in range(3)] == [2, 1, 3]
-    steps.facts_agree()
-
-
 def test_a_blocked_event_becomes_the_head_and_then_its_lane_goes_on(steps: Steps) -> None:
     steps.arrive(*(an_event(n, routes=["blocking"]) for n in (1, 2)))
     steps.attempt(HOPELESS, "blocking")
@@ -218,29 +129,6 @@ def test_a_blocked_event_becomes_the_head_and_then_its_lane_goes_on(steps: Steps
     steps.facts_agree()
     assert [steps.attempt(DONE, "blocking").seq for _ in range(2)] == [1, 2]
     assert steps.states() == []
-    steps.facts_agree()
-
-
-def test_several_of_one_lane_come_back_in_order(steps: Steps) -> None:
-    steps.arrive(*(an_event(n) for n in (3, 1, 2)))
-    for outcome in (DONE, HOPELESS, DONE):
-        steps.attempt(outcome)
-    entity = Selection(source="trivore", entity_type="USER", entity_id="u1")
-
-    assert replay_all(steps, entity) == 3
-    assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready"), (3, "strict", "waiting")]
-    steps.facts_agree()
-    assert [steps.attempt(DONE).seq for _ in range(3)] == [2, 3, 1]
-
-
-def test_every_route_of_an_event_is_replayed_unless_one_is_named(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["strict", "latest", "blocking"]))
-    for name in POLICIES:
-        steps.attempt(DONE, name)
-    assert replay_all(steps, Selection(seq=1, route="latest")) == 1
-    assert steps.states() == [(1, "latest", "ready")]
-    assert replay_all(steps, Selection(seq=1)) == 2
-    assert steps.states() == [(1, "blocking", "ready"), (1, "latest", "ready"), (1, "strict", "ready")]
     steps.facts_agree()
 
 
@@ -261,23 +149,6 @@ def test_what_is_open_is_left_as_it_is(steps: Steps) -> None:
         assert change(transaction, forced, every, now, who="kim", why="by mistake", policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert steps.kinds() == []
-
-
-def test_asking_twice_replays_once(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(HOPELESS)
-    assert [replay_all(steps, Selection(everything=True)) for _ in range(2)] == [1, 0]
-    assert row_of(steps, 1)["run"] == 1
-    steps.facts_agree()
-
-
-def test_an_ended_delivery_of_a_route_that_is_gone_stays_ended(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(DONE)
-    without = msgspec.structs.replace(CONFIG, routes={})
-    assert replay_all(steps, Selection(seq=1), without) == 0
-    assert steps.states() == []
-    assert steps.kinds() == [(1, "delivered")]
 
 
 def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(steps: Steps) -> None:
@@ -315,18 +186,6 @@ def test_what_the_route_would_not_take_is_not_meant_by_everything(steps: Steps) 
         assert plan(steps, Selection(route="strict", backfill=True), config).count == number
     since = Selection(route="strict", backfill=True, since=START + timedelta(seconds=1))
     assert plan(steps, since).count == 0
-
-
-def test_each_fact_counts_the_attempts_used_when_it_happened_though_several_happen_at_once(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["latest"]))
-    steps.attempt(DONE, "latest")
-    steps.arrive(an_event(2, routes=["latest"]))
-    steps.attempt(DONE, "latest")
-    replay_all(steps, Selection(seq=1), force=True)
-    steps.attempt(UNWELL, "latest")
-    replay_all(steps, Selection(seq=2))
-    rows = steps.rows("SELECT kind, attempt FROM delivery_log WHERE seq = 2 ORDER BY id")
-    assert [(row["kind"], row["attempt"]) for row in rows] == [("delivered", 1), ("replayed", 0), ("took_over", 1)]
 
 
 # --- a plan is what is done, to the row
@@ -375,24 +234,6 @@ def test_a_plan_is_what_is_done_when_the_last_delivered_is_replayed_in_an_earlie
     steps.facts_agree()
 
 
-def test_what_an_earlier_batch_had_delivered_again_is_overtaken_by_nothing_older(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The newest of the lane arrived first, and a relay delivers it again before the older ones are looked at."""
-    monkeypatch.setattr(tasks, "BATCH", 1)
-    for n in (9, 1):
-        steps.arrive(an_event(n))
-        steps.attempt(DONE)
-    number = commands.ask(
-        steps.database, "replay", Selection(route="strict", backfill=True), who="kim", why="lost over there"
-    )
-    while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
-        execution.work_on(steps.work, number)
-        steps.until_nothing_is_due()
-    assert [delivery.seq for delivery in steps.deliverer.seen] == [1]
-    steps.facts_agree()
-
-
 def test_what_nobody_has_begun_yet_is_delivered_after_an_older_one_that_is_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(HOPELESS)
@@ -401,26 +242,6 @@ def test_what_nobody_has_begun_yet_is_delivered_after_an_older_one_that_is_repla
     replay_all(steps, Selection(seq=2))
     assert planned_and_done(steps, Selection(everything=True)) == (1, 1)
     assert [steps.attempt(DONE).seq for _ in range(2)] == [1, 2]
-
-
-def test_what_a_relay_has_begun_again_is_overtaken_by_nothing_older(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    steps.attempt(HOPELESS)
-    steps.attempt(DONE)
-    replay_all(steps, Selection(seq=2))
-    steps.claim()
-    assert planned_and_done(steps, Selection(everything=True)) == (0, 0)
-
-
-def test_a_status_and_a_text_of_the_error_pick_among_the_dead(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, f"u{n}", routes=["strict"]) for n in (1, 2)))
-    call = Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=422)
-    steps.attempt(Failed((call,), "handler_abort", "Forward answered 422"))
-    steps.attempt(GIVEN_UP)
-    assert meant(steps, Selection(status=422)) == [(1, "strict")]
-    assert meant(steps, Selection(error="answered")) == [(1, "strict")]
-    assert meant(steps, Selection(error="no such customer")) == [(2, "strict")]
-    assert meant(steps, Selection(until=START)) == []
 
 
 def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
@@ -453,3 +274,353 @@ def test_a_backfill_looks_through_the_events_of_its_source_in_pages(
         assert part.upto > after
         after = part.upto
     assert found == [1, 3, 5, 7, 9]
+
+
+# --- Retry: a person makes attempts that wait due at once; nothing else about them changes
+
+
+ALL = Selection(everything=True)
+ANSWERED_503 = Failed(
+    (Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=503),), "server_error", "Answered 503"
+)
+NO_ANSWER = Failed((Call("forward", "POST", "https://audit.example.com", "unknown", 1.0),), "unknown", "no answer")
+
+
+def retry_plan(steps: Steps, selection: Selection) -> Plan:
+    return preview(steps.database, Choice("retry", selection, CONFIG), Bound(listed=1000))
+
+
+def retried(steps: Steps, selection: Selection) -> list[int]:
+    planned = retry_plan(steps, selection)
+    assert planned.count == len(planned.deliveries)
+    return [row["seq"] for row in planned.deliveries]
+
+
+def retry_all(steps: Steps, selection: Selection) -> int:
+    planned = retry_plan(steps, selection).count
+    changed = carry_out(steps.database, CONFIG, "retry", selection, who="ann", why="the CRM is back")
+    assert changed == planned
+    return changed
+
+
+def test_a_waiting_attempt_is_due_at_once_and_keeps_its_attempts_and_its_lane(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(UNWELL)
+    assert steps.claim_due() == []
+    (before,) = steps.rows("SELECT * FROM open_delivery WHERE seq = 1")
+
+    assert retry_all(steps, Selection(seq=1)) == 1
+
+    (after,) = steps.rows("SELECT * FROM open_delivery WHERE seq = 1")
+    assert after == {**before, "due_at": steps.clock.moment}
+    assert steps.states() == [(1, "strict", "ready"), (2, "strict", "waiting")]
+    (fact,) = steps.rows("SELECT detail, relay_node FROM delivery_log WHERE kind = 'rescheduled'")
+    assert (fact["detail"]["who"], fact["detail"]["why"], fact["relay_node"]) == ("ann", "the CRM is back", None)
+    assert as_time(fact["detail"]["was_due_at"]) == before["due_at"]
+    assert differences(steps.database) == []
+    assert steps.attempt(DONE).attempt == 2
+    assert steps.states() == [(2, "strict", "ready")]
+    steps.facts_agree()
+
+
+def test_the_schedule_goes_on_where_it_was(steps: Steps) -> None:
+    """A retry is no new run: the next failure has the next, longer delay."""
+    steps.arrive(an_event(1))
+    steps.attempt(UNWELL)
+    retry_all(steps, ALL)
+    steps.attempt(UNWELL)
+    (row,) = steps.rows("SELECT attempt, run, due_at FROM open_delivery")
+    delay = POLICIES["strict"].schedule.delay_after(2)
+    assert delay is not None
+    assert (row["attempt"], row["run"], row["due_at"]) == (2, 0, steps.clock.moment + delay)
+
+
+def test_each_filter_picks_among_the_waiting(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2", routes=["latest"]))
+    steps.record_all(steps.claim_due(), ANSWERED_503)
+    steps.advance(2)
+    failed_later = steps.clock.moment
+    steps.arrive(an_event(3, "u3"))
+    steps.record_all(steps.claim_due(), NO_ANSWER)
+
+    assert retried(steps, ALL) == [1, 2, 3]
+    for chosen, found in (
+        (Selection(route="latest"), [2]),
+        (Selection(source="trivore"), [1, 2, 3]),
+        (Selection(source="github"), []),
+        (Selection(destination="audit"), [1, 2, 3]),
+        (Selection(entity_type="USER", entity_id="u3"), [3]),
+        (Selection(event_type="UPDATE"), [1, 2, 3]),
+        (Selection(event_type="DELETE"), []),
+        (Selection(cause="server_error"), [1, 2]),
+        (Selection(cause="unknown"), [3]),
+        (Selection(status=503), [1, 2]),
+        (Selection(status=500), []),
+        (Selection(error="ANSWERED"), [1, 2]),
+        (Selection(error="%"), []),
+        (Selection(since=failed_later), [3]),
+        (Selection(until=failed_later), [1, 2]),
+        (Selection(cause="server_error", route="strict"), [1]),
+    ):
+        assert retried(steps, chosen) == found, chosen
+
+
+def test_one_that_took_over_the_retries_of_an_older_one_has_the_cause_of_that_one(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["latest"]))
+    steps.attempt(ANSWERED_503, "latest")
+    steps.arrive(an_event(2, routes=["latest"]))
+    assert steps.states() == [(2, "latest", "ready")]
+    (found,) = retry_plan(steps, Selection(cause="server_error", status=503)).deliveries
+    assert (found["seq"], found["cause"], found["error"]) == (2, "server_error", "Answered 503")
+
+
+@pytest.mark.parametrize("of", ["soon", "9" * 30, None, [1]])
+def test_one_that_took_over_from_nothing_that_can_be_read_is_planned_without_a_cause(steps: Steps, of: object) -> None:
+    steps.arrive(an_event(1, routes=["latest"]), an_event(2, "u2", routes=["latest"]))
+    steps.record_all(steps.claim_due(2), ANSWERED_503)
+    steps.arrive(an_event(3, routes=["latest"]))
+    steps.do(a_fact("took_over", 3, "latest", of=of))
+    planned = retry_plan(steps, Selection(everything=True))
+    assert [(row["seq"], row["cause"]) for row in planned.deliveries] == [(2, "server_error"), (3, None)]
+    assert planned.left_out == {}
+
+
+def test_a_plan_counts_by_route_and_cause_and_says_until_when_they_wait(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"), an_event(3, "u3", routes=["latest"]))
+    steps.record_all(steps.claim_due(1, "strict"), ANSWERED_503)
+    first = steps.rows("SELECT due_at FROM open_delivery WHERE seq = 1")[0]["due_at"]
+    steps.advance(1)
+    steps.record_all(steps.claim_due(1, "strict"), ANSWERED_503)
+    steps.record_all(steps.claim_due(1, "latest"), NO_ANSWER)
+    larger, smaller = retry_plan(steps, ALL).groups
+    assert (larger.route, larger.state, larger.cause, larger.count) == ("strict", "retrying", "server_error", 2)
+    assert (larger.first_due_at, larger.last_due_at) == (first, first + timedelta(seconds=1))
+    assert (smaller.route, smaller.cause, smaller.count) == ("latest", "unknown", 1)
+
+
+def test_a_few_are_due_at_once_however_many_are_due_already(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "MOST_OPEN", 5)
+    steps.arrive(an_event(1, "u1"))
+    steps.attempt(UNWELL)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(2, 20)))
+    number = commands.ask(steps.database, "retry", Selection(seq=1), who="ann", why="back")
+    assert execution.work_on(steps.work, number) == 1
+
+
+def test_one_that_became_due_or_was_claimed_since_it_was_found_stays_as_it_is(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    steps.claim()
+    before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
+    with steps.database.write() as transaction:
+        now = transaction.take_order_lock()
+        keys, said = [(1, "strict"), (2, "strict"), (3, "strict")], {"who": "ann", "why": "back"}
+        assert change(transaction, Choice("retry", ALL, CONFIG), keys, now, **said, policies=POLICIES) == 0
+    assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
+    assert [kind for _, kind in steps.kinds()] == []
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 12])
+def test_pages_have_each_selected_delivery_once_and_whole_events(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Whatever stands between them, and however few are looked up together, and in one page."""
+    monkeypatch.setattr(selection, "_CANDIDATES", 2)
+    monkeypatch.setattr(selection, "_MOST_LOOK_UPS", 2)
+    monkeypatch.setattr(record, "OWN_TRANSACTION", 100)  # no breaker opens between the two routes
+    steps.arrive(*(an_event(n, f"u{n}", routes=["latest", "strict"]) for n in range(1, 11)))
+    steps.record([(claimed, NO_ANSWER if claimed.seq % 3 else ANSWERED_503) for claimed in steps.claim_due()])
+    choice = Choice("retry", Selection(cause="server_error"), CONFIG)
+    found: list[tuple[int, str]] = []
+    after: int | None = 0
+    while after is not None:
+        page = selection.page(steps.work, choice, after=after, most=most)
+        found += keys_of(page.rows)
+        after = page.upto
+    assert found == [(seq, route) for seq in (3, 6, 9) for route in ("latest", "strict")]
+
+
+# --- Cancel and unblock: a person ends deliveries, or lets a lane go on past its dead head
+
+
+def cancel_all(steps: Steps, selection: Selection) -> int:
+    return carry_out(steps.database, CONFIG, "cancel", selection, who="ann", why="a test account")
+
+
+def unblock_all(steps: Steps, selection: Selection) -> int:
+    return carry_out(steps.database, CONFIG, "unblock", selection, who="ann", why="mended by hand")
+
+
+def test_what_is_cancelled_has_ended_and_the_next_of_its_lane_goes_on(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
+    assert cancel_all(steps, Selection(seq=1)) == 1
+    assert steps.states() == [(2, "strict", "ready"), (3, "strict", "ready")]
+    (fact,) = steps.rows("SELECT kind, relay_node, detail FROM delivery_log")
+    assert fact == {"kind": "cancelled", "relay_node": None, "detail": {"who": "ann", "why": "a test account"}}
+    assert differences(steps.database) == []
+
+
+def test_a_lane_whose_head_and_next_are_cancelled_together_goes_on_with_what_is_left(steps: Steps) -> None:
+    """As on a route with `lane = "route"`, of which one entity is cancelled."""
+    of_the_route = (Enrolment("strict", "*"),)
+    events = (an_event(1), an_event(2), an_event(3, "u2"))
+    steps.arrive(*(msgspec.structs.replace(event, enrolments=of_the_route) for event in events))
+    assert cancel_all(steps, Selection(entity_type="USER", entity_id="u1")) == 2
+    assert steps.states() == [(3, "strict", "ready")]
+
+
+def test_what_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    working = steps.claim()
+    assert cancel_all(steps, Selection(entity_type="USER", entity_id="u1")) == 1
+    (recorded,) = steps.record([(working, DONE)])
+    assert recorded.fact is not None
+    assert steps.kinds() == [(2, "cancelled"), (1, "delivered")]
+
+
+def test_a_blocked_lane_goes_on_past_its_head_which_stays_dead(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]), an_event(2, routes=["blocking"]))
+    steps.attempt(HOPELESS, "blocking")
+    assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
+    assert unblock_all(steps, Selection(route="blocking")) == 1
+    assert steps.states() == [(1, "blocking", "dead"), (2, "blocking", "ready")]
+    assert unblock_all(steps, Selection(everything=True)) == 0
+    assert differences(steps.database) == []
+
+
+# --- Selections that name several events, or one state: exactly those are planned and changed
+
+
+ROUTES = ["strict", "blocking"]
+
+
+@pytest.fixture
+def some(steps: Steps) -> Steps:
+    """Events 1 to 4 are dead on `strict` and blocking on `blocking`; 5 waits for a retry, 6 is delivered, 7 not begun."""
+    steps.arrive(*(an_event(n, f"u{n}", routes=ROUTES) for n in range(1, 5)))
+    for route in ROUTES:
+        steps.record_all(steps.claim_due(10, route), HOPELESS)
+    steps.arrive(an_event(5, "u5"))
+    steps.record_all(steps.claim_due(10), UNWELL)
+    steps.arrive(an_event(6, "u6"))
+    steps.record_all(steps.claim_due(10), DONE)
+    steps.arrive(an_event(7, "u7"))
+    return steps
+
+
+def planned(steps: Steps, act: Act, chosen: Selection) -> list[tuple[int, str]]:
+    """The deliveries of both kinds of plan, which agree."""
+    choice = Choice(act, chosen, CONFIG)
+    assert choice.mistake is None
+    whole = preview(steps.database, choice, Bound(listed=100))
+    part = preview(steps.database, choice, Bound(100, listed=100))
+    assert part == whole
+    assert whole.count == len(whole.deliveries)
+    keys = [(row["seq"], row["route"]) for row in whole.deliveries]
+    assert keys == [(row["seq"], row["route"]) for row in part.deliveries]
+    return keys
+
+
+def both(*seqs: int) -> list[tuple[int, str]]:
+    return [(seq, route) for seq in seqs for route in sorted(ROUTES)]
+
+
+STRICT = [(seq, "strict") for seq in range(1, 8)]
+CASES: list[tuple[Act, dict[str, Any], list[tuple[int, str]]]] = [
+    ("replay", {"seqs": (4, 2, 99)}, both(2, 4)),
+    ("replay", {"seqs": (2, 6)}, [*both(2), (6, "strict")]),
+    ("replay", {"seqs": (2, 4, 6), "route": "strict"}, [STRICT[1], STRICT[3], STRICT[5]]),
+    ("replay", {"seqs": (2, 6), "state": "delivered"}, [(6, "strict")]),
+    ("replay", {"seqs": (1, 6), "route": "strict", "backfill": True, "force": True}, [(1, "strict"), (6, "strict")]),
+    ("replay", {"state": "dead"}, STRICT[:4]),
+    ("replay", {"state": "blocked"}, [(seq, "blocking") for seq in range(1, 5)]),
+    ("cancel", {"seqs": (1, 5, 6, 7)}, [*both(1), (5, "strict"), (7, "strict")]),
+    ("cancel", {"state": "dead", "seqs": (2, 5)}, [(2, "strict")]),
+    ("cancel", {"state": "dead", "cause": "mapping", "error": "email"}, STRICT[:4]),
+    ("cancel", {"state": "blocked", "destination": "audit"}, [(seq, "blocking") for seq in range(1, 5)]),
+    ("cancel", {"state": "retrying"}, [(5, "strict")]),
+    ("cancel", {"state": "ready"}, [(5, "strict"), (7, "strict")]),
+    ("retry", {"seqs": (1, 5, 7)}, [(5, "strict")]),
+    ("unblock", {"seqs": (3,)}, [(3, "blocking")]),
+    ("replay", {"deliveries": ("6/strict", "2/blocking", "4/strict", "2/none")}, [(2, "blocking"), *STRICT[3:6:2]]),
+    ("cancel", {"deliveries": ("1/blocking", "5/strict", "2/strict")}, [(1, "blocking"), *STRICT[1:5:3]]),
+    (
+        "replay",
+        {"deliveries": ("1/strict", "6/strict", "2/blocking"), "route": "strict", "backfill": True},
+        STRICT[:6:5],
+    ),
+    ("retry", {"deliveries": ("1/strict", "5/strict")}, [(5, "strict")]),
+]
+
+
+@pytest.mark.usefixtures("some")
+def test_exactly_those_are_planned(steps: Steps) -> None:
+    for act, given, expected in CASES:
+        assert planned(steps, act, Selection(**given)) == expected, (act, given)
+
+
+@pytest.mark.parametrize("case", [0, 4, 7, 11, 13, 15, 16])
+def test_exactly_those_are_changed(some: Steps, case: int) -> None:
+    act, given, expected = CASES[case]
+    before = {(seq, route): state for seq, route, state in some.states()}
+    assert carry_out(some.database, CONFIG, act, Selection(**given), why="chosen") == len(expected)
+    kinds = {"replay": "replayed", "cancel": "cancelled", "retry": "rescheduled"}
+    facts = some.rows(f"SELECT seq, route FROM delivery_log WHERE kind = '{kinds[act]}' ORDER BY seq, route")
+    assert [tuple(row.values()) for row in facts] == expected
+    after = {(seq, route): state for seq, route, state in some.states()}
+    assert {key: state for key, state in before.items() if key not in expected} == {
+        key: state for key, state in after.items() if key not in expected
+    }
+
+
+ENDED_AGAIN: list[dict[str, Any]] = [
+    {"seqs": (2, 4, 6), "route": "strict"},
+    {"deliveries": ("2/strict", "4/strict", "6/strict")},
+    {"entity_type": "USER", "entity_id": "u6"},
+    {"route": "strict", "seqs": (2, 4, 6), "backfill": True, "force": True},
+    {"state": "dead"},
+]
+
+
+def newest_fact(steps: Steps) -> int:
+    return int(steps.rows("SELECT max(id) AS id FROM delivery_log")[0]["id"])
+
+
+@pytest.mark.parametrize("given", ENDED_AGAIN, ids=[" ".join(given) for given in ENDED_AGAIN])
+def test_what_has_ended_again_since_the_plan_is_left_alone(some: Steps, given: dict[str, Any]) -> None:
+    """Two plan the same before a relay takes up the first command, which ends again all that it takes up."""
+    chosen = Selection(**given, until_fact=newest_fact(some))
+    assert carry_out(some.database, CONFIG, "replay", chosen, why="the first") > 0
+    for _ in range(2):
+        some.record_all(some.claim_due(10), HOPELESS)
+    assert carry_out(some.database, CONFIG, "replay", chosen, why="the second") == 0
+    assert planned(some, "replay", chosen) == []
+
+
+def test_what_ends_again_while_a_command_reads_its_batch_is_left_alone(
+    some: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = Selection(seqs=(6,), until_fact=newest_fact(some))
+    real = selection.page
+
+    def overtaken(*given: Any, **named: Any) -> Any:  # noqa: ANN401  # handed through
+        page = real(*given, **named)
+        monkeypatch.undo()
+        assert carry_out(some.database, CONFIG, "replay", chosen, why="the first") == 1
+        some.record_all(some.claim_due(10), DONE)
+        return page
+
+    monkeypatch.setattr(selection, "page", overtaken)
+    assert carry_out(some.database, CONFIG, "replay", chosen, why="the second") == 0
+
+
+def test_what_somebody_has_unblocked_since_the_plan_is_replayed(some: Steps) -> None:
+    chosen = Selection(seqs=(2,), route="blocking", until_fact=newest_fact(some))
+    assert carry_out(some.database, CONFIG, "unblock", Selection(seq=2), why="the others go on") == 1
+    assert carry_out(some.database, CONFIG, "replay", chosen, why="fixed") == 1
+
+
+def test_a_backfill_takes_no_event_of_another_source(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1", routes=[]), msgspec.structs.replace(an_event(2, "u1", routes=[]), source="other"))
+    for named in ({"entity_type": "USER", "entity_id": "u1"}, {"seqs": (1, 2)}):
+        chosen = Selection(route="strict", backfill=True, **named)
+        assert planned(steps, "replay", chosen) == [(1, "strict")]

@@ -195,15 +195,6 @@ def test_an_operator_asks_for_commands_and_changes_nothing_himself(roles: Grante
     assert roles.allows("operator", "SELECT * FROM stuck")
 
 
-def test_who_asked_is_the_role_that_asked(roles: Granted) -> None:
-    with roles.connected("operator") as connection:
-        connection.execute(
-            "INSERT INTO relay_command (kind, selection, reason) VALUES ('pause', '{\"route\": \"r\"}', 'a test')"
-        )
-        row = connection.execute("SELECT asked_by FROM relay_command ORDER BY id DESC LIMIT 1").fetchone()
-    assert row == (roles.login("operator"),)
-
-
 @pytest.mark.parametrize("role", ["reader", "reader_without_payloads"])
 def test_a_reader_writes_nothing_even_when_it_may(roles: Granted, role: Role) -> None:
     for name in TABLES:
@@ -243,20 +234,6 @@ def test_each_login_has_the_timeouts_of_its_group_and_finds_the_tables(roles: Gr
 def test_a_transaction_that_the_owner_forgets_ends_after_a_minute(roles: Granted) -> None:
     with contextlib.closing(connect_postgres(roles.server_url)) as owner:
         assert owner.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("1min",)
-
-
-def test_a_right_that_somebody_gave_by_hand_goes(roles: Granted) -> None:
-    receiver, reader = roles.name("receiver"), roles.name("reader_without_payloads")
-    with contextlib.closing(connect_postgres(roles.server_url)) as admin:
-        admin.execute(f"GRANT DELETE ON inbox TO {receiver}".encode())
-        admin.execute(f"GRANT SELECT (event_type) ON inbox TO {receiver}".encode())
-        admin.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {reader}".encode())
-    assert roles.allows("receiver", "SELECT event_type FROM inbox")
-    assert roles.allows("reader_without_payloads", "SELECT body FROM inbox_payload_1")
-    roles.grant()
-    assert not roles.allows("receiver", "SELECT event_type FROM inbox")
-    assert not roles.allows("receiver", "DELETE FROM inbox")
-    assert not roles.allows("reader_without_payloads", "SELECT body FROM inbox_payload_1")
 
 
 @pytest.mark.parametrize("prefix", ["Inbox", "a-b", "9a", "pg_x", "x" * 41, 'x"'])

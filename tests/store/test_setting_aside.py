@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from relay.daemon.loop import EVERY_SECONDS
 from relay.observe import Observer
 from relay.operations.asks import Selection
+from relay.steps import AT_LEAST_EVERY_SECONDS
 from relay.steps import Steps as StepsOfARelay
 from relay.store.claim import Room, claim
 from relay.store.deliveries import claim_of
-from relay.store.leases import give_back
+from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.operator import commands, execution
-from relay.store.sequence import quarantine
 from relay.store.work import in_parts
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
@@ -24,6 +27,11 @@ from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.storing import an_event
 from tests.store.verifying import Planter
+
+pytestmark = pytest.mark.usefixtures("impatient")
+
+# --- Items that the relay sets aside: one that fails alone, but none where every item would fail the same way
+
 
 TEN = [an_event(number, f"u{number}") for number in range(1, 11)]
 
@@ -53,14 +61,6 @@ def test_nothing_is_given_up_where_a_table_is_missing_when_it_is_ordered(steps: 
     with pytest.raises(DBAPIError):
         steps.sequence()
     assert states(steps) == {"received": 10}
-
-
-def test_nothing_is_given_up_where_a_column_is_missing_when_it_is_loaded(steps: Steps) -> None:
-    steps.arrive(*TEN)
-    steps.do("ALTER TABLE lane RENAME COLUMN applied_hash TO away")
-    with pytest.raises(DBAPIError):
-        claim(steps.work, [Room(["strict"], 4)])
-    assert states(steps) == {"ready": 10}
 
 
 def test_nothing_is_given_up_where_a_table_is_missing_when_it_is_recorded(steps: Steps) -> None:
@@ -93,16 +93,6 @@ def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps)
     with pytest.raises(DBAPIError, match="not this one"):
         steps.reap("r1")
     assert states(steps) == {"ready": 9, "in_flight": 1}
-
-
-def test_an_outcome_that_can_neither_be_recorded_nor_set_aside_is_let_go_and_its_lease_runs_out(steps: Steps) -> None:
-    steps.arrive(*TEN)
-    claimed = steps.claim_due(10, "strict")
-    refuse(steps, "delivery_log", "NEW.seq = 3")
-    alone = steps.heard.alone
-    assert len(steps.record_all(claimed, DONE)) == 10
-    assert states(steps) == {"in_flight": 1}
-    assert [(one.step, one.item) for one in alone] == [("record", "route=strict seq=3")] * 2
 
 
 @ON_POSTGRES
@@ -163,25 +153,6 @@ def test_a_command_that_a_person_has_locked_is_skipped_until_it_is_free(steps: S
     assert working.work(steps.work) == 10
 
 
-def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
-
-    def fails(_commands: execution.OpenCommands, _work: object) -> int:
-        raise ValueError("no")
-
-    monkeypatch.setattr(execution.OpenCommands, "work", fails)
-    monkeypatch.setattr("relay.daemon.loop.EVERY_SECONDS", 0.0)
-    observer, now = Observer(), [0.0]
-    running = StepsOfARelay(observer, monotonic=lambda: now[0])
-    maintenance = maintenance_of(steps.database, CONFIG, observer, running)
-    for _ in range(3):
-        maintenance()
-        now[0] += 1
-    assert [(name, failing.times) for name, failing in running._failing.items()] == [("commands", 3)]
-
-
 def test_an_alert_that_is_refused_keeps_nothing_from_being_recorded(steps: Steps) -> None:
     """As where a right was taken away, or a sequence is behind its table."""
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2", routes=["latest"]))
@@ -203,28 +174,29 @@ def test_a_delivery_without_its_payload_ends_dead_and_is_never_attempted(steps: 
     assert steps.rows("SELECT seq, cause FROM dead_letter") == [{"seq": 1, "cause": "payload_gone"}]
 
 
-def test_a_lane_goes_on_behind_one_that_was_set_aside_though_its_alert_is_refused(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    refuse(steps, "alert", "NEW.kind = 'delivery_dead'")
-    quarantine(steps.work, (1, "strict"), cause="unprocessable", error=ValueError("no event"))
-    assert steps.rows("SELECT cause FROM dead_letter") == [{"cause": "unprocessable"}]
-    assert (2, "strict", "ready") in steps.states()
+# --- The pace of maintenance where its looks take long, such as beside a transaction that somebody left open
 
 
-def test_where_the_database_is_gone_while_an_item_is_set_aside_the_step_ends_and_the_item_is_not_blamed(
-    steps: Steps,
-) -> None:
-    tried: list[int] = []
-    alone = steps.heard.alone
+def test_slow_looks_delay_no_command_and_no_takeover_for_long(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looks = [1000.0], list[float]()
 
-    def part(some: Sequence[int]) -> None:
-        tried.extend(some)
-        raise ValueError("not these")
+    def slow_look(*_: object) -> list[object]:
+        looks.append(now[0])
+        now[0] += 1.0
+        return []
 
-    def unreachable(_item: int, _error: Exception) -> None:
-        raise OperationalError("SELECT", {}, ConnectionError("server closed the connection"))
-
-    with pytest.raises(OperationalError, match="server closed the connection"):
-        list(in_parts(steps.work, "a step", [1, 2], part=part, alone=unreachable))
-    assert tried == [1, 2, 1], "no other item is tried"
-    assert alone == []
+    monkeypatch.setattr("relay.steps.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("relay.store.leases.reap", slow_look)
+    observer = Observer()
+    ours = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer))
+    ours()
+    commands.ask(steps.database, "pause", {"route": "strict"}, who="kim", why="stop it")
+    now[0] += 1.0
+    ours()
+    assert [row["state"] for row in steps.rows("SELECT state FROM relay_command")] == ["done"]
+    while len(looks) < 3:
+        now[0] += 0.25
+        ours()
+    pauses = [after - before - 1.0 for before, after in pairwise(looks)]
+    assert all(EVERY_SECONDS < pause <= AT_LEAST_EVERY_SECONDS for pause in pauses)
+    assert LEASE_SECONDS + 1.0 + AT_LEAST_EVERY_SECONDS <= 20, "guarantee 7"

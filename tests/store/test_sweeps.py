@@ -103,19 +103,6 @@ def test_a_relay_that_dies_keeps_the_others_waiting_for_its_lease_alone(database
     assert sweeps.keep(database, OTHERS), "what it had to say takes nobody's turn away"
 
 
-def test_another_every_is_heeded_at_once(database: Database, clock: FakeClock) -> None:
-    assert take(database, HOURLY)
-    ended(database, HOURLY)
-    clock.advance(10)
-    assert not take(database, HOURLY)
-    assert take(database, sweeps.Turn("trivore", "USER", "r1", every=10, again=10, lease=60))
-
-
-def test_types_of_entities_have_turns_of_their_own(database: Database) -> None:
-    assert take(database, HOURLY)
-    assert take(database, sweeps.Turn("trivore", "GROUP", "r2", every=3600, again=300, lease=60))
-
-
 def test_a_watermark_never_goes_back_and_what_was_missed_adds_up(database: Database) -> None:
     ended(database, HOURLY, until_second=20, missed=2)
     ended(database, HOURLY, until_second=10, missed=3)
@@ -203,9 +190,7 @@ def swept_by(directory: Directory, database_url: str, more: str = "", of_source:
     with serving(directory) as server:
         config = config_text(database_url) + TABLE.format(url=server.url, count=3) + more
         config = config.replace('preset = "trivore"\n', f'preset = "trivore"\n{of_source}', 1)
-        made = CompiledSweep(parse_config(config), "trivore", 0)
-        yield made
-        made.close()
+        yield CompiledSweep(parse_config(config), "trivore", 0)
 
 
 @pytest.fixture
@@ -242,41 +227,6 @@ def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing
     assert (run(sweeping, engine).compared, directory.pages) == (10, 6 + 3)
     directory.statuses = [200, 503, 503, 503]
     with pytest.raises(SweepFailed, match="answered 503"):
-        run(sweeping, engine)
-
-
-def test_an_entity_that_is_changed_while_it_is_listed_hides_no_other(
-    sweeping: CompiledSweep, directory: Directory, engine: Engine
-) -> None:
-    """It leaves its place for the end of the listing, and those behind it come one closer."""
-
-    def change(page: int) -> None:
-        if page in {2, 3}:
-            directory.users[f"u{page}"] = f"2026-01-01T00:01:0{page}Z"
-
-    directory.before_page = change
-    swept = run(sweeping, engine)
-    assert count(engine, "(SELECT DISTINCT entity_id FROM inbox) AS entities") == 10
-    assert swept.until.isoformat() == "2026-01-01T00:01:03+00:00"
-
-
-def test_a_listing_that_shrinks_while_it_is_read_comes_to_its_end(
-    sweeping: CompiledSweep, directory: Directory, engine: Engine
-) -> None:
-    gone = iter([f"u{n}" for n in (0, 1, 2, 9, 8)])
-    directory.before_page = lambda _: (directory.users.pop(next(gone, ""), None), None)[1]
-    run(sweeping, engine)
-    assert count(engine, "inbox WHERE entity_id IN ('u3', 'u4', 'u5', 'u6', 'u7')") == 5, "those that are still there"
-
-
-def test_a_listing_that_is_another_one_each_time_is_an_error(
-    sweeping: CompiledSweep, directory: Directory, engine: Engine
-) -> None:
-    def change(page: int) -> None:
-        directory.users = {f"{page}-{n}": "2026-01-01T00:00:00Z" for n in range(10)}
-
-    directory.before_page = change
-    with pytest.raises(SweepFailed, match="don't connect"):
         run(sweeping, engine)
 
 
@@ -348,12 +298,9 @@ def test_an_entity_that_is_larger_than_a_webhook_may_be_is_left_out_of_its_event
     ("item", "why"),
     [
         ({"id": None}, "no id where it is said to be"),
-        ({"id": ["u4"]}, "no id where it is said to be"),
         ({"id": "x" * 5000}, "can't be stored"),
         ({"meta": {"lastModified": "yesterday"}}, "has to be RFC 3339"),
-        ({"meta": {"lastModified": 10**30}}, "has to be a text of RFC 3339"),
         ({"meta": {}}, "no time of its last change"),
-        ("text", "no id where it is said to be"),
         ([], "no id where it is said to be"),
     ],
 )
@@ -362,18 +309,6 @@ def test_an_item_that_names_no_entity_keeps_no_other_from_being_taken_in(
 ) -> None:
     directory.more = {"u4": item}
     with pytest.raises(SweepFailed, match=f"1 entities could not be taken in, the first: .*{why}"):
-        run(sweeping, engine)
-    assert sorted(bodies(engine)) == [f"u{n}" for n in range(10) if n != 4]
-
-
-def test_an_entity_whose_body_can_not_be_shaped_keeps_no_other_from_being_taken_in(
-    directory: Directory, database_url: str, engine: Engine
-) -> None:
-    directory.more = {"u4": {"tags": 5}}
-    with (
-        swept_by(directory, database_url, "event_body = { tags = \"join(',', tags || `[]`)\" }\n") as sweeping,
-        pytest.raises(SweepFailed, match=r"1 entities .* the first: id='u4': .*tags.* can't be evaluated"),
-    ):
         run(sweeping, engine)
     assert sorted(bodies(engine)) == [f"u{n}" for n in range(10) if n != 4]
 
@@ -394,22 +329,6 @@ def test_the_time_of_a_change_may_be_a_number_since_1970(
     directory.more = {"u1": {"meta": {"lastModified": modified}}}
     with swept_by(directory, database_url, f'time_unit = "{unit}"\n') as sweeping:
         assert run(sweeping, engine).until.replace(microsecond=0) == START.replace(second=5)
-
-
-@pytest.mark.parametrize(
-    ("unit", "modified"),
-    [("s", "2026-01-01T00:00:05Z"), ("ms", True), ("rfc3339", 1767225605), ("s", 10**12), ("ms", 10**30), ("s", None)],
-)
-def test_a_time_of_another_unit_is_said(
-    directory: Directory, database_url: str, engine: Engine, unit: str, modified: object
-) -> None:
-    directory.users = {"u1": "2026-01-01T00:00:01Z"}
-    directory.more = {"u1": {"meta": {"lastModified": modified}}}
-    with (
-        swept_by(directory, database_url, f'time_unit = "{unit}"\n') as sweeping,
-        pytest.raises(SweepFailed, match=r"no time of its last change|time_unit says which form it has"),
-    ):
-        run(sweeping, engine)
 
 
 def test_large_bodies_are_stored_a_few_at_a_time(

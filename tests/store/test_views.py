@@ -1,20 +1,23 @@
-"""The views a DBA reads: where every delivery stands, what was given up, and how much is left to do."""
+"""The views that a DBA reads: deliveries, events, what was given up and why, health of sources and destinations, sizes."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import Table, insert, text
 
 from inbox.clock import SystemClock
 from inbox.db.reads import Row
-from inbox.db.schema import relay_command, relay_node
+from inbox.db.schema import alert, gate, throughput_minute
 from relay.delivery.outcome import Delivered, Skipped
-from relay.store import nodes
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, a_fact, a_row, an_event
+
+# --- The views a DBA reads: where every delivery stands, what was given up, and how much is left to do
 
 
 def delivery(steps: Steps, seq: int, route: str = "strict") -> Row:
@@ -100,23 +103,6 @@ def test_the_last_error_goes_with_a_success(steps: Steps) -> None:
     assert delivery(steps, 1)["last_error"] is None
 
 
-def test_an_attempt_whose_end_is_unknown_counts(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.claim()
-    steps.advance(16)
-    steps.reap("r2")
-    row = delivery(steps, 1)
-    assert (row["state"], row["attempts"], row["last_fact"]) == ("ready", 1, "abandoned")
-
-
-def test_a_superseded_delivery_names_the_one_that_stands_for_it(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, routes=["latest"]) for n in (1, 3, 2)))
-    assert [
-        (row["seq"], row["state"], row["superseded_by"])
-        for row in steps.rows("SELECT seq, state, superseded_by FROM delivery ORDER BY seq")
-    ] == [(1, "superseded", 2), (2, "ready", None), (3, "superseded", 2)]
-
-
 def test_a_route_that_an_event_takes_only_by_replay_shows_once(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2", routes=[]))
     for seq, route in ((1, "late"), (1, "late"), (2, "late"), (2, "late"), (1, "strict")):
@@ -129,24 +115,6 @@ def test_a_route_that_an_event_takes_only_by_replay_shows_once(steps: Steps) -> 
         (1, "strict", "ready"),
         (2, "late", "waiting"),
     ]
-
-
-def test_each_route_of_an_event_has_its_own_facts(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["strict", "latest"]))
-    steps.attempt(UNWELL, "latest")
-    steps.attempt(DONE, "strict")
-    assert (delivery(steps, 1)["state"], delivery(steps, 1)["last_error"]) == ("delivered", None)
-    assert delivery(steps, 1, "latest")["last_fact"] == "attempt_failed"
-
-
-def test_pruned_attempts_leave_the_end_in_sight(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(UNWELL)
-    steps.advance(6)
-    steps.attempt(DONE)
-    steps.do("DELETE FROM delivery_log WHERE kind = 'attempt_failed'")
-    row = delivery(steps, 1)
-    assert (row["state"], row["attempts"], row["last_error"]) == ("delivered", 2, None)
 
 
 # --- dead_letter
@@ -164,12 +132,6 @@ def test_a_dead_letter_tells_cause_error_and_when_it_died(steps: Steps, route: s
     assert row["died_at"] == START + timedelta(seconds=60)
     shown = delivery(steps, 1, route)
     assert (shown["state"], shown["last_fact"], shown["last_error"]) == (state, "dead", "email: no value")
-
-
-def test_what_is_open_or_ended_is_no_dead_letter(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2), an_event(3, routes=[]))
-    steps.attempt(DONE)
-    assert steps.rows("SELECT * FROM dead_letter") == []
 
 
 # --- backlog
@@ -204,13 +166,6 @@ def test_the_oldest_age_is_that_of_what_is_not_dead(steps: Steps) -> None:
     assert 600 <= row["oldest_age_seconds"] < 660
 
 
-def test_a_route_with_dead_letters_alone_has_no_age(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(HOPELESS)
-    (row,) = steps.rows("SELECT * FROM backlog")
-    assert (row["open"], row["dead"], row["oldest_received_at"], row["oldest_age_seconds"]) == (1, 1, None, None)
-
-
 # --- stuck
 
 
@@ -221,54 +176,270 @@ def stuck(steps: Steps) -> list[tuple[int | None, str, str]]:
     ]
 
 
-def test_a_blocked_lane_is_stuck_until_a_person_says_how_it_goes_on(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["blocking"]))
-    steps.attempt(HOPELESS, "blocking")
-    nodes.flush_figures(steps.database, CONFIG.routes)
-    blocked = (1, "blocked", "it is dead and blocks its lane: relay replay, unblock or cancel")
-    failing = (None, "failing", "every attempt since its last success failed: email: no value")
-    assert stuck(steps) == [failing, blocked]
+# --- event
 
 
-def test_a_command_that_no_relay_takes_up_is_stuck_after_a_minute(steps: Steps) -> None:
+BODIES = [
+    (b'{"name": "M\xc3\xa4kel\xc3\xa4"}', '{"name": "Mäkelä"}'),
+    (b"", ""),
+    ("\N{PILE OF POO}".encode(), "\N{PILE OF POO}"),
+    (b"caf\xe9", "\\x636166e9"),
+    (b"a\x00b", "\\x610062"),
+    (b"\xed\xa0\x80", "\\xeda080"),
+    (b"\x80", "\\x80"),
+]
+
+
+def test_an_event_has_its_body_as_text_and_in_hex_where_it_is_none(steps: Steps) -> None:
+    events = [an_event(n, f"u{n}") for n in range(1, len(BODIES) + 1)]
+    steps.receive(*(msgspec.structs.replace(event, body=body) for event, (body, _) in zip(events, BODIES, strict=True)))
+    rows = steps.rows("SELECT seq, headers, body, is_pruned, is_erased FROM event ORDER BY seq")
+    assert [row["body"] for row in rows] == [shown for _, shown in BODIES]
+    assert all(row["headers"] == {"content-type": "application/json"} for row in rows)
+    assert not any(row["is_pruned"] or row["is_erased"] for row in rows)
+
+
+def test_one_body_that_is_no_text_although_its_row_says_so_breaks_no_query(steps: Steps) -> None:
+    """A statement by hand, a restore into another encoding or a broken page: the other rows are shown all the same."""
+    bodies = (b"caf\xe9", b"a\x00b", b"\xed\xa0\x80", b"\xff" * 1_000_000)
+    steps.receive(*(an_event(n, f"u{n}") for n in range(1, len(bodies) + 2)))
+    is_postgres = steps.database.sql.is_postgres
+    for trigger in ("inbox_payload_is_append_only",) if is_postgres else ():
+        steps.do(f"ALTER TABLE inbox_payload DISABLE TRIGGER {trigger}")
+    if not is_postgres:
+        steps.do("DROP TRIGGER inbox_payload_refuses_update")
     with steps.database.engine.begin() as connection:
-        for number, at in enumerate((SystemClock().now(), START), 1):
+        for seq, body in enumerate(bodies, 1):
             connection.execute(
-                insert(relay_command).values(
-                    id=number, kind="replay", selection={"seq": 1}, reason="x", asked_by="dba", asked_at=at
+                text("UPDATE inbox_payload SET body = :body WHERE seq = :seq"), {"body": body, "seq": seq}
+            )
+    assert [row["is_text"] for row in steps.rows("SELECT body_is_text AS is_text FROM inbox")] == [True] * 5
+    if not is_postgres:  # which shows the bytes as they are; only a client that decodes them can fail
+        as_bytes = "SELECT CAST(body AS blob) AS body FROM event ORDER BY seq LIMIT 4"
+        assert [row["body"] for row in steps.rows(as_bytes)] == list(bodies)
+        return
+    shown = [row["body"] for row in steps.rows("SELECT * FROM event ORDER BY seq")]
+    assert shown[:4] == [f"\\x{body.hex()}" for body in bodies]
+    assert shown[4] == an_event(5).body.decode()
+
+
+def test_an_event_whose_payload_is_gone_is_pruned_and_keeps_its_size(steps: Steps) -> None:
+    steps.receive(an_event(1, routes=[]))
+    steps.do("DELETE FROM inbox_payload")
+    (row,) = steps.rows("SELECT * FROM event")
+    assert (row["headers"], row["body"], bool(row["is_pruned"]), row["body_bytes"]) == (None, None, True, 8)
+
+
+# --- dead_letter
+
+
+def test_a_delivery_that_died_again_has_its_last_death(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(HOPELESS)
+    steps.do(a_fact("dead", cause="gone", error="it is gone"))
+    (row,) = steps.rows("SELECT cause, error FROM dead_letter")
+    assert (row["cause"], row["error"]) == ("gone", "it is gone")
+
+
+# --- entity_timeline
+
+
+def timeline(steps: Steps, entity: str = "u1") -> list[tuple[object, ...]]:
+    rows = steps.rows(
+        "SELECT at, what, seq, route, summary FROM entity_timeline"
+        " WHERE source = 'trivore' AND entity_type = 'USER' AND entity_id = :entity ORDER BY at, seq, fact_id, what",
+        entity=entity,
+    )
+    return [((row["at"] - START).total_seconds(), *list(row.values())[1:]) for row in rows]
+
+
+def test_the_timeline_of_an_entity_has_arrivals_duplicates_attempts_and_outcomes_in_order(steps: Steps) -> None:
+    steps.arrive(
+        an_event(1, routes=["strict", "latest"]), an_event(2, "u2", routes=["blocking"]), an_event(3, routes=[])
+    )
+    steps.advance(1)
+    steps.attempt(UNWELL)
+    steps.advance(6)
+    steps.attempt(DONE)
+    steps.attempt(HOPELESS, "latest")
+    assert timeline(steps) == [
+        (0.0, "arrived", 1, None, "UPDATE, for strict, latest"),
+        (0.0, "arrived", 3, None, "UPDATE, for no route"),
+        (1.0, "attempt_failed", 1, "strict", "server_error: forward answered 503"),
+        (7.0, "delivered", 1, "strict", "did: forwarded"),
+        (7.0, "dead", 1, "latest", "mapping: email: no value"),
+    ]
+
+
+def test_the_timeline_counts_duplicates_and_tells_a_different_body(steps: Steps) -> None:
+    event = an_event(1)
+    steps.arrive(event)
+    steps.intake.repeat(event)
+    steps.do("UPDATE duplicate_request SET times = 3, error = 'it is odd'")
+    assert timeline(steps)[-1] == (0.0, "duplicate", 1, None, "3 requests: not judged: it is odd")
+
+
+FACTS = [
+    ("unchanged", {}, "the other system had it already"),
+    ("superseded", {"by": 7}, "event 7 replaces it (newer)"),
+    ("superseded", {"by": 7, "because": "healed"}, "event 7 replaces it (healed)"),
+    ("skipped", {"why": "the entity is gone"}, "the entity is gone"),
+    ("cancelled", {"who": "kim", "why": "a test"}, "kim: a test"),
+    ("abandoned", {"relay_node": "r1"}, "its lease expired: the relay that held it died or was cut off"),
+    ("took_over", {"of": 3, "due_at": "2026-01-01T00:00:00Z"}, "it goes on with the attempts of event 3"),
+    ("rescheduled", {"due_at": "2026-01-01T00:00:00Z"}, "due at 2026-01-01T00:00:00Z"),
+    ("replayed", {"who": "kim", "why": "mended"}, "kim: mended"),
+    ("rearmed", {"duplicate": 4}, "after duplicate request 4"),
+    ("unblocked", {"who": "kim", "why": "go on"}, "kim: go on"),
+    ("corrected", {"who": "kim", "why": "it contradicted itself"}, "kim: it contradicted itself"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "sentence"), FACTS, ids=[f"{kind}-{n}" for n, (kind, *_) in enumerate(FACTS)]
+)
+def test_each_kind_of_fact_is_a_sentence(steps: Steps, kind: str, detail: dict[str, object], sentence: str) -> None:
+    steps.arrive(an_event(1))
+    steps.do(a_fact(kind, 1, "strict", 1, **dict[str, Any](detail)))
+    assert timeline(steps)[-1][1:] == (kind, 1, "strict", sentence)
+
+
+# --- The views of sources, destinations and the database: what happens there now, by figures and statistics
+
+
+NOW = SystemClock().now().replace(second=0, microsecond=0)
+
+
+@pytest.fixture
+def counted(steps: Steps) -> Steps:
+    """Figures of a source, a route and its destination: some of this hour, of this day, and older ones."""
+    figures = (
+        ("source", "trivore", "stored", 5, 10, 1000),
+        ("source", "trivore", "swept", 5, 1, 50),
+        ("source", "trivore", "stored", 120, 7, 700),
+        ("source", "trivore", "duplicate", 2, 3, 0),
+        ("source", "trivore", "rejected", 3000, 4, 0),
+        ("source", "(unknown)", "rejected", 1, 9, 0),
+        *(
+            (kind, name, *figure)
+            for kind, name in (("route", "crm"), ("destination", "crm-api"))
+            for figure in (
+                ("delivered", 5, 8, 0),
+                ("unchanged", 6, 1, 0),
+                ("attempt_failed", 7, 2, 0),
+                ("dead", 600, 1, 0),
+            )
+        ),
+        ("route", "audit", "abandoned", 5, 2, 0),
+    )
+    with steps.database.engine.begin() as connection:
+        for kind, name, outcome, ago, count, size in figures:
+            at = NOW - timedelta(minutes=ago)
+            connection.execute(
+                insert(throughput_minute).values(
+                    kind=kind, name=name, outcome=outcome, minute=at, count=count, bytes=size
                 )
             )
-    assert stuck(steps) == [(None, "asked", "command 2 (replay): asked a minute ago, and no relay has taken it up")]
+    return steps
 
 
-def a_relay(steps: Steps, name: str, *, started_ago: int, silent: int, failing: str | None = None) -> None:
-    now = SystemClock().now()
+def minute(ago: int) -> object:
+    return NOW - timedelta(minutes=ago)
+
+
+def by_name(rows: list[Row], *names: str) -> dict[tuple[object, ...], Row]:
+    return {tuple(row[name] for name in names): row for row in rows}
+
+
+def add(steps: Steps, table: Table, **values: object) -> None:
     with steps.database.engine.begin() as connection:
-        connection.execute(
-            insert(relay_node).values(
-                id=name,
-                host="h1",
-                pid=7,
-                version="1",
-                started_at=now - timedelta(seconds=started_ago),
-                heartbeat_at=now - timedelta(seconds=silent),
-                failing=None if failing is None else {failing: "ValueError: x"},
-            )
-        )
+        connection.execute(insert(table).values(**values))
 
 
-def test_a_relay_whose_step_fails_is_stuck_while_it_runs(steps: Steps) -> None:
-    a_relay(steps, "r1", started_ago=60, silent=1, failing="claim")
-    a_relay(steps, "r2", started_ago=60, silent=30, failing="record")
-    ((seq, state, why),) = stuck(steps)
-    assert (seq, state) == (None, "failing")
-    assert why == "relay h1 pid 7: step claim fails: ValueError: x"
+# --- source_health
 
 
-def test_relays_that_die_soon_after_they_start_are_stuck(steps: Steps) -> None:
-    for number in range(2):
-        a_relay(steps, f"r{number}", started_ago=100, silent=60)
-    a_relay(steps, "old", started_ago=3600, silent=60)
-    assert stuck(steps) == []
-    a_relay(steps, "r3", started_ago=100, silent=60)
-    assert stuck(steps) == [(None, "gone", "host h1: 3 relays died soon after they had started")]
+def test_a_source_has_sums_of_the_last_hour_and_of_the_last_day(counted: Steps) -> None:
+    found = by_name(counted.rows("SELECT * FROM source_health"), "source")
+    row = found["trivore",]
+    names = ("events", "duplicates", "rejected")
+    assert [row[f"{name}_hour"] for name in names] == [11, 3, 0]
+    assert [row[f"{name}_day"] for name in names] == [18, 3, 0]
+    assert row["last_arrival_at"] == minute(2)
+    assert (bool(row["is_silent"]), row["paused_at"]) == (False, None)
+    assert (found["(unknown)",]["rejected_hour"], found["(unknown)",]["last_arrival_at"]) == (9, None)
+
+
+def test_a_source_is_silent_while_its_alert_fires_and_paused_while_its_gate_is(counted: Steps) -> None:
+    add(counted, gate, kind="source", name="trivore", paused_at=NOW)
+    for firing in (True, False):
+        add(counted, alert, at=NOW, kind="source_silent", subject="trivore", firing=firing, detail={})
+        (row,) = counted.rows("SELECT is_silent, paused_at FROM source_health WHERE source = 'trivore'")
+        assert (bool(row["is_silent"]), row["paused_at"]) == (firing, NOW)
+
+
+# --- destination_health
+
+
+def test_a_route_and_its_destination_have_sums_and_the_last_success_and_failure(counted: Steps) -> None:
+    rows = counted.rows("SELECT * FROM destination_health")
+    found = by_name(rows, "kind", "name")
+    for subject in (("route", "crm"), ("destination", "crm-api")):
+        row = found[subject]
+        assert (row["health"], row["breaker"]) == ("ok", "closed")
+        assert [row[f"{name}_hour"] for name in ("delivered", "failed", "dead")] == [9, 2, 0]
+        assert [row[f"{name}_day"] for name in ("delivered", "failed", "dead")] == [9, 2, 1]
+        assert (row["last_success_at"], row["last_failure_at"]) == (minute(5), minute(7))
+    assert (found["route", "audit"]["health"], found["route", "audit"]["last_success_at"]) == ("failing", None)
+    assert set(found) == {("route", "crm"), ("destination", "crm-api"), ("route", "audit")}
+
+
+@pytest.mark.parametrize(
+    ("values", "health"),
+    [
+        ({"paused_at": NOW, "breaker": "open"}, "paused"),
+        ({"breaker": "open", "breaker_cause": "503"}, "open"),
+        ({"held_until": NOW + timedelta(hours=1), "hold_reason": "Retry-After"}, "held"),
+        ({"held_until": NOW - timedelta(hours=1), "hold_reason": "Retry-After"}, "ok"),
+        ({}, "ok"),
+    ],
+)
+def test_a_gate_says_why_an_api_without_figures_gets_no_calls(
+    steps: Steps, values: dict[str, object], health: str
+) -> None:
+    add(steps, gate, kind="api", name="identity", **values)
+    add(steps, gate, kind="entity", name="trivore|USER|u1", paused_at=NOW)
+    (row,) = steps.rows("SELECT * FROM destination_health")
+    assert (row["kind"], row["name"], row["health"], row["delivered_day"]) == ("api", "identity", health, 0)
+    assert (row["hold_reason"] is not None) == (health == "held")
+
+
+# --- table_size
+
+
+def sizes(steps: Steps) -> dict[str, Row]:
+    return {row["table_name"]: row for row in steps.rows("SELECT * FROM table_size")}
+
+
+@ON_POSTGRES
+def test_on_postgres_sizes_come_from_the_statistics_and_growth_from_the_figures(counted: Steps) -> None:
+    counted.arrive(*(an_event(n, f"u{n}") for n in range(1, 101)))
+    with counted.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE inbox"))
+    found = sizes(counted)
+    inbox = found["inbox"]
+    assert inbox["rows_estimated"] == 100
+    assert inbox["bytes"] > 0
+    assert inbox["index_bytes"] > 0
+    each = (inbox["bytes"] + inbox["index_bytes"]) / 100
+    assert inbox["bytes_per_day"] == round(18 * each)
+    assert inbox["last_vacuum_at"] is not None
+    assert found["lane"]["bytes_per_day"] is None
+
+
+@ON_SQLITE
+def test_on_sqlite_only_the_file_has_a_size(counted: Steps) -> None:
+    counted.arrive(*(an_event(n, f"u{n}") for n in range(1, 101)))
+    file = sizes(counted)["(file)"]
+    assert file["bytes"] > 100_000
+    assert file["bytes_per_day"] == pytest.approx(18 * (file["bytes"] - file["free_bytes"]) / 100, abs=1)

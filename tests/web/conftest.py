@@ -1,4 +1,4 @@
-"""The page on a database of either kind, with the steps of a relay that fill it. All of them have one clock, which stands."""
+"""The page, with the steps of a relay that fill its database. All of them have one clock, which stands."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from tests.helpers.relaying import CONFIG, FakeClock, Steps
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     unhurried(monkeypatch)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a migrated, empty SQLite file; tests of statements ask for both kinds by `ON_BOTH`."""
+    return str(request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_database_url"))
 
 
 @pytest.fixture

@@ -22,8 +22,6 @@ from tests.helpers.signing_in import (
     user,
 )
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # access reads no database
-
 
 @pytest.fixture
 def door(page_config: Config, tmp_path: Path) -> Iterator[Entrance]:
@@ -42,7 +40,7 @@ def cookie_header(answer: requests.Response) -> str:
 # --- people
 
 
-def test_who_has_not_signed_in_goes_to_the_form_and_from_there_to_where_he_wanted(door: Entrance) -> None:
+def test_a_stranger_goes_to_the_form_and_from_there_to_the_page_they_wanted(door: Entrance) -> None:
     turned_away = door.get("/rejected?error=a%26b&since=2d")
     assert (turned_away.status_code, turned_away.text) == (303, "")
     location = turned_away.headers["location"]
@@ -96,7 +94,7 @@ def test_signing_out_ends_the_session_here_too_and_not_only_in_the_browser(door:
     assert door.get("/rejected").status_code == 303
 
 
-def test_who_has_signed_out_stays_out_after_a_reload(page_config: Config, tmp_path: Path) -> None:
+def test_a_person_who_has_signed_out_stays_out_after_a_reload(page_config: Config, tmp_path: Path) -> None:
     sessions = Sessions()  # of gunicorn's master; each configuration has another application
     with entrance(page_config, tmp_path, sessions=sessions) as door:
         door.sign_in()
@@ -121,7 +119,7 @@ def test_a_session_ends_after_its_time(door: Entrance) -> None:
     assert door.get("/rejected").status_code == 303
 
 
-def test_who_is_signed_in_passes_the_form(door: Entrance) -> None:
+def test_a_person_who_is_signed_in_passes_the_form(door: Entrance) -> None:
     door.sign_in()
     answer = door.get("/sign-in?next=/rejected")
     assert (answer.status_code, answer.headers["location"]) == (303, "/rejected")

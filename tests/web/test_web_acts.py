@@ -17,8 +17,9 @@ from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from relay.web import plans
-from tests.helpers.page import OPERATOR, VIEWER, Page
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps, work_of
+from tests.helpers.kinds import ON_BOTH
+from tests.helpers.page import OPERATOR, Page
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, work_of
 from tests.helpers.storing import an_event
 
 
@@ -60,6 +61,7 @@ def number_of(location: str) -> int:
     return int(location.rpartition("/")[2])
 
 
+@ON_BOTH
 def test_a_bulk_replay_goes_from_the_filter_to_delivered(page: Page, steps: Steps) -> None:
     fill_with_dead(steps, 12)
     html = page.get("/acts/replay?route=strict").text
@@ -84,7 +86,7 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(page: Page, steps: Step
 
 
 @pytest.mark.parametrize("until", ["", "&until=2100-01-01"])
-def test_what_dies_after_the_plan_is_left_alone(page: Page, steps: Steps, until: str) -> None:
+def test_a_delivery_that_dies_after_the_plan_is_left_alone(page: Page, steps: Steps, until: str) -> None:
     fill_with_dead(steps, 2)
     form = shown(page, f"/acts/replay?route=strict{until}")
     steps.clock.advance(365 * 86_400)  # later than the moment of the plan
@@ -136,6 +138,7 @@ def test_an_act_needs_a_reason_of_bounded_length(page: Page, steps: Steps, reaso
     assert asked(steps.database) == []
 
 
+@ON_BOTH
 def test_the_same_form_sent_twice_is_done_once(page: Page, steps: Steps) -> None:
     fill_with_dead(steps, 2)
     form = {**shown(page, "/acts/replay?route=strict"), "reason": "fixed"}
@@ -156,13 +159,6 @@ def test_everything_has_to_be_confirmed(page: Page, steps: Steps) -> None:
     answer = page.post("/acts/replay", {**form, "everything": "true"})
     assert answer.status_code == 303
     assert work(steps.database, number_of(answer.headers["location"])).affected == 2
-
-
-def test_a_selection_of_nothing_has_no_button(page: Page, steps: Steps) -> None:
-    fill_with_dead(steps, 1)
-    html = page.get("/acts/replay?route=latest").text
-    assert "nothing to replay" in html
-    assert "<textarea" not in html
 
 
 @pytest.mark.parametrize(
@@ -188,31 +184,9 @@ def test_a_selection_that_makes_no_sense_is_explained(page: Page, path: str, say
     assert says in unescape(answer.text)
 
 
-def test_viewers_do_not_act(page: Page, steps: Steps) -> None:
-    fill_with_dead(steps, 1)
-    form = {**shown(page, "/acts/replay?route=strict"), "reason": "fixed"}
-    assert page.get("/acts/replay?route=strict", VIEWER).status_code == 403
-    assert page.post("/acts/replay", form, VIEWER).status_code == 403
-    assert page.post("/acts/stop", {"command": "1"}, VIEWER).status_code == 403
-    assert page.post("/api/v1/acts/replay", actor=VIEWER, json={"route": "strict", "reason": "x"}).status_code == 403
-    assert asked(steps.database) == []
-
-
 def test_there_are_no_other_acts(page: Page) -> None:
     assert page.get("/acts/drop").status_code == 404
     assert page.post("/acts/drop", {"reason": "x"}).status_code == 404
-
-
-def test_retry_cancel_and_unblock(page: Page, steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2, routes=["blocking"]), an_event(3, routes=["blocking"]))
-    steps.attempt(UNWELL)
-    steps.attempt(HOPELESS, "blocking")
-    for path in ("/acts/unblock?route=blocking", "/acts/cancel?seq=2"):
-        kind = path[6:].partition("?")[0]
-        answer = page.post(f"/acts/{kind}", {**shown(page, path), "reason": "agreed"})
-        assert answer.status_code == 303, answer.text
-        assert work(steps.database, number_of(answer.headers["location"])).affected == 1
-    assert (2, "blocking") not in {(seq, route) for seq, route, _ in steps.states()}
 
 
 def test_pause_and_resume_say_what_they_hold_back(page: Page, steps: Steps) -> None:
@@ -252,13 +226,7 @@ def test_an_entity_is_erased_only_when_it_is_typed_again(page: Page, steps: Step
     assert steps.rows("SELECT count(*) AS n FROM inbox_payload")[0]["n"] == 0
 
 
-def test_an_entity_with_open_deliveries_is_not_erased(page: Page, steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    html = page.get("/acts/erase?source=trivore&entity_type=USER&entity_id=u1").text
-    assert "<textarea" not in html
-    assert "banner" in html
-
-
+@ON_BOTH
 def test_the_plan_of_an_erasure_is_of_the_newest_events_and_the_erasure_takes_all(
     page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,15 +241,6 @@ def test_the_plan_of_an_erasure_is_of_the_newest_events_and_the_erasure_takes_al
     assert answer.status_code == 303, answer.text
     (row,) = asked(steps.database)
     assert work(steps.database, row["id"]).affected == 3
-
-
-def test_prune_is_a_command_with_a_plan_by_kind(page: Page, steps: Steps) -> None:
-    html = page.get("/acts/prune?kinds=payloads").text
-    assert "<dt>payloads</dt><dd>0" in html
-    answer = page.post("/acts/prune", {**form_of(html), "reason": "the disk is full"})
-    assert answer.status_code == 303
-    (row,) = asked(steps.database)
-    assert (row["kind"], row["selection"]) == ("prune", {"kinds": ["payloads"]})
 
 
 def test_a_plan_over_many_deliveries_is_bounded(page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:

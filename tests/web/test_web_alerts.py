@@ -26,11 +26,6 @@ def alerted(steps: Steps) -> Steps:
     return steps
 
 
-def test_without_any_alert_it_says_so(page: Page, steps: Steps) -> None:
-    assert steps.states() == []
-    assert "No alert matches." in page.get("/alerts").text
-
-
 def test_those_that_fire_come_first_and_all_are_worded(page: Page, alerted: Steps) -> None:
     assert alerted.states() == []
     found = page.json("/alerts.json")
@@ -42,20 +37,6 @@ def test_those_that_fire_come_first_and_all_are_worded(page: Page, alerted: Step
     ]
     assert found["rows"][2]["text"] == "route crm is no longer behind"
     assert "Firing now" in page.get("/alerts").text
-
-
-def test_the_history_is_paged_without_a_gap(page: Page, alerted: Steps) -> None:
-    assert alerted.states() == []
-    path, numbers = "/alerts.json?limit=2", []
-    while True:
-        found = page.json(path)
-        numbers += [row["id"] for row in found["rows"]]
-        if found["before"] is None:
-            break
-        assert (len(found["firing"]) == 0) == ("before=" in path), "they stand on the first page alone"
-        path = f"/alerts.json?limit=2&before={found['before']}"
-    assert numbers == sorted(numbers, reverse=True)
-    assert len(numbers) == 6
 
 
 @pytest.mark.parametrize(
@@ -84,10 +65,6 @@ def test_a_row_of_another_version_is_shown_beside_the_others(page: Page, alerted
     answer = page.get("/alerts")
     assert answer.status_code == 200
     assert "odd &lt;b&gt; x" in answer.text
-
-
-def test_a_wrong_kind_names_no_other_problem(page: Page) -> None:
-    assert page.get("/alerts?kind=odd").status_code == 400
 
 
 def test_an_alert_that_fires_links_to_the_screen_about_it(page: Page, alerted: Steps) -> None:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.helpers.kinds import ON_BOTH
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.page_rows import fill_page
 from tests.helpers.relaying import Steps
@@ -46,6 +47,7 @@ def all_answer(page: Page) -> None:
     assert {key: status for key, status in answers.items() if status != 200} == {}
 
 
+@ON_BOTH
 @pytest.mark.parametrize("kind", ["dead", "rescheduled"])
 @pytest.mark.parametrize("detail", DETAILS, ids=["shapes", "huge numbers", "no time", "no year", "1 MB"])
 def test_a_detail_of_another_form_shows_as_it_can(page: Page, steps: Steps, kind: str, detail: str) -> None:
@@ -57,6 +59,7 @@ def test_a_detail_of_another_form_shows_as_it_can(page: Page, steps: Steps, kind
     all_answer(page)
 
 
+@ON_BOTH
 @pytest.mark.parametrize("kind", ["dead", "attempt_failed"])
 def test_half_a_surrogate_pair_shows_as_an_escape(page: Page, steps: Steps, kind: str) -> None:
     fill_page(steps)

@@ -76,7 +76,7 @@ _LINE = "            proxy_set_header X-Forwarded-For $remote_addr;\n"
     ],
     ids=["replaced", "appended", "neither, and not trusted"],
 )
-def test_what_a_browser_says_of_its_address_is_never_believed(
+def test_an_address_that_a_browser_claims_is_never_believed(
     *,
     changes: Mapping[str, str],
     trusted: str,

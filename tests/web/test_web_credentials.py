@@ -94,7 +94,7 @@ def test_a_password_is_neither_short_nor_endless(password: str) -> None:
     ],
     ids=map(str, range(11)),  # the salt is random, and each process has to find the same tests
 )  # fmt: skip
-def test_what_is_no_hash_is_said_without_it(text: str) -> None:
+def test_a_text_that_is_no_hash_is_refused_without_showing_it(text: str) -> None:
     with pytest.raises(ConfigError, match="the hash is none of `relay web passwd`") as raised:
         parse_entries(f"anna:viewer:{text}", "users", "users")
     assert len(text) < 2 or text not in str(raised.value)
@@ -251,7 +251,7 @@ def test_a_cookie_counts_only_with_the_line_that_it_was_made_with(name: str, rol
         assert read == (kept if line == own else None)
 
 
-def test_who_knows_the_users_file_alone_can_sign_nothing() -> None:
+def test_the_users_file_alone_signs_nothing() -> None:
     """Each page has a random key of its own."""
     assert Sessions().person_of(COOKIE, PEOPLE, 1_000, 60) is None
 

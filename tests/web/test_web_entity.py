@@ -17,10 +17,10 @@ from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from inbox.db import reads
-from relay.store import gates
 from relay.web.screens import event as event_screen
 from tests.destinations.syncing import FETCHED, FOUND, World
 from tests.helpers import scripted
+from tests.helpers.kinds import ON_BOTH
 from tests.helpers.page import VIEWER, Page, on_database, serving
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.scripted import ScriptedServer, answer
@@ -54,7 +54,7 @@ def test_odd_ids_are_linked_found_and_shown_harmless(page: Page, steps: Steps, e
 @pytest.mark.parametrize(
     ("entity_id", "may_copy"), [("u1", True), ("u\x1b[201~\r\\! id\r", False), ("u\u202e1", False)]
 )
-def test_what_is_copied_holds_no_key_that_a_terminal_would_press(
+def test_a_copied_text_holds_no_key_that_a_terminal_would_press(
     page: Page, steps: Steps, entity_id: str, may_copy: bool
 ) -> None:
     steps.arrive(an_event(1, entity_id))
@@ -63,6 +63,7 @@ def test_what_is_copied_holds_no_key_that_a_terminal_would_press(
     assert not set(shown) & {"\x1b", "\r", "\u202e"}
 
 
+@ON_BOTH
 def test_an_entity_shows_its_events_with_all_that_happened_and_its_lanes(page: Page, steps: Steps) -> None:
     steps.arrive(*(an_event(n, "u1", routes=["blocking", "strict"]) for n in (1, 2)), an_event(3, "u2"))
     steps.attempt(HOPELESS, "blocking")
@@ -128,18 +129,6 @@ def test_an_event_of_thousands_of_facts_does_not_fill_the_page(
     assert found["is_cut"]
     assert [len(event["timeline"]) for event in found["events"]] == [1, 1, 1, 1, 1, 0, 0, 0]
     assert "have more lines than are shown" in page.get("/entity?source=trivore&type=USER&id=u1").text
-
-
-def test_a_paused_entity_says_who_holds_it_and_why(page: Page, steps: Steps) -> None:
-    steps.arrive(an_event(1, "u1"))
-    with steps.database.write() as transaction:
-        gates.pause(transaction, ("entity", "trivore|USER|u1"), who="ann", why=HOSTILE)
-    found = page.json("/entity.json?source=trivore&type=USER&id=u1")
-    assert found["is_paused"]
-    assert [hold["command"] for hold in found["holds"]] == ["relay resume --source trivore --entity USER/u1"]
-    shown = page.get("/entity?source=trivore&type=USER&id=u1").text
-    assert "entity USER/u1 was paused now by ann: &lt;script&gt;" in shown
-    assert "Resume this entity" in shown
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from relay.accounts import is_password
 from relay.web import guard
 from tests.helpers.signing_in import OTHER_PASSWORD, PASSWORD, TOKEN, Entrance, entrance
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # access reads no database
-
 
 @pytest.fixture
 def door(page_config: Config, tmp_path: Path) -> Iterator[Entrance]:
@@ -184,7 +182,7 @@ def _first(tries: list[Future[requests.Response]], number: int) -> list[requests
         (b"", ""),
     ],
 )
-def test_what_is_no_form_is_refused_and_costs_nothing(
+def test_a_body_that_is_no_form_is_refused_and_costs_nothing(
     door: Entrance, hashed: list[str], body: bytes, content_type: str
 ) -> None:
     sent = {"Sec-Fetch-Site": "same-origin", "Content-Type": content_type}

@@ -16,6 +16,7 @@ from inbox.db.intake import Rejected
 from relay.web import reading
 from relay.web.reading import NotYourTurn, Readers
 from tests.helpers import outage
+from tests.helpers.kinds import ON_BOTH
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.relaying import FakeClock, Monotonic, Steps
 from tests.helpers.sent_statements import counted_statements
@@ -66,6 +67,7 @@ def test_a_changed_row_is_new_and_what_is_the_same_is_not_sent(page: Page, steps
     assert refresh(page, "/rejected?source=trivore").status_code == 200, "for its relative times"
 
 
+@ON_BOTH
 @pytest.mark.usefixtures("_hasty")
 def test_a_database_that_goes_away_is_told_and_the_next_refresh_has_its_page(page: Page, database_url: str) -> None:
     etag = page.get("/rejected").headers["ETag"]
@@ -76,7 +78,7 @@ def test_a_database_that_goes_away_is_told_and_the_next_refresh_has_its_page(pag
     assert refresh(page, "/rejected").status_code == 200
 
 
-def test_who_may_no_longer_look_is_sent_away(page: Page) -> None:
+def test_a_person_who_may_no_longer_look_is_sent_away(page: Page) -> None:
     assert page.get("/rejected", actor=None, headers={"X-Refresh": "1"}).status_code == 401
 
 

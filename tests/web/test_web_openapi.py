@@ -12,6 +12,7 @@ from relay.web import openapi
 from relay.web.query import Number, Text, encode
 from relay.web.reading import ListPage, ListQuery, Reading, Screen, rows_of
 from relay.web.screens import SCREENS
+from tests.helpers.kinds import ON_BOTH
 from tests.helpers.page import Page
 
 DOCUMENT = openapi.document(SCREENS)
@@ -118,6 +119,7 @@ def test_a_row_may_leave_columns_out_and_have_more() -> None:
     assert schema["properties"]["more"] == {"type": "integer"}
 
 
+@ON_BOTH
 def test_figures_have_one_form_on_both_databases(engine: Engine) -> None:
     """Postgres has sums as numeric, which JSON must not get as text."""
     with engine.connect() as connection:

@@ -45,7 +45,7 @@ def test_only_operators_see_the_button_and_only_of_whole_requests(page: Page, st
     assert page.get("/acts/readmit?id=1", VIEWER).status_code == 403
 
 
-def test_what_can_be_read_now_is_readmitted_and_delivered(page: Page, steps: Steps) -> None:
+def test_a_request_that_can_be_read_now_is_readmitted_and_delivered(page: Page, steps: Steps) -> None:
     steps.intake.reject(rejected(body()), rejected(b"{}"), rejected(body(), source="gone"), rejected(body()))
     html = page.get("/acts/readmit?source=trivore").text
     assert "<strong>2</strong> requests" in html
@@ -73,12 +73,3 @@ def test_all_that_match_means_what_the_filter_means(page: Page, steps: Steps) ->
     assert link in page.get("/rejected?error=100%25+wrong").text
     assert "<strong>1</strong> request<" in page.get("/acts/readmit?error=100%25+wrong").text
     assert "I mean everything" in page.get("/acts/readmit").text
-
-
-def test_hostile_values_are_shown_harmless(page: Page, steps: Steps) -> None:
-    hostile = "<script>alert(1)</script>\u202e" + "y" * 5000
-    steps.intake.reject(rejected(b"<script>", source=hostile, reason=hostile))
-    html = page.get("/rejected").text
-    assert "<script>alert" not in html
-    assert "\u202e" not in html
-    assert page.get("/acts/readmit?id=1").status_code == 200

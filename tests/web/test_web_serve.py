@@ -22,7 +22,7 @@ from relay.web.gunicorn_settings import graceful_timeout
 from relay.web.query import FORM_TYPE, MOST_BYTES
 from relay.web.render import STATIC, STATIC_FOLDER
 from tests.helpers import outage
-from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.kinds import ON_BOTH, ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import Page
 from tests.helpers.processes import RELAY, Program, Site, free_port, site
 from tests.helpers.receiver import exchange
@@ -80,6 +80,7 @@ def complaints(program: Program) -> list[str]:
     return [line for line in program.output.splitlines() if re.search("error|traceback|warning", line, re.IGNORECASE)]
 
 
+@ON_BOTH
 def test_a_person_signs_in_and_sees_a_page(place: Site) -> None:
     program, url = web(place)
     with requests.Session() as browser:
@@ -220,7 +221,7 @@ def test_a_page_that_other_hosts_reach_without_tls_says_so(place: Site) -> None:
 
 
 @ON_SQLITE
-def test_what_is_too_large_or_no_http_is_turned_away(place: Site) -> None:
+def test_a_request_that_is_too_large_or_no_http_is_turned_away(place: Site) -> None:
     program, url = web(place)
     port = int(url.rpartition(":")[2])
     headers = {"Sec-Fetch-Site": "same-origin"}

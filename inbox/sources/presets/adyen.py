@@ -22,7 +22,6 @@ from functools import partial
 import msgspec
 
 from inbox.config.sources import Signature
-from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields, signing
 from inbox.sources.base import Preset, Sample, json_sample
@@ -72,21 +71,14 @@ class _Items(msgspec.Struct):
     notificationItems: list[_Entry]  # noqa: N815
 
 
-_DECODER = msgspec.json.Decoder(_Items)
-
-
 def signed_parts(body: bytes) -> list[signing.SignedPart]:
     """Return the signed fields and the signature of each notification; none where they can't be read.
 
     Of more notifications than may be signed, it returns one too many: strangers could send a million of them.
     """
-    if strict_json.has_too_many_marks(body):
-        return []
-    try:
-        entries = _DECODER.decode(body).notificationItems[: signing.MOST_PARTS + 1]
-        return [each.NotificationRequestItem.signed_part() for each in entries]
-    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8, a number too long
-        return []
+    items = fields.decode_as(_Items, body)
+    entries = [] if items is None else items.notificationItems[: signing.MOST_PARTS + 1]
+    return [each.NotificationRequestItem.signed_part() for each in entries]
 
 
 SCHEME = signing.Scheme(

@@ -25,16 +25,10 @@ class _SentWebhook(msgspec.Struct, rename="camel"):
     webhook_timestamp: int | None = None
 
 
-_DECODER = msgspec.json.Decoder(_SentWebhook)
-
-
 def signed_at(body: bytes) -> bytes:
     """Return the time of sending, in milliseconds; empty where it can't be read."""
-    try:
-        sent = _DECODER.decode(body).webhook_timestamp
-    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8
-        return b""
-    return b"" if sent is None else b"%d" % sent
+    sent = fields.decode_as(_SentWebhook, body)
+    return b"" if sent is None or sent.webhook_timestamp is None else b"%d" % sent.webhook_timestamp
 
 
 def _event(raw: RawRequest, event: fields.Payload) -> Identity:

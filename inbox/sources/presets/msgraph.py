@@ -23,7 +23,7 @@ import msgspec
 
 from inbox.config.sources import Source
 from inbox.errors import InvalidEvent
-from inbox.events import strict_json, timestamps
+from inbox.events import timestamps
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import base, fields
 
@@ -38,9 +38,6 @@ class _Notification(msgspec.Struct):
 
 class _Notifications(msgspec.Struct):
     value: list[_Notification]
-
-
-_DECODER = msgspec.json.Decoder(_Notifications)
 
 
 class ClientState(base.KeyedProof):
@@ -64,12 +61,8 @@ class ClientState(base.KeyedProof):
 
 def client_states(body: bytes) -> list[str]:
     """Return the different client states of the notifications; none where they can't be read, or are too many."""
-    if strict_json.has_too_many_marks(body):
-        return []
-    try:
-        states = {each.clientState for each in _DECODER.decode(body).value}
-    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8
-        return []
+    notifications = fields.decode_as(_Notifications, body)
+    states = set() if notifications is None else {each.clientState for each in notifications.value}
     return sorted(states) if len(states) <= _MOST_STATES else []
 
 

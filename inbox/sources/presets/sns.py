@@ -60,9 +60,6 @@ class _Message(msgspec.Struct):
     Token: str | None = None
 
 
-_DECODER = msgspec.json.Decoder(_Message)
-
-
 class SignedMessage(Proof):
     """Proves that SNS has signed the body for one of the source's topics."""
 
@@ -84,7 +81,7 @@ class SignedMessage(Proof):
 
     def _claim(self, raw: RawRequest) -> Claim | str:
         """Return what a message claims by its signature, or why that can't be true."""
-        message = _message(raw.body)
+        message = fields.decode_as(_Message, raw.body)
         if message is None:
             is_raw = "x-amz-sns-rawdelivery" in raw.headers
             return f"the body is no signed message of SNS{'; turn raw message delivery off' if is_raw else ''}"
@@ -101,13 +98,6 @@ class SignedMessage(Proof):
         if content is None or signature is None:
             return "it has not the form of a signed message"
         return Claim(url, (content,), signature, algorithm)
-
-
-def _message(body: bytes) -> _Message | None:
-    try:
-        return _DECODER.decode(body)
-    except (msgspec.DecodeError, ValueError, RecursionError):  # ValueError: a text that is not UTF-8
-        return None
 
 
 def _signed_text(message: _Message) -> bytes | None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cache
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
-from inbox.db.dialect import Sql, json_param
+from inbox.db.dialect import json_param
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.commands import COMMAND_KINDS
-from inbox.events.timestamps import time_text
 from relay.operations.table import OPERATIONS
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
@@ -149,7 +147,7 @@ def _place_of(command: Command) -> tuple[int | None, int, int]:
 
 
 def _read(transaction: Transaction, number: int, *, locked: bool = False) -> Command | None:
-    found = transaction.execute(_command(transaction.sql, locked=locked), id=number)
+    found = transaction.execute(_OF_ID[locked], id=number)
     return Command(*found[0]) if found else None
 
 
@@ -165,7 +163,7 @@ def advance(transaction: Transaction, command: Command, step: BatchResult, now: 
         error=step.error or command.error,
         matched=command.matched if step.matched is None else step.matched,
     )
-    finished_at = None if step.state == "running" else time_text(now)
+    finished_at = None if step.state == "running" else now
     noted = {name: getattr(after, name) for name in _NOTED}
     sample = None if step.sample is None else json_param(step.sample)
     transaction.execute(_ADVANCE, **noted, sample=sample, finished_at=finished_at)
@@ -180,7 +178,7 @@ def say(database: Database, number: int, answer: str) -> None:
 
 def end(transaction: Transaction, number: int, state: CommandState, answer: str) -> bool:
     """End a command, with its result or the reason why it can't be done as its answer. Returns whether it was open."""
-    return bool(transaction.execute(_END, id=number, state=state, answer=answer, at=time_text(transaction.now())))
+    return bool(transaction.execute(_END, id=number, state=state, answer=answer, at=transaction.now()))
 
 
 _IS_OPEN = "state IN ('asked', 'running')"
@@ -216,11 +214,12 @@ RETURNING id
 """)
 
 
-@cache
-def _command(sql: Sql, *, locked: bool) -> TextClause:
-    return text(f"""
+_OF_ID = {
+    locked: Statement(f"""
 SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq AS progress, affected, answer, failed, error,
     matched, until_seq AS until
 FROM relay_command
 WHERE id = :id {sql.skip_locked if locked else ""}
 """)
+    for locked in (False, True)
+}

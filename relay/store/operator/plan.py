@@ -32,6 +32,7 @@ from relay.store.deliveries import Key, key_text
 from relay.store.operator import commands, readmit, selection
 from relay.store.operator.changes import LEFT_OUT, LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
+from relay.store.retention import expiry_of
 from relay.store.route_states import read_routes
 from relay.store.work import Work, in_parts
 from relay.words import counted, gate_holds
@@ -358,18 +359,16 @@ def types_of(config: Config, source: str, entity_type: str | None) -> Sequence[s
 
 
 def _plan_prune(it: _Planning) -> Plan:
-    wanted = kinds_of(it.asked.kinds or ())
+    ages = it.config.retention
+    figures, is_whole = list[PlanFigure](), True
     with it.database.read() as transaction:
-        plans = retention.plan(transaction, it.config.retention, retention.clock_by_hand(transaction))
-    plans = [each for each in plans if each.kind in wanted]
-    return Plan(
-        count=sum(each.rows for each in plans),
-        is_whole=all(each.are_all for each in plans),
-        figures=tuple(
-            PlanFigure(each.kind, each.rows, f"{'' if each.are_all else 'or more; '}older than {each.age}")
-            for each in plans
-        ),
-    )
+        now = retention.clock_by_hand(transaction)
+        for kind in kinds_of(it.asked.kinds or ()):
+            rows, are_all = retention.count_expired(transaction, kind, expiry_of(ages, kind, now))
+            note = f"{'' if are_all else 'or more; '}older than {ages.age_of(kind).shown}"
+            figures.append(PlanFigure(kind, rows, note))
+            is_whole = is_whole and are_all
+    return Plan(count=sum(each.count for each in figures), is_whole=is_whole, figures=tuple(figures))
 
 
 def kinds_of(given: Sequence[str]) -> list[RetentionKind]:

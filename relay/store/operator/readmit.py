@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-
-from sqlalchemy import TextClause, text
 
 from inbox.db import intake
-from inbox.db.dialect import Sql, blames_items, error_text, rows_param
+from inbox.db.dialect import blames_items, error_text
 from inbox.db.reads import Row
 from inbox.events.event import Event, Receipt
-from inbox.events.timestamps import time_text
 from inbox.sources.normalize import Read, ReadmitResult, read_one
 from relay.operations.asks import Rejections
 from relay.store.database import Database
+from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 AT_A_TIME = 20
@@ -25,9 +22,9 @@ BYTES_AT_A_TIME = 2 * 1024 * 1024
 
 def read_again(database: Database, readers: Mapping[str, Read], asked: Rejections, after: int) -> list[ReadmitResult]:
     """Read the next selected requests beyond the id `after` as the present configuration reads them; at least one, if any."""
-    limits = {"limit": AT_A_TIME, "bytes": BYTES_AT_A_TIME}
+    given = {name: getattr(asked, name) for name in ("id", "source", "cause", "status", "error", "since", "until")}
     with database.read() as transaction:
-        rows = transaction.rows_of(_page(transaction.sql), **_bound(asked), after=after, **limits)
+        rows = transaction.rows_of(_PAGE, **given, after=after, limit=AT_A_TIME, bytes=BYTES_AT_A_TIME)
     return [_read_one(readers, row) for row in rows]
 
 
@@ -48,15 +45,14 @@ def take(
 
     They are locked first, and one that was readmitted since it was read is left alone: nobody readmits it twice.
     """
-    wanted = rows_param({"id": each.id} for each in requests)
-    locked = {row.id for row in transaction.execute(_lock(transaction.sql), wanted=wanted)}
+    locked = {row.id for row in transaction.execute(_LOCK, wanted=[each.id for each in requests])}
     requests = [request for request in requests if request.id in locked]
     became = iter(_store(transaction, [event for each in requests for event in each.events]))
     receipts = {each.id: [next(became) for _ in each.events] for each in requests}
     # Without a seq, retention has just deleted the event that one repeats.
     taken = {number: own for number, own in receipts.items() if own[0].seq}
-    rows = rows_param({"id": number, "seq": own[0].seq} for number, own in taken.items())
-    transaction.execute(_note(transaction.sql), taken=rows, by=by, reason=reason)
+    rows = [(number, own[0].seq) for number, own in taken.items()]
+    transaction.execute(_NOTE, taken=rows, by=by, reason=reason)
     return taken
 
 
@@ -69,49 +65,30 @@ def _store(transaction: Transaction, events: Sequence[Event]) -> list[Receipt]:
     ]
 
 
-def _bound(asked: Rejections) -> dict[str, object]:
-    return {
-        **{name: getattr(asked, name) for name in ("id", "source", "cause", "status", "error")},
-        "received_before": None if asked.until is None else time_text(asked.until),
-        "since": None if asked.since is None else time_text(asked.since),
-    }
-
-
-def _conditions(sql: Sql) -> str:
-    return f"""body IS NOT NULL AND readmitted_at IS NULL
+_CONDITIONS = f"""body IS NOT NULL AND readmitted_at IS NULL
   AND {sql.optional("id", "bigint")} AND {sql.optional("source", "text")} AND {sql.optional("cause", "text")}
   AND {sql.optional("status", "int")} AND {sql.contains("reason", "error")}
   AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
-  AND {sql.optional("received_at", "time", parameter="received_before", operator="<")}"""
-
-
-@cache
-def _page(sql: Sql) -> TextClause:
-    """Read bodies until they have so many bytes together."""
-    few = f"""SELECT id, length(body) AS size FROM rejected_request
-        WHERE id > :after AND {_conditions(sql)} ORDER BY id LIMIT :limit"""
-    return text(f"""
+  AND {sql.optional("received_at", "time", parameter="until", operator="<")}"""
+# Read bodies until they have so many bytes together.
+_PAGE = Statement(f"""
 SELECT r.id, r.received_at, r.source, r.cause, r.headers, r.body, r.body_sha256
-FROM (SELECT few.id, sum(few.size) OVER (ORDER BY few.id) - few.size AS size_before FROM ({few}) few) sized
+FROM (
+    SELECT few.id, sum(few.size) OVER (ORDER BY few.id) - few.size AS size_before
+    FROM (
+        SELECT id, length(body) AS size FROM rejected_request
+        WHERE id > :after AND {_CONDITIONS} ORDER BY id LIMIT :limit) few) sized
 JOIN rejected_request r ON r.id = sized.id
 WHERE sized.size_before < :bytes
 ORDER BY r.id
 """)
-
-
-@cache
-def _lock(sql: Sql) -> TextClause:
-    return text(f"""
+_LOCK = Statement(f"""
 SELECT r.id FROM {sql.rows("wanted", id="bigint")} JOIN rejected_request r ON r.id = wanted.id
 WHERE r.readmitted_at IS NULL
 ORDER BY r.id
-{sql.for_update and "FOR UPDATE OF r"}
+{sql.lock("r")}
 """)
-
-
-@cache
-def _note(sql: Sql) -> TextClause:
-    return text(f"""
+_NOTE = Statement(f"""
 UPDATE rejected_request AS r
 SET readmitted_at = {sql.now}, readmitted_seq = taken.seq, readmitted_by = :by, readmit_reason = :reason
 FROM {sql.rows("taken", id="bigint", seq="bigint")}

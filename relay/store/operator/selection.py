@@ -10,21 +10,21 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import MAXYEAR, MINYEAR
 from functools import cache
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import msgspec
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config, Route
 from inbox.config.routing import matches
-from inbox.db.dialect import Sql, rows_param, status_of
 from inbox.db.listing import OF_ENTITY, sources_of
 from inbox.db.reads import Row
 from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_STATE
 from inbox.events.states import OPEN_STATES, RETRYING, UNROUTED, State
 from relay.operations.asks import Selection
 from relay.store.deliveries import Key
+from relay.store.statement import AnyStatement, Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
 
@@ -258,33 +258,29 @@ def among(transaction: Transaction, choice: Choice, keys: Iterable[Key], *, firs
 
 def _next(transaction: Transaction, choice: Choice, after: int, most: int) -> tuple[list[int], int | None]:
     """Find the next events that may be meant, and the seq beyond which to go on; None at the end."""
-    chosen, sql, named = choice.selection, transaction.sql, choice.seqs
-    given: dict[str, object] = {"after": after, "most": most}
-    if named is not None:
-        found = [seq for seq in named if seq > after][:most]
-    elif chosen.entity_id is not None:
-        entity = {"source": chosen.source, "entity_type": chosen.entity_type, "entity_id": chosen.entity_id}
-        statement = _of_entity(sql, of_source=chosen.source is not None)
-        found = _seqs(transaction, statement, **given, **{name: value for name, value in entity.items() if value})
-    elif choice.which == "backfill":
-        source = choice.config.routes[str(chosen.route)].source
-        found = _seqs(transaction, NEXT_OF_SOURCE, **given, of_source=source)
-    elif choice.which in _OPEN:
-        routes = None if choice.routes is None else rows_param({"value": route} for route in sorted(choice.routes))
-        statement = _open(sql, choice.open_states, is_later=choice.which == "due later")
-        found = _seqs(transaction, statement, **given, routes=routes)
+    if choice.seqs is not None:
+        statement, found = None, [seq for seq in choice.seqs if seq > after][:most]
     else:
-        found = []
+        statement, given = _events_of(choice)
+        found = [row.seq for row in transaction.execute(statement, after=after, most=most, **given)]
     upto = found[-1] if len(found) == most else None
-    if upto is None and choice.which == "backfill" and named is None and chosen.entity_id is None:
+    if upto is None and statement is NEXT_OF_SOURCE:
         upto = transaction.execute(END_OF_WINDOW, after=after)[0].seq
     if choice.until_seq is not None and (upto is None or upto >= choice.until_seq):
         found, upto = [seq for seq in found if seq <= choice.until_seq], None
     return sorted({*found}), upto
 
 
-def _seqs(transaction: Transaction, statement: TextClause, **given: object) -> list[int]:
-    return [int(row.seq) for row in transaction.execute(statement, **given)]
+def _events_of(choice: Choice) -> tuple[AnyStatement, dict[str, Any]]:
+    """Return the statement that finds the next events of a choice that names none."""
+    chosen = choice.selection
+    if chosen.entity_id is not None:
+        entity = {"source": chosen.source, "entity_type": chosen.entity_type, "entity_id": chosen.entity_id}
+        return OF_ONE_ENTITY[chosen.source is not None], {name: value for name, value in entity.items() if value}
+    if choice.which == "backfill":
+        return NEXT_OF_SOURCE, {"of_source": choice.config.routes[str(chosen.route)].source}
+    routes = {} if choice.routes is None else {"routes": choice.routes}
+    return next_open(choice.open_states, is_later=choice.which == "due later", on_routes=bool(routes)), routes
 
 
 def _read(transaction: Transaction, choice: Choice, seqs: Sequence[int]) -> list[Row]:
@@ -292,9 +288,8 @@ def _read(transaction: Transaction, choice: Choice, seqs: Sequence[int]) -> list
     if not seqs:
         return []
     which: Rows = "open" if choice.which in _OPEN else cast("Rows", choice.which)
-    given: dict[str, object] = {"route": choice.selection.route} if which == "backfill" else {}
-    statement = _deliveries(transaction.sql, which)
-    return choice.among(transaction.rows_of(statement, **given, wanted=rows_param({"seq": seq} for seq in seqs)))
+    given = {"route": choice.selection.route} if which == "backfill" else {}
+    return choice.among(transaction.rows_of(DELIVERIES[which], wanted=seqs, **given))
 
 
 _NEXT = f"SELECT n.seq, n.source FROM inbox n WHERE n.seq > :after ORDER BY n.seq LIMIT {_WINDOW}"
@@ -304,57 +299,57 @@ NEXT_OF_SOURCE = text(
 END_OF_WINDOW = text(f"SELECT CASE WHEN count(*) = {_WINDOW} THEN max(found.seq) END AS seq FROM ({_NEXT}) found")
 
 
-@cache
-def _of_entity(sql: Sql, *, of_source: bool) -> TextClause:
-    of_entity = f"{OF_ENTITY} AND i.seq > :after"
-    found = sql.first_of(sources_of("source" if of_source else None), "inbox i", of_entity, "i.seq", ":most")
-    return text(f"SELECT i.seq FROM {found} ORDER BY i.seq LIMIT :most")
+_OF_ENTITY = f"{OF_ENTITY} AND i.seq > :after"
+OF_ONE_ENTITY = {
+    of_source: Statement(f"""
+SELECT i.seq FROM {sql.first_of(sources_of("source" * of_source or None), "inbox i", _OF_ENTITY, "i.seq", ":most")}
+ORDER BY i.seq LIMIT :most
+""")
+    for of_source in (False, True)
+}
 
 
 @cache
-def _open(sql: Sql, states: tuple[str, ...], *, is_later: bool) -> TextClause:
-    """Find the events of the next open deliveries in these states."""
-    routes = "CAST(:routes AS text)" if sql.is_postgres else ":routes"
+def next_open(states: tuple[str, ...], *, is_later: bool, on_routes: bool) -> Statement:
+    """Find the events of the next open deliveries in these states, which are written into it for the sake of an index."""
     later = f"AND o.due_at > (SELECT {sql.now})" if is_later else ""
-    return text(f"""
+    routes = f"AND o.route IN (SELECT routes.value FROM {sql.rows('routes', value='text')})" if on_routes else ""
+    return Statement(f"""
 SELECT o.seq FROM open_delivery o
-WHERE o.state IN ({", ".join(f"'{state}'" for state in states)}) {later} AND o.seq > :after
-  AND ({routes} IS NULL OR o.route IN (SELECT routes.value FROM {sql.rows("routes", value="text")}))
+WHERE o.state IN ({", ".join(f"'{state}'" for state in states)}) {later} AND o.seq > :after {routes}
 ORDER BY o.seq
 LIMIT :most
 """)
 
 
-@cache
-def _deliveries(sql: Sql, which: Rows) -> TextClause:
-    """Read the deliveries of the events `wanted`: open ones, with ended ones too, or each event on the route of a backfill.
-
-    Each has the fact of its last failure: by which it died, or the last failed attempt of one that is ready. One that took
-    over the retries of an older delivery, and has not failed itself, has the failure of that one. `last_change` is the id of
-    the newest fact, but for those after which a delivery can be replayed just as before.
-    """
-    wanted = sql.rows("wanted", seq="bigint")
-    keys = {
-        "open": f"SELECT o.seq, o.route FROM {sql.looked_up(wanted, 'open_delivery o', 'o.seq = wanted.seq')}",
-        "ended or dead": f"SELECT DISTINCT f.seq, f.route FROM {sql.looked_up(wanted, 'delivery_log f', 'f.seq = wanted.seq')}",
-        "backfill": f"SELECT wanted.seq, {'CAST(:route AS text)' if sql.is_postgres else ':route'} AS route FROM {wanted}",
-    }[which]
-    of_this = "f.seq = i.seq AND f.route = k.route"
-    last = f"SELECT max(f.id) FROM delivery_log f WHERE {of_this} AND f.kind"
-    number = sql.number("t.detail ->> 'of'")
-    older = f"(SELECT {number} FROM delivery_log t WHERE t.id = ({last} = 'took_over'))"
-    of_older = f"SELECT max(f.id) FROM delivery_log f WHERE f.seq = {older} AND f.route = k.route AND f.kind"
-    return text(f"""
+_WANTED = sql.rows("wanted", seq="bigint")
+_KEYS: Mapping[Rows, str] = {
+    "open": f"SELECT o.seq, o.route FROM {sql.looked_up(_WANTED, 'open_delivery o', 'o.seq = wanted.seq')}",
+    "ended or dead": f"SELECT DISTINCT f.seq, f.route FROM {sql.looked_up(_WANTED, 'delivery_log f', 'f.seq = wanted.seq')}",
+    "backfill": f"SELECT wanted.seq, {sql.bound('route', 'text')} AS route FROM {_WANTED}",
+}
+_LAST = "SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = k.route AND f.kind"
+_OF = sql.number("t.detail ->> 'of'")
+_OLDER = f"(SELECT {_OF} FROM delivery_log t WHERE t.id = ({_LAST} = 'took_over'))"
+_OF_OLDER = f"SELECT max(f.id) FROM delivery_log f WHERE f.seq = {_OLDER} AND f.route = k.route AND f.kind"
+# Each has the fact of its last failure: by which it died, or the last failed attempt of one that is ready. One that took
+# over the retries of an older delivery, and has not failed itself, has the failure of that one. `last_change` is the id of
+# the newest fact, but for those after which a delivery can be replayed just as before.
+DELIVERIES = {
+    which: Statement(f"""
 SELECT i.seq, k.route, o.lane, coalesce(o.state, l.kind, '{UNROUTED}') AS state, coalesce(o.attempt, l.attempt, 0) AS attempts,
        o.due_at, o.due_at > (SELECT {sql.now}) AS is_later, i.source, i.entity_type, i.entity_id, i.event_type, i.action,
        i.occurred_at, i.received_at, e.at AS failed_at, coalesce(e.detail ->> 'cause', e.detail ->> 'error_class') AS cause,
-       CAST({status_of("e", sql.name)} AS text) AS status, e.detail ->> 'error' AS error,
-       coalesce(({last} NOT IN ('erased', 'unblocked')), 0) AS last_change
+       CAST({sql.status_of("e")} AS text) AS status, e.detail ->> 'error' AS error,
+       coalesce(({_LAST} NOT IN ('erased', 'unblocked')), 0) AS last_change
 FROM {sql.looked_up(f"({keys}) k", "inbox i", "i.seq = k.seq")}
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = k.route
-LEFT JOIN delivery_log l ON l.id = ({last} <> 'erased')
+LEFT JOIN delivery_log l ON l.id = ({_LAST} <> 'erased')
 LEFT JOIN delivery_log e ON e.id = CASE
-    WHEN o.state IN ('dead', 'blocked') THEN ({last} = 'dead')
-    WHEN o.state = 'ready' THEN coalesce(({last} = 'attempt_failed'), ({of_older} = 'attempt_failed')) END
+    WHEN o.state IN ('dead', 'blocked') THEN ({_LAST} = 'dead')
+    WHEN o.state = 'ready' THEN coalesce(({_LAST} = 'attempt_failed'), ({_OF_OLDER} = 'attempt_failed')) END
 ORDER BY i.seq, k.route
 """)
+    for which, keys in _KEYS.items()
+}
+"""Read the deliveries of the events `wanted`: open ones, with ended ones too, or each event on the route of a backfill."""

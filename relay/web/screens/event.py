@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import threading
-from contextlib import closing
 from typing import Annotated, Literal
 
 import msgspec
@@ -220,10 +219,9 @@ def difference(reading: Reading, query: DifferenceQuery) -> Preview:
     except ConfigError as error:
         raise BadFilter(f"the route can't be used: {error}", field="route") from None
     end = steady() + LONGEST_COMPARISON_SECONDS
-    with closing(made):
-        if not _comparing.acquire(blocking=False):
-            raise QueryTooSlow("others compare now, and it takes long; try again")
-        try:
-            return preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
-        finally:
-            _comparing.release()
+    if not _comparing.acquire(blocking=False):
+        raise QueryTooSlow("others compare now, and it takes long; try again")
+    try:
+        return preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
+    finally:
+        _comparing.release()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from relay.daemon.leases import TRUSTED_SECONDS
 from relay.delivery.lifecycle import State
-from relay.store.audit import _rows
+from relay.store.audit import _ROWS
 from relay.store.leases import LEASE_SECONDS
 from tests.proofs.model.actors import Relay
 from tests.proofs.model.calling import Calling
@@ -213,7 +213,7 @@ class Machine(Calling, Commanding):
                 self.arrive(arrivals)
 
         self.world.damage(one_of(self.at_rest(), which), damage)
-        looked = _rows(self.world.database.sql, locked=False)
+        looked = _ROWS[False].of(self.world.database.sql).text
         self.interrupt(self.make.rebuild(), after=looked, further=further, act=meanwhile)
         if not self.make.doing.differences:
             raise Violation("rebuild found nothing", damage)

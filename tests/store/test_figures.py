@@ -1,15 +1,18 @@
-"""Metrics that a relay reports: of its work, and of open deliveries."""
+"""A relay's figures: rows of `throughput_minute`, and metrics of its work and of open deliveries."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from threading import Thread
 
 import msgspec
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
 from inbox.config.model import Route
+from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up, figures_param
 from inbox.observe import metrics
 from inbox.observe.logs import TraceIds
 from inbox.observe.metrics import Meters, Metric
@@ -18,16 +21,105 @@ from relay.daemon.gauges import Gauges
 from relay.delivery import facts
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import Breaker, BreakerState, Gates
-from relay.delivery.outcome import Delivery, Unchanged
+from relay.delivery.outcome import Skipped, Unchanged
 from relay.observe import Observer
+from relay.store import nodes
 from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.record import Recorded
-from relay.store.sweeps import SweepFindings
 from relay.store.transaction import Transaction
-from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps
+from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.patience import Stopwatch, be_patient, stand_still
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, FakeClock, Steps
 from tests.helpers.storing import START, an_event
 from tests.helpers.webhooks import a_config
+
+# --- A relay's figures in `throughput_minute`: what its transactions did, in the minute of the database's clock
+
+
+@pytest.fixture
+def flush(steps: Steps) -> Callable[[], None]:
+    return lambda: nodes.flush_figures(steps.database, CONFIG.routes)
+
+
+def counted(steps: Steps) -> list[tuple[str, str, str, int]]:
+    rows = steps.rows('SELECT kind, name, outcome, "count" FROM throughput_minute ORDER BY kind, name, outcome, minute')
+    return [(row["kind"], row["name"], row["outcome"], row["count"]) for row in rows]
+
+
+def test_every_fact_counts_for_its_route_and_for_the_destination_of_that(
+    steps: Steps, flush: Callable[[], None]
+) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 5)), an_event(5, routes=["latest"]))
+    for outcome in (DONE, DONE, UNWELL, HOPELESS):
+        steps.attempt(outcome)
+    steps.attempt(Skipped((), "gone"), "latest")
+    flush()
+    assert counted(steps) == [
+        (DESTINATION, "audit", "attempt_failed", 1),
+        (DESTINATION, "audit", "dead", 1),
+        (DESTINATION, "audit", "delivered", 2),
+        (DESTINATION, "audit", "skipped", 1),
+        (ROUTE, "latest", "skipped", 1),
+        (ROUTE, "strict", "attempt_failed", 1),
+        (ROUTE, "strict", "dead", 1),
+        (ROUTE, "strict", "delivered", 2),
+    ]
+
+
+def test_a_transaction_that_is_not_committed_counts_nothing(steps: Steps, flush: Callable[[], None]) -> None:
+    steps.arrive(an_event(1))
+    delivery = steps.claim()
+    steps.do("UPDATE open_delivery SET lease_token = lease_token + 1")
+    steps.record([(delivery, DONE)])
+    flush()
+    assert counted(steps) == []
+
+
+def test_figures_of_one_minute_add_up_and_another_has_a_row_of_its_own(steps: Steps, flush: Callable[[], None]) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 4)))
+    for seconds in (15, 50, 75):
+        steps.clock.moment = START + timedelta(seconds=seconds)
+        steps.attempt(DONE)
+        flush()
+    rows = steps.rows("SELECT minute, \"count\" FROM throughput_minute WHERE kind = 'route' ORDER BY minute")
+    assert [(row["minute"], row["count"]) for row in rows] == [(START, 2), (START + timedelta(minutes=1), 1)]
+
+
+@ON_POSTGRES
+def test_a_row_that_a_person_has_locked_costs_a_moment_and_no_count(engine: Engine, steps: Steps) -> None:
+    steps.database.tally.add(ROUTE, "strict", "delivered")
+    with engine.begin() as person:
+        stand_still(person)
+        person.execute(text("LOCK TABLE throughput_minute IN EXCLUSIVE MODE"))
+        with Stopwatch() as watch, pytest.raises(Exception, match="lock timeout"):
+            nodes.flush_figures(steps.database, {})
+    assert watch.seconds < 1.5
+    nodes.flush_figures(steps.database, {})
+    assert counted(steps) == [(ROUTE, "strict", "delivered", 1)]
+
+
+@ON_POSTGRES
+def test_many_writers_add_to_the_same_rows_and_none_loses_a_count(engine: Engine, steps: Steps) -> None:
+    names = [f"r{n}" for n in range(20)]
+    be_patient(engine)
+
+    def write(order: list[str]) -> None:
+        for _ in range(20):
+            figures = figures_param(Figure(ROUTE, name, "delivered", 1, 0) for name in order)
+            with engine.begin() as connection:
+                connection.execute(add_up(steps.database.sql), {"figures": figures, "now": START})
+
+    threads = [Thread(target=write, args=(order,)) for order in (names, names[::-1]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counted(steps) == sorted((ROUTE, name, "delivered", 80) for name in names)
+
+
+# --- Metrics that a relay reports: of its work, and of open deliveries
+
 
 CRM = ("destination", "crm")
 
@@ -131,16 +223,6 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     assert of(told, metrics.OLDEST)["strict",] == 0
 
 
-def test_a_pause_is_told_of_everything_but_an_entity() -> None:
-    told = Told()
-    observer = Observer(told)
-    paused = Gates(paused=frozenset({CRM, ("route", "to-crm"), ("entity", "trivore|USER|u1")}))
-    observer.gates_changed(Gates(), paused)
-    assert of(told, metrics.PAUSED) == {CRM: 1, ("route", "to-crm"): 1}
-    observer.gates_changed(paused, Gates())
-    assert of(told, metrics.PAUSED) == {CRM: 0, ("route", "to-crm"): 0}
-
-
 def test_alerts_stand_at_one_until_they_recover_also_where_another_relay_saw_them_fire(database: Database) -> None:
     first, second = Told(), Told()
     fires = Alert("sweep_failed", "trivore USER", firing=True)
@@ -186,23 +268,3 @@ def test_a_reading_that_fails_keeps_no_other_from_being_made(
     assert "database trouble while reading gauges: refused, trying again" in caplog.text
     assert "bug in the thread gauges: broken, which goes on" in caplog.messages
     assert {metrics.CLOCK_SKEW.name, metrics.DATABASE_BYTES.name} <= {name for name, *_ in told.values}
-
-
-def test_a_sweep_tells_what_it_compared_and_what_was_missing() -> None:
-    told = Told()
-    Observer(told).swept(
-        "trivore USER", SweepFindings("trivore", "USER", START, START, compared=100, missed=2, added=2)
-    )
-    assert of(told, metrics.SWEEP_COMPARED) == {("trivore", "USER"): 100}
-    assert of(told, metrics.SWEEP_MISSED) == {("trivore", "USER"): 2}
-
-
-def test_a_delivery_of_before_its_arrival_took_no_time(steps: Steps) -> None:
-    """Clocks of two hosts differ."""
-    told = Told()
-    steps.arrive(an_event(1))
-    delivery: Delivery = steps.claim()
-    early = FakeClock()
-    early.moment = START - timedelta(seconds=3)
-    Observer(told, early).recorded([Recorded(delivery, facts.DeliveredFact(did="forwarded"))])
-    assert of(told, metrics.DELIVERY_SECONDS) == {("strict",): 0}

@@ -1,0 +1,527 @@
+"""Rows that listings, searches, tails and `inbox show` read, on both databases."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import IntegrityError
+
+from inbox.db import following, listing, reads
+from inbox.db.dialect import Sql
+from inbox.db.following import ARRIVALS, OUT_OF_ORDER, REJECTIONS, Feed, Follower, begin
+from inbox.db.intake import Rejected
+from inbox.db.listing import EventFilter, RowPage
+from inbox.db.reads import has
+from inbox.events.states import LISTED_STATES
+from inbox.events.timestamps import time_text
+from relay.delivery.outcome import Call, Failed
+from relay.store import events, gates
+from relay.store.database import SEQS_OUT_OF_ORDER, Database
+from relay.store.events import Chosen
+from relay.store.reads import MOST_REVEALS, OUTCOMES, record_reveal, reveals_of
+from tests.helpers.patience import stand_still
+from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
+from tests.helpers.sent_statements import counted_statements
+from tests.helpers.storing import START, Intake, an_event
+
+# --- Rows that `inbox list`, `inbox show`, `inbox rejected` and `relay dead` read, on both databases
+
+
+LONG = 1000
+
+
+def listed(engine: Engine, **conditions: object) -> list[tuple[int, str | None, str]]:
+    found = listing.list_deliveries(engine, EventFilter(**conditions), LONG)  # type: ignore[arg-type]  # each is of its kind
+    return [(row["seq"], row["route"], row["state"]) for row in found.rows]
+
+
+def seqs(engine: Engine, **conditions: object) -> list[int]:
+    return [seq for seq, _, _ in listed(engine, **conditions)]
+
+
+def test_the_newest_events_are_listed_first_a_line_for_each_route(engine: Engine, steps: Steps) -> None:
+    steps.receive(an_event(1), an_event(2, routes=["strict", "latest"]), an_event(3, routes=[]))
+    assert listed(engine, state="unrouted") == [(3, None, "unrouted")]
+    assert listed(engine) == [
+        (3, None, "unrouted"),
+        (2, "latest", "received"),
+        (2, "strict", "received"),
+        (1, "strict", "received"),
+    ]
+
+
+def test_a_listing_can_be_narrowed_by_everything_that_it_shows(engine: Engine, steps: Steps) -> None:
+    other = msgspec.structs.replace(an_event(4, "a"), source="other", event_type="DELETE", entity_type="GROUP")
+    steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "a"), other)
+    unavailable = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, 503)
+    steps.attempt(DONE)
+    steps.attempt(Failed((unavailable,), "server_error", "Forward answered 503: 100% out_of order!"))
+
+    assert seqs(engine, entity_type="USER", entity_id="a") == [3, 1]
+    assert seqs(engine, entity_type="GROUP") == [4]
+    assert seqs(engine, entity_id="a") == [4, 3, 1]
+    assert seqs(engine, source="other") == [4]
+    assert seqs(engine, event_type="DELETE") == [4]
+    assert seqs(engine, source="nobody") == []
+    assert seqs(engine, error="nothing") == seqs(engine, state="unrouted") == seqs(engine, state="cancelled") == []
+    assert seqs(engine, state="delivered") == [1]
+    assert seqs(engine, state="ready") == [3, 2]
+    assert seqs(engine, state="ready", entity_id="a") == [3]
+    assert seqs(engine, routes={"strict"}) == [4, 3, 2, 1]
+    assert seqs(engine, routes={"latest"}) == seqs(engine, routes={"latest"}, state="ready") == []
+    assert seqs(engine, retrying_at=START, state="ready") == [2]
+    assert seqs(engine, retrying_at=START + timedelta(days=9), state="ready") == []
+    assert seqs(engine, status=503) == seqs(engine, error="forward ANSWERED") == [2]
+    assert seqs(engine, since=START) == [4, 3, 2, 1]
+    assert seqs(engine, since=START + timedelta(seconds=1)) == seqs(engine, until=START) == []
+    assert seqs(engine, until=START + timedelta(seconds=1), before=3) == [2, 1]
+
+
+def test_events_that_lie_apart_are_read_by_one_statement(engine: Engine, steps: Steps) -> None:
+    steps.receive(*(an_event(n, routes=["strict", "latest"]) for n in range(1, 41)))
+    wanted = [40, 21, 20, 1]
+    with engine.connect() as connection, counted_statements() as seen:
+        found = listing.deliveries_of(connection, wanted)
+    assert [[(row["seq"], row["route"]) for row in rows] for rows in found] == [
+        [(seq, "latest"), (seq, "strict")] for seq in wanted
+    ]
+    assert len([statement for statement in seen if "FROM delivery" in statement]) == 1
+    with engine.connect() as connection:
+        assert listing.deliveries_of(connection, []) == []
+
+
+def test_an_event_is_shown_with_what_its_deliveries_wait_for(engine: Engine, steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    with steps.database.write() as transaction:
+        gates.pause(transaction, ("route", "strict"), who="ann", why="a test")
+        gates.pause(transaction, ("entity", "trivore|USER|u1"), who="ann", why="a test")
+        gates.pause(transaction, ("entity", "trivore|USER|u2"), who="ann", why="a test")
+    row = reads.event(engine, 2)
+    assert row is not None
+    lane = row["lanes"][0]
+    assert (lane["route"], lane["head_seq"], lane["head_state"], lane["waiting"]) == ("strict", 1, "ready", 1)
+    assert [(gate["kind"], gate["name"]) for gate in row["gates"]] == [
+        ("entity", "trivore|USER|u1"),
+        ("route", "strict"),
+    ]
+
+
+def a_rejection(reason: str, **changes: object) -> Rejected:
+    made = Rejected(START, "trivore", 422, "invalid_event", reason, None, None, b"1" * 32, None, None)
+    return msgspec.structs.replace(made, **changes)
+
+
+def test_rejected_requests_are_narrowed_by_everything_that_they_show(engine: Engine, database_url: str) -> None:
+    Intake(database_url).reject(
+        a_rejection("the body is not JSON"),
+        a_rejection("100% wrong", status=401, cause="unauthenticated"),
+        a_rejection("no such source", source="tirvore", received_at=START + timedelta(hours=1)),
+    )
+
+    def ids(**conditions: object) -> list[int]:
+        return [row["id"] for row in listing.read_rows(engine, "rejected", conditions, LONG)]
+
+    assert ids() == [3, 2, 1]
+    assert ids(source="trivore") == [2, 1]
+    assert ids(status=401) == ids(cause="unauthenticated") == [2]
+    assert ids(error="NOT json") == [1]
+    assert ids(error="100%") == [2]
+    assert ids(error="1_0") == []
+    assert ids(since=START + timedelta(seconds=1)) == [3]
+    assert ids(until=START + timedelta(seconds=1), before=2) == [1]
+
+
+def test_dead_letters_are_narrowed_by_everything_that_they_show(steps: Steps) -> None:
+    steps.arrive(an_event(1, "a"), an_event(2, "b", routes=["latest"]))
+    gone = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, 422)
+    steps.attempt(HOPELESS)
+    steps.attempt(Failed((gone,), "mapping", "100% wrong"), "latest")
+
+    def dead(**conditions: object) -> list[int]:
+        return [row["seq"] for row in listing.read_rows(steps.database.engine, "dead", conditions, LONG)]
+
+    assert sorted(dead()) == [1, 2]
+    assert dead(routes={"strict"}) == dead(entity_type="USER", entity_id="a") == dead(error="EMAIL:") == [1]
+    assert dead(routes=()) == dead(source="nobody") == dead(cause="exhausted") == dead(event_type="x") == []
+    assert dead(status=422) == dead(error="100%") == [2]
+    assert dead(until=START) == dead(since=START + timedelta(seconds=1)) == []
+    assert sorted(dead(since=START, until=START + timedelta(seconds=1), cause="mapping")) == [1, 2]
+
+
+def test_the_view_survives_a_fact_that_no_relay_wrote(engine: Engine, steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    with engine.begin() as connection:
+        for detail in ('{"calls": [{"status": "x"}], "error": "e"}', '{"calls": 7, "error": "f"}'):
+            connection.execute(
+                text(
+                    "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)"
+                    " VALUES (:at, 1, 'strict', 'attempt_failed', 'ready', 1, :detail)"
+                ),
+                {"at": "2026-01-01 00:00:00.000000Z", "detail": detail},
+            )
+            assert seqs(engine) == [1]
+    assert seqs(engine, error="f") == [1]
+
+
+def test_one_event_is_shown_with_its_deliveries_facts_and_repeats(engine: Engine, steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(DONE)
+
+    row = reads.event(engine, 1, is_whole=True)
+
+    assert row is not None
+    assert b'{"n": 1}' == row["body"]
+    assert ["strict"] == row["routes"]
+    assert [("strict", "delivered")] == [(d["route"], d["state"]) for d in row["deliveries"]]
+    assert [("delivered", {"did": "forwarded"})] == [(f["kind"], f["detail"]) for f in row["facts"]]
+    assert [] == row["duplicates"]
+    assert reads.event(engine, 2) is None
+
+
+# --- A search of deliveries that ends in time: it finds what the listing without a limit finds, wherever it was cut
+
+
+CONDITIONS: tuple[dict[str, Any], ...] = (
+    {},
+    *({"state": state} for state in LISTED_STATES),
+    *({"state": state, "routes": {"strict"}} for state in ("dead", "ready", "delivered", "waiting")),
+    *({"state": state, "entity_type": "USER", "entity_id": "u2"} for state in ("dead", "ready", "delivered")),
+    {"state": "ready", "retrying_at": START},
+    {"state": "ready", "retrying_at": START + timedelta(days=9)},
+    {"source": "trivore", "entity_type": "USER", "entity_id": "u1"},
+    {"entity_type": "USER", "entity_id": "u1"},
+    {"entity_type": "USER"},
+    {"entity_id": "u1"},
+    {"entity_type": "GROUP"},
+    {"source": "nobody"},
+    {"event_type": "UPDATE"},
+    {"routes": {"latest"}},
+    {"routes": {"latest", "blocking"}},
+    {"routes": set()},
+    {"error": "EMAIL"},
+    {"status": 503},
+    {"since": START},
+    {"since": START + timedelta(seconds=1)},
+    {"until": START},
+    {"until": START + timedelta(seconds=1), "since": START},
+    {"before": 8},
+    {"before": 8, "state": "dead"},
+)
+
+
+def keys(rows: list[dict[str, Any]]) -> list[tuple[int, str | None]]:
+    return [(row["seq"], row["route"]) for row in rows]
+
+
+def searched(engine: Engine, wanted: EventFilter, limit: int = LONG, seconds: float = 60.0) -> RowPage:
+    return listing.list_deliveries(engine, wanted, limit, most=500, seconds=seconds)
+
+
+def all_that_match(engine: Engine, wanted: EventFilter) -> list[tuple[int, str | None]]:
+    """By the view alone, and the conditions on events in plain words."""
+    with engine.connect() as connection:
+        numbers = list(connection.execute(text("SELECT seq FROM inbox ORDER BY seq DESC")).scalars())
+        connection.rollback()
+        rows = [row for of_event in listing.deliveries_of(connection, numbers) for row in of_event]
+    given = {name: getattr(wanted, name) for name in ("source", "entity_type", "entity_id", "event_type")}
+    return keys(
+        [
+            row
+            for row in rows
+            if wanted.admits(row)
+            and all(value is None or row[name] == value for name, value in given.items())
+            and (wanted.since is None or row["received_at"] >= wanted.since)
+            and (wanted.until is None or row["received_at"] < wanted.until)
+            and (wanted.before is None or row["seq"] < wanted.before)
+        ]
+    )
+
+
+@pytest.mark.parametrize("window", [1, 3, 1000])
+def test_it_finds_all_that_match(engine: Engine, lived_in: Steps, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_WINDOW", window)
+    monkeypatch.setattr(listing, "_PAGE", window)
+    lived_in.receive(an_event(20, routes=[]), an_event(21, routes=["strict", "latest"]))
+    for conditions in CONDITIONS:
+        wanted = EventFilter(**conditions)
+        found = searched(engine, wanted)
+        assert keys(found.rows) == all_that_match(engine, wanted), conditions
+        assert (found.before, found.is_complete, found.matching) == (None, True, len(found.rows)), conditions
+
+
+@pytest.mark.parametrize(
+    "conditions", [{}, {"state": "ready"}, {"status": 503}, {"entity_type": "USER", "entity_id": "u1"}]
+)
+def test_without_any_time_it_still_goes_on_to_the_end(
+    engine: Engine, lived_in: Steps, conditions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "_WINDOW", 2)
+    monkeypatch.setattr(listing, "_PAGE", 2)
+    lived_in.receive(an_event(21, routes=["strict", "latest"]))
+    rows, before, looks = [], None, 0
+    while True:
+        found = searched(engine, EventFilter(**conditions, before=before), seconds=-1.0)
+        rows += found.rows
+        looks += 1
+        if found.before is None:
+            break
+        assert before is None or found.before < before
+        before = found.before
+    assert keys(rows) == all_that_match(engine, EventFilter(**conditions))
+    assert looks > 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_its_pages_hold_every_row_once_and_its_count_is_of_all(engine: Engine, steps: Steps, limit: int) -> None:
+    steps.receive(*(an_event(n, routes=["strict", "latest"] if n % 2 else ["strict"]) for n in range(1, 8)))
+    pages, before = [], None
+    assert searched(engine, EventFilter(), limit).matching == 11
+    while True:
+        found = searched(engine, EventFilter(before=before), limit)
+        pages.append([row["seq"] for row in found.rows])
+        if found.before is None:
+            break
+        before = found.before
+    assert [seq for page in pages for seq in page] == [7, 7, 6, 5, 5, 4, 3, 3, 2, 1, 1]
+    assert all(len(page) <= max(limit, 2) for page in pages)
+
+
+def test_times_are_found_among_many_events_without_a_look_at_all(
+    engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "_SEQS_APART", 0)
+    monkeypatch.setattr(listing, "_NEAR", 1)
+    monkeypatch.setattr(listing, "_WINDOW", 4)
+    steps.receive(*(_received(n, hours=10 * n) for n in range(1, 101)))
+    wanted = EventFilter(since=START + timedelta(hours=400), until=START + timedelta(hours=430))
+    found = searched(engine, wanted)
+    assert [seq for seq, _ in keys(found.rows)] == [42, 41, 40]
+    assert found.looked_through < 20
+
+
+def _received(number: int, *, hours: int) -> Any:  # noqa: ANN401  # an event
+    return msgspec.structs.replace(an_event(number), received_at=START + timedelta(hours=hours))
+
+
+# --- The entities of a route, page by page and counted, on both databases
+
+
+@pytest.fixture
+def known(steps: Steps) -> Steps:
+    """Three users, one of them by two events, a group, and an event of no entity."""
+    late = START + timedelta(days=1)
+    steps.receive(
+        *(an_event(n, entity) for n, entity in enumerate(("u1", "u2", "u1"), 1)),
+        msgspec.structs.replace(an_event(4, "u3"), received_at=late),
+        msgspec.structs.replace(an_event(5, "g1"), entity_type="GROUP"),
+        msgspec.structs.replace(an_event(6), entity_type=None, entity_id=None),
+    )
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, ["GROUP/g1", "USER/u1", "USER/u2", "USER/u3"]),
+        ({"types": ("USER",)}, ["USER/u1", "USER/u2", "USER/u3"]),
+        ({"types": ("ROLE",)}, []),
+        ({"types": ("USER", "GROUP"), "entity_type": "USER", "entity_id": "u2"}, ["USER/u2"]),
+        ({"since": START + timedelta(hours=1)}, ["USER/u3"]),
+        ({"source": "other"}, []),
+    ],
+)
+def test_what_is_counted_is_what_the_pages_have(known: Steps, chosen: dict[str, Any], expected: list[str]) -> None:
+    choice = Chosen(**{"source": "trivore", "route": "strict", **chosen})
+    found: list[str] = []
+    after = events.FIRST
+    while page := events.entities(known.database, choice, after, 2):
+        found += [f"{each.entity_type}/{each.entity_id}" for each in page]
+        after = (str(page[-1].entity_type), str(page[-1].entity_id))
+    assert found == expected
+
+
+# --- Names that a filter may give though the configuration lacks them: the database has rows of them
+
+
+def test_a_route_is_known_while_something_of_it_is_open_and_after_it_was_delivered(
+    engine: Engine, steps: Steps
+) -> None:
+    assert not has(engine, "route", "strict")
+    steps.receive(an_event(1))
+    assert has(engine, "route", "strict")
+    steps.arrive()
+    steps.attempt(DONE)
+    assert steps.states() == []
+    assert has(engine, "route", "strict")
+    assert not has(engine, "route", "latest")
+
+
+def test_a_source_is_known_by_its_events(engine: Engine, steps: Steps) -> None:
+    steps.receive(an_event(1))
+    assert has(engine, "source", "trivore")
+    assert not has(engine, "source", "trivor")
+    assert not has(engine, "rejected_source", "trivore")
+
+
+# --- An event at any earlier moment is as it was stored then, on both databases; what is missing of it is said
+
+
+def test_removals_by_retention_and_erasure_are_said_only_where_they_matter(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    until = START + timedelta(days=1)
+    steps.do("INSERT INTO pruning (kind, pruned_until, rows) VALUES ('attempts', '2026-01-02 00:00:00.000000Z', 0)")
+    event = reads.event(steps.database.engine, 1)
+    assert event is not None
+    assert reads.removed_from(steps.database.engine, event, START) == []
+    steps.do("UPDATE pruning SET rows = 1 WHERE kind = 'attempts'")
+    erased = {**event, "erased_at": until}
+    assert len(reads.removed_from(steps.database.engine, erased, START)) == 2
+    assert len(reads.removed_from(steps.database.engine, {**erased, "received_at": until}, until)) == 0
+
+
+# --- Tails read each new row once, and skip none, in whatever order the rows are committed
+
+
+REJECT = text(
+    "INSERT INTO rejected_request (id, received_at, source, status, cause, reason, body_sha256)"
+    " VALUES (:id, :at, 'trivore', 401, 'unauthenticated', 'no', :hash)"
+)
+
+
+def reject(connection: Connection, *numbers: int, seconds: int = 0) -> None:
+    for number in numbers:
+        at = time_text(START + timedelta(seconds=seconds))
+        connection.execute(REJECT, {"id": number, "at": at, "hash": b"1"})
+
+
+def committed(engine: Engine, *numbers: int, seconds: int = 0) -> None:
+    with engine.begin() as connection:
+        reject(connection, *numbers, seconds=seconds)
+
+
+def following_from(engine: Engine, feed: Feed = REJECTIONS, *, seconds: int | None = None) -> Follower:
+    since = None if seconds is None else START + timedelta(seconds=seconds)
+    with engine.connect() as connection:
+        return begin(connection, feed, since)
+
+
+def new(engine: Engine, follower: Follower) -> list[int]:
+    with engine.connect() as connection:
+        return [row[follower.feed.number] for row in follower.read(connection)]
+
+
+def test_new_rows_are_read_once_from_the_end_on(engine: Engine) -> None:
+    committed(engine, 1, 2)
+    follower = following_from(engine)
+    assert new(engine, follower) == []
+    committed(engine, 3, 4)
+    assert [new(engine, follower), new(engine, follower)] == [[3, 4], []]
+
+
+def test_a_row_that_is_committed_behind_higher_ones_is_not_skipped(engine: Engine) -> None:
+    follower = following_from(engine)
+    assert new(engine, follower) == []
+    committed(engine, 2, 5)
+    assert new(engine, follower) == [2, 5]
+    committed(engine, 3)
+    committed(engine, 6, 1)
+    assert [new(engine, follower), new(engine, follower)] == [[1, 3, 6], []]
+
+
+def test_a_row_whose_transaction_was_open_when_the_tail_began_is_not_skipped(engine: Engine) -> None:
+    if not Sql(engine.dialect.name).is_postgres:
+        pytest.skip("SQLite has one writer at a time")
+    with engine.connect() as late, late.begin():
+        stand_still(late)
+        reject(late, 7)
+        committed(engine, 8)
+        follower = following_from(engine)
+        committed(engine, 9)
+        assert new(engine, follower) == [9]
+    assert [new(engine, follower), new(engine, follower)] == [[7], []]
+
+
+def test_a_tail_begins_with_the_rows_since_a_time_wherever_they_are(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PAGE", 3)
+    monkeypatch.setattr(following, "_BLOCK", 4)
+    monkeypatch.setattr(following, "OUT_OF_ORDER", 2)
+    committed(engine, *range(1, 11))
+    committed(engine, 11, 13, seconds=10)
+    committed(engine, 12, seconds=0)  # readmitted: it keeps its old time
+    committed(engine, 14, 15, 16, seconds=20)
+    follower = following_from(engine, seconds=10)
+    pages = []
+    while follower.is_behind:
+        pages.append(new(engine, follower))
+    assert [number for page in pages for number in page] == [11, 13, 14, 15, 16]
+    assert max(map(len, pages)) <= 3, "a page is bounded, whatever waits"
+    committed(engine, 17, seconds=30)
+    assert new(engine, follower) == [17]
+    assert new(engine, following_from(engine, seconds=99)) == []
+
+
+def test_arrivals_have_the_size_of_their_body_and_outcomes_their_event(engine: Engine, steps: Steps) -> None:
+    arrivals, outcomes = following_from(engine, ARRIVALS), following_from(engine, OUTCOMES)
+    steps.arrive(an_event(1))
+    steps.attempt(DONE)
+    with engine.connect() as connection:
+        (event,) = arrivals.read(connection)
+        (fact,) = outcomes.read(connection)
+    assert (event["seq"], event["entity_id"], event["routes"], event["body_bytes"]) == (1, "u1", ["strict"], 8)
+    assert event["received_at"] == START
+    assert (fact["kind"], fact["route"], fact["entity_id"], fact["detail"]) == (
+        "delivered",
+        "strict",
+        "u1",
+        {"did": "forwarded"},
+    )
+
+
+def test_a_number_that_was_taken_too_long_ago_is_not_looked_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "OUT_OF_ORDER", 3)
+    follower = following_from(engine)
+    assert new(engine, follower) == []
+    committed(engine, 10)
+    assert new(engine, follower) == [10]
+    committed(engine, 7, 8)
+    assert new(engine, follower) == [8]
+
+
+def test_both_sides_assume_the_same_disorder() -> None:
+    assert OUT_OF_ORDER == SEQS_OUT_OF_ORDER
+
+
+# --- Reveals of payloads: one row each, which only an erasure changes
+
+
+def test_a_reveal_has_who_saw_it_when_and_why(database: Database, clock: FakeClock) -> None:
+    first = record_reveal(database, 7, who="anna", reason="the customer called")
+    clock.advance(60)
+    second = record_reveal(database, 7, who="b\x00ot", reason="r\ud800")
+    record_reveal(database, 8, who="anna", reason="another event")
+    assert second == first + 1
+    newest, oldest = reveals_of(database, 7)
+    assert (oldest["id"], oldest["who"], oldest["reason"]) == (first, "anna", "the customer called")
+    assert oldest["at"] == START
+    assert newest["at"] > oldest["at"]
+    assert "\x00" not in newest["who"]
+
+
+def test_the_newest_are_shown(database: Database) -> None:
+    numbers = [record_reveal(database, 1, who="anna", reason=str(n)) for n in range(MOST_REVEALS + 2)]
+    assert [row["id"] for row in reveals_of(database, 1)] == numbers[:1:-1]
+
+
+@pytest.mark.parametrize(("who", "reason"), [("", "r"), ("  ", "r"), ("anna", ""), ("anna", "  ")])
+def test_nobody_and_no_reason_are_no_reveal(database: Database, who: str, reason: str) -> None:
+    with pytest.raises(IntegrityError):
+        record_reveal(database, 1, who=who, reason=reason)
+    assert reveals_of(database, 1) == []

@@ -1,0 +1,363 @@
+"""SQLite: its settings, a log that stays small without automatic checkpoints, and what reads or copies the file meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shlex
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+
+from inbox.db import engine as engines
+from inbox.db import guarantees
+from inbox.db.engine import checkpoint
+from inbox.db.intake import SqliteIntake
+from relay.delivery.outcome import Failed
+from relay.delivery.policy import policies
+from relay.store.database import Database
+from tests.docs.pages import PAGES, blocks
+from tests.helpers.filling import fill
+from tests.helpers.log_copier import LogCopier
+from tests.helpers.reading import count, rows
+from tests.helpers.receiver import receiving
+from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps
+from tests.helpers.sqlite_shell import asked, opened
+from tests.helpers.storing import an_event
+from tests.helpers.webhooks import a_config, body, moment
+from tests.store.verifying import differences
+
+# --- SQLite's write-ahead log stays small without automatic checkpoints
+
+
+@pytest.fixture
+def engine(sqlite_database_url: str) -> Iterator[Engine]:
+    made = engines.connect(sqlite_database_url, application="tests")
+    yield made
+    made.dispose()
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+def contents(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def holding_the_write_lock(path: Path) -> Iterator[None]:
+    """Another connection is in the middle of a transaction that writes."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        yield
+        writer.execute("ROLLBACK")
+
+
+def write(database: Database, second: int = 0) -> None:
+    with database.write() as transaction:
+        transaction.execute(text(f"UPDATE write_probe SET probed_at = '2026-01-01 00:00:{second:02}.000000Z'"))
+
+
+def test_nothing_is_copied_while_another_connection_may_commit(engine: Engine) -> None:
+    path = Path(engine.url.database or "")
+    write(Database(engine))
+    before = contents(path)
+    with holding_the_write_lock(path):
+        assert not checkpoint(engine)
+        assert contents(path) == before
+    assert checkpoint(engine)
+    assert contents(path) != before
+
+
+def trace(monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
+    """Have each statement of a checkpoint told before it runs."""
+    connected = engines._connect_apart
+
+    def traced(of: Path) -> sqlite3.Connection:
+        connection = connected(of)
+        connection.set_trace_callback(tell)
+        return connection
+
+    monkeypatch.setattr(engines, "_connect_apart", traced)
+
+
+def test_while_the_log_is_copied_nobody_else_can_begin_to_write(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(engine.url.database or "")
+    attempts: dict[str, bool] = {}
+
+    def try_to_write(statement: str) -> None:
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                attempts[statement] = False
+            else:
+                attempts[statement] = True
+
+    trace(monkeypatch, try_to_write)
+    write(Database(engine))
+    assert checkpoint(engine)
+    # SQLite tells of a statement before it runs it: nobody has the lock before the one, and one has it before the other.
+    assert attempts == {"BEGIN IMMEDIATE": True, "PRAGMA wal_checkpoint(PASSIVE)": False}
+
+
+def test_a_checkpoint_waits_for_who_has_yet_to_end_reading_an_older_state(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(engine)
+    reading = engine.connect()
+    tries: list[str] = []
+
+    def end_reading_at_the_second_try(statement: str) -> None:
+        tries.extend([statement] if "wal_checkpoint" in statement else [])
+        if len(tries) == 2:
+            reading.rollback()
+
+    trace(monkeypatch, end_reading_at_the_second_try)
+    monkeypatch.setattr(engines, "_CHECKPOINT_WAIT_SECONDS", 60)
+    engines.reading(reading).execute(text("SELECT * FROM write_probe"))
+    write(database)
+    assert checkpoint(engine)
+    assert len(tries) == 2
+    reading.close()
+
+
+def test_the_next_write_begins_the_log_anew_after_a_whole_checkpoint(engine: Engine) -> None:
+    log = Path(f"{engine.url.database}-wal")
+    database = Database(engine)
+    for second in range(20):
+        write(database, second)
+    length = size_of(log)
+    for second in range(20):
+        assert checkpoint(engine)
+        write(database, second)
+    assert size_of(log) == length
+
+
+def test_no_connection_checkpoints_by_itself(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert connection.execute(text("PRAGMA wal_autocheckpoint")).scalar() == 0
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
+
+
+def test_the_log_stays_small_while_a_relay_writes(engine: Engine) -> None:
+    database = Database(engine)
+    path = Path(f"{engine.url.database}-wal")
+    sizes = []
+    database.sql.pause_after_write = 0.0
+    for n in range(1000):
+        with database.write() as transaction:
+            transaction.execute(text("UPDATE relay_node SET pid = :n"), n=n)
+            transaction.execute(text(f"UPDATE write_probe SET probed_at = '2026-01-01 00:00:{n % 60:02}.000000Z'"))
+        sizes.append(size_of(path))
+
+    assert max(sizes[500:]) <= max(sizes[:500])
+
+
+def test_the_log_stays_small_while_a_receiver_writes(sqlite_database_url: str) -> None:
+    engine = engines.connect_thread(sqlite_database_url)
+    path = Path(f"{engine.url.database}-wal")
+    store, sizes = SqliteIntake(), []
+    with engine.connect() as connection:
+        for first in range(0, 6000, 200):
+            store.append(connection, [an_event(n, f"u{n}") for n in range(first, first + 200)])
+            sizes.append(size_of(path))
+
+    assert max(sizes[15:]) < 1.5 * max(sizes[:15])
+
+
+# --- Settings of every SQLite connection that differ from the defaults of SQLite and its driver
+
+
+@pytest.fixture
+def two(sqlite_database_url: str) -> Iterator[tuple[Engine, Engine]]:
+    """Two processes on one file."""
+    made = [engines.connect(sqlite_database_url, application=f"number {number}") for number in (1, 2)]
+    yield made[0], made[1]
+    for each in made:
+        each.dispose()
+
+
+def setting(engine: Engine, name: str) -> object:
+    return next(iter(rows(engine, f"PRAGMA {name}")[0].values()))
+
+
+def test_every_commit_is_synced_to_a_log_that_readers_do_not_wait_for(engine: Engine) -> None:
+    assert (setting(engine, "journal_mode"), setting(engine, "synchronous")) == ("wal", 2)
+    assert setting(engine, "busy_timeout") == 5000
+
+
+def test_a_reader_connects_while_somebody_holds_the_write_lock(sqlite_database_url: str, engine: Engine) -> None:
+    """A connection that wrote anything at its start would wait, and fail after the busy timeout."""
+    with engine.begin():  # IMMEDIATE: it has the lock
+        other = engines.connect(sqlite_database_url, application="tests")
+        with engines.reading(other.connect()) as connection:
+            assert connection.execute(text("SELECT count(*) FROM gate")).scalar_one() == 0
+            assert connection.connection.cursor().execute("PRAGMA auto_vacuum").fetchone() == (2,)
+        other.dispose()
+
+
+def test_a_transaction_that_reads_first_and_writes_later_does_not_lose_to_another(two: tuple[Engine, Engine]) -> None:
+    """One that began deferred would fail at once: it can't write upon what it has seen."""
+    one, other = two
+    with one.begin() as connection:
+        connection.execute(text("SELECT count(*) FROM inbox"))
+        impatient = sqlite3.connect(str(other.url.database), timeout=0)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            impatient.execute("BEGIN IMMEDIATE")
+        impatient.close()
+        connection.execute(text("UPDATE order_lock SET id = id"))
+    with other.begin() as connection:
+        connection.execute(text("UPDATE order_lock SET id = id"))
+
+
+@contextlib.contextmanager
+def full(engine: Engine) -> Iterator[None]:
+    """The database file can't grow."""
+    _most_pages(engine, int(str(setting(engine, "page_count"))))
+    yield
+    _most_pages(engine, 1_000_000)
+
+
+def _most_pages(engine: Engine, number: int) -> None:
+    connection = engine.raw_connection()  # the pool's one connection, which the steps have too
+    connection.cursor().execute(f"PRAGMA max_page_count = {number}")
+    connection.close()
+
+
+def test_a_step_that_finds_the_disk_full_does_nothing_and_is_made_when_there_is_room(
+    sqlite_database_url: str, engine: Engine
+) -> None:
+    """SQLite has rolled back by itself then: a second ROLLBACK must not hide the error or keep the connection."""
+    fill(sqlite_database_url, [("u1", moment(0)), ("u1", moment(1))])
+    steps = Steps(engine, policies(a_config(sqlite_database_url)), FakeClock(datetime(2030, 1, 1, tzinfo=UTC)))
+    steps.sequence()
+    outcomes = [(delivery, UNWELL) for delivery in steps.claim_due()]
+    before = rows(engine, "SELECT seq, state, attempt, lease_token FROM open_delivery ORDER BY seq")
+    large = Failed((), "server_error", "x" * 1_000_000)
+    with full(engine):
+        for _ in range(3):
+            with pytest.raises(OperationalError, match="full"):
+                steps.record([(delivery, large) for delivery, _ in outcomes])
+    assert rows(engine, "SELECT seq, state, attempt, lease_token FROM open_delivery ORDER BY seq") == before
+    (recorded,) = steps.record(outcomes)
+    assert recorded.fact is not None
+    assert count(engine, "delivery_log") == 1
+
+
+def test_it_passes_over_a_count_behind_its_table_by_itself(sqlite_database_url: str, engine: Engine) -> None:
+    """It takes the larger of the two: https://sqlite.org/autoinc.html."""
+    fill(sqlite_database_url, [("u1", moment(1)), ("u2", moment(2))])
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE sqlite_sequence SET seq = 0"))
+        assert guarantees.differences(connection) == []
+    assert fill(sqlite_database_url, [("u3", moment(3))]) == [3]
+
+
+# --- A DBA's `sqlite3` shell beside the programs: it may read at any time, and whatever it holds is given back
+
+
+def path_of(engine: Engine) -> Path:
+    return Path(engine.url.database or "")
+
+
+def test_a_shell_that_opens_the_file_for_reading_sees_every_commit_and_writes_nothing(
+    lived_in: Steps, engine: Engine
+) -> None:
+    where = f"file:{path_of(engine)}?mode=ro"
+    assert asked(where, "SELECT count(*) FROM inbox") == "13"
+    assert "readonly" in asked(where, "DELETE FROM open_delivery")
+    lived_in.arrive(an_event(99))
+    assert asked(where, "SELECT count(*) FROM inbox") == "14"
+
+
+async def test_an_open_write_is_answered_503_and_what_is_sent_again_is_stored(
+    sqlite_database_url: str,
+) -> None:
+    path = sqlite_database_url.removeprefix("sqlite:///")
+    async with receiving(a_config(sqlite_database_url)) as receiver:
+        with opened(path) as shell:
+            shell.types("BEGIN IMMEDIATE; INSERT INTO gate (kind, name) VALUES ('route', 'forgotten');")
+            answer = await receiver.post(body("u1", moment(1)))
+            assert (answer.status_code, "Retry-After" in {name.title() for name in answer.headers}) == (503, True)
+            shell.types("ROLLBACK;")
+        answer = await receiver.post(body("u1", moment(1)))
+        assert (answer.status_code, answer.json["status"]) == (200, "accepted")
+
+
+@pytest.mark.parametrize("name", ["backup.db", "copy.db"])
+def test_each_backup_of_the_page_is_whole_while_others_write(lived_in: Steps, engine: Engine, name: str) -> None:
+    page = "\n".join(block.text for block in blocks(PAGES["docs/how-to/back-up-and-restore.md"]) if block.info == "sh")
+    (line,) = (line for line in page.splitlines() if line.startswith("sqlite3") and name in line)
+    _, where, command = shlex.split(line)
+    path = path_of(engine)
+    copy = path.with_name(name)
+    with opened(where.replace("inbox.db", str(path))) as shell:
+        lived_in.arrive(an_event(98))
+        shell.types(command.replace(name, str(copy)) + ("" if command.startswith(".") else ";"))
+        lived_in.arrive(an_event(99))
+    restored = Steps(engines.connect(f"sqlite:///{copy}", application="tests"))
+    assert asked(str(copy), "PRAGMA integrity_check") == "ok"
+    assert asked(str(copy), "SELECT count(*) FROM inbox") == "14"
+    assert differences(restored.database) == []
+    restored.attempt(DONE)
+    restored.database.engine.dispose()
+
+
+# --- SQLite copied as litestream does it, beside a receiver's and a relay's writes and checkpoints: nothing is missing
+
+
+ROUNDS = 30
+
+
+def dumped(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return list(connection.iterdump())
+
+
+def write_and_copy(steps: Steps, engine: Engine, copier: LogCopier) -> None:
+    for n in range(100, 100 + ROUNDS):
+        steps.arrive(an_event(n, f"v{n}"), an_event(n + 1000, f"w{n}"))
+        steps.attempt(DONE)
+        checkpoint(engine)
+        if n % 3 == 0:
+            copier.sync()
+        if n % 10 == 0:
+            copier.checkpoint()
+
+
+def test_a_replica_of_copied_frames_is_the_database(lived_in: Steps, engine: Engine, tmp_path: Path) -> None:
+    path, replica = Path(engine.url.database or ""), tmp_path / "replica.db"
+    copier = LogCopier(path, replica)
+    write_and_copy(lived_in, engine, copier)
+    copier.close()
+    assert copier.snapshots <= 1 + ROUNDS / 10, "a checkpoint of ours restarted the log between those of the copier"
+    with closing(sqlite3.connect(replica)) as restored:
+        assert restored.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert dumped(replica) == dumped(path)
+    made = engines.connect(f"sqlite:///{replica}", application="tests")
+    assert differences(Database(made)) == []
+    made.dispose()
+
+
+def test_without_its_read_transaction_the_log_is_restarted_under_it(
+    lived_in: Steps, engine: Engine, tmp_path: Path
+) -> None:
+    """The test of the test: only the read transaction keeps the log together."""
+    copier = LogCopier(Path(engine.url.database or ""), tmp_path / "replica.db")
+    copier._connection.execute("ROLLBACK")
+    for n in range(100, 110):
+        lived_in.arrive(an_event(n, f"v{n}"))
+        checkpoint(engine)
+    lived_in.arrive(an_event(999, "v999"))
+    with closing(copier._connection), pytest.raises(AssertionError, match="restarted the log"):
+        copier.sync()
