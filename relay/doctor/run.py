@@ -53,21 +53,13 @@ class Installation(msgspec.Struct, frozen=True):
 
 @contextmanager
 def installed(running: Config | None = None) -> Iterator[Installation]:
-    """Open the installation of the present file; with `running`, on its database, and with itself where there is no file.
+    """Open the installation of the present file, or of the configuration that is running.
 
     Raises:
-        ConfigError: the file can't be read, and nothing is running; or the URL of the database can't be used.
+        ConfigError: the file can't be read, or the URL of the database can't be used.
     """
     path = config_path()
-    try:
-        file = load_file(path)
-        if running is not None:
-            sound = msgspec.structs.replace(file.sound, database=running.database)
-            file = msgspec.structs.replace(file, sound=sound)
-    except ConfigError:
-        if running is None:
-            raise
-        file = msgspec.structs.replace(load_text(""), sound=running)
+    file = load_file(path) if running is None else msgspec.structs.replace(load_text(""), sound=running)
     engine = connect_read_only(file.sound.database.url, application="inbox-doctor")
     try:
         yield Installation(path, file, SystemClock().now(), socket.gethostname(), engine)

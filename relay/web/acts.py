@@ -25,7 +25,7 @@ from relay.store.operator.commands import CommandAct
 from relay.store.operator.plan import reason_mistake
 from relay.web import render
 from relay.web.plans import ActPlan, Agreed, make_plan
-from relay.web.problems import API, set_status
+from relay.web.problems import API, set_status, wants_json
 from relay.web.query import convert, given_in, read_form, read_json
 from relay.web.reading import Readers
 
@@ -40,12 +40,15 @@ NONE_CHOSEN = "none"
 """The first value of `deliveries` in a form with a checkbox for each, so that one without a choice is not about everything."""
 
 
+Fields = Mapping[str, Any]
+"""Values by their names, as they were sent."""
+
+
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of an act beside those of its selection."""
 
     reason: Reason = ""
     plan: Annotated[str | None, Meta(description="The member `plan` of the plan that was shown.")] = None
-    dry_run: Annotated[bool, Meta(description="Only say what it would do.")] = False
     again: Annotated[Name | None, Meta(description="The entity's id once more, so that nobody erases by mistake.")] = (
         None
     )
@@ -90,7 +93,7 @@ def _chosen(req: Request) -> dict[str, Any]:
     return given
 
 
-def _parted(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _parted(given: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
     """Part the fields of an act from those of its selection."""
     sent = {name: value for name, value in given.items() if name in Submission.__struct_fields__}
     return sent, {name: value for name, value in given.items() if name not in sent}
@@ -112,11 +115,9 @@ def _asked_by(req: Request, kind: str) -> tuple[Actor, Operation]:
 
 
 def _check(operation: Operation, asked: Any, planned: ActPlan, sent: Submission) -> None:  # noqa: ANN401  # `asks`
-    if sent.dry_run and not operation.has_dry_run:
-        raise BadFilter(f"{operation.kind} has no dry run", field="dry_run")
     if planned.needs_everything and not asked.everything:
         raise BadFilter("no condition narrows this: confirm that everything is meant", field="everything")
-    if operation.kind == "erase" and sent.again != asked.entity_id and not sent.dry_run:
+    if operation.kind == "erase" and sent.again != asked.entity_id:
         raise BadFilter("type the entity's id again: nothing brings an erased entity back", field="again")
     if planned.obstacle is not None:
         raise (NotNow if sent.plan is None else PlanChanged)("; ".join((planned.obstacle, *planned.instead)))
@@ -129,53 +130,42 @@ class ActResource:
         self._readers, self._renderer, self._clock = readers, renderer, clock
 
     async def on_get(self, req: Request, resp: Response, kind: str) -> None:
-        """Show the plan of a selection. One that makes no sense is shown with what is wrong."""
+        """Show the plan of a selection, also of one that makes no sense, or answer with it as JSON."""
         actor, operation = _asked_by(req, kind)
-        await self._show(resp, actor, operation, _chosen(req), {})
+        if wants_json(req):
+            resp.media = await self._plan(actor, operation, self._read(operation, _chosen(req)))
+        else:
+            await self._show(resp, actor, operation, _chosen(req), {})
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
-        """Insert the command and show it; otherwise show the plan with what is in the way."""
+        """Insert the command, and show it or answer 202 with its id; on the page else show the plan with what is in the way."""
         actor, operation = _asked_by(req, kind)
-        sent, given = _parted(await read_form(req))
-        sent["plan"] = sent.get("plan") or "-"  # a form without the plan that it showed agrees to nothing
+        is_json = wants_json(req)
+        sent, given = _parted(await (read_json if is_json else read_form)(req))
+        if not is_json:
+            sent["plan"] = sent.get("plan") or "-"  # a form without the plan that it showed agrees to nothing
         try:
-            number = await self._ask(actor, operation, given, sent)
+            number = await self._ask(actor, operation, given, sent, strict=is_json)
         except NothingThere:
             raise
         except PageError as error:
+            if is_json:
+                raise
             await self._show(resp, actor, operation, given, sent, problem=error)
             return
         resp.status, resp.location = HTTPStatus.SEE_OTHER, f"/commands/{number}"
+        if is_json:
+            resp.status, resp.location = HTTPStatus.ACCEPTED, f"{API}/commands/{number}"
+            resp.media = ActAnswer(number, kind, resp.location)
 
-    async def on_get_json(self, req: Request, resp: Response, kind: str) -> None:
-        """Answer with the plan of the selection that the parameters give."""
-        actor, operation = _asked_by(req, kind)
-        resp.media = await self._plan(actor, operation, self._read(operation, _chosen(req)))
-
-    async def on_post_json(self, req: Request, resp: Response, kind: str) -> None:
-        """Insert the command, and answer 202 with its id."""
-        actor, operation = _asked_by(req, kind)
-        sent, given = _parted(await read_json(req))
-        number = await self._ask(actor, operation, given, sent, strict=True)
-        resp.status, resp.location = HTTPStatus.ACCEPTED, f"{API}/commands/{number}"
-        resp.media = ActAnswer(number, kind, resp.location)
-
-    def _read(self, operation: Operation, given: Mapping[str, Any], *, strict: bool = False) -> Any:  # noqa: ANN401  # `asks`
+    def _read(self, operation: Operation, given: Fields, *, strict: bool = False) -> Any:  # noqa: ANN401  # `asks`
         return convert(operation.asks, given, self._clock.now(), strict=strict, known=fields_of(operation))
 
     async def _plan(self, actor: Actor, operation: Operation, asked: Any, agreed: Agreed | None = None) -> ActPlan:  # noqa: ANN401  # `asks`
         """Make the plan of now; one that was `agreed` to is made as of then."""
         return await self._readers.read(actor, lambda reading: make_plan(reading, operation, asked, agreed))
 
-    async def _ask(
-        self,
-        actor: Actor,
-        operation: Operation,
-        given: Mapping[str, Any],
-        fields: Mapping[str, Any],
-        *,
-        strict: bool = False,
-    ) -> int:
+    async def _ask(self, actor: Actor, operation: Operation, given: Fields, fields: Fields, *, strict: bool) -> int:
         """Insert the command as it was agreed to, and return its id. Sent twice, the second one has nothing left to do.
 
         Raises:
@@ -185,7 +175,7 @@ class ActResource:
         """
         sent = convert(Submission, fields, self._clock.now(), strict=strict)
         asked = self._read(operation, given, strict=strict)
-        said = {"who": actor.name, "why": checked_reason(sent.reason, asked)}
+        who, why = actor.name, checked_reason(sent.reason, asked)
         agreed = Agreed.parse(sent.plan)
         planned = await self._plan(actor, operation, asked, agreed)
         _check(operation, asked, planned, sent)
@@ -198,14 +188,12 @@ class ActResource:
         def insert(database: Database) -> int:
             if operation.is_of_a_command:
                 try:
-                    commands.turn(database, cast("CommandAct", operation.kind), asked.command, **said)
+                    commands.turn(database, cast("CommandAct", operation.kind), asked.command, who=who, why=why)
                 except UnusableCommand as error:
                     raise NotNow(str(error)) from None
                 return int(asked.command)
-            count = planned.count if planned.is_whole and not sent.dry_run else None
-            return commands.ask(
-                database, operation.kind, planned.selection, **said, dry_run=sent.dry_run, planned=count
-            )
+            count = planned.count if planned.is_whole else None
+            return commands.ask(database, operation.kind, planned.selection, who=who, why=why, planned=count)
 
         return await self._readers.write(insert)
 
@@ -214,8 +202,8 @@ class ActResource:
         resp: Response,
         actor: Actor,
         operation: Operation,
-        given: Mapping[str, Any],
-        sent: Mapping[str, str],
+        given: Fields,
+        sent: Fields,
         *,
         problem: PageError | None = None,
     ) -> None:

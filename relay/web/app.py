@@ -21,7 +21,7 @@ from relay.web import render
 from relay.web.acts import ActResource
 from relay.web.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn
 from relay.web.openapi import ApiDocument
-from relay.web.problems import API, PROBLEM_TYPE, ProblemAnswers, set_status
+from relay.web.problems import API, PROBLEM_TYPE, ProblemAnswers, set_status, wants_json
 from relay.web.query import LIVE_FIELD, convert, encode, given_in, url
 from relay.web.reading import ListPage, NotYourTurn, Readers, Screen
 from relay.web.reveal import RevealResource
@@ -58,7 +58,7 @@ class ScreenResource:
         self._screen, self._readers, self._renderer, self._clock = screen, readers, renderer, clock
 
     async def on_get(self, req: Request, resp: Response, **path: int) -> None:
-        """Show it as HTML. A page that refreshes itself gets 304 without news, and 204 where it has to wait for its turn.
+        """Show it as HTML, or answer with it as JSON. A page that refreshes itself gets 304 without news, and 204 out of turn.
 
         A filter that makes no sense, or takes too long, stays in its form below the problem.
         """
@@ -74,9 +74,16 @@ class ScreenResource:
         except NothingThere:
             raise
         except PageError as error:
+            if wants_json(req):
+                raise
             problem = error
             set_status(resp, error)
         else:
+            if wants_json(req):
+                resp.media = page
+                if isinstance(page, ListPage) and page.before is not None:
+                    resp.append_link(url(req.path, given, before=page.before), "next")
+                return
             resp.etag = version = hashlib.sha256(encode(page)).hexdigest()[:16]
             if req.if_none_match and version in req.if_none_match:
                 resp.status = falcon.HTTP_304
@@ -93,17 +100,7 @@ class ScreenResource:
             version=version,
         )
 
-    async def on_get_json(self, req: Request, resp: Response, **path: int) -> None:
-        """Answer with the same as JSON."""
-        given = given_in(req, path)
-        query = convert(self._screen.query, given, self._clock.now())
-        resp.media = page = await self._readers.read(
-            req.context.actor, lambda reading: self._screen.read(reading, query)
-        )
-        if isinstance(page, ListPage) and page.before is not None:
-            resp.append_link(url(req.uri_template or req.path, given, before=page.before), "next")
-
-    on_head, on_head_json = on_get, on_get_json
+    on_head = on_get
 
 
 class SecurityHeaders:
@@ -137,14 +134,13 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.resp_options.media_handlers.update(dict.fromkeys((falcon.MEDIA_JSON, PROBLEM_TYPE), JSONHandler(dumps=encode)))
     for screen in SCREENS:
         resource = ScreenResource(screen, readers, renderer, clock)
-        path = _routed(screen.path)
-        app.add_route(path, resource)
-        app.add_route(f"{path.rstrip('/') or '/overview'}.json", resource, suffix="json")
-        app.add_route(f"{API}{path.rstrip('/') or '/overview'}", resource, suffix="json")
+        api = screen.path.rstrip("/") or "/overview"
+        for path in (screen.path, f"{api}.json", f"{API}{api}"):
+            app.add_route(_routed(path), resource)
 
     act = ActResource(readers, renderer, clock)
     app.add_route("/acts/{kind}", act)
-    app.add_route(f"{API}/acts/{{kind}}", act, suffix="json")
+    app.add_route(f"{API}/acts/{{kind}}", act)
     if isinstance(access, Guard) and access.web.users is not None:
         sign_in = SignIn(access, renderer)
         app.add_route(SIGN_IN, sign_in)
@@ -154,7 +150,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.add_static_route("/static", render.STATIC_FOLDER)
     reveal = RevealResource(readers, renderer, clock)
     app.add_route(_routed("/events/{seq}/reveal"), reveal)
-    app.add_route(_routed(f"{API}/events/{{seq}}/reveal"), reveal, suffix="json")
+    app.add_route(_routed(f"{API}/events/{{seq}}/reveal"), reveal)
     ProblemAnswers(renderer).add_to(app)
     return app
 

@@ -355,14 +355,9 @@ class Guard:
             return SignInNeeded(f"{person}send a bearer token")
         if not is_safe:
             return SignInNeeded("the session has ended; sign in in another tab, and send this again")
-        return SignInNeeded("sign in, or send a bearer token", form=f"{SIGN_IN}?{urlencode({'next': target_of(req)})}")
-
-
-def target_of(req: Request) -> str:
-    """Return the path and query as they came, percent-encoded."""
-    raw = req.scope.get("raw_path") or req.path.encode()
-    path: str = raw.decode("ascii", "replace").partition("?")[0]
-    return f"{path}?{req.query_string}" if req.query_string else path
+        return SignInNeeded(
+            "sign in, or send a bearer token", form=f"{SIGN_IN}?{urlencode({'next': req.relative_uri})}"
+        )
 
 
 class SignIn:

@@ -57,9 +57,7 @@ def document(screens: Iterable[Screen]) -> Json:
             "title": "Inbox Relay",
             "version": version("inbox-relay"),
             "description": _DESCRIPTION,
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "/"}],
         "security": [{"token": []}],
         "paths": paths,
         "components": {

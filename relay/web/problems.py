@@ -82,22 +82,17 @@ class ProblemAnswers:
             return
         resp.status = error.status
         resp.set_headers(error.headers or {})
-        detail = error.description
-        if isinstance(error, falcon.HTTPMethodNotAllowed):
-            detail = f"{req.method} is no method of this address; the header Allow has them"
-        self._write(req, resp, Problem(HTTPStatus(error.status_code).phrase, error.status_code, detail=detail))
+        title = HTTPStatus(error.status_code).phrase
+        self._write(req, resp, Problem(title, error.status_code, detail=error.description))
 
     async def answer_bug(self, req: Request, resp: Response, error: Exception, _params: object, **_: object) -> None:
         """Answer 500. The log has the place of the exception without its text, which may hold values of events."""
-        _log.error(
-            "bug in the page %s; the answer is 500",
-            req.uri_template,
-            exc_info=without_message(error),
-            extra=fields("bug"),
+        text = "bug in the page %s; the answer is 500"
+        _log.error(text, req.uri_template, exc_info=without_message(error), extra=fields("bug"))
+        status = resp.status = HTTPStatus.INTERNAL_SERVER_ERROR
+        self._write(
+            req, resp, Problem(status.phrase, status, detail="this is a bug of the page; its log has the place")
         )
-        resp.status = HTTPStatus.INTERNAL_SERVER_ERROR
-        detail = "this is a bug of the page; its log has the place"
-        self._write(req, resp, Problem(HTTPStatus.INTERNAL_SERVER_ERROR.phrase, 500, detail=detail))
 
     def _write(self, req: Request, resp: Response, problem: Problem) -> None:
         if wants_json(req):

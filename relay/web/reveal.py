@@ -17,6 +17,7 @@ from relay.store import reads
 from relay.store.database import Database
 from relay.web import render
 from relay.web.acts import Reason, checked_reason
+from relay.web.problems import wants_json
 from relay.web.query import convert, read_form, read_json
 from relay.web.reading import Readers
 from relay.web.screens import EVENT
@@ -75,6 +76,13 @@ class RevealedPayload(msgspec.Struct, frozen=True):
     body_base64: str
 
 
+def _text(body: bytes) -> str | None:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 class RevealResource:
     """Shows a payload to who says why. The row about it is committed before anything is answered."""
 
@@ -82,31 +90,23 @@ class RevealResource:
         self._readers, self._renderer, self._clock = readers, renderer, clock
 
     async def on_post(self, req: Request, resp: Response, seq: int) -> None:
-        """Answer with the event's page that has the payload in it, or with the body as a file."""
-        form, actor = await read_form(req), req.context.actor
-        order = convert(RevealOrder, {"reason": form.get("reason", "")}, self._clock.now())
-        headers, body = await self._reveal(actor, seq, order)
-        if "download" in form:
+        """Answer with the payload as JSON, with the event's page that has it, or with the body as a file."""
+        is_json, actor = wants_json(req), req.context.actor
+        given = await (read_json if is_json else read_form)(req)
+        is_file = given.pop("download", None) is not None and not is_json
+        reason = checked_reason(convert(RevealOrder, given, self._clock.now(), strict=True).reason)
+        headers, body = await self._reveal(actor, seq, reason)
+        if is_json:
+            resp.media = RevealedPayload(headers, _text(body), base64.b64encode(body).decode())
+        elif is_file:
             resp.content_type = "application/octet-stream"  # no browser shows it, whatever it holds
             resp.downloadable_as, resp.data = f"event-{seq}.bin", body
-            return
-        page = await self._readers.read(actor, lambda reading: event(reading, EventQuery(seq=seq)))
-        shown = RevealedPage(headers, *text_of(body), order.reason.strip())
-        self._renderer.show_screen(resp, EVENT, given={"seq": seq}, page=page, actor=actor, shown=shown)
+        else:
+            page = await self._readers.read(actor, lambda reading: event(reading, EventQuery(seq=seq)))
+            shown = RevealedPage(headers, *text_of(body), reason)
+            self._renderer.show_screen(resp, EVENT, given={"seq": seq}, page=page, actor=actor, shown=shown)
 
-    async def on_post_json(self, req: Request, resp: Response, seq: int) -> None:
-        """Answer with the payload as JSON."""
-        order = convert(RevealOrder, await read_json(req), self._clock.now(), strict=True)
-        headers, body = await self._reveal(req.context.actor, seq, order)
-        try:
-            text = body.decode()
-        except UnicodeDecodeError:
-            text = None
-        resp.media = RevealedPayload(headers, text, base64.b64encode(body).decode())
-
-    async def _reveal(self, actor: Actor, seq: int, order: RevealOrder) -> tuple[dict[str, str], bytes]:
-        reason = checked_reason(order.reason)
-
+    async def _reveal(self, actor: Actor, seq: int, reason: str) -> tuple[dict[str, str], bytes]:
         def make(database: Database) -> tuple[dict[str, str], bytes]:
             with database.read() as transaction:
                 found = payload(transaction.connection, seq)

@@ -50,7 +50,6 @@ def test_a_program_gets_a_problem_document(page: Page, method: str, path: str, s
     assert answer.headers["Content-Type"] == PROBLEM_TYPE
     assert (answer.status_code, answer.json()["status"], answer.json().get("cause")) == (status, status, cause)
     assert answer.json()["title"]
-    assert answer.json()["detail"]
 
 
 def test_a_problem_names_the_field_that_is_wrong(page: Page) -> None:
@@ -68,7 +67,6 @@ def test_a_person_gets_a_page_with_the_same_words(page: Page) -> None:
 def test_an_address_knows_its_methods(page: Page, path: str) -> None:
     refused = asked(page, "PUT", path)
     assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
-    assert "PUT is no method of this address" in refused.json()["detail"]
     options = asked(page, "OPTIONS", path)
     assert options.status_code == HTTPStatus.OK
     assert set(options.headers["Allow"].split(", ")) == {"GET", "HEAD"}
