@@ -40,7 +40,7 @@ from benchmarks.support import (
     run_group,
 )
 from inbox.config.routing import routes_of
-from inbox.db.intake import STORES
+from inbox.db import intake
 from inbox.db.link import link_to
 from inbox.events.event import RawRequest
 from inbox.loader.load import read_config
@@ -142,10 +142,9 @@ async def preload(url: str, environment: Mapping[str, str], bodies: list[bytes])
     headers = {"content-type": "application/json", "user-agent": "benchmark"}
     link = link_to(url, application="benchmarks")
     await link.open()
-    store = STORES[link.dialect]()
     for batch in _batches(bodies):
         raws = [RawRequest(source.name, headers, body, _BEGIN + timedelta(days=1)) for body in batch]
-        await link.run(store.append, [events_of(source, preset, raw, routes)[0] for raw in raws])
+        await link.write(intake.append, [events_of(source, preset, raw, routes)[0] for raw in raws])
     await link.drop()
 
 

@@ -26,9 +26,9 @@ from sqlalchemy import Engine, text
 from benchmarks.support import Kind, databases, machine
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
+from inbox.db import intake
 from inbox.db.dialect import POSTGRES
 from inbox.db.engine import checkpoint
-from inbox.db.intake import STORES
 from inbox.db.link import link_to
 from inbox.events.event import Enrolment, Event
 from inbox.loader.load import parse_config
@@ -105,10 +105,9 @@ def an_event(number: int, size: int) -> Event:
 
 async def _receive(url: str, events: Iterator[Event]) -> None:
     link = link_to(url, application="benchmarks")
-    store = STORES[link.dialect]()
     await link.open()
     while batch := list(islice(events, _BATCH)):
-        await link.run(store.append, batch)
+        await link.write(intake.append, batch)
     await link.drop()
 
 

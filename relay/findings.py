@@ -201,7 +201,7 @@ _SAID_OTHERWISE = frozenset({"delivery_dead", "breaker_open", "endpoint_retired"
 _OF_ALL = {
     "blocked": "relay dead",
     "delivery_dead": "relay dead",
-    "gate_closed": "relay pause",
+    "gate_closed": "relay status --wide",
     "retrying": f"relay retry --all{_REASON}",
 }
 """The command for all findings of a kind, where there are many."""

@@ -58,28 +58,25 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
-class Skip(Exception):
-    """Nothing is to be done for this event: the delivery ends ``skipped``, and the log has the reason."""
-
+class _WithReason(Exception):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
 
 
-class Retry(Exception):
+class Skip(_WithReason):
+    """Nothing is to be done for this event: the delivery ends ``skipped``, and the log has the reason."""
+
+
+class Retry(_WithReason):
     """The attempt failed: the route's schedule makes the next one, no sooner than after ``after`` seconds."""
 
     def __init__(self, why: str, after: float | None = None) -> None:
         super().__init__(why)
-        self.why = why
         self.after = None if after is None else float(after)
         if self.after is not None and not self.after >= 0:  # so that nan is none
             raise ValueError("after must be a number of seconds, from 0 on")
 
 
-class GiveUp(Exception):
+class GiveUp(_WithReason):
     """The delivery can never succeed: it is dead at once, and waits for an operator."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why

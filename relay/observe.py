@@ -71,7 +71,6 @@ LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
     "step_recovered": (_log, logging.WARNING, "step_recovered step={step} after={times} failures"),
     "bug_in_thread": (_log, logging.ERROR, "bug in the thread {subject}, which goes on"),
     "failed_alone": (_log, logging.ERROR, "failed_alone step={step} {item} error={error!a}: the others go on"),
-    "left_alone": (_log, logging.WARNING, "left to a newer version: {subject}"),
     "database_trouble": (_log, logging.WARNING, "database trouble while {step}, trying again: {error}"),
 }
 """Every line: its logger, its level and its text, by its name."""
@@ -84,8 +83,7 @@ class Observer(Reports):
         self.counts: Counter[str] = Counter()
         self.meters = meters
         self.tracer = OFF_TRACER
-        """Traces attempts, sweeps and commands."""
-        self._left_alone: set[str] = set()
+        """Traces attempts and sweeps."""
         self._now = (clock or SystemClock()).now
 
     def tell(
@@ -229,12 +227,6 @@ class Observer(Reports):
         """Log and count an item that its step could not process; the rest of its batch went on."""
         self.meters.count(metrics.FAILED_ALONE, item.step)
         self.tell("failed_alone", step=item.step, item=item.item, error=item.error)
-
-    def left_alone(self, what: str) -> None:
-        """Log, once each, what only a newer version can process, and is left to it."""
-        if what not in self._left_alone:
-            self._left_alone.add(what)
-            self.tell("left_alone", subject=what)
 
     def database_trouble(self, what: str, error: BaseException) -> None:
         """Log and count a failure of the database; the work is tried again."""

@@ -80,7 +80,7 @@ class Failing(msgspec.Struct, frozen=True):
     """True when the database holds up the step; false for a fault."""
 
 
-class Steps:
+class Steps(msgspec.Struct):
     """Runs steps by their names; each name belongs to one thread.
 
     `alert` is called for a step that begins to fail, or that the database has blocked for a minute, and again at the next
@@ -88,29 +88,22 @@ class Steps:
     this one gone, and ended the alert. `is_healthy` returns whether the database takes writes. Neither may raise.
     """
 
-    def __init__(
-        self,
-        observer: Observer,
-        *,
-        alert: Callable[[str, str], bool] = lambda _name, _error: True,
-        is_healthy: Callable[[], bool] = lambda: True,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._observer = observer
-        self._alert = alert
-        self._is_healthy = is_healthy
-        self._monotonic = monotonic
-        self._failing: dict[str, Failing] = {}
+    observer: Observer
+    alert: Callable[[str, str], bool] = lambda _name, _error: True
+    is_healthy: Callable[[], bool] = lambda: True
+    monotonic: Callable[[], float] = time.monotonic
+    by_name: dict[str, Failing] = {}
+    """The failing ones."""
 
     @property
     def failing(self) -> Mapping[str, str]:
         """The failing steps, and their errors."""
-        return {name: failing.error for name, failing in self._failing.copy().items()}
+        return {name: failing.error for name, failing in self.by_name.copy().items()}
 
     def is_awaited(self, step: Step) -> bool:
         """Return whether the database holds up a whole step, for less than `AWAITED_SECONDS` so far: others wait for it."""
-        failing = self._failing.get(step)
-        return failing is not None and failing.is_held_up and self._monotonic() - failing.since < AWAITED_SECONDS
+        failing = self.by_name.get(step)
+        return failing is not None and failing.is_held_up and self.monotonic() - failing.since < AWAITED_SECONDS
 
     def run(self, step: Step, work: Callable[[], Result], otherwise: Result, *, subject: str = "") -> Result:
         """Run a step, unless it waits for its next retry.
@@ -129,25 +122,25 @@ class Steps:
                 `LASTS_SECONDS` although the database takes writes.
         """
         name = f"{step} {subject}".strip()
-        before = self._failing.get(name)
-        if before is not None and self._monotonic() < before.again_at:
+        before = self.by_name.get(name)
+        if before is not None and self.monotonic() < before.again_at:
             return otherwise
         try:
             result = work()
         except Exception as error:
             failure = failure_of(error)
             # One query may be too much for the server, or meet a page that can't be read, while it does all others.
-            if failure == "unreachable" and not self._is_healthy():
+            if failure == "unreachable" and not self.is_healthy():
                 raise
             self._failed(step, name, before, error, is_fault=failure == "fault")
             return otherwise
         if before is not None:
-            self._failing.pop(name, None)  # after a reload, a sweep may be in two threads for a moment
-            self._observer.tell("step_recovered", step=name, times=before.times)
+            self.by_name.pop(name, None)  # after a reload, a sweep may be in two threads for a moment
+            self.observer.tell("step_recovered", step=name, times=before.times)
         return result
 
     def _failed(self, step: Step, name: str, before: Failing | None, error: Exception, *, is_fault: bool) -> None:
-        now = self._monotonic()
+        now = self.monotonic()
         times, since = (1, now) if before is None else (before.times + 1, before.since)
         is_to_be_alerted = is_fault or now - since >= LASTS_SECONDS
         is_awaited = step in AWAITED and not is_fault and now - since < AWAITED_SECONDS
@@ -155,20 +148,20 @@ class Steps:
         longest = AWAITED_AGAIN_SECONDS if is_awaited else longest
         wait = min(FIRST_WAIT_SECONDS * 2 ** min(times - 1, _MOST_DOUBLINGS), longest)
         if is_fault:
-            self._observer.step_failed(step, error, wait)
+            self.observer.step_failed(step, error, wait)
         else:
-            self._observer.database_trouble(name, error)
+            self.observer.database_trouble(name, error)
         alerted_at = _NEVER if before is None else before.alerted_at
         failing = Failing(error_text(error), times, since, now + wait, alerted_at, is_held_up=not is_fault)
         self._fails(name, failing, is_to_be_alerted=is_to_be_alerted)
-        if step in CRITICAL and is_fault and now - since >= LASTS_SECONDS and self._is_healthy():
+        if step in CRITICAL and is_fault and now - since >= LASTS_SECONDS and self.is_healthy():
             raise error
 
     def _fails(self, name: str, failing: Failing, *, is_to_be_alerted: bool) -> None:
-        self._failing[name] = failing  # before the alert, which tells of it in a heartbeat
-        is_due = is_to_be_alerted and self._monotonic() - failing.alerted_at >= LASTS_SECONDS
-        if is_due and self._alert(name, failing.error):
-            self._failing[name] = msgspec.structs.replace(failing, alerted_at=self._monotonic())
+        self.by_name[name] = failing  # before the alert, which tells of it in a heartbeat
+        is_due = is_to_be_alerted and self.monotonic() - failing.alerted_at >= LASTS_SECONDS
+        if is_due and self.alert(name, failing.error):
+            self.by_name[name] = msgspec.structs.replace(failing, alerted_at=self.monotonic())
 
     def retry_until_done(self, what: str, work: Callable[[], Result], *, unless: threading.Event) -> Result | None:
         """Do this until the database takes it. Returns None once `unless` is set. Raises a fault of the work itself."""
@@ -194,7 +187,7 @@ class Steps:
 
     def _log_trouble(self, what: str, state: tenacity.RetryCallState) -> None:
         exception = None if state.outcome is None else state.outcome.exception()
-        self._observer.database_trouble(what, exception or RuntimeError("no outcome"))
+        self.observer.database_trouble(what, exception or RuntimeError("no outcome"))
 
 
 class Repeated(msgspec.Struct):

@@ -303,13 +303,6 @@ def gate_holds(gate: Row, now: datetime) -> Iterator[str]:
         yield f"is retired: {cause}" if is_final else f"has its circuit breaker {state}{until}: {cause}"
 
 
-def gate_state(gate: Row) -> str:
-    """Return the state of a closed gate: paused, held, or the state of its breaker."""
-    if gate["paused_at"] is not None:
-        return "paused"
-    return "held" if gate["breaker"] == "closed" else str(gate["breaker"])
-
-
 _NEXT = {
     "received": "a relay orders it in its lane",
     "waiting": "waits in its lane",

@@ -182,20 +182,8 @@ class Sql:
         """The database's clock, or `:now` when a test passes one."""
         # Not clock_timestamp(): Postgres compares no index with what may change from row to row.
         self.statement_time = "statement_timestamp()" if self.is_postgres else "'now'"
-        self.for_update = "FOR UPDATE" if self.is_postgres else ""
-        self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
-        self.keeps_ended_entries = self.is_postgres
-        """An index keeps the entries of ended rows as long as any snapshot is older."""
-        self.has_lateral = self.is_postgres
-        """Keys can be joined with a view row by row; otherwise it takes a statement for each."""
-        self.needs_checkpoints = not self.is_postgres
-        """Writers must copy the write-ahead log back themselves: see `inbox.db.engine.checkpoint`."""
-        self.locks_routes = self.is_postgres
-        """Transactions on different routes run at the same time: see `inbox.db.order_lock`."""
         self.pipelines = self.is_postgres
         """The driver can send several statements without waiting for each answer: see `inbox.db.pipeline`."""
-        self.overwrites_on_request = not self.is_postgres
-        """`PRAGMA secure_delete` overwrites with zeros what a transaction deletes."""
         self.pause_after_write = 0.0 if self.is_postgres else 0.002
         """Seconds that every writer but the receiver sleeps after a transaction, as it would starve the receiver on SQLite."""
 

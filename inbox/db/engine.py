@@ -381,14 +381,9 @@ def _decoded(stored: bytes) -> str:
 
 def _read_sqlite(url: URL, seconds: float) -> Engine:
     name = url.database or ""
-    if not name.startswith("file:"):
-        name = Path(name).absolute().as_uri() + "?mode=ro"
-    made = create_engine(URL.create("sqlite+pysqlite"), poolclass=NullPool, connect_args={"timeout": 1.0})
-
-    @event.listens_for(made, "do_connect")
-    def _connecting(_dialect: object, _record: object, arguments: list[Any], given: dict[str, Any]) -> None:
-        arguments[:] = [name]
-        given["uri"] = True
+    place = name if name.startswith("file:") else Path(name).absolute().as_uri()
+    read_only = URL.create("sqlite+pysqlite", database=place, query={"mode": "ro", "uri": "true"})
+    made = create_engine(read_only, poolclass=NullPool, connect_args={"timeout": 1.0})
 
     @event.listens_for(made, "connect")
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
@@ -422,26 +417,26 @@ def _read_sqlite(url: URL, seconds: float) -> Engine:
 # Automatic checkpoints run beside commits, so they are off on every connection. The checkpoint of the last connection that
 # closes is safe: SQLite first makes sure that there is no other.
 
-EVERY_ROWS = 1000
+EVERY_CHANGES = 2000
+"""Changed rows between two checkpoints of a connection: hundreds of events, with their payloads and deliveries."""
 _CHECKPOINT_WAIT_SECONDS = 0.05
 """Wait for the write lock and for readers of an older state; a long read must not delay the receiver."""
 _TICK = 0.002
 """Seconds between two checks whether such a reader has ended; most reads are shorter."""
 
 
-class Checkpoints:
-    """Schedule of a writer's checkpoints: one after each `EVERY_ROWS`."""
+def is_checkpoint_due(connection: Connection) -> bool:
+    """Return whether a connection to SQLite has changed `EVERY_CHANGES` rows since the last time; False on Postgres."""
+    if connection.dialect.name != SQLITE:
+        return False
+    driver: Any = connection.connection.driver_connection
+    if driver.total_changes - connection.info.get(_COPIED, 0) < EVERY_CHANGES:
+        return False
+    connection.info[_COPIED] = driver.total_changes
+    return True
 
-    def __init__(self) -> None:
-        self._written = 0
 
-    def due(self, rows: int) -> bool:
-        """Count written rows; return whether a checkpoint is due now."""
-        self._written += rows
-        if self._written < EVERY_ROWS:
-            return False
-        self._written = 0
-        return True
+_COPIED = "changes_copied"
 
 
 def checkpoint(engine: Engine) -> bool:

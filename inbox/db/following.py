@@ -15,14 +15,14 @@ from sqlalchemy import Connection, text
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.engine import reading
 from inbox.db.reads import Row, plain
-from inbox.events.timestamps import time_text
+from inbox.events.timestamps import as_time
 
 PAGE = 500
 """The most rows in one look."""
 OUT_OF_ORDER = 10_000
 """A row that is committed late has a number that is lower by at most so much, as `relay.store.database` assumes too."""
-_BLOCK = 5000
-"""Rows in one look for the first row of a time."""
+NEAR = 1000
+"""Numbers to which the place of a time is narrowed down."""
 
 
 class Feed(msgspec.Struct, frozen=True):
@@ -66,25 +66,19 @@ class Follower:
         self._last, self._known, self._since = last, set(known), since
         self._first = max(last - OUT_OF_ORDER, 0) if since is None else last
         wanted = f"SELECT number FROM {sql.rows('wanted', number='bigint')}"
-        self._late = text(f"{feed.select} WHERE t.{feed.number} IN ({wanted}) ORDER BY t.{feed.number}")
-        self._next = text(f"{feed.select} WHERE t.{feed.number} > :after ORDER BY t.{feed.number} LIMIT :page")
+        self._rows = text(f"{feed.select} WHERE t.{feed.number} IN ({wanted}) ORDER BY t.{feed.number}")
 
     def read(self, connection: Connection) -> list[Row]:
         """Return the next rows."""
-        found: list[Row] = []
+        low = max(self._last - OUT_OF_ORDER, self._first)
         with reading(connection).begin():
-            if not self.is_behind:
-                low = max(self._last - OUT_OF_ORDER, self._first)
-                late = numbers_of(connection, self.feed, low, self._last) - self._known
-                given = {"wanted": rows_param({"number": number} for number in sorted(late))}
-                found += map(plain, connection.execute(self._late, given).mappings() if late else ())
-            page = {"after": self._last, "page": PAGE}
-            new = [plain(row) for row in connection.execute(self._next, page).mappings()]
-        found += new
-        self._known |= {row[self.feed.number] for row in found}
-        self._last = max(self._known, default=self._last)
-        self._known = {number for number in self._known if number > self._last - OUT_OF_ORDER}
-        self.is_behind = len(new) == PAGE
+            numbers = numbers_of(connection, self.feed, low, OUT_OF_ORDER + PAGE + 1)
+            new = [number for number in numbers if number not in self._known]
+            self.is_behind, page = len(new) > PAGE, new[:PAGE]
+            given = {"wanted": rows_param({"number": number} for number in page)}
+            found = [plain(row) for row in connection.execute(self._rows, given).mappings()] if page else []
+        self._last = max([self._last, *page])
+        self._known = {number for number in self._known.union(page) if number > self._last - OUT_OF_ORDER}
         return [row for row in found if self._since is None or row[self.feed.time] >= self._since]
 
 
@@ -92,36 +86,36 @@ def begin(connection: Connection, feed: Feed, since: datetime | None) -> Followe
     """Begin at the end of a feed, or with the rows since a time."""
     sql = Sql(connection.dialect.name)
     with reading(connection).begin():
-        newest = int(connection.execute(text(f"SELECT max({feed.number}) FROM {feed.table}")).scalar() or 0)
         if since is None:
-            known = numbers_of(connection, feed, newest - OUT_OF_ORDER, newest)
+            newest = _newest(connection, feed)
+            known = numbers_of(connection, feed, newest - OUT_OF_ORDER, OUT_OF_ORDER)
             return Follower(sql, feed, newest, known, None)
-        first = first_since(connection, sql, feed, since, newest)
-    return Follower(sql, feed, max(first - 1 - OUT_OF_ORDER, 0), (), since)
+        return Follower(sql, feed, max(place_of(connection, feed, since) - 2 * OUT_OF_ORDER, 0), (), since)
 
 
-def numbers_of(connection: Connection, feed: Feed, after: int, last: int) -> set[int]:
-    """Return the numbers of the rows between two of them."""
-    numbers = text(f"SELECT {feed.number} FROM {feed.table} WHERE {feed.number} > :after AND {feed.number} <= :last")
-    return set(connection.execute(numbers, {"after": after, "last": last}).scalars())
+def _newest(connection: Connection, feed: Feed) -> int:
+    return int(connection.execute(text(f"SELECT max({feed.number}) FROM {feed.table}")).scalar() or 0)
 
 
-def first_since(connection: Connection, sql: Sql, feed: Feed, since: datetime, newest: int) -> int:
-    """Return a number below which no row is of this time or later; `newest` is the highest number.
+def numbers_of(connection: Connection, feed: Feed, after: int, most: int) -> list[int]:
+    """Return the next numbers of rows."""
+    numbers = text(f"SELECT {feed.number} FROM {feed.table} WHERE {feed.number} > :after ORDER BY 1 LIMIT :most")
+    return list(connection.execute(numbers, {"after": after, "most": most}).scalars())
 
-    Times follow the numbers, except for readmitted events, which keep their old time. So it looks back block by block, until
-    a whole block is older.
+
+def place_of(connection: Connection, feed: Feed, moment: datetime) -> int:
+    """Return about the lowest number of this time or later. Each look takes `NEAR` rows by the primary key.
+
+    Times follow the numbers, except for readmitted events, which keep their old time: so a place is before the time only if all
+    rows near it are older.
     """
-    block = text(f"""
-SELECT min(CASE WHEN t.at >= {sql.time(":since")} THEN t.number END) AS first, min(t.number) AS lowest
-FROM (
-    SELECT {feed.number} AS number, {feed.time} AS at FROM {feed.table}
-    WHERE {feed.number} < :below ORDER BY {feed.number} DESC LIMIT :block
-) t
+    near = text(f"""
+SELECT max(t.at) FROM (
+    SELECT {feed.time} AS at FROM {feed.table} WHERE {feed.number} <= :number ORDER BY {feed.number} DESC LIMIT {NEAR}) t
 """)
-    first = below = newest + 1
-    while True:
-        found = connection.execute(block, {"below": below, "since": time_text(since), "block": _BLOCK}).one()
-        if found.first is None:
-            return first
-        first, below = int(found.first), int(found.lowest)
+    low, high = 0, 1 + _newest(connection, feed)
+    while high - low > NEAR:
+        middle = (low + high) // 2
+        newest = connection.execute(near, {"number": middle}).scalar()
+        low, high = (middle, high) if newest is None or as_time(newest) < moment else (low, middle)
+    return high

@@ -1,4 +1,4 @@
-"""Views that say what is well and what is not: `stuck`, and those of sources, routes, destinations and tables.
+"""Views that say what is well and what is not: `stuck`, and those of sources, routes and destinations.
 
 They read figures, statistics and what is open, and no table whole. `relay status --check` reads `stuck`. Each branch of that
 is a SELECT of `COLUMNS`; a condition on the column `finding` leaves the other branches out of the plan.
@@ -52,7 +52,6 @@ def statements(sql: Sql) -> tuple[str, ...]:
         _source_health(sql),
         _destination_health(sql),
         _stuck(sql),
-        _postgres_table_size(sql) if sql.is_postgres else _sqlite_table_size(sql),
     )
 
 
@@ -259,6 +258,7 @@ FROM (
 
 
 def _destination_health(sql: Sql) -> str:
+    """Make the view. Figures are written late, in the minute of their writing: one of the next minute may be older."""
     outcomes = {"delivered": ("delivered", "unchanged"), "failed": ("attempt_failed", "abandoned"), "dead": ("dead",)}
     sums = _sums(sql, "subject.kind", "subject.name", outcomes)
     known = "UNION".join(
@@ -273,7 +273,8 @@ SELECT h.kind, h.name,
        CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
+            WHEN h.last_failure_at > {sql.plus_seconds("h.last_success_at", "60")}
+              OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
@@ -309,63 +310,6 @@ def _figures(what: str, kind: str, name: str, outcomes: tuple[str, ...]) -> str:
     return (
         f"SELECT {what} FROM throughput_minute t WHERE t.kind = {kind} AND t.name = {name} AND t.outcome IN ({listed})"
     )
-
-
-_DRIVERS: Mapping[str, tuple[str, str]] = {
-    "inbox": ("source", f"'{STORED}', '{SWEPT}'"),
-    "inbox_payload": ("source", f"'{STORED}', '{SWEPT}'"),
-    "duplicate_request": ("source", f"'{DUPLICATE}'"),
-    "rejected_request": ("source", f"'{REJECTED}'"),
-    "delivery_log": ("route", ""),
-}
-"""Figures that add rows to a table: their kind, and outcomes; none: all."""
-
-
-def _rows_per_day(sql: Sql, table: str) -> str:
-    """Choose, for a table's name, the rows that were added in the last day, by the figures."""
-    cases = "\n".join(
-        f"            WHEN '{name}' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > {sql.ago(_DAY)}"
-        f" AND t.kind = '{kind}'{f' AND t.outcome IN ({outcomes})' if outcomes else ''})"
-        for name, (kind, outcomes) in _DRIVERS.items()
-    )
-    return f"CASE {table}\n{cases} END"
-
-
-def _postgres_table_size(sql: Sql) -> str:
-    return f"""
-CREATE VIEW table_size AS
-SELECT r.table_name, r.rows_estimated, r.bytes, r.index_bytes, CAST(NULL AS bigint) AS free_bytes,
-       CAST(round({_rows_per_day(sql, "r.table_name")} * (r.bytes + r.index_bytes) / nullif(r.rows_estimated, 0)) AS bigint)
-           AS bytes_per_day,
-       r.dead_rows, r.last_vacuum_at
-FROM (
-    SELECT coalesce(p.relname, c.relname) AS table_name,
-           CAST(sum(CASE WHEN c.reltuples >= 0 THEN c.reltuples ELSE s.n_live_tup END) AS bigint) AS rows_estimated,
-           CAST(sum(pg_table_size(c.oid)) AS bigint) AS bytes, CAST(sum(pg_indexes_size(c.oid)) AS bigint) AS index_bytes,
-           CAST(sum(s.n_dead_tup) AS bigint) AS dead_rows, max(greatest(s.last_vacuum, s.last_autovacuum)) AS last_vacuum_at
-    FROM pg_class c
-    LEFT JOIN pg_inherits h ON h.inhrelid = c.oid
-    LEFT JOIN pg_class p ON p.oid = h.inhparent
-    LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
-    WHERE c.relkind = 'r' AND c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))
-    GROUP BY coalesce(p.relname, c.relname)
-) r
-"""
-
-
-def _sqlite_table_size(sql: Sql) -> str:
-    """SQLite knows the size of its file alone: `dbstat`, which reads every page, is not allowed in a view."""
-    return f"""
-CREATE VIEW table_size AS
-SELECT '(file)' AS table_name, NULL AS rows_estimated, f.bytes, NULL AS index_bytes, f.free_bytes,
-       CAST(round({_rows_per_day(sql, "'inbox'")} * (f.bytes - f.free_bytes)
-           / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
-       NULL AS dead_rows, NULL AS last_vacuum_at
-FROM (
-    SELECT page_count * page_size AS bytes, freelist_count * page_size AS free_bytes
-    FROM pragma_page_count, pragma_page_size, pragma_freelist_count
-) f
-"""
 
 
 def _newest_minute(kind: str, name: str, outcomes: tuple[str, ...]) -> str:

@@ -1,10 +1,8 @@
 """Intake SQL: stores a batch of events and gives a `seq` for each.
 
-Each call is one transaction. On Postgres the batch is one statement on an autocommitted connection, which is what
-makes a commit cheap enough to be waited for (10,000 to 11,700 requests/s against 1,500 with a transaction for each
-request).
-
-All of it runs on a synchronous connection; `inbox.db.link` calls it from the receiver's event loop.
+Each call of `inbox.db.link.Link.write` is one transaction. On Postgres the batch is one statement on an autocommitted
+connection, which is what makes a commit cheap enough to be waited for (10,000 to 11,700 requests/s against 1,500 with a
+transaction for each request).
 
 Further requests of a known event become duplicates: the first as rows, the others as a count. A sender that repeats one event
 without end costs one update for each batch, and no row for each request. A new count makes its row unhandled again, so the relay
@@ -13,7 +11,6 @@ judges it as it judges a new row.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import chain
@@ -32,7 +29,6 @@ from inbox.db.dialect import (
     json_text,
     require_storable,
 )
-from inbox.db.engine import Checkpoints, checkpoint, one_transaction
 from inbox.events.event import Event
 from inbox.events.states import State
 from inbox.events.timestamps import time_text
@@ -54,64 +50,45 @@ class Rejected(msgspec.Struct, frozen=True):
     body: bytes | None
 
 
-class IntakeStore(ABC):
-    """Calls that the writer makes on a database. Each of the first four is one transaction, which commits before it returns."""
-
-    kept_duplicates = 20
-    """Rows for each event: more than a sender's retry schedule makes, and few enough to judge 200 events at once."""
-
-    def append(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
-        """Store the events, and their deliveries, that are not there yet.
-
-        Returns:
-            For each event its new `seq`, in arrival order; None where its key is in the inbox already.
-        """
-        with one_transaction(connection):
-            return self.add(connection, events)
-
-    def note_duplicates(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
-        """Note duplicates of stored events: the first of each event as rows, further ones as a count.
-
-        Returns:
-            For each the `seq` of its first arrival; None where there is none after all.
-        """
-        with one_transaction(connection):
-            return self.note(connection, events)
-
-    def reject(self, connection: Connection, rows: Sequence[Rejected]) -> None:
-        """Store rejected requests."""
-        with one_transaction(connection):
-            for row in rows:
-                values = msgspec.structs.asdict(row)
-                values["received_at"] = time_text(row.received_at)
-                values["headers"] = None if row.headers is None else json_text(row.headers)
-                connection.execute(_REJECT[connection.dialect.name], values)
-
-    def probe(self, connection: Connection, now: datetime) -> None:
-        """Write one row, to see that the database can be written."""
-        with one_transaction(connection):
-            connection.execute(_PROBE[connection.dialect.name], {"now": time_text(now)})
-
-    @abstractmethod
-    def add(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
-        """Do what `append` does, in the caller's transaction."""
-
-    def note(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
-        """Do what `note_duplicates` does, in the caller's transaction."""
-        given, found = note_param(events, self.kept_duplicates), None
-        for statement in NOTES[connection.dialect.name]:
-            found = connection.execute(statement, given)
-        return _by_position(len(events), found or ())
+KEPT_DUPLICATES = 20
+"""Rows for each event: more than a sender's retry schedule makes, and few enough to judge 200 events at once."""
 
 
 def append(connection: Connection, events: Sequence[Event]) -> list[int | None]:
-    """Store events as `IntakeStore.append` does, in the caller's transaction."""
-    return STORES[connection.dialect.name]().add(connection, events)
+    """Store the events, and their deliveries, that are not there yet.
+
+    Returns:
+        For each event its new `seq`, in arrival order; None where its key is in the inbox already.
+    """
+    if connection.dialect.name == SQLITE:
+        return _append_to_sqlite(connection, events)
+    return _by_position(len(events), connection.execute(_POSTGRES_APPEND, _postgres_columns(events)))
 
 
-def note_duplicates(connection: Connection, events: Sequence[Event]) -> list[int | None]:
-    """Note duplicates as `IntakeStore.note_duplicates` does, in the caller's transaction."""
-    return STORES[connection.dialect.name]().note(connection, events)
+def note_duplicates(connection: Connection, events: Sequence[Event], kept: int = KEPT_DUPLICATES) -> list[int | None]:
+    """Note duplicates of stored events: the first of each event as rows, further ones as a count.
+
+    Returns:
+        For each the `seq` of its first arrival; None where there is none after all.
+    """
+    given, found = note_param(events, kept), None
+    for statement in NOTES[connection.dialect.name]:
+        found = connection.execute(statement, given)
+    return _by_position(len(events), found or ())
+
+
+def reject(connection: Connection, rows: Sequence[Rejected]) -> None:
+    """Store rejected requests."""
+    for row in rows:
+        values = msgspec.structs.asdict(row)
+        values["received_at"] = time_text(row.received_at)
+        values["headers"] = None if row.headers is None else json_text(row.headers)
+        connection.execute(_REJECT[connection.dialect.name], values)
+
+
+def probe(connection: Connection, now: datetime) -> None:
+    """Write one row, to see that the database can be written."""
+    connection.execute(_PROBE[connection.dialect.name], {"now": time_text(now)})
 
 
 _EVENT_COLUMNS = (
@@ -188,14 +165,6 @@ _PROBE = {
 }
 
 
-class PostgresIntake(IntakeStore):
-    """Runs one statement for each transaction: on a connection in autocommit it costs one round trip."""
-
-    def add(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
-        """See IntakeStore."""
-        return _by_position(len(events), connection.execute(_POSTGRES_APPEND, _postgres_columns(events)))
-
-
 _SQL = Sql(SQLITE)
 _SQLITE_APPEND = f"INSERT INTO inbox ({_EVENT_COLUMNS.removeprefix('seq, ')})"
 _UNLESS_KNOWN = "ON CONFLICT (source, dedup_key) DO NOTHING"
@@ -213,44 +182,28 @@ _AT_ONCE = 256
 """Rows of one INSERT: SQLite takes 32,766 parameters, and a batch of the receiver is as large."""
 
 
-class SqliteIntake(IntakeStore):
-    """Runs one BEGIN IMMEDIATE for each call. Each of a batch's statements gets all of its rows at once."""
-
-    def __init__(self) -> None:
-        self._checkpoints = Checkpoints()
-
-    def append(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
-        """See IntakeStore; copies the write-ahead log back when that is due."""
-        seqs = super().append(connection, events)
-        if self._checkpoints.due(len(events)):
-            checkpoint(connection.engine)
-        return seqs
-
-    def add(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:
-        """See IntakeStore."""
-        first: dict[tuple[str, str], int] = {}
-        for n, event in enumerate(events):
-            first.setdefault((event.source, event.dedup_key), n)
-        seqs: list[int | None] = [None] * len(events)
-        last = connection.exec_driver_sql(_SQLITE_LAST).scalar_one()
-        now = SystemClock().now()
-        rows = [_sqlite_row(event, now) for event in events]
-        _insert(connection, _SQLITE_APPEND, rows, _UNLESS_KNOWN)
-        for source, key, seq in connection.exec_driver_sql(_SQLITE_STORED, (last,)):
-            seqs[first[source, key]] = seq
-        stored = [(seq, event) for seq, event in zip(seqs, events, strict=True) if seq is not None]
-        if stored:
-            connection.execute(_SQLITE_KEEP, _sqlite_payloads(stored))
-        deliveries = [
-            (seq, enrolment.route, enrolment.lane, time_text(event.happened_at(now)), State.RECEIVED.value)
-            for seq, event in stored
-            for enrolment in event.enrolments
-        ]
-        _insert(connection, _SQLITE_OPEN, deliveries)
-        return seqs
-
-
-STORES: dict[str, type[PostgresIntake | SqliteIntake]] = {POSTGRES: PostgresIntake, SQLITE: SqliteIntake}
+def _append_to_sqlite(connection: Connection, events: Sequence[Event]) -> list[int | None]:
+    """Each statement gets all of its rows at once."""
+    first: dict[tuple[str, str], int] = {}
+    for n, event in enumerate(events):
+        first.setdefault((event.source, event.dedup_key), n)
+    seqs: list[int | None] = [None] * len(events)
+    last = connection.exec_driver_sql(_SQLITE_LAST).scalar_one()
+    now = SystemClock().now()
+    rows = [_sqlite_row(event, now) for event in events]
+    _insert(connection, _SQLITE_APPEND, rows, _UNLESS_KNOWN)
+    for source, key, seq in connection.exec_driver_sql(_SQLITE_STORED, (last,)):
+        seqs[first[source, key]] = seq
+    stored = [(seq, event) for seq, event in zip(seqs, events, strict=True) if seq is not None]
+    if stored:
+        connection.execute(_SQLITE_KEEP, _sqlite_payloads(stored))
+    deliveries = [
+        (seq, enrolment.route, enrolment.lane, time_text(event.happened_at(now)), State.RECEIVED.value)
+        for seq, event in stored
+        for enrolment in event.enrolments
+    ]
+    _insert(connection, _SQLITE_OPEN, deliveries)
+    return seqs
 
 
 def _by_position(length: int, rows: Iterable[Any]) -> list[int | None]:

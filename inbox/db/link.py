@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.db import engine as engines
 from inbox.db.dialect import SQLITE, trouble_text
-from inbox.db.engine import NOTIFY, one_transaction
+from inbox.db.engine import NOTIFY, checkpoint, is_checkpoint_due, one_transaction
 from inbox.observe.logs import fields
 
 _P = ParamSpec("_P")
@@ -54,6 +54,12 @@ class Link:
         """Call a function with the open connection, and return or raise what it does."""
         done: _T = await self._connection.run_sync(function, *arguments, **named)
         return done
+
+    async def write(
+        self, function: Callable[Concatenate[Connection, _P], _T], *arguments: _P.args, **named: _P.kwargs
+    ) -> _T:
+        """Call a function in a transaction, which is committed then."""
+        return await self.run(_committed, function, *arguments, **named)
 
     async def drop(self) -> None:
         """Close the connection, whatever state it is in. It is not used again, and nothing is raised."""
@@ -93,6 +99,20 @@ class ThreadLink(Link):
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *arguments, **named))
 
 
+def _committed(
+    connection: Connection,
+    function: Callable[Concatenate[Connection, _P], _T],
+    /,
+    *arguments: _P.args,
+    **named: _P.kwargs,
+) -> _T:
+    with one_transaction(connection):
+        done = function(connection, *arguments, **named)
+    if is_checkpoint_due(connection):
+        checkpoint(connection.engine)
+    return done
+
+
 def _close(connection: Connection) -> None:
     with suppress(SQLAlchemyError, OSError):  # it was broken: that is why it is dropped
         connection.invalidate()
@@ -125,11 +145,6 @@ LONGEST_SEND_SECONDS = 2.0
 LONGEST_CLOSE_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-def _notify(connection: Connection) -> None:
-    with one_transaction(connection):
-        connection.execute(NOTIFY)
 
 
 class Notifier:
@@ -168,7 +183,7 @@ class Notifier:
             async with asyncio.timeout(LONGEST_SEND_SECONDS):
                 if not self._link.is_open:
                     await self._link.open()
-                await self._link.run(_notify)
+                await self._link.write(lambda connection: connection.execute(NOTIFY))
         except Exception as error:  # noqa: BLE001  # not even a bug may end the task: relays poll meanwhile
             if not self._is_failing:
                 _log.warning(

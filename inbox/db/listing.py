@@ -16,9 +16,10 @@ from sqlalchemy import Connection, Engine, TextClause, bindparam, text
 
 from inbox.db.dialect import Sql, each_name, rows_param
 from inbox.db.engine import reading
+from inbox.db.following import ARRIVALS, OUT_OF_ORDER, place_of
 from inbox.db.reads import Row, plain
 from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
-from inbox.events.timestamps import as_time, time_text
+from inbox.events.timestamps import time_text
 
 _LISTED, _EXPORTED = 50, 500
 """Rows of a page where all are read: of requests and commands, whose rows may have a body, and of deliveries."""
@@ -152,10 +153,6 @@ _ABOVE_ALL = 2**63 - 1
 _CLOCKS_APART = timedelta(hours=1)
 """Clocks of receivers differ by less; seqs are in the order of their arrival, but for this."""
 _EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-_SEQS_APART = 10_000
-"""A seq is taken before its event is committed, so an earlier event may have a later seq, by at most so much."""
-_NEAR = 1000
-"""Seqs to which the place of a time is narrowed down."""
 _OF_DELIVERIES = ("open_delivery", "delivery_log")
 """An event that never took a route has no row there."""
 _OF_EVENT = {name: f"i.{name}" for name in ("source", "entity_type", "entity_id", "event_type")}
@@ -269,18 +266,13 @@ class _Candidates:
         """Return the seqs between which the wanted times lie."""
         since, until = self._wanted.since, self._wanted.until
         early, late = _EARLIEST + _CLOCKS_APART, _LATEST - _CLOCKS_APART
-        floor = 0 if since is None or since < early else self._place(since - _CLOCKS_APART) - _SEQS_APART
-        ceiling = _ABOVE_ALL if until is None or until > late else self._place(until + _CLOCKS_APART) + _SEQS_APART
+        floor = 0 if since is None or since < early else self._place(since - _CLOCKS_APART) - OUT_OF_ORDER
+        ceiling = _ABOVE_ALL if until is None or until > late else self._place(until + _CLOCKS_APART) + OUT_OF_ORDER
         return max(floor, 0), ceiling
 
     def _place(self, moment: datetime) -> int:
-        """Return about the lowest seq received at or after this time. Each look takes one row by the primary key."""
-        low, high = 0, 1 + max(self._execute("SELECT max(seq) FROM inbox", {})[0] or 0, 0)
-        while high - low > _NEAR:
-            middle = (low + high) // 2
-            found = self._execute(_RECEIVED, {"seq": middle})
-            low, high = (middle, high) if not found or as_time(found[0]) < moment else (low, middle)
-        return high
+        with reading(self._connection).begin():
+            return place_of(self._connection, ARRIVALS, moment)
 
     def _execute(self, statement: str, values: Mapping[str, object]) -> list[Any]:
         with reading(self._connection).begin():
@@ -288,7 +280,6 @@ class _Candidates:
 
 
 _LOWEST = "SELECT seq FROM inbox WHERE seq < :below ORDER BY seq DESC LIMIT 1 OFFSET :size"
-_RECEIVED = "SELECT received_at FROM inbox WHERE seq <= :seq ORDER BY seq DESC LIMIT 1"
 _IN_WINDOW = f"SELECT * FROM inbox w WHERE w.seq < :before AND w.seq >= :lowest ORDER BY w.seq DESC LIMIT {2 * _WINDOW}"
 """Events of a window, with some that were committed meanwhile. The limit keeps planners from merging it with conditions."""
 
@@ -367,7 +358,7 @@ def deliveries_of(connection: Connection, seqs: Sequence[int]) -> list[list[Row]
         return []
     of: dict[int, list[Row]] = {seq: [] for seq in seqs}
     with reading(connection).begin():
-        if Sql(connection.dialect.name).has_lateral:
+        if Sql(connection.dialect.name).is_postgres:
             found = connection.execute(_OF_MANY, {"wanted": rows_param({"seq": seq} for seq in seqs)})
         else:
             found = connection.execute(_OF_LISTED, {"seqs": list(seqs)})

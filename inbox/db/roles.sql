@@ -28,8 +28,7 @@ END $$;
 GRANT SELECT ON
     alembic_version, alert, delivery_log, gate, inbox, lane, open_delivery, order_lock, payload_lock, payload_reveal, pruner, pruning,
     relay_command, relay_node, route_lock, sweep_watermark, throughput_minute, write_probe,
-    backlog, dead_letter, delivery, destination_health, entity_timeline, relay_health, route_gate,
-    source_health, stuck, table_size
+    backlog, dead_letter, delivery, destination_health, entity_timeline, route_gate, source_health, stuck
 TO inbox_relay, inbox_web, inbox_operator, inbox_reader, inbox_reader_without_payloads;
 GRANT SELECT ON duplicate_request, event, inbox_payload, rejected_request TO inbox_relay, inbox_web, inbox_operator, inbox_reader;
 GRANT EXECUTE ON FUNCTION inbox_body_text TO inbox_relay, inbox_web, inbox_operator, inbox_reader, inbox_reader_without_payloads;

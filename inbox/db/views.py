@@ -15,7 +15,7 @@ from sqlalchemy import Connection, event, text
 from inbox.db import health_views, leaves, triggers
 from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.schema import gate, inbox, metadata, open_delivery
-from inbox.events.states import GONE_SECONDS, OPEN_STATES
+from inbox.events.states import OPEN_STATES
 
 
 class View(msgspec.Struct, frozen=True):
@@ -99,23 +99,6 @@ VIEWS = (
         },
     ),
     View(
-        "relay_health",
-        "Relay processes: running, gone (silent for as long as a lease) or stopped; what is in flight, and what fails.",
-        {
-            "relay_node": "id of the process, new at every start",
-            "host": "machine that it runs on",
-            "pid": "process id on that machine",
-            "version": "version of Inbox Relay",
-            "health": "running, gone or stopped; a gone process has lost all of its leases",
-            "silent_seconds": "seconds since its last heartbeat",
-            "in_flight": "deliveries under its lease",
-            "started_at": "time of its start",
-            "heartbeat_at": "time of its last heartbeat",
-            "stopped_at": "time of a graceful stop; empty while it runs or if it died",
-            "failing": "steps that fail now, with the errors; empty: none",
-        },
-    ),
-    View(
         "stuck",
         "Deliveries, commands and relays that make no progress, and why, as relay status --check reports them; what waits behind a"
         " closed gate is not among them. Of each route, the 1,000 that are due for longest. Empty when all is well."
@@ -188,22 +171,6 @@ VIEWS = (
             **_as_in_tables("paused_at", "breaker", "breaker_until", "breaker_cause", "held_until", "hold_reason"),
         },
     ),
-    View(
-        "table_size",
-        "Size and growth of each table by the statistics of Postgres; partitions of a table are one row. On SQLite one row, (file),"
-        " has the size of the whole file, as SQLite keeps no other.",
-        {
-            "table_name": "the table; (file) for a SQLite file",
-            "rows_estimated": "rows by the last ANALYZE or VACUUM; empty on SQLite",
-            "bytes": "bytes without indexes",
-            "index_bytes": "bytes of its indexes; empty on SQLite, where bytes has them",
-            "free_bytes": "on SQLite: bytes of free pages, which new rows use first",
-            "bytes_per_day": "growth without retention: rows of the last day by the figures, as large as the present ones; empty:"
-            " unknown, or it does not grow with events",
-            "dead_rows": "dead rows that VACUUM has not removed; empty on SQLite, which has none",
-            "last_vacuum_at": "time of the last VACUUM, by hand or by itself; empty: none, or SQLite",
-        },
-    ),
 )
 
 
@@ -260,20 +227,6 @@ FROM (
     GROUP BY route
 ) b
 LEFT JOIN inbox i ON i.seq = b.oldest_seq
-"""
-
-_RELAY_HEALTH = """
-CREATE VIEW relay_health AS
-SELECT r.relay_node, r.host, r.pid, r.version,
-       CASE WHEN r.stopped_at IS NOT NULL THEN 'stopped' WHEN r.silent_seconds > {gone} THEN 'gone' ELSE 'running' END AS health,
-       r.silent_seconds,
-       (SELECT count(*) FROM open_delivery o WHERE o.state = 'in_flight' AND o.relay_node = r.relay_node) AS in_flight,
-       r.started_at, r.heartbeat_at, r.stopped_at, r.failing
-FROM (
-    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, n.failing,
-           {silent} AS silent_seconds
-    FROM relay_node n
-) r
 """
 
 
@@ -345,28 +298,6 @@ FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq
 """
 
 
-_SENTENCES = {
-    "delivered": "'did: ' || {did}",
-    "unchanged": "'the other system had it already'",
-    "superseded": "'event ' || {by} || ' replaces it (' || coalesce({because}, 'newer') || ')'",
-    "skipped": "{why}",
-    "attempt_failed": "{error_class} || ': ' || {error}",
-    "abandoned": "'its lease expired: the relay that held it died or was cut off'",
-    "took_over": "'it goes on with the attempts of event ' || {of}",
-    "rescheduled": "'due at ' || {due_at}",
-    "dead": "{cause} || ': ' || {error}",
-    "rearmed": "'after duplicate request ' || {duplicate}",
-}
-"""Summary of each kind of fact, by the fields of its detail. Of the others, it is the person and the reason."""
-
-
-def _sentence() -> str:
-    fields = ("did", "by", "because", "why", "error_class", "error", "of", "due_at", "cause", "duplicate", "who")
-    values = {name: f"(f.detail ->> '{name}')" for name in fields}
-    cases = "\n".join(f"            WHEN '{kind}' THEN {words.format(**values)}" for kind, words in _SENTENCES.items())
-    return f"CASE f.kind\n{cases}\n            ELSE {values['who']} || ': ' || {values['why']} END"
-
-
 def _entity_timeline(dialect: str) -> str:
     """Rows of an event are looked up one event after the other, whatever the statistics say of their number."""
     if dialect == POSTGRES:
@@ -392,7 +323,8 @@ FROM inbox i CROSS JOIN {duplicates}
 {of_event.format("d")}
 UNION ALL
 SELECT i.source, i.entity_type, i.entity_id, f.at, f.kind, i.seq, f.route,
-       {_sentence()}, f.id
+       coalesce(f.detail ->> 'error', (f.detail ->> 'who') || ': ' || (f.detail ->> 'why'), f.detail ->> 'why',
+                f.detail ->> 'did', f.detail ->> 'because', ''), f.id
 FROM inbox i CROSS JOIN {facts}
 {of_event.format("f")}
 """
@@ -411,7 +343,6 @@ def statements(dialect: str) -> tuple[str, ...]:
                 f"count(CASE WHEN state = '{state}' THEN 1 END) AS {state}" for state in OPEN_STATES
             ),
         ),
-        _RELAY_HEALTH.format(gone=GONE_SECONDS, silent=sql.since("n.heartbeat_at")),
         *health_views.statements(sql),
         *_event_views(dialect),
     )

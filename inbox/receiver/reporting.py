@@ -183,12 +183,9 @@ class ThroughputFlusher:
     async def _write(self) -> None:
         with self._tally.taken() as figures:
             if figures:
+                values = {"figures": figures_param(figures), "now": None}
                 try:
                     await self._link.open()
-                    await self._link.run(self._add_up, figures_param(figures))
+                    await self._link.write(lambda connection: connection.execute(self._statement, values))
                 finally:
                     await self._link.drop()
-
-    def _add_up(self, connection: Connection, figures: str) -> None:
-        with one_transaction(connection):
-            connection.execute(self._statement, {"figures": figures, "now": None})

@@ -19,8 +19,9 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from inbox.clock import Clock
+from inbox.db import intake
 from inbox.db.dialect import is_data_error, is_deadlock
-from inbox.db.intake import STORES, IntakeStore, Rejected
+from inbox.db.intake import Rejected
 from inbox.db.link import Link, Notifier
 from inbox.db.throughput import DUPLICATE, SOURCE, STORED, Tally
 from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
@@ -133,7 +134,6 @@ class GroupCommit:
         self,
         link: Link,
         clock: Clock,
-        store: IntakeStore | None = None,
         meters: Meters = OFF,
         tally: Tally | None = None,
         *,
@@ -143,7 +143,6 @@ class GroupCommit:
         self._largest = 0
         """Bytes of the largest body that went over the present connection."""
         self._clock = clock
-        self._store: IntakeStore = store or STORES[link.dialect]()
         self._pending: deque[Pending] = deque()
         self._meters = meters
         self._tally = Tally() if tally is None else tally
@@ -289,11 +288,11 @@ class GroupCommit:
         began = time.perf_counter()
         self._largest = max([self._largest, *(len(event.body) for event in events)])
         try:
-            seqs = await self._in_database(self._store.append, events)
+            seqs = await self._in_database(intake.append, events)
         except DBAPIError as error:
             if not is_deadlock(error):
                 raise
-            seqs = await self._in_database(self._store.append, events)
+            seqs = await self._in_database(intake.append, events)
         if self._notifier is not None and any(
             seq is not None and event.enrolments for event, seq in zip(events, seqs, strict=True)
         ):
@@ -303,14 +302,14 @@ class GroupCommit:
         self._count(metrics.RECEIVED, STORED, events, seqs)
         self._outage.ended()
         if self._alert.may_fire:
-            await self._in_database(self._alert.stored, self._clock.now())
+            await self._link.run(self._alert.stored, self._clock.now())
         return seqs
 
     async def _note_duplicates(self, batch: Sequence[tuple[Pending, list[int | None]]]) -> None:
         duplicates = [
             event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
         ]
-        seqs = await self._in_database(self._store.note_duplicates, duplicates)
+        seqs = await self._in_database(intake.note_duplicates, duplicates)
         self._count(metrics.DUPLICATES, DUPLICATE, duplicates, seqs)
         found = iter(seqs)
         for pending, own in batch:
@@ -343,7 +342,7 @@ class GroupCommit:
         probes, self._probes = self._probes, []
         outcome: Exception | None = None
         try:
-            await self._in_database(self._store.probe, self._clock.now())
+            await self._in_database(intake.probe, self._clock.now())
             self._outage.ended()
         except _FAILURES as error:
             outcome = _unavailable(error)
@@ -357,7 +356,7 @@ class GroupCommit:
         rows = self.rejections.take()
         self._largest = max([self._largest, *(len(row.body or b"") for row in rows)])
         try:
-            await self._in_database(self._store.reject, rows)
+            await self._in_database(intake.reject, rows)
         except _FAILURES:
             self.rejections.count_unkept(len(rows))
             await self._drop_connection()
@@ -365,7 +364,7 @@ class GroupCommit:
     async def _in_database(
         self, function: Callable[Concatenate[Connection, _P], _Answer], *arguments: _P.args, **named: _P.kwargs
     ) -> _Answer:
-        """Call a function with the connection, which is opened and checked first where there is none."""
+        """Call a function in a transaction of the connection, which is opened and checked first where there is none."""
         if not self._link.is_open:
             await self._link.open()
             try:
@@ -373,7 +372,7 @@ class GroupCommit:
             except BaseException:
                 await self._link.drop()
                 raise
-        return await self._link.run(function, *arguments, **named)
+        return await self._link.write(function, *arguments, **named)
 
     async def _drop_connection(self) -> None:
         self._largest = 0

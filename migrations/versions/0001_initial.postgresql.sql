@@ -840,18 +840,6 @@ FROM (
 ) b
 LEFT JOIN inbox i ON i.seq = b.oldest_seq;
 
-CREATE VIEW relay_health AS
-SELECT r.relay_node, r.host, r.pid, r.version,
-       CASE WHEN r.stopped_at IS NOT NULL THEN 'stopped' WHEN r.silent_seconds > 15 THEN 'gone' ELSE 'running' END AS health,
-       r.silent_seconds,
-       (SELECT count(*) FROM open_delivery o WHERE o.state = 'in_flight' AND o.relay_node = r.relay_node) AS in_flight,
-       r.started_at, r.heartbeat_at, r.stopped_at, r.failing
-FROM (
-    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, n.failing,
-           CAST(round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) AS float8) AS silent_seconds
-    FROM relay_node n
-) r;
-
 CREATE VIEW route_gate AS
 SELECT DISTINCT r.key AS route, g.value ->> 0 AS kind, g.value ->> 1 AS name
 FROM relay_node n
@@ -892,7 +880,8 @@ SELECT h.kind, h.name,
        CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
+            WHEN h.last_failure_at > h.last_success_at + make_interval(secs => 60)
+              OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
@@ -1028,29 +1017,6 @@ WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
   AND (c.finished_at IS NULL OR CAST(round(extract(epoch FROM statement_timestamp() - c.finished_at), 3) AS float8) < 3600)
 ) b;
 
-CREATE VIEW table_size AS
-SELECT r.table_name, r.rows_estimated, r.bytes, r.index_bytes, CAST(NULL AS bigint) AS free_bytes,
-       CAST(round(CASE r.table_name
-            WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() + make_interval(secs => -86400) AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
-            WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() + make_interval(secs => -86400) AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
-            WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() + make_interval(secs => -86400) AND t.kind = 'source' AND t.outcome IN ('duplicate'))
-            WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() + make_interval(secs => -86400) AND t.kind = 'source' AND t.outcome IN ('rejected'))
-            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() + make_interval(secs => -86400) AND t.kind = 'route') END * (r.bytes + r.index_bytes) / nullif(r.rows_estimated, 0)) AS bigint)
-           AS bytes_per_day,
-       r.dead_rows, r.last_vacuum_at
-FROM (
-    SELECT coalesce(p.relname, c.relname) AS table_name,
-           CAST(sum(CASE WHEN c.reltuples >= 0 THEN c.reltuples ELSE s.n_live_tup END) AS bigint) AS rows_estimated,
-           CAST(sum(pg_table_size(c.oid)) AS bigint) AS bytes, CAST(sum(pg_indexes_size(c.oid)) AS bigint) AS index_bytes,
-           CAST(sum(s.n_dead_tup) AS bigint) AS dead_rows, max(greatest(s.last_vacuum, s.last_autovacuum)) AS last_vacuum_at
-    FROM pg_class c
-    LEFT JOIN pg_inherits h ON h.inhrelid = c.oid
-    LEFT JOIN pg_class p ON p.oid = h.inhparent
-    LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
-    WHERE c.relkind = 'r' AND c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))
-    GROUP BY coalesce(p.relname, c.relname)
-) r;
-
 CREATE FUNCTION inbox_body_text(body bytea) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT
 SET search_path FROM CURRENT AS $$
 BEGIN
@@ -1078,18 +1044,8 @@ FROM inbox i CROSS JOIN LATERAL (SELECT * FROM duplicate_request r WHERE r.seq =
 
 UNION ALL
 SELECT i.source, i.entity_type, i.entity_id, f.at, f.kind, i.seq, f.route,
-       CASE f.kind
-            WHEN 'delivered' THEN 'did: ' || (f.detail ->> 'did')
-            WHEN 'unchanged' THEN 'the other system had it already'
-            WHEN 'superseded' THEN 'event ' || (f.detail ->> 'by') || ' replaces it (' || coalesce((f.detail ->> 'because'), 'newer') || ')'
-            WHEN 'skipped' THEN (f.detail ->> 'why')
-            WHEN 'attempt_failed' THEN (f.detail ->> 'error_class') || ': ' || (f.detail ->> 'error')
-            WHEN 'abandoned' THEN 'its lease expired: the relay that held it died or was cut off'
-            WHEN 'took_over' THEN 'it goes on with the attempts of event ' || (f.detail ->> 'of')
-            WHEN 'rescheduled' THEN 'due at ' || (f.detail ->> 'due_at')
-            WHEN 'dead' THEN (f.detail ->> 'cause') || ': ' || (f.detail ->> 'error')
-            WHEN 'rearmed' THEN 'after duplicate request ' || (f.detail ->> 'duplicate')
-            ELSE (f.detail ->> 'who') || ': ' || (f.detail ->> 'why') END, f.id
+       coalesce(f.detail ->> 'error', (f.detail ->> 'who') || ': ' || (f.detail ->> 'why'), f.detail ->> 'why',
+                f.detail ->> 'did', f.detail ->> 'because', ''), f.id
 FROM inbox i CROSS JOIN LATERAL (SELECT * FROM delivery_log r WHERE r.seq = i.seq OFFSET 0) f;
 
 COMMENT ON VIEW event IS 'Every event as inbox has it, with its headers and its body as text. Query it by seq, entity or source and dedup_key.';
@@ -1232,30 +1188,6 @@ COMMENT ON COLUMN backlog.oldest_received_at IS 'arrival of the oldest that is n
 
 COMMENT ON COLUMN backlog.oldest_age_seconds IS 'seconds since then';
 
-COMMENT ON VIEW relay_health IS 'Relay processes: running, gone (silent for as long as a lease) or stopped; what is in flight, and what fails.';
-
-COMMENT ON COLUMN relay_health.relay_node IS 'id of the process, new at every start';
-
-COMMENT ON COLUMN relay_health.host IS 'machine that it runs on';
-
-COMMENT ON COLUMN relay_health.pid IS 'process id on that machine';
-
-COMMENT ON COLUMN relay_health.version IS 'version of Inbox Relay';
-
-COMMENT ON COLUMN relay_health.health IS 'running, gone or stopped; a gone process has lost all of its leases';
-
-COMMENT ON COLUMN relay_health.silent_seconds IS 'seconds since its last heartbeat';
-
-COMMENT ON COLUMN relay_health.in_flight IS 'deliveries under its lease';
-
-COMMENT ON COLUMN relay_health.started_at IS 'time of its start';
-
-COMMENT ON COLUMN relay_health.heartbeat_at IS 'time of its last heartbeat';
-
-COMMENT ON COLUMN relay_health.stopped_at IS 'time of a graceful stop; empty while it runs or if it died';
-
-COMMENT ON COLUMN relay_health.failing IS 'steps that fail now, with the errors; empty: none';
-
 COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why, as relay status --check reports them; what waits behind a closed gate is not among them. Of each route, the 1,000 that are due for longest. Empty when all is well. What inbox.toml says is known here as far as running relays have stored it: see route_gate.';
 
 COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, step_failed, config_differs, failing, unordered, stuck, blocked, command, or command_failed';
@@ -1359,24 +1291,6 @@ COMMENT ON COLUMN destination_health.breaker_cause IS 'cause of its opening';
 COMMENT ON COLUMN destination_health.held_until IS 'rate hold: time until which the endpoint asked for no further call; database clock';
 
 COMMENT ON COLUMN destination_health.hold_reason IS 'header that asked for it';
-
-COMMENT ON VIEW table_size IS 'Size and growth of each table by the statistics of Postgres; partitions of a table are one row. On SQLite one row, (file), has the size of the whole file, as SQLite keeps no other.';
-
-COMMENT ON COLUMN table_size.table_name IS 'the table; (file) for a SQLite file';
-
-COMMENT ON COLUMN table_size.rows_estimated IS 'rows by the last ANALYZE or VACUUM; empty on SQLite';
-
-COMMENT ON COLUMN table_size.bytes IS 'bytes without indexes';
-
-COMMENT ON COLUMN table_size.index_bytes IS 'bytes of its indexes; empty on SQLite, where bytes has them';
-
-COMMENT ON COLUMN table_size.free_bytes IS 'on SQLite: bytes of free pages, which new rows use first';
-
-COMMENT ON COLUMN table_size.bytes_per_day IS 'growth without retention: rows of the last day by the figures, as large as the present ones; empty: unknown, or it does not grow with events';
-
-COMMENT ON COLUMN table_size.dead_rows IS 'dead rows that VACUUM has not removed; empty on SQLite, which has none';
-
-COMMENT ON COLUMN table_size.last_vacuum_at IS 'time of the last VACUUM, by hand or by itself; empty: none, or SQLite';
 
 CREATE FUNCTION inbox_deletes_old_rows_only() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$

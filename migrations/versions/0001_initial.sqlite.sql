@@ -610,18 +610,6 @@ FROM (
 ) b
 LEFT JOIN inbox i ON i.seq = b.oldest_seq;
 
-CREATE VIEW relay_health AS
-SELECT r.relay_node, r.host, r.pid, r.version,
-       CASE WHEN r.stopped_at IS NOT NULL THEN 'stopped' WHEN r.silent_seconds > 15 THEN 'gone' ELSE 'running' END AS health,
-       r.silent_seconds,
-       (SELECT count(*) FROM open_delivery o WHERE o.state = 'in_flight' AND o.relay_node = r.relay_node) AS in_flight,
-       r.started_at, r.heartbeat_at, r.stopped_at, r.failing
-FROM (
-    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, n.failing,
-           round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) AS silent_seconds
-    FROM relay_node n
-) r;
-
 CREATE VIEW route_gate AS
 SELECT DISTINCT r.key AS route, g.value ->> '$[0]' AS kind, g.value ->> '$[1]' AS name
 FROM relay_node n
@@ -662,7 +650,8 @@ SELECT h.kind, h.name,
        CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.last_failure_at > h.last_success_at OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
+            WHEN h.last_failure_at > strftime('%Y-%m-%d %H:%M:%f', h.last_success_at, printf('%+.3f seconds', 60)) || '000Z'
+              OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
@@ -798,21 +787,6 @@ WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
   AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600)
 ) b;
 
-CREATE VIEW table_size AS
-SELECT '(file)' AS table_name, NULL AS rows_estimated, f.bytes, NULL AS index_bytes, f.free_bytes,
-       CAST(round(CASE 'inbox'
-            WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
-            WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
-            WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('duplicate'))
-            WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'source' AND t.outcome IN ('rejected'))
-            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -86400)) || '000Z' AND t.kind = 'route') END * (f.bytes - f.free_bytes)
-           / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
-       NULL AS dead_rows, NULL AS last_vacuum_at
-FROM (
-    SELECT page_count * page_size AS bytes, freelist_count * page_size AS free_bytes
-    FROM pragma_page_count, pragma_page_size, pragma_freelist_count
-) f;
-
 CREATE VIEW event AS
 SELECT i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at, i.routes, i.content_type, i.body_bytes, i.body_is_text, i.body_sha256, i.traceparent, i.erased_at, p.headers,
        CASE WHEN p.seq IS NULL THEN NULL WHEN i.body_is_text THEN CAST(p.body AS text) ELSE '\x' || lower(hex(p.body)) END AS body,
@@ -832,18 +806,8 @@ FROM inbox i CROSS JOIN duplicate_request d
 WHERE d.seq = i.seq
 UNION ALL
 SELECT i.source, i.entity_type, i.entity_id, f.at, f.kind, i.seq, f.route,
-       CASE f.kind
-            WHEN 'delivered' THEN 'did: ' || (f.detail ->> 'did')
-            WHEN 'unchanged' THEN 'the other system had it already'
-            WHEN 'superseded' THEN 'event ' || (f.detail ->> 'by') || ' replaces it (' || coalesce((f.detail ->> 'because'), 'newer') || ')'
-            WHEN 'skipped' THEN (f.detail ->> 'why')
-            WHEN 'attempt_failed' THEN (f.detail ->> 'error_class') || ': ' || (f.detail ->> 'error')
-            WHEN 'abandoned' THEN 'its lease expired: the relay that held it died or was cut off'
-            WHEN 'took_over' THEN 'it goes on with the attempts of event ' || (f.detail ->> 'of')
-            WHEN 'rescheduled' THEN 'due at ' || (f.detail ->> 'due_at')
-            WHEN 'dead' THEN (f.detail ->> 'cause') || ': ' || (f.detail ->> 'error')
-            WHEN 'rearmed' THEN 'after duplicate request ' || (f.detail ->> 'duplicate')
-            ELSE (f.detail ->> 'who') || ': ' || (f.detail ->> 'why') END, f.id
+       coalesce(f.detail ->> 'error', (f.detail ->> 'who') || ': ' || (f.detail ->> 'why'), f.detail ->> 'why',
+                f.detail ->> 'did', f.detail ->> 'because', ''), f.id
 FROM inbox i CROSS JOIN delivery_log f
 WHERE f.seq = i.seq;
 

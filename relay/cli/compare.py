@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from inbox.errors import SweepFailed
-from relay.cli.options import AsJson, Since, login_name, names_of, open_database, parse_entity, require_known
+from relay.cli.options import AsJson, Since, login_name, open_database, parse_entity, require_known
 from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put_json, say, show
 from relay.words import counted
 
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
     from inbox.config.model import Config
     from relay.destinations.preview import Preview
-    from relay.destinations.sync import Sync
     from relay.store.audit import Checked
     from relay.store.database import Database
-    from relay.store.events import Chosen
     from relay.store.sweeps import SweepFindings
 
 _PAGE = 200
@@ -31,10 +29,7 @@ _PAGE = 200
 
 def plan(
     *,
-    route: Annotated[
-        str | None,
-        typer.Option(help="The sync route; with --config, only this route.", autocompletion=names_of("routes")),
-    ] = None,
+    route: Annotated[str | None, typer.Option(help="The sync route; with --config, only this route.")] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Another configuration, to be compared with today's.")
     ] = None,
@@ -65,90 +60,74 @@ def plan(
       relay plan --config new.toml
       relay plan --config new.toml --route user-to-crm --fetch --events 10 --json
     """
+    if config is not None and (entity or since):
+        fail("--entity and --since belong to --route alone; with --config, --events N chooses the newest N events")
     if config is not None:
-        if entity or since:
-            fail("--entity and --since belong to --route alone; with --config, --events N chooses the newest N events")
         _plan_config(config, route=route, events=events, fetch=fetch, as_json=as_json)
-        return
-    if route is None:
+    elif route is None or fetch:
         fail(
             "give --route, the sync route whose sides to compare, or --config, a configuration to compare with today's"
         )
-    if fetch:
-        fail("--fetch belongs to --config")
-    _plan_route(route, entity=entity, since=since, as_json=as_json)
-
-
-def _finish(rows: Sequence[dict[str, Any]], columns: Sequence[str], summary: str, *, as_json: bool) -> None:
-    """Show what differs, and exit by it."""
-    if as_json:
-        put_json(rows)
     else:
-        show(rows, columns, empty=summary)
+        _plan_route(route, entity=entity, since=since, as_json=as_json)
+
+
+def _finish(
+    rows: Sequence[Any], columns: str, summary: str, *, as_json: bool, document: Sequence[Any] | None = None
+) -> None:
+    """Show what differs, in JSON by its own rows where there are such, and exit by it."""
+    if as_json:
+        put_json(rows if document is None else document)
+    else:
+        show(rows, columns.split(), empty=summary)
         if rows:
             say(summary)
     if rows:
         raise typer.Exit(FINDING)
 
 
+def _compared(number: int, noun: str, differing: int, same: str) -> str:
+    differ = f"{differing:,} differ{'s' if differing == 1 else ''}" if differing else same
+    return f"{counted(number, noun)} compared: {differ}"
+
+
 def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_json: bool) -> None:
-    from relay.store.events import Chosen
+    from relay.destinations import build
+    from relay.destinations.base import without_lease
+    from relay.destinations.preview import preview
+    from relay.destinations.sync import Sync
+    from relay.store import events
 
     entity_type, entity_id = parse_entity(entity)
     with exit_on_error():
         config, database = open_database()
-        sync = _sync_of(config, route)
+        require_known("route", route, config.routes)
+        sync = build(config)[route]
+        if not isinstance(sync, Sync):
+            fail(f"route {route} does not go to a sync destination: there is nothing to compare")
         types = tuple(config.routes[route].when.entity_type)
-        chosen = Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
-        previews = [*_previews(database, config, sync, chosen)]
+        chosen = events.Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
+        # as many at a time as the destination takes calls
+        at_once = config.destinations[config.routes[route].destination].concurrency
+        context, after, previews = without_lease(), events.FIRST, []
+        with bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
+            while page := events.entities(database, chosen, after, _PAGE):
+                for each in pool.map(lambda delivery: preview(sync, delivery, context), page):
+                    report()
+                    previews.append(each)
+                after = (str(page[-1].entity_type), str(page[-1].entity_id))
     found = [each for each in previews if not each.is_in_sync]
-    rows = [*map(msgspec.to_builtins, found)] if as_json else [row for each in found for row in _rows(each)]
-    _finish(
-        rows, ("entity", "change", "field", "before", "after", "why"), _summary(len(previews), found), as_json=as_json
-    )
-
-
-def _summary(number: int, found: Sequence[Preview]) -> str:
-    failed = sum(preview.change == "failed" for preview in found)
-    compared, differing = number - failed, len(found) - failed
-    if not number:
-        return "no entity to compare"
-    differ = f"{differing:,} {'differs' if differing == 1 else 'differ'}" if differing else "in sync"
-    failures = f"; {counted(failed, 'entity')} could not be compared" if failed else ""
-    return (f"{counted(compared, 'entity')} compared: {differ}" if compared else "nothing compared") + failures
+    failed = sum(each.change == "failed" for each in found)
+    summary = _compared(len(previews) - failed, "entity", len(found) - failed, "in sync")
+    summary += f"; {counted(failed, 'entity')} could not be compared" if failed else ""
+    rows = [row for each in found for row in _rows(each)]
+    columns = "entity change field before after why"
+    _finish(rows, columns, summary, as_json=as_json, document=msgspec.to_builtins(found))
 
 
 def _rows(found: Preview) -> list[dict[str, Any]]:
     about = {"entity_type": found.entity_type, "entity_id": found.entity_id, "change": found.change, "why": found.why}
     return [{**about, **msgspec.structs.asdict(field)} for field in found.fields] or [about]
-
-
-def _sync_of(config: Config, route: str) -> Sync:
-    from relay.destinations import build
-    from relay.destinations.sync import Sync
-
-    require_known("route", route, config.routes)
-    deliverer = build(config)[route]
-    if not isinstance(deliverer, Sync):
-        fail(f"route {route} does not go to a sync destination: there is nothing to compare")
-    return deliverer
-
-
-def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) -> Iterator[Preview]:
-    """Preview page by page, as many at a time as the destination takes calls."""
-    from relay.destinations.base import without_lease
-    from relay.destinations.preview import preview
-    from relay.store import events
-
-    context = without_lease()
-    at_once = config.destinations[config.routes[chosen.route].destination].concurrency
-    after = events.FIRST
-    with bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
-        while page := events.entities(database, chosen, after, _PAGE):
-            for found in pool.map(lambda delivery: preview(sync, delivery, context), page):
-                report()
-                yield found
-            after = (str(page[-1].entity_type), str(page[-1].entity_id))
 
 
 def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_json: bool) -> None:
@@ -177,9 +156,8 @@ def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_
     for name in () if fetch else sorted(today.routes.keys() & new.config.routes.keys()):
         if route in {None, name} and today.routes[name].sync != new.config.routes[name].sync:
             say(f"[routes.{name}.sync] differs: --fetch compares the writes that would follow")
-    differing = f"{differ:,} differ" if differ else "no difference"
-    summary = f"{counted(number, 'event')} compared: {differing}"
-    _finish([*found.values()], ("route", "part", "events", "last_seq", "before", "after"), summary, as_json=as_json)
+    summary = _compared(number, "event", differ, "no difference")
+    _finish([*found.values()], "route part events last_seq before after", summary, as_json=as_json)
 
 
 # --- sweeps
@@ -211,16 +189,14 @@ def sweep(
             fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
         swept = [_swept(config, database, source, number, since, dry=dry) for number in range(len(tables))]
     rows = [msgspec.structs.asdict(result) for result in swept]
-    missed = sum(result.missed for result in swept)
+    missed, left_out = (sum(row[name] for row in rows) for name in ("missed", "left_out"))
     if as_json:
         put_json(rows)
     else:
         show(rows, ("source", "entity_type", "compared", "missed", "added", "since"))
-        was = "was" if missed == 1 else "were"
-        say(f"{counted(missed, 'change')} {was} missing" if missed else "nothing was missing")
-        if left_out := sum(result.left_out for result in swept):
-            have = "event has" if left_out == 1 else "events have"
-            say(f"{left_out} {have} no entity in the body, as it is larger than max_body of {source}")
+        say(f"{counted(missed, 'change')} {'was' if missed == 1 else 'were'} missing")
+        if left_out:
+            say(f"{counted(left_out, 'event')} without the entity in the body: it is larger than max_body of {source}")
     if missed:
         raise typer.Exit(FINDING)
 
@@ -257,7 +233,7 @@ def _swept(
 
 _MOST_DIFFERENCES = 1_000
 """The first that are shown: a table that is lost differs in every row."""
-_DIFFERENCE = ("finding", "seq", "route", "lane", "facts_say", "stored")
+_DIFFERENCE = "finding seq route lane facts_say stored"
 
 
 def verify(*, as_json: AsJson = False) -> None:
@@ -311,7 +287,7 @@ def rebuild(*, as_json: AsJson = False) -> None:
         put_json(repaired)
         return
     if repaired:
-        show(repaired, _DIFFERENCE)
+        show(repaired, _DIFFERENCE.split())
     done = f"repaired {counted(total, 'difference')} in" if repaired else "nothing to repair:"
     answer(f"{done} {counts}")
 
@@ -333,8 +309,5 @@ def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[
             total += len(chunk.differences)
             differences += map(msgspec.structs.asdict, chunk.differences[: _MOST_DIFFERENCES - len(differences)])
             report(min(chunk.upto, high) - low + 1)
-    return (
-        differences,
-        total,
-        f"{counted(events, 'event')}, {counted(deliveries, 'delivery')}, {counted(facts, 'fact')}",
-    )
+    counts = f"{counted(events, 'event')}, {counted(deliveries, 'delivery')}, {counted(facts, 'fact')}"
+    return differences, total, counts

@@ -1,21 +1,38 @@
-"""`inbox check` judges a configuration, `inbox doctor` a running installation; each finding says how to mend it."""
+"""`inbox check` judges a configuration, `inbox doctor` a running installation, and `inbox show` tells the story of one event."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
+from inbox.clock import SystemClock
 from inbox.errors import ConfigError
+from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible, visible_line
-from relay.cli.options import AsJson
-from relay.cli.output import FINDING, WRONG_USE, bar, exit_on_error, fail, hanging, put, put_json, terminal_width
-from relay.words import counted
+from relay.cli.options import NUMBER, TIME, AsJson, open_database, require_known
+from relay.cli.output import (
+    FINDING,
+    WRONG_USE,
+    bar,
+    exit_on_error,
+    fail,
+    hanging,
+    put,
+    put_json,
+    say,
+    style_of,
+    terminal_width,
+)
+from relay.words import FactShown, RouteProgress, both_times, byte_count, counted, facts_of, lasting, progress, relative
 
 if TYPE_CHECKING:
+    from inbox.config.model import Config
+    from inbox.db.reads import Row
     from inbox.loader.load import ConfigFile
     from relay.check import ConfigFinding, DatabaseState, Reply
     from relay.doctor.run import ExaminationResult
@@ -79,7 +96,7 @@ def check(
             }
         )
     else:
-        put(*_checked(str(path), found, replies, file, database), _verdict(mistakes, len(found) - mistakes))
+        put(*_checked(str(path), found, replies, file, database))
     if found:
         raise typer.Exit(WRONG_USE if mistakes else FINDING)
 
@@ -108,14 +125,10 @@ def _checked(
     if database is not None and database.url:
         state = "not asked; --online does" if database.state == "not asked" else database.state
         yield Text(visible(f"{database.origin}: {database.url} ({state})"))
-
-
-def _verdict(mistakes: int, warnings: int) -> Text:
-    if mistakes:
-        return Text(f"{counted(mistakes, 'mistake')}, {counted(warnings, 'warning')}", "bold red")
-    if warnings:
-        return Text(f"both sides would start; {counted(warnings, 'warning')}", "yellow")
-    return Text("both sides would start", "green")
+    mistakes = sum(each.level == "mistake" for each in found)
+    said = [counted(mistakes, "mistake") if mistakes else "both sides would start"]
+    said += [counted(len(found) - mistakes, "warning")] if found else []
+    yield Text(", ".join(said), "bold red" if mistakes else "yellow" if found else "green")
 
 
 def doctor(
@@ -139,15 +152,13 @@ def doctor(
       inbox doctor --only disk --only schema
       inbox doctor --json
     """
-    from inbox.config.mistakes import nearest
     from relay.doctor.examinations import EXAMINATIONS
     from relay.doctor.run import in_need, installed, run
     from relay.findings import LEVELS
 
     names = [each.name for each in EXAMINATIONS]
     for name in only or ():
-        if name not in names:
-            fail(f"--only: there is no examination {name!r}; {nearest(name, names)}")
+        require_known("examination", name, names)
     with exit_on_error(), installed() as installation:
         results = run(installation, [each for each in EXAMINATIONS if not only or each.name in only])
     if as_json:
@@ -174,14 +185,12 @@ def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iter
     needed = sum(each.level != "information" for each in found)
     critical = sum(each.level == "critical" for each in found)
     missing = [result for result in results if result.needs]
-    line = Text.assemble(
+    yield Text.assemble(
         ("not well", "bold red" if critical else "bold yellow") if needed else ("well", "bold green"),
-        f": {counted(needed, 'finding')}" if needed else ": no finding",
-        f", {critical} critical" if critical else "",
+        f": {counted(needed, 'finding')}, {critical} critical" if needed else ": no finding",
         f"; {counted(len(results) - len(missing), 'examination')}",
         f", {len(missing)} not made in full" if missing else "",
     )
-    yield line
     if found:
         yield Text()
     for each in found:
@@ -201,3 +210,145 @@ def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iter
     if clean:
         yield Text()
         yield from hanging("Nothing found by: ", ", ".join(clean), width)
+
+
+# --- the story of an event
+
+_Line = tuple[str, ...]
+"""A label, a text beside it, and perhaps its style."""
+_LABEL = 22
+"""Room for the labels and times before the texts."""
+_TONES = {"good": "green", "warn": "yellow", "bad": "red", "quiet": "bright_black"}
+_COMMAND = "cyan"
+"""The style of commands, which people copy: they never wrap."""
+
+
+def show(
+    seq: Annotated[int, typer.Argument(help="The event's number.", **NUMBER)],
+    *,
+    at: Annotated[
+        datetime | None,
+        typer.Option(help="As it was at this time, by the log; forms as for --since, and not in the future.", **TIME),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one event: its arrival, each attempt with its calls, what comes next on each route, and the commands for it.
+
+    With --at, its deliveries are shown as they were then, with the facts until then. An open one is `open` or `retrying`, as the
+    log has no scheduling. Duplicates, gates and lanes of that time are not kept.
+
+    Exits 1 when there is none of that number, or when it arrived after --at.
+
+    Examples:
+      inbox show 42
+      inbox show 42 --json
+      inbox show 42 --at 2026-01-31T10:00:00Z
+    """
+    from inbox.db import reads
+    from inbox.events.past import event_at
+
+    now = SystemClock().now()
+    if at is not None and at > now:
+        fail("--at lies in the future: give a time that has been")
+    removed: list[str] = []
+    with exit_on_error():
+        config, database = open_database()
+        row = reads.event(database.engine, seq, is_whole=True)
+        if row is not None and at is not None:
+            removed = reads.removed_from(database.engine, row, at)
+    if row is None:
+        fail(f"there is no event {seq}", FINDING)
+    if at is not None and row["received_at"] > at:
+        fail(f"event {seq} arrived later, at {rfc3339(row['received_at'], 'milliseconds')}", FINDING)
+    shown = row if at is None else {"at": at, **event_at(row, at), "removed": removed}
+    if as_json:
+        put_json(shown)
+        return
+    put(*story(shown, config, at or now, terminal_width(), is_past=at is not None))
+    for sentence in removed:
+        say(sentence)
+
+
+def story(event: Row, config: Config, now: datetime, width: int | None, *, is_past: bool = False) -> Iterator[Text]:
+    """Tell the story of an event in lines of at most `width`; None: of any length.
+
+    Args:
+        event: as `inbox.db.reads.event` reads it, or `inbox.events.past.event_at` gives it.
+        config: of today.
+        now: the time of the story, by which spans of time are told.
+        width: of the terminal.
+        is_past: the event is as it was at that time, so nothing comes next.
+    """
+    if is_past:
+        yield Text(f"as it was at {rfc3339(now, 'milliseconds')}")
+    named = (event["entity_type"], event["entity_id"] or "")
+    entity = "" if named[0] is None else f" {visible('/'.join(named))}"
+    heading = f"event {event['seq']}:{entity} {visible(event['event_type'])} from {visible(event['source'])}"
+    yield from hanging("", heading, width, "bold")
+    yield from _laid_out(_arrival(event, now), width)
+    if not event["deliveries"]:
+        yield from (Text(), Text("no route matched it when it arrived: it is stored, and delivered nowhere"))
+    for delivery in event["deliveries"]:
+        told = None if is_past else progress(event, delivery, config, now)
+        state = delivery["state"] if told is None else told.state
+        yield Text()
+        text = f"{visible(delivery['route'])}: {visible(state)}"
+        yield from hanging("route ", text, width, style_of(state), label_style="bold")
+        yield from _laid_out(_past_route(event, delivery, now) if told is None else _route(told), width)
+
+
+def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
+    yield ("arrived", both_times(event["received_at"], now))
+    yield ("happened", both_times(event["occurred_at"], now))
+    if event["event_id"] is not None:
+        yield ("sender's id", visible(event["event_id"]))
+    is_erased = event["erased_at"] is not None
+    if is_erased:
+        yield ("entity erased", both_times(event["erased_at"], now))
+    pruned = f"; payload {'erased' if is_erased else 'pruned'}" if event["is_pruned"] else ""
+    yield ("body", f"{byte_count(event['body_bytes'])}, {visible(event['content_type'])}{pruned}")
+    duplicates = event.get("duplicates", ())
+    times = sum(duplicate["times"] for duplicate in duplicates)
+    if times:
+        last = max(each["last_received_at"] or each["received_at"] for each in duplicates)
+        different = sum(each["is_other"] for each in duplicates)
+        bodies = f"; {different} of them with another body" if different else ""
+        yield ("duplicates", f"{counted(times, 'request')} with the same key, the last {relative(last, now)}{bodies}")
+
+
+def _route(told: RouteProgress) -> Iterator[_Line]:
+    yield from _facts(told.facts, told.earlier_facts)
+    for hold in told.holds:
+        yield ("held back", hold.says, "yellow")
+    yield ("next", told.next)
+    for number, command in enumerate(told.commands):
+        yield ("" if number else "commands", command, _COMMAND)
+
+
+def _past_route(event: Row, delivery: Row, at: datetime) -> Iterator[_Line]:
+    yield from _facts(*facts_of(event, delivery["route"]))
+    if delivery["last_fact"] is None:
+        yield ("", "no attempt had ended")
+    if delivery["due_at"] is not None:
+        yield ("next attempt", both_times(delivery["due_at"], at))
+
+
+def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
+    """Tell each fact: what happened, then each call on a line of its own."""
+    if earlier:
+        yield ("", f"{counted(earlier, 'earlier fact')}: --json")
+    for fact in facts:
+        yield (rfc3339(fact.at, "seconds"), fact.says, _TONES.get(fact.tone, ""))
+        for call in fact.calls:
+            took = lasting(call.milliseconds / 1000)
+            yield ("", visible(f"{call.outcome:<3} {took:>7}  {call.method} {call.url}"))
+            said = visible(" ".join((call.error or call.excerpt or "").split()))
+            if said and said not in fact.says:
+                yield ("", f"    {said}")
+
+
+def _laid_out(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
+    """Put each label into its column, and its text beside it, wrapped where it is too long."""
+    for label, text, *style in lines:
+        room = None if _COMMAND in style else width
+        yield from hanging(f"  {label:<{_LABEL}}", text, room, *style, label_style="bright_black")

@@ -7,13 +7,11 @@ from typing import Annotated
 import typer
 
 from relay.cli import listings
-from relay.cli.examine import check, doctor
+from relay.cli.examine import check, doctor, show
 from relay.cli.operations import OF_INBOX
 from relay.cli.options import program, run
 from relay.cli.output import exit_on_error
-from relay.cli.send import send
-from relay.cli.setup import copy, init, migrate, roles
-from relay.cli.story import show
+from relay.cli.setup import copy, init, migrate, roles, send
 from relay.cli.web import become_gunicorn
 
 app = program(

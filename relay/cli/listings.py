@@ -13,7 +13,7 @@ import typer
 
 from inbox.clock import SystemClock
 from relay.cli import options
-from relay.cli.options import as_command, open_database, option, parse_entity
+from relay.cli.options import as_command, open_database, option, parse_entity, require_known
 from relay.cli.output import (
     FINDING,
     exit_on_error,
@@ -79,17 +79,13 @@ class ListCommand(msgspec.Struct, frozen=True):
     def names(self, wanted: str | None = None, *, wide: bool = False) -> list[str]:
         """Return the columns to show; exit with 2 where a wanted one does not exist."""
         *names, last = self.columns.split()
-        more = self.more.split()
+        every = [*names, *self.more.split(), last]
         if wanted is None:
-            return [*names, *(more if wide else ()), last]
-        from inbox.config.mistakes import nearest
-
-        every = [*names, *more, last]
+            return every if wide else [*names, last]
         known = {title_of(name).replace(" ", "_"): name for name in every} | {name: name for name in every}
         asked = [name.strip().replace(" ", "_") for name in wanted.split(",")]
         for name in asked:
-            if name not in known:
-                fail(f"--columns: there is no column {name!r}; {nearest(name, every)}")
+            require_known("column", name, known)
         return [known[name] for name in asked]
 
 
@@ -133,21 +129,18 @@ def list_rows(
         if number is not None:
             _show_one(engine, *listing.one, number, is_table=is_table)
             return
-        wanted = _wanted(listing.name, given, config, engine, now)
-        if as_ndjson and limit is None:
-            for row in every_row(engine, listing.name, wanted):  # type: ignore[arg-type]  # no tail comes here
+        name: Any = listing.name  # no tail comes here
+        wanted = _wanted(name, given, config, engine, now)
+        most = limit or _SHOWN
+        if as_ndjson:
+            for row in (
+                every_row(engine, name, wanted) if limit is None else read_page(engine, name, wanted, limit).rows
+            ):
                 put_json(row, indent=None)
             return
-        most = limit or _SHOWN
-        page = read_page(engine, listing.name, wanted, most)  # type: ignore[arg-type]  # likewise
-        blocked = {**wanted, "state": "blocked"}
-        if is_table and given.get("state") == "dead" and read_page(engine, "deliveries", blocked, 1).rows:
-            say("dead ones that block their lane are apart: `--state blocked`; `relay dead` lists both")
+        page = read_page(engine, name, wanted, most)
     if as_json:
         put_json(page.rows)
-    elif as_ndjson:
-        for row in page.rows:
-            put_json(row, indent=None)
     else:
         rows = [{**row, **shown(row, now)} for row in page.rows]
         more = f"`--before {page.before}` for the next page" if page.before else f"more with `--limit {2 * most}`"
@@ -172,8 +165,7 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
 
     row = row_of(engine, of, number)
     if row is None:
-        say(f"there is no {noun} {number}")
-        raise typer.Exit(FINDING)
+        fail(f"there is no {noun} {number}", FINDING)
     if not is_table:
         put_json(row)
         return
@@ -200,7 +192,8 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
 def list_events(row: Row, now: datetime) -> Row:
     """List events, the newest first: one line for each route an event takes. A page may have a few lines more than --limit.
 
-    A ready delivery that waits for its next attempt, after a failure, is `retrying` in the table and for --state.
+    A ready delivery that waits for its next attempt, after a failure, is `retrying` in the table and for --state. A dead one
+    that blocks its lane is `blocked`; `relay dead` lists both.
 
     Examples:
       inbox list --entity USER/IDNUMBER1234
@@ -302,8 +295,6 @@ def list_dead(_row: Row, _now: datetime) -> Row:
 # --- tails: listings that go on
 
 _LOOK_EVERY_SECONDS = 0.5
-_LOOK_AGAIN_SECONDS = 1.0
-"""The pause between two attempts to reach the database."""
 _END = option(bool, "end", "End with the newest row instead of following; without --since, begin with the oldest.")
 _OF_TAILS = {"since": options.Since, "end": _END, **_OUTPUT}
 _ROOMS = {"at": 9, "received_at": 11, "kind": 14, "seq": 6, "number": 6, "source": 16, "route": 16, "entity": 24,
@@ -378,10 +369,8 @@ def follow(
         if before and not trouble:
             say("the database answers again", style="green")
         yield from sorted(rows, key=lambda each: each[1][each[0].time]) if len(feeds) > 1 else rows
-        if trouble:
-            time.sleep(_LOOK_AGAIN_SECONDS)
-        elif not any(follower.is_behind for follower in followers):
-            if ends:
+        if trouble or not any(follower.is_behind for follower in followers):
+            if ends and not trouble:
                 return
             wait_for_more()
 
@@ -403,7 +392,7 @@ def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[F
 
 
 def wait_for_more() -> None:
-    """Pause between two looks, when all that is there has been read."""
+    """Pause between two looks, when all that is there has been read, or the database does not answer."""
     time.sleep(_LOOK_EVERY_SECONDS)
 
 

@@ -20,7 +20,7 @@ from relay.cli.options import as_command, login_name, open_database, option, par
 from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put, put_json, say, show
 from relay.operations.asks import OneCommand
 from relay.operations.table import OPERATIONS, Operation, parse
-from relay.words import counted, gate_holds, gate_state, shown_state, stays_open
+from relay.words import counted, shown_state, stays_open
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -64,9 +64,6 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
         if "entity" in given:
             given["entity_type"], given["entity_id"] = parse_entity(given.pop("entity"))
         given = {name: value for name, value in given.items() if value not in (None, False, [], ())}
-        if kind == "pause" and not given:
-            _list_gates(as_json=as_json)
-            return
         try:
             asked = parse(kind, given)
         except UnusableCommand as error:
@@ -133,10 +130,9 @@ def unblock() -> None:
 
 @_operation
 def pause() -> None:
-    """Without a choice, lists what is held back.
+    """`relay status` lists what is held back.
 
     Examples:
-      relay pause
       relay pause --destination crm --reason "maintenance until 14:00" --yes
       relay pause --source trivore --entity USER/IDNUMBER1234 --reason "under investigation" --yes
     """
@@ -172,7 +168,7 @@ def continue_() -> None:
 
 @_operation
 def erase() -> None:
-    """Headers and bodies go, the entity's id, errors and calls in the log, and rejected requests and commands that name it.
+    """Headers and bodies go, the entity's id, and errors and calls in the log. Rejected requests stay until their retention.
 
     A pseudonym stays, so that order, deduplication and `relay verify` still hold. All its deliveries must have ended.
 
@@ -359,16 +355,3 @@ def _document(operation: Operation, planned: Plan, number: int | None, done: Com
         "number": number,
         **{name: getattr(done, name, None) for name in ("state", "affected", "failed", "answer", "error")},
     }
-
-
-def _list_gates(*, as_json: bool) -> None:
-    from relay.store import gates
-
-    with exit_on_error():
-        _, database = open_database()
-        held, now = gates.held_back(database), SystemClock().now()
-    if as_json:
-        put_json(held)
-        return
-    rows = [{**row, "held": gate_state(row), "why": "; ".join(gate_holds(row, now))} for row in held]
-    show(rows, ("kind", "name", "held", "paused_at", "breaker_until", "why"), empty="nothing is held back")

@@ -1,4 +1,4 @@
-"""Options that commands of both command lines share, their completion, and the way to the configuration and its database.
+"""Options that commands of both command lines share, and the way to the configuration and its database.
 
 Options that are conditions, of listings and of operations, come from `relay.operations.asks`: their types and help texts.
 """
@@ -11,8 +11,7 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from importlib.metadata import version as version_of
 from inspect import Parameter, Signature
@@ -39,34 +38,13 @@ _EXAMPLES = re.compile(r"^Examples?:$", re.MULTILINE)
 
 
 class Commands(TyperGroup):
-    """The commands of a command line. Errors of wrong use repeat what was given, so they are escaped as everything is."""
+    """The commands of a command line, whose help keeps the lines of its examples."""
 
     def __init__(self, **given: Any) -> None:  # noqa: ANN401  # typer's own, handed through
         super().__init__(**given)
         for command in (self, *self.commands.values()):
             if "\b" not in (command.help or ""):
                 command.help = _EXAMPLES.sub("\b\n\\g<0>", command.help or "")  # click wraps all but what follows \\b
-
-    def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # likewise
-        """Read the arguments before the command's name."""
-        with _escaped():
-            return super().make_context(*given, **more)
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # likewise
-        """Read the arguments of the command, and run it."""
-        with _escaped():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _escaped() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        # click's exception, which typer has moved since the oldest that is allowed
-        if hasattr(error, "format_message"):
-            error.message = visible_text(error.message)  # type: ignore[attr-defined]  # as the line above says
-        raise
 
 
 def _print_version(context: typer.Context, wanted: bool) -> None:
@@ -114,27 +92,6 @@ def login_name() -> str:
         return f"uid {os.getuid()}"
 
 
-def names_of(section: str) -> Callable[[str], list[str]]:
-    """Return a completion of the names in a table of the file, such as `routes`.
-
-    Only the file's text is read: no secret, no function and no database is needed, so that completion always answers.
-    """
-
-    def complete(incomplete: str) -> list[str]:
-        import tomllib
-
-        from inbox.loader.load import config_path
-
-        try:
-            named = tomllib.loads(config_path().read_text(encoding="utf-8")).get(section)
-        except (OSError, ValueError, RecursionError):
-            return []
-        names = named if isinstance(named, dict) else {}
-        return sorted(name for name in names if name.startswith(incomplete) and name.isprintable())
-
-    return complete
-
-
 def _time(given: str) -> datetime:
     try:
         return parse_time(given, SystemClock().now())
@@ -164,8 +121,6 @@ def option(kind: Any, name: str, text: str, **more: Any) -> Any:  # noqa: ANN401
         more |= TIME
     elif kind is int:
         more |= {"min": 100, "max": 599} if name == "status" else {} if "min" in more else NUMBER
-    elif name in {"source", "route", "destination", "api"}:
-        more["autocompletion"] = names_of(f"{name}s")
     more.setdefault("metavar", _METAVARS.get(name, name.upper()))
     return Annotated[kind | None, typer.Option(flag, help=text, **more)]
 

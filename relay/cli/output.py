@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -104,10 +103,13 @@ def hanging(label: str, text: str, width: int | None, style: str = "", *, label_
 _LEAST_ROOM = 20
 
 
-def fail(message: str) -> NoReturn:
-    """Print an error to standard error, and exit with 2."""
-    console(stderr=True).print(Text.assemble(("error:", "bold red"), " ", visible_text(message)))
-    raise typer.Exit(WRONG_USE)
+def fail(message: str, status: int = WRONG_USE) -> NoReturn:
+    """Print an error to standard error, and exit; with the status of a finding it is none, and only said."""
+    if status == FINDING:
+        say(message)
+    else:
+        console(stderr=True).print(Text.assemble(("error:", "bold red"), " ", visible_text(message)))
+    raise typer.Exit(status)
 
 
 @contextmanager
@@ -129,13 +131,10 @@ def exit_on_error() -> Iterator[None]:
 
 # --- progress
 
-BAR_AFTER_SECONDS = 2.0
-"""Work that takes no longer has no bar."""
-
 
 @contextmanager
 def bar(doing: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show a progress bar while the block runs, at a terminal and for work that takes long; it vanishes at the end.
+    """Show a progress bar while the block runs, at a terminal; it vanishes at the end.
 
     Gives a function of how much is done, by default one more; it takes another `doing` and `total`, too.
     """
@@ -150,15 +149,8 @@ def bar(doing: str, total: int | None = None) -> Iterator[Callable[..., None]]:
         more = 1 if done is None else None
         progress.update(task, completed=done, advance=more, description=visible(doing), total=total)
 
-    timer = threading.Timer(BAR_AFTER_SECONDS, progress.start)
-    timer.daemon = True
-    timer.start()
-    try:
+    with progress:
         yield report
-    finally:
-        timer.cancel()
-        timer.join()
-        progress.stop()
 
 
 # --- tables

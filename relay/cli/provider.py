@@ -7,11 +7,9 @@ import hashlib
 from collections.abc import Mapping
 from datetime import datetime
 
-import msgspec
-import requests
+import urllib3
+from urllib3.exceptions import HTTPError, LocationValueError
 
-from inbox.config.mistakes import nearest
-from inbox.config.model import Config
 from inbox.config.sources import BasicAuth, BearerAuth, HeaderAuth, NoAuth, Signature, Source, UrlTokenAuth
 from inbox.config.values import Secret
 from inbox.errors import ConfigError
@@ -23,73 +21,51 @@ _TIMEOUT_SECONDS = 10
 _JSON = "application/json"
 
 
-class SendResult(msgspec.Struct, frozen=True):
-    """The receiver's answer."""
-
-    status: int
-    body: str
-
-    @property
-    def accepted(self) -> bool:
-        """True when the webhook is stored."""
-        return self.status in {200, 202, 204}
-
-
-def sample_of(config: Config, name: str, *, entity_type: str, entity_id: str, event_type: str, at: datetime) -> Sample:
-    """Make a webhook about an entity, as the source's provider would write it.
+def sample_of(source: Source, entity: tuple[str, str], event_type: str, at: datetime) -> Sample:
+    """Make a webhook about an entity, by its type and id, as the source's provider would write it.
 
     Raises:
-        ConfigError: there is no such source, or its preset has none.
+        ConfigError: its preset has none.
     """
-    given = _source(config, name).preset
-    preset = PRESETS[given]
+    preset = PRESETS[source.preset]
     if preset.sample is None:
-        raise ConfigError(f"there is no sample of preset {given!r}; give a body of your own with --body")
-    return preset.sample(entity_type, entity_id, event_type, at)
+        raise ConfigError(f"there is no sample of preset {source.preset!r}; give a body of your own with --body")
+    return preset.sample(*entity, event_type, at)
 
 
-def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> SendResult:
+def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.BaseHTTPResponse:
     """Send `sample` to the receiver at `url`, with what proves that it comes from the source.
 
     Raises:
-        ConfigError: there is no such source, none of its secrets is valid at `at`, its sender alone can sign, or nobody
-            listens at `url`.
+        ConfigError: none of its secrets is valid at `at`, its sender alone can sign, or nobody listens at `url`.
     """
-    source = _source(config, name)
     path, secret_headers = _shared_secret(source, at)
-    headers = {"Content-Type": _JSON, **sample.headers}
+    headers = urllib3.HTTPHeaderDict({"Content-Type": _JSON})
+    headers.update(sample.headers)
     preset = PRESETS[source.preset]
     if preset.signer is not None and source.secrets is not None:
         sample, signed = preset.signer(sample, _valid(source.secrets, source, at), at), {}
     else:
         signed = _signed(source, preset, sample, headers, at)
+    headers.update({**secret_headers, **signed})
     try:
-        with requests.Session() as session:
-            session.trust_env = (
-                False  # a proxy of the environment would see the secret, as a redirect would take it elsewhere
-            )
-            reply = session.post(
-                f"{url.rstrip('/')}/webhooks/{name}{path}",
-                data=sample.body,
-                headers={**headers, **secret_headers, **signed},
-                timeout=_TIMEOUT_SECONDS,
-                allow_redirects=False,
-            )
+        # urllib3 itself, since no proxy of the environment may see the secret, as a redirect would take it elsewhere
+        return urllib3.request(
+            "POST",
+            f"{url.rstrip('/')}/webhooks/{source.name}{path}",
+            body=sample.body,
+            headers=headers,
+            timeout=_TIMEOUT_SECONDS,
+            redirect=False,
+            retries=False,
+        )
     # the text of an exception repeats the path, and the source's token may stand in it
-    except ValueError:
+    except LocationValueError:
         raise ConfigError(f"{url} is no URL of a receiver; give --url such as http://127.0.0.1:8000") from None
-    except requests.RequestException as error:
+    except HTTPError as error:
         raise ConfigError(
             f"nobody answers at {url} ({type(error).__name__}); start the receiver with `inbox serve`, or give --url"
         ) from None
-    return SendResult(reply.status_code, reply.content.decode("utf-8", "replace"))
-
-
-def _source(config: Config, name: str) -> Source:
-    source = config.sources.get(name)
-    if source is None:
-        raise ConfigError(f"there is no [sources.{name}]; {nearest(name, config.sources)}")
-    return source
 
 
 def _shared_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:

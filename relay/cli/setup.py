@@ -1,20 +1,20 @@
-"""Commands that set up an installation: `inbox init`, `migrate` and `roles`, and `inbox copy`, which moves it."""
+"""Commands that set up an installation: `inbox init`, `migrate`, `roles`, `send` to try it, and `copy`, which moves it."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.text import Text
 
 from inbox.observe.visible import visible
-from relay.cli.options import AsJson, require_known
+from relay.cli.options import TIME, AsJson, parse_entity, require_known
 from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put, put_json, say, show
 from relay.words import counted, lasting
 
@@ -26,48 +26,37 @@ def init(
     source: Annotated[
         str | None, typer.Option(metavar="PRESET", help="The provider, as docs/reference/sources.md lists them.")
     ] = None,
-    destination: Annotated[str | None, typer.Option(metavar="URL", help="The system that gets the events.")] = None,
     database: Annotated[str, typer.Option(help="sqlite, a file for one host, or postgresql.")] = "sqlite",
-    path: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="The file; inbox.toml, or what INBOX_CONFIG names.")
-    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Write an inbox.toml with a source, a destination and a route, and say what to do next.
+    """Write inbox.toml, or the file that INBOX_CONFIG names, with a source, a destination and a route; say what to do next.
 
-    Every webhook of the source is sent on to the destination, as it came. docs/recipes has whole files for other work.
-    Secrets are named in the file and never written to it.
+    Every webhook of the source is sent on to the destination, as it came: put the URL of your own service into the file.
+    docs/recipes has whole files for other work. Secrets are named in the file and never written to it.
 
     Examples:
       inbox init --source github
-      inbox init --source github --destination https://ci.example.com/hook
       inbox init --source shopify --database postgresql
     """
-    from inbox.loader.load import DEFAULT_FILE, config_path
+    from inbox.loader.load import config_path
     from inbox.sources import PRESETS
-    from relay.cli.starter import DATABASES, DEFAULT_URL, starter, url_problem
+    from relay.cli.starter import DATABASES, starter
 
-    file = path or config_path()
+    file = config_path()
     if file.exists() and not force:
-        fail(f"there is {file} already: --force replaces it, and --path writes another file")
-    if not file.parent.is_dir():
-        fail(f"there is no folder {file.parent}: make it first")
+        fail(f"there is {file} already: --force replaces it")
     if source is None:
         fail(f"give --source, one of {', '.join(sorted(PRESETS))}")
     require_known("source", source, PRESETS)
     require_known("database", database, DATABASES)
-    if destination is not None and (problem := url_problem(destination)) is not None:
-        fail(f"--destination {problem}")
-    made = starter(source, destination or DEFAULT_URL, database)
+    made = starter(source, database)
     try:
         with file.open("w" if force else "x", encoding="utf-8") as opened:
             opened.write(made.text)
     except OSError as error:
         fail(f"can't write {file}: {error.strerror}")
     answer(f"wrote {file}")
-    answer("next, change what differs in it, and run:")
-    if str(file) != DEFAULT_FILE:
-        answer(f"  export INBOX_CONFIG={shlex.quote(str(file))}")
+    answer("next, put the url of your service into it, and run:")
     put(*(Text(visible(f"  export {name}=…  # {meaning}")) for name, meaning in made.variables.items()))
     commands = ("inbox migrate", "inbox check", "inbox serve &", "relay run &")
     for command in (*commands, f"inbox send {source}") if made.can_send else commands:
@@ -97,8 +86,7 @@ def migrate(
       INBOX_DATABASE_URL=postgresql+psycopg://localhost/inbox inbox migrate
     """
     from inbox.db import engine, migrate
-    from inbox.exposure import exposure_warnings
-    from inbox.loader.load import config_path, read_config
+    from inbox.loader.load import read_config
 
     with exit_on_error():
         config = read_config()
@@ -113,8 +101,6 @@ def migrate(
             behind = migrate.lacking_rights(made)
         finally:
             made.dispose()
-        for exposure in exposure_warnings(config_path(), config):
-            say(f"warning: {exposure}")
     came = f"was brought from {done.before or 'empty'} to {done.after}"
     answer(f"the database {'is up to date' if done.before == done.after else came}")
     if done.remaining:
@@ -153,6 +139,66 @@ def roles(
             fail("a SQLite file has no roles; its mode decides who may read and write it")
         script = migrate.roles_script(str(url.query.get("schema", engine.DEFAULT_SCHEMA)), prefix)
     put(*(Text(visible(line)) for line in script.splitlines()))
+
+
+# --- a webhook to try it
+
+
+def send(
+    source: Annotated[str, typer.Argument(help="The name of a source.")],
+    *,
+    entity: Annotated[str, typer.Option(help="What changed, as TYPE/ID.")] = "USER/IDNUMBER1234",
+    event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
+    at: Annotated[datetime | None, typer.Option(help="When; now unless given. UTC.", **TIME)] = None,
+    body: Annotated[
+        Path | None, typer.Option(help="A file with the body, instead of a made-up one.", dir_okay=False)
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help='A header of the provider\'s, such as "X-GitHub-Event: push"; repeatable.')
+    ] = None,
+    url: Annotated[str, typer.Option(help="Where the receiver is.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Send a webhook as the source's provider would, signed with the source's secret, and show the answer.
+
+    Exits 1 when it is not accepted.
+
+    Examples:
+      inbox send trivore
+      inbox send trivore --entity GROUP/g1 --event DELETE
+      inbox send github --entity issue/1 --event issues.opened
+      inbox send acme --body order.json --header "X-Acme-Event: order.updated"
+    """
+    from inbox.clock import SystemClock
+    from inbox.loader.load import read_config
+    from inbox.sources.base import Sample
+    from relay.cli import provider
+
+    entity_type, entity_id = parse_entity(entity)
+    given = dict(_header(each) for each in header or [])
+    with exit_on_error():
+        moment = at or SystemClock().now()
+        config = read_config()
+        require_known("source", source, config.sources)
+        of = config.sources[source]
+        if body is not None:
+            try:
+                sample = Sample(body.read_bytes(), given)
+            except OSError as error:
+                fail(f"can't read {body}: {error.strerror}")
+        else:
+            made = provider.sample_of(of, (entity_type or "", entity_id or ""), event, moment)
+            sample = Sample(made.body, {**made.headers, **given}, made.message_id)
+        reply = provider.send(of, url, sample, moment)
+    answer(f"{reply.status} {reply.data.decode('utf-8', 'replace')}")
+    if reply.status not in {200, 202, 204}:
+        raise typer.Exit(FINDING)
+
+
+def _header(given: str) -> tuple[str, str]:
+    name, colon, value = given.partition(":")
+    if not colon or not name.strip():
+        fail(f"--header must be NAME: VALUE, not {given!r}")
+    return name.strip(), value.strip()
 
 
 # --- the copy
@@ -196,46 +242,48 @@ def copy(
         source, target = (engine.connect(url, application="inbox-copy") for url in urls.values())
         migrate.require_current(source)
         planned, running = copying.plan(source, target), copying.running_programs(source)
+        document: dict[str, Any] = {**named}
         if not yes:
-            _show_plan(named, planned, running, as_json=as_json)
+            document |= {"running": running, "tables": [{"table": name, "rows": planned[name]} for name in planned]}
+            more = f"; before it, stop {_together(running)}" if running else ""
+            every = counted(sum(planned.values()), "row")
+            _show_tables(
+                document,
+                f"{every} from {named['source']} to {named['target']}{more}; --yes copies them",
+                as_json=as_json,
+            )
             return
         if running:
             fail(f"the source is in use: stop {_together(running)}, then run it again")
         began = time.monotonic()
         try:
             with bar("copying") as shown:
+                tables = copying.copy(
+                    source,
+                    target,
+                    lambda step, table, done: shown(done, doing=f"{step} {table}", total=planned.get(table)),
+                )
+        except KeyboardInterrupt:
+            fail("interrupted, and the target is empty; the same command begins again", FINDING)
+        except CopyFailed as error:
+            fail(f"stopped, and the target is empty: {error}", FINDING)
+    rows, seconds = sum(each.rows for each in tables), time.monotonic() - began
+    document |= {"seconds": round(seconds, 3), "rows": rows, "tables": msgspec.to_builtins(tables)}
+    said = f"copied and compared {counted(rows, 'row')} in {lasting(seconds)}: both ends are equal"
+    _show_tables(document, said, as_json=as_json)
+    if not as_json:
+        say(
+            "next: put its url into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
+            " source again: what it takes would not be in the copy"
+        )
 
-                def report(step: str, table: str, done: int) -> None:
-                    shown(done, doing=f"{step} {table}", total=planned.get(table))
 
-                tables = copying.copy(source, target, report)
-        except (CopyFailed, KeyboardInterrupt) as error:
-            interrupted = "interrupted, and the target is empty; the same command begins again"
-            say(f"stopped, and the target is empty: {error}" if isinstance(error, CopyFailed) else interrupted)
-            raise typer.Exit(FINDING) from None
-    rows, seconds, found = sum(each.rows for each in tables), time.monotonic() - began, msgspec.to_builtins(tables)
+def _show_tables(document: Mapping[str, Any], said: str, *, as_json: bool) -> None:
     if as_json:
-        put_json({**named, "seconds": round(seconds, 3), "rows": rows, "tables": found})
+        put_json(document)
         return
-    show(found, ("table", "rows"))
-    answer(f"copied and compared {counted(rows, 'row')} in {lasting(seconds)}: both ends are equal")
-    say(
-        "next: put its url into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
-        " source again: what it takes would not be in the copy"
-    )
-
-
-def _show_plan(named: Mapping[str, str], planned: Mapping[str, int], running: Sequence[str], *, as_json: bool) -> None:
-    """Show what a copy would do, and which programs have to stop before it."""
-    lines = [{"table": table, "rows": rows} for table, rows in planned.items()]
-    if as_json:
-        put_json({**named, "running": running, "tables": lines})
-        return
-    show(lines, ("table", "rows"))
-    answer(f"from {named['source']} to {named['target']}")
-    if running:
-        say(f"before it, stop {_together(running)}")
-    say(f"{counted(sum(planned.values()), 'row')}; --yes copies them")
+    show(document["tables"], ("table", "rows"))
+    answer(said)
 
 
 def _together(running: Sequence[str]) -> str:

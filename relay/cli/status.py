@@ -149,24 +149,18 @@ def _document(seen: Overview, checked: Sequence[Finding], findings: Sequence[Fin
 
 def _watch(config: Config, every: float, width: int | None) -> None:
     """Show it until Ctrl-C: in place at a terminal, else one after the other. The database may go away and come back."""
-    from rich.console import Group
-    from rich.live import Live
     from sqlalchemy.exc import DBAPIError
 
     from inbox.db.dialect import trouble_text
 
-    out = console()
-    live = Live(console=out, auto_refresh=False, vertical_overflow="crop") if out.is_terminal else None
-    with contextlib.suppress(KeyboardInterrupt), live or contextlib.nullcontext():
+    with contextlib.suppress(KeyboardInterrupt):
         while True:
             try:
                 lines = [*lines_of(*_look(config), width=width)]
             except DBAPIError as error:
                 lines = [Text(visible_line(f"the database: {trouble_text(error)}"), "red")]
-            if live is None:
-                put(*lines)
-            else:
-                live.update(Group(*lines), refresh=True)
+            console().clear()
+            put(*lines)
             time.sleep(every)
 
 
@@ -203,28 +197,25 @@ def lines_of(
 ) -> Iterator[Text]:
     """Yield the lines of all sections. Without a width lines have any length, and times are absolute."""
     yield _headline(seen, checked, findings)
-    yield from _prose("Findings", [each.sentence for each in checked], width, mark="! ")
     routes = seen.routes
     if len(routes) > _MOST_ROWS:
         routes = tuple(each for each in routes if each.open or each.in_per_minute or each.held_back_by)
-    tables: Mapping[str, Sequence[Row]] = {
-        "Routes": [_route(route, checked, width) for route in routes],
-        "Held back": [{**asdict(gate), "gate": gate.title} for gate in seen.gates],
-        "Relays": [{**asdict(each), "in_flight": each.in_flight or None} for each in seen.relays],
-        "Commands": seen.commands,
-        "Sweeps": [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps],
-    }
+    quiet = len(seen.routes) - len(routes)
+    yield from _section("Findings", [each.sentence for each in checked], seen, width)
+    yield from _section("Routes", [_route(route, checked, width) for route in routes], seen, width)
+    yield from [Text(f"  and {counted(quiet, 'route')} with nothing open")] if quiet else ()
+    yield from _section("Held back", [{**asdict(gate), "gate": gate.title} for gate in seen.gates], seen, width)
+    yield from _section(
+        "Relays", [{**asdict(each), "in_flight": each.in_flight or None} for each in seen.relays], seen, width
+    )
     alerts = [f"{relative(each.since, seen.at) if width else rfc3339(each.since)}: {each.text}" for each in seen.alerts]
-    for title, rows in tables.items():
-        if title == "Commands":
-            yield from _prose("Alerts", alerts, width)
-        yield from _table(title, rows, seen, width)
-        if title == "Routes" and (quiet := len(seen.routes) - len(routes)):
-            yield Text(f"  and {counted(quiet, 'route')} with nothing open")
-    yield from _prose("Retention", [_retention(seen)] if seen.retention else [], width)
+    yield from _section("Alerts", alerts, seen, width)
+    yield from _section("Commands", seen.commands, seen, width)
+    sweeps = [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps]
+    yield from _section("Sweeps", sweeps, seen, width)
+    yield from _section("Retention", [_retention(seen)] if seen.retention else [], seen, width)
     following = next_of(findings)
-    if following:
-        yield from _title("Next")
+    yield from (Text(), Text("Next", "bold")) if following else ()
     for each in following:
         yield from hanging("  ", visible_line(each.sentence), width)
         yield Text(f"    {visible_line(each.remedy)}", "cyan")
@@ -273,34 +264,20 @@ def _route(route: RouteState, findings: Sequence[Finding], width: int | None) ->
     return row
 
 
-def _table(title: str, rows: Sequence[Row], seen: Overview, width: int | None) -> Iterator[Text]:
+def _section(title: str, rows: Sequence[Any], seen: Overview, width: int | None) -> Iterator[Text]:
+    """Yield a heading, and a table of rows or else texts; a terminal gets the first ones."""
     if not rows:
         return
-    yield from _title(title)
-    columns = _COLUMNS[title].split()
-    if width is None:
-        lines = table(rows, columns)
+    yield from (Text(), Text(title, "bold"))
+    shown = rows if width is None or title == "Routes" else rows[:_MOST_ROWS]
+    if title in _COLUMNS:
+        columns = _COLUMNS[title].split()
+        room = None if width is None else max(width - 2, _LEAST_WIDTH)
+        lines = table(shown, columns) if room is None else fitted(shown, columns, room, seen.at)[0]
+        yield from (Text("  ").append_text(line) for line in lines)
     else:
-        shown = rows if title == "Routes" else rows[:_MOST_ROWS]
-        lines, _ = fitted(shown, columns, max(width - 2, _LEAST_WIDTH), seen.at)
-    yield from (Text("  ").append_text(line) for line in lines)
-    if title != "Routes":
-        yield from _rest(rows, width)
-
-
-def _prose(title: str, texts: Sequence[str], width: int | None, mark: str = "") -> Iterator[Text]:
-    if texts:
-        yield from _title(title)
-        for text in texts if width is None else texts[:_MOST_ROWS]:
+        mark = "! " if title == "Findings" else ""
+        for text in shown:
             yield from hanging(f"  {mark}", visible_line(text), width, label_style="bold red")
-        yield from _rest(texts, width)
-
-
-def _rest(every: Sequence[object], width: int | None) -> Iterator[Text]:
-    if width is not None and len(every) > _MOST_ROWS:
-        yield Text(f"  and {len(every) - _MOST_ROWS:,} more")
-
-
-def _title(title: str) -> Iterator[Text]:
-    yield Text()
-    yield Text(title, "bold")
+    if len(shown) < len(rows):
+        yield Text(f"  and {len(rows) - len(shown):,} more")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -28,23 +27,9 @@ _Into = Annotated[
 
 def become_gunicorn(settings: str, bind: str, workers: int | None) -> NoReturn:
     """Let gunicorn take this process over, and its signals."""
-    _check_address(bind)
     arguments = ["--config", f"python:{settings}", "--bind", bind]
     arguments += [] if workers is None else ["--workers", str(workers)]
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments])  # noqa: S606  # the point of it
-
-
-def _check_address(bind: str) -> None:
-    """Exit where nobody can listen on this address: gunicorn would try for five seconds, or show a traceback."""
-    host, separator, port = bind.rpartition(":")
-    if "LISTEN_FDS" in os.environ or not separator or not port.isdecimal() or "/" in host:
-        return  # a socket, or something that gunicorn judges
-    host = host.strip("[]")
-    try:
-        socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except (OSError, OverflowError) as error:
-        why = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
-        fail(f"can't listen on {bind}: {why}; name another address and port with --bind")
 
 
 @web_app.callback(invoke_without_command=True)
@@ -89,7 +74,7 @@ def passwd(
       relay web passwd anna --role operator
       relay web passwd ben --role viewer --into users
     """
-    from relay.accounts import hash_password, write_entry
+    from relay.accounts import hash_password
 
     _check(name, role)
     if sys.stdin.isatty():
@@ -100,12 +85,7 @@ def passwd(
         line = f"{name}:{role}:{hash_password(password)}"
     except ValueError as error:
         fail(str(error))
-    with exit_on_error():
-        if into is None:
-            answer(line)
-        else:
-            write_entry(into, name, line, "users")
-            say(f"{into} has the password of {name}, {role}; `web.users` in inbox.toml names the file")
+    _put_line(name, line, into, "users")
 
 
 @web_app.command()
@@ -122,18 +102,12 @@ def token(
     Examples:
       relay web token grafana --role viewer --into tokens
     """
-    from relay.accounts import hash_token, new_token, write_entry
+    from relay.accounts import hash_token, new_token
 
     _check(name, role)
     made = new_token()
-    line = f"{name}:{role}:{hash_token(made)}"
-    if into is None:
-        say("the token, shown only this once, and its line for the file that web.tokens names:")
-        answer(f"{made}\n{line}")
-        return
-    with exit_on_error():
-        write_entry(into, name, line, "tokens")
-    say(f"{into} has the hash of the token of {name}, {role}; the token itself is shown only this once:")
+    _put_line(name, f"{name}:{role}:{hash_token(made)}", into, "tokens")
+    say("the token, which is shown only this once:")
     answer(made)
 
 
@@ -144,6 +118,18 @@ def _check(name: str, role: str) -> None:
         fail(f"a name has {NAMES}")
     if role not in ROLES:
         fail(f"--role must be {' or '.join(ROLES)}")
+
+
+def _put_line(name: str, line: str, into: Path | None, key: Literal["users", "tokens"]) -> None:
+    """Print a line, or write it into its file."""
+    from relay.accounts import write_entry
+
+    if into is None:
+        answer(line)
+        return
+    with exit_on_error():
+        write_entry(into, name, line, key)
+    say(f'{into} has the line of {name}; `{key} = "file:{into}"` below [web] names the file')
 
 
 # --- the demo
@@ -171,6 +157,8 @@ def demo(
       relay demo
       relay demo --stay
     """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     if context.invoked_subcommand is not None:
         return
     from relay.demo.run import DemoError, run_demo
@@ -225,8 +213,6 @@ def commercial(
 def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon app, which other commands need not load
     from relay.demo.services import served
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     try:
         with suppress(KeyboardInterrupt), served(app, port) as url:
             say(f"{name} answers at {url}; Ctrl-C ends it")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable
-from datetime import datetime
+
+import msgspec
 
 from inbox.config.model import AlertFormat
 from inbox.observe.logs import place_of
@@ -17,36 +16,27 @@ from relay.steps import Steps
 from relay.store import alerts
 
 
-class AlertSender:
+class AlertSender(msgspec.Struct):
     """Posts one alert after the other, by the configuration that is active."""
 
-    def __init__(
-        self,
-        generations: Generations,
-        *,
-        stop: threading.Event,
-        now: Callable[[], datetime],
-        observer: Observer,
-        steps: Steps,
-    ) -> None:
-        self._generations = generations
-        self._limits = Limits(lambda: float("inf"), stop, now)
-        self._observer = observer
-        self._steps = steps
+    generations: Generations
+    limits: Limits
+    observer: Observer
+    steps: Steps
 
     def run_due(self) -> float | None:
         """Post an alert that is due. Returns 0 when there was one: the next is due at once."""
-        return self._steps.run("send_alerts", self._post_next, None)
+        return self.steps.run("send_alerts", self._post_next, None)
 
     def _post_next(self) -> float | None:
-        active = self._generations.active
+        active = self.generations.active
         if active.alert_client is None:
             return None
         unsent = alerts.take_unsent(active.work)
         for one in unsent:
-            error, is_final = post(one, active.alert_client, active.work.config.alerts.format, self._limits)
+            error, is_final = post(one, active.alert_client, active.work.config.alerts.format, self.limits)
             if error is not None:
-                self._observer.tell(
+                self.observer.tell(
                     "alert_not_posted", number=one.id, kind=one.alert.kind, subject=one.alert.subject, error=error
                 )
             alerts.posted(active.work.database, one.id, error, is_final=is_final)

@@ -4,74 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from relay.daemon.generation import Generations
 from relay.daemon.leases import Leases
 from relay.delivery.gates import Admission, Gates
 from relay.delivery.outcome import Delivery
 from relay.observe import Observer
-from relay.store import claim, gates
+from relay.store import claim
 from relay.store.database import ScanStarts
 from relay.store.deliveries import claim_of
+from relay.store.gates import read_gates
 
 
-class Claimer:
+class Claimer(msgspec.Struct):
     """Claims for one relay. `gates` are as last read."""
 
-    def __init__(self, generations: Generations, scans: ScanStarts, *, leases: Leases, observer: Observer) -> None:
-        self._generations = generations
-        self._leases = leases
-        self._observer = observer
-        self._scans = scans
-        self.gates = Gates()
-        self.ran_short = False
-        """True when the last claim found less than it asked for."""
+    generations: Generations
+    scans: ScanStarts
+    leases: Leases
+    observer: Observer
+    gates: Gates = Gates()
+    ran_short: bool = False
+    """True when the last claim found less than it asked for."""
 
     def read_gates(self) -> int:
         """Read pauses, and breakers that this relay or another has opened. Returns 0: it leaves nothing to do at once."""
-        before, self.gates = self.gates, gates.read_gates(self._generations.active.work)
+        before, self.gates = self.gates, read_gates(self.generations.active.work)
         if self.gates.paused_entities != before.paused_entities:
-            self._scans.due.clear()  # what was paused is due since long before them
-        self._observer.gates_changed(before, self.gates)
+            self.scans.due.clear()  # what was paused is due since long before them
+        self.observer.gates_changed(before, self.gates)
         return 0
 
     def claim(self) -> int:
         """Fill every pool that wants more, and claim one delivery of each route whose breaker is half open. Returns how many."""
-        generation = self._generations.active
+        generation = self.generations.active
         wanted = [room._replace(routes=self._admitted(room.routes)) for room in generation.wanted()]
         claimed = 0
         self.ran_short = False
         if any(room.routes for room in wanted):
-            asked_at = self._leases.began_asking()
-            found = claim.claim(generation.work, wanted, self._scans)
+            asked_at = self.leases.began_asking()
+            found = claim.claim(generation.work, wanted, self.scans)
             claimed = self._submit(found, asked_at)
             self.ran_short = claimed < sum(room.number for room in wanted if room.routes)
         for route in self._to_probe():
-            asked_at = self._leases.began_asking()
-            found = claim.claim_probe(generation.work, route, self._scans)
+            asked_at = self.leases.began_asking()
+            found = claim.claim_probe(generation.work, route, self.scans)
             claimed += self._submit(found, asked_at)
             self.read_gates()
         return claimed
 
     def claim_suspect(self) -> int:
         """Claim one delivery that may be the cause of a crash. Returns how many."""
-        generation = self._generations.active
+        generation = self.generations.active
         routes = self._admitted(generation.routes)
-        asked_at = self._leases.began_asking()
+        asked_at = self.leases.began_asking()
         return self._submit(claim.claim_suspect(generation.work, routes), asked_at)
 
     def _to_probe(self) -> list[str]:
-        active = self._generations.active
+        active = self.generations.active
         routes = self._admitted(active.routes, "probe")
         return claim.due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
     def _admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
         """The routes that gates admit, without those that rest: an older event may have no place in its lane there yet."""
-        active = self._generations.active
+        active = self.generations.active
         resting = active.work.rests.now()
         return [route for route in active.admitted(self.gates, routes, admission) if route not in resting]
 
     def _submit(self, claimed: Sequence[Delivery], asked_at: float) -> int:
-        self._leases.granted(map(claim_of, claimed), asked_at)
+        self.leases.granted(map(claim_of, claimed), asked_at)
         for delivery in claimed:
-            self._generations.active.submit(delivery)
+            self.generations.active.submit(delivery)
         return len(claimed)

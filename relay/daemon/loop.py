@@ -27,6 +27,7 @@ from relay.daemon.pruner import Pruner
 from relay.daemon.wake_up import Listener
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import Policies, asks_for_hold, breaker_limits, can_be_given_back
+from relay.http.client import Limits
 from relay.observe import Observer
 from relay.steps import Background, Repeated, Steps
 from relay.store import alerts, duplicates, leases, nodes, record, sequence
@@ -34,7 +35,8 @@ from relay.store.alert_conditions import Watch
 from relay.store.database import Database, ScanStarts
 from relay.store.deliveries import Claimed, claim_of
 from relay.store.leases import DatabaseClock
-from relay.store.operator import commands, execution
+from relay.store.operator import execution
+from relay.store.retention import LeasedPruner
 from relay.store.work import Work
 from relay.sweep.scheduler import Sweeper
 
@@ -87,19 +89,23 @@ class Relay:
         self._generations = Generations(
             prepared, work, leases=held, stop=stop, now=now, events=self._events, tracer=observer.tracer
         )
-        self._claimer = Claimer(self._generations, self._scans, leases=held, observer=observer)
+        self._claimer = Claimer(self._generations, self._scans, held, observer)
         self._clock = DatabaseClock(told=observer.clock_stepped)
         self._watch = Watch()
-        self._commands = execution.OpenCommands(tracer=observer.tracer)
+        self._commands = execution.OpenCommands()
         self._duplicates: duplicates.Rest | None = None
         """The duplicates to judge next, and at once."""
         self._sweeper = Sweeper(work, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps)
-        self._pruner = Pruner(lambda: self._work, self.node, stop=stop, observer=observer, steps=steps)
-        self._alert_sender = AlertSender(self._generations, stop=stop, now=now, observer=observer, steps=steps)
-        self._listener = Listener(database.engine, self.wake, stop=stop, observer=observer)
+        self._pruner = Pruner(lambda: self._work, LeasedPruner(database, self.node, stop.wait), stop, observer, steps)
+        self._alert_sender = AlertSender(self._generations, Limits(lambda: float("inf"), stop, now), observer, steps)
+        self._listener = Listener(database.engine, self.wake, stop, observer)
         self._beside: list[Background] = []
         """The threads beside the loop, which end once it is told to stop."""
-        self._table = [
+        self._table = self._rounds()
+        """The steps of a round, in their order."""
+
+    def _rounds(self) -> list[Repeated]:
+        return [
             Repeated("give_back", 0, self._give_back),
             Repeated("record", 0, self._record),
             Repeated("look_at_gates", EVERY_SECONDS, self._claimer.read_gates, paces=False),
@@ -113,7 +119,6 @@ class Relay:
             Repeated("claim", 0, self._claimer.claim, when=self._may_claim),
             Repeated("claim_suspect", EVERY_SECONDS, self._claimer.claim_suspect, when=self._may_claim_suspect),
         ]
-        """The steps of a round, in their order."""
 
     def stop(self) -> None:
         """Stop gracefully: claim nothing more, finish running calls, release the rest. Call it from any other thread."""
@@ -144,7 +149,7 @@ class Relay:
         A bug in the loop ends it, too: as gracefully as possible, then it is raised. The node is not marked as stopped then, so
         that others see a relay that died.
         """
-        self._steps.retry_until_done("starting", self._start, unless=self._stop)
+        self._steps.retry_until_done("starting", self._describe, unless=self._stop)
         with ExitStack() as leaving:
             self._observer.tell("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
             renewing = Background(
@@ -170,10 +175,10 @@ class Relay:
     def _run_beside(self, name: str, work: Callable[[], float | None]) -> None:
         self._beside.append(Background(name, work, every=EVERY_SECONDS, stop=self._stop, observer=self._observer))
 
-    def _start(self) -> None:
+    def _describe(self) -> None:
         work = self._work
         # One transaction: on a slow disk each commit may take seconds.
-        nodes.start_node(work, socket.gethostname(), os.getpid(), version("inbox-relay"))
+        nodes.describe(work, socket.gethostname(), os.getpid(), version("inbox-relay"))
         self._described = work.policies
 
     def _go_on(self, *, drain: bool) -> None:
@@ -290,8 +295,6 @@ class Relay:
         return 0
 
     def _log_alerts(self) -> int:
-        for kind in alerts.of_newer_version(self._database):
-            self._observer.left_alone(f"alerts of the kind {kind}")
         self._observer.alerted(alerts.take_untold(self._work))
         return 0
 
@@ -301,12 +304,9 @@ class Relay:
 
     def _work_on_commands(self) -> int:
         """Work on a batch of each open command. Returns how many deliveries have changed: then more may."""
-        if not commands.any_open(self._database):
-            return 0
         changed = self._commands.work(self._work)
-        for number, error in self._commands.troubled:
-            self._observer.database_trouble(f"working on command {number}", error)
-        self._claimer.read_gates()  # the command may have been a pause
+        if self._commands.are_open:
+            self._claimer.read_gates()  # one may have been a pause
         return changed
 
     def _wait(self, *, busy: bool) -> None:
@@ -371,10 +371,8 @@ class Relay:
     def _heartbeat(self) -> None:
         """Store which steps fail now, or meet a locked route. Of two threads the older may come last: the next is right."""
         nodes.heartbeat(self._database, self.node, {**self._rests.texts(), **self._steps.failing})
-        work = self._work
-        if work.policies is not self._described:
-            nodes.describe_routes(work)
-            self._described = work.policies
+        if self._work.policies is not self._described:
+            self._describe()
 
     def _alert(self, step: str, error: str) -> bool:
         """Alert that a step fails. Returns False when the database does not take that now."""

@@ -56,6 +56,8 @@ AGAIN_SECONDS = 2.0
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 NEEDING_RESTART = ("database.url", "database.wake_up", "metrics.relay", "logs", "traces")
 """The keys and tables whose values a reload can't change."""
+LOOK_SECONDS = 0.2
+"""The longest wait for an order, and the time between two looks whether a child has ended."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -181,32 +183,26 @@ def _log_to_stderr(*, verbose: bool, several: bool) -> None:
 def orders_of_signals(parent: int | None = None) -> Orders:
     """Turn signals into orders from now on; a child is stopped when its parent ends, on Linux. Main thread only.
 
-    Python runs a handler only when the main thread gets to it; a thread that just begins to wait may never get there. One in
-    some hundred signals was late until the next. So a thread reads the numbers, which Python writes to a pipe at once.
+    Python runs a handler only when the main thread gets to it. A thread that just begins to wait may never get there, so the
+    main thread waits for orders only `LOOK_SECONDS` at a time.
     """
     orders: Orders = queue.SimpleQueue()
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing)
-    threading.Thread(target=_translate, args=(reading, orders, parent), name="signals", daemon=True).start()
+    stops = itertools.count()
+
+    def handle(number: int, _frame: object) -> None:
+        if number in {Order.CUT.value, Order.RELOAD.value}:
+            orders.put(Order(number))
+        else:
+            orders.put(Order.CUT if next(stops) and parent is None else Order.STOP)
+
     for number in HANDLED:
-        signal.signal(number, lambda *_: None)  # only its number is read
+        signal.signal(number, handle)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # a parent blocks them while a child starts
     if parent is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(Order.STOP.value))
         if os.getppid() != parent:  # it ended before
             orders.put(Order.STOP)
     return orders
-
-
-def _translate(reading: int, orders: Orders, parent: int | None) -> None:
-    stops = itertools.count()
-    while True:
-        for number in os.read(reading, 1):
-            if number in {Order.CUT.value, Order.RELOAD.value}:
-                orders.put(Order(number))
-            else:
-                orders.put(Order.CUT if next(stops) and parent is None else Order.STOP)
 
 
 def ignore_signals() -> None:
@@ -226,16 +222,17 @@ def run_relay(relay: Relay, config: Config, orders: Orders, observer: Observer, 
         running.add_done_callback(lambda _: orders.put(None))
         try:
             while not running.done():
-                match orders.get():
-                    case Order.STOP:
-                        relay.stop()
-                    case Order.CUT:
-                        relay.cut()
-                    case Order.RELOAD:
-                        if (prepared := read_again(config, observer)) is not None:
-                            relay.reload(prepared)
-                    case None:
-                        pass
+                with contextlib.suppress(queue.Empty):
+                    match orders.get(timeout=LOOK_SECONDS):
+                        case Order.STOP:
+                            relay.stop()
+                        case Order.CUT:
+                            relay.cut()
+                        case Order.RELOAD:
+                            if (prepared := read_again(config, observer)) is not None:
+                                relay.reload(prepared)
+                        case None:
+                            pass
         finally:
             relay.stop()
     ignore_signals()
@@ -268,8 +265,6 @@ FIRST_WAIT_SECONDS = 1.0
 """The wait between a child's unexpected exit and the start of the next; doubled while they keep exiting quickly."""
 LONGEST_WAIT_SECONDS = 30.0
 """The longest wait; a child that ran for longer has not exited quickly."""
-LOOK_SECONDS = 0.2
-"""The time between two looks whether a child has ended."""
 
 
 class Supervisor:

@@ -169,11 +169,7 @@ AnyFact = (
     | Erased
 )
 
-_DECODERS: dict[str, msgspec.json.Decoder[AnyFact]] = {
-    str(fact.__struct_config__.tag): msgspec.json.Decoder(fact) for fact in get_args(AnyFact)
-}
-
-KINDS = tuple(_DECODERS)
+KINDS = tuple(str(fact.__struct_config__.tag) for fact in get_args(AnyFact))
 """Every value of `delivery_log.kind`."""
 
 
@@ -187,14 +183,3 @@ def detail_of(fact: AnyFact) -> dict[str, Any]:
     built: dict[str, Any] = msgspec.to_builtins(fact, builtin_types=(datetime,))
     del built["kind"]
     return built
-
-
-def decode(kind: str, detail: str) -> AnyFact:
-    """Decode a row of `delivery_log`, from the JSON text of `detail`.
-
-    Raises:
-        msgspec.ValidationError: it is not a fact of this version.
-    """
-    if kind not in _DECODERS:
-        raise msgspec.ValidationError(f"no fact is a {kind}")
-    return _DECODERS[kind].decode(detail)

@@ -91,7 +91,7 @@ class BreakerLimits(msgspec.Struct, frozen=True):
     """Share of failed attempts at which it opens."""
     window: float = 60.0
     open_for: float = 30.0
-    """Time until a probe. It doubles each time the probe fails, up to `longest`."""
+    """Time until a probe. It doubles each time the probe fails, up to `longest`, unless it is longer itself."""
     longest: float = 600.0
 
 
@@ -129,7 +129,9 @@ def _counted(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, 
 
 
 def _opened(breaker: Breaker, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
-    seconds = min(limits.open_for * 2.0 ** min(breaker.open_count, _MOST_DOUBLINGS), limits.longest)
+    seconds = min(
+        limits.open_for * 2.0 ** min(breaker.open_count, _MOST_DOUBLINGS), max(limits.longest, limits.open_for)
+    )
     open_count = min(breaker.open_count + 1, _MOST_OPENINGS)
     return Breaker(BreakerState.OPEN, now + timedelta(seconds=seconds), why, open_count)
 

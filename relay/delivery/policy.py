@@ -118,12 +118,6 @@ def breaker_limits(policies: Policies) -> dict[GateKey, BreakerLimits]:
     return {key: limits for policy in policies.values() for key, limits in policy.breakers.items()}
 
 
-def limits_of(endpoint: Limited) -> BreakerLimits:
-    """Return the limits of an endpoint's breaker."""
-    open_for = endpoint.breaker.open_for
-    return msgspec.structs.replace(BREAKER, open_for=open_for, longest=max(BREAKER.longest, open_for))
-
-
 def _policy(config: Config, route: Route) -> RoutePolicy:
     destination = config.destinations[route.destination]
     endpoints: dict[GateKey, Limited] = {("destination", route.destination): destination}
@@ -139,7 +133,10 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
         outcomes=dict[str, str](destination.outcomes.items()) if isinstance(destination, Downstream) else {},
         skew=timedelta(seconds=config.sources[route.source].clock_skew),
         gates=(("source", route.source), ("route", route.name), *endpoints),
-        breakers={key: limits_of(endpoint) for key, endpoint in endpoints.items()},
+        breakers={
+            key: msgspec.structs.replace(BREAKER, open_for=endpoint.breaker.open_for)
+            for key, endpoint in endpoints.items()
+        },
         rate_limits=tuple(
             RateLimit(key, endpoint.rate, calls[key[0]])
             for key, endpoint in endpoints.items()
@@ -218,19 +215,20 @@ def _decide_failed(
     delivery: Delivery, outcome: Failed, policy: RoutePolicy, now: datetime, history: History, *, is_stopped: bool
 ) -> AnyFact:
     rule = rule_for(outcome.error_class, policy.outcomes)
-    elapsed = now - (history.began_at or now)
-    delay = policy.schedule.delay_after(delivery.attempt, elapsed)
-    if rule is Rule.REFETCH:
-        delay = REFETCH_AFTER[min(history.same_in_a_row, len(REFETCH_AFTER) - 1)]
     confirmed = rule is Rule.CONFIRM and history.same_in_a_row + 1 >= CONFIRMED_AFTER
     at_once = rule is Rule.NOT_COUNTED or (rule is Rule.AGAIN and history.same_in_a_row < AGAIN_AT_MOST)
-    # An open breaker sets the time of the next call; the schedule is for attempts that count.
-    is_held_back = is_stopped or rule in {Rule.STOP, Rule.RETIRE}
     # The gate holds it back, until its end or an operator's resume. A schedule for a limit that all events share would use
     # up the attempts of each.
     at_once |= is_rate_held(outcome, policy) and history.same_in_a_row < HELD_AT_MOST
+    # An open breaker sets the time of the next call; the schedule is for attempts that count.
+    is_held_back = is_stopped or rule in {Rule.STOP, Rule.RETIRE}
     spared = at_once or is_held_back or rule is Rule.REFETCH
-    if rule is Rule.DEAD or confirmed or (delay is None and not spared):
+    delay: timedelta | None = timedelta(0)
+    if rule is Rule.REFETCH and not is_held_back:
+        delay = REFETCH_AFTER[min(history.same_in_a_row, len(REFETCH_AFTER) - 1)]
+    elif not spared:
+        delay = policy.schedule.delay_after(delivery.attempt, now - (history.began_at or now))
+    if rule is Rule.DEAD or confirmed or delay is None:
         return facts.Dead(
             cause=outcome.error_class if rule is Rule.DEAD or confirmed else "exhausted",
             error=outcome.error,
@@ -240,7 +238,7 @@ def _decide_failed(
     return facts.AttemptFailed(
         error_class=outcome.error_class,
         error=outcome.error,
-        due_at=now if at_once else now + _clamped(timedelta(0) if is_held_back else delay or timedelta(0), outcome),
+        due_at=now if at_once else now + _clamped(delay, outcome),
         calls=outcome.calls,
         counted=not spared,
     )
@@ -338,9 +336,7 @@ class HoldRequest(msgspec.Struct, frozen=True):
 def hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest]:
     """Yield what the calls of an attempt were asked for, no longer than an endpoint may ask for."""
     for call in outcome.calls:
-        key = None if call.hold is None else endpoint_of_call(call, policy)
-        request = None if key is None else hold_request(key, call)
-        if request is not None:
+        if (key := endpoint_of_call(call, policy)) and (request := hold_request(key, call)):
             yield request
 
 
@@ -359,7 +355,7 @@ def asks_for_hold(outcome: Outcome) -> bool:
 
 
 def holds_until(
-    requests: Iterable[HoldRequest], held: Mapping[GateKey, datetime | None], now: datetime
+    requests: Iterable[HoldRequest], held: Mapping[GateKey, datetime], now: datetime
 ) -> dict[GateKey, tuple[datetime, str]]:
     """Return the new ends of holds, with the reason, where they are later than `held`."""
     later: dict[GateKey, tuple[datetime, str]] = {}

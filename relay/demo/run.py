@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -29,8 +29,8 @@ from inbox.clock import Clock, SystemClock
 from inbox.db import engine, migrate
 from inbox.observe.visible import visible
 from relay.accounts import hash_password
-from relay.demo.scenario import ChangeMade, Scenario, differences
-from relay.demo.services import GROUP, USER, CallMade, CommercialService, IdentityService, WebhookSender, served
+from relay.demo.scenario import ChangeMade, Scenario
+from relay.demo.services import GROUP, USER, CommercialService, IdentityService, WebhookSender, served
 from relay.store.database import Database
 
 CHANGES, KILL_AFTER = 40, 25
@@ -39,11 +39,9 @@ _PAUSE_SECONDS, _LIVE_PAUSE_SECONDS, _POLL_SECONDS = 0.3, 4.0, 0.2
 _PATIENCE_SECONDS, _GRACE_SECONDS = 90.0, 25.0
 _A_MOMENT_SECONDS = 1.1
 """A sweep takes a reported and an unreported change for one where times are cut to the second."""
-_FAIL_SHARE, _LOST_SHARE, _LATENCY_SECONDS = 0.1, 0.05, 0.015
+_FAIL_SHARE, _LOST_SHARE = 0.1, 0.05
 _PAGE_USER, _PAGE_PORT = "demo", 8025
-_WIDE, _WIDE_COLUMN, _NARROW_COLUMN = 100, 28, 20
-_CLIENT_ERROR, _UNAVAILABLE = 400, 503
-_OF_HUNDREDS = {2: "green", 3: "green", 4: "bold yellow"}
+_COLUMN = 24
 _COLOURS = {"change": "bold", "webhook": "cyan", "call": "magenta", "command": "bold yellow"}
 _ID = re.compile(r"[0-9a-f]{20}([0-9a-f]{4})")
 _INTRODUCTION = """\
@@ -56,11 +54,6 @@ _INTRODUCTION = """\
 """
 ROUTES = ("users-to-contacts", "groups-to-teams")
 _OPEN = text("SELECT count(*) FROM open_delivery WHERE state NOT IN ('dead', 'blocked')")
-_COUNTS = text("""
-SELECT kind AS name, count(*) AS number FROM delivery_log GROUP BY kind
-UNION ALL SELECT 'events', count(*) FROM inbox
-UNION ALL SELECT 'duplicates', coalesce(sum(times), 0) FROM duplicate_request
-""")
 
 
 class DemoError(Exception):
@@ -78,72 +71,51 @@ class DemoScreen:
 
     def __init__(self, console: Console, clock: Clock | None = None) -> None:
         self.console, self._clock = console, clock or SystemClock()
-        self._names: dict[str, str] = {}  # of entities, by id
-        self.calls = self.failed_calls = self.webhooks = 0
+        self.seen = Counter[str]()
+        """The number of lines of each kind, and of calls that failed."""
 
     def change(self, change: ChangeMade) -> None:
         """Show a change of the identity service."""
-        self._names[change.entity_id] = change.name
-        detail = Text(_assignments(change.fields))
-        if not change.fields and change.action == "update":
-            detail = Text("nothing the other side has", "dim")
-        if not change.is_reported:
-            detail = Text("no webhook", "red").append(": " if detail.plain else "").append_text(detail)
-        self._line("change", change.action.upper(), None, change.name, detail)
+        fields = _assignments(change.fields) or ("nothing the other side has" if change.action == "update" else "")
+        detail = fields if change.is_reported else f"no webhook: {fields}"
+        self.line("change", change.action.upper(), change.name, detail)
 
     def webhook(self, payload: Mapping[str, str], status: int | None) -> None:
         """Show a webhook that was sent."""
-        self.webhooks += 1
-        detail = "no answer; it is sent again" if status is None else self._names.get(payload["id"], "")
-        about = f"{payload['entityType']} {payload['id']}"
-        self._line("webhook", payload["eventType"], status or 0, about, Text(visible(detail), "dim"))
+        detail = "no answer; it is sent again" if status is None else ""
+        self.line("webhook", payload["eventType"], f"{payload['entityType']} {payload['id']}", detail, status or 0)
 
-    def call(self, call: CallMade) -> None:
+    def call(self, method: str, path: str, status: int, changed: Mapping[str, str | None]) -> None:
         """Show a call to the commercial service. The relay sends every mapped field; those that are new are shown."""
-        self.calls += 1
-        if call.status == _UNAVAILABLE:
-            self.failed_calls += 1
-            detail = Text("on purpose; it is tried again", "red")
-        elif call.status >= _CLIENT_ERROR:
-            detail = Text("refused", "yellow")
-        elif call.method == "DELETE":
-            detail = Text(visible(self._names.get(call.external_id or "", "")), "dim")
-        elif call.changed or call.external_id is None:
-            detail = Text(_assignments(call.changed))
-        else:
-            detail = Text("nothing new", "dim")
-        self._line("call", call.method, call.status, call.path, detail)
-
-    def command(self, command: str, about: str, report: str = "") -> None:
-        """Show a command that was started, or what it has reported."""
-        self._line("command", command, None, about, Text(visible(report), "bold"))
+        is_on_purpose = status == 503  # noqa: PLR2004  # as it says
+        self.seen["failed"] += is_on_purpose
+        self.line(
+            "call", method, path, "on purpose; it is tried again" if is_on_purpose else _assignments(changed), status
+        )
 
     def say(self, sentence: str) -> None:
         """Show a sentence."""
-        self.console.print(Text(visible(sentence), "dim"))
+        self.console.print(Text(visible(sentence), "dim"), no_wrap=True, overflow="ellipsis")
 
-    def _line(self, kind: str, verb: str, status: int | None, about: str, detail: Text) -> None:
-        """Print columns, cut to a terminal's width; whole elsewhere. `detail` is made of visible text already."""
-        width = self.console.width if self.console.is_terminal else None
-        column = _WIDE_COLUMN if width is None or width >= _WIDE else _NARROW_COLUMN
-        faint = "dim" if verb == "GET" else ""
-        line = Text(end="").append(f"{self._clock.now():%H:%M:%S} ", "dim")
-        line.append(f"{kind:<7} ", _COLOURS[kind]).append(f"{visible(verb):<6} ", faint)
-        colour = "" if status is None else _OF_HUNDREDS.get(status // 100, "bold red")
-        line.append(f"{'' if status is None else status or '---':<3} ", colour)
+    def line(self, kind: str, verb: str, about: str, detail: str = "", status: int | None = None) -> None:
+        """Print columns, cut to a terminal's width; whole elsewhere."""
+        self.seen[kind] += 1
         about = visible(_ID.sub(r"…\1", about))  # the end of an id tells it from others
-        line.append(f"{about:<{column}}", faint)
-        if detail.plain:
-            line.append(" ").append_text(detail)
+        colour = "green" if status in range(200, 400) else "bold red"
+        line = Text.assemble(
+            (f"{self._clock.now():%H:%M:%S} ", "dim"),
+            (f"{kind:<7} ", _COLOURS[kind]),
+            f"{visible(verb):<6} ",
+            (f"{'' if status is None else status or '---':<3} ", colour),
+            f"{about:<{_COLUMN}} ",
+            visible(detail),
+        )
         line.rstrip()
-        if width is not None:
-            line.truncate(width, overflow="ellipsis")
-        self.console.print(line, soft_wrap=True)
+        self.console.print(line, no_wrap=True, overflow="ellipsis")
 
 
-def _assignments(fields: Mapping[str, Any]) -> str:
-    shown = {visible(name): "null" if value is None else visible(str(value)) for name, value in fields.items()}
-    return ", ".join(f"{name}={value}" for name, value in shown.items())
+def _assignments(fields: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name}={'null' if value is None else value}" for name, value in fields.items())
 
 
 class Demo:
@@ -152,6 +124,10 @@ class Demo:
     def __init__(self, exits: ExitStack, screen: DemoScreen, folder: Path) -> None:
         """Start all parts; `exits` stops them in order."""
         self.screen, self.folder, self.children = screen, folder, dict[str, subprocess.Popen[bytes]]()
+        others = {"INBOX_DATABASE_URL", "GUNICORN_CMD_ARGS"}  # they would override the file
+        kept = {name: value for name, value in os.environ.items() if name not in others}
+        own = {"INBOX_CONFIG": str(folder / "inbox.toml"), "WEB_CONCURRENCY": "2", "PYTHONUNBUFFERED": "1"}
+        self._environment = {**kept, **own}
         url = f"sqlite:///{folder / 'inbox.db'}"
         made = engine.connect(url, application="relay-demo")
         exits.callback(made.dispose)
@@ -165,7 +141,7 @@ class Demo:
         )
         exits.callback(self.webhooks.close)
         self.identity = IdentityService(self.webhooks)
-        self.commercial = CommercialService(fail_share=_FAIL_SHARE, latency=_LATENCY_SECONDS, on_call=screen.call)
+        self.commercial = CommercialService(fail_share=_FAIL_SHARE, on_call=screen.call)
         self.identity_url = exits.enter_context(served(self.identity.app))
         self.commercial_url = exits.enter_context(served(self.commercial.app))
         users = _write_private(folder / "users", f"{_PAGE_USER}:operator:{hash_password(self.page_password)}\n")
@@ -183,13 +159,16 @@ class Demo:
         self._start("relay", "relay", "run", "--verbose")
 
     def _serve(self, name: str, settings: str, port: int) -> str:
-        # The socket is made here and passed on: no other program can take the port, and who connects early waits.
-        with _listener(port) as listener:
-            number = listener.fileno()
-            self._start(name, "gunicorn", "-c", f"python:{settings}", "--bind", f"fd://{number}", pass_fds=[number])
-            return f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            listener = socket.create_server(("127.0.0.1", port))
+        except OSError:  # another program has it
+            listener = socket.create_server(("127.0.0.1", 0))
+        with listener:
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+        self._start(name, "gunicorn", "-c", f"python:{settings}", "--bind", address)
+        return f"http://{address}"
 
-    def _start(self, name: str, *arguments: str, pass_fds: Sequence[int] = ()) -> None:
+    def _start(self, name: str, *arguments: str) -> None:
         """Start a program in a process group of its own: Ctrl-C in a terminal reaches only the demo, which then stops it."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.children[name] = subprocess.Popen(  # noqa: S603  # our own Python, our own arguments
@@ -198,8 +177,7 @@ class Demo:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                env=_environment(self.folder),
-                pass_fds=pass_fds,
+                env=self._environment,
                 process_group=0,
             )
 
@@ -215,94 +193,74 @@ class Demo:
 
     def pause(self, seconds: float) -> None:
         """Let time pass. Raises DemoError with the end of its log when a program has ended."""
+        self._until(lambda: False, seconds)
+
+    def settle(self) -> bool:
+        """Wait until every webhook was accepted and the relay has nothing left to do; return false when it takes too long."""
+        return self._until(self._is_settled, _PATIENCE_SECONDS)
+
+    def await_call(self) -> None:
+        """Wait until the programs have started, and the relay calls."""
+        self._until(lambda: self.screen.seen["call"] > 0, _PATIENCE_SECONDS)
+
+    def _until(self, done: Callable[[], bool], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
+        while not (is_done := done()) and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, _POLL_SECONDS))
             for name, child in self.children.items():
                 if child.poll() is not None:
                     log = self.folder / f"{name}.log"
                     tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
                     raise DemoError(f"the {name} has ended with status {child.returncode}; the end of {log}:\n{tail}")
-
-    def until(self, done: Callable[[], bool]) -> bool:
-        """Wait, at most `_PATIENCE_SECONDS`; return false when it took longer. Raises as `pause`."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not (is_done := done()) and time.monotonic() < deadline:
-            self.pause(_POLL_SECONDS)
         return is_done
 
-    def is_settled(self) -> bool:
-        """Return true when every webhook was accepted and the relay has nothing left to do."""
+    def _is_settled(self) -> bool:
         if self.webhooks.pending():
             return False
         with self._database.read() as transaction:
             return not transaction.execute(_OPEN)[0][0]
 
-    def counts(self) -> dict[str, int]:
-        """Count events, duplicates, and facts of each kind."""
-        with self._database.read() as transaction:
-            return {row.name: row.number for row in transaction.execute(_COUNTS)}
-
     def find_unreported(self, scenario: Scenario) -> bool:
         """Make changes that no webhook reports, and find them by the relay's own commands; return true when in sync."""
-        self.until(self.is_settled)
+        self.settle()
         self.pause(_A_MOMENT_SECONDS)
         self.commercial.fail_share = 0.0  # a command makes its calls once
         for change in (scenario.edit(USER, report=False), scenario.edit(GROUP, report=False)):
             self.screen.change(change)
-        for row in json.loads(self._run("sweep", "--source", "trivore", "--json")[1]):
-            counts = f"{row['compared']} compared, {row['missed']} missed, {row['added']} added"
-            self.screen.command("sweep", row["entity_type"], counts)
-        self.until(self.is_settled)
-        self.screen.change(scenario.delete(report=False))
-        found = json.loads(self._run("plan", "--route", ROUTES[0], "--json")[1])
-        changes = {f"{row['entity_type']}/{row['entity_id']}": row["change"] for row in found}
-        for entity, change in changes.items():
-            self.screen.command("plan", entity, f"to {change}")
-            self._run("replay", "--route", ROUTES[0], "--entity", entity, "--reason", "no webhook came", "--yes")
-            self.screen.command("replay", entity, "delivered again")
-        self.until(self.is_settled)
-        in_sync = [self._plan(route) for route in ROUTES]
-        return all(in_sync)
+        self._run("sweep", "--source", "trivore")
+        self.settle()
+        gone = scenario.delete(report=False)
+        self.screen.change(gone)
+        self._run("plan", "--route", ROUTES[0])
+        entity = ("--entity", f"USER/{gone.entity_id}")
+        self._run("replay", "--route", ROUTES[0], *entity, "--reason", "no webhook came", "--yes")
+        self.settle()
+        return sum(self._run("plan", "--route", route) for route in ROUTES) == len(ROUTES)
 
-    def _plan(self, route: str) -> bool:
-        status, output = self._run("plan", "--route", route)
-        verdict = next((line for line in reversed(output.splitlines()) if "compare" in line), output)
-        self.screen.command("plan", route, verdict)
-        return status == 0
-
-    def _run(self, *command: str) -> tuple[int, str]:
-        """Run `relay COMMAND` as a person would; return its status and output."""
-        self.screen.command(command[0], " ".join(command[1:5]))
+    def _run(self, *command: str) -> bool:
+        """Run `relay COMMAND` as a person would, and show its answer; return true when there is no finding."""
+        self.screen.line("command", command[0], " ".join(command[1:]))
         ended = subprocess.run(  # noqa: S603  # our own
             [sys.executable, "-m", "relay", *command],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=_environment(self.folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self._environment,
             text=True,
             check=False,
             process_group=0,  # Ctrl-C in a terminal reaches only the demo
         )
-        if ended.returncode > 1 or "Traceback" in ended.stderr:
-            raise DemoError(f"`relay {' '.join(command)}` ended with status {ended.returncode}:\n{ended.stderr}")
-        return ended.returncode, ended.stdout if "--json" in command else ended.stdout + ended.stderr
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """Return this process's environment without what would override the file."""
-    others = {"INBOX_DATABASE_URL", "GUNICORN_CMD_ARGS"}
-    kept = {name: value for name, value in os.environ.items() if name not in others}
-    return {**kept, "INBOX_CONFIG": str(folder / "inbox.toml"), "WEB_CONCURRENCY": "2", "PYTHONUNBUFFERED": "1"}
+        for line in ended.stdout.splitlines():
+            self.screen.say(f"  {line}")
+        return ended.returncode == 0
 
 
 def run_demo(console: Console, folder: Path | None, *, stay: bool) -> bool:
-    """Run until the verdict, then stop everything; with `stay` not before Ctrl-C, SIGTERM or SIGHUP. Return true when all is well.
+    """Run until the verdict, then stop everything; with `stay` not before an interrupt. Return true when all is well.
 
     Raises:
         DemoError: something does not start, or ends by itself; the folder with the logs stays.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     console.print(_INTRODUCTION)
     is_well = False
     with _folder(folder) as path:
@@ -325,24 +283,17 @@ def _judge(demo: Demo, scenario: Scenario) -> bool:
     for number in range(1, CHANGES + 1):
         screen.change(scenario.step())
         if number == 1:
-            demo.until(lambda: screen.calls > 0)  # the programs have started
+            demo.await_call()
         if number == KILL_AFTER:
             demo.children["relay"].kill()
             demo.children["relay"].wait()
             demo.start_relay()
             screen.say("killed the relay (SIGKILL), and started another: it takes over after 15 s")
         demo.pause(_PAUSE_SECONDS)
-    in_sync = demo.find_unreported(scenario)
-    found, counts = differences(demo.identity, demo.commercial), demo.counts()
+    is_well, seen = demo.find_unreported(scenario) and demo.settle(), screen.seen
     screen.console.print(
-        f"\n{screen.webhooks} webhooks, {counts['events']} events, {counts['duplicates']} duplicates recognised;"
-        f" {screen.calls} calls, {screen.failed_calls} failed on purpose;"
-        f" {counts.get('delivered', 0)} delivered, {counts.get('superseded', 0)} superseded,"
-        f" {counts.get('unchanged', 0)} with nothing new, {counts.get('dead', 0)} dead"
+        f"\n{seen['change']} changes, {seen['webhook']} webhooks, {seen['call']} calls, {seen['failed']} failed on purpose"
     )
-    for difference in found:
-        screen.console.print(Text(visible(difference)))
-    is_well = in_sync and not found and demo.is_settled()
     records = len(demo.identity.all(USER)) + len(demo.identity.all(GROUP))
     agree = f"[bold green]Both services agree[/] in all fields of {records} users and groups."
     screen.console.print(agree if is_well else "[bold red]The services do not agree[/]")
@@ -350,13 +301,8 @@ def _judge(demo: Demo, scenario: Scenario) -> bool:
 
 
 def _stay(demo: Demo, scenario: Scenario) -> None:
-    """Make a change now and then, until Ctrl-C; SIGUSR1 lets the commercial service fail all calls, and ends that."""
-
-    def switch(_number: int, _frame: object) -> None:
-        demo.commercial.fail_share = _FAIL_SHARE if demo.commercial.fail_share == 1.0 else 1.0
-
+    """Make a change now and then, until an interrupt."""
     demo.commercial.fail_share = _FAIL_SHARE
-    signal.signal(signal.SIGUSR1, switch)
     for name, value in (
         ("page", f"{demo.page_url}  (sign in as {_PAGE_USER}, password {demo.page_password})"),
         ("identity", f"{demo.identity_url}/api/rest/v1/user  (Basic demo:demo)"),
@@ -364,7 +310,6 @@ def _stay(demo: Demo, scenario: Scenario) -> None:
         ("receiver", f"{demo.receiver_url}/webhooks/trivore  (pid {demo.children['receiver'].pid})"),
         ("relay", f"pid {demo.children['relay'].pid}, its log is relay.log in {demo.folder}"),
         ("look into it", f"export INBOX_CONFIG={shlex.quote(str(demo.folder / 'inbox.toml'))}; relay status"),
-        ("break it", f"kill -USR1 {os.getpid()}  fails all calls; once more ends that"),
         ("end it", "Ctrl-C; until then a user or a group changes every few seconds"),
     ):
         demo.screen.console.print(Text(f"{name:<13}", "bold").append(visible(value), "none"), soft_wrap=True)
@@ -389,11 +334,3 @@ def _write_private(path: Path, content: str) -> Path:
     path.touch(mode=0o600)
     path.write_text(content, encoding="utf-8")
     return path
-
-
-def _listener(wanted: int) -> socket.socket:
-    """Listen on this port, or on any where another program has it."""
-    try:
-        return socket.create_server(("127.0.0.1", wanted))
-    except OSError:
-        return socket.create_server(("127.0.0.1", 0))

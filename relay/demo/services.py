@@ -6,16 +6,14 @@ webhooks of the classic form (trivore.atlassian.net/wiki/spaces/TISpubdoc/pages/
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import queue
 import random
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -40,7 +38,6 @@ _DEFAULTS: dict[str, Document] = {
 }
 _FIELDS = {CONTACT: ("external_id", "email", "first_name", "last_name", "phone"), TEAM: ("external_id", "name")}
 _OWN = ("id", "meta", "password")
-_API = "/api/rest/v1"
 _SINCE = 'meta.lastModified ge "'
 _DEFAULT_COUNT, _MAX_COUNT = 100, 500  # the largest page, by the docstrings of trivoreid 2.0.10
 _RETRY_AFTER = "0.2"  # RFC 9110 section 10.2.3 knows whole seconds only; fractions are seen in the field
@@ -85,16 +82,17 @@ def answer(resp: Response, value: object, status: int = 200) -> None:
 class _Service:
     """Documents of some kinds over HTTP, in memory; documents are replaced, never changed. `app` is the Falcon app."""
 
-    def __init__(
-        self, kinds: Iterable[str], prefix: str, authorization: str, error_body: Callable[[str, int], object]
-    ) -> None:
-        """Start without documents. Other calls than with `authorization` get 401."""
+    prefix = ""
+    authorization: str
+    """Other calls get 401."""
+
+    def __init__(self, *kinds: str) -> None:
+        """Start without documents."""
         self._documents: dict[str, dict[str, Document]] = {kind: {} for kind in kinds}
-        self._authorization, self._error_body = authorization.split(), error_body
         self.app: App = falcon.asgi.App(middleware=[self])
         self.app.set_error_serializer(self._serialize)
-        self.app.add_route(f"{prefix}/{{kind}}", self, suffix="all")
-        self.app.add_route(f"{prefix}/{{kind}}/{{key}}", self)
+        self.app.add_route(f"{self.prefix}/{{kind}}", self, suffix="all")
+        self.app.add_route(f"{self.prefix}/{{kind}}/{{key}}", self)
 
     def all(self, kind: str) -> list[Document]:
         """List every document of a kind, oldest first. Raises `falcon.HTTPNotFound`."""
@@ -111,8 +109,8 @@ class _Service:
     async def process_request(self, req: Request, _: Response) -> None:
         """Refuse a call without the credentials."""
         scheme, _space, credentials = (req.auth or "").partition(" ")
-        if [scheme.capitalize(), credentials.strip()] != self._authorization:
-            challenges = [f'{self._authorization[0]} realm="demo"']
+        if f"{scheme.capitalize()} {credentials.strip()}" != self.authorization:
+            challenges = [f'{self.authorization.split()[0]} realm="demo"']
             raise falcon.HTTPUnauthorized(description="Authentication failed.", challenges=challenges)
 
     async def on_get(self, _: Request, resp: Response, kind: str, key: str) -> None:
@@ -120,8 +118,10 @@ class _Service:
         answer(resp, self.get(kind, key))
 
     def _serialize(self, _: Request, resp: Response, error: falcon.HTTPError) -> None:
-        text = error.description or error.title or "Error"
-        answer(resp, self._error_body(text, error.status_code), error.status_code)
+        answer(resp, self._error_body(error.description or error.title or "", error.status_code), error.status_code)
+
+    def _error_body(self, text: str, _status: int) -> Document:
+        return {"error": text}
 
 
 class WebhookSender:
@@ -187,49 +187,48 @@ class WebhookSender:
 class IdentityService(_Service):
     """Users and groups, for any thread."""
 
+    prefix = "/api/rest/v1"
+    authorization = "Basic ZGVtbzpkZW1v"  # demo:demo, RFC 7617
+
     def __init__(self, webhooks: WebhookSender, now: Callable[[], datetime] | None = None) -> None:
         """Start without users. `webhooks` sends one for each change."""
-        # demo:demo, RFC 7617
-        super().__init__(
-            _DEFAULTS, _API, "Basic ZGVtbzpkZW1v", lambda text, code: {"errorMessage": text, "statusCode": code}
-        )
+        super().__init__(*_DEFAULTS)
         self.webhooks = webhooks
         self._now, self._latest = now or SystemClock().now, datetime.min.replace(tzinfo=UTC)
         self._lock = threading.Lock()  # held while a webhook is queued: they have the order of the changes
         self._process, self._counter = secrets.token_hex(5), itertools.count()
 
-    def create(self, entity_type: str, body: Document, *, report: bool = True) -> Document:
-        """Store a new user or group, send the webhook unless told not to, and return the document."""
+    def _error_body(self, text: str, status: int) -> Document:
+        return {"errorMessage": text, "statusCode": status}
+
+    def create(self, entity_type: str, body: Document) -> Document:
+        """Store a new user or group, send the webhook, and return the document."""
         with self._lock:
-            moment = self._tick()
+            moment, at = self._tick()
             # As MongoDB's ObjectId: seconds, process, counter; so ids sort by creation.
             entity_id = f"{int(moment.timestamp()):08x}{self._process}{next(self._counter):06x}"
-            at = rfc3339(moment, "milliseconds")
-            meta = {"created": at, "lastModified": at}
-            return self._put(entity_type, entity_id, body, meta, "CREATE", report=report)
+            return self._put(entity_type, entity_id, body, {"created": at, "lastModified": at}, "CREATE")
 
     def replace(self, entity_type: str, entity_id: str, body: Document, *, report: bool = True) -> Document:
-        """Replace the whole document, send the webhook and return the new one. Raises as `get`."""
+        """Replace the whole document, send the webhook unless told not to, and return the new one. Raises as `get`."""
         with self._lock:
-            old = self.get(entity_type, entity_id)
-            moment = self._tick()
-            meta = {**old["meta"], "lastModified": rfc3339(moment, "milliseconds")}
+            meta = {**self.get(entity_type, entity_id)["meta"], "lastModified": self._tick()[1]}
             return self._put(entity_type, entity_id, body, meta, "UPDATE", report=report)
 
     def delete(self, entity_type: str, entity_id: str, *, report: bool = True) -> None:
-        """Remove a user or group and send the webhook. Raises as `get`."""
+        """Remove a user or group, and send the webhook unless told not to. Raises as `get`."""
         with self._lock:
             self.get(entity_type, entity_id)
             del self._documents[entity_type][entity_id]
-            self._report(entity_type, entity_id, "DELETE", rfc3339(self._tick(), "milliseconds"), report=report)
+            self._report(entity_type, entity_id, "DELETE", self._tick()[1], report=report)
 
-    def _tick(self) -> datetime:
+    def _tick(self) -> tuple[datetime, str]:
         """Return the time, at least a millisecond after the one before: else two webhooks could be the same bytes."""
         self._latest = max(self._now(), self._latest + timedelta(milliseconds=1))
-        return self._latest
+        return self._latest, rfc3339(self._latest, "milliseconds")
 
     def _put(
-        self, entity_type: str, entity_id: str, body: Document, meta: Document, event_type: str, *, report: bool
+        self, entity_type: str, entity_id: str, body: Document, meta: Document, event_type: str, *, report: bool = True
     ) -> Document:
         # Without null members: the vendor's client iterates over `emails` without asking.
         kept = {name: value for name, value in body.items() if value is not None and name not in _OWN}
@@ -244,12 +243,16 @@ class IdentityService(_Service):
             self.webhooks.put({**named, "timestamp": at})
 
     async def on_get_all(self, req: Request, resp: Response, kind: str) -> None:
-        """List a page."""
+        """List a page, of those that pass the one filter that is offered."""
         documents = self.all(kind)
         start = req.get_param_as_int("startIndex", min_value=0, default=0)
         count = req.get_param_as_int("count", min_value=1, max_value=_MAX_COUNT, default=_DEFAULT_COUNT)
         if text := req.get_param("filter"):
-            documents = _changed_since(documents, text)
+            try:
+                since = parse_rfc3339(text.removeprefix(_SINCE).removesuffix('"'))
+            except ValueError:
+                raise falcon.HTTPBadRequest(description=f'invalidFilter: only `{_SINCE}TIME"` is offered.') from None
+            documents = [each for each in documents if parse_rfc3339(each["meta"]["lastModified"]) >= since]
         page = documents[start : start + count]
         numbers = {"totalResults": len(documents), "startIndex": start, "itemsPerPage": len(page)}
         answer(resp, {**numbers, "resources": page})
@@ -269,46 +272,24 @@ class IdentityService(_Service):
         resp.status = falcon.HTTP_NO_CONTENT
 
 
-def _changed_since(documents: list[Document], text: str) -> list[Document]:
-    """Return the documents that pass the one filter that is offered."""
-    try:
-        since = parse_rfc3339(text.removeprefix(_SINCE).removesuffix('"'))
-    except ValueError:
-        raise falcon.HTTPBadRequest(description=f'invalidFilter: only `{_SINCE}TIME"` is offered.') from None
-    return [each for each in documents if parse_rfc3339(each["meta"]["lastModified"]) >= since]
-
-
-@dataclass(frozen=True, slots=True)
-class CallMade:
-    """A call to the commercial service: its path with the query, its answer's status, and its effect on a record."""
-
-    method: str
-    path: str
-    status: int
-    external_id: str | None = None
-    changed: Mapping[str, str | None] = field(default_factory=dict)
+OnCall = Callable[[str, str, int, Mapping[str, str | None]], None]
+"""Gets a call to the commercial service: method, path with query, status of the answer, and the fields that changed."""
 
 
 class CommercialService(_Service):
     """Contacts and teams, found by external id. The app's event loop alone changes records."""
 
-    def __init__(
-        self,
-        *,
-        fail_share: float = 0.0,
-        latency: float = 0.0,
-        on_call: Callable[[CallMade], None] = lambda _: None,
-    ) -> None:
+    authorization = "Bearer demo"
+
+    def __init__(self, *, fail_share: float = 0.0, on_call: OnCall = lambda *_: None) -> None:
         """Start without records.
 
         Args:
             fail_share: the share of calls, from 0 to 1, that is answered with 503 and changes nothing.
-            latency: seconds between a call's effect and its answer.
             on_call: gets each call before it is answered, on the server's thread; must not raise.
         """
-        super().__init__(_FIELDS, "", "Bearer demo", lambda text, _: {"error": text})
-        self.fail_share = fail_share
-        self._latency, self._on_call = latency, on_call
+        super().__init__(*_FIELDS)
+        self.fail_share, self._on_call = fail_share, on_call
         self._numbers = {kind: itertools.count(1) for kind in _FIELDS}
 
     async def process_request(self, req: Request, resp: Response) -> None:
@@ -320,16 +301,12 @@ class CommercialService(_Service):
 
     async def process_response(self, req: Request, resp: Response, _resource: object, _succeeded: bool) -> None:
         """Report a call once its answer is known."""
-        self._on_call(CallMade(req.method, req.relative_uri, resp.status_code, **getattr(req.context, "effect", {})))
-        await asyncio.sleep(self._latency)
+        self._on_call(req.method, req.relative_uri, resp.status_code, getattr(req.context, "changed", {}))
 
     async def on_get_all(self, req: Request, resp: Response, kind: str) -> None:
-        """List a page."""
+        """List all, or the one of an external id."""
         external_id = req.get_param("externalId")
-        found = [each for each in self.all(kind) if external_id in {None, each["external_id"]}]
-        offset = req.get_param_as_int("offset", min_value=0, default=0)
-        limit = req.get_param_as_int("limit", min_value=1, default=len(found))
-        answer(resp, {"items": found[offset : offset + limit]})
+        answer(resp, {"items": [each for each in self.all(kind) if external_id in {None, each["external_id"]}]})
 
     async def on_post_all(self, req: Request, resp: Response, kind: str) -> None:
         """Create one."""
@@ -342,9 +319,9 @@ class CommercialService(_Service):
         before = self.get(kind, key)
         answer(resp, self._put(req, kind, key, before, await read_object(req)))
 
-    async def on_delete(self, req: Request, resp: Response, kind: str, key: str) -> None:
+    async def on_delete(self, _: Request, resp: Response, kind: str, key: str) -> None:
         """Delete one."""
-        req.context.effect = {"external_id": self.get(kind, key)["external_id"]}
+        self.get(kind, key)
         del self._documents[kind][key]
         resp.status = falcon.HTTP_NO_CONTENT
 
@@ -358,6 +335,5 @@ class CommercialService(_Service):
         if external_id and external_id in {each["external_id"] for each in self.all(kind) if each["id"] != key}:
             raise falcon.HTTPConflict(description=f"external_id {external_id} exists already")
         self._documents[kind][key] = record
-        changed = {name: record[name] for name in fields[1:] if record[name] != before.get(name)}
-        req.context.effect = {"external_id": external_id, "changed": changed}
+        req.context.changed = {name: record[name] for name in fields[1:] if record[name] != before.get(name)}
         return record

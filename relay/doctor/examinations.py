@@ -24,7 +24,7 @@ from relay.doctor import schema_drift
 from relay.doctor.run import UNREACHABLE, Examination, Installation
 from relay.findings import KINDS, Finding, FindingKind, checked, findings
 from relay.store.database import Database
-from relay.store.nodes import hash_of, running
+from relay.store.nodes import hash_of, read_nodes
 from relay.store.overview import read_overview
 from relay.store.reads import Space, read_space
 
@@ -236,13 +236,15 @@ def _needing_a_person(installation: Installation) -> Iterator[Finding]:
 def _relays(installation: Installation) -> Iterator[Finding]:
     """Versions and configurations of running relays."""
     here, own = version_of("inbox-relay"), hash_of(installation.config)
-    for relay in running(Database(installation.engine)):
-        name = f"relay {relay.host} pid {relay.pid}"
-        if relay.version != here:
-            yield VERSION.found(name, f"{name} has version {relay.version}; {here} is installed here")
-        if relay.config_hash not in {None, own}:
+    with Database(installation.engine).read() as transaction:
+        running = read_nodes(transaction)
+    for relay in running:
+        name = f"relay {relay['host']} pid {relay['pid']}"
+        if relay["version"] != here:
+            yield VERSION.found(name, f"{name} has version {relay['version']}; {here} is installed here")
+        if relay["config_hash"] not in {None, own}:
             told = f"{name} runs with other routes or destinations than {installation.path}"
-            yield CHANGED.found(name, told, fields={"pid": str(relay.pid), "host": relay.host})
+            yield CHANGED.found(name, told, fields={"pid": str(relay["pid"]), "host": relay["host"]})
 
 
 EXAMINATIONS = (

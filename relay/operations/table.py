@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -147,7 +146,10 @@ _KINDS = (
         done="erased",
         nothing="nothing to erase: type and id are compared letter by letter",
         thing="event",
-        consequences=("Nothing brings it back. The reason must not name the entity, as it is kept for good.",),
+        consequences=(
+            "Nothing brings it back. The reason must not name the entity, as it is kept for good.",
+            "Rejected requests, alerts and texts of operators are not searched: they stay until their retention.",
+        ),
         is_dangerous=True,
     ),
     Operation(
@@ -207,36 +209,23 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
     try:
         asked: Any = msgspec.convert(selection, operation.asks)
     except msgspec.ValidationError as error:
-        field, says, is_missing = wrong_field(error)
-        raise UnusableCommand(f"{field} {says}" if is_missing else f"{field or 'selection'}: {says}") from error
+        field, says = wrong_field(error)
+        raise UnusableCommand(f"{field or 'selection'}: {says}") from error
     if operation.needs_condition and asked.is_empty and not asked.everything:
-        raise UnusableCommand(needs_condition(operation))
+        some = " or ".join(operation.keys[:2])
+        raise UnusableCommand(
+            f"{_a(kind)} without a condition is about everything that it could change: name some, such as {some}; or, if all is"
+            " meant, everything (--all)"
+        )
     require_order(asked)
     return asked
 
 
-_TYPES = {
-    "int": "a whole number",
-    "str": "text",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "an object",
-    "float": "a number",
-    "datetime": "a time",
-}
-_WRONG_TYPE = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
-_MISSING = re.compile(r"Object missing required field `(\w+)`")
-
-
-def wrong_field(error: msgspec.ValidationError) -> tuple[str, str, bool]:
-    """Return the field of a mistake, or nothing; the mistake in words of JSON, not of Python; and whether the field is missing."""
-    says, at, place = str(error).rpartition(" - at `$")
-    says, place = (says, place) if at else (place, "")
-    if missing := _MISSING.fullmatch(says):
-        return missing[1], "is missing", True
-    if wrong := _WRONG_TYPE.fullmatch(says):
-        says = f"expected {_TYPES.get(wrong[1], wrong[1])}, got {_TYPES.get(wrong[2], wrong[2])}"
-    return place.strip(".`"), says, False
+def wrong_field(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Return the field of a mistake, or nothing, and the mistake."""
+    says, _, place = str(error).partition(" - at `$")
+    missing = says.removeprefix("Object missing required field ")
+    return (place.strip(".`"), says) if missing == says else (missing.strip("`"), "is missing")
 
 
 def require_order(asked: msgspec.Struct) -> None:
@@ -248,14 +237,6 @@ def require_order(asked: msgspec.Struct) -> None:
     since, until = getattr(asked, "since", None), getattr(asked, "until", None)
     if since is not None and until is not None and since >= until:
         raise UnusableCommand("nothing is since a time and until an earlier one: exchange the two")
-
-
-def needs_condition(operation: Operation) -> str:
-    """Return the sentence about a selection without any condition."""
-    return (
-        f"{_a(operation.kind)} without a condition is about everything that it could change: name some, such as"
-        f' {" or ".join(operation.keys[:2])}; or, if all is meant, {{"everything": true}} (--all)'
-    )
 
 
 def _a(kind: str) -> str:

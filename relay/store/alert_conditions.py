@@ -14,7 +14,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
 from relay.store.alerts import NEWEST, note
 from relay.store.database import SEQS_OUT_OF_ORDER, Floor
-from relay.store.nodes import failing_steps
+from relay.store.nodes import read_nodes
 from relay.store.retention import STEPS, state_of
 from relay.store.transaction import Transaction
 from relay.store.work import Work
@@ -106,7 +106,7 @@ def _ended(transaction: Transaction, firing: Firing | None) -> Iterator[Alert]:
         yield Alert("delivery_dead", row.subject, firing=False)
     fired = firing or {(row.kind, row.subject) for row in transaction.execute(_FIRING)}
     steps = {subject for kind, subject in fired if kind == "step_failed"}
-    for step in sorted(steps - {failing.step for failing in failing_steps(transaction)} if steps else ()):
+    for step in sorted(steps.difference(*(relay["failing"] for relay in read_nodes(transaction))) if steps else ()):
         yield Alert("step_failed", step, firing=False)
 
 

@@ -85,12 +85,6 @@ def newest(database: Database) -> list[Row]:
         return transaction.rows_of(_NEWEST)
 
 
-def of_newer_version(database: Database) -> list[str]:
-    """Kinds of waiting alerts that only a newer version knows: they are left to it."""
-    with database.read() as transaction:
-        return [row.kind for row in transaction.execute(_UNKNOWN)]
-
-
 def _taken(
     work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]
 ) -> list[Posted]:
@@ -118,7 +112,6 @@ def _posted(row: Any) -> Posted:  # noqa: ANN401  # a result row
 
 
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in SENTENCES)})"
-_UNKNOWN = text(f"SELECT DISTINCT kind FROM alert WHERE told_at IS NULL AND NOT {_IS_KNOWN}")
 _NOT_SENT = text("UPDATE alert SET error = :error, is_unsendable = :is_final WHERE id = :id")
 _COLUMNS = "alert.id, alert.at, alert.kind, alert.subject, alert.firing, alert.detail"
 

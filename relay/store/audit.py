@@ -125,31 +125,8 @@ def verify(database: Database, config: Config) -> Iterator[Checked]:
     Each chunk is looked at in a snapshot of its own, so nothing that runs is disturbed. What arrives behind a chunk
     that was looked at is left to the next time.
     """
-    upto = 0
     for checked, _ in examine_all(database, config):
-        upto = checked.upto
         yield checked
-    for lanes in invented(database):
-        yield Checked(upto, differences=never_delivered(lanes))
-
-
-def invented(database: Database) -> Iterator[list[Any]]:
-    """Yield the rows of `lane` that remember a delivery which never was: on a route in `latest`, such a row would end events."""
-    route = lane = ""
-    while True:
-        with database.snapshot() as transaction:
-            rows = transaction.execute(_LAST_DELIVERIES, route=route, lane=lane, most=SPAN_SEQS)
-        if not rows:
-            return
-        if wrong := [row for row in rows if not row.was_delivered]:
-            yield wrong
-        route, lane = rows[-1].route, rows[-1].lane
-
-
-def never_delivered(rows: Iterable[Any]) -> tuple[Difference, ...]:
-    """Return the difference of each of these rows of `lane`."""
-    told = ("it was not delivered", "the newest delivered")
-    return tuple(Difference("last_delivered", row.seq, row.route, row.lane, *told) for row in rows)
 
 
 def examine_all(database: Database, config: Config) -> Iterator[tuple[Checked, list[Stored]]]:
@@ -299,21 +276,6 @@ def bounds(database: Database) -> tuple[int, int]:
         row = transaction.execute(_BOUNDS)[0]
     return int(row.lowest or 0), int(row.highest or 0)
 
-
-# An event that is not in the inbox any more was pruned, unless no event had its number yet.
-WAS_DELIVERED = """CASE
-    WHEN NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = lane.seq) THEN lane.seq <= (SELECT coalesce(max(seq), 0) FROM inbox)
-    ELSE EXISTS (
-        SELECT 1 FROM delivery_log f JOIN inbox i ON i.seq = f.seq
-        WHERE f.seq = lane.seq AND f.route = lane.route AND f.kind = 'delivered' AND i.occurred_at = lane.occurred_at)
-    END"""
-"""The condition that a delivery which a row of `lane` remembers has been."""
-_LAST_DELIVERIES = text(f"""
-SELECT route, lane, seq, {WAS_DELIVERED} AS was_delivered FROM lane
-WHERE (route, lane) > (:route, :lane)
-ORDER BY route, lane
-LIMIT :most
-""")
 
 _BOUNDS = text("SELECT min(seq) AS lowest, max(seq) AS highest FROM inbox")
 

@@ -27,7 +27,7 @@ from relay.delivery.policy import UNKNOWN_ROUTE
 from relay.store.database import LATE, Database, ScanStarts
 from relay.store.deliveries import key_text
 from relay.store.events import with_events
-from relay.store.gates import ENTITY_NOT_PAUSED, Locked, lock_all, store_breakers, use_rates
+from relay.store.gates import ENTITY_NOT_PAUSED, GateRow, lock_all, store_breakers, use_rates
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.sequence import Cause, quarantine
 from relay.store.statement import Statement, sql
@@ -225,7 +225,7 @@ class _Claim:
     """One claim, of several routes, in one transaction. The gates with a rate stay locked until it ends."""
 
     def __init__(
-        self, work: Work, transaction: Transaction, gates: Mapping[GateKey, Locked], scans: ScanStarts
+        self, work: Work, transaction: Transaction, gates: Mapping[GateKey, GateRow], scans: ScanStarts
     ) -> None:
         self.transaction = transaction
         self._lease = {"token": secrets.randbits(62), "node": work.node, "lease": LEASE_SECONDS}

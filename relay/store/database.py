@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from sqlalchemy import Engine
 
 from inbox.db.dialect import Sql
-from inbox.db.engine import Checkpoints, checkpoint, reading, snapshot
+from inbox.db.engine import checkpoint, is_checkpoint_due, reading, snapshot
 from inbox.db.throughput import ROUTE, Tally
 from inbox.events.timestamps import time_text
 from relay.store.transaction import Transaction
@@ -78,7 +78,6 @@ class Database:
         self.tally = Tally()
         """The figures of its transactions, which a relay writes."""
         self._clock = clock
-        self._checkpoints = Checkpoints() if self.sql.needs_checkpoints else None
 
     @contextmanager
     def write(self, node: str | None = None, *, impatient_of: AbstractSet[str] = frozenset()) -> Iterator[Transaction]:
@@ -87,11 +86,12 @@ class Database:
             transaction = Transaction(connection, self.sql, self._now(), node, impatient_of=impatient_of)
             yield transaction
             transaction.send_writes()
+            is_due = is_checkpoint_due(connection)
         for (route, kind), count in transaction.appended.items():
             self.tally.add(ROUTE, route, kind, count=count)
         if self.sql.pause_after_write:
             time.sleep(self.sql.pause_after_write)
-        if self._checkpoints is not None and self._checkpoints.due(transaction.rows):
+        if is_due:
             checkpoint(self.engine)
 
     @contextmanager

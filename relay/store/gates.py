@@ -29,31 +29,43 @@ def read_gates(work: Work) -> Gates:
         ((paused_entities,),) = transaction.execute(_PAUSED_ENTITIES)
         keys = [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
-    def part(some: Sequence[GateKey]) -> list[_Gate]:
+    def part(some: Sequence[GateKey]) -> dict[GateKey, GateRow]:
         with work.database.read() as transaction:
-            rows = transaction.execute(_GATES_OF, gates=some)
-        return [((row.kind, row.name), bool(row.is_paused), as_breaker(row), _as_held(row)) for row in rows]
+            return _as_gates(transaction.execute(_GATES_OF, gates=some))
 
-    def alone(key: GateKey, _error: Exception) -> list[_Gate]:
-        return [(key, True, None, None)]
+    def alone(key: GateKey, _error: Exception) -> dict[GateKey, GateRow]:
+        return {key: GateRow(Breaker(), is_paused=True)}
 
     parts = in_parts(work, "look_at_gates", keys, part=part, alone=alone, name=" ".join)
-    found = [gate for part in parts for gate in part]
+    found = {key: gate for part in parts for key, gate in part.items()}
     return Gates(
         now,
-        frozenset(key for key, is_paused, _, _ in found if is_paused),
-        {key: breaker for key, _, breaker, _ in found if breaker is not None},
-        {key: held for key, _, _, held in found if held is not None},
+        frozenset(key for key, gate in found.items() if gate.is_paused),
+        {key: gate.breaker for key, gate in found.items()},
+        {key: gate.held for key, gate in found.items() if gate.held is not None},
         paused_entities,
     )
 
 
-_Gate = tuple[GateKey, bool, Breaker | None, Held | None]
-"""Its key, whether it is paused, its breaker, and its rate hold."""
+class GateRow(msgspec.Struct, frozen=True):
+    """A row of `gate`."""
+
+    breaker: Breaker
+    is_paused: bool = False
+    held: Held | None = None
+    rate_used_until: datetime | None = None
 
 
-def _as_held(row: Any) -> Held | None:  # noqa: ANN401  # a result row
-    return None if row.held_until is None else Held(as_time(row.held_until), row.hold_reason or "")
+def _as_gates(rows: Iterable[Any]) -> dict[GateKey, GateRow]:
+    return {
+        (row.kind, row.name): GateRow(
+            as_breaker(row),
+            bool(row.is_paused),
+            row.held_until and Held(as_time(row.held_until), row.hold_reason or ""),
+            row.rate_used_until and as_time(row.rate_used_until),
+        )
+        for row in rows
+    }
 
 
 def report_to_breakers(
@@ -76,7 +88,7 @@ def report_to_breakers(
     limits = breaker_limits(policies)
     keys = {report.key for report in reports}
     locked = lock_all(transaction, keys | {request.key for request in asked})
-    _hold(transaction, holds_until(asked, {key: gate.held_until for key, gate in locked.items()}, now))
+    _hold(transaction, holds_until(asked, _held(locked), now))
     before = {key: locked[key].breaker if key in locked else Breaker() for key in keys}
     after = dict(before)
     for report in reports:
@@ -87,15 +99,11 @@ def report_to_breakers(
     return before
 
 
-class Locked(msgspec.Struct, frozen=True):
-    """A row of `gate`, locked."""
-
-    breaker: Breaker
-    rate_used_until: datetime | None
-    held_until: datetime | None = None
+def _held(locked: Mapping[GateKey, GateRow]) -> dict[GateKey, datetime]:
+    return {key: gate.held.until for key, gate in locked.items() if gate.held is not None}
 
 
-def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKey, Locked]:
+def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKey, GateRow]:
     """Lock these gates in one statement, in key order; missing rows are inserted before.
 
     A transaction calls this once, with every gate that it needs. Two transactions that lock some of the same gates in two
@@ -106,18 +114,7 @@ def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKe
         return {}
     gates = sorted(keys)
     transaction.execute(_MAKE, gates=gates)
-    return _locked(transaction, gates)
-
-
-def _locked(transaction: Transaction, gates: Sequence[GateKey]) -> dict[GateKey, Locked]:
-    return {
-        (row.kind, row.name): Locked(
-            as_breaker(row),
-            row.rate_used_until and as_time(row.rate_used_until),
-            row.held_until and as_time(row.held_until),
-        )
-        for row in transaction.execute(_LOCKED, gates=gates)
-    }
+    return _as_gates(transaction.execute(_LOCKED, gates=gates))
 
 
 def store_breakers(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None:
@@ -141,7 +138,7 @@ def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
     with database.write() as transaction:
         gate, now = lock_all(transaction, [rate_limit.key]).get(rate_limit.key), transaction.now()
         used = None if gate is None else gate.rate_used_until
-        held = now if gate is None or gate.held_until is None else gate.held_until
+        held = now if gate is None or gate.held is None else gate.held.until
         seconds = max(rate_limit.opens_in(used, now), (held - now).total_seconds())
         if seconds == 0:
             use_rates(transaction, {rate_limit.key: rate_limit.used(used, now, 1)})
@@ -152,16 +149,14 @@ def hold(database: Database, request: HoldRequest) -> None:
     """Hold a gate as an endpoint asked for, where it isn't held for longer already."""
     with database.write() as transaction:
         locked, now = lock_all(transaction, [request.key]), transaction.now()
-        known = {key: gate.held_until for key, gate in locked.items()}
-        _hold(transaction, holds_until([request], known, now))
+        _hold(transaction, holds_until([request], _held(locked), now))
 
 
 def held_for(database: Database, key: GateKey) -> float:
     """Return the seconds for which an endpoint asked for no further call; 0 when it is open."""
     with database.read() as transaction:
-        rows = transaction.execute(_GATES_OF, gates=[key])
-        held = next((as_time(row.held_until) for row in rows if row.held_until is not None), None)
-        return 0.0 if held is None else max((held - transaction.now()).total_seconds(), 0.0)
+        until = _held(_as_gates(transaction.execute(_GATES_OF, gates=[key]))).get(key)
+        return 0.0 if until is None else max((until - transaction.now()).total_seconds(), 0.0)
 
 
 def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool:
@@ -179,7 +174,8 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
     Returns:
         Whether anything was held back.
     """
-    before = {gate: locked.breaker for gate, locked in _locked(transaction, [key]).items()}
+    locked = _as_gates(transaction.execute(_LOCKED, gates=[key]))
+    before = {gate: row.breaker for gate, row in locked.items()}
     found = transaction.execute(_RESUME, kind=key[0], name=key[1])
     note(transaction, changes(before, {gate: Breaker() for gate in before}), now)
     return bool(found)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import msgspec
 
 from inbox.config.model import Config, Route
 from inbox.config.values import Secret
 from inbox.db.dialect import as_json, storable
+from inbox.db.reads import Row
 from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up, figures_param
 from inbox.events.states import GONE_SECONDS
 from relay.store.database import Database
@@ -23,22 +23,12 @@ from relay.store.work import Work
 NOTHING_FAILS: Mapping[str, str] = {}
 
 
-def start_node(work: Work, host: str, pid: int, version: str) -> None:
-    """Insert a relay process that starts, with its routes. Idempotent: the answer to its commit may have been lost."""
-    with work.write() as transaction:
-        transaction.execute(_START, host=host, pid=pid, version=version, **_own(work))
-
-
-def describe_routes(work: Work) -> None:
-    """Store its routes after a reload: see `start_node`."""
-    with work.write() as transaction:
-        transaction.execute(_DESCRIBE, **_own(work))
-
-
-def _own(work: Work) -> dict[str, str | None]:
-    """Return its routes, each with the gates on its way, as the database knows no configuration."""
+def describe(work: Work, host: str, pid: int, version: str) -> None:
+    """Store a relay process that starts, or was reloaded, with its routes and their gates: tables know no configuration."""
     routes = json.dumps({route: policy.gates for route, policy in work.policies.items()})
-    return {"node": work.node, "routes": routes, "config_hash": hash_of(work.config)}
+    own = {"node": work.node, "routes": routes, "config_hash": hash_of(work.config)}
+    with work.write() as transaction:
+        transaction.execute(_DESCRIBE, host=host, pid=pid, version=version, **own)
 
 
 def hash_of(config: Config) -> str:
@@ -61,35 +51,10 @@ def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHIN
         transaction.execute(_HEARTBEAT, node=node, failing=told)
 
 
-class FailingStep(NamedTuple):
-    """A step that fails in a living relay."""
-
-    host: str
-    pid: int
-    step: str
-    error: str
-
-
-def failing_steps(transaction: Transaction) -> list[FailingStep]:
-    """The steps that fail in any living relay."""
-    found = transaction.execute(_FAILING, since=-float(GONE_SECONDS))
-    return [FailingStep(row.host, row.pid, *one) for row in found for one in as_json(row.failing).items()]
-
-
-class RunningRelay(NamedTuple):
-    """A living relay, and what it runs."""
-
-    host: str
-    pid: int
-    version: str
-    config_hash: str | None
-
-
-def running(database: Database) -> list[RunningRelay]:
-    """Read the living relays."""
-    with database.read() as transaction:
-        rows = transaction.execute(_RUNNING, since=-float(GONE_SECONDS))
-    return [RunningRelay(row.host, row.pid, row.version, row.config_hash) for row in rows]
+def read_nodes(transaction: Transaction, within: float = GONE_SECONDS) -> list[Row]:
+    """Read the relays that have neither stopped in order nor been silent for longer. `failing` has their failing steps."""
+    rows = transaction.rows_of(_NODES, within=-float(within))
+    return [{**row, "failing": as_json(row["failing"]) or {}} for row in rows]
 
 
 def stop_node(database: Database, node: str) -> None:
@@ -98,12 +63,10 @@ def stop_node(database: Database, node: str) -> None:
         transaction.execute(_STOP, node=node)
 
 
-_ROUTES = sql.bound("routes", "jsonb")
-_LIVES = f"n.stopped_at IS NULL AND n.heartbeat_at > {sql.plus_seconds(f'(SELECT {sql.now})', ':since')}"
-_START = Statement(f"""
+_DESCRIBE = Statement(f"""
 INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, routes, config_hash)
-VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {_ROUTES}, :config_hash)
-ON CONFLICT (id) DO NOTHING
+VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {sql.bound("routes", "jsonb")}, :config_hash)
+ON CONFLICT (id) DO UPDATE SET routes = excluded.routes, config_hash = excluded.config_hash
 """)
 
 
@@ -112,20 +75,13 @@ _HEARTBEAT = Statement(
 )
 
 
-_DESCRIBE = Statement(f"UPDATE relay_node SET routes = {_ROUTES}, config_hash = :config_hash WHERE id = :node")
-
-
-_FAILING = Statement(f"""
-SELECT n.host, n.pid, n.failing FROM relay_node n
-WHERE n.failing IS NOT NULL AND {_LIVES}
-ORDER BY n.host, n.pid
-""")
-
-
-_RUNNING = Statement(f"""
-SELECT n.host, n.pid, n.version, n.config_hash FROM relay_node n
-WHERE {_LIVES}
-ORDER BY n.host, n.pid
+_NOW = f"(SELECT {sql.now})"
+_NODES = Statement(f"""
+SELECT id, host, pid, version, config_hash, started_at, heartbeat_at, failing,
+       {sql.seconds_between("heartbeat_at", _NOW)} AS silent_seconds
+FROM relay_node
+WHERE stopped_at IS NULL AND heartbeat_at > {sql.plus_seconds(_NOW, ":within")}
+ORDER BY heartbeat_at DESC, id
 """)
 
 

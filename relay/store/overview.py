@@ -21,6 +21,7 @@ from relay.delivery.policy import Policies, RoutePolicy
 from relay.store import gates, reads
 from relay.store.alerts import NEWEST
 from relay.store.database import Database
+from relay.store.nodes import read_nodes
 from relay.store.route_states import MOST_COUNTED, RouteState, read_routes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -171,11 +172,11 @@ def _limited(transaction: Transaction, policies: Policies, now: datetime) -> Ite
 
 def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[RelayState]:
     gone = 0
-    for row in transaction.rows_of(_RELAY_NODES, within=-float(CRASH_LOOP_SECONDS)):
+    for row in read_nodes(transaction, CRASH_LOOP_SECONDS):
         is_gone = row["silent_seconds"] > GONE_SECONDS
         gone += is_gone
         if not is_gone or gone <= MOST_LISTED:
-            row["failing"] = as_json(row["failing"]) or {}
+            del row["config_hash"]
             yield RelayState(**row, health="gone" if is_gone else "running", in_flight=in_flight.get(row["id"], 0))
 
 
@@ -203,15 +204,6 @@ _FIRING = text(f"{NEWEST} WHERE a.firing ORDER BY a.at, a.id")
 
 
 _RATES_USED = Statement(f"SELECT kind, name, rate_used_until FROM gate WHERE rate_used_until > (SELECT {sql.now})")
-
-
-_RELAY_NODES = Statement(f"""
-SELECT id, host, pid, version, started_at, heartbeat_at, failing,
-       {sql.seconds_between("heartbeat_at", f"(SELECT {sql.now})")} AS silent_seconds
-FROM relay_node
-WHERE stopped_at IS NULL AND heartbeat_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":within")}
-ORDER BY heartbeat_at DESC, id
-""")
 
 
 _COMMANDS = "id, kind, selection, reason, asked_by, asked_at, state, affected, finished_at, answer, failed, error"

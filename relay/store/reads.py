@@ -139,7 +139,6 @@ LIMIT :limit
 
 # --- sizes of the database
 
-_FILE = "(file)"
 _MOST_TABLES = 5
 
 
@@ -156,16 +155,9 @@ class Disk(msgspec.Struct, frozen=True):
     """Disk of the database, in bytes; None where nobody here can tell."""
 
     size: int | None
-    per_day: int | None
-    """Growth by the figures of the last day."""
     free: int | None
     largest: tuple[TableSize, ...] = ()
     """The largest tables. SQLite knows the size of its file alone."""
-
-    @property
-    def days_left(self) -> float | None:
-        """Return the days for which the free disk lasts."""
-        return self.free / self.per_day if self.free is not None and self.per_day else None
 
 
 def sqlite_file(config: Config) -> Path | None:
@@ -199,21 +191,27 @@ def read_space(transaction: Transaction, sqlite_file: Path | None) -> Space | No
 
 
 def read_disk(transaction: Transaction, sqlite_file: Path | None) -> Disk:
-    """Read sizes by the view `table_size`, and the free space."""
-    rows, space = transaction.rows_of(_SIZES), read_space(transaction, sqlite_file)
-    per_day = sum(row["bytes_per_day"] or 0 for row in rows) or None
-    tables = [
-        TableSize(row["table_name"], (row["bytes"] or 0) + (row["index_bytes"] or 0), row["rows_estimated"])
-        for row in rows
-        if transaction.sql.is_postgres or row["table_name"] == _FILE
-    ]
-    largest = sorted(tables, key=lambda table: -table.bytes)[:_MOST_TABLES] if transaction.sql.is_postgres else ()
-    return Disk(sum(table.bytes for table in tables) or None, per_day, space.free if space else None, tuple(largest))
+    """Read the size of the database, by the statistics of Postgres, and the free space."""
+    space = read_space(transaction, sqlite_file)
+    free = space.free if space else None
+    if not transaction.sql.is_postgres:
+        return Disk(transaction.execute(_FILE_SIZE)[0].bytes, free)
+    tables = [TableSize(row.name, row.bytes, row.rows) for row in transaction.execute(_TABLE_SIZES)]
+    return Disk(sum(table.bytes for table in tables), free, tuple(tables[:_MOST_TABLES]))
 
 
-_SIZES = text(
-    "SELECT table_name, rows_estimated, bytes, index_bytes, free_bytes, bytes_per_day, dead_rows FROM table_size"
-)
+_FILE_SIZE = text("SELECT page_count * page_size AS bytes FROM pragma_page_count, pragma_page_size")
+_TABLE_SIZES = text("""
+SELECT coalesce(p.relname, c.relname) AS name, CAST(sum(pg_total_relation_size(c.oid)) AS bigint) AS bytes,
+       CAST(sum(CASE WHEN c.reltuples >= 0 THEN c.reltuples ELSE s.n_live_tup END) AS bigint) AS rows
+FROM pg_class c
+LEFT JOIN pg_inherits h ON h.inhrelid = c.oid
+LEFT JOIN pg_class p ON p.oid = h.inhparent
+LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
+WHERE c.relkind = 'r' AND c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))
+GROUP BY coalesce(p.relname, c.relname)
+ORDER BY 2 DESC
+""")
 # pg_settings leaves out what the role may not see; current_setting would raise.
 _FOLDER = text("""
 SELECT s.setting AS folder

@@ -16,21 +16,11 @@ from inbox.config.routing import OWN_LANE, lane_of
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OPEN, OpenDelivery, State, Step, restore, schedule
-from relay.delivery.outcome import Delivered
 from relay.delivery.policy import policies
-from relay.store.audit import (
-    WAS_DELIVERED,
-    Checked,
-    Difference,
-    Stored,
-    examine,
-    examine_all,
-    invented,
-    never_delivered,
-)
+from relay.store.audit import Checked, Difference, Stored, examine, examine_all
 from relay.store.database import Database
 from relay.store.deliveries import Lane, remove, write_back
-from relay.store.record import Success, remember_delivered, success_row
+from relay.store.record import Success, remember_delivered
 from relay.store.reopen import insert
 from relay.store.sequence import heads_of, settle_lanes
 from relay.store.statement import Statement, sql
@@ -48,11 +38,6 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     Yields:
         What was mended in each chunk. What is left, since it is in flight or can't be mended, is not in it: `verify` tells.
     """
-    for lanes in invented(database):
-        with database.write() as transaction:
-            transaction.take_order_lock({row.route for row in lanes})
-            transaction.execute(_FORGET, lanes=[(row.route, row.lane) for row in lanes])
-        yield Checked(0, differences=never_delivered(lanes))
     work = Work(database, config, policies(config))
     for checked, wrong in examine_all(database, config):
         parts = in_parts(
@@ -172,10 +157,8 @@ def _last_delivered(wrong: Iterable[Stored]) -> list[Success]:
     late = [stored for stored in wrong if any(found.finding == "last_delivered" for found in stored.differences)]
     for stored in sorted(late, key=lambda stored: (as_time(stored.event.occurred_at), stored.seq)):
         began, modified = stored.log.delivered.fetch_began_at, stored.log.delivered.last_modified
-        success = Delivered((), "forwarded", began and as_time(began), modified and as_time(modified))
-        place = (as_time(stored.event.occurred_at), stored.seq)
-        lane = (stored.route, stored.lane_of_success or "")
-        newest[lane] = success_row(*lane, place, success)
+        lane, at = (stored.route, stored.lane_of_success or ""), as_time(stored.event.occurred_at)
+        newest[lane] = (*lane, at, stored.seq, began and as_time(began), modified and as_time(modified), None)
     return list(newest.values())
 
 
@@ -184,10 +167,4 @@ DELETE FROM open_delivery
 WHERE (seq, route) IN (SELECT strays.seq, strays.route FROM {sql.keys("strays")})
   AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)
 RETURNING seq, route
-""")
-
-_FORGET = Statement(f"""
-DELETE FROM lane
-WHERE (route, lane) IN (SELECT lanes.route, lanes.lane FROM {sql.rows("lanes", route="text", lane="text")})
-  AND NOT {WAS_DELIVERED}
 """)

@@ -157,9 +157,17 @@ def _record(
         remember_delivered(
             transaction,
             [
-                success_row(delivery.route, delivery.lane, (delivery.occurred_at, delivery.seq), outcome)
-                for delivery, outcome in held
-                if isinstance(outcome, Delivered)
+                (
+                    each.route,
+                    each.lane,
+                    each.occurred_at,
+                    each.seq,
+                    did.fetch_began_at,
+                    did.last_modified,
+                    did.applied_hash,
+                )
+                for each, did in held
+                if isinstance(did, Delivered)
             ],
         )
         forget_applied(transaction, lanes_in_doubt(held))
@@ -218,11 +226,6 @@ GROUP BY seq, route
 
 Success = tuple[str, str, datetime, int, datetime | None, datetime | None, bytes | None]
 """A row of `lane`, in the order of `_SUCCESS`."""
-
-
-def success_row(route: str, lane: str, key: tuple[datetime, int], success: Delivered) -> Success:
-    """The row of `lane` that remembers a success."""
-    return (route, lane, *key, success.fetch_began_at, success.last_modified, success.applied_hash)
 
 
 def remember_delivered(transaction: Transaction, rows: Iterable[Success]) -> None:

@@ -131,7 +131,7 @@ class Aged(msgspec.Struct, frozen=True, dict=True):
         """Delete the oldest."""
         return Statement(f"""
 DELETE FROM {self.table} WHERE ({self.key}) IN (
-    SELECT {self.key} FROM {self.table} t WHERE {self.goes} ORDER BY t.{self.time} LIMIT :most {sql.skip_locked})
+    SELECT {self.key} FROM {self.table} t WHERE {self.goes} ORDER BY t.{self.time} LIMIT :most {sql.lock("t", skip=True)})
 RETURNING 1
 """)
 
@@ -158,7 +158,7 @@ WALKS: Mapping[RetentionKind, Walk] = {
         "inbox",
         "seq",
         "t.received_at",
-        # The newest event stays: `relay verify` takes a number above it for one that never was.
+        # The newest event stays: commands and conditions count from its number.
         # One that was replayed lately keeps its facts, by the database's clock; so does one from a receiver whose clock was wrong.
         goes=f"""NOT {_OPEN.format(of_route="")} AND NOT {_UNJUDGED} AND t.seq < (SELECT max(n.seq) FROM inbox n)
             AND coalesce((SELECT max(l.at) FROM delivery_log l WHERE l.seq = t.seq) < {_BEFORE}, true)""",
@@ -390,28 +390,26 @@ class KindState(msgspec.Struct, frozen=True):
         )
 
 
-class LeasedPruner:
-    """Prunes in short transactions under a lease, which each of them renews.
+class LeasedPruner(msgspec.Struct, frozen=True):
+    """Prunes in short transactions under a lease, which each of them renews."""
 
-    `holder` is the name of the lease's holder; `rest` waits for so many seconds, or less when the process is to end.
-    """
-
-    def __init__(self, database: Database, holder: str, *, rest: Callable[[float], object] = time.sleep) -> None:
-        self._database = database
-        self._holder = holder
-        self._rest = rest
+    database: Database
+    holder: str
+    """The name of the lease's holder."""
+    rest: Callable[[float], object] = time.sleep
+    """Waits for so many seconds, or less when the process is to end."""
 
     def take(self) -> datetime | None:
         """Take the lease, unless somebody else has it. Returns the time that ages count from."""
-        with self._database.write() as transaction:
-            found = transaction.execute(_TAKE, holder=self._holder)
+        with self.database.write() as transaction:
+            found = transaction.execute(_TAKE, holder=self.holder)
         return None if not found else trusted_clock(as_time(found[0].now), found[0].clock and as_time(found[0].clock))
 
     def give_back(self, clock: datetime | None = None) -> None:
         """Give the lease back. After a whole round, `clock` is the time that its ages counted from."""
-        with self._database.write() as transaction:
+        with self.database.write() as transaction:
             ended = {} if clock is None else {"clock": clock, "ran_at": transaction.now()}
-            mine = update(pruner).where(pruner.c.held_by == self._holder)
+            mine = update(pruner).where(pruner.c.held_by == self.holder)
             transaction.connection.execute(mine.values(held_by=None, lease_until=None, **ended))
 
     def batch(self, kind: RetentionKind, before: datetime | None) -> Pruned | None:
@@ -421,12 +419,11 @@ class LeasedPruner:
         """
         if before is None:
             return Pruned()
-        began, most = time.monotonic(), ROWS if self._database.sql.is_postgres else ROWS_OF_SQLITE
+        began, most = time.monotonic(), ROWS if self.database.sql.is_postgres else ROWS_OF_SQLITE
         try:
-            with self._database.write() as transaction:
-                transaction.rows = max(transaction.rows, most)
+            with self.database.write() as transaction:
                 if not (
-                    renewed := transaction.execute(_RENEW, holder=self._holder)
+                    renewed := transaction.execute(_RENEW, holder=self.holder)
                 ):  # others are locked out until the commit
                     return None
                 now = as_time(renewed[0].now)
@@ -438,7 +435,7 @@ class LeasedPruner:
                 return Pruned(is_held_up=True)  # the next round goes on
             raise
         if not pruned.is_done:
-            self._rest(min(REST * (time.monotonic() - began), LONGEST_REST))
+            self.rest(min(REST * (time.monotonic() - began), LONGEST_REST))
         return pruned
 
 

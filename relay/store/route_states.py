@@ -288,36 +288,22 @@ class LastHour(msgspec.Struct, frozen=True):
 
 def read_last_hour(transaction: Transaction, now: datetime) -> LastHour:
     """Read the figures of the last hour before `now`."""
-    since, until = _of(now)
-    found = transaction.execute(_FIGURES, since=since, until=until, most=_MOST_ROWS)
-    arrived, ended, failed = _new(), _new(), _new()
-    for row in found:
-        place = int((as_time(row.minute) - since) / timedelta(minutes=1))
-        if row.kind == SOURCE and row.outcome in _ARRIVALS:
-            arrived[row.name][place] += row.count
-        elif row.kind == ROUTE and row.outcome in ENDS:
-            ended[row.name][place] += row.count
-        elif row.kind == ROUTE and row.outcome in FAILURES:
-            failed[row.name][place] += row.count
-    return LastHour(since, _kept(arrived), _kept(ended), _kept(failed))
-
-
-def _of(now: datetime) -> tuple[datetime, datetime]:
     until = now.replace(second=0, microsecond=0)
-    return until - timedelta(minutes=MINUTES), until
+    since = until - timedelta(minutes=MINUTES)
+    arrived, ended, failed = (defaultdict[str, list[int]](lambda: [0] * MINUTES) for _ in range(3))
+    for row in transaction.execute(_FIGURES, since=since, until=until, most=_MOST_ROWS):
+        place = int((as_time(row.minute) - since) / timedelta(minutes=1))
+        for counts, kind, outcomes in ((arrived, SOURCE, _ARRIVALS), (ended, ROUTE, ENDS), (failed, ROUTE, FAILURES)):
+            if row.kind == kind and row.outcome in outcomes:
+                counts[row.name][place] += row.count
+    return LastHour(
+        since, *({name: tuple(each) for name, each in counts.items()} for counts in (arrived, ended, failed))
+    )
 
 
 def total(counts: Mapping[str, Counts]) -> Counts:
     """Add up the counts of all names."""
     return tuple(map(sum, zip(*counts.values(), strict=True))) if counts else NOTHING
-
-
-def _new() -> defaultdict[str, list[int]]:
-    return defaultdict(lambda: [0] * MINUTES)
-
-
-def _kept(counts: Mapping[str, list[int]]) -> Mapping[str, Counts]:
-    return {name: tuple(counted) for name, counted in counts.items()}
 
 
 # Write it so that the index by minute answers: SQLite would read all figures of these kinds by the primary key.

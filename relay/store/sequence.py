@@ -58,7 +58,7 @@ def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) ->
     with scans.received.look() as begin, work.database.read() as transaction:
         found = transaction.execute(_RECEIVED, batch=batch, begin_seq=begin or 0, known_routes=known)
     keys = [(row.seq, row.route) for row in found]
-    if keys and work.database.sql.keeps_ended_entries:
+    if keys and work.database.sql.is_postgres:
         scans.received.at = max(keys)[0] - LATE_SEQS
     scans.is_behind = len(keys) >= batch
 
@@ -142,40 +142,20 @@ def _duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery])
     """
     if not late:
         return {}
-    seqs = sorted({row.seq for row in late})
-    events = {event.seq: event for event in transaction.execute(_OF_LATE, late=seqs)}
+    events = {event.seq: event for event in transaction.execute(_OF_LATE, late={row.seq for row in late})}
     asked = [
         (row.seq, row.route, event.source, _swept_key(event))
         for row in late
         if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
     ]
     found = transaction.execute(_SWEPT, asked=asked) if asked else []
-    swept = [row for row in found if _is_same_change(events[row.late_seq], row)]
-    used = _used_already(transaction, swept) if swept else set()
-    superseded = {}
-    for row in sorted(swept, key=lambda row: row.late_seq):
-        if (row.seq, row.route) not in used:
+    superseded: dict[Key, facts.Superseded] = {}
+    used = set[Key]()
+    for row in sorted(found, key=lambda row: row.late_seq):
+        if (row.seq, row.route) not in used and _is_same_change(events[row.late_seq], row):
             used.add((row.seq, row.route))
             superseded[row.late_seq, row.route] = facts.Superseded(by=row.seq, because="swept")
     return superseded
-
-
-def _used_already(transaction: Transaction, swept: Sequence[Any]) -> set[Key]:
-    """The keys of these sweeps' events that have superseded a webhook before."""
-    of_entities = defaultdict(list)
-    for row in swept:
-        of_entities[row.source, row.entity_type, row.entity_id].append(row)
-    asked = [
-        (
-            *entity,
-            min(row.seq for row in rows) - SEQS_OUT_OF_ORDER,
-            min(as_time(row.occurred_at) for row in rows),
-            max(as_time(row.occurred_at) for row in rows),
-        )
-        for entity, rows in of_entities.items()
-    ]
-    found = transaction.execute(_SUPERSEDED_BY_SWEEPS, asked=asked)
-    return {(row.by_seq, row.route) for row in found}
 
 
 def _swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
@@ -248,7 +228,11 @@ _OF_LATE = Statement(f"SELECT {_CHANGE} FROM {sql.rows('late', seq='bigint')} JO
 
 
 _ASKED = sql.rows("asked", seq="bigint", route="text", source="text", key="text")
-# The sweeps' events among them that were delivered. An EXISTS would have Postgres read the whole log.
+_USED_BY = sql.looked_up(
+    "inbox n", "delivery_log f", "f.seq = n.seq AND f.route = asked.route AND f.kind = 'superseded'"
+)
+# The sweeps' events among them that were delivered, and have superseded no webhook before: one that came after them, of the
+# same instant. An EXISTS would have Postgres read the whole log.
 _SWEPT = Statement(f"""
 SELECT asked.seq AS late_seq, asked.route, {_CHANGE}
 FROM {sql.looked_up(_ASKED, "inbox i", "i.source = asked.source AND i.dedup_key = asked.key")}
@@ -256,22 +240,12 @@ WHERE (
     SELECT l.id FROM delivery_log l
     WHERE l.seq = i.seq AND l.route = asked.route AND l.kind IN ('delivered', 'unchanged')
     LIMIT 1) IS NOT NULL
-""")
-
-_ENTITIES = {
-    "source": "text", "entity_type": "text", "entity_id": "text", "above": "bigint", "first": "time", "last": "time"
-}  # fmt: skip
-# Read only webhooks that came after the sweep's event.
-_LATER = sql.looked_up(
-    sql.rows("asked", **_ENTITIES),
-    "inbox i",
-    "i.source = asked.source AND i.entity_type = asked.entity_type AND i.entity_id = asked.entity_id"
-    " AND i.seq > asked.above AND i.occurred_at BETWEEN asked.first AND asked.last",
-)
-_SUPERSEDED_BY_SWEEPS = Statement(f"""
-SELECT {sql.number("l.detail ->> 'by'")} AS by_seq, l.route
-FROM {sql.looked_up(_LATER, "delivery_log l", "l.seq = i.seq AND l.kind = 'superseded'")}
-WHERE l.detail ->> 'because' = 'swept'
+  AND (
+    SELECT f.id FROM {_USED_BY}
+    WHERE n.source = i.source AND n.entity_type = i.entity_type AND n.entity_id = i.entity_id
+      AND n.seq > i.seq - {SEQS_OUT_OF_ORDER} AND n.occurred_at = i.occurred_at
+      AND f.detail ->> 'because' = 'swept' AND {sql.number("f.detail ->> 'by'")} = i.seq
+    LIMIT 1) IS NULL
 """)
 
 _OLDER = "o.state = 'dead' AND o.route = lanes.route AND o.lane = lanes.lane AND (o.occurred_at, o.seq) < (lanes.at, lanes.seq)"

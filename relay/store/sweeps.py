@@ -69,26 +69,20 @@ def keep(database: Database, turn: Turn) -> bool:
         return bool(transaction.execute(_KEEP, **msgspec.structs.asdict(turn)))
 
 
-def give_back(work: Work, turn: Turn, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
-    """Give the turn back after an interruption; the sweep stays due. `missed` is added, since the next one won't find it."""
+def end_early(work: Work, turn: Turn, error: str | None, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
+    """Give the turn back: after an interruption the sweep stays due; with an `error` it has failed. The watermark stays.
+
+    `missed` is added, since the next sweep won't find it.
+    """
     with work.write() as transaction:
         now = transaction.lock_first()
-        transaction.execute(_GIVE_BACK, **msgspec.structs.asdict(turn))
-        _add_missed(transaction, turn.source, turn.entity_type, missed)
-        note(transaction, alerts, now)
-
-
-def fail(work: Work, turn: Turn, error: str, alerts: Iterable[Alert], missed: int = 0) -> None:
-    """Record a failed sweep: the watermark stays. `missed` is as in `give_back`."""
-    with work.write() as transaction:
-        now = transaction.lock_first()
-        transaction.execute(_FAIL, error=error, **msgspec.structs.asdict(turn))
+        transaction.execute(_GIVE_BACK if error is None else _FAIL, error=error, **msgspec.structs.asdict(turn))
         _add_missed(transaction, turn.source, turn.entity_type, missed)
         note(transaction, alerts, now)
 
 
 def broke_off(database: Database, source: str, entity_type: str, missed: int) -> None:
-    """Record a failed sweep that had no turn, as an operator ran it. `missed` is as in `give_back`."""
+    """Record a failed sweep that had no turn, as an operator ran it. `missed` is as in `end_early`."""
     with database.write() as transaction:
         _add_missed(transaction, source, entity_type, missed)
 

@@ -24,8 +24,6 @@ IMPATIENT_WAIT_MS = 100
 """The wait for the lock of a route that stayed locked before, and for its rows: all others wait meanwhile."""
 PIPELINES_SINCE = (17,)
 """The first Postgres whose `transaction_timeout` ends a transaction that stands still within a pipeline."""
-_ROWS_OF_A_WRITE = 4
-"""The usual number of rows: a transaction of the relay touches a few, or hundreds."""
 
 Read = tuple[AnyStatement, dict[str, Any]]
 """A statement that selects, and its parameters."""
@@ -60,8 +58,6 @@ class Transaction:
         """Counts of the facts it adds, by route and kind."""
         self.left_out: list[FailedAlone] = []
         """The parts that were skipped because the database has rejected them."""
-        self.rows = _ROWS_OF_A_WRITE
-        """About how many rows it writes, which makes the next checkpoint due."""
         self.keeps_payloads = False
         """True when retention deletes no payload before it ends."""
         self._now, self.node = now, node
@@ -115,13 +111,13 @@ class Transaction:
         if self.sql.is_postgres and keeps_payloads:
             self.connection.execute(_SHARE_PAYLOADS)
         self.keeps_payloads = keeps_payloads
-        if not self.sql.locks_routes:
+        if not self.sql.is_postgres:
             return self.now()
         return self._lock_everything() if routes is None else self._lock_routes(set(routes))
 
     def lock_first(self) -> datetime:
         """Take the row that precedes a lock of everything. It excludes those who lock everything, and no one on given routes."""
-        if self.sql.locks_routes:
+        if self.sql.is_postgres:
             self.execute(order_lock.FIRST)
         return self.now()
 

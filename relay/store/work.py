@@ -147,7 +147,7 @@ def in_parts(
             an item took too long alone, or could not even be put aside: then all others are done.
     """
     halved = partial(_halved, work.observer, step, part=part, alone=alone, name=name)
-    if routes_of is None or not work.database.sql.locks_routes:
+    if routes_of is None or not work.database.sql.is_postgres:
         return halved(items)
     return _route_by_route(work, step, items, halved, routes_of=routes_of, enough=enough)
 

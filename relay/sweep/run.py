@@ -234,7 +234,6 @@ def _batches(events: Iterable[Event]) -> Iterator[list[Event]]:
 
 def _append(database: Database, batch: Sequence[Event]) -> int:
     with database.write() as transaction:
-        transaction.rows = len(batch)
         seqs = intake.append(transaction.connection, batch)
     added = [event for event, seq in zip(batch, seqs, strict=True) if seq is not None]
     for event in added:

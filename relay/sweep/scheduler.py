@@ -163,11 +163,10 @@ class Sweeper:
         """Record a sweep that failed, or was stopped, with what it has added: the next one doesn't find that again."""
         found = swept if swept is not None and swept.missed else None
         missed, alerts = (0, []) if found is None else (found.missed, [_missed(sweeping, found)])
-        if error is None:
-            sweeps.give_back(self._work, turn, missed, alerts)
-        else:
-            alert = Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error})
-            sweeps.fail(self._work, turn, error, [alert, *alerts], missed)
+        if error is not None:
+            alerts = [Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error}), *alerts]
+        sweeps.end_early(self._work, turn, error, missed, alerts)
+        if error is not None:
             self._observer.tell("sweep_failed", subject=sweeping.subject, error=error)
         if found is not None:
             self._observer.swept(sweeping.subject, found, in_part=True)

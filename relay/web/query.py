@@ -160,9 +160,7 @@ def _checked(name: str, value: Any, now: datetime, *, strict: bool) -> Any:  # n
 
 
 def _bad_filter(error: msgspec.ValidationError, values: Mapping[str, object]) -> BadFilter:
-    place, says, is_missing = wrong_field(error)
-    if is_missing:
-        return BadFilter(f"{place} {says}", field=place)
+    place, says = wrong_field(error)
     found = _FIELD.match(place)
     name = found[0] if found else ""
     value = f" {values[name]!r}" if name in values else ""

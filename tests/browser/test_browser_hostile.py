@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from inbox.db.intake import Rejected
-from relay.delivery.alerts import Alert
-from relay.delivery.outcome import Call, Failed
-from relay.delivery.policy import policies
-from relay.operations.asks import Selection
-from relay.store import alerts, gates, nodes
-from relay.store.operator import commands
 from relay.web.screens import SCREENS
 from tests.helpers.browser import DESK, PHONE, Browser
-from tests.helpers.night import an_arrival, night_config
 from tests.helpers.page import Page, on_database, serving
-from tests.helpers.relaying import FakeClock, Steps, work_of
+from tests.helpers.page_rows import fill_hostile
+from tests.helpers.relaying import CONFIG, FakeClock, Steps
 
 MARKUP = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\"'--><b onmouseover=hacked(3)>{{ 7*7 }}"
@@ -33,7 +24,6 @@ VALUES = {
     "markup": MARKUP,
     "bidi": BIDI,
     "long": "x" * 10_000,
-    "words": "long words " * 900,
     "path": "../a/b?c=d#e&f=%2e%2e;",
 }
 LOOK_FOR_HARM = """
@@ -49,45 +39,12 @@ def hostile_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("hostile") / "inbox.db"
     shutil.copy(sqlite_template, path)
     engine = engines.connect(f"sqlite:///{path}", application="tests")
-    config = night_config()
-    steps = Steps(engine, policies(config), FakeClock(SystemClock().now()))
+    steps = Steps(engine, clock=FakeClock(SystemClock().now()))
     for value in VALUES.values():
-        _fill(steps, value)
+        fill_hostile(steps, value)
     engine.dispose()
-    with serving(on_database(config, f"sqlite:///{path}"), SystemClock()) as page:
+    with serving(on_database(CONFIG, f"sqlite:///{path}"), SystemClock()) as page:
         yield page
-
-
-def _fill(steps: Steps, value: str) -> None:
-    """Put the value into every field that takes it."""
-    event = an_arrival("shop", value, steps.clock.moment, **{value: value})
-    given = {"entity_type": value, "event_type": value, "event_id": value, "headers": {"user-agent": value}}
-    steps.arrive(msgspec.structs.replace(event, dedup_key=value, content_type=value[:200], **given))
-    (delivery,) = steps.claim_due(1, "orders-to-erp")
-    call = Call(
-        "forward", "POST", f"https://erp.example.com/{value}"[:2000], "answered", 3.0, status=422, excerpt=value[:4000]
-    )
-    steps.record([(delivery, Failed((call,), "mapping", value))])
-    steps.intake.reject(
-        Rejected(
-            received_at=steps.clock.moment,
-            source=value[:500],
-            status=422,
-            cause="invalid_event",
-            reason=value,
-            field=value,
-            remote_address=value[:100],
-            body_sha256=hashlib.sha256(value.encode()).digest(),
-            headers={"user-agent": value},
-            body=value.encode(),
-        )
-    )
-    with steps.database.write() as transaction:
-        now = transaction.take_order_lock()
-        gates.pause(transaction, ("route", "orders-to-warehouse"), who=value[:200], why=value[:2000])
-        alerts.note(transaction, [Alert("step_failed", value[:200], firing=True, detail={"error": value})], now)
-    commands.ask(steps.database, "replay", Selection(error=value[:1000]), who=value[:200], why=value[:2000])
-    nodes.start_node(work_of(steps.database, node=value[:100]), value[:100], 1, value[:50])
 
 
 def _is_harmless(browser: Browser) -> None:
@@ -121,7 +78,7 @@ def test_hostile_values_of_one_thing_are_shown_harmless(place: str, browser: Bro
         _is_harmless(browser)
 
 
-@pytest.mark.parametrize("value", VALUES.values(), ids=list(VALUES))
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_a_hostile_filter_stays_text_in_its_field(value: str, browser: Browser, hostile_page: Page) -> None:
     browser.site = hostile_page.url
     browser.open("/rejected")

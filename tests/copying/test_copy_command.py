@@ -46,7 +46,7 @@ def test_without_yes_it_shows_the_plan_and_changes_nothing(place: Site, database
     url = databases.new("postgres")
     shown = copying(place, url)
     assert shown.status == 0
-    assert "--yes copies them" in shown.stderr
+    assert "--yes copies them" in shown.stdout
     planned = json.loads(copying(place, url, "--json").stdout)
     assert {each["table"]: each["rows"] for each in planned["tables"]}["gate"] > 0
     assert planned["running"] == []

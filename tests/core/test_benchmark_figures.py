@@ -29,20 +29,6 @@ def test_a_ratio_is_the_median_of_the_ratios_of_rounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "reason"),
-    [
-        ("failed with 1: no room", "failed with 1: no room"),
-        (printed([1, 2], []), "the other side is missing"),
-        ({}, "not measured"),
-        (printed([1, 2], [1]), "2 rounds against 1, or a rate of 0"),
-        (printed([1], [0]), "1 rounds against 1, or a rate of 0"),
-    ],
-)
-def test_what_is_not_there_is_said(found: Any, reason: str) -> None:  # noqa: ANN401
-    assert figure_of(RATIO, found) == Figure(missing=reason)
-
-
-@pytest.mark.parametrize(
     ("row", "now", "committed", "has_fallen"),
     [
         (RATIO, 0.75, 1.0, False),

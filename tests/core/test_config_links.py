@@ -155,31 +155,11 @@ def test_links_are_followed_by_get_alone(posts: str, pages: str) -> None:
 # --- Mistakes in the map of a sync route, which the configuration's reader reports to both sides
 
 
-MAPS = """\
-[sources.trivore]
-preset = "trivore"
-auth = { kind = "none" }
-[apis.identity]
-base_url = "https://id.example.com"
-[destinations.crm]
-kind = "sync"
-base_url = "https://crm.example.com"
-[routes.users]
-source = "trivore"
-destination = "crm"
-[routes.users.sync]
-fetch = { api = "identity", path = "/user/{event.entity_id}" }
-update = { path = "/contacts/{event.entity_id}" }
-missing = "skip"
-gone = "skip"
-OPTIONS
-[routes.users.sync.map]
-FIELDS
-"""
-
-
 def a_map(fields: str = 'x = "entity.x"', options: str = "") -> str:
-    return MAPS.replace("OPTIONS", options).replace("FIELDS", fields)
+    table = f"{options}\n[routes.users.sync.map]\n{fields}\n"
+    return changed_links(
+        NO_CREATE, NO_DELETE, ('map = { email = "entity.email" }\n', f'missing = "skip"\ngone = "skip"\n{table}')
+    )
 
 
 def test_a_text_and_a_table_are_both_a_field() -> None:
@@ -210,7 +190,7 @@ def test_a_text_and_a_table_are_both_a_field() -> None:
 )
 def test_a_mistake_in_a_field_is_told_with_its_place(field: str, expected: str) -> None:
     told = mistake(a_map(field))
-    assert told.startswith("inbox.toml:19: [routes.users.sync.map] ")
+    assert told.startswith("inbox.toml:26: [routes.users.sync.map] ")
     assert expected in told
 
 

@@ -33,7 +33,7 @@ from relay.delivery.lifecycle import (
     step_of,
 )
 from relay.delivery.outcome import Skipped, Unchanged
-from tests.helpers.folding import fold
+from tests.helpers.folding import decode, fold
 
 # --- The table of transitions, how a delivery stands after each fact, and what can follow it in the log
 
@@ -118,7 +118,7 @@ def test_crashes_are_counted_in_a_row() -> None:
 @pytest.mark.parametrize("fact", EXAMPLES.values(), ids=[step.value for step in EXAMPLES])
 def test_a_fact_survives_the_log(fact: facts.AnyFact) -> None:
     logged = msgspec.json.encode(facts.detail_of(fact)).decode()
-    assert facts.decode(facts.kind_of(fact), logged) == fact
+    assert decode(facts.kind_of(fact), logged) == fact
 
 
 def walk(choices: list[int]) -> Iterator[OpenDelivery]:

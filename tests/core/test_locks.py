@@ -66,12 +66,6 @@ def test_nothing_that_only_developers_need_is_in_the_runtime_lock() -> None:
     assert {pin.name for pin in read(RUNTIME)} & developers == set()
 
 
-def test_the_peers_run_beside_the_product_as_it_is_installed() -> None:
-    peers = read(BENCH).keys()
-    assert reached(read(RUNTIME), names_of(PROJECT["dependencies"])) <= peers
-    assert names_of(PROJECT["optional-dependencies"]["bench"]) <= {pin.name for pin in peers}
-
-
 @pytest.mark.parametrize("lock", [FULL, RUNTIME, BENCH])
 def test_every_package_of_a_lock_has_hashes_and_no_lock_names_a_registry(lock: str) -> None:
     text = (ROOT / lock).read_text(encoding="utf-8")

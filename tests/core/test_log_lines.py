@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import logging
@@ -135,15 +136,20 @@ def test_a_line_has_the_span_it_is_given_or_the_one_at_work() -> None:
     assert "trace_id" not in json.loads(logged_as_json())
 
 
-def test_every_key_is_documented_and_every_documented_key_is_one() -> None:
-    always = {"time", "level", "logger", "process", "event", "message", "trace_id", "span_id", "traceback"}
-    calls = [
-        node
+@functools.cache
+def calls_of_both_sides() -> list[tuple[str, ast.Call]]:
+    return [
+        (f"{path}:{node.lineno}", node)
         for folder in ("inbox", "relay")
         for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
     ]
+
+
+def test_every_key_is_documented_and_every_documented_key_is_one() -> None:
+    always = {"time", "level", "logger", "process", "event", "message", "trace_id", "span_id", "traceback"}
+    calls = [node for _, node in calls_of_both_sides()]
     named = {getattr(call.func, "attr", getattr(call.func, "id", "")): set[str]() for call in calls}
     for call in calls:
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
@@ -155,14 +161,8 @@ def test_every_key_is_documented_and_every_documented_key_is_one() -> None:
 
 
 def test_every_line_of_our_own_has_a_name() -> None:
-    calls = [
-        (f"{path}:{node.lineno}", node)
-        for folder in ("inbox", "relay")
-        for path in (ROOT / folder).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and re.fullmatch(r"_?(\w+_)?log\.\w+", ast.unparse(node.func))
-    ]
-    logging_calls = [(place, node) for place, node in calls if ast.unparse(node.func).rpartition(".")[2] in METHODS]
+    named = re.compile(rf"_?(\w+_)?log\.({'|'.join(METHODS)})")
+    logging_calls = [(place, node) for place, node in calls_of_both_sides() if named.fullmatch(ast.unparse(node.func))]
     assert len(logging_calls) > 30
     assert [place for place, node in logging_calls if "extra" not in {each.arg for each in node.keywords}] == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Callable
@@ -20,9 +19,8 @@ from hypothesis import strategies as st
 from inbox.config.sync import Deactivate, Fetch, Find, MapField, SyncRoute, Update, Write
 from inbox.errors import BodyErased, ConfigError, MappingError
 from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
-from relay.sync.expressions import EVENT_FIELDS, Expression, decode, digest, encode
+from relay.sync.expressions import EVENT_FIELDS, Expression, decode, encode
 from relay.sync.fields import Fields, compile_fields
-from relay.sync.templates import Path
 from tests.helpers.delivering import a_delivery
 
 # --- Maps as tests write them, compiled
@@ -80,33 +78,6 @@ def sync_plan(**changes: Any) -> SyncPlan:  # noqa: ANN401  # fields of SyncRout
 
 
 # --- templates
-
-
-@pytest.mark.parametrize(
-    ("template", "text"),
-    [
-        ("/user/{event.entity_id}", "/user/ID%2F1"),
-        ("/a b/{entity.n}/{ target.id }/x", "/a%20b/5/t-1/x"),
-        ("/{entity.emails[0].address}", "/a%40b.example"),
-        ("/{entity.yes}/{entity.exact}", "/true/1.10"),
-        ("/{event.body.extra.n}", "/1"),
-        ("/{join('-', [event.source, target.id])}", "/trivore-t-1"),
-        ("/plain", "/plain"),
-    ],
-)
-def test_a_path_takes_percent_encoded_values(template: str, text: str) -> None:
-    entity = {"n": 5, "emails": [{"address": "a@b.example"}], "yes": True, "exact": Decimal("1.10")}
-    assert Path(template, "here", KNOWN).expand(scoped(entity=entity, target={"id": "t-1"})) == text
-
-
-@pytest.mark.parametrize("value", [None, "", ".", "..", ["a"], {"a": 1}, "\ud800"])
-def test_a_value_that_can_not_stand_in_a_path_is_a_mapping_error_that_names_the_field(value: object) -> None:
-    path = Path("/user/{event.entity_id}", "routes.r.sync.fetch.path", KNOWN)
-    with pytest.raises(
-        MappingError, match=r"routes\.r\.sync\.fetch\.path: .*(event\.entity_id|half of a character|has a segment)"
-    ) as caught:
-        path.expand({"event": {"entity_id": value}})
-    assert caught.value.field == "routes.r.sync.fetch.path"
 
 
 def test_a_template_of_one_expression_keeps_its_type_in_a_body() -> None:
@@ -223,23 +194,6 @@ def test_the_scope_of_an_event_has_exactly_the_names_that_expressions_may_use() 
 # --- JSON
 
 
-def test_numbers_survive_as_they_are_written() -> None:
-    text = b"[1.1,12345678901234567890.12,12345678901234567890123]"
-    assert encode(decode(text)) == text
-
-
-def test_the_digest_is_of_canonical_json() -> None:
-    assert (
-        digest({"b": 1, "a": "ä"}) == digest({"a": "ä", "b": 1}) == hashlib.sha256('{"a":"ä","b":1}'.encode()).digest()
-    )
-
-
-@pytest.mark.parametrize("body", [b"", b"{", b"nope", b'"\\ud800"', b"\xff", b"[" * 64, b"NaN"])
-def test_what_is_not_json_is_a_value_error(body: bytes) -> None:
-    with pytest.raises(ValueError, match="not JSON"):
-        decode(body)
-
-
 @pytest.mark.parametrize(
     ("entity", "expected"),
     [
@@ -257,15 +211,7 @@ def test_the_time_of_the_last_change_is_read_where_scim_puts_it(
     assert last_modified(entity, where) == expected
 
 
-# --- Fields of a map: values, casts, lookups, dates; always JSON, never a null by accident
-
-
 # --- values
-
-
-def test_a_table_with_from_is_the_same_as_the_text() -> None:
-    assert one("v") == "v"
-    assert fields(map={"x": "entity.x"}).of(scope({"x": "v"}), creating=True) == {"x": "v"}
 
 
 @pytest.mark.parametrize(

@@ -175,13 +175,11 @@ def test_what_does_not_change_is_told_again_to_an_exporter_that_came_later(
 @pytest.mark.parametrize(
     "line",
     [
-        b"",
         b'ed_total",["trivore"],[1.0]]\n',
         b'["inbox_received_total",["trivore"],[1.0',
         b'["no_such_metric",[],[1.0]]\n',
         b'["inbox_received_total",[],[1.0]]\n',
         b'["inbox_received_total",["a"],[1.0,2.0]]\n',
-        b'["inbox_received_total",["a"],["1"]]\n',
         b'["inbox_batch_events",[],[1.0]]\n',
         b"\xff" * LONGEST_LINE,
     ],

@@ -15,7 +15,7 @@ from jwt.algorithms import OKPAlgorithm
 from inbox.loader.load import load_text
 from inbox.sources import PRESETS
 from relay import check
-from relay.cli.starter import DATABASES, starter, url_problem
+from relay.cli.starter import DATABASES, starter
 
 KEY = json.loads(OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key()))
 ECDSA_KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -25,7 +25,6 @@ VALUES = {
     "STANDARD_WEBHOOKS_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     "DISCORD_SECRET": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
     "SENDGRID_SECRET": b64encode(ECDSA_KEY.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode(),
-    "SERVICE_URL": "https://service.example.com/hook/0123456789abcdef0123",
 }
 
 
@@ -37,7 +36,7 @@ def test_it_passes_the_check_once_its_variables_are_set(
     monkeypatch.setenv("INBOX_CONFIG", str(file))
     # A preset's own lines are the same whatever the database.
     for preset in PRESETS if database == "sqlite" else ("custom", "github", "trivore"):
-        made = starter(preset, "http://10.0.0.1/hook", database)
+        made = starter(preset, database)
         environment = {name: VALUES.get(name, "secret") for name in made.variables}
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -51,28 +50,3 @@ def test_it_passes_the_check_once_its_variables_are_set(
         assert len(unset.mistakes) + sum(len(unset.further_mistakes(start)) for start in check.STARTS.values()) >= len(
             environment
         )
-
-
-@pytest.mark.parametrize(
-    ("url", "keys"),
-    [
-        ("https://crm.example.com", []),
-        ("http://crm.example.com", ["allow_http"]),
-        ("https://localhost", ["allow_private"]),
-        ("https://192.168.0.7/hook", ["allow_private"]),
-        ("http://[::1]:9000", ["allow_private", "allow_http"]),
-        ("http://crm:8080/hook", ["allow_private", "allow_http"]),
-    ],
-)
-def test_a_destination_gets_the_permissions_that_its_url_needs(url: str, keys: list[str]) -> None:
-    destination = load_text(starter("github", url, "sqlite").text).sound.destinations["service"]
-    assert [key for key in ("allow_private", "allow_http") if getattr(destination, key)] == keys
-
-
-@pytest.mark.parametrize(
-    "url", ["crm.example.com", "ftp://x", "https:///x", "https://a:b@x", "https://x:y", "https://x/\n"]
-)
-def test_a_url_that_can_not_be_called_is_told_without_repeating_it(url: str) -> None:
-    problem = url_problem(url)
-    assert problem is not None
-    assert url not in problem

@@ -354,25 +354,6 @@ def test_a_run_of_marks_is_looked_at_in_a_time_that_grows_with_its_length() -> N
     assert leads_elsewhere("/a/\u2024\uff0e/b\u0301") == "has a segment . or .."
 
 
-@given(HOSTILE)
-@example("a/../../../admin")
-@example("%252e%252e%255cadmin")
-def test_no_value_leads_out_of_its_path_however_often_it_is_decoded(value: str) -> None:
-    try:
-        path = expanded("/user/{event.entity_id}/profile", value, Path)
-    except MappingError:
-        return
-    assert path.count("/") == 3
-    assert path.isascii()
-    assert path.isprintable()
-    assert not set("?# \\") & set(path)
-    for _ in range(10):
-        for seen in (path, re.sub(";[^/]*", "", path.replace("\\", "/"))):
-            assert posixpath.normpath(seen.replace("//", "/x/")).startswith("/user/"), path
-            assert not {".", ".."} & set(seen.split("/"))
-        path = unquote(path)
-
-
 REPOSITORY = "/repos/{event.entity_id:path}/issues/7"
 
 
@@ -385,21 +366,23 @@ def test_a_value_with_slashes_has_no_empty_segment_and_leads_nowhere_else(value:
         expanded(REPOSITORY, value, Path)
 
 
+@pytest.mark.parametrize("template", ["/user/{event.entity_id}/profile", REPOSITORY])
 @given(HOSTILE)
 @example("a/../../../admin")
+@example("%252e%252e%255cadmin")
 @example("a/%2e%2e/b")
 @example("a/..;x/b")
-def test_no_value_with_slashes_leads_out_of_its_path_however_often_it_is_decoded(value: str) -> None:
+def test_no_value_leads_out_of_its_path_however_often_it_is_decoded(template: str, value: str) -> None:
     try:
-        path = expanded(REPOSITORY, value, Path)
+        path = expanded(template, value, Path)
     except MappingError:
         return
-    assert path.count("/") == 4 + value.count("/"), "as many segments as the value has"
+    assert path.count("/") == template.count("/") + (value.count("/") if template == REPOSITORY else 0)
     assert path.isascii()
     assert path.isprintable()
     assert not set("?# \\") & set(path)
     for _ in range(10):
         for seen in (path, re.sub(";[^/]*", "", path.replace("\\", "/"))):
-            assert posixpath.normpath(seen).startswith("/repos/"), path
-            assert not {"", ".", ".."} & {*seen.split("/")[1:]}
+            assert posixpath.normpath(seen.replace("//", "/x/")).startswith(template[:5]), path
+            assert not {".", ".."} & set(seen.split("/"))
         path = unquote(path)

@@ -46,16 +46,6 @@ def test_a_span_continues_its_sender_and_a_child_its_span(kept: Kept) -> None:
     assert outer.start_time <= inner.start_time <= inner.end_time <= outer.end_time  # type: ignore[operator]
 
 
-def test_a_sender_who_samples_nothing_is_followed_and_of_the_others_a_share_is_sampled(kept: Kept) -> None:
-    assert kept.tracer.begin("a", "server", parent=NOT_SAMPLED) is None
-    with keeping(ratio=0.5) as half:
-        begun = [half.tracer.begin("a", "server") is not None for _ in range(200)]
-    assert 50 < sum(begun) < 150
-    with keeping(ratio=0) as none:
-        assert none.tracer.begin("a", "server") is None
-        assert none.tracer.begin("a", "server", parent=SENT) is not None
-
-
 @pytest.mark.parametrize(
     "variables",
     [

@@ -60,8 +60,8 @@ def test_changes_are_reported_in_the_classic_form_unless_they_are_silent() -> No
     receiver = Receiver()
     with reporting_to(receiver, headers={"X-Webhook-Token": "t"}) as service:
         user = service.create(USER, sample_user(0))
-        service.create(USER, sample_user(1), report=False)
         edited = service.replace(USER, user["id"], {})
+        service.replace(USER, user["id"], {"username": "unseen"}, report=False)
         service.delete(USER, user["id"])
         await_sent(service)
         group = service.create(GROUP, {"name": "x"})

@@ -1,52 +1,33 @@
-"""The outbound guard: forbidden addresses in every spelling of a URL."""
+"""The outbound guard: forbidden addresses in every spelling, and the lists of networks that calls may go to or not."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from random import Random
 from unittest.mock import Mock
 
 import msgspec
 import pytest
 
-from inbox.config.model import Endpoint
+from inbox.config.model import Endpoint, ForwardDestination
 from inbox.config.values import Duration
+from inbox.errors import ConfigError
+from inbox.loader.load import parse_config
+from relay import destinations
+from relay.daemon.generation import alert_client
 from relay.http import guard
 from relay.http.answer import Answer
 from relay.http.client import HttpClient
-from relay.http.guard import CutOffError, RunningCall
+from relay.http.guard import AddressRules, CutOffError, RunningCall
 from relay.http.target import prepare
-from tests.destinations.calling import GET, client_of, hanging_lookups, resolving_to
+from tests.destinations.calling import GET, POST, client_of, hanging_lookups, resolving_to
 from tests.helpers.delivering import context
 from tests.helpers.patience import Stopwatch
-from tests.helpers.scripted import answer, serving
-
-FORBIDDEN = [
-    "0.0.0.0",  # noqa: S104  # nothing is bound to it
-    "10.1.2.3", "100.64.0.1", "127.0.0.1", "127.255.255.254", "169.254.169.254", "172.16.0.1",
-    "172.31.255.255", "192.0.0.8", "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.19.255.255",
-    "198.51.100.1", "203.0.113.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255",
-    "::", "::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "::ffff:0:10.0.0.1", "64:ff9b::a9fe:a9fe",
-    "64:ff9b:1::1", "100::1", "2001::1", "2001:20::1", "2001:db8::1", "2002:7f00:1::1", "3fff::1", "5f00::1", "fc00::1",
-    "fd12:3456::1", "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "ff0e::1",
-    # hosts of providers, which tell machines their credentials: Azure, Alibaba, Oracle, AWS, Google
-    "168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254",
-]  # fmt: skip
-PUBLIC = [
-    "1.1.1.1",
-    "100.63.255.255",
-    "172.32.0.1",
-    "192.0.1.1",
-    "223.255.255.255",
-    "2606:4700::1111",
-    "::ffff:8.8.8.8",
-]
-
-
-def test_an_address_that_is_not_public_is_refused() -> None:
-    assert [address for address in FORBIDDEN if guard.refusal(address) is None] == []
-    assert [address for address in PUBLIC if guard.refusal(address) is not None] == []
+from tests.helpers.scripted import ScriptedServer, answer, serving
 
 
 def call(url: str, *, allow_private: bool = False) -> Answer:
@@ -117,3 +98,270 @@ def test_lookups_that_hang_keep_a_bounded_number_of_threads(monkeypatch: pytest.
 def _resolve(deadline: float) -> None:
     with pytest.raises(CutOffError):
         guard._resolve("slow.example", 80, RunningCall(deadline, lambda: float("inf")))
+
+
+RANGES_4 = """0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24
+    192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4""".split()  # noqa: SIM905
+PUBLIC_6 = "2000::/3"
+RANGES_6 = ["2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"]
+
+
+def bounds(network: str) -> tuple[int, int]:
+    """The first and the last number of a range: the kernel's own reading of addresses, and arithmetic."""
+    address, _, length = network.partition("/")
+    family, bits = (socket.AF_INET6, 128) if ":" in address else (socket.AF_INET, 32)
+    first = int.from_bytes(socket.inet_pton(family, address), "big")
+    return first, first + 2 ** (bits - int(length)) - 1
+
+
+def may_be_called(number: int, bits: int) -> bool:
+    if bits == 32:
+        return not any(low <= number <= high for low, high in map(bounds, RANGES_4))
+    if number >> 32 == 0xFFFF:
+        return may_be_called(number & 0xFFFFFFFF, 32)
+    low, high = bounds(PUBLIC_6)
+    return low <= number <= high and not any(low <= number <= high for low, high in map(bounds, RANGES_6))
+
+
+def written(number: int, bits: int) -> str:
+    family = socket.AF_INET if bits == 32 else socket.AF_INET6
+    return socket.inet_ntop(family, number.to_bytes(bits // 8, "big"))
+
+
+def test_an_address_that_is_not_public_is_refused() -> None:
+    draw = Random(1)
+    numbers = [(0xA9FEA9FE, 32), (0x64FF9B << 96 | 0xA9FEA9FE, 128)]
+    for network in (*RANGES_4, *RANGES_6, PUBLIC_6, "::ffff:0:0/96"):
+        bits = 128 if ":" in network else 32
+        numbers += [
+            (edge + step, bits) for edge in bounds(network) for step in (-1, 0, 1) if 0 <= edge + step < 2**bits
+        ]
+    for _ in range(2_000):
+        four = draw.getrandbits(32)
+        numbers += [(four, 32), (0xFFFF << 32 | four, 128), (draw.getrandbits(128), 128)]
+        numbers.append((0b001 << 125 | draw.getrandbits(125), 128))
+    for number in numbers:
+        assert (guard.refusal(written(*number)) is None) == may_be_called(*number), written(*number)
+
+
+def a_network(draw: Random) -> ipaddress.IPv4Network:
+    length = draw.randint(0, 32)
+    return ipaddress.IPv4Network((draw.getrandbits(32) >> (32 - length) << (32 - length), length))
+
+
+def test_a_call_goes_out_if_every_list_allows_it_and_none_blocks_it() -> None:
+    def has(network: ipaddress.IPv4Network) -> bool:
+        low, high = bounds(str(network))
+        return low <= number <= high
+
+    draw, called = Random(2), 0
+    for _ in range(2_000):
+        number, private = draw.getrandbits(32), draw.random() < 0.5
+        allow = tuple(tuple(a_network(draw) for _ in range(draw.randint(1, 3))) for _ in range(draw.randint(0, 2)))
+        block = tuple(a_network(draw) for _ in range(draw.randint(0, 2)))
+        may = (
+            not any(map(has, block))
+            and all(any(map(has, networks)) for networks in allow)
+            and (private or may_be_called(number, 32))
+        )
+        assert (guard.refusal(written(number, 32), AddressRules(private, allow, block)) is None) == may
+        called += may
+    assert 200 < called < 1_800
+
+
+def test_a_blocked_address_is_blocked_inside_of_ipv6_too() -> None:
+    draw = Random(3)
+    for number in [draw.getrandbits(32) for _ in range(300)]:
+        rules = AddressRules(allow_private=True, block=(ipaddress.IPv4Network(number),))
+        for six in (
+            number | 0xFFFF << 32,
+            number,
+            number | 0x64FF9B << 96,
+            number | 0x64FF9B0001 << 80,
+            0x2002 << 112 | number << 80 | 1,
+            0x20010000 << 96 | 0xC0000201 << 64 | number ^ 0xFFFFFFFF,
+        ):
+            assert guard.refusal(written(six, 128), rules) == "named by block_to"
+
+
+SOURCE = '[sources.s]\npreset = "trivore"\nauth = { kind = "none" }\n'
+ROUTE = '[routes.r]\nsource = "s"\ndestination = "d"\n'
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with serving(answer(), routes={"POST /token": [answer(200, {"access_token": "t"})]}) as made:
+        yield made
+
+
+def config_of(url: str, *lists: str, outbound: str = "", private: bool = True) -> str:
+    """A configuration whose destination `d` and api `a` have these lines; for alerts only the lists of all calls count."""
+    permitted = f"allow_private = {str(private).lower()}\nallow_http = true"
+    lines = "\n".join([permitted, *lists])
+    return f"""
+[outbound]
+{outbound}
+[alerts]
+url = "{url}/alerts"
+{permitted}
+[apis.a]
+base_url = "{url}"
+{lines}
+[destinations.d]
+kind = "forward"
+url = "{url}/hook"
+{lines}
+{SOURCE}{ROUTE}"""
+
+
+def call_each(text: str, *, alerts_too: bool = False) -> list[Answer]:
+    """Call the destination and the api, and the alerts' endpoint where that is asked for; return the results."""
+    config = parse_config(text)
+    clients = destinations.base.Clients(config)
+    destination = config.destinations["d"]
+    assert isinstance(destination, ForwardDestination)
+    url = destination.url.reveal()
+    alerts = alert_client(config)
+    assert alerts is not None
+    callers = (clients.destination(destination, url), clients.api("a"), *([alerts] if alerts_too else []))
+    return [caller.call(POST, context()) for caller in callers]
+
+
+@pytest.mark.parametrize("where", ["its own", "of all"])
+@pytest.mark.parametrize(
+    ("lists", "why"),
+    [
+        (('allow_to = ["127.0.0.0/8", "::1"]',), None),
+        (('allow_to = ["127.0.0.1"]', 'block_to = ["10.0.0.0/8"]'), None),
+        (('allow_to = ["10.0.0.0/8", "2001:db8::/32"]',), "not named by allow_to"),
+        (('block_to = ["127.0.0.0/8"]',), "named by block_to"),
+        (('block_to = ["0.0.0.0/0"]', 'allow_to = ["127.0.0.1"]'), "named by block_to"),
+        (('block_to = ["::ffff:127.0.0.0/104"]',), "named by block_to"),
+    ],
+    ids=["allowed", "and not blocked", "not allowed", "blocked", "blocked and allowed", "written as IPv6"],
+)
+@pytest.mark.parametrize("host", ["127.1", "[::ffff:127.0.0.1]"])
+def test_a_list_holds_for_every_call_however_the_host_is_written(
+    server: ScriptedServer, host: str, lists: tuple[str, ...], why: str | None, where: str
+) -> None:
+    url = f"http://{host}:{server.port}"
+    text = config_of(url, *lists) if where == "its own" else config_of(url, outbound="\n".join(lists))
+    found = call_each(text, alerts_too=where == "of all")
+    if why is None:
+        assert {result.error_class for result in found} == {None}
+    else:
+        assert {(result.error_class, result.call.sent) for result in found} == {("refused", "not_sent")}
+        assert all(why in (result.call.error or "") for result in found)
+        assert server.seen == []
+
+
+def test_a_list_opens_nothing_that_is_private(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
+    url = server.url.replace("127.0.0.1", "crm.example")
+    found = call_each(config_of(url, 'allow_to = ["127.0.0.0/8"]', private=False), alerts_too=True)
+    assert {result.error_class for result in found} == {"refused"}
+    assert all("loopback; allow_private = true lets the call out" in (result.call.error or "") for result in found)
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("127.0.0.1", "127.0.0.1 is loopback"),
+        ("127.1", "127.1 is 127.0.0.1, which is loopback"),
+        ("[::1]", "::1 is not a public address"),
+        ("10.0.0.1", "10.0.0.1 is private"),
+        ("[::ffff:10.0.0.1]", " is private"),
+        ("169.254.169.254", "169.254.169.254 is link-local"),
+        ("localhost", "localhost is this machine"),
+        ("crm.LOCALHOST.", "crm.localhost. is this machine"),
+    ],
+)
+def test_an_address_that_is_private_as_it_stands_stops_the_start(host: str, told: str) -> None:
+    text = config_of(f"https://{host}:9000", private=False)
+    for make, key in (
+        (destinations.build, "destinations.d.url"),
+        (lambda config: destinations.base.Clients(config).api("a"), "apis.a.base_url"),
+        (alert_client, "alerts.url"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make(parse_config(text))
+        assert str(caught.value).startswith(f"{key}: ")
+        assert str(caught.value).endswith(f"{told}; allow_private = true lets the call out")
+        make(parse_config(text.replace("allow_private = false", "allow_private = true")))
+
+
+def test_the_list_holds_for_what_the_name_resolves_to_and_for_each_of_its_addresses(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1", "127.0.0.2"))
+    url = f"http://crm.example:{server.port}"
+    assert {r.error_class for r in call_each(config_of(url, 'block_to = ["127.0.0.2"]'))} == {"refused"}
+    assert {r.error_class for r in call_each(config_of(url, 'allow_to = ["127.0.0.1"]'))} == {"refused"}
+    assert {r.error_class for r in call_each(config_of(url, 'allow_to = ["127.0.0.0/30"]'))} == {None}
+
+
+def test_the_list_holds_for_the_peer_that_is_connected(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = socket.socket.connect
+    monkeypatch.setattr(socket.socket, "connect", lambda sock, _: original(sock, ("127.0.0.1", server.port)))
+    found = call_each(config_of("http://127.0.0.9:80", 'block_to = ["127.0.0.1"]'))
+    assert {result.error_class for result in found} == {"refused"}
+    assert server.seen == []
+
+
+def test_the_list_holds_for_the_token_too(server: ScriptedServer) -> None:
+    with serving(answer(200, {"access_token": "t"})) as tokens:
+        token_url = tokens.url.replace("127.0.0.1", "127.0.0.2")
+        auth = f'auth = {{ kind = "oauth2", token_url = "{token_url}", client_id = "c", client_secret = "s" }}'
+        text = config_of(server.url).replace("[destinations.d]\n", f"[destinations.d]\n{auth}\n")
+        result = call_each(text.replace("[outbound]\n", '[outbound]\nallow_to = ["127.0.0.1"]\n'))[0]
+        assert result.error_class == "refused"
+        assert "no token: " in (result.call.error or "")
+        assert tokens.seen == []
+
+
+# --- mistakes
+
+
+def behind_a_proxy(host: str, *lists: str, outbound: str = "", private: bool = False) -> None:
+    text = config_of(f"http://{host}", *lists, outbound=outbound, private=private)
+    proxied = text.replace("[apis.a]", '[apis.a]\nproxy = "http://proxy.example:3128"')
+    destinations.base.Clients(parse_config(proxied)).api("a")
+
+
+SPELLINGS = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.1 0177.1 017700000001 0 0.0.0.0 127.1. 127.0.0.1.
+    0x7f.1. [::1] [::ffff:127.0.0.1] [::127.0.0.1] [64:ff9b::127.0.0.1] 169.254.169.254 0xa9fea9fe 2852039166
+    168.63.129.16 10.1 [fe80::1] [fd00:ec2::254] localhost LOCALHOST localhost. crm.localhost localhost.localdomain
+    metadata metadata.google.internal metadata.google.internal. metadata.goog instance-data crm crm.local crm.internal
+    crm.example. 010.0.0.1 8.8.2056 134744072 1.1.1.1. 127.0.0.256 1.2.3.4.5 crm.1
+    %31%32%37.1 \u2460\u2461\u2466.0.0.1 \uff11\uff12\uff17.1""".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+def test_a_host_that_can_be_seen_to_be_private_is_not_given_to_a_proxy(host: str) -> None:
+    """Unless private addresses may be called."""
+    with pytest.raises(ConfigError, match=r"apis\.a\.base_url: "):
+        behind_a_proxy(host)
+    if host.isascii() and "%" not in host:
+        behind_a_proxy(host, private=True)
+
+
+@pytest.mark.parametrize(
+    "host", ["crm.example", "1.1.1.1", "[2606:4700::1111]", "xn--bcher-kva.example", "a_b.example"]
+)
+def test_a_public_name_or_address_may_be(host: str) -> None:
+    behind_a_proxy(host)
+
+
+def test_an_address_behind_a_proxy_is_kept_to_the_lists_and_a_name_can_not_be() -> None:
+    behind_a_proxy("10.1.2.3", 'allow_to = ["10.0.0.0/8"]', private=True)
+    behind_a_proxy("crm.example", outbound='block_to = ["10.0.0.0/8"]')
+    for host, lists, why in (
+        ("10.1.2.3", 'allow_to = ["10.2.0.0/16"]', "10.1.2.3 is not named by allow_to"),
+        ("10.66051", 'block_to = ["10.1.2.3"]', "10.66051 is 10.1.2.3, which is named by block_to"),
+        ("crm.example", 'block_to = ["10.0.0.0/8"]', "the proxy resolves crm.example itself"),
+        ("crm.example", 'allow_to = ["192.0.2.0/24"]', "give these lists to the proxy"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            behind_a_proxy(host, lists, private=True)
+    with pytest.raises(ConfigError, match="named by block_to"):
+        behind_a_proxy("1.1.1.1", outbound='block_to = ["1.1.1.0/24"]')

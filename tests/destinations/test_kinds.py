@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from inbox.config.model import Destination, Limited
+from inbox.config.model import Destination
 from relay.delivery.outcome import Delivery, Skipped
 from relay.destinations import KINDS
 from relay.destinations.python import event_of
@@ -18,11 +18,6 @@ from tests.helpers.scripted import ScriptedServer, answer, serving
 
 def test_every_table_of_a_destination_has_its_kind() -> None:
     assert set(KINDS) == set(get_args(Destination))
-
-
-@pytest.mark.parametrize("table", KINDS, ids=lambda table: table.__name__)
-def test_every_kind_has_the_settings_that_policies_read(table: type) -> None:
-    assert issubclass(table, Limited)
 
 
 # --- idempotency keys

@@ -1,28 +1,82 @@
-"""Python handlers: the event they get, and the outcome of what they do."""
+"""Python handlers: the functions that are accepted, the event they get, and the outcome of what they do."""
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
+from itertools import count
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 
 from inbox.clock import steady
 from inbox.config.model import PythonDestination
 from inbox.config.model import Retry as RetryTable
+from inbox.errors import ConfigError
 from relay.delivery import facts
 from relay.delivery.outcome import Outcome, Skipped
 from relay.delivery.policy import RoutePolicy, Schedule, can_be_given_back, decide
+from relay.destinations import python
 from relay.handler import Event, GiveUp, Retry, Skip
-from tests.destinations.handling import EVENT, MODULE, Act, Handled, Held
-from tests.helpers.delivering import NOW, delivered, failed
+from relay.sync.expressions import function_of
+from tests.helpers.delivering import NOW, a_delivery, build, config_text, context, deliver, delivered, failed
 from tests.helpers.waiting import until
+
+EVENT = a_delivery(attempt=2, run=1, event_id="e1", headers={"x-request-id": "r1"}, body=b'{"id": "u1", "n": 1.10}')
+MODULE = "handlers_of_a_test"
+
+Act = Callable[[Event], object]
+
+
+def configured(function: str, extra: str = "") -> str:
+    return config_text("python", f'function = "{function}"\n{extra}')
+
+
+class Handled:
+    """Delivers to a function, with nothing left behind by other tests."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._module = ModuleType(MODULE)
+        monkeypatch.setitem(sys.modules, MODULE, self._module)
+        monkeypatch.setattr(python, "_SLOTS", {})
+
+    def are_free(self, number: int) -> bool:
+        """True when as many slots of the one destination are free."""
+        (slots,) = python._SLOTS.values()
+        return slots._value == number
+
+    def __call__(
+        self, function: Act, *, extra: str = "", lease: Callable[[], float] = lambda: float("inf"), **changes: object
+    ) -> Outcome:
+        vars(self._module)["on_event"] = function
+        delivery = msgspec.structs.replace(EVENT, **changes)
+        return deliver(configured(f"{MODULE}:on_event", extra), delivery, context(lease))
+
+
+class Held:
+    """A function that does not return before it is let go; `began` is released once for each call."""
+
+    def __init__(self) -> None:
+        self.began = threading.Semaphore(0)
+        self._go = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        del event
+        self.began.release()
+        self._go.wait(30)
+
+    def let_go(self) -> None:
+        self._go.set()
+
 
 CONCURRENCY = PythonDestination(function="x:y").concurrency
 POLICY = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(RetryTable(), jitter=0))
@@ -161,14 +215,6 @@ def test_anything_else_is_a_bug_of_which_the_log_has_type_and_place_but_not_the_
     assert isinstance(fact_of(outcome), facts.AttemptFailed)
 
 
-@pytest.mark.parametrize("after", [-1.0, float("nan")])
-def test_a_retry_after_no_number_of_seconds_is_a_bug(handled: Handled, after: float) -> None:
-    def function(_: Event) -> None:
-        raise Retry("later", after=after)
-
-    assert failure(handled(function))[:2] == ("crashed", "handle: the function raised ValueError")
-
-
 def test_any_text_that_it_says_can_be_stored(handled: Handled) -> None:
     outcome = failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
     assert len(outcome.error.encode()) < 600
@@ -233,12 +279,6 @@ def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(
     delivered(handled(nothing, extra="concurrency = 2"))
 
 
-def test_one_that_is_left_behind_leaves_room_for_others(handled: Handled, held: Held) -> None:
-    handled(held, extra='timeout = "10ms"\nconcurrency = 2')
-    for _ in range(3):
-        delivered(handled(nothing, extra="concurrency = 2"))
-
-
 def test_a_call_waits_for_room_while_others_still_work(handled: Handled, held: Held) -> None:
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(handled, held, extra="concurrency = 1")
@@ -259,13 +299,127 @@ def test_a_call_that_finds_no_room_in_its_time_was_not_made(handled: Handled, he
         delivered(first.result())
 
 
-def test_a_system_without_threads_is_a_call_that_was_not_made(
-    handled: Handled, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+_numbers = count(1)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
-        assert failure(handled(nothing))[0] == "not_sent"
-    delivered(handled(nothing, extra="concurrency = 1"))  # its place is free again
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of inbox.toml; modules imported from it are forgotten afterwards."""
+    monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(python, "_SLOTS", {})
+    before = set(sys.modules)
+    yield tmp_path
+    for name in {name for name in sys.modules if name.startswith("module_of_a_test_")} - before:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def written(folder: Path) -> Callable[[str], str]:
+    """Writes a module into the folder; gives its name."""
+
+    def write(text: str) -> str:
+        name = f"module_of_a_test_{next(_numbers)}"
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+        return name
+
+    return write
+
+
+def refusal(function: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build(configured(function))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def on_event(event): ...",
+        "def on_event(event, tries=3, *, log=None): ...",
+        "on_event = lambda *_: None",
+        "import functools\non_event = functools.partial(print, 1)",
+        "class Handler:\n    def __call__(self, event): ...\non_event = Handler()",
+        "on_event = print",
+    ],
+)
+def test_anything_that_can_be_called_with_an_event_is_taken(written: Callable[[str], str], text: str) -> None:
+    assert callable(function_of(f"{written(text)}:on_event", "here"))
+
+
+def test_a_function_inside_something_else_is_found_by_its_path(written: Callable[[str], str]) -> None:
+    name = written("class Handlers:\n    @staticmethod\n    def on_event(event): return 5")
+    found = function_of(f"{name}:Handlers.on_event", "here")
+    assert found.__name__ == "on_event"
+
+
+def test_the_present_folder_is_searched_when_no_file_is_named(
+    written: Callable[[str], str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = written("def on_event(event): ...")
+    monkeypatch.delenv("INBOX_CONFIG")
+    monkeypatch.chdir(folder)
+    assert callable(function_of(f"{name}:on_event", "here"))
+
+
+def test_a_file_beside_inbox_toml_takes_nobodys_place(folder: Path) -> None:
+    (folder / "json.py").write_text("def loads(event): ...", encoding="utf-8")
+    assert function_of("json:loads", "here") is json.loads
+
+
+def test_a_missing_module_is_told_with_the_file_to_write(folder: Path) -> None:
+    assert refusal("no_such.module:on_event") == (
+        "destinations.crm.function: there is no module 'no_such.module'; "
+        f"write no_such/module.py in {folder}, or install the package that has it"
+    )
+
+
+def test_a_module_that_misses_another_is_told_with_that_ones_name(written: Callable[[str], str]) -> None:
+    name = written("import no_such_library")
+    assert refusal(f"{name}:on_event").endswith(f"{name} imports 'no_such_library', which is not installed")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("def on_event(event)", "SyntaxError"),
+        ("raise KeyError('s3cr3t')", "KeyError"),
+        ("import sys\nsys.exit('s3cr3t')", "SystemExit"),
+        ("from json import s3cr3t", "ImportError"),
+    ],
+)
+def test_a_module_that_can_not_be_imported_is_told_without_what_it_says(
+    written: Callable[[str], str], folder: Path, text: str, error: str
+) -> None:
+    name = written(text)
+    told = refusal(f"{name}:on_event")
+    assert f"{name} can't be imported: {error}; try python -c 'import {name}' in {folder}" in told
+    assert "s3cr3t" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("on_event = 5", "is not a function, but of type int"),
+        ("def on_event(): ...", "must take one argument, the event"),
+        ("def on_event(event, other): ...", "must take one argument, the event"),
+        ("async def on_event(event): ...", "being async or a generator; write a plain def"),
+        ("def on_event(event): yield", "being async or a generator; write a plain def"),
+        ("async def on_event(event): yield", "being async or a generator; write a plain def"),
+        ("class H:\n    async def __call__(self, event): ...\non_event = H()", "being async or a generator"),
+    ],
+)
+def test_a_function_that_would_not_work_is_refused_before_it_is_called(
+    written: Callable[[str], str], text: str, why: str
+) -> None:
+    assert why in refusal(f"{written(text)}:on_event")
+
+
+# --- what the file may say
+
+
+@pytest.mark.parametrize("function", ["", "module", "module:", ":name", "a.b:c d", "a..b:c", "1a:b", "a:b()", "a/b:c"])
+def test_a_function_is_named_by_module_and_name(function: str) -> None:
+    with pytest.raises(ConfigError, match=r'\[destinations.crm\] function: expected "package.module:name", got'):
+        build(configured(function))

@@ -9,12 +9,9 @@ import msgspec
 import pytest
 
 from inbox.errors import ConfigError
-from inbox.loader.load import parse_config
-from relay.delivery import facts
-from relay.delivery.outcome import RULES, Outcome, Rule
-from relay.delivery.policy import decide, hold_requests, policies
-from tests.helpers.delivering import LOCAL, NOW, ROUTE, a_delivery, build, config_text, deliver, delivered, failed
-from tests.helpers.scripted import Act, ScriptedServer, answer, serving
+from relay.delivery.outcome import Outcome
+from tests.helpers.delivering import LOCAL, a_delivery, build, config_text, deliver, delivered, failed
+from tests.helpers.scripted import ScriptedServer, answer, serving
 
 EVENT = a_delivery(body=b'{"who": "Ada & <!channel> > all", "n": [1], "t": true}')
 PATH = "/services/T0000/B0000/s3cr3tOfTheHook"
@@ -117,39 +114,6 @@ def test_a_message_that_can_not_be_written_is_dead_without_a_call(
 def test_a_template_that_can_not_be_used_is_refused_at_the_start(text: str) -> None:
     with pytest.raises(ConfigError, match=r"destinations.crm.text: "):
         build(config_of("http://127.0.0.1", text))
-
-
-@pytest.mark.parametrize(
-    ("act", "error_class", "rule"),
-    [
-        (answer(400, b"invalid_payload"), "rejected", Rule.CONFIRM),
-        (answer(403, b"action_prohibited"), "auth", Rule.STOP),
-        (answer(404, b"channel_not_found"), "not_found", Rule.RETRY),
-        (answer(404, b"no_service"), "not_found", Rule.RETRY),
-        (answer(410, b"channel_is_archived"), "gone", Rule.RETIRE),
-        (answer(429, b"rate_limited", retry_after="30"), "throttled", Rule.RETRY),
-        (answer(500, b"rollup_error"), "server_error", Rule.RETRY),
-    ],
-)
-def test_an_answer_that_slack_documents_is_of_the_usual_class_and_its_word_is_in_the_log(
-    act: Act, error_class: str, rule: Rule
-) -> None:
-    with serving(act) as server:
-        outcome = failed(post(server))
-    assert outcome.error_class == error_class
-    assert RULES[outcome.error_class] is rule
-    assert "_" in (outcome.calls[0].excerpt or "")
-
-
-def test_slacks_retry_after_is_heard() -> None:
-    with serving(answer(429, b"rate_limited", retry_after="3600")) as server:
-        outcome = post(server)
-        policy = policies(parse_config(config_of(server.url, TEXT)))[ROUTE]
-    fact = decide(EVENT, outcome, policy, NOW)
-    assert isinstance(fact, facts.AttemptFailed)
-    assert (fact.due_at, fact.counted) == (NOW, False)
-    (asked,) = hold_requests(outcome, policy)
-    assert (asked.key, asked.lasts.total_seconds()) == (("destination", "crm"), 3600), "its gate is held meanwhile"
 
 
 def test_the_hooks_path_is_in_no_outcome_even_when_it_is_echoed() -> None:

@@ -16,12 +16,10 @@ from inbox.config.values import Secret
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivery, Outcome
 from relay.sync.calls import AnswerRules, compile_call, reported_error
-from relay.sync.templates import HeaderTemplate, compile_headers
-from tests.destinations.syncing import DELETE, FOUND, NONE, SECOND, UPDATE, World, changed
+from relay.sync.templates import HeaderTemplate
+from tests.destinations.syncing import DELETE, FOUND, SECOND, UPDATE, World, changed
 from tests.helpers.delivering import DELIVERY, a_delivery, build, delivered, failed, failure
 from tests.helpers.scripted import Act, Seen, answer
-
-EVENT = {"event": {"entity_id": "u1", "seq": 7}}
 
 
 def sent(world: World, asked: str) -> list[Seen]:
@@ -124,11 +122,6 @@ def test_no_value_of_a_header_ends_its_line(value: str) -> None:
     assert not {"\r", "\n", "\0"} & {*text}
 
 
-def test_names_of_headers_are_the_same_in_any_case() -> None:
-    ((name, template),) = compile_headers({"x-GITHUB-Api-version": "1"}, "here", ())
-    assert (name, template.expand({})) == ("X-Github-Api-Version", "1")
-
-
 # --- rate limits between the calls of one attempt
 
 NOTHING_LEFT = {"X_RateLimit_Limit": "0", "X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "9"}
@@ -145,11 +138,6 @@ def test_a_service_that_always_says_that_no_call_is_left_is_served_all_the_same(
     ]
 
 
-def test_a_refusal_of_a_call_holds_the_next_attempt_back(world: World) -> None:
-    refused = failed(world.deliver(update=answer(429, b"", retry_after="9")))
-    assert (refused.error_class, refused.calls[-1].hold is not None) == ("throttled", True)
-
-
 # --- bodies of one's own
 
 
@@ -164,29 +152,10 @@ def test_a_body_of_its_own_holds_the_mapped_fields_where_it_says(world: World) -
     assert sent(world, UPDATE)[0].headers["content-type"] == "application/json"
 
 
-def test_a_new_counterpart_gets_a_body_of_its_own_too(world: World) -> None:
-    sync = changed(
-        'create = { path = "/contacts" }', 'create = { path = "/contacts", body = { contact = "{fields}" } }'
-    )
-    delivered(world.deliver(sync=sync, find=NONE))
-    assert bodies(world, "POST /contacts") == [{"contact": {"external_id": "u1", "name": "Ada"}}]
-
-
 def test_a_body_that_sends_no_field_is_a_mistake(world: World) -> None:
     sync = changed('create = { path = "/contacts" }', 'create = { path = "/contacts", body = { id = "{event.seq}" } }')
     with pytest.raises(ConfigError, match=r'create\.body: sends no mapped field; write "\{fields\}" where they belong'):
         build(world.config(sync))
-
-
-@pytest.mark.parametrize(
-    ("key", "why"),
-    [
-        ('deactivate = { path = "/c" }', "deactivate.body: is missing"),
-    ],
-)
-def test_a_body_that_contradicts_other_keys_is_a_mistake(world: World, key: str, why: str) -> None:
-    with pytest.raises(ConfigError, match=why):
-        world.config(changed('update = { path = "/contacts/{target.id}" }', key))
 
 
 # --- errors with the status 200
@@ -220,10 +189,6 @@ def test_an_answer_may_say_error_despite_its_status(world: World, body: object, 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{" * 70_000])
 def test_an_answer_in_which_an_error_could_hide_is_a_bad_one(world: World, body: bytes) -> None:
     assert failure(world.deliver(sync=reporting('errors = "error"'), update=answer(200, body)))[0] == "bad_answer"
-
-
-def test_an_answer_without_content_has_no_error(world: World) -> None:
-    delivered(world.deliver(sync=reporting('errors = "error"'), update=answer(204)))
 
 
 def test_an_error_that_repeats_the_secret_is_stored_without_it(world: World) -> None:
@@ -364,12 +329,6 @@ def test_an_object_is_no_variable_of_a_fetch(world: World) -> None:
     sync = GRAPHQL.replace('id = "{event.entity_id}"', 'id = "{event.body.id}"')
     outcome = world.deliver(a_delivery(body=b'{"id": {"$ne": null}}'), sync=sync)
     assert failure(outcome)[0] == "mapping"
-
-
-def test_a_query_beside_graphql_is_a_mistake(world: World) -> None:
-    sync = GRAPHQL.replace("body = { ", 'body = { query = "x", ', 1)
-    with pytest.raises(ConfigError, match=r"fetch\.body: has a query beside graphql"):
-        build(world.config(sync))
 
 
 def test_an_item_of_a_list_may_be_the_entity(world: World) -> None:

@@ -16,7 +16,7 @@ from relay.http import oauth
 from relay.http.answer import EXCERPT_BYTES, Answer
 from relay.http.client import HttpClient, Request
 from tests.helpers.delivering import context
-from tests.helpers.scripted import ScriptedServer, answer, closed_port, hang, serving
+from tests.helpers.scripted import ScriptedServer, answer, closed_port, serving
 
 ASKED = Request("fetch", "GET", {"Accept": "application/json"}, path="/user/1")
 TOKEN, USER = "POST /token", "GET /user/1"
@@ -79,18 +79,6 @@ def test_the_credentials_may_stand_in_the_form_and_a_scope_be_asked_for(server: 
     ]
 
 
-def test_a_call_that_waits_too_long_for_anothers_token_gets_none(server: ScriptedServer) -> None:
-    server.routes[TOKEN] = [hang]
-    caller = client(server, timeout=0.5)
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda _: caller.call(ASKED, context()), range(2)))
-    # Who waits may get its turn in the last moment, and then has no more luck than the one before.
-    assert {found.call.error for found in answers} <= {
-        "no token: no whole answer within 0.5 s",
-        "no token: another call has waited too long for one",
-    }
-
-
 def test_threads_that_start_together_share_one_token(server: ScriptedServer) -> None:
     caller = client(server)
     with ThreadPoolExecutor(8) as pool:
@@ -114,13 +102,6 @@ def test_a_call_that_is_refused_is_made_once_more_with_a_new_token(server: Scrip
     assert call(client(server)).error_class is None
     assert server.asked == [TOKEN, USER, TOKEN, USER]
     assert server.seen[-1].headers["authorization"] == "Bearer t0ken-2"
-
-
-def test_and_then_it_is_refused(server: ScriptedServer) -> None:
-    server.routes[USER] = [answer(401)]
-    caller = client(server)
-    assert call(caller).error_class == "auth"
-    assert server.asked == [TOKEN, USER, TOKEN, USER]
 
 
 @pytest.mark.parametrize(

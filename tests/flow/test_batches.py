@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import msgspec
 import pytest
@@ -99,16 +98,15 @@ async def test_an_event_that_meets_a_bug_costs_its_neighbours_nothing_and_its_se
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """503 and not 422: nobody knows whether anything is wrong with the event."""
-    kind = intake.STORES[engine.dialect.name]
-    appended = kind.append
+    appended = intake.append
     body = "what a webhook says"
 
-    def append_or_fail(self: Any, connection: Connection, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
+    def append_or_fail(connection: Connection, events: Sequence[Event]) -> list[int | None]:
         if any(event.dedup_key == an_event(7).dedup_key for event in events):
             raise KeyError(body)
-        return appended(self, connection, events)
+        return appended(connection, events)
 
-    monkeypatch.setattr(kind, "append", append_or_fail)
+    monkeypatch.setattr(intake, "append", append_or_fail)
     async with writers(database_url, 1) as (writer,):
         answers = await asyncio.gather(*(append(writer, an_event(number)) for number in range(20)))
     assert isinstance(answers.pop(7), Unavailable)

@@ -107,7 +107,7 @@ def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_ste
     with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:
         pass
     relay._steps.run("sequence", lambda: 1 // 0, 0)
-    relay._steps._monotonic = lambda: time.monotonic() + LASTS_SECONDS  # its next try is due
+    relay._steps.monotonic = lambda: time.monotonic() + LASTS_SECONDS  # its next try is due
     relay._scans.is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
     relay._cycle()
     assert could_not_order(relay)

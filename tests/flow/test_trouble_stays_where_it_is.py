@@ -16,7 +16,7 @@ from relay.daemon.loop import Relay
 from relay.delivery import policy
 from relay.delivery.gates import BreakerLimits
 from relay.store.database import Database
-from relay.store.nodes import failing_steps
+from relay.store.nodes import read_nodes
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Answer, Held, serving
 from tests.helpers.evidence import facts, open_states
@@ -157,4 +157,4 @@ def test_rows_that_a_person_keeps_locked_keep_their_route_alone(
 def failing_steps_of(engine: Engine) -> set[str]:
     """The steps that fail, as the relay has stored them with its last sign of life."""
     with Database(engine).read() as transaction:
-        return {step.step for step in failing_steps(transaction)}
+        return {step for relay in read_nodes(transaction) for step in relay["failing"]}

@@ -47,7 +47,6 @@ def hardly_ever_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay that looks for work once an hour, and else when it is woken."""
     monkeypatch.setattr("relay.daemon.loop.BUSY_POLL_SECONDS", AN_HOUR)
     monkeypatch.setattr("relay.daemon.loop.IDLE_POLL_SECONDS", AN_HOUR)
-    monkeypatch.setattr("relay.daemon.wake_up.HEARD_WITHIN_SECONDS", 60.0)
 
 
 @pytest.mark.usefixtures("hardly_ever_looking")
@@ -74,7 +73,7 @@ def test_a_listener_whose_connection_ends_listens_again(database_url: str, engin
         contextlib.closing(connect_postgres(database_url)) as hand,
     ):
         for n in range(2):
-            until(lambda: relay._listener._wait == 0.0, "it hears")
+            until(lambda: relay._listener.wait == 0.0, "it hears")
             until(lambda: ended_listeners(hand), "a listener's connection is ended")
             until(lambda: relay._observer.counts["hears_nothing"] == n + 1, "it has noticed")
             assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
@@ -93,17 +92,27 @@ def ended_listeners(hand: psycopg.Connection) -> int:
 
 @ON_POSTGRES
 @pytest.mark.usefixtures("hardly_ever_looking")
-def test_a_listener_that_hears_nothing_tries_again(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_listener_that_has_heard_nothing_for_long_listens_on_another_connection(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As behind a pooler that the URL does not name: LISTEN succeeds, and a notification does not arrive."""
-    monkeypatch.setattr("relay.daemon.wake_up.NOTIFY", text("SELECT 1"))
-    monkeypatch.setattr("relay.daemon.wake_up.HEARD_WITHIN_SECONDS", 0.05)
-    with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:
-        until(lambda: relay._observer.counts["hears_nothing"], "it polls")
-        monkeypatch.setattr("relay.daemon.wake_up.NOTIFY", NOTIFY)
-        until(lambda: relay._listener._wait == 0.0, "it hears")
-        assert relay._observer.counts["hears_nothing"] == 1
+    """A connection that a firewall has dropped hears nothing, and nobody says so."""
+    monkeypatch.setattr("relay.daemon.wake_up.QUIET_SECONDS", 0.3)
+    with (
+        serving(tmp_path / "arrivals.jsonl") as downstream,
+        running(engine, downstream) as relay,
+        contextlib.closing(connect_postgres(database_url)) as hand,
+    ):
+        first = listeners(hand)
+        until(lambda: listeners(hand) - first, "another one listens")
+        assert relay._observer.counts["hears_nothing"] == 0
+
+
+def listeners(hand: psycopg.Connection) -> set[int]:
+    """The processes of connections that listen."""
+    found = hand.execute(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'"
+    )
+    return {pid for (pid,) in found.fetchall()}
 
 
 @ON_POSTGRES
@@ -150,7 +159,7 @@ def without_wake_ups(config: Config) -> Config:
 def test_an_idle_relay_does_not_wake_itself(database_url: str, engine: Engine) -> None:
     """Each commit of its own wakes it once: a round that commits though it did nothing would lead to another, for ever."""
     relay = Relay(Database(engine), prepare(configured("http://127.0.0.1:9/")), grace_seconds=1)
-    relay._start()
+    relay._describe()
     with contextlib.closing(sqlite3.connect(make_url(database_url).database or "")) as watching:
         while relay._cycle():
             pass
@@ -179,7 +188,7 @@ def test_a_file_that_nobody_changes_wakes_nobody(engine: Engine) -> None:
         wakes.append(stop.times)
         woken.set()
 
-    listener = threading.Thread(target=Listener(engine, wake, stop=stop, observer=Observer()).hear)
+    listener = threading.Thread(target=Listener(engine, wake, stop, Observer()).hear)
     listener.start()
     for n in range(3):
         assert woken.wait(60)

@@ -7,13 +7,13 @@ import gc
 import threading
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 import msgspec
+import pytest
 from sqlalchemy import Connection
 
 from inbox.clock import SystemClock
-from inbox.db.intake import SqliteIntake
+from inbox.db import intake
 from inbox.errors import Unavailable
 from inbox.events.event import Event
 from inbox.receiver.writer import GroupCommit
@@ -21,13 +21,14 @@ from tests.helpers.receiver import a_link
 from tests.helpers.storing import an_event
 
 
-class Scripted(SqliteIntake):
-    """A store that says how long a batch takes."""
+class Scripted:
+    """An intake that says how long a batch takes."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.goes_on = threading.Event()
         self.probes = 0
+        monkeypatch.setattr(intake, "append", self.append)
+        monkeypatch.setattr(intake, "probe", self.probe)
 
     def append(self, connection: Connection, events: Sequence[Event]) -> list[int | None]:  # noqa: ARG002
         self.goes_on.wait()
@@ -37,10 +38,12 @@ class Scripted(SqliteIntake):
         self.probes += 1
 
 
-async def test_a_receiver_that_is_never_idle_is_ready(sqlite_database_url: str) -> None:
-    store = Scripted()
+async def test_a_receiver_that_is_never_idle_is_ready(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Scripted(monkeypatch)
     store.goes_on.set()
-    writer = GroupCommit(a_link(sqlite_database_url), SystemClock(), store)
+    writer = GroupCommit(a_link(sqlite_database_url), SystemClock())
     busy = True
 
     async def flood() -> None:
@@ -56,12 +59,11 @@ async def test_a_receiver_that_is_never_idle_is_ready(sqlite_database_url: str) 
 
 
 async def test_bodies_whose_senders_have_been_answered_are_let_go_while_the_database_hangs(
-    sqlite_database_url: str,
-    monkeypatch: Any,  # noqa: ANN401
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inbox.receiver.writer.ANSWER_WITHIN_SECONDS", 0.05)
-    store = Scripted()
-    writer = GroupCommit(a_link(sqlite_database_url), SystemClock(), store)
+    store = Scripted(monkeypatch)
+    writer = GroupCommit(a_link(sqlite_database_url), SystemClock())
     first = asyncio.create_task(writer.append([an_event(0)]))
     await asyncio.sleep(0)
     marks = [f"body {number}".encode() * 1000 for number in range(20)]

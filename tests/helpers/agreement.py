@@ -12,9 +12,9 @@ from sqlalchemy import Engine
 from inbox.db.dialect import as_json, as_list
 from inbox.errors import IllegalTransition
 from inbox.events.timestamps import as_time
-from relay.delivery.facts import AnyFact, decode
+from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import HEADS, Standing, State
-from tests.helpers.folding import Folded, fold, standing_of
+from tests.helpers.folding import Folded, decode, fold, standing_of
 from tests.helpers.reading import Row, rows
 
 Key = tuple[int, str]

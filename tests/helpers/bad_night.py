@@ -132,8 +132,8 @@ def happen(engine: Engine) -> Night:
 def _start_relays(night: Night) -> None:
     an_hour_ago = FakeClock(night.clock.moment - timedelta(hours=1))
     before = work_of(Database(night.database.engine, an_hour_ago), POLICIES, node="relay-0", config=CONFIG)
-    nodes.start_node(before, "host-a", 40, "1.0")
-    nodes.start_node(work_of(night.live, POLICIES, node=night.node, config=CONFIG), "host-b", 41, "1.0")
+    nodes.describe(before, "host-a", 40, "1.0")
+    nodes.describe(work_of(night.live, POLICIES, node=night.node, config=CONFIG), "host-b", 41, "1.0")
 
 
 def _deliver(night: Night) -> None:

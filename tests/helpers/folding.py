@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
+
+import msgspec
 
 from inbox.errors import IllegalTransition
 from relay.delivery import facts
@@ -78,3 +80,12 @@ def _next(folded: Folded, fact: AnyFact, standing: Standing) -> Folded:
         raise IllegalTransition(f"{fact} can't happen after {folded}")
     state = targets.pop()
     return Folded(State.RECEIVED if state in OPEN else state, attempt, run, crashes, due_at)
+
+
+_DECODERS = {kind: msgspec.json.Decoder(fact) for kind, fact in zip(facts.KINDS, get_args(AnyFact), strict=True)}
+
+
+def decode(kind: str, detail: str) -> AnyFact:
+    """The fact of a row of `delivery_log`, from the JSON text of `detail`."""
+    fact: AnyFact = _DECODERS[kind].decode(detail)
+    return fact

@@ -104,8 +104,7 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
     config = night_config()
     steps = Steps(engine, policies(config), clock)
     rng = random.Random(16)
-    nodes.start_node(work_of(steps.database, node="relay-1"), "app-1.example.com", 4182, "1.0")
-    nodes.describe_routes(work_of(steps.database, steps.policies, node="relay-1"))
+    nodes.describe(work_of(steps.database, steps.policies, node="relay-1"), "app-1.example.com", 4182, "1.0")
     steps.node = "relay-1"
     watch = Watch(lambda: (clock.moment - moment).total_seconds())  # noqa: PLW0108  # the clock moves
     for minute in range(MINUTES - minutes, MINUTES):

@@ -32,8 +32,7 @@ PAYLOADS = tuple(part for part in WORDS if part != "excerpt")
 
 def fill_page(steps: Steps) -> None:
     """Store events that are delivered, dead, blocked, retrying and waiting, and what else the page lists."""
-    nodes.start_node(work_of(steps.database, node=steps.node), "host", 1, "0.1.0")
-    nodes.describe_routes(work_of(steps.database, steps.policies, node=steps.node))
+    nodes.describe(work_of(steps.database, steps.policies, node=steps.node), "host", 1, "0.1.0")
     bodies = [f'{{"n": {number}, "word": "{WORDS["body"]}"}}'.encode() for number in range(1, 6)]
     routes = (("strict",), ("blocking",), ("strict", "latest"), ("strict",), ())
     events = [
@@ -72,25 +71,25 @@ def fill_page(steps: Steps) -> None:
 HOSTILE = "<script>alert(1)</script>\u202e'\"&"
 
 
-def fill_hostile(steps: Steps) -> None:
-    """Store rows whose every text is hostile, wherever a stranger or another program writes it."""
+def fill_hostile(steps: Steps, value: str = HOSTILE) -> None:
+    """Store rows that have a hostile text wherever a stranger or another program writes one."""
+    short = value[:200]
     event = msgspec.structs.replace(
-        an_event(1, HOSTILE), entity_type=HOSTILE, event_type=HOSTILE, event_id=HOSTILE, content_type=HOSTILE,
-        traceparent=HOSTILE, headers={HOSTILE: HOSTILE}, body=HOSTILE.encode(),
+        an_event(1, value), entity_type=value, event_type=value, event_id=value, content_type=short, dedup_key=value,
+        traceparent=short, headers={value: value}, body=value.encode(),
     )  # fmt: skip
-    steps.arrive(event, msgspec.structs.replace(event, dedup_key="2"))
-    call = Call("forward", "POST", HOSTILE, "answered", 12.5, 422, error=HOSTILE, excerpt=HOSTILE)
-    steps.attempt(Failed((call,), "mapping", f"{HOSTILE} {'x' * 10_000}"))
-    steps.attempt(Failed((call,), "server_error", HOSTILE))
-    steps.intake.reject(Rejected(START, HOSTILE, 422, HOSTILE, HOSTILE + "y" * 5000, HOSTILE, HOSTILE, b"", None, None))
-    node = work_of(steps.database, node=HOSTILE)
-    nodes.start_node(node, HOSTILE, 1, HOSTILE)
-    nodes.heartbeat(steps.database, HOSTILE, {"claim": HOSTILE})
+    steps.arrive(event, msgspec.structs.replace(event, dedup_key=f"{value}2"))
+    call = Call("forward", "POST", value[:2000], "answered", 12.5, 422, error=value, excerpt=value[:4000])
+    steps.attempt(Failed((call,), "mapping", f"{value} {'x' * 10_000}"))
+    steps.attempt(Failed((call,), "server_error", value))
+    steps.intake.reject(Rejected(START, short, 422, short, value + "y" * 5000, short, short, b"", None, None))
+    nodes.describe(work_of(steps.database, node=short), short, 1, short)
+    nodes.heartbeat(steps.database, short, {"claim": value})
     with steps.database.write() as transaction:
-        for gate in (("destination", "audit"), entity_key("trivore", HOSTILE, HOSTILE)):
-            gates.pause(transaction, gate, who=HOSTILE, why=HOSTILE)
-    alerts.step_failed(steps.work, HOSTILE, HOSTILE)
-    commands.ask(steps.database, "replay", Selection(route=HOSTILE), who=HOSTILE, why=HOSTILE)
+        for gate in (("destination", "audit"), entity_key("trivore", short, short)):
+            gates.pause(transaction, gate, who=short, why=value[:2000])
+    alerts.step_failed(steps.work, short, value)
+    commands.ask(steps.database, "replay", Selection(route=short), who=short, why=value[:2000])
 
 
 def forms_of(word: str) -> Iterator[str]:

@@ -186,6 +186,7 @@ class ScriptedServer:
             stack.enter_context(connection)
             if self._tls is not None:
                 connection = stack.enter_context(self._tls.wrap_socket(connection, server_side=True))
+                self._open.append(connection)
             if not self._reads:
                 self.acts[0](self, connection)
                 return

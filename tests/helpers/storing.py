@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
+from inbox.db import intake
 from inbox.db.dialect import Sql
-from inbox.db.intake import STORES, IntakeStore, Rejected
+from inbox.db.intake import Rejected
 from inbox.db.link import link_to
 from inbox.events.event import Enrolment, Event
 
@@ -56,26 +57,26 @@ class Intake:
 
     def append(self, *events: Event) -> list[int | None]:
         """Store events; gives their seqs, None for a key that was there."""
-        return self._run(lambda store, connection: store.append(connection, events))
+        return self._run(intake.append, events)
 
     def repeat(self, *events: Event) -> list[int | None]:
         """Note requests whose keys are there; gives the seqs of their events, None for a key that is not there."""
-        return self._run(lambda store, connection: store.note_duplicates(connection, events))
+        return self._run(intake.note_duplicates, events)
 
     def reject(self, *rows: Rejected) -> None:
         """Keep rejected requests."""
-        self._run(lambda store, connection: store.reject(connection, rows))
+        self._run(intake.reject, rows)
 
     def probe(self, now: datetime) -> None:
         """Write as a probe does."""
-        self._run(lambda store, connection: store.probe(connection, now))
+        self._run(intake.probe, now)
 
-    def _run(self, call: Callable[[IntakeStore, Connection], T]) -> T:
+    def _run(self, function: Callable[..., T], given: object) -> T:
         async def _call() -> T:
             link = link_to(self._url, application="tests")
             await link.open()
             try:
-                return await link.run(lambda connection: call(STORES[link.dialect](), connection))
+                return await link.write(function, given)
             finally:
                 await link.drop()
 

@@ -171,19 +171,6 @@ def test_an_index_that_was_broken_off_is_made_again(engine: Engine, database_url
     assert "(region, seq)" in rows(engine, "SELECT pg_get_indexdef(to_regclass('ix_inbox_region')) AS made")[0]["made"]
 
 
-@ON_POSTGRES
-def test_one_that_migrates_already_is_waited_for(engine: Engine, later: Later, background: ThreadPoolExecutor) -> None:
-    later(ADDITIVE)
-    told = Told()
-    with contextlib.ExitStack() as first:
-        first.enter_context(migrate._only_migrator(engine, told))
-        migrating = background.submit(migrate.upgrade, engine, told)
-        until(lambda: told or migrating.done(), "the second waits")
-        assert told == ["waits for another process that migrates"]
-        assert revision(engine) == "0001"
-    assert migrating.result(30) == MigrationResult("0001", "0002", ())
-
-
 def test_an_older_version_works_beside_what_a_later_one_has_only_added(
     engine: Engine, later: Later, older: Callable[[], None]
 ) -> None:

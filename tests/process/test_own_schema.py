@@ -28,7 +28,7 @@ from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
 EVENTS = 60
-NAMES = [*metadata.tables, "alembic_version", "delivery", "dead_letter", "backlog", "stuck", "relay_health"]
+NAMES = [*metadata.tables, "alembic_version", "delivery", "dead_letter", "backlog", "stuck"]
 
 
 @pytest.fixture

@@ -40,7 +40,6 @@ COMMANDS: tuple[tuple[Role, str], ...] = (
     ("operator", "relay dead"),
     ("reader", "inbox list"),
     ("reader", "inbox show 1"),
-    ("reader", "relay pause"),
     ("reader", "relay plan --config {config}"),
     ("reader_without_payloads", "inbox list"),
 )

@@ -41,7 +41,7 @@ def test_for_programs_it_is_one_object_with_everything(place: Site, database_url
 
 
 def test_for_people_everything_is_on_standard_output(place: Site, engine: Engine) -> None:
-    nodes.start_node(work_of(Database(engine), node="n1"), "[/red]", 7, "1.0")
+    nodes.describe(work_of(Database(engine), node="n1"), "[/red]", 7, "1.0")
     ended = place.invoke("relay", "status")
     assert (ended.status, ended.stderr) == (0, "")
     assert ended.stdout.startswith("well: 1 relay running, nothing open\n")
@@ -81,7 +81,7 @@ def test_at_a_terminal_it_is_drawn_again_in_its_place_and_ctrl_c_ends_it(
         fill(sqlite_database_url, [("u1", moment(0))])
         terminal.shows("1 open")
         assert terminal.interrupt() == 0
-        assert "\x1b[1A" in terminal.raw, "the cursor goes up: what stood there is drawn over"
+        assert "\x1b[2J" in terminal.raw, "what stood there is cleared"
         assert "Traceback" not in terminal.text
 
 
@@ -172,12 +172,10 @@ def test_a_blocked_lane_and_a_failing_step_are_findings_and_here_only_what_anoth
     fill(sqlite_database_url, [("u1", moment(0))])
     with sqlite_engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET state = 'blocked'"))
-    nodes.start_node(work_of(Database(sqlite_engine), node="r1"), socket.gethostname(), 7, "1")
+    nodes.describe(work_of(Database(sqlite_engine), node="r1"), socket.gethostname(), 7, "1")
     nodes.heartbeat(Database(sqlite_engine), "r1", {"claim": "ValueError: year 10000 is out of range"})
     assert findings(sqlite_place.invoke(*CHECK, "--json")) == ["step_failed", "blocked"]
     assert findings(sqlite_place.invoke(*CHECK, "--here", "--json")) == ["step_failed"]
-    assert "`relay dead` lists both" in sqlite_place.invoke("inbox", "list", "--state", "dead").stderr
-    assert "`relay dead`" not in sqlite_place.invoke("inbox", "list", "--state", "delivered").stderr
     shown = sqlite_place.invoke("relay", "status")
     assert shown.status == 0
     for trouble in ("step claim fails: ValueError: year 10000 is out of range", "route everything: 1 lane is blocked"):

@@ -15,7 +15,7 @@ from relay.store import alert_conditions, alerts
 from relay.store.alert_conditions import Watch
 from relay.store.claim import claim_suspect
 from relay.store.database import Database
-from relay.store.nodes import heartbeat, start_node
+from relay.store.nodes import describe, heartbeat
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, FakeClock, Steps, work_of
 from tests.helpers.storing import a_row, an_event
@@ -84,7 +84,7 @@ def test_a_death_that_comes_while_the_end_of_the_last_is_noticed_stays_alerted(
 def test_a_step_that_fails_again_while_its_recovery_is_noticed_stays_alerted(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start_node(work_of(steps.database, node="r1"), "host", 1, "1.0")
+    describe(work_of(steps.database, node="r1"), "host", 1, "1.0")
     alerts.step_failed(steps.work, "reap", "no")
     with monkeypatch.context() as patched:
         between_look_and_store(patched, "_store", lambda: heartbeat(steps.database, "r1", {"reap": "no"}))
@@ -177,7 +177,7 @@ def test_a_source_that_was_never_heard_is_silent_from_the_first_look_on(steps: S
 
 
 def test_a_step_recovers_when_it_works_again_while_others_of_its_relay_still_fail(steps: Steps) -> None:
-    start_node(work_of(steps.database, node="r1"), "host", 1, "0")
+    describe(work_of(steps.database, node="r1"), "host", 1, "0")
     names = ("claim", "reap", "renew")
     note(steps, *(Alert("step_failed", name, firing=True) for name in names))
     heartbeat(steps.database, "r1", dict.fromkeys(names, "it fails"))
@@ -225,15 +225,6 @@ def test_the_end_of_a_condition_is_posted_after_its_begin_also_where_that_had_to
         alerts.posted(steps.database, taken.id)
 
 
-def test_one_that_cannot_be_posted_is_not_tried_again_and_says_why(steps: Steps) -> None:
-    note(steps, A)
-    (taken,) = alerts.take_unsent(steps.work)
-    alerts.posted(steps.database, taken.id, "it can't be worded: \x00\ud800", is_final=True)
-    steps.advance(3600)
-    assert alerts.take_unsent(steps.work) == []
-    assert steps.rows("SELECT error FROM alert")[0]["error"] == "it can't be worded: \\x00\\ud800"
-
-
 def test_kinds_of_a_newer_version_are_left_to_it(steps: Steps) -> None:
     steps.do(
         "INSERT INTO alert (at, kind, subject, firing, detail)"
@@ -242,4 +233,3 @@ def test_kinds_of_a_newer_version_are_left_to_it(steps: Steps) -> None:
     note(steps, A)
     assert [posted.alert.kind for posted in alerts.take_untold(steps.work)] == ["endpoint_retired"]
     assert [posted.alert.kind for posted in alerts.take_unsent(steps.work)] == ["endpoint_retired"]
-    assert alerts.of_newer_version(steps.database) == ["of_tomorrow"]

@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks.order_lock import CASES, World, record_before_many
 from relay.delivery.outcome import Delivered, Failed
-from relay.store.leases import reap
 from relay.store.sequence import BATCH, sequence
 from tests.helpers.relaying import DONE, POLICIES, Steps, record, work_of
 from tests.helpers.storing import an_event
@@ -101,17 +100,6 @@ def test_what_arrives_meanwhile_waits_behind_what_is_still_to_be_folded(
     assert delivered == sorted(delivered)
     assert delivered[-1] == 151  # the one that arrived last
     assert transactions.largest[1] <= MOST + 1
-
-
-def test_an_abandoned_lane_is_reaped_without_folding_all_of_it(steps: Steps, transactions: Transactions) -> None:
-    fill(steps, waiting=150)
-    steps.claim_due(1, "strict")
-    steps.advance(60)
-    transactions.forget()
-
-    assert len(reap(work_of(steps.database, NOW_LATEST, node="r2"))) == 1
-    assert transactions.largest[1] <= MOST + 2
-    steps.facts_agree()
 
 
 # --- healing

@@ -25,7 +25,7 @@ from relay.store.claim import Room, claim, claim_probe
 from relay.store.database import WHOLE_EVERY_SECONDS, Floor, ScanStarts
 from relay.store.deliveries import ROW, as_open_delivery, write_back
 from relay.store.events import with_events
-from relay.store.gates import Locked
+from relay.store.gates import GateRow
 from relay.store.sequence import quarantine, sequence
 from relay.store.transaction import Transaction
 from tests.helpers.relaying import HOPELESS, Monotonic, Steps, work_of
@@ -340,7 +340,7 @@ def test_a_claim_that_had_to_wait_for_its_turn_still_claims(steps: Steps, monkey
     arrived(steps, 1)
     clock = Monotonic()
 
-    def waits(*_: object) -> dict[GateKey, Locked]:
+    def waits(*_: object) -> dict[GateKey, GateRow]:
         clock.seconds += 5
         return {}
 

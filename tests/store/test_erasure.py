@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from sqlalchemy import Connection, Engine, Executable, LargeBinary, Text, text, update
+from sqlalchemy import Engine, Executable, LargeBinary, Text, text, update
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import erasure
@@ -35,6 +35,7 @@ from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from tests.core.test_lifecycle import EXAMPLES
 from tests.helpers import commanding
+from tests.helpers.folding import decode
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.person import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
 from tests.helpers.relaying import CONFIG, Steps, work_of
@@ -60,10 +61,17 @@ DECISIONS = {
     """,
     "in the rows of erased events and their lanes": """
         inbox.entity_id inbox.event_id inbox.traceparent inbox_payload.headers inbox_payload.body duplicate_request.body
-        duplicate_request.error lane.lane lane.applied_hash delivery_log.detail gate.name
+        duplicate_request.error lane.lane lane.applied_hash delivery_log.detail gate.name relay_command.selection
+        relay_command.sample
+    """,
+    "written by senders or people, until its retention": """
+        rejected_request.reason rejected_request.field rejected_request.remote_address rejected_request.headers
+        rejected_request.body rejected_request.readmit_reason relay_command.reason relay_command.answer relay_command.error
+        alert.subject alert.detail alert.error payload_reveal.reason gate.pause_reason gate.breaker_cause gate.hold_reason
+        relay_node.failing pruning.error sweep_watermark.error
     """,
 }
-"""Columns that can hold a text, beside those in which whatever names the entity is searched: what becomes of them.
+"""Columns that can hold a text, and what becomes of them.
 
 `inbox.dedup_key` has a digest in place of the id: `inbox.events.event.dedup_key`. An erased event has no open delivery.
 """
@@ -94,17 +102,14 @@ def test_every_column_that_can_hold_a_text_is_decided() -> None:
         for column in table.c
         if isinstance(column.type, TEXTS)
     ]
-    searched = {"rejected_request": erasure.REJECTED, **erasure.SEARCHED}
-    decided = [f"{table}.{column}" for table, columns in searched.items() for column in columns]
-    assert sorted(there) == sorted([*decided, *" ".join(DECISIONS.values()).split()])
+    assert sorted(there) == sorted(" ".join(DECISIONS.values()).split())
 
 
 @pytest.mark.usefixtures("lived")
-def test_the_person_is_in_every_table_before_and_in_none_afterwards(engine: Engine) -> None:
+def test_the_person_is_in_these_tables_before_and_in_none_afterwards(engine: Engine) -> None:
     before = {table for table, _ in traces_in(engine)}
     assert before == {
-        "alert", "delivery_log", "duplicate_request", "gate", "inbox", "inbox_payload", "lane",
-        "payload_reveal", "rejected_request", "relay_command", "relay_node", "sweep_watermark",
+        "delivery_log", "duplicate_request", "gate", "inbox", "inbox_payload", "lane", "relay_command",
     }  # fmt: skip
     done = erase(engine)
     assert (done.state, done.affected) == ("done", 5)
@@ -248,7 +253,7 @@ def test_an_emptied_fact_can_be_read_and_leads_to_the_same_state(engine: Engine,
             text(f"SELECT e.detail, {emptied(engine.dialect.name, 'e.detail')} FROM {once} e"), {"detail": detail}
         ).one()
     assert as_json(left) == as_json(twice)
-    known = facts.decode(facts.kind_of(fact), json.dumps(as_json(left)))
+    known = decode(facts.kind_of(fact), json.dumps(as_json(left)))
     texts = {name: ERASED for name in EMPTIED if getattr(fact, name, None) is not None}
     assert known == msgspec.structs.replace(fact, **texts)
 
@@ -375,7 +380,7 @@ def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> N
     assert (row["state"], row["matched"], row["answer"]) == ("done", 5, "dry run: 5 events would be erased")
     sample = as_json(row["sample"])
     counts = {figure["name"]: figure["count"] for figure in sample["figures"]}
-    assert (counts["payloads"], counts["rows of rejected_request that name it"]) == (5, 2)
+    assert counts["payloads"] == 5
     assert ID not in json.dumps(sample)
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
 
@@ -409,46 +414,6 @@ def test_open_deliveries_refuse_it_and_nothing_is_changed(steps: Steps, engine: 
     assert row["answer"].startswith(
         "its deliveries have to end first, such as seq 1 on route latest, which is ready: cancel"
     )
-    assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
-
-
-def test_many_rejected_requests_do_not_hold_up_the_relay_that_plans(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A relay plans and delivers in the same thread."""
-    live(steps)
-    monkeypatch.setattr(erasure, "ROWS_OF_A_PART", 1)
-    monkeypatch.setattr(erasure, "SEARCHED_PARTS", 1)
-    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
-    assert row["answer"] == (
-        "dry run: 5 events would be erased. Only a part of the rejected requests was searched; the erasure searches all."
-    )
-    unknown = ask(steps, {**OF_PERSON, "entity_id": "nobody"})
-    execution.work_on(steps.work, unknown)
-    (row,) = steps.rows("SELECT state, progress_seq FROM relay_command WHERE id = :id", id=unknown)
-    assert (row["state"], row["progress_seq"]) == ("running", 1), "it searches on, step by step"
-    assert answered(steps, unknown)["state"] == "done"
-
-
-def test_a_step_that_was_found_before_a_stop_erases_nothing_after_it(
-    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    live(steps)
-    number = ask(steps, OF_PERSON)
-    before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
-
-    look = erasure.look
-
-    def looked(
-        connection: Connection, subject: ErasureSubject, position: int | None, *, own_command: int
-    ) -> erasure.ErasureStep:
-        found = look(connection, subject, position, own_command=own_command)
-        steps.do(f"UPDATE relay_command SET state = 'cancelled' WHERE id = {number}")
-        return found
-
-    monkeypatch.setattr(erasure, "look", looked)
-    row = answered(steps, number)
-    assert (row["state"], row["affected"]) == ("cancelled", 0)
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
 
 

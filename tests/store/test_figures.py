@@ -19,12 +19,10 @@ from inbox.observe.metrics import Meters, Metric
 from relay.daemon import gauges
 from relay.daemon.gauges import Gauges
 from relay.delivery import facts
-from relay.delivery.alerts import Alert
 from relay.delivery.gates import Breaker, BreakerState, Gates
 from relay.delivery.outcome import Skipped, Unchanged
 from relay.observe import Observer
 from relay.store import nodes
-from relay.store.alerts import note
 from relay.store.database import Database
 from relay.store.record import Recorded
 from relay.store.transaction import Transaction
@@ -221,20 +219,6 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     backlog.backlog()
     assert set(of(told, metrics.OPEN).values()) == {0}
     assert of(told, metrics.OLDEST)["strict",] == 0
-
-
-def test_alerts_stand_at_one_until_they_recover_also_where_another_relay_saw_them_fire(database: Database) -> None:
-    first, second = Told(), Told()
-    fires = Alert("sweep_failed", "trivore USER", firing=True)
-    with database.write() as transaction:
-        note(transaction, [fires, Alert("source_silent", "trivore", firing=True)], transaction.take_order_lock())
-    Gauges(database, Observer(first), a_config("sqlite:///unused.db")).alerts()
-    assert of(first, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 1, ("source_silent", "trivore"): 1}
-
-    with database.write() as transaction:
-        note(transaction, [msgspec.structs.replace(fires, firing=False)], transaction.take_order_lock())
-    Gauges(database, Observer(second), a_config("sqlite:///unused.db")).alerts()
-    assert of(second, metrics.ALERT_FIRING) == {("sweep_failed", "trivore USER"): 0, ("source_silent", "trivore"): 1}
 
 
 def test_clock_and_size_of_the_database_are_told(

@@ -13,8 +13,9 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
+from inbox.db import intake as intakes
 from inbox.db.dialect import is_data_error
-from inbox.db.intake import STORES, Rejected
+from inbox.db.intake import Rejected
 from inbox.db.reads import Row, plain
 from inbox.events.event import Enrolment, Event
 from tests.helpers.kinds import ON_POSTGRES
@@ -302,7 +303,7 @@ def test_receivers_that_repeat_the_same_events_in_different_orders_lose_no_count
         link = a_link(database_url)
         await link.open()
         for _ in range(40):
-            await link.run(STORES[link.dialect]().note_duplicates, order)
+            await link.write(intakes.note_duplicates, order)
         await link.drop()
 
     async def at_once() -> None:

@@ -147,18 +147,6 @@ def test_a_pragma_of_sqlite_that_did_not_take_is_refused(pragma: str, engine: En
     assert line.startswith(f"the SQLite file has {pragma.partition(' ')[0]} = ")
 
 
-@pytest.mark.parametrize(("options", "shown"), [("", "off"), ("-c jit=on", "on")])
-def test_statements_of_milliseconds_are_not_compiled_unless_the_url_says_so(
-    postgres_database_url: str, options: str, shown: str
-) -> None:
-    query = {"options": options} if options else {}
-    url = make_url(postgres_database_url).update_query_dict(query).render_as_string(hide_password=False)
-    made = engines.connect(url, application="tests")
-    with made.connect() as connection:
-        assert connection.execute(text("SHOW jit")).scalar_one() == shown
-    made.dispose()
-
-
 # --- A sequence behind its table, as a restore or the promotion of a logical replica leaves it, is found and said
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from inbox.db import engine as engines
 from inbox.db import listing
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
-from inbox.db.following import ARRIVALS, Follower
+from inbox.db.following import Follower
 from inbox.db.listing import EventFilter
 from inbox.events.timestamps import time_text
 from relay import findings
@@ -157,7 +157,6 @@ VIEWS = {
     "one source": "SELECT * FROM source_health WHERE source = :source",
     "destinations": "SELECT * FROM destination_health",
     "one destination": "SELECT * FROM destination_health WHERE kind = 'route' AND name = :route",
-    "sizes": "SELECT * FROM table_size",
 }
 """The questions that the views are made for."""
 
@@ -217,12 +216,11 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "in flight on routes": lambda _: route_states._IN_FLIGHT,
     "open of a route": written(route_states._COUNTS),
     "arrival of some": written(route_states._ARRIVAL),
-    "next of a tail": lambda sql: Follower(sql, OUTCOMES, 0, (), None)._next,
-    "late of a tail": lambda sql: Follower(sql, ARRIVALS, 0, (), None)._late,
+    "rows of a tail": lambda sql: Follower(sql, OUTCOMES, 0, (), None)._rows,
     "listed events of an entity": partial(_listed, EventFilter(entity_type="USER", entity_id="u101")),
     "listed events that are dead": partial(_listed, EventFilter(state="dead", before=1500)),
     "listed events with an error": partial(_listed, EventFilter(error="value", before=1500)),
-    "deliveries of a page of events": lambda sql: listing._OF_MANY if sql.has_lateral else _listed_on_sqlite(),
+    "deliveries of a page of events": lambda sql: listing._OF_MANY if sql.is_postgres else _listed_on_sqlite(),
     "delivery by seq": lambda _: BY_SEQ,
     "delivery by entity": lambda _: BY_ENTITY,
     "facts by seq": lambda _: OF_AN_EVENT,

@@ -19,10 +19,9 @@ from inbox.db.reads import has
 from inbox.events.states import LISTED_STATES
 from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Call, Failed
-from relay.store import events, gates
+from relay.store import gates
 from relay.store.database import SEQS_OUT_OF_ORDER, Database
-from relay.store.events import Chosen
-from relay.store.reads import MOST_REVEALS, OUTCOMES, record_reveal, reveals_of
+from relay.store.reads import OUTCOMES, record_reveal, reveals_of
 from tests.helpers.patience import stand_still
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.sent_statements import counted_statements
@@ -152,21 +151,6 @@ def test_dead_letters_are_narrowed_by_everything_that_they_show(steps: Steps) ->
     assert sorted(dead(since=START, until=START + timedelta(seconds=1), cause="mapping")) == [1, 2]
 
 
-def test_the_view_survives_a_fact_that_no_relay_wrote(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    with engine.begin() as connection:
-        for detail in ('{"calls": [{"status": "x"}], "error": "e"}', '{"calls": 7, "error": "f"}'):
-            connection.execute(
-                text(
-                    "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)"
-                    " VALUES (:at, 1, 'strict', 'attempt_failed', 'ready', 1, :detail)"
-                ),
-                {"at": "2026-01-01 00:00:00.000000Z", "detail": detail},
-            )
-            assert seqs(engine) == [1]
-    assert seqs(engine, error="f") == [1]
-
-
 def test_one_event_is_shown_with_its_deliveries_facts_and_repeats(engine: Engine, steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.attempt(DONE)
@@ -293,8 +277,8 @@ def test_its_pages_hold_every_row_once_and_its_count_is_of_all(engine: Engine, s
 def test_times_are_found_among_many_events_without_a_look_at_all(
     engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "_SEQS_APART", 0)
-    monkeypatch.setattr(listing, "_NEAR", 1)
+    monkeypatch.setattr(listing, "OUT_OF_ORDER", 0)
+    monkeypatch.setattr(following, "NEAR", 1)
     monkeypatch.setattr(listing, "_WINDOW", 4)
     steps.receive(*(_received(n, hours=10 * n) for n in range(1, 101)))
     wanted = EventFilter(since=START + timedelta(hours=400), until=START + timedelta(hours=430))
@@ -305,43 +289,6 @@ def test_times_are_found_among_many_events_without_a_look_at_all(
 
 def _received(number: int, *, hours: int) -> Any:  # noqa: ANN401  # an event
     return msgspec.structs.replace(an_event(number), received_at=START + timedelta(hours=hours))
-
-
-# --- The entities of a route, page by page and counted, on both databases
-
-
-@pytest.fixture
-def known(steps: Steps) -> Steps:
-    """Three users, one of them by two events, a group, and an event of no entity."""
-    late = START + timedelta(days=1)
-    steps.receive(
-        *(an_event(n, entity) for n, entity in enumerate(("u1", "u2", "u1"), 1)),
-        msgspec.structs.replace(an_event(4, "u3"), received_at=late),
-        msgspec.structs.replace(an_event(5, "g1"), entity_type="GROUP"),
-        msgspec.structs.replace(an_event(6), entity_type=None, entity_id=None),
-    )
-    return steps
-
-
-@pytest.mark.parametrize(
-    ("chosen", "expected"),
-    [
-        ({}, ["GROUP/g1", "USER/u1", "USER/u2", "USER/u3"]),
-        ({"types": ("USER",)}, ["USER/u1", "USER/u2", "USER/u3"]),
-        ({"types": ("ROLE",)}, []),
-        ({"types": ("USER", "GROUP"), "entity_type": "USER", "entity_id": "u2"}, ["USER/u2"]),
-        ({"since": START + timedelta(hours=1)}, ["USER/u3"]),
-        ({"source": "other"}, []),
-    ],
-)
-def test_what_is_counted_is_what_the_pages_have(known: Steps, chosen: dict[str, Any], expected: list[str]) -> None:
-    choice = Chosen(**{"source": "trivore", "route": "strict", **chosen})
-    found: list[str] = []
-    after = events.FIRST
-    while page := events.entities(known.database, choice, after, 2):
-        found += [f"{each.entity_type}/{each.entity_id}" for each in page]
-        after = (str(page[-1].entity_type), str(page[-1].entity_id))
-    assert found == expected
 
 
 # --- Names that a filter may give though the configuration lacks them: the database has rows of them
@@ -449,7 +396,7 @@ def test_a_tail_begins_with_the_rows_since_a_time_wherever_they_are(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "PAGE", 3)
-    monkeypatch.setattr(following, "_BLOCK", 4)
+    monkeypatch.setattr(following, "NEAR", 2)
     monkeypatch.setattr(following, "OUT_OF_ORDER", 2)
     committed(engine, *range(1, 11))
     committed(engine, 11, 13, seconds=10)
@@ -513,11 +460,6 @@ def test_a_reveal_has_who_saw_it_when_and_why(database: Database, clock: FakeClo
     assert oldest["at"] == START
     assert newest["at"] > oldest["at"]
     assert "\x00" not in newest["who"]
-
-
-def test_the_newest_are_shown(database: Database) -> None:
-    numbers = [record_reveal(database, 1, who="anna", reason=str(n)) for n in range(MOST_REVEALS + 2)]
-    assert [row["id"] for row in reveals_of(database, 1)] == numbers[:1:-1]
 
 
 @pytest.mark.parametrize(("who", "reason"), [("", "r"), ("  ", "r"), ("anna", ""), ("anna", "  ")])

@@ -22,7 +22,7 @@ from relay.store.claim import Room, claim, claim_suspect
 from relay.store.database import Database
 from relay.store.deliveries import claim_of
 from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, reap, renew
-from relay.store.nodes import heartbeat, start_node
+from relay.store.nodes import describe, heartbeat
 from relay.store.record import record as record_parts
 from relay.store.sequence import heads_of, sequence
 from tests.helpers.commanding import carry_out
@@ -204,7 +204,7 @@ class Relays:
 
     def start(self) -> str:
         node = f"node-{next(_numbers)}"
-        start_node(work_of(self.database, node=node), "host", 1, "0")
+        describe(work_of(self.database, node=node), "host", 1, "0")
         return node
 
     def claim(self, node: str, route: str = "strict") -> list[Delivery]:
@@ -355,7 +355,7 @@ def test_a_replay_begins_without_suspicion(steps: Steps, relays: Relays) -> None
 def test_a_relay_that_has_entered_itself_and_was_not_told_so_enters_itself_again(steps: Steps) -> None:
     """The answer to the commit is lost when Postgres restarts: then it tries again."""
     for _ in range(2):
-        start_node(work_of(steps.database, node="r1"), "host", 1, "0")
+        describe(work_of(steps.database, node="r1"), "host", 1, "0")
     assert steps.rows("SELECT id FROM relay_node") == [{"id": "r1"}]
 
 

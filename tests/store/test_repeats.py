@@ -11,12 +11,8 @@ from sqlalchemy import text
 
 from inbox.events.event import Event
 from relay.delivery.policy import LEFT_TO_OTHERS
-from relay.observe import Observer
-from relay.steps import Steps as StepsOfARelay
 from relay.store.duplicates import Judged, Rest, judge_duplicates
-from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.order_locks import locking
 from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, POLICIES, UNWELL, Steps, fetching, record, work_of
 from tests.helpers.stepping import COMMIT, Stepper
@@ -143,25 +139,6 @@ def plant_runs(steps: Steps, *, seq: int, number: int) -> None:
     )
 
 
-@ON_POSTGRES
-def test_a_route_that_somebody_keeps_locked_keeps_no_other_from_being_judged(steps: Steps) -> None:
-    events = some_events([1, 2])
-    routes = {**CONFIG.routes, "slow": msgspec.structs.replace(CONFIG.routes["latest"], name="slow")}
-    config = msgspec.structs.replace(CONFIG, routes=routes)
-    slow = an_event(3, "u3", second=1, routes=["slow"])
-    steps.policies = fetching(config)
-    delivered(steps, slow, *events)
-    repeat(steps, slow, *events)
-    work = msgspec.structs.replace(steps.work, config=config)
-    with locking(steps, ["slow"]):
-        judge_duplicates(work)
-    assert (waiting(steps), len(rearmed(steps))) == ([1], 2)
-    assert steps.rests.now() == {"slow"}
-    steps.try_again()
-    judge_duplicates(work)
-    assert (waiting(steps), len(rearmed(steps))) == ([], 3)
-
-
 def test_a_repeat_for_a_route_of_another_configuration_is_left_to_a_relay_that_has_it(steps: Steps) -> None:
     (event,) = some_events([1])
     delivered(steps, event)
@@ -207,20 +184,6 @@ def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps) ->
     assert judge(steps, judged.rest).rest is None
     judge(steps)
     assert 1 in rearmed(steps)
-
-
-def test_a_relay_looks_at_the_rest_at_once(steps: Steps) -> None:
-    """And not once a second: each run of its maintenance is one round, and returns whether there is more to do."""
-    events = some_events(range(401))
-    delivered(steps, *events)
-    repeat(steps, *events)
-    observer = Observer()
-    maintenance = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer), POLICIES)
-
-    more = [maintenance() > 0 for _ in range(3)]
-
-    assert more == [True, True, False]
-    assert (waiting(steps), observer.counts["rearmed"]) == ([], 401)
 
 
 # --- repeats that come while others are judged

@@ -15,13 +15,13 @@ from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Failed
 from relay.operations.asks import Selection
 from relay.store import record
-from relay.store.operator import changes, commands, execution, selection, tasks
+from relay.store.operator import selection, tasks
 from relay.store.operator.changes import change
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice, keys_of
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
-from tests.helpers.storing import START, a_fact, an_event
+from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences
 
 # --- Replay: a person takes up again what is dead or ended, in its place in its lane
@@ -83,17 +83,6 @@ def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: 
     again = steps.attempt(DONE)
     assert (again.seq, again.run, again.attempt) == (1, 1, 1)
     assert steps.states() == []
-    steps.facts_agree()
-
-
-def test_a_superseded_event_is_delivered_when_nothing_newer_is_open(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]))
-    steps.attempt(DONE, "latest")
-
-    assert replay_all(steps, Selection(seq=1), force=True) == 1
-    assert steps.states() == [(1, "latest", "ready")]
-    again = steps.attempt(DONE, "latest")
-    assert (again.seq, again.late) == (1, True)
     steps.facts_agree()
 
 
@@ -372,39 +361,6 @@ def test_one_that_took_over_the_retries_of_an_older_one_has_the_cause_of_that_on
     assert steps.states() == [(2, "latest", "ready")]
     (found,) = retry_plan(steps, Selection(cause="server_error", status=503)).deliveries
     assert (found["seq"], found["cause"], found["error"]) == (2, "server_error", "Answered 503")
-
-
-@pytest.mark.parametrize("of", ["soon", "9" * 30, None, [1]])
-def test_one_that_took_over_from_nothing_that_can_be_read_is_planned_without_a_cause(steps: Steps, of: object) -> None:
-    steps.arrive(an_event(1, routes=["latest"]), an_event(2, "u2", routes=["latest"]))
-    steps.record_all(steps.claim_due(2), ANSWERED_503)
-    steps.arrive(an_event(3, routes=["latest"]))
-    steps.do(a_fact("took_over", 3, "latest", of=of))
-    planned = retry_plan(steps, Selection(everything=True))
-    assert [(row["seq"], row["cause"]) for row in planned.deliveries] == [(2, "server_error"), (3, None)]
-    assert planned.left_out == {}
-
-
-def test_a_plan_counts_by_route_and_cause_and_says_until_when_they_wait(steps: Steps) -> None:
-    steps.arrive(an_event(1, "u1"), an_event(2, "u2"), an_event(3, "u3", routes=["latest"]))
-    steps.record_all(steps.claim_due(1, "strict"), ANSWERED_503)
-    first = steps.rows("SELECT due_at FROM open_delivery WHERE seq = 1")[0]["due_at"]
-    steps.advance(1)
-    steps.record_all(steps.claim_due(1, "strict"), ANSWERED_503)
-    steps.record_all(steps.claim_due(1, "latest"), NO_ANSWER)
-    larger, smaller = retry_plan(steps, ALL).groups
-    assert (larger.route, larger.state, larger.cause, larger.count) == ("strict", "retrying", "server_error", 2)
-    assert (larger.first_due_at, larger.last_due_at) == (first, first + timedelta(seconds=1))
-    assert (smaller.route, smaller.cause, smaller.count) == ("latest", "unknown", 1)
-
-
-def test_a_few_are_due_at_once_however_many_are_due_already(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "MOST_OPEN", 5)
-    steps.arrive(an_event(1, "u1"))
-    steps.attempt(UNWELL)
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(2, 20)))
-    number = commands.ask(steps.database, "retry", Selection(seq=1), who="ann", why="back")
-    assert execution.work_on(steps.work, number) == 1
 
 
 def test_one_that_became_due_or_was_claimed_since_it_was_found_stays_as_it_is(steps: Steps) -> None:

@@ -415,9 +415,8 @@ def inbox(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def full(steps: Steps) -> Steps:
-    """Two thousand old events that nobody needs."""
-    for at in range(1, 2001, 500):
-        steps.receive(*(an_event(n, routes=[]) for n in range(at, at + 500)))
+    """Old events that no route takes."""
+    steps.receive(*(an_event(n, routes=[]) for n in range(1, 301)))
     return steps
 
 
@@ -427,19 +426,14 @@ def plan_of(ran: Ended, kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("full")
-def test_the_plan_counts_and_deletes_nothing(inbox: Inbox, engine: Engine) -> None:
+def test_the_command_deletes_what_its_plan_counts(inbox: Inbox, engine: Engine) -> None:
     ran = inbox("--json")
     assert ran.status == 0
-    assert plan_of(ran, "events") == {"name": "events", "count": 1999, "note": "older than 60d"}
-    assert "events: 1,999" in inbox().stdout
-    assert count(engine, "inbox") == 2000
-
-
-@pytest.mark.usefixtures("full")
-def test_it_deletes_what_the_plan_says(inbox: Inbox, engine: Engine) -> None:
+    assert plan_of(ran, "events") == {"name": "events", "count": 299, "note": "older than 60d"}
+    assert count(engine, "inbox") == 300, "a plan deletes nothing"
     ran = inbox(*YES)
     assert ran.status == 0, ran.stderr
-    assert "3,999 rows deleted" in ran.stderr, "1,999 events, and 2,000 payloads before"
+    assert "599 rows deleted" in ran.stderr, "299 events, and 300 payloads before"
     assert count(engine, "inbox") == 1
     again = inbox(*YES, "--kind", "events", "--json")
     assert json.loads(again.stdout)["affected"] == 0
@@ -487,4 +481,4 @@ def test_a_command_waits_for_the_rows_that_a_replay_uses(steps: Steps, engine: E
     assert waits is not None
     assert (waits.state, waits.affected, waits.answer) == ("running", 0, "waits: others use the rows, or prune")
     execution.work_on(work_of(steps.database, policies(CONFIG), config=MONTHLY), number)
-    assert count(engine, "inbox") < 2000
+    assert count(engine, "inbox") < 300

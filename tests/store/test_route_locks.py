@@ -56,13 +56,6 @@ def test_only_who_locks_the_same_route_or_everything_waits(steps: Steps, locked:
     }
 
 
-def test_another_route_is_sequenced_and_recorded_meanwhile(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
-    steps.receive(an_event(3, "u3"))
-    assert steps.sequence() == 1
-    (recorded, _) = steps.record_all(steps.claim_due(2, "strict"), DONE)
-    assert recorded.fact is not None
-
-
 def test_a_route_that_stays_locked_keeps_no_other_from_being_sequenced(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["latest"]), an_event(2))
     steps.receive(*(an_event(n, f"u{n}", routes=["latest"]) for n in range(3, 3 + sequence.OWN_TRANSACTION)))
@@ -160,18 +153,6 @@ def test_who_has_some_of_its_routes_does_not_wait_for_who_is_about_to_lock_every
     assert steps.rows("SELECT route FROM route_lock ORDER BY route") == [{"route": "latest"}, {"route": "strict"}]
 
 
-def test_the_limit_of_a_lock_ends_with_its_transaction(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    limit = text("SELECT current_setting('transaction_timeout') AS limit")
-    with steps.database.engine.connect() as connection:
-        for _ in range(2):
-            with connection.begin():
-                assert connection.execute(limit).scalar_one() == "0"
-                given = {"given": '[{"route": "strict"}]', "now": None}
-                connection.execute(order_lock.given_routes(steps.database.sql), given)
-                assert connection.execute(limit).scalar_one() == f"{order_lock.HELD_SECONDS}s"
-
-
 def test_a_lock_that_is_waited_for_in_vain_is_named_by_a_pipeline_too(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
 
     def read() -> None:
@@ -202,18 +183,6 @@ def test_a_route_that_stays_locked_rests_and_all_others_go_on_as_they_arrive(ste
     steps.try_again()
     assert steps.sequence() == 1
     assert steps.rests.texts() == {}
-
-
-def test_a_locked_row_keeps_its_route_from_being_sequenced_and_no_other(steps: Steps) -> None:
-    steps.receive(*(an_event(n, f"u{n}") for n in range(1, 4)), an_event(4, "u4", routes=["latest"]))
-    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 2 FOR UPDATE"):
-        began = time.monotonic()
-        assert steps.sequence() == 1
-        assert time.monotonic() - began < order_lock.LOCKED_ROW_SECONDS + 1
-        assert {route for _, route, state in steps.states() if state == "received"} == {"strict"}
-        assert steps.claim_due(8, "strict") == []
-    steps.try_again()
-    assert steps.sequence() == 3
 
 
 def test_a_locked_row_is_waited_for_once_for_long_and_then_shortly(steps: Steps) -> None:
@@ -307,14 +276,6 @@ def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock(
         stand_still_within_a_pipeline(steps.database, "strict", meanwhile)
     assert raised.value.connection_invalidated
     assert kept_waiting == [True]
-
-
-def test_a_server_that_could_not_end_a_pipeline_is_sent_none(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps.arrive(an_event(1))
-    monkeypatch.setattr(steps.database.engine.dialect, "server_version_info", (16, 4))
-    monkeypatch.setattr("relay.store.transaction.send_together", lambda *_, **__: pytest.fail("a pipeline"))
-    steps.record_all(steps.claim_due(1, "strict"), DONE)
-    assert steps.states() == []
 
 
 def test_what_the_server_refuses_of_a_pipeline_is_told_and_nothing_of_it_is_done(steps: Steps) -> None:

@@ -32,7 +32,6 @@ LANES = rows_param({"route": "crm", "lane": f"USER|u{n}"} for n in SOME)
 SUCCESSES = rows_param(
     {"route": "crm", "lane": f"USER|u{n}", "at": "2026-01-02 00:00:00.000000Z", "seq": 10 * ROWS} for n in SOME
 )
-FROM_THE_FIRST = rows_param([{"route": "crm", "lane": ""}])
 KEYS = rows_param(
     {"seq": n, "route": "crm", "token": 1, "state": "waiting", "attempt": 1, "run": 0, "crashes": 0, "due_at": None}
     for n in SOME

@@ -12,14 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
 from inbox.db import intake
-from inbox.db.engine import LOCK_TIMEOUT_SECONDS
 from inbox.errors import SweepFailed
-from inbox.events.event import Event, swept_key
-from inbox.events.timestamps import to_nanoseconds
+from inbox.events.event import Event
 from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
 from relay.store import sweeps
@@ -29,8 +26,7 @@ from relay.sweep import pages
 from relay.sweep import run as sweep_run
 from relay.sweep.run import CompiledSweep
 from tests.helpers.directory import TABLE, Directory
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.patience import Stopwatch, be_patient, stand_still
+from tests.helpers.patience import be_patient
 from tests.helpers.reading import count, rows
 from tests.helpers.relaying import FakeClock, Steps, work_of
 from tests.helpers.scripted import serving
@@ -76,9 +72,9 @@ def test_one_that_failed_is_repeated_sooner_and_one_that_was_broken_off_at_once(
     database: Database, clock: FakeClock
 ) -> None:
     assert take(database, HOURLY)
-    sweeps.give_back(work_of(database), HOURLY)
+    sweeps.end_early(work_of(database), HOURLY, None)
     assert take(database, OTHERS)
-    sweeps.fail(work_of(database), OTHERS, "answered 503", [])
+    sweeps.end_early(work_of(database), OTHERS, "answered 503")
     clock.advance(299)
     assert not take(database, HOURLY)
     clock.advance(1)
@@ -97,7 +93,7 @@ def test_a_relay_that_dies_keeps_the_others_waiting_for_its_lease_alone(database
     clock.advance(1)
     assert take(database, OTHERS)
     assert not sweeps.keep(database, HOURLY), "it was not dead, and now knows"
-    sweeps.give_back(work_of(database), HOURLY)
+    sweeps.end_early(work_of(database), HOURLY, None)
     ended(database, HOURLY)
     clock.advance(30)
     assert sweeps.keep(database, OTHERS), "what it had to say takes nobody's turn away"
@@ -172,13 +168,6 @@ def test_a_change_is_told_by_an_event_that_took_every_route_it_would_take(
     assert is_missing(steps, Listed("u1", START + timedelta(seconds=5)), asked) == lost
 
 
-def test_what_a_sweep_has_added_is_there_though_a_route_has_come_since(steps: Steps) -> None:
-    listed = Listed("u1", START + timedelta(seconds=5))
-    key = swept_key("USER", "u1", to_nanoseconds(listed.modified))
-    steps.arrive(msgspec.structs.replace(an_event(5), dedup_key=key))
-    assert not is_missing(steps, listed, ["strict", "latest"])
-
-
 @pytest.fixture
 def directory() -> Directory:
     return Directory({f"u{n}": f"2026-01-01T00:00:{n:02}Z" for n in range(10)})
@@ -202,21 +191,6 @@ def sweeping(directory: Directory, database_url: str) -> Iterator[CompiledSweep]
 def run(sweeping: CompiledSweep, engine: Engine) -> SweepFindings:
     *_, last = sweeping.run(work_of(Database(engine)), without_lease(), START)
     return last
-
-
-@ON_POSTGRES
-def test_a_key_that_another_has_not_committed_yet_ends_the_sweep_which_begins_again(
-    sweeping: CompiledSweep, database: Database
-) -> None:
-    listed = [Listed(f"u{n}", START) for n in range(100)]
-    uncommitted = sweeping._event(listed[40], None, START)
-    with Stopwatch() as watch, database.engine.connect() as another:
-        stand_still(another)
-        intake.append(another, [uncommitted])
-        with pytest.raises(DBAPIError, match="lock timeout"):
-            sweeping._add(work_of(database), listed, {}, START, [])
-    assert count(database.engine, "inbox") == 0
-    assert watch.seconds < 3 * LOCK_TIMEOUT_SECONDS
 
 
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(

@@ -1,19 +1,15 @@
 """GitHub's REST API for the issues of repositories: https://docs.github.com/en/rest/issues/issues and its OpenAPI description.
 
-Pages have `Link` headers, an issue has an ETag and answers 304, each answer has the rate limit's headers, and a caller
-without permits left gets 403 with `X-RateLimit-Remaining: 0`. A deleted issue answers 410.
+Pages have `Link` headers, and each answer has the rate limit's.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from inbox.clock import SystemClock
-from tests.helpers.scripted import Act, answer
+from tests.helpers.scripted import Act
 from tests.vendors.service import Asked, VendorService, answer_json
 
 TOKEN = "github-token"
@@ -34,15 +30,7 @@ class GitHub(VendorService):
 
     def __init__(self) -> None:
         self._issues: dict[str, list[Issue]] = {}
-        self._deleted: set[tuple[str, int]] = set()
-        self.remaining = 5000
-        """Permits left until `_reset_at`."""
-        self._reset_at = _LATER
         super().__init__()
-
-    def limit(self, permits: int, seconds: int) -> None:
-        """Leave so many permits for so many seconds, then all again."""
-        self.remaining, self._reset_at = permits, int(SystemClock().now().timestamp()) + seconds
 
     def issue(self, repository: str, title: str, *, body: str = "", labels: tuple[str, ...] = (), **more: Any) -> Issue:  # noqa: ANN401  # any JSON
         """Open an issue in `repository`, such as `acme/shop`; `more` are further members."""
@@ -87,10 +75,6 @@ class GitHub(VendorService):
             issue["closed_at"] = now if changes["state"] == "closed" else None
         return issue
 
-    def delete(self, repository: str, number: int) -> None:
-        """Delete an issue for good: only its owner can, and only by GraphQL or in the browser."""
-        self._deleted.add((repository, number))
-
     def number_of(self, repository: str) -> int:
         """Return the id of a repository."""
         return 1_296_269 + list(self._issues).index(repository)
@@ -116,10 +100,6 @@ class GitHub(VendorService):
             return self._problem(401, "Bad credentials")
         if "user-agent" not in asked.headers:
             return self._problem(403, "Request forbidden by administrative rules: a User-Agent is required.")
-        if self._reset_at <= SystemClock().now().timestamp():
-            self.remaining, self._reset_at = 5000, _LATER
-        if not self.remaining:
-            return self._problem(403, "API rate limit exceeded for user ID 1.")
         return self._answer(asked)
 
     def _answer(self, asked: Asked) -> Act:
@@ -146,7 +126,6 @@ class GitHub(VendorService):
             if state in {"all", issue["state"]}
             and set(filter(None, query.get("labels", "").split(","))) <= {label["name"] for label in issue["labels"]}
             and datetime.fromisoformat(issue["updated_at"]) >= since
-            and (repository, issue["number"]) not in self._deleted
         ]
         at = f"{query.get('sort', 'created')}_at"
         found.sort(key=lambda issue: (issue[at], issue["number"]), reverse=query.get("direction", "desc") == "desc")
@@ -165,8 +144,6 @@ class GitHub(VendorService):
         return self._counted(201, issue, location=issue["url"])
 
     def _one(self, asked: Asked, repository: str, number: int) -> Act:
-        if (repository, number) in self._deleted:
-            return self._problem(410, "This issue was deleted")
         if number > len(self._issues.get(repository, ())):
             return self._problem(404, "Not Found")
         if asked.method == "PATCH":
@@ -175,13 +152,9 @@ class GitHub(VendorService):
                 changes["labels"] = [self._label(repository, name) for name in changes["labels"]]
             return self._counted(200, self.edit(repository, number, **changes))
         issue = self._issues[repository][number - 1]
-        etag = f'W/"{hashlib.sha256(json.dumps(issue).encode()).hexdigest()}"'
-        if asked.headers.get("if-none-match") == etag:  # "does not count against your primary rate limit"
-            return answer(304, b"", etag=etag, **self._limits())
-        return self._counted(200, issue, etag=etag, last_modified=_http_date(issue["updated_at"]))
+        return self._counted(200, issue)
 
     def _counted(self, status: int, body: object, **headers: str) -> Act:
-        self.remaining -= 1
         return answer_json(status, body, **self._limits(), **headers)
 
     def _problem(self, status: int, message: str) -> Act:
@@ -192,10 +165,8 @@ class GitHub(VendorService):
     def _limits(self) -> dict[str, str]:
         return {
             "x_ratelimit_limit": "5000",
-            "x_ratelimit_remaining": str(self.remaining),
-            "x_ratelimit_used": str(5000 - self.remaining),
-            "x_ratelimit_reset": str(self._reset_at),
-            "x_ratelimit_resource": "core",
+            "x_ratelimit_remaining": "4999",
+            "x_ratelimit_reset": str(_LATER),
             "x_github_api_version_selected": _VERSION,
         }
 
@@ -228,7 +199,3 @@ class GitHub(VendorService):
 
     def _tick(self) -> str:
         return self.clock.tick().strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _http_date(moment: str) -> str:
-    return datetime.fromisoformat(moment).strftime("%a, %d %b %Y %H:%M:%S GMT")

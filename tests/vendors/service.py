@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from inbox.clock import SystemClock
 from tests.helpers.scripted import Act, ScriptedServer, Seen, answer
 
 JSON_TYPE = "application/json; charset=utf-8"
@@ -28,20 +27,14 @@ class Asked(NamedTuple):
 
 
 class Clock:
-    """The time of a service's changes: each has its own second. It stands in the past until it is `set_right`."""
+    """The time of a service's changes: each has its own second. It stands in the past."""
 
     def __init__(self) -> None:
         self._moment = datetime(2026, 11, 2, 9, 0, tzinfo=UTC)
-        self._is_right = False
-
-    def set_right(self) -> None:
-        """Go by the machine's clock from now on: a change is after all that was fetched before."""
-        self._is_right = True
 
     def tick(self) -> datetime:
         """Return the time of the next change."""
-        now = SystemClock().now().replace(microsecond=0) if self._is_right else self._moment
-        self._moment = max(self._moment + timedelta(seconds=1), now)
+        self._moment += timedelta(seconds=1)
         return self._moment
 
 

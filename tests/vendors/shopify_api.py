@@ -25,8 +25,6 @@ class Shopify(VendorService):
 
     def __init__(self) -> None:
         self._orders: dict[int, Order] = {}
-        self.throttled = 0
-        """Number of calls of GraphQL to answer THROTTLED."""
         super().__init__()
 
     def order(self, email: str, total: str, **more: Any) -> Order:  # noqa: ANN401  # any JSON
@@ -106,10 +104,6 @@ class Shopify(VendorService):
         """Answer a query of one order by `id`, with the fields that `_as_graphql` has, whatever it selects."""
         cost: dict[str, Any] = {"requestedQueryCost": 1, "actualQueryCost": 1}
         cost["throttleStatus"] = {"maximumAvailable": 2000.0, "currentlyAvailable": 1999, "restoreRate": 100.0}
-        if self.throttled:
-            self.throttled -= 1
-            error = {"message": "Throttled", "extensions": {"code": "THROTTLED"}}
-            return answer_json(200, {"errors": [error], "extensions": {"cost": cost}})
         variables = body.get("variables") or {}
         if "order(id: $id)" not in body["query"] or "id" not in variables:
             error = {"message": "Field is not in this service yet", "extensions": {"code": "undefinedField"}}

@@ -42,32 +42,6 @@ def test_githubs_client_follows_the_links_of_a_listing(github: GitHub, github_cl
     assert [issue.number for issue in recent] == [7, 6]
 
 
-def test_githubs_client_sees_what_has_not_changed_and_what_was_deleted(github: GitHub, github_client: Any) -> None:  # noqa: ANN401
-    from githubkit.exception import RequestFailed  # noqa: PLC0415  # as in clients.py
-
-    github.issue("acme/shop", "First")
-    etag = github_client.rest.issues.get("acme", "shop", 1).headers["etag"]
-    before = github.remaining
-    headers = {"If-None-Match": etag}
-    assert github_client.rest.issues.get("acme", "shop", 1, headers=headers).status_code == 304
-    assert github.remaining == before, "a 304 costs nothing"
-    github.edit("acme/shop", 1, title="Changed")
-    assert github_client.rest.issues.get("acme", "shop", 1, headers=headers).parsed_data.title == "Changed"
-    github.delete("acme/shop", 1)
-    with pytest.raises(RequestFailed) as gone:
-        github_client.rest.issues.get("acme", "shop", 1)
-    assert gone.value.response.status_code == 410
-
-
-def test_githubs_client_takes_the_limit_for_one(github: GitHub, github_client: Any) -> None:  # noqa: ANN401
-    from githubkit.exception import PrimaryRateLimitExceeded  # noqa: PLC0415  # as in clients.py
-
-    github.issue("acme/shop", "First")
-    github.limit(0, seconds=600)
-    with pytest.raises(PrimaryRateLimitExceeded):
-        github_client.rest.issues.get("acme", "shop", 1)
-
-
 def test_hubspots_client_reads_and_writes_contacts(hubspot_client: Any) -> None:  # noqa: ANN401
     from hubspot.crm import contacts  # noqa: PLC0415  # as in clients.py
 
@@ -89,28 +63,20 @@ def test_hubspots_client_reads_and_writes_contacts(hubspot_client: Any) -> None:
         basic.get_by_id(created.id)
 
 
-def test_hubspots_client_searches_and_pages(hubspot_client: Any) -> None:  # noqa: ANN401
+def test_hubspots_client_pages(hubspot_client: Any) -> None:  # noqa: ANN401
     from hubspot.crm import contacts  # noqa: PLC0415  # as in clients.py
-    from hubspot.utils.objects import fetch_all  # noqa: PLC0415
 
-    basic, search = contacts.BasicApi(hubspot_client), contacts.SearchApi(hubspot_client)
+    basic = contacts.BasicApi(hubspot_client)
     for number in range(5):
-        given = contacts.SimplePublicObjectInputForCreate(
-            properties={"email": f"c{number}@example.com"}, associations=[]
-        )
-        basic.create(given)
-    pages: list[list[str]] = []
+        properties = {"email": f"c{number}@example.com"}
+        basic.create(contacts.SimplePublicObjectInputForCreate(properties=properties, associations=[]))
+    pages: list[int] = []
     after = None
     while not pages or after:
         page = basic.get_page(limit=2, after=after)
-        pages.append([contact.properties["email"] for contact in page.results])
+        pages.append(len(page.results))
         after = page.paging.next.after if page.paging else None
-    assert [len(page) for page in pages] == [2, 2, 1]
-    assert len(fetch_all(basic)) == 5
-    condition = contacts.Filter(property_name="email", operator="EQ", value="C3@example.com")
-    groups = [contacts.FilterGroup(filters=[condition])]
-    found = search.do_search(contacts.PublicObjectSearchRequest(filter_groups=groups, properties=["email"], limit=10))
-    assert (found.total, found.results[0].properties["email"]) == (1, "c3@example.com")
+    assert pages == [2, 2, 1]
 
 
 def test_the_scim_client_reads_and_writes_users(scim_client: BaseSyncSCIMClient) -> None:
@@ -169,9 +135,6 @@ def test_shopifys_client_asks_by_graphql(shopify: Shopify, shopify_client: Any) 
     query = "query($id: ID!) { order(id: $id) { id name email updatedAt totalPriceSet { shopMoney { amount } } } }"
     answer = json.loads(shopify_client.GraphQL().execute(query, {"id": made["admin_graphql_api_id"]}))
     assert answer["data"]["order"]["name"] == "#1001"
-    shopify.throttled = 1
-    throttled = json.loads(shopify_client.GraphQL().execute(query, {"id": made["admin_graphql_api_id"]}))
-    assert throttled["errors"][0]["extensions"]["code"] == "THROTTLED"
 
 
 def test_stripes_client_reads_and_pages_customers(stripe: Stripe) -> None:

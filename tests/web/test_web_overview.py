@@ -110,7 +110,7 @@ def lived_in(steps: Steps) -> Steps:
     steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
     steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    nodes.start_node(work_of(steps.database, node="r1"), "relay-1", 812, "1.0")
+    nodes.describe(work_of(steps.database, node="r1"), "relay-1", 812, "1.0")
     nodes.heartbeat(steps.database, "r1", {"claim": HOSTILE})
     with steps.database.write() as transaction:
         gates.pause(transaction, ("destination", "audit"), who="kim", why=HOSTILE)

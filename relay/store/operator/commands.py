@@ -44,25 +44,18 @@ class Command(msgspec.Struct, frozen=True):
     until: int | None
     """The highest seq, or id of a rejected request, when it was asked: later ones are left alone."""
 
+    sample: dict[str, Any] | None = None
+    """Of a dry run: an object for `relay_command.sample`, that JSON can have."""
+
     @property
     def has_ended(self) -> bool:
         """True when nothing more happens."""
         return self.state not in {"asked", "running"}
 
-
-class BatchResult(msgspec.Struct, frozen=True):
-    """The result of one batch or step of a command."""
-
-    state: CommandState
-    changed: int = 0
-    progress: int | None = None
-    answer: str | None = None
-    failed: int = 0
-    error: str | None = None
-    matched: int | None = None
-    """Of a dry run: the number of deliveries or rows that it would change."""
-    sample: dict[str, Any] | None = None
-    """Of a dry run: an object for `relay_command.sample`, that JSON can have."""
+    def after(self, state: CommandState = "running", *, changed: int = 0, failed: int = 0, **values: Any) -> Command:  # noqa: ANN401  # of fields
+        """Return it after a step that has changed and failed so many; its answer is none but the one that is given."""
+        counts = {"affected": self.affected + changed, "failed": self.failed + failed, "answer": None}
+        return msgspec.structs.replace(self, state=state, **(counts | values))
 
 
 def ask(
@@ -84,12 +77,6 @@ def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -
     selection = msgspec.json.encode(chosen).decode()
     asked = transaction.execute(_INSERT, kind=kind, selection=selection, **given)
     return int(asked[0].id)
-
-
-def any_open(database: Database) -> bool:
-    """True when a command of a known kind waits or is at work."""
-    with database.read() as transaction:
-        return bool(transaction.execute(_ANY_OPEN))
 
 
 def next_open(database: Database, *, after: int, most: int) -> Sequence[int]:
@@ -151,23 +138,11 @@ def _read(transaction: Transaction, number: int, *, locked: bool = False) -> Com
     return Command(*found[0]) if found else None
 
 
-def advance(transaction: Transaction, command: Command, step: BatchResult, now: datetime) -> Command:
-    """Note the result of a batch of a command that is locked. Returns the command as it is then."""
-    after = msgspec.structs.replace(
-        command,
-        state=step.state,
-        progress=step.progress,
-        answer=step.answer,
-        affected=command.affected + step.changed,
-        failed=command.failed + step.failed,
-        error=step.error or command.error,
-        matched=command.matched if step.matched is None else step.matched,
-    )
-    finished_at = None if step.state == "running" else now
+def advance(transaction: Transaction, after: Command, now: datetime) -> None:
+    """Note a step of a command that is locked."""
     noted = {name: getattr(after, name) for name in _NOTED}
-    sample = None if step.sample is None else json_param(step.sample)
-    transaction.execute(_ADVANCE, **noted, sample=sample, finished_at=finished_at)
-    return after
+    sample = None if after.sample is None else json_param(after.sample)
+    transaction.execute(_ADVANCE, **noted, sample=sample, finished_at=now if after.has_ended else None)
 
 
 def say(database: Database, number: int, answer: str) -> None:
@@ -183,7 +158,7 @@ def end(transaction: Transaction, number: int, state: CommandState, answer: str)
 
 _IS_OPEN = "state IN ('asked', 'running')"
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in COMMAND_KINDS)})"
-_ANY_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} LIMIT 1")
+_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} LIMIT 1")
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
 _SAY = text(
     f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"
@@ -218,8 +193,8 @@ _OF_ID = {
     locked: Statement(f"""
 SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq AS progress, affected, answer, failed, error,
     matched, until_seq AS until
-FROM relay_command
-WHERE id = :id {sql.skip_locked if locked else ""}
+FROM relay_command c
+WHERE id = :id {sql.lock("c", skip=True) if locked else ""}
 """)
     for locked in (False, True)
 }

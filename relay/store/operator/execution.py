@@ -17,10 +17,9 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
 from inbox.errors import UnusableCommand
-from inbox.observe.traces import OFF, Span, Tracer
 from relay.operations.table import OPERATIONS, parse
 from relay.store.operator import commands
-from relay.store.operator.commands import BatchResult, Command
+from relay.store.operator.commands import Command
 from relay.store.operator.plan import dry_run_answer, plan, quick, require_meant
 from relay.store.operator.tasks import TASKS, Act, Batch, Item, Working
 from relay.store.transaction import FailedAlone
@@ -38,52 +37,37 @@ FAULTY_SECONDS = 60.0
 class OpenCommands:
     """Open commands, a few at a time and in turn. Each is a compartment of its own: none delays another."""
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic, tracer: Tracer = OFF) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._tracer = tracer
         self._after = 0
+        self.are_open = False
+        """True when the last look has found some."""
         self._faulty: dict[int, float] = {}
-        """Commands that failed for a reason that is no item's, and when each is tried again."""
-        self.troubled: list[tuple[int, Exception]] = []
-        """Commands that failed last time: a row they need was locked, or a statement can't run at all."""
+        """Commands that failed for a reason that is no item's, such as a statement that can't run, and when each is tried again."""
 
     def work(self, work: Work) -> int:
         """Do a batch of each of the next few commands. Returns the number of changed deliveries."""
         numbers = commands.next_open(work.database, after=self._after, most=MOST_AT_ONCE)
+        self.are_open = bool(numbers)
         self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
         now = self._monotonic()
         self._faulty = {number: again_at for number, again_at in self._faulty.items() if again_at > now}
-        self.troubled = []
         changed = 0
         for number in numbers:
             if number in self._faulty:
                 continue
-            span = self._tracer.begin("command", "internal")
             try:
-                batch = work_on(work, number)
-                changed += batch
-                _end(span, number, batch)
+                changed += work_on(work, number)
             except Exception as error:
-                _end(span, number, 0, type(error).__name__)
-                if failure_of(error) == "unreachable":
+                failure = failure_of(error)
+                if failure == "unreachable":
                     raise
-                self._trouble(work, number, error, now)
+                if failure == "fault":
+                    self._faulty[number] = now + FAULTY_SECONDS
+                work.observer.database_trouble(f"working on command {number}", error)
+                with suppress(DBAPIError):  # its row says what it waits for
+                    commands.say(work.database, number, f"waits: {error_text(error)}")
         return changed
-
-    def _trouble(self, work: Work, number: int, error: Exception, now: float) -> None:
-        """Keep the failure, and say in the row what the command waits for."""
-        self.troubled.append((number, error))
-        if failure_of(error) == "fault":
-            self._faulty[number] = now + FAULTY_SECONDS
-        with suppress(DBAPIError):
-            commands.say(work.database, number, f"waits: {error_text(error)}")
-
-
-def _end(span: Span | None, number: int, changed: int, error: str | None = None) -> None:
-    """End the span of a batch. One that changes nothing is not shown: a command that waits has one each second."""
-    if span is not None and (changed or error is not None):
-        span.attributes |= {"inbox.command": number, "inbox.changed": changed}
-        span.end(error=error)
 
 
 def work_on(work: Work, number: int) -> int:
@@ -123,8 +107,9 @@ def _next_step(work: Work, command: Command) -> Act | Batch:
     asked = parse(kind, as_json(command.selection))
     if command.dry_run:
         planned = plan(database, config, kind, asked, quick(DRY_RUN_ROWS, DRY_RUN_SECONDS))
-        said, matched = dry_run_answer(kind, planned), planned.count
-        return lambda *_: BatchResult("done", answer=said, matched=matched, sample=planned.sample)
+        said = dry_run_answer(kind, planned)
+        matched = command.matched if planned.count is None else planned.count
+        return lambda *_: command.after("done", answer=said, matched=matched, sample=planned.sample)
     if command.progress is None:
         require_meant(database, config, kind, asked)
     return TASKS[kind](Working(work, command, asked))
@@ -158,7 +143,7 @@ def _carry_out(work: Work, command: Command, step: Act | Batch) -> Command | Non
 def _do(work: Work, command: Command, batch: Batch, items: Sequence[Item]) -> Command | None:
     """Do some items of a batch in one transaction."""
     routes = {item.route for item in items if item.route is not None and item.error is None}
-    return _note(work, command, partial(batch.act, items=items), routes, opens=batch.opens)
+    return _note(work, command, partial(batch.act, command, items=items), routes, opens=batch.opens)
 
 
 def _note(
@@ -169,7 +154,9 @@ def _note(
         now = transaction.take_order_lock(routes, keeps_payloads=opens) if routes else transaction.now()
         if not commands.is_as_it_was(transaction, command):
             return None
-        return commands.advance(transaction, command, act(transaction, now), now)
+        after = act(transaction, now)
+        commands.advance(transaction, after, now)
+    return after
 
 
 def _fail(work: Work, number: int, command: Command | None, error: Exception) -> None:

@@ -28,14 +28,14 @@ from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, O
 from relay.operations.table import OPERATIONS, require_order
 from relay.store import gates, retention
 from relay.store.database import Database
-from relay.store.deliveries import Key, key_text
+from relay.store.deliveries import Key
 from relay.store.operator import commands, readmit, selection
 from relay.store.operator.changes import LEFT_OUT, LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.retention import expiry_of
 from relay.store.route_states import read_routes
-from relay.store.work import Work, in_parts
-from relay.words import counted, gate_holds
+from relay.store.work import Work
+from relay.words import counted, gate_holds, shown_state
 
 _PAGE = 500
 _MOST_BEHIND = 500
@@ -223,7 +223,10 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
     after: int | None = 0
     while after is not None and is_whole:
         page = selection.page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
-        left = _left_out(database, choice, keys_of(page.rows))
+        left: Mapping[Key, LeftOut] = {}
+        if choice.act == "replay":
+            with database.read() as transaction:
+                left = replayable(transaction, choice, keys_of(page.rows), locked=False).left_out
         left_out.update(left.values())
         left_out["unreadable"] += len(page.unreadable)
         for row in page.rows:
@@ -254,22 +257,6 @@ def _quiet(database: Database, choice: Choice) -> Work:
     return Work(database, choice.config, {})
 
 
-def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Mapping[Key, LeftOut]:
-    """Find those of a page that the command leaves as they are."""
-    if choice.act != "replay":
-        return {}
-
-    def part(some: Sequence[Key]) -> Mapping[Key, LeftOut]:
-        with database.read() as transaction:
-            return replayable(transaction, choice, some, locked=False).left_out
-
-    def alone(key: Key, _error: Exception) -> Mapping[Key, LeftOut]:
-        return {key: "unreadable"}
-
-    parts = in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=key_text)
-    return {key: why for part in parts for key, why in part.items()}
-
-
 def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
     """Name the gates that hold these deliveries back whatever the act does, each with the command that opens it."""
     known = policies(it.config)
@@ -294,7 +281,11 @@ def instead(database: Database, choice: Choice) -> Iterator[str]:
     named = [*(() if chosen.seq is None else (chosen.seq,)), *(chosen.seqs or ())]
     for seq in named[:_MOST_NAMED]:
         event = reads.event(database.engine, seq)
-        states = [f"{row['state']} on {row['route']}" for row in event["deliveries"]] if event else []
+        states = (
+            [f"{shown_state(row, SystemClock().now())} on {row['route']}" for row in event["deliveries"]]
+            if event
+            else []
+        )
         yield (
             f"event {seq} is {', '.join(states) or 'unrouted'}; `inbox show {seq}` has its history"
             if event
@@ -391,34 +382,21 @@ def subject_of(asked: OneEntity) -> ErasureSubject:
 def _plan_erase(it: _Planning) -> Plan:
     subject = subject_of(it.asked)
     found = erasure.plan(it.database.engine, subject)
-    figures = (
-        *(PlanFigure(name, number, _OF_ERASED.get(name, "")) for name, number in found.counts.items()),
-        *(
-            PlanFigure(f"rows of {table} that name it", number, _OF_NAMING.get(table, "its texts go"))
-            for table, number in sorted(found.naming.items())
-        ),
-    )
-    warnings = (
-        found.warning,
-        None if found.is_whole else "Only a part of the rejected requests was searched; the erasure searches all.",
-        _OF_NEWEST if found.has_more_events else None,
-    )
-    obstacle, instead = None, tuple[str, ...]()
+    is_cut = found.counts["events"] >= erasure.COUNTED_EVENTS
     named = ("--source", subject.source, "--entity", f"{subject.entity_type}/{subject.entity_id}")
-    if found.open:
-        obstacle = erasure.held_up_by(found.open)
+    obstacle, instead = found.obstacle, tuple[str, ...]()
+    if obstacle is not None:
         instead = (f"{shlex.join(['relay', 'cancel', *named])} --reason '…' --yes",)
-    elif found.open_commands:
-        numbers = ", ".join(map(str, found.open_commands))
-        obstacle = f"commands that name the entity are still at work ({numbers}); ask again when they have ended"
-    elif found.is_empty:
+    elif not (found.counts["events"] or found.counts["pauses"]):
         obstacle, instead = it.nothing, (shlex.join(["inbox", "list", *named[:3], subject.entity_type]),)
     return Plan(
         count=found.counts["events"],
-        is_whole=not found.has_more_events,
-        figures=tuple(each for each in figures if each.count),
+        is_whole=not is_cut,
+        figures=tuple(
+            PlanFigure(name, number, _OF_ERASED.get(name, "")) for name, number in found.counts.items() if number
+        ),
         left_out={"events of it were erased before": found.erased_before} if found.erased_before else {},
-        warnings=tuple(filter(None, warnings)),
+        warnings=(_OF_NEWEST,) if is_cut else (),
         obstacle=obstacle,
         instead=instead,
     )
@@ -431,7 +409,6 @@ _OF_ERASED = {
     "lanes": "the next event of the entity begins a new one",
     "pauses": "later events are delivered",
 }
-_OF_NAMING = {"rejected_request": "headers, body and address go, and it can't be readmitted"}
 _OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
 
 

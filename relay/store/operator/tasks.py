@@ -22,7 +22,7 @@ from relay.store import gates, sweeps
 from relay.store.deliveries import Key, key_text
 from relay.store.operator import readmit, selection
 from relay.store.operator.changes import change, reason_to_wait
-from relay.store.operator.commands import BatchResult, Command, CommandAct, end, turn_in
+from relay.store.operator.commands import Command, CommandAct, end, turn_in
 from relay.store.operator.plan import instead, kinds_of, plan, quick, reason_mistake, subject_of, types_of
 from relay.store.operator.selection import Choice, keys_of
 from relay.store.retention import LeasedPruner, Pruned, clock_by_hand, expiry_of
@@ -43,8 +43,8 @@ class Working(msgspec.Struct, frozen=True):
     """Its operation's `asks`."""
 
 
-Act = Callable[[Transaction, datetime], BatchResult]
-"""Does a step, in the transaction that locks the command and notes the result: `running` until it has ended."""
+Act = Callable[[Transaction, datetime], Command]
+"""Does a step, in the transaction that locks the command and notes it. Returns the command after it."""
 
 
 class Item(NamedTuple):
@@ -69,13 +69,13 @@ class Batch(msgspec.Struct, frozen=True):
     opens: bool = False
     """True when it opens deliveries, whose payloads have to stay."""
 
-    def act(self, transaction: Transaction, now: datetime, items: Sequence[Item]) -> BatchResult:
+    def act(self, command: Command, transaction: Transaction, now: datetime, items: Sequence[Item]) -> Command:
         """Do some of its items."""
         failed = [item for item in items if item.error is not None]
         good = [item.it for item in items if item.error is None]
         changed = self.change(transaction, now, good) if good else 0
-        error = f"{failed[-1].name}: {failed[-1].error}" if failed else None
-        return BatchResult("running", changed, items[-1].progress, failed=len(failed), error=error)
+        error = f"{failed[-1].name}: {failed[-1].error}" if failed else command.error
+        return command.after(changed=changed, failed=len(failed), progress=items[-1].progress, error=error)
 
 
 Task = Callable[[Working], Act | Batch]
@@ -104,7 +104,7 @@ def _change_deliveries(it: Working) -> Act | Batch:
     page = selection.page(it.work, choice, after=command.progress or 0, most=BATCH)
     keys = keys_of(page.rows)
     if waits := reason_to_wait(it.work, choice.act, keys, affected=command.affected):
-        return lambda *_: BatchResult("running", progress=command.progress, answer=waits)
+        return lambda *_: command.after(answer=waits)
     unreadable = [Item((seq, ""), f"seq={seq}", seq, error=error_text(error)) for seq, error in page.unreadable.items()]
     items = sorted([*map(_item, keys, [*keys[1:], (0, "")]), *unreadable])  # by seq and route
     if items:
@@ -115,10 +115,10 @@ def _change_deliveries(it: Working) -> Act | Batch:
 
         return Batch(items, some, opens=choice.act == "replay")
     if page.upto is not None:
-        return lambda *_: BatchResult("running", progress=page.upto)
+        return lambda *_: command.after(progress=page.upto)
     is_nothing = command.progress is None and not command.matched
     answer = "; ".join((answer_of(command), *(instead(it.work.database, choice) if is_nothing else ())))
-    return lambda *_: BatchResult("done", progress=command.progress, answer=answer)
+    return lambda *_: command.after("done", answer=answer)
 
 
 def _item(key: Key, following: Key) -> Item:
@@ -130,13 +130,13 @@ def _turn_gate(it: Working) -> Act:
     """Pause or resume a gate. It locks the gate alone, and waits for no route."""
     command, key = it.command, Gate(**msgspec.structs.asdict(it.asked)).key
 
-    def act(transaction: Transaction, now: datetime) -> BatchResult:
+    def act(transaction: Transaction, now: datetime) -> Command:
         if command.kind == "pause":
             changed = gates.pause(transaction, key, who=command.asked_by, why=command.reason)
         else:
             changed = gates.resume(transaction, key, now)
         words = OPERATIONS[command.kind]
-        return BatchResult("done", answer=words.done if changed else words.nothing)
+        return command.after("done", answer=words.done if changed else words.nothing)
 
     return act
 
@@ -152,18 +152,18 @@ def _sweep(it: Working) -> Act:
         last = {result.entity_type: result for result in sweeps.results(it.work.database, source)}
         return lambda *_: _result([last[each] for each in types if each in last], it.command)
 
-    def act(transaction: Transaction, _now: datetime) -> BatchResult:
+    def act(transaction: Transaction, _now: datetime) -> Command:
         are_asked = [sweeps.ask(transaction, source, each, it.command.id) for each in types]
         if not all(are_asked):
-            return BatchResult("running", answer="waits: a sweep of this source runs, or another command waits for one")
-        return BatchResult("running", progress=_ASKED, answer="waits for a relay that sweeps")
+            return it.command.after(answer="waits: a sweep of this source runs, or another command waits for one")
+        return it.command.after(progress=_ASKED, answer="waits for a relay that sweeps")
 
     return act
 
 
-def _result(last: Sequence[sweeps.SweepResult], command: Command) -> BatchResult:
+def _result(last: Sequence[sweeps.SweepResult], command: Command) -> Command:
     if any(result.command == command.id for result in last):
-        return BatchResult("running", progress=_ASKED, answer="waits for the end of the sweep")
+        return command.after(answer="waits for the end of the sweep")
     said = "; ".join(
         f"{result.entity_type}: {result.error}"
         if result.error is not None
@@ -172,7 +172,7 @@ def _result(last: Sequence[sweeps.SweepResult], command: Command) -> BatchResult
     )
     added = sum(result.added or 0 for result in last if result.error is None)
     failed = any(result.error is not None for result in last)
-    return BatchResult("failed" if failed else "done", changed=added, progress=_ASKED, answer=said)
+    return command.after("failed" if failed else "done", changed=added, answer=said)
 
 
 def _prune(it: Working) -> Act:
@@ -181,7 +181,7 @@ def _prune(it: Working) -> Act:
     holder = f"command {command.id}, process {os.getpid()} at {socket.gethostname()}"
     pruner = LeasedPruner(it.work.database, holder, rest=lambda _: None)
     if pruner.take() is None:
-        return lambda *_: BatchResult("running", progress=progress, answer="waits: a relay prunes")
+        return lambda *_: command.after(answer="waits: a relay prunes")
     kind, done = kinds[progress], Pruned(is_held_up=True)
     try:
         with it.work.database.read() as transaction:
@@ -190,36 +190,36 @@ def _prune(it: Working) -> Act:
     finally:
         pruner.give_back()
     if done.is_held_up:
-        return lambda *_: BatchResult("running", progress=progress, answer="waits: others use the rows, or prune")
+        return lambda *_: command.after(answer="waits: others use the rows, or prune")
     progress += done.is_done
     if done.is_done and progress == len(kinds):
-        return lambda *_: BatchResult("done", done.rows, progress, answer_of(command, now=done.rows))
-    return lambda *_: BatchResult("running", done.rows, progress, failed=int(done.error is not None), error=done.error)
+        answer = answer_of(command, now=done.rows)
+        return lambda *_: command.after("done", changed=done.rows, progress=progress, answer=answer)
+    failed, error = int(done.error is not None), done.error or command.error
+    return lambda *_: command.after(changed=done.rows, failed=failed, progress=progress, error=error)
 
 
 def _erase(it: Working) -> Act:
-    """Erase the next events of an entity, or texts that name it."""
+    """Erase the next events of an entity."""
     command, subject = it.command, subject_of(it.asked)
     if mistake := reason_mistake(it.asked, command.reason):
         raise UnusableCommand(mistake)
-    if command.progress is None and not command.affected:
+    if not command.affected:
         planned = plan(it.work.database, it.work.config, command.kind, it.asked, quick(erasure.COUNTED_EVENTS, 1.0))
         if planned.obstacle is not None:
             raise UnusableCommand(planned.obstacle)
-    with it.work.database.read() as transaction:
-        step = erasure.look(transaction.connection, subject, command.progress, own_command=command.id)
 
-    def act(transaction: Transaction, _now: datetime) -> BatchResult:
+    def act(transaction: Transaction, _now: datetime) -> Command:
         now, said = time_text(transaction.take_order_lock()), {"who": command.asked_by, "why": command.reason}
-        done = erasure.act(transaction.connection, subject, step, now=now, **said)
-        if done.open:
-            raise UnusableCommand(f"an event arrived meanwhile; {erasure.held_up_by(done.open)}")
+        done = erasure.act(transaction.connection, subject, now=now, **said)
+        if done.obstacle is not None:
+            raise UnusableCommand(f"an event arrived meanwhile; {done.obstacle}")
         if not done.is_last:
-            return BatchResult("running", done.erased, step.position)
+            return command.after(changed=done.erased)
         answer = answer_of(command)
         end(transaction, command.id, "done", answer)  # an open command keeps its selection
-        erasure.end(transaction.connection, subject, command.id)
-        return BatchResult("done", progress=step.position, answer=answer)
+        erasure.forget_in_commands(transaction.connection, subject)
+        return command.after("done", answer=answer)
 
     return act
 
@@ -230,14 +230,13 @@ def _readmit(it: Working) -> Act | Batch:
     page = readmit.read_again(it.work.database, readers_of(it.work.config), it.asked, command.progress or 0)
     page = [each for each in page if command.until is None or each.id <= command.until]
     if not page:
-        return lambda *_: BatchResult("done", progress=command.progress, answer=answer_of(command))
+        return lambda *_: command.after("done", answer=answer_of(command))
 
     def some(transaction: Transaction, _now: datetime, requests: Sequence[ReadmitResult]) -> int:
         """Store them. What has been readmitted since they were read is left alone."""
         taken = readmit.take(transaction, requests, by=command.asked_by, reason=command.reason)
         for each in requests:
             for event, receipt in zip(each.events, taken.get(each.id, ()), strict=False):
-                transaction.rows += 1
                 outcome = DUPLICATE if receipt.duplicate else STORED
                 it.work.database.tally.add(SOURCE, event.source, outcome, size=len(event.body))
         return len(taken)
@@ -249,9 +248,9 @@ def _turn_command(it: Working) -> Act:
     """Stop the command that is named, or let it go on."""
     command, kind = it.command, cast("CommandAct", it.command.kind)
 
-    def act(transaction: Transaction, _now: datetime) -> BatchResult:
+    def act(transaction: Transaction, _now: datetime) -> Command:
         said = {"who": command.asked_by, "why": command.reason}
-        return BatchResult("done", answer=turn_in(transaction, kind, it.asked.command, **said))
+        return command.after("done", answer=turn_in(transaction, kind, it.asked.command, **said))
 
     return act
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from inbox.db.intake import STORES
+from inbox.db import intake
+from inbox.db.engine import one_transaction
 from inbox.events.event import Event
 from relay.delivery.gates import Gates
 from relay.store.leases import LEASE_SECONDS
@@ -196,7 +197,8 @@ class Stage:
         with self.engine.connect() as connection:
             if self.world.commits_out_of_order:
                 connection.execution_options(isolation_level="AUTOCOMMIT")
-            return STORES[self.engine.dialect.name]().append(connection, self.later)
+            with one_transaction(connection):
+                return intake.append(connection, self.later)
 
     def _put_back(self) -> None:
         self._know(deepcopy(self._kept))

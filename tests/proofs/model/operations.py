@@ -204,9 +204,7 @@ class Operations:
         return Operation("heartbeat", lambda: nodes.heartbeat(self._database, relay.node))
 
     def start(self, relay: Relay) -> Operation:
-        return Operation(
-            "heartbeat", lambda: nodes.start_node(work_of(self._database, node=relay.node), "host", 1, "0")
-        )
+        return Operation("heartbeat", lambda: nodes.describe(work_of(self._database, node=relay.node), "host", 1, "0"))
 
 
 def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:

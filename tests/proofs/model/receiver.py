@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, RootTransaction, event
 
 from inbox.db import engine as engines
+from inbox.db import intake
 from inbox.db.dialect import Sql
-from inbox.db.intake import STORES
+from inbox.db.engine import one_transaction
 from inbox.events.event import Event
 
 
@@ -43,18 +44,18 @@ class Receiver:
         in_haste(engine)
         is_postgres = Sql(engine.dialect.name).is_postgres
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgres else engine
-        self._store = STORES[engine.dialect.name]()
-        self._store.kept_duplicates = KEPT_REPEATS
         self._connection = self._engine.connect()
         self._spare: list[Connection] = []
 
     def append(self, *events: Event) -> list[int | None]:
         """Store them; None for one that is there already."""
-        return self._store.append(self._connection, events)
+        with one_transaction(self._connection):
+            return intake.append(self._connection, events)
 
     def repeat(self, event: Event) -> int | None:
         """Note that it came again; its number."""
-        return self._store.note_duplicates(self._connection, [event])[0]
+        with one_transaction(self._connection):
+            return intake.note_duplicates(self._connection, [event], KEPT_REPEATS)[0]
 
     def hold(self, *events: Event) -> Uncommitted:
         """Store them, but let the commit wait: other numbers are committed before these."""
@@ -65,7 +66,7 @@ class Receiver:
             connection.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")  # held as long as a run likes
             connection.commit()
         transaction = connection.begin()
-        return Uncommitted(events, self._store.append(connection, events), connection, transaction)
+        return Uncommitted(events, intake.append(connection, events), connection, transaction)
 
     def commit(self, held: Uncommitted) -> None:
         held.transaction.commit()

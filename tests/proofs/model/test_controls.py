@@ -141,7 +141,7 @@ LATE_CONTROLS = {
         (replaced(sequence, "covers", believes_every_clock),), NO_STAND_IN, soon="8"
     ),
     "a sweep's event that stands for any number of webhooks": Control(
-        (replaced(sequence, "_used_already", lambda *_: set()),), NO_STAND_IN, soon="9"
+        (changed(sequence, "_SWEPT", ("= 'swept'", "= 'never'")),), NO_STAND_IN, soon="9"
     ),
     "a success in the lane taken as proof for a repeat": Control(
         (replaced(duplicates, "covers", lambda last, key, _skew: last.key >= key),),

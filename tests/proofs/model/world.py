@@ -16,12 +16,11 @@ from inbox.config.values import Duration, Secret
 from inbox.db.dialect import Sql, as_json
 from inbox.db.engine import reading
 from inbox.events.timestamps import as_time
-from relay.delivery.facts import decode
 from relay.delivery.gates import BreakerLimits, BreakerState, GateKey
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered
 from relay.store.database import Database
-from tests.helpers.folding import standing_of
+from tests.helpers.folding import decode, standing_of
 from tests.helpers.relaying import fetching
 from tests.helpers.stepping import Stepper
 from tests.proofs.model.history import Entry, History, Key, LaneKey
