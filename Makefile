@@ -15,6 +15,7 @@ IMAGE := localhost/inbox-relay:latest
 # Two for each core: tests wait as much as they compute.
 TESTERS := $(shell $(PYTHON) -c 'import os; print(min(2 * len(os.sched_getaffinity(0)), 8))')
 
+SHORT := not long and not nightly
 TEST := $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
 # What starts no process: of the documentation, references and what is generated.
 QUICK := tests/core tests/sources tests/destinations tests/store tests/flow tests/docs/test_references.py tests/docs/test_generated.py
@@ -35,14 +36,18 @@ run: $(READY)  ## run the product with demo services, until Ctrl-C
 	$(BIN)/relay demo --stay
 
 quick: $(READY)  ## test without processes and Postgres (90 s on two cores)
-	$(TEST) -q --hypothesis-profile quick --database sqlite -m "not long" $(QUICK)
+	$(TEST) -q --hypothesis-profile quick --database sqlite -m "$(SHORT)" $(QUICK)
 
 test: $(READY)  ## test the product, on SQLite and Postgres (11 min)
-	$(TEST) -m "not long"
+	$(TEST) -m "$(SHORT)"
 
 prove: $(READY)  ## run the long proofs, then the fault tests (11 min)
 	$(TEST) -m "long and not alone"
 	$(BIN)/python -m pytest --verbose -m alone
+
+nightly: $(READY)  ## run the rest: rehearsals of pages, images, units, the cluster
+	@.ci/patroni
+	$(TEST) -m nightly
 
 pythons: $(READY)  ## test the core on each other Python that is installed
 	TESTERS=$(TESTERS) .ci/pythons
@@ -105,4 +110,4 @@ wheel: $(READY)  ## build the wheel of this checkout into build/wheel/
 image: wheel sbom  ## build the container image IMAGE (BUILD="docker build")
 	$(BUILD) --file deploy/Containerfile --tag $(IMAGE) .
 
-.PHONY: help setup run quick test prove pythons faults fuzz longest bench bench-quick check site docs format lock sbom release wheel image
+.PHONY: help setup run quick test prove nightly pythons faults fuzz longest bench bench-quick check site docs format lock sbom release wheel image

@@ -11,8 +11,7 @@ from inbox.config.routing import chosen_routes
 from inbox.db.listing import ListingName
 from inbox.db.reads import NamedIn, Row, has
 from inbox.errors import CAUSES as REJECTIONS
-from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES
-from inbox.events.states import LISTED_STATES, RETRYING, State
+from inbox.events.states import COMMAND_KINDS, COMMAND_STATES, LISTED_STATES, RETRYING, State
 from relay.delivery.alerts import AlertKind
 from relay.delivery.facts import CAUSES, KINDS
 

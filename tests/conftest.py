@@ -57,7 +57,7 @@ LONGEST = (
     "tests/web/test_web_schemathesis.py",
 )
 """Tests that take half a minute: none begins when the others are about to end."""
-RARE_MARKS = ("long", "alone")
+RARE_MARKS = ("long", "alone", "nightly")
 """Each of their tests is in a file that names the mark, or whose folder's conftest.py does."""
 LONGER = (
     "tests/browser/",

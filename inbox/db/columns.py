@@ -27,7 +27,7 @@ from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from inbox.db.dialect import POSTGRES, SQLITE
-from inbox.events.commands import SAYS_NOTHING
+from inbox.events.states import SAYS_NOTHING
 from inbox.events.timestamps import as_time, time_text
 
 

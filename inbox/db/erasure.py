@@ -19,8 +19,8 @@ from inbox.config.routing import entity_lane
 from inbox.db.columns import one_of
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, each_name, rows_param
 from inbox.db.engine import reading
-from inbox.events.commands import OPEN_COMMANDS
 from inbox.events.event import escape
+from inbox.events.states import OPEN_COMMANDS
 
 ERASED = "erased"
 """Stands where a text was that has to be there."""

@@ -41,8 +41,18 @@ from inbox.db.columns import (
     required,
     says_why,
 )
-from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES, MOST_REASON, MOST_WHO, OPEN_COMMANDS
-from inbox.events.states import HEADS, LOGGED_STATES, OPEN_STATES, SUSPECT_CRASHES, THROUGHPUT_KINDS
+from inbox.events.states import (
+    COMMAND_KINDS,
+    COMMAND_STATES,
+    HEADS,
+    LOGGED_STATES,
+    MOST_REASON,
+    MOST_WHO,
+    OPEN_COMMANDS,
+    OPEN_STATES,
+    SUSPECT_CRASHES,
+    THROUGHPUT_KINDS,
+)
 
 metadata = MetaData(
     naming_convention={

@@ -8,15 +8,15 @@ is counted twice. The minute is that in which they are written, by the database'
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
-import msgspec
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import Sql, is_data_error, rows_param
+from inbox.db.dialect import Sql, is_data_error
 from inbox.events.states import THROUGHPUT_KINDS
 
 FLUSH_EVERY_SECONDS = 10.0
@@ -26,14 +26,9 @@ STORED, DUPLICATE, SWEPT, REJECTED, UNAVAILABLE = "stored", "duplicate", "swept"
 """Outcomes of requests of a source. Those of routes and destinations are the kinds of facts."""
 
 
-class Figure(msgspec.Struct, frozen=True):
-    """A sum to be added to a row of `throughput_minute`."""
-
-    kind: str
-    name: str
-    outcome: str
-    count: int
-    bytes: int
+_COLUMNS = {"kind": "text", "name": "text", "outcome": "text", "count": "bigint", "bytes": "bigint"}
+Figure = dict[str, Any]
+"""A sum to be added to a row of `throughput_minute`: kind, name, outcome, count and bytes."""
 
 
 class Tally:
@@ -59,7 +54,7 @@ class Tally:
         with self._lock:
             sums, self._sums = self._sums, {}
         try:
-            yield [Figure(*subject, *both) for subject, both in sums.items()]
+            yield [dict(zip(_COLUMNS, (*subject, *both), strict=True)) for subject, both in sums.items()]
         except BaseException as error:
             if not (isinstance(error, DBAPIError) and is_data_error(error)):
                 for subject, (count, size) in sums.items():
@@ -67,15 +62,10 @@ class Tally:
             raise
 
 
-def figures_param(figures: Iterable[Figure]) -> str:
-    """Encode figures as the parameter `figures` of `add_up`."""
-    return rows_param(msgspec.structs.asdict(figure) for figure in figures)
-
-
 @cache
 def add_up(sql: Sql) -> TextClause:
-    """Add figures to their minutes. Rows are locked in the order of the primary key, so that no two writers deadlock."""
-    rows = sql.rows("figures", kind="text", name="text", outcome="text", count="bigint", bytes="bigint")
+    """Add the rows `figures` to their minutes. They are locked in the order of the primary key: no two writers deadlock."""
+    rows = sql.rows("figures", **_COLUMNS)
     return text(f"""
 INSERT INTO throughput_minute (kind, name, outcome, minute, count, bytes)
 SELECT kind, name, outcome, {sql.minute(f"(SELECT {sql.now})")}, sum(count), sum(bytes)

@@ -1,9 +1,15 @@
-"""States of a delivery, and figures of its life: the schema and its views share them with the relay."""
+"""States of deliveries and of commands, and their limits: the schema, its triggers and views share them with the relay."""
 
 from __future__ import annotations
 
+import re
+import string
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
+
+from inbox.events.timestamps import as_time
 
 LEASE_SECONDS = 15
 """Time for which a claim holds a delivery, unless it is renewed."""
@@ -60,3 +66,108 @@ THROUGHPUT_KINDS = ("source", "route", "destination")
 def is_retrying(state: str, attempts: int, due_at: datetime | None, now: datetime) -> bool:
     """Return whether a delivery waits for its next attempt, after a failure."""
     return state == State.READY and attempts > 0 and due_at is not None and due_at > now
+
+
+# --- Commands of operators: their kinds, states and limits.
+
+
+SAYS_NOTHING = f" \t\n\r{string.punctuation}…"
+"""Characters that give no reason by themselves. `--reason '…'` stands in hints, and is pasted as it is."""
+
+
+def says_why(reason: str | None) -> bool:
+    """Return whether a reason has a letter or a digit of any script. Pure."""
+    return bool(reason and reason.strip(SAYS_NOTHING))
+
+
+_ESCAPED = re.sub(r"([]^\\-])", r"\\\1", SAYS_NOTHING)  # no more, as ECMA-262 knows no escapes of other characters
+SAYS_WHY_PATTERN = "[^\\x00" + _ESCAPED + "]"
+"""The same rule for a JSON Schema: a reason has one such character."""
+
+
+MOST_SEQS = 200
+"""Events, or deliveries, that one selection may name."""
+
+DEAD_STATES = ("dead", "blocked")
+CANCELLED_BY_STATE = (*DEAD_STATES, "retrying", "ready", "waiting", "received")
+"""States whose deliveries alone a cancel can be about; `retrying`: ready, and due later."""
+REPLAYED_BY_STATE = (*DEAD_STATES, *(ending for ending in ENDINGS if ending != "superseded"))
+"""States whose deliveries alone a replay can be about; the ended ones only of chosen events or one entity."""
+
+
+COMMAND_KINDS = (
+    "replay", "retry", "cancel", "unblock", "pause", "resume", "sweep", "erase", "prune", "readmit", "stop", "continue",
+)  # fmt: skip
+"""Every value of `relay_command.kind` that this version knows; `relay.operations.table` says what each is."""
+
+MOST_REASON = 2000
+"""Characters of a reason. Each fact of a command repeats it, and there may be as many as there are deliveries."""
+
+MOST_WHO = 2000
+"""Characters of the name of the operator, which each fact repeats, too."""
+
+OPEN_COMMANDS = ("asked", "running")
+COMMAND_STATES = (*OPEN_COMMANDS, "done", "failed", "refused", "cancelled")
+"""Every value of `relay_command.state`."""
+
+
+# --- States of deliveries at an earlier time, from their facts alone.
+#
+# The log has no scheduling, so an open delivery is `open`, or `retrying`: received, waiting, ready and in flight look alike.
+
+
+OPEN = "open"
+_OPEN = frozenset({State.RECEIVED, State.READY})
+ERASED = "erased"
+"""The kind of fact that changes no state."""
+
+
+def deliveries_at(routes: Iterable[str], facts: Sequence[Mapping[str, Any]], at: datetime) -> list[dict[str, Any]]:
+    """Return the deliveries of an event at `at`, ordered by route: state, attempts, the next due time and the last fact.
+
+    Args:
+        routes: the routes that the event took when it arrived.
+        facts: rows of `delivery_log`, in the order of their ids; later ones than `at` are passed over.
+        at: the moment, aware.
+    """
+    last: dict[str, Mapping[str, Any]] = dict.fromkeys(routes, _NO_FACT)
+    for fact in facts:
+        if fact["at"] <= at and fact["kind"] != ERASED:
+            last[fact["route"]] = fact
+    return [{"route": route, **_state_at(last[route], at)} for route in sorted(last)]
+
+
+_NO_FACT: Mapping[str, Any] = {"kind": None, "state": State.RECEIVED, "attempt": 0, "detail": {}, "at": None}
+
+
+def _state_at(last: Mapping[str, Any], at: datetime) -> dict[str, Any]:
+    """Return the state that a delivery's last fact leads to; of one that has ended, its kind."""
+    state = last["kind"] if last["state"] == State.ENDED else OPEN if last["state"] in _OPEN else last["state"]
+    due_at = _due_at(last["detail"]) if state == OPEN else None
+    if state == OPEN and last["attempt"] > 0 and due_at is not None and due_at > at:
+        state = RETRYING
+    return {
+        "state": state,
+        "attempts": last["attempt"],
+        "due_at": due_at,
+        "last_fact": last["kind"],
+        "last_fact_at": last["at"],
+    }
+
+
+_NOT_KEPT = ("duplicates", "lanes", "gates", "relays", "previous_seq", "next_seq")
+"""Parts of an event as `inbox.db.reads.event` reads it whose earlier values are not kept."""
+
+
+def event_at(event: Mapping[str, Any], at: datetime) -> dict[str, Any]:
+    """Return an event, as `inbox.db.reads.event` reads it, as it was at `at`: its facts until then, and what they lead to."""
+    then = {name: value for name, value in event.items() if name not in _NOT_KEPT}
+    facts = [fact for fact in event["facts"] if fact["at"] <= at]
+    return {**then, "deliveries": deliveries_at(event["routes"], facts, at), "facts": facts}
+
+
+def _due_at(detail: Mapping[str, Any]) -> datetime | None:
+    try:
+        return as_time(str(detail["due_at"]))
+    except (KeyError, ValueError, OverflowError):
+        return None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from inbox.errors import InvalidEvent, Unreadable
-from inbox.events import numbers
 
 Number = TypeVar("Number", int, float)
 
@@ -57,7 +58,7 @@ def parse(body: bytes) -> object:
 
     Raises:
         Unreadable: empty, not UTF-8, a byte order mark, not JSON, anything after the value, control characters in a
-            string, NaN or Infinity, a number that `inbox.events.numbers` rejects, a lone surrogate, a duplicate key in one
+            string, NaN or Infinity, a number that `integer` or `real` rejects, a lone surrogate, a duplicate key in one
             object, or nesting beyond `DEEPEST`.
         InvalidEvent: it has more than `MOST_MARKS`, or its text takes more than `LARGEST_TEXT`.
 
@@ -180,9 +181,71 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+# --- Numbers: at most `LONGEST_NUMBER` characters long, with a magnitude that a 64-bit float holds.
+#
+# Beyond that, parsers disagree: one reads infinity or zero, another the exact number, and a third fails with its own error when
+# the number is used.
+
+
+LONGEST_NUMBER = 1000
+"""Characters. Reading a number is quadratic in its length, and Python itself refuses more than 4,300 digits."""
+
+_TOO_LONG = f"has more than {LONGEST_NUMBER} characters"
+_NOT_ZERO = re.compile("[^eE]*[1-9]")
+"""A digit other than 0 before the exponent."""
+
+_AS_DIGITS = bytes.maketrans(b"0123456789+-.eE", b"000000000000000")
+_LONG = b"0" * (LONGEST_NUMBER + 1)
+
+
+def integer(text: str) -> int:
+    """Parse a whole number.
+
+    Raises:
+        ValueError: it is too long; the message continues the words `a number`.
+    """
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(_TOO_LONG)
+    return int(text)
+
+
+def real(text: str) -> float:
+    """Parse a number with a fraction or an exponent to the nearest float.
+
+    Raises:
+        ValueError: it is too long, too large, or rounds to 0; the message continues the words `a number`.
+    """
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(_TOO_LONG)
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("is too large for a 64-bit float")
+    if number == 0 and _NOT_ZERO.match(text):
+        raise ValueError("is too small for a 64-bit float")
+    return number
+
+
+def exact(text: str) -> float | Decimal:
+    """Parse a number as `real` does, but to a Decimal where the float would differ.
+
+    Raises:
+        ValueError: as `real`. Its bounds keep the exponent far from where Decimal raises ArithmeticError.
+    """
+    number = real(text)
+    if number == 0:
+        return number  # an exponent behind a 0 has no bounds
+    decimal = Decimal(text)
+    return number if Decimal(repr(number)) == decimal else decimal
+
+
+def may_be_too_long(body: bytes) -> bool:
+    """Return whether so many characters of numbers stand in a row, perhaps in a string. It takes two passes in C."""
+    return _LONG in body.translate(_AS_DIGITS)
+
+
 def has_too_long_number(body: bytes) -> bool:
-    """Return whether JSON has a number that is longer than `numbers.LONGEST`."""
-    return numbers.may_be_too_long(body) and numbers.may_be_too_long(b'""'.join(_outside(body)))
+    """Return whether JSON has a number that is longer than `LONGEST_NUMBER`."""
+    return may_be_too_long(body) and may_be_too_long(b'""'.join(_outside(body)))
 
 
 def _number(read: Callable[[str], Number]) -> Callable[[str], Number]:
@@ -201,7 +264,7 @@ def _constant(text: str) -> object:
 
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique_members,
-    parse_int=_number(numbers.integer),
-    parse_float=_number(numbers.real),
+    parse_int=_number(integer),
+    parse_float=_number(real),
     parse_constant=_constant,
 )

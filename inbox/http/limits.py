@@ -132,21 +132,3 @@ class Capacity(msgspec.Struct, frozen=True):
     requests: int
     per_connection: int
     """Requests until a connection ends."""
-
-    def check_connections(self, others: int) -> None:
-        """Check that one more may be open beside `others`.
-
-        Raises:
-            Unavailable: there are as many as there may be.
-        """
-        if others >= self.connections:
-            raise Unavailable("too many connections are open; send it again later")
-
-    def check_requests(self, others: int) -> None:
-        """Check that one more may be open beside `others`.
-
-        Raises:
-            Unavailable: there are as many as there may be.
-        """
-        if others >= self.requests:
-            raise Unavailable("too many requests are open; send it again later")

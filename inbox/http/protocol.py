@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.http import head
+from inbox.http.bodies import problem_headers, problem_of
 from inbox.http.limits import (
     BODY_COMPLETE,
     CAPACITY,
@@ -35,7 +36,6 @@ from inbox.http.limits import (
     Bucket,
     Capacity,
 )
-from inbox.http.problems import problem_headers, problem_of
 from inbox.observe import metrics
 from inbox.observe.logs import fields
 from inbox.observe.metrics import OFF, Meters
@@ -60,8 +60,33 @@ MOST_UNTAKEN = 8 * 1024
 """Bytes of answers that are buffered for a slow sender; then the next answer waits."""
 
 
-class Connection(HttpToolsProtocol):
-    """The base of `inbox.http.protocol.HardenedHttpProtocol`."""
+HEAD_WITHIN_SECONDS = 10.0
+"""Seconds from the first byte to the empty line (then 408), and from the start to the first byte (then no answer)."""
+
+LINGER_SECONDS = 1.0
+"""Seconds in which a worker that stops still answers on open connections; those in use get `Connection: close`."""
+
+MOST_QUEUED = 16
+"""Requests that may wait on one connection for the answer to the one before."""
+
+_HEALTH = b"/health/"
+_log = logging.getLogger("uvicorn.error")
+_logged = Bucket(rate=1, burst=10)  # strangers can't fill the log
+
+
+class LingeringCloseTransport:
+    """The transport that answers are written to: closing it ends the connection gently."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, connection: HardenedHttpProtocol) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.end
+
+
+class HardenedHttpProtocol(HttpToolsProtocol):
+    """One connection of a sender."""
 
     discarding_input = False
     """True once input is ignored: the connection ends with the answers under way."""
@@ -76,6 +101,26 @@ class Connection(HttpToolsProtocol):
     """Called when the sender hangs up before its answer."""
     _deadline: asyncio.TimerHandle | None = None
     _abort: asyncio.TimerHandle | None = None
+    _is_stopping = False
+    _in_head = False
+    _keep_alive = False
+    _unused = 0
+    """Bytes since the last that were of use: a head, a trailer or a chunk's extension that does not end."""
+    _received = 0
+    """Bytes that the parser reads just now."""
+    _arrived = 0
+    """Bytes of the head so far, and perhaps of what stands around it."""
+    _parser_error: RequestError | None = None
+    """The error that stopped the parser, unless the parser stopped by itself."""
+    _capacity: Capacity | None = None
+    _requests = 0
+    """Count of the requests that the app has got."""
+    makes_room = False
+    """True where a new connection takes the place of the one that is idle or owes a body for longest: such keep nobody out."""
+    longest_target = head.LONGEST_TARGET
+    """Bytes of path and query."""
+    _idle_since = 0.0
+    _ending: LingeringCloseTransport
 
     @property
     def is_idle(self) -> bool:
@@ -100,16 +145,6 @@ class Connection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Normalise the peer's address."""
-        super().connection_made(transport)
-        if self.client is not None and (address := address_text(self.client[0])) is not None:
-            # A socket of IPv6 that takes IPv4 too says ::ffff:127.0.0.1, which no list of proxies has.
-            self.client = (address, self.client[1])
-        elif transport.get_extra_info("socket").family == socket.AF_UNIX:
-            self.client = THIS_HOST  # other families have no peer: the connection was reset meanwhile
-        transport.set_write_buffer_limits(high=MOST_UNTAKEN)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timers."""
@@ -189,64 +224,17 @@ class Connection(HttpToolsProtocol):
         self.disarm()
         self._abort_after(DRAIN_SECONDS)
 
-
-class LingeringCloseTransport:
-    """The transport that answers are written to: closing it ends the connection gently."""
-
-    __slots__ = ("close", "is_closing", "write")
-
-    def __init__(self, connection: Connection) -> None:
-        self.write = connection.transport.write
-        self.is_closing = connection.transport.is_closing
-        self.close = connection.end
-
-
-# --- requests
-
-
-HEAD_WITHIN_SECONDS = 10.0
-"""Seconds from the first byte to the empty line (then 408), and from the start to the first byte (then no answer)."""
-
-LINGER_SECONDS = 1.0
-"""Seconds in which a worker that stops still answers on open connections; those in use get `Connection: close`."""
-
-MOST_QUEUED = 16
-"""Requests that may wait on one connection for the answer to the one before."""
-
-_HEALTH = b"/health/"
-_log = logging.getLogger("uvicorn.error")
-_logged = Bucket(rate=1, burst=10)  # strangers can't fill the log
-
-
-class HardenedHttpProtocol(Connection):
-    """One connection of a sender."""
-
-    _is_stopping = False
-    _in_head = False
-    _keep_alive = False
-    _unused = 0
-    """Bytes since the last that were of use: a head, a trailer or a chunk's extension that does not end."""
-    _received = 0
-    """Bytes that the parser reads just now."""
-    _arrived = 0
-    """Bytes of the head so far, and perhaps of what stands around it."""
-    _parser_error: RequestError | None = None
-    """The error that stopped the parser, unless the parser stopped by itself."""
-    _capacity: Capacity | None = None
-    _requests = 0
-    """Count of the requests that the app has got."""
-    makes_room = False
-    """True where a new connection takes the place of the one that is idle or owes a body for longest: such keep nobody out."""
-    longest_target = head.LONGEST_TARGET
-    """Bytes of path and query."""
-    _idle_since = 0.0
-    _ending: LingeringCloseTransport
-
     # --- the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Check the capacity, and start the time for a head."""
+        """Normalise the peer's address, check the capacity, and start the time for a head."""
         super().connection_made(transport)
+        if self.client is not None and (address := address_text(self.client[0])) is not None:
+            # A socket of IPv6 that takes IPv4 too says ::ffff:127.0.0.1, which no list of proxies has.
+            self.client = (address, self.client[1])
+        elif transport.get_extra_info("socket").family == socket.AF_UNIX:
+            self.client = THIS_HOST  # other families have no peer: the connection was reset meanwhile
+        transport.set_write_buffer_limits(high=MOST_UNTAKEN)
         self._ending = LingeringCloseTransport(self)
         self._capacity = self.app_state.get(CAPACITY)
         self._idle_since = self.loop.time()
@@ -256,7 +244,8 @@ class HardenedHttpProtocol(Connection):
                 others = len(self.connections) - 1
                 if self.makes_room and others >= self._capacity.connections:
                     others = self._close_idle(self._capacity.connections - 1)
-                self._capacity.check_connections(others)
+                if others >= self._capacity.connections:
+                    raise Unavailable("too many connections are open; send it again later")
         except RequestError as error:
             self.discarding_input = True
             self.answer(error)
@@ -406,8 +395,9 @@ class HardenedHttpProtocol(Connection):
         if self._arrived > head.LONGEST_TARGET:  # else nothing in it can be too long
             head.check_size(self.url, self.headers, self.longest_target)
         head.check(self.parser.get_http_version(), self.url, self.headers)
-        if self._capacity is not None and not self.url.startswith(_HEALTH):
-            self._capacity.check_requests(len(self.tasks))
+        is_full = self._capacity is not None and len(self.tasks) >= self._capacity.requests
+        if is_full and not self.url.startswith(_HEALTH):
+            raise Unavailable("too many requests are open; send it again later")
         if len(self.pipeline) >= MOST_QUEUED:
             raise Unavailable("too many requests wait on this connection; send it again later")
 

@@ -9,9 +9,12 @@ from datetime import UTC, datetime
 
 from inbox.config.mistakes import Mistake, nearest
 from inbox.config.model import (
+    ApiHeader,
     Config,
     Destination,
+    Endpoint,
     ForwardDestination,
+    Limited,
     PythonDestination,
     Retention,
     RetentionKind,
@@ -21,8 +24,8 @@ from inbox.config.model import (
 )
 from inbox.config.routing import fault, matches
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
-from inbox.config.sync import MapField, PagedBy, Paging, Sweep, SyncRoute, paging_of
-from inbox.config.values import is_name
+from inbox.config.sync import CallKeys, MapField, PagedBy, Paging, Sweep, SyncRoute, paging_of
+from inbox.config.values import is_name, titled
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
@@ -217,6 +220,8 @@ _FUNCTION = re.compile(f"{_NAME}:{_NAME}")
 """Pattern of `package.module:name`."""
 _NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate", "gone", False))
 """A table of a sync route, the key whose value of the same name needs it, and whether that value is the default."""
+_WRITES = ("find", "create", "update", "delete", "deactivate")
+"""Calls of a sync route to its destination."""
 
 
 def broken_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterator[Mistake]:
@@ -244,6 +249,10 @@ def broken_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterat
             yield from _sync_or_not(path, route, config.destinations[route.destination])
         if route.sync is not None:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names["apis"])
+            yield from _credentials((*path, "sync", "fetch"), route.sync.fetch, config.apis.get(route.sync.fetch.api))
+            for step in _WRITES:
+                call, destination = getattr(route.sync, step), config.destinations.get(route.destination)
+                yield from _credentials((*path, "sync", step), call, destination)
             yield from _sync_steps((*path, "sync"), route.sync)
             yield from map_mistakes((*path, "sync"), route.sync)
 
@@ -258,6 +267,7 @@ def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collect
             yield Mistake(
                 (*where, "entity_type"), f"{sweep.entity_type!r} has a sweep already; one table for each type"
             )
+        yield from _credentials(where, sweep, config.apis.get(sweep.api))
         yield from paging_mistakes(where, sweep)
         if sweep.every is not None and sweep.every <= 0:
             yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
@@ -274,6 +284,14 @@ def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route])
         (*path, "event_type"),
         f"{sweep.event_type!r} with the action {sweep.action!r} is taken by no route of {sweep.entity_type!r}",
     )
+
+
+def _credentials(path: tuple[str, ...], call: CallKeys | None, endpoint: Limited | None) -> Iterator[Mistake]:
+    """Yield own headers of a call that would replace the credentials of its endpoint."""
+    if call is not None and isinstance(endpoint, Endpoint) and isinstance(endpoint.auth, ApiHeader):
+        name = endpoint.auth.name
+        if titled(name) in map(titled, call.headers):
+            yield Mistake((*path, "headers"), f"{name!r} is set by the endpoint's auth; remove it here")
 
 
 def _missing_name(path: tuple[str, ...], kind: str, name: str, existing: Collection[str]) -> Iterator[Mistake]:

@@ -58,11 +58,7 @@ def exporter_at(
     os.environ.pop(PIPE, None)  # left by a parent process
     if place is None:
         return None
-    try:
-        return ExporterProcess(place, form, os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
-    except OSError as error:  # too many files; everything else continues
-        _log.error("metrics: nothing is counted: %a", error, extra=fields("metrics_trouble"))
-        return None
+    return ExporterProcess(place, form, os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
 
 
 class ExporterProcess:

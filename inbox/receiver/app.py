@@ -22,9 +22,9 @@ from inbox.db.dialect import SQLITE
 from inbox.db.link import Notifier, link_to
 from inbox.db.throughput import FLUSH_EVERY_SECONDS, Tally
 from inbox.errors import CAUSES, ConfigError, RequestError, Unavailable, collect_config_errors
+from inbox.http.bodies import PROBLEM_TYPE, answer_bug, answer_problem, problem
 from inbox.http.limits import CAPACITY as CAPACITY_KEY
 from inbox.http.limits import METERS, Bucket, Capacity, MemoryBudget
-from inbox.http.problems import PROBLEM_TYPE, answer_bug, answer_problem, problem
 from inbox.observe.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, REQUEST_SECONDS, UNKNOWN, Meters
 from inbox.observe.recorder import make_recorder
 from inbox.observe.traces import make_tracer, require_extra

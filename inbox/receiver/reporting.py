@@ -14,10 +14,10 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.db import guarantees
-from inbox.db.dialect import Sql, trouble_text
+from inbox.db.dialect import Sql, rows_param, trouble_text
 from inbox.db.engine import one_transaction
 from inbox.db.link import Link
-from inbox.db.throughput import Tally, add_up, figures_param
+from inbox.db.throughput import Tally, add_up
 from inbox.errors import UnfitDatabase
 from inbox.events.timestamps import time_text
 from inbox.observe.logs import fields
@@ -183,7 +183,7 @@ class ThroughputFlusher:
     async def _write(self) -> None:
         with self._tally.taken() as figures:
             if figures:
-                values = {"figures": figures_param(figures), "now": None}
+                values = {"figures": rows_param(figures), "now": None}
                 try:
                     await self._link.open()
                     await self._link.write(lambda connection: connection.execute(self._statement, values))

@@ -6,10 +6,10 @@ That is one statement every 50 ms, however many requests wait; while none waits,
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 
+import msgspec
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,15 +27,27 @@ WhenGone = Callable[[Callable[[], None]], None]
 """Takes a function to call when the sender hangs up."""
 
 
+class _Wait(msgspec.Struct, eq=False):
+    """A request that waits until these events of its source have ended."""
+
+    source: str
+    seqs: Sequence[int]
+    outcome: asyncio.Future[str | None]
+    """The error of one that was given up; None: all are delivered."""
+
+    def fail(self, why: str) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(StillOpen(why))
+
+
 class OutcomeWaiter:
     """Polls for outcomes. Make it inside the running event loop, and `close` it there."""
 
     def __init__(self, make_link: Callable[[], Link]) -> None:
         self._make_link = make_link
-        self._wanted: dict[int, set[asyncio.Future[str | None]]] = defaultdict(set)
+        self._waits: set[_Wait] = set()
         self._poller: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting = Counter[str]()
         self.polls = 0
         """Count of statements so far."""
 
@@ -48,67 +60,58 @@ class OutcomeWaiter:
             NotDelivered: one was given up; a person can take it up again.
             StillOpen: not `within` so many seconds, too many requests wait already, or the sender has hung up.
         """
-        if self._waiting[source] >= MOST_WAITING_OF_A_SOURCE or self._waiting.total() >= MOST_WAITING:
+        of_source = sum(each.source == source for each in self._waits)
+        if of_source >= MOST_WAITING_OF_A_SOURCE or len(self._waits) >= MOST_WAITING:
             raise StillOpen("stored; too many wait for outcomes")
-        futures = {seq: asyncio.get_running_loop().create_future() for seq in seqs}
-        self._waiting[source] += 1
+        wait = _Wait(source, seqs, asyncio.get_running_loop().create_future())
+        self._waits.add(wait)
         try:
             if when_gone is not None:
-                when_gone(partial(_fail, futures.values(), "stored; the sender has hung up"))
-            for seq, future in futures.items():
-                self._wanted[seq].add(future)
+                when_gone(partial(wait.fail, "stored; the sender has hung up"))
             if self._poller is None:
                 self._poller = asyncio.create_task(self._poll(), name="outcomes")
                 self._tasks.add(self._poller)
                 self._poller.add_done_callback(self._tasks.discard)
             async with asyncio.timeout(within):
-                failed = [found for found in await asyncio.gather(*futures.values()) if found is not None]
+                failed = await wait.outcome
         except TimeoutError:
             raise StillOpen(f"stored; its outcome is not known after {within:g} s") from None
         finally:
-            self._waiting[source] -= 1
-            self._forget(futures)
-        if failed:
-            raise NotDelivered(failed[0])
+            self._waits.discard(wait)
+        if failed is not None:
+            raise NotDelivered(failed)
 
     async def close(self) -> None:
         """End every wait."""
-        for futures in self._wanted.values():
-            _fail(futures, "stored; the receiver is stopping")
+        self._fail_all("stored; the receiver is stopping")
         await asyncio.gather(*self._tasks)
 
-    def _forget(self, futures: dict[int, asyncio.Future[str | None]]) -> None:
-        for seq, future in futures.items():
-            future.cancel()
-            self._wanted[seq].discard(future)
-            if not self._wanted[seq]:
-                del self._wanted[seq]
+    def _fail_all(self, why: str) -> None:
+        for wait in self._waits:
+            wait.fail(why)
 
     async def _poll(self) -> None:
         link = self._make_link()
         try:
             await link.open()
-            while self._wanted:
+            while self._waits:
                 await self._poll_once(link)
                 await asyncio.sleep(POLL_SECONDS)
             self._poller = None  # a request that comes while the connection is being closed starts another task
         except (SQLAlchemyError, OSError):
-            for futures in self._wanted.values():
-                _fail(futures, "stored; the database does not say how it ended")
+            self._fail_all("stored; the database does not say how it ended")
         finally:
             if self._poller is asyncio.current_task():
                 self._poller = None
             await link.drop()
 
     async def _poll_once(self, link: Link) -> None:
-        wanted = {seq: set(futures) for seq, futures in self._wanted.items()}
-        is_open, failed = await link.run(_look, wanted)
+        waits = list(self._waits)
+        is_open, failed = await link.run(_look, {seq for wait in waits for seq in wait.seqs})
         self.polls += 1
-        for seq, futures in wanted.items():
-            if seq not in is_open:
-                for future in futures:
-                    if not future.done():
-                        future.set_result(failed.get(seq))
+        for wait in waits:
+            if is_open.isdisjoint(wait.seqs) and not wait.outcome.done():
+                wait.outcome.set_result(next((failed[seq] for seq in wait.seqs if seq in failed), None))
 
 
 def _look(connection: Connection, wanted: Iterable[int]) -> tuple[set[int], dict[int, str]]:
@@ -124,12 +127,6 @@ def _look(connection: Connection, wanted: Iterable[int]) -> tuple[set[int], dict
             else:
                 is_open.add(row.seq)
     return is_open, failed
-
-
-def _fail(futures: Iterable[asyncio.Future[str | None]], why: str) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_exception(StillOpen(why))
 
 
 @cache

@@ -23,7 +23,7 @@ from inbox.db.link import Notifier
 from inbox.db.throughput import REJECTED, SOURCE, UNAVAILABLE, Tally
 from inbox.errors import NotAuthenticated, RequestError, StillOpen, TooMany, Unavailable
 from inbox.events.event import Event, RawRequest, Receipt
-from inbox.http.body import read
+from inbox.http.bodies import read_whole
 from inbox.http.limits import WHEN_GONE, Bucket, MemoryBudget, Reservation
 from inbox.observe import metrics
 from inbox.observe.metrics import OFF, Meters
@@ -229,7 +229,9 @@ class Webhooks:
         body, read_error, reservation = b"", None, Reservation(self._memory)
         try:
             try:
-                body = await read(req, UNKNOWN_SOURCE_MAX_BODY if endpoint is None else endpoint.max_body, reservation)
+                body = await read_whole(
+                    req, UNKNOWN_SOURCE_MAX_BODY if endpoint is None else endpoint.max_body, reservation
+                )
             except RequestError as error:
                 read_error = error
             raw = RawRequest(

@@ -163,12 +163,11 @@ def readers_of(config: Config) -> dict[str, Read]:
     Raises:
         ConfigError: a source's preset is missing, or can't be configured so.
     """
-    return {name: _reader(config, source) for name, source in config.sources.items()}
-
-
-def _reader(config: Config, source: Source) -> Read:
-    preset = preset_of(source, passed_headers(source.name, config.routes.values(), config.destinations))
-    return partial(events_of, source, preset, routes=routes_of(source.name, config.routes.values()))
+    readers: dict[str, Read] = {}
+    for name, source in config.sources.items():
+        preset = preset_of(source, passed_headers(name, config.routes.values(), config.destinations))
+        readers[name] = partial(events_of, source, preset, routes=routes_of(name, config.routes.values()))
+    return readers
 
 
 def read_one(readers: Mapping[str, Read], row: Mapping[str, Any]) -> ReadmitResult:

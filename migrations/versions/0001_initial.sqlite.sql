@@ -869,11 +869,9 @@ END;
 
 CREATE TRIGGER relay_command_refuses_update BEFORE UPDATE ON relay_command
 BEGIN
-    SELECT RAISE(ABORT, 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one') WHERE NEW.id IS NOT OLD.id OR NEW.kind IS NOT OLD.kind OR NEW.asked_by IS NOT OLD.asked_by OR NEW.asked_at IS NOT OLD.asked_at OR NEW.dry_run IS NOT OLD.dry_run OR ((OLD.state IN ('asked', 'running') OR NEW.state IN ('asked', 'running')) AND (NEW.selection IS NOT OLD.selection OR NEW.reason IS NOT OLD.reason));
-    SELECT RAISE(ABORT, 'only erasure may change a command that has ended: texts of its reason and selection become erased') WHERE NEW.reason NOT IN (OLD.reason, 'erased') OR NEW.selection IS NOT OLD.selection AND instr(CAST(NEW.selection AS text), 'erased') = 0;
+    SELECT RAISE(ABORT, 'a command stays as it was asked: cancel it with UPDATE relay_command SET state = ''cancelled'', and insert another one') WHERE NEW.id IS NOT OLD.id OR NEW.kind IS NOT OLD.kind OR NEW.asked_by IS NOT OLD.asked_by OR NEW.asked_at IS NOT OLD.asked_at OR NEW.dry_run IS NOT OLD.dry_run OR NEW.reason IS NOT OLD.reason OR NEW.selection IS NOT OLD.selection AND (OLD.state IN ('asked', 'running') OR NEW.state IN ('asked', 'running') OR NOT coalesce(substr(NEW.selection ->> 'entity_id', 1, 7), '') = 'erased:');
     SELECT RAISE(ABORT, 'a command that has ended stays as it is: insert another one') WHERE NOT (OLD.state IN ('asked', 'running')) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running');
-    SELECT RAISE(ABORT, 'only a relay ends a command, with finished_at: stop it with UPDATE relay_command SET state = ''cancelled''') WHERE NEW.state IN ('done', 'failed', 'refused') AND NEW.state <> OLD.state AND NEW.finished_at IS NULL;
-    SELECT RAISE(ABORT, 'relay continue --command with its id makes a stopped command go on') WHERE OLD.state = 'cancelled' AND NEW.state IN ('asked', 'running') AND NEW.finished_at IS NOT NULL;
+    SELECT RAISE(ABORT, 'only a relay ends a command, and relay continue --command lets a stopped one go on: stop it with UPDATE relay_command SET state = ''cancelled''') WHERE NEW.state NOT IN (OLD.state, 'cancelled') AND (NEW.finished_at IS NULL) <> (NEW.state IN ('asked', 'running'));
 END;
 
 CREATE TRIGGER relay_command_is_cancelled AFTER UPDATE OF state ON relay_command

@@ -12,7 +12,7 @@ import typer
 
 from inbox.errors import SweepFailed
 from relay.cli.options import AsJson, Since, login_name, open_database, parse_entity, require_known
-from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put_json, say, show
+from relay.cli.output import FINDING, answer, bar, fail, put_json, say, show
 from relay.words import counted
 
 if TYPE_CHECKING:
@@ -99,24 +99,23 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
     from relay.store import events
 
     entity_type, entity_id = parse_entity(entity)
-    with exit_on_error():
-        config, database = open_database()
-        require_known("route", route, config.routes)
-        sync = build(config)[route]
-        if not isinstance(sync, Sync):
-            fail(f"route {route} does not go to a sync destination: there is nothing to compare")
-        types = tuple(config.routes[route].when.entity_type)
-        chosen = events.Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
-        # as many at a time as the destination takes calls
-        at_once = config.destinations[config.routes[route].destination].concurrency
-        context, after, previews = without_lease(), events.FIRST, []
-        with bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
-            while page := events.entities(database, chosen, after, _PAGE):
-                for each in pool.map(lambda delivery: preview(sync, delivery, context), page):
-                    report()
-                    previews.append(each)
-                after = (str(page[-1].entity_type), str(page[-1].entity_id))
-    found = [each for each in previews if not each.is_in_sync]
+    config, database = open_database()
+    require_known("route", route, config.routes)
+    sync = build(config)[route]
+    if not isinstance(sync, Sync):
+        fail(f"route {route} does not go to a sync destination: there is nothing to compare")
+    types = tuple(config.routes[route].when.entity_type)
+    chosen = events.Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
+    # as many at a time as the destination takes calls
+    at_once = config.destinations[config.routes[route].destination].concurrency
+    context, after, previews = without_lease(), events.FIRST, []
+    with bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
+        while page := events.entities(database, chosen, after, _PAGE):
+            for each in pool.map(lambda delivery: preview(sync, delivery, context), page):
+                report()
+                previews.append(each)
+            after = (str(page[-1].entity_type), str(page[-1].entity_id))
+    found = [each for each in previews if each.change != "none"]
     failed = sum(each.change == "failed" for each in found)
     summary = _compared(len(previews) - failed, "entity", len(found) - failed, "in sync")
     summary += f"; {counted(failed, 'entity')} could not be compared" if failed else ""
@@ -138,21 +137,20 @@ def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_
 
     found: dict[tuple[object, ...], dict[str, Any]] = {}
     number = differ = 0
-    with exit_on_error():
-        today, database = open_database()
-        file = load_file(path)
-        require_known("route", route, (*today.routes, *file.sound.routes))
-        old, new = (
-            each.make(lambda config: Variant(config, only_route=route, fetches=fetch)) for each in (load_file(), file)
-        )
-        for event in stored.newest_events(database, events):
-            number += 1
-            differences = [*compare(old, new, event)]
-            differ += bool(differences)
-            for each in differences:
-                key = each.source, each.route, each.part, repr(each.before), repr(each.after)
-                row = {**msgspec.structs.asdict(each), "events": 0, "last_seq": each.seq}
-                found.setdefault(key, row)["events"] += 1
+    today, database = open_database()
+    file = load_file(path)
+    require_known("route", route, (*today.routes, *file.sound.routes))
+    old, new = (
+        each.make(lambda config: Variant(config, only_route=route, fetches=fetch)) for each in (load_file(), file)
+    )
+    for event in stored.newest_events(database, events):
+        number += 1
+        differences = [*compare(old, new, event)]
+        differ += bool(differences)
+        for each in differences:
+            key = each.source, each.route, each.part, repr(each.before), repr(each.after)
+            row = {**msgspec.structs.asdict(each), "events": 0, "last_seq": each.seq}
+            found.setdefault(key, row)["events"] += 1
     for name in () if fetch else sorted(today.routes.keys() & new.config.routes.keys()):
         if route in {None, name} and today.routes[name].sync != new.config.routes[name].sync:
             say(f"[routes.{name}.sync] differs: --fetch compares the writes that would follow")
@@ -181,13 +179,12 @@ def sweep(
       relay sweep --source trivore
       relay sweep --source trivore --since 2026-01-01 --dry-run
     """
-    with exit_on_error():
-        config, database = open_database()
-        require_known("source", source, config.sources)
-        tables = config.sources[source].sweeps
-        if not tables:
-            fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
-        swept = [_swept(config, database, source, number, since, dry=dry) for number in range(len(tables))]
+    config, database = open_database()
+    require_known("source", source, config.sources)
+    tables = config.sources[source].sweeps
+    if not tables:
+        fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
+    swept = [_swept(config, database, source, number, since, dry=dry) for number in range(len(tables))]
     rows = [msgspec.structs.asdict(result) for result in swept]
     missed, left_out = (sum(row[name] for row in rows) for name in ("missed", "left_out"))
     if as_json:
@@ -253,9 +250,8 @@ def verify(*, as_json: AsJson = False) -> None:
     """
     from relay.store.audit import verify as verify_all
 
-    with exit_on_error():
-        config, database = open_database()
-        found, total, counts = _all_of(database, verify_all(database, config), "verifying")
+    config, database = open_database()
+    found, total, counts = _all_of(database, verify_all(database, config), "verifying")
     if not found and not as_json:
         answer(f"agreed: {counts}")
         return
@@ -280,9 +276,8 @@ def rebuild(*, as_json: AsJson = False) -> None:
     """
     from relay.store.rebuild import rebuild as rebuild_all
 
-    with exit_on_error():
-        config, database = open_database()
-        repaired, total, counts = _all_of(database, rebuild_all(database, config, who=login_name()), "rebuilding")
+    config, database = open_database()
+    repaired, total, counts = _all_of(database, rebuild_all(database, config, who=login_name()), "rebuilding")
     if as_json:
         put_json(repaired)
         return

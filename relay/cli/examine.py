@@ -19,7 +19,6 @@ from relay.cli.output import (
     FINDING,
     WRONG_USE,
     bar,
-    exit_on_error,
     fail,
     hanging,
     put,
@@ -159,7 +158,7 @@ def doctor(
     names = [each.name for each in EXAMINATIONS]
     for name in only or ():
         require_known("examination", name, names)
-    with exit_on_error(), installed() as installation:
+    with installed() as installation:
         results = run(installation, [each for each in EXAMINATIONS if not only or each.name in only])
     if as_json:
         every = [each for result in results for each in result.findings]
@@ -187,7 +186,8 @@ def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iter
     missing = [result for result in results if result.needs]
     yield Text.assemble(
         ("not well", "bold red" if critical else "bold yellow") if needed else ("well", "bold green"),
-        f": {counted(needed, 'finding')}, {critical} critical" if needed else ": no finding",
+        f": {counted(needed, 'finding')}" if needed else ": no finding",
+        f", {critical} critical" if critical else "",
         f"; {counted(len(results) - len(missing), 'examination')}",
         f", {len(missing)} not made in full" if missing else "",
     )
@@ -206,10 +206,6 @@ def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iter
     for result in missing:
         part = " (in part)" if result.findings else ""
         yield from hanging("  - ", visible_line(f"{result.name}{part}: {result.needs}"), width)
-    clean = [result.name for result in results if not result.needs and not result.findings]
-    if clean:
-        yield Text()
-        yield from hanging("Nothing found by: ", ", ".join(clean), width)
 
 
 # --- the story of an event
@@ -245,17 +241,16 @@ def show(
       inbox show 42 --at 2026-01-31T10:00:00Z
     """
     from inbox.db import reads
-    from inbox.events.past import event_at
+    from inbox.events.states import event_at
 
     now = SystemClock().now()
     if at is not None and at > now:
         fail("--at lies in the future: give a time that has been")
     removed: list[str] = []
-    with exit_on_error():
-        config, database = open_database()
-        row = reads.event(database.engine, seq, is_whole=True)
-        if row is not None and at is not None:
-            removed = reads.removed_from(database.engine, row, at)
+    config, database = open_database()
+    row = reads.event(database.engine, seq, is_whole=True)
+    if row is not None and at is not None:
+        removed = reads.removed_from(database.engine, row, at)
     if row is None:
         fail(f"there is no event {seq}", FINDING)
     if at is not None and row["received_at"] > at:
@@ -273,7 +268,7 @@ def story(event: Row, config: Config, now: datetime, width: int | None, *, is_pa
     """Tell the story of an event in lines of at most `width`; None: of any length.
 
     Args:
-        event: as `inbox.db.reads.event` reads it, or `inbox.events.past.event_at` gives it.
+        event: as `inbox.db.reads.event` reads it, or `inbox.events.states.event_at` gives it.
         config: of today.
         now: the time of the story, by which spans of time are told.
         width: of the terminal.

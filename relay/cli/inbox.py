@@ -10,7 +10,6 @@ from relay.cli import listings
 from relay.cli.examine import check, doctor, show
 from relay.cli.operations import OF_INBOX
 from relay.cli.options import program, run
-from relay.cli.output import exit_on_error
 from relay.cli.setup import copy, init, migrate, roles, send
 from relay.cli.web import become_gunicorn
 
@@ -44,8 +43,7 @@ def serve(
     from inbox.loader.load import load_file
     from inbox.receiver.app import endpoints_of
 
-    with exit_on_error():
-        load_file().make(endpoints_of)  # gunicorn would say the same, below its own lines
+    load_file().make(endpoints_of)  # gunicorn would say the same, below its own lines
     become_gunicorn("inbox.gunicorn_settings", bind, workers)
 
 

@@ -16,7 +16,6 @@ from relay.cli import options
 from relay.cli.options import as_command, open_database, option, parse_entity, require_known
 from relay.cli.output import (
     FINDING,
-    exit_on_error,
     fail,
     put,
     put_json,
@@ -71,17 +70,14 @@ class ListCommand(msgspec.Struct, frozen=True):
     """The rows, such as `events`."""
     columns: str
     """The columns of the table, with spaces between them: see `relay.cli.output`."""
-    more: str = ""
-    """More columns, which only `--wide` and `--columns` show."""
     one: tuple[str, str] = ("", "")
     """The table of which an option `number` names a row, and the noun for it."""
 
-    def names(self, wanted: str | None = None, *, wide: bool = False) -> list[str]:
+    def names(self, wanted: str | None = None) -> list[str]:
         """Return the columns to show; exit with 2 where a wanted one does not exist."""
-        *names, last = self.columns.split()
-        every = [*names, *self.more.split(), last]
+        every = self.columns.split()
         if wanted is None:
-            return every if wide else [*names, last]
+            return every
         known = {title_of(name).replace(" ", "_"): name for name in every} | {name: name for name in every}
         asked = [name.strip().replace(" ", "_") for name in wanted.split(",")]
         for name in asked:
@@ -122,31 +118,27 @@ def list_rows(
         fail("--json and --ndjson exclude each other: choose one")
     if not is_table and (columns or wide):
         fail("--wide and --columns are for tables; JSON always has every field")
-    names = listing.names(columns, wide=wide)
-    with exit_on_error():
-        config, database = open_database()
-        engine, now = database.engine, SystemClock().now()
-        if number is not None:
-            _show_one(engine, *listing.one, number, is_table=is_table)
-            return
-        name: Any = listing.name  # no tail comes here
-        wanted = _wanted(name, given, config, engine, now)
-        most = limit or _SHOWN
-        if as_ndjson:
-            for row in (
-                every_row(engine, name, wanted) if limit is None else read_page(engine, name, wanted, limit).rows
-            ):
-                put_json(row, indent=None)
-            return
-        page = read_page(engine, name, wanted, most)
+    names = listing.names(columns)
+    config, database = open_database()
+    engine, now = database.engine, SystemClock().now()
+    if number is not None:
+        _show_one(engine, *listing.one, number, is_table=is_table)
+        return
+    name: Any = listing.name  # no tail comes here
+    wanted = _wanted(name, given, config, engine, now)
+    most = limit or _SHOWN
+    if as_ndjson:
+        for row in every_row(engine, name, wanted) if limit is None else read_page(engine, name, wanted, limit).rows:
+            put_json(row, indent=None)
+        return
+    page = read_page(engine, name, wanted, most)
     if as_json:
         put_json(page.rows)
     else:
         rows = [{**row, **shown(row, now)} for row in page.rows]
         more = f"`--before {page.before}` for the next page" if page.before else f"more with `--limit {2 * most}`"
-        hidden = 0 if columns or wide else sum(any(row.get(name) for row in rows) for name in listing.more.split())
         more = f"{len(rows)} shown; {more}" if page.has_more else ""
-        show(rows, names, empty=f"no {listing.noun}", more=more, hidden=hidden, wide=wide)
+        show(rows, names, empty=f"no {listing.noun}", more=more, wide=wide)
 
 
 def _wanted(listing: Filtered, given: dict[str, Any], config: Config, engine: Engine, now: datetime) -> dict[str, Any]:
@@ -179,8 +171,8 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
     ListCommand(
         "deliveries",
         "events",
-        "seq state entity route received_at due_at event_type attempts last_status source last_error",
-        "action occurred_at lane last_fact last_fact_at relay_node superseded_by",
+        "seq state entity route received_at due_at event_type attempts last_status source action occurred_at lane last_fact"
+        " last_fact_at relay_node superseded_by last_error",
     ),
     {
         **_ABOUT,
@@ -209,8 +201,7 @@ def list_events(row: Row, now: datetime) -> Row:
     ListCommand(
         "rejected",
         "rejected requests",
-        "id received_at source status cause readmit remote_address reason",
-        "field readmitted_at readmitted_by readmit_reason",
+        "id received_at source status cause readmit remote_address field readmitted_at readmitted_by readmit_reason reason",
         ("rejected_request", "rejected request"),
     ),
     {
@@ -240,8 +231,7 @@ def list_rejected(row: Row, _now: datetime) -> Row:
     ListCommand(
         "commands",
         "commands",
-        "id asked_at kind about state affected asked_by reason answer",
-        "failed matched error finished_at progress_seq",
+        "id asked_at kind about state affected asked_by reason failed matched error finished_at progress_seq answer",
         ("relay_command", "command"),
     ),
     {
@@ -274,8 +264,7 @@ def list_commands(row: Row, _now: datetime) -> Row:
     ListCommand(
         "dead",
         "dead letters",
-        "seq entity route state died_at cause last_status event_type attempts source error",
-        "received_at occurred_at action lane",
+        "seq entity route state died_at cause last_status event_type attempts source received_at occurred_at action lane error",
     ),
     {**_ABOUT, "cause": option(str, "cause", "Only of this cause, such as exhausted or mapping."), **_OF_LISTS},
 )
@@ -318,7 +307,7 @@ def follow_rows(
     names, is_first, is_live = listing.names(), True, terminal_width() is not None and not wide
     if as_ndjson and wide:
         fail("--wide is for tables; JSON always has every field")
-    with exit_on_error(), contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt):
         config, database = open_database()
         wanted = _wanted(listing.name, given, config, database.engine, SystemClock().now())
         for feed, row in follow(database.engine, _feeds(listing.name, wanted), since, ends=end):

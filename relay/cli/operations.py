@@ -13,11 +13,11 @@ from rich.text import Text
 
 from inbox.clock import SystemClock
 from inbox.errors import UnusableCommand
-from inbox.events.commands import MOST_SEQS
+from inbox.events.states import MOST_SEQS
 from inbox.observe.visible import visible_text
 from relay.cli import options
 from relay.cli.options import as_command, login_name, open_database, option, parse_entity
-from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put, put_json, say, show
+from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
 from relay.operations.asks import OneCommand
 from relay.operations.table import OPERATIONS, Operation, parse
 from relay.words import counted, shown_state, stays_open
@@ -64,11 +64,7 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
         if "entity" in given:
             given["entity_type"], given["entity_id"] = parse_entity(given.pop("entity"))
         given = {name: value for name, value in given.items() if value not in (None, False, [], ())}
-        try:
-            asked = parse(kind, given)
-        except UnusableCommand as error:
-            fail(str(error))
-        carry_out(operation, asked, reason, yes=yes, as_json=as_json)
+        carry_out(operation, parse(kind, given), reason, yes=yes, as_json=as_json)
 
     consequences = " ".join(operation.consequences)
     command.__name__ = kind
@@ -215,25 +211,21 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
     mistake = reason_mistake(asked, reason)
     if yes and mistake is not None:
         fail(f"--reason: {mistake}")
-    with exit_on_error():
-        config, database = open_database()
-        try:
-            with bar("planning") as seen:
-                listed = Bound(listed=_MOST_LISTED if as_json else _SAMPLE)
-                planned = plan(database, config, operation.kind, asked, listed, seen=seen)
-        except UnusableCommand as error:
-            fail(str(error))
-        if not as_json:
-            _show(operation, planned)
-        number = done = None
-        if yes and reason and planned.obstacle is None:
-            who, count = login_name(), planned.count
-            if isinstance(asked, OneCommand):
-                done = _turn(database, config, operation, asked.command, reason)
-                number = asked.command
-            else:
-                number = commands.ask(database, operation.kind, asked, who=who, why=reason, planned=count)
-                done = follow(database, config, number, operation, count)
+    config, database = open_database()
+    with bar("planning") as seen:
+        listed = Bound(listed=_MOST_LISTED if as_json else _SAMPLE)
+        planned = plan(database, config, operation.kind, asked, listed, seen=seen)
+    if not as_json:
+        _show(operation, planned)
+    number = done = None
+    if yes and reason and planned.obstacle is None:
+        who, count = login_name(), planned.count
+        if isinstance(asked, OneCommand):
+            done = _turn(database, config, operation, asked.command, reason)
+            number = asked.command
+        else:
+            number = commands.ask(database, operation.kind, asked, who=who, why=reason, planned=count)
+            done = follow(database, config, number, operation, count)
     if as_json:
         put_json(_document(operation, planned, number, done))
     elif not yes and planned.obstacle is None:
@@ -246,10 +238,7 @@ def _turn(database: Database, config: Config, operation: Operation, number: int,
     """Stop a command, or work on one that was stopped until it has ended. A row of `relay_command` is only for what was done."""
     from relay.store.operator import commands
 
-    try:
-        commands.turn(database, cast("CommandAct", operation.kind), number, who=login_name(), why=reason)
-    except UnusableCommand as error:
-        fail(str(error))
+    commands.turn(database, cast("CommandAct", operation.kind), number, who=login_name(), why=reason)
     if operation.kind == "continue":
         return follow(database, config, number, operation, None)
     say(f"command {number} is stopped")

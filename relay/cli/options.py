@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 from inbox.clock import SystemClock
 from inbox.events.timestamps import parse_time
 from inbox.observe.visible import visible_text
-from relay.cli.output import answer, fail
+from relay.cli.output import answer, exit_on_error, fail
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -38,13 +38,18 @@ _EXAMPLES = re.compile(r"^Examples?:$", re.MULTILINE)
 
 
 class Commands(TyperGroup):
-    """The commands of a command line, whose help keeps the lines of its examples."""
+    """The commands of a command line: their help keeps the lines of examples, and errors that a user can mend are one line."""
 
     def __init__(self, **given: Any) -> None:  # noqa: ANN401  # typer's own, handed through
         super().__init__(**given)
         for command in (self, *self.commands.values()):
             if "\b" not in (command.help or ""):
                 command.help = _EXAMPLES.sub("\b\n\\g<0>", command.help or "")  # click wraps all but what follows \\b
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # likewise
+        """Run the command."""
+        with exit_on_error():
+            return super().invoke(ctx)
 
 
 def _print_version(context: typer.Context, wanted: bool) -> None:

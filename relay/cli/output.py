@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from inbox.clock import SystemClock
-from inbox.errors import ConfigError
+from inbox.errors import ConfigError, UnusableCommand
 from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible, visible_json, visible_text
 from relay.words import counted, lasting, relative
@@ -117,7 +117,9 @@ def exit_on_error() -> Iterator[None]:
     """Turn errors that a user can fix into one line and exit status 2."""
     try:
         yield
-    except ConfigError as error:
+    except typer.Exit:
+        raise
+    except (ConfigError, UnusableCommand) as error:
         fail(str(error))
     except Exception as error:
         from sqlalchemy.exc import DBAPIError  # `--help` needs no SQLAlchemy, which takes as long as all else
@@ -183,8 +185,7 @@ def show(
     *,
     empty: str = "",
     more: str = "",
-    hidden: int | None = None,
-    wide: bool = False,
+    wide: bool | None = None,
 ) -> None:
     """Print a table for people.
 
@@ -193,8 +194,7 @@ def show(
         columns: their members, the important ones first.
         empty: a sentence in place of a table without rows.
         more: a hint under the table, such as how to get the next page.
-        hidden: columns that `--wide` shows besides; None: the command has no such option.
-        wide: show whole lines at a terminal, too.
+        wide: show whole lines at a terminal, too; None: the command has no such option.
     """
     rows = list(rows)
     width = None if wide else terminal_width()
@@ -206,9 +206,10 @@ def show(
     else:
         lines, omitted = fitted(rows, columns, width, SystemClock().now())
         put(*lines)
-        left_out = 0 if hidden is None else omitted + hidden
-        if hint := "; ".join(filter(None, (more, f"{counted(left_out, 'more column')}: --wide" if left_out else ""))):
-            say(hint, style="bright_black")
+        hints = [more] if more else []
+        hints += [f"{counted(omitted, 'more column')}: --wide"] if omitted and wide is not None else []
+        if hints:
+            say("; ".join(hints), style="bright_black")
 
 
 def show_fields(row: Row) -> None:

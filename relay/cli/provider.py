@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 import urllib3
-from urllib3.exceptions import HTTPError, LocationValueError
+from urllib3.exceptions import HTTPError
 
 from inbox.config.sources import BasicAuth, BearerAuth, HeaderAuth, NoAuth, Signature, Source, UrlTokenAuth
 from inbox.config.values import Secret
@@ -48,6 +48,8 @@ def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.Base
     else:
         signed = _signed(source, preset, sample, headers, at)
     headers.update({**secret_headers, **signed})
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{url} is no URL of a receiver; give --url such as http://127.0.0.1:8000")
     try:
         # urllib3 itself, since no proxy of the environment may see the secret, as a redirect would take it elsewhere
         return urllib3.request(
@@ -60,8 +62,6 @@ def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.Base
             retries=False,
         )
     # the text of an exception repeats the path, and the source's token may stand in it
-    except LocationValueError:
-        raise ConfigError(f"{url} is no URL of a receiver; give --url such as http://127.0.0.1:8000") from None
     except HTTPError as error:
         raise ConfigError(
             f"nobody answers at {url} ({type(error).__name__}); start the receiver with `inbox serve`, or give --url"

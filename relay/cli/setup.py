@@ -15,7 +15,7 @@ from rich.text import Text
 
 from inbox.observe.visible import visible
 from relay.cli.options import TIME, AsJson, parse_entity, require_known
-from relay.cli.output import FINDING, answer, bar, exit_on_error, fail, put, put_json, say, show
+from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
 from relay.words import counted, lasting
 
 _MOST_SHOWN = 20
@@ -49,17 +49,17 @@ def init(
         fail(f"give --source, one of {', '.join(sorted(PRESETS))}")
     require_known("source", source, PRESETS)
     require_known("database", database, DATABASES)
-    made = starter(source, database)
+    text, variables = starter(source, database)
     try:
         with file.open("w" if force else "x", encoding="utf-8") as opened:
-            opened.write(made.text)
+            opened.write(text)
     except OSError as error:
         fail(f"can't write {file}: {error.strerror}")
     answer(f"wrote {file}")
     answer("next, put the url of your service into it, and run:")
-    put(*(Text(visible(f"  export {name}=…  # {meaning}")) for name, meaning in made.variables.items()))
+    put(*(Text(visible(f"  export {name}=…  # {meaning}")) for name, meaning in variables.items()))
     commands = ("inbox migrate", "inbox check", "inbox serve &", "relay run &")
-    for command in (*commands, f"inbox send {source}") if made.can_send else commands:
+    for command in (*commands, f"inbox send {source}") if PRESETS[source].sample else commands:
         answer(f"  {command}")
     answer(f"webhooks go to POST /webhooks/{source}")
 
@@ -88,19 +88,18 @@ def migrate(
     from inbox.db import engine, migrate
     from inbox.loader.load import read_config
 
-    with exit_on_error():
-        config = read_config()
-        made = engine.connect(config.database.url, application="inbox-migrate")
-        try:
-            if dry_run:
-                steps = [f"{step}{'  (with --contract)' if step.contracts else ''}" for step in migrate.plan(made)]
-                for step in steps or ["the database is up to date"]:
-                    answer(step)
-                return
-            done = migrate.upgrade(made, say, contract=contract)
-            behind = migrate.lacking_rights(made)
-        finally:
-            made.dispose()
+    config = read_config()
+    made = engine.connect(config.database.url, application="inbox-migrate")
+    try:
+        if dry_run:
+            steps = [f"{step}{'  (with --contract)' if step.contracts else ''}" for step in migrate.plan(made)]
+            for step in steps or ["the database is up to date"]:
+                answer(step)
+            return
+        done = migrate.upgrade(made, say, contract=contract)
+        behind = migrate.lacking_rights(made)
+    finally:
+        made.dispose()
     came = f"was brought from {done.before or 'empty'} to {done.after}"
     answer(f"the database {'is up to date' if done.before == done.after else came}")
     if done.remaining:
@@ -133,11 +132,10 @@ def roles(
     from inbox.db import engine, migrate
     from inbox.loader.load import read_config
 
-    with exit_on_error():
-        url = engine.parse_url(read_config().database.url)
-        if url.get_backend_name() != "postgresql":
-            fail("a SQLite file has no roles; its mode decides who may read and write it")
-        script = migrate.roles_script(str(url.query.get("schema", engine.DEFAULT_SCHEMA)), prefix)
+    url = engine.parse_url(read_config().database.url)
+    if url.get_backend_name() != "postgresql":
+        fail("a SQLite file has no roles; its mode decides who may read and write it")
+    script = migrate.roles_script(str(url.query.get("schema", engine.DEFAULT_SCHEMA)), prefix)
     put(*(Text(visible(line)) for line in script.splitlines()))
 
 
@@ -175,20 +173,19 @@ def send(
 
     entity_type, entity_id = parse_entity(entity)
     given = dict(_header(each) for each in header or [])
-    with exit_on_error():
-        moment = at or SystemClock().now()
-        config = read_config()
-        require_known("source", source, config.sources)
-        of = config.sources[source]
-        if body is not None:
-            try:
-                sample = Sample(body.read_bytes(), given)
-            except OSError as error:
-                fail(f"can't read {body}: {error.strerror}")
-        else:
-            made = provider.sample_of(of, (entity_type or "", entity_id or ""), event, moment)
-            sample = Sample(made.body, {**made.headers, **given}, made.message_id)
-        reply = provider.send(of, url, sample, moment)
+    moment = at or SystemClock().now()
+    config = read_config()
+    require_known("source", source, config.sources)
+    of = config.sources[source]
+    if body is not None:
+        try:
+            sample = Sample(body.read_bytes(), given)
+        except OSError as error:
+            fail(f"can't read {body}: {error.strerror}")
+    else:
+        made = provider.sample_of(of, (entity_type or "", entity_id or ""), event, moment)
+        sample = Sample(made.body, {**made.headers, **given}, made.message_id)
+    reply = provider.send(of, url, sample, moment)
     answer(f"{reply.status} {reply.data.decode('utf-8', 'replace')}")
     if reply.status not in {200, 202, 204}:
         raise typer.Exit(FINDING)
@@ -233,40 +230,39 @@ def copy(
     from inbox.errors import CopyFailed
     from inbox.loader.load import read_config, revealed_url
 
-    with exit_on_error():
-        config = read_config()
-        urls = {"source": config.database.url, "target": revealed_url(to, "--to", os.environ)}
-        named = {end: engine.shown(engine.parse_url(url)) for end, url in urls.items()}
-        if named["source"] == named["target"]:
-            fail("--to names the database of the configuration itself: name another one")
-        source, target = (engine.connect(url, application="inbox-copy") for url in urls.values())
-        migrate.require_current(source)
-        planned, running = copying.plan(source, target), copying.running_programs(source)
-        document: dict[str, Any] = {**named}
-        if not yes:
-            document |= {"running": running, "tables": [{"table": name, "rows": planned[name]} for name in planned]}
-            more = f"; before it, stop {_together(running)}" if running else ""
-            every = counted(sum(planned.values()), "row")
-            _show_tables(
-                document,
-                f"{every} from {named['source']} to {named['target']}{more}; --yes copies them",
-                as_json=as_json,
+    config = read_config()
+    urls = {"source": config.database.url, "target": revealed_url(to, "--to", os.environ)}
+    named = {end: engine.shown(engine.parse_url(url)) for end, url in urls.items()}
+    if named["source"] == named["target"]:
+        fail("--to names the database of the configuration itself: name another one")
+    source, target = (engine.connect(url, application="inbox-copy") for url in urls.values())
+    migrate.require_current(source)
+    planned, running = copying.plan(source, target), copying.running_programs(source)
+    document: dict[str, Any] = {**named}
+    if not yes:
+        document |= {"running": running, "tables": [{"table": name, "rows": planned[name]} for name in planned]}
+        more = f"; before it, stop {_together(running)}" if running else ""
+        every = counted(sum(planned.values()), "row")
+        _show_tables(
+            document,
+            f"{every} from {named['source']} to {named['target']}{more}; --yes copies them",
+            as_json=as_json,
+        )
+        return
+    if running:
+        fail(f"the source is in use: stop {_together(running)}, then run it again")
+    began = time.monotonic()
+    try:
+        with bar("copying") as shown:
+            tables = copying.copy(
+                source,
+                target,
+                lambda step, table, done: shown(done, doing=f"{step} {table}", total=planned.get(table)),
             )
-            return
-        if running:
-            fail(f"the source is in use: stop {_together(running)}, then run it again")
-        began = time.monotonic()
-        try:
-            with bar("copying") as shown:
-                tables = copying.copy(
-                    source,
-                    target,
-                    lambda step, table, done: shown(done, doing=f"{step} {table}", total=planned.get(table)),
-                )
-        except KeyboardInterrupt:
-            fail("interrupted, and the target is empty; the same command begins again", FINDING)
-        except CopyFailed as error:
-            fail(f"stopped, and the target is empty: {error}", FINDING)
+    except KeyboardInterrupt:
+        fail("interrupted, and the target is empty; the same command begins again", FINDING)
+    except CopyFailed as error:
+        fail(f"stopped, and the target is empty: {error}", FINDING)
     rows, seconds = sum(each.rows for each in tables), time.monotonic() - began
     document |= {"seconds": round(seconds, 3), "rows": rows, "tables": msgspec.to_builtins(tables)}
     said = f"copied and compared {counted(rows, 'row')} in {lasting(seconds)}: both ends are equal"

@@ -4,21 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-
 from inbox.sources import PRESETS
-from inbox.sources.signing import PUBLIC
-
-
-class Starter(msgspec.Struct, frozen=True):
-    """A new configuration."""
-
-    text: str
-    variables: Mapping[str, str]
-    """The environment variables that it takes secrets from, and their meanings."""
-    can_send: bool
-    """True when `inbox send` can make and sign a webhook of the source."""
-
 
 _FILE = """\
 # The configuration of Inbox Relay, which both programs read. Every key: docs/reference/configuration.md
@@ -58,8 +44,12 @@ _MEANINGS = {
 }
 
 
-def starter(preset_name: str, database: str) -> Starter:
-    """Make a configuration of a preset and a database."""
+def starter(preset_name: str, database: str) -> tuple[str, Mapping[str, str]]:
+    """Make a configuration of a preset and a database.
+
+    Returns:
+        Its text, and the environment variables that it takes secrets from with their meanings.
+    """
     preset, upper = PRESETS[preset_name], preset_name.upper().replace("-", "_")
     secrets = {f"{upper}_SECRET": preset.shown_at}
     if "{token}" in preset.starter:
@@ -71,10 +61,4 @@ def starter(preset_name: str, database: str) -> Starter:
         preset=preset_name,
         source="\n".join([*(f"# {variable}: {meaning}" for variable, meaning in secrets.items()), given]),
     )
-    return Starter(
-        text,
-        {name: meaning for name, meaning in {**secrets, **_MEANINGS}.items() if f'"env:{name}"' in text},
-        can_send=preset.sample is not None
-        and (preset.prover is None or preset.signer is not None)
-        and not any(signature.algorithm in PUBLIC for signature in preset.signatures[:1]),
-    )
+    return text, {name: meaning for name, meaning in {**secrets, **_MEANINGS}.items() if f'"env:{name}"' in text}

@@ -21,7 +21,6 @@ from relay.cli.output import (
     Row,
     answer,
     console,
-    exit_on_error,
     fail,
     fitted,
     hanging,
@@ -98,25 +97,24 @@ def status(
     if here and not check:
         fail("--here is for --check: relay status --check --here")
     width = None if wide else terminal_width()
-    with exit_on_error():
-        config = read_config()
-        if watch:
-            _watch(config, every, width)
-        elif not check:
-            overview, checked, findings = _look(config)
-            if as_json:
-                put_json(_document(overview, checked, findings))
-            else:
-                put(*lines_of(overview, checked, findings, width=width))
+    config = read_config()
+    if watch:
+        _watch(config, every, width)
+    elif not check:
+        overview, checked, findings = _look(config)
+        if as_json:
+            put_json(_document(overview, checked, findings))
         else:
-            found = _checked(config, here=here)
-            if as_json:
-                put_json(found)
-            else:
-                for each in found:
-                    answer(each.sentence)
-            if found:
-                raise typer.Exit(FINDING)
+            put(*lines_of(overview, checked, findings, width=width))
+    else:
+        found = _checked(config, here=here)
+        if as_json:
+            put_json(found)
+        else:
+            for each in found:
+                answer(each.sentence)
+        if found:
+            raise typer.Exit(FINDING)
 
 
 def _look(config: Config) -> tuple[Overview, Sequence[Finding], Sequence[Finding]]:

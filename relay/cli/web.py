@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from relay.cli.options import Commands
-from relay.cli.output import FINDING, answer, console, exit_on_error, fail, say
+from relay.cli.output import FINDING, answer, console, fail, say
 
 web_app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None)
 demo_app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None)
@@ -54,8 +54,7 @@ def web(
     from inbox.loader.load import load_file
     from relay.web.app import page_of
 
-    with exit_on_error():
-        load_file().make(page_of)  # gunicorn would say the same, below its own lines
+    load_file().make(page_of)  # gunicorn would say the same, below its own lines
     become_gunicorn("relay.web.gunicorn_settings", bind, 1)
 
 
@@ -127,8 +126,7 @@ def _put_line(name: str, line: str, into: Path | None, key: Literal["users", "to
     if into is None:
         answer(line)
         return
-    with exit_on_error():
-        write_entry(into, name, line, key)
+    write_entry(into, name, line, key)
     say(f'{into} has the line of {name}; `{key} = "file:{into}"` below [web] names the file')
 
 

@@ -44,14 +44,7 @@ _PAGE_USER, _PAGE_PORT = "demo", 8025
 _COLUMN = 24
 _COLOURS = {"change": "bold", "webhook": "cyan", "call": "magenta", "command": "bold yellow"}
 _ID = re.compile(r"[0-9a-f]{20}([0-9a-f]{4})")
-_INTRODUCTION = """\
-[bold]Inbox Relay[/] keeps a commercial service in sync with an identity service.
-  [bold]change[/]   a user or a group changes in the identity service
-  [cyan]webhook[/]  which reports it; the receiver stores that, and only then answers 200
-  [magenta]call[/]     the relay fetches the entity, finds its counterpart, and POSTs,
-           PATCHes or DELETEs it; one call in ten fails on purpose
-  [bold yellow]command[/]  `relay sweep` finds missed webhooks, `relay plan` compares all
-"""
+_INTRODUCTION = "[bold]Inbox Relay[/] keeps two services in sync, while one call in ten fails on purpose."
 ROUTES = ("users-to-contacts", "groups-to-teams")
 _OPEN = text("SELECT count(*) FROM open_delivery WHERE state NOT IN ('dead', 'blocked')")
 

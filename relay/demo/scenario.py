@@ -6,7 +6,6 @@ import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from relay.demo.services import GROUP, USER, Document, IdentityService
 
@@ -57,7 +56,7 @@ class Scenario:
         sample = (sample_user if entity_type == USER else sample_group)(self._created[entity_type])
         self._created[entity_type] += 1
         stored = self._identity.create(entity_type, sample)
-        return _made("create", entity_type, stored, mapped_fields(entity_type, stored))
+        return _made("create", entity_type, {}, stored)
 
     def edit(self, entity_type: str, *, report: bool = True) -> ChangeMade:
         """Edit a user or a group; an edit that no webhook reports changes a field that the other side has."""
@@ -67,31 +66,28 @@ class Scenario:
         else:
             new = sample_edit(old, self._rng, seen_there=not report)
         stored = self._identity.replace(entity_type, old["id"], new, report=report)
-        before = mapped_fields(entity_type, old)
-        fields = {name: value for name, value in mapped_fields(entity_type, stored).items() if before[name] != value}
-        return _made("update", entity_type, stored, fields, report=report)
+        return _made("update", entity_type, mapped_fields(entity_type, old), stored, report=report)
 
     def delete(self, *, report: bool = True) -> ChangeMade:
         """Delete a user."""
         user = self._rng.choice(self._identity.all(USER))
         self._identity.delete(USER, user["id"], report=report)
-        return _made("delete", USER, user, {}, report=report)
+        return _made("delete", USER, mapped_fields(USER, user), user, report=report)
 
 
 def _made(
-    action: str, entity_type: str, entity: Document, fields: Mapping[str, Any], *, report: bool = True
+    action: str, entity_type: str, before: Mapping[str, str | None], entity: Document, *, report: bool = True
 ) -> ChangeMade:
     name = entity["name"] if entity_type == GROUP else "{givenName} {familyName}".format_map(entity["name"])
-    shown = {field: value for field, value in fields.items() if field != "external_id"}
-    return ChangeMade(action, entity_type, entity["id"], name, shown, report)
+    fields = {field: to for field, to in mapped_fields(entity_type, entity).items() if to != before.get(field)}
+    return ChangeMade(action, entity_type, entity["id"], name, fields, report)
 
 
-def mapped_fields(entity_type: str, entity: Mapping[str, Any]) -> dict[str, str | None]:
+def mapped_fields(entity_type: str, entity: Document) -> dict[str, str | None]:
     """Return what the counterpart of a user or a group must hold, by the relay's mapping."""
     if entity_type == GROUP:
-        return {"external_id": entity["id"], "name": entity["name"]}
+        return {"name": entity["name"]}
     return {
-        "external_id": entity["id"],
         "email": entity["emails"][0]["address"] if entity["emails"] else None,
         "first_name": entity["name"].get("givenName"),
         "last_name": entity["name"].get("familyName"),

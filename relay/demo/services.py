@@ -90,7 +90,6 @@ class _Service:
         """Start without documents."""
         self._documents: dict[str, dict[str, Document]] = {kind: {} for kind in kinds}
         self.app: App = falcon.asgi.App(middleware=[self])
-        self.app.set_error_serializer(self._serialize)
         self.app.add_route(f"{self.prefix}/{{kind}}", self, suffix="all")
         self.app.add_route(f"{self.prefix}/{{kind}}/{{key}}", self)
 
@@ -116,12 +115,6 @@ class _Service:
     async def on_get(self, _: Request, resp: Response, kind: str, key: str) -> None:
         """Read one."""
         answer(resp, self.get(kind, key))
-
-    def _serialize(self, _: Request, resp: Response, error: falcon.HTTPError) -> None:
-        answer(resp, self._error_body(error.description or error.title or "", error.status_code), error.status_code)
-
-    def _error_body(self, text: str, _status: int) -> Document:
-        return {"error": text}
 
 
 class WebhookSender:
@@ -197,9 +190,6 @@ class IdentityService(_Service):
         self._now, self._latest = now or SystemClock().now, datetime.min.replace(tzinfo=UTC)
         self._lock = threading.Lock()  # held while a webhook is queued: they have the order of the changes
         self._process, self._counter = secrets.token_hex(5), itertools.count()
-
-    def _error_body(self, text: str, status: int) -> Document:
-        return {"errorMessage": text, "statusCode": status}
 
     def create(self, entity_type: str, body: Document) -> Document:
         """Store a new user or group, send the webhook, and return the document."""

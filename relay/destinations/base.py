@@ -17,8 +17,7 @@ from inbox.clock import SystemClock
 from inbox.config.model import ApiOauth2, Config, Endpoint, SyncDestination
 from inbox.errors import collect_config_errors
 from relay.delivery.outcome import Delivery, Outcome
-from relay.http.client import HttpClient, Limits
-from relay.http.oauth import TokenClient
+from relay.http.client import HttpClient, Limits, TokenClient
 from relay.http.target import prepare
 
 Context = Limits

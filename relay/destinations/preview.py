@@ -44,11 +44,6 @@ class Preview(msgspec.Struct, frozen=True):
     why: str | None = None
     """The reason for no change, or for a failure."""
 
-    @property
-    def is_in_sync(self) -> bool:
-        """True when both sides agree."""
-        return self.change == "none"
-
 
 def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
     """Return the change that an attempt for this event would make now. It waits for no replica, and reads a 404 as final."""

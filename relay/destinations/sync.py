@@ -9,9 +9,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
-from inbox.config.model import Api, ApiHeader, Endpoint, Route, SyncDestination
-from inbox.config.sync import SyncRoute
-from inbox.config.values import titled
+from inbox.config.model import Route, SyncDestination
 from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.delivery.outcome import (
     REFETCH_AFTER,
@@ -41,41 +39,6 @@ from relay.sync.compiled_route import (
 )
 from relay.sync.expressions import Scope, decode, digest, encode
 
-
-def plan_of(route: str, sync: SyncRoute, source: Api, destination: SyncDestination) -> SyncPlan:
-    """Compile the sync table of a route between these endpoints.
-
-    Raises:
-        ConfigError: something in it can't be used. The text has a line for each mistake.
-    """
-    plan = compile_sync(route, sync)
-    calls = {
-        "find": None if plan.find is None else plan.find.call,
-        "create": plan.create,
-        "update": plan.update,
-        "delete": plan.delete,
-        "deactivate": plan.deactivate,
-    }
-    checks = {
-        step: partial(require_no_credentials, call, f"routes.{route}.sync.{step}", destination)
-        for step, call in calls.items()
-        if call is not None
-    }
-    checks["fetch"] = partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)
-    collect_config_errors(checks)
-    return plan
-
-
-def require_no_credentials(call: CallPlan, where: str, endpoint: Endpoint) -> None:
-    """Refuse a call whose own headers would replace the endpoint's credentials.
-
-    Raises:
-        ConfigError: one of them has the name of the header in `auth`.
-    """
-    if isinstance(endpoint.auth, ApiHeader) and titled(endpoint.auth.name) in dict(call.headers):
-        raise ConfigError(f"{where}.headers: {endpoint.auth.name!r} is set by the endpoint's auth; remove it here")
-
-
 # --- an attempt, step by step
 
 
@@ -100,24 +63,21 @@ class Sync:
         except Ended as end:
             return end.outcome
         except MappingError as error:
-            return Failed(tuple(attempt.calls), "mapping", str(error))
+            return Failed(attempt.calls, "mapping", str(error))
         except BodyErased as erased:  # it looked into the body before any write
-            return Skipped(tuple(attempt.calls), str(erased))
+            return Skipped(attempt.calls, str(erased))
 
 
 def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
     """Make the deliverer of `route`.
 
     Raises:
-        ConfigError: the route has no sync table, or something in it or its endpoints can't be used.
+        ConfigError: something in its table or its endpoints can't be used.
     """
     if route.sync is None:
-        raise ConfigError(
-            f"routes.{route.name}: a route to a sync destination needs a [routes.{route.name}.sync] table"
-        )
-    source = clients.config.apis[route.sync.fetch.api]
+        raise ConfigError(f"routes.{route.name}: a route to a sync destination needs its sync table")
     parts: dict[str, Callable[[], Any]] = {
-        "plan": partial(plan_of, route.name, route.sync, source, destination),
+        "plan": partial(compile_sync, route.name, route.sync),
         "api": partial(clients.api, route.sync.fetch.api),
         "destination": partial(clients.destination, destination, destination.base_url),
     }
@@ -137,7 +97,7 @@ class Attempt:
     """An attempt in progress, step by step."""
 
     def __init__(self, sync: Sync, delivery: Delivery, context: Context) -> None:
-        self.calls: list[Call] = []
+        self.calls: tuple[Call, ...] = ()
         self._plan, self._table = sync.plan, sync.plan.table
         self._api = sync.api
         self._destination = sync.destination
@@ -159,7 +119,7 @@ class Attempt:
             BodyErased: a field or a template looks into the event's body, which was erased.
         """
         if self._delivery.entity_id is None:
-            return self._skipped("the event names no entity")
+            return Skipped(self.calls, "the event names no entity")
         if not self._fetch():
             return self._gone()
         if self._plan.find is None:
@@ -167,7 +127,7 @@ class Attempt:
         if not self._find():
             return self._missing()
         if self._plan.update is None:
-            return self._skipped("it has a counterpart, and the route doesn't update")
+            return Skipped(self.calls, "it has a counterpart, and the route doesn't update")
         return self._update()
 
     def _fetch(self) -> bool:
@@ -187,8 +147,8 @@ class Attempt:
             if answer.error_class != "gone" and self._may_be_behind():
                 # A lagging replica gives the same answer for an entity just created: the next attempt asks again.
                 if is_absent or pick is None:
-                    raise Ended(answer.failed(self._all()))
-                raise Ended(Failed(self._all(), "not_found", f"fetch: the answer has null at {pick.text}"))
+                    raise Ended(answer.failed(self.calls))
+                raise Ended(Failed(self.calls, "not_found", f"fetch: the answer has null at {pick.text}"))
             return False
         return self._accept(entity, answer)
 
@@ -205,7 +165,7 @@ class Attempt:
         is_in_doubt = is_delete and modified == at  # recreated in the same second, or a lagging replica
         self._stale_suspected = is_in_doubt or self._plan.is_stale(modified, self._delivery)
         if self._stale_suspected and self._delivery.stale_before < len(REFETCH_AFTER):
-            raise Ended(Failed(self._all(), "stale", f"fetch: last changed at {modified}, not after the event"))
+            raise Ended(Failed(self.calls, "stale", f"fetch: last changed at {modified}, not after the event"))
         if modified is not None and modified > self._context.now():
             self._last_modified = None  # it can't be true, and would make every event until then look covered
         self.scope["entity"] = entity
@@ -227,7 +187,7 @@ class Attempt:
         with self._reading(answer):
             matches = find.matches_in(_json(answer))
         if len(matches) > 1 and self._table.many == "dead":
-            raise Ended(Failed(self._all(), "ambiguous", f"find: {len(matches)} counterparts"))
+            raise Ended(Failed(self.calls, "ambiguous", f"find: {len(matches)} counterparts"))
         if not matches:
             return False
         self.scope |= {"target": matches[0], "etag": answer.etag}
@@ -246,10 +206,10 @@ class Attempt:
             case "create":
                 return self._create()
             case "skip":
-                return self._skipped('it has no counterpart, and missing = "skip"')
+                return Skipped(self.calls, 'it has no counterpart, and missing = "skip"')
             case "retry":
-                return Failed(self._all(), "not_found", "find: no counterpart yet")
-        return Failed(self._all(), "no_target", 'find: no counterpart, and missing = "dead"')
+                return Failed(self.calls, "not_found", "find: no counterpart yet")
+        return Failed(self.calls, "no_target", 'find: no counterpart, and missing = "dead"')
 
     def _create(self) -> Outcome:
         fields = self.fields = self._plan.fields.of(self.scope, creating=True)
@@ -282,7 +242,7 @@ class Attempt:
             content = digest([fields, (body or b"").decode()])  # it may send more than the fields
         is_asked_for = self._delivery.run > 0  # by an operator, or by a duplicate request
         if self._table.skip_unchanged and not is_asked_for and content == self._delivery.applied_hash:
-            raise Ended(Unchanged(self._all()))
+            raise Ended(Unchanged(self.calls))
         headers = {}
         if plan.if_match is not None and (version := plan.if_match.value(self.scope)) is not None:
             headers["If-Match"] = header_value(str(version))
@@ -291,7 +251,7 @@ class Attempt:
     def _gone(self) -> Outcome:
         plan, gone = self._plan, self._table.gone
         if gone == "skip":
-            return self._skipped('the entity is gone, and gone = "skip"')
+            return Skipped(self.calls, 'the entity is gone, and gone = "skip"')
         self.scope["entity"] = None
         if plan.find is not None and not self._find():
             return self._delivered("nothing_to_delete")
@@ -329,9 +289,9 @@ class Attempt:
         own = {**call.own_headers(self.scope), **more}
         request = Request(step, call.method, headers, path, query, body, own_headers=own, template=call.path.text)
         answer = client.call(request, self._context)
-        self.calls.append(answer.call)
+        self.calls += (answer.call,)
         if answer.error_class is not None and answer.error_class not in ABSENT:
-            raise Ended(answer.failed(self._all()))
+            raise Ended(answer.failed(self.calls))
         if answer.error_class is None and call.rules:
             self._require_no_error(call, answer)
         return answer
@@ -346,12 +306,12 @@ class Attempt:
             reported = reported_error(call.rules, _json(answer))
         if reported is not None:
             failed = answer.reporting(*reported)
-            self.calls[-1] = failed.call
-            raise Ended(failed.failed(self._all()))
+            self.calls = (*self.calls[:-1], failed.call)
+            raise Ended(failed.failed(self.calls))
 
     def _ensure(self, answer: Answer) -> None:
         if answer.error_class is not None:
-            raise Ended(answer.failed(self._all()))
+            raise Ended(answer.failed(self.calls))
 
     @contextmanager
     def _reading(self, answer: Answer) -> Iterator[None]:
@@ -359,10 +319,7 @@ class Attempt:
         try:
             yield
         except UnusableAnswer as error:
-            raise Ended(Failed(self._all(), "bad_answer", f"{answer.call.step}: {error}")) from None
-
-    def _skipped(self, why: str) -> Skipped:
-        return Skipped(self._all(), why)
+            raise Ended(Failed(self.calls, "bad_answer", f"{answer.call.step}: {error}")) from None
 
     def _delivered(
         self,
@@ -371,16 +328,13 @@ class Attempt:
     ) -> Delivered:
         """End with a success; `content` is the hash of what the counterpart has now."""
         return Delivered(
-            self._all(),
+            self.calls,
             did,
             self._fetch_began_at,
             self._last_modified,
             content,
             stale_suspected=self._stale_suspected,
         )
-
-    def _all(self) -> tuple[Call, ...]:
-        return tuple(self.calls)
 
 
 def _json(answer: Answer) -> Any:  # noqa: ANN401  # whatever the JSON holds

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from inbox.events.commands import DEAD_STATES, MOST_SEQS
+from inbox.events.states import DEAD_STATES, MOST_SEQS
 
 Name = Annotated[str, Meta(max_length=20_000)]
 """A name or id: those of entities may be long."""

@@ -223,7 +223,8 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
 
 def wrong_field(error: msgspec.ValidationError) -> tuple[str, str]:
     """Return the field of a mistake, or nothing, and the mistake."""
-    says, _, place = str(error).partition(" - at `$")
+    said, at, place = str(error).rpartition(" - at `$")  # a value may look like one
+    says, place = (said, place) if at else (place, "")
     missing = says.removeprefix("Object missing required field ")
     return (place.strip(".`"), says) if missing == says else (missing.strip("`"), "is missing")
 

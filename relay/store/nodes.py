@@ -10,9 +10,9 @@ import msgspec
 
 from inbox.config.model import Config, Route
 from inbox.config.values import Secret
-from inbox.db.dialect import as_json, storable
+from inbox.db.dialect import as_json, rows_param, storable
 from inbox.db.reads import Row
-from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up, figures_param
+from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up
 from inbox.events.states import GONE_SECONDS
 from relay.store.database import Database
 from relay.store.gates import ENTITY_NOT_PAUSED
@@ -114,7 +114,7 @@ def flush_figures(database: Database, routes: Mapping[str, Route]) -> None:
     """Write the figures counted so far; `routes` says to which destination each route goes now."""
     with database.tally.taken() as figures:
         if figures:
-            rows = figures_param([*figures, *_of_destinations(figures, routes)])
+            rows = rows_param([*figures, *_of_destinations(figures, routes)])
             with database.write() as transaction:
                 transaction.limit_waits(_LOCK_WAIT_MS)
                 transaction.execute(add_up(transaction.sql), figures=rows)
@@ -122,5 +122,5 @@ def flush_figures(database: Database, routes: Mapping[str, Route]) -> None:
 
 def _of_destinations(figures: Iterable[Figure], routes: Mapping[str, Route]) -> Iterator[Figure]:
     for figure in figures:
-        if figure.kind == ROUTE and figure.name in routes:
-            yield msgspec.structs.replace(figure, kind=DESTINATION, name=routes[figure.name].destination)
+        if figure["kind"] == ROUTE and figure["name"] in routes:
+            yield {**figure, "kind": DESTINATION, "name": routes[figure["name"]].destination}

@@ -19,8 +19,7 @@ from jmespath.functions import Functions
 
 from inbox.config.mistakes import nearest
 from inbox.errors import BodyErased, ConfigError, MappingError
-from inbox.events import numbers
-from inbox.events.strict_json import DEEPEST, has_too_long_number, is_too_deep
+from inbox.events.strict_json import DEEPEST, LONGEST_NUMBER, exact, has_too_long_number, is_too_deep
 from inbox.loader.load import config_path
 
 Scope = dict[str, Any]
@@ -92,13 +91,13 @@ def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
     """Decode the JSON in `body`. A number that a float would change becomes a Decimal.
 
     Raises:
-        ValueError: it is not JSON, nested deeper than `DEEPEST`, or has a number that `inbox.events.numbers` refuses. The
+        ValueError: it is not JSON, nested deeper than `DEEPEST`, or has a number that `inbox.events.strict_json` refuses. The
             text names the reason.
     """
     if is_too_deep(body):
         raise ValueError(f"nested deeper than {DEEPEST} levels, or its brackets do not match")
     if has_too_long_number(body):
-        raise ValueError(f"unusable: a number in it has more than {numbers.LONGEST} characters")
+        raise ValueError(f"unusable: a number in it has more than {LONGEST_NUMBER} characters")
     try:
         return _DECODER.decode(body)
     except _UnusableNumber as error:
@@ -113,7 +112,7 @@ class _UnusableNumber(Exception):
 
 def _number(text: str) -> float | Decimal:
     try:
-        return numbers.exact(text)
+        return exact(text)
     except ValueError as error:
         raise _UnusableNumber(error) from None
 

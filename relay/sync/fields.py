@@ -152,9 +152,7 @@ class Field(msgspec.Struct, frozen=True):
     where: str
     find: Callable[[Scope], Any]
     cast: Cast | None = None
-    lookup: Mapping[str, Any] | None = None
-    default: Any = None
-    required: bool = False
+    rule: MapField = MapField()
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # any JSON
         """Return the value; None when it is absent.
@@ -164,15 +162,15 @@ class Field(msgspec.Struct, frozen=True):
         """
         found = as_json(self.find(scope), self.where)
         if found is None:
-            if self.required:
+            if self.rule.required:
                 raise MappingError("is required, and there is no value", field=self.where)
-            return self.default
+            return self.rule.default
         try:
             if self.cast is not None:
                 found = self.cast(found)
-            if self.lookup is None:
+            if self.rule.lookup is None:
                 return found
-            looked_up = self.lookup.get(key_of(found), self.default)
+            looked_up = self.rule.lookup.get(key_of(found), self.rule.default)
         except ValueError as error:
             raise MappingError(f"the value {error}", field=self.where) from None
         if looked_up is None:
@@ -256,10 +254,10 @@ def as_json(value: object, where: str) -> Any:  # noqa: ANN401  # any JSON
 def _field(where: str, given: str | MapField) -> Field:
     if isinstance(given, str):
         return Field(where, Expression(given, where, _KNOWN).value)
-    lookup = None if given.lookup is None else msgspec.to_builtins(given.lookup)  # dates and times become text
-    return Field(
-        where, _finder(where, given), cast_of(given), lookup, msgspec.to_builtins(given.default), given.required
-    )
+    # Dates and times become text.
+    texts = {key: msgspec.to_builtins(getattr(given, key)) for key in ("value", "default", "lookup")}
+    rule = msgspec.structs.replace(given, **texts)
+    return Field(where, _finder(where, rule), cast_of(rule), rule)
 
 
 def _finder(where: str, given: MapField) -> Callable[[Scope], Any]:
@@ -267,8 +265,7 @@ def _finder(where: str, given: MapField) -> Callable[[Scope], Any]:
         return Expression(given.expression, f"{where}.from", _KNOWN).value
     if hook := _hook(given.function, f"{where}.function", _KNOWN):
         return lambda scope: hook.call(*(scope[name] for name in _KNOWN))
-    constant = msgspec.to_builtins(given.value)
-    return lambda _: constant
+    return lambda _: given.value
 
 
 def _hook(reference: str | None, where: str, takes: Sequence[str]) -> Hook | None:

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from inbox.clock import Clock
 from inbox.errors import BadFilter, NotAllowed, NothingThere, NotNow, PageError, PlanChanged, UnusableCommand
-from inbox.events.commands import MOST_REASON, SAYS_WHY_PATTERN
+from inbox.events.states import MOST_REASON, SAYS_WHY_PATTERN
 from relay.accounts import Actor
 from relay.operations.asks import BOUNDS, Name
 from relay.operations.table import OPERATIONS, Operation

@@ -17,7 +17,7 @@ from inbox.config.mistakes import nearest
 from inbox.db.dialect import is_storable
 from inbox.errors import BadFilter
 from inbox.events.timestamps import parse_time
-from inbox.http.body import read
+from inbox.http.bodies import read_whole
 from relay.operations.table import wrong_field
 
 _encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
@@ -58,7 +58,7 @@ async def read_form(req: Request) -> dict[str, str]:
     """
     if (req.content_type or "").partition(";")[0].strip().lower() != FORM_TYPE:
         raise BadFilter(f"expected a form, of the type {FORM_TYPE}")
-    body = await read(req, MOST_BYTES)
+    body = await read_whole(req, MOST_BYTES)
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
     except ValueError:
@@ -79,7 +79,7 @@ async def read_json(req: Request) -> dict[str, Any]:
         RequestError: as `read_form`.
     """
     try:
-        return msgspec.json.decode(await read(req, MOST_BYTES), type=dict[str, Any])
+        return msgspec.json.decode(await read_whole(req, MOST_BYTES), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadFilter(f"the body is no JSON object: {error}") from None
 

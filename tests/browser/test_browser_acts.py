@@ -13,7 +13,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.daemon import configured, running
 from tests.helpers.downstream import serving as downstream_serving
 from tests.helpers.filling import give_up
-from tests.helpers.page import VIEWER, Page, on_database, serving
+from tests.helpers.page import Page, on_database, serving
 
 EVENTS = [(f"u{number}", f"2026-01-01T00:00:0{number}Z") for number in range(5)]
 
@@ -46,29 +46,6 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(
     assert "No delivery matches" in browser.text()
     browser.open("/deliveries?state=delivered&live=0")
     browser.wait(lambda: len(browser.all("tbody tr")) == len(EVENTS), "all are shown as delivered")
-
-
-def test_a_plan_without_a_reason_does_nothing(browser: Browser, own_page: Page, own_engine: Engine) -> None:
-    browser.site = own_page.url
-    give_up(own_engine, str(own_engine.url), EVENTS)
-    browser.open("/acts/replay?route=everything")
-    at = browser.at()
-    browser.find("main form button").click()
-    assert browser.at() == at
-    browser.open("/commands?live=0")
-    assert not browser.all('main a[href^="/commands/"]')
-
-
-def test_a_viewer_sees_no_acts_and_is_refused_them(browser: Browser, own_page: Page, own_engine: Engine) -> None:
-    browser.site = own_page.url
-    give_up(own_engine, str(own_engine.url), EVENTS)
-    browser.act_as(VIEWER)
-    for path in ("/deliveries?state=dead&live=0", "/dead?live=0", "/gates?live=0", "/?live=0"):
-        browser.open(path)
-        assert not browser.all('main a[href^="/acts/"], main form[action^="/acts/"]'), path
-    browser.open("/acts/replay?route=everything")
-    assert browser.find("[role=alert]").is_displayed()
-    assert not browser.all("textarea[name=reason]")
 
 
 def test_a_new_dead_letter_appears_without_a_reload(browser: Browser, own_page: Page, own_engine: Engine) -> None:

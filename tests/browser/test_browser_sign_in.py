@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from tests.helpers.browser import PHONE, Browser, Theme
 from tests.helpers.night import night_config
 from tests.helpers.page import on_database
-from tests.helpers.signing_in import OTHER_PASSWORD, PASSWORD, Entrance, entrance
+from tests.helpers.signing_in import PASSWORD, Entrance, entrance
 
 A_DAY = 86_400
 
@@ -113,14 +113,3 @@ def test_a_session_that_ends_leads_to_the_form_and_back(browser: Browser, door: 
     browser.wait(lambda: browser.at().startswith("/sign-in?next="), "the form")
     sign_in(browser, "anna", PASSWORD)
     assert browser.find("input[name=source]").get_attribute("value") == "shop"
-
-
-@pytest.mark.usefixtures("door")
-def test_a_viewer_signs_in_and_may_not_act(browser: Browser) -> None:
-    browser.open("/gates?live=0")
-    sign_in(browser, "veikko", OTHER_PASSWORD)
-    assert browser.find(".who").text.startswith("veikko viewer")
-    assert not browser.all('main a[href^="/acts/"], main form[action^="/acts/"], main form[method=post]')
-    browser.open("/acts/pause?route=orders-to-erp")
-    assert browser.find("[role=alert]").is_displayed()
-    assert not browser.all("textarea[name=reason]")

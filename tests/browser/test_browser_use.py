@@ -43,13 +43,6 @@ def test_filters_are_in_the_url_and_the_back_button_undoes_them(browser: Browser
     assert "203.0.113." in browser.text()
 
 
-def test_a_filter_without_sense_is_explained_above_its_form(browser: Browser, night_page: Page) -> None:
-    browser.site = night_page.url
-    browser.open("/rejected?since=soon")
-    assert browser.find("[role=alert]").text.startswith("The filter makes no sense.")
-    assert browser.find("input[name=since]").is_displayed()
-
-
 def test_the_page_is_used_by_keys_alone(browser: Browser, night_page: Page) -> None:
     browser.site = night_page.url
     browser.open("/rejected?live=0")
@@ -106,10 +99,3 @@ def test_news_appear_without_a_reload(browser: Browser, own_page: Page, own_engi
     assert browser.run("return window.same") is True
     browser.find("#live").click()
     browser.wait(lambda: browser.find("#live").text == "Paused", "the page is paused")
-
-
-def test_a_page_that_is_not_live_has_no_button(browser: Browser, own_page: Page) -> None:
-    browser.site = own_page.url
-    browser.open("/rejected?live=0")
-    assert not [button for button in browser.all("#live") if button.is_displayed()]
-    assert browser.run("return document.getElementById('main').dataset.live === undefined") is True

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from relay.steps import CRITICAL, Step
 from tests.bulkheads.start_states import ITEMS, PROVOKE, START_STATES, WITH, StartState
 from tests.bulkheads.step_failures import FAILURES, Plant, planted
-from tests.helpers.daemon import kinds, running
+from tests.helpers.daemon import hurry, kinds, running
 from tests.helpers.downstream import Downstream, serving
 from tests.helpers.filling import fill
 from tests.helpers.reading import count
@@ -41,11 +41,17 @@ ONE_AT_A_TIME: dict[Step, str] = {
 
 OF_PYTHON = [name for name in FAILURES if name != "DataError"]
 PLANTED = [
-    (step, failure)
-    for number, step in enumerate(START_STATES)
-    for failure in ("DataError", OF_PYTHON[number % len(OF_PYTHON)])
+    *((kind, step, "DataError") for kind in ("sqlite", "postgres") for step in START_STATES),
+    *(("sqlite", step, OF_PYTHON[number % len(OF_PYTHON)]) for number, step in enumerate(START_STATES)),
 ]
 """For each step an error of the database and one of Python's: what tells them apart is the same for all steps."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_relays(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    monkeypatch.setattr("relay.daemon.loop.FLUSH_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("relay.sweep.scheduler.LOOK_EVERY_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -59,7 +65,7 @@ def test_every_step_is_planted_with_a_bad_item_or_says_why_not() -> None:
     assert not set(START_STATES) & set(ONE_AT_A_TIME)
 
 
-@pytest.mark.parametrize(("step", "failure"), PLANTED)
+@pytest.mark.parametrize(("database_url", "step", "failure"), PLANTED, indirect=["database_url"])
 def test_one_item_among_a_hundred_fails_alone_and_can_be_seen(  # noqa: PLR0917  # fixtures
     database_url: str,
     engine: Engine,
@@ -94,8 +100,6 @@ def test_a_step_that_fails_all_the_time_stops_no_delivery_and_can_be_seen(  # no
     caplog: pytest.LogCaptureFixture,
     step: Step,
 ) -> None:
-    monkeypatch.setattr("relay.daemon.loop.RENEW_EVERY_SECONDS", 0.1)
-    monkeypatch.setattr("relay.daemon.loop.FLUSH_EVERY_SECONDS", 0.1)
     caplog.set_level(logging.ERROR)
     plant = Plant(step, "ValueError")
     with planted(monkeypatch, plant), running(engine, downstream, more=WITH.get(step, "")) as relay:

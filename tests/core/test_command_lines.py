@@ -145,7 +145,7 @@ def test_a_mistyped_name_exits_with_2_and_says_the_nearest(capsys: pytest.Captur
 
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
-LISTING = ListCommand("deliveries", "events", "seq state entity received_at lane last_error", "relay_node")
+LISTING = ListCommand("deliveries", "events", "seq state entity received_at lane last_error")
 COLUMNS = LISTING.names()
 ROW = {
     "seq": 7,
@@ -165,8 +165,6 @@ def arranged(width: int, rows: list[dict[str, object]] | None = None) -> tuple[l
 
 def test_chosen_columns_come_in_the_order_of_their_names_and_may_be_named_by_their_headings() -> None:
     assert LISTING.names("received, error,seq") == ["received_at", "last_error", "seq"]
-    assert LISTING.names("relay_node,lane") == ["relay_node", "lane"]
-    assert LISTING.names(wide=True) == [*COLUMNS[:-1], "relay_node", "last_error"]
 
 
 @given(

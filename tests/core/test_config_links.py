@@ -79,6 +79,18 @@ def test_tables_that_do_not_fit_together_are_told_with_the_nearest_name(change: 
     assert expected in mistake(changed_links(change))
 
 
+def test_no_call_replaces_the_header_of_its_endpoints_secret() -> None:
+    crm, auth = (
+        'base_url = "https://crm.example.com"\n',
+        'auth = { kind = "header", name = "X-Key", value = "env:K" }\n',
+    )
+    create = 'create = { path = "/contacts", headers = { x-key = "1" } }\n'
+    told = mistake(changed_links((crm, crm + auth), (NO_CREATE[0], create)))
+    assert "[routes.users.sync] create.headers: 'X-Key' is set by the endpoint's auth" in told
+    swept = f'{LINKS}{SWEEP}headers = {{ x-key = "1" }}\n'.replace("[destinations.crm]", f"{auth}[destinations.crm]")
+    assert "headers: 'X-Key' is set by the endpoint's auth" in mistake(swept)
+
+
 UPDATE = 'update = { path = "/contacts/{target.id}" }\n'
 
 

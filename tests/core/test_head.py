@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inbox import errors
 from inbox.errors import HeadTooLarge, RequestError, TargetTooLong, Unavailable, Unreadable
 from inbox.http import head
-from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, Capacity, MemoryBudget, Reservation
+from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, MemoryBudget, Reservation
 
 # --- test_head
 
@@ -121,15 +121,6 @@ def test_who_waits_as_long_as_it_is_told_gets_through(rate: float, asked: list[f
         if wait:
             now += wait * 1.000001 + 1e-9
             assert bucket.take(now) == 0
-
-
-def test_as_many_may_be_open_as_there_may_be_and_no_more() -> None:
-    capacity = Capacity(connections=2, requests=1, per_connection=1)
-    capacity.check_connections(1)
-    capacity.check_requests(0)
-    for check, others in ((capacity.check_connections, 2), (capacity.check_requests, 1)):
-        with pytest.raises(Unavailable, match="too many"):
-            check(others)
 
 
 def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:

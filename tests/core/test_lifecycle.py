@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from inbox.errors import IllegalTransition
-from inbox.events.past import deliveries_at, event_at
+from inbox.events.states import deliveries_at, event_at
 from relay.delivery import facts
 from relay.delivery.lifecycle import (
     OPEN,

@@ -261,7 +261,7 @@ def test_what_could_not_be_written_is_there_the_next_time_with_what_came_meanwhi
     not_written(tally, OSError())
     tally.add("route", "crm", "delivered")
     tally.add("route", "crm", "dead")
-    assert [(figure.outcome, figure.count) for figure in taken(tally)] == [("delivered", 2), ("dead", 1)]
+    assert [(figure["outcome"], figure["count"]) for figure in taken(tally)] == [("delivered", 2), ("dead", 1)]
 
 
 def test_what_the_database_rejects_is_not_tried_again(tally: Tally) -> None:

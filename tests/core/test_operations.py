@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from inbox.errors import UnusableCommand
-from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES
+from inbox.events.states import COMMAND_KINDS, COMMAND_STATES
 from relay.operations.table import OF_DELIVERIES, OPERATIONS, parse
 from relay.store.operator import commands, tasks
 from relay.store.operator.selection import Act

@@ -15,7 +15,7 @@ from inbox.errors import ConfigError, NotAuthenticated, RequestError, Unreadable
 from inbox.events import strict_json, timestamps
 from inbox.http import head
 from inbox.loader.load import parse_config
-from relay.http import oauth
+from relay.http import client as http_client
 from tests.sources import test_secevent as secevent
 from tests.sources import test_secevent_keys as secevent_keys
 from tests.sources.presenting import NOW
@@ -65,7 +65,7 @@ def read_head(drawn: tuple[str, bytes, list[tuple[bytes, bytes]]]) -> None:
 
 
 def read_token(body: bytes) -> None:
-    value, lasts = oauth.read_token(body)
+    value, lasts = http_client.read_token(body)
     assert re.fullmatch(r"[!-~]+", value)
     assert 0 <= lasts <= 10**9
 

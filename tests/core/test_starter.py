@@ -36,15 +36,15 @@ def test_it_passes_the_check_once_its_variables_are_set(
     monkeypatch.setenv("INBOX_CONFIG", str(file))
     # A preset's own lines are the same whatever the database.
     for preset in PRESETS if database == "sqlite" else ("custom", "github", "trivore"):
-        made = starter(preset, database)
-        environment = {name: VALUES.get(name, "secret") for name in made.variables}
+        text, variables = starter(preset, database)
+        environment = {name: VALUES.get(name, "secret") for name in variables}
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        file.write_text(made.text, encoding="utf-8")
-        loaded = load_text(made.text, environment=environment)
-        assert check.findings(loaded, file, environment) == [], made.text
-        assert set(environment) == {word for word in environment if f"env:{word}" in made.text}
-        unset = load_text(made.text, environment={})
+        file.write_text(text, encoding="utf-8")
+        loaded = load_text(text, environment=environment)
+        assert check.findings(loaded, file, environment) == [], text
+        assert set(environment) == {word for word in environment if f"env:{word}" in text}
+        unset = load_text(text, environment={})
         for name in environment:
             monkeypatch.delenv(name)
         assert len(unset.mistakes) + sum(len(unset.further_mistakes(start)) for start in check.STARTS.values()) >= len(

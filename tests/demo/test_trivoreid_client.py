@@ -102,7 +102,7 @@ def site(database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.
         yield Site(connected(at_source), source, target, config, engine, file)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.nightly)], indirect=True)
 def test_a_user_and_a_group_of_the_vendors_client_are_kept_in_sync(site: Site) -> None:
     from trivoreid.models.groups import Group  # noqa: PLC0415  # as above
     from trivoreid.models.user import User  # noqa: PLC0415

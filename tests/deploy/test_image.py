@@ -70,7 +70,7 @@ def test_a_machine_that_can_build_no_image_is_told_from_an_image_that_cant_be_bu
     assert lacking("Error: building at STEP RUN pip install: exit status 1\nmake: *** [image] Error 1\n") is None
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.skipif(BUILDAH is None, reason="no buildah: nobody builds deploy/Containerfile")
 def test_it_is_built_and_holds_the_programs_and_the_bill_of_materials() -> None:
     """Takes a minute. IMAGE_BUILD has further options, such as `--build-arg=PYTHON=localhost/python` for another base image."""

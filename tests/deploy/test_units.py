@@ -53,15 +53,6 @@ def test_each_service_is_fenced_in(installed: Path, name: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_fence_is_the_one_that_the_programs_are_tested_in() -> None:
-    """By tests/deploy/fenced.py, which needs no systemd."""
-    hardening = unit("inbox-relay-.service.d/hardening.conf")
-    fence = ("ProtectSystem", "NoNewPrivileges", "CapabilityBoundingSet", "MemoryDenyWriteExecute", "StateDirectory")
-    assert [hardening[key] for key in fence] == ["strict", "yes", "", "yes", "inbox-relay"]
-    assert hardening["User"] == "inbox-relay"
-    assert "ReadWritePaths" not in hardening
-
-
 @pytest.mark.parametrize("program", GRACE)
 def test_a_stop_has_more_time_than_the_program_takes(program: str) -> None:
     assert int(unit(f"inbox-relay-{program}.service")["TimeoutStopSec"]) >= GRACE[program] + 5

@@ -35,7 +35,7 @@ def _can_boot() -> bool:
 
 
 pytestmark = [
-    pytest.mark.long,
+    pytest.mark.nightly,
     pytest.mark.skipif(not _can_boot(), reason="no root, namespaces or systemd: nobody boots deploy/systemd"),
 ]
 

@@ -38,7 +38,7 @@ from tests.helpers.scripted import (
     then_close,
 )
 
-DEADLINE = 0.5
+DEADLINE = 0.3
 SLACK = 0.5
 MEGABYTE = 1024 * 1024
 CA = str(CERTIFICATE)
@@ -128,7 +128,7 @@ def test_addresses_of_which_none_answers_share_one_deadline(stack: ExitStack, mo
     url = f"http://many.example:{accepting_nobody(stack, *hosts)}"
     result = timed(lambda: client_of(url, timeout=Duration(DEADLINE)).call(POST, context()))
     assert (result.error_class, result.call.sent) == ("not_sent", "not_sent")
-    assert result.call.error == "not connected within 0.5 s"
+    assert result.call.error == "not connected within 0.3 s"
 
 
 # --- while it is on its way

@@ -146,14 +146,6 @@ def test_an_excerpt_shows_no_secret_and_nothing_that_steers_a_terminal(stack: Ex
     assert excerpt == '{"error": "bad key ***", "access_token": ***, "n": 1}\ufffd\ufffd[2J'
 
 
-def test_an_excerpt_is_at_most_4_kib_and_never_of_a_success(stack: ExitStack) -> None:
-    call = Called(stack, answer(500, "é".encode() * 9000), answer(200, b"fine"))
-    excerpt = call().call.excerpt or ""
-    assert len(excerpt.encode()) <= 4096
-    assert set(excerpt) == {"é"}
-    assert call().call.excerpt is None
-
-
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [

@@ -348,12 +348,6 @@ def test_anything_that_can_be_called_with_an_event_is_taken(written: Callable[[s
     assert callable(function_of(f"{written(text)}:on_event", "here"))
 
 
-def test_a_function_inside_something_else_is_found_by_its_path(written: Callable[[str], str]) -> None:
-    name = written("class Handlers:\n    @staticmethod\n    def on_event(event): return 5")
-    found = function_of(f"{name}:Handlers.on_event", "here")
-    assert found.__name__ == "on_event"
-
-
 def test_the_present_folder_is_searched_when_no_file_is_named(
     written: Callable[[str], str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

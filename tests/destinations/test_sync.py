@@ -123,12 +123,6 @@ def test_without_a_find_the_update_names_its_counterpart_itself(world: World) ->
     assert world.asked == [FETCH, "PATCH /contacts/u1", FETCH, "PATCH /contacts/u1", CREATE]
 
 
-def test_a_route_without_update_leaves_a_counterpart_alone(world: World) -> None:
-    outcome = world.deliver(sync=changed('update = { path = "/contacts/{target.id}" }', ""))
-    assert isinstance(outcome, Skipped)
-    assert world.asked == [FETCH, FIND]
-
-
 # --- gone
 
 
@@ -318,11 +312,6 @@ def test_an_id_in_an_answer_that_is_too_long_for_a_path_fails_at_once(world: Wor
     outcome = failed(world.deliver(find=found))
     assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", ["fetch", "find"])
     assert "{target.id} has 2000 characters" in outcome.error
-
-
-def test_a_mapping_failure_keeps_the_calls_made_before_it(world: World) -> None:
-    outcome = failed(world.deliver(sync=changed('"entity.name"', "\"join(' ', entity.name)\"")))
-    assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", ["fetch", "find"])
 
 
 def test_no_further_step_starts_when_the_lease_has_ended(world: World) -> None:

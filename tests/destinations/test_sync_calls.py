@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import ApiHeader
 from inbox.config.sync import CallKeys
-from inbox.config.values import Secret
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivery, Outcome
 from relay.sync.calls import AnswerRules, compile_call, reported_error
@@ -85,15 +82,6 @@ def test_a_mistake_in_a_header_is_seen_at_start(world: World, headers: str, why:
     sync = changed('create = { path = "/contacts" }', f'create = {{ path = "/contacts", headers = {headers} }}')
     with pytest.raises(ConfigError, match=why):
         build(world.config(sync))
-
-
-def test_no_call_replaces_the_header_of_its_endpoints_secret(world: World) -> None:
-    sync = changed('create = { path = "/contacts" }', 'create = { path = "/contacts", headers = { "x-key" = "x" } }')
-    config = world.config(sync)
-    auth = ApiHeader(name="X-Key", value=Secret("a-secret"))
-    crm = msgspec.structs.replace(config.destinations["crm"], auth=auth)
-    with pytest.raises(ConfigError, match=r"create\.headers: 'X-Key' is set by the endpoint's auth"):
-        build(msgspec.structs.replace(config, destinations={"crm": crm}))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from inbox.clock import steady
 from inbox.config.model import Api, ApiOauth2, Config
 from inbox.config.values import Duration, Secret
 from relay.destinations.base import Clients
-from relay.http import oauth
+from relay.http import client as http_client
 from relay.http.answer import EXCERPT_BYTES, Answer
 from relay.http.client import HttpClient, Request
 from tests.helpers.delivering import context
@@ -92,7 +92,7 @@ def test_a_token_is_renewed_before_it_ends(server: ScriptedServer, monkeypatch: 
     began = steady()
     call(caller)
     for later, got in ((3560, 1), (3571, 2)):
-        monkeypatch.setattr(oauth, "steady", lambda later=later: began + later)
+        monkeypatch.setattr(http_client, "steady", lambda later=later: began + later)
         call(caller)
         assert server.asked.count(TOKEN) == got
 

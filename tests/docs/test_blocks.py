@@ -66,7 +66,7 @@ def test_every_block_is_of_a_kind_that_a_test_looks_at(page: str) -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(name, marks=[] if name == SECOND else pytest.mark.long)
+        pytest.param(name, marks=[] if name == SECOND else pytest.mark.nightly)
         for name, text in sorted(PAGES.items())
         if "```sh\n" in text
         and not name.startswith((RECIPES, RUNBOOKS))

@@ -17,7 +17,7 @@ from tests.docs.pages import ROOT
 from tests.docs.worked_examples import apply
 from tests.helpers.scripted import answer, serving
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.nightly
 
 COPIED = (
     "deploy",

@@ -21,7 +21,7 @@ from tests.helpers.one_at_a_time import postgres_user
 from tests.helpers.waiting import until
 
 pytestmark = [
-    pytest.mark.long,
+    pytest.mark.nightly,
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root has machines of its own"),
 ]
 

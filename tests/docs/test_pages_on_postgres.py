@@ -20,7 +20,7 @@ from tests.helpers.sender import events
 from tests.helpers.sqlite_shell import shell as sqlite_shell
 from tests.helpers.webhooks import config_text
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.nightly
 
 BACKUP, ROLES = "docs/how-to/back-up-and-restore.md", "docs/how-to/limit-what-roles-may-do.md"
 URL = "postgresql+psycopg:///inbox"

@@ -7,8 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from functools import partial
 
 import pytest
 from sqlalchemy import Engine
@@ -24,13 +23,19 @@ from tests.docs.pages import PAGES
 from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
 from tests.helpers.scim_filter import parse_filter
-from tests.helpers.scripted import Act, ScriptedServer, Seen, answer
+from tests.helpers.scripted import Act, ScriptedServer, answer
+from tests.vendors import github_api, hubspot_api, shopify_api, stripe_api
+from tests.vendors.github_api import GitHub
+from tests.vendors.hubspot_api import HubSpot
+from tests.vendors.service import Asked, VendorService
+from tests.vendors.shopify_api import Shopify
+from tests.vendors.stripe_api import Stripe
 
 SIZE = 250
-START = datetime(2026, 1, 1, tzinfo=UTC)
+START = datetime(2026, 11, 2, 9, 0, 1, tzinfo=UTC)
+"""Time of the first change of a vendor; each is a second after the one before."""
 SINCE = START + timedelta(seconds=10)
-Asked = dict[str, str]
-Body = dict[str, Any]
+CHANGED = range(10, SIZE)
 
 
 def at(number: int) -> datetime:
@@ -41,116 +46,62 @@ def iso(number: int) -> str:
     return at(number).isoformat().replace("+00:00", "Z")
 
 
-CHANGED = [number for number in range(SIZE) if at(number) >= SINCE]
-NEWEST_FIRST = CHANGED[::-1]
+def github() -> GitHub:
+    made = GitHub()
+    for number in range(SIZE):
+        made.issue("acme/shop", f"issue {number}", id=number)
+    return made
 
 
-class Vendor(ScriptedServer):
-    """A service that answers by a function over the request, its query and its JSON."""
+def stripe() -> Stripe:
+    made = Stripe()
+    for number in range(SIZE):
+        made.customer(f"cus_{number}", int(at(number).timestamp()))
+    return made
 
-    def __init__(self, act: Callable[[Vendor, Seen, Asked, Any], Act]) -> None:
-        super().__init__()
+
+def shopify() -> Shopify:
+    made = Shopify()
+    for number in range(SIZE):
+        made.order("ada@example.com", "1.00", id=number)
+    return made
+
+
+def hubspot() -> HubSpot:
+    made = HubSpot()
+    for number in range(SIZE):
+        made._create({"email": f"u{number}@example.com"})
+    return made
+
+
+class Vendor(VendorService):
+    """A service that answers by a function."""
+
+    def __init__(self, act: Callable[[Asked], Act]) -> None:
         self._act = act
+        super().__init__()
 
-    def act_for(self, seen: Seen) -> Act:
-        super().act_for(seen)
-        query = {name: values[-1] for name, values in parse_qs(urlsplit(seen.target).query).items()}
-        return self._act(self, seen, query, json.loads(seen.body) if seen.body else None)
-
-
-def linked(server: Vendor, path: str, params: Asked, page: object) -> Act:
-    return answer(
-        200, page, link=f'<{server.url}{path}?{urlencode(params)}>; rel="next", <{server.url}{path}>; rel="last"'
-    )
+    def respond(self, asked: Asked) -> Act:
+        return self._act(asked)
 
 
-def github(server: Vendor, seen: Seen, asked: Asked, _: object) -> Act:
-    """At most 100 a page, and links by the number of the repository."""
-    assert seen.headers["authorization"] == "Bearer a-secret"
-    path, per_page, page = urlsplit(seen.target).path, min(int(asked["per_page"]), 100), int(asked.get("page", 1))
-    assert path in {"/repos/acme/shop/issues", "/repositories/7/issues"}
-    assert (asked["since"], asked["state"], asked["direction"]) == (iso(10), "all", "desc")
-    listed = [{"id": number, "updated_at": iso(number)} for number in NEWEST_FIRST]
-    some = listed[(page - 1) * per_page : page * per_page]
-    if page * per_page >= len(listed):
-        return answer(200, some, link=f'<{server.url}/repositories/7/issues?page=1>; rel="first"')
-    return linked(server, "/repositories/7/issues", {**asked, "page": str(page + 1)}, some)
-
-
-def stripe(_: Vendor, seen: Seen, asked: Asked, __: object) -> Act:
-    """At most 100 a page, newest first, behind the event with the id `starting_after`."""
-    assert urlsplit(seen.target).path == "/v1/events"
-    assert asked["created[gte]"] == str(int(SINCE.timestamp()))
-    if int(asked["limit"]) > 100 or (cursor := asked.get("starting_after")) == "":
-        return answer(400, {"error": {}})
-    events = [
-        {
-            "id": f"evt_{n}",
-            "type": "customer.updated",
-            "created": int(at(n).timestamp()),
-            "data": {"object": {"id": f"cus_{n}"}},
-        }
-        for n in NEWEST_FIRST
-    ]
-    begin = 0 if cursor is None else [event["id"] for event in events].index(cursor) + 1
-    some = events[begin : begin + int(asked["limit"])]
-    return answer(200, {"object": "list", "data": some, "has_more": begin + len(some) < len(events)})
-
-
-def shopify(server: Vendor, seen: Seen, asked: Asked, _: object) -> Act:
-    """A `page_info` takes no other parameter beside it but `limit`."""
-    assert seen.headers["x-shopify-access-token"] == "a-secret"
-    path = urlsplit(seen.target).path
-    assert path == "/admin/api/2025-07/orders.json"
-    if "page_info" in asked and {*asked} != {"page_info", "limit"}:
-        return answer(400, {"errors": {"page_info": "Invalid value."}})
-    if "page_info" not in asked:
-        assert (asked["updated_at_min"], asked["status"]) == (iso(10), "any")
-    begin, limit = int(asked.get("page_info", "p0")[1:]), int(asked["limit"])
-    some = {"orders": [{"id": number, "updated_at": iso(number)} for number in CHANGED[begin : begin + limit]]}
-    if begin + limit >= len(CHANGED):
-        return answer(200, some)
-    return linked(server, path, {"limit": str(limit), "page_info": f"p{begin + limit}"}, some)
-
-
-def hubspot(_: Vendor, seen: Seen, __: Asked, body: Body) -> Act:
-    """At most 200 a page; `after` is a text, and no null."""
-    assert (seen.method, urlsplit(seen.target).path) == ("POST", "/crm/v3/objects/contacts/search")
-    (condition,) = body["filterGroups"][0]["filters"]
-    assert condition["value"] == str(int(SINCE.timestamp() * 1000))
-    assert isinstance(body.get("after", ""), str)
-    assert body["limit"] <= 200
-    begin = int(body.get("after", 0))
-    some = [{"id": str(number), "updatedAt": iso(number)} for number in CHANGED[begin : begin + body["limit"]]]
-    following = (
-        {"paging": {"next": {"after": str(begin + body["limit"])}}} if begin + body["limit"] < len(CHANGED) else {}
-    )
-    return answer(200, {"total": len(CHANGED), "results": some, **following})
-
-
-COUNTERPARTS = [f"{number}" for number in range(SIZE - 1)]
-"""Of all but one."""
-
-
-def scim(_: Vendor, seen: Seen, asked: Asked, __: object) -> Act:
+def scim(asked: Asked) -> Act:
     """At most 100 a page, from 1; without results there is no list (RFC 7644 §3.4.2)."""
-    assert urlsplit(seen.target).path == "/scim/v2/Users"
-    criterion = asked.get("filter")
+    assert asked.path == ("scim", "v2", "Users")
+    criterion = asked.query.get("filter")
     passes = (lambda _: True) if criterion is None else parse_filter(criterion)
-    users = [
-        {"id": str(n), "externalId": f"{n}", "meta": {"lastModified": iso(n)}}
-        for n in range(SIZE if "lastModified" in (criterion or "") else SIZE - 1)
-    ]
+    of_all = SIZE if "lastModified" in (criterion or "") else SIZE - 1
+    users = [{"id": str(n), "externalId": f"{n}", "meta": {"lastModified": iso(n)}} for n in range(of_all)]
     found = [user for user in users if passes(user)]
-    begin = max(int(asked["startIndex"]), 1) - 1
-    some = found[begin : begin + min(int(asked["count"]), 100)]
+    begin = max(int(asked.query["startIndex"]), 1) - 1
+    some = found[begin : begin + min(int(asked.query["count"]), 100)]
     return answer(200, {"totalResults": len(found), **({"Resources": some} if some else {})})
 
 
-def graphql(_: Vendor, seen: Seen, __: Asked, body: Body) -> Act:
-    assert (seen.method, urlsplit(seen.target).path) == ("POST", "/graphql")
-    assert "nodes { id updatedAt title }" in body["query"]
-    variables = body["variables"]
+def graphql(asked: Asked) -> Act:
+    assert (asked.method, asked.path) == ("POST", ("graphql",))
+    assert "nodes { id updatedAt title }" in asked.body["query"]
+    variables = asked.body["variables"]
     assert variables["since"] == iso(10)
     begin, first = int(variables.get("after", "c0")[1:]), variables["first"]
     assert "after" not in variables or begin
@@ -159,14 +110,15 @@ def graphql(_: Vendor, seen: Seen, __: Asked, body: Body) -> Act:
     return answer(200, {"data": {"issues": {"nodes": nodes, "pageInfo": info}}})
 
 
-VENDORS: dict[str, tuple[Callable[[Vendor, Seen, Asked, Any], Act], str]] = {
-    "GitHub": (github, "{}"),
-    "Stripe": (stripe, "cus_{}"),
-    "Shopify": (shopify, "{}"),
-    "HubSpot": (hubspot, "{}"),
-    "SCIM": (scim, "{}"),
-    "GraphQL": (graphql, "{}"),
+VENDORS: dict[str, tuple[Callable[[], VendorService], str, Callable[[int], str]]] = {
+    "GitHub": (github, github_api.TOKEN, str),
+    "Stripe": (stripe, stripe_api.KEY, "cus_{}".format),
+    "Shopify": (shopify, shopify_api.TOKEN, str),
+    "HubSpot": (hubspot, hubspot_api.TOKEN, lambda number: str(501 + number)),
+    "SCIM": (partial(Vendor, scim), "x", str),
+    "GraphQL": (partial(Vendor, graphql), "x", str),
 }
+"""By heading: its service, its token, and the ids of its entities."""
 
 
 def config_of(vendor: str, url: str) -> str:
@@ -178,7 +130,7 @@ def config_of(vendor: str, url: str) -> str:
         r'base_url = "https://[^/"]+([^"]*)"', rf'base_url = "{url}\1"\nallow_private = true\nallow_http = true', text
     )
     assert here != text
-    return re.sub(r'"env:\w+"', '"a-secret"', here)
+    return re.sub(r'"env:\w+"', f'"{VENDORS[vendor][1]}"', here)
 
 
 def swept(config: str, engine: Engine, since: datetime) -> SweepFindings:
@@ -191,19 +143,17 @@ def swept(config: str, engine: Engine, since: datetime) -> SweepFindings:
 @ON_SQLITE
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_the_sweep_of_the_page_reads_all_changes_of_the_vendor_once(vendor: str, engine: Engine) -> None:
-    act, entity = VENDORS[vendor]
-    with contextlib.closing(Vendor(act)) as server:
+    made, _, name = VENDORS[vendor]
+    with contextlib.closing(made()) as server:
         last = swept(config_of(vendor, server.url), engine, SINCE)
     assert (last.compared, last.added, last.left_out) == (len(CHANGED), len(CHANGED), 0)
     stored = rows(engine, "SELECT entity_id, body, occurred_at FROM inbox JOIN inbox_payload USING (seq)")
-    assert sorted(row["entity_id"] for row in stored) == sorted(entity.format(number) for number in CHANGED)
+    assert sorted(row["entity_id"] for row in stored) == sorted(map(name, CHANGED))
     assert 3 <= len(server.seen) <= 5, "a hundred a page"
     if vendor == "GitHub":
         body = json.loads(stored[0]["body"])
-        assert (body["issue"]["updated_at"], body["repository"]) == (
-            body["sweep"]["modified"],
-            {"full_name": "acme/shop"},
-        )
+        assert body["issue"]["updated_at"] == body["sweep"]["modified"]
+        assert body["repository"] == {"full_name": "acme/shop"}
 
 
 @ON_SQLITE

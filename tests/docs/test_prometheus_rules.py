@@ -79,7 +79,7 @@ def test_promtool_accepts_the_rules_and_the_example_of_a_configuration() -> None
     promtool("check", "config", "--lint=all", "--lint-fatal", "prometheus.yml")
 
 
-@pytest.mark.parametrize("file", ["rules_test.yml", pytest.param("rules_days_test.yml", marks=pytest.mark.long)])
+@pytest.mark.parametrize("file", ["rules_test.yml", pytest.param("rules_days_test.yml", marks=pytest.mark.nightly)])
 def test_rules_fire_when_they_should_and_only_then(file: str) -> None:
     assert "SUCCESS" in promtool("test", "rules", file)
 

@@ -31,9 +31,8 @@ def test_prose_is_wrapped_and_a_command_stays_whole_to_be_copied() -> None:
     command = "relay resume --source " + "x" * 90
     shown = report(an_examination(a_finding("warning", "word " * 40, command)), an_examination(name="gates"))
     assert all(len(line) <= 80 for line in shown.splitlines() if command not in line)
-    assert f"\n      {command}\n" in shown
+    assert shown.endswith(f"\n      {command}")
     assert shown.startswith("not well: 1 finding; 2 examinations\n")
-    assert shown.endswith("Nothing found by: gates")
 
 
 def test_a_critical_finding_comes_first_and_information_last() -> None:

@@ -1,9 +1,10 @@
-"""A receiver on each kind of database, and the relay's steps on the same."""
+"""A receiver, the relay's steps and a relay at work, on SQLite unless a test asks for another kind of database."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -11,16 +12,36 @@ from sqlalchemy import Engine
 from inbox.config.model import Config
 from relay.delivery.policy import policies
 from tests.destinations.syncing import SYNC
+from tests.helpers.daemon import Rig, hurry
+from tests.helpers.downstream import serving
 from tests.helpers.in_step import Flow, SyncSteps, flowing
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.relaying import FakeClock, Steps
 from tests.helpers.webhooks import a_config
 
 
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a migrated, empty database. The statements themselves have their tests on both kinds in tests/store."""
+    url: str = request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_database_url")
+    return url
+
+
 @pytest.fixture(autouse=True)
 def patient_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Senders wait a minute for the database: a machine that stands still for 3 s costs nobody a 503."""
     monkeypatch.setattr("inbox.receiver.writer.ANSWER_WITHIN_SECONDS", 60.0)
+
+
+@pytest.fixture(autouse=True)
+def _quick_relays(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+
+
+@pytest.fixture
+def rig(engine: Engine, tmp_path: Path) -> Iterator[Rig]:
+    with serving(tmp_path / "arrivals.jsonl") as downstream:
+        yield Rig(engine, downstream)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from inbox.db.engine import PINNED
 from inbox.errors import InvalidEvent, RequestError, Unavailable
 from inbox.events.event import Event, Receipt
 from inbox.receiver.writer import GroupCommit
-from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
 from tests.helpers.outage import connect_postgres
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import a_link
@@ -60,6 +60,7 @@ def a_refused(number: int, **values: str) -> Event:
     return msgspec.structs.replace(an_event(number), **values)
 
 
+@ON_BOTH
 @pytest.mark.parametrize(
     "refused",
     [
@@ -94,6 +95,7 @@ async def _answers_around(refused: Event, database_url: str) -> list[Receipt | E
     return answers
 
 
+@ON_BOTH
 async def test_an_event_that_meets_a_bug_costs_its_neighbours_nothing_and_its_sender_sends_it_again(
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

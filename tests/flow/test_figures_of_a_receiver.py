@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from inbox.config.model import Config
 from inbox.db.throughput import SOURCE, Tally
 from inbox.receiver.reporting import ThroughputFlusher
-from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
 from tests.helpers.outage import down
 from tests.helpers.patience import Stopwatch, stand_still
 from tests.helpers.reading import rows
@@ -34,6 +34,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inbox.receiver.reporting.LAST_FLUSH_SECONDS", 60.0)
 
 
+@ON_BOTH
 async def test_the_end_of_every_request_is_counted_by_its_source(config: Config, engine: Engine) -> None:
     first, second = body("u1"), body("u2")
     async with receiving(config) as receiver:
@@ -52,7 +53,7 @@ async def test_the_end_of_every_request_is_counted_by_its_source(config: Config,
     }
 
 
-async def test_what_could_not_be_stored_is_counted_when_the_database_is_back(
+async def test_an_event_that_could_not_be_stored_is_counted_when_the_database_is_back(
     config: Config, engine: Engine, database_url: str
 ) -> None:
     async with receiving(config) as receiver:
@@ -85,14 +86,6 @@ async def test_a_flush_that_fails_is_logged_once_and_written_later(
     assert figures(engine) == {("trivore", "stored"): (1, 0)}
     (line,) = (record.getMessage() for record in caplog.records if record.name == "inbox.receiver.reporting")
     assert line.startswith("figures for throughput_minute are not written yet: ")
-
-
-async def test_it_writes_by_itself(engine: Engine, database_url: str) -> None:
-    tally = Tally()
-    made = ThroughputFlusher(a_link(database_url), tally, every=0.01)
-    tally.add(SOURCE, "trivore", "stored")
-    await asyncio.to_thread(until, lambda: bool(figures(engine)), "the figures are there")
-    await made.close()
 
 
 @ON_POSTGRES

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from inbox.db.link import Link
+from tests.helpers.kinds import ON_BOTH
 from tests.helpers.outage import gone, locked
 from tests.helpers.reading import count
 from tests.helpers.receiver import a_link
@@ -44,6 +45,7 @@ async def use(link: Link) -> None:
     await link.run(probe)
 
 
+@ON_BOTH
 async def test_a_function_gets_its_arguments_and_its_result_comes_back(link: Link) -> None:
     def add(connection: Connection, one: int, *, other: int) -> int:
         return connection.execute(text(f"SELECT {one} + {other}")).scalar_one()  # type: ignore[no-any-return]
@@ -51,6 +53,7 @@ async def test_a_function_gets_its_arguments_and_its_result_comes_back(link: Lin
     assert await link.run(add, 1, other=2) == 3
 
 
+@ON_BOTH
 async def test_an_error_of_the_database_comes_back_as_what_it_is_and_the_link_goes_on(link: Link) -> None:
     def wrong(connection: Connection) -> None:
         with connection.begin():
@@ -62,6 +65,7 @@ async def test_an_error_of_the_database_comes_back_as_what_it_is_and_the_link_go
     await link.run(probe)
 
 
+@ON_BOTH
 async def test_a_dropped_link_holds_no_lock_and_no_thread_and_opens_again(link: Link, engine: Engine) -> None:
     with pytest.raises(KeyError):
         await link.run(half)
@@ -78,6 +82,7 @@ async def test_a_dropped_link_holds_no_lock_and_no_thread_and_opens_again(link: 
     assert count(engine, "write_probe") == 1
 
 
+@ON_BOTH
 async def test_a_link_that_cannot_be_opened_leaves_no_thread(database_url: str) -> None:
     link = a_link(database_url)
     with gone(database_url), pytest.raises(OperationalError):
@@ -88,6 +93,7 @@ async def test_a_link_that_cannot_be_opened_leaves_no_thread(database_url: str) 
     assert threads() == []
 
 
+@ON_BOTH
 async def test_the_event_loop_goes_on_while_the_database_is_locked(link: Link, database_url: str) -> None:
     with locked(database_url):
         waiting = asyncio.create_task(link.run(probe))

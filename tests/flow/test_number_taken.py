@@ -11,7 +11,7 @@ from inbox.config.model import Config
 from relay.delivery.alerts import sentence
 from relay.store.alerts import take_unsent
 from relay.store.database import Database
-from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.kinds import ON_BOTH, ON_POSTGRES, ON_SQLITE
 from tests.helpers.outage import disconnect
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver, receiving
@@ -85,6 +85,7 @@ async def test_one_row_in_the_way_costs_one_answer(receiver: Receiver, engine: E
     assert await fill(receiver, 2, 3) == [200] * 3
 
 
+@ON_BOTH
 async def test_an_alert_of_a_receiver_that_has_ended_is_taken_back_by_the_next(config: Config, engine: Engine) -> None:
     do(
         engine,

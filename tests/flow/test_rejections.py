@@ -1,4 +1,4 @@
-"""Every kind of request that is refused: its status, its problem document, and what is kept of it."""
+"""Requests that are refused: the problem document, and the row that is kept. tests/process/test_malformed.py has their statuses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox.http import body as body_reader
+from inbox.http import bodies
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import PROBLEM, Receiver, exchange, raw_post, served, status_of
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import TOKEN, body, payload
 
-DEEP = b'{"a":' * 65 + b"1" + b"}" * 65
 CUT = 20
 """Bytes that a truncated body lacks."""
 
@@ -36,16 +35,9 @@ def the_refusal(engine: Engine) -> Row:
     ("sent", "status", "cause", "field"),
     [
         pytest.param(b"<xml/>", 400, "unreadable", None, id="not JSON"),
-        pytest.param(b"", 400, "unreadable", None, id="empty"),
-        pytest.param(body()[:-1], 400, "unreadable", None, id="cut JSON"),
-        pytest.param(DEEP, 400, "unreadable", None, id="nested beyond 64"),
         pytest.param(body().replace(b"u1", b"\xff"), 400, "unreadable", None, id="not UTF-8"),
-        pytest.param(body().replace(b"u1", b"\\ud800"), 400, "unreadable", None, id="half a surrogate pair"),
         pytest.param(b"[]", 422, "invalid_event", "body", id="no object"),
         pytest.param(without("id"), 422, "invalid_event", "id", id="no id"),
-        pytest.param(without("timestamp"), 422, "invalid_event", "timestamp", id="no timestamp"),
-        pytest.param(body("a\x00b"), 422, "invalid_event", "id", id="id with a NUL"),
-        pytest.param(body(timestamp="9999-12-31T23:59:59Z"), 422, "invalid_event", "timestamp", id="far ahead"),
     ],
 )
 async def test_a_bad_body_of_an_authenticated_sender_is_refused_and_kept_whole(  # noqa: PLR0917  # a table's columns
@@ -68,19 +60,15 @@ async def test_a_bad_body_of_an_authenticated_sender_is_refused_and_kept_whole( 
 
 def assert_problem(answer: Any, status: int, field: str | None) -> None:  # noqa: ANN401  # falcon's Result
     assert answer.headers["content-type"] == PROBLEM
-    document = answer.json
-    assert document["status"] == status
-    assert document["title"]
-    assert document.get("field") == field
-    assert status in {404, 405} or document["detail"]
+    assert (answer.json["status"], answer.json.get("field")) == (status, field)
+    assert answer.json["title"]
+    assert answer.json["detail"]
 
 
 @pytest.mark.parametrize(
     ("path", "token"),
     [
         pytest.param("/webhooks/trivore", "wrong", id="wrong token"),
-        pytest.param("/webhooks/trivore", "", id="empty token"),
-        pytest.param("/webhooks/trivore", None, id="no token"),
         pytest.param("/webhooks/nobody", TOKEN, id="unknown source"),
         pytest.param("/webhooks/trivore/" + TOKEN, None, id="the token in the wrong place"),
     ],
@@ -110,56 +98,9 @@ async def test_an_unknown_source_and_a_wrong_token_get_the_same_answer(receiver:
     assert dict(wrong.headers) == dict(unknown.headers)
 
 
-@pytest.mark.parametrize(
-    ("headers", "field"),
-    [
-        ({"Content-Type": "text/plain"}, "content-type"),
-        ({"Content-Type": "application/json; charset=latin-1"}, "content-type"),
-        ({"Content-Encoding": "gzip"}, "content-encoding"),
-    ],
-)
-async def test_a_wrong_type_is_415(receiver: Receiver, engine: Engine, headers: dict[str, str], field: str) -> None:
-    answer = await receiver.post(headers=headers)
-
-    assert answer.status_code == 415
-    assert_problem(answer, 415, field)
-    await until_async(lambda: count(engine, "rejected_request"), "the refusal is kept")
-    assert the_refusal(engine)["body"] == body()
-
-
-async def test_a_body_that_is_too_large_is_413(receiver: Receiver) -> None:
-    answer = await receiver.post(body(padding="x" * 256 * 1024))
-
-    assert answer.status_code == 413
-    assert_problem(answer, 413, "body")
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("POST", "/", 404),
-        ("POST", "/webhooks", 404),
-        ("POST", "/webhooks/trivore/token/more", 404),
-        ("GET", "/webhooks/trivore", 405),
-        ("PUT", "/webhooks/trivore", 405),
-        ("DELETE", "/health/live", 405),
-    ],
-)
-async def test_what_is_not_there_is_a_problem_document_too(
-    receiver: Receiver, method: str, path: str, status: int
-) -> None:
-    answer = await receiver.request(method, path)
-
-    assert answer.status_code == status
-    assert_problem(answer, status, None)
-
-
-@pytest.mark.parametrize("most", [len(body()), 1])
-def test_a_body_that_ends_before_its_content_length_is_400_and_not_stored(
-    database_url: str, engine: Engine, most: int
-) -> None:
+def test_a_body_that_ends_before_its_content_length_is_400_and_not_stored(database_url: str, engine: Engine) -> None:
     with served(database_url) as port:
-        answer = exchange(port, raw_post(body()[:most], length=len(body()) + CUT), half_close=True)
+        answer = exchange(port, raw_post(body(), length=len(body()) + CUT), half_close=True)
 
         assert status_of(answer) == 400
         assert PROBLEM.encode() in answer
@@ -168,38 +109,13 @@ def test_a_body_that_ends_before_its_content_length_is_400_and_not_stored(
         assert count(engine, "inbox") == 0
 
 
-def test_a_chunked_body_that_ends_before_its_last_chunk_is_400_and_not_stored(
-    database_url: str, engine: Engine
-) -> None:
-    whole = raw_post(body()).replace(f"Content-Length: {len(body())}".encode(), b"Transfer-Encoding: chunked")
-    head = whole.removesuffix(body())
-    chunk = b"%x\r\n%b\r\n" % (len(body()), body())
-    with served(database_url) as port:
-        assert status_of(exchange(port, head + chunk, half_close=True)) == 400
-        assert count(engine, "inbox") == 0
-        assert status_of(exchange(port, head + chunk + b"0\r\n\r\n")) == 200
-        assert count(engine, "inbox") == 1
-
-
 def test_a_body_that_does_not_arrive_in_time_is_408(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_reader, "READ_WITHIN_SECONDS", 0.3)
+    monkeypatch.setattr(bodies, "READ_WITHIN_SECONDS", 0.3)
     with served(database_url) as port:
         answer = exchange(port, raw_post(body(), length=len(body()) + CUT))
 
     assert status_of(answer) == 408
     assert b"did not arrive within" in answer
-
-
-@pytest.mark.parametrize("version", [b"HTTP/0.9", b"HTTP/2.0"])
-def test_another_version_of_http_is_400(sqlite_database_url: str, version: bytes) -> None:
-    with served(sqlite_database_url) as port:
-        assert status_of(exchange(port, raw_post(body()).replace(b"HTTP/1.1", version))) == 400
-        assert status_of(exchange(port, raw_post(body()).replace(b"HTTP/1.1", b"HTTP/1.0"))) == 200
-
-
-def test_a_body_larger_than_allowed_is_413_before_it_is_read(database_url: str) -> None:
-    with served(database_url) as port:
-        assert status_of(exchange(port, raw_post(b"", length=10**9))) == 413
 
 
 async def test_a_bug_is_answered_with_500_and_its_message_stands_in_no_log(

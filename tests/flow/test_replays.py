@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from datetime import datetime, timedelta
 
 import pytest
@@ -122,7 +121,7 @@ async def test_each_event_of_a_body_counts_by_its_own_part(receiver: Receiver, c
     assert [row["event_id"] for row in rows(engine, "SELECT event_id FROM inbox ORDER BY seq")] == ["a", "b", "c"]
 
 
-async def test_what_is_older_than_max_age_is_refused_whole_and_kept(
+async def test_an_event_older_than_max_age_is_refused_whole_and_kept(
     receiver: Receiver, config: Config, engine: Engine
 ) -> None:
     now = SystemClock().now()
@@ -135,7 +134,6 @@ async def test_what_is_older_than_max_age_is_refused_whole_and_kept(
     await until_async(lambda: count(engine, "rejected_request") == 2, "both are kept")
     (row, _) = rows(engine, "SELECT * FROM rejected_request ORDER BY id")
     assert (row["cause"], row["status"]) == ("too_old", 422)
-    assert re.fullmatch(r"the event is 52\d{4} s old, and this source's max_age is 518400 s", row["reason"])
     assert bytes(row["body"]) == old
     page = read_again(Database(engine), readers_of(config), Rejections(everything=True), 0)
     assert [each.rejected for each in page] == [None, None], "a person may take it in after all"
@@ -175,8 +173,6 @@ async def test_when_its_key_is_pruned_a_captured_request_is_refused_by_its_age_a
     ("preset", "more", "why"),
     [
         ("github", "", "have no time of the event that is signed"),
-        ("shopify", "", "have no time of the event that is signed"),
-        ("gitlab", "", "have no time of the event that is signed"),
         ("custom", "event = { type = \"'t'\" }", "have no time of the event that is signed"),
         ("custom", "event = { type = \"'t'\", time = 'headers.\"x-time\"' }", "anybody could write another"),
     ],

@@ -101,7 +101,7 @@ def test_the_second_request_of_a_connection_has_as_much_time_as_the_first_and_em
 
 
 @pytest.mark.usefixtures("impatient")
-def test_who_does_not_take_its_answers_is_cut_off(sqlite_database_url: str) -> None:
+def test_a_sender_that_does_not_take_its_answers_is_cut_off(sqlite_database_url: str) -> None:
     with served(sqlite_database_url, send_buffer=4096) as port, socket.socket() as sender:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sender.settimeout(10)
@@ -132,17 +132,6 @@ def test_an_answer_before_the_body_has_come_arrives_and_ends_the_connection(sqli
                 (answer,) = answers(rest_of(sender))
             assert answer.status == status
             assert answer.headers["connection"] == "close"
-
-
-def test_what_stands_behind_a_whole_request_is_not_answered_in_its_place(
-    sqlite_database_url: str,
-) -> None:
-    good = webhook().replace(CLOSE + b"\r\n", b"")
-    with served(sqlite_database_url) as port:
-        for behind in (b"\0", b"POST / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nHost", LIVE * 100):
-            found = [answer.status for answer in answers(ask(port, good + behind, half_close=True))]
-            assert found[0] == 200
-            assert set(found[1:]) <= {200}
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, *, memory: int = app.MEMORY, **limits: int) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from sqlalchemy import Engine
 
-from inbox.db import engine as engines
 from inbox.loader.load import parse_config
 from tests.helpers.reading import rows
 from tests.helpers.receiver import Receiver, receiving
@@ -25,13 +24,6 @@ preset = "cloudevents"
 auth = { kind = "none" }
 """
 STORED = "SELECT traceparent FROM inbox ORDER BY seq"
-
-
-@pytest.fixture
-def sqlite_engine(sqlite_database_url: str) -> Iterator[Engine]:
-    made = engines.connect(sqlite_database_url, application="tests")
-    yield made
-    made.dispose()
 
 
 @contextlib.asynccontextmanager
@@ -63,10 +55,8 @@ def attributes(span: ReadableSpan) -> dict[str, object]:
     return dict(span.attributes or {})
 
 
-async def test_every_request_is_one_tree(
-    sqlite_database_url: str, sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with traced_receiver(sqlite_database_url, monkeypatch, ratio=1) as (receiver, kept):
+async def test_every_request_is_one_tree(database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with traced_receiver(database_url, monkeypatch, ratio=1) as (receiver, kept):
         await send_batch(receiver, 1, 2, 3)
         await send_batch(receiver, 3, 4)
         rejected = await receiver.post(b"{}", headers={"Traceparent": SENT})
@@ -84,7 +74,7 @@ async def test_every_request_is_one_tree(
         "messaging.batch.message_count": 3,
     }
     assert attributes(second)["inbox.duplicates"] == 1
-    stored = [row["traceparent"][3:52] for row in rows(sqlite_engine, STORED)]
+    stored = [row["traceparent"][3:52] for row in rows(engine, STORED)]
     ids = [f"{span.context.trace_id:032x}-{span.context.span_id:016x}" for span in spans]
     assert stored == [ids[0]] * 3 + [ids[1]] + ids[4:]
     assert of_rejected.parent is not None
@@ -96,12 +86,12 @@ async def test_every_request_is_one_tree(
 
 
 async def test_what_is_not_sampled_is_left_out_as_a_whole(
-    sqlite_database_url: str, sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relay traces no event without a context."""
-    async with traced_receiver(sqlite_database_url, monkeypatch, ratio=0) as (receiver, kept):
+    async with traced_receiver(database_url, monkeypatch, ratio=0) as (receiver, kept):
         await receiver.post(body())
         await send_batch(receiver, 1, 2, 3)
         await receiver.post(b"{}")
         assert kept.spans() == []
-        assert {row["traceparent"] for row in rows(sqlite_engine, STORED)} == {None}
+        assert {row["traceparent"] for row in rows(engine, STORED)} == {None}

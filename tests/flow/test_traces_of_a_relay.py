@@ -5,28 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from opentelemetry.semconv._incubating.attributes import messaging_attributes, url_attributes
 from opentelemetry.semconv.attributes import error_attributes, http_attributes, server_attributes
-from sqlalchemy import Engine
 
-from inbox.db import engine as engines
 from relay.daemon.generation import begin_attempt, prepare
 from relay.daemon.loop import Relay
-from relay.observe import Observer
-from relay.store.database import Database
+from relay.delivery.policy import policies
 from relay.sweep import scheduler
 from tests.docs.pages import PAGES
-from tests.helpers.daemon import configured
+from tests.helpers.daemon import Rig, configured
 from tests.helpers.delivering import a_delivery, config_text, context, deliver
 from tests.helpers.directory import TABLE, Directory
-from tests.helpers.filling import fill, give_up
 from tests.helpers.reading import rows
-from tests.helpers.relaying import at_work
+from tests.helpers.relaying import HOPELESS, Steps, at_work
 from tests.helpers.scripted import answer, serving
+from tests.helpers.storing import an_event
 from tests.helpers.tracing import Kept, keeping
 from tests.helpers.waiting import until
 
+SAMPLED = f"00-{'a' * 32}-{'b' * 16}-01"
 CONVENTIONS = {
     value
     for module in (error_attributes, http_attributes, messaging_attributes, server_attributes, url_attributes)
@@ -52,13 +51,6 @@ allow_http = true
 def kept() -> Iterator[Kept]:
     with keeping() as made:
         yield made
-
-
-@pytest.fixture
-def sqlite_engine(sqlite_database_url: str) -> Iterator[Engine]:
-    made = engines.connect(sqlite_database_url, application="tests")
-    yield made
-    made.dispose()
 
 
 def test_calls_have_their_templates_and_no_value(kept: Kept) -> None:
@@ -95,34 +87,27 @@ def test_calls_have_their_templates_and_no_value(kept: Kept) -> None:
 
 
 def test_an_attempt_is_traced_where_the_trace_of_its_event_is_sampled(kept: Kept) -> None:
-    contexts = (None, f"00-{'a' * 32}-{'b' * 16}-00", f"00-{'a' * 32}-{'b' * 16}-01")
+    contexts = (None, f"{SAMPLED[:-1]}0", SAMPLED)
     begun = [begin_attempt(kept.tracer, a_delivery(traceparent=each)) is not None for each in contexts]
     assert begun == [False, False, True]
 
 
-def test_a_relay_traces_attempts_sweeps_and_commands(
-    kept: Kept,
-    sqlite_database_url: str,
-    sqlite_engine: Engine,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_relay_traces_attempts_sweeps_and_commands(kept: Kept, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.02)
-    with keeping() as of_first, keeping() as of_second, monkeypatch.context() as patched:
-        tracers = iter([of_first.tracer, of_second.tracer])  # a receiver that stops closes its tracer
-        patched.setattr("inbox.receiver.app.make_tracer", lambda *_: next(tracers))
-        give_up(sqlite_engine, sqlite_database_url, [("u1", "2026-01-01T00:00:00Z")])
-        fill(sqlite_database_url, [("u2", "2026-01-01T00:00:00Z")])
+    steps = Steps(rig.engine, policies(rig.config()))
+    given_up, other = (
+        msgspec.structs.replace(an_event(n, f"u{n}", routes=["everything"]), traceparent=SAMPLED) for n in (1, 2)
+    )
+    steps.arrive(given_up)
+    steps.attempt(HOPELESS, "everything")
+    steps.receive(other)
     directory = Directory({"u9": "2026-01-02T00:00:00Z"})
     with serving(directory) as api, serving(answer(500), answer(204)) as audit:
         config = configured(audit.url, more=TABLE.format(url=api.url, count=2) + 'every = "1h"\n')
-        observer = Observer()
-        observer.tracer = kept.tracer
-        relay = Relay(Database(sqlite_engine), prepare(config), grace_seconds=5, observer=observer)
+        rig.observer.tracer = kept.tracer
+        relay = Relay(rig.database, prepare(config), grace_seconds=5, observer=rig.observer)
         with at_work(relay):
-            with sqlite_engine.begin() as connection:
-                connection.exec_driver_sql(
-                    "INSERT INTO relay_command (kind, selection, reason) VALUES ('replay', '{\"seq\": 1}', 'a test')"
-                )
+            steps.do("INSERT INTO relay_command (kind, selection, reason) VALUES ('replay', '{\"seq\": 1}', 'a test')")
             attempts = until(
                 lambda: (found := kept.spans("process everything"))[3:] and found,
                 "each is attempted, one of them twice",
@@ -139,6 +124,6 @@ def test_a_relay_traces_attempts_sweeps_and_commands(
     assert {key for key in keys if not key.startswith("inbox.")} <= CONVENTIONS
     pages = kept.spans("GET /user")
     assert {page.parent.span_id for page in pages} == {swept.context.span_id}  # type: ignore[union-attr]
-    (added,) = rows(sqlite_engine, "SELECT traceparent FROM inbox WHERE seq = 3")
+    (added,) = rows(rig.engine, "SELECT traceparent FROM inbox WHERE seq = 3")
     assert added["traceparent"] == f"00-{swept.context.trace_id:032x}-{swept.context.span_id:016x}-01"
     assert swept.context.span_id in {span.parent.span_id for span in attempts if span.parent is not None}

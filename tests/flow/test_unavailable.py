@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from inbox.receiver import app
-from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
 from tests.helpers.outage import disconnect, down, locked, read_only
 from tests.helpers.patience import Stopwatch
 from tests.helpers.reading import count
@@ -34,6 +34,7 @@ def assert_unavailable(answer: Result) -> None:
     assert answer.json["status"] == 503
 
 
+@ON_BOTH
 async def test_without_a_database_it_is_503_in_time_and_well_again_without_a_restart(
     receiver: Receiver, database_url: str, engine: Engine
 ) -> None:
@@ -51,6 +52,7 @@ async def test_without_a_database_it_is_503_in_time_and_well_again_without_a_res
     assert count(engine, "rejected_request") == 0
 
 
+@ON_BOTH
 async def test_the_log_has_one_line_when_the_database_goes_and_one_when_it_is_back(
     receiver: Receiver, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -68,6 +70,7 @@ async def test_the_log_has_one_line_when_the_database_goes_and_one_when_it_is_ba
     assert back.endswith("requests with 503: 6")
 
 
+@ON_BOTH
 async def test_a_lock_that_is_not_given_free_is_503_in_time(receiver: Receiver, database_url: str) -> None:
     with locked(database_url):
         with Stopwatch() as watch:
@@ -84,6 +87,7 @@ async def test_a_broken_connection_costs_at_most_one_answer(receiver: Receiver, 
     assert (await receiver.post(body("u2"))).json["status"] == "accepted"
 
 
+@ON_BOTH
 async def test_it_starts_without_a_database_and_serves_when_there_is_one(config: Config, database_url: str) -> None:
     with ExitStack() as outage:
         outage.enter_context(down(database_url))
@@ -94,6 +98,7 @@ async def test_it_starts_without_a_database_and_serves_when_there_is_one(config:
             assert (await receiver.post()).json["status"] == "accepted"
 
 
+@ON_BOTH
 @pytest.mark.usefixtures("uncached_health")
 async def test_ready_follows_the_database_and_live_does_not(receiver: Receiver, database_url: str) -> None:
     assert (await receiver.get("/health/ready")).json == {"status": "ready"}
@@ -115,6 +120,7 @@ async def test_a_database_that_can_be_read_but_not_written_is_not_ready(receiver
     assert (await receiver.post()).json["status"] == "accepted"
 
 
+@ON_BOTH
 async def test_many_who_ask_for_health_share_one_question(
     receiver: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import pairwise
-from pathlib import Path
 
 import msgspec
 import psycopg
@@ -19,7 +18,6 @@ from sqlalchemy import Engine, make_url, text
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.db import engine as engines
 from inbox.db.engine import CHANNEL, NOTIFY
 from inbox.db.link import REST_SECONDS, Notifier
 from inbox.events.timestamps import time_text
@@ -29,9 +27,9 @@ from relay.daemon.loop import Relay
 from relay.daemon.wake_up import Listener
 from relay.observe import Observer
 from relay.store.database import Database
-from tests.helpers.daemon import configured, kinds, running
-from tests.helpers.downstream import never_greeting, serving
-from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.daemon import Rig, configured
+from tests.helpers.downstream import never_greeting
+from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
 from tests.helpers.outage import connect_postgres
 from tests.helpers.receiver import a_link, posted, served
 from tests.helpers.relaying import at_work
@@ -49,35 +47,31 @@ def hardly_ever_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.daemon.loop.IDLE_POLL_SECONDS", AN_HOUR)
 
 
+@ON_BOTH
 @pytest.mark.usefixtures("hardly_ever_looking")
-def test_an_idle_relay_delivers_what_is_stored_at_once(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    with (
-        serving(tmp_path / "arrivals.jsonl") as downstream,
-        served(database_url) as port,
-        running(engine, downstream) as relay,
-    ):
+def test_an_idle_relay_delivers_new_arrivals_at_once(rig: Rig, database_url: str) -> None:
+    with served(database_url) as port, rig.relay():
         for n in range(3):
             assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
-            until(lambda: kinds(engine) == ["delivered"] * (n + 1), "it is delivered")
-        assert relay._observer.counts["hears_nothing"] == 0
+            until(lambda: rig.kinds == ["delivered"] * (n + 1), "it is delivered")
+        assert rig.observer.counts["hears_nothing"] == 0
     assert not any(thread.name == "wake-up" for thread in threading.enumerate())
 
 
 @ON_POSTGRES
 @pytest.mark.usefixtures("hardly_ever_looking")
-def test_a_listener_whose_connection_ends_listens_again(database_url: str, engine: Engine, tmp_path: Path) -> None:
+def test_a_listener_whose_connection_ends_listens_again(rig: Rig, database_url: str) -> None:
     with (
-        serving(tmp_path / "arrivals.jsonl") as downstream,
         served(database_url) as port,
-        running(engine, downstream) as relay,
+        rig.relay() as relay,
         contextlib.closing(connect_postgres(database_url)) as hand,
     ):
         for n in range(2):
             until(lambda: relay._listener.wait == 0.0, "it hears")
             until(lambda: ended_listeners(hand), "a listener's connection is ended")
-            until(lambda: relay._observer.counts["hears_nothing"] == n + 1, "it has noticed")
+            rig.until_told("hears_nothing", n + 1)
             assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
-            until(lambda: kinds(engine) == ["delivered"] * (n + 1), "it is delivered")
+            until(lambda: rig.kinds == ["delivered"] * (n + 1), "it is delivered")
 
 
 def ended_listeners(hand: psycopg.Connection) -> int:
@@ -93,18 +87,14 @@ def ended_listeners(hand: psycopg.Connection) -> int:
 @ON_POSTGRES
 @pytest.mark.usefixtures("hardly_ever_looking")
 def test_a_listener_that_has_heard_nothing_for_long_listens_on_another_connection(
-    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that a firewall has dropped hears nothing, and nobody says so."""
     monkeypatch.setattr("relay.daemon.wake_up.QUIET_SECONDS", 0.3)
-    with (
-        serving(tmp_path / "arrivals.jsonl") as downstream,
-        running(engine, downstream) as relay,
-        contextlib.closing(connect_postgres(database_url)) as hand,
-    ):
+    with rig.relay(), contextlib.closing(connect_postgres(database_url)) as hand:
         first = listeners(hand)
         until(lambda: listeners(hand) - first, "another one listens")
-        assert relay._observer.counts["hears_nothing"] == 0
+        assert rig.observer.counts["hears_nothing"] == 0
 
 
 def listeners(hand: psycopg.Connection) -> set[int]:
@@ -116,37 +106,16 @@ def listeners(hand: psycopg.Connection) -> set[int]:
 
 
 @ON_POSTGRES
-def test_behind_a_pooler_it_does_not_listen(database_url: str, tmp_path: Path) -> None:
-    pooled = engines.connect(
-        f"{database_url}{'&' if '?' in database_url else '?'}pooler=transaction", application="tests"
-    )
-    with (
-        serving(tmp_path / "arrivals.jsonl") as downstream,
-        served(database_url) as port,
-        running(pooled, downstream),
-        contextlib.closing(connect_postgres(database_url)) as hand,
-    ):
-        assert posted(port, PATH, body(), dict(HEADERS)) == 200
-        until(lambda: kinds(pooled) == ["delivered"], "it is found by polling")
-        assert ended_listeners(hand) == 0
-    pooled.dispose()
-
-
-def test_wake_ups_can_be_switched_off(
-    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def nobody(*_: object) -> None:
+def test_wake_ups_can_be_switched_off(rig: Rig, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
         raise AssertionError("it sends and hears nothing")
 
-    monkeypatch.setattr("inbox.receiver.app.Notifier", nobody)
-    monkeypatch.setattr("relay.daemon.wake_up.Listener.hear", nobody)
-    with (
-        serving(tmp_path / "arrivals.jsonl") as downstream,
-        served(database_url, without_wake_ups(a_config(database_url))) as port,
-        at_work(Relay(Database(engine), prepare(without_wake_ups(configured(downstream.url))), grace_seconds=5)),
-    ):
+    monkeypatch.setattr("inbox.receiver.app.Notifier", never)
+    monkeypatch.setattr("relay.daemon.wake_up.Listener.hear", never)
+    relay = Relay(rig.database, prepare(without_wake_ups(rig.config())), grace_seconds=5)
+    with served(database_url, without_wake_ups(a_config(database_url))) as port, at_work(relay):
         assert posted(port, PATH, body(), dict(HEADERS)) == 200
-        until(lambda: kinds(engine) == ["delivered"], "it is found by polling")
+        until(lambda: rig.kinds == ["delivered"], "it is found by polling")
 
 
 def without_wake_ups(config: Config) -> Config:
@@ -155,7 +124,6 @@ def without_wake_ups(config: Config) -> Config:
     return replace(config, database=replace(config.database, wake_up=False))
 
 
-@ON_SQLITE
 def test_an_idle_relay_does_not_wake_itself(database_url: str, engine: Engine) -> None:
     """Each commit of its own wakes it once: a round that commits though it did nothing would lead to another, for ever."""
     relay = Relay(Database(engine), prepare(configured("http://127.0.0.1:9/")), grace_seconds=1)
@@ -179,8 +147,7 @@ class Looks(threading.Event):
         return super().wait(timeout and min(timeout, 0.001))
 
 
-@ON_SQLITE
-def test_a_file_that_nobody_changes_wakes_nobody(engine: Engine) -> None:
+def test_an_unchanged_file_wakes_no_relay(engine: Engine) -> None:
     stop, woken = Looks(), threading.Event()
     wakes: list[int] = []
 
@@ -199,17 +166,6 @@ def test_a_file_that_nobody_changes_wakes_nobody(engine: Engine) -> None:
             connection.execute(text(f"UPDATE write_probe SET probed_at = '{time_text(START + timedelta(seconds=n))}'"))
     stop.set()
     listener.join(10)
-
-
-def test_however_often_it_is_woken_the_loop_is_woken_once(engine: Engine) -> None:
-    relay = Relay(Database(engine), prepare(configured("http://127.0.0.1:9/")), grace_seconds=1)
-    for _ in range(2):
-        for _ in range(1000):
-            relay.wake()
-        assert relay._events.qsize() == 1
-        relay._collect()
-        assert relay._events.qsize() == 0
-    relay._generations.close()
 
 
 @ON_POSTGRES

@@ -9,12 +9,14 @@ import pytest
 from sqlalchemy import Engine
 
 from relay.delivery.facts import Abandoned
+from tests.helpers.kinds import ON_BOTH
 from tests.helpers.reading import count, duplicates, rows
 from tests.helpers.receiver import Receiver
 from tests.helpers.relaying import UNWELL, Scripted, Steps
 from tests.helpers.webhooks import ROUTE, TOKEN, body, moment
 
 
+@ON_BOTH
 async def test_a_webhook_becomes_a_delivery(receiver: Receiver, steps: Steps, engine: Engine) -> None:
     payload = body("u1", "2026-01-01T02:00:00+02:00", other="fields are kept")
     answer = await receiver.post(payload, headers={"X-Request-Id": "r-1"})
@@ -86,6 +88,7 @@ async def test_a_source_that_no_route_takes_is_stored_and_owes_no_delivery(recei
     assert count(engine, "open_delivery") == 0
 
 
+@ON_BOTH
 @pytest.mark.parametrize(
     "again",
     [
@@ -109,6 +112,7 @@ async def test_a_repeat_is_answered_with_the_first_ones_seq_and_noted(
     assert noted == {"seq": first.json["seq"], "body": kept, "handled_at": None}
 
 
+@ON_BOTH
 async def test_fifty_identical_requests_at_once_are_one_event(receiver: Receiver, steps: Steps, engine: Engine) -> None:
     answers = await asyncio.gather(*(receiver.post() for _ in range(50)))
 
@@ -126,6 +130,7 @@ async def test_fifty_identical_requests_at_once_are_one_event(receiver: Receiver
 Crash = Callable[[Steps], object]
 
 
+@ON_BOTH
 @pytest.mark.parametrize(
     ("crash", "calls"),
     [
@@ -150,6 +155,7 @@ async def test_a_relay_that_dies_between_two_steps_loses_nothing(
     assert count(engine, "open_delivery") == 0
 
 
+@ON_BOTH
 async def test_a_relay_that_wakes_up_after_its_lease_can_not_overrule_its_successor(
     receiver: Receiver, steps: Steps
 ) -> None:

@@ -12,8 +12,9 @@ import msgspec
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
+from inbox.db.dialect import rows_param
 from inbox.db.intake import Rejected
-from inbox.db.throughput import Tally, add_up, figures_param
+from inbox.db.throughput import Tally, add_up
 from inbox.events.event import Event
 from inbox.events.timestamps import time_text
 from inbox.loader.load import parse_config
@@ -210,7 +211,7 @@ def _watch(night: Night) -> None:
         received.add("source", source, outcome, count=count, size=8 * count if outcome == "stored" else 0)
     later = night.clock.moment + timedelta(minutes=1)
     with night.database.write() as transaction, received.taken() as figures:
-        transaction.execute(add_up(transaction.sql), figures=figures_param(figures), now=time_text(later))
+        transaction.execute(add_up(transaction.sql), figures=rows_param(figures), now=time_text(later))
     with night.database.write() as transaction:
         now = transaction.take_order_lock()
         alerts.note(transaction, [Alert("source_silent", "shop", True, {"silent_seconds": 7200})], now)

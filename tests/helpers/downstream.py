@@ -62,14 +62,14 @@ class Downstream(ScriptedServer):
         self.arrivals = Ledger(path)
         self.events: set[int] = set()
         self.seconds = seconds
-        self._script = script
+        self.script = script
         super().__init__()
         self.url += "/hook"
 
     def act_for(self, seen: Seen) -> Act:
         """Note the request in the ledger, and not in `seen`: there may be very many."""
         seq, attempt = int(seen.headers["inbox-seq"]), int(seen.headers["inbox-attempt"])
-        told = self._script(seq, attempt)
+        told = self.script(seq, attempt)
         made = Answer(told) if isinstance(told, int) else told
         event = json.loads(seen.body)
         self.events.add(seq)
@@ -77,8 +77,8 @@ class Downstream(ScriptedServer):
             seq=seq,
             run=int(seen.headers["idempotency-key"].rpartition("-")[2]),
             attempt=attempt,
-            entity=event["id"],
-            occurred_at=event["timestamp"],
+            entity=event.get("id"),
+            occurred_at=event.get("timestamp"),
             body=seen.body.decode(),
             status=made.status,
             caller=seen.target.removeprefix("/hook").strip("/"),

@@ -1,32 +1,31 @@
-"""An inbox filled through the real receiver, before a relay starts, or after one has given up."""
+"""An inbox filled as the receiver fills it, before a relay starts, or after one has given up."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 from sqlalchemy import Engine
 
+from inbox.clock import SystemClock
+from inbox.events.event import RawRequest
+from inbox.sources.normalize import readers_of
 from relay.delivery.outcome import Call, Failed
 from relay.delivery.policy import policies
 from relay.store import claim, record, sequence
 from relay.store.database import Database
-from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.relaying import work_of
 from tests.helpers.sender import Event
-from tests.helpers.webhooks import a_config, body
-
-_TRIES = 10
+from tests.helpers.storing import Intake
+from tests.helpers.webhooks import HEADERS, a_config, body
 
 
 def fill(database_url: str, events: Iterable[Event]) -> list[int]:
-    """Send these events, as a sender does until each is acknowledged; gives their seqs."""
-
-    async def send() -> list[int]:
-        async with receiving(a_config(database_url)) as receiver:
-            return list(await asyncio.gather(*(_acknowledged(receiver, body(*event)) for event in events)))
-
-    return asyncio.run(send())
+    """Store these events, which are new, as the receiver reads them; gives their seqs."""
+    read = readers_of(a_config(database_url))["trivore"]
+    headers = {name.lower(): value for name, value in HEADERS.items()}
+    requests = (RawRequest("trivore", headers, body(*event), SystemClock().now()) for event in events)
+    stored = Intake(database_url).append(*(event for request in requests for event in read(request)))
+    return [seq for seq in stored if seq is not None]
 
 
 def give_up(engine: Engine, database_url: str, events: Iterable[Event], reason: str = "email: no value") -> list[int]:
@@ -48,13 +47,3 @@ def _attempt(engine: Engine, database_url: str, events: Iterable[Event], outcome
     while claimed := claim.claim(work_of(database), [claim.Room(["everything"], 500)]):
         list(record.record(work_of(database, known), [(delivery, outcome) for delivery in claimed]))
     return seqs
-
-
-async def _acknowledged(receiver: Receiver, payload: bytes) -> int:
-    for _ in range(_TRIES):
-        answer = await receiver.post(payload)
-        if answer.status_code != 503:  # a busy machine's database may be late
-            break
-    assert answer.status_code == 200
-    seq: int = answer.json["seq"]
-    return seq

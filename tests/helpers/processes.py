@@ -85,7 +85,6 @@ class Program:
         environment: Mapping[str, str],
         user: str | None = None,
         folder: Path | None = None,
-        passed: socket.socket | None = None,
     ) -> None:
         self.log = log
         with log.open("wb") as output:
@@ -98,7 +97,6 @@ class Program:
                 user=user,
                 cwd=folder,
                 start_new_session=True,
-                pass_fds=(passed.fileno(),) if passed else (),
             )
         self.pid = self._process.pid
 

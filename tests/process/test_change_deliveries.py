@@ -28,7 +28,7 @@ def relay(place: Site, *arguments: str) -> Ended:
 
 def test_a_replay_shows_its_plan_and_does_it_when_it_is_told_to(place: Site, database_url: str, engine: Engine) -> None:
     give_up(engine, database_url, [(f"u{n}", moment(n)) for n in range(7)])
-    plan = place.run("relay", "replay", "--cause", "mapping", "--reason", "mended")
+    plan = relay(place, "replay", "--cause", "mapping", "--reason", "mended")
     assert plan.status == 0, plan.stderr
     assert plan.stderr == "7 deliveries would be replayed, 5 of them shown; --yes does it\n"
     groups, sample = plan.stdout.split("\n\n")
@@ -61,54 +61,29 @@ def test_a_command_about_nothing_says_so_and_exits_with_1_with_or_without_yes(pl
         assert (ended.status, ended.stdout, ended.stderr.startswith(said)) == (1, "", True), ended.stderr
     empty = relay(place, "replay", "--all", *because, "--json")
     assert (empty.status, json.loads(empty.stdout)["count"]) == (1, 0)
-    paused = relay(place, "pause")
-    assert (paused.status, paused.stderr) == (0, "nothing is held back\n")
 
 
-@pytest.mark.parametrize("act", ["replay", "retry", "cancel", "unblock"])
-def test_a_plan_needs_no_reason_but_its_execution_does(place: Site, act: str) -> None:
-    plan = relay(place, act, "--route", "everything")
-    assert plan.status in {0, 1}, plan.stderr
-    assert "Missing option" not in plan.stderr
-    if plan.status == 0:
-        assert "; --reason '…' --yes does it" in plan.stderr
+def test_a_plan_needs_no_reason_but_its_execution_does(sqlite_place: Site) -> None:
+    assert relay(sqlite_place, "cancel", "--route", "everything").status == 1, "there is nothing to cancel"
     for given in ((), ("--reason", ""), ("--reason", "…")):  # as the hint has it
-        done = relay(place, act, "--route", "everything", *given, "--yes")
+        done = relay(sqlite_place, "cancel", "--route", "everything", *given, "--yes")
         assert (done.status, "error: --reason: say why" in done.stderr) == (2, True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("cancel", "--reason", "x"), "a cancel without a condition is about everything"),
+def test_wrong_use_is_status_2_and_says_what_to_do(sqlite_place: Site) -> None:
+    for arguments, said in (
         (("cancel", "--reason", "x", "--yes"), "a cancel without a condition is about everything"),
-        (("replay", "--reason", "x"), 'if all is meant, {"everything": true} (--all)'),
-        (("unblock", "--reason", "x", "--yes"), 'if all is meant, {"everything": true} (--all)'),
         (("replay", "--reason", "x", "--backfill", "--all"), "a backfill of which route? Configured are: everything"),
         (("replay", "--reason", "x", "--entity", "USER"), "--entity must be TYPE/ID"),
-        (("pause", "--route", "nobody", "--reason", "x"), "there is no route 'nobody'; valid here: everything"),
-        (("retry", "--reason", "x"), "a retry without a condition is about everything"),
-        (
-            ("retry", "--route", "everythin", "--reason", "x"),
-            "there is no route 'everythin'; did you mean 'everything'?",
-        ),
-        (("replay", "--cause", "exhaustd", "--reason", "x"), "there is no cause 'exhaustd'; did you mean 'exhausted'?"),
-        (("cancel", "--source", "trivor", "--reason", "x"), "there is no source 'trivor'; did you mean 'trivore'?"),
-        (("unblock", "--destination", "audi", "--reason", "x"), "did you mean 'audit'?"),
+        (("retry", "--route", "everythin", "--reason", "x"), "did you mean 'everything'?"),
+        (("replay", "--cause", "exhaustd", "--reason", "x"), "did you mean 'exhausted'?"),
         (("retry", "--api", "x", "--reason", "x"), "there is no api 'x'; none is configured"),
         (("replay", "--since", "yesterday", "--reason", "x"), "is no time"),
-        (("replay", "--since", "1h", "--until", "2h", "--reason", "x"), "exchange the two"),
-        (("pause", "--route", "everything", "--yes"), "say why"),
-        (("pause", "--route", "everything", "--reason", "…", "--yes"), "say why"),
-        (("resume", "--route", "everything", "--reason", "…", "--yes"), "say why"),
-        (("pause", "--entity", "USER/u1", "--reason", "x"), "name one of route, destination, api and source"),
-        (("resume",), "name one of route, destination, api and source"),
+        (("pause", "--reason", "x"), "name one of route, destination, api and source"),
         (("continue", "--command", "9"), "there is no command 9"),
-    ],
-)
-def test_wrong_use_is_status_2_and_says_what_to_do(place: Site, arguments: tuple[str, ...], said: str) -> None:
-    ended = relay(place, *arguments)
-    assert (ended.status, said in ended.stderr) == (2, True)
+    ):
+        ended = relay(sqlite_place, *arguments)
+        assert (ended.status, said in ended.stderr) == (2, True), ended.stderr
 
 
 def test_a_pause_is_listed_with_who_and_why_until_it_is_over(place: Site, engine: Engine) -> None:
@@ -118,13 +93,11 @@ def test_a_pause_is_listed_with_who_and_why_until_it_is_over(place: Site, engine
     paused = relay(place, "pause", "--destination", "audit", *MAINTENANCE)
     assert (paused.status, paused.stderr) == (0, "paused\n")
     relay(place, "pause", "--source", "trivore", "--entity", "USER/u|1", "--reason", "odd", "--yes")
-    listed = json.loads(relay(place, "pause", "--json").stdout)
-    assert [(row["kind"], row["name"], row["paused_by"], row["pause_reason"]) for row in listed] == [
-        ("destination", "audit", "kim", "maintenance"),
-        ("entity", "trivore|USER|u\\|1", "kim", "odd"),
+    listed = json.loads(relay(place, "status", "--json").stdout)["gates"]
+    assert [(row["kind"], row["name"], row["state"], row["by"], row["why"]) for row in listed] == [
+        ("destination", "audit", "paused", "kim", "maintenance"),
+        ("entity", "trivore|USER|u\\|1", "paused", "kim", "odd"),
     ]
-    (held, _) = json.loads(relay(place, "status", "--json").stdout)["gates"]
-    assert (held["name"], held["state"], held["by"], held["why"]) == ("audit", "paused", "kim", "maintenance")
     again = relay(place, "pause", "--destination", "audit", *MAINTENANCE)
     assert (again.status, again.stderr.splitlines()[0]) == (0, "it is paused already")
     assert again.stderr.endswith(" by kim: maintenance\n")
@@ -176,23 +149,19 @@ def test_commands_are_listed_with_who_asked_why_and_the_answer(place: Site, engi
             "INSERT INTO relay_command (kind, selection, reason, dry_run)"
             """ VALUES ('replay', '{"route": "everything"}', 'only a look', true)"""
         )
-    listed = json.loads(place.run("inbox", "commands", "--json").stdout)
+    listed = json.loads(place.invoke("inbox", "commands", "--json").stdout)
     assert [(row["id"], row["kind"], row["state"], row["dry_run"]) for row in listed] == [
         (2, "replay", "asked", True),
         (1, "pause", "done", False),
     ]
     assert (listed[1]["asked_by"], listed[1]["reason"], listed[1]["answer"]) == ("kim", "maintenance", "paused")
     assert listed[0]["selection"] == {"route": "everything"}
-    table = place.run("inbox", "commands", "--state", "asked").stdout
-    assert "replay (dry run)" in table
-    assert "route=everything" in table
-    assert "maintenance" not in table
-    one = json.loads(place.run("inbox", "commands", "1", "--json").stdout)
+    table = place.invoke("inbox", "commands", "--state", "asked").stdout
+    assert ("route=everything" in table, "maintenance" in table) == (True, False)
+    one = json.loads(place.invoke("inbox", "commands", "1", "--json").stdout)
     assert (one["id"], one["kind"]) == (1, "pause")
-    absent = place.run("inbox", "commands", "9")
+    absent = place.invoke("inbox", "commands", "9")
     assert (absent.status, absent.stderr) == (1, "there is no command 9\n")
-    wrong = place.run("inbox", "commands", "--state", "refuse")
-    assert (wrong.status, "did you mean 'refused'?" in wrong.stderr) == (2, True)
 
 
 @pytest.mark.long

@@ -63,7 +63,7 @@ def test_every_program_uses_the_password_of_the_file_and_none_shows_it(place: Si
         ("inbox", "check", "--online"),
         ("relay", "status"),
     ):
-        ended = place.run(side, *arguments)
+        ended = place.invoke(side, *arguments)
         assert ended.status in {0, 1}, ended.stderr  # 1: no relay runs yet; and warnings
         assert "password authentication" not in ended.stdout + ended.stderr
         shown[f"{side} {arguments}"] = ended.stdout + ended.stderr
@@ -81,7 +81,7 @@ def test_every_program_uses_the_password_of_the_file_and_none_shows_it(place: Si
     relay = place.relay("--processes", "2", "--verbose")
     relay.writes("started", times=2)
     shown["ps"] = command_lines(receiver) + command_lines(relay)
-    until(lambda: place.run("relay", "status", "--check").status == 0, "the relays are well", within=60)
+    until(lambda: place.invoke("relay", "status", "--check").status == 0, "the relays are well", within=60)
     assert (receiver.stop(), relay.stop()) == (0, 0)
     assert SECRET.leaks(shown | place.logs()) == []
     assert SECRET.leaks({"the file": (place.folder / "password").read_text(encoding="utf-8")}) != []
@@ -102,11 +102,11 @@ def test_a_wrong_or_missing_password_is_told_without_it(place: Site, password: s
 def test_the_url_may_stand_in_a_variable_as_a_whole(place: Site, server: KillablePostgres) -> None:
     url = f"postgresql+psycopg://inbox:{quote(PASSWORD, safe='')}@/inbox?host={server.sockets}"
     place.configure('[database]\nurl = "env:DATABASE"\n')
-    ended = place.run("inbox", "migrate", DATABASE=url)
+    ended = place.invoke("inbox", "migrate", DATABASE=url)
     assert ended.status == 0, ended.stderr
     (place.folder / "url").write_text(url, encoding="utf-8")
     place.configure("")
-    ended = place.run("inbox", "check", "--online", INBOX_DATABASE_URL=f"file:{place.folder}/url")
+    ended = place.invoke("inbox", "check", "--online", INBOX_DATABASE_URL=f"file:{place.folder}/url")
     assert ended.status == 0, ended.stdout
     assert f"INBOX_DATABASE_URL: file:{place.folder}/url: postgresql+psycopg://inbox:***@/inbox" in ended.stdout
     assert SECRET.leaks({"stdout": ended.stdout, "stderr": ended.stderr}) == []

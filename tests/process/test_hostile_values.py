@@ -68,7 +68,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay dead": ("", "--json", "--wide", "--route HOSTILE"),
     "relay tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--kind HOSTILE"),
     "relay status": ("", "--json", "--wide", "--check", "--check --here", "--check --json"),
-    "relay pause": ("--entity HOSTILE --source trivore --reason HOSTILE --yes",),
+    "relay pause": ("--entity HOSTILE --source trivore --reason HOSTILE --yes", "--route HOSTILE"),
     "relay resume": ("--entity HOSTILE --source trivore", "--route HOSTILE"),
     "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),
     "relay sweep": (
@@ -284,7 +284,6 @@ def test_a_url_that_is_none_is_told_without_the_sources_token(
     for url in ("nowhere", "http://a b", "http://127.0.0.1:99999"):
         ran = invoke("inbox", "send", "by-url", "--url", url)
         assert (ran.status, "give --url" in ran.stderr) == (2, True)
-        assert "nobody answers" not in ran.stderr or url.endswith("99999")
         assert "s3cret" not in ran.stdout + ran.stderr
 
 

@@ -36,11 +36,11 @@ def test_the_steps_that_it_prints_lead_to_a_delivered_webhook(empty: Site, monke
         assert names == ["GITHUB_SECRET", "SERVICE_SIGNING_SECRET"]
         for name in names:
             monkeypatch.setenv(name, "a-secret")
-        assert empty.run("inbox", "migrate").status == 0
-        checked = empty.run("inbox", "check", "--online")
+        assert empty.invoke("inbox", "migrate").status == 0
+        checked = empty.invoke("inbox", "check", "--online")
         assert checked.status == 0, checked.stdout
         receiver, port = empty.receiver(1)
-        sent = empty.run("inbox", "send", "github", "--url", f"http://127.0.0.1:{port}")
+        sent = empty.invoke("inbox", "send", "github", "--url", f"http://127.0.0.1:{port}")
         assert sent.status == 0, sent.stderr
         assert empty.relay("--drain").ends() == 0
         receiver.send(signal.SIGTERM)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -18,7 +17,6 @@ from tests.helpers.agreement import facts_agree
 from tests.helpers.downstream import Downstream, serving
 from tests.helpers.evidence import facts, open_states, stored
 from tests.helpers.outage import connect_postgres
-from tests.helpers.postgres_programs import run_program
 from tests.helpers.processes import Site, site
 from tests.helpers.roles import granted
 from tests.helpers.sender import Sender, endless
@@ -96,13 +94,6 @@ def test_whatever_he_runs_both_sides_go_on(under_load: Load, module_database_url
             under_load.goes_on()
 
 
-def test_a_dump_is_one_moment_and_delays_nobody(under_load: Load, module_database_url: str, tmp_path: Path) -> None:
-    url = make_url(module_database_url)
-    run_program("pg_dump", url, f"--file={tmp_path}/inbox.sql")
-    under_load.goes_on()
-    assert "COPY public.delivery_log" in (tmp_path / "inbox.sql").read_text(encoding="utf-8")
-
-
 def test_a_report_that_runs_into_its_reader_s_timeout_is_ended_and_harms_nobody(
     under_load: Load, module_database_url: str
 ) -> None:
@@ -131,15 +122,6 @@ def test_a_report_that_runs_into_its_reader_s_timeout_is_ended_and_harms_nobody(
     under_load.goes_on()
 
 
-def test_beside_a_transaction_that_was_left_open_both_sides_go_on(under_load: Load, module_database_url: str) -> None:
-    with contextlib.closing(connect_postgres(module_database_url)) as dba:
-        dba.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ")
-        dba.execute(b"SELECT count(*) FROM open_delivery")
-        for _ in range(3):
-            under_load.goes_on()
-            dba.execute(b"SELECT count(*) FROM open_delivery")
-
-
 def test_a_table_that_he_has_locked_is_answered_503_until_he_lets_go(
     under_load: Load, module_database_url: str
 ) -> None:
@@ -166,5 +148,5 @@ def test_after_all_of_that_nothing_is_lost_and_everything_came_in_order(under_lo
     assert checkers.out_of_order(arrivals, facts(load.engine)) == []
     assert checkers.complaints(load.place.logs(), ("Traceback",)) == []
     facts_agree(load.engine)
-    verified = load.place.run("relay", "verify")
+    verified = load.place.invoke("relay", "verify")
     assert verified.status == 0, verified.stdout + verified.stderr

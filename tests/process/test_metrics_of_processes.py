@@ -16,7 +16,7 @@ from tests.helpers import checkers
 from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts
 from tests.helpers.filling import fill
-from tests.helpers.processes import Site, site
+from tests.helpers.processes import site
 from tests.helpers.reading import count, duplicates
 from tests.helpers.receiver import exchange, raw_post, status_of
 from tests.helpers.scraping import Samples, exporter_of, metrics_at, scrape, served, total
@@ -160,12 +160,6 @@ def test_one_that_takes_the_place_of_another_serves_at_its_address_and_leaves_no
         for pid in {new.pid, *new.children()} - {exporter}:
             os.kill(pid, signal.SIGKILL)
         until(lambda: has_ended(exporter), "it goes with the last process")
-
-
-def test_nothing_is_counted_or_served_unless_it_is_asked_for(sqlite_place: Site) -> None:
-    receiver, webhooks = sqlite_place.receiver(workers=1)
-    assert post(webhooks, body()) == {200: 1}
-    assert len(receiver.children()) == 1, "no exporter runs"
 
 
 @pytest.mark.parametrize(("database_url", "processes"), [("sqlite", 1), ("postgres", 2)], indirect=["database_url"])

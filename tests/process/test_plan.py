@@ -52,7 +52,7 @@ PLAN = ("relay", "plan", "--route", "user-to-crm")
 def test_what_would_be_changed_is_shown_field_by_field_and_is_status_1(
     place: Site, server: ScriptedServer, engine: Engine
 ) -> None:
-    ended = place.run(*PLAN)
+    ended = place.invoke(*PLAN)
     assert ended.status == 1, ended.stderr
     assert [line.split() for line in ended.stdout.splitlines()[1:]] == [
         ["USER/u2", "update", "name", "Grcae", "Grace"],

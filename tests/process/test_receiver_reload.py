@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import logging
 import os
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,10 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox import gunicorn_settings
-from inbox.loader.load import parse_config
 from tests.helpers import checkers
 from tests.helpers.evidence import stored
 from tests.helpers.outage import is_postgres
-from tests.helpers.processes import GUNICORN, INBOX, PATIENT, Program, Site, free_port, gunicorn_after, is_ready, site
+from tests.helpers.processes import INBOX, PATIENT, Program, Site, free_port, gunicorn_after, is_ready, site
 from tests.helpers.receiver import posted
 from tests.helpers.sender import Sender, endless
 from tests.helpers.waiting import until
@@ -29,9 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 REFUSED = "[ERROR] reload refused: "
 SECRET = "s3cret"
 WAYS = {
-    "gunicorn -c python:inbox.gunicorn_settings": GUNICORN,
     "gunicorn -c gunicorn.conf.py": ("-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")),
-    "gunicorn --preload": (*GUNICORN, "--preload"),
     "inbox serve": (*INBOX, "serve"),
 }
 
@@ -229,20 +225,6 @@ def test_a_rotated_secret_file_is_taken_up_on_sighup_and_not_before(sqlite_datab
         assert [post(port, "rotating", token) for token in ("first", "second")] == [401, 200]
 
 
-def test_a_receiver_whose_file_is_bad_says_each_mistake_and_does_not_start(
-    sqlite_database_url: str, tmp_path: Path
-) -> None:
-    with site(tmp_path, config_text(sqlite_database_url) + source("added", "env:NO", "env:NO_2")) as place:
-        receiver = place.refused_receiver()
-        assert receiver.ends() == 2
-        for variable in ("NO", "NO_2"):
-            told = (
-                rf"\ninbox: \S*inbox\.toml:\d+: \[sources\.added\] auth: the environment variable {variable} is not set"
-            )
-            assert re.search(told, receiver.output)
-        assert checkers.complaints(place.logs()) == []
-
-
 def test_a_bug_that_a_reload_meets_stops_nothing_and_its_message_is_not_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,17 +238,5 @@ def test_a_bug_that_a_reload_meets_stops_nothing_and_its_message_is_not_told(
     monkeypatch.setattr(gunicorn_settings, "load_file", fail)
     gunicorn_settings.on_reload(server)
     assert "reload refused: the old configuration stays" in caplog.messages
-    assert SECRET not in caplog.text
-    assert "RuntimeError" in caplog.text
-
-
-def test_a_bug_in_the_warnings_stops_no_receiver(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError(SECRET)
-
-    monkeypatch.setattr(gunicorn_settings, "exposure_warnings", fail)
-    gunicorn_settings._warn_of_exposures(parse_config(""))
     assert SECRET not in caplog.text
     assert "RuntimeError" in caplog.text

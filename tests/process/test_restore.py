@@ -87,10 +87,10 @@ def test_a_dump_restored_as_the_page_says_is_the_same_inbox_with_roles(
             assert in_the_inbox(restored) == set(EARLIER)
             assert facts(engine_of(restored)) == facts(engine_of(postgres_database_url))
             with working(tmp_path / "after", restored, downstream) as (place, port):
-                verified = place.run("relay", "verify")
+                verified = place.invoke("relay", "verify")
                 assert verified.status == 0, verified.stdout + verified.stderr
                 send(tmp_path, port, [*EARLIER[:5], *LATER], restored)
-                assert place.run("relay", "verify").status == 0
+                assert place.invoke("relay", "verify").status == 0
             assert in_the_inbox(restored) == {*EARLIER, *LATER}
         finally:
             _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
@@ -135,9 +135,9 @@ def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_
         until(lambda: second.run("SELECT 1 WHERE NOT pg_is_in_recovery()"), "it is promoted", within=PATIENCE)
         assert in_the_inbox(url) == set(EARLIER)
         with working(tmp_path / "after", url, downstream) as (place, port):
-            assert place.run("relay", "verify").status == 0
+            assert place.invoke("relay", "verify").status == 0
             send(tmp_path, port, LATER, url)
-            verified = place.run("relay", "verify")
+            verified = place.invoke("relay", "verify")
             assert verified.status == 0, verified.stdout + verified.stderr
         arrived = Counter((line["entity"], line["occurred_at"]) for line in downstream.arrivals.lines())
     assert {event: arrived[event] for event in LATER} == dict.fromkeys(LATER, 2)

@@ -112,7 +112,7 @@ def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Eng
         other.write_text((tmp_path / "inbox.toml").read_text().replace(preset, f"{preset}dedup = [{DEDUP}]\n"))
         for role, command in COMMANDS:
             side, *arguments = command.format(config=other).split()
-            ended = place.run(side, *arguments, INBOX_DATABASE_URL=apart.url(role))
+            ended = place.invoke(side, *arguments, INBOX_DATABASE_URL=apart.url(role))
             assert "permission denied" not in ended.stdout + ended.stderr, (role, command, ended)
             assert ended.status == 0, (role, command, ended)
         assert relay.stop() == 0
@@ -144,8 +144,8 @@ def test_a_migrator_that_is_no_superuser_makes_roles_too(apart: Granted, tmp_pat
         try:
             url = make_url(apart.server_url).set(username=prefix, database=name).render_as_string(hide_password=False)
             with site(tmp_path, config_text(url).replace("[database]", '[database]\nschema = "apart"')) as place:
-                assert place.run("inbox", "migrate").status == 0
-                printed = place.run("inbox", "roles", "--prefix", prefix)
+                assert place.invoke("inbox", "migrate").status == 0
+                printed = place.invoke("inbox", "roles", "--prefix", prefix)
                 assert printed.status == 0, printed.stderr
             with contextlib.closing(connect_postgres(url)) as psql:
                 for _ in range(2):

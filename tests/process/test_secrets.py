@@ -266,7 +266,7 @@ def ask_all(place: Site) -> tuple[dict[str, str], dict[str, str]]:
     found, expected = {}, {}
     for package, command, word in COMMANDS:
         name = f"{package} {command}"
-        ended = place.run(package, *command.split(), COLUMNS="4000")
+        ended = place.invoke(package, *command.split(), COLUMNS="4000")
         assert ended.status == 0, ended.stderr
         found[name] = ended.stdout + ended.stderr
         expected[name] = word

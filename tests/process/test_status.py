@@ -27,7 +27,7 @@ CHECK = ("relay", "status", "--check")
 
 def test_for_programs_it_is_one_object_with_everything(place: Site, database_url: str) -> None:
     fill(database_url, [("u1", moment(0))])
-    ended = place.run("relay", "status", "--json")
+    ended = place.invoke("relay", "status", "--json")
     seen = json.loads(ended.stdout)
     assert (ended.status, ended.stderr) == (0, "")
     assert list(seen) == [
@@ -118,7 +118,7 @@ def test_it_is_0_while_a_relay_lives_and_1_when_none_does_or_something_is_stuck(
     place, engine = sqlite_place, sqlite_engine
     relay = place.relay()  # it takes less than what a finding has to last
     relay.writes("started node")
-    assert place.run(*CHECK, "--here") == (0, "", "")
+    assert place.invoke(*CHECK, "--here") == (0, "", "")
 
     monkeypatch.setattr(status, "_LOOK_AGAIN_SECONDS", 0)
     with engine.begin():  # so that it doesn't stop with the write lock

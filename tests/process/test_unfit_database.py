@@ -24,7 +24,7 @@ def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_st
     ):
         owner.execute("SELECT setval('inbox_seq_seq', 1)")
         receiver, relay = place.refused_receiver(), place.relay("--processes", "2")
-        listing = place.run("inbox", "list", "--json")
+        listing = place.invoke("inbox", "list", "--json")
         assert (listing.status, len(json.loads(listing.stdout))) == (0, 2)
         for program in (receiver, relay):
             assert program.ends() == 2, program.output
@@ -66,7 +66,7 @@ def test_a_command_that_meets_a_lock_says_that_it_stays_open_and_what_to_do(
     ):
         person.execute("BEGIN")
         person.execute("SELECT id FROM order_lock FOR UPDATE")
-        ended = place.run("relay", "cancel", "--seq", "1", "--reason", "x", "--yes")
+        ended = place.invoke("relay", "cancel", "--seq", "1", "--reason", "x", "--yes")
         person.execute("ROLLBACK")
         assert ended.status == 2
         said = " ".join(ended.stderr.split())

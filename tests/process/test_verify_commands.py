@@ -30,8 +30,8 @@ def lose(engine: Engine, seqs: str) -> None:
 
 def test_where_all_agrees_it_says_what_it_has_seen(filled: Site) -> None:
     seen = f"{EVENTS} events, {EVENTS} deliveries, 0 facts\n"
-    assert filled.run("relay", "verify")[:2] == (0, f"agreed: {seen}")
-    assert filled.run("relay", "rebuild")[:2] == (0, f"nothing to repair: {seen}")
+    assert filled.invoke("relay", "verify")[:2] == (0, f"agreed: {seen}")
+    assert filled.invoke("relay", "rebuild")[:2] == (0, f"nothing to repair: {seen}")
 
 
 def test_an_empty_inbox_agrees(place: Site) -> None:

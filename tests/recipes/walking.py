@@ -4,7 +4,7 @@ The blocks of a page, in their order:
 
 - `toml` becomes `inbox.toml`; the receiver starts (`inbox serve`). There is one on each page.
 - `python` and `json` become the file that the last words before them name (`… handlers.py:`).
-- `sh` is run in the folder of these files. Then `relay run --drain` delivers what there is.
+- `sh` is run in the folder of these files: our commands in this process, others by bash. Then a relay delivers what there is.
 - `text` at once after `sh` is its output; `…` stands for anything.
 - `http` is a request that a service got: its first line, some of its headers with `Host`, and its body or `…`.
 
@@ -17,23 +17,30 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
+from unittest import mock
 
+from inbox.clock import SystemClock
+from inbox.db import engine as engines
+from inbox.loader.load import read_config
+from relay.daemon.generation import prepare
+from relay.daemon.loop import Relay
+from relay.store.database import Database
 from tests.docs.pages import PAGES, Block, blocks, expected_after, shows
-from tests.helpers.processes import Program, free_port, is_ready
+from tests.helpers.processes import invoke
+from tests.helpers.receiver import served
 from tests.helpers.scripted import Seen
-from tests.helpers.waiting import until
 
-_PATIENCE_SECONDS = 60
 _FILE = re.compile(r"\b([\w-]+\.(?:json|py|txt))\b")
 _URL_LINE = re.compile(r'^(?:url|base_url) = "([^"]*)".*$', re.MULTILINE)
 _ALLOWED = "allow_private = true\nallow_http = true"
 _RECEIVER = "http://127.0.0.1:8000"
-_BIN = Path(sys.executable).parent
 
 
 class Service(Protocol):
@@ -46,31 +53,15 @@ class Service(Protocol):
 class Walk:
     """A reader of one page, with a folder, a receiver and a relay of his own."""
 
-    def __init__(
-        self,
-        page: str,
-        folder: Path,
-        database_url: str,
-        services: Mapping[str, Service],
-        environment: Mapping[str, str],
-    ) -> None:
+    def __init__(self, page: str, folder: Path, database_url: str, services: Mapping[str, Service]) -> None:
         self.folder = folder
-        self.output = ""
-        """All that the page's commands have shown so far."""
         self._page = page
+        self._database_url = database_url
         self._services = services
         self._matched: set[int] = set()
-        self._given = environment.keys()
-        self._programs: list[Program] = []
-        self._urls = {name: service.url for name, service in services.items()}
-        self._environment = {
-            **{name: value for name in ("PATH", "LD_LIBRARY_PATH") if (value := os.environ.get(name))},
-            "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-            "HOME": str(folder),
-            "LC_ALL": "C.UTF-8",
-            "INBOX_DATABASE_URL": database_url,
-            **{name: self._of_this_machine(value) for name, value in environment.items()},
-        }
+        self._now = SystemClock().now()
+        self._stack = contextlib.ExitStack()
+        self.urls = {name: service.url for name, service in services.items()}
 
     def follow(self) -> None:
         """Do all that the page says, and compare all that it shows."""
@@ -90,37 +81,30 @@ class Walk:
         self._run("inbox check", "… both sides would start…", self._page)
 
     def close(self) -> None:
-        """End whatever still runs."""
-        for program in self._programs:
-            program.clean_up()
-
-    def drain(self) -> str:
-        """Deliver what is due, with a relay of its own; return its log."""
-        relay = self._start("relay", "run", "--drain")
-        assert relay.ends(within=_PATIENCE_SECONDS) == 0, relay.output
-        return relay.output
+        """End the receiver, and forget the functions of the page."""
+        self._stack.close()
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", None) or "").startswith(str(self.folder)):
+                del sys.modules[name]
 
     def _configure(self, text: str, where: str) -> None:
         (self.folder / "inbox.toml").write_text(self._reachable(text, where), encoding="utf-8")
-        port = free_port()
-        self._urls[_RECEIVER] = f"http://127.0.0.1:{port}"
-        receiver = self._start("inbox", "serve", "--bind", f"127.0.0.1:{port}", "--workers", "1")
-        until(lambda: not receiver.runs or is_ready(port), "the receiver is ready", within=_PATIENCE_SECONDS)
-        assert receiver.runs, f"{where}:\n{receiver.output}"
+        port = self._stack.enter_context(served(self._database_url, read_config()))
+        self.urls[_RECEIVER] = f"http://127.0.0.1:{port}"
 
     def _reachable(self, text: str, where: str) -> str:
         """Put the services of the test in place of the page's, which are on the internet and have TLS."""
-        given = {value for name, value in self._environment.items() if name in self._given}
-        found = {name for name in self._services if any(value.startswith(self._urls[name]) for value in given)}
+        given = os.environ.values()
+        found = {name for name in self._services if any(value.startswith(self.urls[name]) for value in given)}
 
         def allowed(match: re.Match[str]) -> str:
             value = match[1]
-            actual = self._environment.get(value.removeprefix("env:"), "") if value.startswith("env:") else value
-            here = {name for name, url in self._urls.items() if actual.startswith((name, url))}
+            actual = os.environ.get(value.removeprefix("env:"), "") if value.startswith("env:") else value
+            here = {name for name, url in self.urls.items() if actual.startswith((name, url))}
             found.update(here)
             return f"{match[0]}\n{_ALLOWED}" if here else match[0]
 
-        reachable = self._of_this_machine(_URL_LINE.sub(allowed, text))
+        reachable = self.of_this_machine(_URL_LINE.sub(allowed, text))
         assert found >= self._services.keys(), f"{where} has no url of {sorted(self._services.keys() - found)}"
         return reachable
 
@@ -132,23 +116,28 @@ class Walk:
         (self.folder / named[-1]).write_text(block.text, encoding="utf-8")
 
     def _run(self, script: str, expected: str | None, where: str) -> None:
-        actual = re.sub(r"\binbox send\b", f"inbox send --url {self._urls[_RECEIVER]}", self._of_this_machine(script))
-        done = subprocess.run(
-            ["bash", "-c", actual],
-            cwd=self.folder,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=_PATIENCE_SECONDS,
-            check=False,
-        )
-        output = self._of_the_page(done.stdout)
-        self.output += output
-        assert expected is not None or done.returncode == 0, f"{where} ended with {done.returncode}:\n{output}"
+        actual = re.sub(r"\binbox send\b", self._sending, self.of_this_machine(script))
+        output, status = "", 0
+        for line in actual.replace("\\\n", " ").splitlines():
+            shown, status = _typed(line)
+            output += shown
+        for name, url in self.urls.items():
+            output = output.replace(url, name)
+        assert expected is not None or status == 0, f"{where} ended with {status}:\n{output}"
         assert expected is None or shows(expected, output), f"{where} showed:\n{output}\ninstead of:\n{expected}"
-        if any(word in script for word in ("inbox send", "curl", "--yes", "relay sweep")):
-            self.drain()
+        if any(word in script for word in ("inbox send", "--yes", "relay sweep")):
+            self._drain()
+
+    def _sending(self, _command: re.Match[str]) -> str:
+        """To the receiver here, each a second after the one before: a reader types one command after the other."""
+        self._now += timedelta(seconds=1)
+        return f"inbox send --url {self.urls[_RECEIVER]} --at {self._now:%Y-%m-%dT%H:%M:%SZ}"
+
+    def _drain(self) -> None:
+        """Deliver what is due."""
+        engine = engines.connect(self._database_url, application="tests")
+        Relay(Database(engine), prepare(read_config()), grace_seconds=20).run(drain=True)
+        engine.dispose()
 
     def _expect_request(self, text: str, where: str) -> None:
         head, _, body = text.partition("\n\n")
@@ -167,30 +156,29 @@ class Walk:
                 self._matched.add(id(seen))
                 return
         came = "\n".join(f"{seen.method} {seen.target} {seen.headers} {seen.body!r}" for seen in service.seen)
-        raise AssertionError(f"{where}: no such request came, but:\n{came}\nlogs:\n{self._logs()}")
+        raise AssertionError(f"{where}: no such request came, but:\n{came}")
 
-    def _logs(self) -> str:
-        return "\n".join(f"{program.log.name}:\n{program.output}" for program in self._programs)
-
-    def _start(self, command: str, *arguments: str) -> Program:
-        program = Program(
-            [_BIN / command, *arguments],
-            log=self.folder.parent / f"{len(self._programs):02d}-{command}.log",
-            environment=self._environment,
-            folder=self.folder,
-        )
-        self._programs.append(program)
-        return program
-
-    def _of_this_machine(self, text: str) -> str:
-        for name, url in self._urls.items():
+    def of_this_machine(self, text: str) -> str:
+        """The text with the services of the test in place of the page's."""
+        for name, url in self.urls.items():
             text = text.replace(name, url)
         return text
 
-    def _of_the_page(self, text: str) -> str:
-        for name, url in self._urls.items():
-            text = text.replace(url, name)
-        return text
+
+def _typed(line: str) -> tuple[str, int]:
+    """Run a command. Returns what it shows, and its exit status; one of ours runs in this process, up to its `||`."""
+    ours, _, otherwise = line.partition(" || ")
+    shown, rest = "", line
+    if line.startswith(("inbox ", "relay ")):
+        ended = invoke(*shlex.split(ours), COLUMNS="200")
+        shown = ended.stdout + ended.stderr
+        if not ended.status or not otherwise:
+            return shown, ended.status
+        rest = f"(exit {ended.status}) || {otherwise}"
+    done = subprocess.run(
+        ["bash", "-c", rest], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False
+    )
+    return shown + done.stdout, done.returncode
 
 
 def _same_body(expected: str, body: str) -> bool:
@@ -212,8 +200,12 @@ def walking(
     """A reader of `docs/recipes/PAGE.md`; `environment` has the variables that it says to set."""
     here = folder / "here"
     here.mkdir()
-    walk = Walk(f"docs/recipes/{page}.md", here, database_url, services, environment)
-    try:
+    walk = Walk(f"docs/recipes/{page}.md", here, database_url, services)
+    variables = {name: walk.of_this_machine(value) for name, value in environment.items()}
+    variables |= {"INBOX_DATABASE_URL": database_url, "INBOX_CONFIG": "inbox.toml"}
+    with (
+        contextlib.chdir(here),
+        mock.patch.dict(os.environ, variables),
+        contextlib.closing(walk),
+    ):
         yield walk
-    finally:
-        walk.close()

@@ -110,28 +110,6 @@ def test_each_header_of_paypal_is_signed(name: str, value: str) -> None:
     assert why_refused(PAYPAL, of_paypal(**changed)) is not None
 
 
-_WRITTEN = st.text(max_size=60) | st.sampled_from(
-    ["2", "1", "Notification", TOPIC, "2025-08-29T10:49:05Z", "9999-12-31T23:59:60Z", "SHA256withRSA", "A" * 344]
-)
-
-
-@given(st.dictionaries(st.sampled_from(sorted(NOTIFICATION)), _WRITTEN | st.integers() | st.none(), min_size=1))
-def test_whatever_members_hold_it_is_a_refusal_or_nothing_that_is_signed(changed: dict[str, Any]) -> None:
-    raw = of_sns({**NOTIFICATION, **changed})
-    if wanted(SNS, raw) is None and why_refused(SNS, raw) is None:
-        assert all(changed.get(name) == NOTIFICATION[name] for name in changed if name != "UnsubscribeURL")
-
-
-_HEADERS = [f"paypal_{name}" for name in ("auth_algo", "cert_url", "transmission_id", "transmission_time")]
-
-
-@given(st.dictionaries(st.sampled_from([*_HEADERS, "paypal_transmission_sig"]), _WRITTEN, min_size=1))
-def test_whatever_headers_hold_it_is_a_refusal(changed: dict[str, Any]) -> None:
-    raw = of_paypal(**changed)
-    if wanted(PAYPAL, raw) is None and why_refused(PAYPAL, raw) is None:
-        assert changed == {name: of_paypal().headers[name.replace("_", "-")] for name in changed}
-
-
 # --- certificates
 
 

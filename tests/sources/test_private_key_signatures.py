@@ -7,7 +7,7 @@ import hmac
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +18,6 @@ from inbox.loader.load import parse_config
 from inbox.receiver.app import endpoints_of
 from inbox.sources import keys
 from inbox.sources.credentials import Verifier, pad_work
-from tests.helpers.mistakes import mistake
 from tests.sources.presenting import a_request, a_verifier, why_refused
 
 # Svix's own server signs this in its test `test_asymmetric_key_signing` (server/svix-server/src/worker.rs).
@@ -150,12 +149,6 @@ def test_a_key_for_which_anybody_can_sign_is_a_mistake(point: bytes, sign: int) 
         by(written(key, "whpk_"))
 
 
-def test_there_are_keys_for_which_anybody_can_sign() -> None:
-    """The library takes this one: the neutral point, for which the same signature is good for every content."""
-    neutral = b"\x01" + bytes(31)
-    Ed25519PublicKey.from_public_bytes(neutral).verify(neutral + bytes(32), b"whatever is sent")
-
-
 def test_a_signature_has_one_form() -> None:
     """RFC 8032 §5.1.7: the second half is less than the order of the group, or everyone could make a second from a first."""
     first, second = raw_signature()[:32], int.from_bytes(raw_signature()[32:], "little")
@@ -212,17 +205,6 @@ key = "hex"
     headers = {"X-Signature-Timestamp": SECONDS, "X-Signature-Ed25519": private.sign(SECONDS.encode() + BODY).hex()}
     assert let_in(asked, a_request("chat", BODY, headers, AT))
     assert not let_in(asked, a_request("chat", BODY + b" ", headers, AT))
-
-
-def test_public_keys_must_say_how_they_are_written() -> None:
-    told = mistake("""
-[sources.chat]
-preset = "custom"
-secrets = ["env:KEY"]
-signature = { header = "X-Signature-Ed25519", algorithm = "ed25519" }
-event = { type = "'interaction'" }
-""")
-    assert "must say how the public keys are written" in told
 
 
 def test_a_source_with_the_public_key_alone_works_beside_one_that_has_a_shared_secret_too() -> None:

@@ -93,11 +93,6 @@ def test_a_key_that_is_for_something_else_is_not_used_and_alone_is_a_mistake(
     assert why_refused(verifier(document(unfit, jwk(EC, kid="e"))), a_token(RSA, "RS256", "k")) == NO_KEY
 
 
-def test_operations_may_name_others_besides() -> None:
-    asked = verifier(document(jwk(RSA, key_ops=["sign", "verify"], use="sig")))
-    assert why_refused(asked, a_token(RSA, "RS256", "k")) is None
-
-
 def test_a_weak_key_is_refused() -> None:
     assert "key 1 ('k') has 1024 bits: an RSA key needs 2048 or more" in mistake(document(jwk(WEAK)))
     asked = verifier(document(jwk(WEAK, kid="weak"), jwk(RSA)))

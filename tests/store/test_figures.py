@@ -12,7 +12,8 @@ from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
 from inbox.config.model import Route
-from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up, figures_param
+from inbox.db.dialect import rows_param
+from inbox.db.throughput import DESTINATION, ROUTE, add_up
 from inbox.observe import metrics
 from inbox.observe.logs import TraceIds
 from inbox.observe.metrics import Meters, Metric
@@ -104,7 +105,9 @@ def test_many_writers_add_to_the_same_rows_and_none_loses_a_count(engine: Engine
 
     def write(order: list[str]) -> None:
         for _ in range(20):
-            figures = figures_param(Figure(ROUTE, name, "delivered", 1, 0) for name in order)
+            figures = rows_param(
+                {"kind": ROUTE, "name": name, "outcome": "delivered", "count": 1, "bytes": 0} for name in order
+            )
             with engine.begin() as connection:
                 connection.execute(add_up(steps.database.sql), {"figures": figures, "now": START})
 

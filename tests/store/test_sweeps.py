@@ -22,7 +22,6 @@ from relay.destinations.base import without_lease
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.sweeps import Listed, SweepFindings
-from relay.sweep import pages
 from relay.sweep import run as sweep_run
 from relay.sweep.run import CompiledSweep
 from tests.helpers.directory import TABLE, Directory
@@ -196,7 +195,7 @@ def run(sweeping: CompiledSweep, engine: Engine) -> SweepFindings:
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(
     sweeping: CompiledSweep, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "FIRST_WAIT_SECONDS", 0)
+    monkeypatch.setattr(sweep_run, "FIRST_WAIT_SECONDS", 0)
     directory.statuses = [200, 503, 429, 200, 503]
     assert (run(sweeping, engine).compared, directory.pages) == (10, 6 + 3)
     directory.statuses = [200, 503, 503, 503]

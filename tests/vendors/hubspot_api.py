@@ -1,13 +1,14 @@
 """HubSpot's CRM API for contacts: https://developers.hubspot.com/docs/api-reference/crm-contacts-v3 and its OpenAPI description.
 
 A contact is `{id, properties, createdAt, updatedAt, archived}`; all properties are texts. `idProperty` names a property of
-unique values in place of the id. Listings page by `paging.next.after`. A second contact with an email answers
-409, an unknown property 400.
+unique values in place of the id. Listings and searches page by `paging.next.after`. A second contact with an email
+answers 409, an unknown property 400.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from tests.helpers.scripted import Act, answer
@@ -45,6 +46,8 @@ class HubSpot(VendorService):
                 return self._page(self._contacts.values(), asked.query, asked.query.get("properties", "").split(","))
             case "POST", ():
                 return self._create(asked.body["properties"])
+            case "POST", ("search",):
+                return self._search(asked.body)
             case method, (name,):
                 return self._one(method, asked, name)
         return _problem(404, "OBJECT_NOT_FOUND", "resource not found")
@@ -76,6 +79,18 @@ class HubSpot(VendorService):
         contact["updatedAt"] = self._stamp()
         contact["properties"] |= asked.body["properties"] | {"lastmodifieddate": contact["updatedAt"]}
         return answer_json(200, contact, **_LIMIT)
+
+    def _search(self, body: dict[str, Any]) -> Act:
+        (only,) = [one for group in body["filterGroups"] for one in group["filters"]]
+        assert only["operator"] == "GTE", "a search by anything else is not in this service yet"
+        since = datetime.fromtimestamp(int(only["value"]) / 1000, UTC)
+        found = [
+            contact
+            for contact in self._contacts.values()
+            if datetime.fromisoformat(contact["properties"][only["propertyName"]]) >= since
+        ]
+        query = {name: str(body[name]) for name in ("limit", "after") if body.get(name)}
+        return self._page(found, query, body.get("properties") or [])
 
     def _page(self, found: Iterable[Contact], query: dict[str, str], wanted: list[str]) -> Act:
         present = [contact for contact in found if not contact["archived"]]

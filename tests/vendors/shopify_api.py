@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import datetime
 from typing import Any
 
 from tests.helpers.scripted import Act
@@ -88,7 +89,8 @@ class Shopify(VendorService):
             if query.keys() - {"page_info", "limit", "fields"}:
                 return _limited(400, {"errors": {"page_info": "Invalid value."}})
             asked = json.loads(base64.urlsafe_b64decode(query["page_info"])) | {"limit": query.get("limit", "50")}
-        found = [order for order in self._orders.values() if order["updated_at"] >= asked.get("updated_at_min", "")]
+        since = datetime.fromisoformat(asked.get("updated_at_min", "1970-01-01T00:00:00Z"))
+        found = [each for each in self._orders.values() if datetime.fromisoformat(each["updated_at"]) >= since]
         if asked.get("status", "open") == "open":
             found = [order for order in found if order["cancelled_at"] is None]
         found.sort(key=lambda order: (order["updated_at"], order["id"]))

@@ -137,32 +137,3 @@ def test_a_replay_takes_up_nothing_that_has_ended_since_its_plan(page: Page, ste
     assert work(steps.database, number_of(answer.headers["location"])).affected == 1, "what was cancelled stays"
     again = page.post("/acts/replay", {**shown(page, "/acts/replay?seqs=2,1&route=strict"), "reason": "this one, too"})
     assert work(steps.database, number_of(again.headers["location"])).affected == 1
-
-
-def test_a_replay_of_what_another_has_replayed_since_asks_again(page: Page, steps: Steps) -> None:
-    steps.arrive(an_event(1, "u1"))
-    steps.until_nothing_is_due()
-    steps.clock.advance(1)
-    mine, others = ({**shown(page, "/acts/replay?seq=1&route=strict"), "reason": "lost there"} for _ in range(2))
-    assert work(steps.database, number_of(page.post("/acts/replay", others).headers["location"])).affected == 1
-    steps.until_nothing_is_due()
-    assert page.post("/acts/replay", mine).status_code == 409
-
-
-def test_two_who_confirm_a_replay_of_what_has_ended_deliver_it_once_more(page: Page, steps: Steps) -> None:
-    """Both confirm before a relay takes up the first command. The second one says what it has left alone."""
-    steps.arrive(*(an_event(number, f"u{number}") for number in range(1, 4)))
-    steps.until_nothing_is_due()
-    steps.clock.advance(1)
-    plans = [shown(page, f"/acts/replay?seqs={seqs}&route=strict") for seqs in ("1,2", "1,2,3")]
-    first, second = (
-        number_of(page.post("/acts/replay", {**plan, "reason": "lost there"}, actor).headers["location"])
-        for plan, actor in zip(plans, (OPERATOR, OTHER), strict=True)
-    )
-    assert work(steps.database, first).affected == 2
-    steps.until_nothing_is_due()
-    assert work(steps.database, second).affected == 1
-    steps.until_nothing_is_due()
-    assert steps.rows("SELECT count(*) AS n FROM delivery_log WHERE kind = 'delivered'")[0]["n"] == 6
-    assert "2 of the plan had changed meanwhile" in page.get(f"/commands/{second}").text
-    assert page.json(f"/commands/{first}.json")["command"]["answer"] == "2 deliveries replayed"

@@ -184,11 +184,6 @@ def test_a_selection_that_makes_no_sense_is_explained(page: Page, path: str, say
     assert says in unescape(answer.text)
 
 
-def test_there_are_no_other_acts(page: Page) -> None:
-    assert page.get("/acts/drop").status_code == 404
-    assert page.post("/acts/drop", {"reason": "x"}).status_code == 404
-
-
 def test_pause_and_resume_say_what_they_hold_back(page: Page, steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 4)))
     html = page.get("/acts/pause?destination=audit").text
@@ -201,13 +196,6 @@ def test_pause_and_resume_say_what_they_hold_back(page: Page, steps: Steps) -> N
     answer = page.post("/acts/resume", {**shown(page, "/acts/resume?destination=audit"), "reason": "over"})
     assert work(steps.database, number_of(answer.headers["location"])).answer == "resumed"
     assert page.post("/acts/pause", form).status_code == 303
-
-
-def test_a_gate_that_somebody_has_paused_meanwhile_is_shown_again(page: Page, steps: Steps) -> None:
-    form = shown(page, "/acts/pause?route=strict")
-    first = page.post("/acts/pause", {**form, "reason": "maintenance"})
-    work(steps.database, number_of(first.headers["location"]))
-    assert page.post("/acts/pause", {**form, "reason": "too"}).status_code == 409
 
 
 def test_an_entity_is_erased_only_when_it_is_typed_again(page: Page, steps: Steps) -> None:
@@ -279,22 +267,6 @@ def test_a_plan_of_named_events_has_their_causes_and_errors(page: Page, steps: S
 
 
 @pytest.mark.parametrize(
-    ("kind", "body", "detail", "field"),
-    [
-        ("replay", {"seq": "x", "reason": "y"}, "seq 'x': ", "seq"),
-        ("cancel", {"route": "strict"}, "say why, in letters or digits: the reason is kept in the log", "reason"),
-        ("sweep", {"reason": "y"}, "source: is missing", "source"),
-        ("replay", {"seq": 999, "reason": "y"}, "nothing to replay; there is no event 999", None),
-    ],
-)
-def test_the_api_says_what_is_wrong_in_words(
-    page: Page, kind: str, body: dict[str, object], detail: str, field: str | None
-) -> None:
-    problem = page.post(f"/api/v1/acts/{kind}", json=body).json()
-    assert (detail in problem["detail"], problem.get("field")) == (True, field)
-
-
-@pytest.mark.parametrize(
     "body",
     [
         b"",
@@ -327,16 +299,3 @@ def test_a_wrong_body_is_a_problem_and_no_command(page: Page, steps: Steps, body
 def test_a_form_that_is_too_large_or_no_form_is_refused(page: Page) -> None:
     assert page.post("/acts/replay", {"reason": "x" * 300_000}).status_code == 413
     assert page.post("/acts/replay", json={"reason": "x"}).status_code == 400
-
-
-def test_ids_of_any_length_and_any_characters_are_planned_harmlessly(page: Page, steps: Steps) -> None:
-    entity = "<script>alert(1)</script>\u202e" + "ä" * 2000
-    steps.arrive(an_event(1, entity))
-    steps.attempt(HOPELESS)
-    answer = page.get("/acts/replay?seq=1")
-    assert "<script>alert" not in answer.text
-    assert "\u202e" not in answer.text
-    done = page.post("/acts/replay", {**form_of(answer.text), "reason": "<i>why"})
-    assert done.status_code == 303
-    page_of = page.get(done.headers["location"]).text
-    assert "<i>" not in page_of

@@ -65,8 +65,3 @@ def test_a_row_of_another_version_is_shown_beside_the_others(page: Page, alerted
     answer = page.get("/alerts")
     assert answer.status_code == 200
     assert "odd &lt;b&gt; x" in answer.text
-
-
-def test_an_alert_that_fires_links_to_the_screen_about_it(page: Page, alerted: Steps) -> None:
-    assert alerted.states() == []
-    assert 'href="/rejected?source=one">Rejected requests' in page.get("/alerts").text

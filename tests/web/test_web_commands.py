@@ -18,18 +18,6 @@ def ask(steps: Steps, number: int = 1) -> list[int]:
     ]
 
 
-def test_commands_are_listed_newest_first_page_by_page(page: Page, steps: Steps) -> None:
-    numbers = ask(steps, 5)
-    first = page.json("/commands.json?limit=2")
-    assert [row["id"] for row in first["rows"]] == [numbers[4], numbers[3]]
-    second = page.json(f"/api/v1/commands?limit=2&before={first['before']}")
-    assert [row["id"] for row in second["rows"]] == [numbers[2], numbers[1]]
-    assert page.json("/commands.json?kind=cancel")["rows"] == []
-    html = page.get("/commands").text
-    assert "reason 4" in html
-    assert "kim" in html
-
-
 def test_a_command_says_how_far_it_is(page: Page, steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 251)))
     steps.record_all(steps.claim_due(250), HOPELESS)

@@ -80,14 +80,6 @@ def test_the_filter_is_by_kind_and_a_part_of_the_name(page: Page, held: Steps, q
     assert held.states() == []
 
 
-def test_thousands_of_paused_entities_are_shown_in_part(page: Page, steps: Steps) -> None:
-    with steps.database.write() as transaction:
-        for number in range(250):
-            gates.pause(transaction, entity_key("trivore", "USER", f"u{number}"), who="kim", why="odd")
-    found = page.json("/gates.json")
-    assert (len(found["gates"]), found["more"]) == (200, 50)
-
-
 @ON_BOTH
 def test_a_sweep_shows_its_watermark_its_error_and_that_it_runs(page: Page, steps: Steps) -> None:
     def watermark(entity_type: str, lease_until: datetime | None) -> dict[str, object]:

@@ -11,11 +11,9 @@ import requests
 
 from inbox.config.model import Config
 from inbox.db import listing
-from inbox.db.intake import Rejected
 from relay.web.problems import PROBLEM_TYPE
 from tests.helpers.page import VIEWER, Page, on_database
 from tests.helpers.relaying import CONFIG
-from tests.helpers.storing import START, Intake
 
 API = "/api/v1/rejected"
 SECRET = "emases"
@@ -97,15 +95,3 @@ def test_a_bug_is_a_problem_and_the_log_has_its_place_without_its_text(
     for said in (answer.text, shown.text, caplog.text):
         assert SECRET[::-1] not in said
     assert "ZeroDivisionError" in caplog.text
-
-
-def test_a_list_links_to_its_next_page_until_the_end(page: Page, sqlite_database_url: str) -> None:
-    made = Rejected(START, "a&b", 400, "not_json", "no JSON", None, None, b"x" * 32, None, None)
-    Intake(sqlite_database_url).reject(*[made] * 5)
-    path, seen = f"{API}?limit=2&source=a%26b", []
-    while path:
-        answer = asked(page, "GET", path)
-        seen += [row["id"] for row in answer.json()["rows"]]
-        assert (answer.json()["before"] is None) == ("next" not in answer.links)
-        path = answer.links.get("next", {}).get("url", "")
-    assert seen == [5, 4, 3, 2, 1]

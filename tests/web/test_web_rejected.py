@@ -36,15 +36,6 @@ def test_bodies_and_headers_are_in_no_list(page: Page, steps: Steps) -> None:
         assert SECRET not in page.get("/rejected", **given).text
 
 
-def test_only_operators_see_the_button_and_only_of_whole_requests(page: Page, steps: Steps) -> None:
-    steps.intake.reject(rejected(b"{}"), rejected(None))
-    html = page.get("/rejected").text
-    assert html.count("/acts/readmit?id=") == 1
-    assert "not kept whole" in html
-    assert "/acts/" not in page.get("/rejected", VIEWER).text
-    assert page.get("/acts/readmit?id=1", VIEWER).status_code == 403
-
-
 def test_a_request_that_can_be_read_now_is_readmitted_and_delivered(page: Page, steps: Steps) -> None:
     steps.intake.reject(rejected(body()), rejected(b"{}"), rejected(body(), source="gone"), rejected(body()))
     html = page.get("/acts/readmit?source=trivore").text

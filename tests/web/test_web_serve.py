@@ -14,7 +14,7 @@ import pytest
 import requests
 from sqlalchemy import Engine, text
 
-from inbox.events.commands import MOST_SEQS
+from inbox.events.states import MOST_SEQS
 from inbox.observe.logs import KEYS
 from relay.accounts import hash_password, hash_token
 from relay.web.app import CONNECTIONS

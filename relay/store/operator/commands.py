@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from inbox.db.dialect import json_param
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.commands import COMMAND_KINDS
+from inbox.events.states import COMMAND_KINDS
 from relay.operations.table import OPERATIONS
 from relay.store.database import Database
 from relay.store.statement import Statement, sql

@@ -18,8 +18,7 @@ from inbox.db import erasure, reads
 from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.commands import MOST_REASON, says_why
-from inbox.events.states import RETRYING
+from inbox.events.states import MOST_REASON, RETRYING, says_why
 from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate, resume_command
 from relay.delivery.policy import policies

@@ -20,8 +20,15 @@ from inbox.config.model import Config, Route
 from inbox.config.routing import matches
 from inbox.db.listing import OF_ENTITY, sources_of
 from inbox.db.reads import Row
-from inbox.events.commands import CANCELLED_BY_STATE, DEAD_STATES, REPLAYED_BY_STATE
-from inbox.events.states import OPEN_STATES, RETRYING, UNROUTED, State
+from inbox.events.states import (
+    CANCELLED_BY_STATE,
+    DEAD_STATES,
+    OPEN_STATES,
+    REPLAYED_BY_STATE,
+    RETRYING,
+    UNROUTED,
+    State,
+)
 from relay.operations.asks import Selection
 from relay.store.deliveries import Key
 from relay.store.statement import AnyStatement, Statement, sql

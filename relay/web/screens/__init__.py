@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from inbox.events.commands import COMMAND_KINDS, COMMAND_STATES
+from inbox.events.states import COMMAND_KINDS, COMMAND_STATES
 from relay.delivery.alerts import AlertKind
 from relay.delivery.facts import CAUSES
 from relay.filters import STATES

@@ -11,8 +11,7 @@ from inbox.db.listing import EventFilter, ListingName, RowPage, list_deliveries,
 from inbox.db.reads import Row, row_of
 from inbox.db.schema import metadata
 from inbox.errors import BadFilter, NothingThere
-from inbox.events.commands import DEAD_STATES, OPEN_COMMANDS
-from inbox.events.states import ENDINGS, RETRYING
+from inbox.events.states import DEAD_STATES, ENDINGS, OPEN_COMMANDS, RETRYING
 from relay.delivery.alerts import AlertKind
 from relay.filters import STATES, Filtered, conditions, unknown
 from relay.operations.asks import Moment

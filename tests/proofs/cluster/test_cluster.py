@@ -37,7 +37,7 @@ PROMOTED_WITHIN, SILENT_FOR, HELD_UP_FOR = 45.0, 15.0, 30.0
 PER_SECOND = 40
 DELIVERED_WITHIN = 60.0
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.nightly
 
 
 class Work(msgspec.Struct):

@@ -1,0 +1,216 @@
+"""A sync route from the webhook on: odd answers of either service, entities made again, and a lane that goes on afterwards.
+
+docs/reference/sync.md lists the results, docs/reference/delivery.md the times of retries. The steps are the relay's own, on a
+clock that stands; both services answer over sockets.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, changed
+from tests.helpers.evidence import facts
+from tests.helpers.in_step import BEHIND, Flow, SyncSteps, in_seconds, user
+from tests.helpers.scripted import answer
+
+REQUIRED = changed('name = "entity.name"', 'name = { from = "entity.name", required = true }')
+TOLERANT = changed('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", tolerance = "2s" }')
+FUTURE = "2126-01-01T00:00:00Z"
+
+
+@pytest.fixture
+def steps(sync_steps: SyncSteps) -> SyncSteps:
+    return sync_steps
+
+
+def go_on(flow: Flow, steps: SyncSteps) -> None:
+    """Both services are well again; a later event of the same entity is delivered, and nothing is left."""
+    flow.script(fetch=user("Grace"), find=FOUND, update=answer())
+    steps.later()
+    before = len(flow.server.seen)
+    steps.tell()
+    assert flow.asked[before:] == [FETCH, FIND, UPDATE]
+    assert flow.sent()[-1]["name"] == "Grace"
+    assert steps.left() == {}
+
+
+def details(steps: SyncSteps, kind: str) -> list[dict[str, Any]]:
+    return [fact["detail"] for fact in facts(steps.database.engine) if fact["kind"] == kind]
+
+
+def written(flow: Flow) -> list[str]:
+    return [call for call in flow.asked if not call.startswith("GET ")]
+
+
+def test_an_update_of_an_entity_not_found_waits_for_a_replica_that_is_behind(flow: Flow, steps: SyncSteps) -> None:
+    flow.script(fetch=[answer(404), user("Ada")])
+    steps.tell()
+    assert flow.asked == [FETCH], "nothing is deleted on the word of one 404"
+    (failed,) = details(steps, "attempt_failed")
+    assert (failed["error_class"], failed.get("counted", True)) == ("not_found", True)
+    steps.later()
+    assert flow.asked[1:] == [FETCH, FIND, UPDATE]
+    assert flow.sent()[-1]["name"] == "Ada"
+    go_on(flow, steps)
+
+
+def test_an_update_of_an_entity_that_stays_not_found_deletes_its_counterpart(flow: Flow, steps: SyncSteps) -> None:
+    flow.script(fetch=answer(404))
+    steps.tell()
+    steps.later(BEHIND.total_seconds() + 120)  # no replica is so far behind its arrival
+    assert flow.asked == [FETCH, FETCH, FIND, REMOVE]
+    assert details(steps, "delivered")[0]["did"] == "deleted"
+    assert steps.left() == {}
+
+
+def test_two_counterparts_are_dead_at_once_and_healed_by_the_next_event_once_there_is_one(
+    flow: Flow, steps: SyncSteps
+) -> None:
+    flow.script(find=answer(200, {"items": [{"id": "c1", "external_id": "u1"}, {"id": "c2", "external_id": "u1"}]}))
+    steps.tell()
+    assert flow.asked == [FETCH, FIND]
+    assert details(steps, "dead")[0]["cause"] == "ambiguous"
+    assert steps.left() == {"dead": 1}, "its lane is free"
+    go_on(flow, steps)
+    assert details(steps, "superseded") == [{"by": 2, "because": "healed"}]
+
+
+@pytest.mark.parametrize(("step", "broken"), [("fetch", b'{"id": "u1", "name": '), ("find", b'{"items": null}')])
+def test_malformed_json_of_either_side_is_tried_again_by_the_schedule(
+    flow: Flow, steps: SyncSteps, step: str, broken: bytes
+) -> None:
+    flow.script(**{step: [answer(200, broken), {"fetch": user("Ada"), "find": FOUND}[step]]})
+    steps.tell()
+    assert details(steps, "attempt_failed")[0]["error_class"] == "bad_answer"
+    assert written(flow) == []
+    steps.later()
+    assert flow.sent()[-1]["name"] == "Ada"
+    go_on(flow, steps)
+    assert CREATE not in flow.asked
+
+
+def test_malformed_json_that_stays_is_given_up_when_the_schedule_has_run_out(flow: Flow, steps: SyncSteps) -> None:
+    flow.script(fetch=answer(200, b"{"))
+    steps.tell()
+    steps.later()
+    steps.later()
+    assert [kind for _, kind in steps.kinds()] == ["attempt_failed", "attempt_failed", "dead"]
+    assert details(steps, "dead")[0]["cause"] == "exhausted"
+    go_on(flow, steps)
+
+
+@pytest.mark.parametrize("sync", [REQUIRED])
+def test_a_required_field_that_is_missing_is_dead_at_once_and_named(flow: Flow, steps: SyncSteps) -> None:
+    flow.script(fetch=answer(200, {"id": "u1"}))
+    steps.tell()
+    assert flow.sent() == []
+    (dead,) = details(steps, "dead")
+    assert dead["cause"] == "mapping"
+    assert "routes.users-to-crm.sync.map.name" in dead["error"]
+    go_on(flow, steps)
+
+
+@pytest.mark.parametrize("sync", [TOLERANT])
+def test_a_last_change_in_the_future_is_applied_and_proves_nothing_of_later_events(
+    flow: Flow, steps: SyncSteps
+) -> None:
+    """Else everything that happens to the entity for a hundred years would be taken for known already."""
+    flow.script(fetch=user("Ada", FUTURE))
+    steps.tell()
+    assert flow.sent()[-1]["name"] == "Ada"
+    assert not details(steps, "delivered")[0].get("stale_suspected", False)
+    go_on(flow, steps)
+    flow.script(fetch=answer(404))
+    steps.later()
+    steps.tell("DELETE")
+    assert flow.asked[-1] == REMOVE
+    assert steps.left() == {}
+
+
+# --- an entity that is deleted and made again with the same id, whichever of its webhooks comes first
+
+
+def test_a_delete_that_comes_in_time_deletes_and_the_create_creates(flow: Flow, steps: SyncSteps) -> None:
+    flow.script(fetch=answer(404))
+    steps.tell("DELETE")
+    steps.advance(2)
+    flow.script(fetch=user("Ada", in_seconds(steps.clock.moment)), find=NONE)
+    steps.tell("CREATE")
+    assert written(flow) == [REMOVE, CREATE]
+    go_on(flow, steps)
+
+
+def test_a_delete_that_is_delivered_when_it_is_there_again_keeps_it_in_step(flow: Flow, steps: SyncSteps) -> None:
+    """Its webhook was slow; the one of the create is slower still."""
+    deleted_at = steps.clock.moment
+    steps.advance(2)
+    flow.script(fetch=user("Ada", in_seconds(deleted_at + timedelta(seconds=1))))
+    steps.tell("DELETE", at=deleted_at)
+    assert written(flow) == [UPDATE]
+    steps.tell("CREATE", at=deleted_at + timedelta(seconds=1))
+    assert set(written(flow)) == {UPDATE}
+    go_on(flow, steps)
+
+
+@pytest.mark.parametrize("says_when", [True, False], ids=["with its last change", "without"])
+def test_a_delete_that_comes_after_the_create_was_delivered_deletes_nothing(
+    flow: Flow, steps: SyncSteps, says_when: bool
+) -> None:
+    """Covers a delete that the state fetched for the create includes: by its own time, or as fetched long after."""
+    deleted_at = steps.clock.moment
+    steps.advance(5 if says_when else 90)
+    created_at = deleted_at + timedelta(seconds=3)
+    flow.script(fetch=user("Ada", in_seconds(created_at) if says_when else None), find=NONE)
+    steps.tell("CREATE", at=created_at)
+    steps.tell("DELETE", at=deleted_at)
+    assert written(flow) == [CREATE]
+    assert details(steps, "superseded") == [{"by": 1, "because": "covered"}]
+    go_on(flow, steps)
+
+
+def second_of(steps: SyncSteps) -> datetime:
+    return steps.clock.moment.replace(microsecond=0)
+
+
+@pytest.mark.parametrize(
+    ("order", "fraction", "at_once"),
+    [
+        (("DELETE", "CREATE"), "", True),
+        (("CREATE", "DELETE"), ".900", True),
+        (("DELETE", "CREATE"), ".900", False),
+        (("CREATE", "DELETE"), "", False),
+    ],
+)
+def test_a_delete_and_a_create_in_one_second_end_with_the_entity(
+    flow: Flow, steps: SyncSteps, order: tuple[str, str], fraction: str, at_once: bool
+) -> None:
+    at = second_of(steps)
+    steps.advance(2)
+    flow.script(fetch=user("Ada", in_seconds(at).replace("Z", f"{fraction}Z")))
+    for event_type in order:
+        flow.tell(at, event_type)
+        if not at_once:
+            steps.until_nothing_is_due()
+    for _ in range(4):
+        steps.later()
+    assert set(written(flow)) == {UPDATE}, "it is there, so its counterpart is kept"
+    assert flow.sent()[-1]["name"] == "Ada"
+    go_on(flow, steps)
+
+
+def test_a_change_and_the_delete_in_one_second_end_with_nothing_though_a_replica_is_behind(
+    flow: Flow, steps: SyncSteps
+) -> None:
+    at = second_of(steps)
+    steps.advance(2)
+    flow.script(fetch=[user("Ada", in_seconds(at)), user("Ada", in_seconds(at)), answer(404)])
+    flow.tell(at)
+    flow.tell(at, "DELETE")
+    steps.until_nothing_is_due()
+    for _ in range(4):
+        steps.later()
+    assert written(flow)[-1:] == [REMOVE]
+    go_on(flow, steps)
