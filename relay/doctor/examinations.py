@@ -32,10 +32,10 @@ from relay.store.reads import Space, read_space
 def _database(installation: Installation) -> Iterator[Finding]:
     """Does the database answer?"""
     path = installation.sqlite_path
-    if path is not None and not path.exists():
-        yield UNREACHABLE.found(str(path), f"there is no file {path}", remedy="inbox migrate")
-        return
     try:
+        if path is not None and not path.exists():
+            yield UNREACHABLE.found(str(path), f"there is no file {path}", remedy="inbox migrate")
+            return
         with installation.reading() as connection:
             # SQLite opens any file, and looks into it only for its schema
             is_sqlite = connection.dialect.name == SQLITE
