@@ -90,11 +90,6 @@ def _rough(seconds: float) -> str:
     return f"{seconds // _HOUR:.0f} h" if seconds < 2 * _DAY else f"{seconds // _DAY:.0f} d"
 
 
-def stays_open(number: int) -> str:
-    """Say that a stored command is carried out although this process fails, and how to stop it."""
-    return f"command {number} stays open, and a relay carries it out. `relay stop --command {number}` stops it"
-
-
 _LATE_SECONDS = 60
 """A due delivery that waits longer, with all its gates open, lacks a relay."""
 

@@ -67,7 +67,6 @@ LONGER = (
     "tests/docs/",
     "tests/process/",
     "tests/recipes/",
-    "tests/troubleshooting/",
 )
 """Folders of tests that take seconds, as they start programs; the others take a fraction of one."""
 

@@ -20,7 +20,7 @@ from inbox.events.timestamps import as_time
 PAGE = 500
 """The most rows in one look."""
 OUT_OF_ORDER = 10_000
-"""A row that is committed late has a number that is lower by at most so much, as `relay.store.database` assumes too."""
+"""A number is taken before its row is committed: one that comes later may be lower, by at most so much."""
 NEAR = 1000
 """Numbers to which the place of a time is narrowed down."""
 

@@ -12,7 +12,6 @@ import typer
 from relay.cli import listings, options
 from relay.cli.compare import plan, rebuild, sweep, verify
 from relay.cli.operations import OF_RELAY
-from relay.cli.output import exit_on_error
 from relay.cli.status import status
 from relay.cli.web import demo_app, web_app
 
@@ -64,7 +63,7 @@ def run(
     from relay.daemon.process import RunOptions, start
 
     given = RunOptions(grace_seconds=grace, processes=processes, drain=drain, verbose=verbose, parent=parent)
-    raise typer.Exit(start(given, reporting=exit_on_error))
+    raise typer.Exit(start(given))
 
 
 for command in (status, *OF_RELAY, plan, sweep, verify, rebuild):

@@ -20,7 +20,7 @@ from relay.cli.options import as_command, login_name, open_database, option, par
 from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
 from relay.operations.asks import OneCommand
 from relay.operations.table import OPERATIONS, Operation, parse
-from relay.words import counted, shown_state, stays_open
+from relay.words import counted, shown_state
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -219,30 +219,23 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
         _show(operation, planned)
     number = done = None
     if yes and reason and planned.obstacle is None:
-        who, count = login_name(), planned.count
+        who, kind = login_name(), operation.kind
         if isinstance(asked, OneCommand):
-            done = _turn(database, config, operation, asked.command, reason)
             number = asked.command
+            commands.turn(database, cast("CommandAct", kind), number, who=who, why=reason)
         else:
-            number = commands.ask(database, operation.kind, asked, who=who, why=reason, planned=count)
-            done = follow(database, config, number, operation, count)
+            number = commands.ask(database, kind, asked, who=who, why=reason, planned=planned.count)
+        if kind == "stop":
+            say(f"command {number} is stopped")
+            done = _progress(database, number)
+        else:
+            done = follow(database, config, number, operation, planned.count)
     if as_json:
         put_json(_document(operation, planned, number, done))
     elif not yes and planned.obstacle is None:
         _say_how(operation, planned, has_reason=mistake is None)
     if (planned.obstacle is not None and planned.count is not None) or (done is not None and done.failed):
         raise typer.Exit(FINDING)
-
-
-def _turn(database: Database, config: Config, operation: Operation, number: int, reason: str) -> Command:
-    """Stop a command, or work on one that was stopped until it has ended. A row of `relay_command` is only for what was done."""
-    from relay.store.operator import commands
-
-    commands.turn(database, cast("CommandAct", operation.kind), number, who=login_name(), why=reason)
-    if operation.kind == "continue":
-        return follow(database, config, number, operation, None)
-    say(f"command {number} is stopped")
-    return _progress(database, number)
 
 
 def follow(database: Database, config: Config, number: int, operation: Operation, total: int | None) -> Command:
@@ -270,7 +263,7 @@ def follow(database: Database, config: Config, number: int, operation: Operation
         say(f"stopped after {_progress(database, number).affected}; `relay continue --command {number}` goes on")
         raise typer.Exit(FINDING) from None
     except DBAPIError:
-        say(stays_open(number))
+        say(f"command {number} stays open, and a relay carries it out. `relay stop --command {number}` stops it")
         raise
     if now.state != "done":
         fail(f"command {number}: {now.answer}")

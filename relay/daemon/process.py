@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -89,30 +89,28 @@ class RunOptions(msgspec.Struct, frozen=True):
         return ["--grace", str(self.grace_seconds), *["--drain"] * self.drain, *["--verbose"] * self.verbose]
 
 
-def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[None]]) -> int:
+def start(options: RunOptions) -> int:
     """Run a relay, or the supervisor of several, until it is stopped.
 
     While the database does not answer, it waits; with `drain`, that is an error.
 
-    Args:
-        options: those of the command line.
-        reporting: reports an error of the configuration or the database that is raised before anything runs.
-
     Returns:
         The exit status.
+
+    Raises:
+        ConfigError: the configuration can't be used.
     """
     _log_to_stderr(verbose=options.verbose, several=options.processes > 1 or options.parent is not None)
     observer, orders = Observer(), orders_of_signals(options.parent)
-    with reporting():
-        prepared = load_file().make(prepare)
-        config = prepared.config
-        logs.escape_lines(logging.getLogger().handlers, form=config.logs.format)
-        connections = engine.connect(config.database.url, application="inbox-relay")
-        if not _is_fit(connections, orders, observer, is_patient=not options.drain):
-            return 0
-        if options.parent is None:
-            for what in exposure_warnings(config_path(), config):
-                observer.tell("exposed", what=what)
+    prepared = load_file().make(prepare)
+    config = prepared.config
+    logs.escape_lines(logging.getLogger().handlers, form=config.logs.format)
+    connections = engine.connect(config.database.url, application="inbox-relay")
+    if not _is_fit(connections, orders, observer, is_patient=not options.drain):
+        return 0
+    if options.parent is None:
+        for what in exposure_warnings(config_path(), config):
+            observer.tell("exposed", what=what)
     with ExitStack() as leaving:
         served = None if config.metrics.relay is None else config.metrics.relay.place
         exporter = exporter_at(served, config.logs.format) if options.parent is None else None

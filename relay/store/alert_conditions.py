@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 from sqlalchemy import text
 
 from inbox.config.sources import Source
+from inbox.db.following import OUT_OF_ORDER
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
 from relay.store.alerts import NEWEST, note
-from relay.store.database import SEQS_OUT_OF_ORDER, Floor
+from relay.store.database import Floor
 from relay.store.nodes import read_nodes
 from relay.store.retention import STEPS, state_of
 from relay.store.transaction import Transaction
@@ -61,7 +62,7 @@ class Watch:
         floor = self._oldest[route]
         with floor.look() as begin:
             oldest = transaction.execute(_OLDEST, route=route, begin_seq=begin or 0)
-        floor.at = (oldest[0].seq if oldest else highest) - SEQS_OUT_OF_ORDER
+        floor.at = (oldest[0].seq if oldest else highest) - OUT_OF_ORDER
         age = (now - as_time(oldest[0].received_at)).total_seconds() if oldest else 0
         is_behind = age > after
         detail = {"seq": oldest[0].seq, "age_seconds": round(age)} if is_behind else {}
@@ -69,7 +70,7 @@ class Watch:
 
     def _silence(self, transaction: Transaction, source: Source, now: datetime) -> Alert:
         name = source.name
-        last = transaction.execute(_LAST_OF_SOURCE, source=name, above=self._looked_to - SEQS_OUT_OF_ORDER)
+        last = transaction.execute(_LAST_OF_SOURCE, source=name, above=self._looked_to - OUT_OF_ORDER)
         if last:  # its newest event may have been readmitted, and have arrived before the one before it
             arrived = as_time(last[0].received_at)
             self._heard[name] = max(self._heard.get(name, arrived), arrived)

@@ -53,10 +53,6 @@ class Floor(Generic[_Value]):
         self._whole_at = ended + max(self._whole_every, (ended - began) / _PART_OF_THE_TIME)
 
 
-SEQS_OUT_OF_ORDER = 10_000
-"""A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""
-
-
 class ScanStarts:
     """The values at which the scans of one relay process begin."""
 

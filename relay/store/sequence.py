@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from inbox.config.routing import OWN_LANE
 from inbox.db.dialect import error_text
+from inbox.db.following import OUT_OF_ORDER
 from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery import facts
@@ -22,7 +23,7 @@ from relay.delivery.ordering import LanePosition, LastDelivered, covers, settle
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.alerts import note
-from relay.store.database import SEQS_OUT_OF_ORDER, ScanStarts
+from relay.store.database import ScanStarts
 from relay.store.deliveries import ROW, Key, Lane, as_open_delivery, key_text, rows_of_keys, write_back
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Read, Transaction
@@ -243,7 +244,7 @@ WHERE (
   AND (
     SELECT f.id FROM {_USED_BY}
     WHERE n.source = i.source AND n.entity_type = i.entity_type AND n.entity_id = i.entity_id
-      AND n.seq > i.seq - {SEQS_OUT_OF_ORDER} AND n.occurred_at = i.occurred_at
+      AND n.seq > i.seq - {OUT_OF_ORDER} AND n.occurred_at = i.occurred_at
       AND f.detail ->> 'because' = 'swept' AND {sql.number("f.detail ->> 'by'")} = i.seq
     LIMIT 1) IS NULL
 """)

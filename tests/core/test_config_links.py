@@ -91,9 +91,6 @@ def test_no_call_replaces_the_header_of_its_endpoints_secret() -> None:
     assert "headers: 'X-Key' is set by the endpoint's auth" in mistake(swept)
 
 
-UPDATE = 'update = { path = "/contacts/{target.id}" }\n'
-
-
 SWEEP = '[[sources.trivore.sweeps]]\napi = "identity"\npath = "/user"\nentity_type = "USER"\n'
 
 ONLY_LOGINS_AND_UPDATES = """\

@@ -431,8 +431,8 @@ def test_what_is_not_json_is_an_error_that_names_the_field(returned: object, mon
         assert caught.value.field == where
 
 
-DEPTHS = [65, 66, 900, 5_000, 100_000]
-"""The last three: at which of them a parser, or a walk through its values, overflows differs from Python to Python."""
+DEPTHS = [65, 900, 100_000]
+"""At which depth a parser, or a walk through its values, overflows differs from Python to Python."""
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

@@ -50,18 +50,6 @@ STORY: tuple[Shown, ...] = (
 )
 
 
-def test_a_story_reads_from_the_change_to_the_call() -> None:
-    assert [line.split() for line in lines(*STORY)] == [
-        ["12:00:00", "change", "CREATE", "Aino", "Aalto", "email=aino.aalto.1@example.com"],
-        ["12:00:00", "webhook", "CREATE", "200", "USER", "…0042"],
-        ["12:00:00", "webhook", "CREATE", "---", "USER", "…0042", "no", "answer;", "it", "is", "sent", "again"],
-        ["12:00:00", "call", "GET", "200", "/contacts?externalId=…0042"],
-        ["12:00:00", "call", "POST", "503", "/contacts", "on", "purpose;", "it", "is", "tried", "again"],
-        ["12:00:00", "call", "PATCH", "200", "/contacts/contact-1", "last_name=Berg,", "phone=null"],
-        ["12:00:00", "command", "sweep", "--source", "trivore"],
-    ]
-
-
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_no_line_is_wider_than_the_terminal_and_each_event_has_one(width: int) -> None:
     shown = lines(*STORY, width=width)

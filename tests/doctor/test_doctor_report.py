@@ -27,24 +27,12 @@ def an_examination(*findings: Finding, name: str = "deliveries", needs: str | No
     return ExaminationResult(name, needs, findings)
 
 
-def test_prose_is_wrapped_and_a_command_stays_whole_to_be_copied() -> None:
-    command = "relay resume --source " + "x" * 90
-    shown = report(an_examination(a_finding("warning", "word " * 40, command)), an_examination(name="gates"))
-    assert all(len(line) <= 80 for line in shown.splitlines() if command not in line)
-    assert shown.endswith(f"\n      {command}")
-    assert shown.startswith("not well: 1 finding; 2 examinations\n")
-
-
 def test_a_critical_finding_comes_first_and_information_last() -> None:
     found = [a_finding(severity) for severity in ("information", "warning", "critical")]
     shown = report(an_examination(*found))
     marks = [line[2] for line in shown.splitlines() if line.startswith(("  ! ", "  i "))]
     assert marks == ["!", "!", "i"]
     assert shown.startswith("not well: 2 findings, 1 critical; 1 examination")
-
-
-def test_information_alone_is_well() -> None:
-    assert report(an_examination(a_finding("information"))).startswith("well: no finding; 1 examination")
 
 
 def test_what_was_not_examined_is_listed_with_its_needs() -> None:

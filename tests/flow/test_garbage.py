@@ -20,7 +20,7 @@ RELAY = """
 import contextlib, gc
 from relay.daemon import process
 process.run_relay = lambda *_, **__: print(gc.get_freeze_count(), len(gc.get_objects()))
-process.start(process.RunOptions(grace_seconds=1, drain=True), contextlib.nullcontext)
+process.start(process.RunOptions(grace_seconds=1, drain=True))
 """
 
 

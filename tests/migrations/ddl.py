@@ -5,14 +5,6 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from inbox.db.dialect import POSTGRES
-from inbox.db.leaves import is_leaf
-
-COMPARED = {
-    "compare_type": True,
-    "compare_server_default": True,
-    "include_name": lambda name, kind, _: kind != "table" or not is_leaf(name or ""),
-}
-"""Options of alembic's comparison, as `migrations/env.py` has them."""
 
 Schema = dict[tuple[str, str], str]
 """(kind, name) → definition."""

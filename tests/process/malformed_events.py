@@ -213,15 +213,3 @@ LOAD = (
 # fmt: on
 
 TABLE = (*JSON_BODIES, *EVENTS, *SECRETS, *SIGNED, *LOAD)
-
-ELSEWHERE = {
-    111: "tests/sources/test_contract.py:test_one_of_a_few_signatures_is_enough_and_of_many_only_the_first_are_looked_at",
-    113: "tests/sources/test_contract.py:test_a_request_is_let_in_within_its_tolerance_only",
-    114: "tests/sources/test_contract.py:test_a_header_that_is_not_as_the_provider_writes_it_is_refused",
-    117: "tests/flow/test_unavailable.py:test_without_a_database_it_is_503_in_time_and_well_again_without_a_restart",
-    118: "tests/flow/test_unavailable.py:test_a_lock_that_is_not_given_free_is_503_in_time",
-    119: "tests/proofs/faults/test_mixed_faults.py:"
-    "test_three_relays_killed_twenty_times_each_lose_nothing_and_keep_order_on_postgres",
-    123: "tests/process/test_stops.py:test_what_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored",
-}
-"""Cases that another test has: signatures with a time or a list, and trouble of the receiver's own."""

@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -93,28 +92,6 @@ def test_a_body_that_does_not_become_whole_does_not_reach_the_receiver(
     assert [answer.status for answer in deployed.send(webhook(without=(SECRET,)))] == [401]
     until(lambda: count(module_engine, "rejected_request") >= known + 2, "the refusals are kept")
     assert count(module_engine, "rejected_request WHERE cause <> 'not_authenticated'") == 0
-
-
-def test_a_body_that_is_too_large_is_413(deployed: Deployment) -> None:
-    large = body(more="x" * 300_000)
-    for sent in (webhook(payload=large), chunked(chunk(large), b"0\r\n\r\n")):
-        assert until(partial(status_of, deployed, sent), "an answer arrives", poll=0) == b"413"
-
-
-def status_of(deployed: Deployment, sent: bytes) -> bytes | None:
-    """The status that answers a request; None if it is lost, as the proxy ends a connection on which it reads no more."""
-    head = b""
-    with deployed.connected() as sender:
-        try:
-            sender.sendall(sent)
-            while b"\r\n" not in head:  # a proxy may leave off behind the head when it gives a body up
-                more = sender.recv(65536)
-                if not more:
-                    return None
-                head += more
-        except (ConnectionError, ssl.SSLError):
-            return None
-    return head.split(b" ", 2)[1]
 
 
 def test_what_is_no_path_of_the_receivers_does_not_reach_it(deployed: Deployment) -> None:

@@ -6,21 +6,19 @@ import random
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import Engine
 
 from tests.helpers.processes import gunicorn_after, site
 from tests.helpers.reading import count, rows
-from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text
 from tests.helpers.wire import CLOSE, Answer, answers, ask, webhook
 
 MOST = 3
 DRAINS_FOR_LONG = "from inbox.http import protocol; protocol.DRAIN_SECONDS = 60.0"
 ENDS_SOON = (
-    f"from inbox.http.limits import Capacity; from inbox.receiver import app; app.CAPACITY = Capacity(40, 10, {MOST})"
+    f"from inbox.http.limits import Capacity; from inbox.receiver import app; app.CAPACITY = Capacity(99, 99, {MOST})"
 )
 """A machine that is busy elsewhere for two seconds must not make what a sender is slow to send a reset."""
 LINE_OF_1_0 = b"POST /webhooks/trivore HTTP/1.0"
@@ -36,14 +34,6 @@ def port(tmp_path_factory: pytest.TempPathFactory, module_database_url: str) -> 
     """A receiver under gunicorn that ends connections soon."""
     with site(tmp_path_factory.mktemp("ends"), config_text(module_database_url)) as place:
         yield place.receiver(1, gunicorn_after(f"{DRAINS_FOR_LONG}; {ENDS_SOON}"))[1]
-
-
-@pytest.mark.parametrize(("opened", "unfinished"), [(40, b""), (10, webhook()[:-5])], ids=["connections", "requests"])
-def test_what_is_open_beyond_the_limit_is_answered_with_503(port: int, opened: int, unfinished: bytes) -> None:
-    with ExitStack() as stack:
-        for _ in range(opened):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)).sendall(unfinished)
-        until(lambda: [answer.status for answer in answers(ask(port, webhook()))] == [503], "there is no room")
 
 
 def all_of(connection: socket.socket) -> list[Answer]:

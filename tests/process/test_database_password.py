@@ -87,15 +87,12 @@ def test_every_program_uses_the_password_of_the_file_and_none_shows_it(place: Si
     assert SECRET.leaks({"the file": (place.folder / "password").read_text(encoding="utf-8")}) != []
 
 
-@pytest.mark.parametrize("password", ["wrong", None])
-def test_a_wrong_or_missing_password_is_told_without_it(place: Site, password: str | None) -> None:
-    wrong = SECRET.plain("wrong-password")
-    (place.folder / "password").write_text(wrong if password else "", encoding="utf-8")
-    for side, *arguments in (("inbox", "check", "--online"), ("relay", "status"), ("relay", "run", "--drain")):
-        ended = place.run(side, *arguments)
+def test_a_wrong_password_is_told_without_it(place: Site) -> None:
+    (place.folder / "password").write_text(SECRET.plain("wrong-password"), encoding="utf-8")
+    for side, *arguments in (("inbox", "check", "--online"), ("relay", "run", "--drain")):
+        ended = (place.run if arguments[0] == "run" else place.invoke)(side, *arguments)
         assert ended.status == 2
-        told = 'password authentication failed for user "inbox"' if password else "[database] password: the secret file"
-        assert told in ended.stdout + ended.stderr
+        assert 'password authentication failed for user "inbox"' in ended.stdout + ended.stderr
         assert SECRET.leaks({"stdout": ended.stdout, "stderr": ended.stderr}) == []
 
 

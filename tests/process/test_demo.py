@@ -20,7 +20,7 @@ from relay.demo import run
 right = run.configuration
 run.configuration = lambda **values: right(**values).replace("preset =", "pre_set =")
 """
-SHORT_ROUND = "from relay.demo import run; run.CHANGES = 9"
+SHORT_ROUND = "from relay.demo import run; run.CHANGES, run.KILL_AFTER = 9, 5"
 
 
 def command(*arguments: str, before: str = "") -> list[str]:
@@ -34,7 +34,7 @@ def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
 
 def test_it_ends_well_when_both_services_agree(tmp_path: Path) -> None:
     """One call in ten failing, answers lost, the relay killed over its work: nothing is missing, no orphan is left."""
-    ended = run("--folder", str(tmp_path))
+    ended = run("--folder", str(tmp_path), before=SHORT_ROUND)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for expected in (
         r"killed the relay \(SIGKILL\)",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Engine
 
-from tests.docs.pages import ROOT
 from tests.helpers.processes import Program, site
 from tests.helpers.reading import rows
 from tests.helpers.waiting import until
@@ -57,16 +55,6 @@ def test_each_is_answered_as_the_table_says_and_the_worker_lives(door: Door, cas
         assert answer.status not in {429, 503} or int(answer.headers["retry-after"]) > 0
     assert said(answers(ask(door.port, webhook()))) == 200
     assert door.program.children() == [door.worker]
-
-
-def test_every_number_from_1_to_123_is_in_the_table_or_has_a_test_elsewhere() -> None:
-    numbers = {case.number for case in TABLE}
-    assert numbers | malformed_events.ELSEWHERE.keys() == set(range(1, 124))
-    assert not numbers & malformed_events.ELSEWHERE.keys()
-    for place in malformed_events.ELSEWHERE.values():
-        file, _, name = place.partition(":")
-        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
 def test_a_refused_body_beyond_the_cap_is_answered_before_any_of_it_is_asked_for(door: Door) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, make_url, text
@@ -16,17 +15,9 @@ from inbox.db import guarantees, migrate
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError
 from tests.conftest import _administer, _create_database
-from tests.helpers import checkers
-from tests.helpers.downstream import serving
-from tests.helpers.evidence import open_states, stored
 from tests.helpers.outage import connect_postgres
-from tests.helpers.processes import site
 from tests.helpers.reading import rows
-from tests.helpers.sender import Sender, events
-from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text
 
-EVENTS = 60
 NAMES = [*metadata.tables, "alembic_version", "delivery", "dead_letter", "backlog", "stuck"]
 
 
@@ -35,18 +26,19 @@ def crowded_url(postgres_url: str) -> Iterator[str]:
     """The URL of a database in which another application has tables of all these names, in another shape."""
     name = f"inbox_relay_crowded_{os.getpid()}"
     url = _create_database(postgres_url, name)
+    crowd(url)
+    yield url
+    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def crowd(url: str) -> None:
+    """Make another application's tables of these names, in another shape."""
     with contextlib.closing(connect_postgres(url)) as owner:
         for table in NAMES:
             owner.execute(f"CREATE TABLE public.{table} (theirs text)".encode())
             owner.execute(f"INSERT INTO public.{table} VALUES ('untouched')".encode())
         owner.execute(b"CREATE FUNCTION public.inbox_is_not_truncated() RETURNS int LANGUAGE sql AS 'SELECT 1'")
         owner.execute(b"CREATE SEQUENCE public.inbox_seq_seq START 7000")
-    yield url
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def in_schema(config: str, schema: str = "inbox") -> str:
-    return config.replace("[database]\n", f'[database]\nschema = "{schema}"\n')
 
 
 def untouched(url: str) -> bool:
@@ -62,44 +54,6 @@ def engine_of(url: str, schema: str = "inbox") -> Engine:
 
 def with_query(url: str, **query: str) -> str:
     return make_url(url).update_query_dict(query).render_as_string(hide_password=False)
-
-
-def test_both_sides_and_their_commands_work_in_it_and_leave_the_neighbours_alone(
-    crowded_url: str, tmp_path: Path
-) -> None:
-    engine = engine_of(crowded_url)
-    with (
-        serving(tmp_path / "arrivals.jsonl") as downstream,
-        site(tmp_path, in_schema(config_text("sqlite:///other.db", downstream.url))) as place,
-    ):
-        place.environment["INBOX_DATABASE_URL"] = crowded_url  # the variable replaces the url; the schema stays
-        assert place.invoke("inbox", "migrate").status == 0
-        _, port = place.receiver(workers=2)
-        relay = place.relay("--processes", "2")
-        sender = Sender(tmp_path / "sends.jsonl", port, [*events(EVENTS), *events(3)], connections=4)
-        try:
-            until(lambda: sender.is_done, "all is acknowledged", within=90)
-        finally:
-            sender.stop()
-        until(lambda: len(downstream.arrivals) >= EVENTS and not open_states(engine), "all is delivered", within=90)
-        for side, *arguments in (
-            ("relay", "verify"),
-            ("relay", "status"),
-            ("relay", "pause", "--route", "everything", "--reason", "a test", "--yes"),
-            ("relay", "resume", "--route", "everything", "--reason", "a test", "--yes"),
-            ("relay", "rebuild"),
-            ("inbox", "list"),
-            ("inbox", "rejected"),
-        ):
-            ended = place.invoke(side, *arguments)
-            assert ended.status == 0, (arguments, ended.stdout + ended.stderr)
-        assert relay.runs
-        logs = place.logs()
-    assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR")) == []
-    assert len(stored(engine)) == EVENTS
-    assert [row["n"] for row in rows(engine, "SELECT count(*) AS n FROM duplicate_request")] == [3]
-    engine.dispose()
-    assert untouched(crowded_url)
 
 
 def test_two_installations_share_a_database(crowded_url: str) -> None:

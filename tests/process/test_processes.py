@@ -93,30 +93,6 @@ def test_a_child_whose_parent_ended_before_it_began_stops_by_itself(sqlite_place
     assert sqlite_place.relay("--parent", "1000000000").ends() == 0
 
 
-def test_a_signal_that_reaches_parent_and_children_alike_is_one_signal_and_not_two(
-    sqlite_database_url: str, sqlite_engine: Engine, tmp_path: Path
-) -> None:
-    """As from Ctrl-C in a terminal. A service manager's SIGTERM comes in test_stops.py."""
-    with (
-        serving(tmp_path / "arrivals.jsonl", seconds=1.0) as downstream,
-        site(tmp_path, config_text(sqlite_database_url, downstream.url)) as place,
-    ):
-        parent = at_work(place, sqlite_engine, 2)
-        fill(sqlite_database_url, events(1))
-        until(lambda: len(downstream.arrivals), "a call is under way")
-        os.killpg(parent.pid, signal.SIGINT)
-        assert parent.ends() == 0
-        assert checkers.complaints(place.logs()) == []
-    assert [fact["kind"] for fact in facts(sqlite_engine)] == ["delivered"]
-    assert living(sqlite_engine) == set()
-
-
-def test_a_configuration_that_can_not_be_used_is_told_once_before_any_child_starts(sqlite_place: Site) -> None:
-    sqlite_place.configure(config_text("sqlite:///inbox.db").replace("concurrency", "concurency"))
-    ended = sqlite_place.run("relay", "run", "--processes", "3")
-    assert (ended.status, ended.stderr.count("concurency"), "child" in ended.stderr) == (2, 1, False)
-
-
 def test_a_child_that_ends_again_and_again_is_started_more_and_more_rarely(
     sqlite_place: Site, sqlite_engine: Engine
 ) -> None:

@@ -25,6 +25,7 @@ from tests.helpers.roles import Granted, granted
 from tests.helpers.sender import Sender, events
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text
+from tests.process.test_own_schema import crowd, untouched
 
 EVENTS = 40
 PATIENCE = 90
@@ -48,9 +49,10 @@ COMMANDS: tuple[tuple[Role, str], ...] = (
 
 @pytest.fixture(scope="module")
 def apart(postgres_url: str) -> Iterator[Granted]:
-    """An installation in the schema `apart`, with all roles and a login for each."""
+    """An installation in the schema `apart`, beside another application's tables, with all roles and a login for each."""
     name = f"inbox_relay_roles_{os.getpid()}"
     url = _create_database(postgres_url, name)
+    crowd(url)
     engine = engines.connect(
         make_url(url).update_query_dict({"schema": "apart"}).render_as_string(hide_password=False), application="t"
     )
@@ -58,6 +60,7 @@ def apart(postgres_url: str) -> Iterator[Granted]:
     engine.dispose()
     with granted(url, f"w{os.getpid()}", "apart") as made:
         yield made
+    assert untouched(url)
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 

@@ -85,18 +85,6 @@ def test_at_a_terminal_it_is_drawn_again_in_its_place_and_ctrl_c_ends_it(
         assert "Traceback" not in terminal.text
 
 
-def test_at_a_terminal_no_line_is_wider_than_it_and_no_color_is_obeyed(
-    sqlite_place: Site, sqlite_database_url: str
-) -> None:
-    fill(sqlite_database_url, [("u1", moment(0))])
-    for more, is_coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
-        environment = {**sqlite_place.environment, **more}
-        with at_terminal([sys.executable, *RELAY, "status"], environment, columns=80) as terminal:
-            assert terminal.ends() == 0
-            assert max(len(line) for line in terminal.text.splitlines()) <= 80
-            assert ("\x1b[1;31m" in terminal.raw) is is_coloured
-
-
 @pytest.mark.parametrize("options", [("--watch", "--check"), ("--here",)])
 def test_options_that_do_not_go_together_are_wrong_use(sqlite_place: Site, options: tuple[str, ...]) -> None:
     assert sqlite_place.invoke("relay", "status", *options).status == 2

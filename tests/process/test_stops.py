@@ -11,12 +11,11 @@ from sqlalchemy import Engine
 
 from tests.helpers import checkers
 from tests.helpers.downstream import Held, serving
-from tests.helpers.evidence import facts, in_flight_of, open_states, stored
+from tests.helpers.evidence import facts, in_flight_of, stored
 from tests.helpers.filling import fill
 from tests.helpers.outage import is_postgres
-from tests.helpers.processes import Site, site
+from tests.helpers.processes import site
 from tests.helpers.reading import count as count_rows
-from tests.helpers.reading import rows
 from tests.helpers.sender import Sender, endless, events
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -66,35 +65,6 @@ def test_a_relay_that_is_told_to_stop_in_mid_drain_repeats_no_call_and_uses_no_a
     assert checkers.complaints(logs) == []
     assert count_rows(engine, "relay_node WHERE stopped_at IS NULL") == 0
     assert count_rows(engine, "relay_node") == (4 if options else 2)
-
-
-def test_a_drain_ends_by_itself_and_leaves_what_is_not_due_yet(
-    database_url: str, engine: Engine, tmp_path: Path
-) -> None:
-    fill(database_url, events(50))
-    with (
-        serving(tmp_path / "arrivals.jsonl", lambda seq, _: 503 if seq == 20 else 200) as downstream,
-        site(tmp_path, config_text(database_url, downstream.url, schedule=("1h",))) as place,
-    ):
-        assert place.relay("--drain").ends() == 0
-        assert len(downstream.arrivals) == 50
-        assert place.relay("--drain").ends() == 0
-        assert len(downstream.arrivals) == 50
-        assert checkers.complaints(place.logs()) == []
-
-    assert open_states(engine) == {"ready": 1}
-    assert rows(engine, "SELECT seq, attempt FROM open_delivery") == [{"seq": 20, "attempt": 1}]
-
-
-def test_a_receiver_that_replaces_its_workers_and_stops_has_nothing_to_complain_of(sqlite_place: Site) -> None:
-    receiver, _ = sqlite_place.receiver(workers=1)
-    receiver.send(signal.SIGHUP)
-    receiver.writes("Finished server process")
-    receiver.writes("Application startup complete", 2)
-    assert receiver.stop() == 0
-    lines = receiver.output.splitlines()
-    assert sum("Finished server process" in line for line in lines) == 2
-    assert [line for line in lines if "[INFO]" not in line or "rror" in line] == []
 
 
 def test_what_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-import msgspec
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -226,41 +225,11 @@ def accepted_by_twilio(raw: RawRequest, secret: str) -> bool:
     return bool(RequestValidator(secret).validate(PUBLIC_URL, params, raw.headers["x-twilio-signature"]))
 
 
-def accepted_by_stripe(raw: RawRequest, secret: str) -> bool:
-    import stripe
-
-    return _raises_nothing(stripe.Webhook.construct_event, raw.body, raw.headers["stripe-signature"], secret)
-
-
-def accepted_by_slack(raw: RawRequest, secret: str) -> bool:
-    from slack_sdk.signature import SignatureVerifier
-
-    return SignatureVerifier(secret).is_valid_request(raw.body, dict(raw.headers))
-
-
-def accepted_by_standard_webhooks(raw: RawRequest, secret: str) -> bool:
-    from standardwebhooks.webhooks import Webhook
-
-    return _raises_nothing(Webhook(secret).verify, raw.body, dict(raw.headers))
-
-
-def _raises_nothing(verify: Callable[..., object], *arguments: object) -> bool:
-    try:
-        verify(*arguments)
-    except Exception:  # noqa: BLE001  # each library has its own
-        return False
-    return True
-
-
 VERIFYING: Mapping[str, Callable[[RawRequest, str], bool]] = {
     "adyen": accepted_by_adyen,
-    "gitlab": accepted_by_standard_webhooks,
     "hubspot": accepted_by_hubspot,
     "mailgun": accepted_by_mailgun,
-    "slack": accepted_by_slack,
     "square": accepted_by_square,
-    "standard-webhooks": accepted_by_standard_webhooks,
-    "stripe": accepted_by_stripe,
     "twilio": accepted_by_twilio,
 }
 
@@ -307,18 +276,10 @@ def test_sendgrids_library_accepts_any_body_that_its_key_has_signed(body: str) -
     assert not EventWebhook(public).verify_signature(f"{body} ", signature, sent)
 
 
-def test_adyens_library_refuses_another_amount_and_so_does_the_preset() -> None:
-    secret = a_secret(PRESETS["adyen"])
-    raw = signed_sample("adyen", secret)
-    other = msgspec.structs.replace(raw, body=raw.body.replace(b"1000", b"9000"))
-    assert not accepted_by_adyen(other, secret)
-    assert why_refused(a_verifier("adyen", Secret(secret)), other) is not None
-
-
 def test_the_documentation_says_of_every_preset_what_checks_it() -> None:
     page = (Path(__file__).parents[2] / "docs/reference/sources.md").read_text(encoding="utf-8")
     table = page.partition("| preset | checked by |")[2].partition("\n\n")[0]
     named = [name for row in table.splitlines() for name in re.findall(r"`([a-z0-9-]+)`", row.partition(" | ")[0])]
     assert sorted(named) == sorted(PRESETS)
-    for name in {*VERIFYING, "discord", "sendgrid"} - {"gitlab"}:
+    for name in {*VERIFYING, "discord", "sendgrid", "slack", "standard-webhooks", "stripe"}:
         assert re.search(rf"`{name}`.* on PyPI", table), name

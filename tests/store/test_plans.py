@@ -316,10 +316,10 @@ def whole_tables(found: list[Node]) -> set[str]:
     return {node["Relation Name"] for node in found if node["Node Type"] == "Seq Scan"} & BIG
 
 
-@pytest.mark.parametrize("name", STATEMENTS)
-def test_on_postgres_it_reads_no_big_table_from_end_to_end(planned: Planned, name: str) -> None:
-    found = planned(STATEMENTS[name](Sql(POSTGRES)))
-    assert whole_tables(found) == set(), found
+def test_on_postgres_no_statement_reads_a_big_table_from_end_to_end(planned: Planned) -> None:
+    for name, statement in STATEMENTS.items():
+        found = planned(statement(Sql(POSTGRES)))
+        assert whole_tables(found) == set(), (name, found)
 
 
 PARTIAL = tuple(
@@ -343,12 +343,12 @@ def _scans_a_table(step: str) -> bool:
     return step.startswith("SCAN ") and not others and step.removeprefix("SCAN ") not in RESULTS
 
 
-@pytest.mark.parametrize("name", STATEMENTS)
-def test_on_sqlite_it_reads_no_big_table_from_end_to_end(
-    sqlite_steps: Callable[[TextClause], list[str]], name: str
+def test_on_sqlite_no_statement_reads_a_big_table_from_end_to_end(
+    sqlite_steps: Callable[[TextClause], list[str]],
 ) -> None:
-    plan = sqlite_steps(STATEMENTS[name](Sql(SQLITE)))
-    assert [step for step in plan if _scans_a_table(step)] == [], plan
+    for name, statement in STATEMENTS.items():
+        plan = sqlite_steps(statement(Sql(SQLITE)))
+        assert [step for step in plan if _scans_a_table(step)] == [], (name, plan)
 
 
 def test_on_sqlite_searches_alerts_and_stuck_look_up_what_they_show(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import psycopg
 import pytest
@@ -89,52 +89,31 @@ def test_each_role_may_do_with_each_table_and_view_what_it_should_and_nothing_el
                 assert may == should, (role, name)
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "SELECT * FROM inbox",
+BEYOND: Mapping[Role, tuple[str, ...]] = {
+    "receiver": (
         "SELECT event_type FROM inbox",
-        "SELECT entity_id FROM inbox",
-        "DELETE FROM inbox",
-        "UPDATE inbox SET source = 'x'",
-        "TRUNCATE inbox",
-        "SELECT * FROM rejected_request",
         "SELECT body FROM duplicate_request",
-        "SELECT * FROM delivery_log",
-        "SELECT detail FROM delivery_log",
         "SELECT entity_id FROM dead_letter",
-        "SELECT * FROM gate",
-        "SELECT * FROM stuck",
-        "UPDATE open_delivery SET state = 'dead'",
         "INSERT INTO open_delivery (seq, route, lane, occurred_at, state, run) VALUES (1, 'r', 'l', now(), 'received', 9)",
-        "INSERT INTO relay_command (kind, selection, reason) VALUES ('replay', '{}', 'r')",
-        """INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
-        VALUES (now(), 1, 'r', 'delivered', 'ended', 1, '{}')""",
         "SELECT setval('inbox_seq_seq', 1)",
         "SELECT id FROM order_lock FOR UPDATE",
         "CREATE TABLE mine (a int)",
         "ALTER TABLE inbox DISABLE TRIGGER ALL",
-    ],
-)
-def test_a_stolen_receiver_reads_no_event_and_changes_none(roles: Granted, statement: str) -> None:
-    assert not roles.allows("receiver", statement)
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "TRUNCATE inbox",
+    ),
+    "relay": (
         "ALTER TABLE inbox DISABLE TRIGGER ALL",
         "DROP VIEW stuck",
         "CREATE TABLE mine (a int)",
         "SET session_replication_role = replica",
-        "DELETE FROM order_lock",
-        "UPDATE alembic_version SET version_num = '0002'",
         "SELECT setval('inbox_seq_seq', 1)",
-    ],
-)
-def test_a_stolen_relay_can_not_undo_what_the_guarantees_rest_on(roles: Granted, statement: str) -> None:
-    assert not roles.allows("relay", statement)
+    ),
+}
+"""What rights on tables do not tell: columns, sequences and what an owner may do."""
+
+
+def test_a_stolen_receiver_reads_no_event_and_a_stolen_relay_undoes_no_guarantee(roles: Granted) -> None:
+    allowed = [statement for role, each in BEYOND.items() for statement in each if roles.allows(role, statement)]
+    assert allowed == []
 
 
 def test_a_relay_makes_and_expires_leaves_that_belong_to_the_owner(roles: Granted, module_engine: Engine) -> None:
@@ -165,7 +144,7 @@ def test_a_new_leaf_gives_nobody_what_the_defaults_of_the_owner_would(roles: Gra
     assert rows(module_engine, "SELECT 1 FROM pg_tables WHERE tablename = 'inbox_payload_200001'")
 
 
-@pytest.mark.parametrize("role", ["operator", "reader", "relay"])
+@pytest.mark.parametrize("role", ["reader"])
 def test_a_reader_of_events_may_run_what_shows_their_bodies(
     roles: Granted, module_engine: Engine, module_database_url: str, role: Role
 ) -> None:

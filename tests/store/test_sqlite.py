@@ -23,7 +23,6 @@ from relay.delivery.policy import policies
 from relay.store.database import Database
 from tests.docs.pages import PAGES, blocks
 from tests.helpers.filling import fill
-from tests.helpers.log_copier import LogCopier
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import a_link
 from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps
@@ -280,39 +279,3 @@ def test_each_backup_of_the_page_is_whole_while_others_write(lived_in: Steps, en
     assert differences(restored.database) == []
     restored.attempt(DONE)
     restored.database.engine.dispose()
-
-
-# --- SQLite copied as litestream does it, beside a receiver's and a relay's writes and checkpoints: nothing is missing
-
-
-ROUNDS = 30
-
-
-def dumped(path: Path) -> list[str]:
-    with closing(sqlite3.connect(path)) as connection:
-        return list(connection.iterdump())
-
-
-def write_and_copy(steps: Steps, engine: Engine, copier: LogCopier) -> None:
-    for n in range(100, 100 + ROUNDS):
-        steps.arrive(an_event(n, f"v{n}"), an_event(n + 1000, f"w{n}"))
-        steps.attempt(DONE)
-        checkpoint(engine)
-        if n % 3 == 0:
-            copier.sync()
-        if n % 10 == 0:
-            copier.checkpoint()
-
-
-def test_a_replica_of_copied_frames_is_the_database(lived_in: Steps, engine: Engine, tmp_path: Path) -> None:
-    path, replica = Path(engine.url.database or ""), tmp_path / "replica.db"
-    copier = LogCopier(path, replica)
-    write_and_copy(lived_in, engine, copier)
-    copier.close()
-    assert copier.snapshots <= 1 + ROUNDS / 10, "a checkpoint of ours restarted the log between those of the copier"
-    with closing(sqlite3.connect(replica)) as restored:
-        assert restored.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert dumped(replica) == dumped(path)
-    made = engines.connect(f"sqlite:///{replica}", application="tests")
-    assert differences(Database(made)) == []
-    made.dispose()

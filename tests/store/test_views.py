@@ -28,24 +28,6 @@ def delivery(steps: Steps, seq: int, route: str = "strict") -> Row:
 # --- delivery
 
 
-def test_there_is_one_row_for_each_event_and_route(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["strict", "latest"]), an_event(2, "u2", routes=["blocking"]))
-
-    rows = steps.rows("SELECT seq, route, state, attempts, lane FROM delivery ORDER BY seq, route")
-    assert [tuple(row.values()) for row in rows] == [
-        (1, "latest", "ready", 0, "USER|u1"),
-        (1, "strict", "ready", 0, "USER|u1"),
-        (2, "blocking", "ready", 0, "USER|u2"),
-    ]
-
-
-def test_an_event_without_a_route_is_unrouted(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=[]))
-    (row,) = steps.rows("SELECT * FROM delivery")
-    assert (row["seq"], row["route"], row["state"], row["attempts"]) == (1, None, "unrouted", 0)
-    assert row["last_fact"] is None
-
-
 def test_open_states_are_those_of_the_work_table(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
     steps.claim()
@@ -137,16 +119,6 @@ def test_the_oldest_age_is_that_of_what_is_not_dead(steps: Steps) -> None:
     (row,) = steps.rows("SELECT oldest_received_at, oldest_age_seconds FROM backlog")
     assert row["oldest_received_at"] == second.received_at
     assert 600 <= row["oldest_age_seconds"] < 660
-
-
-# --- stuck
-
-
-def stuck(steps: Steps) -> list[tuple[int | None, str, str]]:
-    return [
-        (row["seq"], row["state"], row["why"])
-        for row in steps.rows("SELECT seq, state, why FROM stuck WHERE finding <> 'no_relay' ORDER BY why")
-    ]
 
 
 # --- event
