@@ -1,6 +1,6 @@
 """Steps of a relay, run in isolation: one that fails is logged, counted, alerted and retried later, and stops no other.
 
-`Background` is a thread that repeats some of them beside the loop.
+`run_beside` starts a thread that repeats some of them beside the loop.
 """
 
 from __future__ import annotations
@@ -215,37 +215,25 @@ class Repeated(msgspec.Struct):
         return done
 
 
-class Background:
-    """A thread beside the loop, which repeats its work until `stop` is set; no error ends it."""
+def run_beside(
+    name: str, work: Callable[[], float | None], *, every: float, stop: threading.Event, observer: Observer
+) -> threading.Thread:
+    """Start a thread beside the loop, which repeats its work until `stop` is set; no error ends it.
 
-    def __init__(
-        self,
-        name: str,
-        work: Callable[[], float | None],
-        *,
-        every: float,
-        stop: threading.Event,
-        observer: Observer,
-    ) -> None:
-        """`work` is due at once, and again after `every` seconds, or as many as it returns."""
-        self._work = work
-        self._every = every
-        self._stop = stop
-        self._observer = observer
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+    `work` is due at once, and again after `every` seconds, or as many as it returns.
+    """
 
-    def join(self, seconds: float) -> None:
-        """Wait for its end, at most so long."""
-        self._thread.join(seconds)
-
-    def _run(self) -> None:
+    def run() -> None:
         wait: float | None = 0.0
-        while not self._stop.wait(self._every if wait is None else wait):
+        while not stop.wait(every if wait is None else wait):
             wait = None
             try:
-                wait = self._work()
+                wait = work()
             except SQLAlchemyError as error:  # there was no connection
-                self._observer.database_trouble(self._thread.name, error)
+                observer.database_trouble(name, error)
             except Exception as error:  # noqa: BLE001  # without this thread its work is not done, and no line tells of it
-                self._observer.tell("bug_in_thread", bug=error, subject=self._thread.name)
+                observer.tell("bug_in_thread", bug=error, subject=name)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread

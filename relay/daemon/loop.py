@@ -26,10 +26,10 @@ from relay.daemon.leases import RENEW_EVERY_SECONDS, Leases
 from relay.daemon.pruner import Pruner
 from relay.daemon.wake_up import Listener
 from relay.delivery.outcome import Failed
-from relay.delivery.policy import Policies, asks_for_hold, breaker_limits, can_be_given_back
+from relay.delivery.policy import Policies, asks_for_hold, can_be_given_back
 from relay.http.client import Limits
 from relay.observe import Observer
-from relay.steps import Background, Repeated, Steps
+from relay.steps import Repeated, Steps, run_beside
 from relay.store import alerts, duplicates, leases, nodes, record, sequence
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database, ScanStarts
@@ -99,7 +99,7 @@ class Relay:
         self._pruner = Pruner(lambda: self._work, LeasedPruner(database, self.node, stop.wait), stop, observer, steps)
         self._alert_sender = AlertSender(self._generations, Limits(lambda: float("inf"), stop, now), observer, steps)
         self._listener = Listener(database.engine, self.wake, stop, observer)
-        self._beside: list[Background] = []
+        self._beside: list[threading.Thread] = []
         """The threads beside the loop, which end once it is told to stop."""
         self._table = self._rounds()
         """The steps of a round, in their order."""
@@ -152,7 +152,7 @@ class Relay:
         self._steps.retry_until_done("starting", self._describe, unless=self._stop)
         with ExitStack() as leaving:
             self._observer.tell("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
-            renewing = Background(
+            renewing = run_beside(
                 "leases", self._renew, every=RENEW_EVERY_SECONDS, stop=self._ended, observer=self._observer
             )
             leaving.callback(renewing.join, CUT_SECONDS)
@@ -173,7 +173,7 @@ class Relay:
         return self._generations.active.work
 
     def _run_beside(self, name: str, work: Callable[[], float | None]) -> None:
-        self._beside.append(Background(name, work, every=EVERY_SECONDS, stop=self._stop, observer=self._observer))
+        self._beside.append(run_beside(name, work, every=EVERY_SECONDS, stop=self._stop, observer=self._observer))
 
     def _describe(self) -> None:
         work = self._work
@@ -249,7 +249,7 @@ class Relay:
         if not self._unrecorded:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
-        recently_failing = self._claimer.gates.recently_failing(breaker_limits(self._work.policies))
+        recently_failing = self._claimer.gates.recently_failing()
         number = 0
         for results in record.record(self._work, outcomes, recently_failing, host_now=self._now):
             for result in results:

@@ -48,7 +48,7 @@ from relay.daemon.gauges import READ_EVERY_SECONDS, Gauges, meters_of
 from relay.daemon.generation import PreparedConfig, prepare
 from relay.daemon.loop import Relay
 from relay.observe import Observer
-from relay.steps import Background
+from relay.steps import run_beside
 from relay.store.database import Database
 
 AGAIN_SECONDS = 2.0
@@ -130,7 +130,7 @@ def start(options: RunOptions) -> int:
         if observer.meters is not OFF:
             ended = threading.Event()
             gauges = Gauges(database, observer, config, exporter)
-            Background("gauges", gauges.publish, every=READ_EVERY_SECONDS, stop=ended, observer=observer)
+            run_beside("gauges", gauges.publish, every=READ_EVERY_SECONDS, stop=ended, observer=observer)
             leaving.callback(ended.set)
         run_relay(relay, config, orders, observer, drain=options.drain)
         return 0

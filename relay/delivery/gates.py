@@ -252,18 +252,14 @@ class Gates(msgspec.Struct, frozen=True):
         """Return True while an endpoint's rate limit holds its calls back."""
         return key in self.held and self.at < self.held[key].until
 
-    def recently_failing(self, limits: Mapping[GateKey, BreakerLimits]) -> frozenset[GateKey]:
+    def recently_failing(self) -> frozenset[GateKey]:
         """Return the endpoints whose breakers need reports of successes, too: not closed, or with a failure in this window."""
+        since = self.at - timedelta(seconds=BREAKER.window)
         return frozenset(
             key
             for key, breaker in self.breakers.items()
             if breaker.state is not BreakerState.CLOSED
-            or (
-                key in limits
-                and breaker.failures > 0
-                and breaker.window_began_at is not None
-                and self.at - breaker.window_began_at < timedelta(seconds=limits[key].window)
-            )
+            or (breaker.failures > 0 and breaker.window_began_at is not None and breaker.window_began_at > since)
         )
 
 

@@ -223,8 +223,8 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
 
 def wrong_field(error: msgspec.ValidationError) -> tuple[str, str]:
     """Return the field of a mistake, or nothing, and the mistake."""
-    said, at, place = str(error).rpartition(" - at `$")  # a value may look like one
-    says, place = (said, place) if at else (place, "")
+    says, at, place = str(error).rpartition(" - at `$")  # the last: a value may look like one
+    says, place = (says, place) if at else (place, "")
     missing = says.removeprefix("Object missing required field ")
     return (place.strip(".`"), says) if missing == says else (missing.strip("`"), "is missing")
 

@@ -73,10 +73,7 @@ def take_unsent(work: Work) -> list[Posted]:
 def posted(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
     """Record that an alert was posted, or why not; a failed post is repeated in a minute, unless it `is_final`."""
     with database.write() as transaction:
-        if error is None:
-            transaction.execute(_SENT, id=number)
-        else:
-            transaction.execute(_NOT_SENT, id=number, error=error, is_final=is_final)
+        transaction.execute(_POSTED, id=number, error=error, is_final=is_final)
 
 
 def newest(database: Database) -> list[Row]:
@@ -112,7 +109,6 @@ def _posted(row: Any) -> Posted:  # noqa: ANN401  # a result row
 
 
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in SENTENCES)})"
-_NOT_SENT = text("UPDATE alert SET error = :error, is_unsendable = :is_final WHERE id = :id")
 _COLUMNS = "alert.id, alert.at, alert.kind, alert.subject, alert.firing, alert.detail"
 
 
@@ -171,4 +167,8 @@ UPDATE alert SET post_after = {sql.plus_seconds(f"(SELECT {sql.now})", ":again")
 WHERE {_WANTED} AND {_IS_UNSENT} RETURNING {_COLUMNS}
 """)
 
-_SENT = Statement(f"UPDATE alert SET sent_at = (SELECT {sql.now}), post_after = NULL, error = NULL WHERE id = :id")
+_ERROR = sql.bound("error", "text")
+_POSTED = Statement(f"""
+UPDATE alert SET error = {_ERROR}, is_unsendable = :is_final, sent_at = CASE WHEN {_ERROR} IS NULL THEN (SELECT {sql.now}) END
+WHERE id = :id
+""")

@@ -6,7 +6,6 @@ Only what is found wrong is locked, and looked at again then. Swapping whole tab
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from functools import partial
 
 import msgspec
@@ -15,14 +14,14 @@ from inbox.config.model import Config
 from inbox.config.routing import OWN_LANE, lane_of
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
-from relay.delivery.lifecycle import HEADS, OPEN, OpenDelivery, State, Step, restore, schedule
+from relay.delivery.lifecycle import OPEN, OpenDelivery, State, restore
 from relay.delivery.policy import policies
 from relay.store.audit import Checked, Difference, Stored, examine, examine_all
 from relay.store.database import Database
 from relay.store.deliveries import Lane, remove, write_back
 from relay.store.record import Success, remember_delivered
 from relay.store.reopen import insert
-from relay.store.sequence import heads_of, settle_lanes
+from relay.store.sequence import settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work, in_parts
@@ -60,15 +59,17 @@ def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
         _, wrong = examine(transaction, seqs, work.config, locked=True)
         gone = _remove_strays(transaction, [stored for stored in wrong if stored.event is None])
         planned = [(stored, _as_it_must_be(stored, work.config, who)) for stored in wrong if stored.event is not None]
-        kept, demoted = _make_room(transaction, planned, now)
-        mended = [(stored, must) for stored, must in planned if must.state is not State.IN_FLIGHT and must not in kept]
+        mended = [(stored, must) for stored, must in planned if must.state is not State.IN_FLIGHT]
+        # A head that is ready waits behind a blocked delivery that comes back; one in flight leaves it to another run.
+        blocked = [(must.route, must.lane) for _, must in mended if must.state is State.BLOCKED]
+        transaction.execute(_DEMOTE, lanes=blocked)
         new = [(stored.row, must) for stored, must in mended if _is_new(stored.row, must)]
         remove(transaction, (row for row, _ in new if row is not None))
         if new:
             insert(transaction, (must for _, must in new))
-        changed = {(must.seq, must.route): must for must in (*demoted, *(must for _, must in mended))}
+        changed = [must for _, must in mended]
         lanes = {(stored.row.route, stored.row.lane) for stored in wrong if stored.row is not None}
-        write_back(transaction, settle_lanes(transaction, changed.values(), work.policies, now, lanes))
+        write_back(transaction, settle_lanes(transaction, changed, work.policies, now, lanes))
         remember_delivered(transaction, _last_delivered(wrong))
     done = {id(stored) for stored in (*gone, *(stored for stored, _ in mended))}
     return [
@@ -113,32 +114,6 @@ def _is_new(row: OpenDelivery | None, must: OpenDelivery) -> bool:
     return must.state is not State.ENDED and not fits
 
 
-def _make_room(
-    transaction: Transaction, planned: Sequence[tuple[Stored, OpenDelivery]], now: datetime
-) -> tuple[list[OpenDelivery], list[OpenDelivery]]:
-    """Find heads in the place of blocked deliveries that come back: one that is ready waits behind the blocked one.
-
-    Returns:
-        The blocked ones that are left to another run, since the head is in flight; and heads that wait from now on.
-    """
-    blocked = [
-        must
-        for stored, must in planned
-        if must.state is State.BLOCKED
-        and (stored.row is None or stored.row.state not in HEADS or _is_new(stored.row, must))
-    ]
-    found = heads_of(transaction, {(must.route, must.lane) for must in blocked}) if blocked else []
-    heads, kept, demoted = {(head.route, head.lane): head for head in found}, [], []
-    for must in blocked:
-        head = heads.get((must.route, must.lane))
-        if head is not None and head.state is not State.READY:
-            kept.append(must)
-            continue
-        demoted += [] if head is None else [schedule(head, Step.DEMOTED, now)]
-        heads[must.route, must.lane] = must
-    return kept, demoted
-
-
 def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[Stored]:
     """Remove rows without an event, and return those that were removed.
 
@@ -167,4 +142,9 @@ DELETE FROM open_delivery
 WHERE (seq, route) IN (SELECT strays.seq, strays.route FROM {sql.keys("strays")})
   AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)
 RETURNING seq, route
+""")
+
+_DEMOTE = Statement(f"""
+UPDATE open_delivery SET state = 'waiting', due_at = NULL
+WHERE (route, lane) IN (SELECT lanes.route, lanes.lane FROM {sql.rows("lanes", route="text", lane="text")}) AND state = 'ready'
 """)

@@ -27,7 +27,6 @@ RATE_WINDOW = timedelta(minutes=5)
 
 Counted = Literal["received", "waiting", "ready", "retrying", "in_flight", "blocked", "dead"]
 """A state of open deliveries. Of those that are `ready`, the ones that are due later are `retrying`."""
-_Rates = defaultdict[str, float]
 ENDS = frozenset({"delivered", "unchanged", "superseded", "skipped", "cancelled"})
 """Facts that end a delivery."""
 FAILURES = frozenset({"attempt_failed", "abandoned", "dead"})
@@ -97,7 +96,7 @@ def read_routes(
     for route, opened in found.items():
         _count_of_route(transaction, route, opened, most)
     oldest = _oldest(transaction, found, _WALKED_FOR_A_COUNT * most)
-    arriving, leaving, failing = _rates(transaction, now, most)
+    rates = _rates(transaction, now, most)
     routes = [
         RouteState(
             route,
@@ -108,10 +107,10 @@ def read_routes(
             oldest_received_at=oldest.get(route),
             oldest_age_seconds=_seconds(oldest.get(route), now),
             next_due_at=opened.next_due_at,
-            in_per_minute=round(arriving[route], 1),
-            out_per_minute=round(leaving[route], 1),
-            failed_per_minute=round(failing[route], 1),
             held_back_by=held_back.get(route, ()),
+            in_per_minute=round(rates["in"][route], 1),
+            out_per_minute=round(rates["out"][route], 1),
+            failed_per_minute=round(rates["failed"][route], 1),
         )
         for route, opened in sorted(found.items())
     ]
@@ -161,24 +160,27 @@ def _oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -
     return {route: arrived[seq] for route, seq in seqs.items() if seq in arrived}
 
 
-def _rates(transaction: Transaction, now: datetime, most: int) -> tuple[_Rates, _Rates, _Rates]:
+def _rates(transaction: Transaction, now: datetime, most: int) -> Mapping[str, Mapping[str, float]]:
     """Deliveries a minute on each route: those that arrive, those that end, and attempts that fail."""
     since = now - RATE_WINDOW
     came = transaction.execute(_NEWEST_ARRIVALS, since=since, most=most)
-    arriving = _per_minute(came, lambda row: as_list(row.routes), now, most)
     recorded = transaction.execute(_RECORDED, since=since, most=most)
-    leaving = _per_minute(recorded, lambda row: [row.route] if row.kind in ENDS else [], now, most)
-    failing = _per_minute(recorded, lambda row: [row.route] if row.kind in FAILURES else [], now, most)
-    return arriving, leaving, failing
+    return {
+        "in": _per_minute(came, lambda row: as_list(row.routes), now, most),
+        "out": _per_minute(recorded, lambda row: [row.route] if row.kind in ENDS else [], now, most),
+        "failed": _per_minute(recorded, lambda row: [row.route] if row.kind in FAILURES else [], now, most),
+    }
 
 
-def _per_minute(rows: list[Any], routes_of: Callable[[Any], list[str]], now: datetime, most: int) -> _Rates:
+def _per_minute(
+    rows: list[Any], routes_of: Callable[[Any], list[str]], now: datetime, most: int
+) -> Mapping[str, float]:
     """Divide counts by the time that they span: less than the window where the newest rows are all younger."""
     minutes = RATE_WINDOW.total_seconds() / 60
     if rows and sum(row.number for row in rows) >= most:
         span = (now - min(as_time(row.first) for row in rows)).total_seconds() / 60
         minutes = min(minutes, max(span, 1 / 60))
-    rates: _Rates = defaultdict(float)
+    rates = defaultdict[str, float](float)
     for row in rows:
         for route in routes_of(row):
             rates[route] += row.recent / minutes

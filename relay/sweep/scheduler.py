@@ -22,7 +22,7 @@ from inbox.observe.traces import Span
 from relay.delivery.alerts import Alert
 from relay.destinations.base import Context
 from relay.observe import Observer
-from relay.steps import Background, Steps
+from relay.steps import Steps, run_beside
 from relay.store import sweeps
 from relay.store.gates import read_gates
 from relay.store.sweeps import SweepFindings
@@ -73,14 +73,14 @@ class Sweeper:
         self._context = Context(self._calls_until, stop, now)
         self._observer = observer
         self._steps = steps
-        self._threads: dict[str, Background] = {}
+        self._threads: dict[str, threading.Thread] = {}
         """One for each api."""
 
     def start(self) -> None:
         """Start the threads that are not there yet."""
         for api in sorted({sweeping.table.api for sweeping in self._sweepings} - self._threads.keys()):
             run_due = partial(self.run_due, api)
-            self._threads[api] = Background(
+            self._threads[api] = run_beside(
                 f"sweeps {api}", run_due, every=LOOK_EVERY_SECONDS, stop=self._stop, observer=self._observer
             )
 

@@ -19,7 +19,7 @@ from relay.daemon.generation import PreparedConfig
 from relay.daemon.leases import RENEW_EVERY_SECONDS, TRUSTED_SECONDS, Leases
 from relay.daemon.loop import Relay
 from relay.observe import Observer
-from relay.steps import LASTS_SECONDS, Background
+from relay.steps import LASTS_SECONDS, run_beside
 from relay.store import alerts
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database
@@ -159,7 +159,7 @@ def test_a_lease_whose_row_is_locked_is_renewed_in_the_next_round(engine: Engine
 
         moments = Moments(lock, let_go, lambda: seen.append(renewed(engine)))
         ended = cast(threading.Event, moments)  # all that is asked of it
-        Background("leases", relay._renew, every=RENEW_EVERY_SECONDS, stop=ended, observer=Observer()).join(60)
+        run_beside("leases", relay._renew, every=RENEW_EVERY_SECONDS, stop=ended, observer=Observer()).join(60)
     assert seen == [[2], [1, 2]]
     assert 2 * RENEW_EVERY_SECONDS < TRUSTED_SECONDS, "it is asked for twice more before its calls are cut"
 

@@ -19,7 +19,7 @@ from inbox.db.link import Notifier, link_to
 from inbox.errors import ConfigError, UnfitDatabase
 from relay.daemon.wake_up import Listener
 from relay.observe import Observer
-from relay.steps import Background
+from relay.steps import run_beside
 from relay.store.database import Database
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
@@ -146,7 +146,7 @@ def test_wake_ups_are_sent_through_it(hostile: str) -> None:
     with pooled(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
         direct = engines.connect(hostile, application="tests")
         listener = Listener(direct, woken.set, ended, Observer())
-        listening = Background("wake-up", listener.hear, every=1, stop=ended, observer=Observer())
+        listening = run_beside("wake-up", listener.hear, every=1, stop=ended, observer=Observer())
         assert woken.wait(10)
         woken.clear()
         asyncio.run(notified(url + IN_TRANSACTIONS, woken))

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
-from pathlib import Path
 
-import pytest
 from sqlalchemy import Engine
 
-from relay.operations.table import MOST_OPEN
-from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fail_once, give_up
-from tests.helpers.processes import RELAY, Ended, Site
-from tests.helpers.reading import count, rows
-from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text, moment
+from tests.helpers.processes import Ended, Site
+from tests.helpers.reading import count
+from tests.helpers.webhooks import moment
 
 KIM = {"LOGNAME": "kim"}
 MAINTENANCE = ("--reason", "maintenance", "--yes")
@@ -162,27 +156,3 @@ def test_commands_are_listed_with_who_asked_why_and_the_answer(place: Site, engi
     assert (one["id"], one["kind"]) == (1, "pause")
     absent = place.invoke("inbox", "commands", "9")
     assert (absent.status, absent.stderr) == (1, "there is no command 9\n")
-
-
-@pytest.mark.long
-def test_a_large_replay_can_be_interrupted_and_goes_on_later(
-    place: Site, database_url: str, engine: Engine, tmp_path: Path
-) -> None:
-    give_up(engine, database_url, [(f"u{n}", moment(n)) for n in range(MOST_OPEN + 100)])
-    replay = place.start("replay", *RELAY, "replay", "--all", "--reason", "mended", "--yes")
-    until(lambda: open_states(engine).get("ready") == MOST_OPEN, "as many as may be are open")
-    until(lambda: rows(engine, "SELECT 1 FROM relay_command WHERE answer LIKE 'waits%'"), "it waits")
-    replay.send(signal.SIGINT)
-    assert replay.ends() == 1
-    assert f"stopped after {MOST_OPEN}; `relay continue --command 1` goes on" in " ".join(replay.output.split())
-    with serving(tmp_path / "arrivals.jsonl") as downstream:
-        place.configure(config_text(database_url, downstream.url))
-        assert place.relay("--drain").ends(within=60) == 0
-        assert open_states(engine) == {"dead": 100}
-        resumed = relay(place, "continue", "--command", "1", *MAINTENANCE)
-        assert (resumed.status, resumed.stderr) == (
-            0,
-            f"command 1 (replay) is cancelled\n{MOST_OPEN + 100:,} deliveries replayed\n",
-        )
-        assert place.relay("--drain").ends(within=60) == 0
-    assert open_states(engine) == {}

@@ -13,7 +13,6 @@ from sqlalchemy import Engine
 
 from inbox.events.timestamps import as_time
 from inbox.loader.load import read_config
-from relay.store.operator import readmit
 from tests.helpers.processes import invoke
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import Receiver, receiving
@@ -147,24 +146,6 @@ def test_what_is_still_refused_is_told_with_its_reason_and_what_can_be_read_is_t
     status, done = place.inbox("readmit", *REASON, "--yes")
     assert (status, "rejected request 2: id is missing" in done) == (1, True)
     assert [row["readmitted_seq"] is None for row in place.refusals()] == [False, True, False]
-
-
-def test_after_an_interrupt_it_exits_1_and_the_same_command_goes_on(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    place.configure(BROKEN)
-    place.receive(body("u1"), body("u2"))
-    place.configure(PRESET)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(readmit, "take", interrupted)
-        status, said = place.inbox("readmit", *REASON, "--yes")
-    assert (status, "stopped after 0; `relay continue --command 1` goes on" in said) == (1, True)
-    assert invoke("relay", "continue", "--command", "1", "--reason", "on", "--yes").status == 0
-    assert count(place.engine, "inbox") == 2
 
 
 def test_what_did_not_prove_who_sent_it_is_listed_and_can_not_be_readmitted(place: Place) -> None:

@@ -20,7 +20,7 @@ from tests.docs.worked_examples import apply
 from tests.helpers import checkers
 from tests.helpers.downstream import Downstream, serving
 from tests.helpers.evidence import facts, stored
-from tests.helpers.later import ROOT, name_version, previous_release, write_previous, write_version
+from tests.helpers.later import ROOT, name_version, write_previous, write_version
 from tests.helpers.ledger import Line
 from tests.helpers.outage import is_postgres
 from tests.helpers.processes import GUNICORN, INBOX, RELAY, Program, Site, free_port, is_ready, site
@@ -196,16 +196,3 @@ def test_an_upgrade_under_load_loses_and_repeats_nothing_and_has_no_gap(
     assert_nothing_lost(engine, sends, arrivals)
     assert checkers.complaints(logs) == []
     assert_each_met_the_other(engine, sends, arrivals)
-
-
-@pytest.mark.parametrize(
-    ("headings", "current", "previous"),
-    [
-        ("## [Unreleased]\n", "0.1.0", None),
-        ("## [0.1.0] - 2027-01-01\n", "0.1.0", None),
-        ("## [Unreleased]\n\n## [0.1.0] - 2027-01-01\n", "0.2.0", "0.1.0"),
-        ("## [0.2.0]\n\n## [0.1.0]\n", "0.2.0", "0.1.0"),
-    ],
-)
-def test_the_previous_release_is_the_one_before_this_version(headings: str, current: str, previous: str | None) -> None:
-    assert previous_release(headings, current) == previous

@@ -436,23 +436,13 @@ _UNREADABLE = "nothing to readmit: the present configuration rejects each of the
 
 def _request(again: ReadmitResult) -> Row:
     """Return a request without its body, so that any number of them fits into memory."""
-    return {
-        "id": again.id,
-        "received_at": again.received_at,
-        "source": again.source,
-        "cause": again.cause,
-        "events": [
-            {
-                "entity_type": event.entity_type,
-                "entity_id": event.entity_id,
-                "event_type": event.event_type,
-                "occurred_at": event.occurred_at,
-                "routes": [enrolment.route for enrolment in event.enrolments],
-            }
-            for event in again.events
-        ],
-        "rejected": again.rejected,
-    }
+    names = ("entity_type", "entity_id", "event_type", "occurred_at")
+    events = [
+        {name: getattr(event, name) for name in names} | {"routes": [one.route for one in event.enrolments]}
+        for event in again.events
+    ]
+    told = {name: getattr(again, name) for name in ("id", "received_at", "source", "cause")}
+    return told | {"events": events, "rejected": again.rejected}
 
 
 def _plan_turn(it: _Planning) -> Plan:
