@@ -127,6 +127,12 @@ def test_by_number_whatever_shows_the_end(
         assert len(asked_for) == max(-(-size // count), 1), "no page is asked for in vain"
 
 
+def test_by_number_a_page_that_the_service_has_filtered_empty_is_not_the_last() -> None:
+    pages = {"1": [1], "2": [], "3": [2]}
+    table = Paging(by="page", params={"page": "{page}"}, more="more")
+    assert read(table, lambda asked: ({"items": pages[asked["page"]], "more": asked["page"] != "3"}, None)) == [1, 2]
+
+
 MOVE = st.tuples(st.sampled_from(["change", "delete"]), st.integers(0, 30))
 MOVES = st.lists(st.lists(MOVE, max_size=4), max_size=8)
 """Before each page but the first."""

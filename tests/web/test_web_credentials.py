@@ -36,6 +36,7 @@ from relay.web.guard import (
     address_of,
     bearer_token,
     is_own_host,
+    is_same_origin,
     local_path,
     named_by_proxy,
     network_of,
@@ -414,6 +415,13 @@ def test_only_the_listed_names_act(name: str) -> None:
     assume(name.strip() != "anna")
     actor = named_by_proxy(asked(("x-forwarded-user", name)), PROXY)
     assert actor is None or (actor.role == "viewer" and actor.name.isprintable())
+
+
+@pytest.mark.parametrize("name", ["sec-fetch-site", "origin"])
+def test_a_header_that_comes_twice_says_nothing_of_where_a_request_is_from(name: str) -> None:
+    own = {"sec-fetch-site": "same-origin", "origin": "http://127.0.0.1:8025"}[name]
+    assert is_same_origin(asked((name, own)), "http://127.0.0.1:8025")
+    assert not is_same_origin(asked((name, own), (name, "evil")), "http://127.0.0.1:8025")
 
 
 @pytest.mark.parametrize(
