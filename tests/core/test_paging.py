@@ -101,11 +101,7 @@ def test_by_a_cursor_also_over_empty_pages(sizes: list[int], has_more: bool) -> 
     assert read(table, answer) == list(range(sum(sizes)))
 
 
-ENDS: dict[str, dict[str, Any]] = {
-    "empty": {},
-    "total": {"total": "total"},
-    "more": {"more": "more"},
-}
+ENDS: dict[str, dict[str, Any]] = {"empty": {}, "total": {"total": "total"}, "more": {"more": "more"}}
 
 
 @given(FULL, st.sampled_from([*ENDS]), st.integers(0, 1), st.sampled_from(["page", "start"]))
