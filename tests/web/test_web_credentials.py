@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from falcon.asgi import Request
 from falcon.testing import create_scope
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.values import Network, Secret
@@ -60,11 +60,6 @@ def test_a_hash_tells_its_password_from_others() -> None:
 
 def test_both_ways_to_write_a_letter_with_an_accent_are_one_password() -> None:
     assert is_password("cafe\u0301 au lait noir", hash_password("caf\u00e9 au lait noir", FAST))
-
-
-@given(st.text(max_size=50))
-def test_any_text_can_be_tried_as_a_password(password: str) -> None:
-    assert is_password(password, HASH) == (password == PASSWORD)
 
 
 def test_a_password_that_normalises_slowly_is_cut_before_that() -> None:
@@ -304,18 +299,6 @@ def test_whoever_keeps_trying_gets_no_more_than_the_limit(pauses: list[float]) -
     assert tried <= BY_NAME.burst + now / BY_NAME.pause_seconds + 1
 
 
-def test_a_day_of_guessing_at_one_name_from_many_addresses_stays_within_its_limit() -> None:
-    limits = SignInLimits()
-    tried = sum(attempt(limits, "anna", f"192.0.{n % 256}.{n // 256 % 256}", float(n)) == 0 for n in range(86400))
-    assert tried <= BY_NAME.burst + 86400 / BY_NAME.pause_seconds
-
-
-def test_one_address_can_not_try_many_names_and_a_network_of_ipv6_is_one_address() -> None:
-    limits = SignInLimits()
-    assert sum(attempt(limits, f"n{n}", f"2001:db8::{n:x}", 0.0) == 0 for n in range(1000)) == 30
-    assert attempt(limits, "other", "2001:db8:0:1::1", 0.0) == 0
-
-
 def test_a_denied_attempt_prolongs_nothing_and_a_right_one_costs_nothing() -> None:
     limits = SignInLimits()
     for _ in range(1000):
@@ -408,13 +391,6 @@ def test_another_address_names_nobody(peer: str | None) -> None:
 )  # fmt: skip
 def test_a_header_that_is_no_single_name_names_nobody(given: tuple[tuple[str, str], ...]) -> None:
     assert named_by_proxy(asked(*given), PROXY) is None
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
-def test_only_the_listed_names_act(name: str) -> None:
-    assume(name.strip() != "anna")
-    actor = named_by_proxy(asked(("x-forwarded-user", name)), PROXY)
-    assert actor is None or (actor.role == "viewer" and actor.name.isprintable())
 
 
 @pytest.mark.parametrize("name", ["sec-fetch-site", "origin"])
