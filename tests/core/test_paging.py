@@ -129,6 +129,20 @@ def test_by_number_a_page_that_the_service_has_filtered_empty_is_not_the_last() 
     assert read(table, lambda asked: ({"items": pages[asked["page"]], "more": asked["page"] != "3"}, None)) == [1, 2]
 
 
+def test_by_start_a_listing_that_has_moved_far_is_caught_up_with_in_few_steps() -> None:
+    listing, asked_for = list(range(200)), []
+
+    def answer(asked: Asked) -> Answered:
+        asked_for.append(start := int(asked["start"]))
+        if len(asked_for) == 12:
+            del listing[:100]
+        return {"items": listing[start : start + 10]}, None
+
+    table = Paging(by="start", first=0, count=10, params={"start": "{start}"})
+    assert read(table, answer) == list(range(200))
+    assert len(asked_for) < 60
+
+
 MOVE = st.tuples(st.sampled_from(["change", "delete"]), st.integers(0, 30))
 MOVES = st.lists(st.lists(MOVE, max_size=4), max_size=8)
 """Before each page but the first."""
