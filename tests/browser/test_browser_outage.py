@@ -14,6 +14,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.night import night_config
 from tests.helpers.page import Page, on_database, serving
+from tests.helpers.patience import stand_still
 from tests.helpers.storing import Intake
 
 
@@ -58,6 +59,7 @@ def test_a_database_that_goes_away_and_comes_back(
 @ON_POSTGRES  # a lock of SQLite holds no reader up
 def test_a_table_that_is_locked(browser: Browser, live_page: Page, engine: Engine) -> None:
     with engine.begin() as connection:
+        stand_still(connection)
         connection.execute(text("LOCK TABLE rejected_request IN ACCESS EXCLUSIVE MODE"))
         browser.open("/rejected?source=shop")
         assert browser.find("[role=alert]").text

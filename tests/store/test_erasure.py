@@ -20,14 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db import erasure
 from inbox.db.columns import JsonValue, TextList
 from inbox.db.dialect import as_json
-from inbox.db.erasure import (
-    EMPTIED,
-    ERASED,
-    KEPT,
-    ErasureSubject,
-    emptied,
-    plan,
-)
+from inbox.db.erasure import EMPTIED, ERASED, KEPT, ErasureSubject, emptied, plan
 from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database
@@ -238,21 +231,10 @@ ERASING = {"entity_id": PERSON.pseudonym, "event_id": None, "traceparent": None,
 
 NO_ERASURE: tuple[dict[str, Any], ...] = (
     *({"entity_id": wrong} for wrong in ("u2", None, "erased:" + "x" * 64, PERSON.pseudonym + "0")),
-    *(
-        {"event_id": "another"},
-        {"traceparent": "00-1"},
-        {"erased_at": None},
-        {"dedup_key": "another"},
-        {"source": "other"},
-    ),
-    *(
-        {"entity_type": "GROUP"},
-        {"occurred_at": START},
-        {"received_at": START + timedelta(days=1)},
-        {"routes": ["other"]},
-    ),
-    *({"body_bytes": 1}, {"body_sha256": b"1"}),
-)
+    {"event_id": "another"}, {"traceparent": "00-1"}, {"erased_at": None}, {"dedup_key": "another"}, {"source": "other"},
+    {"entity_type": "GROUP"}, {"occurred_at": START}, {"received_at": START + timedelta(days=1)}, {"routes": ["other"]},
+    {"body_bytes": 1}, {"body_sha256": b"1"},
+)  # fmt: skip
 
 
 @pytest.mark.usefixtures("lived")

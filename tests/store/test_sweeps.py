@@ -151,14 +151,10 @@ def test_an_earlier_event_in_the_second_of_a_change_is_of_another_change_where_t
 @pytest.mark.parametrize(
     ("taken", "asked", "lost"),
     [
-        ([], ["strict"], True),
-        (["latest"], ["strict"], True),
-        (["strict"], ["latest", "strict"], True),
-        (["latest", "strict"], ["strict"], False),
-        ([], [], False),
-        (["latest"], [], False),
+        ([], ["strict"], True), (["latest"], ["strict"], True), (["strict"], ["latest", "strict"], True),
+        (["latest", "strict"], ["strict"], False), ([], [], False), (["latest"], [], False),
     ],
-)
+)  # fmt: skip
 def test_a_change_is_told_by_an_event_that_took_every_route_it_would_take(
     steps: Steps, newest: bool, taken: list[str], asked: list[str], lost: bool
 ) -> None:
@@ -296,12 +292,7 @@ def test_an_item_that_names_no_entity_keeps_no_other_from_being_taken_in(
 
 @pytest.mark.parametrize(
     ("unit", "modified"),
-    [
-        ("s", 1767225605),
-        ("s", 1767225605.9),
-        ("ms", 1767225605000),
-        ("rfc3339", "2026-01-01T02:00:05+02:00"),
-    ],
+    [("s", 1767225605), ("s", 1767225605.9), ("ms", 1767225605000), ("rfc3339", "2026-01-01T02:00:05+02:00")],
 )
 def test_the_time_of_a_change_may_be_a_number_since_1970(
     directory: Directory, database_url: str, engine: Engine, unit: str, modified: object
