@@ -130,11 +130,6 @@ class HardenedHttpProtocol(HttpToolsProtocol):
 
     # --- deadlines
 
-    @property
-    def has_deadline(self) -> bool:
-        """True when a deadline is set."""
-        return self._deadline is not None
-
     def arm(self, seconds: float, then: Callable[[], None]) -> None:
         """Set the deadline: call `then` after `seconds`, unless it is set again before."""
         self.disarm()
@@ -270,7 +265,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
         else:
             if self._unused > head.LARGEST_HEAD:
                 self._reject(head.unfinished(self.url if self._in_head else b"", self.longest_target))
-            elif self.is_idle and not self.has_deadline:
+            elif self.is_idle and self._deadline is None:
                 self.arm(HEAD_WITHIN_SECONDS, self._head_is_late)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own; uvicorn's always lets it close

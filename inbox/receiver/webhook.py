@@ -18,6 +18,7 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock
 from inbox.config.model import Route
 from inbox.config.sources import Source
+from inbox.db.dialect import storable
 from inbox.db.intake import Rejected
 from inbox.db.link import Notifier
 from inbox.db.throughput import REJECTED, SOURCE, UNAVAILABLE, Tally
@@ -235,7 +236,8 @@ class Webhooks:
             except RequestError as error:
                 read_error = error
             raw = RawRequest(
-                source=hide_name(source) if endpoint is None else source,
+                # The name of an unknown source may be a token whose sender has forgotten the source.
+                source=f"unknown ({len(source)} characters)" if endpoint is None else source,
                 headers=headers,
                 body=body,
                 received_at=self._clock.now(),
@@ -388,11 +390,6 @@ def enforce_rate_limit(endpoint: SourceEndpoint) -> None:
         raise TooMany("this source sends more than its rate; send it again later", retry_after_seconds=math.ceil(wait))
 
 
-def hide_name(source: str) -> str:
-    """Return a text to store for an unknown source: its name may be a token whose sender has forgotten the source."""
-    return f"unknown ({len(source)} characters)"
-
-
 def _answered_as_provider(proven: SourceEndpoint | None, error: RequestError, resp: Response) -> bool:
     """Write an error in the form that the provider wants. False where it is answered as every other error."""
     if proven is None or proven.preset.rejection is None or isinstance(error, Unavailable | TooMany):
@@ -409,18 +406,13 @@ def _row_of(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError)
         source=raw.source,
         status=error.status,
         cause=error.cause,
-        reason=_storable((error.why if isinstance(error, NotAuthenticated) else None) or error.detail),
+        reason=storable((error.why if isinstance(error, NotAuthenticated) else None) or error.detail),
         field=error.field,
         remote_address=raw.remote_address,
         body_sha256=hashlib.sha256(raw.body).digest(),
         headers=None if proven is None else kept_headers(proven.source, proven.preset, raw),
         body=None if proven is None else raw.body,
     )
-
-
-def _storable(text: str) -> str:
-    """Escape NUL, which Postgres stores in no text, and halves of surrogate pairs, which UTF-8 does not have."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 
 LONGEST_WAIT_SECONDS = 60.0

@@ -438,9 +438,8 @@ class InBodyProof(KeyedProof):
             given = digests(self._scheme.signature, part.signatures)
             proven = False
             for secret, key in self._keys:
-                expected = hmac.digest(key, part.content, self._scheme.signature.algorithm)
-                matches = sum(hmac.compare_digest(expected, each) for each in given)
-                proven |= bool(matches) & secret.valid_at(now)
+                matches = _matcher(self._scheme.signature.algorithm, key)
+                proven |= matches(part.content, given) & secret.valid_at(now)
             if self._scheme.tolerance is not None and self._tolerance is not None:
                 faults += out_of_time(self._scheme.signature.timestamp_unit, part.signed_at, now, self._tolerance)
             if not proven:

@@ -43,8 +43,6 @@ def init(
     from relay.cli.starter import DATABASES, starter
 
     file = config_path()
-    if file.exists() and not force:
-        fail(f"there is {file} already: --force replaces it")
     if source is None:
         fail(f"give --source, one of {', '.join(sorted(PRESETS))}")
     require_known("source", source, PRESETS)
@@ -53,6 +51,8 @@ def init(
     try:
         with file.open("w" if force else "x", encoding="utf-8") as opened:
             opened.write(text)
+    except FileExistsError:
+        fail(f"there is {file} already: --force replaces it")
     except OSError as error:
         fail(f"can't write {file}: {error.strerror}")
     answer(f"wrote {file}")

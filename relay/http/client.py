@@ -158,18 +158,11 @@ class HttpClient:
         hold = rate_hold(response.headers, status, now)
         if status == HTTPStatus.FORBIDDEN and hold is not None:
             error_class = "throttled"  # GitHub's limits; any other 403 would open the breaker
-        if error_class is None:
-            etag, link = response.headers.get("ETag"), response.headers.get("Link")
-            called = self._logged(request, began, "answered", status, hold=hold)
-            return Answer(called, body, whole, etag=etag, link=link, redactor=self.target.redactor)
-        excerpt = self.target.redactor.excerpt(body)
-        return Answer(
-            self._logged(request, began, "answered", status, excerpt=excerpt, hold=hold),
-            body,
-            whole,
-            error_class,
-            parse_retry_after(response.headers.get("Retry-After"), now),
-        )
+        excerpt = None if error_class is None else self.target.redactor.excerpt(body)
+        later = None if error_class is None else parse_retry_after(response.headers.get("Retry-After"), now)
+        call = self._logged(request, began, "answered", status, excerpt=excerpt, hold=hold)
+        etag, link = response.headers.get("ETag"), response.headers.get("Link")
+        return Answer(call, body, whole, error_class, later, etag, link, self.target.redactor)
 
     def _connection(self) -> tuple[HTTPConnectionPool, CallState]:
         """Return this thread's pool of one connection."""

@@ -1,20 +1,20 @@
-"""A live page whose database is away or locked, on both databases: it says so, and shows the list again by itself."""
+"""A live page whose database is away or locked: it says so, and shows the list again by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
-from inbox.db.dialect import POSTGRES
 from inbox.db.intake import Rejected
+from tests.helpers import outage
 from tests.helpers.browser import Browser
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.night import night_config
 from tests.helpers.page import Page, on_database, serving
+from tests.helpers.patience import stand_still
 from tests.helpers.storing import Intake
 
 
@@ -36,43 +36,17 @@ def live_page(database_url: str, browser: Browser) -> Iterator[Page]:
         browser.driver.get("about:blank")
 
 
-@contextmanager
-def away(engine: Engine) -> Iterator[None]:
-    """No connection lives, and none can be made."""
-    if engine.dialect.name == POSTGRES:
-        name = engine.url.database
-        server = create_engine(engine.url.set(database="postgres"), isolation_level="AUTOCOMMIT")
-        with server.connect() as connection:
-            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
-            try:
-                end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
-                connection.execute(text(end), {"name": name})
-                yield
-            finally:
-                connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
-        server.dispose()
-        return
-    engine.dispose()
-    file = Path(str(engine.url.database))
-    moved = file.rename(file.with_suffix(".away"))
-    file.mkdir()  # SQLite would make a new file
-    try:
-        yield
-    finally:
-        file.rmdir()
-        moved.rename(file)
-
-
 def is_back(browser: Browser) -> bool:
     return "no key fits" in browser.text() and not browser.all("[role=alert]")
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("is_opened_meanwhile", [True, False], ids=["opened meanwhile", "open before"])
 def test_a_database_that_goes_away_and_comes_back(
-    browser: Browser, live_page: Page, engine: Engine, *, is_opened_meanwhile: bool
+    browser: Browser, live_page: Page, database_url: str, *, is_opened_meanwhile: bool
 ) -> None:
     assert live_page.url == browser.site
-    with away(engine):
+    with outage.gone(database_url):
         if is_opened_meanwhile:
             browser.open("/rejected?source=shop")
             browser.run("window.same = true")
@@ -82,9 +56,10 @@ def test_a_database_that_goes_away_and_comes_back(
     assert browser.run("return window.same") is True
 
 
-@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)  # a lock of SQLite holds no reader up
+@ON_POSTGRES  # a lock of SQLite holds no reader up
 def test_a_table_that_is_locked(browser: Browser, live_page: Page, engine: Engine) -> None:
     with engine.begin() as connection:
+        stand_still(connection)
         connection.execute(text("LOCK TABLE rejected_request IN ACCESS EXCLUSIVE MODE"))
         browser.open("/rejected?source=shop")
         assert browser.find("[role=alert]").text

@@ -31,14 +31,10 @@ def test_a_ratio_is_the_median_of_the_ratios_of_rounds() -> None:
 @pytest.mark.parametrize(
     ("row", "now", "committed", "has_fallen"),
     [
-        (RATIO, 0.75, 1.0, False),
-        (RATIO, 0.74, 1.0, True),
-        (RATIO, 9.0, 1.0, False),
-        (LIMIT, 133.0, 100.0, False),
-        (LIMIT, 134.0, 100.0, True),
-        (LIMIT, 1.0, 100.0, False),
+        (RATIO, 0.75, 1.0, False), (RATIO, 0.74, 1.0, True), (RATIO, 9.0, 1.0, False), (LIMIT, 133.0, 100.0, False),
+        (LIMIT, 134.0, 100.0, True), (LIMIT, 1.0, 100.0, False),
     ],
-)
+)  # fmt: skip
 def test_a_fall_of_more_than_a_quarter_is_found(row: Row, now: float, committed: float, has_fallen: bool) -> None:
     fallen = falls({"row": row}, {"row": Figure(figure=now)}, {"row": Figure(figure=committed)})
     assert (fallen == {"row": f"{now:g}, but {committed:g} is committed"}) == has_fallen

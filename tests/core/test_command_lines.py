@@ -50,16 +50,9 @@ print("loaded:", *(module for module in unwanted.split() if module in sys.module
 """
 
 CALLS = {
-    "requests",
-    "urllib3",
-    "jwt",
-    "cryptography",
-    "prometheus_client",
-    "relay.destinations",
-    "relay.http",
-    "relay.demo.run",
-    "relay.demo.services",
-}
+    "requests", "urllib3", "jwt", "cryptography", "prometheus_client", "relay.destinations", "relay.http",
+    "relay.demo.run", "relay.demo.services",
+}  # fmt: skip
 SERVES = {"falcon", "gunicorn", "httptools", "uvicorn", "inbox.receiver", "relay.daemon.loop", "relay.sweep"}
 MIGRATES = {"alembic", "mako", "sqlalchemy.orm"}
 READS = MIGRATES | {"inbox.db", "inbox.loader", "inbox.sources", "jmespath", "relay.store", "sqlalchemy"}
@@ -272,15 +265,9 @@ def a_fact(kind: str, attempt: int = 1, *, minutes_ago: float = 1, **detail: obj
 
 def a_gate(kind: str, name: str, **closed: object) -> dict[str, Any]:
     names = (
-        "paused_at",
-        "paused_by",
-        "pause_reason",
-        "breaker_until",
-        "breaker_cause",
-        "rate_used_until",
-        "held_until",
+        "paused_at", "paused_by", "pause_reason", "breaker_until", "breaker_cause", "rate_used_until", "held_until",
         "hold_reason",
-    )
+    )  # fmt: skip
     return {"kind": kind, "name": name, **dict.fromkeys(names), "breaker": "closed", **closed}
 
 
@@ -495,14 +482,10 @@ def test_each_problem_has_its_command(overview: Overview, checked: tuple[Finding
 @pytest.mark.parametrize(
     ("state", "days", "level"),
     [
-        ("paused", 2.9, "information"),
-        ("paused", 3.1, "warning"),
-        ("open", 0.04, "information"),
-        ("open", 0.05, "warning"),
-        ("half_open", 0.05, "warning"),
-        ("retired", 0, "warning"),
+        ("paused", 2.9, "information"), ("paused", 3.1, "warning"), ("open", 0.04, "information"),
+        ("open", 0.05, "warning"), ("half_open", 0.05, "warning"), ("retired", 0, "warning"),
     ],
-)
+)  # fmt: skip
 def test_a_gate_that_has_not_been_closed_for_long_is_information(state: str, days: float, level: str) -> None:
     gates = [msgspec.structs.replace(PAUSED, name=f"d{n}", state=state, since=START) for n in range(4)]
     gates[-1] = msgspec.structs.replace(gates[-1], since=START - timedelta(days=days))

@@ -24,14 +24,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.dialect import trouble_text
-from inbox.observe.logs import (
-    KEYS,
-    TraceIds,
-    escape_lines,
-    fields,
-    working_on,
-    write_stderr,
-)
+from inbox.observe.logs import KEYS, TraceIds, escape_lines, fields, working_on, write_stderr
 from inbox.observe.visible import visible, visible_json, visible_text
 from tests.docs.pages import PAGES, ROOT
 from tests.helpers.hostile import HOSTILE, MARK, harm_of

@@ -240,11 +240,7 @@ def test_each_is_superseded_by_a_newer_one_of_its_lane(lane: list[OpenDelivery],
             assert rows[fact.by].key > row.key
 
 
-@given(
-    st.lists(st.integers(0, 9), min_size=1, max_size=12),
-    FEW,
-    st.data(),
-)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), FEW, st.data())
 def test_what_is_delivered_between_two_rounds_is_older_than_all_that_is_left(
     seconds: list[int], few: int, data: st.DataObject
 ) -> None:

@@ -101,11 +101,7 @@ def test_by_a_cursor_also_over_empty_pages(sizes: list[int], has_more: bool) -> 
     assert read(table, answer) == list(range(sum(sizes)))
 
 
-ENDS: dict[str, dict[str, Any]] = {
-    "empty": {},
-    "total": {"total": "total"},
-    "more": {"more": "more"},
-}
+ENDS: dict[str, dict[str, Any]] = {"empty": {}, "total": {"total": "total"}, "more": {"more": "more"}}
 
 
 @given(FULL, st.sampled_from([*ENDS]), st.integers(0, 1), st.sampled_from(["page", "start"]))
@@ -125,6 +121,26 @@ def test_by_number_whatever_shows_the_end(
     assert read(table, answer) == list(range(size))
     if by == "page" and (end == "more" or (end == "total" and size)):
         assert len(asked_for) == max(-(-size // count), 1), "no page is asked for in vain"
+
+
+def test_by_number_a_page_that_the_service_has_filtered_empty_is_not_the_last() -> None:
+    pages = {"1": [1], "2": [], "3": [2]}
+    table = Paging(by="page", params={"page": "{page}"}, more="more")
+    assert read(table, lambda asked: ({"items": pages[asked["page"]], "more": asked["page"] != "3"}, None)) == [1, 2]
+
+
+def test_by_start_a_listing_that_has_moved_far_is_caught_up_with_in_few_steps() -> None:
+    listing, asked_for = list(range(200)), []
+
+    def answer(asked: Asked) -> Answered:
+        asked_for.append(start := int(asked["start"]))
+        if len(asked_for) == 12:
+            del listing[:100]
+        return {"items": listing[start : start + 10]}, None
+
+    table = Paging(by="start", first=0, count=10, params={"start": "{start}"})
+    assert read(table, answer) == list(range(200))
+    assert len(asked_for) < 60
 
 
 MOVE = st.tuples(st.sampled_from(["change", "delete"]), st.integers(0, 30))

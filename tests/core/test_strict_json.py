@@ -158,15 +158,10 @@ def test_a_large_body_that_is_no_json_is_refused_without_taking_many_times_its_s
 @pytest.mark.parametrize(
     ("text", "width"),
     [
-        ("x", 1),
-        ("é", 2),
-        ("€", 2),
-        ("\\u20ac", 2),
-        ("\N{GRINNING FACE}", 4),
-        ("\\ud83d\\ude00", 4),
+        ("x", 1), ("é", 2), ("€", 2), ("\\u20ac", 2), ("\N{GRINNING FACE}", 4), ("\\ud83d\\ude00", 4),
         ("\\uD83D\\uDE00", 4),
     ],
-)
+)  # fmt: skip
 def test_a_text_may_take_as_much_memory_as_there_may_be_at_the_width_of_its_widest_character(
     text: str, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

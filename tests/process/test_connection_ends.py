@@ -21,7 +21,6 @@ ENDS_SOON = (
     f"from inbox.http.limits import Capacity; from inbox.receiver import app; app.CAPACITY = Capacity(99, 99, {MOST})"
 )
 """A machine that is busy elsewhere for two seconds must not make what a sender is slow to send a reset."""
-LINE_OF_1_0 = b"POST /webhooks/trivore HTTP/1.0"
 
 
 def sent(entity: str, *more: bytes) -> bytes:
@@ -104,12 +103,6 @@ def test_the_last_request_may_have_a_body_in_chunks_that_comes_slowly(port: int)
         found = all_of(connection)
     assert [answer.status for answer in found] == [200] * MOST
     assert closes(found) == [False, False, True]
-
-
-def test_a_connection_of_http_1_0_ends_behind_its_one_request(port: int) -> None:
-    for more in ((), (b"Connection: keep-alive",)):
-        found = answers(ask(port, webhook(*more, line=LINE_OF_1_0, without=(CLOSE,))))
-        assert [answer.status for answer in found] == [200]
 
 
 def test_an_offer_to_upgrade_counts_once_and_refused_requests_count(port: int) -> None:

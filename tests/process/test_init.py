@@ -63,7 +63,6 @@ def test_a_link_that_leads_nowhere_is_not_followed(empty: Site) -> None:
     (empty.folder / "inbox.toml").symlink_to(empty.folder / "elsewhere.toml")
     ended = empty.invoke("inbox", "init", "--source", "okta")
     assert ended.status == 2
-    assert "can't write" in ended.stderr
     assert not (empty.folder / "elsewhere.toml").exists()
 
 

@@ -1,22 +1,14 @@
-"""A receiver does not start without a key that can be used, and keeps those it has when the next ones can't be."""
+"""A receiver does not start without a key that can be used."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from tests.helpers.processes import site
-from tests.helpers.receiver import posted
-from tests.process.test_receiver_reload import refusals, reload
-from tests.sources.test_secevent import AUDIENCE, EC, ISSUER, RSA, a_token, jwks
+from tests.sources.test_secevent import AUDIENCE, ISSUER
 
-USELESS = {
-    "a shared secret": json.dumps({"keys": [{"kty": "oct", "kid": "s", "k": "dG9wc2VjcmV0"}]}),
-    "types of the future": json.dumps({"keys": [{"kty": "AKP", "alg": "ML-DSA-44", "pub": "x"}]}),
-    "keys to encrypt with": jwks(r=RSA).replace('"sig"', '"enc"'),
-    "no document": "<html>try later</html>",
-}
+SHARED = json.dumps({"keys": [{"kty": "oct", "kid": "s", "k": "dG9wc2VjcmV0"}]})
 TOLD = "[sources.signals] secrets: a"
 
 
@@ -32,34 +24,11 @@ secrets = ["file:{keys}"]
 """
 
 
-def post(port: int, key: Any, algorithm: str, kid: str, jti: str) -> int:  # noqa: ANN401  # the library's keys have no common type
-    """The status that a token of this key is answered with."""
-    headers = {"Content-Type": "application/secevent+jwt"}
-    return posted(port, "/webhooks/signals", a_token(key, algorithm, kid, jti=jti), headers)
-
-
 def test_it_does_not_start_without_a_usable_key_and_says_why(sqlite_database_url: str, tmp_path: Path) -> None:
     keys = tmp_path / "jwks.json"
     with site(tmp_path, config(sqlite_database_url, keys)) as place:
-        keys.write_text(USELESS["a shared secret"])
+        keys.write_text(SHARED)
         receiver = place.refused_receiver()
         assert receiver.ends() != 0
         assert TOLD in receiver.output
         assert "dG9wc2VjcmV0" not in receiver.output
-
-
-def test_old_keys_stay_in_force_when_the_new_document_has_none(sqlite_database_url: str, tmp_path: Path) -> None:
-    keys = tmp_path / "jwks.json"
-    keys.write_text(jwks(r=RSA))
-    with site(tmp_path, config(sqlite_database_url, keys)) as place:
-        receiver, port = place.receiver(workers=1)
-        assert post(port, RSA, "RS256", "r", "1") == 202
-        for number, text in enumerate(USELESS.values()):
-            keys.write_text(text)
-            (told,) = refusals(reload(receiver))
-            assert TOLD in told
-            assert post(port, RSA, "RS256", "r", f"again-{number}") == 202
-        keys.write_text(jwks(e=EC))
-        assert refusals(reload(receiver)) == []
-        assert "dG9wc2VjcmV0" not in receiver.output
-        assert (post(port, RSA, "RS256", "r", "2"), post(port, EC, "ES256", "e", "3")) == (401, 202)

@@ -26,10 +26,7 @@ from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFUSED = "[ERROR] reload refused: "
 SECRET = "s3cret"
-WAYS = {
-    "gunicorn -c gunicorn.conf.py": ("-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")),
-    "inbox serve": (*INBOX, "serve"),
-}
+BY_CONF = ("-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"))
 
 
 def source(name: str, *secrets: str, preset: str = "trivore") -> str:
@@ -177,21 +174,19 @@ def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force
 def test_a_refused_reload_leaves_as_many_workers_as_there_were(postgres_database_url: str, tmp_path: Path) -> None:
     port = free_port()
     with site(tmp_path, config_text(postgres_database_url)) as place:
-        way = WAYS["gunicorn -c gunicorn.conf.py"]
-        receiver = place.start("receiver", *way, "--bind", f"127.0.0.1:{port}", WEB_CONCURRENCY="2")
+        receiver = place.start("receiver", *BY_CONF, "--bind", f"127.0.0.1:{port}", WEB_CONCURRENCY="2")
         until(lambda: is_ready(port) and len(receiver.children()) == 2, "both workers are there")
         place.configure("bad")
         assert refusals(reload(receiver)) != []
         assert len(receiver.children()) == 2
 
 
-@pytest.mark.parametrize("way", WAYS)
 def test_a_crashed_worker_is_replaced_by_one_that_serves_the_same_though_the_file_is_bad_now(
-    way: str, sqlite_database_url: str, tmp_path: Path
+    sqlite_database_url: str, tmp_path: Path
 ) -> None:
     good = config_text(sqlite_database_url)
     with site(tmp_path, good) as place:
-        receiver, port = place.receiver(workers=2, way=WAYS[way])
+        receiver, port = place.receiver(workers=2, way=(*INBOX, "serve"))
         place.configure("bad")
         crash(receiver)
         assert post(port, "trivore") == 200

@@ -121,17 +121,6 @@ def test_a_connection_that_was_reset_comes_from_nobody(receiver: Receiver, modul
 
 
 @pytest.mark.parametrize(
-    "of",
-    [
-        "127.0.0.1",
-        pytest.param(
-            f"{MAPPED}127.0.0.1", marks=pytest.mark.skipif(not DUAL, reason="no socket here takes IPv4 and IPv6")
-        ),
-        None,
-    ],
-    ids=["proxy", "dual", "unix"],
-)
-@pytest.mark.parametrize(
     ("fields", "status"),
     [
         ((b"X-Forwarded-For: 192.0.2.1",), 200),
@@ -158,9 +147,10 @@ def test_a_connection_that_was_reset_comes_from_nobody(receiver: Receiver, modul
     ],
 )  # fmt: skip
 def test_a_proxy_is_believed_and_of_what_it_says_only_its_own_part(
-    receiver: Receiver, of: str | None, fields: tuple[bytes, ...], status: int
+    receiver: Receiver, fields: tuple[bytes, ...], status: int
 ) -> None:
-    assert receiver.ask(*fields, of=of).status == status
+    for of in ("127.0.0.1", None, *([f"{MAPPED}127.0.0.1"] if DUAL else [])):
+        assert receiver.ask(*fields, of=of).status == status, of
 
 
 def test_who_is_no_proxy_is_believed_nothing(receiver: Receiver) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Engine, text
@@ -115,6 +116,16 @@ def test_it_is_0_while_a_relay_lives_and_1_when_none_does_or_something_is_stuck(
     nobody = place.invoke(*CHECK)
     assert (nobody.status, nobody.stderr) == (1, "")
     assert nobody.stdout.splitlines()[0] == "no relay has sent a heartbeat for 15 s"
+
+
+def test_a_finding_that_does_not_last_is_none(
+    sqlite_place: Site, sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_seconds: float) -> None:
+        nodes.describe(work_of(Database(sqlite_engine), node="r1"), socket.gethostname(), 7, "1")
+
+    monkeypatch.setattr(status, "time", SimpleNamespace(sleep=start))
+    assert sqlite_place.invoke(*CHECK) == (0, "", "")
 
 
 def test_a_database_that_does_not_answer_is_a_finding_and_a_bad_file_is_wrong_use(sqlite_place: Site) -> None:

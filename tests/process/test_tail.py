@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from sqlalchemy import Engine
 
 from inbox.db import engine as engines
 from inbox.db import migrate
 from inbox.db.intake import Rejected
+from relay.cli import listings
 from tests.helpers.filling import fill, give_up
 from tests.helpers.killable_postgres import killable
 from tests.helpers.processes import INBOX, RELAY, Program, Site, site
@@ -98,6 +100,23 @@ def test_with_end_each_row_that_is_there_is_exported_once_in_order(
         2,
         1,
     ]
+
+
+def test_an_export_waits_for_a_database_that_goes_away(
+    sqlite_place: Site, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(sqlite_database_url, [("u1", moment(1))])
+    look, troubles = listings._look, iter(["it is gone"])
+
+    def look_again(*given: Any) -> Any:  # noqa: ANN401  # as the other
+        trouble = next(troubles, "")
+        return ([], trouble) if trouble else look(*given)
+
+    monkeypatch.setattr(listings, "_look", look_again)
+    monkeypatch.setattr(listings, "wait_for_more", lambda: None)
+    ended = sqlite_place.invoke("inbox", "tail", "--end", "--ndjson")
+    assert (ended.status, len(ended.stdout.splitlines())) == (0, 1)
+    assert ended.stderr.startswith("the database does not answer (it is gone)")
 
 
 def test_a_mistyped_filter_ends_with_2(sqlite_place: Site) -> None:

@@ -20,14 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db import erasure
 from inbox.db.columns import JsonValue, TextList
 from inbox.db.dialect import as_json
-from inbox.db.erasure import (
-    EMPTIED,
-    ERASED,
-    KEPT,
-    ErasureSubject,
-    emptied,
-    plan,
-)
+from inbox.db.erasure import EMPTIED, ERASED, KEPT, ErasureSubject, emptied, plan
 from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database
@@ -38,7 +31,7 @@ from tests.helpers import commanding
 from tests.helpers.folding import decode
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.person import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
-from tests.helpers.relaying import CONFIG, Steps, work_of
+from tests.helpers.relaying import CONFIG, Steps
 from tests.helpers.storing import START
 from tests.store.verifying import differences, mend
 
@@ -105,49 +98,28 @@ def test_every_column_that_can_hold_a_text_is_decided() -> None:
     assert sorted(there) == sorted(" ".join(DECISIONS.values()).split())
 
 
-@pytest.mark.usefixtures("lived")
-def test_the_person_is_in_these_tables_before_and_in_none_afterwards(engine: Engine) -> None:
-    before = {table for table, _ in traces_in(engine)}
-    assert before == {
+KEPT_OF_EVENTS = "SELECT seq, occurred_at, dedup_key, body_sha256 FROM inbox ORDER BY seq"
+KEPT_IN_VIEWS = (
+    "SELECT seq, route, state, attempts, last_fact, superseded_by, occurred_at FROM delivery ORDER BY seq, route"
+)
+
+
+def test_nothing_of_the_person_stays_and_all_else_does(lived: Steps, engine: Engine, database: Database) -> None:
+    assert {table for table, _ in traces_in(engine)} == {
         "delivery_log", "duplicate_request", "gate", "inbox", "inbox_payload", "lane", "relay_command",
     }  # fmt: skip
+    before = [of_others(engine), lived.rows(KEPT_OF_EVENTS), lived.rows(KEPT_IN_VIEWS)]
     done = erase(engine)
     assert (done.state, done.affected) == ("done", 5)
     assert traces_in(engine) == []
-
-
-def test_the_other_stays_as_it_was(lived: Steps, engine: Engine) -> None:
-    before = of_others(engine)
-    erase(engine)
-    assert of_others(engine) == before
-    assert lived.states() == [(8, "strict", "ready")]
-
-
-def test_verify_finds_nothing_and_rebuild_changes_nothing(lived: Steps, database: Database, engine: Engine) -> None:
-    assert differences(database) == []
-    erase(engine)
-    assert differences(database) == []
-    lived.facts_agree()
-    before = contents(engine)
-    assert mend(database) == []
-    assert contents(engine) == before
-
-
-def test_states_and_attempts_stay_in_the_views(lived: Steps, engine: Engine) -> None:
-    shown = (
-        "SELECT seq, route, state, attempts, last_fact, superseded_by, occurred_at FROM delivery ORDER BY seq, route"
-    )
-    before = lived.rows(shown)
-    erase(engine)
-    assert lived.rows(shown) == before
-
-
-def test_one_pseudonym_keeps_the_events_of_the_entity_together_and_in_order(lived: Steps, engine: Engine) -> None:
-    before = lived.rows("SELECT seq, occurred_at, dedup_key, body_sha256 FROM inbox ORDER BY seq")
-    erase(engine)
-    assert lived.rows("SELECT seq, occurred_at, dedup_key, body_sha256 FROM inbox ORDER BY seq") == before
+    assert [of_others(engine), lived.rows(KEPT_OF_EVENTS), lived.rows(KEPT_IN_VIEWS)] == before
     erased = lived.rows("SELECT seq FROM inbox WHERE entity_id = :id ORDER BY occurred_at, seq", id=PERSON.pseudonym)
     assert [row["seq"] for row in erased] == [1, 2, 3, 4, 7]
+    assert differences(database) == []
+    lived.facts_agree()
+    after = contents(engine)
+    assert mend(database) == []
+    assert contents(engine) == after
 
 
 def test_the_senders_repeat_is_a_duplicate_and_stores_nothing_of_the_person(lived: Steps, engine: Engine) -> None:
@@ -159,15 +131,6 @@ def test_the_senders_repeat_is_a_duplicate_and_stores_nothing_of_the_person(live
     repeats = lived.rows("SELECT seq, body FROM duplicate_request WHERE seq = 3")
     assert repeats == [{"seq": 3, "body": None}, {"seq": 3, "body": None}]
     assert traces_in(engine) == []
-
-
-def test_a_repeat_makes_no_delivery_again(lived: Steps, database: Database, engine: Engine) -> None:
-    from relay.store.duplicates import judge_duplicates  # noqa: PLC0415
-
-    erase(engine)
-    lived.intake.repeat(of_person(4))
-    judged = judge_duplicates(work_of(database, lived.policies))
-    assert (judged.handled > 0, judged.rearmed) == (True, 0)
 
 
 def test_later_events_of_the_entity_are_new_data_and_can_be_erased_again(
@@ -243,19 +206,17 @@ def test_an_event_that_arrives_between_plan_and_act_stops_it_and_is_said(lived: 
     assert traces_in(engine) == []
 
 
-@pytest.mark.parametrize("fact", EXAMPLES.values(), ids=[step.value for step in EXAMPLES])
-def test_an_emptied_fact_can_be_read_and_leads_to_the_same_state(engine: Engine, fact: facts.AnyFact) -> None:
-    detail = json.dumps(as_json(msgspec.json.encode({**facts.detail_of(fact), "calls": [1]}).decode()))
-    given = ":detail" if engine.dialect.name == "sqlite" else "CAST(:detail AS jsonb)"
+def test_an_emptied_fact_can_be_read_and_leads_to_the_same_state(engine: Engine) -> None:
+    dialect, given = engine.dialect.name, ":detail" if engine.dialect.name == "sqlite" else "CAST(:detail AS jsonb)"
+    once = f"(SELECT {emptied(dialect, 'd.detail')} AS detail FROM (SELECT {given} AS detail) d)"
+    statement = text(f"SELECT e.detail, {emptied(dialect, 'e.detail')} FROM {once} e")
     with engine.connect() as connection:
-        once = f"(SELECT {emptied(engine.dialect.name, 'd.detail')} AS detail FROM (SELECT {given} AS detail) d)"
-        left, twice = connection.execute(
-            text(f"SELECT e.detail, {emptied(engine.dialect.name, 'e.detail')} FROM {once} e"), {"detail": detail}
-        ).one()
-    assert as_json(left) == as_json(twice)
-    known = decode(facts.kind_of(fact), json.dumps(as_json(left)))
-    texts = {name: ERASED for name in EMPTIED if getattr(fact, name, None) is not None}
-    assert known == msgspec.structs.replace(fact, **texts)
+        for fact in EXAMPLES.values():
+            detail = msgspec.json.encode({**facts.detail_of(fact), "calls": [1]}).decode()
+            left, twice = map(as_json, connection.execute(statement, {"detail": detail}).one())
+            assert left == twice
+            texts = {name: ERASED for name in EMPTIED if getattr(fact, name, None) is not None}
+            assert decode(facts.kind_of(fact), json.dumps(left)) == msgspec.structs.replace(fact, **texts)
 
 
 def test_every_field_of_a_fact_is_kept_or_emptied_or_goes() -> None:
@@ -270,21 +231,10 @@ ERASING = {"entity_id": PERSON.pseudonym, "event_id": None, "traceparent": None,
 
 NO_ERASURE: tuple[dict[str, Any], ...] = (
     *({"entity_id": wrong} for wrong in ("u2", None, "erased:" + "x" * 64, PERSON.pseudonym + "0")),
-    *(
-        {"event_id": "another"},
-        {"traceparent": "00-1"},
-        {"erased_at": None},
-        {"dedup_key": "another"},
-        {"source": "other"},
-    ),
-    *(
-        {"entity_type": "GROUP"},
-        {"occurred_at": START},
-        {"received_at": START + timedelta(days=1)},
-        {"routes": ["other"]},
-    ),
-    *({"body_bytes": 1}, {"body_sha256": b"1"}),
-)
+    {"event_id": "another"}, {"traceparent": "00-1"}, {"erased_at": None}, {"dedup_key": "another"}, {"source": "other"},
+    {"entity_type": "GROUP"}, {"occurred_at": START}, {"received_at": START + timedelta(days=1)}, {"routes": ["other"]},
+    {"body_bytes": 1}, {"body_sha256": b"1"},
+)  # fmt: skip
 
 
 @pytest.mark.usefixtures("lived")
@@ -404,17 +354,6 @@ def test_nonsense_is_refused_with_what_would_be_right(
     row = answered(steps, ask(steps, selection, reason))
     assert row["state"] == "refused"
     assert row["answer"].startswith(answer)
-
-
-def test_open_deliveries_refuse_it_and_nothing_is_changed(steps: Steps, engine: Engine) -> None:
-    steps.arrive(of_person(1))
-    before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
-    row = answered(steps, ask(steps, OF_PERSON))
-    assert row["state"] == "refused"
-    assert row["answer"].startswith(
-        "its deliveries have to end first, such as seq 1 on route latest, which is ready: cancel"
-    )
-    assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
 
 
 def test_a_relay_counts_a_part_of_many_events_and_finds_an_open_delivery_of_any(

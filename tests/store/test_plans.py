@@ -235,10 +235,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
-NEWEST = {
-    "deaths that are over": alert_conditions._DEATHS_OVER,
-    "newest stored times": overview.NEWEST_TIMES,
-}
+NEWEST = {"deaths that are over": alert_conditions._DEATHS_OVER, "newest stored times": overview.NEWEST_TIMES}
 """Statements that read a few rows from the end of a table."""
 
 

@@ -22,7 +22,7 @@ from relay.store.claim import Room, claim, claim_suspect
 from relay.store.database import Database
 from relay.store.deliveries import claim_of
 from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, reap, renew
-from relay.store.nodes import describe, heartbeat
+from relay.store.nodes import describe
 from relay.store.record import record as record_parts
 from relay.store.sequence import heads_of, sequence
 from tests.helpers.commanding import carry_out
@@ -56,30 +56,6 @@ def test_what_arrives_on_a_route_of_another_configuration_is_left_to_a_relay_tha
     assert steps.states() == [(1, "latest", "received"), (2, "latest", "received"), (3, "strict", "ready")]
     steps.sequence()
     assert steps.states() == [(2, "latest", "ready"), (3, "strict", "ready")]
-
-
-def test_in_latest_what_arrives_while_one_is_in_flight_waits(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=LATEST))
-    working = steps.claim("latest")
-    steps.arrive(an_event(2, routes=LATEST), an_event(3, routes=LATEST))
-    assert steps.states() == [(1, "latest", "in_flight"), (3, "latest", "waiting")]
-    steps.record([(working, DONE)])
-    assert steps.states() == [(3, "latest", "ready")]
-
-
-def test_in_latest_a_newer_event_takes_over_a_retry_and_pulls_it_forward(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=LATEST))
-    for _ in range(3):
-        steps.attempt(UNWELL, "latest")
-        steps.advance(400)
-    working = steps.claim("latest")
-    steps.arrive(an_event(2, routes=LATEST))
-    steps.record([(working, UNWELL)])
-    assert steps.states() == [(2, "latest", "ready")]
-    assert steps.kinds()[-2:] == [(1, "superseded"), (2, "took_over")]
-    steps.advance(5.1)
-    newer = steps.claim("latest")
-    assert (newer.seq, newer.attempt) == (2, 5)
 
 
 def test_a_renewed_lease_is_not_reaped(steps: Steps) -> None:
@@ -219,14 +195,6 @@ class Relays:
             self.leases_run_out()
         return [delivery.seq for delivery in claimed]
 
-    def freeze_over(self) -> None:
-        """A process claims what it may, and comes to itself when its leases have been taken back."""
-        node = self.start()
-        self.claim(node)
-        self.leases_run_out()
-        self._steps.advance(1)
-        heartbeat(self.database, node)
-
     def leases_run_out(self) -> None:
         self._steps.advance(LEASE_SECONDS + 1)
         self._steps.reap(self.start())
@@ -248,12 +216,6 @@ def test_what_was_abandoned_three_times_in_a_row_is_dead(steps: Steps, relays: R
     assert steps.kinds() == [(1, "abandoned"), (1, "abandoned"), (1, "dead")]
     assert steps.states()[-1] == (2, "strict", "ready")
     steps.facts_agree()
-
-
-def test_on_a_route_that_blocks_it_blocks_its_lane(steps: Steps, relays: Relays) -> None:
-    steps.arrive(an_event(1, routes=["blocking"]))
-    relays.crash_over("blocking", CRASHES_UNTIL_DEAD)
-    assert steps.states() == [(1, "blocking", "blocked")]
 
 
 def test_a_relay_that_lacks_the_route_leaves_it_to_one_that_has_it(steps: Steps, relays: Relays) -> None:
@@ -292,14 +254,6 @@ def test_an_attempt_that_came_to_an_end_breaks_the_row(steps: Steps, relays: Rel
         steps.advance(100_000)
     assert steps.states() == [(1, "strict", "ready")]
     assert steps.rows("SELECT crashes FROM open_delivery") == [{"crashes": 0}]
-
-
-def test_a_process_that_was_only_frozen_counts_as_one_that_died(steps: Steps, relays: Relays) -> None:
-    steps.arrive(an_event(1))
-    for _ in range(CRASHES_UNTIL_DEAD):
-        assert steps.states() == [(1, "strict", "ready")]
-        relays.freeze_over()
-    assert steps.states() == [(1, "strict", "dead")]
 
 
 def test_those_that_were_in_hand_with_the_culprit_come_through_alone(steps: Steps, relays: Relays) -> None:

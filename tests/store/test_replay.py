@@ -45,19 +45,6 @@ def row_of(steps: Steps, seq: int, route: str = "strict") -> Row:
     return row
 
 
-# --- what is meant
-
-
-def test_since_picks_those_that_died_no_earlier(steps: Steps) -> None:
-    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
-    steps.attempt(HOPELESS)
-    steps.advance(60)
-    steps.attempt(HOPELESS)
-    died = START + timedelta(seconds=60)
-    assert meant(steps, Selection(since=died)) == [(2, "strict")]
-    assert meant(steps, Selection(since=died + timedelta(seconds=1))) == []
-
-
 # --- what happens
 
 
@@ -105,19 +92,6 @@ def test_a_replayed_event_takes_its_place_in_its_lane(steps: Steps) -> None:
     assert steps.states() == [(2, "strict", "ready"), (3, "strict", "waiting"), (4, "strict", "waiting")]
     steps.facts_agree()
     assert [steps.attempt(DONE).seq for _ in range(3)] == [2, 3, 4]
-    steps.facts_agree()
-
-
-def test_a_blocked_event_becomes_the_head_and_then_its_lane_goes_on(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, routes=["blocking"]) for n in (1, 2)))
-    steps.attempt(HOPELESS, "blocking")
-    assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
-
-    assert replay_all(steps, Selection(everything=True)) == 1
-    assert steps.states() == [(1, "blocking", "ready"), (2, "blocking", "waiting")]
-    steps.facts_agree()
-    assert [steps.attempt(DONE, "blocking").seq for _ in range(2)] == [1, 2]
-    assert steps.states() == []
     steps.facts_agree()
 
 

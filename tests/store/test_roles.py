@@ -108,7 +108,7 @@ BEYOND: Mapping[Role, tuple[str, ...]] = {
         "SELECT setval('inbox_seq_seq', 1)",
     ),
 }
-"""What rights on tables do not tell: columns, sequences and what an owner may do."""
+"""Rights beyond those on tables: columns, sequences and what an owner may do."""
 
 
 def test_a_stolen_receiver_reads_no_event_and_a_stolen_relay_undoes_no_guarantee(roles: Granted) -> None:

@@ -47,7 +47,7 @@ def refuse(steps: Steps, table: str, condition: str, event: str = "INSERT") -> N
     else:
         steps.do(
             f"CREATE TRIGGER refuse_{table} BEFORE {event} ON {table} WHEN {condition}"
-            " BEGIN SELECT RAISE(ABORT, 'not this one'); END",
+            " BEGIN SELECT RAISE(ABORT, 'not this one'); END"
         )
 
 

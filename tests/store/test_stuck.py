@@ -301,9 +301,7 @@ def test_each_route_is_counted_by_state_and_a_retry_apart_from_what_is_due(lived
     assert (later.ready, later.retrying, later.next_due_at) == (3, 0, None)
 
 
-def test_counts_end_early_and_say_so_and_the_oldest_is_still_found(
-    steps: Steps,
-) -> None:
+def test_counts_end_early_and_say_so_and_the_oldest_is_still_found(steps: Steps) -> None:
     for number, entity in enumerate(("z", "y", "x", "w", "v"), 1):
         steps.arrive(msgspec.structs.replace(an_event(number, entity), received_at=START + timedelta(seconds=number)))
     steps.do("UPDATE open_delivery SET due_at = '2025-12-31 00:00:00.000000Z' WHERE seq > 1")

@@ -151,14 +151,10 @@ def test_an_earlier_event_in_the_second_of_a_change_is_of_another_change_where_t
 @pytest.mark.parametrize(
     ("taken", "asked", "lost"),
     [
-        ([], ["strict"], True),
-        (["latest"], ["strict"], True),
-        (["strict"], ["latest", "strict"], True),
-        (["latest", "strict"], ["strict"], False),
-        ([], [], False),
-        (["latest"], [], False),
+        ([], ["strict"], True), (["latest"], ["strict"], True), (["strict"], ["latest", "strict"], True),
+        (["latest", "strict"], ["strict"], False), ([], [], False), (["latest"], [], False),
     ],
-)
+)  # fmt: skip
 def test_a_change_is_told_by_an_event_that_took_every_route_it_would_take(
     steps: Steps, newest: bool, taken: list[str], asked: list[str], lost: bool
 ) -> None:
@@ -190,6 +186,14 @@ def sweeping(directory: Directory, database_url: str) -> Iterator[CompiledSweep]
 def run(sweeping: CompiledSweep, engine: Engine) -> SweepFindings:
     *_, last = sweeping.run(work_of(Database(engine)), without_lease(), START)
     return last
+
+
+@pytest.mark.parametrize("more", ['items = "length(`1`)"', 'errors = "resources"'])
+def test_a_page_that_can_not_be_read_fails_the_sweep(
+    directory: Directory, engine: Engine, database_url: str, more: str
+) -> None:
+    with swept_by(directory, database_url, more) as made, pytest.raises(SweepFailed):
+        run(made, engine)
 
 
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(
@@ -288,12 +292,7 @@ def test_an_item_that_names_no_entity_keeps_no_other_from_being_taken_in(
 
 @pytest.mark.parametrize(
     ("unit", "modified"),
-    [
-        ("s", 1767225605),
-        ("s", 1767225605.9),
-        ("ms", 1767225605000),
-        ("rfc3339", "2026-01-01T02:00:05+02:00"),
-    ],
+    [("s", 1767225605), ("s", 1767225605.9), ("ms", 1767225605000), ("rfc3339", "2026-01-01T02:00:05+02:00")],
 )
 def test_the_time_of_a_change_may_be_a_number_since_1970(
     directory: Directory, database_url: str, engine: Engine, unit: str, modified: object

@@ -7,12 +7,11 @@ import json
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
-from sqlalchemy import Engine, text
 
 from inbox.events.states import MOST_SEQS
 from inbox.observe.logs import KEYS
@@ -66,7 +65,7 @@ def web(place: Site) -> tuple[Program, str]:
 
 def is_live(address: str) -> bool:
     try:
-        return requests.get(f"http://{address}/health/live", timeout=5).text == '{"status": "live"}'
+        return bool(requests.get(f"http://{address}/health/live", timeout=5).json() == {"status": "live"})
     except requests.RequestException:
         return False
 
@@ -138,32 +137,12 @@ def test_a_reload_replaces_the_worker_and_what_cannot_be_used_changes_nothing(pl
     assert len({line["process"] for line in lines}) > 2, "the master and its workers"
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda text: text.partition("\n[web]")[0], "relay web passwd"),
-        (lambda text: text.replace("/users", "/nobody"), "nobody"),
-        (lambda text: text.replace("[web]", "[web]\ncolour = 1"), "colour"),
-    ],
-    ids=["nobody may use it", "no users file", "an unknown key"],
-)
-@ON_SQLITE
-def test_a_configuration_that_lets_nobody_in_is_refused_with_a_remedy(
-    place: Site, change: Callable[[str], str], says: str
-) -> None:
-    place.configure(change((place.folder / "inbox.toml").read_text(encoding="utf-8")))
+def test_a_configuration_that_lets_nobody_in_is_refused_with_a_remedy(place: Site) -> None:
+    place.configure((place.folder / "inbox.toml").read_text(encoding="utf-8").partition("\n[web]")[0])
     program = place.start("web", *RELAY, "web", "--bind", "127.0.0.1:0")
     assert program.ends(PATIENCE) == 2
-    assert says in program.output
+    assert "relay web passwd" in program.output
     assert "Traceback" not in program.output
-
-
-def test_a_database_without_a_current_schema_is_refused(place: Site, engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = 'older'"))
-    program = place.start("web", *RELAY, "web", "--bind", "127.0.0.1:0")
-    assert program.ends(PATIENCE) == 2
-    assert "schema" in program.output
 
 
 @ON_POSTGRES
