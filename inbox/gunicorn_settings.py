@@ -29,7 +29,7 @@ from inbox.gunicorn_worker import (
     reload_app,
     start_app,
 )
-from inbox.loader.load import ConfigFile, config_path, load_file, read_config
+from inbox.loader.load import config_path, load_file, read_config
 from inbox.observe.logs import AccessLogMask, Format, fields, without_message
 from inbox.observe.recorder import ExporterProcess, exporter_at
 from inbox.receiver.app import CAPACITY, Receiver, app_of, require_known_proxies
@@ -50,27 +50,16 @@ class ActiveReceiver(ActiveApp):
 
     def __init__(self) -> None:
         super().__init__()
-        self._config: Config | None = None
         self.trusted_proxies: Sequence[str] = ()
         """Addresses and networks whose `X-Forwarded-For` counts; `*` is all of them."""
         self.exporter: ExporterProcess | None = None
         """Serves the workers' metrics; only the master has it."""
 
-    def activate(self, file: ConfigFile) -> Config:
-        """Activate a configuration, for workers that are forked from now on.
-
-        Raises:
-            ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
-        """
-        self.app = file.make(self._make)
-        self._config = file.config
-        LineLogger.form = file.config.logs.format
-        return file.config
-
-    def _make(self, config: Config) -> Receiver:
+    def make(self, config: Config) -> Receiver:
+        """Make the receiver of a configuration. Raises ConfigError."""
         parts: dict[str, Callable[[], Any]] = {}
-        if self._config is not None:
-            parts["same"] = partial(self._config.require_same, config, "database.url", "metrics.receiver")
+        if self.config is not None:
+            parts["same"] = partial(self.config.require_same, config, "database.url", "metrics.receiver")
         parts["app"] = partial(app_of, config)
         parts["proxies"] = partial(require_known_proxies, config, self.trusted_proxies)
         app: Receiver = collect_config_errors(parts)["app"]
@@ -79,10 +68,15 @@ class ActiveReceiver(ActiveApp):
     @property
     def sources(self) -> Container[str]:
         """The names of its sources."""
-        return () if self._config is None else self._config.sources
+        return () if self.config is None else self.config.sources
 
 
 receiver = ActiveReceiver()
+
+
+def _activate() -> Config:
+    file = load_file()
+    return receiver.activate(file.make(receiver.make), file.config)
 
 
 def _configured() -> tuple[int, Format]:
@@ -133,7 +127,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
     start_app(
         server,
-        lambda: receiver.activate(load_file()),
+        _activate,
         application="inbox-receiver",
         checks=(migrate.require_current, guarantees.require),
         away="senders get 503",
@@ -143,7 +137,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Read the configuration again on SIGHUP; the old one stays if it can't be used."""
-    config = reload_app(server, lambda: receiver.activate(load_file()))
+    config = reload_app(server, _activate)
     if config is not None:
         _warn_of_exposures(config)
         _log.info("reloaded sources=%s", ",".join(config.sources) or "none", extra=fields("reloaded"))

@@ -126,6 +126,13 @@ class ActiveApp:
 
     def __init__(self) -> None:
         self.app: Any = None
+        self.config: Config | None = None
+
+    def activate(self, app: Any, config: Config) -> Config:  # noqa: ANN401  # an ASGI application
+        """Serve with a configuration, in workers that are forked from now on."""
+        self.app, self.config = app, config
+        LineLogger.form = config.logs.format
+        return config
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
         """The ASGI application."""

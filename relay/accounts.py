@@ -17,7 +17,7 @@ import shlex
 import stat
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
@@ -58,26 +58,19 @@ TOKEN_PREFIX = "irw_"  # noqa: S105  # no token, only its beginning
 LONGEST_TOKEN = 200
 HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 """One of OWASP's equal settings for Argon2id, with the least memory."""
-_MOST_MEMORY, _MOST_WORK = 256 * 1024, 16
-_PASSWORD_HASH = re.compile(  # salt and hash in the only form of their base64
-    r"\$argon2id\$v=19\$m=(\d{1,7}),t=(\d{1,2}),p=(\d{1,2})\$[A-Za-z\d+/]{21}[AQgw]\$[A-Za-z\d+/]{42}[AEIMQUYcgkosw048]",
-    re.ASCII,
-)
-_TOKEN_HASH = re.compile(r"sha256\$[0-9a-f]{64}")
-
-
-def check_password_hash(text: str) -> None:
-    """Require the hash of a password.
-
-    Raises:
-        ValueError: no such hash, or one that needs too much memory or time. The message does not repeat it.
-    """
-    match = _PASSWORD_HASH.fullmatch(text)
-    if match is None:
-        raise ValueError("the hash is none of `relay web passwd`")
-    memory, passes, lanes = map(int, match.groups())
-    if not (1 <= lanes and 8 * lanes <= memory <= _MOST_MEMORY and 1 <= passes <= _MOST_WORK and lanes <= _MOST_WORK):
-        raise ValueError("the hash needs too much memory or time; make it anew with `relay web passwd`")
+FileKey = Literal["users", "tokens"]
+"""The key of `[web]` that names a file."""
+_HASHES: Mapping[FileKey, tuple[re.Pattern[str], str]] = {
+    "users": (  # salt and hash in the only form of their base64
+        re.compile(
+            r"\$argon2id\$v=19\$m=\d{1,6},t=\d{1,2},p=\d{1,2}\$[A-Za-z\d+/]{21}[AQgw]\$[A-Za-z\d+/]{42}[AEIMQUYcgkosw048]",
+            re.ASCII,
+        ),
+        "relay web passwd",
+    ),
+    "tokens": (re.compile(r"sha256\$[0-9a-f]{64}"), "relay web token"),
+}
+"""The form of the hashes of each file, and the command that writes its lines."""
 
 
 def _normalised(password: str) -> bytes:
@@ -116,23 +109,12 @@ def hash_token(token: str) -> str:
     return f"sha256${hashlib.sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
-def check_token_hash(text: str) -> None:
-    """Require the hash of a token.
-
-    Raises:
-        ValueError: no such hash. The message does not repeat it.
-    """
-    if not _TOKEN_HASH.fullmatch(text):
-        raise ValueError("the hash is none of `relay web token`")
-
-
 # --- lines and files
 
 LONGEST_NAME = 64
 _NAME = re.compile(rf"[\w.@+-]{{1,{LONGEST_NAME}}}")
 NAMES = f"letters, digits and . @ + - _, at most {LONGEST_NAME}"
 _PARTS = 3
-Check = Callable[[str], None]
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -158,7 +140,7 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def parse_entries(text: str, where: str, check: Check) -> dict[str, Entry]:
+def parse_entries(text: str, where: str, key: FileKey) -> dict[str, Entry]:
     """Parse a file. Empty lines and those that begin with `#` say nothing.
 
     Raises:
@@ -173,7 +155,7 @@ def parse_entries(text: str, where: str, check: Check) -> dict[str, Entry]:
         if not line or line.startswith("#"):
             continue
         try:
-            entry = _entry(line, check)
+            entry = _entry(line, key)
         except ValueError as error:
             mistakes.append(f"{where}, line {number}: {error}")
             continue
@@ -185,7 +167,7 @@ def parse_entries(text: str, where: str, check: Check) -> dict[str, Entry]:
     return found
 
 
-def _entry(line: str, check: Check) -> Entry:
+def _entry(line: str, key: FileKey) -> Entry:
     """Parse a line. A message repeats neither its hash nor anything of a line without the two colons."""
     parts = line.split(":")
     if len(parts) != _PARTS:
@@ -195,53 +177,48 @@ def _entry(line: str, check: Check) -> Entry:
         raise ValueError(f"a name has {NAMES}")
     if role not in ROLES:
         raise ValueError(f"the role of {name} must be {' or '.join(ROLES)}")
-    check(hashed)
+    form, command = _HASHES[key]
+    if not form.fullmatch(hashed):
+        raise ValueError(f"the hash is none of `{command}`")
     return Entry(name, role, hashed, line)
 
 
-def write_entry(path: Path, name: str, line: str, check: Check) -> None:
+def write_entry(path: Path, name: str, line: str, key: FileKey) -> None:
     """Put a line in the place of the one with the same name, or at the end of a file; comments and other lines stay.
 
     A new file can be read by its owner alone. One that is there keeps its owner and group, and gives nothing to others.
     It is written in its place, as a container may have this very file mounted. Of two writers one waits for the other, and
-    `AccountFile` reads between two of them. The room that it needs is taken first, so that a full disk leaves the file as it was.
+    `AccountFile` reads between two of them. Empty lines take the room first, so that a full disk leaves the lines as they were.
 
     Raises:
         ConfigError: the file can't be read or written, or has a wrong line.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        with os.fdopen(handle, "r+", encoding="utf-8") as file:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            text = file.read().removeprefix("\ufeff")
-            parse_entries(text, str(path), check)
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            old = file.read()
+            text = old.decode().removeprefix("\ufeff")
+            parse_entries(text, str(path), key)
             lines = text.removesuffix("\n").split("\n") if text else []
-            place = next((at for at, old in enumerate(lines) if old.strip().partition(":")[0] == name), len(lines))
+            place = next((at for at, each in enumerate(lines) if each.strip().partition(":")[0] == name), len(lines))
             lines[place : place + 1] = [line]
-            os.fchmod(handle, stat.S_IMODE(os.fstat(handle).st_mode) & 0o640)
             new = "\n".join([*lines, ""]).encode()
-            size = os.fstat(handle).st_size
-            _take_room(handle, size, len(new) - size)
-            os.pwrite(handle, new.ljust(size, b"\n"), 0)
-            os.ftruncate(handle, len(new))
-            os.fsync(handle)
+            os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o640)
+            file.write(b"\n" * (len(new) - len(old)))
+            file.flush()
+            file.seek(0)
+            file.write(new)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, ValueError) as error:
         raise ConfigError(f"can't write {visible(str(path))}: {error}") from None
-
-
-def _take_room(handle: int, size: int, more: int) -> None:
-    """Make a file longer by empty lines, or leave it as it is."""
-    if more > 0 and os.pwrite(handle, b"\n" * more, size) < more:
-        os.ftruncate(handle, size)
-        raise OSError("there is no room for it")
 
 
 # --- while the page runs
 
 RECHECK_SECONDS = 2.0
 """A file is read again at most so often. So a person who was removed is out after this time."""
-FileKey = Literal["users", "tokens"]
-"""The key of `[web]` that names a file."""
 _log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
 
 
@@ -263,15 +240,15 @@ class AccountFile:
             AccessBroken: the file can't be used. Nobody in it is let in, as who was removed can't be told.
         """
         async with self._lock:
-            now, error = self._monotonic(), None
+            now = self._monotonic()
             if fresh or now - self._read_at >= RECHECK_SECONDS:
+                self._read_at = now
                 try:
-                    self._entries = await asyncio.to_thread(_read, self._secret, self._key)
-                except ConfigError as found:
-                    error = str(found)
-                    if error != self._error:
+                    self._entries, self._error = await asyncio.to_thread(_read, self._secret, self._key), None
+                except ConfigError as error:
+                    if str(error) != self._error:
                         _log.error("nobody can sign in: %s", error, extra=fields("nobody_can_sign_in"))
-                self._error, self._read_at = error, now
+                    self._error = str(error)
         if self._error is not None:
             raise AccessBroken("the file of those who may use this page can't be read; its log says why")
         return self._entries
@@ -292,23 +269,7 @@ def _read(secret: Secret | None, key: FileKey) -> Entries:
                 fcntl.flock(stack.enter_context(Path(place).open("rb")), fcntl.LOCK_SH)
         content = secret.reveal(at=f"[web] {key}", as_file=True)
     where = secret.reference.removeprefix("file:") if secret.names_a_place else "its text"
-    return parse_entries(content, where, check_password_hash if key == "users" else check_token_hash)
-
-
-def _mistakes_in(secret: Secret, key: FileKey) -> Iterator[str]:
-    """Yield the mistakes in a file, with the command that mends them."""
-    command = f"`relay web {'passwd' if key == 'users' else 'token'} NAME --role operator"
-    try:
-        if not _read(secret, key):
-            yield f"[web] {key}: has no line; add one with {command}`"
-    except ConfigError as error:
-        text = "\n".join(
-            each if each.startswith("[web]") else f"[web] {key}: {each}" for each in str(error).splitlines()
-        )
-        kind, _, place = secret.reference.partition(":")
-        if kind == "file" and Path(place).parent.is_dir() and not Path(place).exists():
-            text += f"; write it with {command} --into {shlex.quote(place)}`"
-        yield text
+    return parse_entries(content, where, key)
 
 
 def check_accounts(web: Web) -> None:
@@ -331,6 +292,18 @@ def check_files(web: Web) -> None:
     Raises:
         ConfigError: as `check_accounts`.
     """
-    given: tuple[tuple[Secret | None, FileKey], ...] = ((web.users, "users"), (web.tokens, "tokens"))
-    if mistakes := [each for secret, key in given if secret is not None for each in _mistakes_in(secret, key)]:
+    mistakes: list[str] = []
+    files: Mapping[FileKey, Secret | None] = {"users": web.users, "tokens": web.tokens}
+    for key, secret in files.items():
+        command = f"`{_HASHES[key][1]} NAME --role operator"
+        try:
+            if secret is not None and not _read(secret, key):
+                mistakes.append(f"[web] {key}: has no line; add one with {command}`")
+        except ConfigError as error:
+            lines = str(error).splitlines()
+            mistakes += [each if each.startswith("[web]") else f"[web] {key}: {each}" for each in lines]
+            kind, _, place = secret.reference.partition(":") if secret else ("", "", "")
+            if kind == "file" and Path(place).parent.is_dir() and not Path(place).exists():
+                mistakes[-1] += f"; write it with {command} --into {shlex.quote(place)}`"
+    if mistakes:
         raise ConfigError("\n".join(mistakes))

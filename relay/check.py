@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -42,24 +42,14 @@ Level = Literal["mistake", "warning"]
 """With a mistake, one of the programs doesn't start."""
 
 
-class ConfigFinding(msgspec.Struct, frozen=True):
+class ConfigFinding(LocatedMistake, frozen=True):
     """A mistake or a warning, with its place."""
 
     level: Level
-    file: str | None
-    line: int | None
-    key: str | None
-    text: str
 
-    @classmethod
-    def of(cls, level: Level, located: LocatedMistake) -> ConfigFinding:
-        """Make one of a located mistake."""
-        return cls(level, located.file, located.line, located.key or None, located.text)
 
-    @property
-    def place(self) -> LocatedMistake:
-        """The finding without its level."""
-        return LocatedMistake(self.file, self.line, self.key or "", self.text)
+def _located(level: Level, found: Iterable[LocatedMistake]) -> list[ConfigFinding]:
+    return [ConfigFinding(each.file, each.line, each.key, each.text, level) for each in dict.fromkeys(found)]
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -119,19 +109,10 @@ def _destination(destination: Destination, clients: Clients) -> None:
 
 def findings(file: ConfigFile, path: Path, environment: Mapping[str, str] = os.environ) -> list[ConfigFinding]:
     """List the mistakes of the file and of each program's start, then the warnings; each once."""
-    found = mistakes(file)
-    places = {each.place for each in found}
+    mistakes = [*file.mistakes, *(each for start in STARTS.values() for each in file.further_mistakes(start))]
     warnings = [*file.further_mistakes(_make_unused)]
     warnings += [file.source.locate_line(line) for line in _warnings(file, path, environment)]
-    return [*dict.fromkeys([*found, *(ConfigFinding.of("warning", each) for each in warnings if each not in places)])]
-
-
-def mistakes(file: ConfigFile) -> list[ConfigFinding]:
-    """List the mistakes of the file and of each program's start."""
-    found = [*file.mistakes]
-    for start in STARTS.values():
-        found += file.further_mistakes(start)
-    return [ConfigFinding.of("mistake", each) for each in dict.fromkeys(found)]
+    return _located("mistake", mistakes) + _located("warning", (each for each in warnings if each not in mistakes))
 
 
 def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> Iterator[str]:
@@ -211,7 +192,7 @@ def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[
         parsed = engine.parse_url(url)
         shown = engine.shown(parsed)
     except ConfigError as error:
-        return DatabaseState("", url.origin, "unusable"), _located(file, error)
+        return DatabaseState("", url.origin, "unusable"), _mistakes_of(file, error)
     is_file = parsed.get_backend_name() == SQLITE
     if not is_file and not online:
         return DatabaseState(shown, url.origin, "not asked"), []
@@ -220,12 +201,12 @@ def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[
             _require_file(parsed.database or "")
         doubted = _examine(url)
     except ConfigError as error:
-        return DatabaseState(shown, url.origin, "unusable"), _located(file, error)
+        return DatabaseState(shown, url.origin, "unusable"), _mistakes_of(file, error)
     except DBAPIError as error:
         text = f"the database does not answer: {trouble_text(error)}"
-        return DatabaseState(shown, url.origin, "unusable"), _located(file, ConfigError(f"{url.origin}: {text}"))
+        return DatabaseState(shown, url.origin, "unusable"), _mistakes_of(file, ConfigError(f"{url.origin}: {text}"))
     return DatabaseState(shown, url.origin, "current"), [
-        ConfigFinding("warning", None, None, None, each) for each in doubted
+        ConfigFinding(None, None, "", each, "warning") for each in doubted
     ]
 
 
@@ -248,8 +229,8 @@ def _require_file(name: str) -> None:
         raise ConfigError(f"there is no database {name} yet: run `inbox migrate`")
 
 
-def _located(file: ConfigFile, error: ConfigError) -> list[ConfigFinding]:
-    return [ConfigFinding.of("mistake", file.source.locate_line(line)) for line in str(error).splitlines()]
+def _mistakes_of(file: ConfigFile, error: ConfigError) -> list[ConfigFinding]:
+    return _located("mistake", map(file.source.locate_line, str(error).splitlines()))
 
 
 def probes(config: Config) -> dict[str, Callable[[], Reply]]:
@@ -284,21 +265,13 @@ def _ask(key: str, caller: HttpClient) -> Reply:
     return Reply(key, call.url, reached, text, call.milliseconds, is_denied)
 
 
-def asked(probes: Mapping[str, Callable[[], Reply]], done: Callable[[Reply], None]) -> list[Reply]:
-    """Ask all systems, several at once, and return their replies in the order of the probes."""
-    replies: dict[str, Reply] = {}
+def asked(probes: Mapping[str, Callable[[], Reply]]) -> Iterator[Reply]:
+    """Ask all systems, several at once, and yield their replies in the order of the probes."""
     with ThreadPoolExecutor(_MOST_AT_ONCE, "check") as pool:
-        for future in as_completed([pool.submit(ask) for ask in probes.values()]):
-            reply = future.result()
-            replies[reply.key] = reply
-            done(reply)
-    return [replies[key] for key in probes]
+        yield from pool.map(lambda ask: ask(), probes.values())
 
 
 def unreached(file: ConfigFile, replies: Iterable[Reply]) -> list[ConfigFinding]:
     """Return a warning for each system that was not reached: both sides start without it."""
-    return [
-        ConfigFinding.of("warning", file.source.locate_line(f"{reply.key}: {reply.url} was not reached: {reply.text}"))
-        for reply in replies
-        if not reply.reached
-    ]
+    lines = (f"{each.key}: {each.url} was not reached: {each.text}" for each in replies if not each.reached)
+    return _located("warning", map(file.source.locate_line, lines))

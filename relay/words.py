@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from inbox.events.states import RETRYING, is_retrying
+from inbox.events.states import ENDINGS, RETRYING, is_retrying
 from inbox.events.timestamps import as_time, rfc3339
 from inbox.observe.visible import visible
 
@@ -322,26 +322,27 @@ def next_step(event: Row, delivery: Row, state: str, head: Row | None, now: date
     return _NEXT.get(state, "nothing: it has ended")
 
 
+ACTS: Mapping[str, tuple[str, ...]] = {
+    "dead": ("replay", "cancel"),
+    "blocked": ("replay", "unblock", "cancel"),
+    RETRYING: ("retry", "cancel"),
+    **dict.fromkeys(("ready", "received", "waiting"), ("cancel",)),
+    **dict.fromkeys((each for each in ENDINGS if each != "superseded"), ("replay",)),
+}
+"""The acts that change a delivery in each state, the most useful first."""
+
+
 def commands_for(seq: int, delivery: Row, state: str, head: Row | None, *, is_held: bool) -> Iterator[str]:
     """Yield the commands that help a delivery in this state."""
-    of_it = ("--seq", str(seq), "--route", str(delivery["route"]), "--reason", "…")
-    match state:
-        case "retrying":
-            yield command("retry", *of_it)
-            yield command("cancel", *of_it)
-        case "ready" | "received" if not is_held:
-            yield "relay status"
-        case "blocked":
-            yield from (command(each, *of_it) for each in ("replay", "unblock", "cancel"))
-        case "dead":
-            yield command("replay", *of_it)
-            yield command("cancel", *of_it)
-        case "waiting" if head is not None:
-            yield f"inbox show {head['head_seq']}"
-        case "superseded":
-            yield f"inbox show {delivery['superseded_by']}"
-        case "delivered" | "unchanged" | "skipped" | "cancelled":
-            yield command("replay", *of_it)
+    if state in {"ready", "received"}:
+        yield from () if is_held else ("relay status",)
+    elif state == "waiting":
+        yield from () if head is None else (f"inbox show {head['head_seq']}",)
+    elif state == "superseded":
+        yield f"inbox show {delivery['superseded_by']}"
+    else:
+        of_it = ("--seq", str(seq), "--route", str(delivery["route"]), "--reason", "…")
+        yield from (command(each, *of_it) for each in ACTS.get(state, ()))
 
 
 def command(name: str, *arguments: str) -> str:

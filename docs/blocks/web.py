@@ -13,7 +13,7 @@ from relay.web.screens import SCREENS
 def api_endpoints() -> str:
     """Every path of the API with its parameters; those in the path, and the ones of every list, are left out."""
     rows = []
-    for path, operations in openapi.document(SCREENS, "")["paths"].items():
+    for path, operations in openapi.document(SCREENS)["paths"].items():
         for method, operation in operations.items():
             names = [each["name"] for each in operation["parameters"] if each["in"] == "query"]
             rows.append(

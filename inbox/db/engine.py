@@ -104,8 +104,8 @@ def schema_of(connection: Connection) -> str:
     return str(connection.get_execution_options()[_IN_SCHEMA])
 
 
-def connect(url: str, *, application: str) -> Engine:
-    """Make an engine for threads.
+def connect(url: str, *, application: str, pings: bool = False) -> Engine:
+    """Make an engine for threads; one that `pings` looks whether a connection is alive before it uses it again.
 
     Raises:
         ConfigError: as `parse_url`.
@@ -114,7 +114,7 @@ def connect(url: str, *, application: str) -> Engine:
     if parsed.get_backend_name() == SQLITE:
         return _to_sqlite(parsed, _origin(url), SQLITE_WAIT_SECONDS, pool_reset_on_return="rollback")
     way = _way_to_postgres(parsed, application)
-    made = create_engine(way.url, connect_args=way.arguments, pool_timeout=LOCK_TIMEOUT_SECONDS)
+    made = create_engine(way.url, connect_args=way.arguments, pool_timeout=LOCK_TIMEOUT_SECONDS, pool_pre_ping=pings)
     made.update_execution_options(**{_IN_SCHEMA: way.schema})
     _connect_patiently(made)
     if way.pooled:
@@ -360,7 +360,7 @@ def connect_read_only(url: str, *, application: str, seconds: float = LONGEST_RE
     parsed = parse_url(url)
     if parsed.get_backend_name() == SQLITE:
         return _read_sqlite(parsed, seconds)
-    made = connect(url, application=application)
+    made = connect(url, application=application, pings=True)
 
     @event.listens_for(made, "begin")
     def _begin(connection: Connection) -> None:

@@ -70,14 +70,16 @@ def check(
     except ConfigError as error:
         line = _LINE.search(str(error))
         text = str(error).removeprefix(f"{path} ")
-        found = [ConfigFinding("mistake", str(path), int(line[1]) if line else None, None, text)]
+        found = [ConfigFinding(str(path), int(line[1]) if line else None, "", text, "mistake")]
     else:
         found = findings(file, path)
         database, of_database = database_of(file, online=online)
         found += [each for each in of_database if each not in found]
         if online and (questions := probes(file.sound)):
             with bar("asking", len(questions)) as report:
-                replies = asked(questions, lambda reply: report(doing=f"asked {reply.key}"))
+                for reply in asked(questions):
+                    replies.append(reply)
+                    report(doing=f"asked {reply.key}")
             found += unreached(file, replies)
     mistakes = sum(each.level == "mistake" for each in found)
     if as_json:
@@ -107,7 +109,7 @@ def _checked(
 ) -> Iterator[Text]:
     """Yield every finding, the systems that answered, and what was checked."""
     for each in sorted(found, key=lambda one: (one.level, one.line is None, one.line or 0)):
-        text = visible(str(each.place))
+        text = visible(str(each))
         yield from hanging(f"{each.level}  ", text, terminal_width(), label_style=_STYLES[each.level])
     for reply in replies:
         if reply.reached:

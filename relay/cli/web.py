@@ -6,10 +6,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -74,7 +73,7 @@ def passwd(
       relay web passwd anna --role operator
       relay web passwd ben --role viewer --into users
     """
-    from relay.accounts import check_password_hash, hash_password
+    from relay.accounts import hash_password
 
     _check(name, role)
     if sys.stdin.isatty():
@@ -85,7 +84,7 @@ def passwd(
         line = f"{name}:{role}:{hash_password(password)}"
     except ValueError as error:
         fail(str(error))
-    _put_line(name, line, into, check_password_hash, "users")
+    _put_line(name, line, into, "users")
 
 
 @web_app.command()
@@ -102,11 +101,11 @@ def token(
     Examples:
       relay web token grafana --role viewer --into tokens
     """
-    from relay.accounts import check_token_hash, hash_token, new_token
+    from relay.accounts import hash_token, new_token
 
     _check(name, role)
     made = new_token()
-    _put_line(name, f"{name}:{role}:{hash_token(made)}", into, check_token_hash, "tokens")
+    _put_line(name, f"{name}:{role}:{hash_token(made)}", into, "tokens")
     say("the token, which is shown only this once:")
     answer(made)
 
@@ -120,14 +119,14 @@ def _check(name: str, role: str) -> None:
         fail(f"--role must be {' or '.join(ROLES)}")
 
 
-def _put_line(name: str, line: str, into: Path | None, check: Callable[[str], None], key: str) -> None:
+def _put_line(name: str, line: str, into: Path | None, key: Literal["users", "tokens"]) -> None:
     """Print a line, or write it into its file."""
     from relay.accounts import write_entry
 
     if into is None:
         answer(line)
         return
-    write_entry(into, name, line, check)
+    write_entry(into, name, line, key)
     say(f'{into} has the line of {name}; `{key} = "file:{into}"` below [web] names the file')
 
 

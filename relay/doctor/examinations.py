@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,13 +15,13 @@ from sqlalchemy.exc import DBAPIError
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
-from inbox.db.dialect import POSTGRES, SQLITE
+from inbox.db.dialect import POSTGRES, SQLITE, trouble_text
 from inbox.errors import ConfigError
 from inbox.events.timestamps import as_time
 from relay import check
 from relay.delivery.policy import policies
 from relay.doctor import schema_drift
-from relay.doctor.run import UNREACHABLE, Examination, Installation, unreachable
+from relay.doctor.run import UNREACHABLE, Examination, Installation
 from relay.findings import KINDS, Finding, FindingKind, checked, findings
 from relay.store.database import Database
 from relay.store.nodes import hash_of, read_nodes
@@ -30,11 +31,7 @@ from relay.store.reads import Space, read_space
 
 def _database(installation: Installation) -> Iterator[Finding]:
     """Does the database answer?"""
-    try:
-        path = installation.sqlite_path
-    except ConfigError as error:
-        yield UNREACHABLE.found("url", str(error), remedy="inbox check")
-        return
+    path = installation.sqlite_path
     try:
         if path is not None and not path.exists():
             yield UNREACHABLE.found(str(path), f"there is no file {path}", remedy="inbox migrate")
@@ -42,9 +39,16 @@ def _database(installation: Installation) -> Iterator[Finding]:
         with installation.reading() as connection:
             # SQLite opens any file, and looks into it only for its schema
             is_sqlite = connection.dialect.name == SQLITE
-            connection.exec_driver_sql("PRAGMA schema_version" if is_sqlite else "SELECT 1")
+            connection.exec_driver_sql("SELECT count(*) FROM sqlite_master" if is_sqlite else "SELECT 1")
     except (DBAPIError, OSError) as error:
-        yield unreachable(installation, error)
+        why = str(error) if isinstance(error, OSError) else trouble_text(error)
+        if path is None:
+            url = engines.shown(engines.parse_url(installation.config.database.url))
+            yield UNREACHABLE.found(url, f"{url} does not answer: {why}")
+            return
+        places = shlex.quote(str(path)), shlex.quote(str(path.parent))
+        remedy = "ls -l {}; df -h {} # a damaged file needs its backup".format(*places)
+        yield UNREACHABLE.found(str(path), f"{path} can't be read: {why}", remedy=remedy)
 
 
 PENDING = FindingKind(
@@ -58,7 +62,7 @@ NEWER = FindingKind(
 def _migrations(installation: Installation) -> Iterator[Finding]:
     """Migrations that the database lacks."""
     try:
-        adding = [step for step in migrate.plan(installation.reader) if not step.contracts]
+        adding = [step for step in migrate.plan(installation.engine) if not step.contracts]
     except ConfigError as error:
         yield NEWER.found("alembic_version", str(error))
         return
@@ -156,7 +160,7 @@ def _disk(installation: Installation) -> Iterator[Finding]:
     path = installation.sqlite_path
     if path is not None and (kind := network_type(path.parent)):
         yield NETWORK.found(str(path), f"{path} is on a file system of the type {kind}")
-    with Database(installation.reader).read() as transaction:
+    with Database(installation.engine).read() as transaction:
         space = read_space(transaction, path)
     if space is not None:
         yield from judge_space(space)
@@ -176,13 +180,10 @@ def network_type(folder: Path, mounts: Path = _MOUNTS) -> str | None:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    found = ("", "")
-    for line in lines:
-        _, where, kind, *_ = [*line.split(" "), "", "", ""]
-        place = where.replace("\\040", " ")
-        if folder.resolve().is_relative_to(place or "/nowhere") and len(place) >= len(found[0]):
-            found = (place, kind)
-    return found[1] if found[1] in _NETWORK_TYPES else None
+    kinds = {place.replace("\\040", " "): kind for _, place, kind, *_ in (line.split(" ") for line in lines)}
+    folder = folder.resolve()
+    kind = next((kinds[str(each)] for each in (folder, *folder.parents) if str(each) in kinds), "")
+    return kind if kind in _NETWORK_TYPES else None
 
 
 MISTAKE = FindingKind("configuration_mistake", "critical", "No program starts with this configuration.", "inbox check")
@@ -199,17 +200,12 @@ EXPIRING = FindingKind(
     "inbox check # after adding another; then reload",
 )
 _SOON = timedelta(days=30)
-_MOST_OF_CHECK = 20
 
 
 def _configuration(installation: Installation) -> Iterator[Finding]:
     """Mistakes of inbox.toml, as both programs would find them; secrets, certificates and files, as `inbox check` warns."""
-    found = check.findings(installation.file, installation.path)
-    for each in found[:_MOST_OF_CHECK]:
-        kind = MISTAKE if each.level == "mistake" else DOUBT
-        yield kind.found(each.key or each.text, str(each.place))
-    if len(found) > _MOST_OF_CHECK:
-        yield MISTAKE.found(str(installation.path), f"and {len(found) - _MOST_OF_CHECK} more")
+    for each in check.findings(installation.file, installation.path):
+        yield (MISTAKE if each.level == "mistake" else DOUBT).found(each.key or each.text, str(each))
     over = {line.partition(": ")[0] for line in check.expired(installation.config, installation.now)}
     for line in check.expired(installation.config, installation.now + _SOON):
         key, _, _ = line.partition(": ")
@@ -233,14 +229,14 @@ CHANGED = FindingKind(
 
 def _needing_a_person(installation: Installation) -> Iterator[Finding]:
     """Relays, routes, gates, commands, sweeps and alerts that need a person, as `relay status` shows them."""
-    database = Database(installation.reader)
+    database = Database(installation.engine)
     yield from findings(read_overview(database, policies(installation.config)), checked(database))
 
 
 def _relays(installation: Installation) -> Iterator[Finding]:
     """Versions and configurations of running relays."""
     here, own = version_of("inbox-relay"), hash_of(installation.config)
-    with Database(installation.reader).read() as transaction:
+    with Database(installation.engine).read() as transaction:
         running = read_nodes(transaction)
     for relay in running:
         name = f"relay {relay['host']} pid {relay['pid']}"

@@ -48,18 +48,13 @@ UNLIMITED = FindingKind(
 
 def examine_schema(installation: Installation) -> Iterator[Finding]:
     """Tables, indexes, views, functions and triggers, against this version's."""
-    if not migrate.is_exactly_head(installation.reader):
+    if not migrate.is_exactly_head(installation.engine):
         raise NotExamined("needs the schema of exactly this version: see the examination migrations")
     with installation.reading() as connection:
-        is_postgres = connection.dialect.name == POSTGRES
-        found = dict((_of_postgres if is_postgres else _of_sqlite)(connection))
+        found = dict((_of_postgres if connection.dialect.name == POSTGRES else _of_sqlite)(connection))
         for table in sorted(views.ROWS.keys() - found.keys()):
             if connection.execute(text(f"SELECT 1 FROM {table} WHERE id = 1")).first() is None:
                 found[table] = "has lost its row"
-    for name, definition in _expected(POSTGRES)["VIEW"].items() if is_postgres else ():
-        if name not in found:
-            with installation.reading() as connection:
-                found |= {} if _is_same_view(connection, name, definition) else {name: "has another definition"}
     for name, told in found.items():
         yield DIFFERS.found(name, f"{name} {told}")
 
@@ -99,12 +94,14 @@ def _of_postgres(connection: Connection) -> Iterator[tuple[str, str]]:
         elif not each[0].startswith("remove_") and not each[0].endswith("_comment"):
             yield f"{each[2]}.{getattr(each[3], 'name', each[3])}", f"differs: {each[0].replace('_', ' ')}"
     rows = connection.execute(_OBJECTS).all()
-    for kind, statements in _expected(POSTGRES).items():
+    for kind, statements in _expected().items():
         present = {row.name: row.definition for row in rows if row.kind == kind}
         for name, statement in statements.items():
             if name not in present:
                 yield name, "is missing, disabled or not valid"
-            elif kind in {"INDEX", "TRIGGER"} and _tokens(present[name]) != _tokens(statement):
+            elif (kind in {"INDEX", "TRIGGER"} and _tokens(present[name]) != _tokens(statement)) or (
+                kind == "VIEW" and not _is_same_view(connection, name, statement)
+            ):
                 yield name, "has another definition"
             elif kind == "FUNCTION" and " ".join(present[name].split()) != _function(statement):
                 yield name, "has another body, other rights or no search_path of its own"
@@ -128,10 +125,10 @@ WHERE k.connamespace = CAST(current_schema() AS regnamespace) AND k.contype = 'c
 
 
 @cache
-def _expected(dialect: str) -> Mapping[str, Mapping[str, str]]:
-    """Return each kind's objects, and the statements that make them."""
+def _expected() -> Mapping[str, Mapping[str, str]]:
+    """Return each kind's objects on Postgres, and the statements that make them."""
     made: dict[str, dict[str, str]] = {kind: {} for kind in ("VIEW", "FUNCTION", "TRIGGER", "INDEX", "CHECK")}
-    for statement in views.statements(dialect):
+    for statement in views.statements(POSTGRES):
         if found := _DEFINED.match(statement):
             made[found[1]][found[2]] = statement
     compiled = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's own
@@ -139,7 +136,7 @@ def _expected(dialect: str) -> Mapping[str, Mapping[str, str]]:
         made["INDEX"] |= {str(each.name): str(CreateIndex(each).compile(dialect=compiled)) for each in table.indexes}
         for each in table.constraints:
             rule = getattr(each, "_ddl_if", None)
-            if isinstance(each, CheckConstraint) and each.name and (rule is None or rule.dialect in {None, dialect}):
+            if isinstance(each, CheckConstraint) and each.name and (rule is None or rule.dialect in {None, POSTGRES}):
                 made["CHECK"][str(each.name)] = ""
     return made
 
@@ -181,7 +178,7 @@ def _plan(connection: Connection, query: str) -> tuple[tuple[str, ...], str]:
 
 def examine_rights(installation: Installation) -> Iterator[Finding]:
     """Rights of the roles that `inbox roles` makes, and the limit of the owner, on Postgres."""
-    for name in migrate.lacking_rights(installation.reader):
+    for name in migrate.lacking_rights(installation.engine):
         yield RIGHTS.found(name, f"the roles of `inbox roles` have no rights on {name}")
-    for owner in migrate.unlimited_owners(installation.reader):
+    for owner in migrate.unlimited_owners(installation.engine):
         yield UNLIMITED.found(owner, f"{owner} owns the tables, and its transactions may stay open for good")

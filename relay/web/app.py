@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import falcon
 import falcon.asgi
-import msgspec
 from falcon.asgi import Request, Response
+from falcon.media import JSONHandler
 
 from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
@@ -22,9 +21,9 @@ from relay.web import render
 from relay.web.acts import ActResource
 from relay.web.guard import SIGN_IN, SIGN_OUT, Guard, Sessions, SignIn
 from relay.web.openapi import ApiDocument
-from relay.web.problems import API, ProblemAnswers, set_status
-from relay.web.query import encode, of_path, parameters, parse, url
-from relay.web.reading import ListPage, NotYourTurn, Readers, Reading, Screen
+from relay.web.problems import API, PROBLEM_TYPE, ProblemAnswers, set_status, wants_json
+from relay.web.query import LIVE_FIELD, convert, encode, given_in, url
+from relay.web.reading import ListPage, NotYourTurn, Readers, Screen
 from relay.web.reveal import RevealResource
 from relay.web.screens import SCREENS
 
@@ -41,8 +40,6 @@ SECURITY_HEADERS = {
 
 
 _IMMUTABLE = frozenset(render.STATIC.values())
-LIVE_FIELD = "live"
-"""Parameter of every screen: `live=0` makes a page that does not refresh itself."""
 REFRESH_HEADER = "X-Refresh"
 """Header of a page that asks for what is new on it."""
 
@@ -60,29 +57,33 @@ class ScreenResource:
     def __init__(self, screen: Screen, readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
         self._screen, self._readers, self._renderer, self._clock = screen, readers, renderer, clock
 
-    async def on_get(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
-        """Show it as HTML. A page that refreshes itself gets 304 without news, and 204 where it has to wait for its turn.
+    async def on_get(self, req: Request, resp: Response, **path: int) -> None:
+        """Show it as HTML, or answer with it as JSON. A page that refreshes itself gets 304 without news, and 204 out of turn.
 
         A filter that makes no sense, or takes too long, stays in its form below the problem.
         """
-        now, is_refresh = self._clock.now(), req.get_header(REFRESH_HEADER) is not None
-        query = self._of_path(path, now)
-        page, problem, version = None, None, None
+        given, is_refresh = given_in(req, path), req.get_header(REFRESH_HEADER) is not None
+        query, page, problem, version = None, None, None, None
         try:
-            query = parse(self._screen.query, parameters(_asked(req.params), path), now)
+            query = convert(self._screen.query, given, self._clock.now())
             read = self._readers.refresh if is_refresh else self._readers.read
-            page = await read(req.context.actor, self._reading_of(query), kind=self._screen.name)
+            page = await read(req.context.actor, lambda reading: self._screen.read(reading, query))
         except NotYourTurn:
             resp.status = falcon.HTTP_204
             return
         except NothingThere:
             raise
         except PageError as error:
-            if query is None:
+            if wants_json(req):
                 raise
             problem = error
             set_status(resp, error)
         else:
+            if wants_json(req):
+                resp.media = page
+                if isinstance(page, ListPage) and page.before is not None:
+                    resp.append_link(url(req.path, given, before=page.before), "next")
+                return
             resp.etag = version = hashlib.sha256(encode(page)).hexdigest()[:16]
             if req.if_none_match and version in req.if_none_match:
                 resp.status = falcon.HTTP_304
@@ -90,6 +91,7 @@ class ScreenResource:
         self._renderer.show_screen(
             resp,
             self._screen,
+            given=given,
             query=query,
             page=page,
             problem=problem,
@@ -98,32 +100,7 @@ class ScreenResource:
             version=version,
         )
 
-    async def on_get_json(self, req: Request, resp: Response, **path: Any) -> None:  # noqa: ANN401  # parts of the path
-        """Answer with the same as JSON."""
-        now = self._clock.now()
-        self._of_path(path, now)
-        query = parse(self._screen.query, parameters(_asked(req.params), path), now)
-        page = await self._readers.read(req.context.actor, self._reading_of(query), kind=self._screen.name)
-        resp.content_type = falcon.MEDIA_JSON
-        resp.data = encode(page)
-        if isinstance(page, ListPage) and page.before is not None:
-            resp.append_link(url(req.uri_template or req.path, query, before=page.before), "next")
-
-    on_head, on_head_json = on_get, on_get_json
-
-    def _of_path(self, path: Mapping[str, object], now: datetime) -> msgspec.Struct | None:
-        """Make the query without any parameter, which must make sense; None where it needs some."""
-        fields = msgspec.structs.fields(self._screen.query)
-        is_whole = all(field.name in path for field in fields if field.required)
-        return of_path(self._screen.query, path, now) if is_whole else None
-
-    def _reading_of(self, query: msgspec.Struct) -> Callable[[Reading], msgspec.Struct]:
-        return lambda reading: self._screen.read(reading, query)
-
-
-def _asked(given: Mapping[str, object]) -> dict[str, object]:
-    """Return the parameters that a screen reads: the page's address means the same as JSON."""
-    return {name: value for name, value in given.items() if name != LIVE_FIELD}
+    on_head = on_get
 
 
 class SecurityHeaders:
@@ -154,15 +131,16 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.req_options.keep_blank_qs_values = False
     app.req_options.auto_parse_qs_csv = False
     renderer = render.Renderer(SCREENS, clock, readers.config)
+    app.resp_options.media_handlers.update(dict.fromkeys((falcon.MEDIA_JSON, PROBLEM_TYPE), JSONHandler(dumps=encode)))
     for screen in SCREENS:
         resource = ScreenResource(screen, readers, renderer, clock)
-        app.add_route(screen.path, resource)
-        app.add_route(f"{screen.path.rstrip('/') or '/overview'}.json", resource, suffix="json")
-        app.add_route(f"{API}{screen.path.rstrip('/') or '/overview'}", resource, suffix="json")
+        api = screen.path.rstrip("/") or "/overview"
+        for path in (screen.path, f"{api}.json", f"{API}{api}"):
+            app.add_route(_routed(path), resource)
 
     act = ActResource(readers, renderer, clock)
     app.add_route("/acts/{kind}", act)
-    app.add_route(f"{API}/acts/{{kind}}", act, suffix="json")
+    app.add_route(f"{API}/acts/{{kind}}", act)
     if isinstance(access, Guard) and access.web.users is not None:
         sign_in = SignIn(access, renderer)
         app.add_route(SIGN_IN, sign_in)
@@ -171,10 +149,15 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.add_route("/health/live", Live())
     app.add_static_route("/static", render.STATIC_FOLDER)
     reveal = RevealResource(readers, renderer, clock)
-    app.add_route("/events/{seq}/reveal", reveal)
-    app.add_route(f"{API}/events/{{seq}}/reveal", reveal, suffix="json")
+    app.add_route(_routed("/events/{seq}/reveal"), reveal)
+    app.add_route(_routed(f"{API}/events/{{seq}}/reveal"), reveal)
     ProblemAnswers(renderer).add_to(app)
     return app
+
+
+def _routed(path: str) -> str:
+    """Write a path for Falcon. Its fields are numbers: with anything else there is no such page."""
+    return path.replace("}", f":int(min=0, max={2**63 - 1})}}")
 
 
 class _Lifespan:

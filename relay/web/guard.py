@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import falcon
 import itsdangerous
@@ -51,27 +51,34 @@ _log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings 
 
 # --- headers
 
-Headers = Iterable[tuple[bytes, bytes]]
-"""As ASGI has them: names in small letters, in their order, each as often as it was sent."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_LONGEST_PROXY_NAME, _LONGEST_HOST, _LONGEST_PATH = 200, 300, 4_000
+_LONGEST_PROXY_NAME, _LONGEST_HOST = 200, 300
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:/@\[\]]+))(?::\d*)?", re.IGNORECASE)
-_NO_PATH = re.compile(r"[\x00-\x20\x7f\\]")
-"""Browsers strip some of them, and take a backslash for a slash: `/\\example.com` would be another host."""
+_LOCAL = re.compile(r"/(?!/)[!-\[\]-~]{0,4000}")
+"""Browsers strip control characters, and take a backslash for a slash: `/\\example.com` would be another host."""
 
 
-def values_of(headers: Headers, name: str) -> list[str]:
-    """Return every value of a header. Bytes that are not UTF-8 become U+FFFD."""
+def values_of(req: Request, name: str) -> list[str]:
+    """Return every value of a header: Falcon joins those that are given twice. Bytes that are not UTF-8 become U+FFFD."""
     wanted = name.lower().encode()
-    return [value.decode("utf-8", "replace").strip() for key, value in headers if key == wanted]
+    return [value.decode("utf-8", "replace").strip() for key, value in req.scope["headers"] if key == wanted]
 
 
-def is_own_host(headers: Headers, origin: str | None) -> bool:
+def peer_of(req: Request) -> str | None:
+    """Return the address of the connection's other end; None for a Unix socket.
+
+    It is that only where uvicorn's `proxy_headers` is off. Else who sends `X-Forwarded-For` claims to be any proxy.
+    """
+    client = req.scope.get("client")
+    return str(client[0]) if client else None
+
+
+def is_own_host(req: Request, origin: str | None) -> bool:
     """Tell whether `Host` is the page's own: the host of `[web] origin`, an IP address or `localhost`.
 
     Else a site could give its own name the page's address, and a script on it would be of the same origin as the page.
     """
-    hosts = values_of(headers, "host")
+    hosts = values_of(req, "host")
     match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 and len(hosts[0]) <= _LONGEST_HOST else None
     if match is None:
         return False
@@ -79,52 +86,46 @@ def is_own_host(headers: Headers, origin: str | None) -> bool:
     return name in {"localhost", urlsplit(origin or "").hostname} or parse_address(name) is not None
 
 
-def is_same_origin(headers: Headers, own: str, configured: str | None) -> bool:
+def is_same_origin(req: Request, configured: str | None) -> bool:
     """Tell whether a page of ours sent the request, by what the browser says. A script can't set either header.
 
-    Args:
-        headers: of the request.
-        own: scheme and host that the request itself names.
-        configured: `[web] origin`.
+    It is of the host that the request itself names, or of `configured`, which is `[web] origin`.
     """
-    sites = values_of(headers, "sec-fetch-site")
+    sites = values_of(req, "sec-fetch-site")
     if sites:
         return sites == ["same-origin"]
-    origins = values_of(headers, "origin")
+    own = f"{req.scheme}://{''.join(values_of(req, 'host'))}"
+    origins = values_of(req, "origin")
     return len(origins) == 1 and origins[0].lower() in {each.lower() for each in (own, configured) if each}
 
 
-def bearer_token(headers: Headers) -> str | None:
-    """Return the token of `Authorization: Bearer`; empty when it is given twice, None without one."""
-    given = values_of(headers, "authorization")
-    tokens = [value[7:].strip() for value in given if value[:7].lower() == "bearer " or value.lower() == "bearer"]
-    if not tokens:
-        return None
-    return tokens[0] if len(given) == 1 else ""
+def bearer_token(req: Request) -> str | None:
+    """Return the token of `Authorization: Bearer`; None without one."""
+    scheme, _, token = (req.get_header("Authorization") or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
-def named_by_proxy(headers: Headers, peer: str | None, proxy: WebProxy) -> Actor | None:
+def named_by_proxy(req: Request, proxy: WebProxy) -> Actor | None:
     """Return the person that a proxy has signed in; None when another address says so, or the header is no single name."""
-    if peer is None or not is_listed(peer, proxy.networks):
+    peer, names = peer_of(req), values_of(req, proxy.header)
+    if peer is None or not is_listed(peer, proxy.networks) or len(names) != 1:
         return None
-    names = values_of(headers, proxy.header)
-    if len(names) != 1 or not 0 < len(names[0]) <= _LONGEST_PROXY_NAME:
-        return None
-    name = names[0]
-    if not name.isprintable() or "\ufffd" in name:
+    (name,) = names
+    if not 0 < len(name) <= _LONGEST_PROXY_NAME or not name.isprintable() or "\ufffd" in name:
         return None
     return Actor(name, "operator" if name in proxy.operators else "viewer", "proxy")
 
 
-def address_of(headers: Headers, peer: str | None, proxies: Iterable[Network]) -> str:
+def address_of(req: Request, proxies: Iterable[Network]) -> str:
     """Return the address that a request comes from, which may be behind proxies.
 
     A listed proxy, or one at a Unix socket, is believed what it has added to `X-Forwarded-For`: the last address there that
     is no listed proxy's. What stands before it, anybody may have written.
     """
+    peer = peer_of(req)
     if peer is not None and not is_listed(peer, proxies):
         return peer
-    for given in reversed(",".join(values_of(headers, "x-forwarded-for")).split(",")):
+    for given in reversed(",".join(values_of(req, "x-forwarded-for")).split(",")):
         address = given.strip()
         if "%" in address or parse_address(address) is None:
             break
@@ -149,11 +150,7 @@ def network_of(address: str) -> str:
 
 def local_path(given: str) -> str:
     """Return a path of this page to go on to; `/` for anything that a browser could take for another host."""
-    if len(given) > _LONGEST_PATH or not given.startswith("/") or given.startswith("//") or _NO_PATH.search(given):
-        return "/"
-    if given.partition("?")[0] in {SIGN_IN, SIGN_OUT}:
-        return "/"
-    return quote(given, safe="/?&=%:@!$'()*+,;~-._[]")
+    return given if _LOCAL.fullmatch(given) and given.partition("?")[0] not in {SIGN_IN, SIGN_OUT} else "/"
 
 
 # --- sessions
@@ -221,7 +218,7 @@ BY_ADDRESS = Limit(burst=30, pause_seconds=5)
 MOST_WAITING = 10
 """Attempts whose hash waits for its turn; those of known places come beside them."""
 MOST_PLACES = 100
-"""ScanStarts that are known of each person."""
+"""Known places of each person."""
 _BUSY_SECONDS = 5
 Keys = tuple[tuple[Limit, str], ...]
 
@@ -236,38 +233,29 @@ class SignInLimits:
     def __init__(self) -> None:
         self.waiting = 0
         self._known: dict[str, deque[str]] = {}
-        self._used: dict[tuple[Limit, str], tuple[float, float]] = {}
-        """The failures that count, and when they were counted; the last one stands last."""
+        self._over: dict[tuple[Limit, str], float] = {}
+        """The time when all failures of a key count no more: each puts it off by one pause."""
 
     def begin(self, name: str, address: str, now: float) -> tuple[Keys, float]:
         """Count an attempt, and return by what, and 0; or count nothing, and return the seconds until one is allowed."""
         place = network_of(address)
         is_known = place in self._known.get(name, ())
         keys: Keys = ((BY_NAME, f"{place}\n{name}"),) if is_known else ((BY_NAME, name), (BY_ADDRESS, place))
-        wait = max((self._counted(key, now) + 1 - key[0].burst) * key[0].pause_seconds for key in keys)
+        over = {key: max(self._over.get(key, now), now) + key[0].pause_seconds for key in keys}
+        wait = max(end - now - limit.burst * limit.pause_seconds for (limit, _), end in over.items())
         if wait <= 0 and not is_known and self.waiting >= MOST_WAITING:
             wait = _BUSY_SECONDS
-        if wait > 0:
-            return keys, wait
-        for key in keys:
-            counted = self._counted(key, now) + 1
-            self._used.pop(key, None)
-            self._used[key] = (counted, now)
-        while not self._counted(oldest := next(iter(self._used)), now):
-            del self._used[oldest]
-        return keys, 0.0
+        if wait <= 0:
+            self._over = {key: end for key, end in self._over.items() if end > now} | over
+        return keys, max(wait, 0.0)
 
-    def succeeded(self, keys: Keys, name: str, address: str, now: float) -> None:
+    def succeeded(self, keys: Keys, name: str, address: str) -> None:
         """Count an attempt no longer, as the password was right, and remember the place."""
         for key in keys:
-            self._used[key] = (max(0.0, self._counted(key, now) - 1), now)
+            self._over[key] = self._over.get(key, 0.0) - key[0].pause_seconds
         known, place = self._known.setdefault(name, deque(maxlen=MOST_PLACES)), network_of(address)
         if place not in known:
             known.append(place)
-
-    def _counted(self, key: tuple[Limit, str], now: float) -> float:
-        used, at = self._used.get(key, (0.0, now))
-        return max(0.0, used - max(0.0, now - at) / key[0].pause_seconds)
 
 
 # --- the door
@@ -276,7 +264,6 @@ SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 _PUBLIC = re.compile(r"/static/.*|/health/live")
 _OF_VIEWERS = re.compile(r"/sign-out|(/api/v1)?/events/[0-9]+/reveal")
 """Paths of unsafe methods that a viewer may use, too."""
-_A_YEAR = "max-age=31536000"
 
 
 class Guard:
@@ -312,12 +299,10 @@ class Guard:
         is_safe = req.method in SAFE_METHODS
         if is_safe and _PUBLIC.fullmatch(req.path):
             return
-        headers = headers_of(req)
-        token = bearer_token(headers)
+        token = bearer_token(req)
         if token is None:
-            self._require_own_site(req, headers, is_safe=is_safe)
-        actor = await (self._of_person(req, headers) if token is None else self._of_token(token))
-        req.context.actor = actor
+            self._require_own_site(req, is_safe=is_safe)
+        actor = req.context.actor = await (self._of_person(req) if token is None else self._of_token(token))
         if req.path in {SIGN_IN, SIGN_OUT}:
             return
         if actor is None:
@@ -328,7 +313,7 @@ class Guard:
     async def process_response(self, _req: Request, resp: Response, _resource: object, _succeeded: bool) -> None:
         """Tell browsers to use https alone, where the page is behind it."""
         if self.is_https:
-            resp.set_header("Strict-Transport-Security", _A_YEAR)
+            resp.set_header("Strict-Transport-Security", "max-age=31536000")
 
     async def person_of(self, req: Request) -> Entry | None:
         """Return the person of the cookie, if the session is valid now."""
@@ -338,34 +323,31 @@ class Guard:
         people = await self.users.entries()
         return self.sessions.person_of(cookies[0], people, self.clock.now().timestamp(), self.web.session)
 
-    def _require_own_site(self, req: Request, headers: Headers, *, is_safe: bool) -> None:
+    def _require_own_site(self, req: Request, *, is_safe: bool) -> None:
         """Turn away what a browser sends for another site; a token is sent by no browser by itself."""
-        if not is_own_host(headers, self.web.origin):
+        if not is_own_host(req, self.web.origin):
             raise NotAllowed(
                 "the page has another name than the browser used: open it by its IP address or localhost, or give"
                 " [web] origin, and let the proxy keep the header Host"
             )
-        own = f"{req.scheme}://{values_of(headers, 'host')[0]}"
-        if not is_safe and not is_same_origin(headers, own, self.web.origin):
+        if not is_safe and not is_same_origin(req, self.web.origin):
             raise NotAllowed(
                 "the request comes from another site, or the page has another address than the browser knows:"
                 " then give [web] origin"
             )
 
     async def _of_token(self, token: str) -> Actor:
-        if 0 < len(token) <= LONGEST_TOKEN:
-            hashed, entries = hash_token(token), (await self._tokens.entries()).values()
-            for entry in entries:
+        if len(token) <= LONGEST_TOKEN:
+            hashed = hash_token(token)
+            for entry in (await self._tokens.entries()).values():
                 if hmac.compare_digest(hashed, entry.hash):
                     return Actor(entry.name, entry.role, "token")
         raise SignInNeeded("the bearer token is unknown; make one with `relay web token`")
 
-    async def _of_person(self, req: Request, headers: Headers) -> Actor | None:
-        person = await self.person_of(req)
-        if person is not None:
+    async def _of_person(self, req: Request) -> Actor | None:
+        if person := await self.person_of(req):
             return Actor(person.name, person.role)
-        proxy = self.web.proxy
-        return None if proxy is None else named_by_proxy(headers, peer_of(req), proxy)
+        return None if self.web.proxy is None else named_by_proxy(req, self.web.proxy)
 
     def _sign_in(self, req: Request, *, is_safe: bool) -> SignInNeeded:
         if self.web.users is None:
@@ -373,29 +355,9 @@ class Guard:
             return SignInNeeded(f"{person}send a bearer token")
         if not is_safe:
             return SignInNeeded("the session has ended; sign in in another tab, and send this again")
-        return SignInNeeded("sign in, or send a bearer token", form=f"{SIGN_IN}?{urlencode({'next': target_of(req)})}")
-
-
-def headers_of(req: Request) -> Headers:
-    """Return the headers as they came; Falcon joins those that are given twice."""
-    headers: list[tuple[bytes, bytes]] = req.scope["headers"]
-    return headers
-
-
-def peer_of(req: Request) -> str | None:
-    """Return the address of the connection's other end; None for a Unix socket.
-
-    It is that only where uvicorn's `proxy_headers` is off. Else who sends `X-Forwarded-For` claims to be any proxy.
-    """
-    client = req.scope.get("client")
-    return str(client[0]) if client else None
-
-
-def target_of(req: Request) -> str:
-    """Return the path and query as they came, percent-encoded."""
-    raw = req.scope.get("raw_path") or req.path.encode()
-    path: str = raw.decode("ascii", "replace").partition("?")[0]
-    return f"{path}?{req.query_string}" if req.query_string else path
+        return SignInNeeded(
+            "sign in, or send a bearer token", form=f"{SIGN_IN}?{urlencode({'next': req.relative_uri})}"
+        )
 
 
 class SignIn:
@@ -413,7 +375,7 @@ class SignIn:
         following = local_path(given if isinstance(given, str) else "")
         if req.context.actor is not None:
             raise falcon.HTTPSeeOther(following)
-        if values_of(headers_of(req), "sec-fetch-site") in (["cross-site"], ["same-site"]):
+        if req.get_header("Sec-Fetch-Site") in {"cross-site", "same-site"}:
             # The cookie is not sent when a link of another site leads here. This page asks again, as one of our own.
             resp.set_header("Refresh", "0")
         self._show(resp, following)
@@ -423,16 +385,12 @@ class SignIn:
     async def on_post(self, req: Request, resp: Response) -> None:
         """Compare the password, and begin a session."""
         form = await read_form(req)
-        name, following = form.get("name", ""), local_path(form.get("next", ""))
+        name, password, following = form.get("name", "").strip(), form.get("password", ""), form.get("next", "")
+        following = local_path(following)
         try:
-            for field, value, most in (
-                ("name", name, LONGEST_NAME),
-                ("password", form.get("password", ""), LONGEST_PASSWORD),
-            ):
-                if len(value) > most:  # before anything is done with it
-                    raise BadFilter(f"a {field} has at most {most} characters", field=field)
-            address = address_of(headers_of(req), peer_of(req), self._guard.forwarding)
-            person = await self._person(name.strip(), form.get("password", ""), address)
+            if len(name) > LONGEST_NAME or len(password) > LONGEST_PASSWORD:  # before anything is done with them
+                raise BadFilter(f"a name has at most {LONGEST_NAME} characters, a password {LONGEST_PASSWORD}")
+            person = await self._person(name, password, address_of(req, self._guard.forwarding))
         except PageError as error:
             set_status(resp, error)
             self._show(resp, following, name[:LONGEST_NAME], error)
@@ -483,7 +441,7 @@ class SignIn:
         if person is None or not is_right:
             _log.warning("failed sign-in as %s from %s", *by, extra=fields("sign_in_failed", subject=name))
             raise WrongPassword("try again; after many attempts there is a pause")
-        self._limits.succeeded(keys, name, address, self._guard.monotonic())
+        self._limits.succeeded(keys, name, address)
         _log.info("%s has signed in from %s as %s", *by, person.role, extra=fields("signed_in", subject=name))
         return person
 

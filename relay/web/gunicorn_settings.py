@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +15,7 @@ from inbox.config.model import Config
 from inbox.db import migrate
 from inbox.errors import ConfigError
 from inbox.gunicorn_worker import WORKER_TMP_DIR, ActiveApp, LineLogger, allow_files, reload_app, start_app
-from inbox.loader.load import ConfigFile, load_file, read_config
+from inbox.loader.load import load_file, read_config
 from inbox.observe.logs import fields
 from relay.web.app import CONNECTIONS, page_of
 from relay.web.guard import Sessions
@@ -24,28 +23,15 @@ from relay.web.guard import Sessions
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
 
-class ActivePage(ActiveApp):
-    """The page of the last good configuration."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sessions = Sessions()
-        self.is_plain = True
-        """False where [web] origin says that a proxy speaks TLS."""
-
-    def activate(self, file: ConfigFile, forwarding: Sequence[str]) -> Config:
-        """Activate a configuration, for workers that are forked from now on; `forwarding` proxies tell a browser's address.
-
-        Raises:
-            ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
-        """
-        self.app = file.make(lambda config: page_of(config, forwarding, self._sessions))
-        LineLogger.form = file.config.logs.format
-        self.is_plain = not (file.config.web.origin or "").lower().startswith("https:")
-        return file.config
+page, sessions = ActiveApp(), Sessions()
 
 
-page = ActivePage()
+def _activate(server: Any) -> Config:  # noqa: ANN401  # gunicorn's
+    """Activate the configuration of the file; the proxies of gunicorn's `forwarded_allow_ips` tell a browser's address."""
+    file = load_file()
+    app = file.make(lambda config: page_of(config, server.cfg.forwarded_allow_ips, sessions))
+    return page.activate(app, file.config)
+
 
 with suppress(ConfigError):  # on_starting says what is wrong
     LineLogger.form = read_config().logs.format  # gunicorn writes a line before it calls on_starting
@@ -67,7 +53,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Exit if the configuration or the schema can't work; while the database is down, the page says so."""
     start_app(
         server,
-        lambda: page.activate(load_file(), server.cfg.forwarded_allow_ips),
+        lambda: _activate(server),
         application="relay-web",
         checks=(migrate.require_current,),
         away="the page says so",
@@ -77,15 +63,16 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Read the configuration again on SIGHUP; the old one stays if it can't be used."""
-    if reload_app(server, lambda: page.activate(load_file(), server.cfg.forwarded_allow_ips)) is not None:
+    if reload_app(server, lambda: _activate(server)) is not None:
         _log.info("reloaded", extra=fields("reloaded"))
 
 
 def when_ready(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Say where the page is."""
+    is_plain = page.config is None or not (page.config.web.origin or "").lower().startswith("https:")
     for listener in server.LISTENERS:
         _log.info("the operator's page is at %s", listener, extra=fields("started"))
-        if page.is_plain and not is_of_this_host(listener.getsockname()):
+        if is_plain and not is_of_this_host(listener.getsockname()):
             _log.warning(
                 "%s is open to other hosts without TLS: passwords and cookies can be read on the way; put a proxy with TLS in"
                 " front of it, and give [web] origin",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from http import HTTPStatus
 
 import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
-from inbox.errors import NothingThere, PageError, SignInNeeded, TooManySignIns, WrongPassword
+from inbox.errors import HttpAnswerError, NothingThere, SignInNeeded, TooManySignIns, WrongPassword
 from inbox.observe.logs import fields, without_message
 from relay.web import render
 
@@ -38,12 +37,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     """The parameter of the URL or field of the body that is wrong."""
 
 
-def problem_of(error: PageError) -> Problem:
-    """Make the document of one of our own problems."""
-    return Problem(error.title, error.status, error.cause, error.detail or None, error.field)
-
-
-def set_status(resp: Response, error: PageError) -> None:
+def set_status(resp: Response, error: HttpAnswerError) -> None:
     """Give an answer the status of a problem. Whoever is turned away may not keep the connection, of which there are few."""
     resp.status = HTTPStatus(error.status)
     if isinstance(error, _TURNED_AWAY):
@@ -65,11 +59,11 @@ class ProblemAnswers:
 
     def add_to(self, app: falcon.asgi.App[Request, Response]) -> None:
         """Make the application answer every error with a problem."""
-        app.add_error_handler(PageError, self.answer)
+        app.add_error_handler(HttpAnswerError, self.answer)
         app.add_error_handler(falcon.HTTPError, self.answer_http)
         app.add_error_handler(Exception, self.answer_bug)
 
-    async def answer(self, req: Request, resp: Response, error: PageError, _params: object, **_: object) -> None:
+    async def answer(self, req: Request, resp: Response, error: HttpAnswerError, _params: object, **_: object) -> None:
         """Answer with one of our own problems; who has to sign in gets the form, or the way to do so as a program."""
         if isinstance(error, SignInNeeded):
             if error.form is not None and not wants_json(req):
@@ -77,7 +71,7 @@ class ProblemAnswers:
                 return
             resp.set_header("WWW-Authenticate", "Bearer")
         set_status(resp, error)
-        self._write(req, resp, problem_of(error))
+        self._write(req, resp, Problem(error.title, error.status, error.cause, error.detail or None, error.field))
 
     async def answer_http(
         self, req: Request, resp: Response, error: falcon.HTTPError, params: object, **_: object
@@ -87,30 +81,22 @@ class ProblemAnswers:
             await self.answer(req, resp, NothingThere("no page has this address"), params)
             return
         resp.status = error.status
-        if error.headers:
-            resp.set_headers(dict(error.headers) if isinstance(error.headers, Mapping) else list(error.headers))
+        resp.set_headers(error.headers or {})
         title = HTTPStatus(error.status_code).phrase
-        detail = error.description
-        if isinstance(error, falcon.HTTPMethodNotAllowed):
-            detail = f"{req.method} is no method of this address; the header Allow has them"
-        self._write(req, resp, Problem(title, error.status_code, detail=detail))
+        self._write(req, resp, Problem(title, error.status_code, detail=error.description))
 
     async def answer_bug(self, req: Request, resp: Response, error: Exception, _params: object, **_: object) -> None:
         """Answer 500. The log has the place of the exception without its text, which may hold values of events."""
-        _log.error(
-            "bug in the page %s; the answer is 500",
-            req.uri_template,
-            exc_info=without_message(error),
-            extra=fields("bug"),
+        text = "bug in the page %s; the answer is 500"
+        _log.error(text, req.uri_template, exc_info=without_message(error), extra=fields("bug"))
+        status = resp.status = HTTPStatus.INTERNAL_SERVER_ERROR
+        self._write(
+            req, resp, Problem(status.phrase, status, detail="this is a bug of the page; its log has the place")
         )
-        resp.status = HTTPStatus.INTERNAL_SERVER_ERROR
-        detail = "this is a bug of the page; its log has the place"
-        self._write(req, resp, Problem(HTTPStatus.INTERNAL_SERVER_ERROR.phrase, 500, detail=detail))
 
     def _write(self, req: Request, resp: Response, problem: Problem) -> None:
         if wants_json(req):
-            resp.content_type = PROBLEM_TYPE
-            resp.data = msgspec.json.encode(problem)
+            resp.content_type, resp.media = PROBLEM_TYPE, problem
             return
         actor = getattr(req.context, "actor", None)
         self._renderer.show(resp, "problem.html", title=problem.title, here=req.path, problem=problem, actor=actor)

@@ -1,4 +1,4 @@
-"""Values in and out: parameters of a URL or form as a frozen query, and answers as JSON. Pure, but for the bodies."""
+"""Values in and out: parameters of a URL, a form or JSON as a frozen query, and answers as JSON. Pure, but for the bodies."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from decimal import Decimal
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
-import falcon
 import msgspec
 from falcon.asgi import Request
 
 from inbox.config.mistakes import nearest
 from inbox.db.dialect import is_storable
-from inbox.errors import BadFilter, NothingThere, RequestError
+from inbox.errors import BadFilter
 from inbox.events.timestamps import parse_time
 from inbox.http.bodies import read_whole
 from relay.operations.table import wrong_field
@@ -50,28 +49,16 @@ MOST_FIELDS = 500
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 
-async def read_body(req: Request) -> bytes:
-    """Read a body.
-
-    Raises:
-        HTTPError: it has more than `MOST_BYTES`, is slow, or is cut short.
-    """
-    try:
-        return await read_whole(req, MOST_BYTES)
-    except RequestError as error:
-        raise falcon.HTTPError(error.status, title=error.title, description=error.detail) from None
-
-
 async def read_form(req: Request) -> dict[str, str]:
     """Read the fields of a form.
 
     Raises:
         BadFilter: it is no form, has a field twice, or is not UTF-8.
-        HTTPError: as `read_body`.
+        RequestError: it has more than `MOST_BYTES`, is slow, or is cut short.
     """
     if (req.content_type or "").partition(";")[0].strip().lower() != FORM_TYPE:
         raise BadFilter(f"expected a form, of the type {FORM_TYPE}")
-    body = await read_body(req)
+    body = await read_whole(req, MOST_BYTES)
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
     except ValueError:
@@ -84,134 +71,103 @@ async def read_form(req: Request) -> dict[str, str]:
     return fields
 
 
+async def read_json(req: Request) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        BadFilter: it is none.
+        RequestError: as `read_form`.
+    """
+    try:
+        return msgspec.json.decode(await read_whole(req, MOST_BYTES), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadFilter(f"the body is no JSON object: {error}") from None
+
+
+LIVE_FIELD = "live"
+"""Parameter of every screen: `live=0` makes a page that does not refresh itself. JSON takes it, too, and means the same."""
+
+
+def given_in(req: Request, path: Mapping[str, object] = {}) -> dict[str, Any]:
+    """Return the parameters of a URL that say what is wanted, and the parts of its path."""
+    return {name: value for name, value in {**req.params, **path}.items() if name != LIVE_FIELD}
+
+
 Query = TypeVar("Query", bound=msgspec.Struct)
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Limit = Annotated[int, msgspec.Meta(ge=1, le=200)]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=200, description="Most rows of a page.")]
+Before = Annotated[
+    Number, msgspec.Meta(description="Only rows below this one: the member `before` of the page before.")
+]
 Text = Annotated[str, msgspec.Meta(max_length=1000, extra_json_schema={"pattern": "^[^\\x00]*$"})]
-"""Text without NUL, which `parse` refuses in any value: no database stores it."""
-
-
-class GivenTime(str):
-    """A time as a person gives it: RFC 3339, a date, or a span back from now such as `2d`. The URL keeps it as given."""
-
-    __slots__ = ("moment",)
-    moment: datetime
-
-    @classmethod
-    def parse(cls, given: str, now: datetime) -> GivenTime:
-        """Parse it.
-
-        Raises:
-            ValueError: no time.
-        """
-        made = cls(given)
-        made.moment = parse_time(given, now)
-        return made
-
-
-def filter_of(query: msgspec.Struct) -> dict[str, Any]:
-    """Return the values of a query by their names, with each time as a moment."""
-    given = msgspec.structs.asdict(query)
-    return {name: value.moment if isinstance(value, GivenTime) else value for name, value in given.items()}
-
+"""Text without NUL, which `convert` refuses in any value: no database stores it."""
+TIMES, LISTS = ("since", "until"), ("seqs", "deliveries", "kinds")
+"""Fields with a time, which may be given as people say it, and fields with a list, which has commas in a text."""
 
 LONGEST_VALUE = 10_000
 """Characters of one value: as many as an id of an entity has at most."""
 _FIELD = re.compile(r"[A-Za-z_]+")
 
 
-def parse(kind: type[Query], given: Mapping[str, str], now: datetime, *, known: Sequence[str] | None = None) -> Query:
-    """Make a query from the parameters of a URL; empty ones count as absent, as forms send them.
-
-    Others than those in `known` count as unknown; None: any field of it is known.
-
-    Raises:
-        BadFilter: a parameter is unknown or has a wrong value.
-    """
-    return convert(kind, {name: value for name, value in given.items() if value != ""}, now, known=known)
-
-
-def of_path(kind: type[Query], path: Mapping[str, object], now: datetime) -> Query:
-    """Make a query from the parts of a path alone.
-
-    Raises:
-        NothingThere: they name nothing that can be.
-    """
-    try:
-        return parse(kind, {name: str(value) for name, value in path.items()}, now)
-    except BadFilter as error:
-        raise NothingThere(error.detail) from None
-
-
-def parameters(given: Mapping[str, object], path: Mapping[str, object]) -> dict[str, str]:
-    """Return the parameters of a request, with the parts of its path.
-
-    Raises:
-        BadFilter: one is given twice, or stands in the path.
-    """
-    for name, value in given.items():
-        if not isinstance(value, str) or name in path:
-            raise BadFilter(f"{name} is given twice", field=name)
-    return {name: str(value) for name, value in {**path, **given}.items()}
-
-
 def convert(
     kind: type[Query],
-    filled: Mapping[str, object],
+    given: Mapping[str, object],
     now: datetime,
     *,
     strict: bool = False,
     known: Sequence[str] | None = None,
 ) -> Query:
-    """Make a query from named values; texts stand for other types unless `strict`. `known` is as in `parse`.
+    """Make a query from the parameters of a URL, the fields of a form or, `strict`, the members of a JSON object.
+
+    In a URL or a form, texts stand for other types, and empty ones count as absent. Others than those in `known` count as
+    unknown; None: any field of the query is known.
 
     Raises:
-        BadFilter: as `parse`.
+        BadFilter: one is unknown, or has a wrong value.
     """
-    names = kind.__struct_fields__ if known is None else known
-    for name, value in filled.items():
+    names, values = kind.__struct_fields__ if known is None else known, dict[str, Any]()
+    for name, value in given.items():
+        if value == "" and not strict:
+            continue
         if name not in names:
-            given = name[:100]
-            raise BadFilter(f"there is no filter {given!r}; {nearest(given, names)}", field=name)
-        texts = value if isinstance(value, list | tuple) else (value,)
-        if any(isinstance(each, str) and len(each) > LONGEST_VALUE for each in texts):
-            raise BadFilter(f"{name}: a value has at most {LONGEST_VALUE:,} characters", field=name)
-        if isinstance(value, str) and not is_storable(value):
-            raise BadFilter(f"{name} {value!r}: no database stores such a character", field=name)
-
-    def hook(wanted: type[Any], value: Any) -> Any:  # noqa: ANN401  # as msgspec has it
-        if wanted is GivenTime and isinstance(value, str):
-            return GivenTime.parse(value, now)
-        raise ValueError("a time is a text")
-
+            shown = name[:100]
+            raise BadFilter(f"there is no filter {shown!r}; {nearest(shown, names)}", field=name)
+        values[name] = _checked(name, value, now, strict=strict)
     try:
-        made = msgspec.convert(filled, kind, strict=strict, dec_hook=hook)
+        made = msgspec.convert(values, kind, strict=strict)
     except msgspec.ValidationError as error:
-        raise _bad_filter(error, filled) from None
-    for name, value in filled.items():
+        raise _bad_filter(error, values) from None
+    for name, value in values.items():
         if getattr(made, name) is None and value is not None:  # msgspec takes the text `null` for None
             raise BadFilter(f"{name} {value!r}: leave it out for any", field=name)
     return made
 
 
-def _bad_filter(error: msgspec.ValidationError, filled: Mapping[str, object]) -> BadFilter:
+def _checked(name: str, value: Any, now: datetime, *, strict: bool) -> Any:  # noqa: ANN401  # any JSON
+    """Return a value with its times and lists made, once its texts may be stored."""
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, str) and len(each) > LONGEST_VALUE:
+            raise BadFilter(f"{name}: a value has at most {LONGEST_VALUE:,} characters", field=name)
+        if isinstance(each, str) and not is_storable(each):
+            raise BadFilter(f"{name} {each!r}: no database stores such a character", field=name)
+    if name in LISTS and isinstance(value, str) and not strict:
+        return value.split(",")
+    try:
+        return parse_time(value, now) if name in TIMES and isinstance(value, str) else value
+    except ValueError as error:
+        raise BadFilter(f"{name} {value!r}: {error}", field=name) from None
+
+
+def _bad_filter(error: msgspec.ValidationError, values: Mapping[str, object]) -> BadFilter:
     place, says = wrong_field(error)
     found = _FIELD.match(place)
     name = found[0] if found else ""
-    value = f" {filled[name]!r}" if name in filled else ""
+    value = f" {values[name]!r}" if name in values else ""
     return BadFilter(f"{name or 'the filter'}{value}: {says}", field=name or None)
 
 
-def url(path: str, query: msgspec.Struct, **changed: object) -> str:
-    """Write the URL of a query, with some parameters changed; those with their default are left out."""
-    fields = msgspec.structs.fields(query)
-    given = {field.name: (getattr(query, field.name), field.default) for field in fields}
-    values: dict[str, Any] = {name: value for name, (value, default) in given.items() if value != default}
-    values.update(changed)
-    asked = {
-        name: "true" if value is True else str(value)
-        for name, value in values.items()
-        if not (value is None or value is False or value == "")
-    }
-    return f"{path}?{urlencode(asked)}" if asked else path
+def url(path: str, given: Mapping[str, object], **changed: object) -> str:
+    """Write a URL with the parameters that were given, and some changed; None takes one away."""
+    asked = {name: value for name, value in {**given, **changed}.items() if value not in (None, "")}
+    return f"{path}?{urlencode(asked, doseq=True)}" if asked else path

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -26,8 +24,9 @@ from inbox.db.views import VIEWS
 from inbox.errors import DatabaseAway, QueryTooSlow
 from relay.accounts import Actor
 from relay.delivery.policy import Policies, policies
+from relay.operations.asks import Moment
 from relay.store.database import Database
-from relay.web.query import GivenTime, Limit, Number
+from relay.web.query import Before, Limit
 
 AnyMembers = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema={"additionalProperties": True})]
 """An object with any members, such as the selection of a command."""
@@ -70,7 +69,7 @@ class Screen(msgspec.Struct, frozen=True):
     """One screen, its JSON twin (`PATH.json`) and its place in the API (`/api/v1/PATH`)."""
 
     name: str
-    """Its template is `templates/NAME.html`, which gets `page`, `query`, `screen`, `config`, `actor`, `now` and `values`."""
+    """Its template is `templates/NAME.html`, which gets `page`, `query`, `given`, `screen`, `config`, `actor` and `values`."""
     path: str
     """As Falcon has it; names in braces are fields of the query."""
     title: str
@@ -102,9 +101,9 @@ def _types_of(read: Callable[[Reading, Any], Any]) -> dict[str, type[msgspec.Str
 class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of every list."""
 
-    since: GivenTime | None = None
-    until: GivenTime | None = None
-    before: Number | None = None
+    since: Annotated[Moment, msgspec.Meta(description="Only what happened at or after this time.")] | None = None
+    until: Annotated[Moment, msgspec.Meta(description="Only what happened before this time.")] | None = None
+    before: Before | None = None
     limit: Limit = 50
 
 
@@ -125,10 +124,8 @@ LONGEST_SECONDS = 2.0
 Made = TypeVar("Made")
 
 
-AT_ONCE, OF_A_KIND = 12, 2
-"""Reads at a time, and those of one kind, such as of one screen: a slow screen leaves threads to the others."""
-LONGEST_WAIT_SECONDS = 8.0
-"""After so long a wait for its turn, a read ends as one that takes too long."""
+AT_ONCE = 12
+"""Reads at a time. Each statement ends soon, so a screen that is slow keeps others waiting for seconds at most."""
 REFRESH_SECONDS = 0.5
 """Pages that refresh themselves are read so often together, however many are open, and never more than half of the time."""
 
@@ -150,25 +147,23 @@ class Readers:
         if (viewer_url := config.web.viewer_url) is not None:
             made = engines.connect_read_only(viewer_url, application="relay-web-viewer", seconds=LONGEST_SECONDS)
             self._viewers = Database(made)
-        self._writer = Database(engines.connect(url, application="relay-web"))
+        self._writer = Database(engines.connect(url, application="relay-web", pings=True))
         self._kept: dict[object, tuple[float, Any]] = {}
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="web-read")
-        self._of_kind: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(OF_A_KIND))
         self._next_refresh = 0.0
 
-    async def read(self, actor: Actor, make: Callable[[Reading], Made], *, kind: str = "other") -> Made:
+    async def read(self, actor: Actor, make: Callable[[Reading], Made]) -> Made:
         """Run `make` in a thread with everything that it may read.
 
         Raises:
-            QueryTooSlow: a statement ran into its limit, or others of this kind took all the time.
+            QueryTooSlow: a statement ran into its limit.
             DatabaseAway: the database does not answer, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
         reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep)
-        async with self._turn(kind):
-            return await self._in_thread(lambda: make(reading))
+        return await self._in_thread(lambda: make(reading))
 
-    async def refresh(self, actor: Actor, make: Callable[[Reading], Made], *, kind: str) -> Made:
+    async def refresh(self, actor: Actor, make: Callable[[Reading], Made]) -> Made:
         """Do as `read` for a page that refreshes itself.
 
         Raises:
@@ -181,23 +176,10 @@ class Readers:
             raise NotYourTurn
         self._next_refresh = math.inf
         try:
-            return await self.read(actor, make, kind=kind)
+            return await self.read(actor, make)
         finally:
             ended = self._monotonic()
             self._next_refresh = ended + max(REFRESH_SECONDS, ended - began)
-
-    @asynccontextmanager
-    async def _turn(self, kind: str) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(LONGEST_WAIT_SECONDS):
-                await self._of_kind[kind].acquire()
-        except TimeoutError:
-            why = f"this one waited {LONGEST_WAIT_SECONDS:g} s"
-            raise QueryTooSlow(f"others ask for the same, and it takes long: {why}; try again") from None
-        try:
-            yield
-        finally:
-            self._of_kind[kind].release()
 
     def _keep(self, key: object, seconds: float, make: Callable[[], Any]) -> Any:  # noqa: ANN401  # whatever is made
         """Return the value of a key if it is younger than `seconds`; else make it. Keys are of the code, never from a request."""
@@ -214,8 +196,7 @@ class Readers:
             QueryTooSlow: as `read`.
             DatabaseAway: as `read`.
         """
-        async with self._turn("write"):
-            return await self._in_thread(lambda: make(self._writer))
+        return await self._in_thread(lambda: make(self._writer))
 
     async def _in_thread(self, make: Callable[[], Made]) -> Made:
         return await asyncio.get_running_loop().run_in_executor(self._threads, _told, make)

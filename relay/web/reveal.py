@@ -6,7 +6,6 @@ import base64
 import re
 from itertools import accumulate
 
-import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
@@ -17,8 +16,9 @@ from relay.accounts import Actor
 from relay.store import reads
 from relay.store.database import Database
 from relay.web import render
-from relay.web.acts import Reason, checked_reason, read_json
-from relay.web.query import convert, encode, of_path, read_form
+from relay.web.acts import Reason, checked_reason
+from relay.web.problems import wants_json
+from relay.web.query import convert, read_form, read_json
 from relay.web.reading import Readers
 from relay.web.screens import EVENT
 from relay.web.screens.event import EventQuery, event
@@ -76,37 +76,35 @@ class RevealedPayload(msgspec.Struct, frozen=True):
     body_base64: str
 
 
+def _text(body: bytes) -> str | None:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 class RevealResource:
     """Shows a payload to who says why. The row about it is committed before anything is answered."""
 
     def __init__(self, readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
         self._readers, self._renderer, self._clock = readers, renderer, clock
 
-    async def on_post(self, req: Request, resp: Response, seq: str) -> None:
-        """Answer with the event's page that has the payload in it, or with the body as a file."""
-        now, actor = self._clock.now(), req.context.actor
-        query, form = of_path(EventQuery, {"seq": seq}, now), await read_form(req)
-        reason = checked_reason(form.get("reason", ""))
-        headers, body = await self._reveal(actor, query.seq, reason)
-        if "download" in form:
+    async def on_post(self, req: Request, resp: Response, seq: int) -> None:
+        """Answer with the payload as JSON, with the event's page that has it, or with the body as a file."""
+        is_json, actor = wants_json(req), req.context.actor
+        given = await (read_json if is_json else read_form)(req)
+        is_file = given.pop("download", None) is not None and not is_json
+        reason = checked_reason(convert(RevealOrder, given, self._clock.now(), strict=True).reason)
+        headers, body = await self._reveal(actor, seq, reason)
+        if is_json:
+            resp.media = RevealedPayload(headers, _text(body), base64.b64encode(body).decode())
+        elif is_file:
             resp.content_type = "application/octet-stream"  # no browser shows it, whatever it holds
-            resp.downloadable_as, resp.data = f"event-{query.seq}.bin", body
-            return
-        page = await self._readers.read(actor, lambda reading: event(reading, query))
-        shown = RevealedPage(headers, *text_of(body), reason)
-        self._renderer.show_screen(resp, EVENT, query=query, page=page, actor=actor, shown=shown)
-
-    async def on_post_json(self, req: Request, resp: Response, seq: str) -> None:
-        """Answer with the payload as JSON."""
-        query = of_path(EventQuery, {"seq": seq}, self._clock.now())
-        order = convert(RevealOrder, await read_json(req), self._clock.now(), strict=True)
-        headers, body = await self._reveal(req.context.actor, query.seq, checked_reason(order.reason))
-        try:
-            text = body.decode()
-        except UnicodeDecodeError:
-            text = None
-        resp.content_type = falcon.MEDIA_JSON
-        resp.data = encode(RevealedPayload(headers, text, base64.b64encode(body).decode()))
+            resp.downloadable_as, resp.data = f"event-{seq}.bin", body
+        else:
+            page = await self._readers.read(actor, lambda reading: event(reading, EventQuery(seq=seq)))
+            shown = RevealedPage(headers, *text_of(body), reason)
+            self._renderer.show_screen(resp, EVENT, given={"seq": seq}, page=page, actor=actor, shown=shown)
 
     async def _reveal(self, actor: Actor, seq: int, reason: str) -> tuple[dict[str, str], bytes]:
         def make(database: Database) -> tuple[dict[str, str], bytes]:

@@ -88,6 +88,14 @@ def test_refused_credentials_open_it_at_once_and_a_410_retires_the_endpoint() ->
     assert after("well", "unwell", breaker=retired) == retired
 
 
+def test_a_breaker_hears_of_successes_while_it_is_not_closed_or_has_a_failure_in_its_window() -> None:
+    failed, opened = {CRM: after("unwell")}, {CRM: after("refused")}
+    assert Gates(NOW + seconds(59), breakers=failed).recently_failing() == {CRM}
+    assert Gates(NOW + seconds(60), breakers=failed).recently_failing() == frozenset()
+    assert Gates(NOW + seconds(60), breakers=opened).recently_failing() == {CRM}
+    assert Gates(NOW, breakers={CRM: Breaker()}).recently_failing() == frozenset()
+
+
 def test_what_began_before_it_opened_changes_nothing() -> None:
     opened = after("refused")
     assert after("well", "unwell", "refused", breaker=opened) == opened

@@ -253,6 +253,7 @@ def test_only_a_listed_field_is_cleared_and_only_where_there_is_something_to_cle
 )
 def test_a_lookup_replaces_a_value(found: object, sent: object) -> None:
     assert one(found, lookup={"M": "male", "F": ["f"], "1": "one", "true": "yes"}) == sent
+    assert one("X", lookup={"M": "male"}, default="unknown") == "unknown"
 
 
 @pytest.mark.parametrize(

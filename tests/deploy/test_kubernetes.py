@@ -15,7 +15,6 @@ OBJECTS = {
     f"{made['kind']} {made['metadata'].get('name') or made['metadata']['generateName']}": made for made in manifests()
 }
 PODS = pods()
-PRE_STOP = 5
 
 
 def accept(made: dict[str, Any]) -> None:

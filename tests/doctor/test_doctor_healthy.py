@@ -8,7 +8,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,14 +101,11 @@ def test_a_database_that_does_not_answer_is_one_finding_and_the_others_need_it(t
     assert "hidden" not in ended.stdout
 
 
-def test_a_url_that_can_not_be_used_is_not_well(tmp_path: Path, sqlite_database_url: str) -> None:
+def test_a_url_that_can_not_be_used_is_said_without_its_password(tmp_path: Path, sqlite_database_url: str) -> None:
     place = installation(tmp_path, sqlite_database_url)
     url = "postgresql+psycopg://relay:hid@den@127.0.0.1:port/inbox"
     ended = invoke("inbox", "doctor", "--json", **{**environment_of(place), "INBOX_DATABASE_URL": url})
-    document = json.loads(ended.stdout)
-    assert [each["kind"] for each in document["examinations"][0]["findings"]] == ["database_unreachable"]
-    assert (ended.status, document["critical"]) == (1, 1)
-    assert "den@" not in ended.stdout
+    assert (ended.status, "INBOX_DATABASE_URL" in ended.stderr, "den@" in ended.stderr) == (2, True, False)
 
 
 def test_a_missing_sqlite_file_is_a_finding_and_is_not_made(tmp_path: Path) -> None:
@@ -139,33 +135,23 @@ def test_a_database_of_a_newer_version_is_a_finding(tmp_path: Path, database_url
 # --- apart from each other
 
 
-def test_an_examination_that_fails_or_hangs_is_reported_and_stops_no_other(
-    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    never = threading.Event()
+def test_an_examination_that_fails_or_is_slow_is_reported_and_stops_no_other(tmp_path: Path, database_url: str) -> None:
     slow = "SELECT pg_sleep(60)" if database_url.startswith("postgres") else _ENDLESS
 
     def fails(_place: Installation) -> Iterator[Finding]:
         yield Finding("seen", "warning", "")
         raise RuntimeError("a secret \x1b[31m")
 
-    def hangs(_place: Installation) -> Iterator[Finding]:
-        never.wait()
-        yield from ()
-
     def is_slow(place: Installation) -> Iterator[Finding]:
         with place.reading() as connection:
             connection.execute(text(slow)).all()
         yield from ()
 
-    monkeypatch.setattr(runs, "LONGEST_SECONDS", 5.0)
     place = installation(tmp_path, database_url, seconds=1.0)
-    made = [Examination(each.__name__, each, ()) for each in (fails, hangs, is_slow)]
+    made = [Examination(each.__name__, each, ()) for each in (fails, is_slow)]
     results = {each.name: each for each in runs.run(place, [*made, named("clock")])}
-    never.set()
     assert len(results["fails"].findings) == 1
     assert results["fails"].needs == "needs a repair of its own: RuntimeError"
-    assert results["hangs"].needs == "needs more than 5 s"
     assert (results["is_slow"].needs or "").startswith("needs the database to answer: ")
     assert results["clock"].needs is None
 

@@ -177,6 +177,7 @@ async def test_six_receivers_with_overlapping_keys_never_deadlock_and_agree_on_e
 
 
 @ON_POSTGRES
+@pytest.mark.nightly
 async def test_without_the_sort_they_deadlock(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: it is the order of insertion that the test above rests on.
 

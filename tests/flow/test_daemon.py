@@ -14,7 +14,7 @@ from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.dialect import as_json
 from inbox.loader.load import parse_config
-from relay.daemon.generation import prepare
+from relay.daemon.generation import WorkerPool, prepare
 from relay.daemon.loop import Relay
 from relay.delivery.policy import policies
 from relay.observe import Observer
@@ -76,6 +76,12 @@ def test_a_destination_never_has_more_calls_at_once_than_its_concurrency(rig: Ri
         held.go.set()
         rig.until_left()
     assert sorted(held.seqs) == seqs
+
+
+def test_each_route_of_a_destination_has_its_turn_to_be_first() -> None:
+    unused: Any = None
+    pool = WorkerPool("audit", 0, dict.fromkeys("abc", unused), context_of=unused, finished=unused)
+    assert {pool.take_turn()[0] for _ in range(3)} == set("abc")
 
 
 @ON_BOTH

@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import Engine, text
@@ -26,6 +26,7 @@ from relay.store.database import Database
 from relay.store.deliveries import claim_of
 from relay.store.sequence import sequence
 from relay.store.work import Work
+from tests.bulkheads.test_steps import LOCKED
 from tests.helpers.daemon import Rig
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import stand_still
@@ -59,15 +60,22 @@ def _an_older_one_has_come(rig: Rig) -> None:
     steps.receive(an_event(2, second=1, routes=[ROUTE]))
 
 
-@ON_POSTGRES
 @pytest.mark.usefixtures("_an_older_one_has_come")
-def test_while_nothing_can_be_ordered_nothing_is_claimed_and_the_older_one_goes_first(rig: Rig) -> None:
-    with contextlib.ExitStack() as trouble:
-        trouble.enter_context(no_relay_can_order(rig.engine))
-        with rig.relay() as relay:
-            until(lambda: could_not_order(relay), "it can't be ordered")
-            trouble.close()
-            rig.until_left()
+def test_while_nothing_can_be_ordered_nothing_is_claimed_and_the_older_one_goes_first(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+
+    def held_up(*given: Any) -> int:  # noqa: ANN401  # passed on
+        if not let_go.is_set():
+            raise LOCKED
+        return sequence(*given)
+
+    monkeypatch.setattr("relay.store.sequence.sequence", held_up)
+    with rig.relay() as relay:
+        until(lambda: could_not_order(relay), "it can't be ordered")
+        let_go.set()
+        rig.until_left()
     assert rig.calls == [2, 1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
@@ -12,11 +13,12 @@ from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.store import claim, work
 from tests.flow.test_daemon_order import no_relay_can_order
-from tests.helpers.daemon import Rig, users
+from tests.helpers.daemon import Rig, configured, users
 from tests.helpers.evidence import facts
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import down
 from tests.helpers.reading import count
+from tests.helpers.relaying import at_work
 from tests.helpers.waiting import until
 
 
@@ -31,6 +33,19 @@ def test_a_call_that_hangs_is_cut_when_the_grace_period_is_over(rig: Rig) -> Non
     assert (cut["detail"]["error_class"], cut["detail"]["counted"]) == ("lease_lost", False)
     assert rig.left == {"ready": 1, "waiting": 1}
     assert count(rig.engine, "open_delivery WHERE attempt > 0") == 0
+
+
+def test_a_call_that_is_cut_before_it_is_sent_counts_as_never_made(rig: Rig) -> None:
+    rig.arrive("u1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # no handshake ever ends
+        config = configured(f"https://127.0.0.1:{silent.getsockname()[1]}/")
+        relay = Relay(rig.database, prepare(config), grace_seconds=0.2, observer=rig.observer)
+        with at_work(relay):
+            connection, _ = silent.accept()
+        connection.close()
+    assert (rig.kinds, rig.left) == ([], {"ready": 1})
+    assert rig.observer.counts["given_back"] == 1
+    assert not relay._generations.in_hand
 
 
 def test_a_relay_that_can_claim_nothing_for_long_ends_what_runs_in_order_and_itself_as_one_that_died(

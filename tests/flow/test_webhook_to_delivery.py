@@ -12,7 +12,7 @@ from relay.delivery.facts import Abandoned
 from tests.helpers.kinds import ON_BOTH
 from tests.helpers.reading import count, duplicates, rows
 from tests.helpers.receiver import Receiver
-from tests.helpers.relaying import UNWELL, Scripted, Steps
+from tests.helpers.relaying import UNWELL, Steps
 from tests.helpers.webhooks import ROUTE, TOKEN, body, moment
 
 
@@ -36,19 +36,6 @@ async def test_a_webhook_becomes_a_delivery(receiver: Receiver, steps: Steps, en
     assert TOKEN not in str(delivery.headers)
     assert steps.kinds() == [(1, "delivered")]
     assert count(engine, "open_delivery") == 0
-
-
-async def test_a_delivery_that_fails_is_made_again_when_it_is_due(receiver: Receiver, steps: Steps) -> None:
-    steps.deliverer = Scripted([UNWELL])
-    await receiver.post()
-    assert steps.round() == 1
-    steps.advance(4.9)
-    assert steps.round() == 0
-    steps.advance(0.2)
-    assert steps.round() == 1
-
-    assert [delivery.attempt for delivery in steps.deliverer.seen] == [1, 2]
-    assert steps.kinds() == [(1, "attempt_failed"), (1, "delivered")]
 
 
 async def test_events_of_an_entity_are_delivered_in_the_order_of_their_own_times(

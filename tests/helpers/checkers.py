@@ -346,3 +346,26 @@ def _in_a_row(call: Call, abandoned: set[Call]) -> int:
 
 def _overlap(begin: float, end: float, other: Interval) -> float:
     return max(0.0, min(end, other.end) - max(begin, other.begin))
+
+
+def of_any_run(
+    sends: Sequence[Line],
+    arrivals: Sequence[Line],
+    inbox: Sequence[Mapping[str, Any]],
+    facts: Sequence[Mapping[str, Any]],
+    logs: Mapping[str, str],
+) -> dict[str, Sequence[object]]:
+    """The findings of all checkers that need to know nothing of the faults."""
+    return {
+        "lost": lost(sends, arrivals),
+        "not stored": unstored(sends, inbox),
+        "phantoms": phantoms(sends, arrivals),
+        "two numbers": two_numbers(sends, inbox),
+        "repeats taken for new": taken_as_new_twice(sends),
+        "improper refusals": improper_refusals(sends),
+        "unfinished": unfinished(inbox, facts),
+        "out of order": out_of_order(arrivals, facts),
+        "unexplained repeats": unexplained_repeats(arrivals, facts),
+        "attempts called twice": attempts_called_twice(arrivals, facts),
+        "complaints in logs": complaints(logs),
+    }

@@ -63,8 +63,8 @@ def invoke(side: str, *arguments: str, **environment: str) -> Ended:
     opened: list[Engine] = []
     connect = engines.connect
 
-    def remembered(url: str, *, application: str) -> Engine:
-        opened.append(connect(url, application=application))
+    def remembered(url: str, *, application: str, pings: bool = False) -> Engine:
+        opened.append(connect(url, application=application, pings=pings))
         return opened[-1]
 
     with mock.patch.object(engines, "connect", remembered), mock.patch.object(testing, "_get_command", _command):

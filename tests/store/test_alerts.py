@@ -15,7 +15,7 @@ from relay.store import alert_conditions, alerts
 from relay.store.alert_conditions import Watch
 from relay.store.claim import claim_suspect
 from relay.store.database import Database
-from relay.store.nodes import describe, heartbeat
+from relay.store.nodes import describe, heartbeat, read_nodes, stop_node
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, FakeClock, Steps, work_of
 from tests.helpers.storing import a_row, an_event
@@ -38,6 +38,25 @@ A, B = (Alert("endpoint_retired", f"destination {name}", firing=True) for name i
 def note(steps: Steps, *noted: Alert) -> None:
     with steps.database.write() as transaction:
         alerts.note(transaction, noted, transaction.take_order_lock())
+
+
+def test_a_relay_that_has_stopped_in_order_fails_at_nothing(steps: Steps) -> None:
+    describe(work_of(steps.database, node="r1"), "host", 1, "0")
+    heartbeat(steps.database, "r1", {"claim": "OperationalError: out of memory"})
+    with steps.database.read() as transaction:
+        assert [row["failing"] for row in read_nodes(transaction)] == [{"claim": "OperationalError: out of memory"}]
+    stop_node(steps.database, "r1")
+    with steps.database.read() as transaction:
+        assert read_nodes(transaction) == []
+
+
+def test_an_alert_whose_post_has_failed_for_good_is_not_tried_again(steps: Steps, clock: FakeClock) -> None:
+    note(steps, A, B)
+    for is_final in (True, False):
+        (taken,) = alerts.take_unsent(steps.work)
+        alerts.posted(steps.database, taken.id, "it can't be posted", is_final=is_final)
+    clock.moment += alerts.POST_AGAIN_AFTER
+    assert [posted.id for posted in alerts.take_unsent(steps.work)] == [2]
 
 
 def test_a_thousand_deaths_on_a_route_are_one_alert_until_none_is_dead(steps: Steps) -> None:

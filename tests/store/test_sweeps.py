@@ -188,6 +188,14 @@ def run(sweeping: CompiledSweep, engine: Engine) -> SweepFindings:
     return last
 
 
+@pytest.mark.parametrize("more", ['items = "length(`1`)"', 'errors = "resources"'])
+def test_a_page_that_can_not_be_read_fails_the_sweep(
+    directory: Directory, engine: Engine, database_url: str, more: str
+) -> None:
+    with swept_by(directory, database_url, more) as made, pytest.raises(SweepFailed):
+        run(made, engine)
+
+
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(
     sweeping: CompiledSweep, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,6 @@ from inbox.exposure import exposure_warnings
 from inbox.loader.load import parse_config
 from relay.accounts import (
     check_accounts,
-    check_password_hash,
-    check_token_hash,
     hash_token,
     is_password,
     parse_entries,
@@ -31,16 +29,14 @@ def test_a_password_from_a_pipe_becomes_a_line(tmp_path: Path) -> None:
     done = Run.invoke(app, ["passwd", "anna", "--role", "operator"], input=f"{PASSWORD}\nsecond line\n")
     assert done.exit_code == 0
     assert PASSWORD not in done.output
-    entry = parse_entries(done.stdout, "out", check_password_hash)["anna"]
+    entry = parse_entries(done.stdout, "out", "users")["anna"]
     assert entry.role == "operator"
     assert is_password(PASSWORD, entry.hash)
     file = tmp_path / "users"
     for role in ("operator", "viewer"):
         done = Run.invoke(app, ["passwd", "anna", "--role", role, "--into", str(file)], input=PASSWORD)
         assert (done.exit_code, done.stdout) == (0, "")
-    assert {entry.role for entry in parse_entries(file.read_text(), "users", check_password_hash).values()} == {
-        "viewer"
-    }
+    assert {entry.role for entry in parse_entries(file.read_text(), "users", "users").values()} == {"viewer"}
 
 
 def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
@@ -49,7 +45,7 @@ def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> No
     made = done.stdout.strip()
     assert made.startswith("irw_")
     assert made not in file.read_text()
-    assert parse_entries(file.read_text(), "tokens", check_token_hash)["grafana"].hash == hash_token(made)
+    assert parse_entries(file.read_text(), "tokens", "tokens")["grafana"].hash == hash_token(made)
     shown = Run.invoke(app, ["token", "grafana", "--role", "viewer"]).stdout.split()
     assert shown[0] == f"grafana:viewer:{hash_token(shown[1])}"
 

@@ -276,15 +276,6 @@ def test_a_plan_of_named_events_has_their_causes_and_errors(page: Page, steps: S
     assert named["deliveries"][0]["error"]
 
 
-def test_a_dry_run_by_the_api_changes_nothing(page: Page, steps: Steps) -> None:
-    fill_with_dead(steps, 2)
-    body = {"route": "strict", "reason": "to see", "dry_run": True}
-    number = page.post("/api/v1/acts/replay", json=body).json()["id"]
-    assert work(steps.database, number).answer == "dry run: 2 deliveries would be replayed"
-    assert "Sample of the dry run" in page.get(f"/commands/{number}").text
-    assert page.post("/api/v1/acts/pause", json={"route": "strict", "reason": "x", "dry_run": True}).status_code == 400
-
-
 @pytest.mark.parametrize(
     "body",
     [

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.web.render import Series, chart, scale, summary
+from relay.web.render import Series, chart, scale
 
 FIGURES = st.lists(st.integers(0, 10**30), max_size=70)
 LINES = st.lists(st.tuples(st.text(max_size=30), st.sampled_from(("in", "out", "bad")), FIGURES), max_size=4)
@@ -72,22 +71,6 @@ def test_the_scale_holds_the_largest_and_has_few_steps(largest: int) -> None:
     assert 1 <= top // step <= 4
 
 
-@pytest.mark.parametrize(
-    ("largest", "expected"),
-    [
-        (0, (1, 1)),
-        (1, (1, 1)),
-        (3, (3, 1)),
-        (7, (8, 2)),
-        (97, (100, 50)),
-        (1200, (1500, 500)),
-        (8001, (10_000, 5000)),
-    ],
-)
-def test_the_scale_is_in_numbers_that_people_read(largest: int, expected: tuple[int, int]) -> None:
-    assert scale(largest) == expected
-
-
 def test_a_higher_figure_is_drawn_higher_and_a_later_one_further_right() -> None:
     (line,) = parsed(chart("all", "t", figures(0, 5, 10), ["10:00", "11:00"])).iter(f"{SVG}polyline")
     (x0, y0), (x1, y1), (x2, y2) = (tuple(map(float, pair.split(","))) for pair in (line.get("points") or "").split())
@@ -98,7 +81,3 @@ def test_a_higher_figure_is_drawn_higher_and_a_later_one_further_right() -> None
 def test_its_labels_are_those_of_the_grid_and_of_the_times() -> None:
     drawn = chart("all", "t", figures(12_000), ["10:00", "11:00"])
     assert re.findall(r"<text[^>]*>([^<]*)</text>", drawn) == ["0", "5k", "10k", "15k", "10:00", "11:00"]
-
-
-def test_nothing_at_all_is_said_in_words() -> None:
-    assert summary(()) == summary((("in", "in", ()),)) == "no figures"

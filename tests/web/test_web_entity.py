@@ -17,7 +17,6 @@ from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from inbox.db import reads
-from relay.web import reading
 from relay.web.screens import event as event_screen
 from tests.destinations.syncing import FETCHED, FOUND, World
 from tests.helpers import scripted
@@ -210,7 +209,6 @@ def test_systems_that_hang_block_no_other_page_and_no_third_comparison(
         raise AssertionError
 
     monkeypatch.setattr(event_screen, "preview", hang)
-    monkeypatch.setattr(reading, "LONGEST_WAIT_SECONDS", 0.1)
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(requests_get, compared.url + DIFFERENCE) for _ in range(2)]
         for _ in running:

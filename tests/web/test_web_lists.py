@@ -175,9 +175,9 @@ def test_an_act_on_all_that_match_is_on_exactly_those(page: Page, query: str, ac
     ("query", "why"),
     [
         ("route=strict", "Choose a state"),
-        ("state=in_flight", "left alone"),
-        ("state=unrouted", "have no delivery"),
-        ("state=superseded", "A newer delivery"),
+        ("state=in_flight", "No act changes"),
+        ("state=unrouted", "No act changes"),
+        ("state=superseded", "No act changes"),
         ("state=delivered", "replayed by entity"),
         ("state=delivered&entity=USER/u1&status=200", "know no error and no status"),
         ("state=ready&error=x", "know no error and no status"),

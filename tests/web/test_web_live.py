@@ -108,18 +108,18 @@ def test_a_slow_page_is_refreshed_for_at_most_half_of_the_time(page_config: Conf
     now, go_on = Monotonic(1000.0), threading.Event()
 
     async def scenario(readers: Readers) -> None:
-        slow = asyncio.create_task(readers.refresh(OPERATOR, lambda _: go_on.wait(30), kind="deliveries"))
+        slow = asyncio.create_task(readers.refresh(OPERATOR, lambda _: go_on.wait(30)))
         await asyncio.sleep(0)
         with pytest.raises(NotYourTurn):
-            await readers.refresh(VIEWER, lambda _: None, kind="alerts")
+            await readers.refresh(VIEWER, lambda _: None)
         now.seconds += 5
         go_on.set()
         await slow
         now.seconds += 4.9
         with pytest.raises(NotYourTurn):
-            await readers.refresh(VIEWER, lambda _: None, kind="alerts")
+            await readers.refresh(VIEWER, lambda _: None)
         now.seconds += 0.1
-        assert await readers.refresh(VIEWER, lambda _: "read", kind="alerts") == "read"
+        assert await readers.refresh(VIEWER, lambda _: "read") == "read"
 
     with contextlib.closing(Readers(page_config, clock, now)) as readers:
         asyncio.run(scenario(readers))

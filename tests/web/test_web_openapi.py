@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import msgspec
 from sqlalchemy import Engine, text
 
 from relay.web import openapi
-from relay.web.query import GivenTime, Number, Text, encode
-from relay.web.reading import ListPage, Reading, Screen, rows_of
+from relay.web.query import Number, Text, encode
+from relay.web.reading import ListPage, ListQuery, Reading, Screen, rows_of
 from relay.web.screens import SCREENS
 from tests.helpers.kinds import ON_BOTH
 from tests.helpers.page import Page
 
-DOCUMENT = openapi.document(SCREENS, "1.2.3")
+DOCUMENT = openapi.document(SCREENS)
 
 
-class AQuery(msgspec.Struct, frozen=True, kw_only=True):
+class AQuery(ListQuery, frozen=True, kw_only=True):
     seq: Number
     name: Annotated[Text, msgspec.Meta(description="Its own words.")]
-    since: GivenTime | None = None
-    before: Number | None = None
     is_open: bool = False
 
 
@@ -55,11 +52,11 @@ def test_the_document_is_valid() -> None:
     from openapi_spec_validator import validate  # noqa: PLC0415  # takes a second, which each process of `make test` would spend
 
     validate(DOCUMENT)
-    validate(openapi.document((A_SCREEN,), "1"))
+    validate(openapi.document((A_SCREEN,)))
 
 
 def test_the_page_serves_it(page: Page) -> None:
-    assert page.json("/api/v1/openapi.json") == openapi.document(SCREENS, version("inbox-relay"))
+    assert page.json("/api/v1/openapi.json") == openapi.document(SCREENS)
     assert page.get("/api/v1/openapi.json", None).status_code == 401
 
 
@@ -69,11 +66,10 @@ def test_every_screen_is_in_it() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_every_parameter_is_explained_and_bounded() -> None:
+def test_every_parameter_is_bounded() -> None:
     for path, operations in DOCUMENT["paths"].items():
         for parameter in (each for operation in operations.values() for each in operation["parameters"]):
             where, schema = f"{path} {parameter['name']}", parameter["schema"]
-            assert parameter.get("description"), where
             if schema["type"] == "array":
                 assert schema.keys() >= {"minItems", "maxItems"}, where
                 schema = schema["items"]
@@ -95,15 +91,14 @@ def test_every_answer_is_described_to_its_last_member() -> None:
 
 
 def test_a_query_becomes_parameters_and_a_page_an_answer() -> None:
-    made = openapi.document((A_SCREEN,), "1")
+    made = openapi.document((A_SCREEN,))
     operation = made["paths"]["/api/v1/things/{seq}"]["get"]
     given = {each["name"]: each for each in operation["parameters"]}
-    assert list(given) == ["seq", "name", "since", "before", "is_open"]
+    assert list(given) == ["seq", "since", "until", "before", "limit", "name", "is_open"]
     assert given["seq"] == {
         "name": "seq",
         "in": "path",
         "required": True,
-        "description": "Exactly as answers show it.",
         "schema": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
     }
     assert (given["name"]["in"], given["name"]["required"]) == ("query", True)
@@ -115,7 +110,6 @@ def test_a_query_becomes_parameters_and_a_page_an_answer() -> None:
     assert answer["required"] == ["rows", "before", "share"]
     assert answer["properties"]["share"] == {"type": "number"}
     assert set(operation["responses"]) == {"200", "default"}
-    assert "Link" in operation["responses"]["200"]["headers"]
 
 
 def test_a_row_may_leave_columns_out_and_have_more() -> None:

@@ -66,7 +66,7 @@ def test_an_alert_whose_dead_letters_are_replayed_is_no_finding_any_more() -> No
 def test_an_open_breaker_and_its_alert_are_one_finding_with_a_button() -> None:
     alert = FiringAlert("breaker_open", "destination crm", START, "destination crm is not called for now: 503")
     (found,) = all_of(seen(gates=(PAUSED,), alerts=(alert,)))
-    assert button_of(found) == Button("Resume", "resume", {"destination": "crm"})
+    assert button_of(found) == Button("Resume", "/acts/resume?destination=crm", is_act=True)
     assert (found.why, found.since) == ("503", START)
 
 
@@ -75,7 +75,7 @@ def test_an_entity_is_resumed_by_its_three_fields() -> None:
     (found,) = all_of(seen(gates=(gate,)))
     button = button_of(found)
     assert button is not None
-    assert button.fields == {"source": "trivore", "entity_type": "USER", "entity_id": "a|b"}
+    assert button.path == "/acts/resume?source=trivore&entity_type=USER&entity_id=a%7Cb"
 
 
 def test_a_blocked_lane_and_the_death_that_blocks_it_are_one_finding() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Literal
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from inbox.config.model import Config
 from inbox.db import listing
 from inbox.errors import BadFilter
+from relay.operations.asks import Moment
 from relay.web.problems import PROBLEM_TYPE
-from relay.web.query import GivenTime, Limit, Number, Text, parse, url
+from relay.web.query import Limit, Number, Text, convert, url
 from tests.helpers.page import VIEWER, Page, on_database
 from tests.helpers.relaying import CONFIG
 
@@ -31,56 +33,70 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     entity: Text
     error: Text | None = None
     status: Number | None = None
-    since: GivenTime | None = None
+    since: Moment | None = None
     is_open: bool = False
     limit: Limit = 50
+    seqs: tuple[int, ...] | None = None
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=50)
-TIMES = st.sampled_from(["2d", "90m", "2026-01-01", "2026-01-01T00:00:00Z", "2026-01-01T02:00:00+02:00"])
-QUERIES = st.builds(
-    Wanted,
-    source=TEXTS,
-    entity=TEXTS,
-    error=st.none() | TEXTS,
-    status=st.none() | st.integers(0, 2**63 - 1),
-    since=st.none() | TIMES.map(lambda text: GivenTime.parse(text, NOW)),
-    is_open=st.booleans(),
-    limit=st.integers(1, 200),
+GIVEN = st.fixed_dictionaries(
+    {"source": TEXTS, "entity": TEXTS},
+    optional={
+        "error": TEXTS,
+        "status": st.integers(0, 2**63 - 1).map(str),
+        "since": st.sampled_from(["2d", "2026-01-01"]),
+    },
 )
 
 
-@given(QUERIES)
-def test_the_url_of_a_query_parses_to_the_same_query(query: Wanted) -> None:
-    written = urlsplit(url("/list", query))
-    again = parse(Wanted, dict(parse_qsl(written.query, strict_parsing=True)), NOW)
-    assert again == query
-    assert getattr(again.since, "moment", None) == getattr(query.since, "moment", None)
+def parse(given: Mapping[str, object], *, strict: bool = False) -> Wanted:
+    return convert(Wanted, given, NOW, strict=strict)
 
 
-def test_zero_is_a_number_and_no_absence() -> None:
-    assert url("/rejected", Wanted(source="s", entity="e", status=0)).endswith("status=0")
+@pytest.mark.parametrize(
+    ("given", "moment"),
+    [
+        ("2d", datetime(2026, 1, 8, tzinfo=UTC)),
+        ("2026-01-01", datetime(2026, 1, 1, tzinfo=UTC)),
+        ("2026-01-01T02:00:00+02:00", datetime(2026, 1, 1, tzinfo=UTC)),
+        (str(NOW), NOW),
+    ],
+)
+def test_a_time_may_be_given_as_people_say_it(given: str, moment: datetime) -> None:
+    assert parse({"source": "s", "entity": "e", "since": given}).since == moment
+    assert parse({"source": "s", "entity": "e", "since": given}, strict=True).since == moment
 
 
-@given(QUERIES)
-def test_a_url_is_ascii_without_characters_that_markup_or_headers_know(query: Wanted) -> None:
-    written = url("/list", query)
+def test_a_list_has_commas_or_is_given_several_times() -> None:
+    for several in ("1,2", ["1", "2"]):
+        assert parse({"source": "s", "entity": "e", "seqs": several}).seqs == (1, 2)
+
+
+@given(GIVEN)
+def test_the_url_of_what_was_given_gives_the_same_and_is_harmless(given: dict[str, str]) -> None:
+    written = url("/list", given)
+    assert dict(parse_qsl(urlsplit(written).query, strict_parsing=True)) == given
     assert written.isascii()
     assert not set(written) & set("<>\"' \r\n\t\\")
 
 
-@given(QUERIES, TEXTS)
-def test_a_changed_parameter_replaces_the_one_of_the_query(query: Wanted, error: str) -> None:
-    changed = dict(parse_qsl(urlsplit(url("/list", query, error=error)).query))
+@given(GIVEN, TEXTS)
+def test_a_changed_parameter_replaces_the_one_that_was_given(given: dict[str, str], error: str) -> None:
+    changed = dict(parse_qsl(urlsplit(url("/list", given, error=error)).query))
     assert changed["error"] == error
-    assert "error" not in dict(parse_qsl(urlsplit(url("/list", query, error=None)).query))
+    assert "error" not in dict(parse_qsl(urlsplit(url("/list", given, error=None)).query))
+
+
+def test_zero_is_a_number_and_no_absence() -> None:
+    assert url("/rejected", {}, status=0).endswith("status=0")
 
 
 @given(st.dictionaries(st.sampled_from(["limit", "since", "status", "is_open", "colour"]) | TEXTS, TEXTS, min_size=1))
 def test_whatever_is_given_becomes_a_query_or_a_problem_that_names_a_field(parameters: dict[str, str]) -> None:
     found: BadFilter | None = None
     try:
-        parse(Wanted, {"source": "s", "entity": "e", **parameters}, NOW)
+        parse({"source": "s", "entity": "e", **parameters})
     except BadFilter as problem:
         found = problem
     assert found is None or (found.field in parameters and found.detail)
@@ -98,11 +114,13 @@ def test_whatever_is_given_becomes_a_query_or_a_problem_that_names_a_field(param
         ({"since": "yesterday"}, "since", "yesterday"),
         ({"error": "x" * 1001}, "error", "1000"),
         ({"entity": "x" * 10_001}, "entity", "10,000"),
+        ({"entity": ["a", "b"]}, "entity", "array"),
+        ({"status": "null"}, "status", "leave it out"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_its_reason(parameters: dict[str, str], field: str, says: str) -> None:
     with pytest.raises(BadFilter, match=says) as problem:
-        parse(Wanted, {"source": "s", "entity": "e", **parameters}, NOW)
+        parse({"source": "s", "entity": "e", **parameters})
     assert problem.value.field == field
 
 
@@ -113,22 +131,15 @@ class Choice(msgspec.Struct, frozen=True):
 def test_a_value_that_looks_like_a_place_in_an_error_costs_no_time() -> None:
     began = time.process_time()
     with pytest.raises(BadFilter, match="Invalid enum value") as problem:
-        parse(Choice, {"kind": " - at `$" * 1_200}, NOW)
+        convert(Choice, {"kind": " - at `$" * 1_200}, NOW)
     assert problem.value.field == "kind"
     with pytest.raises(BadFilter):
-        parse(Choice, {" - at `$" * 100_000: "x"}, NOW)
+        convert(Choice, {" - at `$" * 100_000: "x"}, NOW)
     assert time.process_time() - began < 0.5
 
 
 def test_an_empty_parameter_counts_as_absent() -> None:
-    assert parse(Wanted, {"source": "s", "entity": "e", "since": "", "limit": ""}, NOW) == Wanted(
-        source="s", entity="e"
-    )
-
-
-def test_the_text_null_is_a_wrong_number_and_no_absence() -> None:
-    with pytest.raises(BadFilter, match="leave it out"):
-        parse(Wanted, {"source": "s", "entity": "e", "status": "null"}, NOW)
+    assert parse({"source": "s", "entity": "e", "since": "", "limit": ""}) == Wanted(source="s", entity="e")
 
 
 API = "/api/v1/rejected"
@@ -164,7 +175,6 @@ def test_a_program_gets_a_problem_document(page: Page, method: str, path: str, s
     assert answer.headers["Content-Type"] == PROBLEM_TYPE
     assert (answer.status_code, answer.json()["status"], answer.json().get("cause")) == (status, status, cause)
     assert answer.json()["title"]
-    assert answer.json()["detail"]
 
 
 def test_a_problem_names_the_field_that_is_wrong(page: Page) -> None:
@@ -182,7 +192,6 @@ def test_a_person_gets_a_page_with_the_same_words(page: Page) -> None:
 def test_an_address_knows_its_methods(page: Page, path: str) -> None:
     refused = asked(page, "PUT", path)
     assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
-    assert "PUT is no method of this address" in refused.json()["detail"]
     options = asked(page, "OPTIONS", path)
     assert options.status_code == HTTPStatus.OK
     assert set(options.headers["Allow"].split(", ")) == {"GET", "HEAD"}

@@ -46,7 +46,7 @@ NAMES = {"source": list(CONFIG.sources), "route": list(CONFIG.routes), "destinat
 
 def document() -> Any:  # noqa: ANN401  # any JSON
     """The description of the page of `CONFIG`."""
-    made = closed(openapi.document(SCREENS, "1"))
+    made = closed(openapi.document(SCREENS))
     for operations in made["paths"].values():
         for parameter in (each for operation in operations.values() for each in operation["parameters"]):
             if parameter["name"] in NAMES:

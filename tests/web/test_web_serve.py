@@ -65,7 +65,7 @@ def web(place: Site) -> tuple[Program, str]:
 
 def is_live(address: str) -> bool:
     try:
-        return requests.get(f"http://{address}/health/live", timeout=5).text == '{"status": "live"}'
+        return bool(requests.get(f"http://{address}/health/live", timeout=5).json() == {"status": "live"})
     except requests.RequestException:
         return False
 

@@ -11,9 +11,10 @@ from relay.filters import STATES
 from relay.findings import of_alert
 from relay.web.reading import Screen
 from relay.web.screens import event, lists, overview
+from relay.words import ACTS
 
 _COMMANDS = {"kinds": COMMAND_KINDS, "states": COMMAND_STATES}
-_DELIVERIES = {"states": STATES, "acts_of": lists.acts_of, "acts_of_any": lists.acts_of_any}
+_DELIVERIES = {"states": STATES, "acts": ACTS, "acts_of_any": lists.acts_of_any}
 _OVERVIEW = {"button_of": overview.button_of}
 _ALERTS = _OVERVIEW | {"kinds": get_args(AlertKind), "of_alert": of_alert}
 EVENT = Screen("event", "/events/{seq}", "Event", event.event, values={"shown": None})

@@ -13,7 +13,7 @@ from inbox.config.model import Route, SyncDestination
 from inbox.config.routing import ROUTE_LANE, entity_lane, routes_of
 from inbox.db import reads
 from inbox.db.reads import Row
-from inbox.errors import BadFilter, ConfigError, NotAllowed, NothingThere
+from inbox.errors import BadFilter, ConfigError, NotAllowed, NothingThere, QueryTooSlow
 from relay.destinations import sync
 from relay.destinations.base import Clients, Context
 from relay.destinations.preview import Preview, preview
@@ -21,8 +21,7 @@ from relay.store import events
 from relay.store.reads import reveals_of
 from relay.web.query import Limit, Number, Text
 from relay.web.reading import Reading, rows_of
-from relay.web.screens.lists import acts_of
-from relay.words import Hold, RouteProgress, held_back, is_gone, progress
+from relay.words import ACTS, Hold, RouteProgress, held_back, is_gone, progress
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +74,7 @@ def event(reading: Reading, query: EventQuery) -> EventPage:
 def _progress(found: Row, row: Row, reading: Reading) -> RouteProgress:
     may_act = reading.actor.may_act
     made = progress(found, row, reading.config, reading.now, with_excerpts=may_act)
-    acts = (act for act in acts_of(made.state) if not (is_gone(found) and act in {"replay", "retry"}))
+    acts = (act for act in ACTS.get(made.state, ()) if not (is_gone(found) and act in {"replay", "retry"}))
     return msgspec.structs.replace(made, acts=tuple(acts)) if may_act else made
 
 
@@ -183,6 +182,8 @@ def can_compare(route: Route, entity_type: str) -> bool:
 
 LONGEST_COMPARISON_SECONDS = 30.0
 """A comparison ends after so long, whatever the other systems do."""
+_comparing = threading.Semaphore(2)
+"""Comparisons at a time: systems that hang must not take all threads of the page."""
 
 
 class DifferenceQuery(OfEntity, frozen=True, kw_only=True):
@@ -199,6 +200,7 @@ def difference(reading: Reading, query: DifferenceQuery) -> Preview:
         NotAllowed: by a viewer.
         BadFilter: the route can't be compared.
         NothingThere: there is no such entity.
+        QueryTooSlow: others take all the time.
     """
     if not reading.actor.may_act:
         raise NotAllowed("only an operator may compare both sides: it shows their values")
@@ -217,4 +219,9 @@ def difference(reading: Reading, query: DifferenceQuery) -> Preview:
     except ConfigError as error:
         raise BadFilter(f"the route can't be used: {error}", field="route") from None
     end = steady() + LONGEST_COMPARISON_SECONDS
-    return preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
+    if not _comparing.acquire(blocking=False):
+        raise QueryTooSlow("others compare now, and it takes long; try again")
+    try:
+        return preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
+    finally:
+        _comparing.release()

@@ -11,14 +11,16 @@ from inbox.db.listing import EventFilter, ListingName, RowPage, list_deliveries,
 from inbox.db.reads import Row, row_of
 from inbox.db.schema import metadata
 from inbox.errors import BadFilter, NothingThere
-from inbox.events.states import DEAD_STATES, ENDINGS, OPEN_COMMANDS, RETRYING, UNROUTED, State
+from inbox.events.states import DEAD_STATES, ENDINGS, OPEN_COMMANDS, RETRYING
 from relay.delivery.alerts import AlertKind
 from relay.filters import STATES, Filtered, conditions, unknown
+from relay.operations.asks import Moment
 from relay.operations.table import OPERATIONS
 from relay.store.overview import FiringAlert, alert_text, read_firing
 from relay.store.reads import DeadGroup, dead_groups
-from relay.web.query import GivenTime, Limit, Number, Text, filter_of
+from relay.web.query import Limit, Number, Text
 from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, rows_of
+from relay.words import ACTS
 
 LONGEST_SECONDS = 0.15
 """After it, no further statement of a search begins."""
@@ -38,7 +40,7 @@ def _wanted(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[
 
 def _page(reading: Reading, listing: ListingName, query: Any, columns: Sequence[str] = ("*",)) -> RowPage:  # noqa: ANN401  # a query with a limit
     return read_page(
-        reading.database.engine, listing, _wanted(reading, listing, filter_of(query)), query.limit, columns
+        reading.database.engine, listing, _wanted(reading, listing, msgspec.structs.asdict(query)), query.limit, columns
     )
 
 
@@ -98,7 +100,7 @@ def deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     entity_type, entity_id = query.entity_of
     if query.entity is not None and entity_type is None:
         raise BadFilter(f"entity {query.entity!r}: write TYPE/ID, such as USER/IDNUMBER1234, or TYPE", field="entity")
-    given = filter_of(query)
+    given = msgspec.structs.asdict(query)
     del given["entity"]
     wanted = EventFilter(**_wanted(reading, "deliveries", given), entity_type=entity_type, entity_id=entity_id)
     counts = query.before is None
@@ -115,41 +117,21 @@ def deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     )
 
 
-_ACTS: dict[str, tuple[str, ...]] = {
-    "dead": ("replay", "cancel"),
-    "blocked": ("replay", "unblock", "cancel"),
-    "retrying": ("retry", "cancel"),
-    "ready": ("cancel",),
-    "received": ("cancel",),
-    "waiting": ("cancel",),
-    **dict.fromkeys((each for each in ENDINGS if each != "superseded"), ("replay",)),
-}
-
-
-def acts_of(state: str) -> tuple[str, ...]:
-    """Return the acts that change a delivery in this state, the most useful first."""
-    return _ACTS.get(state, ())
-
-
 _FAILED = (*DEAD_STATES, RETRYING)
-_WHY_NONE: dict[str | None, str] = {
-    None: "Choose a state to act on all that match.",
-    State.IN_FLIGHT: "A delivery in flight is left alone until its call has ended.",
-    UNROUTED: "These events have no delivery. `relay replay --route ROUTE --backfill` delivers those that a route takes now.",
-    "superseded": "A newer delivery of the lane replaces each superseded one, so no act changes them.",
-}
 
 
 def acts_of_any(states: Iterable[str]) -> Sequence[str]:
     """List the acts that change a delivery in one of these states, each once."""
-    return tuple(dict.fromkeys(act for state in states for act in acts_of(state)))
+    return tuple(dict.fromkeys(act for state in states for act in ACTS.get(state, ())))
 
 
 def why_no_offer(query: DeliveriesQuery) -> str | None:
     """Say why no act can be on exactly the deliveries that match; None: one can."""
     state = query.state
-    if state in _WHY_NONE:
-        return _WHY_NONE[state]
+    if state is None:
+        return "Choose a state to act on all that match."
+    if state not in ACTS:
+        return f"No act changes deliveries that are {state}."
     if state in _FAILED:
         return _OF_FAILURES if query.since or query.until else None
     if query.error is not None or query.status is not None:
@@ -174,7 +156,7 @@ def offers(query: DeliveriesQuery) -> tuple[Offer, ...]:
     given = {name: value for name, value in given.items() if value is not None}
     return tuple(
         Offer(kind, given | {"state": query.state} if kind in _WITH_STATE else given or {"everything": True})
-        for kind in acts_of(query.state or "")
+        for kind in ACTS[query.state or ""]
     )
 
 
@@ -189,7 +171,7 @@ class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     route: Text | None = None
     cause: Text | None = None
-    since: GivenTime | None = None
+    since: Moment | None = None
     """Died at or after this time."""
     limit: Limit = 50
     """Groups."""
@@ -208,7 +190,7 @@ class DeadPage(msgspec.Struct, frozen=True):
 def dead(reading: Reading, query: DeadQuery) -> DeadPage:
     """Read the groups."""
     with reading.database.read() as transaction:
-        groups, grouped, is_whole = dead_groups(transaction, **filter_of(query))
+        groups, grouped, is_whole = dead_groups(transaction, **msgspec.structs.asdict(query))
     return DeadPage(tuple(groups), grouped, is_whole)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
-from urllib.parse import urlencode
 
 import msgspec
 from sqlalchemy import text
@@ -20,7 +19,7 @@ from relay.store import reads
 from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
 from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read_last_hour, total
-from relay.web.query import Text
+from relay.web.query import Text, url
 from relay.web.reading import Reading, rows_of
 
 _MOST_COUNTED = 1000
@@ -148,11 +147,9 @@ class Button(msgspec.Struct, frozen=True):
     """The act of the page that mends a problem, or else the screen that shows more."""
 
     label: str
-    act: str | None = None
-    """Kind of the act; only operators get a button for it."""
-    fields: Mapping[str, str] = {}
-    path: str | None = None
-    """The screen, where there is no act."""
+    path: str
+    is_act: bool = False
+    """Only operators get it."""
 
 
 _ACTS = {
@@ -178,10 +175,11 @@ def button_of(finding: Finding) -> Button | None:
     if finding.kind in {"no_relay", "crash_loop"} or not finding.remedy:
         return None
     if finding.kind in _ACTS and finding.fields:
-        return Button(*_ACTS[finding.kind], finding.fields)
+        label, act = _ACTS[finding.kind]
+        return Button(label, url(f"/acts/{act}", finding.fields), is_act=True)
     label, path, name = _SCREENS.get(finding.fields.get("alert", finding.kind), ("Doctor", "/doctor", ""))
     subject = finding.subject if "alert" in finding.fields else finding.fields.get(name)
-    return Button(label, path=f"{path}?{urlencode({name: subject})}" if name and subject else path)
+    return Button(label, url(path, {name: subject} if name else {}))
 
 
 # --- gates and sweeps
@@ -247,17 +245,15 @@ def _matches(gate: HeldGate, query: GatesQuery) -> bool:
 def sweep_lines(config: Config, watermarks: Sequence[Row], now: datetime) -> Iterator[SweepLine]:
     """Yield every sweep of the configuration, and watermarks of sweeps that it lacks. Pure."""
     known = {(row["source"], row["entity_type"]): row for row in watermarks}
-    for name, source in sorted(config.sources.items()):
-        for sweep in source.sweeps:
-            row = known.pop((name, sweep.entity_type), None)
-            every = None if sweep.every is None else float(sweep.every)
-            yield SweepLine(name, sweep.entity_type, every, _is_running(row, now), row)
-    for (name, entity_type), row in sorted(known.items()):
-        yield SweepLine(name, entity_type, None, _is_running(row, now), row)
-
-
-def _is_running(row: Row | None, now: datetime) -> bool:
-    return row is not None and row["lease_until"] is not None and row["lease_until"] > now
+    planned = {
+        (name, sweep.entity_type): sweep.every
+        for name, source in sorted(config.sources.items())
+        for sweep in source.sweeps
+    }
+    for key in (*planned, *sorted(known.keys() - planned.keys())):
+        every, row = planned.get(key), known.get(key)
+        is_running = row is not None and row["lease_until"] is not None and row["lease_until"] > now
+        yield SweepLine(*key, None if every is None else float(every), is_running, row)
 
 
 # --- the doctor

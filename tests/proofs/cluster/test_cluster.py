@@ -117,22 +117,11 @@ def conclude(work: Work) -> dict[str, object]:
     engine = create_engine(work.cluster.direct(), poolclass=NullPool)
     until(lambda: not open_states(engine), "everything is delivered", within=DELIVERED_WITHIN, poll=0.3)
     sends = [line for sender in work.senders for line in sender.sends.lines()]
-    arrivals = work.downstream.arrivals.lines()
     inbox, log = stored(engine), facts(engine)
     present = rows(engine, "SELECT * FROM open_delivery")
-    findings: dict[str, list[object]] = {
+    findings = {
+        **checkers.of_any_run(sends, work.downstream.arrivals.lines(), inbox, log, work.site.logs()),
         "programs that ended": [program.log.name for program in work.programs if not program.runs],
-        "not stored": list(checkers.unstored(sends, inbox)),
-        "lost": list(checkers.lost(sends, arrivals)),
-        "phantoms": list(checkers.phantoms(sends, arrivals)),
-        "two numbers": list(checkers.two_numbers(sends, inbox)),
-        "repeats taken for new": list(checkers.taken_as_new_twice(sends)),
-        "improper refusals": list(checkers.improper_refusals(sends)),
-        "unfinished": list(checkers.unfinished(inbox, log)),
-        "out of order": list(checkers.out_of_order(arrivals, log)),
-        "unexplained repeats": list(checkers.unexplained_repeats(arrivals, log)),
-        "attempts called twice": list(checkers.attempts_called_twice(arrivals, log)),
         "log and state disagree": list(disagreements(enrolled(inbox), log, present)),
-        "complaints in logs": list(checkers.complaints(work.site.logs())),
     }
     return {name: found[:5] for name, found in findings.items() if found}

@@ -119,14 +119,7 @@ def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdic
     without_lease = checkers.called_without_lease(e.arrivals, e.facts)
     findings: dict[str, Sequence[object]] = {
         **trouble,
-        "lost": checkers.lost(e.sends, e.arrivals),
-        "not stored": checkers.unstored(e.sends, e.inbox),
-        "phantoms": checkers.phantoms(e.sends, e.arrivals),
-        "two numbers": checkers.two_numbers(e.sends, e.inbox),
-        "repeats taken for new": checkers.taken_as_new_twice(e.sends),
-        "improper refusals": checkers.improper_refusals(e.sends),
-        "unfinished": checkers.unfinished(e.inbox, e.facts),
-        "out of order": checkers.out_of_order(e.arrivals, e.facts),
+        **checkers.of_any_run(e.sends, e.arrivals, e.inbox, e.facts, e.logs),
         "passed over": checkers.passed_over(
             e.sends,
             e.arrivals,
@@ -135,8 +128,6 @@ def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdic
             frozen=timeline.holdings(e.faults, "freeze a relay"),
             standstills=timeline.standstills(e.faults),
         ),
-        "unexplained repeats": checkers.unexplained_repeats(e.arrivals, e.facts),
-        "attempts called twice": checkers.attempts_called_twice(e.arrivals, e.facts),
         "abandoned without cause": checkers.abandoned_without_cause(
             e.facts, timeline.troubles(e.faults, e.cuts, e.pids)
         ),
@@ -151,7 +142,6 @@ def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdic
         "relays that ended by themselves": [
             line for line in e.faults if line["kind"] == "a relay ended by itself" and line["node"]
         ],
-        "complaints in logs": checkers.complaints(e.logs),
     }
     counts = _counts(e, measured, len(verifications))
     return Verdict({name: found for name, found in findings.items() if found}, counts)
