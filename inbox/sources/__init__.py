@@ -1,18 +1,79 @@
-"""The presets by name: each file of `inbox/sources/presets/` is one."""
+"""The presets by name: the one place where a new one is registered."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
-from pkgutil import iter_modules
 
 from inbox.config.sources import Source
-from inbox.sources import presets
 from inbox.sources.base import Preset
+from inbox.sources.presets import (
+    adyen,
+    auth0,
+    cloudevents,
+    custom,
+    discord,
+    docusign,
+    github,
+    gitlab,
+    google,
+    hubspot,
+    jira,
+    keycloak,
+    linear,
+    mailgun,
+    msgraph,
+    notion,
+    okta,
+    paypal,
+    salesforce,
+    secevent,
+    sendgrid,
+    shopify,
+    slack,
+    slack_message,
+    sns,
+    square,
+    standard_webhooks,
+    stripe,
+    trivore,
+    twilio,
+    zendesk,
+    zoom,
+)
 
 PRESETS: dict[str, Preset] = {
-    name.replace("_", "-"): import_module(f"{presets.__name__}.{name}").PRESET
-    for name in sorted(module.name for module in iter_modules(presets.__path__))
+    "adyen": adyen.PRESET,
+    "auth0": auth0.PRESET,
+    "cloudevents": cloudevents.PRESET,
+    "custom": custom.PRESET,
+    "discord": discord.PRESET,
+    "docusign": docusign.PRESET,
+    "github": github.PRESET,
+    "gitlab": gitlab.PRESET,
+    "google": google.PRESET,
+    "hubspot": hubspot.PRESET,
+    "jira": jira.PRESET,
+    "keycloak": keycloak.PRESET,
+    "linear": linear.PRESET,
+    "mailgun": mailgun.PRESET,
+    "msgraph": msgraph.PRESET,
+    "notion": notion.PRESET,
+    "okta": okta.PRESET,
+    "paypal": paypal.PRESET,
+    "salesforce": salesforce.PRESET,
+    "secevent": secevent.PRESET,
+    "sendgrid": sendgrid.PRESET,
+    "shopify": shopify.PRESET,
+    "slack": slack.PRESET,
+    "slack-message": slack_message.PRESET,
+    "sns": sns.PRESET,
+    "square": square.PRESET,
+    "standard-webhooks": standard_webhooks.PRESET,
+    "stripe": stripe.PRESET,
+    "trivore": trivore.PRESET,
+    "twilio": twilio.PRESET,
+    "zendesk": zendesk.PRESET,
+    "zoom": zoom.PRESET,
 }
 
 

@@ -1,1 +1,1 @@
-"""One file for each provider, from which `inbox.sources.PRESETS` takes its `PRESET`."""
+"""One file for each provider; `inbox.sources.PRESETS` has them by name."""
