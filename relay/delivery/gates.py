@@ -254,12 +254,16 @@ class Gates(msgspec.Struct, frozen=True):
 
     def recently_failing(self) -> frozenset[GateKey]:
         """Return the endpoints whose breakers need reports of successes, too: not closed, or with a failure in this window."""
-        since = self.at - timedelta(seconds=BREAKER.window)
+        window = timedelta(seconds=BREAKER.window)
         return frozenset(
             key
             for key, breaker in self.breakers.items()
             if breaker.state is not BreakerState.CLOSED
-            or (breaker.failures > 0 and breaker.window_began_at is not None and breaker.window_began_at > since)
+            or (
+                breaker.failures > 0
+                and breaker.window_began_at is not None
+                and self.at - breaker.window_began_at < window
+            )
         )
 
 
