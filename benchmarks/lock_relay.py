@@ -63,9 +63,9 @@ class Watch:
         write, here = Database.write, self._here
 
         @contextmanager
-        def timed(database: Database) -> Iterator[Transaction]:
+        def timed(database: Database, *given: Any, **named: Any) -> Iterator[Transaction]:  # noqa: ANN401  # each version's
             here.granted_at = here.answered_at = None
-            with write(database) as transaction:
+            with write(database, *given, **named) as transaction:
                 yield transaction
             if here.granted_at is not None:
                 step = self.steps.setdefault(here.step, Held())
@@ -144,7 +144,7 @@ def _now() -> float:
 def _step() -> str:
     """Name the module of the store that takes the lock."""
     frame = sys._getframe(2)  # noqa: SLF001
-    while "/store/" not in frame.f_code.co_filename or frame.f_code.co_filename.endswith("database.py"):
+    while "/store/" not in frame.f_code.co_filename or frame.f_code.co_filename.endswith(("database.py", "transaction.py")):
         assert frame.f_back is not None
         frame = frame.f_back
     return frame.f_code.co_filename.rpartition("/")[2].removesuffix(".py")
