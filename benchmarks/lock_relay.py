@@ -144,7 +144,9 @@ def _now() -> float:
 def _step() -> str:
     """Name the module of the store that takes the lock."""
     frame = sys._getframe(2)  # noqa: SLF001
-    while "/store/" not in frame.f_code.co_filename or frame.f_code.co_filename.endswith(("database.py", "transaction.py")):
+    while "/store/" not in frame.f_code.co_filename or frame.f_code.co_filename.endswith(
+        ("database.py", "transaction.py")
+    ):
         assert frame.f_back is not None
         frame = frame.f_back
     return frame.f_code.co_filename.rpartition("/")[2].removesuffix(".py")

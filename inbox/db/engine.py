@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
@@ -430,13 +431,18 @@ def is_checkpoint_due(connection: Connection) -> bool:
     if connection.dialect.name != SQLITE:
         return False
     driver: Any = connection.connection.driver_connection
-    if driver.total_changes - connection.info.get(_COPIED, 0) < EVERY_CHANGES:
+    file = str(connection.engine.url.database)
+    _changed[file] += driver.total_changes - connection.info.get(_COUNTED, 0)
+    connection.info[_COUNTED] = driver.total_changes
+    if _changed[file] < EVERY_CHANGES:
         return False
-    connection.info[_COPIED] = driver.total_changes
+    _changed[file] = 0
     return True
 
 
-_COPIED = "changes_copied"
+_COUNTED = "changes_counted"
+_changed = Counter[str]()
+"""Changed rows of each file since the last checkpoint, by all connections of this process: a receiver's live short."""
 
 
 def checkpoint(engine: Engine) -> bool:

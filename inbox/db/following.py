@@ -72,7 +72,9 @@ class Follower:
         """Return the next rows."""
         low = max(self._last - OUT_OF_ORDER, self._first)
         with reading(connection).begin():
-            numbers = numbers_of(connection, self.feed, low, OUT_OF_ORDER + PAGE + 1)
+            numbers = numbers_of(connection, self.feed, self._last, PAGE + 1) if self.is_behind else []
+            if len(numbers) <= PAGE:  # rows that came late are looked for once all others are read
+                numbers = numbers_of(connection, self.feed, low, OUT_OF_ORDER + PAGE + 1)
             new = [number for number in numbers if number not in self._known]
             self.is_behind, page = len(new) > PAGE, new[:PAGE]
             given = {"wanted": rows_param({"number": number} for number in page)}

@@ -132,7 +132,10 @@ def start(options: RunOptions) -> int:
             gauges = Gauges(database, observer, config, exporter)
             run_beside("gauges", gauges.publish, every=READ_EVERY_SECONDS, stop=ended, observer=observer)
             leaving.callback(ended.set)
-        run_relay(relay, config, orders, observer, drain=options.drain)
+        try:
+            run_relay(relay, config, orders, observer, drain=options.drain)
+        except (ConfigError, DBAPIError) as error:  # a command exits with 2, after which systemd starts none
+            raise RuntimeError("the relay gave up, for another to be started") from error
         return 0
 
 
@@ -162,11 +165,13 @@ def _is_fit(connections: Engine, orders: Orders, observer: Observer, *, is_patie
             if is_to_reload:
                 orders.put(Order.RELOAD)
             return True
-        with contextlib.suppress(queue.Empty):
-            order = orders.get(timeout=AGAIN_SECONDS)
-            if order in {Order.STOP, Order.CUT}:
-                return False
-            is_to_reload = is_to_reload or order is Order.RELOAD
+        again_at = time.monotonic() + AGAIN_SECONDS
+        while time.monotonic() < again_at:
+            with contextlib.suppress(queue.Empty):
+                order = orders.get(timeout=LOOK_SECONDS)
+                if order in {Order.STOP, Order.CUT}:
+                    return False
+                is_to_reload = is_to_reload or order is Order.RELOAD
 
 
 def _log_to_stderr(*, verbose: bool, several: bool) -> None:

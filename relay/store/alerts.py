@@ -169,6 +169,7 @@ WHERE {_WANTED} AND {_IS_UNSENT} RETURNING {_COLUMNS}
 
 _ERROR = sql.bound("error", "text")
 _POSTED = Statement(f"""
-UPDATE alert SET error = {_ERROR}, is_unsendable = :is_final, sent_at = CASE WHEN {_ERROR} IS NULL THEN (SELECT {sql.now}) END
+UPDATE alert SET error = {_ERROR}, is_unsendable = :is_final,
+       sent_at = CASE WHEN {_ERROR} IS NULL THEN (SELECT {sql.now}) ELSE sent_at END
 WHERE id = :id
 """)

@@ -27,13 +27,13 @@ from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, O
 from relay.operations.table import OPERATIONS, require_order
 from relay.store import gates, retention
 from relay.store.database import Database
-from relay.store.deliveries import Key
+from relay.store.deliveries import Key, key_text
 from relay.store.operator import commands, readmit, selection
 from relay.store.operator.changes import LEFT_OUT, LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.retention import expiry_of
 from relay.store.route_states import read_routes
-from relay.store.work import Work
+from relay.store.work import Work, in_parts
 from relay.words import counted, gate_holds, shown_state
 
 _PAGE = 500
@@ -222,10 +222,7 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
     after: int | None = 0
     while after is not None and is_whole:
         page = selection.page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
-        left: Mapping[Key, LeftOut] = {}
-        if choice.act == "replay":
-            with database.read() as transaction:
-                left = replayable(transaction, choice, keys_of(page.rows), locked=False).left_out
+        left = _left_out(database, choice, keys_of(page.rows))
         left_out.update(left.values())
         left_out["unreadable"] += len(page.unreadable)
         for row in page.rows:
@@ -254,6 +251,22 @@ def _group(key: tuple[str, str, str | None], due: Sequence[datetime | None]) -> 
 def _quiet(database: Database, choice: Choice) -> Work:
     """Return a context that reports nothing: a plan sets nothing aside."""
     return Work(database, choice.config, {})
+
+
+def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Mapping[Key, LeftOut]:
+    """Find those of a page that the command leaves as they are."""
+    if choice.act != "replay":
+        return {}
+
+    def part(some: Sequence[Key]) -> Mapping[Key, LeftOut]:
+        with database.read() as transaction:
+            return replayable(transaction, choice, some, locked=False).left_out
+
+    def alone(key: Key, _error: Exception) -> Mapping[Key, LeftOut]:
+        return {key: "unreadable"}
+
+    parts = in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=key_text)
+    return {key: why for part in parts for key, why in part.items()}
 
 
 def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
