@@ -204,7 +204,7 @@ class Bench:
         """Pause the other route, and have a relay order so many events on it."""
         inbox = Inbox(self._url)
         with _configured(self._url, free_port(), wake_up=True) as environment, relaying(environment):
-            command = [sys.executable, "-m", "relay", "pause", "--route", "stopped", "--reason", "benchmark"]
+            command = [sys.executable, "-m", "relay", "pause", "--route", "stopped", "--reason", "benchmark", "--yes"]
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
             inbox.add_after(backlog, "'u' || n", route="stopped")
             deadline = time.monotonic() + FILLED_WITHIN_SECONDS
