@@ -48,7 +48,7 @@ def test_old_keys_stay_in_force_when_the_new_document_has_none(sqlite_database_u
 
         keys.write_text(SHARED)
         (told,) = refusals(reload(receiver))
-        assert told.startswith(TOLD)
+        assert TOLD in told
         assert status_of("1") == 202
         keys.write_text(jwks(e=EC))
         assert refusals(reload(receiver)) == []
