@@ -87,3 +87,16 @@ def test_both_programs_import_no_opentelemetry_by_themselves() -> None:
         "sys.exit(any(name.partition('.')[0] == 'opentelemetry' for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("OTEL_EXPORTER_OTLP_HEADERS", "Bearer s3cret"), ("OTEL_BSP_SCHEDULE_DELAY", "s3cret")],
+)
+def test_a_wrong_variable_stops_nothing_and_its_value_is_not_logged(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, value)
+    make_tracer("http://127.0.0.1:9/v1/traces", 1.0, "x").close()
+    assert "traces" in caplog.text
+    assert "s3cret" not in caplog.text

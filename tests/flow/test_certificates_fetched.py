@@ -314,6 +314,15 @@ async def test_messages_of_sns_are_stored_with_one_fetch_and_strangers_have_none
     assert memory.rejected[-1].reason == "its signature is not by the key of its certificate"
 
 
+async def test_a_forged_message_that_has_the_certificate_fetched_is_refused_by_it(host: CertificateHost) -> None:
+    host.serve(SNS_PATH, SNS_PEM)
+    async with receiving(host) as (receiver, memory):
+        assert await post(receiver, {**NOTIFICATION, "Message": "forged"}) == 401
+        assert len(host.asked) == 1
+    assert memory.events == []
+    assert [row.reason for row in memory.rejected] == ["its signature is not by the key of its certificate"]
+
+
 async def test_a_transmission_of_paypal_has_its_certificate_fetched_and_sent_again_is_one_event(tmp_path: Path) -> None:
     now = SystemClock().now()
     sent = signed_transmission(at=now, webhook="WEBHOOK", paypal_transmission_time=rfc3339(now))

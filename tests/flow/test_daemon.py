@@ -150,6 +150,18 @@ def test_a_result_after_the_lease_was_taken_over_is_discarded_and_counted(
     assert rig.kinds == ["abandoned"]
 
 
+def test_a_late_result_leaves_the_row_to_the_claim_that_has_it_now(rig: Rig) -> None:
+    rig.arrive("u1")
+    held = rig.hold()
+    with rig.relay():
+        until(lambda: held.seqs, "the call is under way")
+        with rig.engine.begin() as connection:
+            connection.execute(text("UPDATE open_delivery SET lease_token = lease_token + 1"))
+        held.go.set()
+        until(lambda: rig.observer.counts["result_discarded"] or rig.kinds, "the late result is looked at")
+    assert (rig.left, rig.kinds) == ({"in_flight": 1}, [])
+
+
 # --- another configuration
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 
+from inbox.clock import SystemClock
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery import policy
-from relay.delivery.gates import BreakerLimits, Gate
+from relay.delivery.gates import Breaker, BreakerLimits, BreakerState, Gate, Gates
 from relay.delivery.policy import policies
 from relay.store.operator import commands, execution
 from tests.helpers.daemon import Rig, users
@@ -68,3 +70,24 @@ def test_a_drain_ends_though_something_is_held_back(rig: Rig) -> None:
         execution.work_on(work_of(rig.database, policies(config), config=config), number)
         Relay(rig.database, prepare(config), grace_seconds=20).run(drain=True)
         assert rig.left == {"ready": 1}
+
+
+def test_an_entity_that_is_resumed_is_looked_for_from_the_beginning(rig: Rig) -> None:
+    """What it held back has been due since long before the place where claims begin now."""
+    relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
+    relay._claimer.gates = Gates(paused_entities=1)
+    relay._scans.due["everything"].at = SystemClock().now()
+    relay._claimer.read_gates()
+    assert not relay._scans.due
+    relay._generations.close()
+
+
+def test_a_drain_does_not_end_before_a_breaker_is_tried_that_may_be(rig: Rig) -> None:
+    rig.arrive("u1")
+    relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
+    for seconds, is_drained in ((-1, False), (60, True)):
+        until_then = SystemClock().now() + timedelta(seconds=seconds)
+        shut = Breaker(BreakerState.OPEN, until=until_then)
+        relay._claimer.gates = Gates(SystemClock().now(), breakers={("destination", "audit"): shut})
+        assert relay._is_drained() is is_drained
+    relay._generations.close()

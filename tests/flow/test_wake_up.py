@@ -18,6 +18,7 @@ from sqlalchemy import Engine, make_url, text
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
+from inbox.db import engine as engines
 from inbox.db.engine import CHANNEL, NOTIFY
 from inbox.db.link import REST_SECONDS, Notifier
 from inbox.events.timestamps import time_text
@@ -55,7 +56,7 @@ def test_an_idle_relay_delivers_new_arrivals_at_once(rig: Rig, database_url: str
             assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
             until(lambda: rig.kinds == ["delivered"] * (n + 1), "it is delivered")
         assert rig.observer.counts["hears_nothing"] == 0
-    assert not any(thread.name == "wake-up" for thread in threading.enumerate())
+    assert not listens()
 
 
 @ON_POSTGRES
@@ -108,14 +109,30 @@ def listeners(hand: psycopg.Connection) -> set[int]:
 @ON_POSTGRES
 def test_wake_ups_can_be_switched_off(rig: Rig, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
-        raise AssertionError("it sends and hears nothing")
+        raise AssertionError("it sends nothing")
 
     monkeypatch.setattr("inbox.receiver.app.Notifier", never)
-    monkeypatch.setattr("relay.daemon.wake_up.Listener.hear", never)
     relay = Relay(rig.database, prepare(without_wake_ups(rig.config())), grace_seconds=5)
     with served(database_url, without_wake_ups(a_config(database_url))) as port, at_work(relay):
         assert posted(port, PATH, body(), dict(HEADERS)) == 200
         until(lambda: rig.kinds == ["delivered"], "it is found by polling")
+        assert not listens()
+
+
+@ON_POSTGRES
+def test_behind_a_pooler_it_does_not_listen(rig: Rig, database_url: str) -> None:
+    pooled = make_url(database_url).update_query_dict({"pooler": "transaction"}).render_as_string(hide_password=False)
+    engine = engines.connect(pooled, application="tests")
+    rig.arrive("u1")
+    with at_work(Relay(Database(engine), prepare(rig.config()), grace_seconds=5)):
+        until(lambda: rig.kinds == ["delivered"], "it is found by polling")
+        assert not listens()
+    engine.dispose()
+
+
+def listens() -> bool:
+    """Tell whether a relay of this process has a thread that hears of commits."""
+    return any(thread.name == "wake-up" for thread in threading.enumerate())
 
 
 def without_wake_ups(config: Config) -> Config:

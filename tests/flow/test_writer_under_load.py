@@ -76,3 +76,18 @@ async def test_bodies_whose_senders_have_been_answered_are_let_go_while_the_data
     assert sum(len(event.body) for pending in writer._pending for event in pending.events) == 0
     store.goes_on.set()
     await writer.close()
+
+
+async def test_a_request_beyond_those_that_may_wait_is_refused_at_once(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inbox.receiver.writer.MAX_WAITING", 2)
+    store = Scripted(monkeypatch)
+    writer = GroupCommit(a_link(sqlite_database_url), SystemClock())
+    appended = [asyncio.create_task(writer.append([an_event(n)])) for n in range(3)]
+    await asyncio.sleep(0)
+    store.goes_on.set()
+    *stored, refused = await asyncio.gather(*appended, return_exceptions=True)
+    assert [type(each) for each in stored] == [list, list]
+    assert str(refused) == "too many requests are waiting"
+    await writer.close()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import engine as engines
@@ -21,6 +22,7 @@ from relay.daemon.wake_up import Listener
 from relay.observe import Observer
 from relay.steps import run_beside
 from relay.store.database import Database
+from relay.sweep.run import add_events
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
 from tests.helpers.downstream import serving
@@ -28,9 +30,11 @@ from tests.helpers.evidence import facts, open_states, stored
 from tests.helpers.outage import connect_postgres
 from tests.helpers.pooler import pooled
 from tests.helpers.processes import INBOX, site
+from tests.helpers.reading import count
 from tests.helpers.sender import Sender, events
 from tests.helpers.settings import HOSTILE, pinned, set_otherwise
 from tests.helpers.standing_still import limit_locks, stand_still_within_a_pipeline
+from tests.helpers.storing import an_event
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import config_text
 
@@ -118,6 +122,41 @@ def test_each_transaction_has_the_pinned_settings_and_leaves_none_behind(through
         for name, value in HOSTILE.items():
             assert stranger.execute(f"SHOW {name}".encode()).fetchone() == (value,)
     guarantees.require(relays)
+
+
+def test_the_doctor_examines_everything_and_writes_nothing(through: str, tmp_path: Path) -> None:
+    with site(tmp_path, config_text(through + IN_TRANSACTIONS)) as place:
+        document = json.loads(place.invoke("inbox", "doctor", "--json").stdout)
+    assert {each["needs"] for each in document["examinations"]} == {None}
+    looking = engines.connect_read_only(through + IN_TRANSACTIONS, application="inbox-doctor")
+    with pytest.raises(DBAPIError, match="read-only"), looking.begin() as connection:
+        connection.execute(text("DELETE FROM gate"))
+    looking.dispose()
+
+
+def test_a_snapshot_is_one_and_what_is_large_is_streamed(relays: Engine) -> None:
+    with Database(relays).snapshot() as transaction:
+        level = text("SELECT current_setting('transaction_isolation') || current_setting('transaction_read_only') AS s")
+        assert [row.s for row in transaction.execute(level)] == ["repeatable readon"]
+        rows = transaction.stream(text("SELECT n FROM generate_series(1, 2500) n"), 100)
+        assert [row.n for row in rows] == list(range(1, 2501))
+
+
+def test_a_sweep_adds_what_no_webhook_has_told(relays: Engine) -> None:
+    assert add_events(Database(relays), [an_event(1), an_event(2)]) == 2
+    assert count(relays, "inbox") == 2
+
+
+def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> None:
+    """With three connections: the migrator holds one beside the migrations', and looks through another who is in the way."""
+    with pooled(hostile, {"default_pool_size": "3"}) as url:
+        made = engines.connect(url + IN_TRANSACTIONS, application="tests")
+        assert migrate.upgrade(made).after == migrate.head()
+        with made.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("CREATE INDEX CONCURRENTLY ix_of_a_test ON inbox (event_id)"))
+        with made.begin() as connection:
+            assert guarantees.differences(connection) == []
+        made.dispose()
 
 
 def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock_behind_it_too(

@@ -247,6 +247,17 @@ def values(found: object) -> set[str]:
             return set()
 
 
+@pytest.mark.long
+def test_no_command_does_so_on_postgres(
+    postgres_database_url: str, tmp_path: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(postgres_database_url)
+    configure(tmp_path, postgres_database_url, server, monkeypatch)
+    for command, cases in CASES.items():
+        shown = [check(command, options, terminal=False) for options in cases]
+        assert any(f"{MARK} " in ran.stdout + ran.stderr for ran in shown), command
+
+
 def test_a_replay_of_such_entities_is_done(copied: str) -> None:
     engine = engines.connect(copied, application="tests")
     assert run("relay replay", "--entity HOSTILE --reason HOSTILE --yes").status == 0

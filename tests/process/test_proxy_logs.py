@@ -17,7 +17,8 @@ from sqlalchemy import Engine
 from tests.helpers.processes import free_port
 from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, proxy
 from tests.helpers.reading import count
-from tests.helpers.scripted import Act, hang, raw, reset, serving, then_close
+from tests.helpers.scripted import Act, ScriptedServer, hang, raw, reset, serving, then_close
+from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
 from tests.helpers.wire import CLOSE, HOST, JSON, chunk, request
 
@@ -191,6 +192,43 @@ def test_another_host_gets_421_or_no_handshake(deployed: Deployment) -> None:
             pass
 
 
+def test_another_host_gets_no_2xx_over_http_2_either(deployed: Deployment, module_engine: Engine) -> None:
+    """Caddy speaks it unasked; nginx by the page's configuration does not."""
+    known, spoken = count(module_engine, "inbox"), False
+    for host in (b"other.example.com", b"localhost.", b"localhost"):
+        with connected(deployed.ports.tls, protocols=["h2", "http/1.1"]) as sender:
+            spoken = sender.selected_alpn_protocol() == "h2"
+            assert not spoken or over_http_2(sender, host) == (200 if host == b"localhost" else 0), host
+    assert count(module_engine, "inbox") == known + spoken
+    assert files_that_show_it(deployed.place.folder) == {}
+
+
+def over_http_2(sender: ssl.SSLSocket, host: bytes) -> int:
+    """200, or 0 for anything else: of the answer's HPACK no more is read than the first byte, 0x88 for `:status: 200`."""
+    payload = new_event(80)
+    pseudo = ((b":method", b"POST"), (b":scheme", b"https"), (b":path", TARGET), (b":authority", host))
+    shown = tuple((name.lower(), value) for name, value in (field.split(b": ", 1) for field in (JSON, *SHOWN)))
+    block = b"".join(b"\x00%c%b%c%b" % (len(name), name, len(value), value) for name, value in (*pseudo, *shown))
+    sender.sendall(
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, b"") + frame(1, block, 4, 1) + frame(0, payload, 1, 1)
+    )
+    found = b""
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        while more := sender.recv(65536):
+            found += more
+            left = found
+            while len(left) >= 9 and len(left) >= 9 + int.from_bytes(left[:3], "big"):
+                end = 9 + int.from_bytes(left[:3], "big")
+                if left[3] in {1, 3, 7}:  # HEADERS, RST_STREAM, GOAWAY
+                    return 200 if left[3] == 1 and left[9] == 0x88 else 0
+                left = left[end:]
+    return 0
+
+
+def frame(kind: int, payload: bytes, flags: int = 0, stream: int = 0) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
 @pytest.mark.parametrize("name", PROXIES)
 def test_no_log_shows_a_secret_while_the_receiver_is_down(name: str, tmp_path: Path) -> None:
     ports = Ports(free_port(), free_port(), free_port())
@@ -237,3 +275,29 @@ def test_no_log_of_nginx_shows_a_secret_of_what_it_refuses_by_itself(
             assert reply(sender, sent()).status == status
     assert files_that_show_it(tmp_path) == {}
     assert f" {status} upstream=" in (tmp_path / "access.log").read_text(encoding="utf-8")
+
+
+def test_no_log_of_nginx_shows_a_secret_when_its_connections_run_out(tmp_path: Path) -> None:
+    """It logs that as an alert, which is above `crit`, and with the URL if it wants a connection to the receiver."""
+    with serving(hang) as receiver, contextlib.ExitStack() as held:
+        ports = Ports(free_port(), free_port(), receiver.port)
+        few = {"worker_processes auto": "worker_processes 1", "worker_connections 4096": "worker_connections 8"}
+        held.enter_context(proxy("nginx", tmp_path, ports, few))
+        senders = (held.enter_context(connected(ports.tls)) for _ in range(8))
+        assert any(refused(sender, receiver) for sender in senders)
+    assert files_that_show_it(tmp_path) == {}
+
+
+def refused(sender: ssl.SSLSocket, receiver: ScriptedServer) -> bool:
+    """Send one; whether nginx answers it by itself, or else the request has reached the receiver."""
+    sender.sendall(sent())
+    sender.setblocking(False)
+
+    def decided() -> bytes | bool:
+        try:
+            return sender.recv(65536)
+        except ssl.SSLWantReadError:
+            return receiver.arrived.acquire(blocking=False)
+
+    answer = until(decided, "nginx has decided")
+    return isinstance(answer, bytes) and answer.startswith(b"HTTP/1.1 500 ")

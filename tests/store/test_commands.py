@@ -24,10 +24,10 @@ from inbox.events.states import says_why
 from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate, GateKey
 from relay.delivery.lifecycle import OpenDelivery
-from relay.operations.asks import Selection
+from relay.operations.asks import Rejections, Selection
 from relay.store import gates, reopen
 from relay.store.deliveries import Key
-from relay.store.operator import changes, commands, execution, plan, tasks
+from relay.store.operator import changes, commands, execution, plan, readmit, tasks
 from relay.store.operator.commands import Command
 from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
@@ -417,6 +417,18 @@ def test_replayed_deliveries_behind_a_closed_gate_keep_no_replay_waiting(steps: 
     assert (command(steps, number)["state"], command(steps, number)["affected"]) == expected
 
 
+@pytest.mark.usefixtures("few")
+def test_replayed_deliveries_that_wait_for_a_later_attempt_keep_no_replay_waiting(steps: Steps) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 7)))
+    steps.record_all(steps.claim_due(6), HOPELESS)
+    number = ask(steps, "replay", Selection(everything=True))
+    work_on(steps)
+    assert command(steps, number)["affected"] == 3
+    steps.record_all(steps.claim_due(), UNWELL)
+    work_on(steps)
+    assert (command(steps, number)["state"], command(steps, number)["affected"]) == ("done", 6)
+
+
 def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     acted = []
 
@@ -586,6 +598,16 @@ def test_more_requests_than_a_step_takes_are_all_readmitted(steps: Steps) -> Non
         "kim",
         "the preset is fixed",
     )
+
+
+def test_a_step_takes_no_request_behind_one_that_has_used_its_bytes(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readmit, "BYTES_AT_A_TIME", len(a_body(1)) + 1)
+    steps.intake.reject(*(a_rejected(a_body(n)) for n in range(3)))
+    asked = Rejections(everything=True)
+    assert [each.id for each in readmit.read_again(steps.database, {}, asked, 0)] == [1, 2]
+    assert [each.id for each in readmit.read_again(steps.database, {}, asked, 2)] == [3]
 
 
 def test_one_that_was_sent_again_meanwhile_is_a_duplicate(steps: Steps) -> None:

@@ -123,6 +123,17 @@ def test_what_one_relay_is_asked_for_holds_all_of_them_back_and_uses_no_attempt(
     steps.facts_agree()
 
 
+def test_a_success_may_ask_for_it_too_and_no_answer_shortens_a_hold(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    first, second = steps.claim(), steps.claim()
+    steps.record([(first, Delivered((asked_for(60, 200),), "forwarded"))])
+    steps.record([(second, Delivered((asked_for(1, 200),), "forwarded"))])
+    steps.advance(59)
+    assert admitted(steps) == "none"
+    steps.advance(1)
+    assert admitted(steps) == "all"
+
+
 def test_a_result_that_is_discarded_holds_back_all_the_same(steps: Steps) -> None:
     """The endpoint has said so, whoever works on the delivery by now."""
     steps.arrive(an_event(1))
@@ -386,3 +397,12 @@ def test_a_gate_that_cannot_be_read_holds_back_its_own_and_no_other(
     known = gates.read_gates(steps.work)
     assert (known.admit(POLICY.gates), known.admit(other.gates)) == ("none", "all")
     assert [item.item for item in steps.heard.alone] == ["destination crm"]
+
+
+def test_a_410_retires_the_destination_until_a_person_resumes_it(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    attempt(steps, failing("gone"))
+    steps.advance(10**6)
+    assert admitted(steps) == "none"
+    assert resume(steps, CRM)
+    assert admitted(steps) == "all"

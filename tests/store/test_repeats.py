@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import text
 
 from inbox.events.event import Event
-from relay.delivery.policy import LEFT_TO_OTHERS
+from relay.delivery.policy import LEFT_TO_OTHERS, policies
 from relay.store.duplicates import Judged, Rest, judge_duplicates
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.patience import stand_still
-from tests.helpers.relaying import CONFIG, POLICIES, UNWELL, Steps, fetching, record, work_of
+from tests.helpers.relaying import CONFIG, HOPELESS, POLICIES, UNWELL, Steps, fetching, record, work_of
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
 from tests.helpers.transactions import Transactions
@@ -151,6 +151,33 @@ def test_a_repeat_for_a_route_of_another_configuration_is_left_to_a_relay_that_h
     repeat(steps, event)
     steps.advance(LEFT_TO_OTHERS.total_seconds())
     assert judge_duplicates(work_of(steps.database, without, node="r2")) == Judged(handled=1, rearmed=0)
+
+
+def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
+    pruned, kept = some_events([1, 2])
+    delivered(steps, pruned, kept)
+    steps.do("DELETE FROM inbox_payload WHERE seq = 1")
+    repeat(steps, pruned, kept)
+    assert judge(steps) == Judged(handled=2, rearmed=1)
+    assert rearmed(steps) == [2]
+
+
+def test_on_a_route_that_fetches_nothing_a_repeat_is_the_same_event(steps: Steps) -> None:
+    """Else each repeat would send the same body again."""
+    events = some_events([1])
+    steps.arrive(*events)
+    steps.record_all(steps.claim_due(), HOPELESS)
+    repeat(steps, *events, times=3)
+    assert judge_duplicates(work_of(steps.database, policies(CONFIG))) == Judged(handled=3, rearmed=0)
+
+
+def test_nor_does_it_mean_anything_on_a_route_that_delivers_every_event(steps: Steps) -> None:
+    event = an_event(1, second=1)
+    steps.arrive(event)
+    steps.record_all(steps.claim_due(), HOPELESS)
+    repeat(steps, event)
+    known = {name: msgspec.structs.replace(each, fetches=True) for name, each in POLICIES.items()}
+    assert judge_duplicates(work_of(steps.database, known)) == Judged(handled=1, rearmed=0)
 
 
 # --- those that can't be judged yet

@@ -218,6 +218,26 @@ def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) ->
     assert seqs(engine) == [2000]
 
 
+def test_a_batch_that_is_cut_off_has_deleted_nothing_and_moved_no_position(
+    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise ConnectionError("the primary is gone")
+
+    steps.receive(*(an_event(n, routes=[]) for n in range(1, 101)))
+    cut = a_pruner(engine)
+    clock = cut.take()
+    assert clock is not None
+    before = expiry_of(AFTER_A_MONTH, "payloads", clock)
+    with monkeypatch.context() as patched:
+        patched.setattr(retention, "_write", gone)
+        with pytest.raises(ConnectionError):
+            cut.batch("payloads", before)
+    assert count(engine, "inbox_payload") == 100
+    cut.give_back()
+    assert rows_gone(prune(engine, "payloads")) == {"payloads": 100}
+
+
 def test_an_old_event_behind_younger_ones_goes_too(steps: Steps, engine: Engine) -> None:
     """As after a receiver's clock was wrong for an hour: its events look young, and must not shield those behind them."""
     young = datetime(2199, 1, 1, tzinfo=UTC)
@@ -403,6 +423,12 @@ def test_the_command_deletes_what_its_plan_counts(inbox: Inbox, engine: Engine) 
     again = inbox(*YES, "--kind", "events", "--json")
     assert json.loads(again.stdout)["affected"] == 0
     assert count(engine, "pruner WHERE held_by IS NULL") == 1, "the lease is given back"
+
+
+@pytest.mark.usefixtures("full")
+def test_a_plan_that_ends_early_says_that_there_may_be_more(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "MOST_COUNTED", 10)
+    assert plan_of(inbox("--json"), "events") == {"name": "events", "count": 10, "note": "or more; older than 60d"}
 
 
 @pytest.mark.usefixtures("lived_in")

@@ -144,6 +144,18 @@ def test_a_new_leaf_gives_nobody_what_the_defaults_of_the_owner_would(roles: Gra
     assert rows(module_engine, "SELECT 1 FROM pg_tables WHERE tablename = 'inbox_payload_200001'")
 
 
+def test_a_right_that_somebody_gave_by_hand_goes(roles: Granted) -> None:
+    receiver, reader = roles.name("receiver"), roles.name("reader_without_payloads")
+    with contextlib.closing(connect_postgres(roles.server_url)) as admin:
+        admin.execute(f"GRANT SELECT (event_type) ON inbox TO {receiver}".encode())
+        admin.execute(f"GRANT SELECT ON inbox_payload TO {reader}".encode())
+    assert roles.allows("receiver", "SELECT event_type FROM inbox")
+    assert roles.allows("reader_without_payloads", "SELECT body FROM inbox_payload")
+    roles.grant()
+    assert not roles.allows("receiver", "SELECT event_type FROM inbox")
+    assert not roles.allows("reader_without_payloads", "SELECT body FROM inbox_payload")
+
+
 @pytest.mark.parametrize("role", ["reader"])
 def test_a_reader_of_events_may_run_what_shows_their_bodies(
     roles: Granted, module_engine: Engine, module_database_url: str, role: Role

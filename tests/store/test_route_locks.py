@@ -114,6 +114,19 @@ def test_the_limit_of_a_lock_is_shorter_than_one_that_the_server_has(steps: Step
         connection.invalidate()
 
 
+def test_the_limit_of_a_lock_ends_with_its_transaction(steps: Steps) -> None:
+    limit, given = (
+        text("SELECT current_setting('transaction_timeout')"),
+        {"given": '[{"route": "strict"}]', "now": None},
+    )
+    with steps.database.engine.connect() as connection:
+        before = connection.execute(limit).scalar_one()
+        connection.execute(order_lock.given_routes(steps.database.sql), given)
+        assert connection.execute(limit).scalar_one() == f"{order_lock.HELD_SECONDS}s"
+        connection.commit()
+        assert connection.execute(limit).scalar_one() == before
+
+
 def test_expired_leases_are_taken_back_while_another_route_is_locked(steps: Steps) -> None:
     steps.arrive(an_event(1), *(an_event(n, f"u{n}", routes=["latest"]) for n in range(2, 2 + leases.OWN_TRANSACTION)))
     steps.claim_due()

@@ -111,6 +111,22 @@ def test_an_item_that_takes_too_long_alone_keeps_none_behind_it_from_being_done(
     assert done == [1, 3, 4]
 
 
+def test_an_item_is_not_blamed_where_the_database_is_gone_while_it_is_set_aside(steps: Steps) -> None:
+    tried: list[int] = []
+
+    def part(some: Sequence[int]) -> None:
+        tried.extend(some)
+        raise ValueError("not these")
+
+    def unreachable(_item: int, _error: Exception) -> None:
+        raise OperationalError("SELECT", {}, ConnectionError("server closed the connection"))
+
+    with pytest.raises(OperationalError, match="server closed the connection"):
+        list(in_parts(steps.work, "a step", [1, 2], part=part, alone=unreachable))
+    assert tried == [1, 2, 1], "no other item is tried"
+    assert steps.heard.alone == []
+
+
 def test_a_lane_that_can_not_be_settled_keeps_no_other_lease_from_being_given_back(steps: Steps) -> None:
     steps.arrive(*(an_event(number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
     claimed = steps.claim_due(10, "latest")
