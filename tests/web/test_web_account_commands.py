@@ -47,7 +47,7 @@ def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> No
     assert made not in file.read_text()
     assert parse_entries(file.read_text(), "tokens", "tokens")["grafana"].hash == hash_token(made)
     shown = Run.invoke(app, ["token", "grafana", "--role", "viewer"]).stdout.split()
-    assert shown[0] == f"grafana:viewer:{hash_token(shown[1])}"
+    assert shown[1] == f"grafana:viewer:{hash_token(shown[0])}"
 
 
 @pytest.mark.parametrize(
