@@ -41,9 +41,11 @@ def _check_address(bind: str) -> None:
         return  # a socket, or something that gunicorn judges
     host = host.strip("[]")
     try:
-        socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, int(port)))
     except (OSError, OverflowError, UnicodeError) as error:
-        why = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
+        why = str(getattr(error, "strerror", None) or error).rstrip(".")
         fail(f"can't listen on {bind}: {why}; name another address and port with --bind")
 
 

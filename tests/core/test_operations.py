@@ -36,6 +36,7 @@ WRONG: list[tuple[str, object, str]] = [
     ("erase", {"source": "trivore", "entity_id": "u1"}, "entity_type is missing"),
     ("stop", {}, "command is missing"),
     ("continue", {"command": "7"}, "command: expected a whole number, got text"),
+    ("replay", {"seqs": "7"}, "seqs: expected a list, got text"),
     ("replay", [], "selection is a JSON object"),
     ("replay", "a text", "selection is a JSON object"),
     ("replay", None, "selection is a JSON object"),
