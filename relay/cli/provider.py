@@ -64,7 +64,8 @@ def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.Base
     # the text of an exception repeats the path or a header, and the source's token may stand in it
     except ValueError as error:  # a URL that can't be parsed, too
         raise ConfigError(
-            f"the request can't be sent ({type(error).__name__}): --url, a --header or the secret does not fit HTTP"
+            f"the request can't be sent ({type(error).__name__}): give --url a URL, and headers and the secret as Latin-1 text"
+            " on one line"
         ) from None
     except HTTPError as error:
         raise ConfigError(

@@ -154,7 +154,7 @@ def _watch(config: Config, every: float, width: int | None) -> None:
     from inbox.db.dialect import trouble_text
 
     out = console()
-    live = Live(console=out, auto_refresh=False, vertical_overflow="crop") if out.is_terminal else None
+    live = Live(console=out, auto_refresh=False) if out.is_terminal else None
     with contextlib.suppress(KeyboardInterrupt), live or contextlib.nullcontext():
         while True:
             try:

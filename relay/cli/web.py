@@ -125,7 +125,8 @@ def token(
     line = f"{name}:{role}:{hash_token(made)}"
     if into is None:
         say("the token, which is shown only this once, and its line for the file that web.tokens names:")
-        answer(f"{made}\n{line}")
+        answer(made)
+        answer(line)
         return
     _put_line(name, line, into, "tokens")
     say("the token, which is shown only this once:")

@@ -71,7 +71,7 @@ def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> No
     assert made.startswith("irw_")
     assert made not in file.read_text()
     assert parse_entries(file.read_text(), "tokens", "tokens")["grafana"].hash == hash_token(made)
-    shown = Run.invoke(app, ["token", "grafana", "--role", "viewer"]).stdout.split()
+    shown = Run.invoke(app, ["token", "grafana", "--role", "viewer"]).stdout.splitlines()
     assert shown[1] == f"grafana:viewer:{hash_token(shown[0])}"
 
 
