@@ -62,9 +62,11 @@ def plan(
     """
     if config is not None and (entity or since):
         fail("--entity and --since belong to --route alone; with --config, --events N chooses the newest N events")
+    if fetch and config is None:
+        fail("--fetch belongs to --config")
     if config is not None:
         _plan_config(config, route=route, events=events, fetch=fetch, as_json=as_json)
-    elif route is None or fetch:
+    elif route is None:
         fail(
             "give --route, the sync route whose sides to compare, or --config, a configuration to compare with today's"
         )
@@ -139,7 +141,7 @@ def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_
     number = differ = 0
     today, database = open_database()
     file = load_file(path)
-    require_known("route", route, (*today.routes, *file.sound.routes))
+    require_known("route", route, today.routes | file.sound.routes)
     old, new = (
         each.make(lambda config: Variant(config, only_route=route, fetches=fetch)) for each in (load_file(), file)
     )

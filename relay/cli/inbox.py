@@ -32,7 +32,7 @@ def main() -> None:
 @app.command()
 def serve(
     bind: Annotated[str, typer.Option(help="Address and port.")] = "127.0.0.1:8000",
-    workers: Annotated[int | None, typer.Option(help="Processes; on SQLite one is best.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; on SQLite one is best.")] = None,
 ) -> None:
     """Serve the receiver with gunicorn. SIGHUP reads the configuration again.
 

@@ -234,7 +234,8 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
         put_json(_document(operation, planned, number, done))
     elif not yes and planned.obstacle is None:
         _say_how(operation, planned, has_reason=mistake is None)
-    if (planned.obstacle is not None and planned.count is not None) or (done is not None and done.failed):
+    is_about_nothing = planned.obstacle is not None and (planned.count is not None or isinstance(asked, OneCommand))
+    if is_about_nothing or (done is not None and done.failed):
         raise typer.Exit(FINDING)
 
 

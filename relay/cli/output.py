@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -133,10 +134,13 @@ def exit_on_error() -> Iterator[None]:
 
 # --- progress
 
+_BAR_AFTER_SECONDS = 1.0
+"""Work that takes no longer has no bar."""
+
 
 @contextmanager
 def bar(doing: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show a progress bar while the block runs, at a terminal; it vanishes at the end.
+    """Show a progress bar while the block runs, at a terminal and for work that takes long; it vanishes at the end.
 
     Gives a function of how much is done, by default one more; it takes another `doing` and `total`, too.
     """
@@ -151,8 +155,15 @@ def bar(doing: str, total: int | None = None) -> Iterator[Callable[..., None]]:
         more = 1 if done is None else None
         progress.update(task, completed=done, advance=more, description=visible(doing), total=total)
 
-    with progress:
+    timer = threading.Timer(_BAR_AFTER_SECONDS, progress.start)
+    timer.daemon = True
+    timer.start()
+    try:
         yield report
+    finally:
+        timer.cancel()
+        timer.join()
+        progress.stop()
 
 
 # --- tables

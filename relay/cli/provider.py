@@ -37,7 +37,7 @@ def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.Base
     """Send `sample` to the receiver at `url`, with what proves that it comes from the source.
 
     Raises:
-        ConfigError: none of its secrets is valid at `at`, its sender alone can sign, or nobody listens at `url`.
+        ConfigError: none of its secrets is valid at `at`, its sender alone can sign, or nothing can be sent to `url`.
     """
     path, secret_headers = _shared_secret(source, at)
     headers = urllib3.HTTPHeaderDict({"Content-Type": _JSON})
@@ -61,7 +61,12 @@ def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.Base
             redirect=False,
             retries=False,
         )
-    # the text of an exception repeats the path, and the source's token may stand in it
+    # the text of an exception repeats the path or a header, and the source's token may stand in it
+    except ValueError as error:  # a URL that can't be parsed, too
+        raise ConfigError(
+            f"the request can't be sent ({type(error).__name__}): give --url a URL, and headers and the secret as Latin-1 text"
+            " on one line"
+        ) from None
     except HTTPError as error:
         raise ConfigError(
             f"nobody answers at {url} ({type(error).__name__}); start the receiver with `inbox serve`, or give --url"

@@ -147,18 +147,24 @@ def _document(seen: Overview, checked: Sequence[Finding], findings: Sequence[Fin
 
 def _watch(config: Config, every: float, width: int | None) -> None:
     """Show it until Ctrl-C: in place at a terminal, else one after the other. The database may go away and come back."""
+    from rich.console import Group
+    from rich.live import Live
     from sqlalchemy.exc import DBAPIError
 
     from inbox.db.dialect import trouble_text
 
-    with contextlib.suppress(KeyboardInterrupt):
+    out = console()
+    live = Live(console=out, auto_refresh=False) if out.is_terminal else None
+    with contextlib.suppress(KeyboardInterrupt), live or contextlib.nullcontext():
         while True:
             try:
                 lines = [*lines_of(*_look(config), width=width)]
             except DBAPIError as error:
                 lines = [Text(visible_line(f"the database: {trouble_text(error)}"), "red")]
-            console().clear()
-            put(*lines)
+            if live is None:
+                put(*lines)
+            else:
+                live.update(Group(*lines), refresh=True)
             time.sleep(every)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from contextlib import suppress
@@ -27,9 +28,25 @@ _Into = Annotated[
 
 def become_gunicorn(settings: str, bind: str, workers: int | None) -> NoReturn:
     """Let gunicorn take this process over, and its signals."""
+    _check_address(bind)
     arguments = ["--config", f"python:{settings}", "--bind", bind]
     arguments += [] if workers is None else ["--workers", str(workers)]
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments])  # noqa: S606  # the point of it
+
+
+def _check_address(bind: str) -> None:
+    """Exit where nobody can listen on this address: gunicorn would try for five seconds, or show a traceback."""
+    host, separator, port = bind.rpartition(":")
+    if "LISTEN_FDS" in os.environ or not separator or not port.isdecimal() or "/" in host:
+        return  # a socket, or something that gunicorn judges
+    host = host.strip("[]")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, int(port)))
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = str(getattr(error, "strerror", None) or error).rstrip(".")
+        fail(f"can't listen on {bind}: {why}; name another address and port with --bind")
 
 
 @web_app.callback(invoke_without_command=True)
@@ -105,7 +122,13 @@ def token(
 
     _check(name, role)
     made = new_token()
-    _put_line(name, f"{name}:{role}:{hash_token(made)}", into, "tokens")
+    line = f"{name}:{role}:{hash_token(made)}"
+    if into is None:
+        say("the token, which is shown only this once, and its line for the file that web.tokens names:")
+        answer(made)
+        answer(line)
+        return
+    _put_line(name, line, into, "tokens")
     say("the token, which is shown only this once:")
     answer(made)
 

@@ -88,10 +88,10 @@ class DemoScreen:
 
     def say(self, sentence: str) -> None:
         """Show a sentence."""
-        self.console.print(Text(visible(sentence), "dim"), no_wrap=True, overflow="ellipsis")
+        self.console.print(Text(visible(sentence), "dim"), soft_wrap=True)
 
     def line(self, kind: str, verb: str, about: str, detail: str = "", status: int | None = None) -> None:
-        """Print columns, cut to a terminal's width; whole elsewhere."""
+        """Print columns, cut to a terminal's width, but for a command; whole elsewhere."""
         self.seen[kind] += 1
         about = visible(_ID.sub(r"…\1", about))  # the end of an id tells it from others
         colour = "green" if status in range(200, 400) else "bold red"
@@ -104,7 +104,10 @@ class DemoScreen:
             visible(detail),
         )
         line.rstrip()
-        self.console.print(line, no_wrap=True, overflow="ellipsis")
+        if kind == "command":
+            self.console.print(line, soft_wrap=True)
+        else:
+            self.console.print(line, no_wrap=True, overflow="ellipsis")
 
 
 def _assignments(fields: Mapping[str, str | None]) -> str:
@@ -192,8 +195,16 @@ class Demo:
         """Wait until every webhook was accepted and the relay has nothing left to do; return false when it takes too long."""
         return self._until(self._is_settled, _PATIENCE_SECONDS)
 
+    def await_receiver(self) -> None:
+        """Wait until the receiver listens."""
+        self._until(self._is_listening, _PATIENCE_SECONDS)
+
+    def _is_listening(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(self.receiver_url.rpartition(":")[2]))) == 0
+
     def await_call(self) -> None:
-        """Wait until the programs have started, and the relay calls."""
+        """Wait until the relay has started, and calls."""
         self._until(lambda: self.screen.seen["call"] > 0, _PATIENCE_SECONDS)
 
     def _until(self, done: Callable[[], bool], seconds: float) -> bool:
@@ -273,6 +284,7 @@ def _judge(demo: Demo, scenario: Scenario) -> bool:
     """Make a round of changes, kill the relay over its work, and compare both services at the end."""
     screen = demo.screen
     screen.say(f"the page is at {demo.page_url}: sign in as {_PAGE_USER}, password {demo.page_password}")
+    demo.await_receiver()
     for number in range(1, CHANGES + 1):
         screen.change(scenario.step())
         if number == 1:

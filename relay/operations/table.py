@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -210,7 +211,7 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
         asked: Any = msgspec.convert(selection, operation.asks)
     except msgspec.ValidationError as error:
         field, says = wrong_field(error)
-        raise UnusableCommand(f"{field or 'selection'}: {says}") from error
+        raise UnusableCommand(f"{field or 'selection'}{says}") from error
     if operation.needs_condition and asked.is_empty and not asked.everything:
         some = " or ".join(operation.keys[:2])
         raise UnusableCommand(
@@ -221,12 +222,28 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
     return asked
 
 
+_TYPES = {
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "float": "a number",
+    "datetime": "a time",
+}
+_WRONG_TYPE = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
+
+
 def wrong_field(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Return the field of a mistake, or nothing, and the mistake."""
+    """Return the field of a mistake, or nothing, and what follows it: the mistake in words of JSON, not of Python."""
     says, at, place = str(error).rpartition(" - at `$")  # the last: a value may look like one
     says, place = (says, place) if at else (place, "")
     missing = says.removeprefix("Object missing required field ")
-    return (place.strip(".`"), says) if missing == says else (missing.strip("`"), "is missing")
+    if missing != says:
+        return missing.strip("`"), " is missing"
+    if wrong := _WRONG_TYPE.fullmatch(says):
+        says = f"expected {_TYPES.get(wrong[1], wrong[1])}, got {_TYPES.get(wrong[2], wrong[2])}"
+    return place.strip(".`"), f": {says}"
 
 
 def require_order(asked: msgspec.Struct) -> None:

@@ -151,6 +151,8 @@ def _checked(name: str, value: Any, now: datetime, *, strict: bool) -> Any:  # n
             raise BadFilter(f"{name}: a value has at most {LONGEST_VALUE:,} characters", field=name)
         if isinstance(each, str) and not is_storable(each):
             raise BadFilter(f"{name} {each!r}: no database stores such a character", field=name)
+    if isinstance(value, list) and name not in LISTS and not strict:
+        raise BadFilter(f"{name} is given twice", field=name)
     if name in LISTS and isinstance(value, str) and not strict:
         return value.split(",")
     try:
@@ -164,7 +166,7 @@ def _bad_filter(error: msgspec.ValidationError, values: Mapping[str, object]) ->
     found = _FIELD.match(place)
     name = found[0] if found else ""
     value = f" {values[name]!r}" if name in values else ""
-    return BadFilter(f"{name or 'the filter'}{value}: {says}", field=name or None)
+    return BadFilter(f"{name or 'the filter'}{value}{says}", field=name or None)
 
 
 def url(path: str, given: Mapping[str, object], **changed: object) -> str:

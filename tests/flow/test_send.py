@@ -97,6 +97,14 @@ def test_what_only_its_sender_can_sign_is_told_so(config: Config, url: str) -> N
         provider.send(config.sources["secevent"], url, Sample(b"a.b.c"), SystemClock().now())
 
 
+@pytest.mark.parametrize("given", ["tok€n", "tok\nn", "http://127.0.0.1:80000", "http://[::1"])
+def test_what_does_not_fit_http_is_one_sentence_without_its_value(config: Config, url: str, given: str) -> None:
+    sample = Sample(b'{"type": "t", "id": "1"}', {"X-Token": given})
+    with pytest.raises(ConfigError, match="the request can't be sent") as refused:
+        provider.send(config.sources["custom"], given if given.startswith("http") else url, sample, SystemClock().now())
+    assert given not in str(refused.value)
+
+
 def test_no_redirect_and_no_proxy_of_the_environment_gets_the_secret(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

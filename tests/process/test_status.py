@@ -74,7 +74,7 @@ def test_at_a_terminal_it_is_drawn_again_in_its_place_and_ctrl_c_ends_it(
         fill(sqlite_database_url, [("u1", moment(0))])
         terminal.shows("1 open")
         assert terminal.interrupt() == 0
-        assert "\x1b[2J" in terminal.raw, "what stood there is cleared"
+        assert "\x1b[2K" in terminal.raw, "what stood there is cleared"
         assert "Traceback" not in terminal.text
 
 

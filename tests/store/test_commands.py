@@ -24,7 +24,7 @@ from inbox.events.states import says_why
 from inbox.events.timestamps import as_time
 from relay.delivery.gates import Gate, GateKey
 from relay.delivery.lifecycle import OpenDelivery
-from relay.operations.asks import Rejections, Selection
+from relay.operations.asks import OneCommand, Rejections, Selection
 from relay.store import gates, reopen
 from relay.store.deliveries import Key
 from relay.store.operator import changes, commands, execution, plan, readmit, tasks
@@ -329,6 +329,8 @@ def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) ->
     assert the(steps, number) == ("cancelled", 20, "stopped by lee: wrong route")
     with pytest.raises(UnusableCommand, match="has ended, and can't be stopped"):
         turn(steps, "stop", number)
+    planned = plan.plan(steps.database, steps.work.config, "stop", OneCommand(command=number), Bound(listed=1))
+    assert planned.obstacle == "it has ended, and can't be stopped any more"
     turn(steps, "continue", number)
     with pytest.raises(UnusableCommand, match="is running: only one that was stopped goes on"):
         turn(steps, "continue", number)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from inbox.config.model import Config, Web
@@ -19,6 +21,8 @@ from relay.accounts import (
     parse_entries,
 )
 from relay.check import STARTS
+from relay.cli.output import WRONG_USE
+from relay.cli.web import become_gunicorn
 from relay.cli.web import web_app as app
 from tests.helpers.signing_in import PASSWORD, behind_proxy, token, user
 
@@ -39,6 +43,27 @@ def test_a_password_from_a_pipe_becomes_a_line(tmp_path: Path) -> None:
     assert {entry.role for entry in parse_entries(file.read_text(), "users", "users").values()} == {"viewer"}
 
 
+@pytest.mark.parametrize(
+    ("bind", "why"),
+    [
+        ("127.0.0.1:{taken}", "Address already in use"),
+        ("127.0.0.1:80000", "port must be 0-65535"),
+        ("nowhere.invalid:8025", ""),
+        (f"{'a' * 64}:8025", ""),
+    ],
+)
+def test_an_address_where_nobody_can_listen_is_one_sentence(
+    bind: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(typer.Exit) as ended:
+        become_gunicorn("no.settings", bind.format(taken=other.getsockname()[1]), None)
+    assert ended.value.exit_code == WRONG_USE
+    said = capsys.readouterr().err
+    assert "can't listen on " in said
+    assert why in said
+    assert said.endswith("; name another address and port with --bind\n")
+
+
 def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     done = Run.invoke(app, ["token", "grafana", "--role", "viewer", "--into", str(file)])
@@ -46,8 +71,8 @@ def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> No
     assert made.startswith("irw_")
     assert made not in file.read_text()
     assert parse_entries(file.read_text(), "tokens", "tokens")["grafana"].hash == hash_token(made)
-    shown = Run.invoke(app, ["token", "grafana", "--role", "viewer"]).stdout.split()
-    assert shown[0] == f"grafana:viewer:{hash_token(shown[1])}"
+    shown = Run.invoke(app, ["token", "grafana", "--role", "viewer"]).stdout.splitlines()
+    assert shown[1] == f"grafana:viewer:{hash_token(shown[0])}"
 
 
 @pytest.mark.parametrize(

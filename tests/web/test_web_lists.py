@@ -83,6 +83,7 @@ def test_every_filter_narrows_the_list(page: Page) -> None:
         ("?status=42", "status '42'", "status"),
         ("?since=yesterday", "since 'yesterday'", "since"),
         ("?limit=0", "limit '0'", "limit"),
+        ("?limit=1&limit=2", "limit is given twice", "limit"),
         ("?rout=strict", "there is no filter 'rout'; did you mean 'route'?", "rout"),
     ],
 )

@@ -462,7 +462,10 @@ def _plan_turn(it: _Planning) -> Plan:
     found = commands.progress(it.database, it.asked.command)
     if found is None:
         raise NoSuchCommand(f"there is no command {it.asked.command}")
-    return Plan(warnings=(f"command {found.id} ({found.kind}) is {found.state}",))
+    warnings = (f"command {found.id} ({found.kind}) is {found.state}",)
+    if it.kind == "stop" and found.has_ended:
+        return Plan(obstacle="it has ended, and can't be stopped any more", warnings=warnings)
+    return Plan(warnings=warnings)
 
 
 _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
