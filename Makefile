@@ -38,10 +38,10 @@ run: $(READY)  ## run the product with demo services, until Ctrl-C
 quick: $(READY)  ## test without processes and Postgres (90 s on two cores)
 	$(TEST) -q --hypothesis-profile quick --database sqlite -m "$(SHORT)" $(QUICK)
 
-test: $(READY)  ## test the product, on SQLite and Postgres (11 min)
+test: $(READY)  ## test the product, on SQLite and Postgres (7 min)
 	$(TEST) -m "$(SHORT)"
 
-prove: $(READY)  ## run the long proofs, then the fault tests (11 min)
+prove: $(READY)  ## run the long proofs, then the fault tests (8 min)
 	$(TEST) -m "long and not alone"
 	$(BIN)/python -m pytest --verbose -m alone
 

@@ -82,6 +82,7 @@ def config_of(url: str) -> Config:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_every_screen_works_over_a_million_events(browser: Browser, postgres_database_url: str) -> None:
     """One test, so that the database is filled once."""
     with connect_postgres(postgres_database_url) as connection:
