@@ -73,7 +73,7 @@ def test_a_drain_ends_though_something_is_held_back(rig: Rig) -> None:
 
 
 def test_an_entity_that_is_resumed_is_looked_for_from_the_beginning(rig: Rig) -> None:
-    """What it held back has been due since long before the place where claims begin now."""
+    """Deliveries that it held back have been due since long before the place where claims begin now."""
     relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
     relay._claimer.gates = Gates(paused_entities=1)
     relay._scans.due["everything"].at = SystemClock().now()
