@@ -10,8 +10,10 @@ import pytest
 
 from relay import steps
 from relay.daemon.generation import prepare
+from relay.daemon.leases import Leases
 from relay.daemon.loop import Relay
 from relay.store import claim, work
+from relay.store.leases import LEASE_SECONDS
 from tests.flow.test_daemon_order import no_relay_can_order
 from tests.helpers.daemon import Rig, configured, users
 from tests.helpers.evidence import facts
@@ -122,3 +124,11 @@ def test_a_stop_records_and_gives_back_what_a_locked_route_kept_from_it_though_i
     assert rig.kinds == ["delivered"]
     assert rig.left == {"ready": 2}
     assert rig.observer.counts["given_back"] == 2
+
+
+def test_a_lease_is_trusted_for_less_time_than_others_wait_for_its_end() -> None:
+    """By the database's clock it began before the answer, so a claim is timed from the moment it was asked for."""
+    leases = Leases()
+    began = leases.began_asking()
+    leases.granted([(1, "everything", 1)], began)
+    assert leases.trusted_until((1, "everything", 1)) < began + LEASE_SECONDS

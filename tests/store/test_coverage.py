@@ -10,7 +10,7 @@ import pytest
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.events.event import Event, swept_key
-from inbox.events.timestamps import to_nanoseconds
+from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery.outcome import Call, Delivered, Failed, Outcome
 from relay.operations.asks import Selection
 from relay.store.duplicates import Judged, judge_duplicates
@@ -324,6 +324,8 @@ def test_a_late_success_without_a_fetch_does_not_cover_what_is_newer_than_itself
     steps.attempt(Delivered((), "updated", fetch_began_at=clock.now()), "latest")
     steps.arrive(an_event(2, second=8, routes=["latest"]))
     assert steps.attempt(Delivered((), "deleted"), "latest").late
+    (lane,) = steps.rows("SELECT seq, fetch_began_at FROM lane")
+    assert (lane["seq"], as_time(lane["fetch_began_at"])) == (1, clock.now())
     steps.arrive(an_event(3, second=9, routes=["latest"]))
     assert [state for _, _, state in steps.states()] == ["ready"]
 

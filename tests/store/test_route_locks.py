@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +18,7 @@ from relay.delivery.gates import BREAKER
 from relay.delivery.lifecycle import State
 from relay.store import alerts, claim, leases, record, sequence
 from relay.store.alert_conditions import Watch
+from relay.store.deliveries import rows_of_keys
 from relay.store.sequence import quarantine
 from relay.store.transaction import Transaction
 from tests.helpers.kinds import ON_POSTGRES
@@ -23,6 +26,7 @@ from tests.helpers.order_locks import is_kept_waiting, lock, locking
 from tests.helpers.relaying import CONFIG, DONE, POLICIES, Steps, work_of
 from tests.helpers.standing_still import limit_locks, locked_by_a_person, stand_still_within_a_pipeline
 from tests.helpers.storing import an_event
+from tests.helpers.waiting import until
 from tests.store.verifying import Planter
 
 # --- The order lock by route: different routes go on beside each other, and who locks everything waits for all of them
@@ -289,6 +293,24 @@ def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock(
         stand_still_within_a_pipeline(steps.database, "strict", meanwhile)
     assert raised.value.connection_invalidated
     assert kept_waiting == [True]
+
+
+def test_a_pipeline_reads_under_its_lock(steps: Steps) -> None:
+    """Rows that it read before would be those of before the wait."""
+    steps.arrive(an_event(1))
+    with ThreadPoolExecutor(1) as beside, steps.database.write() as holder:
+        holder.take_order_lock(["strict"])
+
+        def read() -> list[Any]:
+            with steps.database.write() as transaction:
+                _, (rows,) = transaction.take_order_lock_and_read({"strict"}, rows_of_keys([(1, "strict")], "none"))
+                return rows
+
+        reading = beside.submit(read)
+        until(lambda: steps.rows("SELECT 1 FROM pg_locks WHERE NOT granted"), "it waits for the lock")
+        holder.execute(_END)
+        holder.connection.commit()
+        assert reading.result(timeout=30) == []
 
 
 def test_what_the_server_refuses_of_a_pipeline_is_told_and_nothing_of_it_is_done(steps: Steps) -> None:
