@@ -35,10 +35,10 @@ setup: $(READY)  ## make .venv with every locked dependency
 run: $(READY)  ## run the product with demo services, until Ctrl-C
 	$(BIN)/relay demo --stay
 
-quick: $(READY)  ## test without processes and Postgres (90 s on two cores)
+quick: $(READY)  ## test without processes and Postgres (a minute on two cores)
 	$(TEST) -q --hypothesis-profile quick --database sqlite -m "$(SHORT)" $(QUICK)
 
-test: $(READY)  ## test the product, on SQLite and Postgres (7 min)
+test: $(READY)  ## test the product, on SQLite and Postgres (5 min)
 	$(TEST) -m "$(SHORT)"
 
 prove: $(READY)  ## run the long proofs, then the fault tests (8 min)
