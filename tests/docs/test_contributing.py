@@ -107,7 +107,6 @@ def test_their_tests_pass_and_the_migrations_make_the_schema_on_both_databases(c
         "sources/test_contract",
         "destinations/test_note",
         "migrations/test_schema_is_metadata",
-        "migrations/test_comments",
     )
     paths = [f"tests/{name}.py" for name in names]
     chosen = "acme or not contract"  # of the contract, what is new
