@@ -99,6 +99,7 @@ def start(options: RunOptions) -> int:
 
     Raises:
         ConfigError: the configuration can't be used.
+        RuntimeError: a step that a relay needs has failed for too long; another process may do better.
     """
     _log_to_stderr(verbose=options.verbose, several=options.processes > 1 or options.parent is not None)
     observer, orders = Observer(), orders_of_signals(options.parent)

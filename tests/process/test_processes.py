@@ -105,3 +105,27 @@ def test_a_child_that_ends_again_and_again_is_started_more_and_more_rarely(
     waits = [float(seconds) for seconds in re.findall(r"another starts in ([\d.]+) s", parent.output)]
     assert waits == [1, 2, 4, 8][: len(waits)], "as many as there were until then"
     assert living(sqlite_engine) == {killed}
+
+
+def test_a_relay_that_gives_up_exits_with_1_so_that_another_is_started(
+    sqlite_engine: Engine, sqlite_place: Site
+) -> None:
+    """With 2, systemd would start none: a command that is used wrongly fails the next time, too."""
+    fill(sqlite_engine.url.render_as_string(), events(1))
+    with sqlite_engine.begin() as connection:
+        connection.exec_driver_sql(_CLAIMS_FAIL)
+    assert sqlite_place.start("relay", "-c", _HURRIED).ends() == 1
+
+
+_CLAIMS_FAIL = (
+    "CREATE TRIGGER claims_fail BEFORE UPDATE OF state ON open_delivery WHEN NEW.state = 'in_flight'"
+    " BEGIN SELECT RAISE(ABORT, 'planted'); END"
+)
+_HURRIED = """
+import sys
+from relay import steps
+steps.LASTS_SECONDS = 0.5
+sys.argv = ["relay", "run"]
+from relay.cli.main import main
+main()
+"""
