@@ -20,13 +20,12 @@ from relay.delivery.policy import policies
 from relay.observe import Observer
 from relay.store.database import Database
 from tests.helpers.daemon import Rig, configured, kinds, running, users
-from tests.helpers.downstream import serving
-from tests.helpers.evidence import open_states
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
-from tests.helpers.outage import disconnect, down
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down
 from tests.helpers.relaying import Steps
 from tests.helpers.scripted import answer, reset
 from tests.helpers.scripted import serving as scripted
+from tests.helpers.tables import open_states
+from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

@@ -11,8 +11,8 @@ from relay.delivery.gates import Gate
 from relay.operations.asks import Selection
 from relay.store.operator import commands
 from tests.helpers.daemon import Rig, users
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.reading import rows
+from tests.helpers.databases import ON_BOTH
+from tests.helpers.tables import rows
 from tests.helpers.waiting import until
 
 

@@ -14,10 +14,9 @@ from relay.store.alert_conditions import Watch
 from relay.store.database import Database
 from relay.store.retention import KindState, expiry_of, state_of
 from tests.helpers.daemon import Rig
-from tests.helpers.pruning import AFTER_A_MONTH, a_pruner, batches, prune
-from tests.helpers.reading import count
-from tests.helpers.relaying import CONFIG, Steps, work_of
+from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, Steps, a_pruner, batches, prune, work_of
 from tests.helpers.storing import an_event
+from tests.helpers.tables import count
 from tests.helpers.waiting import until
 
 MONTH = '[retention]\npayloads = "30d"\nattempts = "30d"\nevents = "30d"\n'

@@ -13,9 +13,9 @@ from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.sources.normalize import readers_of
 from tests.helpers.daemon import running
-from tests.helpers.reading import rows
 from tests.helpers.receiver import receiving
 from tests.helpers.scripted import answer, serving
+from tests.helpers.tables import rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text
 

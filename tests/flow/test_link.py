@@ -11,10 +11,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from inbox.db.link import Link
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.outage import gone, locked
-from tests.helpers.reading import count
+from tests.helpers.databases import ON_BOTH, gone, locked
 from tests.helpers.receiver import a_link
+from tests.helpers.tables import count
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from inbox.loader.load import parse_config
 from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
 from inbox.receiver.writer import MAX_BYTES, MAX_REJECTIONS, PER_SECOND, GroupCommit
-from tests.helpers.reading import count
 from tests.helpers.receiver import Receiver, a_link
+from tests.helpers.tables import count
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import body, config_text
 

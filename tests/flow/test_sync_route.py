@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, changed
-from tests.helpers.evidence import facts
-from tests.helpers.in_step import BEHIND, Flow, SyncSteps, in_seconds, user
+from tests.helpers.daemon import BEHIND, Flow, SyncSteps, in_seconds, user
 from tests.helpers.scripted import answer
+from tests.helpers.tables import facts
 
 REQUIRED = changed('name = "entity.name"', 'name = { from = "entity.name", required = true }')
 TOLERANT = changed('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", tolerance = "2s" }')

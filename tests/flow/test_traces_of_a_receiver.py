@@ -11,8 +11,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from sqlalchemy import Engine
 
 from inbox.loader.load import parse_config
-from tests.helpers.reading import rows
 from tests.helpers.receiver import Receiver, receiving
+from tests.helpers.tables import rows
 from tests.helpers.tracing import Kept, keeping
 from tests.helpers.webhooks import body, config_text
 

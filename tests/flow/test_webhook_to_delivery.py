@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Engine
 
 from relay.delivery.facts import Abandoned
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.reading import count, duplicates, rows
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.receiver import Receiver
 from tests.helpers.relaying import UNWELL, Steps
+from tests.helpers.tables import count, duplicates, rows
 from tests.helpers.webhooks import ROUTE, TOKEN, body, moment
 
 
