@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -11,6 +12,7 @@ from inbox.config.model import Config
 from relay.store.database import Database
 from tests.helpers.page import Page, on_database, serving, unhurried
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.signing_in import Entrance, entrance
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,13 @@ def page_config(database_url: str) -> Config:
 def page(page_config: Config, clock: FakeClock) -> Iterator[Page]:
     """The page of `page_config`."""
     with serving(page_config, clock) as made:
+        yield made
+
+
+@pytest.fixture
+def door(page_config: Config, tmp_path: Path) -> Iterator[Entrance]:
+    """The page of `page_config` with its real access."""
+    with entrance(page_config, tmp_path) as made:
         yield made
 
 

@@ -34,7 +34,7 @@ DELIVERED = "SELECT count(*) AS n FROM delivery_log WHERE kind = 'delivered'"
 
 def count_of(html: str) -> str:
     """The number that a plan begins with."""
-    return re.findall(r"<strong>([\d+]+)</strong>", html)[0]
+    return str(re.findall(r"<strong>([\d+]+)</strong>", html)[0])
 
 
 @ON_BOTH
