@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 from inbox.config.model import Config
@@ -42,7 +43,7 @@ class World:
     def deliver(
         self,
         delivery: Delivery = DELIVERY,
-        acts: dict[str, Act] | None = None,
+        acts: Mapping[str, Act | list[Act]] | None = None,
         *,
         sync: str = SYNC,
         within: Context | None = None,
@@ -58,7 +59,7 @@ class World:
         }
         names = {"fetch": FETCH, "find": FIND, "update": UPDATE, "create": CREATE, "remove": REMOVE}
         for name, act in {**defaults, **(acts or {}), **more}.items():
-            self.server.routes[names[name]] = list(act) if isinstance(act, list) else [act]
+            self.server.routes[names.get(name, name)] = list(act) if isinstance(act, list) else [act]
         return deliver(self.config(sync, timeout), delivery, within)
 
     def config(self, sync: str, timeout: str = "30s") -> Config:
