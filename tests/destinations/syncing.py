@@ -19,6 +19,7 @@ USER = {"id": "u1", "name": "Ada", "meta": {"lastModified": "2025-12-31T23:59:58
 FETCH, FIND, CREATE, UPDATE, REMOVE = (
     "GET /api/user/u1", "GET /contacts?externalId=u1", "POST /contacts", "PATCH /contacts/c1", "DELETE /contacts/c1",
 )  # fmt: skip
+UPDATE_ANOTHER = "PATCH /contacts/c2"
 FOUND = answer(200, {"items": [{"id": "c1", "external_id": "u1"}]})
 NONE = answer(200, {"items": []})
 FETCHED = answer(200, USER)
@@ -58,8 +59,9 @@ class World:
             "remove": answer(204),
         }
         names = {"fetch": FETCH, "find": FIND, "update": UPDATE, "create": CREATE, "remove": REMOVE}
+        names["another"] = UPDATE_ANOTHER
         for name, act in {**defaults, **(acts or {}), **more}.items():
-            self.server.routes[names.get(name, name)] = list(act) if isinstance(act, list) else [act]
+            self.server.routes[names[name]] = list(act) if isinstance(act, list) else [act]
         return deliver(self.config(sync, timeout), delivery, within)
 
     def config(self, sync: str, timeout: str = "30s") -> Config:

@@ -77,13 +77,14 @@ def test_adyens_own_example_is_let_in_and_each_signed_field_counts() -> None:
     assert why(notified(ITEM), Secret(ADYEN_KEY)) is None
     assert why(notified(ITEM), Secret("00" * 32)) is not None
     texts = ("pspReference", "merchantReference", "merchantAccountCode", "eventCode")
-    amounts = ({"currency": "USD", "value": 1130}, {"currency": "EUR", "value": 11300}, {}, None)
-    for change in (
-        *({name: f"{ITEM[name]}x"} for name in texts),
+    amounts: list[object] = [{"currency": "USD", "value": 1130}, {"currency": "EUR", "value": 11300}, {}, None]
+    changes: list[dict[str, object]] = [
+        *[{name: f"{ITEM[name]}x"} for name in texts],
         *({"amount": amount} for amount in amounts),
         {"originalReference": "1"},
         {"success": "false"},
-    ):
+    ]
+    for change in changes:
         assert why(notified({**ITEM, **change}), Secret(ADYEN_KEY)) is not None, change
 
 

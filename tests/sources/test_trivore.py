@@ -85,7 +85,8 @@ def test_a_body_that_is_no_object_is_no_event(payload: object) -> None:
 
 @pytest.mark.parametrize(("payload", "field"), [(p, f) for p in (CLASSIC, TYPED) for f in p])
 def test_a_field_that_is_missing_or_of_another_type_or_length_is_named(payload: dict[str, str], field: str) -> None:
-    for value in (None, 1, True, 1.5, {}, [], ["x"], "", "x\x00y", "x" * 256):
+    values: list[object] = [None, 1, True, 1.5, {}, [], ["x"], "", "x\x00y", "x" * 256]
+    for value in values:
         assert wrong_field(payload | {field: value}) == field, value
     if field != "type":  # which tells the two forms apart
         assert wrong_field({name: value for name, value in payload.items() if name != field}) == field
