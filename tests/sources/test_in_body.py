@@ -78,7 +78,7 @@ def test_adyens_own_example_is_let_in_and_each_signed_field_counts() -> None:
     assert why(notified(ITEM), Secret("00" * 32)) is not None
     texts = ("pspReference", "merchantReference", "merchantAccountCode", "eventCode")
     amounts: list[object] = [{"currency": "USD", "value": 1130}, {"currency": "EUR", "value": 11300}, {}, None]
-    changes: list[dict[str, object]] = [
+    changes: list[dict[str, Any]] = [
         *[{name: f"{ITEM[name]}x"} for name in texts],
         *({"amount": amount} for amount in amounts),
         {"originalReference": "1"},
