@@ -11,9 +11,9 @@ from sqlalchemy import Engine
 from inbox.clock import SystemClock
 from tests.helpers.browser import Browser
 from tests.helpers.daemon import configured, running
-from tests.helpers.downstream import serving as downstream_serving
-from tests.helpers.filling import give_up
 from tests.helpers.page import Page, on_database, serving
+from tests.helpers.relaying import give_up
+from tests.helpers.traffic import serving as downstream_serving
 
 EVENTS = [(f"u{number}", f"2026-01-01T00:00:0{number}Z") for number in range(5)]
 

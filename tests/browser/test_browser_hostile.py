@@ -13,8 +13,8 @@ from inbox.db import engine as engines
 from relay.web.screens import SCREENS
 from tests.helpers.browser import DESK, PHONE, Browser
 from tests.helpers.page import Page, on_database, serving
-from tests.helpers.page_rows import fill_hostile
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.worlds import fill_hostile
 
 MARKUP = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\"'--><b onmouseover=hacked(3)>{{ 7*7 }}"

@@ -11,9 +11,8 @@ from selenium.webdriver.common.keys import Keys
 from sqlalchemy import Engine
 
 from tests.helpers.browser import PHONE, Browser, Theme
-from tests.helpers.night import night_config
-from tests.helpers.page import on_database
-from tests.helpers.signing_in import PASSWORD, Entrance, entrance
+from tests.helpers.page import PASSWORD, Entrance, entrance, on_database
+from tests.helpers.worlds import night_config
 
 A_DAY = 86_400
 

@@ -11,9 +11,9 @@ from sqlalchemy import Engine
 from inbox.clock import SystemClock
 from inbox.db.intake import Rejected
 from tests.helpers.browser import Browser
-from tests.helpers.night import night_config
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.storing import Intake
+from tests.helpers.worlds import night_config
 
 
 @pytest.fixture

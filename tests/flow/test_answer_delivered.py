@@ -19,9 +19,7 @@ from inbox.http.limits import memory_for
 from inbox.receiver import app, wait
 from inbox.receiver.wait import POLL_SECONDS, OutcomeWaiter
 from inbox.receiver.webhook import LONGEST_WAIT_SECONDS, wait_timeout
-from tests.helpers.filling import fill
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.reading import count
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.receiver import (
     PROBLEM,
     Receiver,
@@ -32,7 +30,8 @@ from tests.helpers.receiver import (
     served,
     status_of,
 )
-from tests.helpers.relaying import HOPELESS, Scripted, Steps
+from tests.helpers.relaying import HOPELESS, Scripted, Steps, fill
+from tests.helpers.tables import count
 from tests.helpers.waiting import LONGEST_SECONDS, until, until_async
 from tests.helpers.webhooks import a_config, body, moment
 

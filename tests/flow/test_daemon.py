@@ -26,15 +26,13 @@ from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.retention import KindState, expiry_of, state_of
 from tests.helpers.daemon import Rig, configured, running, users
-from tests.helpers.downstream import serving
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.outage import down
-from tests.helpers.pruning import AFTER_A_MONTH, a_pruner, batches, prune
-from tests.helpers.reading import count
-from tests.helpers.relaying import CONFIG, Steps, work_of
+from tests.helpers.databases import ON_BOTH, down
+from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, Steps, a_pruner, batches, prune, work_of
 from tests.helpers.scripted import answer, reset
 from tests.helpers.scripted import serving as scripted
 from tests.helpers.storing import an_event
+from tests.helpers.tables import count
+from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

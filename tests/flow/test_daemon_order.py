@@ -31,15 +31,12 @@ from relay.store.sequence import sequence
 from relay.store.work import Work
 from tests.bulkheads.test_steps import LOCKED
 from tests.helpers.daemon import Rig, configured, users
-from tests.helpers.evidence import facts
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.outage import down
-from tests.helpers.patience import stand_still
-from tests.helpers.reading import count, rows
+from tests.helpers.databases import ON_POSTGRES, down
+from tests.helpers.locks import locked_by_a_person
 from tests.helpers.relaying import CONFIG, POLICIES, FakeClock, Steps, at_work, work_of
-from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.storing import an_event
-from tests.helpers.waiting import until
+from tests.helpers.tables import count, facts, rows
+from tests.helpers.waiting import stand_still, until
 from tests.helpers.webhooks import ROUTE
 
 

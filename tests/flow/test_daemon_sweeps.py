@@ -28,9 +28,9 @@ from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper, scheduled
 from tests.helpers.daemon import Rig, configured
 from tests.helpers.directory import TABLE, Directory
-from tests.helpers.reading import count, rows
 from tests.helpers.relaying import work_of
 from tests.helpers.scripted import serving
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
 
 OFTEN = 'every = "50ms"\n'

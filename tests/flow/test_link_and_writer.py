@@ -26,11 +26,10 @@ from inbox.errors import RequestError, Unavailable
 from inbox.events.event import Event
 from inbox.receiver.webhook import OFFLOADED_BYTES
 from inbox.receiver.writer import GroupCommit
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.outage import gone, locked
-from tests.helpers.reading import count
+from tests.helpers.databases import ON_BOTH, gone, locked
 from tests.helpers.receiver import a_link, receiving
 from tests.helpers.storing import an_event
+from tests.helpers.tables import count
 from tests.helpers.webhooks import config_text
 
 

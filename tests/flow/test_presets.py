@@ -16,8 +16,8 @@ from inbox.db.dialect import as_json
 from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.signing import Message, sign
-from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver
+from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import config_text
 from tests.sources.presenting import signed_sample
 

@@ -15,13 +15,11 @@ from inbox.config.model import Config
 from inbox.db.throughput import SOURCE, Tally
 from inbox.loader.load import parse_config
 from inbox.receiver.reporting import ThroughputFlusher
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
-from tests.helpers.outage import down
-from tests.helpers.patience import Stopwatch, stand_still
-from tests.helpers.reading import rows
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, down
 from tests.helpers.receiver import Receiver, a_link, receiving
+from tests.helpers.tables import rows
 from tests.helpers.tracing import Kept, keeping
-from tests.helpers.waiting import until
+from tests.helpers.waiting import Stopwatch, stand_still, until
 from tests.helpers.webhooks import body, config_text
 
 FIGURES = 'SELECT name, outcome, sum("count") AS n, sum(bytes) AS size FROM throughput_minute GROUP BY name, outcome'

@@ -21,8 +21,8 @@ from inbox.loader.load import parse_config
 from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
 from inbox.receiver.writer import MAX_BYTES, MAX_REJECTIONS, PER_SECOND, GroupCommit
-from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import PROBLEM, Memory, Receiver, a_link, exchange, raw_post, served, status_of
+from tests.helpers.tables import Row, count, rows
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import TOKEN, body, config_text
 

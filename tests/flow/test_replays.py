@@ -23,9 +23,9 @@ from inbox.sources.signing import Message, sign
 from relay.operations.asks import Rejections
 from relay.store.database import Database
 from relay.store.operator.readmit import read_again
-from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver, a_link
 from tests.helpers.relaying import FakeClock
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import config_text
 

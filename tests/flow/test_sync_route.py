@@ -14,12 +14,10 @@ from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, changed
-from tests.helpers.daemon import kinds
-from tests.helpers.evidence import facts, open_states
-from tests.helpers.in_step import BEHIND, Flow, SyncSteps, in_seconds, relaying, user
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.reading import count
+from tests.helpers.daemon import BEHIND, Flow, SyncSteps, in_seconds, kinds, relaying, user
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.scripted import answer
+from tests.helpers.tables import count, facts, open_states
 from tests.helpers.waiting import until
 
 TOLERANT = changed('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", tolerance = "2s" }')

@@ -18,12 +18,11 @@ from relay.operations.asks import Selection
 from relay.store.nodes import read_nodes
 from relay.store.operator import commands
 from tests.helpers.daemon import Rig, users
-from tests.helpers.downstream import Downstream, Held, serving
-from tests.helpers.evidence import facts
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
-from tests.helpers.reading import rows
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES
+from tests.helpers.locks import locked_by_a_person
 from tests.helpers.relaying import FakeClock
-from tests.helpers.standing_still import locked_by_a_person
+from tests.helpers.tables import facts, rows
+from tests.helpers.traffic import Downstream, Held, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE
 

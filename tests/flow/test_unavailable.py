@@ -15,13 +15,12 @@ from inbox.receiver import app
 from relay.delivery.alerts import sentence
 from relay.store.alerts import take_unsent
 from relay.store.database import Database
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES, ON_SQLITE
-from tests.helpers.outage import disconnect, down, locked, read_only
-from tests.helpers.patience import Stopwatch
-from tests.helpers.reading import count, rows
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE, disconnect, down, locked, read_only
 from tests.helpers.receiver import PROBLEM, Receiver, receiving
 from tests.helpers.relaying import work_of
 from tests.helpers.storing import a_row
+from tests.helpers.tables import count, rows
+from tests.helpers.waiting import Stopwatch
 from tests.helpers.webhooks import body, moment
 
 ANSWERED_WITHIN = 3.0

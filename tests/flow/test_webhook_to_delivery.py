@@ -9,11 +9,11 @@ from sqlalchemy import Engine
 
 from inbox.loader.load import parse_config
 from tests.helpers.daemon import running
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.reading import count, duplicates, rows
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.receiver import Receiver, posted, served
 from tests.helpers.relaying import Steps
 from tests.helpers.scripted import answer, serving
+from tests.helpers.tables import count, duplicates, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, ROUTE, TOKEN, body, config_text, moment
 

@@ -15,8 +15,8 @@ from inbox.db import guarantees, migrate
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError
 from tests.conftest import _administer, _create_database
-from tests.helpers.outage import connect_postgres
-from tests.helpers.reading import rows
+from tests.helpers.databases import connect_postgres
+from tests.helpers.tables import rows
 
 NAMES = [*metadata.tables, "alembic_version", "delivery", "dead_letter", "backlog", "stuck"]
 

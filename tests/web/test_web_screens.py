@@ -19,8 +19,8 @@ from relay.accounts import Actor
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
-from tests.helpers.page_rows import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.worlds import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
 
 PARTS: dict[str, tuple[object, ...]] = {
     "seq": (1, 2, 3, 4, 5),
