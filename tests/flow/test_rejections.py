@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.http import bodies
-from tests.helpers.receiver import PROBLEM, Receiver, exchange, raw_post, served, status_of
+from tests.helpers.receiver import PROBLEM, Receiver, ask, served, status_of, webhook
 from tests.helpers.tables import Row, count, rows
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import TOKEN, body, payload
@@ -100,7 +100,7 @@ async def test_an_unknown_source_and_a_wrong_token_get_the_same_answer(receiver:
 
 def test_a_body_that_ends_before_its_content_length_is_400_and_not_stored(database_url: str, engine: Engine) -> None:
     with served(database_url) as port:
-        answer = exchange(port, raw_post(body(), length=len(body()) + CUT), half_close=True)
+        answer = ask(port, webhook(length=len(body()) + CUT), half_close=True)
 
         assert status_of(answer) == 400
         assert PROBLEM.encode() in answer
@@ -112,7 +112,7 @@ def test_a_body_that_ends_before_its_content_length_is_400_and_not_stored(databa
 def test_a_body_that_does_not_arrive_in_time_is_408(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "READ_WITHIN_SECONDS", 0.3)
     with served(database_url) as port:
-        answer = exchange(port, raw_post(body(), length=len(body()) + CUT))
+        answer = ask(port, webhook(length=len(body()) + CUT))
 
     assert status_of(answer) == 408
     assert b"did not arrive within" in answer
