@@ -24,11 +24,11 @@ from tests.helpers.receiver import (
     PROBLEM,
     Receiver,
     a_link,
-    exchange,
-    raw_post,
+    ask,
     receiving,
     served,
     status_of,
+    webhook,
 )
 from tests.helpers.relaying import HOPELESS, Scripted, Steps, fill
 from tests.helpers.tables import count
@@ -122,10 +122,10 @@ def test_a_sender_that_hangs_up_makes_room_and_one_that_closed_its_half_is_told(
     monkeypatch.setattr(wait, "MOST_WAITING_OF_A_SOURCE", 1)
     with served(database_url, config) as port:
         with socket.create_connection(("127.0.0.1", port)) as gone:
-            gone.sendall(raw_post(body(), "Prefer: wait=60"))
-            until(lambda: b"too many wait" in exchange(port, raw_post(body(), "Prefer: wait=0")), "the first one waits")
-        until(lambda: b"not known after 0 s" in exchange(port, raw_post(body(), "Prefer: wait=0")), "there is room")
-        told = exchange(port, raw_post(body(), "Prefer: wait=60"), half_close=True)
+            gone.sendall(webhook(b"Prefer: wait=60"))
+            until(lambda: b"too many wait" in ask(port, webhook(b"Prefer: wait=0")), "the first one waits")
+        until(lambda: b"not known after 0 s" in ask(port, webhook(b"Prefer: wait=0")), "there is room")
+        told = ask(port, webhook(b"Prefer: wait=60"), half_close=True)
     assert status_of(told) == 503
     assert b"the sender has hung up" in told
     assert count(engine, "inbox") == 1

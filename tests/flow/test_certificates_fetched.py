@@ -26,8 +26,9 @@ from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
 from inbox.sources.keys import CertificateStore, CertificateUrl, MissingCertificate
 from inbox.sources.presets.sns import _NAMES, _URL
-from tests.helpers.certificate_host import CertificateHost, Request, certificate_host, pem_of, signing_key
+from tests.helpers.certificate_host import CertificateHost, certificate_host, pem_of, signing_key
 from tests.helpers.receiver import Memory, Receiver
+from tests.helpers.scripted import Act, ScriptedServer, answer, drip, drip_body, hang, hundred_megabytes
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import TOKEN
 from tests.sources import certified
@@ -76,44 +77,25 @@ def test_a_certificate_is_fetched_from_a_host_that_proves_its_name(host: Certifi
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 204, 206, 304, 403, 404, 500, 503])
 def test_any_answer_but_200_is_none_and_no_redirect_is_followed(host: CertificateHost, status: int) -> None:
-    host.answers[certified.SNS_PATH] = lambda request: request.send(
-        status, b"", Location=f"https://{certified.SNS_HOST}/other.pem"
-    )
+    host.meet(certified.SNS_PATH, answer(status, location=f"https://{certified.SNS_HOST}/other.pem"))
     with pytest.raises(ValueError, match=f"answers {status}"):
         host.get()(URL)
     assert host.asked == [f"{certified.SNS_HOST}{certified.SNS_PATH}"]
 
 
 def test_a_huge_answer_is_left(host: CertificateHost) -> None:
-    def never_end(request: Request) -> None:
-        request.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        while True:
-            request.wfile.write(bytes(1024 * 1024))
-
-    host.answers[certified.SNS_PATH] = never_end
+    host.meet(certified.SNS_PATH, hundred_megabytes(b"HTTP/1.1 200 OK\r\n\r\n"))
     with pytest.raises(ValueError, match="sends more than"):
         host.get()(URL)
     host.serve(certified.SNS_PATH, certified.SNS_PEM + b"\n" * (fetcher.LARGEST_BYTES - len(certified.SNS_PEM)))
     assert len(host.get()(URL)) == fetcher.LARGEST_BYTES
 
 
-@pytest.mark.parametrize("where", ["head", "body", "nothing"])
-def test_a_slow_answer_is_cut_however_often_a_byte_comes(host: CertificateHost, where: str) -> None:
-    ended = threading.Event()
-
-    def drip(request: Request) -> None:
-        if where == "body":
-            request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        while where != "nothing" and not ended.wait(0.02):
-            request.wfile.write(b"X")
-        ended.wait(10)
-
-    host.answers[certified.SNS_PATH] = drip
-    try:
-        with pytest.raises((OSError, http.client.HTTPException)):
-            host.get(within=0.3)(URL)
-    finally:
-        ended.set()
+@pytest.mark.parametrize("slow", [drip(b"", b"X"), drip_body, hang], ids=["head", "body", "nothing"])
+def test_a_slow_answer_is_cut_however_often_a_byte_comes(host: CertificateHost, slow: Act) -> None:
+    host.meet(certified.SNS_PATH, slow)
+    with pytest.raises((OSError, http.client.HTTPException)):
+        host.get(within=0.3)(URL)
 
 
 def test_a_host_that_never_shakes_hands_is_left() -> None:
@@ -284,17 +266,17 @@ async def test_while_the_host_hangs_100_other_webhooks_are_stored(
     monkeypatch.setattr(fetcher, "LONGEST_SECONDS", 60.0)
     let_go = threading.Event()
 
-    def hang(request: Request) -> None:
+    def answer_late(server: ScriptedServer, connection: socket.socket) -> None:
         let_go.wait(60)
-        request.send(200, certified.SNS_PEM)
+        answer(200, certified.SNS_PEM)(server, connection)
 
-    host.answers[certified.SNS_PATH] = hang
+    host.meet(certified.SNS_PATH, answer_late)
     async with receiving(host) as (receiver, memory):
         try:
             asked = [
                 asyncio.create_task(post(receiver, certified.NOTIFICATION)) for _ in range(fetcher.MOST_WAITING + 30)
             ]
-            await until_async(host.arrived.is_set, "the host is asked")
+            await until_async(lambda: host.asked, "the host is asked")
             trivore = await asyncio.gather(*(receiver.post() for _ in range(100)))
             assert {answer.status_code for answer in trivore} == {200}
             await until_async(lambda: sum(task.done() for task in asked) == 30, "those without a place have their 503")

@@ -21,7 +21,7 @@ from inbox.loader.load import parse_config
 from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
 from inbox.receiver.writer import MAX_BYTES, MAX_REJECTIONS, PER_SECOND, GroupCommit
-from tests.helpers.receiver import PROBLEM, Memory, Receiver, a_link, exchange, raw_post, served, status_of
+from tests.helpers.receiver import PROBLEM, Memory, Receiver, a_link, ask, served, status_of, webhook
 from tests.helpers.tables import Row, count, rows
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import TOKEN, body, config_text
@@ -92,7 +92,7 @@ def test_a_body_that_ends_early_is_400_and_one_that_does_not_come_in_time_408(
 ) -> None:
     monkeypatch.setattr(bodies, "READ_WITHIN_SECONDS", 60.0 if half_close else 0.3)
     with served(database_url) as port:
-        answer = exchange(port, raw_post(body(), length=len(body()) + 20), half_close=half_close)
+        answer = ask(port, webhook(length=len(body()) + 20), half_close=half_close)
         assert status_of(answer) == status
         assert PROBLEM.encode() in answer
         row = until(lambda: the_refusal(engine), "the refusal is kept")
