@@ -13,7 +13,7 @@ from inbox.sources import preset_of
 from inbox.sources.credentials import verifier_of
 from relay import destinations
 from relay.daemon.generation import alert_client
-from tests.helpers.planted_secrets import Planted
+from tests.helpers.planted import Planted
 
 SECRET = Planted()
 HIDDEN = SECRET.plain("mistaken")

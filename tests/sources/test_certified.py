@@ -19,7 +19,7 @@ from inbox.events.event import Event, dedup_key
 from inbox.sources import PRESETS, preset_of
 from inbox.sources.normalize import events_of
 from tests.helpers.certificate_host import pem_of, signing_key
-from tests.helpers.mistakes import mistake
+from tests.helpers.webhooks import mistake
 from tests.sources import anything
 from tests.sources.certified import (
     CONFIRMATION,
