@@ -20,12 +20,12 @@ from inbox.db import engine as engines
 from inbox.db import erasure
 from relay.accounts import Actor
 from relay.web import plans
-from tests.helpers import outage
-from tests.helpers.kinds import ON_BOTH
+from tests.helpers import databases
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import OPERATOR, Page
-from tests.helpers.patience import stand_still
 from tests.helpers.relaying import DONE, Steps
 from tests.helpers.storing import an_event
+from tests.helpers.waiting import stand_still
 from tests.web.acting import asked, carried_out, confirm, fill_with_dead, form_of, shown
 
 OTHER = Actor("otto", "operator")
@@ -285,11 +285,11 @@ def test_an_act_on_a_database_that_is_gone_keeps_its_form(page: Page, steps: Ste
     fill_with_dead(steps, 2)
     number = carried_out(steps, confirm(page, "replay?route=strict&seq=1")).id
     form = shown(page, "replay?seq=2")
-    with outage.gone(database_url):
+    with databases.gone(database_url):
         answer = page.post("/acts/replay", form)
         assert (answer.status_code, answer.headers["Retry-After"], reason_of(answer)) == (503, "5", "fixed <b>")
         assert "tries again by itself" not in answer.text
-        if outage.is_postgres(database_url):  # whoever has the SQLite file open still writes
+        if databases.is_postgres(database_url):  # whoever has the SQLite file open still writes
             stop = page.post("/acts/stop", {"command": number, "reason": "wait <b>"})
             assert (stop.status_code, reason_of(stop)) == (503, "wait <b>")
             assert 'action="/acts/stop"' in stop.text

@@ -18,13 +18,13 @@ from inbox.db import reads
 from relay.web.screens import event as event_screen
 from tests.destinations.syncing import FETCHED, FOUND, World
 from tests.helpers import scripted
-from tests.helpers.kinds import ON_BOTH
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import VIEWER, Page, on_database, serving
-from tests.helpers.page_rows import HOSTILE
-from tests.helpers.reading import rows
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.scripted import ScriptedServer, answer
 from tests.helpers.storing import Intake, an_event
+from tests.helpers.tables import rows
+from tests.helpers.worlds import HOSTILE
 
 U1 = "source=trivore&type=USER&id=u1"
 ODD_IDS = (

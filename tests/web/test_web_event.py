@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from relay.web.reveal import text_of
-from tests.helpers.kinds import ON_BOTH
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import VIEWER, Page
-from tests.helpers.page_rows import HOSTILE
 from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import a_fact, an_event
+from tests.helpers.worlds import HOSTILE
 
 SECRET = "the-secret-word"
 

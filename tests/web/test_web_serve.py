@@ -23,11 +23,10 @@ from relay.web.app import CONNECTIONS
 from relay.web.gunicorn_settings import graceful_timeout
 from relay.web.query import FORM_TYPE, MOST_BYTES
 from relay.web.render import STATIC, STATIC_FOLDER
-from tests.helpers import outage
-from tests.helpers.page import Page
+from tests.helpers import databases
+from tests.helpers.page import FAST, Page
 from tests.helpers.processes import RELAY, Program, Site, free_port, site
-from tests.helpers.receiver import exchange
-from tests.helpers.signing_in import FAST
+from tests.helpers.receiver import ask
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
@@ -121,9 +120,9 @@ def test_a_request_that_is_too_large_or_no_http_is_turned_away(served: tuple[Pro
     headers = {"Sec-Fetch-Site": "same-origin", "Content-Type": FORM_TYPE}
     for body in (b"name=" + b"x" * MOST_BYTES, iter([b"x" * 1000] * 100)):
         assert requests.post(f"{url}/sign-in", body, headers=headers, timeout=10).status_code == 413
-    assert exchange(port, b"HELO page\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert ask(port, b"HELO page\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     long = b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n"
-    assert exchange(port, long).startswith(b"HTTP/1.1 431 ")
+    assert ask(port, long).startswith(b"HTTP/1.1 431 ")
     assert requests.get(f"{url}/rejected?source={'x' * 24 * 1024}", timeout=10).status_code == 414
     assert api(url) == 200
 
@@ -199,7 +198,7 @@ def test_a_configuration_that_lets_nobody_in_is_refused_with_a_remedy(place: Sit
 
 def test_a_database_that_is_down_at_the_start_stops_nobody(postgres_database_url: str, tmp_path: Path) -> None:
     with site(tmp_path, config_of(postgres_database_url, tmp_path)) as of_postgres:
-        with outage.down(postgres_database_url):
+        with databases.down(postgres_database_url):
             program, url = web(of_postgres)
             assert api(url) == 503
         signed_in(url).close()
