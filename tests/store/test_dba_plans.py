@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, text
 
 from inbox.db.dialect import POSTGRES
 from tests.docs import cookbook
-from tests.helpers.explaining import explained
+from tests.helpers.tables import explained
 
 pytestmark = pytest.mark.long
 

@@ -19,7 +19,7 @@ from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, Room, claim, claim_probe, claim_suspect
 from relay.store.work import Work
 from tests.helpers.all_orders import all_orders
-from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import POLICIES, Steps, work_of
 from tests.helpers.stepping import Stepper
 from tests.helpers.storing import an_event
