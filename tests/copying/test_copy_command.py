@@ -155,9 +155,7 @@ def interrupted(place: Site, script: str, **environment: str) -> subprocess.Comp
     )
 
 
-def test_a_person_stops_a_copy_and_nothing_of_it_stays(
-    databases: Databases, templates: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_stopped_copy_leaves_nothing(databases: Databases, templates: dict[str, str], tmp_path: Path) -> None:
     source = databases.open(databases.new("sqlite", templates["sqlite"]))
     source.dispose()
     url = databases.new("postgres")

@@ -138,9 +138,7 @@ def test_a_lock_that_is_never_there_ends_it_and_nothing_is_changed(
 
 
 @ON_POSTGRES
-def test_what_is_done_is_not_done_again(
-    engine: Engine, database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_steps_stay(engine: Engine, database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch) -> None:
     first = MadeUp("0002", "Another table.", postgres="ALTER TABLE relay_node ADD COLUMN python text")
     later(first, MadeUp("0003", ADDITIVE.says, postgres=ADDITIVE.postgres))
     monkeypatch.setattr(migrate, "TRIES", 1)
@@ -171,9 +169,7 @@ def test_an_index_that_was_broken_off_is_made_again(engine: Engine, database_url
     assert "(region, seq)" in rows(engine, "SELECT pg_get_indexdef(to_regclass('ix_inbox_region')) AS made")[0]["made"]
 
 
-def test_an_older_version_works_beside_what_a_later_one_has_only_added(
-    engine: Engine, later: Later, older: Callable[[], None]
-) -> None:
+def test_an_older_version_works_beside_additions(engine: Engine, later: Later, older: Callable[[], None]) -> None:
     later(ADDITIVE, INDEX)
     migrate.upgrade(engine)
     older()

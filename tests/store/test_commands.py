@@ -519,9 +519,7 @@ def test_more_requests_than_a_step_takes_are_all_readmitted(steps: Steps) -> Non
     assert (as_time(row["readmitted_at"]), row["readmitted_by"], row["readmit_reason"]) == (START, "kim", "mended")
 
 
-def test_a_step_takes_no_request_behind_one_that_has_used_its_bytes(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_ends_with_the_request_that_has_used_its_bytes(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readmit, "BYTES_AT_A_TIME", len(a_body(1)) + 1)
     steps.intake.reject(*(a_rejected(a_body(n)) for n in range(3)))
     asked = Rejections(everything=True)

@@ -109,7 +109,7 @@ KEPT_IN_VIEWS = (
 
 def test_nothing_of_the_person_stays_and_all_else_does(lived: Steps, engine: Engine, database: Database) -> None:
     assert {table for table, _ in traces_in(engine)} == {
-        *("delivery_log", "duplicate_request", "gate", "inbox", "inbox_payload", "lane", "relay_command"),
+        *("delivery_log", "duplicate_request", "gate", "inbox", "inbox_payload", "lane", "relay_command")
     }
     before = [of_others(engine), lived.rows(KEPT_OF_EVENTS), lived.rows(KEPT_IN_VIEWS)]
     done = erase(engine)

@@ -340,17 +340,13 @@ def _scans_a_table(step: str) -> bool:
     return step.startswith("SCAN ") and not others and step.removeprefix("SCAN ") not in RESULTS
 
 
-def test_on_sqlite_no_statement_reads_a_big_table_from_end_to_end(
-    sqlite_steps: Callable[[TextClause], list[str]],
-) -> None:
+def test_on_sqlite_no_statement_reads_a_big_table_whole(sqlite_steps: Callable[[TextClause], list[str]]) -> None:
     for name, statement in STATEMENTS.items():
         plan = sqlite_steps(statement(Sql(SQLITE)))
         assert [step for step in plan if _scans_a_table(step)] == [], (name, plan)
 
 
-def test_on_sqlite_searches_alerts_and_stuck_look_up_what_they_show(
-    sqlite_steps: Callable[[TextClause], list[str]],
-) -> None:
+def test_on_sqlite_searches_and_stuck_look_up_what_they_show(sqlite_steps: Callable[[TextClause], list[str]]) -> None:
     for wanted in WINDOWS:
         window = sqlite_steps(_listed(wanted, Sql(SQLITE)))
         assert any("SEARCH w USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in step for step in window), window
@@ -456,7 +452,7 @@ def test_on_postgres_a_claim_reads_the_facts_of_its_deliveries_alone(planned: Pl
     assert _reads_facts_by_delivery_alone(found), found
 
 
-def test_a_statement_without_an_index_is_noticed(
+def test_a_statement_without_index_is_noticed(
     planned: Planned, sqlite_steps: Callable[[TextClause], list[str]]
 ) -> None:
     careless = text("SELECT * FROM open_delivery o WHERE lane = :entity_id")
