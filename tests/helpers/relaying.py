@@ -215,7 +215,7 @@ class Steps:
         self.record([(delivery, outcome)])
         return delivery
 
-    def attempts(self, *outcomes: Outcome, route: str = "strict") -> None:
+    def attempt_each(self, *outcomes: Outcome, route: str = "strict") -> None:
         """Make the next attempts of the route, with these outcomes."""
         for outcome in outcomes:
             self.attempt(outcome, route)

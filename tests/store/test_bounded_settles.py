@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.order_lock import CASES, World, record_before_many
+from benchmarks.order_lock import CASES, World
 from relay.delivery.outcome import Delivered, Failed
 from relay.store.sequence import BATCH, sequence
 from tests.helpers.relaying import DONE, POLICIES, Steps, record, work_of
@@ -153,11 +153,3 @@ def test_no_transaction_does_more_where_more_is_open(
     few = largest(sqlite_database_url, monkeypatch, case, FEW)
     many = largest(sqlite_database_url, monkeypatch, case, MANY)
     assert all(of_many <= of_few + 10 for of_few, of_many in zip(few, many, strict=True)), (few, many)
-
-
-def test_one_that_folds_all_at_once_is_noticed(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.store.sequence.MOST_FOLDED", 1_000_000)
-    name = next(name for name, case in CASES.items() if case is record_before_many)
-    few, many = (largest(sqlite_database_url, monkeypatch, name, number) for number in (FEW, MANY))
-    assert many[0] > few[0] + 10
-    assert many[1] > few[1] + 10

@@ -78,7 +78,7 @@ def came_to(steps: Steps, number: int) -> tuple[str, int]:
     return the(steps, number)[:2]
 
 
-def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> None:
+def test_a_row_that_a_dba_writes_is_done_and_answered(steps: Steps) -> None:
     steps.dead(3)
     number = by_sql(steps, "replay", {"cause": "mapping"})
     assert commands.next_open(steps.database, after=0, most=1)
@@ -138,6 +138,7 @@ def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(s
     assert work(steps) == 1
 
 
+OF_U1 = {"source": "trivore", "entity_type": "USER", "entity_id": "u1"}
 AGREED = (
     *("kind = 'cancel'", "asked_at = '2020-01-01 00:00:00Z'", "dry_run = true", "reason = 'another one'"),
     *("selection = '{\"everything\": true}'", "selection = '{}'", "asked_by = 'somebody else'"),
@@ -145,7 +146,7 @@ AGREED = (
 
 
 @pytest.mark.parametrize("state", ["asked", "cancelled", "done"])
-def test_what_was_agreed_stays_also_when_a_command_ends_or_goes_on(steps: Steps, state: str) -> None:
+def test_a_command_stays_as_agreed_also_when_it_ends_or_goes_on(steps: Steps, state: str) -> None:
     """A stopped one went on with another selection, if that was written meanwhile or at once."""
     by_sql(steps, "replay", {"route": "strict"})
     steps.do(f"UPDATE relay_command SET state = '{state}', finished_at = asked_at")
@@ -156,15 +157,14 @@ def test_what_was_agreed_stays_also_when_a_command_ends_or_goes_on(steps: Steps,
 
 
 def test_an_ended_command_stays_as_it_is_but_erasure_may_take_names_out(steps: Steps) -> None:
-    by_sql(steps, "replay", {"route": "strict", "source": "trivore", "entity_type": "USER", "entity_id": "u1"})
+    by_sql(steps, "replay", {"route": "strict", **OF_U1})
     steps.do("UPDATE relay_command SET state = 'done', answer = 'done', finished_at = asked_at")
     for state in ("asked", "running", "failed", "cancelled"):
         with pytest.raises(IntegrityError, match="a command that has ended stays as it is"):
             steps.do(f"UPDATE relay_command SET state = '{state}'")
-    erased = '{"route": "strict", "source": "trivore", "entity_type": "USER", "entity_id": "erased:1f"}'
-    steps.do(f"UPDATE relay_command SET selection = '{erased}', answer = NULL")
-    (row,) = steps.rows("SELECT selection FROM relay_command")
-    assert as_json(row["selection"])["entity_id"] == "erased:1f"
+    erased = {"route": "strict", **OF_U1, "entity_id": "erased:1f"}
+    steps.do(f"UPDATE relay_command SET selection = '{json.dumps(erased)}', answer = NULL")
+    assert as_json(command(steps, 1)["selection"]) == erased
     with pytest.raises(IntegrityError, match="a command stays as it was asked"):
         steps.do("UPDATE relay_command SET reason = 'erased'")
 
@@ -233,15 +233,15 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: int) -> None:
 def test_a_delivery_that_cannot_be_changed_is_passed_over(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, 2)
     steps.arrive(*(an_event(n, "u1") for n in range(1, 4)))
-    steps.attempts(DONE, DONE, DONE)
-    number = by_sql(steps, "replay", {"entity_type": "USER", "entity_id": "u1", "source": "trivore"})
+    steps.attempt_each(DONE, DONE, DONE)
+    number = by_sql(steps, "replay", OF_U1)
     assert [work(steps), work(steps)] == [2, 0]
     row = command(steps, number)
     assert (row["state"], row["affected"], row["failed"]) == ("done", 2, 1)
     assert str(row["error"]).startswith("route=strict seq=2: ValueError: odd")
 
 
-def test_what_was_removed_from_the_configuration_while_it_was_closed_can_be_resumed(steps: Steps) -> None:
+def test_a_gate_that_was_removed_from_the_configuration_can_be_resumed(steps: Steps) -> None:
     steps.pause(("destination", "old"))
     asked = [by_sql(steps, kind, {"destination": "old"}) for kind in ("pause", "resume", "resume")]
     work(steps)
@@ -284,7 +284,7 @@ def turn(steps: Steps, act: commands.CommandAct, number: int) -> None:
     commands.turn(steps.database, act, number, who="lee", why="wrong route")
 
 
-def test_who_stops_a_command_has_a_row_of_his_own(steps: Steps) -> None:
+def test_a_stop_of_a_command_has_a_row_of_its_own(steps: Steps) -> None:
     steps.dead(1)
     number = by_sql(steps, "cancel", {"everything": True})
     turn(steps, "stop", number)
@@ -319,7 +319,7 @@ def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) ->
 
 def test_one_that_dies_amid_a_batch_in_parts_replays_none_twice(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 9)))
-    steps.attempts(*[DONE] * 8)
+    steps.attempt_each(*[DONE] * 8)
     spoil(monkeypatch, 4)
     number = ask(steps, "replay", Selection(route="strict", backfill=True))
     left = iter(range(5, -1, -1))  # the batch, it as a part, a half, 1 and 2, 3 and 4; now 3
@@ -373,7 +373,8 @@ def test_replayed_deliveries_that_wait_for_a_later_attempt_keep_no_replay_waitin
     assert came_to(steps, number) == ("done", 6)
 
 
-def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["erase", "prune", "readmit", "sweep", "stop", "continue"])
+def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:  # noqa: ANN401  # of a command
     acted = []
 
     def step_of(it: tasks.Working) -> tasks.Act:
@@ -385,30 +386,19 @@ def test_two_relays_do_each_step_of_a_command_once(steps: Steps, monkeypatch: py
 
     def look(it: tasks.Working) -> tasks.Act:
         if not acted:  # the other relay looks, too, and is faster
-            monkeypatch.setitem(tasks.TASKS, task_kind, step_of)
+            monkeypatch.setitem(tasks.TASKS, kind, step_of)
             execution.work_on(it.work, it.command.id)
         return step_of(it)
 
-    for task_kind, selection in TASKS_ASKED.items():
-        acted.clear()
-        monkeypatch.setitem(tasks.TASKS, task_kind, look)
-        number = ask(steps, task_kind, selection)
-        execution.work_on(steps.work, number)
-        assert (len(acted), command(steps, number)["progress_seq"]) == (1, 1)
-
-
-TASKS_ASKED: dict[str, dict[str, object]] = {
-    "erase": {"source": "trivore", "entity_type": "USER", "entity_id": "u1"},
-    "prune": {},
-    "readmit": {"everything": True},
-    "sweep": {"source": "trivore"},
-    "stop": {"command": 1},
-    "continue": {"command": 1},
-}
+    monkeypatch.setitem(tasks.TASKS, kind, look)
+    asked = {"erase": OF_U1, "readmit": {"everything": True}, "sweep": {"source": "trivore"}, "prune": {}}
+    number = ask(steps, kind, asked.get(kind, {"command": 1}))
+    execution.work_on(steps.work, number)
+    assert (len(acted), command(steps, number)["progress_seq"]) == (1, 1)
 
 
 @pytest.mark.parametrize(("act", "outcome"), [("cancel", None), ("retry", UNWELL), ("replay", HOPELESS)])
-def test_what_arrives_after_a_command_was_asked_is_left_alone(steps: Steps, act: str, outcome: Any) -> None:  # noqa: ANN401  # of an attempt
+def test_an_event_that_arrives_after_a_command_was_asked_is_left_alone(steps: Steps, act: str, outcome: Any) -> None:  # noqa: ANN401  # of an attempt
     def arrive(number: int) -> None:
         steps.arrive(an_event(number, f"u{number}"))
         if outcome is not None:
@@ -435,22 +425,22 @@ def test_a_locked_route_stops_no_command_about_another(steps: Steps) -> None:
 
 def test_a_command_that_meets_a_fault_keeps_none_behind_it_waiting_and_is_tried_again(steps: Steps) -> None:
     steps.arrive(an_event(1))
-    paused = ask(steps, "pause", Gate(route="strict"))
-    cancelled = ask(steps, "cancel", Selection(seq=1))
+    numbers = [ask(steps, "pause", Gate(route="strict")), ask(steps, "cancel", Selection(seq=1))]
     clock = Monotonic()
     working = execution.OpenCommands(clock)
+
+    def come_to(rounds: int = 1) -> list[str]:
+        for _ in range(rounds):
+            working.work(steps.work)
+        return [command(steps, number)["state"] for number in numbers]
+
     steps.do("ALTER TABLE gate RENAME TO away")
-    for _ in range(3):
-        working.work(steps.work)
-    assert command(steps, cancelled)["state"] == "done"
-    assert command(steps, paused)["state"] == "asked"
-    assert command(steps, paused)["answer"].startswith("waits: ")
+    assert come_to(3) == ["asked", "done"]
+    assert command(steps, numbers[0])["answer"].startswith("waits: ")
     steps.do("ALTER TABLE away RENAME TO gate")
-    working.work(steps.work)
-    assert command(steps, paused)["state"] == "asked"
+    assert come_to() == ["asked", "done"]
     clock.seconds += execution.FAULTY_SECONDS
-    working.work(steps.work)
-    assert command(steps, paused)["state"] == "done"
+    assert come_to() == ["done", "done"]
 
 
 @ON_POSTGRES

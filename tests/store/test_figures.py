@@ -47,7 +47,7 @@ def counted(steps: Steps) -> list[tuple[str, str, str, int]]:
 
 def test_every_fact_counts_for_its_route_and_its_destination(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 5)), an_event(5, routes=["latest"]))
-    steps.attempts(DONE, DONE, UNWELL, HOPELESS)
+    steps.attempt_each(DONE, DONE, UNWELL, HOPELESS)
     steps.attempt(Skipped((), "gone"), "latest")
     flush(steps)
     of_strict = [("attempt_failed", 1), ("dead", 1), ("delivered", 2)]
@@ -201,7 +201,7 @@ def test_the_gauges_of_what_is_open_go_back_to_zero(steps: Steps, reading: Gauge
     assert (open_now["strict", "ready"], open_now["strict", "waiting"], open_now["idle", "ready"]) == (2, 1, 0)
     assert oldest["strict",] >= (SystemClock().now() - START).total_seconds() - 60
     assert oldest["idle",] == 0
-    steps.attempts(DONE, DONE, DONE)
+    steps.attempt_each(DONE, DONE, DONE)
     reading.backlog()
     assert set(of(told, metrics.OPEN).values()) == {0}
     assert of(told, metrics.OLDEST)["strict",] == 0

@@ -68,7 +68,7 @@ def unwell(status: int, error_class: ErrorClass, error: str) -> Failed:
 def test_a_listing_can_be_narrowed_by_everything_that_it_shows(engine: Engine, steps: Steps) -> None:
     other = msgspec.structs.replace(an_event(4, "a"), source="other", event_type="DELETE", entity_type="GROUP")
     steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "a"), other)
-    steps.attempts(DONE, unwell(503, "server_error", "Forward answered 503: 100% out_of order!"))
+    steps.attempt_each(DONE, unwell(503, "server_error", "Forward answered 503: 100% out_of order!"))
     none: tuple[dict[str, Any], ...] = ({"source": "nobody"}, {"error": "nothing"}, {"state": "unrouted"})
     narrows(
         partial(seqs, engine),
@@ -240,7 +240,7 @@ def pages_of(
     """Search on from where each page ended."""
     pages, before, is_over = [], None, False
     while not is_over:
-        found = searched(engine, EventFilter(**given, before=before), limit, seconds)
+        found = searched(engine, EventFilter(**given, before=before), limit, seconds)  # type: ignore[arg-type]  # each is of its kind
         assert before is None or found.before is None or found.before < before
         pages.append(keys(found.rows))
         before, is_over = found.before, found.before is None

@@ -71,7 +71,7 @@ def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: 
 
 def test_a_replayed_event_takes_its_place_in_its_lane(steps: Steps) -> None:
     steps.arrive(*(an_event(n) for n in (1, 2, 3, 4)))
-    steps.attempts(DONE, HOPELESS)
+    steps.attempt_each(DONE, HOPELESS)
     assert replay_all(steps, Selection(seq=2)) == 1
     assert steps.states() == [(2, "strict", "ready"), (3, "strict", "waiting"), (4, "strict", "waiting")]
     steps.facts_agree()
@@ -89,8 +89,12 @@ def test_on_a_latest_route_a_newer_one_that_waits_stands_for_it(steps: Steps) ->
 # --- what does not
 
 
-def unchanged(steps: Steps, choice: Choice) -> None:
-    """Deliveries that a plan had and that are open, due or claimed by now stay as they are."""
+@pytest.mark.parametrize("choice", [Choice("replay", Selection(force=True), CONFIG), Choice("retry", ALL, CONFIG)])
+def test_an_open_delivery_is_not_replayed_nor_one_that_is_due_or_claimed_retried(steps: Steps, choice: Choice) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
+    steps.claim()
+    steps.receive(an_event(4))
+    assert meant(steps, Selection(seqs=(1, 2, 3, 4))) == []
     before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
     with steps.database.write() as transaction:
         now, keys = transaction.take_order_lock(keeps_payloads=True), [(seq, "strict") for seq in range(1, 6)]
@@ -99,19 +103,9 @@ def unchanged(steps: Steps, choice: Choice) -> None:
     assert steps.kinds() == []
 
 
-@pytest.mark.parametrize("choice", [Choice("replay", Selection(force=True), CONFIG), Choice("retry", ALL, CONFIG)])
-def test_what_is_open_is_not_replayed_and_what_is_due_or_claimed_not_retried(steps: Steps, choice: Choice) -> None:
-    steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
-    steps.claim()
-    steps.receive(an_event(4))
-    for seq in (1, 2, 3, 4):
-        assert meant(steps, Selection(seq=seq)) == []
-    unchanged(steps, choice)
-
-
 def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]), an_event(3, "u3"), an_event(4, "u4"))
-    steps.attempts(DONE, HOPELESS)
+    steps.attempt_each(DONE, HOPELESS)
     everything = Selection(route="strict", backfill=True)
     states = [(row["seq"], row["state"]) for row in plan(steps, everything).deliveries]
     assert states == [(1, "delivered"), (2, "unrouted"), (3, "dead")]
@@ -122,7 +116,7 @@ def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(s
     assert differences(steps.database) == []
 
 
-def test_what_the_route_would_not_take_is_not_meant_by_everything(steps: Steps) -> None:
+def test_everything_of_a_route_is_without_what_it_would_not_take(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=[]), an_event(2, "u2", routes=[]))
     everything = Selection(route="strict", backfill=True)
     for when, number in (
@@ -145,7 +139,7 @@ def planned_and_done(steps: Steps, selection: Selection, config: Config = CONFIG
 
 def test_a_plan_counts_what_the_replay_takes_up_and_says_what_is_left_out(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
-    steps.attempts(HOPELESS, DONE, HOPELESS)
+    steps.attempt_each(HOPELESS, DONE, HOPELESS)
     planned = plan(steps, ALL)
     assert (planned.count, planned.left_out) == (1, {"overtaken": 1})
     assert [row["seq"] for row in planned.deliveries] == [3]
@@ -175,9 +169,9 @@ def test_an_earlier_batch_may_take_up_the_last_delivered(steps: Steps, monkeypat
     steps.facts_agree()
 
 
-def test_what_nobody_has_begun_yet_is_delivered_after_an_older_one_that_is_replayed(steps: Steps) -> None:
+def test_one_not_begun_yet_is_delivered_after_an_older_one_that_is_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2))
-    steps.attempts(HOPELESS, DONE)
+    steps.attempt_each(HOPELESS, DONE)
     assert planned_and_done(steps, ALL) == (0, 0)
     replay_all(steps, Selection(seq=2))
     assert planned_and_done(steps, ALL) == (1, 1)
@@ -186,7 +180,7 @@ def test_what_nobody_has_begun_yet_is_delivered_after_an_older_one_that_is_repla
 
 def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
-    steps.attempts(DONE, DONE)
+    steps.attempt_each(DONE, DONE)
     steps.do("DELETE FROM inbox_payload WHERE seq = 1")
     assert plan(steps, Selection(seq=1)).left_out == {"payload_gone": 1}
     assert planned_and_done(steps, Selection(seqs=(1, 2))) == (1, 1)
@@ -263,6 +257,9 @@ def test_the_schedule_goes_on_where_it_was(steps: Steps) -> None:
     assert (row["attempt"], row["run"], row["due_at"]) == (2, 0, steps.clock.moment + delay)
 
 
+OF_BOTH = (Selection(cause="server_error"), Selection(status=503), Selection(error="ANSWERED"))
+
+
 def test_each_filter_picks_among_the_waiting(steps: Steps) -> None:
     steps.arrive(an_event(1, "u1"), an_event(2, "u2", routes=["latest"]))
     steps.record_all(steps.claim_due(), ANSWERED_503)
@@ -273,8 +270,8 @@ def test_each_filter_picks_among_the_waiting(steps: Steps) -> None:
     one = Selection(entity_type="USER", entity_id="u3")
     picked: dict[tuple[int, ...], list[Selection]] = {
         (): [Selection(source="github"), Selection(event_type="DELETE"), Selection(status=500), Selection(error="%")],
-        (1, 2, 3): [ALL, *(Selection(**{name: all_have}) for name, all_have in ALL_HAVE.items())],
-        (1, 2): [Selection(**of_both) for of_both in OF_BOTH] + [Selection(until=later)],
+        (1, 2, 3): [ALL, Selection(source="trivore"), Selection(destination="audit"), Selection(event_type="UPDATE")],
+        (1, 2): [*OF_BOTH, Selection(until=later)],
         (3,): [one, Selection(cause="unknown"), Selection(since=later)],
         (2,): [Selection(route="latest")],
         (1,): [Selection(cause="server_error", route="strict")],
@@ -283,10 +280,6 @@ def test_each_filter_picks_among_the_waiting(steps: Steps) -> None:
         planned = retry_plan(steps, chosen)
         assert tuple(row["seq"] for row in planned.deliveries) == found, chosen
         assert planned.count == len(found)
-
-
-ALL_HAVE = {"source": "trivore", "destination": "audit", "event_type": "UPDATE"}
-OF_BOTH: tuple[dict[str, Any], ...] = ({"cause": "server_error"}, {"status": 503}, {"error": "ANSWERED"})
 
 
 def test_one_that_took_over_the_retries_of_an_older_one_has_the_cause_of_that_one(steps: Steps) -> None:
@@ -321,7 +314,7 @@ def unblock_all(steps: Steps, selection: Selection) -> int:
     return carry_out(steps.database, CONFIG, "unblock", selection, who="ann", why="mended by hand")
 
 
-def test_what_is_cancelled_has_ended_and_the_next_of_its_lane_goes_on(steps: Steps) -> None:
+def test_a_cancelled_one_has_ended_and_the_next_of_its_lane_goes_on(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
     assert cancel_all(steps, Selection(seq=1)) == 1
     assert steps.states() == [(2, "strict", "ready"), (3, "strict", "ready")]
@@ -339,7 +332,7 @@ def test_a_lane_whose_head_and_next_are_cancelled_together_goes_on_with_what_is_
     assert steps.states() == [(3, "strict", "ready")]
 
 
-def test_what_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:
+def test_one_that_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2))
     working = steps.claim()
     assert cancel_all(steps, Selection(entity_type="USER", entity_id="u1")) == 1
@@ -455,7 +448,7 @@ def newest_fact(steps: Steps) -> int:
 
 
 @pytest.mark.parametrize("given", ENDED_AGAIN, ids=[" ".join(given) for given in ENDED_AGAIN])
-def test_what_has_ended_again_since_the_plan_is_left_alone(some: Steps, given: dict[str, Any]) -> None:
+def test_one_that_has_ended_again_since_the_plan_is_left_alone(some: Steps, given: dict[str, Any]) -> None:
     """Two plan the same before a relay takes up the first command, which ends again all that it takes up."""
     chosen = Selection(**given, until_fact=newest_fact(some))
     assert replay_all(some, chosen) > 0
@@ -465,7 +458,7 @@ def test_what_has_ended_again_since_the_plan_is_left_alone(some: Steps, given: d
     assert planned(some, "replay", chosen) == []
 
 
-def test_what_ends_again_while_a_batch_is_read_is_left_alone(some: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_ends_again_while_a_batch_is_read_is_left_alone(some: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = Selection(seqs=(6,), until_fact=newest_fact(some))
     real = selection.page
 
@@ -480,7 +473,7 @@ def test_what_ends_again_while_a_batch_is_read_is_left_alone(some: Steps, monkey
     assert replay_all(some, chosen) == 0
 
 
-def test_what_somebody_has_unblocked_since_the_plan_is_replayed(some: Steps) -> None:
+def test_one_that_was_unblocked_since_the_plan_is_replayed(some: Steps) -> None:
     chosen = Selection(seqs=(2,), route="blocking", until_fact=newest_fact(some))
     assert unblock_all(some, Selection(seq=2)) == 1
     assert replay_all(some, chosen) == 1

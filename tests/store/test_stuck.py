@@ -77,7 +77,7 @@ def ordering(steps: Steps) -> None:
 
 def blocked(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["blocking"]), an_event(2, "u2", routes=["blocking"]))
-    steps.attempts(HOPELESS, HOPELESS, route="blocking")
+    steps.attempt_each(HOPELESS, HOPELESS, route="blocking")
 
 
 def paused(key: GateKey) -> Callable[[Steps], None]:
@@ -320,7 +320,7 @@ def test_rates_are_of_the_last_minutes(steps: Steps, clock: FakeClock) -> None:
     steps.attempt(DONE)
     clock.advance(600)
     arrived(2, 12)
-    steps.attempts(DONE, Skipped((), "gone"), DONE, UNWELL, HOPELESS)
+    steps.attempt_each(DONE, Skipped((), "gone"), DONE, UNWELL, HOPELESS)
     clock.advance(60)
     strict, latest = route(steps, "strict"), route(steps, "latest")
     assert (strict.in_per_minute, strict.out_per_minute, strict.failed_per_minute) == (2.0, 0.6, 0.4)
