@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
-import psycopg
 import pytest
 from sqlalchemy import Engine, make_url
 
 from inbox.db import engine as engines
 from inbox.db import migrate
+from tests.conftest import _administer
 from tests.copying.installation import install
 
 _numbers = count(1)
@@ -23,47 +24,35 @@ class Databases:
     """Makes databases of the kinds `sqlite` and `postgres`, and drops them at the end."""
 
     def __init__(self, postgres_url: str, folder: Path) -> None:
-        self._server = make_url(postgres_url).set(drivername="postgresql")
+        self._server = make_url(postgres_url).set(drivername="postgresql+psycopg")
         self._folder = folder
-        self._names: list[str] = []
-        self._engines: list[Engine] = []
+        self._ends = ExitStack()
 
     def new(self, kind: str, template: str | None = None) -> str:
         """Make a database, without tables or like the template; gives its URL."""
-        number = next(_numbers)
+        name = f"inbox_relay_copy_{os.getpid()}_{next(_numbers)}"
+        there = make_url(template).database if template is not None else None
         if kind == "sqlite":
-            path = self._folder / f"copy{number}.db"
-            if template is not None:
-                shutil.copy(make_url(template).database or "", path)
+            path = self._folder / f"{name}.db"
+            if there is not None:
+                shutil.copy(there, path)
             return f"sqlite:///{path}"
-        name = f"inbox_relay_copy_{os.getpid()}_{number}"
-        like = ""
-        if template is not None:
-            like = f" TEMPLATE {make_url(template).database}"
-            # Of the receiver that has filled it, one that gave up waiting on a busy machine may be left.
-            self._administer(
-                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{make_url(template).database}'"
-            )
-        self._administer(f"CREATE DATABASE {name}{like}")
-        self._names.append(name)
-        url = self._server.set(database=name, drivername="postgresql+psycopg")
-        return url.render_as_string(hide_password=False)
+        server = self._server.render_as_string(hide_password=False)
+        # Of the receiver that has filled the template, one that gave up waiting on a busy machine may be left.
+        _administer(server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{there}'")
+        _administer(server, f"CREATE DATABASE {name}" + (f" TEMPLATE {there}" if there else ""))
+        self._ends.callback(_administer, server, f"DROP DATABASE {name} WITH (FORCE)")
+        return self._server.set(database=name).render_as_string(hide_password=False)
 
     def open(self, url: str) -> Engine:
         """Open a database until the end of the test."""
-        self._engines.append(engines.connect(url, application="tests"))
-        return self._engines[-1]
+        engine = engines.connect(url, application="tests")
+        self._ends.callback(engine.dispose)
+        return engine
 
     def close(self) -> None:
         """Close and drop everything."""
-        for engine in self._engines:
-            engine.dispose()
-        for name in self._names:
-            self._administer(f"DROP DATABASE {name} WITH (FORCE)")
-
-    def _administer(self, statement: str) -> None:
-        with psycopg.connect(self._server.render_as_string(hide_password=False), autocommit=True) as connection:
-            connection.execute(statement.encode())
+        self._ends.close()
 
 
 @pytest.fixture(scope="session")

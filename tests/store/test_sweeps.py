@@ -137,7 +137,7 @@ def test_times_with_fractions_tell_changes_of_one_second_apart(steps: Steps, tol
     assert is_missing(steps, Listed("u1", START + timedelta(seconds=5.9503))) == lost
 
 
-TAKEN = (
+TAKEN: tuple[tuple[list[str], str, bool], ...] = (
     *(([], "strict", True), (["latest"], "strict", True), (["strict"], "latest strict", True)),
     *((["latest", "strict"], "strict", False), ([], "", False), (["latest"], "", False)),
 )
