@@ -16,8 +16,8 @@ from inbox.db import migrate
 from relay.store import nodes
 from relay.store.database import Database
 from tests.helpers.browser import DESK, PHONE, Browser, Theme, browsing
-from tests.helpers.night import night_config, the_night
 from tests.helpers.page import OPERATOR, on_database, serving
+from tests.helpers.worlds import night_config, the_night
 
 FOLDER = Path(__file__).resolve().parent / "web"
 MOST_BYTES = 150_000

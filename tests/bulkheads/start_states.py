@@ -17,11 +17,11 @@ from relay.steps import Step
 from relay.store.database import Database
 from relay.store.operator import commands
 from tests.helpers.daemon import running
-from tests.helpers.downstream import Downstream
-from tests.helpers.filling import fill
-from tests.helpers.reading import count
+from tests.helpers.relaying import fill
 from tests.helpers.scripted import answer
 from tests.helpers.scripted import serving as scripted
+from tests.helpers.tables import count
+from tests.helpers.traffic import Downstream
 from tests.helpers.webhooks import ROUTE, moment
 
 ITEMS = 100

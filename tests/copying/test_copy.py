@@ -13,8 +13,8 @@ from inbox.db.schema import metadata
 from inbox.errors import ConfigError, CopyFailed
 from tests.copying.conftest import Databases, url_of
 from tests.copying.installation import everything
-from tests.helpers.reading import count, rows
 from tests.helpers.storing import Intake, an_event
+from tests.helpers.tables import count, rows
 
 
 class Interrupted(Exception):

@@ -32,7 +32,7 @@ from relay.findings import Finding, findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
 from relay.words import shown_state
-from tests.helpers.hostile import HOSTILE, harm_of
+from tests.helpers.planted import HOSTILE, harm_of
 from tests.helpers.storing import START
 
 # --- The command lines: what `--help` and a listing must not import, and how wide a table is

@@ -27,7 +27,7 @@ from inbox.db.dialect import trouble_text
 from inbox.observe.logs import KEYS, TraceIds, escape_lines, fields, working_on, write_stderr
 from inbox.observe.visible import visible, visible_json, visible_text
 from tests.docs.pages import PAGES, ROOT
-from tests.helpers.hostile import HOSTILE, MARK, harm_of
+from tests.helpers.planted import HOSTILE, MARK, harm_of
 
 # --- A log has one line for each event, and no value can make another
 

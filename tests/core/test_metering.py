@@ -31,7 +31,7 @@ from inbox.observe.metrics import (
     Metric,
 )
 from inbox.observe.recorder import PIPE, Recorder, make_recorder
-from tests.helpers.scraping import Samples, parsed
+from tests.helpers.metrics import Samples, parsed
 from tests.helpers.waiting import until
 
 # --- Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread

@@ -13,7 +13,7 @@ from rich.console import Console
 from relay.demo.run import DemoScreen
 from relay.demo.scenario import ChangeMade
 from relay.demo.services import USER
-from tests.helpers.hostile import HOSTILE, harm_of
+from tests.helpers.planted import HOSTILE, harm_of
 
 ID = "6a5f3e210123456789000042"
 CREATED = ChangeMade("create", USER, ID, "Aino Aalto", {"email": "aino.aalto.1@example.com"})

@@ -15,7 +15,7 @@ from inbox.config.values import Secret
 from relay.http.answer import MASK, Redactor
 from relay.http.client import MAX_ANSWER
 from relay.http.target import header_value, prepare
-from tests.helpers.echoing import spelled
+from tests.helpers.planted import spelled
 
 IN_BASE64 = 3
 """The last of the spellings are in base64: what stands around the secret shares a digit with it."""

@@ -13,9 +13,9 @@ from relay.store.database import Database
 from relay.store.operator import execution
 from tests.docs.pages import PAGES, blocks
 from tests.helpers.processes import Site, site
-from tests.helpers.reading import rows
 from tests.helpers.relaying import Steps, work_of
 from tests.helpers.storing import an_event
+from tests.helpers.tables import rows
 from tests.helpers.webhooks import config_text
 
 PAGE = blocks(PAGES["docs/how-to/erase-a-person.md"])

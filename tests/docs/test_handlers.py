@@ -14,9 +14,9 @@ from inbox.loader.load import parse_config
 from relay import destinations, handler
 from relay.delivery.outcome import RULES
 from tests.docs.pages import PAGES, the_block
-from tests.helpers.evidence import facts
 from tests.helpers.processes import site
 from tests.helpers.receiver import receiving
+from tests.helpers.tables import facts
 from tests.helpers.webhooks import TOKEN, body
 
 PAGE = PAGES["docs/how-to/write-a-handler.md"]

@@ -12,10 +12,9 @@ from sqlalchemy import Engine
 
 from inbox.db import engine as engines
 from tests.docs.pages import PAGES, blocks
-from tests.helpers.page import on_database
-from tests.helpers.page_rows import fill_page
+from tests.helpers.page import TOKEN, Entrance, entrance, on_database
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
-from tests.helpers.signing_in import TOKEN, Entrance, entrance
+from tests.helpers.worlds import fill_page
 
 PAGE = PAGES["docs/reference/web-api.md"]
 ADDRESS = "http://127.0.0.1:8025"

@@ -19,7 +19,7 @@ from inbox.clock import SystemClock
 from relay.doctor import examinations
 from relay.store.reads import Space
 from tests.doctor.examining import ENVIRONMENT, examined, found, installation, told
-from tests.helpers.room import ROOM
+from tests.helpers.machine import ROOM
 
 NOW = SystemClock().now()
 LATER, SOON, BEFORE = (NOW + timedelta(days=days) for days in (90, 9, -9))

@@ -8,8 +8,8 @@ from sqlalchemy import Engine, inspect, text
 from inbox.db import migrate
 from inbox.db.schema import metadata
 from inbox.db.views import VIEWS
-from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
-from tests.helpers.reading import rows
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
+from tests.helpers.tables import rows
 from tests.migrations.ddl import differences, schema_of
 
 # --- Migrations from an empty database build `inbox.db.schema` and `inbox.db.views`, compared by alembic and by text

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.core.test_config_links import MISTAKEN
-from tests.helpers.planted_secrets import Planted
+from tests.helpers.planted import Planted
 from tests.helpers.processes import Ended, Site, site
 from tests.helpers.scripted import answer, closed_port, hang, serving
 

@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from inbox.events.timestamps import as_time
 from inbox.loader.load import read_config
 from tests.helpers.processes import invoke
-from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import Receiver, receiving
+from tests.helpers.tables import Row, count, rows
 from tests.helpers.webhooks import TOKEN, body, config_text
 
 PRESET = 'preset = "trivore"\n'

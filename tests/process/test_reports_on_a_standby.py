@@ -11,7 +11,7 @@ from sqlalchemy import text
 from inbox.db import engine as engines
 from relay.store.database import Database
 from tests.helpers.killable_postgres import killable
-from tests.helpers.room import ROOM
+from tests.helpers.machine import ROOM
 
 
 @pytest.mark.long

@@ -7,11 +7,11 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from tests.helpers.daemon import kinds
-from tests.helpers.downstream import serving
-from tests.helpers.evidence import facts
-from tests.helpers.outage import is_postgres
+from tests.helpers.databases import is_postgres
 from tests.helpers.processes import site
 from tests.helpers.receiver import posted
+from tests.helpers.tables import facts
+from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text, moment
 

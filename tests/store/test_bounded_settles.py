@@ -7,9 +7,9 @@ import pytest
 from benchmarks.order_lock import CASES, World
 from relay.delivery.outcome import Delivered, Failed
 from relay.store.sequence import BATCH, sequence
+from tests.helpers.locks import Transactions
 from tests.helpers.relaying import DONE, POLICIES, Steps, record, work_of
 from tests.helpers.storing import an_event
-from tests.helpers.transactions import Transactions
 from tests.store.verifying import differences
 
 # --- No transaction under the order lock grows with what is open: the next settle of the lane does what one may not do

@@ -31,9 +31,9 @@ from relay.store.operator import changes, commands, execution, plan, readmit, ta
 from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Act, Choice
 from relay.store.transaction import Transaction
-from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.databases import ON_POSTGRES
+from tests.helpers.locks import locked_by_a_person
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps
-from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.storing import START, an_event, drop_checks
 from tests.helpers.webhooks import body
 

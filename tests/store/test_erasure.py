@@ -27,10 +27,10 @@ from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from tests.core.test_lifecycle import EXAMPLES
-from tests.helpers import commanding
-from tests.helpers.folding import decode
-from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
-from tests.helpers.person import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
+from tests.helpers import relaying
+from tests.helpers.agreement import decode
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
+from tests.helpers.planted import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
 from tests.helpers.relaying import CONFIG, Steps
 from tests.helpers.storing import START
 from tests.store.verifying import differences, mend
@@ -74,7 +74,7 @@ OF_PERSON = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
 
 
 def erase(engine: Engine, heard: Callable[[], None] = lambda: None, number: int | None = None) -> Command:
-    return commanding.erase(engine, CONFIG, PERSON, heard=heard, number=number)[1]
+    return relaying.erase(engine, CONFIG, PERSON, heard=heard, number=number)[1]
 
 
 @pytest.fixture

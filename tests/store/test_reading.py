@@ -22,11 +22,11 @@ from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Call, ErrorClass, Failed
 from relay.store.database import Database
 from relay.store.reads import OUTCOMES, record_reveal, reveals_of
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.patience import stand_still
+from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
-from tests.helpers.sent_statements import counted_statements
 from tests.helpers.storing import START, an_event
+from tests.helpers.tables import counted_statements
+from tests.helpers.waiting import stand_still
 
 # --- Rows that `inbox list`, `inbox show`, `inbox rejected` and `relay dead` read, on both databases
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from relay.store import alert_conditions, audit, claim, deliveries, leases, sequence
-from tests.helpers.explaining import explained
+from tests.helpers.tables import explained
 
 pytestmark = pytest.mark.long
 

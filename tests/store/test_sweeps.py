@@ -24,11 +24,11 @@ from relay.store.sweeps import Listed, SweepFindings
 from relay.sweep import run as sweep_run
 from relay.sweep.run import CompiledSweep
 from tests.helpers.directory import TABLE, Directory
-from tests.helpers.patience import be_patient
-from tests.helpers.reading import count, rows
 from tests.helpers.relaying import FakeClock, Steps, work_of
 from tests.helpers.scripted import serving
 from tests.helpers.storing import START, an_event
+from tests.helpers.tables import count, rows
+from tests.helpers.waiting import be_patient
 from tests.helpers.webhooks import config_text
 
 HOURLY, OTHERS = (sweeps.Turn("trivore", "USER", node, every=3600, again=300, lease=60) for node in ("r1", "r2"))

@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from tests.helpers.downstream import Downstream
-from tests.helpers.ledger import Ledger
-from tests.helpers.sender import Sender
+from tests.helpers.traffic import Downstream, Ledger, Sender
 from tests.helpers.waiting import until
 from tests.proofs.cluster.nodes import Cluster, Node
 

@@ -9,7 +9,7 @@ from math import factorial
 
 import pytest
 
-from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.databases import ON_POSTGRES
 from tests.proofs.interleavings import scenes
 from tests.proofs.interleavings.invariants import kept, told
 from tests.proofs.interleavings.scenes import SCENES, Scene
