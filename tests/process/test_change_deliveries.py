@@ -7,15 +7,13 @@ import shlex
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.planted import ID, live, traces_in
+from tests.helpers.tables import count, facts, open_states, rows
 
 from inbox.db import erasure
 from inbox.db.erasure import StepDone
-from tests.helpers.evidence import facts, open_states
-from tests.helpers.filling import fail_once, give_up
-from tests.helpers.person import ID, live, traces_in
 from tests.helpers.processes import Ended, Site
-from tests.helpers.reading import count, rows
-from tests.helpers.relaying import Steps
+from tests.helpers.relaying import Steps, fail_once, give_up
 from tests.helpers.webhooks import moment
 
 MAINTENANCE = ("--reason", "maintenance", "--yes")

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.databases import is_postgres
+from tests.helpers.tables import count, facts, in_flight_of, open_states, stored
+from tests.helpers.traffic import Downstream, Held, Script, Sender, always_well, endless, events, serving
 
 from tests.helpers import checkers
-from tests.helpers.downstream import Downstream, Held, Script, always_well, serving
-from tests.helpers.evidence import facts, in_flight_of, open_states, stored
-from tests.helpers.filling import fill
-from tests.helpers.outage import is_postgres
 from tests.helpers.processes import Site, site
-from tests.helpers.reading import count
-from tests.helpers.sender import Sender, endless, events
+from tests.helpers.relaying import fill
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

@@ -7,10 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
+from tests.helpers.traffic import Downstream, Ledger, Sender
 
-from tests.helpers.downstream import Downstream
-from tests.helpers.ledger import Ledger
-from tests.helpers.sender import Sender
 from tests.helpers.waiting import until
 from tests.proofs.cluster.nodes import Cluster, Node
 

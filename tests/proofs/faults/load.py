@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import count
 
-from tests.helpers.downstream import Answer, Script
-from tests.helpers.sender import Event
+from tests.helpers.traffic import Answer, Change, Script
+
 from tests.helpers.webhooks import moment
 
 ENTITIES = 300
@@ -26,10 +26,10 @@ SLOWLY = (0.3, 1.5)
 LEISURELY = 0.2
 
 
-def events(seed: int) -> Iterator[Event]:
+def events(seed: int) -> Iterator[Change]:
     """Without end, in about the order of their times, some entities busier than others, some events more than once."""
     chance = random.Random(seed)
-    recent: deque[Event] = deque(maxlen=REMEMBERED)
+    recent: deque[Change] = deque(maxlen=REMEMBERED)
     for first in count(0, SHUFFLED):
         numbers = list(range(first, first + SHUFFLED))
         chance.shuffle(numbers)

@@ -11,13 +11,12 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from tests.helpers.tables import Row, facts, open_states, relay_pids, rows, stored
 
 from inbox.events.timestamps import as_time
 from tests.helpers import checkers
 from tests.helpers.agreement import disagreements, enrolled
 from tests.helpers.checkers import Call, Interval, Line, Takeover
-from tests.helpers.evidence import facts, nodes, open_states, stored
-from tests.helpers.reading import Row, rows
 from tests.helpers.waiting import until
 from tests.proofs.faults import timeline
 from tests.proofs.faults.fault_actions import verify
@@ -102,7 +101,7 @@ def gather(rig: Rig) -> Evidence:
         inbox=stored(engine),
         facts=_monotonic(facts(engine), faults),
         present=rows(engine, "SELECT * FROM open_delivery"),
-        pids=nodes(engine),
+        pids=relay_pids(engine),
         callers=_callers(logs),
         logs=logs,
         starts_of_postgres=0 if store.postgres is None else store.postgres.starts,

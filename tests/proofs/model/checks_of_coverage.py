@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from relay.delivery import facts
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import covers
-from tests.helpers.folding import NOTHING_YET, fold
+from tests.helpers.agreement import NOTHING_YET, fold
 from tests.proofs.model.actors import Ledger, is_swept
 from tests.proofs.model.history import Entry, History, Key
 from tests.proofs.model.snapshot import Snapshot

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from inbox.errors import IllegalTransition
 from relay.delivery.facts import AnyFact, DeliveredFact, Superseded
 from relay.delivery.lifecycle import Standing
-from tests.helpers.folding import NOTHING_YET, Folded, fold
+from tests.helpers.agreement import NOTHING_YET, Folded, fold
 
 Key = tuple[int, str]
 """seq and route of a delivery."""

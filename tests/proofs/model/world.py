@@ -20,7 +20,7 @@ from relay.delivery.gates import BreakerLimits, BreakerState, GateKey
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered
 from relay.store.database import Database
-from tests.helpers.folding import decode, standing_of
+from tests.helpers.agreement import decode, standing_of
 from tests.helpers.relaying import fetching
 from tests.helpers.stepping import Stepper
 from tests.proofs.model.history import Entry, History, Key, LaneKey
