@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from selenium.common.exceptions import InvalidSessionIdException, WebDriverException
 from sqlalchemy import Engine
-from tests.helpers.worlds import night_config, the_night
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from tests.helpers.browser import MISSING, Browser, browsing, programs
 from tests.helpers.page import OPERATOR, Page, on_database, serving, unhurried
+from tests.helpers.worlds import night_config, the_night
 
 _MINUTES = 14
 CRASHES = (InvalidSessionIdException.__name__, "tab crashed")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.helpers.worlds import fill_hostile
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
@@ -15,6 +14,7 @@ from relay.web.screens import SCREENS
 from tests.helpers.browser import DESK, PHONE, Browser
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.worlds import fill_hostile
 
 MARKUP = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\"'--><b onmouseover=hacked(3)>{{ 7*7 }}"

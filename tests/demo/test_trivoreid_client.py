@@ -28,6 +28,7 @@ from relay.demo.services import served as serving
 from tests.helpers.daemon import relaying
 from tests.helpers.processes import Ended, invoke
 from tests.helpers.receiver import served
+from tests.helpers.tables import count, open_states
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, TOKEN
 

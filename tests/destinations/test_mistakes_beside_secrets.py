@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tests.helpers.planted import Planted
 
 from inbox.db import engine
 from inbox.errors import ConfigError
@@ -14,6 +13,7 @@ from inbox.sources import preset_of
 from inbox.sources.credentials import verifier_of
 from relay import destinations
 from relay.daemon.generation import alert_client
+from tests.helpers.planted import Planted
 
 SECRET = Planted()
 HIDDEN = SECRET.plain("mistaken")

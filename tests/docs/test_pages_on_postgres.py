@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.machine import ROOM
-from tests.helpers.tables import facts, stored
-from tests.helpers.traffic import events
 
 from inbox.db import engine as engines
 from tests.docs.pages import PAGES, Block, Shell, blocks, shell, the_block
 from tests.helpers.killable_postgres import KillablePostgres, killable
+from tests.helpers.machine import ROOM
 from tests.helpers.relaying import give_up
 from tests.helpers.sqlite_shell import shell as sqlite_shell
+from tests.helpers.tables import facts, stored
+from tests.helpers.traffic import events
 from tests.helpers.webhooks import config_text
 
 pytestmark = pytest.mark.nightly

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.traffic import serving
 
 from inbox.config.model import Config
 from relay.delivery.policy import policies
@@ -16,6 +15,7 @@ from tests.destinations.syncing import SYNC
 from tests.helpers.daemon import Flow, Rig, SyncSteps, flowing, hurry
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.traffic import serving
 from tests.helpers.webhooks import a_config
 
 

@@ -11,8 +11,6 @@ from functools import partial
 import msgspec
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.databases import ON_BOTH
-from tests.helpers.tables import count
 
 from inbox.config.model import Config
 from inbox.config.values import Duration
@@ -21,6 +19,7 @@ from inbox.http.limits import memory_for
 from inbox.receiver import app, wait
 from inbox.receiver.wait import POLL_SECONDS, OutcomeWaiter
 from inbox.receiver.webhook import LONGEST_WAIT_SECONDS, wait_timeout
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.receiver import (
     PROBLEM,
     Receiver,
@@ -32,6 +31,7 @@ from tests.helpers.receiver import (
     status_of,
 )
 from tests.helpers.relaying import HOPELESS, Scripted, Steps, fill
+from tests.helpers.tables import count
 from tests.helpers.waiting import LONGEST_SECONDS, until, until_async
 from tests.helpers.webhooks import a_config, body, moment
 

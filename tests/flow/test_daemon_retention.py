@@ -6,7 +6,6 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine, update
-from tests.helpers.tables import count
 
 from inbox.clock import SystemClock
 from inbox.db.schema import pruning
@@ -17,6 +16,7 @@ from relay.store.retention import KindState, expiry_of, state_of
 from tests.helpers.daemon import Rig
 from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, Steps, a_pruner, batches, prune, work_of
 from tests.helpers.storing import an_event
+from tests.helpers.tables import count
 from tests.helpers.waiting import until
 
 MONTH = '[retention]\npayloads = "30d"\nattempts = "30d"\nevents = "30d"\n'

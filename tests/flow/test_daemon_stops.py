@@ -7,8 +7,6 @@ import socket
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
-from tests.helpers.databases import ON_POSTGRES, down
-from tests.helpers.tables import count, facts
 
 from relay import steps
 from relay.daemon.generation import prepare
@@ -18,7 +16,9 @@ from relay.store import claim, work
 from relay.store.leases import LEASE_SECONDS
 from tests.flow.test_daemon_order import no_relay_can_order
 from tests.helpers.daemon import Rig, configured, users
+from tests.helpers.databases import ON_POSTGRES, down
 from tests.helpers.relaying import at_work
+from tests.helpers.tables import count, facts
 from tests.helpers.waiting import until
 
 

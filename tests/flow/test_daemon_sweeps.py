@@ -11,7 +11,6 @@ from typing import Any, Literal
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
-from tests.helpers.tables import count, rows
 
 from inbox.clock import SystemClock
 from inbox.errors import ConfigError
@@ -31,6 +30,7 @@ from tests.helpers.daemon import Rig, configured
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.relaying import work_of
 from tests.helpers.scripted import serving
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
 
 OFTEN = 'every = "50ms"\n'

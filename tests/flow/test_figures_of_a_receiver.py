@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, down
-from tests.helpers.tables import rows
 
 from inbox.config.model import Config
 from inbox.db.throughput import SOURCE, Tally
 from inbox.receiver.reporting import ThroughputFlusher
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, down
 from tests.helpers.receiver import a_link, receiving
+from tests.helpers.tables import rows
 from tests.helpers.waiting import Stopwatch, stand_still, until
 from tests.helpers.webhooks import body
 

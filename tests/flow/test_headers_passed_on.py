@@ -6,7 +6,6 @@ import asyncio
 from datetime import UTC, datetime
 
 from sqlalchemy import Engine
-from tests.helpers.tables import rows
 
 from inbox.config.model import Config
 from inbox.db.dialect import as_json
@@ -16,6 +15,7 @@ from inbox.sources.normalize import readers_of
 from tests.helpers.daemon import running
 from tests.helpers.receiver import receiving
 from tests.helpers.scripted import answer, serving
+from tests.helpers.tables import rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text
 

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
-from tests.helpers.databases import ON_BOTH, gone, locked
-from tests.helpers.tables import count
 
 from inbox.db.link import Link
+from tests.helpers.databases import ON_BOTH, gone, locked
 from tests.helpers.receiver import a_link
+from tests.helpers.tables import count
 
 
 @pytest.fixture

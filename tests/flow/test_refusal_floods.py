@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from falcon.testing import ASGIConductor
 from sqlalchemy import Engine
-from tests.helpers.tables import count
 
 from inbox.clock import SystemClock
 from inbox.db.intake import Rejected
@@ -22,6 +21,7 @@ from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
 from inbox.receiver.writer import MAX_BYTES, MAX_REJECTIONS, PER_SECOND, GroupCommit
 from tests.helpers.receiver import Receiver, a_link
+from tests.helpers.tables import count
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import body, config_text
 

@@ -6,8 +6,6 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import ON_BOTH
-from tests.helpers.tables import count, facts, open_states, rows
 
 from inbox.clock import SystemClock
 from relay.delivery import policy
@@ -16,7 +14,9 @@ from relay.store.database import Database
 from relay.store.operator import commands
 from tests.destinations.syncing import FETCH, FIND, UPDATE
 from tests.helpers.daemon import BASIC, Flow, flowing, in_seconds, kinds, relaying, user
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.scripted import Act, answer
+from tests.helpers.tables import count, facts, open_states, rows
 from tests.helpers.waiting import until
 
 TOKEN_CALL = "POST /token"

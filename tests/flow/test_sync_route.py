@@ -10,11 +10,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.helpers.tables import facts
 
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, changed
 from tests.helpers.daemon import BEHIND, Flow, SyncSteps, in_seconds, user
 from tests.helpers.scripted import answer
+from tests.helpers.tables import facts
 
 REQUIRED = changed('name = "entity.name"', 'name = { from = "entity.name", required = true }')
 TOLERANT = changed('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", tolerance = "2s" }')

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from opentelemetry.semconv._incubating.attributes import messaging_attributes, url_attributes
 from opentelemetry.semconv.attributes import error_attributes, http_attributes, server_attributes
-from tests.helpers.tables import rows
 
 from relay.daemon.generation import begin_attempt, prepare
 from relay.daemon.loop import Relay
@@ -22,6 +21,7 @@ from tests.helpers.directory import TABLE, Directory
 from tests.helpers.relaying import HOPELESS, Steps, at_work
 from tests.helpers.scripted import answer, serving
 from tests.helpers.storing import an_event
+from tests.helpers.tables import rows
 from tests.helpers.tracing import Kept, keeping
 from tests.helpers.waiting import until
 

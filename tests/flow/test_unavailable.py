@@ -8,12 +8,12 @@ from contextlib import ExitStack
 import pytest
 from falcon.testing import Result
 from sqlalchemy import Engine
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down, locked, read_only
-from tests.helpers.tables import count
 
 from inbox.config.model import Config
 from inbox.receiver import app
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down, locked, read_only
 from tests.helpers.receiver import PROBLEM, Receiver, receiving
+from tests.helpers.tables import count
 from tests.helpers.waiting import Stopwatch
 from tests.helpers.webhooks import body, moment
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import ON_BOTH
-from tests.helpers.tables import count, duplicates, rows
 
 from relay.delivery.facts import Abandoned
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.receiver import Receiver
 from tests.helpers.relaying import UNWELL, Steps
+from tests.helpers.tables import count, duplicates, rows
 from tests.helpers.webhooks import ROUTE, TOKEN, body, moment
 
 

@@ -1,17 +1,25 @@
-"""A tracer whose spans a test keeps."""
+"""A tracer whose spans a test keeps, and an OTLP collector of the tests' own, which can hang."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
+import msgspec
 from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as Sent
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.util._once import Once
 
 from inbox.observe.otel import OtelTracer
+from tests.helpers.waiting import until
 
 
 class Kept:
@@ -44,3 +52,101 @@ def traced(exporter: SpanExporter, ratio: float = 1.0) -> Iterator[OtelTracer]:
     finally:
         made.close()
         trace._TRACER_PROVIDER, trace._TRACER_PROVIDER_SET_ONCE = None, Once()
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A span as a collector gets it; ids are hexadecimal, times nanoseconds."""
+
+    name: str
+    service: str
+    trace_id: str
+    span_id: str
+    parent: str
+    kind: str
+    began: int
+    ended: int
+    attributes: dict[str, Any]
+    links: list[tuple[str, str]]
+    failed: bool
+
+
+class Collector:
+    """Keeps every span. While `hangs` is set, it answers nobody."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.spans: list[Span] = []
+        self.asked = 0
+        self.hangs, self.closing = threading.Event(), threading.Event()
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                collector.take(body)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def take(self, body: bytes) -> None:
+        """Decode a request."""
+        self.asked += 1
+        if self.hangs.is_set():
+            self.closing.wait(60)
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            service = _values(resource.resource.attributes)["service.name"]
+            self.spans += [_span(sent, service) for scope in resource.scope_spans for sent in scope.spans]
+
+    def named(self, name: str) -> list[Span]:
+        """Return the spans of this name so far."""
+        return [span for span in self.spans if span.name == name]
+
+    def wait_for(self, name: str, number: int = 1) -> list[Span]:
+        """Wait for so many spans of this name."""
+        until(lambda: len(self.named(name)) >= number, f"{number} spans {name!r} of {self.spans}")
+        return self.named(name)
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[Collector]:
+    """A collector as long as the block runs."""
+    with contextlib.closing(Collector()) as collector:
+        yield collector
+
+
+def _span(sent: Sent, service: str) -> Span:
+    return Span(
+        sent.name,
+        service,
+        sent.trace_id.hex(),
+        sent.span_id.hex(),
+        sent.parent_span_id.hex(),
+        Sent.SpanKind.Name(sent.kind).removeprefix("SPAN_KIND_").lower(),
+        sent.start_time_unix_nano,
+        sent.end_time_unix_nano,
+        _values(sent.attributes),
+        [(link.trace_id.hex(), link.span_id.hex()) for link in sent.links],
+        failed=sent.status.code == 2,
+    )
+
+
+def _values(pairs: Any) -> dict[str, Any]:  # noqa: ANN401  # a list of protobuf's own
+    def value(pair: KeyValue) -> Any:  # noqa: ANN401  # whichever field is set
+        return getattr(pair.value, str(pair.value.WhichOneof("value")))
+
+    return {pair.key: value(pair) for pair in pairs}

@@ -14,6 +14,7 @@ from relay.cli import compare
 from tests.helpers.processes import Ended, Site
 from tests.helpers.relaying import fill
 from tests.helpers.scripted import ScriptedServer, answer, serving
+from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import SYNC_CONFIG, config_text, moment
 
 CONFIG = (

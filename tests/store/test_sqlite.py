@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
-from tests.helpers.tables import count, rows
 
 from inbox.db import engine as engines
 from inbox.db import guarantees, intake
@@ -27,6 +26,7 @@ from tests.helpers.receiver import a_link
 from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps, fill
 from tests.helpers.sqlite_shell import asked, opened
 from tests.helpers.storing import an_event
+from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import a_config, moment
 from tests.store.verifying import differences
 

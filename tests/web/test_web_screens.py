@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import msgspec
 import pytest
-from tests.helpers.worlds import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
 
 from inbox.db import engine as engines
 from relay.accounts import Actor
@@ -21,6 +20,7 @@ from relay.web.reading import Screen
 from relay.web.screens import SCREENS
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.worlds import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
 
 PARTS: dict[str, tuple[object, ...]] = {
     "seq": (1, 2, 3, 4, 5),

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import requests
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE
 
 from inbox.events.states import MOST_SEQS
 from inbox.observe.logs import KEYS
@@ -22,6 +21,7 @@ from relay.web.gunicorn_settings import graceful_timeout
 from relay.web.query import FORM_TYPE, MOST_BYTES
 from relay.web.render import STATIC, STATIC_FOLDER
 from tests.helpers import databases
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import FAST, Page
 from tests.helpers.processes import RELAY, Program, Site, free_port, site
 from tests.helpers.receiver import exchange

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
-from tests.helpers.traffic import Downstream, Ledger, Sender
 
+from tests.helpers.traffic import Downstream, Ledger, Sender
 from tests.helpers.waiting import until
 from tests.proofs.cluster.nodes import Cluster, Node
 

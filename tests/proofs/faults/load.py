@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from itertools import count
 
 from tests.helpers.traffic import Answer, Change, Script
-
 from tests.helpers.webhooks import moment
 
 ENTITIES = 300

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
-from tests.helpers.databases import is_postgres
-from tests.helpers.tables import in_flight_elsewhere, in_flight_of
-from tests.helpers.traffic import Ledger
 
 from tests.helpers.checkers import Call
+from tests.helpers.databases import is_postgres
 from tests.helpers.processes import Program
+from tests.helpers.tables import in_flight_elsewhere, in_flight_of
+from tests.helpers.traffic import Ledger
 from tests.helpers.waiting import until
 
 SHORTEST_LEASE_LEFT = 9.0

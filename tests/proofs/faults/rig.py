@@ -14,15 +14,15 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import NullPool
-from tests.helpers.machine import ROOM
-from tests.helpers.tables import rows
-from tests.helpers.traffic import Downstream, Ledger, Script, Sender, serving
 
 from inbox.db import engine as engines
 from inbox.db import migrate
 from tests.helpers.killable_postgres import KillablePostgres, killable
+from tests.helpers.machine import ROOM
 from tests.helpers.processes import Program, Site, site
 from tests.helpers.proxy import Proxy, proxied
+from tests.helpers.tables import rows
+from tests.helpers.traffic import Downstream, Ledger, Script, Sender, serving
 from tests.helpers.webhooks import config_text
 from tests.proofs.faults.load import SCHEDULE, events
 from tests.proofs.faults.plan import RELAYS, Streams

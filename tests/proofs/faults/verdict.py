@@ -11,12 +11,12 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from tests.helpers.tables import Row, facts, open_states, relay_pids, rows, stored
 
 from inbox.events.timestamps import as_time
 from tests.helpers import checkers
 from tests.helpers.agreement import disagreements, enrolled
 from tests.helpers.checkers import Call, Interval, Line, Takeover
+from tests.helpers.tables import Row, facts, open_states, relay_pids, rows, stored
 from tests.helpers.waiting import until
 from tests.proofs.faults import timeline
 from tests.proofs.faults.fault_actions import verify

@@ -8,8 +8,8 @@ from itertools import combinations_with_replacement
 from math import factorial
 
 import pytest
-from tests.helpers.databases import ON_POSTGRES
 
+from tests.helpers.databases import ON_POSTGRES
 from tests.proofs.interleavings import scenes
 from tests.proofs.interleavings.invariants import kept, told
 from tests.proofs.interleavings.scenes import SCENES, Scene

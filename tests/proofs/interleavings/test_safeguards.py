@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
-from tests.helpers.databases import ON_POSTGRES
 
 from relay.store import claim, leases, rebuild, record, sequence
 from relay.store.transaction import Transaction
+from tests.helpers.databases import ON_POSTGRES
 from tests.proofs.interleavings import scenes
 from tests.proofs.interleavings.invariants import kept
 from tests.proofs.interleavings.stage import Stage
