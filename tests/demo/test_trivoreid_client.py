@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count, open_states
 
 from inbox.config.model import Config
 from inbox.loader.load import parse_config

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count, rows
 
 from inbox.events.timestamps import as_time
 from relay.cli import compare

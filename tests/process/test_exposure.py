@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from tests.helpers.machine import ROOM
 
 from inbox.db import engine as engines
 from inbox.exposure import exposure_warnings

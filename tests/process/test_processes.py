@@ -9,14 +9,14 @@ import signal
 from pathlib import Path
 
 from sqlalchemy import Engine
-from tests.helpers.databases import is_postgres
-from tests.helpers.tables import count, facts, in_flight_of, open_states, rows
-from tests.helpers.traffic import Held, events, serving
 
 from tests.helpers import checkers
+from tests.helpers.databases import is_postgres
 from tests.helpers.processes import Program, Site
 from tests.helpers.receiver import posted
 from tests.helpers.relaying import fill
+from tests.helpers.tables import count, facts, in_flight_of, open_states, rows
+from tests.helpers.traffic import Held, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text, moment
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count
 
 from tests.helpers.processes import free_port
 from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, proxy

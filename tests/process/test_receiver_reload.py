@@ -13,14 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import is_postgres
-from tests.helpers.tables import stored
-from tests.helpers.traffic import Sender, endless
 
 from inbox import gunicorn_settings
 from tests.helpers import checkers
+from tests.helpers.databases import is_postgres
 from tests.helpers.processes import PATIENT, Program, Site, free_port, gunicorn_after, is_ready
 from tests.helpers.receiver import posted
+from tests.helpers.tables import stored
+from tests.helpers.traffic import Sender, endless
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text
 from tests.sources.test_secevent import AUDIENCE, EC, ISSUER, RSA, a_token, jwks
@@ -69,7 +69,11 @@ def replaced(receiver: Program, do: Callable[[], None]) -> str:
 
 
 def crash(receiver: Program) -> None:
-    replaced(receiver, lambda: [os.kill(pid, signal.SIGKILL) for pid in receiver.children()] and None)
+    def kill_workers() -> None:
+        for pid in receiver.children():
+            os.kill(pid, signal.SIGKILL)
+
+    replaced(receiver, kill_workers)
 
 
 def mistakes_after_reload(receiver: Program) -> list[str]:

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.databases import down
 
 from relay.cli import status
 from relay.store import nodes
 from relay.store.database import Database
+from tests.helpers.databases import down
 from tests.helpers.processes import RELAY, Ended, Site
 from tests.helpers.relaying import fill, work_of
 from tests.helpers.terminal import at_terminal

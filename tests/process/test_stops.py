@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import is_postgres
-from tests.helpers.tables import count, facts, in_flight_of, open_states, stored
-from tests.helpers.traffic import Downstream, Held, Script, Sender, always_well, endless, events, serving
 
 from tests.helpers import checkers
+from tests.helpers.databases import is_postgres
 from tests.helpers.processes import Site, site
 from tests.helpers.relaying import fill
+from tests.helpers.tables import count, facts, in_flight_of, open_states, stored
+from tests.helpers.traffic import Downstream, Held, Script, Sender, always_well, endless, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

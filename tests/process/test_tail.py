@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import down
 
 from inbox.db.intake import Rejected
 from relay.cli import listings
+from tests.helpers.databases import down
 from tests.helpers.processes import INBOX, Ended, Site
 from tests.helpers.relaying import fill, give_up
 from tests.helpers.storing import START, Intake
