@@ -92,7 +92,7 @@ WITHOUT_VALUES = {
     "inbox roles": "shows SQL of the code; only a sound prefix gets into it: tests/store/test_roles.py",
     "relay web passwd": "shows a name that it has checked: tests/web/test_web_account_commands.py",
     "relay web token": "likewise",
-    "relay demo": "shows its own services: tests/demo/test_screen.py",
+    "relay demo": "shows its own services: tests/demo/test_demo.py",
     "relay demo identity": "says where it answers",
     "relay demo commercial": "says where it answers",
 }

@@ -69,9 +69,11 @@ def installed(url: str, schema: str) -> Iterator[Engine]:
     """An installation in this schema."""
     within = make_url(url).update_query_dict({"schema": schema}).render_as_string(hide_password=False)
     engine = engines.connect(within, application="tests")
-    migrate.upgrade(engine)
-    yield engine
-    engine.dispose()
+    try:
+        migrate.upgrade(engine)
+        yield engine
+    finally:
+        engine.dispose()
 
 
 @pytest.fixture(scope="module")
