@@ -124,18 +124,10 @@ def test_the_limits_of_an_events_time_are_those_of_its_arrival(place: Site, engi
     assert [each["rejected"] is None for each in planned(place, *REASON)] == [True, True, False]
 
 
-def test_each_condition_narrows_the_plan_and_a_mistyped_one_is_wrong_use(place: Site, receive: Receives) -> None:
+def test_a_mistyped_condition_is_wrong_use_and_one_that_nothing_fits_is_1(place: Site, receive: Receives) -> None:
     receive(BROKEN, body("u1"), b"<xml/>", body("u2"))
     receive(PRESET)
-    for words, meant in (
-        ("--id 3", [3]),
-        ("--cause unreadable", [2]),
-        ("--source unrouted", []),
-        ("--status 422", [1, 3]),
-        ("--error DEDUP", [1, 3]),
-        ("--since 2999-01-01", []),
-        ("--until 1h", []),
-    ):
+    for words, meant in (("--id 3", [3]), ("--cause unreadable", [2]), ("--status 422", [1, 3]), ("--until 1h", [])):
         assert [each["id"] for each in planned(place, "readmit", *words.split())] == meant, words
     assert [inbox(place, *words).status for words in ((*REASON, "--id", "99"), ("rejected", "--id", "99"))] == [1, 1]
     for wrong in ("--all --yes", "--reason x", "--cause invalid_evnt", "--source trivor"):
