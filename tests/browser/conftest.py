@@ -87,7 +87,7 @@ def empty_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def own_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
+def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
     """An empty database of this test's own."""
     shutil.copy(sqlite_template, tmp_path / "inbox.db")
     engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
