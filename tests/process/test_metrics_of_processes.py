@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from tests.helpers import checkers
 from tests.helpers.metrics import Samples, exporter_of, metrics_at, scrape, served, total
 from tests.helpers.processes import GUNICORN, free_port, site
-from tests.helpers.receiver import exchange, raw_post, status_of
+from tests.helpers.receiver import ask, status_of, webhook
 from tests.helpers.relaying import fill
 from tests.helpers.tables import count, duplicates, facts
 from tests.helpers.traffic import serving
@@ -69,7 +69,7 @@ def has_ended(pid: int) -> bool:
 
 def post(port: int, *sent: bytes, path: str = "trivore") -> Counter[int]:
     """The statuses that these bodies are answered with, each on a connection of its own: any worker takes it."""
-    answers = (exchange(port, raw_post(each).replace(b"/trivore", f"/{path}".encode())) for each in sent)
+    answers = (ask(port, webhook(payload=each).replace(b"/trivore", f"/{path}".encode())) for each in sent)
     return Counter(map(status_of, answers))
 
 
@@ -108,9 +108,9 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended_and_no_trouble_with
         assert post(webhooks, *(body(f"u{n}") for n in range(10))) == {200: 10}
         assert post(webhooks, *[b"{}"] * 3, b"<xml/>") == {422: 3, 400: 1}
         assert post(webhooks, body(), body(), path="nobody") == {401: 2}
-        assert b"405" in exchange(port, raw_post(body())).splitlines()[0]
+        assert b"405" in ask(port, webhook()).splitlines()[0]
         get = b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-        assert status_of(exchange(webhooks, get)) == 404
+        assert status_of(ask(webhooks, get)) == 404
 
         first = agreed(postgres_engine, port, 56)
         assert first["inbox_rejected_total"]["invalid_event", "trivore"] == 3
@@ -250,7 +250,7 @@ def test_the_exporter_has_no_more_rights_than_the_workers(sqlite_database_url: s
             assert identity(receiver.pid)["Groups"] == [4, 27]
             until(lambda: served(port), "metrics are served")
             assert identity(exporter_of(receiver)) == {"Uid": [STRANGER] * 4, "Gid": [STRANGER] * 4, "Groups": []}
-            assert status_of(exchange(webhooks, raw_post(body()))) == 200
+            assert status_of(ask(webhooks, webhook())) == 200
             until(lambda: total(scrape(port), "inbox_received_total") == 1, "it is counted")
     finally:
         shutil.rmtree(folder)

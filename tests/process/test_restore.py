@@ -15,9 +15,8 @@ import pytest
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import NullPool
 
-from inbox.db import engine as engines
-from inbox.db import migrate
 from tests.docs.pages import the_block
+from tests.helpers.databases import migrated
 from tests.helpers.killable_postgres import killable
 from tests.helpers.machine import ROOM
 from tests.helpers.processes import Site, site
@@ -75,9 +74,7 @@ def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_
         first = stack.enter_context(killable(data / "first", more=archiving))
         first.create_database("inbox")
         url = first.url("inbox")
-        engine = engines.connect(url, application="tests")
-        migrate.upgrade(engine)
-        engine.dispose()
+        migrated(url)
         downstream = stack.enter_context(serving(tmp_path / "arrivals.jsonl"))
         with working(tmp_path / "before", url, downstream) as (_, port):
             first.base_backup(data / "backup" / "base")

@@ -11,14 +11,12 @@ import pytest
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
 from inbox.db.migrate import ROLES, Role
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError
-from tests.conftest import _administer, _create_database
 from tests.helpers import checkers
-from tests.helpers.databases import Granted, connect_postgres, granted
+from tests.helpers.databases import Granted, PostgresServer, connect_postgres, granted, opened
 from tests.helpers.processes import GUNICORN, RELAY, free_port, is_ready, listens, site
 from tests.helpers.receiver import posted
 from tests.helpers.tables import open_states, rows, stored
@@ -48,11 +46,9 @@ COMMANDS: tuple[tuple[Role, str], ...] = (
 
 
 @contextlib.contextmanager
-def crowded(server_url: str) -> Iterator[str]:
+def crowded(server: PostgresServer) -> Iterator[str]:
     """The URL of a database in which another application has tables of all these names, which nothing may touch."""
-    name = f"inbox_relay_crowded_{os.getpid()}"
-    url = _create_database(server_url, name)
-    with contextlib.closing(connect_postgres(url)) as theirs:
+    with server.database() as url, contextlib.closing(connect_postgres(url)) as theirs:
         for table in NAMES:
             theirs.execute(f"CREATE TABLE public.{table} (theirs text)".encode())
             theirs.execute(f"INSERT INTO public.{table} VALUES ('untouched')".encode())
@@ -61,33 +57,28 @@ def crowded(server_url: str) -> Iterator[str]:
         yield url
         for table in NAMES:
             assert theirs.execute(f"SELECT * FROM public.{table}".encode()).fetchall() == [("untouched",)]
-    _administer(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @contextlib.contextmanager
 def installed(url: str, schema: str) -> Iterator[Engine]:
     """An installation in this schema."""
     within = make_url(url).update_query_dict({"schema": schema}).render_as_string(hide_password=False)
-    engine = engines.connect(within, application="tests")
-    try:
+    with opened(within) as engine:
         migrate.upgrade(engine)
         yield engine
-    finally:
-        engine.dispose()
 
 
 @pytest.fixture(scope="module")
-def apart(postgres_url: str) -> Iterator[Granted]:
+def apart(postgres_server: PostgresServer) -> Iterator[Granted]:
     """An installation in the schema `apart` of a crowded database, with all roles and a login for each."""
-    with crowded(postgres_url) as url, installed(url, "apart"), granted(url, f"w{os.getpid()}", "apart") as made:
+    with crowded(postgres_server) as url, installed(url, "apart"), granted(url, f"w{os.getpid()}", "apart") as made:
         yield made
 
 
 @pytest.fixture
 def admin(apart: Granted) -> Iterator[Engine]:
-    made = engines.connect(apart.admin_url, application="tests")
-    yield made
-    made.dispose()
+    with opened(apart.admin_url) as made:
+        yield made
 
 
 # --- the schema

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import sys
 import time
@@ -17,7 +19,6 @@ from relay.store.database import Database
 from tests.helpers.databases import down
 from tests.helpers.processes import RELAY, Ended, Site
 from tests.helpers.relaying import fill, work_of
-from tests.helpers.terminal import at_terminal
 from tests.helpers.webhooks import config_text, moment
 
 CHECK = ("relay", "status", "--check")
@@ -56,19 +57,24 @@ def test_for_programs_it_is_one_object_and_for_people_lines(place: Site, databas
     assert (ended.status, ended.stderr, "[/red]" in ended.stdout) == (0, "", True)
 
 
+AT_TERMINAL = ("-c", "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))")
+"""Arguments with which `python` runs the command behind them at a terminal."""
+
+
 def test_watched_at_a_terminal_it_is_drawn_again_through_an_outage_until_ctrl_c(
     postgres_place: Site, postgres_database_url: str
 ) -> None:
-    watching = [sys.executable, *RELAY, "status", "--watch", "--every", "0.1"]
-    with at_terminal(watching, postgres_place.environment) as terminal:
-        terminal.shows("nothing open", times=2)
-        with down(postgres_database_url):
-            terminal.shows("the database: ")
-        fill(postgres_database_url, [("u1", moment(0))])
-        terminal.shows("1 open")
-        assert terminal.interrupt() == 0
-        assert "\x1b[2K" in terminal.raw, "the lines before are cleared"
-        assert "Traceback" not in terminal.text
+    command = (sys.executable, *RELAY, "status", "--watch", "--every", "0.1")
+    watching = postgres_place.start("watch", *AT_TERMINAL, *command, TERM="xterm-256color", COLUMNS="80")
+    watching.writes("nothing open", times=2)
+    with down(postgres_database_url):
+        watching.writes("the database: ")
+    fill(postgres_database_url, [("u1", moment(0))])
+    watching.writes("1 open")
+    os.kill(watching.children()[0], signal.SIGINT)
+    assert watching.ends() == 0
+    assert "\x1b[2K" in watching.output, "the lines before are cleared"
+    assert "Traceback" not in watching.output
 
 
 def test_watched_elsewhere_it_is_printed_again_and_again(sqlite_place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
