@@ -230,9 +230,7 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield "a query", sent(target=TARGET + b"?access_token=" + PLANTED, payload=new_event(1))
     yield "no JSON", sent(payload=b"{")
     yield "another source", sent(target=b"/webhooks/" + PLANTED)
-    yield "another path", sent(target=b"/" + PLANTED + b"/../" + PLANTED)
     yield "a traversal", sent(target=TARGET + b"/../../.." + TARGET)
-    yield "an encoded path", sent(target=b"/webhooks/chat%2f" + PLANTED + b"%00")
     yield "a whole URL", sent(target=b"http://localhost" + TARGET, payload=new_event(2))
     yield "a large body", sent(payload=large)
     yield (
@@ -244,15 +242,11 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield "a long URL", sent(target=TARGET + b"?" + b"x" * 40_000)
     yield "a long header", sent(b"X-Long: " + b"x" * 40_000)
     yield "many headers", sent(*(b"X-%d: %b" % (number, PLANTED) for number in range(2_000)))
-    yield "no header", sent(b"no header at all " + PLANTED)
     yield "a name with a NUL", sent(b"X-\x00: " + PLANTED)
-    yield "an underscore", sent(b"X_Webhook_Token: " + PLANTED)
     yield "an expectation", sent(b"Expect: " + PLANTED)
     yield "an upgrade", sent(b"Upgrade: " + PLANTED, b"Connection: upgrade")
-    yield "no version", b"POST " + TARGET + b"\r\n\r\n"
     yield "an odd version", b"POST " + TARGET + b" HTTP/9.9\r\n\r\n"
     yield "HTTP/1.0", b"POST " + TARGET + b" HTTP/1.0\r\n\r\n"
-    yield "HTTP/2 without TLS", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     yield "no host", request(JSON, CLOSE, *SHOWN, line=line)
     yield "two hosts", request(HOST, b"Host: other", JSON, CLOSE, *SHOWN, line=line)
     for method in (b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"post", b"FOO", b"\x00\xff"):
