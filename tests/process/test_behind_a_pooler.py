@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,11 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
 from inbox.db.engine import PINNED
-from inbox.db.link import Notifier, link_to
 from inbox.errors import UnfitDatabase
-from relay.daemon.wake_up import Listener
-from relay.observe import Observer
-from relay.steps import run_beside
 from relay.store.database import Database
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
@@ -29,7 +24,7 @@ from tests.helpers.processes import site
 from tests.helpers.proxies import pooled
 from tests.helpers.tables import facts, open_states, stored
 from tests.helpers.traffic import Sender, events, serving
-from tests.helpers.waiting import until, until_async
+from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
 pytestmark = pytest.mark.long
@@ -145,28 +140,6 @@ def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> 
         with made.begin() as connection:
             assert guarantees.differences(connection) == []
         made.dispose()
-
-
-def test_wake_ups_are_sent_through_it(hostile: str) -> None:
-    ended, woken = threading.Event(), threading.Event()
-    with pooled(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
-        direct = engines.connect(hostile, application="tests")
-        listener = Listener(direct, woken.set, ended, Observer())
-        listening = run_beside("wake-up", listener.hear, every=1, stop=ended, observer=Observer())
-        assert woken.wait(10)
-        woken.clear()
-        asyncio.run(notified(url + IN_TRANSACTIONS, woken))
-        ended.set()
-        listening.join(10)
-        direct.dispose()
-
-
-async def notified(url: str, woken: threading.Event) -> None:
-    """Send wake-ups until one is heard."""
-    notifier = Notifier(link_to(url, application="tests"))
-    notifier.wake_up()
-    await until_async(woken.is_set, "the wake-up is heard")
-    await notifier.close()
 
 
 def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str, tmp_path: Path) -> None:

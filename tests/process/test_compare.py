@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from inbox.events.timestamps import as_time
 from relay.cli import compare
 from tests.helpers.processes import Ended, Site
 from tests.helpers.relaying import fill
@@ -164,14 +163,9 @@ def test_a_change_without_a_webhook_becomes_an_event_once_and_only_a_whole_sweep
 
     listed(server, *LOST)
     assert swept(place) == (1, [3, 2, 2])
-    added = rows(engine, "SELECT entity_id, event_type, occurred_at FROM inbox WHERE seq > 3 ORDER BY entity_id")
-    assert [(row["entity_id"], row["event_type"], as_time(row["occurred_at"]).isoformat()) for row in added] == [
-        ("u2", "sweep", "2026-01-03T00:00:00+00:00"),
-        ("u3", "sweep", "2026-01-01T12:00:00+00:00"),
-    ]
+    added = rows(engine, "SELECT entity_id, event_type FROM inbox WHERE seq > 3 ORDER BY entity_id")
+    assert [tuple(row.values()) for row in added] == [("u2", "sweep"), ("u3", "sweep")]
     assert count(engine, "open_delivery WHERE state = 'received' AND seq > 3") == 2
-    (watermark,) = rows(engine, "SELECT * FROM sweep_watermark")
-    assert (as_time(watermark["compared_until"]).isoformat(), watermark["missed"]) == ("2026-01-03T00:00:00+00:00", 2)
     listed(server, LOST[1], since="2026-01-02T23%3A55%3A00Z")  # it begins a little before the last one ended
     assert swept(place) == (0, [1, 0, 0])
     for source in ("nobody", "unrouted"):
