@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+import resource
 import socket
 from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine
 
+from inbox.gunicorn_worker import allow_files
 from tests.helpers.processes import gunicorn_after, site
 from tests.helpers.receiver import CLOSE, Answer, answers, ask, webhook
 from tests.helpers.tables import count, rows
@@ -109,3 +111,18 @@ def test_an_upgrade_counts_once_a_refused_request_counts_and_the_last_body_may_c
     found = all_of(connection)
     assert [answer.status for answer in found] == [200, 401, 200]
     assert closes(found) == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("hard", "allowed", "told"), [(5000, 1100, ""), (500, 500, "too few for connections = 1000\n")]
+)
+def test_as_many_files_may_be_open_as_connections_need_or_it_is_told(
+    hard: int, allowed: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most systems let a process open 1,024 files at first."""
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.append(both))
+    allow_files(1000, "connections")
+    written = capsys.readouterr().err
+    assert (limits, written.endswith(told), bool(written)) == ([(allowed, hard)], True, bool(told))
