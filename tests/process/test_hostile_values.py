@@ -21,28 +21,12 @@ from tests.helpers.processes import APPS, Ended, invoke, site
 from tests.helpers.relaying import give_up
 from tests.helpers.scripted import ScriptedServer, answer, serving
 from tests.helpers.tables import rows
-from tests.helpers.webhooks import body, config_text, moment
+from tests.helpers.webhooks import SYNC_CONFIG, body, config_text, moment
 
-CONFIG = """
-[apis.identity]
-base_url = "{url}"
-allow_private = true
-allow_http = true
-[destinations.crm]
-kind = "sync"
-base_url = "{url}"
-allow_private = true
-allow_http = true
-[routes.user-to-crm]
-source = "trivore"
-destination = "crm"
-when = {{ entity_type = ["USER"] }}
-[routes.user-to-crm.sync]
+CONFIG = (
+    SYNC_CONFIG
+    + """
 gone = "skip"
-fetch = {{ api = "identity", path = "/user/{{event.seq}}" }}
-find = {{ path = "/contacts", params = {{ externalId = "{{event.seq}}" }}, pick = "items", verify = false }}
-create = {{ path = "/contacts" }}
-update = {{ path = "/contacts/{{event.seq}}" }}
 map = {{ name = "entity.name" }}
 [[sources.trivore.sweeps]]
 api = "identity"
@@ -51,6 +35,7 @@ entity_type = "USER"
 params = {{ since = "{{since}}", start = "{{start}}", count = "{{count}}" }}
 pages = {{ by = "start", count = 9 }}
 """
+)
 
 CASES: Mapping[str, tuple[str, ...]] = {
     "inbox init": ("--source HOSTILE --force",),
