@@ -66,7 +66,7 @@ def receiver(module_database_url: str, tmp_path_factory: pytest.TempPathFactory)
 
 
 class Refusals:
-    """Those that are kept from now on."""
+    """Refusals that are kept from now on."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._known = engine, count(engine, "rejected_request")
