@@ -29,7 +29,7 @@ def test_every_spelling_of_a_host_is_taken(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["a b", "a/b", "a@b", "a:b", "a:123456", "[::1", "::1", "\xff", "a?b", "a#b", "[]"])
-def test_what_is_no_host_is_refused(host: str) -> None:
+def test_anything_but_a_host_is_refused(host: str) -> None:
     with pytest.raises(Unreadable):
         head.check("1.1", b"/", [(b"host", host.encode("latin-1"))])
 
@@ -108,7 +108,7 @@ def test_never_more_come_through_than_the_rate_and_one_burst(rate: float, steps:
 
 
 @given(rate=st.floats(0.001, 1e6), asked=st.lists(st.floats(0, 100), min_size=1, max_size=50))
-def test_who_waits_as_long_as_it_is_told_gets_through(rate: float, asked: list[float]) -> None:
+def test_a_sender_that_waits_as_long_as_it_is_told_gets_through(rate: float, asked: list[float]) -> None:
     bucket, now = Bucket(rate), 0.0
     for step in asked:
         now += step
