@@ -105,7 +105,9 @@ def test_a_table_of_another_name_space_is_never_reached_instead(admin: Engine) -
     assert line.startswith("the database has search_path = public (set by: session), not apart, pg_temp: ")
 
 
-def test_where_another_application_is_or_a_right_is_missing_it_says_the_remedy(postgres_database_url: str) -> None:
+def test_another_application_in_the_schema_or_a_missing_right_is_told_with_the_remedy(
+    postgres_database_url: str,
+) -> None:
     role = f"plain{os.getpid()}"
     with contextlib.closing(connect_postgres(postgres_database_url)) as owner:
         owner.execute(f"CREATE ROLE {role} LOGIN".encode())
