@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from selenium.common.exceptions import InvalidSessionIdException, WebDriverExcep
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from inbox.db import engine as engines
 from tests.helpers.browser import MISSING, Browser, browsing, programs
+from tests.helpers.databases import copied, opened
 from tests.helpers.page import OPERATOR, Page, on_database, serving, unhurried
 from tests.helpers.worlds import night_config, the_night
 
@@ -43,10 +42,8 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(autouse=True)
-def _time_enough(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for a million events, of which a page has to show what it finds in its time."""
-    if "million" not in request.node.nodeid:
-        unhurried(monkeypatch)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    unhurried(monkeypatch)
 
 
 @pytest.fixture
@@ -64,12 +61,9 @@ def browser(chromium: Browser) -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def night_engine(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A database after a night with trouble, which tests share."""
-    path = tmp_path_factory.mktemp("night") / "inbox.db"
-    shutil.copy(sqlite_template, path)
-    engine = engines.connect(f"sqlite:///{path}", application="tests")
-    the_night(engine, SystemClock().now(), _MINUTES)
-    yield engine
-    engine.dispose()
+    with opened(copied(sqlite_template, tmp_path_factory.mktemp("night"))) as engine:
+        the_night(engine, SystemClock().now(), _MINUTES)
+        yield engine
 
 
 @pytest.fixture(scope="session")
@@ -78,18 +72,8 @@ def night_page(night_engine: Engine) -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="session")
-def empty_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    path = tmp_path_factory.mktemp("empty") / "inbox.db"
-    shutil.copy(sqlite_template, path)
-    with serving(on_database(night_config(), f"sqlite:///{path}"), SystemClock()) as page:
-        yield page
-
-
 @pytest.fixture
-def own_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
-    """An empty database of this test's own."""
-    shutil.copy(sqlite_template, tmp_path / "inbox.db")
-    engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
-    yield engine
-    engine.dispose()
+def own_page(sqlite_engine: Engine) -> Iterator[Page]:
+    """The page of an empty database of this test's own."""
+    with serving(on_database(night_config(), str(sqlite_engine.url)), SystemClock()) as page:
+        yield page

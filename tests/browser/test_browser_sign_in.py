@@ -18,9 +18,9 @@ A_DAY = 86_400
 
 
 @pytest.fixture
-def door(own_engine: Engine, tmp_path: Path, browser: Browser) -> Iterator[Entrance]:
+def door(sqlite_engine: Engine, tmp_path: Path, browser: Browser) -> Iterator[Entrance]:
     browser.act_as(None)
-    with entrance(on_database(night_config(), str(own_engine.url)), tmp_path) as made:
+    with entrance(on_database(night_config(), str(sqlite_engine.url)), tmp_path) as made:
         browser.site = made.url
         browser.driver.delete_all_cookies()
         yield made

@@ -24,11 +24,11 @@ from tests.helpers.receiver import (
     PROBLEM,
     Receiver,
     a_link,
-    exchange,
-    raw_post,
+    ask,
     receiving,
     served,
     status_of,
+    webhook,
 )
 from tests.helpers.relaying import HOPELESS, Scripted, Steps, fill
 from tests.helpers.tables import count
@@ -122,10 +122,10 @@ def test_a_sender_that_hangs_up_makes_room_and_one_that_closed_its_half_is_told(
     monkeypatch.setattr(wait, "MOST_WAITING_OF_A_SOURCE", 1)
     with served(database_url, config) as port:
         with socket.create_connection(("127.0.0.1", port)) as gone:
-            gone.sendall(raw_post(body(), "Prefer: wait=60"))
-            until(lambda: b"too many wait" in exchange(port, raw_post(body(), "Prefer: wait=0")), "the first one waits")
-        until(lambda: b"not known after 0 s" in exchange(port, raw_post(body(), "Prefer: wait=0")), "there is room")
-        told = exchange(port, raw_post(body(), "Prefer: wait=60"), half_close=True)
+            gone.sendall(webhook(b"Prefer: wait=60"))
+            until(lambda: b"too many wait" in ask(port, webhook(b"Prefer: wait=0")), "the first one waits")
+        until(lambda: b"not known after 0 s" in ask(port, webhook(b"Prefer: wait=0")), "there is room")
+        told = ask(port, webhook(b"Prefer: wait=60"), half_close=True)
     assert status_of(told) == 503
     assert b"the sender has hung up" in told
     assert count(engine, "inbox") == 1
@@ -149,11 +149,6 @@ async def test_a_large_body_whose_outcome_is_waited_for_takes_no_memory(
         waiting.cancel()
 
 
-async def test_an_event_that_no_route_takes_is_done(receiver: Receiver) -> None:
-    told = await receiver.post(path="/webhooks/unrouted", headers={"Prefer": "wait=5"})
-    assert (told.status_code, told.json) == (200, {"status": "delivered", "seq": 1})
-
-
 @pytest.mark.parametrize(
     ("answer", "prefer", "patience"),
     [
@@ -171,7 +166,7 @@ def test_one_request_may_ask_for_it(config: Config, answer: str, prefer: str | N
     assert wait_timeout(source, prefer) == patience
 
 
-async def test_however_many_wait_it_is_one_statement_for_all_of_them(database_url: str) -> None:
+async def test_one_statement_asks_for_all_that_wait(database_url: str) -> None:
     seqs = await asyncio.to_thread(fill, database_url, [(f"u{n}", moment(n)) for n in range(300)])
     began = time.monotonic()
     waiting = OutcomeWaiter(partial(a_link, database_url))

@@ -27,7 +27,7 @@ from relay.http.client import Limits
 from relay.observe import Observer
 from relay.store.database import Database
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
-from tests.helpers.receiver import exchange, raw_post, served, status_of
+from tests.helpers.receiver import ask, served, status_of, webhook
 from tests.helpers.relaying import FakeClock, Steps, at_work, fill
 from tests.helpers.scripted import Act, ScriptedServer, answer, serving
 from tests.helpers.tables import facts, open_states
@@ -200,7 +200,7 @@ class Flow:
     def tell(self, at: datetime, event_type: str = "UPDATE", entity: str = "u1") -> dict[str, Any]:
         """Send a webhook whose time has no fraction; the receiver's answer."""
         payload = body(entity, in_seconds(at), eventType=event_type)
-        answered = exchange(self.port, raw_post(payload))
+        answered = ask(self.port, webhook(payload=payload))
         assert status_of(answered) == 200, answered
         told: dict[str, Any] = json.loads(answered.partition(b"\r\n\r\n")[2])
         return told

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 
 import psycopg
 import pytest
 import tenacity
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
+from inbox.db import engine as engines
+from inbox.db import migrate
 from inbox.db.dialect import POSTGRES
 from inbox.db.engine import PINNED
 from inbox.db.migrate import ROLES, Role, roles_script
@@ -20,6 +25,66 @@ ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgres"], indirect=Tru
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 ON_BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 """For folders whose tests run on SQLite unless they ask for more."""
+
+
+def url_of_kind(request: pytest.FixtureRequest, usual: str = "sqlite") -> str:
+    """The URL of a database of the kind that a fixture's parameter names, or of the usual kind."""
+    url: str = request.getfixturevalue(f"{getattr(request, 'param', usual)}_database_url")
+    return url
+
+
+@contextlib.contextmanager
+def opened(database_url: str) -> Iterator[Engine]:
+    """An engine of the relay's kind, as long as the block runs."""
+    made = engines.connect(database_url, application="tests")
+    try:
+        yield made
+    finally:
+        made.dispose()
+
+
+def migrated(database_url: str) -> str:
+    """Give a database its tables; returns the URL."""
+    with opened(database_url) as engine:
+        migrate.upgrade(engine)
+    return database_url
+
+
+def copied(template: Path, folder: Path) -> str:
+    """The URL of a copy of a SQLite file, in a folder."""
+    return f"sqlite:///{shutil.copy(template, folder / 'inbox.db')}"
+
+
+class PostgresServer:
+    """A server with the right to make databases, which tests share. They share one connection to it, too."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        administration = make_url(url).set(drivername="postgresql+psycopg")
+        self._administration = create_engine(
+            administration, isolation_level="AUTOCOMMIT", pool_size=1, pool_pre_ping=True
+        )
+        self._numbers = count(1)
+
+    def run(self, *statements: str) -> None:
+        """Run each as the superuser."""
+        with self._administration.connect() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+    @contextlib.contextmanager
+    def database(self, template: str | None = None) -> Iterator[str]:
+        """The URL of a database, empty or a copy of a template, as long as the block runs."""
+        name = f"inbox_relay_{os.getpid()}_{next(self._numbers)}"
+        self.run(f"CREATE DATABASE {name}" + (f" TEMPLATE {template} STRATEGY FILE_COPY" if template else ""))
+        try:
+            yield make_url(self.url).set(database=name).render_as_string(hide_password=False)
+        finally:
+            self.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._administration.dispose()
 
 
 def is_postgres(database_url: str) -> bool:

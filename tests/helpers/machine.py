@@ -105,3 +105,10 @@ def _download(folder: Path, *packages: str) -> None:
         if done[-1].returncode == 0:
             return
     raise AssertionError(f"install {packages[0]}, or let apt-get download it: {done[-1].stderr}")
+
+
+def asked(where: str, *commands: str) -> str:
+    """Return the output of the `sqlite3` shell of a DBA that runs these commands and ends."""
+    command = [str(program("sqlite3")), "-batch", where, *commands]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return (done.stdout + done.stderr).strip()

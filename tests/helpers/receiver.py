@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ import uvicorn
 from falcon.testing import ASGIConductor, Result
 
 from inbox.config.model import Config
+from inbox.db.intake import Rejected
 from inbox.db.link import Link, link_to
+from inbox.events.event import Event, Receipt
 from inbox.gunicorn_settings import Worker
 from inbox.receiver.app import app_of
 from tests.helpers.waiting import LONGEST_SECONDS, until
@@ -52,11 +54,12 @@ def webhook(
     *more: bytes,
     line: bytes = b"POST " + PATH.encode() + b" HTTP/1.1",
     payload: bytes | None = None,
+    length: int | None = None,
     without: tuple[bytes, ...] = (),
 ) -> bytes:
-    """A good webhook on a connection that ends behind it, with fields more, and without these."""
+    """A good webhook on a connection that ends behind it, with fields more, and without these; it may give another length."""
     sent = body() if payload is None else payload
-    usual = [HOST, JSON, SECRET, CLOSE, b"Content-Length: %d" % len(sent)]
+    usual = [HOST, JSON, SECRET, CLOSE, b"Content-Length: %d" % (len(sent) if length is None else length)]
     return request(*(field for field in usual if field not in without), *more, line=line, payload=sent)
 
 
@@ -146,6 +149,29 @@ class Receiver:
         return await self._conductor.simulate_get(path)
 
 
+class Memory:
+    """A writer that keeps what it is given, and asks no database."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.rejected: list[Rejected] = []
+
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+        """Keep these events."""
+        self.events += events
+        return [Receipt(len(self.events), duplicate=False)] * len(events)
+
+    async def probe(self) -> None:
+        """Do nothing."""
+
+    def reject(self, row: Rejected) -> None:
+        """Keep this refusal."""
+        self.rejected.append(row)
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
 @contextlib.asynccontextmanager
 async def receiving(config: Config) -> AsyncIterator[Receiver]:
     """The receiver from its start to its end, inside the running event loop."""
@@ -184,35 +210,6 @@ def served(database_url: str, config: Config | None = None, *, send_buffer: int 
         finally:
             server.should_exit = True
             thread.join()
-
-
-def exchange(port: int, sent: bytes, *, half_close: bool = False, within: float = 10.0) -> bytes:
-    """Send bytes over a socket of their own; all that comes back until the other side closes."""
-    received = b""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=within)
-    with connection, contextlib.suppress(ConnectionError):
-        connection.sendall(sent)
-        if half_close:
-            with contextlib.suppress(OSError):  # the other side has ended the connection already
-                connection.shutdown(socket.SHUT_WR)
-        while chunk := connection.recv(65536):
-            received += chunk
-    return received
-
-
-def raw_post(payload: bytes, *more: str, length: int | None = None) -> bytes:
-    """A POST of this body, written out; `length` is what Content-Length says."""
-    headers = [f"{name}: {value}" for name, value in HEADERS.items()]
-    announced = len(payload) if length is None else length
-    lines = [
-        f"POST {PATH} HTTP/1.1",
-        "Host: localhost",
-        *headers,
-        f"Content-Length: {announced}",
-        "Connection: close",
-        *more,
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + payload
 
 
 def posted(port: int, path: str, payload: bytes, headers: Mapping[str, str]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.util._once import Once
 
 from inbox.observe.otel import OtelTracer
+from tests.helpers.scripted import Act, ScriptedServer, Seen, answer, hang
 from tests.helpers.waiting import until
 
 
@@ -70,41 +70,23 @@ class Span(msgspec.Struct, frozen=True):
     failed: bool
 
 
-class Collector:
+class Collector(ScriptedServer):
     """Keeps every span. While `hangs` is set, it answers nobody."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self) -> None:
         self.spans: list[Span] = []
-        self.asked = 0
-        self.hangs, self.closing = threading.Event(), threading.Event()
-        collector = self
+        self.hangs = threading.Event()
+        super().__init__(answer())
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                collector.take(body)
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def take(self, body: bytes) -> None:
-        """Decode a request."""
-        self.asked += 1
+    def act_for(self, seen: Seen) -> Act:
+        """Keep the spans of a request."""
+        act = super().act_for(seen)
         if self.hangs.is_set():
-            self.closing.wait(60)
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            return hang
+        for resource in ExportTraceServiceRequest.FromString(seen.body).resource_spans:
             service = _values(resource.resource.attributes)["service.name"]
             self.spans += [_span(sent, service) for scope in resource.scope_spans for sent in scope.spans]
+        return act
 
     def named(self, name: str) -> list[Span]:
         """Return the spans of this name so far."""
@@ -114,12 +96,6 @@ class Collector:
         """Wait for so many spans of this name."""
         until(lambda: len(self.named(name)) >= number, f"{number} spans {name!r} of {self.spans}")
         return self.named(name)
-
-    def close(self) -> None:
-        """Answer nobody any more."""
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @contextlib.contextmanager

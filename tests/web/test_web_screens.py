@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -14,25 +13,20 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
-from inbox.db import engine as engines
 from relay.accounts import Actor
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
+from tests.helpers.databases import copied, opened
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 from tests.helpers.worlds import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
 
 PARTS: dict[str, tuple[object, ...]] = {
-    "seq": (1, 2, 3, 4, 5),
-    "id": (1, 2, "u1", "u2", "u3"),
-    "source": ("trivore",),
-    "type": ("USER",),
-}
+    "seq": (1, 2, 3, 4, 5), "id": (1, 2, "u1", "u2", "u3"), "source": ("trivore",), "type": ("USER",),
+}  # fmt: skip
 """Values of parameters that a screen needs."""
-PARAMETERS: dict[str, tuple[object, ...]] = {
-    "state": ("dead", "blocked", "delivered", "retrying", "unrouted", "waiting"),
-}
-"""Values of parameters whose type does not say them."""
+STATES = ("dead", "blocked", "delivered", "retrying", "unrouted", "waiting")
+"""Values of `state`, whose type does not say them."""
 
 
 def paths(screen: Screen, parts: Mapping[str, tuple[object, ...]]) -> Iterator[str]:
@@ -53,7 +47,7 @@ def queries(kind: type[msgspec.Struct]) -> Iterator[str]:
         kinds = [field.type, *get_args(field.type)]
         values = [value for each in kinds if get_origin(each) is Literal for value in get_args(each)]
         values += ["true"] if bool in kinds else []
-        yield from (f"{field.name}={value}" for value in (*values, *PARAMETERS.get(field.name, ())))
+        yield from (f"{field.name}={value}" for value in (*values, *(STATES if field.name == "state" else ())))
 
 
 def found(text: str, parts: tuple[str, ...]) -> list[str]:
@@ -71,10 +65,9 @@ of_each_screen = pytest.mark.parametrize("screen", OF_THE_DATABASE, ids=lambda s
 @contextlib.contextmanager
 def filled(template: Path, folder: Path, fill: Callable[[Steps], None]) -> Iterator[Page]:
     """The page of a SQLite file with these rows."""
-    url, clock = f"sqlite:///{shutil.copy(template, folder / 'inbox.db')}", FakeClock()
-    engine = engines.connect(url, application="tests")
-    fill(Steps(engine, clock=clock))
-    engine.dispose()
+    url, clock = copied(template, folder), FakeClock()
+    with opened(url) as engine:
+        fill(Steps(engine, clock=clock))
     with serving(on_database(CONFIG, url), clock) as page:
         yield page
 
@@ -92,25 +85,20 @@ def hostile_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @of_each_screen
-def test_a_viewer_sees_no_payload_no_excerpt_and_no_act(page: Page, screen: Screen) -> None:
+def test_a_viewer_sees_no_payload_no_excerpt_and_no_act_and_an_operator_no_payload_before_a_reveal(
+    page: Page, screen: Screen
+) -> None:
     for path, text in answers(page, screen, VIEWER):
         assert found(text, tuple(WORDS)) == [], path
         assert not re.search(r'/acts/|"offers":\[[^]]|"acts":\[[^]]', text), path
-
-
-@of_each_screen
-def test_an_operator_sees_no_payload_before_a_reveal(page: Page, screen: Screen) -> None:
-    assert [(path, parts) for path, text in answers(page, screen) if (parts := found(text, PAYLOADS))] == []
+    for path, text in answers(page, screen):
+        assert found(text, PAYLOADS) == [], path
 
 
 @of_each_screen
 def test_hostile_values_are_shown_harmless(hostile_page: Page, screen: Screen) -> None:
     parts = {**PARTS, "id": (1, 2, quote(HOSTILE)), "type": (quote(HOSTILE),)}
-    shown = [
-        text
-        for path, text in answers(hostile_page, screen, OPERATOR, parts)
-        if "json" not in path and "/api/" not in path
-    ]
+    shown = [text for path, text in answers(hostile_page, screen, OPERATOR, parts) if not re.search("json|/api/", path)]
     assert shown
     for text in shown:
         assert "<script>alert" not in text
@@ -131,10 +119,3 @@ def answers(
             made.append((path, answer.text))
     assert made, f"no path of {screen.name} was answered: this test needs other values for its parameters"
     return made
-
-
-def test_a_word_is_found_in_every_form() -> None:
-    for part, word in WORDS.items():
-        text = f"before {word} after"
-        for form in (text, text.encode().hex(), msgspec.json.encode(text.encode()).decode()):
-            assert found(form, tuple(WORDS)) == [part]
