@@ -28,7 +28,7 @@ ENTITY = "a-visible-entity"
 REASON = "a-visible-reason"
 VISIBLE = (
     *(ENTITY, REASON, LAST, socket.gethostname(), "by-header", "to-hook", "strict", "more", "heartbeat"),
-    *("invalid_event", "agree", "stopped node=", "POST /webhooks/by-header", "pasword"),
+    *("invalid_event", "agree", "paused", "stopped node=", "POST /webhooks/by-header", "pasword"),
 )
 """Values that aren't secret, of which the same search must find one in each place."""
 WITHOUT_TEXT = {
