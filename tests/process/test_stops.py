@@ -148,12 +148,9 @@ def test_an_event_that_a_receiver_acknowledged_before_it_was_told_to_stop_is_sto
     database_url: str, engine: Engine, tmp_path: Path, place: Site
 ) -> None:
     receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
-    sender = Sender(tmp_path / "sends.jsonl", port, endless(), connections=8, tries=1)
-    try:
+    with Sender(tmp_path / "sends.jsonl", port, endless(), connections=8, tries=1) as sender:
         until(lambda: sender.acknowledged() >= 300, "the receiver is under load")
         assert receiver.stop() == 0
-    finally:
-        sender.stop()
     sends = sender.sends.lines()
     assert checkers.unstored(sends, stored(engine)) == []
     assert checkers.two_numbers(sends, stored(engine)) == []
