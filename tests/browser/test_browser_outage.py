@@ -15,7 +15,7 @@ from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.storing import Intake
 from tests.helpers.waiting import stand_still
-from tests.helpers.worlds import night_config
+from tests.helpers.worlds import NIGHT
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def live_page(database_url: str, browser: Browser) -> Iterator[Page]:
             SystemClock().now(), "shop", 401, "signature", "no key fits", None, "203.0.113.9", b"\0" * 32, None, None
         )
     )
-    with serving(on_database(night_config(), database_url), SystemClock()) as page:
+    with serving(on_database(NIGHT, database_url), SystemClock()) as page:
         browser.site = page.url
         browser.open("/rejected?source=shop")
         browser.wait(lambda: browser.find("#live").text == "Live", "the page is live")

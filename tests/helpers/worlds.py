@@ -92,7 +92,7 @@ _KINDS = {
 _REPLAYS = {40: "the ERP is up again", 66: "those that were left, before the day begins"}
 
 
-def night_config() -> Config:
+def NIGHT -> Config:
     return parse_config(CONFIG)
 
 
@@ -102,7 +102,7 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
     Fewer minutes leave out the beginning. The relay's steps that are given back have a clock that stands at the moment.
     """
     clock = FakeClock(moment - timedelta(minutes=minutes))
-    config = night_config()
+    config = NIGHT
     steps = Steps(engine, policies(config), clock)
     rng = random.Random(16)
     nodes.describe(work_of(steps.database, steps.policies, node="relay-1"), "app-1.example.com", 4182, "1.0")
