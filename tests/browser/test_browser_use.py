@@ -13,12 +13,12 @@ from inbox.db.intake import Rejected
 from tests.helpers.browser import Browser
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.storing import Intake
-from tests.helpers.worlds import night_config
+from tests.helpers.worlds import NIGHT
 
 
 @pytest.fixture
 def own_page(sqlite_engine: Engine) -> Iterator[Page]:
-    with serving(on_database(night_config(), str(sqlite_engine.url)), SystemClock()) as page:
+    with serving(on_database(NIGHT, str(sqlite_engine.url)), SystemClock()) as page:
         yield page
 
 
