@@ -91,10 +91,6 @@ def test_a_mistake_in_a_source_does_not_show_its_secret(auth: str) -> None:
     assert "secret" in mistake_in(start, f'[sources.s]\npreset = "trivore"\nauth = {{ kind = "bearer", {mistake} }}\n')
 
 
-def test_a_database_url_that_can_not_be_used_is_not_shown_by_the_start() -> None:
-    assert "[database] url" in mistake_in(start, f'[database]\nurl = "postgresql//me:{HIDDEN}@host/db"\n')
-
-
 @pytest.mark.parametrize(
     "url",
     [

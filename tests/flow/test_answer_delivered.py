@@ -149,11 +149,6 @@ async def test_a_large_body_whose_outcome_is_waited_for_takes_no_memory(
         waiting.cancel()
 
 
-async def test_an_event_that_no_route_takes_is_done(receiver: Receiver) -> None:
-    told = await receiver.post(path="/webhooks/unrouted", headers={"Prefer": "wait=5"})
-    assert (told.status_code, told.json) == (200, {"status": "delivered", "seq": 1})
-
-
 @pytest.mark.parametrize(
     ("answer", "prefer", "patience"),
     [

@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ import uvicorn
 from falcon.testing import ASGIConductor, Result
 
 from inbox.config.model import Config
+from inbox.db.intake import Rejected
 from inbox.db.link import Link, link_to
+from inbox.events.event import Event, Receipt
 from inbox.gunicorn_settings import Worker
 from inbox.receiver.app import app_of
 from tests.helpers.waiting import LONGEST_SECONDS, until
@@ -145,6 +147,29 @@ class Receiver:
     async def get(self, path: str) -> Result:
         """GET a path."""
         return await self._conductor.simulate_get(path)
+
+
+class Memory:
+    """A writer that keeps what it is given, and asks no database."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.rejected: list[Rejected] = []
+
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+        """Keep these events."""
+        self.events += events
+        return [Receipt(len(self.events), duplicate=False)] * len(events)
+
+    async def probe(self) -> None:
+        """Do nothing."""
+
+    def reject(self, row: Rejected) -> None:
+        """Keep this refusal."""
+        self.rejected.append(row)
+
+    async def close(self) -> None:
+        """Do nothing."""
 
 
 @contextlib.asynccontextmanager
