@@ -21,8 +21,8 @@ from relay.delivery.policy import policies
 from relay.operations.asks import Selection
 from relay.store import alerts, gates, nodes, sweeps
 from relay.store.alert_conditions import Watch
-from relay.store.operator import commands, execution
-from tests.helpers.relaying import DONE, FakeClock, Steps, work_of
+from relay.store.operator import commands
+from tests.helpers.relaying import DONE, FakeClock, Steps, carry_out, work_of
 from tests.helpers.storing import START, a_rejected, an_event
 from tests.helpers.webhooks import address_of, forwarding
 
@@ -189,9 +189,7 @@ def _operators(steps: Steps, minute: int) -> None:
             gates.resume(transaction, ("destination", "erp"), transaction.take_order_lock())
     if minute in _REPLAYS:
         chosen = Selection(route="orders-to-erp", error="503")
-        number = commands.ask(steps.database, "replay", chosen, who="olga", why=_REPLAYS[minute])
-        while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
-            execution.work_on(steps.work, number)
+        carry_out(steps.database, NIGHT, "replay", chosen, who="olga", why=_REPLAYS[minute])
     if minute % 15 == 10:
         since = steps.clock.moment - timedelta(minutes=15)
         now, found = steps.clock.moment, minute % 2
