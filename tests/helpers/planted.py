@@ -79,7 +79,8 @@ def spellings(core: str) -> set[str]:
 
 def all_text(engine: Engine) -> dict[str, str]:
     """All that stands in the database, by table or view; those without any row are left out."""
-    found = contents(engine, *metadata.tables, *inspect(engine).get_view_names())
+    looked_at = inspect(engine)
+    found = contents(engine, *looked_at.get_table_names(), *looked_at.get_view_names())
     return {name: "\n".join(texts) for name, texts in found.items() if texts}
 
 
