@@ -183,10 +183,15 @@ def test_a_role_without_rights_sees_what_each_examination_needs(tmp_path: Path, 
 # --- a SQLite file that can't be read
 
 
+def _become_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 HARMS: dict[str, Callable[[Path], object]] = {
     "garbage": lambda path: path.write_bytes(b"this is no database " * 500),
     "damaged": lambda path: path.write_bytes(path.read_bytes()[:8192] + b"\xff" * (path.stat().st_size - 8192)),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a folder": _become_a_folder,
     "without rights": lambda path: path.chmod(0),
 }
 
