@@ -81,7 +81,7 @@ def config_of(url: str) -> Config:
     return on_database(parse_config(CONFIG), url)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone
 def test_every_screen_works_over_a_million_events(browser: Browser, postgres_database_url: str) -> None:
     """One test, so that the database is filled once."""

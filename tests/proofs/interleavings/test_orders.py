@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from itertools import combinations_with_replacement
 from math import factorial
 
 import pytest
 
-from tests.helpers.kinds import ON_POSTGRES
 from tests.proofs.interleavings import scenes
-from tests.proofs.interleavings.invariants import kept, told
 from tests.proofs.interleavings.scenes import SCENES, Scene
-from tests.proofs.interleavings.stage import ALL, Order, Stage
+from tests.proofs.interleavings.stage import ALL, Order, Stage, kept, told
 
 SHORT_ON_POSTGRES = (scenes.arrivals, scenes.an_earlier_one, scenes.a_head_that_blocks)
 THREE_ON_POSTGRES = (scenes.a_head_that_blocks,)
@@ -60,32 +57,6 @@ def test_in_every_order_of_two_every_promise_is_kept(stage: Stage, scene: Scene)
         assert orders >= fewest(stage, steps[one], steps[other.removesuffix(" again")]), (one, other)
 
     assert scene.sometimes <= seen
-
-
-@ON_POSTGRES
-@pytest.mark.long
-@pytest.mark.parametrize("scene", [scene for scene in SCENES if ALL or scene.prepare is scenes.a_head_that_blocks])
-def test_orders_that_are_left_out_come_to_the_same_as_others(stage: Stage, scene: Scene) -> None:
-    scene.prepare(stage)
-    stage.keep()
-    left_out = 0
-    for names in pairs(scene):
-        every, some = (results(stage, names, swaps=swaps) for swaps in (False, True))
-        assert every.keys() == some.keys(), names
-        left_out += every.total() - some.total()
-    assert left_out > 0
-
-
-def results(stage: Stage, names: Sequence[str], *, swaps: bool) -> Counter[tuple[str, ...]]:
-    """Count the orders that have each result."""
-    found: Counter[tuple[str, ...]] = Counter()
-    stage.all_orders(names, lambda order: found.update([(*told(order), state_of(order))]), swaps=swaps)
-    return found
-
-
-def state_of(order: Order) -> str:
-    """Say what is left open then."""
-    return str(sorted((key, row.state) for key, row in order.snapshot.after.items()))
 
 
 def pairs(scene: Scene) -> list[tuple[str, str]]:
