@@ -10,13 +10,14 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.helpers.worlds import night_config, the_night
+
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db import migrate
 from relay.store import nodes
 from relay.store.database import Database
 from tests.helpers.browser import DESK, PHONE, Browser, Theme, browsing
-from tests.helpers.night import night_config, the_night
 from tests.helpers.page import OPERATOR, on_database, serving
 
 FOLDER = Path(__file__).resolve().parent / "web"

@@ -18,12 +18,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
+from tests.helpers.machine import ROOM, postgres_user
 
 from inbox.db import engine as engines
 from inbox.db import migrate
 from relay.delivery import policy
-from tests.helpers.one_at_a_time import postgres_user
-from tests.helpers.room import ROOM
 
 policy.JITTER = 0.0  # so that delays are exact in this process
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from selenium.common.exceptions import InvalidSessionIdException, WebDriverException
 from sqlalchemy import Engine
+from tests.helpers.worlds import night_config, the_night
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from tests.helpers.browser import MISSING, Browser, browsing, programs
-from tests.helpers.night import night_config, the_night
 from tests.helpers.page import OPERATOR, Page, on_database, serving, unhurried
 
 _MINUTES = 14
@@ -87,7 +87,7 @@ def empty_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def own_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
+def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
     """An empty database of this test's own."""
     shutil.copy(sqlite_template, tmp_path / "inbox.db")
     engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")

@@ -7,29 +7,29 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.traffic import serving as downstream_serving
 
 from inbox.clock import SystemClock
 from tests.helpers.browser import Browser
 from tests.helpers.daemon import configured, running
-from tests.helpers.downstream import serving as downstream_serving
-from tests.helpers.filling import give_up
 from tests.helpers.page import Page, on_database, serving
+from tests.helpers.relaying import give_up
 
 EVENTS = [(f"u{number}", f"2026-01-01T00:00:0{number}Z") for number in range(5)]
 
 
 @pytest.fixture
-def own_page(own_engine: Engine) -> Iterator[Page]:
+def own_page(sqlite_engine: Engine) -> Iterator[Page]:
     config = configured("http://127.0.0.1:9/")
-    with serving(on_database(config, str(own_engine.url)), SystemClock()) as page:
+    with serving(on_database(config, str(sqlite_engine.url)), SystemClock()) as page:
         yield page
 
 
 def test_a_bulk_replay_goes_from_the_filter_to_delivered(
-    browser: Browser, own_page: Page, own_engine: Engine, tmp_path: Path
+    browser: Browser, own_page: Page, sqlite_engine: Engine, tmp_path: Path
 ) -> None:
     browser.site = own_page.url
-    seqs = give_up(own_engine, str(own_engine.url), EVENTS)
+    seqs = give_up(sqlite_engine, str(sqlite_engine.url), EVENTS)
     browser.open("/deliveries?state=dead&route=everything&live=0")
     browser.link("Replay all that match").click()
     browser.wait(lambda: "/acts/replay" in browser.at(), "the plan")
@@ -39,7 +39,7 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(
     browser.find("main form button").click()
     browser.wait(lambda: "/commands/" in browser.at(), "the command")
     assert "the map is mended" in browser.text()
-    with downstream_serving(tmp_path / "ledger") as downstream, running(own_engine, downstream):
+    with downstream_serving(tmp_path / "ledger") as downstream, running(sqlite_engine, downstream):
         browser.wait(lambda: browser.all(".state-done"), "the command ends, and the page shows it by itself")
         browser.wait(lambda: downstream.events == set(seqs), "all are delivered")
     browser.open("/deliveries?state=dead&live=0")
@@ -48,11 +48,11 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(
     browser.wait(lambda: len(browser.all("tbody tr")) == len(EVENTS), "all are shown as delivered")
 
 
-def test_a_new_dead_letter_appears_without_a_reload(browser: Browser, own_page: Page, own_engine: Engine) -> None:
+def test_a_new_dead_letter_appears_without_a_reload(browser: Browser, own_page: Page, sqlite_engine: Engine) -> None:
     browser.site = own_page.url
     browser.open("/deliveries?state=dead")
     browser.run("window.same = true")
     browser.wait(lambda: browser.find("#live").text == "Live", "the page is live")
-    give_up(own_engine, str(own_engine.url), EVENTS[:1], reason="city: no value")
+    give_up(sqlite_engine, str(sqlite_engine.url), EVENTS[:1], reason="city: no value")
     browser.wait(lambda: "city: no value" in browser.text(), "the dead letter appears")
     assert browser.run("return window.same") is True

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.helpers.worlds import fill_hostile
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from relay.web.screens import SCREENS
 from tests.helpers.browser import DESK, PHONE, Browser
 from tests.helpers.page import Page, on_database, serving
-from tests.helpers.page_rows import fill_hostile
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 
 MARKUP = (

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, text
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
+from tests.helpers.worlds import night_config
 
 from inbox.clock import SystemClock
 from inbox.db.intake import Rejected
-from tests.helpers import outage
+from tests.helpers import databases
 from tests.helpers.browser import Browser
-from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
-from tests.helpers.night import night_config
 from tests.helpers.page import Page, on_database, serving
-from tests.helpers.patience import stand_still
 from tests.helpers.storing import Intake
+from tests.helpers.waiting import stand_still
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_database_that_goes_away_and_comes_back(
     browser: Browser, live_page: Page, database_url: str, *, is_opened_meanwhile: bool
 ) -> None:
     assert live_page.url == browser.site
-    with outage.gone(database_url):
+    with databases.gone(database_url):
         if is_opened_meanwhile:
             browser.open("/rejected?source=shop")
             browser.run("window.same = true")

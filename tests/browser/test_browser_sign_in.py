@@ -9,19 +9,18 @@ from typing import get_args
 import pytest
 from selenium.webdriver.common.keys import Keys
 from sqlalchemy import Engine
+from tests.helpers.worlds import night_config
 
 from tests.helpers.browser import PHONE, Browser, Theme
-from tests.helpers.night import night_config
-from tests.helpers.page import on_database
-from tests.helpers.signing_in import PASSWORD, Entrance, entrance
+from tests.helpers.page import PASSWORD, Entrance, entrance, on_database
 
 A_DAY = 86_400
 
 
 @pytest.fixture
-def door(own_engine: Engine, tmp_path: Path, browser: Browser) -> Iterator[Entrance]:
+def door(sqlite_engine: Engine, tmp_path: Path, browser: Browser) -> Iterator[Entrance]:
     browser.act_as(None)
-    with entrance(on_database(night_config(), str(own_engine.url)), tmp_path) as made:
+    with entrance(on_database(night_config(), str(sqlite_engine.url)), tmp_path) as made:
         browser.site = made.url
         browser.driver.delete_all_cookies()
         yield made

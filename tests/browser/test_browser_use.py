@@ -7,18 +7,18 @@ from collections.abc import Iterator
 import pytest
 from selenium.webdriver.common.keys import Keys
 from sqlalchemy import Engine
+from tests.helpers.worlds import night_config
 
 from inbox.clock import SystemClock
 from inbox.db.intake import Rejected
 from tests.helpers.browser import Browser
-from tests.helpers.night import night_config
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.storing import Intake
 
 
 @pytest.fixture
-def own_page(own_engine: Engine) -> Iterator[Page]:
-    with serving(on_database(night_config(), str(own_engine.url)), SystemClock()) as page:
+def own_page(sqlite_engine: Engine) -> Iterator[Page]:
+    with serving(on_database(night_config(), str(sqlite_engine.url)), SystemClock()) as page:
         yield page
 
 
@@ -89,12 +89,12 @@ def test_the_page_works_without_scripts(browser: Browser, night_page: Page) -> N
     browser.allow_scripts(allowed=True)
 
 
-def test_news_appear_without_a_reload(browser: Browser, own_page: Page, own_engine: Engine) -> None:
+def test_news_appear_without_a_reload(browser: Browser, own_page: Page, sqlite_engine: Engine) -> None:
     browser.site = own_page.url
     browser.open("/rejected")
     browser.run("window.same = true")
     browser.wait(lambda: browser.find("#live").text == "Live", "the page is live")
-    a_rejection(own_engine, "no signature fits")
+    a_rejection(sqlite_engine, "no signature fits")
     browser.wait(lambda: "no signature fits" in browser.text(), "the rejection appears")
     assert browser.run("return window.same") is True
     browser.find("#live").click()

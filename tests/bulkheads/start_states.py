@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine, Table, insert, text
+from tests.helpers.tables import count
+from tests.helpers.traffic import Downstream
 
 from inbox.clock import SystemClock
 from inbox.db.schema import alert, delivery_log, duplicate_request
@@ -17,9 +19,7 @@ from relay.steps import Step
 from relay.store.database import Database
 from relay.store.operator import commands
 from tests.helpers.daemon import running
-from tests.helpers.downstream import Downstream
-from tests.helpers.filling import fill
-from tests.helpers.reading import count
+from tests.helpers.relaying import fill
 from tests.helpers.scripted import answer
 from tests.helpers.scripted import serving as scripted
 from tests.helpers.webhooks import ROUTE, moment

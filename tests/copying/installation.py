@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine, select
+from tests.helpers.traffic import events
 
 from inbox.db.columns import TextList
 from inbox.db.engine import reading
@@ -14,9 +15,8 @@ from inbox.db.intake import Rejected
 from inbox.db.schema import metadata
 from relay.store import claim, sequence
 from relay.store.database import Database
-from tests.helpers import filling
+from tests.helpers import relaying
 from tests.helpers.relaying import work_of
-from tests.helpers.sender import events
 from tests.helpers.storing import START, Intake, an_event
 
 AT = datetime(2026, 3, 4, 5, 6, 7, 891234, tzinfo=UTC)
@@ -27,8 +27,8 @@ NUMBERS = (
 
 def install(engine: Engine, url: str) -> None:
     """Store events through the product, leave deliveries of every state open, and add a row to each other table."""
-    filling.give_up(engine, url, events(3))
-    filling.fail_once(engine, url, [("x1", "2026-01-02T00:00:00Z"), ("x1", "2026-01-02T00:00:01Z")])
+    relaying.give_up(engine, url, events(3))
+    relaying.fail_once(engine, url, [("x1", "2026-01-02T00:00:00Z"), ("x1", "2026-01-02T00:00:01Z")])
     intake = Intake(url)
     intake.append(*(an_event(n, f"u{n % 2}", routes=("strict", "blocking")) for n in range(1, 9)))
     intake.append(an_event(50, "nobody", routes=()))

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, Table, text
+from tests.helpers.tables import count, rows
 
 from inbox.db import copying, migrate
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError, CopyFailed
 from tests.copying.conftest import Databases, url_of
 from tests.copying.installation import everything
-from tests.helpers.reading import count, rows
 from tests.helpers.storing import Intake, an_event
 
 

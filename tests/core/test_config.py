@@ -19,7 +19,7 @@ from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError
 from inbox.loader.checks import broken_links
 from inbox.loader.load import config_path, parse_config, read_config
-from tests.helpers.mistakes import mistake
+from tests.helpers.webhooks import mistake
 
 # --- test_config
 

@@ -12,7 +12,7 @@ from inbox.errors import ConfigError, collect_config_errors
 from inbox.loader.load import load_file, load_text, parse_config
 from inbox.receiver.app import endpoints_of
 from relay.daemon.generation import prepare
-from tests.helpers.mistakes import mistake
+from tests.helpers.webhooks import mistake
 
 # --- test_config_links
 

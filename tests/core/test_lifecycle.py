@@ -33,7 +33,7 @@ from relay.delivery.lifecycle import (
     step_of,
 )
 from relay.delivery.outcome import Skipped, Unchanged
-from tests.helpers.folding import decode, fold
+from tests.helpers.agreement import decode, fold
 
 # --- The table of transitions, how a delivery stands after each fact, and what can follow it in the log
 

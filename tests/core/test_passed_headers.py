@@ -13,7 +13,7 @@ from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.sources import preset_of
 from inbox.sources.normalize import kept_headers
-from tests.helpers.mistakes import mistake
+from tests.helpers.webhooks import mistake
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FILE = """\

@@ -17,7 +17,7 @@ from inbox.errors import ConfigError, MappingError
 from relay.destinations.forward import MessageTemplate
 from relay.sync.forms import FORMS
 from relay.sync.templates import HeaderTemplate, Path, QueryTemplate, SearchTemplate, Template, leads_elsewhere
-from tests.helpers.scim_filter import parse_filter
+from tests.helpers.directory import parse_filter
 
 KNOWN = ("event", "entity")
 HOSTILE = st.text(st.sampled_from("\"'`\\/.%2eEfF5cC;?#&= ()*|<>{}\0\n\r\t\x7f\x85ab1é\u2028")) | st.text(

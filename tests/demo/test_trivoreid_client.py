@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.tables import count, open_states
 
 from inbox.config.model import Config
 from inbox.loader.load import parse_config
@@ -24,10 +25,8 @@ from relay.demo.run import configuration
 from relay.demo.scenario import sample_user
 from relay.demo.services import CONTACT, TEAM, CommercialService, IdentityService, WebhookSender
 from relay.demo.services import served as serving
-from tests.helpers.evidence import open_states
-from tests.helpers.in_step import relaying
+from tests.helpers.daemon import relaying
 from tests.helpers.processes import Ended, invoke
-from tests.helpers.reading import count
 from tests.helpers.receiver import served
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, TOKEN

@@ -18,7 +18,6 @@ from relay.http.answer import Answer
 from relay.http.client import MAX_ANSWER, Request
 from tests.destinations.calling import POST, Called, client_of, hanging_lookups, resolving_to
 from tests.helpers.delivering import context
-from tests.helpers.patience import Stopwatch
 from tests.helpers.scripted import (
     CERTIFICATE,
     Act,
@@ -37,6 +36,7 @@ from tests.helpers.scripted import (
     serving,
     then_close,
 )
+from tests.helpers.waiting import Stopwatch
 
 DEADLINE = 0.3
 SLACK = 0.5

@@ -18,7 +18,7 @@ from relay.delivery.outcome import Outcome
 from relay.demo.services import App, answer, read_object, served
 from tests.destinations.syncing import DELETE
 from tests.helpers.delivering import LOCAL, config_text, deliver, delivered, failed
-from tests.helpers.scim_filter import InvalidFilterError, parse_filter
+from tests.helpers.directory import InvalidFilterError, parse_filter
 
 INJECTED = 'x" or userName eq "admin'
 """With the filter of an early documentation, `externalId eq "{event.entity_id}"`, this found and deleted the admin."""

@@ -26,8 +26,8 @@ from relay.http.guard import AddressRules, CutOffError, RunningCall
 from relay.http.target import prepare
 from tests.destinations.calling import GET, POST, client_of, hanging_lookups, resolving_to
 from tests.helpers.delivering import context
-from tests.helpers.patience import Stopwatch
 from tests.helpers.scripted import ScriptedServer, answer, serving
+from tests.helpers.waiting import Stopwatch
 
 
 def call(url: str, *, allow_private: bool = False) -> Answer:

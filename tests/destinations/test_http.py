@@ -22,7 +22,6 @@ from relay.http.client import MAX_ANSWER, Request
 from relay.http.target import header_value
 from tests.destinations.calling import GET, POST, Called, client_of
 from tests.helpers.delivering import NOW, context
-from tests.helpers.patience import Stopwatch
 from tests.helpers.scripted import (
     CERTIFICATE,
     Act,
@@ -35,6 +34,7 @@ from tests.helpers.scripted import (
     serving,
     then_close,
 )
+from tests.helpers.waiting import Stopwatch
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from tests.helpers.planted import Planted
 
 from inbox.db import engine
 from inbox.errors import ConfigError
@@ -13,7 +14,6 @@ from inbox.sources import preset_of
 from inbox.sources.credentials import verifier_of
 from relay import destinations
 from relay.daemon.generation import alert_client
-from tests.helpers.planted_secrets import Planted
 
 SECRET = Planted()
 HIDDEN = SECRET.plain("mistaken")

@@ -16,7 +16,7 @@ import pytest
 from relay.delivery.outcome import Failed, Outcome
 from relay.destinations import Deliverer
 from tests.destinations.syncing import DELETE
-from tests.helpers import debian
+from tests.helpers import machine
 from tests.helpers.delivering import LOCAL, build, config_text, context, failure
 from tests.helpers.processes import free_port
 from tests.helpers.scripted import ScriptedServer, answer, serving
@@ -69,7 +69,7 @@ def proxied(backend: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -
     text = _NGINX.replace("BACKEND", str(backend.port)).replace("PORT", str(port))
     (folder / "nginx.conf").write_text(text.replace("http {", f"http {{ {places}"), encoding="utf-8")
     here = f"daemon off; pid {folder}/nginx.pid;" + (" user root;" if os.geteuid() == 0 else "")
-    command = [str(debian.program("nginx")), "-c", f"{folder}/nginx.conf", "-e", f"{folder}/error.log", "-g", here]
+    command = [str(machine.program("nginx")), "-c", f"{folder}/nginx.conf", "-e", f"{folder}/error.log", "-g", here]
     program = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         until(lambda: program.poll() is not None or listens(port), "nginx listens")

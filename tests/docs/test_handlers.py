@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.helpers.tables import facts
 
 from inbox.db import engine as engines
 from inbox.loader.load import parse_config
 from relay import destinations, handler
 from relay.delivery.outcome import RULES
 from tests.docs.pages import PAGES, the_block
-from tests.helpers.evidence import facts
 from tests.helpers.processes import site
 from tests.helpers.receiver import receiving
 from tests.helpers.webhooks import TOKEN, body

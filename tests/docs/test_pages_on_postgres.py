@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.machine import ROOM
+from tests.helpers.tables import facts, stored
+from tests.helpers.traffic import events
 
 from inbox.db import engine as engines
 from tests.docs.pages import PAGES, Block, Shell, blocks, shell, the_block
-from tests.helpers.evidence import facts, stored
-from tests.helpers.filling import give_up
 from tests.helpers.killable_postgres import KillablePostgres, killable
-from tests.helpers.room import ROOM
-from tests.helpers.sender import events
+from tests.helpers.relaying import give_up
 from tests.helpers.sqlite_shell import shell as sqlite_shell
 from tests.helpers.webhooks import config_text
 

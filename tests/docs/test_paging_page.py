@@ -11,6 +11,8 @@ from functools import partial
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.databases import ON_SQLITE
+from tests.helpers.tables import rows
 
 from inbox.errors import SweepFailed
 from inbox.loader.load import parse_config
@@ -20,9 +22,7 @@ from relay.store.sweeps import SweepFindings
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
 from tests.docs.pages import PAGES
-from tests.helpers.kinds import ON_SQLITE
-from tests.helpers.reading import rows
-from tests.helpers.scim_filter import parse_filter
+from tests.helpers.directory import parse_filter
 from tests.helpers.scripted import Act, ScriptedServer, answer
 from tests.vendors import github_api, hubspot_api, shopify_api, stripe_api
 from tests.vendors.github_api import GitHub

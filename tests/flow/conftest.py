@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.traffic import serving
 
 from inbox.config.model import Config
 from relay.delivery.policy import policies
 from tests.destinations.syncing import SYNC
-from tests.helpers.daemon import Rig, hurry
-from tests.helpers.downstream import serving
-from tests.helpers.in_step import Flow, SyncSteps, flowing
+from tests.helpers.daemon import Flow, Rig, SyncSteps, flowing, hurry
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.relaying import FakeClock, Steps
 from tests.helpers.webhooks import a_config

@@ -11,6 +11,8 @@ from functools import partial
 import msgspec
 import pytest
 from sqlalchemy import Engine, text
+from tests.helpers.databases import ON_BOTH
+from tests.helpers.tables import count
 
 from inbox.config.model import Config
 from inbox.config.values import Duration
@@ -19,9 +21,6 @@ from inbox.http.limits import memory_for
 from inbox.receiver import app, wait
 from inbox.receiver.wait import POLL_SECONDS, OutcomeWaiter
 from inbox.receiver.webhook import LONGEST_WAIT_SECONDS, wait_timeout
-from tests.helpers.filling import fill
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.reading import count
 from tests.helpers.receiver import (
     PROBLEM,
     Receiver,
@@ -32,7 +31,7 @@ from tests.helpers.receiver import (
     served,
     status_of,
 )
-from tests.helpers.relaying import HOPELESS, Scripted, Steps
+from tests.helpers.relaying import HOPELESS, Scripted, Steps, fill
 from tests.helpers.waiting import LONGEST_SECONDS, until, until_async
 from tests.helpers.webhooks import a_config, body, moment
 

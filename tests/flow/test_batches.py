@@ -11,6 +11,8 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, connect_postgres
+from tests.helpers.tables import count, rows
 
 from inbox.clock import SystemClock
 from inbox.db import guarantees, intake
@@ -19,9 +21,6 @@ from inbox.db.engine import PINNED
 from inbox.errors import InvalidEvent, RequestError, Unavailable
 from inbox.events.event import Event, Receipt
 from inbox.receiver.writer import GroupCommit
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
-from tests.helpers.outage import connect_postgres
-from tests.helpers.reading import count, rows
 from tests.helpers.receiver import a_link
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import until

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, text
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down
+from tests.helpers.tables import open_states
+from tests.helpers.traffic import serving
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
@@ -20,10 +23,6 @@ from relay.delivery.policy import policies
 from relay.observe import Observer
 from relay.store.database import Database
 from tests.helpers.daemon import Rig, configured, kinds, running, users
-from tests.helpers.downstream import serving
-from tests.helpers.evidence import open_states
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
-from tests.helpers.outage import disconnect, down
 from tests.helpers.relaying import Steps
 from tests.helpers.scripted import answer, reset
 from tests.helpers.scripted import serving as scripted

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import pytest
+from tests.helpers.databases import ON_BOTH
+from tests.helpers.tables import rows
 
 from inbox.clock import SystemClock
 from relay.delivery.gates import Gate
 from relay.operations.asks import Selection
 from relay.store.operator import commands
 from tests.helpers.daemon import Rig, users
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.reading import rows
 from tests.helpers.waiting import until
 
 

@@ -6,6 +6,7 @@ import json
 from datetime import timedelta
 
 import pytest
+from tests.helpers.databases import ON_BOTH
 
 from inbox.clock import SystemClock
 from relay.daemon.generation import prepare
@@ -15,7 +16,6 @@ from relay.delivery.gates import Breaker, BreakerLimits, BreakerState, Gate, Gat
 from relay.delivery.policy import policies
 from relay.store.operator import commands, execution
 from tests.helpers.daemon import Rig, users
-from tests.helpers.kinds import ON_BOTH
 from tests.helpers.relaying import work_of
 from tests.helpers.scripted import answer, serving
 from tests.helpers.waiting import until

@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import pytest
 from sqlalchemy import Engine, text
+from tests.helpers.databases import ON_POSTGRES
+from tests.helpers.tables import rows
 
 from inbox.clock import SystemClock
 from relay.daemon.generation import PreparedConfig
@@ -28,12 +30,9 @@ from relay.store.sequence import sequence
 from relay.store.work import Work
 from tests.bulkheads.test_steps import LOCKED
 from tests.helpers.daemon import Rig
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.patience import stand_still
-from tests.helpers.reading import rows
 from tests.helpers.relaying import CONFIG, POLICIES, FakeClock, Steps, work_of
 from tests.helpers.storing import an_event
-from tests.helpers.waiting import until
+from tests.helpers.waiting import stand_still, until
 from tests.helpers.webhooks import ROUTE
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine, update
+from tests.helpers.tables import count
 
 from inbox.clock import SystemClock
 from inbox.db.schema import pruning
@@ -14,9 +15,7 @@ from relay.store.alert_conditions import Watch
 from relay.store.database import Database
 from relay.store.retention import KindState, expiry_of, state_of
 from tests.helpers.daemon import Rig
-from tests.helpers.pruning import AFTER_A_MONTH, a_pruner, batches, prune
-from tests.helpers.reading import count
-from tests.helpers.relaying import CONFIG, Steps, work_of
+from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, Steps, a_pruner, batches, prune, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import until
 

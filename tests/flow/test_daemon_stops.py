@@ -7,6 +7,8 @@ import socket
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+from tests.helpers.databases import ON_POSTGRES, down
+from tests.helpers.tables import count, facts
 
 from relay import steps
 from relay.daemon.generation import prepare
@@ -16,10 +18,6 @@ from relay.store import claim, work
 from relay.store.leases import LEASE_SECONDS
 from tests.flow.test_daemon_order import no_relay_can_order
 from tests.helpers.daemon import Rig, configured, users
-from tests.helpers.evidence import facts
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.outage import down
-from tests.helpers.reading import count
 from tests.helpers.relaying import at_work
 from tests.helpers.waiting import until
 

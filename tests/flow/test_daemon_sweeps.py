@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
+from tests.helpers.tables import count, rows
 
 from inbox.clock import SystemClock
 from inbox.errors import ConfigError
@@ -28,7 +29,6 @@ from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper, scheduled
 from tests.helpers.daemon import Rig, configured
 from tests.helpers.directory import TABLE, Directory
-from tests.helpers.reading import count, rows
 from tests.helpers.relaying import work_of
 from tests.helpers.scripted import serving
 from tests.helpers.waiting import until

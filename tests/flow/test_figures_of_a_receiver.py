@@ -7,16 +7,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import Engine, text
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, down
+from tests.helpers.tables import rows
 
 from inbox.config.model import Config
 from inbox.db.throughput import SOURCE, Tally
 from inbox.receiver.reporting import ThroughputFlusher
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
-from tests.helpers.outage import down
-from tests.helpers.patience import Stopwatch, stand_still
-from tests.helpers.reading import rows
 from tests.helpers.receiver import a_link, receiving
-from tests.helpers.waiting import until
+from tests.helpers.waiting import Stopwatch, stand_still, until
 from tests.helpers.webhooks import body
 
 LONG = 3600.0

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 
 from sqlalchemy import Engine
+from tests.helpers.tables import rows
 
 from inbox.config.model import Config
 from inbox.db.dialect import as_json
@@ -13,7 +14,6 @@ from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.sources.normalize import readers_of
 from tests.helpers.daemon import running
-from tests.helpers.reading import rows
 from tests.helpers.receiver import receiving
 from tests.helpers.scripted import answer, serving
 from tests.helpers.waiting import until

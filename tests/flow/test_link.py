@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
+from tests.helpers.databases import ON_BOTH, gone, locked
+from tests.helpers.tables import count
 
 from inbox.db.link import Link
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.outage import gone, locked
-from tests.helpers.reading import count
 from tests.helpers.receiver import a_link
 
 

@@ -6,14 +6,13 @@ import logging
 
 import pytest
 from sqlalchemy import Engine, text
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE, disconnect
+from tests.helpers.tables import count, rows
 
 from inbox.config.model import Config
 from relay.delivery.alerts import sentence
 from relay.store.alerts import take_unsent
 from relay.store.database import Database
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES, ON_SQLITE
-from tests.helpers.outage import disconnect
-from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.relaying import work_of
 from tests.helpers.storing import a_row

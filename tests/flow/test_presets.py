@@ -7,13 +7,13 @@ import json
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.tables import count, rows
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.signing import Message, sign
-from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver
 from tests.helpers.webhooks import config_text
 from tests.sources.presenting import signed_sample

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from falcon.testing import ASGIConductor
 from sqlalchemy import Engine
+from tests.helpers.tables import count
 
 from inbox.clock import SystemClock
 from inbox.db.intake import Rejected
@@ -20,7 +21,6 @@ from inbox.loader.load import parse_config
 from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
 from inbox.receiver.writer import MAX_BYTES, MAX_REJECTIONS, PER_SECOND, GroupCommit
-from tests.helpers.reading import count
 from tests.helpers.receiver import Receiver, a_link
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import body, config_text

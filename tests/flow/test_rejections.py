@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.tables import Row, count, rows
 
 from inbox.http import bodies
-from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import PROBLEM, Receiver, exchange, raw_post, served, status_of
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import TOKEN, body, payload

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 from falcon.testing import ASGIConductor
 from sqlalchemy import Engine, text
+from tests.helpers.tables import count, rows
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
@@ -24,7 +25,6 @@ from inbox.sources.signing import Message, sign
 from relay.operations.asks import Rejections
 from relay.store.database import Database
 from relay.store.operator.readmit import read_again
-from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver, a_link
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import config_text

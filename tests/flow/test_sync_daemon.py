@@ -6,6 +6,8 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.databases import ON_BOTH
+from tests.helpers.tables import count, facts, open_states, rows
 
 from inbox.clock import SystemClock
 from relay.delivery import policy
@@ -13,11 +15,7 @@ from relay.delivery.gates import BreakerLimits, Gate
 from relay.store.database import Database
 from relay.store.operator import commands
 from tests.destinations.syncing import FETCH, FIND, UPDATE
-from tests.helpers.daemon import kinds
-from tests.helpers.evidence import facts, open_states
-from tests.helpers.in_step import BASIC, Flow, flowing, in_seconds, relaying, user
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.reading import count, rows
+from tests.helpers.daemon import BASIC, Flow, flowing, in_seconds, kinds, relaying, user
 from tests.helpers.scripted import Act, answer
 from tests.helpers.waiting import until
 

@@ -10,10 +10,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from tests.helpers.tables import facts
 
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, changed
-from tests.helpers.evidence import facts
-from tests.helpers.in_step import BEHIND, Flow, SyncSteps, in_seconds, user
+from tests.helpers.daemon import BEHIND, Flow, SyncSteps, in_seconds, user
 from tests.helpers.scripted import answer
 
 REQUIRED = changed('name = "entity.name"', 'name = { from = "entity.name", required = true }')

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from sqlalchemy import Engine
+from tests.helpers.tables import rows
 
 from inbox.loader.load import parse_config
-from tests.helpers.reading import rows
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.tracing import Kept, keeping
 from tests.helpers.webhooks import body, config_text

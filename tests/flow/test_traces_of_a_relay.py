@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from opentelemetry.semconv._incubating.attributes import messaging_attributes, url_attributes
 from opentelemetry.semconv.attributes import error_attributes, http_attributes, server_attributes
+from tests.helpers.tables import rows
 
 from relay.daemon.generation import begin_attempt, prepare
 from relay.daemon.loop import Relay
@@ -18,7 +19,6 @@ from tests.docs.pages import PAGES
 from tests.helpers.daemon import Rig, configured
 from tests.helpers.delivering import a_delivery, config_text, context, deliver
 from tests.helpers.directory import TABLE, Directory
-from tests.helpers.reading import rows
 from tests.helpers.relaying import HOPELESS, Steps, at_work
 from tests.helpers.scripted import answer, serving
 from tests.helpers.storing import an_event

@@ -7,6 +7,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tests.helpers.databases import ON_POSTGRES
+from tests.helpers.locks import locked_by_a_person
+from tests.helpers.tables import facts
+from tests.helpers.traffic import Downstream, Held, serving
 
 from inbox.clock import SystemClock
 from inbox.events.timestamps import as_time
@@ -16,10 +20,6 @@ from relay.delivery import policy
 from relay.delivery.gates import BreakerLimits
 from relay.store.nodes import read_nodes
 from tests.helpers.daemon import Rig, users
-from tests.helpers.downstream import Downstream, Held, serving
-from tests.helpers.evidence import facts
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.standing_still import locked_by_a_person
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE
 

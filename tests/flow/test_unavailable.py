@@ -8,14 +8,13 @@ from contextlib import ExitStack
 import pytest
 from falcon.testing import Result
 from sqlalchemy import Engine
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down, locked, read_only
+from tests.helpers.tables import count
 
 from inbox.config.model import Config
 from inbox.receiver import app
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
-from tests.helpers.outage import disconnect, down, locked, read_only
-from tests.helpers.patience import Stopwatch
-from tests.helpers.reading import count
 from tests.helpers.receiver import PROBLEM, Receiver, receiving
+from tests.helpers.waiting import Stopwatch
 from tests.helpers.webhooks import body, moment
 
 ANSWERED_WITHIN = 3.0

@@ -15,6 +15,8 @@ import msgspec
 import psycopg
 import pytest
 from sqlalchemy import Engine, make_url, text
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, connect_postgres
+from tests.helpers.traffic import never_greeting
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
@@ -29,9 +31,6 @@ from relay.daemon.wake_up import Listener
 from relay.observe import Observer
 from relay.store.database import Database
 from tests.helpers.daemon import Rig, configured
-from tests.helpers.downstream import never_greeting
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES
-from tests.helpers.outage import connect_postgres
 from tests.helpers.receiver import a_link, posted, served
 from tests.helpers.relaying import at_work
 from tests.helpers.storing import START, an_event

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.databases import ON_BOTH
+from tests.helpers.tables import count, duplicates, rows
 
 from relay.delivery.facts import Abandoned
-from tests.helpers.kinds import ON_BOTH
-from tests.helpers.reading import count, duplicates, rows
 from tests.helpers.receiver import Receiver
 from tests.helpers.relaying import UNWELL, Steps
 from tests.helpers.webhooks import ROUTE, TOKEN, body, moment

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from sqlalchemy import Engine
+from tests.helpers.tables import Row, rows
 
 from inbox.db.dialect import as_json, as_list
 from inbox.errors import IllegalTransition
 from inbox.events.timestamps import as_time
 from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import HEADS, Standing, State
-from tests.helpers.folding import Folded, decode, fold, standing_of
-from tests.helpers.reading import Row, rows
+from tests.helpers.agreement import Folded, decode, fold, standing_of
 
 Key = tuple[int, str]
 """seq and route."""

@@ -25,8 +25,7 @@ from relay.delivery.policy import HoldRequest, policies
 from relay.store import alerts, gates, nodes, sweeps
 from relay.store.database import Database
 from relay.store.operator.execution import OpenCommands
-from tests.helpers.pruning import prune
-from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps, work_of
+from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps, prune, work_of
 from tests.helpers.storing import START, an_event
 
 CONFIG = parse_config("""

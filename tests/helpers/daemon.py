@@ -9,6 +9,8 @@ from datetime import datetime
 import msgspec
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.tables import facts, open_states
+from tests.helpers.traffic import Downstream, Held
 
 from inbox.config.model import Config
 from inbox.loader.load import parse_config
@@ -18,10 +20,7 @@ from relay.delivery.policy import Policies, policies
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
-from tests.helpers.downstream import Downstream, Held
-from tests.helpers.evidence import facts, open_states
-from tests.helpers.filling import fill
-from tests.helpers.relaying import at_work
+from tests.helpers.relaying import at_work, fill
 from tests.helpers.scripted import ScriptedServer
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment

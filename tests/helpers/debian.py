@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.helpers.one_at_a_time import one_at_a_time
+from tests.helpers.machine import one_at_a_time
 
 
 def program(name: str, *libraries: str, tool: str | None = None) -> Path:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+from tests.helpers.traffic import Ledger
 
-from tests.helpers.ledger import Ledger
 from tests.helpers.scripted import Act, ScriptedServer, Seen, answer, hang_up
 from tests.helpers.waiting import LONGEST_SECONDS
 

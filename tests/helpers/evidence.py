@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from sqlalchemy import Engine
+from tests.helpers.tables import Row, rows
 
 from inbox.db.dialect import as_json
 from inbox.events.timestamps import as_time
-from tests.helpers.reading import Row, rows
 
 
 def stored(engine: Engine) -> list[Row]:

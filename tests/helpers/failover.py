@@ -11,16 +11,15 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import NullPool
+from tests.helpers.machine import ROOM
+from tests.helpers.tables import stored
+from tests.helpers.traffic import Change, Downstream, Script, Sender, always_well, endless, serving
 
 from inbox.db import migrate
 from inbox.db.engine import connect
 from tests.docs.pages import the_block
-from tests.helpers.downstream import Downstream, Script, always_well, serving
-from tests.helpers.evidence import stored
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.processes import Program, Site, site
-from tests.helpers.room import ROOM
-from tests.helpers.sender import Event, Sender, endless
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
@@ -39,7 +38,7 @@ class Pair(msgspec.Struct):
     place: Site
     programs: tuple[Program, ...]
 
-    def acknowledged(self) -> set[Event]:
+    def acknowledged(self) -> set[Change]:
         return {(line["entity"], line["occurred_at"]) for line in self.sender.sends.lines() if line["outcome"] == "ok"}
 
     def send_some(self) -> None:
@@ -47,7 +46,7 @@ class Pair(msgspec.Struct):
         enough = self.sender.acknowledged() + SOME
         until(lambda: self.sender.acknowledged() >= enough, "webhooks are taken in", within=60)
 
-    def in_the_inbox(self) -> list[Event]:
+    def in_the_inbox(self) -> list[Change]:
         engine = engine_of(self.standby)
         return [(event["entity"], event["occurred_at"]) for event in stored(engine)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sqlalchemy import Engine
+from tests.helpers.traffic import Event
 
 from inbox.clock import SystemClock
 from inbox.events.event import RawRequest
@@ -14,7 +15,6 @@ from relay.delivery.policy import policies
 from relay.store import claim, record, sequence
 from relay.store.database import Database
 from tests.helpers.relaying import work_of
-from tests.helpers.sender import Event
 from tests.helpers.storing import Intake
 from tests.helpers.webhooks import HEADERS, a_config, body
 

@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 
+from tests.helpers.locks import stand_still_within_a_pipeline
+
 from inbox.db import engine as engines
 from inbox.db import order_lock
 from relay.store.database import Database
-from tests.helpers.standing_still import stand_still_within_a_pipeline
 
 if __name__ == "__main__":
     url, route, order_lock.HELD_SECONDS = sys.argv[1], sys.argv[2], int(sys.argv[3])

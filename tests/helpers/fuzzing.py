@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from tests.helpers.receiver import CLOSE, HOST, JSON, SECRET, answers, ask, chunk, request
 from tests.helpers.webhooks import TOKEN, body, moment
-from tests.helpers.wire import CLOSE, HOST, JSON, SECRET, answers, ask, chunk, request
 
 AT_ONCE = 8
 WITHIN_SECONDS = 15.0

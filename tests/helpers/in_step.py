@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine
+from tests.helpers.tables import open_states
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
@@ -23,7 +24,6 @@ from relay.destinations import Deliverer, build
 from relay.http.client import Limits
 from relay.store.database import Database
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
-from tests.helpers.evidence import open_states
 from tests.helpers.receiver import exchange, raw_post, served, status_of
 from tests.helpers.relaying import FakeClock, Steps, at_work
 from tests.helpers.scripted import Act, ScriptedServer, answer, serving

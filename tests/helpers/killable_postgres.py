@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import psycopg
+from tests.helpers.machine import ROOM, postgres_user
 
-from tests.helpers.one_at_a_time import postgres_user
 from tests.helpers.processes import children_of
-from tests.helpers.room import ROOM
 from tests.helpers.waiting import until
 
 Way = Literal["fast", "immediate"]

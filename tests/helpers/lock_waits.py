@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from tests.helpers.patience import make_patient
+from tests.helpers.waiting import make_patient
 
 _WAITS = text("""
 SELECT waiting.pid, blocker.pid AS blocker

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from sqlalchemy.exc import DBAPIError
 
 from relay.store.transaction import Transaction
-from tests.helpers.patience import stand_still
 from tests.helpers.relaying import Steps
+from tests.helpers.waiting import stand_still
 
 
 @contextlib.contextmanager

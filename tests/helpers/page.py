@@ -21,7 +21,7 @@ from relay.web import plans, reading
 from relay.web.app import create_app
 from relay.web.reading import Readers
 from relay.web.screens import lists
-from tests.helpers.stage import staged
+from tests.helpers.page import staged
 
 OPERATOR = Actor("olga", "operator")
 VIEWER = Actor("veikko", "viewer")

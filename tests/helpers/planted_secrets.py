@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 
 from sqlalchemy import Engine, inspect
-
-from tests.helpers.reading import rows
+from tests.helpers.tables import rows
 
 ODD = '/+="\\&%<'
 """Characters that JSON, URLs, HTML and base64 each write in another way."""

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sqlalchemy import URL, make_url
+from tests.helpers.machine import ROOM, postgres_user
 
 from tests.docs.pages import the_block
-from tests.helpers import debian
-from tests.helpers.one_at_a_time import postgres_user
+from tests.helpers import machine
 from tests.helpers.processes import free_port, listening
-from tests.helpers.room import ROOM
 
 LIBRARIES = ("libevent-2.1-7t64", "libcares2")
 
@@ -39,9 +38,9 @@ def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator
     text = page.replace(theirs, f"{url.database} = {_server(url)}") + settings
     (folder / "pgbouncer.ini").write_text(text, encoding="utf-8")
     folder.chmod(0o755)
-    command = [debian.program("pgbouncer", *LIBRARIES), folder / "pgbouncer.ini"]
+    command = [machine.program("pgbouncer", *LIBRARIES), folder / "pgbouncer.ini"]
     try:
-        with listening(command, port, log=folder / "log", environment=debian.environment("pgbouncer"), user=user):
+        with listening(command, port, log=folder / "log", environment=machine.environment("pgbouncer"), user=user):
             yield f"postgresql+psycopg://anybody@127.0.0.1:{port}/{url.database}"
     finally:
         shutil.rmtree(folder)

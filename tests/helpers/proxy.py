@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from tests.helpers.ledger import Ledger
-from tests.helpers.room import ROOM
+from tests.helpers.machine import ROOM
+from tests.helpers.traffic import Ledger
 
 Moment = Literal["before", "after", "terminate"]
 """before: the commit never reaches the server. after: it does and is done, but the answer is lost. terminate: the commit

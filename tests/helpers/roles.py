@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 import psycopg
 import tenacity
 from sqlalchemy import make_url
+from tests.helpers.databases import connect_postgres
 
 from inbox.db.migrate import ROLES, Role, roles_script
-from tests.helpers.outage import connect_postgres
 
 
 class Granted:

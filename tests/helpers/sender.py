@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 from pathlib import Path
 
-from tests.helpers.ledger import Ledger
+from tests.helpers.traffic import Ledger
+
 from tests.helpers.webhooks import HEADERS, PATH, body, moment
 
 OK, FAILED, UNKNOWN = "ok", "failed", "unknown"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 
 from sqlalchemy import Connection, make_url, text
+from tests.helpers.databases import connect_postgres
 
 from inbox.db.engine import PINNED
-from tests.helpers.outage import connect_postgres
 
 HOSTILE = {
     "default_transaction_isolation": "repeatable read",

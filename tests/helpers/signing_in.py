@@ -17,8 +17,8 @@ from relay.accounts import hash_password, hash_token
 from relay.web.app import create_app
 from relay.web.guard import Guard, Sessions
 from relay.web.reading import Readers
+from tests.helpers.page import staged
 from tests.helpers.relaying import FakeClock, Monotonic
-from tests.helpers.stage import staged
 
 FAST = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 """Hashes that a test need not wait for."""

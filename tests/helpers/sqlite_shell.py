@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.helpers import debian
+from tests.helpers import machine
 
 
 def shell() -> Path:
     """The program."""
-    return debian.program("sqlite3")
+    return machine.program("sqlite3")
 
 
 def asked(where: str, *commands: str) -> str:

@@ -12,7 +12,7 @@ from inbox.db import order_lock
 from inbox.db.dialect import POSTGRES, Sql
 from inbox.db.pipeline import send_together
 from relay.store.database import Database
-from tests.helpers.patience import stand_still
+from tests.helpers.waiting import stand_still
 
 
 class _ReadLate(Mapping[str, object]):

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from inbox.db.dialect import Sql
-from tests.helpers.lock_waits import LockWaits, PostgresWaits, SqliteWaits
+from tests.helpers.stepping import LockWaits, PostgresWaits, SqliteWaits
 
 PATIENCE_SECONDS = 60.0
 """Longer than any step takes, however slow the machine: then something is wrong."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from inbox.http.head import LARGEST_HEAD, LONGEST_FIELD, LONGEST_TARGET
+from tests.helpers.receiver import CLOSE, HOST, JSON, SECRET, chunk, chunked, request, webhook
 from tests.helpers.webhooks import TOKEN, body
-from tests.helpers.wire import CLOSE, HOST, JSON, SECRET, chunk, chunked, request, webhook
 
 CAP = 256 * 1024
 LENGTH = b"Content-Length: %d" % len(body())

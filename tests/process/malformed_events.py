@@ -6,8 +6,8 @@ import base64
 import hmac
 import json
 
+from tests.helpers.receiver import CLOSE, SECRET, webhook
 from tests.helpers.webhooks import TOKEN, body, payload
-from tests.helpers.wire import CLOSE, SECRET, webhook
 from tests.process.malformed import Case, instead
 
 CONFIG = f"""

@@ -7,8 +7,8 @@ import json
 import pytest
 from sqlalchemy import Engine, text
 
-from tests.helpers.filling import give_up
 from tests.helpers.processes import Site
+from tests.helpers.relaying import give_up
 from tests.helpers.webhooks import moment
 
 

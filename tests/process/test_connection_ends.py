@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.tables import count, rows
 
 from tests.helpers.processes import gunicorn_after, site
-from tests.helpers.reading import count, rows
+from tests.helpers.receiver import CLOSE, Answer, answers, ask, webhook
 from tests.helpers.webhooks import body, config_text
-from tests.helpers.wire import CLOSE, Answer, answers, ask, webhook
 
 MOST = 3
 DRAINS_FOR_LONG = "from inbox.http import protocol; protocol.DRAIN_SECONDS = 60.0"

@@ -7,14 +7,13 @@ import shlex
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.planted import ID, live, traces_in
+from tests.helpers.tables import count, rows
 
 from inbox.db import erasure
 from inbox.db.erasure import StepDone
-from tests.helpers.filling import give_up
-from tests.helpers.person import ID, live, traces_in
 from tests.helpers.processes import Ended, Site
-from tests.helpers.reading import count, rows
-from tests.helpers.relaying import Steps
+from tests.helpers.relaying import Steps, give_up
 from tests.helpers.webhooks import moment
 
 KIM = {"LOGNAME": "kim"}

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from tests.helpers.machine import ROOM
 
 from inbox.db import engine as engines
 from inbox.exposure import exposure_warnings
 from inbox.loader.load import read_config
 from tests.helpers.processes import Site, site
-from tests.helpers.room import ROOM
 from tests.helpers.webhooks import config_text
 
 SOURCE = '[sources.s]\npreset = "trivore"\nauth = {{ kind = "bearer", secrets = [{}] }}\n'

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
+from tests.helpers.tables import count
+from tests.helpers.traffic import events, serving
 
 from tests.helpers.agreement import facts_agree
 from tests.helpers.daemon import running
-from tests.helpers.downstream import serving
-from tests.helpers.filling import fill
-from tests.helpers.reading import count
-from tests.helpers.sender import events
+from tests.helpers.relaying import fill
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE
 
@@ -40,7 +39,7 @@ def test_other_routes_go_on_and_its_own_when_the_server_has_ended_its_transactio
     with engine.begin() as connection:
         connection.execute(text(ALSO_BESIDE))
     frozen = subprocess.Popen(
-        [sys.executable, "-m", "tests.helpers.frozen_relay", postgres_database_url, ROUTE, str(HELD_SECONDS)]
+        [sys.executable, "-m", "tests.helpers.locks", postgres_database_url, ROUTE, str(HELD_SECONDS)]
     )
     try:
         assert os.WIFSTOPPED(os.waitpid(frozen.pid, os.WUNTRACED)[1])

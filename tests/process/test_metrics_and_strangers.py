@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from tests.helpers.metrics import exporter_of, metrics_at, scrape, served, total
 
 from tests.helpers.processes import GUNICORN, free_port, site
 from tests.helpers.receiver import exchange, raw_post, status_of
-from tests.helpers.scraping import exporter_of, metrics_at, scrape, served, total
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text
 

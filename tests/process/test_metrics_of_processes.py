@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.metrics import Samples, exporter_of, metrics_at, scrape, served, total
+from tests.helpers.tables import count, duplicates, facts
+from tests.helpers.traffic import serving
 
 from tests.helpers import checkers
-from tests.helpers.downstream import serving
-from tests.helpers.evidence import facts
-from tests.helpers.filling import fill
 from tests.helpers.processes import site
-from tests.helpers.reading import count, duplicates
 from tests.helpers.receiver import exchange, raw_post, status_of
-from tests.helpers.scraping import Samples, exporter_of, metrics_at, scrape, served, total
+from tests.helpers.relaying import fill
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
 

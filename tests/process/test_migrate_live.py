@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
+from tests.helpers.databases import connect_postgres
+from tests.helpers.tables import rows
+from tests.helpers.traffic import Change, Line, Sender, endless
 
 from inbox.db import views
 from inbox.db.dialect import POSTGRES
 from inbox.db.migrate import head
 from tests.helpers.later import ADDITIVE, INDEX, MadeUp, write_version
-from tests.helpers.ledger import Line
-from tests.helpers.outage import connect_postgres
 from tests.helpers.processes import INBOX, PATIENT, Program, site
-from tests.helpers.reading import rows
-from tests.helpers.sender import Event, Sender, endless
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
@@ -60,7 +59,7 @@ FROM generate_series(1, {EVENTS}) AS n
 
 def longest_wait(lines: list[Line]) -> float:
     """From a request to its answer, by the sender's own clock."""
-    begun: dict[Event, float] = {}
+    begun: dict[Change, float] = {}
     longest = 0.0
     for line in lines:
         event = line["entity"], line["occurred_at"]

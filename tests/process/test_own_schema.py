@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
+from tests.helpers.databases import connect_postgres
+from tests.helpers.tables import rows
 
 from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError
 from tests.conftest import _administer, _create_database
-from tests.helpers.outage import connect_postgres
-from tests.helpers.reading import rows
 
 NAMES = [*metadata.tables, "alembic_version", "delivery", "dead_letter", "backlog", "stuck"]
 

@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.tables import count
 
 from tests.helpers.processes import free_port
 from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, proxy
-from tests.helpers.reading import count
+from tests.helpers.receiver import CLOSE, HOST, JSON, chunk, request
 from tests.helpers.scripted import Act, ScriptedServer, hang, raw, reset, serving, then_close
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
-from tests.helpers.wire import CLOSE, HOST, JSON, chunk, request
 
 pytestmark = pytest.mark.long
 

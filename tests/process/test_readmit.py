@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.tables import Row, count, rows
 
 from inbox.events.timestamps import as_time
 from inbox.loader.load import read_config
 from tests.helpers.processes import invoke
-from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.webhooks import TOKEN, body, config_text
 

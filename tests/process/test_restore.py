@@ -11,19 +11,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.pool import NullPool
+from tests.helpers.databases import granted
+from tests.helpers.machine import ROOM
+from tests.helpers.tables import facts, open_states, stored
+from tests.helpers.traffic import Downstream, Sender, events, serving
 
 from inbox.db import engine as engines
 from inbox.db import migrate
 from tests.conftest import _administer, _create_database
 from tests.docs.pages import the_block
-from tests.helpers.downstream import Downstream, serving
-from tests.helpers.evidence import facts, open_states, stored
-from tests.helpers.killable_postgres import killable
-from tests.helpers.postgres_programs import run_program
+from tests.helpers.killable_postgres import killable, run_program
 from tests.helpers.processes import Site, site
-from tests.helpers.roles import granted
-from tests.helpers.room import ROOM
-from tests.helpers.sender import Sender, events
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

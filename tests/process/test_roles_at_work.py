@@ -10,19 +10,16 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, make_url
+from tests.helpers.databases import Granted, connect_postgres, granted
+from tests.helpers.tables import open_states, rows, stored
+from tests.helpers.traffic import Sender, events, serving
 
 from inbox.db import engine as engines
 from inbox.db import migrate
 from inbox.db.migrate import ROLES, Role
 from tests.conftest import _administer, _create_database
 from tests.helpers import checkers
-from tests.helpers.downstream import serving
-from tests.helpers.evidence import open_states, stored
-from tests.helpers.outage import connect_postgres
 from tests.helpers.processes import GUNICORN, RELAY, free_port, is_ready, site
-from tests.helpers.reading import rows
-from tests.helpers.roles import Granted, granted
-from tests.helpers.sender import Sender, events
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text
 from tests.process.test_own_schema import crowd, untouched

@@ -15,19 +15,16 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.databases import is_postgres
+from tests.helpers.tables import count, facts, rows, stored
+from tests.helpers.traffic import Change, Downstream, Line, Sender, endless, serving
 
 from tests.docs.worked_examples import apply
 from tests.helpers import checkers
-from tests.helpers.downstream import Downstream, serving
-from tests.helpers.evidence import facts, stored
 from tests.helpers.later import ROOT, name_version, write_previous, write_version
-from tests.helpers.ledger import Line
-from tests.helpers.outage import is_postgres
 from tests.helpers.processes import GUNICORN, INBOX, RELAY, Program, Site, free_port, is_ready, site
 from tests.helpers.proxies import PATIENCE, Ports, proxy
-from tests.helpers.reading import count, rows
 from tests.helpers.scripted import CERTIFICATE
-from tests.helpers.sender import Event, Sender, endless
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
@@ -100,9 +97,9 @@ def going_on(sender: Sender, downstream: Downstream) -> Callable[[str], None]:
     return wait
 
 
-def with_repeats(events: Iterable[Event]) -> Iterator[Event]:
+def with_repeats(events: Iterable[Change]) -> Iterator[Change]:
     """Send each fifth event again, at half of the time since: sooner or later that is one of the version before."""
-    sent: list[Event] = []
+    sent: list[Change] = []
     for event in events:
         sent.append(event)
         yield event

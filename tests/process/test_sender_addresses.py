@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.tables import count, rows
 
 from tests.helpers.processes import GUNICORN, Site, children_of, free_port, is_ready, site
-from tests.helpers.reading import count, rows
+from tests.helpers.receiver import SECRET, Answer, answers, webhook
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
-from tests.helpers.wire import SECRET, Answer, answers, webhook
 
 LISTED = ("192.0.2.0/24", "2001:db8::7", "127.0.0.9")
 SOURCE = f"""

@@ -11,14 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Engine, text
+from tests.helpers.databases import down
 
 from relay.cli import status
 from relay.store import nodes
 from relay.store.database import Database
-from tests.helpers.filling import fill
-from tests.helpers.outage import down
 from tests.helpers.processes import RELAY, Ended, Site
-from tests.helpers.relaying import work_of
+from tests.helpers.relaying import fill, work_of
 from tests.helpers.scripted import answer, serving
 from tests.helpers.terminal import at_terminal
 from tests.helpers.webhooks import config_text, moment

@@ -8,13 +8,12 @@ import re
 from pathlib import Path
 
 from sqlalchemy import Engine
+from tests.helpers.tables import facts, rows
 
 from inbox.observe.logs import KEYS
-from tests.helpers.collector import Collector, Span, collecting
-from tests.helpers.evidence import facts
 from tests.helpers.processes import site
-from tests.helpers.reading import rows
 from tests.helpers.scripted import ScriptedServer, answer, serving
+from tests.helpers.tracing import Collector, Span, collecting
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.machine import program
+from tests.helpers.metrics import DASHBOARD, expressions, plain, variables
+from tests.helpers.traffic import serving
 
 from tests.docs.pages import ROOT, the_block
-from tests.helpers.dashboard import DASHBOARD, expressions, plain, variables
-from tests.helpers.debian import program
-from tests.helpers.downstream import serving
 from tests.helpers.processes import free_port, listening, site
 from tests.helpers.receiver import exchange, raw_post, status_of
 from tests.helpers.waiting import until

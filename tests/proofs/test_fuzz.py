@@ -16,17 +16,17 @@ from urllib.parse import unquote
 
 import pytest
 from sqlalchemy import Engine
+from tests.helpers.tables import rows
 
 from inbox.errors import MappingError
 from relay.sync.expressions import decode, encode
 from relay.sync.templates import Path, Template
 from tests.helpers import fuzzing
+from tests.helpers.directory import parse_filter
 from tests.helpers.fuzzing import Exchange
 from tests.helpers.processes import site
-from tests.helpers.reading import rows
-from tests.helpers.scim_filter import parse_filter
+from tests.helpers.receiver import answers, ask, memory_of, webhook
 from tests.helpers.webhooks import config_text
-from tests.helpers.wire import answers, ask, memory_of, webhook
 from tests.process import malformed, malformed_events
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))

@@ -21,7 +21,7 @@ from inbox.sources.keys import MOST_KEPT, CertificateUrl
 from inbox.sources.normalize import events_of
 from inbox.sources.presets.sns import SignedMessage
 from tests.helpers.certificate_host import pem_of, signing_key
-from tests.helpers.mistakes import mistake
+from tests.helpers.webhooks import mistake
 from tests.sources import anything
 from tests.sources.certified import (
     CONFIRMATION,

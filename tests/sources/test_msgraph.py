@@ -19,7 +19,7 @@ from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.credentials import Verifier, verifier_of
 from inbox.sources.presets.msgraph import greet
-from tests.helpers.mistakes import mistake
+from tests.helpers.webhooks import mistake
 from tests.sources.presenting import NOW, a_request, read, why_refused
 
 SOURCE = Source(name="g", preset="msgraph", auth=UrlTokenAuth(secrets=[Secret("token")]))

@@ -14,7 +14,7 @@ from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.sources.signing import Message, SignatureProof, key_of, mistakes, sign
-from tests.helpers.mistakes import mistake
+from tests.helpers.webhooks import mistake
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.helpers.machine import ROOM
 
 from inbox.clock import SystemClock
 from inbox.config.values import Secret
 from inbox.sources import PRESETS
 from inbox.sources.signing import Message, sign
-from tests.helpers.room import ROOM
 from tests.sources.presenting import NOW, a_request, a_secret, a_verifier, signed_sample, why_refused
 
 NPM = Path(__file__).parent / "npm"

@@ -13,7 +13,7 @@ from inbox.errors import InvalidEvent, RequestError, Unreadable
 from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.sources import preset_of
 from inbox.sources.presets import slack_message
-from tests.helpers.mistakes import mistake
+from tests.helpers.webhooks import mistake
 
 NOW = datetime(2026, 1, 1, 12, 2, 30, tzinfo=UTC)
 PATTERN = r"(?P<type>[a-z]+) (?P<id>\d+) was (?P<event_type>\w+)"

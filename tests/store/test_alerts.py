@@ -16,8 +16,7 @@ from relay.store.alert_conditions import Watch
 from relay.store.claim import claim_suspect
 from relay.store.database import Database
 from relay.store.nodes import describe, heartbeat, read_nodes, stop_node
-from tests.helpers.commanding import carry_out
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, FakeClock, Steps, work_of
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, FakeClock, Steps, carry_out, work_of
 from tests.helpers.storing import a_row, an_event
 
 WATCHED = msgspec.structs.replace(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tests.helpers.locks import Transactions
 
 from benchmarks.order_lock import CASES, World, record_before_many
 from relay.delivery.outcome import Delivered, Failed
 from relay.store.sequence import BATCH, sequence
 from tests.helpers.relaying import DONE, POLICIES, Steps, record, work_of
 from tests.helpers.storing import an_event
-from tests.helpers.transactions import Transactions
 from tests.store.verifying import differences
 
 # --- No transaction under the order lock grows with what is open: the next settle of the lane does what one may not do

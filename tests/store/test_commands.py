@@ -32,9 +32,9 @@ from relay.store.operator.commands import Command
 from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Choice
 from relay.store.transaction import Transaction
-from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps
 from tests.helpers.storing import START, an_event, drop_checks
+from tests.helpers.waiting import stand_still
 from tests.helpers.webhooks import body
 
 pytestmark = pytest.mark.usefixtures("impatient")

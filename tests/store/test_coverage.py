@@ -14,8 +14,7 @@ from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery.outcome import Call, Delivered, Failed, Outcome
 from relay.operations.asks import Selection
 from relay.store.duplicates import Judged, judge_duplicates
-from tests.helpers.commanding import carry_out
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, FakeClock, Steps, fetching, work_of
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, FakeClock, Steps, carry_out, fetching, work_of
 from tests.helpers.storing import START, a_fact, a_row, an_event
 from tests.store.verifying import differences
 

@@ -16,6 +16,8 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, Executable, LargeBinary, Text, text, update
 from sqlalchemy.exc import DBAPIError
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
+from tests.helpers.planted import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
 
 from inbox.db import erasure
 from inbox.db.columns import JsonValue, TextList
@@ -27,10 +29,8 @@ from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from tests.core.test_lifecycle import EXAMPLES
-from tests.helpers import commanding
-from tests.helpers.folding import decode
-from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
-from tests.helpers.person import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
+from tests.helpers import relaying
+from tests.helpers.agreement import decode
 from tests.helpers.relaying import CONFIG, Steps
 from tests.helpers.storing import START
 from tests.store.verifying import differences, mend
@@ -71,7 +71,7 @@ DECISIONS = {
 
 
 def erase(engine: Engine, heard: Callable[[], None] = lambda: None, subject: ErasureSubject = PERSON) -> Command:
-    return commanding.erase(engine, CONFIG, subject, heard=heard)[1]
+    return relaying.erase(engine, CONFIG, subject, heard=heard)[1]
 
 
 @pytest.fixture
@@ -172,12 +172,12 @@ def test_an_erasure_that_was_cut_off_goes_on_where_it_was(lived: Steps, engine: 
     number = commands.ask(database, "erase", asked, who="kim", why="request 2026-17")
     for left in (4, 3):
         with pytest.raises(Interrupted):
-            commanding.erase(engine, CONFIG, PERSON, heard=cut_off, number=number)
+            relaying.erase(engine, CONFIG, PERSON, heard=cut_off, number=number)
         assert plan(engine, PERSON).counts["events"] == left
         of_erased = "SELECT d.body FROM duplicate_request d JOIN inbox i ON i.seq = d.seq WHERE i.erased_at IS NOT NULL"
         assert {row["body"] for row in lived.rows(of_erased)} == {None}
         assert differences(database) == []
-    commanding.erase(engine, CONFIG, PERSON, heard=checked, number=number)
+    relaying.erase(engine, CONFIG, PERSON, heard=checked, number=number)
     assert steps_done >= 3
     assert traces_in(engine) == []
     assert len(lived.rows("SELECT 1 FROM delivery_log WHERE kind = 'erased'")) == 8
@@ -389,7 +389,7 @@ def lived_large(steps: Steps) -> Steps:
 
 
 def erase_on_disk(engine: Engine) -> None:
-    assert commanding.erase(engine, CONFIG, PERSON)[1].state == "done"
+    assert relaying.erase(engine, CONFIG, PERSON)[1].state == "done"
 
 
 def found_in(files: Iterator[Path]) -> dict[str, set[str]]:

@@ -9,6 +9,7 @@ from threading import Thread
 import msgspec
 import pytest
 from sqlalchemy import Engine, text
+from tests.helpers.databases import ON_POSTGRES
 
 from inbox.clock import SystemClock
 from inbox.config.model import Route
@@ -27,10 +28,9 @@ from relay.store import nodes
 from relay.store.database import Database
 from relay.store.record import Recorded
 from relay.store.transaction import Transaction
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.patience import Stopwatch, be_patient, stand_still
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, FakeClock, Steps
 from tests.helpers.storing import START, an_event
+from tests.helpers.waiting import Stopwatch, be_patient, stand_still
 from tests.helpers.webhooks import a_config
 
 # --- A relay's figures in `throughput_minute`: what its transactions did, in the minute of the database's clock

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.dialects import postgresql
+from tests.helpers.tables import Node, explained, plan_nodes
 
 from inbox.db import engine as engines
 from inbox.db import listing
@@ -37,7 +38,6 @@ from relay.store import (
 from relay.store.operator import changes, selection
 from relay.store.reads import OUTCOMES
 from relay.store.statement import Statement
-from tests.helpers.explaining import Node, explained, nodes
 from tests.helpers.storing import START
 
 pytestmark = pytest.mark.long
@@ -278,7 +278,7 @@ def generic_plan(connection: Connection, statement: TextClause) -> list[Node]:
     """The nodes of the plan for any parameters: what a prepared statement comes to that is run again and again."""
     dialect = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
     numbered = str(statement.compile(dialect=dialect))
-    return list(nodes(connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {numbered}").scalar_one()))
+    return list(plan_nodes(connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {numbered}").scalar_one()))
 
 
 Planned = Callable[[TextClause], list[Node]]

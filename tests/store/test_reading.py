@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
+from tests.helpers.tables import counted_statements
 
 from inbox.db import following, listing, reads
 from inbox.db.dialect import Sql
@@ -22,10 +23,9 @@ from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from relay.store.database import Database
 from relay.store.reads import OUTCOMES, record_reveal, reveals_of
-from tests.helpers.patience import stand_still
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
-from tests.helpers.sent_statements import counted_statements
 from tests.helpers.storing import START, Intake, an_event
+from tests.helpers.waiting import stand_still
 
 # --- Rows that `inbox list`, `inbox show`, `inbox rejected` and `relay dead` read, on both databases
 

@@ -11,6 +11,7 @@ from itertools import count
 
 import pytest
 from sqlalchemy import event
+from tests.helpers.databases import ON_POSTGRES
 
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
@@ -25,11 +26,20 @@ from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, reap, re
 from relay.store.nodes import describe
 from relay.store.record import record as record_parts
 from relay.store.sequence import heads_of, sequence
-from tests.helpers.commanding import carry_out
-from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.patience import be_patient
-from tests.helpers.relaying import CONFIG, DONE, POLICIES, UNWELL, FakeClock, Monotonic, Steps, record, work_of
+from tests.helpers.relaying import (
+    CONFIG,
+    DONE,
+    POLICIES,
+    UNWELL,
+    FakeClock,
+    Monotonic,
+    Steps,
+    carry_out,
+    record,
+    work_of,
+)
 from tests.helpers.storing import START, an_event
+from tests.helpers.waiting import be_patient
 from tests.store.test_replay import replay_all
 from tests.store.verifying import differences
 

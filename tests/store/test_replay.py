@@ -19,8 +19,7 @@ from relay.store.operator import selection, tasks
 from relay.store.operator.changes import change
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice, keys_of
-from tests.helpers.commanding import carry_out
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps, carry_out
 from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences
 

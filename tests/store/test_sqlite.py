@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
+from tests.helpers.tables import count, rows
 
 from inbox.db import engine as engines
 from inbox.db import guarantees, intake
@@ -22,10 +23,8 @@ from relay.delivery.outcome import Failed
 from relay.delivery.policy import policies
 from relay.store.database import Database
 from tests.docs.pages import PAGES, blocks
-from tests.helpers.filling import fill
-from tests.helpers.reading import count, rows
 from tests.helpers.receiver import a_link
-from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps
+from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps, fill
 from tests.helpers.sqlite_shell import asked, opened
 from tests.helpers.storing import an_event
 from tests.helpers.webhooks import a_config, moment

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine
+from tests.helpers.tables import count, rows
 
 from inbox.clock import SystemClock
 from inbox.db import intake
@@ -25,11 +26,10 @@ from relay.store.sweeps import Listed, SweepFindings
 from relay.sweep import run as sweep_run
 from relay.sweep.run import CompiledSweep
 from tests.helpers.directory import TABLE, Directory
-from tests.helpers.patience import be_patient
-from tests.helpers.reading import count, rows
 from tests.helpers.relaying import FakeClock, Steps, work_of
 from tests.helpers.scripted import serving
 from tests.helpers.storing import START, an_event
+from tests.helpers.waiting import be_patient
 from tests.helpers.webhooks import config_text
 
 HOURLY = sweeps.Turn("trivore", "USER", "r1", every=3600, again=300, lease=60)

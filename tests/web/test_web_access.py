@@ -11,7 +11,7 @@ import requests
 
 from inbox.config.model import Config
 from relay.web.guard import Sessions
-from tests.helpers.signing_in import (
+from tests.helpers.page import (
     OTHER_PASSWORD,
     PASSWORD,
     TOKEN,

@@ -24,7 +24,7 @@ from relay.check import STARTS
 from relay.cli.output import WRONG_USE
 from relay.cli.web import become_gunicorn
 from relay.cli.web import web_app as app
-from tests.helpers.signing_in import PASSWORD, behind_proxy, token, user
+from tests.helpers.page import PASSWORD, behind_proxy, token, user
 
 Run = CliRunner()
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 from sqlalchemy import Engine, text
+from tests.helpers.databases import ON_BOTH
 
 from inbox.config.model import Config
 from inbox.db import engine as engines
@@ -26,12 +27,11 @@ from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from relay.web import plans
-from tests.helpers import outage
-from tests.helpers.kinds import ON_BOTH
+from tests.helpers import databases
 from tests.helpers.page import OPERATOR, Page
-from tests.helpers.patience import stand_still
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, work_of
 from tests.helpers.storing import an_event
+from tests.helpers.waiting import stand_still
 
 
 def form_of(html: str) -> dict[str, str]:
@@ -405,12 +405,12 @@ def test_an_act_on_a_database_that_is_gone_keeps_its_form(page: Page, steps: Ste
     form = {**shown(page, "/acts/replay?route=strict"), "reason": "fixed <b>"}
     stopping = page.post("/acts/replay", form).headers["location"]
     form = {**shown(page, "/acts/replay?seq=2"), "reason": "fixed <b>"}
-    with outage.gone(database_url):
+    with databases.gone(database_url):
         answer = page.post("/acts/replay", form)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
         assert "tries again by itself" not in answer.text
         assert "send the form again" in answer.text
-        if outage.is_postgres(database_url):  # whoever has the SQLite file open still writes
+        if databases.is_postgres(database_url):  # whoever has the SQLite file open still writes
             stop = page.post("/acts/stop", {"command": number_of(stopping), "reason": "wait <b>"})
             assert (stop.status_code, reason_of(stop)) == (503, "wait <b>")
             assert 'action="/acts/stop"' in stop.text

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 
-from tests.helpers.kinds import ON_BOTH
+from tests.helpers.databases import ON_BOTH
+from tests.helpers.worlds import fill_page
+
 from tests.helpers.page import OPERATOR, VIEWER, Page
-from tests.helpers.page_rows import fill_page
 from tests.helpers.relaying import Steps
 
 AT = "'2026-01-01 00:00:30.000000Z'"

@@ -41,7 +41,7 @@ from relay.web.guard import (
     named_by_proxy,
     network_of,
 )
-from tests.helpers.signing_in import FAST, PASSWORD, behind_proxy, user
+from tests.helpers.page import FAST, PASSWORD, behind_proxy, user
 
 HASH = hash_password(PASSWORD, FAST)
 LINE = f"anna:operator:{HASH}"

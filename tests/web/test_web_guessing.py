@@ -14,7 +14,7 @@ import requests
 from inbox.config.model import Config
 from relay.accounts import is_password
 from relay.web import guard
-from tests.helpers.signing_in import OTHER_PASSWORD, PASSWORD, TOKEN, Entrance, entrance
+from tests.helpers.page import OTHER_PASSWORD, PASSWORD, TOKEN, Entrance, entrance
 
 
 @pytest.fixture

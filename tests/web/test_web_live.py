@@ -10,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
+from tests.helpers.databases import ON_BOTH
+from tests.helpers.tables import counted_statements
 
 from inbox.config.model import Config
 from inbox.db.intake import Rejected
 from relay.web import reading
 from relay.web.reading import NotYourTurn, Readers
-from tests.helpers import outage
-from tests.helpers.kinds import ON_BOTH
+from tests.helpers import databases
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.relaying import FakeClock, Monotonic, Steps
-from tests.helpers.sent_statements import counted_statements
 from tests.helpers.storing import START
 from tests.helpers.waiting import until
 
@@ -71,7 +71,7 @@ def test_a_changed_row_is_new_and_what_is_the_same_is_not_sent(page: Page, steps
 @pytest.mark.usefixtures("_hasty")
 def test_a_database_that_goes_away_is_told_and_the_next_refresh_has_its_page(page: Page, database_url: str) -> None:
     etag = page.get("/rejected").headers["ETag"]
-    with outage.gone(database_url):
+    with databases.gone(database_url):
         away = refresh(page, "/rejected", etag)
         assert (away.status_code, "The database does not answer" in away.text) == (503, True)
         assert 'data-live=""' in away.text, "it asks again"

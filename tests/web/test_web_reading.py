@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE
 
 from inbox.config.model import Config
 from inbox.config.values import DatabaseUrl
@@ -18,11 +19,10 @@ from inbox.db import listing
 from inbox.errors import DatabaseAway
 from relay.web import reading as reading_module
 from relay.web.reading import Readers, Reading
-from tests.helpers import outage
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES, ON_SQLITE
+from tests.helpers import databases
 from tests.helpers.page import OPERATOR, VIEWER, Page, serving
-from tests.helpers.patience import stand_still
 from tests.helpers.relaying import FakeClock
+from tests.helpers.waiting import stand_still
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_slow_statement_is_ended_and_the_page_keeps_its_filters(page: Page) ->
 @ON_BOTH
 def test_a_database_that_is_gone_is_told_and_comes_back_by_itself(page: Page, database_url: str) -> None:
     assert page.get("/rejected").status_code == 200
-    with outage.gone(database_url):
+    with databases.gone(database_url):
         away = page.get("/rejected?source=trivore")
         assert (away.status_code, away.headers["Retry-After"]) == (503, "5")
         assert "The database does not answer" in away.text
@@ -86,7 +86,7 @@ def test_a_database_that_is_gone_is_told_and_comes_back_by_itself(page: Page, da
 @ON_POSTGRES
 def test_connections_that_broke_since_the_last_request_cost_no_answer(page: Page, database_url: str) -> None:
     assert page.get("/rejected").status_code == 200
-    outage.disconnect(database_url)
+    databases.disconnect(database_url)
     assert page.get("/rejected").status_code == 200
 
 

@@ -13,13 +13,13 @@ from urllib.parse import quote
 
 import msgspec
 import pytest
+from tests.helpers.worlds import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
 
 from inbox.db import engine as engines
 from relay.accounts import Actor
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
-from tests.helpers.page_rows import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 
 PARTS: dict[str, tuple[object, ...]] = {

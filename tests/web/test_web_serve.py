@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE
 
 from inbox.events.states import MOST_SEQS
 from inbox.observe.logs import KEYS
@@ -20,12 +21,10 @@ from relay.web.app import CONNECTIONS
 from relay.web.gunicorn_settings import graceful_timeout
 from relay.web.query import FORM_TYPE, MOST_BYTES
 from relay.web.render import STATIC, STATIC_FOLDER
-from tests.helpers import outage
-from tests.helpers.kinds import ON_BOTH, ON_POSTGRES, ON_SQLITE
-from tests.helpers.page import Page
+from tests.helpers import databases
+from tests.helpers.page import FAST, Page
 from tests.helpers.processes import RELAY, Program, Site, free_port, site
 from tests.helpers.receiver import exchange
-from tests.helpers.signing_in import FAST
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
@@ -147,7 +146,7 @@ def test_a_configuration_that_lets_nobody_in_is_refused_with_a_remedy(place: Sit
 
 @ON_POSTGRES
 def test_a_database_that_is_down_at_the_start_stops_nobody(place: Site, database_url: str) -> None:
-    with outage.down(database_url):
+    with databases.down(database_url):
         program, url = web(place)
         assert api(url) == 503
     assert api(url) == 200

@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+from tests.helpers.machine import POSTGRES_USER, ROOM, postgres_user
 
 from tests.docs.pages import ROOT
 from tests.helpers.network import Network, network
-from tests.helpers.one_at_a_time import POSTGRES_USER, postgres_user
 from tests.helpers.processes import Program
-from tests.helpers.room import ROOM
 from tests.helpers.waiting import until
 
 HOSTS = ("db1", "db2", "db3")

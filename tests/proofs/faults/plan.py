@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
 import msgspec
+from tests.helpers.traffic import Answer, Event, Script
 
-from tests.helpers.downstream import Answer, Script
-from tests.helpers.sender import Event
 from tests.helpers.webhooks import moment
 
 ENTITIES = 300

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from tests.helpers.tables import Row, facts, open_states, rows, stored
 
 from inbox.db.order_lock import HELD_SECONDS
 from inbox.events.timestamps import as_time
 from tests.helpers import checkers
 from tests.helpers.agreement import disagreements, enrolled
 from tests.helpers.checkers import Holding, Interval, Line
-from tests.helpers.evidence import facts, nodes, open_states, stored
-from tests.helpers.reading import Row, rows
 from tests.helpers.waiting import until
 from tests.proofs.faults.actions import verify
 from tests.proofs.faults.rig import DISCARDED, STARTED, Rig

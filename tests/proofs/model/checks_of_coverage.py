@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from relay.delivery import facts
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered, covers
-from tests.helpers.folding import NOTHING_YET
+from tests.helpers.agreement import NOTHING_YET
 from tests.proofs.model.actors import Ledger, Snapshot, is_swept
 from tests.proofs.model.world import POLICIES, SKEW, Entry, History, Key, Repeat, Row
 

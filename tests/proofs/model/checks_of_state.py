@@ -12,8 +12,7 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import CRASHES_UNTIL_DEAD
-from tests.helpers.agreement import follows, lanes_without_their_head
-from tests.helpers.folding import NOTHING_YET
+from tests.helpers.agreement import NOTHING_YET, follows, lanes_without_their_head
 from tests.proofs.model.actors import Snapshot
 from tests.proofs.model.world import KEPT_REPEATS, SCHEDULE, Entry, LaneKey, Repeat
 

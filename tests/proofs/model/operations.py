@@ -19,9 +19,8 @@ from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice
 from relay.store.rebuild import rebuild
 from relay.store.work import Work
-from tests.helpers.commanding import carry_out
+from tests.helpers.relaying import carry_out, work_of
 from tests.helpers.relaying import record as recorded
-from tests.helpers.relaying import work_of
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
 from tests.proofs.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
 

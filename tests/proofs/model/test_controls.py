@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis.errors import FlakyFailure
 from sqlalchemy import Engine, text
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
 
 from inbox.config.model import Ordering
 from inbox.db import intake
@@ -26,7 +27,6 @@ from relay.store.operator import changes
 from relay.store.sequence import settle_lanes
 from relay.store.transaction import Transaction
 from relay.store.work import Work
-from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.proofs.model.actors import Violation
 from tests.proofs.model.machine import SEED, run
 from tests.proofs.model.world import World

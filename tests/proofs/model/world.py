@@ -26,7 +26,7 @@ from relay.delivery.gates import BreakerLimits, BreakerState, GateKey
 from relay.delivery.lifecycle import Standing, State
 from relay.delivery.ordering import LastDelivered
 from relay.store.database import Database
-from tests.helpers.folding import NOTHING_YET, Folded, decode, fold, standing_of
+from tests.helpers.agreement import NOTHING_YET, Folded, decode, fold, standing_of
 from tests.helpers.relaying import fetching
 from tests.helpers.stepping import Stepper
 
