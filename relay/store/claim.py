@@ -111,7 +111,7 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
             some = todo[0]
             try:
                 with work.database.read() as transaction:
-                    loaded += with_events(transaction, some)
+                    some_loaded = with_events(transaction, some)
             except Exception as error:
                 if not blames_items(error) and not takes_too_long(error):
                     raise
@@ -119,6 +119,8 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
                     todo.extend([row] for row in some)
                 else:
                     _set_aside(work, some[0], error, step=step)
+            else:  # only once its transaction has ended: what is given back must not be called
+                loaded += some_loaded
             todo.popleft()
     except Exception as error:
         with suppress(Exception):

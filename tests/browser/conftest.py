@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium.common.exceptions import InvalidSessionIdException, WebDriverException
 from sqlalchemy import Engine
-from tests.helpers.worlds import night_config, the_night
 
 from inbox.clock import SystemClock
-from inbox.db import engine as engines
 from tests.helpers.browser import MISSING, Browser, browsing, programs
+from tests.helpers.databases import copied, opened
 from tests.helpers.page import OPERATOR, Page, on_database, serving, unhurried
+from tests.helpers.worlds import night_config, the_night
 
 _MINUTES = 14
 CRASHES = (InvalidSessionIdException.__name__, "tab crashed")
@@ -64,12 +63,9 @@ def browser(chromium: Browser) -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def night_engine(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A database after a night with trouble, which tests share."""
-    path = tmp_path_factory.mktemp("night") / "inbox.db"
-    shutil.copy(sqlite_template, path)
-    engine = engines.connect(f"sqlite:///{path}", application="tests")
-    the_night(engine, SystemClock().now(), _MINUTES)
-    yield engine
-    engine.dispose()
+    with opened(copied(sqlite_template, tmp_path_factory.mktemp("night"))) as engine:
+        the_night(engine, SystemClock().now(), _MINUTES)
+        yield engine
 
 
 @pytest.fixture(scope="session")
@@ -80,16 +76,6 @@ def night_page(night_engine: Engine) -> Iterator[Page]:
 
 @pytest.fixture(scope="session")
 def empty_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    path = tmp_path_factory.mktemp("empty") / "inbox.db"
-    shutil.copy(sqlite_template, path)
-    with serving(on_database(night_config(), f"sqlite:///{path}"), SystemClock()) as page:
+    url = copied(sqlite_template, tmp_path_factory.mktemp("empty"))
+    with serving(on_database(night_config(), url), SystemClock()) as page:
         yield page
-
-
-@pytest.fixture
-def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
-    """An empty database of this test's own."""
-    shutil.copy(sqlite_template, tmp_path / "inbox.db")
-    engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
-    yield engine
-    engine.dispose()

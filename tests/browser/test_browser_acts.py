@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.traffic import serving as downstream_serving
 
 from inbox.clock import SystemClock
 from tests.helpers.browser import Browser
 from tests.helpers.daemon import configured, running
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.relaying import give_up
+from tests.helpers.traffic import serving as downstream_serving
 
 EVENTS = [(f"u{number}", f"2026-01-01T00:00:0{number}Z") for number in range(5)]
 

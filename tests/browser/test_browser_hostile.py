@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.helpers.worlds import fill_hostile
 
 from inbox.clock import SystemClock
-from inbox.db import engine as engines
 from relay.web.screens import SCREENS
 from tests.helpers.browser import DESK, PHONE, Browser
+from tests.helpers.databases import copied, opened
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.worlds import fill_hostile
 
 MARKUP = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\"'--><b onmouseover=hacked(3)>{{ 7*7 }}"
@@ -36,14 +35,12 @@ PLACES = ("/commands/", "/entity?", "/events/")
 
 @pytest.fixture(scope="module")
 def hostile_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    path = tmp_path_factory.mktemp("hostile") / "inbox.db"
-    shutil.copy(sqlite_template, path)
-    engine = engines.connect(f"sqlite:///{path}", application="tests")
-    steps = Steps(engine, clock=FakeClock(SystemClock().now()))
-    for value in VALUES.values():
-        fill_hostile(steps, value)
-    engine.dispose()
-    with serving(on_database(CONFIG, f"sqlite:///{path}"), SystemClock()) as page:
+    url = copied(sqlite_template, tmp_path_factory.mktemp("hostile"))
+    with opened(url) as engine:
+        steps = Steps(engine, clock=FakeClock(SystemClock().now()))
+        for value in VALUES.values():
+            fill_hostile(steps, value)
+    with serving(on_database(CONFIG, url), SystemClock()) as page:
         yield page
 
 

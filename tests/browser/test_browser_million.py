@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from tests.helpers.databases import connect_postgres
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.loader.load import parse_config
 from tests.helpers.browser import PHONE, Browser
+from tests.helpers.databases import connect_postgres
 from tests.helpers.page import on_database, serving
 
 CONFIG = """

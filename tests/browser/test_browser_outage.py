@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
-from tests.helpers.worlds import night_config
 
 from inbox.clock import SystemClock
 from inbox.db.intake import Rejected
 from tests.helpers import databases
 from tests.helpers.browser import Browser
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.storing import Intake
 from tests.helpers.waiting import stand_still
+from tests.helpers.worlds import night_config
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from typing import get_args
 import pytest
 from selenium.webdriver.common.keys import Keys
 from sqlalchemy import Engine
-from tests.helpers.worlds import night_config
 
 from tests.helpers.browser import PHONE, Browser, Theme
 from tests.helpers.page import PASSWORD, Entrance, entrance, on_database
+from tests.helpers.worlds import night_config
 
 A_DAY = 86_400
 

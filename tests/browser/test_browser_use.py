@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 from selenium.webdriver.common.keys import Keys
 from sqlalchemy import Engine
-from tests.helpers.worlds import night_config
 
 from inbox.clock import SystemClock
 from inbox.db.intake import Rejected
 from tests.helpers.browser import Browser
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.storing import Intake
+from tests.helpers.worlds import night_config
 
 
 @pytest.fixture

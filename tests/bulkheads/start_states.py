@@ -8,8 +8,6 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine, Table, insert, text
-from tests.helpers.tables import count
-from tests.helpers.traffic import Downstream
 
 from inbox.clock import SystemClock
 from inbox.db.schema import alert, delivery_log, duplicate_request
@@ -22,6 +20,8 @@ from tests.helpers.daemon import running
 from tests.helpers.relaying import fill
 from tests.helpers.scripted import answer
 from tests.helpers.scripted import serving as scripted
+from tests.helpers.tables import count
+from tests.helpers.traffic import Downstream
 from tests.helpers.webhooks import ROUTE, moment
 
 ITEMS = 100

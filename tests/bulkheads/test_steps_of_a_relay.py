@@ -13,14 +13,14 @@ from typing import get_args
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count
-from tests.helpers.traffic import Downstream, serving
 
 from relay.steps import CRITICAL, Step
 from tests.bulkheads.start_states import ITEMS, PROVOKE, START_STATES, WITH, StartState
 from tests.bulkheads.step_failures import FAILURES, Plant, planted
 from tests.helpers.daemon import hurry, kinds, running
 from tests.helpers.relaying import fill
+from tests.helpers.tables import count
+from tests.helpers.traffic import Downstream, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import moment
 

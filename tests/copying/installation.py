@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine, select
-from tests.helpers.traffic import events
 
 from inbox.db.columns import TextList
 from inbox.db.engine import reading
@@ -18,6 +17,7 @@ from relay.store.database import Database
 from tests.helpers import relaying
 from tests.helpers.relaying import work_of
 from tests.helpers.storing import START, Intake, an_event
+from tests.helpers.traffic import events
 
 AT = datetime(2026, 3, 4, 5, 6, 7, 891234, tzinfo=UTC)
 NUMBERS = (

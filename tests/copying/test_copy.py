@@ -7,7 +7,6 @@ from typing import NamedTuple
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, Table, text
-from tests.helpers.tables import count, rows
 
 from inbox.db import copying, migrate
 from inbox.db.schema import metadata
@@ -15,6 +14,7 @@ from inbox.errors import ConfigError, CopyFailed
 from tests.copying.conftest import Databases, url_of
 from tests.copying.installation import everything
 from tests.helpers.storing import Intake, an_event
+from tests.helpers.tables import count, rows
 
 
 class Interrupted(Exception):

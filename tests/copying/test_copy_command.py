@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.tables import count, rows
-from tests.helpers.traffic import events, serving
 
 from tests.copying.conftest import Databases, url_of
 from tests.copying.installation import everything
 from tests.docs.pages import PAGES, blocks, expected_after, shell
 from tests.helpers.processes import Ended, Site, site
 from tests.helpers.receiver import receiving
+from tests.helpers.tables import count, rows
+from tests.helpers.traffic import events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import a_config, body, config_text
 

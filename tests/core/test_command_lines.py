@@ -18,7 +18,6 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from tests.helpers.planted import HOSTILE, harm_of
 
 from inbox.events.timestamps import parse_time
 from inbox.loader.load import parse_config
@@ -33,6 +32,7 @@ from relay.findings import Finding, findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
 from relay.words import shown_state
+from tests.helpers.planted import HOSTILE, harm_of
 from tests.helpers.storing import START
 
 # --- The command lines: what `--help` and a listing must not import, and how wide a table is

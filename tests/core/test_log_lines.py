@@ -20,7 +20,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
-from tests.helpers.planted import HOSTILE, MARK, harm_of
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
@@ -28,6 +27,7 @@ from inbox.db.dialect import trouble_text
 from inbox.observe.logs import KEYS, TraceIds, escape_lines, fields, working_on, write_stderr
 from inbox.observe.visible import visible, visible_json, visible_text
 from tests.docs.pages import PAGES, ROOT
+from tests.helpers.planted import HOSTILE, MARK, harm_of
 
 # --- A log has one line for each event, and no value can make another
 

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from sqlalchemy.exc import DataError
-from tests.helpers.metrics import Samples, parsed
 
 from inbox.config.values import Address
 from inbox.db.throughput import Figure, Tally
@@ -32,6 +31,7 @@ from inbox.observe.metrics import (
     Metric,
 )
 from inbox.observe.recorder import PIPE, Recorder, make_recorder
+from tests.helpers.metrics import Samples, parsed
 from tests.helpers.waiting import until
 
 # --- Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread

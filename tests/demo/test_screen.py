@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from tests.helpers.planted import HOSTILE, harm_of
 
 from relay.demo.run import DemoScreen
 from relay.demo.scenario import ChangeMade
 from relay.demo.services import USER
+from tests.helpers.planted import HOSTILE, harm_of
 
 ID = "6a5f3e210123456789000042"
 CREATED = ChangeMade("create", USER, ID, "Aino Aalto", {"email": "aino.aalto.1@example.com"})

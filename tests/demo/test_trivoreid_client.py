@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count, open_states
 
 from inbox.config.model import Config
 from inbox.loader.load import parse_config
@@ -28,6 +27,7 @@ from relay.demo.services import served as serving
 from tests.helpers.daemon import relaying
 from tests.helpers.processes import Ended, invoke
 from tests.helpers.receiver import served
+from tests.helpers.tables import count, open_states
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, TOKEN
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 from inbox.config.model import Config
@@ -18,6 +19,7 @@ USER = {"id": "u1", "name": "Ada", "meta": {"lastModified": "2025-12-31T23:59:58
 FETCH, FIND, CREATE, UPDATE, REMOVE = (
     "GET /api/user/u1", "GET /contacts?externalId=u1", "POST /contacts", "PATCH /contacts/c1", "DELETE /contacts/c1",
 )  # fmt: skip
+UPDATE_ANOTHER = "PATCH /contacts/c2"
 FOUND = answer(200, {"items": [{"id": "c1", "external_id": "u1"}]})
 NONE = answer(200, {"items": []})
 FETCHED = answer(200, USER)
@@ -42,7 +44,7 @@ class World:
     def deliver(
         self,
         delivery: Delivery = DELIVERY,
-        acts: dict[str, Act] | None = None,
+        acts: Mapping[str, Act | list[Act]] | None = None,
         *,
         sync: str = SYNC,
         within: Context | None = None,
@@ -57,6 +59,7 @@ class World:
             "remove": answer(204),
         }
         names = {"fetch": FETCH, "find": FIND, "update": UPDATE, "create": CREATE, "remove": REMOVE}
+        names["another"] = UPDATE_ANOTHER
         for name, act in {**defaults, **(acts or {}), **more}.items():
             self.server.routes[names[name]] = list(act) if isinstance(act, list) else [act]
         return deliver(self.config(sync, timeout), delivery, within)

@@ -290,24 +290,6 @@ def test_an_address_that_is_private_as_it_stands_stops_the_start(host: str, told
         make(parse_config(text.replace("allow_private = false", "allow_private = true")))
 
 
-def test_the_list_holds_for_what_the_name_resolves_to_and_for_each_of_its_addresses(
-    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1", "127.0.0.2"))
-    url = f"http://crm.example:{server.port}"
-    assert {r.error_class for r in call_each(config_of(url, 'block_to = ["127.0.0.2"]'))} == {"refused"}
-    assert {r.error_class for r in call_each(config_of(url, 'allow_to = ["127.0.0.1"]'))} == {"refused"}
-    assert {r.error_class for r in call_each(config_of(url, 'allow_to = ["127.0.0.0/30"]'))} == {None}
-
-
-def test_the_list_holds_for_the_peer_that_is_connected(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = socket.socket.connect
-    monkeypatch.setattr(socket.socket, "connect", lambda sock, _: original(sock, ("127.0.0.1", server.port)))
-    found = call_each(config_of("http://127.0.0.9:80", 'block_to = ["127.0.0.1"]'))
-    assert {result.error_class for result in found} == {"refused"}
-    assert server.seen == []
-
-
 def test_the_list_holds_for_the_token_too(server: ScriptedServer) -> None:
     with serving(answer(200, {"access_token": "t"})) as tokens:
         token_url = tokens.url.replace("127.0.0.1", "127.0.0.2")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tests.helpers.planted import Planted
 
 from inbox.db import engine
 from inbox.errors import ConfigError
@@ -14,6 +13,7 @@ from inbox.sources import preset_of
 from inbox.sources.credentials import verifier_of
 from relay import destinations
 from relay.daemon.generation import alert_client
+from tests.helpers.planted import Planted
 
 SECRET = Planted()
 HIDDEN = SECRET.plain("mistaken")
@@ -89,10 +89,6 @@ def test_a_url_that_can_not_be_used_is_not_shown(url: str, place: str) -> None:
 def test_a_mistake_in_a_source_does_not_show_its_secret(auth: str) -> None:
     mistake = auth.format(f'"{HIDDEN}"')
     assert "secret" in mistake_in(start, f'[sources.s]\npreset = "trivore"\nauth = {{ kind = "bearer", {mistake} }}\n')
-
-
-def test_a_database_url_that_can_not_be_used_is_not_shown_by_the_start() -> None:
-    assert "[database] url" in mistake_in(start, f'[database]\nurl = "postgresql//me:{HIDDEN}@host/db"\n')
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from base64 import b64encode
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers.planted import spelled
 
 from inbox.config.model import ApiHeader, Endpoint
 from inbox.config.values import Secret
 from relay.http.answer import MASK, Redactor
 from relay.http.client import MAX_ANSWER
 from relay.http.target import header_value, prepare
+from tests.helpers.planted import spelled
 
 IN_BASE64 = 3
 """The last of the spellings are in base64: what stands around the secret shares a digit with it."""

@@ -1,10 +1,12 @@
-"""Sync routes: the way that all should go, a route's policies, finding, writing, and services that do not do what they should."""
+"""Sync routes: the calls of an attempt and its end, for each answer that both services may give."""
 
 from __future__ import annotations
 
 import json
+import sys
 from datetime import timedelta
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -12,7 +14,8 @@ import pytest
 from inbox.config.model import ApiOauth2
 from inbox.config.values import Secret
 from inbox.errors import ConfigError
-from relay.delivery.outcome import Delivery, Skipped, Unchanged
+from relay import destinations
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Unchanged
 from relay.sync.expressions import digest
 from tests.destinations.syncing import (
     CREATE,
@@ -26,14 +29,48 @@ from tests.destinations.syncing import (
     SECOND,
     SYNC,
     UPDATE,
+    UPDATE_ANOTHER,
     USER,
     World,
     changed,
 )
 from tests.helpers.delivering import DELIVERY, NOW, a_delivery, context, deliver, delivered, failed, failure
-from tests.helpers.scripted import Act, ScriptedServer, answer, reset
+from tests.helpers.scripted import Act, answer, reset
 
-# --- the way it should go
+C1, C2, OTHER = ({"id": f"c{n}", "external_id": f"u{of}"} for n, of in ((1, 1), (2, 1), (2, 2)))
+
+
+def page(*matches: object) -> Act:
+    return answer(200, {"items": matches})
+
+
+def user(modified: str, **more: object) -> Act:
+    return answer(200, {"id": "u1", "name": "Ada", "meta": {"lastModified": modified}, **more})
+
+
+def with_fetch(more: str) -> str:
+    return changed('"/user/{event.entity_id}" }', f'"/user/{{event.entity_id}}", {more} }}')
+
+
+def with_find(more: str) -> str:
+    return changed('pick = "items" }', f"{more} }}")
+
+
+def with_update(more: str) -> str:
+    return changed('update = { path = "/contacts/{target.id}"', f'update = {{ path = "/contacts/{{target.id}}", {more}')
+
+
+def told(outcome: Outcome) -> str:
+    """The end of an attempt in one word, and whether the entity was perhaps older than its event."""
+    match outcome:
+        case Delivered():
+            return f"{outcome.did}, perhaps stale" if outcome.stale_suspected else outcome.did
+        case Failed():
+            return outcome.error_class
+    return type(outcome).__name__.lower()
+
+
+# --- the requests
 
 
 def test_a_counterpart_that_is_found_is_updated(world: World) -> None:
@@ -53,25 +90,24 @@ def test_a_counterpart_that_is_found_is_updated(world: World) -> None:
     assert fetch.headers["accept"] == "application/json"
 
 
-def test_a_counterpart_that_is_not_found_is_created(world: World) -> None:
-    outcome = delivered(world.deliver(find=NONE))
-    assert world.asked == [FETCH, FIND, CREATE]
-    assert outcome.did == "created"
+def test_a_counterpart_that_is_not_found_is_created_without_the_fields_that_would_be_cleared(world: World) -> None:
+    assert told(world.deliver(find=NONE)) == "created"
     assert json.loads(world.server.seen[2].body) == {"external_id": "u1", "name": "Ada"}
     assert world.server.seen[2].headers["content-type"] == "application/json"
 
 
-def test_an_update_can_replace_instead_of_patch(world: World) -> None:
-    sync = changed(
-        'update = { path = "/contacts/{target.id}" }',
-        'update = { path = "/contacts/{target.id}", method = "PUT", format = "json" }',
-    )
-    world.server.routes["PUT /contacts/c1"] = [answer()]
-    delivered(world.deliver(sync=sync))
+def test_an_update_can_replace_and_a_find_can_be_a_post(world: World) -> None:
+    world.server.routes |= {"PUT /contacts/c1": [answer()], "POST /contacts": [FOUND]}
+    delivered(world.deliver(sync=with_update('method = "PUT", format = "json"')))
     assert world.server.seen[2].headers["content-type"] == "application/json"
+    query = 'method = "POST", body = { query = { id = "{event.entity_id}" } }'
+    delivered(world.deliver(sync=changed('params = { externalId = "{event.entity_id}" }', query), create=FOUND))
+    find = world.server.seen[4]
+    assert json.loads(find.body) == {"query": {"id": "u1"}}
+    assert "idempotency-key" not in find.headers
 
 
-def test_the_idempotency_key_is_of_the_run_and_of_what_is_sent(world: World) -> None:
+def test_the_idempotency_key_is_of_the_run_and_of_the_fields_that_are_sent(world: World) -> None:
     for delivery in (DELIVERY, SECOND, msgspec.structs.replace(DELIVERY, run=3)):
         world.deliver(delivery)
     world.deliver(fetch=answer(200, {**USER, "name": "Eve"}))
@@ -82,160 +118,161 @@ def test_the_idempotency_key_is_of_the_run_and_of_what_is_sent(world: World) -> 
     assert "idempotency-key" not in world.server.seen[0].headers
 
 
-NONES = [NONE, answer(204), answer(404), answer(410)]
-MATCH = {"id": "c1", "external_id": "u1"}
-WITHOUT_A_PICK = changed(', pick = "items"', "")
-
-
-@pytest.mark.parametrize(
-    ("sync", "found", "did"),
-    [
-        *((SYNC, none, "created") for none in NONES),
-        *((WITHOUT_A_PICK, none, "created") for none in [*NONES, answer(200, [])]),
-        *((WITHOUT_A_PICK, answer(200, found), "updated") for found in ({"items": [MATCH]}, [MATCH], MATCH)),
-        (changed('pick = "items"', 'pick = "result.first"'), answer(200, {"result": {"first": MATCH}}), "updated"),
-    ],
-)
-def test_every_way_of_naming_a_match_and_of_saying_that_there_is_none_is_understood(
-    world: World, sync: str, found: Act, did: str
-) -> None:
-    assert delivered(world.deliver(sync=sync, find=found)).did == did
-
-
-def test_a_find_can_be_a_post(world: World) -> None:
-    sync = changed(
-        'params = { externalId = "{event.entity_id}" }',
-        'method = "POST", body = { query = { id = "{event.entity_id}" } }',
-    )
-    world.server.routes["POST /contacts"] = [FOUND]
-    delivered(world.deliver(sync=sync, create=FOUND))
-    assert json.loads(world.server.seen[1].body) == {"query": {"id": "u1"}}
-    assert "idempotency-key" not in world.server.seen[1].headers
-
-
 def test_without_a_find_the_update_names_its_counterpart_itself(world: World) -> None:
-    sync = (
-        changed('find = { path = "/contacts", params = { externalId = "{event.entity_id}" }, pick = "items" }', "")
-        .replace("{target.id}", "{event.entity_id}")
-    )  # fmt: skip
+    sync = "\n".join(line for line in SYNC.splitlines() if "find =" not in line).replace("{target.", "{event.entity_")
     world.server.routes["PATCH /contacts/u1"] = [answer(), answer(404)]
-    assert [delivered(world.deliver(sync=sync)).did for _ in range(2)] == ["updated", "created"]
+    assert [told(world.deliver(sync=sync)) for _ in range(2)] == ["updated", "created"]
     assert world.asked == [FETCH, "PATCH /contacts/u1", FETCH, "PATCH /contacts/u1", CREATE]
 
 
-# --- gone
+@pytest.mark.parametrize(
+    ("if_match", "found", "sent"),
+    [
+        ("target.version", answer(200, {"items": [{**C1, "version": 7}]}), "7"),
+        ("etag", answer(200, {"items": [C1]}, etag='"abc"'), '"abc"'),
+        ("etag", FOUND, None),
+    ],
+)
+def test_the_version_that_was_found_is_sent_along(world: World, if_match: str, found: Act, sent: str | None) -> None:
+    world.deliver(sync=with_update(f'if_match = "{if_match}"'), find=found)
+    assert world.server.seen[-1].headers.get("if-match") == sent
 
 
-@pytest.mark.parametrize("fetched", [answer(404), answer(410), FETCHED, answer(200, {"id": "u1"})])
-def test_a_delete_event_deletes_the_counterpart_also_where_a_replica_still_shows_the_entity(
-    world: World, fetched: Act
-) -> None:
-    outcome = delivered(world.deliver(DELETE, fetch=fetched))
-    assert world.asked == [FETCH, FIND, REMOVE]
-    assert (outcome.did, outcome.fetch_began_at, outcome.applied_hash) == ("deleted", NOW, None)
+# --- the calls, and the end
+
+GONE = answer(410)
+AGAIN, SAME, STALE = (user(at) for at in ("2026-01-01T00:00:00.5Z", "2026-01-01T00:00:00Z", "2025-12-31T23:59:58.5Z"))
+FIRST = f'many = "first"\n{SYNC}'
+SKIP_GONE = f'gone = "skip"\n{SYNC}'
+DEACTIVATE = 'gone = "deactivate"\ndeactivate = { path = "/contacts/{target.id}", body = { active = false }'
+MARK, MARK_ONCE = f"{DEACTIVATE} }}\n{SYNC}", f'{DEACTIVATE}, unless = "target.active == `false`" }}\n{SYNC}'
+WITHOUT_A_PICK = changed(', pick = "items"', "")
+FRESH = with_fetch('tolerance = "1s"')
+NAMED_PLACE = with_fetch('tolerance = "1s", modified = "changed.at"')
+VERIFIED = with_fetch('verify = { id = "event.entity_id" }')
 
 
-def test_an_entity_made_again_after_its_delete_is_kept_in_step(world: World) -> None:
-    again = {**USER, "meta": {"lastModified": "2026-01-01T00:00:00.5Z"}}
-    outcome = delivered(world.deliver(DELETE, fetch=answer(200, again)))
-    assert world.asked == [FETCH, FIND, UPDATE]
-    assert outcome.did == "updated"
+class Case(NamedTuple):
+    told: str
+    asked: tuple[str, ...]
+    delivery: Delivery
+    sync: str
+    acts: dict[str, Act | list[Act]]
 
 
-def test_an_entity_changed_in_the_moment_of_its_delete_is_asked_for_again_and_then_believed(world: World) -> None:
-    """It was made again in the same second, or a replica is behind: time tells."""
-    same = answer(200, {**USER, "meta": {"lastModified": "2026-01-01T00:00:00Z"}})
-    assert failed(world.deliver(DELETE, fetch=same)).error_class == "stale"
-    assert world.asked == [FETCH]
-    outcome = delivered(world.deliver(msgspec.structs.replace(DELETE, stale_before=3), fetch=same))
-    assert (outcome.did, outcome.stale_suspected) == ("updated", True)
+def case(told: str, *asked: str, delivery: Delivery = DELIVERY, sync: str = SYNC, **acts: Act | list[Act]) -> Case:
+    return Case(told, asked, delivery, sync, acts)
+
+
+UPDATED, CREATED, REMOVED = ("updated", FETCH, FIND, UPDATE), ("created", FETCH, FIND, CREATE), (FETCH, FIND, REMOVE)
+NOT_FOUND_ANEW = (FETCH, FIND, UPDATE, FIND)
+CASES = {
+    # the counterpart
+    "found in a list without a pick": case(*UPDATED, sync=WITHOUT_A_PICK, find=answer(200, [C1])),
+    "found alone without a pick": case(*UPDATED, sync=WITHOUT_A_PICK, find=answer(200, C1)),
+    "found in the only list": case(*UPDATED, sync=WITHOUT_A_PICK, find=page(C1)),
+    "found where the pick says": case(
+        *UPDATED, sync=with_find('pick = "r.first"'), find=answer(200, {"r": {"first": C1}})
+    ),
+    "found twice": case(*UPDATED, find=page(C1, C1)),
+    "found, and needs to carry nothing": case(
+        *UPDATED, sync=with_find('pick = "items", verify = false'), find=page({"id": "c1"})
+    ),
+    "found, and carries it elsewhere": case(
+        *UPDATED,
+        sync=with_find('pick = "items", verify = { "ids.external" = "event.entity_id" }'),
+        find=page({"id": "c1", "ids": {"external": "u1"}}),
+    ),
+    "counted as none by SCIM": case(*CREATED, find=answer(200, {"totalResults": 0})),
+    **{
+        f"null means none: {found!r}": case(*CREATED, sync=with_find("pick = 'items || `[]`'"), find=answer(200, found))
+        for found in (b'{"items": null}', b"{}", b'{"items": []}')
+    },
+    "several": case("ambiguous", FETCH, FIND, find=page(C1, C2)),
+    "the first of several": case(*UPDATED, sync=FIRST, find=page(C1, C2)),
+    "missing, and skipped": case("skipped", FETCH, FIND, sync=f'missing = "skip"\n{SYNC}', find=NONE),
+    "missing, and tried again": case("not_found", FETCH, FIND, sync=f'missing = "retry"\n{SYNC}', find=NONE),
+    "missing, and given up": case("no_target", FETCH, FIND, sync=f'missing = "dead"\n{SYNC}', find=NONE),
+    "gone meanwhile, and found anew": case(
+        *("updated", *NOT_FOUND_ANEW, UPDATE_ANOTHER), find=[FOUND, page(C2)], update=answer(404), another=answer()
+    ),
+    "gone meanwhile, and created": case("created", *NOT_FOUND_ANEW, CREATE, find=[FOUND, NONE], update=GONE),
+    "gone whenever it is found": case("not_found", *NOT_FOUND_ANEW, UPDATE, update=answer(404)),
+    # the entity
+    "deleted while a replica shows it": case("deleted", *REMOVED, delivery=DELETE),
+    "deleted, and of no time": case("deleted", *REMOVED, delivery=DELETE, fetch=answer(200, {"id": "u1"})),
+    "deleted, and not there": case("deleted", *REMOVED, delivery=DELETE, fetch=answer(404)),
+    "deleted, and gone": case("deleted", *REMOVED, delivery=DELETE, fetch=GONE),
+    "gone without a delete": case("deleted", *REMOVED, fetch=GONE),
+    "still not there": case("deleted", *REMOVED, delivery=SECOND, fetch=answer(404)),
+    "not there yet": case("not_found", FETCH, fetch=answer(404)),
+    "not there yet, and tried by another event": case(
+        "not_found", FETCH, delivery=a_delivery(attempt=2), fetch=answer(404)
+    ),
+    "made again after its delete": case(*UPDATED, delivery=DELETE, fetch=AGAIN),
+    "made again in the moment of its delete, or of a replica": case("stale", FETCH, delivery=DELETE, fetch=SAME),
+    "the same after three looks": case(
+        *("updated, perhaps stale", FETCH, FIND, UPDATE),
+        delivery=msgspec.structs.replace(DELETE, stale_before=3),
+        fetch=SAME,
+    ),
+    "deleted without a counterpart": case("nothing_to_delete", FETCH, FIND, delivery=DELETE, find=NONE),
+    "deleted with its counterpart gone": case("nothing_to_delete", *REMOVED, delivery=DELETE, remove=GONE),
+    "deleted with its counterpart not there": case("nothing_to_delete", *REMOVED, delivery=DELETE, remove=answer(404)),
+    "deleted, and left": case("skipped", FETCH, delivery=DELETE, sync=SKIP_GONE, fetch=answer(404)),
+    "gone, and left": case("skipped", FETCH, delivery=SECOND, sync=SKIP_GONE, fetch=answer(404)),
+    "gone, and marked": case("deactivated", FETCH, FIND, UPDATE, delivery=SECOND, sync=MARK, fetch=GONE),
+    "gone, and marked before": case(
+        *("nothing_to_delete", FETCH, FIND), sync=MARK_ONCE, fetch=GONE, find=page({**C1, "active": False})
+    ),
+    "gone, and not marked": case(
+        *("deactivated", FETCH, FIND, UPDATE), sync=MARK_ONCE, fetch=GONE, find=page({**C1, "active": None})
+    ),
+    "no entity": case("skipped", delivery=a_delivery(entity_type=None, entity_id=None)),
+    "no entity deleted": case("skipped", delivery=msgspec.structs.replace(DELETE, entity_type=None, entity_id=None)),
+    "carries its id": case(*UPDATED, sync=VERIFIED),
+    "older than its event": case("stale", FETCH, sync=FRESH, fetch=STALE),
+    "older after three looks": case(
+        *("updated, perhaps stale", FETCH, FIND, UPDATE), delivery=a_delivery(stale_before=3), sync=FRESH, fetch=STALE
+    ),
+    "older, with any age allowed": case(*UPDATED, fetch=user("2020-01-01T00:00:00Z")),
+    "older, at a place that nothing names": case(*UPDATED, sync=NAMED_PLACE, fetch=user("2020-01-01T00:00:00Z")),
+    "older at a place that is named": case(
+        *("stale", FETCH), sync=NAMED_PLACE, fetch=user("", changed={"at": "2020-01-01T00:00:00Z"})
+    ),
+    **{
+        f"fresh enough: {modified}": case(*UPDATED, sync=FRESH, fetch=user(modified))
+        for modified in ("2025-12-31T23:59:59Z", "2026-01-01T00:00:00Z", "2126-01-01T00:00:00Z", "yesterday")
+    },
+}
+
+
+@pytest.mark.parametrize("each", CASES.values(), ids=CASES)
+def test_an_attempt_makes_its_calls_and_has_its_end(world: World, each: Case) -> None:
+    outcome = world.deliver(each.delivery, dict(each.acts), sync=each.sync)
+    assert (told(outcome), world.asked) == (each.told, list(each.asked))
+    if each.told == "deleted":
+        assert isinstance(outcome, Delivered)
+        assert (outcome.fetch_began_at, outcome.applied_hash) == (NOW, None)
+    if each.told == "deactivated":
+        assert json.loads(world.server.seen[-1].body) == {"active": False}
+        assert world.server.seen[-1].headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("sync", [SYNC, WITHOUT_A_PICK], ids=["pick", "no pick"])
+@pytest.mark.parametrize("none", [NONE, answer(204), answer(404), GONE])
+def test_every_way_to_say_that_there_is_none_is_understood(world: World, sync: str, none: Act) -> None:
+    assert told(world.deliver(sync=sync, find=none)) == "created"
 
 
 @pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
 def test_a_last_change_that_is_still_to_come_is_not_told(world: World, delivery: Delivery) -> None:
     """It would prove of every later event that it is known already."""
-    to_come = answer(200, {**USER, "meta": {"lastModified": "2126-01-01T00:00:00Z"}})
-    outcome = delivered(world.deliver(delivery, fetch=to_come))
+    outcome = delivered(world.deliver(delivery, fetch=user("2126-01-01T00:00:00Z")))
     assert (outcome.did, outcome.last_modified) == ("updated", None)
 
 
-@pytest.mark.parametrize("acts", [{"find": NONE}, {"remove": answer(404)}, {"remove": answer(410)}])
-def test_deleting_what_is_not_there_is_a_success(world: World, acts: dict[str, Act]) -> None:
-    assert delivered(world.deliver(DELETE, acts)).did == "nothing_to_delete"
-
-
-FRESH = a_delivery(attempt=2)
-
-
-@pytest.mark.parametrize("delivery", [DELIVERY, FRESH], ids=["first attempt", "took over the retry of another"])
-def test_an_entity_that_is_not_there_yet_is_asked_for_again_while_its_event_is_fresh(
-    world: World, delivery: Delivery
-) -> None:
-    assert failed(world.deliver(delivery, fetch=answer(404))).error_class == "not_found"
-    assert world.asked == [FETCH]
-
-
-@pytest.mark.parametrize(
-    ("delivery", "fetched"),
-    [(DELIVERY, answer(410)), (SECOND, answer(404))],
-    ids=["gone for certain", "still not there"],
-)
-def test_an_entity_that_is_gone_is_deleted(world: World, delivery: Delivery, fetched: Act) -> None:
-    outcome = delivered(world.deliver(delivery, fetch=fetched))
-    assert world.asked == [FETCH, FIND, REMOVE]
-    assert (outcome.did, outcome.fetch_began_at) == ("deleted", NOW)
-
-
-@pytest.mark.parametrize("delivery", [DELETE, SECOND])
-def test_a_route_can_leave_the_counterpart_of_what_is_gone(world: World, delivery: Delivery) -> None:
-    outcome = world.deliver(delivery, sync=f'gone = "skip"\n{SYNC}', fetch=answer(404))
-    assert isinstance(outcome, Skipped)
-    assert world.asked == [FETCH]
-
-
-@pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
-def test_an_event_that_names_no_entity_is_skipped_without_a_call(world: World, delivery: Delivery) -> None:
-    outcome = world.deliver(msgspec.structs.replace(delivery, entity_type=None, entity_id=None))
-    assert outcome == Skipped((), "the event names no entity")
-    assert world.asked == []
-
-
-# --- policies
-
-
-@pytest.mark.parametrize(
-    ("missing", "expected"), [("skip", None), ("retry", "not_found"), ("dead", "no_target")]
-)  # fmt: skip
-def test_a_missing_counterpart_is_what_the_route_says(world: World, missing: str, expected: str | None) -> None:
-    outcome = world.deliver(sync=f'missing = "{missing}"\n{SYNC}', find=NONE)
-    assert world.asked == [FETCH, FIND]
-    assert isinstance(outcome, Skipped) if expected is None else failed(outcome).error_class == expected
-
-
-def test_several_counterparts_are_ambiguous_unless_the_first_will_do(world: World) -> None:
-    several = answer(200, {"items": [{"id": "c1", "external_id": "u1"}, {"id": "c2", "external_id": "u1"}]})
-    assert failure(world.deliver(find=several)) == ("ambiguous", "find: 2 counterparts")
-    delivered(world.deliver(sync=f'many = "first"\n{SYNC}', find=several))
-
-
-def test_a_counterpart_that_is_gone_by_the_time_is_looked_for_once_more(world: World) -> None:
-    world.server.routes["PATCH /contacts/c2"] = [answer()]
-    another = answer(200, {"items": [{"id": "c2", "external_id": "u1"}]})
-    delivered(world.deliver(find=[FOUND, another], update=answer(404)))
-    assert world.asked == [FETCH, FIND, UPDATE, FIND, "PATCH /contacts/c2"]
-
-
-def test_a_counterpart_that_is_gone_and_not_found_again_is_missing(world: World) -> None:
-    outcome = delivered(world.deliver(find=[FOUND, NONE], update=answer(410)))
-    assert (outcome.did, world.asked) == ("created", [FETCH, FIND, UPDATE, FIND, CREATE])
-
-
-def test_a_counterpart_that_is_found_and_gone_for_ever_is_a_failure(world: World) -> None:
-    outcome = failed(world.deliver(update=answer(404)))
-    assert (outcome.error_class, len(outcome.calls)) == ("not_found", 5)
-
-
-# --- what goes wrong
+# --- failures
 
 
 @pytest.mark.parametrize("step", ["fetch", "find", "update"])
@@ -258,60 +295,103 @@ def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, a
     assert outcome.retry_after == (9.0 if error_class == "throttled" else None)
 
 
-@pytest.mark.parametrize(
-    ("acts", "error"),
-    [
-        ({"fetch": answer(200, b"<html>")}, "fetch: the answer is not JSON"),
-        ({"fetch": answer(200, b'{"name": "\xe4"}')}, "fetch: the answer is not JSON"),
-        *(
-            ({"fetch": act}, "fetch: the answer is not an object with something in it")
-            for act in (answer(200, [USER]), answer(204), answer(200, b"null"), answer(200, b'"u1"'), answer(200, {}))
-        ),
-        ({"fetch": answer(200, {"a": "x" * 70_000})}, "fetch: the answer is larger than 64 KiB"),
-        (
-            {"fetch": answer(200, b"[" * 60_000)},
-            "fetch: the answer is nested deeper than 64 levels, or its brackets do not match",
-        ),
-        ({"find": answer(200, b"nope")}, "find: the answer is not JSON"),
-        ({"find": answer(200, {"items": ["c1"]})}, "find: a match is not an object"),
-        *(
-            ({"find": answer(200, {"items": [match]})}, "find: the match lacks one of: target.id")
-            for match in ({"name": "x"}, {"id": None}, {"id": ""}, {"id": {"oid": "c1"}}, {"id": True}, {})
-        ),
-    ],
+NOT_JSON, NO_OBJECT, NO_ID = "not JSON", "not an object with something in it", "lacks one of: target.id"
+NOTHING_THERE, NO_LIST, NO_COLLECTION = (
+    "has nothing at items, or null",
+    "is neither a list nor",
+    "neither a list nor an",
 )
-def test_an_answer_that_is_not_what_the_step_needs_is_bad(world: World, acts: dict[str, Act], error: str) -> None:
-    assert failure(world.deliver(acts=acts)) == ("bad_answer", error)
 
 
-def test_a_pick_that_can_not_be_evaluated_is_a_bad_answer(world: World) -> None:
-    sync = changed('pick = "items"', 'pick = "sort_by(items, &id)"')
-    assert failed(world.deliver(sync=sync, find=answer(200, {"items": "x"}))).error_class == "bad_answer"
+def listing(match: bytes) -> Act:
+    return answer(200, b'{"items": [%b]}' % match)
 
 
-def test_an_event_that_has_no_value_for_a_template_is_a_mapping_failure(world: World) -> None:
-    outcome = failed(world.deliver(sync=changed("/user/{event.entity_id}", "/user/{event.event_id}")))
-    assert failure(outcome) == ("mapping", "routes.user-to-crm.sync.fetch.path: {event.event_id} has no value")
-    assert outcome.calls == ()
+BAD: list[tuple[str, str, Act, str]] = [
+    ("fetch", SYNC, answer(200, b"<html>"), NOT_JSON),
+    ("fetch", SYNC, answer(200, b'{"name": "\xe4"}'), NOT_JSON),
+    *(("fetch", SYNC, answer(200, body), NO_OBJECT) for body in (b'[{"id": "u1"}]', b"", b"null", b'"u1"', b"{}")),
+    ("fetch", SYNC, answer(200, {"a": "x" * 70_000}), "larger than 64 KiB"),
+    ("fetch", SYNC, answer(200, b"[" * 60_000), "nested deeper than 64 levels"),
+    ("find", SYNC, answer(200, b"nope"), NOT_JSON),
+    *(("find", SYNC, listing(each), "a match is not an object") for each in (b'"c1"', b"null", b"[]")),
+    *(("find", SYNC, listing(b'{"id": %b}' % each), NO_ID) for each in (b"null", b'""', b'{"oid": "c1"}', b"true")),
+    *(("find", SYNC, listing(match), NO_ID) for match in (b"{}", b'{"name": "x"}')),
+    *(("find", SYNC, answer(200, body), NOTHING_THERE) for body in (b"{}", b'{"items": null}', b"null", b"[]", b'""')),
+    *(("find", SYNC, answer(200, b'{"items": %b}' % each), NO_LIST) for each in (b'""', b'"none"', b"false", b"0")),
+    ("find", SYNC, answer(200, {"items": {}}), NO_ID),
+    *(("find", WITHOUT_A_PICK, answer(200, b), NO_COLLECTION) for b in (b"", b"null", b'"none"', b"0", b"false")),
+    *(("find", WITHOUT_A_PICK, answer(200, body), NO_ID) for body in (b"{}", b'{"items": null}')),
+    ("find", with_find('pick = "sort_by(items, &id)"'), answer(200, {"items": "x"}), "find: "),
+]
 
 
-MARKS = "\u0301" * 60_000 + "\u0316" * 60_000
-"""A run of marks, which Python sorts for seconds while it normalises them, without letting another thread run."""
+@pytest.mark.parametrize(("step", "sync", "act", "error"), BAD)
+def test_an_answer_that_the_step_can_not_use_is_bad_and_nothing_is_written(
+    world: World, step: str, sync: str, act: Act, error: str
+) -> None:
+    outcome = failed(world.deliver(acts={step: act}, sync=sync))
+    assert outcome.error_class == "bad_answer"
+    assert outcome.error.startswith(f"{step}: ")
+    assert error in outcome.error
+    assert outcome.calls[-1].step == step
 
 
-def test_a_value_of_a_webhook_that_is_too_long_for_a_path_fails_at_once(world: World) -> None:
-    event = msgspec.structs.replace(DELIVERY, body=msgspec.json.encode({"note": MARKS}))
-    outcome = failed(world.deliver(event, sync=changed("/user/{event.entity_id}", "/user/{event.body.note}")))
-    where = "routes.user-to-crm.sync.fetch.path: {event.body.note}"
-    assert failure(outcome) == ("mapping", f"{where} has 120000 characters, and may have at most 1024 here")
-    assert outcome.calls == ()
+@pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
+@pytest.mark.parametrize(
+    ("entity", "came"),
+    [({**USER, "id": "u2"}, "'u2'"), ({"error": "try again later"}, "nothing"), ({**USER, "id": ["u2"]}, "'u2'")],
+)
+def test_of_an_entity_that_is_not_the_one_that_was_asked_for_nothing_is_written(
+    world: World, delivery: Delivery, entity: dict[str, Any], came: str
+) -> None:
+    error_class, error = failure(world.deliver(delivery, fetch=answer(200, entity), sync=VERIFIED))
+    assert error_class == "bad_answer"
+    assert error.startswith(f"fetch: the entity has {came} at id, and 'u1' was asked for")
+    assert world.asked == [FETCH]
 
 
-def test_an_id_in_an_answer_that_is_too_long_for_a_path_fails_at_once(world: World) -> None:
-    found = answer(200, {"items": [{"id": MARKS[59_000:61_000], "external_id": "u1"}]})
-    outcome = failed(world.deliver(find=found))
-    assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", ["fetch", "find"])
-    assert "{target.id} has 2000 characters" in outcome.error
+@pytest.mark.parametrize(
+    ("delivery", "sync", "acts"),
+    [
+        (SECOND, SYNC, {"find": page(OTHER)}),
+        (DELETE, SYNC, {"find": page(OTHER), "fetch": answer(404)}),
+        (DELETE, MARK, {"find": page(OTHER), "fetch": answer(404)}),
+        (SECOND, FIRST, {"find": page(OTHER, C1)}),
+        (SECOND, SYNC, {"find": [page(C1), page(OTHER)], "update": answer(404)}),
+    ],
+    ids=["update", "delete", "deactivate", "the first of many", "found anew"],
+)
+def test_nothing_is_written_to_a_match_that_was_not_searched_for(
+    world: World, delivery: Delivery, sync: str, acts: dict[str, Act | list[Act]]
+) -> None:
+    """As of a service that takes no notice of the param, and lists any user that it has."""
+    error_class, error = failure(world.deliver(delivery, acts, sync=sync))
+    assert error_class == "bad_answer"
+    assert error.startswith("find: the match has 'u2' at external_id, and 'u1' was searched for: ")
+    assert world.asked[-1] == FIND
+    assert told(world.deliver(sync=FIRST, find=page(C1, OTHER))) == "updated"
+
+
+LONG = "\u0301" * 1_100
+"""Marks, which Python sorts for seconds while it normalises very many, without letting another thread run."""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found", "steps"),
+    [
+        ("/user/{event.entity_id}", "/user/{event.event_id}", FOUND, []),
+        ("/user/{event.entity_id}", "/user/{event.body.note}", FOUND, []),
+        ("clear", "clear", page({**C1, "id": LONG}), ["fetch", "find"]),
+    ],
+    ids=["no value", "a long value of a webhook", "a long value of an answer"],
+)
+def test_a_value_that_a_template_can_not_take_is_a_mapping_failure_before_its_call(
+    world: World, old: str, new: str, found: Act, steps: list[str]
+) -> None:
+    event = a_delivery(body=msgspec.json.encode({"note": LONG}))
+    outcome = failed(world.deliver(event, sync=changed(old, new), find=found))
+    assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", steps)
 
 
 def test_no_further_step_starts_when_the_lease_has_ended(world: World) -> None:
@@ -334,284 +414,102 @@ def test_a_token_url_that_is_not_there_says_nothing_of_an_entity_or_its_counterp
     assert set(world.asked) <= {FETCH, "POST /token"}
 
 
-VERIFIED = SYNC.replace(
-    '"/user/{event.entity_id}" }', '"/user/{event.entity_id}", verify = { id = "event.entity_id" } }'
-)
-
-
-@pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
-@pytest.mark.parametrize(
-    ("entity", "came"),
-    [({**USER, "id": "u2"}, "'u2'"), ({"error": "try again later"}, "nothing"), ({**USER, "id": ["u2"]}, "'u2'")],
-)
-def test_of_an_entity_that_is_not_the_one_that_was_asked_for_nothing_is_written(
-    world: World, delivery: Delivery, entity: dict[str, Any], came: str
-) -> None:
-    outcome = failed(world.deliver(delivery, fetch=answer(200, entity), find=FOUND, sync=VERIFIED))
-    assert outcome.error_class == "bad_answer"
-    assert outcome.error.startswith(f"fetch: the entity has {came} at id, and 'u1' was asked for")
-    assert [call.step for call in outcome.calls] == ["fetch"]
-
-
-def test_an_entity_that_carries_what_was_asked_for_is_taken(world: World) -> None:
-    assert delivered(world.deliver(sync=VERIFIED)).did == "updated"
-
-
-# --- an answer that nobody expects creates nothing
-
-NOTHING_AT_ITEMS = (
-    "find: the answer has nothing at items, or null; where that means that there is none, write pick = 'items || `[]`'"
-)
-NO_LIST_AT_ITEMS = "find: what the answer has at items is neither a list nor an object"
-
-
-NOTHING: list[object] = [
-    {}, {"contacts": []}, {"error": "down for maintenance"}, {"items": None}, None, [], "items",
-]  # fmt: skip
-NO_COLLECTION = "find: the answer is neither a list nor an object"
-NO_ID = "find: the match lacks one of: target.id"
-
-
-@pytest.mark.parametrize(
-    ("sync", "found", "error"),
-    [
-        *((SYNC, answer(200, found), NOTHING_AT_ITEMS) for found in NOTHING),
-        *((SYNC, answer(200, {"items": items}), NO_LIST_AT_ITEMS) for items in ("", "none", False, 0)),
-        (SYNC, answer(200, {"items": {}}), NO_ID),
-        (SYNC, answer(200, {"items": [None]}), "find: a match is not an object"),
-        (SYNC, answer(200, {"items": [[]]}), "find: a match is not an object"),
-        *((WITHOUT_A_PICK, answer(200, b), NO_COLLECTION) for b in (b"", b"null", b'"none"', b"0", b"false")),
-        (WITHOUT_A_PICK, answer(200, {}), NO_ID),
-        (WITHOUT_A_PICK, answer(200, {"items": None}), NO_ID),
-    ],
-)
-def test_an_answer_without_a_list_or_object_is_bad_and_nothing_is_written(
-    world: World, sync: str, found: Act, error: str
-) -> None:
-    assert failure(world.deliver(sync=sync, find=found)) == ("bad_answer", error)
-    assert world.asked == [FETCH, FIND]
-
-
-@pytest.mark.parametrize("found", [{"items": None}, {}, {"items": []}])
-def test_a_route_can_say_that_null_means_none(world: World, found: object) -> None:
-    sync = changed('pick = "items"', "pick = 'items || `[]`'")
-    assert delivered(world.deliver(sync=sync, find=answer(200, found))).did == "created"
-
-
-# --- one answer has every match
-
-C1 = {"id": "c1", "external_id": "u1"}
-
-
-def page(*matches: object, **more: object) -> Act:
-    return answer(200, {"items": matches, **more})
-
-
-def test_an_answer_of_scim_that_counts_none_needs_no_list(world: World) -> None:
-    assert delivered(world.deliver(find=answer(200, {"totalResults": 0}))).did == "created"
-
-
-def test_a_match_that_comes_twice_is_one(world: World) -> None:
-    assert delivered(world.deliver(find=page(C1, C1))).did == "updated"
-
-
-# --- the match carries what was searched for
-
-OTHERS = {"id": "c2", "external_id": "u2"}
-NOT_SEARCHED_FOR = "find: the match has 'u2' at external_id, and 'u1' was searched for: "
-
-
-@pytest.mark.parametrize("delivery", [SECOND, DELETE], ids=["update", "delete"])
-def test_nothing_is_written_to_a_match_that_was_not_searched_for(world: World, delivery: Delivery) -> None:
-    """As of a service that takes no notice of the param, and lists whomever it has."""
-    fetch = answer(404) if delivery is DELETE else FETCHED
-    error_class, error = failure(world.deliver(delivery, fetch=fetch, find=page(OTHERS)))
-    assert error_class == "bad_answer"
-    assert error.startswith(NOT_SEARCHED_FOR)
-    assert world.asked == [FETCH, FIND]
-
-
-def test_nothing_is_marked_as_gone_that_was_not_searched_for(world: World) -> None:
-    table = 'gone = "deactivate"\ndeactivate = { path = "/contacts/{target.id}", body = { active = false } }\n'
-    error_class, _ = failure(world.deliver(DELETE, sync=f"{table}{SYNC}", fetch=answer(404), find=page(OTHERS)))
-    assert (error_class, world.asked) == ("bad_answer", [FETCH, FIND])
-
-
-def test_the_first_of_many_has_to_be_the_one_too(world: World) -> None:
-    sync = f'many = "first"\n{SYNC}'
-    assert failure(world.deliver(sync=sync, find=page(OTHERS, C1)))[1].startswith(NOT_SEARCHED_FOR)
-    assert delivered(world.deliver(sync=sync, find=page(C1, OTHERS))).did == "updated"
-
-
-def test_a_match_found_anew_after_the_counterpart_is_gone_has_to_be_the_one_too(world: World) -> None:
-    outcome = world.deliver(find=[page(C1), page(OTHERS)], update=answer(404))
-    assert failure(outcome)[1].startswith(NOT_SEARCHED_FOR)
-    assert world.asked == [FETCH, FIND, UPDATE, FIND]
-
-
-@pytest.mark.parametrize("verify", ["false", '{ "ids.external" = "event.entity_id" }'])
-def test_a_route_can_say_what_a_match_carries_or_that_it_carries_nothing(world: World, verify: str) -> None:
-    sync = changed('pick = "items" }', f'pick = "items", verify = {verify} }}')
-    assert delivered(world.deliver(sync=sync, find=page({"id": "c1", "ids": {"external": "u1"}}))).did == "updated"
-
-
-@pytest.mark.parametrize(
-    ("verify", "mistake"),
-    [
-        ("5", "verify: expected a table or true or false, got a number"),
-        ('"external_id"', "verify: expected a table or true or false, got text"),
-        ("{ external_id = 5 }", "verify.external_id: expected text in quotes, got a number"),
-    ],
-)
-def test_verify_is_a_table_or_true_or_false(world: World, verify: str, mistake: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        world.config(changed('pick = "items" }', f'pick = "items", verify = {verify} }}'))
-    assert mistake in str(caught.value)
-
-
-FIELDS = {"name": "Ada", "phone": None, "tags": ["a"], "a/b~c": 1}
-
-
-def sent(server: ScriptedServer) -> tuple[str, object]:
-    """The content type and the body of the last request."""
-    last = server.seen[-1]
-    return last.headers["content-type"], json.loads(last.body)
-
-
-def formatted(form: str) -> str:
-    return changed(
-        'update = { path = "/contacts/{target.id}" }', f'update = {{ path = "/contacts/{{target.id}}", {form} }}'
-    )
-
-
-# --- formats
-
-
-# --- only if nobody else has changed it
-
-
-def test_the_version_that_was_found_is_sent_along(world: World) -> None:
-    sync = formatted('if_match = "target.version"')
-    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1", "external_id": "u1", "version": 7}]}))
-    assert world.server.seen[-1].headers["if-match"] == "7"
-
-
-def test_the_etag_of_what_was_found_is_a_version_too(world: World) -> None:
-    sync = formatted('if_match = "etag"')
-    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1", "external_id": "u1"}]}, etag='"abc"'))
-    assert world.server.seen[-1].headers["if-match"] == '"abc"'
-    world.deliver(sync=sync)
-    assert "if-match" not in world.server.seen[-1].headers, "there was none"
-
-
-def test_without_a_find_there_is_no_version(world: World) -> None:
-    sync = formatted('if_match = "etag"').replace("{target.id}", "{event.entity_id}")
-    sync = "\n".join(line for line in sync.splitlines() if "find =" not in line)
-    with pytest.raises(ConfigError, match=r"update\.if_match: matches the version that find gives"):
-        world.deliver(sync=sync)
-
-
 # --- only if there is anything new
 
 
 def test_fields_that_were_sent_last_are_not_sent_again_if_the_route_says_so(world: World) -> None:
-    first = delivered(world.deliver(sync=f"skip_unchanged = true\n{SYNC}"))
-    again = a_delivery(applied_hash=first.applied_hash)
-    before = len(world.server.seen)
-    outcome = world.deliver(again, sync=f"skip_unchanged = true\n{SYNC}")
-    assert isinstance(outcome, Unchanged)
-    assert [call.step for call in outcome.calls] == ["fetch", "find"]
-    assert len(world.server.seen) == before + 2
-    delivered(world.deliver(again))  # other routes send it all the same
-
-
-def test_a_change_a_missing_counterpart_and_a_person_s_word_are_sent_all_the_same(world: World) -> None:
-    sync = f"skip_unchanged = true\n{SYNC}"
-    again = a_delivery(applied_hash=delivered(world.deliver(sync=sync)).applied_hash)
-    changed_user = {"id": "u1", "name": "Grace"}
-    delivered(world.deliver(again, sync=sync, fetch=answer(200, changed_user)))
-    delivered(world.deliver(again, sync=sync, find=NONE))
-    delivered(world.deliver(msgspec.structs.replace(again, run=1), sync=sync))
-
-
-def test_a_value_that_a_body_of_its_own_sends_besides_the_fields_is_new_too(world: World) -> None:
     body = 'body = { contact = "{fields}", labels = "{entity.labels}" }'
-    sync = f"skip_unchanged = true\n{formatted(body)}"
+    sync = f"skip_unchanged = true\n{with_update(body)}"
     tagged = answer(200, {**USER, "labels": ["a"]})
     again = a_delivery(applied_hash=delivered(world.deliver(sync=sync, fetch=tagged)).applied_hash)
-    assert isinstance(world.deliver(again, sync=sync, fetch=tagged), Unchanged)
-    delivered(world.deliver(again, sync=sync, fetch=answer(200, {**USER, "labels": ["a", "b"]})))
+    outcome = world.deliver(again, sync=sync, fetch=tagged)
+    assert isinstance(outcome, Unchanged)
+    assert [call.step for call in outcome.calls] == ["fetch", "find"]
+    for delivery, how in (
+        (again, {"fetch": answer(200, {**USER, "labels": ["a"], "name": "Grace"})}),
+        (again, {"fetch": answer(200, {**USER, "labels": ["a", "b"]})}),  # which the body has besides the fields
+        (again, {"fetch": tagged, "find": NONE}),
+        (msgspec.structs.replace(again, run=1), {"fetch": tagged}),  # a person's word
+    ):
+        delivered(world.deliver(delivery, dict(how), sync=sync))
+    delivered(world.deliver(again, sync=with_update(body), fetch=tagged))
 
 
-# --- gone
+# --- maps, whose rules tests/core/test_mapping.py has
+
+MAP = 'map = { name = "entity.name", phone = "entity.phone", external_id = "event.entity_id" }'
+RICH = """map.name = "entity.name"
+    map.phone = "entity.phone"
+    map.external_id = { from = "event.entity_id", required = true }
+    map.age = { from = "entity.age", cast = "int", default = 0 }
+    map.gender = { from = "entity.gender", lookup = { M = "male", F = "female" } }
+    map.tenant = { value = "north" }
+    map.initial = { function = "hooks_of_sync_test:initial" }
+    transform = "hooks_of_sync_test:finish"
+"""
+ENTITY = {**USER, "age": "36", "gender": "F"}
 
 
-def test_a_counterpart_can_be_marked_as_gone_instead_of_being_deleted(world: World) -> None:
-    body = 'body = { active = false, who = "{event.entity_id}" }'
-    sync = f'gone = "deactivate"\ndeactivate = {{ path = "/contacts/{{target.id}}", {body} }}\n{SYNC}'
-    outcome = delivered(world.deliver(SECOND, sync=sync, fetch=answer(404)))
-    assert world.asked == [FETCH, FIND, UPDATE]
-    assert outcome.did == "deactivated"
-    assert sent(world.server) == ("application/json", {"active": False, "who": "u1"})
-    assert REMOVE not in world.asked
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: Any = ModuleType("hooks_of_sync_test")
+    made.initial = lambda _event, entity, _target: entity["name"][0]
+    made.finish = lambda fields, event, _entity, target: {**fields, "seq": event["seq"], "is_new": target is None}
+    monkeypatch.setitem(sys.modules, "hooks_of_sync_test", made)
 
 
-@pytest.mark.parametrize(("active", "is_marked"), [("false", False), ("true", True), ("null", True)])
-def test_a_counterpart_that_is_marked_as_gone_is_not_marked_again(
-    world: World, active: str, *, is_marked: bool
-) -> None:
-    sync = (
-        'gone = "deactivate"\ndeactivate = { path = "/contacts/{target.id}", body = { active = false }, '
-        f'unless = "target.active == `false`" }}\n{SYNC}'
-    )
-    found = answer(200, {"items": [{"id": "c1", "external_id": "u1", "active": json.loads(active)}]})
-    outcome = delivered(world.deliver(SECOND, sync=sync, fetch=answer(404), find=found))
-    assert outcome.did == ("deactivated" if is_marked else "nothing_to_delete")
-    assert (UPDATE in world.asked) == is_marked
+@pytest.mark.usefixtures("hooks")
+def test_a_map_arrives_at_the_counterpart_and_an_error_in_it_keeps_it_from_being_written(world: World) -> None:
+    sync = changed(MAP, RICH)
+    fields = {"external_id": "u1", "name": "Ada", "age": 36, "gender": "female", "tenant": "north", "initial": "A"}
+    for found, more in ((FOUND, {"phone": None, "is_new": False}), (NONE, {"is_new": True})):
+        delivered(world.deliver(sync=sync, fetch=answer(200, ENTITY), find=found))
+        assert json.loads(world.server.seen[-1].body) == {**fields, "seq": 7, **more}
+    error = failure(world.deliver(sync=sync, fetch=answer(200, {**ENTITY, "age": "old"})))
+    assert error == ("mapping", "routes.user-to-crm.sync.map.age: the value is text that is no whole number")
+    assert world.asked[-1] == FIND
 
 
-# --- what was fetched is older than its event
+# --- mistakes
 
 
-def fresh(more: str = "") -> str:
-    return changed(
-        'path = "/user/{event.entity_id}" }', f'path = "/user/{{event.entity_id}}", tolerance = "1s"{more} }}'
-    )
-
-
-STALE = answer(200, {"id": "u1", "name": "Ada", "meta": {"lastModified": "2025-12-31T23:59:58.5Z"}})
-
-
-def test_an_entity_that_is_older_than_its_event_is_fetched_again_later(world: World) -> None:
-    outcome = failed(world.deliver(sync=fresh(), fetch=STALE))
-    assert (outcome.error_class, world.asked) == ("stale", [FETCH])
-
-
-def test_after_three_times_it_is_applied_all_the_same_and_marked(world: World) -> None:
-    outcome = delivered(world.deliver(a_delivery(stale_before=3), sync=fresh(), fetch=STALE))
-    assert world.asked == [FETCH, FIND, UPDATE]
-    assert outcome.stale_suspected
+def mistake(world: World, sync: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        destinations.build(world.config(sync))
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("sync", "modified"),
+    ("sync", "why"),
     [
-        (SYNC, "2020-01-01T00:00:00Z"),
-        (fresh(), "2025-12-31T23:59:59Z"),
-        (fresh(), "2026-01-01T00:00:00Z"),
-        (fresh(), "2126-01-01T00:00:00Z"),
-        (fresh(), "yesterday"),
-        (fresh(', modified = "changed.at"'), "2020-01-01T00:00:00Z"),
+        (with_find('pick = "items", verify = 5'), "verify: expected a table or true or false, got a number"),
+        (with_find("verify = { external_id = 5 }"), "verify.external_id: expected text in quotes, got a number"),
+        (
+            "\n".join(line for line in with_update('if_match = "etag"').splitlines() if "find =" not in line),
+            "update.if_match: matches the version that find gives",
+        ),
     ],
 )
-def test_an_entity_that_is_fresh_enough_or_does_not_say_is_applied_at_once(
-    world: World, sync: str, modified: str
-) -> None:
-    entity = {"id": "u1", "name": "Ada", "meta": {"lastModified": modified}}
-    assert not delivered(world.deliver(sync=sync, fetch=answer(200, entity))).stale_suspected
+def test_a_mistake_is_told_with_its_key(world: World, sync: str, why: str) -> None:
+    assert why in mistake(world, sync)
 
 
-def test_the_place_of_its_last_change_can_be_named(world: World) -> None:
-    entity = {"id": "u1", "name": "Ada", "changed": {"at": "2020-01-01T00:00:00Z"}}
-    outcome = world.deliver(sync=fresh(', modified = "changed.at"'), fetch=answer(200, entity))
-    assert failed(outcome).error_class == "stale"
+@pytest.mark.usefixtures("hooks")
+def test_every_mistake_of_every_route_is_told_at_the_start(world: World) -> None:
+    wrong = changed(MAP, 'map = { a = "entity.[", b = { from = "thing" }, c = { function = "hooks_of_sync_test:no" } }')
+    for old, new in (
+        ('clear_when_absent = ["phone"]', ""),
+        ('"/user/{event.entity_id}"', '"/user/{entity.id}/{thing}", params = { a = "{", b = "{}" }'),
+        ('path = "/contacts/{target.id}"', 'path = "contacts"'),
+    ):
+        wrong = wrong.replace(old, new)
+    config = world.config(wrong)
+    other = msgspec.structs.replace(config.routes["user-to-crm"], name="other")
+    with pytest.raises(ConfigError) as caught:
+        destinations.build(msgspec.structs.replace(config, routes={**config.routes, "other": other}))
+    places = [line.partition(": ")[0].removeprefix("routes.") for line in str(caught.value).splitlines()]
+    expected = [
+        *("delete.path", "fetch.params.a", "fetch.params.b", "fetch.path", "fetch.path", "find.verify", "map.a"),
+        *("map.b.from", "map.c.function", "update.path"),
+    ]
+    assert sorted(places) == sorted(f"{route}.sync.{each}" for route in ("user-to-crm", "other") for each in expected)

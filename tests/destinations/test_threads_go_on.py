@@ -6,37 +6,31 @@ import asyncio
 import logging
 import queue
 import socket
-import threading
+import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from inbox.config.values import Duration
 from inbox.observe.logs import without_message
 from relay.daemon.alerts import post
 from relay.daemon.generation import FinishedAttempt, WorkerPool
+from relay.daemon.leases import TRUSTED_SECONDS, Leases
 from relay.delivery.alerts import Alert, Posted
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.destinations.base import without_lease
-from relay.http.guard import RunningCall, Watchdog
 from relay.observe import Observer
-from relay.steps import Steps
-from relay.store.database import Database
-from relay.sweep import scheduler
-from relay.sweep.run import CompiledSweep
-from relay.sweep.scheduler import Sweeper
+from relay.store.deliveries import claim_of
 from tests.destinations.calling import POST, Called, client_of
 from tests.helpers.delivering import DELIVERY, NOW, ROUTE, context
-from tests.helpers.relaying import work_of
-from tests.helpers.scripted import answer, hang, raw, then_close
-from tests.helpers.waiting import until
+from tests.helpers.scripted import ScriptedServer, answer, hang, raw, then_close
 
 SECRET = "s3cr3t-of-somebody"  # it is planted
+SUSPENDED = 20.0
 BUGS = [ValueError(SECRET), SystemExit(SECRET), asyncio.CancelledError(SECRET), KeyboardInterrupt(SECRET)]
 ALERT = Posted(1, NOW, Alert("step_failed", "x", firing=True))
 
@@ -66,9 +60,8 @@ def test_a_worker_goes_on_after_a_bug(bug: BaseException, caplog: pytest.LogCapt
     assert SECRET not in repr(first) + caplog.text
 
 
-@pytest.mark.parametrize("size", [b"-1", b"-5"])
-def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next(stack: ExitStack, size: bytes) -> None:
-    hostile = then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\n"))
+def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next(stack: ExitStack) -> None:
+    hostile = then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n"))
     called = Called(stack, hostile, answer())
     errors = [post(ALERT, called.client, "json", context())[0] for _ in range(2)]
     assert errors == ["alert: not an HTTP answer: invalid character in chunk size", None]
@@ -90,19 +83,6 @@ def test_a_call_whose_lease_can_not_be_told_is_cut_and_so_are_later_ones(
     assert SECRET not in caplog.text
 
 
-def test_a_watchdog_that_was_hit_by_a_bug_watches_the_other_calls() -> None:
-    def lease() -> float:
-        raise LookupError(SECRET)
-
-    watchdog, far = Watchdog(), float("inf")
-    broken, other = RunningCall(far, lease), RunningCall(0, lambda: far)
-    for exchange in (broken, other):
-        watchdog.watch(exchange)
-    until(lambda: other.cut_by == "deadline" and broken.cut_by == "lease", "both are cut")
-    for exchange in (broken, other):
-        watchdog.forget(exchange)
-
-
 @pytest.mark.parametrize(
     "bug", [ValueError(SECRET), MemoryError(), LookupError(SECRET)], ids=lambda b: type(b).__name__
 )
@@ -121,29 +101,41 @@ def test_names_are_resolved_after_a_bug_in_the_resolver(bug: Exception, monkeypa
     assert SECRET not in repr(results)
 
 
-@pytest.mark.parametrize("bug", [PoolTimeoutError(SECRET), LookupError(SECRET)], ids=lambda b: type(b).__name__)
-def test_sweeps_go_on_after_a_bug(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+# --- a machine that is suspended with deliveries in hand
 
-    class Broken:
-        def run(self, *_: object, **__: object) -> None:
-            asked.append(1)
-            raise bug
 
-    class Named:
-        subject = "trivore USER"
-        table = SimpleNamespace(api="identity")
+@pytest.fixture
+def suspend(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Suspends the machine: its clock of the time since it was started goes on, and the others stand still."""
+    real, slept = time.clock_gettime, [0.0]
 
-    monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.01)
-    stop, observer = threading.Event(), Observer()
-    thread = Sweeper(
-        work_of(cast("Database", None)), [cast("CompiledSweep", Named())], stop=stop, now=lambda: NOW, observer=observer,
-        steps=cast("Steps", Broken()),
-    )  # fmt: skip
-    thread.start()
-    until(lambda: len(asked) > 2, "it looks again")
-    stop.set()
-    thread.join(60)
+    def read(which: int) -> float:
+        return real(which) + (slept[0] if which == time.CLOCK_BOOTTIME else 0)
+
+    monkeypatch.setattr(time, "clock_gettime", read)
+    return lambda: slept.append(slept.pop() + SUSPENDED)
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system's clocks all stand still then")
+def test_under_a_lease_that_ended_meanwhile_no_call_begins_and_one_that_runs_is_cut_at_once(
+    stack: ExitStack, suspend: Callable[[], None]
+) -> None:
+    def sleep_in_mid_call(server: ScriptedServer, _: object) -> None:
+        suspend()
+        server.closing.wait(30)
+
+    call = Called(stack, sleep_in_mid_call, timeout=Duration(300))
+    leases, key = Leases(), claim_of(DELIVERY)
+    leases.granted([key], leases.began_asking())
+    result = call(within=context(lambda: leases.trusted_until(key)))
+    assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")
+    assert SUSPENDED * 1000 < result.call.milliseconds < (SUSPENDED + TRUSTED_SECONDS) * 1000
+    leases.granted([key], leases.began_asking())
+    assert leases.trusted() == [key]
+    suspend()
+    result = call(within=context(lambda: leases.trusted_until(key)))
+    assert (result.error_class, result.call.sent) == ("lease_lost", "not_sent")
+    assert (len(call.server.seen), leases.trusted()) == (1, [])
 
 
 # --- what a log may show

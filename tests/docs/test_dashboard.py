@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from tests.helpers.metrics import DASHBOARD, expressions, unknown_in
 
 SHOWN = expressions(json.loads(DASHBOARD.read_text(encoding="utf-8")))

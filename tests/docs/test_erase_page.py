@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.tables import rows
 
 from relay.store.database import Database
 from relay.store.operator import execution
@@ -16,6 +15,7 @@ from tests.docs.pages import PAGES, blocks
 from tests.helpers.processes import Site, site
 from tests.helpers.relaying import Steps, work_of
 from tests.helpers.storing import an_event
+from tests.helpers.tables import rows
 from tests.helpers.webhooks import config_text
 
 PAGE = blocks(PAGES["docs/how-to/erase-a-person.md"])

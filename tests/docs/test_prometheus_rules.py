@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.helpers.machine import program
-from tests.helpers.metrics import unknown_in
 
 from docs.blocks.metrics import alerts, runbook_of
 from relay.delivery.alerts import SENTENCES
 from relay.doctor.examinations import EXAMINATIONS
 from tests.docs.pages import PAGES, ROOT, blocks, shell
+from tests.helpers.machine import program
+from tests.helpers.metrics import unknown_in
 
 FOLDER = ROOT / "deploy" / "prometheus"
 RUNBOOKS = "docs/how-to/runbooks/"

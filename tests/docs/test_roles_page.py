@@ -7,7 +7,7 @@ import shlex
 
 from inbox.db.migrate import ROLES, roles_script
 from tests.docs.pages import PAGES, the_block
-from tests.helpers.sqlite_shell import asked
+from tests.helpers.machine import asked
 
 PAGE = "docs/how-to/limit-what-roles-may-do.md"
 

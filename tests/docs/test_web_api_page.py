@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.worlds import fill_page
 
 from inbox.db import engine as engines
 from tests.docs.pages import PAGES, blocks
 from tests.helpers.page import TOKEN, Entrance, entrance, on_database
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.worlds import fill_page
 
 PAGE = PAGES["docs/reference/web-api.md"]
 ADDRESS = "http://127.0.0.1:8025"

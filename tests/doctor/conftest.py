@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine
 
-from tests.doctor.examining import ENVIRONMENT, OPENED, changing
+from tests.doctor.examining import ENVIRONMENT, OPENED
 
 
 @pytest.fixture(autouse=True)
@@ -17,10 +16,3 @@ def _installations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     while OPENED:
         OPENED.pop().dispose()
-
-
-@pytest.fixture
-def postgres_engine(postgres_database_url: str) -> Iterator[Engine]:
-    """An engine of the programs, for what a test changes beside the examinations."""
-    with changing(postgres_database_url) as engine:
-        yield engine

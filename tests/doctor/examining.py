@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
-from inbox.db import engine as engines
 from inbox.db.dialect import Sql
 from inbox.db.engine import connect_read_only
 from inbox.loader.load import load_text
@@ -72,16 +70,6 @@ def found(place: Installation, name: str) -> list[tuple[str, str]]:
 def told(place: Installation, name: str) -> dict[str, Finding]:
     """The findings and the information of an examination, by their names."""
     return {each.kind: each for each in examined(place, name).findings}
-
-
-@contextmanager
-def changing(database_url: str) -> Iterator[Engine]:
-    """An engine of the programs, for what a test changes beside the examinations."""
-    made = engines.connect(database_url, application="tests")
-    try:
-        yield made
-    finally:
-        made.dispose()
 
 
 def run_sql(engine: Engine, *statements: str, **values: object) -> None:

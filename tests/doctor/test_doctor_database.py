@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import granted
 
 from inbox.clock import SystemClock
 from inbox.db import migrate
 from inbox.events.timestamps import time_text
 from relay.store.nodes import hash_of
 from tests.doctor.examining import HOST, environment_of, examined, found, installation, run_sql, start_a_relay, told
+from tests.helpers.databases import granted
 from tests.helpers.processes import invoke
 from tests.helpers.relaying import give_up
 from tests.helpers.webhooks import config_text, moment

@@ -22,7 +22,6 @@ from relay.doctor.run import Examination, Installation
 from relay.findings import Finding
 from tests.doctor.examining import (
     OPENED,
-    changing,
     environment_of,
     examined,
     installation,
@@ -30,6 +29,7 @@ from tests.doctor.examining import (
     run_sql,
     start_a_relay,
 )
+from tests.helpers.databases import opened
 from tests.helpers.processes import invoke
 from tests.helpers.scripted import closed_port
 
@@ -51,7 +51,7 @@ def test_the_command_exits_with_0_and_says_well(
     tmp_path: Path, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = installation(tmp_path, sqlite_database_url)
-    with changing(sqlite_database_url) as engine:
+    with opened(sqlite_database_url) as engine:
         start_a_relay(engine)
     monkeypatch.setenv("COLUMNS", "80")
     ended = invoke("inbox", "doctor", **environment_of(place))
@@ -160,7 +160,7 @@ _ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELE
 
 
 def test_a_locked_table_is_not_waited_for(tmp_path: Path, postgres_database_url: str) -> None:
-    with changing(postgres_database_url) as engine, engine.begin() as other:
+    with opened(postgres_database_url) as engine, engine.begin() as other:
         other.execute(text("LOCK TABLE gate IN ACCESS EXCLUSIVE MODE"))
         result = examined(installation(tmp_path, postgres_database_url), "relay")
     assert "lock timeout" in (result.needs or "")
@@ -187,7 +187,7 @@ def test_a_sqlite_file_stays_byte_for_byte(tmp_path: Path, sqlite_database_url: 
 
 def test_a_role_without_rights_sees_what_each_examination_needs(tmp_path: Path, postgres_database_url: str) -> None:
     role = "doctor_without_rights"
-    with changing(postgres_database_url) as engine:
+    with opened(postgres_database_url) as engine:
         run_sql(engine, f"CREATE ROLE {role} LOGIN")
         try:
             url = make_url(postgres_database_url).set(username=role).render_as_string(hide_password=False)

@@ -14,12 +14,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from sqlalchemy import make_url
-from tests.helpers.machine import ROOM
 
 from inbox.clock import SystemClock
 from relay.doctor import examinations
 from relay.store.reads import Space
 from tests.doctor.examining import ENVIRONMENT, examined, found, installation, told
+from tests.helpers.machine import ROOM
 
 NOW = SystemClock().now()
 LATER, SOON, BEFORE = (NOW + timedelta(days=days) for days in (90, 9, -9))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from tests.doctor.examining import changing, found, installation, run_sql
+from tests.doctor.examining import found, installation, run_sql
+from tests.helpers.databases import opened
 
 HEAD = "ux_open_delivery_head"
 
@@ -73,7 +74,7 @@ POSTGRES_CHANGES = {
 def test_a_change_is_found(kind: str, change: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     url = request.getfixturevalue(f"{kind}_database_url")
     statements, subject = (SQLITE_CHANGES if kind == "sqlite" else POSTGRES_CHANGES)[change]
-    with changing(url) as engine:
+    with opened(url) as engine:
         run_sql(engine, *statements)
     assert found(installation(tmp_path, url), "schema") == [("schema_differs", subject)]
 

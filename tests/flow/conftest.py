@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.traffic import serving
 
 from inbox.config.model import Config
 from relay.delivery.policy import policies
 from tests.destinations.syncing import SYNC
 from tests.helpers.daemon import Flow, Rig, SyncSteps, flowing, hurry
+from tests.helpers.databases import url_of_kind
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.traffic import serving
 from tests.helpers.webhooks import a_config
 
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> str:
     """The URL of a migrated, empty database. The statements themselves have their tests on both kinds in tests/store."""
-    url: str = request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_database_url")
-    return url
+    return url_of_kind(request)
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,6 @@ from functools import partial
 import msgspec
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.databases import ON_BOTH
-from tests.helpers.tables import count
 
 from inbox.config.model import Config
 from inbox.config.values import Duration
@@ -21,17 +19,19 @@ from inbox.http.limits import memory_for
 from inbox.receiver import app, wait
 from inbox.receiver.wait import POLL_SECONDS, OutcomeWaiter
 from inbox.receiver.webhook import LONGEST_WAIT_SECONDS, wait_timeout
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.receiver import (
     PROBLEM,
     Receiver,
     a_link,
-    exchange,
-    raw_post,
+    ask,
     receiving,
     served,
     status_of,
+    webhook,
 )
 from tests.helpers.relaying import HOPELESS, Scripted, Steps, fill
+from tests.helpers.tables import count
 from tests.helpers.waiting import LONGEST_SECONDS, until, until_async
 from tests.helpers.webhooks import a_config, body, moment
 
@@ -122,10 +122,10 @@ def test_a_sender_that_hangs_up_makes_room_and_one_that_closed_its_half_is_told(
     monkeypatch.setattr(wait, "MOST_WAITING_OF_A_SOURCE", 1)
     with served(database_url, config) as port:
         with socket.create_connection(("127.0.0.1", port)) as gone:
-            gone.sendall(raw_post(body(), "Prefer: wait=60"))
-            until(lambda: b"too many wait" in exchange(port, raw_post(body(), "Prefer: wait=0")), "the first one waits")
-        until(lambda: b"not known after 0 s" in exchange(port, raw_post(body(), "Prefer: wait=0")), "there is room")
-        told = exchange(port, raw_post(body(), "Prefer: wait=60"), half_close=True)
+            gone.sendall(webhook(b"Prefer: wait=60"))
+            until(lambda: b"too many wait" in ask(port, webhook(b"Prefer: wait=0")), "the first one waits")
+        until(lambda: b"not known after 0 s" in ask(port, webhook(b"Prefer: wait=0")), "there is room")
+        told = ask(port, webhook(b"Prefer: wait=60"), half_close=True)
     assert status_of(told) == 503
     assert b"the sender has hung up" in told
     assert count(engine, "inbox") == 1
@@ -147,11 +147,6 @@ async def test_a_large_body_whose_outcome_is_waited_for_takes_no_memory(
             told = await made.post(large[1], headers={"Prefer": "wait=0"})
         assert "not known after 0 s" in told.text
         waiting.cancel()
-
-
-async def test_an_event_that_no_route_takes_is_done(receiver: Receiver) -> None:
-    told = await receiver.post(path="/webhooks/unrouted", headers={"Prefer": "wait=5"})
-    assert (told.status_code, told.json) == (200, {"status": "delivered", "seq": 1})
 
 
 @pytest.mark.parametrize(

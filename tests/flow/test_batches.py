@@ -11,8 +11,6 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, connect_postgres
-from tests.helpers.tables import count, rows
 
 from inbox.clock import SystemClock
 from inbox.db import guarantees, intake
@@ -21,8 +19,10 @@ from inbox.db.engine import PINNED
 from inbox.errors import InvalidEvent, RequestError, Unavailable
 from inbox.events.event import Event, Receipt
 from inbox.receiver.writer import GroupCommit
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, connect_postgres
 from tests.helpers.receiver import a_link
 from tests.helpers.storing import an_event
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
 
 RECEIVERS = 6

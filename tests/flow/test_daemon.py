@@ -1,31 +1,38 @@
-"""The daemon itself, in a thread: deliveries, an unwell database, and another configuration while calls run."""
+"""The daemon itself, in a thread: deliveries, an unwell database or destination, another configuration, and retention."""
 
 from __future__ import annotations
 
+import json
 import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, text
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down
-from tests.helpers.tables import open_states
-from tests.helpers.traffic import serving
+from sqlalchemy import Engine, event, text, update
 
 from inbox.clock import SystemClock
-from inbox.db import engine as engines
 from inbox.db.dialect import as_json
+from inbox.db.schema import pruning
 from inbox.loader.load import parse_config
 from relay.daemon.generation import WorkerPool, prepare
 from relay.daemon.loop import Relay
+from relay.delivery import policy
+from relay.delivery.gates import Breaker, BreakerLimits, BreakerState, Gate, Gates
 from relay.delivery.policy import policies
 from relay.observe import Observer
+from relay.store.alert_conditions import Watch
 from relay.store.database import Database
-from tests.helpers.daemon import Rig, configured, kinds, running, users
-from tests.helpers.relaying import Steps
+from relay.store.operator import commands, execution
+from relay.store.retention import KindState, expiry_of, state_of
+from tests.helpers.daemon import Rig, configured, running, users
+from tests.helpers.databases import ON_BOTH, down
+from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, Steps, a_pruner, batches, prune, work_of
 from tests.helpers.scripted import answer, reset
 from tests.helpers.scripted import serving as scripted
+from tests.helpers.storing import an_event
+from tests.helpers.tables import count
+from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
@@ -95,21 +102,6 @@ def test_a_database_that_goes_away_is_waited_for(rig: Rig, database_url: str) ->
     assert rig.kinds == ["delivered"] * 2
 
 
-@ON_POSTGRES
-def test_broken_connections_cost_no_delivery_and_no_second_call(rig: Rig, database_url: str) -> None:
-    seqs = rig.arrive(*users(200, 20))
-    rig.downstream.seconds = 0.01
-    with rig.relay():
-        for part in (40, 80, 120):
-            until(lambda: len(rig.downstream.arrivals) >= part, "the drain goes on")
-            disconnect(database_url)
-        watching = engines.connect(database_url, application="tests")
-        until(lambda: not open_states(watching), "everything is delivered")
-    assert kinds(watching).count("delivered") == 200
-    assert sorted(rig.calls) == sorted(seqs)
-    watching.dispose()
-
-
 @ON_BOTH
 def test_a_start_is_one_commit_which_has_the_routes(engine: Engine) -> None:
     """On a slow disk, each commit delays what a service manager waits for."""
@@ -147,18 +139,6 @@ def test_a_result_after_the_lease_was_taken_over_is_discarded_and_counted(
     assert f"route=everything seq={seq}" in caplog.text
     assert (rig.observer.counts["result_discarded"], rig.observer.counts["delivered"]) == (1, 0)
     assert rig.kinds == ["abandoned"]
-
-
-def test_a_late_result_leaves_the_row_to_the_claim_that_has_it_now(rig: Rig) -> None:
-    rig.arrive("u1")
-    held = rig.hold()
-    with rig.relay():
-        until(lambda: held.seqs, "the call is under way")
-        with rig.engine.begin() as connection:
-            connection.execute(text("UPDATE open_delivery SET lease_token = lease_token + 1"))
-        held.go.set()
-        until(lambda: rig.observer.counts["result_discarded"] or rig.kinds, "the late result is looked at")
-    assert (rig.left, rig.kinds) == ({"in_flight": 1}, [])
 
 
 # --- another configuration
@@ -213,3 +193,121 @@ def test_when_ordering_becomes_latest_a_lane_is_folded_when_its_head_has_ended(r
         rig.until_left()
     assert held.seqs == [seqs[0], seqs[-1]]
     assert rig.kinds.count("superseded") == 2
+
+
+# --- A relay prunes by itself, by the ages of its configuration, and says when it is behind
+
+
+MONTH = '[retention]\npayloads = "30d"\nattempts = "30d"\nevents = "30d"\n'
+
+
+def test_it_prunes_soon_after_its_start_and_by_other_ages_after_a_reload(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.store.retention.ROUND_EVERY_SECONDS", 0.1)
+    Steps(rig.engine).receive(*(an_event(n, routes=[]) for n in range(1, 201)))
+    with rig.relay(more='[retention]\nevents = "forever"\n') as relay:
+        until(lambda: count(rig.engine, "pruner WHERE ran_at IS NOT NULL"), "a round has ended")
+        assert count(rig.engine, "inbox") == 200
+        relay.reload(prepare(rig.config(more=MONTH)))
+        until(lambda: count(rig.engine, "inbox") == 1, "by the new age they have expired")
+        rig.until_told("pruned", 199)
+    assert count(rig.engine, "pruner WHERE held_by IS NULL") == 1
+
+
+def test_a_kind_that_is_behind_for_an_hour_is_alerted_once_and_recovers(engine: Engine) -> None:
+    watch, now = Watch(), SystemClock().now()
+    prune(engine, "events")
+
+    def alerts(hours: float | None) -> tuple[int, int]:
+        since = None if hours is None else now - timedelta(hours=hours)
+        with engine.begin() as connection:
+            connection.execute(
+                update(pruning).values(behind_since=since, behind_seconds=0 if hours is None else 90_000)
+            )
+        watch.look(work_of(Database(engine), config=CONFIG))
+        of_events = "alert WHERE kind = 'retention_behind' AND subject = 'events'"
+        return count(engine, f"{of_events} AND firing"), count(engine, f"{of_events} AND NOT firing")
+
+    assert [alerts(hours) for hours in (0.5, 2, 3, None)] == [(0, 0), (1, 0), (1, 0), (1, 1)]
+
+
+def test_rows_that_a_round_leaves_make_it_behind(engine: Engine) -> None:
+    """The pruner has no time for more than one batch."""
+    Steps(engine).receive(*(an_event(n, routes=[]) for n in range(1, 2001)))
+    one = a_pruner(engine)
+    clock = one.take()
+    assert clock is not None
+    expiry = expiry_of(AFTER_A_MONTH, "events", clock)
+
+    def found() -> KindState:
+        with Database(engine).read() as transaction:
+            return state_of(transaction, "events")
+
+    one.batch("events", expiry)
+    assert found().behind_seconds > 86400
+    assert found().behind_since is not None
+    assert list(batches(one, "events", expiry))
+    assert (found().behind_seconds, found().behind_since) == (0, None)
+
+
+# --- The daemon itself, in a thread: a destination that is down or paused, and whom it tells
+
+
+BREAKER = 'breaker = { open_for = "300ms" }'
+ALERTS = '[alerts]\nurl = "{url}"\nallow_private = true\nallow_http = true\n'
+
+
+@ON_BOTH
+def test_a_destination_that_is_down_is_left_alone_and_everything_arrives_when_it_is_well_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "BREAKER", BreakerLimits(calls=3, longest=0.3))
+    seqs = rig.arrive(*users(40))
+    rig.downstream.script = lambda _seq, _attempt: 503
+    with scripted(answer(200)) as chat:
+        with rig.relay(2, destination=BREAKER, more=ALERTS.format(url=chat.url)):
+            until(lambda: len(chat.seen) == 1, "somebody was told")
+            assert len(rig.calls) < 40, "not each delivery had to find out for itself"
+            rig.downstream.script = lambda _seq, _attempt: 200
+            rig.until_left()
+            until(lambda: len(chat.seen) == 2, "somebody was told that it is well again")
+        posts = [json.loads(seen.body) for seen in chat.seen]
+    assert sorted({line["seq"] for line in rig.downstream.arrivals.lines() if line["status"] == 200}) == seqs
+    assert [(post["kind"], post["subject"], post["firing"]) for post in posts] == [
+        ("breaker_open", "destination audit", True),
+        ("breaker_open", "destination audit", False),
+    ]
+    assert rig.kinds.count("delivered") == 40
+    assert "dead" not in rig.kinds
+
+
+def test_a_drain_ends_though_something_is_held_back(rig: Rig) -> None:
+    rig.arrive("u1", "u2")
+    config = rig.config()
+    for gate in (Gate(source="trivore", entity_type="USER", entity_id="u1"), Gate(route="everything")):
+        number = commands.ask(rig.database, "pause", gate, who="kim", why="odd")
+        execution.work_on(work_of(rig.database, policies(config), config=config), number)
+        Relay(rig.database, prepare(config), grace_seconds=20).run(drain=True)
+        assert rig.left == {"ready": 1}
+
+
+def test_an_entity_that_is_resumed_is_looked_for_from_the_beginning(rig: Rig) -> None:
+    """Deliveries that it held back have been due since long before the place where claims begin now."""
+    relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
+    relay._claimer.gates = Gates(paused_entities=1)
+    relay._scans.due["everything"].at = SystemClock().now()
+    relay._claimer.read_gates()
+    assert not relay._scans.due
+    relay._generations.close()
+
+
+def test_a_drain_does_not_end_before_a_breaker_is_tried_that_may_be(rig: Rig) -> None:
+    rig.arrive("u1")
+    relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
+    for seconds, is_drained in ((-1, False), (60, True)):
+        until_then = SystemClock().now() + timedelta(seconds=seconds)
+        shut = Breaker(BreakerState.OPEN, until=until_then)
+        relay._claimer.gates = Gates(SystemClock().now(), breakers={("destination", "audit"): shut})
+        assert relay._is_drained() is is_drained
+    relay._generations.close()

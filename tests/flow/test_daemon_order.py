@@ -1,4 +1,4 @@
-"""The daemon itself, in a thread: claims while arrivals can't be ordered, and leases whose rows are locked.
+"""The daemon itself, in a thread: claims while arrivals can't be ordered, leases whose rows are locked, and its end.
 
 On SQLite a relay that can't order can't claim either.
 """
@@ -6,32 +6,36 @@ On SQLite a relay that can't order can't claim either.
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.tables import rows
 
 from inbox.clock import SystemClock
-from relay.daemon.generation import PreparedConfig
+from relay import steps
+from relay.daemon.generation import PreparedConfig, prepare
 from relay.daemon.leases import RENEW_EVERY_SECONDS, TRUSTED_SECONDS, Leases
 from relay.daemon.loop import Relay
-from relay.observe import Observer
-from relay.steps import LASTS_SECONDS, run_beside
-from relay.store import alerts
+from relay.steps import LASTS_SECONDS
+from relay.store import alerts, claim, work
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database
 from relay.store.deliveries import claim_of
+from relay.store.leases import LEASE_SECONDS
 from relay.store.sequence import sequence
 from relay.store.work import Work
 from tests.bulkheads.test_steps import LOCKED
-from tests.helpers.daemon import Rig
-from tests.helpers.relaying import CONFIG, POLICIES, FakeClock, Steps, work_of
+from tests.helpers.daemon import Rig, configured, users
+from tests.helpers.databases import ON_POSTGRES, down
+from tests.helpers.locks import locked_by_a_person
+from tests.helpers.relaying import CONFIG, POLICIES, FakeClock, Steps, at_work, work_of
 from tests.helpers.storing import an_event
+from tests.helpers.tables import count, facts, rows
 from tests.helpers.waiting import stand_still, until
 from tests.helpers.webhooks import ROUTE
 
@@ -126,20 +130,6 @@ def test_a_relay_that_looks_just_behind_an_alert_of_a_failing_step_does_not_end_
 # --- leases
 
 
-class Moments:
-    """In place of the event that ends the loop: what happens at each wait, and then the end."""
-
-    def __init__(self, *happens: Callable[[], object]) -> None:
-        self._happens = iter(happens)
-
-    def wait(self, _seconds: float) -> bool:
-        happen = next(self._happens, None)
-        if happen is None:
-            return True
-        happen()
-        return False
-
-
 def renewed(engine: Engine) -> list[int]:
     since = "SELECT seq FROM open_delivery WHERE lease_until > '2026-01-01 00:00:01.000000Z' ORDER BY seq"
     return [row["seq"] for row in rows(engine, since)]
@@ -153,21 +143,11 @@ def test_a_lease_whose_row_is_locked_is_renewed_in_the_next_round(engine: Engine
     steps.do("UPDATE open_delivery SET lease_until = '2026-01-01 00:00:00.000000Z'")
     relay = Relay(Database(engine), PreparedConfig(CONFIG), grace_seconds=0)
     relay._leases.granted(claimed, relay._leases.began_asking())
-    seen: list[list[int]] = []
-    with engine.connect() as other:
-
-        def lock() -> None:
-            stand_still(other)
-            other.execute(text("SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE"))
-
-        def let_go() -> None:
-            seen.append(renewed(engine))
-            other.rollback()
-
-        moments = Moments(lock, let_go, lambda: seen.append(renewed(engine)))
-        ended = cast(threading.Event, moments)  # all that is asked of it
-        run_beside("leases", relay._renew, every=RENEW_EVERY_SECONDS, stop=ended, observer=Observer()).join(60)
-    assert seen == [[2], [1, 2]]
+    with locked_by_a_person(engine, "SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE"):
+        relay._renew()
+        assert renewed(engine) == [2]
+    relay._renew()
+    assert renewed(engine) == [1, 2]
     assert 2 * RENEW_EVERY_SECONDS < TRUSTED_SECONDS, "it is asked for twice more before its calls are cut"
 
 
@@ -176,6 +156,7 @@ def test_a_lease_that_is_forgotten_while_it_is_renewed_is_not_trusted_again_nor_
     seconds = [100.0]
     leases = Leases(lambda: seconds[0])
     leases.granted([recorded, open_still], leases.began_asking())
+    assert leases.trusted_until(recorded) < 100 + LEASE_SECONDS, "for less time than others wait for its end"
     seconds[0] += 5
     asked_at = leases.began_asking()
     leases.forget([recorded])
@@ -186,3 +167,108 @@ def test_a_lease_that_is_forgotten_while_it_is_renewed_is_not_trusted_again_nor_
     leases.revoke()
     leases.renewed([open_still], leases.began_asking())
     assert (leases.trusted(), leases.held(), leases.trusted_until(open_still)) == ([], [], 0)
+
+
+# --- The daemon itself, in a thread: how it ends, told to or not
+
+
+def test_a_call_that_hangs_is_cut_when_the_grace_period_is_over(rig: Rig) -> None:
+    rig.arrive("u1", "u1")
+    held = rig.hold()
+    with rig.relay(grace=0.2):
+        until(lambda: held.seqs, "the call is under way")
+    assert not held.go.is_set(), "it is not waited for"
+    held.go.set()
+    (cut,) = facts(rig.engine)
+    assert (cut["detail"]["error_class"], cut["detail"]["counted"]) == ("lease_lost", False)
+    assert rig.left == {"ready": 1, "waiting": 1}
+    assert count(rig.engine, "open_delivery WHERE attempt > 0") == 0
+
+
+def test_a_call_that_is_cut_before_it_is_sent_counts_as_never_made(rig: Rig) -> None:
+    rig.arrive("u1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # no handshake ever ends
+        config = configured(f"https://127.0.0.1:{silent.getsockname()[1]}/")
+        relay = Relay(rig.database, prepare(config), grace_seconds=0.2, observer=rig.observer)
+        with at_work(relay):
+            connection, _ = silent.accept()
+        connection.close()
+    assert (rig.kinds, rig.left) == ([], {"ready": 1})
+    assert rig.observer.counts["given_back"] == 1
+    assert not relay._generations.in_hand
+
+
+def test_a_relay_that_can_claim_nothing_for_long_ends_what_runs_in_order_and_itself_as_one_that_died(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(steps, "LASTS_SECONDS", 0.1)
+    rig.arrive(*users(20))
+    rig.downstream.seconds = 0.3
+    relay = Relay(rig.database, prepare(rig.config(concurrency=1)), grace_seconds=20)
+    with ThreadPoolExecutor(1) as pool:
+        ends = pool.submit(relay.run)
+        until(lambda: rig.calls, "the call is under way")
+        monkeypatch.setattr(claim, "claim", broken)
+        ended = wait([ends], timeout=60).done
+        relay.stop()
+        assert ended
+        assert isinstance(ends.exception(), ZeroDivisionError)
+    assert rig.kinds == ["delivered"] * len(rig.calls)
+    assert rig.left != {}
+    assert count(rig.engine, "open_delivery WHERE attempt > 0 OR state = 'in_flight'") == 0
+    assert count(rig.engine, "relay_node WHERE stopped_at IS NULL") == 1
+
+
+def test_claims_that_can_not_be_given_back_at_once_are_given_back_when_the_database_is_well_again(
+    rig: Rig, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.arrive(*users(3))
+    held = rig.hold()
+    with rig.relay(concurrency=1, grace=20) as relay:
+        rig.until_left(in_flight=3)
+        until(lambda: held.seqs, "one has begun")
+        with down(database_url):
+            relay.stop()
+            until(lambda: "trouble while giving back" in caplog.text, "the relay has tried")
+            held.go.set()
+    assert rig.kinds == ["delivered"]
+    assert rig.left == {"ready": 2}
+    assert count(rig.engine, "open_delivery WHERE attempt > 0") == 0
+
+
+@ON_POSTGRES
+def test_claims_that_can_not_be_ordered_at_a_stop_stay_until_their_leases_expire(rig: Rig) -> None:
+    """Without the order lock no relay knows whether an older event has come meanwhile, which would go first."""
+    rig.arrive(*users(3))
+    held = rig.hold()
+    with contextlib.ExitStack() as trouble:
+        with rig.relay(concurrency=1, grace=0.0):
+            until(lambda: held.seqs, "one has begun")
+            rig.until_left(in_flight=3)
+            trouble.enter_context(no_relay_can_order(rig.engine))
+        held.go.set()
+    assert rig.left == {"in_flight": 3}
+
+
+@ON_POSTGRES
+def test_a_stop_records_and_gives_back_what_a_locked_route_kept_from_it_though_its_next_try_is_far(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "REST_SECONDS", 600.0)
+    rig.arrive(*users(3))
+    held = rig.hold()
+    with rig.relay(concurrency=1) as relay:
+        rig.until_left(in_flight=3)
+        until(lambda: held.seqs, "one is called")  # until then, all three could be withdrawn
+        with no_relay_can_order(rig.engine):
+            relay.reload(prepare(rig.config()))
+            until(lambda: "give_back" in {*relay._steps.failing, *relay._rests.texts()}, "two are left")
+            assert len(relay._leases.trusted()) == 3, "they stay leased"
+            held.go.set()
+            until(lambda: relay._unrecorded, "the third is left, too")
+    assert rig.kinds == ["delivered"]
+    assert rig.left == {"ready": 2}
+    assert rig.observer.counts["given_back"] == 2

@@ -11,7 +11,6 @@ from datetime import datetime
 import msgspec
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count, rows
 
 from inbox.events.event import RawRequest
 from inbox.http import protocol
@@ -19,6 +18,7 @@ from inbox.loader.load import parse_config
 from inbox.receiver import app
 from inbox.sources.credentials import Verifier
 from tests.helpers.receiver import CLOSE, HOST, PROBLEM, Receiver, answers, ask, receiving, request, served, webhook
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text, moment
 

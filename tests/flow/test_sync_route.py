@@ -6,17 +6,20 @@ clock that stands; both services answer over sockets.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.helpers.tables import facts
+from sqlalchemy import Engine
 
+from inbox.clock import SystemClock
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, changed
-from tests.helpers.daemon import BEHIND, Flow, SyncSteps, in_seconds, user
+from tests.helpers.daemon import BEHIND, Flow, SyncSteps, in_seconds, kinds, relaying, user
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.scripted import answer
+from tests.helpers.tables import count, facts, open_states
+from tests.helpers.waiting import until
 
-REQUIRED = changed('name = "entity.name"', 'name = { from = "entity.name", required = true }')
 TOLERANT = changed('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", tolerance = "2s" }')
 FUTURE = "2126-01-01T00:00:00Z"
 
@@ -45,72 +48,21 @@ def written(flow: Flow) -> list[str]:
     return [call for call in flow.asked if not call.startswith("GET ")]
 
 
-def test_an_update_of_an_entity_not_found_waits_for_a_replica_that_is_behind(flow: Flow, steps: SyncSteps) -> None:
-    flow.script(fetch=[answer(404), user("Ada")])
+def test_an_update_of_an_entity_not_found_waits_for_a_replica_that_is_behind_and_deletes_when_none_can_be(
+    flow: Flow, steps: SyncSteps
+) -> None:
+    flow.script(fetch=[answer(404), user("Ada"), answer(404)])
     steps.tell()
     assert flow.asked == [FETCH], "nothing is deleted on the word of one 404"
     (failed,) = details(steps, "attempt_failed")
     assert (failed["error_class"], failed.get("counted", True)) == ("not_found", True)
     steps.later()
     assert flow.asked[1:] == [FETCH, FIND, UPDATE]
-    assert flow.sent()[-1]["name"] == "Ada"
-    go_on(flow, steps)
-
-
-def test_an_update_of_an_entity_that_stays_not_found_deletes_its_counterpart(flow: Flow, steps: SyncSteps) -> None:
-    flow.script(fetch=answer(404))
     steps.tell()
     steps.later(BEHIND.total_seconds() + 120)  # no replica is so far behind its arrival
-    assert flow.asked == [FETCH, FETCH, FIND, REMOVE]
-    assert details(steps, "delivered")[0]["did"] == "deleted"
+    assert flow.asked[4:] == [FETCH, FETCH, FIND, REMOVE]
+    assert details(steps, "delivered")[-1]["did"] == "deleted"
     assert steps.left() == {}
-
-
-def test_two_counterparts_are_dead_at_once_and_healed_by_the_next_event_once_there_is_one(
-    flow: Flow, steps: SyncSteps
-) -> None:
-    flow.script(find=answer(200, {"items": [{"id": "c1", "external_id": "u1"}, {"id": "c2", "external_id": "u1"}]}))
-    steps.tell()
-    assert flow.asked == [FETCH, FIND]
-    assert details(steps, "dead")[0]["cause"] == "ambiguous"
-    assert steps.left() == {"dead": 1}, "its lane is free"
-    go_on(flow, steps)
-    assert details(steps, "superseded") == [{"by": 2, "because": "healed"}]
-
-
-@pytest.mark.parametrize(("step", "broken"), [("fetch", b'{"id": "u1", "name": '), ("find", b'{"items": null}')])
-def test_malformed_json_of_either_side_is_tried_again_by_the_schedule(
-    flow: Flow, steps: SyncSteps, step: str, broken: bytes
-) -> None:
-    flow.script(**{step: [answer(200, broken), {"fetch": user("Ada"), "find": FOUND}[step]]})
-    steps.tell()
-    assert details(steps, "attempt_failed")[0]["error_class"] == "bad_answer"
-    assert written(flow) == []
-    steps.later()
-    assert flow.sent()[-1]["name"] == "Ada"
-    go_on(flow, steps)
-    assert CREATE not in flow.asked
-
-
-def test_malformed_json_that_stays_is_given_up_when_the_schedule_has_run_out(flow: Flow, steps: SyncSteps) -> None:
-    flow.script(fetch=answer(200, b"{"))
-    steps.tell()
-    steps.later()
-    steps.later()
-    assert [kind for _, kind in steps.kinds()] == ["attempt_failed", "attempt_failed", "dead"]
-    assert details(steps, "dead")[0]["cause"] == "exhausted"
-    go_on(flow, steps)
-
-
-@pytest.mark.parametrize("sync", [REQUIRED])
-def test_a_required_field_that_is_missing_is_dead_at_once_and_named(flow: Flow, steps: SyncSteps) -> None:
-    flow.script(fetch=answer(200, {"id": "u1"}))
-    steps.tell()
-    assert flow.sent() == []
-    (dead,) = details(steps, "dead")
-    assert dead["cause"] == "mapping"
-    assert "routes.users-to-crm.sync.map.name" in dead["error"]
-    go_on(flow, steps)
 
 
 @pytest.mark.parametrize("sync", [TOLERANT])
@@ -171,10 +123,6 @@ def test_a_delete_that_comes_after_the_create_was_delivered_deletes_nothing(
     go_on(flow, steps)
 
 
-def second_of(steps: SyncSteps) -> datetime:
-    return steps.clock.moment.replace(microsecond=0)
-
-
 @pytest.mark.parametrize(
     ("order", "fraction", "at_once"),
     [
@@ -187,7 +135,7 @@ def second_of(steps: SyncSteps) -> datetime:
 def test_a_delete_and_a_create_in_one_second_end_with_the_entity(
     flow: Flow, steps: SyncSteps, order: tuple[str, str], fraction: str, at_once: bool
 ) -> None:
-    at = second_of(steps)
+    at = steps.clock.moment.replace(microsecond=0)
     steps.advance(2)
     flow.script(fetch=user("Ada", in_seconds(at).replace("Z", f"{fraction}Z")))
     for event_type in order:
@@ -197,14 +145,13 @@ def test_a_delete_and_a_create_in_one_second_end_with_the_entity(
     for _ in range(4):
         steps.later()
     assert set(written(flow)) == {UPDATE}, "it is there, so its counterpart is kept"
-    assert flow.sent()[-1]["name"] == "Ada"
     go_on(flow, steps)
 
 
 def test_a_change_and_the_delete_in_one_second_end_with_nothing_though_a_replica_is_behind(
     flow: Flow, steps: SyncSteps
 ) -> None:
-    at = second_of(steps)
+    at = steps.clock.moment.replace(microsecond=0)
     steps.advance(2)
     flow.script(fetch=[user("Ada", in_seconds(at)), user("Ada", in_seconds(at)), answer(404)])
     flow.tell(at)
@@ -214,3 +161,22 @@ def test_a_change_and_the_delete_in_one_second_end_with_nothing_though_a_replica
         steps.later()
     assert written(flow)[-1:] == [REMOVE]
     go_on(flow, steps)
+
+
+# --- with the daemon
+
+
+@ON_BOTH
+def test_a_second_change_in_one_second_whose_webhook_is_the_same_is_downstream_in_the_end(
+    flow: Flow, engine: Engine
+) -> None:
+    this_second = SystemClock().now()
+    with relaying(engine, flow.config):
+        for name, status in (("first", "accepted"), ("second", "duplicate")):
+            flow.script(fetch=user(name))
+            assert flow.tell(this_second) == {"status": status, "seq": 1}
+            until(lambda: flow.sent() and flow.sent()[-1]["name"] == name and not open_states(engine), f"the {name}")
+    assert kinds(engine) == ["delivered", "rearmed", "delivered"]
+    assert count(engine, "inbox") == 1
+    keys = {seen.headers["idempotency-key"] for seen in flow.server.seen if seen.method == "PATCH"}
+    assert len(keys) == 2, "the other service takes the second for a call of its own"

@@ -7,19 +7,22 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.locks import locked_by_a_person
-from tests.helpers.tables import facts
-from tests.helpers.traffic import Downstream, Held, serving
 
 from inbox.clock import SystemClock
 from inbox.events.timestamps import as_time
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery import policy
-from relay.delivery.gates import BreakerLimits
+from relay.delivery.gates import BreakerLimits, Gate
+from relay.operations.asks import Selection
 from relay.store.nodes import read_nodes
+from relay.store.operator import commands
 from tests.helpers.daemon import Rig, users
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES
+from tests.helpers.locks import locked_by_a_person
+from tests.helpers.relaying import FakeClock
+from tests.helpers.tables import facts, rows
+from tests.helpers.traffic import Downstream, Held, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE
 
@@ -84,18 +87,11 @@ def test_a_destination_that_hangs_delays_no_other(rig: Rig, well: Downstream) ->
         rig.until_left()
 
 
-class WrongClock:
-    """A machine's clock that is an hour ahead."""
-
-    def now(self) -> datetime:
-        """Return the time that this clock shows."""
-        return SystemClock().now() + timedelta(hours=1)
-
-
 def test_a_relay_whose_own_clock_is_wrong_goes_by_the_databases(rig: Rig) -> None:
     rig.arrive("u1")
     rig.downstream.script = lambda _seq, attempt: 503 if attempt == 1 else 200
-    Relay(rig.database, prepare(rig.config()), grace_seconds=20, clock=WrongClock()).run(drain=True)
+    wrong = FakeClock(SystemClock().now() + timedelta(hours=1))
+    Relay(rig.database, prepare(rig.config()), grace_seconds=20, clock=wrong).run(drain=True)
     failed = facts(rig.engine)[0]
     assert timedelta(0) <= as_time(failed["detail"]["due_at"]) - failed["at"] <= timedelta(milliseconds=150)
     assert abs(failed["at"] - SystemClock().now()) < timedelta(minutes=1)
@@ -123,3 +119,67 @@ def failing_steps_of(rig: Rig) -> set[str]:
     """The steps that fail, as the relay has stored them with its last sign of life."""
     with rig.database.read() as transaction:
         return {step for relay in read_nodes(transaction) for step in relay["failing"]}
+
+
+# --- The daemon itself, in a thread, while the database's clock is set
+
+
+class SetClock:
+    """A clock that goes as ours does, and is set."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return SystemClock().now() + self.ahead
+
+    def set_by(self, seconds: float) -> None:
+        self.ahead += timedelta(seconds=seconds)
+
+
+def see_a_round(rig: Rig) -> None:
+    """A command is done after the leases have been looked at in the same round."""
+    for act in ("pause", "resume"):
+        commands.ask(rig.database, act, Gate(route="everything"), who="kim", why="to see a round")
+    until(lambda: not commands.next_open(rig.database, after=0, most=1), "both commands are done")
+
+
+@ON_BOTH
+def test_when_it_ran_ahead_by_an_hour_and_is_put_right_deliveries_go_on_once_an_operator_retries_them(
+    rig: Rig,
+) -> None:
+    clock = SetClock()
+    clock.set_by(3600)
+    held = rig.hold()
+    with rig.relay(concurrency=1, now=clock):
+        seqs = rig.arrive(*users(6))
+        until(lambda: held.seqs, "one is called")
+        until(lambda: "received" not in rig.left, "all have their place")
+        clock.set_by(-3600)
+        held.go.set()
+        rig.until_told("clock_stepped")
+        commands.ask(rig.database, "retry", Selection(route="everything"), who="kim", why="the clock was wrong")
+        rig.until_left()
+    assert sorted(held.seqs) == seqs
+    assert "abandoned" not in rig.kinds
+
+
+@ON_BOTH
+def test_when_it_jumps_forward_no_relay_takes_anything_from_another_that_lives_nor_from_itself(
+    rig: Rig,
+) -> None:
+    clock, held = SetClock(), rig.hold()
+    with rig.relay(concurrency=2, now=clock):
+        seqs = rig.arrive(*users(4))
+        until(lambda: len(held.seqs) == 2, "some are called")
+        with rig.relay(now=clock) as other:
+            node = "SELECT id FROM relay_node WHERE id = :id"
+            until(lambda: rows(rig.engine, node, id=other.node), "the other has begun")
+            see_a_round(rig)
+            clock.set_by(20)
+            rig.until_told("clock_stepped", 2)
+            see_a_round(rig)
+            held.go.set()
+            rig.until_left()
+    assert sorted(held.seqs) == seqs
+    assert rig.kinds == ["delivered"] * 4

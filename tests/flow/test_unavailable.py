@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import ExitStack
 
 import pytest
 from falcon.testing import Result
-from sqlalchemy import Engine
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down, locked, read_only
-from tests.helpers.tables import count
+from sqlalchemy import Engine, text
 
 from inbox.config.model import Config
 from inbox.receiver import app
+from relay.delivery.alerts import sentence
+from relay.store.alerts import take_unsent
+from relay.store.database import Database
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE, disconnect, down, locked, read_only
 from tests.helpers.receiver import PROBLEM, Receiver, receiving
+from tests.helpers.relaying import work_of
+from tests.helpers.storing import a_row
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import Stopwatch
 from tests.helpers.webhooks import body, moment
 
@@ -128,3 +134,116 @@ async def test_many_who_ask_for_health_share_one_question(
     with down(database_url):
         answers = await asyncio.gather(*(receiver.get("/health/ready") for _ in range(50)))
     assert {answer.status_code for answer in answers} == {200}
+
+
+# --- A database that gives numbers which are taken: senders get 503 and send again, and a person is told what to run
+
+
+def do(engine: Engine, statement: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+def alerted(engine: Engine) -> list[tuple[str, bool]]:
+    return [(row["kind"], bool(row["firing"])) for row in rows(engine, "SELECT kind, firing FROM alert ORDER BY id")]
+
+
+TAKEN_BACK = [("intake_stopped", True), ("intake_stopped", False)]
+
+
+async def fill(receiver: Receiver, begin: int, number: int) -> list[int]:
+    answers = [await receiver.post(body(f"u{n}", moment(n))) for n in range(begin, begin + number)]
+    return [answer.status_code for answer in answers]
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("uncached_health")
+async def test_a_sequence_behind_its_table_is_503_until_it_is_mended_and_told(
+    receiver: Receiver, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await fill(receiver, 0, 6) == [200] * 6
+    do(engine, "SELECT setval('inbox_seq_seq', 1)")
+
+    assert await fill(receiver, 6, 3) == [503] * 3
+    assert (await receiver.get("/health/ready")).status_code == 503
+    assert (await receiver.get("/health/live")).status_code == 200
+    critical = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert critical[0].endswith("Run: SELECT setval('public.inbox_seq_seq', 6)")
+    assert len(critical) == 1, "said once, not for each batch"
+    assert alerted(engine) == [("intake_stopped", True)]
+
+    do(engine, critical[0].partition("Run: ")[2])
+    assert await fill(receiver, 6, 3) == [200] * 3
+    assert (await receiver.get("/health/ready")).status_code == 200
+    assert alerted(engine) == TAKEN_BACK
+    assert count(engine, "inbox") == 9
+    assert count(engine, "rejected_request") == 0
+    (first,) = take_unsent(work_of(Database(engine)))
+    assert sentence(first.alert).startswith(
+        "the receiver can store nothing: the sequence public.inbox_seq_seq is behind"
+    )
+
+
+@ON_POSTGRES
+@pytest.mark.usefixtures("uncached_health")
+async def test_a_database_that_came_back_with_a_sequence_behind_is_not_ready_before_anything_is_sent(
+    receiver: Receiver, engine: Engine, database_url: str
+) -> None:
+    assert await fill(receiver, 0, 3) == [200] * 3
+    do(engine, "SELECT setval('inbox_seq_seq', 1, false)")
+    disconnect(database_url)
+    await receiver.get("/health/ready")  # its connection was broken
+    assert (await receiver.get("/health/ready")).status_code == 503
+
+
+@ON_POSTGRES
+async def test_one_row_in_the_way_costs_one_answer(receiver: Receiver, engine: Engine) -> None:
+    assert await fill(receiver, 0, 2) == [200] * 2
+    do(engine, a_row(3, "everything", "x"))
+    assert await fill(receiver, 2, 1) == [503]
+    assert await fill(receiver, 2, 3) == [200] * 3
+
+
+@ON_BOTH
+async def test_an_alert_of_a_receiver_that_has_ended_is_taken_back_by_the_next(config: Config, engine: Engine) -> None:
+    do(
+        engine,
+        "INSERT INTO alert (at, kind, subject, firing, detail)"
+        " VALUES ('2026-01-01 00:00:00.000000Z', 'intake_stopped', 'receiver', true, '{}')",
+    )
+    async with receiving(config) as receiver:
+        assert await fill(receiver, 0, 2) == [200] * 2
+    assert alerted(engine) == TAKEN_BACK
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize("table", ["alert", "delivery_log", "relay_command"])
+async def test_a_table_of_the_relay_that_is_locked_keeps_nothing_from_being_stored(
+    receiver: Receiver, engine: Engine, table: str
+) -> None:
+    with engine.connect() as dba:
+        dba.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        dba.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+        assert await fill(receiver, 0, 1) == [200]
+
+
+@ON_POSTGRES
+async def test_a_sequence_of_the_relay_behind_its_table_keeps_nothing_from_being_stored(
+    config: Config, engine: Engine
+) -> None:
+    do(
+        engine,
+        """INSERT INTO relay_command (id, asked_at, asked_by, kind, selection, reason)
+VALUES (7, now(), 'kim', 'pause', '{"route": "r"}', 'r')""",
+    )
+    async with receiving(config) as receiver:
+        assert await fill(receiver, 0, 1) == [200]
+
+
+@ON_SQLITE
+async def test_a_number_that_is_taken_in_sqlite_is_no_fault_of_the_row(receiver: Receiver, engine: Engine) -> None:
+    """SQLite gives the next number itself, so only a row of a delivery can be in the way."""
+    do(engine, a_row(1, "everything", "x"))
+    assert await fill(receiver, 0, 1) == [503]
+    do(engine, "DELETE FROM open_delivery")
+    assert await fill(receiver, 0, 1) == [200]

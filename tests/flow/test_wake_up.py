@@ -15,8 +15,6 @@ import msgspec
 import psycopg
 import pytest
 from sqlalchemy import Engine, make_url, text
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, connect_postgres
-from tests.helpers.traffic import never_greeting
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
@@ -31,9 +29,11 @@ from relay.daemon.wake_up import Listener
 from relay.observe import Observer
 from relay.store.database import Database
 from tests.helpers.daemon import Rig, configured
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, connect_postgres
 from tests.helpers.receiver import a_link, posted, served
 from tests.helpers.relaying import at_work
 from tests.helpers.storing import START, an_event
+from tests.helpers.traffic import never_greeting
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import HEADERS, PATH, a_config, body, moment
 
@@ -68,20 +68,11 @@ def test_a_listener_whose_connection_ends_listens_again(rig: Rig, database_url: 
     ):
         for n in range(2):
             until(lambda: relay._listener.wait == 0.0, "it hears")
-            until(lambda: ended_listeners(hand), "a listener's connection is ended")
+            end = "SELECT pg_terminate_backend(pid, 5000)"
+            until(lambda: listeners(hand, end) == {True}, "the listener's connection is ended")
             rig.until_told("hears_nothing", n + 1)
             assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
             until(lambda: rig.kinds == ["delivered"] * (n + 1), "it is delivered")
-
-
-def ended_listeners(hand: psycopg.Connection) -> int:
-    """End the connection of every listener; how many there were."""
-    ended = hand.execute(
-        "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND query LIKE 'LISTEN %'"
-    )
-    (number,) = ended.fetchone() or (0,)
-    return int(number)
 
 
 @ON_POSTGRES
@@ -97,33 +88,28 @@ def test_a_listener_that_has_heard_nothing_for_long_listens_on_another_connectio
         assert rig.observer.counts["hears_nothing"] == 0
 
 
-def listeners(hand: psycopg.Connection) -> set[int]:
-    """The processes of connections that listen."""
-    found = hand.execute(
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'"
-    )
-    return {pid for (pid,) in found.fetchall()}
+def listeners(hand: psycopg.Connection, select: str = "SELECT pid") -> set[int]:
+    """The processes of connections that listen, or what else is selected of them."""
+    found = hand.execute(f"{select} FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'")
+    return {value for (value,) in found.fetchall()}
 
 
 @ON_POSTGRES
-def test_wake_ups_can_be_switched_off(rig: Rig, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("query", [{}, {"pooler": "transaction"}], ids=["switched off", "behind a pooler"])
+def test_a_relay_that_may_not_listen_finds_arrivals_by_polling(
+    rig: Rig, database_url: str, monkeypatch: pytest.MonkeyPatch, query: dict[str, str]
+) -> None:
     def never(*_: object) -> None:
         raise AssertionError("it sends nothing")
 
     monkeypatch.setattr("inbox.receiver.app.Notifier", never)
-    relay = Relay(rig.database, prepare(without_wake_ups(rig.config())), grace_seconds=5)
+    engine = engines.connect(
+        make_url(database_url).update_query_dict(query).render_as_string(hide_password=False), application="tests"
+    )
+    config = rig.config() if query else without_wake_ups(rig.config())
+    relay = Relay(Database(engine), prepare(config), grace_seconds=5)
     with served(database_url, without_wake_ups(a_config(database_url))) as port, at_work(relay):
         assert posted(port, PATH, body(), dict(HEADERS)) == 200
-        until(lambda: rig.kinds == ["delivered"], "it is found by polling")
-        assert not listens()
-
-
-@ON_POSTGRES
-def test_behind_a_pooler_it_does_not_listen(rig: Rig, database_url: str) -> None:
-    pooled = make_url(database_url).update_query_dict({"pooler": "transaction"}).render_as_string(hide_password=False)
-    engine = engines.connect(pooled, application="tests")
-    rig.arrive("u1")
-    with at_work(Relay(Database(engine), prepare(rig.config()), grace_seconds=5)):
         until(lambda: rig.kinds == ["delivered"], "it is found by polling")
         assert not listens()
     engine.dispose()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import ON_BOTH
-from tests.helpers.tables import count, duplicates, rows
 
-from relay.delivery.facts import Abandoned
-from tests.helpers.receiver import Receiver
-from tests.helpers.relaying import UNWELL, Steps
-from tests.helpers.webhooks import ROUTE, TOKEN, body, moment
+from inbox.loader.load import parse_config
+from tests.helpers.daemon import running
+from tests.helpers.databases import ON_BOTH
+from tests.helpers.receiver import Receiver, posted, served
+from tests.helpers.relaying import Steps
+from tests.helpers.scripted import answer, serving
+from tests.helpers.tables import count, duplicates, rows
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import HEADERS, PATH, ROUTE, TOKEN, body, config_text, moment
 
 
 @ON_BOTH
@@ -52,21 +54,6 @@ async def test_events_of_an_entity_are_delivered_in_the_order_of_their_own_times
         assert times == sorted(times)
 
 
-async def test_an_event_that_comes_behind_a_delivered_later_one_is_delivered_and_marked_late(
-    receiver: Receiver, steps: Steps
-) -> None:
-    await receiver.post(body("u1", moment(2000)))
-    steps.until_nothing_is_due()
-    await receiver.post(body("u1", moment(1000)))
-    steps.until_nothing_is_due()
-
-    assert [seen.late for seen in steps.deliverer.seen] == [False, True]
-    assert ["late" in row["detail"] for row in steps.rows("SELECT detail FROM delivery_log ORDER BY id")] == [
-        False,
-        True,
-    ]
-
-
 async def test_a_source_that_no_route_takes_is_stored_and_owes_no_delivery(receiver: Receiver, engine: Engine) -> None:
     answer = await receiver.post(path="/webhooks/unrouted")
 
@@ -78,11 +65,8 @@ async def test_a_source_that_no_route_takes_is_stored_and_owes_no_delivery(recei
 @ON_BOTH
 @pytest.mark.parametrize(
     "again",
-    [
-        pytest.param(body(), id="byte for byte"),
-        pytest.param(body("u1", "2026-01-01T01:00:00+01:00"), id="the same instant in other words"),
-        pytest.param(body(comment="new"), id="another field"),
-    ],
+    [body(), body("u1", "2026-01-01T01:00:00+01:00"), body(comment="new")],
+    ids=["byte for byte", "the same instant in other words", "another field"],
 )
 async def test_a_repeat_is_answered_with_the_first_ones_seq_and_noted(
     receiver: Receiver, engine: Engine, again: bytes
@@ -114,25 +98,17 @@ async def test_fifty_identical_requests_at_once_are_one_event(receiver: Receiver
     assert len(steps.deliverer.seen) == 1
 
 
-Crash = Callable[[Steps], object]
-
-
 @ON_BOTH
-@pytest.mark.parametrize(
-    ("crash", "calls"),
-    [
-        pytest.param(lambda steps: None, 1, id="before anything"),  # noqa: ARG005
-        pytest.param(lambda steps: steps.sequence(), 1, id="after sequence"),
-        pytest.param(lambda steps: (steps.sequence(), steps.claim_due()), 1, id="after claim"),
-        pytest.param(lambda steps: (steps.sequence(), steps.deliver(steps.claim_due())), 2, id="after the call"),
-        pytest.param(lambda steps: steps.round(), 1, id="after record"),
-    ],
-)
+@pytest.mark.parametrize(("done", "calls"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 1)])
 async def test_a_relay_that_dies_between_two_steps_loses_nothing(
-    receiver: Receiver, steps: Steps, engine: Engine, crash: Crash, calls: int
+    receiver: Receiver, steps: Steps, engine: Engine, done: int, calls: int
 ) -> None:
+    """`done` of its steps are done: it orders, claims, calls, and records."""
     await receiver.post()
-    crash(steps)
+    steps.sequence() if done > 0 else None
+    claimed = steps.claim_due() if done > 1 else []
+    outcomes = steps.deliver(claimed) if done > 2 else []
+    steps.record(outcomes) if done > 3 else None
     steps.node = "second"
     steps.advance(15.1)
     steps.until_nothing_is_due()
@@ -142,18 +118,13 @@ async def test_a_relay_that_dies_between_two_steps_loses_nothing(
     assert count(engine, "open_delivery") == 0
 
 
-@ON_BOTH
-async def test_a_relay_that_wakes_up_after_its_lease_can_not_overrule_its_successor(
-    receiver: Receiver, steps: Steps
-) -> None:
-    await receiver.post()
-    steps.sequence()
-    stale = steps.claim_due()
-    steps.advance(15.1)
-    assert steps.reap("second") == [(1, ROUTE, Abandoned(relay_node="r1"))]
-    fresh = steps.claim_due()
-
-    (discarded,) = steps.record_all(stale)
-    (kept,) = steps.record_all(fresh, UNWELL)
-    assert (discarded.fact is None, kept.fact is None) == (True, False)
-    assert steps.kinds() == [(1, "abandoned"), (1, "attempt_failed")]
+def test_a_listed_header_of_the_request_reaches_the_destination_and_no_other(database_url: str, engine: Engine) -> None:
+    passed = 'pass_headers = ["X-Tenant"]'
+    config = parse_config(config_text(database_url).replace("concurrency =", f"{passed}\nconcurrency ="))
+    headers = {**HEADERS, "X-Tenant": "acme", "X-Other": "not listed", "Cookie": "session"}
+    with served(database_url, config) as port:
+        assert posted(port, PATH, body(), headers) == 200
+    with serving(answer(204)) as server, running(engine, server, destination=passed):
+        until(lambda: server.seen, "it is forwarded")
+    assert server.seen[0].headers["x-tenant"] == "acme"
+    assert not server.seen[0].headers.keys() & {"x-other", "cookie"}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -20,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from inbox.receiver.fetcher import Get, get_over_https
+from tests.helpers.scripted import Act, ScriptedServer, answer
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-Answer = Callable[["Request"], None]
 
 
 @cache
@@ -66,51 +64,19 @@ def pem_of(
     return made.sign(signer, SHA256()).public_bytes(Encoding.PEM)
 
 
-class Request(http.server.BaseHTTPRequestHandler):
-    """One request to the host."""
+class CertificateHost(ScriptedServer):
+    """A running host, and the way to it. `asked` are names and paths."""
 
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
-    def do_GET(self) -> None:  # the library's name
-        self.server.asked.append(f"{self.headers['Host']}{self.path}")
-        self.server.arrived.set()
-        answer = self.server.answers.get(self.path)
-        with contextlib.suppress(OSError):  # who asked may have left
-            self.send(404, b"") if answer is None else answer(self)
-
-    def send(self, status: int, body: bytes, **headers: str) -> None:
-        """Send a whole answer."""
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:  # noqa: ANN401  # the library's signature
-        """Stay silent."""
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    asked: list[str]
-    answers: dict[str, Answer]
-    arrived: threading.Event
-    daemon_threads = True
-
-    def handle_error(self, *_: Any) -> None:  # noqa: ANN401
-        """Stay silent: who does not trust the host leaves in the middle of the handshake."""
-
-
-class CertificateHost:
-    """A running host: its answers, the requests it got, and the way to it."""
-
-    def __init__(self, server: _Server, trusting: ssl.SSLContext) -> None:
-        self._server = server
+    def __init__(self, context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+        super().__init__(answer(404), tls=context)
         self.trusting = trusting
-        self.asked, self.answers, self.arrived = server.asked, server.answers, server.arrived
+
+    @property
+    def asked(self) -> list[str]:
+        return [f"{seen.headers['host']}{seen.target}" for seen in self.seen]
 
     def dial(self, _host: str) -> socket.socket:
-        return socket.create_connection(self._server.server_address[:2], timeout=5)  # type: ignore[arg-type]
+        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
 
     def get(self, **options: Any) -> Get:  # noqa: ANN401
         """The product's own function, which finds every name here."""
@@ -118,7 +84,11 @@ class CertificateHost:
 
     def serve(self, path: str, body: bytes) -> None:
         """Answer 200 with this body."""
-        self.answers[path] = lambda request: request.send(200, body)
+        self.meet(path, answer(200, body))
+
+    def meet(self, path: str, act: Act) -> None:
+        """Meet requests for this path so."""
+        self.routes[f"GET {path}"] = [act]
 
 
 @contextlib.contextmanager
@@ -131,13 +101,6 @@ def certificate_host(folder: Path, name: str) -> Iterator[CertificateHost]:
     chain.write_bytes(private + pem_of(name, key, by=("the authority of a test", authority)))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain)
-    with _Server(("127.0.0.1", 0), Request) as server:
-        server.asked, server.answers, server.arrived = [], {}, threading.Event()
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield CertificateHost(server, ssl.create_default_context(cadata=root.decode()))
-        finally:
-            server.shutdown()
-            thread.join()
+    trusting = ssl.create_default_context(cadata=root.decode())
+    with contextlib.closing(CertificateHost(context, trusting)) as host:
+        yield host

@@ -11,15 +11,15 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import NullPool
-from tests.helpers.machine import ROOM
-from tests.helpers.tables import stored
-from tests.helpers.traffic import Change, Downstream, Script, Sender, always_well, endless, serving
 
 from inbox.db import migrate
 from inbox.db.engine import connect
 from tests.docs.pages import the_block
 from tests.helpers.killable_postgres import KillablePostgres, killable
+from tests.helpers.machine import ROOM
 from tests.helpers.processes import Program, Site, site
+from tests.helpers.tables import stored
+from tests.helpers.traffic import Change, Downstream, Script, Sender, always_well, endless, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

@@ -1,27 +1,61 @@
-"""The operator's page in this process: its real application, served by uvicorn in a thread, and a browser without a head."""
+"""The operator's page in this process, with the access that a test gives or its real one, and a browser without a head."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
+import argon2
 import msgspec
 import pytest
 import requests
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
-from inbox.config.model import Config, DatabaseSettings
-from inbox.config.values import DatabaseUrl
+from inbox.config.model import Config, DatabaseSettings, Web, WebProxy
+from inbox.config.values import DatabaseUrl, Network, Secret
 from inbox.errors import SignInNeeded
-from relay.accounts import Actor
+from relay.accounts import Actor, hash_password, hash_token
+from relay.demo.services import App, served
 from relay.web import plans, reading
 from relay.web.app import create_app
+from relay.web.guard import Guard, Sessions
 from relay.web.reading import Readers
 from relay.web.screens import lists
-from tests.helpers.page import staged
+from tests.helpers.relaying import FakeClock, Monotonic
+
+_rest = contextlib.ExitStack()
+atexit.register(_rest.close)
+
+
+class _Stage:
+    """An ASGI application that is whichever is given."""
+
+    def __init__(self) -> None:
+        self.app: Any = None
+        self.url = _rest.enter_context(served(cast("App", self)))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's
+        await self.app(scope, receive, send)
+
+
+_free: list[_Stage] = []
+
+
+@contextlib.contextmanager
+def staged(app: App) -> Iterator[str]:
+    """Serve an application on a server that is free; yields its URL."""
+    stage = _free.pop() if _free else _Stage()
+    stage.app = app
+    try:
+        yield stage.url
+    finally:
+        _free.append(stage)
+
 
 OPERATOR = Actor("olga", "operator")
 VIEWER = Actor("veikko", "viewer")
@@ -100,3 +134,99 @@ def serving(config: Config, clock: Clock) -> Iterator[Page]:
     app = create_app(readers, clock, GivenActor())
     with contextlib.closing(readers), staged(app) as url, contextlib.closing(Page(url)) as page:
         yield page
+
+
+FAST = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+"""Hashes that a test need not wait for."""
+PASSWORD, OTHER_PASSWORD = "correct horse battery", "another long password"
+TOKEN, VIEWER_TOKEN = "irw_of-an-operator", "irw_of-a-viewer"
+
+
+def user(name: str, role: str = "operator", password: str = PASSWORD) -> str:
+    """A line of the users file."""
+    return f"{name}:{role}:{hash_password(password, FAST)}\n"
+
+
+def token(name: str, value: str, role: str) -> str:
+    """A line of the tokens file."""
+    return f"{name}:{role}:{hash_token(value)}\n"
+
+
+class Entrance:
+    """The page of one configuration. Requests have a browser's headers unless others are given, and follow nothing."""
+
+    def __init__(self, url: str, users: Path, tokens: Path, clock: FakeClock, steady: Monotonic) -> None:
+        self.url, self.users, self.tokens, self.clock, self.steady = url, users, tokens, clock, steady
+        self.browser = requests.Session()
+        self.browser.trust_env = False
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] = {},  # it is not changed
+        **options: Any,  # noqa: ANN401
+    ) -> requests.Response:
+        return self.browser.request(
+            method,
+            self.url + path,
+            headers={"Accept": "text/html", **headers},
+            allow_redirects=False,
+            timeout=30,
+            **options,
+        )
+
+    def get(self, path: str, **headers: str) -> requests.Response:
+        return self.send("GET", path, _named(headers))
+
+    def post(self, path: str, form: Mapping[str, str] = {}, **headers: str) -> requests.Response:  # it is not changed
+        """POST a form as the page itself does, unless `sec_fetch_site` says otherwise."""
+        sent = {"sec_fetch_site": "same-origin", **headers}
+        return self.send("POST", path, _named({name: value for name, value in sent.items() if value}), data=dict(form))
+
+    def sign_in(self, name: str = "anna", password: str = PASSWORD, following: str = "/rejected") -> requests.Response:
+        return self.post("/sign-in", {"name": name, "password": password, "next": following})
+
+    def later(self, seconds: float) -> None:
+        """Move both clocks on."""
+        self.clock.advance(seconds)
+        self.steady.seconds += seconds
+
+
+def _named(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+@contextlib.contextmanager
+def entrance(
+    config: Config,
+    folder: Path,
+    *,
+    forwarding: Sequence[str] = (),
+    sessions: Sessions | None = None,
+    **changed: Any,  # noqa: ANN401  # keys of [web]
+) -> Iterator[Entrance]:
+    """The page with the users anna (operator) and veikko (viewer), and a token of each role."""
+    users, tokens = folder / "users", folder / "tokens"
+    users.write_text(f"# people\n\n{user('anna')}{user('veikko', 'viewer', OTHER_PASSWORD)}")
+    tokens.write_text(token("script", TOKEN, "operator") + token("graph", VIEWER_TOKEN, "viewer"))
+    web = msgspec.structs.replace(Web(users=Secret(f"file:{users}"), tokens=Secret(f"file:{tokens}")), **changed)
+    clock, steady = FakeClock(), Monotonic()
+    guard = Guard(
+        web,
+        clock,
+        sessions or Sessions(),
+        forwarding=[Network.parse(each) for each in forwarding],
+        monotonic=steady,
+    )
+    readers = Readers(msgspec.structs.replace(config, web=web), clock)
+    app = create_app(readers, clock, guard)
+    with contextlib.closing(readers), staged(app) as url:
+        made = Entrance(url, users, tokens, clock, steady)
+        with contextlib.closing(made.browser):
+            yield made
+
+
+def behind_proxy(*networks: str, operators: tuple[str, ...] = ("anna",)) -> WebProxy:
+    """A proxy at these addresses."""
+    return WebProxy(networks=[Network.parse(each) for each in networks], operators=list(operators))

@@ -1,23 +1,127 @@
-"""The receiver in this process: its real app and writer, called as an ASGI server would, or served by uvicorn."""
+"""The receiver in this process, called as an ASGI server would or served by uvicorn; and requests written out byte by byte."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import json
+import re
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import uvicorn
 from falcon.testing import ASGIConductor, Result
 
 from inbox.config.model import Config
+from inbox.db.intake import Rejected
 from inbox.db.link import Link, link_to
+from inbox.events.event import Event, Receipt
 from inbox.gunicorn_settings import Worker
 from inbox.receiver.app import app_of
 from tests.helpers.waiting import LONGEST_SECONDS, until
-from tests.helpers.webhooks import HEADERS, PATH, a_config, body
+from tests.helpers.webhooks import HEADERS, PATH, TOKEN, a_config, body
+
+HOST = b"Host: localhost"
+JSON = b"Content-Type: application/json"
+SECRET = b"X-Webhook-Token: " + TOKEN.encode()
+CLOSE = b"Connection: close"
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3}) [^\r\n]*\r\n")
+
+
+class Answer(NamedTuple):
+    """One answer of several that a connection may give."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def seq(self) -> int:
+        """Return the seq of the event that it acknowledges; 0: none."""
+        return int(json.loads(self.body).get("seq", 0)) if self.status == 200 and b'"seq"' in self.body else 0
+
+
+def request(*fields: bytes, line: bytes = b"POST " + PATH.encode() + b" HTTP/1.1", payload: bytes = b"") -> bytes:
+    """A request of these lines and nothing else."""
+    return b"\r\n".join([line, *fields, b"", b""]) + payload
+
+
+def webhook(
+    *more: bytes,
+    line: bytes = b"POST " + PATH.encode() + b" HTTP/1.1",
+    payload: bytes | None = None,
+    length: int | None = None,
+    without: tuple[bytes, ...] = (),
+) -> bytes:
+    """A good webhook on a connection that ends behind it, with fields more, and without these; it may give another length."""
+    sent = body() if payload is None else payload
+    usual = [HOST, JSON, SECRET, CLOSE, b"Content-Length: %d" % (len(sent) if length is None else length)]
+    return request(*(field for field in usual if field not in without), *more, line=line, payload=sent)
+
+
+def chunked(*chunks: bytes, more: tuple[bytes, ...] = ()) -> bytes:
+    """A webhook's head that announces chunks, and these bytes behind it."""
+    return request(HOST, JSON, SECRET, CLOSE, b"Transfer-Encoding: chunked", *more) + b"".join(chunks)
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def ask(port: int, sent: bytes, *, half_close: bool = False, within: float = 10.0) -> bytes:
+    """Send bytes over a connection of their own; all that comes back until the other side closes.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=within) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(sent)
+        if half_close:
+            with contextlib.suppress(OSError):  # the other side has ended the connection already
+                connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            while more := connection.recv(65536):
+                received += more
+    return received
+
+
+def answers(received: bytes, *, heads: bool = False) -> list[Answer]:
+    """The answers in what came back, without those that only say `100 Continue`.
+
+    Those to HEAD (`heads`) have no bodies, but for those that refuse it before it is known for a HEAD.
+
+    Raises:
+        AssertionError: something else is in it than whole answers.
+    """
+    found = []
+    while received:
+        line = _STATUS_LINE.match(received)
+        assert line, f"no answer begins like this: {received[:80]!r}"
+        if line[1] == b"100":
+            received = received[line.end() :].removeprefix(b"\r\n")
+            continue
+        head, _, received = received[line.end() :].partition(b"\r\n\r\n")
+        fields = (field.split(b": ", 1) for field in head.split(b"\r\n"))
+        headers = {name.decode().lower(): value.decode() for name, value in fields}
+        length = 0 if heads and not received.startswith(b"{") else int(headers.get("content-length", "0"))
+        assert len(received) >= length, "an answer is cut"
+        found.append(Answer(int(line[1]), headers, received[:length]))
+        received = received[length:]
+    return found
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of memory that a process has in use."""
+    resident = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(resident.split()[1]) * 1024
+
 
 PROBLEM = "application/problem+json"
 
@@ -43,6 +147,29 @@ class Receiver:
     async def get(self, path: str) -> Result:
         """GET a path."""
         return await self._conductor.simulate_get(path)
+
+
+class Memory:
+    """A writer that keeps what it is given, and asks no database."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.rejected: list[Rejected] = []
+
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+        """Keep these events."""
+        self.events += events
+        return [Receipt(len(self.events), duplicate=False)] * len(events)
+
+    async def probe(self) -> None:
+        """Do nothing."""
+
+    def reject(self, row: Rejected) -> None:
+        """Keep this refusal."""
+        self.rejected.append(row)
+
+    async def close(self) -> None:
+        """Do nothing."""
 
 
 @contextlib.asynccontextmanager
@@ -83,35 +210,6 @@ def served(database_url: str, config: Config | None = None, *, send_buffer: int 
         finally:
             server.should_exit = True
             thread.join()
-
-
-def exchange(port: int, sent: bytes, *, half_close: bool = False, within: float = 10.0) -> bytes:
-    """Send bytes over a socket of their own; all that comes back until the other side closes."""
-    received = b""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=within)
-    with connection, contextlib.suppress(ConnectionError):
-        connection.sendall(sent)
-        if half_close:
-            with contextlib.suppress(OSError):  # the other side has ended the connection already
-                connection.shutdown(socket.SHUT_WR)
-        while chunk := connection.recv(65536):
-            received += chunk
-    return received
-
-
-def raw_post(payload: bytes, *more: str, length: int | None = None) -> bytes:
-    """A POST of this body, written out; `length` is what Content-Length says."""
-    headers = [f"{name}: {value}" for name, value in HEADERS.items()]
-    announced = len(payload) if length is None else length
-    lines = [
-        f"POST {PATH} HTTP/1.1",
-        "Host: localhost",
-        *headers,
-        f"Content-Length: {announced}",
-        "Connection: close",
-        *more,
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + payload
 
 
 def posted(port: int, path: str, payload: bytes, headers: Mapping[str, str]) -> int:

@@ -5,32 +5,42 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
-from inbox.config.model import Config
+from inbox.config.model import Config, Retention, RetentionKind
+from inbox.config.values import Age
+from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row, plain
-from inbox.events.event import Event
+from inbox.events.event import Event, RawRequest
 from inbox.loader.load import parse_config
+from inbox.sources.normalize import readers_of
 from relay.daemon.generation import attempt
 from relay.daemon.loop import Relay
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import GateKey
-from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
+from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import Policies, policies
 from relay.http.client import Limits
+from relay.operations.asks import Selection
 from relay.store import claim, leases, sequence
 from relay.store.database import Database
+from relay.store.operator import commands, execution
+from relay.store.operator.commands import Command
+from relay.store.operator.selection import Act
 from relay.store.record import Recorded
 from relay.store.record import record as record_parts
+from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
 from relay.store.transaction import FailedAlone
 from relay.store.work import Reports, Rests, Work
 from tests.helpers.agreement import facts_agree
 from tests.helpers.storing import START, Intake
+from tests.helpers.traffic import Change
+from tests.helpers.webhooks import HEADERS, a_config, body
 
 DONE = Delivered((), "forwarded")
 UNWELL = Failed((), "server_error", "forward answered 503")
@@ -262,3 +272,112 @@ class Steps:
     def facts_agree(self) -> None:
         """Assert that the log folds to the work table, and that every lane with waiting deliveries has one head."""
         facts_agree(self.database.engine)
+
+
+def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *, who: str = "kim", why: str) -> int:
+    """All of it, batch by batch, by this process alone; how many deliveries were changed."""
+    number = commands.ask(database, act, chosen, who=who, why=why)
+    while (progress := commands.progress(database, number)) and not progress.has_ended:
+        execution.work_on(work_of(database, policies(config), config=config), number)
+    assert progress is not None
+    assert progress.state == "done"
+    return progress.affected
+
+
+def erase(
+    engine: Engine,
+    config: Config,
+    subject: ErasureSubject,
+    *,
+    why: str = "request 2026-17",
+    heard: Callable[[], None] = lambda: None,
+    number: int | None = None,
+) -> tuple[int, Command]:
+    """Erase an entity in this process, or go on with a command; `heard` is called after each step."""
+    database = Database(engine)
+    asked = {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}
+    number = number or commands.ask(database, "erase", asked, who="kim", why=why)
+    while (progress := commands.progress(database, number)) and not progress.has_ended:
+        execution.work_on(work_of(database, policies(config), config=config), number)
+        heard()
+    assert progress is not None
+    return number, progress
+
+
+DAY = 86400
+MONTH = Age(30 * DAY)
+AFTER_A_MONTH = Retention(
+    payloads=MONTH,
+    events=MONTH,
+    attempts=MONTH,
+    rejected=MONTH,
+    duplicates=MONTH,
+    relay_nodes=MONTH,
+    alerts=MONTH,
+    commands=MONTH,
+    reveals=MONTH,
+    throughput=MONTH,
+)
+"""Every kind expires after a month; tests' events are older."""
+
+
+def a_pruner(engine: Engine, holder: str = "r1", now: Callable[[], datetime] | None = None) -> LeasedPruner:
+    """A pruner that doesn't rest."""
+    return LeasedPruner(Database(engine, now), holder, rest=lambda _: None)
+
+
+def batches(pruner: LeasedPruner, kind: RetentionKind, before: datetime | None) -> Iterator[Pruned]:
+    """Prune until nothing is left."""
+    is_done = False
+    while not is_done:
+        pruned = pruner.batch(kind, before)
+        assert pruned is not None, "the lease is lost"
+        yield pruned
+        is_done = pruned.is_done
+
+
+def prune(
+    engine: Engine,
+    *kinds: RetentionKind,
+    retention: Retention = AFTER_A_MONTH,
+    now: Callable[[], datetime] | None = None,
+) -> dict[RetentionKind, list[Pruned]]:
+    """Prune these kinds, or all, until nothing is left; returns what happened."""
+    pruner = a_pruner(engine, now=now)
+    clock = pruner.take()
+    assert clock is not None
+    happened = {
+        kind: list(batches(pruner, kind, expiry_of(retention, kind, clock))) for kind in (kinds or tuple(STEPS))
+    }
+    pruner.give_back(clock)
+    return happened
+
+
+def fill(database_url: str, events: Iterable[Change]) -> list[int]:
+    """Store these events, which are new, as the receiver reads them; gives their seqs."""
+    read = readers_of(a_config(database_url))["trivore"]
+    headers = {name.lower(): value for name, value in HEADERS.items()}
+    requests = (RawRequest("trivore", headers, body(*event), SystemClock().now()) for event in events)
+    stored = Intake(database_url).append(*(event for request in requests for event in read(request)))
+    return [seq for seq in stored if seq is not None]
+
+
+def give_up(engine: Engine, database_url: str, events: Iterable[Change], reason: str = "email: no value") -> list[int]:
+    """Send these events, and have a relay give each up, as a mistake in a mapping makes it; gives their seqs."""
+    return _attempt(engine, database_url, events, Failed((), "mapping", reason))
+
+
+def fail_once(engine: Engine, database_url: str, events: Iterable[Change]) -> list[int]:
+    """Send these events, and have the first attempt of each answered with 503 and an hour's `Retry-After`; gives their seqs."""
+    call = Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=503)
+    return _attempt(engine, database_url, events, Failed((call,), "server_error", "answered 503", retry_after=3600))
+
+
+def _attempt(engine: Engine, database_url: str, events: Iterable[Change], outcome: Failed) -> list[int]:
+    seqs = fill(database_url, events)
+    database, known = Database(engine), policies(a_config(database_url))
+    while sequence.sequence(work_of(database, known)):
+        pass
+    while claimed := claim.claim(work_of(database), [claim.Room(["everything"], 500)]):
+        record(work_of(database, known), [(delivery, outcome) for delivery in claimed])
+    return seqs

@@ -36,6 +36,10 @@ Act = Callable[["ScriptedServer", socket.socket], None]
 """The action after the request is read; raising OSError, or `Hangup`, ends the connection."""
 
 
+Tls = ssl.SSLContext | bool | Literal["mutual"]
+"""A context, or whether the server has the certificate for `localhost`, and asks for one, too."""
+
+
 class Hangup(Exception):
     """Close the connection now."""
 
@@ -113,7 +117,7 @@ class ScriptedServer:
     def __init__(
         self,
         *acts: Act,
-        tls: bool | Literal["mutual"] = False,
+        tls: Tls = False,
         routes: dict[str, list[Act]] | None = None,
         reads: bool = True,
     ) -> None:
@@ -126,7 +130,7 @@ class ScriptedServer:
         self.acts = list(acts)
         self._reads = reads
         self.routes = routes or {}
-        self._tls = _server_context(asks_for_a_certificate=tls == "mutual") if tls else None
+        self._tls = tls if isinstance(tls, ssl.SSLContext) else _server_context(tls) if tls else None
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -212,10 +216,10 @@ def _request(reader: BufferedReader, number: int) -> Seen | None:
     return Seen(method, target, headers, body, number) if len(body) == length else None
 
 
-def _server_context(*, asks_for_a_certificate: bool) -> ssl.SSLContext:
+def _server_context(tls: Literal[True, "mutual"]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
-    if asks_for_a_certificate:
+    if tls == "mutual":
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(CERTIFICATE)
     return context
@@ -224,7 +228,7 @@ def _server_context(*, asks_for_a_certificate: bool) -> ssl.SSLContext:
 @contextmanager
 def serving(
     *acts: Act,
-    tls: bool | Literal["mutual"] = False,
+    tls: Tls = False,
     routes: dict[str, list[Act]] | None = None,
     reads: bool = True,
 ) -> Iterator[ScriptedServer]:

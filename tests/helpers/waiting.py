@@ -1,11 +1,18 @@
-"""Waiting for a condition, never for a time."""
+"""Waiting for a condition, never for a time; and patience with a machine that stands still for some seconds."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from inbox.db.dialect import Sql
 
 _Found = TypeVar("_Found")
 
@@ -40,3 +47,70 @@ async def until_async(condition: Callable[[], _Found], what: str, *, within: flo
             return found
         assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
         await asyncio.sleep(POLL_SECONDS)
+
+
+_AT_ONCE_SECONDS = 0.005
+_LONGEST_SECONDS = 0.02
+"""Longest time between two looks at the clock that counts: what is beyond it, the process stood still or had no processor."""
+
+
+class Stopwatch:
+    """Measures how long a block takes, without the time in which this process could not run. It waits or computes else."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """Seconds so far."""
+        self._last = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stopwatch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._last = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(_AT_ONCE_SECONDS):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        self.seconds += min(now - self._last, _LONGEST_SECONDS)
+        self._last = now
+
+
+_OF_POSTGRES = "SET lock_timeout = '60s'; SET idle_in_transaction_session_timeout = 0"
+_OF_SQLITE = "PRAGMA busy_timeout = 60000"
+
+
+def be_patient(engine: Engine) -> None:
+    """Let each transaction of the engine wait a minute for a lock, and stand still for as long as it likes."""
+    patient = _OF_POSTGRES if Sql(engine.dialect.name).is_postgres else _OF_SQLITE
+
+    @event.listens_for(engine, "checkout")
+    def _checked_out(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:  # noqa: ANN401  # the driver's
+        make_patient(connection, record.info, patient)
+
+
+def make_patient(connection: Any, info: dict[Any, Any], patient: str = _OF_POSTGRES) -> None:  # noqa: ANN401  # the driver's
+    """Do so for a connection of the driver, once: `info` is what stays with it."""
+    if "patient" not in info:
+        connection.execute(patient)
+        connection.commit()
+        info["patient"] = True
+
+
+def stand_still(connection: Connection) -> None:
+    """Let this transaction stand still for as long as it likes, as somebody's who has locks that others wait for."""
+    if Sql(connection.dialect.name).is_postgres:
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        connection.execute(
+            text("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'")
+        )

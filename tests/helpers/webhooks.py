@@ -1,11 +1,14 @@
-"""Webhooks as the tests' one source sends them, and the configuration that receives and relays them."""
+"""Webhooks as the tests' one source sends them, and the configuration that receives and relays them, with its mistakes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 
+import pytest
+
 from inbox.config.model import Config
+from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 
 TOKEN = "a-token-that-must-not-be-kept"
@@ -100,3 +103,10 @@ def payload(entity: str = "u1", timestamp: str = "2026-01-01T00:00:00Z", **other
 def body(entity: str = "u1", timestamp: str = "2026-01-01T00:00:00Z", **other: object) -> bytes:
     """Its bytes."""
     return json.dumps(payload(entity, timestamp, **other)).encode()
+
+
+def mistake(text: str) -> str:
+    """Give the mistakes that the reader finds in this inbox.toml."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    return str(caught.value)

@@ -13,16 +13,16 @@ import psycopg
 import pytest
 import tenacity
 from sqlalchemy import Engine, event, make_url
-from tests.helpers.databases import ON_POSTGRES, connect_postgres, is_postgres
-from tests.helpers.tables import rows
 from typer.testing import CliRunner
 
 from inbox.db import migrate
 from inbox.db.migrate import MigrationResult
 from inbox.errors import ConfigError
 from relay.cli.inbox import app
+from tests.helpers.databases import ON_POSTGRES, connect_postgres, is_postgres
 from tests.helpers.later import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations
 from tests.helpers.relaying import fill
+from tests.helpers.tables import rows
 from tests.helpers.waiting import until
 from tests.migrations.ddl import differences, schema
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from alembic import command
 from sqlalchemy import Engine, inspect, text
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
-from tests.helpers.tables import rows
 
 from inbox.db import migrate
 from inbox.db.schema import metadata
 from inbox.db.views import VIEWS
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
+from tests.helpers.tables import rows
 from tests.migrations.ddl import Schema, differences, schema
 
 # --- Migrations from an empty database build `inbox.db.schema` and `inbox.db.views`, compared by alembic and by text

@@ -10,31 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
 
-from inbox.db import engine as engines
+from tests.helpers.databases import url_of_kind
 from tests.helpers.processes import Site, site
 from tests.helpers.webhooks import config_text
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
 def database_url(request: pytest.FixtureRequest) -> str:
-    url: str = request.getfixturevalue(f"{request.param}_database_url")
-    return url
-
-
-@pytest.fixture
-def sqlite_engine(sqlite_database_url: str) -> Iterator[Engine]:
-    made = engines.connect(sqlite_database_url, application="tests")
-    yield made
-    made.dispose()
-
-
-@pytest.fixture
-def postgres_engine(postgres_database_url: str) -> Iterator[Engine]:
-    made = engines.connect(postgres_database_url, application="tests")
-    yield made
-    made.dispose()
+    return url_of_kind(request)
 
 
 @pytest.fixture

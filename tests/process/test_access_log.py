@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers.planted import harm_of
 
 from inbox.observe.logs import AccessLogMask
+from tests.helpers.planted import harm_of
 from tests.helpers.processes import GUNICORN, site
 from tests.helpers.webhooks import config_text
 

@@ -12,10 +12,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
-from tests.helpers.databases import HOSTILE, connect_postgres, pinned, set_otherwise
-from tests.helpers.locks import limit_locks, stand_still_within_a_pipeline
-from tests.helpers.tables import count, facts, open_states, stored
-from tests.helpers.traffic import Sender, events, serving
 
 from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
@@ -29,9 +25,13 @@ from relay.store.database import Database
 from relay.sweep.run import add_events
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
+from tests.helpers.databases import HOSTILE, connect_postgres, pinned, set_otherwise
+from tests.helpers.locks import limit_locks, stand_still_within_a_pipeline
 from tests.helpers.processes import INBOX, site
 from tests.helpers.proxies import pooled
 from tests.helpers.storing import an_event
+from tests.helpers.tables import count, facts, open_states, stored
+from tests.helpers.traffic import Sender, events, serving
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import config_text
 

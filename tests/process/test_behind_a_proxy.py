@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count, rows
 
 from tests.helpers.processes import free_port, site
 from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, proxy, received
 from tests.helpers.receiver import CLOSE, HOST, SECRET, Answer, answers, ask, chunk, chunked, request, webhook
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
 

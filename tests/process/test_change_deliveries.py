@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from sqlalchemy import Engine
-from tests.helpers.tables import count, facts, open_states
 
 from tests.helpers.processes import Ended, Site
 from tests.helpers.relaying import fail_once, give_up
+from tests.helpers.tables import count, facts, open_states
 from tests.helpers.webhooks import moment
 
 KIM = {"LOGNAME": "kim"}

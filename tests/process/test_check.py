@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.planted import Planted
 
 from tests.core.test_config_links import MISTAKEN
+from tests.helpers.planted import Planted
 from tests.helpers.processes import Ended, Site, site
 from tests.helpers.scripted import answer, closed_port, hang, serving
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.tables import count, rows
 
 from inbox.events.timestamps import as_time
 from relay.cli import compare
 from tests.helpers.processes import Ended, Site
 from tests.helpers.relaying import fill
 from tests.helpers.scripted import ScriptedServer, answer, serving
+from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import SYNC_CONFIG, config_text, moment
 
 CONFIG = (

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count, rows
 
 from tests.helpers.processes import gunicorn_after, site
 from tests.helpers.receiver import CLOSE, Answer, answers, ask, webhook
+from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import body, config_text
 
 MOST = 3

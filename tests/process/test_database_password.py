@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from tests.helpers.machine import ROOM
-from tests.helpers.planted import Planted
 
 from tests.helpers.killable_postgres import KillablePostgres, killable
+from tests.helpers.machine import ROOM
+from tests.helpers.planted import Planted
 from tests.helpers.processes import Program, Site, site
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text

@@ -7,13 +7,13 @@ import shlex
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.planted import ID, live, traces_in
-from tests.helpers.tables import count, rows
 
 from inbox.db import erasure
 from inbox.db.erasure import StepDone
+from tests.helpers.planted import ID, live, traces_in
 from tests.helpers.processes import Ended, Site
 from tests.helpers.relaying import Steps, give_up
+from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import moment
 
 KIM = {"LOGNAME": "kim"}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from tests.helpers.machine import ROOM
 
 from inbox.db import engine as engines
 from inbox.exposure import exposure_warnings
 from inbox.loader.load import read_config
+from tests.helpers.machine import ROOM
 from tests.helpers.processes import Site, site
 from tests.helpers.webhooks import config_text
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.tables import count
-from tests.helpers.traffic import events, serving
 
 from tests.helpers.agreement import facts_agree
 from tests.helpers.daemon import running
 from tests.helpers.relaying import fill
+from tests.helpers.tables import count
+from tests.helpers.traffic import events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
-from tests.helpers.machine import ROOM
 
 from inbox.db import engine as engines
 from inbox.db import unanswered
 from tests.helpers.killable_postgres import KillablePostgres, killable
+from tests.helpers.machine import ROOM
 
 SLOWLY, STATEMENT = 0.3, text("SELECT pg_sleep(1)")
 A_BUSY_MACHINE = 30.0

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 import typer
 from sqlalchemy import insert, text, update
-from tests.helpers.planted import HOSTILE, MARK, harm_of, plant, text_columns
-from tests.helpers.tables import rows
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.schema import relay_command, relay_node
 from relay.cli import listings, status
 from relay.cli.options import run as run_app
+from tests.helpers.planted import HOSTILE, MARK, harm_of, plant, text_columns
 from tests.helpers.processes import APPS, Ended, invoke, site
 from tests.helpers.relaying import give_up
 from tests.helpers.scripted import ScriptedServer, answer, serving
+from tests.helpers.tables import rows
 from tests.helpers.webhooks import body, config_text, moment
 
 CONFIG = """

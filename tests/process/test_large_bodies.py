@@ -15,7 +15,6 @@ from urllib.parse import quote_plus
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import rows
 
 from inbox.events.strict_json import LARGEST_TEXT, MOST_MARKS
 from inbox.loader.load import parse_config
@@ -24,6 +23,7 @@ from inbox.sources.fields import LARGEST_FORM_PAYLOAD
 from tests.helpers.large_bodies import BODIES, SECRET, memory_of, send_large
 from tests.helpers.processes import gunicorn_after, site
 from tests.helpers.receiver import Answer, answers, ask, receiving, webhook
+from tests.helpers.tables import rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body as small_body
 from tests.helpers.webhooks import config_text, moment

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from sqlalchemy import Engine, make_url
-from tests.helpers.databases import connect_postgres, granted
-from tests.helpers.tables import facts, open_states, stored
-from tests.helpers.traffic import Downstream, Sender, endless, serving
 
 from inbox.db import engine as engines
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
+from tests.helpers.databases import connect_postgres, granted
 from tests.helpers.processes import Site, site
+from tests.helpers.tables import facts, open_states, stored
+from tests.helpers.traffic import Downstream, Sender, endless, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import rows
 
 from tests.helpers.processes import Program, site
 from tests.helpers.receiver import Answer, answers, ask, webhook
+from tests.helpers.tables import rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, config_text
 from tests.process import malformed, malformed_events

@@ -14,12 +14,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.helpers.metrics import exporter_of, metrics_at, scrape, served, total
 
+from tests.helpers.metrics import exporter_of, metrics_at, scrape, served, total
 from tests.helpers.processes import GUNICORN, free_port, site
-from tests.helpers.receiver import exchange, raw_post, status_of
+from tests.helpers.receiver import ask, status_of, webhook
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import body, config_text
+from tests.helpers.webhooks import config_text
 
 STRANGER = 65534
 """The uid and gid of `nobody` nearly everywhere; root can be anybody without an account."""
@@ -178,7 +178,7 @@ def test_the_exporter_has_no_more_rights_than_the_workers(sqlite_database_url: s
             exporter = exporter_of(receiver)
             until(lambda: served(port), "metrics are served")
             assert identity(exporter) == {"Uid": [STRANGER] * 4, "Gid": [STRANGER] * 4, "Groups": []}
-            assert status_of(exchange(webhooks, raw_post(body()))) == 200
+            assert status_of(ask(webhooks, webhook())) == 200
             until(lambda: total(scrape(port), "inbox_received_total") == 1, "it is counted")
     finally:
         shutil.rmtree(folder)

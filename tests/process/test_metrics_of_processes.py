@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.metrics import Samples, exporter_of, metrics_at, scrape, served, total
-from tests.helpers.tables import count, duplicates, facts
-from tests.helpers.traffic import serving
 
 from tests.helpers import checkers
+from tests.helpers.metrics import Samples, exporter_of, metrics_at, scrape, served, total
 from tests.helpers.processes import site
-from tests.helpers.receiver import exchange, raw_post, status_of
+from tests.helpers.receiver import ask, status_of, webhook
 from tests.helpers.relaying import fill
+from tests.helpers.tables import count, duplicates, facts
+from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
 
@@ -37,7 +37,7 @@ def has_ended(pid: int) -> bool:
 
 def post(port: int, *sent: bytes, path: str = "trivore") -> Counter[int]:
     """The statuses that these bodies are answered with, each on a connection of its own: any worker takes it."""
-    answers = (exchange(port, raw_post(each).replace(b"/trivore", f"/{path}".encode())) for each in sent)
+    answers = (ask(port, webhook(payload=each).replace(b"/trivore", f"/{path}".encode())) for each in sent)
     return Counter(map(status_of, answers))
 
 
@@ -115,8 +115,8 @@ def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(
         until(lambda: served(port), "metrics are served")
         exporter = exporter_of(receiver)
         assert post(webhooks, *(body(f"u{n}") for n in range(20))) == {200: 20}
-        assert b"405" in exchange(port, raw_post(body())).splitlines()[0]
-        assert status_of(exchange(webhooks, b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")) == 404
+        assert b"405" in ask(port, webhook()).splitlines()[0]
+        assert status_of(ask(webhooks, b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")) == 404
 
         until(lambda: total(scrape(port), "inbox_received_total") == 20, "all is counted")
         os.kill(exporter, signal.SIGKILL)

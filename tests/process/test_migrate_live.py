@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.databases import connect_postgres
-from tests.helpers.tables import rows
-from tests.helpers.traffic import Change, Line, Sender, endless
 
 from inbox.db import views
 from inbox.db.dialect import POSTGRES
 from inbox.db.migrate import head
+from tests.helpers.databases import connect_postgres
 from tests.helpers.later import ADDITIVE, INDEX, MadeUp, write_version
 from tests.helpers.processes import INBOX, PATIENT, Program, site
+from tests.helpers.tables import rows
+from tests.helpers.traffic import Change, Line, Sender, endless
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

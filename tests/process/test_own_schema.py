@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
-from tests.helpers.databases import connect_postgres
-from tests.helpers.tables import rows
 
 from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError
-from tests.conftest import _administer, _create_database
+from tests.helpers.databases import PostgresServer, connect_postgres
+from tests.helpers.tables import rows
 
 NAMES = [*metadata.tables, "alembic_version", "delivery", "dead_letter", "backlog", "stuck"]
 
 
 @pytest.fixture
-def crowded_url(postgres_url: str) -> Iterator[str]:
+def crowded_url(postgres_server: PostgresServer) -> Iterator[str]:
     """The URL of a database in which another application has tables of all these names, in another shape."""
-    name = f"inbox_relay_crowded_{os.getpid()}"
-    url = _create_database(postgres_url, name)
-    crowd(url)
-    yield url
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_server.database() as url:
+        crowd(url)
+        yield url
 
 
 def crowd(url: str) -> None:

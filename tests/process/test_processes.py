@@ -9,13 +9,13 @@ import signal
 from pathlib import Path
 
 from sqlalchemy import Engine
-from tests.helpers.tables import count as count_rows
-from tests.helpers.tables import facts, in_flight_of, open_states, rows
-from tests.helpers.traffic import Held, events, serving
 
 from tests.helpers import checkers
 from tests.helpers.processes import Program, Site, site
 from tests.helpers.relaying import fill
+from tests.helpers.tables import count as count_rows
+from tests.helpers.tables import facts, in_flight_of, open_states, rows
+from tests.helpers.traffic import Held, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

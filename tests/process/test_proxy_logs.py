@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count
 
 from tests.helpers.processes import free_port
 from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, proxy
 from tests.helpers.receiver import CLOSE, HOST, JSON, chunk, request
 from tests.helpers.scripted import Act, ScriptedServer, hang, raw, reset, serving, then_close
+from tests.helpers.tables import count
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
 

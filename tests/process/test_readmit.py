@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import Row, count, rows
 
 from inbox.events.timestamps import as_time
 from inbox.loader.load import read_config
 from tests.helpers.processes import invoke
 from tests.helpers.receiver import Receiver, receiving
+from tests.helpers.tables import Row, count, rows
 from tests.helpers.webhooks import TOKEN, body, config_text
 
 PRESET = 'preset = "trivore"\n'

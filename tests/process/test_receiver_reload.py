@@ -12,14 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import is_postgres
-from tests.helpers.tables import stored
-from tests.helpers.traffic import Sender, endless
 
 from inbox import gunicorn_settings
 from tests.helpers import checkers
+from tests.helpers.databases import is_postgres
 from tests.helpers.processes import INBOX, PATIENT, Program, Site, free_port, gunicorn_after, is_ready, site
 from tests.helpers.receiver import posted
+from tests.helpers.tables import stored
+from tests.helpers.traffic import Sender, endless
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text
 

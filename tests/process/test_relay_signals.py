@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count as count_rows
-from tests.helpers.tables import facts, in_flight_of, open_states, stored
-from tests.helpers.traffic import events, never_greeting, serving
 
 from tests.helpers import checkers
 from tests.helpers.processes import Site, site
 from tests.helpers.relaying import fill
+from tests.helpers.tables import count as count_rows
+from tests.helpers.tables import facts, in_flight_of, open_states, stored
+from tests.helpers.traffic import events, never_greeting, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment
 

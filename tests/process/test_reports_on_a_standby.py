@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from tests.helpers.machine import ROOM
 
 from inbox.db import engine as engines
 from relay.store.database import Database
 from tests.helpers.killable_postgres import killable
+from tests.helpers.machine import ROOM
 
 
 @pytest.mark.long

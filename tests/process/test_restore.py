@@ -11,17 +11,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.pool import NullPool
-from tests.helpers.databases import granted
+
+from tests.docs.pages import the_block
+from tests.helpers.databases import PostgresServer, granted, migrated
+from tests.helpers.killable_postgres import killable, run_program
 from tests.helpers.machine import ROOM
+from tests.helpers.processes import Site, site
 from tests.helpers.tables import facts, open_states, stored
 from tests.helpers.traffic import Downstream, Sender, events, serving
-
-from inbox.db import engine as engines
-from inbox.db import migrate
-from tests.conftest import _administer, _create_database
-from tests.docs.pages import the_block
-from tests.helpers.killable_postgres import killable, run_program
-from tests.helpers.processes import Site, site
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
@@ -61,9 +58,8 @@ def in_the_inbox(url: str) -> set[tuple[str, str]]:
 
 
 def test_a_dump_restored_as_the_page_says_is_the_same_inbox_with_roles(
-    postgres_database_url: str, postgres_url: str, tmp_path: Path
+    postgres_database_url: str, postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
-    name = f"{make_url(postgres_database_url).database}_restored"
     dumping, restoring = (
         next(line.split() for line in the_block(PAGE, "sh", program).splitlines() if line.startswith(program))
         for program in ("pg_dump", "pg_restore")
@@ -74,11 +70,12 @@ def test_a_dump_restored_as_the_page_says_is_the_same_inbox_with_roles(
             dump = tmp_path / "inbox.dump"
             run_program("pg_dump", make_url(postgres_database_url), "--format=custom", f"--file={dump}")
             assert dumping[:2] == ["pg_dump", "--format=custom"]
-        restored = _create_database(postgres_url, name)
-        try:
+        with postgres_server.database() as restored:
             options = [option for option in restoring[1:] if option.startswith("--no-") or option == "--exit-on-error"]
             assert len(options) == 3
-            run_program("pg_restore", make_url(restored), *options, f"--dbname={name}", str(dump))
+            run_program(
+                "pg_restore", make_url(restored), *options, f"--dbname={make_url(restored).database}", str(dump)
+            )
             with granted(restored, f"r{make_url(postgres_database_url).database}"[-30:]) as roles:
                 assert roles.allows("receiver", "SELECT seq FROM inbox")
                 assert not roles.allows("receiver", "SELECT * FROM inbox")
@@ -90,8 +87,6 @@ def test_a_dump_restored_as_the_page_says_is_the_same_inbox_with_roles(
                 send(tmp_path, port, [*EARLIER[:5], *LATER], restored)
                 assert place.invoke("relay", "verify").status == 0
             assert in_the_inbox(restored) == {*EARLIER, *LATER}
-        finally:
-            _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_path: Path) -> None:
@@ -108,9 +103,7 @@ def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_
         first = stack.enter_context(killable(data / "first", more=archiving))
         first.create_database("inbox")
         url = first.url("inbox")
-        engine = engines.connect(url, application="tests")
-        migrate.upgrade(engine)
-        engine.dispose()
+        migrated(url)
         downstream = stack.enter_context(serving(tmp_path / "arrivals.jsonl"))
         with working(tmp_path / "before", url, downstream) as (_, port):
             first.base_backup(data / "backup" / "base")

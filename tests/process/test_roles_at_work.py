@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, make_url
-from tests.helpers.databases import Granted, connect_postgres, granted
+
+from inbox.db.migrate import ROLES, Role
+from tests.helpers import checkers
+from tests.helpers.databases import Granted, PostgresServer, connect_postgres, granted, migrated, opened
+from tests.helpers.processes import GUNICORN, RELAY, free_port, is_ready, site
 from tests.helpers.tables import open_states, rows, stored
 from tests.helpers.traffic import Sender, events, serving
-
-from inbox.db import engine as engines
-from inbox.db import migrate
-from inbox.db.migrate import ROLES, Role
-from tests.conftest import _administer, _create_database
-from tests.helpers import checkers
-from tests.helpers.processes import GUNICORN, RELAY, free_port, is_ready, site
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text
 from tests.process.test_own_schema import crowd, untouched
@@ -45,27 +42,20 @@ COMMANDS: tuple[tuple[Role, str], ...] = (
 
 
 @pytest.fixture(scope="module")
-def apart(postgres_url: str) -> Iterator[Granted]:
+def apart(postgres_server: PostgresServer) -> Iterator[Granted]:
     """An installation in the schema `apart`, beside another application's tables, with all roles and a login for each."""
-    name = f"inbox_relay_roles_{os.getpid()}"
-    url = _create_database(postgres_url, name)
-    crowd(url)
-    engine = engines.connect(
-        make_url(url).update_query_dict({"schema": "apart"}).render_as_string(hide_password=False), application="t"
-    )
-    migrate.upgrade(engine)
-    engine.dispose()
-    with granted(url, f"w{os.getpid()}", "apart") as made:
-        yield made
-    assert untouched(url)
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_server.database() as url:
+        crowd(url)
+        migrated(make_url(url).update_query_dict({"schema": "apart"}).render_as_string(hide_password=False))
+        with granted(url, f"w{os.getpid()}", "apart") as made:
+            yield made
+        assert untouched(url)
 
 
 @pytest.fixture
 def admin(apart: Granted) -> Iterator[Engine]:
-    made = engines.connect(apart.admin_url, application="tests")
-    yield made
-    made.dispose()
+    with opened(apart.admin_url) as made:
+        yield made
 
 
 def post(port: int, payload: bytes, **headers: str) -> int:

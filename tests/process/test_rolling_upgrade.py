@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import is_postgres
-from tests.helpers.tables import count, facts, rows, stored
-from tests.helpers.traffic import Change, Downstream, Line, Sender, endless, serving
 
 from tests.docs.worked_examples import apply
 from tests.helpers import checkers
+from tests.helpers.databases import is_postgres
 from tests.helpers.later import ROOT, name_version, write_previous, write_version
 from tests.helpers.processes import GUNICORN, INBOX, RELAY, Program, Site, free_port, is_ready, site
 from tests.helpers.proxies import PATIENCE, Ports, proxy
 from tests.helpers.scripted import CERTIFICATE
+from tests.helpers.tables import count, facts, rows, stored
+from tests.helpers.traffic import Change, Downstream, Line, Sender, endless, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

@@ -13,12 +13,12 @@ from urllib.parse import quote
 
 import pytest
 from sqlalchemy import Engine
+
 from tests.helpers.metrics import exposition, metrics_at
 from tests.helpers.planted import LAST, Echo, Planted, Reply, all_text, echoing
-from tests.helpers.tables import rows
-
 from tests.helpers.processes import GUNICORN, Site, site
 from tests.helpers.receiver import posted
+from tests.helpers.tables import rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, moment
 

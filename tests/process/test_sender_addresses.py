@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import count, rows
 
 from tests.helpers.processes import GUNICORN, Site, children_of, free_port, is_ready, site
 from tests.helpers.receiver import SECRET, Answer, answers, webhook
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
 

@@ -11,15 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.databases import down
 
 from relay.cli import status
 from relay.store import nodes
 from relay.store.database import Database
+from tests.helpers.databases import down
 from tests.helpers.processes import RELAY, Ended, Site
 from tests.helpers.relaying import fill, work_of
 from tests.helpers.scripted import answer, serving
-from tests.helpers.terminal import at_terminal
 from tests.helpers.webhooks import config_text, moment
 
 CHECK = ("relay", "status", "--check")
@@ -49,6 +48,8 @@ def test_for_people_everything_is_on_standard_output(place: Site, engine: Engine
 
 
 WATCH = (*RELAY, "status", "--watch", "--every", "0.1")
+AT_TERMINAL = ("-c", "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))")
+"""Arguments with which `python` runs the command behind them at a terminal."""
 
 
 def test_watched_elsewhere_than_at_a_terminal_it_is_printed_again_and_again_through_an_outage(
@@ -68,13 +69,14 @@ def test_watched_elsewhere_than_at_a_terminal_it_is_printed_again_and_again_thro
 def test_at_a_terminal_it_is_drawn_again_in_its_place_and_ctrl_c_ends_it(
     sqlite_place: Site, sqlite_database_url: str
 ) -> None:
-    with at_terminal([sys.executable, *WATCH], sqlite_place.environment) as terminal:
-        terminal.shows("nothing open", times=2)
-        fill(sqlite_database_url, [("u1", moment(0))])
-        terminal.shows("1 open")
-        assert terminal.interrupt() == 0
-        assert "\x1b[2K" in terminal.raw, "what stood there is cleared"
-        assert "Traceback" not in terminal.text
+    watching = sqlite_place.start("watch", *AT_TERMINAL, sys.executable, *WATCH, TERM="xterm-256color", COLUMNS="80")
+    watching.writes("nothing open", times=2)
+    fill(sqlite_database_url, [("u1", moment(0))])
+    watching.writes("1 open")
+    os.kill(watching.children()[0], signal.SIGINT)
+    assert watching.ends() == 0
+    assert "\x1b[2K" in watching.output, "what stood there is cleared"
+    assert "Traceback" not in watching.output
 
 
 @pytest.mark.parametrize("options", [("--watch", "--check"), ("--here",)])

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+
+from tests.helpers import checkers
 from tests.helpers.databases import is_postgres
+from tests.helpers.processes import site
+from tests.helpers.relaying import fill
 from tests.helpers.tables import count as count_rows
 from tests.helpers.tables import facts, in_flight_of, stored
 from tests.helpers.traffic import Held, Sender, endless, events, serving
-
-from tests.helpers import checkers
-from tests.helpers.processes import site
-from tests.helpers.relaying import fill
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 

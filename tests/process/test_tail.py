@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.machine import ROOM
 
 from inbox.db import engine as engines
 from inbox.db import migrate
 from inbox.db.intake import Rejected
 from relay.cli import listings
 from tests.helpers.killable_postgres import killable
+from tests.helpers.machine import ROOM
 from tests.helpers.processes import INBOX, RELAY, Program, Site, site
 from tests.helpers.relaying import fill, give_up
 from tests.helpers.storing import START, Intake, an_event

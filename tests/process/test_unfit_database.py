@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 
 from tests.helpers.databases import connect_postgres, gone
-
 from tests.helpers.processes import site
 from tests.helpers.relaying import fill
 from tests.helpers.webhooks import config_text, moment

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from sqlalchemy import Engine
-from tests.helpers.databases import is_postgres
-from tests.helpers.tables import facts
-from tests.helpers.traffic import serving
 
 from tests.helpers.daemon import kinds
+from tests.helpers.databases import is_postgres
 from tests.helpers.processes import site
 from tests.helpers.receiver import posted
+from tests.helpers.tables import facts
+from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text, moment
 

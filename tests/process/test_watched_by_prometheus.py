@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.machine import program
-from tests.helpers.metrics import DASHBOARD, expressions, plain, variables
-from tests.helpers.traffic import serving
 
 from tests.docs.pages import ROOT, the_block
+from tests.helpers.machine import program
+from tests.helpers.metrics import DASHBOARD, expressions, plain, variables
 from tests.helpers.processes import free_port, listening, site
-from tests.helpers.receiver import exchange, raw_post, status_of
+from tests.helpers.receiver import ask, status_of, webhook
+from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body
 
@@ -81,7 +81,7 @@ def watched(sqlite_database_url: str, tmp_path: Path) -> Iterator[tuple[Promethe
         place.relay()
 
         def send(entity: str) -> int:
-            return status_of(exchange(webhooks, raw_post(body(entity)).replace(b"/trivore", b"/shop")))
+            return status_of(ask(webhooks, webhook(payload=body(entity)).replace(b"/trivore", b"/shop")))
 
         with listening(command, int(ports["9090"]), log=tmp_path / "prometheus.log", environment={}):
             prometheus = Prometheus(int(ports["9090"]))

@@ -60,18 +60,7 @@ def _without_the_fence(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[C
 
 def changed(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plant:
     """Replace each of these parts of a statement of the store's."""
-    original = getattr(module, statement)
-    if isinstance(original, Statement):
-        return replaced(module, statement, _Changed(original, parts))
-
-    def words(*arguments: object, **options: bool) -> TextClause:
-        found: str = original(*arguments, **options).text
-        for part, instead in parts:
-            assert part in found
-            found = found.replace(part, instead)
-        return text(found)
-
-    return replaced(module, statement, words)
+    return replaced(module, statement, _Changed(getattr(module, statement), parts))
 
 
 without_the_order_lock = replaced(Transaction, "take_order_lock", _now_without_a_lock)
@@ -89,7 +78,13 @@ def the_lock_of_another_route(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_lock_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed(order_lock, "given_routes", ("FOR UPDATE", "FOR SHARE"))(monkeypatch)
+    locking = order_lock.given_routes
+
+    def sharing(sql: Sql) -> TextClause:
+        assert "FOR UPDATE" in locking(sql).text
+        return text(locking(sql).text.replace("FOR UPDATE", "FOR SHARE"))
+
+    monkeypatch.setattr(order_lock, "given_routes", sharing)
 
 
 WITHOUT_A_LOOK = ("AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)", "")

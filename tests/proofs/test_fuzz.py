@@ -16,7 +16,6 @@ from urllib.parse import unquote
 
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.tables import rows
 
 from inbox.errors import MappingError
 from relay.sync.expressions import decode, encode
@@ -26,6 +25,7 @@ from tests.helpers.directory import parse_filter
 from tests.helpers.fuzzing import Exchange
 from tests.helpers.processes import site
 from tests.helpers.receiver import answers, ask, memory_of, webhook
+from tests.helpers.tables import rows
 from tests.helpers.webhooks import config_text
 from tests.process import malformed, malformed_events
 

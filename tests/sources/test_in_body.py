@@ -9,8 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError, InvalidEvent
@@ -78,17 +76,16 @@ def identities(raw: RawRequest) -> tuple[Identity, ...]:
 def test_adyens_own_example_is_let_in_and_each_signed_field_counts() -> None:
     assert why(notified(ITEM), Secret(ADYEN_KEY)) is None
     assert why(notified(ITEM), Secret("00" * 32)) is not None
-    changed = {
-        **{
-            name: f"{ITEM[name]}x" for name in ("pspReference", "merchantReference", "merchantAccountCode", "eventCode")
-        },
-        "originalReference": "1",
-        "success": "false",
-    }
-    for name, value in changed.items():
-        assert why(notified({**ITEM, name: value}), Secret(ADYEN_KEY)) is not None, name
-    for amount in ({"currency": "USD", "value": 1130}, {"currency": "EUR", "value": 11300}, {}, None):
-        assert why(notified({**ITEM, "amount": amount}), Secret(ADYEN_KEY)) is not None
+    texts = ("pspReference", "merchantReference", "merchantAccountCode", "eventCode")
+    amounts: list[object] = [{"currency": "USD", "value": 1130}, {"currency": "EUR", "value": 11300}, {}, None]
+    changes: list[dict[str, Any]] = [
+        *[{name: f"{ITEM[name]}x"} for name in texts],
+        *({"amount": amount} for amount in amounts),
+        {"originalReference": "1"},
+        {"success": "false"},
+    ]
+    for change in changes:
+        assert why(notified({**ITEM, **change}), Secret(ADYEN_KEY)) is not None, change
 
 
 def test_a_field_that_adyen_does_not_sign_is_no_part_of_the_key() -> None:
@@ -116,14 +113,6 @@ def test_no_field_of_adyens_can_be_moved_into_its_neighbour() -> None:
     later = {**signed, "merchantReference": "order", "eventCode": "1130:EUR:AUTHORISATION"}
     later["amount"] = {"value": "1:", "currency": "2"}
     assert why(notified(later), Secret(ADYEN_KEY)) is not None
-
-
-@given(place=st.integers(0, 43), bit=st.integers(0, 6))
-def test_any_other_bit_of_adyens_signature_is_refused(place: int, bit: int) -> None:
-    written = bytearray(ITEM["additionalData"]["hmacSignature"].encode())
-    written[place] ^= 1 << bit
-    other = {**ITEM, "additionalData": {"hmacSignature": written.decode("latin-1")}}
-    assert why(notified(other), Secret(ADYEN_KEY)) is not None
 
 
 def test_one_notification_that_is_not_signed_rejects_them_all() -> None:
@@ -171,6 +160,8 @@ def test_several_notifications_of_adyen_are_stored_each_by_itself() -> None:
 def test_mailguns_time_and_token_are_signed_and_the_event_is_not() -> None:
     assert why(mailed(), Secret(MAILGUN_KEY)) is None
     assert why(mailed(timestamp=1_529_006_854), Secret(MAILGUN_KEY)) is None, "a number, as its documentation has it"
+    own: dict[str, Any] = {"signature": "0" * 64, "parent-signature": MAILGUN["signature"]["signature"]}
+    assert why(mailed(**own), Secret(MAILGUN_KEY)) is None, "a subaccount's is proven by the key of its parent"
     for change in ({"token": TOKEN[:-1]}, {"timestamp": "1529006855"}, {"signature": "0" * 64}, {"token": ""}):
         assert why(mailed(**change), Secret(MAILGUN_KEY)) is not None, change
     other = json.loads(mailed().body)
@@ -181,19 +172,10 @@ def test_mailguns_time_and_token_are_signed_and_the_event_is_not() -> None:
     assert first.dedup_key == second.dedup_key, "so the token is the key: the forged one is a duplicate"
 
 
-def test_a_subaccounts_webhook_is_proven_by_the_key_of_its_parent() -> None:
-    own = MAILGUN["signature"]["signature"]
-    changes: dict[str, Any] = {"signature": "0" * 64, "parent-signature": own}
-    assert why(mailed(**changes), Secret(MAILGUN_KEY)) is None
-
-
-@pytest.mark.parametrize(("hours", "let_in"), [(-9, True), (-9.01, False), (9, True), (9.01, False)])
-def test_a_signature_of_mailgun_counts_as_long_as_its_retries_last(hours: float, let_in: bool) -> None:
-    raw = mailed(MAILED + timedelta(hours=hours))
-    assert (why(raw, Secret(MAILGUN_KEY)) is None) == let_in
-
-
-def test_a_source_may_shorten_that_time() -> None:
+def test_a_signature_of_mailgun_counts_as_long_as_its_retries_last_unless_a_source_shortens_that_time() -> None:
+    for hours, let_in in ((-9, True), (-9.01, False), (9, True), (9.01, False)):
+        raw = mailed(MAILED + timedelta(hours=hours))
+        assert (why(raw, Secret(MAILGUN_KEY)) is None) == let_in
     source = msgspec.structs.replace(a_source("mailgun", Secret(MAILGUN_KEY)), tolerance=Duration(60))
     verifier = verifier_of(source, PRESETS["mailgun"], {})
     assert why_refused(verifier, mailed(MAILED + timedelta(seconds=60))) is None

@@ -7,31 +7,23 @@ Each is imported where it is used, as collecting all tests must not take longer.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.clock import SystemClock
-from inbox.config.sources import Signature, Source
 from inbox.config.values import Secret
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.credentials import verifier_of
 from inbox.sources.fields import FORM
-from inbox.sources.signing import Message, signed_headers
 from tests.sources.presenting import NOW, a_request, a_secret, a_verifier, signed_sample, why_refused
 from tests.sources.vectors import PUBLIC_URL
 
@@ -49,11 +41,6 @@ def refused(name: str, secret: str, body: str, headers: Mapping[str, str], at: d
 
 
 # --- libraries that sign
-
-
-def now() -> datetime:
-    """In whole seconds; most libraries compare with the clock of the machine."""
-    return SystemClock().now().replace(microsecond=0)
 
 
 def by_stripe(body: str, at: datetime) -> dict[str, str]:
@@ -135,17 +122,6 @@ def test_adyens_library_signs_any_fields(texts: list[str | None], value: int, su
     assert (refused("adyen", secret, body, {}) is None) == (not is_ambiguous), "a colon is in no other field of Adyen's"
 
 
-@given(body=BODIES)
-def test_adyens_library_signs_whole_bodies_as_the_documentation_configures_it(body: str) -> None:
-    from Adyen.util import generate_payload_sig
-
-    secret = a_secret(PRESETS["adyen"])
-    scheme = Signature(header="HmacSignature", encoding="base64", key="hex")
-    source = Source(name="a", preset="custom", secrets=[Secret(secret)], signature=scheme)
-    headers = {"HmacSignature": generate_payload_sig(body.encode(), secret).decode()}
-    assert why_refused(verifier_of(source, PRESETS["custom"], {}), a_request("a", body.encode(), headers)) is None
-
-
 @given(body=BODIES, milliseconds=st.integers(-299_000, 299_000))
 def test_hubspots_library_signs_any_body(body: str, milliseconds: int) -> None:
     from hubspot.utils.signature import Signature as HubSpot
@@ -178,28 +154,6 @@ class _MultiDict(dict[str, list[str]]):
 # --- libraries that only verify: they accept what is signed here
 
 
-def accepted_by_adyen(raw: RawRequest, secret: str) -> bool:
-    from Adyen.util import is_valid_hmac_notification
-
-    return bool(is_valid_hmac_notification(json.loads(raw.body), secret))
-
-
-def accepted_by_hubspot(raw: RawRequest, secret: str) -> bool:
-    from hubspot.utils.signature import Signature as HubSpot
-
-    return bool(
-        HubSpot.is_valid(
-            signature=raw.headers["x-hubspot-signature-v3"],
-            client_secret=secret,
-            request_body=raw.body.decode(),
-            http_uri=PUBLIC_URL,
-            http_method="POST",
-            signature_version="v3",
-            timestamp=raw.headers["x-hubspot-request-timestamp"],
-        )
-    )
-
-
 def accepted_by_mailgun(raw: RawRequest, secret: str) -> bool:
     from mailgun.security import SecurityGuard
 
@@ -210,70 +164,22 @@ def accepted_by_mailgun(raw: RawRequest, secret: str) -> bool:
 def accepted_by_square(raw: RawRequest, secret: str) -> bool:
     from square.utils.webhooks_helper import verify_signature
 
+    signature = raw.headers["x-square-hmacsha256-signature"]
     return verify_signature(
-        request_body=raw.body.decode(),
-        signature_header=raw.headers["x-square-hmacsha256-signature"],
-        signature_key=secret,
-        notification_url=PUBLIC_URL,
+        request_body=raw.body.decode(), signature_header=signature, signature_key=secret, notification_url=PUBLIC_URL
     )
 
 
-def accepted_by_twilio(raw: RawRequest, secret: str) -> bool:
-    from twilio.request_validator import RequestValidator
-
-    params = dict(parse_qsl(raw.body.decode()))
-    return bool(RequestValidator(secret).validate(PUBLIC_URL, params, raw.headers["x-twilio-signature"]))
-
-
-VERIFYING: Mapping[str, Callable[[RawRequest, str], bool]] = {
-    "adyen": accepted_by_adyen,
-    "hubspot": accepted_by_hubspot,
-    "mailgun": accepted_by_mailgun,
-    "square": accepted_by_square,
-    "twilio": accepted_by_twilio,
-}
+VERIFYING = {"mailgun": accepted_by_mailgun, "square": accepted_by_square}
 
 
 @pytest.mark.parametrize("name", VERIFYING)
-def test_the_library_accepts_what_is_signed_here_and_nothing_else(name: str) -> None:
+def test_the_library_accepts_a_sample_that_is_signed_here_and_nothing_else(name: str) -> None:
     accepted, secret = VERIFYING[name], a_secret(PRESETS[name])
-    raw = signed_sample(name, secret, now())
+    raw = signed_sample(name, secret, SystemClock().now().replace(microsecond=0))  # mailgun's has the machine's clock
     assert why_refused(a_verifier(name, Secret(secret)), raw) is None
     assert accepted(raw, secret)
     assert not accepted(raw, a_secret(PRESETS[name], 1))
-
-
-def signed_by(name: str, body: str, signer: Callable[[bytes], bytes]) -> dict[str, str]:
-    """The headers that the template makes with a private key, in lower case."""
-    headers = signed_headers(PRESETS[name].signatures[0], signer, Message(body=body.encode()), NOW)
-    return {key.lower(): value for key, value in headers.items()}
-
-
-@given(body=BODIES)
-def test_discords_library_accepts_any_body_that_its_key_has_signed(body: str) -> None:
-    from discord_interactions import verify_key
-
-    key = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
-    public = key.public_key().public_bytes_raw().hex()
-    headers = signed_by("discord", body, key.sign)
-    signature, sent = headers["x-signature-ed25519"], headers["x-signature-timestamp"]
-    assert refused("discord", public, body, headers) is None
-    assert verify_key(body.encode(), signature, sent, public)
-
-
-@given(body=BODIES)
-def test_sendgrids_library_accepts_any_body_that_its_key_has_signed(body: str) -> None:
-    from sendgrid.helpers.eventwebhook import EventWebhook
-
-    key = ec.derive_private_key(7, ec.SECP256R1())
-    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    public = base64.b64encode(der).decode()
-    headers = signed_by("sendgrid", body, lambda content: key.sign(content, ec.ECDSA(hashes.SHA256())))
-    signature = headers["x-twilio-email-event-webhook-signature"]
-    sent = headers["x-twilio-email-event-webhook-timestamp"]
-    assert refused("sendgrid", public, body, headers) is None
-    assert EventWebhook(public).verify_signature(body, signature, sent)
-    assert not EventWebhook(public).verify_signature(f"{body} ", signature, sent)
 
 
 def test_the_documentation_says_of_every_preset_what_checks_it() -> None:

@@ -29,7 +29,6 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from tests.helpers.databases import ON_POSTGRES
 
 from inbox.clock import SystemClock
 from inbox.db.columns import UtcDateTime
@@ -38,6 +37,7 @@ from inbox.db.schema import delivery_log, gate, inbox, inbox_payload, open_deliv
 from inbox.events.states import OPEN_STATES, RETENTION_FLOOR_DAYS
 from relay.delivery.lifecycle import HEADS, SCHEDULING, Step
 from relay.delivery.outcome import Fact
+from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import Steps
 from tests.helpers.storing import START, an_event
 

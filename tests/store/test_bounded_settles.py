@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.helpers.locks import Transactions
 
 from benchmarks.order_lock import CASES, World, record_before_many
 from relay.delivery.outcome import Delivered, Failed
 from relay.store.sequence import BATCH, sequence
+from tests.helpers.locks import Transactions
 from tests.helpers.relaying import DONE, POLICIES, Steps, record, work_of
 from tests.helpers.storing import an_event
 from tests.store.verifying import differences

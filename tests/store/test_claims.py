@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import takes_too_long
@@ -283,19 +283,25 @@ def test_what_takes_the_database_too_long_stays_leased_and_the_others_are_delive
     assert steps.states() == [(seq, "strict", "in_flight") for seq in (1, 2, 3)]
 
 
-def test_what_is_left_when_the_database_fails_amid_a_load_is_given_back_and_costs_no_attempt(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["amid its load", "once it is loaded"])
+def test_a_delivery_whose_load_the_database_ends_is_given_back_uncalled_and_costs_no_attempt(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     monkeypatch.setattr(claims, "LOADED_AT_ONCE", 0)
     arrived(steps, 1, 1, 1)
 
-    def fails_at_the_second(transaction: Transaction, some: Sequence[Any]) -> list[Delivery]:
+    def fail(*_: object) -> None:
+        raise DBAPIError("SELECT", {}, psycopg.errors.AdminShutdown("terminating connection"))
+
+    def fail_at_the_second(transaction: Transaction, some: Sequence[Any]) -> list[Delivery]:
         if some[0].seq == 2:
-            raise DBAPIError("SELECT", {}, psycopg.errors.AdminShutdown("terminating connection"))
+            if when == "amid its load":
+                fail()
+            event.listen(steps.database.engine, "commit", fail, once=True)
         return with_events(transaction, some)
 
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "with_events", fails_at_the_second)
+        patch.setattr(claims, "with_events", fail_at_the_second)
         assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1]
     assert steps.rows("SELECT seq, state, attempt FROM open_delivery ORDER BY seq") == [
         {"seq": 1, "state": "in_flight", "attempt": 1},

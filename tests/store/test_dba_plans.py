@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from sqlalchemy import Connection, Engine, text
-from tests.helpers.tables import explained
 
 from inbox.db.dialect import POSTGRES
 from tests.docs import cookbook
+from tests.helpers.tables import explained
 
 pytestmark = pytest.mark.long
 

@@ -16,8 +16,6 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, Executable, LargeBinary, Text, text, update
 from sqlalchemy.exc import DBAPIError
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
-from tests.helpers.planted import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
 
 from inbox.db import erasure
 from inbox.db.columns import JsonValue, TextList
@@ -31,6 +29,8 @@ from relay.store.operator.commands import Command
 from tests.core.test_lifecycle import EXAMPLES
 from tests.helpers import relaying
 from tests.helpers.agreement import decode
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
+from tests.helpers.planted import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
 from tests.helpers.relaying import CONFIG, Steps
 from tests.helpers.storing import START
 from tests.store.verifying import differences, mend

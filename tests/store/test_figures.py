@@ -9,7 +9,6 @@ from threading import Thread
 import msgspec
 import pytest
 from sqlalchemy import Engine, text
-from tests.helpers.databases import ON_POSTGRES
 
 from inbox.clock import SystemClock
 from inbox.config.model import Route
@@ -28,6 +27,7 @@ from relay.store import nodes
 from relay.store.database import Database
 from relay.store.record import Recorded
 from relay.store.transaction import Transaction
+from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, FakeClock, Steps
 from tests.helpers.storing import START, an_event
 from tests.helpers.waiting import Stopwatch, be_patient, stand_still

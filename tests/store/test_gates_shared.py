@@ -12,7 +12,6 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import ON_POSTGRES
 
 from relay.delivery.gates import Breaker, BreakerLimits, Gate, GateKey, RateLimit, Report, entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, RateHold
@@ -20,6 +19,7 @@ from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, Room, claim, claim_probe, claim_suspect
 from relay.store.work import Work
 from tests.helpers.all_orders import all_orders
+from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import POLICIES, Steps, work_of
 from tests.helpers.stepping import Stepper
 from tests.helpers.storing import an_event

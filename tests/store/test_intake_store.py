@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
-from tests.helpers.databases import ON_POSTGRES
 
 from inbox.clock import SystemClock
 from inbox.db import intake as intakes
@@ -19,6 +18,7 @@ from inbox.db.dialect import is_data_error
 from inbox.db.intake import Rejected
 from inbox.db.reads import Row, plain
 from inbox.events.event import Enrolment, Event
+from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.receiver import a_link
 from tests.helpers.storing import START, Intake, an_event
 

@@ -13,8 +13,6 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, granted
-from tests.helpers.tables import count, rows
 
 from inbox.db import leaves as payload_leaves
 from inbox.db.dialect import takes_too_long
@@ -27,8 +25,10 @@ from relay.store.duplicates import judge_duplicates
 from relay.store.operator import commands, execution
 from relay.store.reopen import keep_payloads
 from relay.store.retention import STEPS, Pruned
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, granted
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, prune
 from tests.helpers.storing import START, an_event
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import stand_still, until
 
 # --- Payloads expire: whole leaves at once on Postgres, row by row elsewhere; what is open keeps its payload

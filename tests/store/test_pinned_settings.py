@@ -13,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DataError
-from tests.helpers.databases import HOSTILE, ON_POSTGRES, ON_SQLITE, connect_postgres, pinned, read_only, set_otherwise
-from tests.helpers.tables import rows
 
 from inbox.db import engine as engines
 from inbox.db import guarantees
@@ -23,6 +21,8 @@ from inbox.db.engine import PINNED
 from inbox.errors import ConfigError, UnfitDatabase
 from inbox.events.timestamps import as_time
 from relay.store.database import Database
+from tests.helpers.databases import HOSTILE, ON_POSTGRES, ON_SQLITE, connect_postgres, pinned, read_only, set_otherwise
+from tests.helpers.tables import rows
 from tests.helpers.waiting import be_patient, until
 
 # --- Settings that the guarantees depend on: every connection pins them, whatever the server's owner or the URL has set

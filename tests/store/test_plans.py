@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.dialects import postgresql
-from tests.helpers.tables import Node, explained, plan_nodes
 
 from inbox.db import engine as engines
 from inbox.db import listing
@@ -39,6 +38,7 @@ from relay.store.operator import changes, selection
 from relay.store.reads import OUTCOMES
 from relay.store.statement import Statement
 from tests.helpers.storing import START
+from tests.helpers.tables import Node, explained, plan_nodes
 
 pytestmark = pytest.mark.long
 

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
-from tests.helpers.tables import counted_statements
 
 from inbox.db import following, listing, reads
 from inbox.db.dialect import Sql
@@ -25,6 +24,7 @@ from relay.store.database import Database
 from relay.store.reads import OUTCOMES, record_reveal, reveals_of
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.storing import START, Intake, an_event
+from tests.helpers.tables import counted_statements
 from tests.helpers.waiting import stand_still
 
 # --- Rows that `inbox list`, `inbox show`, `inbox rejected` and `relay dead` read, on both databases

@@ -11,7 +11,6 @@ from itertools import count
 
 import pytest
 from sqlalchemy import event
-from tests.helpers.databases import ON_POSTGRES
 
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
@@ -26,6 +25,7 @@ from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, reap, re
 from relay.store.nodes import describe
 from relay.store.record import record as record_parts
 from relay.store.sequence import heads_of, sequence
+from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import (
     CONFIG,
     DONE,

@@ -8,12 +8,12 @@ from typing import cast
 import msgspec
 import pytest
 from sqlalchemy import text
-from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.locks import Transactions
 
 from inbox.events.event import Event
 from relay.delivery.policy import LEFT_TO_OTHERS, policies
 from relay.store.duplicates import Judged, Rest, judge_duplicates
+from tests.helpers.databases import ON_POSTGRES
+from tests.helpers.locks import Transactions
 from tests.helpers.relaying import CONFIG, HOPELESS, POLICIES, UNWELL, Steps, fetching, record, work_of
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event

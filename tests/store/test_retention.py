@@ -12,8 +12,6 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, Table, insert, select, text
 from sqlalchemy.exc import OperationalError
-from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.tables import count
 
 from inbox.clock import SystemClock
 from inbox.config.model import Retention, RetentionKind
@@ -28,9 +26,11 @@ from relay.store.database import Database
 from relay.store.duplicates import judge_duplicates
 from relay.store.operator import commands, execution
 from relay.store.retention import STEPS, Pruned, expiry_of, state_of
+from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.processes import Ended, invoke
 from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, DAY, DONE, HOPELESS, UNWELL, Steps, a_pruner, prune, work_of
 from tests.helpers.storing import START, an_event
+from tests.helpers.tables import count
 from tests.helpers.waiting import Stopwatch, stand_still
 from tests.helpers.webhooks import config_text
 from tests.store.verifying import differences, mend

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 import psycopg
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import Granted, connect_postgres, granted
-from tests.helpers.tables import rows
 
 from inbox.db.migrate import ROLES, Role, roles_script
 from inbox.db.schema import metadata
 from inbox.db.views import VIEWS
 from inbox.errors import ConfigError
+from tests.helpers.databases import Granted, connect_postgres, granted
 from tests.helpers.storing import Intake, an_event
+from tests.helpers.tables import rows
 
 TABLES = ["alembic_version", *metadata.tables]
 WRITES = {

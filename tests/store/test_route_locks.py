@@ -11,15 +11,6 @@ import msgspec
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.locks import (
-    is_kept_waiting,
-    limit_locks,
-    lock,
-    locked_by_a_person,
-    locking,
-    stand_still_within_a_pipeline,
-)
 
 from inbox.db import order_lock
 from inbox.db.dialect import takes_too_long
@@ -30,6 +21,15 @@ from relay.store.alert_conditions import Watch
 from relay.store.deliveries import rows_of_keys
 from relay.store.sequence import quarantine
 from relay.store.transaction import Transaction
+from tests.helpers.databases import ON_POSTGRES
+from tests.helpers.locks import (
+    is_kept_waiting,
+    limit_locks,
+    lock,
+    locked_by_a_person,
+    locking,
+    stand_still_within_a_pipeline,
+)
 from tests.helpers.relaying import CONFIG, DONE, POLICIES, Steps, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import until

@@ -10,8 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
-from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.locks import locked_by_a_person
 
 from relay.daemon.loop import EVERY_SECONDS
 from relay.observe import Observer
@@ -24,6 +22,8 @@ from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.operator import commands, execution
 from relay.store.work import in_parts
 from tests.helpers.daemon import maintenance_of
+from tests.helpers.databases import ON_POSTGRES
+from tests.helpers.locks import locked_by_a_person
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.storing import an_event
 from tests.store.verifying import Planter

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
-from tests.helpers.tables import count, rows
 
 from inbox.db import engine as engines
 from inbox.db import guarantees, intake
@@ -23,10 +22,12 @@ from relay.delivery.outcome import Failed
 from relay.delivery.policy import policies
 from relay.store.database import Database
 from tests.docs.pages import PAGES, blocks
+from tests.helpers.databases import opened
+from tests.helpers.machine import asked
 from tests.helpers.receiver import a_link
 from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps, fill
-from tests.helpers.sqlite_shell import asked, opened
 from tests.helpers.storing import an_event
+from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import a_config, moment
 from tests.store.verifying import differences
 
@@ -35,9 +36,8 @@ from tests.store.verifying import differences
 
 @pytest.fixture
 def engine(sqlite_database_url: str) -> Iterator[Engine]:
-    made = engines.connect(sqlite_database_url, application="tests")
-    yield made
-    made.dispose()
+    with opened(sqlite_database_url) as made:
+        yield made
 
 
 def size_of(path: Path) -> int:
@@ -268,13 +268,11 @@ def test_each_backup_of_the_page_is_whole_while_others_write(lived_in: Steps, en
     _, where, command = shlex.split(line)
     path = path_of(engine)
     copy = path.with_name(name)
-    with opened(where.replace("inbox.db", str(path))) as shell:
-        lived_in.arrive(an_event(98))
-        shell.types(command.replace(name, str(copy)) + ("" if command.startswith(".") else ";"))
-        lived_in.arrive(an_event(99))
-    restored = Steps(engines.connect(f"sqlite:///{copy}", application="tests"))
-    assert asked(str(copy), "PRAGMA integrity_check") == "ok"
-    assert asked(str(copy), "SELECT count(*) FROM inbox") == "14"
-    assert differences(restored.database) == []
-    restored.attempt(DONE)
-    restored.database.engine.dispose()
+    lived_in.arrive(an_event(98))
+    assert asked(where.replace("inbox.db", str(path)), command.replace(name, str(copy))) == ""
+    lived_in.arrive(an_event(99))
+    assert asked(str(copy), "PRAGMA integrity_check; SELECT count(*) FROM inbox") == "ok\n14"
+    with opened(f"sqlite:///{copy}") as other:
+        restored = Steps(other)
+        assert differences(restored.database) == []
+        restored.attempt(DONE)

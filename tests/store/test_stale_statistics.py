@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
-from tests.helpers.tables import explained
 
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from relay.store import alert_conditions, audit, claim, deliveries, leases, sequence
+from tests.helpers.tables import explained
 
 pytestmark = pytest.mark.long
 

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine
-from tests.helpers.tables import count, rows
 
 from inbox.clock import SystemClock
 from inbox.db import intake
@@ -29,6 +28,7 @@ from tests.helpers.directory import TABLE, Directory
 from tests.helpers.relaying import FakeClock, Steps, work_of
 from tests.helpers.scripted import serving
 from tests.helpers.storing import START, an_event
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import be_patient
 from tests.helpers.webhooks import config_text
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import msgspec
 import pytest
 from sqlalchemy import Engine, event
-from tests.helpers.tables import count
 
 from inbox.config.model import Config
 from inbox.db.reads import Row
@@ -26,6 +25,7 @@ from relay.store.transaction import Transaction
 from tests.helpers.agreement import decode
 from tests.helpers.relaying import CONFIG, DONE, FakeClock, Steps, record
 from tests.helpers.storing import a_fact, a_row, an_event, drop_checks
+from tests.helpers.tables import count
 from tests.helpers.waiting import be_patient, until
 from tests.store.test_relay_cycle import one_round
 from tests.store.verifying import ROUTES, Planter, differences, findings, mend

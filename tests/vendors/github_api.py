@@ -14,13 +14,13 @@ from tests.vendors.service import Asked, VendorService, answer_json
 
 TOKEN = "github-token"
 _VERSION = "2022-11-28"
+_FIRST_REPOSITORY = 1_296_269
 _LATER = 4_000_000_000
 _DOCS = "https://docs.github.com/rest"
 _USER_LINKS = (
     "followers", "following", "gists", "starred", "subscriptions", "organizations", "repos", "events", "received_events",
 )  # fmt: skip
 _ISSUE_LINKS = ("labels", "comments", "events")
-_EDITABLE = {"title", "body", "state", "state_reason", "labels", "assignees", "milestone"}
 
 Issue = dict[str, Any]
 
@@ -66,93 +66,37 @@ class GitHub(VendorService):
         issues.append(made)
         return made
 
-    def edit(self, repository: str, number: int, **changes: Any) -> Issue:  # noqa: ANN401  # any JSON
-        """Change an issue as its owner would."""
-        issue = self._issues[repository][number - 1]
-        now = self._tick()
-        issue |= changes | {"updated_at": now}
-        if "state" in changes:
-            issue["closed_at"] = now if changes["state"] == "closed" else None
-        return issue
-
-    def number_of(self, repository: str) -> int:
-        """Return the id of a repository."""
-        return 1_296_269 + list(self._issues).index(repository)
-
-    def webhook(self, repository: str, number: int, action: str) -> dict[str, Any]:
-        """Make the payload of the event `issues` about an issue."""
-        owner, _, name = repository.partition("/")
-        return {
-            "action": action,
-            "issue": self._issues[repository][number - 1],
-            "repository": {
-                "id": self.number_of(repository),
-                "name": name,
-                "full_name": repository,
-                "owner": self._user(owner, 1),
-            },
-            "sender": self._user("octocat", 1),
-        }
-
     def respond(self, asked: Asked) -> Act:
         """Authenticate the caller, count the call, and answer."""
         if asked.headers.get("authorization") not in {f"Bearer {TOKEN}", f"token {TOKEN}"}:
             return self._problem(401, "Bad credentials")
         if "user-agent" not in asked.headers:
             return self._problem(403, "Request forbidden by administrative rules: a User-Agent is required.")
-        return self._answer(asked)
-
-    def _answer(self, asked: Asked) -> Act:
+        names = dict(enumerate(self._issues, start=_FIRST_REPOSITORY))
         match asked.method, asked.path:
-            case "GET", ("repos", owner, name, "issues"):
+            case "GET", ("repos", owner, name, "issues") if f"{owner}/{name}" in self._issues:
                 return self._list(f"{owner}/{name}", asked.query)
-            case "GET", ("repositories", number, "issues"):
-                names = [name for name in self._issues if str(self.number_of(name)) == number]
-                return self._list(names[0], asked.query) if names else self._problem(404, "Not Found")
-            case "POST", ("repos", owner, name, "issues"):
-                return self._create(f"{owner}/{name}", asked.body)
-            case "GET" | "PATCH", ("repos", owner, name, "issues", number) if number.isdigit():
-                return self._one(asked, f"{owner}/{name}", int(number))
+            case "GET", ("repositories", number, "issues") if int(number) in names:
+                return self._list(names[int(number)], asked.query)
+            case "GET", ("repos", owner, name, "issues", number):
+                for issue in self._issues.get(f"{owner}/{name}", ()):
+                    if str(issue["number"]) == number:
+                        return self._counted(200, issue)
         return self._problem(404, "Not Found")
 
     def _list(self, repository: str, query: dict[str, str]) -> Act:
-        if repository not in self._issues:
-            return self._problem(404, "Not Found")
-        state = query.get("state", "open")
         since = datetime.fromisoformat(query.get("since", "1970-01-01T00:00:00Z"))
-        found = [
-            issue
-            for issue in self._issues[repository]
-            if state in {"all", issue["state"]}
-            and set(filter(None, query.get("labels", "").split(","))) <= {label["name"] for label in issue["labels"]}
-            and datetime.fromisoformat(issue["updated_at"]) >= since
-        ]
+        found = [each for each in self._issues[repository] if datetime.fromisoformat(each["updated_at"]) >= since]
         at = f"{query.get('sort', 'created')}_at"
         found.sort(key=lambda issue: (issue[at], issue["number"]), reverse=query.get("direction", "desc") == "desc")
         size, page = min(int(query.get("per_page", "30")), 100), int(query.get("page", "1"))
         last = max(1, -(-len(found) // size))
         shown = {"prev": page - 1, "first": 1} if page > 1 else {}
         shown |= {"next": page + 1, "last": last} if page < last else {}
-        address = f"{self.url}/repositories/{self.number_of(repository)}/issues"  # GitHub's links go by id
+        number = _FIRST_REPOSITORY + list(self._issues).index(repository)
+        address = f"{self.url}/repositories/{number}/issues"  # GitHub's links go by id
         links = ", ".join(f'<{address}?{urlencode(query | {"page": n})}>; rel="{name}"' for name, n in shown.items())
         return self._counted(200, found[(page - 1) * size : page * size], **({"link": links} if links else {}))
-
-    def _create(self, repository: str, body: dict[str, Any]) -> Act:
-        if not isinstance(body.get("title"), str):
-            return self._problem(422, "Validation Failed")
-        issue = self.issue(repository, body["title"], body=body.get("body") or "", labels=tuple(body.get("labels", ())))
-        return self._counted(201, issue, location=issue["url"])
-
-    def _one(self, asked: Asked, repository: str, number: int) -> Act:
-        if number > len(self._issues.get(repository, ())):
-            return self._problem(404, "Not Found")
-        if asked.method == "PATCH":
-            changes = {name: value for name, value in asked.body.items() if name in _EDITABLE}
-            if "labels" in changes:
-                changes["labels"] = [self._label(repository, name) for name in changes["labels"]]
-            return self._counted(200, self.edit(repository, number, **changes))
-        issue = self._issues[repository][number - 1]
-        return self._counted(200, issue)
 
     def _counted(self, status: int, body: object, **headers: str) -> Act:
         return answer_json(status, body, **self._limits(), **headers)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.helpers.scripted import Act, answer
+from tests.helpers.scripted import Act
 from tests.vendors.service import Asked, VendorService, answer_json
 
 TOKEN = "hubspot-token"
@@ -48,37 +48,26 @@ class HubSpot(VendorService):
                 return self._create(asked.body["properties"])
             case "POST", ("search",):
                 return self._search(asked.body)
-            case method, (name,):
-                return self._one(method, asked, name)
+            case "GET", (name,):
+                by = asked.query.get("idProperty", "hs_object_id")
+                for contact in self._contacts.values():
+                    if contact["properties"].get(by) == name:
+                        return answer_json(200, _shown(contact, asked.query.get("properties", "").split(",")), **_LIMIT)
         return _problem(404, "OBJECT_NOT_FOUND", "resource not found")
 
     def _create(self, properties: dict[str, str]) -> Act:
-        if wrong := self._refused(properties):
-            return wrong
-        now = self._stamp()
-        number = str(501 + len(self._contacts))
+        unknown = sorted(properties.keys() - _STANDARD - set(self._unique))
+        if unknown:
+            why = f'Property values were not valid: Property "{unknown[0]}" does not exist'
+            return _problem(400, "VALIDATION_ERROR", why)
+        for contact in self._contacts.values():
+            if any(properties.get(name, "") == contact["properties"].get(name) for name in self._unique):
+                return _problem(409, "CONFLICT", f"Contact already exists. Existing ID: {contact['id']}")
+        now, number = self.clock.tick().strftime("%Y-%m-%dT%H:%M:%S.000Z"), str(501 + len(self._contacts))
         own = {"createdate": now, "lastmodifieddate": now, "hs_object_id": number}
         made = {"id": number, "properties": properties | own, "createdAt": now, "updatedAt": now, "archived": False}
         self._contacts[number] = made
         return answer_json(201, made, **_LIMIT)
-
-    def _one(self, method: str, asked: Asked, name: str) -> Act:
-        found = [each for each in self._contacts.values() if self._named(each, asked.query.get("idProperty"), name)]
-        if method == "DELETE":  # a contact that is archived already is no error
-            for each in found:
-                each["archived"] = True
-            return answer(204, b"", **_LIMIT)
-        if not found:
-            return _problem(404, "OBJECT_NOT_FOUND", "resource not found")
-        contact = found[0]
-        if method == "GET":
-            wanted = asked.query.get("properties", "").split(",")
-            return answer_json(200, _shown(contact, wanted), **_LIMIT)
-        if wrong := self._refused(asked.body["properties"], besides=contact):
-            return wrong
-        contact["updatedAt"] = self._stamp()
-        contact["properties"] |= asked.body["properties"] | {"lastmodifieddate": contact["updatedAt"]}
-        return answer_json(200, contact, **_LIMIT)
 
     def _search(self, body: dict[str, Any]) -> Act:
         (only,) = [one for group in body["filterGroups"] for one in group["filters"]]
@@ -93,7 +82,7 @@ class HubSpot(VendorService):
         return self._page(found, query, body.get("properties") or [])
 
     def _page(self, found: Iterable[Contact], query: dict[str, str], wanted: list[str]) -> Act:
-        present = [contact for contact in found if not contact["archived"]]
+        present = list(found)
         begin, size = int(query.get("after", "0")), int(query.get("limit", "10"))
         page: dict[str, Any] = {"results": [_shown(each, wanted) for each in present[begin : begin + size]]}
         if begin + size < len(present):
@@ -101,39 +90,10 @@ class HubSpot(VendorService):
             page["paging"] = {"next": {"after": after, "link": f"{self.url}/crm/v3/objects/contacts?after={after}"}}
         return answer_json(200, page, **_LIMIT)
 
-    def _refused(self, properties: dict[str, Any], besides: Contact | None = None) -> Act | None:
-        """Return the answer to properties that can't be stored."""
-        unknown = sorted(properties.keys() - _STANDARD - set(self._unique))
-        if unknown:
-            return _problem(
-                400, "VALIDATION_ERROR", f'Property values were not valid: Property "{unknown[0]}" does not exist'
-            )
-        if not all(isinstance(value, str) for value in properties.values()):
-            return _problem(400, "VALIDATION_ERROR", "Invalid input JSON: a property is not a text")
-        for contact in self._contacts.values():
-            if contact is besides or contact["archived"]:
-                continue
-            for name in self._unique:
-                if properties.get(name) and _folded(properties[name]) == _folded(contact["properties"].get(name)):
-                    return _problem(409, "CONFLICT", f"Contact already exists. Existing ID: {contact['id']}")
-        return None
-
-    def _named(self, contact: Contact, by: str | None, name: str) -> bool:
-        if contact["archived"]:
-            return False
-        return bool(contact["id"] == name if by is None else contact["properties"].get(by) == name)
-
-    def _stamp(self) -> str:
-        return self.clock.tick().strftime("%Y-%m-%dT%H:%M:%S.000Z")
-
 
 def _shown(contact: Contact, wanted: list[str]) -> Contact:
     names = {*_SHOWN, *filter(None, wanted)}
     return contact | {"properties": {name: contact["properties"].get(name) for name in sorted(names)}}
-
-
-def _folded(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
 
 
 def _problem(status: int, category: str, message: str) -> Act:

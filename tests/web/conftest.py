@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from relay.store.database import Database
+from tests.helpers.databases import url_of_kind
 from tests.helpers.page import Page, on_database, serving, unhurried
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 
@@ -21,7 +22,7 @@ def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> str:
     """The URL of a migrated, empty SQLite file; tests of statements ask for both kinds by `ON_BOTH`."""
-    return str(request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_database_url"))
+    return url_of_kind(request)
 
 
 @pytest.fixture

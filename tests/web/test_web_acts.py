@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import requests
 from sqlalchemy import Engine, text
-from tests.helpers.databases import ON_BOTH
 
 from inbox.config.model import Config
 from inbox.db import engine as engines
@@ -28,6 +27,7 @@ from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from relay.web import plans
 from tests.helpers import databases
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import OPERATOR, Page
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, work_of
 from tests.helpers.storing import an_event

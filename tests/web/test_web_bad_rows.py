@@ -6,10 +6,9 @@ import itertools
 import re
 
 from tests.helpers.databases import ON_BOTH
-from tests.helpers.worlds import fill_page
-
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.relaying import Steps
+from tests.helpers.worlds import fill_page
 
 AT = "'2026-01-01 00:00:30.000000Z'"
 PATHS = ("", "/deliveries", "/events/1", "/events/2", "/events/3", "/dead", "/gates", "/commands",

@@ -14,13 +14,13 @@ import msgspec
 import pytest
 import requests
 from sqlalchemy import Engine
-from tests.helpers.databases import ON_BOTH
 
 from inbox.config.model import Config
 from inbox.db import reads
 from relay.web.screens import event as event_screen
 from tests.destinations.syncing import FETCHED, FOUND, World
 from tests.helpers import scripted
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import VIEWER, Page, on_database, serving
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.scripted import ScriptedServer, answer

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers.databases import ON_BOTH
 
 from relay.accounts import Actor
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from relay.web.reveal import text_of
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import a_fact, an_event

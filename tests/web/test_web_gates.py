@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import insert
-from tests.helpers.databases import ON_BOTH
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
@@ -14,6 +13,7 @@ from inbox.db.schema import sweep_watermark
 from inbox.loader.load import parse_config
 from relay.delivery.gates import entity_key
 from relay.store import gates
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import Page, on_database
 from tests.helpers.relaying import Steps
 

@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 
 import msgspec
 import pytest
-from tests.helpers.databases import ON_BOTH
 
 from inbox.db import listing
 from inbox.db.intake import Rejected
@@ -20,6 +19,7 @@ from relay.store.alerts import note
 from relay.store.operator import commands, execution
 from relay.web.screens import lists
 from relay.web.screens.lists import COLUMNS
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import VIEWER, Page
 from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import START, an_event

@@ -10,17 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from tests.helpers.databases import ON_BOTH
-from tests.helpers.tables import counted_statements
 
 from inbox.config.model import Config
 from inbox.db.intake import Rejected
 from relay.web import reading
 from relay.web.reading import NotYourTurn, Readers
 from tests.helpers import databases
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.relaying import FakeClock, Monotonic, Steps
 from tests.helpers.storing import START
+from tests.helpers.tables import counted_statements
 from tests.helpers.waiting import until
 
 

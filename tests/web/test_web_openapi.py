@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import msgspec
 from sqlalchemy import Engine, text
-from tests.helpers.databases import ON_BOTH
 
 from relay.web import openapi
 from relay.web.query import Number, Text, encode
 from relay.web.reading import ListPage, ListQuery, Reading, Screen, rows_of
 from relay.web.screens import SCREENS
+from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import Page
 
 DOCUMENT = openapi.document(SCREENS)

@@ -8,8 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import insert, text
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES
-from tests.helpers.tables import counted_statements
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
@@ -22,9 +20,11 @@ from relay.store.alerts import note
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
 from relay.web.screens.overview import Button, button_of
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES
 from tests.helpers.page import Page
 from tests.helpers.relaying import DONE, HOPELESS, Steps, work_of
 from tests.helpers.storing import START, an_event
+from tests.helpers.tables import counted_statements
 from tests.helpers.waiting import stand_still
 
 HOSTILE = "\u202e<script>alert(1)</script>"

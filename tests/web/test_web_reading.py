@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE
 
 from inbox.config.model import Config
 from inbox.config.values import DatabaseUrl
@@ -20,6 +19,7 @@ from inbox.errors import DatabaseAway
 from relay.web import reading as reading_module
 from relay.web.reading import Readers, Reading
 from tests.helpers import databases
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import OPERATOR, VIEWER, Page, serving
 from tests.helpers.relaying import FakeClock
 from tests.helpers.waiting import stand_still

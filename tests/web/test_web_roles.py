@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping
 import msgspec
 import pytest
 from sqlalchemy import Engine
-from tests.helpers.databases import Granted, granted
-from tests.helpers.tables import rows
-from tests.helpers.worlds import WORDS, fill_page
 
 from inbox.config.values import DatabaseUrl
 from inbox.db import engine as engines
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
+from tests.helpers.databases import Granted, granted
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.tables import rows
+from tests.helpers.worlds import WORDS, fill_page
 
 PARTS = {"seq": 1, "source": "trivore", "type": "USER"}
 SELECTIONS: Mapping[str, Mapping[str, object]] = {

@@ -19,12 +19,12 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from tests.helpers.worlds import fill_page
 
 from relay.web import openapi
 from relay.web.screens import SCREENS
 from tests.helpers.page import TOKEN, Entrance, entrance, on_database
 from tests.helpers.relaying import CONFIG, Steps
+from tests.helpers.worlds import fill_page
 
 
 def closed(schema: Any) -> Any:  # noqa: ANN401  # any JSON

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -13,14 +12,14 @@ from urllib.parse import quote
 
 import msgspec
 import pytest
-from tests.helpers.worlds import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
 
-from inbox.db import engine as engines
 from relay.accounts import Actor
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
+from tests.helpers.databases import copied, opened
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.worlds import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
 
 PARTS: dict[str, tuple[object, ...]] = {
     "seq": (1, 2, 3, 4, 5),
@@ -71,10 +70,9 @@ of_each_screen = pytest.mark.parametrize("screen", OF_THE_DATABASE, ids=lambda s
 @contextlib.contextmanager
 def filled(template: Path, folder: Path, fill: Callable[[Steps], None]) -> Iterator[Page]:
     """The page of a SQLite file with these rows."""
-    url, clock = f"sqlite:///{shutil.copy(template, folder / 'inbox.db')}", FakeClock()
-    engine = engines.connect(url, application="tests")
-    fill(Steps(engine, clock=clock))
-    engine.dispose()
+    url, clock = copied(template, folder), FakeClock()
+    with opened(url) as engine:
+        fill(Steps(engine, clock=clock))
     with serving(on_database(CONFIG, url), clock) as page:
         yield page
 

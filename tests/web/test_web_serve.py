@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import requests
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE
 
 from inbox.events.states import MOST_SEQS
 from inbox.observe.logs import KEYS
@@ -22,9 +21,10 @@ from relay.web.gunicorn_settings import graceful_timeout
 from relay.web.query import FORM_TYPE, MOST_BYTES
 from relay.web.render import STATIC, STATIC_FOLDER
 from tests.helpers import databases
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import FAST, Page
 from tests.helpers.processes import RELAY, Program, Site, free_port, site
-from tests.helpers.receiver import exchange
+from tests.helpers.receiver import ask
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
@@ -208,9 +208,9 @@ def test_a_request_that_is_too_large_or_no_http_is_turned_away(place: Site) -> N
     parts = iter([b"x" * 1000] * 100)
     headers["Content-Type"] = FORM_TYPE
     assert requests.post(f"{url}/sign-in", parts, headers=headers, timeout=10).status_code == 413
-    assert exchange(port, b"HELO page\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert ask(port, b"HELO page\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     long = b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n"
-    assert exchange(port, long).startswith(b"HTTP/1.1 431 ")
+    assert ask(port, long).startswith(b"HTTP/1.1 431 ")
     assert requests.get(f"{url}/rejected?source={'x' * 24 * 1024}", timeout=10).status_code == 414
     assert api(url) == 200
     assert program.stop() == 0

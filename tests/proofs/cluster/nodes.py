@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
-from tests.helpers.machine import POSTGRES_USER, ROOM, postgres_user
 
 from tests.docs.pages import ROOT
+from tests.helpers.machine import POSTGRES_USER, ROOM, postgres_user
 from tests.helpers.network import Network, network
 from tests.helpers.processes import Program
 from tests.helpers.waiting import until

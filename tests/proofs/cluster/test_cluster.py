@@ -18,14 +18,14 @@ import msgspec
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
-from tests.helpers.tables import facts, open_states, rows, stored
-from tests.helpers.traffic import Downstream, Ledger, Sender, endless, serving
 
 from inbox.db import migrate
 from inbox.db.engine import connect
 from tests.helpers import checkers, network
 from tests.helpers.agreement import disagreements, enrolled
 from tests.helpers.processes import Program, Site, site
+from tests.helpers.tables import facts, open_states, rows, stored
+from tests.helpers.traffic import Downstream, Ledger, Sender, endless, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 from tests.proofs.cluster.nodes import DEPLOYED, PASSWORD, Cluster, Node, cluster

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 from tests.helpers.databases import down
-from tests.helpers.tables import rows
-
 from tests.helpers.killable_postgres import KillablePostgres
 from tests.helpers.proxy import Moment
+from tests.helpers.tables import rows
 from tests.helpers.waiting import until
 from tests.proofs.faults.plan import Fault, Streams
 from tests.proofs.faults.rig import Rig

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
 import msgspec
-from tests.helpers.traffic import Answer, Event, Script
 
+from tests.helpers.traffic import Answer, Change, Script
 from tests.helpers.webhooks import moment
 
 ENTITIES = 300
@@ -25,10 +25,10 @@ USUALLY = (0.06, 0.14)
 SLOWLY = (0.3, 1.5)
 
 
-def events(seed: int) -> Iterator[Event]:
+def events(seed: int) -> Iterator[Change]:
     """Without end, in about the order of their times, some entities busier than others, some events more than once."""
     chance = random.Random(seed)
-    recent: deque[Event] = deque(maxlen=REMEMBERED)
+    recent: deque[Change] = deque(maxlen=REMEMBERED)
     for first in count(0, SHUFFLED):
         for number in chance.sample(range(first, first + SHUFFLED), SHUFFLED):
             some = BUSY_ENTITIES if chance.random() < 1 / 4 else ENTITIES

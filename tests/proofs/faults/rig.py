@@ -17,16 +17,16 @@ import msgspec
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
-from tests.helpers.machine import ROOM
-from tests.helpers.tables import in_flight_elsewhere, in_flight_of, rows
-from tests.helpers.traffic import Downstream, Ledger, Sender, serving
 
 from inbox.db import engine as engines
 from inbox.db import migrate
 from tests.helpers.checkers import Call
 from tests.helpers.killable_postgres import KillablePostgres, killable
+from tests.helpers.machine import ROOM
 from tests.helpers.processes import Program, Site, site
 from tests.helpers.proxy import Proxy, proxied
+from tests.helpers.tables import in_flight_elsewhere, in_flight_of, rows
+from tests.helpers.traffic import Downstream, Ledger, Sender, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 from tests.proofs.faults.plan import RELAYS, Streams, events, unwell_now_and_then

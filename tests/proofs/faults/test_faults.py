@@ -39,17 +39,9 @@ ON_POSTGRES = {
     "cut a commit": 18,
     "verify": 3,
 }
-ON_SQLITE = {
-    "kill a relay": 18,
-    "freeze a relay": 1,
-    "replace a relay": 3,
-    "kill a worker": 1,
-    "kill all workers": 1,
-    "freeze a worker": 1,
-    "lock SQLite": 1,
-    "fill the disk": 1,
-    "verify": 2,
-}
+_OF_POSTGRES = {"kill a backend", "cut a commit", *(fault for fault in ON_POSTGRES if "Postgres" in fault)}
+ON_SQLITE = {fault: max(number // 2, 1) for fault, number in ON_POSTGRES.items() if fault not in _OF_POSTGRES}
+ON_SQLITE["lock SQLite"] = 1
 SHOWN = (
     "kills of a relay at work",
     "abandoned",

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from tests.helpers.tables import Row, facts, open_states, rows, stored
 
 from inbox.db.order_lock import HELD_SECONDS
 from inbox.events.timestamps import as_time
 from tests.helpers import checkers
 from tests.helpers.agreement import disagreements, enrolled
 from tests.helpers.checkers import Holding, Interval, Line
+from tests.helpers.tables import Row, facts, open_states, relay_pids, rows, stored
 from tests.helpers.waiting import until
 from tests.proofs.faults.actions import verify
 from tests.proofs.faults.rig import DISCARDED, STARTED, Rig
@@ -91,7 +91,7 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
         **trouble,
         **checkers.of_any_run(sends, arrivals, inbox, log, logs),
         "passed over": passed_over,
-        "abandoned without cause": checkers.abandoned_without_cause(log, troubles(faults, cuts, nodes(engine))),
+        "abandoned without cause": checkers.abandoned_without_cause(log, troubles(faults, cuts, relay_pids(engine))),
         "recorded by another": checkers.recorded_by_another(arrivals, log, callers),
         # few: a thread would have to be caught in the moment between looking at its lease and sending
         "called without a lease": without_lease if len(without_lease) > CAUGHT_WHILE_SENDING * len(frozen) else [],

@@ -28,7 +28,7 @@ _SUCCESS, _FAILURE = "r1 records its success", "r1 records its failure"
 
 
 def _scene(
-    *operations: str, sometimes: set[str], triples: tuple[tuple[str, str, str], ...] = ()
+    operations: tuple[str, ...], *, sometimes: set[str], triples: tuple[tuple[str, str, str], ...] = ()
 ) -> Callable[[Prepare], Prepare]:
     def keep(prepare: Prepare) -> Prepare:
         SCENES.append(Scene(prepare, operations, triples, frozenset(sometimes)))
@@ -38,7 +38,7 @@ def _scene(
 
 
 @_scene(
-    *("r1 sequences", "r1 sequences one", "r1 claims", "r2 claims two"),
+    ("r1 sequences", "r1 sequences one", "r1 claims", "r2 claims two"),
     triples=(("r1 sequences", "r1 sequences one", "r2 claims two"),),
     sometimes={"r1 sequences: 2", "r1 sequences: 3", "r1 claims: 1", "r2 claims two: 2, 3"},
 )
@@ -49,7 +49,7 @@ def arrivals(stage: Stage) -> None:
 
 
 @_scene(
-    *(_SUCCESS, _FAILURE, "r1 renews", "r1 gives back", "r2 sequences", "r2 claims", "r2 reaps"),
+    (_SUCCESS, _FAILURE, "r1 renews", "r1 gives back", "r2 sequences", "r2 claims", "r2 reaps"),
     triples=(
         (_SUCCESS, "r2 sequences", "r2 claims"),
         (_SUCCESS, "r1 renews", "r2 reaps"),
@@ -64,7 +64,7 @@ def a_head_in_flight(stage: Stage) -> None:
 
 
 @_scene(
-    *("r1 gives back", "r2 sequences", "r2 claims"),
+    ("r1 gives back", "r2 sequences", "r2 claims"),
     triples=(("r1 gives back", "r2 sequences", "r2 claims"),),
     sometimes={"r1 gives back: 1", "r2 claims: 2", "r2 claims: nothing"},
 )
@@ -76,7 +76,7 @@ def earlier_ones_behind_a_head_in_flight(stage: Stage) -> None:
 
 
 @_scene(
-    *("r1 sequences", "r1 claims", "r2 claims two"),
+    ("r1 sequences", "r1 claims", "r2 claims two"),
     triples=(("r1 sequences", "r1 claims", "r2 claims two"),),
     sometimes={"r1 claims: 1", "r1 claims: 2", "r1 claims: nothing"},
 )
@@ -88,7 +88,7 @@ def an_earlier_one(stage: Stage) -> None:
 
 
 @_scene(
-    *(_SUCCESS, _FAILURE, "r1 gives back", "r2 sequences", "r2 claims"),
+    (_SUCCESS, _FAILURE, "r1 gives back", "r2 sequences", "r2 claims"),
     triples=((_SUCCESS, "r2 sequences", "r2 claims"), ("r1 gives back", "r2 sequences", "r2 claims")),
     sometimes={"r2 claims: 2", f"{_FAILURE}: attempt_failed", "r1 gives back: 1"},
 )
@@ -100,7 +100,7 @@ def a_newer_one(stage: Stage) -> None:
 
 
 @_scene(
-    *("r1 sequences", "r2 sequences one", "r1 claims"),
+    ("r1 sequences", "r2 sequences one", "r1 claims"),
     triples=(("r1 sequences", "r2 sequences one", "r1 claims"),),
     sometimes={"r1 claims: 1", "r1 claims: 2", "r1 claims: 3", "r1 claims: nothing"},
 )
@@ -113,7 +113,7 @@ def a_newer_one_takes_over(stage: Stage) -> None:
 
 
 @_scene(
-    *(_SUCCESS, "r1 renews", "r1 gives back", "r2 reaps", "r2 claims", "r3 sequences"),
+    (_SUCCESS, "r1 renews", "r1 gives back", "r2 reaps", "r2 claims", "r3 sequences"),
     triples=(
         (_SUCCESS, "r2 reaps", "r2 claims"),
         (_SUCCESS, "r2 reaps", "r3 sequences"),
@@ -129,7 +129,7 @@ def a_lease_that_ran_out(stage: Stage) -> None:
 
 
 @_scene(
-    *(_SUCCESS, "r1 renews", "r1 gives back", "r2 records its failure", "r2 renews", "r3 sequences"),
+    (_SUCCESS, "r1 renews", "r1 gives back", "r2 records its failure", "r2 renews", "r3 sequences"),
     triples=((_SUCCESS, "r2 records its failure", "r2 renews"), ("r1 gives back", "r2 renews", "r3 sequences")),
     sometimes={f"{_SUCCESS}: refused", "r1 renews: nothing", "r1 gives back: 0"}
     | {"r2 records its failure: attempt_failed", "r2 renews: 1"},
@@ -141,7 +141,7 @@ def a_lease_taken_over(stage: Stage) -> None:
 
 
 @_scene(
-    *("r1 records its death", "r1 renews", "r2 sequences", "r2 claims"),
+    ("r1 records its death", "r1 renews", "r2 sequences", "r2 claims"),
     triples=(("r1 records its death", "r2 sequences", "r2 claims"),),
     sometimes={"r1 records its death: dead", "r2 claims: nothing"},
 )
@@ -152,7 +152,7 @@ def a_head_that_blocks(stage: Stage) -> None:
 
 
 @_scene(
-    *("r1 records", "r1 renews", "r1 renews the first", "r1 gives back", "r2 sequences", "r2 claims two"),
+    ("r1 records", "r1 renews", "r1 renews the first", "r1 gives back", "r2 sequences", "r2 claims two"),
     triples=(("r1 renews the first", "r1 gives back", "r2 sequences"), ("r1 records", "r2 sequences", "r2 claims two")),
     sometimes={"r1 records: delivered, delivered", "r1 records: refused, refused", "r2 claims two: 3, 4"},
 )
@@ -165,7 +165,7 @@ def two_lanes_at_once(stage: Stage) -> None:
 
 
 @_scene(
-    *("r1 records", "r1 gives back", "r2 sequences", "r2 claims two"),
+    ("r1 records", "r1 gives back", "r2 sequences", "r2 claims two"),
     triples=(("r1 records", "r1 gives back", "r2 sequences"),),
     sometimes=set(),
 )
@@ -178,7 +178,7 @@ def two_routes_at_once(stage: Stage) -> None:
 
 
 @_scene(
-    *("r3 records its success", "r3 renews", "r4 reaps", "r4 claims", "r5 claims suspects"),
+    ("r3 records its success", "r3 renews", "r4 reaps", "r4 claims", "r5 claims suspects"),
     sometimes={"r4 reaps: dead", "r3 records its success: delivered", "r3 renews: 1", "r4 claims: 2"},
 )
 def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
@@ -192,7 +192,7 @@ def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
 
 
 @_scene(
-    *("r3 claims suspects", "r4 claims", "r5 sequences"),
+    ("r3 claims suspects", "r4 claims", "r5 sequences"),
     sometimes={"r3 claims suspects: 1", "r3 claims suspects: 2", "r3 claims suspects again: 2", "r4 claims: nothing"},
 )
 def suspects(stage: Stage) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-from tests.helpers.databases import ON_POSTGRES
 
 from relay.store import claim, leases, rebuild, sequence
+from tests.helpers.databases import ON_POSTGRES
 from tests.proofs.interleavings import scenes
 from tests.proofs.interleavings.scenes import Prepare
 from tests.proofs.interleavings.stage import Stage, kept

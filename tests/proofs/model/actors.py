@@ -1,4 +1,4 @@
-"""What a run of the model knows: what each relay believes, every call that was made, and each step as the checks see it."""
+"""Knowledge of a run of the model: the beliefs of each relay, every call that was made, and each step as the checks see it."""
 
 from __future__ import annotations
 

@@ -302,7 +302,7 @@ class Commanding(Stage):
 
     @step(lambda self: self.paused_gates() or self.stopped_gates(), which=WHICH)
     def let_through(self, which: int) -> None:
-        """What is paused; or else what a breaker stops, at the word of a person."""
+        """Resume a gate that is paused; or else close a breaker, at the word of a person."""
         self.perform(self.make.turn("resume", gate_of(one_of(self.paused_gates() or self.stopped_gates(), which))))
 
     @step(trouble=True, mend=st.booleans())

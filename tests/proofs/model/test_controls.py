@@ -14,7 +14,6 @@ from typing import NamedTuple
 import pytest
 from hypothesis.errors import FlakyFailure
 from sqlalchemy import Engine, text
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
 
 from inbox.config.model import Ordering
 from inbox.db import intake
@@ -27,6 +26,7 @@ from relay.store.operator import changes
 from relay.store.sequence import settle_lanes
 from relay.store.transaction import Transaction
 from relay.store.work import Work
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
 from tests.proofs.model.actors import Violation
 from tests.proofs.model.machine import SEED, run
 from tests.proofs.model.world import World
@@ -131,16 +131,18 @@ CONTROLS = {
         (replaced(sequence, "covers", believes_every_clock),), NO_STAND_IN, soon="2"
     ),
     "a sweep's event that stands for any number of webhooks": Control(
-        (changed(sequence, "_SWEPT", ("= 'swept'", "= 'never'")),), NO_STAND_IN, soon="9"
+        (changed(sequence, "_SWEPT", ("= 'swept'", "= 'never'")),), NO_STAND_IN, soon="7"
     ),
     "a success in the lane taken as proof for a repeat": Control(
         (replaced(duplicates, "covers", lambda last, key, _skew: last.key >= key),),
         ("a repeat is judged wrongly", "rearmed without need", "it ended wrongly"),
+        soon="3",
     ),
-    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",)),
+    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="14"),
     "the newest before what is still to be folded": Control(
         (replaced(sequence, "settle", settle_and_forget_the_rest),),
         ("claimed before an earlier one", "called after a later one"),
+        soon="2",
     ),
 }
 OF_POSTGRES = {

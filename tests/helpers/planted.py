@@ -1,0 +1,366 @@
+"""Texts that are planted, and the search for them: secrets, what harms a terminal, and the data of a person."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import html
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+import msgspec
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    Boolean,
+    Column,
+    Engine,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    insert,
+    inspect,
+    select,
+    update,
+)
+
+from inbox.clock import SystemClock
+from inbox.db.columns import UtcDateTime
+from inbox.db.erasure import ErasureSubject
+from inbox.db.schema import gate, metadata, relay_command
+from inbox.events.event import Event
+from relay.delivery.outcome import Call, Delivered, Failed, Outcome, Skipped, Unchanged
+from tests.helpers.relaying import DONE, Steps
+from tests.helpers.scripted import Act, ScriptedServer, Seen, raw, then_close
+from tests.helpers.storing import START, an_event
+from tests.helpers.tables import rows
+
+ODD = '/+="\\&%<'
+"""Characters that JSON, URLs, HTML and base64 each write in another way."""
+
+
+class Planted:
+    """Distinct secrets by name. Each has a core of letters and digits, which every spelling of it but base64 leaves alone."""
+
+    def __init__(self) -> None:
+        self.cores: dict[str, str] = {}
+
+    def plain(self, name: str) -> str:
+        """A secret of letters and digits."""
+        return self.cores.setdefault(name, f"Qz{len(self.cores):02d}{name.title().replace('-', '')}Zq")
+
+    def odd(self, name: str) -> str:
+        """A secret with characters that are written in many ways."""
+        return self.plain(name) + ODD
+
+    def leaks(self, places: Mapping[str, str]) -> list[tuple[str, str]]:
+        """(place, name of the secret) for each that is found in any spelling."""
+        return [
+            (place, name)
+            for place, text in places.items()
+            for name, core in self.cores.items()
+            if any(spelling in text for spelling in spellings(core))
+        ]
+
+
+def spellings(core: str) -> set[str]:
+    """The core itself, its hexadecimal digits, and what base64 makes of it at each of the three offsets it can have."""
+    data = core.encode()
+    found = {core, data.hex(), data.hex().upper()}
+    for before in range(3):
+        whole = base64.b64encode(bytes(before) + data).decode()
+        found.add(whole[-(-before * 8 // 6) : (before + len(data)) * 8 // 6])
+    return found
+
+
+def all_text(engine: Engine) -> dict[str, str]:
+    """All that stands in the database, by table or view; those without any row are left out."""
+    looked_at = inspect(engine)
+    names = [*looked_at.get_table_names(), *looked_at.get_view_names()]
+    found = {name: "\n".join(_values(rows(engine, f'SELECT * FROM "{name}"'))) for name in names}
+    return {name: text for name, text in found.items() if text}
+
+
+def _values(found: Iterable[Mapping[str, object]]) -> Iterator[str]:
+    for row in found:
+        for value in row.values():
+            if isinstance(value, bytes | memoryview):
+                yield bytes(value).decode("latin-1")
+            elif isinstance(value, dict | list):
+                yield json.dumps(value, ensure_ascii=False)
+            else:
+                yield str(value)
+
+
+HEADERS = ("authorization", "proxy-authorization", "x-api-key")
+FIRST, LAST = "the-echo-begins", "the-echo-ends"
+"""Words that each echo begins and ends with; they are no secret."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Answer to calls below a path."""
+
+    status: int = 500
+    knows: tuple[str, ...] = ()
+    """Secrets that it tells besides those which the call shows it."""
+    password: str = ""
+    """Password that it reveals under keys that say that it is one."""
+    body: str | None = None
+    """Instead of the echo."""
+    retry_after: str | None = None
+    broken_head: bool = False
+    """One line of the head has no colon."""
+
+
+def spelled(secret: str) -> list[str]:
+    """The secret in every spelling that an echo may have it in."""
+    in_json = json.dumps(secret)[1:-1]
+    data = secret.encode()
+    return [
+        secret,
+        in_json,
+        in_json.replace("/", "\\/"),
+        json.dumps(in_json)[1:-1],
+        quote(secret),
+        quote_plus(secret),
+        quote(quote(secret, safe=""), safe=""),
+        html.escape(secret),
+        base64.b64encode(data).decode(),
+        base64.urlsafe_b64encode(data).decode().rstrip("="),
+        base64.b64encode(b"user:" + data).decode(),
+    ]
+
+
+class Echo(ScriptedServer):
+    """Answers each path by the reply of the longest prefix it has. `calls` counts them by prefix."""
+
+    def __init__(self, replies: Mapping[str, Reply]) -> None:
+        self.calls: dict[str, int] = dict.fromkeys(replies, 0)
+        self._replies = replies
+        super().__init__()
+
+    def act_for(self, seen: Seen) -> Act:
+        """Answer with all that the call has shown."""
+        path = urlsplit(seen.target).path
+        prefix = max((known for known in self._replies if path.startswith(known)), key=len)
+        self.calls[prefix] += 1
+        reply = self._replies[prefix]
+        shown = [seen.headers[name] for name in HEADERS if name in seen.headers]
+        body = self._echo(seen.target, reply, [*shown, *reply.knows]) if reply.body is None else reply.body
+        head = [f"HTTP/1.1 {reply.status} Whatever", f"Content-Length: {len(body.encode())}", "Connection: close"]
+        if reply.retry_after is not None:
+            head.append(f"Retry-After: {reply.retry_after}")
+        if reply.broken_head:
+            head.append("this line has no colon")
+        return then_close(raw("\r\n".join([*head, "", body]).encode()))
+
+    def _echo(self, target: str, reply: Reply, secrets: list[str]) -> str:
+        shown = [target, unquote(target), *(text for secret in secrets for text in spelled(secret))]
+        told = json.dumps({"you_sent": secrets, "password": reply.password, "more": {"clientSecret": reply.password}})
+        return "\n".join([FIRST, told, *shown, LAST])
+
+
+@contextlib.contextmanager
+def echoing(replies: Mapping[str, Reply]) -> Iterator[Echo]:
+    """The service as long as the block runs."""
+    with contextlib.closing(Echo(replies)) as made:
+        yield made
+
+
+MARK = "Qz-hostile-Zq"
+HOSTILE = (
+    f"{MARK} \\[/] [/] \\[link=https://evil.example]x[/link] [link=https://evil.example]y [red] :warning: \\"
+    "\x1b]8;;https://evil.example\x1b\\z\x1b]8;;\x07 \x1b[2J\x9b31m\x9d\x7f\x08\r\nall is well\t"
+    "\u202e\u2066\u200f\u061c\u200b\ufeff\u2028\u2029\U000e0041\u3164"
+)
+"""Everything that both databases take: neither has NUL in a text, nor half of a character."""
+
+NOT_FILLED = {"order_lock", "route_lock", "payload_lock", "write_probe"}
+"""Tables without text from outside."""
+ONE_ROW = {"pruner"}
+"""Tables whose only row always exists."""
+
+WORDS: Mapping[str, Mapping[str, object]] = {
+    "inbox": {"seq": 1000, "action": "update"},
+    "inbox_payload": {"seq": 1000},
+    "duplicate_request": {"seq": 1000},
+    "open_delivery": {"seq": 1000, "state": "dead", "due_at": None, "lease_until": None, "lease_token": None},
+    "delivery_log": {"seq": 1000, "kind": "dead", "state": "dead"},
+    "throughput_minute": {"kind": "source"},
+    "relay_node": {"stopped_at": None},
+    "gate": {"kind": "destination", "breaker": "open"},
+    "relay_command": {"kind": "replay", "state": "failed"},
+    "rejected_request": {"readmitted_at": None, "readmitted_seq": None},
+}
+"""Columns that a check keeps to certain words, or whose value decides what a listing shows."""
+
+_COLOURS_AND_CURSOR = re.compile(r"\x1b\[(?:[\d;]*m|\?25[lh]|\d*[AKG])|\r")
+"""Sequences that rich itself writes to a terminal: colours, and the positions of its bars."""
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def plant(engine: Engine) -> set[str]:
+    """A row in every table, with the value in every column of it that takes text; gives the columns that have it."""
+    planted = set()
+    with engine.begin() as connection:
+        for table in metadata.sorted_tables:
+            if table.name in NOT_FILLED:
+                continue
+            row = {column.name: _value(column) for column in table.columns if not _is_numbered(column)}
+            row |= WORDS.get(table.name, {})
+            connection.execute(update(table).values(row) if table.name in ONE_ROW else insert(table).values(row))
+            planted |= {f"{table.name}.{name}" for name, value in row.items() if MARK in repr(value)}
+        gates = metadata.tables["gate"]
+        for kind in ("source", "route", "api", "entity"):
+            row = {column.name: _value(column) for column in gates.columns} | {"kind": kind, "breaker": "closed"}
+            connection.execute(insert(gates).values(row))
+    return planted
+
+
+def text_columns() -> set[str]:
+    """Every column that takes text of any form, but those that a check keeps to certain words."""
+    return {
+        f"{table.name}.{column.name}"
+        for table in metadata.sorted_tables
+        if table.name not in NOT_FILLED
+        for column in table.columns
+        if isinstance(column.type, Text | JSON | ARRAY | LargeBinary) and column.name not in _words_of(table)
+    }
+
+
+def _is_numbered(column: Column[object]) -> bool:
+    return column.name == "id" and isinstance(column.type, Integer)
+
+
+def _words_of(table: Table) -> set[str]:
+    return {name for name, value in WORDS.get(table.name, {}).items() if isinstance(value, str)}
+
+
+def _value(column: Column[object]) -> object:
+    if isinstance(column.type, ARRAY):
+        return [HOSTILE]
+    values: tuple[tuple[type, object], ...] = (
+        (Boolean, False),
+        (UtcDateTime, SystemClock().now().replace(microsecond=0)),
+        (Integer, 1),
+        (LargeBinary, HOSTILE.encode()),
+        (JSON, dict.fromkeys(("cause", "error", "who", "why", HOSTILE), HOSTILE)),
+    )
+    return next((value for kind, value in values if isinstance(column.type, kind)), HOSTILE)
+
+
+def harm_of(output: str, *, terminal: bool = False) -> list[str]:
+    """List what of `output` would do harm: characters that are not seen, as their escapes."""
+    if terminal:
+        output = _COLOURS_AND_CURSOR.sub("", output)
+    return sorted({ascii(c) for c in output if unicodedata.category(c) in HIDDEN and c != "\n"})
+
+
+ID = "IDNUMBER4711"
+PERSON = ErasureSubject("trivore", "USER", ID)
+TRACES = (
+    ID,
+    "maria.meier@example.com",
+    "Maria Meier",
+    "maria-header",
+    "0af7651916cd43dd8448eb211c80319c",
+)
+"""Texts of the person. None may be left anywhere."""
+BODY = json.dumps({"id": ID, "email": "maria.meier@example.com", "name": "Maria Meier"}).encode()
+OTHER = "IDNUMBER4712"
+
+
+def of_person(number: int, *routes: str, body: bytes = BODY) -> Event:
+    """An event of the person."""
+    return msgspec.structs.replace(
+        an_event(number, ID, routes=routes or ("strict", "latest")),
+        dedup_key=f"{number:08d}",  # as inbox.events.event.dedup_key makes it: without the id
+        event_id=f"evt-{ID}-{number}",
+        headers={"content-type": "application/json", "x-note": "maria-header"},
+        body=body,
+        body_sha256=hashlib.sha256(body).digest(),
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    )
+
+
+def _call(status: int, *, excerpt: str | None = None) -> Call:
+    url = f"https://crm.example.com/contacts/{ID}"
+    return Call("update", "PATCH", url, "answered", 12.5, status, excerpt=excerpt)
+
+
+DELIVERED = Delivered((_call(200),), "updated", START, START, b"\x01" * 32)
+FAILED = Failed((_call(503, excerpt="no maria.meier@example.com"),), "server_error", f"{ID}: answered 503")
+UNCHANGED = Unchanged((_call(200),))
+SKIPPED = Skipped((_call(404),), f"{ID} is missing")
+
+
+def live(steps: Steps) -> None:
+    """Fill the tables. Every delivery of the person has ended; one of the other still waits.
+
+    Seqs: 1 to 4 and 7 are the person's, and 7 takes no route; 5, 6 and 8 are the other's, and 8 is open.
+    """
+    steps.arrive(
+        *(of_person(number) for number in range(1, 5)), an_event(5, OTHER), an_event(6, OTHER, routes=["latest"])
+    )
+    steps.receive(msgspec.structs.replace(of_person(7), enrolments=()))
+    for outcome in (DELIVERED, FAILED, SKIPPED, UNCHANGED, DELIVERED):
+        _attempt(steps, outcome, "strict")
+    for outcome in (FAILED, DELIVERED):
+        _attempt(steps, outcome, "latest")
+    changed = BODY.replace(b"Maria", b"Marie Maria")
+    again = msgspec.structs.replace(of_person(1), body=changed, body_sha256=hashlib.sha256(changed).digest())
+    steps.intake.repeat(again, of_person(2))
+    _plant(steps.database.engine)
+    steps.arrive(an_event(8, OTHER))
+
+
+def _attempt(steps: Steps, outcome: Outcome, route: str) -> None:
+    """Make an attempt of each lane: of the person's with this outcome, of the other's with success."""
+    steps.record([(one, outcome if one.entity_id == ID else DONE) for one in steps.claim_due(100, route)])
+    steps.advance(3600)
+
+
+def _plant(engine: Engine) -> None:
+    """Add what only hands and other parts of the product write."""
+    paused = {"paused_at": START, "paused_by": "kim", "breaker": "closed"}
+    selection = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
+    ended = {"asked_by": "kim", "asked_at": START, "state": "done", "finished_at": START}
+    rows: list[tuple[Table, dict[str, Any]]] = [
+        (gate, {"kind": "entity", "name": PERSON.gate, "pause_reason": "Maria Meier called", **paused}),
+        (
+            relay_command,
+            {"kind": "replay", "selection": selection, "reason": "asked", "sample": {"first": ID}, **ended},
+        ),
+    ]
+    with engine.begin() as connection:
+        for table, values in rows:
+            connection.execute(insert(table).values(values))
+
+
+def contents(engine: Engine) -> dict[str, list[str]]:
+    """All rows of all tables, as text."""
+    with engine.connect() as connection:
+        return {
+            table.name: [_text(row) for row in connection.execute(select(table).order_by(*table.primary_key))]
+            for table in metadata.sorted_tables
+        }
+
+
+def _text(row: Any) -> str:  # noqa: ANN401  # a result row
+    return repr([value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in row])
+
+
+def traces_in(engine: Engine) -> list[tuple[str, str]]:
+    """Return table and row of every trace of the person."""
+    return [
+        (table, row)
+        for table, rows in contents(engine).items()
+        for row in rows
+        if any(trace in row for trace in TRACES)
+    ]
