@@ -43,12 +43,11 @@ test: $(READY)  ## test the product, on SQLite and Postgres (5 min)
 
 prove: $(READY)  ## run the long proofs, then the fault tests (6 min)
 	$(TEST) -m "long and not alone"
-	$(BIN)/python -m pytest --verbose -m "alone and not nightly"
+	$(BIN)/python -m pytest --verbose -m alone
 
-nightly: $(READY)  ## run the rest: pages rehearsed, images, units, a million events
+nightly: $(READY)  ## run the rest: rehearsals of pages, images, units, the cluster
 	@.ci/patroni
-	$(TEST) -m "nightly and not alone"
-	$(BIN)/python -m pytest --verbose -m "nightly and alone"
+	$(TEST) -m nightly
 
 pythons: $(READY)  ## test the core on each other Python that is installed
 	TESTERS=$(TESTERS) .ci/pythons
