@@ -381,7 +381,7 @@ def test_a_relay_takes_nothing_back_that_it_trusts_itself(steps: Steps) -> None:
 
 @pytest.mark.parametrize("seconds", [15, -HOUR])
 def test_after_a_jump_others_have_time_to_renew(steps: Steps, two: Two, seconds: float) -> None:
-    """What they hold is safe until they have renewed it, and what nobody renews is taken back."""
+    """A delivery that they hold is safe until they have renewed its lease; one that nobody renews is taken back."""
     steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
     kept, lost = steps.claim_due(2, "strict")
     two.pass_by(1)
