@@ -104,6 +104,17 @@ def test_the_scheme_is_compared_without_regard_to_case() -> None:
         assert refused(verifier(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
 
 
+def test_a_bearer_token_may_stand_in_the_query_once() -> None:
+    asked = verifier(KINDS["bearer"])
+    for query, let_in in (
+        ("access_token=s3cret", True),
+        ("a=b&access_token=s3%63ret", True),
+        ("access_token=s3cret&access_token=x", False),
+        ("token=s3cret", False),
+    ):
+        assert refused(asked, RawRequest("trivore", {}, b"{}", NOW, query=query)) != let_in, query
+
+
 @pytest.mark.parametrize(
     "junk",
     [

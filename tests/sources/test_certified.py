@@ -17,7 +17,9 @@ from inbox.config.values import Duration, Secret, TopicArn
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable
 from inbox.events.event import Event, dedup_key
 from inbox.sources import PRESETS, preset_of
+from inbox.sources.keys import MOST_KEPT, CertificateUrl
 from inbox.sources.normalize import events_of
+from inbox.sources.presets.sns import SignedMessage
 from tests.helpers.certificate_host import pem_of, signing_key
 from tests.helpers.webhooks import mistake
 from tests.sources import anything
@@ -201,6 +203,16 @@ def test_a_certificate_that_has_expired_since_is_fetched_again_and_nothing_is_re
     """A 401 would be final for SNS, and a step of this clock would lose messages."""
     for moment in (datetime(2020, 1, 1, tzinfo=UTC), datetime(2126, 1, 1, tzinfo=UTC)):
         assert wanted(SNS, of_sns(NOTIFICATION, moment)) == NOTIFICATION["SigningCertURL"]
+
+
+def test_few_certificates_are_kept_and_the_oldest_is_fetched_again() -> None:
+    verifier = sns_verifier()
+    (proof,) = verifier.proofs
+    assert isinstance(proof, SignedMessage)
+    for number in range(MOST_KEPT):
+        assert wanted(verifier, of_sns(NOTIFICATION)) is None
+        proof.certificates.add(CertificateUrl(SNS_HOST, f"/{number}.pem"), SNS_PEM, SNS_AT)
+    assert wanted(verifier, of_sns(NOTIFICATION)) == NOTIFICATION["SigningCertURL"]
 
 
 # --- signatures

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from inbox.errors import InvalidEvent, Unreadable
+from inbox.errors import InvalidEvent, RequestError, Unreadable
 from inbox.events.event import RawRequest
 from inbox.events.timestamps import parse_rfc3339
 from inbox.sources import PRESETS, fields
@@ -141,6 +142,19 @@ def test_a_large_record_takes_little_more_than_itself() -> None:
     finally:
         tracemalloc.stop()
     assert event.entity_id == "1"
+
+
+def test_reading_leaves_no_cycle_that_keeps_a_body() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            salesforce.parse(message(notification("04l1")))
+            with pytest.raises(RequestError):
+                salesforce.parse(HARMFUL["a billion laughs"])
+        assert not [each for each in gc.get_objects() if isinstance(each, salesforce._SoapHandlers)]
+    finally:
+        gc.enable()
 
 
 def test_a_sample_with_any_names_is_well_formed() -> None:

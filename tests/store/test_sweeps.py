@@ -202,9 +202,20 @@ def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing
     monkeypatch.setattr(sweep_run, "FIRST_WAIT_SECONDS", 0)
     directory.statuses = [200, 503, 429, 200, 503]
     assert (run(sweeping, engine).compared, directory.pages) == (10, 6 + 3)
-    directory.statuses = [200, 503, 503, 503]
-    with pytest.raises(SweepFailed, match="answered 503"):
-        run(sweeping, engine)
+    for statuses in ([200, 503, 503, 503], [200, 401]):  # of which the second would not pass
+        directory.statuses = statuses
+        with pytest.raises(SweepFailed, match=f"answered {statuses[-1]}"):
+            run(sweeping, engine)
+
+
+def test_a_sweep_begins_with_everything_and_then_before_the_watermark_by_the_overlap(
+    sweeping: CompiledSweep, database: Database
+) -> None:
+    assert sweeping.begins(database) == (sweep_run.EVERYTHING, None)
+    assert take(database, HOURLY)
+    ended(database, HOURLY, until_second=5)
+    until = START + timedelta(seconds=5)
+    assert sweeping.begins(database) == (until - timedelta(seconds=sweeping.table.overlap), until)
 
 
 def test_what_is_found_again_by_a_sweep_that_begins_again_is_not_added_twice(
