@@ -23,9 +23,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness import AsJson, last_line, machine, run_group, start
 from benchmarks.results import Figure, Results, falls, figure_of, is_met
 from benchmarks.rows import COMMANDS, ROWS, Command, Row
-from benchmarks.support import last_line, machine, run_group
 from inbox.clock import SystemClock
 
 FOLDER = Path(__file__).parent / "results"
@@ -44,7 +44,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Only this row or command; repeatable.")] = None,
     write: Annotated[Path | None, typer.Option(help="The file for the figures; results/latest.json.")] = None,
     keep: Annotated[bool, typer.Option(help="With --quick: commit to these figures from now on.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure every figure, or those of some rows."""
     names = set(only or ())
@@ -181,6 +181,4 @@ def compare(rows: Mapping[str, Row], results: Results, committed: Results) -> No
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    start(main)

@@ -10,10 +10,18 @@ import argparse
 import asyncio
 import json
 import time
-from typing import cast
+from typing import Protocol, cast
 
 import httptools
 import uvloop
+
+
+class Sees(Protocol):
+    """A thing that hears of each request with a body."""
+
+    def add(self, body: bytes) -> None: ...
+
+    def report(self) -> bytes: ...
 
 
 class Seen:
@@ -40,7 +48,7 @@ class Seen:
 class Connection(asyncio.Protocol):
     """One client's connection; httptools calls the methods that begin with `on_`."""
 
-    def __init__(self, seen: Seen, seconds: float) -> None:
+    def __init__(self, seen: Sees, seconds: float = 0.0) -> None:
         self._seen = seen
         self._seconds = seconds
         self._parser = httptools.HttpRequestParser(self)

@@ -9,27 +9,21 @@ The points of a curve are measured in turn, round by round, each on a database o
 from __future__ import annotations
 
 import asyncio
-import json
+import operator
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
-from sqlalchemy import Engine, text
 
-from benchmarks.backlog import Inbox, drained_for
-from benchmarks.drain import bodies_of, preload, rate
-from benchmarks.load import Answers, send
-from benchmarks.support import Kind, configured, databases, downstream, get, machine, serving
-from inbox.db import engine as engines
-from inbox.db.dialect import POSTGRES
+from benchmarks import harness
+from benchmarks.backlog import drained_for
+from benchmarks.filling import Inbox, bodies_of, preload
+from benchmarks.harness import AsJson, Kind, OnDatabase, Rounds
+from benchmarks.load import accepted
 
 CONNECTIONS = 64
 CONCURRENCY = 16
@@ -39,7 +33,6 @@ DOWNSTREAM_MILLISECONDS = 20
 _ROUTE = '[routes.everything]\nsource = "trivore"\ndestination = "downstream"\nordering = "strict"\n'
 _OVERHEAD = 100
 """Bytes of a body without padding."""
-_DAY = "2026-01-01 00:00:00.000000Z"
 Rate = Callable[[], float]
 """Measures a point once."""
 
@@ -54,13 +47,14 @@ class Ground(msgspec.Struct, frozen=True):
 
     def configured(self, url: str, server: str = "http://127.0.0.1:9") -> dict[str, str]:
         """Write a configuration. Returns the environment that names it."""
-        return self.stack.enter_context(configured(url, f"{server}/hook", CONCURRENCY))
+        return self.stack.enter_context(harness.configured(url, f"{server}/hook", CONCURRENCY))
 
     def receiver(self, url: str, connections: int = CONNECTIONS, body: int = BODY_BYTES, **more: str) -> Rate:
         """Start a receiver. Returns what measures its accepted requests per second."""
-        target = self.stack.enter_context(serving({**self.configured(url), **more})).target
-        accepted(target, 1, min(connections, CONNECTIONS), body)  # warms up
-        return lambda: accepted(target, self.seconds, connections, body).rate
+        target = self.stack.enter_context(harness.serving({**self.configured(url), **more})).target
+        padding = max(body - _OVERHEAD, 0)
+        accepted(target, 1, min(connections, CONNECTIONS), padding)  # warms up
+        return lambda: accepted(target, self.seconds, connections, padding).rate
 
     def drain(
         self,
@@ -72,24 +66,23 @@ class Ground(msgspec.Struct, frozen=True):
         milliseconds: int = 0,
     ) -> Rate:
         """Return what measures the deliveries per second of relays that drain the bodies to a downstream that takes so long."""
-        server = self.stack.enter_context(downstream(milliseconds))
+        server = self.stack.enter_context(harness.downstream(milliseconds))
         environment = self.configured(url, server)
         path = Path(environment["INBOX_CONFIG"])
         path.write_text(path.read_text(encoding="utf-8").replace(_ROUTE, routes), encoding="utf-8")
-        command = [sys.executable, "-m", "relay", "run", "--drain", "--processes", str(processes)]
 
         def measure() -> float:
             asyncio.run(preload(url, environment, bodies()))
-            get(server)
-            subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
-            return rate(server, self.events)
+            harness.seen(server)
+            harness.drain(environment, processes)
+            return harness.rate(server, self.events)
 
         return measure
 
 
 def backlog(ground: Ground, url: str, open_: int) -> Rate:
     """Deliveries of the first seconds of so many open."""
-    server, filled = ground.stack.enter_context(downstream()), Inbox(url)
+    server, filled = ground.stack.enter_context(harness.downstream()), Inbox(url)
     environment = ground.configured(url, server)
 
     def measure() -> float:
@@ -101,41 +94,13 @@ def backlog(ground: Ground, url: str, open_: int) -> Rate:
     return measure
 
 
-def accepted(target: str, seconds: float, connections: int, body_bytes: int) -> Answers:
-    """Send for so long; the answers, which must all have stored."""
-    answers = send(target, seconds, connections, max(body_bytes - _OVERHEAD, 0))
-    if answers.refused or answers.lost:
-        raise SystemExit(f"of {answers.answers} answers {answers.refused} were refusals, {answers.lost} went missing")
-    return answers
-
-
-def fill(engine: Engine, events: int) -> None:
-    """Store so many events that have ended, without payloads."""
-    is_postgres = engine.dialect.name == POSTGRES
-    routes, blank = ("'{everything}'", "CAST('00' AS bytea)") if is_postgres else ("'[\"everything\"]'", "x'00'")
-    numbers = (
-        f"generate_series(1, {events}) AS n"
-        if is_postgres
-        else f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {events}) SELECT n FROM c)"
-    )
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"""
-INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
-                   content_type, body_bytes, body_sha256)
-SELECT n, 'trivore', 'key ' || n, 'USER', 'u' || n, 'UPDATE', 'update', '{_DAY}', '{_DAY}', {routes}, 'application/json',
-       {BODY_BYTES}, {blank} FROM {numbers}""")
-        if is_postgres:
-            connection.exec_driver_sql(f"SELECT setval('inbox_seq_seq', {events})")
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE" if is_postgres else "ANALYZE"))
-
-
 def inbox(ground: Ground, url: str, stored: int) -> Rate:
     """Intake into an inbox with so many events that have ended."""
     if stored:
-        engine = engines.connect(url, application="benchmarks")
-        fill(engine, stored)
-        engine.dispose()
+        filled = Inbox(url)
+        filled.add(stored, "'u' || n", state=None)
+        filled.settle()
+        filled.engine.dispose()
     return ground.receiver(url)
 
 
@@ -203,12 +168,12 @@ CURVES: Mapping[str, Curve] = {
 def main(
     *,
     curve: Annotated[str, typer.Argument(help=f"One of {', '.join(CURVES)}.")],
-    database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
+    database: OnDatabase = Kind.POSTGRES,
     points: Annotated[str, typer.Option(help="Other points, as 1,10,100.")] = "",
     seconds: Annotated[float, typer.Option(min=1, max=300, help="How long a rate of intake is measured.")] = 8,
     events: Annotated[int, typer.Option(min=100, max=200_000, help="That relays drain.")] = 4000,
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each point is measured.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    rounds: Rounds = 3,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the points of a curve."""
     if curve not in CURVES:
@@ -216,33 +181,19 @@ def main(
     chosen = CURVES[curve]
     at = [int(point) for point in points.split(",")] if points else list(chosen.points)
     with ExitStack() as stack:
-        urls = stack.enter_context(databases(database, len(at)))
+        urls = stack.enter_context(harness.databases(database, len(at)))
         ground = Ground(database, seconds, events, stack)
         rates = [chosen.prepare(ground, url, point) for url, point in zip(urls, at, strict=True)]
         measured: list[list[float]] = [[] for _ in at]
         for _ in range(rounds):
             for each, found in zip(rates, measured, strict=True):
                 found.append(round(each(), 1))
-    told = [{"at": point, "rounds": found} for point, found in zip(at, measured, strict=True)]
-    if as_json:
-        notes = {"title": chosen.title, "database": database, "unit": chosen.unit, "points": told, **machine()}
-        print(json.dumps(notes, indent=2))
-    else:
-        _show(f"{chosen.title} ({chosen.unit}, {database})", at, measured)
-
-
-def _show(title: str, at: Sequence[int], measured: Sequence[Sequence[float]]) -> None:
-    """Print each point with its ratio to the first, which is the median over the rounds."""
-    table = Table("at", "median", "rounds", "to the first", title=title, title_justify="left")
-    for point, found in zip(at, measured, strict=True):
-        ratio = statistics.median(here / first for here, first in zip(found, measured[0], strict=True))
-        table.add_row(f"{point:,}", f"{statistics.median(found):,.0f}", str(found), f"{ratio:.2f}")
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(machine(), highlight=False)
+    points_of = [{"at": point, "rounds": found} for point, found in zip(at, measured, strict=True)]
+    told = {"database": database, "unit": chosen.unit, "points": points_of}
+    to_first = [round(statistics.median(map(operator.truediv, found, measured[0])), 2) for found in measured]
+    rows = zip(at, map(statistics.median, measured), measured, to_first, strict=True)
+    harness.tell(chosen.title, told, ("at", chosen.unit, "rounds", "to the first"), rows, as_json=as_json)
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    harness.start(main)

@@ -21,22 +21,11 @@ import msgspec
 import typer
 from sqlalchemy import make_url
 
-from benchmarks.load import GENERATOR, Answers, send
+from benchmarks import harness
+from benchmarks.harness import AsJson, Kind, OnDatabase, Rounds, Side
+from benchmarks.load import GENERATOR, Answers, accepted
 from benchmarks.peers import FASTAPI
 from benchmarks.rows import ROWS
-from benchmarks.support import (
-    Kind,
-    Side,
-    configured,
-    count_rows,
-    databases,
-    free_port,
-    libpq,
-    machine,
-    report,
-    running,
-    serving,
-)
 
 DATABASE_CONNECTIONS = 16
 """Of pgbench and of FastAPI, to Postgres."""
@@ -106,16 +95,16 @@ class Setup(msgspec.Struct, frozen=True):
 
     def gunicorn(self, app: str) -> str:
         """Start an app with the product's settings. Returns the URL for webhooks."""
-        return self.stack.enter_context(serving(self.environment, app)).target
+        return self.stack.enter_context(harness.serving(self.environment, app)).target
 
     def uvicorn(self, app: str, environment: Mapping[str, str]) -> str:
         """Start a peer as uvicorn's documentation advises: uvloop and httptools are installed, and there is no access log."""
-        server = f"http://127.0.0.1:{(port := free_port())}"
+        server = f"http://127.0.0.1:{(port := harness.free_port())}"
         options = ("--port", str(port), "--workers", str(self.workers), "--log-level", "warning", "--no-access-log")
         command = (f"benchmarks.peers.{app}:app", *options)
         environment = {**self.environment, **environment}
         ready = f"{server}/health/ready"
-        self.stack.enter_context(running("uvicorn", *command, ready=ready, environment=environment))
+        self.stack.enter_context(harness.running("uvicorn", *command, ready=ready, environment=environment))
         return f"{server}/webhooks/trivore"
 
     def stored(self, target: str, url: str) -> Rate:
@@ -129,7 +118,7 @@ class Setup(msgspec.Struct, frozen=True):
 
     def answered(self, target: str) -> Rate:
         """Return what measures a server that stores nothing."""
-        return lambda seconds: _all_accepted(send(target, seconds, self.connections)).rate
+        return lambda seconds: accepted(target, seconds, self.connections).rate
 
 
 Rate = Callable[[float], float]
@@ -138,18 +127,18 @@ Rate = Callable[[float], float]
 
 def main(
     *,
-    database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
+    database: OnDatabase = Kind.POSTGRES,
     seconds: Annotated[float, typer.Option(min=1, max=120, help="How long each side is measured in a round.")] = 8,
     connections: Annotated[int, typer.Option(min=1, max=1024, help="Of the sender.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each side is measured.")] = 3,
+    rounds: Rounds = 3,
     against: Annotated[list[Against] | None, typer.Option(help="Only this comparison; repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure durable intake, through gunicorn, with the settings and the app it is served with."""
     missing: dict[str, str] = {}
     with ExitStack() as stack:
-        urls = stack.enter_context(databases(database, 3))
-        setup = Setup(database, urls, stack.enter_context(configured(urls[0])), connections, stack)
+        urls = stack.enter_context(harness.databases(database, 3))
+        setup = Setup(database, urls, stack.enter_context(harness.configured(urls[0])), connections, stack)
         target = setup.gunicorn("inbox.gunicorn_settings:receiver")
         contest = [(Side("durable intake"), setup.stored(target, urls[0]))]
         for side, rate in (_OTHERS[each](setup) for each in against or Against):
@@ -165,7 +154,7 @@ def main(
     how = {"connections": connections, "seconds_each": seconds, "sender": GENERATOR, "missing": missing}
     latency = {"durable_p50_ms": setup.latest[target].p50_ms, "durable_p99_ms": setup.latest[target].p99_ms}
     title = f"Intake, {database}: accepted requests per second"
-    report(title, [side for side, _ in contest], {**how, **latency, **machine()}, as_json=as_json)
+    harness.report(title, [side for side, _ in contest], {**how, **latency}, as_json=as_json)
 
 
 def _noop(setup: Setup) -> tuple[Side, Rate | str]:
@@ -210,18 +199,12 @@ _OTHERS: Mapping[Against, Callable[[Setup], tuple[Side, Rate | str]]] = {
 
 def _durable(url: str, target: str, seconds: float, connections: int) -> Answers:
     """Rows may outnumber answers only by the requests that were under way when the sender stopped."""
-    before = {table: count_rows(url, table) for table in _TABLES}
-    answers = _all_accepted(send(target, seconds, connections))
+    before = {table: harness.count_rows(url, table) for table in _TABLES}
+    answers = accepted(target, seconds, connections)
     for table, rows in before.items():
-        stored = count_rows(url, table) - rows
+        stored = harness.count_rows(url, table) - rows
         if not answers.accepted <= stored <= answers.accepted + connections:
             raise SystemExit(f"{answers.accepted} requests were accepted, but {table} has {stored} rows more")
-    return answers
-
-
-def _all_accepted(answers: Answers) -> Answers:
-    if answers.refused or answers.lost:
-        raise SystemExit(f"of {answers.answers} answers {answers.refused} were refusals, {answers.lost} went missing")
     return answers
 
 
@@ -238,7 +221,7 @@ def _run_pgbench(program: str, url: str, seconds: float) -> float:
         script.flush()
         threads = min(os.cpu_count() or 1, DATABASE_CONNECTIONS)
         how = ["-n", "-M", "prepared", f"-c{DATABASE_CONNECTIONS}", f"-j{threads}", f"-T{max(round(seconds), 1)}"]
-        command = [program, *how, "-f", script.name, libpq(url)]
+        command = [program, *how, "-f", script.name, harness.libpq(url)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(output.partition("tps = ")[2].split()[0])
 
@@ -262,6 +245,4 @@ def _sqlite_loop(url: str, seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    harness.start(main)

@@ -19,18 +19,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, cast
+from typing import Annotated
 
-import httptools
 import msgspec
 import typer
 import uvloop
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.backlog import Inbox
+from benchmarks import harness
+from benchmarks.downstream import Connection
+from benchmarks.filling import Inbox
+from benchmarks.harness import TOKEN, AsJson, Kind, OnDatabase, Rounds
 from benchmarks.rows import ROWS
-from benchmarks.support import TOKEN, Kind, configured, databases, free_port, machine, relaying, serving
 
 BARS: Mapping[tuple[Kind, int], tuple[float, float]] = {
     (database, rate): (ROWS[f"latency-{database}-{rate}-p50"].bar, ROWS[f"latency-{database}-{rate}-p99"].bar)
@@ -72,31 +71,17 @@ class Measured(msgspec.Struct):
     """The highest p50 and p99."""
 
 
-class Downstream(asyncio.Protocol):
-    """One connection of the relay; httptools calls the methods that begin with `on_`."""
+class Seen:
+    """Times at which deliveries arrived downstream, by the marks of their bodies."""
 
-    def __init__(self, seen_at: dict[str, float]) -> None:
-        self._seen_at = seen_at
-        self._parser = httptools.HttpRequestParser(self)
-        self._body = b""
-        self._transport: asyncio.Transport | None = None
+    def __init__(self) -> None:
+        self.at: dict[str, float] = {}
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
+    def add(self, body: bytes) -> None:
+        self.at.setdefault(json.loads(body)["mark"], time.monotonic())
 
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def on_message_begin(self) -> None:
-        self._body = b""
-
-    def on_body(self, body: bytes) -> None:
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        self._seen_at.setdefault(json.loads(self._body)["mark"], time.monotonic())
-        assert self._transport is not None
-        self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    def report(self) -> bytes:
+        return b""
 
 
 class Arrivals:
@@ -107,13 +92,13 @@ class Arrivals:
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
         """Connections, and since when each is idle (monotonic seconds)."""
         self._sent = 0
-        self.seen_at: dict[str, float] = {}
+        self.seen = Seen()
         self.answered: list[float] = []
         """Milliseconds until each answer."""
 
     async def send(self, rate: int, events: int) -> list[float]:
         """Send so many at this rate. Returns their latencies in milliseconds."""
-        self.seen_at.clear()
+        self.seen.at.clear()
         self.answered.clear()
         chance = random.Random(rate)
         due, sent_at, requests = time.monotonic(), dict[str, float](), []
@@ -124,11 +109,11 @@ class Arrivals:
             requests.append(asyncio.create_task(self._request(f"m{self._sent}", sent_at)))
         await asyncio.gather(*requests)
         deadline = time.monotonic() + LATE_SECONDS
-        while len(self.seen_at) < events:
+        while len(self.seen.at) < events:
             if time.monotonic() > deadline:
-                raise SystemExit(f"{events - len(self.seen_at)} of {events} events are not delivered")
+                raise SystemExit(f"{events - len(self.seen.at)} of {events} events are not delivered")
             await asyncio.sleep(0.05)
-        return [1000 * (self.seen_at[mark] - at) for mark, at in sent_at.items()]
+        return [1000 * (self.seen.at[mark] - at) for mark, at in sent_at.items()]
 
     async def _request(self, mark: str, sent_at: dict[str, float]) -> None:
         event = {"id": f"u{self._sent % ENTITIES}", "entityType": "USER", "eventType": "UPDATE", "mark": mark}
@@ -178,16 +163,16 @@ class Bench:
 
     def measure(self, backlog: int, *, wake_up: bool) -> None:
         """Measure every rate with a receiver and a relay of their own."""
-        downstream = free_port()
+        downstream = harness.free_port()
         with ExitStack() as stack:
             environment = stack.enter_context(_configured(self._url, downstream, wake_up=wake_up))
-            receiver = stack.enter_context(serving(environment))
-            stack.enter_context(relaying(environment))
+            receiver = stack.enter_context(harness.serving(environment))
+            stack.enter_context(harness.relaying(environment))
             uvloop.run(self._send(receiver.port, downstream, backlog, wake_up=wake_up))
 
     async def _send(self, receiver: int, downstream: int, backlog: int, *, wake_up: bool) -> None:
         arrivals, loop = Arrivals(receiver), asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Downstream(arrivals.seen_at), "127.0.0.1", downstream)
+        server = await loop.create_server(lambda: Connection(arrivals.seen), "127.0.0.1", downstream)
         await arrivals.send(20, WARM_UP_EVENTS)
         for rate in self._rates:
             events = max(round(rate * self._seconds), self._least)
@@ -203,7 +188,7 @@ class Bench:
     def fill(self, backlog: int) -> None:
         """Pause the other route, and have a relay order so many events on it."""
         inbox = Inbox(self._url)
-        with _configured(self._url, free_port(), wake_up=True) as environment, relaying(environment):
+        with _configured(self._url, harness.free_port(), wake_up=True) as environment, harness.relaying(environment):
             command = [sys.executable, "-m", "relay", "pause", "--route", "stopped", "--reason", "benchmark", "--yes"]
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
             inbox.add_after(backlog, "'u' || n", route="stopped")
@@ -219,22 +204,22 @@ class Bench:
 @contextmanager
 def _configured(url: str, downstream: int, *, wake_up: bool) -> Iterator[dict[str, str]]:
     setting = f"wake_up = {json.dumps(wake_up)}"
-    with configured(url, f"http://127.0.0.1:{downstream}/hook", more=_STOPPED, database=setting) as environment:
+    with harness.configured(url, f"http://127.0.0.1:{downstream}/hook", more=_STOPPED, database=setting) as environment:
         yield environment
 
 
 def main(
     *,
-    database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
+    database: OnDatabase = Kind.POSTGRES,
     rates: Annotated[list[int] | None, typer.Option("--rate", min=1, max=2000, help="Webhooks per second.")] = None,
     seconds: Annotated[float, typer.Option(min=1, max=600, help="How long each rate is measured.")] = 15,
     least: Annotated[int, typer.Option(min=10, max=10_000, help="Events at least, however long they take.")] = 60,
     backlog: Annotated[int, typer.Option(min=0, max=1_000_000, help="Open deliveries of a paused route.")] = 50_000,
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each side is measured.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    rounds: Rounds = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the time from arrival to delivery, with wake-ups and without, idle and beside a backlog."""
-    with databases(database) as (url,):
+    with harness.databases(database) as (url,):
         bench = Bench(database, url, rates or RATES, seconds, least)
         for filled in (0, backlog) if backlog else (0,):
             if filled:
@@ -243,11 +228,13 @@ def main(
                 bench.measure(filled, wake_up=True)
                 bench.measure(filled, wake_up=False)
     rows = [_median(list(group)) for group in _grouped(bench.measured)]
-    title = f"Latency, {database}: milliseconds from arrival to delivery"
-    if as_json:
-        print(json.dumps({"title": title, "rows": msgspec.to_builtins(rows), "rounds": rounds, **machine()}, indent=2))
-    else:
-        _show(title, rows)
+    harness.tell(
+        f"Latency, {database}: milliseconds from arrival to delivery",
+        {"rows": rows, "rounds": rounds},
+        Measured.__struct_fields__,
+        map(msgspec.structs.astuple, rows),
+        as_json=as_json,
+    )
     raise typer.Exit(int(any(row.bar and (row.p50 > row.bar[0] or row.p99 > row.bar[1]) for row in rows)))
 
 
@@ -264,20 +251,5 @@ def _median(rounds: Sequence[Measured]) -> Measured:
     return msgspec.structs.replace(rounds[0], **figures)
 
 
-def _show(title: str, rows: Sequence[Measured]) -> None:
-    columns = ("backlog", "events/s", "wake-ups", "events", *FIGURES, "bar")
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        bar = "" if row.bar is None else f"{row.bar[0]:g} / {row.bar[1]:g}"
-        sides = (row.backlog, row.rate, "yes" if row.wake_up else "no", row.events)
-        table.add_row(*map(str, (*sides, *(getattr(row, name) for name in FIGURES))), bar)
-    console = Console(width=100, soft_wrap=True)
-    console.print(table)
-    for name, value in machine().items():
-        console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
-
-
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    harness.start(main)

@@ -12,13 +12,15 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 import uvloop
 
-from benchmarks.support import TOKEN, beside
+from benchmarks.harness import TOKEN
 
+_SCRIPT = Path(__file__).with_name("webhooks.lua")
 GENERATOR = "wrk" if shutil.which("wrk") else "benchmarks.load"
 
 
@@ -53,21 +55,20 @@ def send(url: str, seconds: float, connections: int, padding: int | None = None)
     run = uuid.uuid4().hex[:12]
     if GENERATOR == "wrk" and padding is None:
         threads = min(os.cpu_count() or 1, 2, connections)
-        command = [
-            "wrk",
-            f"-t{threads}",
-            f"-c{connections}",
-            f"-d{seconds:g}s",
-            "-s",
-            beside("webhooks.lua"),
-            url,
-            "--",
-        ]
-        command += [run, TOKEN]
+        how = (f"-t{threads}", f"-c{connections}", f"-d{seconds:g}s", "-s", str(_SCRIPT))
+        command = ["wrk", *how, url, "--", run, TOKEN]
     else:
         command = [sys.executable, "-m", "benchmarks.load", url, str(seconds), str(connections), run, str(padding or 0)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return msgspec.json.decode(output.rpartition("RESULT ")[2], type=Answers)
+
+
+def accepted(url: str, seconds: float, connections: int, padding: int | None = None) -> Answers:
+    """Send for so long; all must have been accepted."""
+    answers = send(url, seconds, connections, padding)
+    if answers.refused or answers.lost:
+        raise SystemExit(f"of {answers.answers} answers {answers.refused} were refusals, {answers.lost} went missing")
+    return answers
 
 
 class _Load:

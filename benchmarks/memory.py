@@ -7,7 +7,6 @@ with 1 when a bar is missed. All of it runs on 127.0.0.1.
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import time
@@ -18,13 +17,12 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.backlog import Inbox
+from benchmarks import harness
+from benchmarks.filling import Inbox
+from benchmarks.harness import AsJson, Kind, OnDatabase
 from benchmarks.load import send
 from benchmarks.rows import ROWS
-from benchmarks.support import Kind, configured, databases, downstream, machine, relaying, serving
 
 CONNECTIONS = 64
 BARS: Mapping[str, float] = {name: ROWS[f"memory-{name}"].bar for name in ("relay", "worker")}
@@ -44,24 +42,25 @@ class Memory(msgspec.Struct, frozen=True):
 
 def main(
     *,
-    database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
+    database: OnDatabase = Kind.POSTGRES,
     minutes: Annotated[float, typer.Option(min=0.05, max=600, help="How long.")] = 10,
     open_: Annotated[
         int, typer.Option("--open", min=0, max=5_000_000, help="Deliveries that are open at the start.")
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the memory of both sides at full load."""
     with ExitStack() as stack:
-        (url,) = stack.enter_context(databases(database))
+        (url,) = stack.enter_context(harness.databases(database))
         if open_:
             inbox = Inbox(url)
             inbox.add(open_, "'u' || n")
             inbox.settle()
             inbox.engine.dispose()
-        environment = stack.enter_context(configured(url, f"{stack.enter_context(downstream())}/hook", 16))
-        receiver = stack.enter_context(serving(environment))
-        relay = stack.enter_context(relaying(environment))
+        server = stack.enter_context(harness.downstream())
+        environment = stack.enter_context(harness.configured(url, f"{server}/hook", 16))
+        receiver = stack.enter_context(harness.serving(environment))
+        relay = stack.enter_context(harness.relaying(environment))
         with ThreadPoolExecutor(1) as sender:
             load = sender.submit(send, receiver.target, 60 * minutes, CONNECTIONS)
             samples: dict[str, list[float]] = {name: [] for name in BARS}
@@ -73,9 +72,12 @@ def main(
                 samples["worker"] += [max(workers)] if workers else []
             answers = load.result()
         left = Inbox(url).count()
-    notes = {"minutes": minutes, "accepted_per_second": round(answers.rate), "open_at_the_end": left, **machine()}
+    notes = {"minutes": minutes, "accepted_per_second": round(answers.rate), "open_at_the_end": left}
     measured = {name: _memory(found, BARS[name]) for name, found in samples.items()}
-    _tell(f"Memory at full load, {database}, {open_:,} open at the start", measured, notes, as_json=as_json)
+    title = f"Memory at full load, {database}, {open_:,} open at the start"
+    rows = [(name, *msgspec.structs.astuple(each)) for name, each in measured.items()]
+    columns = ("MiB", "peak", "first half", "second half", "bar")
+    harness.tell(title, measured, columns, rows, notes=notes, as_json=as_json)
     raise typer.Exit(int(any(each.peak_mib > each.bar_mib for each in measured.values())))
 
 
@@ -98,19 +100,5 @@ def _memory(samples: Sequence[float], bar: float) -> Memory:
     return Memory(round(max(samples), 1), first, second, bar)
 
 
-def _tell(title: str, measured: Mapping[str, Memory], notes: Mapping[str, object], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"title": title, **msgspec.to_builtins(measured), **notes}, indent=2))
-        return
-    table = Table("MiB", "peak", "first half", "second half", "bar", title=title, title_justify="left")
-    for name, each in measured.items():
-        table.add_row(name, *map(str, msgspec.structs.astuple(each)))
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(notes, highlight=False)
-
-
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    harness.start(main)

@@ -8,7 +8,6 @@ the bar, whatever is open. Exits with 1 when one does not.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,15 +16,12 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy import Engine, PoolProxiedConnection, text
 from sqlalchemy.exc import OperationalError
 
-from benchmarks.support import Kind, databases, machine
+from benchmarks.filling import Inbox
+from benchmarks.harness import AsJson, Kind, OnDatabase, Rounds, databases, start, tell
 from inbox.config.model import Config
-from inbox.db import engine as engines
-from inbox.db.dialect import POSTGRES
 from inbox.loader.load import parse_config
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.delivery.policy import RoutePolicy, policies
@@ -101,72 +97,21 @@ class World:
     """A database that is filled by statements, as receivers and relays would have left it."""
 
     def __init__(self, url: str) -> None:
-        self.engine = engines.connect(url, application="benchmarks")
-        self.is_postgres = self.engine.dialect.name == POSTGRES
+        self.inbox = Inbox(url)
+        self.engine = self.inbox.engine
+        self.empty = self.inbox.empty
         self.database = TimedDatabase(self.engine)
         self.config: Config = parse_config(_CONFIG)
         self.policies: Mapping[str, RoutePolicy] = policies(self.config)
         self.work = Work(self.database, self.config, self.policies, NODE)
-        self._last = 0
-
-    def empty(self) -> None:
-        """Begin again."""
-        tables = ("open_delivery", "lane", "delivery_log", "inbox", "inbox_payload", "relay_command", "alert", "gate")
-        with self.engine.begin() as connection:
-            if self.is_postgres:
-                for table in ("inbox", "inbox_payload", "delivery_log"):
-                    connection.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER ALL"))
-                connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
-                for table in ("inbox", "inbox_payload", "delivery_log"):
-                    connection.execute(text(f"ALTER TABLE {table} ENABLE TRIGGER ALL"))
-            else:
-                kept = {"inbox", "delivery_log"}  # append-only there, and their seqs go on
-                connection.execute(
-                    text("UPDATE relay_command SET state = 'cancelled' WHERE state IN ('asked', 'running')")
-                )
-                for table in tables:
-                    if table not in kept:
-                        connection.execute(text(f"DELETE FROM {table}"))
-            self._last = int(connection.execute(text("SELECT coalesce(max(seq), 0) FROM inbox")).scalar_one())
 
     def fill(self, number: int, entity: str, state: str) -> None:
-        """So many deliveries in this state, of the entities that `entity`, an SQL expression over the number n, names."""
-        first, self._last = self._last + 1, self._last + number
-        numbers = (
-            f"generate_series({first}, {self._last}) AS n"
-            if self.is_postgres
-            else f"(WITH RECURSIVE c(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM c WHERE n < {self._last}) SELECT n FROM c)"
-        )
-        when, blob = (f"TIMESTAMPTZ '{_MOMENT}'", "bytea") if self.is_postgres else (f"'{_MOMENT}'", "blob")
-        routes = f"ARRAY['{ROUTE}']" if self.is_postgres else f"'[\"{ROUTE}\"]'"
-        due = when if state == "ready" else "NULL"
-        statements = [
-            f"""
-INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
-                   content_type, body_bytes, body_sha256)
-SELECT n, 'trivore', 'key ' || n, 'USER', {entity}, 'UPDATE', 'update', {when}, {when}, {routes}, 'application/json',
-       1, CAST('00' AS {blob})
-FROM {numbers}""",
-            f"INSERT INTO inbox_payload (seq, headers, body) SELECT n, '{{}}', CAST('0' AS {blob}) FROM {numbers}",
-            f"""
-INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at, attempt)
-SELECT n, '{ROUTE}', 'USER|' || {entity}, {when}, '{state}', {due}, {int(state == "dead")} FROM {numbers}""",
-        ]
-        if state == "dead":
-            detail = """'{"cause": "mapping", "error": "email: no value"}'"""
-            statements.append(
-                f"""
-INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)
-SELECT {when}, n, '{ROUTE}', 'dead', 'dead', 1, {f"CAST({detail} AS jsonb)" if self.is_postgres else detail} FROM {numbers}"""
-            )
-        with self.engine.begin() as connection:
-            for statement in statements:
-                connection.execute(text(statement.replace(":", "\\:")))
+        """So many deliveries in this state, of the entities that the SQL expression names."""
+        self.inbox.add(number, entity, state)
 
     def settle(self) -> None:
         """As autovacuum leaves it."""
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE" if self.is_postgres else "ANALYZE"))
+        self.inbox.settle()
         self.database.longest = self.database.computing = 0.0
 
     def claim(self, most: int) -> list[Delivery]:
@@ -319,35 +264,25 @@ def measure(url: str, case: str, number: int, rounds: int) -> Longest:
 
 def main(
     *,
-    database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
+    database: OnDatabase = Kind.POSTGRES,
     open_: Annotated[
         list[int], typer.Option("--open", min=1000, max=5_000_000, help="So many are open; repeatable.")
-    ] = [  # noqa: B006  # typer's way
-        1000,
-        100_000,
-    ],
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each case happens.")] = 3,
+    ] = [1000, 100_000],  # noqa: B006  # typer's way
+    rounds: Rounds = 3,
     case: Annotated[list[str] | None, typer.Option(help="Only this case; repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the longest transaction under the order lock."""
     wanted = [(name, number) for name in case or CASES for number in open_]
     with databases(database, len(wanted)) as urls:
         found = [measure(url, *each, rounds) for url, each in zip(urls, wanted, strict=True)]
     missed = [one for one in found if not one.is_met]
-    if as_json:
-        told = [msgspec.structs.asdict(one) for one in found]
-        print(json.dumps({"longest": told, "bar_ms": BAR_MS, **machine()}, indent=2))
-    else:
-        table = Table("case", "open", "longest, ms", "computing, ms", "rounds", f"bar: {BAR_MS} ms", box=None)
-        for one in found:
-            figures = str(one.milliseconds), str(one.computing), " ".join(map(str, one.rounds))
-            table.add_row(one.case, f"{one.open:,}", *figures, "met" if one.is_met else "missed")
-        Console(soft_wrap=True).print(table)
+    rows = [(*msgspec.structs.astuple(one), "met" if one.is_met else "missed") for one in found]
+    columns = ("case", "open", "longest, ms", "computing, ms", "rounds", f"bar: {BAR_MS} ms")
+    told = {"longest": found, "bar_ms": BAR_MS}
+    tell(f"Longest transactions, {database}", told, columns, rows, as_json=as_json)
     raise typer.Exit(int(bool(missed)))
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    start(main)

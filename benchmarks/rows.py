@@ -62,10 +62,6 @@ COMMANDS: Mapping[str, Command] = {
     "lane": Command("backlog", ("lane",)),
     "fold": Command("backlog", ("fold",)),
     "order-lock": Command("order_lock", ("--database", "postgres")),
-    "lock": Command(
-        "lock",
-        ("--deliver", "at-once", "--processes", "1", "--processes", "2", "--routes", "1", "--routes", "2"),
-    ),
     "memory": Command("memory", ("--open", "1000000")),
     "takeover": Command("takeover"),
     "latency-postgres": Command("latency", ("--database", "postgres")),
@@ -79,11 +75,6 @@ COMMANDS: Mapping[str, Command] = {
 def _side(beginning: str) -> str:
     """Return the expression for the rounds of the side whose name begins so."""
     return f"sides[?starts_with(side, '{beginning}')].rounds | [0]"
-
-
-def _drained(processes: int, routes: int, figure: str) -> str:
-    """Return the expression for the rounds of so many processes and routes."""
-    return f"drained[?processes==`{processes}` && routes==`{routes}`] | [0].rounds[].{figure}"
 
 
 def _latency(database: str, rate: int, figure: str, bar: float, better: float) -> Row:
@@ -134,11 +125,11 @@ ROWS: Mapping[str, Row] = {
     ),
     "wal-intake": Row(
         "WAL of an event's intake, body of 100 bytes",
-        "sizes", "[0].wal_received", None, 1300, 1100, "bytes", is_limit=True,
+        "sizes", "sizes[0].wal_received", None, 1300, 1100, "bytes", is_limit=True,
     ),
     "wal-relay": Row(
         "WAL of an event's delivery, body of 100 bytes",
-        "sizes", "[0].wal_delivered", None, 1800, 1400, "bytes", is_limit=True,
+        "sizes", "sizes[0].wal_delivered", None, 1800, 1400, "bytes", is_limit=True,
     ),
     "two-relays": Row(
         "two relay processes vs one, downstream takes 20 ms",
@@ -163,14 +154,6 @@ ROWS: Mapping[str, Row] = {
     "order-lock": Row(
         "longest transaction under the order lock, 100 k open",
         "order-lock", "max(longest[].milliseconds)", None, 250, 100, "ms", is_limit=True,
-    ),
-    "lock-held": Row(
-        "order lock held for a delivery, two relays on one route, without HTTP",
-        "lock", _drained(2, 1, "held_us"), None, 120, 60, "µs", is_limit=True,
-    ),
-    "two-routes": Row(
-        "two relays on two routes vs one on one route, without HTTP",
-        "lock", _drained(2, 2, "per_second"), _drained(1, 1, "per_second"), 1.7, 1.9,
     ),
     "memory-relay": Row(
         "resident memory of a relay process at 1 M open",

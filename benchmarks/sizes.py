@@ -12,24 +12,20 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
-from itertools import islice
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy import Engine, text
 
-from benchmarks.support import Kind, databases, machine
+from benchmarks.filling import EVENTS_OF_AN_ENTITY, store
+from benchmarks.harness import AsJson, Kind, OnDatabase, databases, start, tell
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from inbox.db import intake
 from inbox.db.dialect import POSTGRES
 from inbox.db.engine import checkpoint
-from inbox.db.link import link_to
 from inbox.events.event import Enrolment, Event
 from inbox.loader.load import parse_config
 from relay.delivery.outcome import Delivered
@@ -51,12 +47,9 @@ source = "shop"
 destination = "crm"
 """)
 _POLICIES = policies(_CONFIG)
-_EVENTS_OF_ENTITY = 5
 _WHILE_OPEN = "open_delivery"
 _LEAST_BYTES = 8.0
 """A part that grows by less for each event is a page that is there once."""
-
-app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -84,7 +77,7 @@ def an_event(number: int, size: int) -> Event:
     """An event of a user, whose body has this size."""
     body = json.dumps({"id": f"{number:08d}", "data": os.urandom(size // 2 + 1).hex()}).encode()[: size - 2] + b'"}'
     at = SystemClock().now()
-    entity = f"IDNUMBER{number // _EVENTS_OF_ENTITY:08d}"
+    entity = f"IDNUMBER{number // EVENTS_OF_AN_ENTITY:08d}"
     return Event(
         source="shop",
         dedup_key=f"{at.isoformat()}|UPDATE|{number:08d}",
@@ -103,14 +96,6 @@ def an_event(number: int, size: int) -> Event:
     )
 
 
-async def _receive(url: str, events: Iterator[Event]) -> None:
-    link = link_to(url, application="benchmarks")
-    await link.open()
-    while batch := list(islice(events, _BATCH)):
-        await link.write(intake.append, batch)
-    await link.drop()
-
-
 def _deliver(database: Database) -> None:
     work = Work(database, _CONFIG, _POLICIES, "r1")
     while sequence.sequence(work):
@@ -124,7 +109,7 @@ def measure(url: str, events: int, size: int) -> Sizes:
     engine = engines.connect(url, application="benchmarks")
     _settle(engine)
     before, began = _parts(engine), _wal(engine)
-    asyncio.run(_receive(url, (an_event(number, size) for number in range(events))))
+    asyncio.run(store(url, (an_event(number, size) for number in range(events))))
     received = _wal(engine)
     _deliver(Database(engine))
     delivered = _wal(engine)
@@ -176,42 +161,29 @@ def _parts(engine: Engine) -> dict[str, int]:
         return {row.name: int(row.bytes) for row in connection.execute(text(statement.replace(":", "\\:")))}
 
 
-@app.command()
 def main(
     *,
-    database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
+    database: OnDatabase = Kind.POSTGRES,
     events: Annotated[int, typer.Option(min=100, help="Events of each size.")] = 20_000,
     sizes: Annotated[str, typer.Option(help="Sizes of a body in bytes.")] = "100,1024,16384",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure bytes on disk and of WAL for each event, by the size of its body."""
     wanted = [int(size) for size in sizes.split(",")]
     with databases(database, len(wanted)) as urls:
         measured = [measure(url, events, size) for url, size in zip(urls, wanted, strict=True)]
-    if as_json:
-        typer.echo(msgspec.json.encode(measured).decode())
-        return
-    _show(database, measured)
-
-
-def _show(database: Kind, measured: list[Sizes]) -> None:
-    console = Console()
-    table = Table(title=f"Bytes for each event, {database.value}")
-    table.add_column("body")
-    for each in measured:
-        table.add_column(f"{each.body_bytes:,}", justify="right")
     names = sorted({name for each in measured for name in each.parts}, key=lambda name: -measured[0].parts.get(name, 0))
-    for name in names:
-        table.add_row(name, *(f"{each.parts.get(name, 0):,.0f}" for each in measured))
-    table.add_section()
-    table.add_row("stays on disk", *(f"{each.disk:,.0f}" for each in measured))
-    table.add_row("while open", *(f"{each.while_open:,.0f}" for each in measured))
-    if database is Kind.POSTGRES:
-        table.add_row("WAL, received", *(f"{each.wal_received:,.0f}" for each in measured))
-        table.add_row("WAL, delivered", *(f"{each.wal_delivered:,.0f}" for each in measured))
-    console.print(table)
-    console.print(machine())
+    parts = [(name, *(each.parts.get(name, 0) for each in measured)) for name in names]
+    sums = [
+        ("stays on disk", *(each.disk for each in measured)),
+        ("while open", *(each.while_open for each in measured)),
+        ("WAL, received", *(each.wal_received for each in measured)),
+        ("WAL, delivered", *(each.wal_delivered for each in measured)),
+    ]
+    rows = [(name, *(f"{size:,.0f}" for size in figures)) for name, *figures in (*parts, *sums)]
+    columns = ("body", *(f"{size:,}" for size in wanted))
+    tell(f"Bytes for each event, {database}", {"sizes": measured}, columns, rows, as_json=as_json)
 
 
 if __name__ == "__main__":
-    app()
+    start(main)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from typing import Annotated
 
-import typer
-
+from benchmarks.harness import AsJson, Rounds, Side, report, start
 from benchmarks.rows import ROWS
-from benchmarks.support import Side, machine, report
 
 _HELP = (sys.executable, "-c", "from relay.cli.main import main; main()", "--help")
 _IMPORT = (sys.executable, "-c", "import rich, sqlalchemy, typer")
@@ -18,8 +15,8 @@ _IMPORT = (sys.executable, "-c", "import rich, sqlalchemy, typer")
 
 def main(
     *,
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often each side is measured.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    rounds: Rounds = 20,
+    as_json: AsJson = False,
 ) -> None:
     """Time `relay --help` and the import, in turn, each in a process of its own."""
     ours, theirs = Side("relay --help"), Side("import rich, sqlalchemy, typer", bar=ROWS["help"].bar)
@@ -28,7 +25,7 @@ def main(
     for _ in range(rounds):
         ours.rates.append(_milliseconds(_HELP))
         theirs.rates.append(_milliseconds(_IMPORT))
-    report("Start of a command", [ours, theirs], machine(), as_json=as_json, unit="ms")
+    report("Start of a command", [ours, theirs], {}, as_json=as_json, unit="ms")
 
 
 def _milliseconds(command: tuple[str, ...]) -> float:
@@ -38,6 +35,4 @@ def _milliseconds(command: tuple[str, ...]) -> float:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    start(main)

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import redis
 from celery import Celery
 
+from benchmarks.harness import REAL_DISK, free_port
 from benchmarks.peers.calling import post, read_task
-from benchmarks.support import REAL_DISK, free_port
 
 QUEUE = "celery"
 app = Celery(broker=os.environ.get("PEER_BROKER"))

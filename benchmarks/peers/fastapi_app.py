@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection
 
-from benchmarks.support import TOKEN
+from benchmarks.harness import TOKEN
 from inbox.db.schema import inbox, inbox_payload, open_delivery
 
 ROUTE = "everything"

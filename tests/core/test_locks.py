@@ -58,14 +58,6 @@ def test_the_runtime_lock_is_what_the_runtime_dependencies_reach_in_the_full_one
     assert read(RUNTIME).keys() == {pin for pin in reachable if pin.name not in OF_AN_EXTRA}
 
 
-def test_nothing_that_only_developers_need_is_in_the_runtime_lock() -> None:
-    extras = PROJECT["optional-dependencies"]
-    developers = {name for extra in extras.keys() - {"bench", "otel"} for name in names_of(extras[extra])}
-    developers -= {PROJECT["name"], *names_of(extras["otel"])}
-    assert developers <= {pin.name for pin in read(FULL)}
-    assert {pin.name for pin in read(RUNTIME)} & developers == set()
-
-
 @pytest.mark.parametrize("lock", [FULL, RUNTIME, BENCH])
 def test_every_package_of_a_lock_has_hashes_and_no_lock_names_a_registry(lock: str) -> None:
     text = (ROOT / lock).read_text(encoding="utf-8")

@@ -11,17 +11,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from enum import StrEnum
-from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
+import typer
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import create_engine, make_url, text
@@ -43,6 +42,12 @@ class Kind(StrEnum):
 
     POSTGRES = "postgres"
     SQLITE = "sqlite"
+
+
+OnDatabase = Annotated[Kind, typer.Option(help="Which database.")]
+Rounds = Annotated[int, typer.Option(min=1, max=1000, help="How often each side or point is measured.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+"""Options of most commands."""
 
 
 class Side(msgspec.Struct):
@@ -77,24 +82,6 @@ def databases(kind: Kind, count: int = 1) -> Iterator[list[str]]:
 
 
 @contextmanager
-def before_url(kind: Kind, checkout: Path) -> Iterator[str]:
-    """The URL of an empty database that another version has migrated."""
-    with ExitStack() as stack:
-        if kind is Kind.SQLITE:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-", dir=REAL_DISK))
-            url = f"sqlite:///{folder}/before.db"
-        else:
-            server, name = stack.enter_context(_postgres()), f"inbox_relay_benchmark_{os.getpid()}_before"
-            _administer(server, f"CREATE DATABASE {name}")
-            stack.callback(_administer, server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            url = make_url(server).set(database=name).render_as_string(hide_password=False)
-        with configured(url) as environment:
-            command = [sys.executable, "-c", "from relay.cli.inbox import main; main()", "migrate"]
-            subprocess.run(command, check=True, env=environment, cwd=checkout, stdout=subprocess.DEVNULL)
-        yield url
-
-
-@contextmanager
 def _postgres() -> Iterator[str]:
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
@@ -125,6 +112,12 @@ def _migrated(url: str) -> str:
                 raise SystemExit("this Postgres does not wait for its disk: set fsync = on")
     engine.dispose()
     return url
+
+
+def drain(environment: Mapping[str, str], processes: int = 1) -> None:
+    """Let relay processes work off what is open."""
+    command = [sys.executable, "-m", "relay", "run", "--drain", "--processes", str(processes)]
+    subprocess.run(command, check=True, env=environment)
 
 
 @contextmanager
@@ -198,17 +191,10 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    module: str,
-    *arguments: str,
-    ready: str,
-    environment: Mapping[str, str] | None = None,
-    folder: Path | None = None,
+    module: str, *arguments: str, ready: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m module` in a process of its own, from when `ready` (a URL) answers 200 until the block ends.
-
-    In `folder`, which may be a checkout of another version.
-    """
-    with subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment, cwd=folder) as process:
+    """`python -m module` in a process of its own, from when `ready` (a URL) answers 200 until the block ends."""
+    with subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment) as process:
         try:
             _await(ready, process)
             yield process
@@ -238,33 +224,13 @@ class Receiver(NamedTuple):
 
 
 @contextmanager
-def serving(
-    environment: Mapping[str, str], app: str = "inbox.gunicorn_settings:receiver", folder: Path | None = None
-) -> Iterator[Receiver]:
-    """The receiver, or another app, with the settings that it is served with; in `folder` as `running`."""
+def serving(environment: Mapping[str, str], app: str = "inbox.gunicorn_settings:receiver") -> Iterator[Receiver]:
+    """The receiver, or another app, with the settings that it is served with."""
     bind = ("--bind", f"127.0.0.1:{(port := free_port())}", "--log-level", "error")
     arguments = ("-c", "python:inbox.gunicorn_settings", *bind, app)
     ready = f"http://127.0.0.1:{port}/health/ready"
-    with running("gunicorn", *arguments, ready=ready, environment=environment, folder=folder) as process:
+    with running("gunicorn", *arguments, ready=ready, environment=environment) as process:
         yield Receiver(port, process.pid)
-
-
-@contextmanager
-def repeating(work: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Do something again and again in a thread as long as the block runs, each time after so long."""
-    ended = threading.Event()
-
-    def repeat() -> None:
-        while not ended.wait(seconds):
-            work()
-
-    thread = threading.Thread(target=repeat)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def run_group(
@@ -321,11 +287,62 @@ def get(url: str) -> bytes:
         return body
 
 
+class Seen(msgspec.Struct):
+    """Requests that the downstream has received since the last query."""
+
+    requests: int
+    bodies: int
+    seconds: float
+
+
+def seen(server: str) -> Seen:
+    """Ask the downstream for its requests; it begins to count anew."""
+    return msgspec.json.decode(get(server), type=Seen)
+
+
+def rate(server: str, events: int) -> float:
+    """Requests per second that the downstream saw; each event must have arrived, and once."""
+    found = seen(server)
+    if (found.requests, found.bodies) != (events, events):
+        raise SystemExit(f"{events} events became {found.requests} requests with {found.bodies} different bodies")
+    return (found.requests - 1) / found.seconds
+
+
+def start(main: Callable[..., None]) -> None:
+    """Run a benchmark with its command line."""
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()
+
+
+def tell(
+    title: str,
+    told: Mapping[str, object],
+    columns: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    notes: Mapping[str, object] | None = None,
+    as_json: bool,
+) -> None:
+    """Print the rows as a table, with the notes and the machine below; or as JSON, with all that is told."""
+    notes = {**(notes or {}), **machine()}
+    if as_json:
+        print(json.dumps({"title": title, **msgspec.to_builtins(told), **notes}, indent=2))
+        return
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for name, value in notes.items():
+        console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
+
+
 def report(
     title: str, sides: Sequence[Side], notes: Mapping[str, object], *, as_json: bool, unit: str = "per second"
 ) -> None:
     """Print every side and the ratio of the first to each of the others, as the median over the rounds."""
-    ours, *others = sides
+    ours = sides[0]
     rows = [
         {
             "side": side.name,
@@ -334,18 +351,10 @@ def report(
             "ratio": None if side is ours else round(_ratio(ours, side), 3),
             "bar": side.bar,
         }
-        for side in (ours, *others)
+        for side in sides
     ]
-    if as_json:
-        print(json.dumps({"title": title, "sides": rows, **notes}, indent=2))
-        return
-    table = Table("", unit, "rounds", f"{ours.name} / this", "bar", title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    console = Console(soft_wrap=True)
-    console.print(table)
-    for name, value in notes.items():
-        console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
+    columns = ("", unit, "rounds", f"{ours.name} / this", "bar")
+    tell(title, {"sides": rows}, columns, (row.values() for row in rows), notes=notes, as_json=as_json)
 
 
 def _rounded(figure: float) -> float:
@@ -360,8 +369,3 @@ def _ratio(ours: Side, other: Side) -> float:
 def machine() -> dict[str, object]:
     """Describe the machine that the figures depend on."""
     return {"processors": os.cpu_count(), "python": sys.version.split()[0], "load_average": os.getloadavg()[0]}
-
-
-def beside(name: str) -> str:
-    """The path of a file in this folder."""
-    return str(Path(__file__).with_name(name))
