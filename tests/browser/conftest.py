@@ -42,10 +42,8 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(autouse=True)
-def _time_enough(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for a million events, of which a page has to show what it finds in its time."""
-    if "million" not in request.node.nodeid:
-        unhurried(monkeypatch)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    unhurried(monkeypatch)
 
 
 @pytest.fixture
@@ -74,8 +72,8 @@ def night_page(night_engine: Engine) -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="session")
-def empty_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    url = copied(sqlite_template, tmp_path_factory.mktemp("empty"))
-    with serving(on_database(night_config(), url), SystemClock()) as page:
+@pytest.fixture
+def own_page(sqlite_engine: Engine) -> Iterator[Page]:
+    """The page of an empty database of this test's own."""
+    with serving(on_database(night_config(), str(sqlite_engine.url)), SystemClock()) as page:
         yield page

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.errors import HeadTooLarge, RequestError, TargetTooLong, Unavailable, Unreadable
+from inbox.errors import HeadTooLarge, RequestError, TargetTooLong, TooMany, Unavailable, Unreadable
 from inbox.http import head
 from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, MemoryBudget, Reservation
+from inbox.receiver.webhook import SourceEndpoint, enforce_rate_limit
 
 # --- test_head
 
@@ -112,6 +116,15 @@ def test_a_sender_that_waits_as_long_as_it_is_told_gets_through(rate: float, ask
         if wait:
             now += wait * 1.000001 + 1e-9
             assert bucket.take(now) == 0
+
+
+def test_a_sender_beyond_its_rate_is_told_to_wait_for_a_second_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inbox.receiver.webhook.time", SimpleNamespace(monotonic=lambda: 0.0))
+    endpoint = cast("SourceEndpoint", SimpleNamespace(bucket=Bucket(3.0, burst=1)))
+    enforce_rate_limit(endpoint)
+    with pytest.raises(TooMany) as refused:
+        enforce_rate_limit(endpoint)
+    assert refused.value.retry_after_seconds == 1
 
 
 def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:

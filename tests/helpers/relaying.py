@@ -27,7 +27,7 @@ from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import Policies, policies
 from relay.http.client import Limits
 from relay.operations.asks import Selection
-from relay.store import claim, leases, sequence
+from relay.store import claim, gates, leases, sequence
 from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
@@ -38,7 +38,7 @@ from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
 from relay.store.transaction import FailedAlone
 from relay.store.work import Reports, Rests, Work
 from tests.helpers.agreement import facts_agree
-from tests.helpers.storing import START, Intake
+from tests.helpers.storing import START, Intake, an_event
 from tests.helpers.traffic import Change
 from tests.helpers.webhooks import HEADERS, a_config, body
 
@@ -224,6 +224,27 @@ class Steps:
         delivery = self.claim(route)
         self.record([(delivery, outcome)])
         return delivery
+
+    def attempt_each(self, *outcomes: Outcome, route: str = "strict") -> None:
+        """Make the next attempts of the route, with these outcomes."""
+        for outcome in outcomes:
+            self.attempt(outcome, route)
+
+    def dead(self, number: int) -> None:
+        """So many deliveries arrive, each of an entity of its own, and end dead."""
+        self.arrive(*(an_event(n, f"u{n}") for n in range(1, number + 1)))
+        self.record_all(self.claim_due(number), HOPELESS)
+
+    def pause(self, *keys: GateKey) -> bool:
+        """Close these gates as an operator; whether one was open."""
+        with self.database.write() as transaction:
+            closed = [gates.pause(transaction, key, who="kim", why="maintenance") for key in keys]
+        return any(closed)
+
+    def resume(self, key: GateKey) -> bool:
+        """Open a gate as an operator; whether anything held it back."""
+        with self.database.write() as transaction:
+            return gates.resume(transaction, key, transaction.take_order_lock())
 
     def reap(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
         """Take back leases that ran out."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from inbox.db.engine import connect
+from relay.store.database import Database
 from tests.helpers.failover import HOSTS, SOME, at_work, page_url
+from tests.helpers.killable_postgres import killable
+from tests.helpers.machine import ROOM
 from tests.helpers.waiting import until
 
 
@@ -56,3 +61,20 @@ def test_the_url_of_the_page_reaches_the_driver_with_every_host(name: str) -> No
     assert host in options["host"].split(",")
     assert port in options["port"].split(",")
     assert options["target_session_attrs"] == "read-write"
+
+
+@pytest.mark.long
+def test_reports_read_a_standby_by_snapshots_and_reads_on_one_connection() -> None:
+    """No transaction of theirs asks for a thing that only a primary gives."""
+    with tempfile.TemporaryDirectory(prefix="inbox-relay-reports-", dir=ROOM) as name:
+        folders = [Path(name, each) for each in ("primary", "standby")]
+        for folder in folders:
+            folder.mkdir()
+        with killable(folders[0]) as primary, killable(folders[1], standby_of=primary) as standby:
+            engine = connect(standby.url("postgres"), application="tests")
+            database = Database(engine)
+            for way in (database.snapshot, database.read, database.snapshot):
+                with way() as transaction:
+                    (row,) = transaction.execute(text("SELECT pg_is_in_recovery() AS standby"))
+                    assert row.standby
+            engine.dispose()

@@ -38,91 +38,47 @@ WITHOUT_TEXT = {
 }
 """Tables without any word of an event, a call or a person."""
 
-CONFIG = """
-[database]
-url = {database}
-[alerts]
-url = "env:ALERTS_URL"
-allow_private = true
-allow_http = true
-
-[sources.by-header]
-preset = "trivore"
-auth = {{ kind = "header", name = "X-Webhook-Token", secrets = [{header}] }}
-[sources.by-url]
-preset = "trivore"
-auth = {{ kind = "url_token", secrets = ["file:{folder}/url-token"] }}
-[sources.by-password]
-preset = "trivore"
-auth = {{ kind = "basic", user = "me", secrets = ["env:SOURCE_PASSWORD"] }}
-
-[apis.identity]
-base_url = "{url}/api"
-auth = {{ kind = "basic", user = "me", password = {api_password} }}
-allow_private = true
-allow_http = true
-[apis.well]
-base_url = "{url}/well"
-allow_private = true
-allow_http = true
-
-[destinations.hook]
-kind = "forward"
-url = "{url}/hook?api_key={query}&plain=1"
-auth = {{ kind = "bearer", token = {bearer} }}
-signing_secret = {signing}
-allow_private = true
-allow_http = true
-[destinations.chat]
-kind = "forward"
-url = "env:CHAT_URL"
-auth = {{ kind = "header", name = "X-Api-Key", value = "env:HEADER_VALUE" }}
-allow_private = true
-allow_http = true
-[destinations.behind-proxy]
-kind = "forward"
-url = "http://crm.example/proxied"
-auth = {{ kind = "basic", user = "me", password = {password} }}
-proxy = {proxy}
-allow_http = true
-[destinations.crm]
-kind = "sync"
-base_url = "{url}/crm"
-auth = {{ kind = "bearer", token = {crm_token} }}
-allow_private = true
-allow_http = true
-[destinations.strict]
-kind = "forward"
-url = "{url}/unauthorized"
-auth = {{ kind = "bearer", token = {refused_token} }}
-allow_private = true
-allow_http = true
-[destinations.broken]
-kind = "forward"
-url = "{url}/broken?api_key={query}"
-auth = {{ kind = "bearer", token = {bearer} }}
-allow_private = true
-allow_http = true
-[destinations.odd-token]
-kind = "forward"
-url = "{url}/by-odd-token"
-auth = {{ kind = "oauth2", token_url = "{url}/odd-token", client_id = "me", client_secret = {client_secret} }}
-allow_private = true
-allow_http = true
-[destinations.good-token]
-kind = "forward"
-url = "{url}/by-good-token"
-auth = {{ kind = "oauth2", token_url = "{url}/good-token", client_id = "me", client_secret = {client_secret} }}
-allow_private = true
-allow_http = true
-[destinations.fine]
-kind = "forward"
-url = "{url}/fine?api_key={query}"
-allow_private = true
-allow_http = true
-"""
-FORWARDED = ("hook", "chat", "behind-proxy", "strict", "broken", "odd-token", "good-token", "fine")
-ROUTE = '[routes.to-{name}]\nsource = "{source}"\ndestination = "{name}"\nretry = {{ schedule = [] }}\n'
+LOCAL = "allow_private = true\nallow_http = true\n"
+BEARER = 'auth = {{ kind = "bearer", token = {bearer} }}'
+OAUTH = """auth.kind = "oauth2"
+auth.token_url = "{url}/TOKEN"
+auth.client_id = "me"
+auth.client_secret = {client_secret}"""
+FORWARDS = {
+    "hook": ('"{url}/hook?api_key={query}&plain=1"', BEARER + "\nsigning_secret = {signing}"),
+    "chat": ('"env:CHAT_URL"', 'auth = {{ kind = "header", name = "X-Api-Key", value = "env:HEADER_VALUE" }}'),
+    "behind-proxy": (
+        '"http://crm.example/proxied"',
+        'auth = {{ kind = "basic", user = "me", password = {password} }}\nproxy = {proxy}',
+    ),
+    "strict": ('"{url}/unauthorized"', 'auth = {{ kind = "bearer", token = {refused_token} }}'),
+    "broken": ('"{url}/broken?api_key={query}"', BEARER),
+    "odd-token": ('"{url}/by-odd-token"', OAUTH.replace("TOKEN", "odd-token")),
+    "good-token": ('"{url}/by-good-token"', OAUTH.replace("TOKEN", "good-token")),
+    "fine": ('"{url}/fine?api_key={query}"', ""),
+}
+"""Destinations: the URL, and further lines."""
+SOURCES = {
+    "by-header": '{{ kind = "header", name = "X-Webhook-Token", secrets = [{header}] }}',
+    "by-url": '{{ kind = "url_token", secrets = ["file:{folder}/url-token"] }}',
+    "by-password": '{{ kind = "basic", user = "me", secrets = ["env:SOURCE_PASSWORD"] }}',
+}
+CONFIG = "".join(
+    [
+        '[database]\nurl = {database}\n[alerts]\nurl = "env:ALERTS_URL"\n' + LOCAL,
+        *(f'[sources.{name}]\npreset = "trivore"\nauth = {auth}\n' for name, auth in SOURCES.items()),
+        '[apis.identity]\nbase_url = "{url}/api"\n' + LOCAL,
+        'auth = {{ kind = "basic", user = "me", password = {api_password} }}\n',
+        '[apis.well]\nbase_url = "{url}/well"\n' + LOCAL,
+        '[destinations.crm]\nkind = "sync"\nbase_url = "{url}/crm"\n' + LOCAL,
+        'auth = {{ kind = "bearer", token = {crm_token} }}\n',
+        *(
+            f'[destinations.{name}]\nkind = "forward"\nurl = {url}\n{LOCAL}{more}\n'
+            f'[routes.to-{name}]\nsource = "by-header"\ndestination = "{name}"\nretry = {{{{ schedule = [] }}}}\n'
+            for name, (url, more) in FORWARDS.items()
+        ),
+    ]
+)
 SYNC = """
 [routes.{name}]
 source = "by-header"
@@ -186,10 +142,7 @@ def config_of(secret: Planted, echo: Echo, folder: Path, database: str, environm
         proxy=json.dumps(proxy),
         **{name.replace("-", "_"): json.dumps(secret.odd(name)) for name in bare},
     )
-    routes = [ROUTE.format(name=name, source="by-header") for name in FORWARDED]
-    return filled + "".join(
-        [*routes, SYNC.format(name="api-fails", api="identity"), SYNC.format(name="crm", api="well")]
-    )
+    return filled + SYNC.format(name="api-fails", api="identity") + SYNC.format(name="crm", api="well")
 
 
 def post_all(secret: Planted, port: int) -> None:
@@ -240,15 +193,12 @@ def relay_all(place: Site, engine: Engine, metrics: int) -> tuple[dict[str, str]
 
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
-    ("inbox", "list --json", ENTITY),
     ("inbox", "list", ENTITY),
     ("inbox", "show 1 --json", LAST),
     ("inbox", "show 1", LAST),
     ("inbox", "tail --end --ndjson", ENTITY),
     ("relay", "tail --end --ndjson", ENTITY),
-    ("inbox", "rejected --json", "not_authenticated"),
     ("inbox", "rejected", "invalid_event"),
-    ("relay", "dead --json", ENTITY),
     ("relay", "dead", ENTITY),
     ("relay", "status", "to-hook"),
     ("relay", f"pause --source by-url --reason {REASON} --yes", "paused"),

@@ -64,7 +64,7 @@ def test_an_event_is_dropped_when_what_was_fetched_after_it_was_delivered(steps:
     [(7.9, 2, False), (8.0, 2, False), (8.1, 2, True), (1.4, 1, False)],
     ids=["too soon for its second and the skew", "just not", "late enough", "between two changes in one second"],
 )
-def test_a_fetch_has_to_begin_after_the_whole_second_of_the_event_and_the_skew(
+def test_a_fetch_begins_after_the_second_of_the_event_and_the_skew(
     steps: Steps, began: float, second: int, dropped: bool
 ) -> None:
     steps.arrive(an_event(1, second=1, routes=LATEST))
@@ -85,9 +85,7 @@ def test_what_was_fetched_and_says_that_it_is_as_new_covers_whenever_the_fetch_b
     [(3, True), (4, False), (9, False), (10, False)],
     ids=["surely older", "perhaps by its second and the skew", "perhaps by the skew", "perhaps not even by the second"],
 )
-def test_without_a_fetch_an_event_is_dropped_only_when_its_time_is_older_for_certain(
-    steps: Steps, second: int, dropped: bool
-) -> None:
+def test_without_a_fetch_only_what_is_surely_older_is_dropped(steps: Steps, second: int, dropped: bool) -> None:
     """The clock of another host of the sender may be behind: then it is the newer one, and must not be lost."""
     last = an_event(2, second=10, routes=LATEST)
     steps.arrive(msgspec.structs.replace(last, received_at=last.occurred_at))
@@ -314,9 +312,7 @@ def test_what_was_replayed_is_no_dead_letter_of_its_cause_any_more(steps: Steps)
     assert [(seq, state) for seq, _, state in steps.states()] == [(1, "ready")]
 
 
-def test_a_late_success_without_a_fetch_does_not_cover_what_is_newer_than_itself(
-    steps: Steps, clock: FakeClock
-) -> None:
+def test_a_late_success_without_a_fetch_does_not_cover_what_is_newer(steps: Steps, clock: FakeClock) -> None:
     """An update is fetched, an older delete comes late, and then an update from between the two, which neither has in it."""
     steps.advance(11)
     steps.arrive(an_event(1, second=10, routes=["latest"]))

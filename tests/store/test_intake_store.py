@@ -255,7 +255,7 @@ def at(event: Event, second: int) -> Event:
     return msgspec.structs.replace(event, received_at=START + timedelta(seconds=second))
 
 
-def test_the_first_repeats_of_an_event_are_rows_and_the_last_of_them_counts_the_rest(
+def test_the_first_repeats_of_an_event_are_rows_of_which_the_last_counts_the_rest(
     intake: Intake, engine: Engine
 ) -> None:
     intake.append(an_event(1), an_event(2))
@@ -291,7 +291,7 @@ def test_the_bodies_of_the_first_repeats_are_kept(intake: Intake, engine: Engine
     ]
 
 
-def test_receivers_that_repeat_the_same_events_in_different_orders_lose_no_count(
+def test_receivers_that_repeat_in_different_orders_lose_no_count(
     database_url: str, engine: Engine, intake: Intake
 ) -> None:
     """None waits for another: two that took rows in their own order would wait for each other."""

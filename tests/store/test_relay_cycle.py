@@ -132,9 +132,7 @@ def an_outcome(rng: random.Random) -> Outcome:
     return UNWELL if rng.random() < 0.1 else DONE
 
 
-def test_two_relays_share_two_hundred_routes_and_neither_fails_nor_makes_a_transaction_of_each_delivery(
-    steps: Steps, clock: FakeClock
-) -> None:
+def test_two_relays_share_two_hundred_routes_in_few_transactions(steps: Steps, clock: FakeClock) -> None:
     routes = [f"r{number:03}" for number in range(200)]
     known = dict.fromkeys(routes, POLICIES["strict"])
     steps.receive(*(an_event(n, "u1", routes=routes) for n in range(1, 3)))
@@ -239,9 +237,7 @@ def test_a_relay_that_lacks_the_route_leaves_it_to_one_that_has_it(steps: Steps,
     assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
 
 
-def test_without_a_relay_that_has_the_route_a_lease_is_taken_back_late_and_nothing_is_given_up(
-    steps: Steps, relays: Relays
-) -> None:
+def test_a_lease_of_a_route_that_no_relay_has_is_taken_back_late(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1, routes=["blocking"]))
     relays.crash_over("blocking", CRASHES_UNTIL_DEAD - 1)
     node = relays.start()
@@ -413,9 +409,7 @@ def test_a_relay_takes_nothing_back_that_it_trusts_itself(steps: Steps) -> None:
     assert [recorded.fact for recorded in steps.record([(mine, DONE)])] != [None]
 
 
-def test_what_others_hold_is_safe_until_they_have_renewed_it_and_what_nobody_renews_is_taken_back(
-    steps: Steps, two: Two
-) -> None:
+def test_after_a_jump_others_have_time_to_renew(steps: Steps, two: Two) -> None:
     steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
     kept, lost = steps.claim_due(2, "strict")
     two.pass_by(1)
@@ -443,7 +437,7 @@ def test_without_a_step_what_ran_out_is_taken_back_at_once(steps: Steps, two: Tw
     assert two.told == []
 
 
-def test_a_step_while_the_order_lock_is_waited_for_is_noticed(
+def test_a_jump_while_the_order_lock_is_waited_for_is_seen(
     steps: Steps, two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps.arrive(an_event(1))
@@ -461,9 +455,7 @@ def test_a_step_while_the_order_lock_is_waited_for_is_noticed(
     assert two.told == [pytest.approx(20)]
 
 
-def test_a_fetch_that_a_host_timed_by_a_clock_ahead_covers_nothing_that_is_to_come(
-    steps: Steps, clock: FakeClock
-) -> None:
+def test_a_fetch_timed_by_a_clock_ahead_covers_nothing_to_come(steps: Steps, clock: FakeClock) -> None:
     """The relay's host is an hour ahead: its fetch began now, and not in an hour."""
     steps.arrive(an_event(1, routes=["latest"]))
     steps.advance(10)

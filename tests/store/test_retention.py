@@ -54,7 +54,7 @@ def rows_gone(happened: dict[RetentionKind, list[Pruned]]) -> dict[RetentionKind
 
 
 @pytest.mark.parametrize("kind", STEPS)
-def test_after_each_kind_verify_and_rebuild_find_nothing(
+def test_after_any_kind_verify_and_rebuild_find_nothing(
     lived_in: Steps, database: Database, kind: RetentionKind
 ) -> None:
     before = lived_in.states()
@@ -64,9 +64,7 @@ def test_after_each_kind_verify_and_rebuild_find_nothing(
     assert lived_in.states() == before
 
 
-def test_an_event_goes_with_its_facts_and_duplicates_and_open_ones_and_the_newest_stay(
-    lived_in: Steps, engine: Engine
-) -> None:
+def test_an_event_goes_with_its_facts_but_open_ones_and_the_newest_stay(lived_in: Steps, engine: Engine) -> None:
     lived_in.intake.repeat(an_event(1), an_event(2))
     lived_in.do("UPDATE duplicate_request SET handled_at = '2026-01-02 00:00:00.000000Z' WHERE seq = 1")
     prune(engine, "events")
@@ -87,9 +85,7 @@ def test_an_old_event_with_a_young_fact_stays(lived_in: Steps, engine: Engine) -
     assert 1 in seqs(engine)
 
 
-def test_an_event_that_was_delivered_a_little_later_than_it_arrived_is_not_left_to_the_next_lap(
-    steps: Steps, engine: Engine
-) -> None:
+def test_an_event_with_a_slightly_younger_fact_is_not_left_to_the_next_lap(steps: Steps, engine: Engine) -> None:
     """A soak of an hour left a hundred events a minute behind."""
     arrivals = {n: START + timedelta(seconds=20 * n) for n in range(1, 7)}
     steps.receive(*(msgspec.structs.replace(an_event(n, routes=[]), received_at=at) for n, at in arrivals.items()))
@@ -217,7 +213,7 @@ def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) ->
     assert seqs(engine) == [2000]
 
 
-def test_a_batch_that_is_cut_off_has_deleted_nothing_and_moved_no_position(
+def test_a_batch_that_is_cut_off_has_done_nothing(
     steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_: object) -> None:
