@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, text
 
@@ -47,6 +47,13 @@ def an_event(
         body=body,
         body_sha256=hashlib.sha256(body).digest(),
     )
+
+
+def a_rejected(**changed: Any) -> Rejected:  # noqa: ANN401  # fields of it
+    """A request that was rejected and kept, with other fields."""
+    usual = {"received_at": START, "source": "trivore", "status": 422, "cause": "invalid_event", "reason": "no id"}
+    more = {"field": "id", "remote_address": "192.0.2.1", "body_sha256": b"h" * 32, "headers": None, "body": None}
+    return Rejected(**{**usual, **more, **changed})
 
 
 class Intake:
