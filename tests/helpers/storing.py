@@ -16,6 +16,7 @@ from inbox.db.dialect import Sql
 from inbox.db.intake import Rejected
 from inbox.db.link import link_to
 from inbox.events.event import Enrolment, Event
+from inbox.events.timestamps import time_text
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 T = TypeVar("T")
@@ -104,13 +105,14 @@ def a_fact(
     *,
     run: int = 0,
     crashes: int = 0,
+    at: datetime = START,
     **detail: object,
 ) -> str:
     """A statement that adds a fact, as a hand may."""
     state = _OPEN_AFTER.get(kind, "ended")
     return (
         "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, crashes, detail)"
-        f" VALUES ('2026-01-01 00:00:00.000000Z', {seq}, '{route}', '{kind}', '{state}', {attempt}, {run}, {crashes},"
+        f" VALUES ('{time_text(at)}', {seq}, '{route}', '{kind}', '{state}', {attempt}, {run}, {crashes},"
         f" '{json.dumps(detail)}')"
     )
 
