@@ -67,7 +67,6 @@ class KillablePostgres:
                 utils.ensure_prefix_permissions(path)
             for path in (self._data, self.sockets, *self._data.rglob("*")):
                 shutil.chown(path, self._user)
-        self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         if base is not None:
             return
@@ -109,7 +108,6 @@ class KillablePostgres:
                 user=self._user,
                 start_new_session=True,
             )
-        self.starts += 1
         self.wait()
 
     def wait(self) -> None:
