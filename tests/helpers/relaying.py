@@ -297,12 +297,17 @@ class Steps:
 
 def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *, who: str = "kim", why: str) -> int:
     """All of it, batch by batch, by this process alone; how many deliveries were changed."""
-    number = commands.ask(database, act, chosen, who=who, why=why)
+    ended = _finish(database, config, commands.ask(database, act, chosen, who=who, why=why))
+    assert ended.state == "done"
+    return ended.affected
+
+
+def _finish(database: Database, config: Config, number: int, heard: Callable[[], None] = lambda: None) -> Command:
     while (progress := commands.progress(database, number)) and not progress.has_ended:
         execution.work_on(work_of(database, policies(config), config=config), number)
+        heard()
     assert progress is not None
-    assert progress.state == "done"
-    return progress.affected
+    return progress
 
 
 def erase(
@@ -318,27 +323,12 @@ def erase(
     database = Database(engine)
     asked = {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}
     number = number or commands.ask(database, "erase", asked, who="kim", why=why)
-    while (progress := commands.progress(database, number)) and not progress.has_ended:
-        execution.work_on(work_of(database, policies(config), config=config), number)
-        heard()
-    assert progress is not None
-    return number, progress
+    return number, _finish(database, config, number, heard)
 
 
 DAY = 86400
 MONTH = Age(30 * DAY)
-AFTER_A_MONTH = Retention(
-    payloads=MONTH,
-    events=MONTH,
-    attempts=MONTH,
-    rejected=MONTH,
-    duplicates=MONTH,
-    relay_nodes=MONTH,
-    alerts=MONTH,
-    commands=MONTH,
-    reveals=MONTH,
-    throughput=MONTH,
-)
+AFTER_A_MONTH = Retention(**dict.fromkeys(Retention.__struct_fields__, MONTH))
 """Every kind expires after a month; tests' events are older."""
 
 

@@ -20,9 +20,9 @@ from inbox.events.strict_json import LARGEST_TEXT, MOST_MARKS
 from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.fields import LARGEST_FORM_PAYLOAD
-from tests.helpers.large_bodies import BODIES, SECRET, memory_of, send_large
+from tests.helpers.large_bodies import BODIES, SECRET, send_large
 from tests.helpers.processes import gunicorn_after, site
-from tests.helpers.receiver import Answer, answers, ask, receiving, webhook
+from tests.helpers.receiver import Answer, answers, ask, memory_of, receiving, webhook
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body as small_body
@@ -88,7 +88,7 @@ def test_a_worker_grows_by_four_times_the_largest_body_at_most_whatever_is_in_it
         program, port = place.receiver(workers=1)
         (worker,) = program.children()
         assert send_large(port, b'{"id":1}') == "200"
-        before, grown, sizes = memory_of(worker)["VmRSS"], dict[str, float](), list[int]()
+        before, grown, sizes = memory_of(worker), dict[str, float](), list[int]()
         for kind, (make, status) in KINDS.items():
             body = make(LARGEST)
             assert len(body) <= LARGEST
@@ -99,7 +99,7 @@ def test_a_worker_grows_by_four_times_the_largest_body_at_most_whatever_is_in_it
                 sizes.append(len(body))
             else:  # it is stored a moment later
                 until(lambda: count(engine, "rejected_request") > refused, kind)
-            grown[kind] = (memory_of(worker)["VmHWM"] - before) / LARGEST
+            grown[kind] = (memory_of(worker, "VmHWM") - before) / LARGEST
         assert max(grown.values()) <= 4, grown
         stored = rows(engine, "SELECT length(body) AS size FROM inbox_payload ORDER BY seq")
         assert [row["size"] for row in stored[1:]] == sizes

@@ -73,6 +73,13 @@ def test_a_thousand_deaths_on_a_route_are_one_alert_until_none_is_dead(steps: St
     assert listed(steps)[-1] == ("delivery_dead", "strict", True)
 
 
+def test_a_blocked_delivery_keeps_its_alert(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]))
+    steps.attempt(HOPELESS, "blocking")
+    Watch().look(work_of(steps.database, config=CONFIG))
+    assert listed(steps) == [("delivery_dead", "blocking", True)]
+
+
 def between_look_and_store(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], object]) -> None:
     """Let something happen after a look at all conditions, and before what it found is stored."""
     stores = getattr(alert_conditions, name)

@@ -12,7 +12,7 @@ from inbox.config.model import Config, When
 from inbox.db.reads import Row
 from inbox.events.event import Enrolment
 from inbox.events.timestamps import as_time
-from relay.delivery.outcome import Call, Failed
+from relay.delivery.outcome import Call, Delivered, Failed
 from relay.operations.asks import Selection
 from relay.store import record
 from relay.store.operator import selection, tasks
@@ -175,6 +175,17 @@ def test_one_not_begun_yet_is_delivered_after_an_older_one_that_is_replayed(step
     replay_all(steps, Selection(seq=2))
     assert planned_and_done(steps, ALL) == (1, 1)
     assert [steps.attempt(DONE).seq for _ in range(2)] == [1, 2]
+
+
+FETCHED = Delivered((), "updated", fetch_began_at=START)
+
+
+@pytest.mark.parametrize(("outcome", "number"), [(FETCHED, 1), (DONE, 0)])
+def test_an_older_one_is_overtaken_unless_the_newer_was_fetched(steps: Steps, outcome: Delivered, number: int) -> None:
+    for seq in (1, 2):
+        steps.arrive(an_event(seq, routes=["latest"]))
+        steps.attempt(outcome, "latest")
+    assert planned_and_done(steps, Selection(seq=1)) == (number, number)
 
 
 def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
