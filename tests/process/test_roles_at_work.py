@@ -140,11 +140,8 @@ def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Eng
     ):
         receiver, port = place.receiver(workers=1)
         relay = place.start("relay", *RELAY, "run", INBOX_DATABASE_URL=apart.url("relay"))
-        sender = Sender(tmp_path / "sends.jsonl", port, [*events(EVENTS), *events(5)], connections=4)
-        try:
+        with Sender(tmp_path / "sends.jsonl", port, [*events(EVENTS), *events(5)], connections=4) as sender:
             until(lambda: sender.is_done, "all is acknowledged", within=PATIENCE)
-        finally:
-            sender.stop()
         assert posted(port, PATH, b"{", HEADERS) == 400
         assert posted(port, PATH, body(), {**HEADERS, "Prefer": "wait=20"}) == 200
         until(
