@@ -292,6 +292,14 @@ def test_a_drain_ends_though_something_is_held_back(rig: Rig) -> None:
         assert rig.left == {"ready": 1}
 
 
+def test_a_pause_by_command_counts_from_the_next_claim_on(rig: Rig) -> None:
+    relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
+    commands.ask(rig.database, "pause", Gate(route="everything"), who="kim", why="odd")
+    relay._work_on_commands()
+    assert ("route", "everything") in relay._claimer.gates.paused
+    relay._generations.close()
+
+
 def test_an_entity_that_is_resumed_is_looked_for_from_the_beginning(rig: Rig) -> None:
     """Deliveries that it held back have been due since long before the place where claims begin now."""
     relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
