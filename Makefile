@@ -42,7 +42,7 @@ quick: $(READY)  ## test without processes and Postgres (a minute on two cores)
 test: $(READY)  ## test the product, on SQLite and Postgres (5 min)
 	$(TEST) -m "$(SHORT)"
 
-prove: $(READY)  ## run the long proofs, then the fault tests (8 min)
+prove: $(READY)  ## run the long proofs, then the fault tests (6 min)
 	$(TEST) -m "long and not alone"
 	$(BIN)/python -m pytest --verbose -m alone
 
@@ -58,7 +58,7 @@ pythons: $(READY)  ## test the core on each other Python that is installed
 	TESTERS=$(TESTERS) .ci/pythons
 
 faults: $(READY)  ## inject faults for MINUTES=5 (SEED=, DATABASE=sqlite)
-	$(BIN)/python -m tests.proofs.faults.run --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),postgres)
+	FAULTS_MINUTES=$(or $(MINUTES),5) $(if $(SEED),FAULTS_SEED=$(SEED)) $(BIN)/python -m pytest --database $(or $(DATABASE),postgres) tests/proofs/faults/test_faults.py
 
 fuzz: $(READY)  ## fuzz the receiver with REQUESTS=50000 (SEED=)
 	FUZZ_REQUESTS=$(or $(REQUESTS),50000) FUZZ_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -q tests/proofs/test_fuzz.py

@@ -17,7 +17,7 @@ from relay.store import nodes
 from relay.store.database import Database
 from tests.helpers.browser import DESK, PHONE, Browser, Theme, browsing
 from tests.helpers.page import OPERATOR, on_database, serving
-from tests.helpers.worlds import night_config, the_night
+from tests.helpers.worlds import NIGHT, the_night
 
 FOLDER = Path(__file__).resolve().parent / "web"
 MOST_BYTES = 150_000
@@ -53,7 +53,7 @@ def main() -> None:
         engine = engines.connect(url, application="screenshots")
         migrate.upgrade(engine)
         the_night(engine, SystemClock().now())
-        with serving(on_database(night_config(), url), SystemClock()) as page:
+        with serving(on_database(NIGHT, url), SystemClock()) as page:
             browser.site = page.url
             browser.act_as(OPERATOR)
             for shot in SHOTS:

@@ -43,7 +43,6 @@ os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(ROOM))  # where the folders o
 KINDS = ("sqlite", "postgres")
 LONGEST = (
     "tests/proofs/",
-    "tests/browser/test_browser_million.py",
     "tests/docs/test_go_live_page.py",
     "tests/process/test_migrate_live.py",
     "tests/process/test_rolling_upgrade.py",

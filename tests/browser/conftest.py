@@ -14,7 +14,7 @@ from inbox.clock import SystemClock
 from tests.helpers.browser import MISSING, Browser, browsing, programs
 from tests.helpers.databases import copied, opened
 from tests.helpers.page import OPERATOR, Page, on_database, serving, unhurried
-from tests.helpers.worlds import night_config, the_night
+from tests.helpers.worlds import NIGHT, the_night
 
 _MINUTES = 14
 CRASHES = (InvalidSessionIdException.__name__, "tab crashed")
@@ -42,10 +42,8 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(autouse=True)
-def _time_enough(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for a million events, of which a page has to show what it finds in its time."""
-    if "million" not in request.node.nodeid:
-        unhurried(monkeypatch)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    unhurried(monkeypatch)
 
 
 @pytest.fixture
@@ -70,12 +68,12 @@ def night_engine(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def night_page(night_engine: Engine) -> Iterator[Page]:
-    with serving(on_database(night_config(), str(night_engine.url)), SystemClock()) as page:
+    with serving(on_database(NIGHT, str(night_engine.url)), SystemClock()) as page:
         yield page
 
 
-@pytest.fixture(scope="session")
-def empty_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    url = copied(sqlite_template, tmp_path_factory.mktemp("empty"))
-    with serving(on_database(night_config(), url), SystemClock()) as page:
+@pytest.fixture
+def own_page(sqlite_engine: Engine) -> Iterator[Page]:
+    """The page of an empty database of this test's own."""
+    with serving(on_database(NIGHT, str(sqlite_engine.url)), SystemClock()) as page:
         yield page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,6 @@ return [window.hacked ?? null, document.querySelectorAll('main script, main img,
         /[\\u200b\\u202a-\\u202e\\u2066-\\u2069\\u001b]/.test(document.body.innerText)]
 """
 PATHS = sorted(screen.path for screen in SCREENS if screen.key)
-PLACES = ("/commands/", "/entity?", "/events/")
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +54,15 @@ def _is_harmless(browser: Browser) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_hostile_values_are_shown_harmless(path: str, browser: Browser, hostile_page: Page) -> None:
+    """On a list, and on the screens of one thing that its first links lead to."""
     browser.site = hostile_page.url
     browser.open(f"{path}?live=0")
+    links = {place: browser.hrefs(f'main a[href^="{place}"]')[:1] for place in ("/commands/", "/entity?", "/events/")}
     _is_harmless(browser)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("place", PLACES)
-def test_hostile_values_of_one_thing_are_shown_harmless(place: str, browser: Browser, hostile_page: Page) -> None:
-    browser.site = hostile_page.url
-    links = set[str]()
-    for path in PATHS:
-        browser.open(f"{path}?live=0")
-        links |= set(browser.hrefs(f'main a[href^="{place}"]'))
-    for link in sorted(links)[:8]:
+    for link in itertools.chain(*links.values()):
         browser.look()
         browser.open(link)
         assert browser.find("h1").text
-        assert "There is nothing here" not in browser.text()
         _is_harmless(browser)
 
 

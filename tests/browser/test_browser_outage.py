@@ -8,25 +8,21 @@ import pytest
 from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
-from inbox.db.intake import Rejected
 from tests.helpers import databases
 from tests.helpers.browser import Browser
 from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import Page, on_database, serving
-from tests.helpers.storing import Intake
+from tests.helpers.storing import Intake, a_rejected
 from tests.helpers.waiting import stand_still
-from tests.helpers.worlds import night_config
+from tests.helpers.worlds import NIGHT
 
 
 @pytest.fixture
 def live_page(database_url: str, browser: Browser) -> Iterator[Page]:
     """The list of rejected requests with one row, live."""
-    Intake(database_url).reject(
-        Rejected(
-            SystemClock().now(), "shop", 401, "signature", "no key fits", None, "203.0.113.9", b"\0" * 32, None, None
-        )
-    )
-    with serving(on_database(night_config(), database_url), SystemClock()) as page:
+    now = SystemClock().now()
+    Intake(database_url).reject(a_rejected(received_at=now, source="shop", status=401, reason="no key fits"))
+    with serving(on_database(NIGHT, database_url), SystemClock()) as page:
         browser.site = page.url
         browser.open("/rejected?source=shop")
         browser.wait(lambda: browser.find("#live").text == "Live", "the page is live")

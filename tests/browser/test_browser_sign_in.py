@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from tests.helpers.browser import PHONE, Browser, Theme
 from tests.helpers.page import PASSWORD, Entrance, entrance, on_database
-from tests.helpers.worlds import night_config
+from tests.helpers.worlds import NIGHT
 
 A_DAY = 86_400
 
@@ -20,7 +20,7 @@ A_DAY = 86_400
 @pytest.fixture
 def door(sqlite_engine: Engine, tmp_path: Path, browser: Browser) -> Iterator[Entrance]:
     browser.act_as(None)
-    with entrance(on_database(night_config(), str(sqlite_engine.url)), tmp_path) as made:
+    with entrance(on_database(NIGHT, str(sqlite_engine.url)), tmp_path) as made:
         browser.site = made.url
         browser.driver.delete_all_cookies()
         yield made

@@ -64,6 +64,12 @@ def _add(connection: Connection, table: Table, **values: object) -> None:
     connection.execute(insert(table), [{"seq": seq, **values} for seq in range(1, ITEMS + 1)])
 
 
+def _facts(connection: Connection, kind: str, state: str, attempt: int, **detail: object) -> None:
+    """Add a fact of each event."""
+    now = SystemClock().now()
+    _add(connection, delivery_log, at=now, route=ROUTE, kind=kind, state=state, attempt=attempt, detail=detail)
+
+
 def sequence(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred that have arrived. A claim begins with them too: then the one can be ordered, and not loaded."""
     _filled(database_url)
@@ -79,12 +85,9 @@ def record(database_url: str, engine: Engine, downstream: Downstream) -> StartSt
 def reap(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred that a relay had in flight when it died."""
     _filled(database_url)
+    leased = "lease_until = '2020-01-01 00:00:00.000000Z', lease_token = 1, relay_node = 'gone'"
     with engine.begin() as connection:
-        connection.execute(
-            text("""
-UPDATE open_delivery SET state = 'in_flight', attempt = 1, lease_until = '2020-01-01 00:00:00.000000Z', lease_token = 1,
-    relay_node = 'gone'""")
-        )
+        connection.execute(text(f"UPDATE open_delivery SET state = 'in_flight', attempt = 1, {leased}"))
     return _deliveries(engine, downstream, "unprocessable")
 
 
@@ -94,16 +97,7 @@ def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) 
     now = SystemClock().now()
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM open_delivery"))
-        _add(
-            connection,
-            delivery_log,
-            at=now,
-            route=ROUTE,
-            kind="delivered",
-            state="ended",
-            attempt=1,
-            detail={"did": "updated"},
-        )
+        _facts(connection, "delivered", "ended", 1, did="updated")
         _add(connection, duplicate_request, received_at=now, last_received_at=now, body_sha256=b"")
     start = _deliveries(engine, downstream, "", calls=0)
     start.done = lambda: count(engine, "duplicate_request WHERE handled_at IS NOT NULL")
@@ -116,11 +110,9 @@ def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) 
 def command(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred dead letters that an operator wants replayed."""
     _filled(database_url)
-    now = SystemClock().now()
-    dead = {"cause": "mapping", "error": "no value", "counted": False}
     with engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET state = 'dead'"))
-        _add(connection, delivery_log, at=now, route=ROUTE, kind="dead", state="dead", attempt=0, detail=dead)
+        _facts(connection, "dead", "dead", 0, cause="mapping", error="no value", counted=False)
     commands.ask(Database(engine), "replay", Selection(route=ROUTE), who="kim", why="mended")
     start = _deliveries(engine, downstream, "mapping")
     start.seen = lambda: count(
@@ -130,22 +122,9 @@ def command(database_url: str, engine: Engine, downstream: Downstream) -> StartS
 
 
 def _alerts(engine: Engine, **values: object) -> None:
-    now = SystemClock().now()
+    values |= {"at": SystemClock().now(), "kind": "delivery_dead", "firing": True, "detail": {"cause": "mapping"}}
     with engine.begin() as connection:
-        connection.execute(
-            insert(alert),
-            [
-                {
-                    "at": now,
-                    "kind": "delivery_dead",
-                    "subject": f"r{number}",
-                    "firing": True,
-                    "detail": {"cause": "mapping"},
-                    **values,
-                }
-                for number in range(1, ITEMS + 1)
-            ],
-        )
+        connection.execute(insert(alert), [{**values, "subject": f"r{number}"} for number in range(1, ITEMS + 1)])
 
 
 def _alerted(engine: Engine, downstream: Downstream, column: str) -> StartState:

@@ -65,11 +65,6 @@ LOCKED = of_sqlite(sqlite3.SQLITE_BUSY)
 GONE = of_sqlite(sqlite3.SQLITE_CANTOPEN)
 
 
-def test_a_step_that_works_gives_its_result(world: World) -> None:
-    assert world.steps.run("reap", lambda: 7, 0) == 7
-    assert world.steps.failing == {}
-
-
 @pytest.mark.parametrize("step", ["judge_duplicates", "record"])
 def test_a_step_that_has_failed_waits_twice_as_long_each_time_and_not_for_ever(world: World, step: Step) -> None:
     longest = LONGEST_URGENT_WAIT_SECONDS if step in URGENT else LONGEST_WAIT_SECONDS
@@ -100,7 +95,7 @@ def test_a_step_that_fails_on_is_alerted_each_minute_as_another_relay_may_have_e
     assert len(world.alerts) == 4
 
 
-def test_what_a_step_is_run_for_waits_alone(world: World) -> None:
+def test_a_subject_of_a_step_waits_alone(world: World) -> None:
     world.fail("sweep", subject="trivore USER")
     assert world.steps.run("sweep", lambda: "swept", "otherwise", subject="trivore GROUP") == "swept"
     assert list(world.steps.failing) == ["sweep trivore USER"]
@@ -125,10 +120,12 @@ def test_an_unreachable_database_is_not_the_steps_to_wait_for(world: World) -> N
 
 @pytest.mark.parametrize("trouble", [LOCKED, GONE], ids=["busy", "unreachable to it"])
 def test_a_step_that_the_database_holds_up_is_awaited_until_it_works_again(world: World, trouble: Exception) -> None:
-    assert not world.steps.is_awaited("sequence")
+    world.fail("sequence")
+    assert not world.steps.is_awaited("sequence"), "its items are at fault, and the others are done by then"
+    world.now += FIRST_WAIT_SECONDS
     world.fail("sequence", trouble)
     assert world.steps.is_awaited("sequence")
-    world.now += FIRST_WAIT_SECONDS
+    world.now += LONGEST_URGENT_WAIT_SECONDS
     world.steps.run("sequence", lambda: 0, 0)
     assert not world.steps.is_awaited("sequence")
 
@@ -139,12 +136,6 @@ def test_a_step_that_the_database_holds_up_is_awaited_no_longer_than_a_lease(wor
     world.fail("sequence", LOCKED)
     assert world.steps.is_awaited("sequence")
     world.now += 0.1
-    assert not world.steps.is_awaited("sequence")
-
-
-def test_a_step_whose_items_are_at_fault_is_not_awaited(world: World) -> None:
-    """The other items are done by then, so that only the lane of one item is in doubt."""
-    world.fail("sequence")
     assert not world.steps.is_awaited("sequence")
 
 

@@ -44,53 +44,22 @@ def install(engine: Engine, url: str) -> None:
             connection.execute(metadata.tables[name].insert(), row)
 
 
+NODE = {"id": "r1", "host": "h", "pid": 7, "version": "0", "started_at": START, "heartbeat_at": START}
+COMMAND = {"kind": "replay", "selection": {"route": "everything", "everything": True}, "reason": "ä", "asked_by": "kim"}
+FIGURE = {"kind": "route", "name": "strict", "outcome": "delivered", "minute": AT.replace(second=0, microsecond=0)}
+WATERMARK = {"source": "trivore", "entity_type": "USER", "compared_until": AT, "relay_node": "r1"}
+LANE = {"route": "everything", "lane": "USER|ä|*", "occurred_at": AT, "seq": 1}
 OTHERS: dict[str, dict[str, Any]] = {
     "route_lock": {"route": "elsewhere"},
-    "lane": {
-        "route": "everything",
-        "lane": "USER|ä|*",
-        "occurred_at": AT,
-        "seq": 1,
-        "fetch_began_at": AT,
-        "applied_hash": b"\x00" * 32,
-    },
-    "relay_node": {
-        "id": "r1",
-        "host": "h",
-        "pid": 7,
-        "version": "0",
-        "started_at": START,
-        "heartbeat_at": START,
-        "failing": {"claim": "no"},
-    },
+    "lane": {**LANE, "fetch_began_at": AT, "applied_hash": b"\0" * 32},
+    "relay_node": {**NODE, "failing": {"claim": "no"}},
     "gate": {"kind": "route", "name": "strict", "breaker": "open", "breaker_until": AT, "held_until": AT},
-    "relay_command": {
-        "kind": "replay",
-        "selection": {"route": "everything", "everything": True},
-        "reason": "ä",
-        "asked_by": "kim",
-        "asked_at": AT,
-        "state": "running",
-        "progress_seq": 3,
-    },
+    "relay_command": {**COMMAND, "asked_at": AT, "state": "running", "progress_seq": 3},
     "alert": {"at": AT, "kind": "delivery_dead", "subject": "x", "firing": True, "detail": json.loads(NUMBERS)},
     "pruning": {"kind": "attempts", "position": 5, "pruned_until": AT, "rows": 2**40, "ran_at": AT},
     "payload_reveal": {"at": AT, "seq": 2**40, "who": "kim", "reason": "ä"},
-    "throughput_minute": {
-        "kind": "route",
-        "name": "strict",
-        "outcome": "delivered",
-        "minute": AT.replace(second=0, microsecond=0),
-        "count": 3,
-        "bytes": 2**40,
-    },
-    "sweep_watermark": {
-        "source": "trivore",
-        "entity_type": "USER",
-        "compared_until": AT,
-        "swept_at": AT + timedelta(seconds=1),
-        "relay_node": "r1",
-    },
+    "throughput_minute": {**FIGURE, "count": 3, "bytes": 2**40},
+    "sweep_watermark": {**WATERMARK, "swept_at": AT + timedelta(seconds=1)},
 }
 
 

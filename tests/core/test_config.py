@@ -104,10 +104,7 @@ def test_ordering_is_latest_for_sync_and_strict_for_the_others_unless_given() ->
     assert config.ordering_of(config.routes["everything-to-audit"]) == "strict"
     given_latest = Route(name="r", source="trivore", destination="audit", ordering="latest")
     assert config.ordering_of(given_latest) == "latest"
-
-
-def test_an_empty_file_is_a_valid_one() -> None:
-    assert parse_config("") == Config()
+    assert parse_config("") == Config(), "an empty file is a valid one"
 
 
 # --- mistakes: where they are, and what would be valid
@@ -121,11 +118,7 @@ def test_an_empty_file_is_a_valid_one() -> None:
         ("[alerts]", "[alert]", "[alert]: unknown key; did you mean 'alerts'?"),
         ('kind = "header"', 'kind = "heeder"', "[sources.trivore] auth.kind: 'heeder' is not one of none, basic,"),
         ('kind = "header", ', "", "[sources.trivore] auth.kind: is missing"),
-        (
-            'kind = "forward"',
-            'kind = "forwards"',
-            "[destinations.audit] kind: 'forwards' is not one of forward, python, slack, sync",
-        ),
+        ('kind = "forward"', 'kind = "x"', "[destinations.audit] kind: 'x' is not one of forward, python, slack, sync"),
         ("signing_secret", "signing_secrets", "did you mean 'signing_secret'?"),
         ('timeout = "15s"', 'timeout = "15 s"', '[destinations.crm] timeout: expected a duration such as "15s"'),
         ('timeout = "15s"', 'timeout = "0s"', "[destinations.crm] timeout: must be longer than nothing"),
@@ -133,16 +126,12 @@ def test_an_empty_file_is_a_valid_one() -> None:
         ("concurrency = 8", 'concurrency = "8"', "concurrency: expected a whole number, got text"),
         ('"env:CRM_TOKEN"', "5", '[destinations.crm] auth.token: expected "env:NAME"'),
         ("2027-01-31T00:00:00Z", "2027-01-31T00:00:00", "auth.secrets[1]: expected a date and time with an offset"),
-        (
-            '["env:TOKEN", {',
-            '[{ value = "env:B", not_before = 2028-01-01T00:00:00Z, not_after = 2027-12-31T00:00:00Z }, {',
-            "auth.secrets[0]: is never valid",
-        ),
+        ("{ value =", "{ not_before = 2028-01-01T00:00:00Z, value =", "auth.secrets[1]: is never valid"),
         ('["USER"]', '"USER"', "[routes.user-to-crm] when.entity_type: expected a list in [ ], got text"),
         (
             '"entity.mobiles[0].number"',
             "7",
-            "[routes.user-to-crm.sync.map] phone: expected text in quotes or a table, got a number",
+            "[routes.user-to-crm.sync.map] phone: expected text in quotes or a table, got",
         ),
         ("[routes.everything-to-audit]", '[routes."to audit"]', "[routes.'to audit']: a name has 1 to 64 characters"),
     ],
@@ -213,15 +202,11 @@ def test_the_file_is_the_one_in_inbox_config_or_inbox_toml_here() -> None:
     assert str(config_path({"INBOX_CONFIG": "/etc/relay.toml"})) == "/etc/relay.toml"
 
 
-def test_a_folder_or_bytes_that_are_no_text_can_not_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="can't read"):
-        read_config(tmp_path)
+def test_a_folder_or_bytes_that_are_no_text_can_not_be_read_and_no_toml_has_its_line(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b"# \xff")
-    with pytest.raises(ConfigError, match="can't read"):
-        read_config(tmp_path / "latin.toml")
-
-
-def test_a_file_that_is_no_toml_says_on_which_line() -> None:
+    for path in (tmp_path, tmp_path / "latin.toml"):
+        with pytest.raises(ConfigError, match="can't read"):
+            read_config(path)
     assert mistake("[database]\nurl = sqlite") == "inbox.toml is not TOML: Invalid value (at line 2, column 7)"
 
 
@@ -249,23 +234,21 @@ def test_anything_else_is_no_duration(text: object) -> None:
         Duration.parse(text)
 
 
-def test_a_secret_is_read_from_its_place_only_when_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("from the file\n", encoding="utf-8")
-    assert Secret("env:NAME").reveal({"NAME": "from the environment"}) == "from the environment"
-    assert Secret(f"file:{tmp_path}/secret").reveal({}) == "from the file"
-    assert Secret("bare").reveal({}) == "bare"
-
-
-def test_a_secret_that_is_not_there_says_where_it_should_be(tmp_path: Path) -> None:
+def test_a_secret_is_read_from_its_place_or_says_where_it_should_be(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of the file\n", encoding="utf-8")
     (tmp_path / "empty").write_text(" \n", encoding="utf-8")
-    for reference, told in [
-        ("env:NAME", "NAME is empty"),
-        ("env:OTHER", "OTHER is not set"),
-        ("file:/no/such", "/no/such"),
-        (f"file:{tmp_path}/empty", "is empty"),
-    ]:
+    known = {"NAME": "of the environment", "EMPTY": ""}
+    places = (f"file:{tmp_path}/secret", "env:NAME", "bare")
+    assert [Secret(place).reveal(known) for place in places] == ["of the file", "of the environment", "bare"]
+    missing = {
+        "env:EMPTY": "EMPTY is empty",
+        "env:NO": "NO is not set",
+        "file:/no": "/no",
+        f"file:{tmp_path}/empty": "empty",
+    }
+    for place, told in missing.items():
         with pytest.raises(ConfigError, match=f"^apis.a.auth.token: .*{told}"):
-            Secret(reference).reveal({"NAME": ""}, at="apis.a.auth.token")
+            Secret(place).reveal(known, at="apis.a.auth.token")
 
 
 MEANT_FOR_A_PLACE = [
@@ -279,7 +262,7 @@ MEANT_FOR_A_PLACE = [
 
 
 @pytest.mark.parametrize("reference", MEANT_FOR_A_PLACE)
-def test_what_was_meant_to_name_a_place_is_no_secret_and_it_is_said_what_to_write(reference: str) -> None:
+def test_a_text_that_was_meant_to_name_a_place_is_no_secret_and_the_remedy_is_told(reference: str) -> None:
     for written in (reference, {"value": reference}):
         with pytest.raises(ValueError, match=r'write "(env:NAME|file:/path)"') as raised:
             Secret.parse(written)

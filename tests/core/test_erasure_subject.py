@@ -16,7 +16,7 @@ def of(entity_id: str) -> ErasureSubject:
     [
         "IDNUMBER1234",
         '{"id": "IDNUMBER1234"}',
-        "GET https://id.example.com/user/IDNUMBER1234?x=1 answered 404",
+        "GET /user/IDNUMBER1234?x=1 answered 404",
         "user_IDNUMBER1234",
         "USER|IDNUMBER1234",
     ],

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import pytest
@@ -41,10 +42,8 @@ def identity(parts: tuple[str, ...], occurred_ns: int = 0, *, key_has_time: bool
 def test_different_parts_never_give_the_same_key(
     some: tuple[str, ...], others: tuple[str, ...], key_has_time: bool
 ) -> None:
-    same = dedup_key(identity(some, key_has_time=key_has_time)) == dedup_key(
-        identity(others, key_has_time=key_has_time)
-    )
-    assert same == (some == others)
+    keys = {dedup_key(identity(parts, key_has_time=key_has_time)) for parts in (some, others)}
+    assert len(keys) == len({some, others})
 
 
 @given(PARTS, st.sampled_from(["2019-01-01T00:00:00Z", "2019-01-01T00:00:00.000+00:00", "2019-01-01T02:00:00+02:00"]))
@@ -137,9 +136,7 @@ HEADERS = st.dictionaries(NAMES | st.text(max_size=20).map(str.lower), st.text(m
 
 
 @given(headers=HEADERS, secret=NAMES)
-def test_whatever_the_headers_are_those_of_the_list_are_kept_and_no_other_and_never_the_secrets(
-    headers: dict[str, str], secret: str
-) -> None:
+def test_headers_of_the_list_are_kept_and_no_other_and_never_the_secrets(headers: dict[str, str], secret: str) -> None:
     source = Source(name="s", preset="p", auth=HeaderAuth(name=secret.title(), secrets=[Secret("hunter2")]))
     found = kept_of(source, headers)
     assert found.keys() == (headers.keys() & KEPT_HEADERS) - {secret}
@@ -174,16 +171,7 @@ def test_a_trace_context_is_valid_by_the_standard_and_then_stays_itself_or_there
     assert value[2:].startswith(valid[2:])
 
 
-INVALID = [
-    None,
-    "",
-    TRACE.upper(),
-    TRACE + "-extra",
-    TRACE + "\n",
-    "ff" + TRACE[2:],
-    TRACE[:-1],
-    "cc" + TRACE[2:] + "what",
-]
+INVALID = [None, "", TRACE.upper(), f"{TRACE}-extra", f"{TRACE}\n", f"ff{TRACE[2:]}", TRACE[:-1], f"cc{TRACE[2:]}what"]
 
 
 @pytest.mark.parametrize("value", INVALID)
@@ -222,20 +210,11 @@ def test_an_event_takes_every_route_of_its_source_that_it_matches_in_the_order_o
 
 
 @pytest.mark.parametrize(
-    ("when", "expected"),
-    [
-        (When(), True),
-        (When(entity_type=["USER"]), True),
-        (When(entity_type=["user"]), False),
-        (When(event_type=["CREATE", "UPDATE"]), True),
-        (When(event_type=["CREATE"]), False),
-        (When(action=["update", "delete"]), True),
-        (When(action=["delete"]), False),
-        (When(entity_type=["USER"], action=["delete"]), False),
-    ],
+    "when", [{}, {"entity_type": ["USER"]}, {"event_type": ["CREATE", "UPDATE"]}, {"action": ["update", "delete"]}]
 )
-def test_every_condition_that_is_given_must_hold(when: When, expected: bool) -> None:
-    assert matches(when, "USER", "UPDATE", "update") is expected
+@pytest.mark.parametrize("other", [{}, {"entity_type": ["user"]}, {"event_type": ["CREATE"]}, {"action": ["delete"]}])
+def test_every_condition_that_is_given_must_hold(when: dict[str, Any], other: dict[str, Any]) -> None:
+    assert matches(When(**{**when, **other}), "USER", "UPDATE", "update") is (other == {})
 
 
 def test_the_lane_is_the_entity_the_route_or_the_event_as_the_route_says() -> None:
@@ -281,7 +260,7 @@ def test_rows_are_written_storable_keys_too(key: str, text: str) -> None:
 
 
 @given(TEXTS)
-def test_what_must_stay_as_it_is_is_refused_instead(text: str) -> None:
+def test_a_text_that_must_stay_as_it_is_is_refused_instead(text: str) -> None:
     if is_storable(text):
         assert json.loads(json_text([{"id": text}])) == [{"id": text}]
     else:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.errors import HeadTooLarge, RequestError, TargetTooLong, Unavailable, Unreadable
+from inbox.errors import HeadTooLarge, RequestError, TargetTooLong, TooMany, Unavailable, Unreadable
 from inbox.http import head
 from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, MemoryBudget, Reservation
+from inbox.receiver.webhook import SourceEndpoint, enforce_rate_limit
 
 # --- test_head
 
@@ -25,7 +29,7 @@ def test_every_spelling_of_a_host_is_taken(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["a b", "a/b", "a@b", "a:b", "a:123456", "[::1", "::1", "\xff", "a?b", "a#b", "[]"])
-def test_what_is_no_host_is_refused(host: str) -> None:
+def test_anything_but_a_host_is_refused(host: str) -> None:
     with pytest.raises(Unreadable):
         head.check("1.1", b"/", [(b"host", host.encode("latin-1"))])
 
@@ -104,7 +108,7 @@ def test_never_more_come_through_than_the_rate_and_one_burst(rate: float, steps:
 
 
 @given(rate=st.floats(0.001, 1e6), asked=st.lists(st.floats(0, 100), min_size=1, max_size=50))
-def test_who_waits_as_long_as_it_is_told_gets_through(rate: float, asked: list[float]) -> None:
+def test_a_sender_that_waits_as_long_as_it_is_told_gets_through(rate: float, asked: list[float]) -> None:
     bucket, now = Bucket(rate), 0.0
     for step in asked:
         now += step
@@ -112,6 +116,15 @@ def test_who_waits_as_long_as_it_is_told_gets_through(rate: float, asked: list[f
         if wait:
             now += wait * 1.000001 + 1e-9
             assert bucket.take(now) == 0
+
+
+def test_a_sender_beyond_its_rate_is_told_to_wait_for_a_second_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inbox.receiver.webhook.time", SimpleNamespace(monotonic=lambda: 0.0))
+    endpoint = cast("SourceEndpoint", SimpleNamespace(bucket=Bucket(3.0, burst=1)))
+    enforce_rate_limit(endpoint)
+    with pytest.raises(TooMany) as refused:
+        enforce_rate_limit(endpoint)
+    assert refused.value.retry_after_seconds == 1
 
 
 def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:

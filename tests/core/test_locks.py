@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FULL, RUNTIME, BENCH = "requirements.lock", "requirements-runtime.lock", "requirements-bench.lock"
 OF_AN_EXTRA = {"email-validator", "dnspython", "pysocks", "linkify-it-py"}
-"""Packages of `pydantic[email]` (of scim2-models), `urllib3[socks]` (of selenium) and `markdown-it-py[linkify]` (of mutmut): the lock
-has them under pydantic, urllib3 and markdown-it-py, which run without."""
+"""Packages of `pydantic[email]` (of scim2-models), `urllib3[socks]` (of selenium) and `markdown-it-py[linkify]` (of mutmut): the
+lock has them under pydantic, urllib3 and markdown-it-py, which run without."""
 
 
 class Pin(NamedTuple):
@@ -56,14 +56,6 @@ def reached(lock: dict[Pin, frozenset[str]], roots: set[str]) -> set[Pin]:
 def test_the_runtime_lock_is_what_the_runtime_dependencies_reach_in_the_full_one() -> None:
     reachable = reached(read(FULL), names_of([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["otel"]]))
     assert read(RUNTIME).keys() == {pin for pin in reachable if pin.name not in OF_AN_EXTRA}
-
-
-def test_nothing_that_only_developers_need_is_in_the_runtime_lock() -> None:
-    extras = PROJECT["optional-dependencies"]
-    developers = {name for extra in extras.keys() - {"bench", "otel"} for name in names_of(extras[extra])}
-    developers -= {PROJECT["name"], *names_of(extras["otel"])}
-    assert developers <= {pin.name for pin in read(FULL)}
-    assert {pin.name for pin in read(RUNTIME)} & developers == set()
 
 
 @pytest.mark.parametrize("lock", [FULL, RUNTIME, BENCH])

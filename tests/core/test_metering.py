@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,23 +14,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from sqlalchemy.exc import DataError
 
 from inbox.config.values import Address
-from inbox.db.throughput import Figure, Tally
+from inbox.db.throughput import Tally
 from inbox.errors import CAUSES, RequestError
+from inbox.observe import metrics
 from inbox.observe.exporter import LONGEST_LINE, Totals
-from inbox.observe.metrics import (
-    ATTEMPTS,
-    BATCH_EVENTS,
-    BREAKER,
-    DELIVERY_SECONDS,
-    NOT_KEPT,
-    OFF,
-    OPEN,
-    RECEIVED,
-    RECEIVER,
-    RELAY,
-    Meters,
-    Metric,
-)
 from inbox.observe.recorder import PIPE, Recorder, make_recorder
 from tests.helpers.metrics import Samples, parsed
 from tests.helpers.waiting import until
@@ -37,16 +25,21 @@ from tests.helpers.waiting import until
 # --- Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread
 
 
-Step = tuple[str, Metric, float, tuple[str, ...]]
+Step = tuple[str, metrics.Metric, float, tuple[str, ...]]
 
 NAMES = st.text(min_size=1, max_size=8)
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("count"), st.just(ATTEMPTS), st.floats(0, 1e6), st.tuples(NAMES, NAMES)),
-        st.tuples(st.just("count"), st.just(NOT_KEPT), st.floats(0, 1e6), st.just(())),
-        st.tuples(st.just("observe"), st.just(DELIVERY_SECONDS), st.floats(0, 1e6), st.tuples(NAMES)),
-        st.tuples(st.just("observe"), st.just(BATCH_EVENTS), st.sampled_from(BATCH_EVENTS.buckets), st.just(())),
-        st.tuples(st.just("put"), st.just(OPEN), st.floats(-1e6, 1e6), st.tuples(NAMES, NAMES)),
+        st.tuples(st.just("count"), st.just(metrics.ATTEMPTS), st.floats(0, 1e6), st.tuples(NAMES, NAMES)),
+        st.tuples(st.just("count"), st.just(metrics.NOT_KEPT), st.floats(0, 1e6), st.just(())),
+        st.tuples(st.just("observe"), st.just(metrics.DELIVERY_SECONDS), st.floats(0, 1e6), st.tuples(NAMES)),
+        st.tuples(
+            st.just("observe"),
+            st.just(metrics.BATCH_EVENTS),
+            st.sampled_from(metrics.BATCH_EVENTS.buckets),
+            st.just(()),
+        ),
+        st.tuples(st.just("put"), st.just(metrics.OPEN), st.floats(-1e6, 1e6), st.tuples(NAMES, NAMES)),
     ),
     max_size=30,
 )
@@ -58,29 +51,22 @@ class Pipe:
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()
         self.totals = Totals()
-        self._closed: set[int] = set()
 
     def recorder(self) -> Recorder:
-        return Recorder((*RECEIVER, *RELAY), os.dup(self.writing))
+        return Recorder((*metrics.RECEIVER, *metrics.RELAY), os.dup(self.writing))
 
     def close(self) -> None:
-        """Close its open ends."""
-        for end in {self.reading, self.writing} - self._closed:
-            self.close_end(end)
-
-    def close_end(self, end: int) -> None:
-        """Close one of its ends."""
-        self._closed.add(end)
-        os.close(end)
-
-    def drain(self) -> None:
-        """Read until the last writer is gone."""
-        self.close_end(self.writing)
-        with os.fdopen(self.reading, "rb", closefd=False) as lines:
-            for line in lines:
-                self.totals.add(line)
+        """Close the ends that are open."""
+        for end in (self.reading, self.writing):
+            with contextlib.suppress(OSError):
+                os.close(end)
 
     def exposed(self) -> Samples:
+        """Read until the last writer is gone."""
+        os.close(self.writing)
+        with os.fdopen(self.reading, "rb") as lines:
+            for line in lines:
+                self.totals.add(line)
         return exposition(self.totals)
 
 
@@ -97,25 +83,23 @@ def pipe() -> Iterator[Pipe]:
     made.close()
 
 
-def tell(meters: Meters, steps: list[Step]) -> None:
-    for what, metric, value, labels in steps:
-        if what == "count":
+def tell(meters: metrics.Meters, steps: list[Step]) -> None:
+    for told, metric, value, labels in steps:
+        if told == "count":
             meters.count(metric, *labels, by=value)
-        elif what == "observe":
-            meters.observe(metric, value, *labels)
         else:
-            meters.put(metric, value, *labels)
+            getattr(meters, told)(metric, value, *labels)
 
 
 def as_the_library_says(steps: list[Step]) -> Samples:
     """The same counts by prometheus-client in one process."""
     registry = CollectorRegistry()
-    kinds: Mapping[str, Callable[[Metric], Any]] = {
+    kinds: Mapping[str, Callable[[metrics.Metric], Any]] = {
         "counter": lambda m: Counter(m.name, m.help, m.labels, registry=registry),
         "gauge": lambda m: Gauge(m.name, m.help, m.labels, registry=registry),
         "histogram": lambda m: Histogram(m.name, m.help, m.labels, registry=registry, buckets=m.buckets),
     }
-    made = {m.name: kinds[m.kind](m) for m in (*RECEIVER, *RELAY) if m.kind != "gauge" or m.labels}
+    made = {m.name: kinds[m.kind](m) for m in (*metrics.RECEIVER, *metrics.RELAY) if m.kind != "gauge" or m.labels}
     for what, metric, value, labels in steps:
         series = made[metric.name].labels(*labels) if labels else made[metric.name]
         getattr(series, {"count": "inc", "observe": "observe", "put": "set"}[what])(value)
@@ -123,14 +107,12 @@ def as_the_library_says(steps: list[Step]) -> Samples:
 
 
 @given(st.lists(STEPS, min_size=1, max_size=3))
-def test_what_several_processes_count_is_what_one_would_have(parts: list[list[Step]]) -> None:
+def test_several_processes_count_together_as_one_would(parts: list[list[Step]]) -> None:
     pipe = Pipe()
     for steps in parts:  # one after the other, so that a gauge's last value is known
         recorder = pipe.recorder()
         tell(recorder, steps)
         recorder.close()
-    pipe.drain()
-    pipe.close()
     expected = as_the_library_says([step for steps in parts for step in steps])
     found = pipe.exposed()
     assert found.keys() == expected.keys()
@@ -140,22 +122,21 @@ def test_what_several_processes_count_is_what_one_would_have(parts: list[list[St
 
 def test_the_newest_value_of_a_gauge_stands_in_whichever_order_processes_write(pipe: Pipe) -> None:
     first, second = pipe.recorder(), pipe.recorder()
-    first.put(BREAKER, 2, "destination", "crm")
-    second.put(BREAKER, 0, "destination", "crm")
+    first.put(metrics.BREAKER, 2, "destination", "crm")
+    second.put(metrics.BREAKER, 0, "destination", "crm")
     second.close()
     first.close()
-    pipe.drain()
     assert pipe.exposed()["relay_breaker"]["destination", "crm"] == 0
 
 
-def test_what_does_not_change_is_told_again_to_an_exporter_that_came_later(
+def test_an_unchanged_value_is_told_again_to_an_exporter_that_came_later(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inbox.observe.recorder.REWRITE_EVERY_SECONDS", 0.3)
     recorder = pipe.recorder()
-    recorder.put(BREAKER, 2, "destination", "crm")
-    recorder.count(RECEIVED, "trivore", by=0)
-    recorder.count(RECEIVED, "other", by=5)
+    recorder.put(metrics.BREAKER, 2, "destination", "crm")
+    recorder.count(metrics.RECEIVED, "trivore", by=0)
+    recorder.count(metrics.RECEIVED, "other", by=5)
     of_one_that_was_killed, later = Totals(), Totals()
     with os.fdopen(os.dup(pipe.reading), "rb", buffering=0) as lines:
 
@@ -198,16 +179,16 @@ def test_a_process_that_has_no_pipe_counts_nothing_and_says_so(
     monkeypatch.delenv(PIPE, raising=False)
     if given is not None:
         monkeypatch.setenv(PIPE, given)
-    assert make_recorder(RELAY) is OFF
+    assert make_recorder(metrics.RELAY) is metrics.OFF
     assert "this process counts nothing" in caplog.text
 
 
 def test_a_process_whose_readers_are_gone_for_good_goes_on(pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
     recorder = pipe.recorder()
-    pipe.close_end(pipe.reading)
-    recorder.count(RECEIVED, "trivore")
+    os.close(pipe.reading)
+    recorder.count(metrics.RECEIVED, "trivore")
     recorder.close()
-    recorder.count(RECEIVED, "trivore")
+    recorder.count(metrics.RECEIVED, "trivore")
     assert "gets nowhere" in caplog.text
 
 
@@ -241,30 +222,15 @@ def test_anything_else_is_none(text: object) -> None:
 # --- Figures of a process while they wait to be written: nothing is lost, and memory is bounded
 
 
-@pytest.fixture
-def tally() -> Tally:
-    return Tally()
-
-
-def taken(tally: Tally) -> list[Figure]:
-    with tally.taken() as figures:
-        return figures
-
-
-def not_written(tally: Tally, error: Exception) -> None:
-    with pytest.raises(type(error)), tally.taken():
-        raise error
-
-
-def test_what_could_not_be_written_is_there_the_next_time_with_what_came_meanwhile(tally: Tally) -> None:
+def test_figures_that_were_not_written_are_there_the_next_time_unless_the_database_rejects_them() -> None:
+    tally = Tally()
     tally.add("route", "crm", "delivered")
-    not_written(tally, OSError())
+    with contextlib.suppress(OSError), tally.taken():
+        raise OSError
     tally.add("route", "crm", "delivered")
     tally.add("route", "crm", "dead")
-    assert [(figure["outcome"], figure["count"]) for figure in taken(tally)] == [("delivered", 2), ("dead", 1)]
-
-
-def test_what_the_database_rejects_is_not_tried_again(tally: Tally) -> None:
-    tally.add("route", "crm", "delivered")
-    not_written(tally, DataError("INSERT", {}, ValueError("out of range")))
-    assert taken(tally) == []
+    with contextlib.suppress(DataError), tally.taken() as figures:
+        assert [(figure["outcome"], figure["count"]) for figure in figures] == [("delivered", 2), ("dead", 1)]
+        raise DataError("INSERT", {}, ValueError("out of range"))
+    with tally.taken() as figures:
+        assert figures == []

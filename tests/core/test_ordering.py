@@ -90,7 +90,7 @@ def test_settling_a_settled_lane_changes_nothing(ordering: Ordering, lane: list[
     assert {row.seq: row for row in settle(ordering, once, NOW, FIRST_DELAY)} == {row.seq: row for row in once}
 
 
-def test_what_is_in_flight_stands_for_no_other_not_even_an_older_one() -> None:
+def test_a_delivery_in_flight_stands_for_no_other_not_even_an_older_one() -> None:
     """Its fetch may have been made before the older event's change."""
     after = settled("latest", a_row(5, State.IN_FLIGHT, attempt=1), a_row(3, State.RECEIVED))
 
@@ -171,7 +171,7 @@ def test_without_a_fetch_no_event_covers_itself_so_that_a_repeat_of_it_is_delive
 
 
 @given(KEYS, KEYS, st.integers(-40, 40))
-def test_what_was_fetched_covers_what_had_changed_before_by_any_clock_within_the_skew(
+def test_a_fetch_covers_each_earlier_change_by_any_clock_within_the_skew(
     key: tuple[datetime, int], last: tuple[datetime, int], halves: int
 ) -> None:
     began = last[0] + timedelta(seconds=halves / 2)
@@ -241,7 +241,7 @@ def test_each_is_superseded_by_a_newer_one_of_its_lane(lane: list[OpenDelivery],
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), FEW, st.data())
-def test_what_is_delivered_between_two_rounds_is_older_than_all_that_is_left(
+def test_deliveries_between_two_rounds_are_older_than_all_that_is_left(
     seconds: list[int], few: int, data: st.DataObject
 ) -> None:
     """Whatever newer ones arrive meanwhile, and whenever the head goes: in the end the newest has gone, and last."""
@@ -275,7 +275,7 @@ def test_a_later_head_that_nobody_has_worked_on_waits_until_the_older_ones_are_f
     assert (once[1], once[2], once[6]) == (State.ENDED, State.READY, State.WAITING)
 
 
-def test_what_arrives_beyond_the_horizon_waits_for_a_later_round() -> None:
+def test_an_arrival_beyond_the_horizon_waits_for_a_later_round() -> None:
     rows = [a_row(seq, State.WAITING) for seq in range(1, 6)] + [a_row(7, State.RECEIVED)]
     once = {row.seq: row.state for row in a_round(rows, 3)}
     assert once == {

@@ -99,7 +99,7 @@ def test_a_delivery_is_delivered_and_says_so_when_it_is_late() -> None:
     )
 
 
-def test_what_the_route_skips_is_skipped() -> None:
+def test_a_delivery_that_its_route_skips_is_skipped() -> None:
     assert decide(a_delivery(), Skipped((), "no counterpart"), POLICY, NOW) == Skipped(why="no counterpart")
 
 
@@ -113,13 +113,13 @@ def test_a_failure_that_may_pass_is_retried_by_the_schedule_until_it_is_used_up(
 
 
 @pytest.mark.parametrize("error_class", HOPELESS)
-def test_what_no_repetition_can_mend_is_dead_at_once_with_its_cause(error_class: ErrorClass) -> None:
+def test_a_failure_that_no_repetition_can_mend_is_dead_at_once_with_its_cause(error_class: ErrorClass) -> None:
     assert decide(a_delivery(attempt=1), Failed((), error_class, "no"), POLICY, NOW) == facts.Dead(
         cause=error_class, error="no"
     )
 
 
-def test_what_is_refused_is_confirmed_once_and_then_dead() -> None:
+def test_a_refusal_is_confirmed_once_and_then_dead() -> None:
     refused = Failed((), "rejected", "422")
     first = decide(a_delivery(attempt=1), refused, POLICY, NOW)
     assert isinstance(first, facts.AttemptFailed)
@@ -130,7 +130,7 @@ def test_what_is_refused_is_confirmed_once_and_then_dead() -> None:
     assert isinstance(after_another_trouble, facts.AttemptFailed)
 
 
-def test_what_is_older_than_its_event_is_fetched_again_after_1_5_and_30_seconds_and_uses_no_attempt() -> None:
+def test_a_state_older_than_its_event_is_fetched_again_after_1_5_and_30_seconds_and_uses_no_attempt() -> None:
     stale = Failed((), "stale", "fetch: last changed before the event")
     for times, seconds in enumerate((1, 5, 30, 30)):
         fact = decide(a_delivery(attempt=1), stale, POLICY, NOW, History(same_in_a_row=times))
@@ -220,13 +220,13 @@ def test_an_attempt_that_we_cut_is_repeated_at_once_and_does_not_count(attempt: 
     ],
     ids=["no call", "not sent", "fetching", "finding", "before the update", "before the delete"],
 )
-def test_what_was_cut_before_it_can_have_had_an_effect_is_given_back(outcome: Failed) -> None:
+def test_an_attempt_that_was_cut_before_it_can_have_had_an_effect_is_given_back(outcome: Failed) -> None:
     assert can_be_given_back(outcome)
 
 
 @pytest.mark.parametrize("step", ["forward", "create", "update", "delete"])
 @pytest.mark.parametrize("sent", ["unknown", "answered"])
-def test_what_the_other_side_may_have_acted_on_is_not_given_back(step: CallStep, sent: Sent) -> None:
+def test_an_attempt_that_the_other_side_may_have_acted_on_is_not_given_back(step: CallStep, sent: Sent) -> None:
     assert not can_be_given_back(cut(("fetch", "answered"), (step, sent), ("find", "not_sent")))
 
 
@@ -234,7 +234,7 @@ def test_what_the_other_side_may_have_acted_on_is_not_given_back(step: CallStep,
     "outcome",
     [Delivered((), "forwarded"), Skipped((), "no"), Failed((a_call("forward", "not_sent"),), "not_sent", "no")],
 )
-def test_what_ended_by_itself_is_not_given_back(outcome: Delivered | Skipped | Failed) -> None:
+def test_an_attempt_that_ended_by_itself_is_not_given_back(outcome: Delivered | Skipped | Failed) -> None:
     assert not can_be_given_back(outcome)
 
 
@@ -243,7 +243,7 @@ def test_what_ended_by_itself_is_not_given_back(outcome: Delivered | Skipped | F
     [("auth", False), ("gone", False), ("server_error", True)],
     ids=["auth", "gone", "probe"],
 )
-def test_what_a_breaker_holds_back_is_due_when_the_breaker_lets_it_go(
+def test_a_delivery_that_a_breaker_holds_back_is_due_when_the_breaker_lets_it_go(
     error_class: ErrorClass, is_stopped: bool
 ) -> None:
     """The schedule's delay for the attempt, which did not count, would come on top of the breaker's."""

@@ -73,7 +73,7 @@ def test_bodies_that_two_parsers_could_read_differently_are_refused(body: bytes)
 
 
 @given(JSON_VALUES)
-def test_whatever_a_strict_writer_writes_is_read_back(value: object) -> None:
+def test_a_strict_writers_json_is_read_back(value: object) -> None:
     assert strict_json.parse(json.dumps(value).encode()) == value
     assert strict_json.parse(json.dumps(value, ensure_ascii=False, indent=1).encode()) == value
 
@@ -224,7 +224,9 @@ TAKEN = {
 
 
 @pytest.mark.parametrize(("text", "why"), REFUSED_NUMBERS.items(), ids=lambda given: given[:24])
-def test_what_parsers_read_differently_is_refused_at_the_door_and_of_an_entity_alike(text: str, why: str) -> None:
+def test_a_number_that_parsers_read_differently_is_refused_at_the_door_and_of_an_entity_alike(
+    text: str, why: str
+) -> None:
     body = b'{"a": [%b]}' % text.encode()
     with pytest.raises(Unreadable, match=f"^a number in the body {why}$"):
         strict_json.parse(body)
@@ -233,7 +235,7 @@ def test_what_parsers_read_differently_is_refused_at_the_door_and_of_an_entity_a
 
 
 @pytest.mark.parametrize(("text", "value"), TAKEN.items(), ids=lambda given: str(given)[:24])
-def test_what_all_read_alike_is_taken_on_both_sides(text: str, value: object) -> None:
+def test_a_number_that_all_read_alike_is_taken_on_both_sides(text: str, value: object) -> None:
     assert strict_json.parse(text.encode()) == decode(text.encode()) == value
 
 
@@ -268,6 +270,6 @@ def test_both_sides_agree_on_every_number_and_what_is_taken_can_be_used(text: st
     "text", ["{to_number(event.body)}", "n={to_number(event.body):text}", "{to_number(event.body):json}"]
 )
 @pytest.mark.parametrize("number", ["nan", "inf", "-Infinity", "1e999"])
-def test_what_an_expression_makes_of_a_text_and_json_has_not_is_put_into_no_query(text: str, number: str) -> None:
+def test_a_number_that_json_can_not_hold_is_put_into_no_query(text: str, number: str) -> None:
     with pytest.raises(MappingError, match=r"here: .*is NaN or an infinite number, which JSON can't hold"):
         Template(text, "here", ("event",)).expand({"event": {"body": number}})

@@ -103,7 +103,7 @@ def test_a_form_writes(form: str, value: object, written: str) -> None:
 
 @pytest.mark.parametrize("form", sorted(TIMES))
 @pytest.mark.parametrize("value", ["", "yesterday", "2026-01-31", ["2026-01-31T00:00:00Z"], 1769853600, float("inf")])
-def test_what_is_no_time_is_written_as_none(form: str, value: object) -> None:
+def test_a_value_that_is_no_time_is_written_as_none(form: str, value: object) -> None:
     with pytest.raises(MappingError, match=r"the value has to be|NaN"):
         expanded(f"{{event.entity_id:{form}}}", value)
 
@@ -183,9 +183,7 @@ STRINGS = {
 @example("a eq {event.entity_id:FORM} and b eq 'x' or c eq {event.entity_id:FORM}", 'x" or userName eq "admin')
 @example("'\"'{event.entity_id:FORM}\"'", 'x" or userName eq "admin')
 @example("'a\\' b' {event.entity_id:FORM} '", "x' or 1 eq 1 or 'x")
-def test_what_stands_in_a_template_that_is_taken_is_the_same_whatever_the_value(
-    form: str, text: str, value: str
-) -> None:
+def test_a_value_changes_nothing_of_a_template_but_its_own_place(form: str, text: str, value: str) -> None:
     try:
         template = Template(text.replace("FORM", form), "here", KNOWN)
     except ConfigError:
@@ -247,13 +245,10 @@ COLLECTION_OR_ANOTHER = [
     ("value", "why"),
     [
         *((value, r".* (has a segment \. or \.\.|has a control character|begins or ends)") for value in ELSEWHERE),
-        *(
-            (value, r"\{event\.entity_id\} is empty, or begins or ends with what separates names")
-            for value in COLLECTION_OR_ANOTHER
-        ),
+        *((value, r"\{event\.entity_id\} is empty, or begins or ends with") for value in COLLECTION_OR_ANOTHER),
     ],
 )
-def test_what_could_be_taken_for_another_path_is_refused(value: str, why: str) -> None:
+def test_a_value_that_could_be_taken_for_another_path_is_refused(value: str, why: str) -> None:
     with pytest.raises(MappingError, match=f"^here: {why}"):
         expanded("/user/{event.entity_id}", value, Path)
 
@@ -281,11 +276,11 @@ def test_any_other_id_can_stand_in_a_path(value: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("path", "scope"),
     [
-        ("/user/{event.source}{event.action}/x", {"source": ".", "action": "."}),
-        ("/user/.{event.source}/x", {"source": "."}),
-        ("/user/{event.source}./x", {"source": "."}),
-        ("/user/{event.source}2e/x", {"source": ".%"}),
-        ("/user/{event.source}{event.action}", {"source": "%2", "action": "e"}),
+        ("/{event.source}{event.action}/x", {"source": ".", "action": "."}),
+        ("/.{event.source}/x", {"source": "."}),
+        ("/{event.source}./x", {"source": "."}),
+        ("/{event.source}2e/x", {"source": ".%"}),
+        ("/{event.source}{event.action}", {"source": "%2", "action": "e"}),
     ],
 )
 def test_the_whole_path_counts_and_not_each_value(path: str, scope: Mapping[str, str]) -> None:
@@ -303,7 +298,7 @@ def test_a_path_of_the_configuration_leads_nowhere_else_either(path: str) -> Non
         Path(path, "here", KNOWN)
 
 
-def test_what_is_encoded_again_and_again_is_refused_after_a_few_looks() -> None:
+def test_a_value_that_is_encoded_again_and_again_is_refused_after_a_few_looks() -> None:
     """Each look is linear; until nothing changes any more, they would be as many as the value is long."""
     with pytest.raises(MappingError, match="percent-encoded more than 8 times over"):
         expanded("/user/{event.entity_id}", "%" + "25" * 500, Path)

@@ -14,7 +14,7 @@ from inbox.observe import traces
 from inbox.observe.traces import OFF, make_tracer, require_extra
 from tests.helpers.tracing import Kept, keeping
 
-SENT, NOT_SAMPLED = (f"00-{'a' * 32}-{'b' * 16}-{flags}" for flags in ("01", "00"))
+SENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
 @pytest.fixture(autouse=True)
@@ -90,8 +90,7 @@ def test_both_programs_import_no_opentelemetry_by_themselves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"),
-    [("OTEL_EXPORTER_OTLP_HEADERS", "Bearer s3cret"), ("OTEL_BSP_SCHEDULE_DELAY", "s3cret")],
+    ("variable", "value"), [("OTEL_EXPORTER_OTLP_HEADERS", "Bearer s3cret"), ("OTEL_BSP_SCHEDULE_DELAY", "s3cret")]
 )
 def test_a_wrong_variable_stops_nothing_and_its_value_is_not_logged(
     variable: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

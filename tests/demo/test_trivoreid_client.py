@@ -5,33 +5,28 @@ Its changes reach the commercial service by the real receiver and the real daemo
 
 from __future__ import annotations
 
-import itertools
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config.model import Config
-from inbox.loader.load import parse_config
+from inbox.loader.load import parse_config, read_config
 from relay.demo.run import configuration
 from relay.demo.scenario import sample_user
 from relay.demo.services import CONTACT, TEAM, CommercialService, IdentityService, WebhookSender
 from relay.demo.services import served as serving
 from tests.helpers.daemon import relaying
-from tests.helpers.processes import Ended, invoke
+from tests.helpers.processes import invoke
 from tests.helpers.receiver import served
 from tests.helpers.tables import count, open_states
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, TOKEN
 
-START = datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)
 USERS, GROUPS = "users-to-contacts", "groups-to-teams"
 
 
@@ -43,95 +38,61 @@ def connected(url: str) -> Any:  # noqa: ANN401  # the package has no types
     return TrivoreID(path="/nowhere", server=url, client_id="demo", client_secret="demo")
 
 
-@pytest.fixture
-def vendors_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The client, talking to a running service alone."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    seconds = itertools.count()
-    with closing(WebhookSender()) as webhooks:
-        service = IdentityService(webhooks, now=lambda: START + timedelta(seconds=next(seconds)))
-        with serving(service.app) as url:
-            yield connected(url)
-
-
-@dataclass(frozen=True)
-class Site:
+@contextmanager
+def installed(database_url: str, file: Path) -> Iterator[tuple[Any, IdentityService, CommercialService]]:
     """Everything but a relay: both demo services, a receiver, and the vendor's client."""
-
-    client: Any
-    identity: IdentityService
-    commercial: CommercialService
-    config: Config
-    engine: Engine
-    file: Path
-
-    def all_received(self, number: int) -> None:
-        """Wait until so many webhooks are stored."""
-        until(lambda: not self.identity.webhooks.pending(), "all is received")
-        assert count(self.engine, "inbox") == number
-
-    def all_delivered(self) -> None:
-        """Wait until the relay has nothing to do."""
-        until(lambda: not open_states(self.engine), "all is delivered")
-
-    def plan(self, route: str) -> Ended:
-        """`relay plan`."""
-        return invoke("relay", "plan", "--route", route, "--json", INBOX_CONFIG=str(self.file))
-
-    def assert_in_sync(self, route: str) -> None:
-        """`relay plan` finds nothing to change."""
-        assert self.plan(route) == (0, "[]\n", "")
-
-
-@pytest.fixture
-def site(database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with ExitStack() as stack:
-        source = IdentityService(stack.enter_context(closing(WebhookSender(headers=HEADERS))))
-        target = CommercialService()
-        at_source, at_target = (stack.enter_context(serving(service.app)) for service in (source, target))
-        text = configuration(
-            database_url=database_url, users="file:users", token=TOKEN, identity_url=at_source, commercial_url=at_target
-        )
-        file = tmp_path / "inbox.toml"
-        file.write_text(text, encoding="utf-8")
-        config = parse_config(text)
-        port = stack.enter_context(served(database_url, config))
-        source.webhooks.url = f"http://127.0.0.1:{port}/webhooks/trivore"
-        yield Site(connected(at_source), source, target, config, engine, file)
+    with closing(WebhookSender(headers=HEADERS)) as webhooks:
+        source, target = IdentityService(webhooks), CommercialService()
+        with serving(source.app) as at_source, serving(target.app) as at_target:
+            urls = {"identity_url": at_source, "commercial_url": at_target}
+            text = configuration(database_url=database_url, users="file:users", token=TOKEN, **urls)
+            file.write_text(text, encoding="utf-8")
+            with served(database_url, parse_config(text)) as port:
+                webhooks.url = f"http://127.0.0.1:{port}/webhooks/trivore"
+                yield connected(at_source), source, target
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.nightly)], indirect=True)
-def test_a_user_and_a_group_of_the_vendors_client_are_kept_in_sync(site: Site) -> None:
-    from trivoreid.models.groups import Group  # noqa: PLC0415  # as above
-    from trivoreid.models.user import User  # noqa: PLC0415
+def test_a_user_and_a_group_of_the_vendors_client_are_kept_in_sync(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
+    with installed(database_url, tmp_path / "inbox.toml") as (client, identity, commercial):
+        from trivoreid.models.groups import Group  # noqa: PLC0415  # as above
+        from trivoreid.models.user import User  # noqa: PLC0415
 
-    users, groups = site.client.user_service, site.client.group_service
-    user = users.create(User(sample_user(0)))
-    site.all_received(1)
-    ended = site.plan(USERS)
-    assert ended.status == 1, ended.stderr
-    assert [(found["entity_id"], found["change"]) for found in json.loads(ended.stdout)] == [(user.id, "create")]
+        def received(number: int) -> None:
+            until(lambda: not identity.webhooks.pending(), "all is received")
+            assert count(engine, "inbox") == number
 
-    with relaying(site.engine, site.config):
-        group = groups.create(Group({"name": "Drivers", "nsCode": "demo"}))
-        site.all_received(2)
-        site.all_delivered()
-        user.name.familyName = "Virtanen"
-        user.mobiles = []
-        users.update(user)
-        group.name = "Pilots"
-        groups.update(group)
-        site.all_received(4)
-        site.all_delivered()
-        site.assert_in_sync(USERS)
-        site.assert_in_sync(GROUPS)
-        (contact,) = site.commercial.all(CONTACT)
-        assert (contact["external_id"], contact["last_name"], contact["phone"]) == (user.id, "Virtanen", None)
-        assert contact["email"] == user.emails[0].address
-        assert [team["name"] for team in site.commercial.all(TEAM)] == ["Pilots"]
+        def delivered(number: int) -> None:
+            received(number)
+            until(lambda: not open_states(engine), "all is delivered")
 
-        users.delete(user.id)
-        site.all_received(5)
-        site.all_delivered()
-    assert site.commercial.all(CONTACT) == []
+        def plan(route: str) -> tuple[int, list[dict[str, Any]]]:
+            ended = invoke("relay", "plan", "--route", route, "--json")
+            return ended.status, json.loads(ended.stdout)
+
+        users, groups = client.user_service, client.group_service
+        user = users.create(User(sample_user(0)))
+        received(1)
+        status, (found,) = plan(USERS)
+        assert (status, found["entity_id"], found["change"]) == (1, user.id, "create")
+        with relaying(engine, read_config()):
+            group = groups.create(Group({"name": "Drivers", "nsCode": "demo"}))
+            delivered(2)
+            user.name.familyName = "Virtanen"
+            user.mobiles = []
+            users.update(user)
+            group.name = "Pilots"
+            groups.update(group)
+            delivered(4)
+            assert [plan(route) for route in (USERS, GROUPS)] == [(0, [])] * 2
+            (contact,) = commercial.all(CONTACT)
+            assert (contact["external_id"], contact["last_name"], contact["phone"]) == (user.id, "Virtanen", None)
+            assert contact["email"] == user.emails[0].address
+            assert [team["name"] for team in commercial.all(TEAM)] == ["Pilots"]
+            users.delete(user.id)
+            delivered(5)
+        assert commercial.all(CONTACT) == []

@@ -62,14 +62,6 @@ def lacking(stderr: str) -> str | None:
     return next((line for line in stderr.splitlines() if any(sign in line for sign in signs)), None)
 
 
-def test_a_machine_that_can_build_no_image_is_told_from_an_image_that_cant_be_built() -> None:
-    netavark = (
-        'Error: could not find "netavark" in one of [/usr/libexec/podman /usr/lib/podman].  To resolve this error, set'
-    )
-    assert lacking(f"{netavark}\nmake: *** [Makefile:1: image] Error 125\n") == netavark
-    assert lacking("Error: building at STEP RUN pip install: exit status 1\nmake: *** [image] Error 1\n") is None
-
-
 @pytest.mark.nightly
 @pytest.mark.skipif(BUILDAH is None, reason="no buildah: nobody builds deploy/Containerfile")
 def test_it_is_built_and_holds_the_programs_and_the_bill_of_materials() -> None:

@@ -54,11 +54,6 @@ def test_each_service_is_fenced_in(installed: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("program", GRACE)
-def test_a_stop_has_more_time_than_the_program_takes(program: str) -> None:
-    assert int(unit(f"inbox-relay-{program}.service")["TimeoutStopSec"]) >= GRACE[program] + 5
-
-
-@pytest.mark.parametrize("program", GRACE)
 def test_a_reload_is_a_sighup_and_no_unit_gives_up_but_at_a_mistake(program: str) -> None:
     """A connection to the receiver's socket would start it at once, again and again, if it waited for a person."""
     settings = unit(f"inbox-relay-{program}.service")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from tests.helpers.processes import free_port, listens
+from typer.main import get_command
+
+from tests.helpers.processes import APPS, free_port, listens
 from tests.helpers.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -59,9 +62,16 @@ def the_block(page: str, info: str, holding: str = "") -> str:
 def expected_after(page: list[Block], position: int) -> str | None:
     """The ```text block that follows a block at once: what it has to show."""
     following = page[position + 1] if position + 1 < len(page) else None
-    return (
-        following.text if following is not None and following.info == "text" and not following.after.strip() else None
-    )
+    return following.text if following and following.info == "text" and not following.after.strip() else None
+
+
+def understood(line: str) -> None:
+    """Have the commands of ours read a command line. Raises click's own error at a word that they do not know."""
+    words = [word for word in shlex.split(line.partition(" > ")[0]) if not re.match(r"[A-Z_]+=", word)]
+    command: Any = get_command(APPS[words.pop(0)])
+    while hasattr(command, "commands") and words and words[0] in command.commands:
+        command = command.commands[words.pop(0)]
+    command.make_context(line, words)
 
 
 def shows(expected: str, output: str) -> bool:
@@ -157,9 +167,6 @@ def shell(folder: Path, *programs: Path, **variables: str) -> Iterator[Shell]:
     tools.mkdir()
     _tool(tools / "make", f'exec {shutil.which("make")} --dry-run -C "{ROOT}" "$@"')
     _tool(tools / "pip", _INSTALL.format(python=sys.executable, root=ROOT, copy=folder / "copy", site=site))
-    if shutil.which("curl") is None:
-        (tools / "curl.py").write_text(_CURL, encoding="utf-8")
-        _tool(tools / "curl", f'exec {sys.executable} "{tools / "curl.py"}" "$@"')
     path = [site / "bin", tools, Path(sys.executable).parent, *programs, *os.environ.get("PATH", "").split(os.pathsep)]
     environment = {
         "PATH": os.pathsep.join(map(str, path)),
@@ -189,25 +196,4 @@ mkdir "{copy}"
 cp -r "{root}/inbox" "{root}/relay" "{root}/migrations" "{root}/pyproject.toml" "{root}/README.md" "{root}/LICENSE" "{copy}"
 "{python}" -m pip install --quiet --no-deps --no-build-isolation --no-index --disable-pip-version-check --target "{site}" \
   "{copy}"
-"""
-
-_CURL = """\
-import argparse, base64, urllib.error, urllib.request
-options = argparse.ArgumentParser()
-options.add_argument("-s", action="store_true")
-options.add_argument("-u")
-options.add_argument("-H", action="append", default=[])
-options.add_argument("-X")
-options.add_argument("-d")
-options.add_argument("url")
-given = options.parse_args()
-headers = dict(header.split(": ", 1) for header in given.H)
-if given.u:
-    headers["Authorization"] = "Basic " + base64.b64encode(given.u.encode()).decode()
-data = None if given.d is None else given.d.encode()
-try:
-    answer = urllib.request.urlopen(urllib.request.Request(given.url, data, headers, method=given.X))
-except urllib.error.HTTPError as error:
-    answer = error
-print(answer.read().decode(), end="")
 """

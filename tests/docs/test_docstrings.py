@@ -67,11 +67,3 @@ def test_no_docstring_opens_with_a_clause() -> None:
 
 def test_no_two_product_classes_share_a_name() -> None:
     assert not shared(PRODUCT)
-
-
-def test_every_kind_of_docstring_is_seen() -> None:
-    code = (
-        '"""What m."""\nx = 1\n"""What x."""\nclass C:\n    """What C."""\n    y: int\n    """What y."""\n'
-        '    async def f(self):\n        """What f."""\n        def g():\n            """What g."""\n'
-    )
-    assert [name for _, name, _ in docstrings(ast.parse(code).body, "module")] == ["module", "x", "C", "y", "f", "g"]

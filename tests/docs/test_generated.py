@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import msgspec
 import pytest
-import typer
 
 from docs import generate
 from docs.blocks.common import MEANINGS
 from docs.blocks.configuration import config_keys
 from inbox.config import model, sources, sync
-from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.loader.load import parse_config
 from relay import destinations
-from relay.cli.inbox import app as inbox_app
-from relay.cli.main import app as relay_app
 from relay.delivery.lifecycle import State, Step
-from tests.docs.pages import PAGES, blocks, the_block
+from tests.docs.pages import PAGES, blocks, the_block, understood
 
 
 @pytest.mark.parametrize("page", generate.PAGES, ids=lambda page: page.name)
@@ -52,11 +46,6 @@ def test_every_explanation_is_of_something() -> None:
     assert unused == []
 
 
-def test_the_page_of_the_schema_tells_how_long_events_stay() -> None:
-    assert RETENTION_FLOOR_DAYS == 7
-    assert "older than seven days" in PAGES["docs/reference/schema.md"]
-
-
 def keys_of(value: object) -> set[str]:
     if isinstance(value, dict):
         return {*value, *(key for inner in value.values() for key in keys_of(inner))}
@@ -81,19 +70,9 @@ def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: py
     destinations.build(msgspec.structs.replace(parsed, destinations={**parsed.destinations, "crm": crm}))
 
 
-def examples() -> list[tuple[str, list[str]]]:
-    """The examples of every help text, as words."""
-    found = []
-    for block in blocks(PAGES["docs/reference/cli.md"]):
-        for line in block.text.splitlines():
-            words = [word for word in shlex.split(line.partition(" > ")[0]) if not re.match(r"[A-Z_]+=", word)]
-            found.append((line, words))
-    return found
+EXAMPLES = [line for block in blocks(PAGES["docs/reference/cli.md"]) for line in block.text.splitlines()]
 
 
-@pytest.mark.parametrize(("line", "words"), examples(), ids=[line for line, _ in examples()])
-def test_an_example_of_a_help_text_is_a_command_that_is_understood(line: str, words: list[str]) -> None:
-    command: Any = typer.main.get_command({"inbox": inbox_app, "relay": relay_app}[words.pop(0)])
-    while hasattr(command, "commands") and words and words[0] in command.commands:
-        command = command.commands[words.pop(0)]
-    command.make_context(line, words)  # raises a usage error
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_an_example_of_a_help_text_is_a_command_that_is_understood(line: str) -> None:
+    understood(line)

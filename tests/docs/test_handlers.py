@@ -24,16 +24,11 @@ HANDLER, CONFIG = (the_block("docs/how-to/write-a-handler.md", info) for info in
 MESSAGES = the_block("docs/how-to/receive-chat-messages.md", "toml")
 
 
-def receive(config: str, *payloads: bytes) -> None:
+async def receive(config: str, *payloads: bytes) -> None:
     """Have a receiver take these in."""
-
-    async def send() -> None:
-        async with receiving(parse_config(config)) as receiver:
-            for payload in payloads:
-                answer = await receiver.post(payload)
-                assert answer.status_code == 200
-
-    asyncio.run(send())
+    async with receiving(parse_config(config)) as receiver:
+        for payload in payloads:
+            assert (await receiver.post(payload)).status_code == 200
 
 
 def test_the_example_does_what_it_says(
@@ -43,7 +38,7 @@ def test_the_example_does_what_it_says(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "handlers.py").write_text(HANDLER, encoding="utf-8")
     config = f"[database]\nurl = {json.dumps(sqlite_database_url)}\n{CONFIG}"
-    receive(config, body("u1"), body("u2", eventType="DELETE"), body("u3", draft=True))
+    asyncio.run(receive(config, body("u1"), body("u2", eventType="DELETE"), body("u3", draft=True)))
     with site(tmp_path, config) as place:
         relay = place.relay("--drain")
         assert relay.ends() == 0, relay.output
@@ -59,19 +54,10 @@ def test_the_example_does_what_it_says(
     assert re.fullmatch(r"USER u1 changed, msg_[0-9a-f]{32}-0\n", written)
 
 
-def test_the_example_has_the_ten_lines_that_the_page_promises() -> None:
-    assert "ten lines" in PAGE
-    assert sum(bool(line.strip()) for line in HANDLER.splitlines()) == 10
-
-
-def test_every_exception_and_error_class_of_the_page_exists() -> None:
-    for name in handler.__all__:
+def test_every_exception_error_class_and_field_of_the_page_exists() -> None:
+    for name in (*handler.__all__, *handler.Event.__struct_fields__):
         assert f"`{name}" in PAGE
     assert {"handler_retry", "handler_abort", "crashed", "unknown", "not_sent"} <= RULES.keys()
-
-
-def test_every_field_of_an_event_is_on_the_page() -> None:
-    assert [name for name in handler.Event.__struct_fields__ if f"`{name}`" not in PAGE] == []
 
 
 def test_the_example_of_messages_can_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

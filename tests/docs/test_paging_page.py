@@ -12,7 +12,6 @@ from functools import partial
 import pytest
 from sqlalchemy import Engine
 
-from inbox.errors import SweepFailed
 from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
 from relay.store.database import Database
@@ -22,7 +21,7 @@ from relay.sweep.run import CompiledSweep
 from tests.docs.pages import PAGES
 from tests.helpers.databases import ON_SQLITE
 from tests.helpers.directory import parse_filter
-from tests.helpers.scripted import Act, ScriptedServer, answer
+from tests.helpers.scripted import Act, answer
 from tests.helpers.tables import rows
 from tests.vendors import github_api, hubspot_api, shopify_api, stripe_api
 from tests.vendors.github_api import GitHub
@@ -154,23 +153,6 @@ def test_the_sweep_of_the_page_reads_all_changes_of_the_vendor_once(vendor: str,
         body = json.loads(stored[0]["body"])
         assert body["issue"]["updated_at"] == body["sweep"]["modified"]
         assert body["repository"] == {"full_name": "acme/shop"}
-
-
-@ON_SQLITE
-def test_without_changes_scim_has_no_list_and_the_sweep_finds_nothing(engine: Engine) -> None:
-    with contextlib.closing(Vendor(scim)) as server:
-        assert swept(config_of("SCIM", server.url), engine, at(SIZE)).compared == 0
-    assert len(server.seen) == 1
-
-
-@ON_SQLITE
-def test_an_error_of_graphql_is_no_empty_page(engine: Engine) -> None:
-    with contextlib.closing(
-        ScriptedServer(answer(200, {"data": None, "errors": [{"message": "no such field"}]}))
-    ) as server:
-        with pytest.raises(SweepFailed, match=r"answered 200 with errors: .*no such field"):
-            swept(config_of("GraphQL", server.url), engine, SINCE)
-        assert len(server.seen) == 1
 
 
 def test_every_vendor_of_the_page_is_paged_through() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from inbox.db import engine as engines
 from tests.docs.pages import PAGES, blocks
 from tests.helpers.page import TOKEN, Entrance, entrance, on_database
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
@@ -21,15 +20,8 @@ ADDRESS = "http://127.0.0.1:8025"
 
 
 @pytest.fixture
-def engine(sqlite_database_url: str) -> Iterator[Engine]:
-    made = engines.connect(sqlite_database_url, application="tests")
-    yield made
-    made.dispose()
-
-
-@pytest.fixture
-def running(engine: Engine, sqlite_database_url: str, tmp_path: Path) -> Iterator[Entrance]:
-    fill_page(Steps(engine, clock=FakeClock()))
+def running(sqlite_engine: Engine, sqlite_database_url: str, tmp_path: Path) -> Iterator[Entrance]:
+    fill_page(Steps(sqlite_engine, clock=FakeClock()))
     with entrance(on_database(CONFIG, sqlite_database_url), tmp_path) as made:
         yield made
 
@@ -45,18 +37,11 @@ def test_the_examples_work_one_after_the_other(running: Entrance, tmp_path: Path
 
 
 def printed_by(command: str, running: Entrance, folder: Path) -> str:
+    for slash in ("/", r"\/"):
+        command = command.replace(ADDRESS.replace("/", slash), running.url.replace("/", slash))
+    environment = {"PATH": "/usr/bin:/bin", "TOKEN": TOKEN}
     done = subprocess.run(
-        [
-            "bash",
-            "-euc",
-            command.replace(ADDRESS, running.url).replace(ADDRESS.replace("/", r"\/"), running.url.replace("/", r"\/")),
-        ],
-        env={"PATH": "/usr/bin:/bin", "TOKEN": TOKEN},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        ["bash", "-euc", command], env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout

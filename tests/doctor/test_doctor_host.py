@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import tempfile
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,14 +17,9 @@ from inbox.clock import SystemClock
 from relay.doctor import examinations
 from relay.store.reads import Space
 from tests.doctor.examining import ENVIRONMENT, examined, found, installation, told
-from tests.helpers.machine import ROOM
 
 NOW = SystemClock().now()
 LATER, SOON, BEFORE = (NOW + timedelta(days=days) for days in (90, 9, -9))
-
-
-def toml(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 # --- clocks
@@ -93,45 +86,36 @@ def test_a_sqlite_file_on_a_network_disk_is_found(
 # --- the configuration
 
 
-def test_mistakes_are_found_as_inbox_check_finds_them(tmp_path: Path, sqlite_database_url: str) -> None:
-    place = installation(tmp_path, sqlite_database_url, "[routes.other]\nsource = 'githb'\ndestination = 'audit'\n")
-    assert [name for name, _ in found(place, "configuration")] == ["configuration_mistake"]
-    assert "did you mean 'github'" in told(place, "configuration")["configuration_mistake"].sentence
-
-
-def test_secrets_in_the_file_or_at_their_end_are_found(
+def test_a_mistake_a_secret_at_its_end_and_one_in_the_file_are_found(
     tmp_path: Path, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As `inbox check` finds them; tests/process/test_exposure.py has the other warnings."""
     for name in ("A", "B"):
         monkeypatch.setenv(name, f"a-secret-of-{name}")
         monkeypatch.setitem(ENVIRONMENT, name, f"a-secret-of-{name}")
 
-    def source(name: str, secrets: str) -> str:
-        return f'[sources.{name}]\npreset = "github"\nsecrets = [{secrets}]\n'
-
     def dated(variable: str, moment: datetime) -> str:
-        return f'{{ value = "env:{variable}", not_after = {toml(moment)} }}'
+        return f'{{ value = "env:{variable}", not_after = {moment:%Y-%m-%dT%H:%M:%SZ} }}'
 
-    more = (
-        source("bare", '"hunter2"')
-        + source("over", dated("A", BEFORE))
-        + source("soon", f"{dated('A', SOON)}, {dated('B', BEFORE)}")
-        + source("rotated", f'{dated("A", SOON)}, "env:B"')
-        + source("later", dated("A", LATER))
-    )
-    place = installation(tmp_path, sqlite_database_url, more)
+    secrets = {
+        "bare": '"hunter2"',
+        "over": dated("A", BEFORE),
+        "soon": f"{dated('A', SOON)}, {dated('B', BEFORE)}",
+        "rotated": f'{dated("A", SOON)}, "env:B"',
+        "later": dated("A", LATER),
+    }
+    more = "".join(f'[sources.{name}]\npreset = "github"\nsecrets = [{text}]\n' for name, text in secrets.items())
+    open_source = '[sources.open]\npreset = "github"\nunsigned = true\nauth = { kind = "none" }\n'
+    place = installation(tmp_path, sqlite_database_url, more + open_source)
     assert found(place, "configuration") == [
         ("configuration_warning", "[sources.bare] secrets[0]"),
+        ("configuration_warning", "[sources.open] unsigned"),
         ("configuration_warning", "[sources.over] secrets"),
         ("expiring", "sources.soon.secrets"),
     ]
     assert "hunter2" not in str(examined(place, "configuration"))
-
-
-def test_a_password_in_the_database_url_is_found(tmp_path: Path) -> None:
-    place = installation(tmp_path, "postgresql+psycopg://relay:hunter2@db.example.com/inbox")
-    assert found(place, "configuration") == [("configuration_warning", "[database] url")]
-    assert "hunter2" not in str(examined(place, "configuration"))
+    place = installation(tmp_path, sqlite_database_url, "[routes.other]\nsource = 'githb'\ndestination = 'audit'\n")
+    assert [name for name, _ in found(place, "configuration")] == ["configuration_mistake"]
 
 
 def certificate(path: Path, *ends: datetime, name: str = "client") -> Path:
@@ -166,34 +150,3 @@ def test_certificates_at_their_end_are_found(tmp_path: Path, sqlite_database_url
         ("expiring", "apis.soon.cert_file"),
         ("expiring", "apis.old-authorities.ca_file"),
     ]
-
-
-@pytest.fixture
-def shared_folder() -> Iterator[Path]:
-    """A folder that everybody on the machine gets into; those that pytest makes are its own."""
-    with tempfile.TemporaryDirectory(dir=ROOM) as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-def test_files_that_others_may_read_or_write_are_found_with_the_command(
-    shared_folder: Path, sqlite_template: Path
-) -> None:
-    path = shared_folder / "inbox.db"
-    path.write_bytes(sqlite_template.read_bytes())
-    path.chmod(0o600)
-    place = installation(shared_folder, f"sqlite:///{path}", '[sources.b]\npreset = "github"\nsecrets = ["hunter2"]\n')
-    assert [kind for kind, _ in found(place, "configuration")] == ["configuration_warning"]  # the secret in the file
-    place.path.chmod(0o646)
-    path.chmod(0o644)
-    said = " ".join(each.sentence for each in examined(place, "configuration").findings)
-    assert f"{place.path} holds secrets (sources.b.secrets[0]), and every user of this machine may read it" in said
-    assert f"`chmod o= {path} {path}-wal {path}-shm`" in said
-
-
-def test_a_source_that_accepts_unsigned_webhooks_is_found(tmp_path: Path, sqlite_database_url: str) -> None:
-    place = installation(
-        tmp_path, sqlite_database_url, '[sources.open]\npreset = "github"\nunsigned = true\nauth = { kind = "none" }\n'
-    )
-    (finding,) = examined(place, "configuration").findings
-    assert "GitHub signs its webhooks, and this source accepts unsigned ones" in finding.sentence

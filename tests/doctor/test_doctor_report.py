@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,28 +20,22 @@ def a_finding(level: str = "warning", sentence: str = "something is wrong", reme
     return Finding("stuck", level, sentence, "route", "it matters " * 20, None, remedy)  # type: ignore[arg-type]
 
 
-def report(*results: ExaminationResult, width: int | None = 80) -> str:
-    return "\n".join(line.plain for line in lines_of(results, width=width))
-
-
-def an_examination(*findings: Finding, name: str = "deliveries", needs: str | None = None) -> ExaminationResult:
-    return ExaminationResult(name, needs, findings)
+def report(*findings: Finding, needs: Sequence[str | None] = (None,), width: int | None = 80) -> str:
+    """The report of an examination for each of `needs`; the last has the findings."""
+    made = [ExaminationResult("abc"[number], need, ()) for number, need in enumerate(needs)]
+    made[-1] = ExaminationResult(made[-1].name, made[-1].needs, findings)
+    return "\n".join(line.plain for line in lines_of(made, width=width))
 
 
 def test_a_critical_finding_comes_first_and_information_last() -> None:
-    found = [a_finding(severity) for severity in ("information", "warning", "critical")]
-    shown = report(an_examination(*found))
+    shown = report(*(a_finding(severity) for severity in ("information", "warning", "critical")))
     marks = [line[2] for line in shown.splitlines() if line.startswith(("  ! ", "  i "))]
     assert marks == ["!", "!", "i"]
     assert shown.startswith("not well: 2 findings, 1 critical; 1 examination")
 
 
 def test_what_was_not_examined_is_listed_with_its_needs() -> None:
-    shown = report(
-        an_examination(name="a", needs="needs the database"),
-        an_examination(name="b", needs="needs the database"),
-        an_examination(a_finding(), name="c", needs=f"needs {HOSTILE}"),
-    )
+    shown = report(a_finding(), needs=["needs the database", "needs the database", f"needs {HOSTILE}"])
     assert "\n  - a: needs the database\n  - b: needs the database\n" in shown
     assert "\n  - c (in part): needs \\x1b]0;owned\\x07\\n  ! forged" in shown
     assert "; 0 examinations, 3 not made in full" in shown
@@ -48,7 +43,7 @@ def test_what_was_not_examined_is_listed_with_its_needs() -> None:
 
 @pytest.mark.parametrize("width", [80, None])
 def test_no_value_reaches_the_terminal_as_it_is(width: int | None) -> None:
-    shown = report(an_examination(a_finding("warning", HOSTILE, f"relay resume {HOSTILE}")), width=width)
+    shown = report(a_finding("warning", HOSTILE, f"relay resume {HOSTILE}"), width=width)
     assert not {"\x1b", "\x07", "\u202e"} & set(shown)
     assert "\n  ! forged" not in shown
     assert "[red]" in shown

@@ -166,7 +166,7 @@ def test_one_request_may_ask_for_it(config: Config, answer: str, prefer: str | N
     assert wait_timeout(source, prefer) == patience
 
 
-async def test_however_many_wait_it_is_one_statement_for_all_of_them(database_url: str) -> None:
+async def test_one_statement_asks_for_all_that_wait(database_url: str) -> None:
     seqs = await asyncio.to_thread(fill, database_url, [(f"u{n}", moment(n)) for n in range(300)])
     began = time.monotonic()
     waiting = OutcomeWaiter(partial(a_link, database_url))

@@ -191,7 +191,7 @@ async def test_a_failure_is_not_repeated_at_once_and_is_logged_seldom(
     await fetching.fetch(missing("/new.pem", store), certified.SNS_AT)
 
 
-async def test_where_no_thread_can_be_started_it_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fetch_without_a_thread_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -290,7 +290,7 @@ async def test_while_the_host_hangs_100_other_webhooks_are_stored(
 
 
 @pytest.mark.parametrize("answer", [b"", b"<html>", certified.SNS_PEM[:500], b"x" * 100_000])
-async def test_whatever_the_host_answers_is_a_503_and_never_a_refusal(host: CertificateHost, answer: bytes) -> None:
+async def test_any_bad_answer_of_the_host_is_a_503_and_never_a_refusal(host: CertificateHost, answer: bytes) -> None:
     host.serve(certified.SNS_PATH, answer)
     async with receiving(host) as (receiver, memory):
         raw = await answered(receiver, certified.NOTIFICATION)

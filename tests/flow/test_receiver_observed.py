@@ -162,7 +162,7 @@ async def test_every_request_is_one_tree(database_url: str, engine: Engine, monk
     assert len(kept.spans()) == len(spans), "one span each"
 
 
-async def test_what_is_not_sampled_is_left_out_as_a_whole(
+async def test_a_trace_that_is_not_sampled_is_left_out_as_a_whole(
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relay traces no event without a context."""

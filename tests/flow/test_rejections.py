@@ -190,7 +190,7 @@ UNPROVEN = {
 }
 
 
-async def test_whatever_is_not_proven_costs_the_same_work_and_no_look_into_the_database(
+async def test_unproven_requests_cost_the_same_work_each_and_no_look_into_the_database(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Work is how often the body is hashed: all else takes less than a microsecond."""

@@ -92,13 +92,13 @@ def test_a_body_of_ones_own_has_an_id_where_the_signature_covers_one(config: Con
     assert b"duplicate" in replies[1].data
 
 
-def test_what_only_its_sender_can_sign_is_told_so(config: Config, url: str) -> None:
+def test_a_source_whose_sender_alone_can_sign_is_told_so(config: Config, url: str) -> None:
     with pytest.raises(ConfigError, match="only its sender can sign"):
         provider.send(config.sources["secevent"], url, Sample(b"a.b.c"), SystemClock().now())
 
 
 @pytest.mark.parametrize("given", ["tok€n", "tok\nn", "http://127.0.0.1:80000", "http://[::1"])
-def test_what_does_not_fit_http_is_one_sentence_without_its_value(config: Config, url: str, given: str) -> None:
+def test_a_value_that_does_not_fit_http_is_one_sentence_without_it(config: Config, url: str, given: str) -> None:
     sample = Sample(b'{"type": "t", "id": "1"}', {"X-Token": given})
     with pytest.raises(ConfigError, match="the request can't be sent") as refused:
         provider.send(config.sources["custom"], given if given.startswith("http") else url, sample, SystemClock().now())

@@ -14,7 +14,6 @@ from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery import policy
 from relay.delivery.gates import BreakerLimits, Gate
-from relay.operations.asks import Selection
 from relay.store.nodes import read_nodes
 from relay.store.operator import commands
 from tests.helpers.daemon import Rig, users
@@ -142,26 +141,6 @@ def see_a_round(rig: Rig) -> None:
     for act in ("pause", "resume"):
         commands.ask(rig.database, act, Gate(route="everything"), who="kim", why="to see a round")
     until(lambda: not commands.next_open(rig.database, after=0, most=1), "both commands are done")
-
-
-@ON_BOTH
-def test_when_it_ran_ahead_by_an_hour_and_is_put_right_deliveries_go_on_once_an_operator_retries_them(
-    rig: Rig,
-) -> None:
-    clock = SetClock()
-    clock.set_by(3600)
-    held = rig.hold()
-    with rig.relay(concurrency=1, now=clock):
-        seqs = rig.arrive(*users(6))
-        until(lambda: held.seqs, "one is called")
-        until(lambda: "received" not in rig.left, "all have their place")
-        clock.set_by(-3600)
-        held.go.set()
-        rig.until_told("clock_stepped")
-        commands.ask(rig.database, "retry", Selection(route="everything"), who="kim", why="the clock was wrong")
-        rig.until_left()
-    assert sorted(held.seqs) == seqs
-    assert "abandoned" not in rig.kinds
 
 
 @ON_BOTH

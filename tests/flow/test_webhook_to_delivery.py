@@ -15,7 +15,7 @@ from tests.helpers.relaying import Steps
 from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, duplicates, rows
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import HEADERS, PATH, ROUTE, TOKEN, body, config_text, moment
+from tests.helpers.webhooks import HEADERS, PATH, ROUTE, TOKEN, body, config_text
 
 
 @ON_BOTH
@@ -37,28 +37,6 @@ async def test_a_webhook_becomes_a_delivery(receiver: Receiver, steps: Steps, en
     assert delivery.headers["x-request-id"] == "r-1"
     assert TOKEN not in str(delivery.headers)
     assert steps.kinds() == [(1, "delivered")]
-    assert count(engine, "open_delivery") == 0
-
-
-async def test_events_of_an_entity_are_delivered_in_the_order_of_their_own_times(
-    receiver: Receiver, steps: Steps
-) -> None:
-    for milliseconds in (3000, 1000, 2000):
-        await receiver.post(body("u1", moment(milliseconds)))
-        await receiver.post(body("u2", moment(milliseconds)))
-    steps.until_nothing_is_due()
-
-    for entity in ("u1", "u2"):
-        times = [seen.occurred_at for seen in steps.deliverer.seen if seen.entity_id == entity]
-        assert len(times) == 3
-        assert times == sorted(times)
-
-
-async def test_a_source_that_no_route_takes_is_stored_and_owes_no_delivery(receiver: Receiver, engine: Engine) -> None:
-    answer = await receiver.post(path="/webhooks/unrouted")
-
-    assert answer.json["status"] == "accepted"
-    assert count(engine, "inbox WHERE source = 'unrouted'") == 1
     assert count(engine, "open_delivery") == 0
 
 

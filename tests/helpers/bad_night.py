@@ -13,11 +13,9 @@ from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
 from inbox.db.dialect import rows_param
-from inbox.db.intake import Rejected
 from inbox.db.throughput import Tally, add_up
 from inbox.events.event import Event
 from inbox.events.timestamps import time_text
-from inbox.loader.load import parse_config
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import Breaker, BreakerState
 from relay.delivery.outcome import Call, Failed, Outcome
@@ -26,52 +24,20 @@ from relay.store import alerts, gates, nodes, sweeps
 from relay.store.database import Database
 from relay.store.operator.execution import OpenCommands
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps, prune, work_of
-from tests.helpers.storing import START, an_event
+from tests.helpers.storing import START, a_rejected, an_event
+from tests.helpers.webhooks import address_of, forwarding
 
-CONFIG = parse_config("""
-[sources.trivore]
-preset = "trivore"
-auth = { kind = "none" }
-
-[sources.shop]
-preset = "trivore"
-auth = { kind = "none" }
-
-[destinations.crm]
-kind = "forward"
-url = "https://crm.example.com/hook"
-
-[destinations.erp]
-kind = "forward"
-url = "https://erp.example.com/hook"
-
-[routes.to-crm]
-source = "trivore"
-destination = "crm"
-ordering = "strict"
-on_dead = "continue"
-
-[routes.to-erp]
-source = "shop"
-destination = "erp"
-ordering = "strict"
-on_dead = "block"
-
-[destinations.search]
-kind = "forward"
-url = "https://search.example.com/hook"
-
-[routes.to-search]
-source = "trivore"
-destination = "search"
-ordering = "latest"
-""")
-POLICIES = policies(CONFIG)
-UNWELL = Failed(
-    (Call("forward", "POST", "https://crm.example.com/hook", "answered", 0.2, status=503),),
-    "server_error",
-    "forward answered 503",
+CONFIG = forwarding(
+    {"to-crm": ("trivore", "crm"), "to-erp": ("shop", "erp"), "to-search": ("trivore", "search")},
+    {
+        "routes.to-crm": 'ordering = "strict"\non_dead = "continue"',
+        "routes.to-erp": 'ordering = "strict"\non_dead = "block"',
+        "routes.to-search": 'ordering = "latest"',
+    },
 )
+POLICIES = policies(CONFIG)
+_CALL = Call("forward", "POST", address_of("crm"), "answered", 0.2, status=503)
+UNWELL = Failed((_CALL,), "server_error", "forward answered 503")
 
 
 def event(number: int, entity: str, *routes: str, source: str = "trivore", kind: str = "UPDATE") -> Event:
@@ -187,13 +153,11 @@ def _turn_away(night: Night) -> None:
     again = event(2, "alice", "to-crm")
     other = msgspec.structs.replace(event(12, "erin", "to-crm"), body=b"{}", body_sha256=hashlib.sha256(b"{}").digest())
     night.intake.repeat(again, again, other)
-    stranger = Rejected(
-        START, "trivore", 401, "unauthenticated", "the secret is wrong", None, "192.0.2.7", b"h" * 32, None, None
+    unknown = {"status": 401, "cause": "unauthenticated", "reason": "the secret is wrong", "field": None}
+    stranger = a_rejected(remote_address="192.0.2.7", **unknown)
+    night.intake.reject(
+        stranger, stranger, a_rejected(source="shop", reason="id is missing", body=b"{}", headers={"a": "b"})
     )
-    invalid = Rejected(
-        START, "shop", 422, "invalid_event", "id is missing", "id", "192.0.2.1", b"h" * 32, {"a": "b"}, b"{}"
-    )
-    night.intake.reject(stranger, stranger, invalid)
 
 
 def _watch(night: Night) -> None:
@@ -214,14 +178,8 @@ def _watch(night: Night) -> None:
     with night.database.write() as transaction:
         now = transaction.take_order_lock()
         alerts.note(transaction, [Alert("source_silent", "shop", True, {"silent_seconds": 7200})], now)
-        gates.store_breakers(
-            transaction,
-            {
-                ("destination", "search"): Breaker(
-                    BreakerState.OPEN, now + timedelta(hours=1), "503 from the last 10 calls", 1
-                )
-            },
-        )
+        opened = Breaker(BreakerState.OPEN, now + timedelta(hours=1), "503 from the last 10 calls", 1)
+        gates.store_breakers(transaction, {("destination", "search"): opened})
     gates.hold(night.live, HoldRequest(("api", "trivore-id"), timedelta(hours=1), "Retry-After of an answer 429"))
     sweeps.finish(night.work, sweeps.SweepFindings("trivore", "USER", START, START + timedelta(days=1), 120, 2, 2))
     night.do("DELETE FROM inbox_payload WHERE seq = 1")

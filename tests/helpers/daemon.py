@@ -48,19 +48,21 @@ def configured(
     return parse_config(plain.replace("concurrency =", f"{destination}\nconcurrency =") + more)
 
 
-@contextlib.contextmanager
-def running(
+def relaying(
     engine: Engine,
-    downstream: Downstream | ScriptedServer,
-    grace_seconds: float = 5.0,
-    concurrency: int = 8,
-    **more: str,
-) -> Iterator[Relay]:
-    """A relay at work; it is stopped when the block ends. `more` is as `configured` takes it."""
-    config = configured(downstream.url, concurrency, **more)
-    relay = Relay(Database(engine), prepare(config), grace_seconds=grace_seconds)
-    with at_work(relay):
-        yield relay
+    config: Config,
+    *,
+    grace: float = 5.0,
+    now: Callable[[], datetime] | None = None,
+    observer: Observer | None = None,
+) -> contextlib.AbstractContextManager[Relay]:
+    """A relay at work; it is stopped when the block ends. `now` is the clock of the database."""
+    return at_work(Relay(Database(engine, now), prepare(config), grace_seconds=grace, observer=observer))
+
+
+def running(engine: Engine, downstream: ScriptedServer, **more: str) -> contextlib.AbstractContextManager[Relay]:
+    """A relay at work that calls this service. `more` is as `configured` takes it."""
+    return relaying(engine, configured(downstream.url, 8, **more))
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +98,6 @@ class Rig:
         """The configuration of a relay; `more` is as `configured` takes it."""
         return configured(self.downstream.url, concurrency, **more)
 
-    @contextlib.contextmanager
     def relay(
         self,
         concurrency: int = 8,
@@ -104,12 +105,10 @@ class Rig:
         grace: float = 5.0,
         now: Callable[[], datetime] | None = None,
         **more: str,
-    ) -> Iterator[Relay]:
+    ) -> contextlib.AbstractContextManager[Relay]:
         """A relay at work; it is stopped when the block ends. `now` is the clock of the database."""
-        prepared = prepare(self.config(concurrency, **more))
-        relay = Relay(Database(self.engine, now), prepared, grace_seconds=grace, observer=self.observer)
-        with at_work(relay):
-            yield relay
+        config = self.config(concurrency, **more)
+        return relaying(self.engine, config, grace=grace, now=now, observer=self.observer)
 
     def until_told(self, event: str, times: int = 1) -> None:
         """Wait until a relay has told of this so many times."""
@@ -284,8 +283,3 @@ def flowing(
             flow = Flow(config, port, server)
             flow.script(fetch=user("Ada"), find=FOUND, update=answer(), create=answer(201), remove=answer(204))
             yield flow
-
-
-def relaying(engine: Engine, config: Config) -> contextlib.AbstractContextManager[Relay]:
-    """The daemon at work, by the machine's clock; it is stopped when the block ends."""
-    return at_work(Relay(Database(engine), prepare(config), grace_seconds=5))

@@ -100,63 +100,30 @@ def connect_postgres(database_url: str, database: str | None = None) -> psycopg.
     return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
 
 
-@contextlib.contextmanager
-def down(database_url: str) -> Iterator[None]:
+Trouble = contextlib.AbstractContextManager[None]
+
+
+def down(database_url: str) -> Trouble:
     """The database can't be written to at all: Postgres takes no connections, SQLite is locked by somebody else."""
-    name = _name(database_url)
-    if not is_postgres(database_url):
-        with _locked_file(name):
-            yield
-        return
-    with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
-        server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-        _disconnect(server, name)
-        try:
-            yield
-        finally:
-            server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
-
-
-@contextlib.contextmanager
-def gone(database_url: str) -> Iterator[None]:
-    """Nobody can even read the database: Postgres takes no connections, a SQLite file is elsewhere."""
     if is_postgres(database_url):
-        with down(database_url):
-            yield
-        return
-    path = Path(_name(database_url))
-    elsewhere = path.with_suffix(".away")
-    path.rename(elsewhere)
-    try:
-        yield
-    finally:
-        elsewhere.rename(path)
+        return _altered(database_url, "ALLOW_CONNECTIONS false", "ALLOW_CONNECTIONS true")
+    return _locked_file(_name(database_url))
 
 
-@contextlib.contextmanager
-def read_only(database_url: str) -> Iterator[None]:
+def gone(database_url: str) -> Trouble:
+    """Nobody can even read the database: Postgres takes no connections, a SQLite file is elsewhere."""
+    return down(database_url) if is_postgres(database_url) else _moved_away(Path(_name(database_url)))
+
+
+def read_only(database_url: str) -> Trouble:
     """The database answers but takes no writes, as a replica does."""
-    name = _name(database_url)
-    with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
-        server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-        _disconnect(server, name)
-        try:
-            yield
-        finally:
-            server.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
-            _disconnect(server, name)
+    setting = "default_transaction_read_only"
+    return _altered(database_url, f"SET {setting} = on", f"RESET {setting}")
 
 
-@contextlib.contextmanager
-def locked(database_url: str) -> Iterator[None]:
+def locked(database_url: str) -> Trouble:
     """Somebody holds a lock on the inbox and does not let go."""
-    if not is_postgres(database_url):
-        with down(database_url):
-            yield
-        return
-    with contextlib.closing(connect_postgres(database_url)) as other, other.transaction():
-        other.execute("LOCK TABLE inbox")
-        yield
+    return _locked_table(database_url) if is_postgres(database_url) else down(database_url)
 
 
 def disconnect(database_url: str) -> None:
@@ -173,6 +140,36 @@ def _name(database_url: str) -> str:
 
 def _disconnect(server: psycopg.Connection, name: str) -> None:
     server.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,))
+
+
+@contextlib.contextmanager
+def _altered(database_url: str, change: str, undo: str) -> Iterator[None]:
+    """All who use the Postgres database have to connect anew, before and afterwards."""
+    name = _name(database_url)
+    with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
+        server.execute(f'ALTER DATABASE "{name}" {change}'.encode())
+        _disconnect(server, name)
+        try:
+            yield
+        finally:
+            server.execute(f'ALTER DATABASE "{name}" {undo}'.encode())
+            _disconnect(server, name)
+
+
+@contextlib.contextmanager
+def _moved_away(path: Path) -> Iterator[None]:
+    elsewhere = path.rename(path.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        elsewhere.rename(path)
+
+
+@contextlib.contextmanager
+def _locked_table(database_url: str) -> Iterator[None]:
+    with contextlib.closing(connect_postgres(database_url)) as other, other.transaction():
+        other.execute("LOCK TABLE inbox")
+        yield
 
 
 @contextlib.contextmanager

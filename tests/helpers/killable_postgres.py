@@ -72,20 +72,10 @@ class KillablePostgres:
         if base is not None:
             return
         if standby_of is None:
-            self._run(
-                "initdb", "--auth=trust", "--encoding=utf8", "--username=postgres", "--no-sync", "--wal-segsize=1"
-            )
+            options = ("--auth=trust", "--encoding=utf8", "--username=postgres", "--no-sync", "--wal-segsize=1")
+            assert self._run("initdb", *options).wait() == 0
         else:
-            source = f"host={standby_of.sockets} user=postgres application_name={STANDBY}"
-            self._run(
-                "pg_basebackup",
-                "--dbname",
-                source,
-                "--write-recovery-conf",
-                "--checkpoint=fast",
-                "--no-sync",
-                "--wal-method=stream",
-            )
+            standby_of.base_backup(self._data, "--write-recovery-conf")
 
     @property
     def runs(self) -> bool:
@@ -100,15 +90,7 @@ class KillablePostgres:
         """Start it and wait until it takes connections; after a crash, until it has recovered."""
         assert not self.runs
         settings = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [self.programs / "postgres", "-D", self._data, "-k", self.sockets, *settings],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                user=self._user,
-                start_new_session=True,
-            )
+        self._process = self._run("postgres", "-k", str(self.sockets), *settings)
         self.starts += 1
         self.wait()
 
@@ -121,16 +103,11 @@ class KillablePostgres:
         until(lambda: not self.runs or self._answers(), "Postgres takes connections")
         assert self.runs, f"Postgres has ended: {self.log}"
 
-    def base_backup(self, folder: Path) -> None:
+    def base_backup(self, folder: Path, *more: str) -> None:
         """Take a base backup into a folder that its user may write in."""
-        options = ("--checkpoint=fast", "--no-sync", "--wal-method=stream")
-        source = f"host={self.sockets} user=postgres"
-        subprocess.run(
-            [self.programs / "pg_basebackup", "--pgdata", folder, "--dbname", source, *options],
-            user=self._user,
-            stdin=subprocess.DEVNULL,
-            check=True,
-        )
+        source = f"host={self.sockets} user=postgres application_name={STANDBY}"
+        options = ("--dbname", source, "--checkpoint=fast", "--no-sync", "--wal-method=stream", *more)
+        assert self._run("pg_basebackup", *options, data=folder).wait() == 0
 
     def create_database(self, name: str) -> None:
         """Make an empty database."""
@@ -223,15 +200,15 @@ class KillablePostgres:
             host=str(self.sockets), user="postgres", dbname="postgres", autocommit=True, connect_timeout=2
         )
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def _run(self, program: str, *arguments: str, data: Path | None = None) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            subprocess.run(
-                [self.programs / program, "-D", self._data, *arguments],
+            return subprocess.Popen(
+                [self.programs / program, "-D", data or self._data, *arguments],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 user=self._user,
-                check=True,
+                start_new_session=True,
             )
 
 

@@ -9,8 +9,7 @@ import html
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 import msgspec
@@ -26,7 +25,6 @@ from sqlalchemy import (
     Text,
     insert,
     inspect,
-    select,
     update,
 )
 
@@ -82,20 +80,22 @@ def spellings(core: str) -> set[str]:
 def all_text(engine: Engine) -> dict[str, str]:
     """All that stands in the database, by table or view; those without any row are left out."""
     looked_at = inspect(engine)
-    names = [*looked_at.get_table_names(), *looked_at.get_view_names()]
-    found = {name: "\n".join(_values(rows(engine, f'SELECT * FROM "{name}"'))) for name in names}
-    return {name: text for name, text in found.items() if text}
+    found = contents(engine, *looked_at.get_table_names(), *looked_at.get_view_names())
+    return {name: "\n".join(texts) for name, texts in found.items() if texts}
 
 
-def _values(found: Iterable[Mapping[str, object]]) -> Iterator[str]:
-    for row in found:
-        for value in row.values():
-            if isinstance(value, bytes | memoryview):
-                yield bytes(value).decode("latin-1")
-            elif isinstance(value, dict | list):
-                yield json.dumps(value, ensure_ascii=False)
-            else:
-                yield str(value)
+def contents(engine: Engine, *names: str) -> dict[str, list[str]]:
+    """All rows of these tables and views, or of all tables, as text in some order."""
+    return {
+        name: sorted("\n".join(map(_text, row.values())) for row in rows(engine, f'SELECT * FROM "{name}"'))
+        for name in names or metadata.tables
+    }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).decode("latin-1")
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
 
 
 HEADERS = ("authorization", "proxy-authorization", "x-api-key")
@@ -212,7 +212,11 @@ def plant(engine: Engine) -> set[str]:
         for table in metadata.sorted_tables:
             if table.name in NOT_FILLED:
                 continue
-            row = {column.name: _value(column) for column in table.columns if not _is_numbered(column)}
+            row = {
+                column.name: _value(column)
+                for column in table.columns
+                if column.name != "id" or not isinstance(column.type, Integer)
+            }
             row |= WORDS.get(table.name, {})
             connection.execute(update(table).values(row) if table.name in ONE_ROW else insert(table).values(row))
             planted |= {f"{table.name}.{name}" for name, value in row.items() if MARK in repr(value)}
@@ -232,10 +236,6 @@ def text_columns() -> set[str]:
         for column in table.columns
         if isinstance(column.type, Text | JSON | ARRAY | LargeBinary) and column.name not in _words_of(table)
     }
-
-
-def _is_numbered(column: Column[object]) -> bool:
-    return column.name == "id" and isinstance(column.type, Integer)
 
 
 def _words_of(table: Table) -> set[str]:
@@ -328,32 +328,12 @@ def _attempt(steps: Steps, outcome: Outcome, route: str) -> None:
 
 def _plant(engine: Engine) -> None:
     """Add what only hands and other parts of the product write."""
-    paused = {"paused_at": START, "paused_by": "kim", "breaker": "closed"}
-    selection = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
-    ended = {"asked_by": "kim", "asked_at": START, "state": "done", "finished_at": START}
-    rows: list[tuple[Table, dict[str, Any]]] = [
-        (gate, {"kind": "entity", "name": PERSON.gate, "pause_reason": "Maria Meier called", **paused}),
-        (
-            relay_command,
-            {"kind": "replay", "selection": selection, "reason": "asked", "sample": {"first": ID}, **ended},
-        ),
-    ]
+    paused = {"name": PERSON.gate, "pause_reason": "Maria Meier called", "paused_at": START, "paused_by": "kim"}
+    asked = {"kind": "replay", "reason": "asked", "asked_by": "kim", "asked_at": START}
+    about = {"selection": {"source": "trivore", "entity_type": "USER", "entity_id": ID}, "sample": {"first": ID}}
     with engine.begin() as connection:
-        for table, values in rows:
-            connection.execute(insert(table).values(values))
-
-
-def contents(engine: Engine) -> dict[str, list[str]]:
-    """All rows of all tables, as text."""
-    with engine.connect() as connection:
-        return {
-            table.name: [_text(row) for row in connection.execute(select(table).order_by(*table.primary_key))]
-            for table in metadata.sorted_tables
-        }
-
-
-def _text(row: Any) -> str:  # noqa: ANN401  # a result row
-    return repr([value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in row])
+        connection.execute(insert(gate).values(kind="entity", breaker="closed", **paused))
+        connection.execute(insert(relay_command).values(state="done", finished_at=START, **asked, **about))
 
 
 def traces_in(engine: Engine) -> list[tuple[str, str]]:

@@ -117,10 +117,10 @@ def answers(received: bytes, *, heads: bool = False) -> list[Answer]:
     return found
 
 
-def memory_of(pid: int) -> int:
-    """Bytes of memory that a process has in use."""
-    resident = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:"))
-    return int(resident.split()[1]) * 1024
+def memory_of(pid: int, what: str = "VmRSS") -> int:
+    """Bytes of memory that a process has in use; `VmHWM` is the most that it had."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
 
 
 PROBLEM = "application/problem+json"

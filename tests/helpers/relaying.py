@@ -27,7 +27,7 @@ from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import Policies, policies
 from relay.http.client import Limits
 from relay.operations.asks import Selection
-from relay.store import claim, leases, sequence
+from relay.store import claim, gates, leases, sequence
 from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
@@ -38,7 +38,7 @@ from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
 from relay.store.transaction import FailedAlone
 from relay.store.work import Reports, Rests, Work
 from tests.helpers.agreement import facts_agree
-from tests.helpers.storing import START, Intake
+from tests.helpers.storing import START, Intake, an_event
 from tests.helpers.traffic import Change
 from tests.helpers.webhooks import HEADERS, a_config, body
 
@@ -225,6 +225,27 @@ class Steps:
         self.record([(delivery, outcome)])
         return delivery
 
+    def attempt_each(self, *outcomes: Outcome, route: str = "strict") -> None:
+        """Make the next attempts of the route, with these outcomes."""
+        for outcome in outcomes:
+            self.attempt(outcome, route)
+
+    def dead(self, number: int) -> None:
+        """So many deliveries arrive, each of an entity of its own, and end dead."""
+        self.arrive(*(an_event(n, f"u{n}") for n in range(1, number + 1)))
+        self.record_all(self.claim_due(number), HOPELESS)
+
+    def pause(self, *keys: GateKey) -> bool:
+        """Close these gates as an operator; whether one was open."""
+        with self.database.write() as transaction:
+            closed = [gates.pause(transaction, key, who="kim", why="maintenance") for key in keys]
+        return any(closed)
+
+    def resume(self, key: GateKey) -> bool:
+        """Open a gate as an operator; whether anything held it back."""
+        with self.database.write() as transaction:
+            return gates.resume(transaction, key, transaction.take_order_lock())
+
     def reap(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
         """Take back leases that ran out."""
         return leases.reap(msgspec.structs.replace(self.work, node=node or self.node))
@@ -276,12 +297,17 @@ class Steps:
 
 def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *, who: str = "kim", why: str) -> int:
     """All of it, batch by batch, by this process alone; how many deliveries were changed."""
-    number = commands.ask(database, act, chosen, who=who, why=why)
+    ended = _finish(database, config, commands.ask(database, act, chosen, who=who, why=why))
+    assert ended.state == "done"
+    return ended.affected
+
+
+def _finish(database: Database, config: Config, number: int, heard: Callable[[], None] = lambda: None) -> Command:
     while (progress := commands.progress(database, number)) and not progress.has_ended:
         execution.work_on(work_of(database, policies(config), config=config), number)
+        heard()
     assert progress is not None
-    assert progress.state == "done"
-    return progress.affected
+    return progress
 
 
 def erase(
@@ -297,27 +323,12 @@ def erase(
     database = Database(engine)
     asked = {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}
     number = number or commands.ask(database, "erase", asked, who="kim", why=why)
-    while (progress := commands.progress(database, number)) and not progress.has_ended:
-        execution.work_on(work_of(database, policies(config), config=config), number)
-        heard()
-    assert progress is not None
-    return number, progress
+    return number, _finish(database, config, number, heard)
 
 
 DAY = 86400
 MONTH = Age(30 * DAY)
-AFTER_A_MONTH = Retention(
-    payloads=MONTH,
-    events=MONTH,
-    attempts=MONTH,
-    rejected=MONTH,
-    duplicates=MONTH,
-    relay_nodes=MONTH,
-    alerts=MONTH,
-    commands=MONTH,
-    reveals=MONTH,
-    throughput=MONTH,
-)
+AFTER_A_MONTH = Retention(**dict.fromkeys(Retention.__struct_fields__, MONTH))
 """Every kind expires after a month; tests' events are older."""
 
 

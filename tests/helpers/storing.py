@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, text
 
@@ -16,6 +16,7 @@ from inbox.db.dialect import Sql
 from inbox.db.intake import Rejected
 from inbox.db.link import link_to
 from inbox.events.event import Enrolment, Event
+from inbox.events.timestamps import time_text
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 T = TypeVar("T")
@@ -47,6 +48,13 @@ def an_event(
         body=body,
         body_sha256=hashlib.sha256(body).digest(),
     )
+
+
+def a_rejected(**changed: Any) -> Rejected:  # noqa: ANN401  # fields of it
+    """A request that was rejected and kept, with other fields."""
+    usual = {"received_at": START, "source": "trivore", "status": 422, "cause": "invalid_event", "reason": "no id"}
+    more = {"field": "id", "remote_address": "192.0.2.1", "body_sha256": b"h" * 32, "headers": None, "body": None}
+    return Rejected(**{**usual, **more, **changed})
 
 
 class Intake:
@@ -97,13 +105,14 @@ def a_fact(
     *,
     run: int = 0,
     crashes: int = 0,
+    at: datetime = START,
     **detail: object,
 ) -> str:
     """A statement that adds a fact, as a hand may."""
     state = _OPEN_AFTER.get(kind, "ended")
     return (
         "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, crashes, detail)"
-        f" VALUES ('2026-01-01 00:00:00.000000Z', {seq}, '{route}', '{kind}', '{state}', {attempt}, {run}, {crashes},"
+        f" VALUES ('{time_text(at)}', {seq}, '{route}', '{kind}', '{state}', {attempt}, {run}, {crashes},"
         f" '{json.dumps(detail)}')"
     )
 

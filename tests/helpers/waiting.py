@@ -30,23 +30,19 @@ def until(
         AssertionError: it had none within `within` seconds.
     """
     deadline = time.monotonic() + within
-    while True:
-        found = condition()
-        if found:
-            return found
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
         time.sleep(poll)
+    return found
 
 
 async def until_async(condition: Callable[[], _Found], what: str, *, within: float = LONGEST_SECONDS) -> _Found:
     """As `until`, inside an event loop."""
     deadline = time.monotonic() + within
-    while True:
-        found = condition()
-        if found:
-            return found
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
         await asyncio.sleep(POLL_SECONDS)
+    return found
 
 
 _AT_ONCE_SECONDS = 0.005

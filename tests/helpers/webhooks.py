@@ -87,6 +87,21 @@ def a_config(database_url: str) -> Config:
     return parse_config(config_text(database_url))
 
 
+def forwarding(routes: Mapping[str, tuple[str, str]], lines: Mapping[str, str]) -> Config:
+    """A configuration of routes, each from its source to its destination; `lines` are further ones of the tables of these names."""
+    tables = {
+        **{f"sources.{source}": 'preset = "trivore"\nauth = { kind = "none" }' for source, _ in routes.values()},
+        **{f"destinations.{end}": f'kind = "forward"\nurl = "{address_of(end)}"' for _, end in routes.values()},
+        **{f"routes.{name}": f'source = "{ends[0]}"\ndestination = "{ends[1]}"' for name, ends in routes.items()},
+    }
+    return parse_config("".join(f"[{name}]\n{table}\n{lines.get(name, '')}\n" for name, table in tables.items()))
+
+
+def address_of(destination: str) -> str:
+    """The URL of a destination there."""
+    return f"https://{destination}.example.com/hook"
+
+
 def moment(milliseconds: int) -> str:
     """A time of an event, so many milliseconds after the start of 2026."""
     seconds, rest = divmod(milliseconds, 1000)

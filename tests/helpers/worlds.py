@@ -12,20 +12,19 @@ from datetime import datetime, timedelta
 import msgspec
 from sqlalchemy import Engine
 
-from inbox.config.model import Config
 from inbox.db.intake import Rejected
 from inbox.db.throughput import REJECTED, SOURCE, STORED
 from inbox.events.event import Enrolment, Event
-from inbox.loader.load import parse_config
 from relay.delivery.gates import entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import policies
 from relay.operations.asks import Selection
 from relay.store import alerts, gates, nodes, sweeps
 from relay.store.alert_conditions import Watch
-from relay.store.operator import commands, execution
-from tests.helpers.relaying import DONE, FakeClock, Steps, work_of
-from tests.helpers.storing import START, an_event
+from relay.store.operator import commands
+from tests.helpers.relaying import DONE, FakeClock, Steps, carry_out, work_of
+from tests.helpers.storing import START, a_rejected, an_event
+from tests.helpers.webhooks import address_of, forwarding
 
 MINUTES = 75
 """All begins so long before an operator looks."""
@@ -33,13 +32,13 @@ _ERP_WAS_DOWN = range(22, 37)
 _CRM_REFUSES_FROM = 63
 _PAUSED_FROM = 58
 
-CONFIG = """
-[sources.shop]
-preset = "trivore"
-auth = { kind = "none" }
-[sources.people]
-preset = "trivore"
-auth = { kind = "none" }
+_ROUTES = {
+    "orders-to-erp": ("shop", "erp"),
+    "orders-to-warehouse": ("shop", "warehouse"),
+    "people-to-crm": ("people", "crm"),
+    "payments-to-ledger": ("payments", "ledger"),
+}
+_PEOPLE = """
 silent_after = "2h"
 [[sources.people.sweeps]]
 api = "directory"
@@ -50,50 +49,21 @@ modified = "meta.lastModified"
 entity_type = "USER"
 event_type = "SWEPT"
 every = "15m"
-[sources.payments]
-preset = "trivore"
-auth = { kind = "none" }
 [apis.directory]
 base_url = "https://people.example.com"
-[destinations.erp]
-kind = "forward"
-url = "https://erp.example.com/hooks/orders"
-rate = "20/s"
-[destinations.crm]
-kind = "forward"
-url = "https://crm.example.com/api/contacts"
-[destinations.ledger]
-kind = "forward"
-url = "https://ledger.example.com/v2/entries"
-[destinations.warehouse]
-kind = "forward"
-url = "https://warehouse.example.com/events"
-[routes.orders-to-erp]
-source = "shop"
-destination = "erp"
-[routes.orders-to-warehouse]
-source = "shop"
-destination = "warehouse"
-[routes.people-to-crm]
-source = "people"
-destination = "crm"
-on_dead = "block"
-[routes.payments-to-ledger]
-source = "payments"
-destination = "ledger"
 """
+NIGHT = forwarding(
+    _ROUTES,
+    {"sources.people": _PEOPLE, "destinations.erp": 'rate = "20/s"', "routes.people-to-crm": 'on_dead = "block"'},
+)
 
 _KINDS = {
-    "shop": ("order", "ORDER_UPDATED", ("orders-to-erp", "orders-to-warehouse")),
-    "people": ("USER", "USER_UPDATED", ("people-to-crm",)),
-    "payments": ("payment", "PAYMENT_SETTLED", ("payments-to-ledger",)),
+    "shop": ("order", "ORDER_UPDATED"),
+    "people": ("USER", "USER_UPDATED"),
+    "payments": ("payment", "PAYMENT_SETTLED"),
 }
 
 _REPLAYS = {40: "the ERP is up again", 66: "those that were left, before the day begins"}
-
-
-def night_config() -> Config:
-    return parse_config(CONFIG)
 
 
 def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps:
@@ -102,26 +72,26 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
     Fewer minutes leave out the beginning. The relay's steps that are given back have a clock that stands at the moment.
     """
     clock = FakeClock(moment - timedelta(minutes=minutes))
-    config = night_config()
-    steps = Steps(engine, policies(config), clock)
+    steps = Steps(engine, policies(NIGHT), clock)
+    steps.config = NIGHT
     rng = random.Random(16)
-    nodes.describe(work_of(steps.database, steps.policies, node="relay-1"), "app-1.example.com", 4182, "1.0")
     steps.node = "relay-1"
+    nodes.describe(steps.work, "app-1.example.com", 4182, "1.0")
     watch = Watch(lambda: (clock.moment - moment).total_seconds())  # noqa: PLW0108  # the clock moves
     for minute in range(MINUTES - minutes, MINUTES):
         events = list(_events(minute, clock.moment, rng))
         steps.receive(*events)
         for event in events:
             steps.database.tally.add(SOURCE, event.source, STORED, size=len(event.body or b""))
-        _operators(steps, config, minute)
+        _operators(steps, minute)
         _rejections(steps, minute)
         _work(steps, minute, rng)
         nodes.heartbeat(steps.database, "relay-1")
-        watch.look(work_of(steps.database, config=config))
-        nodes.flush_figures(steps.database, config.routes)
+        watch.look(steps.work)
+        nodes.flush_figures(steps.database, NIGHT.routes)
         clock.advance(60)
     _work(steps, MINUTES, rng)
-    nodes.flush_figures(steps.database, config.routes)
+    nodes.flush_figures(steps.database, NIGHT.routes)
     alerts.take_untold(steps.work)
     nodes.heartbeat(steps.database, "relay-1")
     _last_arrivals(steps, rng)
@@ -145,31 +115,20 @@ def _events(minute: int, moment: datetime, rng: random.Random) -> Iterator[Event
 
 def an_arrival(source: str, entity_id: str, at: datetime, **said: object) -> Event:
     """An event as the receiver stores it; `said` is added to its body."""
-    entity_type, event_type, routes = _KINDS[source]
-    content = {
-        "id": entity_id,
-        "type": event_type,
-        "at": at.isoformat(),
-        "customer": {"name": "Aino", "city": "Espoo"},
-        "total": "129.90",
-        **said,
-    }
-    body = json.dumps(content).encode()
-    return Event(
+    entity_type, event_type = _KINDS[source]
+    told = {"id": entity_id, "type": event_type, "at": at.isoformat(), "customer": {"name": "Aino", "city": "Espoo"}}
+    body = json.dumps({**told, "total": "129.90", **said}).encode()
+    routes = [name for name, (begin, _) in _ROUTES.items() if begin == source]
+    return msgspec.structs.replace(
+        an_event(0, entity_id, body=body),
         source=source,
         dedup_key=f"{at:%Y%m%d%H%M%S%f}|{entity_id}|{event_type}",
         entity_type=entity_type,
-        entity_id=entity_id,
         event_type=event_type,
-        action="update",
-        event_id=None,
         occurred_at=at,
         received_at=at + timedelta(milliseconds=180),
         enrolments=tuple(Enrolment(route, f"{entity_type}|{entity_id}") for route in routes),
         headers={"content-type": "application/json", "user-agent": "shop-webhooks/3.1"},
-        content_type="application/json",
-        body=body,
-        body_sha256=hashlib.sha256(body).digest(),
     )
 
 
@@ -195,80 +154,53 @@ def _open_routes(minute: int) -> tuple[str, ...]:
     """Routes that their gates let through."""
     closed = {"payments-to-ledger"} if minute >= _PAUSED_FROM else set()
     closed |= {"people-to-crm"} if minute > _CRM_REFUSES_FROM else set()
-    return tuple(name for _, _, routes in _KINDS.values() for name in routes if name not in closed)
+    return tuple(name for name in _ROUTES if name not in closed)
 
 
 def _outcome(delivery: Delivery, minute: int, rng: random.Random) -> Outcome:
-    url = {
-        "orders-to-erp": "https://erp.example.com/hooks/orders",
-        "orders-to-warehouse": "https://warehouse.example.com/events",
-        "people-to-crm": "https://crm.example.com/api/contacts",
-        "payments-to-ledger": "https://ledger.example.com/v2/entries",
-    }[delivery.route]
+    url = address_of(_ROUTES[delivery.route][1])
     milliseconds = round(rng.lognormvariate(4.4, 0.4), 1)
 
     def call(status: int, excerpt: str | None = None) -> tuple[Call, ...]:
         return (Call("forward", "POST", url, "answered", milliseconds, status=status, excerpt=excerpt),)
 
+    last = int((delivery.entity_id or "0")[-2:])
     if delivery.route == "orders-to-erp" and minute in _ERP_WAS_DOWN:
-        answer = '{"error": "the service is restarting"}'
-        return Failed(call(503, answer), "server_error", "forward answered 503")
-    if delivery.route == "orders-to-erp" and int((delivery.entity_id or "0")[-2:]) % 23 == 0:
-        answer = '{"error": "unknown_currency", "message": "currency FIM is not configured for this company"}'
-        return Failed(
-            call(422, answer), "rejected", "forward answered 422: currency FIM is not configured for this company"
-        )
+        return Failed(call(503, '{"error": "the service is restarting"}'), "server_error", "forward answered 503")
+    if delivery.route == "orders-to-erp" and last % 23 == 0:
+        cause = "currency FIM is not configured for this company"
+        excerpt = f'{{"error": "unknown_currency", "message": "{cause}"}}'
+        return Failed(call(422, excerpt), "rejected", f"forward answered 422: {cause}")
     if delivery.route == "people-to-crm" and minute >= _CRM_REFUSES_FROM:
         return Failed(call(401, '{"error": "token expired"}'), "auth", "forward answered 401: token expired")
-    if delivery.route == "people-to-crm" and int((delivery.entity_id or "0")[-2:]) % 31 == 0:
+    if delivery.route == "people-to-crm" and last % 31 == 0:
         return Failed((), "mapping", "email: no value")
     return Delivered(call(200), "forwarded")
 
 
-def _operators(steps: Steps, config: Config, minute: int) -> None:
+def _operators(steps: Steps, minute: int) -> None:
     if minute == _PAUSED_FROM:
         with steps.database.write() as transaction:
             transaction.take_order_lock()
-            gates.pause(
-                transaction,
-                ("route", "payments-to-ledger"),
-                who="olga",
-                why="the ledger moves to its new host until 04:00",
-            )
+            why = "the ledger moves to its new host until 04:00"
+            gates.pause(transaction, ("route", "payments-to-ledger"), who="olga", why=why)
     if minute == _ERP_WAS_DOWN.stop:
         with steps.database.write() as transaction:
             gates.resume(transaction, ("destination", "erp"), transaction.take_order_lock())
     if minute in _REPLAYS:
         chosen = Selection(route="orders-to-erp", error="503")
-        number = commands.ask(steps.database, "replay", chosen, who="olga", why=_REPLAYS[minute])
-        while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
-            execution.work_on(work_of(steps.database, steps.policies, config=config), number)
+        carry_out(steps.database, NIGHT, "replay", chosen, who="olga", why=_REPLAYS[minute])
     if minute % 15 == 10:
         since = steps.clock.moment - timedelta(minutes=15)
-        sweeps.finish(
-            steps.work,
-            sweeps.SweepFindings(
-                "people", "USER", since, steps.clock.moment, compared=31 + minute, missed=minute % 2, added=minute % 2
-            ),
-        )
+        now, found = steps.clock.moment, minute % 2
+        sweeps.finish(steps.work, sweeps.SweepFindings("people", "USER", since, now, 31 + minute, found, found))
 
 
 def _rejections(steps: Steps, minute: int) -> None:
     if minute % 4 == 1:
-        steps.intake.reject(
-            Rejected(
-                received_at=steps.clock.moment,
-                source="shop",
-                status=401,
-                cause="signature",
-                reason="no signature of the request fits any secret of the source",
-                field=None,
-                remote_address=f"203.0.113.{minute}",
-                body_sha256=hashlib.sha256(b"%d" % minute).digest(),
-                headers=None,
-                body=None,
-            )
-        )
+        refused = {"status": 401, "cause": "signature", "field": None, "remote_address": f"203.0.113.{minute}"}
+        reason = "no signature of the request fits any secret of the source"
+        steps.intake.reject(a_rejected(received_at=steps.clock.moment, source="shop", reason=reason, **refused))
         steps.database.tally.add(SOURCE, "shop", REJECTED)
 
 
@@ -296,31 +228,27 @@ PAYLOADS = tuple(part for part in WORDS if part != "excerpt")
 def fill_page(steps: Steps) -> None:
     """Store events that are delivered, dead, blocked, retrying and waiting, and what else the page lists."""
     nodes.describe(work_of(steps.database, steps.policies, node=steps.node), "host", 1, "0.1.0")
-    bodies = [f'{{"n": {number}, "word": "{WORDS["body"]}"}}'.encode() for number in range(1, 6)]
     routes = (("strict",), ("blocking",), ("strict", "latest"), ("strict",), ())
+    headers = {"content-type": "application/json", "x-request-id": WORDS["header"]}
     events = [
         msgspec.structs.replace(
-            an_event(number, f"u{min(number, 3)}", routes=routes[number - 1]),
-            body=body,
-            body_sha256=hashlib.sha256(body).digest(),
-            headers={"content-type": "application/json", "x-request-id": WORDS["header"]},
+            an_event(n, f"u{min(n, 3)}", routes=of, body=f'{{"n": {n}, "word": "{WORDS["body"]}"}}'.encode()),
+            headers=headers,
         )
-        for number, body in enumerate(bodies, 1)
+        for n, of in enumerate(routes, 1)
     ]
     steps.arrive(*events)
     other = f'{{"word": "{WORDS["duplicate"]}"}}'.encode()
     steps.intake.repeat(msgspec.structs.replace(events[0], body=other, body_sha256=hashlib.sha256(other).digest()))
     call = Call("forward", "POST", "https://audit.example.com/", "answered", 12.5, 422, excerpt=WORDS["excerpt"])
     steps.attempt(DONE)
-    steps.attempt(Failed((call,), "mapping", "forward: answered 422 Unprocessable Entity"))
-    steps.attempt(Failed((call,), "mapping", "forward: answered 422 Unprocessable Entity"), "blocking")
+    for route in ("strict", "blocking"):
+        steps.attempt(Failed((call,), "mapping", "forward: answered 422 Unprocessable Entity"), route)
     steps.attempt(Failed((call,), "server_error", "forward: answered 503", retry_after=3600), "latest")
-    kept = WORDS["rejected body"].encode()
-    rejected = Rejected(
-        START, "trivore", 422, "invalid_event", "no id", "id", "192.0.2.1", hashlib.sha256(kept).digest(),
-        {"x-request-id": WORDS["rejected header"]}, kept,
-    )  # fmt: skip
-    steps.intake.reject(rejected, msgspec.structs.replace(rejected, headers=None, body=None))
+    steps.intake.reject(
+        a_rejected(headers={"x-request-id": WORDS["rejected header"]}, body=WORDS["rejected body"].encode()),
+        a_rejected(),
+    )
     with steps.database.write() as transaction:
         gates.pause(transaction, ("destination", "audit"), who="olga", why="a move")
     alerts.step_failed(steps.work, "prune", "no space left")

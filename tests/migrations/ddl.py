@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Engine, text
 
 from inbox.db.dialect import POSTGRES
 
@@ -60,16 +60,14 @@ _ALEMBIC = "alembic_version"
 """Alembic's own table; a database made by `create_all` has none."""
 
 
-def schema(connection: Connection) -> Schema:
+def schema_of(engine: Engine) -> Schema:
     """Read every definition in the database except alembic's own."""
-    if connection.dialect.name == POSTGRES:
-        found: Schema = {
-            (kind, name): definition
-            for kind, query in _POSTGRES.items()
-            for name, definition in connection.execute(text(query))
-        }
-    else:
-        found = {(kind, name): _lines(sql) for kind, name, sql in connection.execute(text(_SQLITE))}
+    with engine.connect() as connection:
+        if connection.dialect.name == POSTGRES:
+            queries = {kind: connection.execute(text(query)) for kind, query in _POSTGRES.items()}
+            found = {(kind, name): definition for kind, rows in queries.items() for name, definition in rows}
+        else:
+            found = {(kind, name): _lines(sql) for kind, name, sql in connection.execute(text(_SQLITE))}
     return {(kind, name): definition for (kind, name), definition in found.items() if _ALEMBIC not in name}
 
 

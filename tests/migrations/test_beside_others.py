@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tests.helpers.later import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migr
 from tests.helpers.relaying import fill
 from tests.helpers.tables import rows
 from tests.helpers.waiting import until
-from tests.migrations.ddl import differences, schema
+from tests.migrations.ddl import differences, schema_of
 
 Later = Callable[..., None]
 READS = "SELECT count(*) FROM inbox WHERE entity_id = 'a-customer' AND seq > 7"
@@ -52,20 +52,8 @@ def older(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return partial(monkeypatch.setattr, migrate, "_SCRIPTS", migrate._SCRIPTS)
 
 
-@pytest.fixture
-def background() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as pool:
-        yield pool
-
-
-class Told(list[str]):
-    """Collects the reports of a migration."""
-
-    def __call__(self, line: str) -> None:
-        self.append(line)
-
-    def has(self, part: str) -> bool:
-        return any(part in line for line in self)
+def has(told: list[str], part: str) -> bool:
+    return any(part in line for line in told)
 
 
 def revision(engine: Engine) -> object:
@@ -105,16 +93,16 @@ def impatient(engine: Engine) -> None:
         event.listen(engine, "checkout", lambda connection, *_: connection.execute("PRAGMA busy_timeout = 100"))
 
 
-def test_a_lock_that_somebody_holds_is_tried_for_again_until_it_is_there(
-    engine: Engine, database_url: str, later: Later, background: ThreadPoolExecutor
-) -> None:
+def test_a_lock_that_somebody_holds_is_tried_for_again(engine: Engine, database_url: str, later: Later) -> None:
     later(ADDITIVE)
     impatient(engine)
-    told = Told()
+    told: list[str] = []
+    background = ThreadPoolExecutor(1)
     with in_the_way(database_url):
-        migrating: Future[MigrationResult] = background.submit(migrate.upgrade, engine, told)
-        until(lambda: told.has(f"try 2 of {migrate.TRIES}: waits for a lock") or migrating.done(), "it tries again")
+        migrating = background.submit(migrate.upgrade, engine, told.append)
+        until(lambda: has(told, f"try 2 of {migrate.TRIES}: waits for a lock") or migrating.done(), "it tries again")
         assert not migrating.done()
+    background.shutdown()
     assert migrating.result() == MigrationResult("0001", "0002", ())
     assert told[0] == "0002  A region for each event."
     assert told[-1].startswith("0002  done in ")
@@ -126,20 +114,16 @@ def test_a_lock_that_is_never_there_ends_it_and_nothing_is_changed(
     later(ADDITIVE)
     impatient(engine)
     monkeypatch.setattr(migrate, "TRIES", 1)
-    with engine.connect() as connection:
-        before = schema(connection)
+    before = schema_of(engine)
     with in_the_way(database_url), pytest.raises(ConfigError, match="0002 could not get a lock") as ended:
         migrate.upgrade(engine)
-    with engine.connect() as connection:
-        assert differences(before, schema(connection)) == []
+    assert differences(before, schema_of(engine)) == []
     assert revision(engine) == "0001"
     assert "run `inbox migrate` again" in str(ended.value)
 
 
 @ON_POSTGRES
-def test_what_is_done_is_not_done_again(
-    engine: Engine, database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_steps_stay(engine: Engine, database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch) -> None:
     first = MadeUp("0002", "Another table.", postgres="ALTER TABLE relay_node ADD COLUMN python text")
     later(first, MadeUp("0003", ADDITIVE.says, postgres=ADDITIVE.postgres))
     monkeypatch.setattr(migrate, "TRIES", 1)
@@ -147,9 +131,9 @@ def test_what_is_done_is_not_done_again(
         migrate.upgrade(engine)
     assert revision(engine) == "0002"
 
-    told = Told()
-    assert migrate.upgrade(engine, told) == MigrationResult("0002", "0003", ())
-    assert not told.has("0002")
+    told: list[str] = []
+    assert migrate.upgrade(engine, told.append) == MigrationResult("0002", "0003", ())
+    assert not has(told, "0002")
 
 
 @ON_POSTGRES
@@ -170,15 +154,13 @@ def test_an_index_that_was_broken_off_is_made_again(engine: Engine, database_url
     assert "(region, seq)" in rows(engine, "SELECT pg_get_indexdef(to_regclass('ix_inbox_region')) AS made")[0]["made"]
 
 
-def test_an_older_version_works_beside_what_a_later_one_has_only_added(
-    engine: Engine, later: Later, older: Callable[[], None]
-) -> None:
+def test_an_older_version_works_beside_additions(engine: Engine, later: Later, older: Callable[[], None]) -> None:
     later(ADDITIVE, INDEX)
     migrate.upgrade(engine)
     older()
     migrate.require_current(engine)
-    told = Told()
-    assert migrate.upgrade(engine, told) == MigrationResult("0003", "0003", ())
+    told: list[str] = []
+    assert migrate.upgrade(engine, told.append) == MigrationResult("0003", "0003", ())
     assert told == []
 
 

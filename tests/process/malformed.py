@@ -43,6 +43,7 @@ def coding(text: bytes) -> bytes:
     )
 
 
+LARGEST = body("cap", more="x" * (CAP - len(body("cap", more=""))))
 END = b"0\r\n\r\n"
 WHOLE = chunk(body())
 GET = request(HOST, CLOSE, line=b"GET /health/live HTTP/1.1")
@@ -64,6 +65,8 @@ FRAMING = (
     # 413 would do as well; a number beyond 64 bits is no length that anything can have
     Case(10, "Content-Length 10^20", length(b"1" + b"0" * 20), 400),
     Case(10, "Content-Length 10^18", length(b"1" + b"0" * 18), 413),
+    Case(11, "a body as large as it may be", webhook(payload=LARGEST), 200),
+    Case(11, "chunks as large as they may be together", chunked(chunk(LARGEST), END), 200),
     Case(11, "Content-Length beyond the cap", length(b"%d" % (CAP + 1)), 413),
     Case(11, "a body beyond the cap that is sent whole", webhook(payload=body(more="x" * 4 * CAP)), 413),
     Case(12, "a body that is shorter than its length, then the end", length(b"%d" % (len(body()) + 9)), 400, half_close=True),

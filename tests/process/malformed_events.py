@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hmac
 import json
 
 from tests.helpers.receiver import CLOSE, SECRET, webhook
@@ -23,19 +22,6 @@ auth = {{ kind = "url_token", secrets = ["{TOKEN}"] }}
 [sources.other]
 preset = "trivore"
 auth = {{ kind = "bearer", secrets = ["another"] }}
-[sources.rotating]
-preset = "trivore"
-[sources.rotating.auth]
-kind = "bearer"
-secrets = [
-  "now",
-  {{ value = "old", not_after = 2020-01-01T00:00:00Z }},
-  {{ value = "overlapping", not_after = 2999-01-01T00:00:00Z }},
-  {{ value = "early", not_before = 2999-01-01T00:00:00Z }},
-]
-[sources.github]
-preset = "github"
-secrets = ["signed", "new", {{ value = "old", not_after = 2020-01-01T00:00:00Z }}]
 [sources.slow]
 preset = "trivore"
 rate = "2/d"
@@ -80,33 +66,6 @@ def basic(user: str, password: str) -> str:
 GOOD_BASIC = basic("u", TOKEN)
 DEEP = b'{"a":'
 NO_IDS: tuple[object, ...] = (None, {}, [], "", "i" * 256, "i" * 9000, False)
-
-PUSH = b'{"ref": "refs/heads/x", "repository": {"id": 5}}'
-
-
-def signature(sent: bytes, secret: bytes = b"signed") -> bytes:
-    """As GitHub writes it."""
-    return b"sha256=" + hmac.digest(secret, sent, "sha256").hex().encode()
-
-
-def signed(
-    given: bytes | None = None,
-    *,
-    name: bytes = b"X-Hub-Signature-256",
-    more: bytes | None = None,
-    without: bool = False,
-) -> bytes:
-    """A webhook of GitHub's, signed right unless another signature is given."""
-    signatures = [] if without else [signature(PUSH) if given is None else given, *([] if more is None else [more])]
-    return webhook(
-        b"X-GitHub-Event: push",
-        b"X-GitHub-Delivery: 72d3162e",
-        *(name + b": " + each for each in signatures),
-        line=b"POST /webhooks/github HTTP/1.1",
-        payload=PUSH,
-        without=(SECRET,),
-    )
-
 
 # fmt: off
 JSON_BODIES = (
@@ -177,33 +136,13 @@ SECRETS = (
     Case(110, "no base64", knocking("basic", "Basic \x7e\x7e"), 401),
     Case(110, "another scheme", knocking("basic", GOOD_BASIC.replace("Basic", "Digest")), 401),
     Case(112, "another source's secret", knocking("other", f"Bearer {TOKEN}"), 401),
-    Case(115, "a secret after its time", knocking("rotating", "Bearer old"), 401),
-    Case(115, "a secret before its time", knocking("rotating", "Bearer early"), 401),
-    Case(115, "a secret that ends later", knocking("rotating", "Bearer overlapping"), 200),
     Case(116, "the secret twice", webhook(SECRET), 401),
     Case(116, "a wrong secret before the right one", instead(SECRET, b"X-Webhook-Token: wrong", SECRET), 401),
     Case(116, "the right secret before a wrong one", webhook(b"X-Webhook-Token: wrong"), 401),
     Case(116, "two bearers", knocking("bearer", f"Bearer {TOKEN}", f"Bearer {TOKEN}"), 401),
 )
 
-# What is signed with a time or several signatures is tried preset by preset in tests/sources/test_contract.py; a preset
-# that can do something of its own adds its source to CONFIG and its lines here.
-SIGNED = (
-    Case(106, "no signature", signed(without=True), 401),
-    Case(107, "the right signature", signed(), 200),
-    Case(107, "a wrong signature", signed(b"sha256=" + b"0" * 64), 401),
-    Case(107, "the signature of another body", signed(signature(b"{}")), 401),
-    Case(107, "the older kind of signature alone", signed(name=b"X-Hub-Signature"), 401),
-    Case(108, "right over the same JSON, written anew", signed(signature(PUSH.replace(b": ", b":"))), 401),
-    Case(109, "a signature beyond ASCII", signed(b"sha256=\xc3\xa9\xff"), 401),
-    Case(110, "a signature with junk in it", signed(signature(PUSH)[:20] + b" " + signature(PUSH)[20:]), 401),
-    Case(110, "a signature with junk behind it", signed(signature(PUSH) + b"00"), 401),
-    Case(112, "another source's secret", signed(signature(PUSH, b"other")), 401),
-    Case(115, "signed with a secret after its time", signed(signature(PUSH, b"old")), 401),
-    Case(115, "signed with the one that is being rolled out", signed(signature(PUSH, b"new")), 200),
-    Case(116, "two signatures", signed(signature(PUSH), more=signature(PUSH)), 401),
-)
-
+# Signatures are tried preset by preset in tests/sources/test_contract.py.
 LOAD = (
     Case(120, "a source that has been taken out of the configuration", webhook(line=b"POST /webhooks/gone HTTP/1.1"), 401),
     Case(121, "beyond the source's rate", knocking("slow", f"Bearer {TOKEN}").replace(CLOSE + b"\r\n", b"") * 2
@@ -212,4 +151,4 @@ LOAD = (
 )
 # fmt: on
 
-TABLE = (*JSON_BODIES, *EVENTS, *SECRETS, *SIGNED, *LOAD)
+TABLE = (*JSON_BODIES, *EVENTS, *SECRETS, *LOAD)

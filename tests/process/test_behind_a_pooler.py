@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,23 +15,16 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db import engine as engines
 from inbox.db import guarantees, migrate
 from inbox.db.engine import PINNED
-from inbox.db.link import Notifier, link_to
-from inbox.errors import ConfigError, UnfitDatabase
-from relay.daemon.wake_up import Listener
-from relay.observe import Observer
-from relay.steps import run_beside
+from inbox.errors import UnfitDatabase
 from relay.store.database import Database
-from relay.sweep.run import add_events
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
 from tests.helpers.databases import HOSTILE, connect_postgres, pinned, set_otherwise
-from tests.helpers.locks import limit_locks, stand_still_within_a_pipeline
-from tests.helpers.processes import INBOX, site
+from tests.helpers.processes import site
 from tests.helpers.proxies import pooled
-from tests.helpers.storing import an_event
-from tests.helpers.tables import count, facts, open_states, stored
+from tests.helpers.tables import facts, open_states, stored
 from tests.helpers.traffic import Sender, events, serving
-from tests.helpers.waiting import until, until_async
+from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
 pytestmark = pytest.mark.long
@@ -121,7 +113,9 @@ def test_each_transaction_has_the_pinned_settings_and_leaves_none_behind(through
     guarantees.require(relays)
 
 
-def test_the_doctor_examines_everything_and_writes_nothing(through: str, tmp_path: Path) -> None:
+def test_the_doctor_examines_everything_writes_nothing_and_reads_a_snapshot(
+    through: str, relays: Engine, tmp_path: Path
+) -> None:
     with site(tmp_path, config_text(through + IN_TRANSACTIONS)) as place:
         document = json.loads(place.invoke("inbox", "doctor", "--json").stdout)
     assert {each["needs"] for each in document["examinations"]} == {None}
@@ -129,19 +123,11 @@ def test_the_doctor_examines_everything_and_writes_nothing(through: str, tmp_pat
     with pytest.raises(DBAPIError, match="read-only"), looking.begin() as connection:
         connection.execute(text("DELETE FROM gate"))
     looking.dispose()
-
-
-def test_a_snapshot_is_one_and_what_is_large_is_streamed(relays: Engine) -> None:
     with Database(relays).snapshot() as transaction:
         level = text("SELECT current_setting('transaction_isolation') || current_setting('transaction_read_only') AS s")
         assert [row.s for row in transaction.execute(level)] == ["repeatable readon"]
-        rows = transaction.stream(text("SELECT n FROM generate_series(1, 2500) n"), 100)
-        assert [row.n for row in rows] == list(range(1, 2501))
-
-
-def test_a_sweep_adds_what_no_webhook_has_told(relays: Engine) -> None:
-    assert add_events(Database(relays), [an_event(1), an_event(2)]) == 2
-    assert count(relays, "inbox") == 2
+        streamed = transaction.stream(text("SELECT n FROM generate_series(1, 2500) n"), 100)
+        assert [row.n for row in streamed] == list(range(1, 2501))
 
 
 def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> None:
@@ -156,62 +142,13 @@ def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> 
         made.dispose()
 
 
-def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock_behind_it_too(
-    hostile: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limit_locks(monkeypatch, 400)
-    with pooled(hostile, {"default_pool_size": "2"}) as url:
-        engine = engines.connect(url + IN_TRANSACTIONS, application="tests")
-        frozen, other = Database(engine), Database(engine)
-
-        def meanwhile() -> None:
-            for routes in (["another"], ["r"]):  # the second waits until the server has ended the first
-                with other.write() as transaction:
-                    transaction.take_order_lock(routes)
-
-        with pytest.raises(DBAPIError):
-            stand_still_within_a_pipeline(frozen, "r", meanwhile)
-        with frozen.write() as transaction:
-            assert pinned(transaction.connection) == PINNED
-            transaction.take_order_lock_and_read({"r"})
-        engine.dispose()
-
-
-def test_wake_ups_are_sent_through_it(hostile: str) -> None:
-    ended, woken = threading.Event(), threading.Event()
-    with pooled(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
-        direct = engines.connect(hostile, application="tests")
-        listener = Listener(direct, woken.set, ended, Observer())
-        listening = run_beside("wake-up", listener.hear, every=1, stop=ended, observer=Observer())
-        assert woken.wait(10)
-        woken.clear()
-        asyncio.run(notified(url + IN_TRANSACTIONS, woken))
-        ended.set()
-        listening.join(10)
-        direct.dispose()
-
-
-async def notified(url: str, woken: threading.Event) -> None:
-    """Send wake-ups until one is heard."""
-    notifier = Notifier(link_to(url, application="tests"))
-    notifier.wake_up()
-    await until_async(woken.is_set, "the wake-up is heard")
-    await notifier.close()
-
-
 def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str, tmp_path: Path) -> None:
-    says = "add pooler=transaction to the url"
-    with pytest.raises(ConfigError, match=says):
-        migrate.require_current(engines.connect(through, application="tests"))
     with site(tmp_path, config_text(through)) as place:
-        programs = [
-            place.relay(),
-            place.refused_receiver(),
-            place.start("list", *INBOX, "list"),
-        ]
-        for program in programs:
-            assert program.ends() == 2, program.output
-            assert says in " ".join(program.output.split())
+        listing = place.invoke("inbox", "list")
+        relay, receiver = place.relay(), place.refused_receiver()
+        assert [listing.status, relay.ends(), receiver.ends()] == [2, 2, 2]
+        for output in (listing.stderr, relay.output, receiver.output):
+            assert "add pooler=transaction to the url" in " ".join(output.split())
 
 
 def test_a_pooler_that_drops_what_is_set_is_refused_with_who_has_set_the_other_value(hostile: str) -> None:

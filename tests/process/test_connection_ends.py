@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+import resource
 import socket
 from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine
 
+from inbox.gunicorn_worker import allow_files
 from tests.helpers.processes import gunicorn_after, site
 from tests.helpers.receiver import CLOSE, Answer, answers, ask, webhook
 from tests.helpers.tables import count, rows
@@ -35,6 +37,12 @@ def port(tmp_path_factory: pytest.TempPathFactory, module_database_url: str) -> 
         yield place.receiver(1, gunicorn_after(f"{DRAINS_FOR_LONG}; {ENDS_SOON}"))[1]
 
 
+@pytest.fixture
+def connection(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as made:
+        yield made
+
+
 def all_of(connection: socket.socket) -> list[Answer]:
     """Read all answers until the receiver closes; a reset raises."""
     received = b""
@@ -48,22 +56,20 @@ def closes(found: list[Answer]) -> list[bool]:
 
 
 def test_the_last_answer_says_close_and_the_next_request_goes_over_another_connection(
-    port: int, module_engine: Engine
+    port: int, connection: socket.socket, module_engine: Engine
 ) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        for number in range(MOST):
-            connection.sendall(sent(f"kept{number}"))
-            received = b""
-            while b'"seq"' not in received:
-                received += connection.recv(65536)
-            (answer,) = answers(received)
-            assert answer.status == 200
-            assert closes([answer]) == [number == MOST - 1]
-        # A request that was on its way meanwhile makes the system throw no answer away, as it does behind a closed socket.
-        connection.sendall(sent("late"))
-        assert [answer.status for answer in answers(ask(port, webhook(payload=body("kept9"))))] == [200]
-        connection.sendall(sent("late"))
-        assert connection.recv(65536) == b""
+    for number in range(MOST):
+        connection.sendall(sent(f"kept{number}"))
+        received = b""
+        while b'"seq"' not in received:
+            received += connection.recv(65536)
+        (answer,) = answers(received)
+        assert (answer.status, closes([answer])) == (200, [number == MOST - 1])
+    # A request that was on its way meanwhile makes the system throw no answer away, as it does behind a closed socket.
+    connection.sendall(sent("late"))
+    assert [answer.status for answer in answers(ask(port, webhook(payload=body("kept9"))))] == [200]
+    connection.sendall(sent("late"))
+    assert connection.recv(65536) == b""
     assert count(module_engine, "inbox WHERE entity_id LIKE 'kept%'") == MOST + 1
     assert count(module_engine, "inbox WHERE entity_id = 'late'") == 0
 
@@ -84,33 +90,39 @@ def test_of_requests_that_are_sent_ahead_some_are_answered_and_the_others_are_no
             found = all_of(connection)
         answered = [answer for answer in found if answer.status == 200]
         assert len(answered) == min(MOST, len(left))
-        if len(left) >= MOST:
-            assert closes(found) == [False] * (MOST - 1) + [True]
+        assert len(left) < MOST or closes(found) == [False] * (MOST - 1) + [True]
         left = left[len(answered) :]
         query = "SELECT entity_id FROM inbox WHERE entity_id LIKE 'ahead%'"
         seen = {int(row["entity_id"].removeprefix("ahead")) for row in rows(module_engine, query)}
-        assert seen == set(range(11)) - set(left), "what is not answered is not stored"
+        assert seen == set(range(11)) - set(left), "a request without an answer is not stored"
 
 
-def test_the_last_request_may_have_a_body_in_chunks_that_comes_slowly(port: int) -> None:
+def test_an_upgrade_counts_once_a_refused_request_counts_and_the_last_body_may_come_in_chunks_and_slowly(
+    connection: socket.socket,
+) -> None:
     payload = body("u2")
+    upgrade = sent("u0", b"Connection: Upgrade", b"Upgrade: h2c")
+    refused = sent("u1").replace(b"X-Webhook-Token: ", b"X-Webhook-Token: not")
     chunked = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", sent("u2")).removesuffix(payload)
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(sent("u0") + sent("u1") + chunked)
-        for byte in payload:
-            connection.sendall(b"1\r\n%c\r\n" % byte)
-        connection.sendall(b"0\r\n\r\n")
-        found = all_of(connection)
-    assert [answer.status for answer in found] == [200] * MOST
-    assert closes(found) == [False, False, True]
-
-
-def test_an_offer_to_upgrade_counts_once_and_refused_requests_count(port: int) -> None:
-    upgrade = (b"Connection: Upgrade", b"Upgrade: h2c")
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        refused = sent("u1").replace(b"X-Webhook-Token: ", b"X-Webhook-Token: not")
-        connection.sendall(sent("u0", *upgrade) + refused + sent("u2"))
-        connection.sendall(sent("u3") * 20)
-        found = all_of(connection)
+    connection.sendall(upgrade + refused + chunked)
+    for byte in payload:
+        connection.sendall(b"1\r\n%c\r\n" % byte)
+    connection.sendall(b"0\r\n\r\n" + sent("u3") * 20)
+    found = all_of(connection)
     assert [answer.status for answer in found] == [200, 401, 200]
     assert closes(found) == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("hard", "allowed", "told"), [(5000, 1100, ""), (500, 500, "too few for connections = 1000\n")]
+)
+def test_as_many_files_may_be_open_as_connections_need_or_it_is_told(
+    hard: int, allowed: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most systems let a process open 1,024 files at first."""
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: limits.append(both))
+    allow_files(1000, "connections")
+    written = capsys.readouterr().err
+    assert (limits, written.endswith(told), bool(written)) == ([(allowed, hard)], True, bool(told))

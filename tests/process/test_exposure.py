@@ -1,9 +1,8 @@
-"""Access of other users to the files of both sides: none, unless somebody grants it, and then both sides warn."""
+"""Access of other users to the files of both sides: none, unless it is granted, and then both sides warn."""
 
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -16,11 +15,13 @@ from inbox.db import engine as engines
 from inbox.exposure import exposure_warnings
 from inbox.loader.load import read_config
 from tests.helpers.machine import ROOM
-from tests.helpers.processes import Site, site
+from tests.helpers.processes import site
 from tests.helpers.webhooks import config_text
 
 SOURCE = '[sources.s]\npreset = "trivore"\nauth = {{ kind = "bearer", secrets = [{}] }}\n'
 HOOK = '[destinations.d]\nkind = "forward"\nurl = "{}"\n'
+API = '[apis.a]\nbase_url = "https://h"\nauth = { kind = "basic", user = "me", password = "env:X" }\n'
+DATABASE = '[database]\nurl = "{}"\n'
 
 
 @pytest.fixture
@@ -38,42 +39,29 @@ def usual_umask() -> Iterator[None]:
     os.umask(before)
 
 
-def modes(folder: Path) -> dict[str, str]:
-    return {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in folder.glob("*.db*")}
-
-
-PRIVATE = {"inbox.db": "0o600", "inbox.db-wal": "0o600", "inbox.db-shm": "0o600"}
-
-
-def test_a_database_file_is_made_for_its_owner_alone_with_what_sqlite_makes_beside_it(tmp_path: Path) -> None:
-    engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
+@pytest.mark.parametrize("chosen", [None, 0o660])
+@pytest.mark.parametrize("connect", [lambda url: engines.connect(url, application="t"), engines.connect_thread])
+def test_a_database_file_is_made_for_its_owner_alone_with_what_sqlite_makes_beside_it(
+    connect: object, chosen: int | None, tmp_path: Path
+) -> None:
+    """A mode that a person has chosen stays, and holds for the files beside it."""
+    if chosen is not None:
+        (tmp_path / "inbox.db").touch()
+        (tmp_path / "inbox.db").chmod(chosen)
+    assert callable(connect)
+    engine = connect(f"sqlite:///{tmp_path}/inbox.db")
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE t (x)"))
-        assert modes(tmp_path) == PRIVATE
+        found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("*.db*")}
     engine.dispose()
+    assert found == dict.fromkeys(("inbox.db", "inbox.db-wal", "inbox.db-shm"), chosen or 0o600)
 
 
-def test_so_it_is_by_the_receivers_way_to_it(tmp_path: Path) -> None:
-    with engines.connect_thread(f"sqlite:///{tmp_path}/inbox.db").begin() as connection:
-        connection.execute(text("CREATE TABLE t (x)"))
-        assert modes(tmp_path) == PRIVATE
-
-
-def test_a_mode_that_somebody_has_chosen_stays_and_holds_for_what_is_beside_the_file(tmp_path: Path) -> None:
-    (tmp_path / "inbox.db").touch(0o660)
-    (tmp_path / "inbox.db").chmod(0o660)
-    engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE t (x)"))
-        assert set(modes(tmp_path).values()) == {"0o660"}
-    engine.dispose()
-
-
-def warnings(folder: Path, config: str, *, mode: int = 0o644) -> list[str]:
+def warnings(folder: Path, config: str, mode: int = 0o644, **environment: str) -> list[str]:
     path = folder / "inbox.toml"
     path.write_text(config, encoding="utf-8")
     path.chmod(mode)
-    return list(exposure_warnings(path, read_config(path, {})))
+    return list(exposure_warnings(path, read_config(path, environment)))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +69,7 @@ def warnings(folder: Path, config: str, *, mode: int = 0o644) -> list[str]:
     [
         (SOURCE.format('"s3cret"'), "sources.s.auth.secrets[0]"),
         (SOURCE.format('"env:X", { value = "s3cret" }'), "sources.s.auth.secrets[1]"),
-        ('[database]\nurl = "postgresql://me:s3cret@h/x"\n', "database.url"),
+        (DATABASE.format("postgresql://me:s3cret@h/x"), "database.url"),
         (HOOK.format("https://h/x") + 'proxy = "http://me:s3cret@proxy:1"\n', "destinations.d.proxy"),
         (HOOK.format("https://h/x?key=s3cret"), "destinations.d.url"),
         (HOOK.format("https://me:s3cret@h/x"), "destinations.d.url"),
@@ -96,53 +84,32 @@ def test_a_configuration_with_secrets_that_others_may_read_is_told_of(shared: Pa
     assert f"`chmod o= {shared}/inbox.toml`" in said
     assert "s3cret" not in said.casefold()
     assert warnings(shared, config, mode=0o640) == []
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        SOURCE.format('"env:X", "file:/x"'),
-        HOOK.format("https://h/x"),
-        '[database]\nurl = "postgresql://me@h/x"\n',
-        '[apis.a]\nbase_url = "https://h"\nauth = { kind = "basic", user = "me", password = "env:X" }\n',
-    ],
-)
-def test_one_without_secrets_may_be_read_by_everybody(shared: Path, config: str) -> None:
+    shared.chmod(0o700)
     assert warnings(shared, config) == []
 
 
-def test_nor_is_a_file_told_of_that_nobody_gets_to(shared: Path) -> None:
-    shared.chmod(0o700)
-    assert warnings(shared, SOURCE.format('"s3cret"')) == []
-
-
-@pytest.mark.parametrize("name", ["a\\u0000b", "loop"])
-def test_nor_is_a_name_that_no_file_can_have(shared: Path, name: str) -> None:
+def test_a_file_without_secrets_or_a_name_that_no_file_can_have_is_not_told_of(shared: Path) -> None:
     (shared / "loop").symlink_to("loop")
-    assert warnings(shared, f'[database]\nurl = "sqlite:///{shared}/{name}"\n') == []
+    for config in (
+        SOURCE.format('"env:X", "file:/x"'),
+        HOOK.format("https://h/x"),
+        API,
+        *(
+            DATABASE.format(url)
+            for url in ("postgresql://me@h/x", f"sqlite:///{shared}/a\\u0000b", f"sqlite:///{shared}/loop")
+        ),
+    ):
+        assert warnings(shared, config) == []
+    assert warnings(shared, "", INBOX_DATABASE_URL="postgresql://me:s3cret@h/x") == [], "it does not stand in the file"
 
 
-def test_a_password_of_the_environments_url_does_not_stand_in_the_file(shared: Path) -> None:
-    (shared / "inbox.toml").write_text("", encoding="utf-8")
-    environment = {"INBOX_DATABASE_URL": "postgresql://me:s3cret@h/x"}
-    config = read_config(shared / "inbox.toml", environment)
-    assert list(exposure_warnings(shared / "inbox.toml", config)) == []
-
-
-@pytest.fixture
-def place(shared: Path) -> Iterator[Site]:
-    """A site with a database and a configuration that others may read."""
-    with site(shared, config_text(f"sqlite:///{shared}/inbox.db")) as made:
+def test_both_sides_say_so_when_they_start(shared: Path) -> None:
+    with site(shared, config_text(f"sqlite:///{shared}/inbox.db")) as place:
         (shared / "inbox.db").touch(0o644)
-        yield made
-
-
-def test_both_sides_say_so_when_they_start(place: Site) -> None:
-    assert place.invoke("inbox", "migrate").status == 0
-    relay = place.relay("--drain")
-    receiver, _ = place.receiver(1)
-    receiver.send(signal.SIGTERM)
-    assert (relay.ends(), receiver.ends()) == (0, 0)
-    for told in (receiver.output, relay.output):
-        assert told.count("inbox.toml holds secrets (sources.trivore.auth.secrets[0] and 1 more)") == 1
-        assert told.count("inbox.db holds what webhooks say, and every user of this machine may read it") == 1
+        assert place.invoke("inbox", "migrate").status == 0
+        relay = place.relay("--drain")
+        receiver, _ = place.receiver(1)
+        assert (relay.ends(), receiver.stop()) == (0, 0)
+        for told in (receiver.output, relay.output):
+            assert told.count("inbox.toml holds secrets (sources.trivore.auth.secrets[0] and 1 more)") == 1
+            assert told.count("inbox.db holds what webhooks say, and every user of this machine may read it") == 1

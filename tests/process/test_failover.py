@@ -2,14 +2,96 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+import tomllib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from sqlalchemy import text
 
 from inbox.db.engine import connect
-from tests.helpers.failover import HOSTS, SOME, at_work, page_url
+from relay.store.database import Database
+from tests.docs.pages import the_block
+from tests.helpers.databases import migrated, opened
+from tests.helpers.killable_postgres import KillablePostgres, killable
+from tests.helpers.machine import ROOM
+from tests.helpers.processes import Program, Site, site
+from tests.helpers.tables import stored
+from tests.helpers.traffic import Change, Downstream, Sender, endless, serving
 from tests.helpers.waiting import until
+from tests.helpers.webhooks import config_text
+
+DATABASE = "inbox"
+SOME = 100
+HOSTS = ("db1.example.com:5432", "db2.example.com:5432")
+
+
+class Pair(msgspec.Struct):
+    """Two servers, and what works with them."""
+
+    primary: KillablePostgres
+    standby: KillablePostgres
+    sender: Sender
+    downstream: Downstream
+    place: Site
+    programs: tuple[Program, ...]
+
+    def acknowledged(self) -> set[Change]:
+        return {(line["entity"], line["occurred_at"]) for line in self.sender.sends.lines() if line["outcome"] == "ok"}
+
+    def send_some(self) -> None:
+        """Until so many more were acknowledged."""
+        enough = self.sender.acknowledged() + SOME
+        until(lambda: self.sender.acknowledged() >= enough, "webhooks are taken in", within=60)
+
+    def in_the_inbox(self) -> list[Change]:
+        with opened(self.standby.url(DATABASE)) as engine:
+            return [(event["entity"], event["occurred_at"]) for event in stored(engine)]
+
+
+def page_url() -> str:
+    """The URL that docs/how-to/deploy.md gives."""
+    url: str = tomllib.loads(the_block("docs/how-to/deploy.md", "toml", "target_session_attrs"))["database"]["url"]
+    return url
+
+
+def documented_url(*servers: KillablePostgres) -> str:
+    """The page's URL, with the hosts and the user of this test."""
+    url = page_url()
+    for host, server in zip(HOSTS, servers, strict=True):
+        assert url.count(host) == 1
+        url = url.replace(host, str(server.sockets))
+    return url.replace("inbox@/inbox", f"postgres@/{DATABASE}")
+
+
+@contextlib.contextmanager
+def at_work(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
+    """A primary with a standby, a receiver, a relay and a sender, which have all begun."""
+    with contextlib.ExitStack() as stack:
+        # not below pytest's own folder: see tests/proofs/faults/rig.py
+        data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-pair-", dir=ROOM)))
+        for name in ("primary", "standby"):
+            (data / name).mkdir()
+        primary = stack.enter_context(killable(data / "primary"))
+        standby = stack.enter_context(killable(data / "standby", standby_of=primary))
+        primary.create_database(DATABASE)
+        migrated(primary.url(DATABASE))
+        primary.wait_for_standby(synchronous=synchronous)
+        downstream = stack.enter_context(serving(folder / "arrivals.jsonl"))
+        config = config_text(documented_url(primary, standby), downstream.url, schedule=("200ms", "1s"))
+        at = stack.enter_context(site(folder, config))
+        receiver, port = at.receiver(workers=1)
+        relay = at.relay()
+        sender = Sender(folder / "sends.jsonl", port, endless(), per_second=200)
+        stack.callback(sender.stop)
+        pair = Pair(primary, standby, sender, downstream, at, (receiver, relay))
+        pair.send_some()
+        until(lambda: len(downstream.events) >= SOME, "deliveries are made")
+        yield pair
 
 
 @pytest.mark.long
@@ -56,3 +138,22 @@ def test_the_url_of_the_page_reaches_the_driver_with_every_host(name: str) -> No
     assert host in options["host"].split(",")
     assert port in options["port"].split(",")
     assert options["target_session_attrs"] == "read-write"
+
+
+@pytest.mark.long
+def test_reports_read_a_standby_by_snapshots_and_reads_on_one_connection() -> None:
+    """No transaction of theirs asks for a thing that only a primary gives."""
+    with tempfile.TemporaryDirectory(prefix="inbox-relay-reports-", dir=ROOM) as name:
+        folders = [Path(name, each) for each in ("primary", "standby")]
+        for folder in folders:
+            folder.mkdir()
+        with (
+            killable(folders[0]) as primary,
+            killable(folders[1], standby_of=primary) as standby,
+            opened(standby.url("postgres")) as engine,
+        ):
+            database = Database(engine)
+            for way in (database.snapshot, database.read, database.snapshot):
+                with way() as transaction:
+                    (row,) = transaction.execute(text("SELECT pg_is_in_recovery() AS standby"))
+                    assert row.standby

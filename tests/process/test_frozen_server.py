@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from inbox.db import engine as engines
@@ -31,13 +30,16 @@ def server() -> Iterator[KillablePostgres]:
 
 
 @pytest.fixture
-def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+def engine(server: KillablePostgres) -> Iterator[Engine]:
+    made = engines.connect(server.url("postgres"), application="tests")
+    yield made
+    made.dispose()
+
+
+def test_a_thread_gives_up_a_frozen_server_and_its_pool_makes_another_connection(
+    server: KillablePostgres, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(unanswered, "SILENT_SECONDS", SLOWLY)
-
-
-@pytest.mark.usefixtures("in_a_hurry")
-def test_a_thread_gives_up_a_frozen_server_and_its_pool_makes_another_connection(server: KillablePostgres) -> None:
-    engine = engines.connect(server.url("postgres"), application="tests")
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
         with server.frozen():
@@ -47,41 +49,23 @@ def test_a_thread_gives_up_a_frozen_server_and_its_pool_makes_another_connection
             assert raised.value.connection_invalidated
             assert time.monotonic() - began < SLOWLY + unanswered.ASKED_SECONDS + A_BUSY_MACHINE
     with engine.connect() as connection:
-        assert connection.execute(text("SELECT 1")).scalar_one() == 1
-    engine.dispose()
-
-
-@pytest.mark.usefixtures("in_a_hurry")
-def test_a_commit_too_is_given_up(server: KillablePostgres) -> None:
-    engine = engines.connect(server.url("postgres"), application="tests")
-    with engine.connect() as connection:
         connection.execute(text("CREATE TEMPORARY TABLE t (n int)"))
         with server.frozen(), pytest.raises(OperationalError, match="has been silent"):
             connection.commit()
-    engine.dispose()
-
-
-@pytest.mark.usefixtures("in_a_hurry")
-def test_a_thread_waits_for_a_long_statement(server: KillablePostgres, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unanswered, "ASKED_SECONDS", int(A_BUSY_MACHINE))
-    engine = engines.connect(server.url("postgres"), application="tests")
     with engine.connect() as connection:
-        connection.execute(STATEMENT)
-    engine.dispose()
+        connection.execute(STATEMENT)  # it only takes long
 
 
-def test_an_event_loop_gives_up_a_statement_that_says_nothing(
+async def test_an_event_loop_gives_up_a_statement_that_says_nothing(
     server: KillablePostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def ask() -> None:
-        engine = engines.connect_async(server.url("postgres"), application="tests")
-        async with engine.connect() as connection:
-            with monkeypatch.context() as hurry:
-                hurry.setattr(unanswered, "SILENT_SECONDS", SLOWLY)
-                with pytest.raises(OperationalError, match="has been silent"):
-                    await connection.execute(STATEMENT)
-        async with engine.connect() as connection:
-            assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
-        await engine.dispose()
-
-    asyncio.run(ask())
+    engine = engines.connect_async(server.url("postgres"), application="tests")
+    async with engine.connect() as connection:
+        with monkeypatch.context() as hurry:
+            hurry.setattr(unanswered, "SILENT_SECONDS", SLOWLY)
+            with pytest.raises(OperationalError, match="has been silent"):
+                await connection.execute(STATEMENT)
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+    await engine.dispose()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,28 +21,12 @@ from tests.helpers.processes import APPS, Ended, invoke, site
 from tests.helpers.relaying import give_up
 from tests.helpers.scripted import ScriptedServer, answer, serving
 from tests.helpers.tables import rows
-from tests.helpers.webhooks import body, config_text, moment
+from tests.helpers.webhooks import SYNC_CONFIG, body, config_text, moment
 
-CONFIG = """
-[apis.identity]
-base_url = "{url}"
-allow_private = true
-allow_http = true
-[destinations.crm]
-kind = "sync"
-base_url = "{url}"
-allow_private = true
-allow_http = true
-[routes.user-to-crm]
-source = "trivore"
-destination = "crm"
-when = {{ entity_type = ["USER"] }}
-[routes.user-to-crm.sync]
+CONFIG = (
+    SYNC_CONFIG
+    + """
 gone = "skip"
-fetch = {{ api = "identity", path = "/user/{{event.seq}}" }}
-find = {{ path = "/contacts", params = {{ externalId = "{{event.seq}}" }}, pick = "items", verify = false }}
-create = {{ path = "/contacts" }}
-update = {{ path = "/contacts/{{event.seq}}" }}
 map = {{ name = "entity.name" }}
 [[sources.trivore.sweeps]]
 api = "identity"
@@ -52,6 +35,7 @@ entity_type = "USER"
 params = {{ since = "{{since}}", start = "{{start}}", count = "{{count}}" }}
 pages = {{ by = "start", count = 9 }}
 """
+)
 
 CASES: Mapping[str, tuple[str, ...]] = {
     "inbox init": ("--source HOSTILE --force",),
@@ -71,10 +55,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay pause": ("--entity HOSTILE --source trivore --reason HOSTILE --yes", "--route HOSTILE"),
     "relay resume": ("--entity HOSTILE --source trivore", "--route HOSTILE"),
     "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),
-    "relay sweep": (
-        "--source trivore --dry-run",
-        "--source HOSTILE",
-    ),
+    "relay sweep": ("--source trivore --dry-run", "--source HOSTILE"),
     "relay verify": ("", "--json"),
     "relay unblock": ("--all --reason x", "--all --reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
     "relay replay": ("--all --reason x", "--all --json", "--seq 1 --reason HOSTILE --yes", "--entity HOSTILE --reason x"),
@@ -96,7 +77,7 @@ WITHOUT_VALUES = {
     "inbox roles": "shows SQL of the code; only a sound prefix gets into it: tests/store/test_roles.py",
     "relay web passwd": "shows a name that it has checked: tests/web/test_web_account_commands.py",
     "relay web token": "likewise",
-    "relay demo": "shows its own services: tests/demo/test_screen.py",
+    "relay demo": "shows its own services: tests/demo/test_demo.py",
     "relay demo identity": "says where it answers",
     "relay demo commercial": "says where it answers",
 }
@@ -126,22 +107,18 @@ READMITTABLE = text(
 """A refused request of a known source, that can be read now."""
 
 
-def prepared(database_url: str) -> None:
-    engine = engines.connect(database_url, application="tests")
-    give_up(engine, database_url, [(HOSTILE, moment(n)) for n in range(2)], reason=HOSTILE)
+@pytest.fixture(scope="module")
+def planted(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("planted") / "inbox.db"
+    shutil.copy(sqlite_template, path)
+    engine = engines.connect(f"sqlite:///{path}", application="tests")
+    give_up(engine, f"sqlite:///{path}", [(HOSTILE, moment(n)) for n in range(2)], reason=HOSTILE)
     with engine.begin() as connection:  # the second blocks its lane
         connection.exec_driver_sql("UPDATE open_delivery SET state = 'blocked' WHERE seq = 2")
     assert plant(engine) >= text_columns()
     with engine.begin() as connection:
         connection.execute(READMITTABLE, {"body": body(HOSTILE, moment(9), eventType=HOSTILE[:90])})
     engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def planted(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("planted") / "inbox.db"
-    shutil.copy(sqlite_template, path)
-    prepared(f"sqlite:///{path}")
     return path
 
 
@@ -207,10 +184,6 @@ def test_no_command_writes_what_moves_a_cursor_hides_or_is_markup(
     for options in CASES[command]:
         ran = check(command, options, terminal=terminal)
         shown += ran.stdout + ran.stderr
-        if "--json" in options and MARK in ran.stdout:
-            # a finding is one line for a monitor
-            told = ("; ".join(HOSTILE.splitlines()),) if "--check" in options else (HOSTILE,)
-            assert any(text in value for value in values(json.loads(ran.stdout)) for text in told), options
     assert f"{MARK} " in shown, "nothing of it was shown at all"
     assert "[link=https://evil.example]" in shown, "the markup was taken for markup"
     assert ":warning:" in shown
@@ -234,30 +207,6 @@ def test_no_line_of_a_relays_log_can_be_broken_coloured_or_forged(
     assert [line for line in relay.output.splitlines() if not line.startswith(("  ", "20", "Traceback"))] == []
 
 
-def values(found: object) -> set[str]:
-    """Every text in a JSON value."""
-    match found:
-        case str():
-            return {found}
-        case dict():
-            return set().union(*map(values, found), *map(values, found.values()))
-        case list():
-            return set().union(*map(values, found))
-        case _:
-            return set()
-
-
-@pytest.mark.long
-def test_no_command_does_so_on_postgres(
-    postgres_database_url: str, tmp_path: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared(postgres_database_url)
-    configure(tmp_path, postgres_database_url, server, monkeypatch)
-    for command, cases in CASES.items():
-        shown = [check(command, options, terminal=False) for options in cases]
-        assert any(f"{MARK} " in ran.stdout + ran.stderr for ran in shown), command
-
-
 def test_a_replay_of_such_entities_is_done(copied: str) -> None:
     engine = engines.connect(copied, application="tests")
     assert run("relay replay", "--entity HOSTILE --reason HOSTILE --yes").status == 0
@@ -273,19 +222,6 @@ def test_the_answer_to_a_webhook_that_is_sent_is_shown_without_harm(
     for options in (f"trivore --url {server.url}", "HOSTILE", "trivore --entity HOSTILE --url HOSTILE"):
         ran = check("inbox send", options, terminal=False)
         assert MARK in ran.stdout + ran.stderr
-
-
-def test_a_url_that_is_none_is_told_without_the_sources_token(
-    tmp_path: Path, planted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = config_text(f"sqlite:///{planted}")
-    shown_in_url = '[sources.by-url]\npreset = "trivore"\nauth = { kind = "url_token", secrets = ["s3cret-token"] }\n'
-    (tmp_path / "inbox.toml").write_text(text + shown_in_url, encoding="utf-8")
-    monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
-    for url in ("nowhere", "http://a b", "http://127.0.0.1:99999"):
-        ran = invoke("inbox", "send", "by-url", "--url", url)
-        assert (ran.status, "give --url" in ran.stderr) == (2, True)
-        assert "s3cret" not in ran.stdout + ran.stderr
 
 
 def test_the_text_of_a_bugs_exception_is_escaped_too(
@@ -306,49 +242,7 @@ def test_the_text_of_a_bugs_exception_is_escaped_too(
     assert "\nall is well" not in shown
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "inbox show NUMBER",
-        "inbox list --before NUMBER",
-        "inbox commands NUMBER",
-        "inbox commands --before NUMBER",
-        "inbox rejected --id NUMBER",
-        "inbox rejected --before NUMBER",
-        "inbox readmit --id NUMBER",
-        "relay cancel --seq NUMBER",
-        "relay continue --command NUMBER",
-    ],
-)
-def test_a_number_that_no_row_can_have_is_wrong_use(arguments: str) -> None:
-    command, *options = arguments.replace("NUMBER", str(2**63)).split()
-    ended = invoke(command, *options)
-    assert ended.status == 2
-    assert "Invalid value" in ended.stderr
-
-
-def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
-    """Search the code for calls that could pass markup to rich, or bypass `inbox.observe.visible`."""
-    paths = [path for side in ("inbox", "relay") for path in Path(side).rglob("*.py") if "demo" not in path.parts]
-    calls = [
-        (path, node) for path in paths for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
-    ]
-    assert {(str(path), way_of(node)) for path, node in calls if way_of(node) is not None} == PLAIN
-
-
-PLAIN = {
-    ("relay/cli/output.py", "console.print"),
-    ("relay/cli/output.py", "sys.stdout.write"),
-    ("relay/cli/output.py", "TextColumn"),  # without markup
-    ("relay/cli/options.py", "sys.stderr.write"),
-    ("inbox/observe/logs.py", "sys.stderr.write"),
-}
-"""Each is tested above, or gets no value from outside. The demo is tested by tests/demo/test_screen.py."""
-
-
-def way_of(node: ast.Call) -> str | None:
-    """Name the function by which a call writes to a terminal; None when it doesn't, or writes a literal text."""
-    called = ast.unparse(node.func)
-    if called.endswith((".stdout.write", ".stderr.write")) or called in {"print", "typer.echo", "TextColumn"}:
-        return called
-    return "console.print" if called.endswith(".print") else None
+@pytest.mark.parametrize("command", ["inbox show", "inbox list --before", "inbox rejected --id", "relay cancel --seq"])
+def test_a_number_that_no_row_can_have_is_wrong_use(command: str) -> None:
+    ended = invoke(*command.split(), str(2**63))
+    assert (ended.status, "Invalid value" in ended.stderr) == (2, True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
+import itertools
 import json
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote_plus
 
@@ -20,33 +22,23 @@ from inbox.events.strict_json import LARGEST_TEXT, MOST_MARKS
 from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.fields import LARGEST_FORM_PAYLOAD
-from tests.helpers.large_bodies import BODIES, SECRET, memory_of, send_large
 from tests.helpers.processes import gunicorn_after, site
-from tests.helpers.receiver import Answer, answers, ask, receiving, webhook
-from tests.helpers.tables import rows
+from tests.helpers.receiver import CLOSE, HOST, Answer, answers, ask, memory_of, receiving, request, webhook
+from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body as small_body
 from tests.helpers.webhooks import config_text, moment
 
+SECRET = "benchmark-secret"
 LARGEST = PRESETS["github"].max_body
 GITHUB = f'\n[sources.github]\npreset = "github"\nsecrets = ["{SECRET}"]\n'
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
-HEADERS = {"X-GitHub-Event": "push", "Content-Type": JSON}
 
 
 def everything(size: int) -> bytes:
     """As many members as there may be, and for the rest one text."""
     members = b"".join(b',"%07d":%d' % (n, n + 1000) for n in range(MOST_MARKS // 2 - 10))
     return b'{"id":1%b,"x":"%b"}' % (members, b"x" * (size - len(members) - 15))
-
-
-@contextlib.contextmanager
-def held(port: int, sent: bytes) -> Iterator[None]:
-    """A connection over which this was sent, and that stays open, unless there was no room for it."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        with contextlib.suppress(ConnectionError):
-            connection.sendall(sent)
-        yield
 
 
 def wide(size: int) -> bytes:
@@ -61,23 +53,73 @@ def plain_form(size: int) -> bytes:
 
 def form(size: int) -> bytes:
     """A form of GitHub's."""
-    text = quote_plus('{"id": 1, "x": "%s"}' % ("'" * (size // 12)))
-    return f"payload={text}".encode()
+    return b"payload=" + quote_plus('{"id": 1, "x": "%s"}' % ("'" * (size // 12))).encode()
 
 
-KINDS = {
-    "one string": (BODIES["one string"], 200),
-    "one string of escapes": (BODIES["one string of escapes"], 200),
-    "a push of 2,048 commits": (BODIES["a push of 2,048 commits"], 200),
+def filled(unit: bytes) -> Callable[[int], bytes]:
+    """A body whose list `x` repeats `unit`."""
+    return lambda size: b'{"id":1,"x":[%b0]}' % (unit * ((size - 20) // len(unit)))
+
+
+def commits(size: int) -> bytes:
+    """A push as GitHub sends it: 2,048 commits, the most that one has, with an emoji, and 30 paths in each."""
+    path = "source/of/some/deeply/nested/package/module_with_a_long_name_"
+    paths = itertools.count()
+    each = min(max((size // 2048 - 700) // (len(path) + 12), 1), 30)
+    person = {"name": "Somebody", "email": "somebody@example.com", "username": "somebody"}
+    made = [
+        {
+            "id": hashlib.sha1(b"%d" % n).hexdigest(),  # noqa: S324  # as git names commits
+            "message": "Mend the thing \N{SPARKLES}",
+            "timestamp": "2026-01-01T00:00:00Z",
+            "url": "https://github.com/octo/repo/commit/" + "0" * 40,
+            "author": person,
+            "committer": person,
+            "added": [f"{path}{next(paths)}" for _ in range(each)],
+            "distinct": True,
+        }
+        for n in range(2048)
+    ]
+    return json.dumps({"ref": "refs/heads/main", "commits": made}, ensure_ascii=False).encode()
+
+
+KINDS: dict[str, tuple[Callable[[int], bytes], int]] = {
+    "one string": (lambda size: b'{"id":1,"x":"%b"}' % (b"x" * (size - 16)), 200),
+    "one string of escapes": (lambda size: b'{"id":1,"x":"%b"}' % (b"\\n" * ((size - 16) // 2)), 200),
+    "a push of 2,048 commits": (commits, 200),
     "as many members as there may be": (everything, 200),
     "as many members as there may be, and a euro sign": (wide, 200),
     "a form": (form, 200),
     "a form that is not quoted": (plain_form, 200),
-    "an emoji": (BODIES["one string with an emoji"], 422),
-    "lists 60 deep": (BODIES["lists 60 deep"], 422),
-    "short lists": (BODIES["short lists"], 422),
-    "short strings": (BODIES["short strings"], 422),
+    "an emoji": (lambda size: b'{"id":1,"x":"%b\xf0\x9f\x98\x80"}' % (b"x" * (size - 20)), 422),
+    "lists 60 deep": (filled(b"[" * 60 + b"]" * 60 + b","), 422),
+    "short lists": (filled(b"[],"), 422),
+    "short strings": (filled(b'"ab",'), 422),
 }
+
+
+def type_of(kind: str) -> str:
+    return FORM if kind.startswith("a form") else JSON
+
+
+def send_large(port: int, body: bytes, media_type: str = "application/json") -> str:
+    """POST it, signed as GitHub would. Returns the status."""
+    digest = hmac.digest(SECRET.encode(), body, "sha256").hex()
+    signed = (f"X-Hub-Signature-256: sha256={digest}", f"X-GitHub-Delivery: {uuid.uuid4()}", "X-GitHub-Event: push")
+    fields = (f"Content-Type: {media_type}", *signed, f"Content-Length: {len(body)}")
+    line = b"POST /webhooks/github HTTP/1.1"
+    return ask(port, request(HOST, CLOSE, *(field.encode() for field in fields), line=line, payload=body), within=60.0)[
+        9:12
+    ].decode()
+
+
+@contextlib.contextmanager
+def held(port: int, sent: bytes) -> Iterator[None]:
+    """A connection over which this was sent, and that stays open, unless there was no room for it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(sent)
+        yield
 
 
 @pytest.mark.long
@@ -88,22 +130,21 @@ def test_a_worker_grows_by_four_times_the_largest_body_at_most_whatever_is_in_it
         program, port = place.receiver(workers=1)
         (worker,) = program.children()
         assert send_large(port, b'{"id":1}') == "200"
-        before = memory_of(worker)["VmRSS"]
-        grown = {}
+        before, grown, sizes = memory_of(worker), dict[str, float](), list[int]()
         for kind, (make, status) in KINDS.items():
             body = make(LARGEST)
             assert len(body) <= LARGEST
             Path(f"/proc/{worker}/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-            refused = len(rows(engine, "SELECT id FROM rejected_request"))
-            assert send_large(port, body, FORM if kind.startswith("a form") else JSON) == str(status), kind
-            if status != 200:  # it is stored a moment later
-                until(lambda: len(rows(engine, "SELECT id FROM rejected_request")) > refused, kind)
-            grown[kind] = (memory_of(worker)["VmHWM"] - before) / LARGEST
+            refused = count(engine, "rejected_request")
+            assert send_large(port, body, type_of(kind)) == str(status), kind
+            if status == 200:
+                sizes.append(len(body))
+            else:  # it is stored a moment later
+                until(lambda: count(engine, "rejected_request") > refused, kind)
+            grown[kind] = (memory_of(worker, "VmHWM") - before) / LARGEST
         assert max(grown.values()) <= 4, grown
         stored = rows(engine, "SELECT length(body) AS size FROM inbox_payload ORDER BY seq")
-        assert [row["size"] for row in stored[1:]] == [
-            len(make(LARGEST)) for make, status in KINDS.values() if status == 200
-        ]
+        assert [row["size"] for row in stored[1:]] == sizes
         assert program.children() == [worker]
 
 
@@ -111,22 +152,15 @@ def test_a_worker_grows_by_four_times_the_largest_body_at_most_whatever_is_in_it
     "kind", ["one string", "as many members as there may be", "a form", "an emoji", "lists 60 deep"]
 )
 async def test_the_event_loop_goes_on_while_a_large_body_is_handled(kind: str, sqlite_database_url: str) -> None:
-    await turns(kind, sqlite_database_url)
-
-
-async def turns(kind: str, database_url: str) -> None:
-    """Compare the longest that the process computes between two turns of the loop with what it takes to parse one string.
+    """Compare the longest that the process computes between two turns of the loop with the parsing of one string.
 
     That is time of the processor in this process: what else the machine does is not in it. But on a busy one the loop's
     thread may get its turn late, while the other computes: the best of a few requests counts.
     """
     make, status = KINDS[kind]
-    body = make(LARGEST)
+    body, one_string = make(LARGEST), KINDS["one string"][0](LARGEST)
     digest = hmac.digest(SECRET.encode(), body, "sha256").hex()
-    sent = {**HEADERS, "X-Hub-Signature-256": f"sha256={digest}"}
-    if kind.startswith("a form"):
-        sent["Content-Type"] = FORM
-    one_string = BODIES["one string"](LARGEST)
+    sent = {"X-GitHub-Event": "push", "Content-Type": type_of(kind), "X-Hub-Signature-256": f"sha256={digest}"}
     longest, shares = 0.0, list[float]()
 
     async def turn() -> None:
@@ -135,10 +169,9 @@ async def turns(kind: str, database_url: str) -> None:
         while True:
             await asyncio.sleep(0)
             now = time.process_time()
-            longest = max(longest, now - last)
-            last = now
+            longest, last = max(longest, now - last), now
 
-    async with receiving(parse_config(config_text(database_url) + GITHUB)) as receiver:
+    async with receiving(parse_config(config_text(sqlite_database_url) + GITHUB)) as receiver:
         for _ in range(10):
             began = time.process_time()
             json.loads(one_string)
@@ -156,12 +189,11 @@ async def turns(kind: str, database_url: str) -> None:
 
 @pytest.mark.long
 def test_one_huge_body_leaves_room_for_every_small_one_and_another_huge_one_is_told_to_come_again(
-    database_url: str, tmp_path: Path
+    sqlite_database_url: str, tmp_path: Path
 ) -> None:
-    text = config_text(database_url) + GITHUB
     head = b"POST /webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
     huge = head + b"Content-Length: %d\r\n\r\n" % LARGEST + b"x" * (LARGEST - 1)
-    with site(tmp_path, text) as place:
+    with site(tmp_path, config_text(sqlite_database_url) + GITHUB) as place:
         _, port = place.receiver(1, gunicorn_after(f"from inbox.receiver import app; app.MEMORY = {4 * LARGEST}"))
 
         def refused() -> Answer | None:

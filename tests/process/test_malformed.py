@@ -1,4 +1,4 @@
-"""A receiver on the internet is judged by what it refuses and survives: 123 kinds of request, byte by byte, at the real one."""
+"""A receiver on the internet is judged by what it refuses and survives: 114 kinds of request, byte by byte, at the real one."""
 
 from __future__ import annotations
 

@@ -1,11 +1,18 @@
-"""Metrics of real processes, scraped while they work, against what the database says. A scrape harms nobody."""
+"""Metrics of real processes, scraped while they work, against the database, on a machine that others use. A scrape harms nobody."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import shutil
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +20,7 @@ from sqlalchemy import Engine
 
 from tests.helpers import checkers
 from tests.helpers.metrics import Samples, exporter_of, metrics_at, scrape, served, total
-from tests.helpers.processes import site
+from tests.helpers.processes import GUNICORN, free_port, site
 from tests.helpers.receiver import ask, status_of, webhook
 from tests.helpers.relaying import fill
 from tests.helpers.tables import count, duplicates, facts
@@ -21,10 +28,35 @@ from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
 
-
-def counted(samples: Samples) -> dict[str, float]:
-    """Return the number of facts of each kind."""
-    return {kind: number for (kind, _), number in samples.get("relay_facts_total", {}).items() if number}
+STRANGER = 65534
+"""The uid and gid of `nobody` nearly everywhere; root can be anybody without an account."""
+TOUCHES = (
+    "open os.chmod os.chown os.link os.listdir os.mkdir os.remove os.rename os.rmdir os.scandir os.symlink os.truncate"
+)
+"""The events of Python's audit hooks (PEP 578) that tell of a file or a folder."""
+WATCHES = f"""
+import os, sys
+def watch():
+    told = {TOUCHES!r}.split()
+    sys.addaudithook(lambda event, values: print(event, *values, flush=True) if event in told else None)
+"""
+COUNTS = """
+from inbox.observe.recorder import exporter_at, make_recorder
+from inbox.observe.metrics import RECEIVED, RECEIVER
+watch()
+exporter = exporter_at(("127.0.0.1", int(sys.argv[1])))
+exporter.ensure()
+meters = make_recorder(RECEIVER)
+meters.count(RECEIVED, "trivore")
+meters.close()
+input()
+exporter.stop()
+"""
+SERVES = """
+from inbox.observe.exporter import main
+watch()
+main(["127.0.0.1", sys.argv[1], str(os.geteuid()), str(os.getegid()), "text"])
+"""
 
 
 def has_ended(pid: int) -> bool:
@@ -41,31 +73,30 @@ def post(port: int, *sent: bytes, path: str = "trivore") -> Counter[int]:
     return Counter(map(status_of, answers))
 
 
-def agrees(engine: Engine, samples: Samples) -> bool:
-    """Return whether metrics equal stored rows; each rejection has a row, or counts as one without."""
-    refused = total(samples, "inbox_rejected_total")
-    return (
-        "inbox_received_total" in samples  # else nothing has been written yet
-        and samples["inbox_received_total"]["trivore",] == count(engine, "inbox")
-        and samples["inbox_duplicates_total"]["trivore",] == duplicates(engine)
-        and refused == count(engine, "rejected_request") + total(samples, "inbox_rejections_not_kept_total")
-        and total(samples, "inbox_batch_events_sum") == count(engine, "inbox") + duplicates(engine)
-    )
-
-
 def agreed(engine: Engine, port: int, requests: int) -> Samples:
-    """Return the metrics once they agree with the database and count at least `requests` requests: both take a moment."""
+    """Return the metrics once they count so many requests, and agree with the database: both take a moment.
+
+    Each rejection has a row, or counts as one without.
+    """
     found: list[Samples] = []
 
     def look() -> bool:
-        found.append(scrape(port))
-        return agrees(engine, found[-1]) and total(found[-1], "inbox_request_seconds_count") >= requests
+        found.append(samples := scrape(port))
+        events, repeats = count(engine, "inbox"), duplicates(engine)
+        return (
+            total(samples, "inbox_request_seconds_count") >= requests
+            and samples["inbox_received_total"]["trivore",] == events
+            and samples["inbox_duplicates_total"]["trivore",] == repeats
+            and total(samples, "inbox_rejected_total")
+            == count(engine, "rejected_request") + total(samples, "inbox_rejections_not_kept_total")
+            and total(samples, "inbox_batch_events_sum") == events + repeats
+        )
 
     until(look, "both say the same")
     return found[-1]
 
 
-def test_a_scrape_sees_all_workers_and_those_that_have_ended(
+def test_a_scrape_sees_all_workers_and_those_that_have_ended_and_no_trouble_with_it_stops_a_webhook(
     postgres_database_url: str, postgres_engine: Engine, tmp_path: Path
 ) -> None:
     port, more = metrics_at("receiver")
@@ -77,13 +108,15 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended(
         assert post(webhooks, *(body(f"u{n}") for n in range(10))) == {200: 10}
         assert post(webhooks, *[b"{}"] * 3, b"<xml/>") == {422: 3, 400: 1}
         assert post(webhooks, body(), body(), path="nobody") == {401: 2}
+        assert b"405" in ask(port, webhook()).splitlines()[0]
+        get = b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        assert status_of(ask(webhooks, get)) == 404
 
         first = agreed(postgres_engine, port, 56)
         assert first["inbox_rejected_total"]["invalid_event", "trivore"] == 3
         assert first["inbox_rejected_total"]["unreadable", "trivore"] == 1
         assert first["inbox_rejected_total"]["not_authenticated", "(unknown)"] == 2
         assert first["inbox_request_seconds_count"]["200",] == 50
-        assert total(first, "inbox_request_seconds_count") == 56
         assert "nobody" not in str(first)
 
         workers = set(receiver.children()) - {exporter}
@@ -91,98 +124,133 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended(
             os.kill(pid, signal.SIGKILL)
         until(lambda: len(receiver.children()) == 3 and not workers & set(receiver.children()), "others serve")
         until(lambda: post(webhooks, body("after a crash")) == {200: 1}, "they take webhooks in")
+        assert agreed(postgres_engine, port, 57)["inbox_received_total"]["trivore",] == 41
+
+        os.kill(exporter, signal.SIGKILL)
+        assert post(webhooks, body("without it")) == {200: 1}
         receiver.send(signal.SIGHUP)
-        before = set(receiver.children()) - {exporter}
-        until(lambda: len(receiver.children()) == 3 and not before & set(receiver.children()), "and others")
-        assert post(webhooks, body("after a reload")) == {200: 1}
-
-        last = agreed(postgres_engine, port, 58)
-        assert last["inbox_received_total"]["trivore",] == 42
-        assert exporter_of(receiver) == exporter
-
+        until(lambda: served(port), "a reload brings it back")
+        until(lambda: total(scrape(port), "inbox_received_total") == 1, "no count was lost meanwhile")
+        exporter = exporter_of(receiver)
         assert receiver.stop() == 0
         assert has_ended(exporter)
         written = receiver.output.replace("was sent SIGKILL! Perhaps out of memory?", "")
         assert checkers.complaints({"receiver": written}) == []
 
 
-def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(
-    sqlite_database_url: str, tmp_path: Path
-) -> None:
-    port, more = metrics_at("receiver")
-    with site(tmp_path, config_text(sqlite_database_url) + more) as place:
-        receiver, webhooks = place.receiver(workers=1, besides=1)
-        until(lambda: served(port), "metrics are served")
-        exporter = exporter_of(receiver)
-        assert post(webhooks, *(body(f"u{n}") for n in range(20))) == {200: 20}
-        assert b"405" in ask(port, webhook()).splitlines()[0]
-        assert status_of(ask(webhooks, b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")) == 404
+@contextmanager
+def trickling(port: int, number: int) -> Iterator[None]:
+    """So many connections: half say nothing, half go on with a request that never becomes whole."""
+    with ExitStack() as leaving:
+        connections = [leaving.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(number)]
+        ended = threading.Event()
 
-        until(lambda: total(scrape(port), "inbox_received_total") == 20, "all is counted")
-        os.kill(exporter, signal.SIGKILL)
-        assert post(webhooks, body("without it")) == {200: 1}
-        receiver.send(signal.SIGHUP)
-        until(lambda: served(port), "a reload brings it back")
-        until(lambda: total(scrape(port), "inbox_received_total") == 1, "what was counted meanwhile is not lost")
+        def drip() -> None:
+            sent = b"GET /metrics HTTP/1.1\r\nHost: a"
+            while not ended.wait(0.05):
+                for connection in list(connections[::2]):
+                    try:
+                        connection.sendall(sent)
+                    except OSError:
+                        continue
+                sent = b"a"
 
-        exporter = exporter_of(receiver)
-        workers = set(receiver.children()) - {exporter}
-        receiver.kill()
-        assert not has_ended(exporter)
-        for pid in workers:  # a worker outlives its master
-            with contextlib.suppress(ProcessLookupError):  # but for the one that was replaced
-                os.kill(pid, signal.SIGKILL)
-        until(lambda: has_ended(exporter), "it goes with the last process")
+        thread = threading.Thread(target=drip)
+        thread.start()
+        leaving.callback(thread.join)
+        leaving.callback(ended.set)
+        yield
 
 
-def test_one_that_takes_the_place_of_another_serves_at_its_address_and_leaves_nothing_when_it_is_killed(
+def test_a_relay_is_scraped_beside_connections_that_drip_and_by_the_same_address_when_another_takes_its_place(
     sqlite_database_url: str, tmp_path: Path
 ) -> None:
     port, more = metrics_at("relay")
     with site(tmp_path, config_text(sqlite_database_url) + more) as place:
         old = place.relay()
         until(lambda: served(port), "metrics are served")
+        with trickling(port, 200):
+            assert "relay_facts_total" in scrape(port)
         new = place.relay("--processes", "2")
         new.writes(f"can't listen on 127.0.0.1:{port}, trying again")
         assert old.stop() == 0
         until(lambda: served(port), "the new one has it")
+        assert checkers.complaints({"relay": old.output}) == []
 
         exporter = exporter_of(new)
-        for pid in {new.pid, *new.children()} - {exporter}:
-            os.kill(pid, signal.SIGKILL)
+        new.kill()
+        assert not has_ended(exporter)
         until(lambda: has_ended(exporter), "it goes with the last process")
 
 
-@pytest.mark.parametrize(("database_url", "processes"), [("sqlite", 1), ("postgres", 2)], indirect=["database_url"])
-def test_what_relays_count_is_what_the_log_says(
-    database_url: str, processes: int, engine: Engine, tmp_path: Path
-) -> None:
+def test_relays_count_as_the_log_does(postgres_database_url: str, postgres_engine: Engine, tmp_path: Path) -> None:
     def script(seq: int, attempt: int) -> int:
         return 503 if seq % 5 == 0 and attempt == 1 else 400 if seq % 7 == 0 else 200
 
-    fill(database_url, [(f"u{n % 20}", moment(n)) for n in range(60)])
+    fill(postgres_database_url, [(f"u{n % 20}", moment(n)) for n in range(60)])
     port, more = metrics_at("relay")
     with serving(tmp_path / "arrivals.jsonl", script) as downstream:
-        text = config_text(database_url, downstream.url, schedule=("100ms", "100ms"))
+        text = config_text(postgres_database_url, downstream.url, schedule=("100ms", "100ms"))
         with site(tmp_path, text + more) as place:
-            relay = place.relay("--processes", str(processes))
-            until(
-                lambda: not relay.runs or count(engine, "open_delivery WHERE state <> 'dead'") == 0,
-                "all is done",
-            )
-            assert relay.runs, relay.output
-            logged = facts(engine)
-            until(lambda: served(port), "metrics are served")
-            until(lambda: counted(scrape(port)) == Counter(fact["kind"] for fact in logged), "all of it is told")
-            until(lambda: total(scrape(port), "relay_backlog_read_timestamp_seconds") > 0, "the backlog was read")
-            found = scrape(port)
+            relay = place.relay("--processes", "2")
+            done = "open_delivery WHERE state <> 'dead'"
+            until(lambda: not relay.runs or count(postgres_engine, done) == 0, "all is done")
+            logged = facts(postgres_engine)
+            kinds = Counter(fact["kind"] for fact in logged)
+
+            def told() -> Samples | None:
+                found = served(port) or {}
+                facts_of = {kind: n for (kind, _), n in found.get("relay_facts_total", {}).items() if n}
+                read = total(found, "relay_backlog_read_timestamp_seconds") > 0
+                return found if facts_of == kinds and read else None
+
+            found = until(told, "all of it is told") or {}
             attempts = {outcome: n for (outcome, _), n in found["relay_attempts_total"].items()}
             assert attempts["delivered"] == found["relay_delivery_seconds_count"]["everything",]
             assert sum(attempts.values()) == len(downstream.arrivals.lines())
             assert attempts["server_error"] == sum(f["detail"].get("error_class") == "server_error" for f in logged)
             assert found["relay_breaker"]["destination", "audit"] in {0, 2}
             assert set(found["relay_open_deliveries"]) >= {("everything", "ready"), ("everything", "dead")}
-            exporter = exporter_of(relay)
             assert relay.stop() == 0
-            assert has_ended(exporter)
             assert checkers.complaints(place.logs()) == []
+
+
+@pytest.mark.parametrize("program", [COUNTS, SERVES], ids=["counts", "serves"])
+def test_neither_who_counts_nor_who_serves_touches_a_file_or_folder(program: str) -> None:
+    """So there is none that others could prepare, fill, or put another in the place of."""
+    port = free_port()
+    command = [sys.executable, "-c", WATCHES + program, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        until(lambda: served(port) is not None, "metrics are served")
+        assert running.communicate("\n", timeout=20)[0] == ""
+    assert running.returncode == 0
+
+
+def identity(pid: int) -> dict[str, list[int]]:
+    """Real, effective, saved and file system ids, and the supplementary groups."""
+    lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {name: [int(each) for each in value.split()] for name, _, value in lines if name in {"Uid", "Gid", "Groups"}}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user takes part")
+def test_the_exporter_has_no_more_rights_than_the_workers(sqlite_database_url: str, tmp_path: Path) -> None:
+    """As `gunicorn --user nobody --group nogroup` runs when root starts it; it reads their counts all the same."""
+    port, more = metrics_at("receiver")
+    folder = Path(tempfile.mkdtemp())  # pytest's own are root's alone
+    try:
+        shutil.copy(sqlite_database_url.removeprefix("sqlite:///"), folder / "inbox.db")
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, STRANGER, STRANGER)
+        with site(tmp_path, config_text(f"sqlite:///{folder}/inbox.db") + more) as place:
+            started = (*GUNICORN, "--user", str(STRANGER), "--group", str(STRANGER))
+            in_groups = (
+                "import os, sys; os.setgroups([4, 27]); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+            )
+            receiver, webhooks = place.receiver(1, ("-c", in_groups, *started), besides=1)
+            assert identity(receiver.pid)["Groups"] == [4, 27]
+            until(lambda: served(port), "metrics are served")
+            assert identity(exporter_of(receiver)) == {"Uid": [STRANGER] * 4, "Gid": [STRANGER] * 4, "Groups": []}
+            assert status_of(ask(webhooks, webhook())) == 200
+            until(lambda: total(scrape(port), "inbox_received_total") == 1, "it is counted")
+    finally:
+        shutil.rmtree(folder)

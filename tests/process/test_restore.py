@@ -1,4 +1,7 @@
-"""A database that was restored from a dump, or to a moment in the past, is one that both sides go on with."""
+"""A database that was restored to a moment in the past is one that both sides go on with.
+
+Dumps: tests/docs/test_pages_on_postgres.py.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import NullPool
 
 from tests.docs.pages import the_block
-from tests.helpers.databases import PostgresServer, granted, migrated
-from tests.helpers.killable_postgres import killable, run_program
+from tests.helpers.databases import migrated
+from tests.helpers.killable_postgres import killable
 from tests.helpers.machine import ROOM
 from tests.helpers.processes import Site, site
-from tests.helpers.tables import facts, open_states, stored
+from tests.helpers.tables import open_states, stored
 from tests.helpers.traffic import Downstream, Sender, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -55,38 +58,6 @@ def send(folder: Path, port: int, sent: list[tuple[str, str]], url: str) -> None
 
 def in_the_inbox(url: str) -> set[tuple[str, str]]:
     return {(event["entity"], event["occurred_at"]) for event in stored(engine_of(url))}
-
-
-def test_a_dump_restored_as_the_page_says_is_the_same_inbox_with_roles(
-    postgres_database_url: str, postgres_server: PostgresServer, tmp_path: Path
-) -> None:
-    dumping, restoring = (
-        next(line.split() for line in the_block(PAGE, "sh", program).splitlines() if line.startswith(program))
-        for program in ("pg_dump", "pg_restore")
-    )
-    with serving(tmp_path / "arrivals.jsonl") as downstream:
-        with working(tmp_path / "before", postgres_database_url, downstream) as (_, port):
-            send(tmp_path, port, EARLIER, postgres_database_url)
-            dump = tmp_path / "inbox.dump"
-            run_program("pg_dump", make_url(postgres_database_url), "--format=custom", f"--file={dump}")
-            assert dumping[:2] == ["pg_dump", "--format=custom"]
-        with postgres_server.database() as restored:
-            options = [option for option in restoring[1:] if option.startswith("--no-") or option == "--exit-on-error"]
-            assert len(options) == 3
-            run_program(
-                "pg_restore", make_url(restored), *options, f"--dbname={make_url(restored).database}", str(dump)
-            )
-            with granted(restored, f"r{make_url(postgres_database_url).database}"[-30:]) as roles:
-                assert roles.allows("receiver", "SELECT seq FROM inbox")
-                assert not roles.allows("receiver", "SELECT * FROM inbox")
-            assert in_the_inbox(restored) == set(EARLIER)
-            assert facts(engine_of(restored)) == facts(engine_of(postgres_database_url))
-            with working(tmp_path / "after", restored, downstream) as (place, port):
-                verified = place.invoke("relay", "verify")
-                assert verified.status == 0, verified.stdout + verified.stderr
-                send(tmp_path, port, [*EARLIER[:5], *LATER], restored)
-                assert place.invoke("relay", "verify").status == 0
-            assert in_the_inbox(restored) == {*EARLIER, *LATER}
 
 
 def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_path: Path) -> None:

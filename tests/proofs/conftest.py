@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from relay.store import claim, work
+from tests.proofs.interleavings.stage import Stage
 from tests.proofs.model.world import World
 
 
@@ -20,3 +21,8 @@ def world(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) ->
     made = World(engine, database_url)
     yield made
     made.close()
+
+
+@pytest.fixture
+def stage(world: World) -> Stage:
+    return Stage(world)

@@ -13,7 +13,7 @@ from sqlalchemy import TextClause, text
 from inbox.config.model import Config
 from inbox.db import order_lock
 from inbox.db.dialect import Sql
-from relay.store import audit, rebuild
+from relay.store import audit, rebuild, record
 from relay.store.deliveries import Claimed
 from relay.store.statement import Statement
 from relay.store.transaction import Read, Transaction
@@ -21,7 +21,7 @@ from relay.store.transaction import Read, Transaction
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def now_without_a_lock(
+def _now_without_a_lock(
     transaction: Transaction, _routes: Iterable[str] | None = None, *, keeps_payloads: bool = False
 ) -> datetime:
     """Stands for `Transaction.take_order_lock`, and locks nothing."""
@@ -52,7 +52,7 @@ class _Changed(Statement):
         return written._replace(text=text(found))
 
 
-def without_the_fence(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
+def _without_the_fence(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
     """Stands for `still_leased`, and takes no notice of tokens."""
     found = {(row.seq, row.route): row for row in rows if row.state == "in_flight"}
     return {claim: found[claim[:2]] for claim in claims if claim[:2] in found}
@@ -60,18 +60,11 @@ def without_the_fence(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Cl
 
 def changed(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plant:
     """Replace each of these parts of a statement of the store's."""
-    original = getattr(module, statement)
-    if isinstance(original, Statement):
-        return replaced(module, statement, _Changed(original, parts))
+    return replaced(module, statement, _Changed(getattr(module, statement), parts))
 
-    def words(*arguments: object, **options: bool) -> TextClause:
-        found: str = original(*arguments, **options).text
-        for part, instead in parts:
-            assert part in found
-            found = found.replace(part, instead)
-        return text(found)
 
-    return replaced(module, statement, words)
+without_the_order_lock = replaced(Transaction, "take_order_lock", _now_without_a_lock)
+without_the_fence = replaced(record, "still_leased", _without_the_fence)
 
 
 def the_lock_of_another_route(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +78,13 @@ def the_lock_of_another_route(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_lock_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed(order_lock, "given_routes", ("FOR UPDATE", "FOR SHARE"))(monkeypatch)
+    locking = order_lock.given_routes
+
+    def sharing(sql: Sql) -> TextClause:
+        assert "FOR UPDATE" in locking(sql).text
+        return text(locking(sql).text.replace("FOR UPDATE", "FOR SHARE"))
+
+    monkeypatch.setattr(order_lock, "given_routes", sharing)
 
 
 WITHOUT_A_LOOK = ("AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)", "")

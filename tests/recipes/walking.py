@@ -20,7 +20,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -193,19 +193,13 @@ def _canonical(text: str) -> str:
     return json.dumps(json.loads(text), sort_keys=True, indent=1, ensure_ascii=False)
 
 
-@contextlib.contextmanager
-def walking(
-    page: str, folder: Path, database_url: str, services: Mapping[str, Service], **environment: str
-) -> Iterator[Walk]:
-    """A reader of `docs/recipes/PAGE.md`; `environment` has the variables that it says to set."""
+def follow(page: str, folder: Path, database_url: str, services: Mapping[str, Service], **environment: str) -> Path:
+    """Follow `docs/recipes/PAGE.md`; `environment` has the variables that it says to set. Gives the folder of its files."""
     here = folder / "here"
     here.mkdir()
     walk = Walk(f"docs/recipes/{page}.md", here, database_url, services)
     variables = {name: walk.of_this_machine(value) for name, value in environment.items()}
     variables |= {"INBOX_DATABASE_URL": database_url, "INBOX_CONFIG": "inbox.toml"}
-    with (
-        contextlib.chdir(here),
-        mock.patch.dict(os.environ, variables),
-        contextlib.closing(walk),
-    ):
-        yield walk
+    with contextlib.chdir(here), mock.patch.dict(os.environ, variables), contextlib.closing(walk):
+        walk.follow()
+    return here

@@ -73,6 +73,13 @@ def test_a_thousand_deaths_on_a_route_are_one_alert_until_none_is_dead(steps: St
     assert listed(steps)[-1] == ("delivery_dead", "strict", True)
 
 
+def test_a_blocked_delivery_keeps_its_alert(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]))
+    steps.attempt(HOPELESS, "blocking")
+    Watch().look(work_of(steps.database, config=CONFIG))
+    assert listed(steps) == [("delivery_dead", "blocking", True)]
+
+
 def between_look_and_store(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], object]) -> None:
     """Let something happen after a look at all conditions, and before what it found is stored."""
     stores = getattr(alert_conditions, name)
@@ -84,7 +91,7 @@ def between_look_and_store(monkeypatch: pytest.MonkeyPatch, name: str, happens: 
     monkeypatch.setattr(alert_conditions, name, meanwhile)
 
 
-def test_a_death_that_comes_while_the_end_of_the_last_is_noticed_stays_alerted(
+def test_a_death_while_the_end_of_the_last_is_noticed_stays_alerted(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
@@ -99,7 +106,7 @@ def test_a_death_that_comes_while_the_end_of_the_last_is_noticed_stays_alerted(
     assert listed(steps)[1:] == [("delivery_dead", "strict", False)]
 
 
-def test_a_step_that_fails_again_while_its_recovery_is_noticed_stays_alerted(
+def test_a_step_that_fails_while_its_recovery_is_noticed_is_alerted(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     describe(work_of(steps.database, node="r1"), "host", 1, "1.0")
@@ -141,9 +148,7 @@ def test_a_route_is_behind_when_an_event_has_waited_for_too_long(steps: Steps) -
     assert listed(steps)[1:] == [("backlog_old", "strict", False)]
 
 
-def test_an_old_event_that_is_open_again_far_behind_is_seen_within_a_minute_and_by_no_relay_taken_for_none(
-    steps: Steps,
-) -> None:
+def test_an_old_event_open_again_is_seen_within_a_minute_and_by_no_relay_taken_for_none(steps: Steps) -> None:
     seconds = [0.0]
     steps.arrive(an_event(1))
     steps.do(
@@ -168,9 +173,7 @@ def test_an_old_event_that_is_open_again_far_behind_is_seen_within_a_minute_and_
     assert listed(steps) == [("backlog_old", "strict", True)]
 
 
-def test_a_source_is_silent_when_nothing_arrives_and_heard_again_when_something_does(
-    steps: Steps, clock: FakeClock
-) -> None:
+def test_a_source_is_silent_when_nothing_arrives_and_heard_when_something_does(steps: Steps, clock: FakeClock) -> None:
     steps.receive(an_event(1))
     watch = Watch()
     watch.look(work_of(steps.database, config=WATCHED))

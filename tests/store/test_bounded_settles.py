@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.order_lock import CASES, World, record_before_many
+from benchmarks.order_lock import CASES, World
 from relay.delivery.outcome import Delivered, Failed
 from relay.store.sequence import BATCH, sequence
 from tests.helpers.locks import Transactions
@@ -53,9 +53,7 @@ def attempt(steps: Steps, outcome: Delivered | Failed = DONE) -> int:
 # --- folding
 
 
-def test_what_is_recorded_meanwhile_folds_so_many_and_nothing_older_is_delivered_later(
-    steps: Steps, transactions: Transactions
-) -> None:
+def test_a_record_folds_so_many_and_nothing_older_is_delivered_later(steps: Steps, transactions: Transactions) -> None:
     fill(steps, waiting=300)
     transactions.forget()
 
@@ -85,9 +83,7 @@ def test_the_lanes_of_one_transaction_share_what_it_may_fold(steps: Steps, trans
     assert {delivery.seq for delivery in claimed} <= set(range(161, 181))
 
 
-def test_what_arrives_meanwhile_waits_behind_what_is_still_to_be_folded(
-    steps: Steps, transactions: Transactions
-) -> None:
+def test_an_arrival_waits_behind_what_is_still_to_be_folded(steps: Steps, transactions: Transactions) -> None:
     fill(steps, waiting=150)
     first = attempt(steps)
     steps.receive(an_event(200, "u0"))
@@ -116,7 +112,7 @@ def die(steps: Steps, number: int, *, lanes: int = 1) -> None:
     )
 
 
-def test_a_success_ends_so_many_dead_and_the_next_success_of_the_lane_the_rest(
+def test_a_success_ends_so_many_dead_and_the_next_of_the_lane_the_rest(
     steps: Steps, transactions: Transactions
 ) -> None:
     die(steps, 90)
@@ -151,17 +147,9 @@ def largest(database_url: str, monkeypatch: pytest.MonkeyPatch, case: str, numbe
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_transaction_reads_or_writes_more_when_more_is_open(
+def test_no_transaction_does_more_where_more_is_open(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     few = largest(sqlite_database_url, monkeypatch, case, FEW)
     many = largest(sqlite_database_url, monkeypatch, case, MANY)
     assert all(of_many <= of_few + 10 for of_few, of_many in zip(few, many, strict=True)), (few, many)
-
-
-def test_one_that_folds_all_at_once_is_noticed(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.store.sequence.MOST_FOLDED", 1_000_000)
-    name = next(name for name, case in CASES.items() if case is record_before_many)
-    few, many = (largest(sqlite_database_url, monkeypatch, name, number) for number in (FEW, MANY))
-    assert many[0] > few[0] + 10
-    assert many[1] > few[1] + 10

@@ -48,10 +48,15 @@ def test_an_event_with_a_time_far_ahead_supersedes_none_that_arrives_after_it(st
     assert steps.states() == [(3, "latest", "ready")]
 
 
+def late(steps: Steps, first: Event, outcome: Outcome, *then: Event) -> None:
+    """The first arrives and is delivered with this outcome, then the others arrive."""
+    steps.arrive(first)
+    steps.attempt(outcome, first.enrolments[0].route)
+    steps.arrive(*then)
+
+
 def test_an_event_is_dropped_when_what_was_fetched_after_it_was_delivered(steps: Steps) -> None:
-    steps.arrive(an_event(2, second=2, routes=LATEST))
-    steps.attempt(fetched(9), "latest")
-    steps.arrive(an_event(1, second=1, routes=LATEST))
+    late(steps, an_event(2, second=2, routes=LATEST), fetched(9), an_event(1, second=1, routes=LATEST))
     assert steps.states() == []
     assert steps.kinds() == [(1, "delivered"), (2, "superseded")]
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE seq = 2")
@@ -64,19 +69,16 @@ def test_an_event_is_dropped_when_what_was_fetched_after_it_was_delivered(steps:
     [(7.9, 2, False), (8.0, 2, False), (8.1, 2, True), (1.4, 1, False)],
     ids=["too soon for its second and the skew", "just not", "late enough", "between two changes in one second"],
 )
-def test_a_fetch_has_to_begin_after_the_whole_second_of_the_event_and_the_skew(
+def test_a_fetch_begins_after_the_second_of_the_event_and_the_skew(
     steps: Steps, began: float, second: int, dropped: bool
 ) -> None:
-    steps.arrive(an_event(1, second=1, routes=LATEST))
-    steps.attempt(fetched(began), "latest")
-    steps.arrive(an_event(2, second=second, routes=LATEST))
+    late(steps, an_event(1, second=1, routes=LATEST), fetched(began), an_event(2, second=second, routes=LATEST))
     assert steps.states() == ([] if dropped else [(2, "latest", "ready")])
 
 
-def test_what_was_fetched_and_says_that_it_is_as_new_covers_whenever_the_fetch_began(steps: Steps) -> None:
-    steps.arrive(an_event(1, second=1, routes=LATEST))
-    steps.attempt(fetched(2, last_modified=3), "latest")
-    steps.arrive(an_event(2, second=2, routes=LATEST), an_event(3, "u2", second=2, routes=LATEST))
+def test_fetched_data_that_says_that_it_is_as_new_covers_whenever_the_fetch_began(steps: Steps) -> None:
+    others = (an_event(2, second=2, routes=LATEST), an_event(3, "u2", second=2, routes=LATEST))
+    late(steps, an_event(1, second=1, routes=LATEST), fetched(2, last_modified=3), *others)
     assert steps.states() == [(3, "latest", "ready")]
 
 
@@ -85,14 +87,11 @@ def test_what_was_fetched_and_says_that_it_is_as_new_covers_whenever_the_fetch_b
     [(3, True), (4, False), (9, False), (10, False)],
     ids=["surely older", "perhaps by its second and the skew", "perhaps by the skew", "perhaps not even by the second"],
 )
-def test_without_a_fetch_an_event_is_dropped_only_when_its_time_is_older_for_certain(
-    steps: Steps, second: int, dropped: bool
-) -> None:
+def test_without_a_fetch_only_what_is_surely_older_is_dropped(steps: Steps, second: int, dropped: bool) -> None:
     """The clock of another host of the sender may be behind: then it is the newer one, and must not be lost."""
     last = an_event(2, second=10, routes=LATEST)
-    steps.arrive(msgspec.structs.replace(last, received_at=last.occurred_at))
-    steps.attempt(DONE, "latest")
-    steps.arrive(an_event(1, second=second, routes=LATEST))
+    last = msgspec.structs.replace(last, received_at=last.occurred_at)
+    late(steps, last, DONE, an_event(1, second=second, routes=LATEST))
     assert (steps.states() == []) == dropped
     if not dropped:
         assert steps.claim("latest").late == (second < 10)
@@ -102,9 +101,7 @@ def test_without_a_fetch_an_event_is_dropped_only_when_its_time_is_older_for_cer
 def test_without_a_fetch_a_repeat_of_what_was_delivered_before_the_last_is_not_delivered_after_it(steps: Steps) -> None:
     """It would undo the newer one: the two arrived in the order of their times."""
     first = an_event(1, second=1, routes=LATEST)
-    steps.arrive(first)
-    steps.attempt(DONE, "latest")
-    steps.arrive(an_event(2, second=2, routes=LATEST))
+    late(steps, first, DONE, an_event(2, second=2, routes=LATEST))
     steps.attempt(DONE, "latest")
     steps.intake.repeat(first)
     assert judge(steps) == Judged(handled=1, rearmed=0)
@@ -112,9 +109,7 @@ def test_without_a_fetch_a_repeat_of_what_was_delivered_before_the_last_is_not_d
 
 
 def test_nothing_is_dropped_on_a_strict_route(steps: Steps) -> None:
-    steps.arrive(an_event(2, second=2))
-    steps.attempt(fetched(100))
-    steps.arrive(an_event(1, second=1))
+    late(steps, an_event(2, second=2), fetched(100), an_event(1, second=1))
     assert steps.states() == [(2, "strict", "ready")]
 
 
@@ -128,9 +123,7 @@ def swept(event: Event) -> Event:
 
 
 def test_the_late_webhook_of_a_change_that_a_sweep_has_told_is_not_delivered_again(steps: Steps) -> None:
-    steps.arrive(swept(an_event(1, second=5)))
-    steps.attempt(DONE)
-    steps.arrive(an_event(2, second=5))
+    late(steps, swept(an_event(1, second=5)), DONE, an_event(2, second=5))
     assert steps.states() == []
     (fact,) = steps.rows("SELECT seq, kind, detail FROM delivery_log WHERE seq = 2")
     assert (fact["kind"], fact["detail"]) == ("superseded", {"by": 1, "because": "swept"})
@@ -140,9 +133,7 @@ def test_the_late_webhook_of_a_change_that_a_sweep_has_told_is_not_delivered_aga
 
 
 def test_one_sweeps_event_stands_for_one_webhook_and_a_second_change_of_its_instant_is_delivered(steps: Steps) -> None:
-    steps.arrive(swept(an_event(1, second=5)))
-    steps.attempt(DONE)
-    steps.arrive(an_event(2, second=5), an_event(3, second=5))
+    late(steps, swept(an_event(1, second=5)), DONE, an_event(2, second=5), an_event(3, second=5))
     assert steps.states() == [(3, "strict", "ready")]
     steps.attempt(DONE)
     steps.arrive(an_event(4, second=5))
@@ -153,9 +144,7 @@ def test_one_sweeps_event_stands_for_one_webhook_and_a_second_change_of_its_inst
 
 
 def test_a_fact_whose_winner_is_no_number_stops_no_late_webhook(steps: Steps) -> None:
-    steps.arrive(swept(an_event(1, second=5)))
-    steps.attempt(DONE)
-    steps.arrive(an_event(2, second=5))
+    late(steps, swept(an_event(1, second=5)), DONE, an_event(2, second=5))
     for by in ("none", "1" * 30, "", " 1"):
         steps.do(a_fact("superseded", 2, by=by, because="swept"))
     steps.arrive(an_event(3, second=5), an_event(4, "u4", second=6))
@@ -164,8 +153,7 @@ def test_a_fact_whose_winner_is_no_number_stops_no_late_webhook(steps: Steps) ->
 
 def test_so_it_is_on_each_route_by_itself_and_also_when_later_ones_were_delivered(steps: Steps) -> None:
     steps.arrive(swept(an_event(1, second=5, routes=["strict", "blocking"])), an_event(2, second=9))
-    for _ in range(2):
-        steps.attempt(DONE)
+    steps.attempt_each(DONE, DONE)
     steps.arrive(an_event(3, second=5, routes=["strict", "blocking"]))
     assert steps.states() == [(1, "blocking", "ready"), (3, "blocking", "waiting")], "nothing was delivered there yet"
 
@@ -180,23 +168,18 @@ OTHERS = {
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_any_other_event_is_delivered(steps: Steps, other: Event) -> None:
     steps.arrive(swept(an_event(1, second=5)), an_event(9, second=9), an_event(8, "u2", second=9))
-    for _ in range(3):
-        steps.attempt(DONE)
+    steps.attempt_each(DONE, DONE, DONE)
     steps.arrive(other)
     assert steps.states() == [(4, "strict", "ready")]
 
 
 def test_two_webhooks_whose_keys_differ_are_two_events_whatever_else_they_share(steps: Steps) -> None:
-    steps.arrive(an_event(1, second=5))
-    steps.attempt(DONE)
-    steps.arrive(an_event(2, second=5))
+    late(steps, an_event(1, second=5), DONE, an_event(2, second=5))
     assert steps.states() == [(2, "strict", "ready")]
 
 
 def test_in_latest_what_a_sweep_has_told_says_nothing_of_a_second_change_in_its_second(steps: Steps) -> None:
-    steps.arrive(swept(an_event(1, second=5, routes=LATEST)))
-    steps.attempt(fetched(5.4), "latest")
-    steps.arrive(an_event(2, second=5, routes=LATEST))
+    late(steps, swept(an_event(1, second=5, routes=LATEST)), fetched(5.4), an_event(2, second=5, routes=LATEST))
     assert steps.states() == [(2, "latest", "ready")]
 
 
@@ -209,10 +192,8 @@ def test_a_late_row_whose_event_is_gone_stops_nobody(steps: Steps) -> None:
     assert steps.states() == [(2, "strict", "waiting"), (999, "strict", "ready")]
 
 
-def test_who_asks_for_it_again_gets_it_all_the_same(steps: Steps) -> None:
-    steps.arrive(swept(an_event(1, second=5)))
-    steps.attempt(DONE)
-    steps.arrive(an_event(2, second=5))
+def test_an_operator_who_asks_for_it_again_gets_it_all_the_same(steps: Steps) -> None:
+    late(steps, swept(an_event(1, second=5)), DONE, an_event(2, second=5))
     carry_out(steps.database, CONFIG, "replay", Selection(seq=2), why="the other side has lost it")
     steps.sequence()
     assert steps.states() == [(2, "strict", "ready")]
@@ -235,9 +216,7 @@ def test_a_later_success_ends_the_dead_of_its_lane(steps: Steps) -> None:
 
 
 def test_an_earlier_success_heals_nothing(steps: Steps) -> None:
-    steps.arrive(an_event(5, second=5, routes=LATEST))
-    steps.attempt(HOPELESS, "latest")
-    steps.arrive(an_event(1, second=1, routes=LATEST))
+    late(steps, an_event(5, second=5, routes=LATEST), HOPELESS, an_event(1, second=1, routes=LATEST))
     steps.attempt(fetched(2), "latest")
     assert steps.states() == [(1, "latest", "dead")]
 
@@ -268,17 +247,17 @@ def test_a_repeat_makes_the_delivery_again_when_the_change_may_not_be_in_it(step
     assert differences(steps.database) == []
 
 
-@pytest.mark.parametrize(
-    ("came_to", "rearmed", "left"),
-    [
-        pytest.param(fetched(9), 0, [], id="certainly applied"),
-        pytest.param(None, 0, [(1, "latest", "ready")], id="still to be fetched"),
-        pytest.param(HOPELESS, 1, [(1, "latest", "ready")], id="a dead letter"),
-    ],
-)
-def test_a_repeat_takes_up_what_is_dead_and_nothing_else(
-    steps: Steps, came_to: Outcome | None, rearmed: int, left: list[tuple[int, str, str]]
-) -> None:
+OPEN = [(1, "latest", "ready")]
+REPEATED: dict[str, tuple[Outcome | None, int, list[tuple[int, str, str]]]] = {
+    "certainly applied": (fetched(9), 0, []),
+    "still to be fetched": (None, 0, OPEN),
+    "a dead letter": (HOPELESS, 1, OPEN),
+}
+
+
+@pytest.mark.parametrize("case", REPEATED)
+def test_a_repeat_takes_up_what_is_dead_and_nothing_else(steps: Steps, case: str) -> None:
+    came_to, rearmed, left = REPEATED[case]
     event = an_event(1, second=1, routes=LATEST)
     steps.arrive(event)
     if came_to is not None:
@@ -305,18 +284,15 @@ def test_on_a_strict_route_a_repeat_is_the_same_event(steps: Steps) -> None:
 STALE = Failed((Call("fetch", "GET", "https://id/", "answered", 1.0, 200),), "stale", "older than its event")
 
 
-def test_what_was_replayed_is_no_dead_letter_of_its_cause_any_more(steps: Steps) -> None:
+def test_a_replayed_delivery_is_no_dead_letter_of_its_cause_any_more(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
-    for _ in range(2):
-        steps.attempt(HOPELESS)
+    steps.attempt_each(HOPELESS, HOPELESS)
     carry_out(steps.database, CONFIG, "replay", Selection(seq=1), why="mended")
     assert carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="not needed") == 1
     assert [(seq, state) for seq, _, state in steps.states()] == [(1, "ready")]
 
 
-def test_a_late_success_without_a_fetch_does_not_cover_what_is_newer_than_itself(
-    steps: Steps, clock: FakeClock
-) -> None:
+def test_a_late_success_without_a_fetch_does_not_cover_what_is_newer(steps: Steps, clock: FakeClock) -> None:
     """An update is fetched, an older delete comes late, and then an update from between the two, which neither has in it."""
     steps.advance(11)
     steps.arrive(an_event(1, second=10, routes=["latest"]))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db import erasure
 from inbox.db.columns import JsonValue, TextList
 from inbox.db.dialect import as_json
-from inbox.db.erasure import EMPTIED, ERASED, KEPT, ErasureSubject, emptied, plan
+from inbox.db.erasure import EMPTIED, ERASED, KEPT, emptied, plan
 from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database
@@ -70,8 +70,11 @@ DECISIONS = {
 """
 
 
-def erase(engine: Engine, heard: Callable[[], None] = lambda: None, subject: ErasureSubject = PERSON) -> Command:
-    return relaying.erase(engine, CONFIG, subject, heard=heard)[1]
+OF_PERSON = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
+
+
+def erase(engine: Engine, heard: Callable[[], None] = lambda: None, number: int | None = None) -> Command:
+    return relaying.erase(engine, CONFIG, PERSON, heard=heard, number=number)[1]
 
 
 @pytest.fixture
@@ -106,8 +109,8 @@ KEPT_IN_VIEWS = (
 
 def test_nothing_of_the_person_stays_and_all_else_does(lived: Steps, engine: Engine, database: Database) -> None:
     assert {table for table, _ in traces_in(engine)} == {
-        "delivery_log", "duplicate_request", "gate", "inbox", "inbox_payload", "lane", "relay_command",
-    }  # fmt: skip
+        *("delivery_log", "duplicate_request", "gate", "inbox", "inbox_payload", "lane", "relay_command")
+    }
     before = [of_others(engine), lived.rows(KEPT_OF_EVENTS), lived.rows(KEPT_IN_VIEWS)]
     done = erase(engine)
     assert (done.state, done.affected) == ("done", 5)
@@ -115,10 +118,9 @@ def test_nothing_of_the_person_stays_and_all_else_does(lived: Steps, engine: Eng
     assert [of_others(engine), lived.rows(KEPT_OF_EVENTS), lived.rows(KEPT_IN_VIEWS)] == before
     erased = lived.rows("SELECT seq FROM inbox WHERE entity_id = :id ORDER BY occurred_at, seq", id=PERSON.pseudonym)
     assert [row["seq"] for row in erased] == [1, 2, 3, 4, 7]
-    assert differences(database) == []
     lived.facts_agree()
     after = contents(engine)
-    assert mend(database) == []
+    assert differences(database) == mend(database) == []
     assert contents(engine) == after
 
 
@@ -133,15 +135,12 @@ def test_the_senders_repeat_is_a_duplicate_and_stores_nothing_of_the_person(live
     assert traces_in(engine) == []
 
 
-def test_later_events_of_the_entity_are_new_data_and_can_be_erased_again(
-    lived: Steps, engine: Engine, database: Database
-) -> None:
+def test_later_events_are_new_data_and_can_be_erased_again(lived: Steps, engine: Engine, database: Database) -> None:
     erase(engine)
     lived.arrive(of_person(20))
     assert [seq for seq, _, _ in lived.states()] == [8, 9, 9]
     assert erase(engine).state == "refused"
-    for route in ("strict", "latest"):
-        lived.record_all(lived.claim_due(100, route))
+    lived.record_all(lived.claim_due(100, "strict", "latest"))
     assert erase(engine).affected == 1
     assert traces_in(engine) == []
     assert differences(database) == []
@@ -158,27 +157,21 @@ class Interrupted(Exception):
 
 @pytest.mark.usefixtures("one_by_one")
 def test_an_erasure_that_was_cut_off_goes_on_where_it_was(lived: Steps, engine: Engine, database: Database) -> None:
-    steps_done = 0
-
     def cut_off() -> None:
         raise Interrupted
 
-    def checked() -> None:
-        nonlocal steps_done
-        steps_done += 1
-        assert differences(database) == []
-
-    asked = {"source": PERSON.source, "entity_type": PERSON.entity_type, "entity_id": PERSON.entity_id}
-    number = commands.ask(database, "erase", asked, who="kim", why="request 2026-17")
+    number = commands.ask(database, "erase", OF_PERSON, who="kim", why="request 2026-17")
     for left in (4, 3):
         with pytest.raises(Interrupted):
-            relaying.erase(engine, CONFIG, PERSON, heard=cut_off, number=number)
+            erase(engine, cut_off, number)
         assert plan(engine, PERSON).counts["events"] == left
         of_erased = "SELECT d.body FROM duplicate_request d JOIN inbox i ON i.seq = d.seq WHERE i.erased_at IS NOT NULL"
         assert {row["body"] for row in lived.rows(of_erased)} == {None}
         assert differences(database) == []
-    relaying.erase(engine, CONFIG, PERSON, heard=checked, number=number)
-    assert steps_done >= 3
+    found: list[object] = []
+    erase(engine, lambda: found.append(differences(database)), number)
+    assert found == [[]] * len(found)
+    assert len(found) >= 3
     assert traces_in(engine) == []
     assert len(lived.rows("SELECT 1 FROM delivery_log WHERE kind = 'erased'")) == 8
 
@@ -192,16 +185,10 @@ def test_a_duplicate_that_was_stored_while_its_event_was_erased_keeps_no_body(li
 @pytest.mark.usefixtures("one_by_one")
 def test_an_event_that_arrives_between_plan_and_act_stops_it_and_is_said(lived: Steps, engine: Engine) -> None:
     arrived = iter([of_person(30)])
-
-    def arrives() -> None:
-        for event in arrived:
-            lived.arrive(event)
-
-    done = erase(engine, arrives)
+    done = erase(engine, lambda: lived.arrive(*arrived))
     assert (done.state, done.affected, "seq 9" in str(done.answer)) == ("refused", 5, True)
     lived.do("DELETE FROM gate WHERE kind = 'entity'")  # it is paused
-    for route in ("strict", "latest"):
-        lived.record_all(lived.claim_due(100, route))
+    lived.record_all(lived.claim_due(100, "strict", "latest"))
     assert erase(engine).state == "done"
     assert traces_in(engine) == []
 
@@ -275,9 +262,6 @@ def refused(engine: Engine, statement: Executable) -> None:
 # --- A row of `relay_command` that asks for an erasure: relays do it, plan it, or refuse it with a remedy
 
 
-OF_PERSON = {"source": "trivore", "entity_type": "USER", "entity_id": ID}
-
-
 def ask(steps: Steps, selection: dict[str, Any], reason: str = "request 2026-17", *, dry_run: bool = False) -> int:
     value = "CAST(:selection AS jsonb)" if steps.database.sql.is_postgres else ":selection"
     statement = f"""
@@ -289,81 +273,64 @@ INSERT INTO relay_command (kind, selection, reason, dry_run) VALUES ('erase', {v
 
 def answered(steps: Steps, number: int) -> dict[str, Any]:
     """Do its steps, and return its row."""
-    for _ in range(50):
+    while not (rows := steps.rows("SELECT * FROM relay_command WHERE id = :id AND finished_at IS NOT NULL", id=number)):
         execution.work_on(steps.work, number)
-        (row,) = steps.rows("SELECT * FROM relay_command WHERE id = :id", id=number)
-        if row["state"] not in {"asked", "running"}:
-            return row
-    raise AssertionError(row)
+    return rows[0]
 
 
-def test_relays_do_it_step_by_step(steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relays_do_it_step_by_step(lived: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 2)
-    live(steps)
-    number = ask(steps, OF_PERSON)
-    assert [execution.work_on(steps.work, number) for _ in range(3)] == [2, 2, 1]
-    row = answered(steps, number)
-    assert (row["state"], row["answer"], row["affected"]) == ("done", "5 events erased", 5)
+    number = ask(lived, OF_PERSON)
+    assert [execution.work_on(lived.work, number) for _ in range(3)] == [2, 2, 1]
+    row = answered(lived, number)
+    assert (row["state"], row["affected"]) == ("done", 5)
     assert as_json(row["selection"]) == {**OF_PERSON, "entity_id": PERSON.pseudonym}
     assert traces_in(engine) == []
-    said = steps.rows("SELECT DISTINCT detail FROM delivery_log WHERE kind = 'erased'")
+    said = lived.rows("SELECT DISTINCT detail FROM delivery_log WHERE kind = 'erased'")
     assert [fact["detail"] for fact in said] == [{"who": row["asked_by"], "why": "request 2026-17"}]
 
 
-def test_events_with_many_facts_are_erased_fewer_at_a_time(
-    steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_events_with_many_facts_are_erased_fewer_at_a_time(lived: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """Deliveries wait for the lock of a step."""
-    live(steps)
-    most = max(row["n"] for row in steps.rows("SELECT count(*) AS n FROM delivery_log GROUP BY seq"))
+    most = max(row["n"] for row in lived.rows("SELECT count(*) AS n FROM delivery_log GROUP BY seq"))
     monkeypatch.setattr(erasure, "FACTS_OF_A_STEP", most - 1)
-    number = ask(steps, OF_PERSON)
-    assert 1 <= execution.work_on(steps.work, number) < 5
-    assert answered(steps, number)["affected"] == 5
-    assert traces_in(engine) == []
+    number = ask(lived, OF_PERSON)
+    assert 1 <= execution.work_on(lived.work, number) < 5
+    assert answered(lived, number)["affected"] == 5
+    assert traces_in(lived.database.engine) == []
 
 
-def test_a_dry_run_counts_and_changes_nothing(steps: Steps, engine: Engine) -> None:
-    live(steps)
+def test_a_dry_run_counts_and_changes_nothing(lived: Steps, engine: Engine) -> None:
     before = {table: rows for table, rows in contents(engine).items() if table != "relay_command"}
-    row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
-    assert (row["state"], row["matched"], row["answer"]) == ("done", 5, "dry run: 5 events would be erased")
+    row = answered(lived, ask(lived, OF_PERSON, dry_run=True))
+    assert (row["state"], row["matched"]) == ("done", 5)
     sample = as_json(row["sample"])
-    counts = {figure["name"]: figure["count"] for figure in sample["figures"]}
-    assert counts["payloads"] == 5
+    assert {figure["name"]: figure["count"] for figure in sample["figures"]}["payloads"] == 5
     assert ID not in json.dumps(sample)
     assert {table: rows for table, rows in contents(engine).items() if table != "relay_command"} == before
 
 
 @pytest.mark.parametrize(
-    ("selection", "reason", "answer"),
+    ("selection", "reason"),
     [
-        ({**OF_PERSON, "source": "trivor"}, "asked", "there is no source 'trivor'; did you mean 'trivore'?"),
-        (
-            {**OF_PERSON, "entity_id": "IDNUMBER471"},
-            "asked",
-            "nothing to erase: type and id are compared letter by letter",
-        ),
-        (OF_PERSON, f"{ID} asked", "the reason names the entity"),
+        ({**OF_PERSON, "source": "trivor"}, "asked"),
+        ({**OF_PERSON, "entity_id": "IDNUMBER471"}, "asked"),
+        (OF_PERSON, f"{ID} asked"),
     ],
 )
-def test_nonsense_is_refused_with_what_would_be_right(
-    steps: Steps, selection: dict[str, Any], reason: str, answer: str
+def test_nonsense_and_a_reason_that_names_the_entity_are_refused(
+    steps: Steps, selection: dict[str, Any], reason: str
 ) -> None:
     live(steps)
-    row = answered(steps, ask(steps, selection, reason))
-    assert row["state"] == "refused"
-    assert row["answer"].startswith(answer)
+    assert answered(steps, ask(steps, selection, reason))["state"] == "refused"
+    assert traces_in(steps.database.engine) != []
 
 
-def test_a_relay_counts_a_part_of_many_events_and_finds_an_open_delivery_of_any(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relay_counts_a_part_and_finds_an_open_delivery_of_any(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay plans and delivers in the same thread."""
     monkeypatch.setattr(erasure, "COUNTED_EVENTS", 2)
     steps.receive(of_person(1), *(msgspec.structs.replace(of_person(n), enrolments=()) for n in (2, 3, 4)))
-    row = answered(steps, ask(steps, OF_PERSON))
-    assert row["answer"].startswith("its deliveries have to end first, such as seq 1 on route latest")
+    assert "seq 1 on route latest" in answered(steps, ask(steps, OF_PERSON))["answer"]
     steps.do("DELETE FROM open_delivery")
     row = answered(steps, ask(steps, OF_PERSON, dry_run=True))
     assert (row["matched"], row["answer"].partition(". ")[0]) == (2, "dry run: at least 2 events would be erased")
@@ -378,75 +345,50 @@ LARGE = BODY + b"\n" + b"".join(b"maria.meier@example.com %d " % n + os.urandom(
 
 
 @pytest.fixture
-def lived_large(steps: Steps) -> Steps:
+def lived_large(lived: Steps) -> None:
     """The person's rows, among them many that fill pages of their own, and a large body."""
-    live(steps)
     large = msgspec.structs.replace(
         of_person(40), body=LARGE, body_sha256=hashlib.sha256(LARGE).digest(), enrolments=()
     )
-    steps.receive(large, *(msgspec.structs.replace(of_person(n), enrolments=()) for n in range(100, 400)))
-    return steps
+    lived.receive(large, *(msgspec.structs.replace(of_person(n), enrolments=()) for n in range(100, 400)))
 
 
-def erase_on_disk(engine: Engine) -> None:
-    assert relaying.erase(engine, CONFIG, PERSON)[1].state == "done"
-
-
-def found_in(files: Iterator[Path]) -> dict[str, set[str]]:
+def found_in(files: Iterable[Path]) -> dict[str, set[str]]:
     """The traces in each file."""
     found = {path.name: {trace for trace in TRACES if trace.encode() in path.read_bytes()} for path in files}
     return {name: traces for name, traces in found.items() if traces}
 
 
-def sqlite_files(engine: Engine) -> Iterator[Path]:
-    path = Path(str(engine.url.database))
-    yield from sorted(path.parent.glob(f"{path.name}*"))
-
-
-def checkpoint_sqlite(engine: Engine, *statements: str) -> None:
-    with closing(sqlite3.connect(str(engine.url.database), isolation_level=None)) as connection:
-        for statement in (*statements, "PRAGMA wal_checkpoint(TRUNCATE)"):
-            connection.execute(statement)
-
-
 @ON_SQLITE
 @pytest.mark.usefixtures("lived_large")
 def test_on_sqlite_the_erasure_overwrites_what_it_deletes(engine: Engine) -> None:
-    checkpoint_sqlite(engine)
-    assert found_in(sqlite_files(engine))["inbox.db"] == set(TRACES)
-    erase_on_disk(engine)
-    checkpoint_sqlite(engine)
-    assert found_in(sqlite_files(engine)) == {}
-    checkpoint_sqlite(engine, "VACUUM")
-    assert found_in(sqlite_files(engine)) == {}
+    path = Path(str(engine.url.database))
 
+    def left(*statements: str) -> dict[str, set[str]]:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            for statement in (*statements, "PRAGMA wal_checkpoint(TRUNCATE)"):
+                connection.execute(statement)
+        return found_in(sorted(path.parent.glob(f"{path.name}*")))
 
-def postgres_files(engine: Engine) -> Iterator[Path]:
-    """The files of the database's tables and indexes, after the server has written all it holds."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("CHECKPOINT"))
-        folder = connection.execute(
-            text(
-                "SELECT current_setting('data_directory') || '/base/' || oid FROM pg_database WHERE datname = current_database()"
-            )
-        ).scalar_one()
-    yield from (path for path in sorted(Path(folder).iterdir()) if path.is_file())
-
-
-def maintain(engine: Engine, *statements: str) -> None:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        for statement in statements:
-            connection.execute(text(statement))
+    assert left()["inbox.db"] == set(TRACES)
+    assert erase(engine).state == "done"
+    assert left() == left("VACUUM") == {}
 
 
 @ON_POSTGRES
 @pytest.mark.usefixtures("lived_large")
 def test_on_postgres_the_files_are_clean_after_a_full_vacuum(engine: Engine) -> None:
-    maintain(engine, "ANALYZE")  # the planner's statistics have the most common ids
-    before = found_in(postgres_files(engine))
-    assert set().union(*before.values()) == set(TRACES)
-    erase_on_disk(engine)
-    maintain(engine, "VACUUM")
-    assert found_in(postgres_files(engine)), "a VACUUM alone leaves old bytes in pages"
-    maintain(engine, "ANALYZE", "VACUUM FULL")
-    assert found_in(postgres_files(engine)) == {}
+    base = "current_setting('data_directory') || '/base/' || (SELECT oid FROM pg_database WHERE datname = current_database())"
+
+    def left(*statements: str) -> dict[str, set[str]]:
+        """Maintain the database, let the server write all that it holds, and look into its tables and indexes."""
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for statement in (*statements, "CHECKPOINT"):
+                connection.execute(text(statement))
+            folder = connection.execute(text(f"SELECT {base}")).scalar_one()
+        return found_in(path for path in sorted(Path(folder).iterdir()) if path.is_file())
+
+    assert set().union(*left("ANALYZE").values()) == set(TRACES), "the planner's statistics have the most common ids"
+    assert erase(engine).state == "done"
+    assert left("VACUUM"), "a VACUUM alone leaves old bytes in pages"
+    assert left("ANALYZE", "VACUUM FULL") == {}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from threading import Thread
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import msgspec
 import pytest
@@ -36,9 +36,8 @@ from tests.helpers.webhooks import a_config
 # --- A relay's figures in `throughput_minute`: what its transactions did, in the minute of the database's clock
 
 
-@pytest.fixture
-def flush(steps: Steps) -> Callable[[], None]:
-    return lambda: nodes.flush_figures(steps.database, CONFIG.routes)
+def flush(steps: Steps) -> None:
+    nodes.flush_figures(steps.database, CONFIG.routes)
 
 
 def counted(steps: Steps) -> list[tuple[str, str, str, int]]:
@@ -46,41 +45,34 @@ def counted(steps: Steps) -> list[tuple[str, str, str, int]]:
     return [(row["kind"], row["name"], row["outcome"], row["count"]) for row in rows]
 
 
-def test_every_fact_counts_for_its_route_and_for_the_destination_of_that(
-    steps: Steps, flush: Callable[[], None]
-) -> None:
+def test_every_fact_counts_for_its_route_and_its_destination(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 5)), an_event(5, routes=["latest"]))
-    for outcome in (DONE, DONE, UNWELL, HOPELESS):
-        steps.attempt(outcome)
+    steps.attempt_each(DONE, DONE, UNWELL, HOPELESS)
     steps.attempt(Skipped((), "gone"), "latest")
-    flush()
+    flush(steps)
+    of_strict = [("attempt_failed", 1), ("dead", 1), ("delivered", 2)]
     assert counted(steps) == [
-        (DESTINATION, "audit", "attempt_failed", 1),
-        (DESTINATION, "audit", "dead", 1),
-        (DESTINATION, "audit", "delivered", 2),
-        (DESTINATION, "audit", "skipped", 1),
+        *((DESTINATION, "audit", *each) for each in (*of_strict, ("skipped", 1))),
         (ROUTE, "latest", "skipped", 1),
-        (ROUTE, "strict", "attempt_failed", 1),
-        (ROUTE, "strict", "dead", 1),
-        (ROUTE, "strict", "delivered", 2),
+        *((ROUTE, "strict", *each) for each in of_strict),
     ]
 
 
-def test_a_transaction_that_is_not_committed_counts_nothing(steps: Steps, flush: Callable[[], None]) -> None:
+def test_a_transaction_that_is_not_committed_counts_nothing(steps: Steps) -> None:
     steps.arrive(an_event(1))
     delivery = steps.claim()
     steps.do("UPDATE open_delivery SET lease_token = lease_token + 1")
     steps.record([(delivery, DONE)])
-    flush()
+    flush(steps)
     assert counted(steps) == []
 
 
-def test_figures_of_one_minute_add_up_and_another_has_a_row_of_its_own(steps: Steps, flush: Callable[[], None]) -> None:
+def test_figures_of_one_minute_add_up_and_another_has_a_row_of_its_own(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 4)))
     for seconds in (15, 50, 75):
         steps.clock.moment = START + timedelta(seconds=seconds)
         steps.attempt(DONE)
-        flush()
+        flush(steps)
     rows = steps.rows("SELECT minute, \"count\" FROM throughput_minute WHERE kind = 'route' ORDER BY minute")
     assert [(row["minute"], row["count"]) for row in rows] == [(START, 2), (START + timedelta(minutes=1), 1)]
 
@@ -99,7 +91,7 @@ def test_a_row_that_a_person_has_locked_costs_a_moment_and_no_count(engine: Engi
 
 
 @ON_POSTGRES
-def test_many_writers_add_to_the_same_rows_and_none_loses_a_count(engine: Engine, steps: Steps) -> None:
+def test_many_writers_add_to_the_same_rows_and_lose_no_count(engine: Engine, steps: Steps) -> None:
     names = [f"r{n}" for n in range(20)]
     be_patient(engine)
 
@@ -111,11 +103,8 @@ def test_many_writers_add_to_the_same_rows_and_none_loses_a_count(engine: Engine
             with engine.begin() as connection:
                 connection.execute(add_up(steps.database.sql), {"figures": figures, "now": START})
 
-    threads = [Thread(target=write, args=(order,)) for order in (names, names[::-1]) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as writers:
+        list(writers.map(write, (names, names[::-1]) * 2))
     assert counted(steps) == sorted((ROUTE, name, "delivered", 80) for name in names)
 
 
@@ -145,13 +134,22 @@ class Told(Meters):
         self.values[metric.name, *labels] = value
 
 
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def reading(database: Database, database_url: str, told: Told) -> Gauges:
+    routes = {"idle": Route(name="idle", source="trivore", destination="audit")}
+    return Gauges(database, Observer(told), msgspec.structs.replace(a_config(database_url), routes=routes))
+
+
 def of(told: Told, metric: Metric) -> dict[tuple[str, ...], float]:
     return {key[1:]: value for key, value in told.values.items() if key[0] == metric.name}
 
 
-def test_attempts_are_told_by_what_they_came_to_and_deliveries_by_how_long_they_took_from_arrival(
-    steps: Steps, clock: FakeClock
-) -> None:
+def test_attempts_are_told_by_outcome_and_deliveries_by_their_age(steps: Steps, clock: FakeClock) -> None:
     told = Told()
     observer = Observer(told, clock)
     steps.arrive(an_event(1))
@@ -164,10 +162,8 @@ def test_attempts_are_told_by_what_they_came_to_and_deliveries_by_how_long_they_
     }
     observer.recorded(Recorded(delivery, fact) for fact in of_this)
     observer.recorded([Recorded(msgspec.structs.replace(delivery, run=1), Unchanged()), Recorded(delivery, None)])
-
     assert of(told, metrics.ATTEMPTS) == {("strict", outcome): 1 for outcome in (*of_this.values(), "unchanged")}
-    assert of(told, metrics.DELIVERY_SECONDS) == {("strict",): 30}
-    assert of(told, metrics.DISCARDED) == {(): 1}
+    assert (of(told, metrics.DELIVERY_SECONDS), of(told, metrics.DISCARDED)) == ({("strict",): 30}, {(): 1})
 
 
 def test_every_fact_that_is_committed_is_told_whoever_wrote_it_and_none_that_is_rolled_back(steps: Steps) -> None:
@@ -180,10 +176,7 @@ def test_every_fact_that_is_committed_is_told_whoever_wrote_it_and_none_that_is_
     steps.advance(60)
     observer.reaped(steps.reap("r2"))
     steps.attempt(DONE, "latest")
-
-    logged: dict[tuple[str, ...], float] = {}
-    for row in steps.rows("SELECT route, kind FROM delivery_log"):
-        logged[row["route"], row["kind"]] = logged.get((row["route"], row["kind"]), 0) + 1
+    logged = Counter((row["route"], row["kind"]) for row in steps.rows("SELECT route, kind FROM delivery_log"))
     assert of(told, metrics.FACTS) == logged
     assert ("latest", "superseded") in logged
     assert of(told, metrics.LEASES_EXPIRED) == {(): 1}
@@ -201,47 +194,32 @@ def test_a_breaker_is_told_when_it_changes_and_when_its_row_is_gone() -> None:
     assert of(told, metrics.BREAKER) == {CRM: 0}
 
 
-def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
-    steps: Steps, database: Database, database_url: str
-) -> None:
-    told = Told()
-    config = msgspec.structs.replace(
-        a_config(database_url), routes={"idle": Route(name="idle", source="trivore", destination="audit")}
-    )
-    backlog = Gauges(database, Observer(told), config)
+def test_the_gauges_of_what_is_open_go_back_to_zero(steps: Steps, reading: Gauges, told: Told) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
-    backlog.backlog()
-    open_now = of(told, metrics.OPEN)
+    reading.backlog()
+    open_now, oldest = of(told, metrics.OPEN), of(told, metrics.OLDEST)
     assert (open_now["strict", "ready"], open_now["strict", "waiting"], open_now["idle", "ready"]) == (2, 1, 0)
-    oldest = of(told, metrics.OLDEST)
-    assert oldest["strict",] >= (datetime.now(UTC) - START).total_seconds() - 60  # noqa: TID251  # the view's clock is the database's
+    assert oldest["strict",] >= (SystemClock().now() - START).total_seconds() - 60
     assert oldest["idle",] == 0
-
-    for _ in range(3):
-        steps.attempt(DONE)
-    backlog.backlog()
+    steps.attempt_each(DONE, DONE, DONE)
+    reading.backlog()
     assert set(of(told, metrics.OPEN).values()) == {0}
     assert of(told, metrics.OLDEST)["strict",] == 0
 
 
-def test_clock_and_size_of_the_database_are_told(
-    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told, own = Told(), SystemClock().now
-    health = Gauges(database, Observer(told), a_config(database_url))
+def test_the_databases_clock_and_size_are_told(reading: Gauges, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = SystemClock().now
     monkeypatch.setattr(Transaction, "now", lambda _: own() - timedelta(minutes=5))
-    health.clock()
+    reading.clock()
     assert told.values[metrics.CLOCK_SKEW.name,] == pytest.approx(-300, abs=60)
-    health.disk()
+    reading.disk()
     assert told.values[metrics.DATABASE_BYTES.name,] > 10_000
     assert told.values[metrics.DISK_FREE.name,] > 0, "the tests' database is on this host"
 
 
 def test_a_reading_that_fails_keeps_no_other_from_being_made(
-    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    reading: Gauges, told: Told, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = Told()
-
     def refused(_: Gauges) -> None:
         with database.read() as transaction:
             transaction.execute(text("SELECT no_such_column FROM inbox"))
@@ -251,7 +229,5 @@ def test_a_reading_that_fails_keeps_no_other_from_being_made(
 
     monkeypatch.setattr(Gauges, "backlog", broken)
     monkeypatch.setattr(Gauges, "alerts", refused)
-    assert Gauges(database, Observer(told), a_config(database_url)).publish() == gauges.READ_EVERY_SECONDS
-    assert "database trouble while reading gauges: refused, trying again" in caplog.text
-    assert "bug in the thread gauges: broken, which goes on" in caplog.messages
+    assert reading.publish() == gauges.READ_EVERY_SECONDS
     assert {metrics.CLOCK_SKEW.name, metrics.DATABASE_BYTES.name} <= {name for name, *_ in told.values}

@@ -19,7 +19,6 @@ from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, Room, claim, claim_probe, claim_suspect
 from relay.store.work import Work
 from tests.helpers.all_orders import all_orders
-from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import POLICIES, Steps, work_of
 from tests.helpers.stepping import Stepper
 from tests.helpers.storing import an_event
@@ -106,21 +105,32 @@ def asked_for(seconds: float, status: int = 429) -> Call:
     return Call("forward", "POST", "https://crm/", "answered", 1.0, status, hold=RateHold(seconds, "Retry-After"))
 
 
-def test_what_one_relay_is_asked_for_holds_all_of_them_back_and_uses_no_attempt(steps: Steps) -> None:
+HELD = Failed((asked_for(30),), "throttled", "forward: answered 429")
+
+
+def test_a_hold_that_one_relay_is_asked_for_holds_all_of_them_back_and_uses_no_attempt(steps: Steps) -> None:
     steps.arrive(an_event(1))
-    attempt(steps, Failed((asked_for(30),), "throttled", "forward: answered 429"), node="r1")
-    assert admitted(steps) == "none"
+    attempt(steps, HELD, node="r1")
     (row,) = gates.held_back(steps.database)
-    assert (row["name"], row["hold_reason"], row["breaker"]) == ("crm", "forward answered 429: Retry-After", "closed")
-    assert row["held_until"] == steps.clock.moment + timedelta(seconds=30)
-    steps.advance(29)
-    assert admitted(steps) == "none"
-    steps.advance(1)
-    assert admitted(steps) == "all"
+    until = steps.clock.moment + timedelta(seconds=30)
+    assert (row["name"], row["breaker"], row["held_until"]) == ("crm", "closed", until)
+    for seconds, admits in ((0, "none"), (29, "none"), (1, "all")):
+        steps.advance(seconds)
+        assert admitted(steps) == admits
     assert gates.held_back(steps.database) == []
     steps.node = "r2"
     assert steps.claim().attempt == 1
     steps.facts_agree()
+
+
+@pytest.mark.parametrize("outcome", [HELD, failing("gone")])
+def test_an_operator_ends_a_hold_or_what_a_410_has_retired(steps: Steps, outcome: Outcome) -> None:
+    steps.arrive(an_event(1))
+    attempt(steps, outcome)
+    steps.advance(10**6 if outcome is not HELD else 0)
+    assert admitted(steps) == "none"
+    assert (steps.resume(CRM), steps.resume(CRM)) == (True, False)
+    assert admitted(steps) == "all"
 
 
 def test_a_success_may_ask_for_it_too_and_no_answer_shortens_a_hold(steps: Steps) -> None:
@@ -140,30 +150,18 @@ def test_a_result_that_is_discarded_holds_back_all_the_same(steps: Steps) -> Non
     late = steps.claim()
     steps.advance(60)
     steps.reap("r2")
-    assert steps.record([(late, Failed((asked_for(30),), "throttled", "429"))])[0].fact is None
+    assert steps.record([(late, HELD)])[0].fact is None
     assert admitted(steps) == "none"
-
-
-def test_an_operator_ends_a_hold(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, Failed((asked_for(30),), "throttled", "forward: answered 429"))
-    with steps.database.write() as transaction:
-        now = transaction.take_order_lock()
-        assert gates.resume(transaction, CRM, now)
-        assert not gates.resume(transaction, CRM, now)
-    assert admitted(steps) == "all"
 
 
 def test_a_call_of_a_sweep_waits_for_the_end_of_a_hold(steps: Steps) -> None:
     steps.arrive(an_event(1))
-    attempt(steps, Failed((asked_for(30),), "throttled", "forward: answered 429"))
-    limit = RateLimit(CRM, 10.0, 1)
-    assert gates.acquire_rate(steps.database, limit) == pytest.approx(30)
-    assert gates.held_for(steps.database, CRM) == pytest.approx(30)
+    attempt(steps, HELD)
     assert gates.held_for(steps.database, IDENTITY) == 0
-    steps.advance(30)
-    assert gates.acquire_rate(steps.database, limit) == 0
-    assert gates.held_for(steps.database, CRM) == 0
+    for seconds, left in ((0, 30), (30, 0)):
+        steps.advance(seconds)
+        assert gates.acquire_rate(steps.database, RateLimit(CRM, 10.0, 1)) == pytest.approx(left)
+        assert gates.held_for(steps.database, CRM) == pytest.approx(left)
 
 
 def test_where_only_one_is_due_that_may_kill_the_process_it_is_the_one_that_tries(steps: Steps) -> None:
@@ -249,7 +247,6 @@ def test_routes_that_share_an_endpoint_use_its_rate_together_in_one_claim(steps:
 
 # --- two at once: nobody waits for somebody who waits for him
 
-BOTH_WAYS = (["strict", "latest"], ["latest", "strict"])
 RATED = {"strict": (RateLimit(CRM, 10.0, 1),), "latest": (RateLimit(IDENTITY, 10.0, 1),)}
 
 
@@ -278,64 +275,34 @@ def test_gates_are_made_and_locked_in_the_order_of_their_keys_whatever_a_process
     assert [call.kwargs["gates"] for call in transaction.execute.call_args_list] == [[IDENTITY, CRM]] * 4
 
 
-@pytest.mark.parametrize("there", [(), (ONE_THERE,), (GATES_THERE,)])
-def test_claims_that_take_turns_at_rated_routes_never_wait_for_each_other_in_a_circle(
-    steps: Steps, there: Sequence[str]
-) -> None:
-    operations = {
-        f"r{number} claims": partial(claim, limited(steps, RATED, f"r{number}"), [Room(routes, 8)])
-        for number, routes in enumerate(BOTH_WAYS, 1)
-    }
-    in_all_orders(steps, operations, *there)
+def claiming(steps: Steps, *routes: str, node: str = "r1") -> Callable[[], object]:
+    return partial(claim, limited(steps, RATED, node), [Room(routes, 8)])
 
 
-@pytest.mark.parametrize("there", [(), (ONE_THERE,), (GATES_THERE,)])
-def test_neither_do_a_claim_and_the_attempts_that_breakers_hear_of(steps: Steps, there: Sequence[str]) -> None:
+def hearing(steps: Steps) -> Callable[[], object]:
     def hear() -> None:
         with steps.database.write() as transaction:
             now = transaction.take_order_lock()
             reports = [Report(CRM, "unwell", "503"), Report(IDENTITY, "unwell", "503")]
             gates.report_to_breakers(transaction, reports, steps.policies, now)
 
-    operations: dict[str, Callable[[], object]] = {
-        "r1 claims": lambda: claim(limited(steps, RATED), [Room(["strict", "latest"], 8)]),
-        "r2 records": hear,
-    }
-    in_all_orders(steps, operations, *there)
+    return hear
 
 
-def test_neither_do_a_claim_and_one_that_tries_a_breaker(steps: Steps) -> None:
-    limits = {"strict": (RateLimit(IDENTITY, 10.0, 1),)}
-    operations: dict[str, Callable[[], object]] = {
-        "r1 claims": lambda: claim(limited(steps, RATED), [Room(["latest", "strict"], 8)]),
-        "r2 tries": lambda: claim_probe(limited(steps, limits, "r2"), "strict"),
-    }
-    in_all_orders(steps, operations, GATES_THERE)
+def trying(steps: Steps) -> Callable[[], object]:
+    return partial(claim_probe, limited(steps, {"strict": (RateLimit(IDENTITY, 10.0, 1),)}, "r2"), "strict")
 
 
-@ON_POSTGRES
-def test_who_locks_gates_one_after_the_other_is_noticed(steps: Steps) -> None:
-    def one_by_one(*keys: GateKey) -> None:
-        with steps.database.write() as transaction:
-            for key in keys:
-                gates.lock_all(transaction, [key])
-
-    operations = {"r1": partial(one_by_one, CRM, IDENTITY), "r2": partial(one_by_one, IDENTITY, CRM)}
-    with pytest.raises(AssertionError, match="deadlock detected"):
-        in_all_orders(steps, operations, GATES_THERE)
+@pytest.mark.parametrize("there", [(), (ONE_THERE,), (GATES_THERE,)])
+@pytest.mark.parametrize("other", [partial(claiming, node="r2"), hearing, trying])
+def test_a_claim_and_another_that_locks_gates_never_wait_in_a_circle(
+    steps: Steps, there: Sequence[str], other: Callable[..., Callable[[], object]]
+) -> None:
+    beside = other(steps, "latest", "strict") if isinstance(other, partial) else other(steps)
+    in_all_orders(steps, {"r1": claiming(steps, "strict", "latest"), "r2": beside}, *there)
 
 
 # --- pauses
-
-
-def pause(steps: Steps, key: GateKey) -> bool:
-    with steps.database.write() as transaction:
-        return gates.pause(transaction, key, who="kim", why="maintenance")
-
-
-def resume(steps: Steps, key: GateKey) -> bool:
-    with steps.database.write() as transaction:
-        return gates.resume(transaction, key, transaction.take_order_lock())
 
 
 @pytest.mark.parametrize(
@@ -343,36 +310,32 @@ def resume(steps: Steps, key: GateKey) -> bool:
 )
 def test_a_pause_lasts_until_it_is_resumed_and_what_arrives_meanwhile_is_kept(steps: Steps, gate: Gate) -> None:
     steps.arrive(an_event(1))
-    assert pause(steps, gate.key)
-    assert not pause(steps, gate.key)
+    assert (steps.pause(gate.key), steps.pause(gate.key)) == (True, False)
     steps.arrive(an_event(2), an_event(3, "u3"))
     assert admitted(steps) == "none"
     assert [state for _, _, state in steps.states()] == ["ready", "waiting", "ready"]
     (row,) = gates.held_back(steps.database)
     assert (row["paused_by"], row["pause_reason"]) == ("kim", "maintenance")
-    assert resume(steps, gate.key)
-    assert not resume(steps, gate.key)
-    assert admitted(steps) == "all"
-    assert gates.held_back(steps.database) == []
+    assert (steps.resume(gate.key), steps.resume(gate.key)) == (True, False)
+    assert (admitted(steps), gates.held_back(steps.database)) == ("all", [])
 
 
 def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "c"))
-    pause(steps, entity_key("trivore", "USER", "b"))
+    steps.pause(entity_key("trivore", "USER", "b"))
     assert gates.read_gates(steps.work).paused_entities == 1
-    pause(steps, entity_key("github", "USER", "a"))  # of another source
-    pause(steps, entity_key("trivore", "GROUP", "c"))  # of another type
+    steps.pause(entity_key("github", "USER", "a"), entity_key("trivore", "GROUP", "c"))  # of another source or type
     assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1, 3]
-    resume(steps, entity_key("trivore", "USER", "b"))
+    steps.resume(entity_key("trivore", "USER", "b"))
     assert seqs(steps.claim_due()) == [2]
 
 
 def test_what_may_have_killed_a_process_waits_too_while_its_entity_is_paused(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"))
     steps.do("UPDATE open_delivery SET crashes = 2")
-    pause(steps, entity_key("trivore", "USER", "a"))
+    steps.pause(entity_key("trivore", "USER", "a"))
     assert claim_suspect(steps.work, ["strict"]) == []
-    resume(steps, entity_key("trivore", "USER", "a"))
+    steps.resume(entity_key("trivore", "USER", "a"))
     assert seqs(claim_suspect(steps.work, ["strict"])) == [1]
 
 
@@ -380,9 +343,7 @@ def seqs(deliveries: Sequence[Delivery]) -> list[int]:
     return [delivery.seq for delivery in deliveries]
 
 
-def test_a_gate_that_cannot_be_read_holds_back_its_own_and_no_other(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gate_that_cannot_be_read_holds_back_its_own_alone(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     read = gates.as_breaker
 
     def unreadable(row: Any) -> Breaker:  # noqa: ANN401  # a result row
@@ -397,12 +358,3 @@ def test_a_gate_that_cannot_be_read_holds_back_its_own_and_no_other(
     known = gates.read_gates(steps.work)
     assert (known.admit(POLICY.gates), known.admit(other.gates)) == ("none", "all")
     assert [item.item for item in steps.heard.alone] == ["destination crm"]
-
-
-def test_a_410_retires_the_destination_until_a_person_resumes_it(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, failing("gone"))
-    steps.advance(10**6)
-    assert admitted(steps) == "none"
-    assert resume(steps, CRM)
-    assert admitted(steps) == "all"

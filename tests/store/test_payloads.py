@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from relay.store.reopen import keep_payloads
 from relay.store.retention import STEPS, Pruned
 from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, granted
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, prune
-from tests.helpers.storing import START, an_event
+from tests.helpers.storing import START, a_row, an_event
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import stand_still, until
 
@@ -105,9 +104,9 @@ def prepare(engine: Engine, age: timedelta | None = AGE) -> int:
 
 
 @contextmanager
-def transaction(engine: Engine, *statements: str) -> Iterator[Connection]:
-    """Somebody's transaction that stays open for the block."""
-    with engine.connect() as connection, connection.begin():
+def holding(engine: Engine, *statements: str) -> Iterator[Connection]:
+    """Somebody's transaction that stays open for the block, unless it commits."""
+    with engine.connect() as connection:
         stand_still(connection)
         for statement in statements:
             connection.execute(text(statement))
@@ -119,12 +118,10 @@ def transaction(engine: Engine, *statements: str) -> Iterator[Connection]:
 
 @ON_SQLITE
 def test_a_sqlite_file_shrinks_as_its_payloads_go(engine: Engine, steps: Steps) -> None:
-    for number in range(40):
-        steps.receive(msgspec.structs.replace(an_event(number, routes=[]), body=b"x" * 500_000))
-    pages = "PRAGMA page_count"
-    (before,) = rows(engine, pages)
+    steps.receive(*(msgspec.structs.replace(an_event(n, routes=[]), body=b"x" * 500_000) for n in range(40)))
+    (before,) = rows(engine, "PRAGMA page_count")
     walk(engine)
-    (after,) = rows(engine, pages)
+    (after,) = rows(engine, "PRAGMA page_count")
     assert after["page_count"] < 0.2 * before["page_count"]
     assert rows(engine, "PRAGMA freelist_count") == [{"freelist_count": 0}]
 
@@ -167,9 +164,9 @@ ARRIVING = """
 WITH arrived AS (
     INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type, body_bytes,
                        body_sha256)
-    VALUES ('s', 'new', 'e', 'other', :at, :at, '{r}', 'text/plain', 4, '') RETURNING seq
+    VALUES ('s', 'new', 'e', 'other', now(), now(), '{r}', 'text/plain', 4, '') RETURNING seq
 ), opened AS (
-    INSERT INTO open_delivery (seq, route, lane, occurred_at, state) SELECT seq, 'r', 'l', :at, 'received' FROM arrived
+    INSERT INTO open_delivery (seq, route, lane, occurred_at, state) SELECT seq, 'r', 'l', now(), 'received' FROM arrived
 )
 INSERT INTO inbox_payload SELECT seq, '{}', 'body' FROM arrived
 """
@@ -180,13 +177,11 @@ def test_an_event_that_arrives_while_the_default_leaf_expires_keeps_its_payload(
     fill(engine, 100_001, 102_000, days_old=9)
     with engine.begin() as connection:  # else it goes on after 100 ms without the lock, before a slow test has looked
         connection.execute(text("ALTER FUNCTION inbox_payload_expire_leaf SET lock_timeout = '1min'"))
-    waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    with engine.connect() as receiver, ThreadPoolExecutor(1) as others, receiver.begin() as arriving:
-        stand_still(receiver)
-        receiver.execute(text(ARRIVING), {"at": NOW})
-        expired = others.submit(step, engine, NOW - 8 * DAY)
-        until(lambda: expired.done() or rows(engine, waits), "it waits")
-        arriving.commit()
+    with ThreadPoolExecutor(1) as others:
+        with holding(engine, ARRIVING) as arriving:
+            expired = others.submit(step, engine, NOW - 8 * DAY)
+            until(lambda: expired.done() or count(engine, "pg_locks WHERE NOT granted") > 0, "it waits")
+            arriving.commit()
         assert expired.result().rows == 2000
     assert kept(engine) == [102_001]
 
@@ -201,17 +196,16 @@ def test_an_event_from_a_clock_that_was_ahead_holds_up_nothing_behind_it(engine:
     assert kept(engine) == [99_995, 100_011]
 
 
+def dead(engine: Engine, *seqs: int) -> None:
+    with engine.begin() as connection:
+        for seq in seqs:
+            connection.execute(text(a_row(seq, lane=str(seq), state="dead").replace(":", "\\:")))
+
+
 @ON_POSTGRES
 def test_a_leaf_expires_at_once_and_keeps_what_is_open(engine: Engine) -> None:
     fill(engine, 1, 101_000, days_old=9)
-    with engine.begin() as connection:
-        for seq in (7, 99_999):
-            connection.execute(
-                text(
-                    "INSERT INTO open_delivery (seq, route, lane, occurred_at, state) VALUES (:seq, 'r', :lane, now(), 'dead')"
-                ),
-                {"seq": seq, "lane": str(seq)},
-            )
+    dead(engine, 7, 99_999)
     done = [pruned for pruned in walk(engine, NOW - 8 * DAY) if pruned.rows]
     assert (done[0].rows, done[0].position) == (99_998, 100_000)
     assert sum(pruned.rows for pruned in done) == 100_998
@@ -224,7 +218,7 @@ def test_a_leaf_expires_at_once_and_keeps_what_is_open(engine: Engine) -> None:
 def test_a_leaf_that_somebody_reads_is_passed_over_and_comes_the_next_time(engine: Engine) -> None:
     fill(engine, 1, 100_500, days_old=9)
     cut = NOW - 8 * DAY
-    with transaction(engine, "SELECT count(*) FROM inbox_payload_1"):
+    with holding(engine, "SELECT count(*) FROM inbox_payload_1"):
         done = walk(engine, cut)
         assert (sum(pruned.passed_over for pruned in done), sum(pruned.rows for pruned in done)) == (1, 500)
     assert sum(pruned.rows for pruned in walk(engine, cut)) == 100_000
@@ -243,10 +237,7 @@ def test_a_leaf_with_a_young_event_at_its_end_stays(engine: Engine) -> None:
 def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payload_leaves, "MOST_LEAVES", 2)
     fill(engine, 1, 100_500, days_old=9)
-    with engine.begin() as connection:
-        connection.execute(
-            text("INSERT INTO open_delivery (seq, route, lane, occurred_at, state) VALUES (7, 'r', 'l', now(), 'dead')")
-        )
+    dead(engine, 7)
     prepare(engine)
     walk(engine, NOW - 8 * DAY)
     prepare(engine)
@@ -255,15 +246,6 @@ def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monke
 
 
 # --- The lock between retention and whoever opens deliveries of stored events: nobody waits for it with the order lock
-
-
-@contextlib.contextmanager
-def retention_at_work(engine: Engine) -> Iterator[None]:
-    """A batch of retention that does not end as long as the block runs."""
-    with engine.connect() as pruning, pruning.begin():
-        stand_still(pruning)
-        pruning.execute(text(LOCK_PAYLOADS))
-        yield
 
 
 def replaying(steps: Steps) -> None:
@@ -281,19 +263,17 @@ def rebuilding(steps: Steps) -> None:
 
 @ON_POSTGRES
 @pytest.mark.parametrize("open_again", [replaying, judging, rebuilding])
-def test_who_waits_for_retention_does_not_have_the_order_lock(
-    steps: Steps, engine: Engine, open_again: Callable[[Steps], None]
-) -> None:
+def test_a_wait_for_retention_is_without_the_lock(steps: Steps, open_again: Callable[[Steps], None]) -> None:
+    engine = steps.database.engine
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]), an_event(3, "u3"))
     steps.attempt(HOPELESS)
     steps.attempt(DONE, "latest")
     steps.intake.repeat(an_event(2, "u2", routes=["latest"]))
     steps.do("DELETE FROM open_delivery WHERE seq = 3")
-    with retention_at_work(engine), ThreadPoolExecutor(1) as others:
+    with holding(engine, LOCK_PAYLOADS), ThreadPoolExecutor(1) as others:
         waiting = others.submit(open_again, steps)
         until(lambda: count(engine, "pg_locks WHERE NOT granted") > 0 or waiting.done(), "it waits")
-        with engine.connect() as another, another.begin():
-            another.execute(text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE NOWAIT"))
+        steps.do("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE NOWAIT")
         with pytest.raises(OperationalError) as raised:
             waiting.result()
     assert "payload_lock" in str(raised.value.statement)
@@ -313,13 +293,8 @@ def test_a_delivery_is_never_opened_without_the_lock(steps: Steps) -> None:
 
 
 STOPPING = (
-    "SELECT 1 FROM {table} FOR UPDATE",
-    "SELECT 1 FROM {table} FOR NO KEY UPDATE",
-    "SELECT 1 FROM {table} FOR SHARE",
-    "SELECT 1 FROM {table} FOR KEY SHARE",
-    "LOCK TABLE {table} IN ROW SHARE MODE",
-    "LOCK TABLE {table} IN EXCLUSIVE MODE",
-    "LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE",
+    *(f"SELECT 1 FROM {{table}} FOR {lock}" for lock in ("UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE")),
+    *(f"LOCK TABLE {{table}} IN {mode} MODE" for mode in ("ROW SHARE", "EXCLUSIVE", "ACCESS EXCLUSIVE")),
 )
 
 
@@ -332,9 +307,7 @@ def test_no_other_role_can_lock_what_relays_take_in_turn(module_database_url: st
 
 
 @ON_POSTGRES
-def test_whatever_a_mere_login_holds_replays_and_retention_go_on(
-    lived_in: Steps, engine: Engine, postgres_database_url: str
-) -> None:
+def test_no_mere_login_stops_replays_or_retention(lived_in: Steps, engine: Engine, postgres_database_url: str) -> None:
     with lived_in.database.write() as transaction:
         stand_still(transaction.connection)
         transaction.take_order_lock(keeps_payloads=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ from inbox.db.engine import PINNED
 from inbox.errors import ConfigError, UnfitDatabase
 from inbox.events.timestamps import as_time
 from relay.store.database import Database
-from tests.helpers.databases import HOSTILE, ON_POSTGRES, ON_SQLITE, connect_postgres, pinned, read_only, set_otherwise
+from tests.helpers.databases import HOSTILE, ON_POSTGRES, ON_SQLITE, pinned, read_only, set_otherwise
 from tests.helpers.tables import rows
 from tests.helpers.waiting import be_patient, until
 
@@ -57,41 +57,36 @@ def test_the_settings_of_the_database_reach_neither_side(hostile: str) -> None:
         assert found == {**PINNED, "statement_timeout": "0"}
 
 
-def test_what_is_read_under_the_order_lock_is_what_the_one_before_has_left(hostile: str) -> None:
+def test_reads_under_the_order_lock_see_all_that_the_one_before_has_left(hostile: str) -> None:
     made = engines.connect(hostile, application="tests")
     be_patient(made)
     database = Database(made)
-    seen: list[int] = []
 
-    def second() -> None:
+    def second() -> list[int]:
         with database.write() as transaction:
             transaction.take_order_lock()
-            seen.extend(row.n for row in transaction.execute(text("SELECT count(*) AS n FROM gate")))
+            return [row.n for row in transaction.execute(text("SELECT count(*) AS n FROM gate"))]
 
-    thread = threading.Thread(target=second)
-    with contextlib.closing(connect_postgres(hostile)) as observer, database.write() as transaction:
-        transaction.take_order_lock()
-        thread.start()
-        waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        until(lambda: observer.execute(waits).fetchone(), "the second waits for the lock, with a snapshot of before")
-        transaction.execute(text("INSERT INTO gate (kind, name) VALUES ('route', 'r')"))
-    thread.join(10)
+    with ThreadPoolExecutor(1) as beside:
+        with database.write() as transaction:
+            transaction.take_order_lock()
+            seen = beside.submit(second)
+            waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            until(lambda: rows(made, waits), "the second waits for the lock, with a snapshot of before")
+            transaction.execute(text("INSERT INTO gate (kind, name) VALUES ('route', 'r')"))
+        assert seen.result(10) == [1]
     made.dispose()
-    assert seen == [1]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+def test_options_in_the_url_undo_no_guarantee(postgres_database_url: str) -> None:
+    for options in (
         "-c synchronous_commit=off",
         "-c statement_timeout=1s -c LOCK_TIMEOUT=0",
         "-c default_transaction_isolation=serializable -c search_path=x",
-    ],
-)
-def test_options_in_the_url_undo_no_guarantee(postgres_database_url: str, options: str) -> None:
-    url = make_url(postgres_database_url).update_query_dict({"options": options})
-    for found in settings_of_both(url.render_as_string(hide_password=False)):
-        assert found.items() >= PINNED.items()
+    ):
+        url = make_url(postgres_database_url).update_query_dict({"options": options})
+        for found in settings_of_both(url.render_as_string(hide_password=False)):
+            assert found.items() >= PINNED.items()
 
 
 @pytest.mark.parametrize("schema", ["Inbox", "pg_inbox", "a-b", 'x"; DROP', "9a", "a" * 64])
@@ -112,17 +107,15 @@ def test_a_pin_that_was_dropped_on_the_way_is_refused_with_who_set_it(engine: En
 
 
 @ON_POSTGRES
-@pytest.mark.parametrize("level", ["remote_write", "local"])
-def test_a_commit_that_waits_for_less_than_a_standbys_disk_is_refused(level: str, engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(f"SET LOCAL synchronous_commit = {level}"))
-        assert len(guarantees.differences(connection)) == 1
-        connection.execute(text("SET LOCAL synchronous_commit = remote_apply"))
-        assert guarantees.differences(connection) == []
+def test_a_commit_that_waits_for_less_than_a_standbys_disk_is_refused(engine: Engine) -> None:
+    for level, refused in (("remote_write", 1), ("local", 1), ("remote_apply", 0)):
+        with engine.begin() as connection:
+            connection.execute(text(f"SET LOCAL synchronous_commit = {level}"))
+            assert len(guarantees.differences(connection)) == refused
 
 
 @ON_POSTGRES
-def test_what_only_the_servers_owner_can_change_is_said_and_not_refused(
+def test_a_setting_of_the_servers_owner_is_only_said(
     database_url: str, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     with read_only(database_url):
@@ -199,7 +192,6 @@ def test_a_role_that_may_not_look_at_both_is_not_held_up(granted: str, engine: E
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 ARRAY_SYNTAX = st.text('{}",\\ \n;NULx', max_size=8)
-TIMES = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001  # bounds are naive
 
 
 def stored(engine: Engine, values: list[Any], kind: str) -> list[Any]:
@@ -208,25 +200,22 @@ def stored(engine: Engine, values: list[Any], kind: str) -> list[Any]:
         return list(connection.scalars(statement, {"values": array_param(values)}))
 
 
-@given(st.lists(st.none() | TEXTS | ARRAY_SYNTAX | st.sampled_from(["NULL", "null", "", "\\x00", '"', "\\"])))
-def test_texts(module_engine: Engine, values: list[str | None]) -> None:
-    assert stored(module_engine, values, "text") == values
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "text": TEXTS | ARRAY_SYNTAX | st.sampled_from(["NULL", "null", "", "\\x00", '"', "\\"]),
+    "bytea": st.binary(max_size=40),
+    "boolean": st.booleans(),
+    "bigint": st.integers(-(2**63), 2**63 - 1),
+    "timestamptz": st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC)),  # noqa: DTZ001  # bounds are naive
+}
+READ: dict[str, Callable[[Any], Any]] = {"bytea": bytes, "timestamptz": as_time}
 
 
-@given(st.lists(st.none() | st.binary(max_size=40)))
-def test_bytes(module_engine: Engine, values: list[bytes | None]) -> None:
-    assert [None if v is None else bytes(v) for v in stored(module_engine, values, "bytea")] == values
-
-
-@given(st.lists(st.none() | st.booleans()), st.lists(st.none() | st.integers(-(2**63), 2**63 - 1)))
-def test_flags_and_numbers(module_engine: Engine, flags: list[bool | None], numbers: list[int | None]) -> None:
-    assert stored(module_engine, flags, "boolean") == flags
-    assert stored(module_engine, numbers, "bigint") == numbers
-
-
-@given(st.lists(st.none() | TIMES))
-def test_times_to_the_microsecond(module_engine: Engine, values: list[datetime | None]) -> None:
-    assert [None if v is None else as_time(v) for v in stored(module_engine, values, "timestamptz")] == values
+@pytest.mark.parametrize("kind", VALUES)
+@given(st.data())
+def test_an_array_of_any_kind_arrives_value_for_value(module_engine: Engine, kind: str, data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.none() | VALUES[kind]))
+    read = READ.get(kind, lambda value: value)
+    assert [None if v is None else read(v) for v in stored(module_engine, values, kind)] == values
 
 
 def test_a_text_with_nul_is_a_data_error_as_in_any_other_parameter(module_engine: Engine) -> None:

@@ -12,7 +12,7 @@ from inbox.config.model import Config, When
 from inbox.db.reads import Row
 from inbox.events.event import Enrolment
 from inbox.events.timestamps import as_time
-from relay.delivery.outcome import Call, Failed
+from relay.delivery.outcome import Call, Delivered, Failed
 from relay.operations.asks import Selection
 from relay.store import record
 from relay.store.operator import selection, tasks
@@ -26,9 +26,11 @@ from tests.store.verifying import differences
 # --- Replay: a person takes up again what is dead or ended, in its place in its lane
 
 
-def replay_all(steps: Steps, selection: Selection, config: Config = CONFIG, *, force: bool = False) -> int:
-    chosen = msgspec.structs.replace(selection, force=force)
-    return carry_out(steps.database, config, "replay", chosen, why="mapping mended")
+ALL = Selection(everything=True)
+
+
+def replay_all(steps: Steps, selection: Selection, config: Config = CONFIG) -> int:
+    return carry_out(steps.database, config, "replay", selection, why="mended")
 
 
 def plan(steps: Steps, selection: Selection, config: Config = CONFIG) -> Plan:
@@ -54,89 +56,68 @@ def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: 
     steps.attempt(HOPELESS)
     assert row_of(steps, 1)["attempt"] == 2
     steps.advance(60)
-
     assert replay_all(steps, Selection(seq=1)) == 1
-
     row = row_of(steps, 1)
-    assert (row["state"], row["run"], row["attempt"]) == ("ready", 1, 0)
-    assert row["due_at"] == clock.moment
+    assert (row["state"], row["run"], row["attempt"], row["due_at"]) == ("ready", 1, 0, clock.moment)
     *_, fact = steps.rows("SELECT * FROM delivery_log ORDER BY id")
-    assert (fact["kind"], fact["attempt"], fact["relay_node"]) == ("replayed", 0, None)
-    assert fact["detail"] == {"who": "kim", "why": "mapping mended"}
-    assert fact["at"] == clock.moment
+    assert (fact["kind"], fact["attempt"], fact["relay_node"], fact["at"]) == ("replayed", 0, None, clock.moment)
+    assert fact["detail"] == {"who": "kim", "why": "mended"}
+    steps.facts_agree()
+    again = steps.attempt(DONE)
+    assert (again.seq, again.run, again.attempt, steps.states()) == (1, 1, 1, [])
     steps.facts_agree()
 
-    again = steps.attempt(DONE)
-    assert (again.seq, again.run, again.attempt) == (1, 1, 1)
-    assert steps.states() == []
+
+def test_a_replayed_event_takes_its_place_in_its_lane(steps: Steps) -> None:
+    steps.arrive(*(an_event(n) for n in (1, 2, 3, 4)))
+    steps.attempt_each(DONE, HOPELESS)
+    assert replay_all(steps, Selection(seq=2)) == 1
+    assert steps.states() == [(2, "strict", "ready"), (3, "strict", "waiting"), (4, "strict", "waiting")]
     steps.facts_agree()
+    assert [steps.attempt(DONE).seq for _ in range(3)] == [2, 3, 4]
 
 
 def test_on_a_latest_route_a_newer_one_that_waits_stands_for_it(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]))
-
     assert replay_all(steps, Selection(seq=1)) == 1
     assert steps.states() == [(2, "latest", "ready")]
     assert steps.kinds() == [(1, "superseded"), (1, "replayed"), (1, "superseded")]
     steps.facts_agree()
 
 
-def test_a_replayed_event_takes_its_place_in_its_lane(steps: Steps) -> None:
-    steps.arrive(*(an_event(n) for n in (1, 2, 3, 4)))
-    steps.attempt(DONE)
-    steps.attempt(HOPELESS)
-    assert steps.states() == [(2, "strict", "dead"), (3, "strict", "ready"), (4, "strict", "waiting")]
-
-    assert replay_all(steps, Selection(seq=2)) == 1
-    assert steps.states() == [(2, "strict", "ready"), (3, "strict", "waiting"), (4, "strict", "waiting")]
-    steps.facts_agree()
-    assert [steps.attempt(DONE).seq for _ in range(3)] == [2, 3, 4]
-    steps.facts_agree()
-
-
 # --- what does not
 
 
-def test_what_is_open_is_left_as_it_is(steps: Steps) -> None:
+@pytest.mark.parametrize("choice", [Choice("replay", Selection(force=True), CONFIG), Choice("retry", ALL, CONFIG)])
+def test_an_open_delivery_is_not_replayed_nor_one_that_is_due_or_claimed_retried(steps: Steps, choice: Choice) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
     steps.claim()
     steps.receive(an_event(4))
+    assert meant(steps, Selection(seqs=(1, 2, 3, 4))) == []
     before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
-
-    for seq in (1, 2, 3, 4):
-        assert meant(steps, Selection(seq=seq)) == []
     with steps.database.write() as transaction:
-        now, forced = transaction.take_order_lock(keeps_payloads=True), Choice("replay", Selection(force=True), CONFIG)
-        every = [(1, "strict"), (2, "strict"), (3, "strict"), (4, "strict")]
-        assert change(transaction, forced, every, now, who="kim", why="by mistake", policies=POLICIES) == 0
+        now, keys = transaction.take_order_lock(keeps_payloads=True), [(seq, "strict") for seq in range(1, 6)]
+        assert change(transaction, choice, keys, now, who="kim", why="by mistake", policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert steps.kinds() == []
 
 
 def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]), an_event(3, "u3"), an_event(4, "u4"))
-    steps.attempt(DONE)
-    steps.attempt(HOPELESS)
+    steps.attempt_each(DONE, HOPELESS)
     everything = Selection(route="strict", backfill=True)
-    assert [(row["seq"], row["state"]) for row in plan(steps, everything).deliveries] == [
-        (1, "delivered"),
-        (2, "unrouted"),
-        (3, "dead"),
-    ]
+    states = [(row["seq"], row["state"]) for row in plan(steps, everything).deliveries]
+    assert states == [(1, "delivered"), (2, "unrouted"), (3, "dead")]
     assert replay_all(steps, everything) == 3
-    assert [(seq, state) for seq, route, state in steps.states() if route == "strict"] == [
-        (1, "ready"),
-        (2, "ready"),
-        (3, "ready"),
-        (4, "ready"),
-    ]
+    assert [each for each in steps.states() if each[1] == "strict"] == [(seq, "strict", "ready") for seq in range(1, 5)]
     assert row_of(steps, 2)["run"] == 1
     steps.facts_agree()
     assert differences(steps.database) == []
 
 
-def test_what_the_route_would_not_take_is_not_meant_by_everything(steps: Steps) -> None:
+def test_everything_of_a_route_is_without_what_it_would_not_take(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=[]), an_event(2, "u2", routes=[]))
+    everything = Selection(route="strict", backfill=True)
     for when, number in (
         (When(entity_type=["USER"]), 2),
         (When(entity_type=["GROUP"]), 0),
@@ -144,10 +125,8 @@ def test_what_the_route_would_not_take_is_not_meant_by_everything(steps: Steps) 
         (When(action=["delete"]), 0),
     ):
         picky = msgspec.structs.replace(CONFIG.routes["strict"], when=when)
-        config = msgspec.structs.replace(CONFIG, routes={"strict": picky})
-        assert plan(steps, Selection(route="strict", backfill=True), config).count == number
-    since = Selection(route="strict", backfill=True, since=START + timedelta(seconds=1))
-    assert plan(steps, since).count == 0
+        assert plan(steps, everything, msgspec.structs.replace(CONFIG, routes={"strict": picky})).count == number
+    assert plan(steps, msgspec.structs.replace(everything, since=START + timedelta(seconds=1))).count == 0
 
 
 # --- a plan is what is done, to the row
@@ -159,15 +138,13 @@ def planned_and_done(steps: Steps, selection: Selection, config: Config = CONFIG
 
 def test_a_plan_counts_what_the_replay_takes_up_and_says_what_is_left_out(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
-    for outcome in (HOPELESS, DONE, HOPELESS):
-        steps.attempt(outcome)
-    planned = plan(steps, Selection(everything=True))
+    steps.attempt_each(HOPELESS, DONE, HOPELESS)
+    planned = plan(steps, ALL)
     assert (planned.count, planned.left_out) == (1, {"overtaken": 1})
     assert [row["seq"] for row in planned.deliveries] == [3]
-    assert [(group.route, group.state, group.cause, group.count) for group in planned.groups] == [
-        ("strict", "dead", "mapping", 1)
-    ]
-    assert replay_all(steps, Selection(everything=True)) == 1
+    (group,) = planned.groups
+    assert (group.route, group.state, group.cause, group.count) == ("strict", "dead", "mapping", 1)
+    assert replay_all(steps, ALL) == 1
 
 
 def test_a_plan_leaves_out_what_has_ended_on_a_route_that_was_removed(steps: Steps) -> None:
@@ -180,68 +157,71 @@ def test_a_plan_leaves_out_what_has_ended_on_a_route_that_was_removed(steps: Ste
     assert replay_all(steps, Selection(seq=1), without) == 1
 
 
-def test_a_plan_is_what_is_done_when_the_last_delivered_is_replayed_in_an_earlier_batch(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_earlier_batch_may_take_up_the_last_delivered(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest of the lane arrived first: its batch takes it up before the older ones are looked at."""
     monkeypatch.setattr(tasks, "BATCH", 1)
-    steps.arrive(an_event(9))
-    steps.attempt(DONE)
-    for n in (1, 2, 3):
+    for n, outcome in ((9, DONE), (1, HOPELESS), (2, HOPELESS), (3, HOPELESS)):
         steps.arrive(an_event(n))
-        steps.attempt(HOPELESS)
-    selection = Selection(route="strict", backfill=True)
-    assert planned_and_done(steps, selection) == (4, 4)
+        steps.attempt(outcome)
+    assert planned_and_done(steps, Selection(route="strict", backfill=True)) == (4, 4)
     assert [steps.attempt(DONE).seq for _ in range(4)] == [2, 3, 4, 1]
     steps.facts_agree()
 
 
-def test_what_nobody_has_begun_yet_is_delivered_after_an_older_one_that_is_replayed(steps: Steps) -> None:
+def test_one_not_begun_yet_is_delivered_after_an_older_one_that_is_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2))
-    steps.attempt(HOPELESS)
-    steps.attempt(DONE)
-    assert planned_and_done(steps, Selection(everything=True)) == (0, 0)
+    steps.attempt_each(HOPELESS, DONE)
+    assert planned_and_done(steps, ALL) == (0, 0)
     replay_all(steps, Selection(seq=2))
-    assert planned_and_done(steps, Selection(everything=True)) == (1, 1)
+    assert planned_and_done(steps, ALL) == (1, 1)
     assert [steps.attempt(DONE).seq for _ in range(2)] == [1, 2]
+
+
+FETCHED = Delivered((), "updated", fetch_began_at=START)
+
+
+@pytest.mark.parametrize(("outcome", "number"), [(FETCHED, 1), (DONE, 0)])
+def test_an_older_one_is_overtaken_unless_the_newer_was_fetched(steps: Steps, outcome: Delivered, number: int) -> None:
+    for seq in (1, 2):
+        steps.arrive(an_event(seq, routes=["latest"]))
+        steps.attempt(outcome, "latest")
+    assert planned_and_done(steps, Selection(seq=1)) == (number, number)
 
 
 def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
-    steps.attempt(DONE)
-    steps.attempt(DONE)
+    steps.attempt_each(DONE, DONE)
     steps.do("DELETE FROM inbox_payload WHERE seq = 1")
     assert plan(steps, Selection(seq=1)).left_out == {"payload_gone": 1}
-    assert planned_and_done(steps, Selection(seq=1)) == (0, 0)
-    assert planned_and_done(steps, Selection(seq=2)) == (1, 1)
+    assert planned_and_done(steps, Selection(seqs=(1, 2))) == (1, 1)
     assert steps.states() == [(2, "strict", "ready")]
 
 
-@pytest.mark.parametrize("page", [1, 2, 5, 6])
-def test_a_backfill_looks_through_the_events_of_its_source_in_pages(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch, page: int
-) -> None:
+def in_pages(steps: Steps, choice: Choice, most: int) -> list[tuple[int, str]]:
+    found: list[tuple[int, str]] = []
+    after: int | None = 0
+    while after is not None:
+        page = selection.page(steps.work, choice, after=after, most=most)
+        assert page.upto is None or page.upto > after
+        found += keys_of(page.rows)
+        after = page.upto
+    return found
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 6])
+def test_a_backfill_looks_through_its_source_in_pages(steps: Steps, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(selection, "_CANDIDATES", 1)
     steps.arrive(
         *(msgspec.structs.replace(an_event(n, f"u{n}"), source="trivore" if n % 2 else "billing") for n in range(1, 11))
     )
-    choice = Choice("replay", Selection(route="strict", backfill=True), CONFIG)
     steps.record_all(steps.claim_due(10), DONE)
-    found, after = [], 0
-    while True:
-        part = selection.page(steps.work, choice, after=after, most=page)
-        found += [row["seq"] for row in part.rows]
-        if part.upto is None:
-            break
-        assert part.upto > after
-        after = part.upto
-    assert found == [1, 3, 5, 7, 9]
+    choice = Choice("replay", Selection(route="strict", backfill=True), CONFIG)
+    assert in_pages(steps, choice, most) == [(seq, "strict") for seq in (1, 3, 5, 7, 9)]
 
 
 # --- Retry: a person makes attempts that wait due at once; nothing else about them changes
 
 
-ALL = Selection(everything=True)
 ANSWERED_503 = Failed(
     (Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=503),), "server_error", "Answered 503"
 )
@@ -252,15 +232,9 @@ def retry_plan(steps: Steps, selection: Selection) -> Plan:
     return preview(steps.database, Choice("retry", selection, CONFIG), Bound(listed=1000))
 
 
-def retried(steps: Steps, selection: Selection) -> list[int]:
-    planned = retry_plan(steps, selection)
-    assert planned.count == len(planned.deliveries)
-    return [row["seq"] for row in planned.deliveries]
-
-
 def retry_all(steps: Steps, selection: Selection) -> int:
     planned = retry_plan(steps, selection).count
-    changed = carry_out(steps.database, CONFIG, "retry", selection, who="ann", why="the CRM is back")
+    changed = carry_out(steps.database, CONFIG, "retry", selection, why="the CRM is back")
     assert changed == planned
     return changed
 
@@ -269,15 +243,12 @@ def test_a_waiting_attempt_is_due_at_once_and_keeps_its_attempts_and_its_lane(st
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(UNWELL)
     assert steps.claim_due() == []
-    (before,) = steps.rows("SELECT * FROM open_delivery WHERE seq = 1")
-
+    before = row_of(steps, 1)
     assert retry_all(steps, Selection(seq=1)) == 1
-
-    (after,) = steps.rows("SELECT * FROM open_delivery WHERE seq = 1")
-    assert after == {**before, "due_at": steps.clock.moment}
+    assert row_of(steps, 1) == {**before, "due_at": steps.clock.moment}
     assert steps.states() == [(1, "strict", "ready"), (2, "strict", "waiting")]
     (fact,) = steps.rows("SELECT detail, relay_node FROM delivery_log WHERE kind = 'rescheduled'")
-    assert (fact["detail"]["who"], fact["detail"]["why"], fact["relay_node"]) == ("ann", "the CRM is back", None)
+    assert (fact["detail"]["who"], fact["detail"]["why"], fact["relay_node"]) == ("kim", "the CRM is back", None)
     assert as_time(fact["detail"]["was_due_at"]) == before["due_at"]
     assert differences(steps.database) == []
     assert steps.attempt(DONE).attempt == 2
@@ -291,40 +262,34 @@ def test_the_schedule_goes_on_where_it_was(steps: Steps) -> None:
     steps.attempt(UNWELL)
     retry_all(steps, ALL)
     steps.attempt(UNWELL)
-    (row,) = steps.rows("SELECT attempt, run, due_at FROM open_delivery")
-    delay = POLICIES["strict"].schedule.delay_after(2)
+    row, delay = row_of(steps, 1), POLICIES["strict"].schedule.delay_after(2)
     assert delay is not None
     assert (row["attempt"], row["run"], row["due_at"]) == (2, 0, steps.clock.moment + delay)
+
+
+OF_BOTH = (Selection(cause="server_error"), Selection(status=503), Selection(error="ANSWERED"))
 
 
 def test_each_filter_picks_among_the_waiting(steps: Steps) -> None:
     steps.arrive(an_event(1, "u1"), an_event(2, "u2", routes=["latest"]))
     steps.record_all(steps.claim_due(), ANSWERED_503)
     steps.advance(2)
-    failed_later = steps.clock.moment
+    later = steps.clock.moment
     steps.arrive(an_event(3, "u3"))
     steps.record_all(steps.claim_due(), NO_ANSWER)
-
-    assert retried(steps, ALL) == [1, 2, 3]
-    for chosen, found in (
-        (Selection(route="latest"), [2]),
-        (Selection(source="trivore"), [1, 2, 3]),
-        (Selection(source="github"), []),
-        (Selection(destination="audit"), [1, 2, 3]),
-        (Selection(entity_type="USER", entity_id="u3"), [3]),
-        (Selection(event_type="UPDATE"), [1, 2, 3]),
-        (Selection(event_type="DELETE"), []),
-        (Selection(cause="server_error"), [1, 2]),
-        (Selection(cause="unknown"), [3]),
-        (Selection(status=503), [1, 2]),
-        (Selection(status=500), []),
-        (Selection(error="ANSWERED"), [1, 2]),
-        (Selection(error="%"), []),
-        (Selection(since=failed_later), [3]),
-        (Selection(until=failed_later), [1, 2]),
-        (Selection(cause="server_error", route="strict"), [1]),
-    ):
-        assert retried(steps, chosen) == found, chosen
+    one = Selection(entity_type="USER", entity_id="u3")
+    picked: dict[tuple[int, ...], list[Selection]] = {
+        (): [Selection(source="github"), Selection(event_type="DELETE"), Selection(status=500), Selection(error="%")],
+        (1, 2, 3): [ALL, Selection(source="trivore"), Selection(destination="audit"), Selection(event_type="UPDATE")],
+        (1, 2): [*OF_BOTH, Selection(until=later)],
+        (3,): [one, Selection(cause="unknown"), Selection(since=later)],
+        (2,): [Selection(route="latest")],
+        (1,): [Selection(cause="server_error", route="strict")],
+    }
+    for found, chosen in ((found, each) for found, those in picked.items() for each in those):
+        planned = retry_plan(steps, chosen)
+        assert tuple(row["seq"] for row in planned.deliveries) == found, chosen
+        assert planned.count == len(found)
 
 
 def test_one_that_took_over_the_retries_of_an_older_one_has_the_cause_of_that_one(steps: Steps) -> None:
@@ -336,35 +301,15 @@ def test_one_that_took_over_the_retries_of_an_older_one_has_the_cause_of_that_on
     assert (found["seq"], found["cause"], found["error"]) == (2, "server_error", "Answered 503")
 
 
-def test_one_that_became_due_or_was_claimed_since_it_was_found_stays_as_it_is(steps: Steps) -> None:
-    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
-    steps.claim()
-    before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
-    with steps.database.write() as transaction:
-        now = transaction.take_order_lock()
-        keys, said = [(1, "strict"), (2, "strict"), (3, "strict")], {"who": "ann", "why": "back"}
-        assert change(transaction, Choice("retry", ALL, CONFIG), keys, now, **said, policies=POLICIES) == 0
-    assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
-    assert [kind for _, kind in steps.kinds()] == []
-
-
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 12])
-def test_pages_have_each_selected_delivery_once_and_whole_events(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    """Whatever stands between them, and however few are looked up together, and in one page."""
+def test_pages_have_each_selected_delivery_once(steps: Steps, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Whole events, whatever stands between them, and however few are looked up together."""
     monkeypatch.setattr(selection, "_CANDIDATES", 2)
     monkeypatch.setattr(selection, "_MOST_LOOK_UPS", 2)
     monkeypatch.setattr(record, "OWN_TRANSACTION", 100)  # no breaker opens between the two routes
     steps.arrive(*(an_event(n, f"u{n}", routes=["latest", "strict"]) for n in range(1, 11)))
     steps.record([(claimed, NO_ANSWER if claimed.seq % 3 else ANSWERED_503) for claimed in steps.claim_due()])
-    choice = Choice("retry", Selection(cause="server_error"), CONFIG)
-    found: list[tuple[int, str]] = []
-    after: int | None = 0
-    while after is not None:
-        page = selection.page(steps.work, choice, after=after, most=most)
-        found += keys_of(page.rows)
-        after = page.upto
+    found = in_pages(steps, Choice("retry", Selection(cause="server_error"), CONFIG), most)
     assert found == [(seq, route) for seq in (3, 6, 9) for route in ("latest", "strict")]
 
 
@@ -379,7 +324,7 @@ def unblock_all(steps: Steps, selection: Selection) -> int:
     return carry_out(steps.database, CONFIG, "unblock", selection, who="ann", why="mended by hand")
 
 
-def test_what_is_cancelled_has_ended_and_the_next_of_its_lane_goes_on(steps: Steps) -> None:
+def test_a_cancelled_one_has_ended_and_the_next_of_its_lane_goes_on(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
     assert cancel_all(steps, Selection(seq=1)) == 1
     assert steps.states() == [(2, "strict", "ready"), (3, "strict", "ready")]
@@ -390,14 +335,14 @@ def test_what_is_cancelled_has_ended_and_the_next_of_its_lane_goes_on(steps: Ste
 
 def test_a_lane_whose_head_and_next_are_cancelled_together_goes_on_with_what_is_left(steps: Steps) -> None:
     """As on a route with `lane = "route"`, of which one entity is cancelled."""
-    of_the_route = (Enrolment("strict", "*"),)
+    of_the_route = {"enrolments": (Enrolment("strict", "*"),)}
     events = (an_event(1), an_event(2), an_event(3, "u2"))
-    steps.arrive(*(msgspec.structs.replace(event, enrolments=of_the_route) for event in events))
+    steps.arrive(*(msgspec.structs.replace(event, **of_the_route) for event in events))
     assert cancel_all(steps, Selection(entity_type="USER", entity_id="u1")) == 2
     assert steps.states() == [(3, "strict", "ready")]
 
 
-def test_what_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:
+def test_one_that_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2))
     working = steps.claim()
     assert cancel_all(steps, Selection(entity_type="USER", entity_id="u1")) == 1
@@ -412,7 +357,7 @@ def test_a_blocked_lane_goes_on_past_its_head_which_stays_dead(steps: Steps) -> 
     assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
     assert unblock_all(steps, Selection(route="blocking")) == 1
     assert steps.states() == [(1, "blocking", "dead"), (2, "blocking", "ready")]
-    assert unblock_all(steps, Selection(everything=True)) == 0
+    assert unblock_all(steps, ALL) == 0
     assert differences(steps.database) == []
 
 
@@ -441,12 +386,9 @@ def planned(steps: Steps, act: Act, chosen: Selection) -> list[tuple[int, str]]:
     choice = Choice(act, chosen, CONFIG)
     assert choice.mistake is None
     whole = preview(steps.database, choice, Bound(listed=100))
-    part = preview(steps.database, choice, Bound(100, listed=100))
-    assert part == whole
+    assert preview(steps.database, choice, Bound(100, listed=100)) == whole
     assert whole.count == len(whole.deliveries)
-    keys = [(row["seq"], row["route"]) for row in whole.deliveries]
-    assert keys == [(row["seq"], row["route"]) for row in part.deliveries]
-    return keys
+    return [(row["seq"], row["route"]) for row in whole.deliveries]
 
 
 def both(*seqs: int) -> list[tuple[int, str]]:
@@ -490,15 +432,16 @@ def test_exactly_those_are_planned(steps: Steps) -> None:
 @pytest.mark.parametrize("case", [0, 4, 7, 11, 13, 15, 16])
 def test_exactly_those_are_changed(some: Steps, case: int) -> None:
     act, given, expected = CASES[case]
-    before = {(seq, route): state for seq, route, state in some.states()}
+
+    def others() -> list[tuple[int, str, str]]:
+        return [each for each in some.states() if each[:2] not in expected]
+
+    before = others()
     assert carry_out(some.database, CONFIG, act, Selection(**given), why="chosen") == len(expected)
     kinds = {"replay": "replayed", "cancel": "cancelled", "retry": "rescheduled"}
     facts = some.rows(f"SELECT seq, route FROM delivery_log WHERE kind = '{kinds[act]}' ORDER BY seq, route")
     assert [tuple(row.values()) for row in facts] == expected
-    after = {(seq, route): state for seq, route, state in some.states()}
-    assert {key: state for key, state in before.items() if key not in expected} == {
-        key: state for key, state in after.items() if key not in expected
-    }
+    assert others() == before
 
 
 ENDED_AGAIN: list[dict[str, Any]] = [
@@ -515,37 +458,35 @@ def newest_fact(steps: Steps) -> int:
 
 
 @pytest.mark.parametrize("given", ENDED_AGAIN, ids=[" ".join(given) for given in ENDED_AGAIN])
-def test_what_has_ended_again_since_the_plan_is_left_alone(some: Steps, given: dict[str, Any]) -> None:
+def test_one_that_has_ended_again_since_the_plan_is_left_alone(some: Steps, given: dict[str, Any]) -> None:
     """Two plan the same before a relay takes up the first command, which ends again all that it takes up."""
     chosen = Selection(**given, until_fact=newest_fact(some))
-    assert carry_out(some.database, CONFIG, "replay", chosen, why="the first") > 0
+    assert replay_all(some, chosen) > 0
     for _ in range(2):
         some.record_all(some.claim_due(10), HOPELESS)
-    assert carry_out(some.database, CONFIG, "replay", chosen, why="the second") == 0
+    assert replay_all(some, chosen) == 0
     assert planned(some, "replay", chosen) == []
 
 
-def test_what_ends_again_while_a_command_reads_its_batch_is_left_alone(
-    some: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_ends_again_while_a_batch_is_read_is_left_alone(some: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = Selection(seqs=(6,), until_fact=newest_fact(some))
     real = selection.page
 
     def overtaken(*given: Any, **named: Any) -> Any:  # noqa: ANN401  # handed through
         page = real(*given, **named)
         monkeypatch.undo()
-        assert carry_out(some.database, CONFIG, "replay", chosen, why="the first") == 1
+        assert replay_all(some, chosen) == 1
         some.record_all(some.claim_due(10), DONE)
         return page
 
     monkeypatch.setattr(selection, "page", overtaken)
-    assert carry_out(some.database, CONFIG, "replay", chosen, why="the second") == 0
+    assert replay_all(some, chosen) == 0
 
 
-def test_what_somebody_has_unblocked_since_the_plan_is_replayed(some: Steps) -> None:
+def test_one_that_was_unblocked_since_the_plan_is_replayed(some: Steps) -> None:
     chosen = Selection(seqs=(2,), route="blocking", until_fact=newest_fact(some))
-    assert carry_out(some.database, CONFIG, "unblock", Selection(seq=2), why="the others go on") == 1
-    assert carry_out(some.database, CONFIG, "replay", chosen, why="fixed") == 1
+    assert unblock_all(some, Selection(seq=2)) == 1
+    assert replay_all(some, chosen) == 1
 
 
 def test_a_backfill_takes_no_event_of_another_source(steps: Steps) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import order_lock
@@ -18,7 +18,7 @@ from relay.delivery.gates import BREAKER
 from relay.delivery.lifecycle import State
 from relay.store import alerts, claim, leases, record, sequence
 from relay.store.alert_conditions import Watch
-from relay.store.deliveries import rows_of_keys
+from relay.store.deliveries import claim_of, rows_of_keys
 from relay.store.sequence import quarantine
 from relay.store.transaction import Transaction
 from tests.helpers.databases import ON_POSTGRES
@@ -53,17 +53,11 @@ def locked(steps: Steps) -> Iterator[Transaction]:
 
 
 def test_only_who_locks_the_same_route_or_everything_waits(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
-    waiting = {
-        str(routes): is_kept_waiting(steps, routes)
-        for routes in (["strict"], ["latest"], ["latest", "strict"], ["new"], None)
+    waiting: dict[bool, list[list[str] | None]] = {
+        False: [["strict"], ["new"]],
+        True: [["latest"], ["latest", "strict"], None],
     }
-    assert waiting == {
-        "['strict']": False,
-        "['latest']": True,
-        "['latest', 'strict']": True,
-        "['new']": False,
-        "None": True,
-    }
+    assert all(is_kept_waiting(steps, routes) == waits for waits, each in waiting.items() for routes in each)
 
 
 def test_a_route_that_stays_locked_keeps_no_other_from_being_sequenced(steps: Steps) -> None:
@@ -75,9 +69,7 @@ def test_a_route_that_stays_locked_keeps_no_other_from_being_sequenced(steps: St
         assert {route for _, route, state in steps.states() if state == "received"} == {"latest"}
 
 
-def test_a_head_that_cannot_be_loaded_and_whose_route_is_locked_keeps_no_other_from_being_claimed(
-    steps: Steps, plant: Planter
-) -> None:
+def test_a_bad_head_of_a_locked_route_keeps_no_other_from_being_claimed(steps: Steps, plant: Planter) -> None:
     steps.arrive(*(an_event(number, f"u{number}", routes=["latest"]) for number in (1, 2)), an_event(3, "u3"))
     plant("DELETE FROM inbox_payload WHERE seq = 1")
     with locking(steps, ["latest"]):
@@ -99,25 +91,22 @@ def test_a_route_that_stays_locked_keeps_no_other_from_being_recorded(steps: Ste
         assert {route for _, route, _ in steps.states()} == {"latest"}
 
 
-def test_a_bad_delivery_is_set_aside_and_leases_are_given_back_while_another_route_is_locked(
-    steps: Steps,
-    locked: Transaction,  # noqa: ARG001
-) -> None:
-    claimed = steps.claim("strict")
-    lease = (claimed.seq, claimed.route, claimed.lease_token)
+@pytest.mark.usefixtures("locked")
+def test_a_bad_delivery_is_set_aside_and_leases_are_given_back_while_another_route_is_locked(steps: Steps) -> None:
+    lease = claim_of(steps.claim("strict"))
     assert leases.give_back(steps.work, [lease]) == ({lease}, 1)
-    key = (claimed.seq, claimed.route)
-    bad = ValueError("bad")
-    assert quarantine(steps.work, key, cause="unprocessable", error=bad) is not None
+    assert quarantine(steps.work, lease[:2], cause="unprocessable", error=ValueError("bad")) is not None
+
+
+STRICT = {"given": '[{"route": "strict"}]', "now": None}
 
 
 def test_the_limit_of_a_lock_is_shorter_than_one_that_the_server_has(steps: Steps) -> None:
-    given = {"given": '[{"route": "strict"}]', "now": None}
     lock = text(order_lock.given_routes(steps.database.sql).text.replace(f"{order_lock.HELD_SECONDS}s", "100ms"))
     with steps.database.engine.connect() as connection:
         connection.execute(text("SET transaction_timeout = '1min'"))
         connection.commit()
-        connection.execute(lock, given)
+        connection.execute(lock, STRICT)
         with pytest.raises(DBAPIError, match="transaction timeout") as raised:
             connection.execute(text("SELECT pg_sleep(30)"))
         assert takes_too_long(raised.value), "fewer items may take less time"
@@ -125,13 +114,10 @@ def test_the_limit_of_a_lock_is_shorter_than_one_that_the_server_has(steps: Step
 
 
 def test_the_limit_of_a_lock_ends_with_its_transaction(steps: Steps) -> None:
-    limit, given = (
-        text("SELECT current_setting('transaction_timeout')"),
-        {"given": '[{"route": "strict"}]', "now": None},
-    )
+    limit = text("SELECT current_setting('transaction_timeout')")
     with steps.database.engine.connect() as connection:
         before = connection.execute(limit).scalar_one()
-        connection.execute(order_lock.given_routes(steps.database.sql), given)
+        connection.execute(order_lock.given_routes(steps.database.sql), STRICT)
         assert connection.execute(limit).scalar_one() == f"{order_lock.HELD_SECONDS}s"
         connection.commit()
         assert connection.execute(limit).scalar_one() == before
@@ -176,15 +162,19 @@ def test_who_has_some_of_its_routes_does_not_wait_for_who_is_about_to_lock_every
     assert steps.rows("SELECT route FROM route_lock ORDER BY route") == [{"route": "latest"}, {"route": "strict"}]
 
 
-def test_a_lock_that_is_waited_for_in_vain_is_named_by_a_pipeline_too(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
+def in_a_pipeline(steps: Steps, *statements: TextClause, routes: Iterable[str] = ("strict",)) -> None:
+    with steps.database.write() as transaction:
+        transaction.limit_waits(50)
+        transaction.take_order_lock_and_read({*routes})
+        transaction.only_write()
+        for statement in statements:
+            transaction.execute(statement)
 
-    def read() -> None:
-        with steps.database.write() as another:
-            another.limit_waits(50)
-            another.take_order_lock_and_read({"latest"}, (_END, {}))
 
+@pytest.mark.usefixtures("locked")
+def test_a_lock_that_is_waited_for_in_vain_is_named_by_a_pipeline_too(steps: Steps) -> None:
     with pytest.raises(DBAPIError, match="lock timeout") as raised:
-        read()
+        in_a_pipeline(steps, _END, routes=["latest"])
     assert "route_lock" in str(raised.value.statement)
 
 
@@ -237,7 +227,7 @@ def test_an_outcome_whose_row_is_locked_is_recorded_when_it_is_free_and_others_m
     assert steps.states() == []
 
 
-def test_a_route_with_many_expired_leases_that_rests_hides_no_others(
+def test_many_expired_leases_of_a_route_that_rests_hide_no_others(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "BATCH", 2)
@@ -253,36 +243,29 @@ def test_a_route_with_many_expired_leases_that_rests_hides_no_others(
 
 def test_a_breaker_is_probed_while_another_route_is_locked_and_rests_while_its_own_is(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]))
-    policy = msgspec.structs.replace(POLICIES["strict"], breakers={("destination", "strict"): BREAKER})
+    key = ("destination", "strict")
+    policy = msgspec.structs.replace(POLICIES["strict"], breakers={key: BREAKER})
     work = msgspec.structs.replace(steps.work, policies={**POLICIES, "strict": policy})
-
-    def probe() -> list[int]:
-        return [each.seq for each in claim.claim_probe(work, "strict")]
-
-    steps.do(
-        "INSERT INTO gate (kind, name, breaker, breaker_until) VALUES ('destination', 'strict', 'open', '2000-01-01')"
-    )
+    steps.do(f"INSERT INTO gate (kind, name, breaker, breaker_until) VALUES {(*key, 'open', '2000-01-01')}")
     with locking(steps, ["strict"]):
-        assert probe() == []
+        assert claim.claim_probe(work, "strict") == []
         assert steps.rests.now() == {"strict"}
     with locking(steps, ["latest"]):
-        assert probe() == [1]
+        assert [each.seq for each in claim.claim_probe(work, "strict")] == [1]
 
 
-def test_a_failing_step_is_alerted_while_a_route_stays_locked(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("locked")
+def test_a_failing_step_is_alerted_while_a_route_stays_locked(steps: Steps) -> None:
     alerts.step_failed(steps.work, "sequence", "latest: lock timeout")
     Watch().look(work_of(steps.database, config=CONFIG))
-    assert [row["kind"] for row in steps.rows("SELECT kind FROM alert")] == ["step_failed", "step_failed"], (
-        "no relay says that it fails, so it has ended"
-    )
+    alerted = steps.rows("SELECT firing FROM alert ORDER BY id")
+    assert [row["firing"] for row in alerted] == [True, False], "no relay says that it fails, so it has ended"
 
 
 # --- Statements that are sent to Postgres together: what is told of an error, and which connections are given up
 
 
-def test_a_relay_that_stands_still_within_a_pipeline_loses_its_lock(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relay_that_stands_still_in_a_pipeline_loses_its_lock(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its transaction is not idle for Postgres, so that the limit for those does not end it."""
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]))
     limit_locks(monkeypatch, 1500)
@@ -319,18 +302,10 @@ def test_a_pipeline_reads_under_its_lock(steps: Steps) -> None:
         assert reading.result(timeout=30) == []
 
 
-def test_what_the_server_refuses_of_a_pipeline_is_told_and_nothing_of_it_is_done(steps: Steps) -> None:
+def test_an_error_of_the_server_in_a_pipeline_is_told_and_nothing_of_it_is_done(steps: Steps) -> None:
     steps.arrive(an_event(1))
-
-    def write() -> None:
-        with steps.database.write() as transaction:
-            transaction.take_order_lock_and_read({"strict"})
-            transaction.only_write()
-            transaction.execute(_STATE_OF_NOTHING)
-            transaction.execute(_END)
-
     with pytest.raises(DBAPIError, match="ck_open_delivery") as raised:
-        write()
+        in_a_pipeline(steps, _STATE_OF_NOTHING, _END)
     assert raised.value.statement == str(_STATE_OF_NOTHING)
     assert not raised.value.connection_invalidated
     assert steps.states() == [(1, "strict", State.READY)]

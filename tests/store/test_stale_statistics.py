@@ -85,14 +85,3 @@ def test_it_reads_what_it_asks_for_whatever_the_statistics_say(surprised: Engine
         connection.execute(text(f"UPDATE open_delivery SET {becomes}"))
         assert most_read(connection, statement, parameters) <= READ_AT_MOST
         transaction.rollback()
-
-
-def test_a_statement_that_trusts_them_is_noticed(surprised: Engine) -> None:
-    trusting = text(f"""
-SELECT o.seq FROM {SQL.rows("lanes", route="text", lane="text")}
-JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane WHERE o.state = 'dead'
-""")
-    with surprised.connect() as connection, connection.begin() as transaction:
-        connection.execute(text("UPDATE open_delivery SET state = 'dead'"))
-        assert most_read(connection, trusting, {"lanes": LANES}) > READ_AT_MOST
-        transaction.rollback()

@@ -140,9 +140,7 @@ TAKEN = "UPDATE open_delivery SET state = 'ready', due_at = '2026-01-01 00:00:00
     ],
     ids=["its row is gone", "it stands in another lane"],
 )
-def test_a_blocked_one_gets_its_place_back_before_the_one_behind_it(
-    lived_in: Steps, plant: Planter, lost: tuple[str, ...]
-) -> None:
+def test_a_blocked_one_gets_its_place_back_first(lived_in: Steps, plant: Planter, lost: tuple[str, ...]) -> None:
     for statement in lost:
         plant(statement)
 
@@ -295,9 +293,7 @@ def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(lived
     assert differences(lived_in.database) == []
 
 
-def test_a_lane_that_has_its_head_again_by_the_time_of_the_lock_is_not_told(
-    lived_in: Steps, plant: Planter, clock: FakeClock
-) -> None:
+def test_a_lane_that_has_its_head_at_the_lock_is_not_told(lived_in: Steps, plant: Planter, clock: FakeClock) -> None:
     lived_in.arrive(an_event(14, "u14"))
     plant("UPDATE open_delivery SET state = 'waiting', due_at = NULL WHERE seq = 14")
 

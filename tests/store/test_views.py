@@ -32,15 +32,9 @@ def test_open_states_are_those_of_the_work_table(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
     steps.claim()
     steps.receive(an_event(4, "u4"))
-
-    assert [row["state"] for row in steps.rows("SELECT state FROM delivery ORDER BY seq")] == [
-        "in_flight",
-        "waiting",
-        "ready",
-        "received",
-    ]
-    assert delivery(steps, 1)["relay_node"] == "r1"
-    assert delivery(steps, 3)["due_at"] == START
+    states = [row["state"] for row in steps.rows("SELECT state FROM delivery ORDER BY seq")]
+    assert states == ["in_flight", "waiting", "ready", "received"]
+    assert (delivery(steps, 1)["relay_node"], delivery(steps, 3)["due_at"]) == ("r1", START)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +74,9 @@ def test_a_dead_letter_tells_cause_error_and_when_it_died(steps: Steps, route: s
     steps.arrive(an_event(1, routes=[route]), an_event(2, routes=[route]))
     steps.advance(60)
     steps.attempt(HOPELESS, route)
-
-    (row,) = steps.rows("SELECT * FROM dead_letter")
-    assert (row["seq"], row["route"], row["lane"], row["state"]) == (1, route, "USER|u1", state)
-    assert (row["cause"], row["error"], row["attempts"]) == ("mapping", "email: no value", 1)
-    assert row["died_at"] == START + timedelta(seconds=60)
+    (row,) = steps.rows("SELECT seq, route, lane, state, cause, error, attempts, died_at FROM dead_letter")
+    died_at = START + timedelta(seconds=60)
+    assert tuple(row.values()) == (1, route, "USER|u1", state, "mapping", "email: no value", 1, died_at)
     shown = delivery(steps, 1, route)
     assert (shown["state"], shown["last_fact"], shown["last_error"]) == (state, "dead", "email: no value")
 
@@ -100,7 +92,6 @@ def test_the_backlog_counts_each_route_by_state(steps: Steps) -> None:
     steps.arrive(an_event(5, routes=["blocking"]))
     steps.attempt(HOPELESS, "blocking")
     steps.receive(an_event(6), an_event(7, routes=[]))
-
     counts = "route, open, received, waiting, ready, in_flight, blocked, dead"
     rows = steps.rows(f"SELECT {counts} FROM backlog ORDER BY route")
     assert [tuple(row.values()) for row in rows] == [("blocking", 1, 0, 0, 0, 0, 1, 0), ("strict", 5, 1, 1, 1, 1, 0, 1)]
@@ -163,50 +154,41 @@ def timeline(steps: Steps, entity: str = "u1") -> list[tuple[object, ...]]:
     return [((row["at"] - START).total_seconds(), *list(row.values())[1:]) for row in rows]
 
 
-def test_the_timeline_of_an_entity_has_arrivals_duplicates_attempts_and_outcomes_in_order(steps: Steps) -> None:
-    steps.arrive(
-        an_event(1, routes=["strict", "latest"]), an_event(2, "u2", routes=["blocking"]), an_event(3, routes=[])
-    )
+def test_the_timeline_of_an_entity_has_arrivals_attempts_outcomes_and_duplicates_in_order(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["strict", "latest"]), an_event(2, "u2", routes=["blocking"]))
+    steps.receive(an_event(3, routes=[]))
     steps.advance(1)
     steps.attempt(UNWELL)
     steps.advance(6)
     steps.attempt(DONE)
     steps.attempt(HOPELESS, "latest")
+    steps.intake.repeat(an_event(3))
+    steps.do("UPDATE duplicate_request SET times = 3, error = 'it is odd', received_at = '2026-01-01 00:00:09.000000Z'")
     assert timeline(steps) == [
         (0.0, "arrived", 1, None, "UPDATE, for strict, latest"),
         (0.0, "arrived", 3, None, "UPDATE, for no route"),
         (1.0, "attempt_failed", 1, "strict", "forward answered 503"),
         (7.0, "delivered", 1, "strict", "forwarded"),
         (7.0, "dead", 1, "latest", "email: no value"),
+        (9.0, "duplicate", 3, None, "3 requests: not judged: it is odd"),
     ]
 
 
-def test_the_timeline_counts_duplicates_and_tells_a_different_body(steps: Steps) -> None:
-    event = an_event(1)
-    steps.arrive(event)
-    steps.intake.repeat(event)
-    steps.do("UPDATE duplicate_request SET times = 3, error = 'it is odd'")
-    assert timeline(steps)[-1] == (0.0, "duplicate", 1, None, "3 requests: not judged: it is odd")
+SUMMED_UP: dict[str, tuple[dict[str, Any], str]] = {
+    "dead": ({"cause": "mapping", "error": "no value"}, "no value"),
+    "skipped": ({"why": "the entity is gone"}, "the entity is gone"),
+    "cancelled": ({"who": "kim", "why": "a test"}, "kim: a test"),
+    "delivered": ({"did": "updated"}, "updated"),
+    "superseded": ({"by": 7, "because": "healed"}, "healed"),
+    "abandoned": ({}, ""),
+}
 
 
 def test_a_fact_is_summed_up_by_its_error_its_person_and_reason_or_what_was_done(steps: Steps) -> None:
     steps.arrive(an_event(1))
-    details: dict[str, dict[str, Any]] = {
-        "dead": {"cause": "mapping", "error": "no value"},
-        "skipped": {"why": "the entity is gone"},
-        "cancelled": {"who": "kim", "why": "a test"},
-        "delivered": {"did": "updated"},
-        "superseded": {"by": 7, "because": "healed"},
-        "abandoned": {},
-    }
-    for kind, detail in details.items():
-        steps.do(a_fact(kind, 1, "strict", 1, **detail))
-    assert [row[1:] for row in timeline(steps)[1:]] == [
-        (kind, 1, "strict", said)
-        for kind, said in zip(
-            details, ("no value", "the entity is gone", "kim: a test", "updated", "healed", ""), strict=True
-        )
-    ]
+    steps.do(*(a_fact(kind, **detail) for kind, (detail, _) in SUMMED_UP.items()))
+    said = [(kind, 1, "strict", said) for kind, (_, said) in SUMMED_UP.items()]
+    assert [row[1:] for row in timeline(steps)[1:]] == said
 
 
 # --- The views of sources, destinations and the database: what happens there now, by figures and statistics
@@ -215,36 +197,26 @@ def test_a_fact_is_summed_up_by_its_error_its_person_and_reason_or_what_was_done
 NOW = SystemClock().now().replace(second=0, microsecond=0)
 
 
+OF_A_ROUTE = (("delivered", 5, 8, 0), ("unchanged", 6, 1, 0), ("attempt_failed", 7, 2, 0), ("dead", 600, 1, 0))
+FIGURES = (
+    ("source", "trivore", "stored", 5, 10, 1000),
+    ("source", "trivore", "swept", 5, 1, 50),
+    ("source", "trivore", "stored", 120, 7, 700),
+    ("source", "trivore", "duplicate", 2, 3, 0),
+    ("source", "trivore", "rejected", 3000, 4, 0),
+    ("source", "(unknown)", "rejected", 1, 9, 0),
+    *(("route", "crm", *figure) for figure in OF_A_ROUTE),
+    *(("destination", "crm-api", *figure) for figure in OF_A_ROUTE),
+    ("route", "audit", "abandoned", 5, 2, 0),
+)
+"""Of a source, a route and its destination: some of this hour, of this day, and older ones."""
+
+
 @pytest.fixture
 def counted(steps: Steps) -> Steps:
-    """Figures of a source, a route and its destination: some of this hour, of this day, and older ones."""
-    figures = (
-        ("source", "trivore", "stored", 5, 10, 1000),
-        ("source", "trivore", "swept", 5, 1, 50),
-        ("source", "trivore", "stored", 120, 7, 700),
-        ("source", "trivore", "duplicate", 2, 3, 0),
-        ("source", "trivore", "rejected", 3000, 4, 0),
-        ("source", "(unknown)", "rejected", 1, 9, 0),
-        *(
-            (kind, name, *figure)
-            for kind, name in (("route", "crm"), ("destination", "crm-api"))
-            for figure in (
-                ("delivered", 5, 8, 0),
-                ("unchanged", 6, 1, 0),
-                ("attempt_failed", 7, 2, 0),
-                ("dead", 600, 1, 0),
-            )
-        ),
-        ("route", "audit", "abandoned", 5, 2, 0),
-    )
-    with steps.database.engine.begin() as connection:
-        for kind, name, outcome, ago, count, size in figures:
-            at = NOW - timedelta(minutes=ago)
-            connection.execute(
-                insert(throughput_minute).values(
-                    kind=kind, name=name, outcome=outcome, minute=at, count=count, bytes=size
-                )
-            )
+    for kind, name, outcome, ago, count, size in FIGURES:
+        given = {"kind": kind, "name": name, "outcome": outcome, "minute": minute(ago), "count": count, "bytes": size}
+        add(steps, throughput_minute, **given)
     return steps
 
 
@@ -307,19 +279,20 @@ def test_a_failure_in_the_minute_after_a_success_may_be_older_than_it(steps: Ste
         assert [row["health"] for row in steps.rows("SELECT health FROM destination_health")] == [health]
 
 
+HOLD = {"hold_reason": "Retry-After"}
+
+
 @pytest.mark.parametrize(
     ("values", "health"),
     [
         ({"paused_at": NOW, "breaker": "open"}, "paused"),
         ({"breaker": "open", "breaker_cause": "503"}, "open"),
-        ({"held_until": NOW + timedelta(hours=1), "hold_reason": "Retry-After"}, "held"),
-        ({"held_until": NOW - timedelta(hours=1), "hold_reason": "Retry-After"}, "ok"),
+        ({"held_until": NOW + timedelta(hours=1), **HOLD}, "held"),
+        ({"held_until": NOW - timedelta(hours=1), **HOLD}, "ok"),
         ({}, "ok"),
     ],
 )
-def test_a_gate_says_why_an_api_without_figures_gets_no_calls(
-    steps: Steps, values: dict[str, object], health: str
-) -> None:
+def test_a_gate_says_why_an_api_gets_no_calls(steps: Steps, values: dict[str, object], health: str) -> None:
     add(steps, gate, kind="api", name="identity", **values)
     add(steps, gate, kind="entity", name="trivore|USER|u1", paused_at=NOW)
     (row,) = steps.rows("SELECT * FROM destination_health")

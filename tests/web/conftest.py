@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -10,7 +11,7 @@ from sqlalchemy import Engine
 from inbox.config.model import Config
 from relay.store.database import Database
 from tests.helpers.databases import url_of_kind
-from tests.helpers.page import Page, on_database, serving, unhurried
+from tests.helpers.page import Entrance, Page, entrance, on_database, serving, unhurried
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 
 
@@ -40,6 +41,13 @@ def page_config(database_url: str) -> Config:
 def page(page_config: Config, clock: FakeClock) -> Iterator[Page]:
     """The page of `page_config`."""
     with serving(page_config, clock) as made:
+        yield made
+
+
+@pytest.fixture
+def door(page_config: Config, tmp_path: Path) -> Iterator[Entrance]:
+    """The page of `page_config` with its real access."""
+    with entrance(page_config, tmp_path) as made:
         yield made
 
 

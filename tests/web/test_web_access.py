@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,12 +20,6 @@ from tests.helpers.page import (
     entrance,
     user,
 )
-
-
-@pytest.fixture
-def door(page_config: Config, tmp_path: Path) -> Iterator[Entrance]:
-    with entrance(page_config, tmp_path) as made:
-        yield made
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -59,9 +59,7 @@ def test_a_row_of_another_form_shows_as_it_can(page: Page, steps: Steps) -> None
 
 def test_half_a_surrogate_pair_shows_as_an_escape(page: Page, steps: Steps) -> None:
     fill_page(steps)
-    steps.do(
-        *(a_fact(kind, LONE, 2, "blocking") for kind in ("dead", "attempt_failed")),
-        COMMAND.format('{"route": "\\ud800"}'),
-    )
+    facts = (a_fact(kind, LONE, 2, "blocking") for kind in ("dead", "attempt_failed"))
+    steps.do(*facts, COMMAND.format('{"route": "\\ud800"}'))
     all_answer(page)
     assert page.json("/commands/3.json")["command"]["selection"] == {"route": "\\ud800"}

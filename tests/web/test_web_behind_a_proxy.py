@@ -10,10 +10,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.helpers.processes import free_port, site
+from tests.helpers.processes import Program, free_port, site
 from tests.helpers.proxies import NO_CHANGES, PROXIES, Ports, connected, proxy, received
-from tests.helpers.webhooks import config_text
-from tests.web.test_web_serve import PASSWORD, WEB, web, write_accounts
+from tests.web.test_web_serve import PASSWORD, config_of, web
 
 pytestmark = pytest.mark.long
 
@@ -23,6 +22,19 @@ ONE_OPERATOR: Mapping[str, Mapping[str, str]] = {
     "caddy": {"remote_ip private_ranges": "remote_ip 127.0.0.1"},
 }
 """In place of the private networks, one address."""
+
+
+@contextlib.contextmanager
+def behind(
+    name: str, folder: Path, database_url: str, more: str, changes: Mapping[str, str]
+) -> Iterator[tuple[Program, int]]:
+    """The page behind a proxy of this name, and the port of its TLS."""
+    with site(folder, config_of(database_url, folder) + f'origin = "https://{HOST}"\n{more}') as place:
+        program, url = web(place)
+        ports = Ports(free_port(), free_port(), free_port(), int(url.rpartition(":")[2]))
+        with proxy(name, folder, ports, changes):
+            yield program, ports.tls
+        assert program.stop() == 0
 
 
 @contextlib.contextmanager
@@ -41,27 +53,22 @@ def asked(
 def test_an_operator_signs_in_through_the_proxy_and_a_stranger_gets_nothing(
     name: str, sqlite_database_url: str, tmp_path: Path
 ) -> None:
-    write_accounts(tmp_path)
-    access = WEB.format(folder=tmp_path) + f'origin = "https://{HOST}"\nproxy = {{ networks = ["127.0.0.1"] }}\n'
-    with site(tmp_path, config_text(sqlite_database_url) + access) as place:
-        program, url = web(place)
-        ports = Ports(free_port(), free_port(), free_port(), int(url.rpartition(":")[2]))
-        with proxy(name, tmp_path, ports, ONE_OPERATOR[name]):
-            for path in ("/sign-in", "/health/live"):
-                with asked(ports.tls, "GET", path, {}, address="127.0.0.2") as kept_out:
-                    assert (kept_out.status, path) == (403, path)
-            form = urlencode({"name": "olga", "password": PASSWORD, "next": "/rejected"})
-            sent = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"https://{HOST}"}
-            with asked(ports.tls, "POST", "/sign-in", sent, form) as signed_in:
-                assert (signed_in.status, signed_in.headers["Location"]) == (303, "/rejected")
-                cookie = signed_in.headers["Set-Cookie"]
-            assert cookie.startswith("__Host-")
-            with asked(ports.tls, "GET", "/api/v1/rejected", {"X-Forwarded-User": "olga"}) as claimed:
-                assert claimed.status == 401
-            assert "Secure" in cookie
-            with asked(ports.tls, "GET", "/rejected", {"Cookie": cookie.partition(";")[0]}) as shown:
-                assert (shown.status, b"olga" in shown.read()) == (200, True)
-        assert program.stop() == 0
+    proxy = 'proxy = { networks = ["127.0.0.1"] }\n'
+    with behind(name, tmp_path, sqlite_database_url, proxy, ONE_OPERATOR[name]) as (_, port):
+        for path in ("/sign-in", "/health/live"):
+            with asked(port, "GET", path, {}, address="127.0.0.2") as kept_out:
+                assert (kept_out.status, path) == (403, path)
+        form = urlencode({"name": "olga", "password": PASSWORD, "next": "/rejected"})
+        sent = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"https://{HOST}"}
+        with asked(port, "POST", "/sign-in", sent, form) as signed_in:
+            assert (signed_in.status, signed_in.headers["Location"]) == (303, "/rejected")
+            cookie = signed_in.headers["Set-Cookie"]
+        assert cookie.startswith("__Host-")
+        with asked(port, "GET", "/api/v1/rejected", {"X-Forwarded-User": "olga"}) as claimed:
+            assert claimed.status == 401
+        assert "Secure" in cookie
+        with asked(port, "GET", "/rejected", {"Cookie": cookie.partition(";")[0]}) as shown:
+            assert (shown.status, b"olga" in shown.read()) == (200, True)
 
 
 _LINE = "            proxy_set_header X-Forwarded-For $remote_addr;\n"
@@ -87,12 +94,8 @@ def test_an_address_that_a_browser_claims_is_never_believed(
 ) -> None:
     """The way of gunicorn's setting: to the page, and not to uvicorn, which would replace the address itself."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
-    write_accounts(tmp_path)
-    access = WEB.format(folder=tmp_path) + f'origin = "https://{HOST}"\n'
-    with site(tmp_path, config_text(sqlite_database_url) + access) as place:
-        program, url = web(place)
-        ports = Ports(free_port(), free_port(), free_port(), int(url.rpartition(":")[2]))
-        with proxy("nginx", tmp_path, ports, changes), connected(ports.tls, "127.0.0.3", name=HOST) as browser:
+    with behind("nginx", tmp_path, sqlite_database_url, "", changes) as (program, port):
+        with connected(port, "127.0.0.3", name=HOST) as browser:
             form = urlencode({"name": "olga", "password": "wrong"})
             browser.sendall(
                 f"POST /sign-in HTTP/1.1\r\nHost: {HOST}\r\nOrigin: https://{HOST}\r\nX-Forwarded-For: 203.0.113.9\r\n"
@@ -100,4 +103,3 @@ def test_an_address_that_a_browser_claims_is_never_believed(
             )
             assert received(browser).startswith(b"HTTP/1.1 401 ")
         program.writes(f"failed sign-in as olga from {address}\n")
-        assert program.stop() == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import insert
@@ -26,17 +26,10 @@ rate = "30/m"
 [sources.trivore]
 preset = "trivore"
 auth = { kind = "none" }
-
-[[sources.trivore.sweeps]]
-api = "identity"
-path = "/users"
-entity_type = "USER"
-every = "1h"
-
-[[sources.trivore.sweeps]]
-api = "identity"
-path = "/groups"
-entity_type = "GROUP"
+sweeps = [
+  { api = "identity", path = "/users", entity_type = "USER", every = "1h" },
+  { api = "identity", path = "/groups", entity_type = "GROUP" },
+]
 """)
 
 
@@ -45,57 +38,38 @@ def page_config(database_url: str) -> Config:
     return on_database(SWEPT, database_url)
 
 
-@pytest.fixture
-def held(steps: Steps) -> Steps:
-    with steps.database.write() as transaction:
-        gates.pause(transaction, entity_key("trivore", "USER", "a/b&c"), who="kim", why="odd")
-        gates.pause(transaction, ("source", "trivore"), who="kim", why="maintenance")
-    return steps
-
-
-def test_a_pause_says_who_and_why_and_has_its_button(page: Page, held: Steps) -> None:
-    found = page.json("/gates.json")["gates"]
-    assert [(gate["kind"], gate["by"], gate["why"]) for gate in found] == [
-        ("source", "kim", "maintenance"),
-        ("entity", "kim", "odd"),
-    ], "entities come last, since there may be thousands"
-    text = page.get("/gates").text
-    assert "/acts/resume?source=trivore&amp;entity_type=USER&amp;entity_id=a/b%26c" in text
-    assert "/acts/sweep?source=trivore" in text
-    assert 'action="/acts/pause"' in text
-    assert held.states() == []
-
-
 @pytest.mark.parametrize(
     ("query", "kinds"),
     [
+        ("", ["source", "entity"]),  # entities come last, since there may be thousands
         ("kind=entity", ["entity"]),
         ("name=A%2FB", ["entity"]),
         ("kind=api", []),
         ("name=trivore", ["source", "entity"]),
     ],
 )
-def test_the_filter_is_by_kind_and_a_part_of_the_name(page: Page, held: Steps, query: str, kinds: list[str]) -> None:
-    assert [gate["kind"] for gate in page.json(f"/gates.json?{query}")["gates"]] == kinds
-    assert held.states() == []
+def test_a_pause_says_who_and_why_and_is_found_by_its_kind_and_a_part_of_its_name(
+    page: Page, steps: Steps, query: str, kinds: list[str]
+) -> None:
+    with steps.database.write() as transaction:
+        gates.pause(transaction, entity_key("trivore", "USER", "a/b&c"), who="kim", why="odd")
+        gates.pause(transaction, ("source", "trivore"), who="kim", why="maintenance")
+    found = page.json(f"/gates.json?{query}")["gates"]
+    assert [gate["kind"] for gate in found] == kinds
+    assert {(gate["by"], gate["why"]) for gate in found} <= {("kim", "odd"), ("kim", "maintenance")}
+    shown = page.get("/gates").text
+    for act in ("resume?source=trivore&amp;entity_type=USER&amp;entity_id=a/b%26c", "sweep?source=trivore", "pause"):
+        assert f'"/acts/{act}' in shown
 
 
 @ON_BOTH
 def test_a_sweep_shows_its_watermark_its_error_and_that_it_runs(page: Page, steps: Steps) -> None:
-    def watermark(entity_type: str, lease_until: datetime | None) -> dict[str, object]:
-        return {
-            "source": "trivore", "entity_type": entity_type, "swept_at": NOW, "missed": 3, "error": "503 <b>",
-            "lease_until": lease_until,
-        }  # fmt: skip
-
     with steps.database.engine.begin() as connection:
-        connection.execute(insert(sweep_watermark).values(**watermark("USER", NOW + timedelta(hours=1))))
-        connection.execute(insert(sweep_watermark).values(**watermark("OLD", None)))
+        for entity_type, lease_until in (("USER", NOW + timedelta(hours=1)), ("OLD", None)):
+            row = {"source": "trivore", "entity_type": entity_type, "swept_at": NOW, "missed": 3, "error": "503 <b>"}
+            connection.execute(insert(sweep_watermark).values(**row, lease_until=lease_until))
     found = page.json("/gates.json")["sweeps"]
-    assert [(row["entity_type"], row["is_running"]) for row in found] == [
-        ("USER", True),
-        ("GROUP", False),
-        ("OLD", False),
-    ]
+    running = {row["entity_type"]: row["is_running"] for row in found}
+    assert running == {"USER": True, "GROUP": False, "OLD": False}
     assert found[0]["watermark"]["missed"] == 3
     assert "503 &lt;b&gt;" in page.get("/gates").text

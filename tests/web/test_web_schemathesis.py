@@ -61,12 +61,9 @@ EXAMPLES = 6
 
 
 CHECKS = [
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_headers_conformance,
+    not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
     response_schema_conformance,
-]
+]  # fmt: skip
 """Not those that compare acceptance with the description: no schema says which names, plans and pairs of filters there are."""
 
 

@@ -22,16 +22,11 @@ from tests.helpers.relaying import CONFIG, FakeClock, Steps
 from tests.helpers.worlds import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
 
 PARTS: dict[str, tuple[object, ...]] = {
-    "seq": (1, 2, 3, 4, 5),
-    "id": (1, 2, "u1", "u2", "u3"),
-    "source": ("trivore",),
-    "type": ("USER",),
-}
+    "seq": (1, 2, 3, 4, 5), "id": (1, 2, "u1", "u2", "u3"), "source": ("trivore",), "type": ("USER",),
+}  # fmt: skip
 """Values of parameters that a screen needs."""
-PARAMETERS: dict[str, tuple[object, ...]] = {
-    "state": ("dead", "blocked", "delivered", "retrying", "unrouted", "waiting"),
-}
-"""Values of parameters whose type does not say them."""
+STATES = ("dead", "blocked", "delivered", "retrying", "unrouted", "waiting")
+"""Values of `state`, whose type does not say them."""
 
 
 def paths(screen: Screen, parts: Mapping[str, tuple[object, ...]]) -> Iterator[str]:
@@ -52,7 +47,7 @@ def queries(kind: type[msgspec.Struct]) -> Iterator[str]:
         kinds = [field.type, *get_args(field.type)]
         values = [value for each in kinds if get_origin(each) is Literal for value in get_args(each)]
         values += ["true"] if bool in kinds else []
-        yield from (f"{field.name}={value}" for value in (*values, *PARAMETERS.get(field.name, ())))
+        yield from (f"{field.name}={value}" for value in (*values, *(STATES if field.name == "state" else ())))
 
 
 def found(text: str, parts: tuple[str, ...]) -> list[str]:
@@ -90,25 +85,20 @@ def hostile_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @of_each_screen
-def test_a_viewer_sees_no_payload_no_excerpt_and_no_act(page: Page, screen: Screen) -> None:
+def test_a_viewer_sees_no_payload_no_excerpt_and_no_act_and_an_operator_no_payload_before_a_reveal(
+    page: Page, screen: Screen
+) -> None:
     for path, text in answers(page, screen, VIEWER):
         assert found(text, tuple(WORDS)) == [], path
         assert not re.search(r'/acts/|"offers":\[[^]]|"acts":\[[^]]', text), path
-
-
-@of_each_screen
-def test_an_operator_sees_no_payload_before_a_reveal(page: Page, screen: Screen) -> None:
-    assert [(path, parts) for path, text in answers(page, screen) if (parts := found(text, PAYLOADS))] == []
+    for path, text in answers(page, screen):
+        assert found(text, PAYLOADS) == [], path
 
 
 @of_each_screen
 def test_hostile_values_are_shown_harmless(hostile_page: Page, screen: Screen) -> None:
     parts = {**PARTS, "id": (1, 2, quote(HOSTILE)), "type": (quote(HOSTILE),)}
-    shown = [
-        text
-        for path, text in answers(hostile_page, screen, OPERATOR, parts)
-        if "json" not in path and "/api/" not in path
-    ]
+    shown = [text for path, text in answers(hostile_page, screen, OPERATOR, parts) if not re.search("json|/api/", path)]
     assert shown
     for text in shown:
         assert "<script>alert" not in text
@@ -129,10 +119,3 @@ def answers(
             made.append((path, answer.text))
     assert made, f"no path of {screen.name} was answered: this test needs other values for its parameters"
     return made
-
-
-def test_a_word_is_found_in_every_form() -> None:
-    for part, word in WORDS.items():
-        text = f"before {word} after"
-        for form in (text, text.encode().hex(), msgspec.json.encode(text.encode()).decode()):
-            assert found(form, tuple(WORDS)) == [part]

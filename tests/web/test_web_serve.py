@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
 
+from inbox.config.model import Config, Web
 from inbox.events.states import MOST_SEQS
 from inbox.observe.logs import KEYS
 from relay.accounts import hash_password, hash_token
+from relay.web import gunicorn_settings
 from relay.web.app import CONNECTIONS
 from relay.web.gunicorn_settings import graceful_timeout
 from relay.web.query import FORM_TYPE, MOST_BYTES
 from relay.web.render import STATIC, STATIC_FOLDER
 from tests.helpers import databases
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import FAST, Page
 from tests.helpers.processes import RELAY, Program, Site, free_port, site
 from tests.helpers.receiver import ask
@@ -37,20 +39,14 @@ TOKEN = "irw_of-a-test"
 WEB = '\n[web]\nusers = "file:{folder}/users"\ntokens = "file:{folder}/tokens"\n'
 
 
-def write_accounts(folder: Path, *, token: str = TOKEN) -> None:
+def config_of(database_url: str, folder: Path) -> str:
+    """The text of a configuration whose page lets in two people with a password, and a token."""
     hashed = hash_password(PASSWORD, FAST)
-    for name, line in {"users": f"olga:operator:{hashed}", "tokens": f"script:viewer:{hash_token(token)}"}.items():
-        path = folder / name
-        path.touch(mode=0o600)
-        path.write_text(line + "\n", encoding="utf-8")
-
-
-@pytest.fixture
-def place(database_url: str, tmp_path: Path) -> Iterator[Site]:
-    """A site whose page lets in `olga` with a password, and a token."""
-    write_accounts(tmp_path)
-    with site(tmp_path, config_text(database_url) + WEB.format(folder=tmp_path)) as made:
-        yield made
+    people = f"olga:operator:{hashed}\nben:viewer:{hashed}\n"
+    for name, lines in {"users": people, "tokens": f"script:viewer:{hash_token(TOKEN)}\n"}.items():
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_text(lines, encoding="utf-8")
+    return config_text(database_url) + WEB.format(folder=folder)
 
 
 def web(place: Site) -> tuple[Program, str]:
@@ -74,152 +70,66 @@ def api(url: str, token: str = TOKEN) -> int:
     return answer.status_code
 
 
-def complaints(program: Program) -> list[str]:
-    return [line for line in program.output.splitlines() if re.search("error|traceback|warning", line, re.IGNORECASE)]
+def signed_in(url: str, name: str = "olga", following: str = "/rejected") -> requests.Session:
+    """A browser that has signed in."""
+    browser = requests.Session()
+    browser.headers.update({"Accept": "text/html", "Sec-Fetch-Site": "same-origin"})
+    form = {"name": name, "password": PASSWORD, "next": following}
+    answer = browser.post(f"{url}/sign-in", form, timeout=60)
+    assert (answer.status_code, answer.url) == (200, f"{url}{following}")
+    assert name in answer.text
+    return browser
 
 
-@ON_BOTH
-def test_a_person_signs_in_and_sees_a_page(place: Site) -> None:
+@pytest.fixture(scope="module")
+def place(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site that the tests of this module share."""
+    folder = tmp_path_factory.mktemp("page")
+    url = f"sqlite:///{shutil.copy(sqlite_template, folder / 'inbox.db')}"
+    with site(folder, config_of(url, folder) + '[logs]\nformat = "json"\n') as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def served(place: Site) -> Iterator[tuple[Program, str]]:
+    """The running page. At its end, no browser that keeps its connection holds it up; its log is as configured."""
     program, url = web(place)
-    with requests.Session() as browser:
-        first = browser.get(f"{url}/rejected?source=trivore", headers={"Accept": "text/html"}, timeout=10)
-        assert first.url.startswith(f"{url}/sign-in?next=")
-        form = {"name": "olga", "password": PASSWORD, "next": "/rejected?source=trivore"}
-        headers = {"Sec-Fetch-Site": "same-origin"}
-        shown = browser.post(f"{url}/sign-in", form, headers=headers, timeout=10)
-        assert (shown.status_code, shown.url) == (200, f"{url}/rejected?source=trivore")
-        assert "Rejected requests" in shown.text
-        assert "olga" in shown.text
-        chosen = "&".join(f"deliveries={number:018}%2F{'route' * 13}-{number % 2}" for number in range(MOST_SEQS))
-        planned = browser.get(f"{url}/acts/replay?{chosen}", headers={"Accept": "text/html"}, timeout=10)
-        assert (planned.status_code, "nothing to replay" in planned.text) == (200, True), planned.text[:500]
-    assert len(program.children()) == 1
-    assert program.stop() == 0
-    assert complaints(program) == []
-
-
-def test_a_stop_waits_for_no_browser_that_keeps_its_connection(place: Site) -> None:
-    program, url = web(place)
+    yield program, url
     with requests.Session() as browser:
         assert browser.get(f"{url}/health/live", timeout=10).status_code == 200
         assert program.stop(within=AT_ONCE) == 0
-    assert complaints(program) == []
-
-
-def test_a_reload_replaces_the_worker_and_what_cannot_be_used_changes_nothing(place: Site) -> None:
-    """And every line of the log, from the first to the last, has the form of the configuration."""
-    good = (place.folder / "inbox.toml").read_text(encoding="utf-8") + '[logs]\nformat = "json"\n'
-    place.configure(good)
-    program, url = web(place)
-    before = program.children()
-    write_accounts(place.folder, token="irw_of-another")
-    program.send(signal.SIGHUP)
-    program.writes("reloaded", within=PATIENCE)
-    until(
-        lambda: program.children() and not set(before) & set(program.children()),
-        "another worker serves",
-        within=PATIENCE,
-    )
-    until(lambda: api(url, "irw_of-another") == 200, "the other token counts", within=PATIENCE)
-    place.configure(good.replace("[web]", "[web]\ncolour = 1"))
-    program.send(signal.SIGHUP)
-    program.writes("reload refused: the old configuration stays")
-    assert "colour" in program.output
-    until(lambda: api(url, "irw_of-another") == 200, "it serves as before")
-    assert program.stop() == 0
     lines = [json.loads(line) for line in program.output.splitlines()]
-    assert all(
-        set(line) <= set(KEYS) and {"time", "level", "logger", "process", "message"} <= set(line) for line in lines
-    )
-    assert {line.get("event") for line in lines} == {None, "started", "reloaded", "reload_refused"}
-    assert {line["level"] for line in lines if line.get("event") == "reload_refused"} == {"ERROR"}
-    assert len({line["process"] for line in lines}) > 2, "the master and its workers"
+    assert all({"time", "level", "logger", "process", "message"} <= set(line) <= set(KEYS) for line in lines)
+    assert len({line["process"] for line in lines}) > 1, "the master and its workers"
+    assert {line["level"] for line in lines if line.get("event") != "reload_refused"} <= {"INFO", "WARNING"}
 
 
-def test_a_configuration_that_lets_nobody_in_is_refused_with_a_remedy(place: Site) -> None:
-    place.configure((place.folder / "inbox.toml").read_text(encoding="utf-8").partition("\n[web]")[0])
-    program = place.start("web", *RELAY, "web", "--bind", "127.0.0.1:0")
-    assert program.ends(PATIENCE) == 2
-    assert "relay web passwd" in program.output
-    assert "Traceback" not in program.output
+def test_a_person_signs_in_and_sees_a_page(served: tuple[Program, str]) -> None:
+    program, url = served
+    first = requests.get(f"{url}/rejected?source=trivore", headers={"Accept": "text/html"}, timeout=10)
+    assert first.url.startswith(f"{url}/sign-in?next=")
+    with signed_in(url, following="/rejected?source=trivore") as browser:
+        chosen = "&".join(f"deliveries={number:018}%2F{'route' * 13}-{number % 2}" for number in range(MOST_SEQS))
+        assert browser.get(f"{url}/acts/replay?{chosen}", timeout=10).status_code == 200, "its URL is long"
+    assert len(program.children()) == 1
 
 
-@ON_POSTGRES
-def test_a_database_that_is_down_at_the_start_stops_nobody(place: Site, database_url: str) -> None:
-    with databases.down(database_url):
-        program, url = web(place)
-        assert api(url) == 503
-    assert api(url) == 200
-    assert program.stop() == 0
-
-
-@ON_SQLITE
-def test_a_reload_brings_no_session_back_that_was_ended_and_ends_no_other(place: Site) -> None:
-    program, url = web(place)
-    own = {"Sec-Fetch-Site": "same-origin"}
-
-    def signed_in(name: str) -> dict[str, str]:
-        form = {"name": name, "password": PASSWORD, "next": "/rejected"}
-        answer = requests.post(f"{url}/sign-in", form, headers=own, timeout=10, allow_redirects=False)
-        return dict(answer.cookies)
-
-    def may_look(cookies: dict[str, str]) -> bool:
-        answer = requests.get(f"{url}/rejected", cookies=cookies, timeout=10, allow_redirects=False)
-        return answer.status_code == 200
-
-    with (place.folder / "users").open("a", encoding="utf-8") as users:
-        users.write(f"ben:viewer:{hash_password(PASSWORD, FAST)}\n")
-    ended, kept = signed_in("olga"), signed_in("ben")
-    assert (may_look(ended), may_look(kept)) == (True, True)
-    requests.post(f"{url}/sign-out", headers=own, cookies=ended, timeout=10, allow_redirects=False)
-    before = program.children()
-    program.send(signal.SIGHUP)
-    until(lambda: not set(before) & set(program.children()), "another worker serves", within=PATIENCE)
-    until(lambda: is_live(url.removeprefix("http://")), "it answers", within=PATIENCE)
-    assert (may_look(ended), may_look(kept)) == (False, True)
-    assert program.stop() == 0
-
-
-@ON_SQLITE
-def test_a_page_that_other_hosts_reach_without_tls_says_so(place: Site) -> None:
-    port = free_port()
-    program = place.start("web", *RELAY, "web", "--bind", f"0.0.0.0:{port}")
-    program.writes("is open to other hosts without TLS", within=PATIENCE)
-    assert program.stop() == 0
-    behind = (
-        (place.folder / "inbox.toml")
-        .read_text(encoding="utf-8")
-        .replace("[web]", '[web]\norigin = "https://x.example"')
-    )
-    place.configure(behind)
-    program = place.start("web2", *RELAY, "web", "--bind", f"0.0.0.0:{port}")
-    program.writes("the operator's page is at", within=PATIENCE)
-    assert program.stop() == 0
-    assert "without TLS" not in program.output
-
-
-@ON_SQLITE
-def test_a_request_that_is_too_large_or_no_http_is_turned_away(place: Site) -> None:
-    program, url = web(place)
+def test_a_request_that_is_too_large_or_no_http_is_turned_away(served: tuple[Program, str]) -> None:
+    _, url = served
     port = int(url.rpartition(":")[2])
-    headers = {"Sec-Fetch-Site": "same-origin"}
-    big = {"name": "x" * MOST_BYTES, "password": ""}
-    assert requests.post(f"{url}/sign-in", big, headers=headers, timeout=10).status_code == 413
-    parts = iter([b"x" * 1000] * 100)
-    headers["Content-Type"] = FORM_TYPE
-    assert requests.post(f"{url}/sign-in", parts, headers=headers, timeout=10).status_code == 413
+    headers = {"Sec-Fetch-Site": "same-origin", "Content-Type": FORM_TYPE}
+    for body in (b"name=" + b"x" * MOST_BYTES, iter([b"x" * 1000] * 100)):
+        assert requests.post(f"{url}/sign-in", body, headers=headers, timeout=10).status_code == 413
     assert ask(port, b"HELO page\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     long = b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n"
     assert ask(port, long).startswith(b"HTTP/1.1 431 ")
     assert requests.get(f"{url}/rejected?source={'x' * 24 * 1024}", timeout=10).status_code == 414
     assert api(url) == 200
-    assert program.stop() == 0
 
 
-@ON_SQLITE
-def test_connections_of_a_stranger_keep_nobody_out(place: Site) -> None:
+def test_connections_of_a_stranger_keep_nobody_out(served: tuple[Program, str]) -> None:
     """They send nothing, a part of a head, keep the connection of a request open, or owe their body."""
-    program, url = web(place)
+    _, url = served
     port = int(url.rpartition(":")[2])
     begun = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
     with contextlib.ExitStack() as stack:
@@ -237,7 +147,6 @@ def test_connections_of_a_stranger_keep_nobody_out(place: Site) -> None:
             stack.enter_context(owing_its_body(port))
         assert is_live(url.removeprefix("http://"))
         assert api(url) == 200
-    assert program.stop() == 0
 
 
 def owing_its_body(port: int) -> socket.socket:
@@ -248,6 +157,71 @@ def owing_its_body(port: int) -> socket.socket:
     connection.sendall(begun)
     assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
     return connection
+
+
+def test_a_reload_brings_no_session_back_that_was_ended_and_ends_no_other(
+    served: tuple[Program, str], place: Site
+) -> None:
+    """And what can't be used changes nothing."""
+    program, url = served
+    good = (place.folder / "inbox.toml").read_text(encoding="utf-8")
+    ended, kept = signed_in(url), signed_in(url, "ben")
+    cookies = dict(ended.cookies)
+    ended.post(f"{url}/sign-out", timeout=10)
+    ended.cookies.update(cookies)
+    before = set(program.children())
+    (place.folder / "tokens").write_text(f"script:viewer:{hash_token('irw_of-another')}\n", encoding="utf-8")
+    program.send(signal.SIGHUP)
+    program.writes("reloaded", within=PATIENCE)
+    until(lambda: program.children() and not before & {*program.children()}, "another worker serves", within=PATIENCE)
+    until(lambda: api(url, "irw_of-another") == 200, "the other token counts", within=PATIENCE)
+    place.configure(good.replace("[web]", "[web]\ncolour = 1"))
+    program.send(signal.SIGHUP)
+    program.writes("reload refused: the old configuration stays")
+    assert "colour" in program.output
+    assert [api(url, token) for token in ("irw_of-another", TOKEN)] == [200, 401]
+    place.configure(good)
+    looks = [each.get(f"{url}/rejected", timeout=10).url.removeprefix(url) for each in (ended, kept)]
+    assert looks == ["/sign-in?next=%2Frejected", "/rejected"]
+    for browser in (ended, kept):
+        browser.close()
+
+
+def test_a_configuration_that_lets_nobody_in_is_refused_with_a_remedy(place: Site, tmp_path: Path) -> None:
+    (tmp_path / "inbox.toml").write_text(
+        (place.folder / "inbox.toml").read_text("utf-8").partition("\n[web]")[0], "utf-8"
+    )
+    program = place.start("refused", *RELAY, "web", "--bind", "127.0.0.1:0", INBOX_CONFIG=str(tmp_path / "inbox.toml"))
+    assert program.ends(PATIENCE) == 2
+    assert ("relay web passwd" in program.output, "Traceback" in program.output) == (True, False)
+
+
+def test_a_database_that_is_down_at_the_start_stops_nobody(postgres_database_url: str, tmp_path: Path) -> None:
+    with site(tmp_path, config_of(postgres_database_url, tmp_path)) as of_postgres:
+        with databases.down(postgres_database_url):
+            program, url = web(of_postgres)
+            assert api(url) == 503
+        signed_in(url).close()
+        assert program.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "is_open"),
+    [
+        ("127.0.0.1", None, False),
+        ("", None, True),
+        ("", "http://x.example", True),
+        ("", "https://x.example", False),
+    ],
+)
+def test_a_page_that_other_hosts_reach_without_tls_says_so(
+    host: str, origin: str | None, is_open: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "gunicorn.error")
+    monkeypatch.setattr(gunicorn_settings.page, "config", Config(web=Web(origin=origin)))
+    with socket.create_server((host, 0)) as listener:
+        gunicorn_settings.when_ready(SimpleNamespace(LISTENERS=[listener]))
+    assert [record.levelname for record in caplog.records] == ["INFO", *(["WARNING"] if is_open else [])]
 
 
 # --- files for everybody
@@ -262,8 +236,5 @@ def test_files_of_the_page_need_no_sign_in_and_stay_in_the_browser_until_they_ch
         again = page.get(f"/static/{name}", actor=None, headers={"If-None-Match": answer.headers["ETag"]})
         assert (again.status_code, again.content) == (304, b"")
         assert STATIC[name] in page.get("/rejected").text
-
-
-@pytest.mark.parametrize("path", ["/static/", "/static/none.css", "/static/../app.py", "/static/..%2Fapp.py"])
-def test_no_other_file_is_served(page: Page, path: str) -> None:
-    assert page.get(path, actor=None).status_code in {401, 404}
+    for path in ("/static/", "/static/none.css", "/static/../app.py", "/static/..%2Fapp.py"):
+        assert page.get(path, actor=None).status_code in {401, 404}

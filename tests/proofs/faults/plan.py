@@ -1,45 +1,85 @@
-"""The schedule of faults: what is done to whom, drawn from a seed before anything starts. Pure."""
+"""All that a run draws from its seed before anything starts: its events, the downstream service's moods, the faults. Pure."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Literal
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 
 import msgspec
 
-Kind = Literal[
-    "kill a relay",
-    "freeze a relay",
-    "replace a relay",
-    "kill a worker",
-    "kill all workers",
-    "freeze a worker",
-    "kill Postgres",
-    "stop Postgres at once",
-    "restart Postgres",
-    "kill a backend",
-    "freeze Postgres",
-    "lock SQLite",
-    "fill the disk",
-    "cut a commit",
-    "verify",
-]
+from tests.helpers.traffic import Answer, Change, Script
+from tests.helpers.webhooks import moment
+
+ENTITIES = 300
+BUSY_ENTITIES = 8
+SHUFFLED = 100
+"""Events whose order of arrival is left to chance."""
+REMEMBERED = 500
+SENT_TWICE, SENT_AGAIN = 0.04, 0.03
+"""Shares of events that are sent twice at the same time, and once more some time later."""
+TRIES_THAT_MAY_FAIL = 3
+REFUSED, DROPPED, SLOW = 0.04, 0.01, 0.02
+USUALLY = (0.06, 0.14)
+SLOWLY = (0.3, 1.5)
+
+
+def events(seed: int) -> Iterator[Change]:
+    """Without end, in about the order of their times, some entities busier than others, some events more than once."""
+    chance = random.Random(seed)
+    recent: deque[Change] = deque(maxlen=REMEMBERED)
+    for first in count(0, SHUFFLED):
+        for number in chance.sample(range(first, first + SHUFFLED), SHUFFLED):
+            some = BUSY_ENTITIES if chance.random() < 1 / 4 else ENTITIES
+            event = f"u{chance.randrange(some)}", moment(number)
+            recent.append(event)
+            yield event
+            how = chance.random()
+            if how < SENT_TWICE:
+                yield event
+            elif how < SENT_TWICE + SENT_AGAIN:
+                yield chance.choice(recent)
+
+
+def unwell_now_and_then(seed: int) -> Script:
+    """A service that refuses some calls, is slow for some, and loses some answers; the same ones for the same seed."""
+
+    def script(seq: int, attempt: int) -> Answer:
+        chance = random.Random(f"{seed} {seq} {attempt}")
+        how = chance.random() if attempt <= TRIES_THAT_MAY_FAIL else 1.0
+        is_slow = REFUSED + DROPPED <= how < REFUSED + DROPPED + SLOW
+        seconds = chance.uniform(*(SLOWLY if is_slow else USUALLY))
+        return Answer(503 if how < REFUSED else 200, seconds, sent=not REFUSED <= how < REFUSED + DROPPED)
+
+    return script
+
 
 BACK_TO_WORK = 1.0
 """Seconds a relay takes to start, about."""
-LONGER_THAN_A_LEASE = (20.0, 25.0)
-"""At most; it ends when others have begun with what the frozen relay holds, about 16 s."""
 PATIENCE = 3.0
 """The receiver answers within 2.5 s: what takes a database away for longer makes it refuse."""
+RELAYS = ("relay 1", "relay 2", "relay 3")
+LASTS: Mapping[str, tuple[float, float]] = {
+    "freeze a relay": (20, 25),
+    "freeze a worker": (3, 6),
+    "kill Postgres": (0.5, PATIENCE),
+    "stop Postgres at once": (0, 1),
+    "restart Postgres": (0, 1),
+    "freeze Postgres": (1, PATIENCE + 1),
+    "lock SQLite": (PATIENCE, PATIENCE + 1),
+    "fill the disk": (PATIENCE, PATIENCE + 2),
+}
+"""Seconds of the faults that last. A relay is frozen longer than a lease, until others work on what it holds: about 16 s."""
+MOMENTS = ("after", "before", "terminate")
+"""After the commit, before it and beside it in turn, so that a few cuts have all of them."""
 
 
 class Fault(msgspec.Struct, frozen=True):
     """One thing that is done, so many seconds after the start, or when the last one of its own stream has ended."""
 
     at: float
-    kind: Kind
+    kind: str
     seconds: float = 0.0
     """Duration of a fault that lasts."""
     about: str = ""
@@ -50,79 +90,34 @@ Streams = Mapping[str, Sequence[Fault]]
 """Streams of faults that run beside each other; the faults of one stream follow each other."""
 
 
-class Amounts(msgspec.Struct, frozen=True):
-    """Number of faults of each kind, spread over `seconds`."""
-
-    seconds: float
-    kills: int = 0
-    """Of each relay."""
-    freezes: int = 0
-    """Of a relay, one after the other."""
-    replacements: int = 0
-    """Of each relay."""
-    worker_kills: int = 0
-    worker_freezes: int = 0
-    postgres_kills: int = 0
-    postgres_stops: int = 0
-    backend_kills: int = 0
-    postgres_freezes: int = 0
-    sqlite_locks: int = 0
-    full_disks: int = 0
-    cuts: int = 0
-    verifications: int = 0
+def draw(seed: int, seconds: float, times: Mapping[str, int]) -> Streams:
+    """The schedule of this seed: so many faults of each kind over so many seconds; those of relays fall on each in turn."""
+    chance = random.Random(seed)
+    streams: dict[str, list[Fault]] = defaultdict(list)
+    for kind, number in times.items():
+        for n in range(number):
+            lasts = round(chance.uniform(*LASTS.get(kind, (0, 0))), 2)
+            application = "inbox-receiver" if chance.random() < 1 / 3 else "inbox-relay"
+            about = f"{application} {MOMENTS[n % 3]}" if kind == "cut a commit" else ""
+            streams[_stream(kind, n)].append(Fault(0, kind, lasts, about))
+    return {name: _spread(chance, seconds, streams[name], BACK_TO_WORK * (name in RELAYS)) for name in streams}
 
 
-RELAYS = ("relay 1", "relay 2", "relay 3")
+def _stream(kind: str, number: int) -> str:
+    match kind.split():
+        case [*_, "relay"]:
+            return RELAYS[number % len(RELAYS)]
+        case [_, _, "worker" | "workers"]:
+            return "workers"
+        case ["cut", *_] | ["verify"]:
+            return kind
+        case _:
+            return "database"
 
 
-def draw(seed: int, amounts: Amounts) -> Streams:
-    """The schedule of this seed."""
-    chance, a = random.Random(seed), amounts
-    spread, lasting = partial(_spread, chance, a.seconds), partial(_fault, chance)
-    streams: dict[str, Sequence[Fault]] = {}
-    for number, relay in enumerate(RELAYS):
-        frozen = len(range(number, a.freezes, len(RELAYS)))
-        streams[relay] = spread(
-            [lasting("freeze a relay", LONGER_THAN_A_LEASE) for _ in range(frozen)]
-            + [Fault(0, "kill a relay")] * a.kills
-            + [Fault(0, "replace a relay")] * a.replacements,
-            each_costs=BACK_TO_WORK,
-        )
-    streams["workers"] = spread(
-        [Fault(0, ("kill a worker", "kill all workers")[number % 2]) for number in range(a.worker_kills)]
-        + [lasting("freeze a worker", (3, 6)) for _ in range(a.worker_freezes)]
-    )
-    stops: tuple[Kind, Kind] = ("stop Postgres at once", "restart Postgres")
-    streams["database"] = spread(
-        [lasting("kill Postgres", (0.5, PATIENCE)) for _ in range(a.postgres_kills)]
-        + [lasting("freeze Postgres", (1, PATIENCE + 1)) for _ in range(a.postgres_freezes)]
-        + [lasting(stops[number % 2], (0, 1)) for number in range(a.postgres_stops)]
-        + [Fault(0, "kill a backend")] * a.backend_kills
-        + [lasting("lock SQLite", (PATIENCE, PATIENCE + 1)) for _ in range(a.sqlite_locks)]
-        + [lasting("fill the disk", (PATIENCE, PATIENCE + 2)) for _ in range(a.full_disks)]
-    )
-    streams["commits"] = spread([_cut(chance, number) for number in range(a.cuts)])
-    streams["verify"] = spread([Fault(0, "verify")] * a.verifications)
-    return {name: faults for name, faults in streams.items() if faults}
-
-
-def _fault(chance: random.Random, kind: Kind, seconds: tuple[float, float]) -> Fault:
-    return Fault(0, kind, round(chance.uniform(*seconds), 2))
-
-
-def _cut(chance: random.Random, number: int) -> Fault:
-    """After the commit, before it and beside it in turn, so that a few cuts have all of them; the relay's twice as often."""
-    moment = ("after", "before", "terminate")[number % 3]
-    application = "inbox-receiver" if chance.random() < 1 / 3 else "inbox-relay"
-    return Fault(0, "cut a commit", about=f"{application} {moment}")
-
-
-def _spread(
-    chance: random.Random, seconds: float, faults: Sequence[Fault], *, each_costs: float = 0.0
-) -> Sequence[Fault]:
+def _spread(chance: random.Random, seconds: float, faults: Sequence[Fault], each_costs: float) -> Sequence[Fault]:
     """In an order left to chance, with pauses between them left to chance, over about so many seconds."""
-    order = list(faults)
-    chance.shuffle(order)
+    order = chance.sample(faults, len(faults))
     rest = max(0.0, seconds - sum(fault.seconds + each_costs for fault in order))
     weights = [chance.uniform(0.2, 1.8) for _ in order]
     planned, now = [], 0.0

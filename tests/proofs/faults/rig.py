@@ -4,38 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
+import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from inbox.db import engine as engines
 from inbox.db import migrate
+from tests.helpers.checkers import Call
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.machine import ROOM
 from tests.helpers.processes import Program, Site, site
 from tests.helpers.proxy import Proxy, proxied
-from tests.helpers.tables import rows
-from tests.helpers.traffic import Downstream, Ledger, Script, Sender, serving
+from tests.helpers.tables import in_flight_elsewhere, in_flight_of, rows
+from tests.helpers.traffic import Downstream, Ledger, Sender, serving
+from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
-from tests.proofs.faults.load import SCHEDULE, events
-from tests.proofs.faults.plan import RELAYS, Streams
-from tests.proofs.faults.relays import STOPPED_WITHIN, Place
-from tests.proofs.faults.small_disk import SmallDisk, can_be_made, small_disk
+from tests.proofs.faults.plan import RELAYS, Streams, events, unwell_now_and_then
+from tests.proofs.faults.small_disk import CAN_BE_MADE, small_disk
 
+SCHEDULE = ("200ms", "1s", "2s", "5s", "5s", "5s", "5s")
+SHORTEST_LEASE_LEFT = 9.0
+"""A relay renews its leases every 5 s, so that nothing runs out so soon after it was frozen."""
+BUSY, BUSY_WITHIN = 16, 4.0
+"""So much in hand is more than is being called, and worth waiting for so many seconds."""
+STARTED_WITHIN, FIRST_STARTED_WITHIN = 10.0, 60.0
+DISCARDED = "discarded a late result"
+WOKEN_WITHIN = 3.0
+STOPPED_WITHIN = 30.0
+STARTED = re.compile(r"started node=(\S+)")
 SUPERVISED_EVERY = 0.2
-FIRST_STARTED_WITHIN = 60.0
 STARTS_IN = 2.5
 """Seconds that the receiver and then all relays may take to start; where they take longer, everything is stretched."""
 BEHIND = 400
 """So many events that have not come downstream yet are enough to work on."""
-SENDER_WAITS = 4.0
+PER_SECOND, SENDER_WAITS = 80.0, 4.0
 DATABASE = "inbox"
 
 
@@ -46,10 +58,145 @@ class Store(msgspec.Struct):
     """As the programs connect."""
     engine: Engine
     """For who looks on: it goes straight to the database."""
-    disk: SmallDisk | None
+    disk: Path | None
     """None where no small disk can be made: it can't be full then."""
     postgres: KillablePostgres | None = None
     proxy: Proxy | None = None
+
+    def others_may_write(self) -> bool:
+        """Return whether a frozen relay lets others go on: on SQLite one that writes just now stops everybody."""
+        if self.postgres is not None:
+            return True
+        name = self.engine.url.database or ""
+        with contextlib.closing(sqlite3.connect(name, timeout=0.5, isolation_level=None)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            other.execute("ROLLBACK")
+            return True
+
+
+class Place:
+    """One relay's place, where one always runs. What is done is noted in `ledger`, with what the relay had in hand."""
+
+    def __init__(
+        self, name: str, start: Callable[[], Program], store: Store, ledger: Ledger, stopping: threading.Event
+    ) -> None:
+        self.name = name
+        self._start = start
+        self._store = store
+        self._ledger = ledger
+        self._stopping = stopping
+        self._lock = threading.Lock()
+        self.program = start()
+
+    def kill(self) -> None:
+        """SIGKILL the relay, whatever it does just now, and start another, until that has begun to work."""
+        with self._lock:
+            at = time.monotonic()
+            self.program.kill()
+            self._note("kill a relay", at, end=at, held=self._held())
+            self.program = self._start()
+        took = self.wait_until_started(self.program)
+        self._stopping.wait(took)  # so that however slow the machine is, a relay works as long as it starts
+
+    def freeze(self, seconds: float) -> None:
+        """SIGSTOP the relay while it works on something; SIGCONT when another one is just working on that, or at last."""
+        with self._lock:
+            patience = time.monotonic() + BUSY_WITHIN
+            until(
+                lambda: self._caught_at_work(1 if time.monotonic() > patience else BUSY),
+                "the relay has something in flight",
+                within=60,
+            )
+            at, held = time.monotonic(), self._held()
+            self._stopping.wait(SHORTEST_LEASE_LEFT)
+            until(lambda: self._is_taken_over(held) or time.monotonic() > at + seconds, "the end of it", within=60)
+            self.program.send(signal.SIGCONT)
+            self._note("freeze a relay", at, end=time.monotonic(), held=held)
+            self._wait_for(lambda: DISCARDED in self.program.output, WOKEN_WITHIN)
+
+    def replace(self) -> None:
+        """SIGTERM the relay after another one was started beside it."""
+        with self._lock:
+            other = self._start()
+            self.wait_until_started(other)
+            at = time.monotonic()
+            self._note("replace a relay", at, status=self._end(), end=time.monotonic())
+            self.program = other
+
+    def wait_until_started(self, program: Program, within: float = STARTED_WITHIN) -> float:
+        """Until it has begun to work; how many seconds that took.
+
+        A relay that starts without a database ends instead, and is started again in the place.
+        """
+        return self._wait_for(lambda: bool(_node(program if program.runs else self.program)), within)
+
+    def supervise(self) -> None:
+        """Start the relay again if it has ended by itself, as a service manager does."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._revive()
+            finally:
+                self._lock.release()
+
+    def stop(self) -> int:
+        """SIGTERM the relay for good; its exit status."""
+        with self._lock:
+            return self._end()
+
+    def _end(self) -> int:
+        self.program.send(signal.SIGTERM)
+        return self.program.ends(STOPPED_WITHIN)
+
+    def _wait_for(self, condition: Callable[[], bool], seconds: float) -> float:
+        """Not for long: whether it comes is judged by others. How long it took."""
+        begin = time.monotonic()
+        while not condition() and time.monotonic() < begin + seconds and not self._stopping.is_set():
+            self._stopping.wait(0.1)
+        return time.monotonic() - begin
+
+    def _revive(self) -> None:
+        if not self.program.runs:
+            self._note("a relay ended by itself", time.monotonic(), status=self.program.ends(0))
+            self.program = self._start()
+
+    def _caught_at_work(self, least: int) -> bool:
+        """Stopped only once it was seen at work: stopped again and again, it would make its calls long after their claims."""
+        self._revive()
+        if not self._is_at_work(least):
+            return False
+        self.program.send(signal.SIGSTOP)
+        if self._is_at_work(least) and (self._stopping.is_set() or self._store.others_may_write()):
+            return True
+        self.program.send(signal.SIGCONT)
+        return False
+
+    def _is_at_work(self, least: int) -> bool:
+        return self._stopping.is_set() or len(self._held()) >= least
+
+    def _is_taken_over(self, held: list[Call]) -> bool:
+        with contextlib.suppress(SQLAlchemyError):
+            others = in_flight_elsewhere(self._store.engine, _node(self.program))
+            return self._stopping.is_set() or any(seq in others for seq, _, _ in held)
+        return False
+
+    def _held(self) -> list[Call]:
+        """List what it works on; nothing while there is no database."""
+        with contextlib.suppress(SQLAlchemyError):
+            found = in_flight_of(self._store.engine, self.program.pid)
+            return [(row["seq"], row["run"], row["attempt"]) for row in found]
+        return []
+
+    def _note(self, kind: str, begin: float, **more: object) -> None:
+        self._ledger.append(kind=kind, who=self.name, node=_node(self.program), begin=begin, **more)
+
+
+def _node(program: Program) -> str:
+    """Return the id under which this relay began to work; empty until then."""
+    started = STARTED.search(program.output)
+    return started.group(1) if started else ""
 
 
 class Rig:
@@ -59,9 +206,7 @@ class Rig:
     stretched by it, and less is sent.
     """
 
-    def __init__(
-        self, folder: Path, seed: int, *, store: Store, at: Site, downstream: Downstream, per_second: float
-    ) -> None:
+    def __init__(self, folder: Path, seed: int, store: Store, at: Site, downstream: Downstream) -> None:
         self.folder = folder
         self.seed = seed
         self.store = store
@@ -73,9 +218,7 @@ class Rig:
         self._starting = threading.Lock()
         begin = time.monotonic()
         self.receiver, port = at.receiver(workers=1 if store.postgres is None else 2)
-        self.relays = {
-            name: Place(name, self._start_relay, store.engine, self.faults, self.stopping) for name in RELAYS
-        }
+        self.relays = {name: Place(name, self._start_relay, store, self.faults, self.stopping) for name in RELAYS}
         for relay in self.relays.values():
             relay.wait_until_started(relay.program, FIRST_STARTED_WITHIN)
         self.slowness = max(1.0, (time.monotonic() - begin) / STARTS_IN)
@@ -84,7 +227,7 @@ class Rig:
             port,
             events(seed),
             connections=6,
-            per_second=per_second / self.slowness,
+            per_second=PER_SECOND / self.slowness,
             timeout=SENDER_WAITS,
             slowly_after=lambda accepted: accepted - len(downstream.events) > BEHIND,
         )
@@ -128,25 +271,25 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig(
-    folder: Path, kind: str, seed: int, *, streams: Streams, script: Script, per_second: float, megabytes: int
-) -> Iterator[Rig]:
+def rig(folder: Path, kind: str, seed: int, *, streams: Streams, megabytes: int) -> Iterator[Rig]:
     """A rig on "postgres" or "sqlite" as long as the block runs; its schedule, ledgers and logs stay in `folder`."""
     with contextlib.ExitStack() as stack:
         schedule = {"seed": seed, "kind": kind, "streams": msgspec.to_builtins(streams)}
         (folder / "schedule.json").write_text(json.dumps(schedule, indent=1), encoding="utf-8")
         # Not below pytest's own folder, to which each session that begins beside this one bars the user that Postgres runs as.
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-rig-", dir=ROOM)))
-        disk = stack.enter_context(small_disk(data / "disk", megabytes)) if can_be_made(kind) else None
-        if disk is not None:
-            data = disk.path
-        cuts = folder / "cuts.jsonl"
-        store = stack.enter_context(_on_postgres(data, disk, cuts) if kind == "postgres" else _on_sqlite(data, disk))
-        downstream = stack.enter_context(serving(folder / "arrivals.jsonl", script))
+        disk = stack.enter_context(small_disk(data / "disk", megabytes)) if CAN_BE_MADE else None
+        store = stack.enter_context(_store(kind, disk or data, disk, folder / "cuts.jsonl"))
+        migrating = engines.connect(store.engine.url.render_as_string(hide_password=False), application="tests")
+        migrate.upgrade(migrating)
+        migrating.dispose()
+        downstream = stack.enter_context(serving(folder / "arrivals.jsonl", unwell_now_and_then(seed)))
         at = stack.enter_context(site(folder, _config(store, downstream.url)))
-        made = Rig(folder, seed, store=store, at=at, downstream=downstream, per_second=per_second)
+        made = Rig(folder, seed, store, at, downstream)
         stack.callback(made.close)
-        _note_the_clock(made)
+        # so that the times of facts, which are the database's, can be compared with those of ledgers
+        now = "clock_timestamp()" if store.postgres is not None else "strftime('%Y-%m-%d %H:%M:%fZ', 'now')"
+        made.faults.append(kind="clock", database=str(rows(store.engine, f"SELECT {now} AS now")[0]["now"]))
         yield made
 
 
@@ -155,26 +298,14 @@ def _config(store: Store, url: str) -> str:
 
 
 @contextlib.contextmanager
-def _on_postgres(data: Path, disk: SmallDisk | None, cuts: Path) -> Iterator[Store]:
+def _store(kind: str, data: Path, disk: Path | None, cuts: Path) -> Iterator[Store]:
+    if kind == "sqlite":
+        url = f"sqlite:///{data}/inbox.db"
+        engine = engines.connect(url, application="tests")
+        yield Store(url, engine, disk)
+        engine.dispose()
+        return
     with killable(data) as server, proxied(server.sockets, cuts) as proxy:
         server.create_database(DATABASE)
         engine = create_engine(server.url(DATABASE), poolclass=NullPool)
-        migrating = engines.connect(server.url(DATABASE), application="tests")
-        migrate.upgrade(migrating)
-        migrating.dispose()
         yield Store(server.url(DATABASE, proxy.folder), engine, disk, server, proxy)
-
-
-@contextlib.contextmanager
-def _on_sqlite(data: Path, disk: SmallDisk | None) -> Iterator[Store]:
-    url = f"sqlite:///{data}/inbox.db"
-    engine = engines.connect(url, application="tests")
-    migrate.upgrade(engine)
-    yield Store(url, engine, disk)
-    engine.dispose()
-
-
-def _note_the_clock(made: Rig) -> None:
-    """So that the times of facts, which are the database's, can be compared with those of ledgers."""
-    now = "clock_timestamp()" if made.store.postgres is not None else "strftime('%Y-%m-%d %H:%M:%fZ', 'now')"
-    made.faults.append(kind="clock", database=str(rows(made.store.engine, f"SELECT {now} AS now")[0]["now"]))

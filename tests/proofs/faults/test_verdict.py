@@ -10,33 +10,25 @@ import pytest
 from inbox.db.order_lock import HELD_SECONDS
 from tests.helpers import checkers
 from tests.helpers.checkers import Holding, Interval, Takeover
-from tests.proofs.faults import timeline
+from tests.proofs.faults import verdict
 
 Line = dict[str, Any]
 
 
-def sent(about: str, outcome: str | None, seq: int | None = None, *, at: float = 0.0, **more: object) -> Line:
-    """A line of a sender; `about` is its entity and its time."""
+def _line(about: str, **more: object) -> Line:
+    """`about` is an event's entity and its time."""
     entity, occurred_at = about.split("@")
-    numbered = {} if seq is None else {"seq": seq}
-    return {
-        "at": at,
-        "entity": entity,
-        "occurred_at": occurred_at,
-        "body": about,
-        "outcome": outcome,
-        **numbered,
-        **more,
-    }
+    return {"at": 0.0, "entity": entity, "occurred_at": occurred_at, "body": about, **more}
 
 
-def came(
-    n: int, seq: int, about: str, *, attempt: int = 1, run: int = 0, status: int = 200, at: float = 0.0, **more: object
-) -> Line:
+def sent(about: str, outcome: str | None, seq: int | None = None, **more: object) -> Line:
+    """A line of a sender."""
+    return _line(about, outcome=outcome, **({} if seq is None else {"seq": seq}), **more)
+
+
+def came(n: int, seq: int, about: str, **more: object) -> Line:
     """A line of a downstream service."""
-    entity, occurred_at = about.split("@")
-    event = {"entity": entity, "occurred_at": occurred_at, "body": about}
-    return {"n": n, "at": at, "seq": seq, "run": run, "attempt": attempt, "status": status, **event, **more}
+    return _line(about, **{"n": n, "seq": seq, "run": 0, "attempt": 1, "status": 200, **more})
 
 
 def fact(seq: int, kind: str, attempt: int = 1, at: float = 0.0, **detail: object) -> Line:
@@ -183,17 +175,17 @@ def test_faults_explain_what_they_should_and_no_more() -> None:
         did("freeze a worker", 70, 80, outage=False),
     ]
     outages = [Interval(10, 26), Interval(60, 67)]
-    assert timeline.outages(faults) == outages
-    assert timeline.standstills(faults) == [Interval(60, 61)]
-    assert timeline.holdings(faults) == [Holding(5, "a", ((1, 0, 2),))]
-    assert timeline.holdings(faults, "freeze a relay") == [Holding(30, "c", ((2, 0, 1),))]
-    (locked,) = timeline.locked_by_frozen(faults)
+    assert verdict.outages(faults) == outages
+    assert verdict.standstills(faults) == [Interval(60, 61)]
+    assert verdict.holdings(faults) == [Holding(5, "a", ((1, 0, 2),))]
+    assert verdict.holdings(faults, "freeze a relay") == [Holding(30, "c", ((2, 0, 1),))]
+    (locked,) = verdict.locked_by_frozen(faults)
     assert HELD_SECONDS < locked.end - locked.begin < HELD_SECONDS + 2
-    assert timeline.troubles(faults, [{"at": 3.0, "pid": 2}], {"a": 1, "b": 2, "c": 3}) == {
-        "a": [Interval(5, timeline.FOREVER), *outages],
+    assert verdict.troubles(faults, [{"at": 3.0, "pid": 2}], {"a": 1, "b": 2, "c": 3}) == {
+        "a": [Interval(5, verdict.FOREVER), *outages],
         "b": [Interval(3.0, 3.0), *outages],
         "c": [Interval(30, 50), *outages],
     }
-    assert not timeline.could_tell(did("verify", 11, 13, status=2), faults)
-    assert timeline.could_tell(did("verify", 11, 13, status=1), faults)
-    assert timeline.could_tell(did("verify", 90, 91, status=2), faults)
+    assert not verdict.could_tell(did("verify", 11, 13, status=2), faults)
+    assert verdict.could_tell(did("verify", 11, 13, status=1), faults)
+    assert verdict.could_tell(did("verify", 90, 91, status=2), faults)

@@ -3,52 +3,33 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from inbox.db.order_lock import HELD_SECONDS
 from inbox.events.timestamps import as_time
 from tests.helpers import checkers
 from tests.helpers.agreement import disagreements, enrolled
-from tests.helpers.checkers import Call, Interval, Line, Takeover
+from tests.helpers.checkers import Holding, Interval, Line
 from tests.helpers.tables import Row, facts, open_states, relay_pids, rows, stored
 from tests.helpers.waiting import until
-from tests.proofs.faults import timeline
-from tests.proofs.faults.fault_actions import verify
-from tests.proofs.faults.relays import DISCARDED, STARTED
-from tests.proofs.faults.rig import Rig
+from tests.proofs.faults.actions import verify
+from tests.proofs.faults.rig import DISCARDED, STARTED, Rig
 
 ACKNOWLEDGED_WITHIN = 30.0
 DELIVERED_WITHIN = 60.0
 """The last lease ends 15 s after the last fault; the rest is what had to wait for it."""
+RELAYS_BACK_OFF = 6.0
+"""After an outage a relay may wait so long before it tries again."""
+RELAYS_TRY_AGAIN = 1.0
+"""After a route's lock is free, a relay may wait so long before it tries it again."""
+FOREVER = float("inf")
 CRASH_LOOP = "crash_loop"
 SHOWN = 5
 CAUGHT_WHILE_SENDING = 4
-
-
-class Evidence(msgspec.Struct, frozen=True):
-    """All that a run has left behind. Times of facts are monotonic, as those of ledgers."""
-
-    sends: Sequence[Line]
-    arrivals: Sequence[Line]
-    faults: Sequence[Line]
-    cuts: Sequence[Line]
-    inbox: Sequence[Row]
-    facts: Sequence[Row]
-    present: Sequence[Row]
-    pids: Mapping[str, int]
-    """Of every relay node."""
-    callers: Mapping[str, str]
-    """Relay nodes by the names under which the downstream service knows them."""
-    logs: Mapping[str, str]
-    starts_of_postgres: int = 0
-    slowness: float = 1.0
-    """Of the machine; see `Rig`."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -73,10 +54,7 @@ def conclude(rig: Rig, undone: Sequence[str]) -> Verdict:
     except AssertionError as late:
         trouble["did not stop"] = [str(late)]
     rig.sender.stop()
-    evidence = gather(rig)
-    verdict = judge(evidence, trouble)
-    _keep(rig, evidence, verdict)
-    return verdict
+    return _judge(rig, trouble)
 
 
 def told(rig: Rig, verdict: Verdict) -> str:
@@ -88,62 +66,68 @@ def told(rig: Rig, verdict: Verdict) -> str:
     return "\n".join([*lines, f"counts: {verdict.counts}"])
 
 
-def gather(rig: Rig) -> Evidence:
-    """Read everything."""
-    engine, store = rig.store.engine, rig.store
-    faults = rig.faults.lines()
-    logs = rig.site.logs()
-    return Evidence(
-        sends=rig.sender.sends.lines(),
-        arrivals=rig.downstream.arrivals.lines(),
-        faults=faults,
-        cuts=[] if store.proxy is None else store.proxy.cuts.lines(),
-        inbox=stored(engine),
-        facts=_monotonic(facts(engine), faults),
-        present=rows(engine, "SELECT * FROM open_delivery"),
-        pids=relay_pids(engine),
-        callers=_callers(logs),
-        logs=logs,
-        starts_of_postgres=0 if store.postgres is None else store.postgres.starts,
-        slowness=rig.slowness,
+def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
+    """Run every checker. The log of a relay has its name as the caller: 07-relay-5.log is that of relay-5."""
+    engine, sends, arrivals, faults = (
+        rig.store.engine,
+        rig.sender.sends.lines(),
+        rig.downstream.arrivals.lines(),
+        rig.faults.lines(),
     )
-
-
-def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdict:
-    """Run every checker."""
-    e = evidence
-    closed = timeline.merged([*timeline.outages(e.faults), *timeline.locked_by_frozen(e.faults)])
-    measured = checkers.takeovers(timeline.holdings(e.faults), e.arrivals, e.facts, closed)
-    verifications = [line for line in e.faults if line["kind"] == "verify" and timeline.could_tell(line, e.faults)]
-    without_lease = checkers.called_without_lease(e.arrivals, e.facts)
+    inbox, present, log = stored(engine), rows(engine, "SELECT * FROM open_delivery"), _monotonic(facts(engine), faults)
+    cuts = [] if rig.store.proxy is None else rig.store.proxy.cuts.lines()
+    logs = rig.site.logs()
+    started = {name.split("-", 1)[1].removesuffix(".log"): STARTED.search(text) for name, text in logs.items()}
+    callers = {name: found.group(1) for name, found in started.items() if found}
+    frozen = [line for line in faults if line["kind"] == "freeze a relay"]
+    closed = merged([*outages(faults), *locked_by_frozen(faults)])
+    measured = checkers.takeovers(holdings(faults), arrivals, log, closed)
+    verifications = [line for line in faults if line["kind"] == "verify" and could_tell(line, faults)]
+    without_lease = checkers.called_without_lease(arrivals, log)
+    passed_over = checkers.passed_over(
+        sends, arrivals, log, callers, frozen=holdings(frozen, "freeze a relay"), standstills=standstills(faults)
+    )
     findings: dict[str, Sequence[object]] = {
         **trouble,
-        **checkers.of_any_run(e.sends, e.arrivals, e.inbox, e.facts, e.logs),
-        "passed over": checkers.passed_over(
-            e.sends,
-            e.arrivals,
-            e.facts,
-            e.callers,
-            frozen=timeline.holdings(e.faults, "freeze a relay"),
-            standstills=timeline.standstills(e.faults),
-        ),
-        "abandoned without cause": checkers.abandoned_without_cause(
-            e.facts, timeline.troubles(e.faults, e.cuts, e.pids)
-        ),
-        "recorded by another": checkers.recorded_by_another(e.arrivals, e.facts, e.callers),
-        "called without a lease": without_lease if len(without_lease) > _allowed_without_lease(e.faults) else [],
-        "log and state disagree": list(disagreements(enrolled(e.inbox), e.facts, e.present)),
-        "slow takeovers": checkers.slow_takeovers(measured, slowness=e.slowness),
+        **checkers.of_any_run(sends, arrivals, inbox, log, logs),
+        "passed over": passed_over,
+        "abandoned without cause": checkers.abandoned_without_cause(log, troubles(faults, cuts, relay_pids(engine))),
+        "recorded by another": checkers.recorded_by_another(arrivals, log, callers),
+        # few: a thread would have to be caught in the moment between looking at its lease and sending
+        "called without a lease": without_lease if len(without_lease) > CAUGHT_WHILE_SENDING * len(frozen) else [],
+        "log and state disagree": list(disagreements(enrolled(inbox), log, present)),
+        "slow takeovers": checkers.slow_takeovers(measured, slowness=rig.slowness),
         "verify": [line["told"] for line in verifications if line["status"]],
         "replaced relays that did not end well": [
-            line for line in e.faults if line["kind"] == "replace a relay" and line["node"] and line["status"]
+            line for line in faults if line["kind"] == "replace a relay" and line["node"] and line["status"]
         ],
         "relays that ended by themselves": [
-            line for line in e.faults if line["kind"] == "a relay ended by itself" and line["node"]
+            line for line in faults if line["kind"] == "a relay ended by itself" and line["node"]
         ],
     }
-    counts = _counts(e, measured, len(verifications))
-    return Verdict({name: found for name, found in findings.items() if found}, counts)
+    findings = {name: found for name, found in findings.items() if found}
+    discarded = sum(text.count(DISCARDED) for text in logs.values())
+    counts = {
+        **_counts(sends, arrivals, faults, log),
+        "late results discarded": discarded,
+        "takeovers": len(measured),
+        "slowest takeover": max((takeover.seconds for takeover in measured.values()), default=0.0),
+        "commits cut": len(cuts),
+        "commits done though nobody knew": sum(line["committed"] is True for line in cuts),
+        "slowness": round(rig.slowness, 2),
+        "verified": len(verifications),
+    }
+    for name, kept in {"inbox": inbox, "facts": log, "present": present}.items() if findings else ():
+        with (rig.folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, default=str) + "\n" for row in kept)
+    return Verdict(findings, counts)
+
+
+def _monotonic(log: Sequence[Row], faults: Sequence[Line]) -> list[Row]:
+    """Facts with times as those of ledgers."""
+    clock = next(line for line in faults if line["kind"] == "clock")
+    base = as_time(clock["database"])
+    return [{**row, "at": clock["at"] + (row["at"] - base).total_seconds()} for row in log]
 
 
 def _all_delivered(rig: Rig) -> bool:
@@ -155,73 +139,86 @@ def _all_delivered(rig: Rig) -> bool:
     return not states
 
 
-def _counts(e: Evidence, measured: Mapping[Call, Takeover], verifications: int) -> dict[str, Any]:
-    outcomes = Counter(line["outcome"] for line in e.sends)
-    kinds = Counter(fact["kind"] for fact in e.facts)
-    kills = [line for line in e.faults if line["kind"] == "kill a relay"]
-    seconds = [takeover.seconds for takeover in measured.values()]
-    full = [Interval(line["begin"], line["end"]) for line in e.faults if line["kind"] == "fill the disk"]
-    refusals = [line for line in e.sends if line.get("status") == 503]
+def _counts(
+    sends: Sequence[Line], arrivals: Sequence[Line], faults: Sequence[Line], log: Sequence[Row]
+) -> dict[str, Any]:
+    full = [Interval(line["begin"], line["end"]) for line in faults if line["kind"] == "fill the disk"]
+    refusals = [line for line in sends if line.get("status") == 503]
     return {
-        "events": len(e.inbox),
-        "requests": outcomes[None],
-        "answered 200": outcomes["ok"],
-        "repeats refused": sum(line.get("answer") == "duplicate" for line in e.sends),
+        "repeats refused": sum(line.get("answer") == "duplicate" for line in sends),
         "answered 503": len(refusals),
         "answered 503 while the disk was full": sum(
             any(window.begin <= line["at"] <= window.end for window in full) for line in refusals
         ),
-        "answer unknown": outcomes["unknown"],
-        "calls": len(e.arrivals),
-        "calls refused downstream": sum(line["status"] >= 300 for line in e.arrivals),
-        "answers lost downstream": sum(not line.get("sent", True) for line in e.arrivals),
-        "called without a lease": len(checkers.called_without_lease(e.arrivals, e.facts)),
-        "repeated calls": len(checkers.repeats(e.arrivals)),
-        "delivered late": sum(bool(fact["detail"].get("late")) for fact in e.facts),
-        "abandoned": kinds["abandoned"],
-        "crash loops": sum(fact["detail"].get("cause") == CRASH_LOOP for fact in e.facts if fact["kind"] == "dead"),
-        "replayed": kinds["replayed"],
-        "not counted": sum(fact["detail"].get("counted") is False for fact in e.facts),
-        "late results discarded": sum(text.count(DISCARDED) for text in e.logs.values()),
-        "database trouble told": sum(text.count("database trouble") for text in e.logs.values()),
-        "kills of a relay at work": sum(bool(line["held"]) for line in kills),
-        "takeovers": len(measured),
-        "takeover p50 s": round(statistics.median(seconds), 1) if seconds else None,
-        "takeover max s": round(max(seconds), 1) if seconds else None,
-        "of these over 20 s": sum(takeover > 20 for takeover in seconds),
-        "commits cut": len(e.cuts),
-        "commits done though nobody knew": sum(line["committed"] is True for line in e.cuts),
-        "starts of Postgres": e.starts_of_postgres,
-        "slowness": round(e.slowness, 2),
-        "verified": verifications,
-        "faults": dict(sorted(Counter(line["kind"] for line in e.faults if line["kind"] not in _NO_FAULTS).items())),
+        "answer unknown": sum(line["outcome"] == "unknown" for line in sends),
+        "calls refused downstream": sum(line["status"] >= 300 for line in arrivals),
+        "answers lost downstream": sum(not line.get("sent", True) for line in arrivals),
+        "repeated calls": len(checkers.repeats(arrivals)),
+        "delivered late": sum(bool(fact["detail"].get("late")) for fact in log),
+        "abandoned": sum(fact["kind"] == "abandoned" for fact in log),
+        "kills of a relay at work": sum(line["kind"] == "kill a relay" and bool(line["held"]) for line in faults),
+        "faults": Counter(line["kind"] for line in faults),
     }
 
 
-_NO_FAULTS = frozenset({"clock", "verify", "start a relay"})
+# The ledger of faults as the checkers take it. All moments are monotonic seconds.
 
 
-def _allowed_without_lease(faults: Iterable[Line]) -> int:
-    """Few: a thread would have to be caught in the moment between looking at its lease and sending."""
-    return CAUGHT_WHILE_SENDING * len([line for line in faults if line["kind"] == "freeze a relay"])
+def outages(faults: Iterable[Line]) -> list[Interval]:
+    """List the intervals without a database, each until relays have noticed that there is one again."""
+    return merged(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
 
 
-def _callers(logs: Mapping[str, str]) -> dict[str, str]:
-    """By the names of their logs: 07-relay-5.log is that of relay-5."""
-    started = {name.split("-", 1)[1].removesuffix(".log"): STARTED.search(text) for name, text in logs.items()}
-    return {name: found.group(1) for name, found in started.items() if found}
+def locked_by_frozen(faults: Iterable[Line]) -> list[Interval]:
+    """List the intervals in which a frozen relay may have a route's lock, each until relays have tried it again."""
+    held = HELD_SECONDS + RELAYS_TRY_AGAIN
+    return [Interval(line["begin"], line["begin"] + held) for line in faults if line["kind"] == "freeze a relay"]
 
 
-def _monotonic(found: Sequence[Row], faults: Sequence[Line]) -> list[Row]:
-    clock = next(line for line in faults if line["kind"] == "clock")
-    base: datetime = as_time(clock["database"])
-    return [{**row, "at": clock["at"] + (row["at"] - base).total_seconds()} for row in found]
+def merged(intervals: Iterable[Interval]) -> list[Interval]:
+    """Apart from each other, so that no moment is counted twice."""
+    apart: list[Interval] = []
+    for interval in sorted(intervals, key=lambda interval: interval.begin):
+        if apart and interval.begin <= apart[-1].end:
+            apart[-1] = Interval(apart[-1].begin, max(interval.end, apart[-1].end))
+        else:
+            apart.append(interval)
+    return apart
 
 
-def _keep(rig: Rig, evidence: Evidence, verdict: Verdict) -> None:
-    """Save the verdict, and after findings the contents of the database. The ledgers are there already."""
-    for name in ("inbox", "facts", "present") if verdict.findings else ():
-        with (rig.folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, default=str) + "\n" for row in getattr(evidence, name))
-    kept = {"at": time.monotonic(), "findings": verdict.findings, "counts": verdict.counts}
-    (rig.folder / "verdict.json").write_text(json.dumps(kept, indent=1, default=str), encoding="utf-8")
+def holdings(faults: Iterable[Line], kind: str = "kill a relay") -> list[Holding]:
+    """List what relays held when they were killed, or when a fault of another `kind` hit them."""
+    return [
+        Holding(line["begin"], line["node"], tuple((seq, run, attempt) for seq, run, attempt in line["held"]))
+        for line in faults
+        if line["kind"] == kind and line["held"]
+    ]
+
+
+def standstills(faults: Iterable[Line]) -> list[Interval]:
+    """List the intervals in which the database was there and did nothing."""
+    return [Interval(line["begin"], line["end"]) for line in faults if line["kind"] == "freeze Postgres"]
+
+
+def troubles(faults: Sequence[Line], cuts: Sequence[Line], pids: Mapping[str, int]) -> dict[str, list[Interval]]:
+    """List by relay node the intervals of its faults: its own, its connection's, or those of everybody's database.
+
+    `pids` are those of all nodes.
+    """
+    found: dict[str, list[Interval]] = defaultdict(list)
+    for line in faults:
+        if line["kind"] in {"kill a relay", "freeze a relay"}:
+            found[line["node"]].append(Interval(line["begin"], FOREVER if "kill" in line["kind"] else line["end"]))
+    for node, pid in pids.items():
+        found[node] += [Interval(cut["at"], cut["at"]) for cut in cuts if cut["pid"] == pid]
+        found[node] += outages(faults)
+    return found
+
+
+def could_tell(verification: Line, faults: Iterable[Line]) -> bool:
+    """Return whether `relay verify` could do its work: without a database it can't report anything."""
+    away = any(
+        line.get("outage") and line["begin"] <= verification["end"] and verification["begin"] <= line["end"]
+        for line in faults
+    )
+    return not (away and verification["status"] == 2)

@@ -9,19 +9,65 @@ import msgspec
 from tests.helpers.storing import an_event
 from tests.proofs.interleavings.stage import Stage
 
+Prepare = Callable[[Stage], None]
 
+
+class Scene(msgspec.Struct, frozen=True):
+    """A state, and what has to happen in it."""
+
+    prepare: Prepare
+    operations: tuple[str, ...]
+    triples: tuple[tuple[str, str, str], ...]
+    """Three operations at once, where their meeting means something."""
+    sometimes: frozenset[str]
+    """Results that operations get in some order of two; without them the scene would show nothing."""
+
+
+SCENES: list[Scene] = []
+_SUCCESS, _FAILURE = "r1 records its success", "r1 records its failure"
+
+
+def _scene(
+    operations: tuple[str, ...], *, sometimes: set[str], triples: tuple[tuple[str, str, str], ...] = ()
+) -> Callable[[Prepare], Prepare]:
+    def keep(prepare: Prepare) -> Prepare:
+        SCENES.append(Scene(prepare, operations, triples, frozenset(sometimes)))
+        return prepare
+
+    return keep
+
+
+@_scene(
+    ("r1 sequences", "r1 sequences one", "r1 claims", "r2 claims two"),
+    triples=(("r1 sequences", "r1 sequences one", "r2 claims two"),),
+    sometimes={"r1 sequences: 2", "r1 sequences: 3", "r1 claims: 1", "r2 claims two: 2, 3"},
+)
 def arrivals(stage: Stage) -> None:
     """Two lanes in which nothing has its place yet."""
     stage.routes = ("strict",)
     stage.arrive(an_event(2), an_event(1), an_event(3, "u2"))
 
 
+@_scene(
+    (_SUCCESS, _FAILURE, "r1 renews", "r1 gives back", "r2 sequences", "r2 claims", "r2 reaps"),
+    triples=(
+        (_SUCCESS, "r2 sequences", "r2 claims"),
+        (_SUCCESS, "r1 renews", "r2 reaps"),
+        ("r1 gives back", "r2 sequences", "r2 claims"),
+    ),
+    sometimes={"r1 renews: 1", "r1 renews: nothing", "r2 claims: 1", "r2 claims: 2", "r1 gives back: 0"},
+)
 def a_head_in_flight(stage: Stage) -> None:
     """One is worked on, one waits, and one that goes between them has arrived."""
     _in_flight(stage, "strict", 1, 3)
     stage.arrive(an_event(2))
 
 
+@_scene(
+    ("r1 gives back", "r2 sequences", "r2 claims"),
+    triples=(("r1 gives back", "r2 sequences", "r2 claims"),),
+    sometimes={"r1 gives back: 1", "r2 claims: 2", "r2 claims: nothing"},
+)
 def earlier_ones_behind_a_head_in_flight(stage: Stage) -> None:
     """Prepare a head in flight that is not begun; an earlier one waits behind it, and the earliest has arrived."""
     _in_flight(stage, "strict", 3)
@@ -29,6 +75,11 @@ def earlier_ones_behind_a_head_in_flight(stage: Stage) -> None:
     stage.arrive(an_event(1))
 
 
+@_scene(
+    ("r1 sequences", "r1 claims", "r2 claims two"),
+    triples=(("r1 sequences", "r1 claims", "r2 claims two"),),
+    sometimes={"r1 claims: 1", "r1 claims: 2", "r1 claims: nothing"},
+)
 def an_earlier_one(stage: Stage) -> None:
     """A head is due, and an earlier one has arrived in time."""
     stage.routes = ("strict",)
@@ -36,6 +87,11 @@ def an_earlier_one(stage: Stage) -> None:
     stage.arrive(an_event(1))
 
 
+@_scene(
+    (_SUCCESS, _FAILURE, "r1 gives back", "r2 sequences", "r2 claims"),
+    triples=((_SUCCESS, "r2 sequences", "r2 claims"), ("r1 gives back", "r2 sequences", "r2 claims")),
+    sometimes={"r2 claims: 2", f"{_FAILURE}: attempt_failed", "r1 gives back: 1"},
+)
 def a_newer_one(stage: Stage) -> None:
     """In `latest`: one is worked on, one waits, and a newer one has arrived that stands for it."""
     _in_flight(stage, "latest", 1)
@@ -43,6 +99,11 @@ def a_newer_one(stage: Stage) -> None:
     stage.arrive(an_event(3, routes=["latest"]))
 
 
+@_scene(
+    ("r1 sequences", "r2 sequences one", "r1 claims"),
+    triples=(("r1 sequences", "r2 sequences one", "r1 claims"),),
+    sometimes={"r1 claims: 1", "r1 claims: 2", "r1 claims: 3", "r1 claims: nothing"},
+)
 def a_newer_one_takes_over(stage: Stage) -> None:
     """In `latest`: a failed one is due again, and a newer one has arrived that goes on from its attempts."""
     _in_flight(stage, "latest", 1)
@@ -51,24 +112,50 @@ def a_newer_one_takes_over(stage: Stage) -> None:
     stage.arrive(an_event(2, routes=["latest"]), an_event(3, routes=["latest"]))
 
 
+@_scene(
+    (_SUCCESS, "r1 renews", "r1 gives back", "r2 reaps", "r2 claims", "r3 sequences"),
+    triples=(
+        (_SUCCESS, "r2 reaps", "r2 claims"),
+        (_SUCCESS, "r2 reaps", "r3 sequences"),
+        ("r1 renews", "r2 reaps", "r3 sequences"),
+    ),
+    sometimes={f"{_SUCCESS}: delivered", f"{_SUCCESS}: refused", "r1 renews: 1", "r1 renews: nothing"}
+    | {"r2 reaps: abandoned", "r2 reaps: nothing", "r2 claims: 1", "r2 claims: 2"},
+)
 def a_lease_that_ran_out(stage: Stage) -> None:
     """The relay that was frozen comes back while others take its place; one waits, one has arrived."""
     a_head_in_flight(stage)
     stage.lapse()
 
 
+@_scene(
+    (_SUCCESS, "r1 renews", "r1 gives back", "r2 records its failure", "r2 renews", "r3 sequences"),
+    triples=((_SUCCESS, "r2 records its failure", "r2 renews"), ("r1 gives back", "r2 renews", "r3 sequences")),
+    sometimes={f"{_SUCCESS}: refused", "r1 renews: nothing", "r1 gives back: 0"}
+    | {"r2 records its failure: attempt_failed", "r2 renews: 1"},
+)
 def a_lease_taken_over(stage: Stage) -> None:
     """The same, when another relay has claimed it since."""
     a_lease_that_ran_out(stage)
     stage.do("r2 reaps", "r2 claims")
 
 
+@_scene(
+    ("r1 records its death", "r1 renews", "r2 sequences", "r2 claims"),
+    triples=(("r1 records its death", "r2 sequences", "r2 claims"),),
+    sometimes={"r1 records its death: dead", "r2 claims: nothing"},
+)
 def a_head_that_blocks(stage: Stage) -> None:
     """A lane that a dead head blocks."""
     _in_flight(stage, "blocking", 1, 2)
     stage.arrive(an_event(3, routes=["blocking"]))
 
 
+@_scene(
+    ("r1 records", "r1 renews", "r1 renews the first", "r1 gives back", "r2 sequences", "r2 claims two"),
+    triples=(("r1 renews the first", "r1 gives back", "r2 sequences"), ("r1 records", "r2 sequences", "r2 claims two")),
+    sometimes={"r1 records: delivered, delivered", "r1 records: refused, refused", "r2 claims two: 3, 4"},
+)
 def two_lanes_at_once(stage: Stage) -> None:
     """Prepare deliveries of two lanes that one relay holds and handles together, in any order of the two."""
     stage.routes = ("strict",)
@@ -77,6 +164,11 @@ def two_lanes_at_once(stage: Stage) -> None:
     stage.arrive(an_event(5, "u2"), an_event(6, "u1"))
 
 
+@_scene(
+    ("r1 records", "r1 gives back", "r2 sequences", "r2 claims two"),
+    triples=(("r1 records", "r1 gives back", "r2 sequences"),),
+    sometimes=set(),
+)
 def two_routes_at_once(stage: Stage) -> None:
     """One relay holds the same event on two routes, and others have arrived on both: there are locks of both to take."""
     stage.routes = ("strict", "latest")
@@ -85,6 +177,10 @@ def two_routes_at_once(stage: Stage) -> None:
     stage.arrive(an_event(3, routes=stage.routes))
 
 
+@_scene(
+    ("r3 records its success", "r3 renews", "r4 reaps", "r4 claims", "r5 claims suspects"),
+    sometimes={"r4 reaps: dead", "r3 records its success: delivered", "r3 renews: 1", "r4 claims: 2"},
+)
 def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
     """The process died each time: the delivery is set aside."""
     _in_flight(stage, "strict", 1, 2)
@@ -95,6 +191,10 @@ def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
     stage.lapse()
 
 
+@_scene(
+    ("r3 claims suspects", "r4 claims", "r5 sequences"),
+    sometimes={"r3 claims suspects: 1", "r3 claims suspects: 2", "r3 claims suspects again: 2", "r4 claims: nothing"},
+)
 def suspects(stage: Stage) -> None:
     """Two that may be what kills the process, and in `latest` a newer one that takes over from one of them."""
     stage.routes = ("latest",)
@@ -129,109 +229,3 @@ def _in_flight(stage: Stage, route: str, *numbers: int) -> None:
     stage.routes = (route,)
     _place(stage, *numbers)
     stage.do("r1 claims")
-
-
-class Scene(msgspec.Struct, frozen=True):
-    """A state, and what has to happen in it."""
-
-    prepare: Callable[[Stage], None]
-    operations: tuple[str, ...]
-    triples: tuple[tuple[str, str, str], ...]
-    """Three operations at once, where their meeting means something."""
-    sometimes: frozenset[str]
-    """Results that operations get in some order of two; without them the scene would show nothing."""
-
-
-_SUCCESS, _FAILURE = "r1 records its success", "r1 records its failure"
-
-SCENES = (
-    Scene(
-        arrivals,
-        ("r1 sequences", "r1 sequences one", "r1 claims", "r2 claims two"),
-        (("r1 sequences", "r1 sequences one", "r2 claims two"),),
-        frozenset({"r1 sequences: 2", "r1 sequences: 3", "r1 claims: 1", "r2 claims two: 2, 3"}),
-    ),
-    Scene(
-        a_head_in_flight,
-        (_SUCCESS, _FAILURE, "r1 renews", "r1 gives back", "r2 sequences", "r2 claims", "r2 reaps"),
-        (
-            (_SUCCESS, "r2 sequences", "r2 claims"),
-            (_SUCCESS, "r1 renews", "r2 reaps"),
-            ("r1 gives back", "r2 sequences", "r2 claims"),
-        ),
-        frozenset({"r1 renews: 1", "r1 renews: nothing", "r2 claims: 1", "r2 claims: 2", "r1 gives back: 0"}),
-    ),
-    Scene(
-        earlier_ones_behind_a_head_in_flight,
-        ("r1 gives back", "r2 sequences", "r2 claims"),
-        (("r1 gives back", "r2 sequences", "r2 claims"),),
-        frozenset({"r1 gives back: 1", "r2 claims: 2", "r2 claims: nothing"}),
-    ),
-    Scene(
-        an_earlier_one,
-        ("r1 sequences", "r1 claims", "r2 claims two"),
-        (("r1 sequences", "r1 claims", "r2 claims two"),),
-        frozenset({"r1 claims: 1", "r1 claims: 2", "r1 claims: nothing"}),
-    ),
-    Scene(
-        a_newer_one,
-        (_SUCCESS, _FAILURE, "r1 gives back", "r2 sequences", "r2 claims"),
-        ((_SUCCESS, "r2 sequences", "r2 claims"), ("r1 gives back", "r2 sequences", "r2 claims")),
-        frozenset({"r2 claims: 2", f"{_FAILURE}: attempt_failed", "r1 gives back: 1"}),
-    ),
-    Scene(
-        a_newer_one_takes_over,
-        ("r1 sequences", "r2 sequences one", "r1 claims"),
-        (("r1 sequences", "r2 sequences one", "r1 claims"),),
-        frozenset({"r1 claims: 1", "r1 claims: 2", "r1 claims: 3", "r1 claims: nothing"}),
-    ),
-    Scene(
-        a_lease_that_ran_out,
-        (_SUCCESS, "r1 renews", "r1 gives back", "r2 reaps", "r2 claims", "r3 sequences"),
-        (
-            (_SUCCESS, "r2 reaps", "r2 claims"),
-            (_SUCCESS, "r2 reaps", "r3 sequences"),
-            ("r1 renews", "r2 reaps", "r3 sequences"),
-        ),
-        frozenset({f"{_SUCCESS}: delivered", f"{_SUCCESS}: refused", "r1 renews: 1", "r1 renews: nothing"})
-        | {"r2 reaps: abandoned", "r2 reaps: nothing", "r2 claims: 1", "r2 claims: 2"},
-    ),
-    Scene(
-        a_lease_taken_over,
-        (_SUCCESS, "r1 renews", "r1 gives back", "r2 records its failure", "r2 renews", "r3 sequences"),
-        ((_SUCCESS, "r2 records its failure", "r2 renews"), ("r1 gives back", "r2 renews", "r3 sequences")),
-        frozenset({f"{_SUCCESS}: refused", "r1 renews: nothing", "r1 gives back: 0"})
-        | {"r2 records its failure: attempt_failed", "r2 renews: 1"},
-    ),
-    Scene(
-        a_head_that_blocks,
-        ("r1 records its death", "r1 renews", "r2 sequences", "r2 claims"),
-        (("r1 records its death", "r2 sequences", "r2 claims"),),
-        frozenset({"r1 records its death: dead", "r2 claims: nothing"}),
-    ),
-    Scene(
-        two_lanes_at_once,
-        ("r1 records", "r1 renews", "r1 renews the first", "r1 gives back", "r2 sequences", "r2 claims two"),
-        (("r1 renews the first", "r1 gives back", "r2 sequences"), ("r1 records", "r2 sequences", "r2 claims two")),
-        frozenset({"r1 records: delivered, delivered", "r1 records: refused, refused", "r2 claims two: 3, 4"}),
-    ),
-    Scene(
-        two_routes_at_once,
-        ("r1 records", "r1 gives back", "r2 sequences", "r2 claims two"),
-        (("r1 records", "r1 gives back", "r2 sequences"),),
-        frozenset(),
-    ),
-    Scene(
-        a_lease_that_ran_out_once_too_often,
-        ("r3 records its success", "r3 renews", "r4 reaps", "r4 claims", "r5 claims suspects"),
-        (),
-        frozenset({"r4 reaps: dead", "r3 records its success: delivered", "r3 renews: 1", "r4 claims: 2"}),
-    ),
-    Scene(
-        suspects,
-        ("r3 claims suspects", "r4 claims", "r5 sequences"),
-        (),
-        frozenset({"r3 claims suspects: 1", "r3 claims suspects: 2", "r3 claims suspects again: 2"})
-        | {"r4 claims: nothing"},
-    ),
-)

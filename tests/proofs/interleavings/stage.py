@@ -1,10 +1,11 @@
-"""A small prepared state, put back before every order, and what relays do in it."""
+"""A small prepared state, put back before every order, what relays do in it, and what has to hold after each."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,17 +15,17 @@ import msgspec
 from inbox.db import intake
 from inbox.db.engine import one_transaction
 from inbox.events.event import Event
+from relay.delivery import facts
 from relay.delivery.gates import Gates
+from relay.delivery.lifecycle import State
 from relay.store.leases import LEASE_SECONDS
 from tests.helpers.all_orders import all_orders
 from tests.helpers.stepping import COMMIT, Stepped, Stepper
 from tests.helpers.storing import START
-from tests.proofs.model.actors import Ledger, Relay
-from tests.proofs.model.history import History
+from tests.proofs.model.actors import HOPELESS, REJECTED, SUCCEEDED, Ledger, Relay, Snapshot
+from tests.proofs.model.invariants import broken
 from tests.proofs.model.operations import Operation, Operations
-from tests.proofs.model.outcomes import HOPELESS, REJECTED, SUCCEEDED
-from tests.proofs.model.snapshot import Snapshot
-from tests.proofs.model.world import NOTHING, World
+from tests.proofs.model.world import NOTHING, History, Key, World
 from tests.proofs.planting import takes_the_order_lock
 
 _PUT_BACK = ("inbox", "inbox_payload", "open_delivery", "delivery_log", "lane")
@@ -256,3 +257,83 @@ _MAY_BE_EMPTIED = {
     "postgresql": [f"ALTER TABLE {table} DISABLE TRIGGER USER" for table in ("inbox", "inbox_payload", "delivery_log")],
     "sqlite": [f"DROP TRIGGER {table}_refuses_delete" for table in ("inbox", "inbox_payload", "delivery_log")],
 }
+
+
+def kept(order: Order) -> None:
+    """Hold every promise against what came of an order.
+
+    Raises:
+        AssertionError: a line for each that is broken.
+    """
+    found = {
+        "an operation failed": list(order.errors.items()),
+        "more than one waits": needless_waits(order),
+        "a later one was claimed first": list(overtaken(order)),
+        **broken(order.snapshot),
+    }
+    lines = [f"{kind}: {evidence}" for kind, evidence in found.items() if evidence]
+    assert not lines, "\n".join(lines)
+
+
+def told(order: Order) -> Iterator[str]:
+    """Yield the result that each operation got, in words."""
+    for name, result in order.results.items():
+        yield f"{name}: {_WORDS[order.operations[name].name](result)}"
+
+
+def _listed(words: Iterable[object]) -> str:
+    return ", ".join(map(str, words)) or "nothing"
+
+
+def _claimed(found: Any) -> str:  # noqa: ANN401  # gates and deliveries
+    return _listed(delivery.seq for delivery in found[1])
+
+
+_WORDS: dict[str, Callable[[Any], str]] = {
+    "sequence": str,
+    "claim": _claimed,
+    "claim_suspect": _claimed,
+    "renew": lambda renewed: _listed(sorted(seq for seq, _, _ in renewed)),
+    "give_back": str,
+    "record": lambda recorded: _listed("refused" if r.fact is None else facts.kind_of(r.fact) for r in recorded),
+    "reap": lambda reaped: _listed(facts.kind_of(fact) for _, _, fact in reaped),
+    "rebuild": lambda done: _listed(found.finding for chunk in done for found in chunk.differences),
+    "receive": lambda seqs: _listed("stored" if seq is not None else "known" for seq in seqs),
+}
+
+
+def needless_waits(order: Order) -> list[object]:
+    """In `latest` the newest one waits alone."""
+    rows = order.snapshot.after.values()
+    waiting = Counter(row.lane for row in rows if (row.route, row.state) == ("latest", State.WAITING))
+    return [lane for lane, number in waiting.items() if number > 1]
+
+
+def overtaken(order: Order) -> Iterator[object]:
+    """Earlier events that had their place in the lane before a later one was claimed for its first attempt."""
+    for name, operation in order.operations.items():
+        if not operation.name.startswith("claim") or name in order.errors:
+            continue
+        unplaced = _without_a_place(order, order.steps.index(name))
+        for delivery in order.results[name][1]:
+            for key, row in order.snapshot.after.items():
+                if (
+                    delivery.attempt == 1
+                    and (row.route, row.lane) == (delivery.route, delivery.lane)
+                    and row.order < (delivery.occurred_at, delivery.seq)
+                    and row.state is not State.DEAD
+                    and key not in unplaced
+                ):
+                    yield name, delivery.seq, row
+
+
+def _without_a_place(order: Order, step: int) -> set[Key]:
+    """Return what had arrived but was not sequenced before this step. Sequencing follows the order of arrival."""
+    last = {name: number for number, name in enumerate(order.steps)}
+    placed = sum(
+        result
+        for name, result in order.results.items()
+        if order.operations[name].name == "sequence" and last[name] < step
+    )
+    received = sorted(key for key, row in order.snapshot.before.items() if row.state is State.RECEIVED)
+    return set(received[placed:])

@@ -2,137 +2,70 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from itertools import combinations_with_replacement
 from math import factorial
 
 import pytest
 
-from tests.helpers.databases import ON_POSTGRES
 from tests.proofs.interleavings import scenes
-from tests.proofs.interleavings.invariants import kept, told
-from tests.proofs.interleavings.scenes import SCENES, Scene
-from tests.proofs.interleavings.stage import ALL, Order, Stage
+from tests.proofs.interleavings.scenes import SCENES, Prepare, Scene
+from tests.proofs.interleavings.stage import ALL, Order, Stage, kept, told
 
 SHORT_ON_POSTGRES = (scenes.arrivals, scenes.an_earlier_one, scenes.a_head_that_blocks)
-THREE_ON_POSTGRES = (scenes.a_head_that_blocks,)
-"""The scene with the fewest orders of three; ORDERS=all has those of all scenes."""
+THREE = [scene for scene in SCENES if scene.triples]
 
 
-def each(
-    scenes: Collection[Scene],
-    *,
-    short: Collection[Callable[[Stage], None]] = (),
-    leaves_out: Collection[Callable[[Stage], None]] = (),
-) -> pytest.MarkDecorator:
-    """On SQLite, which has few orders, each of these; on Postgres those that are `short`, and the others at length."""
+def each(some: list[Scene], on_postgres: list[Scene], short: tuple[Prepare, ...] = ()) -> pytest.MarkDecorator:
+    """On SQLite, which has few orders, each of some; on Postgres these, and those that are not `short` at length."""
+    at_length = (
+        pytest.param("postgres", scene, marks=() if scene.prepare in short else pytest.mark.long)
+        for scene in on_postgres
+    )
     return pytest.mark.parametrize(
         ("database_url", "scene"),
-        [
-            pytest.param(
-                kind,
-                scene,
-                marks=pytest.mark.long if kind == "postgres" and scene.prepare not in short else (),
-                id=f"{kind}-{scene.prepare.__name__}",
-            )
-            for kind in ("sqlite", "postgres")
-            for scene in scenes
-            if kind == "sqlite" or scene.prepare not in leaves_out
-        ],
+        [*(("sqlite", scene) for scene in some), *at_length],
         indirect=["database_url"],
+        ids=lambda value: value.prepare.__name__ if isinstance(value, Scene) else value,
     )
 
 
-@each(SCENES, short=SHORT_ON_POSTGRES)
-def test_in_every_order_of_two_every_promise_is_kept(stage: Stage, scene: Scene) -> None:
-    scene.prepare(stage)
-    stage.keep()
-    seen: set[str] = set()
+def keeping(seen: set[str]) -> Callable[[Order], None]:
+    """Return a check of every promise that collects the results, too."""
 
     def check(order: Order) -> None:
         kept(order)
         seen.update(told(order))
 
-    steps = {name: steps_alone(stage, name) for name in scene.operations}
-    for one, other in pairs(scene):
-        orders = stage.all_orders([one, other], check)
-        assert orders >= fewest(stage, steps[one], steps[other.removesuffix(" again")]), (one, other)
+    return check
 
+
+@each(SCENES, SCENES, SHORT_ON_POSTGRES)
+def test_in_every_order_of_two_every_promise_is_kept(stage: Stage, scene: Scene) -> None:
+    scene.prepare(stage)
+    stage.keep()
+    seen: set[str] = set()
+    for one, other in combinations_with_replacement(scene.operations, 2):
+        names = [one, other if other != one else f"{one} again"]
+        assert stage.all_orders(names, keeping(seen)) >= 2, names
     assert scene.sometimes <= seen
 
 
-@ON_POSTGRES
-@pytest.mark.long
-@pytest.mark.parametrize("scene", [scene for scene in SCENES if ALL or scene.prepare is scenes.a_head_that_blocks])
-def test_orders_that_are_left_out_come_to_the_same_as_others(stage: Stage, scene: Scene) -> None:
-    scene.prepare(stage)
-    stage.keep()
-    left_out = 0
-    for names in pairs(scene):
-        every, some = (results(stage, names, swaps=swaps) for swaps in (False, True))
-        assert every.keys() == some.keys(), names
-        left_out += every.total() - some.total()
-    assert left_out > 0
-
-
-def results(stage: Stage, names: Sequence[str], *, swaps: bool) -> Counter[tuple[str, ...]]:
-    """Count the orders that have each result."""
-    found: Counter[tuple[str, ...]] = Counter()
-    stage.all_orders(names, lambda order: found.update([(*told(order), state_of(order))]), swaps=swaps)
-    return found
-
-
-def state_of(order: Order) -> str:
-    """Say what is left open then."""
-    return str(sorted((key, row.state) for key, row in order.snapshot.after.items()))
-
-
-def pairs(scene: Scene) -> list[tuple[str, str]]:
-    return [
-        (one, other if other != one else f"{one} again")
-        for one, other in combinations_with_replacement(scene.operations, 2)
-    ]
-
-
-@each(
-    [scene for scene in SCENES if scene.triples],
-    leaves_out=() if ALL else {s.prepare for s in SCENES} - {*THREE_ON_POSTGRES},
-)
+@each(THREE, [scene for scene in THREE if ALL or scene.prepare is scenes.a_head_that_blocks])
 def test_in_every_order_of_three_every_promise_is_kept(stage: Stage, scene: Scene) -> None:
+    """On Postgres in the scene with the fewest orders of three; ORDERS=all has those of all scenes."""
     scene.prepare(stage)
     stage.keep()
     for names in scene.triples:
-        orders = stage.all_orders(names, kept, coarse=True)
-        assert orders >= factorial(3), names
+        assert stage.all_orders(names, kept, coarse=True) >= factorial(3), names
 
 
 def test_wherever_a_receiver_takes_in_during_a_rebuild_every_promise_is_kept(stage: Stage) -> None:
     scenes.a_row_of_no_event(stage)
     stage.keep()
     seen: set[str] = set()
-
-    def check(order: Order) -> None:
-        kept(order)
-        seen.update(told(order))
-
-    alone = steps_alone(stage, "ann rebuilds")
-    orders = stage.all_orders(["ann rebuilds", "a receiver takes in"], check, swaps=False)
-    assert orders >= (alone + 1 if stage.engine.dialect.name == "postgresql" else 2)
+    alone: set[int] = set()
+    stage.all_orders(["ann rebuilds"], lambda order: alone.add(len(order.steps)))
+    orders = stage.all_orders(["ann rebuilds", "a receiver takes in"], keeping(seen), swaps=False)
+    assert orders >= (min(alone) + 1 if stage.engine.dialect.name == "postgresql" else 2)
     assert seen == {"ann rebuilds: no_event", "a receiver takes in: stored, stored"}
-
-
-def steps_alone(stage: Stage, name: str) -> int:
-    found: list[int] = []
-
-    def check(order: Order) -> None:
-        kept(order)
-        found.append(len(order.steps))
-
-    assert stage.all_orders([name], check) == 1
-    return found[0]
-
-
-def fewest(stage: Stage, one: int, other: int) -> int:
-    """Each may begin after any step of the other, or else before and after it. On SQLite a transaction is one step."""
-    return one + other if ALL and stage.engine.dialect.name == "postgresql" else 2

@@ -1,28 +1,75 @@
-"""The relays and the downstream service as the model plays them: what each relay believes, and every call that was made."""
+"""Knowledge of a run of the model: the beliefs of each relay, every call that was made, and each step as the checks see it."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+import msgspec
 
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
 from relay.daemon.leases import TRUSTED_SECONDS
+from relay.delivery import facts
+from relay.delivery import outcome as outcomes
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Gates
-from relay.delivery.outcome import Delivery, Outcome
+from relay.delivery.ordering import LastDelivered
+from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped
 from relay.operations.asks import Selection
 from relay.store.audit import Difference
 from relay.store.deliveries import Claimed, claim_of
 from relay.store.operator.selection import Act
 from relay.store.record import Recorded
-from tests.proofs.model.history import Key, LaneKey
-from tests.proofs.model.outcomes import CUT, outcome_of
+from tests.proofs.model.world import LONG_AGO, Entry, History, Key, LaneKey, Row, Stored
 
 TRUSTED = timedelta(seconds=TRUSTED_SECONDS)
+
+
+def _call(status: int | None) -> outcomes.Call:
+    return outcomes.Call(
+        "forward", "POST", "https://example.com/", "unknown" if status is None else "answered", 1.0, status
+    )
+
+
+def _failed(error_class: ErrorClass, status: int | None) -> Failed:
+    return Failed((_call(status),), error_class, f"answered {status}" if status else "no answer in time")
+
+
+SUCCEEDED, FETCHED, FETCHED_AS_NEW = SUCCESSES = ("succeeded", "fetched", "fetched as new")
+FAILED, TIMED_OUT, REJECTED, CONFLICT = FAILURES = ("failed", "timed out", "rejected", "conflict")
+REFUSED, HOPELESS, CUT, SKIPPED = "refused", "hopeless", "cut", "skipped"
+
+_OUTCOMES: dict[str, Outcome] = {
+    SUCCEEDED: Delivered((_call(200),), "forwarded"),
+    FETCHED: Delivered((_call(200),), "updated", LONG_AGO),
+    FETCHED_AS_NEW: Delivered((_call(200),), "updated", LONG_AGO, LONG_AGO),
+    FAILED: _failed("server_error", 503),
+    TIMED_OUT: _failed("unknown", None),
+    REJECTED: _failed("rejected", 422),
+    CONFLICT: _failed("conflict", 409),
+    REFUSED: _failed("auth", 401),
+    HOPELESS: Failed((), "mapping", "email: no value"),
+    CUT: Failed((), "lease_lost", "the lease ended"),
+    SKIPPED: Skipped((), "nothing to do"),
+}
+"""By the names that a run is told with. The times are set by `outcome_of`."""
+
+
+def outcome_of(name: str, delivery: Delivery, began_at: datetime) -> Outcome:
+    """The outcome of an attempt at this delivery that began then.
+
+    What is "fetched as new" says itself that it is as new as the event, whatever moment of its second that means.
+    """
+    outcome = _OUTCOMES[name]
+    if not isinstance(outcome, Delivered) or outcome.fetch_began_at is None:
+        return outcome
+    modified = None if outcome.last_modified is None else delivery.occurred_at + timedelta(seconds=1)
+    return msgspec.structs.replace(outcome, fetch_began_at=began_at, last_modified=modified)
 
 
 def is_swept(event: Event) -> bool:
@@ -54,7 +101,7 @@ class Held:
     """It may be recorded, whether or not the relay knows."""
 
     def answered(self, name: str) -> None:
-        """Its call has ended like this, by `tests.proofs.model.outcomes`."""
+        """Its call has ended like this, by the name of its outcome."""
         assert self.begun_at is not None
         self.outcome = outcome_of(name, self.delivery, self.begun_at)
 
@@ -188,3 +235,69 @@ class Ledger:
 
     def call(self, call: Call) -> None:
         self.calls[call.key].append(call)
+
+
+Told = TypeVar("Told", bound=AnyFact)
+
+
+class Violation(AssertionError):
+    """Promises were broken; `kinds` says which, as far as they were seen together. The evidence is of the first."""
+
+    def __init__(self, kind: str, evidence: object, *others: str) -> None:
+        super().__init__(f"{kind}: {evidence}")
+        self.kinds = {kind, *others}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Stored state after a step and before it, and what was done in the step."""
+
+    now: datetime
+    earlier: Stored
+    stored: Stored
+    history: History
+    ledger: Ledger
+    relays: Sequence[Relay]
+    doing: Doing
+
+    @property
+    def before(self) -> Mapping[Key, Row]:
+        return self.earlier.open
+
+    @property
+    def after(self) -> Mapping[Key, Row]:
+        return self.stored.open
+
+    @property
+    def new(self) -> Sequence[Entry]:
+        return self.stored.new
+
+    def told(self, kind: type[Told]) -> Iterator[tuple[Entry, Told]]:
+        """The new entries whose fact is of this kind."""
+        return ((entry, entry.fact) for entry in self.new if isinstance(entry.fact, kind))
+
+    def held(self) -> Iterator[tuple[Relay, Held]]:
+        """Deliveries whose lease a relay trusts."""
+        every = ((relay, held) for relay in self.relays for held in relay.held.values())
+        return ((relay, held) for relay, held in every if self.now < held.trusted_until)
+
+    @cached_property
+    def lasts(self) -> Mapping[LaneKey, LastDelivered]:
+        """The last success of every lane that has one, as the facts have it."""
+        return self._lasts(self.history.successes)
+
+    def last_before(self, entry: Entry) -> LastDelivered | None:
+        """The last success of its lane when this was written."""
+        earlier = [success for success in self.history.successes if success.number < entry.number]
+        return self._lasts(earlier).get(self.ledger.lanes[entry.key])
+
+    def _lasts(self, successes: Sequence[Entry]) -> dict[LaneKey, LastDelivered]:
+        """The place of the newest event that was delivered; and what was fetched last, if anything was since that one."""
+        lasts: dict[LaneKey, LastDelivered] = {}
+        for entry in successes:
+            lane, order, fact = self.ledger.lanes[entry.key], self.ledger.order(entry.key), entry.fact
+            assert isinstance(fact, facts.DeliveredFact)
+            newest = max(order, lasts[lane].key) if lane in lasts else order
+            if newest == order or fact.fetch_began_at is not None:
+                lasts[lane] = LastDelivered(*newest, fact.fetch_began_at, fact.last_modified)
+        return lasts

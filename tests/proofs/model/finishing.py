@@ -6,17 +6,14 @@ from datetime import timedelta
 
 from relay.delivery import facts
 from relay.delivery.lifecycle import State
-from relay.delivery.ordering import LastDelivered, covers
+from relay.delivery.ordering import LastDelivered
 from relay.delivery.outcome import Skipped
 from relay.operations.asks import Selection
-from tests.proofs.model.actors import Relay
-from tests.proofs.model.checks_of_coverage import healable
-from tests.proofs.model.choosing import Choosing
-from tests.proofs.model.commanding import gate_of
-from tests.proofs.model.history import Entry, Key
-from tests.proofs.model.outcomes import FETCHED, SUCCEEDED
-from tests.proofs.model.snapshot import Violation
-from tests.proofs.model.world import POLICIES, ROUTES, SKEW
+from tests.proofs.model.actors import FETCHED, SUCCEEDED, Relay, Violation
+from tests.proofs.model.checks_of_coverage import healable, is_covered
+from tests.proofs.model.rules import gate_of
+from tests.proofs.model.stage import Stage
+from tests.proofs.model.world import POLICIES, ROUTES, SKEW, Entry, Key
 
 _LONG_ENOUGH = 100
 """Seconds: every lease has run out, every retry is due."""
@@ -24,7 +21,7 @@ _ROUNDS = 100
 """More than there are deliveries in a run, of which each round ends one at least."""
 
 
-def finish(stage: Choosing) -> None:
+def finish(stage: Stage) -> None:
     """Let a relay that begins now do all that is left.
 
     Raises:
@@ -52,7 +49,7 @@ def finish(stage: Choosing) -> None:
         raise Violation("it ended wrongly", evidence)
 
 
-def _go_round(stage: Choosing, relay: Relay) -> bool:
+def _go_round(stage: Stage, relay: Relay) -> bool:
     """All that a relay does in time, and what a person does about lanes that are blocked. Whether there was anything."""
     stage.advance(_LONG_ENOUGH)
     for kind in ("reap", "judge", "sequence all"):
@@ -77,13 +74,13 @@ def _go_round(stage: Choosing, relay: Relay) -> bool:
     return done > 0
 
 
-def is_left(stage: Choosing) -> bool:
+def is_left(stage: Stage) -> bool:
     """Return whether there is more than what stands dead."""
     is_open = any(row.state is not State.DEAD for row in stage.open.values())
     return is_open or any(not repeat.is_handled for repeat in stage.stored.repeats.values())
 
 
-def left_dead(stage: Choosing) -> list[object]:
+def left_dead(stage: Stage) -> list[object]:
     """On routes in `latest`: those that had died before the newest success of their lane."""
     evidence: list[object] = []
     for lane in {lane for lane in stage.ledger.lanes.values() if POLICIES[lane[0]].ordering == "latest"}:
@@ -97,13 +94,13 @@ def left_dead(stage: Choosing) -> list[object]:
 _ENDS = facts.DeliveredFact | Skipped | facts.Superseded | facts.Cancelled | facts.Dead | facts.Unblocked
 
 
-def ended_wrongly(stage: Choosing) -> list[object]:
+def ended_wrongly(stage: Stage) -> list[object]:
     """Deliveries that did not end as they may."""
     entries = stage.history.entries
     return [(key, entries[key][-1]) for key in stage.ledger.lanes if not isinstance(entries[key][-1].fact, _ENDS)]
 
 
-def lost_changes(stage: Choosing) -> list[object]:
+def lost_changes(stage: Stage) -> list[object]:
     """On routes in `latest`: events whose change no success of their lane can be known to have in it.
 
     A success has it whose fetch began after the request had come (again), or where the times prove it; one without a fetch
@@ -120,7 +117,7 @@ def lost_changes(stage: Choosing) -> list[object]:
     return evidence
 
 
-def _is_given_up(stage: Choosing, key: Key) -> bool:
+def _is_given_up(stage: Stage, key: Key) -> bool:
     while isinstance(ended := stage.history.entries[key][-1].fact, facts.Superseded):
         if ended.because == "covered":
             return False
@@ -128,19 +125,19 @@ def _is_given_up(stage: Choosing, key: Key) -> bool:
     return isinstance(ended, facts.Dead | facts.Cancelled | Skipped)
 
 
-def _has(stage: Choosing, success: Entry, key: Key) -> bool:
+def _has(stage: Stage, success: Entry, key: Key) -> bool:
     ledger = stage.ledger
     assert isinstance(success.fact, facts.DeliveredFact)
-    made = (success.run, success.attempt, success.relay_node)
+    made = (success.before.run, success.standing.attempt, success.relay_node)
     (*_, call) = (call for call in ledger.calls[success.key] if (call.run, call.attempt, call.node) == made)
     came_after = call.step >= ledger.arrived[key[0]]
     if success.fact.fetch_began_at is None:
         return _stands_for(stage, success.key, key) or (success.key == key and came_after)
     last = LastDelivered(*ledger.order(success.key), success.fact.fetch_began_at, success.fact.last_modified)
-    return came_after or covers(last, ledger.order(key), SKEW)
+    return came_after or is_covered(ledger, key, last)
 
 
-def _stands_for(stage: Choosing, newer: Key, key: Key) -> bool:
+def _stands_for(stage: Stage, newer: Key, key: Key) -> bool:
     """Return whether `newer`, delivered without a fetch, says all that `key` does, which may have been dropped for it."""
     (at, seq), (newer_at, newer_seq) = stage.ledger.order(key), stage.ledger.order(newer)
     ended = stage.history.entries[key][-1].fact

@@ -1,60 +1,85 @@
-"""Invariants that hold after every step, by the name of what is wrong when one does not."""
+"""Invariants that hold after every step, by the name of what is wrong when one does not; and situations that should occur."""
 
 from __future__ import annotations
 
-from tests.proofs.model import checks_of_coverage, checks_of_results, checks_of_state
-from tests.proofs.model.snapshot import Check, Snapshot, Violation
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable
 
-CHECKS: dict[str, Check] = {
-    "an acknowledged event is not stored once": checks_of_state.acknowledged_is_stored_once,
-    "a delivery is lost": checks_of_state.every_delivery_is_open_or_ended,
-    "a delivery nobody asked for": checks_of_state.nothing_is_made_up,
-    "a result nobody made": checks_of_results.results_were_made,
-    "a refused result changed something": checks_of_results.refused_results_change_nothing,
-    "the facts say something else": checks_of_state.facts_fold_to_the_rows,
-    "a lane without its one head": checks_of_state.waiting_lanes_have_one_head,
-    "two trust a lease of one lane": checks_of_state.one_trusted_lease_per_lane,
-    "a trusted lease is not in force": checks_of_state.every_trusted_lease_is_in_force,
-    "abandoned by somebody else": checks_of_state.abandoned_by_their_holders,
-    "a crash loop of too few attempts": checks_of_state.crash_loops_are_abandoned_in_a_row,
-    "claimed before an earlier one": checks_of_state.first_claims_are_in_order,
-    "claimed before it is due": checks_of_state.claims_are_due,
-    "called after a later one": checks_of_state.first_calls_are_in_order,
-    "late is marked wrongly": checks_of_state.late_is_marked,
-    "a retry that does not go on": checks_of_state.retries_that_are_taken_over_go_on,
-    "superseded without a stand-in": checks_of_coverage.the_superseded_have_a_stand_in,
-    "told again after a sweep": checks_of_coverage.what_a_sweep_has_told_is_not_told_again,
-    "dead though a later one succeeded": checks_of_coverage.later_successes_heal,
-    "re-armed without need": checks_of_coverage.a_repeat_rearms_what_is_not_covered,
-    "a repeat is judged wrongly": checks_of_coverage.repeats_are_judged,
-    "a repeat is lost": checks_of_state.every_repeat_is_stored,
-    "the lane remembers something else": checks_of_state.lane_remembers_its_last_success,
-    "a repeated call that nothing explains": checks_of_results.repeats_are_explained,
-    "claimed while it is paused": checks_of_results.the_paused_is_not_claimed,
-    "claimed while the endpoint is stopped": checks_of_results.a_stopped_endpoint_is_only_probed,
-    "two try one breaker": checks_of_results.one_probe_at_a_time,
-    "a breaker turned without a reason": checks_of_results.breakers_have_reasons,
-    "nobody asked for it": checks_of_results.only_what_was_asked_for,
-    "not all that was asked for": checks_of_results.all_that_was_asked_for,
-    "something older is replayed": checks_of_results.nothing_older_is_replayed_unasked,
-    "verify finds a difference": checks_of_state.verify_agrees,
+from relay.delivery import facts
+from relay.delivery.gates import BreakerState
+from relay.delivery.lifecycle import State
+from tests.proofs.model import checks_of_coverage, checks_of_results, checks_of_state
+from tests.proofs.model.actors import Snapshot, Violation
+from tests.proofs.model.checks_of_results import breaker, is_paused, is_uncounted
+from tests.proofs.model.world import FEW, POLICIES, Entry
+
+CHECKS: dict[str, Callable[[Snapshot], Iterable[object]]] = {
+    name.replace("_", " "): check
+    for module in (checks_of_state, checks_of_results, checks_of_coverage)
+    for name, check in vars(module).items()
+    if inspect.isgeneratorfunction(check) and check.__module__ == module.__name__
 }
+"""Every generator of these modules: its name says what is wrong, and it yields the evidence."""
 
 
 def broken(snapshot: Snapshot) -> dict[str, list[object]]:
     """Make every check, and give the evidence of those that find something."""
-    return {kind: list(evidence) for kind, check in CHECKS.items() if (evidence := check(snapshot))}
+    return {kind: evidence for kind, check in CHECKS.items() if (evidence := list(check(snapshot)))}
 
 
 def hold(snapshot: Snapshot) -> None:
     """Make every check.
 
     Raises:
-        Violation: of the first that finds something.
+        Violation: of those that find something.
     """
-    for kind, evidence in broken(snapshot).items():
-        violation = Violation(kind, evidence)
+    if found := broken(snapshot):
+        violation = Violation(*next(iter(found.items())), *found)
         violation.add_note("\n".join(map(str, ["open:", *snapshot.after.values(), "new:", *snapshot.new])))
         violation.add_note("\n".join(f"{k}: {[str(e) for e in v]}" for k, v in snapshot.history.entries.items()))
         violation.add_note(str(snapshot.doing))
         raise violation
+
+
+def noteworthy(snapshot: Snapshot) -> Counter[str]:
+    """Count how often each of these situations occurred in a step."""
+    before, after = snapshot.before, snapshot.after
+    seen = Counter(_name(snapshot, entry) for entry in snapshot.new)
+    seen["not counted"] += sum(is_uncounted(entry.fact) for entry in snapshot.new)
+    seen["fenced"] += sum(result.fact is None for result in snapshot.doing.results)
+    seen["late"] += sum(delivery.late for delivery in snapshot.doing.claimed)
+    seen["taken over"] += sum(
+        row.state is State.IN_FLIGHT and row.relay_node not in {entries[-1].relay_node, last.relay_node}
+        for key, row in after.items()
+        if (entries := snapshot.history.entries.get(key)) and isinstance(last := entries[-1].fact, facts.Abandoned)
+    )
+    seen["demoted"] += sum(
+        before[key].state is State.READY and after[key].state is State.WAITING for key in before.keys() & after.keys()
+    )
+    waiting = Counter(row.lane for row in after.values() if (row.route, row.state) == ("latest", State.WAITING))
+    seen["more waits than is folded"] += sum(number > FEW for number in waiting.values())
+    for gate in {gate for policy in POLICIES.values() for gate in policy.breakers}:
+        was, is_now = breaker(snapshot.earlier, gate), breaker(snapshot.stored, gate)
+        seen[f"breaker: {was} to {is_now}"] += was is not is_now
+    for key, row in before.items() if snapshot.doing.asked_to_claim else ():
+        if row.state is State.READY and row.due_at and row.due_at <= snapshot.now and after.get(key) == row:
+            breakers = (breaker(snapshot.earlier, gate) for gate in POLICIES[key[1]].breakers)
+            seen["held back by a pause"] += is_paused(snapshot.earlier, snapshot.ledger, key)
+            seen["held back by a breaker"] += BreakerState.OPEN in breakers
+    return seen
+
+
+def _name(snapshot: Snapshot, entry: Entry) -> str:
+    match entry.fact:
+        case facts.Dead(cause=cause):
+            return f"dead: {cause}"
+        case facts.Superseded(because=because):
+            return f"superseded: {because}"
+        case facts.AttemptFailed(error_class=error_class):
+            return f"failed: {error_class}"
+        case facts.Replayed() | facts.Cancelled():
+            before = snapshot.before[entry.key].state if entry.key in snapshot.before else State.ENDED
+            return f"{facts.kind_of(entry.fact)}: {before}"
+        case fact:
+            return facts.kind_of(fact)

@@ -5,24 +5,22 @@ After every step the whole of `tests.proofs.model.invariants` must hold, and at 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import run_state_machine_as_test
 
 from relay.daemon.leases import TRUSTED_SECONDS
 from relay.delivery.lifecycle import State
-from relay.store.audit import _ROWS
 from relay.store.leases import LEASE_SECONDS
-from tests.proofs.model.actors import Relay
-from tests.proofs.model.calling import Calling
-from tests.proofs.model.commanding import Commanding
+from tests.proofs.model.actors import CUT, FAILURES, HOPELESS, SUCCESSES, Relay, Violation
 from tests.proofs.model.finishing import finish
-from tests.proofs.model.outcomes import CUT, FAILURES, HOPELESS, SUCCESSES
-from tests.proofs.model.receiving import ARRIVALS, ENTITIES, MOST, SECOND, Arrival
-from tests.proofs.model.snapshot import Violation
-from tests.proofs.model.stage import SOME, WHICH, one_of, step
-from tests.proofs.model.world import DAMAGES, ROUTES
+from tests.proofs.model.rules import ENTITIES, MOST, SECOND, Calling, Commanding
+from tests.proofs.model.stage import SOME, WHICH, Evidence, one_of, step
+from tests.proofs.model.world import ROUTES, World
 
 MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "retry"])
 OVERLAPPING = st.sampled_from(
@@ -194,31 +192,6 @@ class Machine(Calling, Commanding):
             self.arrive(arrivals)
         self.everything_holds()
 
-    @step(
-        lambda self: self.at_rest(),
-        trouble=True,
-        which=WHICH,
-        damage=st.sampled_from(sorted(DAMAGES)),
-        arrivals=ARRIVALS,
-        further=st.one_of(st.just(0), st.integers(0, 20)),
-    )
-    def damage_and_rebuild(self, which: int, damage: str, arrivals: list[Arrival], further: int) -> None:
-        """A row that nobody works on is changed by hand; `rebuild` makes it again what it has to be.
-
-        A receiver takes in between the look that finds it and the lock under which it is mended, or somewhat later.
-        """
-
-        def meanwhile() -> None:
-            if len(self.sent) < MOST:
-                self.arrive(arrivals)
-
-        self.world.damage(one_of(self.at_rest(), which), damage)
-        looked = _ROWS[False].of(self.world.database.sql).text
-        self.interrupt(self.make.rebuild(), after=looked, further=further, act=meanwhile)
-        if not self.make.doing.differences:
-            raise Violation("rebuild found nothing", damage)
-        self.make.doing.differences.clear()
-
     # What goes wrong, and time.
 
     @step(lambda self: any(relay.held or relay.paused for relay in self.relays), trouble=True, which=WHICH)
@@ -272,3 +245,40 @@ class Machine(Calling, Commanding):
         while self.uncommitted:
             self.commit_one(0)
         finish(self)
+
+
+RUNS = int(os.environ.get("MODEL_RUNS", "120"))
+STEPS = 50
+SEED = os.environ.get("MODEL_SEED")
+_SHRINK = os.environ.get("MODEL_SHRINK") != "no"
+
+
+def run(world: World, *, runs: int = RUNS, shrink: bool = _SHRINK, its_seed: str | None = SEED) -> Evidence:
+    """So many runs of so many steps; the same ones each time, and others for another seed.
+
+    Raises:
+        Violation: what the first run found that found something; with `shrink`, of the shortest run that finds it.
+    """
+    evidence = Evidence()
+
+    def machine() -> Machine:
+        return Machine(world, evidence)
+
+    if its_seed is not None:
+        seed(int(its_seed))(machine)
+    run_state_machine_as_test(
+        machine,  # type: ignore[arg-type]  # it says a class, and takes whatever makes a machine
+        settings=settings(
+            max_examples=runs,
+            stateful_step_count=STEPS,
+            phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+            derandomize=True,
+            database=None,
+            deadline=None,
+            print_blob=False,
+            report_multiple_bugs=False,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        ),
+        _min_steps=STEPS - 1,  # no run ends early
+    )
+    return evidence

@@ -24,8 +24,6 @@ from tests.helpers.relaying import record as recorded
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
 from tests.proofs.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
 
-LIMITS = {route: policy.rate_limits for route, policy in POLICIES.items()}
-
 
 @dataclass(frozen=True)
 class Operation:
@@ -50,12 +48,12 @@ class Operations:
     def _work(self, node: str | None = None, known: Policies = POLICIES) -> Work:
         return Work(self._database, CONFIG, known, node)
 
-    def sequence(self, relay: Relay, batch: int) -> Operation:
-        return Operation("sequence", lambda: sequence.sequence(self._work(relay.node), batch=batch))
+    def sequence(self, relay: Relay, batch: int = 500, known: Policies = POLICIES) -> Operation:
+        return Operation("sequence", lambda: sequence.sequence(self._work(relay.node, known), batch=batch))
 
     def sequence_by_the_old(self, relay: Relay) -> Operation:
         """As before `ordering` became "latest"."""
-        return Operation("sequence", lambda: sequence.sequence(self._work(relay.node, BEFORE_THE_CHANGE)))
+        return self.sequence(relay, known=BEFORE_THE_CHANGE)
 
     def claim(
         self, relay: Relay, routes: Sequence[str], room: int, *, answered: bool = True, seen: Gates | None = None
@@ -79,10 +77,8 @@ class Operations:
         """One delivery, of the first of these routes whose breaker is to be tried and that has one."""
 
         def claimed(seen: Gates) -> list[Delivery]:
-            for route in _admitted(seen, routes, "probe"):
-                if found := claim.claim_probe(self._work(relay.node), route):
-                    return found
-            return []
+            found = (claim.claim_probe(self._work(relay.node), route) for route in _admitted(seen, routes, "probe"))
+            return next(filter(None, found), [])
 
         return self._claiming("probe", relay, claimed)
 
@@ -128,9 +124,7 @@ class Operations:
         """Whatever the answer, the relay does not touch them any more."""
         keys = [claim_of(each.delivery) for each in held]
         return Operation(
-            "give_back",
-            lambda: leases.give_back(self._work(relay.node), keys)[1],
-            lambda _: relay.forget(held),
+            "give_back", lambda: leases.give_back(self._work(relay.node), keys)[1], lambda _: relay.forget(held)
         )
 
     def record(self, relay: Relay, held: Sequence[Held], *, answered: bool = True) -> Operation:
@@ -150,10 +144,9 @@ class Operations:
         return Operation("record", lambda: recorded(self._work(node), outcomes, watched), learn)
 
     def look_at_gates(self, relay: Relay) -> Operation:
-        def learn(seen: Gates) -> None:
-            relay.gates = seen
-
-        return Operation("look_at_gates", lambda: gates.read_gates(self._work()), learn)
+        return Operation(
+            "look_at_gates", lambda: gates.read_gates(self._work()), lambda seen: setattr(relay, "gates", seen)
+        )
 
     def reap(self, relay: Relay) -> Operation:
         def learn(reaped: list[tuple[int, str, AnyFact]]) -> None:

@@ -1,30 +1,157 @@
-"""World of the model: a real database that many runs use in turn, and a clock that stands until it is moved."""
+"""World of the model: a real database that many runs use in turn, its log fact by fact, and a clock that stands."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, RootTransaction, event, text
 
 from inbox.config.model import Config, ForwardDestination, Retry, Route
 from inbox.config.sources import NoAuth, Source
 from inbox.config.values import Duration, Secret
+from inbox.db import engine as engines
+from inbox.db import intake
 from inbox.db.dialect import Sql, as_json
-from inbox.db.engine import reading
+from inbox.db.engine import one_transaction, reading
+from inbox.errors import IllegalTransition
+from inbox.events.event import Event
 from inbox.events.timestamps import as_time
+from relay.delivery.facts import AnyFact, DeliveredFact, Superseded
 from relay.delivery.gates import BreakerLimits, BreakerState, GateKey
-from relay.delivery.lifecycle import State
+from relay.delivery.lifecycle import Standing, State
 from relay.delivery.ordering import LastDelivered
 from relay.store.database import Database
-from tests.helpers.agreement import decode, standing_of
+from tests.helpers.agreement import NOTHING_YET, Folded, decode, fold, standing_of
 from tests.helpers.relaying import fetching
 from tests.helpers.stepping import Stepper
-from tests.proofs.model.history import Entry, History, Key, LaneKey
-from tests.proofs.model.receiver import Receiver, in_haste
+
+Key = tuple[int, str]
+"""seq and route of a delivery."""
+LaneKey = tuple[str, str]
+"""Route and lane."""
+
+
+class Entry(NamedTuple):
+    """A row of `delivery_log`."""
+
+    number: int
+    at: datetime
+    key: Key
+    before: Folded
+    """State and counts to which the facts before it fold."""
+    standing: Standing
+    """State and counts of the delivery after it."""
+    relay_node: str | None
+    fact: AnyFact
+
+
+class History:
+    """Every fact so far."""
+
+    def __init__(self) -> None:
+        self.last_id = 0
+        self.entries: dict[Key, list[Entry]] = defaultdict(list)
+        self.successes: list[Entry] = []
+        """Entries among them that say `delivered`."""
+        self.told: dict[Key, list[Entry]] = defaultdict(list)
+        """By deliveries of sweeps' events: those of them that say that an event was superseded by it."""
+        self.standing: dict[Key, Folded] = {}
+        self.impossible: dict[Key, str] = {}
+        """Deliveries whose facts can't have happened in this order."""
+
+    def take_in(
+        self, number: int, key: Key, fact: AnyFact, *, at: datetime, standing: Standing, relay_node: str | None
+    ) -> Entry:
+        """The next fact."""
+        entry = Entry(number, at, key, self.standing.get(key, NOTHING_YET), standing, relay_node, fact)
+        self.last_id = number
+        self.entries[key].append(entry)
+        match fact:
+            case DeliveredFact():
+                self.successes.append(entry)
+            case Superseded(because="swept"):
+                self.told[fact.by, key[1]].append(entry)
+        try:
+            self.standing[key] = fold((entry.fact, entry.standing) for entry in self.entries[key])
+        except IllegalTransition as error:
+            self.impossible[key] = str(error)
+        return entry
+
+
+def in_haste(engine: Engine) -> None:
+    """Don't let it wait for the disk: no power fails here. Call it before it connects."""
+    hasty = "SET synchronous_commit = off" if Sql(engine.dialect.name).is_postgres else "PRAGMA synchronous = OFF"
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
+        connection.cursor().execute(hasty)
+        connection.commit()
+
+
+KEPT_REPEATS = 2
+"""So that the third repeat of an event is only counted."""
+
+
+class Uncommitted(NamedTuple):
+    """Events that are stored in a transaction which is still open: they have their numbers, and nobody else sees them."""
+
+    events: tuple[Event, ...]
+    seqs: list[int | None]
+    connection: Connection
+    transaction: RootTransaction
+
+
+class Receiver:
+    """The receiver's store functions."""
+
+    def __init__(self, url: str) -> None:
+        engine = engines.connect(url, application="tests")
+        in_haste(engine)
+        is_postgres = Sql(engine.dialect.name).is_postgres
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgres else engine
+        self._connection = self._engine.connect()
+        self._spare: list[Connection] = []
+
+    def append(self, *events: Event) -> list[int | None]:
+        """Store them; None for one that is there already."""
+        with one_transaction(self._connection):
+            return intake.append(self._connection, events)
+
+    def repeat(self, event: Event) -> int | None:
+        """Note that it came again; its number."""
+        with one_transaction(self._connection):
+            return intake.note_duplicates(self._connection, [event], KEPT_REPEATS)[0]
+
+    def hold(self, *events: Event) -> Uncommitted:
+        """Store them, but let the commit wait: other numbers are committed before these."""
+        if self._spare:
+            connection = self._spare.pop()
+        else:
+            connection = self._engine.connect().execution_options(isolation_level="READ COMMITTED")
+            connection.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")  # held as long as a run likes
+            connection.commit()
+        transaction = connection.begin()
+        return Uncommitted(events, intake.append(connection, events), connection, transaction)
+
+    def commit(self, held: Uncommitted) -> None:
+        held.transaction.commit()
+        self._spare.append(held.connection)
+
+    def roll_back(self, held: Uncommitted) -> None:
+        """As if the receiver had died before the commit."""
+        held.transaction.rollback()
+        self._spare.append(held.connection)
+
+    def close(self) -> None:
+        for connection in (self._connection, *self._spare):
+            connection.close()
+        self._engine.dispose()
+
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 """Events of so long ago may be deleted when nothing of them is open: so a database is emptied by plain DELETEs."""
@@ -92,6 +219,10 @@ class Row(NamedTuple):
     relay_node: str | None
 
     @property
+    def lane_key(self) -> LaneKey:
+        return (self.route, self.lane)
+
+    @property
     def order(self) -> tuple[datetime, int]:
         """A lane is worked in the order of this."""
         return (self.occurred_at, self.seq)
@@ -154,17 +285,6 @@ class Stored(NamedTuple):
 
 
 NOTHING = Stored({}, [], [], {}, {}, {})
-
-
-DAMAGES = {
-    "it is gone": "DELETE FROM open_delivery",
-    "another attempt": "UPDATE open_delivery SET attempt = attempt + 1",
-    "another run": "UPDATE open_delivery SET run = run + 1",
-    "another crash": "UPDATE open_delivery SET crashes = crashes + 1",
-    "another lane": "UPDATE open_delivery SET lane = lane || '?'",
-    "dead or not": "UPDATE open_delivery SET due_at = NULL, state = CASE state WHEN 'dead' THEN 'waiting' ELSE 'dead' END",
-}
-"""Damage that a careless hand may do to one row, by name."""
 
 
 class Clock:
@@ -248,12 +368,6 @@ class World:
                 for kind, name, paused_at, breaker, until in gates
             },
         )
-
-    def damage(self, key: Key, damage: str) -> None:
-        """Do it to this row."""
-        with self.database.write() as transaction:
-            seq, route = key
-            transaction.execute(text(f"{DAMAGES[damage]} WHERE seq = :seq AND route = :route"), seq=seq, route=route)
 
 
 def _time(stored: Any) -> datetime | None:  # noqa: ANN401  # as the driver has it

@@ -16,8 +16,9 @@ from tests.helpers.killable_postgres import KillablePostgres
 from tests.helpers.proxy import Moment
 from tests.helpers.tables import rows
 from tests.helpers.waiting import until
-from tests.proofs.faults.plan import Fault, Kind, Streams
+from tests.proofs.faults.plan import Fault, Streams
 from tests.proofs.faults.rig import Rig
+from tests.proofs.faults.small_disk import full
 
 BREATH = 0.3
 """At least so long between two faults of a stream, however late they are."""
@@ -56,27 +57,24 @@ def do_all(rig: Rig, streams: Streams) -> list[str]:
 
 def _kill_workers(rig: Rig, _stream: str, fault: Fault) -> None:
     workers = rig.receiver.children()
-    begin = time.monotonic()
-    for pid in workers[: None if fault.kind == "kill all workers" else 1]:
-        _send(pid, signal.SIGKILL)
-    until(lambda: set(rig.receiver.children()) - set(workers), "gunicorn started another worker")
-    rig.faults.append(kind=fault.kind, begin=begin, end=time.monotonic())
+    with _noted(rig, fault, outage=False):
+        for pid in workers[: None if fault.kind == "kill all workers" else 1]:
+            _send(pid, signal.SIGKILL)
+        until(lambda: set(rig.receiver.children()) - set(workers), "gunicorn started another worker")
 
 
 def _freeze_worker(rig: Rig, _stream: str, fault: Fault) -> None:
-    workers = rig.receiver.children()
-    if not workers:
-        return
-    stops_everybody = rig.store.postgres is None  # it may hold the one write lock
-    with _noted(rig, fault.kind, outage=stops_everybody):
-        _send(workers[0], signal.SIGSTOP)
-        rig.stopping.wait(fault.seconds)
-        _send(workers[0], signal.SIGCONT)
+    """On SQLite it may hold the one write lock."""
+    for pid in rig.receiver.children()[:1]:
+        with _noted(rig, fault, outage=rig.store.postgres is None):
+            _send(pid, signal.SIGSTOP)
+            rig.stopping.wait(fault.seconds)
+            _send(pid, signal.SIGCONT)
 
 
 def _take_postgres_away(rig: Rig, _stream: str, fault: Fault) -> None:
     server = _postgres(rig)
-    with _noted(rig, fault.kind, outage=True):
+    with _noted(rig, fault):
         if fault.kind == "kill Postgres":
             server.kill()
         else:
@@ -86,16 +84,15 @@ def _take_postgres_away(rig: Rig, _stream: str, fault: Fault) -> None:
 
 
 def _kill_backend(rig: Rig, _stream: str, fault: Fault) -> None:
-    server = _postgres(rig)
-    with _noted(rig, fault.kind, outage=True):
-        server.kill_backend()
-        server.wait()
+    with _noted(rig, fault):
+        _postgres(rig).kill_backend()
+        _postgres(rig).wait()
 
 
 def _hold_up_database(rig: Rig, _stream: str, fault: Fault) -> None:
     """Freeze Postgres, or lock SQLite as a tool does that was left in a transaction."""
     held_up = down(rig.store.url) if fault.kind == "lock SQLite" else _postgres(rig).frozen()
-    with _noted(rig, fault.kind, outage=True), held_up:
+    with _noted(rig, fault), held_up:
         rig.stopping.wait(fault.seconds)
 
 
@@ -106,10 +103,10 @@ def _fill_disk(rig: Rig, _stream: str, fault: Fault) -> None:
     """
     server = rig.store.postgres
     assert rig.store.disk is not None
-    with _noted(rig, fault.kind, outage=True):
+    with _noted(rig, fault):
         if server is None:
             rows(rig.store.engine, "PRAGMA wal_checkpoint(TRUNCATE)")
-        with rig.store.disk.full():
+        with full(rig.store.disk):
             refused = rig.sender.refused()
             rig.stopping.wait(fault.seconds)
             until(
@@ -139,11 +136,11 @@ def verify(rig: Rig) -> None:
     begin = time.monotonic()
     program = rig.start("verify", "verify", "--json")
     status = program.ends(VERIFIED_WITHIN)
-    told = {} if status == 0 else {"told": program.output}
-    rig.faults.append(kind="verify", begin=begin, end=time.monotonic(), status=status, **told)
+    told = "" if status == 0 else program.output
+    rig.faults.append(kind="verify", begin=begin, end=time.monotonic(), status=status, told=told)
 
 
-DEEDS: Mapping[Kind, Callable[[Rig, str, Fault], None]] = {
+DEEDS: Mapping[str, Callable[[Rig, str, Fault], None]] = {
     "kill a relay": lambda rig, stream, _: rig.relays[stream].kill(),
     "freeze a relay": lambda rig, stream, fault: rig.relays[stream].freeze(fault.seconds),
     "replace a relay": lambda rig, stream, _: rig.relays[stream].replace(),
@@ -163,10 +160,11 @@ DEEDS: Mapping[Kind, Callable[[Rig, str, Fault], None]] = {
 
 
 @contextlib.contextmanager
-def _noted(rig: Rig, kind: Kind, *, outage: bool) -> Iterator[None]:
+def _noted(rig: Rig, fault: Fault, *, outage: bool = True) -> Iterator[None]:
+    """Note when it began and ended, and whether there was no database for anybody meanwhile."""
     begin = time.monotonic()
     yield
-    rig.faults.append(kind=kind, begin=begin, end=time.monotonic(), outage=outage)
+    rig.faults.append(kind=fault.kind, begin=begin, end=time.monotonic(), outage=outage)
 
 
 def _postgres(rig: Rig) -> KillablePostgres:

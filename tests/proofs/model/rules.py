@@ -1,0 +1,319 @@
+"""The rules of senders and receivers, of calls and their answers, and of operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import msgspec
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize
+
+from inbox.events.event import Event, swept_key
+from inbox.events.timestamps import to_nanoseconds
+from relay.delivery.gates import Gate, GateKey, entity_of
+from relay.delivery.lifecycle import State
+from relay.operations.asks import Selection
+from relay.store.operator.selection import Act
+from tests.helpers.storing import an_event
+from tests.proofs.model.actors import (
+    FAILED,
+    FAILURES,
+    HOPELESS,
+    REFUSED,
+    SKIPPED,
+    SUCCESSES,
+    Violation,
+    is_swept,
+)
+from tests.proofs.model.stage import WHICH, Stage, one_of, step
+from tests.proofs.model.world import KEPT_REPEATS, LONG_AGO, OPEN_GATE, ROUTES, SCHEDULE
+
+Arrival = tuple[str, int, tuple[str, ...]]
+"""Entity, second and routes: few of each, so that lanes fill and instants collide."""
+
+ROUTE_SETS = st.sampled_from(
+    [("strict",), ("latest",), ("blocking",), ("strict", "latest"), ("strict", "blocking", "latest")]
+)
+ENTITIES = "ab"
+SECOND = st.integers(0, 5)
+ARRIVALS = st.lists(st.tuples(st.sampled_from(ENTITIES), SECOND, ROUTE_SETS), min_size=1, max_size=3)
+
+AGES = [timedelta(seconds=seconds) for seconds in (-20, -5, -3, -2.5, 0, 1)]
+"""Age of an event of each second: a fetch that begins now covers the first two and, by its fraction, the fourth."""
+
+BY_SWEEPS, LATE = {1}, {4, 5}
+"""Of six events one after the other."""
+
+ENOUGH, MOST = 12, 20
+"""Events of a run: more would make it longer, not harder."""
+
+
+class Receiving(Stage):
+    """The rules of the receiver's side."""
+
+    @initialize(arrivals=ARRIVALS)
+    def begin_with_some(self, arrivals: list[Arrival]) -> None:
+        for relay in self.relays:
+            self.perform(self.make.start(relay))
+        self.receive(arrivals=arrivals)
+
+    @step(lambda self: len(self.sent) < ENOUGH, arrivals=ARRIVALS)
+    def receive(self, arrivals: list[Arrival]) -> None:
+        self.arrive(arrivals)
+
+    def arrive(self, arrivals: Sequence[Arrival]) -> None:
+        events = self.events_of(arrivals)
+        self.make.doing.arrivals += 1
+        self.acknowledge(events, self.world.receiver.append(*events))
+
+    @step(lambda self: self.sent, trouble=True, which=WHICH)
+    def repeat(self, which: int) -> None:
+        event = one_of(self.sent, which)
+        if any(event in held.events for held in self.uncommitted):
+            return  # the database would let it wait for that commit
+        self.make.doing.arrivals += 1
+        seqs = self.world.receiver.append(event)
+        known = [seq for seq, there in self.ledger.events.items() if there is event]
+        if not known:
+            self.acknowledge([event], seqs)  # it had died with its receiver
+        elif seqs != [None] or [self.world.receiver.repeat(event)] != known:
+            raise Violation("a duplicate request is another event", (event, seqs))
+        else:
+            self.ledger.repeated(known[0])
+            self.evidence.sometimes["repeat refused"] += 1
+            self.evidence.sometimes["repeat only counted"] += self.ledger.repeats[known[0]] > KEPT_REPEATS
+
+    @step(lambda self: self.world.commits_out_of_order and len(self.sent) < ENOUGH, arrivals=ARRIVALS)
+    def receive_and_commit_later(self, arrivals: list[Arrival]) -> None:
+        self.make.doing.arrivals += 1
+        self.uncommitted.append(self.world.receiver.hold(*self.events_of(arrivals)))
+
+    @step(lambda self: self.uncommitted, which=WHICH)
+    def commit(self, which: int) -> None:
+        self.commit_one(which % len(self.uncommitted))
+
+    def commit_one(self, index: int) -> None:
+        held = self.uncommitted.pop(index)
+        self.make.doing.arrivals += 1
+        self.world.receiver.commit(held)
+        seqs = [seq for seq in held.seqs if seq is not None]
+        self.evidence.sometimes["committed out of order"] += min(seqs) < max(self.ledger.events, default=0)
+        self.acknowledge(held.events, held.seqs)
+
+    @step(lambda self: self.uncommitted, trouble=True, which=WHICH)
+    def die_before_the_commit(self, which: int) -> None:
+        self.make.doing.arrivals += 1
+        self.world.receiver.roll_back(self.uncommitted.pop(which % len(self.uncommitted)))
+
+    def events_of(self, arrivals: Sequence[Arrival]) -> list[Event]:
+        return [self.new_event(*arrival) for arrival in arrivals]
+
+    def new_event(self, entity: str, second: int, routes: Sequence[str]) -> Event:
+        """A new one: its number makes its key its own, its second its place in its lanes.
+
+        Some are of sweeps, and some the late webhook of the change that a sweep has found last.
+        """
+        number = len(self.sent)
+        occurred_at = max(self.world.clock.now + AGES[second], LONG_AGO)
+        key = f"{second}|{entity}|{number}"
+        swept = swept_key("USER", entity, to_nanoseconds(occurred_at))
+        of_sweeps = [event for event in self.sent if is_swept(event)]
+        if number % 6 in BY_SWEEPS and not any(event.dedup_key == swept for event in of_sweeps):
+            key = swept
+        elif number % 6 in LATE and of_sweeps:
+            entity, occurred_at = of_sweeps[-1].entity_id or "", of_sweeps[-1].occurred_at
+            routes = [enrolment.route for enrolment in of_sweeps[-1].enrolments]
+        event = msgspec.structs.replace(
+            an_event(number, entity, routes=routes),
+            dedup_key=key,
+            occurred_at=occurred_at,
+            received_at=self.world.clock.now,
+        )
+        self.sent.append(event)
+        return event
+
+    def acknowledge(self, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
+        for event, seq in zip(events, seqs, strict=True):
+            if seq is None:
+                raise Violation("a new event was refused", event)
+            self.ledger.acknowledge(seq, event)
+
+
+class Calling(Receiving):
+    """The rules of calls."""
+
+    @step(lambda self: self.untouched(), which=WHICH)
+    def call(self, which: int) -> None:
+        self.begin(*one_of(self.untouched(), which))
+
+    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(SUCCESSES))
+    def succeed(self, which: int, outcome: str) -> None:
+        self.answer(which, outcome)
+
+    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(FAILURES))
+    def fail(self, which: int, outcome: str) -> None:
+        self.answer(which, outcome)
+
+    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(FAILURES))
+    def fail_again_and_again(self, which: int, outcome: str) -> None:
+        """Always the same, until it dies of it or something else comes between."""
+        relay, held = one_of(self.at_work(), which)
+        key = held.key
+        for _ in range(len(SCHEDULE) + 1):
+            self.end(relay, held, outcome)
+            self.let(relay, "record")
+            self.everything_holds()
+            if key not in self.open or self.open[key].state is not State.READY:
+                break
+            self.advance(self.next_due())
+            self.perform(self.make.claim(relay, [key[1]], 2))
+            self.everything_holds()
+            again = [each for each in relay.untouched() if each.key == key]
+            if not again:
+                break
+            held = again[-1]
+
+    @step(lambda self: self.at_work(), which=WHICH)
+    def fail_hopelessly(self, which: int) -> None:
+        self.answer(which, HOPELESS)
+
+    @step(lambda self: self.at_work() and not self.stopped_gates(), which=WHICH)
+    def refuse_credentials(self, which: int) -> None:
+        """It is recorded at once: all relays stop."""
+        self.answer(which, REFUSED)
+        for relay in self.with_("record"):
+            self.let(relay, "record")
+
+    @step(
+        lambda self: self.active() and self.stopped_gates(),
+        which=WHICH,
+        number=WHICH,
+        outcome=st.sampled_from([*SUCCESSES, FAILED, REFUSED]),
+    )
+    def try_a_breaker(self, which: int, number: int, outcome: str) -> None:
+        """Mostly when its time has come."""
+        relay = one_of(self.active(), which)
+        if number % 4:
+            self.advance(self.next_due())
+        self.let(relay, "probe", number)
+        self.everything_holds()
+        if number % 2:
+            for held in self.beginnable(relay):
+                self.end(relay, held, outcome)
+            self.let(relay, "record")
+
+    @step(lambda self: self.at_work(), trouble=True, which=WHICH)
+    def skip(self, which: int) -> None:
+        self.answer(which, SKIPPED)
+
+    @step(
+        lambda self: self.active() and self.lanes_in_latest() and len(self.sent) < MOST,
+        which=WHICH,
+        number=WHICH,
+        outcome=st.sampled_from(SUCCESSES),
+        second=SECOND,
+    )
+    def follow_up(self, which: int, number: int, outcome: str, second: int) -> None:
+        """Another event of a lane where one has succeeded or died comes, new or late, and is delivered if need be."""
+        relay = one_of(self.active(), which)
+        self.arrive([(one_of(self.lanes_in_latest(), number), second, ("latest",))])
+        self.let(relay, "sequence all")
+        self.everything_holds()
+        self.let(relay, "claim", ROUTES.index("latest"))
+        for held in self.beginnable(relay):
+            self.end(relay, held, outcome)
+        self.let(relay, "record")
+
+
+GATES = (
+    Gate(route="strict"),
+    Gate(route="latest"),
+    Gate(destination="audit"),
+    Gate(source="trivore"),
+    Gate(source="trivore", entity_type="USER", entity_id="a"),
+    Gate(source="trivore", entity_type="USER", entity_id="b"),
+)
+
+
+class Commanding(Stage):
+    """The rules of persons: commands, and a hand that slips."""
+
+    def do(self, act: Act, selection: Selection) -> int:
+        """Look at the plan, and have it done.
+
+        Raises:
+            Violation: the plan has promised something else.
+        """
+        planned = self.make.plan(act, selection)
+        changed: int = self.perform(self.make.command(act, selection))
+        if changed != planned.count:
+            raise Violation("the plan said something else", (act, selection, planned, changed))
+        return changed
+
+    @step(lambda self: self.dead(), trouble=True, which=WHICH, force=st.booleans())
+    def replay_the_dead(self, which: int, force: bool) -> None:
+        """All of a route."""
+        self.do("replay", Selection(route=one_of(self.dead(), which)[1], force=force))
+
+    @step(lambda self: self.closed(), trouble=True, which=WHICH, force=st.booleans())
+    def replay_an_event(self, which: int, force: bool) -> None:
+        """On each of its routes where it has ended or is dead."""
+        self.do("replay", Selection(seq=one_of(self.closed(), which), force=force))
+
+    @step(
+        lambda self: self.cancellable(),
+        trouble=True,
+        which=WHICH,
+        cause=st.sampled_from(["", "", "mapping", "exhausted", "rejected"]),
+    )
+    def cancel(self, which: int, cause: str) -> None:
+        """An event, on one route or on all of its; or all of a route that have died of the same."""
+        seq, route = one_of((self.dead() if cause else None) or self.cancellable(), which)
+        if cause:
+            self.do("cancel", Selection(route=route, cause=cause))
+        else:
+            self.do("cancel", Selection(seq=seq, route=route if which % 2 else None))
+
+    @step(lambda self: self.any_open(State.BLOCKED), which=WHICH)
+    def unblock(self, which: int) -> None:
+        seq, route = one_of([key for key, row in self.open.items() if row.state is State.BLOCKED], which)
+        self.do("unblock", Selection(seq=seq, route=route))
+
+    @step(lambda self: self.due_later(), trouble=True, which=WHICH, by=st.sampled_from(["seq", "route", "destination"]))
+    def retry(self, which: int, by: str) -> None:
+        """Make one, all of a route, or all to a destination due at once."""
+        seq, route = one_of(self.due_later(), which)
+        chosen = {
+            "seq": Selection(seq=seq, route=route),
+            "route": Selection(route=route),
+            "destination": Selection(destination="audit"),
+        }
+        self.do("retry", chosen[by])
+
+    @step(
+        lambda self: self.any_open(State.READY) and not self.paused_gates(), trouble=True, gate=st.sampled_from(GATES)
+    )
+    def hold_back(self, gate: Gate) -> None:
+        self.perform(self.make.turn("pause", gate))
+        self.everything_holds()
+        if not self.stored.gates.get(gate.key, OPEN_GATE).is_paused:
+            raise Violation("a pause does not hold", gate)
+
+    @step(lambda self: self.paused_gates() or self.stopped_gates(), which=WHICH)
+    def let_through(self, which: int) -> None:
+        """Resume a gate that is paused; or else close a breaker, at the word of a person."""
+        self.perform(self.make.turn("resume", gate_of(one_of(self.paused_gates() or self.stopped_gates(), which))))
+
+    @step(trouble=True, mend=st.booleans())
+    def verify(self, mend: bool) -> None:
+        self.perform(self.make.rebuild() if mend else self.make.verify())
+
+
+def gate_of(key: GateKey) -> Gate:
+    """Return the gate as an operator names this row of `gate`."""
+    kind, name = key
+    if kind == "entity" and (entity := entity_of(name)):
+        source, entity_type, entity_id = entity
+        return Gate(source=source, entity_type=entity_type, entity_id=entity_id)
+    return Gate(**{kind: name})
