@@ -8,7 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from inbox.events import states, timestamps
-from inbox.events.event import swept_parts
+from inbox.events.event import Identity, dedup_key, swept_parts
+from inbox.events.strict_json import LONGEST_NUMBER, has_too_long_number, real
 from inbox.loader.load import parse_config
 from relay.delivery import facts
 from relay.delivery.facts import detail_of
@@ -329,6 +330,30 @@ def test_a_time_is_written_in_utc_with_a_z() -> None:
     assert timestamps.rfc3339(moment) == "2026-01-01T00:00:00Z"
     assert timestamps.rfc3339(moment, "milliseconds") == "2026-01-01T00:00:00.000Z"
     assert swept_parts("USER", "u1") == ("sweep", "USER", "u1")
+
+
+def test_a_key_is_its_parts_as_long_as_an_index_takes_them() -> None:
+    def key(*parts: str) -> str:
+        return dedup_key(Identity(None, None, "made", "other", 0, parts))
+
+    assert key("a", "b|c") == "a|b\\|c"
+    assert key("a" * 1000) == "a" * 1000
+    assert key("a" * 1001).startswith("\\sha256:")
+    assert entity_of("shop|USER|u1\\") == ("shop", "USER", "u1")
+
+
+def test_a_number_is_too_long_beyond_its_limit_and_digits_within_a_text_are_none() -> None:
+    digits = b"1" * (LONGEST_NUMBER + 1)
+    assert has_too_long_number(b'{"a": %b}' % digits)
+    assert not has_too_long_number(b'{"a": "%b"}' % digits)
+    assert real("1." + "0" * (LONGEST_NUMBER - 2)) == 1.0
+
+
+def test_a_delivery_that_is_due_at_the_moment_is_open() -> None:
+    fact = {"route": "r", "at": NOW, "kind": "attempt_failed", "state": "ready", "attempt": 1}
+    due = {**fact, "detail": {"due_at": LATER.isoformat()}}
+    at_both = [states.deliveries_at(["r"], [due], at)[0]["state"] for at in (NOW, LATER)]
+    assert at_both == ["retrying", "open"]
 
 
 # --- Ordering
