@@ -42,18 +42,12 @@ def names_in(path: Path) -> frozenset[str]:
 
     def collect(body: list[ast.stmt], prefix: str) -> None:
         for node in body:
-            match node:
-                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                    found.add(prefix + name)
-                case ast.ClassDef(name=name, body=inner):
-                    found.add(prefix + name)
-                    collect(inner, f"{prefix}{name}.")
-                case ast.Assign(targets=targets):
-                    found.update(prefix + ast.unparse(target) for target in targets)
-                case ast.AnnAssign(target=target):
-                    found.add(prefix + ast.unparse(target))
-                case _:
-                    pass
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(prefix + node.name)
+                collect(node.body if isinstance(node, ast.ClassDef) else [], f"{prefix}{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found.update(prefix + ast.unparse(target) for target in targets)
 
     collect(ast.parse(path.read_text(encoding="utf-8")).body, "")
     return frozenset(found)
