@@ -7,22 +7,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, Table, insert, text
+from sqlalchemy import Connection, Table, insert, text
 
 from inbox.clock import SystemClock
 from inbox.db.schema import alert, delivery_log, duplicate_request
 from relay.daemon.loop import Relay
 from relay.operations.asks import Selection
 from relay.steps import Step
-from relay.store.database import Database
 from relay.store.operator import commands
-from tests.helpers.daemon import running
-from tests.helpers.relaying import fill
-from tests.helpers.scripted import answer
-from tests.helpers.scripted import serving as scripted
+from tests.helpers.daemon import Rig, users
+from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count
-from tests.helpers.traffic import Downstream
-from tests.helpers.webhooks import ROUTE, moment
+from tests.helpers.webhooks import ROUTE
 
 ITEMS = 100
 ONE = 58
@@ -32,29 +28,25 @@ ONE = 58
 class StartState(msgspec.Struct):
     """Stored state before the relay runs, and the checks on it afterwards."""
 
-    bad: dict[str, Any]
+    bad: dict[str, object]
     """The item, as `Plant` takes it."""
     running: Callable[[], contextlib.AbstractContextManager[Relay]]
     done: Callable[[], int]
     """Counts the items that have gone on."""
     seen: Callable[[], object]
     """Returns whether an operator sees the bad item."""
-    calls: int
+    calls: int = 0
     """Deliveries that are called."""
 
 
-def _filled(database_url: str) -> None:
-    assert fill(database_url, [(f"u{n}", moment(n)) for n in range(ITEMS)]) == list(range(1, ITEMS + 1))
-
-
-def _deliveries(engine: Engine, downstream: Downstream, cause: str, calls: int = ITEMS - 1) -> StartState:
-    """The ninety-nine are delivered, and the one is dead."""
-    why = "dead_letter WHERE seq = :seq AND cause = :cause AND error <> ''"
+def _deliveries(rig: Rig, cause: str, calls: int = ITEMS - 1) -> StartState:
+    """A hundred that have arrived: the ninety-nine are delivered, and the one is dead."""
+    assert rig.arrive(*users(ITEMS)) == list(range(1, ITEMS + 1))
     return StartState(
-        bad={"item": {"seq": ONE}},
-        running=lambda: running(engine, downstream),
-        done=lambda: count(engine, "delivery_log WHERE kind = 'delivered'"),
-        seen=lambda: count(engine, why, seq=ONE, cause=cause),
+        bad={"seq": ONE},
+        running=rig.relay,
+        done=lambda: count(rig.engine, "delivery_log WHERE kind = 'delivered'"),
+        seen=lambda: count(rig.engine, f"dead_letter WHERE seq = {ONE} AND cause = '{cause}' AND error <> ''"),
         calls=calls,
     )
 
@@ -70,107 +62,91 @@ def _facts(connection: Connection, kind: str, state: str, attempt: int, **detail
     _add(connection, delivery_log, at=now, route=ROUTE, kind=kind, state=state, attempt=attempt, detail=detail)
 
 
-def sequence(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
-    """A hundred that have arrived. A claim begins with them too: then the one can be ordered, and not loaded."""
-    _filled(database_url)
-    return _deliveries(engine, downstream, "unprocessable")
+def sequence(rig: Rig) -> StartState:
+    """A claim begins with them too: then the one can be ordered, and not loaded."""
+    return _deliveries(rig, "unprocessable")
 
 
-def record(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
-    """The same: each is called, and the outcome of the one can't be recorded."""
-    _filled(database_url)
-    return _deliveries(engine, downstream, "unrecordable", calls=ITEMS)
+def record(rig: Rig) -> StartState:
+    """Each is called, and the outcome of the one can't be recorded."""
+    return _deliveries(rig, "unrecordable", calls=ITEMS)
 
 
-def reap(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
+def reap(rig: Rig) -> StartState:
     """A hundred that a relay had in flight when it died."""
-    _filled(database_url)
+    start = _deliveries(rig, "unprocessable")
     leased = "lease_until = '2020-01-01 00:00:00.000000Z', lease_token = 1, relay_node = 'gone'"
-    with engine.begin() as connection:
+    with rig.engine.begin() as connection:
         connection.execute(text(f"UPDATE open_delivery SET state = 'in_flight', attempt = 1, {leased}"))
-    return _deliveries(engine, downstream, "unprocessable")
+    return start
 
 
-def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
+def judge_duplicates(rig: Rig) -> StartState:
     """A hundred events that came again after they had been delivered."""
-    _filled(database_url)
-    now = SystemClock().now()
-    with engine.begin() as connection:
+    start, now = _deliveries(rig, "", calls=0), SystemClock().now()
+    with rig.engine.begin() as connection:
         connection.execute(text("DELETE FROM open_delivery"))
         _facts(connection, "delivered", "ended", 1, did="updated")
         _add(connection, duplicate_request, received_at=now, last_received_at=now, body_sha256=b"")
-    start = _deliveries(engine, downstream, "", calls=0)
-    start.done = lambda: count(engine, "duplicate_request WHERE handled_at IS NOT NULL")
-    start.seen = lambda: count(
-        engine, f"duplicate_request WHERE seq = {ONE} AND error IS NOT NULL AND handled_at IS NULL"
-    )
+    failed = f"seq = {ONE} AND error IS NOT NULL AND handled_at IS NULL"
+    start.done = lambda: count(rig.engine, "duplicate_request WHERE handled_at IS NOT NULL")
+    start.seen = lambda: count(rig.engine, f"duplicate_request WHERE {failed}")
     return start
 
 
-def command(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
+def command(rig: Rig) -> StartState:
     """A hundred dead letters that an operator wants replayed."""
-    _filled(database_url)
-    with engine.begin() as connection:
+    start = _deliveries(rig, "mapping")
+    with rig.engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET state = 'dead'"))
         _facts(connection, "dead", "dead", 0, cause="mapping", error="no value", counted=False)
-    commands.ask(Database(engine), "replay", Selection(route=ROUTE), who="kim", why="mended")
-    start = _deliveries(engine, downstream, "mapping")
-    start.seen = lambda: count(
-        engine, f"relay_command WHERE failed = 1 AND error LIKE '%seq={ONE}%' AND state = 'done'"
-    )
+    commands.ask(rig.database, "replay", Selection(route=ROUTE), who="kim", why="mended")
+    failed = f"failed = 1 AND error LIKE '%seq={ONE}%' AND state = 'done'"
+    start.seen = lambda: count(rig.engine, f"relay_command WHERE {failed}")
     return start
 
 
-def _alerts(engine: Engine, **values: object) -> None:
+def _alerts(rig: Rig, column: str, **values: object) -> StartState:
+    """A hundred alerts."""
     values |= {"at": SystemClock().now(), "kind": "delivery_dead", "firing": True, "detail": {"cause": "mapping"}}
-    with engine.begin() as connection:
+    with rig.engine.begin() as connection:
         connection.execute(insert(alert), [{**values, "subject": f"r{number}"} for number in range(1, ITEMS + 1)])
-
-
-def _alerted(engine: Engine, downstream: Downstream, column: str) -> StartState:
     return StartState(
-        bad={"item": {"id": ONE}},
-        running=lambda: running(engine, downstream),
-        done=lambda: count(engine, f"alert WHERE {column} IS NOT NULL AND error IS NULL AND id <= {ITEMS}"),
-        seen=lambda: count(engine, f"alert WHERE error IS NOT NULL AND is_unsendable AND id = {ONE}"),
-        calls=0,
+        bad={"id": ONE},
+        running=rig.relay,
+        done=lambda: count(rig.engine, f"alert WHERE {column} IS NOT NULL AND error IS NULL AND id <= {ITEMS}"),
+        seen=lambda: count(rig.engine, f"alert WHERE error IS NOT NULL AND is_unsendable AND id = {ONE}"),
     )
 
 
-def log_alerts(_database_url: str, engine: Engine, downstream: Downstream) -> StartState:
+def log_alerts(rig: Rig) -> StartState:
     """A hundred alerts that no relay has logged yet."""
-    _alerts(engine)
-    return _alerted(engine, downstream, "told_at")
+    return _alerts(rig, "told_at")
 
 
-def send_alerts(_database_url: str, engine: Engine, downstream: Downstream) -> StartState:
+def send_alerts(rig: Rig) -> StartState:
     """A hundred alerts that are to be posted."""
-    _alerts(engine, told_at=SystemClock().now())
+    start = _alerts(rig, "sent_at", told_at=SystemClock().now())
 
     @contextlib.contextmanager
     def posting() -> Iterator[Relay]:
-        with (
-            scripted(answer(200)) as chat,
-            running(engine, downstream, more=POSTED.replace("http://127.0.0.1:9/", chat.url)) as relay,
-        ):
+        with serving(answer(200)) as chat, rig.relay(more=POSTED.replace(NOWHERE, chat.url)) as relay:
             yield relay
 
-    start = _alerted(engine, downstream, "sent_at")
     start.running = posting
     return start
 
 
-def look_at_conditions(_database_url: str, engine: Engine, downstream: Downstream) -> StartState:
+def look_at_conditions(rig: Rig) -> StartState:
     """A hundred routes whose last dead letter is gone."""
-    _alerts(engine, told_at=SystemClock().now())
-    start = _alerted(engine, downstream, "")
-    start.bad = {"item": {"subject": f"r{ONE}"}}
-    start.done = lambda: count(engine, "alert WHERE kind = 'delivery_dead' AND NOT firing")
+    start = _alerts(rig, "", told_at=SystemClock().now())
+    start.bad = {"subject": f"r{ONE}"}
+    start.done = lambda: count(rig.engine, "alert WHERE kind = 'delivery_dead' AND NOT firing")
     start.seen = lambda: True  # the log and the metric: the alert stands as it was
     return start
 
 
-START_STATES: dict[Step, Callable[[str, Engine, Downstream], StartState]] = {
+START_STATES: dict[Step, Callable[[Rig], StartState]] = {
     "sequence": sequence,
     "claim": sequence,
     "record": record,
@@ -182,26 +158,14 @@ START_STATES: dict[Step, Callable[[str, Engine, Downstream], StartState]] = {
     "look_at_conditions": look_at_conditions,
 }
 
-
-def _asks(engine: Engine, _relay: Relay) -> None:
-    commands.ask(Database(engine), "replay", Selection(seq=10_000), who="kim", why="mended")
-
-
-def _holds_a_lease(_engine: Engine, relay: Relay) -> None:
-    relay._leases.granted([(1, ROUTE, 1)], relay._leases.began_asking())
-
-
-def _has_counted(_engine: Engine, relay: Relay) -> None:
-    relay._database.tally.add("route", ROUTE, "delivered")
-
-
-PROVOKE: dict[Step, Callable[[Engine, Relay], None]] = {
-    "flush_throughput": _has_counted,
-    "commands": _asks,
-    "renew": _holds_a_lease,
+PROVOKE: dict[Step, Callable[[Rig, Relay], Any]] = {
+    "flush_throughput": lambda _, relay: relay._database.tally.add("route", ROUTE, "delivered"),
+    "commands": lambda rig, _: commands.ask(rig.database, "replay", Selection(seq=10_000), who="kim", why="mended"),
+    "renew": lambda _, relay: relay._leases.granted([(1, ROUTE, 1)], relay._leases.began_asking()),
 }
 """Actions that make a step do something that it would not do by itself."""
 
+NOWHERE = "http://127.0.0.1:9/"
 SWEPT = """
 [apis.identity]
 base_url = "http://127.0.0.1:9/"
@@ -215,6 +179,6 @@ event_type = "UPDATE"
 params = { since = "{since}", start = "{start}", count = "{count}" }
 every = "1s"
 """
-POSTED = '[alerts]\nurl = "http://127.0.0.1:9/"\nallow_private = true\nallow_http = true\n'
+POSTED = f'[alerts]\nurl = "{NOWHERE}"\nallow_private = true\nallow_http = true\n'
 WITH: dict[Step, str] = {"sweep": SWEPT, "send_alerts": POSTED}
 """Configuration that a step needs."""

@@ -32,18 +32,12 @@ _NOT_WORKED_ON = frozenset({"looked_to", "known", "ahead", "due"})
 
 
 class Plant:
-    """Raises in one step, wherever a statement has to do with the item: it is bound to it, or among its rows.
+    """Raises in one step, wherever a statement has to do with the item: it is bound to it, or among its rows."""
 
-    Not `is_listed`: among the rows of a statement that only lists what is to be looked at, it can be read.
-    """
-
-    def __init__(
-        self, step: Step, failure: str, *, item: dict[str, object] | None = None, is_listed: bool = True
-    ) -> None:
+    def __init__(self, step: Step, failure: str, *, item: dict[str, object] | None = None) -> None:
         self.step = step
         self.raised = 0
         self._item = item
-        self._is_listed = is_listed
         self._failure = FAILURES[failure]
 
     def check(self, statement: TextClause, parameters: dict[str, object], rows: list[Any]) -> None:
@@ -67,9 +61,7 @@ class Plant:
         reads_keys_alone = not any(
             word in str(statement).replace("body_bytes", "") for word in ("occurred_at", "body")
         ) or all({*row._mapping} == {"seq", "route"} for row in rows)
-        if reads_keys_alone or not self._is_listed:
-            return False
-        return any(self._is_item(row._mapping) for row in rows)
+        return not reads_keys_alone and any(self._is_item(row._mapping) for row in rows)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ The tests walk `relay.steps.Step` by themselves: a step that is new and has no s
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -15,14 +14,12 @@ import pytest
 from sqlalchemy import Engine
 
 from relay.steps import CRITICAL, Step
-from tests.bulkheads.start_states import ITEMS, PROVOKE, START_STATES, WITH, StartState
+from tests.bulkheads.start_states import ITEMS, PROVOKE, START_STATES, WITH
 from tests.bulkheads.step_failures import FAILURES, Plant, planted
-from tests.helpers.daemon import hurry, kinds, running
-from tests.helpers.relaying import fill
+from tests.helpers.daemon import Rig, hurry, users
 from tests.helpers.tables import count
-from tests.helpers.traffic import Downstream, serving
+from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import moment
 
 STEPS: tuple[Step, ...] = get_args(Step)
 
@@ -55,9 +52,9 @@ def _quick_relays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def downstream(tmp_path: Path) -> Iterator[Downstream]:
-    with serving(tmp_path / "arrivals.jsonl") as made:
-        yield made
+def rig(engine: Engine, tmp_path: Path) -> Iterator[Rig]:
+    with serving(tmp_path / "arrivals.jsonl") as downstream:
+        yield Rig(engine, downstream)
 
 
 def test_every_step_is_planted_with_a_bad_item_or_says_why_not() -> None:
@@ -66,25 +63,18 @@ def test_every_step_is_planted_with_a_bad_item_or_says_why_not() -> None:
 
 
 @pytest.mark.parametrize(("database_url", "step", "failure"), PLANTED, indirect=["database_url"])
-def test_one_item_among_a_hundred_fails_alone_and_can_be_seen(  # noqa: PLR0917  # fixtures
-    database_url: str,
-    engine: Engine,
-    downstream: Downstream,
-    monkeypatch: pytest.MonkeyPatch,
-    step: Step,
-    failure: str,
+def test_one_item_among_a_hundred_fails_alone_and_can_be_seen(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, step: Step, failure: str
 ) -> None:
-    start: StartState = START_STATES[step](database_url, engine, downstream)
-    plant = Plant(step, failure, **start.bad)
-    with planted(monkeypatch, plant), start.running() as relay:
+    start = START_STATES[step](rig)
+    plant = Plant(step, failure, item=start.bad)
+    with planted(monkeypatch, plant), start.running():
         until(lambda: start.done() == ITEMS - 1, f"{ITEMS - 1} go on")
         until(start.seen, "the one can be seen")
-        until(lambda: relay._observer.counts["failed_alone"], "it is told after the commit")
+        until(lambda: rig.observer.counts["failed_alone"], "it is told after the commit")
     assert plant.raised <= 2 * ITEMS.bit_length() + 2, "the batch was taken apart by halves"
     assert start.done() == ITEMS - 1, "nothing is lost, and the one has not gone with the others"
-    calls = Counter(line["seq"] for line in downstream.arrivals.lines())
-    assert set(calls.values()) <= {1}, "nothing is called twice"
-    assert len(calls) == start.calls
+    assert len(rig.calls) == len(set(rig.calls)) == start.calls, "nothing is called twice"
 
 
 LETS_GO: Step = "give_back"
@@ -92,23 +82,18 @@ LETS_GO: Step = "give_back"
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if step not in CRITICAL | {"sequence", LETS_GO}])
-def test_a_step_that_fails_all_the_time_stops_no_delivery_and_can_be_seen(  # noqa: PLR0917  # fixtures
-    database_url: str,
-    engine: Engine,
-    downstream: Downstream,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    step: Step,
+def test_a_step_that_fails_all_the_time_stops_no_delivery_and_can_be_seen(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: Step
 ) -> None:
     caplog.set_level(logging.ERROR)
     plant = Plant(step, "ValueError")
-    with planted(monkeypatch, plant), running(engine, downstream, more=WITH.get(step, "")) as relay:
+    with planted(monkeypatch, plant), rig.relay(more=WITH.get(step, "")) as relay:
         if step in PROVOKE:
-            PROVOKE[step](engine, relay)
+            PROVOKE[step](rig, relay)
         until(lambda: plant.raised >= 2, "it fails, and is tried again")
-        fill(database_url, [(f"u{n}", moment(n)) for n in range(20)])
-        until(lambda: kinds(engine).count("delivered") == 20, "all are delivered")
-        until(lambda: count(engine, "alert WHERE kind = 'step_failed' AND firing"), "it is alerted")
+        rig.arrive(*users(20))
+        until(lambda: rig.kinds.count("delivered") == 20, "all are delivered")
+        until(lambda: count(rig.engine, "alert WHERE kind = 'step_failed' AND firing"), "it is alerted")
         if step != "heartbeat":
-            until(lambda: count(engine, "stuck WHERE state = 'failing'"), "it is seen")
+            until(lambda: count(rig.engine, "stuck WHERE state = 'failing'"), "it is seen")
     assert any(record.exc_info and f"step={step}" in record.getMessage() for record in caplog.records)

@@ -155,6 +155,11 @@ def test_the_line_of_a_mistake_is_found_however_the_file_writes_its_tables(text:
     assert mistake(text).startswith(f"inbox.toml:{line}: [")
 
 
+def test_rows_that_recognise_late_duplicates_are_kept_for_a_week() -> None:
+    assert "[retention] events: must be at least 7d" in mistake('[retention]\nevents = "6d"\n')
+    parse_config('[retention]\nevents = "7d"\n')
+
+
 def test_a_wrong_value_is_never_shown_where_a_secret_may_stand() -> None:
     assert "hunter2" not in mistake(changed('"env:CRM_TOKEN"', '["hunter2"]'))
     assert "hunter2" not in mistake(changed('"env:CRM_TOKEN"', '{ value = "hunter2", x = 1 }'))

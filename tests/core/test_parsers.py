@@ -17,7 +17,6 @@ from inbox.http import head
 from inbox.loader.load import parse_config
 from relay.http import client as http_client
 from tests.sources import test_secevent as secevent
-from tests.sources import test_secevent_keys as secevent_keys
 from tests.sources.presenting import NOW
 
 JSON_MARKS = '{}[]",:\\u019dDeE+-.aNIntrlfs \n\x00\ufeff\ud7ff'
@@ -86,11 +85,11 @@ KEY_MEMBERS = st.dictionaries(
     st.none() | st.integers() | st.text(max_size=20) | st.lists(st.text(max_size=5), max_size=2)
     | st.sampled_from(["RSA", "EC", "OKP", "oct", "P-256", "Ed25519", "RS256", "sig", "AQAB"]),
 )  # fmt: skip
-JWK = secevent_keys.jwk(secevent.RSA)
+JWK = secevent.jwk(secevent.RSA)
 
 
 def read_key(members: dict[str, object]) -> None:
-    secevent.verifier(secevent_keys.document({**JWK, **members}))
+    secevent.verifier(secevent.document({**JWK, **members}))
 
 
 def read_config(text: str) -> None:

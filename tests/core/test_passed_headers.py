@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from inbox.config.routing import passed_headers
@@ -73,6 +74,10 @@ def test_the_receiver_stores_what_a_destination_of_the_source_passes_on_and_of_n
     routes, destinations = config.routes.values(), config.destinations
     assert passed_headers("github", routes, destinations) == {"x-github-hook-id"}
     assert passed_headers("acme", routes, destinations) == set()
+    asks_for_a_secret = {"ours": msgspec.structs.replace(destinations["ours"], pass_headers=["Cookie", "X-Kind"])}
+    assert passed_headers("github", routes, asks_for_a_secret) == {"x-kind"}, (
+        "a file with a mistake may be read as well"
+    )
 
     source = config.sources["github"]
     raw = RawRequest("github", {"x-github-hook-id": "7", "x-other": "8"}, b"{}", NOW)

@@ -27,11 +27,10 @@ def client_of(url: str, **options: Any) -> HttpClient:  # noqa: ANN401  # an End
     return HttpClient(prepare(Endpoint(**options), url, "destinations.crm"))
 
 
-def resolving_to(*addresses: str, after: float = 0) -> Callable[..., list[Any]]:
-    """In place of getaddrinfo: it takes so many seconds, and finds these."""
+def resolving_to(*addresses: str) -> Callable[..., list[Any]]:
+    """In place of getaddrinfo: it finds these."""
 
     def resolve(_host: str, port: int, **_: object) -> list[Any]:
-        threading.Event().wait(after)
         found: list[Any] = []
         for address in addresses:
             family, more = (socket.AF_INET6, (0, 0)) if ":" in address else (socket.AF_INET, ())

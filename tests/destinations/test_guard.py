@@ -48,14 +48,10 @@ def test_this_machine_is_not_called_however_it_is_spelled(host: str) -> None:
         assert server.seen == []
 
 
-@pytest.mark.parametrize(
-    "addresses", [("127.0.0.1", "1.1.1.1"), ("1.1.1.1", "127.0.0.1"), ("2606:4700::1111", "fe80::1")]
-)
-def test_one_forbidden_address_among_several_is_enough(
-    addresses: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", resolving_to(*addresses))
-    assert call("http://rebound.example").error_class == "refused"
+def test_one_forbidden_address_among_several_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    for addresses in (("127.0.0.1", "1.1.1.1"), ("1.1.1.1", "127.0.0.1"), ("2606:4700::1111", "fe80::1")):
+        monkeypatch.setattr(socket, "getaddrinfo", resolving_to(*addresses))
+        assert call("http://rebound.example").error_class == "refused"
 
 
 def test_the_peer_is_checked_once_more_when_connected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,19 +63,13 @@ def test_the_peer_is_checked_once_more_when_connected(monkeypatch: pytest.Monkey
         assert server.seen == []
 
 
-def test_the_name_is_resolved_once_and_the_checked_address_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_is_resolved_once_and_its_checked_addresses_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(answer()) as server:
-        lookups = Mock(side_effect=resolving_to("127.0.0.1"))
+        lookups = Mock(side_effect=resolving_to("::1", "127.0.0.1"))  # of which the first does not answer
         monkeypatch.setattr(socket, "getaddrinfo", lookups)
         assert call(f"http://pinned.example:{server.port}", allow_private=True).error_class is None
         assert [made.args[0] for made in lookups.mock_calls] == ["pinned.example"]
         assert server.seen[0].headers["host"] == f"pinned.example:{server.port}"
-
-
-def test_the_next_address_is_tried_when_the_first_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("::1", "127.0.0.1"))
-    with serving(answer()) as server:
-        assert call(f"http://dual.example:{server.port}", allow_private=True).error_class is None
 
 
 def test_lookups_that_hang_keep_a_bounded_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,10 +247,9 @@ def test_a_list_holds_for_every_call_however_the_host_is_written(
 
 def test_a_list_opens_nothing_that_is_private(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
-    url = server.url.replace("127.0.0.1", "crm.example")
-    found = call_each(config_of(url, 'allow_to = ["127.0.0.0/8"]', private=False), alerts_too=True)
-    assert {result.error_class for result in found} == {"refused"}
-    assert all("loopback; allow_private = true lets the call out" in (result.call.error or "") for result in found)
+    text = config_of(f"http://crm.example:{server.port}", 'allow_to = ["127.0.0.0/8"]', private=False)
+    assert {result.error_class for result in call_each(text, alerts_too=True)} == {"refused"}
+    assert server.seen == []
 
 
 @pytest.mark.parametrize(
@@ -327,14 +316,9 @@ def test_a_host_that_can_be_seen_to_be_private_is_not_given_to_a_proxy(host: str
         behind_a_proxy(host, private=True)
 
 
-@pytest.mark.parametrize(
-    "host", ["crm.example", "1.1.1.1", "[2606:4700::1111]", "xn--bcher-kva.example", "a_b.example"]
-)
-def test_a_public_name_or_address_may_be(host: str) -> None:
-    behind_a_proxy(host)
-
-
 def test_an_address_behind_a_proxy_is_kept_to_the_lists_and_a_name_can_not_be() -> None:
+    for public in ("crm.example", "1.1.1.1", "[2606:4700::1111]", "xn--bcher-kva.example", "a_b.example"):
+        behind_a_proxy(public)
     behind_a_proxy("10.1.2.3", 'allow_to = ["10.0.0.0/8"]', private=True)
     behind_a_proxy("crm.example", outbound='block_to = ["10.0.0.0/8"]')
     for host, lists, why in (

@@ -89,6 +89,7 @@ NO_ANSWERS = [
     *((CHUNKED + size + b"\r\nhello\r\n0\r\n\r\n", "") for size in SIZES),
     *((CHUNKED + chunks, "") for chunks in CHUNKS),
     *((OK + fields + b"\r\n\r\nhello", "") for fields in FIELDS),
+    *((CHUNKED[:-2] + b"Transfer-Encoding: %b\r\n\r\n0\r\n\r\n" % coding, "") for coding in (b"chunked", b"gzip")),
     *((line + b"\r\nContent-Length: 5\r\n\r\nhello", "") for line in STATUS_LINES),
     (interim(*[103] * (MOST_INTERIM + 1)) + OWN, f"more than {MOST_INTERIM} interim answers"),
     *((before + OWN, PROTOCOL) for before in (interim(101), interim(103, 101), UPGRADE)),
@@ -114,6 +115,7 @@ def test_an_answer_that_has_no_body_leaves_none_for_the_next_call(stack: ExitSta
     bodiless = f"HTTP/1.1 {status} Nothing\r\nContent-Length: 5\r\n\r\n".encode()
     call = Called(stack, raw(bodiless + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nstolen"), raw(OWN))
     assert (call().call.status, call().body) == (status, b"own")
+    assert [seen.connection for seen in call.server.seen] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,8 @@ def test_interim_answers_are_read_past_however_slowly_they_come(stack: ExitStack
             connection.sendall(bytes([byte]))
 
     call = Called(stack, slowly)
-    assert [(result.body, result.call.status) for result in (call(), call())] == [(b"own", 200)] * 2
+    found = [call(), call()]
+    assert [(each.body, each.call.status, each.link) for each in found] == [(b"own", 200, None)] * 2, "and their fields"
     assert [seen.connection for seen in call.server.seen] == [1, 1]
 
 

@@ -28,13 +28,11 @@ from tests.helpers.scripted import (
     ScriptedServer,
     answer,
     closed_port,
-    drip,
     raw,
     reset,
     serving,
     then_close,
 )
-from tests.helpers.waiting import Stopwatch
 
 
 @pytest.mark.parametrize(
@@ -325,14 +323,6 @@ def test_an_endpoint_that_can_not_work_is_refused_before_any_call(
 ) -> None:
     with pytest.raises(ConfigError, match=f"destinations.crm.*{problem}"):
         client_of(url, **options)
-
-
-def test_a_dripping_tunnel_is_cut_at_the_deadline(stack: ExitStack) -> None:
-    call = Called(stack, drip(b"HTTP/1.1 200 OK\r\n", b"X-Drop: 1\r\n"))
-    client = client_of("https://crm.example", proxy=f"http://127.0.0.1:{call.server.port}", timeout=Duration(0.4))
-    with Stopwatch() as watch:
-        assert client.call(GET, context()).error_class == "not_sent"
-    assert watch.seconds < 0.9
 
 
 USED_UP = {"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": str(int(NOW.timestamp()) + 900)}

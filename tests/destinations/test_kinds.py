@@ -80,13 +80,12 @@ def test_an_erased_event_is_skipped_without_a_call(kind: str) -> None:
         assert server.seen == []
 
 
-def test_an_erased_event_is_announced_where_the_message_needs_no_body() -> None:
+def test_an_erased_event_is_delivered_where_nothing_needs_its_body(world: World) -> None:
     with serving(answer()) as server:
         delivered(deliver(config_of("slack", server), ERASED))
-
-
-def test_an_erased_event_is_still_synchronised_where_the_route_needs_no_body(world: World) -> None:
     delivered(world.deliver(ERASED))
+    looking = f'transform = "{__name__}:looked_at"'
+    delivered(world.deliver(ERASED, sync=changed('clear_when_absent = ["phone"]', looking)))
 
 
 def transformed(fields: dict[str, Any], event: dict[str, Any], *_: object) -> dict[str, Any]:
@@ -114,9 +113,3 @@ def test_an_erased_event_is_skipped_where_a_sync_looks_into_the_body_and_nothing
     assert isinstance(outcome, Skipped)
     assert outcome.why == SKIPPED.why, "an absent phone would clear the counterpart's"
     assert {seen.method for seen in world.server.seen} <= {"GET"}
-
-
-def test_a_function_that_does_not_look_into_the_body_works_on(world: World) -> None:
-    delivered(
-        world.deliver(ERASED, sync=changed('clear_when_absent = ["phone"]', f'transform = "{__name__}:looked_at"'))
-    )

@@ -26,12 +26,12 @@ from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.retention import KindState, expiry_of, state_of
 from tests.helpers.daemon import Rig, configured, running, users
-from tests.helpers.databases import ON_BOTH, down
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down, opened
 from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, Steps, a_pruner, batches, prune, work_of
 from tests.helpers.scripted import answer, reset
 from tests.helpers.scripted import serving as scripted
 from tests.helpers.storing import an_event
-from tests.helpers.tables import count
+from tests.helpers.tables import count, open_states
 from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -100,6 +100,21 @@ def test_a_database_that_goes_away_is_waited_for(rig: Rig, database_url: str) ->
         rig.arrive("u1")
         rig.until_left()
     assert rig.kinds == ["delivered"] * 2
+
+
+@pytest.mark.long
+@ON_POSTGRES
+def test_broken_connections_cost_no_delivery_and_no_second_call(rig: Rig, database_url: str) -> None:
+    seqs = rig.arrive(*users(200, 20))
+    rig.downstream.seconds = 0.01
+    with rig.relay():
+        for part in (40, 80, 120):
+            until(lambda: len(rig.downstream.arrivals) >= part, "the drain goes on")
+            disconnect(database_url)
+        with opened(database_url) as watching:
+            until(lambda: not open_states(watching), "everything is delivered")
+    assert rig.kinds.count("delivered") == 200
+    assert sorted(rig.calls) == sorted(seqs)
 
 
 @ON_BOTH
@@ -290,6 +305,14 @@ def test_a_drain_ends_though_something_is_held_back(rig: Rig) -> None:
         execution.work_on(work_of(rig.database, policies(config), config=config), number)
         Relay(rig.database, prepare(config), grace_seconds=20).run(drain=True)
         assert rig.left == {"ready": 1}
+
+
+def test_a_pause_by_command_counts_from_the_next_claim_on(rig: Rig) -> None:
+    relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
+    commands.ask(rig.database, "pause", Gate(route="everything"), who="kim", why="odd")
+    relay._work_on_commands()
+    assert ("route", "everything") in relay._claimer.gates.paused
+    relay._generations.close()
 
 
 def test_an_entity_that_is_resumed_is_looked_for_from_the_beginning(rig: Rig) -> None:

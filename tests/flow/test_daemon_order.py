@@ -237,6 +237,7 @@ def test_claims_that_can_not_be_given_back_at_once_are_given_back_when_the_datab
     assert rig.kinds == ["delivered"]
     assert rig.left == {"ready": 2}
     assert count(rig.engine, "open_delivery WHERE attempt > 0") == 0
+    assert relay._leases.held() == [], "none of them is renewed any more"
 
 
 @ON_POSTGRES

@@ -196,7 +196,7 @@ def broken(*_: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "bug", "error"),
+    "trouble",
     [
         ("relay.sweep.run.CompiledSweep.run", lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
         ("relay.store.sweeps.missing", broken, "the database: ValueError: gone"),
@@ -204,14 +204,10 @@ def broken(*_: object) -> None:
     ],
     ids=["a bug", "the database", "a bug outside of a sweep"],
 )
-def test_an_error_that_ends_a_sweep_or_keeps_it_from_beginning_is_told(  # noqa: PLR0917  # fixtures
-    rig: Rig,
-    sweeper: Sweeper,
-    monkeypatch: pytest.MonkeyPatch,
-    where: str,
-    bug: Callable[..., object],
-    error: str | None,
+def test_an_error_that_ends_a_sweep_or_keeps_it_from_beginning_is_told(
+    rig: Rig, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, trouble: tuple[str, Callable[..., object], str | None]
 ) -> None:
+    where, bug, error = trouble
     monkeypatch.setattr(where, bug)
     sweeper.run_due()
     left = watermark(rig.engine)

@@ -67,7 +67,6 @@ class KillablePostgres:
                 utils.ensure_prefix_permissions(path)
             for path in (self._data, self.sockets, *self._data.rglob("*")):
                 shutil.chown(path, self._user)
-        self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         if base is not None:
             return
@@ -91,7 +90,6 @@ class KillablePostgres:
         assert not self.runs
         settings = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         self._process = self._run("postgres", "-k", str(self.sockets), *settings)
-        self.starts += 1
         self.wait()
 
     def wait(self) -> None:

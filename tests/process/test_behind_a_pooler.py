@@ -83,11 +83,8 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(
     ):
         _, port = place.receiver(workers=2)
         relays = place.relay("--processes", str(RELAYS))
-        sender = Sender(tmp_path / "sends.jsonl", port, events(EVENTS), connections=8)
-        try:
+        with Sender(tmp_path / "sends.jsonl", port, events(EVENTS), connections=8) as sender:
             until(lambda: sender.is_done, "all is acknowledged")
-        finally:
-            sender.stop()
         until(lambda: len(downstream.arrivals) >= EVENTS and not open_states(engine), "all is delivered")
         verified = place.invoke("relay", "verify")
         assert verified.status == 0, verified.stderr

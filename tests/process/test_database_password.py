@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 
@@ -48,9 +47,9 @@ def place(server: KillablePostgres, tmp_path: Path) -> Iterator[Site]:
         yield made
 
 
-def told(place: Site, statuses: set[int], *command: str, **environment: str) -> str:
+def told(place: Site, statuses: set[int], *command: str) -> str:
     """All that a command shows, which ends with one of these statuses."""
-    ended = place.invoke(*command, **environment)
+    ended = place.invoke(*command)
     assert ended.status in statuses, ended.stderr
     assert SECRET.leaks({"stdout": ended.stdout, "stderr": ended.stderr}) == []
     return ended.stdout + ended.stderr
@@ -83,13 +82,3 @@ def test_a_wrong_password_is_told_without_it(place: Site) -> None:
     (place.folder / "password").write_text(SECRET.plain("wrong-password"), encoding="utf-8")
     for command in (("inbox", "check", "--online"), ("relay", "run", "--drain")):
         assert 'password authentication failed for user "inbox"' in told(place, {2}, *command)
-
-
-def test_the_url_may_stand_in_a_variable_as_a_whole(place: Site, server: KillablePostgres) -> None:
-    url = f"postgresql+psycopg://inbox:{quote(PASSWORD, safe='')}@/inbox?host={server.sockets}"
-    place.configure('[database]\nurl = "env:DATABASE"\n')
-    told(place, {0}, "inbox", "migrate", DATABASE=url)
-    (place.folder / "url").write_text(url, encoding="utf-8")
-    place.configure("")
-    shown = told(place, {0}, "inbox", "check", "--online", INBOX_DATABASE_URL=f"file:{place.folder}/url")
-    assert f"INBOX_DATABASE_URL: file:{place.folder}/url: postgresql+psycopg://inbox:***@/inbox" in shown

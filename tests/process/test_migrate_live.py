@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db import views
-from inbox.db.dialect import POSTGRES
 from inbox.db.migrate import head
 from tests.helpers.databases import connect_postgres
 from tests.helpers.later import ADDITIVE, INDEX, MadeUp, write_version
@@ -29,23 +27,7 @@ SENT_IN_QUIET = 300
 RECEIVERS_PATIENCE = 2.0
 """The lock timeout of its connections."""
 
-STUCK = next(each.strip() for each in views.statements(POSTGRES) if "CREATE VIEW stuck" in each)
-TRIGGER = next(each.strip() for each in views.statements(POSTGRES) if "CREATE TRIGGER inbox_is_not_truncated" in each)
-MADE_UP = (
-    MadeUp(
-        ADDITIVE.revision,
-        ADDITIVE.says,
-        postgres=";\n\n".join(
-            (
-                ADDITIVE.postgres,
-                "DROP VIEW stuck",
-                STUCK,
-                TRIGGER.replace("CREATE TRIGGER", "CREATE OR REPLACE TRIGGER"),
-            )
-        ),
-    ),
-    INDEX,
-)
+MADE_UP = (ADDITIVE, INDEX)
 AGAIN = MadeUp("0004", "Another column.", postgres="ALTER TABLE inbox ADD COLUMN country text")
 
 _FILL = f"""
@@ -87,11 +69,6 @@ def with_patience(version: Path, timeout: str) -> Path:
     return version
 
 
-def ended_well(program: Program) -> str:
-    assert program.ends(120) == 0, program.output
-    return program.output
-
-
 def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
     tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
 ) -> None:
@@ -107,8 +84,7 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
             return at.start(f"migrate-{version.name}", "-P", *INBOX, "migrate", PYTHONPATH=str(version))
 
         _, port = at.receiver(1, PATIENT)
-        sender = Sender(tmp_path / "sends.jsonl", port, endless(), per_second=100)
-        try:
+        with Sender(tmp_path / "sends.jsonl", port, endless(), per_second=100) as sender:
             until(lambda: sender.acknowledged() >= SENT_IN_QUIET, "some are sent while nothing else happens", within=60)
             quiet = longest_wait(sender.sends.lines())
             begin = len(sender.sends)
@@ -116,7 +92,8 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
                 migrating = migrate(later)
                 until(lambda: "try 2 of " in migrating.output or not migrating.runs, "it tries again", within=60)
                 assert migrating.runs, migrating.output
-            output = ended_well(migrating)
+            assert migrating.ends(120) == 0, migrating.output
+            assert "the database was brought from 0001 to 0003" in migrating.output
             during = sender.sends.lines()[begin:]
             refused = sender.refused()
 
@@ -125,14 +102,11 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
                 migrating = migrate(patient)
                 until(lambda: sender.refused() > refused or not migrating.runs, "a request has waited", within=60)
                 assert migrating.runs, migrating.output
-            ended_well(migrating)
+            assert migrating.ends(120) == 0, migrating.output
             in_the_old_way = longest_wait(sender.sends.lines()[begin:])
             sender.enough()
             until(lambda: sender.is_done, "the last request is answered")
-        finally:
-            sender.stop()
 
-    assert "the database was brought from 0001 to 0003" in output
     assert refused == 0
     assert longest_wait(during) < quiet + LONGEST_WAIT
     assert in_the_old_way > RECEIVERS_PATIENCE

@@ -90,8 +90,7 @@ def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(
     config = config_text(database_url)
     receiver, port = place.receiver(2 if is_postgres(database_url) else 1, PATIENT)
     assert post(port, "added-1") == 401
-    sender = Sender(tmp_path / "sends.jsonl", port, endless(), timeout=60)
-    try:
+    with Sender(tmp_path / "sends.jsonl", port, endless(), timeout=60) as sender:
         for number, send in enumerate((os.kill, os.killpg), 1):  # the last to its workers, too
             acknowledged = sender.acknowledged()
             until(lambda: sender.acknowledged() >= acknowledged + 100, "the sender is at work")
@@ -100,8 +99,6 @@ def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(
             written = replaced(receiver, lambda: send(receiver.pid, signal.SIGHUP))
             assert "[INFO] reloaded sources=trivore,unrouted,added-1" in written
             assert post(port, f"added-{number}") == 200
-    finally:
-        sender.stop()
     sends = sender.sends.lines()
     assert {line["outcome"] for line in sends} == {None, "ok"}
     assert checkers.unstored(sends, stored(engine)) == []

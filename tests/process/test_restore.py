@@ -48,11 +48,8 @@ def working(folder: Path, url: str, downstream: Downstream) -> Iterator[tuple[Si
 
 def send(folder: Path, port: int, sent: list[tuple[str, str]], url: str) -> None:
     """Send events, and wait until they are acknowledged and delivered."""
-    sender = Sender(folder / f"sends-{port}-{sent[0][1][-8:-1]}.jsonl", port, sent)
-    try:
+    with Sender(folder / f"sends-{port}-{sent[0][1][-8:-1]}.jsonl", port, sent) as sender:
         until(lambda: sender.is_done, "all is acknowledged", within=PATIENCE)
-    finally:
-        sender.stop()
     until(lambda: not open_states(engine_of(url)), "all is delivered", within=PATIENCE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -11,10 +12,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from inbox.clock import SystemClock
+from inbox.receiver.writer import GroupCommit
 from tests.helpers import checkers
 from tests.helpers.databases import is_postgres
 from tests.helpers.processes import Site, site
+from tests.helpers.receiver import a_link
 from tests.helpers.relaying import fill
+from tests.helpers.storing import an_event
 from tests.helpers.tables import count, facts, in_flight_of, open_states, stored
 from tests.helpers.traffic import Downstream, Held, Script, Sender, always_well, endless, events, serving
 from tests.helpers.waiting import until
@@ -143,15 +148,23 @@ def test_an_event_that_a_receiver_acknowledged_before_it_was_told_to_stop_is_sto
     database_url: str, engine: Engine, tmp_path: Path, place: Site
 ) -> None:
     receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
-    sender = Sender(tmp_path / "sends.jsonl", port, endless(), connections=8, tries=1)
-    try:
+    with Sender(tmp_path / "sends.jsonl", port, endless(), connections=8, tries=1) as sender:
         until(lambda: sender.acknowledged() >= 300, "the receiver is under load")
         assert receiver.stop() == 0
-    finally:
-        sender.stop()
     sends = sender.sends.lines()
     assert checkers.unstored(sends, stored(engine)) == []
     assert checkers.two_numbers(sends, stored(engine)) == []
     assert {line["status"] for line in sends if line["outcome"] == "failed"} <= {503}
     assert checkers.complaints(place.logs()) == []
     assert not {"ok", "unknown"} - {line["outcome"] for line in sends}
+
+
+async def test_a_receiver_that_stops_stores_all_that_waits_in_as_many_batches_as_it_takes(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inbox.receiver.writer.MAX_ROWS", 2)
+    writer = GroupCommit(a_link(sqlite_database_url), SystemClock())
+    waiting = [asyncio.create_task(writer.append([an_event(number)])) for number in range(7)]
+    await asyncio.sleep(0)
+    await writer.close()
+    assert [len(receipts) for receipts in await asyncio.gather(*waiting)] == [1] * 7

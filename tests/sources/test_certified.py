@@ -17,7 +17,9 @@ from inbox.config.values import Duration, Secret, TopicArn
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable
 from inbox.events.event import Event, dedup_key
 from inbox.sources import PRESETS, preset_of
+from inbox.sources.keys import MOST_KEPT, CertificateUrl
 from inbox.sources.normalize import events_of
+from inbox.sources.presets.sns import SignedMessage
 from tests.helpers.certificate_host import pem_of, signing_key
 from tests.helpers.webhooks import mistake
 from tests.sources import anything
@@ -45,7 +47,7 @@ from tests.sources.certified import (
     wanted,
     with_token,
 )
-from tests.sources.presenting import why_refused
+from tests.sources.presenting import a_request, why_refused
 
 SNS, PAYPAL = sns_verifier(), paypal_verifier()
 OURS = {"sns": pem_of(SNS_NAME, signing_key()), "paypal": pem_of(PAYPAL_NAME, signing_key())}
@@ -74,17 +76,14 @@ def test_another_length_is_refused() -> None:
         assert why_refused(SNS, msgspec.structs.replace(of_sns({}), body=body)) is not None
 
 
-@pytest.mark.parametrize("name", ["Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type", "Signature"])
-def test_each_member_of_sns_is_signed(name: str) -> None:
-    assert why_refused(SNS, of_sns({**NOTIFICATION, name: NOTIFICATION[name] + "x"})) is not None
-    assert why_refused(SNS, of_sns({key: value for key, value in NOTIFICATION.items() if key != name})) is not None
-
-
-@pytest.mark.parametrize("name", ["id", "time", "sig"])
-@pytest.mark.parametrize("value", ["", "x", "2025-08-29T10:49:06Z", "a|b", "é", "0" * 100_000, "\x00"])
-def test_each_header_of_paypal_is_signed(name: str, value: str) -> None:
-    changed: dict[str, Any] = {f"paypal_transmission_{name}": value}
-    assert why_refused(PAYPAL, of_paypal(**changed)) is not None
+def test_each_member_of_sns_and_each_header_of_paypal_is_signed() -> None:
+    for name in ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type", "Signature"):
+        assert why_refused(SNS, of_sns({**NOTIFICATION, name: NOTIFICATION[name] + "x"})) is not None
+        assert why_refused(SNS, of_sns({key: each for key, each in NOTIFICATION.items() if key != name})) is not None
+    for name in ("id", "time", "sig"):
+        for value in ("", "x", "2025-08-29T10:49:06Z", "a|b", "é", "0" * 100_000, "\x00"):
+            changed: dict[str, Any] = {f"paypal_transmission_{name}": value}
+            assert why_refused(PAYPAL, of_paypal(**changed)) is not None, (name, value)
 
 
 # --- certificates
@@ -130,27 +129,19 @@ def test_no_trick_in_a_url_has_anything_fetched(trick: str) -> None:
         assert "is no certificate at" in (why_refused(verifier, asked) or "")
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"https://sns.us-east-1.amazonaws.com{SNS_PATH}",
-        f"https://sns.eu-west-1.amazonaws.com.cn{SNS_PATH}",
-        f"https://amazonaws.com{SNS_PATH}",
-        f"https://s3.eu-west-1.amazonaws.com{SNS_PATH}",
-        f"https://sns.eu-west-1.amazonaws.com.evil{SNS_PATH}",
-        "https://sns.eu-west-1.amazonaws.com/x",
-        "https://sns.eu-west-1.amazonaws.com/.pem",
-        "https://sns.eu-west-1.amazonaws.com/a.b.pem",
-    ],
-)
-def test_the_certificate_has_to_be_at_the_host_of_the_topics_region(url: str) -> None:
-    assert wanted(sns_verifier(None), of_sns(signed_message(SigningCertURL=url))) is None
-
-
-def test_topics_of_china_have_their_certificates_there() -> None:
-    topic = TopicArn.parse("arn:aws-cn:sns:cn-north-1:123456789012:orders")
-    message = signed_message(TopicArn=topic, SigningCertURL=f"https://sns.cn-north-1.amazonaws.com.cn{SNS_PATH}")
-    assert wanted(sns_verifier(None, topic), of_sns(message)) == f"https://sns.cn-north-1.amazonaws.com.cn{SNS_PATH}"
+def test_the_certificate_has_to_be_at_the_host_of_the_topics_region() -> None:
+    for host in (
+        "sns.us-east-1.amazonaws.com",
+        "sns.eu-west-1.amazonaws.com.cn",
+        "amazonaws.com",
+        "s3.eu-west-1.amazonaws.com",
+    ):
+        assert wanted(sns_verifier(None), of_sns(signed_message(SigningCertURL=f"https://{host}{SNS_PATH}"))) is None
+    for path in ("/x", "/.pem", "/a.b.pem"):
+        assert wanted(sns_verifier(None), of_sns(signed_message(SigningCertURL=f"https://{SNS_HOST}{path}"))) is None
+    topic, there = TopicArn.parse("arn:aws-cn:sns:cn-north-1:123456789012:orders"), "sns.cn-north-1.amazonaws.com.cn"
+    message = signed_message(TopicArn=topic, SigningCertURL=f"https://{there}{SNS_PATH}")
+    assert wanted(sns_verifier(None, topic), of_sns(message)) == f"https://{there}{SNS_PATH}", "of China"
 
 
 def test_a_certificate_is_fetched_only_when_everything_else_is_proven() -> None:
@@ -198,20 +189,30 @@ def test_a_certificate_that_is_not_the_providers_or_not_valid_is_not_kept(pem: b
         sns_verifier(pem)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["sns-cn-north-1.amazonaws.com.cn", "sns-signing.eu-south-1.amazonaws.com", "sns-us-gov-west-1.amazonaws.com"],
-)
-def test_certificates_have_the_names_that_aws_own_library_lists(name: str) -> None:
-    verifier = sns_verifier(pem_of(name, signing_key()))
-    assert why_refused(verifier, of_sns(signed_message())) is None
-    assert why_refused(sns_verifier(pem_of("x", signing_key(), alternative=name)), of_sns(signed_message())) is None
+def test_certificates_have_the_names_that_aws_own_library_lists() -> None:
+    for name in (
+        "sns-cn-north-1.amazonaws.com.cn",
+        "sns-signing.eu-south-1.amazonaws.com",
+        "sns-us-gov-west-1.amazonaws.com",
+    ):
+        for pem in (pem_of(name, signing_key()), pem_of("x", signing_key(), alternative=name)):
+            assert why_refused(sns_verifier(pem), of_sns(signed_message())) is None
 
 
 def test_a_certificate_that_has_expired_since_is_fetched_again_and_nothing_is_refused_for_a_clock() -> None:
     """A 401 would be final for SNS, and a step of this clock would lose messages."""
     for moment in (datetime(2020, 1, 1, tzinfo=UTC), datetime(2126, 1, 1, tzinfo=UTC)):
         assert wanted(SNS, of_sns(NOTIFICATION, moment)) == NOTIFICATION["SigningCertURL"]
+
+
+def test_few_certificates_are_kept_and_the_oldest_is_fetched_again() -> None:
+    verifier = sns_verifier()
+    (proof,) = verifier.proofs
+    assert isinstance(proof, SignedMessage)
+    for number in range(MOST_KEPT):
+        assert wanted(verifier, of_sns(NOTIFICATION)) is None
+        proof.certificates.add(CertificateUrl(SNS_HOST, f"/{number}.pem"), SNS_PEM, SNS_AT)
+    assert wanted(verifier, of_sns(NOTIFICATION)) == NOTIFICATION["SigningCertURL"]
 
 
 # --- signatures
@@ -280,10 +281,10 @@ def test_a_captured_transmission_stays_one_event_whatever_body_is_fitted_to_its_
     assert why_refused(short, of_paypal(at=PAYPAL_AT + timedelta(minutes=2))) is not None
 
 
-@pytest.mark.parametrize("secret", ["", "a|b", "é", "x" * 101, "https://example.com"])
-def test_a_text_that_can_be_no_id_of_a_webhook_is_a_mistake(secret: str) -> None:
-    with pytest.raises(ConfigError, match="no id of a webhook"):
-        paypal_verifier(None, Secret(secret or " "))
+def test_a_text_that_can_be_no_id_of_a_webhook_is_a_mistake() -> None:
+    for secret in (" ", "a|b", "é", "x" * 101, "https://example.com"):
+        with pytest.raises(ConfigError, match="no id of a webhook"):
+            paypal_verifier(None, Secret(secret))
     with pytest.raises(ConfigError, match="may be tried"):
         paypal_verifier(None, *[Secret(WEBHOOK)] * 6)
 
@@ -322,41 +323,39 @@ ORDERS = EventFields(
 
 def test_with_event_the_message_inside_is_the_event() -> None:
     inner = '{"type": "order.updated", "order": 42}'
-    (event,) = read({**NOTIFICATION, "Message": inner}, ORDERS)
+    wrapped = {**NOTIFICATION, "Message": inner}
+    (event,) = read(wrapped, ORDERS)
     assert (event.entity_type, event.entity_id, event.event_type) == ("ORDER", "42", "order.updated")
-    assert json.loads(event.body) == {**NOTIFICATION, "Message": {"type": "order.updated", "order": 42}}
-    assert (event.content_type, inner.encode() in event.body) == ("application/json", True)
-    (stored,) = read({**NOTIFICATION, "Message": json.loads(inner)}, ORDERS)
-    assert stored.dedup_key == event.dedup_key
-    assert (stored.entity_id, stored.event_id, stored.occurred_at) == ("42", event.event_id, event.occurred_at)
-    assert event.event_id == NOTIFICATION["MessageId"]
+    assert (event.event_id, event.content_type) == (NOTIFICATION["MessageId"], "application/json")
     assert event.occurred_at == datetime(2025, 5, 2, 0, 54, 6, 655_000, UTC)
-    (again,) = read({**NOTIFICATION, "Message": inner}, ORDERS)
-    (other,) = read({**NOTIFICATION, "Message": inner, "MessageId": "another"}, ORDERS)
-    assert event.dedup_key == again.dedup_key != other.dedup_key
-    (named,) = read({**NOTIFICATION, "Message": inner}, ORDERS, ["order"])
-    assert named.dedup_key == read({**NOTIFICATION, "Message": inner, "MessageId": "b"}, ORDERS, ["order"])[0].dedup_key
-    (asked,) = read(CONFIRMATION, ORDERS)
-    assert asked.event_type == "SubscriptionConfirmation"
-    for wrong, error in (
-        *[(each, InvalidEvent) for each in (None, 1, True)],
-        ("no JSON", Unreadable),
-        ('{"order": 42}', InvalidEvent),
-        ("", InvalidEvent),
-    ):
-        with pytest.raises(error):
+    assert json.loads(event.body) == {**NOTIFICATION, "Message": json.loads(inner)}
+    assert inner.encode() in event.body
+    (stored,), (other,) = (
+        read(each, ORDERS) for each in ({**wrapped, "Message": json.loads(inner)}, {**wrapped, "MessageId": "b"})
+    )
+    assert (stored.dedup_key, stored.entity_id, stored.occurred_at) == (event.dedup_key, "42", event.occurred_at)
+    assert event.dedup_key != other.dedup_key
+    (named,), (again,) = (read({**wrapped, "MessageId": each}, ORDERS, ["order"]) for each in "ab")
+    assert named.dedup_key == again.dedup_key
+    assert read(CONFIRMATION, ORDERS)[0].event_type == "SubscriptionConfirmation"
+    for wrong in (None, 1, True, "no JSON", '{"order": 42}', ""):
+        with pytest.raises((InvalidEvent, Unreadable)):
             read({**NOTIFICATION, "Message": wrong}, ORDERS)
 
 
-@given(anything.bodies(b'{"type": "order.updated", "order": 42}').map(lambda body: body.decode("utf-8", "replace")))
-def test_whatever_a_message_holds_it_is_an_event_that_can_be_read_again_or_is_refused(inner: str) -> None:
-    try:
-        (event,) = read({**NOTIFICATION, "Message": inner}, ORDERS)
-    except RequestError as error:
-        error.detail.encode()
-        return
-    (again,) = read(json.loads(event.body), ORDERS)
-    assert (again.entity_id, again.event_type, again.dedup_key) == (event.entity_id, event.event_type, event.dedup_key)
+def test_whatever_a_message_holds_it_is_an_event_that_can_be_read_again_or_is_refused() -> None:
+    sample = a_request("sns", b'{"type": "order.updated", "order": 42}', {"Content-Type": "application/json"})
+    for body in anything.extreme_bodies(sample):
+        try:
+            (event,) = read({**NOTIFICATION, "Message": body.decode("utf-8", "replace")}, ORDERS)
+        except RequestError as error:
+            error.detail.encode()
+            continue
+        (again,) = read(json.loads(event.body), ORDERS)
+        assert (again.entity_id, again.event_type, again.dedup_key) == (
+            *(event.entity_id, event.event_type),
+            event.dedup_key,
+        )
 
 
 def test_with_items_each_is_an_event_of_its_own() -> None:
@@ -393,13 +392,11 @@ def test_an_event_of_paypal_is_about_its_resource() -> None:
         (f'topics = ["{TOPIC}"]\nevent = {{ type = "body." }}', "event"),
     ],
 )
-def test_mistakes_of_a_source_of_sns_are_named(lines: str, why: str) -> None:
-    assert why in mistake(f'[sources.s]\npreset = "sns"\nauth = {{ kind = "none" }}\n{lines}\n')
-
-
-def test_both_need_an_auth_as_strangers_could_have_certificates_fetched() -> None:
-    assert "auth: is missing" in mistake('[sources.p]\npreset = "paypal"\nsecrets = ["env:S"]\n')
-    assert "auth: is missing" in mistake(f'[sources.s]\npreset = "sns"\ntopics = ["{TOPIC}"]\n')
-    assert "topics: is for preset = 'sns' only" in mistake(
-        f'[sources.p]\npreset = "paypal"\nsecrets = ["env:S"]\nauth = {{ kind = "none" }}\ntopics = ["{TOPIC}"]\n'
-    )
+def test_mistakes_of_a_source_are_named_and_it_needs_an_auth(lines: str, why: str) -> None:
+    """Strangers could have certificates fetched."""
+    open_to_all = 'auth = { kind = "none" }\n'
+    assert why in mistake(f'[sources.s]\npreset = "sns"\n{open_to_all}{lines}\n')
+    paypal = '[sources.p]\npreset = "paypal"\nsecrets = ["env:S"]\n'
+    for text in (paypal, f'[sources.s]\npreset = "sns"\ntopics = ["{TOPIC}"]\n'):
+        assert "auth: is missing" in mistake(text)
+    assert "topics: is for preset = 'sns' only" in mistake(f'{paypal}{open_to_all}topics = ["{TOPIC}"]\n')

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import pytest
 
 from inbox.config.sources import NoAuth, Source
-from inbox.errors import InvalidEvent, RequestError, Unreadable
+from inbox.errors import InvalidEvent, Unreadable
 from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.sources import preset_of
 from inbox.sources.presets import slack_message
@@ -99,25 +99,19 @@ def test_an_entity_that_the_groups_do_not_tell_is_configured_or_not_known(
     assert named({"text": "The user 42 was updated"}, a_source(pattern, entity_type)) == expected
 
 
-@pytest.mark.parametrize(
-    ("pattern", "text"),
-    [
+def test_an_id_that_can_not_be_stored_is_no_entity_and_the_message_is_kept() -> None:
+    for pattern, text in (
         (r"(?P<type>user) (?P<id>.+)", "user " + "4" * 256),
         (r"(?P<type>\w+) (?P<id>\d+)", "u" * 101 + " 42"),
         (r"(?P<type>user) (?P<id>\d+) (?P<event_type>\w+)", "user 42 " + "e" * 101),
         (r"(?P<type>user) (?P<id>.+)", "user 4\x002"),
-    ],
-)
-def test_an_id_that_can_not_be_stored_is_no_entity_and_the_message_is_kept(pattern: str, text: str) -> None:
-    assert named({"text": text}, a_source(pattern)) == (None, None, "message")
+    ):
+        assert named({"text": text}, a_source(pattern)) == (None, None, "message")
 
 
-@pytest.mark.parametrize(
-    ("word", "action"),
-    [("created", "create"), ("Updated", "update"), ("changed", "update"), ("deleted", "delete"), ("seen", "other")],
-)
-def test_usual_words_have_their_actions(word: str, action: str) -> None:
-    assert read({"text": f"user 42 was {word}"}).action == action
+def test_usual_words_have_their_actions() -> None:
+    actions = {"created": "create", "Updated": "update", "changed": "update", "deleted": "delete", "seen": "other"}
+    assert {word: read({"text": f"user 42 was {word}"}).action for word in actions} == actions
 
 
 def test_no_more_than_256_kib_are_searched() -> None:
@@ -127,26 +121,18 @@ def test_no_more_than_256_kib_are_searched() -> None:
     assert named({"text": far[19:], "blocks": [{"text": "user 42 was updated"}]})[1] is None, "it may be half a match"
 
 
-@pytest.mark.parametrize(
-    ("pattern", "end"),
-    [
-        (r"(?P<id>(a|aa)+)$", "!"),
-        (r"(?P<id>(\w+)*)@", ""),
-        (r"(?P<id>a*a*a*a*a*)b", "b"),
-    ],
-)
-def test_no_pattern_takes_longer_than_a_few_times_reading_the_message(pattern: str, end: str) -> None:
+def test_no_pattern_takes_longer_than_a_few_times_reading_the_message() -> None:
     """A search that goes back and tries again would take its length squared, or not end: here 10,000 times as long."""
-    raw = raw_of({"text": "a" * (slack_message.SEARCHED - 1) + end})
 
-    def seconds(pattern: str) -> float:
-        source = a_source(pattern, "USER")
+    def seconds(pattern: str, end: str) -> float:
+        source, raw = a_source(pattern, "USER"), raw_of({"text": "a" * (slack_message.SEARCHED - 1) + end})
         began = time.process_time()
         read_raw(raw, source)
         return time.process_time() - began
 
-    hostile, harmless = (min(seconds(each) for _ in range(5)) for each in (pattern, "^(?P<id>b)"))
-    assert hostile < 200 * harmless
+    harmless = min(seconds("^(?P<id>b)", "") for _ in range(5))
+    for pattern, end in ((r"(?P<id>(a|aa)+)$", "!"), (r"(?P<id>(\w+)*)@", ""), (r"(?P<id>a*a*a*a*a*)b", "b")):
+        assert min(seconds(pattern, end) for _ in range(5)) < 200 * harmless, pattern
 
 
 # --- how a message comes
@@ -160,23 +146,14 @@ def test_a_form_is_read_as_its_payload() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "error"),
+    "body",
     [
-        (b"", InvalidEvent),
-        (b"text=hello", InvalidEvent),
-        (b"payload={}&payload={}", InvalidEvent),
-        (b"payload=", Unreadable),
-        (b"payload=hello", Unreadable),
-        (b"payload=%ff", Unreadable),
-        (b"payload=\xff", Unreadable),
-        (b"&a=" * 101, Unreadable),
-        (b"payload=1", InvalidEvent),
-        (b"payload=[]", InvalidEvent),
-        (b"payload={}", InvalidEvent),
+        *(b"", b"text=hello", b"payload={}&payload={}", b"payload=", b"payload=hello", b"payload=%ff", b"payload=\xff"),
+        *(b"&a=" * 101, b"payload=1", b"payload=[]", b"payload={}"),
     ],
 )
-def test_a_form_without_one_good_payload_is_refused(body: bytes, error: type[RequestError]) -> None:
-    with pytest.raises(error):
+def test_a_form_without_one_good_payload_is_refused(body: bytes) -> None:
+    with pytest.raises((InvalidEvent, Unreadable)):
         read_raw(RawRequest("chat", FORM, body, NOW))
 
 
@@ -187,20 +164,13 @@ def key_at(seconds: float, message: object = "user 42 was updated", **headers: s
     return dedup_key(read_raw(raw_of({"text": message}, NOW + timedelta(seconds=seconds), **headers)))
 
 
-def test_a_repeat_is_the_same_event_and_the_same_words_an_hour_later_are_another() -> None:
+def test_a_repeat_is_the_same_event_and_the_same_words_more_than_five_minutes_later_are_another() -> None:
     assert key_at(0) == key_at(1) == key_at(120)
-    assert key_at(0) != key_at(3600)
     assert key_at(0) != key_at(0, "user 43 was updated")
-
-
-def test_the_same_words_more_than_five_minutes_apart_are_never_taken_for_a_repeat() -> None:
     assert all(key_at(start) != key_at(start + 300) for start in range(0, 300, 7))
-
-
-@pytest.mark.parametrize("header", ["idempotency_key", "webhook_id"])
-def test_a_sender_that_says_what_is_a_repeat_is_believed(header: str) -> None:
-    assert key_at(0, **{header: "k1"}) == key_at(3600, "in other words", **{header: "k1"})
-    assert key_at(0, **{header: "k1"}) != key_at(0, **{header: "k2"})
+    for header in ("idempotency_key", "webhook_id"):  # of a sender that says which requests are repeats
+        assert key_at(0, **{header: "k1"}) == key_at(3600, "in other words", **{header: "k1"})
+        assert key_at(0, **{header: "k1"}) != key_at(0, **{header: "k2"})
 
 
 # --- what the file may say

@@ -188,9 +188,19 @@ def test_a_page_is_asked_for_again_and_not_the_whole_listing(
     monkeypatch.setattr(sweep_run, "FIRST_WAIT_SECONDS", 0)
     directory.statuses = [200, 503, 429, 200, 503]
     assert (sweep().compared, directory.pages) == (10, 6 + 3)
-    directory.statuses = [200, 503, 503, 503]
-    with pytest.raises(SweepFailed, match="answered 503"):
-        sweep()
+    for statuses in ([200, 503, 503, 503], [200, 401]):  # of which the second would not pass
+        directory.statuses = statuses
+        with pytest.raises(SweepFailed, match=f"answered {statuses[-1]}"):
+            sweep()
+
+
+def test_a_sweep_begins_before_the_watermark_by_its_overlap(database: Database, database_url: str) -> None:
+    config = config_text(database_url) + TABLE.format(url="http://127.0.0.1:9", count=3)
+    made = CompiledSweep(parse_config(config), "trivore", 0)
+    assert made.begins(database) == (sweep_run.EVERYTHING, None)
+    ended(database, HOURLY, until_second=5)
+    until = START + timedelta(seconds=5)
+    assert made.begins(database) == (until - timedelta(seconds=made.table.overlap), until)
 
 
 def test_a_sweep_that_begins_again_adds_nothing_twice(

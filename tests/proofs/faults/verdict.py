@@ -68,15 +68,10 @@ def told(rig: Rig, verdict: Verdict) -> str:
 
 def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
     """Run every checker. The log of a relay has its name as the caller: 07-relay-5.log is that of relay-5."""
-    engine, sends, arrivals, faults = (
-        rig.store.engine,
-        rig.sender.sends.lines(),
-        rig.downstream.arrivals.lines(),
-        rig.faults.lines(),
-    )
+    engine, faults, logs = rig.store.engine, rig.faults.lines(), rig.site.logs()
+    sends, arrivals = rig.sender.sends.lines(), rig.downstream.arrivals.lines()
     inbox, present, log = stored(engine), rows(engine, "SELECT * FROM open_delivery"), _monotonic(facts(engine), faults)
     cuts = [] if rig.store.proxy is None else rig.store.proxy.cuts.lines()
-    logs = rig.site.logs()
     started = {name.split("-", 1)[1].removesuffix(".log"): STARTED.search(text) for name, text in logs.items()}
     callers = {name: found.group(1) for name, found in started.items() if found}
     frozen = [line for line in faults if line["kind"] == "freeze a relay"]
@@ -106,10 +101,9 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
         ],
     }
     findings = {name: found for name, found in findings.items() if found}
-    discarded = sum(text.count(DISCARDED) for text in logs.values())
     counts = {
         **_counts(sends, arrivals, faults, log),
-        "late results discarded": discarded,
+        "late results discarded": sum(text.count(DISCARDED) for text in logs.values()),
         "takeovers": len(measured),
         "slowest takeover": max((takeover.seconds for takeover in measured.values()), default=0.0),
         "commits cut": len(cuts),

@@ -16,16 +16,7 @@ from relay.delivery.lifecycle import State
 from relay.operations.asks import Selection
 from relay.store.operator.selection import Act
 from tests.helpers.storing import an_event
-from tests.proofs.model.actors import (
-    FAILED,
-    FAILURES,
-    HOPELESS,
-    REFUSED,
-    SKIPPED,
-    SUCCESSES,
-    Violation,
-    is_swept,
-)
+from tests.proofs.model.actors import FAILED, FAILURES, HOPELESS, REFUSED, SKIPPED, SUCCESSES, Violation, is_swept
 from tests.proofs.model.stage import WHICH, Stage, one_of, step
 from tests.proofs.model.world import KEPT_REPEATS, LONG_AGO, OPEN_GATE, ROUTES, SCHEDULE
 
