@@ -61,7 +61,7 @@ class Message(msgspec.Struct, frozen=True):
     method: bytes = b"POST"
     url: bytes = b""
     body: bytes = b""
-    sort_params: bytes = b""
+    sorted_params: bytes = b""
 
 
 class _VerifyingKey(msgspec.Struct, frozen=True):
@@ -160,7 +160,7 @@ class SignatureProof(Proof):
             method=raw.method.encode(),
             url=f"{self._url}?{raw.query}".encode() if raw.query else self._url.encode(),
             body=raw.body,
-            sort_params=_params(raw, faults) if "{sorted_params}" in signature.content else b"",
+            sorted_params=_params(raw, faults) if "{sorted_params}" in signature.content else b"",
         )
         return signature, self._templates[number](message), given, timestamp
 

@@ -99,7 +99,7 @@ def _signed(source: Source, preset: Preset, sample: Sample, headers: Mapping[str
         id=_message_id(signature, sample).encode(),
         url=(source.public_url or "").encode(),
         body=sample.body,
-        sort_params=sort_params(headers["Content-Type"], sample.body),
+        sorted_params=sort_params(headers["Content-Type"], sample.body),
     )
     return sign(signature, _valid(source.secrets, source, at), message, at)
 

@@ -77,7 +77,7 @@ def signed_sample(name: str, secret: str, at: datetime = NOW, event_type: str = 
             id=sample.message_id.encode(),
             url=PUBLIC_URL.encode(),
             body=sample.body,
-            sort_params=sort_params(headers["Content-Type"], sample.body),
+            sorted_params=sort_params(headers["Content-Type"], sample.body),
         )
         headers |= sign(preset.signatures[0], secret, message, at)
     return a_request(name, sample.body, headers, at)
