@@ -46,6 +46,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "alert-kinds": delivery.alert_kinds,
     "examinations": doctor.every_examination,
     "doctor-findings": doctor.every_finding,
+    "common-options": commands.common_options,
     "inbox-commands": commands.inbox_commands,
     "relay-commands": commands.relay_commands,
     "sql-commands": commands.sql_commands,

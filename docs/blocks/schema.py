@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import create_engine
+from typing import Any
+
+from sqlalchemy import Column, create_engine
 
 from docs.blocks.common import table
 from inbox.db.schema import metadata
@@ -16,14 +18,18 @@ def schema_tables() -> str:
         rows = (
             (
                 f"`{column.name}`",
-                str(column.type.compile(create_engine("postgresql+psycopg://").dialect)).lower(),
-                "" if column.nullable else "not null",
+                _type_of(column),
                 column.comment or "",
             )
             for column in each.columns
         )
-        parts.append(f"### `{each.name}`\n\n{each.comment}\n\n{table(('column', 'type', '', 'meaning'), rows)}")
+        parts.append(f"### `{each.name}`\n\n{each.comment}\n\n{table(('column', 'type', 'meaning'), rows)}")
     return "\n".join(parts)
+
+
+def _type_of(column: Column[Any]) -> str:
+    written = str(column.type.compile(create_engine("postgresql+psycopg://").dialect)).lower()
+    return written.replace("timestamp with time zone", "timestamptz") + (", null" if column.nullable else "")
 
 
 def schema_views() -> str:

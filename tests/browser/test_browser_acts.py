@@ -46,13 +46,3 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(
     assert "No delivery matches" in browser.text()
     browser.open("/deliveries?state=delivered&live=0")
     browser.wait(lambda: len(browser.all("tbody tr")) == len(EVENTS), "all are shown as delivered")
-
-
-def test_a_new_dead_letter_appears_without_a_reload(browser: Browser, own_page: Page, sqlite_engine: Engine) -> None:
-    browser.site = own_page.url
-    browser.open("/deliveries?state=dead")
-    browser.run("window.same = true")
-    browser.wait(lambda: browser.find("#live").text == "Live", "the page is live")
-    give_up(sqlite_engine, str(sqlite_engine.url), EVENTS[:1], reason="city: no value")
-    browser.wait(lambda: "city: no value" in browser.text(), "the dead letter appears")
-    assert browser.run("return window.same") is True

@@ -64,7 +64,7 @@ def test_a_disk_that_is_nearly_full_is_found() -> None:
     def kinds(free: float, whole: float = 1e12) -> list[str]:
         return [each.kind for each in examinations.judge_space(Space(Path("/data"), int(free), int(whole)))]
 
-    assert kinds(5e11) == kinds(1.5e9, whole=2e9) == []
+    assert kinds(5e11) == kinds(1e9) == kinds(1.5e9, whole=2e9) == []
     assert kinds(4e8) == kinds(5e7, whole=2e9) == ["disk_filling"]
 
 

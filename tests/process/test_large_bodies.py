@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import hmac
-import itertools
 import json
 import socket
 import time
@@ -23,7 +21,7 @@ from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.fields import LARGEST_FORM_PAYLOAD
 from tests.helpers.processes import gunicorn_after, site
-from tests.helpers.receiver import CLOSE, HOST, Answer, answers, ask, memory_of, receiving, request, webhook
+from tests.helpers.receiver import Answer, answers, ask, memory_of, posted, receiving, webhook
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body as small_body
@@ -61,32 +59,9 @@ def filled(unit: bytes) -> Callable[[int], bytes]:
     return lambda size: b'{"id":1,"x":[%b0]}' % (unit * ((size - 20) // len(unit)))
 
 
-def commits(size: int) -> bytes:
-    """A push as GitHub sends it: 2,048 commits, the most that one has, with an emoji, and 30 paths in each."""
-    path = "source/of/some/deeply/nested/package/module_with_a_long_name_"
-    paths = itertools.count()
-    each = min(max((size // 2048 - 700) // (len(path) + 12), 1), 30)
-    person = {"name": "Somebody", "email": "somebody@example.com", "username": "somebody"}
-    made = [
-        {
-            "id": hashlib.sha1(b"%d" % n).hexdigest(),  # noqa: S324  # as git names commits
-            "message": "Mend the thing \N{SPARKLES}",
-            "timestamp": "2026-01-01T00:00:00Z",
-            "url": "https://github.com/octo/repo/commit/" + "0" * 40,
-            "author": person,
-            "committer": person,
-            "added": [f"{path}{next(paths)}" for _ in range(each)],
-            "distinct": True,
-        }
-        for n in range(2048)
-    ]
-    return json.dumps({"ref": "refs/heads/main", "commits": made}, ensure_ascii=False).encode()
-
-
 KINDS: dict[str, tuple[Callable[[int], bytes], int]] = {
     "one string": (lambda size: b'{"id":1,"x":"%b"}' % (b"x" * (size - 16)), 200),
     "one string of escapes": (lambda size: b'{"id":1,"x":"%b"}' % (b"\\n" * ((size - 16) // 2)), 200),
-    "a push of 2,048 commits": (commits, 200),
     "as many members as there may be": (everything, 200),
     "as many members as there may be, and a euro sign": (wide, 200),
     "a form": (form, 200),
@@ -98,19 +73,14 @@ KINDS: dict[str, tuple[Callable[[int], bytes], int]] = {
 }
 
 
-def type_of(kind: str) -> str:
-    return FORM if kind.startswith("a form") else JSON
-
-
-def send_large(port: int, body: bytes, media_type: str = "application/json") -> str:
-    """POST it, signed as GitHub would. Returns the status."""
-    digest = hmac.digest(SECRET.encode(), body, "sha256").hex()
-    signed = (f"X-Hub-Signature-256: sha256={digest}", f"X-GitHub-Delivery: {uuid.uuid4()}", "X-GitHub-Event: push")
-    fields = (f"Content-Type: {media_type}", *signed, f"Content-Length: {len(body)}")
-    line = b"POST /webhooks/github HTTP/1.1"
-    return ask(port, request(HOST, CLOSE, *(field.encode() for field in fields), line=line, payload=body), within=60.0)[
-        9:12
-    ].decode()
+def signed(kind: str, body: bytes) -> dict[str, str]:
+    """The headers of a body of this kind, as GitHub would sign it."""
+    return {
+        "Content-Type": FORM if kind.startswith("a form") else JSON,
+        "X-Hub-Signature-256": f"sha256={hmac.digest(SECRET.encode(), body, 'sha256').hex()}",
+        "X-GitHub-Delivery": str(uuid.uuid4()),
+        "X-GitHub-Event": "push",
+    }
 
 
 @contextlib.contextmanager
@@ -129,14 +99,18 @@ def test_a_worker_grows_by_four_times_the_largest_body_at_most_whatever_is_in_it
     with site(tmp_path, config_text(database_url) + GITHUB) as place:
         program, port = place.receiver(workers=1)
         (worker,) = program.children()
-        assert send_large(port, b'{"id":1}') == "200"
+
+        def send(kind: str, body: bytes) -> int:
+            return posted(port, "/webhooks/github", body, signed(kind, body))
+
+        assert send("one string", b'{"id":1}') == 200
         before, grown, sizes = memory_of(worker), dict[str, float](), list[int]()
         for kind, (make, status) in KINDS.items():
             body = make(LARGEST)
             assert len(body) <= LARGEST
             Path(f"/proc/{worker}/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
             refused = count(engine, "rejected_request")
-            assert send_large(port, body, type_of(kind)) == str(status), kind
+            assert send(kind, body) == status, kind
             if status == 200:
                 sizes.append(len(body))
             else:  # it is stored a moment later
@@ -159,8 +133,6 @@ async def test_the_event_loop_goes_on_while_a_large_body_is_handled(kind: str, s
     """
     make, status = KINDS[kind]
     body, one_string = make(LARGEST), KINDS["one string"][0](LARGEST)
-    digest = hmac.digest(SECRET.encode(), body, "sha256").hex()
-    sent = {"X-GitHub-Event": "push", "Content-Type": type_of(kind), "X-Hub-Signature-256": f"sha256={digest}"}
     longest, shares = 0.0, list[float]()
 
     async def turn() -> None:
@@ -173,11 +145,10 @@ async def test_the_event_loop_goes_on_while_a_large_body_is_handled(kind: str, s
 
     async with receiving(parse_config(config_text(sqlite_database_url) + GITHUB)) as receiver:
         for _ in range(10):
-            began = time.process_time()
+            sent, began = signed(kind, body), time.process_time()
             json.loads(one_string)
             to_parse = time.process_time() - began
             turning = asyncio.create_task(turn())
-            sent["X-GitHub-Delivery"] = str(uuid.uuid4())
             answer = await receiver.request("POST", "/webhooks/github", body=body, headers=sent)
             turning.cancel()
             assert answer.status_code == status

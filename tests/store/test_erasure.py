@@ -31,8 +31,8 @@ from tests.helpers import relaying
 from tests.helpers.agreement import decode
 from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
 from tests.helpers.planted import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
-from tests.helpers.relaying import CONFIG, Steps
-from tests.helpers.storing import START
+from tests.helpers.relaying import CONFIG, DONE, Steps
+from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences, mend
 
 # --- An erasure takes every trace of an entity out of every table, and leaves order, deduplication and the log as they were
@@ -122,6 +122,15 @@ def test_nothing_of_the_person_stays_and_all_else_does(lived: Steps, engine: Eng
     after = contents(engine)
     assert differences(database) == mend(database) == []
     assert contents(engine) == after
+
+
+def test_the_lane_of_the_same_id_at_another_source_stays(lived: Steps, engine: Engine) -> None:
+    lived.arrive(msgspec.structs.replace(an_event(30, ID, routes=["blocking"]), source="other"))
+    lived.attempt(DONE, "blocking")
+    erase(engine)
+    assert [row["route"] for row in lived.rows("SELECT route FROM lane WHERE lane = :lane", lane=f"USER|{ID}")] == [
+        "blocking"
+    ]
 
 
 def test_the_senders_repeat_is_a_duplicate_and_stores_nothing_of_the_person(lived: Steps, engine: Engine) -> None:

@@ -53,7 +53,13 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(page: Page, steps: Step
 
 
 @pytest.mark.parametrize(
-    "act", ["replay?route=strict", "replay?route=strict&until=2100-01-01", "cancel?route=strict&state=dead"]
+    "act",
+    [
+        "replay?route=strict",
+        "replay?route=strict&until=2100-01-01",
+        "cancel?route=strict&state=dead",
+        "cancel?route=strict&state=dead&until=2100-01-01",
+    ],
 )
 def test_a_delivery_that_dies_after_the_plan_is_left_alone(page: Page, steps: Steps, act: str) -> None:
     fill_with_dead(steps, 2)
