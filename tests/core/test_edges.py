@@ -285,7 +285,7 @@ def test_an_event_is_stored_under_its_own_time_unless_that_lies_ahead(
     ahead: float | None, occurred: float, stored: float
 ) -> None:
     event = replace(an_event(1, "u1"), ahead=ahead, occurred_at=NOW + seconds(occurred))
-    assert event.happened_at(NOW + seconds(0.25)) == NOW + seconds(stored)
+    assert event.resolve_time(NOW + seconds(0.25)) == NOW + seconds(stored)
 
 
 @pytest.mark.parametrize(
