@@ -76,8 +76,8 @@ def test_a_head_is_taken_when_its_fields_are_within_every_limit_and_only_then(va
 
 
 def test_a_head_that_does_not_end_is_told_by_what_is_too_long_in_it() -> None:
-    assert isinstance(head.unfinished(b"/" * (head.LONGEST_TARGET + 1)), TargetTooLong)
-    assert isinstance(head.unfinished(b"/"), HeadTooLarge)
+    assert isinstance(head.make_unfinished_error(b"/" * (head.LONGEST_TARGET + 1)), TargetTooLong)
+    assert isinstance(head.make_unfinished_error(b"/"), HeadTooLarge)
 
 
 # --- test_limits

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from inbox.config.routing import passed_headers
+from inbox.config.routing import list_passed_headers
 from inbox.config.sources import EventFields, NoAuth, Signature, Source, UrlTokenAuth
 from inbox.config.values import Secret
 from inbox.events.event import RawRequest
@@ -72,10 +72,10 @@ def test_a_signature_is_not_stored_even_if_it_is_to_be_passed_on() -> None:
 def test_the_receiver_stores_what_a_destination_of_the_source_passes_on_and_of_no_other_source() -> None:
     config = parse_config(FILE.replace("NAMES", '"X-GitHub-Hook-ID"').partition("[routes.acme-to-ours]")[0])
     routes, destinations = config.routes.values(), config.destinations
-    assert passed_headers("github", routes, destinations) == {"x-github-hook-id"}
-    assert passed_headers("acme", routes, destinations) == set()
+    assert list_passed_headers("github", routes, destinations) == {"x-github-hook-id"}
+    assert list_passed_headers("acme", routes, destinations) == set()
     asks_for_a_secret = {"ours": msgspec.structs.replace(destinations["ours"], pass_headers=["Cookie", "X-Kind"])}
-    assert passed_headers("github", routes, asks_for_a_secret) == {"x-kind"}, (
+    assert list_passed_headers("github", routes, asks_for_a_secret) == {"x-kind"}, (
         "a file with a mistake may be read as well"
     )
 
