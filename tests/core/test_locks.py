@@ -22,9 +22,9 @@ from benchmarks.rows import COMMANDS, ROWS, Command, Row
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FULL, RUNTIME, BENCH = "requirements.lock", "requirements-runtime.lock", "requirements-bench.lock"
-OF_AN_EXTRA = {"email-validator", "dnspython", "pysocks"}
-"""Packages of `pydantic[email]` (of scim2-models) and `urllib3[socks]` (of selenium): the lock has them under pydantic and urllib3,
-which run without."""
+OF_AN_EXTRA = {"email-validator", "dnspython", "pysocks", "linkify-it-py"}
+"""Packages of `pydantic[email]` (of scim2-models), `urllib3[socks]` (of selenium) and `markdown-it-py[linkify]` (of mutmut): the
+lock has them under pydantic, urllib3 and markdown-it-py, which run without."""
 
 
 class Pin(NamedTuple):

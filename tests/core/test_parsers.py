@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.routing import passed_headers
+from inbox.config.routing import list_passed_headers
 from inbox.config.sources import EventFields, NoAuth, Signature, Source, UrlTokenAuth
 from inbox.config.values import Secret
 from inbox.errors import (
@@ -180,7 +180,7 @@ def test_a_number_becomes_a_datetime_and_back_to_the_microsecond(instant: int) -
 
 @given(INSTANTS, INSTANTS)
 def test_the_fixed_width_text_sorts_as_time_does(one: int, other: int) -> None:
-    first, second = timestamps.fixed_width(one), timestamps.fixed_width(other)
+    first, second = timestamps.format_fixed_width(one), timestamps.fixed_width(other)
     assert len(first) == len(second) == 30
     assert (first < second) == (one < other)
 
@@ -279,10 +279,10 @@ def test_a_signature_is_not_stored_even_if_it_is_to_be_passed_on() -> None:
 def test_the_receiver_stores_what_a_destination_of_the_source_passes_on_and_of_no_other_source() -> None:
     config = parse_config(FILE.replace("NAMES", '"X-GitHub-Hook-ID"').partition("[routes.acme-to-ours]")[0])
     routes, destinations = config.routes.values(), config.destinations
-    assert passed_headers("github", routes, destinations) == {"x-github-hook-id"}
-    assert passed_headers("acme", routes, destinations) == set()
+    assert list_passed_headers("github", routes, destinations) == {"x-github-hook-id"}
+    assert list_passed_headers("acme", routes, destinations) == set()
     asks_for_a_secret = {"ours": msgspec.structs.replace(destinations["ours"], pass_headers=["Cookie", "X-Kind"])}
-    assert passed_headers("github", routes, asks_for_a_secret) == {"x-kind"}, (
+    assert list_passed_headers("github", routes, asks_for_a_secret) == {"x-kind"}, (
         "a file with a mistake may be read as well"
     )
 
@@ -366,8 +366,8 @@ def test_a_head_is_taken_when_its_fields_are_within_every_limit_and_only_then(va
 
 
 def test_a_head_that_does_not_end_is_told_by_what_is_too_long_in_it() -> None:
-    assert isinstance(head.unfinished(b"/" * (head.LONGEST_TARGET + 1)), TargetTooLong)
-    assert isinstance(head.unfinished(b"/"), HeadTooLarge)
+    assert isinstance(head.make_unfinished_error(b"/" * (head.LONGEST_TARGET + 1)), TargetTooLong)
+    assert isinstance(head.make_unfinished_error(b"/"), HeadTooLarge)
 
 
 # --- test_limits
