@@ -180,7 +180,7 @@ def test_a_number_becomes_a_datetime_and_back_to_the_microsecond(instant: int) -
 
 @given(INSTANTS, INSTANTS)
 def test_the_fixed_width_text_sorts_as_time_does(one: int, other: int) -> None:
-    first, second = timestamps.format_fixed_width(one), timestamps.fixed_width(other)
+    first, second = timestamps.format_fixed_width(one), timestamps.format_fixed_width(other)
     assert len(first) == len(second) == 30
     assert (first < second) == (one < other)
 
