@@ -1,4 +1,4 @@
-"""`inbox check` judges a configuration, `inbox doctor` a running installation, and `inbox show` tells the story of one event."""
+"""`inbox check` validates a configuration, `inbox doctor` examines an installation, and `inbox show` shows one event."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from relay.doctor.run import ExaminationResult
 
 _LINE = re.compile(r"\(at line (\d+)")
-"""The place in an error of the TOML parser."""
+"""The line number in an error of the TOML parser."""
 _SECTIONS = (("sources", "source"), ("routes", "route"), ("apis", "api"), ("destinations", "destination"))
 _STYLES = {"mistake": "bold red", "critical": "bold red", "warning": "yellow", "information": "cyan"}
 
@@ -46,14 +46,14 @@ def check(
     *,
     online: Annotated[
         bool,
-        typer.Option("--online", help="Also ask the database and each api and destination; nothing changes there."),
+        typer.Option("--online", help="Also connect to the database and to each api and destination, without changing anything."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check the configuration as both sides would at their start, and show every mistake with its line.
+    """Check the configuration as the receiver and the relay do when they start, and show every mistake with its line.
 
-    Exits 2 with a mistake, by which the receiver or the relay would not start; 1 with warnings only; else 0. Functions of
-    yours are imported, a SQLite database is looked at, and without --online nothing leaves this machine.
+    Exits with 2 on a mistake that would keep the receiver or the relay from starting, with 1 on warnings only, else with 0.
+    Imports your handlers and opens a SQLite database. Without --online, nothing leaves this machine.
 
     Examples:
       inbox check
@@ -76,7 +76,7 @@ def check(
         database, of_database = database_of(file, online=online)
         found += [each for each in of_database if each not in found]
         if online and (questions := probes(file.sound)):
-            with bar("asking", len(questions)) as report:
+            with bar("connecting", len(questions)) as report:
                 for reply in asked(questions):
                     replies.append(reply)
                     report(doing=f"asked {reply.key}")
@@ -107,7 +107,7 @@ def _checked(
     file: ConfigFile | None,
     database: DatabaseState | None,
 ) -> Iterator[Text]:
-    """Yield every finding, the systems that answered, and what was checked."""
+    """Yield lines with the findings, the systems reached, and a summary."""
     for each in sorted(found, key=lambda one: (one.level, one.line is None, one.line or 0)):
         text = visible(str(each))
         yield from hanging(f"{each.level}  ", text, terminal_width(), label_style=_STYLES[each.level])
@@ -122,7 +122,7 @@ def _checked(
         ages = [f"{kind} {retention.age_of(kind).shown}" for kind in ("payloads", "events", "attempts", "rejected")]
         yield Text(f"retention: {', '.join(ages)}")
     if database is not None and database.url:
-        state = "not asked; --online does" if database.state == "not asked" else database.state
+        state = "not contacted; use --online" if database.state == "not asked" else database.state
         yield Text(visible(f"{database.origin}: {database.url} ({state})"))
     mistakes = sum(each.level == "mistake" for each in found)
     said = [counted(mistakes, "mistake") if mistakes else "both sides would start"]
@@ -134,17 +134,17 @@ def doctor(
     *,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="NAME", help="Only this examination; may be given again."),
+        typer.Option("--only", metavar="NAME", help="Run only this examination; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Examine the running installation: database, schema, disk, configuration, and what needs a person in the relay.
+    """Examine the running installation: database, schema, disk, configuration and relays.
 
-    Exits 1 with a finding, else 0; information is none. Each finding says what was seen, why it matters, and the command that
-    mends it. Nothing is changed and no table is read whole. An examination that fails, for want of rights or time, is
-    reported with what it needs, and stops no other.
+    Each finding has an observation, the reason why it matters, and the command that fixes it. Exits with 1 on a finding,
+    else with 0; information does not affect the exit code. It changes nothing and reads no table whole. An examination that
+    lacks rights or time is reported with its requirement, and the others go on.
 
-    `inbox check` judges a configuration before you use it, and asks other systems; this judges what runs.
+    `inbox check` validates a configuration before you use it; `inbox doctor` examines a running installation.
 
     Examples:
       inbox doctor
@@ -177,7 +177,7 @@ def doctor(
 
 
 def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iterator[Text]:
-    """Yield the report's lines, the critical findings first. Without a width lines have any length."""
+    """Yield the lines of the report, critical findings first. Without a width, lines are not wrapped."""
     found = sorted(
         (each for result in results for each in result.findings), key=lambda one: [*_STYLES].index(one.level)
     )
@@ -208,32 +208,32 @@ def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iter
         yield from hanging("  - ", visible_line(f"{result.name}{part}: {result.needs}"), width)
 
 
-# --- the story of an event
+# --- the report of an event
 
 _Line = tuple[str, ...]
-"""A label, a text beside it, and perhaps its style."""
+"""A label, its text, and optionally a style."""
 _LABEL = 22
-"""Room for the labels and times before the texts."""
+"""Cells of the column of labels and times."""
 _TONES = {"good": "green", "warn": "yellow", "bad": "red", "quiet": "bright_black"}
 _COMMAND = "cyan"
-"""The style of commands, which people copy: they never wrap."""
+"""Style of commands. They never wrap, so that they can be copied."""
 
 
 def show(
-    seq: Annotated[int, typer.Argument(help="The event's number.", **NUMBER)],
+    seq: Annotated[int, typer.Argument(help="Number of the event.", **NUMBER)],
     *,
     at: Annotated[
         datetime | None,
-        typer.Option(help="As it was at this time, by the log; forms as for --since, and not in the future.", **TIME),
+        typer.Option(help="Show the event as it was at this past time; formats as for --since.", **TIME),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one event: its arrival, each attempt with its calls, what comes next on each route, and the commands for it.
+    """Show one event: its arrival, each attempt with its calls, the next step on each route, and useful commands.
 
-    With --at, its deliveries are shown as they were then, with the facts until then. An open one is `open` or `retrying`, as the
-    log has no scheduling. Duplicates, gates and lanes of that time are not kept.
+    With --at, shows its deliveries as they were then, with the facts until then. An open delivery is `open` or `retrying`,
+    because the log has no scheduling. The duplicates, gates and lanes of that time are not kept.
 
-    Exits 1 when there is none of that number, or when it arrived after --at.
+    Exits with 1 when the event does not exist, or arrived after --at.
 
     Examples:
       inbox show 42
@@ -245,7 +245,7 @@ def show(
 
     now = SystemClock().now()
     if at is not None and at > now:
-        fail("--at lies in the future: give a time that has been")
+        fail("--at lies in the future: give a past time")
     removed: list[str] = []
     config, database = open_database()
     row = reads.event(database.engine, seq, is_whole=True)
@@ -265,14 +265,14 @@ def show(
 
 
 def story(event: Row, config: Config, now: datetime, width: int | None, *, is_past: bool = False) -> Iterator[Text]:
-    """Tell the story of an event in lines of at most `width`; None: of any length.
+    """Yield the lines of an event's report.
 
     Args:
-        event: as `inbox.db.reads.event` reads it, or `inbox.events.states.event_at` gives it.
-        config: of today.
-        now: the time of the story, by which spans of time are told.
-        width: of the terminal.
-        is_past: the event is as it was at that time, so nothing comes next.
+        event: as returned by `inbox.db.reads.event` or `inbox.events.states.event_at`.
+        config: the current configuration.
+        now: reference for relative times.
+        width: cells of a line; None: lines are not wrapped.
+        is_past: `event` is a past state, so there is no next step.
     """
     if is_past:
         yield Text(f"as it was at {rfc3339(now, 'milliseconds')}")
@@ -329,7 +329,7 @@ def _past_route(event: Row, delivery: Row, at: datetime) -> Iterator[_Line]:
 
 
 def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
-    """Tell each fact: what happened, then each call on a line of its own."""
+    """Yield a line for each fact, followed by a line for each of its calls."""
     if earlier:
         yield ("", f"{counted(earlier, 'earlier fact')}: --json")
     for fact in facts:
@@ -343,7 +343,7 @@ def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
 
 
 def _laid_out(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
-    """Put each label into its column, and its text beside it, wrapped where it is too long."""
+    """Align the labels in a column, with the wrapped texts beside them."""
     for label, text, *style in lines:
         room = None if _COMMAND in style else width
         yield from hanging(f"  {label:<{_LABEL}}", text, room, *style, label_style="bright_black")

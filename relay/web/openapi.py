@@ -1,4 +1,4 @@
-"""The API as an OpenAPI 3.1 document, made from the screens, the table of operations, and the problems."""
+"""The API as an OpenAPI 3.1 document, generated from the screens, the operations and the problems."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
 _PLACE = re.compile(r"{([a-z_]+)}")
 _DESCRIPTION = (
-    "Everything that the page shows and does. Times are RFC 3339 in UTC; bytes are base64, digests hexadecimal."
+    "Everything on the operator's page. Times are RFC 3339 in UTC; bytes are base64, digests hexadecimal."
 )
 _TIME: Json = {
     "type": "string",
@@ -36,7 +36,7 @@ _TIME: Json = {
 
 
 def document(screens: Iterable[Screen]) -> Json:
-    """Write the document of these screens, and of every act and the reveal."""
+    """Describe these screens, every act and the reveal."""
     paths: dict[str, Json] = {}
     answers = [ActPlan, ActAnswer, RevealedPayload, Problem]
     for screen in screens:
@@ -69,7 +69,7 @@ def document(screens: Iterable[Screen]) -> Json:
                 }
             },
             "securitySchemes": {
-                "token": {"type": "http", "scheme": "bearer", "description": "A token of `relay web token`."}
+                "token": {"type": "http", "scheme": "bearer", "description": "A token made by `relay web token`."}
             },
         },
     }
@@ -89,10 +89,10 @@ def _operation(
     Args:
         name: unique among all.
         title: its summary.
-        answer: JSON of a success.
-        parameters: in the path and after it.
-        body: schema of the JSON that it takes.
-        status: of a success.
+        answer: type of the JSON on success.
+        parameters: parameters of the path and the query.
+        body: schema of the JSON body.
+        status: status on success.
     """
     ok: Json = {
         "description": _text_of(answer),
@@ -124,7 +124,7 @@ def _acts(kind: Operation) -> Json:
 
 
 def _object(kind: type[msgspec.Struct]) -> Json:
-    """Describe a class that is sent."""
+    """Describe a class of requests."""
     _, schemas = msgspec.json.schema_components([kind], ref_template=_REF)
     schema = schemas[kind.__name__]
     fields = {name: _given(name, each) for name, each in schema["properties"].items()}
@@ -132,7 +132,7 @@ def _object(kind: type[msgspec.Struct]) -> Json:
 
 
 def _given(name: str, schema: Json) -> Json:
-    """Describe a field that is given: it is never null, and its default is that of an absent one."""
+    """Describe a field of a request: never null, and without the default that an absent one has."""
     kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     given = {key: value for key, value in schema.items() if key != "anyOf" and value is not None}
     described = {**kinds[0], **given} if kinds else given
@@ -142,7 +142,7 @@ def _given(name: str, schema: Json) -> Json:
 
 
 def _answered(schema: Json) -> Json:
-    """Describe a class of answers: all members are there, without defaults."""
+    """Describe a class of responses: all members are present, without defaults."""
     members = {
         name: {key: value for key, value in member.items() if key != "default"}
         for name, member in schema["properties"].items()
@@ -151,7 +151,7 @@ def _answered(schema: Json) -> Json:
 
 
 def _parameters(asks: Json, path: str = "") -> Iterator[Json]:
-    """Describe the fields of an object as parameters: those in the path, then those after it."""
+    """Describe the fields of an object as parameters: first those of the path, then those of the query."""
     in_path, fields = set(_PLACE.findall(path)), asks["properties"]
     for name in sorted(fields, key=lambda name: name not in in_path):
         schema = dict(fields[name])
@@ -171,10 +171,10 @@ def _made() -> Json:
 
 
 class ApiDocument:
-    """`/api/v1/openapi.json`: the description of the API, made when it is first asked for."""
+    """`/api/v1/openapi.json`: the description of the API, made on the first request."""
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Answer with the document."""
+        """Respond with the document."""
         resp.media = _made()
 
     on_head = on_get
