@@ -73,7 +73,7 @@ _HASHES: Mapping[FileKey, tuple[re.Pattern[str], str]] = {
 """Format of the hashes in each file, and the command that writes its lines."""
 
 
-def _normalised(password: str) -> bytes:
+def _normalise(password: str) -> bytes:
     """Normalise a password, since keyboards encode `é` in two ways."""
     return unicodedata.normalize("NFKC", password).encode("utf-8", "surrogatepass")
 
@@ -86,7 +86,7 @@ def hash_password(password: str, hasher: argon2.PasswordHasher = HASHER) -> str:
     """
     if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
         raise ValueError(f"a password has {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters")
-    return hasher.hash(_normalised(password))
+    return hasher.hash(_normalise(password))
 
 
 def is_password(password: str, hashed: str) -> bool:
@@ -94,7 +94,7 @@ def is_password(password: str, hashed: str) -> bool:
     if len(password) > LONGEST_PASSWORD:  # normalising takes quadratic time
         return False
     try:
-        return HASHER.verify(hashed, _normalised(password))
+        return HASHER.verify(hashed, _normalise(password))
     except (VerificationError, InvalidHashError):
         return False
 
@@ -132,7 +132,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 Entries = Mapping[str, Entry]
 NOBODY = Entry("", "viewer", "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + "A" * 43, "")
-"""Nobody's password has this hash."""
+"""The hash of no password, to compare with for unknown names."""
 
 
 def is_name(name: str) -> bool:

@@ -48,7 +48,7 @@ class ConfigFinding(LocatedMistake, frozen=True):
     level: Level
 
 
-def _located(level: Level, found: Iterable[LocatedMistake]) -> list[ConfigFinding]:
+def _locate(level: Level, found: Iterable[LocatedMistake]) -> list[ConfigFinding]:
     return [ConfigFinding(each.file, each.line, each.key, each.text, level) for each in dict.fromkeys(found)]
 
 
@@ -107,12 +107,12 @@ def _destination(destination: Destination, clients: Clients) -> None:
 # --- mistakes and warnings
 
 
-def findings(file: ConfigFile, path: Path, environment: Mapping[str, str] = os.environ) -> list[ConfigFinding]:
+def list_findings(file: ConfigFile, path: Path, environment: Mapping[str, str] = os.environ) -> list[ConfigFinding]:
     """List the distinct mistakes of the file and of each program's start, then the warnings."""
     mistakes = [*file.mistakes, *(each for start in STARTS.values() for each in file.further_mistakes(start))]
     warnings = [*file.further_mistakes(_make_unused)]
     warnings += [file.source.locate_line(line) for line in _warnings(file, path, environment)]
-    return _located("mistake", mistakes) + _located("warning", (each for each in warnings if each not in mistakes))
+    return _locate("mistake", mistakes) + _locate("warning", (each for each in warnings if each not in mistakes))
 
 
 def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> Iterator[str]:
@@ -121,13 +121,13 @@ def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> I
         for key in literal_secrets(file.sound):
             yield f"{key}: the file contains the secret; {_place_for(key, values[key], environment)}"
         yield from exposure_warnings(path, file.sound)
-    yield from expired(file.sound)
+    yield from find_expired(file.sound)
     for key, value in values.items():
         if isinstance(value, Secret) and value.reference.startswith("env:"):
             yield from _odd_value(key, value.reference.removeprefix("env:"), environment)
 
 
-def expired(config: Config, at: datetime | None = None) -> Iterator[str]:
+def find_expired(config: Config, at: datetime | None = None) -> Iterator[str]:
     """Yield the sources without a secret that is valid now or `at`, and the certificate files that have expired by then."""
     moment = at or SystemClock().now()
     when = f"at {at:%Y-%m-%d}" if at else "now"
@@ -230,10 +230,10 @@ def _require_file(name: str) -> None:
 
 
 def _mistakes_of(file: ConfigFile, error: ConfigError) -> list[ConfigFinding]:
-    return _located("mistake", map(file.source.locate_line, str(error).splitlines()))
+    return _locate("mistake", map(file.source.locate_line, str(error).splitlines()))
 
 
-def probes(config: Config) -> dict[str, Callable[[], Reply]]:
+def make_probes(config: Config) -> dict[str, Callable[[], Reply]]:
     """Return a probe for each callable api and destination, and for that of the alerts.
 
     A probe ends within the system's timeout, and changes nothing there.
@@ -265,13 +265,13 @@ def _ask(key: str, caller: HttpClient) -> Reply:
     return Reply(key, call.url, reached, text, call.milliseconds, is_denied)
 
 
-def asked(probes: Mapping[str, Callable[[], Reply]]) -> Iterator[Reply]:
+def run_probes(probes: Mapping[str, Callable[[], Reply]]) -> Iterator[Reply]:
     """Call all systems, several at once, and yield their replies in the order of the probes."""
     with ThreadPoolExecutor(_MOST_AT_ONCE, "check") as pool:
         yield from pool.map(lambda ask: ask(), probes.values())
 
 
-def unreached(file: ConfigFile, replies: Iterable[Reply]) -> list[ConfigFinding]:
+def list_unreached(file: ConfigFile, replies: Iterable[Reply]) -> list[ConfigFinding]:
     """Return a warning for each system that was not reached: both programs start without it."""
     lines = (f"{each.key}: {each.url} was not reached: {each.text}" for each in replies if not each.reached)
-    return _located("warning", map(file.source.locate_line, lines))
+    return _locate("warning", map(file.source.locate_line, lines))

@@ -29,14 +29,18 @@ _PAGE = 200
 
 def plan(
     *,
-    route: Annotated[str | None, typer.Option(help="Sync route to compare; with --config, limits the comparison to this route.")] = None,
+    route: Annotated[
+        str | None, typer.Option(help="Sync route to compare; with --config, limits the comparison to this route.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Configuration file to compare with the current one.")
     ] = None,
     events: Annotated[int, typer.Option(min=1, help="With --config: the number of newest events to compare.")] = 100,
     fetch: Annotated[
         bool,
-        typer.Option("--fetch", help="With --config: also fetch the entities of sync routes, and map them with both files."),
+        typer.Option(
+            "--fetch", help="With --config: also fetch the entities of sync routes, and map them with both files."
+        ),
     ] = False,
     entity: Annotated[str | None, typer.Option(metavar="TYPE/ID", help="Compare only this entity.")] = None,
     since: Since = None,
@@ -66,9 +70,7 @@ def plan(
     if config is not None:
         _plan_config(config, route=route, events=events, fetch=fetch, as_json=as_json)
     elif route is None:
-        fail(
-            "give --route, the sync route to compare, or --config, a configuration to compare with the current one"
-        )
+        fail("give --route, the sync route to compare, or --config, a configuration to compare with the current one")
     else:
         _plan_route(route, entity=entity, since=since, as_json=as_json)
 
@@ -87,7 +89,7 @@ def _finish(
         raise typer.Exit(FINDING)
 
 
-def _compared(number: int, noun: str, differing: int, same: str) -> str:
+def _summarize(number: int, noun: str, differing: int, same: str) -> str:
     differ = f"{differing:,} differ{'s' if differing == 1 else ''}" if differing else same
     return f"{counted(number, noun)} compared: {differ}"
 
@@ -95,7 +97,7 @@ def _compared(number: int, noun: str, differing: int, same: str) -> str:
 def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_json: bool) -> None:
     from relay.destinations import build
     from relay.destinations.base import without_lease
-    from relay.destinations.preview import preview
+    from relay.destinations.preview import make_preview
     from relay.destinations.sync import Sync
     from relay.store import events
 
@@ -112,13 +114,13 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
     context, after, previews = without_lease(), events.FIRST, []
     with bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
         while page := events.entities(database, chosen, after, _PAGE):
-            for each in pool.map(lambda delivery: preview(sync, delivery, context), page):
+            for each in pool.map(lambda delivery: make_preview(sync, delivery, context), page):
                 report()
                 previews.append(each)
             after = (str(page[-1].entity_type), str(page[-1].entity_id))
     found = [each for each in previews if each.change != "none"]
     failed = sum(each.change == "failed" for each in found)
-    summary = _compared(len(previews) - failed, "entity", len(found) - failed, "in sync")
+    summary = _summarize(len(previews) - failed, "entity", len(found) - failed, "in sync")
     summary += f"; {counted(failed, 'entity')} could not be compared" if failed else ""
     rows = [row for each in found for row in _rows(each)]
     columns = "entity change field before after why"
@@ -155,7 +157,7 @@ def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_
     for name in () if fetch else sorted(today.routes.keys() & new.config.routes.keys()):
         if route in {None, name} and today.routes[name].sync != new.config.routes[name].sync:
             say(f"[routes.{name}.sync] differs: --fetch compares the resulting writes")
-    summary = _compared(number, "event", differ, "no difference")
+    summary = _summarize(number, "event", differ, "no difference")
     _finish([*found.values()], "route part events last_seq before after", summary, as_json=as_json)
 
 
@@ -209,7 +211,7 @@ def _swept(
 
     sweeping = CompiledSweep(config, source, number)
     entity_type = sweeping.table.entity_type
-    usual, before = sweeping.begins(database)
+    usual, before = sweeping.find_start(database)
     work = Work(database, config, {})
     try:
         with bar(f"comparing {entity_type}") as report:

@@ -20,7 +20,7 @@ from relay.cli.output import (
     WRONG_USE,
     bar,
     fail,
-    hanging,
+    hang,
     put,
     put_json,
     say,
@@ -46,7 +46,9 @@ def check(
     *,
     online: Annotated[
         bool,
-        typer.Option("--online", help="Also connect to the database and to each api and destination, without changing anything."),
+        typer.Option(
+            "--online", help="Also connect to the database and to each api and destination, without changing anything."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +63,7 @@ def check(
       INBOX_CONFIG=/etc/inbox-relay/new.toml inbox check --json
     """
     from inbox.loader.load import config_path, load_file
-    from relay.check import ConfigFinding, asked, database_of, findings, probes, unreached
+    from relay.check import ConfigFinding, database_of, list_findings, list_unreached, make_probes, run_probes
 
     path, file, database = config_path(), None, None
     replies: list[Reply] = []
@@ -72,15 +74,15 @@ def check(
         text = str(error).removeprefix(f"{path} ")
         found = [ConfigFinding(str(path), int(line[1]) if line else None, "", text, "mistake")]
     else:
-        found = findings(file, path)
+        found = list_findings(file, path)
         database, of_database = database_of(file, online=online)
         found += [each for each in of_database if each not in found]
-        if online and (questions := probes(file.sound)):
+        if online and (questions := make_probes(file.sound)):
             with bar("connecting", len(questions)) as report:
-                for reply in asked(questions):
+                for reply in run_probes(questions):
                     replies.append(reply)
                     report(doing=f"asked {reply.key}")
-            found += unreached(file, replies)
+            found += list_unreached(file, replies)
     mistakes = sum(each.level == "mistake" for each in found)
     if as_json:
         put_json(
@@ -95,12 +97,12 @@ def check(
             }
         )
     else:
-        put(*_checked(str(path), found, replies, file, database))
+        put(*_list_check_lines(str(path), found, replies, file, database))
     if found:
         raise typer.Exit(WRONG_USE if mistakes else FINDING)
 
 
-def _checked(
+def _list_check_lines(
     path: str,
     found: Sequence[ConfigFinding],
     replies: Sequence[Reply],
@@ -110,7 +112,7 @@ def _checked(
     """Yield lines with the findings, the systems reached, and a summary."""
     for each in sorted(found, key=lambda one: (one.level, one.line is None, one.line or 0)):
         text = visible(str(each))
-        yield from hanging(f"{each.level}  ", text, terminal_width(), label_style=_STYLES[each.level])
+        yield from hang(f"{each.level}  ", text, terminal_width(), label_style=_STYLES[each.level])
     for reply in replies:
         if reply.reached:
             line = f"  {reply.key}: {reply.url} {reply.text}, {reply.milliseconds:.0f} ms"
@@ -152,13 +154,13 @@ def doctor(
       inbox doctor --json
     """
     from relay.doctor.examinations import EXAMINATIONS
-    from relay.doctor.run import in_need, installed, run
+    from relay.doctor.run import exclude_information, open_installation, run
     from relay.findings import LEVELS
 
     names = [each.name for each in EXAMINATIONS]
     for name in only or ():
         require_known("examination", name, names)
-    with installed() as installation:
+    with open_installation() as installation:
         results = run(installation, [each for each in EXAMINATIONS if not only or each.name in only])
     if as_json:
         every = [each for result in results for each in result.findings]
@@ -172,7 +174,7 @@ def doctor(
         put_json(document)
     else:
         put(*lines_of(results, width=terminal_width()))
-    if in_need(results):
+    if exclude_information(results):
         raise typer.Exit(FINDING)
 
 
@@ -196,16 +198,16 @@ def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iter
     for each in found:
         mark = "i" if each.level == "information" else "!"
         sentence = visible_line(f"{each.kind}: {each.sentence}")
-        yield from hanging(f"  {mark} ", sentence, width, label_style=_STYLES[each.level])
+        yield from hang(f"  {mark} ", sentence, width, label_style=_STYLES[each.level])
         if each.why:
-            yield from hanging("    ", visible_line(each.why), width)
+            yield from hang("    ", visible_line(each.why), width)
         if each.remedy:
             yield Text(f"      {visible_line(' '.join(each.remedy.split()))}", "cyan")
     if missing:
         yield Text("\nNot examined", "bold")
     for result in missing:
         part = " (in part)" if result.findings else ""
-        yield from hanging("  - ", visible_line(f"{result.name}{part}: {result.needs}"), width)
+        yield from hang("  - ", visible_line(f"{result.name}{part}: {result.needs}"), width)
 
 
 # --- the report of an event
@@ -259,12 +261,14 @@ def show(
     if as_json:
         put_json(shown)
         return
-    put(*story(shown, config, at or now, terminal_width(), is_past=at is not None))
+    put(*describe_event(shown, config, at or now, terminal_width(), is_past=at is not None))
     for sentence in removed:
         say(sentence)
 
 
-def story(event: Row, config: Config, now: datetime, width: int | None, *, is_past: bool = False) -> Iterator[Text]:
+def describe_event(
+    event: Row, config: Config, now: datetime, width: int | None, *, is_past: bool = False
+) -> Iterator[Text]:
     """Yield the lines of an event's report.
 
     Args:
@@ -279,8 +283,8 @@ def story(event: Row, config: Config, now: datetime, width: int | None, *, is_pa
     named = (event["entity_type"], event["entity_id"] or "")
     entity = "" if named[0] is None else f" {visible('/'.join(named))}"
     heading = f"event {event['seq']}:{entity} {visible(event['event_type'])} from {visible(event['source'])}"
-    yield from hanging("", heading, width, "bold")
-    yield from _laid_out(_arrival(event, now), width)
+    yield from hang("", heading, width, "bold")
+    yield from _align(_arrival(event, now), width)
     if not event["deliveries"]:
         yield from (Text(), Text("no route matched it when it arrived: it is stored, and delivered nowhere"))
     for delivery in event["deliveries"]:
@@ -288,8 +292,8 @@ def story(event: Row, config: Config, now: datetime, width: int | None, *, is_pa
         state = delivery["state"] if told is None else told.state
         yield Text()
         text = f"{visible(delivery['route'])}: {visible(state)}"
-        yield from hanging("route ", text, width, style_of(state), label_style="bold")
-        yield from _laid_out(_past_route(event, delivery, now) if told is None else _route(told), width)
+        yield from hang("route ", text, width, style_of(state), label_style="bold")
+        yield from _align(_past_route(event, delivery, now) if told is None else _route(told), width)
 
 
 def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
@@ -342,8 +346,8 @@ def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
                 yield ("", f"    {said}")
 
 
-def _laid_out(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
+def _align(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
     """Align the labels in a column, with the wrapped texts beside them."""
     for label, text, *style in lines:
         room = None if _COMMAND in style else width
-        yield from hanging(f"  {label:<{_LABEL}}", text, room, *style, label_style="bright_black")
+        yield from hang(f"  {label:<{_LABEL}}", text, room, *style, label_style="bright_black")

@@ -125,7 +125,7 @@ def list_rows(
         _show_one(engine, *listing.one, number, is_table=is_table)
         return
     name: Any = listing.name  # never the name of a tail
-    wanted = _wanted(name, given, config, engine, now)
+    wanted = _read_conditions(name, given, config, engine, now)
     most = limit or _SHOWN
     if as_ndjson:
         for row in every_row(engine, name, wanted) if limit is None else read_page(engine, name, wanted, limit).rows:
@@ -141,7 +141,9 @@ def list_rows(
         show(rows, names, empty=f"no {listing.noun}", more=more, wide=wide)
 
 
-def _wanted(listing: Filtered, given: dict[str, Any], config: Config, engine: Engine, now: datetime) -> dict[str, Any]:
+def _read_conditions(
+    listing: Filtered, given: dict[str, Any], config: Config, engine: Engine, now: datetime
+) -> dict[str, Any]:
     """Return the conditions of a listing; exit with 2 if a filter has an unknown value."""
     from relay.filters import conditions, unknown
 
@@ -266,7 +268,11 @@ def list_commands(row: Row, _now: datetime) -> Row:
         "dead letters",
         "seq entity route state died_at cause last_status event_type attempts source received_at occurred_at action lane error",
     ),
-    {**_ABOUT, "cause": option(str, "cause", "Only dead letters of this cause, such as exhausted or mapping."), **_OF_LISTS},
+    {
+        **_ABOUT,
+        "cause": option(str, "cause", "Only dead letters of this cause, such as exhausted or mapping."),
+        **_OF_LISTS,
+    },
 )
 def list_dead(_row: Row, _now: datetime) -> Row:
     """List dead letters, the latest first. --since and --until refer to the time of death.
@@ -309,7 +315,7 @@ def follow_rows(
         fail("--wide applies to tables; JSON always has every field")
     with contextlib.suppress(KeyboardInterrupt):
         config, database = open_database()
-        wanted = _wanted(listing.name, given, config, database.engine, SystemClock().now())
+        wanted = _read_conditions(listing.name, given, config, database.engine, SystemClock().now())
         for feed, row in follow(database.engine, _feeds(listing.name, wanted), since, ends=end):
             named = {"kind": feed.name, **row}  # a fact has a kind of its own
             if not admits(wanted, named):

@@ -38,9 +38,7 @@ def main() -> None:
 @app.command()
 def run(
     *,
-    drain: Annotated[
-        bool, typer.Option("--drain", help="Exit once nothing is received, due or in flight.")
-    ] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="Exit once nothing is received, due or in flight.")] = False,
     processes: Annotated[
         int, typer.Option(min=1, max=256, help="Number of relay processes; one that dies is replaced.")
     ] = 1,

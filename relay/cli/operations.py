@@ -37,7 +37,9 @@ _LONGEST_REST_SECONDS = 1.0
 _INSTEAD: Mapping[str, Any] = {
     "seqs": Annotated[
         list[int] | None,
-        typer.Argument(metavar="SEQ", help=f"Numbers of the events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER),
+        typer.Argument(
+            metavar="SEQ", help=f"Numbers of the events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER
+        ),
     ],
     "kinds": Annotated[
         list[str] | None,

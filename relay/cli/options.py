@@ -44,7 +44,9 @@ class Commands(TyperGroup):
         super().__init__(**given)
         for command in (self, *self.commands.values()):
             if "\b" not in (command.help or ""):
-                command.help = _EXAMPLES.sub("\b\n\\g<0>", command.help or "")  # click leaves the lines after \\b unwrapped
+                command.help = _EXAMPLES.sub(
+                    "\b\n\\g<0>", command.help or ""
+                )  # click leaves the lines after \\b unwrapped
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # likewise
         """Run the command."""
@@ -143,7 +145,7 @@ def conditions(asks: type[msgspec.Struct], *names: str) -> dict[str, Any]:
 
 
 def as_command(run: Callable[..., None], options: Mapping[str, Any]) -> Callable[..., None]:
-    """Give a function with keyword arguments the signature that typer reads; absent options are None or False."""
+    """Give a function with keyword arguments the signature that typer reads; absent options become None or False."""
     parameters = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=False if get_args(each)[0] is bool else None, annotation=each)
         for name, each in options.items()
@@ -173,7 +175,7 @@ def require_known(kind: str, given: str | None, known: Iterable[str]) -> None:
 
 
 def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[str | None, str | None]:
-    """Split the value of `--entity` into type and id. The id is None for a type alone, if that is allowed."""
+    """Split the value of `--entity` into type and id. A type alone, if allowed, has the id None."""
     if entity is None:
         return None, None
     entity_type, _, entity_id = entity.partition("/")

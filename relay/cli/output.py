@@ -88,15 +88,15 @@ def _plain(value: object) -> object:
     return msgspec.to_builtins(value)
 
 
-def wrapped(text: str, room: int) -> Sequence[str]:
+def wrap(text: str, room: int) -> Sequence[str]:
     """Break a text into lines of at most `room` cells, between words where possible."""
     return [line.plain.rstrip() for line in Text(text).wrap(Console(width=room), room, overflow="fold")]
 
 
-def hanging(label: str, text: str, width: int | None, style: str = "", *, label_style: str = "") -> Iterator[Text]:
+def hang(label: str, text: str, width: int | None, style: str = "", *, label_style: str = "") -> Iterator[Text]:
     """Yield a text beside its label, in lines of at most `width` cells; None: in one line. Both must be escaped."""
     room = None if width is None else max(width - cell_len(label), _LEAST_ROOM)
-    for line in [text] if room is None or cell_len(text) <= room else wrapped(text, room):
+    for line in [text] if room is None or cell_len(text) <= room else wrap(text, room):
         yield Text.assemble((label, label_style), (line, style))
         label = " " * cell_len(label)
 
@@ -123,7 +123,9 @@ def exit_on_error() -> Iterator[None]:
     except (ConfigError, UnusableCommand) as error:
         fail(str(error))
     except Exception as error:
-        from sqlalchemy.exc import DBAPIError  # imported late: `--help` doesn't need it, and it takes as long as all other imports
+        from sqlalchemy.exc import (
+            DBAPIError,
+        )  # imported late: `--help` doesn't need it, and it takes as long as all other imports
 
         if not isinstance(error, DBAPIError):
             raise
@@ -215,7 +217,7 @@ def show(
         sys.stdout.write("".join(f"{line.plain}\n" for line in table(rows, columns)))
         sys.stdout.flush()
     else:
-        lines, omitted = fitted(rows, columns, width, SystemClock().now())
+        lines, omitted = fit_table(rows, columns, width, SystemClock().now())
         put(*lines)
         hints = [more] if more else []
         hints += [f"{counted(omitted, 'more column')}: --wide"] if omitted and wide is not None else []
@@ -229,8 +231,8 @@ def show_fields(row: Row) -> None:
     for name, value in row.items():
         text = visible_text(str(_plain(value)), indent="") if isinstance(value, bytes) else text_of(value)
         first, *others = str(text).splitlines() or [""]
-        put(*hanging(f"{name:<{room}}", first, terminal_width(), label_style="bold"))
-        put(*(line for other in others for line in hanging(" " * room, other, terminal_width())))
+        put(*hang(f"{name:<{room}}", first, terminal_width(), label_style="bold"))
+        put(*(line for other in others for line in hang(" " * room, other, terminal_width())))
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], rooms: Mapping[str, int] | None = None) -> list[Text]:
@@ -240,10 +242,10 @@ def table(rows: Sequence[Row], columns: Sequence[str], rooms: Mapping[str, int] 
     widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
     if rooms is not None:
         widths = [max(rooms.get(name, 0), width) for name, width in zip(columns, widths, strict=True)]
-    return _drawn(columns, texts, widths)
+    return _draw(columns, texts, widths)
 
 
-def fitted(rows: Sequence[Row], columns: Sequence[str], width: int, now: datetime) -> tuple[list[Text], int]:
+def fit_table(rows: Sequence[Row], columns: Sequence[str], width: int, now: datetime) -> tuple[list[Text], int]:
     """Lay out rows in lines of at most `width`, with times relative to now; also return the number of omitted columns."""
     filled = [name for name in columns if any(_member(row, name) not in (None, "", [], {}) for row in rows)]
     texts = {name: [title_of(name), *(text_of(_member(row, name), name, now) for row in rows)] for name in filled}
@@ -263,17 +265,17 @@ def fitted(rows: Sequence[Row], columns: Sequence[str], width: int, now: datetim
         grown = min(left, whole[name] - rooms[name])
         rooms[name] += max(grown, 0)
         left -= max(grown, 0)
-    lines = _drawn(shown, [*zip(*(texts[name] for name in shown), strict=True)], [rooms[name] for name in shown])
+    lines = _draw(shown, [*zip(*(texts[name] for name in shown), strict=True)], [rooms[name] for name in shown])
     return lines, len(filled) - len(shown)
 
 
-def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> list[Text]:
+def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> list[Text]:
     """Draw rows, the first one as the heading, and wrap texts that are wider than their column."""
     numbers = [all(_NUMBER.fullmatch(text or "0") for text in column[1:]) for column in zip(*rows, strict=True)]
     drawn: list[Text] = []
     for number, row in enumerate(rows):
         cells = [
-            [text] if cell_len(text) <= width else wrapped(text, width) for text, width in zip(row, widths, strict=True)
+            [text] if cell_len(text) <= width else wrap(text, width) for text, width in zip(row, widths, strict=True)
         ]
         for texts in zip_longest(*cells, fillvalue=""):
             line = Text(style="" if number else "bold")

@@ -39,14 +39,14 @@ def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.Base
     Raises:
         ConfigError: no secret is valid at `at`, only the provider can sign, or the request can't be sent to `url`.
     """
-    path, secret_headers = _shared_secret(source, at)
+    path, secret_headers = _place_secret(source, at)
     headers = urllib3.HTTPHeaderDict({"Content-Type": _JSON})
     headers.update(sample.headers)
     preset = PRESETS[source.preset]
     if preset.signer is not None and source.secrets is not None:
         sample, signed = preset.signer(sample, _valid(source.secrets, source, at), at), {}
     else:
-        signed = _signed(source, preset, sample, headers, at)
+        signed = _sign(source, preset, sample, headers, at)
     headers.update({**secret_headers, **signed})
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"{url} is not a URL of a receiver; give --url such as http://127.0.0.1:8000")
@@ -73,7 +73,7 @@ def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.Base
         ) from None
 
 
-def _shared_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
+def _place_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
     """Return the suffix of the URL's path, and the headers with a shared secret."""
     match source.auth:
         case BasicAuth(user=user, secrets=secrets):
@@ -89,7 +89,7 @@ def _shared_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
             return "", {}
 
 
-def _signed(source: Source, preset: Preset, sample: Sample, headers: Mapping[str, str], at: datetime) -> dict[str, str]:
+def _sign(source: Source, preset: Preset, sample: Sample, headers: Mapping[str, str], at: datetime) -> dict[str, str]:
     if preset.prover is not None and getattr(source, preset.proves_by) is not None:
         raise ConfigError(f"[sources.{source.name}] has no shared secret to sign with: only its provider can sign")
     if source.secrets is None:

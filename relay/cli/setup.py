@@ -76,7 +76,9 @@ def migrate(
             help="Also drop the objects that only older versions use. First stop all receivers and relays of those versions.",
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the pending migrations, and change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the pending migrations, and change nothing.")
+    ] = False,
 ) -> None:
     """Migrate the database to this version's schema. Receivers and relays may keep running.
 
@@ -116,7 +118,7 @@ def roles(
     prefix: Annotated[
         str | None,
         typer.Option(
-            help="Prefix of the role names, since all databases of a server share roles. Default: the schema's name, or inbox for the schema public."
+            help="Prefix of the role names, which all databases of a server share; default: the schema, or inbox in public."
         ),
     ] = None,
 ) -> None:

@@ -22,8 +22,8 @@ from relay.cli.output import (
     answer,
     console,
     fail,
-    fitted,
-    hanging,
+    fit_table,
+    hang,
     put,
     put_json,
     table,
@@ -56,15 +56,14 @@ _COLUMNS: Mapping[str, str] = {
 def status(
     *,
     as_json: AsJson = False,
-    wide: Annotated[
-        bool, typer.Option("--wide", help="Show every column untruncated, with absolute times.")
-    ] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="Show every column untruncated, with absolute times.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the status until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between refreshes.")] = 2.0,
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Only check that a relay is alive and deliveries make progress: a health check for service managers."
+            "--check",
+            help="Only check that a relay is alive and deliveries make progress: a health check for service managers.",
         ),
     ] = False,
     here: Annotated[bool, typer.Option("--here", help="With --check: require a relay on this host.")] = False,
@@ -106,7 +105,7 @@ def status(
         else:
             put(*lines_of(overview, checked, findings, width=width))
     else:
-        found = _checked(config, here=here)
+        found = _find_lasting(config, here=here)
         if as_json:
             put_json(found)
         else:
@@ -167,7 +166,7 @@ def _watch(config: Config, every: float, width: int | None) -> None:
             time.sleep(every)
 
 
-def _checked(config: Config, *, here: bool) -> list[Finding]:
+def _find_lasting(config: Config, *, here: bool) -> list[Finding]:
     """Return the findings that last for `_LOOK_AGAIN_SECONDS`."""
     from sqlalchemy.exc import DBAPIError
 
@@ -220,7 +219,7 @@ def lines_of(
     following = next_of(findings)
     yield from (Text(), Text("Next", "bold")) if following else ()
     for each in following:
-        yield from hanging("  ", visible_line(each.sentence), width)
+        yield from hang("  ", visible_line(each.sentence), width)
         yield Text(f"    {visible_line(each.remedy)}", "cyan")
 
 
@@ -276,11 +275,11 @@ def _section(title: str, rows: Sequence[Any], seen: Overview, width: int | None)
     if title in _COLUMNS:
         columns = _COLUMNS[title].split()
         room = None if width is None else max(width - 2, _LEAST_WIDTH)
-        lines = table(shown, columns) if room is None else fitted(shown, columns, room, seen.at)[0]
+        lines = table(shown, columns) if room is None else fit_table(shown, columns, room, seen.at)[0]
         yield from (Text("  ").append_text(line) for line in lines)
     else:
         mark = "! " if title == "Findings" else ""
         for text in shown:
-            yield from hanging(f"  {mark}", visible_line(text), width, label_style="bold red")
+            yield from hang(f"  {mark}", visible_line(text), width, label_style="bold red")
     if len(shown) < len(rows):
         yield Text(f"  and {len(rows) - len(shown):,} more")

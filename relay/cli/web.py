@@ -165,7 +165,9 @@ def demo(
     ] = False,
     folder: Annotated[
         Path | None,
-        typer.Option(help="Empty folder in which to keep the configuration, the database and the logs; by default they are deleted."),
+        typer.Option(
+            help="Empty folder in which to keep the configuration, the database and the logs; by default they are deleted."
+        ),
     ] = None,
 ) -> None:
     """Run the product with demo services, and watch webhooks become calls to another system.
@@ -232,10 +234,10 @@ def commercial(
 
 
 def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon app: other commands don't import Falcon
-    from relay.demo.services import served
+    from relay.demo.services import serve
 
     try:
-        with suppress(KeyboardInterrupt), served(app, port) as url:
+        with suppress(KeyboardInterrupt), serve(app, port) as url:
             say(f"{name} listens at {url}; press Ctrl-C to stop")
             threading.Event().wait()
     except OSError as error:

@@ -30,7 +30,7 @@ from inbox.db import engine, migrate
 from inbox.observe.visible import visible
 from relay.accounts import hash_password
 from relay.demo.scenario import ChangeMade, Scenario
-from relay.demo.services import GROUP, USER, CommercialService, IdentityService, WebhookSender, served
+from relay.demo.services import GROUP, USER, CommercialService, IdentityService, WebhookSender, serve
 from relay.store.database import Database
 
 CHANGES, KILL_AFTER = 40, 25
@@ -138,8 +138,8 @@ class Demo:
         exits.callback(self.webhooks.close)
         self.identity = IdentityService(self.webhooks)
         self.commercial = CommercialService(fail_share=_FAIL_SHARE, on_call=screen.call)
-        self.identity_url = exits.enter_context(served(self.identity.app))
-        self.commercial_url = exits.enter_context(served(self.commercial.app))
+        self.identity_url = exits.enter_context(serve(self.identity.app))
+        self.commercial_url = exits.enter_context(serve(self.commercial.app))
         users = _write_private(folder / "users", f"{_PAGE_USER}:operator:{hash_password(self.page_password)}\n")
         urls = {"identity_url": self.identity_url, "commercial_url": self.commercial_url, "database_url": url}
         _write_private(folder / "inbox.toml", configuration(users=f"file:{users}", token=token, **urls))

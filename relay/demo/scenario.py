@@ -56,7 +56,7 @@ class Scenario:
         sample = (sample_user if entity_type == USER else sample_group)(self._created[entity_type])
         self._created[entity_type] += 1
         stored = self._identity.create(entity_type, sample)
-        return _made("create", entity_type, {}, stored)
+        return _make_change("create", entity_type, {}, stored)
 
     def edit(self, entity_type: str, *, report: bool = True) -> ChangeMade:
         """Edit a user or a group; an unreported edit changes a mapped field."""
@@ -66,24 +66,24 @@ class Scenario:
         else:
             new = sample_edit(old, self._rng, seen_there=not report)
         stored = self._identity.replace(entity_type, old["id"], new, report=report)
-        return _made("update", entity_type, mapped_fields(entity_type, old), stored, report=report)
+        return _make_change("update", entity_type, map_fields(entity_type, old), stored, report=report)
 
     def delete(self, *, report: bool = True) -> ChangeMade:
         """Delete a user."""
         user = self._rng.choice(self._identity.all(USER))
         self._identity.delete(USER, user["id"], report=report)
-        return _made("delete", USER, mapped_fields(USER, user), user, report=report)
+        return _make_change("delete", USER, map_fields(USER, user), user, report=report)
 
 
-def _made(
+def _make_change(
     action: str, entity_type: str, before: Mapping[str, str | None], entity: Document, *, report: bool = True
 ) -> ChangeMade:
     name = entity["name"] if entity_type == GROUP else "{givenName} {familyName}".format_map(entity["name"])
-    fields = {field: to for field, to in mapped_fields(entity_type, entity).items() if to != before.get(field)}
+    fields = {field: to for field, to in map_fields(entity_type, entity).items() if to != before.get(field)}
     return ChangeMade(action, entity_type, entity["id"], name, fields, report)
 
 
-def mapped_fields(entity_type: str, entity: Document) -> dict[str, str | None]:
+def map_fields(entity_type: str, entity: Document) -> dict[str, str | None]:
     """Return the fields that the counterpart of a user or a group must have by the relay's map."""
     if entity_type == GROUP:
         return {"name": entity["name"]}

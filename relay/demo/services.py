@@ -46,7 +46,7 @@ _SUCCESSES = range(200, 300)
 
 
 @contextmanager
-def served(app: App, port: int = 0) -> Iterator[str]:
+def serve(app: App, port: int = 0) -> Iterator[str]:
     """Serve the app on 127.0.0.1 in a thread and yield its URL. Port 0 uses a free port.
 
     On exit, running requests finish and every connection is closed.
@@ -70,7 +70,11 @@ async def read_object(req: Request) -> Document:
     """Read the JSON object in a request's body. Raises `falcon.HTTPBadRequest`."""
     try:
         return msgspec.json.decode(await req.stream.read(), type=dict[str, Any])
-    except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: invalid UTF-8, or a number with thousands of digits
+    except (
+        msgspec.MsgspecError,
+        ValueError,
+        RecursionError,
+    ):  # ValueError: invalid UTF-8, or a number with thousands of digits
         raise falcon.HTTPBadRequest(description="The body is not a JSON object.") from None
 
 

@@ -92,7 +92,9 @@ class Clients:
                 name: partial(getattr(auth, name).reveal, at=f"{where}.auth.{name}") for name in names
             }
             checks["url"] = target
-            if endpoint.ca_file is None and endpoint.cert_file is None:  # otherwise its mistakes would be reported twice
+            if (
+                endpoint.ca_file is None and endpoint.cert_file is None
+            ):  # otherwise its mistakes would be reported twice
                 checks["token_url"] = tokens
             revealed = collect_config_errors(checks)
             own = [revealed[name] for name in names]

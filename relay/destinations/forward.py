@@ -27,7 +27,7 @@ from relay.http.target import header_value
 from relay.sync.compiled_route import event_scope
 from relay.sync.expressions import Scope, encode
 from relay.sync.forms import FORMS
-from relay.sync.templates import Placeholder, Template, encoded
+from relay.sync.templates import Placeholder, Template, encode_value
 
 _SHARED = "whsec_"
 """Prefix of a shared secret of Standard Webhooks."""
@@ -44,7 +44,7 @@ def _post(client: HttpClient, headers: dict[str, str], body: bytes, delivery: De
         headers["Traceparent"] = header_value(delivery.traceparent)
     answer = client.call(Request("forward", "POST", headers, body=body), context)
     calls = (answer.call,)
-    return Delivered(calls, "forwarded") if answer.error_class is None else answer.failed(calls)
+    return Delivered(calls, "forwarded") if answer.error_class is None else answer.as_failed(calls)
 
 
 def _forward(
@@ -134,20 +134,20 @@ class MessageTemplate(Template):
         """
         text = ""
         for part in self.parts:
-            text += part if isinstance(part, str) else self._placed(self._text(part, scope), part, text)
+            text += part if isinstance(part, str) else self._place(self._text(part, scope), part, text)
         return text
 
     def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:  # noqa: ARG002
         return False  # this class escapes values itself
 
-    def _placed(self, value: str, placeholder: Placeholder, before: str) -> str:
+    def _place(self, value: str, placeholder: Placeholder, before: str) -> str:
         if before.rfind("<") <= before.rfind(">"):
             return alerts.escaped(value)
         link = before.rpartition("<")[2]
         if "|" in link:
             return alerts.link_text(value)
         if link:
-            return value if placeholder.form is FORMS["url"] else encoded(value, self.where)
+            return value if placeholder.form is FORMS["url"] else encode_value(value, self.where)
         try:
             return alerts.link_url(value)
         except ValueError as error:  # a UnicodeEncodeError is one
@@ -176,7 +176,11 @@ def build_slack(route: Route, destination: SlackDestination, clients: Clients) -
     def client() -> HttpClient:
         url = destination.url.reveal(at=f"{where}.url")
         path = urlsplit(url).path
-        secrets = [url, path, *path.split("/")[-1:]]  # the path of a chat's webhook is secret, above all its last segment
+        secrets = [
+            url,
+            path,
+            *path.split("/")[-1:],
+        ]  # the path of a chat's webhook is secret, above all its last segment
         return clients.destination(destination, url, secrets=secrets, shown_path="/…")
 
     parts: dict[str, Callable[[], Any]] = {

@@ -19,7 +19,7 @@ from relay.destinations import KINDS
 from relay.destinations.base import Clients, Context, Deliverer, without_lease
 from relay.destinations.sync import REPLICA_LAG, Attempt, Ended, Sync
 from relay.http.answer import Answer
-from relay.http.client import HttpClient, Request, below
+from relay.http.client import HttpClient, Request, join_url
 from relay.http.target import Target
 
 Change = Literal["create", "update", "deactivate", "delete", "none", "failed"]
@@ -45,7 +45,7 @@ class Preview(msgspec.Struct, frozen=True):
     """Reason for no change, or for a failure."""
 
 
-def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
+def make_preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
     """Return the change that an attempt for this event would make now. It allows for no replica lag: a 404 is final."""
 
     def result(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:
@@ -195,14 +195,14 @@ class Variant:
     def parts(self, event: Delivery) -> dict[str, Parts]:
         """Return the parts of the first request on each route of the event."""
         return {
-            name: self._of_route(route, event)
+            name: self._process_route(route, event)
             for name, route in self.config.routes.items()
             if name in self._deliverers
             and route.source == event.source
             and matches(route.when, event.entity_type, event.event_type, event.action)
         }
 
-    def _of_route(self, route: Route, event: Delivery) -> Parts:
+    def _process_route(self, route: Route, event: Delivery) -> Parts:
         lane = lane_of(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
         found: Parts = {"lane": lane, "ordering": self.config.ordering_of(route), "on_dead": route.on_dead}
         deliverer = self._deliverers[route.name]
@@ -272,7 +272,7 @@ def _on_route(was: Parts | None, becomes: Parts | None) -> Iterator[tuple[str, o
 
 def _parts(target: Target, request: Request) -> Parts:
     query = f"?{request.query}" if request.query else ""
-    line = f"{request.method} {below(target.shown, request.path)}{query}"
+    line = f"{request.method} {join_url(target.shown, request.path)}{query}"
     headers = {**request.headers, **target.headers, **request.own_headers}
     headers.pop("Idempotency-Key", None)  # it derives from the other parts
     return (

@@ -63,13 +63,13 @@ class Python:
         if delivery.body is None:
             return Skipped((), str(BodyErased()))
         began, tick = steady(), min(_TICK, self._timeout)
-        while (reason := self._over(began, context)) is None and not self._slots.acquire(timeout=tick):
+        while (reason := self._find_end(began, context)) is None and not self._slots.acquire(timeout=tick):
             pass
         if reason == "lease_lost":
-            return self._failed(began, "lease_lost", "not called: the lease ended", "not_sent")
+            return self._fail(began, "lease_lost", "not called: the lease ended", "not_sent")
         if reason is not None:
             why = "not called: earlier calls occupy all slots of the destination's concurrency"
-            return self._failed(began, "not_sent", why, "not_sent")
+            return self._fail(began, "not_sent", why, "not_sent")
         began = steady()  # the wait for a slot does not reduce the call's time
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         work = partial(_work, self._function, event_of(delivery), context.span, self._slots, ended)
@@ -77,16 +77,16 @@ class Python:
             threading.Thread(target=work, name=f"{delivery.route}-{delivery.seq}", daemon=True).start()
         except RuntimeError:
             self._slots.release()
-            return self._failed(began, "not_sent", "not called: the system has no thread for it", "not_sent")
+            return self._fail(began, "not_sent", "not called: the system has no thread for it", "not_sent")
         while True:
             try:
-                return self._ended(delivery, began, ended.get(timeout=tick))
+                return self._conclude(delivery, began, ended.get(timeout=tick))
             except queue.Empty:
-                reason = self._over(began, context)
+                reason = self._find_end(began, context)
                 if reason is not None:
                     return self._left_behind(delivery, began, reason)
 
-    def _over(self, began: float, context: Context) -> ErrorClass | None:
+    def _find_end(self, began: float, context: Context) -> ErrorClass | None:
         """Return the reason to end a call, or the wait for its slot, that began at `began`; None: it may continue."""
         now = steady()
         if now >= context.lease():
@@ -103,9 +103,9 @@ class Python:
             error,
             extra=fields("left_behind", route=delivery.route, seq=delivery.seq, error=error),
         )
-        return self._failed(began, reason, error, "unknown")
+        return self._fail(began, reason, error, "unknown")
 
-    def _ended(self, delivery: Delivery, began: float, error: BaseException | None) -> Outcome:
+    def _conclude(self, delivery: Delivery, began: float, error: BaseException | None) -> Outcome:
         calls = (self._call(began, "answered"),)
         match error:
             case None:
@@ -123,9 +123,9 @@ class Python:
             self._shown, name, place_of(error, skip=1) or "its call", delivery.route, delivery.seq,
             extra=fields("handler_raised", route=delivery.route, seq=delivery.seq, error=name),
         )  # fmt: skip
-        return self._failed(began, "crashed", f"the function raised {name}", "answered")
+        return self._fail(began, "crashed", f"the function raised {name}", "answered")
 
-    def _failed(self, began: float, error_class: ErrorClass, error: str, sent: Sent) -> Failed:
+    def _fail(self, began: float, error_class: ErrorClass, error: str, sent: Sent) -> Failed:
         return Failed((self._call(began, sent, error),), error_class, f"handle: {error}")
 
     def _call(self, began: float, sent: Sent, error: str | None = None) -> Call:

@@ -26,7 +26,7 @@ from relay.destinations.base import Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import HttpClient, Request
 from relay.http.target import header_value
-from relay.sync.calls import FIELDS, CallPlan, picked, reported_error
+from relay.sync.calls import FIELDS, CallPlan, find_error, pick_value
 from relay.sync.compiled_route import (
     FindPlan,
     SyncPlan,
@@ -142,12 +142,12 @@ class Attempt:
         entity = None
         if not is_absent:
             with self._reading(answer):
-                entity = _json(answer) if pick is None else picked(pick, _json(answer))
+                entity = _json(answer) if pick is None else pick_value(pick, _json(answer))
         if entity is None and (is_absent or pick is not None):
             if answer.error_class != "gone" and self._may_be_behind():
                 # A lagging replica responds the same for a new entity: the next attempt fetches again.
                 if is_absent or pick is None:
-                    raise Ended(answer.failed(self.calls))
+                    raise Ended(answer.as_failed(self.calls))
                 raise Ended(Failed(self.calls, "not_found", f"fetch: the response has null at {pick.text}"))
             return False
         return self._accept(entity, answer)
@@ -212,12 +212,12 @@ class Attempt:
         return Failed(self.calls, "no_target", 'find: no counterpart, and missing = "dead"')
 
     def _create(self) -> Outcome:
-        fields = self.fields = self._plan.fields.of(self.scope, creating=True)
+        fields = self.fields = self._plan.fields.evaluate(self.scope, creating=True)
         create = cast("CallPlan", self._plan.create)
         body = encode(fields) if create.body is None else create.json({**self.scope, FIELDS: fields})
         answer = self._call("create", create, self._destination, body)
         self._ensure(answer)
-        return self._delivered("created", digest(fields))
+        return self._finish("created", digest(fields))
 
     def _update(self) -> Outcome:
         answer, content = self._try_update()
@@ -227,12 +227,12 @@ class Attempt:
                 return self._missing()
             answer, content = self._try_update()
         self._ensure(answer)
-        return self._delivered("updated", content)
+        return self._finish("updated", content)
 
     def _try_update(self) -> tuple[Answer, bytes]:
         """Send the change. Return the answer and the hash of the content."""
         plan = self._plan
-        fields = self.fields = plan.fields.of(self.scope, creating=False)
+        fields = self.fields = plan.fields.evaluate(self.scope, creating=False)
         update = cast("CallPlan", plan.update)
         if update.body is None:
             body: bytes | None = encode(fields)
@@ -254,19 +254,19 @@ class Attempt:
             return Skipped(self.calls, 'the entity is gone, and gone = "skip"')
         self.scope["entity"] = None
         if plan.find is not None and not self._find():
-            return self._delivered("nothing_to_delete")
+            return self._finish("nothing_to_delete")
         if gone == "deactivate":
             if plan.inactive is not None and plan.inactive.value(self.scope) is True:
-                return self._delivered("nothing_to_delete")
+                return self._finish("nothing_to_delete")
             call = cast("CallPlan", plan.deactivate)
             answer = self._call("update", call, self._destination, call.json(self.scope))
         else:
             delete = cast("CallPlan", plan.delete)
             answer = self._call("delete", delete, self._destination, delete.json(self.scope))
         if answer.error_class in ABSENT:
-            return self._delivered("nothing_to_delete")
+            return self._finish("nothing_to_delete")
         self._ensure(answer)
-        return self._delivered("deactivated" if gone == "deactivate" else "deleted")
+        return self._finish("deactivated" if gone == "deactivate" else "deleted")
 
     def _call(
         self,
@@ -291,7 +291,7 @@ class Attempt:
         answer = client.call(request, self._context)
         self.calls += (answer.call,)
         if answer.error_class is not None and answer.error_class not in ABSENT:
-            raise Ended(answer.failed(self.calls))
+            raise Ended(answer.as_failed(self.calls))
         if answer.error_class is None and call.rules:
             self._require_no_error(call, answer)
         return answer
@@ -302,16 +302,18 @@ class Attempt:
             return
         with self._reading(answer):
             if not answer.body:
-                raise UnusableAnswer("the response is empty, but the errors key expects JSON; respond with 204 for no body")
-            reported = reported_error(call.rules, _json(answer))
+                raise UnusableAnswer(
+                    "the response is empty, but the errors key expects JSON; respond with 204 for no body"
+                )
+            reported = find_error(call.rules, _json(answer))
         if reported is not None:
             failed = answer.reporting(*reported)
             self.calls = (*self.calls[:-1], failed.call)
-            raise Ended(failed.failed(self.calls))
+            raise Ended(failed.as_failed(self.calls))
 
     def _ensure(self, answer: Answer) -> None:
         if answer.error_class is not None:
-            raise Ended(answer.failed(self.calls))
+            raise Ended(answer.as_failed(self.calls))
 
     @contextmanager
     def _reading(self, answer: Answer) -> Iterator[None]:
@@ -321,7 +323,7 @@ class Attempt:
         except UnusableAnswer as error:
             raise Ended(Failed(self.calls, "bad_answer", f"{answer.call.step}: {error}")) from None
 
-    def _delivered(
+    def _finish(
         self,
         did: Literal["created", "updated", "deleted", "deactivated", "nothing_to_delete"],
         content: bytes | None = None,

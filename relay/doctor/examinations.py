@@ -204,10 +204,10 @@ _SOON = timedelta(days=30)
 
 def _configuration(installation: Installation) -> Iterator[Finding]:
     """Mistakes in inbox.toml that both programs would find, and the warnings of `inbox check`."""
-    for each in check.findings(installation.file, installation.path):
+    for each in check.list_findings(installation.file, installation.path):
         yield (MISTAKE if each.level == "mistake" else DOUBT).found(each.key or each.text, str(each))
-    over = {line.partition(": ")[0] for line in check.expired(installation.config, installation.now)}
-    for line in check.expired(installation.config, installation.now + _SOON):
+    over = {line.partition(": ")[0] for line in check.find_expired(installation.config, installation.now)}
+    for line in check.find_expired(installation.config, installation.now + _SOON):
         key, _, _ = line.partition(": ")
         if key not in over:
             yield EXPIRING.found(key, line)

@@ -52,7 +52,7 @@ class Installation(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def installed(running: Config | None = None) -> Iterator[Installation]:
+def open_installation(running: Config | None = None) -> Iterator[Installation]:
     """Open the installation of the current file, or of the running configuration.
 
     Raises:
@@ -129,6 +129,6 @@ def _needs(error: Exception) -> str:
     return f"needs {'the database to answer' if isinstance(error, DBAPIError) else 'a fix in its code'}: {why}"
 
 
-def in_need(results: Sequence[ExaminationResult]) -> list[Finding]:
+def exclude_information(results: Sequence[ExaminationResult]) -> list[Finding]:
     """List the findings without the information."""
     return [each for result in results for each in result.findings if each.level != "information"]

@@ -51,7 +51,7 @@ def examine_schema(installation: Installation) -> Iterator[Finding]:
     if not migrate.is_exactly_head(installation.engine):
         raise NotExamined("needs the schema of exactly this version: see the examination migrations")
     with installation.reading() as connection:
-        found = dict((_of_postgres if connection.dialect.name == POSTGRES else _of_sqlite)(connection))
+        found = dict((_compare_postgres if connection.dialect.name == POSTGRES else _compare_sqlite)(connection))
         for table in sorted(views.ROWS.keys() - found.keys()):
             if connection.execute(text(f"SELECT 1 FROM {table} WHERE id = 1")).first() is None:
                 found[table] = "has lost its row"
@@ -59,16 +59,16 @@ def examine_schema(installation: Installation) -> Iterator[Finding]:
         yield DIFFERS.found(name, f"{name} {told}")
 
 
-def _of_sqlite(connection: Connection) -> Iterator[tuple[str, str]]:
+def _compare_sqlite(connection: Connection) -> Iterator[tuple[str, str]]:
     """Yield the objects whose definition differs from that in a new database in memory."""
-    present, expected = _texts(connection), _made_in_memory()
+    present, expected = _texts(connection), _read_definitions()
     for name, definition in expected.items():
         if present.get(name) != definition:
             yield name, "has another definition" if name in present else "is missing"
 
 
 @cache
-def _made_in_memory() -> Mapping[str, str]:
+def _read_definitions() -> Mapping[str, str]:
     made = create_engine("sqlite://")
     try:
         with made.begin() as connection:
@@ -83,10 +83,12 @@ def _texts(connection: Connection) -> dict[str, str]:
     return {row.name: " ".join(re.sub(r"--.*", "", row.sql).split()) for row in rows}
 
 
-def _of_postgres(connection: Connection) -> Iterator[tuple[str, str]]:
+def _compare_postgres(connection: Connection) -> Iterator[tuple[str, str]]:
     ours = {"include_name": lambda name, kind, _: kind != "table" or not is_leaf(name or ""), "compare_type": True}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Alembic warns of objects that it can't compare, such as unvalidated constraints
+        warnings.simplefilter(
+            "ignore"
+        )  # Alembic warns of objects that it can't compare, such as unvalidated constraints
         differences: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=ours), metadata)
     for each in (part for one in differences for part in (one if isinstance(one, list) else [one])):
         if each[0] in {"add_table", "add_index", "add_constraint"}:
@@ -94,7 +96,7 @@ def _of_postgres(connection: Connection) -> Iterator[tuple[str, str]]:
         elif not each[0].startswith("remove_") and not each[0].endswith("_comment"):
             yield f"{each[2]}.{getattr(each[3], 'name', each[3])}", f"differs: {each[0].replace('_', ' ')}"
     rows = connection.execute(_OBJECTS).all()
-    for kind, statements in _expected().items():
+    for kind, statements in _collect_definitions().items():
         present = {row.name: row.definition for row in rows if row.kind == kind}
         for name, statement in statements.items():
             if name not in present:
@@ -125,7 +127,7 @@ WHERE k.connamespace = CAST(current_schema() AS regnamespace) AND k.contype = 'c
 
 
 @cache
-def _expected() -> Mapping[str, Mapping[str, str]]:
+def _collect_definitions() -> Mapping[str, Mapping[str, str]]:
     """Return the objects of each kind on Postgres, with the statements that create them."""
     made: dict[str, dict[str, str]] = {kind: {} for kind in ("VIEW", "FUNCTION", "TRIGGER", "INDEX", "CHECK")}
     for statement in views.statements(POSTGRES):

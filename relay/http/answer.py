@@ -55,11 +55,11 @@ class Answer(msgspec.Struct, frozen=True):
         if self.redactor is None:
             return msgspec.structs.replace(self, error_class=error_class)
         shown = self.redactor.excerpt(text.encode("utf-8", "replace")) or ""
-        why = f"response {self.call.status} with errors: {' '.join(shown.split())[:_LONGEST_ERROR]}"
+        why = f"answered {self.call.status} with errors: {' '.join(shown.split())[:_LONGEST_ERROR]}"
         call = msgspec.structs.replace(self.call, error=why, excerpt=self.redactor.excerpt(self.body))
         return msgspec.structs.replace(self, call=call, error_class=error_class)
 
-    def failed(self, calls: tuple[Call, ...]) -> Failed:
+    def as_failed(self, calls: tuple[Call, ...]) -> Failed:
         """Return the failure of the attempt whose `calls` end with this one."""
         why = self.call.error or f"answered {self.call.status}{_phrase(self.call.status)}"
         return Failed(calls, self.error_class or "bad_answer", f"{self.call.step}: {why}", self.retry_after)
@@ -152,7 +152,7 @@ class Redactor:
         longest_first = sorted(patterns, key=len, reverse=True)
         self._own = re.compile("|".join(longest_first)) if longest_first else None
 
-    def besides(self, secret: str) -> Redactor:
+    def with_secret(self, secret: str) -> Redactor:
         """Return a redactor that also masks this secret, which another system issued."""
         return Redactor(self._secrets, secret)
 
@@ -179,16 +179,16 @@ def _patterns(secret: str, and_on: str = "") -> set[str]:
     if len(secret) < _SHORTEST_SECRET:
         return set()
     base64_end = and_on or "[A-Za-z0-9+/_-]?={0,2}"
-    return {_spelled(secret) + and_on, *(_spelled(part) + base64_end for part in _in_base64(secret))}
+    return {_spell(secret) + and_on, *(_spell(part) + base64_end for part in _encode_base64(secret))}
 
 
-def _spelled(secret: str) -> str:
+def _spell(secret: str) -> str:
     """Return a pattern for all spellings of a secret in JSON, URLs and HTML, including nested ones."""
     once = re.sub(r"\\+", r"\\", secret)  # a run of backslashes is matched as one, which avoids too many spellings
-    return "".join(char if char.isascii() and char.isalnum() else _spelled_char(char) for char in once)
+    return "".join(char if char.isascii() and char.isalnum() else _spell_char(char) for char in once)
 
 
-def _spelled_char(char: str) -> str:
+def _spell_char(char: str) -> str:
     units = char.encode("utf-16-be").hex()
     escaped = r"\\{1,15}u".join(units[start : start + 4] for start in range(0, len(units), 4))
     plain = "|".join((f"u{escaped}", re.escape(char), *_ALIKE.get(char, ())))
@@ -199,7 +199,7 @@ def _spelled_char(char: str) -> str:
     return rf"(?i:{percent}|{entity}|\\{{0,15}}(?:{plain}))"
 
 
-def _in_base64(secret: str) -> Iterator[str]:
+def _encode_base64(secret: str) -> Iterator[str]:
     """Yield the base64 of a secret within any text, for each of the three offsets."""
     data = secret.encode()
     for before in range(3):
@@ -229,7 +229,7 @@ _FIRST_EPOCH_IN_MILLISECONDS = 10**11
 _RETRY_LATER = {HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
 
 
-def rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> RateHold | None:
+def read_rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> RateHold | None:
     """Return the pause that the endpoint asks for; None without one.
 
     `Retry-After` counts with a 2xx, 403 (GitHub's secondary limits) and 429. With a 202 it means something else. A 503 may

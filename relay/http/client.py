@@ -29,7 +29,7 @@ from inbox.events import strict_json
 from inbox.observe.logs import place_of
 from inbox.observe.traces import Span
 from relay.delivery.outcome import Call, CallStep, ErrorClass, RateHold, Sent
-from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, rate_hold
+from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, read_rate_hold
 from relay.http.connection import CallState, NotHttpError, open_pool
 from relay.http.guard import WATCHDOG, CutOffError, RunningCall
 from relay.http.target import Target
@@ -133,7 +133,7 @@ class HttpClient:
             try:
                 body = response.read(request.most + 1, decode_content=False)
                 is_whole = len(body) <= request.most
-                answer = self._answered(request, began, response, body, limits.now(), whole=is_whole)
+                answer = self._make_answer(request, began, response, body, limits.now(), whole=is_whole)
             finally:
                 if not is_whole:  # the amount read is unknown
                     response.close()
@@ -148,19 +148,19 @@ class HttpClient:
         if answer is not None and cut_by is None:
             return answer
         root = CutOffError() if error is None or cut_by is not None else _root(error)
-        return self._failed(request, began, sent, root, status)
+        return self._fail(request, began, sent, root, status)
 
-    def _answered(
+    def _make_answer(
         self, request: Request, began: float, response: BaseHTTPResponse, body: bytes, now: datetime, *, whole: bool
     ) -> Answer:
         status = response.status
         error_class = class_of_status(status)
-        hold = rate_hold(response.headers, status, now)
+        hold = read_rate_hold(response.headers, status, now)
         if status == HTTPStatus.FORBIDDEN and hold is not None:
             error_class = "throttled"  # a rate limit of GitHub; any other 403 opens the breaker
         excerpt = None if error_class is None else self.target.redactor.excerpt(body)
         later = None if error_class is None else parse_retry_after(response.headers.get("Retry-After"), now)
-        call = self._logged(request, began, "answered", status, excerpt=excerpt, hold=hold)
+        call = self._log(request, began, "answered", status, excerpt=excerpt, hold=hold)
         etag, link = response.headers.get("ETag"), response.headers.get("Link")
         return Answer(call, body, whole, error_class, later, etag, link, self.target.redactor)
 
@@ -179,7 +179,7 @@ class HttpClient:
         headers = {**request.headers, **target.headers, **request.own_headers}
         if request.body is not None:
             headers["Content-Length"] = str(len(request.body))
-        url = below(target.base, request.path)
+        url = join_url(target.base, request.path)
         is_absolute = target.proxy is not None and url.startswith("http:")
         where = url if is_absolute else url[url.index("/", len("https://")) :]
         return pool.urlopen(
@@ -195,7 +195,7 @@ class HttpClient:
             decode_content=False,
         )
 
-    def _logged(
+    def _log(
         self,
         request: Request,
         began: float,
@@ -206,7 +206,7 @@ class HttpClient:
         excerpt: str | None = None,
         hold: RateHold | None = None,
     ) -> Call:
-        url = below(self.target.shown, request.path)
+        url = join_url(self.target.shown, request.path)
         names = [name_only(pair) for query in (self.target.query, request.query) if query for pair in query.split("&")]
         if names:
             url = f"{url}?{'&'.join(names)}"
@@ -215,14 +215,16 @@ class HttpClient:
 
     def _lost(self, request: Request, began: float, sent: Sent, status: int | None = None) -> Answer:
         error = "cut: the lease ended" if sent == "unknown" else "not made: the lease ended"
-        return Answer(self._logged(request, began, sent, status, error=error), error_class="lease_lost")
+        return Answer(self._log(request, began, sent, status, error=error), error_class="lease_lost")
 
-    def _failed(self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None) -> Answer:
+    def _fail(
+        self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None
+    ) -> Answer:
         if isinstance(root, OutboundRefused):
-            return Answer(self._logged(request, began, sent, error=str(root)), error_class="refused")
-        error = _in_words(root, sent, self.target.timeout)
+            return Answer(self._log(request, began, sent, error=str(root)), error_class="refused")
+        error = _describe(root, sent, self.target.timeout)
         return Answer(
-            self._logged(request, began, sent, status, error=error),
+            self._log(request, began, sent, status, error=error),
             error_class="unknown" if sent == "unknown" else "not_sent",
         )
 
@@ -250,17 +252,19 @@ _WORDS: tuple[tuple[type[BaseException], Callable[[Any], str]], ...] = (
 )
 
 
-def _in_words(root: BaseException, sent: Sent, timeout: float) -> str:
+def _describe(root: BaseException, sent: Sent, timeout: float) -> str:
     """Describe the error without any text from the endpoint."""
     if isinstance(root, TimeoutError):
-        return f"no complete response within {timeout:g} s" if sent == "unknown" else f"not connected within {timeout:g} s"
+        return (
+            f"no complete response within {timeout:g} s" if sent == "unknown" else f"not connected within {timeout:g} s"
+        )
     for kind, words in _WORDS:
         if isinstance(root, kind):
             return words(root)
     return f"a bug in the call: {type(root).__name__} at {place_of(root) or 'an unknown place'}"
 
 
-def below(base: str, path: str) -> str:
+def join_url(base: str, path: str) -> str:
     """Append a path to a base URL; an empty path yields the base itself."""
     return base.rstrip("/") + path if path else base
 
@@ -352,14 +356,14 @@ class TokenClient(HttpClient):
     def _ask(self, request: Request, limits: Limits) -> BearerToken:
         answer = self._tokens.call(msgspec.structs.replace(self._asking, step=request.step), limits)
         if answer.error_class is not None:
-            raise _NoToken(_failed(answer, answer.call.error or f"answered {answer.call.status}"))
+            raise _NoToken(_convert_failure(answer, answer.call.error or f"answered {answer.call.status}"))
         try:
             value, lasts = read_token(answer.body)
         except UnusableAnswer as error:
-            failed = msgspec.structs.replace(_failed(answer, str(error)), error_class="bad_answer")
+            failed = msgspec.structs.replace(_convert_failure(answer, str(error)), error_class="bad_answer")
             raise _NoToken(failed) from None
         until = steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2)
-        return BearerToken(value, until, self.target.redactor.besides(value))
+        return BearerToken(value, until, self.target.redactor.with_secret(value))
 
 
 _OF_THE_CLIENT: frozenset[ErrorClass] = frozenset({"rejected", "not_found", "gone", "conflict"})
@@ -393,7 +397,7 @@ def read_token(body: bytes) -> tuple[str, float]:
     return answer.access_token, TRUSTED_SECONDS if answer.expires_in is None else answer.expires_in
 
 
-def _failed(answer: Answer, why: str) -> Answer:
+def _convert_failure(answer: Answer, why: str) -> Answer:
     """Convert a failed token request to the call's failure, without its body, which may contain a secret.
 
     A 404 of the token URL must not be read as the entity's, whose counterpart would then be deleted.

@@ -148,7 +148,7 @@ def open_pool(base: str, state: CallState, context: ssl.SSLContext, proxy: str |
     return pool
 
 
-def tls_context(
+def make_tls_context(
     ca_file: str | None, where: str, cert_file: str | None = None, key_file: str | None = None
 ) -> ssl.SSLContext:
     """Make a verifying context for TLS 1.2 or later, which trusts only `ca_file`, or else the CAs of `requests`.
@@ -248,7 +248,7 @@ class StrictResponse(HTTPResponse):
         Raises:
             NotHttpError: the framing of the body is unreliable.
             IncompleteRead: the connection was closed before its end.
-            ValueError: `amt` is None.
+            ValueError: `amt` has no value.
         """
         if amt is None:
             raise ValueError("a response is never read without a bound")
@@ -271,7 +271,7 @@ class StrictResponse(HTTPResponse):
             raise IncompleteRead(b"")
         data = self.fp.read1(_PIECE)
         if not data:
-            self._at_end()
+            self._end_at_eof()
             return
         self._unused += len(data)
         try:
@@ -284,7 +284,7 @@ class StrictResponse(HTTPResponse):
         if self._unused > LARGEST_HEAD and not self._whole:
             raise NotHttpError("a head, or the data between two parts of a body, is too long")
 
-    def _at_end(self) -> None:
+    def _end_at_eof(self) -> None:
         if self._until_close:
             self._whole = True
         elif self._unused or self._interim or self._in_body:

@@ -216,7 +216,7 @@ PUBLIC = AddressRules()
 ANYWHERE = AddressRules(allow_private=True)
 
 
-def refusal(address: str, rules: AddressRules = PUBLIC) -> str | None:
+def find_refusal(address: str, rules: AddressRules = PUBLIC) -> str | None:
     """Return the reason why a call may not go to this IP address; None if it may."""
     given = ipaddress.ip_address(address)
     mapped = given.ipv4_mapped if isinstance(given, ipaddress.IPv6Address) else None
@@ -248,7 +248,7 @@ def _readings(ip: Ip) -> Iterator[Ip]:
             yield ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
 
 
-def literal(host: str) -> str | None:
+def parse_literal(host: str) -> str | None:
     """Return the address that a URL's host spells in any form that some resolver accepts; None for a name.
 
     Examples are `127.1`, `2130706433`, `0x7f.1` and `017700000001`, which `inet_aton` accepts, and any with a trailing dot.
@@ -327,7 +327,7 @@ def connect(host: str, port: int, running: RunningCall, rules: AddressRules) -> 
 
 
 def _check(host: str, address: str, rules: AddressRules) -> None:
-    reason = None if rules.forbids_nothing else refusal(address, rules)
+    reason = None if rules.forbids_nothing else find_refusal(address, rules)
     if reason is not None:
         raise OutboundRefused(f"{host} is at {address}, which is {reason}")
 

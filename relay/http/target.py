@@ -19,7 +19,7 @@ from inbox.config.values import is_name, may_be_set, to_title_case
 from inbox.errors import ConfigError, collect_config_errors
 from relay.http import guard
 from relay.http.answer import Redactor
-from relay.http.connection import tls_context
+from relay.http.connection import make_tls_context
 
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
 _LEFT_AS_THEY_ARE = "\t" + "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -72,11 +72,11 @@ def prepare(
     """
     rules = _rules(endpoint, outbound)
     checks: dict[str, Callable[[], Any]] = {
-        "parts": partial(_checked_url, url, endpoint, rules, f"{where}.{key}"),
+        "parts": partial(_check_url, url, endpoint, rules, f"{where}.{key}"),
         "auth": partial(_authentication, endpoint.auth, f"{where}.auth"),
         "headers": partial(_own_headers, endpoint, where),
         "proxy": partial(_check_proxy, endpoint.proxy, f"{where}.proxy"),
-        "tls": partial(tls_context, endpoint.ca_file, where, endpoint.cert_file, endpoint.key_file),
+        "tls": partial(make_tls_context, endpoint.ca_file, where, endpoint.cert_file, endpoint.key_file),
     }
     made = collect_config_errors(checks)
     parts: SplitResult = made["parts"]
@@ -113,7 +113,7 @@ def _own_headers(endpoint: Endpoint, where: str) -> dict[str, str]:
     return headers
 
 
-def _checked_url(url: str, endpoint: Endpoint, rules: guard.AddressRules, where: str) -> SplitResult:
+def _check_url(url: str, endpoint: Endpoint, rules: guard.AddressRules, where: str) -> SplitResult:
     """Return the URL as normalised by requests (IDNA, percent-encoding). Errors omit it, since it may be a secret."""
     request = requests.PreparedRequest()
     try:
@@ -147,8 +147,8 @@ def _host_problem(host: str, endpoint: Endpoint, rules: guard.AddressRules) -> s
 
 
 def _problem_of_address(host: str, rules: guard.AddressRules) -> str | None:
-    address = guard.literal(host)
-    reason = None if address is None else guard.refusal(address, rules)
+    address = guard.parse_literal(host)
+    reason = None if address is None else guard.find_refusal(address, rules)
     spelled = "" if guard.is_canonical(host) else f"{address}, which is "
     return None if reason is None else f"{host} is {spelled}{reason}"
 
@@ -196,7 +196,7 @@ def _rules(endpoint: Endpoint, outbound: Outbound) -> guard.AddressRules:
 
 def _problem_behind_proxy(host: str, endpoint: Endpoint, rules: guard.AddressRules) -> str | None:
     """Refuse a recognisably private host: a proxy resolves names itself, and may accept more spellings of addresses."""
-    address = guard.literal(host)
+    address = guard.parse_literal(host)
     if address is not None:
         problem = _problem_of_address(host, rules)
         if problem is None and not guard.is_canonical(host) and not rules.forbids_nothing:

@@ -39,11 +39,11 @@ from relay.store.database import Database
 from relay.store.gates import acquire_rate, held_for, hold
 from relay.store.sweeps import Listed, SweepFindings
 from relay.store.work import Work, in_parts
-from relay.sync.calls import evaluated, reported_error
+from relay.sync.calls import evaluate, find_error
 from relay.sync.expressions import Expression, decode, encode
 from relay.sync.forms import instant_of
 from relay.sync.paging import PagesPlan, Paginator, compile_pages
-from relay.sync.templates import expanded, templated
+from relay.sync.templates import compile_templates, expand_templates
 
 # --- Listings, read page by page with bounded memory: ids, times of the last change, and entities.
 
@@ -108,7 +108,7 @@ class Pages:
         self._id: Expression = made["id"]
         self._modified: Expression = made["modified"]
 
-    def since(self, since: datetime, context: Context) -> Iterator[Page]:
+    def read(self, since: datetime, context: Context) -> Iterator[Page]:
         """Yield the pages of entities changed at or after `since`, in the service's order.
 
         Entities that change meanwhile may come twice. With paging by `start`, all others come at least once. A page is
@@ -152,9 +152,7 @@ class Pages:
         if not answer.whole:
             raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; lower pages.count")
         if has_more_marks(answer.body, MOST_MARKS):
-            raise SweepFailed(
-                f"a page has more than {MOST_MARKS:,} brackets, commas and colons; lower pages.count"
-            )
+            raise SweepFailed(f"a page has more than {MOST_MARKS:,} brackets, commas and colons; lower pages.count")
         return answer
 
     def _page(self, paginator: Paginator[Entry], answer: Answer) -> Page:
@@ -162,10 +160,10 @@ class Pages:
             document = decode(answer.body)
         except ValueError as error:
             raise SweepFailed(f"a page is {error}") from None
-        reported = reported_error(paginator.call.rules, document)
+        reported = find_error(paginator.call.rules, document)
         if reported is not None:
             _require_success(answer.reporting(*reported))
-        found = evaluated(self._items, document)
+        found = evaluate(self._items, document)
         if found is None and self._plan.total_in(document) == 0:
             found = []  # SCIM omits an empty list (RFC 7644 §3.4.2)
         if not isinstance(found, list):
@@ -185,11 +183,11 @@ class Pages:
     def _entry(self, item: Any) -> Entry:  # noqa: ANN401  # any JSON
         """Read an item. An unreadable item becomes an entry too, so that the rest of its page is processed."""
         try:
-            return self._listed(item)
+            return self._identify(item)
         except SweepFailed as error:
             return Unlisted(hashlib.sha256(encode(item)).digest(), str(error))
 
-    def _listed(self, item: Any) -> Listed:  # noqa: ANN401  # any JSON
+    def _identify(self, item: Any) -> Listed:  # noqa: ANN401  # any JSON
         try:
             entity_id = self._id.value(item)
             if not isinstance(entity_id, str | int) or isinstance(entity_id, bool):
@@ -211,7 +209,7 @@ class Pages:
 def _require_success(answer: Answer) -> None:
     if answer.error_class is not None:
         passes = answer.error_class in _TRANSIENT
-        raise SweepFailed(answer.failed(()).error, passes=passes, retry_after=answer.retry_after)
+        raise SweepFailed(answer.as_failed(()).error, passes=passes, retry_after=answer.retry_after)
 
 
 # --- the sweep
@@ -260,7 +258,7 @@ class CompiledSweep:
         """Source and entity type, in words."""
         return f"{self.source.name} {self.table.entity_type}"
 
-    def begins(self, database: Database) -> tuple[datetime, datetime | None]:
+    def find_start(self, database: Database) -> tuple[datetime, datetime | None]:
         """Return the start time of the next comparison, and the watermark; None before the first sweep."""
         before = sweeps.compared_until(database, self.source.name, self.table.entity_type)
         return (EVERYTHING if before is None else before - timedelta(seconds=self.table.overlap)), before
@@ -287,7 +285,7 @@ class CompiledSweep:
         self._traceparent = None if context.span is None else context.span.traceparent
         self._left_out.clear()
         yield swept
-        for page in self._listed(database, since, context):
+        for page in self._read_listing(database, since, context):
             if page is BEFORE_A_CALL:
                 self._hold_gate(database)
                 for _ in self._acquire_rate(database, context):
@@ -308,10 +306,10 @@ class CompiledSweep:
         if failed:
             raise SweepFailed(f"{len(failed)} entities could not be compared or added, the first: {failed[0]}")
 
-    def _listed(self, database: Database, since: datetime, context: Context) -> Iterator[Page]:
+    def _read_listing(self, database: Database, since: datetime, context: Context) -> Iterator[Page]:
         """Read the listing. A pause that its last response asks for holds the api's gate, even if the listing fails."""
         try:
-            yield from self._pages.since(since, context)
+            yield from self._pages.read(since, context)
         except SweepFailed:
             self._hold_gate(database)
             raise
@@ -374,7 +372,7 @@ class CompiledSweep:
         if self._shape is None:
             body = encode({MARK: {**mark, "item": item}})
         else:
-            body = encode({**expanded(self._shape, item), MARK: mark})
+            body = encode({**expand_templates(self._shape, item), MARK: mark})
         if len(body) <= self._most:
             return body
         self._left_out.add(listed)
@@ -386,7 +384,7 @@ def _shape(table: Sweep, where: str) -> Any:  # noqa: ANN401  # a tree of expres
     """Compile `event_body`; ConfigError if an expression is wrong, or a key is reserved."""
     if MARK in (table.event_body or ()):
         raise ConfigError(f"{where}: the key {MARK!r} is reserved for swept events; use another key")
-    return templated(table.event_body, where, None, Expression)
+    return compile_templates(table.event_body, where, None, Expression)
 
 
 def _id_of(listed: Listed) -> str:

@@ -35,7 +35,7 @@ AGAIN_SECONDS = 300.0
 RENEW_EVERY_SECONDS = 5.0
 
 
-def scheduled(config: Config) -> tuple[CompiledSweep, ...]:
+def compile_sweeps(config: Config) -> tuple[CompiledSweep, ...]:
     """Compile all sweeps. Relays schedule those with `every`, and run the others on a command.
 
     Raises:
@@ -49,7 +49,7 @@ def scheduled(config: Config) -> tuple[CompiledSweep, ...]:
     return tuple(collect_config_errors(parts).values())
 
 
-def _missed(sweeping: CompiledSweep, swept: SweepFindings) -> Alert:
+def _make_alert(sweeping: CompiledSweep, swept: SweepFindings) -> Alert:
     figures = {"missed": swept.missed, "compared": swept.compared} if swept.missed else {}
     return Alert("webhooks_missed", sweeping.subject, swept.missed > 0, figures)
 
@@ -123,7 +123,7 @@ class Sweeper:
         swept: SweepFindings | None = None
         failed: str | None = None
         try:
-            since, _ = sweeping.begins(self._database)
+            since, _ = sweeping.find_start(self._database)
             renew_at = steady() + RENEW_EVERY_SECONDS
             context = msgspec.structs.replace(self._context, span=span)
             with closing(sweeping.run(self._work, context, since)) as running:
@@ -135,7 +135,7 @@ class Sweeper:
                     if renews:
                         renew_at = steady() + RENEW_EVERY_SECONDS
             if swept is not None:
-                alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
+                alerts = [_make_alert(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
                 sweeps.finish(self._work, swept, alerts)
                 self._observer.swept(sweeping.subject, swept)
         except SweepFailed as error:
@@ -162,7 +162,7 @@ class Sweeper:
     ) -> None:
         """Record a failed or stopped sweep with the events that it added, which the next sweep won't find again."""
         found = swept if swept is not None and swept.missed else None
-        missed, alerts = (0, []) if found is None else (found.missed, [_missed(sweeping, found)])
+        missed, alerts = (0, []) if found is None else (found.missed, [_make_alert(sweeping, found)])
         if error is not None:
             alerts = [Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error}), *alerts]
         sweeps.end_early(self._work, turn, error, missed, alerts)

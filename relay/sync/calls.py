@@ -20,9 +20,9 @@ from relay.sync.templates import (
     QueryTemplate,
     Template,
     compile_headers,
-    encoded,
-    expanded,
-    templated,
+    compile_templates,
+    encode_value,
+    expand_templates,
     templates_in,
 )
 
@@ -45,7 +45,7 @@ class AnswerRules(msgspec.Struct, frozen=True):
 NO_RULES = AnswerRules()
 
 
-def reported_error(rules: AnswerRules, answer: object) -> tuple[Literal["throttled", "rejected"], str] | None:
+def find_error(rules: AnswerRules, answer: object) -> tuple[Literal["throttled", "rejected"], str] | None:
     """Return the class and text of an error that a response reports; None without one. Null, false and empty mean no error.
 
     The text comes from the endpoint and has any length: redact it before storing it.
@@ -54,8 +54,8 @@ def reported_error(rules: AnswerRules, answer: object) -> tuple[Literal["throttl
         UnusableAnswer: an expression can't be evaluated on the response, so that it could hide an error; or the response is
             not the expected GraphQL, so that the call may have had no effect.
     """
-    throttled = evaluated(rules.throttled, answer)
-    errors = evaluated(rules.errors, answer)
+    throttled = evaluate(rules.throttled, answer)
+    errors = evaluate(rules.errors, answer)
     if _is_something(throttled):
         return "throttled", _text(errors if _is_something(errors) else throttled)
     if _is_something(errors):
@@ -70,14 +70,14 @@ def _is_graphql(answer: object) -> bool:
     return isinstance(answer, dict) and (answer.get("data") is not None or _is_something(answer.get("errors")))
 
 
-def picked(pick: Expression, answer: object) -> object:
+def pick_value(pick: Expression, answer: object) -> object:
     """Return the value of a response at `pick`; None if the response states that the entity does not exist.
 
     Raises:
         UnusableAnswer: there is neither a value nor such a statement, which is an explicit null or a list without the item.
             A response of another shape may be an error, and must not delete a counterpart.
     """
-    found = evaluated(pick, answer)
+    found = evaluate(pick, answer)
     if found is None and not _says_none(pick.tree, answer):
         raise UnusableAnswer(
             f"the response has neither a value at {pick.text} nor null, which would mean that the entity is gone"
@@ -102,7 +102,7 @@ def _says_none(tree: Any, answer: object) -> bool:  # noqa: ANN401  # jmespath's
     return _says_none(last, answer)
 
 
-def evaluated(expression: Expression | None, answer: Any) -> Any:  # noqa: ANN401  # whatever the JSON holds
+def evaluate(expression: Expression | None, answer: Any) -> Any:  # noqa: ANN401  # whatever the JSON holds
     """Evaluate an expression on a response; None without an expression.
 
     Raises:
@@ -170,7 +170,9 @@ class CallPlan(msgspec.Struct, frozen=True):
 
     def query(self, scope: Scope) -> str:
         """Encode the query; MappingError if a template has no value."""
-        return "&".join(f"{name}={encoded(template.expand(scope), template.where)}" for name, template in self.params)
+        return "&".join(
+            f"{name}={encode_value(template.expand(scope), template.where)}" for name, template in self.params
+        )
 
     def own_headers(self, scope: Scope) -> dict[str, str]:
         """Return the configured headers; MappingError if a template has no usable value."""
@@ -178,7 +180,7 @@ class CallPlan(msgspec.Struct, frozen=True):
 
     def json(self, scope: Scope) -> bytes | None:
         """Encode the body; MappingError if a template has no value."""
-        return None if self.body is None else encode(expanded(self.body, scope))
+        return None if self.body is None else encode(expand_templates(self.body, scope))
 
 
 def compile_call(
@@ -208,7 +210,7 @@ def compile_call(
         "path": partial(Path, call.path, f"{where}.path", known),
         "params": partial(compile_query, call.query, f"{where}.params", known),
         "headers": partial(compile_headers, call.headers, f"{where}.headers", known),
-        "body": partial(templated, call.body, f"{where}.body", in_body, texts),
+        "body": partial(compile_templates, call.body, f"{where}.body", in_body, texts),
         "rules": partial(_rules, call, where),
     }
     made = collect_config_errors(parts)

@@ -20,7 +20,7 @@ from inbox.errors import ConfigError, MappingError, Unreadable, UnusableAnswer, 
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from inbox.sources.fields import FORM, form_fields
 from relay.delivery.outcome import Delivery
-from relay.sync.calls import MEDIA_TYPES, CallPlan, compile_call, evaluated
+from relay.sync.calls import MEDIA_TYPES, CallPlan, compile_call, evaluate
 from relay.sync.expressions import ErasedEvent, Expression, Scope, decode
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.forms import text_of
@@ -120,7 +120,7 @@ def event_scope(delivery: Delivery) -> Scope:
         "occurred_at": rfc3339(delivery.occurred_at),
         "received_at": rfc3339(delivery.received_at),
         "seq": delivery.seq,
-        "body": None if delivery.body is None else _parsed(delivery.body, delivery.content_type),
+        "body": None if delivery.body is None else _parse(delivery.body, delivery.content_type),
     }
     return ErasedEvent(scope) if delivery.body is None else scope
 
@@ -139,7 +139,7 @@ def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
     return tuple({part.text: part for part in parts if part.text.startswith("target")}.values())
 
 
-def _parsed(body: bytes, content_type: str) -> object:
+def _parse(body: bytes, content_type: str) -> object:
     try:
         if content_type.partition(";")[0].strip().lower() == FORM:
             return dict(form_fields(body, _MOST_FORM_FIELDS))
@@ -182,7 +182,7 @@ def compile_verify(
         return ()
     if find.verify is True:
         asked = tuple(placeholders)
-        carried = tuple(_by_map(asked, mapped, where))
+        carried = tuple(_derive_from_map(asked, mapped, where))
         if not carried:
             searched = asked[0].text if asked else "event.entity_id"
             raise ConfigError(
@@ -203,10 +203,10 @@ def compile_named(verify: Mapping[str, str], where: str, known: Collection[str])
         ConfigError: an expression is wrong.
     """
 
-    def carried(field: str, searched: str) -> Carried:
+    def compile_pair(field: str, searched: str) -> Carried:
         return Carried(Expression(searched, f"{where}.{field}", known), (Expression(field, where, None),))
 
-    return tuple(collect_config_errors({each[0]: partial(carried, *each) for each in verify.items()}).values())
+    return tuple(collect_config_errors({each[0]: partial(compile_pair, *each) for each in verify.items()}).values())
 
 
 def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope: Scope) -> None:
@@ -249,7 +249,9 @@ def require_carried(carried: Iterable[Carried], match: Mapping[str, Any], scope:
         raise MappingError("is empty, so no match can be verified", field=empty.searched.where)
 
 
-def _by_map(placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapField], where: str) -> Iterator[Carried]:
+def _derive_from_map(
+    placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapField], where: str
+) -> Iterator[Carried]:
     sources = [(name, source) for name, given in mapped.items() if (source := _source(given)) is not None]
     seen: list[object] = []
     for placeholder in placeholders:
@@ -334,7 +336,7 @@ class FindPlan(msgspec.Struct, frozen=True):
         """
         found, pick = answer, self.pick
         if pick is not None:
-            found = evaluated(pick, answer)
+            found = evaluate(pick, answer)
             if found is None and isinstance(answer, dict) and answer.get("totalResults") == 0:
                 return []  # SCIM omits an empty list (RFC 7644 §3.4.2)
             if found is None:

@@ -200,26 +200,26 @@ class ErasedEvent(dict[str, Any]):
     """The scope of such an event. An absent body would instead map to absent values, and clear the counterpart's fields."""
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401  # any JSON value
-        return self._erased() if name == _BODY else super().__getitem__(name)
+        return self._refuse_body() if name == _BODY else super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:  # noqa: ANN401  # any JSON value
         """Return a value, as `dict.get`; JMESPath calls this."""
-        return self._erased() if name == _BODY else super().get(name, default)
+        return self._refuse_body() if name == _BODY else super().get(name, default)
 
     def items(self) -> NoReturn:
         """Refuse: the body would be among them."""
-        self._erased()
+        self._refuse_body()
 
     def values(self) -> NoReturn:
         """Refuse: the body would be among them."""
-        self._erased()
+        self._refuse_body()
 
     def __deepcopy__(self, _memo: object) -> ErasedEvent:
         """Copy it for a function of the operator; its values are texts and numbers."""
         return ErasedEvent(dict.items(self))
 
     @staticmethod
-    def _erased() -> NoReturn:
+    def _refuse_body() -> NoReturn:
         raise BodyErased
 
 

@@ -37,9 +37,9 @@ def cast_of(field: MapField) -> Cast | None:
         case None:
             return None
         case "date":
-            return lambda value: _written(_day(value, field.read), field.write)
+            return lambda value: _format_date(_day(value, field.read), field.write)
         case "datetime":
-            return lambda value: _written(_moment(value, field.read), field.write)
+            return lambda value: _format_date(_moment(value, field.read), field.write)
         case kind:
             return {"text": _text, "int": _int, "float": _float, "bool": _bool}[kind]
 
@@ -131,7 +131,7 @@ def _day(value: object, read: str | None) -> date:
     return _moment(value, read).date()
 
 
-def _written(moment: date, form: str | None) -> str:
+def _format_date(moment: date, form: str | None) -> str:
     if form is None:
         return rfc3339(moment) if isinstance(moment, datetime) else moment.isoformat()
     # On some platforms, `%Y` has fewer than four digits for years before 1000.
@@ -186,7 +186,7 @@ class Fields(msgspec.Struct, frozen=True):
     clear_when_absent: frozenset[str] = frozenset()
     transform: Hook | None = None
 
-    def of(self, scope: Scope, *, creating: bool) -> dict[str, Any]:
+    def evaluate(self, scope: Scope, *, creating: bool) -> dict[str, Any]:
         """Return the fields to send.
 
         Raises:
@@ -196,13 +196,13 @@ class Fields(msgspec.Struct, frozen=True):
         values = {name: field.value(scope) for name, field in self.fields.items()}
         result = {name: value for name, value in values.items() if value is not None or name in clear}
         if self.transform is not None:
-            result = self._transformed(self.transform, result, scope, clear)
+            result = self._transform(self.transform, result, scope, clear)
         if not result:
             where = f"{self.where}.map" if self.transform is None else self.transform.where
             raise MappingError("no field has a value, so there is nothing to send", field=where)
         return result
 
-    def _transformed(
+    def _transform(
         self, transform: Hook, fields: dict[str, Any], scope: Scope, clear: frozenset[str]
     ) -> dict[str, Any]:
         returned = transform.call(fields, *(scope[name] for name in _KNOWN))

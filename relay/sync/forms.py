@@ -105,7 +105,7 @@ def is_json(value: object) -> bool:
     return True
 
 
-def percent_encoded(text: str) -> str:
+def percent_encode(text: str) -> str:
     """Percent-encode everything except letters, digits and `-._~`.
 
     Raises:
@@ -117,7 +117,7 @@ def percent_encoded(text: str) -> str:
         raise ValueError("holds half of a character") from None
 
 
-def path_encoded(text: str) -> str:
+def percent_encode_path(text: str) -> str:
     """Percent-encode each segment of a path, and keep the slashes.
 
     Raises:
@@ -128,7 +128,7 @@ def path_encoded(text: str) -> str:
         raise ValueError("has an empty segment: it begins or ends with a slash, or has two in a row")
     if {".", ".."}.intersection(segments):
         raise ValueError("has a segment . or ..")
-    return "/".join(map(percent_encoded, segments))
+    return "/".join(map(percent_encode, segments))
 
 
 def _json(value: object) -> str:
@@ -199,13 +199,13 @@ FORMS: Mapping[str, Form] = {
         example="{event.occurred_at:date}",
     ),
     "url": Form(
-        lambda value: percent_encoded(text_of(value)),
+        lambda value: percent_encode(text_of(value)),
         quote=None,
         meaning="percent-encoded, for a URL in a text",
         example="https://crm.example.com/{event.entity_id:url}",
     ),
     "path": Form(
-        lambda value: path_encoded(text_of(value)),
+        lambda value: percent_encode_path(text_of(value)),
         quote=None,
         meaning="a value with slashes in a path: segments are percent-encoded, and may not be empty, `.` or `..`",
         example="/repos/{event.body.repository.full_name:path}/issues",

@@ -12,7 +12,7 @@ import msgspec
 
 from inbox.config.sync import POSITIONS, Paging, Sweep, paging_of
 from inbox.errors import ConfigError, UnusableAnswer, collect_config_errors
-from relay.sync.calls import CallPlan, compile_call, compile_query, evaluated
+from relay.sync.calls import CallPlan, compile_call, compile_query, evaluate
 from relay.sync.expressions import Expression, Scope
 from relay.sync.templates import SearchTemplate, Template, leads_elsewhere
 
@@ -36,7 +36,7 @@ class PagesPlan(msgspec.Struct, frozen=True):
 
     def total_in(self, document: object) -> int | None:
         """Return the total number of items that a page states; None without one."""
-        total = evaluated(self.total, document)
+        total = evaluate(self.total, document)
         return total if isinstance(total, int) and not isinstance(total, bool) else None
 
 
@@ -67,15 +67,15 @@ def compile_pages(table: Sweep, where: str) -> PagesPlan:
         )
     if position == "next":
         params = tuple(each for each in further.params if not each[1].looks_into("next"))
-        first = msgspec.structs.replace(further, params=params, body=_pruned(further.body))
+        first = msgspec.structs.replace(further, params=params, body=_prune(further.body))
     return PagesPlan(paging, first, further, **made)
 
 
-def _pruned(body: Any) -> Any:  # noqa: ANN401  # JSON with templates
+def _prune(body: Any) -> Any:  # noqa: ANN401  # JSON with templates
     if isinstance(body, Mapping):
-        return {key: _pruned(inner) for key, inner in body.items() if not _reads_next(inner)}
+        return {key: _prune(inner) for key, inner in body.items() if not _reads_next(inner)}
     if isinstance(body, list):
-        return [_pruned(inner) for inner in body if not _reads_next(inner)]
+        return [_prune(inner) for inner in body if not _reads_next(inner)]
     return body
 
 
@@ -150,7 +150,9 @@ class Paginator(Generic[Item]):
                 if has_moved or (went_back and not fresh):  # nothing can be missed before the first page
                     self._set_back()
                 elif items and not went_back:
-                    self._never_again(("page", *items), "repeats an earlier page: check that the call applies pages.params")
+                    self._never_again(
+                        ("page", *items), "repeats an earlier page: check that the call applies pages.params"
+                    )
             self._before, self._back = items, 1
         if not self.is_at_end and self.number >= self._most:
             raise UnusableAnswer(
@@ -229,7 +231,7 @@ class Paginator(Generic[Item]):
         path, query = self.at
         base = self._base.partition("?")[0].rstrip("/")
         self._seen.add(hash(("position", path, query)))
-        self._link = within(str(link), self._base, f"{base}{path}{'?' if query else ''}{query}")
+        self._link = resolve_link(str(link), self._base, f"{base}{path}{'?' if query else ''}{query}")
         self._never_again(("position", *self._link))
         return True
 
@@ -241,13 +243,13 @@ class Paginator(Generic[Item]):
         self._seen.add(hash(seen))
 
     def _more(self, document: object) -> bool | None:
-        more: bool | None = evaluated(self._plan.more, document)
+        more: bool | None = evaluate(self._plan.more, document)
         if self._plan.more is not None and not isinstance(more, bool):
             raise UnusableAnswer(f"the response has neither true nor false at {self._plan.more.text}")
         return more
 
     def _next(self, document: object) -> str | int | None:
-        following = evaluated(self._plan.next, document)
+        following = evaluate(self._plan.next, document)
         if following is None or following is False or following == "":
             return None
         if not isinstance(following, str | int) or following is True:
@@ -293,7 +295,7 @@ def next_in_header(header: str | None) -> str | None:
     return next(iter(found), None)
 
 
-def within(link: str, base: str, current: str) -> tuple[str, str]:
+def resolve_link(link: str, base: str, current: str) -> tuple[str, str]:
     """Return the path and query of a link, for a call below `base`. Relative links are resolved against `current`.
 
     Calls carry the endpoint's secrets, so links to another origin, or outside the path of `base`, are never followed. The

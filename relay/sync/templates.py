@@ -13,7 +13,7 @@ from inbox.config.mistakes import nearest
 from inbox.config.values import is_name, may_be_set, to_title_case
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.expressions import Expression, Scope
-from relay.sync.forms import FORMS, is_json, percent_encoded, text_of
+from relay.sync.forms import FORMS, is_json, percent_encode, text_of
 
 _SEGMENTS = FORMS["path"]
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -194,14 +194,14 @@ class Path(Template):
     def _text(self, placeholder: Placeholder, scope: Scope) -> str:
         text = super()._text(placeholder, scope)
         # The endpoint could read the path as that of the collection, or of another name.
-        names = _names(_decoded(text))
+        names = _names(_decode(text))
         has_segments = placeholder.form is _SEGMENTS
         if not (all(names) if has_segments else names[0] and names[-1]):
             problem = "is empty, or begins or ends with a path separator"
             if has_segments:
                 problem = "has an empty name between path separators"
             raise MappingError(f"{{{placeholder.text}}} {problem}", field=self.where)
-        return text if has_segments else encoded(text, self.where)
+        return text if has_segments else encode_value(text, self.where)
 
 
 def leads_elsewhere(path: str) -> str | None:
@@ -211,16 +211,16 @@ def leads_elsewhere(path: str) -> str | None:
     accepts backslashes, and Tomcat removes `;parameters`. When Windows converts text to its code page, it reads a fullwidth
     dot or slash, or the fraction slash, as the plain one. In some servers a control character ends the path or a header line.
     """
-    decoded = _decoded(path)
+    decoded = _decode(path)
     if unquote(decoded) != decoded:
         return f"is percent-encoded more than {_MOST_DECODINGS} times"
     if _CONTROL.search(decoded):
         return "has a control character"
-    likened = decoded if decoded.isascii() else _decoded(_folded(decoded).translate(_LIKE_SLASHES))
+    likened = decoded if decoded.isascii() else _decode(_fold(decoded).translate(_LIKE_SLASHES))
     return "has a segment . or .." if {".", ".."} & {*_names(decoded), *_names(likened)} else None
 
 
-def _folded(text: str) -> str:
+def _fold(text: str) -> str:
     """Replace each character by its compatible ones.
 
     Normalising the whole text could combine a dot or slash with a mark after it. Also, Python sorts a run of marks in
@@ -229,7 +229,7 @@ def _folded(text: str) -> str:
     return text.translate({ord(each): normalize("NFKC", each) for each in set(text)})
 
 
-def _decoded(text: str) -> str:
+def _decode(text: str) -> str:
     """Decode `text` repeatedly, up to a limit, since each pass takes linear time."""
     for _ in range(_MOST_DECODINGS):
         encoded_text, text = text, unquote(text)
@@ -247,7 +247,7 @@ def _has_object(value: object) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(_has_object(inner) for inner in value))
 
 
-def templated(
+def compile_templates(
     value: object,
     where: str,
     known: Collection[str] | None,
@@ -258,16 +258,18 @@ def templated(
         return kind(value, where, known)
     if isinstance(value, dict):
         return collect_config_errors(
-            {key: partial(templated, inner, f"{where}.{key}", known, kind) for key, inner in value.items()}
+            {key: partial(compile_templates, inner, f"{where}.{key}", known, kind) for key, inner in value.items()}
         )
     if isinstance(value, list):
-        parts = {str(position): partial(templated, inner, where, known, kind) for position, inner in enumerate(value)}
+        parts = {
+            str(position): partial(compile_templates, inner, where, known, kind) for position, inner in enumerate(value)
+        }
         return [*collect_config_errors(parts).values()]
     return value
 
 
 def templates_in(value: object) -> Iterator[Template]:
-    """Yield the templates in a value that `templated` made."""
+    """Yield the templates in a value that `compile_templates` made."""
     if isinstance(value, Template):
         yield value
     elif isinstance(value, dict | list):
@@ -275,25 +277,25 @@ def templates_in(value: object) -> Iterator[Template]:
             yield from templates_in(inner)
 
 
-def expanded(value: object, scope: Scope) -> Any:  # noqa: ANN401  # of the form of `value`
-    """Expand a value that `templated` made; MappingError when a template has no value."""
+def expand_templates(value: object, scope: Scope) -> Any:  # noqa: ANN401  # of the form of `value`
+    """Expand a value that `compile_templates` made; MappingError when a template has no value."""
     if isinstance(value, Template | Expression):
         return value.value(scope)
     if isinstance(value, dict):
-        return {key: expanded(inner, scope) for key, inner in value.items()}
+        return {key: expand_templates(inner, scope) for key, inner in value.items()}
     if isinstance(value, list):
-        return [expanded(inner, scope) for inner in value]
+        return [expand_templates(inner, scope) for inner in value]
     return value
 
 
-def encoded(text: str, where: str) -> str:
+def encode_value(text: str, where: str) -> str:
     """Percent-encode `text`.
 
     Raises:
         MappingError: the text has half of a surrogate pair.
     """
     try:
-        return percent_encoded(text)
+        return percent_encode(text)
     except ValueError as error:
         raise MappingError(f"the value {error}", field=where) from None
 

@@ -68,7 +68,7 @@ def fields_of(operation: Operation) -> tuple[str, ...]:
     return tuple(name for name in operation.keys if name not in BOUNDS)
 
 
-def checked_reason(reason: str, asked: msgspec.Struct | None = None) -> str:
+def check_reason(reason: str, asked: msgspec.Struct | None = None) -> str:
     """Return the reason without surrounding space.
 
     Raises:
@@ -93,13 +93,13 @@ def _chosen(req: Request) -> dict[str, Any]:
     return given
 
 
-def _parted(given: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_fields(given: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split the fields into those of the selection and those of the act."""
     sent = {name: value for name, value in given.items() if name in Submission.__struct_fields__}
     return sent, {name: value for name, value in given.items() if name not in sent}
 
 
-def _asked_by(req: Request, kind: str) -> tuple[Actor, Operation]:
+def _authorize(req: Request, kind: str) -> tuple[Actor, Operation]:
     """Return the actor of a request, and the operation.
 
     Raises:
@@ -131,7 +131,7 @@ class ActResource:
 
     async def on_get(self, req: Request, resp: Response, kind: str) -> None:
         """Respond with the plan of a selection, as a page or JSON. The page also shows an invalid selection."""
-        actor, operation = _asked_by(req, kind)
+        actor, operation = _authorize(req, kind)
         if wants_json(req):
             resp.media = await self._plan(actor, operation, self._read(operation, _chosen(req)))
         else:
@@ -139,9 +139,9 @@ class ActResource:
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
         """Insert the command, and redirect to it or answer 202 with its id. On an error, the page shows the plan again."""
-        actor, operation = _asked_by(req, kind)
+        actor, operation = _authorize(req, kind)
         is_json = wants_json(req)
-        sent, given = _parted(await (read_json if is_json else read_form)(req))
+        sent, given = _split_fields(await (read_json if is_json else read_form)(req))
         if not is_json:
             sent["plan"] = sent.get("plan") or "-"  # a form without its plan confirms nothing
         try:
@@ -175,7 +175,7 @@ class ActResource:
         """
         sent = convert(Submission, fields, self._clock.now(), strict=strict)
         asked = self._read(operation, given, strict=strict)
-        who, why = actor.name, checked_reason(sent.reason, asked)
+        who, why = actor.name, check_reason(sent.reason, asked)
         agreed = Agreed.parse(sent.plan)
         planned = await self._plan(actor, operation, asked, agreed)
         _check(operation, asked, planned, sent)

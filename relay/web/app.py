@@ -136,7 +136,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         resource = ScreenResource(screen, readers, renderer, clock)
         api = screen.path.rstrip("/") or "/overview"
         for path in (screen.path, f"{api}.json", f"{API}{api}"):
-            app.add_route(_routed(path), resource)
+            app.add_route(_convert_path(path), resource)
 
     act = ActResource(readers, renderer, clock)
     app.add_route("/acts/{kind}", act)
@@ -149,13 +149,13 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.add_route("/health/live", Live())
     app.add_static_route("/static", render.STATIC_FOLDER)
     reveal = RevealResource(readers, renderer, clock)
-    app.add_route(_routed("/events/{seq}/reveal"), reveal)
-    app.add_route(_routed(f"{API}/events/{{seq}}/reveal"), reveal)
+    app.add_route(_convert_path("/events/{seq}/reveal"), reveal)
+    app.add_route(_convert_path(f"{API}/events/{{seq}}/reveal"), reveal)
     ProblemAnswers(renderer).add_to(app)
     return app
 
 
-def _routed(path: str) -> str:
+def _convert_path(path: str) -> str:
     """Convert a path for Falcon, with fields that accept only numbers."""
     return path.replace("}", f":int(min=0, max={2**63 - 1})}}")
 

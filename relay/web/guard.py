@@ -105,7 +105,7 @@ def bearer_token(req: Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def named_by_proxy(req: Request, proxy: WebProxy) -> Actor | None:
+def read_proxy_actor(req: Request, proxy: WebProxy) -> Actor | None:
     """Return the person signed in by the proxy; None if the request comes from another address, or not with one name."""
     peer, names = peer_of(req), values_of(req, proxy.header)
     if peer is None or not is_listed(peer, proxy.networks) or len(names) != 1:
@@ -249,7 +249,7 @@ class SignInLimits:
             self._over = {key: end for key, end in self._over.items() if end > now} | over
         return keys, max(wait, 0.0)
 
-    def succeeded(self, keys: Keys, name: str, address: str) -> None:
+    def forgive(self, keys: Keys, name: str, address: str) -> None:
         """Remove a successful attempt from the count, and remember its place."""
         for key in keys:
             self._over[key] = self._over.get(key, 0.0) - key[0].pause_seconds
@@ -302,7 +302,9 @@ class Guard:
         token = bearer_token(req)
         if token is None:
             self._require_own_site(req, is_safe=is_safe)
-        actor = req.context.actor = await (self._of_person(req) if token is None else self._of_token(token))
+        actor = req.context.actor = await (
+            self._find_session_actor(req) if token is None else self._find_token_actor(token)
+        )
         if req.path in {SIGN_IN, SIGN_OUT}:
             return
         if actor is None:
@@ -336,7 +338,7 @@ class Guard:
                 " browser uses"
             )
 
-    async def _of_token(self, token: str) -> Actor:
+    async def _find_token_actor(self, token: str) -> Actor:
         if len(token) <= LONGEST_TOKEN:
             hashed = hash_token(token)
             for entry in (await self._tokens.entries()).values():
@@ -344,10 +346,10 @@ class Guard:
                     return Actor(entry.name, entry.role, "token")
         raise SignInNeeded("the bearer token is unknown; create one with `relay web token`")
 
-    async def _of_person(self, req: Request) -> Actor | None:
+    async def _find_session_actor(self, req: Request) -> Actor | None:
         if person := await self.person_of(req):
             return Actor(person.name, person.role)
-        return None if self.web.proxy is None else named_by_proxy(req, self.web.proxy)
+        return None if self.web.proxy is None else read_proxy_actor(req, self.web.proxy)
 
     def _sign_in(self, req: Request, *, is_safe: bool) -> SignInNeeded:
         if self.web.users is None:
@@ -441,7 +443,7 @@ class SignIn:
         if person is None or not is_right:
             _log.warning("failed sign-in as %s from %s", *by, extra=fields("sign_in_failed", subject=name))
             raise WrongPassword("try again; repeated failures cause a pause")
-        self._limits.succeeded(keys, name, address)
+        self._limits.forgive(keys, name, address)
         _log.info("%s has signed in from %s as %s", *by, person.role, extra=fields("signed_in", subject=name))
         return person
 

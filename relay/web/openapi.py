@@ -25,9 +25,7 @@ Json = dict[str, Any]
 
 _REF = "#/components/schemas/{name}"
 _PLACE = re.compile(r"{([a-z_]+)}")
-_DESCRIPTION = (
-    "Everything on the operator's page. Times are RFC 3339 in UTC; bytes are base64, digests hexadecimal."
-)
+_DESCRIPTION = "Everything on the operator's page. Times are RFC 3339 in UTC; bytes are base64, digests hexadecimal."
 _TIME: Json = {
     "type": "string",
     "anyOf": [{"format": "date-time"}, {"format": "date"}, {"pattern": "^[0-9]{1,5}[smhdw]$"}],
@@ -42,14 +40,14 @@ def document(screens: Iterable[Screen]) -> Json:
     for screen in screens:
         answers.append(screen.page)
         path = API + (screen.path if screen.path != "/" else "/overview")
-        given = _parameters(_object(screen.query), path)
-        paths[path] = {"get": _operation(screen.name, screen.title, screen.page, given)}
+        given = _describe_parameters(_describe_request(screen.query), path)
+        paths[path] = {"get": _describe_method(screen.name, screen.title, screen.page, given)}
     for kind in OPERATIONS.values():
-        paths[f"{API}/acts/{kind.kind}"] = _acts(kind)
+        paths[f"{API}/acts/{kind.kind}"] = _describe_acts(kind)
     path = f"{API}/events/{{seq}}/reveal"
-    seq, body = _parameters(_object(EventQuery), path), _object(RevealOrder)
+    seq, body = _describe_parameters(_describe_request(EventQuery), path), _describe_request(RevealOrder)
     title = "Reveal the headers and body of an event"
-    paths[path] = {"post": _operation("reveal", title, RevealedPayload, seq, body=body)}
+    paths[path] = {"post": _describe_method("reveal", title, RevealedPayload, seq, body=body)}
     _, schemas = msgspec.json.schema_components(answers, ref_template=_REF)
     return {
         "openapi": "3.1.0",
@@ -61,7 +59,9 @@ def document(screens: Iterable[Screen]) -> Json:
         "security": [{"token": []}],
         "paths": paths,
         "components": {
-            "schemas": {name: each if name == "Problem" else _answered(each) for name, each in schemas.items()},
+            "schemas": {
+                name: each if name == "Problem" else _describe_response(each) for name, each in schemas.items()
+            },
             "responses": {
                 "Problem": {
                     "description": _text_of(Problem),
@@ -75,7 +75,7 @@ def document(screens: Iterable[Screen]) -> Json:
     }
 
 
-def _operation(
+def _describe_method(
     name: str,
     title: str,
     answer: type[msgspec.Struct],
@@ -112,26 +112,26 @@ def _text_of(kind: type[msgspec.Struct]) -> str:
     return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
 
 
-def _acts(kind: Operation) -> Json:
+def _describe_acts(kind: Operation) -> Json:
     """Describe the plan of an act, and the act."""
-    asks, more = _object(kind.asks), _object(Submission)["properties"]
+    asks, more = _describe_request(kind.asks), _describe_request(Submission)["properties"]
     asks["properties"] = {name: asks["properties"][name] for name in fields_of(kind)}
     body = {**asks, "properties": asks["properties"] | more, "required": [*asks["required"], "reason"]}
     return {
-        "get": _operation(f"plan_{kind.kind}", f"{kind.title}: the plan", ActPlan, _parameters(asks)),
-        "post": _operation(kind.kind, kind.title, ActAnswer, (), body=body, status=202),
+        "get": _describe_method(f"plan_{kind.kind}", f"{kind.title}: the plan", ActPlan, _describe_parameters(asks)),
+        "post": _describe_method(kind.kind, kind.title, ActAnswer, (), body=body, status=202),
     }
 
 
-def _object(kind: type[msgspec.Struct]) -> Json:
+def _describe_request(kind: type[msgspec.Struct]) -> Json:
     """Describe a class of requests."""
     _, schemas = msgspec.json.schema_components([kind], ref_template=_REF)
     schema = schemas[kind.__name__]
-    fields = {name: _given(name, each) for name, each in schema["properties"].items()}
+    fields = {name: _describe_field(name, each) for name, each in schema["properties"].items()}
     return {"type": "object", "properties": fields, "required": schema["required"], "additionalProperties": False}
 
 
-def _given(name: str, schema: Json) -> Json:
+def _describe_field(name: str, schema: Json) -> Json:
     """Describe a field of a request: never null, and without the default that an absent one has."""
     kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     given = {key: value for key, value in schema.items() if key != "anyOf" and value is not None}
@@ -141,7 +141,7 @@ def _given(name: str, schema: Json) -> Json:
     return {"type": "string", **described} if "enum" in described else described
 
 
-def _answered(schema: Json) -> Json:
+def _describe_response(schema: Json) -> Json:
     """Describe a class of responses: all members are present, without defaults."""
     members = {
         name: {key: value for key, value in member.items() if key != "default"}
@@ -150,7 +150,7 @@ def _answered(schema: Json) -> Json:
     return {**schema, "properties": members, "required": list(members)}
 
 
-def _parameters(asks: Json, path: str = "") -> Iterator[Json]:
+def _describe_parameters(asks: Json, path: str = "") -> Iterator[Json]:
     """Describe the fields of an object as parameters: first those of the path, then those of the query."""
     in_path, fields = set(_PLACE.findall(path)), asks["properties"]
     for name in sorted(fields, key=lambda name: name not in in_path):

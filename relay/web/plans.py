@@ -1,4 +1,4 @@
-"""The plan of an act: the changes that it would make now, and their consequences. A confirmed act does what its plan showed.
+"""The plan of an act: the changes that it would make now, and their consequences. A confirmed act follows its plan.
 
 A shown plan is frozen: its act skips deliveries that arrived, failed or died since, and a replay skips all that changed. So
 a plan can only shrink before it is confirmed, as it often does in a live system. A plan that grew nevertheless, or whose

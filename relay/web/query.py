@@ -97,9 +97,7 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=200, description="Most rows of a page.")]
-Before = Annotated[
-    Number, msgspec.Meta(description="Only rows below this one; `before` of the previous page.")
-]
+Before = Annotated[Number, msgspec.Meta(description="Only rows below this one; `before` of the previous page.")]
 Text = Annotated[str, msgspec.Meta(max_length=1000, extra_json_schema={"pattern": "^[^\\x00]*$"})]
 """Text without NUL, which no database stores and `convert` refuses."""
 TIMES, LISTS = ("since", "until"), ("seqs", "deliveries", "kinds")
@@ -133,7 +131,7 @@ def convert(
         if name not in names:
             shown = name[:100]
             raise BadFilter(f"there is no filter {shown!r}; {nearest(shown, names)}", field=name)
-        values[name] = _checked(name, value, now, strict=strict)
+        values[name] = _check_value(name, value, now, strict=strict)
     try:
         made = msgspec.convert(values, kind, strict=strict)
     except msgspec.ValidationError as error:
@@ -144,7 +142,7 @@ def convert(
     return made
 
 
-def _checked(name: str, value: Any, now: datetime, *, strict: bool) -> Any:  # noqa: ANN401  # any JSON
+def _check_value(name: str, value: Any, now: datetime, *, strict: bool) -> Any:  # noqa: ANN401  # any JSON
     """Require storable texts, and convert the times and lists in a value."""
     for each in value if isinstance(value, list) else [value]:
         if isinstance(each, str) and len(each) > LONGEST_VALUE:

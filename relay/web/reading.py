@@ -161,7 +161,7 @@ class Readers:
         """
         database = self._operators if actor.may_act else self._viewers
         reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep)
-        return await self._in_thread(lambda: make(reading))
+        return await self._run_in_thread(lambda: make(reading))
 
     async def refresh(self, actor: Actor, make: Callable[[Reading], Made]) -> Made:
         """Read for a page that refreshes itself, as `read` does.
@@ -196,10 +196,10 @@ class Readers:
             QueryTooSlow: as `read`.
             DatabaseAway: as `read`.
         """
-        return await self._in_thread(lambda: make(self._writer))
+        return await self._run_in_thread(lambda: make(self._writer))
 
-    async def _in_thread(self, make: Callable[[], Made]) -> Made:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _told, make)
+    async def _run_in_thread(self, make: Callable[[], Made]) -> Made:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _convert_errors, make)
 
     def close(self) -> None:
         """Close all connections."""
@@ -214,7 +214,7 @@ _TIMED_OUT = "57014"
 """Postgres' query_canceled: https://www.postgresql.org/docs/current/errcodes-appendix.html."""
 
 
-def _told(make: Callable[[], Made]) -> Made:
+def _convert_errors(make: Callable[[], Made]) -> Made:
     """Run `make`, and convert the errors of a slow or unreachable database to problems of the page."""
     try:
         return make()

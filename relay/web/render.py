@@ -42,16 +42,18 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
     )
     top, step = scale(max((value for _, _, values in series for value in values), default=0))
 
-    def at(share: float, start: int, end: int) -> str:
+    def scale_to(share: float, start: int, end: int) -> str:
         return f"{start + (end - start) * share:.1f}".removesuffix(".0")
 
     def places(number: int) -> list[str]:
-        return [at(n / (number - 1) if number > 1 else 1.0, left, width - (4 if labels else 1)) for n in range(number)]
+        return [
+            scale_to(n / (number - 1) if number > 1 else 1.0, left, width - (4 if labels else 1)) for n in range(number)
+        ]
 
     inside = [
         Markup(
             '<line class="grid" x1="{}" x2="716" y1="{y}" y2="{y}"/><text x="38" y="{y}" dy="4" text-anchor="end">{}</text>'
-        ).format(left, _short(level), y=at(level / top, lower, upper))
+        ).format(left, _short(level), y=scale_to(level / top, lower, upper))
         for level in range(0, top + 1 if labels else 0, step)
     ]
     for number, (x, label) in enumerate(zip(places(len(labels)), labels, strict=True), 1):
@@ -66,7 +68,7 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
         inside.append(
             Markup('<polyline class="line {}" points="{}"/>').format(
                 colour if any(values) else "flat",  # failures of 0 are not shown in red
-                " ".join(f"{x},{at(value / top, lower, upper)}" for x, value in points),
+                " ".join(f"{x},{scale_to(value / top, lower, upper)}" for x, value in points),
             )
         )
     return Markup(

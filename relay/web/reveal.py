@@ -16,7 +16,7 @@ from relay.accounts import Actor
 from relay.store import reads
 from relay.store.database import Database
 from relay.web import render
-from relay.web.acts import Reason, checked_reason
+from relay.web.acts import Reason, check_reason
 from relay.web.problems import wants_json
 from relay.web.query import convert, read_form, read_json
 from relay.web.reading import Readers
@@ -94,7 +94,7 @@ class RevealResource:
         is_json, actor = wants_json(req), req.context.actor
         given = await (read_json if is_json else read_form)(req)
         is_file = given.pop("download", None) is not None and not is_json
-        reason = checked_reason(convert(RevealOrder, given, self._clock.now(), strict=True).reason)
+        reason = check_reason(convert(RevealOrder, given, self._clock.now(), strict=True).reason)
         headers, body = await self._reveal(actor, seq, reason)
         if is_json:
             resp.media = RevealedPayload(headers, _text(body), base64.b64encode(body).decode())

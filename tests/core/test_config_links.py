@@ -305,7 +305,7 @@ EXPECTED = """\
 7: [sources.misshapen] preset: expected text in quotes, got a number
 10: [sources.fine] auth: the environment variable NOT_THERE is not set
 22: [sources.fine.sweeps[1]] id: 'group_id[' is not a JMESPath expression
-25: [apis.identity] base_url: 127.0.0.1 is loopback; allow_private = true lets the call out
+25: [apis.identity] base_url: 127.0.0.1 is loopback; allow_private = true allows the call
 25: [apis.identity] base_url: is plain http; use https, or set allow_http = true
 26: [apis.identity] auth.password: the environment variable NOT_THERE is not set
 30: [destinations.crm] auth.client_secret: the environment variable NOT_THERE is not set
@@ -320,7 +320,7 @@ EXPECTED = """\
 48: [routes.nowhere]: 'crm' is a sync destination; add [routes.nowhere.sync] with fetch and map
 49: [routes.nowhere] source: there is no source 'fin'; did you mean 'fine'?
 55: [apis.directory] auth.client_secret: the environment variable NOT_THERE is not set
-55: [apis.directory] auth.token_url: can't be used; write it as https://host/path
+55: [apis.directory] auth.token_url: is not a valid URL; write it as https://host/path
 """
 
 

@@ -41,7 +41,7 @@ from relay.delivery.policy import (
     holds_until,
     needs_history,
 )
-from relay.http.answer import LONGEST_SECONDS, rate_hold
+from relay.http.answer import LONGEST_SECONDS, read_rate_hold
 from tests.core.test_policy import POLICY as PLAIN
 from tests.helpers.delivering import a_delivery
 
@@ -353,7 +353,7 @@ USED_UP = {"X-RateLimit-Remaining": "0"}
 
 
 def holds_for(headers: Mapping[str, str], status: int = 200) -> float | None:
-    hold = rate_hold(headers, status, NOW)
+    hold = read_rate_hold(headers, status, NOW)
     return None if hold is None else hold.seconds
 
 

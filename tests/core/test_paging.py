@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from inbox.config.sync import Paging, PagingSetting, Sweep
 from inbox.errors import ConfigError, UnusableAnswer
-from relay.sync.paging import LONGEST, PagesPlan, Paginator, compile_pages, next_in_header, within
+from relay.sync.paging import LONGEST, PagesPlan, Paginator, compile_pages, next_in_header, resolve_link
 
 # --- However a service cuts a list into pages, and leads from one to the next, it is read whole, in order, and once
 
@@ -340,7 +340,7 @@ def test_a_large_header_is_read_in_no_time(part: str) -> None:
     ],
 )
 def test_a_link_within_the_endpoint_is_followed(link: str, path: str, query: str) -> None:
-    assert within(link, BASE, CURRENT) == (path, query)
+    assert resolve_link(link, BASE, CURRENT) == (path, query)
 
 
 ELSEWHERE = [
@@ -369,7 +369,7 @@ SLY = ["/v1/%2e%2e/admin", "/v1/..;x/admin", "/v1/a\\..\\..\\admin", "/v1/%252e%
 )
 def test_a_link_to_another_origin_or_with_a_user_is_refused_with_a_remedy(link: str, why: str) -> None:
     with pytest.raises(UnusableAnswer, match=why) as caught:
-        within(link, BASE, CURRENT)
+        resolve_link(link, BASE, CURRENT)
     assert "evil" not in str(caught.value), "nothing of the link is repeated"
 
 
@@ -383,7 +383,7 @@ PIECES = [
 @example("https://api.example.com/v1/users?page=2")
 def test_a_request_for_any_link_is_one_line_below_the_endpoint(link: str) -> None:
     try:
-        path, query = within(link, BASE, CURRENT)
+        path, query = resolve_link(link, BASE, CURRENT)
     except UnusableAnswer:
         return
     assert path.startswith("/")

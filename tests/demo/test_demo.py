@@ -21,7 +21,7 @@ from rich.console import Console
 from inbox.clock import SystemClock
 from relay.demo.run import CHANGES, DemoScreen
 from relay.demo.scenario import ChangeMade, Scenario, sample_edit, sample_user
-from relay.demo.services import CONTACT, GROUP, USER, App, CommercialService, IdentityService, WebhookSender, served
+from relay.demo.services import CONTACT, GROUP, USER, App, CommercialService, IdentityService, WebhookSender, serve
 from tests.helpers.planted import HOSTILE, harm_of
 from tests.helpers.processes import Program, invoke
 from tests.helpers.scripted import answer, serving
@@ -43,7 +43,7 @@ SHORT_ROUND = "from relay.demo import run; run.CHANGES, run.KILL_AFTER = 9, 5"
 @contextmanager
 def asking(app: App, authorization: str) -> Iterator[Any]:
     """A function that asks a running service, and gives its answer."""
-    with served(app) as url, requests.Session() as session:
+    with serve(app) as url, requests.Session() as session:
         session.trust_env = False
 
         def ask(method: str, path: str, **options: Any) -> requests.Response:  # noqa: ANN401  # requests' own

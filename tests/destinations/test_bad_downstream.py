@@ -205,8 +205,8 @@ def test_servers_that_hang_or_drip_are_cut_at_the_deadline(stack: ExitStack, tls
 
     with ThreadPoolExecutor(len(calls)) as pool:
         found = dict(zip(WAITS, pool.map(cut, calls), strict=True))
-    expected = ("unknown", "unknown", "no whole answer within 1 s", True, [1] * (1 + is_kept))
-    too_many = (*expected[:2], "not an HTTP answer: more than 8 interim answers", *expected[3:])
+    expected = ("unknown", "unknown", "no complete response within 1 s", True, [1] * (1 + is_kept))
+    too_many = (*expected[:2], "not an HTTP response: more than 8 interim answers", *expected[3:])
     assert found.pop("100s") in (too_many, expected), "whichever comes first"
     assert found == dict.fromkeys(WAITS.keys() - {"100s"}, expected)
 

@@ -83,7 +83,7 @@ STATUS_LINES = [
     b"ICY 200 OK",
     b"HTTP/1.1",
 ]
-PROTOCOL = "it switches to a protocol that nobody has asked for"
+PROTOCOL = "it switches to a protocol that was not requested"
 UPGRADE = b"HTTP/1.1 101 Away\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
 NO_ANSWERS = [
     *((CHUNKED + size + b"\r\nhello\r\n0\r\n\r\n", "") for size in SIZES),
@@ -103,7 +103,7 @@ def test_an_answer_that_breaks_the_rules_is_none_and_its_connection_is_not_used_
     call = Called(stack, then_close(raw(sent)), raw(OWN), timeout=Duration(30))
     result = call()
     assert (result.error_class, result.call.sent) == ("unknown", "unknown")
-    assert f"not an HTTP answer: {why}" in (result.call.error or "")
+    assert f"not an HTTP response: {why}" in (result.call.error or "")
     assert (call().body, [seen.connection for seen in call.server.seen]) == (b"own", [1, 2])
 
 

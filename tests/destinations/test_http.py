@@ -54,11 +54,14 @@ def test_an_answer_has_the_class_of_its_status(stack: ExitStack, status: int, er
     ("act", "error"),
     [
         (reset, "Connection reset by peer"),
-        (then_close(raw(b"")), "the connection was closed without an answer"),
-        (then_close(raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfive")), "the answer broke off"),
-        (then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab")), "the answer broke off"),
-        (then_close(raw(b"\x00\x01garbage\r\n\r\n")), "not an HTTP answer: expected HTTP/, RTSP/ or ICE/"),
-        (then_close(raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")), "the answer broke off"),
+        (then_close(raw(b"")), "the connection was closed without a response"),
+        (then_close(raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfive")), "the response was incomplete"),
+        (
+            then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab")),
+            "the response was incomplete",
+        ),
+        (then_close(raw(b"\x00\x01garbage\r\n\r\n")), "not an HTTP response: expected HTTP/, RTSP/ or ICE/"),
+        (then_close(raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")), "the response was incomplete"),
     ],
 )
 def test_a_request_that_left_and_got_no_whole_answer_is_unknown(stack: ExitStack, act: Act, error: str) -> None:
@@ -98,7 +101,7 @@ def test_a_name_that_does_not_exist_was_not_sent(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     result = client_of("http://nowhere.example").call(POST, context())
     assert result.error_class == "not_sent"
-    assert result.call.error == "the host's name is not resolved: Name or service not known"
+    assert result.call.error == "the host name can't be resolved: Name or service not known"
 
 
 @pytest.mark.parametrize("name", ["NOTHING", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
@@ -109,7 +112,7 @@ def test_a_certificate_nobody_vouches_for_was_not_sent_whatever_the_environment_
     call = Called(stack, answer(), tls=True)
     result = call()
     assert result.error_class == "not_sent"
-    assert (result.call.error or "").startswith("the certificate is not accepted: self-signed certificate")
+    assert (result.call.error or "").startswith("the certificate is not valid: self-signed certificate")
     assert call.server.seen == []
 
 

@@ -265,7 +265,7 @@ def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(
     short = 'timeout = "10ms"\nconcurrency = 2'
     for _ in range(2):
         assert failure(handled(held, extra=short))[0] == "unknown"
-    why = "handle: not called: the calls before it, as many as the concurrency, have not returned yet"
+    why = "handle: not called: earlier calls occupy all slots of the destination's concurrency"
     assert failure(handled(raising(AssertionError()), extra=short)) == ("not_sent", why, "not_sent")
 
     held.let_go()

@@ -57,12 +57,12 @@ NEVER_SET = (
     ("keys", "why"),
     [
         *((f'headers = {{ "{name}" = "x" }}', rf"create\.headers: '{name}' can't be set") for name in NEVER_SET),
-        ('headers = { "X Y" = "x" }', "'X Y' is not a header's name"),
+        ('headers = { "X Y" = "x" }', "'X Y' is not a header name"),
         ('headers = { "X-A" = "1", "x-a" = "2" }', "'X-A' is there twice, in another case"),
         ('headers = { "X-A" = "a\\nb" }', "the header's value .* has a line break"),
         ('headers = { "X-A" = "ä" }', "beyond printable ASCII"),
         ('headers = { "X-A" = "" }', "is empty"),
-        ('headers = { "X-A" = "ä{event.seq:text}" }', "has a line break, or a character beyond printable ASCII"),
+        ('headers = { "X-A" = "ä{event.seq:text}" }', "has a line break, or a character outside printable ASCII"),
         ('headers = { "X-A" = "a{event.seq}" }', "name its form"),
         ('headers = { "X-A" = "{target.id}" }', "looks for 'target'"),
         ('body = { id = "{event.seq}" }', r'create\.body: sends no mapped field; write "\{fields\}"'),
@@ -217,7 +217,7 @@ def test_graphql_is_a_document_and_its_variables(world: World) -> None:
     ("delivery", "answers", "end"),
     [
         (DELIVERY, (ADA, FOUND_NONE, DONE), "created"),
-        (DELIVERY, (GONE,), "not_found fetch: the answer has null at data.user"),
+        (DELIVERY, (GONE,), "not_found fetch: the response has null at data.user"),
         (SECOND, (GONE, FOUND_NONE), "nothing_to_delete"),
         (SECOND, (DENIED,), f"rejected fetch: {WITH_ERRORS}"),  # errors beside a null are no deletion
         (DELIVERY, (SLOW,), "throttled fetch: answered 200 with errors: "),

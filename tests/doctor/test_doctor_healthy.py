@@ -37,7 +37,7 @@ def test_a_healthy_installation_has_no_finding(tmp_path: Path, database_url: str
     start_a_relay(engine)
     place = installation(tmp_path, database_url)
     results = runs.run(place, EXAMINATIONS)
-    wrong = [each for each in runs.in_need(results) if each.subject not in OF_THE_TESTS_SERVER]
+    wrong = [each for each in runs.exclude_information(results) if each.subject not in OF_THE_TESTS_SERVER]
     assert wrong == []
     assert [(each.name, each.needs) for each in results if each.needs] == []
     assert {each.name for each in results} == {each.name for each in EXAMINATIONS}
@@ -212,6 +212,6 @@ def test_a_sqlite_file_that_can_not_be_read_is_a_finding(tmp_path: Path, sqlite_
     finally:
         if is_root:
             os.seteuid(0)
-    found = {each.kind: each for each in runs.in_need(results)}
+    found = {each.kind: each for each in runs.exclude_information(results)}
     assert found["database_unreachable"].level == "critical"
     assert str(path) in found["database_unreachable"].remedy

@@ -122,7 +122,7 @@ def test_a_tail_survives_an_outage_of_the_database_and_skips_nothing(
     postgres_place: Site, postgres_database_url: str
 ) -> None:
     program = postgres_place.start("tail", *INBOX, "tail", "--ndjson")
-    program.writes("following; Ctrl-C ends it")
+    program.writes("following; press Ctrl-C to stop")
     fill(postgres_database_url, [("u1", moment(1))])
     program.writes('"seq": 1')
     with down(postgres_database_url):

@@ -150,7 +150,7 @@ def test_a_check_reads_both_files_and_names_their_lines(tmp_path: Path) -> None:
             check(config)
         assert str(raised.value).splitlines() == [
             f"[web] users: {users}, line 4: expected NAME:ROLE:HASH, as `relay web passwd` and `relay web token` write it",
-            "[web] tokens: has no line; add one with `relay web token NAME --role operator`",
+            "[web] tokens: has no account; add one with `relay web token NAME --role operator`",
         ]
     users.unlink()
     tokens.write_text(token("t", "irw_x", "viewer"))

@@ -39,8 +39,8 @@ from relay.web.guard import (
     is_own_host,
     is_same_origin,
     local_path,
-    named_by_proxy,
     network_of,
+    read_proxy_actor,
 )
 from tests.helpers.page import FAST, PASSWORD, behind_proxy, user
 
@@ -90,7 +90,7 @@ def test_a_password_is_neither_short_nor_endless(password: str) -> None:
     ids=map(str, range(11)),  # the salt is random, and each process has to find the same tests
 )  # fmt: skip
 def test_a_text_that_is_no_hash_is_refused_without_showing_it(text: str) -> None:
-    with pytest.raises(ConfigError, match="the hash is none of `relay web passwd`") as raised:
+    with pytest.raises(ConfigError, match="the hash was not made by `relay web passwd`") as raised:
         parse_entries(f"anna:viewer:{text}", "users", "users")
     assert len(text) < 2 or text not in str(raised.value)
 
@@ -263,7 +263,7 @@ def attempt(limits: SignInLimits, name: str, address: str, now: float, *, is_rig
     """The wait of an attempt, which takes no time; 0: it was made."""
     keys, wait = limits.begin(name, address, now)
     if not wait and is_right:
-        limits.succeeded(keys, name, address)
+        limits.forgive(keys, name, address)
     return wait
 
 
@@ -360,7 +360,7 @@ PROXY = behind_proxy("192.0.2.0/24", "2001:db8::1")
     ],
 )
 def test_a_listed_proxy_names_a_person_and_another_address_nobody(peer: str | None, is_listed: bool) -> None:
-    actor = named_by_proxy(asked(("x-forwarded-user", "anna"), peer=peer), PROXY)
+    actor = read_proxy_actor(asked(("x-forwarded-user", "anna"), peer=peer), PROXY)
     assert actor == (Actor("anna", "operator", "proxy") if is_listed else None)
 
 
@@ -371,8 +371,8 @@ def test_a_listed_proxy_names_a_person_and_another_address_nobody(peer: str | No
     ],
 )  # fmt: skip
 def test_a_header_that_is_no_single_name_names_nobody(given: tuple[str, ...]) -> None:
-    assert named_by_proxy(asked(*(("x-forwarded-user", each) for each in given)), PROXY) is None
-    assert named_by_proxy(asked(("x_forwarded_user", "anna")), PROXY) is None
+    assert read_proxy_actor(asked(*(("x-forwarded-user", each) for each in given)), PROXY) is None
+    assert read_proxy_actor(asked(("x_forwarded_user", "anna")), PROXY) is None
 
 
 def test_a_header_that_comes_twice_says_nothing_of_the_site_that_a_request_is_from() -> None:

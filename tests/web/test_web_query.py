@@ -110,7 +110,7 @@ def test_whatever_is_given_becomes_a_query_or_a_problem_that_names_a_field(param
         ({"entity": "x" * 10_001}, "entity", "10,000"),
         ({"entity": ["a", "b"]}, "entity", "is given twice"),
         ({"status": "null"}, "status", "leave it out"),
-        ({"error": "a\0b"}, "error", "no database stores such a character"),
+        ({"error": "a\0b"}, "error", "a database can't store such a character"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_its_reason(parameters: dict[str, str], field: str, says: str) -> None:

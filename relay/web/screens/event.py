@@ -16,7 +16,7 @@ from inbox.db.reads import Row
 from inbox.errors import BadFilter, ConfigError, NotAllowed, NothingThere, QueryTooSlow
 from relay.destinations import sync
 from relay.destinations.base import Clients, Context
-from relay.destinations.preview import Preview, preview
+from relay.destinations.preview import Preview, make_preview
 from relay.store import events
 from relay.store.reads import reveals_of
 from relay.web.query import Limit, Number, Text
@@ -55,9 +55,7 @@ def event(reading: Reading, query: EventQuery) -> EventPage:
     """Read an event."""
     found = reads.event(reading.database.engine, query.seq)
     if found is None:
-        raise NothingThere(
-            f"there is no event {query.seq}: it was never stored, or retention has deleted it"
-        )
+        raise NothingThere(f"there is no event {query.seq}: it was never stored, or retention has deleted it")
     return EventPage(
         event={name: value for name, value in found.items() if name not in reads.PARTS},
         payload="erased" if found["erased_at"] is not None else "pruned" if found["is_pruned"] else "stored",
@@ -222,6 +220,6 @@ def difference(reading: Reading, query: DifferenceQuery) -> Preview:
     if not _comparing.acquire(blocking=False):
         raise QueryTooSlow("too many comparisons are running; try again")
     try:
-        return preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
+        return make_preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
     finally:
         _comparing.release()

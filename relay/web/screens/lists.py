@@ -26,7 +26,7 @@ LONGEST_SECONDS = 0.15
 """Time after which a search begins no further statement."""
 
 
-def _wanted(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[str, Any]:
+def _read_conditions(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[str, Any]:
     """Return the conditions of a listing.
 
     Raises:
@@ -40,7 +40,11 @@ def _wanted(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[
 
 def _page(reading: Reading, listing: ListingName, query: Any, columns: Sequence[str] = ("*",)) -> RowPage:  # noqa: ANN401  # a query with a limit
     return read_page(
-        reading.database.engine, listing, _wanted(reading, listing, msgspec.structs.asdict(query)), query.limit, columns
+        reading.database.engine,
+        listing,
+        _read_conditions(reading, listing, msgspec.structs.asdict(query)),
+        query.limit,
+        columns,
     )
 
 
@@ -95,14 +99,16 @@ class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     """Reason why no act can select exactly the matching deliveries."""
 
 
-def deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
+def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     """Read a page of deliveries."""
     entity_type, entity_id = query.entity_of
     if query.entity is not None and entity_type is None:
-        raise BadFilter(f"entity {query.entity!r}: write TYPE/ID, such as USER/IDNUMBER1234, or TYPE alone", field="entity")
+        raise BadFilter(
+            f"entity {query.entity!r}: write TYPE/ID, such as USER/IDNUMBER1234, or TYPE alone", field="entity"
+        )
     given = msgspec.structs.asdict(query)
     del given["entity"]
-    wanted = EventFilter(**_wanted(reading, "deliveries", given), entity_type=entity_type, entity_id=entity_id)
+    wanted = EventFilter(**_read_conditions(reading, "deliveries", given), entity_type=entity_type, entity_id=entity_id)
     counts = query.before is None
     most = MOST_COUNTED if counts else 0
     found = list_deliveries(reading.database.engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
@@ -187,7 +193,7 @@ class DeadPage(msgspec.Struct, frozen=True):
     """False: older dead letters or smaller groups are missing."""
 
 
-def dead(reading: Reading, query: DeadQuery) -> DeadPage:
+def list_dead(reading: Reading, query: DeadQuery) -> DeadPage:
     """Read the groups of dead letters."""
     with reading.database.read() as transaction:
         groups, grouped, is_whole = dead_groups(transaction, **msgspec.structs.asdict(query))
@@ -225,7 +231,7 @@ class RejectedPage(ListPage, frozen=True):
     rows: tuple[Annotated[Row, rows_of("rejected_request", *LEFT_OUT, is_kept=_IS_KEPT_SCHEMA)], ...]
 
 
-def rejected(reading: Reading, query: RejectedQuery) -> RejectedPage:
+def list_rejected(reading: Reading, query: RejectedQuery) -> RejectedPage:
     """Read a page of rejected requests."""
     columns = (*COLUMNS, IS_KEPT) if reading.actor.may_act else (*COLUMNS, "NULL AS is_kept")
     found = _page(reading, "rejected", query, columns)
@@ -250,7 +256,7 @@ class CommandsPage(ListPage, frozen=True):
     rows: tuple[Annotated[Row, rows_of("relay_command", "sample")], ...]
 
 
-def commands(reading: Reading, query: CommandsQuery) -> CommandsPage:
+def list_commands(reading: Reading, query: CommandsQuery) -> CommandsPage:
     """Read a page of commands."""
     found = _page(reading, "commands", query)
     for row in found.rows:
@@ -274,7 +280,7 @@ class CommandPage(msgspec.Struct, frozen=True):
     """The act that stops or continues the command."""
 
 
-def command(reading: Reading, query: CommandQuery) -> CommandPage:
+def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
     """Read one command.
 
     Raises:
@@ -309,7 +315,7 @@ class AlertsPage(ListPage, frozen=True, kw_only=True):
     """All firing alerts, oldest first, regardless of the filters; empty on later pages."""
 
 
-def alerts(reading: Reading, query: AlertsQuery) -> AlertsPage:
+def list_alerts(reading: Reading, query: AlertsQuery) -> AlertsPage:
     """Read a page of the history and, on the first page, the firing alerts."""
     firing: Sequence[FiringAlert] = ()
     if query.before is None:

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from inbox.config.model import Config
 from inbox.db.reads import Row
 from relay.doctor.examinations import EXAMINATIONS
-from relay.doctor.run import ExaminationResult, installed, run
+from relay.doctor.run import ExaminationResult, open_installation, run
 from relay.findings import LEVELS, Finding, checked, findings, is_well, state_of
 from relay.store import reads
 from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
@@ -284,7 +284,7 @@ def doctor(reading: Reading, _query: NoQuery) -> DoctorPage:
 
 def _examine(reading: Reading) -> DoctorPage:
     began = time.monotonic()
-    with installed(reading.config) as installation:
+    with open_installation(reading.config) as installation:
         results = run(installation, EXAMINATIONS)
     found = [finding for result in results for finding in result.findings]
     return DoctorPage(
