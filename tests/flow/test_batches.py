@@ -34,8 +34,7 @@ from tests.helpers.databases import ON_BOTH, ON_POSTGRES, connect_postgres, gone
 from tests.helpers.receiver import a_link, receiving
 from tests.helpers.storing import an_event
 from tests.helpers.tables import count, rows
-from tests.helpers.waiting import until
-from tests.helpers.waiting import until_async
+from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import config_text
 
 RECEIVERS = 6
