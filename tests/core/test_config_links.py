@@ -312,7 +312,7 @@ EXPECTED = """\
 31: [destinations.crm] ca_file: can't use ca_file /not/there.pem
 32: [destinations.misshapen] url: is missing
 40: [routes.users.sync] delete: is missing, and gone = "delete" (the default) needs it
-41: [routes.users.sync] fetch.path: 'evnt.entity_id' looks for 'evnt'; did you mean 'event'?
+41: [routes.users.sync] fetch.path: 'evnt.entity_id' uses an unknown name 'evnt'; did you mean 'event'?
 42: [routes.users.sync] create.path: 'contacts' must begin with a slash
 44: [routes.users.sync] clear_when_absent: 'phne' is not a field of the map; did you mean 'phone'?
 46: [routes.users.sync.map] 'odd.name: x': 'entity.[' is not a JMESPath expression

@@ -141,22 +141,22 @@ NO_CLEARING: dict[str, Any] = {"clear_when_absent": []}
     [
         ({"map": {"email": "entity.emails[0"}, **NO_CLEARING}, r"sync\.map\.email: .* is not a JMESPath expression"),
 
-        ({"map": {"email": "emails[0].address"}, **NO_CLEARING}, r"sync\.map\.email: .* looks for 'emails'"),
+        ({"map": {"email": "emails[0].address"}, **NO_CLEARING}, r"sync\.map\.email: .* unknown name 'emails'"),
         ({"map": {"email": "[upcase(entity.a)]"}, **NO_CLEARING}, r"sync\.map\.email: .* unknown function 'upcase'"),
 
         ({"map": {"email": "{entity.a}"}, **NO_CLEARING}, r"sync\.map\.email: .* have braces, so write 'entity\.a'$"),
-        ({"map": {"email": "join(entity.a)"}, **NO_CLEARING}, r"sync\.map\.email: .* gives join 1, which takes 2 "),
+        ({"map": {"email": "join(entity.a)"}, **NO_CLEARING}, r"sync\.map\.email: .* passes 1 to join, which takes 2 "),
 
         ({"fetch": Fetch(api="i", path="/{event.entityid}")}, r"'entityid' in event; did you mean 'entity_id'"),
         ({"map": {"email": "[event.bdy.a]"}, **NO_CLEARING}, r"sync\.map\.email: .* 'bdy' in event; .*'body'"),
-        ({"fetch": Fetch(api="i", path="/user/{entity.id}")}, r"sync\.fetch\.path: .* known here is: event"),
+        ({"fetch": Fetch(api="i", path="/user/{entity.id}")}, r"sync\.fetch\.path: .* known here: event"),
         ({"fetch": Fetch(api="i", path="user")}, r"sync\.fetch\.path: 'user' must begin with a slash"),
 
         ({"fetch": Fetch(api="i", path="/user/{event.entity_id")}, r"sync\.fetch\.path: .* brace"),
         ({"fetch": Fetch(api="i", path="/u", params={"a": "{}"})}, r"sync\.fetch\.params\.a"),
-        ({"find": Find(path="/c", params={"m": "{entity.mail}"})}, r"sync\.find\.params\.m: .* known here is: event$"),
+        ({"find": Find(path="/c", params={"m": "{entity.mail}"})}, r"sync\.find\.params\.m: .* known here: event$"),
 
-        ({"find": None}, r"sync\.update\.path: .* looks for 'target'"),
+        ({"find": None}, r"sync\.update\.path: .* unknown name 'target'"),
         ({"create": Write(path="/c/{target.id}")}, r"sync\.create\.path"),
 
     ],

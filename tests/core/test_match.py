@@ -133,14 +133,14 @@ def test_a_match_is_taken_when_it_carries_the_very_text(searched: str, carried: 
         (
             {"external_id": "u2"},
             (
-                "the match has 'u2' at external_id, and 'u1' was searched for: does the destination take what find asks? "
-                'If it does, name the field that has it, as verify = { FIELD = "event.entity_id" }, or write verify = false'
+                "the match has 'u2' at external_id, and 'u1' was searched for; check that the destination applies the filter of find. "
+                'If it does, name the field that has it with verify = { FIELD = "event.entity_id" }, or write verify = false'
             ),
         ),
         (
             {"external_id": "U1"},
             (
-                "the match has 'U1' at external_id, and 'u1' was searched for; where case makes no difference there, "
+                "the match has 'U1' at external_id, and 'u1' was searched for; if the destination ignores case, "
                 "write ignore_case = true"
             ),
         ),
@@ -148,7 +148,7 @@ def test_a_match_is_taken_when_it_carries_the_very_text(searched: str, carried: 
             {"externalId": "u1"},
             (
                 "the match has nothing at external_id, and 'u1' was searched for; name the field that has it, "
-                'as verify = { FIELD = "event.entity_id" }, or write verify = false'
+                'with verify = { FIELD = "event.entity_id" }, or write verify = false'
             ),
         ),
     ],
@@ -189,7 +189,7 @@ def test_without_a_value_to_compare_with_the_event_is_at_fault() -> None:
         ({}, r"find\.verify: names no field; write verify = \{ FIELD = \"event\.entity_id\" \}, or verify = false"),
         ({"a[": "event.entity_id"}, r"find\.verify: 'a\[' is not a JMESPath expression"),
         ({"a": "event["}, r"find\.verify\.a: 'event\[' is not a JMESPath expression"),
-        ({"a": "target.id"}, r"find\.verify\.a: 'target\.id' looks for 'target'; what is known here is: entity, event"),
+        ({"a": "target.id"}, r"find\.verify\.a: 'target\.id' uses an unknown name 'target'; known here: entity, event"),
     ],
 )
 def test_a_mistake_in_what_is_verified_is_found_at_the_start(verify: dict[str, str], mistake: str) -> None:

@@ -197,21 +197,21 @@ def take_all(pages: Paging, documents: list[dict[str, Any]]) -> None:
 CURSOR = Paging(by="cursor", next="next", params={"after": "{next}"})
 MORE = Paging(by="cursor", next="next", more="more", params={"after": "{next}"})
 BAD: dict[str, tuple[Paging, list[dict[str, Any]], str]] = {
-    "the same cursor": (CURSOR, [{"items": [1], "next": "a"}, {"items": [2], "next": "a"}], "asked for already"),
-    "cursors in a circle": (CURSOR, [{"items": [n], "next": f"{n % 3}"} for n in range(9)], "asked for already"),
-    "the same page": (CURSOR, [{"items": [1], "next": "a"}, {"items": [1], "next": "b"}], "page 2 came before"),
+    "the same cursor": (CURSOR, [{"items": [1], "next": "a"}, {"items": [2], "next": "a"}], "refers to an earlier page"),
+    "cursors in a circle": (CURSOR, [{"items": [n], "next": f"{n % 3}"} for n in range(9)], "refers to an earlier page"),
+    "the same page": (CURSOR, [{"items": [1], "next": "a"}, {"items": [1], "next": "b"}], "page 2 repeats an earlier page"),
     "pages in a circle": (
-        Paging(by="page"), [{"items": [n % 3, 9 - n % 3]} for n in range(30)], "came before: does the call take what pages",
+        Paging(by="page"), [{"items": [n % 3, 9 - n % 3]} for n in range(30)], "repeats an earlier page: check that the call applies pages",
     ),
-    "a link to itself": (Paging(by="url", next="next"), [{"items": [1], "next": "?active=yes"}], "asked for already"),
+    "a link to itself": (Paging(by="url", next="next"), [{"items": [1], "next": "?active=yes"}], "refers to an earlier page"),
     "a link to the first page": (
         Paging(by="url", next="next"),
         [{"items": [1], "next": "?p=2"}, {"items": [2], "next": "/v1/users?active=yes"}],
-        "asked for already",
+        "refers to an earlier page",
     ),
     "more that is no truth": (MORE, [{"items": [1], "next": "a", "more": "yes"}], "neither true nor false at more"),
     "more that is missing": (MORE, [{"items": [1], "next": "a"}], "neither true nor false at more"),
-    "more without a cursor": (MORE, [{"items": [1], "more": True}], "there are more, and has nothing at next"),
+    "more without a cursor": (MORE, [{"items": [1], "more": True}], "there are more items, but has no value at next"),
     "a cursor that is a list": (CURSOR, [{"items": [1], "next": ["a"]}], "neither a text nor a number"),
     "a cursor without end": (CURSOR, [{"items": [1], "next": "x" * (LONGEST + 1)}], "more than 8192 characters"),
     "a total that is no number": (Paging(by="page", total="total"), [{"items": [1], "total": "9"}], "no number at total"),
@@ -236,7 +236,7 @@ def test_a_position_that_no_template_has_is_a_mistake_at_the_start() -> None:
     ("pages", "mistake"),
     [
         (Paging(by="start", params={"limit": "{count}"}), r"pages: no param has \{start\}"),
-        (Paging(by="start", params={"after": "{next}"}), r"pages\.params\.after: .* looks for 'next'"),
+        (Paging(by="start", params={"after": "{next}"}), r"pages\.params\.after: .* unknown name 'next'"),
         (Paging(by="url", next="a["), r"pages\.next"),
         (Paging(by="start", total="a["), r"pages\.total"),
     ],

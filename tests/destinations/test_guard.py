@@ -325,7 +325,7 @@ def test_an_address_behind_a_proxy_is_kept_to_the_lists_and_a_name_can_not_be() 
         ("10.1.2.3", 'allow_to = ["10.2.0.0/16"]', "10.1.2.3 is not in allow_to"),
         ("10.66051", 'block_to = ["10.1.2.3"]', "10.66051 is 10.1.2.3, which is in block_to"),
         ("crm.example", 'block_to = ["10.0.0.0/8"]', "the proxy resolves crm.example itself"),
-        ("crm.example", 'allow_to = ["192.0.2.0/24"]', "give these lists to the proxy"),
+        ("crm.example", 'allow_to = ["192.0.2.0/24"]', "configure these lists in the proxy"),
     ):
         with pytest.raises(ConfigError, match=why):
             behind_a_proxy(host, lists, private=True)

@@ -91,7 +91,7 @@ NO_ANSWERS = [
     *((OK + fields + b"\r\n\r\nhello", "") for fields in FIELDS),
     *((CHUNKED[:-2] + b"Transfer-Encoding: %b\r\n\r\n0\r\n\r\n" % coding, "") for coding in (b"chunked", b"gzip")),
     *((line + b"\r\nContent-Length: 5\r\n\r\nhello", "") for line in STATUS_LINES),
-    (interim(*[103] * (MOST_INTERIM + 1)) + OWN, f"more than {MOST_INTERIM} interim answers"),
+    (interim(*[103] * (MOST_INTERIM + 1)) + OWN, f"more than {MOST_INTERIM} interim responses"),
     *((before + OWN, PROTOCOL) for before in (interim(101), interim(103, 101), UPGRADE)),
 ]
 

@@ -310,7 +310,7 @@ def test_the_log_shows_no_query_value(stack: ExitStack) -> None:
     ("url", "options", "problem"),
     [
         ("http://crm.example", {"allow_http": False}, "plain http"),
-        ("https://me:pw@crm.example", {}, "must not hold a user"),
+        ("https://me:pw@crm.example", {}, "must not contain a user"),
         ("ftp://crm.example", {}, "must begin with https"),
         ("crm.example/x", {}, "can't be used"),
         ("https://", {}, "can't be used"),
@@ -382,7 +382,7 @@ def test_a_certificate_is_shown_to_a_server_that_asks_for_it_and_without_one_get
     ("files", "mistake"),
     [
         ({"cert_file": "/nowhere.pem"}, "can't use cert_file /nowhere.pem"),
-        ({"key_file": CA}, "key_file needs a cert_file"),
+        ({"key_file": CA}, "key_file needs cert_file"),
         ({"cert_file": CA, "key_file": "/nowhere.key"}, "can't use cert_file"),
         ({"cert_file": "without its key"}, "can't use cert_file"),
     ],

@@ -372,10 +372,10 @@ def test_a_module_that_can_not_be_imported_is_told_with_its_reason_and_without_i
         ("on_event = 5", "is not a function, but of type int"),
         ("def on_event(): ...", "must take one argument, the event"),
         ("def on_event(event, other): ...", "must take one argument, the event"),
-        ("async def on_event(event): ...", "being async or a generator; write a plain def"),
-        ("def on_event(event): yield", "being async or a generator; write a plain def"),
-        ("async def on_event(event): yield", "being async or a generator; write a plain def"),
-        ("class H:\n    async def __call__(self, event): ...\non_event = H()", "being async or a generator"),
+        ("async def on_event(event): ...", "is async or a generator, so calling it has no effect; write a plain def"),
+        ("def on_event(event): yield", "is async or a generator, so calling it has no effect; write a plain def"),
+        ("async def on_event(event): yield", "is async or a generator, so calling it has no effect; write a plain def"),
+        ("class H:\n    async def __call__(self, event): ...\non_event = H()", "is async or a generator"),
     ],
 )
 def test_a_function_that_would_not_work_is_refused_before_it_is_called(

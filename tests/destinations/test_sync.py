@@ -295,7 +295,7 @@ def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, a
     assert outcome.retry_after == (9.0 if error_class == "throttled" else None)
 
 
-NOT_JSON, NO_OBJECT, NO_ID = "not JSON", "not an object with something in it", "lacks one of: target.id"
+NOT_JSON, NO_OBJECT, NO_ID = "not JSON", "not an object, or is empty", "lacks one of: target.id"
 NOTHING_THERE, NO_LIST, NO_COLLECTION = (
     "has nothing at items, or null",
     "is neither a list nor",

@@ -60,7 +60,7 @@ NEVER_SET = (
         ('headers = { "X Y" = "x" }', "'X Y' is not a header name"),
         ('headers = { "X-A" = "1", "x-a" = "2" }', "'X-A' is there twice, in another case"),
         ('headers = { "X-A" = "a\\nb" }', "the header's value .* has a line break"),
-        ('headers = { "X-A" = "ä" }', "beyond printable ASCII"),
+        ('headers = { "X-A" = "ä" }', "outside printable ASCII"),
         ('headers = { "X-A" = "" }', "is empty"),
         ('headers = { "X-A" = "ä{event.seq:text}" }', "has a line break, or a character outside printable ASCII"),
         ('headers = { "X-A" = "a{event.seq}" }', "name its form"),

@@ -114,7 +114,7 @@ def test_another_configuration_is_compared_over_the_newest_events_and_by_fetch_o
     assert "new.toml" in with_new(synced, config.replace("base_url", "bass_url")).stderr
     assert with_new(synced, config, "--entity", "USER/u1").status == 2
     new = config.replace('"entity.phone"', '"entity.mobile"')
-    assert "--fetch compares the writes that would follow" in with_new(synced, new).stderr
+    assert "--fetch compares the resulting writes" in with_new(synced, new).stderr
     assert server.seen == []
     server.routes["GET /api/user/u1"] = [answer(200, {"name": "Ada", "phone": "1", "mobile": "2"})] * 9
     (found,) = json.loads(with_new(synced, new, "--fetch", "--json").stdout)

@@ -237,7 +237,7 @@ def test_a_listed_proxy_says_who_it_is(page_config: Config, tmp_path: Path) -> N
         assert "ben <small>viewer</small>" in door.get("/rejected", x_forwarded_user="ben").text
         assert "Sign out" not in door.get("/rejected", x_forwarded_user="ben").text
         without = door.get("/rejected")
-        assert (without.status_code, "come by the proxy" in without.text) == (401, True)
+        assert (without.status_code, "use the proxy" in without.text) == (401, True)
         assert door.get("/sign-in").status_code == 404
 
 

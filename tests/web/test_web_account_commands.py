@@ -135,7 +135,9 @@ def test_the_url_of_viewers_may_stand_elsewhere_and_is_never_printed() -> None:
 
 
 def test_nobody_may_use_the_page_unless_somebody_is_named() -> None:
-    with pytest.raises(ConfigError, match="lets nobody use the page: write a users file with `relay web passwd"):
+    with pytest.raises(
+        ConfigError, match="configures no access to the page: write a users file with `relay web passwd"
+    ):
         check_accounts(Web())
     check_accounts(Web(proxy=behind_proxy("127.0.0.1")))
 
