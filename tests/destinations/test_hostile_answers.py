@@ -160,7 +160,7 @@ def test_interim_answers_are_read_past_however_slowly_they_come(stack: ExitStack
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "sent"), [(client, "rate_hold", "unknown"), (client.HttpClient, "_send", "not_sent")]
+    ("owner", "name", "sent"), [(client, "read_rate_hold", "unknown"), (client.HttpClient, "_send", "not_sent")]
 )
 def test_an_error_that_nobody_has_thought_of_is_an_answer_of_its_type_and_place_alone(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, sent: str

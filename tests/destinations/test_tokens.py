@@ -156,7 +156,7 @@ def test_an_answer_without_a_usable_token_is_a_bad_answer_that_shows_nothing_of_
     server.routes[TOKEN] = [answer(200, body)]
     told = call(client(server))
     assert told.error_class == "bad_answer"
-    assert (told.call.error or "").startswith("no token: the answer ")
+    assert (told.call.error or "").startswith("no token: the response ")
     assert (told.call.error or "").endswith(why)
     assert server.asked == [TOKEN]
     assert PLANTED not in repr(told) + caplog.text
