@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -34,12 +34,20 @@ def relay_commands() -> str:
 
 
 def sql_commands() -> str:
-    """Kinds of commands in SQL, with the keys of their selections."""
+    """Tabulate the kinds of commands in SQL with the keys of their selections; "filters" are those that retry has."""
+    filters = tuple(OPERATIONS["retry"].keys)
+
+    def name_keys(keys: Iterable[str]) -> str:
+        named = list(keys)
+        has_filters = set(filters) <= set(named)
+        own = [f"`{key}`" for key in named if not (has_filters and key in filters)]
+        return ", ".join([*(["filters"] if has_filters else []), *own])
+
     rows = (
-        (f"`{each.kind}`", ", ".join(f"`{key}`" for key in each.keys), "yes" if each.has_dry_run else "no")
-        for each in OPERATIONS.values()
+        (f"`{each.kind}`", name_keys(each.keys), "yes" if each.has_dry_run else "no") for each in OPERATIONS.values()
     )
-    return table(("kind", "keys of the selection", "dry run"), rows)
+    listed = ", ".join(f"`{key}`" for key in filters)
+    return f"{table(('kind', 'keys of the selection', 'dry run'), rows)}\nFilters are {listed}.\n"
 
 
 def _commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN401  # typer's own, which have no public names

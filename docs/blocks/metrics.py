@@ -37,18 +37,11 @@ def runbook_of(alert: str) -> str:
 
 
 def alert_rules() -> str:
-    """Tabulate the alerts; one with two severities has a line for each."""
-    return table(
-        ("alert", "severity", "what it says"),
-        (
-            (
-                f"[{each['alert']}]({runbook_of(each['alert'])})",
-                each["labels"]["severity"],
-                re.sub(r"{{ \$(?:labels\.)?(\w+)[^}]*}}", r"*\1*", each["annotations"]["summary"]),
-            )
-            for each in alerts()
-        ),
-    )
+    """List the alerts with their severities."""
+    severities: dict[str, list[str]] = {}
+    for each in alerts():
+        severities.setdefault(each["alert"], []).append(each["labels"]["severity"])
+    return "".join(f"- [{name}]({runbook_of(name)}): {', '.join(found)}\n" for name, found in severities.items())
 
 
 def _listed(metrics: Sequence[Metric]) -> str:
