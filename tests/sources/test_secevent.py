@@ -240,7 +240,7 @@ def test_a_key_that_is_for_something_else_is_not_used_and_alone_is_a_mistake(
     members: dict[str, object], why: str
 ) -> None:
     unfit = jwk(RSA, **members)
-    assert "[sources.signals] secrets: a JWKS document has no key that can be used: key 1" in mistake(document(unfit))
+    assert "[sources.signals] secrets: a JWKS document has no usable key: key 1" in mistake(document(unfit))
     assert why in mistake(document(unfit))
     assert why_refused(verifier(document(unfit, jwk(EC, kid="e"))), a_token(RSA, "RS256", "k")) == NO_KEY
 
@@ -258,8 +258,8 @@ def test_every_key_that_can_not_be_used_is_told_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("no key", "a secret is no JWKS document: it is not JSON"),
-        (pem(RSA), "a secret is no JWKS document: it is not JSON"),
+        ("no key", "a secret is not a JWKS document: it is not JSON"),
+        (pem(RSA), "a secret is not a JWKS document: it is not JSON"),
         ("{}", "it has no list of keys"),
         ('{"keys": 1}', "it has no list of keys"),
         ('{"keys": []}', "it has no list of keys"),
