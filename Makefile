@@ -51,7 +51,7 @@ nightly: $(READY)  ## run the rest: rehearsals of pages, images, units, the clus
 	$(TEST) -m nightly
 	@$(MAKE) --no-print-directory mutants
 
-mutants: $(READY)  ## change what decides in 2,000 places: the core's tests find it
+mutants: $(READY)  ## change what decides in 1,500 places: the core's tests find it
 	PATH="$(CURDIR)/$(BIN):$$PATH" CI=true $(BIN)/python .ci/mutants --max-children $(CORES)
 
 pythons: $(READY)  ## test the core on each other Python that is installed
