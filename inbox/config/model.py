@@ -49,7 +49,7 @@ class ApiOauth2(Table, frozen=True, tag="oauth2", tag_field="kind"):
     scope: str | None = None
     """Scopes to request, separated by spaces."""
     credentials: Literal["header", "body"] = "header"
-    """Where the token request carries the id and secret: in HTTP Basic, or in its form."""
+    """Place of the id and secret in the token request: HTTP Basic, or the form."""
 
 
 OutboundAuth = ApiBasic | ApiBearer | ApiHeader | ApiOauth2

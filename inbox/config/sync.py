@@ -132,7 +132,7 @@ class Sweep(ReadingCall, frozen=True, kw_only=True):
     api: str
     """Api to read from: a name of `[apis]`."""
     entity_type: str
-    """Entity type, as webhooks name it."""
+    """Entity type, as in webhooks."""
     event_type: str = "sweep"
     """Event type of the added events. Routes with `when.event_type` must accept it."""
     action: Action = "update"

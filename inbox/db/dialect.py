@@ -415,7 +415,7 @@ _UNREACHABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
 _READ_ONLY = "25006"
 _BUSY_CLASS = "40"
 _BUSY_STATES = frozenset({"55P03", "57014", "25P03", "25P04"})
-"""Lock not available, statement cancelled, transaction idle or open for too long."""
+"""SQLSTATEs: lock not available, statement cancelled, transaction idle or open for too long."""
 
 # https://www.sqlite.org/rescode.html
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})

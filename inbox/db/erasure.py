@@ -156,7 +156,7 @@ def _step(connection: Connection, given: dict[str, str | None]) -> StepDone:
 
 
 def _obstacle(connection: Connection, events: str, given: Mapping[str, str | None]) -> str | None:
-    """Return the sentence about a delivery of these events that keeps the entity from being erased."""
+    """Return a sentence about a delivery that prevents the erasure of these events; None if there is none."""
     found = Sql(connection.dialect.name).look_up(events, "open_delivery o", "o.seq = i.seq")
     statement = text(f"SELECT o.seq, o.route, o.state FROM {found} ORDER BY o.seq, o.route LIMIT 1")
     first = connection.execute(statement, given).first()
@@ -169,7 +169,7 @@ def _obstacle(connection: Connection, events: str, given: Mapping[str, str | Non
 
 
 def forget_in_commands(connection: Connection, subject: ErasureSubject) -> None:
-    """Put the pseudonym in place of the entity in the selections of commands that have ended."""
+    """Replace the entity by its pseudonym in the selections of ended commands."""
     with _overwriting(connection):
         connection.execute(_FORGET_IN_COMMANDS[connection.dialect.name], subject.names)
 
@@ -177,8 +177,7 @@ def forget_in_commands(connection: Connection, subject: ErasureSubject) -> None:
 _OF_TYPE = "i.source = :source AND i.entity_type = :entity_type"
 _OF_ENTITY = f"{_OF_TYPE} AND i.entity_id = :entity_id AND i.erased_at IS NULL"
 _OF_ERASED = f"{_OF_TYPE} AND i.entity_id = :pseudonym AND i.erased_at IS NOT NULL"
-"""Conditions on the row `i` of the inbox, which an index answers. An entity may be called like a pseudonym, so `erased_at`
-decides."""
+"""Indexed conditions on the row `i` of the inbox. An entity's id may look like a pseudonym, so `erased_at` decides."""
 _OF_LANE = f"lane.lane = :lane AND lane.route IN {each_name('route', 'lane')}"
 _NEXT = text(f"""
 SELECT i.seq, (SELECT count(*) FROM delivery_log l WHERE l.seq = i.seq) AS facts

@@ -45,7 +45,7 @@ REQUIRED: Mapping[str, _Wanted] = {
     ),
     "TimeZone": _Wanted((PINNED["timezone"],), "times could be read wrongly"),
 }
-"""Pinned settings with Postgres's names and values. Any other value is rejected, and so is any other `search_path`."""
+"""Pinned settings with Postgres's names and values. Other values, and another `search_path`, are rejected."""
 
 RECOMMENDED: Mapping[str, _Wanted] = {
     "fsync": _Wanted(("on",), "acknowledged webhooks are lost when the server's machine goes down"),

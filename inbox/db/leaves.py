@@ -190,7 +190,7 @@ def is_leaf(table: str) -> bool:
 
 
 class Leaf(NamedTuple):
-    """A leaf, for the events from `first` to below `beyond`."""
+    """A leaf for events from `first` up to, but not including, `beyond`."""
 
     name: str
     first: int
@@ -198,14 +198,14 @@ class Leaf(NamedTuple):
 
 
 def prepare(connection: Connection, age: timedelta | None) -> bool:
-    """Make a leaf for coming events where few are left, and retire the emptiest of the oldest, beyond `MOST_LEAVES`.
+    """Create a leaf if few are left for coming events, and retire the smallest of the old ones beyond `MOST_LEAVES`.
 
     Args:
-        connection: in a transaction.
-        age: the age at which payloads expire; None: they don't.
+        connection: a connection in a transaction.
+        age: the age at which payloads expire; None if they don't.
 
     Returns:
-        Whether it made one. Where somebody holds a lock, it does less; the next call goes on.
+        Whether it created one. After a lock timeout it does less, and the next call continues.
     """
     if not Sql(connection.dialect.name).is_postgres:
         return False
@@ -213,7 +213,7 @@ def prepare(connection: Connection, age: timedelta | None) -> bool:
     ranges = leaves(connection)
     size = leaf_size(float(connection.execute(_PER_DAY).scalar_one()), age)
     top = max([leaf.beyond for leaf in ranges], default=1)
-    if top <= last:  # events arrive in the default leaf already, and go on doing so until this is committed
+    if top <= last:  # events already go to the default leaf, until this is committed
         top = last + LEAST_EVENTS
     given = {"lo": top, "hi": top + size}
     is_made = top - last < AHEAD * size and bool(connection.execute(_ADD_LEAF, given).scalar_one())
@@ -223,7 +223,7 @@ def prepare(connection: Connection, age: timedelta | None) -> bool:
 
 
 def leaf_size(per_day: float, age: timedelta | None) -> int:
-    """Return the number of events for a leaf: about a day's, at most a tenth of the age. Pure."""
+    """Return the size of a leaf in events: those of about a day, at most of a tenth of the age. Pure."""
     longest = _DAY if age is None else min(_DAY, age / _PART_OF_AGE)
     return int(min(max(per_day * (longest / _DAY), LEAST_EVENTS), MOST_EVENTS))
 

@@ -269,7 +269,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
                 self.arm(HEAD_WITHIN_SECONDS, self._head_is_late)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own; uvicorn's always lets it close
-        """Note that the sender sends nothing more. Returns whether to stay open for its answer."""
+        """Handle the end of the sender's input. Returns whether to stay open for the response."""
         self.peer_half_closed = True
         self.tell_gone()
         if self.draining:

@@ -186,7 +186,7 @@ class Preset:
 
     title: str
     shown_at: str
-    """Where to find or set the secret at the provider; completes "the secret is" in messages."""
+    """Place of the secret at the provider; completes "the secret is" in messages."""
     read: Read
     reader: Callable[[Source], Read] | None = None
     """Makes the `read` of one source, if it depends on the source's configuration; raises ValueError if it can't."""

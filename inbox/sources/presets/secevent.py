@@ -35,7 +35,7 @@ LARGEST_HEADER = 4096
 LEEWAY_SECONDS = 300.0
 _LONGEST_ISSUER = 500
 _IDS = ("sub", "id", "email", "phone_number", "uri", "url")
-"""Members of a subject identifier (RFC 9493) that hold its value, the most identifying first."""
+"""Members of a subject identifier (RFC 9493) that hold its value, most specific first."""
 
 _ACTIONS = fields.actions(
     create=("create",),

@@ -31,9 +31,9 @@ from inbox.sources.base import Preset, Read, json_sample
 
 NAME = "slack-message"
 SEARCHED = 256 * 1024
-"""Characters of a message that the pattern looks at. Slack itself cuts a text after 40,000."""
+"""Characters of a message searched by the pattern. Slack truncates texts after 40,000."""
 WITHOUT_ENTITY = "message"
-"""The event type of a message that names none."""
+"""Event type of messages that name none."""
 
 Pattern: TypeAlias = "re2._Regexp[str]"  # noqa: SLF001  # it has no other name, and takes no type argument when it is run
 """A pattern, ready to search."""
@@ -42,7 +42,7 @@ _GROUPS = ("id", "type", "event_type")
 _NAMED = re.compile(r"\(\?P?<([a-z_]+)>")
 _CONTENT = ("text", "attachments", "blocks")
 _TEXTS = frozenset({"text", "fallback", "pretext", "title", "title_link", "value", "url", "footer"})
-"""Members of attachments and blocks, at any depth, that hold text or a link."""
+"""Members of attachments and blocks, at any depth, that hold a text or link."""
 _KEY_HEADERS = ("idempotency-key", "webhook-id")
 
 
