@@ -114,14 +114,14 @@ def test_a_token_is_let_in_and_read(key: Any, algorithm: str, kid: str | None) -
         (a_token(EC, "ES256", "e", jti=None), "MissingRequiredClaim"),
         (a_token(EC, "ES256", "e", iat=32_503_680_000), "ImmatureSignature"),
         (jwt.encode(CLAIMS, None, algorithm="none").encode(), "no key that is valid now"),  # type: ignore[arg-type]
-        (b"", "no JWT"),
-        (b"a.b.c", "no JWT"),
-        (b"\xff.\xff.\xff", "no JWT"),
-        (b"." * 5_000, "no JWT"),
-        (segment({"alg": "ES256", "kid": []}) + b".e30.x", "no JWT"),
-        (segment({"alg": "ES256", "kid": {"e": 1}}) + b".e30.x", "no JWT"),
-        (segment({"alg": ["ES256"]}) + b".e30.x", "no JWT"),
-        (segment({"alg": "ES256", "x": "x" * 5_000}) + b".e30.x", "no JWT"),
+        (b"", "not a JWT"),
+        (b"a.b.c", "not a JWT"),
+        (b"\xff.\xff.\xff", "not a JWT"),
+        (b"." * 5_000, "not a JWT"),
+        (segment({"alg": "ES256", "kid": []}) + b".e30.x", "not a JWT"),
+        (segment({"alg": "ES256", "kid": {"e": 1}}) + b".e30.x", "not a JWT"),
+        (segment({"alg": ["ES256"]}) + b".e30.x", "not a JWT"),
+        (segment({"alg": "ES256", "x": "x" * 5_000}) + b".e30.x", "not a JWT"),
     ],
 )
 def test_a_token_that_proves_nothing_is_refused(body: bytes, why: str) -> None:
@@ -232,7 +232,7 @@ def test_a_curve_has_one_algorithm() -> None:
         ({"n": 7}, "can't be read"),
         ({"n": "!"}, "can't be read"),
         ({"e": "AQ"}, "can't be read"),
-        ({"kid": 7}, "kid that is no text"),
+        ({"kid": 7}, "kid that is not a text"),
         (jwk(WEAK), "has 1024 bits: an RSA key needs 2048 or more"),
     ],
 )
