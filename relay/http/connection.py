@@ -282,7 +282,7 @@ class StrictResponse(HTTPResponse):
                 raise (raised if isinstance(raised, NotHttpError) else NotHttpError(_words(error))) from None
             self.has_leftover = True
         if self._unused > LARGEST_HEAD and not self._whole:
-            raise NotHttpError("a head, or the data between two parts of a body, is too long")
+            raise NotHttpError("a head, or a chunk header or trailer, does not end")
 
     def _end_at_eof(self) -> None:
         if self._until_close:
