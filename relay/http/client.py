@@ -217,9 +217,7 @@ class HttpClient:
         error = "cut: the lease ended" if sent == "unknown" else "not made: the lease ended"
         return Answer(self._log(request, began, sent, status, error=error), error_class="lease_lost")
 
-    def _fail(
-        self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None
-    ) -> Answer:
+    def _fail(self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None) -> Answer:
         if isinstance(root, OutboundRefused):
             return Answer(self._log(request, began, sent, error=str(root)), error_class="refused")
         error = _describe(root, sent, self.target.timeout)

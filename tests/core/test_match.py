@@ -133,8 +133,8 @@ def test_a_match_is_taken_when_it_carries_the_very_text(searched: str, carried: 
         (
             {"external_id": "u2"},
             (
-                "the match has 'u2' at external_id, and 'u1' was searched for; check that the destination applies the filter of find. "
-                'If it does, name the field that has it with verify = { FIELD = "event.entity_id" }, or write verify = false'
+                "the match has 'u2' at external_id, and 'u1' was searched for; check that the destination applies the "
+                'filter of find. If it does, name the field that has it with verify = { FIELD = "event.entity_id" }, or write verify = false'
             ),
         ),
         (
@@ -147,7 +147,7 @@ def test_a_match_is_taken_when_it_carries_the_very_text(searched: str, carried: 
         (
             {"externalId": "u1"},
             (
-                "the match has nothing at external_id, and 'u1' was searched for; name the field that has it, "
+                "the match has nothing at external_id, and 'u1' was searched for; name the field that has it "
                 'with verify = { FIELD = "event.entity_id" }, or write verify = false'
             ),
         ),

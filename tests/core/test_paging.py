@@ -201,7 +201,7 @@ BAD: dict[str, tuple[Paging, list[dict[str, Any]], str]] = {
     "cursors in a circle": (CURSOR, [{"items": [n], "next": f"{n % 3}"} for n in range(9)], "refers to an earlier page"),
     "the same page": (CURSOR, [{"items": [1], "next": "a"}, {"items": [1], "next": "b"}], "page 2 repeats an earlier page"),
     "pages in a circle": (
-        Paging(by="page"), [{"items": [n % 3, 9 - n % 3]} for n in range(30)], "repeats an earlier page: check that the call applies pages",
+        Paging(by="page"), [{"items": [n % 3, 9 - n % 3]} for n in range(30)], "repeats an earlier page: check that",
     ),
     "a link to itself": (Paging(by="url", next="next"), [{"items": [1], "next": "?active=yes"}], "refers to an earlier page"),
     "a link to the first page": (

@@ -58,13 +58,13 @@ NEVER_SET = (
     [
         *((f'headers = {{ "{name}" = "x" }}', rf"create\.headers: '{name}' can't be set") for name in NEVER_SET),
         ('headers = { "X Y" = "x" }', "'X Y' is not a header name"),
-        ('headers = { "X-A" = "1", "x-a" = "2" }', "'X-A' is there twice, in another case"),
+        ('headers = { "X-A" = "1", "x-a" = "2" }', "'X-A' is given twice in different case"),
         ('headers = { "X-A" = "a\\nb" }', "the header's value .* has a line break"),
         ('headers = { "X-A" = "ä" }', "outside printable ASCII"),
         ('headers = { "X-A" = "" }', "is empty"),
         ('headers = { "X-A" = "ä{event.seq:text}" }', "has a line break, or a character outside printable ASCII"),
         ('headers = { "X-A" = "a{event.seq}" }', "name its form"),
-        ('headers = { "X-A" = "{target.id}" }', "looks for 'target'"),
+        ('headers = { "X-A" = "{target.id}" }', "unknown name 'target'"),
         ('body = { id = "{event.seq}" }', r'create\.body: sends no mapped field; write "\{fields\}"'),
     ],
 )
