@@ -134,7 +134,8 @@ def test_a_match_is_taken_when_it_carries_the_very_text(searched: str, carried: 
             {"external_id": "u2"},
             (
                 "the match has 'u2' at external_id, and 'u1' was searched for; check that the destination applies the "
-                'filter of find. If it does, name the field that has it with verify = { FIELD = "event.entity_id" }, or write verify = false'
+                'filter of find. If it does, name the field that has it with verify = { FIELD = "event.entity_id" }, '
+                "or write verify = false"
             ),
         ),
         (

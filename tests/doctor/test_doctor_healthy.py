@@ -137,7 +137,7 @@ def test_an_examination_that_fails_or_is_slow_is_reported_and_stops_no_other(tmp
     made = [Examination(each.__name__, each, ()) for each in (fails, is_slow)]
     results = {each.name: each for each in runs.run(place, [*made, named("clock")])}
     assert len(results["fails"].findings) == 1
-    assert results["fails"].needs == "needs a repair of its own: RuntimeError"
+    assert results["fails"].needs == "needs a fix in its code: RuntimeError"
     assert (results["is_slow"].needs or "").startswith("needs the database to answer: ")
     assert results["clock"].needs is None
 

@@ -151,7 +151,7 @@ def test_a_check_reads_both_files_and_names_their_lines(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as raised:
             check(config)
         assert str(raised.value).splitlines() == [
-            f"[web] users: {users}, line 4: expected NAME:ROLE:HASH, as `relay web passwd` and `relay web token` write it",
+            f"[web] users: {users}, line 4: expected NAME:ROLE:HASH, as written by `relay web passwd` and `relay web token`",
             "[web] tokens: has no account; add one with `relay web token NAME --role operator`",
         ]
     users.unlink()

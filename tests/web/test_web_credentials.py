@@ -99,7 +99,7 @@ def test_a_token_is_random_and_its_hash_says_nothing_of_it() -> None:
     assert new_token() != new_token()
     assert len(new_token()) > 40
     assert parse_entries(f"script:viewer:{hash_token('irw_x')}", "tokens", "tokens")
-    with pytest.raises(ConfigError, match="none of"):
+    with pytest.raises(ConfigError, match="was not made by"):
         parse_entries("script:viewer:irw_x", "tokens", "tokens")
 
 
@@ -117,7 +117,7 @@ def test_each_wrong_line_is_named_by_its_number_and_none_is_repeated() -> None:
         parse_entries("\n".join([LINE, "", *wrong]), "/etc/users", "users")
     lines = str(raised.value).splitlines()
     assert [line.partition(":")[0] for line in lines] == [f"/etc/users, line {number}" for number in range(3, 9)]
-    assert "anna stands in line 1 already" in lines[-1]
+    assert "anna is already in line 1" in lines[-1]
     assert "secret" not in str(raised.value)
     assert HASH not in str(raised.value)
 

@@ -109,7 +109,7 @@ def test_whatever_is_given_becomes_a_query_or_a_problem_that_names_a_field(param
         ({"error": "x" * 1001}, "error", "1000"),
         ({"entity": "x" * 10_001}, "entity", "10,000"),
         ({"entity": ["a", "b"]}, "entity", "is given twice"),
-        ({"status": "null"}, "status", "leave it out"),
+        ({"status": "null"}, "status", "omit it"),
         ({"error": "a\0b"}, "error", "a database can't store such a character"),
     ],
 )
