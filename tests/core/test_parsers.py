@@ -69,11 +69,11 @@ def read_token(body: bytes) -> None:
     assert 0 <= lasts <= 10**9
 
 
-SIGNALS = secevent.verifier(secevent.ALL)
+SIGNALS = secevent.make_set_verifier(secevent.ALL)
 
 
 def read_security_event_token(body: bytes) -> None:
-    SIGNALS.verify(secevent.raw(body), NOW)
+    SIGNALS.verify(secevent.make_set_request(body), NOW)
     raise AssertionError("nobody has signed it")
 
 
@@ -89,7 +89,7 @@ JWK = secevent.jwk(secevent.RSA)
 
 
 def read_key(members: dict[str, object]) -> None:
-    secevent.verifier(secevent.document({**JWK, **members}))
+    secevent.make_set_verifier(secevent.make_document({**JWK, **members}))
 
 
 def read_config(text: str) -> None:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.destinations.syncing import World
+from tests.destinations.calling import World
 from tests.helpers.scripted import serving
 
 

@@ -20,7 +20,7 @@ from relay.http import connection, guard
 from relay.http.answer import parse_retry_after
 from relay.http.client import MAX_ANSWER, Request
 from relay.http.target import header_value
-from tests.destinations.calling import GET, POST, Called, client_of
+from tests.destinations.calling import GET, POST, Called, make_client
 from tests.helpers.delivering import NOW, context
 from tests.helpers.scripted import (
     CERTIFICATE,
@@ -69,7 +69,7 @@ def test_a_request_that_left_and_got_no_whole_answer_is_unknown(stack: ExitStack
 
 
 def test_a_refused_connection_was_not_sent() -> None:
-    result = client_of(f"http://127.0.0.1:{closed_port()}", timeout=Duration(30)).call(POST, context())
+    result = make_client(f"http://127.0.0.1:{closed_port()}", timeout=Duration(30)).call(POST, context())
     assert (result.error_class, result.call.sent, result.call.error) == ("not_sent", "not_sent", "Connection refused")
 
 
@@ -96,7 +96,7 @@ def test_a_name_that_does_not_exist_was_not_sent(monkeypatch: pytest.MonkeyPatch
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    result = client_of("http://nowhere.example").call(POST, context())
+    result = make_client("http://nowhere.example").call(POST, context())
     assert result.error_class == "not_sent"
     assert result.call.error == "the host's name is not resolved: Name or service not known"
 
@@ -115,7 +115,7 @@ def test_a_certificate_nobody_vouches_for_was_not_sent_whatever_the_environment_
 
 def test_a_certificate_for_another_name_was_not_sent(stack: ExitStack) -> None:
     server = stack.enter_context(serving(answer(), tls=True))
-    client = client_of(f"https://127.0.0.1:{server.port}", ca_file=str(CERTIFICATE))
+    client = make_client(f"https://127.0.0.1:{server.port}", ca_file=str(CERTIFICATE))
     assert "IP address mismatch" in (client.call(POST, context()).call.error or "")
 
 
@@ -186,7 +186,7 @@ def test_a_kept_connection_that_breaks_after_the_request_was_read_is_unknown_and
 
 
 def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_calls(stack: ExitStack) -> None:
-    """Not even one that comes when the first was read; tests/destinations/test_hostile_answers.py has those that come at once."""
+    """Not even one that comes when the first was read; tests/destinations/test_bad_downstream.py has those that come at once."""
     one = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n"
     was_read, sent = threading.Event(), threading.Event()
 
@@ -258,7 +258,7 @@ def test_a_large_body_arrives_whole_without_a_proxy_or_credentials_of_the_enviro
 
 def test_a_configured_proxy_is_used_with_its_credentials(stack: ExitStack) -> None:
     call = Called(stack, answer(200, b"through"))
-    client = client_of("http://crm.example:8080/api", proxy=f"http://me:pw@127.0.0.1:{call.server.port}")
+    client = make_client("http://crm.example:8080/api", proxy=f"http://me:pw@127.0.0.1:{call.server.port}")
     assert client.call(GET, context()).body == b"through"
     seen = call.server.seen[0]
     assert seen.target == "http://crm.example:8080/api/user/1"
@@ -267,7 +267,7 @@ def test_a_configured_proxy_is_used_with_its_credentials(stack: ExitStack) -> No
 
 def test_a_proxy_that_refuses_the_tunnel_leaves_the_call_unsent(stack: ExitStack) -> None:
     call = Called(stack, answer(403))
-    client = client_of("https://crm.example/api", proxy=f"http://127.0.0.1:{call.server.port}")
+    client = make_client("https://crm.example/api", proxy=f"http://127.0.0.1:{call.server.port}")
     result = client.call(GET, context())
     assert (result.error_class, result.call.error) == ("not_sent", "the proxy refused the call")
     assert call.server.seen[0].target == "crm.example:443"
@@ -322,7 +322,7 @@ def test_an_endpoint_that_can_not_work_is_refused_before_any_call(
     url: str, options: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"destinations.crm.*{problem}"):
-        client_of(url, **options)
+        make_client(url, **options)
 
 
 USED_UP = {"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": str(int(NOW.timestamp()) + 900)}
@@ -389,4 +389,4 @@ def test_a_certificate_that_can_not_be_used_is_a_mistake(
 ) -> None:
     files = {name: parts[0] if file == "without its key" else file for name, file in files.items()}
     with pytest.raises(ConfigError, match=mistake):
-        client_of("https://localhost", ca_file=CA, **files)
+        make_client("https://localhost", ca_file=CA, **files)

@@ -36,7 +36,7 @@ MODULE = "handlers_of_a_test"
 Act = Callable[[Event], object]
 
 
-def configured(function: str, extra: str = "") -> str:
+def write_config(function: str, extra: str = "") -> str:
     return config_text("python", f'function = "{function}"\n{extra}')
 
 
@@ -58,7 +58,7 @@ class Handled:
     ) -> Outcome:
         vars(self._module)["on_event"] = function
         delivery = msgspec.structs.replace(EVENT, **changes)
-        return deliver(configured(f"{MODULE}:on_event", extra), delivery, context(lease))
+        return deliver(write_config(f"{MODULE}:on_event", extra), delivery, context(lease))
 
 
 class Held:
@@ -317,7 +317,7 @@ def written(folder: Path) -> Callable[[str], str]:
 
 def refusal(function: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        build(configured(function))
+        build(write_config(function))
     return str(caught.value)
 
 
@@ -390,4 +390,4 @@ def test_a_function_that_would_not_work_is_refused_before_it_is_called(
 @pytest.mark.parametrize("function", ["", "module", "module:", ":name", "a.b:c d", "a..b:c", "1a:b", "a:b()", "a/b:c"])
 def test_a_function_is_named_by_module_and_name(function: str) -> None:
     with pytest.raises(ConfigError, match=r'\[destinations.crm\] function: expected "package.module:name", got'):
-        build(configured(function))
+        build(write_config(function))

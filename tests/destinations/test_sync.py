@@ -17,7 +17,7 @@ from inbox.errors import ConfigError
 from relay import destinations
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Unchanged
 from relay.sync.expressions import digest
-from tests.destinations.syncing import (
+from tests.destinations.calling import (
     CREATE,
     DELETE,
     FETCH,
@@ -32,7 +32,7 @@ from tests.destinations.syncing import (
     UPDATE_ANOTHER,
     USER,
     World,
-    changed,
+    replace_in_sync,
 )
 from tests.helpers.delivering import DELIVERY, NOW, a_delivery, context, deliver, delivered, failed, failure
 from tests.helpers.scripted import Act, answer, reset
@@ -49,18 +49,20 @@ def user(modified: str, **more: object) -> Act:
 
 
 def with_fetch(more: str) -> str:
-    return changed('"/user/{event.entity_id}" }', f'"/user/{{event.entity_id}}", {more} }}')
+    return replace_in_sync('"/user/{event.entity_id}" }', f'"/user/{{event.entity_id}}", {more} }}')
 
 
 def with_find(more: str) -> str:
-    return changed('pick = "items" }', f"{more} }}")
+    return replace_in_sync('pick = "items" }', f"{more} }}")
 
 
 def with_update(more: str) -> str:
-    return changed('update = { path = "/contacts/{target.id}"', f'update = {{ path = "/contacts/{{target.id}}", {more}')
+    return replace_in_sync(
+        'update = { path = "/contacts/{target.id}"', f'update = {{ path = "/contacts/{{target.id}}", {more}'
+    )
 
 
-def told(outcome: Outcome) -> str:
+def describe(outcome: Outcome) -> str:
     """The end of an attempt in one word, and whether the entity was perhaps older than its event."""
     match outcome:
         case Delivered():
@@ -91,7 +93,7 @@ def test_a_counterpart_that_is_found_is_updated(world: World) -> None:
 
 
 def test_a_counterpart_that_is_not_found_is_created_without_the_fields_that_would_be_cleared(world: World) -> None:
-    assert told(world.deliver(find=NONE)) == "created"
+    assert describe(world.deliver(find=NONE)) == "created"
     assert json.loads(world.server.seen[2].body) == {"external_id": "u1", "name": "Ada"}
     assert world.server.seen[2].headers["content-type"] == "application/json"
 
@@ -101,7 +103,7 @@ def test_an_update_can_replace_and_a_find_can_be_a_post(world: World) -> None:
     delivered(world.deliver(sync=with_update('method = "PUT", format = "json"')))
     assert world.server.seen[2].headers["content-type"] == "application/json"
     query = 'method = "POST", body = { query = { id = "{event.entity_id}" } }'
-    delivered(world.deliver(sync=changed('params = { externalId = "{event.entity_id}" }', query), create=FOUND))
+    delivered(world.deliver(sync=replace_in_sync('params = { externalId = "{event.entity_id}" }', query), create=FOUND))
     find = world.server.seen[4]
     assert json.loads(find.body) == {"query": {"id": "u1"}}
     assert "idempotency-key" not in find.headers
@@ -121,7 +123,7 @@ def test_the_idempotency_key_is_of_the_run_and_of_the_fields_that_are_sent(world
 def test_without_a_find_the_update_names_its_counterpart_itself(world: World) -> None:
     sync = "\n".join(line for line in SYNC.splitlines() if "find =" not in line).replace("{target.", "{event.entity_")
     world.server.routes["PATCH /contacts/u1"] = [answer(), answer(404)]
-    assert [told(world.deliver(sync=sync)) for _ in range(2)] == ["updated", "created"]
+    assert [describe(world.deliver(sync=sync)) for _ in range(2)] == ["updated", "created"]
     assert world.asked == [FETCH, "PATCH /contacts/u1", FETCH, "PATCH /contacts/u1", CREATE]
 
 
@@ -146,22 +148,22 @@ FIRST = f'many = "first"\n{SYNC}'
 SKIP_GONE = f'gone = "skip"\n{SYNC}'
 DEACTIVATE = 'gone = "deactivate"\ndeactivate = { path = "/contacts/{target.id}", body = { active = false }'
 MARK, MARK_ONCE = f"{DEACTIVATE} }}\n{SYNC}", f'{DEACTIVATE}, unless = "target.active == `false`" }}\n{SYNC}'
-WITHOUT_A_PICK = changed(', pick = "items"', "")
+WITHOUT_A_PICK = replace_in_sync(', pick = "items"', "")
 FRESH = with_fetch('tolerance = "1s"')
 NAMED_PLACE = with_fetch('tolerance = "1s", modified = "changed.at"')
 VERIFIED = with_fetch('verify = { id = "event.entity_id" }')
 
 
 class Case(NamedTuple):
-    told: str
+    end: str
     asked: tuple[str, ...]
     delivery: Delivery
     sync: str
     acts: dict[str, Act | list[Act]]
 
 
-def case(told: str, *asked: str, delivery: Delivery = DELIVERY, sync: str = SYNC, **acts: Act | list[Act]) -> Case:
-    return Case(told, asked, delivery, sync, acts)
+def case(end: str, *asked: str, delivery: Delivery = DELIVERY, sync: str = SYNC, **acts: Act | list[Act]) -> Case:
+    return Case(end, asked, delivery, sync, acts)
 
 
 UPDATED, CREATED, REMOVED = ("updated", FETCH, FIND, UPDATE), ("created", FETCH, FIND, CREATE), (FETCH, FIND, REMOVE)
@@ -250,11 +252,11 @@ CASES = {
 @pytest.mark.parametrize("each", CASES.values(), ids=CASES)
 def test_an_attempt_makes_its_calls_and_has_its_end(world: World, each: Case) -> None:
     outcome = world.deliver(each.delivery, dict(each.acts), sync=each.sync)
-    assert (told(outcome), world.asked) == (each.told, list(each.asked))
-    if each.told == "deleted":
+    assert (describe(outcome), world.asked) == (each.end, list(each.asked))
+    if each.end == "deleted":
         assert isinstance(outcome, Delivered)
         assert (outcome.fetch_began_at, outcome.applied_hash) == (NOW, None)
-    if each.told == "deactivated":
+    if each.end == "deactivated":
         assert json.loads(world.server.seen[-1].body) == {"active": False}
         assert world.server.seen[-1].headers["content-type"] == "application/json"
 
@@ -262,7 +264,7 @@ def test_an_attempt_makes_its_calls_and_has_its_end(world: World, each: Case) ->
 @pytest.mark.parametrize("sync", [SYNC, WITHOUT_A_PICK], ids=["pick", "no pick"])
 @pytest.mark.parametrize("none", [NONE, answer(204), answer(404), GONE])
 def test_every_way_to_say_that_there_is_none_is_understood(world: World, sync: str, none: Act) -> None:
-    assert told(world.deliver(sync=sync, find=none)) == "created"
+    assert describe(world.deliver(sync=sync, find=none)) == "created"
 
 
 @pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
@@ -370,7 +372,7 @@ def test_nothing_is_written_to_a_match_that_was_not_searched_for(
     assert error_class == "bad_answer"
     assert error.startswith("find: the match has 'u2' at external_id, and 'u1' was searched for: ")
     assert world.asked[-1] == FIND
-    assert told(world.deliver(sync=FIRST, find=page(C1, OTHER))) == "updated"
+    assert describe(world.deliver(sync=FIRST, find=page(C1, OTHER))) == "updated"
 
 
 LONG = "\u0301" * 1_100
@@ -390,7 +392,7 @@ def test_a_value_that_a_template_can_not_take_is_a_mapping_failure_before_its_ca
     world: World, old: str, new: str, found: Act, steps: list[str]
 ) -> None:
     event = a_delivery(body=msgspec.json.encode({"note": LONG}))
-    outcome = failed(world.deliver(event, sync=changed(old, new), find=found))
+    outcome = failed(world.deliver(event, sync=replace_in_sync(old, new), find=found))
     assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", steps)
 
 
@@ -460,7 +462,7 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hooks")
 def test_a_map_arrives_at_the_counterpart_and_an_error_in_it_keeps_it_from_being_written(world: World) -> None:
-    sync = changed(MAP, RICH)
+    sync = replace_in_sync(MAP, RICH)
     fields = {"external_id": "u1", "name": "Ada", "age": 36, "gender": "female", "tenant": "north", "initial": "A"}
     for found, more in ((FOUND, {"phone": None, "is_new": False}), (NONE, {"is_new": True})):
         delivered(world.deliver(sync=sync, fetch=answer(200, ENTITY), find=found))
@@ -496,7 +498,9 @@ def test_a_mistake_is_told_with_its_key(world: World, sync: str, why: str) -> No
 
 @pytest.mark.usefixtures("hooks")
 def test_every_mistake_of_every_route_is_told_at_the_start(world: World) -> None:
-    wrong = changed(MAP, 'map = { a = "entity.[", b = { from = "thing" }, c = { function = "hooks_of_sync_test:no" } }')
+    wrong = replace_in_sync(
+        MAP, 'map = { a = "entity.[", b = { from = "thing" }, c = { function = "hooks_of_sync_test:no" } }'
+    )
     for old, new in (
         ('clear_when_absent = ["phone"]', ""),
         ('"/user/{event.entity_id}"', '"/user/{entity.id}/{thing}", params = { a = "{", b = "{}" }'),

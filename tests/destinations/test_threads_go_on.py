@@ -25,7 +25,7 @@ from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.destinations.base import without_lease
 from relay.observe import Observer
 from relay.store.deliveries import claim_of
-from tests.destinations.calling import POST, Called, client_of
+from tests.destinations.calling import POST, Called, make_client
 from tests.helpers.delivering import DELIVERY, NOW, ROUTE, context
 from tests.helpers.scripted import ScriptedServer, answer, hang, raw, then_close
 
@@ -94,7 +94,7 @@ def test_names_are_resolved_after_a_bug_in_the_resolver(bug: Exception, monkeypa
         raise bug
 
     monkeypatch.setattr(socket, "getaddrinfo", broken)
-    client = client_of("http://odd.example", timeout=Duration(10))
+    client = make_client("http://odd.example", timeout=Duration(10))
     results = [client.call(request, context()) for request in [POST] * 20]
     assert {(result.error_class, result.call.sent) for result in results} == {("not_sent", "not_sent")}
     assert len(asked) == 20
@@ -141,7 +141,7 @@ def test_under_a_lease_that_ended_meanwhile_no_call_begins_and_one_that_runs_is_
 # --- what a log may show
 
 
-def raised_with_a_row() -> BaseException:
+def raise_with_a_row() -> BaseException:
     """As a driver raises it: its words have the row, and SQLAlchemy's what was bound."""
 
     def drive() -> None:
@@ -159,7 +159,7 @@ def raised_with_a_row() -> BaseException:
 
 
 def test_a_failed_step_is_logged_with_all_its_frames_and_none_of_its_values(caplog: pytest.LogCaptureFixture) -> None:
-    error = raised_with_a_row()
+    error = raise_with_a_row()
     assert SECRET in str(error)
     Observer().step_failed("record", error, 1.0)
     Observer().tell("bug_in_thread", bug=error, subject="sweeps")

@@ -17,7 +17,7 @@ from inbox.sources.base import Sample
 from relay.cli import provider
 from tests.helpers.receiver import served
 from tests.helpers.scripted import answer, serving
-from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, a_secret
+from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, make_secret
 
 CUSTOM = """
 [sources.custom]
@@ -36,9 +36,9 @@ audience = "a"
 
 def table(name: str) -> str:
     if name in SIGNING_IN_BODY:
-        proof = f'secrets = ["{a_secret(PRESETS[name])}"]'
+        proof = f'secrets = ["{make_secret(PRESETS[name])}"]'
     elif name in SIGNING:
-        proof = f'secrets = ["{a_secret(PRESETS[name])}"]\npublic_url = "https://hooks.example.com/webhooks/{name}"'
+        proof = f'secrets = ["{make_secret(PRESETS[name])}"]\npublic_url = "https://hooks.example.com/webhooks/{name}"'
     else:
         unsigned = "unsigned = true\n" if PRESETS[name].always_signs else ""  # only its sender can sign
         proof = f'{unsigned}auth = {{ kind = "none" }}'

@@ -13,14 +13,14 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, changed
+from tests.destinations.calling import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, replace_in_sync
 from tests.helpers.daemon import BEHIND, Flow, SyncSteps, in_seconds, kinds, relaying, user
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.scripted import answer
 from tests.helpers.tables import count, facts, open_states
 from tests.helpers.waiting import until
 
-TOLERANT = changed('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", tolerance = "2s" }')
+TOLERANT = replace_in_sync('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", tolerance = "2s" }')
 FUTURE = "2126-01-01T00:00:00Z"
 
 

@@ -26,7 +26,7 @@ from relay.destinations import Deliverer, build
 from relay.http.client import Limits
 from relay.observe import Observer
 from relay.store.database import Database
-from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
+from tests.destinations.calling import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
 from tests.helpers.receiver import ask, served, status_of, webhook
 from tests.helpers.relaying import FakeClock, Steps, at_work, fill
 from tests.helpers.scripted import Act, ScriptedServer, answer, serving

@@ -23,7 +23,7 @@ from tests.helpers.tables import stored
 from tests.helpers.traffic import Sender, endless
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text
-from tests.sources.test_secevent import AUDIENCE, EC, ISSUER, RSA, a_token, jwks
+from tests.sources.test_secevent import AUDIENCE, EC, ISSUER, RSA, jwks, make_token
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECRET = "s3cret"
@@ -173,7 +173,7 @@ def test_secrets_and_keys_in_files_are_taken_up_on_sighup_and_not_before(
 
     def answers() -> list[int]:
         """The statuses with the first secret, with the second, and with a token of the first key."""
-        token = a_token(RSA, "RS256", "r", jti=next(tokens))
+        token = make_token(RSA, "RS256", "r", jti=next(tokens))
         signed = posted(port, "/webhooks/signals", token, {"Content-Type": "application/secevent+jwt"})
         return [*(post(port, "rotating", each) for each in ("first", "second")), signed]
 

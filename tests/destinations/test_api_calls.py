@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inbox.clock import steady
+from inbox.config.model import Api, ApiOauth2, Config
+from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivery, Outcome
+from relay.destinations.base import Clients
+from relay.http import client as http_client
+from relay.http.answer import EXCERPT_BYTES, Answer
+from relay.http.client import HttpClient, Request
 from relay.sync.templates import HeaderTemplate
-from tests.destinations.syncing import DELETE, FOUND, SECOND, UPDATE, World, changed
-from tests.helpers.delivering import DELIVERY, a_delivery, build, delivered, failed, failure
-from tests.helpers.scripted import Act, Seen, answer
+from tests.destinations.calling import DELETE, FOUND, SECOND, UPDATE, World, replace_in_sync
+from tests.helpers.delivering import DELIVERY, a_delivery, build, context, delivered, failed, failure
+from tests.helpers.scripted import Act, ScriptedServer, Seen, answer, closed_port, serving
 
 
 def sent(world: World, asked: str) -> list[Seen]:
@@ -26,7 +35,7 @@ def bodies(world: World, asked: str) -> list[Any]:
 
 
 def with_update(more: str) -> str:
-    return changed(
+    return replace_in_sync(
         'update = { path = "/contacts/{target.id}" }', f'update = {{ path = "/contacts/{{target.id}}", {more} }}'
     )
 
@@ -70,12 +79,12 @@ NEVER_SET = (
 )
 def test_a_mistake_in_a_call_is_seen_at_start(world: World, keys: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        build(world.config(changed('create = { path = "/contacts"', f'create = {{ path = "/contacts", {keys}')))
+        build(world.config(replace_in_sync('create = { path = "/contacts"', f'create = {{ path = "/contacts", {keys}')))
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "ä", "", " a", "x" * 5000, "\ud800"])
 def test_a_value_that_no_header_can_hold_makes_the_event_dead_and_calls_nobody(world: World, value: str) -> None:
-    sync = changed('"/user/{event.entity_id}" }', '"/user/1", headers = { "X-Id" = "{event.event_id}" } }')
+    sync = replace_in_sync('"/user/{event.entity_id}" }', '"/user/1", headers = { "X-Id" = "{event.event_id}" } }')
     error_class, error = failure(world.deliver(a_delivery(event_id=value), sync=sync))
     assert error_class == "mapping"
     assert error.startswith("routes.user-to-crm.sync.fetch.headers.X-Id: ")
@@ -180,14 +189,14 @@ GRAPHQL = """
     graphql = "mutation D { a }"
     body = { variables = { id = "{target.id}" } }
 """
-FETCH, CALL = "POST /api/graphql", "POST /graphql"
+GRAPHQL_FETCH, CALL = "POST /api/graphql", "POST /graphql"
 ADA = answer(200, {"data": {"user": {"id": "u1", "name": "Ada"}}})
 FOUND_ONE = answer(200, {"data": {"items": [{"id": "c1", "external_id": "u1"}]}})
 FOUND_NONE = answer(200, {"data": {"items": []}})
 DONE = answer(200, {"data": {"write": {"userErrors": []}}})
 
 
-GONE = answer(200, {"data": {"user": None}})
+GRAPHQL_GONE = answer(200, {"data": {"user": None}})
 REFUSED, SLOW = (
     answer(200, {"data": {"write": {"userErrors": [{"message": "Email taken"}, {"message": "Name too long"}]}}}),
     answer(200, {"errors": [{"message": "slow", "extensions": {"code": "THROTTLED"}}], "data": None}),
@@ -197,19 +206,19 @@ WITH_ERRORS = 'answered 200 with errors: {"message":"denied"}'
 
 
 def graphql(world: World, fetch: Act, *calls: Act, delivery: Delivery = DELIVERY, sync: str = GRAPHQL) -> Outcome:
-    world.server.routes[FETCH], world.server.routes[CALL] = [fetch], list(calls)
+    world.server.routes[GRAPHQL_FETCH], world.server.routes[CALL] = [fetch], list(calls)
     return world.deliver(delivery, sync=sync)
 
 
 def test_graphql_is_a_document_and_its_variables(world: World) -> None:
     assert delivered(graphql(world, ADA, FOUND_ONE, DONE)).did == "updated"
-    assert bodies(world, FETCH) == [{"query": QUERY, "variables": {"id": "u1"}}]
+    assert bodies(world, GRAPHQL_FETCH) == [{"query": QUERY, "variables": {"id": "u1"}}]
     assert bodies(world, CALL) == [
         {"query": "query F { a }", "variables": {"x": "u1"}},
         {"query": "mutation U { a }", "variables": {"id": "c1", "input": {"name": "Ada", "external_id": "u1"}}},
     ]
     assert "idempotency-key" in sent(world, CALL)[1].headers
-    assert delivered(graphql(world, GONE, FOUND_ONE, DONE, delivery=DELETE)).did == "deleted"
+    assert delivered(graphql(world, GRAPHQL_GONE, FOUND_ONE, DONE, delivery=DELETE)).did == "deleted"
     assert bodies(world, CALL)[-1] == {"query": "mutation D { a }", "variables": {"id": "c1"}}
 
 
@@ -217,8 +226,8 @@ def test_graphql_is_a_document_and_its_variables(world: World) -> None:
     ("delivery", "answers", "end"),
     [
         (DELIVERY, (ADA, FOUND_NONE, DONE), "created"),
-        (DELIVERY, (GONE,), "not_found fetch: the answer has null at data.user"),
-        (SECOND, (GONE, FOUND_NONE), "nothing_to_delete"),
+        (DELIVERY, (GRAPHQL_GONE,), "not_found fetch: the answer has null at data.user"),
+        (SECOND, (GRAPHQL_GONE, FOUND_NONE), "nothing_to_delete"),
         (SECOND, (DENIED,), f"rejected fetch: {WITH_ERRORS}"),  # errors beside a null are no deletion
         (DELIVERY, (SLOW,), "throttled fetch: answered 200 with errors: "),
         (DELIVERY, (ADA, FOUND_ONE, REFUSED), "rejected update: answered 200 with errors: Email taken; Name too long"),
@@ -260,14 +269,210 @@ def test_errors_of_the_whole_request_count_unless_the_configuration_lets_them_pa
 def test_a_value_stays_a_variable_however_hostile_it_is_and_an_object_is_none(world: World) -> None:
     hostile = '") { id } } mutation { deleteAll } #'
     graphql(world, ADA, delivery=a_delivery(entity_id=hostile))
-    assert bodies(world, FETCH)[0] == {"query": QUERY, "variables": {"id": hostile}}
+    assert bodies(world, GRAPHQL_FETCH)[0] == {"query": QUERY, "variables": {"id": hostile}}
     sync = GRAPHQL.replace('id = "{event.entity_id}"', 'id = "{event.body.id}"')
     assert failure(graphql(world, ADA, delivery=a_delivery(body=b'{"id": {"$ne": null}}'), sync=sync))[0] == "mapping"
 
 
 def test_an_item_of_a_list_may_be_the_entity(world: World) -> None:
-    sync = changed('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", pick = "users[0]" }')
+    sync = replace_in_sync(
+        'path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", pick = "users[0]" }'
+    )
     assert delivered(world.deliver(sync=sync, fetch=answer(200, {"users": [{"id": "u1"}]}))).did == "updated"
     none = answer(200, {"users": []})
     assert delivered(world.deliver(SECOND, sync=sync, fetch=none, find=FOUND)).did == "deleted"
     assert failure(world.deliver(SECOND, sync=sync, fetch=answer(200, {"error": "x"})))[0] == "bad_answer"
+
+
+# --- Bearer tokens by client credentials: got once, kept, renewed, and never seen
+
+
+ASKED = Request("fetch", "GET", {"Accept": "application/json"}, path="/user/1")
+TOKEN, GET_USER = "POST /token", "GET /user/1"
+
+
+PLANTED = "t0ken-of-somebody"
+
+
+def encode_token(**members: object) -> bytes:
+    """A token's answer with other members; one that is None is left out."""
+    answered = {"access_token": PLANTED, "token_type": "Bearer", "note": PLANTED, **members}
+    return json.dumps({name: value for name, value in answered.items() if value is not None}).encode()
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    routes = {
+        TOKEN: [answer(200, encode_token(access_token=f"t0ken-{number}", expires_in=3600)) for number in (1, 2, 3)],
+        GET_USER: [answer(200, {"id": "1"})],
+    }
+    with serving(routes=routes) as made:
+        yield made
+
+
+def make_token_client(
+    server: ScriptedServer, token_url: str | None = None, timeout: float = 30, **more: str
+) -> HttpClient:
+    auth = ApiOauth2(
+        token_url=token_url or f"{server.url}/token",
+        client_id=Secret("c1ient"),
+        client_secret=Secret("s3cr3t:%"),
+        **more,  # type: ignore[arg-type]  # scope and credentials
+    )
+    api = Api(base_url=server.url, auth=auth, allow_private=True, allow_http=True, timeout=Duration(timeout))
+    return Clients(Config(apis={"identity": api})).api("identity")
+
+
+def call_with_token(caller: HttpClient) -> Answer:
+    return caller.call(ASKED, context())
+
+
+def test_a_token_is_got_once_and_used_for_many_calls(server: ScriptedServer) -> None:
+    caller = make_token_client(server)
+    for _ in range(3):
+        assert call_with_token(caller).error_class is None
+    assert server.asked == [TOKEN, GET_USER, GET_USER, GET_USER]
+    assert {seen.headers["authorization"] for seen in server.seen[1:]} == {"Bearer t0ken-1"}
+    first = server.seen[0]
+    assert first.headers["authorization"] == "Basic YzFpZW50OnMzY3IzdDol"
+    assert first.body == b"grant_type=client_credentials"
+
+
+def test_the_credentials_may_stand_in_the_form_and_a_scope_be_asked_for(server: ScriptedServer) -> None:
+    call_with_token(make_token_client(server, credentials="body", scope="read write"))
+    first = server.seen[0]
+    assert "authorization" not in first.headers
+    assert sorted(first.body.decode().split("&")) == [
+        "client_id=c1ient",
+        "client_secret=s3cr3t%3A%25",
+        "grant_type=client_credentials",
+        "scope=read+write",
+    ]
+
+
+def test_threads_that_start_together_share_one_token(server: ScriptedServer) -> None:
+    caller = make_token_client(server)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: caller.call(ASKED, context()), range(8)))
+    assert all(found.error_class is None for found in answers)
+    assert server.asked.count(TOKEN) == 1
+
+
+def test_a_token_is_renewed_before_it_ends(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = make_token_client(server)
+    began = steady()
+    call_with_token(caller)
+    for later, got in ((3560, 1), (3571, 2)):
+        monkeypatch.setattr(http_client, "steady", lambda later=later: began + later)
+        call_with_token(caller)
+        assert server.asked.count(TOKEN) == got
+
+
+def test_a_call_that_is_refused_is_made_once_more_with_a_new_token(server: ScriptedServer) -> None:
+    server.routes[GET_USER] = [answer(401), answer(200, {"id": "1"})]
+    assert call_with_token(make_token_client(server)).error_class is None
+    assert server.asked == [TOKEN, GET_USER, TOKEN, GET_USER]
+    assert server.seen[-1].headers["authorization"] == "Bearer t0ken-2"
+
+
+@pytest.mark.parametrize(
+    ("status", "error_class"),
+    [(503, "server_error"), (429, "throttled"), *((each, "auth") for each in (400, 401, 403, 404, 409, 410, 412, 422))],
+)
+def test_without_a_token_no_call_is_made(server: ScriptedServer, status: int, error_class: str) -> None:
+    server.routes[TOKEN] = [answer(status, b"s3cr3t:%")]
+    found = call_with_token(make_token_client(server))
+    assert (found.error_class, found.call.error, found.call.excerpt) == (
+        error_class,
+        f"no token: answered {status}",
+        None,
+    )
+    assert (found.call.step, found.call.url) == ("fetch", f"{server.url}/token")
+    assert (
+        call_with_token(make_token_client(server, token_url=f"http://127.0.0.1:{closed_port()}/token")).error_class
+        == "not_sent"
+    )
+    assert server.asked == [TOKEN]
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+_ODD_TIMES: tuple[object, ...] = ("soon", -1, "-1", True, False, [], {}, 1e300, "", " 1", "9" * 30)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "the answer is not JSON"),
+        (b"nonsense " + PLANTED.encode(), "the answer is not JSON"),
+        (b"access_token=" + PLANTED.encode(), "the answer is not JSON"),
+        (DEEP, "the answer is not JSON"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "the answer is not JSON"),
+        (b'{"access_token": "a", "access_token": "b"}', "the answer is not JSON"),
+        (b"\xff\xfe", "the answer is not JSON"),
+        (b'{"access_token": "t", "expires_in": 1e999}', "the answer is not JSON"),
+        (b'{"access_token": "t", "expires_in": Infinity}', "the answer is not JSON"),
+        (b'{"access_token": "t", "expires_in": ' + b"9" * 5000 + b"}", "the answer is not JSON"),
+        (b"[]", "the answer has no usable token: Expected `object`, got `array`"),
+        (encode_token(access_token=None, error="invalid_client"), "token: Object missing required field `access_token`"),
+        *((encode_token(access_token=text), "- at `$.access_token`") for text in ([PLANTED], 7)),
+        *(
+            (encode_token(access_token=text), "- at `$.access_token`")
+            for text in (
+                "", f"{PLANTED}\n", f"{PLANTED}\r\nX: 1", f" {PLANTED}", f"{PLANTED} x", f"{PLANTED}\u0000",
+                f"{PLANTED}\u00e9", f"{PLANTED}\u20ac", f"{PLANTED}\t", f"{PLANTED}\u007f",
+            )
+        ),
+        *((encode_token(token_type=kind), "- at `$.token_type`") for kind in ("mac", "DPoP", "", ["Bearer"], 1, "Bearer ")),
+        *((encode_token(expires_in=given_in), "- at `$.expires_in`") for given_in in _ODD_TIMES),
+    ],
+)  # fmt: skip
+def test_an_answer_without_a_usable_token_is_a_bad_answer_that_shows_nothing_of_it(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture, body: bytes, why: str
+) -> None:
+    server.routes[TOKEN] = [answer(200, body)]
+    found = call_with_token(make_token_client(server))
+    assert found.error_class == "bad_answer"
+    assert (found.call.error or "").startswith("no token: the answer ")
+    assert (found.call.error or "").endswith(why)
+    assert server.asked == [TOKEN]
+    assert PLANTED not in repr(found) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "members"),
+    [
+        ("aZ09-._~+/==", {"expires_in": 3600, "token_type": "bEARER"}),
+        ("aZ09-._~+/==", {"expires_in": "3600", "token_type": None}),
+        ("aZ09", {"scope": "another"}),
+        ("00Dxx0000001gPL!AQ0AQDpEDKYsn7io.Kug2_aSmg", {}),  # of other characters than RFC 6750's
+        ("1234567890|wJalrXUtnFEMI-K7MDENG", {}),
+    ],
+)
+def test_a_token_as_servers_are_known_to_write_it_is_taken(
+    server: ScriptedServer, value: str, members: dict[str, object]
+) -> None:
+    server.routes[TOKEN] = [answer(200, encode_token(access_token=value, **members))]
+    assert call_with_token(make_token_client(server, scope="read write")).error_class is None
+    assert server.seen[-1].headers["authorization"] == f"Bearer {value}"
+
+
+def test_a_token_that_ends_at_once_is_used_once(server: ScriptedServer) -> None:
+    server.routes[TOKEN] = [answer(200, encode_token(expires_in=0))]
+    caller = make_token_client(server)
+    for _ in range(2):
+        assert call_with_token(caller).error_class is None
+    assert server.asked == [TOKEN, GET_USER, TOKEN, GET_USER]
+
+
+@pytest.mark.parametrize("shown", [5, 20, 39, 40])
+def test_nothing_of_an_echoed_token_is_in_an_excerpt_nor_half_of_it_at_its_edge(
+    server: ScriptedServer, shown: int
+) -> None:
+    value = "A" * 20 + "b" * 20
+    server.routes[TOKEN] = [answer(200, encode_token(access_token=value, expires_in=3600))]
+    server.routes[GET_USER] = [answer(500, b"x" * (EXCERPT_BYTES - shown) + value.encode())]
+    excerpt = call_with_token(make_token_client(server)).call.excerpt
+    assert excerpt is not None
+    assert set(excerpt) <= {"x", "*"}
