@@ -1,4 +1,4 @@
-"""A client of a scripted server, as the tests of HTTP calls need it."""
+"""A client of a scripted server, and the two services of a sync route."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_client(url: str, **options: Any) -> HttpClient:  # noqa: ANN401  # an E
 
 
 def resolve_to(*addresses: str) -> Callable[..., list[Any]]:
-    """In place of getaddrinfo: it finds these."""
+    """Return a replacement of getaddrinfo that finds these addresses."""
 
     def resolve(_host: str, port: int, **_: object) -> list[Any]:
         found: list[Any] = []
@@ -46,7 +46,7 @@ def resolve_to(*addresses: str) -> Callable[..., list[Any]]:
 
 @contextmanager
 def hang_lookups(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No name is resolved as long as the block runs."""
+    """Block all name lookups."""
     over = threading.Event()
 
     def hanging(*_: object, **__: object) -> list[object]:
@@ -59,7 +59,7 @@ def hang_lookups(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Called:
-    """A server with its acts, and a client of it."""
+    """A scripted server and its client; calling it makes a call."""
 
     def __init__(self, stack: ExitStack, *acts: Act, tls: Any = False, **options: Any) -> None:  # noqa: ANN401
         self.server: ScriptedServer = stack.enter_context(serving(*acts, tls=tls))
@@ -69,7 +69,7 @@ class Called:
         return self.client.call(request, within or context())
 
 
-# --- Both services of a sync route behind one scripted server, and the route between them
+# --- sync routes
 
 
 SECOND = a_delivery(attempt=2, received_at=NOW - timedelta(seconds=6))
@@ -147,6 +147,6 @@ class World:
 
 
 def replace_in_sync(old: str, new: str) -> str:
-    """The table of the route with one thing in it written otherwise."""
+    """Return the route's table with one part replaced."""
     assert old in SYNC
     return SYNC.replace(old, new)

@@ -11,7 +11,7 @@ from tests.helpers.scripted import serving
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Ends what a test has started."""
+    """Stack that is closed after the test."""
     with ExitStack() as made:
         yield made
 

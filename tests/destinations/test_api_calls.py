@@ -1,4 +1,4 @@
-"""Calls for the APIs that people have: headers of one call, bodies of one's own, and GraphQL."""
+"""Calls of sync routes to common APIs: headers, bodies, GraphQL, and OAuth tokens."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ NEVER_SET = (
     *("Host", "content-length", "Authorization", "Cookie", "Transfer-Encoding", "Connection", "Proxy-Authorization"),
     *("TE", "Webhook-Id", "Traceparent", "If-None-Match", "Accept-Encoding"),
 )
-"""They frame the message, or hold secrets."""
+"""Headers that frame the message or hold secrets."""
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_mistake_in_a_call_is_seen_at_start(world: World, keys: str, why: str)
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "ä", "", " a", "x" * 5000, "\ud800"])
-def test_a_value_that_no_header_can_hold_makes_the_event_dead_and_calls_nobody(world: World, value: str) -> None:
+def test_a_value_that_no_header_can_hold_is_a_mapping_failure_without_a_call(world: World, value: str) -> None:
     sync = replace_in_sync('"/user/{event.entity_id}" }', '"/user/1", headers = { "X-Id" = "{event.event_id}" } }')
     error_class, error = failure(world.deliver(a_delivery(event_id=value), sync=sync))
     assert error_class == "mapping"
@@ -105,14 +105,14 @@ def test_no_value_of_a_header_ends_its_line(value: str) -> None:
 
 
 def test_a_service_that_always_says_that_no_call_is_left_is_served_all_the_same(world: World) -> None:
-    """An unlimited plan is told so by some. The gate is held; an attempt that was cut off each time became dead."""
+    """Some services describe unlimited plans so. The gate is held, but the attempt goes on."""
     nothing_left = {"X_RateLimit_Limit": "0", "X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "9"}
     find = answer(200, {"items": [{"id": "c1", "external_id": "u1"}]}, **nothing_left)
     calls = delivered(world.deliver(find=find)).calls
     assert [(call.step, call.hold is None) for call in calls] == [("fetch", True), ("find", False), ("update", True)]
 
 
-# --- bodies of one's own, and errors with the status 200
+# --- custom bodies, and errors with the status 200
 
 
 def test_a_body_of_its_own_holds_the_mapped_fields_where_it_says(world: World) -> None:
@@ -228,7 +228,7 @@ def test_graphql_is_a_document_and_its_variables(world: World) -> None:
         (DELIVERY, (ADA, FOUND_NONE, DONE), "created"),
         (DELIVERY, (GRAPHQL_GONE,), "not_found fetch: the answer has null at data.user"),
         (SECOND, (GRAPHQL_GONE, FOUND_NONE), "nothing_to_delete"),
-        (SECOND, (DENIED,), f"rejected fetch: {WITH_ERRORS}"),  # errors beside a null are no deletion
+        (SECOND, (DENIED,), f"rejected fetch: {WITH_ERRORS}"),  # errors beside a null do not mean a deletion
         (DELIVERY, (SLOW,), "throttled fetch: answered 200 with errors: "),
         (DELIVERY, (ADA, FOUND_ONE, REFUSED), "rejected update: answered 200 with errors: Email taken; Name too long"),
     ],
@@ -284,18 +284,18 @@ def test_an_item_of_a_list_may_be_the_entity(world: World) -> None:
     assert failure(world.deliver(SECOND, sync=sync, fetch=answer(200, {"error": "x"})))[0] == "bad_answer"
 
 
-# --- Bearer tokens by client credentials: got once, kept, renewed, and never seen
+# --- bearer tokens by client credentials
 
 
 ASKED = Request("fetch", "GET", {"Accept": "application/json"}, path="/user/1")
 TOKEN, GET_USER = "POST /token", "GET /user/1"
 
 
-PLANTED = "t0ken-of-somebody"
+PLANTED = "t0ken-of-a-test"
 
 
 def encode_token(**members: object) -> bytes:
-    """A token's answer with other members; one that is None is left out."""
+    """Return a token response with other members; None omits one."""
     answered = {"access_token": PLANTED, "token_type": "Bearer", "note": PLANTED, **members}
     return json.dumps({name: value for name, value in answered.items() if value is not None}).encode()
 
@@ -446,7 +446,7 @@ def test_an_answer_without_a_usable_token_is_a_bad_answer_that_shows_nothing_of_
         ("aZ09-._~+/==", {"expires_in": 3600, "token_type": "bEARER"}),
         ("aZ09-._~+/==", {"expires_in": "3600", "token_type": None}),
         ("aZ09", {"scope": "another"}),
-        ("00Dxx0000001gPL!AQ0AQDpEDKYsn7io.Kug2_aSmg", {}),  # of other characters than RFC 6750's
+        ("00Dxx0000001gPL!AQ0AQDpEDKYsn7io.Kug2_aSmg", {}),  # characters outside of RFC 6750
         ("1234567890|wJalrXUtnFEMI-K7MDENG", {}),
     ],
 )

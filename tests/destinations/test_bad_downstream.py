@@ -1,4 +1,4 @@
-"""Whatever the other side does, a call ends within half a second of its deadline and keeps at most 64 KiB of it."""
+"""Bad responses: a call ends within half a second of its deadline, keeps at most 64 KiB, and never mixes up responses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CA = str(CERTIFICATE)
 
 
 def run_in_time(call: Callable[[], Answer], deadline: float = DEADLINE) -> Answer:
-    """The answer to a call that has ended in time."""
+    """Make a call that must end in time, and return its answer."""
     with Stopwatch() as watch:
         result = call()
     assert watch.seconds < deadline + SLACK
@@ -58,7 +58,7 @@ def run_in_time(call: Callable[[], Answer], deadline: float = DEADLINE) -> Answe
 
 
 def endless(head: bytes, piece: bytes) -> Act:
-    """Send `head`, then `piece` as fast as it goes, for ever."""
+    """Send `head`, then `piece` endlessly and fast."""
     many = piece * max(1, 65536 // len(piece))
 
     def sending(server: ScriptedServer, connection: socket.socket) -> None:
@@ -82,7 +82,7 @@ def speak_plainly(server: ScriptedServer, connection: socket.socket) -> None:
 
 
 HALF_A_RECORD = b"\x16\x03\x03\x40\x00"
-"""A TLS record that announces 16 KiB and never gets there."""
+"""Head of a TLS record of 16 KiB that never arrives."""
 
 
 @pytest.mark.parametrize("act", [drip(HALF_A_RECORD, b"\x02"), hang, speak_plainly], ids=["drips", "hangs", "plain"])
@@ -102,12 +102,12 @@ def test_a_name_server_that_hangs_is_given_up_at_the_deadline(monkeypatch: pytes
 
 
 def listen_without_accepting(stack: ExitStack, *hosts: str) -> int:
-    """The port at which none of these accepts connections."""
+    """Listen on these hosts at one port without accepting connections, and return the port."""
     port = 0
     for host in hosts:
         listener = stack.enter_context(socket.create_server((host, port), backlog=0))
         port = listener.getsockname()[1]
-        for _ in range(4):  # more than the backlog: the kernel drops what follows
+        for _ in range(4):  # beyond the backlog, the kernel drops connections
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex((host, port))
@@ -141,11 +141,11 @@ def test_a_server_that_never_reads_is_cut_at_the_deadline() -> None:
 
 
 def test_a_reset_before_anything_was_read_is_unknown_too_and_not_repeated() -> None:
-    """The kernel may have taken the request: nobody but the other side knows how far it came."""
+    """The kernel may have accepted the request: only the other side knows its progress."""
     resets = []
 
     def reset_unread(server: ScriptedServer, connection: socket.socket) -> None:
-        connection.recv(1, socket.MSG_PEEK)  # it has come
+        connection.recv(1, socket.MSG_PEEK)  # wait for the request
         resets.append(1)
         reset(server, connection)
 
@@ -198,7 +198,7 @@ WAITS = {
 @pytest.mark.parametrize("is_kept", [False, True], ids=["a new connection", "one that was kept"])
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 def test_servers_that_hang_or_drip_are_cut_at_the_deadline(stack: ExitStack, tls: bool, is_kept: bool) -> None:
-    """All at once, as each of them takes until its deadline."""
+    """Run all at once, as each lasts until its deadline."""
     before = [answer()] if is_kept else []
     options: dict[str, Any] = {"tls": tls, "ca_file": CA if tls else None, "timeout": Duration(1)}
     calls = [Called(stack, *before, act, **options) for act in WAITS.values()]
@@ -279,7 +279,7 @@ def test_small_chunks_without_an_end_are_kept_up_to_64_kib(stack: ExitStack) -> 
 
 
 def measure_memory(call: Callable[[], Answer]) -> tuple[Answer, int]:
-    """The answer, and how many bytes were in use at most meanwhile."""
+    """Return the answer and the peak memory in bytes."""
     tracemalloc.start()
     try:
         result = call()
@@ -298,7 +298,7 @@ def test_no_redirect_gets_the_request_its_body_or_its_key_to_another_place(stack
     assert (len(call.server.seen), other.seen) == (1, [])
 
 
-# --- An answer that breaks HTTP/1's rules costs little, ends its call, and is never mixed up with another call's
+# --- responses that break HTTP/1's rules
 
 
 OWN = OK + b"Content-Length: 3\r\n\r\nown"
@@ -308,7 +308,7 @@ def interim(*statuses: int) -> bytes:
     return b"".join(f"HTTP/1.1 {status} Soon\r\nLink: </a>\r\n\r\n".encode() for status in statuses)
 
 
-# --- what is no answer
+# --- invalid responses
 
 SIZES = [b"-1", b"-5", b"+5", b"0x5", b"5_0", b" 5", b"5 ", b"5\t", b"", b"g", b"\xb2", b"F" * 17, b"5\r", b"5\n"]
 CHUNKS = [
@@ -319,7 +319,7 @@ CHUNKS = [
     b'1;"\r"\r\nx\r\n',
     b"0\r\n" + b"X: 1\r\n" * (MOST_FIELDS + 1) + b"\r\n",
 ]
-"""Lines that don't end with CRLF exactly, and a trailer of more fields than a head may have."""
+"""Line ends other than CRLF, and too many trailer fields."""
 FIELDS = [
     b"Content-Length: -5",
     b"Content-Length: +5",
@@ -346,7 +346,7 @@ FIELDS = [
     b"X: 1\r\n" * MOST_FIELDS + b"X: 1",
     b"X: " + b"x" * (2 * LARGEST_HEAD),
 ]
-"""A body is framed in two ways or in none, or there are too many fields or bytes."""
+"""Bodies framed twice or not at all, and too many fields or bytes."""
 STATUS_LINES = [
     b"HTTP/1.1  200 OK",
     b"HTTP/1.1 20 OK",
@@ -387,7 +387,7 @@ def test_an_answer_that_breaks_the_rules_is_none_and_its_connection_is_not_used_
     assert (call().body, [seen.connection for seen in call.server.seen]) == (b"own", [1, 2])
 
 
-# --- what is one
+# --- valid responses
 
 
 @pytest.mark.parametrize("status", [204, 304])
@@ -436,13 +436,13 @@ def test_interim_answers_are_read_past_however_slowly_they_come(stack: ExitStack
     assert [seen.connection for seen in call.server.seen] == [1, 1]
 
 
-# --- whatever else goes wrong
+# --- bugs
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "sent"), [(client, "rate_hold", "unknown"), (client.HttpClient, "_send", "not_sent")]
 )
-def test_an_error_that_nobody_has_thought_of_is_an_answer_of_its_type_and_place_alone(
+def test_an_unexpected_error_becomes_an_answer_with_its_type_and_place_alone(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, sent: str
 ) -> None:
     def broken(*_: object) -> bytes:
@@ -457,7 +457,7 @@ def test_an_error_that_nobody_has_thought_of_is_an_answer_of_its_type_and_place_
     assert len(call.server.seen) == (sent == "unknown")
 
 
-# --- anything at all
+# --- random responses
 
 _BEGINNINGS = st.sampled_from([OK, OK, CHUNKED, CHUNKED, OWN, interim(103) + OK, interim(101), UPGRADE, b""])
 _PIECES = st.sampled_from(
@@ -473,7 +473,7 @@ MANY = 4 * settings().max_examples
 
 
 class Pair:
-    """A service whose first answer of two is hostile, and whose second is the call's own."""
+    """A service with a hostile first response and a valid second one."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._hostile = b""
@@ -491,15 +491,15 @@ class Pair:
             connection.sendall(self._hostile)
             if self._closes:
                 connection.shutdown(socket.SHUT_WR)
-        finally:  # the call may have closed it
+        finally:  # the client may have closed the connection
             self._has_ended.set()
 
     def calls(self, hostile: bytes, *, closes: bool = True) -> tuple[Answer, Answer]:
-        """Make two calls, of which the first gets this answer."""
+        """Make two calls, the first with this response."""
         self._hostile, self._closes = hostile, closes
         self._has_ended.clear()
         first = self.call()
-        assert self._has_ended.wait(60)  # or the next call might be made just before its end is seen
+        assert self._has_ended.wait(60)  # or the next call may begin before its end is seen
         return first, self.call()
 
 

@@ -1,4 +1,4 @@
-"""The outbound guard: forbidden addresses in every spelling, and the lists of networks that calls may go to or not."""
+"""The outbound guard: forbidden addresses in every spelling, lists of networks, and ids that would change a path."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def call(url: str, *, allow_private: bool = False) -> Answer:
 )
 def test_this_machine_is_not_called_however_it_is_spelled(host: str) -> None:
     with serving(answer()) as server:
-        # The start refuses such a url; the guard does so once more, whatever the start has seen.
+        # The start refuses such a URL; the guard refuses it again.
         url, endpoint = f"http://{host}:{server.port}", Endpoint(allow_private=True, allow_http=True)
         client = HttpClient(msgspec.structs.replace(prepare(endpoint, url, "destinations.crm"), rules=guard.PUBLIC))
         result = client.call(GET, context())
@@ -72,7 +72,7 @@ def test_the_peer_is_checked_once_more_when_connected(monkeypatch: pytest.Monkey
 
 def test_the_name_is_resolved_once_and_its_checked_addresses_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(answer()) as server:
-        lookups = Mock(side_effect=resolve_to("::1", "127.0.0.1"))  # of which the first does not answer
+        lookups = Mock(side_effect=resolve_to("::1", "127.0.0.1"))  # the first does not answer
         monkeypatch.setattr(socket, "getaddrinfo", lookups)
         assert call(f"http://pinned.example:{server.port}", allow_private=True).error_class is None
         assert [made.args[0] for made in lookups.mock_calls] == ["pinned.example"]
@@ -104,7 +104,7 @@ RANGES_6 = ["2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"]
 
 
 def bounds(network: str) -> tuple[int, int]:
-    """The first and the last number of a range: the kernel's own reading of addresses, and arithmetic."""
+    """Return the first and last number of a range, as the kernel parses addresses."""
     address, _, length = network.partition("/")
     family, bits = (socket.AF_INET6, 128) if ":" in address else (socket.AF_INET, 32)
     first = int.from_bytes(socket.inet_pton(family, address), "big")
@@ -192,7 +192,7 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def write_config(url: str, *lists: str, outbound: str = "", private: bool = True) -> str:
-    """A configuration whose destination `d` and api `a` have these lines; for alerts only the lists of all calls count."""
+    """Return a configuration with these lines for destination `d` and api `a`; alerts have only the lists of all calls."""
     permitted = f"allow_private = {str(private).lower()}\nallow_http = true"
     lines = "\n".join([permitted, *lists])
     return f"""
@@ -212,7 +212,7 @@ url = "{url}/hook"
 
 
 def call_each(text: str, *, alerts_too: bool = False) -> list[Answer]:
-    """Call the destination and the api, and the alerts' endpoint where that is asked for; return the results."""
+    """Call the destination and the api, and the alerts' endpoint if wanted, and return the results."""
     config = parse_config(text)
     clients = destinations.base.Clients(config)
     destination = config.destinations["d"]
@@ -316,7 +316,7 @@ SPELLINGS = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.1 0177.1 01770
 
 @pytest.mark.parametrize("host", SPELLINGS)
 def test_a_host_that_can_be_seen_to_be_private_is_not_given_to_a_proxy(host: str) -> None:
-    """Unless private addresses may be called."""
+    """Hosts that look private are refused unless private addresses are allowed."""
     with pytest.raises(ConfigError, match=r"apis\.a\.base_url: "):
         build_behind_a_proxy(host)
     if host.isascii() and "%" not in host:
@@ -340,7 +340,7 @@ def test_an_address_behind_a_proxy_is_kept_to_the_lists_and_a_name_can_not_be() 
         build_behind_a_proxy("1.1.1.1", outbound='block_to = ["1.1.1.0/24"]')
 
 
-# --- An id with dots and slashes in it changes nothing but what it names, behind a stock nginx too, which resolves paths
+# --- ids with dots and slashes behind a stock nginx, which resolves paths
 
 
 _NGINX = """
@@ -373,7 +373,7 @@ def backend() -> Iterator[ScriptedServer]:
 
 @pytest.fixture(scope="module")
 def proxied(backend: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a stock nginx before the backend."""
+    """Address of a stock nginx before the backend."""
     folder: Path = tmp_path_factory.mktemp("nginx")
     port = free_port()
     places = "".join(

@@ -1,4 +1,4 @@
-"""A call, from the request and its connection to what is read of its answer; nothing repeats it."""
+"""A call, its connection and its response; a call is never repeated."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_request_that_left_and_got_no_whole_answer_is_unknown(stack: ExitStack
     call = Called(stack, act)
     result = call()
     assert (result.error_class, result.call.sent, result.call.error) == ("unknown", "unknown", error)
-    assert len(call.server.seen) == 1  # and was not repeated
+    assert len(call.server.seen) == 1  # it was not repeated
 
 
 def test_a_refused_connection_was_not_sent() -> None:
@@ -81,7 +81,7 @@ def test_a_connection_that_breaks_while_it_is_made_was_not_sent(
 ) -> None:
     call = Called(stack, answer(), tls=tls, timeout=Duration(30), ca_file=str(CERTIFICATE) if tls else None)
 
-    def refuse(*_: Any) -> socket.socket:  # noqa: ANN401  # as the guard takes them
+    def refuse(*_: Any) -> socket.socket:  # noqa: ANN401  # the guard's arguments
         raise OSError(number, "reset")
 
     with monkeypatch.context() as patched:
@@ -102,7 +102,7 @@ def test_a_name_that_does_not_exist_was_not_sent(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["NOTHING", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_a_certificate_nobody_vouches_for_was_not_sent_whatever_the_environment_says(
+def test_a_call_with_an_untrusted_certificate_was_not_sent_whatever_the_environment_says(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, str(CERTIFICATE))
@@ -119,7 +119,7 @@ def test_a_certificate_for_another_name_was_not_sent(stack: ExitStack) -> None:
     assert "IP address mismatch" in (client.call(POST, context()).call.error or "")
 
 
-# --- the part of an answer that is read, and the part that may be logged
+# --- parts of a response that are read and logged
 
 
 def test_an_answer_of_exactly_64_kib_is_whole(stack: ExitStack) -> None:
@@ -156,7 +156,7 @@ def test_retry_after_is_seconds_or_a_date_and_rubbish_is_ignored(value: str | No
     assert parse_retry_after(value, NOW) == seconds
 
 
-# --- one call is one call: nothing below the schedule repeats it, and the environment does not change where or how
+# --- a call is repeated by the schedule alone, and does not depend on the environment
 
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -185,8 +185,8 @@ def test_a_kept_connection_that_breaks_after_the_request_was_read_is_unknown_and
     assert [seen.connection for seen in call.server.seen] == [1, 1, 2]
 
 
-def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_calls(stack: ExitStack) -> None:
-    """Not even one that comes when the first was read; tests/destinations/test_bad_downstream.py has those that come at once."""
+def test_an_unrequested_response_is_not_taken_for_that_of_the_next_call(stack: ExitStack) -> None:
+    """Not even one that comes after the first was read; test_bad_downstream.py has those that come at once."""
     one = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n"
     was_read, sent = threading.Event(), threading.Event()
 
@@ -240,7 +240,7 @@ def test_each_thread_has_its_own_connection_and_closes_it_when_it_ends(stack: Ex
     assert all(call.server.ended.acquire(timeout=60) for _ in range(4))
 
 
-# --- what is sent
+# --- requests
 
 
 def test_a_large_body_arrives_whole_without_a_proxy_or_credentials_of_the_environment(
@@ -355,7 +355,7 @@ CA = str(CERTIFICATE)
 
 @pytest.fixture
 def parts(tmp_path: Path) -> tuple[str, str]:
-    """The certificate and its key, each in a file of its own."""
+    """Files of the certificate and its key."""
     whole = CERTIFICATE.read_text()
     key = whole[whole.index("-----BEGIN PRIVATE KEY") : whole.index("-----END PRIVATE KEY") + 26]
     files = tmp_path / "client.pem", tmp_path / "client.key"

@@ -1,4 +1,4 @@
-"""Every kind of destination has what the rest of the relay reads of it."""
+"""Forward and Slack destinations, the rules of all kinds, and comparisons of configurations."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def key_of_a_call(kind: str, delivery: Delivery) -> str:
 
 
 @pytest.mark.parametrize("kind", ["forward", "slack", "python", "sync"])
-def test_an_event_has_one_key_a_run_whatever_its_number_is_and_no_other_event_has_it(kind: str) -> None:
+def test_an_event_has_one_key_a_run_whatever_its_seq_and_no_other_event_has_it(kind: str) -> None:
     key = key_of_a_call(kind, KEYED)
     assert key_of_a_call(kind, AGAIN) == key
     assert key_of_a_call(kind, SENT_AGAIN_AFTER_A_RESTORE) == key
@@ -139,7 +139,7 @@ def test_an_erased_event_is_skipped_where_a_sync_looks_into_the_body_and_nothing
     assert {seen.method for seen in world.server.seen} <= {"GET"}
 
 
-# --- Forward destinations: their requests, and the outcome of each answer
+# --- forward destinations
 
 
 AT = datetime(2021, 2, 25, 14, 55, 30, tzinfo=UTC)
@@ -162,7 +162,7 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def forward(server: ScriptedServer, delivery: Delivery = UPDATE_EVENT, extra: str = "") -> dict[str, str]:
-    """The headers that arrived."""
+    """Forward a delivery and return the headers that arrived."""
     outcome = deliver(forward_config(f"{server.url}/hook", extra), delivery, CONTEXT)
     assert delivered(outcome).did == "forwarded"
     return server.seen[-1].headers
@@ -175,7 +175,7 @@ def test_the_body_arrives_byte_for_byte_with_its_content_type(server: ScriptedSe
     assert headers["content-type"] == "application/json; charset=utf-8"
 
 
-def test_headers_tell_what_the_event_is_about(server: ScriptedServer) -> None:
+def test_headers_describe_the_event(server: ScriptedServer) -> None:
     headers = forward(server)
     named = ("inbox-", "idempotency", "trace", "webhook-id", "webhook-signature")
     assert {name: headers[name] for name in headers if name.startswith(named)} == {
@@ -225,7 +225,7 @@ def test_the_published_vector_is_signed_as_published() -> None:
 
 
 @pytest.mark.parametrize("secret", [SHARED, "any text"])
-def test_a_signed_delivery_can_be_verified_by_what_arrived(server: ScriptedServer, secret: str) -> None:
+def test_the_signature_of_a_delivery_fits_the_received_body(server: ScriptedServer, secret: str) -> None:
     headers = forward(server, extra=f'signing_secret = "{secret}"')
     assert headers["webhook-timestamp"] == "1614264930"
     message = Message(id=headers["webhook-id"].encode(), body=server.seen[0].body)
@@ -264,7 +264,7 @@ def test_a_url_kept_as_a_secret_is_not_logged(server: ScriptedServer, tmp_path: 
     assert outcome.calls[0].url == f"{server.url}/…?key=…"
 
 
-# --- Slack destinations: their messages, and the outcome of each answer
+# --- Slack destinations
 
 
 CHAT_EVENT = a_delivery(body=b'{"who": "Ada & <!channel> > all", "n": [1], "t": true}')
@@ -332,7 +332,7 @@ ABOUT = "{event.entity_id}"
         ("<@{event.entity_id}> <b> {event.entity_id}", "U1|x", "<@U1%7Cx> <b> U1|x"),
     ],
 )  # fmt: skip
-def test_no_value_mentions_anybody_forges_a_line_hides_a_link_or_leaves_its_part_of_one(
+def test_no_value_makes_a_mention_forges_a_line_hides_a_link_or_leaves_its_part_of_one(
     server: ScriptedServer, text: str, value: str, shown: str
 ) -> None:
     delivered(post(server, text, entity_id=value))
@@ -371,7 +371,7 @@ def test_the_hooks_path_is_in_no_outcome_even_when_it_is_echoed() -> None:
     assert "s3cr3t" not in repr(outcome)
 
 
-# --- Differences between two configurations over an event: how it is read, its routes, and the request on each
+# --- comparisons of two configurations
 
 
 CONFIG = """

@@ -1,4 +1,4 @@
-"""Python handlers: the functions that are accepted, the event they get, and the outcome of what they do."""
+"""Python handlers: accepted functions, the event passed to them, and their outcomes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_config(function: str, extra: str = "") -> str:
 
 
 class Handled:
-    """Delivers to a function, with nothing left behind by other tests."""
+    """Delivers to a function, without state of other tests."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._module = ModuleType(MODULE)
@@ -49,7 +49,7 @@ class Handled:
         monkeypatch.setattr(python, "_SLOTS", {})
 
     def are_free(self, number: int) -> bool:
-        """True when as many slots of the one destination are free."""
+        """Return whether exactly so many slots of the destination are free."""
         (slots,) = python._SLOTS.values()
         return slots._value == number
 
@@ -62,7 +62,7 @@ class Handled:
 
 
 class Held:
-    """A function that does not return before it is let go; `began` is released once for each call."""
+    """A function that blocks until `let_go`; `began` is released for each call."""
 
     def __init__(self) -> None:
         self.began = threading.Semaphore(0)
@@ -101,19 +101,19 @@ def raising(error: BaseException) -> Act:
 
 
 def nothing(_: Event) -> None:
-    """All is well."""
+    """Succeed."""
 
 
 def failure(outcome: Outcome) -> tuple[str, str, str]:
-    """Its class, its error, and what is known of its one call."""
+    """Return error class, error and `sent` of the one call."""
     (call,) = failed(outcome).calls
     return failed(outcome).error_class, failed(outcome).error, call.sent
 
 
-# --- what it is given
+# --- the event
 
 
-def test_it_is_given_all_that_is_known_of_the_event(handled: Handled) -> None:
+def test_a_handler_gets_all_fields_of_the_event(handled: Handled) -> None:
     seen: list[Event] = []
     outcome = delivered(handled(seen.append))
     (call,) = outcome.calls
@@ -162,7 +162,7 @@ def test_an_erased_event_is_skipped_without_a_call(handled: Handled) -> None:
     assert handled(raising(AssertionError()), body=None) == Skipped((), "the event's body was erased")
 
 
-# --- what it raises
+# --- exceptions
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_an_erased_event_is_skipped_without_a_call(handled: Handled) -> None:
 def test_a_function_says_by_an_exception_how_it_ends(
     handled: Handled, raised: Exception, told: str | None, ends: str | float | None
 ) -> None:
-    """Skipped, dead at once, or tried again: by the schedule, and not before it asked."""
+    """The delivery is skipped, dead, or retried by the schedule but not before the requested time."""
     outcome = handled(raising(raised))
     fact = decide(EVENT, outcome, POLICY, NOW)
     if told is None:
@@ -209,16 +209,16 @@ def test_anything_else_is_a_bug_of_which_the_log_has_type_and_place_but_not_the_
     assert isinstance(decide(EVENT, outcome, POLICY, NOW), facts.AttemptFailed)
 
 
-def test_any_text_that_it_says_can_be_stored(handled: Handled) -> None:
+def test_any_text_of_an_exception_can_be_stored(handled: Handled) -> None:
     outcome = failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
     assert len(outcome.error.encode()) < 600
     json.dumps(facts.detail_of(decide(EVENT, outcome, POLICY, NOW)), ensure_ascii=False).encode()
 
 
-# --- what it takes too long for
+# --- timeouts and leases
 
 
-def test_one_that_does_not_return_in_time_is_left_behind_and_what_it_did_is_unknown(
+def test_a_handler_that_does_not_return_in_time_is_left_behind_with_an_unknown_outcome(
     handled: Handled, held: Held
 ) -> None:
     outcome = handled(held, extra='timeout = "10ms"')
@@ -261,7 +261,7 @@ def test_a_lease_that_is_renewed_lets_it_run_on(handled: Handled) -> None:
     delivered(handled(lambda _: enough.wait(30), lease=lease))
 
 
-def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(handled: Handled, held: Held) -> None:
+def test_nothing_is_called_while_as_many_calls_as_the_concurrency_are_left_behind(handled: Handled, held: Held) -> None:
     short = 'timeout = "10ms"\nconcurrency = 2'
     for _ in range(2):
         assert failure(handled(held, extra=short))[0] == "unknown"
@@ -292,7 +292,7 @@ _numbers = count(1)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of inbox.toml; modules imported from it are forgotten afterwards."""
+    """Folder of inbox.toml, whose imported modules are removed afterwards."""
     monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -305,7 +305,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def written(folder: Path) -> Callable[[str], str]:
-    """Writes a module into the folder; gives its name."""
+    """Function that writes a module into the folder and returns its name."""
 
     def write(text: str) -> str:
         name = f"module_of_a_test_{next(_numbers)}"
@@ -384,7 +384,7 @@ def test_a_function_that_would_not_work_is_refused_before_it_is_called(
     assert why in refusal(f"{written(text)}:on_event")
 
 
-# --- what the file may say
+# --- the configuration
 
 
 @pytest.mark.parametrize("function", ["", "module", "module:", ":name", "a.b:c d", "a..b:c", "1a:b", "a:b()", "a/b:c"])

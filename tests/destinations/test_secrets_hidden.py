@@ -1,4 +1,4 @@
-"""An excerpt shows no secret of its endpoint, however the other side writes it, and is made in no time."""
+"""Excerpts and error messages show no secret, in any spelling, and are made fast."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from relay.http.target import header_value, prepare
 from tests.helpers.planted import Planted, spelled
 
 IN_BASE64 = 3
-"""The last of the spellings are in base64: what stands around the secret shares a digit with it."""
+"""Number of spellings in base64, the last ones: they share a digit with the surrounding text."""
 
 secrets = st.text(st.sampled_from("aZ09-_.~/+=\"'\\&%<>;: \téß€😀"), min_size=4, max_size=30)
 
@@ -66,7 +66,7 @@ def test_no_secret_and_no_text_makes_redacting_slow(secret: str) -> None:
 @pytest.mark.parametrize("token", ["!" * 60_000, "aZ09.-_" * 500, "<'>" * 300])
 def test_of_a_long_token_the_beginning_is_looked_for_and_all_is_masked(token: str) -> None:
     redactor = Redactor(["s3cr3t"]).besides(token)
-    # A pattern of all of it would take seconds, and stop every thread.
+    # A pattern of the whole token would block all threads for seconds.
     for told in (*spelled(token)[:-IN_BASE64], token[:200]):
         assert redactor.excerpt(f"you sent {told} here".encode()) == f"you sent {MASK} here"
     assert (redactor.excerpt(b64encode(b"Bearer " + token.encode())) or "")[len("QmVhcmVyI*") :] == MASK
@@ -109,7 +109,7 @@ def test_values_whose_key_says_they_are_secret_are_masked(text: str, shown: str)
     assert Redactor(["p@ss"]).excerpt(text.encode()) == shown
 
 
-# --- A mistake in the file is told without the secret that stands beside it, or is part of it
+# --- error messages of the configuration
 
 
 SECRET = Planted()
@@ -121,7 +121,7 @@ ROUTE = '[routes.r]\nsource = "s"\ndestination = "d"\n'
 
 
 def start(text: str) -> None:
-    """All that reads the configuration before the first request or call."""
+    """Run everything that reads the configuration before the first request or call."""
     config = parse_config(text)
     for source in config.sources.values():
         verifier_of(source, preset_of(source))
@@ -131,7 +131,7 @@ def start(text: str) -> None:
 
 
 def mistake_in(read: Callable[[str], object], text: str) -> str:
-    """The mistake, which shows no secret."""
+    """Return the error message, which must show no secret."""
     with pytest.raises(ConfigError) as caught:
         read(text)
     assert SECRET.leaks({"the error": str(caught.value)}) == []

@@ -1,4 +1,4 @@
-"""Sync routes: the calls of an attempt and its end, for each answer that both services may give."""
+"""Sync routes: the calls and the outcome of an attempt, for all responses of both services."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def with_update(more: str) -> str:
 
 
 def describe(outcome: Outcome) -> str:
-    """The end of an attempt in one word, and whether the entity was perhaps older than its event."""
+    """Return the outcome in one word, and whether the entity may be older than its event."""
     match outcome:
         case Delivered():
             return f"{outcome.did}, perhaps stale" if outcome.stale_suspected else outcome.did
@@ -140,7 +140,7 @@ def test_the_version_that_was_found_is_sent_along(world: World, if_match: str, f
     assert world.server.seen[-1].headers.get("if-match") == sent
 
 
-# --- the calls, and the end
+# --- calls and outcomes
 
 GONE = answer(410)
 AGAIN, SAME, STALE = (user(at) for at in ("2026-01-01T00:00:00.5Z", "2026-01-01T00:00:00Z", "2025-12-31T23:59:58.5Z"))
@@ -269,7 +269,7 @@ def test_every_way_to_say_that_there_is_none_is_understood(world: World, sync: s
 
 @pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
 def test_a_last_change_that_is_still_to_come_is_not_told(world: World, delivery: Delivery) -> None:
-    """It would prove of every later event that it is known already."""
+    """It would make every later event look covered."""
     outcome = delivered(world.deliver(delivery, fetch=user("2126-01-01T00:00:00Z")))
     assert (outcome.did, outcome.last_modified) == ("updated", None)
 
@@ -367,7 +367,7 @@ def test_of_an_entity_that_is_not_the_one_that_was_asked_for_nothing_is_written(
 def test_nothing_is_written_to_a_match_that_was_not_searched_for(
     world: World, delivery: Delivery, sync: str, acts: dict[str, Act | list[Act]]
 ) -> None:
-    """As of a service that takes no notice of the param, and lists any user that it has."""
+    """A service may ignore the parameter and list any user."""
     error_class, error = failure(world.deliver(delivery, acts, sync=sync))
     assert error_class == "bad_answer"
     assert error.startswith("find: the match has 'u2' at external_id, and 'u1' was searched for: ")
@@ -376,7 +376,7 @@ def test_nothing_is_written_to_a_match_that_was_not_searched_for(
 
 
 LONG = "\u0301" * 1_100
-"""Marks, which Python sorts for seconds while it normalises very many, without letting another thread run."""
+"""Combining marks, whose normalization would block all threads for seconds."""
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_a_token_url_that_is_not_there_says_nothing_of_an_entity_or_its_counterp
     assert set(world.asked) <= {FETCH, "POST /token"}
 
 
-# --- only if there is anything new
+# --- unchanged fields
 
 
 def test_fields_that_were_sent_last_are_not_sent_again_if_the_route_says_so(world: World) -> None:
@@ -429,15 +429,15 @@ def test_fields_that_were_sent_last_are_not_sent_again_if_the_route_says_so(worl
     assert [call.step for call in outcome.calls] == ["fetch", "find"]
     for delivery, how in (
         (again, {"fetch": answer(200, {**USER, "labels": ["a"], "name": "Grace"})}),
-        (again, {"fetch": answer(200, {**USER, "labels": ["a", "b"]})}),  # which the body has besides the fields
+        (again, {"fetch": answer(200, {**USER, "labels": ["a", "b"]})}),  # labels are in the body but not in the fields
         (again, {"fetch": tagged, "find": NONE}),
-        (msgspec.structs.replace(again, run=1), {"fetch": tagged}),  # a person's word
+        (msgspec.structs.replace(again, run=1), {"fetch": tagged}),  # an operator's replay
     ):
         delivered(world.deliver(delivery, dict(how), sync=sync))
     delivered(world.deliver(again, sync=with_update(body), fetch=tagged))
 
 
-# --- maps, whose rules tests/core/test_mapping.py has
+# --- maps; tests/core/test_mapping.py tests their rules
 
 MAP = 'map = { name = "entity.name", phone = "entity.phone", external_id = "event.entity_id" }'
 RICH = """map.name = "entity.name"

@@ -1,4 +1,4 @@
-"""The proxies and the pooler of docs/how-to/deploy.md, as programs: their own configuration, with this machine's ports."""
+"""The proxies and the pooler of docs/how-to/deploy.md as programs, with the documented configuration on this machine's ports."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ LIBRARIES = ("libevent-2.1-7t64", "libcares2")
 
 @contextlib.contextmanager
 def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator[str]:
-    """A pooler as docs/how-to/deploy.md sets it, and `more`, as long as the block runs; gives the database's URL through it."""
+    """Run the pooler of docs/how-to/deploy.md with `more` settings; yields the database's URL through it."""
     url, port = make_url(database_url), free_port()
-    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-pooler-", dir=ROOM))  # its user must be able to enter it
+    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-pooler-", dir=ROOM))  # its user must be able to enter the folder
     user = postgres_user()  # it refuses to run as root, as Postgres does
     ours = {
         "listen_addr": "127.0.0.1",
@@ -55,19 +55,19 @@ def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator
 
 
 def _server(url: URL) -> str:
-    """Return the address of the server, as PgBouncer writes it."""
+    """Return the address of the server in PgBouncer's syntax."""
     host = url.query.get("host") or url.host
     parts = {"host": host, "port": url.port, "dbname": url.database, "user": url.username, "password": url.password}
     return " ".join(f"{name}={value}" for name, value in parts.items() if value)
 
 
 PATIENCE = "4s"
-"""In place of ten seconds for a head and for a body: no longer than a test has to wait, and longer than a busy machine stops."""
+"""Timeout for head and body in place of 10 s: short for a test, but longer than stalls of a busy machine."""
 NO_CHANGES: Mapping[str, str] = {}
 
 
 def replaced(text: str, changes: Mapping[str, str]) -> str:
-    """The text with each of these replaced, all of which it must have."""
+    """Replace each of these, all of which must occur in the text."""
     for old, new in changes.items():
         assert old in text, f"the configuration has no {old!r}"
         text = text.replace(old, new)
@@ -75,14 +75,14 @@ def replaced(text: str, changes: Mapping[str, str]) -> str:
 
 
 class Ports(NamedTuple):
-    """The ports of a proxy, and of the receiver and the operator's page behind it."""
+    """Ports of a proxy, and of the receiver and the operator's page behind it."""
 
     tls: int
     plain: int
     receiver: int
     page: int = 9
     second: int | None = None
-    """Port of another receiver, as deploy/compose.yaml has two."""
+    """Port of a second receiver, as in deploy/compose.yaml."""
 
 
 def _nginx_upstreams(ports: Ports) -> str:
@@ -151,7 +151,7 @@ PROXIES: dict[str, Callable[[Path, Ports, Mapping[str, str]], list[str]]] = {
 
 @contextlib.contextmanager
 def proxy(name: str, folder: Path, ports: Ports, changes: Mapping[str, str] = NO_CHANGES) -> Iterator[None]:
-    """A proxy before a receiver, for as long as the block runs; its own configuration has these changes."""
+    """Run a proxy before a receiver, with these changes of its configuration."""
     environment = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(folder))
     command = PROXIES[name](folder, ports, changes)
     with listening(command, ports.tls, log=folder / f"{name}.log", environment=environment):
@@ -159,7 +159,7 @@ def proxy(name: str, folder: Path, ports: Ports, changes: Mapping[str, str] = NO
 
 
 class Deployment(NamedTuple):
-    """A receiver, and a proxy in front of it."""
+    """A receiver with a proxy in front of it."""
 
     place: Site
     ports: Ports
@@ -170,12 +170,12 @@ class Deployment(NamedTuple):
 
     @contextlib.contextmanager
     def connected(self, address: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
-        """A sender's connection to the proxy, from this address."""
+        """Connect to the proxy from this address."""
         with connected(self.ports.tls, address) as secured:
             yield secured
 
     def send(self, sent: bytes, address: str = "127.0.0.1") -> list[Answer]:
-        """The answers to these bytes."""
+        """Send bytes and return the responses."""
         with self.connected(address) as sender:
             sender.sendall(sent)
             return answers(received(sender))
@@ -183,7 +183,7 @@ class Deployment(NamedTuple):
 
 @contextlib.contextmanager
 def deployment(name: str, folder: Path, configuration: str) -> Iterator[Deployment]:
-    """A receiver with this configuration behind this proxy, for as long as the block runs."""
+    """Run a receiver with this configuration behind a proxy."""
     with site(folder, configuration) as place:
         made = Deployment(place, Ports(free_port(), free_port(), free_port()))
         made.start()
@@ -195,7 +195,7 @@ def deployment(name: str, folder: Path, configuration: str) -> Iterator[Deployme
 def connected(
     port: int, address: str = "127.0.0.1", name: str | None = "localhost", protocols: Sequence[str] = ()
 ) -> Iterator[ssl.SSLSocket]:
-    """A connection with TLS that asks for this name; the certificate there is for `localhost`."""
+    """Connect with TLS under this server name; the certificate is for `localhost`."""
     context = ssl.create_default_context(cafile=str(CERTIFICATE))
     context.set_alpn_protocols(list(protocols))
     context.check_hostname = name == "localhost"
@@ -207,7 +207,7 @@ def connected(
 
 
 def received(sender: ssl.SSLSocket) -> bytes:
-    """One answer: a proxy may wait for the sender to close."""
+    """Read one response; a proxy may wait for the sender to close."""
     found = b""
     while True:
         with contextlib.suppress(AssertionError):

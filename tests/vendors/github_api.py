@@ -1,6 +1,6 @@
 """GitHub's REST API for the issues of repositories: https://docs.github.com/en/rest/issues/issues and its OpenAPI description.
 
-Pages have `Link` headers, and each answer has the rate limit's.
+Pages have `Link` headers, and each response has rate limit headers.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Issue = dict[str, Any]
 
 
 class GitHub(VendorService):
-    """Issues of any repository that `issue` has made, for the bearer of TOKEN."""
+    """Issues of the repositories made by `issue`, for the bearer of TOKEN."""
 
     def __init__(self) -> None:
         self._issues: dict[str, list[Issue]] = {}
         super().__init__()
 
     def issue(self, repository: str, title: str, *, body: str = "", labels: tuple[str, ...] = (), **more: Any) -> Issue:  # noqa: ANN401  # any JSON
-        """Open an issue in `repository`, such as `acme/shop`; `more` are further members."""
+        """Open an issue in `repository`, such as `acme/shop`; `more` adds members."""
         issues = self._issues.setdefault(repository, [])
         number, now = len(issues) + 1, self._tick()
         at = f"{self.url}/repos/{repository}/issues/{number}"
@@ -67,7 +67,7 @@ class GitHub(VendorService):
         return made
 
     def respond(self, asked: Asked) -> Act:
-        """Authenticate the caller, count the call, and answer."""
+        """Authenticate the caller and respond."""
         if asked.headers.get("authorization") not in {f"Bearer {TOKEN}", f"token {TOKEN}"}:
             return self._problem(401, "Bad credentials")
         if "user-agent" not in asked.headers:

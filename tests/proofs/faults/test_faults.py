@@ -1,7 +1,7 @@
-"""Everything that can break does, under load and at random; afterwards nothing is lost, and all came in order.
+"""Everything breaks at random under load; afterwards nothing is lost, and events arrived in order.
 
-The seed is drawn anew each time but in `.ci/run`, or given in FAULTS_SEED to have a schedule again; the machine decides all the
-same when each fault comes. FAULTS_MINUTES makes it longer: `make faults`.
+The seed is random except in `.ci/run`; FAULTS_SEED repeats a schedule, although the exact times depend on the machine.
+FAULTS_MINUTES makes it longer: `make faults`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SHOWN = (
     "verified",
 )
 SHOWN_ON_POSTGRES = ("late results discarded", "commits cut", "commits done though nobody knew")
-"""On SQLite one relay is frozen, once: its call may be cut before anything of it is sent, and then has no result."""
+"""Shown only on Postgres: on SQLite one relay is frozen once, and its call may be cut before it is sent."""
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Negative controls of the rig: each checker passes a good run and finds a bad one, and faults explain what they should."""
+"""Negative controls of the rig: checkers pass good runs and find bad ones, and faults excuse only their effects."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Line = dict[str, Any]
 
 
 def _line(about: str, **more: object) -> Line:
-    """`about` is an event's entity and its time."""
+    """Return a line about an event, given as entity@time."""
     entity, occurred_at = about.split("@")
     return {"at": 0.0, "entity": entity, "occurred_at": occurred_at, "body": about, **more}
 
 
 def sent(about: str, outcome: str | None, seq: int | None = None, **more: object) -> Line:
-    """A line of a sender."""
+    """Return a line of a sender."""
     return _line(about, outcome=outcome, **({} if seq is None else {"seq": seq}), **more)
 
 
 def came(n: int, seq: int, about: str, **more: object) -> Line:
-    """A line of a downstream service."""
+    """Return a line of a downstream service."""
     return _line(about, **{"n": n, "seq": seq, "run": 0, "attempt": 1, "status": 200, **more})
 
 
@@ -165,7 +165,7 @@ def test_a_takeover_lasts_until_the_next_attempt_is_under_way_without_the_time_o
     assert checkers.slow_takeovers(twice) == [], "one over which relays died twice may wait for its turn"
 
 
-def test_faults_explain_what_they_should_and_no_more() -> None:
+def test_faults_excuse_their_effects_alone() -> None:
     faults = [
         did("kill a relay", 5, 5, node="a", held=[[1, 0, 2]]),
         did("kill Postgres", 10, 12, outage=True),

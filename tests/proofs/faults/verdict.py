@@ -1,4 +1,4 @@
-"""The end of a run: everything gets well, and then all evidence is held against each other."""
+"""The end of a run: everything recovers, and then all checkers run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.proofs.faults.rig import DISCARDED, STARTED, Rig
 
 ACKNOWLEDGED_WITHIN = 30.0
 DELIVERED_WITHIN = 60.0
-"""The last lease ends 15 s after the last fault; the rest is what had to wait for it."""
+"""Seconds: the last lease ends 15 s after the last fault, and the rest is for waiting deliveries."""
 RELAYS_BACK_OFF = 6.0
-"""After an outage a relay may wait so long before it tries again."""
+"""Longest seconds a relay waits after an outage before it tries again."""
 RELAYS_TRY_AGAIN = 1.0
-"""After a route's lock is free, a relay may wait so long before it tries it again."""
+"""Longest seconds a relay waits before it tries a released lock again."""
 FOREVER = float("inf")
 CRASH_LOOP = "crash_loop"
 SHOWN = 5
@@ -40,7 +40,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def conclude(rig: Rig, undone: Sequence[str]) -> Verdict:
-    """Let everything finish, stop it in order, and judge. `undone` is what could not be done to the rig."""
+    """Let everything finish, stop it in order, and judge. `undone` lists failed faults."""
     trouble: dict[str, Sequence[object]] = {"the rig": undone}
     rig.sender.enough()
     try:
@@ -58,7 +58,7 @@ def conclude(rig: Rig, undone: Sequence[str]) -> Verdict:
 
 
 def told(rig: Rig, verdict: Verdict) -> str:
-    """The findings in words, and how to have them again."""
+    """Describe the findings, and how to reproduce them."""
     lines = [f"seed {rig.seed}; everything is kept in {rig.folder}"]
     for name, found in verdict.findings.items():
         shown = ", ".join(str(one) for one in found[:SHOWN])
@@ -67,7 +67,7 @@ def told(rig: Rig, verdict: Verdict) -> str:
 
 
 def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
-    """Run every checker. The log of a relay has its name as the caller: 07-relay-5.log is that of relay-5."""
+    """Run every checker. Logs are named after the caller: 07-relay-5.log is that of relay-5."""
     engine, faults, logs = rig.store.engine, rig.faults.lines(), rig.site.logs()
     sends, arrivals = rig.sender.sends.lines(), rig.downstream.arrivals.lines()
     inbox, present, log = stored(engine), rows(engine, "SELECT * FROM open_delivery"), _monotonic(facts(engine), faults)
@@ -88,7 +88,7 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
         "passed over": passed_over,
         "abandoned without cause": checkers.abandoned_without_cause(log, troubles(faults, cuts, relay_pids(engine))),
         "recorded by another": checkers.recorded_by_another(arrivals, log, callers),
-        # few: a thread would have to be caught in the moment between looking at its lease and sending
+        # a few are possible, as a thread may be frozen between checking its lease and sending
         "called without a lease": without_lease if len(without_lease) > CAUGHT_WHILE_SENDING * len(frozen) else [],
         "log and state disagree": list(disagreements(enrolled(inbox), log, present)),
         "slow takeovers": checkers.slow_takeovers(measured, slowness=rig.slowness),
@@ -118,7 +118,7 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
 
 
 def _monotonic(log: Sequence[Row], faults: Sequence[Line]) -> list[Row]:
-    """Facts with times as those of ledgers."""
+    """Return facts with the ledgers' times."""
     clock = next(line for line in faults if line["kind"] == "clock")
     base = as_time(clock["database"])
     return [{**row, "at": clock["at"] + (row["at"] - base).total_seconds()} for row in log]
@@ -126,7 +126,7 @@ def _monotonic(log: Sequence[Row], faults: Sequence[Line]) -> list[Row]:
 
 def _all_delivered(rig: Rig) -> bool:
     states = open_states(rig.store.engine)
-    if set(states) == {"dead"}:  # killed thrice over the same delivery, by chance
+    if set(states) == {"dead"}:  # by chance, three relays were killed over the same delivery
         reason = ("--reason", "the faults are over")
         program = rig.start("replay", "replay", "--cause", CRASH_LOOP, "--force", *reason, "--yes")
         assert program.ends(30) == 0, program.output
@@ -155,22 +155,22 @@ def _counts(
     }
 
 
-# The ledger of faults as the checkers take it. All moments are monotonic seconds.
+# The ledger of faults in the checkers' terms, in monotonic seconds.
 
 
 def outages(faults: Iterable[Line]) -> list[Interval]:
-    """List the intervals without a database, each until relays have noticed that there is one again."""
+    """Return the intervals without a database, each until relays try again."""
     return merged(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
 
 
 def locked_by_frozen(faults: Iterable[Line]) -> list[Interval]:
-    """List the intervals in which a frozen relay may have a route's lock, each until relays have tried it again."""
+    """Return the intervals in which a frozen relay may hold a route's lock, each until relays try again."""
     held = HELD_SECONDS + RELAYS_TRY_AGAIN
     return [Interval(line["begin"], line["begin"] + held) for line in faults if line["kind"] == "freeze a relay"]
 
 
 def merged(intervals: Iterable[Interval]) -> list[Interval]:
-    """Apart from each other, so that no moment is counted twice."""
+    """Merge overlapping intervals, so that no time is counted twice."""
     apart: list[Interval] = []
     for interval in sorted(intervals, key=lambda interval: interval.begin):
         if apart and interval.begin <= apart[-1].end:
@@ -181,7 +181,7 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def holdings(faults: Iterable[Line], kind: str = "kill a relay") -> list[Holding]:
-    """List what relays held when they were killed, or when a fault of another `kind` hit them."""
+    """Return the calls in flight at killed relays, or at those hit by another `kind` of fault."""
     return [
         Holding(line["begin"], line["node"], tuple((seq, run, attempt) for seq, run, attempt in line["held"]))
         for line in faults
@@ -190,14 +190,14 @@ def holdings(faults: Iterable[Line], kind: str = "kill a relay") -> list[Holding
 
 
 def standstills(faults: Iterable[Line]) -> list[Interval]:
-    """List the intervals in which the database was there and did nothing."""
+    """Return the intervals in which the database was frozen."""
     return [Interval(line["begin"], line["end"]) for line in faults if line["kind"] == "freeze Postgres"]
 
 
 def troubles(faults: Sequence[Line], cuts: Sequence[Line], pids: Mapping[str, int]) -> dict[str, list[Interval]]:
-    """List by relay node the intervals of its faults: its own, its connection's, or those of everybody's database.
+    """Return the intervals of each relay node's faults: its own, its connection's, and the database's.
 
-    `pids` are those of all nodes.
+    `pids` maps all nodes to their pids.
     """
     found: dict[str, list[Interval]] = defaultdict(list)
     for line in faults:
@@ -210,7 +210,7 @@ def troubles(faults: Sequence[Line], cuts: Sequence[Line], pids: Mapping[str, in
 
 
 def could_tell(verification: Line, faults: Iterable[Line]) -> bool:
-    """Return whether `relay verify` could do its work: without a database it can't report anything."""
+    """Return whether `relay verify` had a database to verify."""
     away = any(
         line.get("outage") and line["begin"] <= verification["end"] and verification["begin"] <= line["end"]
         for line in faults

@@ -1,4 +1,4 @@
-"""A small prepared state, put back before every order, what relays do in it, and what has to hold after each."""
+"""A prepared state, restored before every order, the relays' operations in it, and the checks after each order."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from tests.proofs.model.world import NOTHING, History, Key, World
 from tests.proofs.planting import takes_the_order_lock
 
 _PUT_BACK = ("inbox", "inbox_payload", "open_delivery", "delivery_log", "lane")
-"""Tables that are written in an order."""
+"""Tables written in an order."""
 _ALL = 500
 _VACUUM_AFTER = 200
-"""Orders."""
+"""Orders between two vacuums."""
 ALL = os.environ.get("ORDERS") == "all"
-"""True to leave out no order that comes to the same as another, and to have all orders of three: far more of them."""
+"""True to run equivalent orders too, and all orders of three."""
 _DOES_MORE = re.compile(r"\b(?:FOR|UPDATE|INSERT|DELETE|nextval|setval|\w*lock\w*|pg_\w+)\b", re.IGNORECASE)
 _OUTCOMES = {"": SUCCEEDED, "its success": SUCCEEDED, "its failure": REJECTED, "its death": HOPELESS}
-"""No breaker hears of any of them."""
+"""Outcomes that concern no breaker."""
 
 
 @dataclass
 class Known:
-    """Knowledge beside the tables: what relays have in hand, what was acknowledged, and the facts that were read."""
+    """Knowledge beside the tables: the relays' memory, acknowledged events, and the facts read."""
 
     relays: dict[str, Relay] = field(default_factory=lambda: {f"r{n}": Relay(f"r{n}") for n in range(1, 6)})
     ledger: Ledger = field(default_factory=Ledger)
@@ -56,12 +56,12 @@ class Order(msgspec.Struct, frozen=True):
     results: Mapping[str, Any]
     errors: Mapping[str, BaseException]
     steps: Sequence[str]
-    """Names of the operations, in the order of their turns."""
+    """Operations by name, in the order of their steps."""
     snapshot: Snapshot
 
 
 class Stage:
-    """The database of one test, and who works on it."""
+    """The database of a test and its relays."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -69,35 +69,35 @@ class Stage:
         self.routes: Sequence[str] = ()
         self._put_back_times = 0
         self.later: Sequence[Event] = ()
-        """Events that a receiver takes in while others work."""
+        """Events to receive during the operations."""
         world.clock.now = START
         self._know(Known())
         self._kept, self._before = self._known, NOTHING
         for relay in self._known.relays.values():
             self._do(self._make.start(relay))
 
-    # How a state is prepared.
+    # Preparation of a state.
 
     def arrive(self, *events: Event) -> None:
-        """Receive these events; they are not sequenced yet."""
+        """Receive events without sequencing them."""
         self._acknowledge(events, self.world.receiver.append(*events))
 
     def do(self, *names: str) -> None:
-        """Have these operations done, one after the other."""
+        """Run these operations one after another."""
         for name in names:
             self._do(self.operation(name))
 
     def lapse(self) -> None:
-        """Let more time pass than a lease lasts."""
+        """Advance the clock beyond a lease."""
         self.world.clock.advance(LEASE_SECONDS + 1)
 
     def put(self, statement: str) -> None:
-        """Change a table as nothing but a slip of a hand does."""
+        """Change a table by hand."""
         with self.engine.begin() as connection:
             connection.exec_driver_sql(statement)
 
     def keep(self) -> None:
-        """Keep the present state as the one that every order begins with."""
+        """Save the current state as the beginning of every order."""
         for table in _PUT_BACK:
             self.put(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}")
         for statement in _MAY_BE_EMPTIED[self.engine.dialect.name]:
@@ -106,14 +106,14 @@ class Stage:
         self._known.ledger.step += 1
         self._kept = self._known
 
-    # What is done in it.
+    # Operations.
 
     def operation(self, name: str) -> Operation:
-        """Make the operation that the name says: who does what, and how."""
+        """Make an operation from its name: relay, verb and details."""
         if name == "ann rebuilds":
             return Operation(
                 "rebuild", self._make.rebuild().send
-            )  # it has something to find, unlike those of the model
+            )  # unlike in the model, it finds something
         if name == "a receiver takes in":
             return Operation("receive", self._receive, lambda seqs: self._acknowledge(self.later, seqs))
         who, does, *how = name.removesuffix(" again").split()
@@ -121,7 +121,7 @@ class Stage:
 
     def _of_relay(self, relay: Relay, does: str, how: str) -> Operation:
         make = self._make
-        held = list(reversed(relay.held.values()))  # not in the order in which they were claimed
+        held = list(reversed(relay.held.values()))  # not in the order of their claims
         if does == "records":
             for each in held:
                 each.begun_at = self.world.clock.now
@@ -140,13 +140,13 @@ class Stage:
     def all_orders(
         self, names: Sequence[str], check: Callable[[Order], None], *, coarse: bool = False, swaps: bool = not ALL
     ) -> int:
-        """Do these at once, in every order, each time from the state that was kept. Returns how many there were.
+        """Run these operations in every order, each from the saved state, and return the number of orders.
 
-        With `swaps`, of orders that differ only in when one reads what no other has committed meanwhile, one is done.
+        With `swaps`, one of several orders is run that differ only in the time of a read with the same result.
 
-        `coarse`, for more than two, lets reads that lock nothing go with the statement before them, and begins to wait
-        for the order lock only when it is free: what its holders know they read when they have it. So it always is on
-        SQLite, where a transaction sees one state, and one writes at a time: only where it begins and ends matters.
+        `coarse`, for more than two operations, joins reads without locks to the previous statement, and requests the
+        order lock only when it is free, as its holders read everything under it. It always applies on SQLite, where a
+        transaction sees one state and one writes at a time.
         """
         coarse = coarse or not self.world.commits_out_of_order
         operations: dict[str, Operation] = {}
@@ -194,7 +194,7 @@ class Stage:
             self._known.ledger.acknowledge(seq, event)
 
     def _receive(self) -> list[int | None]:
-        """By the receiver's own statements, on the engine whose statements are stepped."""
+        """Store `later` by the receiver's statements, on the stepped engine."""
         with self.engine.connect() as connection:
             if self.world.commits_out_of_order:
                 connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -217,12 +217,12 @@ class Stage:
 
 
 def _is_nothing_to_others(statement: str) -> bool:
-    """Reading the clock is; and appending facts: who reads any, as for a failure, reads those of rows that it has locked."""
+    """Return whether a statement cannot affect others: reading the clock, or facts, which only holders of their rows read."""
     return statement.startswith(("SELECT coalesce(", "\nINSERT INTO delivery_log", "\nSELECT seq, route, min(at)"))
 
 
 def _neither_locks_nor_writes(statement: str) -> bool:
-    """With what is written of `lane` too: that only says which delivery is late."""
+    """Return whether a statement neither locks nor writes, except in `lane`, which only marks late deliveries."""
     return "FOR UPDATE" not in statement and not statement.startswith(("\nUPDATE", "\nDELETE"))
 
 
@@ -235,7 +235,7 @@ def _would_wait_for_the_order_lock(stepper: Stepper, stepped: Stepped) -> bool:
 
 
 def _come_to_the_same(one: str, other: str) -> bool:
-    """On Postgres, whoever only reads sees what is committed, and locks nothing: only a COMMIT is something to it."""
+    """Return whether two statements commute on Postgres: a plain read sees only committed data and takes no locks."""
     return COMMIT not in (one, other) and (_only_reads(one) or _only_reads(other))
 
 
@@ -260,10 +260,10 @@ _MAY_BE_EMPTIED = {
 
 
 def kept(order: Order) -> None:
-    """Hold every promise against what came of an order.
+    """Check every promise after an order.
 
     Raises:
-        AssertionError: a line for each that is broken.
+        AssertionError: has a line for each broken promise.
     """
     found = {
         "an operation failed": list(order.errors.items()),
@@ -276,7 +276,7 @@ def kept(order: Order) -> None:
 
 
 def told(order: Order) -> Iterator[str]:
-    """Yield the result that each operation got, in words."""
+    """Yield the result of each operation in words."""
     for name, result in order.results.items():
         yield f"{name}: {_WORDS[order.operations[name].name](result)}"
 
@@ -303,14 +303,14 @@ _WORDS: dict[str, Callable[[Any], str]] = {
 
 
 def needless_waits(order: Order) -> list[object]:
-    """In `latest` the newest one waits alone."""
+    """Return lanes in `latest` where more than the newest waits."""
     rows = order.snapshot.after.values()
     waiting = Counter(row.lane for row in rows if (row.route, row.state) == ("latest", State.WAITING))
     return [lane for lane, number in waiting.items() if number > 1]
 
 
 def overtaken(order: Order) -> Iterator[object]:
-    """Earlier events that had their place in the lane before a later one was claimed for its first attempt."""
+    """Yield events that were in the lane before a later one was claimed for its first attempt."""
     for name, operation in order.operations.items():
         if not operation.name.startswith("claim") or name in order.errors:
             continue
@@ -328,7 +328,7 @@ def overtaken(order: Order) -> Iterator[object]:
 
 
 def _without_a_place(order: Order, step: int) -> set[Key]:
-    """Return what had arrived but was not sequenced before this step. Sequencing follows the order of arrival."""
+    """Return the deliveries not sequenced before this step; sequencing follows the order of arrival."""
     last = {name: number for number, name in enumerate(order.steps)}
     placed = sum(
         result

@@ -1,7 +1,7 @@
-"""The search can fail: a relay that lacks one of its safeguards breaks a promise in at least one order.
+"""Negative controls: a relay without one of its safeguards breaks a promise in at least one order.
 
-Which promise, and which operations have to meet for it, tells what the safeguard is there for. The order lock is the write
-lock on SQLite, without which nothing can be written at all.
+The promise and the operations involved show the purpose of the safeguard. On SQLite, the order lock is the write lock,
+which cannot be left out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ REBUILD_AND_RECEIVE = "ann rebuilds, a receiver takes in"
 
 
 class Safeguard(NamedTuple):
-    """A scene, the operations that have to meet in it, the planted faults, and what is broken then."""
+    """A scene, its operations, the planted faults, and the promise that they break."""
 
     scene: Prepare
     operations: str

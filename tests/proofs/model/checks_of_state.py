@@ -1,4 +1,4 @@
-"""Checks of what is stored and follows from the facts, of who holds a lane, and of what goes first in it."""
+"""Checks of the stored state against the facts, of leases, and of the order in lanes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def the_lane_remembers_something_else(snapshot: Snapshot) -> Iterator[object]:
 
 
 def a_repeat_is_lost(snapshot: Snapshot) -> Iterator[object]:
-    """As a row or as a count, which is to be judged; of each event so many rows at most."""
+    """Require every duplicate as a row or a count to be judged, with a limited number of rows for each event."""
     repeats = snapshot.stored.repeats.values()
     rows, stored = Counter(repeat.seq for repeat in repeats), _times(repeats)
     too_many = [seq for seq, number in rows.items() if number > KEPT_REPEATS]
@@ -77,7 +77,7 @@ def verify_finds_a_difference(snapshot: Snapshot) -> Iterator[object]:
 
 
 def two_trust_a_lease_of_one_lane(snapshot: Snapshot) -> Iterator[object]:
-    """Require one trusted lease per lane. One with only a result to record does not count: nothing more is done under it."""
+    """Require one trusted lease per lane, except for those with an outcome, which make no more calls."""
     trusting: dict[LaneKey, list[tuple[str, Delivery]]] = defaultdict(list)
     for relay, held in snapshot.held():
         if held.outcome is None:
@@ -86,7 +86,7 @@ def two_trust_a_lease_of_one_lane(snapshot: Snapshot) -> Iterator[object]:
 
 
 def a_trusted_lease_is_not_in_force(snapshot: Snapshot) -> Iterator[object]:
-    """In the database it ends later than the relay's trust in it, whatever others do; until it is recorded or given back."""
+    """Require that a lease outlasts the relay's trust in it, until it is recorded or given back."""
     for relay, held in snapshot.held():
         row = snapshot.after.get(held.key)
         is_his = row and (row.lease_token, row.relay_node) == (held.delivery.lease_token, relay.node)
@@ -102,16 +102,16 @@ def abandoned_by_somebody_else(snapshot: Snapshot) -> Iterator[object]:
 
 
 def a_crash_loop_of_too_few_attempts(snapshot: Snapshot) -> Iterator[object]:
-    """Set aside only after so many abandoned attempts in a row, those of an older one that it took over among them."""
+    """Require enough consecutive abandoned attempts for a crash loop, including those taken over."""
     for entry, fact in snapshot.told(facts.Dead):
         if fact.cause == "crash_loop" and entry.before.crashes + 1 < CRASHES_UNTIL_DEAD:
             yield entry, snapshot.history.entries[entry.key]
 
 
 def claimed_before_an_earlier_one(snapshot: Snapshot) -> Iterator[object]:
-    """Of those that were in their lane before, the earliest is claimed first, and first again when it was given back.
+    """Require that the earliest delivery of a lane is claimed first, and first again after it was given back.
 
-    Afterwards only a replay goes back.
+    Only a replay goes back later.
     """
     for delivery in snapshot.doing.claimed:
         lane, is_again = (delivery.route, delivery.lane), delivery.attempt > 1
@@ -132,7 +132,7 @@ def claimed_before_it_is_due(snapshot: Snapshot) -> Iterator[object]:
 
 
 def called_after_a_later_one(snapshot: Snapshot) -> Iterator[object]:
-    """Require that a delivery called after a later one of its lane came into the lane after that one was claimed."""
+    """Require that a delivery called after a later one entered the lane after the claim of that one."""
     ledger = snapshot.ledger
     for call in snapshot.doing.calls:
         if call.run == 0 and len(ledger.calls[call.key]) == 1:
@@ -144,7 +144,7 @@ def called_after_a_later_one(snapshot: Snapshot) -> Iterator[object]:
 
 
 def late_is_marked_wrongly(snapshot: Snapshot) -> Iterator[object]:
-    """Require the mark `late` exactly where a later event of the lane has been delivered."""
+    """Require the mark `late` exactly after the delivery of a later event of the lane."""
     for delivery in snapshot.doing.claimed:
         is_late = any(
             snapshot.ledger.lanes[success.key] == (delivery.route, delivery.lane)
@@ -156,7 +156,7 @@ def late_is_marked_wrongly(snapshot: Snapshot) -> Iterator[object]:
 
 
 def a_retry_that_does_not_go_on(snapshot: Snapshot) -> Iterator[object]:
-    """With the attempts and crashes of the older one, no sooner than its next was due, and no later than the first delay."""
+    """Require that a takeover keeps attempts and crashes, and is due between the old due time and the first delay."""
     for entry, taken in snapshot.told(facts.TookOver):
         entries = snapshot.history.entries[taken.of, entry.key[1]]
         if not any(_goes_on(entry, taken, *pair) for pair in pairwise(entries) if pair[1] in snapshot.new):
@@ -164,7 +164,7 @@ def a_retry_that_does_not_go_on(snapshot: Snapshot) -> Iterator[object]:
 
 
 def _goes_on(entry: Entry, taken: facts.TookOver, before: Entry, superseded: Entry) -> bool:
-    """From where the older one stood when it was superseded; that may have happened to it more than once in a step."""
+    """Return whether the takeover continues this superseded delivery."""
     latest = entry.at + SCHEDULE[0]
     given = (superseded.standing.attempt, superseded.standing.crashes)
     is_due = min(getattr(before.fact, "due_at", before.at), latest) <= taken.due_at <= latest

@@ -1,7 +1,7 @@
-"""The model finds what it is there to find: a product that lacks one of its safeguards fails it.
+"""Negative controls: the model finds the lack of each safeguard.
 
-Most controls run on SQLite, which is twice as fast, and the model that has to see the fault is the same on both. SQLite has
-one writer at a time: nothing to order by a lock, and nothing commits out of order.
+Most controls run on SQLite, which is twice as fast; the model is the same on both databases. Locks and commits out of
+order matter only on Postgres, as SQLite has one writer at a time.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from tests.proofs.planting import (
 )
 
 SOON = "1"
-"""A seed whose runs show each of these faults early; with another one some take minutes."""
+"""A seed that shows these faults early; with others some take minutes."""
 ENOUGH = 24
-"""Runs; where there are to be many, Hypothesis makes the first ones small."""
+"""Runs of a control."""
 
 
 class Control(NamedTuple):
-    """A planted fault, and the violations as which the model may find it."""
+    """A planted fault and the violations by which the model may find it."""
 
     plants: tuple[Plant, ...]
     kinds: tuple[str, ...]
@@ -59,11 +59,11 @@ def finds(world: World, *kinds: str, soon: str = SOON) -> None:
         run(world, runs=1000 if SEED else ENOUGH, shrink=False, its_seed=SEED or soon)
     except Violation as violation:
         found = violation
-    except FlakyFailure as unlike:  # Hypothesis does the run again, and what two do at once depends on their timing too
-        found = unlike.exceptions[0]  # another follows when it went otherwise a second time
+    except FlakyFailure as unlike:  # Hypothesis repeats the run, and concurrent operations depend on timing
+        found = unlike.exceptions[0]  # the first is the original failure
     assert isinstance(found, Violation), found
     assert found.kinds & {*kinds}, found
-    if "an operation failed" in found.kinds:  # as a plant that doesn't fit does, too
+    if "an operation failed" in found.kinds:  # which a wrong plant causes too
         assert re.search("ux_open_delivery_head|DeadlockDetected|LockNotAvailable", str(found)), found
 
 
@@ -122,7 +122,7 @@ CONTROLS = {
     "a pause of an entity, which is no matter of routes, that claim does not look at": Control(
         (changed(claim, "_DUE", ("g.kind = 'entity'", "false")),), ("claimed while it is paused",)
     ),
-    "a breaker that nobody hears of": Control(
+    "a breaker without reports": Control(
         (replaced(record, "report_to_breakers", lambda *_: {}),), ("a breaker turned without a reason",)
     ),
     "probes that are not noted": Control(
@@ -213,4 +213,4 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
         return len(received)
 
     monkeypatch.setattr(sequence, "sequence", by_cursor)
-    finds(world, "nobody can finish it", soon="7")
+    finds(world, "a delivery is stuck", soon="7")
