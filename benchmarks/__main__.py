@@ -58,7 +58,7 @@ def main(
         raise SystemExit(f"no row or command {', '.join(sorted(unknown))}; there are {', '.join([*ROWS, *COMMANDS])}")
     if not commands:
         raise SystemExit("none of them has a short run")
-    committed = committed_figures() if quick and not keep else None  # fails before minutes are spent
+    committed = read_committed() if quick and not keep else None  # fails before minutes are spent
     path = write or (QUICK if keep else None) if quick else write or LATEST
     before = read(path) if path and names else None  # keeps the other rows
     printed: dict[str, Any] = {}
@@ -141,7 +141,7 @@ def read(path: Path) -> Results | None:
     return msgspec.json.decode(path.read_bytes(), type=Results) if path.exists() else None
 
 
-def committed_figures() -> Results:
+def read_committed() -> Results:
     """Read the committed figures of a quick run."""
     if (found := read(QUICK)) is None:
         raise SystemExit(f"nothing is committed: python -m benchmarks --quick --keep writes {QUICK.name}")

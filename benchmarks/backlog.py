@@ -54,7 +54,7 @@ def main(
     with ExitStack() as stack:
         (url,) = stack.enter_context(harness.databases(database))
         server = stack.enter_context(harness.downstream())
-        environment = stack.enter_context(harness.configured(url, f"{server}/hook", 16))
+        environment = stack.enter_context(harness.configure(url, f"{server}/hook", 16))
         if what is What.FOLD:
             told = fold(Inbox(url), server, environment, events)
             harness.tell(f"{what}, {database}", told, tuple(told), [told.values()], as_json=as_json)
@@ -77,12 +77,12 @@ def mountain(
         inbox.empty()
         inbox.add(events, "'u' || n")
         inbox.settle()
-        rate, peak = drained_for(server, environment, seconds)
+        rate, peak = drain_for(server, environment, seconds)
         high.rates.append(rate)
         peaks.append(peak)
         inbox.empty()
         with _arrivals(inbox):
-            low.rates.append(drained_for(server, environment, seconds)[0])
+            low.rates.append(drain_for(server, environment, seconds)[0])
     return [high, low], {"peak_mib": peaks, "bar_mib": BAR_MIB, "seconds": seconds}
 
 
@@ -155,7 +155,7 @@ name = "entity.name"
 """
 
 
-def drained_for(server: str, environment: Mapping[str, str], seconds: int) -> tuple[float, int]:
+def drain_for(server: str, environment: Mapping[str, str], seconds: int) -> tuple[float, int]:
     """Run a relay and return the downstream's requests per second, and the relay's peak memory in MiB."""
     harness.seen(server)
     process = subprocess.Popen([sys.executable, "-m", "relay", "run"], env=environment, stderr=subprocess.DEVNULL)

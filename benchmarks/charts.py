@@ -107,7 +107,7 @@ def _bars(bars: Bars, sides: Sequence[Mapping[str, Any]]) -> bytes:
     chart.x_labels = [f"{PRODUCT if name == ours else name}: {rates[name]:,.0f}" for name in names]
     chart.y_labels = [0]
     chart.add("", [{"value": rates[name], "color": OURS if name == ours else THEIRS} for name in names])
-    return _rendered(chart)
+    return _render(chart)
 
 
 def _curve(printed: Mapping[str, Any]) -> bytes:
@@ -117,10 +117,10 @@ def _curve(printed: Mapping[str, Any]) -> bytes:
     )
     chart.x_labels = [f"{point['at']:,}" for point in printed["points"]]
     chart.add("", [statistics.median(point["rounds"]) for point in printed["points"]])
-    return _rendered(chart)
+    return _render(chart)
 
 
-def _rendered(chart: pygal.graph.graph.Graph) -> bytes:
+def _render(chart: pygal.graph.graph.Graph) -> bytes:
     """Render a chart without the library's unused script."""
     svg: str = chart.render(is_unicode=True, disable_xml_declaration=True)
     return re.sub(r"<script.*?</script>|<!--.*?-->", "", svg, flags=re.DOTALL).encode() + b"\n"

@@ -51,7 +51,7 @@ def main(
     with ExitStack() as stack:
         url, theirs = stack.enter_context(harness.databases(database, 2))
         server = stack.enter_context(harness.downstream())
-        environment = stack.enter_context(harness.configured(url, f"{server}/hook", concurrency))
+        environment = stack.enter_context(harness.configure(url, f"{server}/hook", concurrency))
         for _ in range(rounds):
             bodies = bodies_of(events)
             asyncio.run(preload(url, environment, bodies))

@@ -20,10 +20,10 @@ import msgspec
 import typer
 
 from benchmarks import harness
-from benchmarks.backlog import drained_for
+from benchmarks.backlog import drain_for
 from benchmarks.filling import Inbox, bodies_of, preload
 from benchmarks.harness import AsJson, Kind, OnDatabase, Rounds
-from benchmarks.load import accepted
+from benchmarks.load import send_accepted
 
 CONNECTIONS = 64
 CONCURRENCY = 16
@@ -45,16 +45,16 @@ class Ground(msgspec.Struct, frozen=True):
     events: int
     stack: ExitStack
 
-    def configured(self, url: str, server: str = "http://127.0.0.1:9") -> dict[str, str]:
+    def configure(self, url: str, server: str = "http://127.0.0.1:9") -> dict[str, str]:
         """Write a configuration and return its environment."""
-        return self.stack.enter_context(harness.configured(url, f"{server}/hook", CONCURRENCY))
+        return self.stack.enter_context(harness.configure(url, f"{server}/hook", CONCURRENCY))
 
     def receiver(self, url: str, connections: int = CONNECTIONS, body: int = BODY_BYTES, **more: str) -> Rate:
         """Start a receiver and return a function that measures its accepted requests per second."""
-        target = self.stack.enter_context(harness.serving({**self.configured(url), **more})).target
+        target = self.stack.enter_context(harness.serving({**self.configure(url), **more})).target
         padding = max(body - _OVERHEAD, 0)
-        accepted(target, 1, min(connections, CONNECTIONS), padding)  # warms up
-        return lambda: accepted(target, self.seconds, connections, padding).rate
+        send_accepted(target, 1, min(connections, CONNECTIONS), padding)  # warms up
+        return lambda: send_accepted(target, self.seconds, connections, padding).rate
 
     def drain(
         self,
@@ -67,7 +67,7 @@ class Ground(msgspec.Struct, frozen=True):
     ) -> Rate:
         """Return a function that measures the deliveries per second of relays to a downstream of this delay."""
         server = self.stack.enter_context(harness.downstream(milliseconds))
-        environment = self.configured(url, server)
+        environment = self.configure(url, server)
         path = Path(environment["INBOX_CONFIG"])
         path.write_text(path.read_text(encoding="utf-8").replace(_ROUTE, routes), encoding="utf-8")
 
@@ -83,13 +83,13 @@ class Ground(msgspec.Struct, frozen=True):
 def backlog(ground: Ground, url: str, open_: int) -> Rate:
     """Measure the first seconds of a backlog."""
     server, filled = ground.stack.enter_context(harness.downstream()), Inbox(url)
-    environment = ground.configured(url, server)
+    environment = ground.configure(url, server)
 
     def measure() -> float:
         filled.empty()
         filled.add(open_, "'u' || n")
         filled.settle()
-        return drained_for(server, environment, round(ground.seconds))[0]
+        return drain_for(server, environment, round(ground.seconds))[0]
 
     return measure
 

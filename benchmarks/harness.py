@@ -67,7 +67,7 @@ def databases(kind: Kind, count: int = 1) -> Iterator[list[str]]:
     """
     if kind is Kind.SQLITE:
         with tempfile.TemporaryDirectory(prefix="inbox-relay-", dir=REAL_DISK) as folder:
-            yield [_migrated(f"sqlite:///{folder}/{number}.db") for number in range(count)]
+            yield [_migrate(f"sqlite:///{folder}/{number}.db") for number in range(count)]
         return
     with _postgres() as server:
         names = [f"inbox_relay_benchmark_{os.getpid()}_{number}" for number in range(count)]
@@ -75,7 +75,7 @@ def databases(kind: Kind, count: int = 1) -> Iterator[list[str]]:
             for name in names:
                 _administer(server, f"CREATE DATABASE {name}")
             urls = [make_url(server).set(database=name) for name in names]
-            yield [_migrated(url.render_as_string(hide_password=False)) for url in urls]
+            yield [_migrate(url.render_as_string(hide_password=False)) for url in urls]
         finally:
             for name in names:
                 _administer(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -103,7 +103,7 @@ def _administer(server: str, statement: str) -> None:
     engine.dispose()
 
 
-def _migrated(url: str) -> str:
+def _migrate(url: str) -> str:
     engine = engines.connect(url, application="benchmarks")
     migrate.upgrade(engine)
     if engine.dialect.name == "postgresql":
@@ -145,7 +145,7 @@ def count_rows(url: str, table: str) -> int:
 
 
 @contextmanager
-def configured(
+def configure(
     url: str, downstream: str = "http://127.0.0.1:9/", concurrency: int = 8, more: str = "", database: str = ""
 ) -> Iterator[dict[str, str]]:
     """Write an inbox.toml with one source, one strict forward route and `more`; yields the environment of the processes.
@@ -345,8 +345,8 @@ def report(
     rows = [
         {
             "side": side.name,
-            unit.replace(" ", "_"): _rounded(statistics.median(side.rates)),
-            "rounds": [_rounded(rate) for rate in side.rates],
+            unit.replace(" ", "_"): _round(statistics.median(side.rates)),
+            "rounds": [_round(rate) for rate in side.rates],
             "ratio": None if side is ours else round(_ratio(ours, side), 3),
             "bar": side.bar,
         }
@@ -356,7 +356,7 @@ def report(
     tell(title, {"sides": rows}, columns, (row.values() for row in rows), notes=notes, as_json=as_json)
 
 
-def _rounded(figure: float) -> float:
+def _round(figure: float) -> float:
     return round(figure) if figure >= 100 else round(figure, 1)
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import make_url
 
 from benchmarks import harness
 from benchmarks.harness import AsJson, Kind, OnDatabase, Rounds, Side
-from benchmarks.load import GENERATOR, Answers, accepted
+from benchmarks.load import GENERATOR, Answers, send_accepted
 from benchmarks.peers import FASTAPI
 from benchmarks.rows import ROWS
 
@@ -107,7 +107,7 @@ class Setup(msgspec.Struct, frozen=True):
         self.stack.enter_context(harness.running("uvicorn", *command, ready=ready, environment=environment))
         return f"{server}/webhooks/trivore"
 
-    def stored(self, target: str, url: str) -> Rate:
+    def measure_durable(self, target: str, url: str) -> Rate:
         """Return a function that measures a server with a database."""
 
         def measure(seconds: float) -> float:
@@ -116,9 +116,9 @@ class Setup(msgspec.Struct, frozen=True):
 
         return measure
 
-    def answered(self, target: str) -> Rate:
+    def measure_plain(self, target: str) -> Rate:
         """Return a function that measures a server without a database."""
-        return lambda seconds: accepted(target, seconds, self.connections).rate
+        return lambda seconds: send_accepted(target, seconds, self.connections).rate
 
 
 Rate = Callable[[float], float]
@@ -138,9 +138,9 @@ def main(
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         urls = stack.enter_context(harness.databases(database, 3))
-        setup = Setup(database, urls, stack.enter_context(harness.configured(urls[0])), connections, stack)
+        setup = Setup(database, urls, stack.enter_context(harness.configure(urls[0])), connections, stack)
         target = setup.gunicorn("inbox.gunicorn_settings:receiver")
-        contest = [(Side("durable intake"), setup.stored(target, urls[0]))]
+        contest = [(Side("durable intake"), setup.measure_durable(target, urls[0]))]
         for side, rate in (_OTHERS[each](setup) for each in against or Against):
             if isinstance(rate, str):
                 missing[side.name] = rate
@@ -159,11 +159,11 @@ def main(
 
 def _noop(setup: Setup) -> tuple[Side, Rate | str]:
     side = Side("the same app, nothing stored", bar=setup.bar("intake-noop"))
-    return side, setup.answered(setup.gunicorn("benchmarks.noop:get_app()"))
+    return side, setup.measure_plain(setup.gunicorn("benchmarks.noop:get_app()"))
 
 
 def _falcon(setup: Setup) -> tuple[Side, Rate | str]:
-    return Side("bare Falcon app, nothing stored"), setup.answered(setup.uvicorn("falcon_app", {}))
+    return Side("bare Falcon app, nothing stored"), setup.measure_plain(setup.uvicorn("falcon_app", {}))
 
 
 def _bare(setup: Setup) -> tuple[Side, Rate | str]:
@@ -184,7 +184,7 @@ def _fastapi(setup: Setup) -> tuple[Side, Rate | str]:
     connections = 1 if setup.database is Kind.SQLITE else max(DATABASE_CONNECTIONS // setup.workers, 1)
     more = {"PEER_DATABASE_URL": setup.urls[2], "PEER_CONNECTIONS": str(connections)}
     try:
-        return side, setup.stored(setup.uvicorn(peer.module, more), setup.urls[2])
+        return side, setup.measure_durable(setup.uvicorn(peer.module, more), setup.urls[2])
     except SystemExit as error:  # the other sides go on
         return side, str(error)
 
@@ -200,7 +200,7 @@ _OTHERS: Mapping[Against, Callable[[Setup], tuple[Side, Rate | str]]] = {
 def _durable(url: str, target: str, seconds: float, connections: int) -> Answers:
     """Measure a server and check its rows, which exceed the answers only by requests in progress at the end."""
     before = {table: harness.count_rows(url, table) for table in _TABLES}
-    answers = accepted(target, seconds, connections)
+    answers = send_accepted(target, seconds, connections)
     for table, rows in before.items():
         stored = harness.count_rows(url, table) - rows
         if not answers.accepted <= stored <= answers.accepted + connections:

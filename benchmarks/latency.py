@@ -123,7 +123,7 @@ class Arrivals:
             f"POST /webhooks/trivore HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: application/json\r\n"
             f"X-Webhook-Token: {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        reader, writer = await self._connected()
+        reader, writer = await self._connect()
         sent_at[mark] = time.monotonic()
         writer.write(head.encode() + body)
         answer = await reader.readuntil(b"\r\n\r\n")
@@ -137,7 +137,7 @@ class Arrivals:
         else:
             self._idle.append((time.monotonic(), reader, writer))
 
-    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Return the most recently used connection, unless the receiver may close it, or a new one."""
         if self._idle and time.monotonic() - self._idle[-1][0] > LONGEST_IDLE_SECONDS:
             self.close()
@@ -165,7 +165,7 @@ class Bench:
         """Measure every rate with a new receiver and relay."""
         downstream = harness.free_port()
         with ExitStack() as stack:
-            environment = stack.enter_context(_configured(self._url, downstream, wake_up=wake_up))
+            environment = stack.enter_context(_configure(self._url, downstream, wake_up=wake_up))
             receiver = stack.enter_context(harness.serving(environment))
             stack.enter_context(harness.relaying(environment))
             uvloop.run(self._send(receiver.port, downstream, backlog, wake_up=wake_up))
@@ -188,7 +188,7 @@ class Bench:
     def fill(self, backlog: int) -> None:
         """Pause the other route and let a relay sequence so many events on it."""
         inbox = Inbox(self._url)
-        with _configured(self._url, harness.free_port(), wake_up=True) as environment, harness.relaying(environment):
+        with _configure(self._url, harness.free_port(), wake_up=True) as environment, harness.relaying(environment):
             command = [sys.executable, "-m", "relay", "pause", "--route", "stopped", "--reason", "benchmark", "--yes"]
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
             inbox.add_after(backlog, "'u' || n", route="stopped")
@@ -202,9 +202,9 @@ class Bench:
 
 
 @contextmanager
-def _configured(url: str, downstream: int, *, wake_up: bool) -> Iterator[dict[str, str]]:
+def _configure(url: str, downstream: int, *, wake_up: bool) -> Iterator[dict[str, str]]:
     setting = f"wake_up = {json.dumps(wake_up)}"
-    with harness.configured(url, f"http://127.0.0.1:{downstream}/hook", more=_STOPPED, database=setting) as environment:
+    with harness.configure(url, f"http://127.0.0.1:{downstream}/hook", more=_STOPPED, database=setting) as environment:
         yield environment
 
 
@@ -227,7 +227,7 @@ def main(
             for _ in range(rounds):
                 bench.measure(filled, wake_up=True)
                 bench.measure(filled, wake_up=False)
-    rows = [_median(list(group)) for group in _grouped(bench.measured)]
+    rows = [_median(list(group)) for group in _group(bench.measured)]
     harness.tell(
         f"Latency, {database}: milliseconds from arrival to delivery",
         {"rows": rows, "rounds": rounds},
@@ -238,7 +238,7 @@ def main(
     raise typer.Exit(int(any(row.bar and (row.p50 > row.bar[0] or row.p99 > row.bar[1]) for row in rows)))
 
 
-def _grouped(measured: Sequence[Measured]) -> list[list[Measured]]:
+def _group(measured: Sequence[Measured]) -> list[list[Measured]]:
     groups: dict[tuple[int, int, bool], list[Measured]] = {}
     for each in measured:
         groups.setdefault((each.backlog, each.rate, not each.wake_up), []).append(each)

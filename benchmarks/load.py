@@ -63,7 +63,7 @@ def send(url: str, seconds: float, connections: int, padding: int | None = None)
     return msgspec.json.decode(output.rpartition("RESULT ")[2], type=Answers)
 
 
-def accepted(url: str, seconds: float, connections: int, padding: int | None = None) -> Answers:
+def send_accepted(url: str, seconds: float, connections: int, padding: int | None = None) -> Answers:
     """Send webhooks, which must all be accepted."""
     answers = send(url, seconds, connections, padding)
     if answers.refused or answers.lost:

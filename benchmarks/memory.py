@@ -58,7 +58,7 @@ def main(
             inbox.settle()
             inbox.engine.dispose()
         server = stack.enter_context(harness.downstream())
-        environment = stack.enter_context(harness.configured(url, f"{server}/hook", 16))
+        environment = stack.enter_context(harness.configure(url, f"{server}/hook", 16))
         receiver = stack.enter_context(harness.serving(environment))
         relay = stack.enter_context(harness.relaying(environment))
         with ThreadPoolExecutor(1) as sender:

@@ -70,14 +70,14 @@ class TimedDatabase(Database):
         self._began: tuple[float, float] | None = None
         commit = engine.dialect.do_commit
 
-        def committed(dbapi_connection: PoolProxiedConnection) -> None:
+        def commit_and_time(dbapi_connection: PoolProxiedConnection) -> None:
             commit(dbapi_connection)
             if self._began is not None:
                 self.longest = max(self.longest, time.perf_counter() - self._began[0])
                 self.computing = max(self.computing, time.thread_time() - self._began[1])
                 self._began = None
 
-        engine.dialect.do_commit = committed  # type: ignore[method-assign]  # SQLAlchemy has no event after a commit
+        engine.dialect.do_commit = commit_and_time  # type: ignore[method-assign]  # SQLAlchemy has no event after a commit
 
     @contextmanager
     def write(self, *arguments: Any, **named: Any) -> Iterator[Transaction]:  # noqa: ANN401  # passed through
@@ -243,7 +243,7 @@ class Longest(msgspec.Struct):
 
     @property
     def is_met(self) -> bool:
-        """Whether the time is within the bar."""
+        """True if the time is within the bar."""
         return self.milliseconds <= BAR_MS
 
 

@@ -32,7 +32,7 @@ def main(
     with ExitStack() as stack:
         (url,) = stack.enter_context(harness.databases(database))
         server = stack.enter_context(harness.downstream(milliseconds))
-        environment = stack.enter_context(harness.configured(url, f"{server}/hook", concurrency))
+        environment = stack.enter_context(harness.configure(url, f"{server}/hook", concurrency))
         for _ in range(rounds):
             for side, number in ((several, processes), (one, 1)):
                 asyncio.run(preload(url, environment, bodies_of(events)))

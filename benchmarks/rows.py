@@ -35,7 +35,7 @@ class Row(msgspec.Struct, frozen=True):
     unit: str = ""
     """Unit of a plain figure."""
     is_limit: bool = False
-    """Whether the bar is a maximum instead of a minimum."""
+    """True if the bar is a maximum instead of a minimum."""
 
 
 COMMANDS: Mapping[str, Command] = {

@@ -28,7 +28,7 @@ def main(*, database: OnDatabase = Kind.POSTGRES, rounds: Rounds = 3, as_json: A
     with ExitStack() as stack:
         (url,) = stack.enter_context(harness.databases(database))
         server = stack.enter_context(harness.downstream(1000 * CALL_SECONDS))
-        environment = stack.enter_context(harness.configured(url, f"{server}/hook"))
+        environment = stack.enter_context(harness.configure(url, f"{server}/hook"))
         for _ in range(rounds):
             asyncio.run(preload(url, environment, bodies_of(1)))
             with harness.relaying(environment) as victim:

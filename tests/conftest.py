@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import Engine, make_url
 
 from relay.delivery import policy
-from tests.helpers.databases import PostgresServer, copied, migrated, opened, url_of_kind
+from tests.helpers.databases import PostgresServer, copy_sqlite, migrate_database, open_engine, url_of_kind
 from tests.helpers.machine import ROOM, postgres_user
 
 policy.JITTER = 0.0  # so that delays are exact in this process
@@ -177,21 +177,21 @@ def postgres_url(postgres_server: PostgresServer) -> str:
 def postgres_template(postgres_server: PostgresServer) -> Iterator[str]:
     """Name of a migrated database to copy."""
     with postgres_server.database() as url:
-        yield make_url(migrated(url)).database or ""
+        yield make_url(migrate_database(url)).database or ""
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Migrated SQLite file to copy."""
     path = tmp_path_factory.mktemp("template") / "inbox.db"
-    migrated(f"sqlite:///{path}")
+    migrate_database(f"sqlite:///{path}")
     return path
 
 
 @pytest.fixture
 def sqlite_database_url(sqlite_template: Path, tmp_path: Path) -> str:
     """URL of a migrated, empty SQLite file for the test."""
-    return copied(sqlite_template, tmp_path)
+    return copy_sqlite(sqlite_template, tmp_path)
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def module_database_url(postgres_server: PostgresServer, postgres_template: str)
 @pytest.fixture(scope="module")
 def module_engine(module_database_url: str) -> Iterator[Engine]:
     """Engine as the relay's on `module_database_url`."""
-    with opened(module_database_url) as made:
+    with open_engine(module_database_url) as made:
         yield made
 
 
@@ -224,17 +224,17 @@ def database_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """Engine as the relay's on `database_url`."""
-    with opened(database_url) as made:
+    with open_engine(database_url) as made:
         yield made
 
 
 @pytest.fixture
 def sqlite_engine(sqlite_database_url: str) -> Iterator[Engine]:
-    with opened(sqlite_database_url) as made:
+    with open_engine(sqlite_database_url) as made:
         yield made
 
 
 @pytest.fixture
 def postgres_engine(postgres_database_url: str) -> Iterator[Engine]:
-    with opened(postgres_database_url) as made:
+    with open_engine(postgres_database_url) as made:
         yield made

@@ -35,9 +35,9 @@ from tests.helpers.scripted import (
     drip_head,
     drip_status_line,
     hang,
-    hundred_megabytes,
     raw,
     reset,
+    send_hundred_megabytes,
     serving,
     then_close,
 )
@@ -260,7 +260,7 @@ LARGE = [
 def test_of_a_hundred_megabytes_no_more_than_64_kib_is_kept(
     stack: ExitStack, head: bytes, error_class: str | None
 ) -> None:
-    large = then_close(hundred_megabytes(b"HTTP/1.1 " + head))
+    large = then_close(send_hundred_megabytes(b"HTTP/1.1 " + head))
     call = Called(stack, large, answer(200, b"own"), timeout=Duration(30))
     result, peak = measure_memory(lambda: run_in_time(call))
     kept = (True, 0) if error_class == "unknown" else (False, MAX_ANSWER + 1)

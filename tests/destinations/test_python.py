@@ -27,7 +27,16 @@ from relay.delivery.policy import RoutePolicy, Schedule, can_be_given_back, deci
 from relay.destinations import python
 from relay.handler import Event, GiveUp, Retry, Skip
 from relay.sync.expressions import function_of
-from tests.helpers.delivering import NOW, a_delivery, build, config_text, context, deliver, delivered, failed
+from tests.helpers.delivering import (
+    NOW,
+    a_delivery,
+    build,
+    config_text,
+    context,
+    deliver,
+    expect_delivered,
+    expect_failed,
+)
 from tests.helpers.waiting import until
 
 EVENT = a_delivery(attempt=2, run=1, event_id="e1", headers={"x-request-id": "r1"}, body=b'{"id": "u1", "n": 1.10}')
@@ -106,8 +115,8 @@ def nothing(_: Event) -> None:
 
 def failure(outcome: Outcome) -> tuple[str, str, str]:
     """Return error class, error and `sent` of the one call."""
-    (call,) = failed(outcome).calls
-    return failed(outcome).error_class, failed(outcome).error, call.sent
+    (call,) = expect_failed(outcome).calls
+    return expect_failed(outcome).error_class, expect_failed(outcome).error, call.sent
 
 
 # --- the event
@@ -115,7 +124,7 @@ def failure(outcome: Outcome) -> tuple[str, str, str]:
 
 def test_a_handler_gets_all_fields_of_the_event(handled: Handled) -> None:
     seen: list[Event] = []
-    outcome = delivered(handled(seen.append))
+    outcome = expect_delivered(handled(seen.append))
     (call,) = outcome.calls
     assert (outcome.did, call.step, call.method, call.sent) == ("handled", "handle", "CALL", "answered")
     assert call.url == f"{MODULE}:on_event"
@@ -210,7 +219,7 @@ def test_anything_else_is_a_bug_of_which_the_log_has_type_and_place_but_not_the_
 
 
 def test_any_text_of_an_exception_can_be_stored(handled: Handled) -> None:
-    outcome = failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
+    outcome = expect_failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
     assert len(outcome.error.encode()) < 600
     json.dumps(facts.detail_of(decide(EVENT, outcome, POLICY, NOW)), ensure_ascii=False).encode()
 
@@ -258,7 +267,7 @@ def test_a_lease_that_is_renewed_lets_it_run_on(handled: Handled) -> None:
             enough.set()
         return looks[-1] + 0.05
 
-    delivered(handled(lambda _: enough.wait(30), lease=lease))
+    expect_delivered(handled(lambda _: enough.wait(30), lease=lease))
 
 
 def test_nothing_is_called_while_as_many_calls_as_the_concurrency_are_left_behind(handled: Handled, held: Held) -> None:
@@ -270,7 +279,7 @@ def test_nothing_is_called_while_as_many_calls_as_the_concurrency_are_left_behin
 
     held.let_go()
     until(lambda: handled.are_free(2), "both have returned")
-    delivered(handled(nothing, extra="concurrency = 2"))
+    expect_delivered(handled(nothing, extra="concurrency = 2"))
 
 
 def test_a_call_waits_for_room_while_others_still_work_and_is_not_made_if_its_time_ends_before(
@@ -283,8 +292,8 @@ def test_a_call_waits_for_room_while_others_still_work_and_is_not_made_if_its_ti
         assert failure(handled(raising(AssertionError()), extra=f'timeout = "20ms"\n{one}'))[0] == "not_sent"
         second = pool.submit(handled, nothing, extra=one)
         held.let_go()
-        delivered(first.result())
-        delivered(second.result())
+        expect_delivered(first.result())
+        expect_delivered(second.result())
 
 
 _numbers = count(1)

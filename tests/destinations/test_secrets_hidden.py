@@ -23,7 +23,7 @@ from relay.daemon.generation import alert_client
 from relay.http.answer import MASK, Redactor
 from relay.http.client import MAX_ANSWER
 from relay.http.target import header_value, prepare
-from tests.helpers.planted import Planted, spelled
+from tests.helpers.planted import Planted, spell
 
 IN_BASE64 = 3
 """Number of spellings in base64, the last ones: they share a digit with the surrounding text."""
@@ -33,7 +33,7 @@ secrets = st.text(st.sampled_from("aZ09-_.~/+=\"'\\&%<>;: \téß€😀"), min_s
 
 @given(secrets, st.integers(0, 7))
 def test_any_secret_is_masked_in_every_spelling(secret: str, number: int) -> None:
-    told = spelled(secret)[:-IN_BASE64][number]
+    told = spell(secret)[:-IN_BASE64][number]
     assert Redactor([secret]).excerpt(f"({told})".encode()) == f"({MASK})"
 
 
@@ -67,7 +67,7 @@ def test_no_secret_and_no_text_makes_redacting_slow(secret: str) -> None:
 def test_of_a_long_token_the_beginning_is_looked_for_and_all_is_masked(token: str) -> None:
     redactor = Redactor(["s3cr3t"]).besides(token)
     # A pattern of the whole token would block all threads for seconds.
-    for told in (*spelled(token)[:-IN_BASE64], token[:200]):
+    for told in (*spell(token)[:-IN_BASE64], token[:200]):
         assert redactor.excerpt(f"you sent {told} here".encode()) == f"you sent {MASK} here"
     assert (redactor.excerpt(b64encode(b"Bearer " + token.encode())) or "")[len("QmVhcmVyI*") :] == MASK
     assert redactor.excerpt(b"s3cr3t") == MASK
@@ -79,7 +79,7 @@ def test_a_header_and_the_credentials_of_a_proxy_are_masked_as_they_were_sent() 
         endpoint = Endpoint(auth=ApiHeader("X-Api-Key", Secret(secret)), proxy=proxy, allow_private=True)
         redactor = prepare(endpoint, "https://crm.example", "destinations.crm").redactor
         sent = header_value(secret)
-        for told in spelled(sent)[:-IN_BASE64]:
+        for told in spell(sent)[:-IN_BASE64]:
             assert redactor.excerpt(f"({told})".encode()) == f"({MASK})"
         assert redactor.excerpt(b64encode(sent.encode())) == MASK
         told = redactor.excerpt(b"Basic " + b64encode(b"me:p@ssword")) or ""

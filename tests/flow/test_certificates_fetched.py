@@ -28,7 +28,7 @@ from inbox.sources.keys import CertificateStore, CertificateUrl, MissingCertific
 from inbox.sources.presets.sns import _NAMES, _URL
 from tests.helpers.certificate_host import CertificateHost, certificate_host, pem_of, signing_key
 from tests.helpers.receiver import Memory, Receiver
-from tests.helpers.scripted import Act, ScriptedServer, answer, drip, drip_body, hang, hundred_megabytes
+from tests.helpers.scripted import Act, ScriptedServer, answer, drip, drip_body, hang, send_hundred_megabytes
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import TOKEN
 from tests.sources import certified
@@ -84,7 +84,7 @@ def test_any_answer_but_200_is_none_and_no_redirect_is_followed(host: Certificat
 
 
 def test_a_huge_answer_is_left(host: CertificateHost) -> None:
-    host.meet(certified.SNS_PATH, hundred_megabytes(b"HTTP/1.1 200 OK\r\n\r\n"))
+    host.meet(certified.SNS_PATH, send_hundred_megabytes(b"HTTP/1.1 200 OK\r\n\r\n"))
     with pytest.raises(ValueError, match="sends more than"):
         host.get()(URL)
     host.serve(certified.SNS_PATH, certified.SNS_PEM + b"\n" * (fetcher.LARGEST_BYTES - len(certified.SNS_PEM)))

@@ -15,7 +15,7 @@ from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.base import Sample
 from relay.cli import provider
-from tests.helpers.receiver import served
+from tests.helpers.receiver import serve_receiver
 from tests.helpers.scripted import answer, serving
 from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, make_secret
 
@@ -55,7 +55,7 @@ def config(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="module")
 def url(config: Config) -> Iterator[str]:
-    with served(config.database.url, config) as port:
+    with serve_receiver(config.database.url, config) as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -109,7 +109,7 @@ def facts_agree(engine: Engine) -> None:
     """
     found = list(
         disagreements(
-            enrolled(rows(engine, "SELECT seq, routes FROM inbox")),
+            list_enrolled(rows(engine, "SELECT seq, routes FROM inbox")),
             rows(engine, "SELECT seq, route, kind, state, attempt, run, crashes, detail FROM delivery_log ORDER BY id"),
             rows(engine, "SELECT * FROM open_delivery"),
         )
@@ -117,7 +117,7 @@ def facts_agree(engine: Engine) -> None:
     assert not found, found
 
 
-def enrolled(events: Iterable[Row]) -> set[Key]:
+def list_enrolled(events: Iterable[Row]) -> set[Key]:
     """Return the deliveries of these events."""
     return {(event["seq"], route) for event in events for route in as_list(event["routes"])}
 

@@ -63,7 +63,7 @@ class Browser:
         self._console()
         self.driver.get(self.site + path)
 
-    def at(self) -> str:
+    def location(self) -> str:
         """Return path and query of the current page."""
         return self.driver.current_url.removeprefix(self.site)
 
@@ -86,7 +86,9 @@ class Browser:
 
     def find(self, selector: str) -> WebElement:
         """Wait for the first matching element and return it."""
-        found: WebElement = self.wait(lambda: next(iter(self.all(selector)), None), f"no {selector} at {self.at()}")
+        found: WebElement = self.wait(
+            lambda: next(iter(self.all(selector)), None), f"no {selector} at {self.location()}"
+        )
         return found
 
     def hrefs(self, selector: str) -> list[str]:
@@ -100,7 +102,8 @@ class Browser:
         """Wait for the first link or button that contains this text, and return it."""
         path = f"//a[contains(normalize-space(.), '{text}')] | //button[contains(normalize-space(.), '{text}')]"
         found: WebElement = self.wait(
-            lambda: next(iter(self.driver.find_elements(By.XPATH, path)), None), f"no link {text!r} at {self.at()}"
+            lambda: next(iter(self.driver.find_elements(By.XPATH, path)), None),
+            f"no link {text!r} at {self.location()}",
         )
         return found
 
@@ -113,7 +116,7 @@ class Browser:
         for key in keys:
             ActionChains(self.driver).send_keys(key).perform()
 
-    def focused(self) -> WebElement:
+    def find_focused(self) -> WebElement:
         return self.driver.switch_to.active_element
 
     def wait(self, condition: Any, message: str) -> Any:  # noqa: ANN401  # as WebDriver's

@@ -45,19 +45,19 @@ class Holding(msgspec.Struct, frozen=True):
     calls: tuple[Call, ...] = ()
 
 
-def lost(sends: Iterable[Line], arrivals: Iterable[Line]) -> list[Event]:
+def find_lost(sends: Iterable[Line], arrivals: Iterable[Line]) -> list[Event]:
     """Return acknowledged events without a successful call."""
     there = {_event(line) for line in arrivals if line["status"] < 300}
     return sorted({_event(line) for line in sends if line["outcome"] == "ok"} - there)
 
 
-def phantoms(sends: Iterable[Line], arrivals: Iterable[Line]) -> list[str]:
+def find_phantoms(sends: Iterable[Line], arrivals: Iterable[Line]) -> list[str]:
     """Return bodies that arrived and were never sent."""
     attempted = {line["body"] for line in sends if line["outcome"] is None}
     return sorted({line["body"] for line in arrivals} - attempted)
 
 
-def two_numbers(sends: Iterable[Line], stored: Iterable[Line]) -> list[tuple[Event, list[int]]]:
+def find_two_numbers(sends: Iterable[Line], stored: Iterable[Line]) -> list[tuple[Event, list[int]]]:
     """Return events with several seqs, in answers or in the inbox (rows of entity, occurred_at, seq)."""
     numbers: dict[Event, set[int]] = defaultdict(set)
     for line in (*stored, *(line for line in sends if line["outcome"] == "ok")):
@@ -65,12 +65,12 @@ def two_numbers(sends: Iterable[Line], stored: Iterable[Line]) -> list[tuple[Eve
     return sorted((event, sorted(seqs)) for event, seqs in numbers.items() if len(seqs) > 1)
 
 
-def unstored(sends: Iterable[Line], stored: Iterable[Line]) -> list[Event]:
+def find_unstored(sends: Iterable[Line], stored: Iterable[Line]) -> list[Event]:
     """Return acknowledged events that are not in the inbox."""
     return sorted({_event(line) for line in sends if line["outcome"] == "ok"} - {_event(line) for line in stored})
 
 
-def out_of_order(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[str, int, str]]:
+def find_out_of_order(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[str, int, str]]:
     """Return first deliveries behind a later event of their entity that are not marked late, or the reverse.
 
     A replayed event may be marked late although its first call was in order. A call that was cut by a lost lease and not
@@ -106,7 +106,7 @@ def out_of_order(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[
     return evidence
 
 
-def passed_over(
+def find_passed_over(
     sends: Iterable[Line],
     arrivals: Iterable[Line],
     facts: Iterable[Line] = (),
@@ -125,22 +125,22 @@ def passed_over(
     when it was `frozen` were claimed before, and may be made when it resumes. While the database stands still, so does
     the clock: a pending claim may complete afterwards.
 
-    `callers` is as in `find_foreign_records`; `standstills` of the database do not overlap.
+    `callers` is as in `find_recorded_by_another`; `standstills` of the database do not overlap.
     """
     claimed_by = {(holding.node, call): holding.at for holding in frozen for call in holding.calls}
 
-    def moved(at: float) -> float:
+    def move(at: float) -> float:
         return at - sum(_overlap(0.0, at, standstill) for standstill in standstills)
 
-    def claimed_at(line: Line) -> float:
+    def find_claim_time(line: Line) -> float:
         at: float = line["at"]
-        return moved(min(at, claimed_by.get((callers.get(line.get("caller", ""), ""), _call(line)), at)))
+        return move(min(at, claimed_by.get((callers.get(line.get("caller", ""), ""), _call(line)), at)))
 
     dead = {fact["seq"] for fact in facts if fact["kind"] == "dead"}
     acknowledged: dict[int, float] = {}
     for line in sends:
         if line["outcome"] == "ok":
-            acknowledged.setdefault(line["seq"], moved(line["at"]))
+            acknowledged.setdefault(line["seq"], move(line["at"]))
     first_calls: dict[int, Line] = {}
     for line in sorted(arrivals, key=lambda line: line["n"]):
         first_calls.setdefault(line["seq"], line)
@@ -150,25 +150,25 @@ def passed_over(
         for earlier in by_entity[call["entity"]]:
             known = float("inf") if call["seq"] in dead else acknowledged.get(call["seq"], float("inf"))
             later = (earlier["occurred_at"], earlier["seq"]) > (call["occurred_at"], call["seq"])
-            if later and earlier["attempt"] == 1 and known + slack < claimed_at(earlier):
+            if later and earlier["attempt"] == 1 and known + slack < find_claim_time(earlier):
                 evidence.append((call["entity"], call["seq"], earlier["seq"]))
         by_entity[call["entity"]].append(call)
     return evidence
 
 
-def taken_as_new_twice(sends: Iterable[Line]) -> list[Event]:
+def find_taken_as_new_twice(sends: Iterable[Line]) -> list[Event]:
     """Return events with two "accepted" answers: the later request was a duplicate."""
     accepted = Counter(_event(line) for line in sends if line.get("answer") == "accepted")
     return sorted(event for event, number in accepted.items() if number > 1)
 
 
-def improper_refusals(sends: Iterable[Line]) -> list[tuple[int, str | None]]:
+def find_improper_refusals(sends: Iterable[Line]) -> list[tuple[int, str | None]]:
     """Return (status, Retry-After) of answers other than 200 or a 503 with Retry-After."""
     failed = {(line["status"], line["retry_after"]) for line in sends if line["outcome"] == "failed"}
     return sorted((status, after) for status, after in failed if status != 503 or not after)
 
 
-def repeats(arrivals: Iterable[Line]) -> list[Call]:
+def find_repeats(arrivals: Iterable[Line]) -> list[Call]:
     """Return calls after a successful call of the same delivery."""
     done: set[tuple[int, int]] = set()
     found = []
@@ -180,7 +180,7 @@ def repeats(arrivals: Iterable[Line]) -> list[Call]:
     return sorted(found)
 
 
-def unexplained_repeats(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[Call, str]]:
+def find_unexplained_repeats(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[Call, str]]:
     """Return calls whose attempt has no fact, or a failure although the service answered with success."""
     became = dict(attempts_of(facts))
     evidence = set()
@@ -198,7 +198,7 @@ def _is_known_failure(fact: Line) -> bool:
     return fact["kind"] == "attempt_failed" and fact["detail"]["error_class"] not in {"unknown", "lease_lost"}
 
 
-def attempts_called_twice(arrivals: Iterable[Line], facts: Iterable[Line] = ()) -> list[Call]:
+def find_attempts_called_twice(arrivals: Iterable[Line], facts: Iterable[Line] = ()) -> list[Call]:
     """Return attempts that arrived more than once; an attempt that was not counted may be repeated under its number."""
     allowed = Counter(call for call, fact in attempts_of(facts) if not fact["detail"].get("counted", True))
     calls = Counter(_call(line) for line in arrivals)
@@ -218,13 +218,13 @@ def attempts_of(facts: Iterable[Line]) -> list[tuple[Call, Line]]:
     return found
 
 
-def unfinished(stored: Iterable[Line], facts: Iterable[Line]) -> list[int]:
+def find_unfinished(stored: Iterable[Line], facts: Iterable[Line]) -> list[int]:
     """Return seqs in the inbox without exactly one `delivered` fact."""
     ends = Counter(fact["seq"] for fact in facts if fact["kind"] == "delivered")
     return sorted(line["seq"] for line in stored if ends[line["seq"]] != 1)
 
 
-def complaints(logs: Mapping[str, str], words: Sequence[str] = ("Traceback", "CRITICAL")) -> list[tuple[str, str]]:
+def find_complaints(logs: Mapping[str, str], words: Sequence[str] = ("Traceback", "CRITICAL")) -> list[tuple[str, str]]:
     """Return (log, line) of every log line with one of the words."""
     return [
         (name, line) for name, text in logs.items() for line in text.splitlines() if any(word in line for word in words)
@@ -255,11 +255,11 @@ def takeovers(
             begun = [at for number, at in called[seq, run] + lost_again[seq, run] if number > attempt]
             until = min(begun, default=float("inf"))
             without = sum(_overlap(holding.at, until, outage) for outage in closed)
-            measured[call] = Takeover(until - holding.at, without, _in_a_row(call, abandoned))
+            measured[call] = Takeover(until - holding.at, without, _count_in_a_row(call, abandoned))
     return measured
 
 
-def slow_takeovers(
+def find_slow_takeovers(
     measured: Mapping[Call, Takeover], within: float = 20.0, suspects_within: float = 60.0, slowness: float = 1.0
 ) -> list[tuple[Call, float]]:
     """Return takeovers above the limit, not counting time without a database.
@@ -269,17 +269,19 @@ def slow_takeovers(
     A suspect, whose relay died twice in a row, has a longer limit: a relay tries one suspect at a time.
     """
 
-    def allowed(takeover: Takeover) -> float:
+    def limit(takeover: Takeover) -> float:
         return LEASE_SECONDS + slowness * ((within if takeover.crashes < 2 else suspects_within) - LEASE_SECONDS)
 
     return sorted(
         (call, round(takeover.seconds, 1))
         for call, takeover in measured.items()
-        if takeover.seconds - takeover.without_database > allowed(takeover)
+        if takeover.seconds - takeover.without_database > limit(takeover)
     )
 
 
-def abandoned_without_cause(facts: Iterable[Line], troubles: Mapping[str, Sequence[Interval]]) -> list[tuple[int, str]]:
+def find_abandoned_without_cause(
+    facts: Iterable[Line], troubles: Mapping[str, Sequence[Interval]]
+) -> list[tuple[int, str]]:
     """Return (seq, relay node) of leases that expired without a fault at their holder.
 
     `troubles` are the faults of each node; a lease may expire during one, or up to 7 s plus a lease after it.
@@ -294,7 +296,7 @@ def abandoned_without_cause(facts: Iterable[Line], troubles: Mapping[str, Sequen
     return evidence
 
 
-def recorded_by_another(
+def find_recorded_by_another(
     arrivals: Iterable[Line], facts: Iterable[Line], callers: Mapping[str, str]
 ) -> list[tuple[Call, str]]:
     """Return attempts whose outcome was recorded by another relay than the caller.
@@ -311,7 +313,7 @@ def recorded_by_another(
     ]
 
 
-def called_without_lease(arrivals: Iterable[Line], facts: Iterable[Line], slack: float = 0.05) -> list[Call]:
+def find_called_without_lease(arrivals: Iterable[Line], facts: Iterable[Line], slack: float = 0.05) -> list[Call]:
     """Return calls of attempts that were abandoned more than `slack` seconds before.
 
     A thread frozen between checking its lease and sending makes one.
@@ -323,7 +325,7 @@ def called_without_lease(arrivals: Iterable[Line], facts: Iterable[Line], slack:
     return sorted(call for call, at in calls if call in abandoned and at > abandoned[call] + slack)
 
 
-def never_happened(counts: Mapping[str, Any], wanted: Iterable[str]) -> list[str]:
+def find_never_happened(counts: Mapping[str, Any], wanted: Iterable[str]) -> list[str]:
     """Return the wanted counts that are 0: a rig that breaks nothing proves nothing."""
     return [name for name in wanted if not counts.get(name)]
 
@@ -336,7 +338,7 @@ def _call(line: Line) -> Call:
     return (line["seq"], line["run"], line["attempt"])
 
 
-def _in_a_row(call: Call, abandoned: set[Call]) -> int:
+def _count_in_a_row(call: Call, abandoned: set[Call]) -> int:
     seq, run, attempt = call
     return next(n for n in count(1) if (seq, run, attempt - n) not in abandoned)
 
@@ -345,7 +347,7 @@ def _overlap(begin: float, end: float, other: Interval) -> float:
     return max(0.0, min(end, other.end) - max(begin, other.begin))
 
 
-def of_any_run(
+def run_common_checkers(
     sends: Sequence[Line],
     arrivals: Sequence[Line],
     inbox: Sequence[Mapping[str, Any]],
@@ -354,15 +356,15 @@ def of_any_run(
 ) -> dict[str, Sequence[object]]:
     """Return the findings of all checkers that need no knowledge of the faults."""
     return {
-        "lost": lost(sends, arrivals),
-        "not stored": unstored(sends, inbox),
-        "phantoms": phantoms(sends, arrivals),
-        "two numbers": two_numbers(sends, inbox),
-        "repeats taken for new": taken_as_new_twice(sends),
-        "improper refusals": improper_refusals(sends),
-        "unfinished": unfinished(inbox, facts),
-        "out of order": out_of_order(arrivals, facts),
-        "unexplained repeats": unexplained_repeats(arrivals, facts),
-        "attempts called twice": attempts_called_twice(arrivals, facts),
-        "complaints in logs": complaints(logs),
+        "lost": find_lost(sends, arrivals),
+        "not stored": find_unstored(sends, inbox),
+        "phantoms": find_phantoms(sends, arrivals),
+        "two numbers": find_two_numbers(sends, inbox),
+        "repeats taken for new": find_taken_as_new_twice(sends),
+        "improper refusals": find_improper_refusals(sends),
+        "unfinished": find_unfinished(inbox, facts),
+        "out of order": find_out_of_order(arrivals, facts),
+        "unexplained repeats": find_unexplained_repeats(arrivals, facts),
+        "attempts called twice": find_attempts_called_twice(arrivals, facts),
+        "complaints in logs": find_complaints(logs),
     }

@@ -27,8 +27,8 @@ from relay.http.client import Limits
 from relay.observe import Observer
 from relay.store.database import Database
 from tests.destinations.calling import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
-from tests.helpers.receiver import ask, served, status_of, webhook
-from tests.helpers.relaying import FakeClock, Steps, at_work, fill
+from tests.helpers.receiver import ask, serve_receiver, status_of, webhook
+from tests.helpers.relaying import FakeClock, Steps, fill, run_relay
 from tests.helpers.scripted import Act, ScriptedServer, answer, serving
 from tests.helpers.tables import facts, open_states
 from tests.helpers.traffic import Downstream, Held
@@ -36,7 +36,7 @@ from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
 
 
-def configured(
+def make_config(
     url: str, concurrency: int = 8, *, destination: str = "", more: str = "", ordering: str = "strict"
 ) -> Config:
     """Return the configuration of a relay with short delays; its database is passed separately.
@@ -57,12 +57,12 @@ def relaying(
     observer: Observer | None = None,
 ) -> contextlib.AbstractContextManager[Relay]:
     """Run a relay until the block ends. `now` is the clock of the database."""
-    return at_work(Relay(Database(engine, now), prepare(config), grace_seconds=grace, observer=observer))
+    return run_relay(Relay(Database(engine, now), prepare(config), grace_seconds=grace, observer=observer))
 
 
 def running(engine: Engine, downstream: ScriptedServer, **more: str) -> contextlib.AbstractContextManager[Relay]:
     """Run a relay that calls this service. `more` is passed to `make_config`."""
-    return relaying(engine, configured(downstream.url, 8, **more))
+    return relaying(engine, make_config(downstream.url, 8, **more))
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ class Rig:
 
     def config(self, concurrency: int = 8, **more: str) -> Config:
         """Return the configuration of a relay; `more` is passed to `make_config`."""
-        return configured(self.downstream.url, concurrency, **more)
+        return make_config(self.downstream.url, concurrency, **more)
 
     def relay(
         self,
@@ -198,7 +198,7 @@ class Flow:
 
     def tell(self, at: datetime, event_type: str = "UPDATE", entity: str = "u1") -> dict[str, Any]:
         """Send a webhook whose time has no fraction, and return the receiver's answer."""
-        payload = body(entity, in_seconds(at), eventType=event_type)
+        payload = body(entity, format_seconds(at), eventType=event_type)
         answered = ask(self.port, webhook(payload=payload))
         assert status_of(answered) == 200, answered
         told: dict[str, Any] = json.loads(answered.partition(b"\r\n\r\n")[2])
@@ -249,7 +249,7 @@ class SyncSteps(Steps):
         return open_states(self._engine)
 
 
-def in_seconds(at: datetime) -> str:
+def format_seconds(at: datetime) -> str:
     """Format a time as webhooks do, without a fraction."""
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -279,7 +279,7 @@ def flowing(
             sync=sync,
         )
         config = parse_config(text)
-        with served(database_url, config) as port:
+        with serve_receiver(database_url, config) as port:
             flow = Flow(config, port, server)
             flow.script(fetch=user("Ada"), find=FOUND, update=answer(), create=answer(201), remove=answer(204))
             yield flow

@@ -34,7 +34,7 @@ def url_of_kind(request: pytest.FixtureRequest, usual: str = "sqlite") -> str:
 
 
 @contextlib.contextmanager
-def opened(database_url: str) -> Iterator[Engine]:
+def open_engine(database_url: str) -> Iterator[Engine]:
     """Open an engine as the relay does, for the block."""
     made = engines.connect(database_url, application="tests")
     try:
@@ -43,14 +43,14 @@ def opened(database_url: str) -> Iterator[Engine]:
         made.dispose()
 
 
-def migrated(database_url: str) -> str:
+def migrate_database(database_url: str) -> str:
     """Migrate a database and return its URL."""
-    with opened(database_url) as engine:
+    with open_engine(database_url) as engine:
         migrate.upgrade(engine)
     return database_url
 
 
-def copied(template: Path, folder: Path) -> str:
+def copy_sqlite(template: Path, folder: Path) -> str:
     """Copy a SQLite file into a folder and return the URL of the copy."""
     return f"sqlite:///{shutil.copy(template, folder / 'inbox.db')}"
 
@@ -106,24 +106,24 @@ Trouble = contextlib.AbstractContextManager[None]
 def down(database_url: str) -> Trouble:
     """Block all writes: Postgres refuses connections, another connection locks SQLite."""
     if is_postgres(database_url):
-        return _altered(database_url, "ALLOW_CONNECTIONS false", "ALLOW_CONNECTIONS true")
-    return _locked_file(_name(database_url))
+        return _alter(database_url, "ALLOW_CONNECTIONS false", "ALLOW_CONNECTIONS true")
+    return _lock_file(_name(database_url))
 
 
 def gone(database_url: str) -> Trouble:
     """Block reads too: Postgres refuses connections, the SQLite file is moved away."""
-    return down(database_url) if is_postgres(database_url) else _moved_away(Path(_name(database_url)))
+    return down(database_url) if is_postgres(database_url) else _move_away(Path(_name(database_url)))
 
 
 def read_only(database_url: str) -> Trouble:
     """Make the database read-only, like a replica."""
     setting = "default_transaction_read_only"
-    return _altered(database_url, f"SET {setting} = on", f"RESET {setting}")
+    return _alter(database_url, f"SET {setting} = on", f"RESET {setting}")
 
 
-def locked(database_url: str) -> Trouble:
+def lock_inbox(database_url: str) -> Trouble:
     """Hold a lock on the inbox for the block."""
-    return _locked_table(database_url) if is_postgres(database_url) else down(database_url)
+    return _lock_table(database_url) if is_postgres(database_url) else down(database_url)
 
 
 def disconnect(database_url: str) -> None:
@@ -143,7 +143,7 @@ def _disconnect(server: psycopg.Connection, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _altered(database_url: str, change: str, undo: str) -> Iterator[None]:
+def _alter(database_url: str, change: str, undo: str) -> Iterator[None]:
     """Alter the database for the block; all its connections end, before and afterwards."""
     name = _name(database_url)
     with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
@@ -157,7 +157,7 @@ def _altered(database_url: str, change: str, undo: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _moved_away(path: Path) -> Iterator[None]:
+def _move_away(path: Path) -> Iterator[None]:
     elsewhere = path.rename(path.with_suffix(".away"))
     try:
         yield
@@ -166,14 +166,14 @@ def _moved_away(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked_table(database_url: str) -> Iterator[None]:
+def _lock_table(database_url: str) -> Iterator[None]:
     with contextlib.closing(connect_postgres(database_url)) as other, other.transaction():
         other.execute("LOCK TABLE inbox")
         yield
 
 
 @contextlib.contextmanager
-def _locked_file(path: str) -> Iterator[None]:
+def _lock_file(path: str) -> Iterator[None]:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         try:
@@ -200,7 +200,7 @@ def set_otherwise(database_url: str) -> None:
             owner.execute(f"ALTER DATABASE \"{name}\" SET {setting} = '{value}'".encode())
 
 
-def pinned(connection: Connection, *more: str) -> dict[str, str]:
+def read_pinned(connection: Connection, *more: str) -> dict[str, str]:
     """Return the values of all pinned settings and `more` on this connection, the isolation level as its default."""
     names = {
         name: "transaction_isolation" if name == "default_transaction_isolation" else name for name in [*PINNED, *more]
@@ -236,7 +236,7 @@ class Granted:
             admin.execute(roles_script(self.schema, self.prefix).encode())
 
     @contextlib.contextmanager
-    def connected(self, role: Role) -> Iterator[psycopg.Connection]:
+    def connect(self, role: Role) -> Iterator[psycopg.Connection]:
         """Connect as psql does: with the settings of the login role, in autocommit mode."""
         url = make_url(self.server_url).set(username=self.login(role)).render_as_string(hide_password=False)
         with contextlib.closing(connect_postgres(url)) as connection:
@@ -244,7 +244,7 @@ class Granted:
 
     def allows(self, role: Role, statement: str) -> bool:
         """Return whether the role may run the statement; it is rolled back."""
-        with self.connected(role) as connection:
+        with self.connect(role) as connection:
             connection.execute(b"BEGIN")
             try:
                 connection.execute(statement.encode())
@@ -256,7 +256,7 @@ class Granted:
 
     def settings(self, role: Role) -> Mapping[str, str]:
         """Return the login role's settings, as psql sees them."""
-        with self.connected(role) as connection:
+        with self.connect(role) as connection:
             rows = connection.execute(
                 "SELECT name, current_setting(name) FROM pg_settings WHERE source = 'database user'"
             ).fetchall()
@@ -264,7 +264,7 @@ class Granted:
 
 
 @contextlib.contextmanager
-def granted(url: str, prefix: str, schema: str = "public") -> Iterator[Granted]:
+def grant_roles(url: str, prefix: str, schema: str = "public") -> Iterator[Granted]:
     """Create the roles of a migrated database for the block, with a login for each."""
     made = Granted(url, prefix, schema)
     with contextlib.closing(connect_postgres(url)) as admin:

@@ -70,16 +70,16 @@ def a_delivery(**changes: object) -> Delivery:
     return msgspec.structs.replace(DELIVERY, **changes)
 
 
-def delivered(outcome: Outcome) -> Delivered:
+def expect_delivered(outcome: Outcome) -> Delivered:
     assert isinstance(outcome, Delivered), outcome
     return outcome
 
 
-def failed(outcome: Outcome) -> Failed:
+def expect_failed(outcome: Outcome) -> Failed:
     assert isinstance(outcome, Failed), outcome
     return outcome
 
 
 def failure(outcome: Outcome) -> tuple[str, str]:
     """Return error class and error of a failed outcome."""
-    return failed(outcome).error_class, failed(outcome).error
+    return expect_failed(outcome).error_class, expect_failed(outcome).error

@@ -63,17 +63,17 @@ class Exchange(NamedTuple):
     received: bytes | None
 
 
-def made(seed: int, number: int, examples: Sequence[bytes]) -> bytes:
+def make_request(seed: int, number: int, examples: Sequence[bytes]) -> bytes:
     """Make the request of this number, which depends on the seed alone."""
     chance = random.Random(f"{seed}-{number}")
-    sent = _by_grammar(chance, number) if chance.random() < 0.6 or not examples else chance.choice(examples)
+    sent = _generate(chance, number) if chance.random() < 0.6 or not examples else chance.choice(examples)
     if chance.random() < 0.5:
         for _ in range(chance.choice((1, 1, 2, 5))):
-            sent = _changed(chance, sent)
+            sent = _mutate(chance, sent)
     return sent
 
 
-def _by_grammar(chance: random.Random, number: int) -> bytes:
+def _generate(chance: random.Random, number: int) -> bytes:
     payload = _payload(chance, number)
     fields = [HOST, JSON, SECRET, CLOSE]
     for _ in range(chance.choice((0, 0, 0, 1, 2))):
@@ -94,7 +94,7 @@ def _by_grammar(chance: random.Random, number: int) -> bytes:
             fields.append(b"Content-Length: %d" % len(payload))
     chance.shuffle(fields)
     sent = request(*fields, line=chance.choice(_LINES), payload=payload)
-    return sent + _by_grammar(chance, -number) if chance.random() < 0.1 else sent
+    return sent + _generate(chance, -number) if chance.random() < 0.1 else sent
 
 
 def _payload(chance: random.Random, number: int) -> bytes:
@@ -103,7 +103,7 @@ def _payload(chance: random.Random, number: int) -> bytes:
         case 0:
             made = made.replace(b'"USER"', chance.choice(_VALUES))
         case 1:
-            made = _changed(chance, made)
+            made = _mutate(chance, made)
         case 2 if chance.random() < 0.2:
             made = body(more="x" * chance.choice((256, 300)) * 1024)
         case 3 if chance.random() < 0.3:
@@ -124,7 +124,7 @@ def _much(chance: random.Random) -> bytes:
     return b'"' + unit * (size // len(unit)) + b'"'
 
 
-def _changed(chance: random.Random, sent: bytes) -> bytes:
+def _mutate(chance: random.Random, sent: bytes) -> bytes:
     """Return `sent` with a piece lost, doubled or replaced."""
     start = chance.randrange(len(sent) + 1)
     end = min(len(sent), start + chance.choice((0, 1, 1, 2, 8, 40)))

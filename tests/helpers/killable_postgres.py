@@ -126,7 +126,7 @@ class KillablePostgres:
 
     def run(self, statement: str) -> list[tuple[object, ...]]:
         """Run one statement as the superuser and return its rows, if any."""
-        with self._connected() as connection:
+        with self._connect() as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
@@ -142,7 +142,7 @@ class KillablePostgres:
 
     def kill_backend(self) -> bool:
         """SIGKILL a client backend, after which the server restarts all others; return whether there was one."""
-        with self._connected() as connection:
+        with self._connect() as connection:
             found = connection.execute(
                 "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
                 " ORDER BY state = 'active' DESC, random() LIMIT 1"
@@ -188,12 +188,12 @@ class KillablePostgres:
 
     def _answers(self) -> bool:
         try:
-            with self._connected():
+            with self._connect():
                 return True
         except psycopg.OperationalError:
             return False
 
-    def _connected(self) -> psycopg.Connection:
+    def _connect(self) -> psycopg.Connection:
         return psycopg.connect(
             host=str(self.sockets), user="postgres", dbname="postgres", autocommit=True, connect_timeout=2
         )

@@ -43,7 +43,7 @@ class _ReadLate(Mapping[str, object]):
 
 
 @contextmanager
-def locked_by_a_person(engine: Engine, statement: str) -> Iterator[None]:
+def lock_by_hand(engine: Engine, statement: str) -> Iterator[None]:
     """Lock rows by this statement in an open transaction for the block, as a person with psql may."""
     with engine.connect() as connection:
         stand_still(connection)
@@ -98,23 +98,23 @@ class Transactions:
         self.facts: list[int] = []
         execute, begin, send = Transaction.execute, Transaction.__init__, Transaction.send_writes
 
-        def begun(transaction: Transaction, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # passed through
+        def begin_and_count(transaction: Transaction, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # passed through
             self.rows.append(0)
             begin(transaction, *arguments, **named)
 
-        def executed(transaction: Transaction, statement: TextClause, **parameters: object) -> list[Any]:
+        def execute_and_count(transaction: Transaction, statement: TextClause, **parameters: object) -> list[Any]:
             rows = execute(transaction, statement, **parameters)
             self.rows[-1] += len(rows)
             return rows
 
-        monkeypatch.setattr(Transaction, "__init__", begun)
+        monkeypatch.setattr(Transaction, "__init__", begin_and_count)
 
-        def sent(transaction: Transaction) -> None:
+        def send_and_count(transaction: Transaction) -> None:
             self.facts.append(transaction.appended.total())
             send(transaction)
 
-        monkeypatch.setattr(Transaction, "execute", executed)
-        monkeypatch.setattr(Transaction, "send_writes", sent)
+        monkeypatch.setattr(Transaction, "execute", execute_and_count)
+        monkeypatch.setattr(Transaction, "send_writes", send_and_count)
 
     def forget(self) -> None:
         """Start counting again."""

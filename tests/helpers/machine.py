@@ -63,7 +63,7 @@ def program(name: str, *libraries: str, tool: str | None = None) -> Path:
     installed = shutil.which(tool or name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if installed:
         return Path(installed)
-    unpacked = _unpacked(name)
+    unpacked = _unpack_folder(name)
     with one_at_a_time("unpacking"):  # concurrent `apt-get update`s fail
         if not unpacked.exists():
             _unpack(unpacked, name, *libraries)
@@ -84,11 +84,11 @@ def _unpack(there: Path, *packages: str) -> None:
 
 def environment(name: str) -> dict[str, str]:
     """Return the environment variables of the program."""
-    libraries = ":".join(str(folder) for folder in _unpacked(name).glob("usr/lib/*-linux-gnu*"))
+    libraries = ":".join(str(folder) for folder in _unpack_folder(name).glob("usr/lib/*-linux-gnu*"))
     return {**os.environ, **({"LD_LIBRARY_PATH": libraries} if libraries else {})}
 
 
-def _unpacked(name: str) -> Path:
+def _unpack_folder(name: str) -> Path:
     return Path(sys.prefix) / name
 
 
@@ -107,7 +107,7 @@ def _download(folder: Path, *packages: str) -> None:
     raise AssertionError(f"install {packages[0]}, or let apt-get download it: {done[-1].stderr}")
 
 
-def asked(where: str, *commands: str) -> str:
+def run_sqlite_shell(where: str, *commands: str) -> str:
     """Run commands in a DBA's `sqlite3` shell and return the output."""
     command = [str(program("sqlite3")), "-batch", where, *commands]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)

@@ -42,7 +42,7 @@ def scrape(port: int, within: float = 10.0) -> Samples:
     Raises:
         OSError: there is no answer in time.
     """
-    return parsed(_text(port, within))
+    return parse_samples(_text(port, within))
 
 
 def exposition(port: int) -> str | None:
@@ -59,7 +59,7 @@ def _text(port: int, within: float) -> str:
     return text
 
 
-def parsed(text: str) -> Samples:
+def parse_samples(text: str) -> Samples:
     """Parse the samples of an exposition."""
     found: Samples = {}
     for family in text_string_to_metric_families(text):
@@ -70,7 +70,7 @@ def parsed(text: str) -> Samples:
     return found
 
 
-def served(port: int) -> Samples | None:
+def try_scrape(port: int) -> Samples | None:
     """Return the samples served on a port, or None without an answer."""
     try:
         return scrape(port)

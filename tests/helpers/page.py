@@ -47,7 +47,7 @@ _free: list[_Stage] = []
 
 
 @contextlib.contextmanager
-def staged(app: App) -> Iterator[str]:
+def stage_app(app: App) -> Iterator[str]:
     """Serve an application on a free server and yield its URL."""
     stage = _free.pop() if _free else _Stage()
     stage.app = app
@@ -62,7 +62,7 @@ VIEWER = Actor("veikko", "viewer")
 _HEADER = "X-Test-Actor"
 
 
-def unhurried(patch: pytest.MonkeyPatch) -> None:
+def lift_time_limits(patch: pytest.MonkeyPatch) -> None:
     """Allow searches, plans and statements of a page 60 s, for busy machines."""
     for module in (reading, plans, lists):
         patch.setattr(module, "LONGEST_SECONDS", 60.0)
@@ -132,7 +132,7 @@ def serving(config: Config, clock: Clock) -> Iterator[Page]:
     """Serve the page of a configuration."""
     readers = Readers(config, clock)
     app = create_app(readers, clock, GivenActor())
-    with contextlib.closing(readers), staged(app) as url, contextlib.closing(Page(url)) as page:
+    with contextlib.closing(readers), stage_app(app) as url, contextlib.closing(Page(url)) as page:
         yield page
 
 
@@ -177,12 +177,14 @@ class Entrance:
         )
 
     def get(self, path: str, **headers: str) -> requests.Response:
-        return self.send("GET", path, _named(headers))
+        return self.send("GET", path, _name_headers(headers))
 
     def post(self, path: str, form: Mapping[str, str] = {}, **headers: str) -> requests.Response:  # it is not changed
         """POST a form as the page itself does, unless `sec_fetch_site` differs."""
         sent = {"sec_fetch_site": "same-origin", **headers}
-        return self.send("POST", path, _named({name: value for name, value in sent.items() if value}), data=dict(form))
+        return self.send(
+            "POST", path, _name_headers({name: value for name, value in sent.items() if value}), data=dict(form)
+        )
 
     def sign_in(self, name: str = "anna", password: str = PASSWORD, following: str = "/rejected") -> requests.Response:
         return self.post("/sign-in", {"name": name, "password": password, "next": following})
@@ -193,7 +195,7 @@ class Entrance:
         self.steady.seconds += seconds
 
 
-def _named(headers: Mapping[str, str]) -> dict[str, str]:
+def _name_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in headers.items()}
 
 
@@ -221,7 +223,7 @@ def entrance(
     )
     readers = Readers(msgspec.structs.replace(config, web=web), clock)
     app = create_app(readers, clock, guard)
-    with contextlib.closing(readers), staged(app) as url:
+    with contextlib.closing(readers), stage_app(app) as url:
         made = Entrance(url, users, tokens, clock, steady)
         with contextlib.closing(made.browser):
             yield made

@@ -118,7 +118,7 @@ class Reply(msgspec.Struct, frozen=True):
     """True to send a header line without a colon."""
 
 
-def spelled(secret: str) -> list[str]:
+def spell(secret: str) -> list[str]:
     """Return the secret in every spelling that an echo may use."""
     in_json = json.dumps(secret)[1:-1]
     data = secret.encode()
@@ -161,7 +161,7 @@ class Echo(ScriptedServer):
         return then_close(raw("\r\n".join([*head, "", body]).encode()))
 
     def _echo(self, target: str, reply: Reply, secrets: list[str]) -> str:
-        shown = [target, unquote(target), *(text for secret in secrets for text in spelled(secret))]
+        shown = [target, unquote(target), *(text for secret in secrets for text in spell(secret))]
         told = json.dumps({"you_sent": secrets, "password": reply.password, "more": {"clientSecret": reply.password}})
         return "\n".join([FIRST, told, *shown, LAST])
 
@@ -276,7 +276,7 @@ BODY = json.dumps({"id": ID, "email": "maria.meier@example.com", "name": "Maria 
 OTHER = "IDNUMBER4712"
 
 
-def of_person(number: int, *routes: str, body: bytes = BODY) -> Event:
+def make_personal_event(number: int, *routes: str, body: bytes = BODY) -> Event:
     """Make an event of the person."""
     return msgspec.structs.replace(
         an_event(number, ID, routes=routes or ("strict", "latest")),
@@ -306,16 +306,18 @@ def live(steps: Steps) -> None:
     Seqs: 1 to 4 and 7 are the person's, and 7 has no route; 5, 6 and 8 are the other's, and 8 is open.
     """
     steps.arrive(
-        *(of_person(number) for number in range(1, 5)), an_event(5, OTHER), an_event(6, OTHER, routes=["latest"])
+        *(make_personal_event(number) for number in range(1, 5)),
+        an_event(5, OTHER),
+        an_event(6, OTHER, routes=["latest"]),
     )
-    steps.receive(msgspec.structs.replace(of_person(7), enrolments=()))
+    steps.receive(msgspec.structs.replace(make_personal_event(7), enrolments=()))
     for outcome in (DELIVERED, FAILED, SKIPPED, UNCHANGED, DELIVERED):
         _attempt(steps, outcome, "strict")
     for outcome in (FAILED, DELIVERED):
         _attempt(steps, outcome, "latest")
     changed = BODY.replace(b"Maria", b"Marie Maria")
-    again = msgspec.structs.replace(of_person(1), body=changed, body_sha256=hashlib.sha256(changed).digest())
-    steps.intake.repeat(again, of_person(2))
+    again = msgspec.structs.replace(make_personal_event(1), body=changed, body_sha256=hashlib.sha256(changed).digest())
+    steps.intake.repeat(again, make_personal_event(2))
     _plant(steps.database.engine)
     steps.arrive(an_event(8, OTHER))
 

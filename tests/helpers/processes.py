@@ -63,11 +63,14 @@ def invoke(side: str, *arguments: str, **environment: str) -> Ended:
     opened: list[Engine] = []
     connect = engines.connect
 
-    def remembered(url: str, *, application: str, pings: bool = False) -> Engine:
+    def connect_and_remember(url: str, *, application: str, pings: bool = False) -> Engine:
         opened.append(connect(url, application=application, pings=pings))
         return opened[-1]
 
-    with mock.patch.object(engines, "connect", remembered), mock.patch.object(testing, "_get_command", _command):
+    with (
+        mock.patch.object(engines, "connect", connect_and_remember),
+        mock.patch.object(testing, "_get_command", _command),
+    ):
         ran = CliRunner().invoke(APPS[side], arguments, env=environment, catch_exceptions=False)
     for engine in opened:
         engine.dispose()
@@ -102,7 +105,7 @@ class Program:
 
     @property
     def runs(self) -> bool:
-        """Whether it has not ended yet."""
+        """True until it has ended."""
         return self._process.poll() is None
 
     @property
@@ -215,7 +218,7 @@ class Site:
         """Start a relay."""
         return self.start("relay", *RELAY, "run", *options)
 
-    def refused_receiver(self, **environment: str) -> Program:
+    def start_refused_receiver(self, **environment: str) -> Program:
         """Start gunicorn on any port; it must end by itself."""
         return self.start("receiver", *GUNICORN, "--bind", "127.0.0.1:0", **environment)
 

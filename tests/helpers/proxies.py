@@ -27,7 +27,7 @@ LIBRARIES = ("libevent-2.1-7t64", "libcares2")
 
 
 @contextlib.contextmanager
-def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator[str]:
+def run_pooler(database_url: str, more: Mapping[str, str] | None = None) -> Iterator[str]:
     """Run the pooler of docs/how-to/deploy.md with `more` settings; yields the database's URL through it."""
     url, port = make_url(database_url), free_port()
     folder = Path(tempfile.mkdtemp(prefix="inbox-relay-pooler-", dir=ROOM))  # its user must be able to enter the folder
@@ -66,7 +66,7 @@ PATIENCE = "4s"
 NO_CHANGES: Mapping[str, str] = {}
 
 
-def replaced(text: str, changes: Mapping[str, str]) -> str:
+def replace_all(text: str, changes: Mapping[str, str]) -> str:
     """Replace each of these, all of which must occur in the text."""
     for old, new in changes.items():
         assert old in text, f"the configuration has no {old!r}"
@@ -89,10 +89,10 @@ def _nginx_upstreams(ports: Ports) -> str:
     name = "upstreams.conf" if ports.second is None else "upstreams.compose.conf"
     text = (ROOT / "deploy" / "nginx" / name).read_text(encoding="utf-8")
     if ports.second is None:
-        return replaced(
+        return replace_all(
             text, {"127.0.0.1:8000": f"127.0.0.1:{ports.receiver}", "127.0.0.1:8025": f"127.0.0.1:{ports.page}"}
         )
-    return replaced(
+    return replace_all(
         text,
         {
             "172.31.80.11:8000": f"127.0.0.1:{ports.receiver}",
@@ -106,7 +106,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
     places = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    text = replaced(
+    text = replace_all(
         (ROOT / "deploy" / "nginx" / "nginx.conf").read_text(encoding="utf-8"),
         {
             "http {": f"http {{ {places}",
@@ -127,7 +127,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
 
 def _caddy_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> list[str]:
     here = f"admin off\n    default_bind 127.0.0.1\n    https_port {ports.tls}\n    http_port {ports.plain}"
-    text = replaced(
+    text = replace_all(
         the_block("docs/how-to/deploy.md", "caddyfile"),
         {
             "{\n    log {": f"{{\n    {here}\n    log {{",
@@ -169,16 +169,16 @@ class Deployment(NamedTuple):
         return self.place.receiver(workers=1, port=self.ports.receiver)[0]
 
     @contextlib.contextmanager
-    def connected(self, address: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
+    def connect(self, address: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
         """Connect to the proxy from this address."""
-        with connected(self.ports.tls, address) as secured:
+        with connect_tls(self.ports.tls, address) as secured:
             yield secured
 
     def send(self, sent: bytes, address: str = "127.0.0.1") -> list[Answer]:
         """Send bytes and return the responses."""
-        with self.connected(address) as sender:
+        with self.connect(address) as sender:
             sender.sendall(sent)
-            return answers(received(sender))
+            return answers(receive(sender))
 
 
 @contextlib.contextmanager
@@ -192,7 +192,7 @@ def deployment(name: str, folder: Path, configuration: str) -> Iterator[Deployme
 
 
 @contextlib.contextmanager
-def connected(
+def connect_tls(
     port: int, address: str = "127.0.0.1", name: str | None = "localhost", protocols: Sequence[str] = ()
 ) -> Iterator[ssl.SSLSocket]:
     """Connect with TLS under this server name; the certificate is for `localhost`."""
@@ -206,7 +206,7 @@ def connected(
         yield secured
 
 
-def received(sender: ssl.SSLSocket) -> bytes:
+def receive(sender: ssl.SSLSocket) -> bytes:
     """Read one response; a proxy may wait for the sender to close."""
     found = b""
     while True:

@@ -122,9 +122,9 @@ class _Connection:
         self._statements: dict[bytes, bytes] = {}
         self._is_intake = False
         self._has_sent_writes = False
-        """Whether writes were sent; in a pipeline, their answers come after the commit."""
+        """True when writes were sent; in a pipeline, their answers come after the commit."""
         self._ends = False
-        """Whether the next statement is a commit within a pipeline."""
+        """True when the next statement is a commit within a pipeline."""
         self._lost: Cut | None = None
         """Order for which the answers to the last commit are withheld."""
         self._kept: list[bytes] = []
@@ -231,7 +231,7 @@ def _peer(writer: asyncio.StreamWriter) -> int:
 
 
 @contextlib.contextmanager
-def proxied(server: Path, cuts: Path) -> Iterator[Proxy]:
+def run_proxy(server: Path, cuts: Path) -> Iterator[Proxy]:
     """Run a proxy for the block."""
     proxy = Proxy(server, cuts)
     try:

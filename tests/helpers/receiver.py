@@ -63,7 +63,7 @@ def webhook(
     return request(*(field for field in usual if field not in without), *more, line=line, payload=sent)
 
 
-def chunked(*chunks: bytes, more: tuple[bytes, ...] = ()) -> bytes:
+def write_chunked(*chunks: bytes, more: tuple[bytes, ...] = ()) -> bytes:
     """Return a raw webhook in chunked encoding with these bytes as its body."""
     return request(HOST, JSON, SECRET, CLOSE, b"Transfer-Encoding: chunked", *more) + b"".join(chunks)
 
@@ -185,7 +185,7 @@ def a_link(database_url: str) -> Link:
 
 
 @contextlib.contextmanager
-def served(database_url: str, config: Config | None = None, *, send_buffer: int | None = None) -> Iterator[int]:
+def serve_receiver(database_url: str, config: Config | None = None, *, send_buffer: int | None = None) -> Iterator[int]:
     """Serve a receiver by uvicorn in a thread with the gunicorn worker's settings; yields its port.
 
     `config` replaces the usual one on `database_url`; `send_buffer` is the size of the system's send buffer in bytes.
@@ -211,7 +211,7 @@ def served(database_url: str, config: Config | None = None, *, send_buffer: int 
             thread.join()
 
 
-def posted(port: int, path: str, payload: bytes, headers: Mapping[str, str]) -> int:
+def post_json(port: int, path: str, payload: bytes, headers: Mapping[str, str]) -> int:
     """POST a body, by default as JSON, and return the status."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONGEST_SECONDS)
     with contextlib.closing(connection):

@@ -136,7 +136,7 @@ class Monotonic:
 
 
 @contextlib.contextmanager
-def at_work(relay: Relay) -> Iterator[Relay]:
+def run_relay(relay: Relay) -> Iterator[Relay]:
     """Run the daemon in a thread until the block ends."""
     thread = threading.Thread(target=relay.run)
     thread.start()

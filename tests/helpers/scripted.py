@@ -97,7 +97,7 @@ def reset(_: ScriptedServer, connection: socket.socket) -> None:
     raise Hangup
 
 
-def hundred_megabytes(head: bytes) -> Act:
+def send_hundred_megabytes(head: bytes) -> Act:
     """Send `head` and then 100 MiB."""
 
     def sending(_: ScriptedServer, connection: socket.socket) -> None:
@@ -238,7 +238,7 @@ def serving(
 
 
 @cache
-def closed_port() -> int:
+def reserve_closed_port() -> int:
     """Return a port without a listener, bound for the life of the process so that no server gets it."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))

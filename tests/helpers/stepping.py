@@ -33,13 +33,13 @@ WHERE a.backend_type = 'client backend'
 class LockWaits:
     """A stepper's view of lock waits in its database. Operations are known by name."""
 
-    def checked_out(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401  # the driver's
+    def note_checkout(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401  # the driver's
         """Note the operation's connection, in its thread. `info` stays with the connection."""
 
     def begins(self, operation: str, statement: str) -> None:
         """Note that the operation begins a transaction with this statement, in its thread."""
 
-    def released(self, operation: str) -> None:
+    def note_release(self, operation: str) -> None:
         """Note that the operation's transaction is over, in its thread."""
 
     def would_wait(self, operation: str, statement: str) -> bool:  # noqa: ARG002
@@ -68,12 +68,12 @@ class PostgresWaits(LockWaits):
         self._monitor: Connection | None = None
         self._pids: dict[str, int] = {}
 
-    def checked_out(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401
+    def note_checkout(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401
         """See LockWaits. The connection stays patient, as its transactions stand still."""
         self._pids[operation] = connection.info.backend_pid
         make_patient(connection, info)
 
-    def released(self, operation: str) -> None:
+    def note_release(self, operation: str) -> None:
         """See LockWaits."""
         self._pids.pop(operation, None)
 
@@ -120,7 +120,7 @@ class SqliteWaits(LockWaits):
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._queue[0] == operation)
 
-    def released(self, operation: str) -> None:
+    def note_release(self, operation: str) -> None:
         """See LockWaits."""
         with self._changed:
             if self._queue and self._queue[0] == operation:
@@ -166,9 +166,9 @@ class Stepped:
     def __init__(self, name: str, stepper: Stepper) -> None:
         self.name = name
         self.finished = False
-        """Whether it has returned or raised."""
+        """True when it has returned or raised."""
         self.blocked = False
-        """Whether its last step waits for a lock of another operation."""
+        """True while its last step waits for a lock of another operation."""
         self.before: str | None = None
         """Its next statement; None when it is blocked or finished."""
         self.result: Any = None
@@ -180,7 +180,7 @@ class Stepped:
 
     @property
     def can_move(self) -> bool:
-        """Whether a step has an effect: on SQLite, only one writing transaction can begin at a time."""
+        """True if a step has an effect: on SQLite, only one writing transaction can begin at a time."""
         return self.before is not None and not self._stepper.waits.would_wait(self.name, self.before)
 
     def step(self) -> None:
@@ -201,7 +201,7 @@ class Stepped:
         self._crashing = True
         self._stepper.let_pass([self])
 
-    def at(self, statement: str, rest: threading.Condition) -> None:
+    def stand_before(self, statement: str, rest: threading.Condition) -> None:
         """Stand before this statement until it may pass, in the operation's thread."""
         with rest:
             if not self._crashing:
@@ -235,8 +235,8 @@ class Stepper:
             "before_cursor_execute": self._before_statement,
             "commit": self._before_commit,
             "rollback": self._before_rollback,
-            "checkout": self._checked_out,
-            "checkin": self._checked_in,
+            "checkout": self._on_checkout,
+            "checkin": self._on_checkin,
         }
         self._engine = engine
         self._passing = passing
@@ -259,7 +259,9 @@ class Stepper:
         if name in self.operations and not self.operations[name].finished:
             raise RuntimeError(f"{name} is not finished yet")
         stepped = self.operations[name] = Stepped(name, self)
-        self._threads.submit(self._run, stepped, operation).add_done_callback(lambda done: self._ended(stepped, done))
+        self._threads.submit(self._run, stepped, operation).add_done_callback(
+            lambda done: self._note_end(stepped, done)
+        )
         self._come_to_rest()
         return stepped
 
@@ -317,7 +319,7 @@ class Stepper:
         self._here.stepped = stepped
         return operation()
 
-    def _ended(self, stepped: Stepped, done: Future[Any]) -> None:
+    def _note_end(self, stepped: Stepped, done: Future[Any]) -> None:
         with self._rest:
             stepped.error = done.exception()
             stepped.result = None if stepped.error is not None else done.result()
@@ -325,11 +327,11 @@ class Stepper:
             self._rest.notify_all()
 
     def _transaction_begins(self, _connection: object) -> None:
-        if (stepped := self._stepped()) is not None:
+        if (stepped := self._find_stepped()) is not None:
             stepped._first = True
 
     def _before_statement(self, _connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if (stepped := self._stepped()) is None:
+        if (stepped := self._find_stepped()) is None:
             return
         first, stepped._first = stepped._first, False
         if stepped._began:
@@ -339,34 +341,34 @@ class Stepper:
         if self._passing(statement) and not first and not begins:
             return
         if begins:
-            self.waits.released(stepped.name)
-        stepped.at(statement, self._rest)
+            self.waits.note_release(stepped.name)
+        stepped.stand_before(statement, self._rest)
         if begins:
             stepped._began = True
             self.waits.begins(stepped.name, statement)
 
     def _before_commit(self, connection: Connection) -> None:
-        if (stepped := self._stepped()) is not None:
+        if (stepped := self._find_stepped()) is not None:
             stepped._began = False
             if not _only_reads(connection):
-                stepped.at(COMMIT, self._rest)
+                stepped.stand_before(COMMIT, self._rest)
             self._unblock_all()
 
     def _before_rollback(self, _connection: object) -> None:
-        if (stepped := self._stepped()) is not None:
+        if (stepped := self._find_stepped()) is not None:
             stepped._began = False
             self._unblock_all()
 
-    def _checked_out(self, connection: Any, record: ConnectionPoolEntry, _: object) -> None:  # noqa: ANN401  # the driver's
-        if (stepped := self._stepped()) is not None:
-            self.waits.checked_out(stepped.name, connection, record.info)
+    def _on_checkout(self, connection: Any, record: ConnectionPoolEntry, _: object) -> None:  # noqa: ANN401  # the driver's
+        if (stepped := self._find_stepped()) is not None:
+            self.waits.note_checkout(stepped.name, connection, record.info)
 
-    def _checked_in(self, *_: object) -> None:
-        if (stepped := self._stepped()) is not None:
-            self.waits.released(stepped.name)
+    def _on_checkin(self, *_: object) -> None:
+        if (stepped := self._find_stepped()) is not None:
+            self.waits.note_release(stepped.name)
             self._unblock_all()
 
-    def _stepped(self) -> Stepped | None:
+    def _find_stepped(self) -> Stepped | None:
         stepped: Stepped | None = getattr(self._here, "stepped", None)
         return stepped
 
@@ -383,14 +385,14 @@ class Stepper:
 
     def _come_to_rest(self) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self._at_rest():
+        while not self._is_at_rest():
             if time.monotonic() > deadline:
                 names = ", ".join(stepped.name for stepped in self._moving())
                 raise AssertionError(
                     f"neither at a statement nor waiting for a lock after {PATIENCE_SECONDS:g} s: {names}"
                 )
 
-    def _at_rest(self) -> bool:
+    def _is_at_rest(self) -> bool:
         """Return whether all are at rest. Give moving operations a moment, then ask the database about them."""
         with self._rest:
             if self._rest.wait_for(lambda: all(stepped.blocked for stepped in self._moving()), _LOOK_AGAIN_SECONDS):

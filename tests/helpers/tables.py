@@ -32,7 +32,7 @@ def duplicates(engine: Engine) -> int:
     return int(rows(engine, "SELECT coalesce(sum(times), 0) AS n FROM duplicate_request")[0]["n"])
 
 
-def stored(engine: Engine) -> list[Row]:
+def read_inbox(engine: Engine) -> list[Row]:
     """Return the inbox: entity, occurred_at as sent, seq, routes."""
     found = rows(engine, "SELECT seq, routes, body FROM inbox JOIN inbox_payload USING (seq) ORDER BY seq")
     events = [(row, json.loads(row.pop("body"))) for row in found]
@@ -56,7 +56,7 @@ def open_states(engine: Engine) -> dict[str, int]:
     }
 
 
-def in_flight_of(engine: Engine, pid: int) -> list[Row]:
+def list_in_flight(engine: Engine, pid: int) -> list[Row]:
     """Return seq, run and attempt of the deliveries in flight at the relay of this pid."""
     query = (
         "SELECT o.seq, o.run, o.attempt FROM open_delivery o JOIN relay_node r ON r.id = o.relay_node"
@@ -65,7 +65,7 @@ def in_flight_of(engine: Engine, pid: int) -> list[Row]:
     return rows(engine, query, pid=pid)
 
 
-def in_flight_elsewhere(engine: Engine, node: str) -> set[int]:
+def list_in_flight_elsewhere(engine: Engine, node: str) -> set[int]:
     """Return the seqs in flight at any other relay node."""
     query = "SELECT seq FROM open_delivery WHERE state = 'in_flight' AND relay_node <> :node"
     return {row["seq"] for row in rows(engine, query, node=node)}
@@ -79,7 +79,7 @@ def relay_pids(engine: Engine) -> dict[str, int]:
 Node = dict[str, Any]
 
 
-def explained(connection: Connection, statement: str, parameters: Mapping[str, Any], options: str = "") -> list[Node]:
+def explain(connection: Connection, statement: str, parameters: Mapping[str, Any], options: str = "") -> list[Node]:
     """Return all nodes of a statement's plan, from the top."""
     return list(
         plan_nodes(connection.execute(text(f"EXPLAIN ({options}FORMAT JSON) {statement}"), parameters).scalar_one())
@@ -96,7 +96,7 @@ def plan_nodes(found: list[Node]) -> Iterator[Node]:
 
 
 @contextlib.contextmanager
-def counted_statements() -> Iterator[list[str]]:
+def record_statements() -> Iterator[list[str]]:
     """Record the statements of all engines of this process."""
     seen: list[str] = []
 

@@ -39,12 +39,12 @@ class Kept:
 def keeping(ratio: float = 1.0) -> Iterator[Kept]:
     """Run a tracer that keeps its spans."""
     exporter = InMemorySpanExporter()
-    with traced(exporter, ratio) as tracer:
+    with run_tracer(exporter, ratio) as tracer:
         yield Kept(tracer, exporter)
 
 
 @contextlib.contextmanager
-def traced(exporter: SpanExporter, ratio: float = 1.0) -> Iterator[OtelTracer]:
+def run_tracer(exporter: SpanExporter, ratio: float = 1.0) -> Iterator[OtelTracer]:
     """Run a tracer for the block and restore the process's provider afterwards."""
     made = OtelTracer(None, ratio, "tests", exporter)
     try:
@@ -88,14 +88,14 @@ class Collector(ScriptedServer):
             self.spans += [_span(sent, service) for scope in resource.scope_spans for sent in scope.spans]
         return act
 
-    def named(self, name: str) -> list[Span]:
+    def find_named(self, name: str) -> list[Span]:
         """Return the spans of this name so far."""
         return [span for span in self.spans if span.name == name]
 
     def wait_for(self, name: str, number: int = 1) -> list[Span]:
         """Wait for so many spans of this name."""
-        until(lambda: len(self.named(name)) >= number, f"{number} spans {name!r} of {self.spans}")
-        return self.named(name)
+        until(lambda: len(self.find_named(name)) >= number, f"{number} spans {name!r} of {self.spans}")
+        return self.find_named(name)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def events(number: int, entities: int = ENTITIES) -> list[Change]:
 class Sender:
     """Sends events, perhaps endlessly, over several connections in about the given order.
 
-    `sends` has two lines for each request: before it is sent (`outcome` is None), and after its response: ok (200, with
+    `sends` has two lines for each request: before it is sent (without an `outcome`), and after its response: ok (200, with
     its `seq` and `answer`), failed (any other `status`, with `retry_after`) or unknown (no whole response).
     With `tls` it connects to a proxy.
     While `slowly_after(n)` is true for the `n` accepted events, each connection begins at most one event in SLOWLY seconds.
@@ -118,7 +118,7 @@ class Sender:
 
     @property
     def is_done(self) -> bool:
-        """Whether every event was sent or given up."""
+        """True when every event was sent or given up."""
         return not any(thread.is_alive() for thread in self._threads)
 
     @property

@@ -91,7 +91,7 @@ def be_patient(engine: Engine) -> None:
     patient = _OF_POSTGRES if Sql(engine.dialect.name).is_postgres else _OF_SQLITE
 
     @event.listens_for(engine, "checkout")
-    def _checked_out(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:  # noqa: ANN401  # the driver's
+    def _on_checkout(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:  # noqa: ANN401  # the driver's
         make_patient(connection, record.info, patient)
 
 

@@ -33,7 +33,7 @@ def takes_the_order_lock(statement: str) -> bool:
     return "FROM order_lock" in statement or "FROM route_lock" in statement
 
 
-def replaced(where: object, name: str, instead: object) -> Plant:
+def replace(where: object, name: str, instead: object) -> Plant:
     return lambda monkeypatch: monkeypatch.setattr(where, name, instead)
 
 
@@ -58,23 +58,23 @@ def _without_the_fence(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[C
     return {claim: found[claim[:2]] for claim in claims if claim[:2] in found}
 
 
-def changed(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plant:
+def change(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plant:
     """Plant a store statement with these parts replaced."""
-    return replaced(module, statement, _Changed(getattr(module, statement), parts))
+    return replace(module, statement, _Changed(getattr(module, statement), parts))
 
 
-without_the_order_lock = replaced(Transaction, "take_order_lock", _now_without_a_lock)
-without_the_fence = replaced(record, "still_leased", _without_the_fence)
+without_the_order_lock = replace(Transaction, "take_order_lock", _now_without_a_lock)
+without_the_fence = replace(record, "still_leased", _without_the_fence)
 
 
 def the_lock_of_another_route(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make sequencing, which reads once, lock another route; recording takes the right lock."""
     locked_and_read = Transaction.take_order_lock_and_read
 
-    def locked(transaction: Transaction, routes: set[str], *reads: Read) -> tuple[datetime, list[list[Any]]]:
+    def lock_another(transaction: Transaction, routes: set[str], *reads: Read) -> tuple[datetime, list[list[Any]]]:
         return locked_and_read(transaction, {"another"} if len(reads) == 1 else routes, *reads)
 
-    monkeypatch.setattr(Transaction, "take_order_lock_and_read", locked)
+    monkeypatch.setattr(Transaction, "take_order_lock_and_read", lock_another)
 
 
 def a_lock_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:

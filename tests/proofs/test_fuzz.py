@@ -37,12 +37,12 @@ SEEN = {200, 400, 401, 404, 405, 413, 414, 415, 417, 422, 431}
 """Statuses that must occur among 2,000 requests."""
 
 
-def stored_in(engine: Engine) -> Callable[[int], bytes | None]:
+def read_bodies(engine: Engine) -> Callable[[int], bytes | None]:
     bodies = {row["seq"]: bytes(row["body"]) for row in rows(engine, "SELECT seq, body FROM inbox_payload")}
     return bodies.get
 
 
-def told(exchanges: list[Exchange], body_of: Callable[[int], bytes | None]) -> list[str]:
+def describe(exchanges: list[Exchange], body_of: Callable[[int], bytes | None]) -> list[str]:
     """Return a line for each exchange with a violation."""
     return [
         f"FUZZ_SEED={SEED}: {wrong}: {exchange.sent[:500]!r} → {(exchange.received or b'')[:200]!r}"
@@ -75,7 +75,7 @@ def unusable(engine: Engine) -> list[str]:
 def test_random_requests_are_answered_right_and_leave_the_worker_as_it_was(
     module_database_url: str, module_engine: Engine, tmp_path: Folder
 ) -> None:
-    requests = [fuzzing.made(SEED, number, EXAMPLES) for number in range(1, REQUESTS + 1)]
+    requests = [fuzzing.make_request(SEED, number, EXAMPLES) for number in range(1, REQUESTS + 1)]
     with site(tmp_path, config_text(module_database_url)) as place:
         program, port = place.receiver(workers=1)
         (worker,) = program.children()
@@ -83,7 +83,7 @@ def test_random_requests_are_answered_right_and_leave_the_worker_as_it_was(
         before = memory_of(worker)
         exchanges += fuzzing.run(port, requests[REQUESTS // 4 :])
 
-        assert told(exchanges, stored_in(module_engine)) == []
+        assert describe(exchanges, read_bodies(module_engine)) == []
         assert unusable(module_engine) == []
         assert program.children() == [worker]
         assert [answer.status for answer in answers(ask(port, webhook()))] == [200]

@@ -194,7 +194,7 @@ def paypal_verifier(pem: bytes | None = PAYPAL_PEM, *webhooks: Secret, **options
 def _add(
     verifier: Verifier, kind: type[SignedMessage | Transmission], place: str, pem: bytes | None, at: datetime
 ) -> None:
-    """Cache a certificate under its URL, unless it is None."""
+    """Cache a certificate under its URL, if there is one."""
     if pem is None:
         return
     (proof,) = [each for each in verifier.proofs if isinstance(each, kind)]

@@ -81,7 +81,7 @@ class GitHub(VendorService):
             case "GET", ("repos", owner, name, "issues", number):
                 for issue in self._issues.get(f"{owner}/{name}", ()):
                     if str(issue["number"]) == number:
-                        return self._counted(200, issue)
+                        return self._answer_with_limits(200, issue)
         return self._problem(404, "Not Found")
 
     def _list(self, repository: str, query: dict[str, str]) -> Act:
@@ -96,9 +96,11 @@ class GitHub(VendorService):
         number = _FIRST_REPOSITORY + list(self._issues).index(repository)
         address = f"{self.url}/repositories/{number}/issues"  # GitHub's links go by id
         links = ", ".join(f'<{address}?{urlencode(query | {"page": n})}>; rel="{name}"' for name, n in shown.items())
-        return self._counted(200, found[(page - 1) * size : page * size], **({"link": links} if links else {}))
+        return self._answer_with_limits(
+            200, found[(page - 1) * size : page * size], **({"link": links} if links else {})
+        )
 
-    def _counted(self, status: int, body: object, **headers: str) -> Act:
+    def _answer_with_limits(self, status: int, body: object, **headers: str) -> Act:
         return answer_json(status, body, **self._limits(), **headers)
 
     def _problem(self, status: int, message: str) -> Act:

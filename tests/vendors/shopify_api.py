@@ -66,14 +66,14 @@ class Shopify(VendorService):
             case "GET", ("admin", "api", _, "orders", name):
                 for number, order in self._orders.items():
                     if name == f"{number}.json":
-                        return _limited(200, {"order": order})
-        return _limited(404, {"errors": "Not Found"})
+                        return _answer_with_limit(200, {"order": order})
+        return _answer_with_limit(404, {"errors": "Not Found"})
 
     def _list(self, query: dict[str, str]) -> Act:
         asked = query
         if "page_info" in query:
             if query.keys() - {"page_info", "limit", "fields"}:
-                return _limited(400, {"errors": {"page_info": "Invalid value."}})
+                return _answer_with_limit(400, {"errors": {"page_info": "Invalid value."}})
             asked = json.loads(base64.urlsafe_b64decode(query["page_info"])) | {"limit": query.get("limit", "50")}
         since = datetime.fromisoformat(asked.get("updated_at_min", "1970-01-01T00:00:00Z"))
         found = [each for each in self._orders.values() if datetime.fromisoformat(each["updated_at"]) >= since]
@@ -84,7 +84,7 @@ class Shopify(VendorService):
             for name, at in (("previous", begin - size), ("next", begin + size))
             if 0 <= at < len(found)
         )
-        return _limited(200, {"orders": found[begin : begin + size]}, **({"link": links} if links else {}))
+        return _answer_with_limit(200, {"orders": found[begin : begin + size]}, **({"link": links} if links else {}))
 
     def _graphql(self, body: dict[str, Any]) -> Act:
         """Answer a query of one order by `id`, with all fields of `_as_graphql`."""
@@ -117,5 +117,5 @@ def _page_info(asked: dict[str, str], begin: int) -> str:
     return base64.urlsafe_b64encode(json.dumps(kept | {"begin": str(begin)}).encode()).decode()
 
 
-def _limited(status: int, body: object, **headers: str) -> Act:
+def _answer_with_limit(status: int, body: object, **headers: str) -> Act:
     return answer_json(status, body, x_shopify_shop_api_call_limit=f"1/{_BUCKET}", **headers)

@@ -22,9 +22,9 @@ from sqlalchemy.pool import NullPool
 from inbox.db import migrate
 from inbox.db.engine import connect
 from tests.helpers import checkers, network
-from tests.helpers.agreement import disagreements, enrolled
+from tests.helpers.agreement import disagreements, list_enrolled
 from tests.helpers.processes import Program, Site, site
-from tests.helpers.tables import facts, open_states, rows, stored
+from tests.helpers.tables import facts, open_states, read_inbox, rows
 from tests.helpers.traffic import Downstream, Ledger, Sender, endless, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -89,7 +89,7 @@ def _can_run() -> None:
 def test_nothing_acknowledged_is_lost_however_a_host_is_lost(tmp_path: Path) -> None:
     """Run a minute with one random disaster, or those of CLUSTER_DISASTERS=kill,freeze,…"""
     names = os.environ.get("CLUSTER_DISASTERS", random.choice(DISASTERS)).split(",")
-    with at_work(tmp_path) as work:
+    with run_work(tmp_path) as work:
         silences = [lose(work, name) for name in names]
         findings = conclude(work)
     (tmp_path / "silences.json").write_text(json.dumps(msgspec.to_builtins(silences), indent=1), encoding="utf-8")
@@ -142,7 +142,7 @@ def _first_after(at: float, ledger: Ledger, name: str, value: object) -> float:
 
 
 @contextlib.contextmanager
-def at_work(folder: Path) -> Iterator[Work]:
+def run_work(folder: Path) -> Iterator[Work]:
     """Run a cluster with two receivers, two relays and a sender for each receiver."""
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(cluster(folder))
@@ -178,11 +178,11 @@ def conclude(work: Work) -> dict[str, object]:
     engine = create_engine(work.cluster.direct(), poolclass=NullPool)
     until(lambda: not open_states(engine), "everything is delivered", within=DELIVERED_WITHIN, poll=0.3)
     sends = [line for sender in work.senders for line in sender.sends.lines()]
-    inbox, log = stored(engine), facts(engine)
+    inbox, log = read_inbox(engine), facts(engine)
     present = rows(engine, "SELECT * FROM open_delivery")
     findings = {
-        **checkers.of_any_run(sends, work.downstream.arrivals.lines(), inbox, log, work.site.logs()),
+        **checkers.run_common_checkers(sends, work.downstream.arrivals.lines(), inbox, log, work.site.logs()),
         "programs that ended": [program.log.name for program in work.programs if not program.runs],
-        "log and state disagree": list(disagreements(enrolled(inbox), log, present)),
+        "log and state disagree": list(disagreements(list_enrolled(inbox), log, present)),
     }
     return {name: found[:5] for name, found in findings.items() if found}

@@ -57,7 +57,7 @@ def do_all(rig: Rig, streams: Streams) -> list[str]:
 
 def _kill_workers(rig: Rig, _stream: str, fault: Fault) -> None:
     workers = rig.receiver.children()
-    with _noted(rig, fault, outage=False):
+    with _record_fault(rig, fault, outage=False):
         for pid in workers[: None if fault.kind == "kill all workers" else 1]:
             _send(pid, signal.SIGKILL)
         until(lambda: set(rig.receiver.children()) - set(workers), "gunicorn started another worker")
@@ -66,7 +66,7 @@ def _kill_workers(rig: Rig, _stream: str, fault: Fault) -> None:
 def _freeze_worker(rig: Rig, _stream: str, fault: Fault) -> None:
     """Freeze a worker, which may hold the write lock on SQLite."""
     for pid in rig.receiver.children()[:1]:
-        with _noted(rig, fault, outage=rig.store.postgres is None):
+        with _record_fault(rig, fault, outage=rig.store.postgres is None):
             _send(pid, signal.SIGSTOP)
             rig.stopping.wait(fault.seconds)
             _send(pid, signal.SIGCONT)
@@ -74,7 +74,7 @@ def _freeze_worker(rig: Rig, _stream: str, fault: Fault) -> None:
 
 def _take_postgres_away(rig: Rig, _stream: str, fault: Fault) -> None:
     server = _postgres(rig)
-    with _noted(rig, fault):
+    with _record_fault(rig, fault):
         if fault.kind == "kill Postgres":
             server.kill()
         else:
@@ -84,7 +84,7 @@ def _take_postgres_away(rig: Rig, _stream: str, fault: Fault) -> None:
 
 
 def _kill_backend(rig: Rig, _stream: str, fault: Fault) -> None:
-    with _noted(rig, fault):
+    with _record_fault(rig, fault):
         _postgres(rig).kill_backend()
         _postgres(rig).wait()
 
@@ -92,7 +92,7 @@ def _kill_backend(rig: Rig, _stream: str, fault: Fault) -> None:
 def _hold_up_database(rig: Rig, _stream: str, fault: Fault) -> None:
     """Freeze Postgres, or lock SQLite as a tool left in a transaction does."""
     held_up = down(rig.store.url) if fault.kind == "lock SQLite" else _postgres(rig).frozen()
-    with _noted(rig, fault), held_up:
+    with _record_fault(rig, fault), held_up:
         rig.stopping.wait(fault.seconds)
 
 
@@ -103,14 +103,14 @@ def _fill_disk(rig: Rig, _stream: str, fault: Fault) -> None:
     """
     server = rig.store.postgres
     assert rig.store.disk is not None
-    with _noted(rig, fault):
+    with _record_fault(rig, fault):
         if server is None:
             rows(rig.store.engine, "PRAGMA wal_checkpoint(TRUNCATE)")
         with full(rig.store.disk):
-            refused = rig.sender.refused()
+            refused = rig.sender.refused
             rig.stopping.wait(fault.seconds)
             until(
-                lambda: rig.stopping.is_set() or rig.sender.refused() > refused,
+                lambda: rig.stopping.is_set() or rig.sender.refused > refused,
                 "the receiver refuses what it can't store",
                 within=FULL_AT_MOST,
             )
@@ -160,7 +160,7 @@ DEEDS: Mapping[str, Callable[[Rig, str, Fault], None]] = {
 
 
 @contextlib.contextmanager
-def _noted(rig: Rig, fault: Fault, *, outage: bool = True) -> Iterator[None]:
+def _record_fault(rig: Rig, fault: Fault, *, outage: bool = True) -> Iterator[None]:
     """Record begin and end of a fault, and whether it took the database away."""
     begin = time.monotonic()
     yield

@@ -24,8 +24,8 @@ from tests.helpers.checkers import Call
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.machine import ROOM
 from tests.helpers.processes import Program, Site, site
-from tests.helpers.proxy import Proxy, proxied
-from tests.helpers.tables import in_flight_elsewhere, in_flight_of, rows
+from tests.helpers.proxy import Proxy, run_proxy
+from tests.helpers.tables import list_in_flight, list_in_flight_elsewhere, rows
 from tests.helpers.traffic import Downstream, Ledger, Sender, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -112,7 +112,11 @@ class Place:
             )
             at, held = time.monotonic(), self._held()
             self._stopping.wait(SHORTEST_LEASE_LEFT)
-            until(lambda: self._is_taken_over(held) or time.monotonic() > at + seconds, "the work is taken over", within=60)
+            until(
+                lambda: self._is_taken_over(held) or time.monotonic() > at + seconds,
+                "the work is taken over",
+                within=60,
+            )
             self.program.send(signal.SIGCONT)
             self._note("freeze a relay", at, end=time.monotonic(), held=held)
             self._wait_for(lambda: DISCARDED in self.program.output, WOKEN_WITHIN)
@@ -178,14 +182,14 @@ class Place:
 
     def _is_taken_over(self, held: list[Call]) -> bool:
         with contextlib.suppress(SQLAlchemyError):
-            others = in_flight_elsewhere(self._store.engine, _node(self.program))
+            others = list_in_flight_elsewhere(self._store.engine, _node(self.program))
             return self._stopping.is_set() or any(seq in others for seq, _, _ in held)
         return False
 
     def _held(self) -> list[Call]:
         """Return the calls in flight; none without a database."""
         with contextlib.suppress(SQLAlchemyError):
-            found = in_flight_of(self._store.engine, self.program.pid)
+            found = list_in_flight(self._store.engine, self.program.pid)
             return [(row["seq"], row["run"], row["attempt"]) for row in found]
         return []
 
@@ -305,7 +309,7 @@ def _store(kind: str, data: Path, disk: Path | None, cuts: Path) -> Iterator[Sto
         yield Store(url, engine, disk)
         engine.dispose()
         return
-    with killable(data) as server, proxied(server.sockets, cuts) as proxy:
+    with killable(data) as server, run_proxy(server.sockets, cuts) as proxy:
         server.create_database(DATABASE)
         engine = create_engine(server.url(DATABASE), poolclass=NullPool)
         yield Store(server.url(DATABASE, proxy.folder), engine, disk, server, proxy)

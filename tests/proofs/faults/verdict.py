@@ -12,9 +12,9 @@ import msgspec
 from inbox.db.order_lock import HELD_SECONDS
 from inbox.events.timestamps import as_time
 from tests.helpers import checkers
-from tests.helpers.agreement import disagreements, enrolled
+from tests.helpers.agreement import disagreements, list_enrolled
 from tests.helpers.checkers import Holding, Interval, Line
-from tests.helpers.tables import Row, facts, open_states, relay_pids, rows, stored
+from tests.helpers.tables import Row, facts, open_states, read_inbox, relay_pids, rows
 from tests.helpers.waiting import until
 from tests.proofs.faults.actions import verify
 from tests.proofs.faults.rig import DISCARDED, STARTED, Rig
@@ -70,28 +70,34 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
     """Run every checker. Logs are named after the caller: 07-relay-5.log is that of relay-5."""
     engine, faults, logs = rig.store.engine, rig.faults.lines(), rig.site.logs()
     sends, arrivals = rig.sender.sends.lines(), rig.downstream.arrivals.lines()
-    inbox, present, log = stored(engine), rows(engine, "SELECT * FROM open_delivery"), _monotonic(facts(engine), faults)
+    inbox, present, log = (
+        read_inbox(engine),
+        rows(engine, "SELECT * FROM open_delivery"),
+        _monotonic(facts(engine), faults),
+    )
     cuts = [] if rig.store.proxy is None else rig.store.proxy.cuts.lines()
     started = {name.split("-", 1)[1].removesuffix(".log"): STARTED.search(text) for name, text in logs.items()}
     callers = {name: found.group(1) for name, found in started.items() if found}
     frozen = [line for line in faults if line["kind"] == "freeze a relay"]
-    closed = merged([*outages(faults), *locked_by_frozen(faults)])
+    closed = merge([*outages(faults), *find_locked_by_frozen(faults)])
     measured = checkers.takeovers(holdings(faults), arrivals, log, closed)
     verifications = [line for line in faults if line["kind"] == "verify" and could_tell(line, faults)]
-    without_lease = checkers.called_without_lease(arrivals, log)
-    passed_over = checkers.passed_over(
+    without_lease = checkers.find_called_without_lease(arrivals, log)
+    passed_over = checkers.find_passed_over(
         sends, arrivals, log, callers, frozen=holdings(frozen, "freeze a relay"), standstills=standstills(faults)
     )
     findings: dict[str, Sequence[object]] = {
         **trouble,
-        **checkers.of_any_run(sends, arrivals, inbox, log, logs),
+        **checkers.run_common_checkers(sends, arrivals, inbox, log, logs),
         "passed over": passed_over,
-        "abandoned without cause": checkers.abandoned_without_cause(log, troubles(faults, cuts, relay_pids(engine))),
-        "recorded by another": checkers.recorded_by_another(arrivals, log, callers),
+        "abandoned without cause": checkers.find_abandoned_without_cause(
+            log, troubles(faults, cuts, relay_pids(engine))
+        ),
+        "recorded by another": checkers.find_recorded_by_another(arrivals, log, callers),
         # a few are possible, as a thread may be frozen between checking its lease and sending
         "called without a lease": without_lease if len(without_lease) > CAUGHT_WHILE_SENDING * len(frozen) else [],
-        "log and state disagree": list(disagreements(enrolled(inbox), log, present)),
-        "slow takeovers": checkers.slow_takeovers(measured, slowness=rig.slowness),
+        "log and state disagree": list(disagreements(list_enrolled(inbox), log, present)),
+        "slow takeovers": checkers.find_slow_takeovers(measured, slowness=rig.slowness),
         "verify": [line["told"] for line in verifications if line["status"]],
         "replaced relays that did not end well": [
             line for line in faults if line["kind"] == "replace a relay" and line["node"] and line["status"]
@@ -107,7 +113,7 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
         "takeovers": len(measured),
         "slowest takeover": max((takeover.seconds for takeover in measured.values()), default=0.0),
         "commits cut": len(cuts),
-        "commits done though nobody knew": sum(line["committed"] is True for line in cuts),
+        "commits done without an answer": sum(line["committed"] is True for line in cuts),
         "slowness": round(rig.slowness, 2),
         "verified": len(verifications),
     }
@@ -147,7 +153,7 @@ def _counts(
         "answer unknown": sum(line["outcome"] == "unknown" for line in sends),
         "calls refused downstream": sum(line["status"] >= 300 for line in arrivals),
         "answers lost downstream": sum(not line.get("sent", True) for line in arrivals),
-        "repeated calls": len(checkers.repeats(arrivals)),
+        "repeated calls": len(checkers.find_repeats(arrivals)),
         "delivered late": sum(bool(fact["detail"].get("late")) for fact in log),
         "abandoned": sum(fact["kind"] == "abandoned" for fact in log),
         "kills of a relay at work": sum(line["kind"] == "kill a relay" and bool(line["held"]) for line in faults),
@@ -160,16 +166,16 @@ def _counts(
 
 def outages(faults: Iterable[Line]) -> list[Interval]:
     """Return the intervals without a database, each until relays try again."""
-    return merged(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
+    return merge(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
 
 
-def locked_by_frozen(faults: Iterable[Line]) -> list[Interval]:
+def find_locked_by_frozen(faults: Iterable[Line]) -> list[Interval]:
     """Return the intervals in which a frozen relay may hold a route's lock, each until relays try again."""
     held = HELD_SECONDS + RELAYS_TRY_AGAIN
     return [Interval(line["begin"], line["begin"] + held) for line in faults if line["kind"] == "freeze a relay"]
 
 
-def merged(intervals: Iterable[Interval]) -> list[Interval]:
+def merge(intervals: Iterable[Interval]) -> list[Interval]:
     """Merge overlapping intervals, so that no time is counted twice."""
     apart: list[Interval] = []
     for interval in sorted(intervals, key=lambda interval: interval.begin):

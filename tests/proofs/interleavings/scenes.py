@@ -59,7 +59,7 @@ def arrivals(stage: Stage) -> None:
 )
 def a_head_in_flight(stage: Stage) -> None:
     """Prepare one in flight, one waiting, and an arrival between them."""
-    _in_flight(stage, "strict", 1, 3)
+    _claim_first(stage, "strict", 1, 3)
     stage.arrive(an_event(2))
 
 
@@ -70,7 +70,7 @@ def a_head_in_flight(stage: Stage) -> None:
 )
 def earlier_ones_behind_a_head_in_flight(stage: Stage) -> None:
     """Prepare a head in flight that is not begun, an earlier one behind it, and the earliest as an arrival."""
-    _in_flight(stage, "strict", 3)
+    _claim_first(stage, "strict", 3)
     _place(stage, 2)
     stage.arrive(an_event(1))
 
@@ -94,7 +94,7 @@ def an_earlier_one(stage: Stage) -> None:
 )
 def a_newer_one(stage: Stage) -> None:
     """Prepare in `latest` one in flight, one waiting, and a newer arrival that supersedes it."""
-    _in_flight(stage, "latest", 1)
+    _claim_first(stage, "latest", 1)
     _place(stage, 2)
     stage.arrive(an_event(3, routes=["latest"]))
 
@@ -106,7 +106,7 @@ def a_newer_one(stage: Stage) -> None:
 )
 def a_newer_one_takes_over(stage: Stage) -> None:
     """Prepare in `latest` a due retry and newer arrivals that take it over."""
-    _in_flight(stage, "latest", 1)
+    _claim_first(stage, "latest", 1)
     stage.do("r1 records its failure")
     stage.world.clock.advance(5)
     stage.arrive(an_event(2, routes=["latest"]), an_event(3, routes=["latest"]))
@@ -147,7 +147,7 @@ def a_lease_taken_over(stage: Stage) -> None:
 )
 def a_head_that_blocks(stage: Stage) -> None:
     """Prepare a lane that its head will block."""
-    _in_flight(stage, "blocking", 1, 2)
+    _claim_first(stage, "blocking", 1, 2)
     stage.arrive(an_event(3, routes=["blocking"]))
 
 
@@ -183,7 +183,7 @@ def two_routes_at_once(stage: Stage) -> None:
 )
 def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
     """Prepare a delivery whose relay died each time, which becomes dead."""
-    _in_flight(stage, "strict", 1, 2)
+    _claim_first(stage, "strict", 1, 2)
     stage.lapse()
     stage.do("r2 reaps", "r2 claims")
     stage.lapse()
@@ -224,7 +224,7 @@ def _place(stage: Stage, *numbers: int) -> None:
     stage.do("r1 sequences")
 
 
-def _in_flight(stage: Stage, route: str, *numbers: int) -> None:
+def _claim_first(stage: Stage, route: str, *numbers: int) -> None:
     """Place events of one lane and claim the first for r1."""
     stage.routes = (route,)
     _place(stage, *numbers)

@@ -111,21 +111,19 @@ class Stage:
     def operation(self, name: str) -> Operation:
         """Make an operation from its name: relay, verb and details."""
         if name == "ann rebuilds":
-            return Operation(
-                "rebuild", self._make.rebuild().send
-            )  # unlike in the model, it finds something
+            return Operation("rebuild", self._make.rebuild().send)  # unlike in the model, it finds something
         if name == "a receiver takes in":
             return Operation("receive", self._receive, lambda seqs: self._acknowledge(self.later, seqs))
         who, does, *how = name.removesuffix(" again").split()
-        return self._of_relay(self._known.relays[who], does, " ".join(how))
+        return self._make_relay_operation(self._known.relays[who], does, " ".join(how))
 
-    def _of_relay(self, relay: Relay, does: str, how: str) -> Operation:
+    def _make_relay_operation(self, relay: Relay, does: str, how: str) -> Operation:
         make = self._make
         held = list(reversed(relay.held.values()))  # not in the order of their claims
         if does == "records":
             for each in held:
                 each.begun_at = self.world.clock.now
-                each.answered(_OUTCOMES[how])
+                each.end_call(_OUTCOMES[how])
         made: dict[str, Callable[[], Operation]] = {
             "sequences": lambda: make.sequence(relay, 1 if how == "one" else _ALL),
             "claims": lambda: make.claim(relay, self.routes, 2 if how == "two" else 1, seen=Gates()),
@@ -281,24 +279,24 @@ def told(order: Order) -> Iterator[str]:
         yield f"{name}: {_WORDS[order.operations[name].name](result)}"
 
 
-def _listed(words: Iterable[object]) -> str:
+def _join(words: Iterable[object]) -> str:
     return ", ".join(map(str, words)) or "nothing"
 
 
-def _claimed(found: Any) -> str:  # noqa: ANN401  # gates and deliveries
-    return _listed(delivery.seq for delivery in found[1])
+def _describe_claimed(found: Any) -> str:  # noqa: ANN401  # gates and deliveries
+    return _join(delivery.seq for delivery in found[1])
 
 
 _WORDS: dict[str, Callable[[Any], str]] = {
     "sequence": str,
-    "claim": _claimed,
-    "claim_suspect": _claimed,
-    "renew": lambda renewed: _listed(sorted(seq for seq, _, _ in renewed)),
+    "claim": _describe_claimed,
+    "claim_suspect": _describe_claimed,
+    "renew": lambda renewed: _join(sorted(seq for seq, _, _ in renewed)),
     "give_back": str,
-    "record": lambda recorded: _listed("refused" if r.fact is None else facts.kind_of(r.fact) for r in recorded),
-    "reap": lambda reaped: _listed(facts.kind_of(fact) for _, _, fact in reaped),
-    "rebuild": lambda done: _listed(found.finding for chunk in done for found in chunk.differences),
-    "receive": lambda seqs: _listed("stored" if seq is not None else "known" for seq in seqs),
+    "record": lambda recorded: _join("refused" if r.fact is None else facts.kind_of(r.fact) for r in recorded),
+    "reap": lambda reaped: _join(facts.kind_of(fact) for _, _, fact in reaped),
+    "rebuild": lambda done: _join(found.finding for chunk in done for found in chunk.differences),
+    "receive": lambda seqs: _join("stored" if seq is not None else "known" for seq in seqs),
 }
 
 

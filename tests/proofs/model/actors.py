@@ -36,7 +36,7 @@ def _call(status: int | None) -> outcomes.Call:
     )
 
 
-def _failed(error_class: ErrorClass, status: int | None) -> Failed:
+def _make_failed(error_class: ErrorClass, status: int | None) -> Failed:
     return Failed((_call(status),), error_class, f"answered {status}" if status else "no answer in time")
 
 
@@ -48,11 +48,11 @@ _OUTCOMES: dict[str, Outcome] = {
     SUCCEEDED: Delivered((_call(200),), "forwarded"),
     FETCHED: Delivered((_call(200),), "updated", LONG_AGO),
     FETCHED_AS_NEW: Delivered((_call(200),), "updated", LONG_AGO, LONG_AGO),
-    FAILED: _failed("server_error", 503),
-    TIMED_OUT: _failed("unknown", None),
-    REJECTED: _failed("rejected", 422),
-    CONFLICT: _failed("conflict", 409),
-    REFUSED: _failed("auth", 401),
+    FAILED: _make_failed("server_error", 503),
+    TIMED_OUT: _make_failed("unknown", None),
+    REJECTED: _make_failed("rejected", 422),
+    CONFLICT: _make_failed("conflict", 409),
+    REFUSED: _make_failed("auth", 401),
     HOPELESS: Failed((), "mapping", "email: no value"),
     CUT: Failed((), "lease_lost", "the lease ended"),
     SKIPPED: Skipped((), "nothing to do"),
@@ -60,7 +60,7 @@ _OUTCOMES: dict[str, Outcome] = {
 """Outcomes by name; `make_outcome` sets the times."""
 
 
-def outcome_of(name: str, delivery: Delivery, began_at: datetime) -> Outcome:
+def make_outcome(name: str, delivery: Delivery, began_at: datetime) -> Outcome:
     """Make the outcome of an attempt that began then.
 
     "fetched as new" has a last change up to a second after the event.
@@ -98,12 +98,12 @@ class Held:
     begun_at: datetime | None = None
     outcome: Outcome | None = None
     is_handed_in: bool = False
-    """Whether its outcome was sent to the database."""
+    """True when its outcome was sent to the database."""
 
-    def answered(self, name: str) -> None:
+    def end_call(self, name: str) -> None:
         """End its call with the outcome of this name."""
         assert self.begun_at is not None
-        self.outcome = outcome_of(name, self.delivery, self.begun_at)
+        self.outcome = make_outcome(name, self.delivery, self.begun_at)
 
     @property
     def key(self) -> Key:
@@ -144,7 +144,7 @@ class Relay:
         for held in recorded:
             self.held.pop(claim_of(held.delivery), None)
 
-    def untouched(self) -> list[Held]:
+    def list_untouched(self) -> list[Held]:
         """Return the deliveries without a call; a call may begin while the lease is trusted."""
         return [held for held in self.held.values() if held.begun_at is None]
 
@@ -152,7 +152,7 @@ class Relay:
         """Return the running calls."""
         return [held for held in self.held.values() if held.begun_at is not None and held.outcome is None]
 
-    def finished(self) -> list[Held]:
+    def list_finished(self) -> list[Held]:
         """Return the deliveries with an outcome to record."""
         return [held for held in self.held.values() if held.outcome is not None]
 
@@ -160,7 +160,7 @@ class Relay:
         """Cut the calls without a trusted lease."""
         for held in self.running():
             if now >= held.trusted_until:
-                held.answered(CUT)
+                held.end_call(CUT)
 
 
 @dataclass
@@ -217,7 +217,7 @@ class Ledger:
         for enrolment in event.enrolments:
             self.lanes[seq, enrolment.route] = (enrolment.route, enrolment.lane)
 
-    def repeated(self, seq: int) -> None:
+    def note_duplicate(self, seq: int) -> None:
         self.arrived[seq] = self.step
         self.repeats[seq] += 1
 

@@ -14,7 +14,7 @@ from tests.proofs.model.world import POLICIES, SKEW, Entry, History, Key, Repeat
 _NO_REPEAT = Repeat(0, 0, is_handled=False)
 
 
-def superseded_without_a_stand_in(snapshot: Snapshot) -> Iterator[object]:
+def find_superseded_without_a_stand_in(snapshot: Snapshot) -> Iterator[object]:
     """Require that a superseded event has a stand-in of its lane.
 
     In `latest`, a newer open or delivered event, or a success that covers it; in `strict`, a delivered sweep's event of
@@ -54,7 +54,7 @@ def is_covered(ledger: Ledger, key: Key, last: LastDelivered | None) -> bool:
     return last is not None and covers(last, ledger.order(key), SKEW)
 
 
-def told_again_after_a_sweep(snapshot: Snapshot) -> Iterator[object]:
+def find_told_again_after_a_sweep(snapshot: Snapshot) -> Iterator[object]:
     """Require that a webhook ends without a call if a sweep's event of the same change was delivered before.
 
     This applies in `strict`, to webhooks sequenced after that delivery, if the sweep's event stands for no other.
@@ -78,7 +78,7 @@ def _change(ledger: Ledger, key: Key) -> tuple[object, ...]:
     return key[1], event.entity_id, event.event_type, event.occurred_at
 
 
-def dead_though_a_later_one_succeeded(snapshot: Snapshot) -> Iterator[object]:
+def find_dead_though_a_later_one_succeeded(snapshot: Snapshot) -> Iterator[object]:
     """Require in `latest` that the dead are healed by the delivery of a later event of their lane."""
     for success, _ in snapshot.told(facts.DeliveredFact):
         if POLICIES[success.key[1]].ordering == "latest":
@@ -98,7 +98,7 @@ def healable(history: History, ledger: Ledger, rows: Mapping[Key, Row], success:
     ]
 
 
-def rearmed_without_need(snapshot: Snapshot) -> Iterator[object]:
+def find_rearmed_without_need(snapshot: Snapshot) -> Iterator[object]:
     for entry, fact in snapshot.told(facts.Rearmed):
         was, is_now = (each.repeats.get(fact.duplicate, _NO_REPEAT) for each in (snapshot.earlier, snapshot.stored))
         last, is_right = snapshot.last_before(entry), is_now == Repeat(entry.key[0], was.times, is_handled=True)
@@ -107,7 +107,7 @@ def rearmed_without_need(snapshot: Snapshot) -> Iterator[object]:
             yield entry, was, is_now, last
 
 
-def a_repeat_is_judged_wrongly(snapshot: Snapshot) -> Iterator[object]:
+def find_a_repeat_is_judged_wrongly(snapshot: Snapshot) -> Iterator[object]:
     """Require that all duplicates are judged, except for deliveries in flight that are not covered."""
     rearmed = {entry.key for entry, _ in snapshot.told(facts.Rearmed)}
     is_alone = snapshot.doing.judged and snapshot.doing.operations == 1

@@ -21,7 +21,7 @@ from tests.proofs.model.actors import Ledger, Snapshot
 from tests.proofs.model.world import CONFIG, OPEN_GATE, POLICIES, Entry, Key, Row, Stored
 
 
-def a_repeated_call_that_nothing_explains(snapshot: Snapshot) -> Iterator[object]:
+def find_a_repeated_call_that_nothing_explains(snapshot: Snapshot) -> Iterator[object]:
     """Require a failed or abandoned attempt before another call in a run, and its own number for each counted attempt.
 
     An uncounted attempt leaves its number to the next.
@@ -46,7 +46,7 @@ def is_uncounted(fact: facts.AnyFact) -> bool:
 _WORK = facts.DeliveredFact | Skipped | facts.AttemptFailed | facts.Dead | facts.Abandoned
 
 
-def a_result_nobody_made(snapshot: Snapshot) -> Iterator[object]:
+def find_a_result_of_no_attempt(snapshot: Snapshot) -> Iterator[object]:
     """Require that every logged result is of an attempt of this relay, and agrees with the results returned to relays."""
     written = Counter(entry.key for entry in snapshot.new if isinstance(entry.fact, _WORK))
     told = Counter((r.delivery.seq, r.delivery.route) for r in snapshot.doing.results if r.fact is not None)
@@ -77,7 +77,7 @@ def _comes_of(fact: facts.AnyFact, delivery: Delivery, outcome: Outcome) -> bool
             return isinstance(outcome, Skipped) and isinstance(fact, Skipped)
 
 
-def a_refused_result_changed_something(snapshot: Snapshot) -> Iterator[object]:
+def find_a_refused_result_changed_something(snapshot: Snapshot) -> Iterator[object]:
     results = snapshot.doing.results
     are_refused = bool(results) and all(result.fact is None for result in results)
     has_changed = snapshot.before != snapshot.after or snapshot.new
@@ -95,14 +95,14 @@ def is_paused(stored: Stored, ledger: Ledger, key: Key) -> bool:
     return any(stored.gates.get(gate, OPEN_GATE).is_paused for gate in (*POLICIES[key[1]].gates, entity))
 
 
-def claimed_while_it_is_paused(snapshot: Snapshot) -> Iterator[object]:
+def find_claimed_while_it_is_paused(snapshot: Snapshot) -> Iterator[object]:
     for delivery in snapshot.doing.claimed:
         key = (delivery.seq, delivery.route)
         if all(is_paused(stored, snapshot.ledger, key) for stored in (snapshot.earlier, snapshot.stored)):
             yield delivery
 
 
-def claimed_while_the_endpoint_is_stopped(snapshot: Snapshot) -> Iterator[object]:
+def find_claimed_while_the_endpoint_is_stopped(snapshot: Snapshot) -> Iterator[object]:
     probes = {delivery.lease_token for delivery in snapshot.doing.probes}
     for delivery in snapshot.doing.claimed:
         for gate in POLICIES[delivery.route].breakers if delivery.lease_token not in probes else ():
@@ -110,7 +110,7 @@ def claimed_while_the_endpoint_is_stopped(snapshot: Snapshot) -> Iterator[object
                 yield delivery, gate
 
 
-def two_try_one_breaker(snapshot: Snapshot) -> Iterator[object]:
+def find_two_try_one_breaker(snapshot: Snapshot) -> Iterator[object]:
     """Require that a probe begins when the breaker is due, after the end of the previous probe."""
     probed = [(delivery, gate) for delivery in snapshot.doing.probes for gate in POLICIES[delivery.route].breakers]
     times = Counter(gate for _, gate in probed)
@@ -123,7 +123,7 @@ def two_try_one_breaker(snapshot: Snapshot) -> Iterator[object]:
             yield delivery, before, after
 
 
-def a_breaker_turned_without_a_reason(snapshot: Snapshot) -> Iterator[object]:
+def find_a_breaker_turned_without_a_reason(snapshot: Snapshot) -> Iterator[object]:
     """Require a reason: breakers open at failures, and close at a probe's success or an operator's command."""
     doing = snapshot.doing
     for gate in {gate for policy in POLICIES.values() for gate in policy.breakers}:
@@ -154,7 +154,7 @@ _ACTS: dict[type[Fact], Act] = {
 }
 
 
-def nobody_asked_for_it(snapshot: Snapshot) -> Iterator[object]:
+def find_an_act_without_a_command(snapshot: Snapshot) -> Iterator[object]:
     for entry in snapshot.new:
         act = _ACTS.get(type(entry.fact))
         before = [each for each in snapshot.history.entries[entry.key] if each.number < entry.number]
@@ -178,7 +178,7 @@ def _is_meant(act: Act, chosen: Selection, key: Key, before: list[Entry]) -> boo
     )
 
 
-def not_all_that_was_asked_for(snapshot: Snapshot) -> Iterator[object]:
+def find_not_all_that_was_asked_for(snapshot: Snapshot) -> Iterator[object]:
     """Require that commands are complete: cancel spares only deliveries in flight, unblock and retry none."""
     for act, chosen in snapshot.doing.asked if snapshot.doing.operations == 1 else ():
         for key, row in snapshot.after.items():
@@ -191,7 +191,7 @@ def not_all_that_was_asked_for(snapshot: Snapshot) -> Iterator[object]:
                 yield act, row
 
 
-def something_older_is_replayed(snapshot: Snapshot) -> Iterator[object]:
+def find_something_older_is_replayed(snapshot: Snapshot) -> Iterator[object]:
     """Require for an unforced replay without a fetch that the last delivered event comes again later.
 
     It comes again if it is replayed too, or is open without an attempt.

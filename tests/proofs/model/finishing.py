@@ -31,7 +31,7 @@ def finish(stage: Stage) -> None:
     for each in stage.relays:
         each.restart()
     stage.perform(stage.make.start(relay))
-    for gate in stage.paused_gates():
+    for gate in stage.list_paused_gates():
         stage.perform(stage.make.turn("resume", gate_of(gate)))
     stage.everything_holds()
     for _ in range(_ROUNDS):
@@ -43,9 +43,9 @@ def finish(stage: Stage) -> None:
         raise Violation("it takes for ever", list(stage.open.values()))
     stage.perform(stage.make.verify())
     stage.everything_holds()
-    if evidence := left_dead(stage):
+    if evidence := find_left_dead(stage):
         raise Violation("dead though a later one succeeded", evidence)
-    if evidence := [*ended_wrongly(stage), *lost_changes(stage)]:
+    if evidence := [*find_wrong_ends(stage), *find_lost_changes(stage)]:
         raise Violation("it ended wrongly", evidence)
 
 
@@ -58,7 +58,7 @@ def _go_round(stage: Stage, relay: Relay) -> bool:
     stage.perform(stage.make.claim(relay, ROUTES, 500))
     for route in stage.suspects():
         stage.perform(stage.make.claim_suspect(relay, [route]))
-    for route in ROUTES if stage.stopped_gates() else ():
+    for route in ROUTES if stage.list_stopped_gates() else ():
         stage.perform(stage.make.probe(relay, [route]))
     if relay.held:
         stage.everything_holds()
@@ -66,7 +66,7 @@ def _go_round(stage: Stage, relay: Relay) -> bool:
         stage.end(relay, held, FETCHED if held.delivery.seq % 2 else SUCCEEDED)
     done = len(relay.held)
     if done:
-        stage.perform(stage.make.record(relay, relay.finished()))
+        stage.perform(stage.make.record(relay, relay.list_finished()))
     else:
         done += stage.perform(stage.make.command("replay", Selection(route="blocking")))
         done += stage.perform(stage.make.command("unblock", Selection(route="blocking")))
@@ -80,7 +80,7 @@ def is_left(stage: Stage) -> bool:
     return is_open or any(not repeat.is_handled for repeat in stage.stored.repeats.values())
 
 
-def left_dead(stage: Stage) -> list[object]:
+def find_left_dead(stage: Stage) -> list[object]:
     """Return, on routes in `latest`, deliveries that died before the newest success of their lane."""
     evidence: list[object] = []
     for lane in {lane for lane in stage.ledger.lanes.values() if POLICIES[lane[0]].ordering == "latest"}:
@@ -94,13 +94,13 @@ def left_dead(stage: Stage) -> list[object]:
 _ENDS = facts.DeliveredFact | Skipped | facts.Superseded | facts.Cancelled | facts.Dead | facts.Unblocked
 
 
-def ended_wrongly(stage: Stage) -> list[object]:
+def find_wrong_ends(stage: Stage) -> list[object]:
     """Return deliveries with a forbidden end."""
     entries = stage.history.entries
     return [(key, entries[key][-1]) for key in stage.ledger.lanes if not isinstance(entries[key][-1].fact, _ENDS)]
 
 
-def lost_changes(stage: Stage) -> list[object]:
+def find_lost_changes(stage: Stage) -> list[object]:
     """Return, on routes in `latest`, events whose change no success of their lane certainly includes.
 
     A success includes it if its fetch began after the last request or the times prove it; without a fetch, if it is of

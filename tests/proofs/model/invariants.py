@@ -15,7 +15,7 @@ from tests.proofs.model.checks_of_results import breaker, is_paused, is_uncounte
 from tests.proofs.model.world import FEW, POLICIES, Entry
 
 CHECKS: dict[str, Callable[[Snapshot], Iterable[object]]] = {
-    name.replace("_", " "): check
+    name.removeprefix("find_").replace("_", " "): check
     for module in (checks_of_state, checks_of_results, checks_of_coverage)
     for name, check in vars(module).items()
     if inspect.isgeneratorfunction(check) and check.__module__ == module.__name__

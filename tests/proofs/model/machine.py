@@ -131,14 +131,14 @@ class Machine(Calling, Commanding):
     @step(lambda self: len(self.active()) > 1, kinds=st.tuples(OVERLAPPING, OVERLAPPING), **OVERLAP)
     def overlap(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401  # as in interleave_two
         """Run any operations of two relays at once."""
-        self.at_once(kinds, **drawn)
+        self.interleave_two(kinds, **drawn)
 
     @step(lambda self: len(self.active()) > 1, kinds=st.tuples(MAKING_HEADS, MAKING_HEADS), **OVERLAP)
     def race_for_the_order_lock(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401
         """Run operations of two relays at once that end or make heads of lanes."""
-        self.at_once(kinds, **drawn)
+        self.interleave_two(kinds, **drawn)
 
-    def at_once(
+    def interleave_two(
         self,
         kinds: tuple[str, str],
         *,
@@ -168,9 +168,9 @@ class Machine(Calling, Commanding):
         if "claim" in kinds and not self.any_open(State.READY):
             self.arrive(arrivals)
             self.let(relay, "sequence all")
-        if kinds.count("record") > len(self.with_("record")) and not self.at_work():
+        if kinds.count("record") > len(self.with_("record")) and not self.list_calls():
             self.let(relay, "claim", which)
-        if kinds.count("record") > len(self.with_("record")) and self.at_work():
+        if kinds.count("record") > len(self.with_("record")) and self.list_calls():
             self.answer(which, outcome)
         if "reap" in kinds:
             self.advance(LAPSE)
@@ -197,7 +197,7 @@ class Machine(Calling, Commanding):
             relay.cut(self.world.clock.now)
         else:
             for held in relay.running():
-                held.answered(answer)
+                held.end_call(answer)
 
     @step(
         lambda self: self.any_open(State.IN_FLIGHT),

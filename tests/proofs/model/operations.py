@@ -60,27 +60,29 @@ class Operations:
     ) -> Operation:
         """Claim deliveries that the gates admit."""
 
-        def claimed(seen: Gates) -> list[Delivery]:
-            wanted = [claim.Room(_admitted(seen, routes, "all"), room)]
+        def claim_seen(seen: Gates) -> list[Delivery]:
+            wanted = [claim.Room(_select_admitted(seen, routes, "all"), room)]
             return claim.claim(self._work(relay.node), wanted) if wanted[0][0] else []
 
-        return self._claiming("claim", relay, claimed, answered=answered, seen=seen)
+        return self._claiming("claim", relay, claim_seen, answered=answered, seen=seen)
 
     def claim_suspect(self, relay: Relay, routes: Sequence[str], *, seen: Gates | None = None) -> Operation:
-        def claimed(seen: Gates) -> list[Delivery]:
-            admitted = _admitted(seen, routes, "all")
+        def claim_seen(seen: Gates) -> list[Delivery]:
+            admitted = _select_admitted(seen, routes, "all")
             return claim.claim_suspect(self._work(relay.node), admitted) if admitted else []
 
-        return self._claiming("claim_suspect", relay, claimed, seen=seen)
+        return self._claiming("claim_suspect", relay, claim_seen, seen=seen)
 
     def probe(self, relay: Relay, routes: Sequence[str]) -> Operation:
         """Claim a delivery of the first of these routes with a breaker to probe."""
 
-        def claimed(seen: Gates) -> list[Delivery]:
-            found = (claim.claim_probe(self._work(relay.node), route) for route in _admitted(seen, routes, "probe"))
+        def claim_seen(seen: Gates) -> list[Delivery]:
+            found = (
+                claim.claim_probe(self._work(relay.node), route) for route in _select_admitted(seen, routes, "probe")
+            )
             return next(filter(None, found), [])
 
-        return self._claiming("probe", relay, claimed)
+        return self._claiming("probe", relay, claim_seen)
 
     def _claiming(
         self,
@@ -199,5 +201,5 @@ class Operations:
         return Operation("heartbeat", lambda: nodes.describe(work_of(self._database, node=relay.node), "host", 1, "0"))
 
 
-def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:
+def _select_admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:
     return [route for route in routes if seen.admit(POLICIES[route].gates) == admission]

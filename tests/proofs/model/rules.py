@@ -71,7 +71,7 @@ class Receiving(Stage):
         elif seqs != [None] or [self.world.receiver.repeat(event)] != known:
             raise Violation("a duplicate request is another event", (event, seqs))
         else:
-            self.ledger.repeated(known[0])
+            self.ledger.note_duplicate(known[0])
             self.evidence.sometimes["repeat refused"] += 1
             self.evidence.sometimes["repeat only counted"] += self.ledger.repeats[known[0]] > KEPT_REPEATS
 
@@ -134,22 +134,22 @@ class Receiving(Stage):
 class Calling(Receiving):
     """Rules of calls."""
 
-    @step(lambda self: self.untouched(), which=WHICH)
+    @step(lambda self: self.list_untouched(), which=WHICH)
     def call(self, which: int) -> None:
-        self.begin(*one_of(self.untouched(), which))
+        self.begin(*one_of(self.list_untouched(), which))
 
-    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(SUCCESSES))
-    def succeed(self, which: int, outcome: str) -> None:
+    @step(lambda self: self.list_calls(), which=WHICH, outcome=st.sampled_from(SUCCESSES))
+    def succeeds(self, which: int, outcome: str) -> None:
         self.answer(which, outcome)
 
-    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(FAILURES))
+    @step(lambda self: self.list_calls(), which=WHICH, outcome=st.sampled_from(FAILURES))
     def fail(self, which: int, outcome: str) -> None:
         self.answer(which, outcome)
 
-    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(FAILURES))
+    @step(lambda self: self.list_calls(), which=WHICH, outcome=st.sampled_from(FAILURES))
     def fail_again_and_again(self, which: int, outcome: str) -> None:
         """Repeat a failure until the delivery dies or another event intervenes."""
-        relay, held = one_of(self.at_work(), which)
+        relay, held = one_of(self.list_calls(), which)
         key = held.key
         for _ in range(len(SCHEDULE) + 1):
             self.end(relay, held, outcome)
@@ -160,16 +160,16 @@ class Calling(Receiving):
             self.advance(self.next_due())
             self.perform(self.make.claim(relay, [key[1]], 2))
             self.everything_holds()
-            again = [each for each in relay.untouched() if each.key == key]
+            again = [each for each in relay.list_untouched() if each.key == key]
             if not again:
                 break
             held = again[-1]
 
-    @step(lambda self: self.at_work(), which=WHICH)
+    @step(lambda self: self.list_calls(), which=WHICH)
     def fail_hopelessly(self, which: int) -> None:
         self.answer(which, HOPELESS)
 
-    @step(lambda self: self.at_work() and not self.stopped_gates(), which=WHICH)
+    @step(lambda self: self.list_calls() and not self.list_stopped_gates(), which=WHICH)
     def refuse_credentials(self, which: int) -> None:
         """Record refused credentials at once, so that all relays stop."""
         self.answer(which, REFUSED)
@@ -177,7 +177,7 @@ class Calling(Receiving):
             self.let(relay, "record")
 
     @step(
-        lambda self: self.active() and self.stopped_gates(),
+        lambda self: self.active() and self.list_stopped_gates(),
         which=WHICH,
         number=WHICH,
         outcome=st.sampled_from([*SUCCESSES, FAILED, REFUSED]),
@@ -194,7 +194,7 @@ class Calling(Receiving):
                 self.end(relay, held, outcome)
             self.let(relay, "record")
 
-    @step(lambda self: self.at_work(), trouble=True, which=WHICH)
+    @step(lambda self: self.list_calls(), trouble=True, which=WHICH)
     def skip(self, which: int) -> None:
         self.answer(which, SKIPPED)
 
@@ -247,10 +247,10 @@ class Commanding(Stage):
         """Replay all dead deliveries of a route."""
         self.do("replay", Selection(route=one_of(self.dead(), which)[1], force=force))
 
-    @step(lambda self: self.closed(), trouble=True, which=WHICH, force=st.booleans())
+    @step(lambda self: self.list_closed(), trouble=True, which=WHICH, force=st.booleans())
     def replay_an_event(self, which: int, force: bool) -> None:
         """Replay an event on all routes where it has ended or is dead."""
-        self.do("replay", Selection(seq=one_of(self.closed(), which), force=force))
+        self.do("replay", Selection(seq=one_of(self.list_closed(), which), force=force))
 
     @step(
         lambda self: self.cancellable(),
@@ -283,7 +283,9 @@ class Commanding(Stage):
         self.do("retry", chosen[by])
 
     @step(
-        lambda self: self.any_open(State.READY) and not self.paused_gates(), trouble=True, gate=st.sampled_from(GATES)
+        lambda self: self.any_open(State.READY) and not self.list_paused_gates(),
+        trouble=True,
+        gate=st.sampled_from(GATES),
     )
     def hold_back(self, gate: Gate) -> None:
         self.perform(self.make.turn("pause", gate))
@@ -291,10 +293,12 @@ class Commanding(Stage):
         if not self.stored.gates.get(gate.key, OPEN_GATE).is_paused:
             raise Violation("a pause does not hold", gate)
 
-    @step(lambda self: self.paused_gates() or self.stopped_gates(), which=WHICH)
+    @step(lambda self: self.list_paused_gates() or self.list_stopped_gates(), which=WHICH)
     def let_through(self, which: int) -> None:
         """Resume a paused gate, or else close a breaker."""
-        self.perform(self.make.turn("resume", gate_of(one_of(self.paused_gates() or self.stopped_gates(), which))))
+        self.perform(
+            self.make.turn("resume", gate_of(one_of(self.list_paused_gates() or self.list_stopped_gates(), which)))
+        )
 
     @step(trouble=True, repairs=st.booleans())
     def verify(self, repairs: bool) -> None:

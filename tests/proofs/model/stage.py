@@ -88,12 +88,12 @@ def step(
             TROUBLES.add(function.__name__)
 
         @functools.wraps(function)
-        def counted(self: Stage, **drawn: object) -> None:
+        def count_and_run(self: Stage, **drawn: object) -> None:
             self.evidence.rules[function.__name__] += 1
             with self.breaking():
                 function(self, **drawn)
 
-        made: Rule = _rule(**arguments)(counted)
+        made: Rule = _rule(**arguments)(count_and_run)
         return made if when is None else precondition(when)(made)
 
     return decorate
@@ -153,7 +153,7 @@ class Stage(RuleBasedStateMachine):
         running = {name: stepper.begin(name, operation.send) for name, operation in zip("ab", operations, strict=True)}
         waited = False
 
-        def freed() -> bool:
+        def are_freed() -> bool:
             stepper.settle()
             return not any(each.blocked for each in running.values())
 
@@ -165,7 +165,7 @@ class Stage(RuleBasedStateMachine):
                 running[name].step()
             waited |= any(not each.can_move and not each.finished for each in running.values())
             if any(each.finished for each in running.values()):
-                until(freed, "the database releases the locks of a dead operation", poll=0.002)
+                until(are_freed, "the database releases the locks of a dead operation", poll=0.002)
             if all(each.finished for each in running.values()):
                 break
         stepper.run([])
@@ -226,14 +226,14 @@ class Stage(RuleBasedStateMachine):
     def can(self, relay: Relay, kind: str) -> bool:
         """Return whether the operation is possible."""
         conditions: dict[str, Callable[[], object]] = {
-            "record": relay.finished,
-            "give_back": relay.untouched,
+            "record": relay.list_finished,
+            "give_back": relay.list_untouched,
             "renew": lambda: relay.held,
-            "replay": self.closed,
+            "replay": self.list_closed,
             "cancel": self.cancellable,
             "unblock": lambda: self.any_open(State.BLOCKED),
             "retry": self.due_later,
-            "probe": self.stopped_gates,
+            "probe": self.list_stopped_gates,
             "judge": self.any_to_judge,
         }
         return kind not in conditions or bool(conditions[kind]())
@@ -251,12 +251,12 @@ class Stage(RuleBasedStateMachine):
             "sequence by the old": lambda: make.sequence_by_the_old(relay),
             "claim": lambda: make.claim(relay, beginning_at(ROUTES, number), 1 + number % 4, answered=answered),
             "reap": lambda: make.reap(relay),
-            "record": lambda: make.record(relay, some_of(relay.finished(), number), answered=answered),
-            "give_back": lambda: make.give_back(relay, some_of(relay.untouched(), number)),
+            "record": lambda: make.record(relay, some_of(relay.list_finished(), number), answered=answered),
+            "give_back": lambda: make.give_back(relay, some_of(relay.list_untouched(), number)),
             "renew": lambda: make.renew(relay, some_of(list(relay.held.values()), number), answered=answered),
             "probe": lambda: make.probe(relay, beginning_at(ROUTES, number)),
             "judge": lambda: make.judge(relay),
-            "replay": lambda: make.command("replay", Selection(seq=one_of(self.closed(), number))),
+            "replay": lambda: make.command("replay", Selection(seq=one_of(self.list_closed(), number))),
             "cancel": lambda: make.command("cancel", Selection(seq=one_of(self.cancellable(), number)[0])),
             "unblock": lambda: make.command("unblock", Selection(route="blocking")),
             "retry": lambda: make.command("retry", Selection(everything=True)),
@@ -281,25 +281,25 @@ class Stage(RuleBasedStateMachine):
         return any(row.state is state for row in self.open.values())
 
     def beginnable(self, relay: Relay) -> list[Held]:
-        return [held for held in relay.untouched() if self.world.clock.now < held.trusted_until]
+        return [held for held in relay.list_untouched() if self.world.clock.now < held.trusted_until]
 
-    def untouched(self) -> list[tuple[Relay, Held]]:
+    def list_untouched(self) -> list[tuple[Relay, Held]]:
         return [(relay, held) for relay in self.active() for held in self.beginnable(relay)]
 
-    def at_work(self) -> list[tuple[Relay, Held]]:
+    def list_calls(self) -> list[tuple[Relay, Held]]:
         """Return running calls and those that may begin."""
-        return [(relay, held) for relay in self.active() for held in relay.running()] + self.untouched()
+        return [(relay, held) for relay in self.active() for held in relay.running()] + self.list_untouched()
 
     def answer(self, which: int, outcome: str) -> None:
-        self.end(*one_of(self.at_work(), which), outcome)
+        self.end(*one_of(self.list_calls(), which), outcome)
 
     def end(self, relay: Relay, held: Held, outcome: str) -> None:
         """End a call, which begins now if it is not running."""
         if held.begun_at is None:
             self.begin(relay, held)
-        held.answered(outcome)
+        held.end_call(outcome)
 
-    def closed(self) -> list[int]:
+    def list_closed(self) -> list[int]:
         """Return the events that may be replayed on some route."""
         still_open = {key for key, row in self.open.items() if row.state is not State.DEAD}
         return sorted({seq for seq, _ in self.ledger.lanes.keys() - still_open})
@@ -312,10 +312,10 @@ class Stage(RuleBasedStateMachine):
         now = self.world.clock.now
         return [key for key, row in self.open.items() if row.due_at is not None and row.due_at > now]
 
-    def paused_gates(self) -> list[GateKey]:
+    def list_paused_gates(self) -> list[GateKey]:
         return sorted(key for key, row in self.stored.gates.items() if row.is_paused)
 
-    def stopped_gates(self) -> list[GateKey]:
+    def list_stopped_gates(self) -> list[GateKey]:
         """Return the gates whose breaker is not closed."""
         return sorted(key for key, row in self.stored.gates.items() if row.breaker is not BreakerState.CLOSED)
 

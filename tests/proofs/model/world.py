@@ -83,12 +83,12 @@ class History:
         return entry
 
 
-def in_haste(engine: Engine) -> None:
+def skip_disk_waits(engine: Engine) -> None:
     """Turn off waiting for the disk. Call it before the engine connects."""
     hasty = "SET synchronous_commit = off" if Sql(engine.dialect.name).is_postgres else "PRAGMA synchronous = OFF"
 
     @event.listens_for(engine, "connect")
-    def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
+    def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
         connection.cursor().execute(hasty)
         connection.commit()
 
@@ -111,7 +111,7 @@ class Receiver:
 
     def __init__(self, url: str) -> None:
         engine = engines.connect(url, application="tests")
-        in_haste(engine)
+        skip_disk_waits(engine)
         is_postgres = Sql(engine.dialect.name).is_postgres
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgres else engine
         self._connection = self._engine.connect()
@@ -301,7 +301,7 @@ class World:
     """The database of the relays, the receiver and the checks."""
 
     def __init__(self, engine: Engine, url: str) -> None:
-        in_haste(engine)
+        skip_disk_waits(engine)
         self.clock = Clock()
         self.database = Database(engine, lambda: self.clock.now)
         self.database.sql.pause_after_write = 0.0  # no other program waits for the lock
