@@ -63,7 +63,7 @@ def webhook(
     return request(*(field for field in usual if field not in without), *more, line=line, payload=sent)
 
 
-def write_chunked(*chunks: bytes, more: tuple[bytes, ...] = ()) -> bytes:
+def as_chunks(*chunks: bytes, more: tuple[bytes, ...] = ()) -> bytes:
     """Return a raw webhook in chunked encoding with these bytes as its body."""
     return request(HOST, JSON, SECRET, CLOSE, b"Transfer-Encoding: chunked", *more) + b"".join(chunks)
 

@@ -29,11 +29,11 @@ from tests.helpers.receiver import (
     SECRET,
     Answer,
     answers,
+    as_chunks,
     ask,
     chunk,
     request,
     webhook,
-    write_chunked,
 )
 from tests.helpers.scripted import CERTIFICATE, ScriptedServer, hang, raw, reset, serving, then_close
 from tests.helpers.tables import count, rows
@@ -99,7 +99,7 @@ def test_a_webhook_gets_through_byte_for_byte(deployed: Deployment, module_engin
         (webhook(payload=plain), plain),
         (webhook(payload=large), large),
         (
-            write_chunked(chunk(body("chunks", moment(deployed.ports.tls))), b"0\r\n\r\n"),
+            as_chunks(chunk(body("chunks", moment(deployed.ports.tls))), b"0\r\n\r\n"),
             body("chunks", moment(deployed.ports.tls)),
         ),
     ):

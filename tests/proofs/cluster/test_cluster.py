@@ -87,7 +87,7 @@ def _can_run() -> None:
 
 
 def test_nothing_acknowledged_is_lost_however_a_host_is_lost(tmp_path: Path) -> None:
-    """Run a minute with one random disaster, or those of CLUSTER_DISASTERS=kill,freeze,…"""
+    """Run a minute with one random disaster, or those in CLUSTER_DISASTERS (kill,freeze)."""
     names = os.environ.get("CLUSTER_DISASTERS", random.choice(DISASTERS)).split(",")
     with run_work(tmp_path) as work:
         silences = [lose(work, name) for name in names]
