@@ -19,7 +19,7 @@ from inbox.loader.load import parse_config, read_config
 from relay.demo.run import configuration
 from relay.demo.scenario import sample_user
 from relay.demo.services import CONTACT, TEAM, CommercialService, IdentityService, WebhookSender
-from relay.demo.services import serve_receiver as serving
+from relay.demo.services import served as serving
 from tests.helpers.daemon import relaying
 from tests.helpers.processes import invoke
 from tests.helpers.receiver import serve_receiver
