@@ -39,20 +39,14 @@ class Row(msgspec.Struct, frozen=True):
 
 
 COMMANDS: Mapping[str, Command] = {
-    "intake-postgres": Command(
-        "intake",
-        ("--database", "postgres"),
-        ("--seconds", "1", "--rounds", "4"),
-    ),
+    "intake-postgres": Command("intake", ("--database", "postgres"), ("--seconds", "1", "--rounds", "4")),
     "intake-sqlite": Command(
         "intake",
         ("--database", "sqlite"),
         ("--seconds", "1", "--rounds", "4", "--against", "noop", "--against", "fastapi"),
     ),
     "drain-postgres": Command(
-        "drain",
-        ("--database", "postgres"),
-        ("--events", "800", "--against", "bare", "--against", "procrastinate"),
+        "drain", ("--database", "postgres"), ("--events", "800", "--against", "bare", "--against", "procrastinate")
     ),
     "drain-sqlite": Command("drain", ("--database", "sqlite"), ("--events", "1000")),
     "relays": Command("relays", (), ("--events", "1000", "--rounds", "2")),

@@ -13,11 +13,7 @@ _HELP = (sys.executable, "-c", "from relay.cli.main import main; main()", "--hel
 _IMPORT = (sys.executable, "-c", "import rich, sqlalchemy, typer")
 
 
-def main(
-    *,
-    rounds: Rounds = 20,
-    as_json: AsJson = False,
-) -> None:
+def main(*, rounds: Rounds = 20, as_json: AsJson = False) -> None:
     """Time `relay --help` and the import in turn, each in a new process."""
     ours, theirs = Side("relay --help"), Side("import rich, sqlalchemy, typer", bar=ROWS["help"].bar)
     for command in (_HELP, _IMPORT):

@@ -31,9 +31,7 @@ IS_SQLITE = URL.get_backend_name() == "sqlite"
 CONNECTIONS = int(os.environ["PEER_CONNECTIONS"])
 """Connections of this process."""
 ENGINE = create_async_engine(
-    URL.set(drivername="sqlite+aiosqlite" if IS_SQLITE else "postgresql+asyncpg"),
-    pool_size=CONNECTIONS,
-    max_overflow=0,
+    URL.set(drivername="sqlite+aiosqlite" if IS_SQLITE else "postgresql+asyncpg"), pool_size=CONNECTIONS, max_overflow=0
 )
 STORE = (
     (sqlite.insert(inbox) if IS_SQLITE else postgresql.insert(inbox))

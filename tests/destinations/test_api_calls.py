@@ -22,8 +22,8 @@ from relay.http.answer import EXCERPT_BYTES, Answer
 from relay.http.client import HttpClient, Request
 from relay.sync.templates import HeaderTemplate
 from tests.destinations.calling import DELETE, FOUND, SECOND, UPDATE, World, replace_in_sync
-from tests.helpers.delivering import DELIVERY, a_delivery, build, context, expect_delivered, expect_failed, failure
-from tests.helpers.scripted import Act, ScriptedServer, Seen, answer, reserve_closed_port, serving
+from tests.helpers.delivering import DELIVERY, a_delivery, as_delivered, as_failed, build, context, failure
+from tests.helpers.scripted import Act, ScriptedServer, Seen, answer, find_closed_port, serving
 
 
 def sent(world: World, asked: str) -> list[Seen]:
@@ -47,7 +47,7 @@ def test_each_call_has_its_own_headers_instead_of_those_of_its_endpoint_but_its_
     sync = with_update('headers = { "Idempotency-Key" = "{event.seq}", "content-type" = "application/scim+json" }')
     sync = sync.replace('/user/{event.entity_id}" }', '/user/{event.entity_id}", headers = { "X-Version" = "2022" } }')
     sync = sync.replace('pick = "items" }', 'pick = "items", headers = { accept = "text/x", "User-Agent" = "me" } }')
-    expect_delivered(world.deliver(sync=sync))
+    as_delivered(world.deliver(sync=sync))
     fetch, find, update = (seen.headers for seen in world.server.seen)
     assert (fetch["accept"], fetch["x-version"]) == ("application/json", "2022")
     assert (find["accept"], "x-version" in find) == ("text/x", False)
@@ -108,7 +108,7 @@ def test_a_service_that_always_says_that_no_call_is_left_is_served_all_the_same(
     """Some services describe unlimited plans so. The gate is held, but the attempt goes on."""
     nothing_left = {"X_RateLimit_Limit": "0", "X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "9"}
     find = answer(200, {"items": [{"id": "c1", "external_id": "u1"}]}, **nothing_left)
-    calls = expect_delivered(world.deliver(find=find)).calls
+    calls = as_delivered(world.deliver(find=find)).calls
     assert [(call.step, call.hold is None) for call in calls] == [("fetch", True), ("find", False), ("update", True)]
 
 
@@ -117,7 +117,7 @@ def test_a_service_that_always_says_that_no_call_is_left_is_served_all_the_same(
 
 def test_a_body_of_its_own_holds_the_mapped_fields_where_it_says(world: World) -> None:
     body = 'body = { data = { attributes = "{fields}", id = "{target.id}" }, n = 1 }'
-    expect_delivered(world.deliver(sync=with_update(body)))
+    as_delivered(world.deliver(sync=with_update(body)))
     fields = {"external_id": "u1", "name": "Ada", "phone": None}
     assert bodies(world, UPDATE) == [{"data": {"attributes": fields, "id": "c1"}, "n": 1}]
     assert sent(world, UPDATE)[0].headers["content-type"] == "application/json"
@@ -136,10 +136,10 @@ def test_an_answer_may_say_error_despite_its_status(world: World, body: object, 
     sync = with_update("""errors = "error", throttled = "code == 'slow_down'" """)
     outcome = world.deliver(sync=sync, update=answer(200, body))
     if error_class is None:
-        expect_delivered(outcome)
+        as_delivered(outcome)
     else:
-        assert expect_failed(outcome).error_class == error_class
-        assert expect_failed(outcome).error.startswith("update: answered 200 with errors: ")
+        assert as_failed(outcome).error_class == error_class
+        assert as_failed(outcome).error.startswith("update: answered 200 with errors: ")
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{" * 70_000])
@@ -149,7 +149,7 @@ def test_an_answer_in_which_an_error_could_hide_is_a_bad_one(world: World, body:
 
 def test_an_error_that_repeats_the_secret_is_stored_without_it(world: World) -> None:
     told = {"error": ["crm-token is \u001b[31mwrong\0", "x" * 900]}
-    outcome = expect_failed(world.deliver(sync=with_update('errors = "error"'), update=answer(200, told)))
+    outcome = as_failed(world.deliver(sync=with_update('errors = "error"'), update=answer(200, told)))
     assert outcome.error.startswith("update: answered 200 with errors: *** is \ufffd[31mwrong\ufffd; xxx")
     assert len(outcome.error) < 400
     call = outcome.calls[-1]
@@ -211,14 +211,14 @@ def graphql(world: World, fetch: Act, *calls: Act, delivery: Delivery = DELIVERY
 
 
 def test_graphql_is_a_document_and_its_variables(world: World) -> None:
-    assert expect_delivered(graphql(world, ADA, FOUND_ONE, DONE)).did == "updated"
+    assert as_delivered(graphql(world, ADA, FOUND_ONE, DONE)).did == "updated"
     assert bodies(world, GRAPHQL_FETCH) == [{"query": QUERY, "variables": {"id": "u1"}}]
     assert bodies(world, CALL) == [
         {"query": "query F { a }", "variables": {"x": "u1"}},
         {"query": "mutation U { a }", "variables": {"id": "c1", "input": {"name": "Ada", "external_id": "u1"}}},
     ]
     assert "idempotency-key" in sent(world, CALL)[1].headers
-    assert expect_delivered(graphql(world, GRAPHQL_GONE, FOUND_ONE, DONE, delivery=DELETE)).did == "deleted"
+    assert as_delivered(graphql(world, GRAPHQL_GONE, FOUND_ONE, DONE, delivery=DELETE)).did == "deleted"
     assert bodies(world, CALL)[-1] == {"query": "mutation D { a }", "variables": {"id": "c1"}}
 
 
@@ -240,7 +240,7 @@ def test_an_answer_of_graphql_tells_by_its_body(
     if " " in end:
         assert " ".join(failure(outcome)).startswith(end)
     else:
-        assert expect_delivered(outcome).did == end
+        assert as_delivered(outcome).did == end
 
 
 @pytest.mark.parametrize("delivery", [SECOND, DELETE])
@@ -263,7 +263,7 @@ def test_errors_of_the_whole_request_count_unless_the_configuration_lets_them_pa
     sync = GRAPHQL.replace(named, "data.write.userErrors[].message")
     assert failure(graphql(world, ADA, FOUND_ONE, DENIED, sync=sync)) == ("rejected", f"update: {WITH_ERRORS}")
     sync = GRAPHQL.replace(named, "errors[?message != 'denied']")
-    assert expect_delivered(graphql(world, ADA, FOUND_ONE, DENIED, sync=sync)).did == "updated"
+    assert as_delivered(graphql(world, ADA, FOUND_ONE, DENIED, sync=sync)).did == "updated"
 
 
 def test_a_value_stays_a_variable_however_hostile_it_is_and_an_object_is_none(world: World) -> None:
@@ -278,9 +278,9 @@ def test_an_item_of_a_list_may_be_the_entity(world: World) -> None:
     sync = replace_in_sync(
         'path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", pick = "users[0]" }'
     )
-    assert expect_delivered(world.deliver(sync=sync, fetch=answer(200, {"users": [{"id": "u1"}]}))).did == "updated"
+    assert as_delivered(world.deliver(sync=sync, fetch=answer(200, {"users": [{"id": "u1"}]}))).did == "updated"
     none = answer(200, {"users": []})
-    assert expect_delivered(world.deliver(SECOND, sync=sync, fetch=none, find=FOUND)).did == "deleted"
+    assert as_delivered(world.deliver(SECOND, sync=sync, fetch=none, find=FOUND)).did == "deleted"
     assert failure(world.deliver(SECOND, sync=sync, fetch=answer(200, {"error": "x"})))[0] == "bad_answer"
 
 
@@ -389,9 +389,7 @@ def test_without_a_token_no_call_is_made(server: ScriptedServer, status: int, er
     )
     assert (found.call.step, found.call.url) == ("fetch", f"{server.url}/token")
     assert (
-        call_with_token(
-            make_token_client(server, token_url=f"http://127.0.0.1:{reserve_closed_port()}/token")
-        ).error_class
+        call_with_token(make_token_client(server, token_url=f"http://127.0.0.1:{find_closed_port()}/token")).error_class
         == "not_sent"
     )
     assert server.asked == [TOKEN]

@@ -27,8 +27,8 @@ from tests.helpers.scripted import (
     Act,
     ScriptedServer,
     answer,
+    find_closed_port,
     raw,
-    reserve_closed_port,
     reset,
     serving,
     then_close,
@@ -69,7 +69,7 @@ def test_a_request_that_left_and_got_no_whole_answer_is_unknown(stack: ExitStack
 
 
 def test_a_refused_connection_was_not_sent() -> None:
-    result = make_client(f"http://127.0.0.1:{reserve_closed_port()}", timeout=Duration(30)).call(POST, context())
+    result = make_client(f"http://127.0.0.1:{find_closed_port()}", timeout=Duration(30)).call(POST, context())
     assert (result.error_class, result.call.sent, result.call.error) == ("not_sent", "not_sent", "Connection refused")
 
 
@@ -248,7 +248,7 @@ def test_a_large_body_arrives_whole_without_a_proxy_or_credentials_of_the_enviro
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{reserve_closed_port()}")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{find_closed_port()}")
     body = bytes(range(256)) * 8192
     call = Called(stack, answer())
     assert call(Request("forward", "POST", {}, body=body)).error_class is None

@@ -29,12 +29,12 @@ from tests.helpers.delivering import (
     LOCAL,
     NOW,
     a_delivery,
+    as_delivered,
+    as_failed,
     build,
     config_text,
     deliver,
     delivery_of,
-    expect_delivered,
-    expect_failed,
     failure,
 )
 from tests.helpers.scripted import ScriptedServer, answer, reset, serving
@@ -106,10 +106,10 @@ def test_an_erased_event_is_skipped_without_a_call(kind: str) -> None:
 
 def test_an_erased_event_is_delivered_where_nothing_needs_its_body(world: World) -> None:
     with serving(answer()) as server:
-        expect_delivered(deliver(write_config("slack", server), ERASED))
-    expect_delivered(world.deliver(ERASED))
+        as_delivered(deliver(write_config("slack", server), ERASED))
+    as_delivered(world.deliver(ERASED))
     looking = f'transform = "{__name__}:read_event_type"'
-    expect_delivered(world.deliver(ERASED, sync=replace_in_sync('clear_when_absent = ["phone"]', looking)))
+    as_delivered(world.deliver(ERASED, sync=replace_in_sync('clear_when_absent = ["phone"]', looking)))
 
 
 def read_body(fields: dict[str, Any], event: dict[str, Any], *_: object) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def server() -> Iterator[ScriptedServer]:
 def forward(server: ScriptedServer, delivery: Delivery = UPDATE_EVENT, extra: str = "") -> dict[str, str]:
     """Forward a delivery and return the headers that arrived."""
     outcome = deliver(forward_config(f"{server.url}/hook", extra), delivery, CONTEXT)
-    assert expect_delivered(outcome).did == "forwarded"
+    assert as_delivered(outcome).did == "forwarded"
     return server.seen[-1].headers
 
 
@@ -250,7 +250,7 @@ def test_a_signing_secret_that_is_no_key_is_refused_at_the_start(secret: str) ->
 )
 def test_any_other_answer_is_a_failure_that_names_the_step(act: Any, error_class: str, error: str) -> None:  # noqa: ANN401
     with serving(act) as server:
-        outcome = expect_failed(deliver(forward_config(server.url), UPDATE_EVENT))
+        outcome = as_failed(deliver(forward_config(server.url), UPDATE_EVENT))
     assert failure(outcome) == (error_class, error)
     assert outcome.retry_after == (7.0 if error_class == "throttled" else None)
     assert [call.step for call in outcome.calls] == ["forward"]
@@ -282,7 +282,7 @@ def post(server: ScriptedServer, text: str = TEXT, **changes: object) -> Outcome
 
 
 def test_a_message_is_posted_as_json_to_the_hook(server: ScriptedServer) -> None:
-    assert expect_delivered(post(server)).did == "forwarded"
+    assert as_delivered(post(server)).did == "forwarded"
     (seen,) = server.seen
     assert (seen.method, seen.target) == ("POST", PATH)
     assert json.loads(seen.body) == {"text": "USER u1: UPDATE"}
@@ -335,7 +335,7 @@ ABOUT = "{event.entity_id}"
 def test_no_value_makes_a_mention_forges_a_line_hides_a_link_or_leaves_its_part_of_one(
     server: ScriptedServer, text: str, value: str, shown: str
 ) -> None:
-    expect_delivered(post(server, text, entity_id=value))
+    as_delivered(post(server, text, entity_id=value))
     assert json.loads(server.seen[-1].body) == {"text": shown}
 
 
@@ -353,7 +353,7 @@ NO_URLS = ["!channel", "@U1", "#C1", "javascript:x", "mailto:a@b", "https://", "
 def test_a_message_that_can_not_be_written_is_dead_without_a_call(
     server: ScriptedServer, text: str, value: str
 ) -> None:
-    outcome = expect_failed(post(server, text, entity_id=value))
+    outcome = as_failed(post(server, text, entity_id=value))
     assert (outcome.error_class, outcome.calls, server.seen) == ("mapping", (), [])
     assert outcome.error.startswith("destinations.crm.text: ")
 

@@ -27,16 +27,7 @@ from relay.delivery.policy import RoutePolicy, Schedule, can_be_given_back, deci
 from relay.destinations import python
 from relay.handler import Event, GiveUp, Retry, Skip
 from relay.sync.expressions import function_of
-from tests.helpers.delivering import (
-    NOW,
-    a_delivery,
-    build,
-    config_text,
-    context,
-    deliver,
-    expect_delivered,
-    expect_failed,
-)
+from tests.helpers.delivering import NOW, a_delivery, as_delivered, as_failed, build, config_text, context, deliver
 from tests.helpers.waiting import until
 
 EVENT = a_delivery(attempt=2, run=1, event_id="e1", headers={"x-request-id": "r1"}, body=b'{"id": "u1", "n": 1.10}')
@@ -115,8 +106,8 @@ def nothing(_: Event) -> None:
 
 def failure(outcome: Outcome) -> tuple[str, str, str]:
     """Return error class, error and `sent` of the one call."""
-    (call,) = expect_failed(outcome).calls
-    return expect_failed(outcome).error_class, expect_failed(outcome).error, call.sent
+    (call,) = as_failed(outcome).calls
+    return as_failed(outcome).error_class, as_failed(outcome).error, call.sent
 
 
 # --- the event
@@ -124,7 +115,7 @@ def failure(outcome: Outcome) -> tuple[str, str, str]:
 
 def test_a_handler_gets_all_fields_of_the_event(handled: Handled) -> None:
     seen: list[Event] = []
-    outcome = expect_delivered(handled(seen.append))
+    outcome = as_delivered(handled(seen.append))
     (call,) = outcome.calls
     assert (outcome.did, call.step, call.method, call.sent) == ("handled", "handle", "CALL", "answered")
     assert call.url == f"{MODULE}:on_event"
@@ -219,7 +210,7 @@ def test_anything_else_is_a_bug_of_which_the_log_has_type_and_place_but_not_the_
 
 
 def test_any_text_of_an_exception_can_be_stored(handled: Handled) -> None:
-    outcome = expect_failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
+    outcome = as_failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
     assert len(outcome.error.encode()) < 600
     json.dumps(facts.detail_of(decide(EVENT, outcome, POLICY, NOW)), ensure_ascii=False).encode()
 
@@ -267,7 +258,7 @@ def test_a_lease_that_is_renewed_lets_it_run_on(handled: Handled) -> None:
             enough.set()
         return looks[-1] + 0.05
 
-    expect_delivered(handled(lambda _: enough.wait(30), lease=lease))
+    as_delivered(handled(lambda _: enough.wait(30), lease=lease))
 
 
 def test_nothing_is_called_while_as_many_calls_as_the_concurrency_are_left_behind(handled: Handled, held: Held) -> None:
@@ -279,7 +270,7 @@ def test_nothing_is_called_while_as_many_calls_as_the_concurrency_are_left_behin
 
     held.let_go()
     until(lambda: handled.are_free(2), "both have returned")
-    expect_delivered(handled(nothing, extra="concurrency = 2"))
+    as_delivered(handled(nothing, extra="concurrency = 2"))
 
 
 def test_a_call_waits_for_room_while_others_still_work_and_is_not_made_if_its_time_ends_before(
@@ -292,8 +283,8 @@ def test_a_call_waits_for_room_while_others_still_work_and_is_not_made_if_its_ti
         assert failure(handled(raising(AssertionError()), extra=f'timeout = "20ms"\n{one}'))[0] == "not_sent"
         second = pool.submit(handled, nothing, extra=one)
         held.let_go()
-        expect_delivered(first.result())
-        expect_delivered(second.result())
+        as_delivered(first.result())
+        as_delivered(second.result())
 
 
 _numbers = count(1)

@@ -34,16 +34,7 @@ from tests.destinations.calling import (
     World,
     replace_in_sync,
 )
-from tests.helpers.delivering import (
-    DELIVERY,
-    NOW,
-    a_delivery,
-    context,
-    deliver,
-    expect_delivered,
-    expect_failed,
-    failure,
-)
+from tests.helpers.delivering import DELIVERY, NOW, a_delivery, as_delivered, as_failed, context, deliver, failure
 from tests.helpers.scripted import Act, answer, reset
 
 C1, C2, OTHER = ({"id": f"c{n}", "external_id": f"u{of}"} for n, of in ((1, 1), (2, 1), (2, 2)))
@@ -85,7 +76,7 @@ def describe(outcome: Outcome) -> str:
 
 
 def test_a_counterpart_that_is_found_is_updated(world: World) -> None:
-    outcome = expect_delivered(world.deliver())
+    outcome = as_delivered(world.deliver())
     assert world.asked == [FETCH, FIND, UPDATE]
     fields = {"external_id": "u1", "name": "Ada", "phone": None}
     assert (outcome.did, outcome.fetch_began_at) == ("updated", NOW)
@@ -109,10 +100,10 @@ def test_a_counterpart_that_is_not_found_is_created_without_the_fields_that_woul
 
 def test_an_update_can_replace_and_a_find_can_be_a_post(world: World) -> None:
     world.server.routes |= {"PUT /contacts/c1": [answer()], "POST /contacts": [FOUND]}
-    expect_delivered(world.deliver(sync=with_update('method = "PUT", format = "json"')))
+    as_delivered(world.deliver(sync=with_update('method = "PUT", format = "json"')))
     assert world.server.seen[2].headers["content-type"] == "application/json"
     query = 'method = "POST", body = { query = { id = "{event.entity_id}" } }'
-    expect_delivered(
+    as_delivered(
         world.deliver(sync=replace_in_sync('params = { externalId = "{event.entity_id}" }', query), create=FOUND)
     )
     find = world.server.seen[4]
@@ -281,7 +272,7 @@ def test_every_way_to_say_that_there_is_none_is_understood(world: World, sync: s
 @pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
 def test_a_last_change_that_is_still_to_come_is_not_told(world: World, delivery: Delivery) -> None:
     """It would make every later event look covered."""
-    outcome = expect_delivered(world.deliver(delivery, fetch=user("2126-01-01T00:00:00Z")))
+    outcome = as_delivered(world.deliver(delivery, fetch=user("2126-01-01T00:00:00Z")))
     assert (outcome.did, outcome.last_modified) == ("updated", None)
 
 
@@ -301,7 +292,7 @@ def test_a_last_change_that_is_still_to_come_is_not_told(world: World, delivery:
     ],
 )
 def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, act: Act, error_class: str) -> None:
-    outcome = expect_failed(world.deliver(acts={step: act}))
+    outcome = as_failed(world.deliver(acts={step: act}))
     assert outcome.error_class == error_class
     assert outcome.error.startswith(f"{step}: ")
     assert outcome.calls[-1].step == step
@@ -343,7 +334,7 @@ BAD: list[tuple[str, str, Act, str]] = [
 def test_an_answer_that_the_step_can_not_use_is_bad_and_nothing_is_written(
     world: World, step: str, sync: str, act: Act, error: str
 ) -> None:
-    outcome = expect_failed(world.deliver(acts={step: act}, sync=sync))
+    outcome = as_failed(world.deliver(acts={step: act}, sync=sync))
     assert outcome.error_class == "bad_answer"
     assert outcome.error.startswith(f"{step}: ")
     assert error in outcome.error
@@ -403,13 +394,13 @@ def test_a_value_that_a_template_can_not_take_is_a_mapping_failure_before_its_ca
     world: World, old: str, new: str, found: Act, steps: list[str]
 ) -> None:
     event = a_delivery(body=msgspec.json.encode({"note": LONG}))
-    outcome = expect_failed(world.deliver(event, sync=replace_in_sync(old, new), find=found))
+    outcome = as_failed(world.deliver(event, sync=replace_in_sync(old, new), find=found))
     assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", steps)
 
 
 def test_no_further_step_starts_when_the_lease_has_ended(world: World) -> None:
     leases = iter([float("inf")])
-    assert expect_failed(world.deliver(within=context(lambda: next(leases, 0.0)))).error_class == "lease_lost"
+    assert as_failed(world.deliver(within=context(lambda: next(leases, 0.0)))).error_class == "lease_lost"
 
 
 @pytest.mark.parametrize("status", [404, 410])
@@ -423,7 +414,7 @@ def test_a_token_url_that_is_not_there_says_nothing_of_an_entity_or_its_counterp
     auth = ApiOauth2(f"{world.server.url}/token", client_id=Secret("me"), client_secret=Secret("pass-word"))
     endpoints = {name: msgspec.structs.replace(each, auth=auth) for name, each in getattr(config, table).items()}
     outcome = deliver(msgspec.structs.replace(config, **{table: endpoints}), delivery)
-    assert expect_failed(outcome).error_class == "auth"
+    assert as_failed(outcome).error_class == "auth"
     assert set(world.asked) <= {FETCH, "POST /token"}
 
 
@@ -434,7 +425,7 @@ def test_fields_that_were_sent_last_are_not_sent_again_if_the_route_says_so(worl
     body = 'body = { contact = "{fields}", labels = "{entity.labels}" }'
     sync = f"skip_unchanged = true\n{with_update(body)}"
     tagged = answer(200, {**USER, "labels": ["a"]})
-    again = a_delivery(applied_hash=expect_delivered(world.deliver(sync=sync, fetch=tagged)).applied_hash)
+    again = a_delivery(applied_hash=as_delivered(world.deliver(sync=sync, fetch=tagged)).applied_hash)
     outcome = world.deliver(again, sync=sync, fetch=tagged)
     assert isinstance(outcome, Unchanged)
     assert [call.step for call in outcome.calls] == ["fetch", "find"]
@@ -444,8 +435,8 @@ def test_fields_that_were_sent_last_are_not_sent_again_if_the_route_says_so(worl
         (again, {"fetch": tagged, "find": NONE}),
         (msgspec.structs.replace(again, run=1), {"fetch": tagged}),  # an operator's replay
     ):
-        expect_delivered(world.deliver(delivery, dict(how), sync=sync))
-    expect_delivered(world.deliver(again, sync=with_update(body), fetch=tagged))
+        as_delivered(world.deliver(delivery, dict(how), sync=sync))
+    as_delivered(world.deliver(again, sync=with_update(body), fetch=tagged))
 
 
 # --- maps; tests/core/test_mapping.py tests their rules
@@ -476,7 +467,7 @@ def test_a_map_arrives_at_the_counterpart_and_an_error_in_it_keeps_it_from_being
     sync = replace_in_sync(MAP, RICH)
     fields = {"external_id": "u1", "name": "Ada", "age": 36, "gender": "female", "tenant": "north", "initial": "A"}
     for found, more in ((FOUND, {"phone": None, "is_new": False}), (NONE, {"is_new": True})):
-        expect_delivered(world.deliver(sync=sync, fetch=answer(200, ENTITY), find=found))
+        as_delivered(world.deliver(sync=sync, fetch=answer(200, ENTITY), find=found))
         assert json.loads(world.server.seen[-1].body) == {**fields, "seq": 7, **more}
     error = failure(world.deliver(sync=sync, fetch=answer(200, {**ENTITY, "age": "old"})))
     assert error == ("mapping", "routes.user-to-crm.sync.map.age: the value is text that is no whole number")

@@ -27,7 +27,7 @@ from tests.doctor.examining import (
 )
 from tests.helpers.databases import open_engine
 from tests.helpers.processes import invoke
-from tests.helpers.scripted import reserve_closed_port
+from tests.helpers.scripted import find_closed_port
 
 OF_THE_TESTS_SERVER = {"fsync", "full_page_writes"}
 """Settings of the tests' own Postgres, which writes nothing through to its disk."""
@@ -74,7 +74,7 @@ def test_only_the_wanted_examination_is_made_and_a_wrong_name_gets_the_nearest(
 
 
 def test_a_database_that_does_not_answer_is_one_finding_and_the_others_need_it(tmp_path: Path) -> None:
-    place = installation(tmp_path, f"postgresql+psycopg://relay:hidden@127.0.0.1:{reserve_closed_port()}/inbox")
+    place = installation(tmp_path, f"postgresql+psycopg://relay:hidden@127.0.0.1:{find_closed_port()}/inbox")
     ended = invoke("inbox", "doctor", "--json", **environment_of(place))
     document = json.loads(ended.stdout)
     assert [each["kind"] for each in document["examinations"][0]["findings"]] == ["database_unreachable"]

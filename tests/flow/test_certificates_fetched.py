@@ -223,7 +223,7 @@ async def post(receiver: Receiver, message: Mapping[str, str], path: str = "/web
 async def test_messages_of_sns_are_stored_with_one_fetch_and_strangers_have_none_made(host: CertificateHost) -> None:
     host.serve(certified.SNS_PATH, certified.SNS_PEM)
     async with receiving(host) as (receiver, memory):
-        stranger = certified.sign_message(TopicArn="arn:aws:sns:eu-west-1:210987654321:orders")
+        stranger = certified.sign_sns(TopicArn="arn:aws:sns:eu-west-1:210987654321:orders")
         assert await post(receiver, stranger) == 401
         assert await post(receiver, certified.NOTIFICATION, "/webhooks/other/wrong") == 401
         assert await post(receiver, certified.NOTIFICATION, "/webhooks/nobody") == 401
@@ -232,7 +232,7 @@ async def test_messages_of_sns_are_stored_with_one_fetch_and_strangers_have_none
             await receiver.post(certified.PAYPAL_BODY, path="/webhooks/paypal/wrong", headers=headers)
         ).status_code == 401
         assert host.asked == []
-        assert memory.rejected[0].reason == "its topic is none of this source's topics"
+        assert memory.rejected[0].reason == "its topic is not listed in this source's topics"
         assert memory.rejected[0].body is None
 
         assert await post(receiver, {**certified.NOTIFICATION, "Message": "forged"}) == 401
@@ -248,7 +248,7 @@ async def test_messages_of_sns_are_stored_with_one_fetch_and_strangers_have_none
 
 async def test_a_transmission_of_paypal_has_its_certificate_fetched_and_sent_again_is_one_event(tmp_path: Path) -> None:
     now = SystemClock().now()
-    sent = certified.sign_transmission(at=now, webhook="WEBHOOK", paypal_transmission_time=rfc3339(now))
+    sent = certified.sign_paypal(at=now, webhook="WEBHOOK", paypal_transmission_time=rfc3339(now))
     with certificate_host(tmp_path, certified.PAYPAL_HOST) as host:
         host.serve(certified.PAYPAL_PATH, pem_of(certified.PAYPAL_NAME, signing_key()))
         async with receiving(host) as (receiver, memory):

@@ -99,12 +99,7 @@ class Rig:
         return make_config(self.downstream.url, concurrency, **more)
 
     def relay(
-        self,
-        concurrency: int = 8,
-        *,
-        grace: float = 5.0,
-        now: Callable[[], datetime] | None = None,
-        **more: str,
+        self, concurrency: int = 8, *, grace: float = 5.0, now: Callable[[], datetime] | None = None, **more: str
     ) -> contextlib.AbstractContextManager[Relay]:
         """Run a relay until the block ends. `now` is the clock of the database."""
         config = self.config(concurrency, **more)

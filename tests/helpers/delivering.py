@@ -70,16 +70,16 @@ def a_delivery(**changes: object) -> Delivery:
     return msgspec.structs.replace(DELIVERY, **changes)
 
 
-def expect_delivered(outcome: Outcome) -> Delivered:
+def as_delivered(outcome: Outcome) -> Delivered:
     assert isinstance(outcome, Delivered), outcome
     return outcome
 
 
-def expect_failed(outcome: Outcome) -> Failed:
+def as_failed(outcome: Outcome) -> Failed:
     assert isinstance(outcome, Failed), outcome
     return outcome
 
 
 def failure(outcome: Outcome) -> tuple[str, str]:
     """Return error class and error of a failed outcome."""
-    return expect_failed(outcome).error_class, expect_failed(outcome).error
+    return as_failed(outcome).error_class, as_failed(outcome).error

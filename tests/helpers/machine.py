@@ -95,10 +95,7 @@ def _unpack_folder(name: str) -> Path:
 def _download(folder: Path, *packages: str) -> None:
     assert shutil.which("apt-get"), f"install {packages[0]}: docs/how-to/ has a configuration for it, which is run"
     download = ["apt-get", "download", *packages]
-    for commands in (
-        [download],
-        [["apt-get", "update"], download],
-    ):  # as root, where lists are missing or old
+    for commands in ([download], [["apt-get", "update"], download]):  # as root, where lists are missing or old
         done = [
             subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False) for command in commands
         ]

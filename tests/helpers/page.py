@@ -215,11 +215,7 @@ def entrance(
     web = msgspec.structs.replace(Web(users=Secret(f"file:{users}"), tokens=Secret(f"file:{tokens}")), **changed)
     clock, steady = FakeClock(), Monotonic()
     guard = Guard(
-        web,
-        clock,
-        sessions or Sessions(),
-        forwarding=[Network.parse(each) for each in forwarding],
-        monotonic=steady,
+        web, clock, sessions or Sessions(), forwarding=[Network.parse(each) for each in forwarding], monotonic=steady
     )
     readers = Readers(msgspec.structs.replace(config, web=web), clock)
     app = create_app(readers, clock, guard)

@@ -13,20 +13,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 import msgspec
-from sqlalchemy import (
-    ARRAY,
-    JSON,
-    Boolean,
-    Column,
-    Engine,
-    Integer,
-    LargeBinary,
-    Table,
-    Text,
-    insert,
-    inspect,
-    update,
-)
+from sqlalchemy import ARRAY, JSON, Boolean, Column, Engine, Integer, LargeBinary, Table, Text, insert, inspect, update
 
 from inbox.clock import SystemClock
 from inbox.db.columns import UtcDateTime
@@ -264,13 +251,7 @@ def harm_of(output: str, *, terminal: bool = False) -> list[str]:
 
 ID = "IDNUMBER4711"
 PERSON = ErasureSubject("trivore", "USER", ID)
-TRACES = (
-    ID,
-    "maria.meier@example.com",
-    "Maria Meier",
-    "maria-header",
-    "0af7651916cd43dd8448eb211c80319c",
-)
+TRACES = (ID, "maria.meier@example.com", "Maria Meier", "maria-header", "0af7651916cd43dd8448eb211c80319c")
 """Texts of the person that an erasure must remove everywhere."""
 BODY = json.dumps({"id": ID, "email": "maria.meier@example.com", "name": "Maria Meier"}).encode()
 OTHER = "IDNUMBER4712"

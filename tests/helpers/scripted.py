@@ -115,11 +115,7 @@ class ScriptedServer:
     """
 
     def __init__(
-        self,
-        *acts: Act,
-        tls: Tls = False,
-        routes: dict[str, list[Act]] | None = None,
-        reads: bool = True,
+        self, *acts: Act, tls: Tls = False, routes: dict[str, list[Act]] | None = None, reads: bool = True
     ) -> None:
         self.seen: list[Seen] = []
         self.closing = threading.Event()
@@ -227,10 +223,7 @@ def _server_context(tls: Literal[True, "mutual"]) -> ssl.SSLContext:
 
 @contextmanager
 def serving(
-    *acts: Act,
-    tls: Tls = False,
-    routes: dict[str, list[Act]] | None = None,
-    reads: bool = True,
+    *acts: Act, tls: Tls = False, routes: dict[str, list[Act]] | None = None, reads: bool = True
 ) -> Iterator[ScriptedServer]:
     """Run a server for the block; one that does not read meets each connection with the first act."""
     with contextlib.closing(ScriptedServer(*acts, tls=tls, routes=routes, reads=reads)) as server:
@@ -238,7 +231,7 @@ def serving(
 
 
 @cache
-def reserve_closed_port() -> int:
+def find_closed_port() -> int:
     """Return a port without a listener, bound for the life of the process so that no server gets it."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))

@@ -145,17 +145,17 @@ _SIGNED = {
 }
 
 
-def make_sns_request(message: Mapping[str, Any], at: datetime = SNS_AT, **headers: str) -> RawRequest:
+def make_sns(message: Mapping[str, Any], at: datetime = SNS_AT, **headers: str) -> RawRequest:
     return make_request("sns", json.dumps(message).encode(), {**_TEXT, **headers}, at)
 
 
-def make_paypal_request(body: bytes = PAYPAL_BODY, at: datetime = PAYPAL_AT, **changed: str) -> RawRequest:
+def make_paypal(body: bytes = PAYPAL_BODY, at: datetime = PAYPAL_AT, **changed: str) -> RawRequest:
     """Make a request with `changed` headers, whose names have `_` for `-`."""
     changed = {name.replace("_", "-").upper(): value for name, value in changed.items()}
     return make_request("paypal", body, {**PAYPAL_HEADERS, **changed}, at)
 
 
-def sign_message(key: RSAPrivateKey | None = None, **members: str | None) -> dict[str, str]:
+def sign_sns(key: RSAPrivateKey | None = None, **members: str | None) -> dict[str, str]:
     """Sign a notification with other members for SNS; None omits a member."""
     message = {name: value for name, value in {**NOTIFICATION, **members}.items() if value is not None}
     names = _SIGNED.get(message["Type"], _SIGNED["Notification"])
@@ -164,11 +164,11 @@ def sign_message(key: RSAPrivateKey | None = None, **members: str | None) -> dic
     return {**message, "Signature": base64.b64encode((key or signing_key()).sign(text, PKCS1v15(), algorithm)).decode()}
 
 
-def sign_transmission(
+def sign_paypal(
     body: bytes = PAYPAL_BODY, at: datetime = PAYPAL_AT, webhook: str = WEBHOOK, **changed: str
 ) -> RawRequest:
     """Sign a request with other headers for PayPal."""
-    raw = make_paypal_request(body, at, **changed)
+    raw = make_paypal(body, at, **changed)
     parts = (raw.headers["paypal-transmission-id"], raw.headers["paypal-transmission-time"], webhook)
     text = "|".join([*parts, str(zlib.crc32(body))]).encode()
     signature = base64.b64encode(signing_key().sign(text, PKCS1v15(), SHA256())).decode()
@@ -207,7 +207,7 @@ def with_token(token: str) -> UrlTokenAuth:
     return UrlTokenAuth(secrets=[Secret(token)])
 
 
-def find_wanted_certificate(verifier: Verifier, raw: RawRequest) -> str | None:
+def find_fetched(verifier: Verifier, raw: RawRequest) -> str | None:
     """Return the URL of the certificate that a request makes the receiver fetch, or None."""
     try:
         find_refusal(verifier, raw)

@@ -50,7 +50,7 @@ def request(kind: str, secret: str) -> RawRequest:
     return RawRequest("trivore", headers, b"{}", NOW, url_token=secret if kind == "url_token" else None)
 
 
-def make_auth_verifier(auth: InboundAuth, environment: Mapping[str, str] | None = None) -> Verifier:
+def make_auth(auth: InboundAuth, environment: Mapping[str, str] | None = None) -> Verifier:
     source = Source(name="trivore", preset="trivore", auth=auth)
     return verifier_of(source, PRESETS["trivore"], environment or {})
 
@@ -61,7 +61,7 @@ def is_refused(verifier: Verifier, raw: RawRequest, now: datetime = NOW) -> bool
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_right_secret_is_let_in_and_any_other_is_not(kind: str) -> None:
-    asked = make_auth_verifier(KINDS[kind])
+    asked = make_auth(KINDS[kind])
     assert not is_refused(asked, request(kind, "s3cret"))
     assert is_refused(asked, RawRequest("trivore", {}, b"{}", NOW)), "nothing is shown"
     assert all(is_refused(asked, request(elsewhere, "s3cret")) for elsewhere in KINDS if elsewhere != kind)
@@ -74,18 +74,18 @@ def test_the_right_secret_is_let_in_and_any_other_is_not(kind: str) -> None:
 def test_a_secret_may_have_any_characters(kind: str, secret: str) -> None:
     if kind == "bearer":
         secret = secret.strip(" ") or "x"  # a header value cannot end with spaces
-    assert not is_refused(make_auth_verifier(kinds_of("env:S")[kind], {"S": secret}), request(kind, secret))
+    assert not is_refused(make_auth(kinds_of("env:S")[kind], {"S": secret}), request(kind, secret))
 
 
 def test_a_source_without_authentication_accepts_any_request() -> None:
-    assert not is_refused(make_auth_verifier(NoAuth()), RawRequest("trivore", {}, b"", NOW))
+    assert not is_refused(make_auth(NoAuth()), RawRequest("trivore", {}, b"", NOW))
 
 
 def test_each_of_several_secrets_let_in_within_its_time_only() -> None:
     auth = BearerAuth(
         secrets=[Secret("old", not_after=NOW), Secret("present"), Secret("next", not_before=NOW + DAY), Secret("last")]
     )
-    several = make_auth_verifier(auth)
+    several = make_auth(auth)
     let_in = {
         moment: [s for s in ("old", "present", "next", "last") if not is_refused(several, request("bearer", s), moment)]
         for moment in (NOW - DAY, NOW, NOW + DAY)
@@ -99,13 +99,13 @@ def test_each_of_several_secrets_let_in_within_its_time_only() -> None:
 
 def test_the_scheme_is_compared_without_regard_to_case() -> None:
     for value in ("bearer s3cret", "BEARER  s3cret"):
-        assert not is_refused(make_auth_verifier(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
+        assert not is_refused(make_auth(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
     for value in ("s3cret", "Bearers3cret", "Token s3cret", "Bearer", "Bearer\ts3cret"):
-        assert is_refused(make_auth_verifier(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
+        assert is_refused(make_auth(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
 
 
 def test_a_bearer_token_may_stand_in_the_query_once() -> None:
-    asked = make_auth_verifier(KINDS["bearer"])
+    asked = make_auth(KINDS["bearer"])
     for query, let_in in (
         ("access_token=s3cret", True),
         ("a=b&access_token=s3%63ret", True),
@@ -123,7 +123,7 @@ def test_a_bearer_token_may_stand_in_the_query_once() -> None:
     ],
 )
 def test_credentials_that_are_no_base64_or_of_another_user_are_refused(junk: str) -> None:
-    assert is_refused(make_auth_verifier(KINDS["basic"]), RawRequest("s", {"authorization": junk}, b"", NOW))
+    assert is_refused(make_auth(KINDS["basic"]), RawRequest("s", {"authorization": junk}, b"", NOW))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "unknown"])
@@ -132,14 +132,14 @@ def test_credentials_that_are_no_base64_or_of_another_user_are_refused(junk: str
     scheme=st.sampled_from(["", "Basic ", "Bearer "]),
 )
 def test_whatever_the_headers_hold_only_a_refusal_is_raised(kind: str, value: str, scheme: str) -> None:
-    asked = pad_work(map(make_auth_verifier, KINDS.values())) if kind == "unknown" else make_auth_verifier(KINDS[kind])
+    asked = pad_work(map(make_auth, KINDS.values())) if kind == "unknown" else make_auth(KINDS[kind])
     raw = RawRequest("s", {"authorization": scheme + value, "x-webhook-token": value}, b"", NOW, url_token=value)
     assert is_refused(asked, raw)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_source_and_one_of_another_kind_refuse_a_secret_although_they_try_it(kind: str) -> None:
-    verifiers = {name: make_auth_verifier(auth) for name, auth in KINDS.items()}
+    verifiers = {name: make_auth(auth) for name, auth in KINDS.items()}
     unknown = pad_work(verifiers.values())
     for name, asked in verifiers.items():
         assert is_refused(asked, request(kind, "s3cret")) == (name != kind)
@@ -200,4 +200,4 @@ def test_the_operator_sees_the_address_and_an_allowed_address_still_needs_the_se
     assert refusal(("192.0.2.0/24",), elsewhere) == "it comes from 203.0.113.9, which allow_from does not have"
     assert "an address that is not known" in (refusal(("192.0.2.0/24",), RIGHT) or "")
     stranger = msgspec.structs.replace(RIGHT, remote_address="192.0.2.1", headers={})
-    assert refusal(("192.0.2.0/24",), stranger) == "it shows no secret"
+    assert refusal(("192.0.2.0/24",), stranger) == "it has no secret"

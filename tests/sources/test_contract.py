@@ -325,10 +325,7 @@ def test_whatever_a_member_or_a_header_holds_it_is_an_event_that_can_be_stored_o
     media = {"content-type": min(PRESETS[name].media_types, default="application/json")}
     sample = sign_sample(name, make_secret(PRESETS[name])) if name in WITH_SAMPLE else make_request(name, b"{}", media)
     size = min(PRESETS[name].max_body, 4 * 1024 * 1024) + 1
-    bodies = [
-        *extreme_bodies(sample),
-        *(sample.body + filling * size for filling in (b" ", b"x", b"[", b"\xff")),
-    ]
+    bodies = [*extreme_bodies(sample), *(sample.body + filling * size for filling in (b" ", b"x", b"[", b"\xff"))]
     keyed = msgspec.structs.replace(make_source(name), dedup=["id", "timestamp"])
     requests = [msgspec.structs.replace(sample, body=body) for body in bodies]
     number = sum(read_or_refuse(make_source(name), each) for each in requests)

@@ -28,13 +28,13 @@ CLASSIC = {"id": "IDNUMBER1234", "entityType": "USER", "eventType": "UPDATE", "t
 TYPED = {"id": "5ba48fdb2f4a4b0b2c3d4e5f", "type": "USER_EDIT", "time": "2019-01-01T00:00:00.708Z"}
 
 
-def read_trivore_bytes(body: bytes, dedup: Sequence[str] | None = None) -> Identity:
+def read_bytes(body: bytes, dedup: Sequence[str] | None = None) -> Identity:
     (identity,) = trivore.PRESET.read(RawRequest("trivore", {}, body, ARRIVED), dedup)
     return identity
 
 
 def read_trivore(payload: object, dedup: Sequence[str] | None = None) -> Identity:
-    return read_trivore_bytes(json.dumps(payload).encode(), dedup)
+    return read_bytes(json.dumps(payload).encode(), dedup)
 
 
 def wrong_field(payload: object, dedup: Sequence[str] | None = None) -> str | None:
@@ -392,14 +392,14 @@ def message(*notifications: str, session: str = NIL) -> bytes:
     return ENVELOPE.format(session=session, notifications="\n".join(notifications)).encode()
 
 
-def make_salesforce_request(body: bytes) -> RawRequest:
+def make_soap(body: bytes) -> RawRequest:
     return make_request("salesforce", body, {"Content-Type": "text/xml; charset=utf-8", "SOAPAction": '""'})
 
 
 def test_one_notification_is_stored_byte_for_byte() -> None:
     record = "<sf:Id>0061</sf:Id><sf:Name>Tom &amp; Jürgen</sf:Name><sf:Id>9</sf:Id>"
     body = message(notification("04l0800002nrC5BAAU", record))
-    (event,) = read(make_salesforce_request(body))
+    (event,) = read(make_soap(body))
     assert (event.entity_type, event.entity_id, event.event_type) == ("Opportunity", "0061", "Opportunity.changed")
     assert (event.dedup_key, event.event_id, event.action) == ("04l0800002nrC5BAAU",) * 2 + ("update",)
     assert (event.occurred_at, event.body) == (NOW, body)
@@ -411,7 +411,7 @@ def test_the_time_of_the_change_counts_where_the_message_has_it() -> None:
     changed = "<sf:LastModifiedDate>2025-12-31T23:00:00.000Z</sf:LastModifiedDate>"
     modified = "<sf:SystemModstamp>2025-12-31T23:30:00.000Z</sf:SystemModstamp>"
     for record, expected in ((changed, "2025-12-31T23:00:00Z"), (changed + modified, "2025-12-31T23:30:00Z")):
-        (identity,) = PRESETS["salesforce"].read(make_salesforce_request(message(notification("04l1", record))), None)
+        (identity,) = PRESETS["salesforce"].read(make_soap(message(notification("04l1", record))), None)
         assert identity.occurred_ns == parse_rfc3339(expected)
         assert identity.entity_id is None
         assert identity.event_type == "changed"
@@ -419,20 +419,20 @@ def test_the_time_of_the_change_counts_where_the_message_has_it() -> None:
 
 def test_of_several_notifications_each_is_stored_with_what_stands_around_it() -> None:
     body = message(*(notification(f"04l{n}", f"<sf:Id>{n}</sf:Id>") for n in range(100)))
-    events = read(make_salesforce_request(body))
+    events = read(make_soap(body))
     assert [each.entity_id for each in events] == [str(n) for n in range(100)]
     for number, each in enumerate(events):
         root = ET.fromstring(each.body)  # noqa: S314  # written by this project
         found = [node.text for node in root.iter("{http://soap.sforce.com/2005/09/outbound}Id")]
         assert found == [f"04l{number}"]
         assert b"<OrganizationId>00D24xxx</OrganizationId>" in each.body
-        assert read(make_salesforce_request(each.body))[0].dedup_key == each.dedup_key
+        assert read(make_soap(each.body))[0].dedup_key == each.dedup_key
 
 
 def test_a_session_id_is_never_stored_with_an_event() -> None:
     """A reader of the inbox could otherwise call Salesforce."""
     for ids in (["04l0"], ["04l0", "04l1"]):
-        events = read(make_salesforce_request(message(*map(notification, ids), session=SESSION)))
+        events = read(make_soap(message(*map(notification, ids), session=SESSION)))
         assert len(events) == len(ids)
         for each in events:
             assert not any(word in each.body for word in (b"secret", b"AQ", b"SessionId"))
@@ -443,7 +443,7 @@ def test_a_session_id_where_none_belongs_is_refused() -> None:
     one, other = notification("04l1"), notification("04l2", SESSION)
     for body in (message(one + SESSION), message(one, other), message(one, session=SESSION + SESSION)):
         with pytest.raises(InvalidEvent, match="SessionId"):
-            read(make_salesforce_request(body))
+            read(make_soap(body))
 
 
 def add_doctype(text: str) -> bytes:
@@ -482,7 +482,7 @@ HARMFUL: dict[str, bytes] = {
 @pytest.mark.parametrize("body", HARMFUL.values(), ids=HARMFUL)
 def test_xml_that_does_harm_elsewhere_is_refused(body: bytes) -> None:
     with pytest.raises((Unreadable, InvalidEvent)):
-        read(make_salesforce_request(body))
+        read(make_soap(body))
 
 
 def test_a_large_record_takes_little_more_than_itself() -> None:
@@ -490,7 +490,7 @@ def test_a_large_record_takes_little_more_than_itself() -> None:
     salesforce.parse(body)
     tracemalloc.start()
     try:
-        (event,) = read(make_salesforce_request(body))
+        (event,) = read(make_soap(body))
         assert tracemalloc.get_traced_memory()[1] <= 5 * len(body)
     finally:
         tracemalloc.stop()

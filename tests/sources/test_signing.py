@@ -97,7 +97,7 @@ def test_a_request_signed_by_any_template_is_accepted_and_any_other_bit_is_refus
 
 def test_a_secret_that_is_no_key_is_a_mistake_and_is_not_repeated_and_base64_may_lack_its_padding() -> None:
     keys: list[tuple[Literal["base64", "hex", "text"], str]] = [
-        *(("base64", "not base64!"), ("hex", "abc"), ("text", ""), ("base64", ""), ("hex", "zz")),
+        *(("base64", "not base64!"), ("hex", "abc"), ("text", ""), ("base64", ""), ("hex", "zz"))
     ]
     for key, secret in keys:
         with pytest.raises(ConfigError) as raised:
@@ -155,7 +155,7 @@ def test_a_signature_that_proves_too_little_or_can_not_be_is_a_mistake(line: str
         ('preset = "stripe"\nunsigned = true\nsecrets = ["x"]', "unsigned: contradicts secrets"),
         ('preset = "trivore"\nunsigned = true\nauth = { kind = "none" }', "unsigned: says nothing: Trivore ID"),
         ('preset = "trivore"', "auth: is missing"),
-        ('preset = "okta"\nsecrets = ["x"]', "secrets: are what a provider signs with"),
+        ('preset = "okta"\nsecrets = ["x"]', "secrets: are for signatures"),
         ('preset = "custom"\nauth = { kind = "none" }', "event: is missing"),
         ('preset = "github"\nsecrets = ["x"]\nissuer = "y"', "issuer: is for preset = 'secevent' only"),
         ('preset = "secevent"\nsecrets = ["x"]', "audience: is missing"),
@@ -165,7 +165,7 @@ def test_a_signature_that_proves_too_little_or_can_not_be_is_a_mistake(line: str
             'preset = "github"\nauth = { kind = "header", name = "X-GitHub-Event", secrets = ["x"] }',
             "no place for a secret",
         ),
-        ('preset = "custom"\nauth = { kind = "none" }\nevent = { type = "body.[" }', "is no JMESPath"),
+        ('preset = "custom"\nauth = { kind = "none" }\nevent = { type = "body.[" }', "is not a JMESPath"),
     ],
 )
 def test_a_source_that_does_not_fit_its_preset_is_a_mistake(text: str, told: str) -> None:
@@ -186,7 +186,7 @@ CONTENT = f"{ID}.{SECONDS}.".encode() + BODY
 GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493
 
 
-def make_signed_request(
+def make_signed(
     *signatures: str, prefix: str = "webhook", body: bytes = BODY, at: datetime = AT, seconds: str = SECONDS
 ) -> RawRequest:
     headers = {f"{prefix}-id": ID, f"{prefix}-timestamp": seconds, f"{prefix}-signature": " ".join(signatures)}
@@ -197,7 +197,7 @@ def is_let_in(verifier: Verifier, raw: RawRequest) -> bool:
     return find_refusal(verifier, raw) is None
 
 
-def standard_verifier(*secrets: str) -> Verifier:
+def with_secrets(*secrets: str) -> Verifier:
     return make_verifier("standard-webhooks", *map(Secret, secrets))
 
 
@@ -245,18 +245,18 @@ OTHER = v1a(Ed25519PrivateKey.generate())
 def test_one_of_several_is_enough_and_each_counts_by_its_own_prefix_only(
     prefix: str, secrets: tuple[str, ...], signatures: tuple[str, ...], expected: bool
 ) -> None:
-    assert is_let_in(standard_verifier(*secrets), make_signed_request(*signatures, prefix=prefix)) == expected
+    assert is_let_in(with_secrets(*secrets), make_signed(*signatures, prefix=prefix)) == expected
 
 
 def test_the_id_the_time_and_the_body_are_signed() -> None:
-    raw = make_signed_request(SIGNATURE)
+    raw = make_signed(SIGNATURE)
     for other in (
-        make_signed_request(SIGNATURE, body=BODY + b" "),
-        make_signed_request(SIGNATURE, seconds=str(int(SECONDS) + 1)),
-        make_signed_request(SIGNATURE, at=AT + timedelta(seconds=301)),
+        make_signed(SIGNATURE, body=BODY + b" "),
+        make_signed(SIGNATURE, seconds=str(int(SECONDS) + 1)),
+        make_signed(SIGNATURE, at=AT + timedelta(seconds=301)),
         make_request("standard-webhooks", BODY, {**raw.headers, "webhook-id": "msg_2"}, AT),
     ):
-        assert not is_let_in(standard_verifier(PUBLIC), other)
+        assert not is_let_in(with_secrets(PUBLIC), other)
 
 
 def test_the_public_key_is_not_accepted_as_a_shared_secret() -> None:
@@ -265,8 +265,8 @@ def test_the_public_key_is_not_accepted_as_a_shared_secret() -> None:
     for key in (base64.b64decode(text), text.encode(), PUBLIC.encode(), b""):
         for prefix in ("v1,", "v1a,"):
             forged = encode_signature(hmac.digest(key, CONTENT, "sha256"), prefix)
-            assert not is_let_in(standard_verifier(PUBLIC), make_signed_request(forged))
-            assert not is_let_in(standard_verifier(PUBLIC, SHARED), make_signed_request(forged))
+            assert not is_let_in(with_secrets(PUBLIC), make_signed(forged))
+            assert not is_let_in(with_secrets(PUBLIC, SHARED), make_signed(forged))
 
 
 PRIVATE = "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg=="
@@ -291,34 +291,32 @@ def test_a_key_that_is_of_no_use_there_is_a_mistake_that_does_not_show_it(name: 
 @pytest.mark.parametrize("sign", [0, 0x80])
 def test_a_public_key_of_small_order_is_a_mistake(point: bytes, sign: int) -> None:
     key = point[:-1] + bytes([point[-1] | sign])
-    with pytest.raises(ConfigError, match="anybody could sign for it"):
-        standard_verifier(encode_signature(key, "whpk_"))
+    with pytest.raises(ConfigError, match="anyone could sign for it"):
+        with_secrets(encode_signature(key, "whpk_"))
 
 
 def test_a_signature_has_one_form() -> None:
     """RFC 8032 §5.1.7: the second half is below the group order, or anyone could derive a second signature from a first."""
     first, second = raw_signature()[:32], int.from_bytes(raw_signature()[32:], "little")
     assert not is_let_in(
-        standard_verifier(PUBLIC),
-        make_signed_request(encode_signature(first + (second + GROUP_ORDER).to_bytes(32, "little"))),
+        with_secrets(PUBLIC), make_signed(encode_signature(first + (second + GROUP_ORDER).to_bytes(32, "little")))
     )
     plain = SIGNATURE.removeprefix("v1a,")
     for other in (plain.rstrip("="), plain[:-3] + "h==", f"{plain}=", plain.replace("+", "-"), f" {plain}\n"):
-        assert not is_let_in(standard_verifier(PUBLIC), make_signed_request(f"v1a,{other}")), other
+        assert not is_let_in(with_secrets(PUBLIC), make_signed(f"v1a,{other}")), other
 
 
 @given(st.integers(0, 511))
 def test_any_other_bit_is_refused(bit: int) -> None:
     flipped = (int.from_bytes(raw_signature(), "little") ^ (1 << bit)).to_bytes(64, "little")
-    assert not is_let_in(standard_verifier(PUBLIC), make_signed_request(encode_signature(flipped)))
+    assert not is_let_in(with_secrets(PUBLIC), make_signed(encode_signature(flipped)))
 
 
 @given(st.binary(max_size=130))
 def test_anything_else_is_refused(signature: bytes) -> None:
-    assert not is_let_in(standard_verifier(PUBLIC), make_signed_request(encode_signature(signature)))
+    assert not is_let_in(with_secrets(PUBLIC), make_signed(encode_signature(signature)))
     assert not is_let_in(
-        standard_verifier(PUBLIC, SHARED),
-        make_signed_request(encode_signature(signature), encode_signature(signature, "v1,")),
+        with_secrets(PUBLIC, SHARED), make_signed(encode_signature(signature), encode_signature(signature, "v1,"))
     )
 
 
@@ -328,9 +326,7 @@ def test_while_a_key_is_rolled_both_are_let_in_and_then_the_new_one_alone() -> N
     verifier = make_verifier(
         "standard-webhooks", Secret(public_key_of(old), not_after=later), Secret(public_key_of(new))
     )
-    found = [
-        is_let_in(verifier, make_signed_request(v1a(each), at=moment)) for moment in (AT, later) for each in (old, new)
-    ]
+    found = [is_let_in(verifier, make_signed(v1a(each), at=moment)) for moment in (AT, later) for each in (old, new)]
     assert found == [True, True, False, True]
 
 
@@ -343,9 +339,9 @@ def test_a_source_with_the_public_key_alone_works_beside_one_that_has_a_shared_s
     made = {name: endpoint.verifier for name, endpoint in endpoints_of(parse_config(text)).items()}
     unknown = pad_work(made.values())
     for verifier in made.values():
-        assert is_let_in(verifier, make_signed_request(SIGNATURE))
-        assert not is_let_in(verifier, make_signed_request(v1a(Ed25519PrivateKey.generate())))
-    assert [is_let_in(each, make_signed_request(BY_SHARED)) for each in (made["alone"], made["both"], unknown)] == [
+        assert is_let_in(verifier, make_signed(SIGNATURE))
+        assert not is_let_in(verifier, make_signed(v1a(Ed25519PrivateKey.generate())))
+    assert [is_let_in(each, make_signed(BY_SHARED)) for each in (made["alone"], made["both"], unknown)] == [
         False,
         True,
         False,
@@ -374,16 +370,16 @@ def find_fault(name: str, secret: str, body: str, headers: Mapping[str, str], at
 def sign_by_stripe(body: str, at: datetime) -> dict[str, str]:
     import stripe
 
-    make_signed_request = int(at.timestamp())
-    return {"Stripe-Signature": stripe.WebhookSignature.generate_signature_header(body, KEY, make_signed_request)}
+    make_signed = int(at.timestamp())
+    return {"Stripe-Signature": stripe.WebhookSignature.generate_signature_header(body, KEY, make_signed)}
 
 
 def sign_by_slack(body: str, at: datetime) -> dict[str, str]:
     from slack_sdk.signature import SignatureVerifier
 
-    make_signed_request = str(int(at.timestamp()))
-    signature = SignatureVerifier(KEY).generate_signature(timestamp=make_signed_request, body=body) or ""
-    return {"X-Slack-Request-Timestamp": make_signed_request, "X-Slack-Signature": signature}
+    make_signed = str(int(at.timestamp()))
+    signature = SignatureVerifier(KEY).generate_signature(timestamp=make_signed, body=body) or ""
+    return {"X-Slack-Request-Timestamp": make_signed, "X-Slack-Signature": signature}
 
 
 def sign_by_standard_webhooks(body: str, at: datetime) -> dict[str, str]:
@@ -456,11 +452,11 @@ def test_adyens_library_signs_any_fields(texts: list[str | None], value: int, su
 def test_hubspots_library_signs_any_body(body: str, milliseconds: int) -> None:
     from hubspot.utils.signature import Signature as HubSpot
 
-    make_signed_request = str(int(NOW.timestamp()) * 1000 + milliseconds)
+    make_signed = str(int(NOW.timestamp()) * 1000 + milliseconds)
     signature = HubSpot.get_signature(
-        "secret", body, "v3", http_uri=PUBLIC_URL, http_method="POST", timestamp=make_signed_request
+        "secret", body, "v3", http_uri=PUBLIC_URL, http_method="POST", timestamp=make_signed
     )
-    headers = {"X-HubSpot-Signature-v3": signature, "X-HubSpot-Request-Timestamp": make_signed_request}
+    headers = {"X-HubSpot-Signature-v3": signature, "X-HubSpot-Request-Timestamp": make_signed}
     assert find_fault("hubspot", "secret", body, headers) is None
 
 

@@ -36,7 +36,7 @@ from inbox.sources.credentials import REJECTION, Verifier, pad_work
 from inbox.sources.fields import form_fields, form_payload
 from inbox.sources.presets import adyen, custom, msgraph
 from inbox.sources.signing import SignatureProof
-from tests.sources.certified import NOTIFICATION, PAYPAL_BODY, PAYPAL_HEADERS, TOPIC, make_sns_request
+from tests.sources.certified import NOTIFICATION, PAYPAL_BODY, PAYPAL_HEADERS, TOPIC, make_sns
 from tests.sources.presenting import NOW, SIGNING_IN_BODY, make_request, make_secret, read, sign_sample
 from tests.sources.vectors import PUBLIC_URL, VECTORS
 
@@ -166,7 +166,7 @@ REQUESTS: dict[str, tuple[bytes, dict[str, str]]] = {
     },
     "a bearer token": (b"{}", {"authorization": "Bearer x"}),
     "a password": (b"{}", {"authorization": "Basic dTp4"}),
-    "a message of SNS": (make_sns_request(NOTIFICATION).body, {}),
+    "a message of SNS": (make_sns(NOTIFICATION).body, {}),
     "a transmission of PayPal": (PAYPAL_BODY, PAYPAL_HEADERS),
     "a token of another key": (
         jwt.encode({"iss": "i"}, ec.generate_private_key(ec.SECP256R1()), algorithm="ES256").encode(),
