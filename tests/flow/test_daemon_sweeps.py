@@ -25,7 +25,7 @@ from relay.store.sweeps import Listed
 from relay.sweep import run as sweep_run
 from relay.sweep import scheduler
 from relay.sweep.run import CompiledSweep
-from relay.sweep.scheduler import Sweeper
+from relay.sweep.scheduler import Sweeper, compile_sweeps
 from tests.helpers.daemon import Rig, make_config
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.relaying import work_of
