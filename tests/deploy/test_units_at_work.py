@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.booted import SYSTEMD, booted
-from tests.deploy.shipped import configuration, unit
+from tests.deploy.shipped import SYSTEMD, booted, configuration, unit
 from tests.deploy.test_shipped_at_work import SECRETS
 from tests.helpers import checkers
 from tests.helpers.waiting import until

@@ -15,7 +15,7 @@ KINDS = {
 """`sql` is run by test_dba_page, test_commands_in_sql and test_sqlite_shell, `python` and `diff` by test_contributing,
 `python` and `json` by
 test_mapping_page, `python` of docs/how-to/write-a-handler.md by test_handlers, `caddyfile` by
-tests/process/test_behind_a_proxy.py, `ini` by tests/process/test_behind_a_pooler.py. All of docs/recipes/ is followed by
+tests/process/test_intermediaries.py, `ini` by tests/process/test_intermediaries.py. All of docs/recipes/ is followed by
 tests/recipes."""
 
 RECIPES = "docs/recipes/"
@@ -23,18 +23,18 @@ RECIPES = "docs/recipes/"
 
 ON_POSTGRES = {
     "docs/how-to/move-to-postgres.md": "tests/copying/test_copy_command.py",
-    "docs/how-to/limit-what-roles-may-do.md": "tests/docs/test_pages_on_postgres.py",
-    "docs/how-to/back-up-and-restore.md": "tests/docs/test_pages_on_postgres.py",
+    "docs/how-to/limit-what-roles-may-do.md": "tests/docs/test_contributing.py",
+    "docs/how-to/back-up-and-restore.md": "tests/docs/test_contributing.py",
 }
 """Pages that need a Postgres, which the tests beside them have."""
 
 RUNBOOKS = "docs/how-to/runbooks/"
 """Their commands are typed by tests/docs/test_runbooks.py, on an installation that has the trouble."""
 
-WITH_PROMETHEUS = {"docs/how-to/watch-with-prometheus.md": "tests/docs/test_prometheus_rules.py"}
+WITH_PROMETHEUS = {"docs/how-to/watch-with-prometheus.md": "tests/docs/test_how_to_pages.py"}
 """Pages that need files of deploy/, which the test beside them copies."""
 
-WITH_THE_PAGE = {"docs/reference/web-api.md": "tests/docs/test_web_api_page.py"}
+WITH_THE_PAGE = {"docs/reference/web-api.md": "tests/docs/test_reference_pages.py"}
 """Pages that need the operator's page, which the test beside them starts."""
 
 ON_A_MACHINE = {"docs/tutorial/go-live.md": "tests/docs/test_go_live_page.py"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,9 +14,13 @@ from sqlalchemy import Engine
 from inbox.clock import SystemClock
 from inbox.db import migrate
 from inbox.events.timestamps import time_text
+from relay.cli.examine import lines_of
+from relay.doctor.examinations import EXAMINATIONS
+from relay.doctor.run import ExaminationResult
+from relay.findings import Finding
 from relay.store.nodes import hash_of
 from tests.doctor.examining import HOST, environment_of, examined, found, installation, run_sql, start_a_relay, told
-from tests.helpers.databases import granted
+from tests.helpers.databases import granted, opened
 from tests.helpers.processes import invoke
 from tests.helpers.relaying import give_up
 from tests.helpers.webhooks import config_text, moment
@@ -126,3 +131,124 @@ def test_a_pause_of_today_is_information_for_the_doctor_and_nothing_for_the_chec
     for side, *words in (("inbox", "doctor", "--only", "relay"), ("relay", "status", "--check")):
         ended = invoke(side, *words, **environment_of(place))
         assert ended.status == 0, ended
+
+
+# --- Each change of a definition is found, with the statement that makes it again; what a DBA adds is no finding
+
+
+HEAD, TRIGGER = "ux_open_delivery_head", "delivery_log_deletes_old_attempts_only"
+FUNCTION = "inbox_is_not_truncated"
+
+OTHER_HEAD = f"CREATE {{}}INDEX {HEAD} ON open_delivery (route, lane) WHERE state = 'in_flight'"
+CHANGES = {
+    "a row that keeps a place": ("sqlite", ("DELETE FROM pruner",), "pruner"),
+    "a missing index": ("sqlite", ("DROP INDEX ix_open_delivery_ready",), "ix_open_delivery_ready"),
+    "a changed index": ("sqlite", (f"DROP INDEX {HEAD}", OTHER_HEAD.format("")), HEAD),
+    "a missing trigger": ("sqlite", ("DROP TRIGGER delivery_log_refuses_update",), "delivery_log_refuses_update"),
+    "a changed view": (
+        "sqlite",
+        ("DROP VIEW backlog", "CREATE VIEW backlog AS SELECT 1 AS open"),
+        "backlog",
+    ),
+    "a column too many": ("sqlite", ("ALTER TABLE gate ADD COLUMN extra TEXT",), "gate"),
+    "a row to lock": ("postgres", ("DELETE FROM payload_lock",), "payload_lock"),
+    "an index's predicate": ("postgres", (f"DROP INDEX {HEAD}", OTHER_HEAD.format("UNIQUE ")), HEAD),
+    "an index that is not unique": (
+        "postgres",
+        (f"DROP INDEX {HEAD}", OTHER_HEAD.format("").replace("= 'in_flight'", "IN ('ready', 'in_flight', 'blocked')")),
+        HEAD,
+    ),
+    "an index that is not valid": (
+        "postgres",
+        ("UPDATE pg_index SET indisvalid = false WHERE indexrelid = CAST('ix_relay_command_open' AS regclass)",),
+        "ix_relay_command_open",
+    ),
+    "a disabled trigger": ("postgres", (f"ALTER TABLE delivery_log DISABLE TRIGGER {TRIGGER}",), TRIGGER),
+    "a constraint that holds only for new rows": (
+        "postgres",
+        (
+            "ALTER TABLE order_lock DROP CONSTRAINT ck_order_lock_one_row",
+            "ALTER TABLE order_lock ADD CONSTRAINT ck_order_lock_one_row CHECK (id = 1) NOT VALID",
+        ),
+        "ck_order_lock_one_row",
+    ),
+    "a type": ("postgres", ("ALTER TABLE gate ALTER COLUMN calls TYPE bigint",), "gate.calls"),
+    "a column that may be empty": ("postgres", ("ALTER TABLE gate ALTER COLUMN calls DROP NOT NULL",), "gate.calls"),
+    "a function without its search_path": ("postgres", (f"ALTER FUNCTION {FUNCTION}() RESET search_path",), FUNCTION),
+    "a function of another's rights": ("postgres", (f"ALTER FUNCTION {FUNCTION}() SECURITY DEFINER",), FUNCTION),
+    "a view with another condition": ("postgres", ("backlog",), "backlog"),
+    "a function with another body": ("postgres", (FUNCTION,), FUNCTION),
+}
+
+
+def written(engine: Engine, change: str) -> str:
+    """The statement of a change; of a view or function that is named alone, one that makes it anew with a part more."""
+    if " " in change:
+        return change
+    with engine.begin() as connection:
+        if change == FUNCTION:
+            query = f"SELECT pg_get_functiondef('{change}'::regproc)"
+            return str(connection.exec_driver_sql(query).scalar_one()).replace("BEGIN", "BEGIN\n    RETURN NULL;", 1)
+        view = str(connection.exec_driver_sql(f"SELECT pg_get_viewdef('{change}'::regclass)").scalar_one()).rstrip(";")
+        return f"CREATE OR REPLACE VIEW {change} AS SELECT * FROM ({view}) b WHERE b.route <> 'hidden'"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_found(change: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    kind, statements, subject = CHANGES[change]
+    url = request.getfixturevalue(f"{kind}_database_url")
+    with opened(url) as engine:
+        for statement in statements:
+            run_sql(engine, written(engine, statement))
+    assert found(installation(tmp_path, url), "schema") == [("schema_differs", subject)]
+
+
+def test_an_index_and_a_view_of_a_dba_are_no_finding(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    run_sql(engine, "CREATE INDEX mine ON inbox (received_at)", "CREATE VIEW my_view AS SELECT 1 AS one")
+    assert found(installation(tmp_path, database_url), "schema") == []
+
+
+# --- The report of `inbox doctor`: for people, in 80 columns, and nothing of a value reaches the terminal as it is
+
+
+FORGED = "\x1b]0;owned\x07\n  ! forged: [red] \u202e"
+TESTS = Path(__file__).parent
+
+
+def a_finding(level: str = "warning", sentence: str = "something is wrong", remedy: str = "relay status") -> Finding:
+    return Finding("stuck", level, sentence, "route", "it matters " * 20, None, remedy)  # type: ignore[arg-type]
+
+
+def report(*findings: Finding, needs: Sequence[str | None] = (None,), width: int | None = 80) -> str:
+    """The report of an examination for each of `needs`; the last has the findings."""
+    made = [ExaminationResult("abc"[number], need, ()) for number, need in enumerate(needs)]
+    made[-1] = ExaminationResult(made[-1].name, made[-1].needs, findings)
+    return "\n".join(line.plain for line in lines_of(made, width=width))
+
+
+def test_a_critical_finding_comes_first_and_information_last() -> None:
+    shown = report(*(a_finding(severity) for severity in ("information", "warning", "critical")))
+    marks = [line[2] for line in shown.splitlines() if line.startswith(("  ! ", "  i "))]
+    assert marks == ["!", "!", "i"]
+    assert shown.startswith("not well: 2 findings, 1 critical; 1 examination")
+
+
+def test_what_was_not_examined_is_listed_with_its_needs() -> None:
+    shown = report(a_finding(), needs=["needs the database", "needs the database", f"needs {FORGED}"])
+    assert "\n  - a: needs the database\n  - b: needs the database\n" in shown
+    assert "\n  - c (in part): needs \\x1b]0;owned\\x07\\n  ! forged" in shown
+    assert "; 0 examinations, 3 not made in full" in shown
+
+
+@pytest.mark.parametrize("width", [80, None])
+def test_no_value_reaches_the_terminal_as_it_is(width: int | None) -> None:
+    shown = report(a_finding("warning", FORGED, f"relay resume {HOSTILE}"), width=width)
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+    assert "\n  ! forged" not in shown
+    assert "[red]" in shown
+
+
+def test_every_kind_of_finding_has_a_scene_in_which_it_is_found() -> None:
+    scenes = "".join(path.read_text(encoding="utf-8") for path in TESTS.glob("test_*.py") if path != Path(__file__))
+    kinds = [kind.name for each in EXAMINATIONS if each.name != "relay" for kind in each.kinds]
+    assert [name for name in kinds if f'"{name}"' not in scenes] == []

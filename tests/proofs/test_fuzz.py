@@ -27,12 +27,12 @@ from tests.helpers.processes import site
 from tests.helpers.receiver import answers, ask, memory_of, webhook
 from tests.helpers.tables import rows
 from tests.helpers.webhooks import config_text
-from tests.process import malformed, malformed_events
+from tests.process import malformed
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))
 MOST_GROWTH = 20 * 1024 * 1024
-EXAMPLES = [case.sent for case in (*malformed.TABLE, *malformed_events.TABLE) if len(case.sent) < 20_000]
+EXAMPLES = [case.sent for case in malformed.TABLE if len(case.sent) < 20_000]
 SEEN = {200, 400, 401, 404, 405, 413, 414, 415, 417, 422, 431}
 """Statuses that 2,000 of them are answered with, or the requests do not go where they should."""
 

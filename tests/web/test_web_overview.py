@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -10,23 +13,27 @@ import pytest
 from sqlalchemy import insert, text
 
 from inbox.clock import SystemClock
+from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.db.schema import throughput_minute
+from inbox.db.schema import sweep_watermark, throughput_minute
+from inbox.loader.load import parse_config
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import entity_key
+from relay.doctor.run import ExaminationResult, Installation
 from relay.findings import Finding, findings
 from relay.store import gates, nodes
 from relay.store.alerts import note
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
+from relay.web.screens import overview
 from relay.web.screens.overview import button_of
 from tests.helpers.databases import ON_BOTH, ON_POSTGRES
-from tests.helpers.page import Page
+from tests.helpers.page import OPERATOR, VIEWER, Page, on_database
 from tests.helpers.relaying import DONE, HOPELESS, Steps, work_of
 from tests.helpers.storing import START, an_event
 from tests.helpers.tables import counted_statements
 from tests.helpers.waiting import stand_still
-from tests.helpers.worlds import HOSTILE
+from tests.helpers.worlds import HOSTILE, fill_page
 
 CRM = RouteState("crm", is_configured=True)
 PAUSED = HeldGate("destination", "crm", "open", "503", None, START, None, ("crm",))
@@ -150,3 +157,153 @@ def test_of_many_routes_the_quiet_ones_are_folded(page: Page, steps: Steps) -> N
     found = page.json("/overview.json")
     assert [sum(route["is_busy"] is busy for route in found["routes"]) for busy in (True, False)] == [25, 3]
     assert "3 routes with nothing open" in page.get("/").text
+
+
+# --- Gates and sweeps: who holds what back, since when and why; every button leads to the plan of its act
+
+
+NOW = SystemClock().now()
+SWEPT = parse_config("""
+[apis.identity]
+base_url = "https://identity.example.com"
+rate = "30/m"
+
+[sources.trivore]
+preset = "trivore"
+auth = { kind = "none" }
+sweeps = [
+  { api = "identity", path = "/users", entity_type = "USER", every = "1h" },
+  { api = "identity", path = "/groups", entity_type = "GROUP" },
+]
+""")
+
+
+@pytest.fixture
+def page_config(database_url: str) -> Config:
+    return on_database(SWEPT, database_url)
+
+
+@pytest.mark.parametrize(
+    ("query", "kinds"),
+    [
+        ("", ["source", "entity"]),  # entities come last, since there may be thousands
+        ("kind=entity", ["entity"]),
+        ("name=A%2FB", ["entity"]),
+        ("kind=api", []),
+        ("name=trivore", ["source", "entity"]),
+    ],
+)
+def test_a_pause_says_who_and_why_and_is_found_by_its_kind_and_a_part_of_its_name(
+    page: Page, steps: Steps, query: str, kinds: list[str]
+) -> None:
+    with steps.database.write() as transaction:
+        gates.pause(transaction, entity_key("trivore", "USER", "a/b&c"), who="kim", why="odd")
+        gates.pause(transaction, ("source", "trivore"), who="kim", why="maintenance")
+    found = page.json(f"/gates.json?{query}")["gates"]
+    assert [gate["kind"] for gate in found] == kinds
+    assert {(gate["by"], gate["why"]) for gate in found} <= {("kim", "odd"), ("kim", "maintenance")}
+    shown = page.get("/gates").text
+    for act in ("resume?source=trivore&amp;entity_type=USER&amp;entity_id=a/b%26c", "sweep?source=trivore", "pause"):
+        assert f'"/acts/{act}' in shown
+
+
+@ON_BOTH
+def test_a_sweep_shows_its_watermark_its_error_and_that_it_runs(page: Page, steps: Steps) -> None:
+    with steps.database.engine.begin() as connection:
+        for entity_type, lease_until in (("USER", NOW + timedelta(hours=1)), ("OLD", None)):
+            row = {"source": "trivore", "entity_type": entity_type, "swept_at": NOW, "missed": 3, "error": "503 <b>"}
+            connection.execute(insert(sweep_watermark).values(**row, lease_until=lease_until))
+    found = page.json("/gates.json")["sweeps"]
+    running = {row["entity_type"]: row["is_running"] for row in found}
+    assert running == {"USER": True, "GROUP": False, "OLD": False}
+    assert found[0]["watermark"]["missed"] == 3
+    assert "503 &lt;b&gt;" in page.get("/gates").text
+
+
+# --- Rows that only a hand or another version writes take no screen away: not their own, and not those of their neighbours
+
+
+AT = "'2026-01-01 00:00:30.000000Z'"
+PATHS = ("", "/deliveries", "/events/1", "/events/2", "/events/3", "/dead", "/gates", "/commands",
+         "/entity?source=trivore&type=USER&id=u1", "/commands/3", "/rejected", "/alerts")  # fmt: skip
+HUGE = "9" * 400
+DETAILS = (
+    '{"calls": [null, 1, {"status": {}, "milliseconds": {}, "url": null, "excerpt": []}], "error": {"a": 1}, "cause": []}',
+    f'{{"calls": [{{"status": {HUGE}, "milliseconds": {HUGE}}}], "error": null}}',
+    '{"due_at": "soon", "who": {}, "why": [], "blocks_lane": "x"}',
+    '{"due_at": "99999-01-01T00:00:00Z", "error": "{0} %s {x.__class__}"}',
+    f'{{"error": "{"x" * 1_000_000}"}}',
+)
+LONE = '{"error": "\\ud800", "cause": "\\udfff", "calls": [{"url": "\\ud800", "error": "\\ud800"}]}'
+"""Halves of surrogate pairs: SQLite keeps them, and UTF-8 has no form for them."""
+COMMAND = (
+    "INSERT INTO relay_command (kind, selection, reason, asked_by, state, answer, sample)"
+    " VALUES ('cancel', '{}', 'r', 'x', 'done', '', '{{\"groups\": [1, null, {{}}], \"deliveries\": 5, \"left_out\": []}}')"
+)
+
+
+def a_fact(kind: str, detail: str, seq: int, route: str) -> str:
+    return (
+        "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, detail)"
+        f" VALUES ({AT}, {seq}, '{route}', '{kind}', 'dead', 1, '{detail}')"
+    )
+
+
+def all_answer(page: Page) -> None:
+    answers = {
+        (path, actor.role): page.get(path, actor).status_code
+        for each in PATHS
+        for path in (each or "/", re.sub(r"$|(?=\?)", ".json", each or "/overview", count=1))
+        for actor in (OPERATOR, VIEWER)
+    }
+    assert {key: status for key, status in answers.items() if status != 200} == {}
+
+
+@ON_BOTH
+def test_a_row_of_another_form_shows_as_it_can(page: Page, steps: Steps) -> None:
+    fill_page(steps)
+    for detail, kind in itertools.product(DETAILS, ("dead", "rescheduled")):
+        steps.do(*(a_fact(kind, detail, seq, route) for seq, route in ((1, "strict"), (2, "blocking"), (3, "latest"))))
+    steps.do(
+        COMMAND.format('{"later": [1, {"a": null}], "route": 5}'), a_fact("superseded", '{"by": "none"}', 1, "strict")
+    )
+    all_answer(page)
+
+
+def test_half_a_surrogate_pair_shows_as_an_escape(page: Page, steps: Steps) -> None:
+    fill_page(steps)
+    facts = (a_fact(kind, LONE, 2, "blocking") for kind in ("dead", "attempt_failed"))
+    steps.do(*facts, COMMAND.format('{"route": "\\ud800"}'))
+    all_answer(page)
+    assert page.json("/commands/3.json")["command"]["selection"] == {"route": "\\ud800"}
+
+
+# --- The doctor: a look examines, and its report is shown to everybody for a minute
+
+
+def test_a_look_examines_and_changes_nothing(page: Page, steps: Steps) -> None:
+    found = page.json("/doctor.json")
+    assert "no_relay" in [finding["kind"] for finding in found["findings"]]
+    assert found["findings"][0]["level"] == "critical"
+    assert found["seconds"] > 0
+    assert "relay run" in page.get("/doctor", VIEWER).text, "a viewer sees the report"
+    assert steps.states() == []
+
+
+def test_a_report_is_kept_for_everybody_and_one_that_failed_is_not(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Installation] = []
+
+    def counted(installation: Installation, _examinations: Sequence[object]) -> list[ExaminationResult]:
+        runs.append(installation)
+        if len(runs) == 1:
+            raise ValueError("broken")
+        return []
+
+    monkeypatch.setattr(overview, "run", counted)
+    assert page.get("/doctor").status_code == 500
+    first = page.json("/doctor.json")
+    assert page.json("/api/v1/doctor", VIEWER) == first
+    assert len(runs) == 2
+    monkeypatch.setattr(overview, "KEPT_SECONDS", 0.0)
+    page.json("/doctor.json")
+    assert len(runs) == 3

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 from urllib.parse import quote
+from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay.accounts import Actor
 from relay.web.reading import Screen
+from relay.web.render import Series, chart, scale
 from relay.web.screens import SCREENS
 from tests.helpers.databases import copied, opened
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
@@ -119,3 +123,85 @@ def answers(
             made.append((path, answer.text))
     assert made, f"no path of {screen.name} was answered: this test needs other values for its parameters"
     return made
+
+
+# --- Charts: whatever the figures and names, valid XML with every point inside the view box, and words for those who don't see it
+
+
+FIGURES = st.lists(st.integers(0, 10**30), max_size=70)
+LINES = st.lists(st.tuples(st.text(max_size=30), st.sampled_from(("in", "out", "bad")), FIGURES), max_size=4)
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def parsed(drawn: str) -> ET.Element:
+    return ET.fromstring(drawn)  # noqa: S314  # ours
+
+
+def places(drawn: ET.Element) -> list[tuple[float, float]]:
+    """Every position that the drawing names."""
+    found = []
+    for each in drawn.iter():
+        pairs = [pair.split(",") for pair in (each.get("points") or "").split()]
+        pairs += [[each.get(x, "0"), each.get(y, "0")] for x, y in (("x", "y"), ("x1", "y1"), ("x2", "y2"))]
+        found += [(float(x), float(y)) for x, y in pairs]
+    return found
+
+
+@given(title=st.text(max_size=60), lines=LINES, labels=st.lists(st.text(max_size=9), max_size=5))
+def test_any_figures_are_valid_xml_inside_the_view_box(title: str, lines: list[Series], labels: list[str]) -> None:
+    root = parsed(chart("all", title, lines, labels))
+    _, _, width, height = map(float, (root.get("viewBox") or "").split())
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in places(root))
+    assert "style" not in {name for each in root.iter() for name in each.keys()}  # noqa: SIM118  # of an element
+    assert len([*root.iter(f"{SVG}polyline")]) == len(lines)
+    named = {each.get("id") for each in root if each.tag in {f"{SVG}title", f"{SVG}desc"}}
+    assert (root.get("role"), root.get("aria-labelledby"), named) == (
+        "img",
+        "all-title all-about",
+        {"all-title", "all-about"},
+    )
+
+
+def test_markup_in_a_name_stays_a_name() -> None:
+    drawn = chart("all", "</title><script>alert(1)</script>", (('"><b>', "in", (1,)),), ["<i>"])
+    assert not [each for each in ("<script", "<b>", "<i>") if each in drawn]
+
+
+@given(largest=st.integers(0, 10**30))
+def test_the_scale_holds_the_largest_and_has_few_steps(largest: int) -> None:
+    top, step = scale(largest)
+    assert top >= max(largest, 1)
+    assert (top % step, 1 <= top // step <= 4) == (0, True)
+
+
+def test_a_higher_figure_is_drawn_higher_a_later_one_further_right_and_both_are_labelled() -> None:
+    drawn = chart("all", "t", (("in", "in", (0, 5_000, 12_000)),), ["10:00", "11:00"])
+    (line,) = parsed(drawn).iter(f"{SVG}polyline")
+    (x0, y0), (x1, y1), (x2, y2) = (tuple(map(float, pair.split(","))) for pair in (line.get("points") or "").split())
+    assert x0 < x1 < x2
+    assert y0 > y1 > y2
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", drawn) == ["0", "5k", "10k", "15k", "10:00", "11:00"]
+
+
+# --- Looks of the page, whose contrast axe-core examines in the browser: templates that need no rule of the CSP relaxed
+
+
+WEB = Path(__file__).parents[2] / "relay/web"
+STYLE = (WEB / "static/style.css").read_text()
+TEMPLATES = {
+    path.name: re.sub(r"{#.*?#}", "", path.read_text(), flags=re.DOTALL) for path in WEB.glob("templates/*.html")
+}
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_a_template_has_no_inline_style_or_script_escapes_everything_and_uses_classes_that_have_looks(
+    name: str,
+) -> None:
+    assert not re.search(r"url\(|@import|//[a-z]+\.", STYLE), "nothing is fetched from elsewhere"
+    source = TEMPLATES[name]
+    html = re.sub(r"{[{%].*?[%}]}", "", source, flags=re.DOTALL)
+    assert not re.search(r"""\sstyle=|\son[a-z]+=["']|<script(?![^>]*\ssrc=)|<style|javascript:|https?://""", html)
+    assert not re.search(r"\|\s*safe\b", source)
+    known = set(re.findall(r"\.([a-z][\w-]*)", STYLE)) | {"body"}
+    used = re.findall(r'class="([^"{}]*)"', source)
+    assert {each for classes in used for each in classes.split()} <= known

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,23 +14,43 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
+from inbox.observe.logs import KEYS
+from tests.docs.pages import ROOT, the_block
 from tests.helpers import checkers
-from tests.helpers.metrics import Samples, exporter_of, metrics_at, scrape, served, total
-from tests.helpers.processes import GUNICORN, free_port, site
-from tests.helpers.receiver import ask, status_of, webhook
+from tests.helpers.machine import program
+from tests.helpers.metrics import (
+    DASHBOARD,
+    Samples,
+    exporter_of,
+    expressions,
+    metrics_at,
+    plain,
+    scrape,
+    served,
+    total,
+    variables,
+)
+from tests.helpers.processes import GUNICORN, free_port, listening, site
+from tests.helpers.receiver import ask, posted, status_of, webhook
 from tests.helpers.relaying import fill
-from tests.helpers.tables import count, duplicates, facts
-from tests.helpers.traffic import serving
+from tests.helpers.scripted import answer, serving
+from tests.helpers.tables import count, duplicates, facts, rows
+from tests.helpers.tracing import Collector, Span, collecting
+from tests.helpers.traffic import serving as serving_downstream
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import body, config_text, moment
+from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text, moment
 
 STRANGER = 65534
 """The uid and gid of `nobody` nearly everywhere; root can be anybody without an account."""
@@ -189,7 +213,7 @@ def test_relays_count_as_the_log_does(postgres_database_url: str, postgres_engin
 
     fill(postgres_database_url, [(f"u{n % 20}", moment(n)) for n in range(60)])
     port, more = metrics_at("relay")
-    with serving(tmp_path / "arrivals.jsonl", script) as downstream:
+    with serving_downstream(tmp_path / "arrivals.jsonl", script) as downstream:
         text = config_text(postgres_database_url, downstream.url, schedule=("100ms", "100ms"))
         with site(tmp_path, text + more) as place:
             relay = place.relay("--processes", "2")
@@ -254,3 +278,157 @@ def test_the_exporter_has_no_more_rights_than_the_workers(sqlite_database_url: s
             until(lambda: total(scrape(port), "inbox_received_total") == 1, "it is counted")
     finally:
         shutil.rmtree(folder)
+
+
+# --- Traces of real processes in a collector of the test's own: one tree from the sender to the call, no wait for it
+
+
+SENDER = "00-" + "5e" * 16 + "-" + "ab" * 8 + "-01"
+INTAKE, ATTEMPT, CALL = "POST /webhooks/{source}", "process everything", "POST /"
+
+
+def below(collector: Collector, parent: Span, name: str) -> Span:
+    (only,) = (span for span in collector.spans if span.parent == parent.span_id)
+    assert (only.name, only.trace_id) == (name, parent.trace_id)
+    return only
+
+
+def test_a_webhook_is_one_trace_and_a_collector_that_hangs_delays_nothing(
+    sqlite_database_url: str, sqlite_engine: Engine, tmp_path: Path
+) -> None:
+    with collecting() as collector, serving(answer(200)) as downstream:
+        config = config_text(sqlite_database_url, f"{downstream.url}/?secret=1")
+        config += f'[logs]\nformat = "json"\n[traces]\nendpoint = "{collector.url}/v1/traces"\n'
+        with site(tmp_path, config) as place:
+            place.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "50"}
+            receiver, port = place.receiver(workers=1)
+            relay = place.relay("--verbose")
+
+            def post(payload: bytes, **headers: str) -> int:
+                return posted(port, f"{PATH}?a=1", payload, {**HEADERS, **headers})
+
+            assert [post(body("u1"), traceparent=SENDER), post(body("u2")), post(b"{}")] == [200, 200, 422]
+            for name, number in ((CALL, 2), (ATTEMPT, 2), (INTAKE, 3)):
+                collector.wait_for(name, number)
+            first, second, rejected = collector.named(INTAKE)
+            assert (first.trace_id, first.parent) == ("5e" * 16, "ab" * 8)
+            assert second.parent == rejected.parent == ""
+            assert (rejected.attributes["inbox.cause"], bool(rejected.failed)) == ("invalid_event", False)
+            stored = rows(sqlite_engine, "SELECT traceparent FROM inbox ORDER BY seq")
+            for intake, row in zip((first, second), stored, strict=True):
+                assert row["traceparent"][3:52] == f"{intake.trace_id}-{intake.span_id}"
+                call = below(collector, below(collector, intake, ATTEMPT), CALL)
+                assert (call.kind, call.service) == ("client", "inbox-relay")
+                assert call.attributes["http.response.status_code"] == 200
+                traceparent = f"00-{call.trace_id}-{call.span_id}-01"
+                assert traceparent in [seen.headers["traceparent"] for seen in downstream.seen]
+            assert not re.search(f"u1|u2|secret|{TOKEN}|a=1", repr(collector.spans))
+
+            collector.hangs.set()
+            assert [post(body(f"more{number}")) for number in range(40)] == [200] * 40
+            until(lambda: count(sqlite_engine, "delivery_log WHERE kind = 'delivered'") == 42, "all is delivered")
+            assert len(collector.asked) > 1
+            assert [relay.stop(within=8), receiver.stop(within=8)] == [0, 0]
+            lines = [json.loads(line) for program in (relay, receiver) for line in program.output.splitlines()]
+            assert {line["level"] for line in lines} == {"INFO"}
+            assert all(set(line) <= set(KEYS) for line in lines)
+            logged = {line["seq"]: (line["trace_id"], line["span_id"]) for line in lines if "did" in line}
+            assert {(span.trace_id, span.span_id) for span in collector.named(ATTEMPT)} <= set(logged.values())
+            assert len(logged) == 42
+
+
+# --- A real Prometheus with our configuration and rules scrapes a receiver and a relay: every panel and rule has data
+
+
+FOLDER = ROOT / "deploy" / "prometheus"
+MADE: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+PAGE = the_block("docs/how-to/watch-with-prometheus.md", "toml")
+COUNTED = sorted(
+    set(
+        re.findall(
+            r"(?:rate|increase)\((\w+)", "".join((FOLDER / name).read_text() for name in ("alerts.yml", "slo.yml"))
+        )
+    )
+)
+"""Counters in which rules look for an increase."""
+HEALTHY = {"ReceiverGone", "NoRelay", "RelayGone"}
+"""Alerts that would fire if Prometheus did not find what it looks for."""
+
+
+class Prometheus:
+    """The HTTP API of one that runs."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/api/v1"
+
+    def ask(self, path: str, **parameters: str) -> Any:  # noqa: ANN401  # JSON
+        """Give the data; None: it does not answer yet."""
+        try:
+            with urllib.request.urlopen(f"{self._url}/{path}?{urllib.parse.urlencode(parameters)}", timeout=10) as told:
+                return json.load(told)["data"]
+        except (ConnectionError, urllib.error.URLError):
+            return None
+
+    def values(self, expression: str) -> list[float]:
+        """The numbers that an expression has now; NaN is none."""
+        data = self.ask("query", query=expression) or {"result": ()}
+        found = [float(each["value"][1]) for each in data["result"]]
+        return [value for value in found if not math.isnan(value)]
+
+    def has_judged_all(self) -> bool:
+        """Return whether each rule was looked at, without an error."""
+        rules = [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
+        assert len(rules) > 40
+        assert [rule["lastError"] for rule in rules if rule.get("lastError")] == []
+        return all(rule["health"] == "ok" for rule in rules)
+
+
+@pytest.fixture
+def watched(sqlite_database_url: str, tmp_path: Path) -> Iterator[tuple[Prometheus, Callable[[str], int]]]:
+    """A Prometheus that has scraped both programs of the page once, and a function that sends a webhook about an entity."""
+    ports = {port: str(free_port()) for port in ("9100", "9101", "9090")}
+
+    def ported(text: str) -> str:
+        return re.sub("|".join(ports), lambda match: ports[match[0]], text)
+
+    (tmp_path / "rules").mkdir()
+    for file in FOLDER.iterdir():
+        text = file.read_text(encoding="utf-8").replace("interval: 15s", "interval: 1s")
+        (tmp_path / "rules" / file.name).write_text(ported(text), encoding="utf-8")
+    command: list[str | Path] = [
+        program("prometheus"), f"--config.file={tmp_path}/rules/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{ports['9090']}", "--log.level=warn",
+    ]  # fmt: skip
+    with serving_downstream(tmp_path / "arrivals.jsonl") as server, site(tmp_path, "") as place:
+        text = f'[database]\nurl = "{sqlite_database_url}"\n' + ported(PAGE)
+        place.configure(text.replace("http://127.0.0.1:8302/hook", server.url))
+        _, webhooks = place.receiver(workers=1, besides=1)
+        place.relay()
+        with listening(command, int(ports["9090"]), log=tmp_path / "prometheus.log", environment={}):
+            prometheus = Prometheus(int(ports["9090"]))
+            until(lambda: prometheus.values("sum(up)") == [2], "both are scraped", within=60)
+            yield prometheus, lambda entity: posted(webhooks, "/webhooks/shop", body(entity), HEADERS)
+
+
+def test_every_panel_variable_and_rule_has_data_and_nothing_fires(
+    watched: tuple[Prometheus, Callable[[str], int]],
+) -> None:
+    prometheus, send = watched
+    # Prometheus sees no increase in a counter that begins with what it counts.
+    until(lambda: all(prometheus.values(name) for name in COUNTED), f"there are all of {COUNTED}")
+    sent = itertools.count()
+
+    def fed(expression: str) -> list[float]:
+        assert send(f"u{next(sent)}") == 200
+        return prometheus.values(expression)
+
+    for title, expression in expressions(MADE):
+        until(lambda: fed(plain(expression)), f"{title} has data: {plain(expression)}", within=60)
+    for series, label in variables(MADE):
+        assert prometheus.ask(f"label/{label}/values", **{"match[]": series}), f"the variable {label} has no value"
+    until(prometheus.has_judged_all, "every rule is judged", within=60)
+    for ratio in ("route:deliveries_late:ratio_rate5m", "inbox:intake_failed:ratio_rate5m"):
+        # The rule may have been judged last before there was a rate.
+        until(lambda: fed(ratio) == [0], f"{ratio} is 0", within=60)
+    firing = {alert["labels"]["alertname"] for alert in prometheus.ask("alerts")["alerts"]}
+    assert firing & HEALTHY == set(), "pending ones too"

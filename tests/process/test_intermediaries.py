@@ -6,25 +6,37 @@ is not stored.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
 
+from inbox.db import engine as engines
+from inbox.db import guarantees, migrate
+from inbox.db.engine import PINNED
+from inbox.errors import UnfitDatabase
+from relay.store.database import Database
+from tests.helpers import checkers
+from tests.helpers.agreement import facts_agree
+from tests.helpers.databases import HOSTILE, connect_postgres, pinned, set_otherwise
 from tests.helpers.processes import free_port, site
-from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, proxy, received
+from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, pooled, proxy, received
 from tests.helpers.receiver import CLOSE, HOST, JSON, SECRET, Answer, answers, ask, chunk, chunked, request, webhook
-from tests.helpers.scripted import CERTIFICATE, ScriptedServer, hang, raw, reset, serving, then_close
-from tests.helpers.tables import count, rows
+from tests.helpers.scripted import CERTIFICATE, ScriptedServer, hang, raw, reset, then_close
+from tests.helpers.scripted import serving as serve_script
+from tests.helpers.tables import count, facts, open_states, rows, stored
+from tests.helpers.traffic import Sender, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
 
@@ -72,7 +84,7 @@ def deployed(
         yield made
 
 
-def stored(engine: Engine, answer: Answer) -> bytes:
+def wait_until_stored(engine: Engine, answer: Answer) -> bytes:
     """The body of an event that was acknowledged."""
     (row,) = rows(engine, "SELECT body FROM inbox_payload WHERE seq = :seq", seq=answer.seq)
     return bytes(row["body"])
@@ -93,7 +105,7 @@ def test_a_webhook_gets_through_byte_for_byte(deployed: Deployment, module_engin
     ):
         (answer,) = deployed.send(sent)
         assert (answer.status, b'"accepted"' in answer.body) == (200, True)
-        assert stored(module_engine, answer) == expected
+        assert wait_until_stored(module_engine, answer) == expected
 
 
 def test_a_head_that_drips_is_ended_by_the_proxy(deployed: Deployment) -> None:
@@ -180,7 +192,7 @@ def test_while_the_receiver_restarts_it_is_502_or_503_and_no_200_is_lost(
     until(lambda: statuses() == [200], "it is back")
     assert {answer.status for answer in found} <= {200, 502, 503}
     for answer in found:
-        assert answer.status != 200 or stored(module_engine, answer)
+        assert answer.status != 200 or wait_until_stored(module_engine, answer)
     assert [a.status for a in answers(ask(deployed.ports.receiver, webhook()))] == [200]
 
 
@@ -222,7 +234,7 @@ def new_event(number: int) -> bytes:
     return body("planted", moment(number))
 
 
-def hostile() -> Iterator[tuple[str, bytes]]:
+def make_hostile() -> Iterator[tuple[str, bytes]]:
     """Requests of every kind that a proxy may write a line about."""
     large = b'"' + b"x" * 300_000 + b'"'
     line = b"POST " + TARGET + b" HTTP/1.1"
@@ -280,7 +292,7 @@ def reply(sender: socket.socket, data: bytes) -> Reply:
 def send_all(ports: Ports) -> dict[str, Reply]:
     """Send everything there is: with TLS, without it, by other names, and heads and bodies that never become whole."""
     found: dict[str, Reply] = {}
-    for name, data in hostile():
+    for name, data in make_hostile():
         with connected(ports.tls) as sender:
             found[name] = reply(sender, data)
     with connected(ports.tls) as slow_head, connected(ports.tls) as slow_body, connected(ports.tls) as reset_one:
@@ -351,7 +363,7 @@ def test_another_host_gets_no_2xx_over_http_2_either(deployed: Deployment, modul
 @pytest.mark.parametrize("name", PROXIES)
 def test_no_log_shows_a_secret_whatever_the_receiver_answers_or_while_it_is_down(name: str, tmp_path: Path) -> None:
     long_head = then_close(raw(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"))
-    with serving(reset, long_head) as receiver:
+    with serve_script(reset, long_head) as receiver:
         ports = Ports(free_port(), free_port(), receiver.port)
         with proxy(name, tmp_path, ports):
             for _ in range(2):
@@ -366,7 +378,7 @@ def test_no_log_shows_a_secret_whatever_the_receiver_answers_or_while_it_is_down
 
 def test_no_log_of_nginx_shows_a_secret_of_a_request_that_it_refuses_by_itself(tmp_path: Path) -> None:
     strict = {"proxy_read_timeout 75s": "proxy_read_timeout 1s", "limit_conn senders 100": "limit_conn senders 1"}
-    with serving(hang) as receiver:
+    with serve_script(hang) as receiver:
         ports = Ports(free_port(), free_port(), receiver.port)
         with proxy("nginx", tmp_path, ports, strict), connected(ports.tls) as late, connected(ports.tls) as many:
             late.sendall(sent())
@@ -379,7 +391,7 @@ def test_no_log_of_nginx_shows_a_secret_of_a_request_that_it_refuses_by_itself(t
 
 def test_no_log_of_nginx_shows_a_secret_when_its_connections_run_out(tmp_path: Path) -> None:
     """It logs that as an alert, which is above `crit`, and with the URL if it wants a connection to the receiver."""
-    with serving(hang) as receiver, contextlib.ExitStack() as held:
+    with serve_script(hang) as receiver, contextlib.ExitStack() as held:
         ports = Ports(free_port(), free_port(), receiver.port)
         few = {"worker_processes auto": "worker_processes 1", "worker_connections 4096": "worker_connections 8"}
         held.enter_context(proxy("nginx", tmp_path, ports, few))
@@ -401,3 +413,139 @@ def refused(sender: ssl.SSLSocket, receiver: ScriptedServer) -> bool:
 
     answer = until(decided, "nginx has decided")
     return isinstance(answer, bytes) and answer.startswith(b"HTTP/1.1 500 ")
+
+
+# --- Both sides through a real PgBouncer in transaction mode, before a server that has every setting otherwise
+
+
+EVENTS = 400
+RELAYS = 3
+IN_TRANSACTIONS = "?pooler=transaction"
+
+
+@pytest.fixture
+def hostile(postgres_database_url: str) -> str:
+    """A database whose owner has set everything otherwise."""
+    set_otherwise(postgres_database_url)
+    return postgres_database_url
+
+
+@pytest.fixture
+def through(hostile: str) -> Iterator[str]:
+    """The database's URL through the pooler, with one connection to the server: what a client leaves, the next one finds."""
+    with pooled(hostile, {"default_pool_size": "1"}) as url:
+        yield url
+
+
+@pytest.fixture
+def relays(through: str) -> Iterator[Engine]:
+    made = engines.connect(through + IN_TRANSACTIONS, application="tests")
+    yield made
+    made.dispose()
+
+
+def of_the_receiver(url: str, look: Callable[..., object]) -> object:
+    """Return the result of `look` in one transaction of a receiver's connection."""
+
+    def in_one(connection: Connection) -> object:
+        with engines.one_transaction(connection):
+            return look(connection)
+
+    async def _look() -> object:
+        made = engines.connect_async(url, application="tests")
+        async with made.connect() as connection:
+            found = await connection.run_sync(in_one)
+        await made.dispose()
+        return found
+
+    return asyncio.run(_look())
+
+
+def test_webhooks_become_deliveries_through_it_with_several_relays(
+    hostile: str, postgres_engine: Engine, tmp_path: Path
+) -> None:
+    engine = postgres_engine
+    with (
+        pooled(hostile) as url,
+        serving(tmp_path / "arrivals.jsonl", seconds=0.01) as downstream,
+        site(tmp_path, config_text(url + IN_TRANSACTIONS, downstream.url)) as place,
+    ):
+        _, port = place.receiver(workers=2)
+        relays = place.relay("--processes", str(RELAYS))
+        with Sender(tmp_path / "sends.jsonl", port, events(EVENTS), connections=8) as sender:
+            until(lambda: sender.is_done, "all is acknowledged")
+        until(lambda: len(downstream.arrivals) >= EVENTS and not open_states(engine), "all is delivered")
+        verified = place.invoke("relay", "verify")
+        assert verified.status == 0, verified.stderr
+        assert relays.runs
+        arrivals, sends, logs = downstream.arrivals.lines(), sender.sends.lines(), place.logs()
+
+    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in stored(engine)]
+    assert checkers.unstored(sends, stored(engine)) == []
+    assert checkers.out_of_order(arrivals, facts(engine)) == []
+    assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR")) == []
+    assert len({fact["relay_node"] for fact in facts(engine)}) > 1
+    facts_agree(engine)
+
+
+def test_each_transaction_has_the_pinned_settings_and_leaves_none_behind(through: str, relays: Engine) -> None:
+    for _ in range(2):
+        with relays.begin() as connection:
+            assert pinned(connection) == PINNED
+        assert of_the_receiver(through + IN_TRANSACTIONS, pinned) == PINNED
+    with contextlib.closing(connect_postgres(through)) as stranger:
+        for name, value in HOSTILE.items():
+            assert stranger.execute(f"SHOW {name}".encode()).fetchone() == (value,)
+    guarantees.require(relays)
+
+
+def test_the_doctor_examines_everything_writes_nothing_and_reads_a_snapshot(
+    through: str, relays: Engine, tmp_path: Path
+) -> None:
+    with site(tmp_path, config_text(through + IN_TRANSACTIONS)) as place:
+        document = json.loads(place.invoke("inbox", "doctor", "--json").stdout)
+    assert {each["needs"] for each in document["examinations"]} == {None}
+    looking = engines.connect_read_only(through + IN_TRANSACTIONS, application="inbox-doctor")
+    with pytest.raises(DBAPIError, match="read-only"), looking.begin() as connection:
+        connection.execute(text("DELETE FROM gate"))
+    looking.dispose()
+    with Database(relays).snapshot() as transaction:
+        level = text("SELECT current_setting('transaction_isolation') || current_setting('transaction_read_only') AS s")
+        assert [row.s for row in transaction.execute(level)] == ["repeatable readon"]
+        streamed = transaction.stream(text("SELECT n FROM generate_series(1, 2500) n"), 100)
+        assert [row.n for row in streamed] == list(range(1, 2501))
+
+
+def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> None:
+    """With three connections: the migrator holds one beside the migrations', and looks through another who is in the way."""
+    with pooled(hostile, {"default_pool_size": "3"}) as url:
+        made = engines.connect(url + IN_TRANSACTIONS, application="tests")
+        assert migrate.upgrade(made).after == migrate.head()
+        with made.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("CREATE INDEX CONCURRENTLY ix_of_a_test ON inbox (event_id)"))
+        with made.begin() as connection:
+            assert guarantees.differences(connection) == []
+        made.dispose()
+
+
+def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str, tmp_path: Path) -> None:
+    with site(tmp_path, config_text(through)) as place:
+        listing = place.invoke("inbox", "list")
+        relay, receiver = place.relay(), place.refused_receiver()
+        assert [listing.status, relay.ends(), receiver.ends()] == [2, 2, 2]
+        for output in (listing.stderr, relay.output, receiver.output):
+            assert "add pooler=transaction to the url" in " ".join(output.split())
+
+
+def test_a_pooler_that_drops_what_is_set_is_refused_with_who_has_set_the_other_value(hostile: str) -> None:
+    with pooled(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
+        made = engines.connect(url, application="tests")
+        with pytest.raises(UnfitDatabase) as refused:
+            guarantees.require(made)
+        made.dispose()
+        lines = str(refused.value).splitlines()
+        assert of_the_receiver(url, guarantees.differences) == lines
+    told = [line.partition(", not ")[0] for line in lines]
+    assert "the database has transaction_isolation = repeatable read (set by: database)" in told
+    assert "the database has synchronous_commit = off (set by: database)" in told
+    assert all("add pooler=transaction to [database] url" in line for line in lines)

@@ -1,9 +1,14 @@
-"""A real receiver and a real relay, each as its role, in a schema of their own beside another application's tables."""
+"""A database that doesn't let the guarantees be kept: neither side starts, and both say what to do. Looking is still possible."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +20,150 @@ from inbox.db import guarantees, migrate
 from inbox.db.migrate import ROLES, Role
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError
+from tests.docs.pages import ROOT
 from tests.helpers import checkers
-from tests.helpers.databases import Granted, PostgresServer, connect_postgres, granted, opened
-from tests.helpers.processes import RELAY, site
+from tests.helpers.databases import Granted, PostgresServer, connect_postgres, gone, granted, opened
+from tests.helpers.killable_postgres import KillablePostgres, killable
+from tests.helpers.machine import ROOM
+from tests.helpers.planted import Planted
+from tests.helpers.processes import RELAY, Site, site
 from tests.helpers.receiver import posted
+from tests.helpers.relaying import fill
 from tests.helpers.tables import open_states, rows, stored
 from tests.helpers.traffic import Sender, events, serving
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import HEADERS, PATH, body, config_text
+from tests.helpers.webhooks import HEADERS, PATH, body, config_text, moment
+
+
+def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_statement(
+    postgres_database_url: str, postgres_place: Site
+) -> None:
+    fill(postgres_database_url, [("u1", moment(1)), ("u2", moment(2))])
+    mends = "SELECT setval('public.inbox_seq_seq', 2)"
+    with contextlib.closing(connect_postgres(postgres_database_url)) as owner:
+        owner.execute("SELECT setval('inbox_seq_seq', 1)")
+        receiver, relay = postgres_place.refused_receiver(), postgres_place.relay("--processes", "2")
+        listing = postgres_place.invoke("inbox", "list", "--json")
+        assert (listing.status, len(json.loads(listing.stdout))) == (0, 2)
+        for program in (receiver, relay):
+            assert program.ends() == 2, program.output
+            assert mends in " ".join(program.output.split())
+            assert "Traceback" not in program.output
+
+        owner.execute(mends.encode())
+        assert postgres_place.relay("--drain").ends() == 0
+
+
+def test_a_relay_that_starts_before_its_database_waits_for_it(postgres_database_url: str, postgres_place: Site) -> None:
+    """A machine that comes back after a power cut starts both at once. What a service manager sees as a mistake, it leaves."""
+    with gone(postgres_database_url):
+        waiting, parent = postgres_place.relay(), postgres_place.relay("--processes", "2")
+        for program in (waiting, parent):
+            program.writes("database trouble while starting, trying again", times=2)
+        drain = postgres_place.relay("--drain")
+        assert drain.ends() == 2, "who waits for its end learns why"
+        for program in (waiting, parent):
+            program.send(signal.SIGHUP)
+            tried = program.output.count("trying again")
+            program.writes("trying again", times=tried + 1)
+        assert waiting.stop() == 0
+    for word in ("started node", "reloaded node"):
+        parent.writes(word, times=2)
+    assert parent.stop() == 0
+
+
+def test_a_command_that_meets_a_lock_says_that_it_stays_open_and_what_to_do(
+    postgres_database_url: str, postgres_place: Site
+) -> None:
+    """Whoever reads of an error alone asks again, while a relay carries the first one out."""
+    fill(postgres_database_url, [("u1", moment(1))])
+    with contextlib.closing(connect_postgres(postgres_database_url)) as person:
+        person.execute("BEGIN")
+        person.execute("SELECT id FROM order_lock FOR UPDATE")
+        ended = postgres_place.invoke("relay", "cancel", "--seq", "1", "--reason", "x", "--yes")
+        person.execute("ROLLBACK")
+        assert ended.status == 2
+        said = " ".join(ended.stderr.split())
+        assert "command 1 stays open, and a relay carries it out" in said
+        assert "another session holds a lock: try again" in said
+        assert "`relay stop --command 1` stops it" in said
+        assert postgres_place.invoke("relay", "stop", "--command", "1", "--reason", "x", "--yes").status == 0
+        row = person.execute("SELECT state FROM relay_command WHERE id = 1").fetchone()
+        assert row == ("cancelled",)
+
+
+# --- The database's password stands in a file: every program finds it there, and none of them shows it
+
+
+SECRET = Planted()
+PASSWORD = SECRET.odd("database-password")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[KillablePostgres]:
+    """A server that lets `inbox` in with its password alone."""
+    with tempfile.TemporaryDirectory(prefix="inbox-relay-password-", dir=ROOM) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with killable(folder) as made:
+            made.run(f"CREATE ROLE inbox LOGIN PASSWORD '{PASSWORD}'")
+            made.run("CREATE DATABASE inbox OWNER inbox")
+            rules = "local all postgres trust\nlocal all inbox scram-sha-256\n"
+            (folder / "data" / "pg_hba.conf").write_text(rules, encoding="utf-8")
+            made.run("SELECT pg_reload_conf()")
+            yield made
+
+
+@pytest.fixture
+def guarded_place(server: KillablePostgres, tmp_path: Path) -> Iterator[Site]:
+    (tmp_path / "password").write_text(f"{PASSWORD}\n", encoding="utf-8")
+    url = f"postgresql+psycopg://inbox@/inbox?host={server.sockets}"
+    config = config_text(url).replace(f'"{url}"\n', f'"{url}"\npassword = "file:{tmp_path}/password"\n')
+    with site(tmp_path, config) as made:
+        yield made
+
+
+def told(place: Site, statuses: set[int], *command: str) -> str:
+    """All that a command shows, which ends with one of these statuses."""
+    ended = place.invoke(*command)
+    assert ended.status in statuses, ended.stderr
+    assert SECRET.leaks({"stdout": ended.stdout, "stderr": ended.stderr}) == []
+    return ended.stdout + ended.stderr
+
+
+def test_every_program_uses_the_password_of_the_file_and_none_shows_it(guarded_place: Site) -> None:
+    for command in (("inbox", "migrate"), ("inbox", "check", "--online"), ("relay", "status")):
+        assert "password authentication" not in told(
+            guarded_place, {0, 1}, *command
+        )  # 1: no relay runs yet; and warnings
+    alembic = subprocess.run(
+        [sys.executable, "-m", "alembic", "current"],
+        cwd=ROOT,
+        env=os.environ | guarded_place.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert alembic.stdout.startswith("0001")
+    receiver, _ = guarded_place.receiver(1)
+    relay = guarded_place.relay("--processes", "2", "--verbose")
+    relay.writes("started", times=2)
+    pids = [pid for program in (receiver, relay) for pid in (program.pid, *program.children())]
+    shown = {f"ps {pid}": Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8") for pid in pids}
+    until(lambda: guarded_place.invoke("relay", "status", "--check").status == 0, "the relays are well", within=60)
+    assert (receiver.stop(), relay.stop()) == (0, 0)
+    assert SECRET.leaks({"alembic": alembic.stdout + alembic.stderr} | shown | guarded_place.logs()) == []
+    assert SECRET.leaks({"the file": (guarded_place.folder / "password").read_text(encoding="utf-8")}) != []
+
+
+def test_a_wrong_password_is_told_without_it(guarded_place: Site) -> None:
+    (guarded_place.folder / "password").write_text(SECRET.plain("wrong-password"), encoding="utf-8")
+    for command in (("inbox", "check", "--online"), ("relay", "run", "--drain")):
+        assert 'password authentication failed for user "inbox"' in told(guarded_place, {2}, *command)
+
+
+# --- A real receiver and a real relay, each as its role, in a schema of their own beside another application's tables
+
 
 NAMES = [*metadata.tables, "alembic_version", "delivery", "dead_letter", "backlog", "stuck"]
 EVENTS = 40

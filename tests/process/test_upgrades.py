@@ -8,19 +8,28 @@ The previous release is that of CHANGELOG.md; as long as there is none, this che
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import re
 import shutil
 import ssl
+import subprocess
+import tarfile
+import tomllib
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
-from tests.docs.worked_examples import apply
+from inbox.db.migrate import head
+from tests.docs.pages import ROOT, apply
 from tests.helpers import checkers
-from tests.helpers.databases import is_postgres
-from tests.helpers.later import ROOT, name_version, write_previous, write_version
-from tests.helpers.processes import GUNICORN, INBOX, RELAY, Program, Site, free_port, is_ready, site
+from tests.helpers.databases import connect_postgres, is_postgres
+from tests.helpers.later import ADDITIVE, INDEX, MadeUp, name_version, write_previous, write_version
+from tests.helpers.processes import GUNICORN, INBOX, PATIENT, RELAY, Program, Site, free_port, is_ready, site
 from tests.helpers.proxies import PATIENCE, Ports, proxy
 from tests.helpers.scripted import CERTIFICATE
 from tests.helpers.tables import count, facts, rows, stored
@@ -193,3 +202,160 @@ def test_an_upgrade_under_load_loses_and_repeats_nothing_and_has_no_gap(
     assert_nothing_lost(engine, sends, arrivals)
     assert checkers.complaints(logs) == []
     assert_each_met_the_other(engine, sends, arrivals)
+
+
+# --- `inbox migrate` of a later version, on a million events, beside a receiver that takes in and a DBA who reads
+
+
+EVENTS = 1_000_000
+LONGEST_WAIT = 1.5
+"""Seconds that a migration may add to a request: a lock is tried for no longer than one."""
+SENT_IN_QUIET = 300
+RECEIVERS_PATIENCE = 2.0
+"""The lock timeout of its connections."""
+
+MADE_UP = (ADDITIVE, INDEX)
+AGAIN = MadeUp("0004", "Another column.", postgres="ALTER TABLE inbox ADD COLUMN country text")
+
+_FILL = f"""
+INSERT INTO inbox (source, dedup_key, event_type, action, entity_type, entity_id, occurred_at, received_at, routes,
+                   content_type, body_bytes, body_sha256)
+SELECT 'trivore', 'filled-' || n, 'UPDATE', 'update', 'USER', 'f' || n % 100000, now(), now(), ARRAY['everything'],
+       'application/json', 2, '\\x00'
+FROM generate_series(1, {EVENTS}) AS n
+"""
+
+
+def longest_wait(lines: list[Line]) -> float:
+    """From a request to its answer, by the sender's own clock."""
+    begun: dict[Change, float] = {}
+    longest = 0.0
+    for line in lines:
+        event = line["entity"], line["occurred_at"]
+        if line["outcome"] is None:
+            begun[event] = line["at"]
+        elif event in begun:
+            longest = max(longest, line["at"] - begun.pop(event))
+    return longest
+
+
+@contextlib.contextmanager
+def dba_reads(url: str) -> Iterator[None]:
+    """A long transaction that has read the inbox: an ALTER waits for it, and whatever comes after waits for the ALTER."""
+    with contextlib.closing(connect_postgres(url)) as dba, dba.transaction():
+        dba.execute("LOCK TABLE inbox IN ACCESS SHARE MODE")
+        yield
+
+
+def with_patience(version: Path, timeout: str) -> Path:
+    """This version, with another lock timeout."""
+    file = version / "inbox" / "db" / "migrate.py"
+    code = file.read_text(encoding="utf-8")
+    assert code.count('LOCK_TIMEOUT = "1s"\n') == 1
+    file.write_text(code.replace('LOCK_TIMEOUT = "1s"\n', f'LOCK_TIMEOUT = "{timeout}"\n'), encoding="utf-8")
+    return version
+
+
+@pytest.mark.long
+def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
+    tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
+) -> None:
+    """Half a minute. Then the same with the old lock timeout, 60 s: so that it is seen that this test would see it."""
+    url = postgres_database_url
+    with postgres_engine.begin() as connection:
+        connection.execute(text(_FILL))
+    later = write_version(tmp_path / "later", MADE_UP, after=head())
+    patient = with_patience(write_version(tmp_path / "patient", (*MADE_UP, AGAIN), after=head()), "60s")
+    with site(tmp_path, config_text(url)) as at:
+
+        def migrate(version: Path) -> Program:
+            return at.start(f"migrate-{version.name}", "-P", *INBOX, "migrate", PYTHONPATH=str(version))
+
+        _, port = at.receiver(1, PATIENT)
+        with Sender(tmp_path / "sends.jsonl", port, endless(), per_second=100) as sender:
+            until(lambda: sender.acknowledged() >= SENT_IN_QUIET, "some are sent while nothing else happens", within=60)
+            quiet = longest_wait(sender.sends.lines())
+            begin = len(sender.sends)
+            with dba_reads(url):
+                migrating = migrate(later)
+                until(lambda: "try 2 of " in migrating.output or not migrating.runs, "it tries again", within=60)
+                assert migrating.runs, migrating.output
+            assert migrating.ends(120) == 0, migrating.output
+            assert "the database was brought from 0001 to 0003" in migrating.output
+            during = sender.sends.lines()[begin:]
+            refused = sender.refused()
+
+            begin = len(sender.sends)
+            with dba_reads(url):
+                migrating = migrate(patient)
+                until(lambda: sender.refused() > refused or not migrating.runs, "a request has waited", within=60)
+                assert migrating.runs, migrating.output
+            assert migrating.ends(120) == 0, migrating.output
+            in_the_old_way = longest_wait(sender.sends.lines()[begin:])
+            sender.enough()
+            until(lambda: sender.is_done, "the last request is answered")
+
+    assert refused == 0
+    assert longest_wait(during) < quiet + LONGEST_WAIT
+    assert in_the_old_way > RECEIVERS_PATIENCE
+    acknowledged = {(line["entity"], line["occurred_at"]) for line in sender.sends.lines() if line["outcome"] == "ok"}
+    stored = [
+        (row["entity_id"], row["body"])
+        for row in rows(postgres_engine, "SELECT entity_id, body FROM inbox JOIN inbox_payload USING (seq)")
+    ]
+    assert len(stored) == len(acknowledged)
+    assert acknowledged == {(entity, _told(body)) for entity, body in stored}
+
+
+def _told(body: bytes) -> str:
+    return str(body.split(b'"timestamp": "')[1].split(b'"')[0], "ascii")
+
+
+# --- `make release` and `make sbom`: the same bytes each time, with everything that the product needs, and nothing else
+
+
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
+
+
+def test_the_bill_of_materials_has_every_runtime_package_with_its_version_and_hashes(tmp_path: Path) -> None:
+    """The tool checks it against CycloneDX's schema before it writes it, or else ends with an error."""
+    made = run("make", "--assume-old=.venv/.ready", "sbom", f"SBOM={tmp_path}/sbom.json")
+    assert made.returncode == 0, made.stderr
+    document = msgspec.json.decode((tmp_path / "sbom.json").read_bytes())
+    assert (document["bomFormat"], document["metadata"]["component"]["name"]) == ("CycloneDX", "inbox-relay")
+    lock = (ROOT / "requirements-runtime.lock").read_text(encoding="utf-8")
+    listed = {(each["name"], each["version"]) for each in document["components"]}
+    assert listed == set(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
+    places = [place for component in document["components"] for place in component["externalReferences"]]
+    hashes = {digest["content"] for place in places for digest in place.get("hashes", ())}
+    assert hashes == set(re.findall(r"--hash=sha256:(\w+)", lock))
+
+
+@pytest.mark.long
+def test_a_release_is_built_from_the_commit_and_passes_its_own_checks(tmp_path: Path) -> None:
+    """The script itself builds twice, at other times and with another umask and zone, and compares the bytes."""
+    folder = tmp_path / "dist"
+    made = run(".ci/release", folder)
+    assert made.returncode == 0, made.stdout + made.stderr
+    lines = (line.split() for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines())
+    sums = {name: digest for digest, name in lines}
+    wheel, source = f"inbox_relay-{VERSION}-py3-none-any.whl", f"inbox_relay-{VERSION}.tar.gz"
+    assert sums.keys() == {wheel, source, "requirements-runtime.lock", "sbom.json"}
+    assert {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in sums} == sums
+    with zipfile.ZipFile(folder / wheel) as packed:
+        assert set(run("git", "ls-files", "inbox", "relay").stdout.split()) <= set(packed.namelist())
+        assert "inbox/migrations/versions/0001_initial.py" in packed.namelist()
+    with tarfile.open(folder / source) as archive:
+        assert {(each.uid, each.gid, each.uname) for each in archive.getmembers()} == {(0, 0, "")}
+        assert len({each.mtime for each in archive.getmembers()}) == 1
+
+
+def test_a_folder_that_is_no_release_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    made = run(".ci/release", tmp_path)
+    assert (made.returncode, "is no release" in made.stderr) == (1, True)
+    assert [each.name for each in tmp_path.iterdir()] == ["thesis.txt"]

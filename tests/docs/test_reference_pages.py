@@ -1,0 +1,331 @@
+"""Values that a mapping sends are those that docs/reference/mapping.md states."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from inbox.config.model import Config
+from inbox.config.sync import Fetch, MapField, SyncRoute
+from inbox.db import engine as engines
+from inbox.db import guarantees
+from inbox.db.dialect import POSTGRES, SQLITE
+from inbox.db.engine import PINNED
+from inbox.db.migrate import ROLES, roles_script
+from inbox.errors import MappingError
+from inbox.loader.load import parse_config
+from relay import destinations, handler
+from relay.delivery.outcome import RULES, Delivered, Delivery
+from relay.sync.expressions import encode
+from relay.sync.fields import compile_fields
+from tests.docs import cookbook
+from tests.docs.pages import PAGES, blocks, the_block
+from tests.helpers.bad_night import happen
+from tests.helpers.delivering import LOCAL, a_delivery, context, delivered
+from tests.helpers.machine import asked
+from tests.helpers.metrics import DASHBOARD, expressions, unknown_in
+from tests.helpers.page import TOKEN as WEB_TOKEN
+from tests.helpers.page import Entrance, entrance, on_database
+from tests.helpers.processes import site
+from tests.helpers.receiver import receiving
+from tests.helpers.relaying import CONFIG, FakeClock, Steps
+from tests.helpers.scripted import ScriptedServer, answer, serving
+from tests.helpers.tables import facts
+from tests.helpers.webhooks import TOKEN, body
+from tests.helpers.worlds import fill_page
+
+MAPPING = PAGES["docs/reference/mapping.md"]
+
+
+def rows() -> list[dict[str, str]]:
+    """The rows of every table, by the heads of their columns; the code in each cell without its backticks."""
+    found = []
+    for table in re.findall(r"(?:^\|.*\|\n)+", MAPPING, re.MULTILINE):
+        head, _, *body = (
+            [cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table.splitlines()
+        )
+        found += [dict(zip(head, line, strict=True)) for line in body]
+    return found
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: " ".join(row.values()))
+def test_a_row_of_a_table_is_so(row: dict[str, str]) -> None:
+    keys = {key: row[key] for key in ("cast", "read", "write") if row.get(key)}
+    field = msgspec.convert({"from": "entity", **keys}, MapField)
+    made = compile_fields("r", SyncRoute(fetch=Fetch(api="i", path="/"), map={"x": field}))
+    scope = {"event": {}, "entity": json.loads(row["found"]), "target": None}
+    if row["sent"] == "error":
+        with pytest.raises(MappingError):
+            made.of(scope, creating=False)
+    else:
+        assert encode(made.of(scope, creating=False)["x"]).decode() == row["sent"]
+
+
+def test_the_tables_have_every_cast() -> None:
+    assert {row["cast"] for row in rows()} == {"text", "int", "float", "bool", "date", "datetime"}
+
+
+def test_the_example_sends_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_kind = {
+        kind: [block.text for block in blocks(MAPPING) if block.info == kind] for kind in ("toml", "python", "json")
+    }
+    hooks = ModuleType("our_crm")
+    exec(by_kind["python"][0], hooks.__dict__)  # noqa: S102  # the page's own
+    monkeypatch.setitem(sys.modules, "our_crm", hooks)
+    sync = parse_config(by_kind["toml"][0]).routes["user-to-crm"].sync
+    assert sync is not None
+    scope, sent = map(json.loads, by_kind["json"])
+    made = compile_fields("user-to-crm", sync)
+    assert made.of(scope, creating=False) == sent
+    created = made.of({**scope, "target": None}, creating=True)
+    assert created == {**{name: value for name, value in sent.items() if value is not None}, "owner": "nobody"}
+
+
+def test_the_example_uses_every_key_of_a_field() -> None:
+    example = the_block("docs/reference/mapping.md", "toml")
+    assert [key for key in MapField.__struct_encode_fields__ if not re.search(rf"\b{key} = ", example)] == []
+
+
+# --- The configurations of docs/reference/sync.md, delivered: what each asks of its services
+
+
+GITHUB, SHOP = (
+    block.text
+    for block in blocks(PAGES["docs/reference/sync.md"])
+    if block.info == "toml" and "pages" not in block.text
+)
+
+
+def of_this_machine(text: str, server: ScriptedServer) -> Config:
+    """The configuration of the page, with this server in place of every service."""
+    lines = [
+        f'base_url = "{server.url}"\n{LOCAL}' if line.startswith("base_url") else line for line in text.splitlines()
+    ]
+    return parse_config("\n".join(lines))
+
+
+def deliver(config: Config, delivery: Delivery) -> Delivered:
+    (route,) = config.routes
+    return delivered(destinations.build(config)[route](delivery, context()))
+
+
+@pytest.fixture(autouse=True)
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_SECRET", "GITHUB_TOKEN", "SHOP_SECRET", "SHOP_TOKEN"):
+        monkeypatch.setenv(name, "a-secret-value")
+
+
+def test_an_issue_of_github_is_fetched_below_its_repository_and_wrapped_for_the_tracker() -> None:
+    issue = {"id": 70, "title": "Broken", "updated_at": "2026-01-01T00:00:00Z"}
+    routes = {
+        "GET /repos/acme/shop/issues/7": [answer(200, issue)],
+        "GET /tickets?external_id=70": [answer(200, [])],
+        "POST /tickets": [answer(201)],
+    }
+    body = json.dumps({"issue": {"id": 70, "number": 7}, "repository": {"full_name": "acme/shop"}}).encode()
+    with serving(routes=routes) as server:
+        delivery = a_delivery(route="issues", entity_type="issue", entity_id="70", body=body)
+        outcome = deliver(of_this_machine(GITHUB, server), delivery)
+        assert server.asked == list(routes)
+        fetch, _, create = server.seen
+        assert outcome.did == "created"
+        assert (fetch.headers["accept"], fetch.headers["x-github-api-version"]) == (
+            "application/vnd.github+json",
+            "2022-11-28",
+        )
+        assert json.loads(create.body) == {"ticket": {"external_id": "70", "title": "Broken"}}
+
+
+def test_a_customer_of_shopify_is_asked_for_and_written_by_graphql() -> None:
+    customer = {"id": "gid://shopify/Customer/5", "email": "ada@example.com", "updatedAt": "2026-01-01T00:00:00Z"}
+    found = {"data": {"contacts": [{"id": "c1", "externalId": "5"}]}}
+    routes = {
+        "POST /graphql.json": [answer(200, {"data": {"customer": customer}})],
+        "POST /graphql": [answer(200, found), answer(200, {"data": {"update": {"errors": []}}})],
+    }
+    with serving(routes=routes) as server:
+        outcome = deliver(of_this_machine(SHOP, server), a_delivery(route="customers", entity_id="5"))
+        fetch, find, update = (json.loads(seen.body)["variables"] for seen in server.seen)
+    assert outcome.did == "updated"
+    assert (fetch, find) == ({"id": "gid://shopify/Customer/5"}, {"id": "5"})
+    assert update == {"id": "c1", "input": {"external_id": "5", "email": "ada@example.com"}}
+
+
+# --- The examples of the HTTP API's page work as they stand there
+
+
+WEB_API = PAGES["docs/reference/web-api.md"]
+ADDRESS = "http://127.0.0.1:8025"
+
+
+@pytest.fixture
+def running(sqlite_engine: Engine, sqlite_database_url: str, tmp_path: Path) -> Iterator[Entrance]:
+    fill_page(Steps(sqlite_engine, clock=FakeClock()))
+    with entrance(on_database(CONFIG, sqlite_database_url), tmp_path) as made:
+        yield made
+
+
+def test_the_examples_work_one_after_the_other(running: Entrance, tmp_path: Path) -> None:
+    printed = [printed_by(block.text, running, tmp_path) for block in blocks(WEB_API) if block.info == "sh"]
+    assert printed[0].startswith('{"openapi":"3.1')
+    assert len(json.loads(printed[1])["rows"]) == 2
+    pages = [json.loads(line) for line in printed[2].replace("}{", "}\n{").splitlines()]
+    assert [row["id"] for page in pages for row in page["rows"]] == [2, 1]
+    (problem,) = (json.loads(block.text) for block in blocks(WEB_API) if block.info == "json")
+    assert problem in [json.loads(text) for text in printed if text.startswith('{"title"')]
+
+
+def printed_by(command: str, running: Entrance, folder: Path) -> str:
+    for slash in ("/", r"\/"):
+        command = command.replace(ADDRESS.replace("/", slash), running.url.replace("/", slash))
+    environment = {"PATH": "/usr/bin:/bin", "TOKEN": WEB_TOKEN}
+    done = subprocess.run(
+        ["bash", "-euc", command], env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+# --- The handler on docs/how-to/write-a-handler.md, with the configuration beside it, in a real relay
+
+
+HANDLERS_PAGE = PAGES["docs/how-to/write-a-handler.md"]
+HANDLER, HANDLER_CONFIG = (the_block("docs/how-to/write-a-handler.md", info) for info in ("python", "toml"))
+MESSAGES = the_block("docs/how-to/receive-chat-messages.md", "toml")
+
+
+async def receive(config: str, *payloads: bytes) -> None:
+    """Have a receiver take these in."""
+    async with receiving(parse_config(config)) as receiver:
+        for payload in payloads:
+            assert (await receiver.post(payload)).status_code == 200
+
+
+def test_the_example_does_what_it_says(
+    sqlite_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEBHOOK_TOKEN", TOKEN)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "handlers.py").write_text(HANDLER, encoding="utf-8")
+    config = f"[database]\nurl = {json.dumps(sqlite_database_url)}\n{HANDLER_CONFIG}"
+    asyncio.run(receive(config, body("u1"), body("u2", eventType="DELETE"), body("u3", draft=True)))
+    with site(tmp_path, config) as place:
+        relay = place.relay("--drain")
+        assert relay.ends() == 0, relay.output
+
+    engine = engines.connect(sqlite_database_url, application="tests")
+    assert sorted((fact["seq"], fact["kind"]) for fact in facts(engine)) == [
+        (1, "delivered"),
+        (2, "dead"),
+        (3, "attempt_failed"),
+    ]
+    engine.dispose()
+    written = (tmp_path / "changes.txt").read_text()
+    assert re.fullmatch(r"USER u1 changed, msg_[0-9a-f]{32}-0\n", written)
+
+
+def test_every_exception_error_class_and_field_of_the_page_exists() -> None:
+    for name in (*handler.__all__, *handler.Event.__struct_fields__):
+        assert f"`{name}" in HANDLERS_PAGE
+    assert {"handler_retry", "handler_abort", "crashed", "unknown", "not_sent"} <= RULES.keys()
+
+
+def test_the_example_of_messages_can_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLER, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CHAT_HOOK_URL", "https://hooks.example.com/services/x")
+    assert destinations.build(parse_config(MESSAGES)).keys() == {"to-ours", "to-chat"}
+
+
+# --- docs/reference/configuration.md names every setting that is read back, with the value that it has to have
+
+
+SECTION = PAGES["docs/reference/configuration.md"].partition("## The database\n")[2].partition("\n## ")[0]
+
+
+def test_each_setting_that_is_refused_has_its_row() -> None:
+    for name, (values, why) in guarantees.REQUIRED.items():
+        assert f"| `{name}` | {' or '.join(f'`{value}`' for value in values)} | {why} |" in SECTION
+
+
+def test_each_setting_that_is_said_is_named() -> None:
+    for name in (*guarantees.RECOMMENDED, *guarantees.SQLITE_PRAGMAS):
+        assert f"`{name}`" in SECTION
+
+
+def test_each_pin_is_read_back() -> None:
+    read = {name.lower() for name in guarantees.REQUIRED}
+    assert {name.removeprefix("default_") for name in PINNED} <= read
+
+
+# --- Every query of the Grafana dashboard in deploy/grafana names metrics and labels of the registry
+
+
+SHOWN = expressions(json.loads(DASHBOARD.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(("title", "expression"), SHOWN, ids=lambda each: each[:40])
+def test_a_query_names_only_metrics_and_labels_that_exist(title: str, expression: str) -> None:
+    assert unknown_in(expression) == [], title
+
+
+def test_a_wrong_name_in_a_query_is_seen() -> None:
+    assert unknown_in("sum by (route) (rate(relay_fact_total[5m]))") == ["relay_fact_total"]
+    assert unknown_in('rate(inbox_received_total{route="a", source=~"relay_x"}[5m])') == ["inbox_received_total{route}"]
+
+
+# --- docs/how-to/limit-what-roles-may-do.md has the tables of the code; test_pages_on_postgres.py runs its statements
+
+
+ROLES_PAGE = "docs/how-to/limit-what-roles-may-do.md"
+
+
+def test_each_role_and_each_of_its_settings_has_its_row() -> None:
+    for role in ROLES:
+        assert f"| `inbox_{role}` |" in PAGES[ROLES_PAGE]
+    settings = re.findall(r"\(\d, 'inbox_(\w+)', '(\w+)', '(\w+)'\)", roles_script())
+    assert len(settings) == 13
+    for role, name, value in settings:
+        said = f"{role}, reader_without_payloads" if role == "reader" else role
+        assert f"| {said} | `{name}` | `{value}` |" in PAGES[ROLES_PAGE]
+
+
+def test_the_command_of_the_page_reads_a_sqlite_file(sqlite_database_url: str) -> None:
+    _, where, query = shlex.split(the_block(ROLES_PAGE, "sh", "mode=ro"))
+    assert asked(where.replace("inbox.db", sqlite_database_url.removeprefix("sqlite:///")), query) == "0"
+
+
+# --- Each query of docs/reference/dba.md gives on both databases the answer of the page
+
+
+def test_every_query_gives_the_answer_of_the_page(engine: Engine) -> None:
+    night = happen(engine)
+    wrong = []
+    for question in cookbook.questions(engine.dialect.name):
+        night.beat()
+        with engine.begin() as connection:
+            given = cookbook.answer(connection, question.statement)
+        if given is None:
+            night.operate()
+        if given != question.answer:
+            wrong.append(f"{cookbook.PAGE}:{question.line} {question.text}\n{given}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("dialect", [POSTGRES, SQLITE])
+def test_each_query_answers_a_question(dialect: str) -> None:
+    asked = cookbook.questions(dialect)
+    assert len(asked) >= 40
+    assert [question.line for question in asked if "?" not in question.text] == []
+    assert len({question.text for question in asked}) == len(asked)
