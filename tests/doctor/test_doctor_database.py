@@ -212,7 +212,6 @@ def test_an_index_and_a_view_of_a_dba_are_no_finding(tmp_path: Path, database_ur
 
 
 FORGED = "\x1b]0;owned\x07\n  ! forged: [red] \u202e"
-TESTS = Path(__file__).parent
 
 
 def a_finding(level: str = "warning", sentence: str = "something is wrong", remedy: str = "relay status") -> Finding:
@@ -249,6 +248,6 @@ def test_no_value_reaches_the_terminal_as_it_is(width: int | None) -> None:
 
 
 def test_every_kind_of_finding_has_a_scene_in_which_it_is_found() -> None:
-    scenes = "".join(path.read_text(encoding="utf-8") for path in TESTS.glob("test_*.py") if path != Path(__file__))
+    scenes = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     kinds = [kind.name for each in EXAMINATIONS if each.name != "relay" for kind in each.kinds]
     assert [name for name in kinds if f'"{name}"' not in scenes] == []

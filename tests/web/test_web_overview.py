@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import insert, text
 
 from inbox.clock import SystemClock
-from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.db.schema import sweep_watermark, throughput_minute
 from inbox.loader.load import parse_config
@@ -28,8 +27,8 @@ from relay.store.route_states import RouteState
 from relay.web.screens import overview
 from relay.web.screens.overview import button_of
 from tests.helpers.databases import ON_BOTH, ON_POSTGRES
-from tests.helpers.page import OPERATOR, VIEWER, Page, on_database
-from tests.helpers.relaying import DONE, HOPELESS, Steps, work_of
+from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
+from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps, work_of
 from tests.helpers.storing import START, an_event
 from tests.helpers.tables import counted_statements
 from tests.helpers.waiting import stand_still
@@ -179,8 +178,9 @@ sweeps = [
 
 
 @pytest.fixture
-def page_config(database_url: str) -> Config:
-    return on_database(SWEPT, database_url)
+def swept_page(database_url: str, clock: FakeClock) -> Iterator[Page]:
+    with serving(on_database(SWEPT, database_url), clock) as made:
+        yield made
 
 
 @pytest.mark.parametrize(
@@ -194,30 +194,30 @@ def page_config(database_url: str) -> Config:
     ],
 )
 def test_a_pause_says_who_and_why_and_is_found_by_its_kind_and_a_part_of_its_name(
-    page: Page, steps: Steps, query: str, kinds: list[str]
+    swept_page: Page, steps: Steps, query: str, kinds: list[str]
 ) -> None:
     with steps.database.write() as transaction:
         gates.pause(transaction, entity_key("trivore", "USER", "a/b&c"), who="kim", why="odd")
         gates.pause(transaction, ("source", "trivore"), who="kim", why="maintenance")
-    found = page.json(f"/gates.json?{query}")["gates"]
+    found = swept_page.json(f"/gates.json?{query}")["gates"]
     assert [gate["kind"] for gate in found] == kinds
     assert {(gate["by"], gate["why"]) for gate in found} <= {("kim", "odd"), ("kim", "maintenance")}
-    shown = page.get("/gates").text
+    shown = swept_page.get("/gates").text
     for act in ("resume?source=trivore&amp;entity_type=USER&amp;entity_id=a/b%26c", "sweep?source=trivore", "pause"):
         assert f'"/acts/{act}' in shown
 
 
 @ON_BOTH
-def test_a_sweep_shows_its_watermark_its_error_and_that_it_runs(page: Page, steps: Steps) -> None:
+def test_a_sweep_shows_its_watermark_its_error_and_that_it_runs(swept_page: Page, steps: Steps) -> None:
     with steps.database.engine.begin() as connection:
         for entity_type, lease_until in (("USER", NOW + timedelta(hours=1)), ("OLD", None)):
             row = {"source": "trivore", "entity_type": entity_type, "swept_at": NOW, "missed": 3, "error": "503 <b>"}
             connection.execute(insert(sweep_watermark).values(**row, lease_until=lease_until))
-    found = page.json("/gates.json")["sweeps"]
+    found = swept_page.json("/gates.json")["sweeps"]
     running = {row["entity_type"]: row["is_running"] for row in found}
     assert running == {"USER": True, "GROUP": False, "OLD": False}
     assert found[0]["watermark"]["missed"] == 3
-    assert "503 &lt;b&gt;" in page.get("/gates").text
+    assert "503 &lt;b&gt;" in swept_page.get("/gates").text
 
 
 # --- Rows that only a hand or another version writes take no screen away: not their own, and not those of their neighbours
