@@ -68,7 +68,7 @@ SMALL_BODY = 64 * 1024
 
 MEMORY_FOR_BODY = 4
 """Memory of a body while it is handled, as a multiple of its size: itself, its text, what is read in it, the database's
-driver and the rows around it. `tests/process/test_large_bodies.py` holds it."""
+driver and the rows around it. `tests/process/test_receiver.py` holds it."""
 
 
 class MemoryBudget:

@@ -1,4 +1,4 @@
-"""The files below deploy/, read: units, the image's commands, services of Compose, and Kubernetes objects."""
+"""Readers of the files below deploy/, and a systemd that runs the units in namespaces."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNITS = DEPLOY / "systemd"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 INSTALLED = "/opt/inbox-relay/bin/"
 GRACE = {"receiver": 15, "relay": 20, "web": 10}
-"""Seconds that running requests or calls of a program have after a stop."""
+"""Seconds that a stopping program gives its running requests or calls."""
 
 READ: Mapping[str, set[str]] = {
     "migrate": {"database-password"},
@@ -38,32 +38,32 @@ READ: Mapping[str, set[str]] = {
 
 
 def unit(name: str) -> Mapping[str, str]:
-    """The settings of a unit; of one that is given twice, the last."""
+    """Return the settings of a unit; the last value of a repeated one."""
     text = (UNITS / name).read_text(encoding="utf-8")
     return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
 
 
 def image() -> Mapping[str, list[str]]:
-    """The commands of the image: `CMD`, and `HEALTHCHECK` without its options."""
+    """Return the commands of the image: `CMD`, and `HEALTHCHECK` without its options."""
     text = (DEPLOY / "Containerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     found = re.findall(r"^(CMD|HEALTHCHECK)\b.*?(\[.*\])$", text, re.MULTILINE)
     return {name: json.loads(command) for name, command in found}
 
 
 def compose() -> dict[str, Any]:
-    """The Compose file."""
+    """Return the Compose file."""
     made: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
     return made
 
 
 def manifests() -> Iterator[dict[str, Any]]:
-    """Each object for Kubernetes."""
+    """Yield the Kubernetes objects."""
     for path in MANIFESTS:
         yield from yaml.safe_load_all(path.read_text(encoding="utf-8"))
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The pod of each program, by its component."""
+    """Map each component to its pod."""
     return {
         made["metadata"]["labels"]["app.kubernetes.io/component"]: made["spec"]["template"]["spec"]
         for made in manifests()
@@ -72,7 +72,7 @@ def pods() -> dict[str, dict[str, Any]]:
 
 
 def configuration(secrets: Path, changes: Mapping[str, str]) -> str:
-    """The text of deploy/inbox.toml with its secrets in another folder, and these changes."""
+    """Return deploy/inbox.toml with its secrets in another folder, and these changes."""
     text = (DEPLOY / "inbox.toml").read_text(encoding="utf-8")
     for old, new in {"/etc/inbox-relay/secrets": str(secrets), **changes}.items():
         assert old in text, f"deploy/inbox.toml has no {old!r}"
@@ -80,7 +80,7 @@ def configuration(secrets: Path, changes: Mapping[str, str]) -> str:
     return text
 
 
-# --- A systemd of its own, with the units of deploy/: in namespaces, on a copy of this machine's files that is thrown away
+# --- A systemd in namespaces with the units of deploy/, on a discarded overlay of this machine's files
 
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
@@ -131,7 +131,7 @@ _LOGS = "[Service]\nStandardOutput=append:/run/%N.log\n"
 
 
 class Booted:
-    """The machine: commands run in it as root."""
+    """The booted machine, where commands run as root."""
 
     def __init__(self, pid: int) -> None:
         self._enter = ["nsenter", f"--target={pid}", *_APART, "--root", "--wd=/", "env", "-i", "PATH=/usr/bin:/bin"]
@@ -140,15 +140,15 @@ class Booted:
         return subprocess.run([*self._enter, *command], capture_output=True, text=True, check=False, timeout=120)
 
     def begin(self, *command: str) -> subprocess.Popen[str]:
-        """Start a command whose output is read later."""
+        """Start a command and return its process."""
         return subprocess.Popen([*self._enter, *command], stdout=subprocess.PIPE, text=True)
 
     def systemctl(self, *words: str) -> int:
-        """Return the exit status."""
+        """Run `systemctl` and return its exit status."""
         return self.run("systemctl", "--quiet", *words).returncode
 
     def shown(self, unit: str, key: str) -> str:
-        """A property of a unit."""
+        """Return a property of a unit."""
         return self.run("systemctl", "show", "--value", f"--property={key}", unit).stdout.strip()
 
     def ours(self, side: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -159,13 +159,13 @@ class Booted:
         )  # fmt: skip
 
     def logs(self) -> dict[str, str]:
-        """The output of each service."""
+        """Return the output of each service."""
         names = self.run("sh", "-c", "ls /run/inbox-relay-*.log").stdout.split()
         return {Path(name).name: self.run("cat", name).stdout for name in names}
 
 
-def _etc(folder: Path, files: dict[str, str]) -> None:
-    """Write what the machine has below /etc and in /opt/inbox-relay/bin."""
+def _write_etc(folder: Path, files: dict[str, str]) -> None:
+    """Write the machine's files below /etc and in /opt/inbox-relay/bin."""
     units = folder / "systemd" / "system"
     shutil.copytree(UNITS, units)
     (units / "inbox-relay-.service.d" / "logs.conf").write_text(_LOGS, encoding="utf-8")
@@ -185,9 +185,9 @@ def _etc(folder: Path, files: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def booted(folder: Path, files: dict[str, str]) -> Iterator[Booted]:
-    """A machine with the units and with these files in /etc/inbox-relay, as long as the block runs."""
-    _etc(folder / "etc", files)
+def boot(folder: Path, files: dict[str, str]) -> Iterator[Booted]:
+    """Boot a machine with the units and with these files in /etc/inbox-relay."""
+    _write_etc(folder / "etc", files)
     (folder / "place").mkdir()
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",

@@ -1,4 +1,4 @@
-"""deploy/compose.yaml: Compose's own schema takes it, and its commands, times and addresses fit the programs."""
+"""deploy/compose.yaml, deploy/kubernetes and deploy/Containerfile are valid, hardened, and fit the programs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import msgspec
 import pytest
 
 from tests.deploy.shipped import DEPLOY, GRACE, READ, compose, configuration, image, manifests, pods, unit
-from tests.docs.pages import ROOT, understood
+from tests.docs.pages import ROOT, parse_command
 
 SERVICES = compose()["services"]
 OURS = {name: made for name, made in SERVICES.items() if "inbox-relay" in made["image"]}
 PODS = pods()
 ONCE = {"migrate", "check"}
-"""Services that end by themselves."""
+"""Services that run once."""
 LONGEST_WAIT = 75
-"""Seconds of `proxy_read_timeout`: nginx waits so long for a request that still runs."""
+"""Seconds that nginx waits for a running request, its `proxy_read_timeout`."""
 
 
 def seconds(duration: str) -> int:
@@ -32,8 +32,8 @@ def seconds(duration: str) -> int:
     return int(number) * {"s": 1, "m": 60}[unit]
 
 
-def test_compose_itself_takes_it(tmp_path: Path) -> None:
-    """It checks the file against its schema, and everything that the services name."""
+def test_compose_accepts_the_file(tmp_path: Path) -> None:
+    """Compose checks the schema and all references of services."""
     program = Path(sys.executable).parent / "docker-compose"
     done = subprocess.run(
         [program, "--file", DEPLOY / "compose.yaml", "config", "--quiet"],
@@ -43,11 +43,11 @@ def test_compose_itself_takes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_each_program_of_ours_is_started_by_a_command_that_it_knows_and_fenced_in(name: str) -> None:
+def test_each_service_has_a_valid_command_and_is_hardened(name: str) -> None:
     made = OURS[name]
-    understood(shlex.join(made["command"]))
+    parse_command(shlex.join(made["command"]))
     assert made["command"][1] in {"serve", "run", "web", "migrate", "check"}
-    assert "--bind" not in made["command"] or made["command"][-1].startswith("0.0.0.0:")  # of its container
+    assert "--bind" not in made["command"] or made["command"][-1].startswith("0.0.0.0:")  # in its container
     assert (made["read_only"], made["cap_drop"], made["init"]) == (True, ["ALL"], True)
     assert made["security_opt"] == ["no-new-privileges:true"]
     assert not {"ports", "privileged", "user"} & made.keys()
@@ -60,8 +60,8 @@ def test_each_program_of_ours_is_started_by_a_command_that_it_knows_and_fenced_i
     )
 
 
-def test_no_container_fills_the_disk_with_logs_and_receivers_leave_connections_to_the_others() -> None:
-    """By default Docker rotates no log, and a receiver has a process for each processor of the host."""
+def test_logs_and_processes_of_receivers_are_limited() -> None:
+    """By default, Docker does not rotate logs, and a receiver has a process for each CPU of the host."""
     for name, made in SERVICES.items():
         assert made["logging"]["options"].keys() == {"max-size", "max-file"}, name
     processes = {made["environment"]["WEB_CONCURRENCY"] for name, made in OURS.items() if name.startswith("receiver")}
@@ -69,7 +69,7 @@ def test_no_container_fills_the_disk_with_logs_and_receivers_leave_connections_t
     assert processes == {in_pods["WEB_CONCURRENCY"]}
 
 
-def test_a_stop_has_more_time_than_the_program_takes_in_units_containers_and_pods() -> None:
+def test_units_containers_and_pods_get_more_time_to_stop_than_the_program_needs() -> None:
     for name in OURS.keys() - ONCE:
         program = name.split("-")[0]
         pod = PODS[program]
@@ -83,21 +83,21 @@ def test_a_stop_has_more_time_than_the_program_takes_in_units_containers_and_pod
     assert seconds(SERVICES["nginx"]["stop_grace_period"]) > LONGEST_WAIT
 
 
-def test_nothing_starts_before_the_migration_and_everything_that_stays_has_a_health_check() -> None:
+def test_services_start_after_the_migration_and_have_a_health_check() -> None:
     for name in OURS.keys() - ONCE:
         assert OURS[name]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
         check = OURS[name].get("healthcheck")
         assert check or (OURS[name]["command"][1] == "serve" and ":8000/" in image()["HEALTHCHECK"][-1]), name
 
 
-def test_the_secrets_that_a_program_reads_are_mounted_and_no_other() -> None:
+def test_a_service_mounts_only_the_secrets_that_it_reads() -> None:
     assert READ["check"] == set(re.findall(r'"file:/s/([\w-]+)"', configuration(Path("/s"), {})))
     for name, made in OURS.items():
         targets = {each["target"] for each in made["secrets"]}
         assert targets == {f"/etc/inbox-relay/secrets/{secret}" for secret in READ[name.split("-")[0]]}, name
 
 
-def test_the_proxy_reaches_the_fixed_addresses_and_is_believed() -> None:
+def test_the_proxy_reaches_fixed_addresses_and_is_trusted() -> None:
     def address(name: str) -> str:
         return str(SERVICES[name]["networks"]["front"]["ipv4_address"])
 
@@ -109,13 +109,13 @@ def test_the_proxy_reaches_the_fixed_addresses_and_is_believed() -> None:
         assert SERVICES[name]["environment"]["FORWARDED_ALLOW_IPS"] == address("nginx")
 
 
-def test_the_database_is_in_reach_of_ours_alone() -> None:
+def test_only_our_services_reach_the_database() -> None:
     networks: dict[str, Any] = compose()["networks"]
     assert networks["data"] == {"internal": True}
     assert {name for name, made in SERVICES.items() if "data" in made["networks"]} == {"db", *OURS}
 
 
-# --- deploy/kubernetes: each object is one of the API, as its OpenAPI description has it, and fits the programs
+# --- deploy/kubernetes
 
 
 OBJECTS = {
@@ -124,8 +124,8 @@ OBJECTS = {
 
 
 @pytest.mark.parametrize("name", OBJECTS)
-def test_each_object_is_one_of_the_api(name: str) -> None:
-    """Its class is made by lightkube-models of the API's description: types and required keys fit, and none is unknown."""
+def test_each_object_conforms_to_the_api(name: str) -> None:
+    """lightkube-models has classes from the API's OpenAPI description, with types and required keys."""
     made = OBJECTS[name]
     group, _, version = made["apiVersion"].rpartition("/")
     module = import_module(f"lightkube.models.{(group or 'core').split('.')[0]}_{version}")
@@ -135,7 +135,7 @@ def test_each_object_is_one_of_the_api(name: str) -> None:
 
 
 @pytest.mark.parametrize("program", PODS)
-def test_each_pod_is_fenced_in(program: str) -> None:
+def test_each_pod_is_hardened(program: str) -> None:
     pod = PODS[program]
     (container,) = pod["containers"]
     assert (pod["automountServiceAccountToken"], pod["securityContext"]["runAsNonRoot"]) == (False, True)
@@ -146,11 +146,11 @@ def test_each_pod_is_fenced_in(program: str) -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert container["resources"]["limits"].keys() == {"memory"}
-    understood(shlex.join(container["args"]))
+    parse_command(shlex.join(container["args"]))
 
 
 @pytest.mark.parametrize("program", PODS)
-def test_a_pod_mounts_the_secrets_that_its_program_reads_and_no_other(program: str) -> None:
+def test_a_pod_mounts_only_the_secrets_that_it_reads(program: str) -> None:
     (etc,) = (each["projected"]["sources"] for each in PODS[program]["volumes"] if each["name"] == "etc")
     items = next(source["secret"]["items"] for source in etc if "secret" in source)
     assert {each["path"] for each in items} == {f"secrets/{name}" for name in READ[program]}
@@ -168,7 +168,7 @@ def test_selectors_find_the_pods_of_their_program() -> None:
             assert spec["template"]["metadata"]["labels"] == labels, name
 
 
-def test_each_program_has_a_policy_of_its_network_and_those_of_two_may_not_all_be_evicted() -> None:
+def test_each_program_has_a_network_policy_and_replicated_ones_a_disruption_budget() -> None:
     kinds = {program: {made["kind"] for made in OBJECTS.values() if _component(made) == program} for program in PODS}
     assert kinds == {
         "migrate": {"Job", "NetworkPolicy"},
@@ -181,7 +181,7 @@ def test_each_program_has_a_policy_of_its_network_and_those_of_two_may_not_all_b
             assert OBJECTS[f"Deployment {made['metadata']['name']}"]["spec"]["replicas"] > made["spec"]["minAvailable"]
 
 
-def test_ports_of_services_are_those_that_are_bound_and_let_in() -> None:
+def test_services_and_network_policies_have_the_ports_of_the_containers() -> None:
     for program in ("receiver", "web"):
         (container,) = PODS[program]["containers"]
         port = int(container["args"][-1].split(":")[1])
@@ -196,7 +196,7 @@ def _component(made: dict[str, Any]) -> str:
     return str(made["metadata"]["labels"]["app.kubernetes.io/component"])
 
 
-# --- deploy/Containerfile: hadolint finds nothing, nothing secret can get in, and it is built where a builder is installed
+# --- deploy/Containerfile
 
 
 CONTAINERFILE = DEPLOY / "Containerfile"
@@ -225,8 +225,8 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_image_is_of_an_unprivileged_user_and_holds_what_is_named_alone() -> None:
-    """No `COPY .`, no secret as an argument or variable: what is in a layer, everybody has who has the image."""
+def test_the_image_has_an_unprivileged_user_and_only_listed_files() -> None:
+    """No `COPY .` and no secret as an argument or variable: all users of an image can read its layers."""
     lines = CONTAINERFILE.read_text(encoding="utf-8").splitlines()
     copied = {
         word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
@@ -239,22 +239,22 @@ def test_the_image_is_of_an_unprivileged_user_and_holds_what_is_named_alone() ->
     assert image()["CMD"][:2] == ["inbox", "serve"]
 
 
-def lacking(stderr: str) -> str | None:
-    """The line in which buildah says that the machine can build no image at all; None: the error is another."""
+def find_limitation(stderr: str) -> str | None:
+    """Return buildah's line that this machine cannot build any image, or None for another error."""
     signs = ("initializing source docker://", 'could not find "netavark"')  # the base image, and buildah's own helper
     return next((line for line in stderr.splitlines() if any(sign in line for sign in signs)), None)
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(BUILDAH is None, reason="no buildah: nobody builds deploy/Containerfile")
-def test_it_is_built_and_holds_the_programs_and_the_bill_of_materials() -> None:
-    """Takes a minute. IMAGE_BUILD has further options, such as `--build-arg=PYTHON=localhost/python` for another base image."""
+@pytest.mark.skipif(BUILDAH is None, reason="no buildah: the image is not built")
+def test_the_built_image_has_the_programs_and_the_bill_of_materials() -> None:
+    """IMAGE_BUILD has additional options, such as `--build-arg=PYTHON=localhost/python` for another base image."""
     options = shlex.split(os.environ.get("IMAGE_BUILD", ""))
     build = shlex.join([str(BUILDAH), "build", "--format=docker", "--isolation=chroot", "--retry=0", *options])
     made = ["make", "--assume-old=.venv/.ready", "image", f"BUILD={build}", f"IMAGE={TAG}"]
     done = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, check=False)
-    if (lacks := lacking(done.stderr)) is not None:
-        pytest.skip(f"nobody builds deploy/Containerfile: {lacks}")
+    if (lacks := find_limitation(done.stderr)) is not None:
+        pytest.skip(f"the image is not built: {lacks}")
     assert done.returncode == 0, done.stderr
     about = msgspec.json.decode(buildah("inspect", "--type=image", TAG))["Docker"]["config"]
     assert (about["User"], about["WorkingDir"], about["Cmd"]) == ("10001:10001", "/etc/inbox-relay", image()["CMD"])

@@ -1,4 +1,4 @@
-"""docs/how-to/troubleshoot.md shows messages in the product's words, and commands that it understands."""
+"""Messages, commands, statements, rules and sweeps of pages are those of the product."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from relay.store.operator.execution import OpenCommands
 from relay.store.sweeps import SweepFindings
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
-from tests.docs.pages import PAGES, ROOT, blocks, expected_after, shell, shows, the_block, understood
+from tests.docs.pages import PAGES, ROOT, blocks, find_expected, parse_command, shell, shows, the_block
 from tests.helpers.databases import ON_SQLITE
 from tests.helpers.directory import parse_filter
 from tests.helpers.machine import program
@@ -55,7 +55,7 @@ from tests.vendors.stripe_api import Stripe
 TROUBLESHOOT = PAGES["docs/how-to/troubleshoot.md"]
 MESSAGES = dict(re.findall(r"^### ([^\n]+)\n\n```text\n(.*?)```", TROUBLESHOOT, re.MULTILINE | re.DOTALL))
 FEW_WORDS = 7
-"""A shorter message has little more than a value, or words of HTTP or of the database."""
+"""Shorter messages are mostly values, or words of HTTP or of the database."""
 
 
 def words_of(text: str) -> list[str]:
@@ -74,24 +74,24 @@ def test_a_message_has_words_of_the_product() -> None:
     long = {heading: words_of(text) for heading, text in MESSAGES.items() if len(words_of(text)) >= FEW_WORDS}
     threes = {heading: {" ".join(words[n : n + 3]) for n in range(len(words) - 2)} for heading, words in long.items()}
     strange = [heading for heading, said in threes.items() if not any(three in product for three in said)]
-    assert strange == ["404"], "which Falcon words"
+    assert strange == ["404"], "Falcon's own words"
     assert len(long) > 15
 
 
 @pytest.mark.parametrize("line", sorted(set(re.findall(r"`((?:inbox|relay) [^`\n]+)`", TROUBLESHOOT))))
-def test_every_command_is_understood(line: str) -> None:
-    understood(re.sub(r"\b(ID|SEQ)\b", "1", line))
+def test_every_command_is_valid(line: str) -> None:
+    parse_command(re.sub(r"\b(ID|SEQ)\b", "1", line))
 
 
-# --- Each statement of docs/how-to/give-commands-in-sql.md does on both databases what the page says
+# --- Each statement of docs/how-to/give-commands-in-sql.md shows the page's output on both databases
 
 
 COMMANDS_IN_SQL = "docs/how-to/give-commands-in-sql.md"
 CONFIG = parse_config(the_block(COMMANDS_IN_SQL, "toml"))
 
 
-def said(steps: Steps, statement: str) -> str:
-    """Return the output of a shell; afterwards a relay has worked on every command."""
+def run_statement(steps: Steps, statement: str) -> str:
+    """Run a statement, let a relay execute all commands, and return the output."""
     if statement.startswith("SELECT"):
         return "\n".join(" ".join(map(str, row.values())) for row in steps.rows(statement))
     try:
@@ -105,7 +105,7 @@ def said(steps: Steps, statement: str) -> str:
     return ""
 
 
-def test_every_statement_of_the_page_does_what_the_page_says(engine: Engine) -> None:
+def test_every_statement_shows_the_output_of_the_page(engine: Engine) -> None:
     steps = Steps(engine, policies(CONFIG))
     steps.config = CONFIG
     steps.arrive(*(an_event(n, f"u{n}", routes=["to-crm"]) for n in (1, 2)))
@@ -113,20 +113,20 @@ def test_every_statement_of_the_page_does_what_the_page_says(engine: Engine) -> 
     page = blocks(PAGES[COMMANDS_IN_SQL])
     for position, block in enumerate(page):
         if block.info == "sql":
-            shown, expected = said(steps, block.text.strip()), expected_after(page, position)
+            shown, expected = run_statement(steps, block.text.strip()), find_expected(page, position)
             assert shows(expected or "", shown), f"line {block.line}: {shown}"
     assert [state for _, _, state in steps.states()] == ["ready", "ready"]
 
 
-# --- The pragma of docs/how-to/repair-the-database.md keeps a `sqlite3` shell from making checkpoints beside others' commits
+# --- The pragma of docs/how-to/repair-the-database.md keeps a `sqlite3` shell from making checkpoints
 
 
-def copies_back(path: Path, before_it_writes: str) -> bool:
-    """Return whether a program beside another one, which sets this and then writes a few megabytes, changes the file itself."""
+def makes_checkpoints(path: Path, pragma: str) -> bool:
+    """Return whether a program that runs `pragma` and writes 16 MB beside another one changes the database file itself."""
     with closing(sqlite3.connect(path)) as other, closing(sqlite3.connect(path, isolation_level=None)) as shell:
         other.execute("PRAGMA journal_mode = WAL")
         shell.execute("CREATE TABLE t (x)")
-        shell.executescript(before_it_writes)
+        shell.executescript(pragma)
         for _ in range(2):
             shell.execute("INSERT INTO t VALUES (zeroblob(8000000))")
         return path.stat().st_size > 8_000_000
@@ -134,16 +134,16 @@ def copies_back(path: Path, before_it_writes: str) -> bool:
 
 def test_the_pragma_of_the_page_ends_automatic_checkpoints(tmp_path: Path) -> None:
     pragma = the_block("docs/how-to/repair-the-database.md", "sql")
-    assert copies_back(tmp_path / "as-it-is.db", "")
-    assert not copies_back(tmp_path / "as-told.db", pragma)
+    assert makes_checkpoints(tmp_path / "as-it-is.db", "")
+    assert not makes_checkpoints(tmp_path / "as-told.db", pragma)
 
 
-# --- The commands and statements of docs/how-to/erase-a-person.md do what the page says
+# --- The commands and statements of docs/how-to/erase-a-person.md
 
 
 ERASE = blocks(PAGES["docs/how-to/erase-a-person.md"])
 COMMANDS = [shlex.split(block.text) for block in ERASE if block.info == "text"]
-ASKING, MAINTENANCE = (block.text for block in ERASE if block.info == "sql")
+REQUEST, MAINTENANCE = (block.text for block in ERASE if block.info == "sql")
 
 
 @pytest.fixture
@@ -152,24 +152,24 @@ def place(database_url: str, tmp_path: Path) -> Iterator[Site]:
         yield made
 
 
-def an_ended_event(engine: Engine, number: int) -> None:
+def store_ended_event(engine: Engine, number: int) -> None:
     steps = Steps(engine)
     steps.arrive(an_event(number, "IDNUMBER1234"))
     steps.until_nothing_is_due()
 
 
 def test_the_commands_show_the_plan_and_erase(place: Site, engine: Engine) -> None:
-    an_ended_event(engine, 1)
+    store_ended_event(engine, 1)
     plan, done = (place.invoke(*command) for command in COMMANDS)
     assert (plan.status, done.status) == (0, 0)
     assert "events: 1" in plan.stdout
     assert done.stderr.endswith("1 event erased\n")
 
 
-def test_the_statement_is_done_by_relays(engine: Engine) -> None:
-    an_ended_event(engine, 1)
+def test_a_relay_executes_the_statement(engine: Engine) -> None:
+    store_ended_event(engine, 1)
     with engine.begin() as connection:
-        connection.execute(text(ASKING.replace(":", "\\:")))
+        connection.execute(text(REQUEST.replace(":", "\\:")))
     commands = execution.OpenCommands()
     while commands.work(work_of(Database(engine))):
         pass
@@ -183,22 +183,22 @@ def test_the_maintenance_runs(engine: Engine) -> None:
                 connection.execute(text(statement))
 
 
-# --- The configurations of docs/reference/sync.md page through services that behave as those vendors document
+# --- The sweeps of docs/reference/sync.md page through services that behave as their vendors document
 
 
 SIZE = 250
 START = datetime(2026, 11, 2, 9, 0, 1, tzinfo=UTC)
-"""Time of the first change of a vendor; each is a second after the one before."""
+"""Time of a vendor's first change; the others follow each second."""
 SINCE = START + timedelta(seconds=10)
 CHANGED = range(10, SIZE)
 
 
-def at(number: int) -> datetime:
+def time_of(number: int) -> datetime:
     return START + timedelta(seconds=number)
 
 
 def iso(number: int) -> str:
-    return at(number).isoformat().replace("+00:00", "Z")
+    return time_of(number).isoformat().replace("+00:00", "Z")
 
 
 def github() -> GitHub:
@@ -211,7 +211,7 @@ def github() -> GitHub:
 def stripe() -> Stripe:
     made = Stripe()
     for number in range(SIZE):
-        made.customer(f"cus_{number}", int(at(number).timestamp()))
+        made.customer(f"cus_{number}", int(time_of(number).timestamp()))
     return made
 
 
@@ -230,7 +230,7 @@ def hubspot() -> HubSpot:
 
 
 class Vendor(VendorService):
-    """A service that answers by a function."""
+    """A service that responds by a function."""
 
     def __init__(self, act: Callable[[Asked], Act]) -> None:
         self._act = act
@@ -241,7 +241,7 @@ class Vendor(VendorService):
 
 
 def scim(asked: Asked) -> Act:
-    """At most 100 a page, from 1; without results there is no list (RFC 7644 §3.4.2)."""
+    """Respond with at most 100 users a page, from 1; without results there is no list (RFC 7644 §3.4.2)."""
     assert asked.path == ("scim", "v2", "Users")
     criterion = asked.query.get("filter")
     passes = (lambda _: True) if criterion is None else parse_filter(criterion)
@@ -273,11 +273,11 @@ VENDORS: dict[str, tuple[Callable[[], VendorService], str, Callable[[int], str]]
     "SCIM": (partial(Vendor, scim), "x", str),
     "GraphQL": (partial(Vendor, graphql), "x", str),
 }
-"""By heading: its service, its token, and the ids of its entities."""
+"""Maps a heading to a service, its token, and the ids of its entities."""
 
 
 def config_of(vendor: str, url: str) -> str:
-    """The configuration under the vendor's heading, with its services at `url`."""
+    """Return the configuration below the vendor's heading, with its services at `url`."""
     page = PAGES["docs/reference/sync.md"]
     section = page[page.index(f"\n### {vendor}\n") :]
     text = section[section.index("```toml\n") + 8 : section.index("\n```\n")]
@@ -288,7 +288,7 @@ def config_of(vendor: str, url: str) -> str:
     return re.sub(r'"env:\w+"', f'"{VENDORS[vendor][1]}"', here)
 
 
-def swept(config: str, engine: Engine, since: datetime) -> SweepFindings:
+def sweep(config: str, engine: Engine, since: datetime) -> SweepFindings:
     parsed = parse_config(config)
     (source,) = parsed.sources
     *_, last = CompiledSweep(parsed, source, 0).run(Work(Database(engine), parsed, {}), without_lease(), since)
@@ -297,10 +297,10 @@ def swept(config: str, engine: Engine, since: datetime) -> SweepFindings:
 
 @ON_SQLITE
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_the_sweep_of_the_page_reads_all_changes_of_the_vendor_once(vendor: str, engine: Engine) -> None:
+def test_a_sweep_of_the_page_reads_each_change_of_the_vendor_once(vendor: str, engine: Engine) -> None:
     made, _, name = VENDORS[vendor]
     with contextlib.closing(made()) as server:
-        last = swept(config_of(vendor, server.url), engine, SINCE)
+        last = sweep(config_of(vendor, server.url), engine, SINCE)
     assert (last.compared, last.added, last.left_out) == (len(CHANGED), len(CHANGED), 0)
     stored = rows(engine, "SELECT entity_id, body, occurred_at FROM inbox JOIN inbox_payload USING (seq)")
     assert sorted(row["entity_id"] for row in stored) == sorted(map(name, CHANGED))
@@ -311,12 +311,12 @@ def test_the_sweep_of_the_page_reads_all_changes_of_the_vendor_once(vendor: str,
         assert body["repository"] == {"full_name": "acme/shop"}
 
 
-def test_every_vendor_of_the_page_is_paged_through() -> None:
+def test_every_vendor_of_the_page_has_a_service_here() -> None:
     headings = re.findall("^### (.*)$", PAGES["docs/reference/sync.md"], re.MULTILINE)
     assert headings == [*VENDORS]
 
 
-# --- The rules in deploy/prometheus: their expressions, their tests by promtool, their names and their runbooks
+# --- The rules in deploy/prometheus: expressions, tests by promtool, names and runbooks
 
 
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -331,12 +331,12 @@ RECORDS: list[dict[str, Any]] = [
 RECORDED = {rule["record"]: frozenset({"route"} if rule["record"].startswith("route:") else ()) for rule in RECORDS}
 
 OWN = {
-    "receiver_gone": "only somebody else sees it",
-    "nothing_arrives": "of all sources together, also without silent_after",
-    "intake_unavailable": "senders get 503, whatever the cause is",
-    "rejections_rising": "a rate, which Prometheus knows better",
+    "receiver_gone": "only an outside observer sees it",
+    "nothing_arrives": "for all sources together, even without silent_after",
+    "intake_unavailable": "senders get 503 for any reason",
+    "rejections_rising": "a rate, which Prometheus measures better",
     "relay_gone": "`relay status` lists it among the relays",
-    "lanes_blocked": "`blocked`, of all routes",
+    "lanes_blocked": "`blocked`, for all routes",
     "paused_for_days": "`gate_closed`, for longer",
     "breaker_open_long": "`gate_closed`, for longer",
     "items_failed_alone": "the name of its metric",
@@ -344,15 +344,15 @@ OWN = {
     "intake_budget_burns": "a service level, not a condition",
     "delivery_budget_burns": "a service level, not a condition",
 }
-"""Alerts that neither the relay nor the doctor has, and why."""
+"""Alerts that neither the relay nor the doctor has, with the reason."""
 ALSO = {"breaker_open": "breaker_open_long"}
-"""Alerts of the relay that begin at once, and the word for the condition when it lasts."""
+"""Maps alerts of the relay that begin at once to the name of the lasting condition."""
 
 SHOWN_AS_ALERTS = {
     "breaker_open", "endpoint_retired", "source_silent", "backlog_old", "webhooks_missed", "intake_stopped",
     "retention_behind",
 }  # fmt: skip
-"""Alerts of the relay that the doctor has no examination for: it lists open ones, as `alert`."""
+"""Alerts of the relay without an examination of the doctor, which lists open ones as `alert`."""
 
 
 def snake(name: str) -> str:
@@ -360,7 +360,7 @@ def snake(name: str) -> str:
 
 
 def page_of(page: str) -> str:
-    """The path of a page on the site, which Sphinx builds from the repository as its source."""
+    """Return the path of a page on the site that Sphinx builds from the repository."""
     return page.removesuffix(".md") + ".html"
 
 
@@ -376,7 +376,7 @@ def test_a_rule_names_only_metrics_and_labels_that_exist(rule: dict[str, Any]) -
     assert unknown_in(rule["expr"], RECORDED) == []
 
 
-def test_promtool_accepts_the_rules_and_the_example_of_a_configuration() -> None:
+def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     promtool("check", "config", "--lint=all", "--lint-fatal", "prometheus.yml")
 
 
@@ -413,7 +413,7 @@ def test_every_alert_has_a_severity_and_a_runbook_and_every_runbook_an_alert() -
         title, *sections = re.findall(r"^#+ (.+)$", words, re.MULTILINE)
         assert page.endswith("/" + runbook_of(title))
         assert sections == ["Meaning", "Diagnose", "Fix"], page
-        assert len(words.splitlines()) <= 45, f"{page}: a person with an alert reads a screen"
+        assert len(words.splitlines()) <= 45, f"{page}: longer than a screen"
 
 
 def test_the_page_of_service_levels_has_the_objectives_of_the_rules() -> None:

@@ -1,4 +1,4 @@
-"""Values that a mapping sends are those that docs/reference/mapping.md states."""
+"""Tables, examples and queries of reference pages are those of the product."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from inbox.config.sync import Fetch, MapField, SyncRoute
-from inbox.db import engine as engines
 from inbox.db import guarantees
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.engine import PINNED
@@ -32,6 +31,7 @@ from relay.sync.fields import compile_fields
 from tests.docs import cookbook
 from tests.docs.pages import PAGES, blocks, the_block
 from tests.helpers.bad_night import happen
+from tests.helpers.databases import opened
 from tests.helpers.delivering import LOCAL, a_delivery, context, delivered
 from tests.helpers.machine import asked
 from tests.helpers.metrics import DASHBOARD, expressions, unknown_in
@@ -49,7 +49,7 @@ MAPPING = PAGES["docs/reference/mapping.md"]
 
 
 def rows() -> list[dict[str, str]]:
-    """The rows of every table, by the heads of their columns; the code in each cell without its backticks."""
+    """Return the rows of all tables as maps from column heads to cells without backticks."""
     found = []
     for table in re.findall(r"(?:^\|.*\|\n)+", MAPPING, re.MULTILINE):
         head, _, *body = (
@@ -60,7 +60,7 @@ def rows() -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: " ".join(row.values()))
-def test_a_row_of_a_table_is_so(row: dict[str, str]) -> None:
+def test_a_row_of_a_table_is_true(row: dict[str, str]) -> None:
     keys = {key: row[key] for key in ("cast", "read", "write") if row.get(key)}
     field = msgspec.convert({"from": "entity", **keys}, MapField)
     made = compile_fields("r", SyncRoute(fetch=Fetch(api="i", path="/"), map={"x": field}))
@@ -76,7 +76,7 @@ def test_the_tables_have_every_cast() -> None:
     assert {row["cast"] for row in rows()} == {"text", "int", "float", "bool", "date", "datetime"}
 
 
-def test_the_example_sends_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_sends_the_values_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     by_kind = {
         kind: [block.text for block in blocks(MAPPING) if block.info == kind] for kind in ("toml", "python", "json")
     }
@@ -97,7 +97,7 @@ def test_the_example_uses_every_key_of_a_field() -> None:
     assert [key for key in MapField.__struct_encode_fields__ if not re.search(rf"\b{key} = ", example)] == []
 
 
-# --- The configurations of docs/reference/sync.md, delivered: what each asks of its services
+# --- The configurations of docs/reference/sync.md, delivered
 
 
 GITHUB, SHOP = (
@@ -107,8 +107,8 @@ GITHUB, SHOP = (
 )
 
 
-def of_this_machine(text: str, server: ScriptedServer) -> Config:
-    """The configuration of the page, with this server in place of every service."""
+def parse_local(text: str, server: ScriptedServer) -> Config:
+    """Parse a configuration of the page with all services replaced by `server`."""
     lines = [
         f'base_url = "{server.url}"\n{LOCAL}' if line.startswith("base_url") else line for line in text.splitlines()
     ]
@@ -126,7 +126,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "a-secret-value")
 
 
-def test_an_issue_of_github_is_fetched_below_its_repository_and_wrapped_for_the_tracker() -> None:
+def test_an_issue_of_github_is_fetched_and_written_as_a_ticket() -> None:
     issue = {"id": 70, "title": "Broken", "updated_at": "2026-01-01T00:00:00Z"}
     routes = {
         "GET /repos/acme/shop/issues/7": [answer(200, issue)],
@@ -136,7 +136,7 @@ def test_an_issue_of_github_is_fetched_below_its_repository_and_wrapped_for_the_
     body = json.dumps({"issue": {"id": 70, "number": 7}, "repository": {"full_name": "acme/shop"}}).encode()
     with serving(routes=routes) as server:
         delivery = a_delivery(route="issues", entity_type="issue", entity_id="70", body=body)
-        outcome = deliver(of_this_machine(GITHUB, server), delivery)
+        outcome = deliver(parse_local(GITHUB, server), delivery)
         assert server.asked == list(routes)
         fetch, _, create = server.seen
         assert outcome.did == "created"
@@ -147,7 +147,7 @@ def test_an_issue_of_github_is_fetched_below_its_repository_and_wrapped_for_the_
         assert json.loads(create.body) == {"ticket": {"external_id": "70", "title": "Broken"}}
 
 
-def test_a_customer_of_shopify_is_asked_for_and_written_by_graphql() -> None:
+def test_a_customer_of_shopify_is_fetched_and_written_by_graphql() -> None:
     customer = {"id": "gid://shopify/Customer/5", "email": "ada@example.com", "updatedAt": "2026-01-01T00:00:00Z"}
     found = {"data": {"contacts": [{"id": "c1", "externalId": "5"}]}}
     routes = {
@@ -155,14 +155,14 @@ def test_a_customer_of_shopify_is_asked_for_and_written_by_graphql() -> None:
         "POST /graphql": [answer(200, found), answer(200, {"data": {"update": {"errors": []}}})],
     }
     with serving(routes=routes) as server:
-        outcome = deliver(of_this_machine(SHOP, server), a_delivery(route="customers", entity_id="5"))
+        outcome = deliver(parse_local(SHOP, server), a_delivery(route="customers", entity_id="5"))
         fetch, find, update = (json.loads(seen.body)["variables"] for seen in server.seen)
     assert outcome.did == "updated"
     assert (fetch, find) == ({"id": "gid://shopify/Customer/5"}, {"id": "5"})
     assert update == {"id": "c1", "input": {"external_id": "5", "email": "ada@example.com"}}
 
 
-# --- The examples of the HTTP API's page work as they stand there
+# --- The examples of docs/reference/web-api.md
 
 
 WEB_API = PAGES["docs/reference/web-api.md"]
@@ -177,7 +177,7 @@ def running(sqlite_engine: Engine, sqlite_database_url: str, tmp_path: Path) -> 
 
 
 def test_the_examples_work_one_after_the_other(running: Entrance, tmp_path: Path) -> None:
-    printed = [printed_by(block.text, running, tmp_path) for block in blocks(WEB_API) if block.info == "sh"]
+    printed = [run_example(block.text, running, tmp_path) for block in blocks(WEB_API) if block.info == "sh"]
     assert printed[0].startswith('{"openapi":"3.1')
     assert len(json.loads(printed[1])["rows"]) == 2
     pages = [json.loads(line) for line in printed[2].replace("}{", "}\n{").splitlines()]
@@ -186,7 +186,7 @@ def test_the_examples_work_one_after_the_other(running: Entrance, tmp_path: Path
     assert problem in [json.loads(text) for text in printed if text.startswith('{"title"')]
 
 
-def printed_by(command: str, running: Entrance, folder: Path) -> str:
+def run_example(command: str, running: Entrance, folder: Path) -> str:
     for slash in ("/", r"\/"):
         command = command.replace(ADDRESS.replace("/", slash), running.url.replace("/", slash))
     environment = {"PATH": "/usr/bin:/bin", "TOKEN": WEB_TOKEN}
@@ -197,7 +197,7 @@ def printed_by(command: str, running: Entrance, folder: Path) -> str:
     return done.stdout
 
 
-# --- The handler on docs/how-to/write-a-handler.md, with the configuration beside it, in a real relay
+# --- The handler of docs/how-to/write-a-handler.md in a real relay
 
 
 HANDLERS_PAGE = PAGES["docs/how-to/write-a-handler.md"]
@@ -206,13 +206,13 @@ MESSAGES = the_block("docs/how-to/receive-chat-messages.md", "toml")
 
 
 async def receive(config: str, *payloads: bytes) -> None:
-    """Have a receiver take these in."""
+    """Post these bodies to a receiver."""
     async with receiving(parse_config(config)) as receiver:
         for payload in payloads:
             assert (await receiver.post(payload)).status_code == 200
 
 
-def test_the_example_does_what_it_says(
+def test_the_example_handler_delivers_skips_and_retries(
     sqlite_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WEBHOOK_TOKEN", TOKEN)
@@ -224,52 +224,48 @@ def test_the_example_does_what_it_says(
         relay = place.relay("--drain")
         assert relay.ends() == 0, relay.output
 
-    engine = engines.connect(sqlite_database_url, application="tests")
-    assert sorted((fact["seq"], fact["kind"]) for fact in facts(engine)) == [
-        (1, "delivered"),
-        (2, "dead"),
-        (3, "attempt_failed"),
-    ]
-    engine.dispose()
+    with opened(sqlite_database_url) as engine:
+        kinds = [fact["kind"] for fact in sorted(facts(engine), key=lambda fact: fact["seq"])]
+    assert kinds == ["delivered", "dead", "attempt_failed"]
     written = (tmp_path / "changes.txt").read_text()
     assert re.fullmatch(r"USER u1 changed, msg_[0-9a-f]{32}-0\n", written)
 
 
-def test_every_exception_error_class_and_field_of_the_page_exists() -> None:
+def test_the_page_has_every_exception_and_field_of_a_handler() -> None:
     for name in (*handler.__all__, *handler.Event.__struct_fields__):
         assert f"`{name}" in HANDLERS_PAGE
     assert {"handler_retry", "handler_abort", "crashed", "unknown", "not_sent"} <= RULES.keys()
 
 
-def test_the_example_of_messages_can_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_messages_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "handlers.py").write_text(HANDLER, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("CHAT_HOOK_URL", "https://hooks.example.com/services/x")
     assert destinations.build(parse_config(MESSAGES)).keys() == {"to-ours", "to-chat"}
 
 
-# --- docs/reference/configuration.md names every setting that is read back, with the value that it has to have
+# --- docs/reference/configuration.md has every verified database setting with its required value
 
 
 SECTION = PAGES["docs/reference/configuration.md"].partition("## The database\n")[2].partition("\n## ")[0]
 
 
-def test_each_setting_that_is_refused_has_its_row() -> None:
+def test_each_required_setting_has_its_row() -> None:
     for name, (values, why) in guarantees.REQUIRED.items():
         assert f"| `{name}` | {' or '.join(f'`{value}`' for value in values)} | {why} |" in SECTION
 
 
-def test_each_setting_that_is_said_is_named() -> None:
+def test_each_recommended_setting_is_named() -> None:
     for name in (*guarantees.RECOMMENDED, *guarantees.SQLITE_PRAGMAS):
         assert f"`{name}`" in SECTION
 
 
-def test_each_pin_is_read_back() -> None:
+def test_each_pinned_setting_is_verified() -> None:
     read = {name.lower() for name in guarantees.REQUIRED}
     assert {name.removeprefix("default_") for name in PINNED} <= read
 
 
-# --- Every query of the Grafana dashboard in deploy/grafana names metrics and labels of the registry
+# --- Queries of the Grafana dashboard name metrics and labels of the registry
 
 
 SHOWN = expressions(json.loads(DASHBOARD.read_text(encoding="utf-8")))
@@ -280,12 +276,12 @@ def test_a_query_names_only_metrics_and_labels_that_exist(title: str, expression
     assert unknown_in(expression) == [], title
 
 
-def test_a_wrong_name_in_a_query_is_seen() -> None:
+def test_a_wrong_name_in_a_query_is_found() -> None:
     assert unknown_in("sum by (route) (rate(relay_fact_total[5m]))") == ["relay_fact_total"]
     assert unknown_in('rate(inbox_received_total{route="a", source=~"relay_x"}[5m])') == ["inbox_received_total{route}"]
 
 
-# --- docs/how-to/limit-what-roles-may-do.md has the tables of the code; test_pages_on_postgres.py runs its statements
+# --- The page about roles has those of the code with their settings; test_contributing.py runs its statements
 
 
 ROLES_PAGE = "docs/how-to/limit-what-roles-may-do.md"
@@ -306,10 +302,10 @@ def test_the_command_of_the_page_reads_a_sqlite_file(sqlite_database_url: str) -
     assert asked(where.replace("inbox.db", sqlite_database_url.removeprefix("sqlite:///")), query) == "0"
 
 
-# --- Each query of docs/reference/dba.md gives on both databases the answer of the page
+# --- Queries of docs/reference/dba.md give the page's results on both databases
 
 
-def test_every_query_gives_the_answer_of_the_page(engine: Engine) -> None:
+def test_every_query_gives_the_result_of_the_page(engine: Engine) -> None:
     night = happen(engine)
     wrong = []
     for question in cookbook.questions(engine.dialect.name):
@@ -325,7 +321,7 @@ def test_every_query_gives_the_answer_of_the_page(engine: Engine) -> None:
 
 @pytest.mark.parametrize("dialect", [POSTGRES, SQLITE])
 def test_each_query_answers_a_question(dialect: str) -> None:
-    asked = cookbook.questions(dialect)
-    assert len(asked) >= 40
-    assert [question.line for question in asked if "?" not in question.text] == []
-    assert len({question.text for question in asked}) == len(asked)
+    found = cookbook.questions(dialect)
+    assert len(found) >= 40
+    assert [question.line for question in found if "?" not in question.text] == []
+    assert len({question.text for question in found}) == len(found)

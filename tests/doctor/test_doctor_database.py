@@ -1,4 +1,4 @@
-"""Findings in the database's clock, settings, sequences and rights, and of relays, by what a test stores."""
+"""Findings in the database's settings, sequences, rights and schema, findings about relays, and the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ from relay.doctor.examinations import EXAMINATIONS
 from relay.doctor.run import ExaminationResult
 from relay.findings import Finding
 from relay.store.nodes import hash_of
-from tests.doctor.examining import HOST, environment_of, examined, found, installation, run_sql, start_a_relay, told
+from tests.doctor.examining import (
+    HOST,
+    all_findings,
+    environment_of,
+    examine,
+    findings_of,
+    installation,
+    run_sql,
+    start_a_relay,
+)
 from tests.helpers.databases import granted, opened
 from tests.helpers.processes import invoke
 from tests.helpers.relaying import give_up
@@ -32,31 +41,31 @@ def ago(**span: float) -> str:
     return time_text(SystemClock().now() - timedelta(**span))
 
 
-def test_settings_that_a_guarantee_needs_are_read_back(
+def test_settings_that_a_guarantee_needs_are_verified(
     tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
 ) -> None:
     place = installation(tmp_path, postgres_database_url)
-    of_the_owner = {"fsync", "full_page_writes"}  # of the tests' own Postgres, which writes nothing through to its disk
-    assert {subject for kind, subject in found(place, "durability") if kind == "setting_doubtful"} == of_the_owner
+    of_the_owner = {"fsync", "full_page_writes"}  # of the tests' Postgres, which does not sync its files
+    assert {subject for kind, subject in findings_of(place, "durability") if kind == "setting_doubtful"} == of_the_owner
     run_sql(
         postgres_engine,
         "CREATE FUNCTION at_login() RETURNS event_trigger LANGUAGE plpgsql AS"
         " $$ BEGIN PERFORM set_config('synchronous_commit', 'off', false); END $$",
         "CREATE EVENT TRIGGER at_login ON login EXECUTE FUNCTION at_login()",
     )
-    lost = told(installation(tmp_path, postgres_database_url), "durability")["setting_lost"].sentence
+    lost = all_findings(installation(tmp_path, postgres_database_url), "durability")["setting_lost"].sentence
     assert lost.startswith("the database has synchronous_commit = off")
 
 
-def test_a_sequence_behind_its_table_is_found_and_its_statement_mends_it(
+def test_a_sequence_behind_its_table_is_found_and_the_remedy_repairs_it(
     tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
 ) -> None:
     alert = "INSERT INTO alert (id, at, kind, subject, firing, detail) VALUES (70, now(), 'k', 's', false, '{}')"
     run_sql(postgres_engine, alert)
     place = installation(tmp_path, postgres_database_url)
-    assert "the sequence public.alert_id_seq is behind" in told(place, "durability")["setting_lost"].sentence
-    run_sql(postgres_engine, told(place, "durability")["setting_lost"].remedy)
-    assert "setting_lost" not in told(place, "durability")
+    assert "the sequence public.alert_id_seq is behind" in all_findings(place, "durability")["setting_lost"].sentence
+    run_sql(postgres_engine, all_findings(place, "durability")["setting_lost"].remedy)
+    assert "setting_lost" not in all_findings(place, "durability")
 
 
 def test_stored_times_in_the_future_are_found(tmp_path: Path, database_url: str, engine: Engine) -> None:
@@ -65,29 +74,29 @@ def test_stored_times_in_the_future_are_found(tmp_path: Path, database_url: str,
         " VALUES (:at, 1, 'r', 'delivered', 'ended', 1, '{}')"
     )
     run_sql(engine, insert, at=ago(hours=-1))
-    assert ("clock_went_back", "delivery_log.at") in found(installation(tmp_path, database_url), "relay")
+    assert ("clock_went_back", "delivery_log.at") in findings_of(installation(tmp_path, database_url), "relay")
 
 
-def test_an_owner_whose_transactions_may_stay_open_is_found_until_the_roles_are_made(
+def test_an_owner_without_a_transaction_timeout_is_found_until_the_roles_are_made(
     tmp_path: Path, postgres_database_url: str, postgres_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = f"limit{os.getpid()}"
-    monkeypatch.setattr(migrate, "DEFAULT_PREFIX", prefix)  # roles are those of all the server's databases
+    monkeypatch.setattr(migrate, "DEFAULT_PREFIX", prefix)  # all databases of the server share its roles
     place = installation(tmp_path, postgres_database_url)
     with monkeypatch.context() as patch:
         patch.setattr(migrate, "lacking_rights", lambda _engine: ["mine"])
-        assert found(place, "rights") == [("rights_lacking", "mine")]
-    assert found(place, "rights") == []  # where there are no roles
+        assert findings_of(place, "rights") == [("rights_lacking", "mine")]
+    assert findings_of(place, "rights") == []  # where there are no roles
     with granted(postgres_database_url, prefix) as roles:
-        assert found(place, "rights") == []
+        assert findings_of(place, "rights") == []
         owner = postgres_engine.url.username
         run_sql(postgres_engine, f'ALTER ROLE "{owner}" IN DATABASE "{postgres_engine.url.database}" RESET ALL')
-        assert found(place, "rights") == [("owner_unlimited", owner)]
+        assert findings_of(place, "rights") == [("owner_unlimited", owner)]
         roles.grant()
-        assert found(place, "rights") == []
+        assert findings_of(place, "rights") == []
 
 
-# --- relays and what needs a person
+# --- relays, and conditions that need an operator
 
 
 def test_a_relay_of_another_version_or_configuration_is_found(
@@ -96,44 +105,46 @@ def test_a_relay_of_another_version_or_configuration_is_found(
     place = installation(tmp_path, database_url)
     start_a_relay(engine, version="'0.0.9'", config_hash=f"'{hash_of(place.config)}'")
     start_a_relay(engine, "r2", host="elsewhere", config_hash="'other'")
-    assert sorted(found(place, "relays")) == [
+    assert sorted(findings_of(place, "relays")) == [
         ("configuration_changed", "relay elsewhere pid 4711"),
         ("version_differs", f"relay {HOST} pid 4711"),
     ]
 
 
-def test_it_finds_what_needs_a_person_as_the_status_does(tmp_path: Path, database_url: str, engine: Engine) -> None:
+def test_the_doctor_and_the_status_report_the_same_conditions(
+    tmp_path: Path, database_url: str, engine: Engine
+) -> None:
     config = config_text(database_url).replace("{", "{{").replace("}", "}}")
     give_up(engine, database_url, [("u1", moment(1)), ("u2", moment(2))])
     pause = "INSERT INTO gate (kind, name, paused_at, paused_by, pause_reason) VALUES ('api', 'a', :at, 'kim', :why)"
     run_sql(engine, pause, at=ago(days=4), why=HOSTILE)
     place = installation(tmp_path, database_url, config=config)
-    kinds = [kind for kind, _ in found(place, "relay")]
+    kinds = [kind for kind, _ in findings_of(place, "relay")]
     assert kinds == ["no_relay", "gate_closed", "delivery_dead"]
-    dead = told(place, "relay")["delivery_dead"]
+    dead = all_findings(place, "relay")["delivery_dead"]
     assert (dead.sentence, dead.remedy) == ("route everything: 2 deliveries are dead", "relay dead --route everything")
-    assert all(each.why and each.remedy for each in examined(place, "relay").findings)
+    assert all(each.why and each.remedy for each in examine(place, "relay").findings)
     status = json.loads(invoke("relay", "status", "--json", **environment_of(place)).stdout)
-    commands = [each.remedy for each in examined(place, "relay").findings]
+    commands = [each.remedy for each in examine(place, "relay").findings]
     assert [each["command"] for each in status["next"]] == commands
     shown = invoke("inbox", "doctor", "--only", "relay", **environment_of(place))
     assert (shown.status, "\x1b" in shown.stdout, "[red]`$(id)'" in shown.stdout) == (1, False, True)
 
 
-def test_a_pause_of_today_is_information_for_the_doctor_and_nothing_for_the_check(
+def test_a_recent_pause_is_information_for_the_doctor_and_ignored_by_the_check(
     tmp_path: Path, database_url: str, engine: Engine
 ) -> None:
     start_a_relay(engine)
     pause = "INSERT INTO gate (kind, name, paused_at, paused_by) VALUES ('api', 'a', :at, 'kim')"
     run_sql(engine, pause, at=ago(days=2))
     place = installation(tmp_path, database_url)
-    assert [(each.kind, each.level) for each in examined(place, "relay").findings] == [("gate_closed", "information")]
+    assert [(each.kind, each.level) for each in examine(place, "relay").findings] == [("gate_closed", "information")]
     for side, *words in (("inbox", "doctor", "--only", "relay"), ("relay", "status", "--check")):
         ended = invoke(side, *words, **environment_of(place))
         assert ended.status == 0, ended
 
 
-# --- Each change of a definition is found, with the statement that makes it again; what a DBA adds is no finding
+# --- Changes of the schema are found; additional indexes and views are not
 
 
 HEAD, TRIGGER = "ux_open_delivery_head", "delivery_log_deletes_old_attempts_only"
@@ -181,8 +192,8 @@ CHANGES = {
 }
 
 
-def written(engine: Engine, change: str) -> str:
-    """The statement of a change; of a view or function that is named alone, one that makes it anew with a part more."""
+def write_change(engine: Engine, change: str) -> str:
+    """Return the statement of a change; for the name of a view or function, one that replaces it by an extended one."""
     if " " in change:
         return change
     with engine.begin() as connection:
@@ -199,16 +210,16 @@ def test_a_change_is_found(change: str, tmp_path: Path, request: pytest.FixtureR
     url = request.getfixturevalue(f"{kind}_database_url")
     with opened(url) as engine:
         for statement in statements:
-            run_sql(engine, written(engine, statement))
-    assert found(installation(tmp_path, url), "schema") == [("schema_differs", subject)]
+            run_sql(engine, write_change(engine, statement))
+    assert findings_of(installation(tmp_path, url), "schema") == [("schema_differs", subject)]
 
 
-def test_an_index_and_a_view_of_a_dba_are_no_finding(tmp_path: Path, database_url: str, engine: Engine) -> None:
+def test_an_index_and_a_view_of_a_dba_are_ignored(tmp_path: Path, database_url: str, engine: Engine) -> None:
     run_sql(engine, "CREATE INDEX mine ON inbox (received_at)", "CREATE VIEW my_view AS SELECT 1 AS one")
-    assert found(installation(tmp_path, database_url), "schema") == []
+    assert findings_of(installation(tmp_path, database_url), "schema") == []
 
 
-# --- The report of `inbox doctor`: for people, in 80 columns, and nothing of a value reaches the terminal as it is
+# --- The report of `inbox doctor`
 
 
 FORGED = "\x1b]0;owned\x07\n  ! forged: [red] \u202e"
@@ -219,7 +230,7 @@ def a_finding(level: str = "warning", sentence: str = "something is wrong", reme
 
 
 def report(*findings: Finding, needs: Sequence[str | None] = (None,), width: int | None = 80) -> str:
-    """The report of an examination for each of `needs`; the last has the findings."""
+    """Return the report of one examination for each of `needs`; the last has the findings."""
     made = [ExaminationResult("abc"[number], need, ()) for number, need in enumerate(needs)]
     made[-1] = ExaminationResult(made[-1].name, made[-1].needs, findings)
     return "\n".join(line.plain for line in lines_of(made, width=width))
@@ -232,7 +243,7 @@ def test_a_critical_finding_comes_first_and_information_last() -> None:
     assert shown.startswith("not well: 2 findings, 1 critical; 1 examination")
 
 
-def test_what_was_not_examined_is_listed_with_its_needs() -> None:
+def test_incomplete_examinations_are_listed_with_their_needs() -> None:
     shown = report(a_finding(), needs=["needs the database", "needs the database", f"needs {FORGED}"])
     assert "\n  - a: needs the database\n  - b: needs the database\n" in shown
     assert "\n  - c (in part): needs \\x1b]0;owned\\x07\\n  ! forged" in shown
@@ -240,14 +251,14 @@ def test_what_was_not_examined_is_listed_with_its_needs() -> None:
 
 
 @pytest.mark.parametrize("width", [80, None])
-def test_no_value_reaches_the_terminal_as_it_is(width: int | None) -> None:
+def test_the_report_escapes_values(width: int | None) -> None:
     shown = report(a_finding("warning", FORGED, f"relay resume {HOSTILE}"), width=width)
     assert not {"\x1b", "\x07", "\u202e"} & set(shown)
     assert "\n  ! forged" not in shown
     assert "[red]" in shown
 
 
-def test_every_kind_of_finding_has_a_scene_in_which_it_is_found() -> None:
+def test_every_kind_of_finding_has_a_test() -> None:
     scenes = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     kinds = [kind.name for each in EXAMINATIONS if each.name != "relay" for kind in each.kinds]
     assert [name for name in kinds if f'"{name}"' not in scenes] == []

@@ -1,4 +1,4 @@
-"""A database that doesn't let the guarantees be kept: neither side starts, and both say what to do. Looking is still possible."""
+"""Unfit and missing databases, a password in a file, and a schema with roles beside another application's tables."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text, moment
 
 
-def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_statement(
+def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_fix(
     postgres_database_url: str, postgres_place: Site
 ) -> None:
     fill(postgres_database_url, [("u1", moment(1)), ("u2", moment(2))])
-    mends = "SELECT setval('public.inbox_seq_seq', 2)"
+    fix = "SELECT setval('public.inbox_seq_seq', 2)"
     with contextlib.closing(connect_postgres(postgres_database_url)) as owner:
         owner.execute("SELECT setval('inbox_seq_seq', 1)")
         receiver, relay = postgres_place.refused_receiver(), postgres_place.relay("--processes", "2")
@@ -47,21 +47,21 @@ def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_st
         assert (listing.status, len(json.loads(listing.stdout))) == (0, 2)
         for program in (receiver, relay):
             assert program.ends() == 2, program.output
-            assert mends in " ".join(program.output.split())
+            assert fix in " ".join(program.output.split())
             assert "Traceback" not in program.output
 
-        owner.execute(mends.encode())
+        owner.execute(fix.encode())
         assert postgres_place.relay("--drain").ends() == 0
 
 
 def test_a_relay_that_starts_before_its_database_waits_for_it(postgres_database_url: str, postgres_place: Site) -> None:
-    """A machine that comes back after a power cut starts both at once. What a service manager sees as a mistake, it leaves."""
+    """After a power cut, both start at once. A drain ends with status 2 instead, as its caller waits for it."""
     with gone(postgres_database_url):
         waiting, parent = postgres_place.relay(), postgres_place.relay("--processes", "2")
         for program in (waiting, parent):
             program.writes("database trouble while starting, trying again", times=2)
         drain = postgres_place.relay("--drain")
-        assert drain.ends() == 2, "who waits for its end learns why"
+        assert drain.ends() == 2, "the caller learns the reason"
         for program in (waiting, parent):
             program.send(signal.SIGHUP)
             tried = program.output.count("trying again")
@@ -75,7 +75,7 @@ def test_a_relay_that_starts_before_its_database_waits_for_it(postgres_database_
 def test_a_command_that_meets_a_lock_says_that_it_stays_open_and_what_to_do(
     postgres_database_url: str, postgres_place: Site
 ) -> None:
-    """Whoever reads of an error alone asks again, while a relay carries the first one out."""
+    """After a plain error, an operator would repeat the command while a relay carries out the first one."""
     fill(postgres_database_url, [("u1", moment(1))])
     with contextlib.closing(connect_postgres(postgres_database_url)) as person:
         person.execute("BEGIN")
@@ -101,7 +101,7 @@ PASSWORD = SECRET.odd("database-password")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[KillablePostgres]:
-    """A server that lets `inbox` in with its password alone."""
+    """A server that admits `inbox` only with its password."""
     with tempfile.TemporaryDirectory(prefix="inbox-relay-password-", dir=ROOM) as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -123,17 +123,17 @@ def guarded_place(server: KillablePostgres, tmp_path: Path) -> Iterator[Site]:
         yield made
 
 
-def told(place: Site, statuses: set[int], *command: str) -> str:
-    """All that a command shows, which ends with one of these statuses."""
+def output_of(place: Site, statuses: set[int], *command: str) -> str:
+    """Run a command that ends with one of these statuses and return its output."""
     ended = place.invoke(*command)
     assert ended.status in statuses, ended.stderr
     assert SECRET.leaks({"stdout": ended.stdout, "stderr": ended.stderr}) == []
     return ended.stdout + ended.stderr
 
 
-def test_every_program_uses_the_password_of_the_file_and_none_shows_it(guarded_place: Site) -> None:
+def test_every_program_uses_the_password_of_the_file_without_showing_it(guarded_place: Site) -> None:
     for command in (("inbox", "migrate"), ("inbox", "check", "--online"), ("relay", "status")):
-        assert "password authentication" not in told(
+        assert "password authentication" not in output_of(
             guarded_place, {0, 1}, *command
         )  # 1: no relay runs yet; and warnings
     alembic = subprocess.run(
@@ -159,17 +159,17 @@ def test_every_program_uses_the_password_of_the_file_and_none_shows_it(guarded_p
 def test_a_wrong_password_is_told_without_it(guarded_place: Site) -> None:
     (guarded_place.folder / "password").write_text(SECRET.plain("wrong-password"), encoding="utf-8")
     for command in (("inbox", "check", "--online"), ("relay", "run", "--drain")):
-        assert 'password authentication failed for user "inbox"' in told(guarded_place, {2}, *command)
+        assert 'password authentication failed for user "inbox"' in output_of(guarded_place, {2}, *command)
 
 
-# --- A real receiver and a real relay, each as its role, in a schema of their own beside another application's tables
+# --- A receiver and a relay, each as its role, in a schema of their own beside another application's tables
 
 
 NAMES = [*metadata.tables, "alembic_version", "delivery", "dead_letter", "backlog", "stuck"]
 EVENTS = 40
 PATIENCE = 90
 DEDUP = '"timestamp", "id", "entityType", "eventType"'
-"""The preset's own."""
+"""The preset's own `dedup`."""
 COMMANDS: tuple[tuple[Role, str], ...] = (
     ("relay", "relay verify"),
     ("relay", "relay rebuild"),
@@ -183,12 +183,12 @@ COMMANDS: tuple[tuple[Role, str], ...] = (
     ("reader", "relay plan --config {config}"),
     ("reader_without_payloads", "inbox list"),
 )
-"""Commands, and the role that each needs at the most."""
+"""Commands, each with the weakest role that may run it."""
 
 
 @contextlib.contextmanager
-def crowded(server: PostgresServer) -> Iterator[str]:
-    """The URL of a database in which another application has tables of all these names, which nothing may touch."""
+def database_of_another(server: PostgresServer) -> Iterator[str]:
+    """Create a database where another application has tables of the same names, which must stay untouched."""
     with server.database() as url, contextlib.closing(connect_postgres(url)) as theirs:
         for table in NAMES:
             theirs.execute(f"CREATE TABLE public.{table} (theirs text)".encode())
@@ -201,8 +201,8 @@ def crowded(server: PostgresServer) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def installed(url: str, schema: str) -> Iterator[Engine]:
-    """An installation in this schema."""
+def install(url: str, schema: str) -> Iterator[Engine]:
+    """Migrate this schema and connect to it."""
     within = make_url(url).update_query_dict({"schema": schema}).render_as_string(hide_password=False)
     with opened(within) as engine:
         migrate.upgrade(engine)
@@ -211,8 +211,12 @@ def installed(url: str, schema: str) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def apart(postgres_server: PostgresServer) -> Iterator[Granted]:
-    """An installation in the schema `apart` of a crowded database, with all roles and a login for each."""
-    with crowded(postgres_server) as url, installed(url, "apart"), granted(url, f"w{os.getpid()}", "apart") as made:
+    """An installation in the schema `apart` beside another application, with all roles and a login for each."""
+    with (
+        database_of_another(postgres_server) as url,
+        install(url, "apart"),
+        granted(url, f"w{os.getpid()}", "apart") as made,
+    ):
         yield made
 
 
@@ -226,7 +230,7 @@ def admin(apart: Granted) -> Iterator[Engine]:
 
 
 def test_two_installations_share_a_database_and_each_finds_its_own_tables(apart: Granted, admin: Engine) -> None:
-    with installed(apart.server_url, "second") as second:
+    with install(apart.server_url, "second") as second:
         with second.begin() as connection:
             connection.execute(text("INSERT INTO gate (kind, name) VALUES ('route', 'r')"))
         assert [len(rows(engine, "SELECT * FROM gate")) for engine in (admin, second)] == [0, 1]
@@ -236,7 +240,7 @@ def test_two_installations_share_a_database_and_each_finds_its_own_tables(apart:
     assert {"search_path=apart, pg_temp" in row["paths"] for row in functions} == {True}
 
 
-def test_a_table_of_another_name_space_is_never_reached_instead(admin: Engine) -> None:
+def test_a_search_path_that_could_reach_another_table_is_reported(admin: Engine) -> None:
     with admin.connect() as connection:
         connection.execute(text("CREATE TEMP TABLE gate (theirs text)"))
         connection.execute(text("INSERT INTO gate (kind, name) VALUES ('route', 'temporary')"))
@@ -246,7 +250,7 @@ def test_a_table_of_another_name_space_is_never_reached_instead(admin: Engine) -
     assert line.startswith("the database has search_path = public (set by: session), not apart, pg_temp: ")
 
 
-def test_another_application_in_the_schema_or_a_missing_right_is_told_with_the_remedy(
+def test_another_application_in_the_schema_or_a_missing_right_is_reported_with_the_fix(
     postgres_database_url: str,
 ) -> None:
     role = f"plain{os.getpid()}"
@@ -256,25 +260,25 @@ def test_another_application_in_the_schema_or_a_missing_right_is_told_with_the_r
             url = make_url(postgres_database_url).set(username=role).render_as_string(hide_password=False)
             with (
                 pytest.raises(ConfigError, match="CREATE SCHEMA apart AUTHORIZATION") as refused,
-                installed(url, "apart"),
+                install(url, "apart"),
             ):
                 pass
             owner.execute(str(refused.value).partition("of the database: ")[2].encode())
-            with installed(url, "apart") as engine:
+            with install(url, "apart") as engine:
                 assert rows(engine, "SELECT * FROM gate") == []
         finally:
             owner.execute(f"DROP OWNED BY {role}".encode())
             owner.execute(f"DROP ROLE {role}".encode())
         owner.execute(b"UPDATE alembic_version SET version_num = '3fa9c0'")
         theirs = r"revision 3fa9c0, so it is another application's: .* \[database\] schema"
-        with pytest.raises(ConfigError, match=theirs), installed(postgres_database_url, "public"):
+        with pytest.raises(ConfigError, match=theirs), install(postgres_database_url, "public"):
             pass
 
 
 # --- the roles
 
 
-def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Engine, tmp_path: Path) -> None:
+def test_each_role_has_every_right_that_its_work_needs(apart: Granted, admin: Engine, tmp_path: Path) -> None:
     with (
         serving(tmp_path / "arrivals.jsonl") as downstream,
         site(tmp_path, config_text(apart.url("receiver"), downstream.url)) as place,
@@ -291,7 +295,7 @@ def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Eng
             within=PATIENCE,
         )
         until(lambda: rows(admin, "SELECT 1 FROM rejected_request"), "the rejected request is kept", within=PATIENCE)
-        other = tmp_path / "other.toml"  # it reads each request again, with its payload
+        other = tmp_path / "other.toml"  # makes the plan read each request again, with its payload
         preset = 'preset = "trivore"\n'
         other.write_text((tmp_path / "inbox.toml").read_text().replace(preset, f"{preset}dedup = [{DEDUP}]\n"))
         for role, command in COMMANDS:
@@ -303,8 +307,8 @@ def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Eng
     assert len(stored(admin)) == EVENTS + 1
 
 
-def test_a_migrator_that_is_no_superuser_makes_roles_too(apart: Granted, tmp_path: Path) -> None:
-    """As on a managed server: a role that may make roles, and owns its database."""
+def test_a_migrator_without_superuser_rights_creates_roles_too(apart: Granted, tmp_path: Path) -> None:
+    """On a managed server, the migrator owns its database and has CREATEROLE."""
     prefix, name = f"managed{os.getpid()}", f"inbox_relay_managed_{os.getpid()}"
     with contextlib.closing(connect_postgres(apart.server_url)) as root:
         root.execute(f"CREATE ROLE {prefix} LOGIN CREATEROLE".encode())

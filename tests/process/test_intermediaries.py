@@ -1,7 +1,6 @@
-"""The receiver behind the proxies of docs/how-to/deploy.md, as configured there.
+"""The receiver behind the proxies of docs/how-to/deploy.md, and both sides behind PgBouncer.
 
-Nothing is lost, changed, or let through; no proxy writes a secret of a sender anywhere, or answers 2xx for an event that
-is not stored.
+No event is lost, changed or let through. No proxy logs a secret, or answers 2xx for an event that is not stored.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ pytestmark = pytest.mark.long
 
 FORGED = b"X-Forwarded-For: 9.9.9.9"
 PLANTED = b"pl4nted-s3cret"
-"""In every place where a sender may show a secret."""
+"""The secret, in every place where a sender may put one."""
 SOURCES = f"""
 [sources.guarded]
 preset = "trivore"
@@ -84,8 +83,8 @@ def deployed(
         yield made
 
 
-def wait_until_stored(engine: Engine, answer: Answer) -> bytes:
-    """The body of an event that was acknowledged."""
+def read_body(engine: Engine, answer: Answer) -> bytes:
+    """Return the stored body of an acknowledged event."""
     (row,) = rows(engine, "SELECT body FROM inbox_payload WHERE seq = :seq", seq=answer.seq)
     return bytes(row["body"])
 
@@ -105,7 +104,7 @@ def test_a_webhook_gets_through_byte_for_byte(deployed: Deployment, module_engin
     ):
         (answer,) = deployed.send(sent)
         assert (answer.status, b'"accepted"' in answer.body) == (200, True)
-        assert wait_until_stored(module_engine, answer) == expected
+        assert read_body(module_engine, answer) == expected
 
 
 def test_a_head_that_drips_is_ended_by_the_proxy(deployed: Deployment) -> None:
@@ -126,9 +125,7 @@ def test_a_head_that_drips_is_ended_by_the_proxy(deployed: Deployment) -> None:
         until(is_ended, "the proxy ends it", poll=0)
 
 
-def test_a_body_that_does_not_become_whole_does_not_reach_the_receiver(
-    deployed: Deployment, module_engine: Engine
-) -> None:
+def test_an_incomplete_body_does_not_reach_the_receiver(deployed: Deployment, module_engine: Engine) -> None:
     known, others = count(module_engine, "rejected_request"), "rejected_request WHERE cause <> 'not_authenticated'"
     of_others = count(module_engine, others)
     with deployed.connected() as sender:
@@ -145,9 +142,7 @@ def test_a_path_that_is_not_the_receivers_does_not_reach_it(deployed: Deployment
         assert answer.status == 404
 
 
-def test_the_senders_address_arrives_and_is_believed_of_the_proxy_alone(
-    deployed: Deployment, module_engine: Engine
-) -> None:
+def test_only_the_proxys_address_of_the_sender_is_believed(deployed: Deployment, module_engine: Engine) -> None:
     refused = webhook(FORGED, without=(SECRET,))
     known = count(module_engine, "rejected_request")
     (answer,) = deployed.send(refused, address="127.0.0.2")
@@ -163,8 +158,8 @@ def test_the_senders_address_arrives_and_is_believed_of_the_proxy_alone(
     assert [row["remote_address"] for row in kept] == ["127.0.0.3", "127.0.0.2"]
 
 
-def test_a_list_of_addresses_holds_whatever_a_sender_claims(deployed: Deployment) -> None:
-    """A sender elsewhere, who has the secret and knows what is listed."""
+def test_forged_headers_do_not_pass_a_list_of_addresses(deployed: Deployment) -> None:
+    """The sender has the secret and knows the listed addresses."""
     line = b"POST /webhooks/guarded HTTP/1.1"
     for fields in ((), (FORGED,), (FORGED, FORGED), (b"Forwarded: for=9.9.9.9",), (b"X-Real-IP: 9.9.9.9",)):
         (elsewhere,) = deployed.send(webhook(*fields, line=line), address="127.0.0.3")
@@ -172,13 +167,13 @@ def test_a_list_of_addresses_holds_whatever_a_sender_claims(deployed: Deployment
         assert (elsewhere.status, listed.status) == (401, 200), fields
 
 
-def test_while_the_receiver_restarts_it_is_502_or_503_and_no_200_is_lost(
+def test_a_restart_of_the_receiver_shows_as_502_or_503_and_loses_no_200(
     deployed: Deployment, module_engine: Engine
 ) -> None:
     found: list[Answer] = []
 
     def statuses() -> list[int]:
-        """Of one more webhook, which is a new event."""
+        """Send another new event and return the status."""
         found.extend(deployed.send(webhook(payload=body(f"restart-{len(found)}", moment(deployed.ports.tls)))))
         return [found[-1].status]
 
@@ -192,12 +187,12 @@ def test_while_the_receiver_restarts_it_is_502_or_503_and_no_200_is_lost(
     until(lambda: statuses() == [200], "it is back")
     assert {answer.status for answer in found} <= {200, 502, 503}
     for answer in found:
-        assert answer.status != 200 or wait_until_stored(module_engine, answer)
+        assert answer.status != 200 or read_body(module_engine, answer)
     assert [a.status for a in answers(ask(deployed.ports.receiver, webhook()))] == [200]
 
 
 def test_a_receiver_whose_host_takes_no_connection_costs_no_webhook(sqlite_database_url: str, tmp_path: Path) -> None:
-    """A frozen host drops what comes: its queue of connections is full here."""
+    """A frozen host drops connections, like a socket whose accept queue is full."""
     impatient = {"proxy_connect_timeout 5s": "proxy_connect_timeout 1s"}
     with (
         socket.create_server(("127.0.0.1", 0), backlog=0) as frozen,
@@ -224,18 +219,18 @@ def test_a_receiver_whose_host_takes_no_connection_costs_no_webhook(sqlite_datab
 def sent(
     *more: bytes, method: bytes = b"POST", target: bytes = TARGET, host: bytes = b"localhost", payload: bytes = b"{}"
 ) -> bytes:
-    """A request that shows the secret wherever one can be."""
+    """Make a request with the secret in every possible place."""
     fields = (b"Host: " + host, JSON, CLOSE, *SHOWN, *more, b"Content-Length: %d" % len(payload))
     return request(*fields, line=method + b" " + target + b" HTTP/1.1", payload=payload)
 
 
 def new_event(number: int) -> bytes:
-    """The body of a new event."""
+    """Make the body of a new event."""
     return body("planted", moment(number))
 
 
 def make_hostile() -> Iterator[tuple[str, bytes]]:
-    """Requests of every kind that a proxy may write a line about."""
+    """Yield requests of every kind that a proxy may log."""
     large = b'"' + b"x" * 300_000 + b'"'
     line = b"POST " + TARGET + b" HTTP/1.1"
     heads = (HOST, JSON, CLOSE, *SHOWN)
@@ -269,14 +264,14 @@ def make_hostile() -> Iterator[tuple[str, bytes]]:
 
 
 class Reply(NamedTuple):
-    """The answer that came back over one connection; status 0: there was none."""
+    """The response on one connection; status 0 means none."""
 
     status: int
     seq: int
 
 
 def reply(sender: socket.socket, data: bytes) -> Reply:
-    """Send this; what has come back when the other side closes."""
+    """Send `data` and return the response once the other side closes."""
     found = b""
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         sender.sendall(data)
@@ -290,7 +285,7 @@ def reply(sender: socket.socket, data: bytes) -> Reply:
 
 
 def send_all(ports: Ports) -> dict[str, Reply]:
-    """Send everything there is: with TLS, without it, by other names, and heads and bodies that never become whole."""
+    """Send hostile requests with TLS, without TLS, by other names, and with incomplete heads and bodies."""
     found: dict[str, Reply] = {}
     for name, data in make_hostile():
         with connected(ports.tls) as sender:
@@ -314,8 +309,8 @@ def send_all(ports: Ports) -> dict[str, Reply]:
     return found
 
 
-def files_that_show_it(folder: Path) -> dict[str, list[str]]:
-    """Every file that has the secret, but for the receiver's configuration, with the lines."""
+def find_leaks(folder: Path) -> dict[str, list[str]]:
+    """Map each file with the secret, except the receiver's configuration, to its first such lines."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file() and path.name != "inbox.toml":
@@ -331,7 +326,7 @@ def test_no_log_shows_a_secret_and_every_2xx_has_a_row(deployed: Deployment, mod
     for name, given in found.items():
         if 200 <= given.status < 300:
             assert count(module_engine, "inbox WHERE seq = :seq", seq=given.seq) == 1, name
-    assert files_that_show_it(deployed.place.folder) == {}
+    assert find_leaks(deployed.place.folder) == {}
 
 
 def test_another_host_gets_421_or_no_handshake(deployed: Deployment) -> None:
@@ -346,7 +341,7 @@ def test_another_host_gets_421_or_no_handshake(deployed: Deployment) -> None:
 
 
 def test_another_host_gets_no_2xx_over_http_2_either(deployed: Deployment, module_engine: Engine) -> None:
-    """Caddy speaks it unasked; nginx by the page's configuration does not."""
+    """Caddy speaks HTTP/2 by default; nginx with the page's configuration does not."""
     known, versions = count(module_engine, "inbox"), set[str]()
     shown = {name.decode(): value.decode() for name, value in (field.split(b": ", 1) for field in (JSON, *SHOWN))}
     with httpx.Client(http2=True, verify=ssl.create_default_context(cafile=CERTIFICATE), trust_env=False) as client:
@@ -357,7 +352,7 @@ def test_another_host_gets_no_2xx_over_http_2_either(deployed: Deployment, modul
             assert answer.status_code == status, host
     assert len(versions) == 1
     assert count(module_engine, "inbox") == known + 1
-    assert files_that_show_it(deployed.place.folder) == {}
+    assert find_leaks(deployed.place.folder) == {}
 
 
 @pytest.mark.parametrize("name", PROXIES)
@@ -373,7 +368,7 @@ def test_no_log_shows_a_secret_whatever_the_receiver_answers_or_while_it_is_down
             found = send_all(ports)
     assert found["a good one"].status in {502, 503}
     assert {name: given for name, given in found.items() if 200 <= given.status < 400} == {}
-    assert files_that_show_it(tmp_path) == {}
+    assert find_leaks(tmp_path) == {}
 
 
 def test_no_log_of_nginx_shows_a_secret_of_a_request_that_it_refuses_by_itself(tmp_path: Path) -> None:
@@ -384,38 +379,38 @@ def test_no_log_of_nginx_shows_a_secret_of_a_request_that_it_refuses_by_itself(t
             late.sendall(sent())
             assert receiver.arrived.acquire(timeout=10)
             assert [reply(many, sent()).status, reply(late, b"").status] == [503, 504]
-    assert files_that_show_it(tmp_path) == {}
+    assert find_leaks(tmp_path) == {}
     log = (tmp_path / "access.log").read_text(encoding="utf-8")
     assert all(f" {status} upstream=" in log for status in (503, 504))
 
 
 def test_no_log_of_nginx_shows_a_secret_when_its_connections_run_out(tmp_path: Path) -> None:
-    """It logs that as an alert, which is above `crit`, and with the URL if it wants a connection to the receiver."""
+    """Nginx logs this as an alert, above `crit`, with the URL if it needs a connection to the receiver."""
     with serve_script(hang) as receiver, contextlib.ExitStack() as held:
         ports = Ports(free_port(), free_port(), receiver.port)
         few = {"worker_processes auto": "worker_processes 1", "worker_connections 4096": "worker_connections 8"}
         held.enter_context(proxy("nginx", tmp_path, ports, few))
         senders = (held.enter_context(connected(ports.tls)) for _ in range(8))
-        assert any(refused(sender, receiver) for sender in senders)
-    assert files_that_show_it(tmp_path) == {}
+        assert any(is_refused(sender, receiver) for sender in senders)
+    assert find_leaks(tmp_path) == {}
 
 
-def refused(sender: ssl.SSLSocket, receiver: ScriptedServer) -> bool:
-    """Send one; whether nginx answers it by itself, or else the request has reached the receiver."""
+def is_refused(sender: ssl.SSLSocket, receiver: ScriptedServer) -> bool:
+    """Send a request and return whether nginx answers it instead of passing it to the receiver."""
     sender.sendall(sent())
     sender.setblocking(False)
 
-    def decided() -> bytes | bool:
+    def receive() -> bytes | bool:
         try:
             return sender.recv(65536)
         except ssl.SSLWantReadError:
             return receiver.arrived.acquire(blocking=False)
 
-    answer = until(decided, "nginx has decided")
+    answer = until(receive, "nginx has decided")
     return isinstance(answer, bytes) and answer.startswith(b"HTTP/1.1 500 ")
 
 
-# --- Both sides through a real PgBouncer in transaction mode, before a server that has every setting otherwise
+# --- Both sides through PgBouncer in transaction mode, with a server whose settings all differ
 
 
 EVENTS = 400
@@ -425,14 +420,14 @@ IN_TRANSACTIONS = "?pooler=transaction"
 
 @pytest.fixture
 def hostile(postgres_database_url: str) -> str:
-    """A database whose owner has set everything otherwise."""
+    """A database with another value for every pinned setting."""
     set_otherwise(postgres_database_url)
     return postgres_database_url
 
 
 @pytest.fixture
 def through(hostile: str) -> Iterator[str]:
-    """The database's URL through the pooler, with one connection to the server: what a client leaves, the next one finds."""
+    """The URL through a pooler with one server connection, whose state each client inherits from the one before."""
     with pooled(hostile, {"default_pool_size": "1"}) as url:
         yield url
 
@@ -444,17 +439,17 @@ def relays(through: str) -> Iterator[Engine]:
     made.dispose()
 
 
-def of_the_receiver(url: str, look: Callable[..., object]) -> object:
-    """Return the result of `look` in one transaction of a receiver's connection."""
+def call_in_receiver(url: str, look: Callable[..., object]) -> object:
+    """Call `look` in one transaction of a receiver's connection and return its result."""
 
-    def in_one(connection: Connection) -> object:
+    def look_in_transaction(connection: Connection) -> object:
         with engines.one_transaction(connection):
             return look(connection)
 
     async def _look() -> object:
         made = engines.connect_async(url, application="tests")
         async with made.connect() as connection:
-            found = await connection.run_sync(in_one)
+            found = await connection.run_sync(look_in_transaction)
         await made.dispose()
         return found
 
@@ -488,20 +483,18 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(
     facts_agree(engine)
 
 
-def test_each_transaction_has_the_pinned_settings_and_leaves_none_behind(through: str, relays: Engine) -> None:
+def test_a_transaction_has_the_pinned_settings_and_leaves_none_behind(through: str, relays: Engine) -> None:
     for _ in range(2):
         with relays.begin() as connection:
             assert pinned(connection) == PINNED
-        assert of_the_receiver(through + IN_TRANSACTIONS, pinned) == PINNED
+        assert call_in_receiver(through + IN_TRANSACTIONS, pinned) == PINNED
     with contextlib.closing(connect_postgres(through)) as stranger:
         for name, value in HOSTILE.items():
             assert stranger.execute(f"SHOW {name}".encode()).fetchone() == (value,)
     guarantees.require(relays)
 
 
-def test_the_doctor_examines_everything_writes_nothing_and_reads_a_snapshot(
-    through: str, relays: Engine, tmp_path: Path
-) -> None:
+def test_the_doctor_examines_everything_in_a_read_only_snapshot(through: str, relays: Engine, tmp_path: Path) -> None:
     with site(tmp_path, config_text(through + IN_TRANSACTIONS)) as place:
         document = json.loads(place.invoke("inbox", "doctor", "--json").stdout)
     assert {each["needs"] for each in document["examinations"]} == {None}
@@ -516,8 +509,8 @@ def test_the_doctor_examines_everything_writes_nothing_and_reads_a_snapshot(
         assert [row.n for row in streamed] == list(range(1, 2501))
 
 
-def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> None:
-    """With three connections: the migrator holds one beside the migrations', and looks through another who is in the way."""
+def test_a_migration_builds_an_index_concurrently_through_the_pooler(hostile: str) -> None:
+    """The migrator needs three connections: its lock, the migration, and the check for blocking sessions."""
     with pooled(hostile, {"default_pool_size": "3"}) as url:
         made = engines.connect(url + IN_TRANSACTIONS, application="tests")
         assert migrate.upgrade(made).after == migrate.head()
@@ -528,7 +521,7 @@ def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> 
         made.dispose()
 
 
-def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str, tmp_path: Path) -> None:
+def test_without_pooler_in_the_url_every_program_names_the_fix(through: str, tmp_path: Path) -> None:
     with site(tmp_path, config_text(through)) as place:
         listing = place.invoke("inbox", "list")
         relay, receiver = place.relay(), place.refused_receiver()
@@ -537,14 +530,14 @@ def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str
             assert "add pooler=transaction to the url" in " ".join(output.split())
 
 
-def test_a_pooler_that_drops_what_is_set_is_refused_with_who_has_set_the_other_value(hostile: str) -> None:
+def test_a_pooler_that_drops_settings_is_refused_with_the_origin_of_each_value(hostile: str) -> None:
     with pooled(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
         made = engines.connect(url, application="tests")
         with pytest.raises(UnfitDatabase) as refused:
             guarantees.require(made)
         made.dispose()
         lines = str(refused.value).splitlines()
-        assert of_the_receiver(url, guarantees.differences) == lines
+        assert call_in_receiver(url, guarantees.differences) == lines
     told = [line.partition(", not ")[0] for line in lines]
     assert "the database has transaction_isolation = repeatable read (set by: database)" in told
     assert "the database has synchronous_commit = off (set by: database)" in told

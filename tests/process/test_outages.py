@@ -1,4 +1,4 @@
-"""A relay that SIGSTOP meets while it has the lock of a route: other routes go on, and this one after the server's limit."""
+"""Frozen processes and servers, failover to a standby, and a restore to an earlier moment."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
 SELECT seq, 'beside', lane, occurred_at, state FROM open_delivery
 """
 HELD_SECONDS = 25
-"""The server's limit here: longer than usual, as the other route is to be delivered before it, on a busy machine, too."""
+"""The server's timeout for the frozen transaction; long enough to deliver the other route on a busy machine first."""
 
 
 @pytest.mark.long
-def test_other_routes_go_on_and_its_own_when_the_server_has_ended_its_transaction(
+def test_a_frozen_relay_delays_only_its_own_route_until_the_server_ends_its_transaction(
     postgres_database_url: str, postgres_engine: Engine, tmp_path: Path
 ) -> None:
     engine = postgres_engine
@@ -75,12 +75,12 @@ def left(engine: Engine, route: str) -> int:
     return count(engine, f"open_delivery WHERE route = '{route}'")
 
 
-# --- A server that stands still is given up by both sides, and one that is only slow is not
+# --- Both sides give up a frozen server, but not a slow one
 
 
 SLOWLY, STATEMENT = 0.3, text("SELECT pg_sleep(1)")
 A_BUSY_MACHINE = 30.0
-"""Seconds that it may take longer, and others to answer; a frozen server never does."""
+"""Additional seconds that a busy machine may take."""
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def frozen_engine(server: KillablePostgres) -> Iterator[Engine]:
     made.dispose()
 
 
-def test_a_thread_gives_up_a_frozen_server_and_its_pool_makes_another_connection(
+def test_a_thread_gives_up_a_frozen_server_and_its_pool_reconnects(
     server: KillablePostgres, frozen_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unanswered, "SILENT_SECONDS", SLOWLY)
@@ -116,10 +116,10 @@ def test_a_thread_gives_up_a_frozen_server_and_its_pool_makes_another_connection
             connection.commit()
     monkeypatch.setattr(unanswered, "ASKED_SECONDS", int(A_BUSY_MACHINE))
     with frozen_engine.connect() as connection:
-        connection.execute(STATEMENT)  # it only takes long
+        connection.execute(STATEMENT)  # a slow one
 
 
-async def test_an_event_loop_gives_up_a_statement_that_says_nothing(
+async def test_an_event_loop_gives_up_a_silent_statement(
     server: KillablePostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engines.connect_async(server.url("postgres"), application="tests")
@@ -133,7 +133,7 @@ async def test_an_event_loop_gives_up_a_statement_that_says_nothing(
     await engine.dispose()
 
 
-# --- The primary dies under load and its standby takes over: receiver and relay go on by themselves, with the URL of the docs
+# --- The primary dies under load; receiver and relay continue with the standby by the URL of the docs
 
 
 DATABASE = "inbox"
@@ -142,7 +142,7 @@ HOSTS = ("db1.example.com:5432", "db2.example.com:5432")
 
 
 class Pair(msgspec.Struct):
-    """Two servers, and what works with them."""
+    """A primary and its standby, with a sender, a receiver, a relay and a downstream."""
 
     primary: KillablePostgres
     standby: KillablePostgres
@@ -151,27 +151,27 @@ class Pair(msgspec.Struct):
     place: Site
     programs: tuple[Program, ...]
 
-    def acknowledged(self) -> set[Change]:
+    def acknowledgements(self) -> set[Change]:
         return {(line["entity"], line["occurred_at"]) for line in self.sender.sends.lines() if line["outcome"] == "ok"}
 
     def send_some(self) -> None:
-        """Until so many more were acknowledged."""
+        """Wait until `SOME` more events are acknowledged."""
         enough = self.sender.acknowledged() + SOME
         until(lambda: self.sender.acknowledged() >= enough, "webhooks are taken in", within=60)
 
-    def in_the_inbox(self) -> list[Change]:
+    def read_inbox(self) -> list[Change]:
         with opened(self.standby.url(DATABASE)) as engine:
             return [(event["entity"], event["occurred_at"]) for event in stored(engine)]
 
 
 def page_url() -> str:
-    """The URL that docs/how-to/deploy.md gives."""
+    """Return the URL of docs/how-to/deploy.md."""
     url: str = tomllib.loads(the_block("docs/how-to/deploy.md", "toml", "target_session_attrs"))["database"]["url"]
     return url
 
 
-def documented_url(*servers: KillablePostgres) -> str:
-    """The page's URL, with the hosts and the user of this test."""
+def page_url_of(*servers: KillablePostgres) -> str:
+    """Return the page's URL with the hosts and the user of this test."""
     url = page_url()
     for host, server in zip(HOSTS, servers, strict=True):
         assert url.count(host) == 1
@@ -180,10 +180,10 @@ def documented_url(*servers: KillablePostgres) -> str:
 
 
 @contextlib.contextmanager
-def at_work(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
-    """A primary with a standby, a receiver, a relay and a sender, which have all begun."""
+def start_pair(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
+    """Start a primary with a standby, a receiver, a relay and a sender, and wait for the first deliveries."""
     with contextlib.ExitStack() as stack:
-        # not below pytest's own folder: see tests/proofs/faults/rig.py
+        # not below pytest's own folder, see tests/proofs/faults/rig.py
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-pair-", dir=ROOM)))
         for name in ("primary", "standby"):
             (data / name).mkdir()
@@ -193,7 +193,7 @@ def at_work(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
         migrated(primary.url(DATABASE))
         primary.wait_for_standby(synchronous=synchronous)
         downstream = stack.enter_context(serving(folder / "arrivals.jsonl"))
-        config = config_text(documented_url(primary, standby), downstream.url, schedule=("200ms", "1s"))
+        config = config_text(page_url_of(primary, standby), downstream.url, schedule=("200ms", "1s"))
         at = stack.enter_context(site(folder, config))
         receiver, port = at.receiver(workers=1)
         relay = at.relay()
@@ -206,9 +206,9 @@ def at_work(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
 
 
 @pytest.mark.long
-def test_behind_a_synchronous_standby_nothing_acknowledged_is_lost_and_everything_goes_on(tmp_path: Path) -> None:
-    """Before, reports read the standby: no transaction of theirs asks for a thing that only a primary gives."""
-    with at_work(tmp_path, synchronous=True) as pair:
+def test_a_synchronous_standby_loses_no_acknowledged_event_and_both_sides_go_on(tmp_path: Path) -> None:
+    """Before the failover, read-only transactions work on the standby."""
+    with start_pair(tmp_path, synchronous=True) as pair:
         with opened(pair.standby.url(DATABASE)) as engine:
             database = Database(engine)
             for way in (database.snapshot, database.read, database.snapshot):
@@ -221,7 +221,7 @@ def test_behind_a_synchronous_standby_nothing_acknowledged_is_lost_and_everythin
         pair.send_some()
         pair.sender.enough()
         until(lambda: pair.sender.is_done, "the last is acknowledged")
-        inbox = Counter(pair.in_the_inbox())
+        inbox = Counter(pair.read_inbox())
         until(
             lambda: (
                 {(line["entity"], line["occurred_at"]) for line in pair.downstream.arrivals.lines()} == inbox.keys()
@@ -230,14 +230,14 @@ def test_behind_a_synchronous_standby_nothing_acknowledged_is_lost_and_everythin
         )
         assert all(program.runs for program in pair.programs)
 
-    assert pair.acknowledged() - inbox.keys() == set()
+    assert pair.acknowledgements() - inbox.keys() == set()
     assert max(inbox.values()) == 1
 
 
 @pytest.mark.long
-def test_behind_an_asynchronous_one_that_was_late_the_same_test_sees_what_is_lost(tmp_path: Path) -> None:
-    """Ten seconds."""
-    with at_work(tmp_path, synchronous=False) as pair:
+def test_an_asynchronous_standby_that_lags_loses_events(tmp_path: Path) -> None:
+    """The negative control of the test above."""
+    with start_pair(tmp_path, synchronous=False) as pair:
         pair.standby.stop()
         pair.send_some()
         pair.primary.kill()
@@ -245,7 +245,7 @@ def test_behind_an_asynchronous_one_that_was_late_the_same_test_sees_what_is_los
         pair.standby.promote()
         pair.sender.enough()
         until(lambda: pair.sender.is_done, "the last is acknowledged")
-        assert len(pair.acknowledged() - set(pair.in_the_inbox())) > SOME / 2
+        assert len(pair.acknowledgements() - set(pair.read_inbox())) > SOME / 2
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -258,7 +258,7 @@ def test_the_url_of_the_page_reaches_the_driver_with_every_host(name: str) -> No
     assert options["target_session_attrs"] == "read-write"
 
 
-# --- A database that was restored to a moment in the past is one that both sides go on with
+# --- Both sides go on with a database that was restored to an earlier moment
 
 
 PAGE = "docs/how-to/back-up-and-restore.md"
@@ -272,7 +272,7 @@ def engine_of(url: str) -> Engine:
 
 @contextlib.contextmanager
 def working(folder: Path, url: str, downstream: Downstream) -> Iterator[tuple[Site, int]]:
-    """Both sides on a database; gives the port of the receiver."""
+    """Start both sides on a database; yield the site and the receiver's port."""
     folder.mkdir()
     with site(folder, config_text(url, downstream.url, schedule=("200ms", "1s"))) as place:
         _, port = place.receiver(workers=1)
@@ -287,13 +287,13 @@ def send(folder: Path, port: int, sent: list[tuple[str, str]], url: str) -> None
     until(lambda: not open_states(engine_of(url)), "all is delivered", within=PATIENCE)
 
 
-def in_the_inbox(url: str) -> set[tuple[str, str]]:
+def read_inbox(url: str) -> set[tuple[str, str]]:
     return {(event["entity"], event["occurred_at"]) for event in stored(engine_of(url))}
 
 
 @pytest.mark.long
-def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_path: Path) -> None:
-    """The page's own settings, with the folders of this test."""
+def test_after_a_restore_lost_events_can_be_sent_again_as_new_ones(tmp_path: Path) -> None:
+    """The settings are the page's, with the folders of this test."""
     with contextlib.ExitStack() as stack:
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-pitr-", dir=ROOM)))
         for folder in ("", "first", "second", "backup", "backup/wal"):
@@ -327,7 +327,7 @@ def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_
         )
         url = second.url("inbox")
         until(lambda: second.run("SELECT 1 WHERE NOT pg_is_in_recovery()"), "it is promoted", within=PATIENCE)
-        assert in_the_inbox(url) == set(EARLIER)
+        assert read_inbox(url) == set(EARLIER)
         with working(tmp_path / "after", url, downstream) as (place, port):
             assert place.invoke("relay", "verify").status == 0
             send(tmp_path, port, LATER, url)

@@ -1,4 +1,4 @@
-"""`relay run --processes`: a parent and its children, whatever happens to either, and relays that are woken or give up."""
+"""`relay run --processes`: a parent and its children; relays that wake, stop and give up; and receivers that stop."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from tests.helpers.webhooks import HEADERS, PATH, body, config_text, moment
 
 
 def living(engine: Engine) -> set[int]:
-    """The pids of the relays that have started and not stopped."""
+    """Return the pids of the relays that have started and not stopped."""
     return {row["pid"] for row in rows(engine, "SELECT pid FROM relay_node WHERE stopped_at IS NULL")}
 
 
-def at_work(place: Site, engine: Engine, *options: str) -> Program:
-    """A parent whose two children have started."""
+def start_parent(place: Site, engine: Engine, *options: str) -> Program:
+    """Start a parent and wait for its two children."""
     parent = place.relay("--processes", "2", *options)
     until(lambda: not parent.runs or len(living(engine)) == 2, "both have started")
     assert set(parent.children()) == living(engine), parent.output
     return parent
 
 
-def patched(statements: str) -> tuple[str, str]:
-    """Arguments with which `python` is a relay after these statements, which give it another limit."""
+def patch_relay(statements: str) -> tuple[str, str]:
+    """Make arguments for `python` that run these statements and then a relay."""
     return "-c", f"import sys; sys.argv[0] = 'relay'; {statements}; from relay.cli.main import main; main()"
 
 
-def test_each_child_is_a_relay_of_its_own_that_is_replaced_and_hears_of_another_configuration(
+def test_a_child_is_a_relay_that_is_replaced_when_it_ends_and_reloads_with_its_parent(
     database_url: str, engine: Engine, place: Site, tmp_path: Path
 ) -> None:
-    parent = at_work(place, engine)
+    parent = start_parent(place, engine)
     before = living(engine)
     status = json.loads(place.invoke("relay", "status", "--json").stdout)
     assert {relay["pid"] for relay in status["relays"] if relay["health"] == "running"} == before
 
     killed, stopped = before
     os.kill(killed, signal.SIGKILL)
-    os.kill(stopped, signal.SIGTERM)  # in order, but nobody told the parent to have fewer
+    os.kill(stopped, signal.SIGTERM)  # in order, but the parent still needs two
     until(lambda: len(living(engine) - before) == 2, "both are replaced")
     assert f"child ended pid={killed} killed by SIGKILL, another starts in 1 s" in parent.output
     until(lambda: set(parent.children()) == living(engine) - {killed}, "there are two again")
@@ -89,7 +89,7 @@ def test_children_whose_parent_was_killed_stop_in_order_by_themselves(
     calls = Held()
     with serving(tmp_path / "arrivals.jsonl", calls) as downstream:
         place.configure(config_text(database_url, downstream.url))
-        parent = at_work(place, engine)
+        parent = start_parent(place, engine)
         until(lambda: all(in_flight_of(engine, pid) for pid in parent.children()), "both work")
         parent.kill()
         until(lambda: parent.output.count("stopping node=") == 2, "both have noticed it")
@@ -108,7 +108,7 @@ def test_a_child_that_is_killed_while_it_drains_is_replaced(
     calls = Held()
     with serving(tmp_path / "arrivals.jsonl", calls) as downstream:
         sqlite_place.configure(config_text(sqlite_database_url, downstream.url))
-        parent = at_work(sqlite_place, sqlite_engine, "--drain")
+        parent = start_parent(sqlite_place, sqlite_engine, "--drain")
         os.kill(min(living(sqlite_engine)), signal.SIGKILL)
         parent.writes("killed by SIGKILL, another starts in 1 s")
         calls.go.set()
@@ -119,10 +119,8 @@ def test_a_child_whose_parent_ended_before_it_began_stops_by_itself(sqlite_place
     assert sqlite_place.relay("--parent", "1000000000").ends() == 0
 
 
-def test_a_child_that_ends_again_and_again_is_started_more_and_more_rarely(
-    sqlite_place: Site, sqlite_engine: Engine
-) -> None:
-    parent = at_work(sqlite_place, sqlite_engine)
+def test_a_child_that_keeps_ending_is_restarted_with_growing_delays(sqlite_place: Site, sqlite_engine: Engine) -> None:
+    parent = start_parent(sqlite_place, sqlite_engine)
     sqlite_place.configure("nonsense")
     killed = min(living(sqlite_engine))
     os.kill(killed, signal.SIGKILL)
@@ -136,14 +134,14 @@ def test_a_child_that_ends_again_and_again_is_started_more_and_more_rarely(
 def test_a_relay_that_gives_up_exits_with_1_so_that_another_is_started(
     sqlite_engine: Engine, sqlite_place: Site
 ) -> None:
-    """With 2, systemd would start none: a command that is used wrongly fails the next time, too."""
+    """Status 2, wrong use, would keep systemd from starting another."""
     fill(sqlite_engine.url.render_as_string(), events(1))
     with sqlite_engine.begin() as connection:
         connection.exec_driver_sql(
             "CREATE TRIGGER claims_fail BEFORE UPDATE OF state ON open_delivery WHEN NEW.state = 'in_flight'"
             " BEGIN SELECT RAISE(ABORT, 'planted'); END"
         )
-    hurried = patched("from relay import steps; steps.LASTS_SECONDS = 0.5")
+    hurried = patch_relay("from relay import steps; steps.LASTS_SECONDS = 0.5")
     assert sqlite_place.start("relay", *hurried, "run").ends() == 1
 
 
@@ -152,7 +150,7 @@ def test_every_worker_of_a_receiver_wakes_idle_relays(
 ) -> None:
     with serving(tmp_path / "arrivals.jsonl") as downstream:
         place.configure(config_text(database_url, downstream.url))
-        hourly = patched("from relay.daemon import loop; loop.BUSY_POLL_SECONDS = loop.IDLE_POLL_SECONDS = 3600.0")
+        hourly = patch_relay("from relay.daemon import loop; loop.BUSY_POLL_SECONDS = loop.IDLE_POLL_SECONDS = 3600.0")
         relays = [place.start("relay", *hourly, "run") for _ in range(2)]
         _, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
         for relay in relays:
@@ -164,19 +162,19 @@ def test_every_worker_of_a_receiver_wakes_idle_relays(
     assert {fact["kind"] for fact in facts(engine)} == {"delivered"}
 
 
-# --- Relays and receivers that are told to stop, once or twice, early or late: nothing is lost, and nothing is done twice
+# --- Relays and receivers that are told to stop lose nothing and repeat nothing
 
 
 GRACE_SECONDS = 20
 AT_ONCE_SECONDS = 8.0
-"""Far less than the grace period and a hanging call; what it takes on a busy machine is mostly the end of Python."""
+"""Far less than the grace period and a hanging call; a busy machine needs most of it to end Python."""
 
 
 @contextlib.contextmanager
-def calling(
+def downstream_and_site(
     folder: Path, database_url: str, script: Script = always_well, seconds: float = 0.0, concurrency: int = 8
 ) -> Iterator[tuple[Downstream, Site]]:
-    """A destination that takes so long for a call, and a site whose programs complain of nothing."""
+    """Serve a destination that takes `seconds` for a call, and a site whose programs must log no complaint."""
     with (
         serving(folder / "arrivals.jsonl", script, seconds) as downstream,
         site(folder, config_text(database_url, downstream.url, concurrency=concurrency)) as place,
@@ -195,13 +193,13 @@ def assert_each_was_delivered_once_in_order(downstream: Downstream, engine: Engi
 
 
 @pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["alone", "a parent"])
-def test_a_relay_that_is_told_to_stop_in_mid_drain_repeats_no_call_and_uses_no_attempt(
+def test_a_relay_that_stops_in_mid_drain_repeats_no_call_and_uses_no_attempt(
     database_url: str, engine: Engine, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    """By a service manager that signals all processes of a service."""
+    """A service manager signals all processes of a service."""
     fill(database_url, events(300))
     calls = Held(passing=40)
-    with calling(tmp_path, database_url, calls, seconds=0.1) as (downstream, place):
+    with downstream_and_site(tmp_path, database_url, calls, seconds=0.1) as (downstream, place):
         relay = place.relay(*options)
 
         def all_work() -> bool:
@@ -229,11 +227,11 @@ def test_a_call_that_hangs_is_cut_and_repeated_without_using_an_attempt(
     database_url: str, engine: Engine, tmp_path: Path, relays: int
 ) -> None:
     seqs = fill(database_url, events(24, entities=12))
-    with calling(tmp_path, database_url, seconds=30.0, concurrency=1) as (downstream, place):
+    with downstream_and_site(tmp_path, database_url, seconds=30.0, concurrency=1) as (downstream, place):
         relay = place.relay("--processes", str(relays))
         until(lambda: len(downstream.arrivals) == relays, "each makes a call")
         relay.send(signal.SIGTERM)
-        relay.writes("stopping node=", relays)  # signals of one kind that wait for a process are one
+        relay.writes("stopping node=", relays)  # pending signals of one kind are merged
         assert relay.runs
         assert relay.stop(within=AT_ONCE_SECONDS) == 0
         cut = facts(engine)
@@ -252,7 +250,7 @@ def test_a_call_that_hangs_is_cut_and_repeated_without_using_an_attempt(
 
 
 @pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["alone", "a parent"])
-def test_signals_that_come_while_it_ends_change_nothing(sqlite_place: Site, options: tuple[str, ...]) -> None:
+def test_signals_during_the_end_of_a_relay_change_nothing(sqlite_place: Site, options: tuple[str, ...]) -> None:
     relay = sqlite_place.relay(*options)
     relay.writes("started node=")
 
@@ -266,11 +264,11 @@ def test_signals_that_come_while_it_ends_change_nothing(sqlite_place: Site, opti
     assert checkers.complaints(sqlite_place.logs()) == []
 
 
-def test_a_new_relay_that_starts_before_the_old_one_is_told_to_stop_takes_over_without_a_trace(
+def test_a_new_relay_takes_over_from_an_old_one_without_a_repeated_call(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
     fill(database_url, events(400))
-    with calling(tmp_path, database_url, seconds=0.3) as (downstream, place):
+    with downstream_and_site(tmp_path, database_url, seconds=0.3) as (downstream, place):
         old = place.relay()
         until(lambda: len(downstream.arrivals) >= 40, "the drain is under way")
         for _ in range(2):
@@ -286,7 +284,7 @@ def test_a_new_relay_that_starts_before_the_old_one_is_told_to_stop_takes_over_w
     assert len({fact["relay_node"] for fact in facts(engine)}) == 3
 
 
-def test_an_event_that_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored(
+def test_an_event_acknowledged_before_a_stop_is_stored(
     database_url: str, engine: Engine, tmp_path: Path, place: Site
 ) -> None:
     receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
@@ -301,7 +299,7 @@ def test_an_event_that_a_receiver_acknowledged_before_it_was_told_to_stop_is_sto
     assert not {"ok", "unknown"} - {line["outcome"] for line in sends}
 
 
-async def test_a_receiver_that_stops_stores_all_that_waits_in_as_many_batches_as_it_takes(
+async def test_a_receiver_that_stops_stores_all_waiting_events_in_batches(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inbox.receiver.writer.MAX_ROWS", 2)

@@ -1,4 +1,4 @@
-"""Metrics of real processes, scraped while they work, against the database, on a machine that others use. A scrape harms nobody."""
+"""Metrics and traces of real processes, compared with the database, and a real Prometheus with our rules."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text, moment
 
 STRANGER = 65534
-"""The uid and gid of `nobody` nearly everywhere; root can be anybody without an account."""
+"""The usual uid and gid of an account without rights; root can take them without an account."""
 TOUCHES = (
     "open os.chmod os.chown os.link os.listdir os.mkdir os.remove os.rename os.rmdir os.scandir os.symlink os.truncate"
 )
-"""The events of Python's audit hooks (PEP 578) that tell of a file or a folder."""
+"""Audit events (PEP 578) about a file or a folder."""
 WATCHES = f"""
 import os, sys
 def watch():
@@ -84,7 +84,7 @@ main(["127.0.0.1", sys.argv[1], str(os.geteuid()), str(os.getegid()), "text"])
 
 
 def has_ended(pid: int) -> bool:
-    """One that nobody waits for any more stays in the list of processes where no init takes it from there."""
+    """Return whether the process is gone or a zombie, which stays where no init reaps it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -92,15 +92,15 @@ def has_ended(pid: int) -> bool:
 
 
 def post(port: int, *sent: bytes, path: str = "trivore") -> Counter[int]:
-    """The statuses that these bodies are answered with, each on a connection of its own: any worker takes it."""
+    """Post each body on its own connection, so that any worker takes it; return the statuses."""
     answers = (ask(port, webhook(payload=each).replace(b"/trivore", f"/{path}".encode())) for each in sent)
     return Counter(map(status_of, answers))
 
 
-def agreed(engine: Engine, port: int, requests: int) -> Samples:
-    """Return the metrics once they count so many requests, and agree with the database: both take a moment.
+def wait_for_agreement(engine: Engine, port: int, requests: int) -> Samples:
+    """Return the metrics once they count `requests` and agree with the database.
 
-    Each rejection has a row, or counts as one without.
+    Each rejection has a row or is counted as not stored.
     """
     found: list[Samples] = []
 
@@ -120,7 +120,7 @@ def agreed(engine: Engine, port: int, requests: int) -> Samples:
     return found[-1]
 
 
-def test_a_scrape_sees_all_workers_and_those_that_have_ended_and_no_trouble_with_it_stops_a_webhook(
+def test_a_scrape_counts_all_workers_even_ended_ones_and_its_failure_stops_no_webhook(
     postgres_database_url: str, postgres_engine: Engine, tmp_path: Path
 ) -> None:
     port, more = metrics_at("receiver")
@@ -136,7 +136,7 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended_and_no_trouble_with
         get = b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         assert status_of(ask(webhooks, get)) == 404
 
-        first = agreed(postgres_engine, port, 56)
+        first = wait_for_agreement(postgres_engine, port, 56)
         assert first["inbox_rejected_total"]["invalid_event", "trivore"] == 3
         assert first["inbox_rejected_total"]["unreadable", "trivore"] == 1
         assert first["inbox_rejected_total"]["not_authenticated", "(unknown)"] == 2
@@ -148,7 +148,7 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended_and_no_trouble_with
             os.kill(pid, signal.SIGKILL)
         until(lambda: len(receiver.children()) == 3 and not workers & set(receiver.children()), "others serve")
         until(lambda: post(webhooks, body("after a crash")) == {200: 1}, "they take webhooks in")
-        assert agreed(postgres_engine, port, 57)["inbox_received_total"]["trivore",] == 41
+        assert wait_for_agreement(postgres_engine, port, 57)["inbox_received_total"]["trivore",] == 41
 
         os.kill(exporter, signal.SIGKILL)
         assert post(webhooks, body("without it")) == {200: 1}
@@ -164,7 +164,7 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended_and_no_trouble_with
 
 @contextmanager
 def trickling(port: int, number: int) -> Iterator[None]:
-    """So many connections: half say nothing, half go on with a request that never becomes whole."""
+    """Open `number` connections: half are silent, half send a request that never ends, byte by byte."""
     with ExitStack() as leaving:
         connections = [leaving.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(number)]
         ended = threading.Event()
@@ -186,7 +186,7 @@ def trickling(port: int, number: int) -> Iterator[None]:
         yield
 
 
-def test_a_relay_is_scraped_beside_connections_that_drip_and_by_the_same_address_when_another_takes_its_place(
+def test_a_relay_is_scraped_despite_slow_connections_and_its_successor_at_the_same_address(
     sqlite_database_url: str, tmp_path: Path
 ) -> None:
     port, more = metrics_at("relay")
@@ -240,8 +240,8 @@ def test_relays_count_as_the_log_does(postgres_database_url: str, postgres_engin
 
 
 @pytest.mark.parametrize("program", [COUNTS, SERVES], ids=["counts", "serves"])
-def test_neither_who_counts_nor_who_serves_touches_a_file_or_folder(program: str) -> None:
-    """So there is none that others could prepare, fill, or put another in the place of."""
+def test_counting_and_serving_touch_no_file_or_folder(program: str) -> None:
+    """No other user can prepare, fill or replace a file."""
     port = free_port()
     command = [sys.executable, "-c", WATCHES + program, str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
@@ -251,14 +251,14 @@ def test_neither_who_counts_nor_who_serves_touches_a_file_or_folder(program: str
 
 
 def identity(pid: int) -> dict[str, list[int]]:
-    """Real, effective, saved and file system ids, and the supplementary groups."""
+    """Return the real, effective, saved and file system ids, and the supplementary groups."""
     lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {name: [int(each) for each in value.split()] for name, _, value in lines if name in {"Uid", "Gid", "Groups"}}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user takes part")
 def test_the_exporter_has_no_more_rights_than_the_workers(sqlite_database_url: str, tmp_path: Path) -> None:
-    """As `gunicorn --user nobody --group nogroup` runs when root starts it; it reads their counts all the same."""
+    """Root starts `gunicorn --user … --group …`; the exporter still reads the workers' counts."""
     port, more = metrics_at("receiver")
     folder = Path(tempfile.mkdtemp())  # pytest's own are root's alone
     try:
@@ -287,7 +287,7 @@ SENDER = "00-" + "5e" * 16 + "-" + "ab" * 8 + "-01"
 INTAKE, ATTEMPT, CALL = "POST /webhooks/{source}", "process everything", "POST /"
 
 
-def below(collector: Collector, parent: Span, name: str) -> Span:
+def only_child(collector: Collector, parent: Span, name: str) -> Span:
     (only,) = (span for span in collector.spans if span.parent == parent.span_id)
     assert (only.name, only.trace_id) == (name, parent.trace_id)
     return only
@@ -317,7 +317,7 @@ def test_a_webhook_is_one_trace_and_a_collector_that_hangs_delays_nothing(
             stored = rows(sqlite_engine, "SELECT traceparent FROM inbox ORDER BY seq")
             for intake, row in zip((first, second), stored, strict=True):
                 assert row["traceparent"][3:52] == f"{intake.trace_id}-{intake.span_id}"
-                call = below(collector, below(collector, intake, ATTEMPT), CALL)
+                call = only_child(collector, only_child(collector, intake, ATTEMPT), CALL)
                 assert (call.kind, call.service) == ("client", "inbox-relay")
                 assert call.attributes["http.response.status_code"] == 200
                 traceparent = f"00-{call.trace_id}-{call.span_id}-01"
@@ -350,19 +350,19 @@ COUNTED = sorted(
         )
     )
 )
-"""Counters in which rules look for an increase."""
+"""Counters whose increase a rule uses."""
 HEALTHY = {"ReceiverGone", "NoRelay", "RelayGone"}
-"""Alerts that would fire if Prometheus did not find what it looks for."""
+"""Alerts that would fire if Prometheus did not reach its targets."""
 
 
 class Prometheus:
-    """The HTTP API of one that runs."""
+    """The HTTP API of a running Prometheus."""
 
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}/api/v1"
 
     def ask(self, path: str, **parameters: str) -> Any:  # noqa: ANN401  # JSON
-        """Give the data; None: it does not answer yet."""
+        """Return the data, or None while Prometheus does not answer."""
         try:
             with urllib.request.urlopen(f"{self._url}/{path}?{urllib.parse.urlencode(parameters)}", timeout=10) as told:
                 return json.load(told)["data"]
@@ -370,13 +370,13 @@ class Prometheus:
             return None
 
     def values(self, expression: str) -> list[float]:
-        """The numbers that an expression has now; NaN is none."""
+        """Return the current values of an expression without NaN."""
         data = self.ask("query", query=expression) or {"result": ()}
         found = [float(each["value"][1]) for each in data["result"]]
         return [value for value in found if not math.isnan(value)]
 
     def has_judged_all(self) -> bool:
-        """Return whether each rule was looked at, without an error."""
+        """Return whether every rule was evaluated without an error."""
         rules = [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
         assert len(rules) > 40
         assert [rule["lastError"] for rule in rules if rule.get("lastError")] == []
@@ -385,22 +385,22 @@ class Prometheus:
 
 @pytest.fixture
 def watched(sqlite_database_url: str, tmp_path: Path) -> Iterator[tuple[Prometheus, Callable[[str], int]]]:
-    """A Prometheus that has scraped both programs of the page once, and a function that sends a webhook about an entity."""
+    """A Prometheus that has scraped both programs of the page, and a function that sends a webhook about an entity."""
     ports = {port: str(free_port()) for port in ("9100", "9101", "9090")}
 
-    def ported(text: str) -> str:
+    def move_ports(text: str) -> str:
         return re.sub("|".join(ports), lambda match: ports[match[0]], text)
 
     (tmp_path / "rules").mkdir()
     for file in FOLDER.iterdir():
         text = file.read_text(encoding="utf-8").replace("interval: 15s", "interval: 1s")
-        (tmp_path / "rules" / file.name).write_text(ported(text), encoding="utf-8")
+        (tmp_path / "rules" / file.name).write_text(move_ports(text), encoding="utf-8")
     command: list[str | Path] = [
         program("prometheus"), f"--config.file={tmp_path}/rules/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
         f"--web.listen-address=127.0.0.1:{ports['9090']}", "--log.level=warn",
     ]  # fmt: skip
     with serving_downstream(tmp_path / "arrivals.jsonl") as server, site(tmp_path, "") as place:
-        text = f'[database]\nurl = "{sqlite_database_url}"\n' + ported(PAGE)
+        text = f'[database]\nurl = "{sqlite_database_url}"\n' + move_ports(PAGE)
         place.configure(text.replace("http://127.0.0.1:8302/hook", server.url))
         _, webhooks = place.receiver(workers=1, besides=1)
         place.relay()
@@ -414,21 +414,21 @@ def test_every_panel_variable_and_rule_has_data_and_nothing_fires(
     watched: tuple[Prometheus, Callable[[str], int]],
 ) -> None:
     prometheus, send = watched
-    # Prometheus sees no increase in a counter that begins with what it counts.
+    # Prometheus sees no increase in a counter that starts above 0.
     until(lambda: all(prometheus.values(name) for name in COUNTED), f"there are all of {COUNTED}")
     sent = itertools.count()
 
-    def fed(expression: str) -> list[float]:
+    def send_and_query(expression: str) -> list[float]:
         assert send(f"u{next(sent)}") == 200
         return prometheus.values(expression)
 
     for title, expression in expressions(MADE):
-        until(lambda: fed(plain(expression)), f"{title} has data: {plain(expression)}", within=60)
+        until(lambda: send_and_query(plain(expression)), f"{title} has data: {plain(expression)}", within=60)
     for series, label in variables(MADE):
         assert prometheus.ask(f"label/{label}/values", **{"match[]": series}), f"the variable {label} has no value"
     until(prometheus.has_judged_all, "every rule is judged", within=60)
     for ratio in ("route:deliveries_late:ratio_rate5m", "inbox:intake_failed:ratio_rate5m"):
-        # The rule may have been judged last before there was a rate.
-        until(lambda: fed(ratio) == [0], f"{ratio} is 0", within=60)
+        # The rule may have been evaluated last before there was a rate.
+        until(lambda: send_and_query(ratio) == [0], f"{ratio} is 0", within=60)
     firing = {alert["labels"]["alertname"] for alert in prometheus.ask("alerts")["alerts"]}
     assert firing & HEALTHY == set(), "pending ones too"

@@ -1,9 +1,7 @@
-"""The previous release and a later version side by side, under load: nothing is lost or repeated, and the proxy refuses nobody.
-
-Senders also repeat old events, and some calls fail at first: each version meets events and attempts that the other stored.
+"""Upgrades: two versions side by side under load, a migration of a large inbox, and the files of a release.
 
 The later version is this checkout with the example of docs/how-to/add-a-column.md: two migrations, and code that needs them.
-The previous release is that of CHANGELOG.md; as long as there is none, this checkout is in its place.
+The previous one is the last release of CHANGELOG.md, or this checkout while there is none.
 """
 
 from __future__ import annotations
@@ -40,23 +38,23 @@ from tests.helpers.webhooks import config_text
 LATER = "9999.0"
 LATER_FOLDER = "newer"
 SIGN = "a receiver of the later version"
-"""Words that it writes when it starts."""
+"""Its log line at start."""
 STEP = 15
-"""Events that are received and delivered between two steps, at least."""
+"""Minimum number of events received and delivered between two steps."""
 FAILS_AT_FIRST = 11
-"""One event in so many is delivered by its third attempt."""
+"""One event in this many is delivered by its third attempt."""
 BUSY_MACHINE = {f"timeout {PATIENCE}": "timeout 10s"}
-"""The proxy's own patience with a sender, which other tests shorten."""
+"""The proxy's usual timeout for senders, which other tests shorten."""
 
 
 class Version:
-    """The programs of a version, of which any number may run at one site."""
+    """The programs of one version at a site."""
 
     def __init__(self, folder: Path, place: Site) -> None:
         self._folder, self._place = folder, place
 
     def start(self, *arguments: str) -> Program:
-        """Python looks for packages in the folder where it was started only without `-P`, and gunicorn always."""
+        """Start a program of this version; gunicorn imports packages from its working folder despite `-P`."""
         here = self._folder
         return self._place.start_in(here, here.name, "-P", *arguments, PYTHONPATH=str(here))
 
@@ -67,12 +65,12 @@ class Version:
         return program
 
     def relay(self) -> Program:
-        program = self.refused_relay()
+        program = self.start_refused_relay()
         program.writes("started", within=60)
         return program
 
-    def refused_relay(self) -> Program:
-        """A relay that has to end by itself."""
+    def start_refused_relay(self) -> Program:
+        """Start a relay that has to end by itself."""
         return self.start(*RELAY, "run")
 
     def migrate(self, *options: str) -> str:
@@ -81,8 +79,8 @@ class Version:
         return program.output
 
 
-def the_later_version(folder: Path) -> Path:
-    """This checkout with a column more, which relays write and, in the end, must write."""
+def write_later_version(folder: Path) -> Path:
+    """Write this checkout with another column, which relays may write at first and finally must."""
     write_version(folder, (), after="")
     shutil.copy(ROOT / "CHANGELOG.md", folder)
     apply("docs/how-to/add-a-column.md", folder)
@@ -93,7 +91,7 @@ def the_later_version(folder: Path) -> Path:
 
 
 def going_on(sender: Sender, downstream: Downstream) -> Callable[[str], None]:
-    """A step of the upgrade, after which events still arrive at both ends."""
+    """Make a function that waits until events arrive at both ends after a step of the upgrade."""
 
     def wait(step: str) -> None:
         received, delivered = sender.acknowledged(), len(downstream.events)
@@ -107,7 +105,7 @@ def going_on(sender: Sender, downstream: Downstream) -> Callable[[str], None]:
 
 
 def with_repeats(events: Iterable[Change]) -> Iterator[Change]:
-    """Send each fifth event again, at half of the time since: sooner or later that is one of the version before."""
+    """Yield the events and, after every fifth, the one halfway back: in time, one that the other version stored."""
     sent: list[Change] = []
     for event in events:
         sent.append(event)
@@ -133,7 +131,7 @@ def assert_nothing_lost(engine: Engine, sends: Sequence[Line], arrivals: Sequenc
 
 
 def assert_each_met_the_other(engine: Engine, sends: Sequence[Line], arrivals: Sequence[Line]) -> None:
-    """Both versions ran, and had to do with events and attempts that are not over at once."""
+    """Check that both versions ran and met events and attempts of the other."""
     ran = rows(engine, "SELECT version, python FROM relay_node ORDER BY started_at")
     assert [row["version"] == LATER for row in ran] == [False, False, True]
     assert {row["python"] for row in ran[:2]} == {"unknown"}
@@ -152,7 +150,7 @@ def test_an_upgrade_under_load_loses_and_repeats_nothing_and_has_no_gap(
         proxy("nginx", tmp_path, ports, BUSY_MACHINE),
     ):
         old = Version(write_previous(tmp_path / "older"), place)
-        new = Version(the_later_version(tmp_path / LATER_FOLDER), place)
+        new = Version(write_later_version(tmp_path / LATER_FOLDER), place)
         receivers = {port: old.receiver(port) for port in (ports.receiver, ports.second or 0)}
         old_relay = old.relay()
         tls = ssl.create_default_context(cafile=str(CERTIFICATE))
@@ -162,7 +160,7 @@ def test_an_upgrade_under_load_loses_and_repeats_nothing_and_has_no_gap(
         migrating: set[int] = set()
 
         def migrate(step: str, *options: str) -> str:
-            """Migrate, and note the requests meanwhile, which may wait for its locks."""
+            """Migrate and note the requests sent meanwhile, which may wait for its locks."""
             begin = len(sender.sends)
             told = new.migrate(*options)
             goes_on(step)
@@ -185,7 +183,7 @@ def test_an_upgrade_under_load_loses_and_repeats_nothing_and_has_no_gap(
             assert restarted.stop(30) == 0
             goes_on("the new version alone")
             migrate("the new version in its own schema", "--contract")
-            assert old.refused_relay().ends(60) == 2, "there is no way back"
+            assert old.start_refused_relay().ends(60) == 2, "there is no way back"
             sender.enough()
             until(lambda: sender.is_done, "the last request is answered", within=60)
             until(lambda: count(engine, "open_delivery") == 0, "everything is delivered", within=60)
@@ -204,15 +202,15 @@ def test_an_upgrade_under_load_loses_and_repeats_nothing_and_has_no_gap(
     assert_each_met_the_other(engine, sends, arrivals)
 
 
-# --- `inbox migrate` of a later version, on a million events, beside a receiver that takes in and a DBA who reads
+# --- `inbox migrate` on a million events while a receiver takes in webhooks and a DBA reads
 
 
 EVENTS = 1_000_000
 LONGEST_WAIT = 1.5
-"""Seconds that a migration may add to a request: a lock is tried for no longer than one."""
+"""Seconds that a migration may add to a request; its lock timeout is one second."""
 SENT_IN_QUIET = 300
 RECEIVERS_PATIENCE = 2.0
-"""The lock timeout of its connections."""
+"""Lock timeout of a receiver's connections, in seconds."""
 
 MADE_UP = (ADDITIVE, INDEX)
 AGAIN = MadeUp("0004", "Another column.", postgres="ALTER TABLE inbox ADD COLUMN country text")
@@ -227,7 +225,7 @@ FROM generate_series(1, {EVENTS}) AS n
 
 
 def longest_wait(lines: list[Line]) -> float:
-    """From a request to its answer, by the sender's own clock."""
+    """Return the longest time from a request to its response, in seconds of the sender's clock."""
     begun: dict[Change, float] = {}
     longest = 0.0
     for line in lines:
@@ -241,14 +239,14 @@ def longest_wait(lines: list[Line]) -> float:
 
 @contextlib.contextmanager
 def dba_reads(url: str) -> Iterator[None]:
-    """A long transaction that has read the inbox: an ALTER waits for it, and whatever comes after waits for the ALTER."""
+    """Hold a long transaction that has read the inbox: an ALTER waits for it, and later statements wait for the ALTER."""
     with contextlib.closing(connect_postgres(url)) as dba, dba.transaction():
         dba.execute("LOCK TABLE inbox IN ACCESS SHARE MODE")
         yield
 
 
 def with_patience(version: Path, timeout: str) -> Path:
-    """This version, with another lock timeout."""
+    """Give this version another lock timeout and return it."""
     file = version / "inbox" / "db" / "migrate.py"
     code = file.read_text(encoding="utf-8")
     assert code.count('LOCK_TIMEOUT = "1s"\n') == 1
@@ -257,10 +255,10 @@ def with_patience(version: Path, timeout: str) -> Path:
 
 
 @pytest.mark.long
-def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
+def test_a_migration_of_a_million_events_delays_requests_briefly_and_loses_none(
     tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
 ) -> None:
-    """Half a minute. Then the same with the old lock timeout, 60 s: so that it is seen that this test would see it."""
+    """Negative control: with a lock timeout of 60 s, requests wait too long."""
     url = postgres_database_url
     with postgres_engine.begin() as connection:
         connection.execute(text(_FILL))
@@ -304,14 +302,10 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
         for row in rows(postgres_engine, "SELECT entity_id, body FROM inbox JOIN inbox_payload USING (seq)")
     ]
     assert len(stored) == len(acknowledged)
-    assert acknowledged == {(entity, _told(body)) for entity, body in stored}
+    assert acknowledged == {(entity, msgspec.json.decode(body)["timestamp"]) for entity, body in stored}
 
 
-def _told(body: bytes) -> str:
-    return str(body.split(b'"timestamp": "')[1].split(b'"')[0], "ascii")
-
-
-# --- `make release` and `make sbom`: the same bytes each time, with everything that the product needs, and nothing else
+# --- `make release` and `make sbom` give the same bytes each time, with all runtime files and no others
 
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -322,7 +316,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_bill_of_materials_has_every_runtime_package_with_its_version_and_hashes(tmp_path: Path) -> None:
-    """The tool checks it against CycloneDX's schema before it writes it, or else ends with an error."""
+    """The tool itself validates it against the CycloneDX schema."""
     made = run("make", "--assume-old=.venv/.ready", "sbom", f"SBOM={tmp_path}/sbom.json")
     assert made.returncode == 0, made.stderr
     document = msgspec.json.decode((tmp_path / "sbom.json").read_bytes())
@@ -337,7 +331,7 @@ def test_the_bill_of_materials_has_every_runtime_package_with_its_version_and_ha
 
 @pytest.mark.long
 def test_a_release_is_built_from_the_commit_and_passes_its_own_checks(tmp_path: Path) -> None:
-    """The script itself builds twice, at other times and with another umask and zone, and compares the bytes."""
+    """The script itself builds twice, with another time, umask and time zone, and compares the bytes."""
     folder = tmp_path / "dist"
     made = run(".ci/release", folder)
     assert made.returncode == 0, made.stdout + made.stderr
@@ -354,7 +348,7 @@ def test_a_release_is_built_from_the_commit_and_passes_its_own_checks(tmp_path: 
         assert len({each.mtime for each in archive.getmembers()}) == 1
 
 
-def test_a_folder_that_is_no_release_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_without_a_release_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     made = run(".ci/release", tmp_path)
     assert (made.returncode, "is no release" in made.stderr) == (1, True)

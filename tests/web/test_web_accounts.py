@@ -1,4 +1,4 @@
-"""`relay web passwd`, `relay web token`, and the checks of `[web]` in a configuration."""
+"""Accounts of the page: `relay web passwd` and `token`, the checks of `[web]`, limits of sign-ins, and database roles."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_a_password_from_a_pipe_becomes_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1:{taken}", "127.0.0.1:80000", "nowhere.invalid:8025", f"{'a' * 64}:8025"])
-def test_an_address_that_can_not_be_listened_at_is_one_sentence(bind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unusable_address_is_reported_in_one_sentence(bind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(typer.Exit) as ended:
         become_gunicorn("no.settings", bind.format(taken=other.getsockname()[1]), None)
     assert ended.value.exit_code == WRONG_USE
     assert re.fullmatch("error: .*can't listen on .*--bind\n|.*can't listen on .*--bind\n", capsys.readouterr().err)
 
 
-def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
+def test_a_token_is_printed_once_and_only_its_hash_is_stored(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     done = Run.invoke(app, ["token", "grafana", "--role", "viewer", "--into", str(file)])
     made = done.stdout.strip()
@@ -102,16 +102,12 @@ def test_a_token_is_printed_once_and_only_its_hash_is_kept(tmp_path: Path) -> No
         ("token anna --role viewer --into /", ""),
     ],
 )
-def test_wrong_use_is_said_and_writes_nothing(words: str, given: str) -> None:
+def test_wrong_use_ends_with_2_and_writes_nothing(words: str, given: str) -> None:
     done = Run.invoke(app, shlex.split(words), input=given)
     assert (done.exit_code, done.stdout, bool(done.stderr)) == (2, "", True)
 
 
 # --- the configuration
-
-
-def of(text: str, environment: dict[str, str] | None = None) -> Config:
-    return parse_config(text, environment=environment)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +128,7 @@ def of(text: str, environment: dict[str, str] | None = None) -> Config:
 def test_a_mistake_in_the_table_is_named(text: str) -> None:
     key = "users" if text.startswith("user ") else text.partition(" ")[0]
     with pytest.raises(ConfigError, match=rf"inbox.toml:\d+: \[web.*{key}"):
-        of(f"[web]\n{text}\n")
+        parse_config(f"[web]\n{text}\n")
 
 
 _POSTGRES = '[database]\nurl = "postgresql+psycopg://relay@db/inbox"\n'
@@ -147,19 +143,20 @@ _POSTGRES = '[database]\nurl = "postgresql+psycopg://relay@db/inbox"\n'
         (_POSTGRES, "env:NOT_THERE"),
     ],
 )
-def test_viewers_get_a_url_of_their_own_or_none(database: str, viewer_url: str) -> None:
+def test_the_url_of_viewers_must_be_another_role_of_the_same_database(database: str, viewer_url: str) -> None:
     with pytest.raises(ConfigError, match=r"\[web\] viewer_url"):
-        of(f'{database}[web]\nviewer_url = "{viewer_url}"\n', {})
+        parse_config(f'{database}[web]\nviewer_url = "{viewer_url}"\n', environment={})
 
 
-def test_the_url_of_viewers_may_stand_elsewhere_and_is_never_printed() -> None:
+def test_the_url_of_viewers_may_come_from_the_environment_and_is_never_printed() -> None:
     given = "postgresql+psycopg://v:secret@replica/inbox"
-    config = of(f'{_POSTGRES}schema = "s"\n[web]\nviewer_url = "env:VIEWERS"\n', {"VIEWERS": given})
+    text = f'{_POSTGRES}schema = "s"\n[web]\nviewer_url = "env:VIEWERS"\n'
+    config = parse_config(text, environment={"VIEWERS": given})
     assert config.web.viewer_url == f"{given}?schema=s"
     assert "secret" not in repr(config)
 
 
-def test_nobody_may_use_the_page_unless_somebody_is_named() -> None:
+def test_a_page_without_users_or_a_proxy_is_refused() -> None:
     with pytest.raises(ConfigError, match="lets nobody use the page: write a users file with `relay web passwd"):
         check_accounts(Web())
     check_accounts(Web(proxy=behind_proxy("127.0.0.1")))
@@ -168,8 +165,8 @@ def test_nobody_may_use_the_page_unless_somebody_is_named() -> None:
 def test_a_check_reads_both_files_and_names_their_lines(tmp_path: Path) -> None:
     users, tokens = tmp_path / "users", tmp_path / "tokens"
     users.write_text(f"\n\n{user('anna')}ben\n")
-    tokens.write_text("# nobody yet\n")
-    config = of(f'[web]\nusers = "file:{users}"\ntokens = "file:{tokens}"\n')
+    tokens.write_text("# no token yet\n")
+    config = parse_config(f'[web]\nusers = "file:{users}"\ntokens = "file:{tokens}"\n')
     for check in (STARTS["page"], lambda config: check_accounts(config.web)):
         with pytest.raises(ConfigError) as raised:
             check(config)
@@ -184,12 +181,12 @@ def test_a_check_reads_both_files_and_names_their_lines(tmp_path: Path) -> None:
     assert str(missing.value).endswith(f"; write it with `relay web passwd NAME --role operator --into {users}`")
 
 
-def test_a_users_file_that_others_may_read_is_an_open_door() -> None:
+def test_a_users_file_that_others_may_read_is_a_warning() -> None:
     with tempfile.TemporaryDirectory(prefix="users-") as folder:  # pytest's own folders are closed to others
         Path(folder).chmod(0o755)
         users = Path(folder) / "users"
         users.write_text(user("anna"))
-        config = of(f'[web]\nusers = "file:{users}"\n')
+        config = parse_config(f'[web]\nusers = "file:{users}"\n')
         users.chmod(0o644)
         (said,) = exposure_warnings(Path(folder) / "inbox.toml", config)
         assert f"`chmod o= {users}`" in said
@@ -197,29 +194,29 @@ def test_a_users_file_that_others_may_read_is_an_open_door() -> None:
         assert not [*exposure_warnings(Path(folder) / "inbox.toml", config)]
 
 
-# --- Guessing at passwords: slow, the same for every name, in the log, and no burden for the page
+# --- Guessing passwords is slow, takes the same time for every name, is logged, and does not burden the page
 
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The setting of each hash that was made."""
+    """The parameters of each computed hash."""
     settings: list[str] = []
 
-    def counted(password: str, hashed: str) -> bool:
+    def count(password: str, hashed: str) -> bool:
         settings.append(hashed.split("$")[3])
         return is_password(password, hashed)
 
-    monkeypatch.setattr(guard, "is_password", counted)
+    monkeypatch.setattr(guard, "is_password", count)
     return settings
 
 
-def test_after_ten_wrong_passwords_there_is_a_pause_also_for_the_right_one(door: Entrance, hashed: list[str]) -> None:
+def test_after_ten_wrong_passwords_even_the_right_one_has_to_wait(door: Entrance, hashed: list[str]) -> None:
     assert [door.sign_in("anna", "wrong").status_code for _ in range(11)] == [401] * 10 + [429]
     denied = door.sign_in()
     assert (denied.status_code, denied.headers["retry-after"], "set-cookie" in denied.headers) == (429, "30", False)
-    assert len(hashed) == 10, "one that is limited costs nothing"
-    assert door.get("/rejected.json", authorization=f"Bearer {TOKEN}").status_code == 200, "nor is a token held up"
-    assert door.sign_in("veikko", OTHER_PASSWORD).status_code == 303, "others are not held up"
+    assert len(hashed) == 10, "a limited attempt costs nothing"
+    assert door.get("/rejected.json", authorization=f"Bearer {TOKEN}").status_code == 200, "tokens are not limited"
+    assert door.sign_in("veikko", OTHER_PASSWORD).status_code == 303, "others do not wait"
     door.later(30)
     assert door.sign_in().status_code == 303
 
@@ -232,12 +229,12 @@ def test_behind_a_listed_proxy_each_browser_has_its_own_limit(page_config: Confi
             return door.post("/sign-in", form, x_forwarded_for=forwarded).status_code
 
         answers = [sign_in(number, f"192.0.2.{number}, 198.51.100.7, 10.0.0.9") for number in range(32)]
-        assert answers == [401] * 30 + [429] * 2, "what the browser itself has sent counts for nothing"
-        assert sign_in(40, "198.51.100.8, 10.0.0.9") == 401, "others are not held up"
+        assert answers == [401] * 30 + [429] * 2, "the browser's own header is ignored"
+        assert sign_in(40, "198.51.100.8, 10.0.0.9") == 401, "others do not wait"
         assert sign_in(41, "2001:db8::7") == 401
 
 
-def test_an_unlisted_address_says_nothing_of_others(door: Entrance) -> None:
+def test_an_unlisted_proxy_cannot_name_other_addresses(door: Entrance) -> None:
     answers = [
         door.post("/sign-in", {"name": f"n{number}", "password": "x"}, x_forwarded_for=f"192.0.2.{number}").status_code
         for number in range(32)
@@ -245,7 +242,7 @@ def test_an_unlisted_address_says_nothing_of_others(door: Entrance) -> None:
     assert answers == [401] * 30 + [429] * 2
 
 
-@pytest.mark.parametrize("name", ["nobody", "", "x" * 64, "anna\x00", "\U0001f600", "anna:operator"])
+@pytest.mark.parametrize("name", ["unknown", "", "x" * 64, "anna\x00", "\U0001f600", "anna:operator"])
 def test_an_unknown_name_costs_as_much_as_a_known_one(door: Entrance, hashed: list[str], name: str) -> None:
     known = door.sign_in("anna", "wrong")
     unknown = door.sign_in(name, "wrong")
@@ -254,10 +251,10 @@ def test_an_unknown_name_costs_as_much_as_a_known_one(door: Entrance, hashed: li
 
 
 @pytest.mark.parametrize("field", ["name", "password"])
-def test_a_field_that_is_too_long_is_refused_before_anything_is_done_with_it(
+def test_a_too_long_field_is_refused_before_it_is_processed(
     door: Entrance, hashed: list[str], monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
-    """Marks that are sorted in a time which grows by the square, as many as a form may have."""
+    """Sorting combining marks takes quadratic time; a form may have this many."""
     monkeypatch.setattr(guard, "visible", pytest.fail)
     form = {"name": "anna", "password": PASSWORD, field: "\u0301" * 5_000 + "\u0316" * 5_000}
     answer = door.post("/sign-in", form)
@@ -270,7 +267,7 @@ def test_a_request_of_another_site_costs_nothing(door: Entrance, hashed: list[st
     assert hashed == []
 
 
-def test_every_failure_is_in_the_log_in_one_line_without_the_password(
+def test_every_failed_sign_in_is_logged_in_one_line_without_the_password(
     door: Entrance, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "gunicorn.error")
@@ -285,7 +282,7 @@ def test_every_failure_is_in_the_log_in_one_line_without_the_password(
     assert PASSWORD not in caplog.text
 
 
-def test_many_at_once_are_hashed_one_by_one_and_the_rest_has_to_wait(
+def test_simultaneous_sign_ins_are_hashed_one_by_one_and_too_many_get_429(
     door: Entrance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     going, one_by_one, overlaps = threading.Event(), threading.Lock(), []
@@ -318,7 +315,7 @@ def test_many_at_once_are_hashed_one_by_one_and_the_rest_has_to_wait(
         (b"", ""),
     ],
 )
-def test_a_body_that_is_no_form_is_refused_and_costs_nothing(
+def test_a_malformed_form_is_refused_and_costs_nothing(
     door: Entrance, hashed: list[str], body: bytes, content_type: str
 ) -> None:
     sent = {"Sec-Fetch-Site": "same-origin", "Content-Type": content_type}
@@ -326,7 +323,7 @@ def test_a_body_that_is_no_form_is_refused_and_costs_nothing(
     assert hashed == []
 
 
-# --- The page with the roles that `inbox roles` makes: each connection may do what its people need, and no more
+# --- The page with the roles of `inbox roles`: each connection has the rights that its people need, and no others
 
 
 PARTS = {"seq": 1, "source": "trivore", "type": "USER"}
@@ -353,7 +350,7 @@ def roles(module_database_url: str, module_engine: Engine) -> Iterator[Granted]:
 
 @pytest.fixture(scope="module", params=["reader", "reader_without_payloads"])
 def page(request: pytest.FixtureRequest, roles: Granted) -> Iterator[Page]:
-    """Operators have the role `web`, viewers one of a reader."""
+    """A page whose operators have the role `web`, and whose viewers have a role of a reader."""
     config = on_database(CONFIG, roles.url("web"))
     web = msgspec.structs.replace(config.web, viewer_url=DatabaseUrl(roles.url(request.param)))
     with serving(msgspec.structs.replace(config, web=web), FakeClock()) as made:
@@ -371,29 +368,29 @@ def test_every_screen_answers_to_both_roles(page: Page) -> None:
     answers = {
         (screen.name, actor.role): page.get(path_of(screen), actor).status_code
         for screen in SCREENS
-        if screen.name != "difference"  # for operators alone
+        if screen.name != "difference"  # which only operators see
         for actor in (OPERATOR, VIEWER)
     }
     assert set(answers.values()) == {200}, answers
 
 
-def test_an_operator_plans_and_asks_for_every_act(page: Page, module_engine: Engine) -> None:
-    """An error of rights would be a 500. Some acts have nothing to do here, or no meaning: they say so."""
+def test_operators_may_plan_and_request_every_act(page: Page, module_engine: Engine) -> None:
+    """A missing right would be a 500; 400 and 409 mean that an act has nothing to do here."""
     for kind in SELECTIONS:
         assert page.get(f"/acts/{kind}", params=SELECTIONS[kind]).status_code in {200, 400}, kind
         order = {**SELECTIONS[kind], "reason": "a test"}
         assert page.post(f"/api/v1/acts/{kind}", json=order).status_code in {202, 400, 409}, kind
-    asked = rows(module_engine, "SELECT DISTINCT kind FROM relay_command WHERE asked_by = 'olga'")
-    assert {row["kind"] for row in asked} >= {"replay", "unblock", "pause", "resume", "prune"}
+    found = rows(module_engine, "SELECT DISTINCT kind FROM relay_command WHERE asked_by = 'olga'")
+    assert {row["kind"] for row in found} >= {"replay", "unblock", "pause", "resume", "prune"}
 
 
-def test_an_operator_stops_a_command_and_lets_it_go_on(page: Page, module_engine: Engine) -> None:
+def test_operators_may_stop_and_continue_a_command(page: Page, module_engine: Engine) -> None:
     for step, state in (("stop", "cancelled"), ("continue", "running")):
         assert page.post(f"/acts/{step}", {"command": 1, "reason": "the wrong route"}).status_code == 303
         assert rows(module_engine, "SELECT state FROM relay_command WHERE id = 1") == [{"state": state}]
 
 
-def test_a_reveal_is_recorded_and_shown(page: Page, module_engine: Engine) -> None:
+def test_both_roles_may_record_and_see_a_reveal(page: Page, module_engine: Engine) -> None:
     for actor in (OPERATOR, VIEWER):
         before = rows(module_engine, REVEALS)
         assert WORDS["body"] in page.post("/events/1/reveal", {"reason": "a ticket"}, actor).text
@@ -403,7 +400,7 @@ def test_a_reveal_is_recorded_and_shown(page: Page, module_engine: Engine) -> No
 REVEALS = "SELECT who FROM payload_reveal WHERE seq = 1 ORDER BY id"
 
 
-def test_a_stolen_page_changes_no_command(roles: Granted) -> None:
-    """Tables that it may not write at all are listed in tests/store/test_roles.py."""
+def test_the_role_of_the_page_may_not_change_commands(roles: Granted) -> None:
+    """tests/store/test_roles.py has the tables that it may not write at all."""
     for change in ("asked_by = 'x'", "selection = '{}'", "affected = 1"):
         assert not roles.allows("web", f"UPDATE relay_command SET {change}")

@@ -1,4 +1,4 @@
-"""Reads of the page: they change nothing, end in time, and come back when the database does."""
+"""Reads of the page: read-only, bounded in time, live, and with problems for wrong parameters."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ LIMIT = 0.2
 
 @pytest.fixture
 def slow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The statement of `/rejected` never ends by itself."""
+    """Make the statement of `/rejected` endless."""
 
     def endless(engine: Engine, *_: object) -> None:
         with engine.connect() as connection:
@@ -79,7 +79,7 @@ def slow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @ON_BOTH
 @pytest.mark.usefixtures("slow_screen")
-def test_a_slow_statement_is_ended_and_the_page_keeps_its_filters(page: Page) -> None:
+def test_a_slow_statement_is_cancelled_and_the_page_keeps_its_filters(page: Page) -> None:
     answer = page.get("/rejected?source=trivore&error=%3Cb%3E&since=2d")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
     assert "narrow the filter" in answer.text
@@ -88,7 +88,7 @@ def test_a_slow_statement_is_ended_and_the_page_keeps_its_filters(page: Page) ->
 
 
 @ON_BOTH
-def test_a_database_that_is_gone_is_told_and_comes_back_by_itself(page: Page, database_url: str) -> None:
+def test_a_lost_database_is_a_503_until_it_is_back(page: Page, database_url: str) -> None:
     assert page.get("/rejected").status_code == 200
     with databases.gone(database_url):
         away = page.get("/rejected?source=trivore")
@@ -99,7 +99,7 @@ def test_a_database_that_is_gone_is_told_and_comes_back_by_itself(page: Page, da
 
 
 @ON_POSTGRES
-def test_a_table_that_another_session_has_for_itself_is_told_as_locked(
+def test_a_table_locked_by_another_session_is_a_503_with_that_reason(
     page: Page, engine: Engine, database_url: str
 ) -> None:
     with engine.begin() as connection:
@@ -108,11 +108,11 @@ def test_a_table_that_another_session_has_for_itself_is_told_as_locked(
         locked = page.get("/rejected")
     assert (locked.status_code, "lock timeout" in locked.text, "narrow the filter" in locked.text) == (503, True, False)
     databases.disconnect(database_url)
-    assert page.get("/rejected").status_code == 200, "connections that broke cost no answer"
+    assert page.get("/rejected").status_code == 200, "broken connections are replaced"
 
 
 @ON_SQLITE
-def test_a_file_that_another_program_has_for_itself_is_told(page: Page, database_url: str) -> None:
+def test_a_file_locked_by_another_program_is_a_503(page: Page, database_url: str) -> None:
     with contextlib.closing(sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode=EXCLUSIVE")
         other.execute("BEGIN IMMEDIATE")
@@ -121,16 +121,14 @@ def test_a_file_that_another_program_has_for_itself_is_told(page: Page, database
     assert page.get("/rejected").status_code == 200
 
 
-def test_reads_of_a_viewer_use_the_connection_that_is_configured_for_them(
-    page_config: Config, clock: FakeClock
-) -> None:
+def test_reads_of_a_viewer_use_their_own_connection(page_config: Config, clock: FakeClock) -> None:
     web = msgspec.structs.replace(page_config.web, viewer_url=DatabaseUrl("sqlite:////nowhere/inbox.db"))
     with serving(msgspec.structs.replace(page_config, web=web), clock) as page:
         assert page.get("/rejected", actor=OPERATOR).status_code == 200
         assert page.get("/rejected", actor=VIEWER).status_code == 503
 
 
-# --- Live refresh: a page asks for what is new on it, and however many ask, the database answers few
+# --- Live refresh
 
 
 def ask(page: Page, path: str, etag: str | None = None) -> requests.Response:
@@ -139,7 +137,7 @@ def ask(page: Page, path: str, etag: str | None = None) -> requests.Response:
 
 
 def refresh(page: Page, path: str, etag: str | None = None) -> requests.Response:
-    """Ask until it is the page's turn."""
+    """Ask until it is the page's turn and return the response."""
     answers: list[requests.Response] = []
 
     def is_answered() -> bool:
@@ -155,13 +153,13 @@ def reject(steps: Steps, reason: str) -> None:
 
 
 @pytest.fixture
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A turn comes soon."""
+def _frequent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let refreshes follow each other without a pause."""
     monkeypatch.setattr(reading, "REFRESH_SECONDS", 0.0)
 
 
-@pytest.mark.usefixtures("_hasty")
-def test_a_changed_row_is_new_and_what_is_the_same_is_not_sent(page: Page, steps: Steps, clock: FakeClock) -> None:
+@pytest.mark.usefixtures("_frequent")
+def test_only_a_changed_page_is_sent(page: Page, steps: Steps, clock: FakeClock) -> None:
     shown = page.get("/rejected?source=trivore")
     (version,) = re.findall(r'data-live="([^"]+)"', shown.text)
     assert shown.headers["ETag"] == f'"{version}"'
@@ -177,8 +175,8 @@ def test_a_changed_row_is_new_and_what_is_the_same_is_not_sent(page: Page, steps
 
 
 @ON_BOTH
-@pytest.mark.usefixtures("_hasty")
-def test_a_database_that_goes_away_is_told_and_the_next_refresh_has_its_page(page: Page, database_url: str) -> None:
+@pytest.mark.usefixtures("_frequent")
+def test_a_refresh_without_a_database_is_a_503_and_the_next_one_has_the_page(page: Page, database_url: str) -> None:
     etag = page.get("/rejected").headers["ETag"]
     with databases.gone(database_url):
         away = refresh(page, "/rejected", etag)
@@ -186,25 +184,21 @@ def test_a_database_that_goes_away_is_told_and_the_next_refresh_has_its_page(pag
     assert refresh(page, "/rejected").status_code == 200
 
 
-def test_a_page_that_asks_for_no_refresh_has_none(page: Page) -> None:
+def test_a_page_with_live_0_or_without_rows_is_not_live(page: Page) -> None:
     for path, status in (("/rejected?live=0", 200), ("/rejected?limit=0", 400)):
         answer = page.get(path)
         assert (answer.status_code, "data-live" in answer.text) == (status, False)
-    assert page.get("/rejected", actor=None, headers={"X-Refresh": "1"}).status_code == 401, (
-        "and a stranger none at all"
-    )
+    assert page.get("/rejected", actor=None, headers={"X-Refresh": "1"}).status_code == 401
     assert page.json("/rejected.json?live=0") == page.json("/rejected.json")
 
 
-def test_a_hundred_refreshes_at_once_cost_the_database_one_read(page: Page) -> None:
-    """And a person who opens a page waits for none of them."""
-
-    def refreshed(number: int) -> int:
+def test_a_hundred_simultaneous_refreshes_cost_few_reads_and_delay_no_page(page: Page) -> None:
+    def refresh_one(number: int) -> int:
         with contextlib.closing(Page(page.url)) as browser:
             return ask(browser, f"/rejected?error=s{number}").status_code
 
     with ThreadPoolExecutor(8) as threads, counted_statements() as seen:
-        answers = list(threads.map(refreshed, range(100)))
+        answers = list(threads.map(refresh_one, range(100)))
         assert page.get("/rejected").status_code == 200
     assert set(answers) == {200, 204}
     assert answers.count(200) <= 10
@@ -232,7 +226,7 @@ def test_a_slow_page_is_refreshed_for_at_most_half_of_the_time(page_config: Conf
         asyncio.run(scenario(readers))
 
 
-# --- Parameters of a URL become a query and are written back as the same; errors are problem documents, and pages with their words
+# --- Parameters of a URL, and problems
 
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
@@ -273,20 +267,18 @@ def parse(given: Mapping[str, object], *, strict: bool = False) -> Wanted:
         (str(NOW), NOW),
     ],
 )
-def test_a_time_may_be_given_as_people_say_it(given: str, moment: datetime) -> None:
+def test_a_time_may_be_a_span_or_a_date(given: str, moment: datetime) -> None:
     assert parse({"since": given}).since == parse({"since": given}, strict=True).since == moment
 
 
-def test_a_list_has_commas_or_is_given_several_times_and_an_empty_parameter_is_absent() -> None:
+def test_a_list_may_have_commas_or_be_repeated_and_an_empty_parameter_is_absent() -> None:
     for several in ("1,2", ["1", "2"]):
         assert parse({"seqs": several}).seqs == (1, 2)
     assert parse({"since": "", "limit": ""}) == Wanted(source="s", entity="e")
 
 
 @given(GIVEN, TEXTS)
-def test_the_url_of_parameters_gives_the_same_harmless_and_a_changed_one_replaces_its_like(
-    given: dict[str, str], error: str
-) -> None:
+def test_a_url_round_trips_its_parameters_with_changes_and_is_harmless(given: dict[str, str], error: str) -> None:
     for changed, read in (
         ({}, given),
         ({"error": error}, {**given, "error": error}),
@@ -300,7 +292,7 @@ def test_the_url_of_parameters_gives_the_same_harmless_and_a_changed_one_replace
 
 
 @given(st.dictionaries(st.sampled_from(["limit", "since", "status", "is_open", "colour"]) | TEXTS, TEXTS, min_size=1))
-def test_whatever_is_given_becomes_a_query_or_a_problem_that_names_a_field(parameters: dict[str, str]) -> None:
+def test_any_parameters_become_a_query_or_a_problem_that_names_a_field(parameters: dict[str, str]) -> None:
     found: BadFilter | None = None
     try:
         parse(parameters)
@@ -336,7 +328,7 @@ class Choice(msgspec.Struct, frozen=True):
     kind: Literal["a", "b"]
 
 
-def test_a_value_that_looks_like_a_place_in_an_error_costs_no_time() -> None:
+def test_a_value_like_a_path_of_an_error_is_handled_quickly() -> None:
     began = time.process_time()
     with pytest.raises(BadFilter, match="Invalid enum value") as problem:
         convert(Choice, {"kind": " - at `$" * 1_200}, NOW)
@@ -350,7 +342,7 @@ API = "/api/v1/rejected"
 SECRET = "emases"
 
 
-def asked(page: Page, method: str, path: str, accept: str = "application/json") -> requests.Response:
+def send(page: Page, method: str, path: str, accept: str = "application/json") -> requests.Response:
     return page._send(method, path, VIEWER, {"Accept": accept}, {})
 
 
@@ -372,26 +364,26 @@ def asked(page: Page, method: str, path: str, accept: str = "application/json") 
 def test_a_program_gets_a_problem_document_and_a_person_a_page(
     page: Page, method: str, path: str, status: int, cause: str | None
 ) -> None:
-    answer = asked(page, method, path)
+    answer = send(page, method, path)
     assert answer.headers["Content-Type"] == PROBLEM_TYPE
     assert (answer.status_code, answer.json()["status"], answer.json().get("cause")) == (status, status, cause)
     assert answer.json()["title"]
     assert (cause == "bad_filter") == ("field" in answer.json())
     if not path.startswith("/api/"):
-        shown = asked(page, method, path.removesuffix(".json"), "text/html")
+        shown = send(page, method, path.removesuffix(".json"), "text/html")
         assert (shown.status_code, shown.headers["Content-Type"].partition(";")[0]) == (status, "text/html")
 
 
 @pytest.mark.parametrize("path", ["/rejected", "/rejected.json", API, "/rejected.json?limit=0"])
-def test_an_address_knows_its_methods_and_head_answers_as_get_without_its_body(page: Page, path: str) -> None:
-    refused, options, head, get = (asked(page, method, path) for method in ("PUT", "OPTIONS", "HEAD", "GET"))
+def test_a_path_lists_its_methods_and_head_equals_get_without_a_body(page: Page, path: str) -> None:
+    refused, options, head, get = (send(page, method, path) for method in ("PUT", "OPTIONS", "HEAD", "GET"))
     assert set(refused.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
     assert (options.status_code, set(options.headers["Allow"].split(", "))) == (200, {"GET", "HEAD"})
     assert (head.content, head.status_code) == (b"", get.status_code)
     assert [head.headers[name] == get.headers[name] for name in ("Content-Type", "Content-Length")] == [True, True]
 
 
-def test_a_bug_is_a_problem_and_the_log_has_its_place_without_its_text(
+def test_an_unexpected_error_is_a_problem_and_logged_without_its_text(
     page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> Any:  # noqa: ANN401
@@ -399,7 +391,7 @@ def test_a_bug_is_a_problem_and_the_log_has_its_place_without_its_text(
 
     monkeypatch.setattr(listing, "read_rows", broken)
     with caplog.at_level(logging.ERROR):
-        answer, shown = asked(page, "GET", API), asked(page, "GET", "/rejected", "text/html")
+        answer, shown = send(page, "GET", API), send(page, "GET", "/rejected", "text/html")
     assert answer.headers["Content-Type"] == PROBLEM_TYPE
     assert (answer.status_code, answer.json()["status"]) == (500, 500)
     assert shown.status_code == 500

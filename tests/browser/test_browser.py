@@ -1,13 +1,15 @@
-"""The page as people use it: links, the back button, keys alone, without scripts, and live."""
+"""The page in a browser: keys, scripts, live refresh, acts, accessibility, outages, sign-in, and hostile values."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from selenium.webdriver.common.keys import Keys
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
 from inbox.db.intake import Rejected
@@ -15,16 +17,15 @@ from relay.web.screens import SCREENS
 from tests.helpers import databases
 from tests.helpers.browser import DESK, PHONE, TABLET, Browser, Theme
 from tests.helpers.daemon import configured, running
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
-from tests.helpers.page import Page, on_database, serving
-from tests.helpers.relaying import give_up
+from tests.helpers.databases import ON_SQLITE, copied, opened
+from tests.helpers.page import PASSWORD, Entrance, Page, entrance, on_database, serving
+from tests.helpers.relaying import CONFIG, FakeClock, Steps, give_up
 from tests.helpers.storing import Intake, a_rejected
 from tests.helpers.traffic import serving as downstream_serving
-from tests.helpers.waiting import stand_still
-from tests.helpers.worlds import NIGHT
+from tests.helpers.worlds import NIGHT, fill_hostile
 
 
-def a_rejection(engine: Engine, reason: str) -> None:
+def store_rejection(engine: Engine, reason: str) -> None:
     Intake(str(engine.url)).reject(
         Rejected(SystemClock().now(), "shop", 401, "signature", reason, None, "203.0.113.9", b"\0" * 32, None, None)
     )
@@ -45,7 +46,7 @@ def test_filters_are_in_the_url_and_the_back_button_undoes_them(browser: Browser
     assert "203.0.113." in browser.text()
 
 
-def test_the_page_is_used_by_keys_alone(browser: Browser, night_page: Page) -> None:
+def test_the_page_can_be_used_by_keyboard(browser: Browser, night_page: Page) -> None:
     browser.site = night_page.url
     browser.open("/rejected?live=0")
     browser.press(Keys.TAB)
@@ -68,7 +69,7 @@ def test_the_page_is_used_by_keys_alone(browser: Browser, night_page: Page) -> N
     browser.wait(lambda: "source=shop" in browser.at(), "the filter is in the URL")
 
 
-def test_an_element_that_has_the_focus_shows_it(browser: Browser, night_page: Page) -> None:
+def test_a_focused_element_has_an_outline(browser: Browser, night_page: Page) -> None:
     browser.site = night_page.url
     browser.open("/rejected?live=0")
     for _ in range(12):
@@ -88,45 +89,45 @@ def test_the_page_works_without_scripts(browser: Browser, night_page: Page) -> N
     browser.allow_scripts(allowed=True)
 
 
-def test_news_appear_without_a_reload(browser: Browser, own_page: Page, sqlite_engine: Engine) -> None:
+def test_new_rows_appear_without_a_reload(browser: Browser, own_page: Page, sqlite_engine: Engine) -> None:
     browser.site = own_page.url
     browser.open("/rejected")
     browser.run("window.same = true")
     browser.wait(lambda: browser.find("#live").text == "Live", "the page is live")
-    a_rejection(sqlite_engine, "no signature fits")
+    store_rejection(sqlite_engine, "no signature fits")
     browser.wait(lambda: "no signature fits" in browser.text(), "the rejection appears")
     assert browser.run("return window.same") is True
     browser.find("#live").click()
     browser.wait(lambda: browser.find("#live").text == "Paused", "the page is paused")
 
 
-# --- Acts of operators on the page, from a filter to its end, with a real relay; and what a viewer can't do
+# --- Acts, with a real relay
 
 
 EVENTS = [(f"u{number}", f"2026-01-01T00:00:0{number}Z") for number in range(5)]
 
 
 @pytest.fixture
-def own_page(sqlite_engine: Engine) -> Iterator[Page]:
+def replay_page(sqlite_engine: Engine) -> Iterator[Page]:
     config = configured("http://127.0.0.1:9/")
     with serving(on_database(config, str(sqlite_engine.url)), SystemClock()) as page:
         yield page
 
 
 def test_a_bulk_replay_goes_from_the_filter_to_delivered(
-    browser: Browser, own_page: Page, sqlite_engine: Engine, tmp_path: Path
+    browser: Browser, replay_page: Page, sqlite_engine: Engine, tmp_path: Path
 ) -> None:
-    browser.site = own_page.url
+    browser.site = replay_page.url
     seqs = give_up(sqlite_engine, str(sqlite_engine.url), EVENTS)
     browser.open("/deliveries?state=dead&route=everything&live=0")
     browser.link("Replay all that match").click()
     browser.wait(lambda: "/acts/replay" in browser.at(), "the plan")
     assert "5 deliveries" in browser.text()
     assert browser.grave_findings() == []
-    browser.find("textarea[name=reason]").send_keys("the map is mended")
+    browser.find("textarea[name=reason]").send_keys("the map is fixed")
     browser.find("main form button").click()
     browser.wait(lambda: "/commands/" in browser.at(), "the command")
-    assert "the map is mended" in browser.text()
+    assert "the map is fixed" in browser.text()
     with downstream_serving(tmp_path / "ledger") as downstream, running(sqlite_engine, downstream):
         browser.wait(lambda: browser.all(".state-done"), "the command ends, and the page shows it by itself")
         browser.wait(lambda: downstream.events == set(seqs), "all are delivered")
@@ -136,12 +137,12 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(
     browser.wait(lambda: len(browser.all("tbody tr")) == len(EVENTS), "all are shown as delivered")
 
 
-# --- Each screen in a real browser, with data and without: nothing fails, nothing is wider than the window, all is accessible
+# --- Screens are accessible and fit the window, with data and without
 
 
 PATHS = sorted(screen.path for screen in SCREENS if screen.key)
 OF_ONE = {"event": "/events/", "entity": "/entity?", "command": "/commands/"}
-"""Screens of one thing: links to them begin so."""
+"""Maps screens of one thing to the beginning of their links."""
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -161,10 +162,10 @@ def test_a_screen_with_data_is_accessible_in_both_themes_and_fits_every_window(
         assert browser.overflow() <= 0, f"{path} is wider than {width} px"
 
 
-def test_no_item_of_the_menu_is_cut_in_a_desk_s_window(browser: Browser, night_page: Page) -> None:
+def test_the_menu_fits_a_desktop_window(browser: Browser, night_page: Page) -> None:
     browser.site = night_page.url
     browser.look(width=DESK)
-    browser.open("/alerts")  # which is live, as the word beside the menu says
+    browser.open("/alerts")  # a live page shows more beside the menu
     for width in (1024, 1216, DESK, 1439, 1440):
         browser.look(width=width)
         cut = browser.run(
@@ -186,7 +187,7 @@ def test_a_screen_without_data_says_so(browser: Browser, own_page: Page) -> None
 @pytest.mark.parametrize("name", OF_ONE)
 def test_a_screen_of_one_thing_is_accessible_and_fits_a_phone(name: str, browser: Browser, night_page: Page) -> None:
     browser.site = night_page.url
-    path = _first_link(browser, OF_ONE[name])
+    path = find_first_link(browser, OF_ONE[name])
     for width in (DESK, PHONE):
         browser.look(width=width, theme="light" if width == PHONE else "dark")
         browser.open(path)
@@ -195,8 +196,8 @@ def test_a_screen_of_one_thing_is_accessible_and_fits_a_phone(name: str, browser
         assert browser.overflow() <= 0
 
 
-def _first_link(browser: Browser, start: str) -> str:
-    """A link to a screen of one thing, found as a person does: on a list."""
+def find_first_link(browser: Browser, start: str) -> str:
+    """Return the first link on a list that begins with `start`."""
     for path in PATHS:
         browser.open(f"{path}?live=0")
         for link in browser.hrefs(f'main a[href^="{start}"]'):
@@ -204,12 +205,12 @@ def _first_link(browser: Browser, start: str) -> str:
     pytest.fail(f"no list has a link to {start}")
 
 
-# --- A live page whose database is away or locked: it says so, and shows the list again by itself
+# --- A live page without its database
 
 
 @pytest.fixture
 def live_page(database_url: str, browser: Browser) -> Iterator[Page]:
-    """The list of rejected requests with one row, live."""
+    """The live list of rejected requests with one row."""
     now = SystemClock().now()
     Intake(database_url).reject(a_rejected(received_at=now, source="shop", status=401, reason="no key fits"))
     with serving(on_database(NIGHT, database_url), SystemClock()) as page:
@@ -228,7 +229,7 @@ def is_back(browser: Browser) -> bool:
 
 @ON_SQLITE
 @pytest.mark.parametrize("is_opened_meanwhile", [True, False], ids=["opened meanwhile", "open before"])
-def test_a_database_that_goes_away_and_comes_back(
+def test_a_page_reports_a_lost_database_and_recovers_by_itself(
     browser: Browser, live_page: Page, database_url: str, *, is_opened_meanwhile: bool
 ) -> None:
     assert live_page.url == browser.site
@@ -242,13 +243,169 @@ def test_a_database_that_goes_away_and_comes_back(
     assert browser.run("return window.same") is True
 
 
-@ON_POSTGRES  # a lock of SQLite holds no reader up
-def test_a_table_that_is_locked(browser: Browser, live_page: Page, engine: Engine) -> None:
-    with engine.begin() as connection:
-        stand_still(connection)
-        connection.execute(text("LOCK TABLE rejected_request IN ACCESS EXCLUSIVE MODE"))
-        browser.open("/rejected?source=shop")
-        assert browser.find("[role=alert]").text
-        assert browser.find("input[name=source]").get_attribute("value") == "shop"
-        assert live_page.get("/commands").status_code == 200, "other screens work"
-    browser.wait(lambda: is_back(browser), "the list is back")
+# --- Signing in and out
+
+
+A_DAY = 86_400
+
+
+@pytest.fixture
+def door(sqlite_engine: Engine, tmp_path: Path, browser: Browser) -> Iterator[Entrance]:
+    browser.act_as(None)
+    with entrance(on_database(NIGHT, str(sqlite_engine.url)), tmp_path) as made:
+        browser.site = made.url
+        browser.driver.delete_all_cookies()
+        yield made
+        browser.driver.get("about:blank")
+
+
+def sign_in(browser: Browser, name: str, password: str) -> None:
+    """Fill in and send the form by keyboard."""
+    browser.find("input[name=name]").clear()
+    browser.find("input[name=name]").send_keys(name, Keys.TAB)
+    assert browser.focused().get_attribute("name") == "password"
+    form = browser.find(".sign-in form")
+    browser.press(password, Keys.ENTER)
+    browser.wait(lambda: is_gone(browser, form.id), "the next page")
+
+
+def is_gone(browser: Browser, element: str) -> bool:
+    return element not in {each.id for each in browser.all(".sign-in form")}
+
+
+@pytest.mark.usefixtures("door")
+def test_a_person_signs_in_and_out_by_keyboard(browser: Browser) -> None:
+    browser.open("/deliveries?state=dead&live=0")
+    assert browser.at().startswith("/sign-in?next=")
+    assert browser.focused().get_attribute("name") == "name"
+    sign_in(browser, "anna", PASSWORD)
+    assert browser.at() == "/deliveries?state=dead&live=0"
+    assert browser.find(".who").text.startswith("anna operator")
+    button = browser.link("Sign out")
+    while browser.focused() != button:
+        browser.press(Keys.TAB)
+        assert browser.focused().tag_name != "main", "the button comes before the content"
+    browser.press(Keys.ENTER)
+    browser.wait(lambda: browser.at().startswith("/sign-in"), "signed out")
+    browser.driver.back()
+    browser.wait(lambda: browser.all("input[name=password]"), "going back shows nothing")
+    assert not browser.all(".who")
+
+
+@pytest.mark.usefixtures("door")
+def test_without_scripts_going_back_after_a_sign_out_shows_the_form(browser: Browser) -> None:
+    browser.allow_scripts(False)
+    browser.open("/rejected?source=shop")
+    sign_in(browser, "anna", PASSWORD)
+    browser.find('nav a[href="/commands"]').click()
+    browser.wait(lambda: browser.at().startswith("/commands"), "another screen")
+    browser.link("Sign out").click()
+    browser.wait(lambda: browser.at().startswith("/sign-in"), "signed out")
+    for _ in range(2):
+        browser.driver.back()
+        browser.wait(lambda: browser.all("input[name=password]"), "going back shows the form")
+        assert not browser.all(".who")
+
+
+@pytest.mark.usefixtures("door")
+def test_the_form_is_accessible_in_both_themes_and_on_a_phone(browser: Browser) -> None:
+    for theme in get_args(Theme):
+        browser.look(theme=theme, width=PHONE)
+        browser.open("/sign-in")
+        assert browser.grave_findings() == []
+        assert browser.overflow() <= 0
+    assert browser.errors() == []
+
+
+def test_wrong_passwords_and_the_limit_are_explained(browser: Browser, door: Entrance) -> None:
+    browser.open("/rejected")
+    sign_in(browser, "anna", "wrong")
+    assert browser.find("[role=alert]").text.startswith("The name or the password is wrong.")
+    assert browser.find("input[name=name]").get_attribute("value") == "anna"
+    assert browser.find("input[name=password]").get_attribute("value") == ""
+    assert browser.focused().get_attribute("name") == "password"
+    assert browser.grave_findings() == []
+    for _ in range(9):
+        door.sign_in("anna", "wrong")
+    sign_in(browser, "anna", PASSWORD)
+    assert browser.find("[role=alert]").text.startswith("Too many attempts to sign in. wait 30 s")
+    door.later(30)
+    sign_in(browser, "anna", PASSWORD)
+    assert browser.at() == "/rejected"
+
+
+def test_an_expired_session_leads_to_the_form_and_back(browser: Browser, door: Entrance) -> None:
+    browser.open("/rejected?source=shop")
+    sign_in(browser, "anna", PASSWORD)
+    browser.wait(lambda: browser.find("#live").text == "Live", "the page is live")
+    door.later(A_DAY)
+    browser.wait(lambda: "signed out" in browser.find("#live").text, "the open page says so")
+    browser.link("Filter").click()
+    browser.wait(lambda: browser.at().startswith("/sign-in?next="), "the form")
+    sign_in(browser, "anna", PASSWORD)
+    assert browser.find("input[name=source]").get_attribute("value") == "shop"
+
+
+# --- Hostile values
+
+
+MARKUP = (
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\"'--><b onmouseover=hacked(3)>{{ 7*7 }}"
+)
+BIDI = "admin\u202egnp.exe\u2066\u200b\u00ad\x1b[31m"
+VALUES = {
+    "markup": MARKUP,
+    "bidi": BIDI,
+    "long": "x" * 10_000,
+    "path": "../a/b?c=d#e&f=%2e%2e;",
+}
+FIND_HARM = """
+return [window.hacked ?? null, document.querySelectorAll('main script, main img, main b, main iframe').length,
+        /[\\u200b\\u202a-\\u202e\\u2066-\\u2069\\u001b]/.test(document.body.innerText)]
+"""
+
+
+@pytest.fixture(scope="module")
+def hostile_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    url = copied(sqlite_template, tmp_path_factory.mktemp("hostile"))
+    with opened(url) as engine:
+        steps = Steps(engine, clock=FakeClock(SystemClock().now()))
+        for value in VALUES.values():
+            fill_hostile(steps, value)
+    with serving(on_database(CONFIG, url), SystemClock()) as page:
+        yield page
+
+
+def assert_harmless(browser: Browser) -> None:
+    assert browser.run(FIND_HARM) == [None, 0, False]
+    assert browser.errors() == []
+    for width in (DESK, PHONE):
+        browser.look(width=width)
+        assert browser.overflow() <= 0, f"{browser.at()} is wider than {width} px"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_hostile_values_are_escaped(path: str, browser: Browser, hostile_page: Page) -> None:
+    """Visit a list, and the screens of one thing that its first links lead to."""
+    browser.site = hostile_page.url
+    browser.open(f"{path}?live=0")
+    links = {place: browser.hrefs(f'main a[href^="{place}"]')[:1] for place in ("/commands/", "/entity?", "/events/")}
+    assert_harmless(browser)
+    for link in itertools.chain(*links.values()):
+        browser.look()
+        browser.open(link)
+        assert browser.find("h1").text
+        assert_harmless(browser)
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_a_hostile_filter_stays_text_in_its_field(value: str, browser: Browser, hostile_page: Page) -> None:
+    browser.site = hostile_page.url
+    browser.open("/rejected")
+    field = browser.find("input[name=error]")
+    wanted = value[:900].replace("\x1b", "")
+    browser.run("arguments[0].value = arguments[1]", field, wanted)
+    browser.find("form.filters button").click()
+    browser.wait(lambda: "error=" in browser.at(), "the filter is in the URL")
+    assert browser.find("input[name=error]").get_attribute("value") == wanted.strip("\n")
+    assert_harmless(browser)
