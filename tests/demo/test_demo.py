@@ -92,6 +92,7 @@ def test_a_planned_failure_changes_nothing_and_a_wrong_token_is_refused() -> Non
     with client_of(service.app, BEARER) as ask:
         refused = ask("POST", "/contacts", json={})
         assert (refused.status_code, refused.headers["Retry-After"], list(service.all(CONTACT))) == (503, "0.2", [])
+        service.fail_share = 0
         assert ask("GET", "/contacts", headers={"Authorization": "Bearer wrong"}).status_code == 401
 
 

@@ -32,7 +32,7 @@ RUNBOOKS = "docs/how-to/runbooks/"
 TESTED_ELSEWHERE = {
     "docs/recipes/": "tests/recipes/test_recipes.py",
     RUNBOOKS: "below",
-    "docs/how-to/move-to-postgres.md": "tests/copying/test_copy_command.py",
+    "docs/how-to/move-to-postgres.md": "tests/copying/test_copy.py",
     "docs/how-to/limit-what-roles-may-do.md": "tests/docs/test_contributing.py",
     "docs/how-to/back-up-and-restore.md": "tests/docs/test_contributing.py",
     "docs/how-to/watch-with-prometheus.md": "tests/docs/test_how_to_pages.py",
