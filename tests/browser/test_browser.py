@@ -16,8 +16,8 @@ from inbox.db.intake import Rejected
 from relay.web.screens import SCREENS
 from tests.helpers import databases
 from tests.helpers.browser import DESK, PHONE, TABLET, Browser, Theme
-from tests.helpers.daemon import configured, running
-from tests.helpers.databases import ON_SQLITE, copied, opened
+from tests.helpers.daemon import make_config, running
+from tests.helpers.databases import ON_SQLITE, copy_sqlite, open_engine
 from tests.helpers.page import PASSWORD, Entrance, Page, entrance, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps, give_up
 from tests.helpers.storing import Intake, a_rejected
@@ -38,10 +38,10 @@ def test_filters_are_in_the_url_and_the_back_button_undoes_them(browser: Browser
     field = browser.find("input[name=source]")
     field.clear()
     field.send_keys("people", Keys.ENTER)
-    browser.wait(lambda: "source=people" in browser.at(), "the filter is in the URL")
+    browser.wait(lambda: "source=people" in browser.location(), "the filter is in the URL")
     assert "No request was rejected" in browser.text()
     browser.driver.back()
-    browser.wait(lambda: browser.at().endswith("source=shop"), "back")
+    browser.wait(lambda: browser.location().endswith("source=shop"), "back")
     assert browser.find("input[name=source]").get_attribute("value") == "shop"
     assert "203.0.113." in browser.text()
 
@@ -50,9 +50,9 @@ def test_the_page_can_be_used_by_keyboard(browser: Browser, night_page: Page) ->
     browser.site = night_page.url
     browser.open("/rejected?live=0")
     browser.press(Keys.TAB)
-    assert browser.focused().text == "Skip to content"
+    assert browser.find_focused().text == "Skip to content"
     browser.press(Keys.ENTER)
-    browser.wait(lambda: browser.focused().tag_name == "main", "the content has the focus")
+    browser.wait(lambda: browser.find_focused().tag_name == "main", "the content has the focus")
     browser.press("j", "j")
     rows = browser.all("tbody tr")
     assert [row.get_attribute("class") for row in rows[:3]] == ["", "here", ""]
@@ -64,9 +64,9 @@ def test_the_page_can_be_used_by_keyboard(browser: Browser, night_page: Page) ->
     browser.press(Keys.ESCAPE)
     browser.wait(lambda: not browser.all("dialog[open]"), "the help is closed")
     browser.press("/")
-    browser.wait(lambda: browser.focused().get_attribute("name") == "source", "the first filter has the focus")
+    browser.wait(lambda: browser.find_focused().get_attribute("name") == "source", "the first filter has the focus")
     browser.press("shop", Keys.ENTER)
-    browser.wait(lambda: "source=shop" in browser.at(), "the filter is in the URL")
+    browser.wait(lambda: "source=shop" in browser.location(), "the filter is in the URL")
 
 
 def test_a_focused_element_has_an_outline(browser: Browser, night_page: Page) -> None:
@@ -75,7 +75,7 @@ def test_a_focused_element_has_an_outline(browser: Browser, night_page: Page) ->
     for _ in range(12):
         browser.press(Keys.TAB)
         outline = browser.run("return getComputedStyle(document.activeElement).outlineWidth")
-        assert outline != "0px", browser.focused().get_attribute("outerHTML")
+        assert outline != "0px", browser.find_focused().get_attribute("outerHTML")
 
 
 def test_the_page_works_without_scripts(browser: Browser, night_page: Page) -> None:
@@ -84,7 +84,7 @@ def test_the_page_works_without_scripts(browser: Browser, night_page: Page) -> N
     browser.open("/rejected")
     browser.find("input[name=source]").send_keys("shop")
     browser.find("form.filters button").click()
-    browser.wait(lambda: "source=shop" in browser.at(), "the filter is in the URL")
+    browser.wait(lambda: "source=shop" in browser.location(), "the filter is in the URL")
     assert "203.0.113." in browser.text()
     browser.allow_scripts(allowed=True)
 
@@ -109,7 +109,7 @@ EVENTS = [(f"u{number}", f"2026-01-01T00:00:0{number}Z") for number in range(5)]
 
 @pytest.fixture
 def replay_page(sqlite_engine: Engine) -> Iterator[Page]:
-    config = configured("http://127.0.0.1:9/")
+    config = make_config("http://127.0.0.1:9/")
     with serving(on_database(config, str(sqlite_engine.url)), SystemClock()) as page:
         yield page
 
@@ -121,12 +121,12 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(
     seqs = give_up(sqlite_engine, str(sqlite_engine.url), EVENTS)
     browser.open("/deliveries?state=dead&route=everything&live=0")
     browser.link("Replay all that match").click()
-    browser.wait(lambda: "/acts/replay" in browser.at(), "the plan")
+    browser.wait(lambda: "/acts/replay" in browser.location(), "the plan")
     assert "5 deliveries" in browser.text()
     assert browser.grave_findings() == []
     browser.find("textarea[name=reason]").send_keys("the map is fixed")
     browser.find("main form button").click()
-    browser.wait(lambda: "/commands/" in browser.at(), "the command")
+    browser.wait(lambda: "/commands/" in browser.location(), "the command")
     assert "the map is fixed" in browser.text()
     with downstream_serving(tmp_path / "ledger") as downstream, running(sqlite_engine, downstream):
         browser.wait(lambda: browser.all(".state-done"), "the command ends, and the page shows it by itself")
@@ -263,7 +263,7 @@ def sign_in(browser: Browser, name: str, password: str) -> None:
     """Fill in and send the form by keyboard."""
     browser.find("input[name=name]").clear()
     browser.find("input[name=name]").send_keys(name, Keys.TAB)
-    assert browser.focused().get_attribute("name") == "password"
+    assert browser.find_focused().get_attribute("name") == "password"
     form = browser.find(".sign-in form")
     browser.press(password, Keys.ENTER)
     browser.wait(lambda: is_gone(browser, form.id), "the next page")
@@ -276,17 +276,17 @@ def is_gone(browser: Browser, element: str) -> bool:
 @pytest.mark.usefixtures("door")
 def test_a_person_signs_in_and_out_by_keyboard(browser: Browser) -> None:
     browser.open("/deliveries?state=dead&live=0")
-    assert browser.at().startswith("/sign-in?next=")
-    assert browser.focused().get_attribute("name") == "name"
+    assert browser.location().startswith("/sign-in?next=")
+    assert browser.find_focused().get_attribute("name") == "name"
     sign_in(browser, "anna", PASSWORD)
-    assert browser.at() == "/deliveries?state=dead&live=0"
+    assert browser.location() == "/deliveries?state=dead&live=0"
     assert browser.find(".who").text.startswith("anna operator")
     button = browser.link("Sign out")
-    while browser.focused() != button:
+    while browser.find_focused() != button:
         browser.press(Keys.TAB)
-        assert browser.focused().tag_name != "main", "the button comes before the content"
+        assert browser.find_focused().tag_name != "main", "the button comes before the content"
     browser.press(Keys.ENTER)
-    browser.wait(lambda: browser.at().startswith("/sign-in"), "signed out")
+    browser.wait(lambda: browser.location().startswith("/sign-in"), "signed out")
     browser.driver.back()
     browser.wait(lambda: browser.all("input[name=password]"), "going back shows nothing")
     assert not browser.all(".who")
@@ -298,9 +298,9 @@ def test_without_scripts_going_back_after_a_sign_out_shows_the_form(browser: Bro
     browser.open("/rejected?source=shop")
     sign_in(browser, "anna", PASSWORD)
     browser.find('nav a[href="/commands"]').click()
-    browser.wait(lambda: browser.at().startswith("/commands"), "another screen")
+    browser.wait(lambda: browser.location().startswith("/commands"), "another screen")
     browser.link("Sign out").click()
-    browser.wait(lambda: browser.at().startswith("/sign-in"), "signed out")
+    browser.wait(lambda: browser.location().startswith("/sign-in"), "signed out")
     for _ in range(2):
         browser.driver.back()
         browser.wait(lambda: browser.all("input[name=password]"), "going back shows the form")
@@ -323,7 +323,7 @@ def test_wrong_passwords_and_the_limit_are_explained(browser: Browser, door: Ent
     assert browser.find("[role=alert]").text.startswith("The name or the password is wrong.")
     assert browser.find("input[name=name]").get_attribute("value") == "anna"
     assert browser.find("input[name=password]").get_attribute("value") == ""
-    assert browser.focused().get_attribute("name") == "password"
+    assert browser.find_focused().get_attribute("name") == "password"
     assert browser.grave_findings() == []
     for _ in range(9):
         door.sign_in("anna", "wrong")
@@ -331,7 +331,7 @@ def test_wrong_passwords_and_the_limit_are_explained(browser: Browser, door: Ent
     assert browser.find("[role=alert]").text.startswith("Too many attempts to sign in. wait 30 s")
     door.later(30)
     sign_in(browser, "anna", PASSWORD)
-    assert browser.at() == "/rejected"
+    assert browser.location() == "/rejected"
 
 
 def test_an_expired_session_leads_to_the_form_and_back(browser: Browser, door: Entrance) -> None:
@@ -341,7 +341,7 @@ def test_an_expired_session_leads_to_the_form_and_back(browser: Browser, door: E
     door.later(A_DAY)
     browser.wait(lambda: "signed out" in browser.find("#live").text, "the open page says so")
     browser.link("Filter").click()
-    browser.wait(lambda: browser.at().startswith("/sign-in?next="), "the form")
+    browser.wait(lambda: browser.location().startswith("/sign-in?next="), "the form")
     sign_in(browser, "anna", PASSWORD)
     assert browser.find("input[name=source]").get_attribute("value") == "shop"
 
@@ -367,8 +367,8 @@ return [window.hacked ?? null, document.querySelectorAll('main script, main img,
 
 @pytest.fixture(scope="module")
 def hostile_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    url = copied(sqlite_template, tmp_path_factory.mktemp("hostile"))
-    with opened(url) as engine:
+    url = copy_sqlite(sqlite_template, tmp_path_factory.mktemp("hostile"))
+    with open_engine(url) as engine:
         steps = Steps(engine, clock=FakeClock(SystemClock().now()))
         for value in VALUES.values():
             fill_hostile(steps, value)
@@ -381,7 +381,7 @@ def assert_harmless(browser: Browser) -> None:
     assert browser.errors() == []
     for width in (DESK, PHONE):
         browser.look(width=width)
-        assert browser.overflow() <= 0, f"{browser.at()} is wider than {width} px"
+        assert browser.overflow() <= 0, f"{browser.location()} is wider than {width} px"
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -406,6 +406,6 @@ def test_a_hostile_filter_stays_text_in_its_field(value: str, browser: Browser, 
     wanted = value[:900].replace("\x1b", "")
     browser.run("arguments[0].value = arguments[1]", field, wanted)
     browser.find("form.filters button").click()
-    browser.wait(lambda: "error=" in browser.at(), "the filter is in the URL")
+    browser.wait(lambda: "error=" in browser.location(), "the filter is in the URL")
     assert browser.find("input[name=error]").get_attribute("value") == wanted.strip("\n")
     assert_harmless(browser)

@@ -40,7 +40,7 @@ from relay.demo.services import served as served_service
 from tests.helpers.daemon import relaying
 from tests.helpers.planted import HOSTILE, harm_of
 from tests.helpers.processes import Program, invoke
-from tests.helpers.receiver import served as served_receiver
+from tests.helpers.receiver import serve_receiver as served_receiver
 from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, open_states
 from tests.helpers.waiting import until

@@ -127,7 +127,7 @@ def test_the_shipped_configuration_delivers_an_event_and_health_checks_see_runni
     for program in programs:
         assert program.stop(60) == 0, program.output
     assert [check_health(place, *check) for check in checks[:2]] == [1, 1]
-    assert checkers.complaints(place.logs()) == []
+    assert checkers.find_complaints(place.logs()) == []
 
 
 # --- The units under a real systemd, with their hardening
@@ -207,7 +207,7 @@ def test_hardened_units_work_and_recover_from_mistakes_and_crashes(tmp_path: Pat
         for name in SERVICES:
             assert machine.systemctl("stop", name) == 0
             assert machine.shown(name, "Result") == "success", (name, unit(name)["TimeoutStopSec"])
-        assert checkers.complaints(machine.logs()) == []
+        assert checkers.find_complaints(machine.logs()) == []
 
 
 # --- The units are valid and hardened

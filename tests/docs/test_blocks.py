@@ -42,6 +42,7 @@ TESTED_ELSEWHERE = {
 """Maps pages and folders whose commands need more than a shell to their tests."""
 
 FIRST = "docs/tutorial/quickstart.md"
+ALSO_AFTER_THE_FIRST = "docs/how-to/add-a-sync.md"
 SECOND = "docs/tutorial/integrate-two-services.md"
 """The page that continues `FIRST`. The commands of both are run each time, those of the others in nightly tests."""
 
@@ -63,7 +64,7 @@ def test_every_block_is_of_a_tested_kind_and_every_configuration_is_complete(pag
     ],
 )
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Path) -> None:
-    read = [*(blocks(PAGES[FIRST]) if page == SECOND else ()), *blocks(PAGES[page])]
+    read = [*(blocks(PAGES[FIRST]) if page in (SECOND, ALSO_AFTER_THE_FIRST) else ()), *blocks(PAGES[page])]
     with shell(tmp_path) as terminal:
         for position, block in enumerate(read):
             if block.info == "toml":

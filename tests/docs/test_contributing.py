@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import PAGES, ROOT, Block, Shell, apply, blocks, shell, the_block
-from tests.helpers.databases import opened
+from tests.helpers.databases import open_engine
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.machine import ROOM, program
 from tests.helpers.relaying import give_up
 from tests.helpers.scripted import answer, serving
-from tests.helpers.tables import facts, rows, stored
+from tests.helpers.tables import facts, read_inbox, rows
 from tests.helpers.traffic import events
 from tests.helpers.webhooks import config_text
 
@@ -165,14 +165,14 @@ def type_commands(terminal: Shell, commands: str) -> None:
 
 def test_a_dump_is_restored_with_roles_and_a_base_backup_is_taken(server: KillablePostgres, tmp_path: Path) -> None:
     with open_shell(server, tmp_path) as terminal:
-        with opened(server.url("inbox")) as before:
+        with open_engine(server.url("inbox")) as before:
             give_up(before, server.url("inbox"), events(30))
-            expected = (stored(before), facts(before))
+            expected = (read_inbox(before), facts(before))
         for block in blocks(PAGES[BACKUP]):
             if block.info == "sh":
                 type_commands(terminal, block.text.replace("/backup", str(tmp_path)))
-    with opened(server.url("restored")) as after:
-        assert (stored(after), facts(after)) == expected
+    with open_engine(server.url("restored")) as after:
+        assert (read_inbox(after), facts(after)) == expected
         assert rows(after, MAY.format(role="inbox_reader")) == [{"rolname": "inbox_reader", "may": True}]
     assert (tmp_path / "base" / "backup_manifest").exists()
     assert {path.name for path in (tmp_path / "here").glob("*.db")} == {"inbox.db", "backup.db", "copy.db"}
@@ -186,7 +186,7 @@ def test_roles_get_their_rights_and_settings(server: KillablePostgres, tmp_path:
             elif block.info == "sql":
                 type_commands(terminal, f"psql --quiet --set=ON_ERROR_STOP=1 --dbname=inbox <<'SQL'\n{block.text}SQL\n")
         type_commands(terminal, the_block(ROLES, "sh", "inbox roles"))  # as the page says of new login roles
-    with opened(server.url("inbox")) as engine:
+    with open_engine(server.url("inbox")) as engine:
         for role, may in (("anna", True), ("receiver_1", False)):
             assert rows(engine, MAY.format(role=role)) == [{"rolname": role, "may": may}]
         query = "SELECT setconfig FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole WHERE rolname = 'anna'"

@@ -22,7 +22,7 @@ import yaml
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from docs.blocks.metrics import alerts, runbook_of
+from docs.blocks.metrics import name_runbook, read_alerts
 from inbox.loader.load import parse_config
 from relay.delivery.alerts import SENTENCES
 from relay.delivery.policy import policies
@@ -322,7 +322,7 @@ def test_every_vendor_of_the_page_has_a_service_here() -> None:
 FOLDER = ROOT / "deploy" / "prometheus"
 RUNBOOKS = "docs/how-to/runbooks/"
 SITE = "https://docs.example.com/"
-ALERTS = list(alerts())
+ALERTS = list(read_alerts())
 RECORDS: list[dict[str, Any]] = [
     rule
     for group in yaml.safe_load((FOLDER / "slo.yml").read_text(encoding="utf-8"))["groups"]
@@ -404,14 +404,14 @@ def test_every_alert_has_a_severity_and_a_runbook_and_every_runbook_an_alert() -
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert rule["labels"]["service"] == "inbox-relay"
         assert rule["annotations"]["summary"].endswith(".")
-        assert rule["annotations"]["runbook_url"] == SITE + page_of(RUNBOOKS + runbook_of(rule["alert"]))
+        assert rule["annotations"]["runbook_url"] == SITE + page_of(RUNBOOKS + name_runbook(rule["alert"]))
     pages = {
         page: words for page, words in PAGES.items() if page.startswith(RUNBOOKS) and not page.endswith("README.md")
     }
-    assert pages.keys() == {RUNBOOKS + runbook_of(rule["alert"]) for rule in ALERTS}
+    assert pages.keys() == {RUNBOOKS + name_runbook(rule["alert"]) for rule in ALERTS}
     for page, words in pages.items():
         title, *sections = re.findall(r"^#+ (.+)$", words, re.MULTILINE)
-        assert page.endswith("/" + runbook_of(title))
+        assert page.endswith("/" + name_runbook(title))
         assert sections == ["Meaning", "Diagnose", "Fix"], page
         assert len(words.splitlines()) <= 45, f"{page}: longer than a screen"
 

@@ -31,9 +31,9 @@ from relay.sync.fields import compile_fields
 from tests.docs import cookbook
 from tests.docs.pages import PAGES, blocks, the_block
 from tests.helpers.bad_night import happen
-from tests.helpers.databases import opened
-from tests.helpers.delivering import LOCAL, a_delivery, context, delivered
-from tests.helpers.machine import asked
+from tests.helpers.databases import open_engine
+from tests.helpers.delivering import LOCAL, a_delivery, as_delivered, context
+from tests.helpers.machine import run_sqlite_shell
 from tests.helpers.metrics import DASHBOARD, expressions, unknown_in
 from tests.helpers.page import TOKEN as WEB_TOKEN
 from tests.helpers.page import Entrance, entrance, on_database
@@ -117,7 +117,7 @@ def parse_local(text: str, server: ScriptedServer) -> Config:
 
 def deliver(config: Config, delivery: Delivery) -> Delivered:
     (route,) = config.routes
-    return delivered(destinations.build(config)[route](delivery, context()))
+    return as_delivered(destinations.build(config)[route](delivery, context()))
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +224,7 @@ def test_the_example_handler_delivers_skips_and_retries(
         relay = place.relay("--drain")
         assert relay.ends() == 0, relay.output
 
-    with opened(sqlite_database_url) as engine:
+    with open_engine(sqlite_database_url) as engine:
         kinds = [fact["kind"] for fact in sorted(facts(engine), key=lambda fact: fact["seq"])]
     assert kinds == ["delivered", "dead", "attempt_failed"]
     written = (tmp_path / "changes.txt").read_text()
@@ -299,7 +299,7 @@ def test_each_role_and_each_of_its_settings_has_its_row() -> None:
 
 def test_the_command_of_the_page_reads_a_sqlite_file(sqlite_database_url: str) -> None:
     _, where, query = shlex.split(the_block(ROLES_PAGE, "sh", "mode=ro"))
-    assert asked(where.replace("inbox.db", sqlite_database_url.removeprefix("sqlite:///")), query) == "0"
+    assert run_sqlite_shell(where.replace("inbox.db", sqlite_database_url.removeprefix("sqlite:///")), query) == "0"
 
 
 # --- Queries of docs/reference/dba.md give the page's results on both databases

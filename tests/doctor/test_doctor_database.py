@@ -29,7 +29,7 @@ from tests.doctor.examining import (
     run_sql,
     start_a_relay,
 )
-from tests.helpers.databases import granted, opened
+from tests.helpers.databases import grant_roles, open_engine
 from tests.helpers.processes import invoke
 from tests.helpers.relaying import give_up
 from tests.helpers.webhooks import config_text, moment
@@ -87,7 +87,7 @@ def test_an_owner_without_a_transaction_timeout_is_found_until_the_roles_are_mad
         patch.setattr(migrate, "lacking_rights", lambda _engine: ["mine"])
         assert findings_of(place, "rights") == [("rights_lacking", "mine")]
     assert findings_of(place, "rights") == []  # where there are no roles
-    with granted(postgres_database_url, prefix) as roles:
+    with grant_roles(postgres_database_url, prefix) as roles:
         assert findings_of(place, "rights") == []
         owner = postgres_engine.url.username
         run_sql(postgres_engine, f'ALTER ROLE "{owner}" IN DATABASE "{postgres_engine.url.database}" RESET ALL')
@@ -208,7 +208,7 @@ def write_change(engine: Engine, change: str) -> str:
 def test_a_change_is_found(change: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     kind, statements, subject = CHANGES[change]
     url = request.getfixturevalue(f"{kind}_database_url")
-    with opened(url) as engine:
+    with open_engine(url) as engine:
         for statement in statements:
             run_sql(engine, write_change(engine, statement))
     assert findings_of(installation(tmp_path, url), "schema") == [("schema_differs", subject)]

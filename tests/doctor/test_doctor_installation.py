@@ -36,9 +36,9 @@ from tests.doctor.examining import (
     run_sql,
     start_a_relay,
 )
-from tests.helpers.databases import opened
+from tests.helpers.databases import open_engine
 from tests.helpers.processes import invoke
-from tests.helpers.scripted import closed_port
+from tests.helpers.scripted import find_closed_port
 
 OF_THE_TESTS_SERVER = {"fsync", "full_page_writes"}
 """Settings of the tests' Postgres, which does not sync its files."""
@@ -58,7 +58,7 @@ def test_the_command_exits_with_0_without_a_finding(
     tmp_path: Path, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = installation(tmp_path, sqlite_database_url)
-    with opened(sqlite_database_url) as engine:
+    with open_engine(sqlite_database_url) as engine:
         start_a_relay(engine)
     monkeypatch.setenv("COLUMNS", "80")
     ended = invoke("inbox", "doctor", **environment_of(place))
@@ -85,7 +85,7 @@ def test_only_runs_one_examination_and_suggests_a_name_for_a_wrong_one(
 
 
 def test_a_database_that_does_not_answer_is_one_finding_and_the_others_need_it(tmp_path: Path) -> None:
-    place = installation(tmp_path, f"postgresql+psycopg://relay:hidden@127.0.0.1:{closed_port()}/inbox")
+    place = installation(tmp_path, f"postgresql+psycopg://relay:hidden@127.0.0.1:{find_closed_port()}/inbox")
     ended = invoke("inbox", "doctor", "--json", **environment_of(place))
     document = json.loads(ended.stdout)
     assert [each["kind"] for each in document["examinations"][0]["findings"]] == ["database_unreachable"]
@@ -157,7 +157,7 @@ _ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELE
 
 
 def test_an_examination_does_not_wait_for_a_locked_table(tmp_path: Path, postgres_database_url: str) -> None:
-    with opened(postgres_database_url) as engine, engine.begin() as other:
+    with open_engine(postgres_database_url) as engine, engine.begin() as other:
         other.execute(text("LOCK TABLE gate IN ACCESS EXCLUSIVE MODE"))
         result = examine(installation(tmp_path, postgres_database_url), "relay")
     assert "lock timeout" in (result.needs or "")
@@ -176,7 +176,7 @@ def test_examinations_do_not_change_a_sqlite_file(tmp_path: Path, sqlite_databas
 
 def test_a_role_without_rights_learns_the_needs_of_each_examination(tmp_path: Path, postgres_database_url: str) -> None:
     role = "doctor_without_rights"
-    with opened(postgres_database_url) as engine:
+    with open_engine(postgres_database_url) as engine:
         run_sql(engine, f"CREATE ROLE {role} LOGIN")
         try:
             url = make_url(postgres_database_url).set(username=role).render_as_string(hide_password=False)

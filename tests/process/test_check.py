@@ -12,7 +12,7 @@ import pytest
 from tests.core.test_config_links import MISTAKEN
 from tests.helpers.planted import Planted
 from tests.helpers.processes import Ended, Site, site
-from tests.helpers.scripted import answer, closed_port, hang, serving
+from tests.helpers.scripted import answer, find_closed_port, hang, serving
 
 SECRET = Planted()
 GOOD = """
@@ -104,7 +104,7 @@ def test_both_sides_report_the_same_mistakes_when_they_start(place: Site) -> Non
     mistakes = [each for each in document["findings"] if each["level"] == "mistake"]
     told = {f"{each['file']}:{each['line']}: {each['key']}: {each['text']}" for each in mistakes if each["line"]}
     assert (ended.status, document["mistakes"]) == (2, len(mistakes))
-    receiver, relay = place.refused_receiver(), place.relay()
+    receiver, relay = place.start_refused_receiver(), place.relay()
     serve = place.invoke("inbox", "serve")
     assert (receiver.ends(), relay.ends(), serve.status) == (2, 2, 2)
     of_receiver, of_serve, of_relay = (
@@ -152,7 +152,7 @@ def test_a_database_without_a_schema_is_a_mistake_and_is_not_created(place: Site
 
 
 def test_an_unreachable_database_is_a_mistake_with_online_only(place: Site, database_url: str) -> None:
-    url = f"postgresql+psycopg://relay:{SECRET.plain('database')}@127.0.0.1:{closed_port()}/inbox"
+    url = f"postgresql+psycopg://relay:{SECRET.plain('database')}@127.0.0.1:{find_closed_port()}/inbox"
     configure(place, "env:DB")
     ended = check(place, "--json", DB=url)
     assert (ended.status, json.loads(ended.stdout)["database"]["state"]) == (0, "not asked")
@@ -195,7 +195,7 @@ def test_online_calls_each_system_without_changing_it_and_accepts_any_response(
 
 def test_an_unreachable_system_is_a_warning_with_its_line(place: Site, sqlite_database_url: str) -> None:
     with serving(hang) as server:
-        for url, told in ((server.url, "0.2 s"), (f"http://127.0.0.1:{closed_port()}", "Connection refused")):
+        for url, told in ((server.url, "0.2 s"), (f"http://127.0.0.1:{find_closed_port()}", "Connection refused")):
             configure(place, sqlite_database_url, url, timeout="200ms")
             ended = check(place, "--online", "--json")
             assert [each[:3] for each in findings(ended)] == [("warning", 7, "[destinations.audit]")]

@@ -22,14 +22,14 @@ from inbox.db.schema import metadata
 from inbox.errors import ConfigError
 from tests.docs.pages import ROOT
 from tests.helpers import checkers
-from tests.helpers.databases import Granted, PostgresServer, connect_postgres, gone, granted, opened
+from tests.helpers.databases import Granted, PostgresServer, connect_postgres, gone, grant_roles, open_engine
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.machine import ROOM
 from tests.helpers.planted import Planted
 from tests.helpers.processes import RELAY, Site, site
-from tests.helpers.receiver import posted
+from tests.helpers.receiver import post_json
 from tests.helpers.relaying import fill
-from tests.helpers.tables import open_states, rows, stored
+from tests.helpers.tables import open_states, read_inbox, rows
 from tests.helpers.traffic import Sender, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text, moment
@@ -42,7 +42,7 @@ def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_fi
     fix = "SELECT setval('public.inbox_seq_seq', 2)"
     with contextlib.closing(connect_postgres(postgres_database_url)) as owner:
         owner.execute("SELECT setval('inbox_seq_seq', 1)")
-        receiver, relay = postgres_place.refused_receiver(), postgres_place.relay("--processes", "2")
+        receiver, relay = postgres_place.start_refused_receiver(), postgres_place.relay("--processes", "2")
         listing = postgres_place.invoke("inbox", "list", "--json")
         assert (listing.status, len(json.loads(listing.stdout))) == (0, 2)
         for program in (receiver, relay):
@@ -204,7 +204,7 @@ def database_of_another(server: PostgresServer) -> Iterator[str]:
 def install(url: str, schema: str) -> Iterator[Engine]:
     """Migrate this schema and connect to it."""
     within = make_url(url).update_query_dict({"schema": schema}).render_as_string(hide_password=False)
-    with opened(within) as engine:
+    with open_engine(within) as engine:
         migrate.upgrade(engine)
         yield engine
 
@@ -215,14 +215,14 @@ def apart(postgres_server: PostgresServer) -> Iterator[Granted]:
     with (
         database_of_another(postgres_server) as url,
         install(url, "apart"),
-        granted(url, f"w{os.getpid()}", "apart") as made,
+        grant_roles(url, f"w{os.getpid()}", "apart") as made,
     ):
         yield made
 
 
 @pytest.fixture
 def admin(apart: Granted) -> Iterator[Engine]:
-    with opened(apart.admin_url) as made:
+    with open_engine(apart.admin_url) as made:
         yield made
 
 
@@ -287,8 +287,8 @@ def test_each_role_has_every_right_that_its_work_needs(apart: Granted, admin: En
         relay = place.start("relay", *RELAY, "run", INBOX_DATABASE_URL=apart.url("relay"))
         with Sender(tmp_path / "sends.jsonl", port, [*events(EVENTS), *events(5)], connections=4) as sender:
             until(lambda: sender.is_done, "all is acknowledged", within=PATIENCE)
-        assert posted(port, PATH, b"{", HEADERS) == 400
-        assert posted(port, PATH, body(), {**HEADERS, "Prefer": "wait=20"}) == 200
+        assert post_json(port, PATH, b"{", HEADERS) == 400
+        assert post_json(port, PATH, body(), {**HEADERS, "Prefer": "wait=20"}) == 200
         until(
             lambda: not open_states(admin) and rows(admin, "SELECT 1 FROM throughput_minute WHERE kind = 'source'"),
             "all is delivered, and the figures are written",
@@ -303,8 +303,8 @@ def test_each_role_has_every_right_that_its_work_needs(apart: Granted, admin: En
             assert ended.status == 0, (role, command, ended)
         assert (relay.stop(), receiver.stop()) == (0, 0)
         logs = place.logs()
-    assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR", "permission denied", "not written")) == []
-    assert len(stored(admin)) == EVENTS + 1
+    assert checkers.find_complaints(logs, ("Traceback", "CRITICAL", "ERROR", "permission denied", "not written")) == []
+    assert len(read_inbox(admin)) == EVENTS + 1
 
 
 def test_a_migrator_without_superuser_rights_creates_roles_too(apart: Granted, tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ from inbox.errors import UnfitDatabase
 from relay.store.database import Database
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
-from tests.helpers.databases import HOSTILE, connect_postgres, pinned, set_otherwise
+from tests.helpers.databases import HOSTILE, connect_postgres, read_pinned, set_otherwise
 from tests.helpers.processes import free_port, site
-from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, pooled, proxy, received
-from tests.helpers.receiver import CLOSE, HOST, JSON, SECRET, Answer, answers, ask, chunk, chunked, request, webhook
+from tests.helpers.proxies import PROXIES, Deployment, Ports, connect_tls, deployment, proxy, receive, run_pooler
+from tests.helpers.receiver import CLOSE, HOST, JSON, SECRET, Answer, answers, as_chunks, ask, chunk, request, webhook
 from tests.helpers.scripted import CERTIFICATE, ScriptedServer, hang, raw, reset, then_close
 from tests.helpers.scripted import serving as serve_script
-from tests.helpers.tables import count, facts, open_states, rows, stored
+from tests.helpers.tables import count, facts, open_states, read_inbox, rows
 from tests.helpers.traffic import Sender, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
@@ -98,7 +98,7 @@ def test_a_webhook_gets_through_byte_for_byte(deployed: Deployment, module_engin
         (webhook(payload=plain), plain),
         (webhook(payload=large), large),
         (
-            chunked(chunk(body("chunks", moment(deployed.ports.tls))), b"0\r\n\r\n"),
+            as_chunks(chunk(body("chunks", moment(deployed.ports.tls))), b"0\r\n\r\n"),
             body("chunks", moment(deployed.ports.tls)),
         ),
     ):
@@ -108,7 +108,7 @@ def test_a_webhook_gets_through_byte_for_byte(deployed: Deployment, module_engin
 
 
 def test_a_head_that_drips_is_ended_by_the_proxy(deployed: Deployment) -> None:
-    with deployed.connected() as sender:
+    with deployed.connect() as sender:
         sender.settimeout(0.05)
         drops = iter(webhook() * 3)
 
@@ -128,7 +128,7 @@ def test_a_head_that_drips_is_ended_by_the_proxy(deployed: Deployment) -> None:
 def test_an_incomplete_body_does_not_reach_the_receiver(deployed: Deployment, module_engine: Engine) -> None:
     known, others = count(module_engine, "rejected_request"), "rejected_request WHERE cause <> 'not_authenticated'"
     of_others = count(module_engine, others)
-    with deployed.connected() as sender:
+    with deployed.connect() as sender:
         sender.sendall(webhook()[:-1])
         for _ in range(2):
             assert [answer.status for answer in deployed.send(webhook(without=(SECRET,)))] == [401]
@@ -207,9 +207,9 @@ def test_a_receiver_whose_host_takes_no_connection_costs_no_webhook(sqlite_datab
         place.receiver(workers=1, port=ports.receiver)
         with proxy("nginx", tmp_path, ports, impatient):
             for number in range(4):
-                with connected(ports.tls) as sender:
+                with connect_tls(ports.tls) as sender:
                     sender.sendall(webhook(payload=body("frozen", moment(number))))
-                    (answer,) = answers(received(sender))
+                    (answer,) = answers(receive(sender))
                     assert (answer.status, b'"accepted"' in answer.body) == (200, True)
 
 
@@ -288,9 +288,9 @@ def send_all(ports: Ports) -> dict[str, Reply]:
     """Send hostile requests with TLS, without TLS, by other names, and with incomplete heads and bodies."""
     found: dict[str, Reply] = {}
     for name, data in make_hostile():
-        with connected(ports.tls) as sender:
+        with connect_tls(ports.tls) as sender:
             found[name] = reply(sender, data)
-    with connected(ports.tls) as slow_head, connected(ports.tls) as slow_body, connected(ports.tls) as reset_one:
+    with connect_tls(ports.tls) as slow_head, connect_tls(ports.tls) as slow_body, connect_tls(ports.tls) as reset_one:
         reset_one.sendall(sent(payload=b"x" * 1000)[:-900])
         reset_one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
         slow_head.sendall(sent()[:-10])
@@ -302,7 +302,7 @@ def send_all(ports: Ports) -> dict[str, Reply]:
                 sender, sent(payload=new_event(90))
             )
     for server_name in ("other.example.com", None):
-        with contextlib.suppress(ssl.SSLError, ConnectionError), connected(ports.tls, name=server_name) as sender:
+        with contextlib.suppress(ssl.SSLError, ConnectionError), connect_tls(ports.tls, name=server_name) as sender:
             found[f"the TLS name {server_name}"] = reply(
                 sender, sent(host=(server_name or "").encode(), payload=new_event(91))
             )
@@ -331,12 +331,12 @@ def test_no_log_shows_a_secret_and_every_2xx_has_a_row(deployed: Deployment, mod
 
 def test_another_host_gets_421_or_no_handshake(deployed: Deployment) -> None:
     for host in (b"other.example.com", b"127.0.0.1", b"localhost.localdomain"):
-        with connected(deployed.ports.tls) as sender:
+        with connect_tls(deployed.ports.tls) as sender:
             assert reply(sender, sent(host=host, payload=new_event(70))).status == 421, host
     with socket.create_connection(("127.0.0.1", deployed.ports.plain), timeout=10) as sender:
         assert reply(sender, sent(payload=new_event(71))).status == 421
     for server_name in ("other.example.com", None):
-        with pytest.raises(ssl.SSLError), connected(deployed.ports.tls, name=server_name):
+        with pytest.raises(ssl.SSLError), connect_tls(deployed.ports.tls, name=server_name):
             pass
 
 
@@ -362,7 +362,7 @@ def test_no_log_shows_a_secret_whatever_the_receiver_answers_or_while_it_is_down
         ports = Ports(free_port(), free_port(), receiver.port)
         with proxy(name, tmp_path, ports):
             for _ in range(2):
-                with connected(ports.tls) as sender:
+                with connect_tls(ports.tls) as sender:
                     reply(sender, sent())
             receiver.close()
             found = send_all(ports)
@@ -375,7 +375,7 @@ def test_no_log_of_nginx_shows_a_secret_of_a_request_that_it_refuses_by_itself(t
     strict = {"proxy_read_timeout 75s": "proxy_read_timeout 1s", "limit_conn senders 100": "limit_conn senders 1"}
     with serve_script(hang) as receiver:
         ports = Ports(free_port(), free_port(), receiver.port)
-        with proxy("nginx", tmp_path, ports, strict), connected(ports.tls) as late, connected(ports.tls) as many:
+        with proxy("nginx", tmp_path, ports, strict), connect_tls(ports.tls) as late, connect_tls(ports.tls) as many:
             late.sendall(sent())
             assert receiver.arrived.acquire(timeout=10)
             assert [reply(many, sent()).status, reply(late, b"").status] == [503, 504]
@@ -390,7 +390,7 @@ def test_no_log_of_nginx_shows_a_secret_when_its_connections_run_out(tmp_path: P
         ports = Ports(free_port(), free_port(), receiver.port)
         few = {"worker_processes auto": "worker_processes 1", "worker_connections 4096": "worker_connections 8"}
         held.enter_context(proxy("nginx", tmp_path, ports, few))
-        senders = (held.enter_context(connected(ports.tls)) for _ in range(8))
+        senders = (held.enter_context(connect_tls(ports.tls)) for _ in range(8))
         assert any(is_refused(sender, receiver) for sender in senders)
     assert find_leaks(tmp_path) == {}
 
@@ -428,7 +428,7 @@ def hostile(postgres_database_url: str) -> str:
 @pytest.fixture
 def through(hostile: str) -> Iterator[str]:
     """The URL through a pooler with one server connection, whose state each client inherits from the one before."""
-    with pooled(hostile, {"default_pool_size": "1"}) as url:
+    with run_pooler(hostile, {"default_pool_size": "1"}) as url:
         yield url
 
 
@@ -461,7 +461,7 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(
 ) -> None:
     engine = postgres_engine
     with (
-        pooled(hostile) as url,
+        run_pooler(hostile) as url,
         serving(tmp_path / "arrivals.jsonl", seconds=0.01) as downstream,
         site(tmp_path, config_text(url + IN_TRANSACTIONS, downstream.url)) as place,
     ):
@@ -475,10 +475,10 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(
         assert relays.runs
         arrivals, sends, logs = downstream.arrivals.lines(), sender.sends.lines(), place.logs()
 
-    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in stored(engine)]
-    assert checkers.unstored(sends, stored(engine)) == []
-    assert checkers.out_of_order(arrivals, facts(engine)) == []
-    assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR")) == []
+    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in read_inbox(engine)]
+    assert checkers.find_unstored(sends, read_inbox(engine)) == []
+    assert checkers.find_out_of_order(arrivals, facts(engine)) == []
+    assert checkers.find_complaints(logs, ("Traceback", "CRITICAL", "ERROR")) == []
     assert len({fact["relay_node"] for fact in facts(engine)}) > 1
     facts_agree(engine)
 
@@ -486,8 +486,8 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(
 def test_a_transaction_has_the_pinned_settings_and_leaves_none_behind(through: str, relays: Engine) -> None:
     for _ in range(2):
         with relays.begin() as connection:
-            assert pinned(connection) == PINNED
-        assert call_in_receiver(through + IN_TRANSACTIONS, pinned) == PINNED
+            assert read_pinned(connection) == PINNED
+        assert call_in_receiver(through + IN_TRANSACTIONS, read_pinned) == PINNED
     with contextlib.closing(connect_postgres(through)) as stranger:
         for name, value in HOSTILE.items():
             assert stranger.execute(f"SHOW {name}".encode()).fetchone() == (value,)
@@ -511,7 +511,7 @@ def test_the_doctor_examines_everything_in_a_read_only_snapshot(through: str, re
 
 def test_a_migration_builds_an_index_concurrently_through_the_pooler(hostile: str) -> None:
     """The migrator needs three connections: its lock, the migration, and the check for blocking sessions."""
-    with pooled(hostile, {"default_pool_size": "3"}) as url:
+    with run_pooler(hostile, {"default_pool_size": "3"}) as url:
         made = engines.connect(url + IN_TRANSACTIONS, application="tests")
         assert migrate.upgrade(made).after == migrate.head()
         with made.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -524,14 +524,14 @@ def test_a_migration_builds_an_index_concurrently_through_the_pooler(hostile: st
 def test_without_pooler_in_the_url_every_program_names_the_fix(through: str, tmp_path: Path) -> None:
     with site(tmp_path, config_text(through)) as place:
         listing = place.invoke("inbox", "list")
-        relay, receiver = place.relay(), place.refused_receiver()
+        relay, receiver = place.relay(), place.start_refused_receiver()
         assert [listing.status, relay.ends(), receiver.ends()] == [2, 2, 2]
         for output in (listing.stderr, relay.output, receiver.output):
             assert "add pooler=transaction to the url" in " ".join(output.split())
 
 
 def test_a_pooler_that_drops_settings_is_refused_with_the_origin_of_each_value(hostile: str) -> None:
-    with pooled(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
+    with run_pooler(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
         made = engines.connect(url, application="tests")
         with pytest.raises(UnfitDatabase) as refused:
             guarantees.require(made)

@@ -26,12 +26,12 @@ from relay.store.database import Database
 from tests.docs.pages import the_block
 from tests.helpers.agreement import facts_agree
 from tests.helpers.daemon import running
-from tests.helpers.databases import migrated, opened
+from tests.helpers.databases import migrate_database, open_engine
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.machine import ROOM
 from tests.helpers.processes import Program, Site, site
 from tests.helpers.relaying import fill
-from tests.helpers.tables import count, open_states, stored
+from tests.helpers.tables import count, open_states, read_inbox
 from tests.helpers.traffic import Change, Downstream, Sender, endless, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE, config_text
@@ -156,12 +156,12 @@ class Pair(msgspec.Struct):
 
     def send_some(self) -> None:
         """Wait until `SOME` more events are acknowledged."""
-        enough = self.sender.acknowledged() + SOME
-        until(lambda: self.sender.acknowledged() >= enough, "webhooks are taken in", within=60)
+        enough = self.sender.acknowledged + SOME
+        until(lambda: self.sender.acknowledged >= enough, "webhooks are taken in", within=60)
 
-    def read_inbox(self) -> list[Change]:
-        with opened(self.standby.url(DATABASE)) as engine:
-            return [(event["entity"], event["occurred_at"]) for event in stored(engine)]
+    def read_changes(self) -> list[Change]:
+        with open_engine(self.standby.url(DATABASE)) as engine:
+            return [(event["entity"], event["occurred_at"]) for event in read_inbox(engine)]
 
 
 def page_url() -> str:
@@ -190,7 +190,7 @@ def start_pair(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
         primary = stack.enter_context(killable(data / "primary"))
         standby = stack.enter_context(killable(data / "standby", standby_of=primary))
         primary.create_database(DATABASE)
-        migrated(primary.url(DATABASE))
+        migrate_database(primary.url(DATABASE))
         primary.wait_for_standby(synchronous=synchronous)
         downstream = stack.enter_context(serving(folder / "arrivals.jsonl"))
         config = config_text(page_url_of(primary, standby), downstream.url, schedule=("200ms", "1s"))
@@ -209,7 +209,7 @@ def start_pair(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
 def test_a_synchronous_standby_loses_no_acknowledged_event_and_both_sides_go_on(tmp_path: Path) -> None:
     """Before the failover, read-only transactions work on the standby."""
     with start_pair(tmp_path, synchronous=True) as pair:
-        with opened(pair.standby.url(DATABASE)) as engine:
+        with open_engine(pair.standby.url(DATABASE)) as engine:
             database = Database(engine)
             for way in (database.snapshot, database.read, database.snapshot):
                 with way() as transaction:
@@ -221,7 +221,7 @@ def test_a_synchronous_standby_loses_no_acknowledged_event_and_both_sides_go_on(
         pair.send_some()
         pair.sender.enough()
         until(lambda: pair.sender.is_done, "the last is acknowledged")
-        inbox = Counter(pair.read_inbox())
+        inbox = Counter(pair.read_changes())
         until(
             lambda: (
                 {(line["entity"], line["occurred_at"]) for line in pair.downstream.arrivals.lines()} == inbox.keys()
@@ -245,7 +245,7 @@ def test_an_asynchronous_standby_that_lags_loses_events(tmp_path: Path) -> None:
         pair.standby.promote()
         pair.sender.enough()
         until(lambda: pair.sender.is_done, "the last is acknowledged")
-        assert len(pair.acknowledgements() - set(pair.read_inbox())) > SOME / 2
+        assert len(pair.acknowledgements() - set(pair.read_changes())) > SOME / 2
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -287,8 +287,8 @@ def send(folder: Path, port: int, sent: list[tuple[str, str]], url: str) -> None
     until(lambda: not open_states(engine_of(url)), "all is delivered", within=PATIENCE)
 
 
-def read_inbox(url: str) -> set[tuple[str, str]]:
-    return {(event["entity"], event["occurred_at"]) for event in stored(engine_of(url))}
+def read_changes(url: str) -> set[tuple[str, str]]:
+    return {(event["entity"], event["occurred_at"]) for event in read_inbox(engine_of(url))}
 
 
 @pytest.mark.long
@@ -306,7 +306,7 @@ def test_after_a_restore_lost_events_can_be_sent_again_as_new_ones(tmp_path: Pat
         first = stack.enter_context(killable(data / "first", more=archiving))
         first.create_database("inbox")
         url = first.url("inbox")
-        migrated(url)
+        migrate_database(url)
         downstream = stack.enter_context(serving(tmp_path / "arrivals.jsonl"))
         with working(tmp_path / "before", url, downstream) as (_, port):
             first.base_backup(data / "backup" / "base")
@@ -327,7 +327,7 @@ def test_after_a_restore_lost_events_can_be_sent_again_as_new_ones(tmp_path: Pat
         )
         url = second.url("inbox")
         until(lambda: second.run("SELECT 1 WHERE NOT pg_is_in_recovery()"), "it is promoted", within=PATIENCE)
-        assert read_inbox(url) == set(EARLIER)
+        assert read_changes(url) == set(EARLIER)
         with working(tmp_path / "after", url, downstream) as (place, port):
             assert place.invoke("relay", "verify").status == 0
             send(tmp_path, port, LATER, url)

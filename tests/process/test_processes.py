@@ -19,10 +19,10 @@ from inbox.receiver.writer import GroupCommit
 from tests.helpers import checkers
 from tests.helpers.databases import is_postgres
 from tests.helpers.processes import Program, Site, site
-from tests.helpers.receiver import a_link, posted
+from tests.helpers.receiver import a_link, post_json
 from tests.helpers.relaying import fill
 from tests.helpers.storing import an_event
-from tests.helpers.tables import count, facts, in_flight_of, open_states, rows, stored
+from tests.helpers.tables import count, facts, list_in_flight, open_states, read_inbox, rows
 from tests.helpers.traffic import Downstream, Held, Script, Sender, always_well, endless, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text, moment
@@ -77,7 +77,7 @@ def test_a_child_is_a_relay_that_is_replaced_when_it_ends_and_reloads_with_its_p
         assert parent.stop() == 0
         assert len(downstream.arrivals) == 50
     assert len([line for line in parent.output.splitlines() if " ERROR " in line]) == 6, "mistakes are told once"
-    assert checkers.complaints(place.logs()) == []
+    assert checkers.find_complaints(place.logs()) == []
     assert living(engine) == {killed}
     assert count(engine, "relay_node") == 4
 
@@ -90,13 +90,13 @@ def test_children_whose_parent_was_killed_stop_in_order_by_themselves(
     with serving(tmp_path / "arrivals.jsonl", calls) as downstream:
         place.configure(config_text(database_url, downstream.url))
         parent = start_parent(place, engine)
-        until(lambda: all(in_flight_of(engine, pid) for pid in parent.children()), "both work")
+        until(lambda: all(list_in_flight(engine, pid) for pid in parent.children()), "both work")
         parent.kill()
         until(lambda: parent.output.count("stopping node=") == 2, "both have noticed it")
         calls.go.set()
         until(lambda: not living(engine), "both have stopped")
         assert count(engine, "delivery_log") == len(downstream.arrivals) < 200
-    assert checkers.complaints(place.logs()) == []
+    assert checkers.find_complaints(place.logs()) == []
     assert {fact["kind"] for fact in facts(engine)} == {"delivered"}
     assert count(engine, "open_delivery WHERE attempt > 0 OR state = 'in_flight'") == 0
 
@@ -156,7 +156,7 @@ def test_every_worker_of_a_receiver_wakes_idle_relays(
         for relay in relays:
             relay.writes("started node=")
         for n in range(8):
-            assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
+            assert post_json(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
             until(lambda: count(engine, "delivery_log") == n + 1, "it is delivered")
         assert [relay.stop() for relay in relays] == [0, 0]
     assert {fact["kind"] for fact in facts(engine)} == {"delivered"}
@@ -180,16 +180,16 @@ def downstream_and_site(
         site(folder, config_text(database_url, downstream.url, concurrency=concurrency)) as place,
     ):
         yield downstream, place
-        assert checkers.complaints(place.logs()) == []
+        assert checkers.find_complaints(place.logs()) == []
 
 
 def assert_each_was_delivered_once_in_order(downstream: Downstream, engine: Engine) -> None:
     arrivals = downstream.arrivals.lines()
-    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in stored(engine)]
+    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in read_inbox(engine)]
     assert {line["attempt"] for line in arrivals} == {1}
     assert {fact["kind"] for fact in facts(engine)} == {"delivered"}
-    assert checkers.unfinished(stored(engine), facts(engine)) == []
-    assert checkers.out_of_order(arrivals, facts(engine)) == []
+    assert checkers.find_unfinished(read_inbox(engine), facts(engine)) == []
+    assert checkers.find_out_of_order(arrivals, facts(engine)) == []
 
 
 @pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["alone", "a parent"])
@@ -204,7 +204,7 @@ def test_a_relay_that_stops_in_mid_drain_repeats_no_call_and_uses_no_attempt(
 
         def all_work() -> bool:
             relays = relay.children() or [relay.pid]
-            return len(downstream.arrivals) >= 40 and all(in_flight_of(engine, pid) for pid in relays)
+            return len(downstream.arrivals) >= 40 and all(list_in_flight(engine, pid) for pid in relays)
 
         until(all_work, "the drain is under way")
         os.killpg(relay.pid, signal.SIGTERM)
@@ -261,7 +261,7 @@ def test_signals_during_the_end_of_a_relay_change_nothing(sqlite_place: Site, op
 
     until(has_ended, "the relay ends", poll=0.001)
     assert relay.ends(within=0) == 0
-    assert checkers.complaints(sqlite_place.logs()) == []
+    assert checkers.find_complaints(sqlite_place.logs()) == []
 
 
 def test_a_new_relay_takes_over_from_an_old_one_without_a_repeated_call(
@@ -273,8 +273,8 @@ def test_a_new_relay_takes_over_from_an_old_one_without_a_repeated_call(
         until(lambda: len(downstream.arrivals) >= 40, "the drain is under way")
         for _ in range(2):
             new = place.relay()
-            until(lambda: in_flight_of(engine, new.pid), "the new one works, too")
-            until(lambda: in_flight_of(engine, old.pid), "the old one still does")
+            until(lambda: list_in_flight(engine, new.pid), "the new one works, too")
+            until(lambda: list_in_flight(engine, old.pid), "the old one still does")
             assert old.stop() == 0
             old = new
         downstream.seconds = 0.02
@@ -289,13 +289,13 @@ def test_an_event_acknowledged_before_a_stop_is_stored(
 ) -> None:
     receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
     with Sender(tmp_path / "sends.jsonl", port, endless(), connections=8, tries=1) as sender:
-        until(lambda: sender.acknowledged() >= 300, "the receiver is under load")
+        until(lambda: sender.acknowledged >= 300, "the receiver is under load")
         assert receiver.stop() == 0
     sends = sender.sends.lines()
-    assert checkers.unstored(sends, stored(engine)) == []
-    assert checkers.two_numbers(sends, stored(engine)) == []
+    assert checkers.find_unstored(sends, read_inbox(engine)) == []
+    assert checkers.find_two_numbers(sends, read_inbox(engine)) == []
     assert {line["status"] for line in sends if line["outcome"] == "failed"} <= {503}
-    assert checkers.complaints(place.logs()) == []
+    assert checkers.find_complaints(place.logs()) == []
     assert not {"ok", "unknown"} - {line["outcome"] for line in sends}
 
 

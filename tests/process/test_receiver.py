@@ -29,7 +29,7 @@ from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.fields import LARGEST_FORM_PAYLOAD
 from tests.helpers.processes import GUNICORN, Program, Site, free_port, gunicorn_after, site
-from tests.helpers.receiver import CLOSE, SECRET, Answer, answers, ask, memory_of, posted, receiving, webhook
+from tests.helpers.receiver import CLOSE, SECRET, Answer, answers, ask, memory_of, post_json, receiving, webhook
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
@@ -292,7 +292,7 @@ def test_a_sender_outside_allow_from_gets_the_response_of_a_wrong_secret(
     told = refusals.told(6)
     assert told[:2] == [
         ("it comes from 203.0.113.9, which allow_from does not have", "203.0.113.9"),
-        ("it shows no secret", "192.0.2.1"),
+        ("it has no secret", "192.0.2.1"),
     ]
     assert [address for _, address in told[2:]] == ["fe80::1", None, None, None], "nothing but an address is kept"
 
@@ -353,7 +353,7 @@ def test_claims_of_an_untrusted_sender_are_ignored(receiver: Receiver) -> None:
 def test_a_receiver_that_would_trust_every_sender_does_not_start(sqlite_place: Site, sqlite_database_url: str) -> None:
     sqlite_place.configure(config_text(sqlite_database_url) + SOURCE)
     for proxies in ("*", "127.0.0.1,::/0"):
-        program = sqlite_place.refused_receiver(FORWARDED_ALLOW_IPS=proxies)
+        program = sqlite_place.start_refused_receiver(FORWARDED_ALLOW_IPS=proxies)
         assert program.ends() != 0
         assert "[sources.guarded] allow_from: FORWARDED_ALLOW_IPS lets every sender claim any address" in program.output
 
@@ -435,7 +435,7 @@ def test_a_worker_grows_by_at_most_four_times_the_largest_body(
         (worker,) = program.children()
 
         def send(kind: str, body: bytes) -> int:
-            return posted(port, "/webhooks/github", body, sign(kind, body))
+            return post_json(port, "/webhooks/github", body, sign(kind, body))
 
         assert send("one string", b'{"id":1}') == 200
         before, grown, sizes = memory_of(worker), dict[str, float](), list[int]()

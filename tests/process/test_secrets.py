@@ -30,7 +30,7 @@ from tests.helpers.machine import ROOM
 from tests.helpers.metrics import exposition, metrics_at
 from tests.helpers.planted import LAST, Echo, Planted, Reply, all_text, echoing, harm_of
 from tests.helpers.processes import GUNICORN, Site, site
-from tests.helpers.receiver import ask, posted
+from tests.helpers.receiver import ask, post_json
 from tests.helpers.tables import rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
@@ -181,7 +181,7 @@ def post_all(secret: Planted, port: int) -> None:
         (401, "/webhooks/nobody", body(ENTITY), right | more),
     ]
     for expected, path, payload, headers in sent:
-        assert posted(port, path, payload, headers) == expected, path
+        assert post_json(port, path, payload, headers) == expected, path
 
 
 def relay_all(place: Site, engine: Engine, metrics: int) -> str:
@@ -226,7 +226,7 @@ def start_with_mistakes(place: Site, text: str, secret: Planted) -> None:
     """Start both sides with mistakes in the file, each beside a secret."""
     bad = json.dumps(secret.odd("mistaken"))
     place.configure(f'{text}[destinations.odd]\nkind = "forward"\nurl = {bad}\npasword = {bad}\nauth = {bad}\n')
-    assert [place.relay().ends(), place.refused_receiver().ends()] == [2, 2]
+    assert [place.relay().ends(), place.start_refused_receiver().ends()] == [2, 2]
 
 
 TABLES = """

@@ -38,12 +38,12 @@ from tests.helpers.metrics import (
     metrics_at,
     plain,
     scrape,
-    served,
     total,
+    try_scrape,
     variables,
 )
 from tests.helpers.processes import GUNICORN, free_port, listening, site
-from tests.helpers.receiver import ask, posted, status_of, webhook
+from tests.helpers.receiver import ask, post_json, status_of, webhook
 from tests.helpers.relaying import fill
 from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, duplicates, facts, rows
@@ -126,7 +126,7 @@ def test_a_scrape_counts_all_workers_even_ended_ones_and_its_failure_stops_no_we
     port, more = metrics_at("receiver")
     with site(tmp_path, config_text(postgres_database_url) + more) as place:
         receiver, webhooks = place.receiver(workers=2, besides=1)
-        until(lambda: served(port), "metrics are served")
+        until(lambda: try_scrape(port), "metrics are served")
         exporter = exporter_of(receiver)
         assert post(webhooks, *(body(f"u{n}") for n in range(40))) == {200: 40}
         assert post(webhooks, *(body(f"u{n}") for n in range(10))) == {200: 10}
@@ -153,13 +153,13 @@ def test_a_scrape_counts_all_workers_even_ended_ones_and_its_failure_stops_no_we
         os.kill(exporter, signal.SIGKILL)
         assert post(webhooks, body("without it")) == {200: 1}
         receiver.send(signal.SIGHUP)
-        until(lambda: served(port), "a reload brings it back")
+        until(lambda: try_scrape(port), "a reload brings it back")
         until(lambda: total(scrape(port), "inbox_received_total") == 1, "no count was lost meanwhile")
         exporter = exporter_of(receiver)
         assert receiver.stop() == 0
         assert has_ended(exporter)
         written = receiver.output.replace("was sent SIGKILL! Perhaps out of memory?", "")
-        assert checkers.complaints({"receiver": written}) == []
+        assert checkers.find_complaints({"receiver": written}) == []
 
 
 @contextmanager
@@ -192,14 +192,14 @@ def test_a_relay_is_scraped_despite_slow_connections_and_its_successor_at_the_sa
     port, more = metrics_at("relay")
     with site(tmp_path, config_text(sqlite_database_url) + more) as place:
         old = place.relay()
-        until(lambda: served(port), "metrics are served")
+        until(lambda: try_scrape(port), "metrics are served")
         with trickling(port, 200):
             assert "relay_facts_total" in scrape(port)
         new = place.relay("--processes", "2")
         new.writes(f"can't listen on 127.0.0.1:{port}, trying again")
         assert old.stop() == 0
-        until(lambda: served(port), "the new one has it")
-        assert checkers.complaints({"relay": old.output}) == []
+        until(lambda: try_scrape(port), "the new one has it")
+        assert checkers.find_complaints({"relay": old.output}) == []
 
         exporter = exporter_of(new)
         new.kill()
@@ -223,7 +223,7 @@ def test_relays_count_as_the_log_does(postgres_database_url: str, postgres_engin
             kinds = Counter(fact["kind"] for fact in logged)
 
             def told() -> Samples | None:
-                found = served(port) or {}
+                found = try_scrape(port) or {}
                 facts_of = {kind: n for (kind, _), n in found.get("relay_facts_total", {}).items() if n}
                 read = total(found, "relay_backlog_read_timestamp_seconds") > 0
                 return found if facts_of == kinds and read else None
@@ -236,7 +236,7 @@ def test_relays_count_as_the_log_does(postgres_database_url: str, postgres_engin
             assert found["relay_breaker"]["destination", "audit"] in {0, 2}
             assert set(found["relay_open_deliveries"]) >= {("everything", "ready"), ("everything", "dead")}
             assert relay.stop() == 0
-            assert checkers.complaints(place.logs()) == []
+            assert checkers.find_complaints(place.logs()) == []
 
 
 @pytest.mark.parametrize("program", [COUNTS, SERVES], ids=["counts", "serves"])
@@ -245,7 +245,7 @@ def test_counting_and_serving_touch_no_file_or_folder(program: str) -> None:
     port = free_port()
     command = [sys.executable, "-c", WATCHES + program, str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        until(lambda: served(port) is not None, "metrics are served")
+        until(lambda: try_scrape(port) is not None, "metrics are served")
         assert running.communicate("\n", timeout=20)[0] == ""
     assert running.returncode == 0
 
@@ -272,7 +272,7 @@ def test_the_exporter_has_no_more_rights_than_the_workers(sqlite_database_url: s
             )
             receiver, webhooks = place.receiver(1, ("-c", in_groups, *started), besides=1)
             assert identity(receiver.pid)["Groups"] == [4, 27]
-            until(lambda: served(port), "metrics are served")
+            until(lambda: try_scrape(port), "metrics are served")
             assert identity(exporter_of(receiver)) == {"Uid": [STRANGER] * 4, "Gid": [STRANGER] * 4, "Groups": []}
             assert status_of(ask(webhooks, webhook())) == 200
             until(lambda: total(scrape(port), "inbox_received_total") == 1, "it is counted")
@@ -305,12 +305,12 @@ def test_a_webhook_is_one_trace_and_a_collector_that_hangs_delays_nothing(
             relay = place.relay("--verbose")
 
             def post(payload: bytes, **headers: str) -> int:
-                return posted(port, f"{PATH}?a=1", payload, {**HEADERS, **headers})
+                return post_json(port, f"{PATH}?a=1", payload, {**HEADERS, **headers})
 
             assert [post(body("u1"), traceparent=SENDER), post(body("u2")), post(b"{}")] == [200, 200, 422]
             for name, number in ((CALL, 2), (ATTEMPT, 2), (INTAKE, 3)):
                 collector.wait_for(name, number)
-            first, second, rejected = collector.named(INTAKE)
+            first, second, rejected = collector.find_named(INTAKE)
             assert (first.trace_id, first.parent) == ("5e" * 16, "ab" * 8)
             assert second.parent == rejected.parent == ""
             assert (rejected.attributes["inbox.cause"], bool(rejected.failed)) == ("invalid_event", False)
@@ -333,7 +333,7 @@ def test_a_webhook_is_one_trace_and_a_collector_that_hangs_delays_nothing(
             assert {line["level"] for line in lines} == {"INFO"}
             assert all(set(line) <= set(KEYS) for line in lines)
             logged = {line["seq"]: (line["trace_id"], line["span_id"]) for line in lines if "did" in line}
-            assert {(span.trace_id, span.span_id) for span in collector.named(ATTEMPT)} <= set(logged.values())
+            assert {(span.trace_id, span.span_id) for span in collector.find_named(ATTEMPT)} <= set(logged.values())
             assert len(logged) == 42
 
 
@@ -407,7 +407,7 @@ def watched(sqlite_database_url: str, tmp_path: Path) -> Iterator[tuple[Promethe
         with listening(command, int(ports["9090"]), log=tmp_path / "prometheus.log", environment={}):
             prometheus = Prometheus(int(ports["9090"]))
             until(lambda: prometheus.values("sum(up)") == [2], "both are scraped", within=60)
-            yield prometheus, lambda entity: posted(webhooks, "/webhooks/shop", body(entity), HEADERS)
+            yield prometheus, lambda entity: post_json(webhooks, "/webhooks/shop", body(entity), HEADERS)
 
 
 def test_every_panel_variable_and_rule_has_data_and_nothing_fires(

@@ -25,9 +25,9 @@ from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.store.database import Database
 from tests.docs.pages import PAGES, Block, blocks, find_expected, shows
-from tests.helpers.databases import opened
+from tests.helpers.databases import open_engine
 from tests.helpers.processes import invoke
-from tests.helpers.receiver import served
+from tests.helpers.receiver import serve_receiver
 from tests.helpers.scripted import Seen, answer, serving
 from tests.vendors import clients, github_api, hubspot_api, okta_api, scim_api, shopify_api, stripe_api, trivore_api
 from tests.vendors.github_api import GitHub
@@ -96,7 +96,7 @@ def test_every_recipe_has_a_test_and_the_same_sections() -> None:
         if page.startswith("docs/recipes/") and not page.endswith("README.md"):
             assert f'"{Path(page).stem}"' in tests, f"no test follows {page}"
             headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-            parts = ["Configure", "What is sent", "What you see", "What goes wrong"]
+            parts = ["Configure", "Input", "Result", "Troubleshoot"]
             assert [each for each in headings if each in parts] == parts, page
 
 
@@ -257,7 +257,7 @@ class Walk:
 
     def _configure(self, text: str, where: str) -> None:
         (self.folder / "inbox.toml").write_text(self._reachable(text, where), encoding="utf-8")
-        port = self._stack.enter_context(served(self._database_url, read_config()))
+        port = self._stack.enter_context(serve_receiver(self._database_url, read_config()))
         self.urls[_RECEIVER] = f"http://127.0.0.1:{port}"
 
     def _reachable(self, text: str, where: str) -> str:
@@ -303,7 +303,7 @@ class Walk:
 
     def _drain(self) -> None:
         """Deliver all due deliveries."""
-        with opened(self._database_url) as engine:
+        with open_engine(self._database_url) as engine:
             Relay(Database(engine), prepare(read_config()), grace_seconds=20).run(drain=True)
 
     def _expect_request(self, text: str, where: str) -> None:

@@ -33,7 +33,7 @@ from relay.web import guard
 from relay.web.query import FORM_TYPE
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
-from tests.helpers.databases import Granted, granted
+from tests.helpers.databases import Granted, grant_roles
 from tests.helpers.page import (
     OPERATOR,
     OTHER_PASSWORD,
@@ -343,7 +343,7 @@ SELECTIONS: Mapping[str, Mapping[str, object]] = {
 
 @pytest.fixture(scope="module")
 def roles(module_database_url: str, module_engine: Engine) -> Iterator[Granted]:
-    with granted(module_database_url, f"p{os.getpid()}") as made:
+    with grant_roles(module_database_url, f"p{os.getpid()}") as made:
         fill_page(Steps(module_engine, clock=FakeClock()))
         yield made
 

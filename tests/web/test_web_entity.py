@@ -22,7 +22,7 @@ from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from relay.web.reveal import text_of
 from relay.web.screens import event as event_screen
-from tests.destinations.syncing import FETCHED, FOUND, World
+from tests.destinations.calling import FETCHED, FOUND, World
 from tests.helpers import scripted
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import VIEWER, Page, on_database, serving

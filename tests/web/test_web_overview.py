@@ -29,7 +29,7 @@ from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps, work_of
 from tests.helpers.storing import START, an_event
-from tests.helpers.tables import counted_statements
+from tests.helpers.tables import record_statements
 from tests.helpers.worlds import HOSTILE, fill_page
 
 CRM = RouteState("crm", is_configured=True)
@@ -127,7 +127,7 @@ def test_the_overview_has_routes_sources_destinations_and_counts_of_the_last_hou
 
 def test_the_overview_costs_few_statements(page: Page, lived_in: Steps) -> None:
     page.json("/overview.json")
-    with counted_statements() as statements:
+    with record_statements() as statements:
         page.json("/overview.json")
     read = [each for each in statements if each.lstrip().startswith(("SELECT", "WITH"))]
     assert len(read) <= 24, read

@@ -39,7 +39,7 @@ from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE
 from tests.helpers.page import OPERATOR, VIEWER, Page, serving
 from tests.helpers.relaying import FakeClock, Monotonic, Steps
 from tests.helpers.storing import START
-from tests.helpers.tables import counted_statements
+from tests.helpers.tables import record_statements
 from tests.helpers.waiting import stand_still, until
 
 
@@ -197,7 +197,7 @@ def test_a_hundred_simultaneous_refreshes_cost_few_reads_and_delay_no_page(page:
         with contextlib.closing(Page(page.url)) as browser:
             return ask(browser, f"/rejected?error=s{number}").status_code
 
-    with ThreadPoolExecutor(8) as threads, counted_statements() as seen:
+    with ThreadPoolExecutor(8) as threads, record_statements() as seen:
         answers = list(threads.map(refresh_one, range(100)))
         assert page.get("/rejected").status_code == 200
     assert set(answers) == {200, 204}

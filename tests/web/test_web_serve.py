@@ -28,7 +28,7 @@ from relay.web.render import STATIC, STATIC_FOLDER
 from tests.helpers import databases
 from tests.helpers.page import FAST, Page
 from tests.helpers.processes import RELAY, Program, Site, free_port, site
-from tests.helpers.proxies import NO_CHANGES, PROXIES, Ports, connected, proxy, received
+from tests.helpers.proxies import NO_CHANGES, PROXIES, Ports, connect_tls, proxy, receive
 from tests.helpers.receiver import ask
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -272,7 +272,7 @@ def request(
 ) -> Iterator[http.client.HTTPResponse]:
     """Send a request to `HOST` over TLS from this address and yield the response."""
     connection = http.client.HTTPConnection(HOST)
-    with connected(port, address, name=HOST) as connection.sock:
+    with connect_tls(port, address, name=HOST) as connection.sock:
         connection.request(method, path, body, {"Host": HOST, **headers})
         with connection.getresponse() as answer:
             yield answer
@@ -326,11 +326,11 @@ def test_a_claimed_address_is_never_believed(
     """The page reads FORWARDED_ALLOW_IPS itself; uvicorn, which would replace the address, must not."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
     with serve_behind("nginx", tmp_path, sqlite_database_url, "", changes) as (program, port):
-        with connected(port, "127.0.0.3", name=HOST) as browser:
+        with connect_tls(port, "127.0.0.3", name=HOST) as browser:
             form = urlencode({"name": "olga", "password": "wrong"})
             browser.sendall(
                 f"POST /sign-in HTTP/1.1\r\nHost: {HOST}\r\nOrigin: https://{HOST}\r\nX-Forwarded-For: 203.0.113.9\r\n"
                 f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n{form}".encode()
             )
-            assert received(browser).startswith(b"HTTP/1.1 401 ")
+            assert receive(browser).startswith(b"HTTP/1.1 401 ")
         program.writes(f"failed sign-in as olga from {address}\n")
