@@ -67,8 +67,8 @@ SMALL_BODY = 64 * 1024
 """Bytes. Nearly all webhooks are smaller, and the maximum number of open requests of this size fits in memory."""
 
 MEMORY_FOR_BODY = 4
-"""Memory of a body while it is handled, as a multiple of its size: itself, its text, what is read in it, the database's
-driver and the rows around it. `tests/process/test_receiver.py` holds it."""
+"""Memory of a body in progress, as a multiple of its size: bytes, text, parsed values, the database driver and the
+other rows. `tests/process/test_receiver.py` checks it."""
 
 
 class MemoryBudget:

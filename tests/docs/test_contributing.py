@@ -129,7 +129,7 @@ def test_the_examples_pass_ruff(copy: Path) -> None:
 def test_the_documentation_is_generated_with_the_examples(copy: Path) -> None:
     run(copy, "docs/generate.py")
     assert 'with `kind = "note"`' in (copy / "docs/reference/configuration.md").read_text(encoding="utf-8")
-    assert "| `python` | text | not null |" in (copy / "docs/reference/schema.md").read_text("utf-8")
+    assert "- `python` (text): version of Python it runs on\n" in (copy / "docs/reference/schema.md").read_text("utf-8")
 
 
 # --- Pages for DBAs, on a server of their own, since roles belong to a whole server
