@@ -1,4 +1,4 @@
-"""Alerts: rows of `alert`, one per change for the worse or back, and which of them are still to be logged and posted."""
+"""Alerts: rows of `alert`, one for each begin or recovery of a condition, and their logging and posting."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work, in_parts
 
 POST_AGAIN_AFTER = timedelta(seconds=60)
-"""The pause after a failed post, or after the posting relay is gone."""
+"""The pause before a failed post, or one whose relay died, is repeated."""
 MOST_TOLD_AT_ONCE = 200
 POSTED_WITHIN = timedelta(days=1)
-"""Older alerts are not posted: they no longer describe the present."""
+"""Age after which an alert is no longer posted."""
 
 
 def note(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -> None:
     """Store the alerts that differ from the last one of their kind and subject. Call under the order lock.
 
-    One that the database refuses is left out and logged: what it is about has happened all the same, and has to be recorded.
+    An alert that the database rejects is skipped and logged, so that the event it reports is recorded all the same.
     """
     kept = list(alerts)
     if not kept or _attempt(transaction, kept, now) is None:
@@ -46,12 +46,12 @@ def _attempt(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -
 def step_failed(work: Work, step: str, error: str) -> None:
     """Store an alert for a failing step of a relay."""
     with work.write() as transaction:
-        now = transaction.lock_first()  # a route that is locked may be what makes it fail
+        now = transaction.lock_first()  # the step may be failing because a route is locked
         note(transaction, [Alert("step_failed", step, firing=True, detail={"error": error})], now)
 
 
 def take_untold(work: Work) -> list[Posted]:
-    """Take some alerts that no relay has logged yet; from now on they count as logged."""
+    """Take some alerts that no relay has logged yet, and mark them as logged."""
     with work.database.read() as transaction:
         numbers = [row.id for row in transaction.execute(_UNTOLD, most=MOST_TOLD_AT_ONCE)]
     taken = _taken(work, "log_alerts", numbers, _TELL, {})
@@ -59,10 +59,10 @@ def take_untold(work: Work) -> list[Posted]:
 
 
 def take_unsent(work: Work) -> list[Posted]:
-    """Take an alert to be posted, if any; no other relay gets it for a minute.
+    """Take an alert to post, if any; no other relay gets it for a minute.
 
-    Alerts that were never tried go first, then those that have waited longest: one that can't be posted holds up none of
-    another subject. Those of one subject are posted in their order, so that the last one to be read says how it is.
+    Untried alerts go first, then those that have waited longest: one that can't be posted does not delay other subjects.
+    Alerts of one subject are posted in order, so that the last one read is the present state.
     """
     with work.database.read() as transaction:
         unsent = transaction.execute(_UNSENT, since=-POSTED_WITHIN.total_seconds())
@@ -71,13 +71,13 @@ def take_unsent(work: Work) -> list[Posted]:
 
 
 def posted(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
-    """Record that an alert was posted, or why not; a failed post is repeated in a minute, unless it `is_final`."""
+    """Record that an alert was posted, or the error. A failed post is repeated in a minute, unless it `is_final`."""
     with database.write() as transaction:
         transaction.execute(_POSTED, id=number, error=error, is_final=is_final)
 
 
 def newest(database: Database) -> list[Row]:
-    """Read `kind`, `subject` and `firing` of the newest alert of each subject that ever had one."""
+    """Read `kind`, `subject` and `firing` of the newest alert of each subject."""
     with database.read() as transaction:
         return transaction.rows_of(_NEWEST)
 
@@ -85,7 +85,7 @@ def newest(database: Database) -> list[Row]:
 def _taken(
     work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]
 ) -> list[Posted]:
-    """Take these alerts, unless another relay has them; an unreadable one is set aside."""
+    """Take these alerts, unless another relay has them; mark unreadable ones as unsendable."""
 
     def part(some: Sequence[int]) -> list[Posted]:
         with work.write() as transaction:
@@ -112,8 +112,8 @@ _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in SENTENCES)})"
 _COLUMNS = "alert.id, alert.at, alert.kind, alert.subject, alert.firing, alert.detail"
 
 
-# A loose scan: one look into the index for each subject that ever had an alert. SQLite would read all alerts of a kind for
-# a comparison of both columns at once.
+# A loose index scan: one lookup for each subject. For a comparison of both columns at once, SQLite would read all alerts
+# of a kind.
 NEWEST = """
 WITH RECURSIVE subjects(kind, subject) AS (
     SELECT * FROM (SELECT kind, subject FROM alert ORDER BY kind, subject LIMIT 1) first
@@ -161,7 +161,7 @@ ORDER BY post_after NULLS FIRST, at, id
 LIMIT 1
 """)
 
-# Check the condition again: another relay may have taken the alert meanwhile.
+# Checks the condition again: another relay may have taken the alert meanwhile.
 _POST = Statement(f"""
 UPDATE alert SET post_after = {sql.plus_seconds(f"(SELECT {sql.now})", ":again")}
 WHERE {_WANTED} AND {_IS_UNSENT} RETURNING {_COLUMNS}

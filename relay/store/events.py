@@ -1,4 +1,4 @@
-"""Reads events as deliveries: those that were claimed, the newest ones, and the newest of each entity."""
+"""Reads events as deliveries: claimed ones, the newest ones, and the newest of each entity."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from relay.store.transaction import Transaction
 
 
 def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
-    """Add their events to the rows of a claim, in the order of seq.
+    """Make deliveries of claimed rows and their events, in order of seq.
 
     Raises:
-        PayloadGone: an event has no headers and body any more.
+        PayloadGone: the headers and body of an event have been deleted.
     """
     if not claimed:
         return []
@@ -39,10 +39,10 @@ def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delive
 
 
 def payload_rows(transaction: Transaction, seqs: Iterable[int], columns: str = "seq, headers, body") -> Sequence[Any]:
-    """Read these payloads, as far as they are still there.
+    """Read those of these payloads that still exist.
 
-    The numbers are written into the statement: so Postgres opens only the leaves that have them. With parameters it opens
-    every leaf each time, which takes 90 ms for 400 leaves.
+    The numbers are literals, so that Postgres opens only the partitions that contain them. With parameters it opens every
+    partition, which takes 90 ms for 400 of them.
     """
     numbers = ", ".join(str(int(seq)) for seq in sorted(set(seqs)))
     if not numbers:
@@ -82,7 +82,7 @@ _EVENT = ", ".join(f"i.{name}" for name in _FIELDS)
 
 
 def _of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN401  # result rows
-    """The fields of a `Delivery` that come from its event; without a payload no headers, and None as its body."""
+    """Return the fields of a `Delivery` from its event; without a payload, no headers and None as the body."""
     return {name: getattr(event, name) for name in _FIELDS} | {
         "occurred_at": as_time(event.occurred_at),
         "received_at": as_time(event.received_at),
@@ -91,7 +91,7 @@ def _of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN40
     }
 
 
-# Read events and successes; `kind || ''` stops Postgres from reading the index of failed attempts from end to end.
+# Reads events and last successes; `kind || ''` keeps Postgres from scanning the whole index of failed attempts.
 _EVENTS = Statement(f"""
 SELECT i.seq, claimed.route, {_EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
@@ -105,14 +105,14 @@ LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
 
 
 def newest_events(database: Database, most: int) -> Iterator[Delivery]:
-    """Yield as many events, the newest first, as deliveries on no route. Without its payload, one has no headers and no body."""
+    """Yield the newest events, newest first, as deliveries without a route; those without a payload have no headers and body."""
     with database.read() as transaction:
         numbers = [row.seq for row in transaction.execute(_NEWEST_SEQS, most=most)]
-    for seq in numbers:  # each in a short transaction
+    for seq in numbers:  # a short transaction for each
         with database.read() as transaction:
             rows = transaction.execute(_BY_SEQ, seq=seq)
             payloads = payload_rows(transaction, (seq,))
-        for row in rows:  # unless retention has deleted it just now
+        for row in rows:  # empty if retention has just deleted the event
             yield _as_if_due(row, payloads[0] if payloads else None, "")
 
 
@@ -123,7 +123,7 @@ _BY_SEQ = text(f"SELECT i.seq, {_EVENT} FROM inbox i WHERE i.seq = :seq")
 # --- the newest event of each entity
 
 Place = tuple[str, str]
-"""Type and id: pages go by them."""
+"""Type and id of an entity, the order of pages."""
 FIRST: Place = ("", "")
 
 
@@ -133,7 +133,7 @@ class Chosen(msgspec.Struct, frozen=True):
     source: str
     route: str
     types: tuple[str, ...] = ()
-    """Only these types of entities; empty: all."""
+    """Only these entity types; empty: all."""
     entity_type: str | None = None
     entity_id: str | None = None
     since: datetime | None = None
@@ -141,9 +141,9 @@ class Chosen(msgspec.Struct, frozen=True):
 
 
 def entities(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
-    """Deliveries of the newest events of the next entities beyond this place, as if each were delivered now.
+    """Read the newest events of the next entities after this place, as if each were delivered now.
 
-    Those whose newest event did not take the route are among them: what they are now may concern it all the same.
+    Events that did not take the route are included: the present state of their entities may concern it.
     """
     with database.read() as transaction:
         rows = transaction.execute(
@@ -158,7 +158,7 @@ def entities(database: Database, chosen: Chosen, after: Place, most: int) -> lis
 
 
 def newest_of_entity(database: Database, source: str, route: str, place: Place) -> Delivery | None:
-    """A delivery of the newest event of one entity, as if it were delivered now; None: it has no event. It reads one row."""
+    """Read the newest event of one entity, as if it were delivered now; None without one. It reads one row."""
     with database.read() as transaction:
         rows = transaction.execute(_NEWEST_OF_ONE, source=source, entity_type=place[0], entity_id=place[1])
         payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
@@ -182,7 +182,7 @@ ORDER BY i.seq DESC LIMIT 1
 
 
 _OF_TYPES = f" AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})"
-# By whether only some types are chosen: without that condition the statement needs no other plan.
+# By whether types are selected: without that condition the statement is simpler to plan.
 _NEWEST = {
     of_types: Statement(f"""
 SELECT i.seq, {_EVENT}

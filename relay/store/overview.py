@@ -27,9 +27,9 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 MOST_LISTED = 20
-"""Open commands, failed ones, and relays that died."""
+"""The most open commands, failed commands, and dead relays to list."""
 _LEAD = timedelta(seconds=5)
-"""Two clocks, or a commit that takes long, make no more."""
+"""Lead over the database's clock that clock skew or slow commits can explain."""
 
 
 class HeldGate(msgspec.Struct, frozen=True):
@@ -38,23 +38,23 @@ class HeldGate(msgspec.Struct, frozen=True):
     kind: str
     name: str
     state: str
-    """paused, open, half_open or retired of a breaker, limited by a rate, or held since the endpoint asked for that."""
+    """`paused`; `open`, `half_open` or `retired` for a breaker; `limited` by its rate; `held` at the endpoint's request."""
     why: str | None
     by: str | None = None
-    """Operator who paused it."""
+    """The operator who paused it."""
     since: datetime | None = None
     until: datetime | None = None
     routes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
-        """Return its kind and name for people."""
+        """Its kind and name in words."""
         entity = entity_of(self.name) if self.kind == "entity" else None
         return f"{self.kind} {self.name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """Return the fields of a selection that name it."""
+        """The selection fields that name it."""
         entity = entity_of(self.name) if self.kind == "entity" else None
         if entity is None:
             return {self.kind: self.name}
@@ -74,11 +74,11 @@ class RelayState(msgspec.Struct, frozen=True):
     silent_seconds: float
     in_flight: int
     failing: Mapping[str, str]
-    """Steps that fail, with the errors."""
+    """Failing steps with their errors."""
 
 
 class FiringAlert(msgspec.Struct, frozen=True):
-    """An alert that has not recovered."""
+    """A firing alert."""
 
     kind: str
     subject: str
@@ -87,32 +87,32 @@ class FiringAlert(msgspec.Struct, frozen=True):
 
 
 class Overview(msgspec.Struct, frozen=True):
-    """Everything, at one moment."""
+    """The state of all routes, gates, relays, alerts, commands and sweeps at one moment."""
 
     at: datetime
     routes: tuple[RouteState, ...]
     gates: tuple[HeldGate, ...]
     relays: tuple[RelayState, ...]
-    """Running ones, and those that died in the last minutes."""
+    """Running relays, and those that died in the last minutes."""
     alerts: tuple[FiringAlert, ...]
     commands: tuple[Row, ...]
-    """Open ones, and those that failed lately; the newest first."""
+    """Open commands, and recently failed ones; the newest first."""
     sweeps: tuple[Row, ...]
     retention: tuple[Row, ...] = ()
-    """Progress of each kind of rows that was pruned."""
+    """Progress of pruning for each kind of rows."""
     ahead: Mapping[str, datetime] = {}
-    """Newest stored times, by column, that lie in the future of the database's clock."""
+    """The newest stored times that are ahead of the database's clock, by column."""
 
 
 def read_overview(database: Database, policies: Policies, most: int = MOST_COUNTED) -> Overview:
-    """Read everything, in one snapshot. Counts end at `most`."""
+    """Read the overview in one snapshot. Counts stop at `most`."""
     with database.snapshot() as transaction:
         now = transaction.now()
         alerts = tuple(read_firing(transaction))
         held = tuple(_held(transaction, policies, alerts, now))
         held_back: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
         for gate in held:
-            # An entity's pause holds back a few deliveries, and a rate that is used up lets others through soon.
+            # An entity's pause holds back few deliveries, and a used-up rate opens again soon.
             for route in gate.routes if gate.kind != "entity" and gate.state != "limited" else ():
                 held_back[route] += (f"{gate.kind} {gate.name}",)
         routes, in_flight = read_routes(transaction, policies, held_back, now, most)
@@ -130,7 +130,7 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
 
 
 def read_held_gates(database: Database, policies: Policies) -> tuple[HeldGate, ...]:
-    """Read the gates that hold deliveries back, in one snapshot."""
+    """Read the gates that hold back deliveries, in one snapshot."""
     with database.snapshot() as transaction:
         return tuple(_held(transaction, policies, tuple(read_firing(transaction)), transaction.now()))
 
@@ -159,7 +159,7 @@ def _goes_through(policy: RoutePolicy, key: GateKey) -> bool:
 
 
 def _limited(transaction: Transaction, policies: Policies, now: datetime) -> Iterator[HeldGate]:
-    """Yield the gates whose rate is used up for now."""
+    """Yield the gates whose rate limit is used up."""
     used = {(row.kind, row.name): as_time(row.rate_used_until) for row in transaction.execute(_RATES_USED)}
     limits = {limit.key: limit for policy in policies.values() for limit in policy.rate_limits}
     for key, limit in sorted(limits.items()):
@@ -181,17 +181,17 @@ def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[
 
 
 def read_firing(transaction: Transaction) -> Iterator[FiringAlert]:
-    """Read the alerts that have not recovered, the oldest first."""
+    """Read the firing alerts, the oldest first."""
     for row in transaction.execute(_FIRING):
         text_of_it = alert_text(row.kind, row.subject, as_json(row.detail))
         yield FiringAlert(row.kind, row.subject, as_time(row.at), text_of_it)
 
 
 def alert_text(kind: str, subject: str, detail: object, *, firing: bool = True) -> str:
-    """Word a row of `alert` in one line; kind and subject alone where this version has no sentence for it."""
+    """Return a row of `alert` as one line; only kind and subject if this version has no sentence for it."""
     known: Any = kind
     if kind not in SENTENCES or not isinstance(detail, dict):
-        return f"{kind} {subject}"  # of a newer version, or written by hand
+        return f"{kind} {subject}"  # from a newer version, or written by hand
     return "; ".join(sentence(Alert(known, subject, firing=firing, detail=detail)).splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Record: stores an attempt's outcome, the state that follows and the lane's next head, in one transaction."""
+"""Record: stores the outcome of an attempt, the resulting state and the lane's next head in one transaction."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ from relay.store.work import Work, in_parts
 
 STEP = "record"
 OWN_TRANSACTION = 8
-"""Outcomes of a route that are worth a transaction of their own, under the lock of that route alone."""
+"""Outcomes of one route that justify a separate transaction, which locks only that route."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """One recorded outcome: the fact it became; None when its lease was no longer the present one, or nothing could be stored."""
+    """A recorded outcome. Its fact is None if the lease was lost, or if nothing could be stored."""
 
     delivery: Delivery
     fact: AnyFact | None
@@ -64,19 +64,19 @@ def record(
     *,
     host_now: Callable[[], datetime] | None = None,
 ) -> Iterator[list[Recorded]]:
-    """Record the outcomes of attempts: in few transactions, by route, and in smaller parts when one of them can't be recorded.
+    """Record the outcomes of attempts in few transactions, by route, and in smaller parts if one can't be recorded.
 
-    That one becomes dead with the cause `unrecordable`. Where even that fails, its lease runs out, and `reap` deals with it.
-    Outcomes of routes that rest are not recorded: hand them in again.
+    That delivery becomes dead with the cause `unrecordable`. If even that fails, its lease expires, and it is rescued.
+    Outcomes of locked routes are skipped: pass them again.
 
     Args:
-        work: who has made the attempts.
-        outcomes: of attempts.
-        recently_failing: endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
-        host_now: the clock by which fetches were timed; None: the database's own.
+        work: the context of the relay that made the attempts.
+        outcomes: the attempts and their outcomes.
+        recently_failing: endpoints with recent failures, whose breakers also need reports of successes.
+        host_now: the clock that timed the fetches; None for the database's own.
 
     Yields:
-        What is recorded, after each commit.
+        The recorded outcomes of each transaction, after its commit.
     """
 
     def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
@@ -102,7 +102,7 @@ def _name(one: tuple[Delivery, Outcome]) -> str:
 
 
 def _set_aside(work: Work, delivery: Delivery, error: Exception) -> Recorded:
-    """Let a delivery become dead whose outcome can't be recorded."""
+    """Quarantine a delivery whose outcome can't be recorded."""
     key = (delivery.seq, delivery.route)
     try:
         fact = quarantine(work, key, cause="unrecordable", error=error, token=delivery.lease_token)
@@ -150,7 +150,7 @@ def _record(
         note(transaction, deaths(changed), now)
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | Unchanged)]
         healed = heal(transaction, delivered, policies, now)
-        # What was in flight was the head of its lane, so there is no other.
+        # The deliveries were in flight, so they were the heads of their lanes.
         settled = settle_lanes(transaction, [*changed, *healed], policies, now, first=first)
         transaction.only_write()
         write_back(transaction, settled)
@@ -175,7 +175,7 @@ def _record(
 
 
 def _by_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
-    """The outcome with times not ahead of the database: a fetch in the future would cover changes that are still to come."""
+    """Shift the fetch time of an outcome to the database's clock: a fetch in the future would cover changes still to come."""
     if not isinstance(outcome, Delivered) or outcome.fetch_began_at is None or not ahead:
         return outcome
     return msgspec.structs.replace(outcome, fetch_began_at=outcome.fetch_began_at - ahead)
@@ -184,7 +184,7 @@ def _by_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
 def _reports(
     outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies, recently_failing: Collection[GateKey]
 ) -> Iterator[Report]:
-    """The reports for the breakers: every failure, and successes where there were failures lately."""
+    """Yield the reports for the breakers: every failure, and successes after recent failures."""
     for delivery, outcome in outcomes:
         for report in breaker_reports(outcome, policies.get(delivery.route, UNKNOWN_ROUTE)):
             if report.health != "well" or report.key in recently_failing:
@@ -192,7 +192,7 @@ def _reports(
 
 
 def _asked(outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> Iterator[HoldRequest]:
-    """The rate holds that endpoints ask for: also by the calls of an attempt that holds its lease no longer."""
+    """Yield the rate holds that endpoints ask for, including those of attempts that have lost their lease."""
     for delivery, outcome in outcomes:
         yield from hold_requests(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
 
@@ -200,7 +200,7 @@ def _asked(outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> 
 def _histories(
     transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Policies
 ) -> dict[tuple[int, str], History]:
-    """The results of earlier attempts, for the outcomes that depend on them."""
+    """Read the results of earlier attempts for the outcomes that depend on them."""
     failed = [
         (delivery.seq, delivery.route, delivery.run, outcome.error_class)
         for delivery, outcome in outcomes
@@ -211,7 +211,7 @@ def _histories(
 
 
 _FAILED = sql.rows("failed", seq="bigint", route="text", run="int", error_class="text")
-# Count the attempts of the run, of which the last ones failed in the same way.
+# Counts the last attempts of the run that failed with the same error class.
 _ATTEMPTS = Statement(f"""
 SELECT seq, route, min(at) AS began_at, count(CASE WHEN id > coalesce(last_other, 0) THEN 1 END) AS same_in_a_row
 FROM (
@@ -229,7 +229,7 @@ Success = tuple[str, str, datetime, int, datetime | None, datetime | None, bytes
 
 
 def remember_delivered(transaction: Transaction, rows: Iterable[Success]) -> None:
-    """Store in `lane` what was delivered last. An event that is its own lane has no later one to compare with."""
+    """Store the last success of each lane. Lanes of a single event are skipped, as no later event is compared with them."""
     if shared := sorted((row for row in rows if not row[1].startswith(OWN_LANE)), key=lambda row: row[:2]):
         transaction.execute(_REMEMBER, succeeded=shared)
 
@@ -239,7 +239,7 @@ _SUCCESS = {
     "last_modified": "time", "applied_hash": "bytes",
 }  # fmt: skip
 _NEWER = "(excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)"
-# A late one that fetched nothing says nothing of events newer than itself: what was fetched before stays.
+# A late success without a fetch does not cover newer events: the earlier fetch stays.
 _SAYS = (
     "(excluded.fetch_began_at IS NOT NULL OR NOT (excluded.occurred_at, excluded.seq) < (lane.occurred_at, lane.seq))"
 )

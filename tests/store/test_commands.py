@@ -307,11 +307,11 @@ def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) ->
     turn(steps, "stop", number)
     assert work(steps) == 0
     assert came_to(steps, number) == ("cancelled", 20)
-    with pytest.raises(UnusableCommand, match="has ended, and can't be stopped"):
+    with pytest.raises(UnusableCommand, match="has ended and can't be stopped"):
         turn(steps, "stop", number)
     assert plan.plan(steps.database, steps.work.config, "stop", OneCommand(command=number), Bound(listed=1)).obstacle
     turn(steps, "continue", number)
-    with pytest.raises(UnusableCommand, match="is running: only one that was stopped goes on"):
+    with pytest.raises(UnusableCommand, match="is running: only a stopped one can be continued"):
         turn(steps, "continue", number)
     assert [work(steps), work(steps)] == [5, 0]
     assert the(steps, number) == ("done", 25, "25 deliveries cancelled")

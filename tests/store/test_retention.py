@@ -413,7 +413,7 @@ def test_a_command_waits_while_a_relay_prunes(steps: Steps, engine: Engine) -> N
     relay = a_pruner(engine, "r7", steps.clock.now)
     assert relay.take() is not None
     work = asked_to_prune(steps, "rejected", "alerts")
-    assert (work().state, work().answer) == ("running", "waits: a relay prunes")
+    assert (work().state, work().answer) == ("running", "waits: a relay is pruning")
     relay.give_back()
     assert [work().state, work().state] == ["running", "done"], "one kind after the other"
 
@@ -435,6 +435,6 @@ def test_a_command_waits_for_the_rows_that_a_replay_uses(full: Steps, engine: En
     work = asked_to_prune(full, "events")
     with locked_by_a_person(engine, SHARE_PAYLOADS):
         waits = work()
-    assert (waits.state, waits.affected, waits.answer) == ("running", 0, "waits: others use the rows, or prune")
+    assert (waits.state, waits.affected, waits.answer) == ("running", 0, "waits: the rows are locked, or a relay is pruning")
     work()
     assert count(engine, "inbox") < 300
