@@ -13,7 +13,8 @@ SBOM := sbom.json
 BUILD := podman build --format docker
 IMAGE := localhost/inbox-relay:latest
 # Two for each core: tests wait as much as they compute.
-TESTERS := $(shell $(PYTHON) -c 'import os; print(min(2 * len(os.sched_getaffinity(0)), 8))')
+CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))')
+TESTERS := $(shell $(PYTHON) -c 'print(min(2 * $(CORES), 8))')
 
 SHORT := not long and not nightly
 TEST := $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
@@ -45,9 +46,13 @@ prove: $(READY)  ## run the long proofs, then the fault tests (6 min)
 	$(TEST) -m "long and not alone"
 	$(BIN)/python -m pytest --verbose -m alone
 
-nightly: $(READY)  ## run the rest: rehearsals of pages, images, units, the cluster
+nightly: $(READY)  ## run the rest: rehearsals of pages, images, units, the cluster, mutants
 	@.ci/patroni
 	$(TEST) -m nightly
+	@$(MAKE) --no-print-directory mutants
+
+mutants: $(READY)  ## change what decides in 1,500 places: the core's tests find it
+	PATH="$(CURDIR)/$(BIN):$$PATH" CI=true $(BIN)/python .ci/mutants --max-children $(CORES)
 
 pythons: $(READY)  ## test the core on each other Python that is installed
 	TESTERS=$(TESTERS) .ci/pythons
@@ -110,4 +115,4 @@ wheel: $(READY)  ## build the wheel of this checkout into build/wheel/
 image: wheel sbom  ## build the container image IMAGE (BUILD="docker build")
 	$(BUILD) --file deploy/Containerfile --tag $(IMAGE) .
 
-.PHONY: help setup run quick test prove nightly pythons faults fuzz longest bench bench-quick check site docs format lock sbom release wheel image
+.PHONY: help setup run quick test prove nightly mutants pythons faults fuzz longest bench bench-quick check site docs format lock sbom release wheel image

@@ -40,27 +40,27 @@ def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
         yield (
             f"{path} holds secrets ({held[0]}{more}), and every user of this machine may read it: take that away with"
-            f' `{_closed(path)}`, or write "env:NAME" or "file:/path"'
+            f' `{_chmod_command(path)}`, or write "env:NAME" or "file:/path"'
         )
     elif _reaches_others(path, stat.S_IWOTH):
-        yield f"every user of this machine may write to {path}: take that away with `{_closed(path)}`"
+        yield f"every user of this machine may write to {path}: take that away with `{_chmod_command(path)}`"
     for secret in filter(None, (config.web.users, config.web.tokens)):
         kind, _, place = secret.reference.partition(":")
         if kind == "file" and _is_open_to_others(Path(place)):
             yield (
                 f"{place} says who may use the operator's page, and every user of this machine may read it: take that away"
-                f" with `{_closed(place)}`"
+                f" with `{_chmod_command(place)}`"
             )
     url = parse_url(config.database.url)
     if url.get_backend_name() == SQLITE and _is_open_to_others(Path(url.database or "")):
         files = [f"{url.database}{suffix}" for suffix in ("", "-wal", "-shm")]
         yield (
             f"{url.database} holds what webhooks say, and every user of this machine may read it: stop both sides, then"
-            f" `{_closed(*files)}`"
+            f" `{_chmod_command(*files)}`"
         )
 
 
-def _closed(*paths: object) -> str:
+def _chmod_command(*paths: object) -> str:
     """Return the command that takes others' rights on these files away."""
     return shlex.join(["chmod", "o=", *map(str, paths)])
 

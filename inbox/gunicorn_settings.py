@@ -79,7 +79,7 @@ def _activate() -> Config:
     return receiver.activate(file.make(receiver.make), file.config)
 
 
-def _configured() -> tuple[int, Format]:
+def _read_settings() -> tuple[int, Format]:
     """Return the number of workers, and the form of the log, which gunicorn writes before it calls `on_starting`.
 
     There are as many workers as processors; one on SQLite, where two only compete for the write lock.
@@ -95,7 +95,7 @@ def _configured() -> tuple[int, Format]:
 
 wsgi_app = "inbox.gunicorn_settings:receiver"
 bind = "127.0.0.1:8000"
-workers, LineLogger.form = _configured()
+workers, LineLogger.form = _read_settings()
 worker_class = "inbox.gunicorn_settings.Worker"
 logger_class = "inbox.gunicorn_worker.LineLogger"
 keepalive = 30

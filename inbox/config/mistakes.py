@@ -113,7 +113,7 @@ def _check_scalar(kind: inspect.Type, value: object, path: Path) -> Iterator[Mis
         return
     types, described = _SCALARS[type(kind)]
     if type(value) not in types:  # not isinstance: true is an int in Python, but not in the file
-        yield Mistake(path, f"expected {described}, got {_described(value)}")
+        yield Mistake(path, f"expected {described}, got {_describe_type(value)}")
     elif isinstance(kind, inspect.IntType | inspect.FloatType):
         low, high = kind.ge, kind.le
         number = cast("float", value)
@@ -123,7 +123,7 @@ def _check_scalar(kind: inspect.Type, value: object, path: Path) -> Iterator[Mis
 
 def _check_list(kind: inspect.ListType | inspect.VarTupleType, value: object, path: Path) -> Iterator[Mistake]:
     if not isinstance(value, list):
-        yield Mistake(path, f"expected a list in [ ], got {_described(value)}")
+        yield Mistake(path, f"expected a list in [ ], got {_describe_type(value)}")
         return
     if kind.min_length is not None and len(value) < kind.min_length:
         yield Mistake(path, "must not be empty; leave the key out, or give at least one value")
@@ -133,7 +133,7 @@ def _check_list(kind: inspect.ListType | inspect.VarTupleType, value: object, pa
 
 def _check_dict(kind: inspect.DictType, value: object, path: Path) -> Iterator[Mistake]:
     if not isinstance(value, dict):
-        yield Mistake(path, f"expected a table, got {_described(value)}")
+        yield Mistake(path, f"expected a table, got {_describe_type(value)}")
         return
     names_things = isinstance(kind.key_type, inspect.StrType) and kind.key_type.pattern is not None
     for key, item in value.items():
@@ -155,10 +155,10 @@ def _check_union(kind: inspect.UnionType, value: object, path: Path) -> Iterator
         if fitting:
             yield from _check(fitting[0], value, path)
         else:
-            expected = " or ".join(map(_expected, members))
-            yield Mistake(path, f"expected {expected}, got {_described(value)}")
+            expected = " or ".join(map(_describe_expected, members))
+            yield Mistake(path, f"expected {expected}, got {_describe_type(value)}")
     elif not isinstance(value, dict):
-        yield Mistake(path, f"expected a table with a kind, got {_described(value)}")
+        yield Mistake(path, f"expected a table with a kind, got {_describe_type(value)}")
     elif "kind" not in value:
         yield Mistake((*path, "kind"), f"is missing; one of {', '.join(tags)}")
     elif value["kind"] not in tags:
@@ -174,7 +174,7 @@ def _may_be(kind: inspect.Type, value: object) -> bool:
     return type(value) in (_SCALARS[type(kind)][0] if type(kind) in _SCALARS else (dict,))
 
 
-def _expected(kind: inspect.Type) -> str:
+def _describe_expected(kind: inspect.Type) -> str:
     if isinstance(kind, inspect.LiteralType):
         return f"one of {', '.join(map(str, kind.values))}"
     return _SCALARS[type(kind)][1] if type(kind) in _SCALARS else "a table"
@@ -182,7 +182,7 @@ def _expected(kind: inspect.Type) -> str:
 
 def _check_struct(kind: inspect.StructType, value: object, path: Path) -> Iterator[Mistake]:
     if not isinstance(value, dict):
-        yield Mistake(path, f"expected a table, got {_described(value)}")
+        yield Mistake(path, f"expected a table, got {_describe_type(value)}")
         return
     fields = {field.encode_name: field for field in kind.fields}
     if issubclass(kind.cls, _NAMED_BY_THEIR_TABLE):
@@ -200,7 +200,7 @@ def _check_struct(kind: inspect.StructType, value: object, path: Path) -> Iterat
             yield Mistake((*path, field.encode_name), "is missing")
 
 
-def _described(value: object) -> str:
+def _describe_type(value: object) -> str:
     """Name the type of a wrong value, never the value itself: it may be a misplaced secret."""
     names = {dict: "a table", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return names.get(type(value), "a date or time")
@@ -244,8 +244,8 @@ class TomlText(msgspec.Struct, frozen=True):
     def locate(self, mistake: Mistake) -> LocatedMistake:
         """Find the line of a mistake's key, or else of what encloses it."""
         line, table = _find(self.text, mistake.path)
-        rest = dotted(mistake.path[len(table) :])
-        key = " ".join(part for part in (f"[{dotted(table)}]" if table else "", rest) if part)
+        rest = join_path(mistake.path[len(table) :])
+        key = " ".join(part for part in (f"[{join_path(table)}]" if table else "", rest) if part)
         return LocatedMistake(self.where, line, key, mistake.text)
 
     def locate_line(self, line: str) -> LocatedMistake:
@@ -294,18 +294,18 @@ def _find(text: str, path: Path) -> tuple[int | None, Path]:
 def _lines(text: str) -> Mapping[Path, tuple[int, Path]]:
     """Return the first line of each key with its table, by the whole path of the key. A table of a list has its number."""
     found: dict[Path, tuple[int, Path]] = {}
-    for number, table, here in _scanned(text):
+    for number, table, here in _scan_keys(text):
         found.setdefault(here, (number, table))
     return found
 
 
-def _scanned(text: str) -> Iterator[tuple[int, Path, Path]]:
+def _scan_keys(text: str) -> Iterator[tuple[int, Path, Path]]:
     table: Path = ()
     counts: dict[Path, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.fullmatch(line):
             is_item = header["opening"] == "[["
-            table = _numbered(_keys(header["keys"]), counts, is_item=is_item)
+            table = _number_tables(_keys(header["keys"]), counts, is_item=is_item)
             if is_item:  # the list itself
                 yield number, table[:-1], table[:-1]
             yield number, table, table
@@ -313,7 +313,7 @@ def _scanned(text: str) -> Iterator[tuple[int, Path, Path]]:
             yield number, table, table + _keys(assignment["keys"])
 
 
-def _numbered(keys: Path, counts: dict[Path, int], *, is_item: bool) -> Path:
+def _number_tables(keys: Path, counts: dict[Path, int], *, is_item: bool) -> Path:
     """Return the path of a table: behind the name of a list stands the number of its last table, or of a new one."""
     path: Path = ()
     for position, key in enumerate(keys, start=1):
@@ -339,7 +339,7 @@ def _keys(keys: str) -> Path:
     return tuple(found)
 
 
-def dotted(path: Path) -> str:
+def join_path(path: Path) -> str:
     """Join a path as `auth.secrets[0]`; a key that is not bare is quoted, as in the file."""
     parts = (part if _BARE.fullmatch(part) or _INDEX.fullmatch(part) else repr(part) for part in path)
     return ".".join(parts).replace(".[", "[")

@@ -112,7 +112,9 @@ _SECRET = re.compile(
 )
 
 
-def passed_headers(source: str, routes: Iterable[Route], destinations: Mapping[str, Destination]) -> frozenset[str]:
+def list_passed_headers(
+    source: str, routes: Iterable[Route], destinations: Mapping[str, Destination]
+) -> frozenset[str]:
     """Return the names, in lower case, of a source's headers that its destinations pass on, and that are stored for them."""
     found = {
         name.lower()

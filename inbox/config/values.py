@@ -381,6 +381,6 @@ def may_be_set(name: str, *, on_a_call: bool = False) -> bool:
     return is_name(name) and forbidden.fullmatch(name) is None
 
 
-def titled(name: str) -> str:
+def to_title_case(name: str) -> str:
     """Return the name in Title-Case, so that names that differ in case alone are equal."""
     return "-".join(part.capitalize() for part in name.split("-"))

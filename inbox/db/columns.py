@@ -69,7 +69,7 @@ class ByDialect(ColumnElement[Any]):
 
 
 @compiles(ByDialect)
-def _by_dialect(element: ByDialect, compiler: SQLCompiler, **_: Any) -> str:  # noqa: ANN401  # SQLAlchemy's own keywords
+def _compile_by_dialect(element: ByDialect, compiler: SQLCompiler, **_: Any) -> str:  # noqa: ANN401  # SQLAlchemy's own keywords
     return element.texts.get(compiler.dialect.name, element.texts[POSTGRES])
 
 
@@ -140,20 +140,20 @@ def only_row() -> tuple[Column[int], CheckConstraint]:
     return key, CheckConstraint("id = 1", name="one_row")
 
 
-def required(name: str, kind: _Type, comment: str, *, default: str | ColumnElement[Any] | None = None) -> Column[Any]:
+def not_null(name: str, kind: _Type, comment: str, *, default: str | ColumnElement[Any] | None = None) -> Column[Any]:
     """Make a column that is never empty; `default` is an SQL expression."""
     given = text(default) if isinstance(default, str) else default
     return Column(name, kind, nullable=False, server_default=given, comment=comment)
 
 
-def optional(name: str, kind: _Type, comment: str) -> Column[Any]:
+def nullable(name: str, kind: _Type, comment: str) -> Column[Any]:
     """Make a column that may be empty; the comment says what that means."""
     return Column(name, kind, comment=comment)
 
 
 def count(name: str, kind: _Type, comment: str) -> Column[Any]:
     """Make a column that counts from 0."""
-    return required(name, kind, comment, default="0")
+    return not_null(name, kind, comment, default="0")
 
 
 def partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:

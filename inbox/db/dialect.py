@@ -97,7 +97,7 @@ class Blobs:
         self._size += len(blob)
         return at, len(blob)
 
-    def joined(self) -> bytes:
+    def join(self) -> bytes:
         """Join all values; a single one is not copied."""
         return b"".join(self._parts)
 
@@ -218,14 +218,14 @@ class Sql:
     def deliveries(self, keys: str, **columns: str) -> str:
         """Return the rows of `open_delivery`, as `o`, that a parameter has the keys of; it may have other `columns`."""
         rows = self.rows(keys, seq="bigint", route="text", **columns)
-        return self.looked_up(rows, "open_delivery o", f"o.seq = {keys}.seq AND o.route = {keys}.route")
+        return self.look_up(rows, "open_delivery o", f"o.seq = {keys}.seq AND o.route = {keys}.route")
 
     def has_key(self, alias: str, keys: str, *, found: bool = False) -> str:
-        """Return the condition that a row of `open_delivery` is one of the `keys`, which are joined: see `of_keys`."""
-        return f"{alias}.seq = {keys}.seq AND {alias}.route = {keys}.route{self.of_keys(alias, keys, found=found)}"
+        """Return the condition that a row of `open_delivery` is one of the `keys`, which are joined: see `match_keys`."""
+        return f"{alias}.seq = {keys}.seq AND {alias}.route = {keys}.route{self.match_keys(alias, keys, found=found)}"
 
-    def of_keys(self, alias: str, keys: str, *, found: bool = False) -> str:
-        """Add the condition that makes Postgres look up the `keys` of what it changes, as `looked_up` does for what is read.
+    def match_keys(self, alias: str, keys: str, *, found: bool = False) -> str:
+        """Add the condition that makes Postgres look up the `keys` of what it changes, as `look_up` does for what is read.
 
         `keys` is a parameter of `rows`, or with `found` a common table expression.
         """
@@ -233,7 +233,7 @@ class Sql:
             return ""
         return f" AND {alias}.seq = ANY (ARRAY(SELECT seq FROM {keys if found else self.keys(keys)}))"
 
-    def looked_up(self, rows: str, found: str, condition: str) -> str:
+    def look_up(self, rows: str, found: str, condition: str) -> str:
         """Join each row of `rows` with the rows of `found` (table and alias) by `condition`, which an index answers.
 
         Postgres looks it up row by row, whatever its statistics say (OFFSET 0 keeps its planner from merging the two).
@@ -246,7 +246,7 @@ class Sql:
         return f"{rows} JOIN {found} ON {condition}"
 
     def first_of(self, rows: str, found: str, condition: str, order: str, most: str) -> str:
-        """Join as `looked_up` does, but only the first few for each row of `rows`, in the order of the index.
+        """Join as `look_up` does, but only the first few for each row of `rows`, in the order of the index.
 
         It reads no more, however many there are. SQLite has no LATERAL, so it looks them up by their rowids.
         """
@@ -257,7 +257,7 @@ class Sql:
         return f"{rows} CROSS JOIN {found} ON {alias}.rowid IN (SELECT {alias}.rowid {few})"
 
     def blobs(self, parameter: str) -> str:
-        """Return a table of the value of `Blobs.joined`, so that a statement that uses it often binds it once."""
+        """Return a table of the value of `Blobs.join`, so that a statement that uses it often binds it once."""
         value = f"CAST(:{parameter} AS bytea)" if self.is_postgres else f":{parameter}"
         return f"(SELECT {value} AS {parameter}) AS {parameter}"
 
@@ -318,7 +318,7 @@ class Sql:
             return f"CAST(round(extract(epoch FROM {later} - {earlier}), 3) AS float8)"
         return f"round((julianday({later}) - julianday({earlier})) * 86400, 3)"
 
-    def since(self, column: str) -> str:
+    def seconds_since(self, column: str) -> str:
         """Return the seconds from a time until that of the statement."""
         return self.seconds_between(column, self.statement_time)
 

@@ -289,7 +289,7 @@ def _explain_refusal(engine: Engine, origin: str) -> None:
     """Raise a ConfigError with the remedy when a pooler rejects the pinned settings of a new connection."""
 
     @event.listens_for(engine, "handle_error")
-    def _refused(context: ExceptionContext) -> None:
+    def _explain_pooler(context: ExceptionContext) -> None:
         message = str(context.original_exception).strip()
         if context.connection is None and _PARAMETER_REFUSED in message:
             raise ConfigError(
@@ -323,7 +323,7 @@ def _to_sqlite(url: URL, origin: str, wait: float, **pooling: Any) -> Engine:  #
                 os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     @event.listens_for(engine, "connect")
-    def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
+    def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
         connection.isolation_level = None  # we begin transactions ourselves
         cursor = connection.cursor()
         # Before a new file's first page, so that pruning can shrink it. On any other file it would write, and wait for the lock.
@@ -375,7 +375,7 @@ def connect_read_only(url: str, *, application: str, seconds: float = LONGEST_RE
     return made
 
 
-def _decoded(stored: bytes) -> str:
+def _decode(stored: bytes) -> str:
     """Decode a text. SQLite stores bytes that are no UTF-8, too, by the hand of a person: they take no list away."""
     return stored.decode(errors="replace")
 
@@ -387,9 +387,9 @@ def _read_sqlite(url: URL, seconds: float) -> Engine:
     made = create_engine(read_only, poolclass=NullPool, connect_args={"timeout": 1.0})
 
     @event.listens_for(made, "connect")
-    def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
+    def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
         connection.isolation_level = None  # we begin transactions ourselves
-        connection.text_factory = _decoded
+        connection.text_factory = _decode
         sqlite_functions(connection)
 
     @event.listens_for(made, "begin")

@@ -71,7 +71,7 @@ class ErasureSubject(msgspec.Struct, frozen=True):
         return re.search(rf"(?<![^\W_]){re.escape(self.entity_id)}(?![^\W_])", text) is not None
 
 
-def emptied(dialect: str, detail: str) -> str:
+def redact_detail(dialect: str, detail: str) -> str:
     """Return the expression of `detail` without anything of a person. Applied again, it changes nothing."""
     kept, texts = one_of(KEPT + EMPTIED), one_of(EMPTIED)
     if dialect == POSTGRES:
@@ -157,7 +157,7 @@ def _step(connection: Connection, given: dict[str, str | None]) -> StepDone:
 
 def _obstacle(connection: Connection, events: str, given: Mapping[str, str | None]) -> str | None:
     """Return the sentence about a delivery of these events that keeps the entity from being erased."""
-    found = Sql(connection.dialect.name).looked_up(events, "open_delivery o", "o.seq = i.seq")
+    found = Sql(connection.dialect.name).look_up(events, "open_delivery o", "o.seq = i.seq")
     statement = text(f"SELECT o.seq, o.route, o.state FROM {found} ORDER BY o.seq, o.route LIMIT 1")
     first = connection.execute(statement, given).first()
     if first is None:
@@ -255,7 +255,7 @@ def _forgetting(sql: Sql) -> tuple[TextClause, ...]:
                 f"DELETE FROM inbox_payload WHERE seq IN {erased}",
                 f"""UPDATE duplicate_request SET body = NULL, error = NULL
 WHERE (body IS NOT NULL OR error IS NOT NULL) AND seq IN {erased}""",
-                f"UPDATE delivery_log SET detail = {emptied(sql.name, 'delivery_log.detail')} WHERE seq IN {erased}",
+                f"UPDATE delivery_log SET detail = {redact_detail(sql.name, 'delivery_log.detail')} WHERE seq IN {erased}",
                 f"""UPDATE lane SET applied_hash = NULL
 WHERE lane = '*' AND seq IN {erased} AND route IN {routes}""",
                 f"""INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, crashes, relay_node, detail)

@@ -62,11 +62,11 @@ def _stuck(sql: Sql) -> str:
 
 def branches(sql: Sql) -> Mapping[Kind, str]:
     """Return the statement of each finding of `stuck`."""
-    return {**_of_relays(sql), **_that_do_not_move(sql), **_of_commands(sql)}
+    return {**_relay_findings(sql), **_stuck_branches(sql), **_command_findings(sql)}
 
 
-def _of_relays(sql: Sql) -> dict[Kind, str]:
-    silent = sql.since("n.heartbeat_at")
+def _relay_findings(sql: Sql) -> dict[Kind, str]:
+    silent = sql.seconds_since("n.heartbeat_at")
     steps = (
         "CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)"
         if sql.is_postgres
@@ -84,7 +84,7 @@ WHERE NOT EXISTS (
 SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
        'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS waiting
 FROM relay_node n
-WHERE n.stopped_at IS NULL AND {silent} > {GONE_SECONDS} AND {sql.since("n.started_at")} < {CRASH_LOOP_SECONDS}
+WHERE n.stopped_at IS NULL AND {silent} > {GONE_SECONDS} AND {sql.seconds_since("n.started_at")} < {CRASH_LOOP_SECONDS}
 GROUP BY n.host
 HAVING count(*) >= {CRASH_LOOP_DEATHS}
 """,
@@ -115,7 +115,7 @@ def _failing(sql: Sql) -> str:
     )
     return f"""
 SELECT 'failing' AS finding, NULL AS seq, h.name AS route, NULL AS lane, 'failing' AS state,
-       {sql.since("h.last_failure_at")} AS for_seconds,
+       {sql.seconds_since("h.last_failure_at")} AS for_seconds,
        'every attempt since its last success failed' || coalesce(': ' || (
            SELECT l.detail ->> 'error' FROM ({_NEWEST_FAILURES}) l WHERE l.route = h.name ORDER BY l.id DESC LIMIT 1), '') AS why,
        NULL AS waiting
@@ -134,7 +134,7 @@ def _is_closed(sql: Sql) -> str:
     )
 
 
-def _that_do_not_move(sql: Sql) -> dict[Kind, str]:
+def _stuck_branches(sql: Sql) -> dict[Kind, str]:
     before = sql.ago(AFTER_SECONDS)
     # No list depends on the row: each is read once.
     moving = f"""SELECT newest.route FROM ({_NEWEST_FACTS}) newest WHERE newest.at > {before}
@@ -153,32 +153,32 @@ def _that_do_not_move(sql: Sql) -> dict[Kind, str]:
     received = f"(SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT {MOST_LISTED}) o"
     return {
         "unordered": f"""
-SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, {sql.since("i.received_at")} AS for_seconds,
+SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, {sql.seconds_since("i.received_at")} AS for_seconds,
        'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
-FROM {sql.looked_up(received, "inbox i", "i.seq = o.seq")}
+FROM {sql.look_up(received, "inbox i", "i.seq = o.seq")}
 WHERE i.received_at < {before} AND NOT EXISTS (SELECT 1 FROM ({_NEWEST_FACTS}) newest WHERE newest.at > {before})
 """,
         "stuck": f"""
-SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {sql.since("o.due_at")} AS for_seconds,
+SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {sql.seconds_since("o.due_at")} AS for_seconds,
        CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
             THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
             ELSE 'due, and nothing moves on its route' END AS why,
        NULL AS waiting
-FROM {sql.looked_up(overdue, "inbox i", "i.seq = o.seq")}
+FROM {sql.look_up(overdue, "inbox i", "i.seq = o.seq")}
 WHERE r.name NOT IN ({moving})
   AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
                   WHERE k.route = o.route AND {_is_closed(sql)})
   AND o.route NOT IN ({paused.format("route")}) AND i.source NOT IN ({paused.format("source")})
   AND coalesce({entity}, '') NOT IN ({paused.format("entity")})
 UNION ALL
-SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, {sql.since("r.lease_until")},
+SELECT 'stuck' AS finding, r.seq, r.route, r.lane, r.state, {sql.seconds_since("r.lease_until")},
        'its lease ran out, and no relay has rescued it', NULL
 FROM open_delivery r
 WHERE r.state = 'in_flight' AND r.lease_until < {before}
   AND r.route NOT IN ({moving})
 """,
         "blocked": f"""
-SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {sql.since("l.at")} AS for_seconds,
+SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {sql.seconds_since("l.at")} AS for_seconds,
        'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
        (SELECT count(*) FROM (
            SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT {MOST_LISTED}
@@ -190,8 +190,8 @@ LEFT JOIN delivery_log l ON l.id = (
     }
 
 
-def _of_commands(sql: Sql) -> dict[Kind, str]:
-    asked = sql.since("c.asked_at")
+def _command_findings(sql: Sql) -> dict[Kind, str]:
+    asked = sql.seconds_since("c.asked_at")
     named = "'command ' || c.id || ' (' || c.kind || '): '"
     return {
         "command": f"""
@@ -209,7 +209,7 @@ FROM (
     ORDER BY id DESC
     LIMIT {_NEWEST_COMMANDS}) c
 WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
-  AND (c.finished_at IS NULL OR {sql.since("c.finished_at")} < {FAILED_FOR_SECONDS})
+  AND (c.finished_at IS NULL OR {sql.seconds_since("c.finished_at")} < {FAILED_FOR_SECONDS})
 """,
     }
 

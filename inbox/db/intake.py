@@ -62,7 +62,7 @@ def append(connection: Connection, events: Sequence[Event]) -> list[int | None]:
     """
     if connection.dialect.name == SQLITE:
         return _append_to_sqlite(connection, events)
-    return _by_position(len(events), connection.execute(_POSTGRES_APPEND, _postgres_columns(events)))
+    return _order_by_position(len(events), connection.execute(_POSTGRES_APPEND, _postgres_columns(events)))
 
 
 def note_duplicates(connection: Connection, events: Sequence[Event], kept: int = KEPT_DUPLICATES) -> list[int | None]:
@@ -74,7 +74,7 @@ def note_duplicates(connection: Connection, events: Sequence[Event], kept: int =
     given, found = note_param(events, kept), None
     for statement in NOTES[connection.dialect.name]:
         found = connection.execute(statement, given)
-    return _by_position(len(events), found or ())
+    return _order_by_position(len(events), found or ())
 
 
 def reject(connection: Connection, rows: Sequence[Rejected]) -> None:
@@ -115,7 +115,7 @@ _TAKEN_OVER = (
 _PG = Sql(POSTGRES)
 _POSTGRES_APPEND = text(f"""
 WITH arrived AS MATERIALIZED (
-    -- the numbers are taken in arrival order, and with them the times: `Event.happened_at` ...
+    -- the numbers are taken in arrival order, and with them the times: `Event.resolve_time` ...
     SELECT nextval('inbox_seq_seq') AS seq, a.*, CASE
         WHEN a.ahead IS NULL THEN clock_timestamp()
         WHEN a.said_at > clock_timestamp() + make_interval(secs => a.ahead) THEN date_trunc('second', clock_timestamp())
@@ -198,7 +198,7 @@ def _append_to_sqlite(connection: Connection, events: Sequence[Event]) -> list[i
     if stored:
         connection.execute(_SQLITE_KEEP, _sqlite_payloads(stored))
     deliveries = [
-        (seq, enrolment.route, enrolment.lane, time_text(event.happened_at(now)), State.RECEIVED.value)
+        (seq, enrolment.route, enrolment.lane, time_text(event.resolve_time(now)), State.RECEIVED.value)
         for seq, event in stored
         for enrolment in event.enrolments
     ]
@@ -206,7 +206,7 @@ def _append_to_sqlite(connection: Connection, events: Sequence[Event]) -> list[i
     return seqs
 
 
-def _by_position(length: int, rows: Iterable[Any]) -> list[int | None]:
+def _order_by_position(length: int, rows: Iterable[Any]) -> list[int | None]:
     seqs: list[int | None] = [None] * length
     for n, seq in rows:
         seqs[n] = seq
@@ -244,7 +244,7 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
         "route": [enrolment.route for _, enrolment in enrolled],
         "lane": [enrolment.lane for _, enrolment in enrolled],
     }
-    return {"bodies": bodies.joined(), **{name: array_param(values) for name, values in columns.items()}}
+    return {"bodies": bodies.join(), **{name: array_param(values) for name, values in columns.items()}}
 
 
 def _sqlite_row(event: Event, now: datetime) -> tuple[Any, ...]:
@@ -257,7 +257,7 @@ def _sqlite_row(event: Event, now: datetime) -> tuple[Any, ...]:
         event.event_type,
         event.action,
         event.event_id,
-        time_text(event.happened_at(now)),
+        time_text(event.resolve_time(now)),
         time_text(event.received_at),
         json_text([enrolment.route for enrolment in event.enrolments]),
         event.content_type,
@@ -284,7 +284,7 @@ def _sqlite_payloads(stored: Sequence[tuple[int, Event]]) -> dict[str, str | byt
     for seq, event in stored:
         at, size = bodies.place(event.body)
         payloads.append({"seq": seq, "headers": event.headers, "body_at": at, "body_size": size})
-    return {"payloads": json_text(payloads), "bodies": bodies.joined()}
+    return {"payloads": json_text(payloads), "bodies": bodies.join()}
 
 
 # It is a statement of its own, since the first one does not see a row that another receiver committed after its snapshot.
@@ -380,4 +380,4 @@ def note_param(events: Sequence[Event], kept: int) -> dict[str, str | bytes | in
                 "body_size": size,
             }
         )
-    return {"asked": json_text(asked), "bodies": bodies.joined(), "kept": kept}
+    return {"asked": json_text(asked), "bodies": bodies.join(), "kept": kept}

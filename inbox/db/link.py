@@ -59,7 +59,7 @@ class Link:
         self, function: Callable[Concatenate[Connection, _P], _T], *arguments: _P.args, **named: _P.kwargs
     ) -> _T:
         """Call a function in a transaction, which is committed then."""
-        return await self.run(_committed, function, *arguments, **named)
+        return await self.run(_call_in_transaction, function, *arguments, **named)
 
     async def drop(self) -> None:
         """Close the connection, whatever state it is in. It is not used again, and nothing is raised."""
@@ -99,7 +99,7 @@ class ThreadLink(Link):
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *arguments, **named))
 
 
-def _committed(
+def _call_in_transaction(
     connection: Connection,
     function: Callable[Concatenate[Connection, _P], _T],
     /,

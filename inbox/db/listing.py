@@ -316,7 +316,7 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
         where = _all([*conditions, "o.seq < :before"])
         source = "SELECT DISTINCT o.seq FROM open_delivery o JOIN inbox i ON i.seq = o.seq"
         return f"{source} WHERE {where} ORDER BY o.seq DESC LIMIT :page", values
-    conditions += _of_log(sql, wanted, routes, values)
+    conditions += _log_conditions(sql, wanted, routes, values)
     if is_of_entity(wanted):
         where = _all([OF_ENTITY, *conditions, "i.seq < :before"])
         found = sql.first_of(sources_of(wanted.source), "inbox i", where, "i.seq DESC", ":page")
@@ -324,7 +324,7 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
     return f"SELECT i.seq FROM ({_IN_WINDOW}) i WHERE {_all(conditions)} ORDER BY i.seq DESC", values
 
 
-def _of_log(sql: Sql, wanted: EventFilter, routes: str | None, values: dict[str, object]) -> list[str]:
+def _log_conditions(sql: Sql, wanted: EventFilter, routes: str | None, values: dict[str, object]) -> list[str]:
     """Return conditions that an event with such a delivery meets, by its facts."""
     if wanted.state == UNROUTED:
         return [f"NOT EXISTS (SELECT 1 FROM {table} t WHERE t.seq = i.seq)" for table in _OF_DELIVERIES]

@@ -347,15 +347,15 @@ def roles_script(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str
 
 def lacking_rights(engine: Engine) -> list[str]:
     """List the tables and views that the relay's role can't read, where there is one: after a migration, the new ones."""
-    return _of_roles(engine, _LACKING)
+    return _query_roles(engine, _LACKING)
 
 
-def unlimited_owners(engine: Engine, prefix: str | None = None) -> list[str]:
+def list_unlimited_owners(engine: Engine, prefix: str | None = None) -> list[str]:
     """List the owner of the tables if it may keep a transaction open for good, although roles of `prefix` were made."""
-    return _of_roles(engine, _UNLIMITED, prefix)
+    return _query_roles(engine, _UNLIMITED, prefix)
 
 
-def _of_roles(engine: Engine, statement: TextClause, prefix: str | None = None) -> list[str]:
+def _query_roles(engine: Engine, statement: TextClause, prefix: str | None = None) -> list[str]:
     if engine.dialect.name != POSTGRES:
         return []
     with engine.connect() as connection, reading(connection).begin():

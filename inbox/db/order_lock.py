@@ -46,7 +46,7 @@ def given_routes(sql: Sql) -> TextClause:
 
 
 @cache
-def added_routes(sql: Sql) -> TextClause:
+def add_routes(sql: Sql) -> TextClause:
     """Add the rows of given routes that have none yet, after `FIRST`."""
     return text(f"""
 INSERT INTO route_lock (route) SELECT route FROM {sql.rows("given", route="text")} ON CONFLICT DO NOTHING

@@ -129,7 +129,7 @@ ORDER BY d.id DESC LIMIT :most
 _RELAYS = "SELECT id, host, pid FROM relay_node WHERE id IN (SELECT relay_node FROM open_delivery WHERE seq = :seq)"
 
 
-def removed_from(engine: Engine, row: Row, at: datetime) -> list[str]:
+def describe_removed(engine: Engine, row: Row, at: datetime) -> list[str]:
     """Return sentences on what is missing of a stored event at `at`: its facts that retention has deleted, or its erasure."""
     missing = []
     if row["erased_at"] is not None and row["erased_at"] > at:

@@ -46,7 +46,7 @@ class Tally:
             self._sums[subject] = (counted + count, counted_size + size)
 
     @contextmanager
-    def taken(self) -> Iterator[list[Figure]]:
+    def take(self) -> Iterator[list[Figure]]:
         """Hand all sums over to be written in the block. If that raises, they are kept for the next time.
 
         Only sums that the database rejects are dropped: it would reject them again, and with them all later ones.

@@ -12,7 +12,7 @@ from sqlalchemy import Table
 
 from inbox.db.columns import one_of
 from inbox.db.dialect import POSTGRES, SQLITE
-from inbox.db.erasure import PSEUDONYM, emptied
+from inbox.db.erasure import PSEUDONYM, redact_detail
 from inbox.db.schema import delivery_log, inbox
 from inbox.events.states import OPEN_COMMANDS, RETENTION_FLOOR_DAYS
 
@@ -45,7 +45,7 @@ _ERASABLE_KEYS = f"CAST('{{{', '.join(_ERASABLE)}}}' AS text[])"
 
 _FLOOR = f"clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'"
 
-# Rows of another table are looked up one by one by its index, whatever the statistics say: see `Sql.looked_up`.
+# Rows of another table are looked up one by one by its index, whatever the statistics say: see `Sql.look_up`.
 _POSTGRES = (
     *_guard(
         "inbox_deletes_old_rows_only",
@@ -106,7 +106,7 @@ _POSTGRES = (
         f"""
     IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail'
        AND EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-       AND NEW.detail = {emptied(POSTGRES, "OLD.detail")} THEN
+       AND NEW.detail = {redact_detail(POSTGRES, "OLD.detail")} THEN
         RETURN NEW;
     END IF;
     {_raise(_EMPTIED)}""",
@@ -134,20 +134,20 @@ END
 """
 
 
-def _unchanged(table: Table, changing: Collection[str]) -> str:
+def _is_unchanged(table: Table, changing: Collection[str]) -> str:
     return " AND ".join(f"NEW.{column.name} IS OLD.{column.name}" for column in table.c if column.name not in changing)
 
 
 _SQLITE_FLOOR = f"strftime('%Y-%m-%d %H:%M:%f', 'now', '-{RETENTION_FLOOR_DAYS} days')"
 _IS_OPEN = "EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)"
-_IS_ERASURE = f"""{_unchanged(inbox, _ERASABLE)}
+_IS_ERASURE = f"""{_is_unchanged(inbox, _ERASABLE)}
     AND OLD.erased_at IS NULL AND NEW.erased_at IS NOT NULL AND NEW.traceparent IS NULL
     AND (NEW.event_id IS NULL OR NEW.event_id IS OLD.event_id)
     AND OLD.entity_id IS NOT NULL AND coalesce(NEW.entity_id, '') GLOB '{PSEUDONYM}' || '{"[0-9a-f]" * 64}'
     AND NOT {_IS_OPEN}"""
-_IS_EMPTIED = f"""{_unchanged(delivery_log, ("detail",))}
+_IS_EMPTIED = f"""{_is_unchanged(delivery_log, ("detail",))}
     AND EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-    AND NEW.detail IS {emptied(SQLITE, "OLD.detail")}"""
+    AND NEW.detail IS {redact_detail(SQLITE, "OLD.detail")}"""
 
 _SQLITE = (
     _refuses("inbox", "UPDATE", _ERASED, f"NOT ({_IS_ERASURE})"),
@@ -183,7 +183,7 @@ _FROZEN = ("id", "kind", "asked_by", "asked_at", "dry_run", "reason")
 _CANCEL = "UPDATE relay_command SET state = ''cancelled''"
 
 
-def _of_change(dialect: str) -> Iterator[CommandRule]:
+def _update_rules(dialect: str) -> Iterator[CommandRule]:
     """Yield the rules of an UPDATE. Erasure may put a pseudonym into the selection of a command that has ended."""
     is_open, was_open = (f"{row}.state IN ({one_of(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
     differs = "IS DISTINCT FROM" if dialect == POSTGRES else "IS NOT"
@@ -218,7 +218,7 @@ def statements(dialect: str) -> tuple[str, ...]:
 
 def _commands_on_postgres() -> tuple[str, ...]:
     is_open, was_open = (f"{row}.state IN ({one_of(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
-    rules = _of_change(POSTGRES)
+    rules = _update_rules(POSTGRES)
     # in parentheses, as PL/pgSQL would end a condition at the THEN of a CASE
     raised = "\n".join(f"IF ({condition}) THEN {_raise(said, 'check_violation')} END IF;" for said, condition in rules)
     return (
@@ -247,7 +247,7 @@ def _commands_on_postgres() -> tuple[str, ...]:
 
 def _commands_on_sqlite() -> Iterator[str]:
     is_open = f"state IN ({one_of(OPEN_COMMANDS)})"
-    rules = _of_change(SQLITE)
+    rules = _update_rules(SQLITE)
     changes = "\n".join(f"    SELECT RAISE(ABORT, '{sentence}') WHERE {condition};" for sentence, condition in rules)
     yield f"""
 CREATE TRIGGER relay_command_is_bounded AFTER INSERT ON relay_command

@@ -30,7 +30,7 @@ class PatientConnection(psycopg.Connection[tuple[object, ...]]):
         Raises:
             OperationalError: the server stands still; the connection is closed.
         """
-        return super().wait(_watched(gen, self.pgconn, lambda: answers(self.pgconn)), interval, timeout)
+        return super().wait(_watch(gen, self.pgconn, lambda: answers(self.pgconn)), interval, timeout)
 
 
 class ImpatientConnection(psycopg.AsyncConnection[tuple[object, ...]]):
@@ -43,7 +43,7 @@ class ImpatientConnection(psycopg.AsyncConnection[tuple[object, ...]]):
         timeout: float | None = None,  # noqa: ASYNC109  # psycopg's
     ) -> _Value:
         """Wait as psycopg does. Raises as PatientConnection."""
-        return await super().wait(_watched(gen, self.pgconn, lambda: False), interval, timeout)
+        return await super().wait(_watch(gen, self.pgconn, lambda: False), interval, timeout)
 
 
 def answers(pgconn: pq.abc.PGconn) -> bool:
@@ -57,7 +57,7 @@ def answers(pgconn: pq.abc.PGconn) -> bool:
     return pq.PGconn.ping(place.encode()) in {pq.Ping.OK, pq.Ping.REJECT}
 
 
-def _watched(waiting: PQGen[_Value], pgconn: pq.abc.PGconn, is_alive: Callable[[], bool]) -> PQGen[_Value]:
+def _watch(waiting: PQGen[_Value], pgconn: pq.abc.PGconn, is_alive: Callable[[], bool]) -> PQGen[_Value]:
     """Watch a wait, which psycopg resumes several times a second, whether something has come or not."""
     silent_since = time.monotonic()
     try:

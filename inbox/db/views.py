@@ -32,7 +32,7 @@ def _as_in_tables(*names: str) -> dict[str, str]:
     return {name: next(t.c[name].comment or "" for t in (inbox, open_delivery, gate) if name in t.c) for name in names}
 
 
-def _by_period(**comments: str) -> dict[str, str]:
+def _comment_periods(**comments: str) -> dict[str, str]:
     """Return the comments of two columns for each figure: of the last hour, and of the last day."""
     return {f"{name}_{each}": said.format(each) for name, said in comments.items() for each in ("hour", "day")}
 
@@ -143,7 +143,7 @@ VIEWS = (
         {
             "source": "name of the source; (unknown) for all unknown sources together",
             "last_arrival_at": "last event or duplicate, to the minute; empty: none in the age of the figures",
-            **_by_period(
+            **_comment_periods(
                 events="events stored in the last {}, those of sweeps too",
                 duplicates="duplicates in the last {}",
                 rejected="rejected requests in the last {}; more than rejected_request has, when there were many",
@@ -161,7 +161,7 @@ VIEWS = (
             "name": "its name in inbox.toml",
             "health": "paused, open, half_open or retired (its breaker), held (it asked for no call), failing (every attempt"
             " since its last success failed) or ok",
-            **_by_period(
+            **_comment_periods(
                 delivered="deliveries that succeeded in the last {}",
                 failed="failed and abandoned attempts in the last {}",
                 dead="deliveries given up in the last {}",
@@ -337,7 +337,7 @@ def statements(dialect: str) -> tuple[str, ...]:
         _delivery_view(dialect),
         _DEAD_LETTER.format(last_status=Sql(dialect).status_of("l")),
         _BACKLOG.format(
-            age=sql.since("i.received_at"),
+            age=sql.seconds_since("i.received_at"),
             states=", ".join(f"b.{state}" for state in OPEN_STATES),
             counts=",\n           ".join(
                 f"count(CASE WHEN state = '{state}' THEN 1 END) AS {state}" for state in OPEN_STATES
@@ -352,9 +352,9 @@ def statements(dialect: str) -> tuple[str, ...]:
         statement
         for view in VIEWS
         for statement in (
-            f"COMMENT ON VIEW {view.name} IS '{_quoted(view.comment)}'",
+            f"COMMENT ON VIEW {view.name} IS '{_quote(view.comment)}'",
             *(
-                f"COMMENT ON COLUMN {view.name}.{column} IS '{_quoted(comment)}'"
+                f"COMMENT ON COLUMN {view.name}.{column} IS '{_quote(comment)}'"
                 for column, comment in view.columns.items()
             ),
         )
@@ -368,7 +368,7 @@ def statements(dialect: str) -> tuple[str, ...]:
     )
 
 
-def _quoted(comment: str) -> str:
+def _quote(comment: str) -> str:
     return comment.replace("'", "''")
 
 

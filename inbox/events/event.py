@@ -91,7 +91,7 @@ class Event(msgspec.Struct, frozen=True):
     ahead: float | None = 5.0
     """Seconds that its time may lie ahead of the database's clock. None: it has no time of its own, but that of its arrival."""
 
-    def happened_at(self, now: datetime) -> datetime:
+    def resolve_time(self, now: datetime) -> datetime:
         """Return the time under which it is stored when the database's clock says `now`.
 
         Lanes are ordered by it, and successes and sweeps compare with it, so it never lies in the future. Without a time of
@@ -155,7 +155,7 @@ def swept_key(entity_type: str, entity_id: str, occurred_ns: int) -> str:
 
 def _key(key_parts: Sequence[str], occurred_ns: int | None, entity_id: str | None) -> str:
     """Join time and parts, or time and digest of the parts; `escape` never makes the digest's mark."""
-    prefix = "" if occurred_ns is None else f"{timestamps.fixed_width(occurred_ns)}|"
+    prefix = "" if occurred_ns is None else f"{timestamps.format_fixed_width(occurred_ns)}|"
     parts = "|".join(map(escape, key_parts))
     names_entity = entity_id is not None and escape(entity_id) in parts
     if names_entity or len(prefix) + len(parts.encode()) > _LONGEST_KEY:

@@ -111,7 +111,7 @@ def has_more_marks(body: bytes, most: int) -> bool:
     if len(body) <= most or sum(body.count(mark) for mark in _ROUGHLY) <= most:
         return False
     # In valid JSON each string but one stands beside a mark. Invalid JSON must not cost more.
-    if _unescaped(body).count(b'"') // 2 > most + 1:
+    if _remove_escaped_quotes(body).count(b'"') // 2 > most + 1:
         return True
     marks = _marks(body)
     return len(marks) - marks.count(b"]") - marks.count(b"}") > most
@@ -139,7 +139,7 @@ def _check_size(body: bytes) -> None:
         )
 
 
-def _unescaped(body: bytes) -> bytes:
+def _remove_escaped_quotes(body: bytes) -> bytes:
     """Remove every escaped quote, so that each remaining quote begins or ends a string."""
     return body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
 
@@ -151,7 +151,7 @@ def _marks(body: bytes) -> bytes:
 
 def _outside(body: bytes) -> list[bytes]:
     """Return the parts of the body between its strings."""
-    return _unescaped(body).split(b'"')[::2]
+    return _remove_escaped_quotes(body).split(b'"')[::2]
 
 
 def _width(body: bytes) -> int:

@@ -87,7 +87,7 @@ def to_nanoseconds(moment: datetime) -> int:
     return ((elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds) * 1000
 
 
-def fixed_width(nanoseconds: int) -> str:
+def format_fixed_width(nanoseconds: int) -> str:
     """Format an instant as text of 30 characters whose alphabetical order is the order of time.
 
     Raises:

@@ -33,7 +33,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]{2,}\])(?::
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)/.*", re.DOTALL | re.IGNORECASE)
 
 
-def unfinished(target: bytes, longest_target: int = LONGEST_TARGET) -> RequestError:
+def make_unfinished_error(target: bytes, longest_target: int = LONGEST_TARGET) -> RequestError:
     """Return the error of a head that has grown beyond `LARGEST_HEAD` without an end."""
     if len(target) > longest_target:
         return _target_too_long(longest_target)

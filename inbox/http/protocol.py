@@ -264,7 +264,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
             self._reject(self._parser_error or Unreadable(f"this is not HTTP/1.1: {error}"))
         else:
             if self._unused > head.LARGEST_HEAD:
-                self._reject(head.unfinished(self.url if self._in_head else b"", self.longest_target))
+                self._reject(head.make_unfinished_error(self.url if self._in_head else b"", self.longest_target))
             elif self.is_idle and self._deadline is None:
                 self.arm(HEAD_WITHIN_SECONDS, self._head_is_late)
 

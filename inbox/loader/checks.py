@@ -25,7 +25,7 @@ from inbox.config.model import (
 from inbox.config.routing import fault, matches
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
 from inbox.config.sync import CallKeys, MapField, PagedBy, Paging, Sweep, SyncRoute, paging_of
-from inbox.config.values import is_name, titled
+from inbox.config.values import is_name, to_title_case
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
@@ -203,7 +203,7 @@ def _proofs_by_own_key(path: tuple[str, ...], source: Source, preset: Preset) ->
         yield Mistake((*path, "tolerance"), "is of no use: no time of sending is signed; see max_age")
 
 
-def passed_header_mistakes(config: Config) -> Iterator[Mistake]:
+def header_mistakes(config: Config) -> Iterator[Mistake]:
     """Yield every header that a destination can't pass on."""
     for name, destination in config.destinations.items():
         if isinstance(destination, ForwardDestination):
@@ -235,7 +235,7 @@ def broken_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterat
                 yield Mistake((section, name, "timeout"), "must be longer than nothing; leave it out for 15s")
             if isinstance(endpoint, PythonDestination):
                 yield from _reference((section, name, "function"), endpoint.function)
-    yield from passed_header_mistakes(config)
+    yield from header_mistakes(config)
     yield from retention_mistakes(config.retention)
     yield from web_mistakes(config.web)
     for name, source in config.sources.items():
@@ -271,11 +271,13 @@ def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collect
         yield from paging_mistakes(where, sweep)
         if sweep.every is not None and sweep.every <= 0:
             yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
-        yield from _taken_by_none(where, sweep, [each for each in config.routes.values() if each.source == source.name])
+        yield from _untaken_sweeps(
+            where, sweep, [each for each in config.routes.values() if each.source == source.name]
+        )
         swept.add(sweep.entity_type)
 
 
-def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
+def _untaken_sweeps(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
     """Yield a sweep whose events no route takes, although routes take its entity type."""
     fit = [each.when for each in routes if not each.when.entity_type or sweep.entity_type in each.when.entity_type]
     if not fit or any(matches(when, sweep.entity_type, sweep.event_type, sweep.action) for when in fit):
@@ -290,7 +292,7 @@ def _credentials(path: tuple[str, ...], call: CallKeys | None, endpoint: Limited
     """Yield own headers of a call that would replace the credentials of its endpoint."""
     if call is not None and isinstance(endpoint, Endpoint) and isinstance(endpoint.auth, ApiHeader):
         name = endpoint.auth.name
-        if titled(name) in map(titled, call.headers):
+        if to_title_case(name) in map(to_title_case, call.headers):
             yield Mistake((*path, "headers"), f"{name!r} is set by the endpoint's auth; remove it here")
 
 

@@ -24,7 +24,7 @@ _IN_THE_FILE, _OF_VIEWERS = "[database] url", "[web] viewer_url"
 _SQLITE = re.compile(r"sqlite\b", re.IGNORECASE)
 
 
-def resolved_database(settings: DatabaseSettings, environment: Mapping[str, str]) -> DatabaseSettings:
+def resolve_database(settings: DatabaseSettings, environment: Mapping[str, str]) -> DatabaseSettings:
     """Return the settings with the URL itself, password and schema included, instead of its place.
 
     `INBOX_DATABASE_URL` replaces the url, and no password of the file goes to its host. The schema of the file stays: the
@@ -35,8 +35,8 @@ def resolved_database(settings: DatabaseSettings, environment: Mapping[str, str]
             a schema. The text has a line for each.
     """
     if given := environment.get(VARIABLE):
-        return DatabaseSettings(url=_in_schema(revealed_url(given, VARIABLE, environment), settings.schema))
-    url = _in_schema(revealed_url(settings.url, _IN_THE_FILE, environment), settings.schema)
+        return DatabaseSettings(url=_set_schema(reveal_url(given, VARIABLE, environment), settings.schema))
+    url = _set_schema(reveal_url(settings.url, _IN_THE_FILE, environment), settings.schema)
     if settings.password is None:
         return msgspec.structs.replace(settings, url=url)
     if _SQLITE.match(url):
@@ -45,10 +45,10 @@ def resolved_database(settings: DatabaseSettings, environment: Mapping[str, str]
     if given_password or "password" in in_query:
         raise ConfigError("[database] password: the url has one already; remove one of both")
     password = settings.password.reveal(environment, at="[database] password")
-    return msgspec.structs.replace(settings, url=_with(url, "password", password))
+    return msgspec.structs.replace(settings, url=_add_to_query(url, "password", password))
 
 
-def resolved_web(web: Web, database: DatabaseSettings, environment: Mapping[str, str]) -> Web:
+def resolve_web(web: Web, database: DatabaseSettings, environment: Mapping[str, str]) -> Web:
     """Return `[web]` with the URL of viewers itself instead of its place. `database` has its own URL already.
 
     Raises:
@@ -56,10 +56,10 @@ def resolved_web(web: Web, database: DatabaseSettings, environment: Mapping[str,
     """
     if web.viewer_url is None:
         return web
-    url = revealed_url(web.viewer_url, _OF_VIEWERS, environment)
+    url = reveal_url(web.viewer_url, _OF_VIEWERS, environment)
     if _SQLITE.match(url) or _SQLITE.match(database.url):
         raise ConfigError(f"{_OF_VIEWERS}: a SQLite file has no roles, and viewers have no URL of their own; remove it")
-    url = _in_schema(url, database.schema)
+    url = _set_schema(url, database.schema)
     if url == database.url:
         raise ConfigError(f"{_OF_VIEWERS}: is the database's own url; give that of a role that can only read")
     if _parts(url)[0] != _parts(database.url)[0]:
@@ -78,22 +78,22 @@ def _parts(url: str) -> tuple[str, str | None, frozenset[str]]:
         return "", None, frozenset()
 
 
-def _in_schema(url: DatabaseUrl, schema: str | None) -> DatabaseUrl:
+def _set_schema(url: DatabaseUrl, schema: str | None) -> DatabaseUrl:
     if schema is None:
         return url
     if _SQLITE.match(url):
         raise ConfigError(
             "[database] schema: a SQLite file has no schemas, its tables share it with nobody; remove the key"
         )
-    return url if "schema" in _parts(url)[2] else _with(url, "schema", schema)
+    return url if "schema" in _parts(url)[2] else _add_to_query(url, "schema", schema)
 
 
-def _with(url: DatabaseUrl, key: str, value: str) -> DatabaseUrl:
+def _add_to_query(url: DatabaseUrl, key: str, value: str) -> DatabaseUrl:
     whole = f"{url}{'&' if '?' in url else '?'}{key}={quote(value, safe='')}"
     return DatabaseUrl(whole, url.origin, is_literal=url.is_literal)
 
 
-def revealed_url(text: str, origin: str, environment: Mapping[str, str]) -> DatabaseUrl:
+def reveal_url(text: str, origin: str, environment: Mapping[str, str]) -> DatabaseUrl:
     """Read a URL from the place that it names, if it names one; errors call it `origin`."""
     try:
         secret = Secret.parse(text)
@@ -225,8 +225,8 @@ def load_text(text: str, where: str = DEFAULT_FILE, environment: Mapping[str, st
     found = [source.locate(each) for each in (*misshapen, *broken)]
     if environment is not None:
         try:
-            readable = msgspec.structs.replace(readable, database=resolved_database(readable.database, environment))
-            readable = msgspec.structs.replace(readable, web=resolved_web(readable.web, readable.database, environment))
+            readable = msgspec.structs.replace(readable, database=resolve_database(readable.database, environment))
+            readable = msgspec.structs.replace(readable, web=resolve_web(readable.web, readable.database, environment))
         except ConfigError as error:
             found += [source.locate_line(line) for line in str(error).splitlines()]
     return ConfigFile(source, _sound_part(readable, broken), _sound_part(readable, ()), tuple(found))

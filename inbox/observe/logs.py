@@ -223,11 +223,11 @@ class AccessLogMask:
         """Mask the record's arguments; the record is always shown."""
         if isinstance(record.args, tuple):
             record.args = tuple(
-                self._masked(value) if isinstance(value, str) and "/" in value else value for value in record.args
+                self._mask(value) if isinstance(value, str) and "/" in value else value for value in record.args
             )
         return True
 
-    def _masked(self, target: str) -> str:
+    def _mask(self, target: str) -> str:
         path = target.partition("?")[0]
         if path in _SHOWN:
             return path

@@ -123,27 +123,27 @@ class Recorder(Meters):
         for metric in table:
             if not metric.labels and metric.kind != "gauge":
                 with self._lock:
-                    self._of(metric, ())
+                    self._series(metric, ())
         self._thread = threading.Thread(target=self._keep_writing, name="metrics", daemon=True)
         self._thread.start()
 
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         """Add to a counter."""
         with self._lock:
-            self._of(metric, labels)[0] += by
+            self._series(metric, labels)[0] += by
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add a value to a histogram. A value equal to a limit belongs to the bucket below it (`le`)."""
         place = bisect_left(metric.buckets, value)
         with self._lock:
-            held = self._of(metric, labels)
+            held = self._series(metric, labels)
             held[place] += 1
             held[-1] += value
 
     def put(self, metric: Metric, value: float, *labels: str) -> None:
         """Set a gauge."""
         with self._lock:
-            self._of(metric, labels)[:] = value, time.monotonic()
+            self._series(metric, labels)[:] = value, time.monotonic()
 
     def close(self) -> None:
         """Write the rest, and wait at most a second for the exporter to read it."""
@@ -151,7 +151,7 @@ class Recorder(Meters):
         self._wanted.set()
         self._thread.join(_LAST_WRITE_WITHIN_SECONDS)
 
-    def _of(self, metric: Metric, labels: tuple[str, ...]) -> list[float]:
+    def _series(self, metric: Metric, labels: tuple[str, ...]) -> list[float]:
         """Return the numbers of one series, to be changed. The caller holds the lock."""
         key = (metric.name, labels)
         held = self._values.get(key)

@@ -16,7 +16,7 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
-from inbox.config.routing import passed_headers, routes_of
+from inbox.config.routing import list_passed_headers, routes_of
 from inbox.config.sources import Source
 from inbox.db.dialect import SQLITE
 from inbox.db.link import Notifier, link_to
@@ -86,7 +86,7 @@ def app_of(config: Config) -> Receiver:
 
 def open_services(config: Config, clock: Clock) -> Services:
     """Open what a worker of `app_of` needs, inside its event loop and after the last fork."""
-    meters = OFF if config.metrics.receiver is None else _at_zero(make_recorder(RECEIVER), config)
+    meters = OFF if config.metrics.receiver is None else _start_at_zero(make_recorder(RECEIVER), config)
     tally = Tally()
     make_link = partial(link_to, config.database.url, application="inbox-receiver")
     figures_link = make_link()
@@ -137,7 +137,7 @@ def endpoints_of(config: Config) -> dict[str, SourceEndpoint]:
 
 
 def _endpoint(config: Config, source: Source) -> SourceEndpoint:
-    preset = preset_of(source, passed_headers(source.name, config.routes.values(), config.destinations))
+    preset = preset_of(source, list_passed_headers(source.name, config.routes.values(), config.destinations))
     return SourceEndpoint(
         source=source,
         preset=preset,
@@ -147,7 +147,7 @@ def _endpoint(config: Config, source: Source) -> SourceEndpoint:
     )
 
 
-def _at_zero(meters: Meters, config: Config) -> Meters:
+def _start_at_zero(meters: Meters, config: Config) -> Meters:
     """Start every series with a known label at zero: an increase can't be seen of a series that does not exist."""
     causes = sorted(CAUSES)
     for source in (*config.sources, UNKNOWN):

@@ -33,13 +33,13 @@ class Outage:
         self._since: float | None = None
         self._requests = 0
 
-    def began(self, error: Exception, requests: int = 0) -> None:
+    def on_failure(self, error: Exception, requests: int = 0) -> None:
         """Note a failure that was no event's own fault, and how many requests got 503 for it."""
         if isinstance(error, UnfitDatabase):  # `IntakeAlert` logs it, with the remedy
             return
-        self.lasts(trouble_text(error), requests)
+        self.on_nothing_stored(trouble_text(error), requests)
 
-    def lasts(self, why: str, requests: int) -> None:
+    def on_nothing_stored(self, why: str, requests: int) -> None:
         """Note that nothing is stored, for this reason."""
         self._requests += requests
         if self._since is None:
@@ -50,7 +50,7 @@ class Outage:
                 extra=fields("database_trouble", error=why),
             )
 
-    def ended(self) -> None:
+    def on_stored(self) -> None:
         """Note that something was stored."""
         if self._since is None:
             return
@@ -72,7 +72,7 @@ class IntakeAlert:
 
     def __init__(self) -> None:
         self.may_fire = True
-        """True while `stored` has something to do; at the start too, to resolve the alert of an earlier process."""
+        """True while `resolve` has something to do; at the start too, to resolve the alert of an earlier process."""
         self._reported: Sequence[str] = ()
 
     def require_fit(self, connection: Connection, now: datetime) -> None:
@@ -92,7 +92,7 @@ class IntakeAlert:
             _note(connection, now, "; ".join(found))
             raise UnfitDatabase("\n".join(found))
 
-    def stored(self, connection: Connection, now: datetime) -> None:
+    def resolve(self, connection: Connection, now: datetime) -> None:
         """Resolve the alert, if there is one, as something was stored."""
         self.may_fire = False
         _note(connection, now, None)
@@ -181,7 +181,7 @@ class ThroughputFlusher:
             await self.flush()
 
     async def _write(self) -> None:
-        with self._tally.taken() as figures:
+        with self._tally.take() as figures:
             if figures:
                 values = {"figures": rows_param(figures), "now": None}
                 try:

@@ -51,7 +51,7 @@ class OutcomeWaiter:
         self.polls = 0
         """Count of statements so far."""
 
-    async def delivered(
+    async def wait_until_delivered(
         self, source: str, seqs: Sequence[int], *, within: float, when_gone: WhenGone | None = None
     ) -> None:
         """Return when all of these events of a source have ended on every route, and none was given up.

@@ -267,7 +267,7 @@ class Webhooks:
                     else:
                         services.writer.reject(_row_of(proven, raw, error))
                 # Raised here, not there: a frame that holds the error whose traceback holds it is a cycle, and keeps the body.
-                if not _answered_as_provider(proven, error, resp):
+                if not _answer_as_provider(proven, error, resp):
                     raise
                 return None
         finally:
@@ -335,7 +335,9 @@ class Webhooks:
             if services.outcomes is None:
                 raise StillOpen("stored; this receiver does not wait for outcomes")
             seqs = [receipt.seq for receipt in receipts]
-            await services.outcomes.delivered(source, seqs, within=awaited.within, when_gone=req.scope.get(WHEN_GONE))
+            await services.outcomes.wait_until_delivered(
+                source, seqs, within=awaited.within, when_gone=req.scope.get(WHEN_GONE)
+            )
         except RequestError as error:
             if trace is not None:
                 trace.cause = error.cause
@@ -390,7 +392,7 @@ def enforce_rate_limit(endpoint: SourceEndpoint) -> None:
         raise TooMany("this source sends more than its rate; send it again later", retry_after_seconds=math.ceil(wait))
 
 
-def _answered_as_provider(proven: SourceEndpoint | None, error: RequestError, resp: Response) -> bool:
+def _answer_as_provider(proven: SourceEndpoint | None, error: RequestError, resp: Response) -> bool:
     """Write an error in the form that the provider wants. False where it is answered as every other error."""
     if proven is None or proven.preset.rejection is None or isinstance(error, Unavailable | TooMany):
         return False

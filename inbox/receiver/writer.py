@@ -171,7 +171,7 @@ class GroupCommit:
         self._pending.append(pending)
         self._has_work.set()
         try:
-            return await self._in_time(receipts)
+            return await self._limit_wait(receipts)
         finally:
             pending.forget_events()
 
@@ -184,7 +184,7 @@ class GroupCommit:
         done: asyncio.Future[None] = self._loop.create_future()
         self._probes.append(done)
         self._has_work.set()
-        await self._in_time(done)
+        await self._limit_wait(done)
 
     def reject(self, row: Rejected) -> None:
         """Store a rejected request when there is room; a flood of them costs counters, not rows."""
@@ -198,7 +198,7 @@ class GroupCommit:
         await self._task
         await self._drop_connection()
 
-    async def _in_time(self, future: asyncio.Future[_Answer]) -> _Answer:
+    async def _limit_wait(self, future: asyncio.Future[_Answer]) -> _Answer:
         timer = self._loop.call_later(ANSWER_WITHIN_SECONDS, self._give_up, future)
         try:
             return await future
@@ -207,7 +207,7 @@ class GroupCommit:
 
     def _give_up(self, future: asyncio.Future[_Answer]) -> None:
         if not future.done():
-            self._outage.lasts(f"no answer within {ANSWER_WITHIN_SECONDS:g} s", requests=1)
+            self._outage.on_nothing_stored(f"no answer within {ANSWER_WITHIN_SECONDS:g} s", requests=1)
             future.set_exception(Unavailable("the database did not answer in time"))
 
     async def _run(self) -> None:
@@ -288,11 +288,11 @@ class GroupCommit:
         began = time.perf_counter()
         self._largest = max([self._largest, *(len(event.body) for event in events)])
         try:
-            seqs = await self._in_database(intake.append, events)
+            seqs = await self._run_in_transaction(intake.append, events)
         except DBAPIError as error:
             if not is_deadlock(error):
                 raise
-            seqs = await self._in_database(intake.append, events)
+            seqs = await self._run_in_transaction(intake.append, events)
         if self._notifier is not None and any(
             seq is not None and event.enrolments for event, seq in zip(events, seqs, strict=True)
         ):
@@ -300,16 +300,16 @@ class GroupCommit:
         self._meters.observe(metrics.COMMIT_SECONDS, time.perf_counter() - began)
         self._meters.observe(metrics.BATCH_EVENTS, len(events))
         self._count(metrics.RECEIVED, STORED, events, seqs)
-        self._outage.ended()
+        self._outage.on_stored()
         if self._alert.may_fire:
-            await self._link.run(self._alert.stored, self._clock.now())
+            await self._link.run(self._alert.resolve, self._clock.now())
         return seqs
 
     async def _note_duplicates(self, batch: Sequence[tuple[Pending, list[int | None]]]) -> None:
         duplicates = [
             event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
         ]
-        seqs = await self._in_database(intake.note_duplicates, duplicates)
+        seqs = await self._run_in_transaction(intake.note_duplicates, duplicates)
         self._count(metrics.DUPLICATES, DUPLICATE, duplicates, seqs)
         found = iter(seqs)
         for pending, own in batch:
@@ -333,7 +333,7 @@ class GroupCommit:
     async def _fail(self, batch: Sequence[Pending], error: Exception) -> None:
         """Answer 503 to all, as nothing is known to be stored, and use a new connection for the next batch."""
         if isinstance(error, _FAILURES):
-            self._outage.began(error, sum(not pending.receipts.done() for pending in batch))
+            self._outage.on_failure(error, sum(not pending.receipts.done() for pending in batch))
         for pending in batch:
             pending.answer(_unavailable(error))
         await self._drop_connection()
@@ -342,11 +342,11 @@ class GroupCommit:
         probes, self._probes = self._probes, []
         outcome: Exception | None = None
         try:
-            await self._in_database(intake.probe, self._clock.now())
-            self._outage.ended()
+            await self._run_in_transaction(intake.probe, self._clock.now())
+            self._outage.on_stored()
         except _FAILURES as error:
             outcome = _unavailable(error)
-            self._outage.began(error)
+            self._outage.on_failure(error)
             await self._drop_connection()
         for probe in probes:
             if not probe.done():
@@ -356,12 +356,12 @@ class GroupCommit:
         rows = self.rejections.take()
         self._largest = max([self._largest, *(len(row.body or b"") for row in rows)])
         try:
-            await self._in_database(intake.reject, rows)
+            await self._run_in_transaction(intake.reject, rows)
         except _FAILURES:
             self.rejections.count_unkept(len(rows))
             await self._drop_connection()
 
-    async def _in_database(
+    async def _run_in_transaction(
         self, function: Callable[Concatenate[Connection, _P], _Answer], *arguments: _P.args, **named: _P.kwargs
     ) -> _Answer:
         """Call a function in a transaction of the connection, which is opened and checked first where there is none."""
@@ -414,7 +414,7 @@ class WriterPair:
 
     async def append(self, events: Sequence[Event]) -> list[Receipt]:
         """See GroupCommit."""
-        return await self._for(sum(len(event.body) for event in events)).append(events)
+        return await self._choose(sum(len(event.body) for event in events)).append(events)
 
     async def probe(self) -> None:
         """See GroupCommit."""
@@ -422,11 +422,11 @@ class WriterPair:
 
     def reject(self, row: Rejected) -> None:
         """See GroupCommit."""
-        self._for(len(row.body or b"")).reject(row)
+        self._choose(len(row.body or b"")).reject(row)
 
     async def close(self) -> None:
         """Close both."""
         await asyncio.gather(self._small.close(), self._large.close())
 
-    def _for(self, size: int) -> GroupCommit:
+    def _choose(self, size: int) -> GroupCommit:
         return self._large if size > LARGE_BODY else self._small

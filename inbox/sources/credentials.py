@@ -39,7 +39,7 @@ class SharedSecretProof(KeyedProof):
 
     def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
         prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
-        super().__init__((secret, digest_of(prefix + revealed)) for secret, revealed in secrets)
+        super().__init__((secret, digest_of(prefix + reveal_all)) for secret, reveal_all in secrets)
         self._is_open = isinstance(auth, NoAuth)
         self._read_secret = _secret_reader(auth)
         self.kind = (type(auth), auth.name.lower() if isinstance(auth, HeaderAuth) else None)
@@ -133,12 +133,12 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
     auth = source.auth
     try:
         if auth is not None:
-            secrets = [] if isinstance(auth, NoAuth) else revealed(auth.secrets, environment)
+            secrets = [] if isinstance(auth, NoAuth) else reveal_all(auth.secrets, environment)
             proofs.append(SharedSecretProof(auth, secrets))
     except ConfigError as error:
         mistakes += [f"auth: {mistake}" for mistake in str(error).splitlines()]
     try:
-        known = [] if source.secrets is None else revealed(source.secrets, environment)
+        known = [] if source.secrets is None else reveal_all(source.secrets, environment)
         if preset.prover is not None and getattr(source, preset.proves_by) is not None:
             proofs.append(preset.prover(source, known))
         elif source.secrets is not None:
@@ -157,7 +157,7 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
     return Verifier(proofs, source.max_body or preset.max_body)
 
 
-def revealed(secrets: Sequence[Secret], environment: Mapping[str, str]) -> Revealed:
+def reveal_all(secrets: Sequence[Secret], environment: Mapping[str, str]) -> Revealed:
     """Return each secret with its text.
 
     Raises:

@@ -162,10 +162,10 @@ def _form(body: bytes, most: int) -> Iterator[tuple[bytes, bytes]]:
     if body.count(b"&") >= most:
         raise Unreadable("the form can't be read", field="body")
     pairs = (field.partition(b"=") for field in body.split(b"&") if field)
-    return ((_unquoted(name), _unquoted(value)) for name, _, value in pairs)
+    return ((_unquote(name), _unquote(value)) for name, _, value in pairs)
 
 
-def _unquoted(text: bytes) -> bytes:
+def _unquote(text: bytes) -> bytes:
     """Unquote a name or value, in steps: the standard library makes an object of each `%XX` (28 times its size).
 
     Raises:
@@ -216,7 +216,7 @@ def time_field(payload: Payload, field: str, received_at: datetime) -> int:
         instant = timestamps.parse_rfc3339(text)
     except ValueError as error:
         raise InvalidEvent(f"{field} {error}", field=field) from None
-    return _in_range(instant, field, received_at)
+    return _check_range(instant, field, received_at)
 
 
 def dedup_part(payload: Payload, field: str) -> str:
@@ -248,7 +248,7 @@ def epoch_field(payload: Payload, field: str, received_at: datetime, *, per_seco
         raise InvalidEvent(f"{field} must be a number", field=field)
     whole = int(value // 1)
     unit = 1_000_000_000 // per_second
-    return _in_range(whole * unit + int((value - whole) * unit), field, received_at)
+    return _check_range(whole * unit + int((value - whole) * unit), field, received_at)
 
 
 def content_key(raw: RawRequest, content: bytes) -> tuple[str, ...]:
@@ -260,7 +260,7 @@ def content_key(raw: RawRequest, content: bytes) -> tuple[str, ...]:
     width, so that the index grows at its right edge.
     """
     received = timestamps.to_nanoseconds(raw.received_at)
-    return timestamps.fixed_width(received - received % SAME_WITHIN_NS), hashlib.sha256(content).hexdigest()
+    return timestamps.format_fixed_width(received - received % SAME_WITHIN_NS), hashlib.sha256(content).hexdigest()
 
 
 def arrival(raw: RawRequest) -> int:
@@ -324,7 +324,7 @@ def _is_storable(value: str) -> bool:
     return _NOT_STORABLE.search(value) is None
 
 
-def _in_range(instant: int, field: str, received_at: datetime) -> int:
+def _check_range(instant: int, field: str, received_at: datetime) -> int:
     if instant < EARLIEST_NS:
         raise InvalidEvent(f"{field} must not be before 2000-01-01T00:00:00Z", field=field)
     if instant > timestamps.to_nanoseconds(received_at) + FARTHEST_AHEAD_NS:
@@ -367,7 +367,7 @@ def object_field(payload: Payload, field: str) -> Payload:
     return value
 
 
-def listed(raw: RawRequest, *path: str) -> Iterator[tuple[Payload, bytes | None]]:
+def list_events(raw: RawRequest, *path: str) -> Iterator[tuple[Payload, bytes | None]]:
     """Yield each event of the list at `path`, with the body that it would have had alone; None where it is alone.
 
     Raises:
@@ -388,7 +388,7 @@ def listed(raw: RawRequest, *path: str) -> Iterator[tuple[Payload, bytes | None]
         yield event, part
 
 
-def keyed(identity: Identity, payload: Payload, dedup: Dedup, part: bytes | None = None) -> Identity:
+def with_key(identity: Identity, payload: Payload, dedup: Dedup, part: bytes | None = None) -> Identity:
     """Return the identity with its key: the fields that the source names in `payload`, or else the provider's own.
 
     Raises:
@@ -410,7 +410,7 @@ def reader_of_object(read_one: ReadOne, inner: str = "") -> Read:
         """Return the event of a body: see `Read`."""
         payload = json_object(form_payload(raw.body) if raw.content_type == FORM else raw.body)
         identity = read_one(raw, payload)
-        return (keyed(identity, object_field(payload, inner) if inner else payload, dedup),)
+        return (with_key(identity, object_field(payload, inner) if inner else payload, dedup),)
 
     return read
 
@@ -421,8 +421,8 @@ def reader_of_list(read_one: ReadOne, *path: str, inner: str = "") -> Read:
     def read(raw: RawRequest, dedup: Dedup) -> tuple[Identity, ...]:
         """Return the events of a body: see `Read`."""
         return tuple(
-            keyed(read_one(raw, event), object_field(event, inner) if inner else event, dedup, part)
-            for event, part in listed(raw, *path)
+            with_key(read_one(raw, event), object_field(event, inner) if inner else event, dedup, part)
+            for event, part in list_events(raw, *path)
         )
 
     return read

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from inbox.config.model import Config, Route
-from inbox.config.routing import enrol, passed_headers, routes_of
+from inbox.config.routing import enrol, list_passed_headers, routes_of
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
 from inbox.errors import RequestError, TooOld
 from inbox.events import timestamps
@@ -51,13 +51,13 @@ def events_of(source: Source, preset: Preset, raw: RawRequest, routes: Sequence[
     preset.check_type(raw)
     headers = kept_headers(source, preset, raw)
     if source.dedup == [WHOLE_BODY]:
-        identities = tuple(_keyed_by_body(raw, identity) for identity in preset.read(raw, None))
+        identities = tuple(_with_body_key(raw, identity) for identity in preset.read(raw, None))
     else:
         identities = preset.read(raw, source.dedup)
     return tuple(to_event(source, raw, identity, routes, headers) for identity in identities)
 
 
-def _keyed_by_body(raw: RawRequest, identity: Identity) -> Identity:
+def _with_body_key(raw: RawRequest, identity: Identity) -> Identity:
     body = raw.body if identity.part is None else identity.part
     return msgspec.structs.replace(identity, key_parts=(hashlib.sha256(body).hexdigest(),), key_has_time=False)
 
@@ -165,7 +165,7 @@ def readers_of(config: Config) -> dict[str, Read]:
     """
     readers: dict[str, Read] = {}
     for name, source in config.sources.items():
-        preset = preset_of(source, passed_headers(name, config.routes.values(), config.destinations))
+        preset = preset_of(source, list_passed_headers(name, config.routes.values(), config.destinations))
         readers[name] = partial(events_of, source, preset, routes=routes_of(name, config.routes.values()))
     return readers
 

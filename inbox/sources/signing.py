@@ -94,7 +94,7 @@ class SignatureProof(Proof):
             ConfigError: a secret is not written as keys are here. The text does not repeat it.
         """
         self._signatures = tuple(signatures)
-        self._templates = tuple(_compiled(signature.content) for signature in signatures)
+        self._templates = tuple(_compile(signature.content) for signature in signatures)
         self._keys = tuple(_key(self._signatures, secret, revealed) for secret, revealed in secrets)
         self._algorithms = {key.algorithm for key in self._keys}
         self._url = url
@@ -153,7 +153,7 @@ class SignatureProof(Proof):
         kinds = [
             each for each in self._signatures if each.header == signature.header and each.algorithm in self._algorithms
         ]
-        given, timestamp = _parsed(signature, kinds, raw, faults)
+        given, timestamp = _parse(signature, kinds, raw, faults)
         message = Message(
             timestamp=timestamp,
             id=_header(raw, signature.id_header, faults),
@@ -174,18 +174,20 @@ def sign(signature: Signature, secret: str, message: Message, at: datetime) -> d
     if signature.algorithm in PUBLIC:
         raise ConfigError("what is configured is a public key: only its sender can sign")
     key = key_of(signature, secret)
-    return signed_headers(signature, lambda content: hmac.digest(key, content, signature.algorithm), message, at)
+    return sign_headers(signature, lambda content: hmac.digest(key, content, signature.algorithm), message, at)
 
 
-def signed_headers(
+def sign_headers(
     signature: Signature, signer: Callable[[bytes], bytes], message: Message, at: datetime
 ) -> dict[str, str]:
     """Return the headers of a message that `signer` signs at `at`: signature, time and id."""
     timestamp = _timestamp(signature, at) if signature.timestamp_header or signature.timestamp_prefix else ""
-    content = _compiled(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode()))
+    content = _compile(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode()))
     digest = signer(content)
     parts = [f"{signature.timestamp_prefix}{timestamp}"] if signature.timestamp_prefix else []
-    headers = {signature.header: signature.separator.join([*parts, f"{signature.prefix}{encoded(signature, digest)}"])}
+    headers = {
+        signature.header: signature.separator.join([*parts, f"{signature.prefix}{encode_digest(signature, digest)}"])
+    }
     if signature.timestamp_header:
         headers[signature.timestamp_header] = timestamp
     if signature.id_header:
@@ -266,7 +268,7 @@ def _matcher(algorithm: Algorithm, key: bytes) -> keys.Verifies:
     return matches
 
 
-def _compiled(content: str) -> Callable[[Message], bytes]:
+def _compile(content: str) -> Callable[[Message], bytes]:
     """Compile a template, in which literals and names of members of `Message` alternate."""
     pieces = _PLACE.split(content)
     literals, names = [piece.encode() for piece in pieces[::2]], pieces[1::2]
@@ -280,7 +282,7 @@ def _compiled(content: str) -> Callable[[Message], bytes]:
     return fill
 
 
-def _parsed(
+def _parse(
     signature: Signature, kinds: Sequence[Signature], raw: RawRequest, faults: list[str]
 ) -> tuple[Mapping[Algorithm, list[bytes]], bytes]:
     """Return the signatures of each kind in the header, as bytes, and the time of signing as it is written."""
@@ -306,15 +308,15 @@ def _parsed(
 def digests(signature: Signature, parts: Sequence[str]) -> list[bytes]:
     """Decode the signatures among the parts, at most `MOST_SIGNATURES`; without those that can't be decoded."""
     listed = [part.removeprefix(signature.prefix) for part in parts if part.startswith(signature.prefix)]
-    return [digest for each in listed[:MOST_SIGNATURES] if (digest := _decoded(signature, each)) is not None]
+    return [digest for each in listed[:MOST_SIGNATURES] if (digest := _decode_digest(signature, each)) is not None]
 
 
-def encoded(signature: Signature, digest: bytes) -> str:
+def encode_digest(signature: Signature, digest: bytes) -> str:
     """Write a digest as the provider does."""
     return digest.hex() if signature.encoding == "hex" else base64.b64encode(digest).decode()
 
 
-def _decoded(signature: Signature, text: str) -> bytes | None:
+def _decode_digest(signature: Signature, text: str) -> bytes | None:
     """Decode a signature's text; None when it is none. Python's own decoders accept too much."""
     try:
         written = text.encode("ascii")
@@ -364,7 +366,7 @@ def _timestamp(signature: Signature, at: datetime) -> str:
     return str(timestamps.to_nanoseconds(at) // _UNIT_NS[signature.timestamp_unit])
 
 
-def sorted_params(content_type: str, body: bytes) -> bytes:
+def sort_params(content_type: str, body: bytes) -> bytes:
     """Return the names and values of a form, each pair once, sorted and joined; empty for any other body.
 
     Raises:
@@ -376,7 +378,7 @@ def sorted_params(content_type: str, body: bytes) -> bytes:
 
 def _params(raw: RawRequest, faults: list[str]) -> bytes:
     try:
-        return sorted_params(raw.content_type, raw.body)
+        return sort_params(raw.content_type, raw.body)
     except Unreadable:
         faults.append("the form can't be read")
         return b""
@@ -457,4 +459,4 @@ def sign_parts(scheme: Scheme, secret: str, body: bytes) -> list[str]:
     if not parts:
         raise ConfigError(f"the body has no place for {scheme.signature.header}: it is no webhook of this provider")
     digests = (hmac.digest(key, part.content, scheme.signature.algorithm) for part in parts)
-    return [encoded(scheme.signature, each) for each in digests]
+    return [encode_digest(scheme.signature, each) for each in digests]

@@ -250,7 +250,7 @@ def show(
     config, database = open_database()
     row = reads.event(database.engine, seq, is_whole=True)
     if row is not None and at is not None:
-        removed = reads.removed_from(database.engine, row, at)
+        removed = reads.describe_removed(database.engine, row, at)
     if row is None:
         fail(f"there is no event {seq}", FINDING)
     if at is not None and row["received_at"] > at:

@@ -15,7 +15,7 @@ from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset, Sample
-from inbox.sources.signing import Message, sign, sorted_params
+from inbox.sources.signing import Message, sign, sort_params
 
 _TIMEOUT_SECONDS = 10
 _JSON = "application/json"
@@ -99,7 +99,7 @@ def _signed(source: Source, preset: Preset, sample: Sample, headers: Mapping[str
         id=_message_id(signature, sample).encode(),
         url=(source.public_url or "").encode(),
         body=sample.body,
-        sorted_params=sorted_params(headers["Content-Type"], sample.body),
+        sorted_params=sort_params(headers["Content-Type"], sample.body),
     )
     return sign(signature, _valid(source.secrets, source, at), message, at)
 

@@ -228,10 +228,10 @@ def copy(
     """
     from inbox.db import copying, engine, migrate
     from inbox.errors import CopyFailed
-    from inbox.loader.load import read_config, revealed_url
+    from inbox.loader.load import read_config, reveal_url
 
     config = read_config()
-    urls = {"source": config.database.url, "target": revealed_url(to, "--to", os.environ)}
+    urls = {"source": config.database.url, "target": reveal_url(to, "--to", os.environ)}
     named = {end: engine.shown(engine.parse_url(url)) for end, url in urls.items()}
     if named["source"] == named["target"]:
         fail("--to names the database of the configuration itself: name another one")

@@ -180,5 +180,5 @@ def examine_rights(installation: Installation) -> Iterator[Finding]:
     """Rights of the roles that `inbox roles` makes, and the limit of the owner, on Postgres."""
     for name in migrate.lacking_rights(installation.engine):
         yield RIGHTS.found(name, f"the roles of `inbox roles` have no rights on {name}")
-    for owner in migrate.unlimited_owners(installation.engine):
+    for owner in migrate.list_unlimited_owners(installation.engine):
         yield UNLIMITED.found(owner, f"{owner} owns the tables, and its transactions may stay open for good")

@@ -15,7 +15,7 @@ import msgspec
 import requests
 
 from inbox.config.model import ApiBasic, ApiBearer, ApiHeader, Endpoint, Outbound, OutboundAuth
-from inbox.config.values import is_name, may_be_set, titled
+from inbox.config.values import is_name, may_be_set, to_title_case
 from inbox.errors import ConfigError, collect_config_errors
 from relay.http import guard
 from relay.http.answer import Redactor
@@ -109,7 +109,7 @@ def _own_headers(endpoint: Endpoint, where: str) -> dict[str, str]:
     for name, value in endpoint.headers.items():
         if not may_be_set(name):
             raise ConfigError(f"{where}.headers: {name!r} is not a header that can be set here")
-        headers.setdefault(titled(name), header_value(value))
+        headers.setdefault(to_title_case(name), header_value(value))
     return headers
 
 
@@ -169,7 +169,7 @@ def _authentication(auth: OutboundAuth | None, where: str) -> tuple[dict[str, st
         if not is_name(auth.name):
             raise ConfigError(f"{where}.name: {auth.name!r} is not a header's name")
         value = auth.value.reveal(at=f"{where}.value")
-        return {titled(auth.name): header_value(value)}, [value, header_value(value)]
+        return {to_title_case(auth.name): header_value(value)}, [value, header_value(value)]
     return {}, []
 
 

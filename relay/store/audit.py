@@ -293,14 +293,14 @@ LIMIT :most
 _WANTED = sql.rows("wanted", seq="bigint")
 _EVENTS = Statement(f"""
 SELECT i.seq, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at, i.erased_at, i.routes
-FROM {sql.looked_up(_WANTED, "inbox i", "i.seq = wanted.seq")}
+FROM {sql.look_up(_WANTED, "inbox i", "i.seq = wanted.seq")}
 """)
 _HEADS = """SELECT h.seq FROM open_delivery h
     WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked') LIMIT 1"""
 _ROWS = {
     locked: Statement(f"""
 SELECT {ROW}, o.state <> 'waiting' OR ({_HEADS}) IS NOT NULL AS has_head
-FROM {sql.looked_up(_WANTED, "open_delivery o", "o.seq = wanted.seq")}
+FROM {sql.look_up(_WANTED, "open_delivery o", "o.seq = wanted.seq")}
 ORDER BY o.seq, o.route
 {sql.lock("o") if locked else ""}
 """)
@@ -312,6 +312,6 @@ _DETAILS = ", ".join(
 )
 _FACTS = Statement(f"""
 SELECT f.id, f.at, f.seq, f.route, f.kind, f.state, f.attempt, f.run, f.crashes, {_DETAILS}
-FROM {sql.looked_up(_WANTED, "delivery_log f", "f.seq = wanted.seq")}
+FROM {sql.look_up(_WANTED, "delivery_log f", "f.seq = wanted.seq")}
 ORDER BY f.seq, f.route, f.id
 """)

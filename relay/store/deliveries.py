@@ -141,7 +141,7 @@ FROM {sql.rows("facts", **_FACTS)}
 
 END = Statement(f"""
 DELETE FROM open_delivery AS o
-WHERE (o.seq, o.route) IN (SELECT seq, route FROM {sql.keys("ended")}){sql.of_keys("o", "ended")}
+WHERE (o.seq, o.route) IN (SELECT seq, route FROM {sql.keys("ended")}){sql.match_keys("o", "ended")}
 """)
 
 _MOVED = {"state": "text", "attempt": "int", "run": "int", "crashes": "int", "due_at": "time"}

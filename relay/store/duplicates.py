@@ -155,7 +155,7 @@ WHERE {_WAITS} AND r.seq > :after AND r.seq <= :last ORDER BY r.seq LIMIT :rows
 
 _UNHANDLED = Statement(f"""
 SELECT r.id, r.seq, r.times, coalesce(r.last_received_at, r.received_at) AS came_at
-FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "duplicate_request r", f"r.seq = wanted.seq AND {_WAITS}")}
+FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "duplicate_request r", f"r.seq = wanted.seq AND {_WAITS}")}
 ORDER BY r.seq LIMIT :rows
 """)
 

@@ -112,7 +112,7 @@ _LOCK_WAIT_MS = 100
 
 def flush_figures(database: Database, routes: Mapping[str, Route]) -> None:
     """Write the counts so far, of routes and of the destinations that `routes` gives them."""
-    with database.tally.taken() as figures:
+    with database.tally.take() as figures:
         if figures:
             rows = rows_param([*figures, *_of_destinations(figures, routes)])
             with database.write() as transaction:

@@ -218,7 +218,7 @@ FROM (
     SELECT l.seq, l.route, l.id, l.at, max(
         CASE WHEN coalesce(l.detail ->> 'error_class', '') <> failed.error_class THEN l.id END
     ) OVER (PARTITION BY l.seq, l.route) AS last_other
-    FROM {sql.looked_up(_FAILED, "delivery_log l", of_run("l", "failed"))}
+    FROM {sql.look_up(_FAILED, "delivery_log l", of_run("l", "failed"))}
     WHERE l.kind || '' IN ('attempt_failed', 'abandoned')) tried
 GROUP BY seq, route
 """)

@@ -243,7 +243,7 @@ GROUP BY found.route
 
 
 _ARRIVAL = Statement(f"""
-SELECT i.seq, i.received_at FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "inbox i", "i.seq = wanted.seq")}
+SELECT i.seq, i.received_at FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "inbox i", "i.seq = wanted.seq")}
 """)
 
 

@@ -229,14 +229,12 @@ _OF_LATE = Statement(f"SELECT {_CHANGE} FROM {sql.rows('late', seq='bigint')} JO
 
 
 _ASKED = sql.rows("asked", seq="bigint", route="text", source="text", key="text")
-_USED_BY = sql.looked_up(
-    "inbox n", "delivery_log f", "f.seq = n.seq AND f.route = asked.route AND f.kind = 'superseded'"
-)
+_USED_BY = sql.look_up("inbox n", "delivery_log f", "f.seq = n.seq AND f.route = asked.route AND f.kind = 'superseded'")
 # Selects the sweeps' events that were delivered and have not superseded a later webhook of the same instant yet. With an
 # EXISTS, Postgres would read the whole log.
 _SWEPT = Statement(f"""
 SELECT asked.seq AS late_seq, asked.route, {_CHANGE}
-FROM {sql.looked_up(_ASKED, "inbox i", "i.source = asked.source AND i.dedup_key = asked.key")}
+FROM {sql.look_up(_ASKED, "inbox i", "i.source = asked.source AND i.dedup_key = asked.key")}
 WHERE (
     SELECT l.id FROM delivery_log l
     WHERE l.seq = i.seq AND l.route = asked.route AND l.kind IN ('delivered', 'unchanged')
@@ -254,10 +252,10 @@ _PLACES = sql.rows("lanes", route="text", lane="text", at="time", seq="bigint")
 # Selects some dead deliveries before the given position of each lane, locked in key order.
 _DEAD = Statement(f"""
 WITH found AS MATERIALIZED (
-    SELECT o.seq, o.route FROM {sql.looked_up(_PLACES, "open_delivery o", _OLDER)} LIMIT :most
+    SELECT o.seq, o.route FROM {sql.look_up(_PLACES, "open_delivery o", _OLDER)} LIMIT :most
 )
 SELECT {ROW}
-FROM {sql.looked_up("found", "open_delivery o", "o.seq = found.seq AND o.route = found.route")}
+FROM {sql.look_up("found", "open_delivery o", "o.seq = found.seq AND o.route = found.route")}
 ORDER BY o.seq, o.route
 {sql.lock("o")}
 """)
@@ -390,10 +388,10 @@ _OF_LANE = "o.route = lanes.route AND o.lane = lanes.lane AND o.state"
 # Locking it would make its relay skip it when it renews leases.
 _HEADS = Statement(f"""
 WITH found AS MATERIALIZED (
-    SELECT {ROW} FROM {sql.looked_up(_LANES, "open_delivery o", f"{_OF_LANE} IN ('ready', 'in_flight', 'blocked')")}
+    SELECT {ROW} FROM {sql.look_up(_LANES, "open_delivery o", f"{_OF_LANE} IN ('ready', 'in_flight', 'blocked')")}
 ), ready AS MATERIALIZED (
     SELECT {ROW}
-    FROM {sql.looked_up("found", "open_delivery o", "o.seq = found.seq AND o.route = found.route")}
+    FROM {sql.look_up("found", "open_delivery o", "o.seq = found.seq AND o.route = found.route")}
     WHERE found.state = 'ready'
     ORDER BY o.seq, o.route
     {sql.lock("o")}

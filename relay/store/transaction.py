@@ -149,7 +149,7 @@ class Transaction:
         granted = self.execute(lock, **parameters)[0]
         if granted.routes < len(routes):
             self.execute(order_lock.FIRST_TO_ADD_NOW if granted.routes else order_lock.FIRST)
-            self.execute(order_lock.added_routes(self.sql), given=parameters["given"])
+            self.execute(order_lock.add_routes(self.sql), given=parameters["given"])
             granted = self.execute(lock, **parameters)[0]
         if is_impatient:
             self.limit_waits(IMPATIENT_WAIT_MS)

@@ -10,7 +10,7 @@ from unicodedata import normalize
 from urllib.parse import quote, unquote
 
 from inbox.config.mistakes import nearest
-from inbox.config.values import is_name, may_be_set, titled
+from inbox.config.values import is_name, may_be_set, to_title_case
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.expressions import Expression, Scope
 from relay.sync.forms import FORMS, is_json, percent_encoded, text_of
@@ -383,7 +383,7 @@ def compile_headers(
         ConfigError: a name can't be set, is there twice, or a template is wrong. The text has a line for each mistake.
     """
     made = collect_config_errors({name: partial(_compile, name, headers, where, known) for name in headers})
-    return tuple((titled(name), template) for name, template in made.items())
+    return tuple((to_title_case(name), template) for name, template in made.items())
 
 
 def _compile(name: str, headers: Mapping[str, str], where: str, known: Collection[str]) -> HeaderTemplate:
@@ -394,7 +394,7 @@ def _compile(name: str, headers: Mapping[str, str], where: str, known: Collectio
             f"{where}: {name!r} can't be set for a single call; secrets belong in auth or headers of the endpoint, and "
             "headers that frame the message are set by the relay"
         )
-    if [titled(other) for other in headers].count(titled(name)) > 1:
+    if [to_title_case(other) for other in headers].count(to_title_case(name)) > 1:
         raise ConfigError(f"{where}: {name!r} is there twice, in another case; keep one")
     return HeaderTemplate(headers[name], f"{where}.{name}", known)
 

@@ -14,8 +14,7 @@ import pytest
 from sqlalchemy import Engine
 
 from relay.steps import CRITICAL, Step
-from tests.bulkheads.start_states import ITEMS, PROVOKE, START_STATES, WITH
-from tests.bulkheads.step_failures import FAILURES, Plant, planted
+from tests.bulkheads.start_states import FAILURES, ITEMS, PROVOKE, START_STATES, WITH, Plant, planted
 from tests.helpers.daemon import Rig, hurry, users
 from tests.helpers.tables import count
 from tests.helpers.traffic import serving

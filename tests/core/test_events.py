@@ -78,7 +78,7 @@ def test_a_long_key_still_fits_an_index_and_still_tells_parts_apart(text: str, k
 @given(st.text(alphabet="u1|\\é", min_size=1, max_size=4), PARTS, st.booleans())
 def test_no_key_holds_the_id_of_its_entity(entity_id: str, parts: tuple[str, ...], key_has_time: bool) -> None:
     holding = Identity("USER", entity_id, "U", "update", 0, (*parts, f"user-{entity_id}"), key_has_time)
-    after_time = dedup_key(holding).removeprefix(f"{timestamps.fixed_width(0)}|")
+    after_time = dedup_key(holding).removeprefix(f"{timestamps.format_fixed_width(0)}|")
     assert re.fullmatch(r"\\sha256:[A-Za-z0-9_-]{32}", after_time)
 
 

@@ -5,19 +5,26 @@ It has those of the extra `otel` too. The lock of the benchmarks has the product
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jmespath
 import pytest
+import typer
+
+import benchmarks.__main__ as bench
+from benchmarks.results import Figure, falls, figure_of
+from benchmarks.rows import COMMANDS, ROWS, Command, Row
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FULL, RUNTIME, BENCH = "requirements.lock", "requirements-runtime.lock", "requirements-bench.lock"
-OF_AN_EXTRA = {"email-validator", "dnspython", "pysocks"}
-"""Packages of `pydantic[email]` (of scim2-models) and `urllib3[socks]` (of selenium): the lock has them under pydantic and urllib3,
-which run without."""
+OF_AN_EXTRA = {"email-validator", "dnspython", "pysocks", "linkify-it-py"}
+"""Packages of `pydantic[email]` (of scim2-models), `urllib3[socks]` (of selenium) and `markdown-it-py[linkify]` (of mutmut): the
+lock has them under pydantic, urllib3 and markdown-it-py, which run without."""
 
 
 class Pin(NamedTuple):
@@ -74,3 +81,62 @@ def test_production_is_installed_by_the_runtime_lock() -> None:
         f"--require-hashes --only-binary :all: --requirement {RUNTIME}",
         "--no-deps build/wheel/inbox_relay-*.whl",
     ]
+
+
+# --- Figures of `python -m benchmarks`: found in what a command prints, and compared with committed ones
+
+
+RATIO = Row("a rate", "command", "sides[0].rounds", "sides[1].rounds", bar=1.0, better=2.0)
+LIMIT = Row("a time", "command", "longest", None, bar=250, better=100, unit="ms", is_limit=True)
+
+
+def printed(*rounds: list[float]) -> dict[str, Any]:
+    return {"sides": [{"rounds": some} for some in rounds]}
+
+
+def test_a_ratio_is_the_median_of_the_ratios_of_rounds() -> None:
+    figure = figure_of(RATIO, printed([10, 30, 90], [10, 10, 10]))
+    assert figure == Figure(figure=3.0, low=1.0, high=9.0, ours=30, theirs=10, rounds=3)
+    # The ratio of the medians would be 1: a slow round is slow for both sides.
+    assert figure_of(RATIO, printed([1, 10, 10], [1, 5, 100])).figure == 1.0
+
+
+@pytest.mark.parametrize(
+    ("row", "now", "committed", "has_fallen"),
+    [
+        (RATIO, 0.75, 1.0, False), (RATIO, 0.74, 1.0, True), (RATIO, 9.0, 1.0, False), (LIMIT, 133.0, 100.0, False),
+        (LIMIT, 134.0, 100.0, True), (LIMIT, 1.0, 100.0, False),
+    ],
+)  # fmt: skip
+def test_a_fall_of_more_than_a_quarter_is_found(row: Row, now: float, committed: float, has_fallen: bool) -> None:
+    fallen = falls({"row": row}, {"row": Figure(figure=now)}, {"row": Figure(figure=committed)})
+    assert (fallen == {"row": f"{now:g}, but {committed:g} is committed"}) == has_fallen
+    assert bool(fallen) == has_fallen
+
+
+def test_a_committed_figure_that_is_not_measured_any_more_is_a_fall() -> None:
+    committed = {"row": Figure(figure=2.0), "gone": Figure(figure=1.0), "never": Figure(missing="no redis-server")}
+    assert falls({"row": RATIO, "never": RATIO}, {}, committed) == {"row": "not measured; 2 is committed"}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_a_row_has_a_command_and_bars_on_its_better_side(row: Row) -> None:
+    assert row.command in COMMANDS
+    assert row.better <= row.bar if row.is_limit else row.better >= row.bar
+    for expression in (row.ours, row.theirs or "x"):
+        jmespath.compile(expression)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_starts_with_its_options(command: Command, quick: bool) -> None:
+    """Its options are parsed as the program parses them; to measure takes minutes."""
+    module = importlib.import_module(f"benchmarks.{command.module}")
+    app: typer.Typer = getattr(module, "app", None) or typer.Typer()
+    if not hasattr(module, "app"):
+        app.command()(module.main)
+    program, arguments = typer.main.get_command(app), bench.command_line(command, quick=quick)[3:]
+    if hasattr(program, "commands"):
+        program = program.commands[arguments.pop(0)]
+    with program.make_context(command.module, arguments) as context:
+        assert context.params["as_json"] is True

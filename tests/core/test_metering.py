@@ -225,12 +225,12 @@ def test_anything_else_is_none(text: object) -> None:
 def test_figures_that_were_not_written_are_there_the_next_time_unless_the_database_rejects_them() -> None:
     tally = Tally()
     tally.add("route", "crm", "delivered")
-    with contextlib.suppress(OSError), tally.taken():
+    with contextlib.suppress(OSError), tally.take():
         raise OSError
     tally.add("route", "crm", "delivered")
     tally.add("route", "crm", "dead")
-    with contextlib.suppress(DataError), tally.taken() as figures:
+    with contextlib.suppress(DataError), tally.take() as figures:
         assert [(figure["outcome"], figure["count"]) for figure in figures] == [("delivered", 2), ("dead", 1)]
         raise DataError("INSERT", {}, ValueError("out of range"))
-    with tally.taken() as figures:
+    with tally.take() as figures:
         assert figures == []

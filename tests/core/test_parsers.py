@@ -5,17 +5,39 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.errors import ConfigError, NotAuthenticated, RequestError, Unreadable, UnusableAnswer
+from inbox.config.routing import list_passed_headers
+from inbox.config.sources import EventFields, NoAuth, Signature, Source, UrlTokenAuth
+from inbox.config.values import Secret
+from inbox.errors import (
+    ConfigError,
+    HeadTooLarge,
+    NotAuthenticated,
+    RequestError,
+    TargetTooLong,
+    TooMany,
+    Unavailable,
+    Unreadable,
+    UnusableAnswer,
+)
 from inbox.events import strict_json, timestamps
+from inbox.events.event import RawRequest
 from inbox.http import head
+from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, MemoryBudget, Reservation
 from inbox.loader.load import parse_config
+from inbox.receiver.webhook import SourceEndpoint, enforce_rate_limit
+from inbox.sources import preset_of
+from inbox.sources.normalize import kept_headers
 from relay.http import client as http_client
+from tests.helpers.webhooks import mistake
 from tests.sources import test_secevent as secevent
 from tests.sources.presenting import NOW
 
@@ -128,3 +150,285 @@ def test_any_input_is_read_as_its_format_says_or_refused(name: str, data: st.Dat
         parser.read(drawn)
     except parser.refusal as error:
         str(getattr(error, "detail", error)).encode()  # an answer or a log repeats it, and it must be writable
+
+
+# --- tests/core/test_parsers.py
+
+
+SECOND = 1_000_000_000
+OFFSETS = st.integers(-(24 * 60 - 1), 24 * 60 - 1).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+MOMENTS = st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=OFFSETS)  # noqa: DTZ001  # bounds are naive
+INSTANTS = st.integers(-62_135_596_800 * SECOND, 253_402_300_800 * SECOND - 1)
+
+
+@given(MOMENTS)
+def test_parsing_agrees_with_the_calendar_of_the_standard_library(moment: datetime) -> None:
+    assert timestamps.parse_rfc3339(moment.isoformat()) == timestamps.to_nanoseconds(moment)
+
+
+@given(st.integers(0, SECOND - 1))
+def test_no_digit_of_a_nanosecond_is_lost_or_rounded(fraction: int) -> None:
+    assert timestamps.parse_rfc3339(f"1970-01-01T00:00:00.{fraction:09d}Z") == fraction
+
+
+@given(INSTANTS)
+def test_a_number_becomes_a_datetime_and_back_to_the_microsecond(instant: int) -> None:
+    moment = timestamps.to_datetime(instant)
+    assert moment.tzinfo is UTC
+    assert timestamps.to_nanoseconds(moment) == instant // 1000 * 1000
+
+
+@given(INSTANTS, INSTANTS)
+def test_the_fixed_width_text_sorts_as_time_does(one: int, other: int) -> None:
+    first, second = timestamps.format_fixed_width(one), timestamps.format_fixed_width(other)
+    assert len(first) == len(second) == 30
+    assert (first < second) == (one < other)
+
+
+@pytest.mark.parametrize("year", [0, 10_000])
+def test_instants_outside_the_calendar_are_refused(year: int) -> None:
+    with pytest.raises(ValueError, match="outside the years 1 to 9999"):
+        timestamps.to_datetime((year - 1970) * 366 * 86_400 * SECOND)
+
+
+REFUSED = (
+    "", "now", "infinity", "1704067200", "2024-01-01", "2024-01-01T00:00:00", "2024-01-01 00:00:00Z", "2024-01-01T00:00Z",
+    "2024-01-01T24:00:00Z", "2016-12-31T23:59:60Z", "2024-02-30T00:00:00Z", "2023-02-29T00:00:00Z", "1900-02-29T00:00:00Z",
+    "0000-01-01T00:00:00Z", "10000-01-01T00:00:00Z", "2024-W01-1T00:00:00Z", "2024-01-01T00:00:00EST",
+    "2024-01-01T00:00:00+24:00", "2024-01-01T00:00:00+00:60", "2024-01-01T00:00:00+0000", "2024-01-01T00:00:00,5Z",
+    "2024-01-01T00:00:00.Z", "2024-01-01T00:00:00.1234567890Z", "2024-01-01T00:00:00Z\n", " 2024-01-01T00:00:00Z",
+    "202\N{FULLWIDTH DIGIT FOUR}-01-01T00:00:00Z", "2024-01-01T00:00:0٣Z", "2024-13-01T00:00:00Z", "2024-1-01T00:00:00Z",
+)  # fmt: skip
+SAME = (
+    "2019-01-01T00:00:00Z", "2019-01-01t00:00:00z", "2019-01-01T00:00:00+00:00", "2019-01-01T00:00:00-00:00",
+    "2019-01-01T00:00:00.000000000Z", "2019-01-01T02:00:00+02:00", "2018-12-31T18:30:00-05:30",
+)  # fmt: skip
+"""Spellings of one instant."""
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_any_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"must be|names no|has an offset"):
+        timestamps.parse_rfc3339(text)
+
+
+def test_every_spelling_of_an_instant_is_that_instant() -> None:
+    assert {timestamps.parse_rfc3339(text) for text in SAME} == {1_546_300_800 * SECOND}
+    assert timestamps.parse_rfc3339("0001-01-01T00:00:00.000000001+23:59") < timestamps.parse_rfc3339(
+        "0001-01-01T00:00:00Z"
+    )
+    assert timestamps.parse_rfc3339("9999-12-31T23:59:59-23:59") > timestamps.parse_rfc3339("9999-12-31T23:59:59Z")
+
+
+# --- `pass_headers` of a forward destination: the names that it may have, and what the receiver stores for it
+
+
+RECEIVED = datetime(2026, 1, 1, tzinfo=UTC)
+FILE = """\
+[sources.github]
+preset = "github"
+secrets = ["env:GITHUB_SECRET"]
+[sources.acme]
+preset = "trivore"
+auth = { kind = "header", name = "X-Acme-Key", secrets = ["env:ACME_KEY"] }
+[destinations.ours]
+kind = "forward"
+url = "https://ours.example.com/hook"
+pass_headers = [NAMES]
+[routes.github-to-ours]
+source = "github"
+destination = "ours"
+[routes.acme-to-ours]
+source = "acme"
+destination = "ours"
+"""
+WHERE = "inbox.toml:10: [destinations.ours] pass_headers[0]: "
+"""Begin of every mistake."""
+CONNECTION = "belongs to the connection, and is never passed on; remove it"
+SECRET = "is named as a header with a secret, and is never stored; remove it"
+ADDED = "is a header that the relay adds itself; remove it"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        *((name, f"{name!r} {CONNECTION}") for name in ("Host", "connection", "TE", "Content-Length", "Via")),
+        *(
+            (name, f"{name!r} {CONNECTION}")
+            for name in ("X-Forwarded-Uri", "X-Original-URL", "X-Rewrite-Url", "Referer")
+        ),
+        *((name, f"{name!r} {SECRET}") for name in ("Authorization", "Cookie", "set-cookie", "X-Gitlab-Token")),
+        *((name, f"{name!r} {SECRET}") for name in ("X-API-Key", "X-Hub-Signature-256", "X-Auth-Request-User")),
+        *((name, f"{name!r} {ADDED}") for name in ("Webhook-Id", "webhook-other", "Inbox-Seq", "User-Agent", "Accept")),
+        ("X Y", "'X Y' is no name of a header; write one such as X-GitHub-Event"),
+        ("", "'' is no name of a header; write one such as X-GitHub-Event"),
+        ("X-A: b\\r\\nX-C", "'X-A: b\\r\\nX-C' is no name of a header; write one such as X-GitHub-Event"),
+    ],
+)
+def test_a_header_that_can_not_be_passed_on_is_a_mistake_at_the_start(name: str, why: str) -> None:
+    assert mistake(FILE.replace("NAMES", f'"{name}"')) == f"{WHERE}{why}"
+
+
+def test_a_signature_is_not_stored_even_if_it_is_to_be_passed_on() -> None:
+    source = Source(
+        name="acme", preset="custom", signature=Signature(header="X-Proof"), event=EventFields(type="body.type")
+    )
+    assert preset_of(source, frozenset({"x-proof", "x-kind"})).kept_headers == {"x-kind"}
+
+
+def test_the_receiver_stores_what_a_destination_of_the_source_passes_on_and_of_no_other_source() -> None:
+    config = parse_config(FILE.replace("NAMES", '"X-GitHub-Hook-ID"').partition("[routes.acme-to-ours]")[0])
+    routes, destinations = config.routes.values(), config.destinations
+    assert list_passed_headers("github", routes, destinations) == {"x-github-hook-id"}
+    assert list_passed_headers("acme", routes, destinations) == set()
+    asks_for_a_secret = {"ours": msgspec.structs.replace(destinations["ours"], pass_headers=["Cookie", "X-Kind"])}
+    assert list_passed_headers("github", routes, asks_for_a_secret) == {"x-kind"}, (
+        "a file with a mistake may be read as well"
+    )
+
+    source = config.sources["github"]
+    raw = RawRequest("github", {"x-github-hook-id": "7", "x-other": "8"}, b"{}", RECEIVED)
+    assert kept_headers(source, preset_of(source), raw) == {}
+    assert kept_headers(source, preset_of(source, frozenset({"x-github-hook-id"})), raw) == {"x-github-hook-id": "7"}
+
+
+def test_a_passed_header_that_has_the_token_of_the_url_is_not_stored() -> None:
+    source = Source(name="chat", preset="trivore", auth=UrlTokenAuth(secrets=[Secret("a-token")]))
+    preset = preset_of(source, frozenset({"x-uri", "x-kind"}))
+    headers = {"x-uri": "/webhooks/chat/a-token", "x-kind": "message", "user-agent": "a-token/1"}
+    raw = RawRequest("chat", headers, b"{}", RECEIVED, url_token="a-token")
+    assert kept_headers(source, preset, raw) == {"x-kind": "message", "user-agent": "a-token/1"}
+    assert preset_of(Source(name="s", preset="trivore", auth=NoAuth())).kept_headers == frozenset()
+
+
+# --- The door: heads, limits, and the answers to senders whose requests are not taken in
+
+
+# --- test_head
+
+
+HOST = (b"host", b"example.com")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "example.com", "example.com:8000", "EXAMPLE.com.", "127.0.0.1", "[::1]", "[2001:db8::1]:443", "my_host", "a:"],
+)
+def test_every_spelling_of_a_host_is_taken(host: str) -> None:
+    head.check("1.1", b"/webhooks/a", [(b"host", host.encode())])
+
+
+@pytest.mark.parametrize("host", ["a b", "a/b", "a@b", "a:b", "a:123456", "[::1", "::1", "\xff", "a?b", "a#b", "[]"])
+def test_anything_but_a_host_is_refused(host: str) -> None:
+    with pytest.raises(Unreadable):
+        head.check("1.1", b"/", [(b"host", host.encode("latin-1"))])
+
+
+@pytest.mark.parametrize("target", [b"http://example.com/a", b"HTTPS://EXAMPLE.COM/", b"/", b"/a?b=c", b"/a//b"])
+def test_a_path_or_the_url_of_the_same_host_is_taken(target: bytes) -> None:
+    head.check("1.1", target, [HOST])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"*", b"//a", b"a", b"http://other/a", b"http://example.com", b"http://a@example.com/",
+        b"ftp://example.com/", b"/#",
+    ],
+)  # fmt: skip
+def test_any_other_target_is_refused(target: bytes) -> None:
+    with pytest.raises(Unreadable):
+        head.check("1.1", target, [HOST])
+
+
+FIELDS = [HOST, (b"content-type", b"a"), (b"transfer-encoding", b"chunked"), (b"expect", b"100-continue")]
+
+
+@pytest.mark.parametrize("twice", FIELDS, ids=lambda field: field[0])
+def test_a_field_that_may_come_once_is_refused_twice(twice: tuple[bytes, bytes]) -> None:
+    head.check("1.1", b"/", FIELDS)
+    with pytest.raises(RequestError):
+        head.check("1.1", b"/", [*FIELDS, twice])
+
+
+@given(st.lists(st.integers(0, 2 * head.LONGEST_FIELD), max_size=2 * head.MOST_FIELDS))
+def test_a_head_is_taken_when_its_fields_are_within_every_limit_and_only_then(values: list[int]) -> None:
+    fields = [HOST, *((b"x", b"a" * size) for size in values)]
+    sizes = [len(name) + len(value) + 4 for name, value in fields]
+    within = len(sizes) <= head.MOST_FIELDS and max(sizes) <= head.LONGEST_FIELD and sum(sizes) <= head.LARGEST_HEAD
+    try:
+        head.check("1.1", b"/", fields)
+        head.check_size(b"/", fields)
+    except HeadTooLarge:
+        assert not within
+    else:
+        assert within
+
+
+def test_a_head_that_does_not_end_is_told_by_what_is_too_long_in_it() -> None:
+    assert isinstance(head.make_unfinished_error(b"/" * (head.LONGEST_TARGET + 1)), TargetTooLong)
+    assert isinstance(head.make_unfinished_error(b"/"), HeadTooLarge)
+
+
+# --- test_limits
+
+
+def taken(bucket: Bucket, now: float) -> int:
+    """Count the requests that pass at one moment."""
+    number = 0
+    while bucket.take(now) == 0:
+        number += 1
+    return number
+
+
+def test_a_seconds_worth_may_come_at_once_and_then_as_many_as_the_rate_says() -> None:
+    bucket = Bucket(10)
+    assert taken(bucket, 0) == 10
+    assert taken(bucket, 0.35) == 3
+    assert taken(bucket, 1000) == 10
+
+
+@given(rate=st.floats(0.001, 1e6), steps=st.lists(st.floats(0, 100), min_size=1, max_size=50))
+def test_never_more_come_through_than_the_rate_and_one_burst(rate: float, steps: list[float]) -> None:
+    bucket, now, through = Bucket(rate), 0.0, 0
+    for step in steps:
+        now += step
+        through += bucket.take(now) == 0
+    assert through <= max(LEAST_BURST, rate) + rate * now + 0.001
+
+
+@given(rate=st.floats(0.001, 1e6), asked=st.lists(st.floats(0, 100), min_size=1, max_size=50))
+def test_a_sender_that_waits_as_long_as_it_is_told_gets_through(rate: float, asked: list[float]) -> None:
+    bucket, now = Bucket(rate), 0.0
+    for step in asked:
+        now += step
+        wait = bucket.take(now)
+        if wait:
+            now += wait * 1.000001 + 1e-9
+            assert bucket.take(now) == 0
+
+
+def test_a_sender_beyond_its_rate_is_told_to_wait_for_a_second_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inbox.receiver.webhook.time", SimpleNamespace(monotonic=lambda: 0.0))
+    endpoint = cast("SourceEndpoint", SimpleNamespace(bucket=Bucket(3.0, burst=1)))
+    enforce_rate_limit(endpoint)
+    with pytest.raises(TooMany) as refused:
+        enforce_rate_limit(endpoint)
+    assert refused.value.retry_after_seconds == 1
+
+
+def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:
+    room = MemoryBudget(100 * MEMORY_FOR_BODY)
+    small, one, other = ([Reservation(room) for _ in range(number)] for number in (1000, 1, 1))
+    for place in small:
+        place.grow(SMALL_BODY)
+    one[0].grow(SMALL_BODY + 60)
+    one[0].grow(SMALL_BODY + 80)
+    with pytest.raises(Unavailable):
+        other[0].grow(SMALL_BODY + 21)
+    other[0].grow(SMALL_BODY + 20)
+    for place in (*small, *one, *one):
+        place.release()
+    with pytest.raises(Unavailable):
+        one[0].grow(SMALL_BODY + 81)
+    one[0].grow(SMALL_BODY + 80)

@@ -22,7 +22,7 @@ RECIPES = "docs/recipes/"
 """Their pages need services that tests/recipes has."""
 
 ON_POSTGRES = {
-    "docs/how-to/move-to-postgres.md": "tests/copying/test_copy_command.py",
+    "docs/how-to/move-to-postgres.md": "tests/copying/test_copy.py",
     "docs/how-to/limit-what-roles-may-do.md": "tests/docs/test_pages_on_postgres.py",
     "docs/how-to/back-up-and-restore.md": "tests/docs/test_pages_on_postgres.py",
 }

@@ -109,7 +109,7 @@ def test_every_alert_has_a_severity_and_a_runbook_and_every_runbook_an_alert() -
     for page, text in pages.items():
         title, *sections = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
         assert page.endswith("/" + runbook_of(title))
-        assert sections == ["Meaning", "Look", "Mend"], page
+        assert sections == ["Meaning", "Diagnose", "Fix"], page
         assert len(text.splitlines()) <= 45, f"{page}: a person with an alert reads a screen"
 
 

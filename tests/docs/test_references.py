@@ -121,9 +121,8 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(file), f"{page} links to {target}"
 
 
-def test_the_readme_tells_how_to_run_and_test_in_a_block_of_its_own() -> None:
-    first = next(block for block in blocks(PAGES["README.md"]) if block.info == "sh")
-    assert first.text == "make run\nmake test\n"
+def test_the_readme_gives_the_test_command_that_decides() -> None:
+    assert "make run\nmake test\n" in [block.text for block in blocks(PAGES["README.md"]) if block.info == "sh"]
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
@@ -139,12 +138,11 @@ def test_the_index_leads_to_every_page_and_the_readme_to_the_index() -> None:
     )
 
 
-def test_every_page_lies_below_its_kind_and_says_first_who_it_is_for() -> None:
+def test_every_page_lies_below_its_kind() -> None:
     kinds = {"tutorial", "how-to", "recipes", "reference", "explanation", "decisions"}
     for page in PAGE_NAMES:
         if page.startswith("docs/"):
             assert page == "docs/README.md" or page.split("/")[1] in kinds, page
-            assert PAGES[page].split("\n\n")[1].startswith("For "), page
 
 
 def test_commands_that_pages_name_exist() -> None:

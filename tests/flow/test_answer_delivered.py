@@ -170,7 +170,7 @@ async def test_one_statement_asks_for_all_that_wait(database_url: str) -> None:
     seqs = await asyncio.to_thread(fill, database_url, [(f"u{n}", moment(n)) for n in range(300)])
     began = time.monotonic()
     waiting = OutcomeWaiter(partial(a_link, database_url))
-    waits = [asyncio.create_task(waiting.delivered(str(seq % 5), [seq], within=60)) for seq in seqs]
+    waits = [asyncio.create_task(waiting.wait_until_delivered(str(seq % 5), [seq], within=60)) for seq in seqs]
     await until_async(lambda: waiting.polls >= 5, "it asks again and again")
     await waiting.close()
     outcomes = await asyncio.gather(*waits, return_exceptions=True)
@@ -181,7 +181,7 @@ async def test_one_statement_asks_for_all_that_wait(database_url: str) -> None:
 async def test_a_sender_that_waits_when_the_receiver_stops_is_told(database_url: str) -> None:
     seqs = await asyncio.to_thread(fill, database_url, [("u1", moment(1))])
     waiting = OutcomeWaiter(partial(a_link, database_url))
-    wait = asyncio.create_task(waiting.delivered("trivore", seqs, within=60))
+    wait = asyncio.create_task(waiting.wait_until_delivered("trivore", seqs, within=60))
     await until_async(lambda: waiting.polls, "it is waited for")
     await waiting.close()
     with pytest.raises(StillOpen, match="stopping"):

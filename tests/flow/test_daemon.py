@@ -26,12 +26,12 @@ from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.retention import KindState, expiry_of, state_of
 from tests.helpers.daemon import Rig, configured, running, users
-from tests.helpers.databases import ON_BOTH, down
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down, opened
 from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, Steps, a_pruner, batches, prune, work_of
 from tests.helpers.scripted import answer, reset
 from tests.helpers.scripted import serving as scripted
 from tests.helpers.storing import an_event
-from tests.helpers.tables import count
+from tests.helpers.tables import count, open_states
 from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -100,6 +100,21 @@ def test_a_database_that_goes_away_is_waited_for(rig: Rig, database_url: str) ->
         rig.arrive("u1")
         rig.until_left()
     assert rig.kinds == ["delivered"] * 2
+
+
+@pytest.mark.long
+@ON_POSTGRES
+def test_broken_connections_cost_no_delivery_and_no_second_call(rig: Rig, database_url: str) -> None:
+    seqs = rig.arrive(*users(200, 20))
+    rig.downstream.seconds = 0.01
+    with rig.relay():
+        for part in (40, 80, 120):
+            until(lambda: len(rig.downstream.arrivals) >= part, "the drain goes on")
+            disconnect(database_url)
+        with opened(database_url) as watching:
+            until(lambda: not open_states(watching), "everything is delivered")
+    assert rig.kinds.count("delivered") == 200
+    assert sorted(rig.calls) == sorted(seqs)
 
 
 @ON_BOTH

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import datetime
 
+import msgspec
 import pytest
 from sqlalchemy import Engine
 
+from inbox.events.event import RawRequest
+from inbox.http import protocol
 from inbox.loader.load import parse_config
+from inbox.receiver import app
+from inbox.sources.credentials import Verifier
 from tests.helpers.daemon import running
 from tests.helpers.databases import ON_BOTH
-from tests.helpers.receiver import Receiver, posted, served
+from tests.helpers.receiver import (
+    CLOSE,
+    HOST,
+    PROBLEM,
+    Receiver,
+    answers,
+    ask,
+    posted,
+    receiving,
+    request,
+    served,
+    webhook,
+)
 from tests.helpers.relaying import Steps
 from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, duplicates, rows
-from tests.helpers.waiting import until
-from tests.helpers.webhooks import HEADERS, PATH, ROUTE, TOKEN, body, config_text
+from tests.helpers.waiting import until, until_async
+from tests.helpers.webhooks import HEADERS, PATH, ROUTE, TOKEN, body, config_text, moment
 
 
 @ON_BOTH
@@ -106,3 +128,235 @@ def test_a_listed_header_of_the_request_reaches_the_destination_and_no_other(dat
         until(lambda: server.seen, "it is forwarded")
     assert server.seen[0].headers["x-tenant"] == "acme"
     assert not server.seen[0].headers.keys() & {"x-other", "cookie"}
+
+
+# --- Senders that are slow, silent, or too many: each is told in time, and costs the others nothing
+
+
+LIVE = request(HOST, line=b"GET /health/live HTTP/1.1")
+
+
+@contextlib.contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as made:
+        yield made
+
+
+def ask_live(sender: socket.socket) -> None:
+    """A whole request and its whole answer; the connection stays."""
+    sender.sendall(LIVE)
+    received = b""
+    while not received.endswith(b"}"):
+        more = sender.recv(65536)
+        assert more, received
+        received += more
+    assert received.startswith(b"HTTP/1.1 200")
+
+
+def rest_of(sender: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while more := sender.recv(65536):
+            received += more
+    return received
+
+
+def dripped(sender: socket.socket, sent: bytes) -> bytes:
+    """Send a byte whenever 20 ms have passed without an answer, until there is one; gives all that comes."""
+    drops = iter(sent)
+    sender.settimeout(0.02)
+    received = b""
+    while not received:
+        with contextlib.suppress(TimeoutError):
+            received = sender.recv(65536)
+            if not received:
+                return b""
+            continue
+        with contextlib.suppress(ConnectionError):
+            sender.sendall(bytes([next(drops)]))
+    sender.settimeout(10)
+    return received + rest_of(sender)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_WITHIN_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "TAKEN_WITHIN_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_head_that_drips_is_408_and_a_connection_that_says_nothing_is_closed(sqlite_database_url: str) -> None:
+    with served(sqlite_database_url) as port, connected(port) as silent:
+
+        def drip() -> bytes:
+            with connected(port) as dripping:
+                return dripped(dripping, webhook() * 3)
+
+        (answer,) = answers(until(drip, "its first drop was in time"))
+        assert (answer.status, answer.headers["content-type"]) == (408, PROBLEM)
+        assert rest_of(silent) == b""
+
+
+def test_the_second_request_of_a_connection_has_as_much_time_as_the_first_and_empty_lines_are_no_request(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(sqlite_database_url) as port, connected(port) as one, connected(port) as other:
+        for sender in (one, other):
+            ask_live(sender)
+        monkeypatch.setattr(protocol, "HEAD_WITHIN_SECONDS", 0.3)
+        (answer,) = answers(dripped(one, webhook() * 3))
+        assert answer.status == 408
+        assert dripped(other, b"\r\n" * 1000) == b""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_sender_that_does_not_take_its_answers_is_cut_off(sqlite_database_url: str) -> None:
+    with served(sqlite_database_url, send_buffer=4096) as port, socket.socket() as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sender.settimeout(10)
+        sender.connect(("127.0.0.1", port))
+
+        def is_cut_off() -> bool:
+            try:
+                sender.sendall(LIVE * 8)
+            except ConnectionError:
+                return True
+            return False
+
+        until(is_cut_off, "it is cut off", poll=0.05)
+        live = request(HOST, CLOSE, line=b"GET /health/live HTTP/1.1")
+        until(lambda: [answer.status for answer in answers(ask(port, live))] == [200], "another is answered")
+
+
+def test_an_answer_before_the_body_has_come_arrives_and_ends_the_connection(sqlite_database_url: str) -> None:
+    with served(sqlite_database_url) as port:
+        for sent, status in (
+            (webhook(line=b"PUT /webhooks/trivore HTTP/1.1", payload=bytes(10**7)), 405),
+            (webhook(line=b"POST /nowhere HTTP/1.1", payload=bytes(10**7)), 404),
+            (webhook(payload=bytes(10**7)), 413),
+            (webhook(b"Host: another", payload=bytes(10**7)), 400),
+        ):
+            with connected(port) as sender:
+                sender.sendall(sent.replace(CLOSE + b"\r\n", b""))  # raises when it is reset
+                (answer,) = answers(rest_of(sender))
+            assert answer.status == status
+            assert answer.headers["connection"] == "close"
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, *, memory: int = app.MEMORY, **limits: int) -> None:
+    monkeypatch.setattr(app, "MEMORY", memory)
+    monkeypatch.setattr(app, "CAPACITY", msgspec.structs.replace(app.CAPACITY, **limits))
+
+
+def test_a_connection_more_than_there_may_be_is_503_and_has_its_turn_when_another_ends(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, connections=2)
+    with served(sqlite_database_url) as port:
+        with connected(port) as one, connected(port) as other:
+            for sender in (one, other):
+                ask_live(sender)
+            with connected(port) as third:
+                (answer,) = answers(rest_of(third))
+            assert (answer.status, answer.headers["content-type"]) == (503, PROBLEM)
+            assert int(answer.headers["retry-after"]) > 0
+        until(lambda: [a.status for a in answers(ask(port, webhook()))] == [200], "there is room again")
+
+
+def test_a_request_more_than_there_may_be_is_503_but_health_is_told(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, requests=1)
+    with served(sqlite_database_url) as port, connected(port) as first:
+        first.sendall(webhook()[:-1])
+        until(lambda: [a.status for a in answers(ask(port, webhook()))] == [503], "the first is under way")
+        (answer,) = answers(ask(port, webhook()))
+        assert (answer.status, answer.headers["content-type"]) == (503, PROBLEM)
+        assert int(answer.headers["retry-after"]) > 0
+        assert [a.status for a in answers(ask(port, LIVE.replace(HOST, HOST + b"\r\n" + CLOSE)))] == [200]
+
+        first.sendall(webhook()[-1:])
+        assert [a.status for a in answers(rest_of(first))] == [200]
+        assert [a.status for a in answers(ask(port, webhook()))] == [200]
+
+
+def test_more_bytes_of_bodies_than_there_is_room_for_are_503_until_others_are_done(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = webhook(payload=body(more="x" * 200_000))
+    endless = b"Transfer-Encoding: chunked"
+    limit(monkeypatch, memory=800_000)
+    with (
+        served(sqlite_database_url) as port,
+        connected(port) as first,
+    ):
+        assert [a.status for a in answers(ask(port, large))] == [200]
+        first.sendall(large[:-1])
+        until(lambda: [a.status for a in answers(ask(port, large))] == [503], "the first is under way")
+        assert [a.status for a in answers(ask(port, webhook()))] == [200], "a small one takes nothing of it"
+        first.sendall(large[-1:])
+        assert [a.status for a in answers(rest_of(first))] == [200]
+
+        for cut in (large[:-1], large.replace(b"\r\nContent", b"\r\n" + endless + b"\r\nContent", 1), large[:150_000]):
+            assert {a.status for a in answers(ask(port, cut, half_close=True))} <= {400}
+        assert [a.status for a in answers(ask(port, large))] == [200], "what was given up has given its room back"
+
+
+async def test_a_body_that_a_refusal_hashes_very_often_keeps_nobody_waiting(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger pays nothing for what every source of every kind tries on it."""
+    signed = f'[sources.signed]\npreset = "github"\nsecrets = {[f"secret {number}" for number in range(40)]}\n'
+    done_in: list[threading.Thread] = []
+    verify = Verifier.verify
+
+    def noted(self: Verifier, raw: RawRequest, now: datetime) -> None:
+        done_in.append(threading.current_thread())
+        verify(self, raw, now)
+
+    monkeypatch.setattr(Verifier, "verify", noted)
+    async with receiving(parse_config(config_text(sqlite_database_url) + signed)) as receiver:
+        here = threading.current_thread()
+        for path, headers in ((PATH, {}), ("/webhooks/nobody", {}), (PATH, {"X-Webhook-Token": "wrong"})):
+            for size in (1000, 60_000):
+                assert (await receiver.post(b"x" * size, path=path, headers=headers)).status_code in {400, 401}
+        assert [thread is here for thread in done_in] == [True, False] * 3
+
+
+RATE = """
+[sources.slow]
+preset = "trivore"
+rate = "2/d"
+auth = {{ kind = "header", name = "X-Webhook-Token", secrets = ["{token}"] }}
+"""
+
+
+async def test_beyond_its_rate_a_source_is_told_when_to_come_again_and_strangers_use_nothing_of_it(
+    database_url: str, engine: Engine
+) -> None:
+    async with receiving(parse_config(config_text(database_url) + RATE.format(token=TOKEN))) as receiver:
+        assert await statuses(receiver, 5, "wrong") == [401] * 5
+        assert await statuses(receiver, 3, TOKEN) == [200, 200, 429]
+        answer = await receiver.post(body("late", moment(9)), path="/webhooks/slow")
+        assert answer.status_code == 429
+        assert answer.headers["content-type"] == PROBLEM
+        assert 43_000 < int(answer.headers["retry-after"]) <= 43_200
+        assert (await receiver.post()).status_code == 200, "another source's rate is its own"
+
+        await until_async(lambda: count(engine, "rejected_request WHERE status = 429") == 2, "they are kept")
+    (kept, _) = rows(engine, "SELECT cause, body FROM rejected_request WHERE status = 429 ORDER BY id")
+    assert kept["cause"] == "too_many"
+    assert kept["body"], "so that a person can take them up, if the sender does not come again"
+    assert count(engine, "inbox WHERE source = 'slow'") == 2
+
+
+async def statuses(receiver: Receiver, number: int, token: str) -> list[int]:
+    """Post `number` webhooks, one after the other; return the statuses of the answers."""
+    found = []
+    for n in range(number):
+        answer = await receiver.post(
+            body(f"u{n}", moment(n)), path="/webhooks/slow", headers={**HEADERS, "X-Webhook-Token": token}
+        )
+        found.append(answer.status_code)
+    return found

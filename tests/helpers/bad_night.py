@@ -173,7 +173,7 @@ def _watch(night: Night) -> None:
     ):
         received.add("source", source, outcome, count=count, size=8 * count if outcome == "stored" else 0)
     later = night.clock.moment + timedelta(minutes=1)
-    with night.database.write() as transaction, received.taken() as figures:
+    with night.database.write() as transaction, received.take() as figures:
         transaction.execute(add_up(transaction.sql), figures=rows_param(figures), now=time_text(later))
     with night.database.write() as transaction:
         now = transaction.take_order_lock()

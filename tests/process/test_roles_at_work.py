@@ -17,7 +17,7 @@ from inbox.db.schema import metadata
 from inbox.errors import ConfigError
 from tests.helpers import checkers
 from tests.helpers.databases import Granted, PostgresServer, connect_postgres, granted, opened
-from tests.helpers.processes import GUNICORN, RELAY, free_port, is_ready, listens, site
+from tests.helpers.processes import RELAY, site
 from tests.helpers.receiver import posted
 from tests.helpers.tables import open_states, rows, stored
 from tests.helpers.traffic import Sender, events, serving
@@ -160,16 +160,6 @@ def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Eng
         logs = place.logs()
     assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR", "permission denied", "not written")) == []
     assert len(stored(admin)) == EVENTS + 1
-
-
-def test_a_receiver_with_another_role_answers_503_and_says_why(apart: Granted, tmp_path: Path) -> None:
-    with site(tmp_path, config_text(apart.url("operator"))) as place:
-        port = free_port()
-        program = place.start("receiver", *GUNICORN, "--bind", f"127.0.0.1:{port}", "--workers", "1")
-        until(lambda: listens(port), "it listens", within=PATIENCE)
-        assert posted(port, PATH, body(), HEADERS) == 503
-        program.writes("permission denied")
-        assert not is_ready(port)
 
 
 def test_a_migrator_that_is_no_superuser_makes_roles_too(apart: Granted, tmp_path: Path) -> None:

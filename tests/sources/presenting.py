@@ -19,7 +19,7 @@ from inbox.sources.base import Preset
 from inbox.sources.credentials import REJECTION, Verifier, verifier_of
 from inbox.sources.fields import LONGEST_ID, LONGEST_TYPE
 from inbox.sources.normalize import events_of
-from inbox.sources.signing import PUBLIC, Message, sign, sorted_params
+from inbox.sources.signing import PUBLIC, Message, sign, sort_params
 from tests.sources.vectors import PUBLIC_URL, VECTORS, Vector
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -77,7 +77,7 @@ def signed_sample(name: str, secret: str, at: datetime = NOW, event_type: str = 
             id=sample.message_id.encode(),
             url=PUBLIC_URL.encode(),
             body=sample.body,
-            sorted_params=sorted_params(headers["Content-Type"], sample.body),
+            sorted_params=sort_params(headers["Content-Type"], sample.body),
         )
         headers |= sign(preset.signatures[0], secret, message, at)
     return a_request(name, sample.body, headers, at)

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db import erasure
 from inbox.db.columns import JsonValue, TextList
 from inbox.db.dialect import as_json
-from inbox.db.erasure import EMPTIED, ERASED, KEPT, emptied, plan
+from inbox.db.erasure import EMPTIED, ERASED, KEPT, plan, redact_detail
 from inbox.db.schema import delivery_log, inbox, metadata
 from relay.delivery import facts
 from relay.store.database import Database
@@ -204,8 +204,8 @@ def test_an_event_that_arrives_between_plan_and_act_stops_it_and_is_said(lived: 
 
 def test_an_emptied_fact_can_be_read_and_leads_to_the_same_state(engine: Engine) -> None:
     dialect, given = engine.dialect.name, ":detail" if engine.dialect.name == "sqlite" else "CAST(:detail AS jsonb)"
-    once = f"(SELECT {emptied(dialect, 'd.detail')} AS detail FROM (SELECT {given} AS detail) d)"
-    statement = text(f"SELECT e.detail, {emptied(dialect, 'e.detail')} FROM {once} e")
+    once = f"(SELECT {redact_detail(dialect, 'd.detail')} AS detail FROM (SELECT {given} AS detail) d)"
+    statement = text(f"SELECT e.detail, {redact_detail(dialect, 'e.detail')} FROM {once} e")
     with engine.connect() as connection:
         for fact in EXAMPLES.values():
             detail = msgspec.json.encode({**facts.detail_of(fact), "calls": [1]}).decode()
@@ -247,7 +247,9 @@ def test_no_other_change_of_an_event_passes_for_an_erasure(engine: Engine) -> No
 def test_only_facts_of_an_erased_event_change_and_only_by_being_emptied(lived: Steps, engine: Engine) -> None:
     of_event = delivery_log.c.seq == 1
     emptying = (
-        update(delivery_log).where(of_event).values(detail=text(emptied(engine.dialect.name, "delivery_log.detail")))
+        update(delivery_log)
+        .where(of_event)
+        .values(detail=text(redact_detail(engine.dialect.name, "delivery_log.detail")))
     )
     refused(engine, emptying)
     with engine.begin() as connection:

@@ -309,11 +309,11 @@ def test_removals_by_retention_and_erasure_are_said_only_where_they_matter(steps
     steps.do("INSERT INTO pruning (kind, pruned_until, rows) VALUES ('attempts', '2026-01-02 00:00:00.000000Z', 0)")
     event = reads.event(steps.database.engine, 1)
     assert event is not None
-    assert reads.removed_from(steps.database.engine, event, START) == []
+    assert reads.describe_removed(steps.database.engine, event, START) == []
     steps.do("UPDATE pruning SET rows = 1 WHERE kind = 'attempts'")
     erased = {**event, "erased_at": until}
-    assert len(reads.removed_from(steps.database.engine, erased, START)) == 2
-    assert len(reads.removed_from(steps.database.engine, {**erased, "received_at": until}, until)) == 0
+    assert len(reads.describe_removed(steps.database.engine, erased, START)) == 2
+    assert len(reads.describe_removed(steps.database.engine, {**erased, "received_at": until}, until)) == 0
 
 
 # --- Tails read each new row once, and skip none, in whatever order the rows are committed

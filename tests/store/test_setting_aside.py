@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import cast
 
+import msgspec
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from inbox.events.event import Event
 from relay.daemon.loop import EVERY_SECONDS
+from relay.delivery.policy import LEFT_TO_OTHERS, Policies, policies
 from relay.observe import Observer
 from relay.operations.asks import Selection
 from relay.steps import AT_LEAST_EVERY_SECONDS
 from relay.steps import Steps as StepsOfARelay
 from relay.store.claim import Room, claim
 from relay.store.deliveries import claim_of
+from relay.store.duplicates import Judged, Rest, judge_duplicates
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.operator import commands, execution
 from relay.store.work import in_parts
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.locks import locked_by_a_person
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
+from tests.helpers.locks import Transactions, locked_by_a_person
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching, work_of
+from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
+from tests.helpers.waiting import stand_still
+from tests.store.test_coverage import fetched
 from tests.store.verifying import Planter
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -197,3 +206,290 @@ def test_slow_looks_delay_no_command_and_no_takeover_for_long(steps: Steps, monk
     pauses = [after - before - 1.0 for before, after in pairwise(looks)]
     assert all(EVERY_SECONDS < pause <= AT_LEAST_EVERY_SECONDS for pause in pauses)
     assert LEASE_SECONDS + 1.0 + AT_LEAST_EVERY_SECONDS <= 20, "guarantee 7"
+
+
+# --- Repeated requests are judged by the event: one that repeats without end, or can't be judged yet, delays no other
+
+
+LATEST = ["latest"]
+TOO_SOON = fetched(1.4)
+"""A fetch in the second of the event: a change later in that second is not in it."""
+
+
+def repeat(steps: Steps, *events: Event, times: int = 1) -> None:
+    """Receive events that are there already, each so many times, in batches as the receiver does."""
+    requests = [each for each in events for _ in range(times)]
+    for start in range(0, len(requests), 250):
+        steps.intake.repeat(*requests[start : start + 250])
+
+
+def some_events(numbers: Sequence[int]) -> list[Event]:
+    return [an_event(number, f"u{number}", second=1, routes=LATEST) for number in numbers]
+
+
+def delivered(steps: Steps, *events: Event) -> None:
+    """These arrive and are delivered, each by a fetch that may not have a second change in it."""
+    steps.arrive(*events)
+    steps.record_all(steps.claim_due(1_000), TOO_SOON)
+
+
+def judge(steps: Steps, rest: Rest | None = None) -> Judged:
+    return judge_duplicates(steps.work, rest)
+
+
+def judge_all(steps: Steps, rounds: int = 20) -> list[Judged]:
+    """Rounds until nothing is left to be looked at."""
+    done = [judge(steps)]
+    while done[-1].rest is not None:
+        assert len(done) < rounds, "it does not come to an end"
+        done.append(judge(steps, done[-1].rest))
+    return done
+
+
+def rearmed(steps: Steps) -> list[int]:
+    """The seqs of what was made again."""
+    return [row["seq"] for row in steps.rows("SELECT seq FROM delivery_log WHERE kind = 'rearmed' ORDER BY seq")]
+
+
+def waiting(steps: Steps) -> list[int]:
+    """The events whose repeats are not judged yet."""
+    found = steps.rows("SELECT DISTINCT seq FROM duplicate_request WHERE handled_at IS NULL ORDER BY seq")
+    return [row["seq"] for row in found]
+
+
+def stored(steps: Steps) -> tuple[int, int]:
+    """Count the stored duplicate rows, and the requests that they stand for."""
+    (row,) = steps.rows("SELECT count(*) AS number, CAST(sum(times) AS bigint) AS times FROM duplicate_request")
+    return row["number"], row["times"]
+
+
+# --- one event that comes again without end
+
+
+def test_an_event_that_is_repeated_hundreds_of_times_delays_no_other(steps: Steps) -> None:
+    often, *others = some_events(range(51))
+    delivered(steps, often, *others)
+    repeat(steps, often, times=500)
+    assert stored(steps) == (20, 500), "a few rows count all"
+    repeat(steps, *others)
+
+    judged = judge(steps)
+
+    assert judged.rearmed == 51
+    assert rearmed(steps) == list(range(1, 52))
+    assert (waiting(steps), judged.rest) == ([], None)
+    steps.facts_agree()
+
+
+def test_the_first_of_further_repeats_counts_and_is_judged_as_any_other(steps: Steps) -> None:
+    """Two changes in one second look the same, however often the first was repeated."""
+    (often,) = some_events([1])
+    delivered(steps, often)
+    repeat(steps, often, times=30)
+    assert sum(judged.rearmed for judged in judge_all(steps)) == 1
+    steps.record_all(steps.claim_due(1_000), TOO_SOON)
+
+    repeat(steps, often)
+
+    assert stored(steps) == (20, 31)
+    assert waiting(steps) == [1]
+    assert judge(steps) == Judged(handled=1, rearmed=1)
+    assert rearmed(steps) == [1, 1]
+
+
+def test_what_is_read_of_an_event_does_not_grow_with_its_runs(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of facts of earlier runs; the number of the run is in the fact that began it."""
+    often, other = some_events([1, 2])
+    delivered(steps, often, other)
+    plant_runs(steps, seq=1, number=2_000)
+    repeat(steps, often, other)
+    transactions = Transactions(monkeypatch)
+
+    assert judge(steps) == Judged(handled=2, rearmed=2)
+
+    assert transactions.largest[0] < 20, "rows read by one transaction"
+    assert [row["run"] for row in steps.rows("SELECT run FROM open_delivery ORDER BY seq")] == [2_001, 1]
+    transactions.forget()
+    steps.sequence()
+    steps.record_all(steps.claim_due(), UNWELL)
+    assert transactions.largest[0] < 20, "rows read to claim and record it"
+
+
+def plant_runs(steps: Steps, *, seq: int, number: int) -> None:
+    """Facts of so many runs that have delivered the event."""
+    numbers = f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {number}) SELECT n FROM c)"
+    made = "jsonb_build_object" if steps.database.sql.is_postgres else "json_object"
+    facts = f"SELECT n, 0 AS part, 'rearmed' AS kind, 'received' AS state, {made}('duplicate', n) AS detail FROM {numbers} AS a"
+    facts += f" UNION ALL SELECT n, 1, 'delivered', 'ended', {made}('did', 'updated') FROM {numbers} AS b"
+    steps.do(
+        "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, detail) SELECT '2026-01-01 00:00:00.000000Z',"
+        f" {seq}, 'latest', kind, state, part, n, detail FROM ({facts}) AS made ORDER BY n, part"
+    )
+
+
+def test_a_repeat_for_a_route_of_another_configuration_is_left_to_a_relay_that_has_it(steps: Steps) -> None:
+    (event,) = some_events([1])
+    delivered(steps, event)
+    repeat(steps, event)
+    without = {name: known for name, known in POLICIES.items() if name != "latest"}
+    assert judge_duplicates(work_of(steps.database, without, node="r2")).handled == 0
+    assert judge(steps).rearmed == 1
+
+    steps.record_all(steps.claim_due(), TOO_SOON)
+    repeat(steps, event)
+    steps.advance(LEFT_TO_OTHERS.total_seconds())
+    assert judge_duplicates(work_of(steps.database, without, node="r2")) == Judged(handled=1, rearmed=0)
+
+
+def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
+    pruned, kept = some_events([1, 2])
+    delivered(steps, pruned, kept)
+    steps.do("DELETE FROM inbox_payload WHERE seq = 1")
+    repeat(steps, pruned, kept)
+    assert judge(steps) == Judged(handled=2, rearmed=1)
+    assert rearmed(steps) == [2]
+
+
+@pytest.mark.parametrize(
+    ("route", "known"),
+    [
+        ("latest", policies(CONFIG)),
+        ("strict", {name: msgspec.structs.replace(each, fetches=True) for name, each in POLICIES.items()}),
+    ],
+    ids=["that fetches nothing", "that delivers every event"],
+)
+def test_on_some_routes_a_repeat_is_the_same_event(steps: Steps, route: str, known: Policies) -> None:
+    """Else each repeat would send the same body again."""
+    event = an_event(1, second=1, routes=[route])
+    steps.arrive(event)
+    steps.record_all(steps.claim_due(), HOPELESS)
+    repeat(steps, event, times=3)
+    assert judge_duplicates(work_of(steps.database, known)) == Judged(handled=3, rearmed=0)
+
+
+# --- those that can't be judged yet
+
+
+def test_hundreds_of_events_in_flight_hold_no_other_up_and_are_looked_at_again(steps: Steps) -> None:
+    *working, other = some_events(range(451))
+    steps.arrive(*working)
+    in_flight = steps.claim_due(1_000)
+    delivered(steps, other)
+    repeat(steps, *working, other)
+
+    rounds = judge_all(steps)
+
+    assert [judged.handled for judged in rounds] == [0, 0, 1], "each looks at the next 200 events, then it begins again"
+    assert rearmed(steps) == [451]
+    steps.record_all(in_flight[:1], TOO_SOON)
+    judge_all(steps)
+    assert rearmed(steps) == [in_flight[0].seq, 451]
+
+
+def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps) -> None:
+    """Else those of older events, which come meanwhile, would wait for ever."""
+    first, *newer = some_events(range(600))
+    delivered(steps, first, *newer)
+    repeat(steps, *newer[:250])
+    judged = judge(steps)
+    repeat(steps, first, *newer[250:])
+
+    assert judged.rest is not None
+    assert judge(steps, judged.rest).rest is None
+    judge(steps)
+    assert 1 in rearmed(steps)
+
+
+# --- repeats that come while others are judged
+
+
+class Meanwhile:
+    """A relay that judges on Postgres, one statement at a time, and a receiver beside it. On SQLite only one can write."""
+
+    def __init__(self, steps: Steps, repeated: int) -> None:
+        self.steps = steps
+        self.engine = steps.database.engine
+        (self.event,) = some_events([1])
+        delivered(self.steps, self.event)
+        self.repeat(repeated)
+
+    def repeat(self, times: int = 1) -> None:
+        repeat(self.steps, self.event, times=times)
+
+    def judge(self, before: str, act: Callable[[], object]) -> Judged:
+        """Judge, and do something just before the statement in which this text stands."""
+        with Stepper(self.engine) as stepper:
+            judging = stepper.begin("judge", lambda: judge(self.steps))
+            while judging.before is not None and before not in judging.before:
+                judging.step()
+            assert not judging.finished, f"no statement has {before}"
+            act()
+            stepper.finish(judging)
+        assert judging.error is None
+        return cast("Judged", judging.result)
+
+
+@pytest.fixture(params=[3, 30], ids=["as a row", "as a count"])
+def meanwhile(steps: Steps, request: pytest.FixtureRequest) -> Meanwhile:
+    return Meanwhile(steps, request.param)
+
+
+READS, MARKS = "SELECT r.id, r.seq, r.times", "SET handled_at"
+LATER = ["INSERT INTO delivery_log", MARKS, COMMIT]
+"""Statements after the one that reads the repeats."""
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize("before", LATER)
+def test_a_repeat_that_commits_after_the_repeats_were_read_is_judged_later(meanwhile: Meanwhile, before: str) -> None:
+    first = meanwhile.judge(before, meanwhile.repeat)
+    assert first.rearmed == 1
+    assert waiting(meanwhile.steps) == [1]
+    meanwhile.steps.sequence()
+    meanwhile.steps.record_all(meanwhile.steps.claim_due(1_000), TOO_SOON)
+    assert judge(meanwhile.steps).rearmed == 1
+
+
+@ON_POSTGRES
+def test_a_number_that_commits_late_is_judged_late(meanwhile: Meanwhile) -> None:
+    """Numbers are given in one order, and committed in another."""
+    with meanwhile.engine.connect() as connection:
+        stand_still(connection)
+        connection.execute(text("INSERT INTO duplicate_request (seq, received_at, body_sha256) VALUES (1, now(), '')"))
+        meanwhile.repeat(25)
+        assert judge(meanwhile.steps).rearmed == 1
+        connection.commit()
+    assert waiting(meanwhile.steps) == [1]
+
+
+@ON_POSTGRES
+def test_a_receiver_that_has_not_committed_yet_does_not_hold_the_order_lock_up(meanwhile: Meanwhile) -> None:
+    with meanwhile.engine.connect() as connection:
+        stand_still(connection)
+        connection.execute(
+            text("UPDATE duplicate_request SET times = times + 1 WHERE id = (SELECT max(id) FROM duplicate_request)")
+        )
+        judged = judge(meanwhile.steps)
+        connection.commit()
+    assert judged.rearmed == 1
+    assert waiting(meanwhile.steps) == [1], "it is judged again"
+    assert judge(meanwhile.steps).rearmed == 0
+    assert waiting(meanwhile.steps) == []
+
+
+def test_an_event_is_made_again_once_though_another_route_of_it_is_in_flight_all_the_while(steps: Steps) -> None:
+    routes = {**CONFIG.routes, "slow": msgspec.structs.replace(CONFIG.routes["latest"], name="slow")}
+    steps.config = msgspec.structs.replace(CONFIG, routes=routes)
+    steps.policies = fetching(steps.config)
+    event = an_event(1, second=1, routes=["latest", "slow"])
+    steps.arrive(event)
+    slow = steps.claim("slow")
+    steps.record_all(steps.claim_due(1_000), TOO_SOON)
+    repeat(steps, event)
+    for turn in range(6):
+        if turn == 3:
+            steps.record([(slow, TOO_SOON)])
+        judge(steps)
+        steps.record_all(steps.claim_due(1_000), TOO_SOON)
+    made_again = steps.rows("SELECT route FROM delivery_log WHERE kind = 'rearmed' ORDER BY route")
+    assert [row["route"] for row in made_again] == ["latest", "slow"]

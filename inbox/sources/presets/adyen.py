@@ -51,7 +51,7 @@ class _AdyenItem(msgspec.Struct, frozen=True):
     success: str | bool | None = None
     additionalData: _Additional = _Additional()  # noqa: N815
 
-    def signed_part(self) -> signing.SignedPart:
+    def to_signed_part(self) -> signing.SignedPart:
         """Return the signed fields and their signature, or none where a colon gives them a second reading."""
         success = str(self.success).lower() if isinstance(self.success, bool) else self.success
         before = (self.pspReference, self.originalReference, self.merchantAccountCode)
@@ -71,19 +71,19 @@ class _Items(msgspec.Struct):
     notificationItems: list[_Entry]  # noqa: N815
 
 
-def signed_parts(body: bytes) -> list[signing.SignedPart]:
+def read_signed_parts(body: bytes) -> list[signing.SignedPart]:
     """Return the signed fields and the signature of each notification; none where they can't be read.
 
     Of more notifications than may be signed, it returns one too many: strangers could send a million of them.
     """
     items = fields.decode_as(_Items, body)
     entries = [] if items is None else items.notificationItems[: signing.MOST_PARTS + 1]
-    return [each.NotificationRequestItem.signed_part() for each in entries]
+    return [each.NotificationRequestItem.to_signed_part() for each in entries]
 
 
 SCHEME = signing.Scheme(
     Signature(header="additionalData.hmacSignature", encoding="base64", key="hex"),
-    signed_parts,
+    read_signed_parts,
 )
 
 

@@ -52,7 +52,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
         raise UnsupportedType(
             f"send the body as {STRUCTURED} or {BATCHED}, or the attributes in ce-… headers", field="content-type"
         )
-    attributes = {name: _decoded(raw, name) for name in _ATTRIBUTES if f"ce-{name}" in raw.headers}
+    attributes = {name: _decode(raw, name) for name in _ATTRIBUTES if f"ce-{name}" in raw.headers}
     return (_event(raw, attributes, dedup),)
 
 
@@ -75,10 +75,10 @@ def _event(raw: RawRequest, attributes: object, dedup: fields.Dedup, part: bytes
         event_id=event_id,
         part_type=STRUCTURED if part is not None else None,
     )
-    return fields.keyed(identity, attributes, dedup, part)
+    return fields.with_key(identity, attributes, dedup, part)
 
 
-def _decoded(raw: RawRequest, attribute: str) -> str:
+def _decode(raw: RawRequest, attribute: str) -> str:
     """Return a header's value: without its quotes, then percent-decoded once, as UTF-8."""
     value = raw.headers[f"ce-{attribute}"]
     if quoted := _QUOTED.fullmatch(value):

@@ -53,7 +53,7 @@ class _Reader:
     def __init__(self, fields: EventFields) -> None:
         self._fields = fields
         self._compiled = {
-            name: _compiled(name, expression)
+            name: _compile(name, expression)
             for name in _EXPRESSIONS
             if (expression := getattr(fields, name)) is not None
         }
@@ -150,7 +150,7 @@ def _reads(node: Mapping[str, Any], name: str) -> bool:
     return node.get("value") == name or any(_reads(each, name) for each in node["children"] if isinstance(each, dict))
 
 
-def _compiled(name: str, expression: str) -> ParsedResult:
+def _compile(name: str, expression: str) -> ParsedResult:
     try:
         return jmespath.compile(expression)
     except (JMESPathError, RecursionError) as error:

@@ -44,7 +44,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
         occurred_ns=fields.arrival(raw),
         key_parts=(channel, number, *([expires] if expires else [])),
     )
-    return (fields.keyed(identity, payload if isinstance(payload, Mapping) else {}, dedup),)
+    return (fields.with_key(identity, payload if isinstance(payload, Mapping) else {}, dedup),)
 
 
 _SAMPLE = {_CHANNEL: "sample", _NUMBER: "{s}", _STATE: "{type}", _RESOURCE: "{id}"}

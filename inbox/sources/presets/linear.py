@@ -25,7 +25,7 @@ class _SentWebhook(msgspec.Struct, rename="camel"):
     webhook_timestamp: int | None = None
 
 
-def signed_at(body: bytes) -> bytes:
+def read_sent_at(body: bytes) -> bytes:
     """Return the time of sending, in milliseconds; empty where it can't be read."""
     sent = fields.decode_as(_SentWebhook, body)
     return b"" if sent is None or sent.webhook_timestamp is None else b"%d" % sent.webhook_timestamp
@@ -56,7 +56,7 @@ PRESET = Preset(
     sample=json_sample({**_SAMPLE, "data": {"id": "{id}"}}, {"Linear-Delivery": "{unique}"}),
     signatures=(Signature(header="Linear-Signature", timestamp_unit="ms"),),
     tolerance=8 * 3600,
-    signed_at=signed_at,
+    signed_at=read_sent_at,
     max_body=1024 * 1024,  # none is documented; an issue's description is in it
     kept_headers=frozenset({_ID, "linear-event"}),
 )

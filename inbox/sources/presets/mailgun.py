@@ -39,7 +39,7 @@ class _Webhook(msgspec.Struct):
     signature: _Proof
 
 
-def signed_parts(body: bytes) -> list[signing.SignedPart]:
+def read_signed_parts(body: bytes) -> list[signing.SignedPart]:
     """Return the time and the token with their signatures; none where they can't be read."""
     webhook = fields.decode_as(_Webhook, body)
     if webhook is None or not webhook.signature.token:
@@ -49,7 +49,7 @@ def signed_parts(body: bytes) -> list[signing.SignedPart]:
     return [signing.SignedPart(at + proof.token.encode("utf-8", "surrogatepass"), (proof.signature, proof.parent), at)]
 
 
-SCHEME = signing.Scheme(Signature(header="signature.signature"), signed_parts, tolerance=RETRIED_SECONDS)
+SCHEME = signing.Scheme(Signature(header="signature.signature"), read_signed_parts, tolerance=RETRIED_SECONDS)
 
 
 def sign(sample: Sample, secret: str, at: datetime) -> Sample:

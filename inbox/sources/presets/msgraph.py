@@ -88,7 +88,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     kind, identifier = fields.entity("subscription", event.get("subscriptionId")) if lifecycle else _resource(event)
     event_id = fields.entity_id(event.get("id"))
     # Without an id, equal only for equal ones in one request.
-    unique = timestamps.fixed_width(fields.arrival(raw)), hashlib.sha256(msgspec.json.encode(event)).hexdigest()
+    unique = timestamps.format_fixed_width(fields.arrival(raw)), hashlib.sha256(msgspec.json.encode(event)).hexdigest()
     return Identity(
         kind,
         identifier,

@@ -167,7 +167,7 @@ _TIMES = ("SystemModstamp", "LastModifiedDate")
 
 def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the notifications of a message: see `Read`."""
-    return tuple(fields.keyed(_event(raw, each), each.record, dedup, each.part) for each in parse(raw.body))
+    return tuple(fields.with_key(_event(raw, each), each.record, dedup, each.part) for each in parse(raw.body))
 
 
 def _event(raw: RawRequest, notification: Notification) -> Identity:

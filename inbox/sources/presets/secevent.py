@@ -133,7 +133,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
         key_parts=(fields.text_field(claims, "iss", _LONGEST_ISSUER), jti),
         event_id=jti,
     )
-    return (fields.keyed(identity, claims, dedup),)
+    return (fields.with_key(identity, claims, dedup),)
 
 
 def _action(event_type: str, event: object) -> Action:

@@ -40,13 +40,13 @@ _ABOUT: Mapping[str, tuple[str, str]] = {
 def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the one event of a request: see `Read`."""
     if raw.content_type == fields.FORM:
-        return (_of_a_person(raw, dedup),)
+        return (_read_interaction(raw, dedup),)
     payload = fields.json_object(raw.body)
     event = payload.get("event")
     if not isinstance(event, Mapping):  # such as app_rate_limited, which has no id
         outer = fields.text_field(payload, "type", fields.LONGEST_TYPE)
         key = (outer, *fields.content_key(raw, raw.body))
-        return (fields.keyed(Identity(None, None, outer, "other", fields.arrival(raw), key), payload, dedup),)
+        return (fields.with_key(Identity(None, None, outer, "other", fields.arrival(raw), key), payload, dedup),)
     event_type = fields.text_field(event, "type", fields.LONGEST_TYPE)
     subtype = event.get("subtype")
     whole = f"{event_type}.{subtype}" if isinstance(subtype, str) else event_type
@@ -57,7 +57,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
         occurred_ns=fields.epoch_field(payload, "event_time", raw.received_at),
         event_id=fields.text_field(payload, "event_id", fields.LONGEST_ID),
     )
-    return (fields.keyed(identity, payload, dedup),)
+    return (fields.with_key(identity, payload, dedup),)
 
 
 def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
@@ -85,7 +85,7 @@ def _entity(payload: fields.Payload, event: fields.Payload, event_type: str) -> 
     return fields.entity(kind, fields.member(value, "id") if isinstance(value, Mapping) else value)
 
 
-def _of_a_person(raw: RawRequest, dedup: fields.Dedup) -> Identity:
+def _read_interaction(raw: RawRequest, dedup: fields.Dedup) -> Identity:
     form = dict(fields.form_fields(raw.body))
     payload: fields.Payload = form
     event_type = "slash_command"
@@ -97,7 +97,7 @@ def _of_a_person(raw: RawRequest, dedup: fields.Dedup) -> Identity:
     trigger = fields.entity_id(payload.get("trigger_id"))
     key = (event_type, trigger) if trigger else fields.content_key(raw, raw.body)
     identity = Identity(None, None, event_type, "other", fields.arrival(raw), key, event_id=trigger)
-    return fields.keyed(identity, payload, dedup)
+    return fields.with_key(identity, payload, dedup)
 
 
 _SAMPLE = {"type": "event_callback", "event_id": "Ev{unique}", "event_time": "{s}"}

@@ -47,7 +47,7 @@ _TEXTS = frozenset({"text", "fallback", "pretext", "title", "title_link", "value
 _KEY_HEADERS = ("idempotency-key", "webhook-id")
 
 
-def compiled(pattern: str | None, entity_type: str | None) -> Pattern | None:
+def compile_pattern(pattern: str | None, entity_type: str | None) -> Pattern | None:
     """Compile the pattern of a source; None when it has none.
 
     Raises:
@@ -88,9 +88,9 @@ def reader(source: Source) -> Read:
     """Make the reader of `source`.
 
     Raises:
-        ValueError: as `compiled`.
+        ValueError: as `compile_pattern`.
     """
-    pattern = compiled(source.pattern, source.entity_type)
+    pattern = compile_pattern(source.pattern, source.entity_type)
 
     def read_one(raw: RawRequest, message: fields.Payload) -> Identity:
         if not any(name in message for name in _CONTENT):
@@ -105,7 +105,7 @@ def texts(message: fields.Payload) -> Iterator[str]:
     """Return all text of a message, as a reader sees it: its own, then that of attachments and blocks from top to bottom."""
     text = message.get("text")
     if isinstance(text, str):
-        yield _unescaped(text)
+        yield _unescape(text)
     for content in ("attachments", "blocks"):
         yield from _inside(message.get(content))
 
@@ -119,16 +119,16 @@ def _inside(value: object) -> Iterator[str]:
         for name, inner in value.items():
             if isinstance(inner, str):
                 if name in _TEXTS:
-                    yield _unescaped(inner)
+                    yield _unescape(inner)
             else:
                 yield from _inside(inner)
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 
 
-def _searched(message: fields.Payload) -> str:
+def _searchable_text(message: fields.Payload) -> str:
     parts, length = [], 0
     for text in texts(message):
         parts.append(text)
@@ -140,7 +140,7 @@ def _searched(message: fields.Payload) -> str:
 
 def _entity(pattern: Pattern | None, message: fields.Payload, entity_type: str | None) -> tuple[str, str, str] | None:
     """Return the type, the id and the event type; None when the message names no entity, or in a way that can't be stored."""
-    text = _searched(message)
+    text = _searchable_text(message)
     match = None if pattern is None else pattern.search(text[:SEARCHED])
     if match is None or match.end() == SEARCHED < len(text):  # half of an id is another entity's
         return None

@@ -94,13 +94,13 @@ class SignedMessage(Proof):
         url = self.certificates.url(message.SigningCertURL)
         if url is None or url.host != host:
             return f"its SigningCertURL is no certificate at {host}"
-        content, signature = _signed_text(message), signature_bytes(message.Signature)
+        content, signature = _text_to_sign(message), signature_bytes(message.Signature)
         if content is None or signature is None:
             return "it has not the form of a signed message"
         return Claim(url, (content,), signature, algorithm)
 
 
-def _signed_text(message: _Message) -> bytes | None:
+def _text_to_sign(message: _Message) -> bytes | None:
     """Return the text that is signed; None where a value is missing, or has a line break and so could be read in two ways."""
     lines: list[str] = []
     for name in _SIGNED.get(message.Type, ()):
@@ -149,7 +149,7 @@ def reader(source: Source) -> Read:
                 key_parts=(*outer.key_parts, str(place)) if by_message else each.key_parts,
                 event_id=each.event_id or outer.event_id,
                 occurred_ns=outer.occurred_ns if described.time is None else each.occurred_ns,
-                part=each.part or _unwrapped(raw.body, message),
+                part=each.part or _unwrap(raw.body, message),
                 part_type="application/json",
             )
             for place, each in enumerate(inner)
@@ -159,7 +159,7 @@ def reader(source: Source) -> Read:
 
 
 def _inner(body: bytes) -> bytes:
-    """Return the JSON in `Message`, a text as SNS sends it, or what `_unwrapped` made of it.
+    """Return the JSON in `Message`, a text as SNS sends it, or what `_unwrap` made of it.
 
     Raises:
         InvalidEvent: it is missing.
@@ -170,7 +170,7 @@ def _inner(body: bytes) -> bytes:
     return fields.text_field(payload, "Message", len(body)).encode()
 
 
-def _unwrapped(body: bytes, message: bytes) -> bytes:
+def _unwrap(body: bytes, message: bytes) -> bytes:
     """Return the body with `message` as it is, so that routes find its members, and it can be read again."""
     members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     return msgspec.json.encode({**members, "Message": msgspec.Raw(message)})

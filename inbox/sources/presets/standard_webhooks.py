@@ -38,7 +38,7 @@ def signature(prefix: str) -> Signature:
     )
 
 
-def by_private_key(prefix: str) -> Signature:
+def with_private_key(prefix: str) -> Signature:
     """Return the same with a private key of the sender, whose public key is configured."""
     return msgspec.structs.replace(signature(prefix), prefix="v1a,", algorithm="ed25519", key_prefix="whpk_")
 
@@ -75,6 +75,6 @@ PRESET = Preset(
     sample=json_sample(
         {"type": "{type}", "timestamp": "{time}", "data": {"id": "{id}", "type": "{kind}"}}, message_id="msg_{unique}"
     ),
-    signatures=(*map(signature, _PREFIXES), *map(by_private_key, _PREFIXES)),
+    signatures=(*map(signature, _PREFIXES), *map(with_private_key, _PREFIXES)),
     kept_headers=frozenset(f"{prefix}-id" for prefix in _PREFIXES),
 )

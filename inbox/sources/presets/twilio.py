@@ -48,7 +48,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
         occurred_ns=fields.arrival(raw),
         key_parts=fields.content_key(raw, raw.body),
     )
-    return (fields.keyed(identity, form, dedup),)
+    return (fields.with_key(identity, form, dedup),)
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:

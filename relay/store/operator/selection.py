@@ -331,8 +331,8 @@ LIMIT :most
 
 _WANTED = sql.rows("wanted", seq="bigint")
 _KEYS: Mapping[Rows, str] = {
-    "open": f"SELECT o.seq, o.route FROM {sql.looked_up(_WANTED, 'open_delivery o', 'o.seq = wanted.seq')}",
-    "ended or dead": f"SELECT DISTINCT f.seq, f.route FROM {sql.looked_up(_WANTED, 'delivery_log f', 'f.seq = wanted.seq')}",
+    "open": f"SELECT o.seq, o.route FROM {sql.look_up(_WANTED, 'open_delivery o', 'o.seq = wanted.seq')}",
+    "ended or dead": f"SELECT DISTINCT f.seq, f.route FROM {sql.look_up(_WANTED, 'delivery_log f', 'f.seq = wanted.seq')}",
     "backfill": f"SELECT wanted.seq, {sql.bound('route', 'text')} AS route FROM {_WANTED}",
 }
 _LAST = "SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = k.route AND f.kind"
@@ -349,7 +349,7 @@ SELECT i.seq, k.route, o.lane, coalesce(o.state, l.kind, '{UNROUTED}') AS state,
        i.occurred_at, i.received_at, e.at AS failed_at, coalesce(e.detail ->> 'cause', e.detail ->> 'error_class') AS cause,
        CAST({sql.status_of("e")} AS text) AS status, e.detail ->> 'error' AS error,
        coalesce(({_LAST} NOT IN ('erased', 'unblocked')), 0) AS last_change
-FROM {sql.looked_up(f"({keys}) k", "inbox i", "i.seq = k.seq")}
+FROM {sql.look_up(f"({keys}) k", "inbox i", "i.seq = k.seq")}
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = k.route
 LEFT JOIN delivery_log l ON l.id = ({_LAST} <> 'erased')
 LEFT JOIN delivery_log e ON e.id = CASE
