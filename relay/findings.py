@@ -24,7 +24,7 @@ from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
-from relay.words import counted, relative
+from relay.words import format_count, format_relative
 
 Level = Literal["critical", "warning", "information"]
 """Critical: webhooks are lost, late or at risk now. Warning: they soon will be, or an operator must decide. Information: neither."""
@@ -134,22 +134,22 @@ _FOR_A_RESTART = ("step_failed", "crash_loop", "unordered", "stuck")
 # --- conditions of the view
 
 
-def checked(database: Database, *, host: str | None = None) -> list[Finding]:
+def read_stuck(database: Database, *, host: str | None = None) -> list[Finding]:
     """Read the findings of `relay status --check`, grouped by route.
 
     With a `host`, a relay must be alive there, and findings that a restart can't fix are skipped.
     """
     with database.read() as transaction:
         if host is None:
-            return [*_of_view(transaction, CHECKED)]
+            return [*_read_view(transaction, CHECKED)]
         alive = transaction.execute(_ALIVE_ON, host=host, ago=-float(GONE_SECONDS))
         none = KINDS["no_relay"].found("", f"no relay on {host} has sent a heartbeat for {GONE_SECONDS} s")
-        return [*([] if alive else [none]), *_of_view(transaction, _FOR_A_RESTART)]
+        return [*([] if alive else [none]), *_read_view(transaction, _FOR_A_RESTART)]
 
 
-def _of_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Finding]:
+def _read_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Finding]:
     now = transaction.now()
-    for row in sorted(transaction.execute(_checked(kinds)), key=lambda row: kinds.index(row.finding)):
+    for row in sorted(transaction.execute(_select_branches(kinds)), key=lambda row: kinds.index(row.finding)):
         why = "; ".join(row.why.splitlines())
         sentence, subject, fields = f"route {row.route}: {why}", row.route or why, {"route": row.route or ""}
         if row.finding == "unordered":  # names the event, so that two checks can tell whether it is still the same
@@ -165,7 +165,7 @@ def _of_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Findi
 
 
 @cache
-def _checked(kinds: tuple[str, ...]) -> TextClause:
+def _select_branches(kinds: tuple[str, ...]) -> TextClause:
     """Select the first rows of some branches of the view. Both databases omit the other branches from the query plan."""
     return text(f"""
 SELECT finding, route, why, min(seq) AS first, count(*) AS number, max(for_seconds) AS seconds
@@ -207,7 +207,7 @@ _OF_ALL = {
 """The command that lists all findings of a kind."""
 
 
-def findings(seen: Overview, checked: Sequence[Finding], most_named: int = MOST_NAMED) -> tuple[Finding, ...]:
+def list_findings(seen: Overview, checked: Sequence[Finding], most_named: int = MOST_NAMED) -> tuple[Finding, ...]:
     """List all findings, the most urgent first and information last.
 
     Args:
@@ -217,16 +217,16 @@ def findings(seen: Overview, checked: Sequence[Finding], most_named: int = MOST_
     """
     found = [
         *checked,
-        *(_of_gate(gate, seen.at) for gate in seen.gates if gate.state not in _END_SOON),
-        *_of_routes(seen),
+        *(_from_gate(gate, seen.at) for gate in seen.gates if gate.state not in _END_SOON),
+        *_from_routes(seen),
         *(
-            KINDS["clock_went_back"].found(name, f"the newest {name} is {relative(at, seen.at)}: {rfc3339(at)}")
+            KINDS["clock_went_back"].found(name, f"the newest {name} is {format_relative(at, seen.at)}: {rfc3339(at)}")
             for name, at in seen.ahead.items()
         ),
-        *(of_alert(alert) for alert in seen.alerts if alert.kind not in _SAID_OTHERWISE),
+        *(from_alert(alert) for alert in seen.alerts if alert.kind not in _SAID_OTHERWISE),
     ]
     named: defaultdict[str, list[Finding]] = defaultdict(list)
-    for finding in _by_urgency(found):
+    for finding in _sort_by_urgency(found):
         named[finding.kind].append(finding)
     few = [each for some in named.values() for each in some[:most_named]]
     for kind, some in named.items():
@@ -236,7 +236,7 @@ def findings(seen: Overview, checked: Sequence[Finding], most_named: int = MOST_
             few.append(
                 Finding(kind, more[0].level, sentence, remedy=_OF_ALL.get(kind, "relay status"), fields=everything)
             )
-    return _by_urgency(few)
+    return _sort_by_urgency(few)
 
 
 def is_well(findings: Iterable[Finding]) -> bool:
@@ -244,11 +244,11 @@ def is_well(findings: Iterable[Finding]) -> bool:
     return all(finding.level == "information" for finding in findings)
 
 
-def _by_urgency(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+def _sort_by_urgency(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level)))
 
 
-def of_alert(alert: FiringAlert) -> Finding:
+def from_alert(alert: FiringAlert) -> Finding:
     """Return the finding for a firing alert."""
     if alert.kind == "sweep_failed":
         fields = {"source": alert.subject.partition(" ")[0]}  # the entity type follows
@@ -258,7 +258,7 @@ def of_alert(alert: FiringAlert) -> Finding:
     return KINDS["alert"].found(alert.subject, alert.text, level=level, since=alert.since, fields=fields)
 
 
-def _of_gate(gate: HeldGate, now: datetime) -> Finding:
+def _from_gate(gate: HeldGate, now: datetime) -> Finding:
     lasts = timedelta() if gate.since is None else now - gate.since
     is_long = gate.state == "retired" or lasts > (_PAUSED_FOR if gate.state == "paused" else _OPEN_FOR)
     level: Level = "warning" if is_long else "information"
@@ -275,7 +275,7 @@ def _of_gate(gate: HeldGate, now: datetime) -> Finding:
     )
 
 
-def _of_routes(seen: Overview) -> Iterator[Finding]:
+def _from_routes(seen: Overview) -> Iterator[Finding]:
     died = {alert.subject: alert for alert in seen.alerts if alert.kind == "delivery_dead"}
     for route in seen.routes:
         fields = {"route": route.route}
@@ -287,11 +287,11 @@ def _of_routes(seen: Overview) -> Iterator[Finding]:
             yield KINDS["delivery_dead"].found(route.route, sentence, why=why, since=since, fields=fields)
         if not route.is_configured and route.open:
             sentence = (
-                f"{counted(route.open, 'delivery')} of route {route.route}, which is missing from inbox.toml: end them for good"
+                f"{format_count(route.open, 'delivery')} of route {route.route}, which is missing from inbox.toml: end them for good"
             )
             yield KINDS["unconfigured"].found(route.route, sentence, fields=fields)
         if route.next_due_at is not None and route.next_due_at > seen.at + _SOON and not route.held_back_by:
-            due, more = relative(route.next_due_at, seen.at), " or more" if "retrying" in route.at_least else ""
+            due, more = format_relative(route.next_due_at, seen.at), " or more" if "retrying" in route.at_least else ""
             verb = f"attempt waits, due {due}" if route.retrying == 1 else f"attempts wait, the first is due {due}"
             sentence = f"route {route.route}: {route.retrying:,}{more} {verb}"
             yield KINDS["retrying"].found(route.route, sentence, fields=fields)

@@ -133,14 +133,14 @@ class Steps(msgspec.Struct):
             # A single query may be too expensive, or hit a damaged page, while all others succeed.
             if failure == "unreachable" and not self.is_healthy():
                 raise
-            self._failed(step, name, before, error, is_fault=failure == "fault")
+            self._on_failure(step, name, before, error, is_fault=failure == "fault")
             return otherwise
         if before is not None:
             self.by_name.pop(name, None)  # after a reload, a sweep may be in two threads for a moment
-            self.observer.tell("step_recovered", step=name, times=before.times)
+            self.observer.log("step_recovered", step=name, times=before.times)
         return result
 
-    def _failed(self, step: Step, name: str, before: Failing | None, error: Exception, *, is_fault: bool) -> None:
+    def _on_failure(self, step: Step, name: str, before: Failing | None, error: Exception, *, is_fault: bool) -> None:
         now = self.monotonic()
         times, since = (1, now) if before is None else (before.times + 1, before.since)
         is_to_be_alerted = is_fault or now - since >= LASTS_SECONDS
@@ -149,16 +149,16 @@ class Steps(msgspec.Struct):
         longest = AWAITED_AGAIN_SECONDS if is_awaited else longest
         wait = min(FIRST_WAIT_SECONDS * 2 ** min(times - 1, _MOST_DOUBLINGS), longest)
         if is_fault:
-            self.observer.step_failed(step, error, wait)
+            self.observer.on_step_failed(step, error, wait)
         else:
-            self.observer.database_trouble(name, error)
+            self.observer.on_database_trouble(name, error)
         alerted_at = _NEVER if before is None else before.alerted_at
         failing = Failing(error_text(error), times, since, now + wait, alerted_at, is_held_up=not is_fault)
-        self._fails(name, failing, is_to_be_alerted=is_to_be_alerted)
+        self._set_failing(name, failing, is_to_be_alerted=is_to_be_alerted)
         if step in CRITICAL and is_fault and now - since >= LASTS_SECONDS and self.is_healthy():
             raise error
 
-    def _fails(self, name: str, failing: Failing, *, is_to_be_alerted: bool) -> None:
+    def _set_failing(self, name: str, failing: Failing, *, is_to_be_alerted: bool) -> None:
         self.by_name[name] = failing  # before the alert, whose heartbeat reports it
         is_due = is_to_be_alerted and self.monotonic() - failing.alerted_at >= LASTS_SECONDS
         if is_due and self.alert(name, failing.error):
@@ -171,8 +171,8 @@ class Steps(msgspec.Struct):
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
             stop=tenacity.stop_when_event_set(unless),
             sleep=tenacity.sleep_using_event(unless),
-            before_sleep=partial(self._log_trouble, what),
-            retry_error_callback=partial(self._log_trouble, what),
+            before_sleep=partial(self._log_failure, what),
+            retry_error_callback=partial(self._log_failure, what),
         )
         return retrying(work)
 
@@ -182,13 +182,13 @@ class Steps(msgspec.Struct):
             retry=tenacity.retry_if_exception_type(Exception),
             wait=tenacity.wait_fixed(0.2),
             stop=tenacity.stop_after_attempt(times),
-            retry_error_callback=partial(self._log_trouble, what),
+            retry_error_callback=partial(self._log_failure, what),
         )
         retrying(work)
 
-    def _log_trouble(self, what: str, state: tenacity.RetryCallState) -> None:
+    def _log_failure(self, what: str, state: tenacity.RetryCallState) -> None:
         exception = None if state.outcome is None else state.outcome.exception()
-        self.observer.database_trouble(what, exception or RuntimeError("no outcome"))
+        self.observer.on_database_trouble(what, exception or RuntimeError("no outcome"))
 
 
 class Repeated(msgspec.Struct):
@@ -232,9 +232,9 @@ def run_beside(
             try:
                 wait = work()
             except SQLAlchemyError as error:  # no connection
-                observer.database_trouble(name, error)
+                observer.on_database_trouble(name, error)
             except Exception as error:  # noqa: BLE001  # if the thread ended, its work would stop without a log line
-                observer.tell("bug_in_thread", bug=error, subject=name)
+                observer.log("bug_in_thread", bug=error, subject=name)
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()

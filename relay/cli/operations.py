@@ -20,7 +20,7 @@ from relay.cli.options import as_command, login_name, open_database, option, par
 from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
 from relay.operations.asks import OneCommand
 from relay.operations.table import OPERATIONS, Operation, parse
-from relay.words import counted, shown_state
+from relay.words import format_count, describe_state
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -284,7 +284,7 @@ def _show(operation: Operation, planned: Plan) -> None:
     from relay.store.operator.plan import why_left_out
 
     now = SystemClock().now()
-    rows = [{**row, "state": shown_state(row, now)} for row in planned.deliveries]
+    rows = [{**row, "state": describe_state(row, now)} for row in planned.deliveries]
     requests = [{**row, "becomes": becomes(row)} for row in planned.requests]
     if planned.count and planned.count > len(rows) + len(requests) and planned.groups:
         groups = [msgspec.structs.asdict(group) for group in planned.groups]
@@ -314,7 +314,7 @@ def _say_how(operation: Operation, planned: Plan, *, has_reason: bool) -> None:
         return
     shown = len(planned.deliveries) or len(planned.requests)
     more = f", {shown} of them shown" if 0 < shown < planned.count else ""
-    say(f"{counted(planned.count, operation.thing)} would be {operation.done}{more}; {how}")
+    say(f"{format_count(planned.count, operation.thing)} would be {operation.done}{more}; {how}")
 
 
 def becomes(row: Row) -> str:

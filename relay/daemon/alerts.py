@@ -36,10 +36,10 @@ class AlertSender(msgspec.Struct):
         for one in unsent:
             error, is_final = post(one, active.alert_client, active.work.config.alerts.format, self.limits)
             if error is not None:
-                self.observer.tell(
+                self.observer.log(
                     "alert_not_posted", number=one.id, kind=one.alert.kind, subject=one.alert.subject, error=error
                 )
-            alerts.posted(active.work.database, one.id, error, is_final=is_final)
+            alerts.record_post(active.work.database, one.id, error, is_final=is_final)
         return 0.0 if unsent else None
 
 

@@ -33,22 +33,22 @@ class Claimer(msgspec.Struct):
         before, self.gates = self.gates, read_gates(self.generations.active.work)
         if self.gates.paused_entities != before.paused_entities:
             self.scans.due.clear()  # deliveries of resumed entities are due earlier than the scans' starts
-        self.observer.gates_changed(before, self.gates)
+        self.observer.on_gates_changed(before, self.gates)
         return 0
 
     def claim(self) -> int:
         """Fill the pools, and claim one probe for each route whose breaker may be tested. Returns the number claimed."""
         generation = self.generations.active
-        wanted = [room._replace(routes=self._admitted(room.routes)) for room in generation.wanted()]
+        wanted = [room._replace(routes=self._select_admitted(room.routes)) for room in generation.list_free_capacity()]
         claimed = 0
         self.ran_short = False
         if any(room.routes for room in wanted):
-            asked_at = self.leases.began_asking()
+            asked_at = self.leases.now()
             found = claim.claim(generation.work, wanted, self.scans)
             claimed = self._submit(found, asked_at)
             self.ran_short = claimed < sum(room.number for room in wanted if room.routes)
         for route in self._to_probe():
-            asked_at = self.leases.began_asking()
+            asked_at = self.leases.now()
             found = claim.claim_probe(generation.work, route, self.scans)
             claimed += self._submit(found, asked_at)
             self.read_gates()
@@ -57,23 +57,23 @@ class Claimer(msgspec.Struct):
     def claim_suspect(self) -> int:
         """Claim one delivery that may have caused a crash. Returns the number claimed."""
         generation = self.generations.active
-        routes = self._admitted(generation.routes)
-        asked_at = self.leases.began_asking()
+        routes = self._select_admitted(generation.routes)
+        asked_at = self.leases.now()
         return self._submit(claim.claim_suspect(generation.work, routes), asked_at)
 
     def _to_probe(self) -> list[str]:
         active = self.generations.active
-        routes = self._admitted(active.routes, "probe")
+        routes = self._select_admitted(active.routes, "probe")
         return claim.due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
-    def _admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
+    def _select_admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
         """Return the routes that the gates admit, without locked ones: an older event may still lack its place there."""
         active = self.generations.active
-        resting = active.work.rests.now()
-        return [route for route in active.admitted(self.gates, routes, admission) if route not in resting]
+        resting = active.work.locked_routes.to_skip()
+        return [route for route in active.select_admitted(self.gates, routes, admission) if route not in resting]
 
     def _submit(self, claimed: Sequence[Delivery], asked_at: float) -> int:
-        self.leases.granted(map(claim_of, claimed), asked_at)
+        self.leases.trust(map(claim_of, claimed), asked_at)
         for delivery in claimed:
             self.generations.active.submit(delivery)
         return len(claimed)

@@ -78,11 +78,11 @@ class Gauges:
             try:
                 read()
             except SQLAlchemyError as error:
-                self._observer.database_trouble(f"reading gauges: {read.__name__}", error)
+                self._observer.on_database_trouble(f"reading gauges: {read.__name__}", error)
                 if failure_of(error) == "unreachable":  # the other readings would time out, too
                     break
             except Exception as error:  # noqa: BLE001  # the other gauges are still read
-                self._observer.tell("bug_in_thread", bug=error, subject=f"gauges: {read.__name__}")
+                self._observer.log("bug_in_thread", bug=error, subject=f"gauges: {read.__name__}")
         return max(READ_EVERY_SECONDS, (time.monotonic() - began) / _SHARE_OF_TIME)
 
     def backlog(self) -> None:

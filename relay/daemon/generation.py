@@ -25,7 +25,7 @@ from relay.delivery.policy import policies
 from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.http.target import prepare as prepare_target
-from relay.store.claim import MOST_BYTES, Room
+from relay.store.claim import MOST_BYTES, FreeCapacity
 from relay.store.deliveries import claim_of
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
@@ -266,16 +266,16 @@ class Generation:
         """The number of those that may have caused a crash."""
         return sum(pool.suspects for pool in self._pools)
 
-    def wanted(self) -> list[Room]:
+    def list_free_capacity(self) -> list[FreeCapacity]:
         """List the free capacity of each pool that wants more, starting with another pool each time."""
         self._pools.rotate(-1)
         share = MOST_BYTES // max(len(self._pools), 1)
         rooms = [
-            Room(pool.take_turn(), pool.capacity, share - pool.bytes_in_hand) for pool in self._pools if pool.wants_more
+            FreeCapacity(pool.take_turn(), pool.capacity, share - pool.bytes_in_hand) for pool in self._pools if pool.wants_more
         ]
         return [room for room in rooms if room.most_bytes > 0]
 
-    def admitted(self, gates: Gates, routes: Sequence[str], *admissions: Admission) -> list[str]:
+    def select_admitted(self, gates: Gates, routes: Sequence[str], *admissions: Admission) -> list[str]:
         """Return those of `routes` that `gates` admit in one of the given ways."""
         return [route for route in routes if gates.admit(self.work.policies[route].gates) in admissions]
 
@@ -309,7 +309,7 @@ class Generations:
     ) -> None:
         def context_of(delivery: Delivery) -> Context:
             span = begin_attempt(tracer, delivery) if tracer.is_on else None
-            return Context(partial(leases.trusted_until, claim_of(delivery)), stop, now, span)
+            return Context(partial(leases.trusts_until, claim_of(delivery)), stop, now, span)
 
         self._start = partial(Generation, work=work, context_of=context_of, put=events.put)
         self._draining: list[Generation] = []

@@ -28,20 +28,20 @@ class Leases:
         self._revoked = False
         self._lock = threading.Lock()
 
-    def began_asking(self) -> float:
+    def now(self) -> float:
         """Return the present instant. Call it before claiming or renewing, and pass the result to `trust` or `extend`."""
         return self._clock()
 
-    def granted(self, claimed: Iterable[Claimed], began_asking: float) -> None:
-        """Trust leases granted by a statement that was sent after `began_asking`."""
+    def trust(self, claimed: Iterable[Claimed], asked_at: float) -> None:
+        """Trust leases granted by a statement that was sent after `asked_at`."""
         with self._lock:
-            self._trusted_until |= dict.fromkeys(claimed, began_asking + TRUSTED_SECONDS)
+            self._trusted_until |= dict.fromkeys(claimed, asked_at + TRUSTED_SECONDS)
 
-    def renewed(self, claimed: Collection[Claimed], began_asking: float) -> None:
+    def extend(self, claimed: Collection[Claimed], asked_at: float) -> None:
         """Extend renewed leases. Leases forgotten meanwhile stay forgotten."""
         with self._lock:
             held = self._trusted_until.keys() & claimed
-            self._trusted_until |= dict.fromkeys(held, began_asking + TRUSTED_SECONDS)
+            self._trusted_until |= dict.fromkeys(held, asked_at + TRUSTED_SECONDS)
 
     def forget(self, claimed: Iterable[Claimed]) -> None:
         """Drop the leases of recorded or released deliveries."""
@@ -53,11 +53,11 @@ class Leases:
         """Stop trusting any lease, present or future, which cuts running calls."""
         self._revoked = True
 
-    def trusted_until(self, key: Claimed) -> float:
+    def trusts_until(self, key: Claimed) -> float:
         """Return the time of the steady clock at which trust in the lease ends; renewals extend it."""
         return 0.0 if self._revoked else self._trusted_until.get(key, 0.0)
 
-    def trusted(self) -> list[Claimed]:
+    def list_trusted(self) -> list[Claimed]:
         """List the leases trusted now. This process never rescues them, whatever the database's clock shows."""
         now = self._clock()
         with self._lock:

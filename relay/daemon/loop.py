@@ -85,15 +85,15 @@ class Relay:
         """True when the last wait brought no result."""
         self._steps = steps = Steps(observer, alert=self._alert, is_healthy=self._takes_writes)
         work = Work(database, prepared.config, {}, self.node, observer)
-        self._rests, self._scans = work.rests, ScanStarts()
+        self._locked_routes, self._scans = work.locked_routes, ScanStarts()
         self._generations = Generations(
             prepared, work, leases=held, stop=stop, now=now, events=self._events, tracer=observer.tracer
         )
         self._claimer = Claimer(self._generations, self._scans, held, observer)
-        self._clock = DatabaseClock(told=observer.clock_stepped)
+        self._clock = DatabaseClock(on_step=observer.on_clock_step)
         self._watch = Watch()
         self._commands = execution.OpenCommands()
-        self._duplicates: duplicates.Rest | None = None
+        self._duplicates: duplicates.Unjudged | None = None
         """The duplicates to judge in the next round."""
         self._sweeper = Sweeper(work, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps)
         self._pruner = Pruner(lambda: self._work, LeasedPruner(database, self.node, stop.wait), stop, observer, steps)
@@ -151,7 +151,7 @@ class Relay:
         """
         self._steps.retry_until_done("starting", self._describe, unless=self._stop)
         with ExitStack() as leaving:
-            self._observer.tell("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
+            self._observer.log("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
             renewing = run_beside(
                 "leases", self._renew, every=RENEW_EVERY_SECONDS, stop=self._ended, observer=self._observer
             )
@@ -166,7 +166,7 @@ class Relay:
                     self._run_beside("wake-up", self._listener.hear)
             self._go_on(drain=drain)
         self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
-        self._observer.tell("stopped", node=self.node, rows=self._observer.counts["given_back"])
+        self._observer.log("stopped", node=self.node, rows=self._observer.counts["given_back"])
 
     @property
     def _work(self) -> Work:
@@ -227,7 +227,7 @@ class Relay:
             case PreparedConfig() if not self._stop.is_set():
                 self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
-                self._observer.tell(
+                self._observer.log(
                     "reloaded", node=self.node, routes=",".join(self._generations.active.routes) or "none"
                 )
             case None:  # a wake-up, or a stop, which the loop checks anyway
@@ -241,7 +241,7 @@ class Relay:
         self._leases.forget(done)
         self._to_give_back = [one for one in self._to_give_back if one not in done]
         if done:
-            self._observer.tell("given_back", rows=number)
+            self._observer.log("given_back", rows=number)
         return number
 
     def _record(self) -> int:
@@ -253,15 +253,15 @@ class Relay:
         number = 0
         for results in record.record(self._work, outcomes, recently_failing, host_now=self._now):
             for result in results:
-                self._recorded(result)
+                self._forget_recorded(result)
             number += len(results)
-            self._observer.recorded(results)
+            self._observer.on_recorded(results)
         done = [outcome for delivery, outcome in outcomes if claim_of(delivery) not in self._unrecorded]
         if done and (recently_failing or any(isinstance(each, Failed) or asks_for_hold(each) for each in done)):
             self._claimer.read_gates()
         return number
 
-    def _recorded(self, result: record.Recorded) -> None:
+    def _forget_recorded(self, result: record.Recorded) -> None:
         key = claim_of(result.delivery)
         finished = self._unrecorded.pop(key)
         finished.pool.release(finished.delivery)
@@ -278,7 +278,7 @@ class Relay:
         return done
 
     def _reap(self) -> int:
-        self._observer.reaped(leases.reap(self._work, self._leases.trusted(), self._clock))
+        self._observer.on_rescued(leases.rescue_expired(self._work, self._leases.list_trusted(), self._clock))
         return 0
 
     def _judge_duplicates(self) -> int:
@@ -287,15 +287,15 @@ class Relay:
         judged = duplicates.judge_duplicates(self._work, rest)
         self._duplicates = judged.rest
         if judged.rearmed:
-            self._observer.tell("rearmed", rows=judged.rearmed, handled=judged.handled)
+            self._observer.log("rearmed", rows=judged.rearmed, handled=judged.handled)
         return int(judged.rest is not None)
 
     def _look_at_conditions(self) -> int:
-        self._watch.look(self._work)
+        self._watch.check(self._work)
         return 0
 
     def _log_alerts(self) -> int:
-        self._observer.alerted(alerts.take_untold(self._work))
+        self._observer.on_alerts(alerts.take_unlogged(self._work))
         return 0
 
     def _flush_throughput(self) -> int:
@@ -328,7 +328,7 @@ class Relay:
     def _is_drained(self) -> bool:
         """Return whether only held-back deliveries are left: a drain doesn't wait for gates to open."""
         active = self._generations.active
-        routes = active.admitted(self._claimer.gates, active.routes, "all", "probe")
+        routes = active.select_admitted(self._claimer.gates, active.routes, "all", "probe")
         return nodes.is_drained(self._database, routes)
 
     def _shut_down(self) -> None:
@@ -336,11 +336,11 @@ class Relay:
         self._stop.set()
         self._to_give_back += map(claim_of, self._generations.active.withdraw_unstarted())
         self._steps.attempt("giving back", self._give_back)
-        self._observer.tell("stopping", node=self.node, rows=self._generations.in_hand)
+        self._observer.log("stopping", node=self.node, rows=self._generations.in_hand)
         self._finish_within(self._grace, unless=self._cut.is_set)
         if self._generations.in_hand:
             self._leases.revoke()
-            self._observer.tell("cutting", node=self.node, rows=self._generations.in_hand)
+            self._observer.log("cutting", node=self.node, rows=self._generations.in_hand)
         self._finish_within(CUT_SECONDS)
         self._steps.attempt("writing figures", self._flush_throughput)
         self._generations.close()
@@ -354,7 +354,7 @@ class Relay:
         while (self._generations.in_hand or self._to_give_back) and not unless() and time.monotonic() < deadline:
             self._accept_within(max(min(deadline - time.monotonic(), IDLE_POLL_SECONDS), 0))
             self._collect()
-            self._rests.try_all()  # this try may be the last
+            self._locked_routes.try_all()  # this try may be the last
             self._steps.attempt("giving back", self._give_back)
             self._steps.attempt("recording", self._record)
 
@@ -365,12 +365,12 @@ class Relay:
 
     def _renew_leases(self) -> None:
         if held := self._leases.held():
-            asked_at = self._leases.began_asking()
-            self._leases.renewed(leases.renew(self._database, held), asked_at)
+            asked_at = self._leases.now()
+            self._leases.extend(leases.renew(self._database, held), asked_at)
 
     def _heartbeat(self) -> None:
         """Store the steps that fail now or meet a locked route. Two threads may race; the next heartbeat corrects that."""
-        nodes.heartbeat(self._database, self.node, {**self._rests.texts(), **self._steps.failing})
+        nodes.heartbeat(self._database, self.node, {**self._locked_routes.as_texts(), **self._steps.failing})
         if self._work.policies is not self._described:
             self._describe()
 
@@ -380,7 +380,7 @@ class Relay:
             self._heartbeat()  # first: a relay that finds the alert but no failing step would end it
             alerts.step_failed(self._work, step, error)
         except Exception as second:  # noqa: BLE001  # the step's own failure is already logged
-            self._observer.database_trouble("alerting", second)
+            self._observer.on_database_trouble("alerting", second)
             return False
         return True
 
@@ -388,6 +388,6 @@ class Relay:
         try:
             self._heartbeat()
         except Exception as error:  # noqa: BLE001  # any error shows that the database is unhealthy
-            self._observer.database_trouble("checking whether it takes writes", error)
+            self._observer.on_database_trouble("checking whether it takes writes", error)
             return False
         return True

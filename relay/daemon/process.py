@@ -111,7 +111,7 @@ def start(options: RunOptions) -> int:
         return 0
     if options.parent is None:
         for what in exposure_warnings(config_path(), config):
-            observer.tell("exposed", what=what)
+            observer.log("exposed", what=what)
     with ExitStack() as leaving:
         served = None if config.metrics.relay is None else config.metrics.relay.place
         exporter = exporter_at(served, config.logs.format) if options.parent is None else None
@@ -161,7 +161,7 @@ def _is_fit(connections: Engine, orders: Orders, observer: Observer, *, is_patie
         except DBAPIError as error:
             if not is_patient or failure_of(error) == "fault":
                 raise
-            observer.database_trouble("starting", error)
+            observer.on_database_trouble("starting", error)
         else:
             if is_to_reload:
                 orders.put(Order.RELOAD)
@@ -261,7 +261,7 @@ def read_again(config: Config, observer: Observer) -> PreparedConfig | None:
     try:
         return load_file().make(check_and_prepare)
     except ConfigError as error:
-        observer.reload_refused(error)
+        observer.on_reload_refused(error)
         return None
 
 
@@ -324,7 +324,7 @@ class Child:
     def runs(self, *, stopping: bool) -> bool:
         """Handle an exit, and start the next process when due. Returns False once no more processes are to run."""
         if self._process is not None and self._process.poll() is not None:
-            self._ended(self._process, stopping=stopping)
+            self._on_exit(self._process, stopping=stopping)
         if self._process is None and not stopping and not self._is_over and time.monotonic() >= self._start_at:
             self._start()
         return self._process is not None or not (stopping or self._is_over)
@@ -343,21 +343,21 @@ class Child:
             )
         except OSError as error:  # no memory, or too many processes: the other children go on
             self.status = 1
-            self._observer.tell("child_not_started", error=str(error), seconds=self._postpone())
+            self._observer.log("child_not_started", error=str(error), seconds=self._postpone())
         else:
-            self._observer.tell("child_started", child=self._process.pid)
+            self._observer.log("child_started", child=self._process.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _ended(self, process: subprocess.Popen[bytes], *, stopping: bool) -> None:
+    def _on_exit(self, process: subprocess.Popen[bytes], *, stopping: bool) -> None:
         self._process, self.status = None, process.returncode
-        ending = _ending(self.status)
+        ending = describe_exit(self.status)
         if stopping or (self._drain and self.status == 0):
             self._is_over = True
             level = logging.ERROR if self.status else logging.INFO
-            self._observer.tell("child_ended", level, child=process.pid, ending=ending)
+            self._observer.log("child_ended", level, child=process.pid, ending=ending)
             return
-        self._observer.tell("child_lost", child=process.pid, ending=ending, seconds=self._postpone())
+        self._observer.log("child_lost", child=process.pid, ending=ending, seconds=self._postpone())
 
     def _postpone(self) -> float:
         """Schedule the next process. Returns the seconds until it starts."""
@@ -368,7 +368,7 @@ class Child:
         return self._wait
 
 
-def _ending(status: int) -> str:
+def describe_exit(status: int) -> str:
     """Return a `Popen.returncode` in words."""
     names = {number.value: number.name for number in signal.Signals}  # real-time signals have none
     return f"exit status {status}" if status >= 0 else f"killed by {names.get(-status, f'signal {-status}')}"

@@ -68,7 +68,7 @@ class Pruner(msgspec.Struct):
         with self.work().database.read() as transaction:
             for kind in kinds:
                 behind = retention.state_of(transaction, kind).behind_seconds
-                self.observer.pruned(kind, rows[kind], behind)
+                self.observer.on_pruned(kind, rows[kind], behind)
         return not self.stop.is_set()
 
     def _prepare(self) -> None:
@@ -85,5 +85,5 @@ class Pruner(msgspec.Struct):
         pruned = self.steps.run("prune", batch, None, subject=kind) or Pruned()
         rows[kind] += pruned.rows
         if pruned.error is not None:
-            self.observer.failed_alone(FailedAlone("prune", kind, pruned.error))
+            self.observer.on_failed_alone(FailedAlone("prune", kind, pruned.error))
         return not pruned.is_done

@@ -54,7 +54,7 @@ class Listener(msgspec.Struct):
             (self._listen if self.engine.dialect.name == POSTGRES else self._watch)()
         except Exception as error:  # noqa: BLE001  # the relay polls without it
             if not self.wait and not self.stop.is_set():
-                self.observer.tell("hears_nothing", error=error_text(error))
+                self.observer.log("hears_nothing", error=error_text(error))
             self.wait = min(self.wait * 2 or FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         return self.wait
 

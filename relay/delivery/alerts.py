@@ -24,7 +24,7 @@ _OF_A_URL = "/:?#[]@!$&'()*+,;=%"
 """Reserved characters of URLs (RFC 3986 §2.2), which are not escaped."""
 
 
-def escaped(value: str) -> str:
+def escape_text(value: str) -> str:
     """Escape a value as one line without markup. Slack may still link a URL in it; that link shows its target."""
     text = visible_line(_BREAKS.sub(" ", value))
     text = _MENTION.sub(f"@{_JOINER}", text).replace("](", f"]{_JOINER}(").replace("`", "\u02cb")
@@ -33,7 +33,7 @@ def escaped(value: str) -> str:
 
 def link_text(value: str) -> str:
     """Escape a value as the text of a link, so that it can't end the link's URL."""
-    return escaped(value).replace("|", "\u00a6")
+    return escape_text(value).replace("|", "\u00a6")
 
 
 def link_url(value: str) -> str:
@@ -132,7 +132,7 @@ def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
     alert = posted.alert
     if form == "slack":
         sign = ":red_circle:" if alert.firing else ":large_green_circle:"
-        return {"text": f"{sign} {escaped(sentence(alert))}"}
+        return {"text": f"{sign} {escape_text(sentence(alert))}"}
     return {
         "id": posted.id,
         "at": posted.at.isoformat().replace("+00:00", "Z"),

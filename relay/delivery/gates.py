@@ -114,21 +114,21 @@ def after_result(breaker: Breaker, health: Health, why: str, limits: BreakerLimi
     if breaker.state is BreakerState.OPEN:
         return breaker  # the call began before it opened
     if breaker.state is BreakerState.HALF_OPEN:
-        return Breaker() if health == "well" else _opened(breaker, why, limits, now)
-    return _opened(breaker, why, limits, now) if health == "refused" else _counted(breaker, health, why, limits, now)
+        return Breaker() if health == "well" else _open(breaker, why, limits, now)
+    return _open(breaker, why, limits, now) if health == "refused" else _count_call(breaker, health, why, limits, now)
 
 
-def _counted(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
+def _count_call(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
     began = breaker.window_began_at
     if began is None or now - began >= timedelta(seconds=limits.window):
         breaker = Breaker(window_began_at=now)
     calls, failures = breaker.calls + 1, breaker.failures + int(health == "unwell")
     if health == "unwell" and calls >= limits.calls and failures >= limits.failed * calls:
-        return _opened(breaker, why, limits, now)
+        return _open(breaker, why, limits, now)
     return msgspec.structs.replace(breaker, calls=calls, failures=failures)
 
 
-def _opened(breaker: Breaker, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
+def _open(breaker: Breaker, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
     seconds = min(
         limits.open_for * 2.0 ** min(breaker.open_count, _MOST_DOUBLINGS), max(limits.longest, limits.open_for)
     )
@@ -165,7 +165,7 @@ class RateLimit(msgspec.Struct, frozen=True):
             return 0.0
         return self._ahead(used_until, now) - (self._burst - self.calls) / self.rate
 
-    def used(self, used_until: datetime | None, now: datetime, attempts: int) -> datetime:
+    def use(self, used_until: datetime | None, now: datetime, attempts: int) -> datetime:
         """Return the time until which the rate is used up after `attempts` more attempts."""
         return now + timedelta(seconds=self._ahead(used_until, now) + attempts * self.calls / self.rate)
 
@@ -191,12 +191,12 @@ class Gate(OneGate, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
         """The key of its row in `gate`."""
         if self.source is not None and self.entity_type is not None and self.entity_id is not None:
             return entity_key(self.source, self.entity_type, self.entity_id)
-        ((kind, name),) = self._named()
+        ((kind, name),) = self._list_named()
         return kind, name
 
     def mistake(self, config: Config | None) -> str | None:
         """Return the reason it is invalid, or None. Without a configuration, any name is valid."""
-        named = self._named()
+        named = self._list_named()
         if len(named) != 1:
             return "name one of route, destination, api and source; for an entity its source, and its type and id"
         if (self.entity_type is None) != (self.entity_id is None) or (self.entity_id is not None and not self.source):
@@ -214,7 +214,7 @@ class Gate(OneGate, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
             return f"there is no {kind} {name!r}; {nearest(name, known[kind])}"
         return None
 
-    def _named(self) -> list[GateKey]:
+    def _list_named(self) -> list[GateKey]:
         given = (("route", self.route), ("destination", self.destination), ("api", self.api), ("source", self.source))
         return [(kind, name) for kind, name in given if name is not None]
 

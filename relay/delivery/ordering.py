@@ -60,8 +60,8 @@ def _settle_strict(head: OpenDelivery | None, others: list[OpenDelivery], now: d
     elif head is None:
         settled = [schedule(first, Step.PROMOTED, now)]
     else:
-        settled = [head, _queued(first, now)]
-    return settled + [_queued(row, now) for row in others if row is not first]
+        settled = [head, _queue(first, now)]
+    return settled + [_queue(row, now) for row in others if row is not first]
 
 
 def _is_untouched(head: OpenDelivery, now: datetime) -> bool:
@@ -82,7 +82,7 @@ def _settle_oldest(
     """
     if upto is None:
         return _settle_latest(head, others, now, first_delay)
-    later = [_queued(row, now) for row in others if row.key > upto]
+    later = [_queue(row, now) for row in others if row.key > upto]
     oldest = [row for row in others if row.key <= upto]
     if head is not None and head.key > upto and _is_untouched(head, now):
         later.append(schedule(head, Step.DEMOTED, now))
@@ -96,10 +96,10 @@ def _settle_latest(
     """Promote the newest, which covers the others. A head in flight may have fetched already, so it covers none."""
     if head is not None and head.state is not State.READY:
         newest = max(others, key=lambda row: row.key)
-        return [head, _queued(newest, now), *_superseded(others, newest, now)]
+        return [head, _queue(newest, now), *_supersede(others, newest, now)]
     candidates = others if head is None else [head, *others]
     newest = max(candidates, key=lambda row: row.key)
-    folded = _superseded(candidates, newest, now)
+    folded = _supersede(candidates, newest, now)
     if newest is head:
         return [head, *folded]
     if head is not None and head.due_at is not None and (head.attempt > 0 or head.due_at > now):
@@ -109,11 +109,11 @@ def _settle_latest(
     return [*folded, schedule(newest, Step.PROMOTED, now)]
 
 
-def _queued(row: OpenDelivery, now: datetime) -> OpenDelivery:
+def _queue(row: OpenDelivery, now: datetime) -> OpenDelivery:
     return schedule(row, Step.QUEUED, now) if row.state is State.RECEIVED else row
 
 
-def _superseded(rows: list[OpenDelivery], newest: OpenDelivery, now: datetime) -> list[OpenDelivery]:
+def _supersede(rows: list[OpenDelivery], newest: OpenDelivery, now: datetime) -> list[OpenDelivery]:
     return [append(row, facts.Superseded(by=newest.seq), now) for row in rows if row is not newest]
 
 

@@ -238,7 +238,7 @@ def _decide_failed(
     return facts.AttemptFailed(
         error_class=outcome.error_class,
         error=outcome.error,
-        due_at=now if at_once else now + _clamped(delay, outcome),
+        due_at=now if at_once else now + _clamp(delay, outcome),
         calls=outcome.calls,
         counted=not spared,
     )
@@ -273,7 +273,7 @@ def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolic
     )
 
 
-def _clamped(delay: timedelta, outcome: Failed) -> timedelta:
+def _clamp(delay: timedelta, outcome: Failed) -> timedelta:
     """Return the delay that the destination asked for, at least our own and at most a day."""
     if outcome.retry_after is None:
         return delay

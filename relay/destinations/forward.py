@@ -142,7 +142,7 @@ class MessageTemplate(Template):
 
     def _placed(self, value: str, placeholder: Placeholder, before: str) -> str:
         if before.rfind("<") <= before.rfind(">"):
-            return alerts.escaped(value)
+            return alerts.escape_text(value)
         link = before.rpartition("<")[2]
         if "|" in link:
             return alerts.link_text(value)

@@ -13,8 +13,8 @@ from inbox.config.sources import Source
 from inbox.db.following import OUT_OF_ORDER
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
-from relay.store.alerts import NEWEST, note
-from relay.store.database import Floor
+from relay.store.alerts import NEWEST, store_alerts
+from relay.store.database import ScanStart
 from relay.store.nodes import read_nodes
 from relay.store.retention import STEPS, state_of
 from relay.store.transaction import Transaction
@@ -36,10 +36,10 @@ class Watch:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._heard: dict[str, datetime] = {}
         self._looked_to = 0
-        self._oldest: defaultdict[str, Floor[int]] = defaultdict(lambda: Floor(WHOLE_EVERY_SECONDS, monotonic))
+        self._oldest: defaultdict[str, ScanStart[int]] = defaultdict(lambda: ScanStart(WHOLE_EVERY_SECONDS, monotonic))
         """The seq of each route below which nothing is open."""
 
-    def look(self, work: Work) -> None:
+    def check(self, work: Work) -> None:
         """Store an alert for each condition that has begun or ended since the last check by any relay."""
         config = work.config
         with work.database.read() as transaction:
@@ -50,25 +50,25 @@ class Watch:
                 if kind == "backlog_old":  # only a scan of the whole route may end it: an old event may be replayed
                     self._oldest[subject].at = None
             found = [
-                *_ended(transaction, firing),
-                *(self._backlog(transaction, route, now, highest, after) for route in config.routes),
-                *(self._silence(transaction, each, now) for each in config.sources.values() if each.silent_after),
-                *_retention(transaction, now),
+                *_find_ended(transaction, firing),
+                *(self._check_backlog(transaction, route, now, highest, after) for route in config.routes),
+                *(self._check_silence(transaction, each, now) for each in config.sources.values() if each.silent_after),
+                *_check_retention(transaction, now),
             ]
         _store(work, [alert for alert in found if alert.firing != ((alert.kind, alert.subject) in firing)])
         self._looked_to = highest
 
-    def _backlog(self, transaction: Transaction, route: str, now: datetime, highest: int, after: float) -> Alert:
-        floor = self._oldest[route]
-        with floor.look() as begin:
+    def _check_backlog(self, transaction: Transaction, route: str, now: datetime, highest: int, after: float) -> Alert:
+        start = self._oldest[route]
+        with start.scan() as begin:
             oldest = transaction.execute(_OLDEST, route=route, begin_seq=begin or 0)
-        floor.at = (oldest[0].seq if oldest else highest) - OUT_OF_ORDER
+        start.at = (oldest[0].seq if oldest else highest) - OUT_OF_ORDER
         age = (now - as_time(oldest[0].received_at)).total_seconds() if oldest else 0
         is_behind = age > after
         detail = {"seq": oldest[0].seq, "age_seconds": round(age)} if is_behind else {}
         return Alert("backlog_old", route, is_behind, detail)
 
-    def _silence(self, transaction: Transaction, source: Source, now: datetime) -> Alert:
+    def _check_silence(self, transaction: Transaction, source: Source, now: datetime) -> Alert:
         name = source.name
         last = transaction.execute(_LAST_OF_SOURCE, source=name, above=self._looked_to - OUT_OF_ORDER)
         if last:  # the newest event may be a readmitted one, which arrived before others
@@ -89,16 +89,16 @@ def _store(work: Work, changed: Sequence[Alert]) -> None:
         # `delivery_dead` is stored under the lock of its route when a delivery is recorded.
         is_any_dead = any(alert.kind == "delivery_dead" for alert in changed)
         now = transaction.take_order_lock() if is_any_dead else transaction.lock_first()
-        ended = {(alert.kind, alert.subject) for alert in _ended(transaction, None)}
+        ended = {(alert.kind, alert.subject) for alert in _find_ended(transaction, None)}
         checked = {"delivery_dead", "step_failed"}
-        note(
+        store_alerts(
             transaction,
             [each for each in changed if each.kind not in checked or (each.kind, each.subject) in ended],
             now,
         )
 
 
-def _ended(transaction: Transaction, firing: Firing | None) -> Iterator[Alert]:
+def _find_ended(transaction: Transaction, firing: Firing | None) -> Iterator[Alert]:
     """Yield recoveries: of routes whose last dead letter was replayed or cancelled, and of steps that fail in no relay.
 
     Their firing is stored elsewhere: when a delivery dies, and by the relay whose step fails.
@@ -111,7 +111,7 @@ def _ended(transaction: Transaction, firing: Firing | None) -> Iterator[Alert]:
         yield Alert("step_failed", step, firing=False)
 
 
-def _retention(transaction: Transaction, now: datetime) -> Iterator[Alert]:
+def _check_retention(transaction: Transaction, now: datetime) -> Iterator[Alert]:
     """Yield an alert for each kind of rows: firing if the pruner has been behind for more than an hour."""
     for kind in STEPS:
         progress = state_of(transaction, kind)

@@ -15,16 +15,16 @@ from relay.delivery.alerts import SENTENCES, Alert, Posted
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 POST_AGAIN_AFTER = timedelta(seconds=60)
 """The pause before a failed post, or one whose relay died, is repeated."""
-MOST_TOLD_AT_ONCE = 200
+MOST_LOGGED_AT_ONCE = 200
 POSTED_WITHIN = timedelta(days=1)
 """Age after which an alert is no longer posted."""
 
 
-def note(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -> None:
+def store_alerts(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -> None:
     """Store the alerts that differ from the last one of their kind and subject. Call under the order lock.
 
     An alert that the database rejects is skipped and logged, so that the event it reports is recorded all the same.
@@ -47,14 +47,14 @@ def step_failed(work: Work, step: str, error: str) -> None:
     """Store an alert for a failing step of a relay."""
     with work.write() as transaction:
         now = transaction.lock_first()  # the step may be failing because a route is locked
-        note(transaction, [Alert("step_failed", step, firing=True, detail={"error": error})], now)
+        store_alerts(transaction, [Alert("step_failed", step, firing=True, detail={"error": error})], now)
 
 
-def take_untold(work: Work) -> list[Posted]:
+def take_unlogged(work: Work) -> list[Posted]:
     """Take some alerts that no relay has logged yet, and mark them as logged."""
     with work.database.read() as transaction:
-        numbers = [row.id for row in transaction.execute(_UNTOLD, most=MOST_TOLD_AT_ONCE)]
-    taken = _taken(work, "log_alerts", numbers, _TELL, {})
+        numbers = [row.id for row in transaction.execute(_UNLOGGED, most=MOST_LOGGED_AT_ONCE)]
+    taken = _take(work, "log_alerts", numbers, _MARK_LOGGED, {})
     return sorted(taken, key=lambda alert: alert.id)
 
 
@@ -67,10 +67,10 @@ def take_unsent(work: Work) -> list[Posted]:
     with work.database.read() as transaction:
         unsent = transaction.execute(_UNSENT, since=-POSTED_WITHIN.total_seconds())
     again = {"again": POST_AGAIN_AFTER.total_seconds()}
-    return _taken(work, "send_alerts", [row.id for row in unsent], _POST, again)
+    return _take(work, "send_alerts", [row.id for row in unsent], _POST, again)
 
 
-def posted(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
+def record_post(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
     """Record that an alert was posted, or the error. A failed post is repeated in a minute, unless it `is_final`."""
     with database.write() as transaction:
         transaction.execute(_POSTED, id=number, error=error, is_final=is_final)
@@ -82,7 +82,7 @@ def newest(database: Database) -> list[Row]:
         return transaction.rows_of(_NEWEST)
 
 
-def _taken(
+def _take(
     work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]
 ) -> list[Posted]:
     """Take these alerts, unless another relay has them; mark unreadable ones as unsendable."""
@@ -90,18 +90,18 @@ def _taken(
     def part(some: Sequence[int]) -> list[Posted]:
         with work.write() as transaction:
             rows = transaction.execute(take, wanted=some, **besides)
-            return [_posted(row) for row in rows]
+            return [_as_posted(row) for row in rows]
 
     def alone(number: int, error: Exception) -> list[Posted]:
         with work.write() as transaction:
             transaction.execute(_SET_ASIDE, id=number, error=f"it can't be read: {error_text(error)}")
         return []
 
-    parts = in_parts(work, step, numbers, part=part, alone=alone, name=lambda number: f"alert={number}")
+    parts = process_in_parts(work, step, numbers, part=part, alone=alone, name=lambda number: f"alert={number}")
     return [alert for some in parts for alert in some]
 
 
-def _posted(row: Any) -> Posted:  # noqa: ANN401  # a result row
+def _as_posted(row: Any) -> Posted:  # noqa: ANN401  # a result row
     detail = as_json(row.detail)
     if not isinstance(detail, dict):
         raise TypeError(f"its detail is a {type(detail).__name__}, not an object")
@@ -137,10 +137,10 @@ WHERE firing <> coalesce((
     SELECT a.firing FROM alert a WHERE a.kind = alerts.kind AND a.subject = alerts.subject ORDER BY a.id DESC LIMIT 1), false)
 """)
 
-_UNTOLD = text(f"SELECT id FROM alert WHERE told_at IS NULL AND {_IS_KNOWN} ORDER BY id LIMIT :most")
+_UNLOGGED = text(f"SELECT id FROM alert WHERE told_at IS NULL AND {_IS_KNOWN} ORDER BY id LIMIT :most")
 
 _WANTED = f"alert.id IN (SELECT wanted.id FROM {sql.rows('wanted', id='bigint')})"
-_TELL = Statement(f"""
+_MARK_LOGGED = Statement(f"""
 UPDATE alert SET told_at = (SELECT {sql.now}) WHERE {_WANTED} AND told_at IS NULL RETURNING {_COLUMNS}
 """)
 

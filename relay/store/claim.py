@@ -50,7 +50,7 @@ LONGEST_SECONDS = 1.0
 _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 
 
-class Room(NamedTuple):
+class FreeCapacity(NamedTuple):
     """The free capacity of a destination, in deliveries and bytes. The last delivery may exceed the bytes."""
 
     routes: Sequence[str]
@@ -59,7 +59,7 @@ class Room(NamedTuple):
     most_bytes: int = MOST_BYTES
 
 
-def claim(work: Work, wanted: Sequence[Room], scans: ScanStarts | None = None) -> list[Delivery]:
+def claim(work: Work, wanted: Sequence[FreeCapacity], scans: ScanStarts | None = None) -> list[Delivery]:
     """Lease due heads up to each destination's free capacity, route by route, the longest due first.
 
     `scans` keeps scan positions between claims; without it each claim scans from the beginning.
@@ -74,7 +74,7 @@ def _limits(work: Work, route: str) -> Sequence[RateLimit]:
     return work.policies.get(route, UNKNOWN_ROUTE).rate_limits
 
 
-def _lease_wanted(work: Work, wanted: Sequence[Room], scans: ScanStarts) -> list[Any]:
+def _lease_wanted(work: Work, wanted: Sequence[FreeCapacity], scans: ScanStarts) -> list[Any]:
     asked = [route for room in wanted if room.number > 0 for route in room.routes]
     due = set(asked if len(asked) <= MANY_ROUTES else due_routes(work.database, asked))
     if not due:
@@ -105,7 +105,7 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
     table, the rest are given back.
     """
     loaded: list[Delivery] = []
-    todo = deque(_that_fit(sorted(leased, key=lambda row: (row.seq, row.route))))
+    todo = deque(_split_by_size(sorted(leased, key=lambda row: (row.seq, row.route))))
     try:
         while todo:
             some = todo[0]
@@ -118,7 +118,7 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
                 if len(some) > 1:
                     todo.extend([row] for row in some)
                 else:
-                    _set_aside(work, some[0], error, step=step)
+                    _quarantine(work, some[0], error, step=step)
             else:  # after the transaction has ended: deliveries that are given back must not be attempted
                 loaded += some_loaded
             todo.popleft()
@@ -127,21 +127,21 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
             give_back(work, [(row.seq, row.route, row.lease_token) for part in todo for row in part])
         if not loaded:
             raise
-        work.observer.database_trouble(step, error)
+        work.observer.on_database_trouble(step, error)
     return loaded
 
 
-def _set_aside(work: Work, row: ClaimedRow, error: Exception, *, step: str) -> None:
+def _quarantine(work: Work, row: ClaimedRow, error: Exception, *, step: str) -> None:
     """Quarantine a delivery that can't be loaded. If that fails, too, its lease expires."""
     key = (row.seq, row.route)
-    work.observer.failed_alone(FailedAlone(step, key_text(key), error_text(error)))
+    work.observer.on_failed_alone(FailedAlone(step, key_text(key), error_text(error)))
     if blames_items(error):
         cause: Cause = "payload_gone" if isinstance(error, PayloadGone) else "unprocessable"
         with suppress(DBAPIError):
             quarantine(work, key, cause=cause, error=error, token=row.lease_token)
 
 
-def _that_fit(leased: Sequence[Any]) -> list[list[Any]]:
+def _split_by_size(leased: Sequence[Any]) -> list[list[Any]]:
     """Split rows into parts whose bodies fit in `LOADED_AT_ONCE`."""
     parts: list[list[Any]] = []
     size = LOADED_AT_ONCE
@@ -166,7 +166,7 @@ def claim_probe(work: Work, route: str, scans: ScanStarts | None = None) -> list
     except DBAPIError as error:
         if not is_wait_timeout(error):
             raise
-        work.rest(STEP, {route}, error)
+        work.skip_routes(STEP, {route}, error)
         return []
     return _load(work, rows, step=STEP)
 
@@ -249,23 +249,23 @@ class _Claim:
         affordable = self._afford(limits, most)
         if affordable <= 0:
             return []
-        floor = self._scans.due[route]
-        with floor.look() as begin:
+        start = self._scans.due[route]
+        with start.scan() as begin:
             due = self.transaction.execute(_DUE, route=route, most=affordable, begin=begin or _BEGINNING)
-        fitting = list(_beginning_within(due, most_bytes))
+        fitting = list(_take_within(due, most_bytes))
         is_full = len(fitting) == affordable or len(fitting) < len(due)
         if due:
-            floor.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - LATE
+            start.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - LATE
         for limit in limits if fitting else ():
-            used_until = limit.used(self._used_until[limit.key], self._now, len(fitting))
+            used_until = limit.use(self._used_until[limit.key], self._now, len(fitting))
             self._used_until[limit.key] = self._changed[limit.key] = used_until
-        return self._leased(fitting)
+        return self._lease_rows(fitting)
 
     def claim_suspect(self, routes: Sequence[str]) -> list[ClaimedRow]:
         """Claim at most one delivery that may have killed a process."""
-        return self._leased(self.transaction.execute(_SUSPECT, routes=routes))
+        return self._lease_rows(self.transaction.execute(_SUSPECT, routes=routes))
 
-    def _leased(self, due: Sequence[Any]) -> list[ClaimedRow]:
+    def _lease_rows(self, due: Sequence[Any]) -> list[ClaimedRow]:
         """Lease the rows just found."""
         if not due:
             return []
@@ -279,7 +279,7 @@ class _Claim:
             use_rates(self.transaction, self._changed)
 
 
-def _beginning_within(due: Sequence[Any], most_bytes: int) -> Iterator[Any]:
+def _take_within(due: Sequence[Any], most_bytes: int) -> Iterator[Any]:
     """Yield rows until their bodies have used up the bytes."""
     for row in due:
         if most_bytes <= 0:

@@ -29,7 +29,7 @@ LATE = timedelta(seconds=5)
 _Value = TypeVar("_Value")
 
 
-class Floor(Generic[_Value]):
+class ScanStart(Generic[_Value]):
     """The position where the next scan begins."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Floor(Generic[_Value]):
         self._whole_at = float("-inf")
 
     @contextmanager
-    def look(self) -> Iterator[_Value | None]:
+    def scan(self) -> Iterator[_Value | None]:
         """Begin a scan. Yields its start; None if a scan from the beginning is due."""
         began = self._monotonic()
         if self.at is not None and began < self._whole_at:
@@ -57,9 +57,9 @@ class ScanStarts:
     """The positions where the scans of one relay process begin."""
 
     def __init__(self) -> None:
-        self.due: defaultdict[str, Floor[datetime]] = defaultdict(Floor)
+        self.due: defaultdict[str, ScanStart[datetime]] = defaultdict(ScanStart)
         """The due time where the next claim of each route begins."""
-        self.received: Floor[int] = Floor()
+        self.received: ScanStart[int] = ScanStart()
         """The seq where the next scan for received deliveries begins."""
         self.is_behind = False
         """True when the last scan for received deliveries was full, so that there may be more."""
@@ -76,10 +76,10 @@ class Database:
         self._clock = clock
 
     @contextmanager
-    def write(self, node: str | None = None, *, impatient_of: AbstractSet[str] = frozenset()) -> Iterator[Transaction]:
+    def write(self, node: str | None = None, *, short_timeouts_for: AbstractSet[str] = frozenset()) -> Iterator[Transaction]:
         """Open a short transaction, committed if the block ends without an exception. Its facts name `node` as their relay."""
         with self.engine.begin() as connection:
-            transaction = Transaction(connection, self.sql, self._now(), node, impatient_of=impatient_of)
+            transaction = Transaction(connection, self.sql, self._now(), node, short_timeouts_for=short_timeouts_for)
             yield transaction
             transaction.send_writes()
             is_due = is_checkpoint_due(connection)

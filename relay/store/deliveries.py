@@ -21,7 +21,7 @@ Claimed = tuple[int, str, int]
 Lane = tuple[str, str]
 """Route and lane."""
 Lock = Literal["none", "wait", "skip"]
-"""How to treat locked rows: `wait` for them, or `skip` them; `none` takes no locks."""
+"""Treatment of locked rows: `wait` for them or `skip` them; `none` takes no locks."""
 
 
 def claim_of(delivery: Delivery) -> Claimed:
@@ -122,7 +122,7 @@ def remove(transaction: Transaction, ended: Iterable[OpenDelivery]) -> None:
         transaction.execute(END, ended=keys)
 
 
-def of_run(fact: str, rows: str) -> str:
+def limit_to_run(fact: str, rows: str) -> str:
     """Return an SQL condition that limits facts to the run that `rows` names, without reading earlier runs."""
     key = f"{rows}.seq AND {{0}}.route = {rows}.route"
     earlier = f"SELECT max(n.id) FROM delivery_log n WHERE n.seq = {key.format('n')} AND n.run < {rows}.run"

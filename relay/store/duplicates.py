@@ -18,14 +18,14 @@ from relay.store.reopen import find, keep_payloads, take_up
 from relay.store.sequence import last_delivered
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 EVENTS_OF_A_ROUND = 200
 ROWS_OF_A_ROUND = 1_000
 """Limit that keeps each round's order lock short. Usually an event has a few rows; nothing relies on that."""
 
 
-class Rest(msgspec.Struct, frozen=True):
+class Unjudged(msgspec.Struct, frozen=True):
     """Events whose duplicates are not judged yet: seqs after `after`, up to `last`."""
 
     after: int
@@ -39,11 +39,11 @@ class Judged(msgspec.Struct, frozen=True):
     """Rows of `duplicate_request` that were judged."""
     rearmed: int
     """Deliveries that will be made again."""
-    rest: Rest | None = None
+    rest: Unjudged | None = None
     """The events of the next round, which follows at once; None if all were judged."""
 
 
-def judge_duplicates(work: Work, rest: Rest | None = None) -> Judged:
+def judge_duplicates(work: Work, rest: Unjudged | None = None) -> Judged:
     """Judge the duplicates of some events: the first of `rest`, or of all.
 
     Events that can't be judged yet, and those of locked routes, are skipped until all others have been judged. Such a walk
@@ -60,12 +60,12 @@ def judge_duplicates(work: Work, rest: Rest | None = None) -> Judged:
     seqs = (found[:-1] or found if is_cut else found)[:EVENTS_OF_A_ROUND]
     if not seqs:
         return Judged(0, 0)
-    parts = in_parts(
+    parts = process_in_parts(
         work,
         "judge_duplicates",
         seqs,
         part=lambda few: judge(work, {seq: routes[seq] for seq in few}),
-        alone=lambda seq, error: _set_aside(work, seq, error),
+        alone=lambda seq, error: _store_error(work, seq, error),
         name=lambda seq: f"seq={seq}",
         routes_of=lambda seq: {name for _, name in _keys_in_question({seq: routes[seq]}, work.policies)},
     )
@@ -73,10 +73,10 @@ def judge_duplicates(work: Work, rest: Rest | None = None) -> Judged:
     for part in parts:
         handled, rearmed = handled + part.handled, rearmed + part.rearmed
     looked_at_all = not is_cut and seqs == found
-    return Judged(handled, rearmed, None if looked_at_all else Rest(seqs[-1], rest.last))
+    return Judged(handled, rearmed, None if looked_at_all else Unjudged(seqs[-1], rest.last))
 
 
-def _set_aside(work: Work, seq: int, error: Exception) -> Judged:
+def _store_error(work: Work, seq: int, error: Exception) -> Judged:
     """Store the error with this event's duplicates, which skips them until it is cleared."""
     with work.write() as transaction:
         transaction.execute(_SET_ASIDE, seq=seq, error=error_text(error))
@@ -129,9 +129,9 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
     return Judged(len(handled), len(again))
 
 
-def _all(transaction: Transaction) -> Rest | None:
+def _all(transaction: Transaction) -> Unjudged | None:
     (newest,) = transaction.execute(_NEWEST)
-    return None if newest.seq is None else Rest(after=0, last=newest.seq)
+    return None if newest.seq is None else Unjudged(after=0, last=newest.seq)
 
 
 def _keys_in_question(routes: Mapping[int, Sequence[str]], policies: Policies) -> list[Key]:

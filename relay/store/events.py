@@ -16,7 +16,7 @@ from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Delivery
 from relay.store.database import Database
-from relay.store.deliveries import of_run
+from relay.store.deliveries import limit_to_run
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
@@ -66,7 +66,7 @@ def _delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN401  
         run=row.run,
         lease_token=row.lease_token,
         is_suspect=row.crashes >= SUSPECT_CRASHES,
-        **_of_event(event, payload),
+        **_as_fields(event, payload),
         late=late,
         applied_hash=event.applied_hash,
         stale_before=event.stale_before,
@@ -78,10 +78,10 @@ _FIELDS = (
     "content_type", "traceparent",
 )  # fmt: skip
 _EVENT = ", ".join(f"i.{name}" for name in _FIELDS)
-"""The columns of the inbox that `_of_event` reads."""
+"""The columns of the inbox that `_as_fields` reads."""
 
 
-def _of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN401  # result rows
+def _as_fields(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN401  # result rows
     """Return the fields of a `Delivery` from its event; without a payload, no headers and None as the body."""
     return {name: getattr(event, name) for name in _FIELDS} | {
         "occurred_at": as_time(event.occurred_at),
@@ -97,7 +97,7 @@ SELECT i.seq, claimed.route, {_EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
        l.applied_hash,
        (SELECT count(*) FROM delivery_log f
-        WHERE {of_run("f", "claimed")} AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale') AS stale_before
+        WHERE {limit_to_run("f", "claimed")} AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale') AS stale_before
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text", run="int")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
@@ -154,7 +154,7 @@ def entities(database: Database, chosen: Chosen, after: Place, most: int) -> lis
             most=most,
         )
         payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
-    return [_of_its_lane(row, payloads.get(row.seq), chosen.route) for row in rows]
+    return [_as_if_due_in_lane(row, payloads.get(row.seq), chosen.route) for row in rows]
 
 
 def newest_of_entity(database: Database, source: str, route: str, place: Place) -> Delivery | None:
@@ -162,14 +162,14 @@ def newest_of_entity(database: Database, source: str, route: str, place: Place) 
     with database.read() as transaction:
         rows = transaction.execute(_NEWEST_OF_ONE, source=source, entity_type=place[0], entity_id=place[1])
         payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
-    return _of_its_lane(rows[0], payloads.get(rows[0].seq), route) if rows else None
+    return _as_if_due_in_lane(rows[0], payloads.get(rows[0].seq), route) if rows else None
 
 
 def _as_if_due(event: Any, payload: Any | None, route: str, lane: str = "") -> Delivery:  # noqa: ANN401  # result rows
-    return Delivery(seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_of_event(event, payload))
+    return Delivery(seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_as_fields(event, payload))
 
 
-def _of_its_lane(event: Any, payload: Any | None, route: str) -> Delivery:  # noqa: ANN401  # result rows
+def _as_if_due_in_lane(event: Any, payload: Any | None, route: str) -> Delivery:  # noqa: ANN401  # result rows
     lanes = possible_lanes(entity_type=event.entity_type, entity_id=event.entity_id, key="")
     return _as_if_due(event, payload, route, min(lanes))
 

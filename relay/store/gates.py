@@ -15,11 +15,11 @@ from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
 from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, Held, RateLimit, Report, after_result
 from relay.delivery.policy import HoldRequest, Policies, breaker_limits, holds_until
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 
 def read_gates(work: Work) -> Gates:
@@ -36,7 +36,7 @@ def read_gates(work: Work) -> Gates:
     def alone(key: GateKey, _error: Exception) -> dict[GateKey, GateRow]:
         return {key: GateRow(Breaker(), is_paused=True)}
 
-    parts = in_parts(work, "look_at_gates", keys, part=part, alone=alone, name=" ".join)
+    parts = process_in_parts(work, "look_at_gates", keys, part=part, alone=alone, name=" ".join)
     found = {key: gate for part in parts for key, gate in part.items()}
     return Gates(
         now,
@@ -95,7 +95,7 @@ def report_to_breakers(
         after[report.key] = after_result(after[report.key], report.health, report.why, limits[report.key], now)
     changed = {key: breaker for key, breaker in after.items() if breaker != before[key]}
     store_breakers(transaction, changed)
-    note(transaction, changes(before, changed), now)
+    store_alerts(transaction, changes(before, changed), now)
     return before
 
 
@@ -141,7 +141,7 @@ def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
         held = now if gate is None or gate.held is None else gate.held.until
         seconds = max(rate_limit.opens_in(used, now), (held - now).total_seconds())
         if seconds == 0:
-            use_rates(transaction, {rate_limit.key: rate_limit.used(used, now, 1)})
+            use_rates(transaction, {rate_limit.key: rate_limit.use(used, now, 1)})
         return seconds
 
 
@@ -177,7 +177,7 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
     locked = _as_gates(transaction.execute(_LOCKED, gates=[key]))
     before = {gate: row.breaker for gate, row in locked.items()}
     found = transaction.execute(_RESUME, kind=key[0], name=key[1])
-    note(transaction, changes(before, {gate: Breaker() for gate in before}), now)
+    store_alerts(transaction, changes(before, {gate: Breaker() for gate in before}), now)
     return bool(found)
 
 
@@ -189,17 +189,17 @@ def mistake_in(database: Database, gate: Gate, act: str, config: Config) -> str 
     mistake = gate.mistake(config)
     if mistake is None or act != "resume" or gate.mistake(None) is not None:
         return mistake
-    is_closed = any((row["kind"], row["name"]) == gate.key for row in held_back(database))
+    is_closed = any((row["kind"], row["name"]) == gate.key for row in read_closed_gates(database))
     return None if is_closed else mistake
 
 
-def held_back(database: Database) -> list[Row]:
+def read_closed_gates(database: Database) -> list[Row]:
     """Read the gates that are paused or held, or whose breaker is not closed."""
     with database.read() as transaction:
-        return held_back_in(transaction)
+        return read_closed_gates_in(transaction)
 
 
-def held_back_in(transaction: Transaction) -> list[Row]:
+def read_closed_gates_in(transaction: Transaction) -> list[Row]:
     """Read the same gates within a transaction."""
     return transaction.rows_of(_HELD_BACK)
 

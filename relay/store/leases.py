@@ -14,13 +14,13 @@ from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import append
 from relay.delivery.policy import LEFT_TO_OTHERS, decide_abandoned
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.database import Database
 from relay.store.deliveries import Claimed, as_open_delivery, key_text, rows_of, still_leased, write_back
 from relay.store.sequence import forget_applied, quarantine, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 LEASE_SECONDS = states.LEASE_SECONDS
 
@@ -61,7 +61,7 @@ def give_back(work: Work, claimed: Sequence[Claimed]) -> tuple[set[Claimed], int
         The processed leases, and how many of them were still held.
     """
     done, number = set[Claimed](), 0
-    for some, returned in in_parts(
+    for some, returned in process_in_parts(
         work,
         "give_back",
         claimed,
@@ -100,23 +100,23 @@ RETURNING open_delivery.route, open_delivery.lane
 MOST_UNNOTICED_SECONDS = 1.0
 """The largest step of the clock to ignore. Relays trust leases for a second less than the database, so none is lost by it."""
 _QUICK_SECONDS = 0.2
-_LOOKS = 3
+_TRIES = 3
 
 
 class DatabaseClock:
     """Detects steps of the database's clock by comparing it with the local steady clock. Don't share it between threads."""
 
-    def __init__(self, own: Callable[[], float] = steady, told: Callable[[float], None] = lambda _: None) -> None:
-        """Prepare the comparison. `told` is called with each step in seconds, negative if the clock went back."""
+    def __init__(self, own: Callable[[], float] = steady, on_step: Callable[[float], None] = lambda _: None) -> None:
+        """Prepare the comparison. `on_step` is called with each step in seconds, negative if the clock went back."""
         self._own = own
-        self._told = told
+        self._on_step = on_step
         self._ahead: float | None = None
         """The minimum lead of the database's clock over ours, in seconds."""
         self._settled_at = -math.inf
 
-    def look(self, transaction: Transaction) -> datetime:
+    def read(self, transaction: Transaction) -> datetime:
         """Read the database's time and compare. Call it often: drift between two readings counts as a step."""
-        for _ in range(_LOOKS):
+        for _ in range(_TRIES):
             before = self._own()
             now = transaction.now()
             after = self._own()
@@ -135,7 +135,7 @@ class DatabaseClock:
             return
         if abs(most - before) > MOST_UNNOTICED_SECONDS:
             self._settled_at = self._own() + LEASE_SECONDS
-            self._told(most - before)
+            self._on_step(most - before)
 
 
 STEP = "reap"
@@ -147,7 +147,7 @@ OWN_TRANSACTION = 8
 """Leases of one route that justify a separate transaction, which locks only that route."""
 
 
-def reap(
+def rescue_expired(
     work: Work, trusted: Iterable[Claimed] = (), clock: DatabaseClock | None = None
 ) -> list[tuple[int, str, AnyFact]]:
     """Rescue deliveries from expired leases, so that another attempt can be made. The effect of the last one is unknown.
@@ -163,7 +163,7 @@ def reap(
     """
     clock = clock or DatabaseClock()
     with work.database.read() as transaction:
-        now = clock.look(transaction)
+        now = clock.read(transaction)
         if not clock.is_settled():
             return []
         expired = transaction.execute(
@@ -171,16 +171,16 @@ def reap(
             batch=BATCH,
             at=now,
             trusted=list(trusted),
-            resting=sorted(work.rests.now()),
+            resting=sorted(work.locked_routes.to_skip()),
             known=sorted(work.policies),
             since=-LEFT_TO_OTHERS.total_seconds(),
         )
-    parts = in_parts(
+    parts = process_in_parts(
         work,
         STEP,
         [(row.seq, row.route, row.lease_token) for row in expired],
-        part=lambda leases: _reap(work, clock, leases),
-        alone=lambda lease, error: _set_aside(work, lease, error),
+        part=lambda leases: _rescue(work, clock, leases),
+        alone=lambda lease, error: _quarantine(work, lease, error),
         name=lambda lease: key_text(lease[:2]),
         routes_of=lambda lease: lease[1:2],
         enough=OWN_TRANSACTION,
@@ -188,10 +188,10 @@ def reap(
     return [fact for part in parts for fact in part]
 
 
-def _reap(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list[tuple[int, str, AnyFact]]:
+def _rescue(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list[tuple[int, str, AnyFact]]:
     with work.write() as transaction:
         transaction.take_order_lock(route for _, route, _ in leases)
-        now = clock.look(transaction)
+        now = clock.read(transaction)
         if not clock.is_settled():
             return []
         rows = rows_of(transaction, [(seq, route) for seq, route, _ in leases], "skip")
@@ -203,7 +203,7 @@ def _reap(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list[t
             abandoned.append(
                 append(delivery, decide_abandoned(delivery, row.relay_node, work.policies.get(row.route)), now)
             )
-        note(transaction, deaths(abandoned), now)
+        store_alerts(transaction, deaths(abandoned), now)
         forget_applied(transaction, ((row.route, row.lane) for row in abandoned))
         settled = settle_lanes(transaction, abandoned, work.policies, now)
         transaction.only_write()
@@ -211,7 +211,7 @@ def _reap(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list[t
     return [(row.seq, row.route, row.facts[-1]) for row in abandoned]
 
 
-def _set_aside(work: Work, lease: Claimed, error: Exception) -> list[tuple[int, str, AnyFact]]:
+def _quarantine(work: Work, lease: Claimed, error: Exception) -> list[tuple[int, str, AnyFact]]:
     seq, route, token = lease
     dead = quarantine(work, (seq, route), cause="unprocessable", error=error, token=token)
     return [] if dead is None else [(seq, route, dead)]

@@ -114,13 +114,13 @@ def flush_figures(database: Database, routes: Mapping[str, Route]) -> None:
     """Write the counts so far, of routes and of the destinations that `routes` gives them."""
     with database.tally.take() as figures:
         if figures:
-            rows = rows_param([*figures, *_of_destinations(figures, routes)])
+            rows = rows_param([*figures, *_add_destinations(figures, routes)])
             with database.write() as transaction:
-                transaction.limit_waits(_LOCK_WAIT_MS)
+                transaction.set_lock_timeout(_LOCK_WAIT_MS)
                 transaction.execute(add_up(transaction.sql), figures=rows)
 
 
-def _of_destinations(figures: Iterable[Figure], routes: Mapping[str, Route]) -> Iterator[Figure]:
+def _add_destinations(figures: Iterable[Figure], routes: Mapping[str, Route]) -> Iterator[Figure]:
     for figure in figures:
         if figure["kind"] == ROUTE and figure["name"] in routes:
             yield {**figure, "kind": DESTINATION, "name": routes[figure["name"]].destination}

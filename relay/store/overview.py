@@ -109,7 +109,7 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
     with database.snapshot() as transaction:
         now = transaction.now()
         alerts = tuple(read_firing(transaction))
-        held = tuple(_held(transaction, policies, alerts, now))
+        held = tuple(_find_held(transaction, policies, alerts, now))
         held_back: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
         for gate in held:
             # An entity's pause holds back few deliveries, and a used-up rate opens again soon.
@@ -132,14 +132,14 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
 def read_held_gates(database: Database, policies: Policies) -> tuple[HeldGate, ...]:
     """Read the gates that hold back deliveries, in one snapshot."""
     with database.snapshot() as transaction:
-        return tuple(_held(transaction, policies, tuple(read_firing(transaction)), transaction.now()))
+        return tuple(_find_held(transaction, policies, tuple(read_firing(transaction)), transaction.now()))
 
 
-def _held(
+def _find_held(
     transaction: Transaction, policies: Policies, alerts: Sequence[FiringAlert], now: datetime
 ) -> Iterator[HeldGate]:
     fired = {alert.subject: alert.since for alert in alerts if alert.kind in {"breaker_open", "endpoint_retired"}}
-    for row in gates.held_back_in(transaction):
+    for row in gates.read_closed_gates_in(transaction):
         key = (row["kind"], row["name"])
         routes = tuple(sorted(name for name, policy in policies.items() if _goes_through(policy, key)))
         if row["paused_at"] is not None:
@@ -149,7 +149,7 @@ def _held(
             yield HeldGate(*key, row["breaker"], row["breaker_cause"], None, since, row["breaker_until"], routes)
         if row["held_until"] is not None:
             yield HeldGate(*key, "held", row["hold_reason"], None, None, row["held_until"], routes)
-    yield from _limited(transaction, policies, now)
+    yield from _find_limited(transaction, policies, now)
 
 
 def _goes_through(policy: RoutePolicy, key: GateKey) -> bool:
@@ -158,7 +158,7 @@ def _goes_through(policy: RoutePolicy, key: GateKey) -> bool:
     return (key if entity is None else ("source", entity[0])) in policy.gates
 
 
-def _limited(transaction: Transaction, policies: Policies, now: datetime) -> Iterator[HeldGate]:
+def _find_limited(transaction: Transaction, policies: Policies, now: datetime) -> Iterator[HeldGate]:
     """Yield the gates whose rate limit is used up."""
     used = {(row.kind, row.name): as_time(row.rate_used_until) for row in transaction.execute(_RATES_USED)}
     limits = {limit.key: limit for policy in policies.values() for limit in policy.rate_limits}

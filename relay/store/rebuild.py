@@ -25,7 +25,7 @@ from relay.store.reopen import insert
 from relay.store.sequence import settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 
 def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked]:
@@ -40,7 +40,7 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     """
     work = Work(database, config, policies(config))
     for checked, wrong in examine_all(database, config):
-        parts = in_parts(
+        parts = process_in_parts(
             work,
             "rebuild",
             sorted({stored.seq for stored in wrong}),

@@ -28,13 +28,13 @@ from relay.delivery.policy import (
     hold_requests,
     needs_history,
 )
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.deliveries import (
     Claimed,
     as_open_delivery,
     claim_of,
     key_text,
-    of_run,
+    limit_to_run,
     rows_of_keys,
     still_leased,
     write_back,
@@ -43,7 +43,7 @@ from relay.store.gates import report_to_breakers
 from relay.store.sequence import first_waiting, forget_applied, heal, lanes_in_doubt, quarantine, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 STEP = "record"
 OWN_TRANSACTION = 8
@@ -51,7 +51,7 @@ OWN_TRANSACTION = 8
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """A recorded outcome. Its fact is None if the lease was lost, or if nothing could be stored."""
+    """A recorded outcome. It has a fact unless the lease was lost, or nothing could be stored."""
 
     delivery: Delivery
     fact: AnyFact | None
@@ -83,9 +83,9 @@ def record(
         return _record(work, some, recently_failing=recently_failing, host_now=host_now)
 
     def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
-        return [_set_aside(work, one[0], error)]
+        return [_quarantine(work, one[0], error)]
 
-    yield from in_parts(
+    yield from process_in_parts(
         work,
         STEP,
         outcomes,
@@ -101,7 +101,7 @@ def _name(one: tuple[Delivery, Outcome]) -> str:
     return key_text((one[0].seq, one[0].route))
 
 
-def _set_aside(work: Work, delivery: Delivery, error: Exception) -> Recorded:
+def _quarantine(work: Work, delivery: Delivery, error: Exception) -> Recorded:
     """Quarantine a delivery whose outcome can't be recorded."""
     key = (delivery.seq, delivery.route)
     try:
@@ -109,7 +109,7 @@ def _set_aside(work: Work, delivery: Delivery, error: Exception) -> Recorded:
     except Exception as second:
         if not blames_items(second):
             raise
-        work.observer.failed_alone(FailedAlone(STEP, key_text(key), error_text(second)))
+        work.observer.on_failed_alone(FailedAlone(STEP, key_text(key), error_text(second)))
         return Recorded(delivery, None)
     return Recorded(delivery, fact)
 
@@ -131,11 +131,11 @@ def _record(
         )
         leased = {claim: as_open_delivery(row) for claim, row in still_leased(rows, claims).items()}
         ahead = timedelta(0) if host_now is None else max(host_now() - now, timedelta(0))
-        outcomes = [(delivery, _by_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
+        outcomes = [(delivery, _shift_to_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
         held = [(delivery, outcome) for delivery, outcome in outcomes if claim_of(delivery) in leased]
-        histories = _histories(transaction, held, policies)
+        histories = _read_histories(transaction, held, policies)
         breakers = report_to_breakers(
-            transaction, _reports(held, policies, recently_failing), policies, now, [*_asked(outcomes, policies)]
+            transaction, _list_reports(held, policies, recently_failing), policies, now, [*_list_hold_requests(outcomes, policies)]
         )
         made: dict[Claimed, AnyFact] = {}
         changed: list[OpenDelivery] = []
@@ -147,7 +147,7 @@ def _record(
             claimed = claim_of(delivery)
             made[claimed] = fact = decide(delivery, outcome, policy, now, history, is_stopped=is_stopped)
             changed.append(append(leased[claimed], fact, now))
-        note(transaction, deaths(changed), now)
+        store_alerts(transaction, deaths(changed), now)
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | Unchanged)]
         healed = heal(transaction, delivered, policies, now)
         # The deliveries were in flight, so they were the heads of their lanes.
@@ -174,14 +174,14 @@ def _record(
     return [Recorded(delivery, made.get(claim_of(delivery))) for delivery, _ in handed_in]
 
 
-def _by_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
+def _shift_to_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
     """Shift the fetch time of an outcome to the database's clock: a fetch in the future would cover changes still to come."""
     if not isinstance(outcome, Delivered) or outcome.fetch_began_at is None or not ahead:
         return outcome
     return msgspec.structs.replace(outcome, fetch_began_at=outcome.fetch_began_at - ahead)
 
 
-def _reports(
+def _list_reports(
     outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies, recently_failing: Collection[GateKey]
 ) -> Iterator[Report]:
     """Yield the reports for the breakers: every failure, and successes after recent failures."""
@@ -191,13 +191,13 @@ def _reports(
                 yield report
 
 
-def _asked(outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> Iterator[HoldRequest]:
+def _list_hold_requests(outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> Iterator[HoldRequest]:
     """Yield the rate holds that endpoints ask for, including those of attempts that have lost their lease."""
     for delivery, outcome in outcomes:
         yield from hold_requests(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
 
 
-def _histories(
+def _read_histories(
     transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Policies
 ) -> dict[tuple[int, str], History]:
     """Read the results of earlier attempts for the outcomes that depend on them."""
@@ -218,7 +218,7 @@ FROM (
     SELECT l.seq, l.route, l.id, l.at, max(
         CASE WHEN coalesce(l.detail ->> 'error_class', '') <> failed.error_class THEN l.id END
     ) OVER (PARTITION BY l.seq, l.route) AS last_other
-    FROM {sql.look_up(_FAILED, "delivery_log l", of_run("l", "failed"))}
+    FROM {sql.look_up(_FAILED, "delivery_log l", limit_to_run("l", "failed"))}
     WHERE l.kind || '' IN ('attempt_failed', 'abandoned')) tried
 GROUP BY seq, route
 """)

@@ -364,7 +364,7 @@ class KindState(msgspec.Struct, frozen=True):
     passed_over: int = 0
     error: str | None = None
 
-    def begun(self, now: datetime) -> KindState:
+    def begin(self, now: datetime) -> KindState:
         """Return the state before a batch, with a new lap once a day. Pure."""
         if self.lap_began_at is not None and self.lap_began_at <= now < self.lap_began_at + DAY:
             return self
@@ -403,7 +403,7 @@ class LeasedPruner(msgspec.Struct, frozen=True):
         """Take the lease if it is free. Returns the time from which ages count; None if another process has it."""
         with self.database.write() as transaction:
             found = transaction.execute(_TAKE, holder=self.holder)
-        return None if not found else trusted_clock(as_time(found[0].now), found[0].clock and as_time(found[0].clock))
+        return None if not found else limit_clock(as_time(found[0].now), found[0].clock and as_time(found[0].clock))
 
     def give_back(self, clock: datetime | None = None) -> None:
         """Give the lease back. After a complete round, `clock` is the time from which its ages counted."""
@@ -427,7 +427,7 @@ class LeasedPruner(msgspec.Struct, frozen=True):
                 ):  # others are locked out until the commit
                     return None
                 now = as_time(renewed[0].now)
-                was = state_of(transaction, kind).begun(now)
+                was = state_of(transaction, kind).begin(now)
                 pruned = STEPS[kind](transaction, before, was.position, most)
                 _write(transaction, was.after(pruned, before, now))
         except DBAPIError as error:
@@ -439,7 +439,7 @@ class LeasedPruner(msgspec.Struct, frozen=True):
         return pruned
 
 
-def trusted_clock(now: datetime, before: datetime | None) -> datetime:
+def limit_clock(now: datetime, before: datetime | None) -> datetime:
     """Return the time from which ages count: the database's, but at most `CLOCK_ADVANCE` after that of the last round.
 
     A clock that jumps a year ahead would otherwise delete everything at once. With the limit it deletes a day's rows per

@@ -22,12 +22,12 @@ from relay.delivery.lifecycle import OpenDelivery, State, append
 from relay.delivery.ordering import LanePosition, LastDelivered, covers, settle
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.database import ScanStarts
 from relay.store.deliveries import ROW, Key, Lane, as_open_delivery, key_text, rows_of_keys, write_back
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Read, Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 STEP = "sequence"
 BATCH = 500
@@ -55,8 +55,8 @@ def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) ->
             others were processed.
     """
     scans = scans or ScanStarts()
-    known = sorted(work.policies.keys() - work.rests.now())
-    with scans.received.look() as begin, work.database.read() as transaction:
+    known = sorted(work.policies.keys() - work.locked_routes.to_skip())
+    with scans.received.scan() as begin, work.database.read() as transaction:
         found = transaction.execute(_RECEIVED, batch=batch, begin_seq=begin or 0, known_routes=known)
     keys = [(row.seq, row.route) for row in found]
     if keys and work.database.sql.is_postgres:
@@ -66,7 +66,7 @@ def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) ->
     def alone(key: Key, error: Exception) -> int:
         return int(quarantine(work, key, cause="unprocessable", error=error) is not None)
 
-    parts = in_parts(
+    parts = process_in_parts(
         work,
         STEP,
         keys,
@@ -336,7 +336,7 @@ def _waiting(
     Two rarely wait in a `latest` lane. Lanes where they do share `MOST_FOLDED`; at least two of each are read, so that
     every lane makes progress.
     """
-    found = _first_waiting(transaction, lanes, lanes, 2) if first is None else _by_lane(lanes, first)
+    found = _first_waiting(transaction, lanes, lanes, 2) if first is None else _group_by_lane(lanes, first)
     crowded = [
         lane
         for lane, rows in found.items()
@@ -356,7 +356,7 @@ def _first_waiting(
 
     def read(some: Collection[Lane], most: int) -> dict[Lane, list[OpenDelivery]]:
         statement, parameters = first_waiting(some, most)
-        return _by_lane(some, transaction.execute(statement, **parameters) if some else ())
+        return _group_by_lane(some, transaction.execute(statement, **parameters) if some else ())
 
     found = read(wanted, most)
     for lane, rows in found.items():
@@ -367,7 +367,7 @@ def _first_waiting(
     return found
 
 
-def _by_lane(wanted: Iterable[Lane], rows: Iterable[Any]) -> dict[Lane, list[OpenDelivery]]:
+def _group_by_lane(wanted: Iterable[Lane], rows: Iterable[Any]) -> dict[Lane, list[OpenDelivery]]:
     found: dict[Lane, list[OpenDelivery]] = {lane: [] for lane in wanted}
     for row in rows:
         if (lane := (row.route, row.lane)) in found:
@@ -472,7 +472,7 @@ def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: i
         if row is None:
             return None
         dead = append(row, fact, now)
-        note(transaction, deaths([dead]), now)
+        store_alerts(transaction, deaths([dead]), now)
         if is_leased:  # its attempt may have changed the other system
             forget_applied(transaction, [(row.route, row.lane)])
         write_back(transaction, settle_lanes(transaction, [dead], work.policies, now))

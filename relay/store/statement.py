@@ -29,13 +29,13 @@ class _Fragments:
         self._kept.append((name, arguments, named))
         return f"\ue000{len(self._kept) - 1}\ue001"
 
-    def filled(self, words: str, real: Sql) -> str:
+    def fill(self, words: str, real: Sql) -> str:
         """Replace the placeholders in a text by the fragments of a dialect."""
 
         def fragment(mark: re.Match[str]) -> str:
             name, arguments, named = self._kept[int(mark[1])]
             found = getattr(real, name)
-            return str(found(*(self.filled(each, real) for each in arguments), **named) if callable(found) else found)
+            return str(found(*(self.fill(each, real) for each in arguments), **named) if callable(found) else found)
 
         return re.sub("\ue000(\\d+)\ue001", fragment, words)
 
@@ -59,7 +59,7 @@ class _Recording(Sql):
         return super().rows(parameter, **columns)
 
 
-class _InDialect(NamedTuple):
+class _Compiled(NamedTuple):
     """A statement in one dialect."""
 
     text: TextClause
@@ -80,24 +80,24 @@ class Statement:
 
     def __init__(self, words: str) -> None:
         self._words = words
-        self._written: dict[str, _InDialect] = {}
+        self._compiled: dict[str, _Compiled] = {}
 
-    def of(self, dialect: Sql) -> _InDialect:
+    def compile_for(self, dialect: Sql) -> _Compiled:
         """Return the statement in a dialect."""
-        if (written := self._written.get(dialect.name)) is None:
+        if (compiled := self._compiled.get(dialect.name)) is None:
             recording = _Recording(dialect.name)
-            self._written[dialect.name] = written = _written(
-                text(_fragments.filled(self._words, recording)), recording.tables
+            self._compiled[dialect.name] = compiled = _compile(
+                text(_fragments.fill(self._words, recording)), recording.tables
             )
-        return written
+        return compiled
 
 
 AnyStatement = Statement | TextClause
 
 
-def _written(words: TextClause, tables: Mapping[str, tuple[str, ...]]) -> _InDialect:
+def _compile(words: TextClause, tables: Mapping[str, tuple[str, ...]]) -> _Compiled:
     reads_clock = "now" in words._bindparams  # noqa: SLF001  # SQLAlchemy has no public name for a text's parameters
-    return _InDialect(words, tables, reads_clock)
+    return _Compiled(words, tables, reads_clock)
 
 
 def prepare(
@@ -108,15 +108,15 @@ def prepare(
     Rows of a table are tuples in the order of its columns, or objects with attributes of their names; for a single column,
     its values. Texts become `storable`, and times become texts. `:now` is bound if the statement reads the clock.
     """
-    written = statement.of(dialect) if isinstance(statement, Statement) else _written(statement, {})
+    compiled = statement.compile_for(dialect) if isinstance(statement, Statement) else _compile(statement, {})
     values = dict(parameters)
     for name, value in parameters.items():
-        if (columns := written.tables.get(name)) is not None:
+        if (columns := compiled.tables.get(name)) is not None:
             values[name] = _rows(value, columns)
         elif isinstance(value, datetime):
             values[name] = time_text(value)
         elif isinstance(value, str) and not is_storable(value):
             values[name] = storable(value)
-    if written.reads_clock:
+    if compiled.reads_clock:
         values["now"] = now
-    return written.text, values
+    return compiled.text, values

@@ -13,7 +13,7 @@ from inbox.config.model import Api
 from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery.alerts import Alert
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -78,10 +78,10 @@ def end_early(work: Work, turn: Turn, error: str | None, missed: int = 0, alerts
         now = transaction.lock_first()
         transaction.execute(_GIVE_BACK if error is None else _FAIL, error=error, **msgspec.structs.asdict(turn))
         _add_missed(transaction, turn.source, turn.entity_type, missed)
-        note(transaction, alerts, now)
+        store_alerts(transaction, alerts, now)
 
 
-def broke_off(database: Database, source: str, entity_type: str, missed: int) -> None:
+def record_interrupted(database: Database, source: str, entity_type: str, missed: int) -> None:
     """Record the missed changes of a failed sweep that ran without a turn, as started by an operator."""
     with database.write() as transaction:
         _add_missed(transaction, source, entity_type, missed)
@@ -110,20 +110,20 @@ def ask(transaction: Transaction, source: str, entity_type: str, command: int) -
     return bool(transaction.execute(_ASK, source=source, entity_type=entity_type, command=command))
 
 
-def results(database: Database, source: str) -> list[SweepResult]:
+def read_results(database: Database, source: str) -> list[SweepResult]:
     """Read the results of the last sweeps of a source."""
     with database.read() as transaction:
         return [SweepResult(*row) for row in transaction.execute(_RESULTS, source=source)]
 
 
-def compared_until(database: Database, source: str, entity_type: str) -> datetime | None:
+def read_watermark(database: Database, source: str, entity_type: str) -> datetime | None:
     """Read the time up to which every change has been compared; None before the first sweep."""
     with database.read() as transaction:
         found = transaction.execute(_WATERMARK, source=source, entity_type=entity_type)
     return as_time(found[0].compared_until) if found and found[0].compared_until is not None else None
 
 
-def missing(
+def find_missing(
     database: Database, source: str, entity_type: str, listed: Sequence[Listed], routes: Sequence[str]
 ) -> list[Listed]:
     """Return the entities without an event of their last or a later change on all of these routes.
@@ -173,7 +173,7 @@ def finish(work: Work, swept: SweepFindings, alerts: Iterable[Alert] = ()) -> No
     with work.write() as transaction:
         now = transaction.lock_first()
         transaction.execute(_FINISH, node=work.node, **msgspec.structs.asdict(swept))
-        note(transaction, alerts, now)
+        store_alerts(transaction, alerts, now)
 
 
 _WATERMARK = text("SELECT compared_until FROM sweep_watermark WHERE source = :source AND entity_type = :entity_type")

@@ -20,7 +20,7 @@ from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time
 from relay.store.statement import AnyStatement, Statement, prepare, sql
 
-IMPATIENT_WAIT_MS = 100
+SHORT_TIMEOUT_MS = 100
 """Lock timeout for a route that stayed locked last time, and for its rows, as all other routes wait meanwhile."""
 PIPELINES_SINCE = (17,)
 """The first Postgres whose `transaction_timeout` ends a transaction that hangs within a pipeline."""
@@ -49,9 +49,9 @@ class Transaction:
         now: str | None,
         node: str | None = None,
         *,
-        impatient_of: AbstractSet[str] = frozenset(),
+        short_timeouts_for: AbstractSet[str] = frozenset(),
     ) -> None:
-        """Prepare a transaction. Its facts name `node`, and it uses a short lock timeout for the routes `impatient_of`."""
+        """Prepare a transaction. Its facts name `node`, and it uses a short lock timeout for the routes `short_timeouts_for`."""
         self.connection = connection
         self.sql = sql
         self.appended: Counter[tuple[str, str]] = Counter()
@@ -65,7 +65,7 @@ class Transaction:
         self._pipelines = sql.pipelines and version is not None and version >= PIPELINES_SINCE
         self._writes: list[Prepared] | None = None
         """Statements to send with the commit; None until `only_write`."""
-        self._impatient_of = impatient_of
+        self._short_timeouts_for = short_timeouts_for
 
     def execute(self, statement: AnyStatement, **parameters: Any) -> list[Any]:  # noqa: ANN401  # values, and rows of tables
         """Run a statement and return its rows, if any. Parameters are encoded, and `:now` is bound."""
@@ -126,7 +126,7 @@ class Transaction:
 
         On Postgres all are sent together, so that the lock is not held during round trips or while this process is busy.
         """
-        if self._pipelines and self._impatient_of.isdisjoint(routes):
+        if self._pipelines and self._short_timeouts_for.isdisjoint(routes):
             prepared = [prepare(statement, self.sql, parameters, self._now) for statement, parameters in reads]
             (granted, *found) = send_together(self.connection, [self._lock_of(routes), *prepared])
             if granted[0].routes == len(routes):
@@ -136,23 +136,23 @@ class Transaction:
 
     def _lock_everything(self) -> datetime:
         self.execute(order_lock.FIRST)
-        if self._impatient_of:
-            self.limit_waits(IMPATIENT_WAIT_MS)
+        if self._short_timeouts_for:
+            self.set_lock_timeout(SHORT_TIMEOUT_MS)
         return as_time(self.execute(order_lock.every_route(self.sql))[0].now)
 
     def _lock_routes(self, routes: AbstractSet[str]) -> datetime:
         """Lock these routes, after adding rows for those that were never locked before."""
-        is_impatient = not self._impatient_of.isdisjoint(routes)
-        if is_impatient:
-            self.limit_waits(IMPATIENT_WAIT_MS)
+        uses_short_timeouts = not self._short_timeouts_for.isdisjoint(routes)
+        if uses_short_timeouts:
+            self.set_lock_timeout(SHORT_TIMEOUT_MS)
         lock, parameters = self._lock_of(routes)
         granted = self.execute(lock, **parameters)[0]
         if granted.routes < len(routes):
             self.execute(order_lock.FIRST_TO_ADD_NOW if granted.routes else order_lock.FIRST)
             self.execute(order_lock.add_routes(self.sql), given=parameters["given"])
             granted = self.execute(lock, **parameters)[0]
-        if is_impatient:
-            self.limit_waits(IMPATIENT_WAIT_MS)
+        if uses_short_timeouts:
+            self.set_lock_timeout(SHORT_TIMEOUT_MS)
         return as_time(granted.now)
 
     def _lock_of(self, routes: AbstractSet[str]) -> Prepared:
@@ -172,7 +172,7 @@ class Transaction:
         if self._writes:
             send_together(self.connection, self._writes, commit=True)
 
-    def limit_waits(self, milliseconds: int) -> None:
+    def set_lock_timeout(self, milliseconds: int) -> None:
         """Set the lock timeout for further statements. On SQLite the only lock is already held."""
         if self.sql.is_postgres:
             self.connection.execute(text(f"SET LOCAL lock_timeout = '{milliseconds}ms'"))

@@ -34,29 +34,29 @@ Result = TypeVar("Result")
 class Reports:
     """Receives reports about transactions. This base class ignores them."""
 
-    def appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
+    def on_appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
         """Take the number of facts that a transaction has added, by route and kind."""
 
-    def failed_alone(self, item: FailedAlone) -> None:
+    def on_failed_alone(self, item: FailedAlone) -> None:
         """Take an item that its step could not process."""
 
-    def database_trouble(self, doing: str, error: BaseException) -> None:
+    def on_database_trouble(self, doing: str, error: BaseException) -> None:
         """Take a failure of the database during a step."""
 
 
-class Rests:
+class LockedRoutes:
     """The routes whose lock timed out, which all steps skip for a while; safe to share between threads."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, str, str]] = {}
         """By route: the end of its rest (monotonic seconds), the step that timed out, and the error."""
 
-    def begin(self, step: str, routes: Iterable[str], error: Exception, *, is_tried_now: bool = False) -> None:
+    def add(self, step: str, routes: Iterable[str], error: Exception, *, is_tried_now: bool = False) -> None:
         """Skip these routes for a while; with `is_tried_now`, only use short lock timeouts for them."""
         until = time.monotonic() + (0 if is_tried_now else REST_SECONDS)
         self._known |= dict.fromkeys(routes, (until, step, error_text(error)))
 
-    def end(self, routes: Iterable[str]) -> None:
+    def remove(self, routes: Iterable[str]) -> None:
         """Use normal lock timeouts again for these routes, whose locks were granted."""
         if self._known:
             for route in routes:
@@ -67,12 +67,12 @@ class Rests:
         now = time.monotonic()
         self._known = {route: (now, step, error) for route, (_, step, error) in self._known.copy().items()}
 
-    def now(self) -> set[str]:
+    def to_skip(self) -> set[str]:
         """Return the routes to skip now."""
         now = time.monotonic()
         return {route for route, (until, _, _) in self._known.copy().items() if now < until}
 
-    def locked_last_time(self) -> frozenset[str]:
+    def list_timed_out(self) -> frozenset[str]:
         """Return the routes whose lock timed out last time."""
         now = time.monotonic()
         for route, (until, _, _) in self._known.copy().items():
@@ -80,9 +80,9 @@ class Rests:
                 self._known.pop(route, None)
         return frozenset(self._known)
 
-    def texts(self) -> dict[str, str]:
+    def as_texts(self) -> dict[str, str]:
         """Return the locked routes in words, by the step that timed out."""
-        self.locked_last_time()  # forgets old ones
+        self.list_timed_out()  # forgets old ones
         return {step: f"{route} is locked: {error}" for route, (_, step, error) in self._known.copy().items()}
 
 
@@ -95,25 +95,25 @@ class Work(msgspec.Struct, frozen=True):
     node: str | None = None
     """The id of the relay, for its facts."""
     observer: Reports = msgspec.field(default_factory=Reports)
-    rests: Rests = msgspec.field(default_factory=Rests)
+    locked_routes: LockedRoutes = msgspec.field(default_factory=LockedRoutes)
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """Open a short transaction like `Database.write`, and report it to the observer after its commit."""
-        with self.database.write(self.node, impatient_of=self.rests.locked_last_time()) as transaction:
+        with self.database.write(self.node, short_timeouts_for=self.locked_routes.list_timed_out()) as transaction:
             yield transaction
         if transaction.appended:
-            self.observer.appended(transaction.appended)
+            self.observer.on_appended(transaction.appended)
         for item in transaction.left_out:
-            self.observer.failed_alone(item)
+            self.observer.on_failed_alone(item)
 
-    def rest(self, step: str, routes: AbstractSet[str], error: Exception, *, is_tried_now: bool = False) -> None:
+    def skip_routes(self, step: str, routes: AbstractSet[str], error: Exception, *, is_tried_now: bool = False) -> None:
         """Skip these routes for a while, and report it."""
-        self.rests.begin(step, routes, error, is_tried_now=is_tried_now)
-        self.observer.database_trouble(f"{step} of {', '.join(sorted(routes))}", error)
+        self.locked_routes.add(step, routes, error, is_tried_now=is_tried_now)
+        self.observer.on_database_trouble(f"{step} of {', '.join(sorted(routes))}", error)
 
 
-def in_parts(
+def process_in_parts(
     work: Work,
     step: str,
     items: Sequence[Item],
@@ -146,7 +146,7 @@ def in_parts(
         Exception: the database is unreachable or busy, or the statement can't run at all; the yielded parts are done. Or an
             item was too slow alone, or could not be quarantined, after all others were processed.
     """
-    halved = partial(_halved, work.observer, step, part=part, alone=alone, name=name)
+    halved = partial(_bisect, work.observer, step, part=part, alone=alone, name=name)
     if routes_of is None or not work.database.sql.is_postgres:
         return halved(items)
     return _route_by_route(work, step, items, halved, routes_of=routes_of, enough=enough)
@@ -162,11 +162,11 @@ def _route_by_route(
     enough: int,
 ) -> Iterator[Result]:
     stays: Exception | None = None
-    todo = _by_routes(items, routes_of, enough, work.rests.now())
+    todo = _group_by_routes(items, routes_of, enough, work.locked_routes.to_skip())
     while todo:
         some, is_begun = todo.pop(0), False
         routes = {route for item in some for route in routes_of(item)}
-        if not routes.isdisjoint(work.rests.now()):
+        if not routes.isdisjoint(work.locked_routes.to_skip()):
             continue
         try:
             for result in process(some):
@@ -178,14 +178,14 @@ def _route_by_route(
             elif not routes or not _is_of_a_route(error):
                 raise
             else:
-                smaller = _by_routes(some, routes_of, 1)
+                smaller = _group_by_routes(some, routes_of, 1)
                 again = smaller if len(smaller) > 1 and not is_begun else []
                 # if one item locks several routes, another step finds the locked one: until then use short timeouts
                 is_any = len(smaller) == 1 and len(routes) > 1
-                work.rest(step, routes, error, is_tried_now=bool(again) or is_any)
+                work.skip_routes(step, routes, error, is_tried_now=bool(again) or is_any)
                 todo += again
         else:
-            work.rests.end(routes)
+            work.locked_routes.remove(routes)
     if stays is not None:
         raise stays
 
@@ -195,7 +195,7 @@ def _is_of_a_route(error: Exception) -> bool:
     return is_wait_timeout(error) and "payload_lock" not in str(getattr(error, "statement", ""))
 
 
-def _by_routes(
+def _group_by_routes(
     items: Sequence[Item],
     routes_of: Callable[[Item], Collection[str]],
     enough: int,
@@ -216,7 +216,7 @@ def _by_routes(
     return parts
 
 
-def _halved(
+def _bisect(
     observer: Reports,
     step: str,
     items: Sequence[Item],
@@ -242,7 +242,7 @@ def _halved(
                         raise
                     stays = second
                 else:
-                    observer.failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
+                    observer.on_failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
                     yield from aside
             elif takes_too_long(error) and stays is None:
                 stays = error  # skip the first item that is too slow alone; at a second one the database itself is slow

@@ -38,7 +38,7 @@ from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.gates import acquire_rate, held_for, hold
 from relay.store.sweeps import Listed, SweepFindings
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 from relay.sync.calls import evaluated, reported_error
 from relay.sync.expressions import Expression, decode, encode
 from relay.sync.forms import instant_of
@@ -262,7 +262,7 @@ class CompiledSweep:
 
     def begins(self, database: Database) -> tuple[datetime, datetime | None]:
         """Return the time from which to compare, and the watermark; None when nothing was compared yet."""
-        before = sweeps.compared_until(database, self.source.name, self.table.entity_type)
+        before = sweeps.read_watermark(database, self.source.name, self.table.entity_type)
         return (EVERYTHING if before is None else before - timedelta(seconds=self.table.overlap)), before
 
     def run(
@@ -294,7 +294,7 @@ class CompiledSweep:
                     yield swept
             failed += [unlisted.why for unlisted in page.unlisted]
             old = [each for each in page.entities if each.modified <= young]
-            lost = sweeps.missing(database, source, entity_type, old, self._taken)
+            lost = sweeps.find_missing(database, source, entity_type, old, self._taken)
             added = 0 if dry else self._add(work, lost, page.entities, now, failed)
             swept = msgspec.structs.replace(
                 swept,
@@ -332,7 +332,7 @@ class CompiledSweep:
             failed.append(f"{_id_of(listed)}: {error_text(error)}")
             return 0
 
-        return sum(in_parts(work, STEP, lost, part=part, alone=alone, name=_id_of))
+        return sum(process_in_parts(work, STEP, lost, part=part, alone=alone, name=_id_of))
 
     def _hold_gate(self, database: Database) -> None:
         """Hold the api's gate when the last answer asked for it: this sweep waits, and so do deliveries and other relays."""

@@ -126,8 +126,8 @@ def test_a_breaker_keeps_the_reason_for_which_it_opened_or_retired_last() -> Non
 
 def test_a_rate_is_used_up_from_now_or_from_its_end_for_as_long_as_the_calls_take() -> None:
     limit = RateLimit(KEY, rate=4.0, calls=2)
-    assert limit.used(None, NOW, 3) == NOW + seconds(1.5)
-    assert limit.used(NOW + seconds(1), NOW, 1) == NOW + seconds(1.5)
+    assert limit.use(None, NOW, 3) == NOW + seconds(1.5)
+    assert limit.use(NOW + seconds(1), NOW, 1) == NOW + seconds(1.5)
 
 
 @pytest.mark.parametrize(("ahead", "attempts"), [(0.0, 4), (0.5, 2), (2.0, -4), (2.01, 4), (2.5, 4), (3.0, 4)])

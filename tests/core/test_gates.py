@@ -162,7 +162,7 @@ def test_never_more_than_the_rate_and_one_burst(rate: float, calls: int, waits: 
         now += seconds(wait)
         attempts = min(rate_limit.affords(used, now), wanted)
         if attempts > 0:
-            used, made = rate_limit.used(used, now, attempts), made + attempts
+            used, made = rate_limit.use(used, now, attempts), made + attempts
         elapsed = (now - NOW).total_seconds()
         assert made * calls <= burst * calls + (elapsed * rate) + 1e-3 + calls
 

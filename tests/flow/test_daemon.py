@@ -240,7 +240,7 @@ def test_a_kind_that_is_behind_for_an_hour_is_alerted_once_and_recovers(engine: 
             connection.execute(
                 update(pruning).values(behind_since=since, behind_seconds=0 if hours is None else 90_000)
             )
-        watch.look(work_of(Database(engine), config=CONFIG))
+        watch.check(work_of(Database(engine), config=CONFIG))
         of_events = "alert WHERE kind = 'retention_behind' AND subject = 'events'"
         return count(engine, f"{of_events} AND firing"), count(engine, f"{of_events} AND NOT firing")
 

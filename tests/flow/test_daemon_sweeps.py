@@ -199,7 +199,7 @@ def broken(*_: object) -> None:
     "trouble",
     [
         ("relay.sweep.run.CompiledSweep.run", lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
-        ("relay.store.sweeps.missing", broken, "the database: ValueError: gone"),
+        ("relay.store.sweeps.find_missing", broken, "the database: ValueError: gone"),
         ("relay.store.sweeps.is_due", lambda *_: 1 / 0, None),
     ],
     ids=["a bug", "the database", "a bug outside of a sweep"],

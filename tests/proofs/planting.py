@@ -43,8 +43,8 @@ class _Changed(Statement):
     def __init__(self, original: Statement, parts: Sequence[tuple[str, str]]) -> None:
         self._original, self._parts = original, parts
 
-    def of(self, dialect: Sql) -> Any:  # noqa: ANN401  # as the store has it
-        written = self._original.of(dialect)
+    def compile_for(self, dialect: Sql) -> Any:  # noqa: ANN401  # as the store has it
+        written = self._original.compile_for(dialect)
         found = written.text.text
         for part, instead in self._parts:
             assert part in found

@@ -245,7 +245,7 @@ def test_a_gate_that_was_removed_from_the_configuration_can_be_resumed(steps: St
     steps.pause(("destination", "old"))
     asked = [by_sql(steps, kind, {"destination": "old"}) for kind in ("pause", "resume", "resume")]
     work(steps)
-    assert gates.held_back(steps.database) == []
+    assert gates.read_closed_gates(steps.database) == []
     assert [the(steps, number)[0] for number in asked] == ["refused", "done", "refused"]
 
 

@@ -349,13 +349,13 @@ def test_a_lease_and_a_round_of_a_clock_that_was_ahead_hold_nobody_up(engine: En
 
 
 def test_a_clock_that_jumps_a_year_ahead_deletes_a_day_for_each_hour() -> None:
-    clock = retention.trusted_clock(NOW, None)
+    clock = retention.limit_clock(NOW, None)
     assert clock == NOW
     rounds = int(3600 / retention.ROUND_EVERY_SECONDS)
     for _ in range(rounds):
-        clock = retention.trusted_clock(NOW + timedelta(days=365), clock)
+        clock = retention.limit_clock(NOW + timedelta(days=365), clock)
     assert clock - NOW == timedelta(days=1)
-    assert retention.trusted_clock(NOW, clock) == NOW, "one that is set right again counts at once"
+    assert retention.limit_clock(NOW, clock) == NOW, "one that is set right again counts at once"
 
 
 # --- `inbox prune`: a plan, and a command that this process carries out under the lease of pruners

@@ -14,7 +14,7 @@ from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
 from relay.store.deliveries import Key, deliveries, write_back
-from relay.store.operator.selection import GIVEN_UP, Choice, among
+from relay.store.operator.selection import GIVEN_UP, Choice, select_keys
 from relay.store.reopen import find, keep_payloads, take_up
 from relay.store.sequence import last_delivered, settle_lanes
 from relay.store.statement import Statement, sql
@@ -40,7 +40,7 @@ def change(
     `latest` route a waiting newer one supersedes it. A retried one keeps its attempts and its place in its lane.
     """
     act, first = choice.act, keys[0][0]
-    keys = sorted(among(transaction, choice, keys))
+    keys = sorted(select_keys(transaction, choice, keys))
 
     def fact_of(row: OpenDelivery) -> facts.AnyFact:
         if act == "replay":
@@ -124,7 +124,7 @@ def _overtaken(
         transaction, wanted, State.RECEIVED, State.WAITING, State.READY, lock="wait" if locked else "none"
     )
     untouched = {(row.seq, row.route) for row in begins if row.attempt == 0}
-    comes_last = among(transaction, choice, wanted, first=first) | untouched
+    comes_last = select_keys(transaction, choice, wanted, first=first) | untouched
     return {key for key, last in older.items() if last not in comes_last}
 
 

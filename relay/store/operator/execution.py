@@ -64,7 +64,7 @@ class OpenCommands:
                     raise
                 if failure == "fault":
                     self._faulty[number] = now + FAULTY_SECONDS
-                work.observer.database_trouble(f"working on command {number}", error)
+                work.observer.on_database_trouble(f"working on command {number}", error)
                 with suppress(DBAPIError):  # shows the error in its row
                     commands.say(work.database, number, f"waits: {error_text(error)}")
         return changed
@@ -136,7 +136,7 @@ def _carry_out(work: Work, command: Command, step: Act | Batch) -> Command | Non
             if not blames_items(error):
                 raise
             after = after and _do(work, after, step, [item._replace(error=error_text(error))])
-            work.observer.failed_alone(FailedAlone("commands", item.name, error_text(error)))
+            work.observer.on_failed_alone(FailedAlone("commands", item.name, error_text(error)))
     return after
 
 
@@ -167,4 +167,4 @@ def _fail(work: Work, number: int, command: Command | None, error: Exception) ->
         if command is not None and not commands.is_as_it_was(transaction, command):
             return
         commands.end(transaction, number, "refused" if is_refused else "failed", answer)
-    work.observer.failed_alone(FailedAlone("commands", f"command={number}", answer))
+    work.observer.on_failed_alone(FailedAlone("commands", f"command={number}", answer))

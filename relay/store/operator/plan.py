@@ -33,8 +33,8 @@ from relay.store.operator.changes import LEFT_OUT, LeftOut, replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.retention import expiry_of
 from relay.store.route_states import read_routes
-from relay.store.work import Work, in_parts
-from relay.words import counted, gate_holds, shown_state
+from relay.store.work import Work, process_in_parts
+from relay.words import format_count, describe_holds, describe_state
 
 _PAGE = 500
 _MOST_BEHIND = 500
@@ -221,7 +221,7 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
     examined, is_whole = 0, True
     after: int | None = 0
     while after is not None and is_whole:
-        page = selection.page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
+        page = selection.read_page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
         left = _left_out(database, choice, keys_of(page.rows))
         left_out.update(left.values())
         left_out["unreadable"] += len(page.unreadable)
@@ -265,7 +265,7 @@ def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Mappin
     def alone(key: Key, _error: Exception) -> Mapping[Key, LeftOut]:
         return {key: "unreadable"}
 
-    parts = in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=key_text)
+    parts = process_in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=key_text)
     return {key: why for part in parts for key, why in part.items()}
 
 
@@ -273,13 +273,13 @@ def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
     """Yield a sentence for each gate that holds these deliveries back regardless, with the command that opens it."""
     known = policies(it.config)
     passed = {key for route in routes if route in known for key in known[route].gates}
-    for row in gates.held_back(it.database):
+    for row in gates.read_closed_gates(it.database):
         if (row["kind"], row["name"]) in passed:
             yield f"{'; '.join(_holds(row))}. `{resume_command(row['kind'], row['name'])}` ends that"
 
 
 def _holds(row: Row) -> Iterator[str]:
-    return (f"{row['kind']} {row['name']} {each}" for each in gate_holds(row, SystemClock().now()))
+    return (f"{row['kind']} {row['name']} {each}" for each in describe_holds(row, SystemClock().now()))
 
 
 def instead(database: Database, choice: Choice) -> Iterator[str]:
@@ -294,7 +294,7 @@ def instead(database: Database, choice: Choice) -> Iterator[str]:
     for seq in named[:_MOST_NAMED]:
         event = reads.event(database.engine, seq)
         states = (
-            [f"{shown_state(row, SystemClock().now())} on {row['route']}" for row in event["deliveries"]]
+            [f"{describe_state(row, SystemClock().now())} on {row['route']}" for row in event["deliveries"]]
             if event
             else []
         )
@@ -311,12 +311,12 @@ def _has_some(database: Database, choice: Choice, act: Act) -> bool:
     """Return whether another act with the same conditions would match anything."""
     chosen = msgspec.structs.replace(choice.selection, state=None, until_fact=None, force=False, backfill=False)
     other = msgspec.structs.replace(choice, act=act, selection=chosen)
-    return bool(selection.page(_quiet(database, other), other, after=0, most=1).rows)
+    return bool(selection.read_page(_quiet(database, other), other, after=0, most=1).rows)
 
 
 def _plan_gate(it: _Planning) -> Plan:
     gate = Gate(**msgspec.structs.asdict(it.asked))
-    held = next((row for row in gates.held_back(it.database) if (row["kind"], row["name"]) == gate.key), None)
+    held = next((row for row in gates.read_closed_gates(it.database) if (row["kind"], row["name"]) == gate.key), None)
     is_so = held is None if it.kind == "resume" else held is not None and held["paused_at"] is not None
     return Plan(
         figures=() if gate.entity_id is not None else (_open_behind(it, gate),),
@@ -482,7 +482,7 @@ _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
 def dry_run_answer(kind: str, planned: Plan) -> str:
     """Return the answer to a dry run: a summary of its plan."""
     words = OPERATIONS[kind]
-    number = f"{'' if planned.is_whole else 'at least '}{counted(planned.count or 0, words.thing)}"
+    number = f"{'' if planned.is_whole else 'at least '}{format_count(planned.count or 0, words.thing)}"
     said = [planned.obstacle or f"{number} would be {words.done}"]
     said += [f"{number} left out: {why_left_out(why)}" for why, number in planned.left_out.items()]
     said += planned.instead

@@ -33,7 +33,7 @@ from relay.operations.asks import Selection
 from relay.store.deliveries import Key
 from relay.store.statement import AnyStatement, Statement, sql
 from relay.store.transaction import Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 _CANDIDATES = 200
 """Minimum number of events to look up together."""
@@ -88,9 +88,9 @@ class Choice(msgspec.Struct, frozen=True):
                 yield f"{name} the year {moment.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
         if chosen.entity_id is not None and chosen.entity_type is None:
             yield "an entity is named by its type and its id"
-        yield from self._of_backfill() if chosen.backfill else self._of_state()
+        yield from self._check_backfill() if chosen.backfill else self._check_state()
 
-    def _of_backfill(self) -> Iterator[str]:
+    def _check_backfill(self) -> Iterator[str]:
         chosen, routes = self.selection, self.config.routes
         if chosen.route not in routes:
             yield f"a backfill of which route? Configured are: {', '.join(sorted(routes)) or 'none'}"
@@ -99,7 +99,7 @@ class Choice(msgspec.Struct, frozen=True):
         if chosen.state is not None:
             yield "a backfill takes every state: omit the state"
 
-    def _of_state(self) -> Iterator[str]:
+    def _check_state(self) -> Iterator[str]:
         chosen, state = self.selection, self.selection.state
         known = CANCELLED_BY_STATE if self.act == "cancel" else REPLAYED_BY_STATE
         if state is None:
@@ -156,7 +156,7 @@ class Choice(msgspec.Struct, frozen=True):
         }
         return there if named is None else there & named
 
-    def among(self, rows: Iterable[Row]) -> list[Row]:
+    def select_from(self, rows: Iterable[Row]) -> list[Row]:
         """Return the rows that meet every condition. Pure."""
         chosen, which, routes, seqs = self.selection, self.which, self.routes, self.seqs
         equal = {name: getattr(chosen, name) for name in _EQUAL if getattr(chosen, name) is not None}
@@ -217,7 +217,7 @@ class SelectedPage(msgspec.Struct, frozen=True):
     """The seq after which to continue; None at the end."""
 
 
-def page(
+def read_page(
     work: Work, choice: Choice, *, after: int, most: int, is_late: Callable[[], bool] = lambda: False
 ) -> SelectedPage:
     """Read about `most` selected deliveries of the next events after the seq `after`, always all of an event.
@@ -240,7 +240,7 @@ def page(
     for _ in range(_MOST_LOOK_UPS):
         with work.database.read() as transaction:
             seqs, upto = _next(transaction, choice, after, max(most, _CANDIDATES))
-        for rows in in_parts(work, "commands", seqs, part=look, alone=fail, name=lambda seq: f"seq={seq}"):
+        for rows in process_in_parts(work, "commands", seqs, part=look, alone=fail, name=lambda seq: f"seq={seq}"):
             found += rows
         if len(found) > most:
             last = found[most]["seq"]
@@ -252,7 +252,7 @@ def page(
     return SelectedPage(found, {seq: error for seq, error in unreadable.items() if upto is None or seq <= upto}, upto)
 
 
-def among(transaction: Transaction, choice: Choice, keys: Iterable[Key], *, first: int = 0) -> set[Key]:
+def select_keys(transaction: Transaction, choice: Choice, keys: Iterable[Key], *, first: int = 0) -> set[Key]:
     """Return those of these deliveries that are selected, from the event `first` on.
 
     Deliveries before the batch that begins with `first` don't count: an earlier batch has replayed them, so they may be
@@ -296,7 +296,7 @@ def _read(transaction: Transaction, choice: Choice, seqs: Sequence[int]) -> list
         return []
     which: Rows = "open" if choice.which in _OPEN else cast("Rows", choice.which)
     given = {"route": choice.selection.route} if which == "backfill" else {}
-    return choice.among(transaction.rows_of(DELIVERIES[which], wanted=seqs, **given))
+    return choice.select_from(transaction.rows_of(DELIVERIES[which], wanted=seqs, **given))
 
 
 _NEXT = f"SELECT n.seq, n.source FROM inbox n WHERE n.seq > :after ORDER BY n.seq LIMIT {_WINDOW}"

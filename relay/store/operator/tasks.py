@@ -28,7 +28,7 @@ from relay.store.operator.selection import Choice, keys_of
 from relay.store.retention import LeasedPruner, Pruned, clock_by_hand, expiry_of
 from relay.store.transaction import Transaction
 from relay.store.work import Work
-from relay.words import counted
+from relay.words import format_count
 
 BATCH = 200
 """Deliveries in one transaction."""
@@ -89,7 +89,7 @@ Raises:
 def answer_of(command: Command, *, now: int = 0) -> str:
     """Return the answer of a completed command; its last step has changed `now` items."""
     words, changed = OPERATIONS[command.kind], command.affected + now
-    said = [f"{counted(changed, words.thing)} {words.done}" if changed or command.failed else words.nothing]
+    said = [f"{format_count(changed, words.thing)} {words.done}" if changed or command.failed else words.nothing]
     if command.failed:
         said.append(f"{command.failed} failed: see error")
     if (left := (command.matched or 0) - changed - command.failed) > 0:
@@ -101,7 +101,7 @@ def _change_deliveries(it: Working) -> Act | Batch:
     """Change the next selected deliveries, all of each event."""
     command = it.command
     choice = Choice(cast("Any", command.kind), it.asked, it.work.config, until_seq=command.until)
-    page = selection.page(it.work, choice, after=command.progress or 0, most=BATCH)
+    page = selection.read_page(it.work, choice, after=command.progress or 0, most=BATCH)
     keys = keys_of(page.rows)
     if waits := reason_to_wait(it.work, choice.act, keys, affected=command.affected):
         return lambda *_: command.after(answer=waits)
@@ -149,7 +149,7 @@ def _sweep(it: Working) -> Act:
     """Make the sweeps due, or check whether they have ended."""
     source, types = it.asked.source, types_of(it.work.config, it.asked.source, it.asked.entity_type)
     if it.command.progress == _ASKED:
-        last = {result.entity_type: result for result in sweeps.results(it.work.database, source)}
+        last = {result.entity_type: result for result in sweeps.read_results(it.work.database, source)}
         return lambda *_: _result([last[each] for each in types if each in last], it.command)
 
     def act(transaction: Transaction, _now: datetime) -> Command:

@@ -21,7 +21,7 @@ from relay.store import events
 from relay.store.reads import reveals_of
 from relay.web.query import Limit, Number, Text
 from relay.web.reading import Reading, rows_of
-from relay.words import ACTS, Hold, RouteProgress, held_back, is_gone, progress
+from relay.words import ACTS, Hold, RouteProgress, list_holds, is_gone, describe_progress
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +73,7 @@ def event(reading: Reading, query: EventQuery) -> EventPage:
 
 def _progress(found: Row, row: Row, reading: Reading) -> RouteProgress:
     may_act = reading.actor.may_act
-    made = progress(found, row, reading.config, reading.now, with_excerpts=may_act)
+    made = describe_progress(found, row, reading.config, reading.now, with_excerpts=may_act)
     acts = (act for act in ACTS.get(made.state, ()) if not (is_gone(found) and act in {"replay", "retry"}))
     return msgspec.structs.replace(made, acts=tuple(acts)) if may_act else made
 
@@ -147,7 +147,7 @@ def entity(reading: Reading, query: EntityQuery) -> EntityPage:
     if not found.events and query.before is None:
         raise NothingThere(f"no event of the source {query.source!r} is about {query.type}/{query.id}")
     about: Row = {"source": query.source, "entity_type": query.type, "entity_id": query.id, "gates": found.gates}
-    holds = {hold.says: hold for route in routes for hold in held_back(about, route.name, reading.config, reading.now)}
+    holds = {hold.says: hold for route in routes for hold in list_holds(about, route.name, reading.config, reading.now)}
     return EntityPage(
         events=found.events,
         before=found.before,

@@ -14,7 +14,7 @@ from inbox.config.model import Config
 from inbox.db.reads import Row
 from relay.doctor.examinations import EXAMINATIONS
 from relay.doctor.run import ExaminationResult, installed, run
-from relay.findings import LEVELS, Finding, checked, findings, is_well, state_of
+from relay.findings import LEVELS, Finding, is_well, list_findings, read_stuck, state_of
 from relay.store import reads
 from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
@@ -92,8 +92,8 @@ def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
     """Read everything."""
     database, config, role, kept = reading.database, reading.config, reading.actor.role, reading.kept
     seen = read_overview(database, reading.policies, _MOST_COUNTED)
-    found = checked(database)
-    attention = findings(seen, found, _MOST_NAMED)
+    found = read_stuck(database)
+    attention = list_findings(seen, found, _MOST_NAMED)
     file = sqlite_file(config)
     with database.read() as transaction:
         hour = read_last_hour(transaction, seen.at)
