@@ -45,7 +45,7 @@ _SOURCES: Mapping[Filtered, tuple[NamedIn, ...]] = {
 }
 
 
-def unknown(listing: Filtered, given: Mapping[str, Any], config: Config, engine: Engine) -> Iterator[tuple[str, str]]:
+def list_unknown(listing: Filtered, given: Mapping[str, Any], config: Config, engine: Engine) -> Iterator[tuple[str, str]]:
     """Yield each filter whose value neither the configuration nor the database knows, with a message that suggests the nearest."""
     known: dict[str, tuple[Collection[str], tuple[NamedIn, ...]]] = {
         "source": (config.sources, _SOURCES.get(listing, ("source",))),
@@ -64,7 +64,7 @@ def unknown(listing: Filtered, given: Mapping[str, Any], config: Config, engine:
             yield name, f"there is no {name} {value!r}; {nearest(value, names)}"
 
 
-def conditions(given: Mapping[str, Any], config: Config, now: datetime) -> dict[str, Any]:
+def make_conditions(given: Mapping[str, Any], config: Config, now: datetime) -> dict[str, Any]:
     """Turn filters into conditions of `inbox.db.listing`: routes become names, and states become stored states."""
     wanted = {name: value for name, value in given.items() if name not in {"route", "destination"}}
     if "route" in given:

@@ -18,7 +18,7 @@ from sqlalchemy import TextClause, text
 from inbox.db.health_views import MOST_LISTED, Kind
 from inbox.events.states import GONE_SECONDS
 from inbox.events.timestamps import rfc3339
-from relay.delivery.gates import resume_command
+from relay.delivery.gates import format_resume_command
 from relay.store.database import Database
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
@@ -269,7 +269,7 @@ def _from_gate(gate: HeldGate, now: datetime) -> Finding:
     else:
         sentence = f"{gate.title} is not called, its circuit breaker is open: resume it once it works again"
     why = ": ".join(part for part in (gate.by, gate.why) if part)
-    command = f"{resume_command(gate.kind, gate.name)}{_REASON}"
+    command = f"{format_resume_command(gate.kind, gate.name)}{_REASON}"
     return KINDS["gate_closed"].found(
         gate.title, sentence, level=level, why=why, since=gate.since, remedy=command, fields=gate.fields
     )

@@ -17,7 +17,7 @@ from inbox.observe.logs import TraceIds, fields, without_message
 from inbox.observe.metrics import OFF, Meters
 from inbox.observe.traces import OFF as OFF_TRACER
 from relay.delivery import facts
-from relay.delivery.alerts import Posted, sentence
+from relay.delivery.alerts import Posted, format_sentence
 from relay.delivery.gates import Breaker, BreakerState, Gates
 from relay.delivery.outcome import Unchanged
 from relay.store.record import Recorded
@@ -195,7 +195,7 @@ class Observer(Reports):
         for posted in alerts:
             alert = posted.alert
             level, turn = (logging.ERROR, "firing") if alert.firing else (logging.WARNING, "recovered")
-            text = sentence(alert)
+            text = format_sentence(alert)
             self.log(
                 "alert", level, kind=alert.kind, subject=alert.subject, firing=alert.firing, turn=turn, sentence=text
             )

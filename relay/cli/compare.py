@@ -112,7 +112,7 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
     at_once = config.destinations[config.routes[route].destination].concurrency
     context, after, previews = without_lease(), events.FIRST, []
     with bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
-        while page := events.entities(database, chosen, after, _PAGE):
+        while page := events.read_entities(database, chosen, after, _PAGE):
             for each in pool.map(lambda delivery: preview(sync, delivery, context), page):
                 report()
                 previews.append(each)
@@ -145,7 +145,7 @@ def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_
     old, new = (
         each.make(lambda config: Variant(config, only_route=route, fetches=fetch)) for each in (load_file(), file)
     )
-    for event in stored.newest_events(database, events):
+    for event in stored.read_newest_events(database, events):
         number += 1
         differences = [*compare(old, new, event)]
         differ += bool(differences)
@@ -295,11 +295,11 @@ def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[
     Returns:
         The first differences, the number of all, and the numbers of what was seen, in words.
     """
-    from relay.store.audit import bounds
+    from relay.store.audit import read_bounds
 
     differences: list[dict[str, Any]] = []
     total = events = deliveries = facts = 0
-    low, high = bounds(database)
+    low, high = read_bounds(database)
     with bar(doing, high - low + 1) as report:
         for chunk in chunks:
             events, deliveries, facts = events + chunk.events, deliveries + chunk.deliveries, facts + chunk.facts

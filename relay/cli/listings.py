@@ -143,13 +143,13 @@ def list_rows(
 
 def _wanted(listing: Filtered, given: dict[str, Any], config: Config, engine: Engine, now: datetime) -> dict[str, Any]:
     """Return the conditions of a listing; exit with 2 when a filter names nothing."""
-    from relay.filters import conditions, unknown
+    from relay.filters import make_conditions, list_unknown
 
     if "entity" in given:
         given["entity_type"], given["entity_id"] = parse_entity(given.pop("entity"), may_be_a_type=True)
-    for _, sentence in unknown(listing, given, config, engine):
+    for _, sentence in list_unknown(listing, given, config, engine):
         fail(sentence)
-    return conditions(given, config, now)
+    return make_conditions(given, config, now)
 
 
 def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool) -> None:

@@ -206,9 +206,9 @@ OF_INBOX = (readmit, erase, prune)
 def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *, yes: bool, as_json: bool) -> None:
     """Show the plan; with `yes` carry it out, with a progress bar. Exits with 1 when it is about nothing."""
     from relay.store.operator import commands
-    from relay.store.operator.plan import Bound, plan, reason_mistake
+    from relay.store.operator.plan import Bound, plan, find_reason_mistake
 
-    mistake = reason_mistake(asked, reason)
+    mistake = find_reason_mistake(asked, reason)
     if yes and mistake is not None:
         fail(f"--reason: {mistake}")
     config, database = open_database()
@@ -277,11 +277,11 @@ def follow(database: Database, config: Config, number: int, operation: Operation
 def _progress(database: Database, number: int) -> Command:
     from relay.store.operator import commands
 
-    return commands.progress(database, number) or fail(f"there is no command {number}")
+    return commands.read_command(database, number) or fail(f"there is no command {number}")
 
 
 def _show(operation: Operation, planned: Plan) -> None:
-    from relay.store.operator.plan import why_left_out
+    from relay.store.operator.plan import describe_left_out
 
     now = SystemClock().now()
     rows = [{**row, "state": describe_state(row, now)} for row in planned.deliveries]
@@ -302,7 +302,7 @@ def _show(operation: Operation, planned: Plan) -> None:
     if planned.obstacle is not None:
         say(planned.obstacle)
     for why, number in planned.left_out.items():
-        say(f"{number} left out: {why_left_out(why)}")
+        say(f"{number} left out: {describe_left_out(why)}")
     for sentence in (*planned.warnings, *planned.instead):
         put(Text(visible_text(sentence)), stderr=True)  # never wrapped, so that commands can be copied
 

@@ -64,7 +64,7 @@ class Claimer(msgspec.Struct):
     def _to_probe(self) -> list[str]:
         active = self.generations.active
         routes = self._select_admitted(active.routes, "probe")
-        return claim.due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
+        return claim.find_due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
     def _select_admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
         """Return the routes that the gates admit, without locked ones: an older event may still lack its place there."""

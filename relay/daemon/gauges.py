@@ -31,7 +31,7 @@ _SHARE_OF_TIME = 1 / 30
 """The largest share of time for reading: with a million open deliveries, one reading scans a million rows."""
 
 
-def meters_of(config: Config) -> Meters:
+def make_meters(config: Config) -> Meters:
     """Make the meters of this process. Counters with known labels start at zero."""
     if config.metrics.relay is None:
         return OFF
@@ -87,7 +87,7 @@ class Gauges:
 
     def backlog(self) -> None:
         """Publish the open deliveries of each route."""
-        found = {row["route"]: row for row in reads.backlog(self._database)}
+        found = {row["route"]: row for row in reads.read_backlog(self._database)}
         self._routes |= set(found)
         for route in sorted(self._routes):
             row = found.get(route, {})
@@ -98,7 +98,7 @@ class Gauges:
 
     def alerts(self) -> None:
         """Publish the newest alert of each subject, recovered ones too: another relay may have published the firing."""
-        for row in alerts.newest(self._database):
+        for row in alerts.read_newest(self._database):
             self._put(metrics.ALERT_FIRING, float(row["firing"]), row["kind"], row["subject"])
 
     def clock(self) -> None:

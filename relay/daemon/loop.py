@@ -101,10 +101,10 @@ class Relay:
         self._listener = Listener(database.engine, self.wake, stop, observer)
         self._beside: list[threading.Thread] = []
         """The threads beside the loop, which end after a stop."""
-        self._table = self._rounds()
+        self._table = self._list_steps()
         """The steps of a round, in order."""
 
-    def _rounds(self) -> list[Repeated]:
+    def _list_steps(self) -> list[Repeated]:
         return [
             Repeated("give_back", 0, self._give_back),
             Repeated("record", 0, self._record),
@@ -249,7 +249,7 @@ class Relay:
         if not self._unrecorded:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
-        recently_failing = self._claimer.gates.recently_failing()
+        recently_failing = self._claimer.gates.list_recently_failing()
         number = 0
         for results in record.record(self._work, outcomes, recently_failing, host_now=self._now):
             for result in results:
@@ -378,7 +378,7 @@ class Relay:
         """Store an alert for a failing step. Returns False if the database refuses it now."""
         try:
             self._heartbeat()  # first: a relay that finds the alert but no failing step would end it
-            alerts.step_failed(self._work, step, error)
+            alerts.alert_failing_step(self._work, step, error)
         except Exception as second:  # noqa: BLE001  # the step's own failure is already logged
             self._observer.on_database_trouble("alerting", second)
             return False

@@ -44,7 +44,7 @@ from inbox.observe import logs
 from inbox.observe.metrics import OFF
 from inbox.observe.recorder import ExporterProcess, exporter_at
 from inbox.observe.traces import make_tracer
-from relay.daemon.gauges import READ_EVERY_SECONDS, Gauges, meters_of
+from relay.daemon.gauges import READ_EVERY_SECONDS, Gauges, make_meters
 from relay.daemon.generation import PreparedConfig, prepare
 from relay.daemon.loop import Relay
 from relay.observe import Observer
@@ -102,7 +102,7 @@ def start(options: RunOptions) -> int:
         RuntimeError: a critical step has failed for too long; another process may do better.
     """
     _log_to_stderr(verbose=options.verbose, several=options.processes > 1 or options.parent is not None)
-    observer, orders = Observer(), orders_of_signals(options.parent)
+    observer, orders = Observer(), receive_orders(options.parent)
     prepared = load_file().make(prepare)
     config = prepared.config
     logs.escape_lines(logging.getLogger().handlers, form=config.logs.format)
@@ -122,7 +122,7 @@ def start(options: RunOptions) -> int:
             connections.dispose()
             return Supervisor(options, config, orders, observer, exporter).run()
         database = Database(connections)
-        observer.meters = meters_of(config)
+        observer.meters = make_meters(config)
         leaving.callback(observer.meters.close)
         observer.tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-relay")
         leaving.callback(observer.tracer.close)
@@ -184,7 +184,7 @@ def _log_to_stderr(*, verbose: bool, several: bool) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it only reads which revision the database has
 
 
-def orders_of_signals(parent: int | None = None) -> Orders:
+def receive_orders(parent: int | None = None) -> Orders:
     """Turn signals into orders from now on. On Linux, stop a child when its parent ends. Main thread only.
 
     Python runs signal handlers only between two instructions of the main thread. A signal may arrive just before a wait, so

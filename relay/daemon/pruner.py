@@ -81,7 +81,7 @@ class Pruner(msgspec.Struct):
         """Prune a batch of a kind, and count its rows. Returns whether there is more to do at once."""
         if self.stop.is_set():
             return False
-        batch = partial(self.pruner.batch, kind, expiry_of(self._retention, kind, clock))
+        batch = partial(self.pruner.prune_batch, kind, expiry_of(self._retention, kind, clock))
         pruned = self.steps.run("prune", batch, None, subject=kind) or Pruned()
         rows[kind] += pruned.rows
         if pruned.error is not None:

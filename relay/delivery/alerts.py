@@ -31,12 +31,12 @@ def escape_text(value: str) -> str:
     return _entities(text)
 
 
-def link_text(value: str) -> str:
+def escape_link_text(value: str) -> str:
     """Escape a value as the text of a link, so that it can't end the link's URL."""
     return escape_text(value).replace("|", "\u00a6")
 
 
-def link_url(value: str) -> str:
+def escape_link_url(value: str) -> str:
     """Escape a value that is a URL or the beginning of one.
 
     Raises:
@@ -113,7 +113,7 @@ class Posted(msgspec.Struct, frozen=True):
     alert: Alert
 
 
-def sentence(alert: Alert) -> str:
+def format_sentence(alert: Alert) -> str:
     """Return an alert as one line; values missing from its detail become question marks."""
     began, recovered = SENTENCES[alert.kind]
     return (began if alert.firing else recovered).format_map(_Lenient(alert.detail, subject=alert.subject))
@@ -132,19 +132,19 @@ def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
     alert = posted.alert
     if form == "slack":
         sign = ":red_circle:" if alert.firing else ":large_green_circle:"
-        return {"text": f"{sign} {escape_text(sentence(alert))}"}
+        return {"text": f"{sign} {escape_text(format_sentence(alert))}"}
     return {
         "id": posted.id,
         "at": posted.at.isoformat().replace("+00:00", "Z"),
         "kind": alert.kind,
         "subject": alert.subject,
         "firing": alert.firing,
-        "text": sentence(alert),
+        "text": format_sentence(alert),
         "detail": dict(alert.detail),
     }
 
 
-def changes(before: Mapping[GateKey, Breaker], after: Mapping[GateKey, Breaker]) -> Iterator[Alert]:
+def list_breaker_alerts(before: Mapping[GateKey, Breaker], after: Mapping[GateKey, Breaker]) -> Iterator[Alert]:
     """Yield alerts for changed breakers. A breaker that reopens after a probe has not changed."""
     for key, breaker in after.items():
         was, now = _fires(before.get(key, Breaker())), _fires(breaker)
@@ -165,7 +165,7 @@ def _fires(breaker: Breaker) -> AlertKind | None:
     return "endpoint_retired" if breaker.state is BreakerState.RETIRED else "breaker_open"
 
 
-def deaths(changed: Iterable[OpenDelivery]) -> list[Alert]:
+def list_deaths(changed: Iterable[OpenDelivery]) -> list[Alert]:
     """Return an alert for each route with a delivery that has just died."""
     alerts: dict[str, Alert] = {}
     for row in changed:

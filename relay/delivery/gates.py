@@ -105,7 +105,7 @@ def probe(breaker: Breaker, now: datetime, given_up_after: timedelta) -> Breaker
     return msgspec.structs.replace(breaker, state=BreakerState.HALF_OPEN, until=now + given_up_after)
 
 
-def after_result(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
+def apply_result(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
     """Return the breaker after an attempt with this result."""
     if breaker.state is BreakerState.RETIRED:
         return breaker
@@ -190,7 +190,7 @@ class Gate(OneGate, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
     def key(self) -> GateKey:
         """The key of its row in `gate`."""
         if self.source is not None and self.entity_type is not None and self.entity_id is not None:
-            return entity_key(self.source, self.entity_type, self.entity_id)
+            return make_entity_key(self.source, self.entity_type, self.entity_id)
         ((kind, name),) = self._list_named()
         return kind, name
 
@@ -252,7 +252,7 @@ class Gates(msgspec.Struct, frozen=True):
         """Return whether a rate hold on this endpoint is in force."""
         return key in self.held and self.at < self.held[key].until
 
-    def recently_failing(self) -> frozenset[GateKey]:
+    def list_recently_failing(self) -> frozenset[GateKey]:
         """Return the endpoints whose breakers also need reports of successes: not closed, or with a failure in the window."""
         window = timedelta(seconds=BREAKER.window)
         return frozenset(
@@ -267,7 +267,7 @@ class Gates(msgspec.Struct, frozen=True):
         )
 
 
-def entity_key(source: str, entity_type: str, entity_id: str) -> GateKey:
+def make_entity_key(source: str, entity_type: str, entity_id: str) -> GateKey:
     """Return the gate of one entity."""
     return ("entity", "|".join(map(escape, (source, entity_type, entity_id))))
 
@@ -278,7 +278,7 @@ def entity_of(name: str) -> Entity | None:
     return (parts[0], parts[1], parts[2]) if len(parts) == _ENTITY_PARTS else None
 
 
-def resume_command(kind: str, name: str, act: str = "resume") -> str:
+def format_resume_command(kind: str, name: str, act: str = "resume") -> str:
     """Return the command that applies `act` to a gate or its deliveries."""
     entity = entity_of(name) if kind == "entity" else None
     if entity is None:

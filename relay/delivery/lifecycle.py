@@ -117,7 +117,7 @@ OPEN = frozenset({State.RECEIVED, State.WAITING, State.READY, State.IN_FLIGHT})
 """States between which scheduling moves a delivery, without a log entry. `open_delivery` also has dead and blocked ones."""
 
 
-def after(state: State, step: Step) -> State:
+def apply_step(state: State, step: Step) -> State:
     """Return the state that `step` leads to.
 
     Raises:
@@ -186,7 +186,7 @@ def schedule(delivery: OpenDelivery, step: Step, now: datetime) -> OpenDelivery:
     Raises:
         IllegalTransition: `step` can't happen in its state.
     """
-    state = after(delivery.state, step)
+    state = apply_step(delivery.state, step)
     due_at = max(now, delivery.due_at or now) if state is State.READY else None
     return msgspec.structs.replace(delivery, state=state, due_at=due_at)
 
@@ -214,7 +214,7 @@ def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery
             pass  # no attempt was made
         case _:
             attempt += 1
-    standing = Standing(after(delivery.state, step_of(fact)), attempt, run, crashes)
+    standing = Standing(apply_step(delivery.state, step_of(fact)), attempt, run, crashes)
     return msgspec.structs.replace(
         delivery,
         state=standing.state,

@@ -113,7 +113,7 @@ def policies(config: Config) -> dict[str, RoutePolicy]:
     return {name: _policy(config, route) for name, route in config.routes.items()}
 
 
-def breaker_limits(policies: Policies) -> dict[GateKey, BreakerLimits]:
+def collect_breaker_limits(policies: Policies) -> dict[GateKey, BreakerLimits]:
     """Return the limits of every breaker that these routes pass."""
     return {key: limits for policy in policies.values() for key, limits in policy.breakers.items()}
 
@@ -288,7 +288,7 @@ def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
     return endpoint_of_call(outcome.calls[-1], policy)
 
 
-def breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:
+def list_breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:
     """Turn an attempt's outcome into circuit breaker reports.
 
     Each endpoint called before the last one works: the attempt would have stopped there otherwise.
@@ -330,14 +330,14 @@ class HoldRequest(msgspec.Struct, frozen=True):
     why: str
 
 
-def hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest]:
+def list_hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest]:
     """Yield the hold requests in the responses to an attempt's calls, limited to `LONGEST_HOLD`."""
     for call in outcome.calls:
-        if (key := endpoint_of_call(call, policy)) and (request := hold_request(key, call)):
+        if (key := endpoint_of_call(call, policy)) and (request := read_hold_request(key, call)):
             yield request
 
 
-def hold_request(key: GateKey, call: Call) -> HoldRequest | None:
+def read_hold_request(key: GateKey, call: Call) -> HoldRequest | None:
     """Return the hold request in the response to a call, limited to `LONGEST_HOLD`; None if there is none."""
     if call.hold is None or not call.hold.seconds > 0:  # also excludes NaN
         return None
@@ -351,7 +351,7 @@ def asks_for_hold(outcome: Outcome) -> bool:
     return any(call.hold is not None for call in outcome.calls)
 
 
-def holds_until(
+def extend_holds(
     requests: Iterable[HoldRequest], held: Mapping[GateKey, datetime], now: datetime
 ) -> dict[GateKey, tuple[datetime, str]]:
     """Return the end and reason of each hold that ends later than the one in `held`."""

@@ -210,7 +210,7 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
     try:
         asked: Any = msgspec.convert(selection, operation.asks)
     except msgspec.ValidationError as error:
-        field, says = wrong_field(error)
+        field, says = describe_wrong_field(error)
         raise UnusableCommand(f"{field or 'selection'}{says}") from error
     if operation.needs_condition and asked.is_empty and not asked.everything:
         some = " or ".join(operation.keys[:2])
@@ -234,7 +234,7 @@ _TYPES = {
 _WRONG_TYPE = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
 
 
-def wrong_field(error: msgspec.ValidationError) -> tuple[str, str]:
+def describe_wrong_field(error: msgspec.ValidationError) -> tuple[str, str]:
     """Return the field of a validation error, if known, and the message to put after it, with JSON's names of types."""
     says, at, place = str(error).rpartition(" - at `$")  # the last occurrence: a value may contain one
     says, place = (says, place) if at else (place, "")

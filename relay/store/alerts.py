@@ -43,7 +43,7 @@ def _attempt(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -
     return transaction.attempt(_NOTE, alerts=alerts, at=now)
 
 
-def step_failed(work: Work, step: str, error: str) -> None:
+def alert_failing_step(work: Work, step: str, error: str) -> None:
     """Store an alert for a failing step of a relay."""
     with work.write() as transaction:
         now = transaction.lock_first()  # the step may be failing because a route is locked
@@ -76,7 +76,7 @@ def record_post(database: Database, number: int, error: str | None = None, *, is
         transaction.execute(_POSTED, id=number, error=error, is_final=is_final)
 
 
-def newest(database: Database) -> list[Row]:
+def read_newest(database: Database) -> list[Row]:
     """Read `kind`, `subject` and `firing` of the newest alert of each subject."""
     with database.read() as transaction:
         return transaction.rows_of(_NEWEST)

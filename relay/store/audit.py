@@ -18,7 +18,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import NO_FACTS, OPEN, OpenDelivery, Standing, State, follows
 from relay.store.database import Database
 from relay.store.deliveries import ROW, as_open_delivery
-from relay.store.sequence import last_delivered
+from relay.store.sequence import read_last_delivered
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
@@ -113,7 +113,7 @@ class Stored(msgspec.Struct, frozen=True):
         kind = self.log.delivered.lane or "entity" if is_remembered else "event"
         return None if kind == "event" else next((lane for lane in self.lanes if kind_of_lane(lane) == kind), None)
 
-    def differs(self, finding: FindingName, facts_say: object, stored: object) -> None:
+    def add_difference(self, finding: FindingName, facts_say: object, stored: object) -> None:
         """Note a difference."""
         lane = None if self.row is None else self.row.lane
         self.differences.append(Difference(finding, self.seq, self.route, lane, str(facts_say), str(stored)))
@@ -173,7 +173,7 @@ def examine(
     for each in stored:
         _compare(each)
         if (each.seq, each.route) in headless:
-            each.differs("no_head", "one may go next", "none")
+            each.add_difference("no_head", "one may go next", "none")
     _compare_last_delivered(transaction, stored, config)
     differences = tuple(found for each in stored for found in each.differences)
     expected = sum(each.is_expected for each in stored)
@@ -198,7 +198,7 @@ def read_log(rows: Iterable[Any], pruned_before: datetime) -> Log:
             or (as_time(row.at) < pruned_before and follows(before, row.kind, log.last, may_be_pruned=True))
         ):
             log.contradiction = (
-                f"fact {row.id} ({row.kind}) leads to {_told(log.last)}, after {_told(before or NO_FACTS)}"
+                f"fact {row.id} ({row.kind}) leads to {_describe_standing(log.last)}, after {_describe_standing(before or NO_FACTS)}"
             )
         if row.kind == "delivered":
             log.delivered = row
@@ -208,7 +208,7 @@ def read_log(rows: Iterable[Any], pruned_before: datetime) -> Log:
     return log
 
 
-def _told(standing: Standing) -> str:
+def _describe_standing(standing: Standing) -> str:
     return f"{_name(standing.state)} in run {standing.run} with {standing.attempt} attempts"
 
 
@@ -221,18 +221,18 @@ def _compare(stored: Stored) -> None:
     state = "no row" if row is None else row.state.value
     if not stored.is_expected:
         if row is not None and stored.event is None:
-            stored.differs("no_event", "no such event", state)
+            stored.add_difference("no_event", "no such event", state)
         elif row is not None:
-            stored.differs("unrouted", "the event takes no such route", state)
+            stored.add_difference("unrouted", "the event takes no such route", state)
         return
     if log.contradiction:
-        stored.differs("contradiction", log.contradiction, state)
+        stored.add_difference("contradiction", log.contradiction, state)
     if row is None:
         if log.last.state is not State.ENDED:
-            stored.differs("missing", _name(log.last.state), state)
+            stored.add_difference("missing", _name(log.last.state), state)
         return
     if log.last.state is State.ENDED:
-        stored.differs("ended", log.last.state.value, state)
+        stored.add_difference("ended", log.last.state.value, state)
         return
     _compare_row(stored, row)
 
@@ -248,11 +248,11 @@ def _compare_row(stored: Stored, row: OpenDelivery) -> None:
     )
     for finding, by_facts, by_row in pairs:
         if by_facts != by_row:
-            stored.differs(finding, by_facts, by_row)
+            stored.add_difference(finding, by_facts, by_row)
     if row.due_at is not None and log.due_at is not None and row.due_at < log.due_at:
-        stored.differs("due_at", f"not before {log.due_at}", row.due_at)
+        stored.add_difference("due_at", f"not before {log.due_at}", row.due_at)
     if row.lane not in stored.lanes:
-        stored.differs("lane", " or ".join(sorted(stored.lanes)), row.lane)
+        stored.add_difference("lane", " or ".join(sorted(stored.lanes)), row.lane)
 
 
 def _compare_last_delivered(transaction: Transaction, all_stored: Sequence[Stored], config: Config) -> None:
@@ -262,7 +262,7 @@ def _compare_last_delivered(transaction: Transaction, all_stored: Sequence[Store
         for stored in all_stored
         if stored.is_expected and stored.route in config.routes and (lane := stored.lane_of_success) is not None
     ]
-    known = last_delivered(transaction, {(stored.route, lane) for stored, lane in delivered})
+    known = read_last_delivered(transaction, {(stored.route, lane) for stored, lane in delivered})
     for stored, lane in delivered:
         newest = known.get((stored.route, lane))
         if newest is None or newest.key < (as_time(stored.event.occurred_at), stored.seq):
@@ -270,7 +270,7 @@ def _compare_last_delivered(transaction: Transaction, all_stored: Sequence[Store
             stored.differences.append(Difference("last_delivered", stored.seq, stored.route, lane, "delivered", told))
 
 
-def bounds(database: Database) -> tuple[int, int]:
+def read_bounds(database: Database) -> tuple[int, int]:
     """Read the lowest and the highest seq of the inbox, for a progress bar."""
     with database.read() as transaction:
         row = transaction.execute(_BOUNDS)[0]

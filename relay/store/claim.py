@@ -25,8 +25,8 @@ from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import UNKNOWN_ROUTE
 from relay.store.database import LATE, Database, ScanStarts
-from relay.store.deliveries import key_text
-from relay.store.events import with_events
+from relay.store.deliveries import format_key
+from relay.store.events import load_events
 from relay.store.gates import ENTITY_NOT_PAUSED, GateRow, lock_all, store_breakers, use_rates
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.sequence import Cause, quarantine
@@ -76,7 +76,7 @@ def _limits(work: Work, route: str) -> Sequence[RateLimit]:
 
 def _lease_wanted(work: Work, wanted: Sequence[FreeCapacity], scans: ScanStarts) -> list[Any]:
     asked = [route for room in wanted if room.number > 0 for route in room.routes]
-    due = set(asked if len(asked) <= MANY_ROUTES else due_routes(work.database, asked))
+    due = set(asked if len(asked) <= MANY_ROUTES else find_due_routes(work.database, asked))
     if not due:
         return []
     with work.write() as transaction:
@@ -111,7 +111,7 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
             some = todo[0]
             try:
                 with work.database.read() as transaction:
-                    some_loaded = with_events(transaction, some)
+                    some_loaded = load_events(transaction, some)
             except Exception as error:
                 if not blames_items(error) and not takes_too_long(error):
                     raise
@@ -134,7 +134,7 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
 def _quarantine(work: Work, row: ClaimedRow, error: Exception, *, step: str) -> None:
     """Quarantine a delivery that can't be loaded. If that fails, too, its lease expires."""
     key = (row.seq, row.route)
-    work.observer.on_failed_alone(FailedAlone(step, key_text(key), error_text(error)))
+    work.observer.on_failed_alone(FailedAlone(step, format_key(key), error_text(error)))
     if blames_items(error):
         cause: Cause = "payload_gone" if isinstance(error, PayloadGone) else "unprocessable"
         with suppress(DBAPIError):
@@ -203,7 +203,7 @@ def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
     return _load(work, rows, step=STEP_OF_SUSPECTS)
 
 
-def due_routes(database: Database, routes: Sequence[str]) -> list[str]:
+def find_due_routes(database: Database, routes: Sequence[str]) -> list[str]:
     """Return the routes with due deliveries."""
     with database.read() as transaction:
         return [row.route for row in transaction.execute(_DUE_ROUTES, routes=routes)]

@@ -29,7 +29,7 @@ def claim_of(delivery: Delivery) -> Claimed:
     return (delivery.seq, delivery.route, delivery.lease_token)
 
 
-def key_text(key: Key) -> str:
+def format_key(key: Key) -> str:
     """Return a delivery's key in words, for the log."""
     return f"route={key[1]} seq={key[0]}"
 
@@ -53,18 +53,18 @@ def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
     )
 
 
-def rows_of_keys(keys: Iterable[Key], lock: Lock) -> Read:
+def select_rows(keys: Iterable[Key], lock: Lock) -> Read:
     """Select the rows of these deliveries: the columns of ROW and of their leases."""
     return _OF_KEYS[lock], {"keys": sorted(set(keys))}
 
 
-def rows_of(transaction: Transaction, keys: Iterable[Key], lock: Lock) -> list[Any]:
+def read_rows(transaction: Transaction, keys: Iterable[Key], lock: Lock) -> list[Any]:
     """Read the rows of these deliveries."""
-    statement, parameters = rows_of_keys(keys, lock)
+    statement, parameters = select_rows(keys, lock)
     return transaction.execute(statement, **parameters)
 
 
-def still_leased(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
+def select_leased(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
     """Return the rows that these claims still hold: the fence. Results of an older and the present claim may come together."""
     in_flight = {(row.seq, row.route): row for row in rows if row.state == State.IN_FLIGHT}
     return {
@@ -72,11 +72,11 @@ def still_leased(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed
     }
 
 
-def deliveries(
+def read_deliveries(
     transaction: Transaction, keys: Iterable[Key], *states: State, lock: Lock = "wait"
 ) -> list[OpenDelivery]:
     """Read those of these deliveries that are in one of the `states`; without states, all."""
-    rows = rows_of(transaction, keys, lock)
+    rows = read_rows(transaction, keys, lock)
     return [as_open_delivery(row) for row in rows if not states or row.state in states]
 
 

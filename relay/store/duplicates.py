@@ -15,7 +15,7 @@ from relay.delivery.ordering import covers
 from relay.delivery.policy import LEFT_TO_OTHERS, Policies
 from relay.store.deliveries import Key
 from relay.store.reopen import find, keep_payloads, take_up
-from relay.store.sequence import last_delivered
+from relay.store.sequence import read_last_delivered
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work, process_in_parts
@@ -109,7 +109,7 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
         for repeat in repeats:
             newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
         found = find(transaction, work.config, [key for key in keys if key[0] in newest])
-        lasts = last_delivered(transaction, {(row.route, row.lane) for row in found})
+        lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in found})
         uncovered = [
             row
             for row in found

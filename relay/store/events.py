@@ -21,7 +21,7 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 
-def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
+def load_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
     """Make deliveries of claimed rows and their events, in order of seq.
 
     Raises:
@@ -31,14 +31,14 @@ def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delive
         return []
     keys = [(row.seq, row.route, row.lane, row.run) for row in claimed]
     events = {(row.seq, row.route): row for row in transaction.execute(_EVENTS, claimed=keys)}
-    payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in claimed))}
+    payloads = {row.seq: row for row in read_payloads(transaction, (row.seq for row in claimed))}
     return [
-        _delivery(row, events[row.seq, row.route], payloads.get(row.seq))
+        _make_delivery(row, events[row.seq, row.route], payloads.get(row.seq))
         for row in sorted(claimed, key=lambda row: row.seq)
     ]
 
 
-def payload_rows(transaction: Transaction, seqs: Iterable[int], columns: str = "seq, headers, body") -> Sequence[Any]:
+def read_payloads(transaction: Transaction, seqs: Iterable[int], columns: str = "seq, headers, body") -> Sequence[Any]:
     """Read those of these payloads that still exist.
 
     The numbers are literals, so that Postgres opens only the partitions that contain them. With parameters it opens every
@@ -51,7 +51,7 @@ def payload_rows(transaction: Transaction, seqs: Iterable[int], columns: str = "
     return transaction.connection.exec_driver_sql(statement).all()
 
 
-def _delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN401  # result rows
+def _make_delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN401  # result rows
     if payload is None:
         raise PayloadGone
     late = event.last_occurred_at is not None and (as_time(event.occurred_at), row.seq) < (
@@ -104,14 +104,14 @@ LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
 """)
 
 
-def newest_events(database: Database, most: int) -> Iterator[Delivery]:
+def read_newest_events(database: Database, most: int) -> Iterator[Delivery]:
     """Yield the newest events, newest first, as deliveries without a route; those without a payload have no headers and body."""
     with database.read() as transaction:
         numbers = [row.seq for row in transaction.execute(_NEWEST_SEQS, most=most)]
     for seq in numbers:  # a short transaction for each
         with database.read() as transaction:
             rows = transaction.execute(_BY_SEQ, seq=seq)
-            payloads = payload_rows(transaction, (seq,))
+            payloads = read_payloads(transaction, (seq,))
         for row in rows:  # empty if retention has just deleted the event
             yield _as_if_due(row, payloads[0] if payloads else None, "")
 
@@ -140,7 +140,7 @@ class Chosen(msgspec.Struct, frozen=True):
     """Only entities with an event since this time."""
 
 
-def entities(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
+def read_entities(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
     """Read the newest events of the next entities after this place, as if each were delivered now.
 
     Events that did not take the route are included: the present state of their entities may concern it.
@@ -153,15 +153,15 @@ def entities(database: Database, chosen: Chosen, after: Place, most: int) -> lis
             after_id=after[1],
             most=most,
         )
-        payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
+        payloads = {row.seq: row for row in read_payloads(transaction, (row.seq for row in rows))}
     return [_as_if_due_in_lane(row, payloads.get(row.seq), chosen.route) for row in rows]
 
 
-def newest_of_entity(database: Database, source: str, route: str, place: Place) -> Delivery | None:
+def read_newest_of_entity(database: Database, source: str, route: str, place: Place) -> Delivery | None:
     """Read the newest event of one entity, as if it were delivered now; None without one. It reads one row."""
     with database.read() as transaction:
         rows = transaction.execute(_NEWEST_OF_ONE, source=source, entity_type=place[0], entity_id=place[1])
-        payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
+        payloads = {row.seq: row for row in read_payloads(transaction, (row.seq for row in rows))}
     return _as_if_due_in_lane(rows[0], payloads.get(rows[0].seq), route) if rows else None
 
 

@@ -12,9 +12,9 @@ from sqlalchemy import text
 from inbox.config.model import Config
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
-from relay.delivery.alerts import changes
-from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, Held, RateLimit, Report, after_result
-from relay.delivery.policy import HoldRequest, Policies, breaker_limits, holds_until
+from relay.delivery.alerts import list_breaker_alerts
+from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, Held, RateLimit, Report, apply_result
+from relay.delivery.policy import HoldRequest, Policies, collect_breaker_limits, extend_holds
 from relay.store.alerts import store_alerts
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
@@ -85,17 +85,17 @@ def report_to_breakers(
     reports = list(heard)
     if not reports and not asked:
         return {}
-    limits = breaker_limits(policies)
+    limits = collect_breaker_limits(policies)
     keys = {report.key for report in reports}
     locked = lock_all(transaction, keys | {request.key for request in asked})
-    _hold(transaction, holds_until(asked, _held(locked), now))
+    _hold(transaction, extend_holds(asked, _held(locked), now))
     before = {key: locked[key].breaker if key in locked else Breaker() for key in keys}
     after = dict(before)
     for report in reports:
-        after[report.key] = after_result(after[report.key], report.health, report.why, limits[report.key], now)
+        after[report.key] = apply_result(after[report.key], report.health, report.why, limits[report.key], now)
     changed = {key: breaker for key, breaker in after.items() if breaker != before[key]}
     store_breakers(transaction, changed)
-    store_alerts(transaction, changes(before, changed), now)
+    store_alerts(transaction, list_breaker_alerts(before, changed), now)
     return before
 
 
@@ -149,10 +149,10 @@ def hold(database: Database, request: HoldRequest) -> None:
     """Hold a gate at an endpoint's request, unless it is already held for longer."""
     with database.write() as transaction:
         locked, now = lock_all(transaction, [request.key]), transaction.now()
-        _hold(transaction, holds_until([request], _held(locked), now))
+        _hold(transaction, extend_holds([request], _held(locked), now))
 
 
-def held_for(database: Database, key: GateKey) -> float:
+def read_hold_seconds(database: Database, key: GateKey) -> float:
     """Return the remaining seconds of an endpoint's rate hold; 0 without one."""
     with database.read() as transaction:
         until = _held(_as_gates(transaction.execute(_GATES_OF, gates=[key]))).get(key)
@@ -177,11 +177,11 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
     locked = _as_gates(transaction.execute(_LOCKED, gates=[key]))
     before = {gate: row.breaker for gate, row in locked.items()}
     found = transaction.execute(_RESUME, kind=key[0], name=key[1])
-    store_alerts(transaction, changes(before, {gate: Breaker() for gate in before}), now)
+    store_alerts(transaction, list_breaker_alerts(before, {gate: Breaker() for gate in before}), now)
     return bool(found)
 
 
-def mistake_in(database: Database, gate: Gate, act: str, config: Config) -> str | None:
+def find_mistake(database: Database, gate: Gate, act: str, config: Config) -> str | None:
     """Return the reason the gate is invalid, or None.
 
     A closed gate can be resumed even if it was removed from the configuration; otherwise it would stay closed for good.
@@ -233,7 +233,7 @@ ENTITY_NOT_PAUSED = f"""(({_IS_PAUSED} LIMIT 1) IS NULL OR (
     {_IS_PAUSED} AND g.name = (SELECT {_ENTITY} FROM inbox i WHERE i.seq = o.seq) LIMIT 1) IS NULL)"""
 """SQL condition that the entity of the delivery `o` is not paused. If no entity is paused, it reads no event.
 
-The gate of the entity is looked up by name (`relay.delivery.gates.entity_key`), however many are paused.
+The gate of the entity is looked up by name (`relay.delivery.gates.make_entity_key`), however many are paused.
 """
 _PAUSED_ENTITIES = text("SELECT count(*) FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL")
 

@@ -10,13 +10,13 @@ from typing import Any
 from inbox.clock import steady
 from inbox.events import states
 from inbox.events.timestamps import as_time
-from relay.delivery.alerts import deaths
+from relay.delivery.alerts import list_deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import append
 from relay.delivery.policy import LEFT_TO_OTHERS, decide_abandoned
 from relay.store.alerts import store_alerts
 from relay.store.database import Database
-from relay.store.deliveries import Claimed, as_open_delivery, key_text, rows_of, still_leased, write_back
+from relay.store.deliveries import Claimed, as_open_delivery, format_key, read_rows, select_leased, write_back
 from relay.store.sequence import forget_applied, quarantine, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -67,7 +67,7 @@ def give_back(work: Work, claimed: Sequence[Claimed]) -> tuple[set[Claimed], int
         claimed,
         part=lambda some: ({*some}, _give_back_in_order(work, some)),
         alone=lambda one, _error: ({one}, 0),
-        name=lambda one: key_text(one[:2]),
+        name=lambda one: format_key(one[:2]),
         routes_of=lambda one: one[1:2],
         enough=len(claimed),
     ):
@@ -181,7 +181,7 @@ def rescue_expired(
         [(row.seq, row.route, row.lease_token) for row in expired],
         part=lambda leases: _rescue(work, clock, leases),
         alone=lambda lease, error: _quarantine(work, lease, error),
-        name=lambda lease: key_text(lease[:2]),
+        name=lambda lease: format_key(lease[:2]),
         routes_of=lambda lease: lease[1:2],
         enough=OWN_TRANSACTION,
     )
@@ -194,16 +194,16 @@ def _rescue(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list
         now = clock.read(transaction)
         if not clock.is_settled():
             return []
-        rows = rows_of(transaction, [(seq, route) for seq, route, _ in leases], "skip")
+        rows = read_rows(transaction, [(seq, route) for seq, route, _ in leases], "skip")
         abandoned = []
-        for row in still_leased(rows, leases).values():
+        for row in select_leased(rows, leases).values():
             if not _is_over(row, now):
                 continue
             delivery = as_open_delivery(row)
             abandoned.append(
                 append(delivery, decide_abandoned(delivery, row.relay_node, work.policies.get(row.route)), now)
             )
-        store_alerts(transaction, deaths(abandoned), now)
+        store_alerts(transaction, list_deaths(abandoned), now)
         forget_applied(transaction, ((row.route, row.lane) for row in abandoned))
         settled = settle_lanes(transaction, abandoned, work.policies, now)
         transaction.only_write()

@@ -26,18 +26,18 @@ NOTHING_FAILS: Mapping[str, str] = {}
 def describe(work: Work, host: str, pid: int, version: str) -> None:
     """Store a started or reloaded relay process with its routes and their gates, for SQL that can't see the configuration."""
     routes = json.dumps({route: policy.gates for route, policy in work.policies.items()})
-    own = {"node": work.node, "routes": routes, "config_hash": hash_of(work.config)}
+    own = {"node": work.node, "routes": routes, "config_hash": hash_config(work.config)}
     with work.write() as transaction:
         transaction.execute(_DESCRIBE, host=host, pid=pid, version=version, **own)
 
 
-def hash_of(config: Config) -> str:
+def hash_config(config: Config) -> str:
     """Hash the configuration tables that all relays must agree on."""
     shared = [config.apis, config.destinations, config.routes]
-    return hashlib.sha256(msgspec.json.encode(shared, enc_hook=_plain, order="deterministic")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(shared, enc_hook=_encode, order="deterministic")).hexdigest()
 
 
-def _plain(value: object) -> str | None:
+def _encode(value: object) -> str | None:
     """Encode a value. Secrets count only as places or URLs: other values could be guessed from the hash."""
     if isinstance(value, Secret):
         return value.reference if value.names_a_place or "://" in value.reference else None

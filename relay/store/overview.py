@@ -15,7 +15,7 @@ from inbox.db.health_views import FAILED_FOR_SECONDS
 from inbox.db.reads import Row
 from inbox.events.states import CRASH_LOOP_SECONDS, GONE_SECONDS
 from inbox.events.timestamps import as_time
-from relay.delivery.alerts import SENTENCES, Alert, sentence
+from relay.delivery.alerts import SENTENCES, Alert, format_sentence
 from relay.delivery.gates import GateKey, entity_of
 from relay.delivery.policy import Policies, RoutePolicy
 from relay.store import gates, reads
@@ -120,7 +120,7 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
             now,
             tuple(routes),
             held,
-            tuple(_relays(transaction, in_flight)),
+            tuple(_read_relays(transaction, in_flight)),
             alerts,
             tuple(transaction.rows_of(_OPEN_OR_FAILED, most=MOST_LISTED, since=-float(FAILED_FOR_SECONDS))),
             tuple(transaction.rows_of(reads.SWEEPS)),
@@ -170,7 +170,7 @@ def _find_limited(transaction: Transaction, policies: Policies, now: datetime) -
             yield HeldGate(*key, "limited", why, None, None, now + timedelta(seconds=seconds), routes)
 
 
-def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[RelayState]:
+def _read_relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[RelayState]:
     gone = 0
     for row in read_nodes(transaction, CRASH_LOOP_SECONDS):
         is_gone = row["silent_seconds"] > GONE_SECONDS
@@ -183,16 +183,16 @@ def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[
 def read_firing(transaction: Transaction) -> Iterator[FiringAlert]:
     """Read the firing alerts, the oldest first."""
     for row in transaction.execute(_FIRING):
-        text_of_it = alert_text(row.kind, row.subject, as_json(row.detail))
+        text_of_it = format_alert(row.kind, row.subject, as_json(row.detail))
         yield FiringAlert(row.kind, row.subject, as_time(row.at), text_of_it)
 
 
-def alert_text(kind: str, subject: str, detail: object, *, firing: bool = True) -> str:
+def format_alert(kind: str, subject: str, detail: object, *, firing: bool = True) -> str:
     """Return a row of `alert` as one line; only kind and subject if this version has no sentence for it."""
     known: Any = kind
     if kind not in SENTENCES or not isinstance(detail, dict):
         return f"{kind} {subject}"  # from a newer version, or written by hand
-    return "; ".join(sentence(Alert(known, subject, firing=firing, detail=detail)).splitlines())
+    return "; ".join(format_sentence(Alert(known, subject, firing=firing, detail=detail)).splitlines())
 
 
 NEWEST_TIMES = text("""

@@ -19,7 +19,7 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 
-def backlog(database: Database) -> list[Row]:
+def read_backlog(database: Database) -> list[Row]:
     """Read the view `backlog`: open deliveries of each route by state."""
     with database.read() as transaction:
         return transaction.rows_of(text("SELECT * FROM backlog ORDER BY route"))
@@ -55,7 +55,7 @@ def record_reveal(database: Database, seq: int, *, who: str, reason: str) -> int
         return int(transaction.execute(_INSERT_REVEAL, seq=seq, who=who, reason=reason)[0].id)
 
 
-def reveals_of(database: Database, seq: int) -> list[Row]:
+def read_reveals(database: Database, seq: int) -> list[Row]:
     """Read the last `MOST_REVEALS` reveals of an event, the newest first: `id`, `at`, `who` and `reason`."""
     with database.read() as transaction:
         return transaction.rows_of(_REVEALS, seq=seq, most=MOST_REVEALS)
@@ -93,7 +93,7 @@ class DeadGroup(msgspec.Struct, frozen=True):
     """The newest event among them."""
 
 
-def dead_groups(
+def group_dead_letters(
     transaction: Transaction,
     *,
     route: str | None,

@@ -44,13 +44,13 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
             work,
             "rebuild",
             sorted({stored.seq for stored in wrong}),
-            part=partial(_mend, work, who),
+            part=partial(_repair, work, who),
             name=lambda seq: f"seq={seq}",
         )
         yield msgspec.structs.replace(checked, differences=tuple(found for part in parts for found in part))
 
 
-def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
+def _repair(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
     """Examine these seqs again under the order lock, and repair the differences that remain.
 
     Receivers don't take that lock, but the events that they add have other seqs.
@@ -59,7 +59,7 @@ def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
         now = transaction.take_order_lock(keeps_payloads=True)  # retention deletes no event whose facts are read here
         _, wrong = examine(transaction, seqs, work.config, locked=True)
         gone = _remove_strays(transaction, [stored for stored in wrong if stored.event is None])
-        planned = [(stored, _as_it_must_be(stored, work.config, who)) for stored in wrong if stored.event is not None]
+        planned = [(stored, _restore(stored, work.config, who)) for stored in wrong if stored.event is not None]
         mended = [(stored, must) for stored, must in planned if must.state is not State.IN_FLIGHT]
         # A ready head waits behind a restored blocked delivery; behind one in flight, it can be restored by a later run.
         blocked = [(must.route, must.lane) for _, must in mended if must.state is State.BLOCKED]
@@ -71,7 +71,7 @@ def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
         changed = [must for _, must in mended]
         lanes = {(stored.row.route, stored.row.lane) for stored in wrong if stored.row is not None}
         write_back(transaction, settle_lanes(transaction, changed, work.policies, now, lanes))
-        remember_delivered(transaction, _last_delivered(wrong))
+        remember_delivered(transaction, _list_last_delivered(wrong))
     done = {id(stored) for stored in (*gone, *(stored for stored, _ in mended))}
     return [
         found
@@ -81,14 +81,14 @@ def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
     ]
 
 
-def _as_it_must_be(stored: Stored, config: Config, who: str) -> OpenDelivery:
+def _restore(stored: Stored, config: Config, who: str) -> OpenDelivery:
     """Return the delivery as its facts imply, with any fact to append; unchanged if it may stay in flight."""
     row, event, log = stored.row, stored.event, stored.log
     if row is not None and not stored.is_expected:
         return msgspec.structs.replace(row, state=State.ENDED)
     if row is None or row.lane not in stored.lanes or row.occurred_at != as_time(event.occurred_at):
         row = OpenDelivery(
-            stored.seq, stored.route, _present_lane(stored, config), as_time(event.occurred_at), State.RECEIVED
+            stored.seq, stored.route, _choose_lane(stored, config), as_time(event.occurred_at), State.RECEIVED
         )
     elif row.state is State.IN_FLIGHT and log.last.state in OPEN:
         return row
@@ -100,7 +100,7 @@ def _as_it_must_be(stored: Stored, config: Config, who: str) -> OpenDelivery:
     )
 
 
-def _present_lane(stored: Stored, config: Config) -> str:
+def _choose_lane(stored: Stored, config: Config) -> str:
     """Return the lane that the event would get if it arrived now; on an unknown route, its entity's."""
     event = stored.event
     if stored.route in config.routes:
@@ -127,7 +127,7 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[S
     return [stored for stored in strays if (stored.seq, stored.route) in removed]
 
 
-def _last_delivered(wrong: Iterable[Stored]) -> list[Success]:
+def _list_last_delivered(wrong: Iterable[Stored]) -> list[Success]:
     """Return the newest delivery of each lane that does not remember it. The log does not have its hash."""
     newest: dict[Lane, Success] = {}
     late = [stored for stored in wrong if any(found.finding == "last_delivered" for found in stored.differences)]

@@ -11,7 +11,7 @@ from inbox.config.routing import OWN_LANE
 from inbox.db.dialect import blames_items, error_text
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
-from relay.delivery.alerts import deaths
+from relay.delivery.alerts import list_deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import STOPPED, GateKey, Report
 from relay.delivery.lifecycle import OpenDelivery, append
@@ -22,10 +22,10 @@ from relay.delivery.policy import (
     History,
     HoldRequest,
     Policies,
-    breaker_reports,
+    list_breaker_reports,
     decide,
     endpoint_of,
-    hold_requests,
+    list_hold_requests,
     needs_history,
 )
 from relay.store.alerts import store_alerts
@@ -33,14 +33,14 @@ from relay.store.deliveries import (
     Claimed,
     as_open_delivery,
     claim_of,
-    key_text,
+    format_key,
     limit_to_run,
-    rows_of_keys,
-    still_leased,
+    select_rows,
+    select_leased,
     write_back,
 )
 from relay.store.gates import report_to_breakers
-from relay.store.sequence import first_waiting, forget_applied, heal, lanes_in_doubt, quarantine, settle_lanes
+from relay.store.sequence import select_first_waiting, forget_applied, heal, find_lanes_in_doubt, quarantine, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work, process_in_parts
@@ -98,7 +98,7 @@ def record(
 
 
 def _name(one: tuple[Delivery, Outcome]) -> str:
-    return key_text((one[0].seq, one[0].route))
+    return format_key((one[0].seq, one[0].route))
 
 
 def _quarantine(work: Work, delivery: Delivery, error: Exception) -> Recorded:
@@ -109,7 +109,7 @@ def _quarantine(work: Work, delivery: Delivery, error: Exception) -> Recorded:
     except Exception as second:
         if not blames_items(second):
             raise
-        work.observer.on_failed_alone(FailedAlone(STEP, key_text(key), error_text(second)))
+        work.observer.on_failed_alone(FailedAlone(STEP, format_key(key), error_text(second)))
         return Recorded(delivery, None)
     return Recorded(delivery, fact)
 
@@ -126,10 +126,10 @@ def _record(
         claims = {claim_of(delivery) for delivery, _ in handed_in}
         now, (rows, first) = transaction.take_order_lock_and_read(
             {route for _, route, _ in claims},
-            rows_of_keys([claim[:2] for claim in claims], "wait"),
-            first_waiting({(delivery.route, delivery.lane) for delivery, _ in handed_in}),
+            select_rows([claim[:2] for claim in claims], "wait"),
+            select_first_waiting({(delivery.route, delivery.lane) for delivery, _ in handed_in}),
         )
-        leased = {claim: as_open_delivery(row) for claim, row in still_leased(rows, claims).items()}
+        leased = {claim: as_open_delivery(row) for claim, row in select_leased(rows, claims).items()}
         ahead = timedelta(0) if host_now is None else max(host_now() - now, timedelta(0))
         outcomes = [(delivery, _shift_to_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
         held = [(delivery, outcome) for delivery, outcome in outcomes if claim_of(delivery) in leased]
@@ -147,7 +147,7 @@ def _record(
             claimed = claim_of(delivery)
             made[claimed] = fact = decide(delivery, outcome, policy, now, history, is_stopped=is_stopped)
             changed.append(append(leased[claimed], fact, now))
-        store_alerts(transaction, deaths(changed), now)
+        store_alerts(transaction, list_deaths(changed), now)
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | Unchanged)]
         healed = heal(transaction, delivered, policies, now)
         # The deliveries were in flight, so they were the heads of their lanes.
@@ -170,7 +170,7 @@ def _record(
                 if isinstance(did, Delivered)
             ],
         )
-        forget_applied(transaction, lanes_in_doubt(held))
+        forget_applied(transaction, find_lanes_in_doubt(held))
     return [Recorded(delivery, made.get(claim_of(delivery))) for delivery, _ in handed_in]
 
 
@@ -186,7 +186,7 @@ def _list_reports(
 ) -> Iterator[Report]:
     """Yield the reports for the breakers: every failure, and successes after recent failures."""
     for delivery, outcome in outcomes:
-        for report in breaker_reports(outcome, policies.get(delivery.route, UNKNOWN_ROUTE)):
+        for report in list_breaker_reports(outcome, policies.get(delivery.route, UNKNOWN_ROUTE)):
             if report.health != "well" or report.key in recently_failing:
                 yield report
 
@@ -194,7 +194,7 @@ def _list_reports(
 def _list_hold_requests(outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> Iterator[HoldRequest]:
     """Yield the rate holds that endpoints ask for, including those of attempts that have lost their lease."""
     for delivery, outcome in outcomes:
-        yield from hold_requests(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
+        yield from list_hold_requests(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
 
 
 def _read_histories(

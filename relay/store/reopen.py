@@ -9,8 +9,8 @@ from inbox.config.routing import lane_of
 from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.policy import Policies
-from relay.store.deliveries import Key, deliveries, write_back
-from relay.store.events import payload_rows
+from relay.store.deliveries import Key, read_deliveries, write_back
+from relay.store.events import read_payloads
 from relay.store.sequence import settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -23,7 +23,7 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locke
     """
     if not keys:
         return []
-    present = deliveries(transaction, keys, lock="wait" if locked else "none")
+    present = read_deliveries(transaction, keys, lock="wait" if locked else "none")
     there = {(row.seq, row.route) for row in present}
     absent = [key for key in keys if key not in there and key[1] in config.routes]
     return present + [
@@ -49,7 +49,7 @@ def keep_payloads(transaction: Transaction, seqs: Iterable[int], *, locked: bool
     """
     if locked and not transaction.keeps_payloads:
         raise RuntimeError("take the order lock with keeps_payloads before reopening deliveries")
-    return {row.seq for row in payload_rows(transaction, seqs, "seq")}
+    return {row.seq for row in read_payloads(transaction, seqs, "seq")}
 
 
 def take_up(

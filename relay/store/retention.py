@@ -214,7 +214,7 @@ def count_expired(transaction: Transaction, kind: RetentionKind, before: datetim
     if before is None:
         return 0, True
     if (walk := WALKS.get(kind)) is not None:
-        page = _page(transaction, walk, before, 0, MOST_COUNTED)
+        page = _read_page(transaction, walk, before, 0, MOST_COUNTED)
         return sum(bool(row.goes) for row in page), len(page) < MOST_COUNTED or page[-1].goes is None
     rows = transaction.execute(AGED[kind].count, before=before, most=MOST_COUNTED)[0].number
     return rows, rows < MOST_COUNTED
@@ -225,7 +225,7 @@ def count_expired(transaction: Transaction, kind: RetentionKind, before: datetim
 
 def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
     """Delete the expired rows among the next `most` after `position`."""
-    page = _page(transaction, walk, before, position, most)
+    page = _read_page(transaction, walk, before, position, most)
     expired = [row for row in page if row.goes is not None]
     if not expired:
         # A row that has not expired ends the walk, unless one further ahead has.
@@ -244,7 +244,7 @@ def _step_of_payloads(walk: Walk, transaction: Transaction, before: datetime, po
         pruned = _step_of_walk(walk, transaction, before, position, most)
         has_freed = (pruned.rows > 0 or pruned.is_done) and _give_back(transaction)
         return Pruned(position=position, is_done=False) if pruned.is_done and has_freed else pruned
-    following = _page(transaction, walk, before, position, 1)
+    following = _read_page(transaction, walk, before, position, 1)
     if not following:
         return Pruned(position=position)
     found = leaves.expire(transaction.connection, following[0].key, before)
@@ -272,7 +272,7 @@ STEPS: Mapping[RetentionKind, Step] = {
 """The step of each kind, in the order of a round."""
 
 
-def _page(transaction: Transaction, walk: Walk, before: datetime, position: int, most: int) -> Sequence[Any]:
+def _read_page(transaction: Transaction, walk: Walk, before: datetime, position: int, most: int) -> Sequence[Any]:
     """Read `key`, `at` and `goes` of the next rows after the position; `goes` is null for rows that have not expired."""
     return transaction.execute(walk.page, position=position, most=most, before=before)
 
@@ -280,7 +280,7 @@ def _page(transaction: Transaction, walk: Walk, before: datetime, position: int,
 def _has_expired_further(transaction: Transaction, walk: Walk, before: datetime, last: int) -> bool:
     """Return whether a row further ahead has expired, checking single rows at doubling distances."""
     for leap in range(_LONGEST_LEAPS):
-        found = _page(transaction, walk, before, last + FIRST_LEAP * 2**leap, 1)
+        found = _read_page(transaction, walk, before, last + FIRST_LEAP * 2**leap, 1)
         if not found or found[0].goes is not None:
             return bool(found)
     return False
@@ -412,7 +412,7 @@ class LeasedPruner(msgspec.Struct, frozen=True):
             mine = update(pruner).where(pruner.c.held_by == self.holder)
             transaction.connection.execute(mine.values(held_by=None, lease_until=None, **ended))
 
-    def batch(self, kind: RetentionKind, before: datetime | None) -> Pruned | None:
+    def prune_batch(self, kind: RetentionKind, before: datetime | None) -> Pruned | None:
         """Prune the next rows of a kind that are older than `before`, and rest. Returns None if the lease is lost.
 
         Rows that can't be deleted are skipped until the next lap. With `before` None, nothing expires.
@@ -448,7 +448,7 @@ def limit_clock(now: datetime, before: datetime | None) -> datetime:
     return now if before is None else min(now, before + CLOCK_ADVANCE)
 
 
-def clock_by_hand(transaction: Transaction) -> datetime:
+def read_command_clock(transaction: Transaction) -> datetime:
     """Return the time from which the ages of an operator's command count: the earlier of the database's and this host's.
 
     So a clock that has jumped ahead deletes nothing, and rows that expired while no relay ran are deleted at once.

@@ -94,9 +94,9 @@ def read_routes(
     for row in transaction.execute(_KNOWN):
         found[row.route] = found[row.route]
     for route, opened in found.items():
-        _count_of_route(transaction, route, opened, most)
-    oldest = _oldest(transaction, found, _WALKED_FOR_A_COUNT * most)
-    rates = _rates(transaction, now, most)
+        _count_route(transaction, route, opened, most)
+    oldest = _read_oldest(transaction, found, _WALKED_FOR_A_COUNT * most)
+    rates = _read_rates(transaction, now, most)
     routes = [
         RouteState(
             route,
@@ -139,7 +139,7 @@ def _count_moving(transaction: Transaction, found: defaultdict[str, _Open], most
     return in_flight
 
 
-def _count_of_route(transaction: Transaction, route: str, opened: _Open, most: int) -> None:
+def _count_route(transaction: Transaction, route: str, opened: _Open, most: int) -> None:
     for row in transaction.execute(_COUNTS, route=route, most=most):
         opened.counts[row.state] = row.number
         if row.number >= most:
@@ -150,7 +150,7 @@ def _count_of_route(transaction: Transaction, route: str, opened: _Open, most: i
             opened.next_due_at = as_time(row.due_at)
 
 
-def _oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -> dict[str, datetime]:
+def _read_oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -> dict[str, datetime]:
     """Read the arrival of each route's oldest delivery that is not dead; behind many older ones, of the oldest counted."""
     seqs = {route: min(opened.oldest) for route, opened in found.items() if opened.oldest}
     if any(opened.at_least - {"dead"} for opened in found.values()):
@@ -160,19 +160,19 @@ def _oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -
     return {route: arrived[seq] for route, seq in seqs.items() if seq in arrived}
 
 
-def _rates(transaction: Transaction, now: datetime, most: int) -> Mapping[str, Mapping[str, float]]:
+def _read_rates(transaction: Transaction, now: datetime, most: int) -> Mapping[str, Mapping[str, float]]:
     """Read rates per minute on each route: deliveries that arrive, deliveries that end, and attempts that fail."""
     since = now - RATE_WINDOW
     came = transaction.execute(_NEWEST_ARRIVALS, since=since, most=most)
     recorded = transaction.execute(_RECORDED, since=since, most=most)
     return {
-        "in": _per_minute(came, lambda row: as_list(row.routes), now, most),
-        "out": _per_minute(recorded, lambda row: [row.route] if row.kind in ENDS else [], now, most),
-        "failed": _per_minute(recorded, lambda row: [row.route] if row.kind in FAILURES else [], now, most),
+        "in": _divide_by_minutes(came, lambda row: as_list(row.routes), now, most),
+        "out": _divide_by_minutes(recorded, lambda row: [row.route] if row.kind in ENDS else [], now, most),
+        "failed": _divide_by_minutes(recorded, lambda row: [row.route] if row.kind in FAILURES else [], now, most),
     }
 
 
-def _per_minute(
+def _divide_by_minutes(
     rows: list[Any], routes_of: Callable[[Any], list[str]], now: datetime, most: int
 ) -> Mapping[str, float]:
     """Divide counts by the time they span, which is shorter than the window if there are many recent rows."""
@@ -187,7 +187,7 @@ def _per_minute(
     return rates
 
 
-def _routes_with(state: str) -> str:
+def _select_routes_with(state: str) -> str:
     """Return SQL for the routes with a delivery in this state, by one index lookup for each."""
     return f"""
 SELECT route FROM (
@@ -201,7 +201,7 @@ SELECT route FROM (
     SELECT route FROM found WHERE route <> '') of_{state}"""
 
 
-_KNOWN = text("\nUNION\n".join(_routes_with(state) for state in ("waiting", "ready", "blocked", "dead")))
+_KNOWN = text("\nUNION\n".join(_select_routes_with(state) for state in ("waiting", "ready", "blocked", "dead")))
 _RECEIVED = text("""
 SELECT found.route, count(*) AS number, min(found.seq) AS oldest
 FROM (SELECT seq, route FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT :most) found
@@ -303,7 +303,7 @@ def read_last_hour(transaction: Transaction, now: datetime) -> LastHour:
     )
 
 
-def total(counts: Mapping[str, Counts]) -> Counts:
+def add_up(counts: Mapping[str, Counts]) -> Counts:
     """Add up the counts of all names."""
     return tuple(map(sum, zip(*counts.values(), strict=True))) if counts else NOTHING
 

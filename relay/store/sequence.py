@@ -17,14 +17,14 @@ from inbox.db.following import OUT_OF_ORDER
 from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery import facts
-from relay.delivery.alerts import deaths
+from relay.delivery.alerts import list_deaths
 from relay.delivery.lifecycle import OpenDelivery, State, append
 from relay.delivery.ordering import LanePosition, LastDelivered, covers, settle
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.alerts import store_alerts
 from relay.store.database import ScanStarts
-from relay.store.deliveries import ROW, Key, Lane, as_open_delivery, key_text, rows_of_keys, write_back
+from relay.store.deliveries import ROW, Key, Lane, as_open_delivery, format_key, select_rows, write_back
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Read, Transaction
 from relay.store.work import Work, process_in_parts
@@ -72,7 +72,7 @@ def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) ->
         keys,
         part=lambda some: _sequence(work, some),
         alone=alone,
-        name=key_text,
+        name=format_key,
         routes_of=lambda key: key[1:],
         enough=OWN_TRANSACTION,
     )
@@ -83,7 +83,7 @@ def _sequence(work: Work, keys: Sequence[Key]) -> int:
     """Sequence those that are still received: another relay may have been faster."""
     policies = work.policies
     with work.write() as transaction:
-        now, (rows,) = transaction.take_order_lock_and_read({route for _, route in keys}, rows_of_keys(keys, "none"))
+        now, (rows,) = transaction.take_order_lock_and_read({route for _, route in keys}, select_rows(keys, "none"))
         received = [as_open_delivery(row) for row in rows if row.state == State.RECEIVED]
         if received:
             received.sort(key=lambda row: row.seq)
@@ -116,7 +116,7 @@ def supersede_covered(
     which a sweep's event was delivered. Replayed and re-armed deliveries are never superseded here.
     """
     new = [row for row in received if row.run == 0 and row.route in policies and not row.lane.startswith(OWN_LANE)]
-    lasts = last_delivered(transaction, {(row.route, row.lane) for row in new})
+    lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in new})
     superseded: dict[Key, facts.Superseded] = {}
     late = []
     for row in new:
@@ -128,14 +128,14 @@ def supersede_covered(
             late += [row] if row.occurred_at <= last.occurred_at else []
         elif covers(last, row.key, policy.skew):
             superseded[row.seq, row.route] = facts.Superseded(by=last.seq, because="covered")
-    superseded |= _duplicates_of_swept(transaction, late)
+    superseded |= _find_duplicates_of_swept(transaction, late)
     return [
         append(row, superseded[row.seq, row.route], now) if (row.seq, row.route) in superseded else row
         for row in received
     ]
 
 
-def _duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[Key, facts.Superseded]:
+def _find_duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[Key, facts.Superseded]:
     """Find webhooks among `late` whose change a sweep's event has delivered on their route.
 
     Each sweep's event supersedes one webhook, the first that arrives. It is found by its key, which is derived from entity
@@ -145,7 +145,7 @@ def _duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery])
         return {}
     events = {event.seq: event for event in transaction.execute(_OF_LATE, late={row.seq for row in late})}
     asked = [
-        (row.seq, row.route, event.source, _swept_key(event))
+        (row.seq, row.route, event.source, _make_swept_key(event))
         for row in late
         if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
     ]
@@ -159,7 +159,7 @@ def _duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery])
     return superseded
 
 
-def _swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
+def _make_swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
     return swept_key(event.entity_type, event.entity_id, to_nanoseconds(as_time(event.occurred_at)))
 
 
@@ -201,7 +201,7 @@ def heal(
     return [append(row, facts.Superseded(by=newest[row.route, row.lane][1], because="healed"), now) for row in dead]
 
 
-def last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane, LastDelivered]:
+def read_last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane, LastDelivered]:
     """Read the last success of each of these lanes that has one."""
     wanted = list(lanes)
     rows = transaction.execute(_LAST_DELIVERED, lanes=wanted) if wanted else []
@@ -284,7 +284,7 @@ def settle_lanes(
     If many wait on a `latest` route, the oldest are folded, `MOST_FOLDED` in all lanes together. The rest wait until their
     lane is settled again.
 
-    `first` may contain the rows selected by `first_waiting` for these lanes; heads are then not read, as `changed` has them.
+    `first` may contain the rows selected by `select_first_waiting` for these lanes; heads are then not read, as `changed` has them.
 
     Returns:
         The deliveries to write: `changed` and others moved by settling, each in its final state.
@@ -293,8 +293,8 @@ def settle_lanes(
     for row in changed:
         lanes[row.route, row.lane].append(row)
     known = {(row.seq, row.route) for rows in lanes.values() for row in rows}
-    waiting = _waiting(transaction, lanes, policies, first)
-    heads = heads_of(transaction, lanes) if lanes and first is None else []
+    waiting = _read_waiting(transaction, lanes, policies, first)
+    heads = read_heads(transaction, lanes) if lanes and first is None else []
     others = [*heads, *(row for some in waiting.values() for row in some.rows)]
     before = {(row.seq, row.route): row for row in others if (row.seq, row.route) not in known}
     for row in before.values():
@@ -320,12 +320,12 @@ class _Waiting(NamedTuple):
     """The position of the last one, if more wait behind it."""
 
 
-def first_waiting(lanes: Iterable[Lane], most: int = 2) -> Read:
+def select_first_waiting(lanes: Iterable[Lane], most: int = 2) -> Read:
     """Select the first waiting deliveries of each lane; two are enough to settle a lane that is not crowded."""
     return _FIRST_WAITING, {"lanes": list(lanes), "most": most}
 
 
-def _waiting(
+def _read_waiting(
     transaction: Transaction,
     lanes: Mapping[Lane, Sequence[OpenDelivery]],
     policies: Policies,
@@ -336,7 +336,7 @@ def _waiting(
     Two rarely wait in a `latest` lane. Lanes where they do share `MOST_FOLDED`; at least two of each are read, so that
     every lane makes progress.
     """
-    found = _first_waiting(transaction, lanes, lanes, 2) if first is None else _group_by_lane(lanes, first)
+    found = _read_first_waiting(transaction, lanes, lanes, 2) if first is None else _group_by_lane(lanes, first)
     crowded = [
         lane
         for lane, rows in found.items()
@@ -344,18 +344,18 @@ def _waiting(
     ]
     share = max(MOST_FOLDED // max(len(crowded), 1), 2)
     waiting = {lane: _Waiting(rows) for lane, rows in found.items()}
-    for lane, rows in _first_waiting(transaction, lanes, crowded, share + 1).items():
+    for lane, rows in _read_first_waiting(transaction, lanes, crowded, share + 1).items():
         waiting[lane] = _Waiting(rows) if len(rows) <= share else _Waiting(rows[:share], rows[share - 1].key)
     return waiting
 
 
-def _first_waiting(
+def _read_first_waiting(
     transaction: Transaction, lanes: Mapping[Lane, Sequence[OpenDelivery]], wanted: Collection[Lane], most: int
 ) -> dict[Lane, list[OpenDelivery]]:
     """Read the first waiting deliveries of each `wanted` lane, without those that this transaction has changed."""
 
     def read(some: Collection[Lane], most: int) -> dict[Lane, list[OpenDelivery]]:
-        statement, parameters = first_waiting(some, most)
+        statement, parameters = select_first_waiting(some, most)
         return _group_by_lane(some, transaction.execute(statement, **parameters) if some else ())
 
     found = read(wanted, most)
@@ -375,7 +375,7 @@ def _group_by_lane(wanted: Iterable[Lane], rows: Iterable[Any]) -> dict[Lane, li
     return {lane: sorted(some, key=lambda row: row.key) for lane, some in found.items()}
 
 
-def heads_of(transaction: Transaction, lanes: Iterable[Lane]) -> list[OpenDelivery]:
+def read_heads(transaction: Transaction, lanes: Iterable[Lane]) -> list[OpenDelivery]:
     """Read the heads of these lanes, and lock the ready ones."""
     return [as_open_delivery(row) for row in transaction.execute(_HEADS, lanes=list(lanes))]
 
@@ -410,7 +410,7 @@ _FIRST_WAITING = Statement(f"SELECT {ROW} FROM {_FIRST}")
 _WRITES = frozenset({"create", "update", "delete"})
 
 
-def lanes_in_doubt(attempts: Iterable[tuple[Delivery, Outcome]]) -> set[Lane]:
+def find_lanes_in_doubt(attempts: Iterable[tuple[Delivery, Outcome]]) -> set[Lane]:
     """Return the lanes of failed attempts whose writes may have had an effect.
 
     If the entity then returns to its earlier state, its hash looks unchanged although its counterpart differs.
@@ -472,7 +472,7 @@ def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: i
         if row is None:
             return None
         dead = append(row, fact, now)
-        store_alerts(transaction, deaths([dead]), now)
+        store_alerts(transaction, list_deaths([dead]), now)
         if is_leased:  # its attempt may have changed the other system
             forget_applied(transaction, [(row.route, row.lane)])
         write_back(transaction, settle_lanes(transaction, [dead], work.policies, now))

@@ -30,13 +30,13 @@ from inbox.sources.fields import LONGEST_ID, text_field
 from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
 from relay.delivery.outcome import Call, ErrorClass
-from relay.delivery.policy import hold_request
+from relay.delivery.policy import read_hold_request
 from relay.destinations.base import Clients, Context
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Request
 from relay.store import sweeps
 from relay.store.database import Database
-from relay.store.gates import acquire_rate, held_for, hold
+from relay.store.gates import acquire_rate, read_hold_seconds, hold
 from relay.store.sweeps import Listed, SweepFindings
 from relay.store.work import Work, process_in_parts
 from relay.sync.calls import evaluated, reported_error
@@ -338,14 +338,14 @@ class CompiledSweep:
         """Hold the api's gate when the last answer asked for it: this sweep waits, and so do deliveries and other relays."""
         call, self._pages.held_by = self._pages.held_by, None
         if call is not None and call.hold is not None:
-            request = hold_request(("api", self.api.name), call)
+            request = read_hold_request(("api", self.api.name), call)
             if request is not None:
                 hold(database, request)
 
     def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
         """Wait until the api's rate limit or a rate hold permits a call, a little at a time: an operator may end the hold."""
         key = ("api", self.api.name)
-        while (seconds := held_for(database, key) if self._rate is None else acquire_rate(database, self._rate)) > 0:
+        while (seconds := read_hold_seconds(database, key) if self._rate is None else acquire_rate(database, self._rate)) > 0:
             context.stop.wait(min(seconds, WAITED_AT_A_TIME))
             yield
 

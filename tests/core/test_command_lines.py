@@ -27,7 +27,7 @@ from relay.cli.main import app
 from relay.cli.options import login_name, require_known
 from relay.cli.output import WRONG_USE, fitted, put_json, show
 from relay.cli.status import lines_of, next_of
-from relay.delivery.gates import entity_key
+from relay.delivery.gates import make_entity_key
 from relay.findings import Finding, list_findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
@@ -415,7 +415,7 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
         (held("destination", "crm"), (), ["relay resume --destination crm --reason '…'"]),
         (held("api", "identity", "open"), (), ["relay resume --api identity --reason '…'"]),
         (held("destination", "crm", "limited"), (), []),
-        (held(*entity_key("shop", "A", "u 1|2")), (), ["relay resume --source shop --entity 'A/u 1|2' --reason '…'"]),
+        (held(*make_entity_key("shop", "A", "u 1|2")), (), ["relay resume --source shop --entity 'A/u 1|2' --reason '…'"]),
         (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason '…'"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER, held_back_by=("destination crm",)),)), (), []),

@@ -259,7 +259,7 @@ def test_rows_that_a_round_leaves_make_it_behind(engine: Engine) -> None:
         with Database(engine).read() as transaction:
             return state_of(transaction, "events")
 
-    one.batch("events", expiry)
+    one.prune_batch("events", expiry)
     assert found().behind_seconds > 86400
     assert found().behind_since is not None
     assert list(batches(one, "events", expiry))

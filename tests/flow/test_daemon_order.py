@@ -113,7 +113,7 @@ def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_ste
 def test_a_relay_that_looks_just_behind_an_alert_of_a_failing_step_does_not_end_it(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stores = alerts.step_failed
+    stores = alerts.alert_failing_step
 
     def then_another_looks(work: Work, step: str, error: str) -> None:
         stores(work, step, error)

@@ -303,7 +303,7 @@ def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *
 
 
 def _finish(database: Database, config: Config, number: int, heard: Callable[[], None] = lambda: None) -> Command:
-    while (progress := commands.progress(database, number)) and not progress.has_ended:
+    while (progress := commands.read_command(database, number)) and not progress.has_ended:
         execution.work_on(work_of(database, policies(config), config=config), number)
         heard()
     assert progress is not None
@@ -341,7 +341,7 @@ def batches(pruner: LeasedPruner, kind: RetentionKind, before: datetime | None) 
     """Prune until nothing is left."""
     is_done = False
     while not is_done:
-        pruned = pruner.batch(kind, before)
+        pruned = pruner.prune_batch(kind, before)
         assert pruned is not None, "the lease is lost"
         yield pruned
         is_done = pruned.is_done

@@ -131,7 +131,7 @@ def test_a_step_that_fails_while_its_recovery_is_noticed_is_alerted(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     describe(work_of(steps.database, node="r1"), "host", 1, "1.0")
-    alerts.step_failed(steps.work, "reap", "no")
+    alerts.alert_failing_step(steps.work, "reap", "no")
     with monkeypatch.context() as patched:
         between_look_and_store(patched, "_store", lambda: heartbeat(steps.database, "r1", {"reap": "no"}))
         Watch().check(work_of(steps.database, config=CONFIG))

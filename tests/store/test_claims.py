@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import takes_too_long
 from relay.delivery import facts
-from relay.delivery.gates import GateKey, entity_key
+from relay.delivery.gates import GateKey, make_entity_key
 from relay.delivery.lifecycle import append
 from relay.delivery.ordering import settle
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Sent, Unchanged
@@ -24,7 +24,7 @@ from relay.store import gates
 from relay.store.claim import FreeCapacity, claim, claim_probe
 from relay.store.database import WHOLE_EVERY_SECONDS, ScanStart, ScanStarts
 from relay.store.deliveries import ROW, as_open_delivery, write_back
-from relay.store.events import with_events
+from relay.store.events import load_events
 from relay.store.gates import GateRow
 from relay.store.sequence import quarantine, sequence
 from relay.store.transaction import Transaction
@@ -229,7 +229,7 @@ def test_large_bodies_are_read_one_after_the_other(steps: Steps, monkeypatch: py
         loaded.append(len(some))
         return found(transaction, some)
 
-    found = with_events
+    found = load_events
     monkeypatch.setattr(claims, "with_events", counting)
     assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1, 2, 3, 4, 5]
     assert loaded == [2, 1, 2]
@@ -270,7 +270,7 @@ def test_one_that_takes_too_long_stays_leased_beside_the_others(steps: Steps, mo
             raise DBAPIError("SELECT", {}, psycopg.errors.IdleInTransactionSessionTimeout("too long"))
         return found(transaction, some)
 
-    found = with_events
+    found = load_events
     with monkeypatch.context() as patch:
         patch.setattr(claims, "with_events", slow)
         assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1, 3]
@@ -292,7 +292,7 @@ def test_the_rest_of_a_load_that_fails_is_given_back_uncounted(
             if when == "amid its load":
                 fail()
             event.listen(steps.database.engine, "commit", fail, once=True)
-        return with_events(transaction, some)
+        return load_events(transaction, some)
 
     with monkeypatch.context() as patch:
         patch.setattr(claims, "with_events", fail_at_the_second)
@@ -420,7 +420,7 @@ def claimed(steps: Steps, remembered: ScanStarts, most: int = 8) -> list[int]:
 @pytest.fixture
 def paused(steps: Steps) -> None:
     with steps.database.write() as transaction:
-        gates.pause(transaction, entity_key("trivore", "USER", "paused"), who="kim", why="odd")
+        gates.pause(transaction, make_entity_key("trivore", "USER", "paused"), who="kim", why="odd")
 
 
 def heads(steps: Steps, *entities: str) -> None:

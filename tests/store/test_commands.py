@@ -81,10 +81,10 @@ def came_to(steps: Steps, number: int) -> tuple[str, int]:
 def test_a_row_that_a_dba_writes_is_done_and_answered(steps: Steps) -> None:
     steps.dead(3)
     number = by_sql(steps, "replay", {"cause": "mapping"})
-    assert commands.next_open(steps.database, after=0, most=1)
+    assert commands.read_next_open(steps.database, after=0, most=1)
     assert [work(steps), work(steps)] == [3, 0]
     assert the(steps, number) == ("done", 3, "3 deliveries replayed")
-    assert not commands.next_open(steps.database, after=0, most=1)
+    assert not commands.read_next_open(steps.database, after=0, most=1)
     facts = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'replayed'")
     assert [row["detail"] for row in facts] == [{"who": "dba", "why": "the CRM is back"}] * 3
     assert command(steps, number)["finished_at"] is not None
@@ -198,7 +198,7 @@ def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: St
     worse = [by_sql(steps, "replay", selection) for selection in selections]
     good = by_sql(steps, "replay", {"cause": "mapping"})
     working = execution.OpenCommands()
-    while commands.next_open(steps.database, after=0, most=1):
+    while commands.read_next_open(steps.database, after=0, most=1):
         working.work(steps.work)
     assert {the(steps, number)[0] for number in bad} <= {"failed", "refused"}
     assert {the(steps, number)[0] for number in worse} <= {"failed", "refused", "done"}

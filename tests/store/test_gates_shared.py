@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from relay.delivery.gates import Breaker, BreakerLimits, Gate, GateKey, RateLimit, Report, entity_key
+from relay.delivery.gates import Breaker, BreakerLimits, Gate, GateKey, RateLimit, Report, make_entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, RateHold
 from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, FreeCapacity, claim, claim_probe, claim_suspect
@@ -157,11 +157,11 @@ def test_a_result_that_is_discarded_holds_back_all_the_same(steps: Steps) -> Non
 def test_a_call_of_a_sweep_waits_for_the_end_of_a_hold(steps: Steps) -> None:
     steps.arrive(an_event(1))
     attempt(steps, HELD)
-    assert gates.held_for(steps.database, IDENTITY) == 0
+    assert gates.read_hold_seconds(steps.database, IDENTITY) == 0
     for seconds, left in ((0, 30), (30, 0)):
         steps.advance(seconds)
         assert gates.acquire_rate(steps.database, RateLimit(CRM, 10.0, 1)) == pytest.approx(left)
-        assert gates.held_for(steps.database, CRM) == pytest.approx(left)
+        assert gates.read_hold_seconds(steps.database, CRM) == pytest.approx(left)
 
 
 def test_where_only_one_is_due_that_may_kill_the_process_it_is_the_one_that_tries(steps: Steps) -> None:
@@ -322,20 +322,20 @@ def test_a_pause_lasts_until_it_is_resumed_and_what_arrives_meanwhile_is_kept(st
 
 def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "c"))
-    steps.pause(entity_key("trivore", "USER", "b"))
+    steps.pause(make_entity_key("trivore", "USER", "b"))
     assert gates.read_gates(steps.work).paused_entities == 1
-    steps.pause(entity_key("github", "USER", "a"), entity_key("trivore", "GROUP", "c"))  # of another source or type
+    steps.pause(make_entity_key("github", "USER", "a"), make_entity_key("trivore", "GROUP", "c"))  # of another source or type
     assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1, 3]
-    steps.resume(entity_key("trivore", "USER", "b"))
+    steps.resume(make_entity_key("trivore", "USER", "b"))
     assert seqs(steps.claim_due()) == [2]
 
 
 def test_what_may_have_killed_a_process_waits_too_while_its_entity_is_paused(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"))
     steps.do("UPDATE open_delivery SET crashes = 2")
-    steps.pause(entity_key("trivore", "USER", "a"))
+    steps.pause(make_entity_key("trivore", "USER", "a"))
     assert claim_suspect(steps.work, ["strict"]) == []
-    steps.resume(entity_key("trivore", "USER", "a"))
+    steps.resume(make_entity_key("trivore", "USER", "a"))
     assert seqs(claim_suspect(steps.work, ["strict"])) == [1]
 
 

@@ -24,7 +24,7 @@ from relay.store.deliveries import claim_of
 from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, rescue_expired, renew
 from relay.store.nodes import describe
 from relay.store.record import record as record_parts
-from relay.store.sequence import heads_of, sequence
+from relay.store.sequence import read_heads, sequence
 from relay.store.work import Work
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import (
@@ -163,7 +163,7 @@ def test_a_settle_holds_up_no_renewal_of_its_head_and_locks_one_that_is_ready(st
     be_patient(steps.database.engine)
     with steps.database.write() as settling:
         settling.take_order_lock()
-        heads = heads_of(settling, [("strict", "USER|a"), ("strict", "USER|b")])
+        heads = read_heads(settling, [("strict", "USER|a"), ("strict", "USER|b")])
         assert sorted((head.seq, head.state) for head in heads) == [(1, State.IN_FLIGHT), (2, State.READY)]
         assert renew(steps.database, [lease]) == {lease}
         assert claim(other, [FreeCapacity(["strict"], 8)]) == []

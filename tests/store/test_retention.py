@@ -206,7 +206,7 @@ def taken(engine: Engine, holder: str = "r1") -> tuple[LeasedPruner, datetime]:
 def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) -> None:
     steps.receive(*(an_event(n, routes=[]) for n in range(1, 2001)))
     died, clock = taken(engine)
-    first = died.batch("events", expiry_of(AFTER_A_MONTH, "events", clock))
+    first = died.prune_batch("events", expiry_of(AFTER_A_MONTH, "events", clock))
     assert first is not None
     assert 0 < first.rows < 2000
     assert first.position == first.rows, "each batch is committed, with its position"
@@ -225,7 +225,7 @@ def test_a_batch_that_is_cut_off_has_done_nothing(full: Steps, engine: Engine, m
     with monkeypatch.context() as patched:
         patched.setattr(retention, "_write", gone)
         with pytest.raises(ConnectionError):
-            cut.batch("payloads", expiry_of(AFTER_A_MONTH, "payloads", clock))
+            cut.prune_batch("payloads", expiry_of(AFTER_A_MONTH, "payloads", clock))
     assert len(full.rows("SELECT seq FROM inbox_payload")) == 300
     cut.give_back()
     assert rows_gone(prune(engine, "payloads")) == {"payloads": 300}
@@ -337,7 +337,7 @@ def test_one_prunes_at_a_time_and_another_takes_over_from_one_that_died(engine: 
         assert transaction.connection.execute(select(pruner.c.held_by)).scalar() == "r1"
     at[0] += timedelta(seconds=retention.LEASE_SECONDS + 1)
     assert second.take() is not None
-    assert first.batch("events", expiry_of(AFTER_A_MONTH, "events", NOW)) is None
+    assert first.prune_batch("events", expiry_of(AFTER_A_MONTH, "events", NOW)) is None
 
 
 def test_a_lease_and_a_round_of_a_clock_that_was_ahead_hold_nobody_up(engine: Engine) -> None:
@@ -401,7 +401,7 @@ def asked_to_prune(steps: Steps, *kinds: RetentionKind) -> Callable[[], Command]
 
     def work() -> Command:
         execution.work_on(work_of(steps.database, policies(CONFIG), config=MONTHLY), number)
-        found = commands.progress(steps.database, number)
+        found = commands.read_command(steps.database, number)
         assert found is not None
         return found
 

@@ -18,7 +18,7 @@ from relay.delivery.gates import BREAKER
 from relay.delivery.lifecycle import State
 from relay.store import alerts, claim, leases, record, sequence
 from relay.store.alert_conditions import Watch
-from relay.store.deliveries import claim_of, rows_of_keys
+from relay.store.deliveries import claim_of, select_rows
 from relay.store.sequence import quarantine
 from relay.store.transaction import Transaction
 from tests.helpers.databases import ON_POSTGRES
@@ -256,7 +256,7 @@ def test_a_breaker_is_probed_while_another_route_is_locked_and_rests_while_its_o
 
 @pytest.mark.usefixtures("locked")
 def test_a_failing_step_is_alerted_while_a_route_stays_locked(steps: Steps) -> None:
-    alerts.step_failed(steps.work, "sequence", "latest: lock timeout")
+    alerts.alert_failing_step(steps.work, "sequence", "latest: lock timeout")
     Watch().check(work_of(steps.database, config=CONFIG))
     alerted = steps.rows("SELECT firing FROM alert ORDER BY id")
     assert [row["firing"] for row in alerted] == [True, False], "no relay says that it fails, so it has ended"
@@ -292,7 +292,7 @@ def test_a_pipeline_reads_under_its_lock(steps: Steps) -> None:
 
         def read() -> list[Any]:
             with steps.database.write() as transaction:
-                _, (rows,) = transaction.take_order_lock_and_read({"strict"}, rows_of_keys([(1, "strict")], "none"))
+                _, (rows,) = transaction.take_order_lock_and_read({"strict"}, select_rows([(1, "strict")], "none"))
                 return rows
 
         reading = beside.submit(read)

@@ -13,7 +13,7 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.dialect import Sql
 from inbox.db.health_views import AFTER_SECONDS, FAILED_FOR_SECONDS, Kind, branches
-from relay.delivery.gates import BreakerLimits, Gate, GateKey, RateLimit, Report, entity_key
+from relay.delivery.gates import BreakerLimits, Gate, GateKey, RateLimit, Report, make_entity_key
 from relay.delivery.outcome import Skipped
 from relay.findings import read_stuck
 from relay.operations.asks import Selection
@@ -132,7 +132,7 @@ def crash_loop(steps: Steps) -> None:
         nodes.describe(work_of(steps.database, node=f"dead-{number}"), "h2", number, "1")
 
 
-PAUSES = [("source", "trivore"), ("route", "strict"), entity_key("trivore", "USER", ODD)]
+PAUSES = [("source", "trivore"), ("route", "strict"), make_entity_key("trivore", "USER", ODD)]
 SCENES: dict[str, tuple[Callable[[Steps], object], set[tuple[Kind, str | None]]]] = {
     "nothing": (lambda _: None, set()),
     "due": (due, {("stuck", "strict"), ("stuck", "latest")}),
@@ -328,7 +328,7 @@ def test_rates_are_of_the_last_minutes(steps: Steps, clock: FakeClock) -> None:
 
 
 def test_a_gate_tells_who_holds_back_which_routes_why_and_since_when(steps: Steps) -> None:
-    steps.pause(AUDIT, entity_key("trivore", "USER", "u1"))
+    steps.pause(AUDIT, make_entity_key("trivore", "USER", "u1"))
     held = look(steps).gates
     assert [(gate.kind, gate.name, gate.state, gate.by, gate.why, gate.since) for gate in held] == [
         ("destination", "audit", "paused", "kim", "maintenance", START),

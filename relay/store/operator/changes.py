@@ -13,10 +13,10 @@ from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, s
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
-from relay.store.deliveries import Key, deliveries, write_back
+from relay.store.deliveries import Key, read_deliveries, write_back
 from relay.store.operator.selection import GIVEN_UP, Choice, select_keys
 from relay.store.reopen import find, keep_payloads, take_up
-from relay.store.sequence import last_delivered, settle_lanes
+from relay.store.sequence import read_last_delivered, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work
@@ -50,7 +50,7 @@ def change(
         return facts.Cancelled(who=who, why=why) if act == "cancel" else facts.Unblocked(who=who, why=why)
 
     if act == "replay":
-        found = replayable(transaction, choice, keys, first=first).again
+        found = find_replayable(transaction, choice, keys, first=first).again
         again = [append(row, fact_of(row), now) for row in found]
         take_up(transaction, found, again, policies)
         return len(again)
@@ -85,7 +85,7 @@ class Replayable(msgspec.Struct, frozen=True):
     left_out: dict[Key, LeftOut]
 
 
-def replayable(
+def find_replayable(
     transaction: Transaction, choice: Choice, keys: Sequence[Key], *, first: int = 0, locked: bool = True
 ) -> Replayable:
     """Find these deliveries, and decide which can be replayed. Plans call it without locks, replays with them.
@@ -97,13 +97,13 @@ def replayable(
     known = {(row.seq, row.route) for row in found}
     left_out: dict[Key, LeftOut] = {key: "route_removed" for key in keys if key not in known}
     if not choice.selection.force:
-        left_out |= dict.fromkeys(_overtaken(transaction, choice, possible, first, locked=locked), "overtaken")
+        left_out |= dict.fromkeys(_find_overtaken(transaction, choice, possible, first, locked=locked), "overtaken")
     kept = keep_payloads(transaction, (row.seq for row in possible), locked=locked)
     left_out |= {(row.seq, row.route): "payload_gone" for row in possible if row.seq not in kept}
     return Replayable([row for row in possible if (row.seq, row.route) not in left_out], left_out)
 
 
-def _overtaken(
+def _find_overtaken(
     transaction: Transaction, choice: Choice, rows: Sequence[OpenDelivery], first: int, *, locked: bool
 ) -> set[Key]:
     """Return the deliveries that would overwrite the last delivered state with an older one.
@@ -111,7 +111,7 @@ def _overtaken(
     Deliveries that fetch always carry the newest state. Others are safe if the last delivery is replayed too, as it then
     comes last; also if an earlier batch of the command has replayed it and its attempt has not begun.
     """
-    lasts = last_delivered(transaction, {(row.route, row.lane) for row in rows})
+    lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in rows})
     older = {
         (row.seq, row.route): (last.seq, row.route)
         for row in rows
@@ -120,7 +120,7 @@ def _overtaken(
     wanted = sorted(set(older.values()))
     if not wanted:
         return set()
-    begins = deliveries(
+    begins = read_deliveries(
         transaction, wanted, State.RECEIVED, State.WAITING, State.READY, lock="wait" if locked else "none"
     )
     untouched = {(row.seq, row.route) for row in begins if row.attempt == 0}
@@ -128,7 +128,7 @@ def _overtaken(
     return {key for key, last in older.items() if last not in comes_last}
 
 
-def reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:
+def find_reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:
     """Return the reason a replay or retry waits, as one of its routes has too many due deliveries; None to continue.
 
     It applies after the first `MOST_OPEN` deliveries. Deliveries behind a closed gate or of a paused entity don't count:

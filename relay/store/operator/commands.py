@@ -79,13 +79,13 @@ def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -
     return int(asked[0].id)
 
 
-def next_open(database: Database, *, after: int, most: int) -> Sequence[int]:
+def read_next_open(database: Database, *, after: int, most: int) -> Sequence[int]:
     """Read the ids of the next open commands of known kinds after this id."""
     with database.read() as transaction:
         return [row.id for row in transaction.execute(_OPEN, after=after, most=most)]
 
 
-def progress(database: Database, number: int) -> Command | None:
+def read_command(database: Database, number: int) -> Command | None:
     """Read a command; None if there is none with this id."""
     with database.read() as transaction:
         return _read(transaction, number)

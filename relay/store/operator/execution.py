@@ -20,7 +20,7 @@ from inbox.errors import UnusableCommand
 from relay.operations.table import OPERATIONS, parse
 from relay.store.operator import commands
 from relay.store.operator.commands import Command
-from relay.store.operator.plan import dry_run_answer, plan, quick, require_meant
+from relay.store.operator.plan import format_dry_run_answer, plan, quick, require_meant
 from relay.store.operator.tasks import TASKS, Act, Batch, Item, Working
 from relay.store.transaction import FailedAlone
 from relay.store.work import Work
@@ -47,7 +47,7 @@ class OpenCommands:
 
     def work(self, work: Work) -> int:
         """Run a batch of each of the next few commands. Returns the number of changed deliveries."""
-        numbers = commands.next_open(work.database, after=self._after, most=MOST_AT_ONCE)
+        numbers = commands.read_next_open(work.database, after=self._after, most=MOST_AT_ONCE)
         self.are_open = bool(numbers)
         self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
         now = self._monotonic()
@@ -83,7 +83,7 @@ def work_on(work: Work, number: int) -> int:
     command = None
     work = msgspec.structs.replace(work, node=None)  # its facts are the operator's
     try:
-        command = commands.progress(work.database, number)
+        command = commands.read_command(work.database, number)
         if command is None or command.has_ended:
             return 0
         after = _carry_out(work, command, _next_step(work, command))
@@ -107,7 +107,7 @@ def _next_step(work: Work, command: Command) -> Act | Batch:
     asked = parse(kind, as_json(command.selection))
     if command.dry_run:
         planned = plan(database, config, kind, asked, quick(DRY_RUN_ROWS, DRY_RUN_SECONDS))
-        said = dry_run_answer(kind, planned)
+        said = format_dry_run_answer(kind, planned)
         matched = command.matched if planned.count is None else planned.count
         return lambda *_: command.after("done", answer=said, matched=matched, sample=planned.sample)
     if command.progress is None:

@@ -20,16 +20,16 @@ from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.states import MOST_REASON, RETRYING, says_why
 from inbox.sources.normalize import ReadmitResult, readers_of
-from relay.delivery.gates import Gate, resume_command
+from relay.delivery.gates import Gate, format_resume_command
 from relay.delivery.policy import policies
-from relay.filters import Filtered, unknown
+from relay.filters import Filtered, list_unknown
 from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 from relay.operations.table import OPERATIONS, require_order
 from relay.store import gates, retention
 from relay.store.database import Database
-from relay.store.deliveries import Key, key_text
+from relay.store.deliveries import Key, format_key
 from relay.store.operator import commands, readmit, selection
-from relay.store.operator.changes import LEFT_OUT, LeftOut, replayable
+from relay.store.operator.changes import LEFT_OUT, LeftOut, find_replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.retention import expiry_of
 from relay.store.route_states import read_routes
@@ -97,7 +97,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     requests: tuple[Row, ...] = ()
     """The first rejected requests, as the present configuration reads them."""
     left_out: dict[str, int] = {}
-    """Number of skipped deliveries or requests by reason: see `why_left_out`."""
+    """Number of skipped deliveries or requests by reason: see `describe_left_out`."""
     figures: tuple[PlanFigure, ...] = ()
     """Numbers of rows by kind."""
     warnings: tuple[str, ...] = ()
@@ -114,12 +114,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
 
 
-def why_left_out(reason: str) -> str:
+def describe_left_out(reason: str) -> str:
     """Return the sentence about rows that an operation skips; unknown reasons are sentences themselves."""
     return LEFT_OUT.get(cast("LeftOut", reason), reason)
 
 
-def reason_mistake(asked: msgspec.Struct | None, reason: str | None) -> str | None:
+def find_reason_mistake(asked: msgspec.Struct | None, reason: str | None) -> str | None:
     """Return the error in an operator's reason; None if it is valid."""
     if not says_why(reason) or reason is None:
         return "say why, in letters or digits: the reason is kept in the log"
@@ -184,10 +184,10 @@ def require_meant(database: Database, config: Config, kind: str, asked: msgspec.
     if isinstance(asked, Selection):
         mistake = Choice(cast("Act", kind), asked, config).mistake
     elif isinstance(asked, OneGate):
-        mistake = gates.mistake_in(database, Gate(**msgspec.structs.asdict(asked)), kind, config)
+        mistake = gates.find_mistake(database, Gate(**msgspec.structs.asdict(asked)), kind, config)
     if mistake is None and (listing := _LISTINGS.get(type(asked))):
         given = {name: getattr(asked, name, None) for name in ("destination", "api", "cause", "route", "source")}
-        mistake = next((sentence for _, sentence in unknown(listing, given, config, database.engine)), None)
+        mistake = next((sentence for _, sentence in list_unknown(listing, given, config, database.engine)), None)
     if mistake is not None:
         raise UnusableCommand(mistake)
 
@@ -260,12 +260,12 @@ def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Mappin
 
     def part(some: Sequence[Key]) -> Mapping[Key, LeftOut]:
         with database.read() as transaction:
-            return replayable(transaction, choice, some, locked=False).left_out
+            return find_replayable(transaction, choice, some, locked=False).left_out
 
     def alone(key: Key, _error: Exception) -> Mapping[Key, LeftOut]:
         return {key: "unreadable"}
 
-    parts = process_in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=key_text)
+    parts = process_in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=format_key)
     return {key: why for part in parts for key, why in part.items()}
 
 
@@ -275,7 +275,7 @@ def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
     passed = {key for route in routes if route in known for key in known[route].gates}
     for row in gates.read_closed_gates(it.database):
         if (row["kind"], row["name"]) in passed:
-            yield f"{'; '.join(_holds(row))}. `{resume_command(row['kind'], row['name'])}` ends that"
+            yield f"{'; '.join(_holds(row))}. `{format_resume_command(row['kind'], row['name'])}` ends that"
 
 
 def _holds(row: Row) -> Iterator[str]:
@@ -322,7 +322,7 @@ def _plan_gate(it: _Planning) -> Plan:
         figures=() if gate.entity_id is not None else (_open_behind(it, gate),),
         warnings=() if held is None else tuple(_holds(held)),
         obstacle=it.nothing if is_so else None,
-        instead=(f"{resume_command(*gate.key, act='retry')} --reason '…'",) if it.kind == "resume" else (),
+        instead=(f"{format_resume_command(*gate.key, act='retry')} --reason '…'",) if it.kind == "resume" else (),
     )
 
 
@@ -365,7 +365,7 @@ def _plan_prune(it: _Planning) -> Plan:
     ages = it.config.retention
     figures, is_whole = list[PlanFigure](), True
     with it.database.read() as transaction:
-        now = retention.clock_by_hand(transaction)
+        now = retention.read_command_clock(transaction)
         for kind in kinds_of(it.asked.kinds or ()):
             rows, are_all = retention.count_expired(transaction, kind, expiry_of(ages, kind, now))
             note = f"{'' if are_all else 'or more; '}older than {ages.age_of(kind).shown}"
@@ -459,7 +459,7 @@ def _request(again: ReadmitResult) -> Row:
 
 
 def _plan_turn(it: _Planning) -> Plan:
-    found = commands.progress(it.database, it.asked.command)
+    found = commands.read_command(it.database, it.asked.command)
     if found is None:
         raise NoSuchCommand(f"there is no command {it.asked.command}")
     warnings = (f"command {found.id} ({found.kind}) is {found.state}",)
@@ -479,11 +479,11 @@ _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
 }
 
 
-def dry_run_answer(kind: str, planned: Plan) -> str:
+def format_dry_run_answer(kind: str, planned: Plan) -> str:
     """Return the answer to a dry run: a summary of its plan."""
     words = OPERATIONS[kind]
     number = f"{'' if planned.is_whole else 'at least '}{format_count(planned.count or 0, words.thing)}"
     said = [planned.obstacle or f"{number} would be {words.done}"]
-    said += [f"{number} left out: {why_left_out(why)}" for why, number in planned.left_out.items()]
+    said += [f"{number} left out: {describe_left_out(why)}" for why, number in planned.left_out.items()]
     said += planned.instead
     return ". ".join(("dry run: " + "; ".join(said), *planned.warnings))

@@ -19,13 +19,13 @@ from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate
 from relay.operations.table import OF_DELIVERIES, OPERATIONS
 from relay.store import gates, sweeps
-from relay.store.deliveries import Key, key_text
+from relay.store.deliveries import Key, format_key
 from relay.store.operator import readmit, selection
-from relay.store.operator.changes import change, reason_to_wait
+from relay.store.operator.changes import change, find_reason_to_wait
 from relay.store.operator.commands import Command, CommandAct, end, turn_in
-from relay.store.operator.plan import instead, kinds_of, plan, quick, reason_mistake, subject_of, types_of
+from relay.store.operator.plan import instead, kinds_of, plan, quick, find_reason_mistake, subject_of, types_of
 from relay.store.operator.selection import Choice, keys_of
-from relay.store.retention import LeasedPruner, Pruned, clock_by_hand, expiry_of
+from relay.store.retention import LeasedPruner, Pruned, read_command_clock, expiry_of
 from relay.store.transaction import Transaction
 from relay.store.work import Work
 from relay.words import format_count
@@ -103,7 +103,7 @@ def _change_deliveries(it: Working) -> Act | Batch:
     choice = Choice(cast("Any", command.kind), it.asked, it.work.config, until_seq=command.until)
     page = selection.read_page(it.work, choice, after=command.progress or 0, most=BATCH)
     keys = keys_of(page.rows)
-    if waits := reason_to_wait(it.work, choice.act, keys, affected=command.affected):
+    if waits := find_reason_to_wait(it.work, choice.act, keys, affected=command.affected):
         return lambda *_: command.after(answer=waits)
     unreadable = [Item((seq, ""), f"seq={seq}", seq, error=error_text(error)) for seq, error in page.unreadable.items()]
     items = sorted([*map(_item, keys, [*keys[1:], (0, "")]), *unreadable])  # by seq and route
@@ -123,7 +123,7 @@ def _change_deliveries(it: Working) -> Act | Batch:
 
 def _item(key: Key, following: Key) -> Item:
     """Return the item of a delivery. The progress passes an event only with its last delivery."""
-    return Item(key, key_text(key), key[0] - (key[0] == following[0]), key[1])
+    return Item(key, format_key(key), key[0] - (key[0] == following[0]), key[1])
 
 
 def _turn_gate(it: Working) -> Act:
@@ -185,8 +185,8 @@ def _prune(it: Working) -> Act:
     kind, done = kinds[progress], Pruned(is_held_up=True)
     try:
         with it.work.database.read() as transaction:
-            before = expiry_of(it.work.config.retention, kind, clock_by_hand(transaction))
-        done = pruner.batch(kind, before) or done
+            before = expiry_of(it.work.config.retention, kind, read_command_clock(transaction))
+        done = pruner.prune_batch(kind, before) or done
     finally:
         pruner.give_back()
     if done.is_held_up:
@@ -202,7 +202,7 @@ def _prune(it: Working) -> Act:
 def _erase(it: Working) -> Act:
     """Erase the next events of an entity."""
     command, subject = it.command, subject_of(it.asked)
-    if mistake := reason_mistake(it.asked, command.reason):
+    if mistake := find_reason_mistake(it.asked, command.reason):
         raise UnusableCommand(mistake)
     if not command.affected:
         planned = plan(it.work.database, it.work.config, command.kind, it.asked, quick(erasure.COUNTED_EVENTS, 1.0))

@@ -18,7 +18,7 @@ from relay.destinations import sync
 from relay.destinations.base import Clients, Context
 from relay.destinations.preview import Preview, preview
 from relay.store import events
-from relay.store.reads import reveals_of
+from relay.store.reads import read_reveals
 from relay.web.query import Limit, Number, Text
 from relay.web.reading import Reading, rows_of
 from relay.words import ACTS, Hold, RouteProgress, list_holds, is_gone, describe_progress
@@ -67,7 +67,7 @@ def event(reading: Reading, query: EventQuery) -> EventPage:
         times=sum(row["times"] for row in found["duplicates"]),
         previous_seq=found["previous_seq"],
         next_seq=found["next_seq"],
-        reveals=tuple(reveals_of(reading.database, query.seq)),
+        reveals=tuple(read_reveals(reading.database, query.seq)),
     )
 
 
@@ -209,7 +209,7 @@ def difference(reading: Reading, query: DifferenceQuery) -> Preview:
     if name not in able:
         known = f"; those of this entity: {', '.join(able)}" if able else "; no route of this entity can"
         raise BadFilter(f"route {query.route!r} has no two sides that can be compared{known}", field="route")
-    newest = events.newest_of_entity(reading.database, query.source, name, (query.type, query.id))
+    newest = events.read_newest_of_entity(reading.database, query.source, name, (query.type, query.id))
     if newest is None:
         raise NothingThere(f"no event of the source {query.source!r} is about {query.type}/{query.id}")
     destination = config.destinations[config.routes[name].destination]

@@ -18,7 +18,7 @@ from relay.findings import LEVELS, Finding, is_well, list_findings, read_stuck, 
 from relay.store import reads
 from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
-from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read_last_hour, total
+from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read_last_hour, add_up
 from relay.web.query import Text, url
 from relay.web.reading import Reading, rows_of
 
@@ -105,9 +105,9 @@ def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
         is_well=is_well(attention),
         findings=attention,
         began_at=hour.began_at,
-        arrived=total(hour.arrived),
-        ended=total(hour.ended),
-        failed=total(hour.failed),
+        arrived=add_up(hour.arrived),
+        ended=add_up(hour.ended),
+        failed=add_up(hour.failed),
         routes=tuple(_route(route, found, hour, config) for route in seen.routes),
         gates=seen.gates[:_MOST_GATES],
         more_gates=max(len(seen.gates) - _MOST_GATES, 0),
