@@ -119,7 +119,7 @@ def test_a_relay_that_looks_just_behind_an_alert_of_a_failing_step_does_not_end_
         stores(work, step, error)
         Watch().check(work)
 
-    monkeypatch.setattr(alerts, "step_failed", then_another_looks)
+    monkeypatch.setattr(alerts, "alert_failing_step", then_another_looks)
     with rig.relay() as relay:
         until(lambda: rows(rig.engine, "SELECT 1 FROM relay_node"), "it has started")
         relay._steps.run("sweep", lambda: 1 // 0, 0, subject="crm USER")

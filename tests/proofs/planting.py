@@ -64,7 +64,7 @@ def changed(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plan
 
 
 without_the_order_lock = replaced(Transaction, "take_order_lock", _now_without_a_lock)
-without_the_fence = replaced(record, "still_leased", _without_the_fence)
+without_the_fence = replaced(record, "select_leased", _without_the_fence)
 
 
 def the_lock_of_another_route(monkeypatch: pytest.MonkeyPatch) -> None:

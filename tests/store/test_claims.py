@@ -230,7 +230,7 @@ def test_large_bodies_are_read_one_after_the_other(steps: Steps, monkeypatch: py
         return found(transaction, some)
 
     found = load_events
-    monkeypatch.setattr(claims, "with_events", counting)
+    monkeypatch.setattr(claims, "load_events", counting)
     assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1, 2, 3, 4, 5]
     assert loaded == [2, 1, 2]
 
@@ -251,7 +251,7 @@ def test_an_attempt_counts_before_its_event_is_loaded(steps: Steps, monkeypatch:
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "with_events", kills)
+        patch.setattr(claims, "load_events", kills)
         for number in range(3):
             with pytest.raises(Killed):
                 _claim_anything(steps, f"r{number}")
@@ -272,7 +272,7 @@ def test_one_that_takes_too_long_stays_leased_beside_the_others(steps: Steps, mo
 
     found = load_events
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "with_events", slow)
+        patch.setattr(claims, "load_events", slow)
         assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1, 3]
     assert steps.states() == [(seq, "strict", "in_flight") for seq in (1, 2, 3)]
 
@@ -295,7 +295,7 @@ def test_the_rest_of_a_load_that_fails_is_given_back_uncounted(
         return load_events(transaction, some)
 
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "with_events", fail_at_the_second)
+        patch.setattr(claims, "load_events", fail_at_the_second)
         assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1]
     assert [
         tuple(row.values()) for row in steps.rows("SELECT seq, state, attempt FROM open_delivery ORDER BY seq")
