@@ -58,7 +58,7 @@ def figure_of(row: Row, printed: Any) -> Figure:  # noqa: ANN401  # whatever JSO
     return msgspec.structs.replace(found, ours=statistics.median(ours), theirs=statistics.median(theirs))
 
 
-def _list_steps(expression: str, printed: Any) -> list[float]:  # noqa: ANN401  # as above
+def _rounds(expression: str, printed: Any) -> list[float]:  # noqa: ANN401  # as above
     found = jmespath.search(expression, printed)
     values = found if isinstance(found, list) else [found]
     return [float(value) for value in values if type(value) in (int, float) and math.isfinite(value)]

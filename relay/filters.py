@@ -45,7 +45,9 @@ _SOURCES: Mapping[Filtered, tuple[NamedIn, ...]] = {
 }
 
 
-def list_unknown(listing: Filtered, given: Mapping[str, Any], config: Config, engine: Engine) -> Iterator[tuple[str, str]]:
+def list_unknown(
+    listing: Filtered, given: Mapping[str, Any], config: Config, engine: Engine
+) -> Iterator[tuple[str, str]]:
     """Yield each filter whose value neither the configuration nor the database knows, with a message that suggests the nearest."""
     known: dict[str, tuple[Collection[str], tuple[NamedIn, ...]]] = {
         "source": (config.sources, _SOURCES.get(listing, ("source",))),

@@ -27,7 +27,7 @@ from relay.store.transaction import Transaction
 from relay.words import format_count, format_relative
 
 Level = Literal["critical", "warning", "information"]
-"""Critical: webhooks are lost, late or at risk now. Warning: they soon will be, or an operator must decide. Information: neither."""
+"""Critical: webhooks are lost, late or at risk. Warning: they soon will be, or an operator must decide. Information: neither."""
 LEVELS: tuple[Level, ...] = ("critical", "warning", "information")
 
 
@@ -286,9 +286,8 @@ def _from_routes(seen: Overview) -> Iterator[Finding]:
             why, since = (alert.text, alert.since) if alert else ("", None)
             yield KINDS["delivery_dead"].found(route.route, sentence, why=why, since=since, fields=fields)
         if not route.is_configured and route.open:
-            sentence = (
-                f"{format_count(route.open, 'delivery')} of route {route.route}, which is missing from inbox.toml: end them for good"
-            )
+            number = format_count(route.open, "delivery")
+            sentence = f"{number} of route {route.route}, which is missing from inbox.toml: end them for good"
             yield KINDS["unconfigured"].found(route.route, sentence, fields=fields)
         if route.next_due_at is not None and route.next_due_at > seen.at + _SOON and not route.held_back_by:
             due, more = format_relative(route.next_due_at, seen.at), " or more" if "retrying" in route.at_least else ""

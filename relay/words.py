@@ -182,7 +182,9 @@ class RouteProgress(msgspec.Struct, frozen=True):
     """Acts for operators: `/acts/ACT?seq=…&route=…`."""
 
 
-def describe_progress(event: Row, row: Row, config: Config, now: datetime, *, with_excerpts: bool = True) -> RouteProgress:
+def describe_progress(
+    event: Row, row: Row, config: Config, now: datetime, *, with_excerpts: bool = True
+) -> RouteProgress:
     """Return the progress of an event on a route, from `inbox.db.reads.event` and its row of the view `delivery`."""
     state, seq, route = describe_state(row, now), event["seq"], row["route"]
     lane = next((each for each in event["lanes"] if each["route"] == route), None)
@@ -293,7 +295,9 @@ def describe_holds(gate: Row, now: datetime) -> Iterator[str]:
         yield f"asked for no call until its limit ends {format_relative(gate['held_until'], now)}: {why}"
     if gate["breaker"] != "closed":
         is_final, cause = gate["breaker"] == "retired", visible(str(gate["breaker_cause"]))
-        until = "" if gate["breaker_until"] is None else f", the next probe {format_relative(gate['breaker_until'], now)}"
+        until = (
+            "" if gate["breaker_until"] is None else f", the next probe {format_relative(gate['breaker_until'], now)}"
+        )
         state = gate["breaker"].replace("_", " ")
         yield f"is retired: {cause}" if is_final else f"has its circuit breaker {state}{until}: {cause}"
 

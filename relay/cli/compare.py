@@ -195,7 +195,9 @@ def sweep(
         show(rows, ("source", "entity_type", "compared", "missed", "added", "since"))
         say(f"{format_count(missed, 'change')} {'was' if missed == 1 else 'were'} missing")
         if left_out:
-            say(f"{format_count(left_out, 'event')} without the entity in the body: it is larger than max_body of {source}")
+            say(
+                f"{format_count(left_out, 'event')} without the entity in the body: it is larger than max_body of {source}"
+            )
     if missed:
         raise typer.Exit(FINDING)
 

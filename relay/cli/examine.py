@@ -27,7 +27,17 @@ from relay.cli.output import (
     style_of,
     terminal_width,
 )
-from relay.words import FactShown, RouteProgress, format_both_times, format_bytes, format_count, describe_facts, format_duration, describe_progress, format_relative
+from relay.words import (
+    FactShown,
+    RouteProgress,
+    describe_facts,
+    describe_progress,
+    format_both_times,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_relative,
+)
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -308,7 +318,10 @@ def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
         last = max(each["last_received_at"] or each["received_at"] for each in duplicates)
         different = sum(each["is_other"] for each in duplicates)
         bodies = f"; {different} of them with another body" if different else ""
-        yield ("duplicates", f"{format_count(times, 'request')} with the same key, the last {format_relative(last, now)}{bodies}")
+        yield (
+            "duplicates",
+            f"{format_count(times, 'request')} with the same key, the last {format_relative(last, now)}{bodies}",
+        )
 
 
 def _route(told: RouteProgress) -> Iterator[_Line]:

@@ -27,7 +27,7 @@ from relay.cli.output import (
     title_of,
 )
 from relay.operations.asks import Rejections, Selection
-from relay.words import format_time_of_day, put_in_words, describe_state
+from relay.words import describe_state, format_time_of_day, put_in_words
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -143,7 +143,7 @@ def list_rows(
 
 def _wanted(listing: Filtered, given: dict[str, Any], config: Config, engine: Engine, now: datetime) -> dict[str, Any]:
     """Return the conditions of a listing; exit with 2 when a filter names nothing."""
-    from relay.filters import make_conditions, list_unknown
+    from relay.filters import list_unknown, make_conditions
 
     if "entity" in given:
         given["entity_type"], given["entity_id"] = parse_entity(given.pop("entity"), may_be_a_type=True)

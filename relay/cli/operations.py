@@ -20,7 +20,7 @@ from relay.cli.options import as_command, login_name, open_database, option, par
 from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
 from relay.operations.asks import OneCommand
 from relay.operations.table import OPERATIONS, Operation, parse
-from relay.words import format_count, describe_state
+from relay.words import describe_state, format_count
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -206,7 +206,7 @@ OF_INBOX = (readmit, erase, prune)
 def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *, yes: bool, as_json: bool) -> None:
     """Show the plan; with `yes` carry it out, with a progress bar. Exits with 1 when it is about nothing."""
     from relay.store.operator import commands
-    from relay.store.operator.plan import Bound, plan, find_reason_mistake
+    from relay.store.operator.plan import Bound, find_reason_mistake, plan
 
     mistake = find_reason_mistake(asked, reason)
     if yes and mistake is not None:

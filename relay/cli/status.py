@@ -212,7 +212,9 @@ def lines_of(
     yield from _section(
         "Relays", [{**asdict(each), "in_flight": each.in_flight or None} for each in seen.relays], seen, width
     )
-    alerts = [f"{format_relative(each.since, seen.at) if width else rfc3339(each.since)}: {each.text}" for each in seen.alerts]
+    alerts = [
+        f"{format_relative(each.since, seen.at) if width else rfc3339(each.since)}: {each.text}" for each in seen.alerts
+    ]
     yield from _section("Alerts", alerts, seen, width)
     yield from _section("Commands", seen.commands, seen, width)
     sweeps = [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps]

@@ -271,7 +271,9 @@ class Generation:
         self._pools.rotate(-1)
         share = MOST_BYTES // max(len(self._pools), 1)
         rooms = [
-            FreeCapacity(pool.take_turn(), pool.capacity, share - pool.bytes_in_hand) for pool in self._pools if pool.wants_more
+            FreeCapacity(pool.take_turn(), pool.capacity, share - pool.bytes_in_hand)
+            for pool in self._pools
+            if pool.wants_more
         ]
         return [room for room in rooms if room.most_bytes > 0]
 

@@ -135,7 +135,10 @@ def start(options: RunOptions) -> int:
             leaving.callback(ended.set)
         try:
             run_relay(relay, config, orders, observer, drain=options.drain)
-        except (ConfigError, DBAPIError) as error:  # as a command it would exit with 2, after which systemd does not restart it
+        except (
+            ConfigError,
+            DBAPIError,
+        ) as error:  # as a command it would exit with 2, after which systemd does not restart it
             raise RuntimeError("the relay gave up, for another to be started") from error
         return 0
 

@@ -101,7 +101,7 @@ Policies = Mapping[str, RoutePolicy]
 """The policy of each configured route, by name."""
 
 UNKNOWN_ROUTE = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(Retry()))
-"""The policy of a route that was removed from the configuration: its deliveries keep their order, and none is dropped or claimed."""
+"""The policy of a route that was removed from the configuration: its deliveries keep their order, and none is claimed."""
 
 
 LEFT_TO_OTHERS = timedelta(minutes=10)

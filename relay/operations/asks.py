@@ -57,19 +57,15 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     cause: Annotated[
         Name | None, Meta(description="Cause of the death; for a retry, the error class of the last failed attempt.")
     ] = None
-    status: Annotated[
-        Status | None, Meta(description="Only if the last call was answered with this HTTP status.")
-    ] = None
+    status: Annotated[Status | None, Meta(description="Only if the last call was answered with this HTTP status.")] = (
+        None
+    )
     error: Annotated[Name | None, Meta(description="Only if the last error contains this text, ignoring case.")] = None
-    error_sha256: Annotated[
-        Digest | None, Meta(description="SHA-256 of the whole last error (UTF-8), in hex.")
-    ] = None
+    error_sha256: Annotated[Digest | None, Meta(description="SHA-256 of the whole last error (UTF-8), in hex.")] = None
     event_type: Annotated[Name | None, Meta(description="Only events of this type, spelled as by the sender.")] = None
     since: Annotated[
         Moment | None,
-        Meta(
-            description="Only if it died or failed last at or after this time; for other states, if it arrived then."
-        ),
+        Meta(description="Only if it died or failed last at or after this time; for other states, if it arrived then."),
     ] = None
     until: Annotated[Moment | None, Meta(description="The same, before this time.")] = None
     until_fact: Annotated[
@@ -81,9 +77,7 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     ] = None
     state: Annotated[
         Name | None,
-        Meta(
-            description="State as listings show it. Ended deliveries are found only by their numbers or an entity."
-        ),
+        Meta(description="State as listings show it. Ended deliveries are found only by their numbers or an entity."),
     ] = None
     force: Annotated[
         bool, Meta(description="Replay even where that overwrites the last delivered state with an older one.")

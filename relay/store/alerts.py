@@ -82,9 +82,7 @@ def read_newest(database: Database) -> list[Row]:
         return transaction.rows_of(_NEWEST)
 
 
-def _take(
-    work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]
-) -> list[Posted]:
+def _take(work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]) -> list[Posted]:
     """Take these alerts, unless another relay has them; mark unreadable ones as unsendable."""
 
     def part(some: Sequence[int]) -> list[Posted]:

@@ -197,9 +197,8 @@ def read_log(rows: Iterable[Any], pruned_before: datetime) -> Log:
             or follows(before, row.kind, log.last)
             or (as_time(row.at) < pruned_before and follows(before, row.kind, log.last, may_be_pruned=True))
         ):
-            log.contradiction = (
-                f"fact {row.id} ({row.kind}) leads to {_describe_standing(log.last)}, after {_describe_standing(before or NO_FACTS)}"
-            )
+            after = _describe(before or NO_FACTS)
+            log.contradiction = f"fact {row.id} ({row.kind}) leads to {_describe(log.last)}, after {after}"
         if row.kind == "delivered":
             log.delivered = row
         log.was_replayed |= row.kind == "replayed"
@@ -208,7 +207,7 @@ def read_log(rows: Iterable[Any], pruned_before: datetime) -> Log:
     return log
 
 
-def _describe_standing(standing: Standing) -> str:
+def _describe(standing: Standing) -> str:
     return f"{_name(standing.state)} in run {standing.run} with {standing.attempt} attempts"
 
 

@@ -76,7 +76,9 @@ class Database:
         self._clock = clock
 
     @contextmanager
-    def write(self, node: str | None = None, *, short_timeouts_for: AbstractSet[str] = frozenset()) -> Iterator[Transaction]:
+    def write(
+        self, node: str | None = None, *, short_timeouts_for: AbstractSet[str] = frozenset()
+    ) -> Iterator[Transaction]:
         """Open a short transaction, committed if the block ends without an exception. Its facts name `node` as their relay."""
         with self.engine.begin() as connection:
             transaction = Transaction(connection, self.sql, self._now(), node, short_timeouts_for=short_timeouts_for)

@@ -97,7 +97,8 @@ SELECT i.seq, claimed.route, {_EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
        l.applied_hash,
        (SELECT count(*) FROM delivery_log f
-        WHERE {limit_to_run("f", "claimed")} AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale') AS stale_before
+        WHERE {limit_to_run("f", "claimed")} AND f.kind || '' = 'attempt_failed'
+          AND f.detail ->> 'error_class' = 'stale') AS stale_before
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text", run="int")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
@@ -166,7 +167,9 @@ def read_newest_of_entity(database: Database, source: str, route: str, place: Pl
 
 
 def _as_if_due(event: Any, payload: Any | None, route: str, lane: str = "") -> Delivery:  # noqa: ANN401  # result rows
-    return Delivery(seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_as_fields(event, payload))
+    return Delivery(
+        seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_as_fields(event, payload)
+    )
 
 
 def _as_if_due_in_lane(event: Any, payload: Any | None, route: str) -> Delivery:  # noqa: ANN401  # result rows

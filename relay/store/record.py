@@ -22,9 +22,9 @@ from relay.delivery.policy import (
     History,
     HoldRequest,
     Policies,
-    list_breaker_reports,
     decide,
     endpoint_of,
+    list_breaker_reports,
     list_hold_requests,
     needs_history,
 )
@@ -35,12 +35,19 @@ from relay.store.deliveries import (
     claim_of,
     format_key,
     limit_to_run,
-    select_rows,
     select_leased,
+    select_rows,
     write_back,
 )
 from relay.store.gates import report_to_breakers
-from relay.store.sequence import select_first_waiting, forget_applied, heal, find_lanes_in_doubt, quarantine, settle_lanes
+from relay.store.sequence import (
+    find_lanes_in_doubt,
+    forget_applied,
+    heal,
+    quarantine,
+    select_first_waiting,
+    settle_lanes,
+)
 from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work, process_in_parts
@@ -135,7 +142,11 @@ def _record(
         held = [(delivery, outcome) for delivery, outcome in outcomes if claim_of(delivery) in leased]
         histories = _read_histories(transaction, held, policies)
         breakers = report_to_breakers(
-            transaction, _list_reports(held, policies, recently_failing), policies, now, [*_list_hold_requests(outcomes, policies)]
+            transaction,
+            _list_reports(held, policies, recently_failing),
+            policies,
+            now,
+            [*_list_hold_requests(outcomes, policies)],
         )
         made: dict[Claimed, AnyFact] = {}
         changed: list[OpenDelivery] = []

@@ -36,7 +36,7 @@ from relay.http.answer import Answer
 from relay.http.client import HttpClient, Request
 from relay.store import sweeps
 from relay.store.database import Database
-from relay.store.gates import acquire_rate, read_hold_seconds, hold
+from relay.store.gates import acquire_rate, hold, read_hold_seconds
 from relay.store.sweeps import Listed, SweepFindings
 from relay.store.work import Work, process_in_parts
 from relay.sync.calls import evaluated, reported_error
@@ -345,7 +345,9 @@ class CompiledSweep:
     def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
         """Wait until the api's rate limit or a rate hold permits a call, a little at a time: an operator may end the hold."""
         key = ("api", self.api.name)
-        while (seconds := read_hold_seconds(database, key) if self._rate is None else acquire_rate(database, self._rate)) > 0:
+        while (
+            seconds := read_hold_seconds(database, key) if self._rate is None else acquire_rate(database, self._rate)
+        ) > 0:
             context.stop.wait(min(seconds, WAITED_AT_A_TIME))
             yield
 

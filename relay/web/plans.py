@@ -20,7 +20,7 @@ from inbox.errors import BadFilter, NoSuchCommand, NothingThere, UnusableCommand
 from inbox.events.timestamps import rfc3339
 from relay.operations.asks import KindsOfRows, Moment, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 from relay.operations.table import Operation
-from relay.store.operator.plan import Plan, plan, quick, describe_left_out
+from relay.store.operator.plan import Plan, describe_left_out, plan, quick
 from relay.web.reading import AnyMembers, Reading
 
 MOST_COUNTED = 10_000

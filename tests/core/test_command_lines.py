@@ -415,7 +415,11 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
         (held("destination", "crm"), (), ["relay resume --destination crm --reason '…'"]),
         (held("api", "identity", "open"), (), ["relay resume --api identity --reason '…'"]),
         (held("destination", "crm", "limited"), (), []),
-        (held(*make_entity_key("shop", "A", "u 1|2")), (), ["relay resume --source shop --entity 'A/u 1|2' --reason '…'"]),
+        (
+            held(*make_entity_key("shop", "A", "u 1|2")),
+            (),
+            ["relay resume --source shop --entity 'A/u 1|2' --reason '…'"],
+        ),
         (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason '…'"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER, held_back_by=("destination crm",)),)), (), []),

@@ -37,16 +37,16 @@ from relay.delivery.policy import (
     RoutePolicy,
     Schedule,
     asks_for_hold,
-    list_breaker_reports,
     decide,
     decide_abandoned,
     endpoint_of,
     endpoint_of_call,
-    health_of,
-    read_hold_request,
     extend_holds,
+    health_of,
+    list_breaker_reports,
     needs_history,
     policies,
+    read_hold_request,
 )
 from tests.helpers.delivering import a_delivery
 from tests.helpers.storing import an_event

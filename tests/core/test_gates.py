@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from inbox.config.model import Config
 from inbox.config.sources import NoAuth, Source
 from relay.delivery import facts
-from relay.delivery.alerts import SENTENCES, Alert, Posted, list_breaker_alerts, payload, format_sentence
+from relay.delivery.alerts import SENTENCES, Alert, Posted, format_sentence, list_breaker_alerts, payload
 from relay.delivery.gates import (
     Breaker,
     BreakerLimits,
@@ -26,8 +26,8 @@ from relay.delivery.gates import (
     RateLimit,
     Report,
     apply_result,
-    make_entity_key,
     entity_of,
+    make_entity_key,
     probe,
 )
 from relay.delivery.outcome import RULES, Call, CallStep, Delivered, ErrorClass, Failed, Outcome, RateHold, Sent
@@ -35,10 +35,10 @@ from relay.delivery.policy import (
     HELD_AT_MOST,
     History,
     HoldRequest,
-    list_breaker_reports,
     decide,
-    list_hold_requests,
     extend_holds,
+    list_breaker_reports,
+    list_hold_requests,
     needs_history,
 )
 from relay.http.answer import LONGEST_SECONDS, rate_hold
@@ -222,7 +222,9 @@ def test_a_gate_that_does_not_exist_is_a_mistake_that_is_told(gate: Gate, mistak
 
 def transitions(*states: Breaker) -> list[tuple[str, bool]]:
     return [
-        (alert.kind, alert.firing) for before, now in pairwise(states) for alert in list_breaker_alerts({CRM: before}, {CRM: now})
+        (alert.kind, alert.firing)
+        for before, now in pairwise(states)
+        for alert in list_breaker_alerts({CRM: before}, {CRM: now})
     ]
 
 

@@ -125,8 +125,8 @@ def test_a_start_is_one_commit_which_has_the_routes(engine: Engine) -> None:
     at_start: list[tuple[int, list[str]]] = []
 
     class Watching(Observer):
-        def tell(self, event: str, level: int | None = None, **values: Any) -> None:  # noqa: ANN401  # as there
-            super().tell(event, level, **values)
+        def log(self, event: str, level: int | None = None, **values: Any) -> None:  # noqa: ANN401  # as there
+            super().log(event, level, **values)
             if event != "started":
                 return
             made, node = len(commits), values["node"]

@@ -36,7 +36,7 @@ from relay.store.record import Recorded
 from relay.store.record import record as record_parts
 from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
 from relay.store.transaction import FailedAlone
-from relay.store.work import Reports, LockedRoutes, Work
+from relay.store.work import LockedRoutes, Reports, Work
 from tests.helpers.agreement import facts_agree
 from tests.helpers.storing import START, Intake, an_event
 from tests.helpers.traffic import Change

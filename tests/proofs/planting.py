@@ -53,7 +53,7 @@ class _Changed(Statement):
 
 
 def _without_the_fence(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
-    """Stands for `still_leased`, and takes no notice of tokens."""
+    """Stands for `select_leased`, and takes no notice of tokens."""
     found = {(row.seq, row.route): row for row in rows if row.state == "in_flight"}
     return {claim: found[claim[:2]] for claim in claims if claim[:2] in found}
 

@@ -217,7 +217,10 @@ def test_a_body_that_is_larger_than_the_room_is_claimed_alone(steps: Steps) -> N
 
 def test_the_routes_of_a_destination_share_its_room(steps: Steps) -> None:
     steps.arrive(an_event(1, "a", body=b"x" * 500), an_event(2, "b", body=b"x", routes=["latest"]))
-    assert seqs(claim(steps.work, [FreeCapacity(["strict", "latest"], 8, 500), FreeCapacity(["latest"], 8, 1)])) == [1, 2]
+    assert seqs(claim(steps.work, [FreeCapacity(["strict", "latest"], 8, 500), FreeCapacity(["latest"], 8, 1)])) == [
+        1,
+        2,
+    ]
 
 
 def test_large_bodies_are_read_one_after_the_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,7 +242,9 @@ def test_routes_that_share_an_endpoint_use_its_rate_together_in_one_claim(steps:
     assert Counter(delivery.route for delivery in both) == {"strict": 4, "latest": 3}, "4 calls and 3 times 2 of 10"
     assert claim(limited(steps, limits, "r2"), [FreeCapacity(["latest"], 100), FreeCapacity(["strict"], 100)]) == []
     steps.advance(0.5)
-    assert len(claim(limited(steps, limits, "r2"), [FreeCapacity(["latest"], 1), FreeCapacity(["strict"], 100)])) == 1 + 3
+    assert (
+        len(claim(limited(steps, limits, "r2"), [FreeCapacity(["latest"], 1), FreeCapacity(["strict"], 100)])) == 1 + 3
+    )
 
 
 # --- two at once: nobody waits for somebody who waits for him
@@ -324,7 +326,9 @@ def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "c"))
     steps.pause(make_entity_key("trivore", "USER", "b"))
     assert gates.read_gates(steps.work).paused_entities == 1
-    steps.pause(make_entity_key("github", "USER", "a"), make_entity_key("trivore", "GROUP", "c"))  # of another source or type
+    steps.pause(
+        make_entity_key("github", "USER", "a"), make_entity_key("trivore", "GROUP", "c")
+    )  # of another source or type
     assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1, 3]
     steps.resume(make_entity_key("trivore", "USER", "b"))
     assert seqs(steps.claim_due()) == [2]

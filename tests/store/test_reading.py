@@ -21,7 +21,7 @@ from inbox.events.states import LISTED_STATES
 from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Call, ErrorClass, Failed
 from relay.store.database import Database
-from relay.store.reads import OUTCOMES, record_reveal, read_reveals
+from relay.store.reads import OUTCOMES, read_reveals, record_reveal
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.storing import START, an_event

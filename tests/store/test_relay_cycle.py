@@ -21,7 +21,7 @@ from relay.operations.asks import Selection
 from relay.store.claim import FreeCapacity, claim, claim_suspect
 from relay.store.database import Database
 from relay.store.deliveries import claim_of
-from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, rescue_expired, renew
+from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, renew, rescue_expired
 from relay.store.nodes import describe
 from relay.store.record import record as record_parts
 from relay.store.sequence import read_heads, sequence
@@ -357,7 +357,7 @@ class Two:
         self.own.seconds += seconds
         self._clock.advance(seconds)
 
-    def rescue_expired(self, name: str, trusted: Sequence[tuple[int, str, int]] = ()) -> list[int]:
+    def reap(self, name: str, trusted: Sequence[tuple[int, str, int]] = ()) -> list[int]:
         """Rescue deliveries with expired leases as this relay; return their seqs."""
         return [seq for seq, *_ in rescue_expired(work_of(self._steps.database, node=name), trusted, self.clocks[name])]
 
@@ -415,10 +415,10 @@ def test_a_jump_while_the_order_lock_is_waited_for_is_seen(
     steps.arrive(an_event(1))
     steps.claim()
     two.pass_by(15.5)
-    look = two.clocks["r2"].look
+    read = two.clocks["r2"].read
 
     def jumping(transaction: object) -> object:
-        found = look(transaction)  # type: ignore[arg-type]  # a Transaction
+        found = read(transaction)  # type: ignore[arg-type]  # a Transaction
         steps.advance(20)
         return found
 

@@ -435,6 +435,10 @@ def test_a_command_waits_for_the_rows_that_a_replay_uses(full: Steps, engine: En
     work = asked_to_prune(full, "events")
     with locked_by_a_person(engine, SHARE_PAYLOADS):
         waits = work()
-    assert (waits.state, waits.affected, waits.answer) == ("running", 0, "waits: the rows are locked, or a relay is pruning")
+    assert (waits.state, waits.affected, waits.answer) == (
+        "running",
+        0,
+        "waits: the rows are locked, or a relay is pruning",
+    )
     work()
     assert count(engine, "inbox") < 300

@@ -176,7 +176,9 @@ def test_a_claim_begins_where_the_last_one_ended(reported: Engine) -> None:
     database, scans = Database(reported), ScanStarts()
     first, second = (
         pages_read(
-            reported, lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 8)], scans=scans), "body_bytes"
+            reported,
+            lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 8)], scans=scans),
+            "body_bytes",
         )
         for _ in range(2)
     )
@@ -188,11 +190,15 @@ def test_a_claim_that_finds_too_little_begins_with_what_has_just_become_due(repo
     assert len(claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 1000)], scans=scans)) > 100
     assert (
         pages_read(
-            reported, lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 8)], scans=scans), "body_bytes"
+            reported,
+            lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 8)], scans=scans),
+            "body_bytes",
         )
         < 50
     )
-    first = pages_read(reported, lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 8)]), "body_bytes")
+    first = pages_read(
+        reported, lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 8)]), "body_bytes"
+    )
     assert first > 200, "else this shows nothing"
 
 

@@ -30,7 +30,9 @@ from tests.helpers.worlds import HOSTILE
 
 CRM = RouteState("crm", is_configured=True)
 PAUSED = HeldGate("destination", "crm", "open", "503", None, START, None, ("crm",))
-ENTITY = msgspec.structs.replace(PAUSED, kind="entity", name=make_entity_key("trivore", "USER", "a|b")[1], state="paused")
+ENTITY = msgspec.structs.replace(
+    PAUSED, kind="entity", name=make_entity_key("trivore", "USER", "a|b")[1], state="paused"
+)
 DIED = FiringAlert("delivery_dead", "crm", START, "route crm has dead deliveries: mapping")
 OPENED = FiringAlert("breaker_open", "destination crm", START, "destination crm is not called for now: 503")
 BEHIND = FiringAlert("backlog_old", "crm", START, "route crm is behind")

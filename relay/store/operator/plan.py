@@ -34,7 +34,7 @@ from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.retention import expiry_of
 from relay.store.route_states import read_routes
 from relay.store.work import Work, process_in_parts
-from relay.words import format_count, describe_holds, describe_state
+from relay.words import describe_holds, describe_state, format_count
 
 _PAGE = 500
 _MOST_BEHIND = 500

@@ -23,9 +23,9 @@ from relay.store.deliveries import Key, format_key
 from relay.store.operator import readmit, selection
 from relay.store.operator.changes import change, find_reason_to_wait
 from relay.store.operator.commands import Command, CommandAct, end, turn_in
-from relay.store.operator.plan import instead, kinds_of, plan, quick, find_reason_mistake, subject_of, types_of
+from relay.store.operator.plan import find_reason_mistake, instead, kinds_of, plan, quick, subject_of, types_of
 from relay.store.operator.selection import Choice, keys_of
-from relay.store.retention import LeasedPruner, Pruned, read_command_clock, expiry_of
+from relay.store.retention import LeasedPruner, Pruned, expiry_of, read_command_clock
 from relay.store.transaction import Transaction
 from relay.store.work import Work
 from relay.words import format_count

@@ -21,7 +21,7 @@ from relay.store import events
 from relay.store.reads import read_reveals
 from relay.web.query import Limit, Number, Text
 from relay.web.reading import Reading, rows_of
-from relay.words import ACTS, Hold, RouteProgress, list_holds, is_gone, describe_progress
+from relay.words import ACTS, Hold, RouteProgress, describe_progress, is_gone, list_holds
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):

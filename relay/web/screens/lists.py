@@ -13,7 +13,7 @@ from inbox.db.schema import metadata
 from inbox.errors import BadFilter, NothingThere
 from inbox.events.states import DEAD_STATES, ENDINGS, OPEN_COMMANDS, RETRYING
 from relay.delivery.alerts import AlertKind
-from relay.filters import STATES, Filtered, make_conditions, list_unknown
+from relay.filters import STATES, Filtered, list_unknown, make_conditions
 from relay.operations.asks import Moment
 from relay.operations.table import OPERATIONS
 from relay.store.overview import FiringAlert, format_alert, read_firing

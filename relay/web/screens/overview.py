@@ -18,7 +18,7 @@ from relay.findings import LEVELS, Finding, is_well, list_findings, read_stuck, 
 from relay.store import reads
 from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
-from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read_last_hour, add_up
+from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, add_up, read_last_hour
 from relay.web.query import Text, url
 from relay.web.reading import Reading, rows_of
 
