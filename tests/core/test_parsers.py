@@ -260,9 +260,9 @@ ADDED = "is a header that the relay adds itself; remove it"
         *((name, f"{name!r} {SECRET}") for name in ("Authorization", "Cookie", "set-cookie", "X-Gitlab-Token")),
         *((name, f"{name!r} {SECRET}") for name in ("X-API-Key", "X-Hub-Signature-256", "X-Auth-Request-User")),
         *((name, f"{name!r} {ADDED}") for name in ("Webhook-Id", "webhook-other", "Inbox-Seq", "User-Agent", "Accept")),
-        ("X Y", "'X Y' is no name of a header; write one such as X-GitHub-Event"),
-        ("", "'' is no name of a header; write one such as X-GitHub-Event"),
-        ("X-A: b\\r\\nX-C", "'X-A: b\\r\\nX-C' is no name of a header; write one such as X-GitHub-Event"),
+        ("X Y", "'X Y' is not a header name; write one such as X-GitHub-Event"),
+        ("", "'' is not a header name; write one such as X-GitHub-Event"),
+        ("X-A: b\\r\\nX-C", "'X-A: b\\r\\nX-C' is not a header name; write one such as X-GitHub-Event"),
     ],
 )
 def test_a_header_that_can_not_be_passed_on_is_a_mistake_at_the_start(name: str, why: str) -> None:

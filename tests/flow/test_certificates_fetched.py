@@ -232,7 +232,7 @@ async def test_messages_of_sns_are_stored_with_one_fetch_and_strangers_have_none
             await receiver.post(certified.PAYPAL_BODY, path="/webhooks/paypal/wrong", headers=headers)
         ).status_code == 401
         assert host.asked == []
-        assert memory.rejected[0].reason == "its topic is none of this source's topics"
+        assert memory.rejected[0].reason == "its topic is not listed in this source's topics"
         assert memory.rejected[0].body is None
 
         assert await post(receiver, {**certified.NOTIFICATION, "Message": "forged"}) == 401

@@ -221,5 +221,5 @@ def posted(port: int, path: str, payload: bytes, headers: Mapping[str, str]) -> 
 
 
 def status_of(answer: bytes) -> int:
-    """The status of a written-out answer; 0 when there is none."""
+    """The status of a written-out answer; 0 if there is none."""
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0

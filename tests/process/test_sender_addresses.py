@@ -94,7 +94,7 @@ def test_the_refusal_is_that_of_a_wrong_secret_and_the_operator_is_told(receiver
     told = refusals.told(6)
     assert told[:2] == [
         ("it comes from 203.0.113.9, which allow_from does not have", "203.0.113.9"),
-        ("it shows no secret", "192.0.2.1"),
+        ("it has no secret", "192.0.2.1"),
     ]
     assert [address for _, address in told[2:]] == ["fe80::1", None, None, None], "nothing but an address is kept"
 

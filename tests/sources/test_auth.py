@@ -200,4 +200,4 @@ def test_the_operator_is_told_the_address_which_alone_is_not_enough() -> None:
     assert refusal(("192.0.2.0/24",), elsewhere) == "it comes from 203.0.113.9, which allow_from does not have"
     assert "an address that is not known" in (refusal(("192.0.2.0/24",), RIGHT) or "")
     stranger = msgspec.structs.replace(RIGHT, remote_address="192.0.2.1", headers={})
-    assert refusal(("192.0.2.0/24",), stranger) == "it shows no secret"
+    assert refusal(("192.0.2.0/24",), stranger) == "it has no secret"

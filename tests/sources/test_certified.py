@@ -126,7 +126,7 @@ def test_no_trick_in_a_url_has_anything_fetched(trick: str) -> None:
     message = signed_message(SigningCertURL=of_aws)
     raw = signed_transmission(paypal_cert_url=of_pp)
     for verifier, asked in ((sns_verifier(None), of_sns(message)), (paypal_verifier(None), raw)):
-        assert "is no certificate at" in (why_refused(verifier, asked) or "")
+        assert "is not a certificate at" in (why_refused(verifier, asked) or "")
 
 
 def test_the_certificate_has_to_be_at_the_host_of_the_topics_region() -> None:
@@ -171,10 +171,10 @@ def test_a_certificate_is_fetched_only_when_everything_else_is_proven() -> None:
 @pytest.mark.parametrize(
     ("pem", "why"),
     [
-        (b"", "no certificate"),
-        (b"<html>", "no certificate"),
-        (SNS_PEM[:-200], "no certificate"),
-        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no certificate"),
+        (b"", "not a certificate"),
+        (b"<html>", "not a certificate"),
+        (SNS_PEM[:-200], "not a certificate"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not a certificate"),
         (pem_of("evil.example", signing_key()), "another name"),
         (pem_of("sns.amazonaws.com.evil.example", signing_key()), "another name"),
         (pem_of("xsns.amazonaws.com", signing_key()), "another name"),
@@ -283,7 +283,7 @@ def test_a_captured_transmission_stays_one_event_whatever_body_is_fitted_to_its_
 
 def test_a_text_that_can_be_no_id_of_a_webhook_is_a_mistake() -> None:
     for secret in (" ", "a|b", "é", "x" * 101, "https://example.com"):
-        with pytest.raises(ConfigError, match="no id of a webhook"):
+        with pytest.raises(ConfigError, match="not a webhook id"):
             paypal_verifier(None, Secret(secret))
     with pytest.raises(ConfigError, match="may be tried"):
         paypal_verifier(None, *[Secret(WEBHOOK)] * 6)

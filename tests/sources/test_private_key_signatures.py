@@ -136,7 +136,7 @@ def test_a_key_that_is_of_no_use_there_is_a_mistake_that_does_not_show_it(name: 
 @pytest.mark.parametrize("sign", [0, 0x80])
 def test_a_key_for_which_anybody_can_sign_is_a_mistake(point: bytes, sign: int) -> None:
     key = point[:-1] + bytes([point[-1] | sign])
-    with pytest.raises(ConfigError, match="anybody could sign for it"):
+    with pytest.raises(ConfigError, match="anyone could sign for it"):
         by(written(key, "whpk_"))
 
 

@@ -114,14 +114,14 @@ def test_a_token_is_let_in_and_read(key: Any, algorithm: str, kid: str | None) -
         (a_token(EC, "ES256", "e", jti=None), "MissingRequiredClaim"),
         (a_token(EC, "ES256", "e", iat=32_503_680_000), "ImmatureSignature"),
         (jwt.encode(CLAIMS, None, algorithm="none").encode(), "no key that is valid now"),  # type: ignore[arg-type]
-        (b"", "no JWT"),
-        (b"a.b.c", "no JWT"),
-        (b"\xff.\xff.\xff", "no JWT"),
-        (b"." * 5_000, "no JWT"),
-        (segment({"alg": "ES256", "kid": []}) + b".e30.x", "no JWT"),
-        (segment({"alg": "ES256", "kid": {"e": 1}}) + b".e30.x", "no JWT"),
-        (segment({"alg": ["ES256"]}) + b".e30.x", "no JWT"),
-        (segment({"alg": "ES256", "x": "x" * 5_000}) + b".e30.x", "no JWT"),
+        (b"", "not a JWT"),
+        (b"a.b.c", "not a JWT"),
+        (b"\xff.\xff.\xff", "not a JWT"),
+        (b"." * 5_000, "not a JWT"),
+        (segment({"alg": "ES256", "kid": []}) + b".e30.x", "not a JWT"),
+        (segment({"alg": "ES256", "kid": {"e": 1}}) + b".e30.x", "not a JWT"),
+        (segment({"alg": ["ES256"]}) + b".e30.x", "not a JWT"),
+        (segment({"alg": "ES256", "x": "x" * 5_000}) + b".e30.x", "not a JWT"),
     ],
 )
 def test_a_token_that_proves_nothing_is_refused(body: bytes, why: str) -> None:
@@ -232,7 +232,7 @@ def test_a_curve_has_one_algorithm() -> None:
         ({"n": 7}, "can't be read"),
         ({"n": "!"}, "can't be read"),
         ({"e": "AQ"}, "can't be read"),
-        ({"kid": 7}, "kid that is no text"),
+        ({"kid": 7}, "kid that is not a text"),
         (jwk(WEAK), "has 1024 bits: an RSA key needs 2048 or more"),
     ],
 )
@@ -240,7 +240,7 @@ def test_a_key_that_is_for_something_else_is_not_used_and_alone_is_a_mistake(
     members: dict[str, object], why: str
 ) -> None:
     unfit = jwk(RSA, **members)
-    assert "[sources.signals] secrets: a JWKS document has no key that can be used: key 1" in mistake(document(unfit))
+    assert "[sources.signals] secrets: a JWKS document has no usable key: key 1" in mistake(document(unfit))
     assert why in mistake(document(unfit))
     assert why_refused(verifier(document(unfit, jwk(EC, kid="e"))), a_token(RSA, "RS256", "k")) == NO_KEY
 
@@ -258,8 +258,8 @@ def test_every_key_that_can_not_be_used_is_told_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("no key", "a secret is no JWKS document: it is not JSON"),
-        (pem(RSA), "a secret is no JWKS document: it is not JSON"),
+        ("no key", "a secret is not a JWKS document: it is not JSON"),
+        (pem(RSA), "a secret is not a JWKS document: it is not JSON"),
         ("{}", "it has no list of keys"),
         ('{"keys": 1}', "it has no list of keys"),
         ('{"keys": []}', "it has no list of keys"),

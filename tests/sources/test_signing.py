@@ -138,7 +138,7 @@ def test_a_signature_that_proves_too_little_or_can_not_be_is_a_mistake(line: str
         ('preset = "stripe"\nunsigned = true\nsecrets = ["x"]', "unsigned: contradicts secrets"),
         ('preset = "trivore"\nunsigned = true\nauth = { kind = "none" }', "unsigned: says nothing: Trivore ID"),
         ('preset = "trivore"', "auth: is missing"),
-        ('preset = "okta"\nsecrets = ["x"]', "secrets: are what a provider signs with"),
+        ('preset = "okta"\nsecrets = ["x"]', "secrets: are for signatures"),
         ('preset = "custom"\nauth = { kind = "none" }', "event: is missing"),
         ('preset = "github"\nsecrets = ["x"]\nissuer = "y"', "issuer: is for preset = 'secevent' only"),
         ('preset = "secevent"\nsecrets = ["x"]', "audience: is missing"),
@@ -148,7 +148,7 @@ def test_a_signature_that_proves_too_little_or_can_not_be_is_a_mistake(line: str
             'preset = "github"\nauth = { kind = "header", name = "X-GitHub-Event", secrets = ["x"] }',
             "no place for a secret",
         ),
-        ('preset = "custom"\nauth = { kind = "none" }\nevent = { type = "body.[" }', "is no JMESPath"),
+        ('preset = "custom"\nauth = { kind = "none" }\nevent = { type = "body.[" }', "is not a JMESPath"),
     ],
 )
 def test_a_source_that_does_not_fit_its_preset_is_a_mistake(text: str, told: str) -> None:

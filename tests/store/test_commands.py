@@ -546,5 +546,5 @@ def test_a_dry_run_says_what_would_be_readmitted_and_changes_nothing(steps: Step
     steps.intake.reject(a_rejected(a_body(1)), a_rejected(b"{}"), a_rejected(a_body(1), source="gone"), a_rejected())
     row = readmitted(steps, {"everything": True}, dry_run=True)
     assert (row["state"], row["matched"], as_json(row["sample"])["requests"][0]["id"]) == ("done", 1, 1)
-    assert "there is no such source in the configuration any more" in json.dumps(row["sample"])
+    assert "the source is no longer configured" in json.dumps(row["sample"])
     assert seqs(steps) == [None] * 4

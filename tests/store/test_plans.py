@@ -91,7 +91,7 @@ FRAGMENTS = {
         "now": f"CAST('{NOW}' AS timestamptz)",
         "numbers": f"generate_series(1, {EVENTS}) AS n",
         "routes": "ARRAY['crm']",
-        "body": "decode('00', 'hex')",
+        "body": "CAST(repeat(md5(CAST(n AS text)), 32) AS bytea)",  # as large as most: Postgres would read a tiny table whole
         "minute": "timestamptz '2020-01-01 00:00:00Z' + make_interval(mins => n)",
     },
     "sqlite": {
