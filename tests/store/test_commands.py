@@ -295,7 +295,7 @@ def test_a_stop_of_a_command_has_a_row_of_its_own(steps: Steps) -> None:
     ]
     with pytest.raises(NoSuchCommand):
         turn(steps, "stop", 99)
-    with pytest.raises(UnusableCommand, match="is a stop itself"):
+    with pytest.raises(UnusableCommand, match="is a stop, which is done at once"):
         turn(steps, "stop", number + 1)
 
 
