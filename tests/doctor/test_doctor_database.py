@@ -18,7 +18,7 @@ from relay.cli.examine import lines_of
 from relay.doctor.examinations import EXAMINATIONS
 from relay.doctor.run import ExaminationResult
 from relay.findings import Finding
-from relay.store.nodes import hash_of
+from relay.store.nodes import hash_config
 from tests.doctor.examining import (
     HOST,
     all_findings,
@@ -103,7 +103,7 @@ def test_a_relay_of_another_version_or_configuration_is_found(
     tmp_path: Path, database_url: str, engine: Engine
 ) -> None:
     place = installation(tmp_path, database_url)
-    start_a_relay(engine, version="'0.0.9'", config_hash=f"'{hash_of(place.config)}'")
+    start_a_relay(engine, version="'0.0.9'", config_hash=f"'{hash_config(place.config)}'")
     start_a_relay(engine, "r2", host="elsewhere", config_hash="'other'")
     assert sorted(findings_of(place, "relays")) == [
         ("configuration_changed", "relay elsewhere pid 4711"),

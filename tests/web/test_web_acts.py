@@ -135,7 +135,7 @@ def test_an_act_on_everything_needs_a_confirmation(page: Page, steps: Steps) -> 
         ("replay?rout=strict", "there is no filter"),
         ("replay?seq=-1", "seq"),
         ("replay?backfill=true", "a backfill of which route"),
-        ("replay?since=2026-02-01&until=2026-01-01", "exchange the two"),
+        ("replay?since=2026-02-01&until=2026-01-01", "swap the two"),
         ("replay?error_sha256=abc", "error_sha256"),
         ("pause?route=nothing", "there is no route"),
         ("pause", "name one of"),

@@ -16,11 +16,11 @@ from inbox.clock import SystemClock
 from inbox.db.schema import sweep_watermark, throughput_minute
 from inbox.loader.load import parse_config
 from relay.delivery.alerts import Alert
-from relay.delivery.gates import entity_key
+from relay.delivery.gates import make_entity_key
 from relay.doctor.run import ExaminationResult, Installation
-from relay.findings import Finding, findings
+from relay.findings import Finding, list_findings
 from relay.store import gates, nodes
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
 from relay.web.screens import overview
@@ -34,7 +34,9 @@ from tests.helpers.worlds import HOSTILE, fill_page
 
 CRM = RouteState("crm", is_configured=True)
 PAUSED = HeldGate("destination", "crm", "open", "503", None, START, None, ("crm",))
-ENTITY = msgspec.structs.replace(PAUSED, kind="entity", name=entity_key("trivore", "USER", "a|b")[1], state="paused")
+ENTITY = msgspec.structs.replace(
+    PAUSED, kind="entity", name=make_entity_key("trivore", "USER", "a|b")[1], state="paused"
+)
 DIED = FiringAlert("delivery_dead", "crm", START, "route crm has dead deliveries: mapping")
 OPENED = FiringAlert("breaker_open", "destination crm", START, "destination crm is not called for now: 503")
 BEHIND = FiringAlert("backlog_old", "crm", START, "route crm is behind")
@@ -46,7 +48,7 @@ STUCK = Finding("stuck", "critical", "route crm: nothing moves", "crm", remedy="
 def judge(*checked: Finding, crm: RouteState = CRM, **parts: Any) -> list[tuple[object, ...]]:  # noqa: ANN401  # fields of Overview
     """Return the level, the reason, the time and the path of the button of each finding."""
     empty: dict[str, Any] = dict.fromkeys(("gates", "relays", "alerts", "commands", "sweeps"), ())
-    found = list(findings(Overview(START, **{"routes": (crm,), **empty, **parts}), checked, 5))
+    found = list(list_findings(Overview(START, **{"routes": (crm,), **empty, **parts}), checked, 5))
     buttons = [button_of(each) for each in found]
     assert all(button is None or button.is_act == button.path.startswith("/acts/") for button in buttons)
     return [
@@ -83,7 +85,7 @@ def lived_in(steps: Steps) -> Steps:
     with steps.database.write() as transaction:
         gates.pause(transaction, ("destination", "audit"), who="kim", why=HOSTILE)
         alert = Alert("source_silent", "trivore", firing=True, detail={"silent_seconds": 900})
-        note(transaction, [alert], transaction.take_order_lock())
+        store_alerts(transaction, [alert], transaction.take_order_lock())
     with steps.database.engine.begin() as connection:
         for kind, name, outcome, ago, count in (
             ("source", "trivore", "stored", 5, 7),
@@ -181,7 +183,7 @@ def test_a_pause_shows_actor_and_reason_and_is_found_by_kind_and_part_of_its_nam
     swept_page: Page, steps: Steps, query: str, kinds: list[str]
 ) -> None:
     with steps.database.write() as transaction:
-        gates.pause(transaction, entity_key("trivore", "USER", "a/b&c"), who="kim", why="odd")
+        gates.pause(transaction, make_entity_key("trivore", "USER", "a/b&c"), who="kim", why="odd")
         gates.pause(transaction, ("source", "trivore"), who="kim", why="maintenance")
     found = swept_page.json(f"/gates.json?{query}")["gates"]
     assert [gate["kind"] for gate in found] == kinds
