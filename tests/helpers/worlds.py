@@ -19,7 +19,7 @@ from inbox.db.throughput import REJECTED, SOURCE, STORED, Tally, add_up
 from inbox.events.event import Enrolment, Event
 from inbox.events.timestamps import time_text
 from relay.delivery.alerts import Alert
-from relay.delivery.gates import Breaker, BreakerState, entity_key
+from relay.delivery.gates import Breaker, BreakerState, make_entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import HoldRequest, policies
 from relay.operations.asks import Selection
@@ -93,12 +93,12 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
         _rejections(steps, minute)
         _work(steps, minute, rng)
         nodes.heartbeat(steps.database, "relay-1")
-        watch.look(steps.work)
+        watch.check(steps.work)
         nodes.flush_figures(steps.database, NIGHT.routes)
         clock.advance(60)
     _work(steps, MINUTES, rng)
     nodes.flush_figures(steps.database, NIGHT.routes)
-    alerts.take_untold(steps.work)
+    alerts.take_unlogged(steps.work)
     nodes.heartbeat(steps.database, "relay-1")
     _last_arrivals(steps, rng)
     return steps
@@ -257,7 +257,7 @@ def fill_page(steps: Steps) -> None:
     )
     with steps.database.write() as transaction:
         gates.pause(transaction, ("destination", "audit"), who="olga", why="a move")
-    alerts.step_failed(steps.work, "prune", "no space left")
+    alerts.alert_failing_step(steps.work, "prune", "no space left")
     steps.do(
         "INSERT INTO relay_command (kind, selection, reason) VALUES ('replay', '{\"route\": \"strict\"}', 'after a fix')",
         "INSERT INTO relay_command (kind, selection, reason, dry_run)"
@@ -283,9 +283,9 @@ def fill_hostile(steps: Steps, value: str = HOSTILE) -> None:
     nodes.describe(work_of(steps.database, node=short), short, 1, short)
     nodes.heartbeat(steps.database, short, {"claim": value})
     with steps.database.write() as transaction:
-        for gate in (("destination", "audit"), entity_key("trivore", short, short)):
+        for gate in (("destination", "audit"), make_entity_key("trivore", short, short)):
             gates.pause(transaction, gate, who=short, why=value[:2000])
-    alerts.step_failed(steps.work, short, value)
+    alerts.alert_failing_step(steps.work, short, value)
     commands.ask(steps.database, "replay", Selection(route=short), who=short, why=value[:2000])
 
 
@@ -451,7 +451,7 @@ def _watch(night: Night) -> None:
         transaction.execute(add_up(transaction.sql), figures=rows_param(figures), now=time_text(later))
     with night.database.write() as transaction:
         now = transaction.take_order_lock()
-        alerts.note(transaction, [Alert("source_silent", "shop", True, {"silent_seconds": 7200})], now)
+        alerts.store_alerts(transaction, [Alert("source_silent", "shop", True, {"silent_seconds": 7200})], now)
         opened = Breaker(BreakerState.OPEN, now + timedelta(hours=1), "503 from the last 10 calls", 1)
         gates.store_breakers(transaction, {("destination", "search"): opened})
     gates.hold(night.live, HoldRequest(("api", "trivore-id"), timedelta(hours=1), "Retry-After of an answer 429"))
