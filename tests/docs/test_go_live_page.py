@@ -78,7 +78,7 @@ done
 }
 """Replacements of the page's programs."""
 _COLLECTOR = """
-from tests.helpers.tracing import Collector
+from tests.helpers.metrics import Collector
 
 class Writing(Collector):
     def take(self, body):

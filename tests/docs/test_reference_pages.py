@@ -30,7 +30,6 @@ from relay.sync.expressions import encode
 from relay.sync.fields import compile_fields
 from tests.docs import cookbook
 from tests.docs.pages import PAGES, blocks, the_block
-from tests.helpers.bad_night import happen
 from tests.helpers.databases import open_engine
 from tests.helpers.delivering import LOCAL, a_delivery, as_delivered, context
 from tests.helpers.machine import run_sqlite_shell
@@ -43,7 +42,7 @@ from tests.helpers.relaying import CONFIG, FakeClock, Steps
 from tests.helpers.scripted import ScriptedServer, answer, serving
 from tests.helpers.tables import facts
 from tests.helpers.webhooks import TOKEN, body
-from tests.helpers.worlds import fill_page
+from tests.helpers.worlds import fill_page, happen
 
 MAPPING = PAGES["docs/reference/mapping.md"]
 

@@ -32,7 +32,10 @@ from tests.helpers import checkers
 from tests.helpers.machine import program
 from tests.helpers.metrics import (
     DASHBOARD,
+    Collector,
     Samples,
+    Span,
+    collecting,
     exporter_of,
     expressions,
     metrics_at,
@@ -47,7 +50,6 @@ from tests.helpers.receiver import ask, post_json, status_of, webhook
 from tests.helpers.relaying import fill
 from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, duplicates, facts, rows
-from tests.helpers.tracing import Collector, Span, collecting
 from tests.helpers.traffic import serving as serving_downstream
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text, moment

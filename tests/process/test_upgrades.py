@@ -26,7 +26,7 @@ from inbox.db.migrate import head
 from tests.docs.pages import ROOT, apply
 from tests.helpers import checkers
 from tests.helpers.databases import connect_postgres, is_postgres
-from tests.helpers.later import ADDITIVE, INDEX, MadeUp, name_version, write_previous, write_version
+from tests.helpers.machine import ADDITIVE, INDEX, MadeUp, name_version, write_previous, write_version
 from tests.helpers.processes import GUNICORN, INBOX, PATIENT, RELAY, Program, Site, free_port, is_ready, site
 from tests.helpers.proxies import PATIENCE, Ports, proxy
 from tests.helpers.scripted import CERTIFICATE
