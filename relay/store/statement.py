@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, is_storable, rows_param, storable
+from inbox.db.dialect import Sql, is_storable, make_storable, rows_param
 from inbox.events.timestamps import time_text
 
 
@@ -116,7 +116,7 @@ def prepare(
         elif isinstance(value, datetime):
             values[name] = time_text(value)
         elif isinstance(value, str) and not is_storable(value):
-            values[name] = storable(value)
+            values[name] = make_storable(value)
     if written.reads_clock:
         values["now"] = now
     return written.text, values

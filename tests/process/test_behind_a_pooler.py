@@ -135,7 +135,7 @@ def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> 
         with made.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("CREATE INDEX CONCURRENTLY ix_of_a_test ON inbox (event_id)"))
         with made.begin() as connection:
-            assert guarantees.differences(connection) == []
+            assert guarantees.list_differences(connection) == []
         made.dispose()
 
 
@@ -155,7 +155,7 @@ def test_a_pooler_that_drops_what_is_set_is_refused_with_who_has_set_the_other_v
             guarantees.require(made)
         made.dispose()
         lines = str(refused.value).splitlines()
-        assert of_the_receiver(url, guarantees.differences) == lines
+        assert of_the_receiver(url, guarantees.list_differences) == lines
     told = [line.partition(", not ")[0] for line in lines]
     assert "the database has transaction_isolation = repeatable read (set by: database)" in told
     assert "the database has synchronous_commit = off (set by: database)" in told

@@ -195,14 +195,14 @@ def test_after_an_interrupt_a_command_ends_with_1_and_goes_on_when_it_is_resumed
 ) -> None:
     live(Steps(sqlite_engine))
     monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 2)
-    act, acts = erasure.act, iter([False, True])
+    act, acts = erasure.erase_step, iter([False, True])
 
     def interrupted(*arguments: object, **named: object) -> StepDone:
         if next(acts, False):
             raise KeyboardInterrupt
         return act(*arguments, **named)  # type: ignore[arg-type]  # passed on
 
-    monkeypatch.setattr(erasure, "act", interrupted)
+    monkeypatch.setattr(erasure, "erase_step", interrupted)
     stopped = typed(sqlite_place, *PERSON, "--reason", "asked", "--yes", side="inbox")
     assert (stopped.status, stopped.stderr.splitlines()[-1]) == (
         1,

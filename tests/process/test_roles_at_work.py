@@ -100,7 +100,7 @@ def test_a_table_of_another_name_space_is_never_reached_instead(admin: Engine) -
         connection.execute(text("CREATE TEMP TABLE gate (theirs text)"))
         connection.execute(text("INSERT INTO gate (kind, name) VALUES ('route', 'temporary')"))
         connection.execute(text("SET LOCAL search_path = public"))
-        (line,) = guarantees.differences(connection)
+        (line,) = guarantees.list_differences(connection)
         connection.rollback()
     assert line.startswith("the database has search_path = public (set by: session), not apart, pg_temp: ")
 

@@ -14,7 +14,7 @@ from inbox.config.values import Secret
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
-from inbox.sources.signing import Message, SignatureProof, key_of, mistakes, sign
+from inbox.sources.signing import Message, SignatureProof, find_mistakes, key_of, sign
 from tests.helpers.webhooks import mistake
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -58,7 +58,7 @@ ANY = st.builds(
     encoding=st.sampled_from(["hex", "base64"]),
     key=st.sampled_from(["text", "base64", "hex"]),
     key_prefix=st.sampled_from(["", "whsec_"]),
-).filter(lambda each: not list(mistakes(each, has_url=True)))
+).filter(lambda each: not list(find_mistakes(each, has_url=True)))
 
 
 @given(ANY, st.binary(max_size=200), st.integers(0, 10**9))
