@@ -72,7 +72,7 @@ def take(browser: Browser, shot: Shot) -> None:
     browser.open(shot.path)
     if shot.link is not None:
         browser.find(shot.link).click()
-        browser.wait(lambda: browser.at() != shot.path, "the link was followed")
+        browser.wait(lambda: browser.location() != shot.path, "the link was followed")
     path = FOLDER / f"{shot.name}.png"
     browser.picture(path)
     if path.stat().st_size > MOST_BYTES:

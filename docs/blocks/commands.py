@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from docs.blocks.common import abbreviate, format_table, join_names
+from docs.blocks.common import abbreviate, format_list, format_table, join_names
 from relay.cli.inbox import app as inbox_app
 from relay.cli.main import app as relay_app
 from relay.operations.table import OPERATIONS
@@ -20,7 +20,7 @@ MANY = 3
 
 def list_common_options() -> str:
     """Tabulate the options that many commands share."""
-    return f"{format_table(_HEADINGS, sorted(_find_common()))}\n*Selection* is {join_names(_SELECTION)}.\n"
+    return f"{format_list(sorted(_find_common()))}\n*Selection* is {join_names(_SELECTION)}.\n"
 
 
 def describe_inbox() -> str:
@@ -53,7 +53,7 @@ def _describe_commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN40
     rows = list(map(_make_row, _find_options(command)))
     own = [row for row in rows if row not in _find_common()]
     if own:
-        yield format_table(_HEADINGS, own)
+        yield format_list(own)
     if common := [name for name, _ in rows if not any(name == row[0] for row in own)]:
         if set(common) >= set(_SELECTION):
             common = ["*selection*", *(name for name in common if name not in _SELECTION)]
@@ -64,7 +64,6 @@ def _describe_commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN40
         yield from _describe_commands(f"{path} {name}", inner)
 
 
-_HEADINGS = ("argument or option", "meaning")
 _FILTERS = "--seq --route --source --destination --api --cause --status --error --event-type --since --until"
 _SELECTION = tuple(f"`{name}`" for name in ["SEQS", *_FILTERS.split()])
 """Common options that select deliveries, together."""

@@ -23,6 +23,11 @@ def format_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
+def format_list(rows: Iterable[tuple[str, str]]) -> str:
+    """Format a list of names with their meanings."""
+    return "".join(f"- {name}: {meaning}\n" for name, meaning in rows)
+
+
 def join_names(names: Iterable[str]) -> str:
     """Join names with commas."""
     return ", ".join(names)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 from msgspec import inspect
 
-from docs.blocks.common import MEANINGS, extract_summary, format_table, read_field_docstrings
+from docs.blocks.common import MEANINGS, extract_summary, format_list, format_table, read_field_docstrings
 from inbox.config.model import Config, Downstream, Endpoint, Limited, Route
 from inbox.config.sources import Source
 from inbox.config.sync import CallKeys
@@ -83,14 +83,14 @@ def _describe_table(title: str, cls: type) -> Iterator[str]:
         if (name in own_docs) == (name in added):
             raise SystemExit(f"{cls.__name__}.{name} needs a docstring in inbox/config, or a line in meanings.toml")
         meaning = own_docs.get(name) or added[name]
-        rows.append((f"`{field.encode_name}`", f"{_describe_type(field.type)}{_describe_default(field)}", meaning))
+        rows.append((f"`{field.encode_name}` ({_describe_type(field.type)}{_describe_default(field)})", meaning))
     yield f"### {title}\n"
     links = [
         f"[{_uncapitalize(title)}](#{title.lower().replace(' ', '-')})" for title in map(_SHARED.__getitem__, bases)
     ]
     yield f"{extract_summary(cls.__doc__)}{f' Shares the keys of {_join_words(links)}:' if links else ''}\n"
     if rows:
-        yield format_table(("key", "type (default)", "meaning"), rows)
+        yield format_list(rows)
 
 
 def _uncapitalize(title: str) -> str:
@@ -155,12 +155,12 @@ def _describe_default(field: inspect.Field) -> str:
     if value is None or value == "" or isinstance(value, msgspec.Struct):  # 0 and false are defaults
         return ""
     if isinstance(value, bool):
-        return f" (`{str(value).lower()}`)"
+        return f", default `{str(value).lower()}`"
     if isinstance(value, tuple):
-        return f" ({' '.join(f'`{_format_duration(item)}`' for item in value)})"
+        return f", default {' '.join(f'`{_format_duration(item)}`' for item in value)}"
     if isinstance(value, Age):
-        return f" (`{value.shown}`)"
-    return f" (`{_format_duration(value) if isinstance(value, Duration) else value}`)"
+        return f", default `{value.shown}`"
+    return f", default `{_format_duration(value) if isinstance(value, Duration) else value}`"
 
 
 def _format_duration(seconds: float) -> str:

@@ -37,18 +37,11 @@ def name_runbook(alert: str) -> str:
 
 
 def list_alert_rules() -> str:
-    """Tabulate the alerts; one with two severities has a line for each."""
-    return format_table(
-        ("alert", "severity", "what it says"),
-        (
-            (
-                f"[{each['alert']}]({name_runbook(each['alert'])})",
-                each["labels"]["severity"],
-                re.sub(r"{{ \$(?:labels\.)?(\w+)[^}]*}}", r"*\1*", each["annotations"]["summary"]),
-            )
-            for each in read_alerts()
-        ),
-    )
+    """List the alerts with their severities."""
+    severities: dict[str, list[str]] = {}
+    for each in read_alerts():
+        severities.setdefault(each["alert"], []).append(each["labels"]["severity"])
+    return "".join(f"- [{name}]({name_runbook(name)}): {', '.join(found)}\n" for name, found in severities.items())
 
 
 def _tabulate(metrics: Sequence[Metric]) -> str:

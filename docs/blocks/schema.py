@@ -6,23 +6,18 @@ from typing import Any
 
 from sqlalchemy import Column, create_engine
 
-from docs.blocks.common import format_table, join_names
+from docs.blocks.common import format_list, join_names
 from inbox.db.schema import metadata
 from inbox.db.views import VIEWS, View
 
 
 def describe_tables() -> str:
     """Describe every table with its columns, by their comments in the database."""
-    parts = []
-    for each in metadata.tables.values():
-        rows = [(f"`{column.name}`", _name_type(column), column.comment or "") for column in each.columns]
-        columns = (
-            format_table(("column", "type", "meaning"), rows)
-            if len(rows) > 1
-            else f"Its column: {', '.join(rows[0])}.\n"
-        )
-        parts.append(f"### `{each.name}`\n\n{each.comment}\n\n{columns}")
-    return "\n".join(parts)
+    return "\n".join(
+        f"### `{each.name}`\n\n{each.comment}\n\n"
+        + format_list((f"`{column.name}` ({_name_type(column)})", column.comment or "") for column in each.columns)
+        for each in metadata.tables.values()
+    )
 
 
 def _name_type(column: Column[Any]) -> str:
@@ -43,9 +38,6 @@ def _describe_columns(view: View) -> str:
         if shared := [column for column, comment in rest.items() if comment == comments.get(column)]:
             parts.append(f"As in `{name}`: {join_names(f'`{column}`' for column in shared)}.\n")
             rest = {column: comment for column, comment in rest.items() if column not in shared}
-    own = (
-        [format_table(("column", "meaning"), ((f"`{column}`", comment) for column, comment in rest.items()))]
-        if rest
-        else []
-    )
-    return "\n".join([*parts, *own])
+    if rest:
+        parts.append(format_list((f"`{column}`", comment) for column, comment in rest.items()))
+    return "\n".join(parts)

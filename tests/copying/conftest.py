@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, make_url
 
 from tests.copying.installation import install
-from tests.helpers.databases import PostgresServer, migrated, opened
+from tests.helpers.databases import PostgresServer, migrate_database, open_engine
 
 _numbers = count(1)
 
@@ -37,7 +37,7 @@ class Databases:
 
     def open(self, url: str) -> Engine:
         """Open a database until the end of the test."""
-        return self._stack.enter_context(opened(url))
+        return self._stack.enter_context(open_engine(url))
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +51,8 @@ def templates(
 
     class Made(dict[str, str]):
         def __missing__(self, kind: str) -> str:
-            self[kind] = url = migrated(made.new(kind))
-            with opened(url) as engine:
+            self[kind] = url = migrate_database(made.new(kind))
+            with open_engine(url) as engine:
                 install(engine, url)
             return url
 

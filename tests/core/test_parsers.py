@@ -91,11 +91,11 @@ def read_token(body: bytes) -> None:
     assert 0 <= lasts <= 10**9
 
 
-SIGNALS = secevent.verifier(secevent.ALL)
+SIGNALS = secevent.trust(secevent.ALL)
 
 
 def read_security_event_token(body: bytes) -> None:
-    SIGNALS.verify(secevent.raw(body), NOW)
+    SIGNALS.verify(secevent.as_request(body), NOW)
     raise AssertionError("nobody has signed it")
 
 
@@ -111,7 +111,7 @@ JWK = secevent.jwk(secevent.RSA)
 
 
 def read_key(members: dict[str, object]) -> None:
-    secevent.verifier(secevent.document({**JWK, **members}))
+    secevent.trust(secevent.as_jwks({**JWK, **members}))
 
 
 def read_config(text: str) -> None:

@@ -54,7 +54,7 @@ def keys_of(value: object) -> set[str]:
 
 def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
     example = the_block("docs/reference/configuration.md", "toml")
-    documented = set(re.findall(r"^\| `(\w+)` \|", list_config_keys(), re.MULTILINE))
+    documented = set(re.findall(r"^- `(\w+)` ", list_config_keys(), re.MULTILINE))
     tree = tomllib.loads(example)
     missing = documented - keys_of(tree)
     assert missing <= {"token", "user", "password", "value", "name"}, missing

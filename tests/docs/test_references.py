@@ -92,7 +92,7 @@ def words_of_the_schema() -> set[str]:
     ["docs/explanation/way-of-a-webhook.md", "docs/reference/states.md", "docs/reference/schema.md"],
 )
 def test_every_table_and_column_that_is_named_exists(page: str) -> None:
-    keys = set(re.findall(r"^\| `(\w+)` \|", list_config_keys(), re.MULTILINE))
+    keys = set(re.findall(r"^- `(\w+)` ", list_config_keys(), re.MULTILINE))
     counted = {metric.name for metric in (*metrics.RECEIVER, *metrics.RELAY)}
     said = {*State, *Step, *SENTENCES, *keys, *counted, *get_args(FindingName), *PINNED}
     said |= {"blocks_lane", "crash_loop", "error_class", "key_parts"}

@@ -19,7 +19,7 @@ from inbox.sources.signing import Message, sign
 from tests.helpers.receiver import Receiver
 from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import config_text
-from tests.sources.presenting import signed_sample
+from tests.sources.presenting import sign_sample
 
 SECRET = "8f742231b10e8888abcd99aaabbb85a5"
 SOURCES = f"""
@@ -171,7 +171,7 @@ async def test_graph_validates_by_the_query_and_notifies_with_its_client_state(
 
 
 async def test_salesforce_gets_its_ack_when_all_notifications_are_stored(receiver: Receiver, engine: Engine) -> None:
-    raw, headers = signed_sample("salesforce", ""), {"Content-Type": "text/xml; charset=utf-8"}
+    raw, headers = sign_sample("salesforce", ""), {"Content-Type": "text/xml; charset=utf-8"}
     for body, status in ((raw.body, 200), (raw.body, 200), (b"<a/>", 422), (b"<!DOCTYPE a><a/>", 400)):
         answer = await ask(receiver, "salesforce/token", headers, body)
         assert answer.status_code == status

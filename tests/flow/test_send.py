@@ -15,9 +15,9 @@ from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.base import Sample
 from relay.cli import provider
-from tests.helpers.receiver import served
+from tests.helpers.receiver import serve_receiver
 from tests.helpers.scripted import answer, serving
-from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, a_secret
+from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, make_secret
 
 CUSTOM = """
 [sources.custom]
@@ -36,9 +36,9 @@ audience = "a"
 
 def table(name: str) -> str:
     if name in SIGNING_IN_BODY:
-        proof = f'secrets = ["{a_secret(PRESETS[name])}"]'
+        proof = f'secrets = ["{make_secret(PRESETS[name])}"]'
     elif name in SIGNING:
-        proof = f'secrets = ["{a_secret(PRESETS[name])}"]\npublic_url = "https://hooks.example.com/webhooks/{name}"'
+        proof = f'secrets = ["{make_secret(PRESETS[name])}"]\npublic_url = "https://hooks.example.com/webhooks/{name}"'
     else:
         unsigned = "unsigned = true\n" if PRESETS[name].always_signs else ""  # only its sender can sign
         proof = f'{unsigned}auth = {{ kind = "none" }}'
@@ -55,7 +55,7 @@ def config(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="module")
 def url(config: Config) -> Iterator[str]:
-    with served(config.database.url, config) as port:
+    with serve_receiver(config.database.url, config) as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -27,8 +27,8 @@ from relay.store.database import Database
 from relay.store.nodes import read_nodes
 from relay.store.operator import commands
 from tests.helpers.daemon import Rig, users
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE, disconnect, down, locked, read_only
-from tests.helpers.locks import locked_by_a_person
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE, disconnect, down, lock_inbox, read_only
+from tests.helpers.locks import lock_by_hand
 from tests.helpers.receiver import PROBLEM, Receiver, receiving
 from tests.helpers.relaying import FakeClock, work_of
 from tests.helpers.storing import a_row
@@ -91,7 +91,7 @@ async def test_the_log_has_one_line_when_the_database_goes_and_one_when_it_is_ba
 
 @ON_BOTH
 async def test_a_lock_that_is_not_given_free_is_503_in_time(receiver: Receiver, database_url: str) -> None:
-    with locked(database_url):
+    with lock_inbox(database_url):
         with Stopwatch() as watch:
             assert_unavailable(await receiver.post())
         assert watch.seconds < ANSWERED_WITHIN
@@ -344,8 +344,8 @@ def test_rows_that_a_person_keeps_locked_keep_their_route_alone(rig: Rig, well: 
     held = rig.hold()
     with rig.relay(concurrency=16, more=MORE.format(url=well.url)):
         until(lambda: len(held.seqs) == 16, "many are under way")
-        locked = f"SELECT seq FROM open_delivery WHERE route = '{ROUTE}' AND seq IN ({held.seqs[0]}, 40) FOR UPDATE"
-        with locked_by_a_person(rig.engine, locked):
+        lock_inbox = f"SELECT seq FROM open_delivery WHERE route = '{ROUTE}' AND seq IN ({held.seqs[0]}, 40) FOR UPDATE"
+        with lock_by_hand(rig.engine, lock_inbox):
             held.go.set()
             until(lambda: "record" in failing_steps_of(rig), "relay status says so", within=10)
             arrive_on_both(rig, 40)

@@ -27,10 +27,10 @@ from tests.helpers.receiver import (
     Receiver,
     answers,
     ask,
-    posted,
+    post_json,
     receiving,
     request,
-    served,
+    serve_receiver,
     webhook,
 )
 from tests.helpers.relaying import Steps
@@ -122,8 +122,8 @@ def test_a_listed_header_of_the_request_reaches_the_destination_and_no_other(dat
     passed = 'pass_headers = ["X-Tenant"]'
     config = parse_config(config_text(database_url).replace("concurrency =", f"{passed}\nconcurrency ="))
     headers = {**HEADERS, "X-Tenant": "acme", "X-Other": "not listed", "Cookie": "session"}
-    with served(database_url, config) as port:
-        assert posted(port, PATH, body(), headers) == 200
+    with serve_receiver(database_url, config) as port:
+        assert post_json(port, PATH, body(), headers) == 200
     with serving(answer(204)) as server, running(engine, server, destination=passed):
         until(lambda: server.seen, "it is forwarded")
     assert server.seen[0].headers["x-tenant"] == "acme"
@@ -187,7 +187,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_head_that_drips_is_408_and_a_connection_that_says_nothing_is_closed(sqlite_database_url: str) -> None:
-    with served(sqlite_database_url) as port, connected(port) as silent:
+    with serve_receiver(sqlite_database_url) as port, connected(port) as silent:
 
         def drip() -> bytes:
             with connected(port) as dripping:
@@ -201,7 +201,7 @@ def test_a_head_that_drips_is_408_and_a_connection_that_says_nothing_is_closed(s
 def test_the_second_request_of_a_connection_has_as_much_time_as_the_first_and_empty_lines_are_no_request(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with served(sqlite_database_url) as port, connected(port) as one, connected(port) as other:
+    with serve_receiver(sqlite_database_url) as port, connected(port) as one, connected(port) as other:
         for sender in (one, other):
             ask_live(sender)
         monkeypatch.setattr(protocol, "HEAD_WITHIN_SECONDS", 0.3)
@@ -212,7 +212,7 @@ def test_the_second_request_of_a_connection_has_as_much_time_as_the_first_and_em
 
 @pytest.mark.usefixtures("impatient")
 def test_a_sender_that_does_not_take_its_answers_is_cut_off(sqlite_database_url: str) -> None:
-    with served(sqlite_database_url, send_buffer=4096) as port, socket.socket() as sender:
+    with serve_receiver(sqlite_database_url, send_buffer=4096) as port, socket.socket() as sender:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sender.settimeout(10)
         sender.connect(("127.0.0.1", port))
@@ -230,7 +230,7 @@ def test_a_sender_that_does_not_take_its_answers_is_cut_off(sqlite_database_url:
 
 
 def test_an_answer_before_the_body_has_come_arrives_and_ends_the_connection(sqlite_database_url: str) -> None:
-    with served(sqlite_database_url) as port:
+    with serve_receiver(sqlite_database_url) as port:
         for sent, status in (
             (webhook(line=b"PUT /webhooks/trivore HTTP/1.1", payload=bytes(10**7)), 405),
             (webhook(line=b"POST /nowhere HTTP/1.1", payload=bytes(10**7)), 404),
@@ -253,7 +253,7 @@ def test_a_connection_more_than_there_may_be_is_503_and_has_its_turn_when_anothe
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit(monkeypatch, connections=2)
-    with served(sqlite_database_url) as port:
+    with serve_receiver(sqlite_database_url) as port:
         with connected(port) as one, connected(port) as other:
             for sender in (one, other):
                 ask_live(sender)
@@ -268,7 +268,7 @@ def test_a_request_more_than_there_may_be_is_503_but_health_is_told(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit(monkeypatch, requests=1)
-    with served(sqlite_database_url) as port, connected(port) as first:
+    with serve_receiver(sqlite_database_url) as port, connected(port) as first:
         first.sendall(webhook()[:-1])
         until(lambda: [a.status for a in answers(ask(port, webhook()))] == [503], "the first is under way")
         (answer,) = answers(ask(port, webhook()))
@@ -288,7 +288,7 @@ def test_more_bytes_of_bodies_than_there_is_room_for_are_503_until_others_are_do
     endless = b"Transfer-Encoding: chunked"
     limit(monkeypatch, memory=800_000)
     with (
-        served(sqlite_database_url) as port,
+        serve_receiver(sqlite_database_url) as port,
         connected(port) as first,
     ):
         assert [a.status for a in answers(ask(port, large))] == [200]

@@ -32,9 +32,9 @@ from tests.helpers.databases import (
     ON_SQLITE,
     Granted,
     connect_postgres,
-    granted,
-    pinned,
+    grant_roles,
     read_only,
+    read_pinned,
     set_otherwise,
 )
 from tests.helpers.storing import Intake, an_event
@@ -70,7 +70,7 @@ READ_BY_RECEIVER = {
 
 @pytest.fixture(scope="module")
 def roles(module_database_url: str) -> Iterator[Granted]:
-    with granted(module_database_url, f"t{os.getpid()}") as made:
+    with grant_roles(module_database_url, f"t{os.getpid()}") as made:
         yield made
 
 
@@ -147,7 +147,7 @@ ADD_LEAF = "SELECT inbox_payload_add_leaf({0}00001, {1}00001)"
 
 def test_a_relay_makes_and_expires_leaves_that_belong_to_the_owner(roles: Granted, module_engine: Engine) -> None:
     expire = "SELECT inbox_payload_expire_leaf('inbox_payload_1', now())"
-    with roles.connected("relay") as connection:
+    with roles.connect("relay") as connection:
         assert connection.execute(ADD_LEAF.format(1, 2).encode()).fetchone() == (True,)
         assert connection.execute(expire.encode()).fetchone()
     owners = rows(module_engine, "SELECT DISTINCT tableowner AS name FROM pg_tables WHERE tablename LIKE 'inbox%'")
@@ -161,7 +161,7 @@ def test_a_new_leaf_gives_nobody_what_the_defaults_of_the_owner_would(roles: Gra
     others = f"{roles.name('receiver')}, {roles.name('reader_without_payloads')}, PUBLIC"
     with contextlib.closing(connect_postgres(roles.server_url)) as admin:
         admin.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {others}".encode())
-        with roles.connected("relay") as connection:
+        with roles.connect("relay") as connection:
             assert connection.execute(ADD_LEAF.format(2, 3).encode()).fetchone() == (True,)
         admin.execute(f"ALTER DEFAULT PRIVILEGES REVOKE ALL ON TABLES FROM {others}".encode())
     for role in ("receiver", "reader_without_payloads"):
@@ -186,7 +186,7 @@ def test_a_right_that_somebody_gave_by_hand_goes(roles: Granted) -> None:
 
 def test_a_reader_of_events_may_run_the_view_of_bodies(roles: Granted, module_database_url: str) -> None:
     Intake(module_database_url).append(an_event(1))
-    with roles.connected("reader") as connection:
+    with roles.connect("reader") as connection:
         assert connection.execute("SELECT body FROM event").fetchone() == (an_event(1).body.decode(),)
     assert not roles.allows("reader_without_payloads", "SELECT body FROM event")
     assert roles.allows("reader_without_payloads", "SELECT seq, is_pruned FROM event")
@@ -205,7 +205,7 @@ def test_without_payloads_every_column_can_be_read_but_a_sender_s_words(roles: G
     columns = (
         "SELECT table_name || '.' || column_name FROM information_schema.columns WHERE table_schema = current_schema()"
     )
-    with roles.connected("reader_without_payloads") as connection, roles.connected("reader") as other:
+    with roles.connect("reader_without_payloads") as connection, roles.connect("reader") as other:
         readable = {name for (name,) in connection.execute(columns)}
         everything = {name for (name,) in other.execute(columns)}
     assert everything - readable == {
@@ -258,13 +258,13 @@ def settings_of_both(url: str) -> list[dict[str, str]]:
     async def of_the_receiver() -> dict[str, str]:
         made = engines.connect_async(url, application="tests")
         async with made.connect() as connection:
-            found = await connection.run_sync(pinned, "statement_timeout")
+            found = await connection.run_sync(read_pinned, "statement_timeout")
         await made.dispose()
         return found
 
     made = engines.connect(url, application="tests")
     with made.begin() as connection:
-        of_the_relay = pinned(connection, "statement_timeout")
+        of_the_relay = read_pinned(connection, "statement_timeout")
     made.dispose()
     return [of_the_relay, asyncio.run(of_the_receiver())]
 
@@ -394,12 +394,12 @@ def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(engine: 
 
 @ON_POSTGRES
 @pytest.mark.parametrize("granted", ["TABLES", "SEQUENCES"])
-def test_a_role_that_may_not_look_at_both_is_not_held_up(granted: str, engine: Engine) -> None:
+def test_a_role_that_may_not_look_at_both_is_not_held_up(grant_roles: str, engine: Engine) -> None:
     do(engine, EVENT, "SELECT setval('inbox_seq_seq', 1, false)")
     role = "nobody_in_particular"
     with engine.connect() as connection:
         connection.execute(text(f"CREATE ROLE {role}"))  # rolled back: roles are shared by all databases
-        connection.execute(text(f"GRANT SELECT ON ALL {granted} IN SCHEMA public TO {role}"))
+        connection.execute(text(f"GRANT SELECT ON ALL {grant_roles} IN SCHEMA public TO {role}"))
         connection.execute(text(f"SET LOCAL ROLE {role}"))
         assert guarantees.list_differences(connection) == []
 
