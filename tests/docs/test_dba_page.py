@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from inbox.db.dialect import POSTGRES, SQLITE
 from tests.docs import cookbook
-from tests.helpers.bad_night import happen
+from tests.helpers.worlds import happen
 
 
 def test_every_query_gives_the_answer_of_the_page(engine: Engine) -> None:

@@ -78,7 +78,7 @@ done
 }
 """Programs that stand in for those of the page."""
 _COLLECTOR = """
-from tests.helpers.tracing import Collector
+from tests.helpers.metrics import Collector
 
 class Writing(Collector):
     def take(self, body):

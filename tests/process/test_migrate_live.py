@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from inbox.db.migrate import head
 from tests.helpers.databases import connect_postgres
-from tests.helpers.later import ADDITIVE, INDEX, MadeUp, write_version
+from tests.helpers.machine import ADDITIVE, INDEX, MadeUp, write_version
 from tests.helpers.processes import INBOX, PATIENT, Program, site
 from tests.helpers.tables import rows
 from tests.helpers.traffic import Change, Line, Sender, endless

@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from tests.docs.worked_examples import apply
 from tests.helpers import checkers
 from tests.helpers.databases import is_postgres
-from tests.helpers.later import ROOT, name_version, write_previous, write_version
+from tests.helpers.machine import ROOT, name_version, write_previous, write_version
 from tests.helpers.processes import GUNICORN, INBOX, RELAY, Program, Site, free_port, is_ready, site
 from tests.helpers.proxies import PATIENCE, Ports, proxy
 from tests.helpers.scripted import CERTIFICATE

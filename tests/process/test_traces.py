@@ -9,11 +9,11 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from inbox.observe.logs import KEYS
+from tests.helpers.metrics import Collector, Span, collecting
 from tests.helpers.processes import site
 from tests.helpers.receiver import post_json
 from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, rows
-from tests.helpers.tracing import Collector, Span, collecting
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text
 

@@ -14,8 +14,8 @@ from tests.vendors import clients, github_api, hubspot_api, okta_api, scim_api, 
 from tests.vendors.github_api import GitHub
 from tests.vendors.hubspot_api import HubSpot
 from tests.vendors.okta_api import Okta
-from tests.vendors.records import Records
 from tests.vendors.scim_api import serving_scim
+from tests.vendors.service import Records
 from tests.vendors.shopify_api import Shopify
 from tests.vendors.stripe_api import Stripe
 from tests.vendors.trivore_api import Trivore
