@@ -27,11 +27,11 @@ from relay.cli.main import app
 from relay.cli.options import login_name, require_known
 from relay.cli.output import WRONG_USE, fitted, put_json, show
 from relay.cli.status import lines_of, next_of
-from relay.delivery.gates import entity_key
-from relay.findings import Finding, findings, state_of
+from relay.delivery.gates import make_entity_key
+from relay.findings import Finding, list_findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
-from relay.words import shown_state
+from relay.words import describe_state
 from tests.helpers.planted import HOSTILE, harm_of
 from tests.helpers.storing import START
 
@@ -217,7 +217,7 @@ def test_wrong_options_of_a_listing_exit_with_2(
     ],
 )
 def test_a_delivery_that_waits_for_its_next_attempt_is_shown_as_retrying(row: dict[str, object], shown: str) -> None:
-    assert shown_state(row, NOW) == shown
+    assert describe_state(row, NOW) == shown
 
 
 # --- The story of an event: what `inbox show` tells of it, and the commands that it offers
@@ -349,7 +349,7 @@ def seen(**parts: Any) -> Overview:  # noqa: ANN401  # fields of Overview
 
 
 def shown(overview: Overview, *checked: Finding, width: int | None = 80) -> list[str]:
-    return [line.plain for line in lines_of(overview, checked, findings(overview, checked), width=width)]
+    return [line.plain for line in lines_of(overview, checked, list_findings(overview, checked), width=width)]
 
 
 def crm(**counts: Any) -> RouteState:  # noqa: ANN401  # fields of RouteState
@@ -396,7 +396,7 @@ def test_the_state_of_a_route_is_the_worst_of_it(route: RouteState, state: str) 
 
 
 def steps(overview: Overview, *checked: Finding) -> list[str]:
-    return [each.remedy for each in next_of(findings(overview, checked))]
+    return [each.remedy for each in next_of(list_findings(overview, checked))]
 
 
 def held(kind: str, name: str, state: str = "paused") -> Overview:
@@ -415,7 +415,11 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
         (held("destination", "crm"), (), ["relay resume --destination crm --reason '…'"]),
         (held("api", "identity", "open"), (), ["relay resume --api identity --reason '…'"]),
         (held("destination", "crm", "limited"), (), []),
-        (held(*entity_key("shop", "A", "u 1|2")), (), ["relay resume --source shop --entity 'A/u 1|2' --reason '…'"]),
+        (
+            held(*make_entity_key("shop", "A", "u 1|2")),
+            (),
+            ["relay resume --source shop --entity 'A/u 1|2' --reason '…'"],
+        ),
         (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason '…'"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER, held_back_by=("destination crm",)),)), (), []),
@@ -450,7 +454,7 @@ def test_a_gate_that_has_not_been_closed_for_long_is_information(state: str, day
     gates = [msgspec.structs.replace(PAUSED, name=f"d{n}", state=state, since=START) for n in range(4)]
     gates[-1] = msgspec.structs.replace(gates[-1], since=START - timedelta(days=days))
     alerts = tuple(FiringAlert("breaker_open", gate.title, START, "503") for gate in gates)
-    first, *_, rest = findings(seen(gates=tuple(gates), alerts=alerts), (), 2)
+    first, *_, rest = list_findings(seen(gates=tuple(gates), alerts=alerts), (), 2)
     assert (first.subject, first.level, rest.remedy) == (
         f"destination d{3 if days > 0.04 and level == 'warning' else 0}",
         level,
@@ -460,7 +464,7 @@ def test_a_gate_that_has_not_been_closed_for_long_is_information(state: str, day
 
 def test_information_alone_is_well() -> None:
     overview = seen(routes=(crm(open=2, retrying=1, next_due_at=LATER),), gates=(PAUSED,))
-    assert [each.level for each in findings(overview, ())] == ["information", "information"]
+    assert [each.level for each in list_findings(overview, ())] == ["information", "information"]
     assert shown(overview)[0] == "well: 1 relay running, 2 open"
 
 

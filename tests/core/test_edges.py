@@ -23,9 +23,9 @@ from relay.delivery.gates import (
     Held,
     RateLimit,
     Report,
-    after_result,
+    apply_result,
     entity_of,
-    resume_command,
+    format_resume_command,
 )
 from relay.delivery.lifecycle import OpenDelivery, Standing, State, append, follows, restore
 from relay.delivery.ordering import LastDelivered, covers, settle
@@ -37,16 +37,16 @@ from relay.delivery.policy import (
     RoutePolicy,
     Schedule,
     asks_for_hold,
-    breaker_reports,
     decide,
     decide_abandoned,
     endpoint_of,
     endpoint_of_call,
+    extend_holds,
     health_of,
-    hold_request,
-    holds_until,
+    list_breaker_reports,
     needs_history,
     policies,
+    read_hold_request,
 )
 from tests.helpers.delivering import a_delivery
 from tests.helpers.storing import an_event
@@ -117,17 +117,17 @@ def test_a_breaker_that_has_no_time_or_is_retired_lets_nothing_through(breaker: 
 
 def test_a_breaker_keeps_the_reason_for_which_it_opened_or_retired_last() -> None:
     half_open = Breaker(BreakerState.HALF_OPEN, LATER, "old", open_count=1)
-    assert after_result(half_open, "unwell", "new", BREAKER, NOW).cause == "new"
-    assert after_result(Breaker(), "refused", "401", BREAKER, NOW).cause == "401"
-    assert after_result(half_open, "retired", "410", BREAKER, NOW) == replace(
+    assert apply_result(half_open, "unwell", "new", BREAKER, NOW).cause == "new"
+    assert apply_result(Breaker(), "refused", "401", BREAKER, NOW).cause == "401"
+    assert apply_result(half_open, "retired", "410", BREAKER, NOW) == replace(
         half_open, state=BreakerState.RETIRED, until=None, cause="410"
     )
 
 
 def test_a_rate_is_used_up_from_now_or_from_its_end_for_as_long_as_the_calls_take() -> None:
     limit = RateLimit(KEY, rate=4.0, calls=2)
-    assert limit.used(None, NOW, 3) == NOW + seconds(1.5)
-    assert limit.used(NOW + seconds(1), NOW, 1) == NOW + seconds(1.5)
+    assert limit.use(None, NOW, 3) == NOW + seconds(1.5)
+    assert limit.use(NOW + seconds(1), NOW, 1) == NOW + seconds(1.5)
 
 
 @pytest.mark.parametrize(("ahead", "attempts"), [(0.0, 4), (0.5, 2), (2.0, -4), (2.01, 4), (2.5, 4), (3.0, 4)])
@@ -160,14 +160,14 @@ def test_a_hold_ends_at_its_time() -> None:
 
 
 def test_a_breaker_without_a_failure_in_its_window_needs_no_reports() -> None:
-    assert Gates(NOW, breakers={KEY: Breaker(calls=3, window_began_at=NOW)}).recently_failing() == frozenset()
+    assert Gates(NOW, breakers={KEY: Breaker(calls=3, window_began_at=NOW)}).list_recently_failing() == frozenset()
 
 
 def test_the_command_that_opens_a_gate_names_it() -> None:
     assert entity_of("shop|USER") is None
-    assert resume_command("route", "to crm") == "relay resume --route 'to crm'"
-    assert resume_command("entity", "shop|USER|u 1", "pause") == "relay pause --source shop --entity 'USER/u 1'"
-    assert resume_command("route", "shop|USER|u1") == "relay resume --route 'shop|USER|u1'"
+    assert format_resume_command("route", "to crm") == "relay resume --route 'to crm'"
+    assert format_resume_command("entity", "shop|USER|u 1", "pause") == "relay pause --source shop --entity 'USER/u 1'"
+    assert format_resume_command("route", "shop|USER|u1") == "relay resume --route 'shop|USER|u1'"
 
 
 # --- Policies
@@ -245,8 +245,8 @@ def test_an_endpoint_that_was_called_before_the_last_is_well() -> None:
     synced = policy_of()
     failed = Failed((a_call("fetch"), a_call(status=503)), "server_error", "503")
     reports = [Report(("api", "people"), "well", ""), Report(KEY, "unwell", "503")]
-    assert list(breaker_reports(failed, synced)) == reports
-    assert list(breaker_reports(Delivered((a_call(),), "updated"), synced)) == [Report(KEY, "well", "")]
+    assert list(list_breaker_reports(failed, synced)) == reports
+    assert list(list_breaker_reports(Delivered((a_call(),), "updated"), synced)) == [Report(KEY, "well", "")]
     assert health_of(Failed((a_call(),), "gone", "410"), synced) == ("retired", "410")
     assert endpoint_of(Delivered((), "nothing_to_delete"), synced) is None
     assert endpoint_of_call(a_call("fetch"), policy_of("forwarded")) is None
@@ -264,14 +264,14 @@ def test_an_endpoint_that_was_called_before_the_last_is_well() -> None:
 )
 def test_an_answer_asks_for_a_hold_of_some_time(call: Call, lasts: float | None, why: str) -> None:
     expected = None if lasts is None else HoldRequest(KEY, seconds(lasts), why)
-    assert hold_request(KEY, call) == expected
+    assert read_hold_request(KEY, call) == expected
     assert asks_for_hold(Delivered((a_call(), call), "updated")) == (call.hold is not None)
 
 
 def test_the_longest_hold_that_was_asked_for_first_counts() -> None:
     asked = [HoldRequest(KEY, seconds(number), why) for number, why in ((9, "a"), (5, "b"), (9, "c"))]
-    assert holds_until(asked, {}, NOW) == {KEY: (NOW + seconds(9), "a")}
-    assert holds_until(asked, {KEY: NOW + seconds(9)}, NOW) == {}
+    assert extend_holds(asked, {}, NOW) == {KEY: (NOW + seconds(9), "a")}
+    assert extend_holds(asked, {KEY: NOW + seconds(9)}, NOW) == {}
 
 
 # --- Events

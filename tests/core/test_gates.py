@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from inbox.config.model import Config
 from inbox.config.sources import NoAuth, Source
 from relay.delivery import facts
-from relay.delivery.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
+from relay.delivery.alerts import SENTENCES, Alert, Posted, format_sentence, list_breaker_alerts, payload
 from relay.delivery.gates import (
     Breaker,
     BreakerLimits,
@@ -25,9 +25,9 @@ from relay.delivery.gates import (
     Health,
     RateLimit,
     Report,
-    after_result,
-    entity_key,
+    apply_result,
     entity_of,
+    make_entity_key,
     probe,
 )
 from relay.delivery.outcome import RULES, Call, CallStep, Delivered, ErrorClass, Failed, Outcome, RateHold, Sent
@@ -35,10 +35,10 @@ from relay.delivery.policy import (
     HELD_AT_MOST,
     History,
     HoldRequest,
-    breaker_reports,
     decide,
-    hold_requests,
-    holds_until,
+    extend_holds,
+    list_breaker_reports,
+    list_hold_requests,
     needs_history,
 )
 from relay.http.answer import LONGEST_SECONDS, rate_hold
@@ -56,7 +56,7 @@ CRM = ("destination", "crm")
 def after(*reports: Health, breaker: Breaker | None = None, at: datetime = NOW) -> Breaker:
     state = breaker or Breaker()
     for health in reports:
-        state = after_result(state, health, "answered 503", LIMITS, at)
+        state = apply_result(state, health, "answered 503", LIMITS, at)
     return state
 
 
@@ -89,10 +89,10 @@ def test_refused_credentials_open_it_at_once_and_a_410_retires_the_endpoint() ->
 
 def test_a_breaker_hears_of_successes_while_it_is_not_closed_or_has_a_failure_in_its_window() -> None:
     failed, opened = {CRM: after("unwell")}, {CRM: after("refused")}
-    assert Gates(NOW + seconds(59), breakers=failed).recently_failing() == {CRM}
-    assert Gates(NOW + seconds(60), breakers=failed).recently_failing() == frozenset()
-    assert Gates(NOW + seconds(60), breakers=opened).recently_failing() == {CRM}
-    assert Gates(NOW, breakers={CRM: Breaker()}).recently_failing() == frozenset()
+    assert Gates(NOW + seconds(59), breakers=failed).list_recently_failing() == {CRM}
+    assert Gates(NOW + seconds(60), breakers=failed).list_recently_failing() == frozenset()
+    assert Gates(NOW + seconds(60), breakers=opened).list_recently_failing() == {CRM}
+    assert Gates(NOW, breakers={CRM: Breaker()}).list_recently_failing() == frozenset()
 
 
 def test_an_attempt_that_began_before_it_opened_changes_nothing() -> None:
@@ -131,7 +131,7 @@ def test_it_opens_for_no_longer_than_the_longest_after_any_number_of_times(
 ) -> None:
     limits = BreakerLimits(open_for=open_for, longest=longest)
     trying = Breaker(BreakerState.HALF_OPEN, NOW, "answered 503", open_count)
-    opened = after_result(trying, "unwell", "answered 503", limits, NOW)
+    opened = apply_result(trying, "unwell", "answered 503", limits, NOW)
     assert opened.until is not None
     assert min(open_for, longest) - 1e-6 <= (opened.until - NOW).total_seconds() <= max(open_for, longest) + 1e-6
     assert opened.open_count <= 2**31 - 1, "the column holds no more"
@@ -162,7 +162,7 @@ def test_never_more_than_the_rate_and_one_burst(rate: float, calls: int, waits: 
         now += seconds(wait)
         attempts = min(rate_limit.affords(used, now), wanted)
         if attempts > 0:
-            used, made = rate_limit.used(used, now, attempts), made + attempts
+            used, made = rate_limit.use(used, now, attempts), made + attempts
         elapsed = (now - NOW).total_seconds()
         assert made * calls <= burst * calls + (elapsed * rate) + 1e-3 + calls
 
@@ -194,7 +194,7 @@ def test_a_route_goes_through_all_its_gates() -> None:
 
 @given(st.tuples(*[st.text(st.sampled_from("ab|\\ "), max_size=5)] * 3))
 def test_the_gate_of_an_entity_names_it_without_doubt(entity: tuple[str, str, str]) -> None:
-    kind, name = entity_key(*entity)
+    kind, name = make_entity_key(*entity)
     assert kind == "entity"
     assert entity_of(name) == entity
 
@@ -222,7 +222,9 @@ def test_a_gate_that_does_not_exist_is_a_mistake_that_is_told(gate: Gate, mistak
 
 def transitions(*states: Breaker) -> list[tuple[str, bool]]:
     return [
-        (alert.kind, alert.firing) for before, now in pairwise(states) for alert in changes({CRM: before}, {CRM: now})
+        (alert.kind, alert.firing)
+        for before, now in pairwise(states)
+        for alert in list_breaker_alerts({CRM: before}, {CRM: now})
     ]
 
 
@@ -236,9 +238,9 @@ def test_a_breaker_that_opens_again_and_again_is_one_change() -> None:
 def test_an_alert_is_a_sentence_and_all_of_it_as_json_or_a_message_for_slack() -> None:
     alert = Alert("breaker_open", "destination crm", firing=True, detail={"cause": "answered <503> & more"})
     posted = Posted(7, NOW, alert)
-    assert sentence(alert) == "destination crm is not called for now: answered <503> & more"
+    assert format_sentence(alert) == "destination crm is not called for now: answered <503> & more"
     told = {"kind": "breaker_open", "subject": "destination crm", "firing": True, "detail": alert.detail}
-    assert payload(posted, "json") == {"id": 7, "at": "2026-01-01T00:00:00Z", "text": sentence(alert), **told}
+    assert payload(posted, "json") == {"id": 7, "at": "2026-01-01T00:00:00Z", "text": format_sentence(alert), **told}
     assert payload(posted, "slack") == {
         "text": ":red_circle: destination crm is not called for now: answered &lt;503&gt; &amp; more"
     }
@@ -286,8 +288,8 @@ def throttled(*calls: Call, error_class: ErrorClass = "throttled") -> Failed:
 def test_an_endpoint_is_held_as_long_as_it_asked_and_no_longer_than_allowed(
     call: Call, asked: list[HoldRequest]
 ) -> None:
-    assert list(hold_requests(throttled(call), POLICY)) == asked
-    assert list(hold_requests(Delivered((call,), "updated"), POLICY)) == asked, (
+    assert list(list_hold_requests(throttled(call), POLICY)) == asked
+    assert list(list_hold_requests(Delivered((call,), "updated"), POLICY)) == asked, (
         "an answer that was a success counts as well"
     )
 
@@ -295,9 +297,9 @@ def test_an_endpoint_is_held_as_long_as_it_asked_and_no_longer_than_allowed(
 def test_a_hold_only_grows() -> None:
     until = NOW + timedelta(seconds=60)
     longer, shorter = HoldRequest(CRM, HOUR, "a"), HoldRequest(CRM, timedelta(seconds=1), "b")
-    assert holds_until([shorter], {CRM: until}, NOW) == {}
-    assert holds_until([shorter, longer, shorter], {CRM: until}, NOW) == {CRM: (NOW + HOUR, "a")}
-    assert holds_until([shorter], {}, NOW) == {CRM: (NOW + timedelta(seconds=1), "b")}
+    assert extend_holds([shorter], {CRM: until}, NOW) == {}
+    assert extend_holds([shorter, longer, shorter], {CRM: until}, NOW) == {CRM: (NOW + HOUR, "a")}
+    assert extend_holds([shorter], {}, NOW) == {CRM: (NOW + timedelta(seconds=1), "b")}
 
 
 @pytest.mark.parametrize(
@@ -315,7 +317,7 @@ def test_a_hold_only_grows() -> None:
 def test_breakers_hear_of_each_endpoint_that_was_called_and_an_answer_is_well(
     outcome: Outcome, reports: list[tuple[GateKey, Health]]
 ) -> None:
-    assert sorted((each.key, each.health) for each in breaker_reports(outcome, POLICY)) == sorted(reports)
+    assert sorted((each.key, each.health) for each in list_breaker_reports(outcome, POLICY)) == sorted(reports)
 
 
 def test_an_attempt_that_a_limit_cut_short_is_not_counted_and_no_breaker_hears_of_trouble() -> None:
@@ -323,7 +325,7 @@ def test_an_attempt_that_a_limit_cut_short_is_not_counted_and_no_breaker_hears_o
     fact = decide(a_delivery(attempt=4), outcome, POLICY, NOW)
     assert isinstance(fact, facts.AttemptFailed)
     assert (fact.counted, fact.due_at) == (False, NOW), "the gate delays it, which an operator can open"
-    assert list(breaker_reports(outcome, POLICY)) == [Report(CRM, "well", "")]
+    assert list(list_breaker_reports(outcome, POLICY)) == [Report(CRM, "well", "")]
     assert needs_history(outcome, POLICY)
 
 

@@ -25,8 +25,8 @@ from relay.delivery.lifecycle import (
     Standing,
     State,
     Step,
-    after,
     append,
+    apply_step,
     follows,
     restore,
     schedule,
@@ -134,9 +134,9 @@ def walk(choices: list[int]) -> Iterator[OpenDelivery]:
 def move(row: OpenDelivery, step: Step) -> OpenDelivery:
     """Schedule, claim or give back, as the store does."""
     if step is Step.CLAIMED:
-        return replace(row, state=after(row.state, step), attempt=row.attempt + 1, due_at=None)
+        return replace(row, state=apply_step(row.state, step), attempt=row.attempt + 1, due_at=None)
     if step is Step.GIVEN_BACK:
-        return replace(row, state=after(row.state, step), attempt=row.attempt - 1, due_at=NOW)
+        return replace(row, state=apply_step(row.state, step), attempt=row.attempt - 1, due_at=NOW)
     return schedule(row, step, NOW)
 
 

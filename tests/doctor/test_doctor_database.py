@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from inbox.clock import SystemClock
 from inbox.db import migrate
 from inbox.events.timestamps import time_text
-from relay.store.nodes import hash_of
+from relay.store.nodes import hash_config
 from tests.doctor.examining import HOST, environment_of, examined, found, installation, run_sql, start_a_relay, told
 from tests.helpers.databases import grant_roles
 from tests.helpers.processes import invoke
@@ -89,7 +89,7 @@ def test_a_relay_of_another_version_or_configuration_is_found(
     tmp_path: Path, database_url: str, engine: Engine
 ) -> None:
     place = installation(tmp_path, database_url)
-    start_a_relay(engine, version="'0.0.9'", config_hash=f"'{hash_of(place.config)}'")
+    start_a_relay(engine, version="'0.0.9'", config_hash=f"'{hash_config(place.config)}'")
     start_a_relay(engine, "r2", host="elsewhere", config_hash="'other'")
     assert sorted(found(place, "relays")) == [
         ("configuration_changed", "relay elsewhere pid 4711"),

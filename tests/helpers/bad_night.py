@@ -177,7 +177,7 @@ def _watch(night: Night) -> None:
         transaction.execute(add_up(transaction.sql), figures=rows_param(figures), now=time_text(later))
     with night.database.write() as transaction:
         now = transaction.take_order_lock()
-        alerts.note(transaction, [Alert("source_silent", "shop", True, {"silent_seconds": 7200})], now)
+        alerts.store_alerts(transaction, [Alert("source_silent", "shop", True, {"silent_seconds": 7200})], now)
         opened = Breaker(BreakerState.OPEN, now + timedelta(hours=1), "503 from the last 10 calls", 1)
         gates.store_breakers(transaction, {("destination", "search"): opened})
     gates.hold(night.live, HoldRequest(("api", "trivore-id"), timedelta(hours=1), "Retry-After of an answer 429"))

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from inbox.db.intake import Rejected
 from inbox.db.throughput import REJECTED, SOURCE, STORED
 from inbox.events.event import Enrolment, Event
-from relay.delivery.gates import entity_key
+from relay.delivery.gates import make_entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import policies
 from relay.operations.asks import Selection
@@ -87,12 +87,12 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
         _rejections(steps, minute)
         _work(steps, minute, rng)
         nodes.heartbeat(steps.database, "relay-1")
-        watch.look(steps.work)
+        watch.check(steps.work)
         nodes.flush_figures(steps.database, NIGHT.routes)
         clock.advance(60)
     _work(steps, MINUTES, rng)
     nodes.flush_figures(steps.database, NIGHT.routes)
-    alerts.take_untold(steps.work)
+    alerts.take_unlogged(steps.work)
     nodes.heartbeat(steps.database, "relay-1")
     _last_arrivals(steps, rng)
     return steps
@@ -251,7 +251,7 @@ def fill_page(steps: Steps) -> None:
     )
     with steps.database.write() as transaction:
         gates.pause(transaction, ("destination", "audit"), who="olga", why="a move")
-    alerts.step_failed(steps.work, "prune", "no space left")
+    alerts.alert_failing_step(steps.work, "prune", "no space left")
     steps.do(
         "INSERT INTO relay_command (kind, selection, reason) VALUES ('replay', '{\"route\": \"strict\"}', 'after a fix')",
         "INSERT INTO relay_command (kind, selection, reason, dry_run)"
@@ -277,9 +277,9 @@ def fill_hostile(steps: Steps, value: str = HOSTILE) -> None:
     nodes.describe(work_of(steps.database, node=short), short, 1, short)
     nodes.heartbeat(steps.database, short, {"claim": value})
     with steps.database.write() as transaction:
-        for gate in (("destination", "audit"), entity_key("trivore", short, short)):
+        for gate in (("destination", "audit"), make_entity_key("trivore", short, short)):
             gates.pause(transaction, gate, who=short, why=value[:2000])
-    alerts.step_failed(steps.work, short, value)
+    alerts.alert_failing_step(steps.work, short, value)
     commands.ask(steps.database, "replay", Selection(route=short), who=short, why=value[:2000])
 
 

@@ -55,7 +55,7 @@ def carried_out(steps: Steps, answer: requests.Response, config: Config = CONFIG
     """Have a relay carry out to its end the command that an answer leads to."""
     assert answer.status_code in {202, 303}, answer.text
     number = int(answer.headers["location"].rpartition("/")[2])
-    while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
+    while (progress := commands.read_command(steps.database, number)) and not progress.has_ended:
         execution.work_on(work_of(steps.database, policies(config), config=config), number)
     assert progress is not None
     return progress

@@ -137,7 +137,7 @@ def test_everything_has_to_be_confirmed(page: Page, steps: Steps) -> None:
         ("replay?rout=strict", "there is no filter"),
         ("replay?seq=-1", "seq"),
         ("replay?backfill=true", "a backfill of which route"),
-        ("replay?since=2026-02-01&until=2026-01-01", "exchange the two"),
+        ("replay?since=2026-02-01&until=2026-01-01", "swap the two"),
         ("replay?error_sha256=abc", "error_sha256"),
         ("pause?route=nothing", "there is no route"),
         ("pause", "name one of"),

@@ -11,7 +11,7 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.schema import sweep_watermark
 from inbox.loader.load import parse_config
-from relay.delivery.gates import entity_key
+from relay.delivery.gates import make_entity_key
 from relay.store import gates
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import Page, on_database
@@ -52,7 +52,7 @@ def test_a_pause_says_who_and_why_and_is_found_by_its_kind_and_a_part_of_its_nam
     page: Page, steps: Steps, query: str, kinds: list[str]
 ) -> None:
     with steps.database.write() as transaction:
-        gates.pause(transaction, entity_key("trivore", "USER", "a/b&c"), who="kim", why="odd")
+        gates.pause(transaction, make_entity_key("trivore", "USER", "a/b&c"), who="kim", why="odd")
         gates.pause(transaction, ("source", "trivore"), who="kim", why="maintenance")
     found = page.json(f"/gates.json?{query}")["gates"]
     assert [gate["kind"] for gate in found] == kinds

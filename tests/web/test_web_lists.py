@@ -16,7 +16,7 @@ from relay.delivery.alerts import Alert
 from relay.delivery.outcome import Call, Failed
 from relay.operations.asks import Selection
 from relay.store import reads
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.operator import commands, execution
 from relay.web.screens import lists
 from relay.web.screens.lists import COLUMNS
@@ -344,7 +344,7 @@ def alerted(steps: Steps) -> Steps:
         with steps.database.write() as transaction:
             detail = {"seq": 7, "age_seconds": 900, "silent_seconds": 60}
             alert = Alert(kind, subject, firing=firing, detail=detail)  # type: ignore[arg-type]  # one of its kinds
-            note(transaction, [alert], transaction.take_order_lock())
+            store_alerts(transaction, [alert], transaction.take_order_lock())
         steps.clock.advance(60)
     return steps
 

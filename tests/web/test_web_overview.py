@@ -13,10 +13,10 @@ from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.schema import throughput_minute
 from relay.delivery.alerts import Alert
-from relay.delivery.gates import entity_key
-from relay.findings import Finding, findings
+from relay.delivery.gates import make_entity_key
+from relay.findings import Finding, list_findings
 from relay.store import gates, nodes
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
 from relay.web.screens.overview import button_of
@@ -30,7 +30,9 @@ from tests.helpers.worlds import HOSTILE
 
 CRM = RouteState("crm", is_configured=True)
 PAUSED = HeldGate("destination", "crm", "open", "503", None, START, None, ("crm",))
-ENTITY = msgspec.structs.replace(PAUSED, kind="entity", name=entity_key("trivore", "USER", "a|b")[1], state="paused")
+ENTITY = msgspec.structs.replace(
+    PAUSED, kind="entity", name=make_entity_key("trivore", "USER", "a|b")[1], state="paused"
+)
 DIED = FiringAlert("delivery_dead", "crm", START, "route crm has dead deliveries: mapping")
 OPENED = FiringAlert("breaker_open", "destination crm", START, "destination crm is not called for now: 503")
 BEHIND = FiringAlert("backlog_old", "crm", START, "route crm is behind")
@@ -42,7 +44,7 @@ STUCK = Finding("stuck", "critical", "route crm: nothing moves", "crm", remedy="
 def judged(*checked: Finding, crm: RouteState = CRM, **parts: Any) -> list[tuple[object, ...]]:  # noqa: ANN401  # fields of Overview
     """Level, reason, time and path of the button of each finding."""
     empty: dict[str, Any] = dict.fromkeys(("gates", "relays", "alerts", "commands", "sweeps"), ())
-    found = list(findings(Overview(START, **{"routes": (crm,), **empty, **parts}), checked, 5))
+    found = list(list_findings(Overview(START, **{"routes": (crm,), **empty, **parts}), checked, 5))
     buttons = [button_of(each) for each in found]
     assert all(button is None or button.is_act == button.path.startswith("/acts/") for button in buttons)
     return [
@@ -79,7 +81,7 @@ def lived_in(steps: Steps) -> Steps:
     with steps.database.write() as transaction:
         gates.pause(transaction, ("destination", "audit"), who="kim", why=HOSTILE)
         alert = Alert("source_silent", "trivore", firing=True, detail={"silent_seconds": 900})
-        note(transaction, [alert], transaction.take_order_lock())
+        store_alerts(transaction, [alert], transaction.take_order_lock())
     with steps.database.engine.begin() as connection:
         for kind, name, outcome, ago, count in (
             ("source", "trivore", "stored", 5, 7),

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from relay.delivery import facts
-from relay.delivery.gates import BreakerState, GateKey, entity_key
+from relay.delivery.gates import BreakerState, GateKey, make_entity_key
 from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivered, Delivery, Fact, Failed, Outcome, Skipped
 from relay.delivery.policy import endpoint_of, health_of
@@ -91,7 +91,7 @@ def breaker(stored: Stored, gate: GateKey) -> BreakerState:
 
 def is_paused(stored: Stored, ledger: Ledger, key: Key) -> bool:
     event = ledger.events[key[0]]
-    entity = entity_key(event.source, event.entity_type or "", event.entity_id or "")
+    entity = make_entity_key(event.source, event.entity_type or "", event.entity_id or "")
     return any(stored.gates.get(gate, OPEN_GATE).is_paused for gate in (*POLICIES[key[1]].gates, entity))
 
 

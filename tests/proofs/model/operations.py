@@ -61,7 +61,7 @@ class Operations:
         """Claim deliveries that the gates admit."""
 
         def claim_seen(seen: Gates) -> list[Delivery]:
-            wanted = [claim.Room(_select_admitted(seen, routes, "all"), room)]
+            wanted = [claim.FreeCapacity(_select_admitted(seen, routes, "all"), room)]
             return claim.claim(self._work(relay.node), wanted) if wanted[0][0] else []
 
         return self._claiming("claim", relay, claim_seen, answered=answered, seen=seen)
@@ -154,7 +154,7 @@ class Operations:
         def learn(reaped: list[tuple[int, str, AnyFact]]) -> None:
             self.doing.reaped += reaped
 
-        return Operation("reap", lambda: leases.reap(self._work(relay.node)), learn)
+        return Operation("reap", lambda: leases.rescue_expired(self._work(relay.node)), learn)
 
     def judge(self, relay: Relay) -> Operation:
         def learn(_: object) -> None:
