@@ -131,7 +131,7 @@ def test_credentials_that_are_no_base64_or_of_another_user_are_refused(junk: str
     value=st.text() | st.binary().map(lambda raw: raw.decode("latin-1")),
     scheme=st.sampled_from(["", "Basic ", "Bearer "]),
 )
-def test_whatever_the_headers_hold_only_a_refusal_is_raised(kind: str, value: str, scheme: str) -> None:
+def test_any_headers_raise_only_a_refusal(kind: str, value: str, scheme: str) -> None:
     asked = pad_work(map(make_auth, KINDS.values())) if kind == "unknown" else make_auth(KINDS[kind])
     raw = RawRequest("s", {"authorization": scheme + value, "x-webhook-token": value}, b"", NOW, url_token=value)
     assert is_refused(asked, raw)
@@ -181,7 +181,7 @@ def is_let_in(networks: tuple[str, ...], address: str | None) -> bool:
         ("fe80::/10", ("fe80::1%eth0",), ("fec0::1",)),
     ],
 )
-def test_an_address_is_let_in_if_a_network_has_it(
+def test_addresses_in_a_listed_network_are_accepted(
     network: str, inside: tuple[str, ...], outside: tuple[str, ...]
 ) -> None:
     assert [address for address in inside if not is_let_in((network,), address)] == []

@@ -64,7 +64,7 @@ SHOWN_ON_POSTGRES = ("late results discarded", "commits cut", "commits done with
     [("postgres", 30, ON_POSTGRES, (*SHOWN, *SHOWN_ON_POSTGRES)), ("sqlite", 16, ON_SQLITE, SHOWN)],
     ids=["postgres", "sqlite"],
 )
-def test_three_relays_killed_again_and_again_lose_nothing_and_keep_order(
+def test_nothing_is_lost(
     tmp_path: Path, kind: str, seconds: float, times: Mapping[str, int], shown: tuple[str, ...]
 ) -> None:
     given = os.environ.get("FAULTS_SEED")

@@ -193,9 +193,7 @@ def test_without_a_safeguard_a_promise_is_broken(stage: Stage, monkeypatch: pyte
         stage.all_orders(names, kept, coarse=len(names) > 2)
 
 
-def test_a_statement_that_looks_for_the_event_itself_removes_nothing_that_has_one(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rebuild_removes_no_delivery_with_an_event(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     scenes.a_row_of_no_event(stage)
     stage.keep()
     look_again_by_the_events_of_before(monkeypatch)
@@ -203,9 +201,7 @@ def test_a_statement_that_looks_for_the_event_itself_removes_nothing_that_has_on
 
 
 @ON_POSTGRES
-def test_claims_that_do_not_skip_what_is_locked_wait_and_keep_every_promise(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_claims_without_skip_locked_keep_every_promise(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     scenes.an_earlier_one(stage)
     stage.keep()
     without_skipping(monkeypatch)

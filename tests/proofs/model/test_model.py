@@ -65,7 +65,7 @@ SOMETIMES = (
 
 
 @pytest.mark.long
-def test_whatever_happens_every_promise_holds(world: World) -> None:
+def test_in_many_runs_every_promise_holds(world: World) -> None:
     runs = RUNS // (4 if world.commits_out_of_order else 1)  # runs are four times as slow on Postgres
     evidence = run(world, runs=runs)
 
