@@ -30,7 +30,9 @@ from tests.sources.presenting import (
     NOW,
     SIGNING,
     SIGNING_IN_BODY,
+    VECTORS,
     WITH_SAMPLE,
+    Vector,
     assert_storable,
     extreme_bodies,
     extreme_headers,
@@ -43,7 +45,6 @@ from tests.sources.presenting import (
     request_from_vector,
     sign_sample,
 )
-from tests.sources.vectors import VECTORS, Vector
 
 TIMED = [
     name

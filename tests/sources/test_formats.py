@@ -258,7 +258,7 @@ def test_text_is_searched_as_a_reader_sees_it() -> None:
         (None, None, (None, None, "message")),
     ],
 )
-def test_entity_defaults(
+def test_a_missing_entity_is_configured_or_unknown(
     pattern: str | None, entity_type: str | None, expected: tuple[str | None, str | None, str]
 ) -> None:
     assert find_entity({"text": "The user 42 was updated"}, a_chat(pattern, entity_type)) == expected

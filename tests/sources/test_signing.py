@@ -33,8 +33,15 @@ from inbox.sources.credentials import Verifier, pad_work
 from inbox.sources.fields import FORM
 from inbox.sources.signing import Message, SignatureProof, key_of, mistakes, sign
 from tests.helpers.webhooks import mistake
-from tests.sources.presenting import NOW, find_refusal, make_request, make_secret, make_verifier, sign_sample
-from tests.sources.vectors import PUBLIC_URL
+from tests.sources.presenting import (
+    NOW,
+    PUBLIC_URL,
+    find_refusal,
+    make_request,
+    make_secret,
+    make_verifier,
+    sign_sample,
+)
 
 
 def make_proof(signature: Signature, *secrets: str, url: str = "") -> SignatureProof:

@@ -37,8 +37,16 @@ from inbox.sources.fields import form_fields, form_payload
 from inbox.sources.presets import adyen, custom, msgraph
 from inbox.sources.signing import SignatureProof
 from tests.sources.certified import NOTIFICATION, PAYPAL_BODY, PAYPAL_HEADERS, TOPIC, make_sns
-from tests.sources.presenting import NOW, SIGNING_IN_BODY, make_request, make_secret, read, sign_sample
-from tests.sources.vectors import PUBLIC_URL, VECTORS
+from tests.sources.presenting import (
+    NOW,
+    PUBLIC_URL,
+    SIGNING_IN_BODY,
+    VECTORS,
+    make_request,
+    make_secret,
+    read,
+    sign_sample,
+)
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 JWKS = json.dumps({"keys": [jwt.algorithms.ECAlgorithm.to_jwk(KEY.public_key(), as_dict=True)]})
