@@ -1,4 +1,8 @@
-"""Sources and requests for the tests of all presets."""
+"""Requests signed by the providers, and sources and requests for the tests of all presets.
+
+Published requests are copied unchanged. Others were signed by the provider's library, or by plain HMAC as its
+documentation says, outside this project's code.
+"""
 
 from __future__ import annotations
 
@@ -273,7 +277,7 @@ VECTORS: Mapping[str, Sequence[Vector]] = {
 }
 
 
-# --- Sources and requests for the tests of all presets
+# --- sources and requests
 
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

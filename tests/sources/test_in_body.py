@@ -1,4 +1,4 @@
-"""Proofs in the body: Adyen's signatures, Mailgun's tokens, and the client state of Microsoft Graph."""
+"""Proofs in the body (Adyen, Mailgun, Microsoft Graph), and secrets elsewhere in a request."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_signing_anew_changes_nothing_else(name: str) -> None:
     assert first == second
 
 
-# --- The proof and the validation of Microsoft Graph's notifications
+# --- Microsoft Graph
 
 
 GRAPH = Source(name="g", preset="msgraph", auth=UrlTokenAuth(secrets=[Secret("token")]))
@@ -329,7 +329,7 @@ def test_a_source_without_a_token_in_its_url_is_a_mistake() -> None:
     assert "auth: is missing" in mistake('[sources.g]\npreset = "msgraph"\nsecrets = ["env:S"]\n')
 
 
-# --- tests/sources/test_in_body.py
+# --- secrets in headers, URLs and queries, and lists of addresses
 
 
 TODAY = datetime(2027, 1, 15, tzinfo=UTC)

@@ -84,7 +84,9 @@ def test_wherever_a_receiver_takes_in_during_a_rebuild_every_promise_is_kept(sta
     assert seen == {"ann rebuilds: no_event", "a receiver takes in: stored, stored"}
 
 
-# --- Negative controls: a relay without one of its safeguards breaks a promise in at least one order
+# --- Negative controls: a relay without one of its safeguards breaks a promise in at least one order.
+# The promise and the operations involved show the purpose of the safeguard. On SQLite, the order lock is the write lock,
+# which cannot be left out.
 
 
 LEASE_LOST = "a trusted lease is not in force"
