@@ -30,7 +30,7 @@ from tests.helpers.processes import site
 from tests.helpers.receiver import CLOSE, HOST, JSON, SECRET, answers, ask, chunk, memory_of, request, webhook
 from tests.helpers.tables import rows
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
-from tests.process import malformed, malformed_events
+from tests.process import malformed
 
 AT_ONCE = 8
 WITHIN_SECONDS = 15.0
@@ -216,7 +216,7 @@ def count_statuses(exchanges: Iterable[Exchange]) -> Counter[int]:
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))
 MOST_GROWTH = 20 * 1024 * 1024
-EXAMPLES = [case.sent for case in (*malformed.TABLE, *malformed_events.TABLE) if len(case.sent) < 20_000]
+EXAMPLES = [case.sent for case in malformed.TABLE if len(case.sent) < 20_000]
 SEEN = {200, 400, 401, 404, 405, 413, 414, 415, 417, 422, 431}
 """Statuses that must occur among 2,000 requests."""
 
