@@ -440,7 +440,7 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
 def test_each_problem_has_its_command(overview: Overview, checked: tuple[Finding, ...], commands: list[str]) -> None:
     assert steps(overview, *checked) == commands
     for command in commands:
-        understood(command)
+        parse_command(command)
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_information_alone_is_well() -> None:
     assert shown(overview)[0] == "well: 1 relay running, 2 open"
 
 
-def understood(line: str) -> None:
+def parse_command(line: str) -> None:
     """Parse a command as the command line does."""
     command: Any = typer.main.get_command(app)
     _, name, *words = shlex.split(line)

@@ -32,8 +32,8 @@ from inbox.observe.logs import KEYS, TraceIds, escape_lines, fields, working_on,
 from inbox.observe.traces import OFF, make_tracer, require_extra
 from inbox.observe.visible import visible, visible_json, visible_text
 from tests.docs.pages import PAGES, ROOT
+from tests.helpers.metrics import Kept, keeping
 from tests.helpers.planted import HOSTILE, MARK, harm_of
-from tests.helpers.tracing import Kept, keeping
 
 # --- A log has one line for each event, and no value can make another
 

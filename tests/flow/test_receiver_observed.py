@@ -16,9 +16,9 @@ from inbox.db.throughput import SOURCE, Tally
 from inbox.loader.load import parse_config
 from inbox.receiver.reporting import ThroughputFlusher
 from tests.helpers.databases import ON_BOTH, ON_POSTGRES, down
+from tests.helpers.metrics import Kept, keeping
 from tests.helpers.receiver import Receiver, a_link, receiving
 from tests.helpers.tables import rows
-from tests.helpers.tracing import Kept, keeping
 from tests.helpers.waiting import Stopwatch, stand_still, until
 from tests.helpers.webhooks import body, config_text
 

@@ -16,11 +16,11 @@ from tests.docs.pages import PAGES
 from tests.helpers.daemon import Rig, make_config
 from tests.helpers.delivering import LOCAL, a_delivery, config_text, context, deliver
 from tests.helpers.directory import TABLE, Directory
+from tests.helpers.metrics import Kept, keeping
 from tests.helpers.relaying import HOPELESS, Steps, run_relay
 from tests.helpers.scripted import answer, serving
 from tests.helpers.storing import an_event
 from tests.helpers.tables import rows
-from tests.helpers.tracing import Kept, keeping
 from tests.helpers.waiting import until
 
 SYNC = """

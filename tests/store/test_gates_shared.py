@@ -18,9 +18,8 @@ from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed
 from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, FreeCapacity, claim, claim_probe, claim_suspect
 from relay.store.work import Work
-from tests.helpers.all_orders import all_orders
 from tests.helpers.relaying import POLICIES, Steps, work_of
-from tests.helpers.stepping import Stepper
+from tests.helpers.stepping import Stepper, all_orders
 from tests.helpers.storing import an_event
 
 CRM = ("destination", "crm")
