@@ -23,7 +23,7 @@ from inbox.config.model import ApiBasic, Config, ForwardDestination, Route, Sync
 from inbox.config.sources import BearerAuth, HeaderAuth
 from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError
-from inbox.loader.checks import broken_links
+from inbox.loader.checks import check_links
 from inbox.loader.load import config_path, load_text, parse_config, read_config
 from inbox.sources import PRESETS
 from relay import check
@@ -205,7 +205,7 @@ def test_any_value_anywhere_is_either_valid_or_a_mistake_that_is_told(
     if not list(mistakes(tree)):
         config = build(tree)
         names = {section: getattr(config, section) for section in ("sources", "apis", "destinations")}
-        list(broken_links(config, names))  # what passes the one check does not break the other two
+        list(check_links(config, names))  # what passes the one check does not break the other two
 
 
 # --- the file

@@ -178,7 +178,7 @@ async def test_six_receivers_with_overlapping_keys_never_deadlock_and_agree_on_e
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PINNED, "lock_timeout", "60s")  # a machine that stands still for 2 s is no failure
-    monkeypatch.setattr(guarantees, "differences", lambda *_: [])
+    monkeypatch.setattr(guarantees, "list_differences", lambda *_: [])
     answered, failures = await _overlap(database_url, SECONDS)
 
     assert failures == []
