@@ -1,7 +1,7 @@
 """Settings of the documentation site, which Sphinx builds from the pages that a Git host shows too: `make site`.
 
 The repository is the source directory, so that a link from one page to another, or to a file, is the same in both places.
-What only the site needs is added while a page is read: the contents in the sidebar, and the reference of a Python module.
+Parts that only the site needs are added while a page is read: the contents in the sidebar, and the reference of a module.
 """  # noqa: INP001  # a script beside pages
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ myst_enable_extensions = ["html_image"]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 
-suppress_warnings = ["misc.highlighting_failure"]  # "POST /contacts" is no whole HTTP, and is highlighted none the less
+suppress_warnings = [
+    "misc.highlighting_failure"
+]  # "POST /contacts" is not a whole HTTP message, and is highlighted all the same
 
 html_theme = "furo"
 html_title = f"{project} {version}"
@@ -50,15 +52,15 @@ html_show_sphinx = False
 
 
 def setup(app: Sphinx) -> None:
-    """Sphinx calls this once, before it reads the first page."""
-    app.connect("source-read", _add_what_only_the_site_has)
+    """Register the hooks; Sphinx calls this once, before it reads the first page."""
+    app.connect("source-read", _add_parts_of_the_site)
     app.connect("autodoc-process-signature", _list_fields_once)
     app.connect("build-finished", _name_the_first_page)
     app.add_lexer("caddyfile", TextLexer)  # Pygments has none
 
 
-def _add_what_only_the_site_has(_: Sphinx, page: str, source: list[str]) -> None:
-    """Sphinx's hook for the text of a page, the only item of `source`."""
+def _add_parts_of_the_site(_: Sphinx, page: str, source: list[str]) -> None:
+    """Complete the text of a page, the only item of `source`: a hook of Sphinx."""
     if page == root_doc:
         source[0] += contents((ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
     if page == "docs/how-to/runbooks/README":
@@ -67,7 +69,7 @@ def _add_what_only_the_site_has(_: Sphinx, page: str, source: list[str]) -> None
 
 
 def contents(index: str) -> str:
-    """The tables of contents that the sections of docs/README.md are, each with the pages that it links to, in its order."""
+    """Return a table of contents for each section of docs/README.md, with the pages that it links to, in its order."""
     listed = {name: [f"docs/{page}" for page in _PAGE.findall(text)] for name, text in _SECTION.findall(index)}
     listed["Project"] = ["docs/README", "benchmarks/README", "CHANGELOG", "CONTRIBUTING", "SECURITY"]
     return "".join(_toctree(name, pages) for name, pages in listed.items())
@@ -80,11 +82,11 @@ def _toctree(name: str, pages: Iterable[str]) -> str:
 def _list_fields_once(
     _: Sphinx, _kind: str, _name: str, described: object, _options: object, _signature: str, _returns: str
 ) -> tuple[str, str] | None:
-    """Sphinx's hook for a signature: that of a struct would repeat its fields, which follow."""
+    """Drop the signature of a struct, which would repeat the fields that follow: a hook of Sphinx."""
     return ("", "") if isinstance(described, type) and issubclass(described, msgspec.Struct) else None
 
 
 def _name_the_first_page(app: Sphinx, failure: Exception | None) -> None:
-    """Sphinx's hook after the build: a web server looks for index.html."""
+    """Copy the first page to index.html, which web servers look for: a hook of Sphinx after the build."""
     if failure is None and app.builder.format == "html":
         shutil.copyfile(app.outdir / f"{root_doc}.html", app.outdir / "index.html")

@@ -1,7 +1,7 @@
-"""Writes the parts of the documentation that the code knows better: `python docs/generate.py`; `--check` only compares.
+"""Writes the generated parts of the documentation: `python docs/generate.py`; `--check` only compares.
 
 A page holds them between `<!-- generated: NAME -->` and `<!-- end -->`; everything outside is written by hand. NAME is
-a key of `BLOCKS`. What has no docstring in the code is explained in `docs/meanings.toml`.
+a key of `BLOCKS`. `docs/meanings.toml` explains whatever has no docstring in the code.
 """  # noqa: INP001  # a script beside pages
 
 from __future__ import annotations
@@ -62,25 +62,26 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "schema-tables": schema.schema_tables,
     "schema-views": schema.schema_views,
     "api-endpoints": web.api_endpoints,
+    "api-acts": web.api_acts,
     "api-problems": web.api_problems,
 }
 
 
 def main(arguments: list[str]) -> int:
     """Write every page anew; with `--check`, name the stale ones and return 1 if there are any."""
-    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != rendered(page)]
+    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != render_page(page)]
     if "--check" in arguments:
         for page in stale:
             sys.stderr.write(f"{page.relative_to(ROOT)} is stale: run python docs/generate.py\n")
         return 1 if stale else 0
     for page in stale:
-        page.write_text(rendered(page), encoding="utf-8")
+        page.write_text(render_page(page), encoding="utf-8")
         sys.stdout.write(f"wrote {page.relative_to(ROOT)}\n")
     return 0
 
 
-def rendered(page: Path) -> str:
-    """The page as it has to be."""
+def render_page(page: Path) -> str:
+    """Return the page with its blocks generated anew."""
     return _BLOCK.sub(
         lambda match: f"{match[1]}{BLOCKS[match[2]]().strip()}\n{match[3]}", page.read_text(encoding="utf-8")
     )

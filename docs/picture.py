@@ -1,7 +1,7 @@
 """Makes `docs/demo.svg` out of a real run: `python docs/picture.py` starts `relay demo` and watches it.
 
-Its beginning is kept, then so many lines with as much in them as there can be, then what no webhook reports and what the
-relay's commands find, without the calls that only look. No test runs this: no two runs are the same.
+It keeps the beginning, the `SHOWN` lines with the most happening, then the changes that no webhook reported and the findings
+of the relay's commands, without calls that only read. No test runs this, as no two runs are the same.
 """  # noqa: INP001  # a script beside pages
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.text import Text
 
 WIDTH = 96
 SHOWN = 12
-"""Lines of what happens."""
+"""Lines of events to show."""
 WORTH_SEEING = ("UPDATE", " 503 ", "PATCH", "DELETE")
 PAGE = Path(__file__).resolve().parent / "demo.svg"
 THEME = TerminalTheme(
@@ -53,7 +53,7 @@ FORMAT = """\
 
 def main() -> None:
     """Record, choose, draw."""
-    lines = recorded()
+    lines = record_demo()
     plain = [Text.from_ansi(line).plain for line in lines]
     begin = next(number for number, line in enumerate(plain) if not line.strip())
     unreported = next(number for number, line in enumerate(plain) if " no webhook: " in line)
@@ -74,10 +74,10 @@ def main() -> None:
 
 def worth(lines: list[str]) -> int:
     """Count the texts of WORTH_SEEING that are in the lines."""
-    return sum(any(what in line for line in lines) for what in WORTH_SEEING)
+    return sum(any(text in line for line in lines) for text in WORTH_SEEING)
 
 
-def recorded() -> list[str]:
+def record_demo() -> list[str]:
     """Record the output of `relay demo`, with its colours, until enough has happened."""
     reader, writer = pty.openpty()
     command = [sys.executable, "-m", "relay", "demo"]

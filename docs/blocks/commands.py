@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from docs.blocks.common import table
+from docs.blocks.common import abbreviate, join_names, table
 from relay.cli.inbox import app as inbox_app
 from relay.cli.main import app as relay_app
 from relay.operations.table import OPERATIONS
@@ -20,7 +20,7 @@ MANY = 3
 
 def common_options() -> str:
     """The options that many commands have."""
-    return table(_HEADINGS, sorted(_common()))
+    return f"{table(_HEADINGS, sorted(_common()))}\n*Selection* is {join_names(_SELECTION)}.\n"
 
 
 def inbox_commands() -> str:
@@ -35,10 +35,8 @@ def relay_commands() -> str:
 
 def sql_commands() -> str:
     """Kinds of commands in SQL, with the keys of their selections."""
-    rows = (
-        (f"`{each.kind}`", ", ".join(f"`{key}`" for key in each.keys), "yes" if each.has_dry_run else "no")
-        for each in OPERATIONS.values()
-    )
+    keys = abbreviate({each.kind: each.keys for each in OPERATIONS.values()})
+    rows = ((f"`{each.kind}`", keys[each.kind], "yes" if each.has_dry_run else "no") for each in OPERATIONS.values())
     return table(("kind", "keys of the selection", "dry run"), rows)
 
 
@@ -52,25 +50,31 @@ def _commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN401  # type
         explained, _, examples = explained.partition("Example:")
     yield f"{'##' if below and ' ' not in path else '###'} `{usage}`\n"
     yield f"{explained.strip()}\n"
-    rows = list(map(_row, _listed(command)))
+    rows = list(map(_row, _find_options(command)))
     own = [row for row in rows if row not in _common()]
     if own:
         yield table(_HEADINGS, own)
-    if common := [name for name, *_ in rows if not any(name == row[0] for row in own)]:
-        yield f"Common options: {', '.join(common)}.\n"
+    if common := [name for name, _ in rows if not any(name == row[0] for row in own)]:
+        if set(common) >= set(_SELECTION):
+            common = ["*selection*", *(name for name in common if name not in _SELECTION)]
+        yield f"Common options: {join_names(common)}.\n"
     if examples:
         yield ("```text\n" + "\n".join(line.strip() for line in examples.strip().splitlines()) + "\n```\n")
     for name, inner in below.items():
         yield from _commands(f"{path} {name}", inner)
 
 
-_HEADINGS = ("argument or option", "default", "meaning")
+_HEADINGS = ("argument or option", "meaning")
+_FILTERS = "--seq --route --source --destination --api --cause --status --error --event-type --since --until"
+_SELECTION = tuple(f"`{name}`" for name in ["SEQS", *_FILTERS.split()])
+"""Common options that select deliveries, together."""
+_OF_EVERY_PROGRAM = frozenset({"help", "version", "install_completion", "show_completion"})
 
 
 @cache
-def _common() -> frozenset[tuple[str, str, str]]:
+def _common() -> frozenset[tuple[str, str]]:
     apps = map(typer.main.get_command, (inbox_app, relay_app))
-    counts = Counter(row for app in apps for each in _walk(app) for row in map(_row, _listed(each)))
+    counts = Counter(row for app in apps for each in _walk(app) for row in map(_row, _find_options(each)))
     by_name = {row[0]: row for row, number in reversed(counts.most_common()) if number >= MANY}
     return frozenset(by_name.values())
 
@@ -81,17 +85,17 @@ def _walk(command: Any) -> Iterator[Any]:  # noqa: ANN401  # as `_commands`
         yield from _walk(inner)
 
 
-def _listed(command: Any) -> list[Any]:  # noqa: ANN401  # likewise
-    return [p for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
+def _find_options(command: Any) -> list[Any]:  # noqa: ANN401  # likewise
+    return [p for p in command.params if p.name not in _OF_EVERY_PROGRAM and not getattr(p, "hidden", False)]
 
 
-def _row(parameter: Any) -> tuple[str, str, str]:  # noqa: ANN401  # likewise
+def _row(parameter: Any) -> tuple[str, str]:  # noqa: ANN401  # likewise
     is_argument = parameter.param_type_name == "argument"
     name = parameter.name.upper() if is_argument else ", ".join(parameter.opts)
-    return f"`{name}`", _default_of(parameter), parameter.help or ""
+    return f"`{name}`", f"{parameter.help or ''}{_describe_default(parameter)}"
 
 
-def _default_of(parameter: Any) -> str:  # noqa: ANN401  # likewise
+def _describe_default(parameter: Any) -> str:  # noqa: ANN401  # likewise
     if parameter.required:
-        return "required"
-    return "" if parameter.default is None or parameter.is_flag else f"`{parameter.default}`"
+        return " Required."
+    return "" if parameter.default is None or parameter.is_flag else f" Default: `{parameter.default}`."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from inspect import getsource
 from pathlib import Path
@@ -17,36 +17,52 @@ MEANINGS: dict[str, dict[str, Any]] = tomllib.loads((ROOT / "docs" / "meanings.t
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of Markdown."""
+    """Format a table of Markdown."""
     lines = [list(heads), *map(list, rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
+def join_names(names: Iterable[str]) -> str:
+    """Join names with commas."""
+    return ", ".join(names)
+
+
+def abbreviate(lists: Mapping[str, Collection[str]]) -> dict[str, str]:
+    """Join the names of each list; a long one that is part of the first list names only the ones that it lacks."""
+    (first, most), *_ = lists.items()
+    return {
+        key: f"as `{first}`, without {join_names(f'`{name}`' for name in most if name not in names)}"
+        if key != first and len(names) > len(most) / 2 and set(names) < set(most)
+        else join_names(f"`{name}`" for name in names)
+        for key, names in lists.items()
+    }
+
+
 def first_line(docstring: str | None) -> str:
-    """The first paragraph of a docstring, on one line."""
+    """Return the first paragraph of a docstring, on one line."""
     return " ".join((docstring or "").strip().split("\n\n")[0].split())
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
-    """The strings below the fields of a class, its bases' too."""
+    """Return the strings below the fields of a class and of its bases."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if base is not object:
-            found.update(_of_module(sys.modules[base.__module__]).get(base.__qualname__, {}))
+            found.update(_read_module(sys.modules[base.__module__]).get(base.__qualname__, {}))
     return found
 
 
 @cache
-def _of_module(module: ModuleType) -> dict[str, dict[str, str]]:
+def _read_module(module: ModuleType) -> dict[str, dict[str, str]]:
     try:
         tree = ast.parse(getsource(module))
     except (OSError, TypeError):  # compiled
         return {}
-    return {node.name: _of_class(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+    return {node.name: _read_class(node) for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
-def _of_class(node: ast.ClassDef) -> dict[str, str]:
+def _read_class(node: ast.ClassDef) -> dict[str, str]:
     return {
         field.target.id: first_line(after.value.value)
         for field, after in zip(node.body, node.body[1:], strict=False)

@@ -28,25 +28,26 @@ _CUSTOM = {
 
 
 _SHARED: Mapping[type, str] = {
-    Limited: "Apis and destinations alike",
-    Endpoint: "Calls by HTTP",
-    Downstream: "Results of calls by HTTP",
-    CallKeys: "Every call of a sync or a sweep",
+    Limited: "Endpoints",
+    Endpoint: "HTTP endpoints",
+    Downstream: "HTTP destinations",
+    CallKeys: "Calls of a sync or sweep",
 }
-"""Classes of keys that several tables have, with their titles."""
+"""Classes of keys that several tables share, with their titles."""
 
 
 def config_keys() -> str:
-    """Every table of inbox.toml, each class of `inbox.config` once."""
+    """Describe every table of inbox.toml, each class of `inbox.config` once."""
     shared = (line for cls, title in _SHARED.items() for line in _config_table(title, cls))
     return "\n".join([*_config_tables((), Config, {}), *shared])
 
 
 def _config_tables(path: tuple[str, ...], cls: type, seen: dict[type, str]) -> Iterator[str]:
     kind = cls.__struct_config__.tag  # type: ignore[attr-defined]  # a msgspec class
-    title = f"`[{'.'.join(path)}]`" if path else "The file"
+    title = f"`[{'.'.join(path)}]`"
     seen[cls] = title = f'{title} with `kind = "{kind}"`' if kind else title
-    yield from _config_table(title, cls)
+    if path:
+        yield from _config_table(title, cls)
     for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
         for inner, name in _structs(field.type, field.encode_name):
             if inner not in seen:
@@ -54,7 +55,7 @@ def _config_tables(path: tuple[str, ...], cls: type, seen: dict[type, str]) -> I
 
 
 def _structs(kind: inspect.Type, name: str) -> Iterator[tuple[type, tuple[str, ...]]]:
-    """The classes in a field's type, and the keys that lead to them."""
+    """Yield the classes in a field's type, with the keys that lead to them."""
     match kind:
         case inspect.StructType(cls=cls):
             yield cls, (name,)
@@ -70,8 +71,8 @@ def _structs(kind: inspect.Type, name: str) -> Iterator[tuple[type, tuple[str, .
 
 def _config_table(title: str, cls: type) -> Iterator[str]:
     bases = [base for base in _SHARED if issubclass(cls, base) and cls is not base]
-    shared = {name for base in bases for name in (*field_docstrings(base), *_added_meanings(base))}
-    own_docs, added = field_docstrings(cls), _added_meanings(cls)
+    shared = {name for base in bases for name in (*field_docstrings(base), *_find_added_meanings(base))}
+    own_docs, added = field_docstrings(cls), _find_added_meanings(cls)
     rows = []
     for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
         name = field.name
@@ -82,16 +83,16 @@ def _config_table(title: str, cls: type) -> Iterator[str]:
         if (name in own_docs) == (name in added):
             raise SystemExit(f"{cls.__name__}.{name} needs a docstring in inbox/config, or a line in meanings.toml")
         meaning = own_docs.get(name) or added[name]
-        rows.append((f"`{field.encode_name}`", _type_text(field.type), _default_text(field), meaning))
+        rows.append((f"`{field.encode_name}`", f"{_type_text(field.type)}{_default_text(field)}", meaning))
     yield f"### {title}\n"
     links = [f"[{text.lower()}](#{text.lower().replace(' ', '-')})" for text in map(_SHARED.__getitem__, bases)]
-    yield f"{first_line(cls.__doc__)}{f' Besides the keys of {_joined(links)}:' if links else ''}\n"
+    yield f"{first_line(cls.__doc__)}{f' Also {_join_words(links)}:' if links else ''}\n"
     if rows:
-        yield table(("key", "type", "default", "meaning"), rows)
+        yield table(("key", "type", "meaning"), rows)
 
 
-def _joined(texts: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
+def _join_words(texts: Sequence[str], word: str = "and") -> str:
+    return f" {word} ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
 def template_forms() -> str:
@@ -100,10 +101,10 @@ def template_forms() -> str:
         (f"`{name}`", f"{form.meaning[0].upper()}{form.meaning[1:]}", f"`{form.example}`")
         for name, form in FORMS.items()
     )
-    return table(("form", "what it writes", "so"), rows)
+    return table(("form", "writes", "example"), rows)
 
 
-def _added_meanings(cls: type) -> dict[str, str]:
+def _find_added_meanings(cls: type) -> dict[str, str]:
     names = [base.__name__ for base in cls.__mro__]
     return {key: text for name in names for key, text in MEANINGS["config"].get(name, {}).items()}
 
@@ -119,7 +120,7 @@ def _type_text(kind: inspect.Type) -> str:
             whole = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
             words = _range(whole, low, high)
         case inspect.LiteralType(values=values):
-            words = " or ".join(f'`"{value}"`' for value in values)
+            words = _join_words([f'`"{value}"`' for value in values], "or")
         case inspect.CustomType(cls=cls):
             words = _CUSTOM[cls]
         case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
@@ -143,17 +144,17 @@ def _range(kind: str, low: float | None, high: float | None) -> str:
 
 def _default_text(field: inspect.Field) -> str:
     if field.required:
-        return "required"
+        return ", required"
     value = field.default if field.default_factory is msgspec.NODEFAULT else None
     if value is None or value == "" or isinstance(value, msgspec.Struct):  # 0 and false are defaults
         return ""
     if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
+        return f", `{str(value).lower()}`"
     if isinstance(value, tuple):
-        return " ".join(f"`{_duration(item)}`" for item in value)
+        return "".join(f", `{_duration(item)}`" for item in value)
     if isinstance(value, Age):
-        return f"`{value.shown}`"
-    return f"`{_duration(value) if isinstance(value, Duration) else value}`"
+        return f", `{value.shown}`"
+    return f", `{_duration(value) if isinstance(value, Duration) else value}`"
 
 
 def _duration(seconds: float) -> str:

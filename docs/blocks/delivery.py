@@ -21,17 +21,17 @@ _EVERY_STATUS = range(200, 600)
 
 
 def outcome_classes() -> str:
-    """Each class of failure: which answers it is, what follows, and what its endpoint's breaker makes of it."""
+    """Tabulate the classes of failures with their consequences."""
     source = inspect.getsource(outcome)
     listed = source[source.index("ErrorClass = Literal[") :].partition("\n]")[0]
     return table(
-        ("error class", "meaning", "then", "breaker", "can be overruled"),
+        ("error class", "meaning", "then", "counts for the breaker", "in `outcomes`"),
         (
             (
                 f"`{name}`",
                 meaning,
                 MEANINGS["rules"][RULES[name]],
-                "counts against it" if name in HEALTH else "",
+                "yes" if name in HEALTH else "",
                 "yes" if name in get_args(Answered) else "",
             )
             for name, meaning in re.findall(r'"(\w+)",  # (.+)', listed)
@@ -40,7 +40,7 @@ def outcome_classes() -> str:
 
 
 def statuses() -> str:
-    """Every status that has a class of its own, and each family."""
+    """Tabulate the statuses with a class of their own, and the families."""
     special = sorted(answer.BY_STATUS)
     families = [(f"other {family}xx", f"`{name}`") for family, name in answer.FAMILIES.items()]
     rows = [("2xx", "success"), *((str(status), f"`{class_of_status(status)}`") for status in special), *families]
@@ -48,34 +48,31 @@ def statuses() -> str:
 
 
 def forward_headers() -> str:
-    """Each header that a forwarded webhook gets."""
+    """Tabulate the headers of a forwarded webhook."""
     return table(("header", "value"), ((f"`{name}`", value) for name, value in ADDED.items()))
 
 
 def retry_schedule() -> str:
-    """The default schedule, without jitter: when each attempt is made."""
+    """Tabulate the default schedule, without jitter."""
     schedule = Schedule(Retry(), jitter=0)
-    rows, elapsed, attempt = [("1", "at once", "")], timedelta(0), 1
+    rows, elapsed, attempt = [("1", "", "")], timedelta(0), 1
     while (delay := schedule.delay_after(attempt)) is not None:
         elapsed, attempt = elapsed + delay, attempt + 1
-        rows.append((str(attempt), f"{_words(delay)} after the one before", _words(elapsed)))
-    return table(("attempt", "when", "after the first"), rows)
+        rows.append((str(attempt), _words(delay), _words(elapsed)))
+    return table(("attempt", "after the one before", "after the first"), rows)
 
 
 def alert_kinds() -> str:
-    """Tabulate the conditions for an alert, in the alert's own words."""
+    """Tabulate the kinds of alerts with the texts that they begin with."""
     blank = re.compile(r"\{(\w+)\}")
     return table(
-        ("kind", "when it begins", "when it has recovered"),
-        (
-            (f"`{kind}`", blank.sub(r"*\1*", began), blank.sub(r"*\1*", ended))
-            for kind, (began, ended) in SENTENCES.items()
-        ),
+        ("kind", "text"),
+        ((f"`{kind}`", blank.sub(r"*\1*", began)) for kind, (began, _) in SENTENCES.items()),
     )
 
 
 def breaker_states() -> str:
-    """The table that stands in `relay.delivery.gates`."""
+    """Return the table in the docstring of `relay.delivery.gates`."""
     return "\n".join(line for line in (gates.__doc__ or "").splitlines() if line.startswith("|"))
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from docs.blocks.common import table
 from relay.doctor.examinations import EXAMINATIONS
 
 
 def every_examination() -> str:
-    """Every examination: what it looks at, and where."""
+    """Tabulate the examinations with their subjects and findings."""
     return table(
-        ("examination", "looks at", "kinds of findings"),
+        ("examination", "looks at", "findings"),
         (
             (f"`{each.name}`", each.examine.__doc__ or "", ", ".join(f"`{kind.name}`" for kind in each.kinds))
             for each in EXAMINATIONS
@@ -20,22 +18,12 @@ def every_examination() -> str:
 
 
 def every_finding() -> str:
-    """Every kind of finding, by examination."""
-    return "\n".join(_tables())
-
-
-def _tables() -> Iterator[str]:
-    for each in EXAMINATIONS:
-        yield f"### {each.name.capitalize()}\n"
-        yield table(
-            ("finding", "level", "meaning", "what to do"),
-            (
-                (
-                    f"`{kind.name}`",
-                    kind.level,
-                    kind.meaning,
-                    f"`{kind.remedy}`" if kind.remedy else "",
-                )
-                for kind in each.kinds
-            ),
-        )
+    """Tabulate the kinds of findings, in the order of their examinations."""
+    return table(
+        ("finding", "level", "meaning", "fix"),
+        (
+            (f"`{kind.name}`", kind.level, kind.meaning, f"`{kind.remedy}`" if kind.remedy else "")
+            for each in EXAMINATIONS
+            for kind in each.kinds
+        ),
+    )

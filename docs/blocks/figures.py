@@ -1,4 +1,4 @@
-"""The figures that the product is judged by, and what was measured last."""
+"""The figures that the product is judged by, with the last measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LATEST = ROOT / "benchmarks" / "results" / "latest.json"
 
 
 def figures() -> str:
-    """Each figure with its bar and its command, and what was measured, if a run is committed."""
+    """Tabulate the figures with their bars and commands, and with the measurements of a committed run."""
     results = msgspec.json.decode(_LATEST.read_bytes(), type=Results) if _LATEST.exists() else None
     heads = ("figure", "bar", "aim", "command")
     rows = []

@@ -19,7 +19,7 @@ def packages() -> str:
         free = sorted(name for name in below if not any(name in others for others in below.values()))
         if not free:
             raise SystemExit(f"packages import each other: {', '.join(sorted(below))}")
-        lines += [(name, sorted(below[name] - _reached(below, below[name]))) for name in free]
+        lines += [(name, sorted(below[name] - _find_reachable(below, below[name]))) for name in free]
         for name in free:
             del below[name]
     width = max(len(name) for name, _ in lines)
@@ -52,7 +52,7 @@ def _package(module: str) -> str | None:
     return f"{top}/{inner}" if top in {"inbox", "relay"} and inner not in {"", "__init__", "__main__"} else None
 
 
-def _reached(below: dict[str, set[str]], start: set[str]) -> set[str]:
+def _find_reachable(below: dict[str, set[str]], start: set[str]) -> set[str]:
     """Return the packages that are imported by any of `start`, however far down."""
     found: set[str] = set()
     waiting = list(start)

@@ -14,12 +14,12 @@ from inbox.observe.metrics import RECEIVER, RELAY, Metric
 
 def receiver_metrics() -> str:
     """Tabulate the receiver's metrics."""
-    return _listed(RECEIVER)
+    return _tabulate(RECEIVER)
 
 
 def relay_metrics() -> str:
     """Tabulate the relays' metrics."""
-    return _listed(RELAY)
+    return _tabulate(RELAY)
 
 
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
@@ -51,7 +51,7 @@ def alert_rules() -> str:
     )
 
 
-def _listed(metrics: Sequence[Metric]) -> str:
+def _tabulate(metrics: Sequence[Metric]) -> str:
     return table(
         ("metric", "type", "labels", "meaning"),
         ((f"`{m.name}`", m.kind, ", ".join(f"`{label}`" for label in m.labels), m.help) for m in metrics),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docs.blocks.common import table
+from docs.blocks.common import join_names, table
 from inbox.config.sources import Signature
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
@@ -15,7 +15,7 @@ OWN_PROOFS = {
         "`additionalData.hmacSignature` in the body",
         "HMAC-SHA256",
         "eight fields of each notification; neither its time nor `additionalData`",
-        "none: no time is signed",
+        "none",
     ),
     "mailgun": (
         "`signature.signature` in the body",
@@ -34,57 +34,57 @@ OWN_PROOFS = {
         "the body itself",
         "RS, PS, ES 256 to 512, EdDSA",
         "the body",
-        "none: what is sent again is known by its id",
+        "none",
     ),
     "sns": ("`Signature` in the body", "RSA-SHA256, or SHA1 with `allow_sha1`", "the message in the body", ""),
 }
-"""Of presets with a proof of their own: its place in a request, the algorithm, what is signed, and the tolerance."""
+"""Proofs of a preset's own: place in a request, algorithm, signed content, tolerance."""
 
 
 def preset_proofs() -> str:
     """Tabulate the proofs of origin in each preset's requests."""
-    return table(
-        ("preset", "header", "algorithm", "signed", "tolerance"),
-        ((f"`{name}`", *_proof(name, preset)) for name, preset in sorted(PRESETS.items())),
-    )
+    proofs = {name: proof for name, preset in sorted(PRESETS.items()) if (proof := _proof(name, preset))}
+    others = join_names(f"`{name}`" for name in sorted(PRESETS) if name not in proofs)
+    rows = ((f"`{name}`", *proof) for name, proof in proofs.items())
+    heads = ("preset", "header", "algorithm", "signed", "tolerance")
+    return f"{table(heads, rows)}\nThe others sign nothing, and need an `auth`: {others}.\n"
 
 
 def preset_answers() -> str:
     """Tabulate the requests that each preset accepts, and the answers that its sender gets."""
-    return table(
-        ("preset", "media types", "largest body", "answer", "handshake"),
-        (
-            (
-                f"`{name}`",
-                ", ".join(f"`{each}`" for each in sorted(preset.media_types)) or "any; see its file",
-                _size(preset.max_body),
-                _answer(preset),
-                preset.handshake.docs if preset.handshake else "",
-            )
-            for name, preset in sorted(PRESETS.items())
-        ),
-    )
+    rows = []
+    for name, preset in sorted(PRESETS.items()):
+        media = join_names(f"`{each}`" for each in sorted(preset.media_types)) or "any"
+        shown = (media, _size(preset.max_body), _answer(preset), preset.handshake.docs if preset.handshake else "")
+        if shown != _USUAL:
+            cells = ("" if cell == usual else cell for cell, usual in zip(shown, _USUAL, strict=True))
+            rows.append((f"`{name}`", *cells))
+    return table(("preset", "media types", "largest body", "answer", "handshake"), rows)
 
 
-def _proof(name: str, preset: Preset) -> tuple[str, str, str, str]:
+_USUAL = ("`application/json`", "256 KiB", "200", "")
+"""Cells of most presets, which the page says once."""
+
+
+def _proof(name: str, preset: Preset) -> tuple[str, str, str, str] | None:
     if preset.signatures:
         first, *others = preset.signatures
         names = dict.fromkeys(each.header for each in others if each.header != first.header)
-        header = _written(first) + "".join(f"; or {name}" for name in names)
+        header = _format_header(first) + "".join(f"; or {name}" for name in names)
         algorithms = dict.fromkeys(
             _NAMES.get(each.algorithm) or f"HMAC-{each.algorithm.upper()}" for each in preset.signatures
         )
         is_timed = first.timestamp_header or first.timestamp_prefix or preset.signed_at is not None
-        tolerance = f"{preset.tolerance:g} s" if is_timed else "none: no time is signed"
+        tolerance = f"{preset.tolerance:g} s" if is_timed else "none"
         return f"`{header}`", " or ".join(algorithms), f"`{first.content}`", tolerance
     if preset.prover is not None:
         return OWN_PROOFS[name]
     if "signature" in preset.own_keys:
         return "`signature.header`", "`signature.algorithm`", "`signature.content`", "`tolerance`"
-    return "as `auth` says", "none", "nothing", ""
+    return None
 
 
-def _written(signature: Signature) -> str:
+def _format_header(signature: Signature) -> str:
     """Return the header of a signature, with its parts."""
     time = [f"{signature.timestamp_prefix}{{timestamp}}"] if signature.timestamp_prefix else []
     return f"{signature.header}: " + signature.separator.join([*time, f"{signature.prefix}{{{signature.encoding}}}"])

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-from functools import cache
-from pathlib import Path
-
-from docs.blocks.common import MEANINGS, ROOT, field_docstrings, first_line, table
+from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, SCHEDULING, TERMINAL, TRANSITIONS, State, Step
 
@@ -29,7 +25,7 @@ def states_diagram() -> str:
 
 
 def states() -> str:
-    """Every state, and whether it is its lane's head."""
+    """Tabulate the states; some belong to the head of a lane."""
     return table(
         ("state", "meaning", "head of its lane"),
         ((f"`{state}`", MEANINGS["states"][state.value], "yes" if state in HEADS else "") for state in State),
@@ -37,7 +33,7 @@ def states() -> str:
 
 
 def scheduling_steps() -> str:
-    """The steps that are no facts."""
+    """Tabulate the steps that leave no fact."""
     return table(
         ("step", "meaning"),
         ((f"`{step}`", MEANINGS["scheduling"][step.value]) for step in Step if step in SCHEDULING),
@@ -45,7 +41,7 @@ def scheduling_steps() -> str:
 
 
 def fact_kinds() -> str:
-    """Every kind of fact: whether it ends the delivery, what its detail holds, and where it is made."""
+    """Tabulate the kinds of facts, with their details."""
     rows = []
     for cls in facts.AnyFact.__args__:
         kind = str(cls.__struct_config__.tag)
@@ -54,33 +50,5 @@ def fact_kinds() -> str:
             f"`{name}`" + (f" ({explained[name]})" if name in explained else "") for name in cls.__struct_fields__
         )
         meaning = first_line(cls.__doc__).removesuffix(" Terminal.")
-        rows.append(
-            (f"`{kind}`", meaning, "yes" if Step(kind) in TERMINAL else "", ", ".join(detail), _made_in(cls.__name__))
-        )
-    return table(("kind", "meaning", "ends it", "`detail` holds", "made in"), rows)
-
-
-MADE_BY_SQL = {"Erased": "inbox/db/erasure.py"}
-"""Facts that no call of the relay makes."""
-
-
-def _made_in(fact: str) -> str:
-    """The files that make a fact."""
-    files = [str(file) for file, made in _calls().items() if made & {f"facts.{fact}", fact}]
-    return (
-        ", ".join(f"`{file}`" for file in (*files, *([MADE_BY_SQL[fact]] if fact in MADE_BY_SQL else ())))
-        or "nowhere yet"
-    )
-
-
-@cache
-def _calls() -> dict[Path, set[str]]:
-    """Map each file of the relay to the functions that it calls; a pattern of a `match` is no call."""
-    return {
-        path.relative_to(ROOT): {
-            ast.unparse(node.func)
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.Call)
-        }
-        for path in sorted((ROOT / "relay").rglob("*.py"))
-    }
+        rows.append((f"`{kind}`", meaning, "yes" if Step(kind) in TERMINAL else "", ", ".join(detail)))
+    return table(("kind", "meaning", "ends it", "`detail` holds"), rows)

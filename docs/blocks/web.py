@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import inspect
 
-from docs.blocks.common import first_line, table
+from docs.blocks.common import abbreviate, first_line, join_names, table
 from inbox.errors import PageError
 from relay.web import openapi
 from relay.web.screens import SCREENS
 
 
 def api_endpoints() -> str:
-    """Every path of the API with its parameters; those in the path, and the ones of every list, are left out."""
-    rows = []
-    for path, operations in openapi.document(SCREENS)["paths"].items():
-        for method, operation in operations.items():
-            names = [each["name"] for each in operation["parameters"] if each["in"] == "query"]
-            rows.append(
-                (
-                    f"`{method.upper()} {path}`",
-                    operation["responses"][min(operation["responses"])]["description"],
-                    ", ".join(f"`{name}`" for name in names),
-                )
-            )
+    """Tabulate the paths of the API with their parameters, except acts."""
+    rows = (
+        (
+            f"`{method.upper()} {path}`",
+            operation["responses"][min(operation["responses"])]["description"],
+            join_names(f"`{name}`" for name in _find_parameters(operation)),
+        )
+        for path, operations in openapi.document(SCREENS)["paths"].items()
+        if _ACTS not in path
+        for method, operation in operations.items()
+    )
     return table(("request", "answer", "parameters"), rows)
 
 
+def api_acts() -> str:
+    """Tabulate the acts of the API with their fields."""
+    paths = openapi.document(SCREENS)["paths"]
+    acts = {path.partition(_ACTS)[2]: _find_parameters(paths[path]["get"]) for path in paths if _ACTS in path}
+    return table(("act", "fields"), ((f"`{name}`", fields) for name, fields in abbreviate(acts).items()))
+
+
+_ACTS = "/acts/"
+
+
+def _find_parameters(operation: openapi.Json) -> list[str]:
+    return [each["name"] for each in operation["parameters"] if each["in"] == "query"]
+
+
 def api_problems() -> str:
-    """Every kind of problem with its remedy."""
+    """Tabulate the kinds of problems with their remedies."""
     rows = []
     for kind in sorted(PageError.__subclasses__(), key=lambda each: (each.status, each.cause)):
         meaning, _, remedy = (inspect.getdoc(kind) or "").partition("\n\n")
         rows.append((str(kind.status), f"`{kind.cause}`", first_line(meaning), " ".join(remedy.split())))
-    return table(("status", "cause", "meaning", "what to do"), rows)
+    return table(("status", "cause", "meaning", "fix"), rows)

@@ -73,6 +73,7 @@ def test_a_call_that_fails_on_purpose_changes_nothing_and_a_wrong_token_opens_no
     with asking(service.app, BEARER) as ask:
         refused = ask("POST", "/contacts", json={})
         assert (refused.status_code, refused.headers["Retry-After"], list(service.all(CONTACT))) == (503, "0.2", [])
+        service.fail_share = 0
         assert ask("GET", "/contacts", headers={"Authorization": "Bearer wrong"}).status_code == 401
 
 

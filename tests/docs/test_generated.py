@@ -24,7 +24,7 @@ from tests.docs.pages import PAGES, blocks, the_block, understood
 @pytest.mark.parametrize("page", generate.PAGES, ids=lambda page: page.name)
 def test_a_page_is_what_would_be_generated_now(page: Path) -> None:
     written = page.read_text(encoding="utf-8")
-    assert written == generate.rendered(page), "stale: run .venv/bin/python docs/generate.py"
+    assert written == generate.render_page(page), "stale: run .venv/bin/python docs/generate.py"
 
 
 def test_every_block_is_on_a_page() -> None:
