@@ -186,10 +186,10 @@ def test_a_delivery_that_is_rearmed_after_its_attempts_went_agrees_with_its_fact
 
 def taken(engine: Engine, holder: str = "r1") -> tuple[LeasedPruner, datetime]:
     """A pruner that has the lease, and its clock."""
-    schema.pruner = a_pruner(engine, holder)
-    clock = schema.pruner.take()
+    made = a_pruner(engine, holder)
+    clock = made.take()
     assert clock is not None
-    return schema.pruner, clock
+    return made, clock
 
 
 def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) -> None:
