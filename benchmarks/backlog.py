@@ -1,10 +1,9 @@
 """Effect of a large backlog on the relay.
 
-- `mountain`: deliveries/s of the first seconds with a million arrived events, against those while arrivals hold a
-  thousand open; and the relay's peak memory.
-- `lane`: deliveries/s of 10,000 lanes while another one has 100,000 events behind a head that has failed, against those
-  without it.
-- `fold`: the number of downstream updates for a million updates of a thousand entities on a sync route in `latest`.
+- `mountain`: deliveries/s in the first seconds of a backlog of a million, against a thousand held open; and the relay's
+  peak memory.
+- `lane`: deliveries/s of 10,000 lanes beside a lane with 100,000 events behind a failed head, against those without it.
+- `fold`: downstream updates for a million updates of a thousand entities on a sync route in `latest`.
 
 All of it runs on 127.0.0.1; the downstream answers at once.
 """
@@ -51,11 +50,11 @@ def main(
     rounds: Rounds = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what a mountain does to the relay."""
+    """Measure the effect of a large backlog on the relay."""
     with ExitStack() as stack:
         (url,) = stack.enter_context(harness.databases(database))
         server = stack.enter_context(harness.downstream())
-        environment = stack.enter_context(harness.configured(url, f"{server}/hook", 16))
+        environment = stack.enter_context(harness.configure(url, f"{server}/hook", 16))
         if what is What.FOLD:
             told = fold(Inbox(url), server, environment, events)
             harness.tell(f"{what}, {database}", told, tuple(told), [told.values()], as_json=as_json)
@@ -71,26 +70,26 @@ def main(
 def mountain(
     inbox: Inbox, server: str, environment: Mapping[str, str], events: int, *, seconds: int, rounds: int
 ) -> tuple[list[Side], dict[str, object]]:
-    """The first seconds of a million, and the same while arrivals hold a thousand open, in turn."""
+    """Measure the first seconds of a million, and of a thousand held open, in turn."""
     high, low = Side(f"{events} open"), Side(f"{HELD_OPEN} held open", bar=ROWS["mountain"].bar)
     peaks = []
     for _ in range(rounds):
         inbox.empty()
         inbox.add(events, "'u' || n")
         inbox.settle()
-        rate, peak = drained_for(server, environment, seconds)
+        rate, peak = drain_for(server, environment, seconds)
         high.rates.append(rate)
         peaks.append(peak)
         inbox.empty()
         with _arrivals(inbox):
-            low.rates.append(drained_for(server, environment, seconds)[0])
+            low.rates.append(drain_for(server, environment, seconds)[0])
     return [high, low], {"peak_mib": peaks, "bar_mib": BAR_MIB, "seconds": seconds}
 
 
 def lane(
     inbox: Inbox, server: str, environment: Mapping[str, str], rounds: int
 ) -> tuple[list[Side], dict[str, object]]:
-    """10,000 lanes beside one that stands, and alone."""
+    """Measure 10,000 lanes beside a blocked one, and alone."""
     beside, alone = Side("beside a lane that stands"), Side("alone", bar=ROWS["stopped-lane"].bar)
     for _ in range(rounds):
         for side in (beside, alone):
@@ -107,7 +106,7 @@ def lane(
 
 
 def fold(inbox: Inbox, server: str, environment: Mapping[str, str], events: int) -> dict[str, object]:
-    """A million updates of a thousand entities, on a sync route."""
+    """Measure a million updates of a thousand entities on a sync route."""
     path = Path(environment["INBOX_CONFIG"])
     written = path.read_text(encoding="utf-8")
     plain = written[: written.index("[destinations.downstream]")]
@@ -156,8 +155,8 @@ name = "entity.name"
 """
 
 
-def drained_for(server: str, environment: Mapping[str, str], seconds: int) -> tuple[float, int]:
-    """Return the downstream's requests per second from its first one on, and the relay's peak memory in MiB."""
+def drain_for(server: str, environment: Mapping[str, str], seconds: int) -> tuple[float, int]:
+    """Run a relay and return the downstream's requests per second, and the relay's peak memory in MiB."""
     harness.seen(server)
     process = subprocess.Popen([sys.executable, "-m", "relay", "run"], env=environment, stderr=subprocess.DEVNULL)
     time.sleep(seconds)

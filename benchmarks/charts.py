@@ -58,7 +58,7 @@ _CSS = (
     "file://graph.css",
     "inline:.text-overlay text { transform: translate(-16px, -28px); text-anchor: middle }",
 )
-"""The library writes the value of a point on the line; above it, nothing is in its way."""
+"""Moves the values of points above the line."""
 
 
 class Bars(msgspec.Struct, frozen=True):
@@ -67,7 +67,7 @@ class Bars(msgspec.Struct, frozen=True):
     command: str
     title: str
     without: tuple[str, ...] = ()
-    """Beginnings of the names of sides that store nothing: they are no alternative."""
+    """Name prefixes of sides to omit, as they store nothing."""
 
 
 BARS: Mapping[str, Bars] = {
@@ -82,7 +82,7 @@ BARS: Mapping[str, Bars] = {
 
 
 def draw(results: Results, folder: Path = FOLDER) -> list[Path]:
-    """Write a chart for each command that has been measured. Returns their paths."""
+    """Write a chart for each measured command and return the paths."""
     drawn = {}
     for name, bars in BARS.items():
         if isinstance(printed := results.printed.get(bars.command), dict):
@@ -98,7 +98,7 @@ def draw(results: Results, folder: Path = FOLDER) -> list[Path]:
 
 
 def _bars(bars: Bars, sides: Sequence[Mapping[str, Any]]) -> bytes:
-    """Draw ours first, in its colour."""
+    """Draw the product's bar first, in its colour."""
     shown = [side for side in sides if not side["side"].startswith(bars.without or "\0")]
     chart = pygal.HorizontalBar(**_COMMON, title=bars.title, height=100 + 48 * len(shown))
     rates = {side["side"]: statistics.median(side["rounds"]) for side in shown}
@@ -107,7 +107,7 @@ def _bars(bars: Bars, sides: Sequence[Mapping[str, Any]]) -> bytes:
     chart.x_labels = [f"{PRODUCT if name == ours else name}: {rates[name]:,.0f}" for name in names]
     chart.y_labels = [0]
     chart.add("", [{"value": rates[name], "color": OURS if name == ours else THEIRS} for name in names])
-    return _rendered(chart)
+    return _render(chart)
 
 
 def _curve(printed: Mapping[str, Any]) -> bytes:
@@ -117,11 +117,11 @@ def _curve(printed: Mapping[str, Any]) -> bytes:
     )
     chart.x_labels = [f"{point['at']:,}" for point in printed["points"]]
     chart.add("", [statistics.median(point["rounds"]) for point in printed["points"]])
-    return _rendered(chart)
+    return _render(chart)
 
 
-def _rendered(chart: pygal.graph.graph.Graph) -> bytes:
-    """As one line, without the configuration that the library puts into a script even where no script reads it."""
+def _render(chart: pygal.graph.graph.Graph) -> bytes:
+    """Render a chart without the library's unused script."""
     svg: str = chart.render(is_unicode=True, disable_xml_declaration=True)
     return re.sub(r"<script.*?</script>|<!--.*?-->", "", svg, flags=re.DOTALL).encode() + b"\n"
 

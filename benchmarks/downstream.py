@@ -1,7 +1,7 @@
-"""A downstream service that answers 200 after so many milliseconds, keeps connections open, and tells what it has seen.
+"""A downstream service that answers 200 after so many milliseconds, keeps connections open, and counts requests.
 
-`GET /` answers with the number of requests with a body since the last GET, the number of different bodies among them, and
-the seconds from the first to the last. Any other GET answers with an entity.
+`GET /` answers with the number of requests with a body since the last GET, of different bodies among them, and the seconds
+from the first to the last. Any other GET answers with an entity.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import uvloop
 
 
 class Sees(Protocol):
-    """A thing that hears of each request with a body."""
+    """An observer of requests with a body."""
 
     def add(self, body: bytes) -> None: ...
 
@@ -41,7 +41,7 @@ class Seen:
     def report(self) -> bytes:
         seconds = self.last_at - self.first_at
         told = json.dumps({"requests": self.requests, "bodies": len(self.bodies), "seconds": seconds}).encode()
-        self.__init__()  # type: ignore[misc]  # begin anew
+        self.__init__()  # type: ignore[misc]  # start over
         return told
 
 
@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._parser.get_method() == b"GET":
-            self._answer(self._seen.report() if self._path == b"/" else b'{"name": "somebody"}')
+            self._answer(self._seen.report() if self._path == b"/" else b'{"name": "Ada"}')
             return
         self._seen.add(self._body)
         if self._seconds:
@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, answer: bytes) -> None:
         assert self._transport is not None
-        if self._transport.is_closing():  # the client was killed in the middle of its call
+        if self._transport.is_closing():  # the client was killed during its call
             return
         self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
 

@@ -1,7 +1,7 @@
-"""The relay draining a full inbox to a forward destination, against a bare loop of threads that post the same bodies, and queues.
+"""A relay that drains a full inbox to a forward destination, against a bare loop of posting threads, and queues.
 
-All call the same trivial downstream, which tells the seconds from the first request to the last. Rounds alternate, and
-the ratio is the median over the rounds. All of it runs on 127.0.0.1.
+All call the same trivial downstream, which measures the seconds from the first request to the last. Rounds alternate, and
+the ratio is the median over the rounds. Everything runs on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from benchmarks.rows import ROWS
 
 BARE = "bare"
 LONGEST_SECONDS = 900.0
-"""Of another side in a round."""
+"""Longest seconds of another side in a round."""
 BARS: Mapping[str, float] = {"procrastinate": ROWS["drain-procrastinate"].bar}
-"""Of peers, as a multiple of their rate."""
+"""Bars against peers, as a multiple of their rate."""
 
 
 def main(
@@ -41,7 +41,7 @@ def main(
     against: Annotated[list[str] | None, typer.Option(help=f"Only {BARE}, {', '.join(QUEUES)}; repeatable.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how fast the relay drains the inbox, as `relay run --drain` in a process of its own."""
+    """Measure the rate of `relay run --drain`."""
     relay, bare = Side("relay"), Side("bare Session.post loop", bar=ROWS["drain-bare"].bar)
     wanted = against or ([BARE] if database is Kind.SQLITE else [BARE, *QUEUES])
     missing = {name: lack for name in wanted if name != BARE and (lack := QUEUES[name].missing())}
@@ -51,7 +51,7 @@ def main(
     with ExitStack() as stack:
         url, theirs = stack.enter_context(harness.databases(database, 2))
         server = stack.enter_context(harness.downstream())
-        environment = stack.enter_context(harness.configured(url, f"{server}/hook", concurrency))
+        environment = stack.enter_context(harness.configure(url, f"{server}/hook", concurrency))
         for _ in range(rounds):
             bodies = bodies_of(events)
             asyncio.run(preload(url, environment, bodies))
@@ -67,7 +67,7 @@ def main(
                 try:
                     _run_side((module, harness.libpq(theirs), f"{server}/hook", str(concurrency)), bodies, environment)
                     peers[name].rates.append(harness.rate(server, events))
-                except (SystemExit, subprocess.TimeoutExpired) as error:  # it costs no other side
+                except (SystemExit, subprocess.TimeoutExpired) as error:  # the other sides go on
                     missing[name] = str(error)
                     del peers[name]
                     harness.get(server)
@@ -77,7 +77,7 @@ def main(
 
 
 def _run_side(command: Sequence[str], bodies: list[bytes], environment: Mapping[str, str]) -> None:
-    """In a process of its own, like the relay."""
+    """Run a side in its own process, like the relay."""
     line = [sys.executable, "-m", *command]
     ended = harness.run_group(line, LONGEST_SECONDS, environment=environment, given=b"\n".join(bodies))
     if ended.returncode:

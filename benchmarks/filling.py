@@ -1,4 +1,4 @@
-"""Events in the inbox before something is measured: stored as the receiver does, or faster, by statements."""
+"""Events in the inbox before a measurement, stored as the receiver does, or faster by statements."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TABLES = (*_APPEND_ONLY, "open_delivery", "lane", "relay_command", "alert", "ga
 
 
 def bodies_of(events: int, entities: int | None = None, types: Sequence[str] = ("USER",)) -> list[bytes]:
-    """Webhooks in the order of their times; each entity has five or as many as there are, spread over the whole."""
+    """Return webhooks in the order of their times, spread evenly over the entities, by default five each."""
     run = uuid.uuid4().hex[:8]
     entities = entities or max(events // EVENTS_OF_AN_ENTITY, 1)
     return [
@@ -66,7 +66,7 @@ async def store(url: str, events: Iterable[Event]) -> None:
 
 
 class Inbox:
-    """Fills the database by statements, as receivers and relays would have left it."""
+    """Fills a database by statements, as receivers and relays would."""
 
     def __init__(self, url: str) -> None:
         self.engine = engines.connect(url, application="benchmarks")
@@ -74,9 +74,9 @@ class Inbox:
         self._last = 0
 
     def add(self, events: int, entity: str, state: str | None = "received", route: str = "everything") -> None:
-        """So many events of the entities that `entity`, an SQL expression over the number n, names.
+        """Add events of the entities named by `entity`, an SQL expression over the number n.
 
-        Their deliveries are in this state; None: they have ended, and their payloads are deleted.
+        Their deliveries are in this state; None means ended, with deleted payloads.
         """
         first, self._last = self._last + 1, self._last + events
         if self.is_postgres:
@@ -113,7 +113,7 @@ FROM {numbers}""")
         self._run(*statements)
 
     def add_after(self, events: int, entity: str, route: str) -> None:
-        """Add events behind those that a receiver has stored, and have a receiver store its next ones behind them."""
+        """Add events after those stored by a receiver, and move its sequence beyond them."""
         self._last = self._value("SELECT coalesce(max(seq), 0) FROM inbox")
         if self.is_postgres:
             self._run(f"SELECT setval('inbox_seq_seq', {self._last + events})")
@@ -124,18 +124,18 @@ FROM {numbers}""")
         return self._value("SELECT count(*) FROM open_delivery" + (f" WHERE state = '{state}'" if state else ""))
 
     def settle(self) -> None:
-        """As autovacuum leaves it."""
+        """Vacuum and analyze the database."""
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE" if self.is_postgres else "ANALYZE"))
 
     def empty(self) -> None:
-        """Begin again."""
+        """Empty the database."""
         if self.is_postgres:
             disabled, enabled = (
                 [f"ALTER TABLE {table} {act} TRIGGER ALL" for table in _APPEND_ONLY] for act in ("DISABLE", "ENABLE")
             )
             self._run(*disabled, f"TRUNCATE {', '.join(_TABLES)}", *enabled)
-        else:  # the inbox and the log are append-only there, and their seqs go on
+        else:  # there the inbox and the log are append-only, and seqs go on
             ended = "UPDATE relay_command SET state = 'cancelled' WHERE state IN ('asked', 'running')"
             emptied = [table for table in _TABLES if table not in {"inbox", "delivery_log"}]
             self._run(ended, *(f"DELETE FROM {table}" for table in reversed(emptied)))

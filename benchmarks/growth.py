@@ -1,9 +1,9 @@
-"""Curves: a rate while one thing grows, with both ends in a table.
+"""Curves: a rate by a growing parameter.
 
     python -m benchmarks.growth backlog --points 1000,100000,1000000
     python -m benchmarks.growth connections --database sqlite
 
-The points of a curve are measured in turn, round by round, each on a database of its own.
+The points of a curve are measured in turn, round by round, each on its own database.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ import msgspec
 import typer
 
 from benchmarks import harness
-from benchmarks.backlog import drained_for
+from benchmarks.backlog import drain_for
 from benchmarks.filling import Inbox, bodies_of, preload
 from benchmarks.harness import AsJson, Kind, OnDatabase, Rounds
-from benchmarks.load import accepted
+from benchmarks.load import send_accepted
 
 CONNECTIONS = 64
 CONCURRENCY = 16
 BODY_BYTES = 200
 DOWNSTREAM_MILLISECONDS = 20
-"""Of each call while relays grow in number: with a faster one, two cores are the limit."""
+"""Milliseconds of a call by several relays; with faster calls, two cores are the limit."""
 _ROUTE = '[routes.everything]\nsource = "trivore"\ndestination = "downstream"\nordering = "strict"\n'
 _OVERHEAD = 100
 """Bytes of a body without padding."""
 Rate = Callable[[], float]
-"""Measures a point once."""
+"""Function that measures a point once."""
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """Means that the points of a curve are measured with."""
+    """Resources for the points of a curve."""
 
     database: Kind
     seconds: float
     events: int
     stack: ExitStack
 
-    def configured(self, url: str, server: str = "http://127.0.0.1:9") -> dict[str, str]:
-        """Write a configuration. Returns the environment that names it."""
-        return self.stack.enter_context(harness.configured(url, f"{server}/hook", CONCURRENCY))
+    def configure(self, url: str, server: str = "http://127.0.0.1:9") -> dict[str, str]:
+        """Write a configuration and return its environment."""
+        return self.stack.enter_context(harness.configure(url, f"{server}/hook", CONCURRENCY))
 
     def receiver(self, url: str, connections: int = CONNECTIONS, body: int = BODY_BYTES, **more: str) -> Rate:
-        """Start a receiver. Returns what measures its accepted requests per second."""
-        target = self.stack.enter_context(harness.serving({**self.configured(url), **more})).target
+        """Start a receiver and return a function that measures its accepted requests per second."""
+        target = self.stack.enter_context(harness.serving({**self.configure(url), **more})).target
         padding = max(body - _OVERHEAD, 0)
-        accepted(target, 1, min(connections, CONNECTIONS), padding)  # warms up
-        return lambda: accepted(target, self.seconds, connections, padding).rate
+        send_accepted(target, 1, min(connections, CONNECTIONS), padding)  # warms up
+        return lambda: send_accepted(target, self.seconds, connections, padding).rate
 
     def drain(
         self,
@@ -65,9 +65,9 @@ class Ground(msgspec.Struct, frozen=True):
         processes: int = 1,
         milliseconds: int = 0,
     ) -> Rate:
-        """Return what measures the deliveries per second of relays that drain the bodies to a downstream that takes so long."""
+        """Return a function that measures the deliveries per second of relays to a downstream of this delay."""
         server = self.stack.enter_context(harness.downstream(milliseconds))
-        environment = self.configured(url, server)
+        environment = self.configure(url, server)
         path = Path(environment["INBOX_CONFIG"])
         path.write_text(path.read_text(encoding="utf-8").replace(_ROUTE, routes), encoding="utf-8")
 
@@ -81,21 +81,21 @@ class Ground(msgspec.Struct, frozen=True):
 
 
 def backlog(ground: Ground, url: str, open_: int) -> Rate:
-    """Deliveries of the first seconds of so many open."""
+    """Measure the first seconds of a backlog."""
     server, filled = ground.stack.enter_context(harness.downstream()), Inbox(url)
-    environment = ground.configured(url, server)
+    environment = ground.configure(url, server)
 
     def measure() -> float:
         filled.empty()
         filled.add(open_, "'u' || n")
         filled.settle()
-        return drained_for(server, environment, round(ground.seconds))[0]
+        return drain_for(server, environment, round(ground.seconds))[0]
 
     return measure
 
 
 def inbox(ground: Ground, url: str, stored: int) -> Rate:
-    """Intake into an inbox with so many events that have ended."""
+    """Measure intake into an inbox with ended events."""
     if stored:
         filled = Inbox(url)
         filled.add(stored, "'u' || n", state=None)
@@ -105,12 +105,12 @@ def inbox(ground: Ground, url: str, stored: int) -> Rate:
 
 
 def lanes(ground: Ground, url: str, number: int) -> Rate:
-    """Deliveries of events in so many lanes."""
+    """Measure deliveries in so many lanes."""
     return ground.drain(url, lambda: bodies_of(ground.events, number))
 
 
 def routes(ground: Ground, url: str, number: int) -> Rate:
-    """Deliveries over so many routes to one destination; each event takes one of them."""
+    """Measure deliveries over so many routes to one destination; each event takes one."""
     types = [f"T{each}" for each in range(number)]
     written = "".join(
         f'[routes.r{each}]\nsource = "trivore"\ndestination = "downstream"\nordering = "strict"\n'
@@ -121,29 +121,29 @@ def routes(ground: Ground, url: str, number: int) -> Rate:
 
 
 def body(ground: Ground, url: str, size: int) -> Rate:
-    """Intake of bodies of so many bytes."""
+    """Measure intake of bodies of this size in bytes."""
     return ground.receiver(url, body=size)
 
 
 def connections(ground: Ground, url: str, number: int) -> Rate:
-    """Intake over so many connections."""
+    """Measure intake over so many connections."""
     return ground.receiver(url, connections=number)
 
 
 def relays(ground: Ground, url: str, processes: int) -> Rate:
-    """Deliveries of so many relay processes."""
+    """Measure deliveries of so many relay processes."""
     return ground.drain(
         url, lambda: bodies_of(ground.events), processes=processes, milliseconds=DOWNSTREAM_MILLISECONDS
     )
 
 
 def receivers(ground: Ground, url: str, workers: int) -> Rate:
-    """Intake by so many workers."""
+    """Measure intake by so many workers."""
     return ground.receiver(url, WEB_CONCURRENCY=str(workers))
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """A thing that grows."""
+    """A growing parameter and its points."""
 
     prepare: Callable[[Ground, str, int], Rate]
     title: str

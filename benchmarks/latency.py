@@ -1,11 +1,11 @@
 """Time from a webhook's arrival to its delivery, at steady rates, on an idle relay and beside a backlog.
 
-One process sends the webhooks and is their downstream, so that one clock measures: from the moment before a request is
-written to the moment when its delivery has been read. Arrivals are random (Poisson), or they would meet the relay's looks
-always in the same phase. They are sent when they are due, however late the answers are.
+One process is sender and downstream, so that one clock measures the time from writing a request to reading its delivery.
+Arrivals are random (Poisson), so that they do not stay in phase with the relay's polling. They are sent when they are due,
+even if responses are late.
 
-The backlog is a paused route of so many open deliveries, each the head of a lane of its own. The comparison is the same with
-`wake_up = false`, in turn: the relay only polls. Exits with 1 when a bar is missed. All of it runs on 127.0.0.1.
+The backlog is a paused route of open deliveries, each the head of its own lane. The comparison is `wake_up = false`, in
+turn: the relay only polls. Exits with 1 when a bar is missed. Everything runs on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ BARS: Mapping[tuple[Kind, int], tuple[float, float]] = {
     for database in Kind
     for rate in (1, 100)
 }
-"""The highest p50 and p99 with wake-ups on an idle relay, in milliseconds."""
+"""Limits of p50 and p99 with wake-ups on an idle relay, in milliseconds."""
 RATES = (1, 10, 100, 500)
 ENTITIES = 10_000
-"""So many that hardly any event waits for one of its own lane."""
+"""Count of entities, so large that events rarely share a lane."""
 FIGURES = ("answered", "p50", "p99", "worst")
 LONGEST_IDLE_SECONDS = 3.0
 LATE_SECONDS = 120.0
@@ -63,16 +63,16 @@ class Measured(msgspec.Struct):
     wake_up: bool
     events: int
     answered: float
-    """Median until the sender has its answer, which is part of the others."""
+    """Median time to the sender's response, which is part of the others."""
     p50: float
     p99: float
     worst: float
     bar: tuple[float, float] | None = None
-    """The highest p50 and p99."""
+    """Limits of p50 and p99."""
 
 
 class Seen:
-    """Times at which deliveries arrived downstream, by the marks of their bodies."""
+    """Arrival times of deliveries by the marks of their bodies."""
 
     def __init__(self) -> None:
         self.at: dict[str, float] = {}
@@ -85,19 +85,19 @@ class Seen:
 
 
 class Arrivals:
-    """Sends webhooks over idle connections, a new one when there is none."""
+    """A sender that reuses idle connections."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
-        """Connections, and since when each is idle (monotonic seconds)."""
+        """Idle connections with the monotonic seconds of their last use."""
         self._sent = 0
         self.seen = Seen()
         self.answered: list[float] = []
-        """Milliseconds until each answer."""
+        """Milliseconds to each response."""
 
     async def send(self, rate: int, events: int) -> list[float]:
-        """Send so many at this rate. Returns their latencies in milliseconds."""
+        """Send events at this rate and return their latencies in milliseconds."""
         self.seen.at.clear()
         self.answered.clear()
         chance = random.Random(rate)
@@ -123,7 +123,7 @@ class Arrivals:
             f"POST /webhooks/trivore HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: application/json\r\n"
             f"X-Webhook-Token: {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        reader, writer = await self._connected()
+        reader, writer = await self._connect()
         sent_at[mark] = time.monotonic()
         writer.write(head.encode() + body)
         answer = await reader.readuntil(b"\r\n\r\n")
@@ -137,8 +137,8 @@ class Arrivals:
         else:
             self._idle.append((time.monotonic(), reader, writer))
 
-    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Take the connection that was used last, unless the receiver may be about to close it."""
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return the most recently used connection, unless the receiver may close it, or a new one."""
         if self._idle and time.monotonic() - self._idle[-1][0] > LONGEST_IDLE_SECONDS:
             self.close()
         if self._idle:
@@ -151,7 +151,7 @@ class Arrivals:
 
 
 class Bench:
-    """A database, and the figures so far."""
+    """A database and the figures so far."""
 
     def __init__(self, database: Kind, url: str, rates: Sequence[int], seconds: float, least: int) -> None:
         self._database = database
@@ -162,10 +162,10 @@ class Bench:
         self.measured: list[Measured] = []
 
     def measure(self, backlog: int, *, wake_up: bool) -> None:
-        """Measure every rate with a receiver and a relay of their own."""
+        """Measure every rate with a new receiver and relay."""
         downstream = harness.free_port()
         with ExitStack() as stack:
-            environment = stack.enter_context(_configured(self._url, downstream, wake_up=wake_up))
+            environment = stack.enter_context(_configure(self._url, downstream, wake_up=wake_up))
             receiver = stack.enter_context(harness.serving(environment))
             stack.enter_context(harness.relaying(environment))
             uvloop.run(self._send(receiver.port, downstream, backlog, wake_up=wake_up))
@@ -186,9 +186,9 @@ class Bench:
         server.close()
 
     def fill(self, backlog: int) -> None:
-        """Pause the other route, and have a relay order so many events on it."""
+        """Pause the other route and let a relay sequence so many events on it."""
         inbox = Inbox(self._url)
-        with _configured(self._url, harness.free_port(), wake_up=True) as environment, harness.relaying(environment):
+        with _configure(self._url, harness.free_port(), wake_up=True) as environment, harness.relaying(environment):
             command = [sys.executable, "-m", "relay", "pause", "--route", "stopped", "--reason", "benchmark", "--yes"]
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
             inbox.add_after(backlog, "'u' || n", route="stopped")
@@ -202,9 +202,9 @@ class Bench:
 
 
 @contextmanager
-def _configured(url: str, downstream: int, *, wake_up: bool) -> Iterator[dict[str, str]]:
+def _configure(url: str, downstream: int, *, wake_up: bool) -> Iterator[dict[str, str]]:
     setting = f"wake_up = {json.dumps(wake_up)}"
-    with harness.configured(url, f"http://127.0.0.1:{downstream}/hook", more=_STOPPED, database=setting) as environment:
+    with harness.configure(url, f"http://127.0.0.1:{downstream}/hook", more=_STOPPED, database=setting) as environment:
         yield environment
 
 
@@ -227,7 +227,7 @@ def main(
             for _ in range(rounds):
                 bench.measure(filled, wake_up=True)
                 bench.measure(filled, wake_up=False)
-    rows = [_median(list(group)) for group in _grouped(bench.measured)]
+    rows = [_median(list(group)) for group in _group(bench.measured)]
     harness.tell(
         f"Latency, {database}: milliseconds from arrival to delivery",
         {"rows": rows, "rounds": rounds},
@@ -238,7 +238,7 @@ def main(
     raise typer.Exit(int(any(row.bar and (row.p50 > row.bar[0] or row.p99 > row.bar[1]) for row in rows)))
 
 
-def _grouped(measured: Sequence[Measured]) -> list[list[Measured]]:
+def _group(measured: Sequence[Measured]) -> list[list[Measured]]:
     groups: dict[tuple[int, int, bool], list[Measured]] = {}
     for each in measured:
         groups.setdefault((each.backlog, each.rate, not each.wake_up), []).append(each)

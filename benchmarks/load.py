@@ -1,4 +1,4 @@
-"""Sends webhooks over many connections, each the next as soon as the last is answered. `wrk` does it if it is installed."""
+"""A load of webhooks over many connections, each with one request at a time, by `wrk` if it is installed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ GENERATOR = "wrk" if shutil.which("wrk") else "benchmarks.load"
 
 
 class Answers(msgspec.Struct):
-    """Answers to a load, with losses and latencies."""
+    """Responses to a load, with losses and latencies."""
 
     answers: int
-    """Whole ones, of any status."""
+    """Whole responses of any status."""
     refused: int
-    """Answers with a status other than 2xx."""
+    """Responses with a status other than 2xx."""
     lost: int
     seconds: float
     p50_ms: float
@@ -48,9 +48,9 @@ class Answers(msgspec.Struct):
 
 
 def send(url: str, seconds: float, connections: int, padding: int | None = None) -> Answers:
-    """Send for so long, from another process; every webhook is unique.
+    """Send unique webhooks from another process.
 
-    With `padding`, so many bytes longer, and by the generator that measures the worst request too.
+    With `padding` in bytes, this module is the generator, which also measures the worst request.
     """
     run = uuid.uuid4().hex[:12]
     if GENERATOR == "wrk" and padding is None:
@@ -63,8 +63,8 @@ def send(url: str, seconds: float, connections: int, padding: int | None = None)
     return msgspec.json.decode(output.rpartition("RESULT ")[2], type=Answers)
 
 
-def accepted(url: str, seconds: float, connections: int, padding: int | None = None) -> Answers:
-    """Send for so long; all must have been accepted."""
+def send_accepted(url: str, seconds: float, connections: int, padding: int | None = None) -> Answers:
+    """Send webhooks, which must all be accepted."""
     answers = send(url, seconds, connections, padding)
     if answers.refused or answers.lost:
         raise SystemExit(f"of {answers.answers} answers {answers.refused} were refusals, {answers.lost} went missing")
@@ -90,7 +90,7 @@ class _Load:
             pass
 
     async def _one_connection(self, until: float) -> bool:
-        """Use one until the time is up, or the server ends it. Returns whether another may follow."""
+        """Use a connection until the time is up or the server closes it, and return whether another may follow."""
         reader, writer = await asyncio.open_connection(self._parts.hostname, self._parts.port)
         try:
             while (began := time.monotonic()) < until:

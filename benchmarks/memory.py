@@ -1,8 +1,8 @@
 """Resident memory of a relay and of a receiver's worker at full load, optionally with a million open deliveries.
 
-The receiver gets as many webhooks as it takes, while the relay delivers as fast as it can to a downstream that answers at
-once. The memory of each process is read every second; its peak counts, and its growth in the second half tells a leak. Exits
-with 1 when a bar is missed. All of it runs on 127.0.0.1.
+The receiver is saturated with webhooks, while the relay delivers to a downstream that answers at once. The memory of each
+process is read every second; its peak counts, and growth in the second half shows a leak. Exits with 1 when a bar is
+missed. Everything runs on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from benchmarks.rows import ROWS
 
 CONNECTIONS = 64
 BARS: Mapping[str, float] = {name: ROWS[f"memory-{name}"].bar for name in ("relay", "worker")}
-"""In MiB."""
+"""Bar in MiB."""
 _EVERY_SECONDS = 1.0
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """Resident memory of a kind of process, in MiB; of several workers, that of the largest."""
+    """Resident memory of a kind of process in MiB, of the largest of several workers."""
 
     peak_mib: float
     first_half_mib: float
-    """Median of the first half of the time."""
+    """Median of the first half of the run."""
     second_half_mib: float
     bar_mib: float
 
@@ -58,7 +58,7 @@ def main(
             inbox.settle()
             inbox.engine.dispose()
         server = stack.enter_context(harness.downstream())
-        environment = stack.enter_context(harness.configured(url, f"{server}/hook", 16))
+        environment = stack.enter_context(harness.configure(url, f"{server}/hook", 16))
         receiver = stack.enter_context(harness.serving(environment))
         relay = stack.enter_context(harness.relaying(environment))
         with ThreadPoolExecutor(1) as sender:

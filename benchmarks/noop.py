@@ -1,4 +1,4 @@
-"""The receiver as it is, except that its writer answers at once and stores nothing: what intake could be without a database."""
+"""The receiver with a writer that answers at once and stores nothing: the limit of intake without a database."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ class AnswersAtOnce:
 
 
 def get_app() -> Receiver:
-    """For gunicorn."""
+    """Return the app for gunicorn."""
     return create_app(read_config(), lambda: Services(AnswersAtOnce()), SystemClock())

@@ -1,9 +1,8 @@
-"""The longest transaction under the order lock, however much is open.
+"""The longest transaction under the order lock, at any backlog.
 
-Everything that ends or makes a head takes the order lock, so the longest of these transactions is what one lane can cost
-all others. Each case fills the database, then lets the relay do what takes the lock, and times every transaction from its
-beginning to the end of its commit. The longest of each round counts, and the median over the rounds: it must stay below
-the bar, whatever is open. Exits with 1 when one does not.
+Every operation that ends or makes a head takes the order lock, so its longest transaction is the most that one lane delays
+all others. Each case fills the database, runs operations under the lock, and times every transaction from its beginning to
+the end of its commit. The median over the rounds of the longest must stay below the bar. Exits with 1 otherwise.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ BAR_MS = 250
 ROUTE = "everything"
 NODE = "benchmark"
 LANES = 100
-"""As many heads are worked on at once, and recorded together."""
+"""Heads in flight at once, which are recorded together."""
 BATCHES = 5
-"""So many transactions of one kind are timed in a round."""
+"""Transactions of one kind timed in a round."""
 _MOMENT = "2026-01-01 00:00:00.000000Z"
 _CONFIG = """
 [sources.trivore]
@@ -59,9 +58,9 @@ ordering = "latest"
 
 
 class TimedDatabase(Database):
-    """Keeps the time of its longest transaction, and the most processor time that one took in this process.
+    """A database that keeps the time of its longest transaction, and the largest CPU time of one in this process.
 
-    The latter tells, on a machine that is busy with other work, what is the product's own.
+    The CPU time is the product's own share on a busy machine.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -71,30 +70,30 @@ class TimedDatabase(Database):
         self._began: tuple[float, float] | None = None
         commit = engine.dialect.do_commit
 
-        def committed(dbapi_connection: PoolProxiedConnection) -> None:
+        def commit_and_time(dbapi_connection: PoolProxiedConnection) -> None:
             commit(dbapi_connection)
             if self._began is not None:
                 self.longest = max(self.longest, time.perf_counter() - self._began[0])
                 self.computing = max(self.computing, time.thread_time() - self._began[1])
                 self._began = None
 
-        engine.dialect.do_commit = committed  # type: ignore[method-assign]  # there is no event after a commit
+        engine.dialect.do_commit = commit_and_time  # type: ignore[method-assign]  # SQLAlchemy has no event after a commit
 
     @contextmanager
     def write(self, *arguments: Any, **named: Any) -> Iterator[Transaction]:  # noqa: ANN401  # passed through
-        """As the product's."""
+        """Write in a timed transaction."""
         try:
             with super().write(*arguments, **named) as transaction:
                 self._began = time.perf_counter(), time.thread_time()
                 yield transaction
-        except OperationalError:  # it was too long for the database, which has ended it
+        except OperationalError:  # the database ended a transaction that took too long
             if self._began is not None:
                 self.longest = max(self.longest, time.perf_counter() - self._began[0])
             raise
 
 
 class World:
-    """A database that is filled by statements, as receivers and relays would have left it."""
+    """A database filled by statements, as receivers and relays would."""
 
     def __init__(self, url: str) -> None:
         self.inbox = Inbox(url)
@@ -106,34 +105,34 @@ class World:
         self.work = Work(self.database, self.config, self.policies, NODE)
 
     def fill(self, number: int, entity: str, state: str) -> None:
-        """So many deliveries in this state, of the entities that the SQL expression names."""
+        """Add deliveries in this state, of the entities named by the SQL expression."""
         self.inbox.add(number, entity, state)
 
     def settle(self) -> None:
-        """As autovacuum leaves it."""
+        """Vacuum the database and reset the times."""
         self.inbox.settle()
         self.database.longest = self.database.computing = 0.0
 
     def claim(self, most: int) -> list[Delivery]:
-        """Lease what is due. It takes no order lock, so its time is left out."""
+        """Claim due deliveries, untimed as this takes no order lock."""
         claimed = claim(self.work, [Room([ROUTE], most)])
         self.database.longest = self.database.computing = 0.0
         return claimed
 
     def record(self, claimed: list[Delivery]) -> None:
-        """All of it was delivered."""
+        """Record all as delivered."""
         outcome: Outcome = Delivered((), "forwarded")
         list(record(self.work, [(delivery, outcome) for delivery in claimed]))
 
     def command(self, act: Act, selection: Selection) -> None:
-        """Some batches of what a person asks for."""
+        """Run some batches of an operator's command."""
         number = commands.ask(self.database, act, selection, who="kim", why="benchmark")
         for _ in range(BATCHES):
             execution.work_on(self.work, number)
 
 
 def sequence_a_mountain(world: World, number: int) -> None:
-    """Sequence events that arrived in many lanes."""
+    """Sequence arrivals in many lanes."""
     world.fill(number, "'u' || (n % 1000)", "received")
     world.settle()
     for _ in range(BATCHES):
@@ -141,7 +140,7 @@ def sequence_a_mountain(world: World, number: int) -> None:
 
 
 def sequence_behind_many(world: World, number: int) -> None:
-    """Sequence events that arrived in lanes where very many wait, since `ordering` was changed."""
+    """Sequence arrivals in lanes where very many wait after a change of `ordering`."""
     world.fill(LANES, "'u' || (n % 100)", "ready")
     world.fill(number, "'u' || (n % 100)", "waiting")
     world.fill(BATCHES * 500, "'u' || (n % 100)", "received")
@@ -151,7 +150,7 @@ def sequence_behind_many(world: World, number: int) -> None:
 
 
 def record_before_many(world: World, number: int) -> None:
-    """Heads are delivered that very many wait behind, since `ordering` was changed."""
+    """Record heads before very many waiting events, after a change of `ordering`."""
     world.fill(LANES, "'u' || (n % 100)", "ready")
     world.fill(number, "'u' || (n % 100)", "waiting")
     world.settle()
@@ -159,7 +158,7 @@ def record_before_many(world: World, number: int) -> None:
 
 
 def fold_one_lane(world: World, number: int) -> None:
-    """All wait in one lane, whose head is delivered."""
+    """Record the head of one lane in which all others wait."""
     world.fill(1, "'one'", "ready")
     world.fill(number, "'one'", "waiting")
     world.settle()
@@ -167,7 +166,7 @@ def fold_one_lane(world: World, number: int) -> None:
 
 
 def heal_many(world: World, number: int) -> None:
-    """One success stands for very many dead."""
+    """Record a success that heals very many dead deliveries."""
     world.fill(number, "'one'", "dead")
     world.fill(1, "'one'", "ready")
     world.settle()
@@ -175,7 +174,7 @@ def heal_many(world: World, number: int) -> None:
 
 
 def reap_before_many(world: World, number: int) -> None:
-    """Leases of heads run out that very many wait behind."""
+    """Take back expired leases of heads before very many waiting events."""
     world.fill(500, "'u' || (n % 500)", "ready")
     world.fill(number, "'u' || (n % 500)", "waiting")
     world.settle()
@@ -188,14 +187,14 @@ def reap_before_many(world: World, number: int) -> None:
 
 
 def replay_a_page(world: World, number: int) -> None:
-    """Dead letters are taken up again, in one lane."""
+    """Replay dead deliveries of one lane."""
     world.fill(number, "'one'", "dead")
     world.settle()
     world.command("replay", Selection(route=ROUTE, cause="mapping"))
 
 
 def replay_the_last(world: World, number: int) -> None:
-    """The only one of its entity, which is the last to be found."""
+    """Replay the only delivery of an entity, found last."""
     world.fill(number, "'u' || (n % 1000)", "dead")
     world.fill(1, "'one'", "dead")
     world.settle()
@@ -203,7 +202,7 @@ def replay_the_last(world: World, number: int) -> None:
 
 
 def cancel_a_page(world: World, number: int) -> None:
-    """Cancel the deliveries that wait in one lane."""
+    """Cancel the waiting deliveries of one lane."""
     world.fill(1, "'one'", "ready")
     world.fill(number, "'one'", "waiting")
     world.settle()
@@ -211,7 +210,7 @@ def cancel_a_page(world: World, number: int) -> None:
 
 
 def cancel_the_last(world: World, number: int) -> None:
-    """The only one of its entity, which is the last to be found."""
+    """Cancel the only delivery of an entity, found last."""
     world.fill(number, "'u' || (n % 1000)", "waiting")
     world.fill(1, "'one'", "ready")
     world.settle()
@@ -239,17 +238,17 @@ class Longest(msgspec.Struct):
     open: int
     milliseconds: float
     computing: float
-    """Of processor time in this process."""
+    """Milliseconds of CPU time in this process."""
     rounds: list[float]
 
     @property
     def is_met(self) -> bool:
-        """Return whether the time stays within the bar."""
+        """True if the time is within the bar."""
         return self.milliseconds <= BAR_MS
 
 
 def measure(url: str, case: str, number: int, rounds: int) -> Longest:
-    """Let the case happen so often, each time in a database that holds nothing else open."""
+    """Run a case so often, each time in an empty database."""
     world = World(url)
     times, computing = [], []
     for _ in range(rounds):

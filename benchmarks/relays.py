@@ -1,7 +1,7 @@
-"""Two relay processes draining one inbox, against one: how much of a second process arrives downstream.
+"""Two relay processes that drain one inbox, against one.
 
-The downstream takes its time for each request, as real ones do. Rounds alternate, and the ratio is the median over the
-rounds. All of it runs on 127.0.0.1.
+The downstream takes some time for each request, as real ones do. Rounds alternate, and the ratio is the median over the
+rounds. Everything runs on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def main(
     rounds: Rounds = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how fast several relay processes drain the inbox, as `relay run --drain --processes N`."""
+    """Measure the rate of `relay run --drain --processes N`."""
     several, one = Side(f"{processes} processes"), Side("one process", bar=0.9 * processes)
     with ExitStack() as stack:
         (url,) = stack.enter_context(harness.databases(database))
         server = stack.enter_context(harness.downstream(milliseconds))
-        environment = stack.enter_context(harness.configured(url, f"{server}/hook", concurrency))
+        environment = stack.enter_context(harness.configure(url, f"{server}/hook", concurrency))
         for _ in range(rounds):
             for side, number in ((several, processes), (one, 1)):
                 asyncio.run(preload(url, environment, bodies_of(events)))

@@ -1,4 +1,4 @@
-"""Figures out of what the commands print, and their comparison with committed ones."""
+"""Figures from the commands' output, and their comparison with committed ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import msgspec
 from benchmarks.rows import Row
 
 MOST_FALL = 0.25
-"""A figure may be worse than the committed one by this part of it."""
+"""Tolerated loss, as a fraction of the committed figure."""
 
 
 class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A measured row: its median, and the least and the greatest of the rounds; or the reason why it has none."""
+    """A measured row: median, minimum and maximum of the rounds, or the reason for a missing figure."""
 
     figure: float | None = None
     low: float | None = None
@@ -37,11 +37,11 @@ class Results(msgspec.Struct, frozen=True):
     versions: Mapping[str, str]
     rows: Mapping[str, Figure]
     printed: Mapping[str, Any]
-    """By command: the JSON that it printed, or the reason why there is none."""
+    """JSON output by command, or the reason for its failure."""
 
 
 def figure_of(row: Row, printed: Any) -> Figure:  # noqa: ANN401  # whatever JSON a command prints
-    """Find a row's figure in what its command printed; a text is the reason why it printed nothing."""
+    """Find a row's figure in the output of its command, or in the reason for its failure."""
     if isinstance(printed, str):
         return Figure(missing=printed)
     ours = _rounds(row.ours, printed)

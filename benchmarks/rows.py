@@ -1,8 +1,8 @@
-"""Registry of the figures that the product is judged by: the command that measures each, both sides, and the bar.
+"""Registry of the product's figures, each with its command, both sides, and the bar.
 
-A command prints JSON; `ours` and `theirs` are JMESPath expressions that find a figure of each round in it. With `theirs`, the
-figure is the median of the ratios of the rounds: what slows the machine down for a while slows both sides of a round. Commands
-that several figures come from run once, and those of curves give no figure of the table.
+A command prints JSON, in which the JMESPath expressions `ours` and `theirs` find the figures of the rounds. With `theirs`,
+the figure is the median of the ratios, as a slow machine affects both sides of a round. Commands of several figures run
+once; those of curves have no figure in the table.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import msgspec
 
 
 class Command(msgspec.Struct, frozen=True):
-    """A benchmark: its module in `benchmarks`, its options, and those of a run that takes seconds."""
+    """A benchmark: its module in `benchmarks`, its options, and those of a short run."""
 
     module: str
     options: tuple[str, ...] = ()
     quick: tuple[str, ...] | None = None
-    """Further options, of `make bench-quick`. None: it has no part in that."""
+    """Extra options of `make bench-quick`, or None to omit it there."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -29,30 +29,24 @@ class Row(msgspec.Struct, frozen=True):
     """A key of COMMANDS."""
     ours: str
     theirs: str | None
-    """None: the figure is no ratio."""
+    """Expression of the other side, or None for a plain figure."""
     bar: float
     better: float
     unit: str = ""
-    """Of a figure that is no ratio."""
+    """Unit of a plain figure."""
     is_limit: bool = False
-    """The figure must not be above the bar; otherwise not below."""
+    """True if the bar is a maximum instead of a minimum."""
 
 
 COMMANDS: Mapping[str, Command] = {
-    "intake-postgres": Command(
-        "intake",
-        ("--database", "postgres"),
-        ("--seconds", "1", "--rounds", "4"),
-    ),
+    "intake-postgres": Command("intake", ("--database", "postgres"), ("--seconds", "1", "--rounds", "4")),
     "intake-sqlite": Command(
         "intake",
         ("--database", "sqlite"),
         ("--seconds", "1", "--rounds", "4", "--against", "noop", "--against", "fastapi"),
     ),
     "drain-postgres": Command(
-        "drain",
-        ("--database", "postgres"),
-        ("--events", "800", "--against", "bare", "--against", "procrastinate"),
+        "drain", ("--database", "postgres"), ("--events", "800", "--against", "bare", "--against", "procrastinate")
     ),
     "drain-sqlite": Command("drain", ("--database", "sqlite"), ("--events", "1000")),
     "relays": Command("relays", (), ("--events", "1000", "--rounds", "2")),
@@ -73,7 +67,7 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def _side(beginning: str) -> str:
-    """Return the expression for the rounds of the side whose name begins so."""
+    """Return the expression for the rounds of the side with this name prefix."""
     return f"sides[?starts_with(side, '{beginning}')].rounds | [0]"
 
 

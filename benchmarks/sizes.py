@@ -1,9 +1,9 @@
-"""Bytes on disk and of WAL for each event, by the size of its body: the receiver's and the relay's own statements.
+"""Bytes on disk and of WAL for each event, by the size of its body, with the product's own statements.
 
     python -m benchmarks.sizes --database postgres --events 20000
 
-Each event takes one route and is delivered by the first attempt. Bodies are random, so the
-database can't compress them; five events share an entity. `open_delivery` counts apart: its space serves the next events.
+Each event takes one route and is delivered by the first attempt. Bodies are random and so not compressible; five events
+share an entity. `open_delivery` counts separately, as its space is reused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ destination = "crm"
 _POLICIES = policies(_CONFIG)
 _WHILE_OPEN = "open_delivery"
 _LEAST_BYTES = 8.0
-"""A part that grows by less for each event is a page that is there once."""
+"""Least growth for each event in bytes; smaller parts are single pages."""
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -58,23 +58,23 @@ class Sizes(msgspec.Struct, frozen=True):
     body_bytes: int
     events: int
     parts: Mapping[str, float]
-    """Of each table and index that grows."""
+    """Bytes of each growing table and index."""
     wal_received: float
     wal_delivered: float
 
     @property
     def disk(self) -> float:
-        """Bytes that stay on disk once it is delivered."""
+        """Bytes that stay on disk after the delivery."""
         return sum(size for name, size in self.parts.items() if _WHILE_OPEN not in name)
 
     @property
     def while_open(self) -> float:
-        """Bytes besides, until it is delivered."""
+        """Extra bytes until the delivery."""
         return sum(size for name, size in self.parts.items() if _WHILE_OPEN in name)
 
 
 def an_event(number: int, size: int) -> Event:
-    """An event of a user, whose body has this size."""
+    """Make an event with a body of this size."""
     body = json.dumps({"id": f"{number:08d}", "data": os.urandom(size // 2 + 1).hex()}).encode()[: size - 2] + b'"}'
     at = SystemClock().now()
     entity = f"IDNUMBER{number // EVENTS_OF_AN_ENTITY:08d}"
@@ -127,7 +127,7 @@ def measure(url: str, events: int, size: int) -> Sizes:
 
 
 def _wal(engine: Engine) -> int:
-    """Bytes of WAL that were ever written; 0 on SQLite, which writes over its WAL again and again."""
+    """Return all bytes of WAL ever written, or 0 on SQLite, which overwrites its WAL."""
     if engine.dialect.name != POSTGRES:
         return 0
     with engine.connect() as connection:
@@ -155,7 +155,7 @@ _SQLITE_PARTS = "SELECT name, sum(pgsize) AS bytes FROM dbstat GROUP BY name"
 
 
 def _parts(engine: Engine) -> dict[str, int]:
-    """Bytes of each table without its indexes, and of each index."""
+    """Return the bytes of each table without indexes, and of each index."""
     statement = _POSTGRES_PARTS if engine.dialect.name == POSTGRES else _SQLITE_PARTS
     with engine.connect() as connection:
         return {row.name: int(row.bytes) for row in connection.execute(text(statement.replace(":", "\\:")))}

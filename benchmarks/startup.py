@@ -1,4 +1,4 @@
-"""Start of a command, `relay --help`, against the import of the libraries that every command needs."""
+"""Start of `relay --help`, against the import of the libraries that every command needs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ _HELP = (sys.executable, "-c", "from relay.cli.main import main; main()", "--hel
 _IMPORT = (sys.executable, "-c", "import rich, sqlalchemy, typer")
 
 
-def main(
-    *,
-    rounds: Rounds = 20,
-    as_json: AsJson = False,
-) -> None:
-    """Time `relay --help` and the import, in turn, each in a process of its own."""
+def main(*, rounds: Rounds = 20, as_json: AsJson = False) -> None:
+    """Time `relay --help` and the import in turn, each in a new process."""
     ours, theirs = Side("relay --help"), Side("import rich, sqlalchemy, typer", bar=ROWS["help"].bar)
     for command in (_HELP, _IMPORT):
         _milliseconds(command)

@@ -1,6 +1,6 @@
-"""Time from the SIGKILL of a relay process until another one makes the call that it was in the middle of.
+"""Time from the SIGKILL of a relay process during a call until another one makes the call.
 
-All of it runs on 127.0.0.1. The downstream answers later than the killed process lives.
+Everything runs on 127.0.0.1. The downstream answers after the process is killed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _LATEST_SECONDS = 120.0
 
 
 def main(*, database: OnDatabase = Kind.POSTGRES, rounds: Rounds = 3, as_json: AsJson = False) -> None:
-    """Kill a relay in the middle of a call, beside another one."""
+    """Measure the takeover of a call after the SIGKILL of its relay."""
     took = []
     with ExitStack() as stack:
         (url,) = stack.enter_context(harness.databases(database))
         server = stack.enter_context(harness.downstream(1000 * CALL_SECONDS))
-        environment = stack.enter_context(harness.configured(url, f"{server}/hook"))
+        environment = stack.enter_context(harness.configure(url, f"{server}/hook"))
         for _ in range(rounds):
             asyncio.run(preload(url, environment, bodies_of(1)))
             with harness.relaying(environment) as victim:

@@ -52,7 +52,7 @@ FORMAT = """\
 
 
 def main() -> None:
-    """Record, choose, draw."""
+    """Record the demo, choose lines, and draw them."""
     lines = record_demo()
     plain = [Text.from_ansi(line).plain for line in lines]
     begin = next(number for number, line in enumerate(plain) if not line.strip())

@@ -1,7 +1,7 @@
 """Makes the pictures of the operator's page in `docs/web/`: `python -m docs.screenshots`.
 
-It fills a database with a night of trouble, serves the page, and looks at it with Chromium. No test runs this: the times on
-the pictures differ from run to run.
+It fills a database with a night of trouble, serves the page, and opens it in Chromium. No test runs this, as the times on the
+pictures differ from run to run.
 """  # noqa: INP001  # a script beside pages
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_BYTES = 150_000
 
 
 class Shot(NamedTuple):
-    """One picture."""
+    """A picture of a page."""
 
     name: str
     path: str
@@ -32,7 +32,7 @@ class Shot(NamedTuple):
     height: int
     theme: Theme
     link: str | None = None
-    """Link to follow first, by its selector."""
+    """Selector of a link to follow first."""
 
 
 SHOTS = (
@@ -46,7 +46,7 @@ SHOTS = (
 
 
 def main() -> None:
-    """Fill, serve, look."""
+    """Take all pictures."""
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, browsing() as browser:
         url = f"sqlite:///{folder}/inbox.db"
@@ -72,7 +72,7 @@ def take(browser: Browser, shot: Shot) -> None:
     browser.open(shot.path)
     if shot.link is not None:
         browser.find(shot.link).click()
-        browser.wait(lambda: browser.at() != shot.path, "the link was followed")
+        browser.wait(lambda: browser.location() != shot.path, "the link was followed")
     path = FOLDER / f"{shot.name}.png"
     browser.picture(path)
     if path.stat().st_size > MOST_BYTES:

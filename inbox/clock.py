@@ -1,6 +1,6 @@
-"""The only place that reads the wall clock. Leases and due times use the database's clock instead.
+"""The only module that reads the wall clock. Leases and due times use the database's clock instead.
 
-`steady` measures durations; corrections of the wall clock don't affect it.
+`steady` measures durations, unaffected by corrections of the wall clock.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Protocol, cast
 
 
 class Clock(Protocol):
-    """A source of the time; tests pass their own."""
+    """A source of the current time; tests pass their own."""
 
     def now(self) -> datetime:
-        """Return the current instant, aware, in UTC."""
+        """Return the current time, aware, in UTC."""
         ...
 
 
@@ -22,20 +22,20 @@ class SystemClock:
     """The machine's clock."""
 
     def now(self) -> datetime:
-        """Return the current instant, aware, in UTC."""
+        """Return the current time, aware, in UTC."""
         return datetime.now(UTC)
 
 
 _BOOT_CLOCK = cast("int | None", getattr(time, "CLOCK_BOOTTIME", None))
-"""Clock of Linux that also counts suspended time; CLOCK_MONOTONIC, which `time.monotonic` reads, stops meanwhile.
+"""Linux clock that counts suspended time too; CLOCK_MONOTONIC, which `time.monotonic` reads, stops meanwhile.
 
 See clock_gettime(2).
 """
 
 
 def steady() -> float:
-    """Read a clock that is never set and, where the system has one, also counts suspended time. Returns seconds.
+    """Return the seconds of a clock that is never adjusted and, if the system has one, counts suspended time too.
 
-    The trust in a lease and the deadline of a call depend on this clock alone.
+    Leases and the deadlines of calls depend on this clock alone.
     """
     return time.monotonic() if _BOOT_CLOCK is None else time.clock_gettime(_BOOT_CLOCK)

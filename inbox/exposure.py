@@ -1,4 +1,4 @@
-"""Warns at the start about unsigned webhooks, and about files with secrets or webhooks that other users may read."""
+"""Startup warnings about unsigned webhooks, and about files with secrets or webhooks that other users may read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from inbox.db.engine import parse_url
 from inbox.sources import PRESETS
 
 _NAMES = frozenset({"user", "client_id"})
-"""Keys of the type of a secret whose values are none."""
+"""Keys typed as secrets whose values aren't confidential."""
 _LIKE_A_TOKEN = re.compile(r"[\w-]{20,}")
 
 
 def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
-    """Yield sources that accept unsigned requests, and files in `path`, of the page and the database that others may use.
+    """Yield warnings about sources that accept unsigned requests, and about files that other users may read or change.
 
     Raises:
         ConfigError: the database's URL can't be read.
@@ -55,18 +55,18 @@ def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
     if url.get_backend_name() == SQLITE and _is_open_to_others(Path(url.database or "")):
         files = [f"{url.database}{suffix}" for suffix in ("", "-wal", "-shm")]
         yield (
-            f"{url.database} holds what webhooks say, and every user of this machine may read it: stop both sides, then"
+            f"{url.database} holds webhooks, and every user of this machine may read it: stop both programs, then"
             f" `{_chmod_command(*files)}`"
         )
 
 
 def _chmod_command(*paths: object) -> str:
-    """Return the command that takes others' rights on these files away."""
+    """Return the command that removes other users' access to these files."""
     return shlex.join(["chmod", "o=", *map(str, paths)])
 
 
 def literal_secrets(config: Config) -> Iterator[str]:
-    """Yield the keys of secrets that the file itself contains; last those of URLs with a password.
+    """Yield the keys of secrets that the file itself contains, then those of URLs with passwords.
 
     Raises:
         ConfigError: a URL can't be read.
@@ -86,7 +86,7 @@ def literal_secrets(config: Config) -> Iterator[str]:
 
 
 def values_in(value: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Yield every value below this one with its key, but no URL of a destination that is plainly no secret."""
+    """Yield every nested value with its key, except destination URLs that clearly hold no secret."""
     yield key, value
     for name, inner in _inside(value):
         yield from values_in(inner, name if not key else f"{key}{name}" if name.startswith("[") else f"{key}.{name}")
@@ -109,7 +109,7 @@ def _is_plain(url: Secret) -> bool:
 
 
 def holds_a_token(url: str) -> bool:
-    """Return whether the URL of a destination may contain a token, or can't be parsed."""
+    """Return whether a destination's URL may contain a token, or can't be parsed."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -122,7 +122,7 @@ def _is_open_to_others(path: Path) -> bool:
 
 
 def _reaches_others(path: Path, bits: int) -> bool:
-    """Return whether users other than its owner and group can reach the file, and have one of these rights."""
+    """Return whether other users, outside the file's group, can reach the file and have one of these permissions."""
     try:
         whole = path.resolve(strict=True)
         mode = whole.stat().st_mode

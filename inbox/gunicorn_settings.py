@@ -1,9 +1,9 @@
-"""gunicorn's settings for the receiver; `gunicorn.conf.py` and `inbox serve` take them from here.
+"""gunicorn's settings for the receiver, used by `gunicorn.conf.py` and `inbox serve`.
 
-Each can be overridden on gunicorn's command line, or by GUNICORN_CMD_ARGS.
+Override any of them on gunicorn's command line, or in GUNICORN_CMD_ARGS.
 
-The master reads the configuration and makes the app; the workers inherit it by fork. So a worker that replaces a dead
-one serves the same configuration, whatever the file says by then.
+The master reads the configuration and creates the app; workers inherit it by fork. A worker that replaces a dead one
+therefore serves the same configuration, even if the file has changed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from inbox.observe.logs import AccessLogMask, Format, fields, without_message
 from inbox.observe.recorder import ExporterProcess, exporter_at
 from inbox.receiver.app import CAPACITY, Receiver, app_of, require_known_proxies
 
-_log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
+_log = logging.getLogger("gunicorn.error")  # gunicorn's logger, so that its settings apply
 
 
 class Worker(HardenedWorker):
@@ -46,17 +46,17 @@ class Worker(HardenedWorker):
 
 
 class ActiveReceiver(ActiveApp):
-    """The receiver of the last good configuration."""
+    """The receiver of the last valid configuration."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trusted_proxies: Sequence[str] = ()
-        """Addresses and networks whose `X-Forwarded-For` counts; `*` is all of them."""
+        """Addresses and networks whose `X-Forwarded-For` is trusted; `*` means all."""
         self.exporter: ExporterProcess | None = None
-        """Serves the workers' metrics; only the master has it."""
+        """Server of the workers' metrics; only the master has it."""
 
     def make(self, config: Config) -> Receiver:
-        """Make the receiver of a configuration. Raises ConfigError."""
+        """Create the receiver of a configuration. Raises ConfigError."""
         parts: dict[str, Callable[[], Any]] = {}
         if self.config is not None:
             parts["same"] = partial(self.config.require_same, config, "database.url", "metrics.receiver")
@@ -67,7 +67,7 @@ class ActiveReceiver(ActiveApp):
 
     @property
     def sources(self) -> Container[str]:
-        """The names of its sources."""
+        """Names of its sources."""
         return () if self.config is None else self.config.sources
 
 
@@ -80,14 +80,14 @@ def _activate() -> Config:
 
 
 def _read_settings() -> tuple[int, Format]:
-    """Return the number of workers, and the form of the log, which gunicorn writes before it calls `on_starting`.
+    """Return the number of workers, and the log format, which gunicorn needs before it calls `on_starting`.
 
-    There are as many workers as processors; one on SQLite, where two only compete for the write lock.
+    There is one worker per processor, and one in all on SQLite, where more would compete for the write lock.
     """
     try:
         config = read_config()
     except ConfigError:
-        return 1, "text"  # on_starting says what is wrong
+        return 1, "text"  # on_starting reports the error
     if config.database.url.startswith(SQLITE):
         return 1, config.logs.format
     return int(os.environ.get("WEB_CONCURRENCY") or os.cpu_count() or 1), config.logs.format
@@ -110,12 +110,14 @@ def _warn_of_exposures(config: Config) -> None:
     try:
         for exposure in exposure_warnings(config_path(), config):
             _log.warning("%s", exposure, extra=fields("exposed"))
-    except Exception as bug:  # noqa: BLE001  # a warning that can't be given stops no receiver
-        _log.error("bug in the look for files that others may read", exc_info=without_message(bug), extra=fields("bug"))
+    except Exception as bug:  # noqa: BLE001  # a failed warning must not stop the receiver
+        _log.error(
+            "bug in the search for files that others may read", exc_info=without_message(bug), extra=fields("bug")
+        )
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
-    """Exit if the configuration or the schema can't work; while the database is down, requests get 503."""
+    """Exit if the configuration or the schema is unusable; while the database is down, requests get 503."""
     receiver.trusted_proxies = tuple(server.cfg.forwarded_allow_ips)
 
     def prepare(config: Config) -> None:
@@ -123,7 +125,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         allow_files(CAPACITY.connections, "the receiver's connections")
         address = None if config.metrics.receiver is None else config.metrics.receiver.place
         receiver.exporter = exporter_at(address, config.logs.format, server.cfg.uid, server.cfg.gid)
-        gc.freeze()  # here, too: a collection writes to the memory that it walks, which workers share
+        gc.freeze()  # here too: a collection writes to the memory that workers share
 
     start_app(
         server,
@@ -136,7 +138,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
-    """Read the configuration again on SIGHUP; the old one stays if it can't be used."""
+    """Reload the configuration on SIGHUP; the old one stays if the new one is unusable."""
     config = reload_app(server, _activate)
     if config is not None:
         _warn_of_exposures(config)
@@ -144,13 +146,13 @@ def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 
 def when_ready(_server: object) -> None:
-    """Serve metrics, when gunicorn has its own port."""
+    """Serve metrics, once gunicorn has its own port."""
     if receiver.exporter is not None:
         receiver.exporter.ensure()
 
 
 def pre_fork(_server: object, _worker: object) -> None:
-    """Restart the metrics server if it has died, before a worker is forked."""
+    """Restart a dead metrics server before a worker is forked."""
     if receiver.exporter is not None:
         receiver.exporter.ensure()
 

@@ -1,4 +1,4 @@
-"""gunicorn for both servers, the receiver and the operator's page: the worker, the log, and what happens at start and reload."""
+"""gunicorn for the receiver and the operator's page: the worker, the log, start and reload."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from inbox.errors import ConfigError
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.observe.logs import Format, LineFormatter, escape_lines, fields, without_message, write_stderr
 
-_log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
+_log = logging.getLogger("gunicorn.error")  # gunicorn's logger, so that its settings apply
 
 WORKER_TMP_DIR = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # the heartbeat must not wait for a full disk
 
 
 class HardenedWorker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no types
-    """uvicorn under gunicorn: its parser answers malformed requests with 400, where gunicorn's own ASGI worker drops them."""
+    """uvicorn under gunicorn: it answers malformed requests with 400, while gunicorn's own ASGI worker drops them."""
 
     CONFIG_KWARGS = {  # noqa: RUF012  # the base class declares it so
         "loop": "uvloop",
@@ -42,17 +42,17 @@ class HardenedWorker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker shi
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # gunicorn's own
         super().__init__(*arguments, **options)
-        # gunicorn wraps its listeners. uvloop lets go of a real socket before it closes the descriptor, but closes another
-        # object after that (`UVSocketHandle._close`): each stop logged "Error while closing socket [Errno 9]".
+        # gunicorn wraps its listeners. uvloop detaches real sockets before it closes the descriptor, but closes other
+        # objects afterwards (`UVSocketHandle._close`): each stop logged "Error while closing socket [Errno 9]".
         self.sockets: list[Any] = [listener.sock for listener in self.sockets]
 
     def init_process(self) -> None:
-        """Run in the new process, before it serves."""
+        """Prepare the new process before it serves."""
         _return_large_blocks()
         super().init_process()
 
     def init_signals(self) -> None:
-        """Leave SIGHUP to the master: a worker that gets it too, as from `pkill -HUP gunicorn`, would die of it."""
+        """Ignore SIGHUP, which is for the master: `pkill -HUP gunicorn` sends it to workers too, and it would kill them."""
         super().init_signals()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -60,13 +60,13 @@ class HardenedWorker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker shi
 class _PageProtocol(HardenedHttpProtocol):
     allows_slow_readers = True
     makes_room = True
-    longest_target = 24 * 1024  # a form of 200 chosen rows, or a long id of an entity; less than the largest head
+    longest_target = 24 * 1024  # bytes; a form with 200 selected rows, or a long entity id
 
 
 class PageWorker(HardenedWorker):
-    """The worker of the operator's page, whose answers may be large.
+    """The worker of the operator's page, whose responses may be large.
 
-    An address stays the one that is connected, whatever `X-Forwarded-For` says: the page trusts the header of a proxy by it.
+    It keeps the peer's address and ignores `X-Forwarded-For`: the page decides by the address whether to trust a proxy.
     """
 
     CONFIG_KWARGS = {**HardenedWorker.CONFIG_KWARGS, "http": _PageProtocol, "proxy_headers": False}  # noqa: RUF012  # likewise
@@ -77,21 +77,21 @@ _LARGE_BLOCK = 1024 * 1024
 
 
 def _return_large_blocks() -> None:
-    """Return the memory of large bodies to the system once it is freed.
+    """Have freed memory of large bodies returned to the system.
 
-    glibc does so by itself until the first is freed; then it keeps blocks of that size, in each thread (mallopt(3),
-    M_MMAP_THRESHOLD). Other systems have no such function, and no such habit.
+    glibc stops doing so after the first large block is freed: it then keeps blocks of that size in each thread
+    (mallopt(3), M_MMAP_THRESHOLD). Other systems lack both the function and the behaviour.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 FILES_BESIDES = 100
-"""Files that a worker opens besides its connections."""
+"""Files that a worker opens in addition to its connections."""
 
 
 def allow_files(connections: int, setting: str, *, program: str = "inbox") -> None:
-    """Raise the limit of open files to the limit of connections, which `setting` names; most systems allow that on request."""
+    """Raise the limit of open files to fit the connections, which `setting` limits; most systems allow it."""
     least = connections + FILES_BESIDES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < least:
@@ -102,40 +102,40 @@ def allow_files(connections: int, setting: str, *, program: str = "inbox") -> No
 
 
 def escape_logs(log: glogging.Logger, form: Format = "text") -> None:
-    """Let nothing from outside break or forge a line of the log, and give all lines one form, with one form of time."""
+    """Escape outside text in log lines, and give all lines the same format."""
     escape_lines([*log.error_log.handlers, *log.access_log.handlers], glogging.Logger.datefmt, form)
-    if logging.lastResort is not None:  # for our loggers, which gunicorn does not know
+    if logging.lastResort is not None:  # for our loggers, which gunicorn does not configure
         logging.lastResort.setFormatter(LineFormatter(glogging.Logger.error_fmt))
         escape_lines([logging.lastResort], None, form)
 
 
 class LineLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no types
-    """gunicorn's logger with lines like ours, from its first one on."""
+    """gunicorn's logger, with our line format from the first line on."""
 
     form: Format = "text"
-    """The form of the configuration that is active; both servers set it before gunicorn makes its logger."""
+    """Log format of the active configuration, set before gunicorn creates its logger."""
 
     def setup(self, cfg: Any) -> None:  # noqa: ANN401  # gunicorn's
-        """Make the handlers, at the start and at each reload."""
+        """Create the handlers, at the start and at each reload."""
         super().setup(cfg)
         escape_logs(self, self.form)
 
 
 class ActiveApp:
-    """The application of the last good configuration. The master changes it; a worker keeps what it was forked with."""
+    """The application of the last valid configuration. The master replaces it; a worker keeps the one it was forked with."""
 
     def __init__(self) -> None:
         self.app: Any = None
         self.config: Config | None = None
 
     def activate(self, app: Any, config: Config) -> Config:  # noqa: ANN401  # an ASGI application
-        """Serve with a configuration, in workers that are forked from now on."""
+        """Serve this configuration in all workers forked from now on."""
         self.app, self.config = app, config
         LineLogger.form = config.logs.format
         return config
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
-        """The ASGI application."""
+        """Call the active ASGI application."""
         if self.app is None:
             raise RuntimeError("gunicorn's settings have to run on_starting, which reads the configuration")
         await self.app(scope, receive, send)
@@ -150,17 +150,17 @@ def start_app(
     away: str,
     then: Callable[[Config], object],
 ) -> None:
-    """Activate the configuration before any worker is forked, and exit if it or the schema can't work.
+    """Activate the configuration before any worker is forked; exit if it or the schema is unusable.
 
     Args:
         server: gunicorn's master.
-        activate: activates the configuration of the file.
-        application: name at the database; its first word is the program's.
-        checks: what the database must have. While it is down, the server starts without them.
-        away: end of a log line, which says what happens until the database answers.
-        then: the rest, where everything is right.
+        activate: reads and activates the configuration.
+        application: application name for the database; its first word is the program.
+        checks: requirements of the database, skipped while it is down.
+        away: end of a log line about the time until the database answers.
+        then: runs after successful activation.
     """
-    escape_logs(server.log, LineLogger.form)  # an operator's own logger_class may have made them
+    escape_logs(server.log, LineLogger.form)  # a custom logger_class may have created them
     try:
         config = activate()
         escape_logs(server.log, LineLogger.form)
@@ -181,9 +181,9 @@ def start_app(
 
 
 def reload_app(server: Any, activate: Callable[[], Config]) -> Config | None:  # noqa: ANN401  # gunicorn's
-    """Activate the configuration on SIGHUP, before gunicorn replaces the workers; None where the old one stays, as the log says.
+    """Activate the configuration on SIGHUP, before gunicorn replaces the workers; None if the old one stays.
 
-    An exception in gunicorn's hook would end the master, and every worker with it.
+    An exception in gunicorn's hook would end the master and all workers.
     """
     escape_logs(server.log, LineLogger.form)
     try:

@@ -1,1 +1,1 @@
-"""History of the schema, run by `inbox migrate`. A released migration is never edited."""
+"""Migrations of the schema, run by `inbox migrate`. Released ones are never edited."""

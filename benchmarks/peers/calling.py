@@ -1,4 +1,4 @@
-"""The call that each queue makes for a job: the same as the bare loop's, on a session of the thread."""
+"""The call of each queue for a job: like the bare loop's, on a session for each thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Task(msgspec.Struct, frozen=True):
 
 
 def read_task() -> Task:
-    """Read the command line, and the bodies from the standard input."""
+    """Read the command line, and the bodies from standard input."""
     parser = argparse.ArgumentParser()
     parser.add_argument("database")
     parser.add_argument("url")
@@ -32,7 +32,7 @@ def read_task() -> Task:
 
 
 def post(url: str, body: str) -> None:
-    """Post a body; an error status is an error."""
+    """Post a body, and raise an error for an error status."""
     session: requests.Session | None = getattr(_OF_THREAD, "session", None)
     if session is None:
         session = _OF_THREAD.session = requests.Session()

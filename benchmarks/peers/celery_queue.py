@@ -1,7 +1,7 @@
-"""Celery over a Redis that waits for its disk: a message for each body, worked off by one worker with threads.
+"""Celery over a Redis that waits for its disk, with a message for each body and one worker with threads.
 
-Messages are acknowledged after the task (`acks_late`), as a webhook must not get lost; results are not kept. The worker omits
-what only clusters need, as its documentation advises for speed.
+Messages are acknowledged after the task (`acks_late`), as no webhook may get lost; results are not kept. Features for
+clusters are off, as the documentation advises for speed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def forward(body: str) -> None:
 
 @contextmanager
 def broker() -> Iterator[str]:
-    """A Redis of our own, whose every write is on disk before it answers."""
+    """Run a Redis that syncs every write to disk before it answers."""
     with tempfile.TemporaryDirectory(prefix="inbox-relay-", dir=REAL_DISK) as folder:
         port = str(free_port())
         options = ("--port", port, "--bind", "127.0.0.1", "--dir", folder, "--save", "")

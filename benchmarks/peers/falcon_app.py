@@ -1,4 +1,4 @@
-"""A bare Falcon ASGI app that parses the same JSON and answers: the price of HTTP and the framework alone."""
+"""A bare Falcon ASGI app that parses the same JSON: the cost of HTTP and the framework alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from falcon.asgi import Request, Response
 
 
 class Parsed:
-    """Answers each webhook that can be parsed."""
+    """Answers each webhook with valid JSON."""
 
     async def on_post(self, request: Request, response: Response) -> None:
         event = await request.get_media()

@@ -1,8 +1,8 @@
-"""The receiver that a user would write: FastAPI, a Pydantic model, and SQLAlchemy's async engine.
+"""A receiver as a user might write it: FastAPI, a Pydantic model, and SQLAlchemy's async engine.
 
-Each request stores the same three rows as the product's, in a transaction that commits before the answer. Statements are
-made once, so that SQLAlchemy and the driver find them in their caches. On SQLite, one connection serves all requests: several
-would only wait for the write lock.
+Each request stores the same three rows as the product's, in a transaction that commits before the response. Statements are
+built once for the caches of SQLAlchemy and the driver. On SQLite, one connection serves all requests, as several would only
+wait for the write lock.
 """
 
 from __future__ import annotations
@@ -29,11 +29,9 @@ ROUTE = "everything"
 URL = make_url(os.environ["PEER_DATABASE_URL"])
 IS_SQLITE = URL.get_backend_name() == "sqlite"
 CONNECTIONS = int(os.environ["PEER_CONNECTIONS"])
-"""Of this process."""
+"""Connections of this process."""
 ENGINE = create_async_engine(
-    URL.set(drivername="sqlite+aiosqlite" if IS_SQLITE else "postgresql+asyncpg"),
-    pool_size=CONNECTIONS,
-    max_overflow=0,
+    URL.set(drivername="sqlite+aiosqlite" if IS_SQLITE else "postgresql+asyncpg"), pool_size=CONNECTIONS, max_overflow=0
 )
 STORE = (
     (sqlite.insert(inbox) if IS_SQLITE else postgresql.insert(inbox))
@@ -53,7 +51,7 @@ def _prepare(connection: PoolProxiedConnection, _record: object) -> None:
 
 
 class Webhook(BaseModel):
-    """The event that the sender sends."""
+    """The sender's event."""
 
     id: str
     entityType: str  # noqa: N815  # the sender's names

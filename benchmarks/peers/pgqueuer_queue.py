@@ -1,4 +1,4 @@
-"""PgQueuer over asyncpg: a job for each body, worked off by one worker whose calls run in as many threads as the relay has."""
+"""PgQueuer over asyncpg, with a job for each body and one worker with as many threads as the relay."""
 
 from __future__ import annotations
 

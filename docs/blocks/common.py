@@ -16,11 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MEANINGS: dict[str, dict[str, Any]] = tomllib.loads((ROOT / "docs" / "meanings.toml").read_text(encoding="utf-8"))
 
 
-def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def format_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Format a table of Markdown."""
     lines = [list(heads), *map(list, rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def format_list(rows: Iterable[tuple[str, str]]) -> str:
+    """Format a list of names with their meanings."""
+    return "".join(f"- {name}: {meaning}\n" for name, meaning in rows)
 
 
 def join_names(names: Iterable[str]) -> str:
@@ -29,7 +34,7 @@ def join_names(names: Iterable[str]) -> str:
 
 
 def abbreviate(lists: Mapping[str, Collection[str]]) -> dict[str, str]:
-    """Join the names of each list; a long one that is part of the first list names only the ones that it lacks."""
+    """Join the names of each list; a long part of the first list names only the ones that it lacks."""
     (first, most), *_ = lists.items()
     return {
         key: f"as `{first}`, without {join_names(f'`{name}`' for name in most if name not in names)}"
@@ -39,12 +44,12 @@ def abbreviate(lists: Mapping[str, Collection[str]]) -> dict[str, str]:
     }
 
 
-def first_line(docstring: str | None) -> str:
+def extract_summary(docstring: str | None) -> str:
     """Return the first paragraph of a docstring, on one line."""
     return " ".join((docstring or "").strip().split("\n\n")[0].split())
 
 
-def field_docstrings(cls: type) -> dict[str, str]:
+def read_field_docstrings(cls: type) -> dict[str, str]:
     """Return the strings below the fields of a class and of its bases."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
@@ -64,7 +69,7 @@ def _read_module(module: ModuleType) -> dict[str, dict[str, str]]:
 
 def _read_class(node: ast.ClassDef) -> dict[str, str]:
     return {
-        field.target.id: first_line(after.value.value)
+        field.target.id: extract_summary(after.value.value)
         for field, after in zip(node.body, node.body[1:], strict=False)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from docs.blocks.common import table
+from docs.blocks.common import format_table
 from relay.doctor.examinations import EXAMINATIONS
 
 
-def every_examination() -> str:
+def list_examinations() -> str:
     """Tabulate the examinations with their subjects and findings."""
-    return table(
+    return format_table(
         ("examination", "looks at", "findings"),
         (
             (f"`{each.name}`", each.examine.__doc__ or "", ", ".join(f"`{kind.name}`" for kind in each.kinds))
@@ -17,9 +17,9 @@ def every_examination() -> str:
     )
 
 
-def every_finding() -> str:
+def list_findings() -> str:
     """Tabulate the kinds of findings, in the order of their examinations."""
-    return table(
+    return format_table(
         ("finding", "level", "meaning", "fix"),
         (
             (f"`{kind.name}`", kind.level, kind.meaning, f"`{kind.remedy}`" if kind.remedy else "")

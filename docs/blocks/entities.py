@@ -1,4 +1,4 @@
-"""The picture of the tables: columns that hold the key of another table, as their comments say."""
+"""A picture of the tables, joined by the columns that hold the key of another table."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from inbox.db.schema import metadata
 _REFERENCE = re.compile(r"\b([a-z_]+)\.([a-z_]+)\b")
 
 
-def entity_diagram() -> str:
-    """Draw each key with the columns that hold it, and the tables beside them with their keys."""
-    referring = _references()
+def draw_entities() -> str:
+    """Draw each key with the columns that hold it, then the remaining tables."""
+    referring = _find_references()
     lines = []
     for key, columns in referring.items():
         width = max(len(str(column)) for column in columns)
@@ -22,7 +22,7 @@ def entity_diagram() -> str:
             if position == len(columns) - 1:
                 corner = " └─" if position else "───"
             lead = f"{key} ◄" if position == 0 else " " * (len(key) + 2)
-            lines.append(f"{lead}{corner} {column!s:{width}}  {_number(column)}")
+            lines.append(f"{lead}{corner} {column!s:{width}}  {_describe_number(column)}")
         lines.append("")
     named = {name.split(".")[0] for name in referring} | {c.table.name for some in referring.values() for c in some}
     lines += ["by themselves:"]
@@ -34,7 +34,7 @@ def entity_diagram() -> str:
     return "\n".join(["```text", *lines, "```"])
 
 
-def _references() -> dict[str, list[Column[object]]]:
+def _find_references() -> dict[str, list[Column[object]]]:
     """Return each key with the columns whose comments name it."""
     keys = {
         str(column): column
@@ -51,7 +51,7 @@ def _references() -> dict[str, list[Column[object]]]:
     return found
 
 
-def _number(column: Column[object]) -> str:
-    """Return the number of rows for one row of the other table, and when a column that may be empty has a value."""
+def _describe_number(column: Column[object]) -> str:
+    """Return the number of rows for one row of the other table."""
     alone = column.primary_key and len(column.table.primary_key) == 1
     return ("0 or 1" if alone else "any number") + (", or empty" if column.nullable else "")

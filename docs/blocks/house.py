@@ -7,13 +7,13 @@ import ast
 from docs.blocks.common import ROOT
 
 
-def packages() -> str:
-    """Draw the packages and their arrows: each line imports only from lines below it.
+def draw_packages() -> str:
+    """Draw the packages and their imports, which lead only to lines below.
 
     Raises:
         SystemExit: packages import each other in a circle.
     """
-    below = _imports_between_packages()
+    below = _find_imports()
     lines = []
     while below:
         free = sorted(name for name in below if not any(name in others for others in below.values()))
@@ -27,11 +27,11 @@ def packages() -> str:
     return "\n".join(["```text", *drawn, "```"])
 
 
-def _imports_between_packages() -> dict[str, set[str]]:
-    """Return each package with those that it imports; a module beside the packages counts as one."""
+def _find_imports() -> dict[str, set[str]]:
+    """Map each package, or module beside the packages, to those that it imports."""
     found: dict[str, set[str]] = {}
     for path in sorted(path for package in ("inbox", "relay") for path in (ROOT / package).rglob("*.py")):
-        name = _package(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        name = _find_package(".".join(path.relative_to(ROOT).with_suffix("").parts))
         if name is None:
             continue
         imported = found.setdefault(name, set())
@@ -41,11 +41,11 @@ def _imports_between_packages() -> dict[str, set[str]]:
                 modules = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 modules = [f"{node.module}.{alias.name}" for alias in node.names]
-            imported |= {other for each in modules if (other := _package(each)) and other != name}
+            imported |= {other for each in modules if (other := _find_package(each)) and other != name}
     return {name: others & found.keys() for name, others in found.items()}
 
 
-def _package(module: str) -> str | None:
+def _find_package(module: str) -> str | None:
     """Return the place of a module in the picture: `inbox/db` of `inbox.db.engine`."""
     top, _, rest = module.partition(".")
     inner = rest.partition(".")[0]
@@ -53,7 +53,7 @@ def _package(module: str) -> str | None:
 
 
 def _find_reachable(below: dict[str, set[str]], start: set[str]) -> set[str]:
-    """Return the packages that are imported by any of `start`, however far down."""
+    """Return the packages that `start` imports, directly or not."""
     found: set[str] = set()
     waiting = list(start)
     while waiting:

@@ -1,4 +1,4 @@
-"""Every metric, from the tables that the code counts by, and every alert, from the rules of Prometheus."""
+"""Every metric, from the tables in the code, and every alert, from the rules of Prometheus."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import yaml
 
-from docs.blocks.common import ROOT, table
+from docs.blocks.common import ROOT, format_table
 from inbox.observe.metrics import RECEIVER, RELAY, Metric
 
 
-def receiver_metrics() -> str:
+def list_receiver_metrics() -> str:
     """Tabulate the receiver's metrics."""
     return _tabulate(RECEIVER)
 
 
-def relay_metrics() -> str:
+def list_relay_metrics() -> str:
     """Tabulate the relays' metrics."""
     return _tabulate(RELAY)
 
@@ -25,34 +25,27 @@ def relay_metrics() -> str:
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
 
 
-def alerts() -> Iterator[dict[str, Any]]:
+def read_alerts() -> Iterator[dict[str, Any]]:
     """Yield each alert of `RULES`."""
     for group in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]:
         yield from group["rules"]
 
 
-def runbook_of(alert: str) -> str:
+def name_runbook(alert: str) -> str:
     """Return the file name of an alert's runbook: `no-relay.md` of `NoRelay`."""
     return re.sub(r"(?<!^)(?=[A-Z])", "-", alert).lower() + ".md"
 
 
-def alert_rules() -> str:
-    """Tabulate the alerts; one with two severities has a line for each."""
-    return table(
-        ("alert", "severity", "what it says"),
-        (
-            (
-                f"[{each['alert']}]({runbook_of(each['alert'])})",
-                each["labels"]["severity"],
-                re.sub(r"{{ \$(?:labels\.)?(\w+)[^}]*}}", r"*\1*", each["annotations"]["summary"]),
-            )
-            for each in alerts()
-        ),
-    )
+def list_alert_rules() -> str:
+    """List the alerts with their severities."""
+    severities: dict[str, list[str]] = {}
+    for each in read_alerts():
+        severities.setdefault(each["alert"], []).append(each["labels"]["severity"])
+    return "".join(f"- [{name}]({name_runbook(name)}): {', '.join(found)}\n" for name, found in severities.items())
 
 
 def _tabulate(metrics: Sequence[Metric]) -> str:
-    return table(
+    return format_table(
         ("metric", "type", "labels", "meaning"),
         ((f"`{m.name}`", m.kind, ", ".join(f"`{label}`" for label in m.labels), m.help) for m in metrics),
     )

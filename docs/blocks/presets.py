@@ -1,8 +1,8 @@
-"""Verification and parsing by each preset of a source: from the registry."""
+"""Authentication and responses of each preset, from the registry."""
 
 from __future__ import annotations
 
-from docs.blocks.common import join_names, table
+from docs.blocks.common import format_table, join_names
 from inbox.config.sources import Signature
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
@@ -41,32 +41,33 @@ OWN_PROOFS = {
 """Proofs of a preset's own: place in a request, algorithm, signed content, tolerance."""
 
 
-def preset_proofs() -> str:
+def list_proofs() -> str:
     """Tabulate the proofs of origin in each preset's requests."""
-    proofs = {name: proof for name, preset in sorted(PRESETS.items()) if (proof := _proof(name, preset))}
+    proofs = {name: proof for name, preset in sorted(PRESETS.items()) if (proof := _describe_proof(name, preset))}
     others = join_names(f"`{name}`" for name in sorted(PRESETS) if name not in proofs)
     rows = ((f"`{name}`", *proof) for name, proof in proofs.items())
     heads = ("preset", "header", "algorithm", "signed", "tolerance")
-    return f"{table(heads, rows)}\nThe others sign nothing, and need an `auth`: {others}.\n"
+    return f"{format_table(heads, rows)}\nThe others sign nothing, and need an `auth`: {others}.\n"
 
 
-def preset_answers() -> str:
-    """Tabulate the requests that each preset accepts, and the answers that its sender gets."""
+def list_responses() -> str:
+    """Tabulate the presets that accept or answer other requests than most."""
     rows = []
     for name, preset in sorted(PRESETS.items()):
         media = join_names(f"`{each}`" for each in sorted(preset.media_types)) or "any"
-        shown = (media, _size(preset.max_body), _answer(preset), preset.handshake.docs if preset.handshake else "")
+        handshake = preset.handshake.docs if preset.handshake else ""
+        shown = (media, _format_size(preset.max_body), _describe_response(preset), handshake)
         if shown != _USUAL:
             cells = ("" if cell == usual else cell for cell, usual in zip(shown, _USUAL, strict=True))
             rows.append((f"`{name}`", *cells))
-    return table(("preset", "media types", "largest body", "answer", "handshake"), rows)
+    return format_table(("preset", "media types", "largest body", "response", "handshake"), rows)
 
 
 _USUAL = ("`application/json`", "256 KiB", "200", "")
-"""Cells of most presets, which the page says once."""
+"""Cells of most presets, which the page names once."""
 
 
-def _proof(name: str, preset: Preset) -> tuple[str, str, str, str] | None:
+def _describe_proof(name: str, preset: Preset) -> tuple[str, str, str, str] | None:
     if preset.signatures:
         first, *others = preset.signatures
         names = dict.fromkeys(each.header for each in others if each.header != first.header)
@@ -90,11 +91,11 @@ def _format_header(signature: Signature) -> str:
     return f"{signature.header}: " + signature.separator.join([*time, f"{signature.prefix}{{{signature.encoding}}}"])
 
 
-def _answer(preset: Preset) -> str:
+def _describe_response(preset: Preset) -> str:
     if preset.acknowledgement is not None:
         return f"{preset.status}, {preset.acknowledged}"
     return f"{preset.status}, empty" if preset.answers_empty else str(preset.status)
 
 
-def _size(count: int) -> str:
+def _format_size(count: int) -> str:
     return f"{count // _KIB} KiB" if count < _KIB * _KIB else f"{count // _KIB // _KIB} MiB"

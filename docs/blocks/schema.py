@@ -6,30 +6,27 @@ from typing import Any
 
 from sqlalchemy import Column, create_engine
 
-from docs.blocks.common import join_names, table
+from docs.blocks.common import format_list, join_names
 from inbox.db.schema import metadata
 from inbox.db.views import VIEWS, View
 
 
-def schema_tables() -> str:
-    """Describe every table with its columns, by the comments that a database has too."""
-    parts = []
-    for each in metadata.tables.values():
-        rows = [(f"`{column.name}`", _type_of(column), column.comment or "") for column in each.columns]
-        columns = (
-            table(("column", "type", "meaning"), rows) if len(rows) > 1 else f"Its column: {', '.join(rows[0])}.\n"
-        )
-        parts.append(f"### `{each.name}`\n\n{each.comment}\n\n{columns}")
-    return "\n".join(parts)
+def describe_tables() -> str:
+    """Describe every table with its columns, by their comments in the database."""
+    return "\n".join(
+        f"### `{each.name}`\n\n{each.comment}\n\n"
+        + format_list((f"`{column.name}` ({_name_type(column)})", column.comment or "") for column in each.columns)
+        for each in metadata.tables.values()
+    )
 
 
-def _type_of(column: Column[Any]) -> str:
+def _name_type(column: Column[Any]) -> str:
     written = str(column.type.compile(create_engine("postgresql+psycopg://").dialect)).lower()
     return written.replace("timestamp with time zone", "timestamptz") + (", null" if column.nullable else "")
 
 
-def schema_views() -> str:
-    """Describe every view with its columns; those of a table are named only."""
+def describe_views() -> str:
+    """Describe every view; columns of a table are only named."""
     return "\n".join(f"### `{view.name}`\n\n{view.comment}\n\n{_describe_columns(view)}" for view in VIEWS)
 
 
@@ -41,5 +38,6 @@ def _describe_columns(view: View) -> str:
         if shared := [column for column, comment in rest.items() if comment == comments.get(column)]:
             parts.append(f"As in `{name}`: {join_names(f'`{column}`' for column in shared)}.\n")
             rest = {column: comment for column, comment in rest.items() if column not in shared}
-    own = [table(("column", "meaning"), ((f"`{column}`", comment) for column, comment in rest.items()))] if rest else []
-    return "\n".join([*parts, *own])
+    if rest:
+        parts.append(format_list((f"`{column}`", comment) for column, comment in rest.items()))
+    return "\n".join(parts)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
+from docs.blocks.common import MEANINGS, extract_summary, format_table, read_field_docstrings
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, SCHEDULING, TERMINAL, TRANSITIONS, State, Step
 
 
-def states_diagram() -> str:
+def draw_states() -> str:
     """Draw the transitions between states, each with its steps."""
     edges: dict[tuple[State, State], list[str]] = {}
     for state, steps in TRANSITIONS.items():
@@ -24,31 +24,31 @@ def states_diagram() -> str:
     return "\n".join(["```text", *lines, "```"])
 
 
-def states() -> str:
-    """Tabulate the states; some belong to the head of a lane."""
-    return table(
+def list_states() -> str:
+    """Tabulate the states, and mark those of a lane's head."""
+    return format_table(
         ("state", "meaning", "head of its lane"),
         ((f"`{state}`", MEANINGS["states"][state.value], "yes" if state in HEADS else "") for state in State),
     )
 
 
-def scheduling_steps() -> str:
+def list_scheduling_steps() -> str:
     """Tabulate the steps that leave no fact."""
-    return table(
+    return format_table(
         ("step", "meaning"),
         ((f"`{step}`", MEANINGS["scheduling"][step.value]) for step in Step if step in SCHEDULING),
     )
 
 
-def fact_kinds() -> str:
+def list_fact_kinds() -> str:
     """Tabulate the kinds of facts, with their details."""
     rows = []
     for cls in facts.AnyFact.__args__:
         kind = str(cls.__struct_config__.tag)
-        explained = field_docstrings(cls)
+        explained = read_field_docstrings(cls)
         detail = (
             f"`{name}`" + (f" ({explained[name]})" if name in explained else "") for name in cls.__struct_fields__
         )
-        meaning = first_line(cls.__doc__).removesuffix(" Terminal.")
+        meaning = extract_summary(cls.__doc__).removesuffix(" Terminal.")
         rows.append((f"`{kind}`", meaning, "yes" if Step(kind) in TERMINAL else "", ", ".join(detail)))
-    return table(("kind", "meaning", "ends it", "`detail` holds"), rows)
+    return format_table(("kind", "meaning", "ends it", "`detail` holds"), rows)

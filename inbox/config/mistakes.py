@@ -1,7 +1,6 @@
-"""Compares a parsed `inbox.toml` with the classes of `inbox.config` and names the key of each mistake.
+"""Compare a parsed `inbox.toml` with the classes of `inbox.config`, and name the key of each mistake.
 
-msgspec makes the same checks. But it names neither the table (`$.routes[...]`) nor a near match, and stops at the first
-mistake.
+msgspec makes the same checks, but it stops at the first mistake, and names neither the table (`$.routes[...]`) nor a near match.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from inbox.config.model import Config, Limited, Route
 from inbox.config.sources import Source
 
 Path = tuple[str, ...]
-"""Keys from the top of the file down; an item of a list is `[0]`."""
+"""Keys from the top of the file down; list items are `[0]`."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAMED_BY_THEIR_TABLE = (Source, Limited, Route)
@@ -33,14 +32,14 @@ _SCALARS: dict[type[inspect.Type], tuple[tuple[type, ...], str]] = {
 
 
 class Mistake(msgspec.Struct, frozen=True):
-    """A mistake in the file, and the key that has it."""
+    """A mistake in the file, with its key."""
 
     path: Path
     text: str
 
 
 def build(tree: dict[str, Any]) -> Config:
-    """Build the values of a file in which `mistakes` found none; named tables get their name.
+    """Build the values of a file without mistakes; named tables get their names.
 
     Raises:
         msgspec.ValidationError: `mistakes` missed something.
@@ -57,8 +56,8 @@ def parse_value(kind: type, given: object) -> object:
     """Parse a type that TOML lacks (`Address`, `Duration`, `Secret` and so on): the decoding hook of msgspec.
 
     Raises:
-        ValueError: `given` is not one.
-        TypeError: `kind` is no type of the configuration.
+        ValueError: `given` is invalid.
+        TypeError: `kind` is not a type of the configuration.
     """
     if (parse := getattr(kind, "parse", None)) is None:
         raise TypeError(f"{kind.__name__} has no place in the configuration")
@@ -67,7 +66,7 @@ def parse_value(kind: type, given: object) -> object:
 
 
 def mistakes(tree: dict[str, Any]) -> Iterator[Mistake]:
-    """Yield every unknown or missing key and every value of the wrong type, in the order of the file."""
+    """Yield every unknown or missing key and every value of a wrong type, in the file's order."""
     return _check(_description(), tree, ())
 
 
@@ -77,7 +76,7 @@ def _description() -> inspect.Type:
 
 
 def nearest(given: str, valid: Iterable[str]) -> str:
-    """Name the nearest valid name, or else all of them, as the end of a sentence."""
+    """End a sentence with the nearest valid name, or with all valid names."""
     names = sorted(valid)
     close = get_close_matches(given, names, n=1, cutoff=0.6)
     if close:
@@ -146,7 +145,7 @@ def _check_dict(kind: inspect.DictType, value: object, path: Path) -> Iterator[M
 
 
 def _check_union(kind: inspect.UnionType, value: object, path: Path) -> Iterator[Mistake]:
-    """Check a union: tables with a `kind`, a text or a table, or an optional key (TOML has no null)."""
+    """Check a union: a table with a `kind`, a text or a table, or an optional key (TOML has no null)."""
     structs = {str(member.tag): member for member in kind.types if isinstance(member, inspect.StructType)}
     tags = [tag for tag, member in structs.items() if member.tag is not None]
     if not tags:
@@ -201,15 +200,15 @@ def _check_struct(kind: inspect.StructType, value: object, path: Path) -> Iterat
 
 
 def _describe_type(value: object) -> str:
-    """Name the type of a wrong value, never the value itself: it may be a misplaced secret."""
+    """Name a wrong value's type, never the value: it may be a misplaced secret."""
     names = {dict: "a table", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return names.get(type(value), "a date or time")
 
 
-# --- Locates mistakes in `inbox.toml`: the line of a key, and its table as the file writes it.
+# --- Location of mistakes in `inbox.toml`: the line of a key, and its table as the file writes it.
 #
-# Other packages name a place at the beginning of a mistake, as `destinations.crm.auth: …` or `[sources.shop] secrets: …`. The
-# keys of the file decide where such a place ends, as a name may have a dot or a colon.
+# Other packages begin a mistake with its key, as `destinations.crm.auth: …` or `[sources.shop] secrets: …`. The keys of the
+# file decide where the key ends, as names may contain dots and colons.
 
 
 _HEADER = re.compile(r"\s*(?P<opening>\[{1,2})(?P<keys>[^\[\]]+)\]{1,2}\s*(#.*)?")
@@ -221,12 +220,12 @@ _SEPARATOR = ": "
 
 
 class LocatedMistake(msgspec.Struct, frozen=True):
-    """A mistake with its place: a line of what a program prints when it can't start."""
+    """A mistake with its line, as printed by a program that can't start."""
 
     file: str | None
     line: int | None
     key: str
-    """The key with its table, such as `[sources.shop] secrets`; a variable's name; or empty."""
+    """The key with its table, such as `[sources.shop] secrets`; the name of a variable; or empty."""
     text: str
 
     def __str__(self) -> str:
@@ -235,33 +234,33 @@ class LocatedMistake(msgspec.Struct, frozen=True):
 
 
 class TomlText(msgspec.Struct, frozen=True):
-    """The text of a configuration, parsed; `where` names the file."""
+    """The parsed text of a configuration; `where` names the file."""
 
     where: str
     text: str
     tree: Mapping[str, Any]
 
     def locate(self, mistake: Mistake) -> LocatedMistake:
-        """Find the line of a mistake's key, or else of what encloses it."""
+        """Find the line of a mistake's key, or of its nearest enclosing table."""
         line, table = _find(self.text, mistake.path)
         rest = join_path(mistake.path[len(table) :])
         key = " ".join(part for part in (f"[{join_path(table)}]" if table else "", rest) if part)
         return LocatedMistake(self.where, line, key, mistake.text)
 
     def locate_line(self, line: str) -> LocatedMistake:
-        """Find the line of a mistake that names its place at its beginning. Any other is about no line."""
+        """Find the line of a mistake that begins with its key; others have no line."""
         bare = line[1:].replace("] ", ".", 1) if line.startswith("[") else line
         places = [*_paths(self.tree), *((section,) for section in Config.__struct_fields__)]
         named = [path for path in places if path and re.match(re.escape(_plain(path)) + r"[.\[:]", bare)]
         path = max(named, key=lambda each: len(_plain(each)), default=())
         further, separator, text = bare.removeprefix(_plain(path)).partition(_SEPARATOR)
-        if not path or not separator or " " in further:  # a sentence, and no key
+        if not path or not separator or " " in further:  # a sentence, not a key
             return LocatedMistake(None, None, "", line)
         return self.locate(Mistake((*path, *_STEP.findall(further)), text))
 
 
 def _paths(node: object, path: Path = ()) -> Iterator[Path]:
-    """Yield the path of everything in a parsed file."""
+    """Yield the path of every value in a parsed file."""
     yield path
     if isinstance(node, dict | list):
         steps = node.items() if isinstance(node, dict) else ((f"[{number}]", each) for number, each in enumerate(node))
@@ -270,17 +269,17 @@ def _paths(node: object, path: Path = ()) -> Iterator[Path]:
 
 
 def _plain(path: Path) -> str:
-    """Join a path as other packages write it, without quotes."""
+    """Join a path without quotes, as other packages write it."""
     return ".".join(path).replace(".[", "[")
 
 
 def _find(text: str, path: Path) -> tuple[int | None, Path]:
-    """Find the line, and its table, that leads farthest down `path`.
+    """Find the line, with its table, that matches most of `path`.
 
-    A table header inside a multi-line string misleads this plain scan. A wrong line in an error is acceptable.
+    A table header inside a multi-line string misleads this simple scan, which is acceptable: it only misplaces an error.
     """
     lines = _lines(text)
-    if path and path not in lines:  # a table that has no header of its own begins with the first one in it
+    if path and path not in lines:  # a table without its own header begins with the first one inside it
         inside = next((number for key, (number, _) in lines.items() if key[: len(path)] == path), None)
         if inside is not None:
             return inside, path[:-1]
@@ -292,7 +291,7 @@ def _find(text: str, path: Path) -> tuple[int | None, Path]:
 
 @lru_cache(maxsize=4)
 def _lines(text: str) -> Mapping[Path, tuple[int, Path]]:
-    """Return the first line of each key with its table, by the whole path of the key. A table of a list has its number."""
+    """Return the first line of each key with its table, by the key's full path. Tables in a list are numbered."""
     found: dict[Path, tuple[int, Path]] = {}
     for number, table, here in _scan_keys(text):
         found.setdefault(here, (number, table))
@@ -314,7 +313,7 @@ def _scan_keys(text: str) -> Iterator[tuple[int, Path, Path]]:
 
 
 def _number_tables(keys: Path, counts: dict[Path, int], *, is_item: bool) -> Path:
-    """Return the path of a table: behind the name of a list stands the number of its last table, or of a new one."""
+    """Return a table's path, in which the name of a list is followed by the number of its last or new table."""
     path: Path = ()
     for position, key in enumerate(keys, start=1):
         path = (*path, key)
@@ -326,7 +325,7 @@ def _number_tables(keys: Path, counts: dict[Path, int], *, is_item: bool) -> Pat
 
 
 def _keys(keys: str) -> Path:
-    """Split `a."b.c".d` into its parts, with the TOML parser itself."""
+    """Split `a."b.c".d` into its parts with the TOML parser."""
     try:
         tree = tomllib.loads(f"{keys} = 0")
     except tomllib.TOMLDecodeError:
@@ -340,6 +339,6 @@ def _keys(keys: str) -> Path:
 
 
 def join_path(path: Path) -> str:
-    """Join a path as `auth.secrets[0]`; a key that is not bare is quoted, as in the file."""
+    """Join a path as `auth.secrets[0]`, quoting keys as the file does."""
     parts = (part if _BARE.fullmatch(part) or _INDEX.fullmatch(part) else repr(part) for part in path)
     return ".".join(parts).replace(".[", "[")

@@ -1,7 +1,7 @@
-"""The tables of `inbox.toml` as frozen values, for both sides.
+"""The tables of `inbox.toml` as frozen values, for the receiver and the relay.
 
-The classes of this package are the reference of the file: a field is a key, its type is what the key takes, and its
-default is what happens without it. `inbox.toml` is read once (`inbox.loader.load`) and handed on.
+The classes of this package are the file's reference: a field is a key, with the type and the default of its value.
+`inbox.toml` is read once (`inbox.loader.load`) and handed on.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class ApiBearer(Table, frozen=True, tag="bearer", tag_field="kind"):
 
 
 class ApiHeader(Table, frozen=True, tag="header", tag_field="kind"):
-    """A secret in a header of its own."""
+    """A secret in a header of your choice."""
 
     name: str
     value: Secret
 
 
 class ApiOauth2(Table, frozen=True, tag="oauth2", tag_field="kind"):
-    """A bearer token by client credentials (RFC 6749 §4.4), renewed before it expires, and once when it is rejected."""
+    """A bearer token by client credentials (RFC 6749 §4.4), renewed before it expires, and once after a rejection."""
 
     token_url: str
     """URL that issues tokens. The endpoint's `timeout`, `proxy`, `ca_file` and network rules apply to it, too."""
@@ -49,34 +49,34 @@ class ApiOauth2(Table, frozen=True, tag="oauth2", tag_field="kind"):
     scope: str | None = None
     """Scopes to request, separated by spaces."""
     credentials: Literal["header", "body"] = "header"
-    """Place of the id and secret in the request for a token: HTTP Basic, or its form."""
+    """Place of the id and secret in the token request: HTTP Basic, or the form."""
 
 
 OutboundAuth = ApiBasic | ApiBearer | ApiHeader | ApiOauth2
 
 
 class BreakerSettings(Table, frozen=True):
-    """Circuit breaker: it stops calls when half of ten or more attempts in a minute have failed. All relays share it."""
+    """Circuit breaker, shared by all relays: it stops calls when half of at least ten attempts in a minute failed."""
 
     open_for: Duration = Duration(30)
-    """Time until one attempt probes the endpoint. It doubles each time the probe fails, up to ten minutes."""
+    """Time until one attempt probes the endpoint. It doubles after each failed probe, up to ten minutes."""
 
 
 class Limited(Table, frozen=True):
-    """Keys that apis and destinations have in common."""
+    """Keys shared by apis and destinations."""
 
     name: str = ""
     timeout: Duration = Duration(15)
-    """Time for one call, from name resolution to the last byte of the answer."""
+    """Time limit of one call, from name resolution to the last byte of the response."""
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
-    """Concurrent attempts of each relay process."""
+    """Maximum concurrent attempts of each relay process."""
     rate: Rate | None = None
-    """Largest number of calls of all relays together. A burst may have one second's worth, and at least two."""
+    """Maximum rate of calls of all relays together. A burst may have one second's worth of calls, and at least two."""
     breaker: BreakerSettings = BreakerSettings()
 
 
 class Endpoint(Limited, frozen=True):
-    """Keys of apis and destinations that are called by HTTP."""
+    """Keys of apis and destinations called over HTTP."""
 
     auth: OutboundAuth | None = None
     headers: dict[str, str] = {}
@@ -91,7 +91,7 @@ class Endpoint(Limited, frozen=True):
 
 
 class Api(Endpoint, frozen=True, kw_only=True):
-    """A service that entities are fetched from."""
+    """A service from which entities are fetched."""
 
     base_url: str
 
@@ -99,45 +99,45 @@ class Api(Endpoint, frozen=True, kw_only=True):
 Answered = Literal[
     "throttled", "server_error", "rejected", "auth", "not_found", "gone", "conflict", "redirect", "bad_answer"
 ]
-"""Classes of answers; docs/reference/delivery.md lists the statuses of each."""
+"""Classes of responses; docs/reference/delivery.md lists the statuses of each."""
 Consequence = Literal["retry", "confirm", "again", "dead"]
 
 
 class Downstream(Endpoint, frozen=True):
-    """Keys of destinations that are called by HTTP."""
+    """Keys of destinations called over HTTP."""
 
     outcomes: dict[Answered, Consequence] = {}
-    """Consequence of each class of answers, where it differs from the default in docs/reference/delivery.md."""
+    """Consequences of classes of responses that differ from the defaults in docs/reference/delivery.md."""
 
 
 class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind", kw_only=True):
-    """Destination that gets the original body, byte for byte. A secret signs it as Standard Webhooks."""
+    """Destination that receives the original body, byte for byte, optionally signed as Standard Webhooks."""
 
     url: Secret
     signing_secret: Secret | None = None
     pass_headers: list[str] = []
-    """Headers of the webhook to pass on, such as `X-GitHub-Event`, in any case. The receiver stores them with the event.
-    None that the relay adds, that belongs to the connection or that may hold a secret; nor one by which the source proves
-    itself. Of the same name, the destination's own header is sent."""
+    """Headers of the webhook to pass on, such as `X-GitHub-Event`, in any case. The receiver stores them with the
+    event. Not allowed are headers that the relay adds, that belong to the connection, that may hold a secret, or by
+    which the source authenticates. The destination's own header of the same name wins."""
 
 
 class SyncDestination(Downstream, frozen=True, tag="sync", tag_field="kind", kw_only=True):
-    """Destination that is kept in sync with the source: fetch, find, map, then create, update or delete."""
+    """Destination kept in sync with the source: fetch, find, map, then create, update or delete."""
 
     base_url: str
 
 
 class SlackDestination(Downstream, frozen=True, tag="slack", tag_field="kind", kw_only=True):
-    """Destination that gets a message for each event, for Slack's incoming webhooks."""
+    """Destination that posts a message for each event to a Slack incoming webhook."""
 
     url: Secret
     text: str
-    """Message: a template over `event`. Its own text is Slack's markup; values become escaped text on one line, also
-    inside a link such as `<https://crm.example/{event.entity_id}|open>`."""
+    """Message: a template over `event`, in Slack's markup. Values are escaped and put on one line, even inside a link
+    such as `<https://crm.example/{event.entity_id}|open>`."""
 
 
 class PythonDestination(Limited, frozen=True, tag="python", tag_field="kind", kw_only=True):
-    """Calls a function of yours: docs/how-to/write-a-handler.md."""
+    """Destination that calls your own function: see docs/how-to/write-a-handler.md."""
 
     function: str
     """`package.module:name`, imported when the relay starts; the folder of `inbox.toml` is searched last."""
@@ -150,19 +150,19 @@ Destination = ForwardDestination | PythonDestination | SlackDestination | SyncDe
 
 
 class Retry(Table, frozen=True):
-    """Delays between the attempts of a delivery. It dies when the attempt after the last delay fails.
+    """Delays between the attempts of a delivery, which dies when the attempt after the last delay fails.
 
-    Each delay is longer by up to a fifth at random, so that deliveries that failed together are not tried together.
+    Each delay is extended at random by up to a fifth, so that deliveries that failed together are not retried together.
     """
 
     schedule: tuple[Duration, ...] = tuple(
         Duration(seconds) for seconds in (5, 30, 300, 1800, 7200, 18000, 36000, 36000, 50400, 72000)
     )
     window: Duration | None = None
-    """Time from the first attempt of a run in which further ones may begin. The delivery dies when the next one would be later."""
+    """Time from the first attempt of a run within which retries may begin. A delivery whose next attempt would be later dies."""
 
 
-# --- `[retention]`: ages at which relays delete what has ended.
+# --- `[retention]`: ages at which relays delete ended rows.
 
 
 RetentionKind = Literal[
@@ -177,22 +177,22 @@ RetentionKind = Literal[
     "reveals",
     "throughput",
 ]
-"""Each kind of rows that expires; `relay.store.retention` has the step of each."""
+"""Kinds of rows that expire; `relay.store.retention` has the step of each."""
 
 _DAY = 86400
 
 
 class Retention(Table, frozen=True):
-    """Ages after which relays delete what has ended: a duration such as `"30d"`, or `"forever"`.
+    """Ages after which relays delete ended rows: a duration such as `"30d"`, or `"forever"`.
 
-    They never delete anything that is open, blocked, dead or not judged yet. A dead delivery keeps its event and its
-    payload until it is delivered or cancelled.
+    Relays never delete anything open, blocked, dead or not judged yet. A dead delivery keeps its event and payload
+    until it is delivered or cancelled.
     """
 
     payloads: Age = Age(30 * _DAY)
-    """Headers and bodies of events. The events stay, without them; such an event can't be replayed."""
+    """Headers and bodies of events. The events stay, but can't be replayed any more."""
     events: Age = Age(400 * _DAY)
-    """Events with their keys, facts and duplicates; one with a younger fact stays. A request that comes later counts as new."""
+    """Events with their keys, facts and duplicates; events with younger facts stay. A later duplicate counts as a new event."""
     attempts: Age = Age(30 * _DAY)
     """Failed and abandoned attempts of deliveries that have ended. The fact that ended a delivery stays with its event."""
     rejected: Age = Age(14 * _DAY)
@@ -206,9 +206,9 @@ class Retention(Table, frozen=True):
     commands: Age = Age(90 * _DAY)
     """Commands of operators that have ended."""
     reveals: Age = Age(400 * _DAY)
-    """Rows of `payload_reveal`: who saw the headers and body of which event on the operator's page, and why."""
+    """Rows of `payload_reveal`: the operators who viewed headers and bodies on the page, with their reasons."""
     throughput: Age = Age(30 * _DAY)
-    """Figures of each minute in `throughput_minute`."""
+    """Figures per minute in `throughput_minute`."""
 
     def age_of(self, kind: RetentionKind) -> Age:
         """Return the age of a kind."""
@@ -216,58 +216,59 @@ class Retention(Table, frozen=True):
         return age
 
 
-# --- `[web]`: who may use the operator's page and its API.
+# --- `[web]`: access to the operator's page and its API.
 
 
 class WebProxy(Table, frozen=True):
-    """A proxy in front of the page that has signed people in, and says in a header who they are."""
+    """A proxy in front of the page that signs people in and sends their names in a header."""
 
     networks: Networks
-    """Addresses and networks of the proxy. From others the header does not count. Who can call from one of them is anybody."""
+    """Addresses and networks of the proxy. The header from other addresses is ignored. Callers from these can pose as any user."""
     header: str = "X-Forwarded-User"
-    """Header with the name of the person."""
+    """Header with the person's name."""
     operators: list[str] = []
-    """Names that may change something; everybody else is a viewer."""
+    """Names of operators, who may make changes; all others are viewers."""
 
 
 class Web(Table, frozen=True):
-    """The operator's page (`relay web`). It does not start unless one of `users`, `tokens` and `proxy` says who may use it."""
+    """The operator's page (`relay web`). It needs at least one of `users`, `tokens` and `proxy` to start."""
 
     users: Secret | None = None
-    """Lines of `NAME:ROLE:HASH` of people with a password, as `relay web passwd` writes them; usually `file:/path`."""
+    """Users with a password: lines `NAME:ROLE:HASH`, as `relay web passwd` writes them; usually `file:/path`."""
     tokens: Secret | None = None
-    """Lines of `NAME:ROLE:HASH` of bearer tokens for the API, as `relay web token` writes them; usually `file:/path`."""
+    """Bearer tokens for the API: lines `NAME:ROLE:HASH`, as `relay web token` writes them; usually `file:/path`."""
     proxy: WebProxy | None = None
     viewer_url: DatabaseUrl | None = None
-    """URL of viewers, with the role `inbox_reader` or `inbox_reader_without_payloads`: then a bug of the page can't write."""
+    """Database URL for viewers, with the role `inbox_reader` or `inbox_reader_without_payloads`: a bug of the page then
+    can't write."""
     origin: str | None = None
-    """Scheme and host of the page as browsers see it, such as `https://relay.example.com`. Else it has
-    IP addresses and `localhost` alone."""
+    """Scheme and host of the page as browsers see it, such as `https://relay.example.com`. Without it, the page answers
+    only to IP addresses and `localhost`."""
     session: Duration = Duration(12 * 3600)
-    """Longest time until a person has to sign in again."""
+    """Time after which a person has to sign in again."""
 
 
-# --- `[traces]`: where each side exports its traces to.
+# --- `[traces]`: export of traces.
 
 
 CollectorUrl = Annotated[str, msgspec.Meta(pattern=r"\Ahttps?://[^\s/@]+(/[^\s@]*)?\Z")]
 
 
 class Traces(Table, frozen=True):
-    """Traces of both sides by OpenTelemetry, with the extra `otel`. Its standard variables (`OTEL_…`) win over these keys."""
+    """OpenTelemetry traces of both programs; needs the extra `otel`. The standard variables (`OTEL_…`) win over these keys."""
 
     endpoint: CollectorUrl | None = None
-    """URL of a collector that takes OTLP by HTTP, such as `http://127.0.0.1:4318/v1/traces`. Without it, and without the
-    standard variables, nothing is traced."""
+    """URL of a collector for OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`. Without it and the standard
+    variables, nothing is traced."""
     ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
-    """Share of the traces that begin here which are sampled. A trace that the sender began is sampled as the sender said."""
+    """Share of traces to sample. Traces begun by the sender keep the sender's decision."""
 
 
-# --- `[logs]`: the form of the log.
+# --- `[logs]`: the log format.
 
 
 class Logs(Table, frozen=True):
-    """The log of both programs and of the operator's page."""
+    """The log of both programs and the operator's page."""
 
     format: Format = "text"
     """`text` is for people; `json` writes [the same keys](logs.md) everywhere."""
@@ -277,7 +278,7 @@ class Logs(Table, frozen=True):
 
 
 class Metrics(Table, frozen=True):
-    """Metrics of each side: served to Prometheus without authentication. Omit a key to disable it."""
+    """Metrics of each program, served to Prometheus without authentication. Omit a key to disable it."""
 
     receiver: Address | None = None
     relay: Address | None = None
@@ -288,21 +289,21 @@ Ordering = Literal["latest", "strict"]
 
 
 class DatabaseSettings(Table, frozen=True):
-    """The database of both sides."""
+    """The database of both programs."""
 
     url: DatabaseUrl = DatabaseUrl("sqlite:///inbox.db")
-    """`sqlite:///FILE`, or `postgresql+psycopg://USER@HOST/NAME`; or its place, `env:NAME` or `file:/path`. The environment
-    variable `INBOX_DATABASE_URL` overrides it, and the password."""
+    """`sqlite:///FILE`, or `postgresql+psycopg://USER@HOST/NAME`; or a reference, `env:NAME` or `file:/path`. The
+    environment variable `INBOX_DATABASE_URL` overrides it and the password."""
     password: Secret | None = None
     """Password for a Postgres `url` without one."""
     schema: SchemaName | None = None
-    """Postgres schema of all tables, `public` unless given; `inbox migrate` creates it. `?schema=` of a url goes before it."""
+    """Postgres schema of all tables, by default `public`; `inbox migrate` creates it. `?schema=` in the url wins over it."""
     wake_up: bool = True
-    """Wake idle relays when an event is stored, by NOTIFY on Postgres. Without it they look every 500 ms."""
+    """Wake idle relays when an event is stored, by NOTIFY on Postgres. Otherwise they poll every 500 ms."""
 
 
 class Outbound(Table, frozen=True):
-    """Networks that all calls of the relay may reach, in addition to the rules of each api, destination and of `[alerts]`."""
+    """Networks that all calls of the relay may reach, in addition to those of each api and destination and of `[alerts]`."""
 
     allow_to: Networks | None = None
     block_to: list[Network] = []
@@ -312,20 +313,20 @@ AlertFormat = Literal["json", "slack"]
 
 
 class Alerts(Table, frozen=True):
-    """Alerts: each problem and each recovery is posted once."""
+    """Alerts. Each problem and each recovery is posted once."""
 
     url: Secret | None = None
-    """URL that gets a POST for each alert. Without it, alerts are written to the log and the table `alert` only."""
+    """URL to which each alert is posted. Without it, alerts go only to the log and the table `alert`."""
     format: AlertFormat = "json"
-    """`json` posts the whole alert; `slack` posts a message for Slack's incoming webhooks."""
+    """`json` posts the whole alert; `slack` posts a message to a Slack incoming webhook."""
     allow_private: bool = False
     allow_http: bool = False
     backlog_after: Duration = Duration(3600)
-    """A route is behind when an event has waited this long."""
+    """Age of a waiting event from which its route counts as behind."""
 
 
 class When(Table, frozen=True):
-    """Conditions on an event. All that are given must match."""
+    """Conditions on an event; all given ones must match."""
 
     entity_type: list[str] = []
     event_type: list[str] = []
@@ -340,7 +341,7 @@ class Route(Table, frozen=True, kw_only=True):
     destination: str
     when: When = When()
     ordering: Ordering | None = None
-    """`latest` for sync, `strict` for the others, unless given."""
+    """By default `latest` for sync destinations and `strict` for the others."""
     lane: Literal["entity", "route", "event"] = "entity"
     on_dead: Literal["continue", "block"] = "continue"
     retry: Retry = Retry()
@@ -364,16 +365,16 @@ class Config(Table, frozen=True):
     routes: dict[Name, Route] = {}
 
     def ordering_of(self, route: Route) -> Ordering:
-        """Return the ordering of the route: its own, or else the default of its destination's kind."""
+        """Return the route's ordering: its own, or the default for its destination's kind."""
         if route.ordering is not None:
             return route.ordering
         return "latest" if isinstance(self.destinations[route.destination], SyncDestination) else "strict"
 
     def require_same(self, new: Config, *settings: str) -> None:
-        """Check that another configuration has the same values of tables, or of keys such as `database.url`.
+        """Check that `new` has the same values of these tables, or of keys such as `database.url`.
 
         Raises:
-            ConfigError: it has not; the text has a line for each.
+            ConfigError: some differ; the message has a line for each.
         """
         changed = [name for name in settings if attrgetter(name)(self) != attrgetter(name)(new)]
         if changed:

@@ -1,4 +1,4 @@
-"""Routing: the routes that an event takes with its lane on each, and the headers that they pass on. Pure."""
+"""Routing: an event's routes, its lane on each, and the headers that they pass on. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def routes_of(source: str, routes: Iterable[Route]) -> tuple[Route, ...]:
 
 
 def enrol(identity: Identity, key: str, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
-    """Enrol an event in each route of its source that matches, with its lane there; `key` is its dedup key."""
+    """Enrol an event in each matching route of its source, with its lane there; `key` is its dedup key."""
     return tuple(
         Enrolment(route.name, lane_of(route, entity_type=identity.entity_type, entity_id=identity.entity_id, key=key))
         for route in routes
@@ -29,7 +29,7 @@ def enrol(identity: Identity, key: str, routes: Iterable[Route]) -> tuple[Enrolm
 
 
 def matches(when: When, entity_type: str | None, event_type: str, action: Action) -> bool:
-    """Return whether every condition that is set matches the event."""
+    """Return whether every given condition matches the event."""
     return (
         (not when.entity_type or entity_type in when.entity_type)
         and (not when.event_type or event_type in when.event_type)
@@ -38,10 +38,10 @@ def matches(when: When, entity_type: str | None, event_type: str, action: Action
 
 
 def lane_of(route: Route, *, entity_type: str | None, entity_id: str | None, key: str) -> str:
-    """Return the unit of order on the route: the entity, the whole route, or the event itself, whose dedup key is `key`.
+    """Return the event's lane on the route: its entity, the whole route, or the event itself with the dedup key `key`.
 
-    An event without an entity is its own lane. The three forms can't collide: an event's own lane begins with a bare
-    `|`, an entity's has one further in, and the whole route's has none.
+    An event without an entity is its own lane. The three forms can't collide: an event's lane begins with a bare `|`,
+    an entity's has one later, and the route's has none.
     """
     if route.lane == "route":
         return ROUTE_LANE
@@ -51,7 +51,7 @@ def lane_of(route: Route, *, entity_type: str | None, entity_id: str | None, key
 
 
 def chosen_routes(config: Config, route: str | None, destination: str | None) -> frozenset[str] | None:
-    """Return the routes that filters by a route and by a destination leave; None: all."""
+    """Return the routes selected by route and by destination; None means all."""
     if destination is None:
         return None if route is None else frozenset({route})
     there = frozenset(name for name, each in config.routes.items() if each.destination == destination)
@@ -59,7 +59,7 @@ def chosen_routes(config: Config, route: str | None, destination: str | None) ->
 
 
 def possible_lanes(*, entity_type: str | None, entity_id: str | None, key: str) -> frozenset[str]:
-    """Return every lane that the event can have, for any `lane` setting of its routes."""
+    """Return every lane that an event can have under any `lane` setting."""
     lanes = {ROUTE_LANE, f"{OWN_LANE}{key}"}
     if entity_type is not None and entity_id is not None:
         lanes.add(entity_lane(entity_type, entity_id))
@@ -67,7 +67,7 @@ def possible_lanes(*, entity_type: str | None, entity_id: str | None, key: str) 
 
 
 def kind_of_lane(lane: str) -> Literal["entity", "route", "event"]:
-    """Return the `lane` setting that makes such a lane."""
+    """Return the `lane` setting that produces this lane."""
     if lane == ROUTE_LANE:
         return "route"
     return "event" if lane.startswith(OWN_LANE) else "entity"
@@ -78,11 +78,11 @@ def entity_lane(entity_type: str, entity_id: str) -> str:
     return f"{escape(entity_type)}|{escape(entity_id)}"
 
 
-# --- Headers of a forwarded webhook: those that the relay adds, and the original ones that may be passed on.
+# --- Headers of a forwarded webhook: those that the relay adds, and the original ones that it may pass on.
 
 
 ADDED: Mapping[str, str] = {
-    "Content-Type": "that of the webhook; missing where the webhook has none",
+    "Content-Type": "that of the webhook, if any",
     "Inbox-Source": "name of the source",
     "Inbox-Event-Type": "event type",
     "Inbox-Entity-Type": "type of the entity; missing for an event without one",
@@ -93,18 +93,18 @@ ADDED: Mapping[str, str] = {
     "Webhook-Timestamp": "time of the attempt, in seconds since 1970",
     "Webhook-Signature": "signature of Standard Webhooks; missing without `signing_secret`",
     "Idempotency-Key": "identifies the run, equally for each of its attempts",
-    "Traceparent": "trace context of the webhook; missing where the webhook has none",
+    "Traceparent": "trace context of the webhook, if any",
     "Accept": "`*/*`",
     "Accept-Encoding": "`identity`",
     "User-Agent": "`inbox-relay`, unless `headers` has another",
 }
-"""Each header that a forwarded webhook gets, and its value in words."""
+"""Headers added to a forwarded webhook, with descriptions of their values."""
 
 _ADDED = frozenset(name.lower() for name in ADDED)
 _OURS = ("inbox-", "webhook-")
 _OF_THE_CONNECTION = re.compile(
     "host|connection|keep-alive|proxy-.*|te|trailer|transfer-encoding|upgrade|expect|content-length|content-encoding"
-    # A proxy writes the original URL into some of these, with the token of a `url_token` source in it.
+    # Proxies write the original URL into some of these, including the token of a `url_token` source.
     "|via|forwarded|x-forwarded(-.*)?|x-original(-.*)?|x-rewrite(-.*)?|x-envoy-.*|x-real-ip|referer|origin"
 )
 _SECRET = re.compile(
@@ -115,7 +115,7 @@ _SECRET = re.compile(
 def list_passed_headers(
     source: str, routes: Iterable[Route], destinations: Mapping[str, Destination]
 ) -> frozenset[str]:
-    """Return the names, in lower case, of a source's headers that its destinations pass on, and that are stored for them."""
+    """Return the lower-case names of the headers that a source's destinations pass on and that are stored for them."""
     found = {
         name.lower()
         for route in routes
@@ -126,10 +126,10 @@ def list_passed_headers(
 
 
 def fault(name: str) -> str | None:
-    """Return for the operator why no destination may pass on a header of this name; None when one may."""
+    """Return the reason why a header of this name can't be passed on; None if it can."""
     lower = name.lower()
     if not is_name(name):
-        return f"{name!r} is no name of a header; write one such as X-GitHub-Event"
+        return f"{name!r} is not a header name; write one such as X-GitHub-Event"
     if lower in _ADDED or lower.startswith(_OURS):
         return f"{name!r} is a header that the relay adds itself; remove it"
     if _OF_THE_CONNECTION.fullmatch(lower):

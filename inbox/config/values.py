@@ -1,4 +1,4 @@
-"""Base of the file's tables, and values that TOML has no type for: durations, rates, addresses and secrets."""
+"""Base class of the file's tables, and values that TOML lacks: durations, rates, addresses and secrets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 from inbox.errors import ConfigError
 
 Unit = Literal["s", "ms", "rfc3339"]
-"""Forms of a time: seconds or milliseconds since 1970, or RFC 3339."""
+"""Formats of a time: seconds or milliseconds since 1970, or RFC 3339."""
 
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -23,7 +23,7 @@ _LONGEST_SECONDS = 366 * 86400
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file; an unknown key is an error."""
+    """A table of the file; unknown keys are errors."""
 
 
 def _seconds(text: object, expected: str) -> float:
@@ -74,12 +74,12 @@ class Age(float):
 
     @property
     def is_forever(self) -> bool:
-        """Return whether nothing ever reaches this age."""
+        """Return whether rows never expire."""
         return self == float("inf")
 
     @property
     def shown(self) -> str:
-        """Return it as the file has it: in days where that is a whole number, or else in hours."""
+        """Format it as in the file: in whole days, otherwise in hours."""
         if self.is_forever:
             return FOREVER
         return f"{self / 86400:g}d" if self % 86400 == 0 else f"{self / 3600:g}h"
@@ -107,7 +107,7 @@ class Rate(float):
 
 
 class _Written(str):
-    """A text of one form."""
+    """A text of a fixed format."""
 
     __slots__ = ()
     form: ClassVar[re.Pattern[str]]
@@ -118,7 +118,7 @@ class _Written(str):
         """Parse it.
 
         Raises:
-            ValueError: it has another form.
+            ValueError: it has another format.
         """
         if not isinstance(text, str) or cls.form.fullmatch(text) is None:
             raise ValueError(f"{cls.expected}, got {text!r}")
@@ -137,26 +137,26 @@ class Address(_Written):
 
     @property
     def host(self) -> str:
-        """Return its host, without the brackets of an IPv6 address."""
+        """Return the host, without the brackets of an IPv6 address."""
         return self.rpartition(":")[0].strip("[]")
 
     @property
     def port(self) -> int:
-        """Return its port."""
+        """Return the port."""
         return int(self.rpartition(":")[2])
 
     @property
     def place(self) -> tuple[str, int]:
-        """Return both."""
+        """Return host and port."""
         return self.host, self.port
 
 
 _MAPPED_BITS = 96
-"""Prefix length of `::ffff:0:0/96`, which has IPv4 in IPv6 (RFC 4291 §2.5.5.2)."""
+"""Prefix length of `::ffff:0:0/96`, IPv4 mapped into IPv6 (RFC 4291 §2.5.5.2)."""
 
 
 class Network(str):
-    """An address or a network: `"192.0.2.7"`, `"192.0.2.0/24"` or `"2001:db8::/32"`; IPv4 in IPv6 becomes IPv4."""
+    """An address or a network: `"192.0.2.7"`, `"192.0.2.0/24"` or `"2001:db8::/32"`; IPv4-mapped IPv6 becomes IPv4."""
 
     __slots__ = ()
 
@@ -165,7 +165,7 @@ class Network(str):
         """Parse a network.
 
         Raises:
-            ValueError: no address and no network, or bits set beyond a prefix length.
+            ValueError: neither an address nor a network, or bits set beyond the prefix length.
         """
         try:
             given = ipaddress.ip_interface(text if isinstance(text, str) else "")
@@ -183,7 +183,7 @@ class Network(str):
 
 
 class TopicArn(_Written):
-    """The ARN of a topic of Amazon SNS: `"arn:aws:sns:eu-west-1:123456789012:orders"`."""
+    """The ARN of an Amazon SNS topic: `"arn:aws:sns:eu-west-1:123456789012:orders"`."""
 
     __slots__ = ()
     form = re.compile(r"arn:(aws|aws-cn|aws-us-gov):sns:([a-z0-9-]{1,40}):[0-9]{12}:[A-Za-z0-9_-]{1,256}", re.ASCII)
@@ -191,22 +191,22 @@ class TopicArn(_Written):
 
     @property
     def host(self) -> str:
-        """Return the host of SNS in the topic's region."""
+        """Return the SNS host of the topic's region."""
         _, partition, _, region, *_ = self.split(":")
         return f"sns.{region}.amazonaws.com{'.cn' if partition == 'aws-cn' else ''}"
 
 
 _PLACE = re.compile(r"\s*(env|file)\s*:\s*", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\w+|\$\{.*\}|\$\(.*\)|%\w+%|\{\{.*\}\}", re.DOTALL)
-"""Placeholders of shells and templates, which nothing expands here."""
+"""Placeholders of shells and templates, which are not expanded here."""
 _UNEXPANDED = re.compile(r"~|.*(\{\{|\$[\w{(])", re.DOTALL)
 
 
 def _check_reference(reference: str) -> None:
-    """Reject a text that was meant as a reference and would become the secret itself, known to every reader of this file.
+    """Reject a text that was meant as a reference, and would otherwise become the secret itself.
 
     Raises:
-        ValueError: such a text. The message does not repeat it.
+        ValueError: it looks like a mistyped reference. The message does not repeat it.
     """
     if_meant = "a secret that really looks like this belongs in a variable or a file"
     if _VARIABLE.fullmatch(reference.strip()):
@@ -225,7 +225,7 @@ def _check_reference(reference: str) -> None:
 
 
 class Secret:
-    """A secret's reference (`env:NAME`, `file:/path`, or the secret itself) and the time in which it is valid.
+    """A reference to a secret (`env:NAME`, `file:/path`, or the secret itself), with its validity period.
 
     `reveal` reads its value; `repr` never shows it.
     """
@@ -242,8 +242,7 @@ class Secret:
         """Parse a secret: a string, or a table of `value`, `not_before` and `not_after`.
 
         Raises:
-            ValueError: neither of them, a reference without a place, or a time in which it is never valid. The message
-                never repeats the secret.
+            ValueError: neither of them, an incomplete reference, or an empty validity period. The message never repeats the secret.
         """
         table: dict[object, object]
         match given:
@@ -268,14 +267,14 @@ class Secret:
 
     @property
     def names_a_place(self) -> bool:
-        """Return whether the secret stands elsewhere, in a variable or a file."""
+        """Return whether the secret is in a variable or a file."""
         return self.reference.startswith(("env:", "file:"))
 
     def reveal(self, environment: Mapping[str, str] = os.environ, *, at: str = "", as_file: bool = False) -> str:
-        """Read the secret; `as_file` keeps the white space around what a file has, and so the numbers of its lines.
+        """Read the secret; `as_file` keeps a file's surrounding white space, and so its line numbers.
 
         Raises:
-            ConfigError: the variable or file is missing or empty. The text begins with `at`, the key.
+            ConfigError: the variable or file is missing or empty. The message begins with `at`, the key.
         """
         kind, _, place = self.reference.partition(":")
         before = f"{at}: " if at else ""
@@ -298,7 +297,7 @@ class Secret:
         return self.reference
 
     def valid_at(self, now: datetime) -> bool:
-        """Return whether the secret is valid: from `not_before` on, until just before `not_after`."""
+        """Return whether the secret is valid at `now`: from `not_before` until just before `not_after`."""
         return (self.not_before is None or self.not_before <= now) and (self.not_after is None or now < self.not_after)
 
     def __repr__(self) -> str:
@@ -306,22 +305,22 @@ class Secret:
 
 
 class SchemaName(_Written):
-    """The name of a Postgres schema that needs no quotes in SQL, and is not the system's."""
+    """The name of a Postgres schema, valid in SQL without quotes, and not a system schema."""
 
     __slots__ = ()
     form = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
-    expected = "a schema has small letters, digits and _, at most 63; the first is no digit, and pg_ is the system's"
+    expected = "a schema has small letters, digits and _, at most 63; not beginning with a digit or pg_"
 
 
 class DatabaseUrl(str):
-    """The database's URL, which may hold a password: `repr` never shows it."""
+    """The database's URL. It may hold a password, so `repr` never shows it."""
 
     __slots__ = ("is_literal", "origin")
 
     origin: str
-    """The key or variable that it comes from, with its place: for messages."""
+    """The key or variable that it comes from, for messages."""
     is_literal: bool
-    """True when the configuration's file itself has it."""
+    """True if it is written in the configuration file itself."""
 
     def __new__(cls, text: str, origin: str = "[database] url", *, is_literal: bool = True) -> Self:
         """Make one."""
@@ -331,10 +330,10 @@ class DatabaseUrl(str):
 
     @classmethod
     def parse(cls, text: object) -> DatabaseUrl:
-        """Parse the key of the file: a URL, or the place of one as `Secret` has it.
+        """Parse the file's value: a URL, or a reference to one, as in `Secret`.
 
         Raises:
-            ValueError: no text, or a misspelled place.
+            ValueError: not a text, or a mistyped reference.
         """
         if not isinstance(text, str):
             raise ValueError('expected "sqlite:///inbox.db", "postgresql+psycopg://…", "env:NAME" or "file:/path"')  # noqa: TRY004  # as every type here
@@ -357,7 +356,7 @@ Networks = Annotated[list[Network], msgspec.Meta(min_length=1)]
 Topics = Annotated[list[TopicArn], msgspec.Meta(min_length=1)]
 
 
-# --- Names of the headers that a configuration may set on the relay's calls. Pure.
+# --- Headers that a configuration may set on the relay's calls. Pure.
 
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
@@ -367,20 +366,20 @@ _FRAMING = (
 )
 _OF_AN_ENDPOINT = re.compile(f"{_FRAMING}|idempotency-key", re.IGNORECASE)
 _OF_A_CALL = re.compile(f"{_FRAMING}|authorization|cookie|if-none-match", re.IGNORECASE)
-"""Headers that frame the message, cause an answer that can't be read here, hold secrets, or belong to the delivery."""
+"""Headers that frame the message, cause an unreadable response, hold secrets, or belong to the delivery."""
 
 
 def is_name(name: str) -> bool:
-    """Return True for a header's name (RFC 9110 §5.1)."""
+    """Return whether this is a valid header name (RFC 9110 §5.1)."""
     return _NAME.fullmatch(name) is not None
 
 
 def may_be_set(name: str, *, on_a_call: bool = False) -> bool:
-    """Return True for a header that an endpoint's `headers` may set, or those of a single call."""
+    """Return whether the `headers` of an endpoint, or of a single call, may set this header."""
     forbidden = _OF_A_CALL if on_a_call else _OF_AN_ENDPOINT
     return is_name(name) and forbidden.fullmatch(name) is None
 
 
 def to_title_case(name: str) -> str:
-    """Return the name in Title-Case, so that names that differ in case alone are equal."""
+    """Return the name in Title-Case, so that names that differ only in case become equal."""
     return "-".join(part.capitalize() for part in name.split("-"))

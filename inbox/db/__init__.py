@@ -1,1 +1,1 @@
-"""The database that both sides share: tables, views, connections, migrations, intake, and the differences of the dialects."""
+"""The shared database: tables, views, connections, migrations, intake, and differences of the dialects."""

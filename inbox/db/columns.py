@@ -1,4 +1,4 @@
-"""Types of columns that both databases have, and the columns, indexes and conditions that tables are made of."""
+"""Column types for both databases, and factories of columns, indexes and conditions of tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from inbox.events.timestamps import as_time, time_text
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime: `timestamptz` on Postgres; on SQLite text of fixed width, so that its order is the order of time."""
+    """An aware UTC datetime: `timestamptz` on Postgres; on SQLite text of fixed width, which sorts chronologically."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -41,26 +41,26 @@ class UtcDateTime(TypeDecorator[datetime]):
         """Choose text on SQLite, `timestamptz` on Postgres."""
         return dialect.type_descriptor(Text() if dialect.name == SQLITE else DateTime(timezone=True))
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ANN401  # what the driver takes
-        """Convert an instant to the dialect's form."""
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ANN401  # the driver's value
+        """Convert an instant to the driver's value."""
         if value is None or dialect.name != SQLITE:
             return value
         return time_text(value)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002  # as the driver gives it
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002  # the driver's value
         """Convert a stored value to an aware instant in UTC."""
         return None if value is None else as_time(value)
 
 
 BigId = BigInteger().with_variant(Integer(), SQLITE)
-"""Type that counts up by itself; on SQLite only an INTEGER primary key does."""
+"""Type of auto-incrementing keys; on SQLite only an INTEGER primary key increments."""
 
 JsonValue = JSONB(none_as_null=True).with_variant(JSON(none_as_null=True), SQLITE)
 TextList = ARRAY(Text).with_variant(JSON(), SQLITE)
 
 
 class ByDialect(ColumnElement[Any]):
-    """An SQL expression that each dialect has a text of its own for."""
+    """An SQL expression with a separate text for each dialect."""
 
     inherit_cache = False
 
@@ -74,19 +74,19 @@ def _compile_by_dialect(element: ByDialect, compiler: SQLCompiler, **_: Any) -> 
 
 
 DATABASE_ROLE = ByDialect("SESSION_USER", "'sqlite'")
-"""The role of the connection. SQLite has no roles."""
+"""The connection's role; SQLite has none."""
 DATABASE_TIME = ByDialect("clock_timestamp()", "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z')")
-"""The time of the database's clock, for a column of the type `UtcDateTime`."""
+"""The database's current time, for a `UtcDateTime` column."""
 
 
 def readable(column: Column[Any]) -> dict[str, str]:
-    """Make each dialect's condition that a value can be read, or is null. An unreadable one would crash its readers."""
+    """Return each dialect's condition that a value is null or readable. Unreadable values would crash readers."""
     name = column.name
     if isinstance(column.type, UtcDateTime):
         first, last = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
         day = f"substr({name}, 1, 10)"
         return {
-            POSTGRES: f"{name} BETWEEN '{first}' AND '{last}'",  # not 'infinity', nor a year outside datetime's range
+            POSTGRES: f"{name} BETWEEN '{first}' AND '{last}'",  # excludes 'infinity' and years outside datetime's range
             SQLITE: f"date({day}) IS {day} AND {name} >= '{first}'"
             f" AND (length({name}) = 10 OR substr({name}, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')",
         }
@@ -103,7 +103,7 @@ def readable(column: Column[Any]) -> dict[str, str]:
     return {}
 
 
-# SQLite has no COMMENT ON. A DBA finds the comments in the table's text: `.schema inbox`.
+# SQLite has no COMMENT ON, so the table's text has the comments: `.schema inbox`.
 
 
 @compiles(CreateColumn, SQLITE)
@@ -123,31 +123,31 @@ def _table_with_comment(element: CreateTable, compiler: DDLCompiler, **kw: Any) 
 _Type = type[TypeEngine[Any]] | TypeEngine[Any]
 
 HOT = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_cost_delay": 0}
-"""Storage of rows that change often: room on the page for the next version, and early vacuum."""
+"""Storage of frequently changed rows: room on the page for the next version, and early vacuum."""
 
 PRUNED = {"autovacuum_vacuum_scale_factor": 0.02}
-"""Storage of rows that retention deletes: VACUUM frees them for new rows at 2 % of the table, not at 20 %."""
+"""Storage of rows deleted by retention: VACUUM frees them at 2 % of the table, not at 20 %."""
 
 
 def number(name: str, comment: str) -> Column[int]:
-    """Make a primary key that counts up by itself."""
+    """Make an auto-incrementing primary key."""
     return Column(name, BigId, primary_key=True, autoincrement=True, comment=comment)
 
 
 def only_row() -> tuple[Column[int], CheckConstraint]:
-    """Make the key of a table with one row for ever."""
+    """Make the key of a table that always has exactly one row."""
     key = Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1")
     return key, CheckConstraint("id = 1", name="one_row")
 
 
 def not_null(name: str, kind: _Type, comment: str, *, default: str | ColumnElement[Any] | None = None) -> Column[Any]:
-    """Make a column that is never empty; `default` is an SQL expression."""
+    """Make a NOT NULL column; `default` is an SQL expression."""
     given = text(default) if isinstance(default, str) else default
     return Column(name, kind, nullable=False, server_default=given, comment=comment)
 
 
 def nullable(name: str, kind: _Type, comment: str) -> Column[Any]:
-    """Make a column that may be empty; the comment says what that means."""
+    """Make a nullable column; the comment explains nulls."""
     return Column(name, kind, comment=comment)
 
 
@@ -157,17 +157,17 @@ def count(name: str, kind: _Type, comment: str) -> Column[Any]:
 
 
 def partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
-    """Make an index of the rows that fulfil an SQL condition."""
+    """Make an index of the rows that meet an SQL condition."""
     return Index(name, *columns, unique=unique, postgresql_where=text(where), sqlite_where=text(where))
 
 
 def one_of(states: Iterable[str]) -> str:
-    """Write the list of an SQL `IN`; the words have no quotes in them."""
+    """Format the list of an SQL `IN`; the words contain no quotes."""
     return ", ".join(f"'{state}'" for state in states)
 
 
 def checks(name: str, conditions: Mapping[str, str]) -> Iterator[CheckConstraint]:
-    """Yield a check whose condition each dialect has its own text for."""
+    """Yield a check for each dialect."""
     for dialect, condition in conditions.items():
         yield CheckConstraint(condition, name=name).ddl_if(dialect=dialect)
 
@@ -178,7 +178,7 @@ def says_why(column: str) -> Iterator[CheckConstraint]:
 
 
 def _says_nothing(column: str, dialect: str) -> str:
-    # by their codes: blanks, and what the driver of Postgres would take for the beginning of a parameter
+    # coded: blanks, and the percent sign, which the Postgres driver would take for a parameter
     coded = r"E' \t\n\r' || chr(37)" if dialect == POSTGRES else "' ' || char(9, 10, 13, 37)"
     others = "".join(sorted(set(SAYS_NOTHING) - set(" \t\n\r%"))).replace("'", "''")
     return f"trim({column}, {coded} || '{others}') = ''"

@@ -1,7 +1,7 @@
-"""Copies an installation into an empty database, and compares both ends: in one transaction of the target.
+"""Copy an installation into an empty database, and compare both ends, in one transaction of the target.
 
-An interrupted copy leaves nothing behind, except empty tables. Nothing writes to the source meanwhile, so that every table
-is of the same moment. Both ends are compared by their numbers of rows, and by a hash that doesn't depend on their order.
+An interrupted copy leaves only empty tables behind. The source is locked against writers, so all tables are consistent.
+Both ends are compared by row counts and by a hash that doesn't depend on the order of rows.
 """
 
 from __future__ import annotations
@@ -45,34 +45,34 @@ from inbox.events.states import GONE_SECONDS
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 * 1024 * 1024
-"""Bodies of a chunk; a single one may be larger."""
+"""Maximum bytes of bodies in a chunk; a single one may be larger."""
 _MOST_LEAVES = 50
 _PROBE_SECONDS = 0.5
 
 Report = Callable[[str, str, int], None]
-"""Told about each chunk: the step (`copying` or `comparing`), the table, and the rows done so far."""
+"""Called for each chunk with the step (`copying` or `comparing`), the table, and the rows done so far."""
 Rows = Sequence[Row[Any]]
 
 
 class CopiedTable(msgspec.Struct, frozen=True):
-    """A table that is the same on both ends."""
+    """A table that is equal on both ends."""
 
     table: str
     rows: int
     hash: str
-    """The sum of the SHA-256 of its rows, equal on both ends."""
+    """Sum of the SHA-256 of its rows, equal on both ends."""
 
 
 def plan(source: Engine, target: Engine) -> dict[str, int]:
     """Count the rows of each table of the source.
 
     Raises:
-        ConfigError: the target is not empty, or of another version.
+        ConfigError: the target is not empty, or has another version.
     """
     path = Path(target.url.database or "")
     is_absent = (
         target.dialect.name == SQLITE and path.parent.is_dir() and not path.exists()
-    )  # a look would make the file
+    )  # opening it would create the file
     if not is_absent and migrate.revision_of(target) is not None:
         migrate.require_current(target)
         with target.connect() as connection, reading(connection).begin():
@@ -82,7 +82,7 @@ def plan(source: Engine, target: Engine) -> dict[str, int]:
 
 
 def running_programs(engine: Engine) -> list[str]:
-    """List the relays that work on the database, the receivers that Postgres knows, and other programs with a SQLite file open."""
+    """List the running relays, the receivers that Postgres knows, and other programs that have the SQLite file open."""
     sql = Sql(engine.dialect.name)
     silent = sql.seconds_between("heartbeat_at", sql.now)
     relays = text(f"""
@@ -99,11 +99,11 @@ SELECT host, pid FROM relay_node WHERE stopped_at IS NULL AND {silent} <= {GONE_
 
 
 def copy(source: Engine, target: Engine, report: Report) -> list[CopiedTable]:
-    """Copy everything into an empty target.
+    """Copy all tables into an empty target.
 
     Raises:
-        ConfigError: the target is not empty, or another program writes to one of both.
-        CopyFailed: a row can't be copied, or both ends differ.
+        ConfigError: the target is not empty, or another program writes to either database.
+        CopyFailed: a row can't be copied, or the ends differ.
     """
     migrate.upgrade(target)
     tables = metadata.tables.values()
@@ -126,7 +126,7 @@ def copy(source: Engine, target: Engine, report: Report) -> list[CopiedTable]:
 
 @contextmanager
 def _held(engine: Engine) -> Iterator[Connection]:
-    """Hold the source against writers; on SQLite each transaction takes the write lock."""
+    """Lock the source against writers; on SQLite every transaction takes the write lock."""
     with engine.connect() as connection, connection.begin():
         if engine.dialect.name != SQLITE:
             connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
@@ -135,7 +135,7 @@ def _held(engine: Engine) -> Iterator[Connection]:
 
 
 def _prepare(target: Connection, last_seq: int) -> list[str]:
-    """Switch triggers off, delete the first rows, and make leaves for payloads. Returns statements that make triggers again."""
+    """Disable triggers, delete the initial rows, and create leaves. Returns the statements that recreate the triggers."""
     dropped: list[str] = []
     if target.dialect.name == SQLITE:
         for name, statement in target.execute(_TRIGGERS).all():
@@ -174,7 +174,7 @@ def _finish(target: Connection, counters: Mapping[str, int], triggers: Sequence[
 def _read(
     connection: Connection, table: Table, report: Callable[[int], None], into: Connection | None = None
 ) -> CopiedTable:
-    """Read a table in the order of its key, some rows at a time: bounded in rows and in bytes. Copies them `into` another."""
+    """Read a table in key order, in chunks limited in rows and bytes, and copy them `into` another database."""
     done = total = 0
     for keys in _chunks(connection, table):
         try:
@@ -188,7 +188,7 @@ def _read(
 
 
 def _chunks(connection: Connection, table: Table) -> Iterator[Rows]:
-    """Yield the keys of the rows of a chunk, each with the size of the row's bodies."""
+    """Yield the keys of each chunk's rows, with the size of their bodies."""
     keys = tuple(table.primary_key)
     sizes = [func.coalesce(func.length(each), 0) for each in table.c if isinstance(each.type, LargeBinary)]
     statement: Select[Any] = select(*keys, sum(sizes, literal(0))).order_by(*keys).limit(CHUNK_ROWS)
@@ -210,14 +210,14 @@ def _key(table: Table, row: Row[Any]) -> ColumnElement[Any]:
 
 
 def _put(target: Connection | None, table: Table, rows: Rows) -> None:
-    """Insert rows so that an error ends nothing else; without a target do nothing."""
+    """Insert rows inside a savepoint; without a target do nothing."""
     if target is not None:
         with target.begin_nested():
             _insert(target, table, rows)
 
 
 def _insert(target: Connection, table: Table, rows: Rows) -> None:
-    """Insert rows; on Postgres by COPY, which is much faster."""
+    """Insert rows, on Postgres by COPY, which is much faster."""
     if target.dialect.name == SQLITE:
         target.execute(table.insert(), [dict(zip(table.c.keys(), row, strict=True)) for row in rows])
         return
@@ -228,7 +228,7 @@ def _insert(target: Connection, table: Table, rows: Rows) -> None:
 
 
 def _first_bad(source: Connection, table: Table, keys: Rows, target: Connection | None) -> str:
-    """Find the first row of a chunk that can't be read or copied alone, and say why."""
+    """Describe the first row of a chunk that can't be read or copied by itself."""
     for key in keys:
         said = "it can't be read"
         try:
@@ -247,7 +247,7 @@ def _digest(row: Row[Any]) -> int:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  # any JSON value
-    """Write whole numbers in one form: Postgres turns `1e2` into `100`."""
+    """Normalise whole numbers, as Postgres turns `1e2` into `100`."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -273,7 +273,7 @@ def _count(connection: Connection, table: Table) -> int:
 
 
 def _counters(connection: Connection) -> dict[str, int]:
-    """Return the largest number that each table gave, even where its row has been deleted since."""
+    """Return the largest number assigned in each table, even if its row has been deleted."""
     if connection.dialect.name == SQLITE:
         return {
             row.name: row.seq for row in connection.execute(text("SELECT name, seq FROM sqlite_sequence WHERE seq > 0"))
@@ -292,7 +292,7 @@ def _sequence(connection: Connection, name: str) -> str:
 
 
 def _is_alone(path: str) -> bool:
-    """Return whether no other connection has the SQLite file open: only then can one have it alone."""
+    """Return whether no other connection has the SQLite file open, by locking it exclusively."""
     with closing(sqlite3.connect(path, timeout=_PROBE_SECONDS, uri=path.startswith("file:"))) as connection:
         try:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -1,7 +1,7 @@
-"""Differences of Postgres and SQLite in statements and errors. Others ask only where a feature exists on one alone.
+"""Differences between Postgres and SQLite in statements and errors.
 
-Statements of both sides have one text for both databases. The parts that must differ are fragments from here.
-`inbox.db.columns` has those of columns.
+Statements have one text for both databases, with fragments from here for the parts that differ. Other modules check the
+database only for features that one of them lacks. `inbox.db.columns` has the differences of columns.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from inbox.events.timestamps import time_text
 
 
 def rows_param(rows: Iterable[Mapping[str, object]]) -> str:
-    """Encode rows as the one bound parameter that `Sql.rows` unfolds; `json_param` says how."""
+    """Encode rows as a single bound parameter for `Sql.rows`, by `json_param`."""
     return json_param([dict(row) for row in rows])
 
 
 def json_param(value: object) -> str:
-    """Encode a value as JSON for a bound parameter. Times are written by `time_text`, bytes in hex.
+    """Encode a value as JSON for a bound parameter, with times by `time_text` and bytes in hex.
 
-    Every text, keys too, becomes `storable`. One check covers the whole; only a bad text is taken apart.
+    Every text, including keys, becomes `storable`. One check covers the whole value.
     """
     written = _dumps(value)
     return written if is_clean_json(written) else _dumps(all_storable(value))
 
 
 def json_text(value: object) -> str:
-    """Write a value as JSON that must be stored unchanged.
+    """Encode a value as JSON that must be stored unchanged.
 
     Raises:
-        ValueError: a text in it is not storable.
+        ValueError: it contains a text that is not storable.
     """
     written = msgspec.json.encode(value).decode()
     if not is_clean_json(written):
@@ -48,7 +48,7 @@ def json_text(value: object) -> str:
 
 
 def require_storable(rows: Iterable[tuple[Any, ...]]) -> None:
-    """Check the texts of rows, which must be stored unchanged.
+    """Check that the texts of rows can be stored unchanged.
 
     Raises:
         ValueError: a text is not storable.
@@ -60,7 +60,7 @@ def require_storable(rows: Iterable[tuple[Any, ...]]) -> None:
 def array_param(values: Sequence[str | bytes | int | datetime | None]) -> str:
     """Encode a column of a batch as the text of a Postgres array, for a `CAST(:values AS type[])`.
 
-    It takes a third of the time that psycopg takes for a list: https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    This takes a third of psycopg's time for a list: https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
     """
     return "{" + ",".join(map(_element, values)) + "}"
 
@@ -79,9 +79,9 @@ def _element(value: str | bytes | int | datetime | None) -> str:
 
 
 class Blobs:
-    """Bytes of many rows as one bound parameter beside the rows. As hex in the rows' JSON they took 48 times their memory.
+    """Bytes of many rows as one bound parameter. As hex in the rows' JSON they would take 48 times their memory.
 
-    A row has their position and length in two columns; `Sql.blob` takes them from there.
+    Each row has the position and length of its bytes in two columns, which `Sql.blob` reads.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Blobs:
         self._size = 0
 
     def place(self, blob: bytes | None) -> tuple[int | None, int | None]:
-        """Add a value. Returns the position of its first byte, counted from 1, and its length; None for none."""
+        """Add a value. Returns the position of its first byte, counted from 1, and its length; None for no value."""
         if blob is None:
             return None, None
         at = self._size + 1
@@ -103,7 +103,7 @@ class Blobs:
 
 
 def is_clean_json(written: str) -> bool:
-    """Return whether every text in this JSON is storable. It searches only where it may find something."""
+    """Return whether every text in this JSON is storable."""
     return is_storable(written) and not ("\\u0000" in written and _NUL_IN_JSON.search(written))
 
 
@@ -112,7 +112,7 @@ def _dumps(value: object) -> str:
 
 
 _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-"""NUL as `json` writes it, without a backslash before it that changes its meaning."""
+"""Pattern of a NUL as written by `json`, not preceded by an escaping backslash."""
 
 
 def storable(value: str) -> str:
@@ -135,7 +135,7 @@ def is_storable(value: str) -> bool:
 
 
 def all_storable(value: Any) -> Any:  # noqa: ANN401  # any JSON value, with times and bytes
-    """Make every text of a value storable, keys too."""
+    """Make every text of a value storable, including keys."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, Mapping):
@@ -157,17 +157,17 @@ POSTGRES, SQLITE = "postgresql", "sqlite"
 
 
 def as_json(value: Any) -> Any:  # noqa: ANN401  # any JSON value
-    """Decode a driver's value of a JSON column; SQLite gives its text."""
+    """Decode a driver's value of a JSON column, which is text on SQLite."""
     return json.loads(value) if isinstance(value, str) else value
 
 
 def as_list(value: list[str] | str) -> list[str]:
-    """Decode a driver's value of a list column; SQLite gives its text."""
+    """Decode a driver's value of a list column, which is text on SQLite."""
     return list(json.loads(value)) if isinstance(value, str) else value
 
 
 class Sql:
-    """SQL fragments of one dialect, for statements that are otherwise the same text."""
+    """SQL fragments of one dialect, for statements whose text is otherwise the same."""
 
     def __init__(self, dialect: str) -> None:
         if dialect not in {POSTGRES, SQLITE}:
@@ -179,21 +179,22 @@ class Sql:
             if self.is_postgres
             else "coalesce(:now, strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z')"
         )
-        """The database's clock, or `:now` when a test passes one."""
-        # Not clock_timestamp(): Postgres compares no index with what may change from row to row.
+        """The database's clock, or `:now` in tests."""
+        # Not clock_timestamp(), which is volatile: Postgres could not use an index for it.
         self.statement_time = "statement_timestamp()" if self.is_postgres else "'now'"
         self.pipelines = self.is_postgres
-        """The driver can send several statements without waiting for each answer: see `inbox.db.pipeline`."""
+        """True if the driver can send several statements without waiting for each result: see `inbox.db.pipeline`."""
         self.pause_after_write = 0.0 if self.is_postgres else 0.002
-        """Seconds that every writer but the receiver sleeps after a transaction, as it would starve the receiver on SQLite."""
+        """Seconds for which writers other than the receiver sleep after a transaction, to not starve the receiver on SQLite."""
 
     def rows(self, parameter: str, **columns: str) -> str:
-        """Return a table, named like the bound parameter, of the rows that `rows_param` encoded.
+        """Return a table of the rows encoded by `rows_param`, named like the bound parameter.
 
-        `columns` names each column's type: text, bigint, boolean, json, time or bytes.
+        `columns` maps each column to its type: text, bigint, boolean, json, time or bytes.
 
-        Of a limit that it can't know, Postgres expects a tenth: 10 rows instead of 100. For 100 it would rather read a whole
-        table that seems small, with all dead rows that an open transaction keeps in it, than look them up by an index.
+        Postgres divides its estimate by ten for a limit unknown at planning time: 10 rows instead of 100. For 100 rows
+        it would prefer reading a seemingly small table, with all dead rows kept by an open transaction, to index
+        lookups.
         """
         if self.is_postgres:
             types = {"json": "jsonb", "time": "timestamptz", "bytes": "text"}
@@ -204,28 +205,28 @@ class Sql:
         return f"(SELECT {picked} FROM json_each(:{parameter})) AS {parameter}"
 
     def lock(self, alias: str, *, skip: bool = False) -> str:
-        """Return the clause that locks the rows of a table, or with `skip` those that nobody else has."""
+        """Return the clause that locks rows of a table, or with `skip` only unlocked ones."""
         return f"FOR UPDATE OF {alias}{' SKIP LOCKED' * skip}" if self.is_postgres else ""
 
     def bound(self, parameter: str, kind: str) -> str:
-        """Return a parameter whose type nothing else tells Postgres."""
+        """Return a parameter with an explicit type for Postgres."""
         return f"CAST(:{parameter} AS {kind})" if self.is_postgres else f":{parameter}"
 
     def keys(self, parameter: str) -> str:
-        """Return the table of `rows` for deliveries: seq and route."""
+        """Return a table of delivery keys (seq and route), as `rows` does."""
         return self.rows(parameter, seq="bigint", route="text")
 
     def deliveries(self, keys: str, **columns: str) -> str:
-        """Return the rows of `open_delivery`, as `o`, that a parameter has the keys of; it may have other `columns`."""
+        """Return the rows of `open_delivery`, as `o`, with the keys in a parameter, which may have other `columns`."""
         rows = self.rows(keys, seq="bigint", route="text", **columns)
         return self.look_up(rows, "open_delivery o", f"o.seq = {keys}.seq AND o.route = {keys}.route")
 
     def has_key(self, alias: str, keys: str, *, found: bool = False) -> str:
-        """Return the condition that a row of `open_delivery` is one of the `keys`, which are joined: see `match_keys`."""
+        """Return the condition that joins rows of `open_delivery` with `keys`: see `match_keys`."""
         return f"{alias}.seq = {keys}.seq AND {alias}.route = {keys}.route{self.match_keys(alias, keys, found=found)}"
 
     def match_keys(self, alias: str, keys: str, *, found: bool = False) -> str:
-        """Add the condition that makes Postgres look up the `keys` of what it changes, as `look_up` does for what is read.
+        """Return a condition that makes Postgres look up the changed rows by `keys`, as `look_up` does for reads.
 
         `keys` is a parameter of `rows`, or with `found` a common table expression.
         """
@@ -234,11 +235,11 @@ class Sql:
         return f" AND {alias}.seq = ANY (ARRAY(SELECT seq FROM {keys if found else self.keys(keys)}))"
 
     def look_up(self, rows: str, found: str, condition: str) -> str:
-        """Join each row of `rows` with the rows of `found` (table and alias) by `condition`, which an index answers.
+        """Join each row of `rows` with rows of `found` (table and alias) by an indexed `condition`.
 
-        Postgres looks it up row by row, whatever its statistics say (OFFSET 0 keeps its planner from merging the two).
-        When outdated statistics say that an index is empty, it would otherwise read the whole index: also the primary key,
-        after an ANALYZE of the empty table. A lock of its rows is taken in the order of `rows`.
+        Postgres looks them up row by row, whatever its statistics say (OFFSET 0 keeps the planner from merging the
+        two). Otherwise, if outdated statistics describe the index as empty, it would read the whole index, even the
+        primary key after an ANALYZE of the empty table. Rows are locked in the order of `rows`.
         """
         if self.is_postgres:
             alias = found.rsplit(maxsplit=1)[-1]
@@ -246,9 +247,9 @@ class Sql:
         return f"{rows} JOIN {found} ON {condition}"
 
     def first_of(self, rows: str, found: str, condition: str, order: str, most: str) -> str:
-        """Join as `look_up` does, but only the first few for each row of `rows`, in the order of the index.
+        """Join like `look_up`, but with only the first `most` rows of `found` in index order.
 
-        It reads no more, however many there are. SQLite has no LATERAL, so it looks them up by their rowids.
+        Further rows are not read. SQLite has no LATERAL, so it uses rowids.
         """
         alias = found.rsplit(maxsplit=1)[-1]
         few = f"FROM {found} WHERE {condition} ORDER BY {order} LIMIT {most}"
@@ -257,12 +258,12 @@ class Sql:
         return f"{rows} CROSS JOIN {found} ON {alias}.rowid IN (SELECT {alias}.rowid {few})"
 
     def blobs(self, parameter: str) -> str:
-        """Return a table of the value of `Blobs.join`, so that a statement that uses it often binds it once."""
+        """Return a table of the value of `Blobs.join`, so that a statement binds it only once."""
         value = f"CAST(:{parameter} AS bytea)" if self.is_postgres else f":{parameter}"
         return f"(SELECT {value} AS {parameter}) AS {parameter}"
 
     def blob(self, blobs: str, at: str, size: str) -> str:
-        """Return the bytes at the position that `Blobs.place` gave; a value that is the whole is not copied."""
+        """Return the bytes at the position given by `Blobs.place`; a single value is not copied."""
         return f"CASE WHEN {size} = length({blobs}) THEN {blobs} ELSE substr({blobs}, {at}, {size}) END"
 
     def hex_bytes(self, expression: str) -> str:
@@ -270,46 +271,46 @@ class Sql:
         return f"decode({expression}, 'hex')" if self.is_postgres else f"from_hex({expression})"
 
     def has_all(self, column: str, parameter: str) -> str:
-        """Return a condition that a list column has every text of the bound JSON list."""
+        """Return the condition that a list column contains every text of the bound JSON list."""
         if self.is_postgres:
             return f"{column} @> ARRAY(SELECT jsonb_array_elements_text(CAST(:{parameter} AS jsonb)))"
         has = f"SELECT value FROM json_each({column})"
         return f"NOT EXISTS (SELECT 1 FROM json_each(:{parameter}) wanted WHERE wanted.value NOT IN ({has}))"
 
     def optional(self, column: str, kind: str, *, parameter: str | None = None, operator: str = "=") -> str:
-        """Return a condition on a column that holds for every row when its parameter is null."""
+        """Return a condition on a column that is true for every row if its parameter is null."""
         name = parameter or column
         value = f"CAST(:{name} AS {'timestamptz' if kind == 'time' else kind})" if self.is_postgres else f":{name}"
         return f"({value} IS NULL OR {column} {operator} {value})"
 
     def contains(self, column: str, parameter: str) -> str:
-        """Return a condition that a text contains the parameter's, in any case; it holds for all when that is null."""
+        """Return the condition that a text contains the parameter, ignoring case; it is true if the parameter is null."""
         if self.is_postgres:
             value = f"CAST(:{parameter} AS text)"
             return f"({value} IS NULL OR position(lower({value}) IN lower({column})) > 0)"
         return f"(:{parameter} IS NULL OR instr(lower({column}), lower(:{parameter})) > 0)"
 
     def status_of(self, fact: str) -> str:
-        """Return the HTTP status of the last call of a fact; a fact that no relay wrote must not break the view."""
+        """Return the HTTP status of a fact's last call; null for malformed facts, so that they don't break the view."""
         if self.is_postgres:
             return f"CAST(substring({fact}.detail #>> '{{calls,-1,status}}' FROM '^[0-9][0-9][0-9]$') AS int)"
         return f"{fact}.detail ->> '$.calls[#-1].status'"
 
     def sha256(self, expression: str) -> str:
-        """Return the SHA-256 of a text as UTF-8, in hex."""
+        """Return the SHA-256 of a UTF-8 text, in hex."""
         if self.is_postgres:
             return f"encode(sha256(convert_to({expression}, 'UTF8')), 'hex')"
         return f"sha256_hex(CAST({expression} AS BLOB))"
 
     def number(self, expression: str) -> str:
-        """Return a text's number of up to 18 digits; null for any other text, so that one bad fact fails no statement."""
+        """Return a text of up to 18 digits as a number; null for other texts, so that a bad fact breaks no statement."""
         if self.is_postgres:
             return f"CAST(substring({expression} FROM '^[0-9]{{1,18}}$') AS bigint)"
         is_number = f"length({expression}) BETWEEN 1 AND 18 AND {expression} NOT GLOB '*[^0-9]*'"
         return f"CASE WHEN {is_number} THEN CAST({expression} AS bigint) END"
 
     def time(self, parameter: str) -> str:
-        """Return the time of a parameter that `time_text` wrote."""
+        """Return the time in a parameter formatted by `time_text`."""
         return f"CAST({parameter} AS timestamptz)" if self.is_postgres else parameter
 
     def seconds_between(self, earlier: str, later: str) -> str:
@@ -319,11 +320,11 @@ class Sql:
         return f"round((julianday({later}) - julianday({earlier})) * 86400, 3)"
 
     def seconds_since(self, column: str) -> str:
-        """Return the seconds from a time until that of the statement."""
+        """Return the seconds from a time until the statement."""
         return self.seconds_between(column, self.statement_time)
 
     def ago(self, seconds: int) -> str:
-        """Return the time so many seconds before that of the statement, which an index can compare with a column."""
+        """Return the time so many seconds before the statement, usable with an index."""
         return self.plus_seconds(self.statement_time, f"{-seconds}")
 
     def minute(self, time: str) -> str:
@@ -338,9 +339,9 @@ class Sql:
 
 
 def each_name(column: str, table: str, condition: str = "1 = 1") -> str:
-    """Select each value of a column once, as `name`, by one look into an index for each: a DISTINCT would read every row.
+    """Select the distinct values of a column, as `name`, by one index lookup each; a DISTINCT would read every row.
 
-    The index begins with the columns that `condition` fixes, then the column. The table's alias is `t`.
+    The index must begin with the columns fixed by `condition`, then the column. The table's alias is `t`.
     """
     first = f"SELECT min(t.{column}) FROM {table} t WHERE {condition}"
     return f"""(
@@ -352,7 +353,7 @@ def each_name(column: str, table: str, condition: str = "1 = 1") -> str:
 
 
 def sqlite_functions(connection: Any) -> None:  # noqa: ANN401  # the driver's connection
-    """Add functions that statements use, and that SQLite or its older versions lack (`unhex` came with 3.41)."""
+    """Add SQL functions that SQLite or its older versions lack (`unhex` came with 3.41)."""
     connection.create_function("from_hex", 1, _from_hex, deterministic=True)
     connection.create_function("sha256_hex", 1, _sha256_hex, deterministic=True)
 
@@ -362,7 +363,7 @@ def _from_hex(text: str | None) -> bytes | None:
 
 
 def _sha256_hex(stored: bytes | None) -> str | None:
-    """Hash the bytes of a text, which may be no UTF-8: sqlite3 could not hand such a text over."""
+    """Hash the bytes of a text, which may not be valid UTF-8, so that sqlite3 could not pass it as text."""
     return None if stored is None else hashlib.sha256(stored).hexdigest()
 
 
@@ -379,21 +380,21 @@ def _sqlstate(error: DBAPIError) -> str | None:
 
 
 def is_data_error(error: DBAPIError) -> bool:
-    """Return whether the rows themselves are at fault (SQLSTATE classes 22, 23, 54), so that other rows may be stored.
+    """Return whether the rows are at fault (SQLSTATE classes 22, 23, 54), so that other rows may be stored.
 
-    A number that is in use already is never the row's fault: see `is_unique_violation`.
+    A number already in use is never the row's fault: see `is_unique_violation`.
     """
     if is_unique_violation(error):
         return False
     if (sqlstate := _sqlstate(error)) is not None:
         return sqlstate[:2] in _DATA_ERROR_CLASSES
-    return isinstance(error, DataError | IntegrityError)  # SQLite's, or of a driver that can't send the value
+    return isinstance(error, DataError | IntegrityError)  # SQLite's, or a driver's that can't send the value
 
 
 def is_unique_violation(error: DBAPIError) -> bool:
     """Return whether a unique constraint rejected a row.
 
-    Intake skips known keys (ON CONFLICT), so it can only be a number, which the database itself gives.
+    Intake skips known keys (ON CONFLICT), so only a number assigned by the database can be the cause.
     """
     if (sqlstate := _sqlstate(error)) is not None:
         return sqlstate == _UNIQUE_VIOLATION
@@ -401,20 +402,20 @@ def is_unique_violation(error: DBAPIError) -> bool:
 
 
 def is_deadlock(error: DBAPIError) -> bool:
-    """Return whether the database ended this transaction because of a deadlock."""
+    """Return whether the database aborted this transaction because of a deadlock."""
     return _sqlstate(error) == _DEADLOCK
 
 
 Failure = Literal["unreachable", "busy", "fault"]
-"""`unreachable`: the database can't be used now. `busy`: the transaction lost to another one, and a retry may succeed.
-`fault`: the items or the code are at fault, and a retry fails again."""
+"""`unreachable`: the database can't be used now. `busy`: the transaction lost to another one; a retry may succeed.
+`fault`: the items or the code are at fault; a retry would fail again."""
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNREACHABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
 _READ_ONLY = "25006"
 _BUSY_CLASS = "40"
 _BUSY_STATES = frozenset({"55P03", "57014", "25P03", "25P04"})
-"""Lock not available, statement cancelled, transaction idle or open for too long."""
+"""SQLSTATEs: lock not available, statement cancelled, transaction idle or open for too long."""
 
 # https://www.sqlite.org/rescode.html
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -423,7 +424,7 @@ _PRIMARY_CODE = 0xFF
 
 
 def failure_of(error: BaseException) -> Failure:
-    """Classify an exception that ended a step which uses the database."""
+    """Classify an exception of a step that uses the database."""
     if isinstance(error, PoolTimeoutError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return "unreachable"
     if not isinstance(error, DBAPIError):
@@ -446,14 +447,13 @@ def failure_of(error: BaseException) -> Failure:
 # syntax and privileges, prerequisite state.
 _STATEMENT_CLASSES = ("0A", "25", "26", "3F", "42", "55")
 _STATEMENT_ERROR_OF_SQLITE = re.compile(r"no such \w+: |table \S+ has no column named ")
-"""SQLite has one code for these and for faults of a value, such as malformed JSON."""
+"""SQLite's message for these errors, as it has the same code for faulty values, such as malformed JSON."""
 
 
 def blames_items(error: BaseException) -> bool:
-    """Return whether an exception may be one item's fault, so that a step may set it aside and do the others.
+    """Return whether an exception may be one item's fault, so that a step may quarantine it and handle the others.
 
-    A statement that can't run with any values is no item's fault: a table, a column or a privilege is missing. It would
-    fail for every item.
+    A statement that fails for all values isn't an item's fault: a table, a column or a privilege is missing.
     """
     if failure_of(error) != "fault":
         return False
@@ -469,12 +469,12 @@ _HELD_UP = _TOO_LONG | {"55P03"}
 
 
 def takes_too_long(error: BaseException) -> bool:
-    """Return whether Postgres has ended a statement or a transaction by a limit, so that fewer items may succeed."""
+    """Return whether Postgres ended a statement or transaction at a time limit, so that fewer items may succeed."""
     return isinstance(error, DBAPIError) and _sqlstate(error) in _TOO_LONG
 
 
 def is_wait_timeout(error: BaseException) -> bool:
-    """Return whether it has done so, or a lock was waited for in vain."""
+    """Return whether Postgres ended a statement or transaction at a time limit, or a lock timed out."""
     return isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP
 
 
@@ -482,9 +482,9 @@ LONGEST_ERROR_TEXT = 300
 
 
 def error_text(error: BaseException) -> str:
-    """Format an exception in one line, for a column or a log: its type and the first line of its message.
+    """Format an exception as one line for a column or log: its type and the first line of its message.
 
-    The statement, its parameters and the database's details stay out, as they may contain confidential values.
+    The statement, its parameters and the database's details are omitted, as they may contain confidential values.
     """
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     lines = str(cause).splitlines()
@@ -496,21 +496,21 @@ _LOCK_WAITS = frozenset({"55P03", _DEADLOCK})
 
 
 def is_lock_wait(error: DBAPIError) -> bool:
-    """Return whether a lock wait timed out or ended in a deadlock, so that a retry may succeed."""
+    """Return whether a lock timed out or ended in a deadlock, so that a retry may succeed."""
     primary_code = getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE
     return _sqlstate(error) in _LOCK_WAITS or primary_code == sqlite3.SQLITE_BUSY
 
 
 _NO_RIGHT = "42501"
 _HINT = re.compile(r"\s*Is the server running [^?]*\?|\(Background on this error at: [^)]*\)")
-"""A question of libpq, and addresses of SQLAlchemy's pages: neither tells a reason."""
+"""Unhelpful parts of messages: a question of libpq, and links to SQLAlchemy's documentation."""
 
 
 def trouble_text(error: BaseException) -> str:
-    """Word an error of the database or of the way to it.
+    """Format an error of the database or its connection for people.
 
-    libpq writes several lines with tabs about a connection, and no password. Of a statement's error only the first line is
-    shown, as in `error_text`: further ones may hold values. So may any other exception, of which only the type is shown.
+    Connection errors of libpq have several lines with tabs, and no password. Statement errors are cut to the first
+    line, as in `error_text`, since further ones may hold values. Of other exceptions only the type is shown.
     """
     is_of_driver = isinstance(error, DBAPIError)
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
@@ -526,7 +526,7 @@ def trouble_text(error: BaseException) -> str:
 
 
 def remedy(error: DBAPIError) -> str:
-    """Return the end of a sentence for a person at a terminal, with a semicolon: what to do now; empty where the text says it."""
+    """Return the end of a sentence, with a semicolon, that tells an operator what to do; empty if the error says it."""
     if getattr(error.orig, "sqlstate", None) == _NO_RIGHT:
         return "; this login lacks the right: use one whose role has it (docs/how-to/limit-what-roles-may-do.md)"
     if is_lock_wait(error):

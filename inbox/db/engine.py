@@ -1,4 +1,4 @@
-"""Connections of both sides. Settings that guarantees depend on are set on each, never left to the server's defaults."""
+"""Database connections of both programs. Each sets the settings that guarantees depend on, whatever the server's defaults."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 
 
 LOCK_TIMEOUT_SECONDS = 2
-"""Longest wait for a lock. After it the statement fails: the receiver answers 503, the relay retries."""
+"""Lock timeout, after which the statement fails: the receiver responds 503, the relay retries."""
 SQLITE_WAIT_SECONDS = 5.0
-"""Longest wait for another writer of a SQLite file."""
+"""Seconds to wait for another writer of a SQLite file."""
 
 PINNED: Mapping[str, str] = {
-    # a later statement must see everything committed before its lock: else lanes stay without a head
+    # later statements must see rows committed before their lock, or lanes stay without a head
     "default_transaction_isolation": "read committed",
     "synchronous_commit": "on",
     "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
-    "idle_in_transaction_session_timeout": "3s",  # a stopped process must not keep the order lock
+    "idle_in_transaction_session_timeout": "3s",  # a frozen process must not keep the order lock
     "timezone": "UTC",
 }
-"""Settings of every transaction on Postgres, whatever the server's are. `inbox.db.guarantees` reads them back."""
+"""Settings of every transaction on Postgres, overriding the server's. `inbox.db.guarantees` checks them."""
 
 QUICK: Mapping[str, str] = {
-    "jit": "off",  # it compiles for a quarter of a second what then runs for some milliseconds
+    "jit": "off",  # compiling takes a quarter of a second, for queries of a few milliseconds
 }
-"""Settings of every transaction on Postgres that only save time; the URL's `options` may set them otherwise."""
+"""Performance settings of every transaction on Postgres; the URL's `options` may override them."""
 
 DEFAULT_SCHEMA = "public"
 _ISOLATION = "default_transaction_isolation"
 _PARAMETER_REFUSED = "unsupported startup parameter"
-"""PgBouncer's error for options that it can't pass on: https://www.pgbouncer.org/config.html#ignore_startup_parameters."""
+"""PgBouncer's error for unsupported options: https://www.pgbouncer.org/config.html#ignore_startup_parameters."""
 
 CHANNEL = "left('inbox_relay_' || current_schema(), 63)"
-"""SQL expression of the channel on which receivers wake relays: one for each schema. Two that are equal when cut only wake each
-other."""
+"""SQL expression of the channel on which receivers wake relays, one per schema. Truncated names that collide only cause
+needless wake-ups."""
 NOTIFY = text(f"SELECT pg_notify({CHANNEL}, '')")
 
 OLDEST_SQLITE = (3, 38, 0)
@@ -61,17 +61,17 @@ OLDEST_SQLITE = (3, 38, 0)
 
 
 def parse_url(url: str) -> URL:
-    """Parse the database's URL, and set the driver that both sides use.
+    """Parse the database's URL, and set the driver.
 
     Raises:
-        ConfigError: neither Postgres nor a SQLite file.
+        ConfigError: it is neither Postgres nor a SQLite file.
     """
     try:
         parsed = make_url(url)
     except (
         ArgumentError,
         ValueError,
-    ):  # ValueError: a port that is no number. It is not shown, as it may contain a password
+    ):  # ValueError: an invalid port, not shown, as it may be part of a password
         raise ConfigError(
             f"{_origin(url)}: can't be read; use sqlite:///inbox.db or postgresql+psycopg://user@host:5432/name"
         ) from None
@@ -85,7 +85,7 @@ def parse_url(url: str) -> URL:
 
 
 def shown(url: URL) -> str:
-    """Write a parsed URL for people, without its passwords: that of the user, and that of the client's key."""
+    """Format a parsed URL for people, without the passwords of the user and the client key."""
     plain = url.difference_update_query(["sslpassword"])
     return plain.render_as_string(hide_password=True).replace("sqlite+pysqlite:", "sqlite:")
 
@@ -96,17 +96,17 @@ def _origin(url: str) -> str:
 
 
 def search_path(schema: str) -> str:
-    """Return the path that finds the names of statements in `schema` alone: neither in another one, nor in a temporary table."""
+    """Return a search path for `schema` only, excluding other schemas and temporary tables."""
     return f"{schema}, pg_temp"
 
 
 def schema_of(connection: Connection) -> str:
-    """Return the schema of a connection on Postgres."""
+    """Return the schema of a Postgres connection."""
     return str(connection.get_execution_options()[_IN_SCHEMA])
 
 
 def connect(url: str, *, application: str, pings: bool = False) -> Engine:
-    """Make an engine for threads; one that `pings` looks whether a connection is alive before it uses it again.
+    """Create an engine for threads; with `pings`, it checks that a connection is alive before reusing it.
 
     Raises:
         ConfigError: as `parse_url`.
@@ -126,7 +126,7 @@ def connect(url: str, *, application: str, pings: bool = False) -> Engine:
 
 
 def connect_thread(url: str) -> Engine:
-    """Make an engine for the one thread in which a receiver writes to SQLite. It pools no connections.
+    """Create an engine, without a pool, for the single thread in which a receiver writes to SQLite.
 
     Raises:
         ConfigError: as `parse_url`.
@@ -135,14 +135,14 @@ def connect_thread(url: str) -> Engine:
 
 
 def connect_async(url: str, *, application: str) -> AsyncEngine:
-    """Make an engine for the receiver's event loop on Postgres, in autocommit: one statement is one transaction.
+    """Create an engine for the receiver's event loop on Postgres, in autocommit: each statement is a transaction.
 
-    Behind a pooler there is no autocommit: see `one_transaction`. It pools no connections: each link keeps its own.
+    Behind a pooler there is no autocommit: see `one_transaction`. It has no pool, as each link keeps its own connection.
 
     Raises:
         ConfigError: as `parse_url`.
     """
-    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415  # it loads sqlalchemy.orm, which no command needs
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415  # it loads sqlalchemy.orm, which commands don't need
 
     from inbox.db.unanswered import ImpatientConnection  # noqa: PLC0415  # as below
 
@@ -157,24 +157,24 @@ def connect_async(url: str, *, application: str) -> AsyncEngine:
 
 
 def is_behind_pooler(engine: Engine) -> bool:
-    """Return whether the URL says that a pooler may give each transaction another connection of the server."""
+    """Return whether the URL declares a pooler, which may give each transaction another server connection."""
     return _POOLED in engine.get_execution_options()
 
 
 def one_transaction(connection: Connection) -> AbstractContextManager[object]:
-    """Run a transaction on a receiver's connection. In autocommit, each of its statements is one by itself."""
+    """Begin a transaction on a receiver's connection, except in autocommit, where each statement is one."""
     if connection.dialect.name == POSTGRES and not is_behind_pooler(connection.engine):
         return nullcontext()
     return connection.begin()
 
 
 def reading(connection: Connection) -> Connection:
-    """Make the connection's next transaction read-only: on SQLite it does not take the write lock."""
+    """Mark the connection's next transaction as reading, so that on SQLite it does not take the write lock."""
     return connection.execution_options(sqlite_begin="DEFERRED")
 
 
 def snapshot(connection: Connection) -> Connection:
-    """Make the connection's next transaction one that only reads, in one snapshot, which every transaction on SQLite has."""
+    """Make the connection's next transaction read from one snapshot, as all transactions on SQLite do."""
     if connection.dialect.name == SQLITE:
         return reading(connection)
     if connection.get_execution_options().get(_POOLED):
@@ -195,10 +195,10 @@ class _Way(NamedTuple):
 
 
 def _way_to_postgres(url: URL, application: str) -> _Way:
-    """Choose how the pinned settings are set: at the connection's start, or behind a pooler in each transaction.
+    """Choose where to set the pinned settings: at the connection's start, or behind a pooler in each transaction.
 
-    Behind a pooler in transaction mode, each transaction may use another connection of the server. The pooler rejects
-    options, a SET would stay for another client, and a prepared statement is missing the next time.
+    Behind a pooler in transaction mode, each transaction may use another server connection. The pooler rejects options,
+    a SET would affect other clients, and prepared statements would be missing later.
     """
     pooled = "pooler" in url.query
     schema = _text_of(url, "schema") or DEFAULT_SCHEMA
@@ -208,12 +208,12 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
-        "tcp_user_timeout": 8000,  # ms; a half-open connection is detected before a lease ends
+        "tcp_user_timeout": 8000,  # ms; detects half-open connections before a lease ends
     }
     options = [_text_of(url, "options")]
     if pooled:
         arguments |= {"autocommit": True, "prepare_threshold": None}  # we begin transactions ourselves
-    else:  # the last of two options of the same name counts
+    else:  # of repeated options, the last one counts
         pins = {**PINNED, "search_path": search_path(schema)}
         options = [*_options(QUICK), *options, *_options(pins)]
     if together := " ".join(options).strip():
@@ -226,27 +226,27 @@ def _options(settings: Mapping[str, str]) -> list[str]:
 
 
 _BEHIND_THE_USER = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?P<place>[^?]*)\??(?P<query>.*)", re.DOTALL)
-"""URL as SQLAlchemy reads it: a password ends at the first @."""
+"""Pattern of a URL as SQLAlchemy reads it: the password ends at the first @."""
 _AT_IN_A_NAME = re.compile(r"(?:^|&)[^=&]*@")
 
 
 def _check_places(url: str) -> None:
-    """Reject an unescaped @ in a password: its rest would become the host or the name, which errors show."""
+    """Reject an unescaped @ in a password, whose rest would become the host or name, which errors show."""
     found = _BEHIND_THE_USER.match(url)
     if found and ("@" in found["place"] or _AT_IN_A_NAME.search(found["query"])):
         raise ConfigError(f"{_origin(url)}: an @ within the user, the password or the name has to be written %40")
 
 
 def _with_password_in_place(url: URL) -> URL:
-    """Move a password from the query to the place where SQLAlchemy hides it."""
+    """Move a password from the query to the user part, where SQLAlchemy hides it."""
     given = _text_of(url, "password")
     return url.difference_update_query(["password"]).set(password=given) if given else url
 
 
 def _check_query(url: URL, origin: str) -> None:
-    """Reject an unknown value of `pooler` or `schema`."""
+    """Reject invalid values of `pooler` and `schema`."""
     if "pooler" in url.query and url.query["pooler"] != "transaction":
-        raise ConfigError(f'{origin}: pooler can only be "transaction"; leave it out where there is no pooler')
+        raise ConfigError(f'{origin}: pooler can only be "transaction"; leave it out without a pooler')
     if "schema" in url.query:
         try:
             SchemaName.parse(url.query["schema"])
@@ -257,7 +257,7 @@ def _check_query(url: URL, origin: str) -> None:
 def _connect_patiently(engine: Engine) -> None:
     @event.listens_for(engine, "do_connect")
     def _connecting(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> object:
-        from inbox.db.unanswered import PatientConnection  # noqa: PLC0415  # it loads psycopg, which SQLite does without
+        from inbox.db.unanswered import PatientConnection  # noqa: PLC0415  # it loads psycopg, which SQLite doesn't need
 
         return PatientConnection.connect(*arguments, **options)
 
@@ -268,13 +268,13 @@ def _text_of(url: URL, name: str) -> str:
 
 
 def _pin_transactions(engine: Engine, schema: str) -> None:
-    """Set the pinned settings when a transaction begins.
+    """Set the pinned settings at the beginning of each transaction.
 
-    They go to the server in one message with BEGIN, so that no transaction needs another round trip.
+    They are sent in one message with BEGIN, which saves a round trip.
     """
     engine.update_execution_options(**{_POOLED: True})
     settings = [f"{name} = '{value}'" for name, value in {**QUICK, **PINNED}.items() if name != _ISOLATION]
-    settings.append(f"search_path = {search_path(schema)}")  # a list: in quotes it would be one name
+    settings.append(f"search_path = {search_path(schema)}")  # a list, which quotes would turn into a single name
     pins = "; ".join(f"SET LOCAL {setting}" for setting in settings)
 
     @event.listens_for(engine, "begin")
@@ -286,26 +286,26 @@ def _pin_transactions(engine: Engine, schema: str) -> None:
 
 
 def _explain_refusal(engine: Engine, origin: str) -> None:
-    """Raise a ConfigError with the remedy when a pooler rejects the pinned settings of a new connection."""
+    """Raise a ConfigError with a remedy if a pooler rejects the pinned settings of a new connection."""
 
     @event.listens_for(engine, "handle_error")
     def _explain_pooler(context: ExceptionContext) -> None:
         message = str(context.original_exception).strip()
         if context.connection is None and _PARAMETER_REFUSED in message:
             raise ConfigError(
-                f"{origin}: a connection pooler refuses what both sides set; where it is in transaction mode, add"
+                f"{origin}: a connection pooler rejects required settings; if it is in transaction mode, add"
                 f" pooler=transaction to the url: …?pooler=transaction ({message})"
             ) from context.original_exception
 
 
 def _to_sqlite(url: URL, origin: str, wait: float, **pooling: Any) -> Engine:  # noqa: ANN401  # `create_engine`'s
-    """Set WAL, an fsync at every commit, and write transactions that take the write lock when they begin.
+    """Create an engine with WAL, an fsync at every commit, and transactions that take the write lock at their start.
 
-    A deferred transaction that reads first and writes later fails at once with SQLITE_BUSY_SNAPSHOT when another one
-    committed in between, whatever the busy timeout. Python's sqlite3 would begin it deferred, hence the listeners.
+    A deferred transaction that first reads and then writes fails at once with SQLITE_BUSY_SNAPSHOT if another one
+    committed in between, whatever the busy timeout. Python's sqlite3 would begin deferred ones, hence the listeners.
 
-    A new file is readable for its owner alone, which is the only protection of the webhooks in it. SQLite gives the
-    files beside it (-wal, -shm) the same mode (`findCreateFileMode` in its os_unix.c).
+    A new file is readable only by its owner, as the mode is the only protection of its webhooks. SQLite gives the files
+    beside it (-wal, -shm) the same mode (`findCreateFileMode` in its os_unix.c).
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         oldest = ".".join(str(part) for part in OLDEST_SQLITE)
@@ -319,14 +319,15 @@ def _to_sqlite(url: URL, origin: str, wait: float, **pooling: Any) -> Engine:  #
     def _connecting(*_: object) -> None:
         name = engine.url.database or ""
         if not name.startswith("file:"):  # a URI, which SQLite reads
-            with contextlib.suppress(OSError):  # it exists, or SQLite explains better why it can't be made
+            with contextlib.suppress(OSError):  # it exists, or SQLite will give a better error
                 os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
         connection.isolation_level = None  # we begin transactions ourselves
         cursor = connection.cursor()
-        # Before a new file's first page, so that pruning can shrink it. On any other file it would write, and wait for the lock.
+        # Only before a new file's first page, so that pruning can shrink it. On existing files it would write and wait
+        # for the lock.
         cursor.execute("PRAGMA page_count")
         if cursor.fetchone()[0] == 0:
             cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
@@ -345,15 +346,15 @@ def _to_sqlite(url: URL, origin: str, wait: float, **pooling: Any) -> Engine:  #
 
 
 LONGEST_READ_SECONDS = 5.0
-"""Longest time of a statement on Postgres, and of a transaction on SQLite, where nothing is to be changed."""
+"""Time limit of statements on Postgres, and of transactions on SQLite, in read-only engines."""
 _STEPS_BETWEEN_LOOKS = 10_000
-"""Steps of SQLite's virtual machine between two looks at the time: about a millisecond."""
+"""Steps of SQLite's virtual machine between two checks of the time: about a millisecond."""
 
 
 def connect_read_only(url: str, *, application: str, seconds: float = LONGEST_READ_SECONDS) -> Engine:
-    """Make an engine whose transactions can change nothing, and whose statements end after some seconds.
+    """Create a read-only engine, whose statements end after some seconds.
 
-    A SQLite file is opened read-only: an engine of the programs would make a missing file, and set its journal mode.
+    A SQLite file is opened read-only: other engines would create a missing file and set its journal mode.
 
     Raises:
         ConfigError: as `parse_url`.
@@ -365,7 +366,7 @@ def connect_read_only(url: str, *, application: str, seconds: float = LONGEST_RE
 
     @event.listens_for(made, "begin")
     def _begin(connection: Connection) -> None:
-        # The wait for a lock ends first: else it would be told as a query that is slow.
+        # The lock timeout comes first, or it would be reported as a slow query.
         waiting = min(seconds / 2, LOCK_TIMEOUT_SECONDS)
         connection.exec_driver_sql(
             f"SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = {round(seconds * 1000)};"
@@ -376,7 +377,7 @@ def connect_read_only(url: str, *, application: str, seconds: float = LONGEST_RE
 
 
 def _decode(stored: bytes) -> str:
-    """Decode a text. SQLite stores bytes that are no UTF-8, too, by the hand of a person: they take no list away."""
+    """Decode a text leniently: SQLite may hold manually written invalid UTF-8, which must not break listings."""
     return stored.decode(errors="replace")
 
 
@@ -402,32 +403,32 @@ def _read_sqlite(url: URL, seconds: float) -> Engine:
     return made
 
 
-# --- Copying SQLite's write-ahead log back into the file, only while no other connection can commit.
+# --- Checkpoints: copy SQLite's write-ahead log back into the file, only while no other connection can commit.
 #
-# SQLite up to 3.51.2 can lose committed transactions (https://sqlite.org/wal.html#walresetbug). A checkpoint reads the log's
-# length. A commit of another connection then restarts the log, and the checkpoint marks as copied in the new log the
-# pages that it has not. A later checkpoint leaves those pages out. So two conditions must hold during a checkpoint:
+# SQLite up to 3.51.2 can lose committed transactions (https://sqlite.org/wal.html#walresetbug). A checkpoint reads the
+# log's length. If another connection's commit then restarts the log, the checkpoint marks uncopied pages of the new log
+# as copied, and later checkpoints skip them. So two conditions must hold during a checkpoint:
 #
-# - No connection commits. One connection holds the write lock, and only its holder can commit or restart the log.
-# - There is one checkpoint at a time: SQLite has a lock for that, and the write lock separates ours as well.
+# - No connection commits: we hold the write lock, which committing or restarting the log requires.
+# - Only one checkpoint runs: SQLite has a lock for that, and the write lock separates our own.
 #
-# A checkpoint of the mode FULL gives no such guarantee. It takes the write lock itself, but continues without it after its
-# busy timeout (`sqlite3WalCheckpoint` in wal.c: the mode becomes PASSIVE). So there are two connections here: one takes the
+# A checkpoint in mode FULL doesn't guarantee this: it takes the write lock, but continues without it after its busy
+# timeout (`sqlite3WalCheckpoint` in wal.c: the mode becomes PASSIVE). So there are two connections here: one takes the
 # lock, or nothing is done; the other copies.
 #
-# Automatic checkpoints run beside commits, so they are off on every connection. The checkpoint of the last connection that
-# closes is safe: SQLite first makes sure that there is no other.
+# Automatic checkpoints run alongside commits, so they are off on every connection. The checkpoint of the last closing
+# connection is safe: SQLite first checks that there is no other.
 
 EVERY_CHANGES = 2000
-"""Changed rows between two checkpoints of a connection: hundreds of events, with their payloads and deliveries."""
+"""Changed rows between two checkpoints of a file: hundreds of events, with their payloads and deliveries."""
 _CHECKPOINT_WAIT_SECONDS = 0.05
-"""Wait for the write lock and for readers of an older state; a long read must not delay the receiver."""
+"""Seconds to wait for the write lock and for readers of older states; a long read must not delay the receiver."""
 _TICK = 0.002
-"""Seconds between two checks whether such a reader has ended; most reads are shorter."""
+"""Seconds between two checks for such readers; most reads are shorter."""
 
 
 def is_checkpoint_due(connection: Connection) -> bool:
-    """Return whether a connection to SQLite has changed `EVERY_CHANGES` rows since the last time; False on Postgres."""
+    """Return whether this process has changed `EVERY_CHANGES` rows of a SQLite file since the last time; False on Postgres."""
     if connection.dialect.name != SQLITE:
         return False
     driver: Any = connection.connection.driver_connection
@@ -442,13 +443,13 @@ def is_checkpoint_due(connection: Connection) -> bool:
 
 _COUNTED = "changes_counted"
 _changed = Counter[str]()
-"""Changed rows of each file since the last checkpoint, by all connections of this process: a receiver's live short."""
+"""Rows of each file changed since the last checkpoint by all connections of this process, as a receiver's are short-lived."""
 
 
 def checkpoint(engine: Engine) -> bool:
-    """Copy the log back into the file, outside any transaction of the caller. Returns whether all of it was copied.
+    """Copy the log back into the file, outside any transaction of the caller. Returns whether all was copied.
 
-    Earlier commits are safe whatever happens here; at worst the log stays longer.
+    Commits are safe even if this fails; the log only stays longer.
     """
     path = Path(engine.url.database or "").absolute()
     try:
@@ -460,12 +461,12 @@ def checkpoint(engine: Engine) -> bool:
 
 
 def _connect_apart(path: Path) -> sqlite3.Connection:
-    """Open a separate connection, as a pool's may all be in use. Closing it ends its transaction and frees its lock."""
+    """Open a separate connection, as the pool's may all be in use. Closing it ends its transaction and releases its lock."""
     return sqlite3.connect(path, timeout=_CHECKPOINT_WAIT_SECONDS, isolation_level=None)
 
 
 def _copy_all(copier: sqlite3.Connection, until: float) -> bool:
-    """Copy until nothing is left or the time is over. Pages that a reader of an older state needs stay in the log."""
+    """Copy until nothing is left or the time is over. Pages needed by readers of older states stay in the log."""
     while True:
         busy, in_log, copied = copier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if not busy and in_log == copied:

@@ -1,6 +1,6 @@
-"""Erases an entity: a pseudonym takes the place of its id, and payloads, calls and texts of its events go.
+"""Erase an entity: replace its id by a pseudonym, and delete payloads, calls and texts of its events.
 
-Rejected requests, alerts and what people wrote are not searched: they end with their retention.
+Rejected requests, alerts and operators' reasons are not searched; retention deletes them.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from inbox.events.event import escape
 from inbox.events.states import OPEN_COMMANDS
 
 ERASED = "erased"
-"""Stands where a text was that has to be there."""
+"""Replacement of a required text."""
 PSEUDONYM = f"{ERASED}:"
-"""Every pseudonym begins with it; 64 hex digits follow."""
+"""Prefix of every pseudonym, followed by 64 hex digits."""
 
 KEPT = (
     "attempt", "because", "blocks_lane", "by", "cause", "counted", "crashes", "did", "due_at", "duplicate", "error_class",
     "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "stale_suspected", "was_due_at", "who",
 )  # fmt: skip
-"""Keys of `delivery_log.detail` that stay: they say how it went on. `who` is an operator."""
+"""Keys of `delivery_log.detail` that stay, as they explain the delivery's course. `who` is an operator."""
 EMPTIED = ("error", "why")
-"""Keys whose text gives way to a word, since a fact can't be read without them. Every other key goes."""
+"""Keys whose text is replaced, as a fact is unreadable without them. All other keys are deleted."""
 
 
 class ErasureSubject(msgspec.Struct, frozen=True):
-    """The entity to erase."""
+    """An entity to erase."""
 
     source: str
     entity_type: str
@@ -45,9 +45,9 @@ class ErasureSubject(msgspec.Struct, frozen=True):
 
     @property
     def pseudonym(self) -> str:
-        """Stands for the entity's id in its erased events: the same for all of them, another one at another source.
+        """Replacement of the entity's id in all its erased events, different for each source.
 
-        It is a digest without a key. Who knows the exact id can find it again, so it doesn't hide ids that can be guessed.
+        It is an unkeyed digest: anyone who knows or guesses the id can recognise it.
         """
         return f"{PSEUDONYM}{hashlib.sha256(self.gate.encode()).hexdigest()}"
 
@@ -58,7 +58,7 @@ class ErasureSubject(msgspec.Struct, frozen=True):
 
     @property
     def names(self) -> Mapping[str, str]:
-        """The parameters of statements about it: as it is called, and as it is called after the erasure."""
+        """Parameters of statements: the entity's names before and after the erasure."""
         return {
             **msgspec.structs.asdict(self),
             "pseudonym": self.pseudonym,
@@ -67,12 +67,12 @@ class ErasureSubject(msgspec.Struct, frozen=True):
         }
 
     def is_named_in(self, text: str) -> bool:
-        """Return whether a text has the id: alone, not as a part of a longer word or number."""
+        """Return whether a text contains the id as a whole word."""
         return re.search(rf"(?<![^\W_]){re.escape(self.entity_id)}(?![^\W_])", text) is not None
 
 
 def redact_detail(dialect: str, detail: str) -> str:
-    """Return the expression of `detail` without anything of a person. Applied again, it changes nothing."""
+    """Return the SQL for `detail` without personal data; applying it twice changes nothing."""
     kept, texts = one_of(KEPT + EMPTIED), one_of(EMPTIED)
     if dialect == POSTGRES:
         value = f"CASE WHEN d.key IN ({texts}) THEN to_jsonb(CAST('{ERASED}' AS text)) ELSE d.value END"
@@ -82,36 +82,36 @@ def redact_detail(dialect: str, detail: str) -> str:
 
 
 EVENTS_OF_A_STEP = 100
-"""Some 30 ms under the order lock, when each has been delivered on one route."""
+"""Events per step: about 30 ms under the order lock, if each was delivered on one route."""
 FACTS_OF_A_STEP = 1000
-"""Of events that were tried often, a step takes fewer; always one."""
+"""Facts per step, so that a step takes fewer events with many attempts, but at least one."""
 COUNTED_EVENTS = 20_000
-"""A plan counts so many events: some 0.2 s."""
+"""Maximum events that a plan counts, in about 0.2 s."""
 
 
 class ErasurePlan(msgspec.Struct, frozen=True):
-    """The rows that an erasure would find."""
+    """The rows that an erasure would change or delete."""
 
     counts: Mapping[str, int]
-    """Rows that go, by name: events that are not erased yet, payloads, facts, duplicate requests, lanes, and pauses (0 or 1)."""
+    """Affected rows by name: unerased events, payloads, facts, duplicate requests, lanes, and pauses (0 or 1)."""
     erased_before: int
-    """Events that were erased before."""
+    """Number of events erased before."""
     obstacle: str | None
-    """A delivery that has not ended: nothing is erased before it has."""
+    """A delivery that must end before anything is erased."""
 
 
 class StepDone(msgspec.Struct, frozen=True):
-    """The result of a step."""
+    """Result of a step."""
 
     erased: int = 0
-    """Events."""
+    """Number of erased events."""
     obstacle: str | None = None
-    """A delivery that stopped it."""
+    """A delivery that stopped the step."""
     is_last: bool = False
 
 
 def plan(engine: Engine, subject: ErasureSubject) -> ErasurePlan:
-    """Count what the database holds of an entity, of at most `COUNTED_EVENTS` events."""
+    """Count the rows of an entity, for at most `COUNTED_EVENTS` events."""
     given = {**subject.names, "most": COUNTED_EVENTS}
     with engine.connect() as connection, reading(connection).begin():
         counts = {name: int(number) for name, number in connection.execute(_COUNTS, given).mappings().one().items()}
@@ -119,14 +119,14 @@ def plan(engine: Engine, subject: ErasureSubject) -> ErasurePlan:
 
 
 def act(connection: Connection, subject: ErasureSubject, *, who: str, why: str, now: str | None = None) -> StepDone:
-    """Do the next step, in a transaction that holds the order lock; `now` is the database's clock, unless a test passes one."""
+    """Run the next step, in a transaction that holds the order lock; tests may pass `now`, the database's time."""
     with _overwriting(connection):
         return _step(connection, {**subject.names, "who": who, "why": why, "now": now})
 
 
 @contextmanager
 def _overwriting(connection: Connection) -> Iterator[None]:
-    """On SQLite, write zeros over what the block deletes."""
+    """Overwrite rows deleted in this block with zeros, on SQLite."""
     is_sqlite = connection.dialect.name == SQLITE
     if is_sqlite:
         connection.exec_driver_sql("PRAGMA secure_delete = ON")
@@ -156,7 +156,7 @@ def _step(connection: Connection, given: dict[str, str | None]) -> StepDone:
 
 
 def _obstacle(connection: Connection, events: str, given: Mapping[str, str | None]) -> str | None:
-    """Return the sentence about a delivery of these events that keeps the entity from being erased."""
+    """Return a sentence about a delivery that prevents the erasure of these events; None if there is none."""
     found = Sql(connection.dialect.name).look_up(events, "open_delivery o", "o.seq = i.seq")
     statement = text(f"SELECT o.seq, o.route, o.state FROM {found} ORDER BY o.seq, o.route LIMIT 1")
     first = connection.execute(statement, given).first()
@@ -169,7 +169,7 @@ def _obstacle(connection: Connection, events: str, given: Mapping[str, str | Non
 
 
 def forget_in_commands(connection: Connection, subject: ErasureSubject) -> None:
-    """Put the pseudonym in place of the entity in the selections of commands that have ended."""
+    """Replace the entity by its pseudonym in the selections of ended commands."""
     with _overwriting(connection):
         connection.execute(_FORGET_IN_COMMANDS[connection.dialect.name], subject.names)
 
@@ -177,8 +177,7 @@ def forget_in_commands(connection: Connection, subject: ErasureSubject) -> None:
 _OF_TYPE = "i.source = :source AND i.entity_type = :entity_type"
 _OF_ENTITY = f"{_OF_TYPE} AND i.entity_id = :entity_id AND i.erased_at IS NULL"
 _OF_ERASED = f"{_OF_TYPE} AND i.entity_id = :pseudonym AND i.erased_at IS NOT NULL"
-"""Conditions on the row `i` of the inbox, which an index answers. An entity may be called like a pseudonym, so `erased_at`
-decides."""
+"""Indexed conditions on the row `i` of the inbox. An entity's id may look like a pseudonym, so `erased_at` decides."""
 _OF_LANE = f"lane.lane = :lane AND lane.route IN {each_name('route', 'lane')}"
 _NEXT = text(f"""
 SELECT i.seq, (SELECT count(*) FROM delivery_log l WHERE l.seq = i.seq) AS facts
@@ -196,12 +195,12 @@ LEFT JOIN inbox_payload p ON p.seq = i.seq
 """)
 _EVENTS_OF_ENTITY = f"(SELECT i.seq FROM inbox i WHERE {_OF_ENTITY}) i"
 _LAST = (
-    # a duplicate that was stored while its event was erased
+    # duplicates stored while their event was being erased
     text(f"""
 UPDATE duplicate_request SET body = NULL, error = NULL
 WHERE (body IS NOT NULL OR error IS NOT NULL) AND seq IN (SELECT i.seq FROM inbox i WHERE {_OF_ERASED})
 """),
-    # an entity of another source may be called alike: its lane stays
+    # an entity of another source may have the same name: its lane stays
     text(f"""
 DELETE FROM lane WHERE {_OF_LANE}
   AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = lane.seq AND i.erased_at IS NULL)
@@ -236,9 +235,9 @@ WHERE inbox.seq = erased.seq AND inbox.erased_at IS NULL
 
 @cache
 def _forgetting(sql: Sql) -> tuple[TextClause, ...]:
-    """Forget what was sent, called and said of the events, and add a fact that says who has erased them.
+    """Delete the payloads, calls and texts of the events, and add a fact with the operator of the erasure.
 
-    In lanes that other entities share, what was applied last goes.
+    In shared lanes, the hash of the last applied data is deleted.
     """
     erased = f"(SELECT erased.seq FROM {_chosen(sql)})"
     routes = f"(SELECT l.route FROM {_chosen(sql)} JOIN delivery_log l ON l.seq = erased.seq)"

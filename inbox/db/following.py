@@ -1,7 +1,7 @@
-"""Follows a table by its numbers, so that each new row is read once and none is skipped.
+"""Follow a table by its row numbers, so that each new row is read once and none is missed.
 
-A number is taken before its row is committed, so on Postgres a row may appear behind higher ones. So the last numbers are
-remembered, and looked at again.
+A number is assigned before its row is committed, so on Postgres a row may appear after higher ones. The last numbers
+are therefore remembered and checked again.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time
 
 PAGE = 500
-"""The most rows in one look."""
+"""Maximum rows of one read."""
 OUT_OF_ORDER = 10_000
-"""A number is taken before its row is committed: one that comes later may be lower, by at most so much."""
+"""Maximum difference by which a later row may have a lower number."""
 NEAR = 1000
-"""Numbers to which the place of a time is narrowed down."""
+"""Precision of a search for the number of a time."""
 
 
 class Feed(msgspec.Struct, frozen=True):
-    """A table that only grows, and how it is read."""
+    """A growing table, with the way to read it."""
 
     name: str
     table: str
     number: str
-    """The column that numbers the rows."""
+    """Column with the row number."""
     time: str
-    """The column that says when."""
+    """Column with the time."""
     select: str
-    """SELECT without WHERE; the table is `t` in it."""
+    """SELECT without WHERE, with the table as `t`."""
 
 
 ARRIVALS = Feed(
@@ -57,12 +57,12 @@ REJECTIONS = Feed(
 
 
 class Follower:
-    """Reads the new rows of a feed behind the number `last`, a page at a time. Rows with `known` numbers are not new."""
+    """Reads new rows of a feed after the number `last`, page by page. Rows with `known` numbers are not new."""
 
     def __init__(self, sql: Sql, feed: Feed, last: int, known: Collection[int], since: datetime | None) -> None:
         self.feed = feed
         self.is_behind = True
-        """More rows are waiting."""
+        """True if more rows are waiting."""
         self._last, self._known, self._since = last, set(known), since
         self._first = max(last - OUT_OF_ORDER, 0) if since is None else last
         wanted = f"SELECT number FROM {sql.rows('wanted', number='bigint')}"
@@ -73,7 +73,7 @@ class Follower:
         low = max(self._last - OUT_OF_ORDER, self._first)
         with reading(connection).begin():
             numbers = numbers_of(connection, self.feed, self._last, PAGE + 1) if self.is_behind else []
-            if len(numbers) <= PAGE:  # rows that came late are looked for once all others are read
+            if len(numbers) <= PAGE:  # late rows are searched once all others are read
                 numbers = numbers_of(connection, self.feed, low, OUT_OF_ORDER + PAGE + 1)
             new = [number for number in numbers if number not in self._known]
             self.is_behind, page = len(new) > PAGE, new[:PAGE]
@@ -85,7 +85,7 @@ class Follower:
 
 
 def begin(connection: Connection, feed: Feed, since: datetime | None) -> Follower:
-    """Begin at the end of a feed, or with the rows since a time."""
+    """Begin at the end of a feed, or at a time."""
     sql = Sql(connection.dialect.name)
     with reading(connection).begin():
         if since is None:
@@ -100,16 +100,16 @@ def _newest(connection: Connection, feed: Feed) -> int:
 
 
 def numbers_of(connection: Connection, feed: Feed, after: int, most: int) -> list[int]:
-    """Return the next numbers of rows."""
+    """Return the next row numbers."""
     numbers = text(f"SELECT {feed.number} FROM {feed.table} WHERE {feed.number} > :after ORDER BY 1 LIMIT :most")
     return list(connection.execute(numbers, {"after": after, "most": most}).scalars())
 
 
 def place_of(connection: Connection, feed: Feed, moment: datetime) -> int:
-    """Return about the lowest number of this time or later. Each look takes `NEAR` rows by the primary key.
+    """Return approximately the lowest number of this time or later, by reads of `NEAR` rows by the primary key.
 
-    Times follow the numbers, except for readmitted events, which keep their old time: so a place is before the time only if all
-    rows near it are older.
+    Times follow numbers, except for readmitted events, which keep their old time: so a number is before the time only
+    if all rows near it are older.
     """
     near = text(f"""
 SELECT max(t.at) FROM (

@@ -1,7 +1,7 @@
-"""Reads back what the guarantees depend on: settings of connection and server, and sequences ahead of their tables.
+"""Check the conditions of the guarantees: settings of connection and server, and sequences ahead of their tables.
 
-`inbox.db.engine` sets the settings. A pooler may drop them, and a restore or the promotion of a logical replica leaves
-sequences behind. So both sides check at the start, and the receiver checks what it uses at each new connection.
+`inbox.db.engine` sets the settings, but a pooler may drop them, and a restore or the promotion of a logical replica
+leaves sequences behind. Both programs therefore check at the start, and the receiver at each new connection.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ELSEWHERE = "statements could reach tables of the same names in another schema"
 
 REQUIRED: Mapping[str, _Wanted] = {
     "transaction_isolation": _Wanted(("read committed",), "lanes could stay without a head"),
-    # remote_apply waits for more than `on`; local, remote_write and off for less, where there is a synchronous standby
+    # with a synchronous standby, remote_apply is stricter than `on`; local, remote_write and off are weaker
     "synchronous_commit": _Wanted(("on", "remote_apply"), "an acknowledged webhook could be lost"),
     "lock_timeout": _Wanted((PINNED["lock_timeout"],), "a lock could hold up every webhook"),
     "idle_in_transaction_session_timeout": _Wanted(
@@ -45,15 +45,15 @@ REQUIRED: Mapping[str, _Wanted] = {
     ),
     "TimeZone": _Wanted((PINNED["timezone"],), "times could be read wrongly"),
 }
-"""Pinned settings with Postgres's names and values. Any other value is rejected, and so is any other `search_path`."""
+"""Pinned settings with Postgres's names and values. Other values, and another `search_path`, are rejected."""
 
 RECOMMENDED: Mapping[str, _Wanted] = {
-    "fsync": _Wanted(("on",), "what was acknowledged is lost when the server's machine goes down"),
+    "fsync": _Wanted(("on",), "acknowledged webhooks are lost when the server's machine goes down"),
     "full_page_writes": _Wanted(("on",), "a crash can damage the database, unless its file system writes whole pages"),
     "default_transaction_read_only": _Wanted(("off",), "nothing can be stored"),
-    "session_replication_role": _Wanted(("origin", "local"), "triggers keep nobody from changing events and facts"),
+    "session_replication_role": _Wanted(("origin", "local"), "triggers don't protect events and facts"),
 }
-"""Settings that only the server's owner can change, perhaps for a reason, as on a test machine. Other values are logged."""
+"""Settings that only the server's owner can change, perhaps on purpose, as on a test machine. Other values are logged."""
 
 SQLITE_PRAGMAS: Mapping[str, _Wanted] = {
     "journal_mode": _Wanted(("wal",), "readers and the receiver would stop each other"),
@@ -67,17 +67,17 @@ COUNTER_COLUMNS = [
     if table.dialect_options["sqlite"]["autoincrement"]
     for column in table.primary_key
 ]
-"""Columns that count up by themselves."""
+"""Auto-incrementing columns."""
 
 RECEIVER_COLUMNS = ("inbox.seq", "rejected_request.id", "duplicate_request.id")
-"""Columns of these that a receiver needs. It also uses `alert.id`, but can do without."""
+"""Columns of these that a receiver requires. It also uses `alert.id`, but can do without it."""
 
 
 def require(engine: Engine) -> None:
-    """Check that this database can keep the guarantees. Settings of the server's owner are only logged.
+    """Check that this database can keep the guarantees. Doubtful settings of the server's owner are only logged.
 
     Raises:
-        UnfitDatabase: it can't; the message has a line with a remedy for each reason.
+        UnfitDatabase: it can't; the message has one line for each reason, with its remedy.
     """
     with engine.connect() as connection:
         found = differences(connection)
@@ -95,11 +95,11 @@ def doubts(connection: Connection) -> list[str]:
 
 
 def differences(connection: Connection, columns: Collection[str] = COUNTER_COLUMNS) -> list[str]:
-    """List the reasons not to store anything through this connection, each with its remedy.
+    """List the reasons not to store anything over this connection, with their remedies.
 
-    `columns` limits the check of sequences: a table that the caller doesn't use may be locked or broken.
+    `columns` limits the check of sequences, as tables that the caller doesn't use may be locked or broken.
     """
-    if connection.dialect.name == SQLITE:  # a sequence of its own continues from the highest number of the table
+    if connection.dialect.name == SQLITE:  # its own counters continue from the table's highest number
         return list(_pragmas(connection))
     required = {**REQUIRED, "search_path": _Wanted((search_path(schema_of(connection)),), _ELSEWHERE)}
     # under another search_path, the sequences would be those of another schema
@@ -114,7 +114,7 @@ def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str
 
 
 def _sequences_behind(connection: Connection, columns: Collection[str]) -> Iterator[str]:
-    """Yield sequences whose next number is in use. A sequence that this role may not read is not used by it."""
+    """Yield sequences whose next number is in use, among those that this role may read and so use."""
     sequences = connection.execute(_SEQUENCES, {"columns": list(columns)}).all()
     if not sequences:
         return
@@ -133,7 +133,7 @@ def _sequences_behind(connection: Connection, columns: Collection[str]) -> Itera
 
 
 def _pragmas(connection: Connection) -> Iterator[str]:
-    cursor = connection.connection.cursor()  # the driver's cursor, as SQLAlchemy's would take the write lock
+    cursor = connection.connection.cursor()  # the driver's cursor: SQLAlchemy's would take the write lock
     try:
         for name, (values, why) in SQLITE_PRAGMAS.items():
             cursor.execute(f"PRAGMA {name}")
@@ -144,7 +144,7 @@ def _pragmas(connection: Connection) -> Iterator[str]:
         cursor.close()
 
 
-# the isolation of a transaction comes from its default, which is the setting to report
+# the source of a transaction's isolation is that of the default
 _SETTINGS = text("""
 SELECT s.name, current_setting(s.name) AS value, coalesce(d.source, s.source) AS source
 FROM pg_settings s LEFT JOIN pg_settings d ON d.name = 'default_' || s.name

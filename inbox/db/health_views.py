@@ -1,7 +1,7 @@
-"""Views that say what is well and what is not: `stuck`, and those of sources, routes and destinations.
+"""Health views: `stuck`, and those of sources, routes and destinations.
 
-They read figures, statistics and what is open, and no table whole. `relay status --check` reads `stuck`. Each branch of that
-is a SELECT of `COLUMNS`; a condition on the column `finding` leaves the other branches out of the plan.
+They read figures, statistics and open rows, never whole tables. `relay status --check` reads `stuck`, whose branches
+each select `COLUMNS`; a condition on `finding` removes the other branches from the query plan.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECO
 
 Kind = Literal[
     "no_relay",  # no relay has a heartbeat
-    "crash_loop",  # relays of a host die soon after they start
+    "crash_loop",  # relays of a host die soon after starting
     "step_failed",  # a step of a running relay fails
     "config_differs",  # running relays have different configurations
-    "failing",  # every attempt of a route since its last success failed
+    "failing",  # all attempts of a route since its last success failed
     "unordered",  # an event has no place in its lane, and nothing moves
     "stuck",  # something is due, and nothing moves on its route
     "blocked",  # a dead delivery blocks its lane
@@ -28,17 +28,17 @@ Kind = Literal[
 
 COLUMNS = ("finding", "seq", "route", "lane", "state", "for_seconds", "why", "waiting")
 AFTER_SECONDS = 60
-"""A delivery or command that makes no progress for so long is stuck."""
+"""Seconds without progress after which a delivery or command is stuck."""
 FAILED_FOR_SECONDS = 3600
-"""A failed command is a finding for so long; the answer stays in its row."""
+"""Seconds for which a failed command is a finding."""
 _NEWEST_COMMANDS = 1000
 _NEWEST_FACTS = "SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000"
-"""Facts that are looked at for one of the last minute. Of all facts, Postgres would read the whole log when there is none."""
+"""Facts searched for one of the last minute. Without the limit, Postgres would read the whole log if there is none."""
 _NEWEST_FAILURES = """
            SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned', 'dead')
            ORDER BY n.id DESC LIMIT 20000"""
 MOST_LISTED = 1000
-"""Deliveries that are listed of a route, and the largest count of those that wait."""
+"""Maximum deliveries listed for a route, and maximum count of waiting ones."""
 _ENTITY = ("source", "entity_type", "entity_id")
 _HOUR, _DAY = 3600, 86_400
 _SUCCEEDED, _FAILED = ("delivered", "unchanged", "skipped"), ("attempt_failed", "abandoned", "dead")
@@ -46,7 +46,7 @@ _SUCCEEDED, _FAILED = ("delivered", "unchanged", "skipped"), ("attempt_failed", 
 
 
 def statements(sql: Sql) -> tuple[str, ...]:
-    """List the views of this module, in the order in which they use each other."""
+    """Return the statements of this module's views, in the order of their dependencies."""
     return (
         _route_gate(sql),
         _source_health(sql),
@@ -61,7 +61,7 @@ def _stuck(sql: Sql) -> str:
 
 
 def branches(sql: Sql) -> Mapping[Kind, str]:
-    """Return the statement of each finding of `stuck`."""
+    """Return the SELECT of each finding of `stuck`."""
     return {**_relay_findings(sql), **_stuck_branches(sql), **_command_findings(sql)}
 
 
@@ -108,7 +108,7 @@ HAVING count(*) > 1
 
 
 def _failing(sql: Sql) -> str:
-    """Select routes with something open that fail by their figures, to the minute."""
+    """Select failing routes with open deliveries, by their figures, to the minute."""
     is_open = "\n       OR ".join(
         f"EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = '{state}' AND o.route = h.name)"
         for state in ("ready", "in_flight", "blocked", "dead")
@@ -127,7 +127,7 @@ WHERE h.kind = 'route' AND h.health = 'failing' AND ({is_open})
 
 
 def _is_closed(sql: Sql) -> str:
-    """Return the condition that the gate `g` holds something back."""
+    """Return the condition that the gate `g` holds deliveries back."""
     return (
         f"(g.paused_at IS NOT NULL OR g.breaker <> 'closed' OR g.held_until > {sql.ago(0)}"
         f" OR g.rate_used_until > {sql.ago(0)})"
@@ -136,7 +136,7 @@ def _is_closed(sql: Sql) -> str:
 
 def _stuck_branches(sql: Sql) -> dict[Kind, str]:
     before = sql.ago(AFTER_SECONDS)
-    # No list depends on the row: each is read once.
+    # The lists don't depend on the row, so each is read once.
     moving = f"""SELECT newest.route FROM ({_NEWEST_FACTS}) newest WHERE newest.at > {before}
     UNION ALL SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > {sql.ago(0)}"""
     # as `relay.delivery.gates.entity_key` writes it
@@ -215,7 +215,7 @@ WHERE (c.state IN ('failed', 'refused') OR c.failed > 0)
 
 
 def _route_gate(sql: Sql) -> str:
-    """Make the view of gates by route. What no relay wrote into `relay_node.routes` is passed over."""
+    """Return the view of gates by route. Malformed values in `relay_node.routes` are skipped."""
     if sql.is_postgres:
         pairs = """relay_node n
 CROSS JOIN LATERAL jsonb_each(n.routes) r
@@ -258,7 +258,7 @@ FROM (
 
 
 def _destination_health(sql: Sql) -> str:
-    """Make the view. Figures are written late, in the minute of their writing: one of the next minute may be older."""
+    """Return the view of destinations. Figures count in the minute of their writing, so those of the next minute may be older."""
     outcomes = {"delivered": ("delivered", "unchanged"), "failed": ("attempt_failed", "abandoned"), "dead": ("dead",)}
     sums = _sums(sql, "subject.kind", "subject.name", outcomes)
     known = "UNION".join(
@@ -296,7 +296,7 @@ FROM (
 
 
 def _sums(sql: Sql, kind: str, name: str, outcomes: Mapping[str, tuple[str, ...]]) -> str:
-    """Select the sums of the last hour and day, each one range of the primary key for each outcome."""
+    """Select the sums of the last hour and day, each by one range of the primary key for each outcome."""
     return ",\n           ".join(
         f"({_figures('coalesce(sum(t.count), 0)', kind, name, some)}"
         f" AND t.minute > {sql.ago(seconds)}) AS {column}_{period}"
@@ -313,7 +313,7 @@ def _figures(what: str, kind: str, name: str, outcomes: tuple[str, ...]) -> str:
 
 
 def _newest_minute(kind: str, name: str, outcomes: tuple[str, ...]) -> str:
-    """Select the newest minute with figures of one of the outcomes, by one entry of the index for each."""
+    """Select the newest minute with one of the outcomes, by one index entry for each."""
     each = " UNION ALL ".join(
         f"SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = {kind} AND t.name = {name} AND t.outcome = '{one}'"
         for one in outcomes

@@ -1,12 +1,12 @@
-"""Intake SQL: stores a batch of events and gives a `seq` for each.
+"""SQL of intake: store a batch of events, and return a `seq` for each.
 
-Each call of `inbox.db.link.Link.write` is one transaction. On Postgres the batch is one statement on an autocommitted
-connection, which is what makes a commit cheap enough to be waited for (10,000 to 11,700 requests/s against 1,500 with a
-transaction for each request).
+Each call of `inbox.db.link.Link.write` is one transaction. On Postgres a batch is one statement on an autocommit
+connection, so requests can wait for the commit (10,000 to 11,700 requests/s against 1,500 with a transaction for each
+request).
 
-Further requests of a known event become duplicates: the first as rows, the others as a count. A sender that repeats one event
-without end costs one update for each batch, and no row for each request. A new count makes its row unhandled again, so the relay
-judges it as it judges a new row.
+Repeated requests of an event become duplicates: the first ones as rows, the rest as a count. A sender that repeats one
+event endlessly costs one update per batch, not a row per request. A new count resets its row to unhandled, so that the
+relay judges it like a new row.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from inbox.events.timestamps import time_text
 
 
 class Rejected(msgspec.Struct, frozen=True):
-    """A rejected request: a row of `rejected_request`."""
+    """A row of `rejected_request`."""
 
     received_at: datetime
     source: str
@@ -46,19 +46,19 @@ class Rejected(msgspec.Struct, frozen=True):
     remote_address: str | None
     body_sha256: bytes
     headers: dict[str, str] | None
-    """Allow-listed headers, only of an authenticated sender; so is the body."""
+    """Allow-listed headers; they and the body are stored only for authenticated senders."""
     body: bytes | None
 
 
 KEPT_DUPLICATES = 20
-"""Rows for each event: more than a sender's retry schedule makes, and few enough to judge 200 events at once."""
+"""Maximum duplicate rows per event: more than senders' retries make, but few enough to judge 200 events at once."""
 
 
 def append(connection: Connection, events: Sequence[Event]) -> list[int | None]:
-    """Store the events, and their deliveries, that are not there yet.
+    """Store new events with their deliveries.
 
     Returns:
-        For each event its new `seq`, in arrival order; None where its key is in the inbox already.
+        For each event its new `seq`, in arrival order; None if its key is already stored.
     """
     if connection.dialect.name == SQLITE:
         return _append_to_sqlite(connection, events)
@@ -66,10 +66,10 @@ def append(connection: Connection, events: Sequence[Event]) -> list[int | None]:
 
 
 def note_duplicates(connection: Connection, events: Sequence[Event], kept: int = KEPT_DUPLICATES) -> list[int | None]:
-    """Note duplicates of stored events: the first of each event as rows, further ones as a count.
+    """Store duplicates of known events: the first ones of each event as rows, the rest as a count.
 
     Returns:
-        For each the `seq` of its first arrival; None where there is none after all.
+        For each the `seq` of its event; None if the event is gone.
     """
     given, found = note_param(events, kept), None
     for statement in NOTES[connection.dialect.name]:
@@ -87,7 +87,7 @@ def reject(connection: Connection, rows: Sequence[Rejected]) -> None:
 
 
 def probe(connection: Connection, now: datetime) -> None:
-    """Write one row, to see that the database can be written."""
+    """Write one row, to check that the database is writable."""
     connection.execute(_PROBE[connection.dialect.name], {"now": time_text(now)})
 
 
@@ -179,11 +179,11 @@ _SQLITE_OPEN = "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
 
 
 _AT_ONCE = 256
-"""Rows of one INSERT: SQLite takes 32,766 parameters, and a batch of the receiver is as large."""
+"""Rows of one INSERT, the size of a receiver's batch; SQLite takes 32,766 parameters."""
 
 
 def _append_to_sqlite(connection: Connection, events: Sequence[Event]) -> list[int | None]:
-    """Each statement gets all of its rows at once."""
+    """Store new events by few statements with many rows each."""
     first: dict[tuple[str, str], int] = {}
     for n, event in enumerate(events):
         first.setdefault((event.source, event.dedup_key), n)
@@ -214,9 +214,9 @@ def _order_by_position(length: int, rows: Iterable[Any]) -> list[int | None]:
 
 
 def _insert(connection: Connection, into: str, rows: Sequence[tuple[Any, ...]], then: str = "") -> None:
-    """Insert rows on SQLite with few statements: at each, `sqlite3` waits for its turn beside the event loop's thread.
+    """Insert rows on SQLite with few statements, as `sqlite3` competes with the event loop's thread at each.
 
-    Their sizes are powers of two, so that they are few texts: the driver keeps them prepared, with the values of each.
+    Their sizes are powers of two, which gives few texts: the driver caches prepared statements with their values.
     """
     require_storable(rows)
     at = 0
@@ -234,7 +234,7 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
     columns: dict[str, list[Any]] = {
         "n": list(range(len(events))),
         **{name: [getattr(e, name) for e in events] for name in _TAKEN_OVER},
-        # an array of arrays would be flattened; names of routes need no quoting: [A-Za-z0-9_-]
+        # an array of arrays would be flattened; route names need no quotes: [A-Za-z0-9_-]
         "routes": ["{" + ",".join(enrolment.route for enrolment in e.enrolments) + "}" for e in events],
         "headers": [json_text(e.headers) for e in events],
         "body_at": [at for at, _ in places],
@@ -248,7 +248,7 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, str | bytes]:
 
 
 def _sqlite_row(event: Event, now: datetime) -> tuple[Any, ...]:
-    """Make the values of `_SQLITE_APPEND`, in the order of `_EVENT_COLUMNS`."""
+    """Return the values for `_SQLITE_APPEND`, in the order of `_EVENT_COLUMNS`."""
     return (
         event.source,
         event.dedup_key,
@@ -269,7 +269,7 @@ def _sqlite_row(event: Event, now: datetime) -> tuple[Any, ...]:
 
 
 def _is_text(body: bytes) -> bool:
-    """Return whether every reader of either database can take the body as text. SQLite has no function that tells it."""
+    """Return whether both databases can return the body as text, which SQLite can't tell."""
     if b"\0" in body:
         return False
     try:
@@ -279,7 +279,7 @@ def _is_text(body: bytes) -> bool:
 
 
 def _sqlite_payloads(stored: Sequence[tuple[int, Event]]) -> dict[str, str | bytes]:
-    """Make the parameters of `_SQLITE_KEEP`: one text for any number of bodies, as a prepared statement keeps its values."""
+    """Build the parameters of `_SQLITE_KEEP`, one statement for any number of bodies, as cached statements keep values."""
     bodies, payloads = Blobs(), []
     for seq, event in stored:
         at, size = bodies.place(event.body)
@@ -287,13 +287,13 @@ def _sqlite_payloads(stored: Sequence[tuple[int, Event]]) -> dict[str, str | byt
     return {"payloads": json_text(payloads), "bodies": bodies.join()}
 
 
-# It is a statement of its own, since the first one does not see a row that another receiver committed after its snapshot.
-# Receivers that count duplicates of one event at the same time take different rows of it (SKIP LOCKED). They add a row
-# if all are taken. So none waits for another, or for the relay that marks them: nothing deadlocks, and no count is lost.
+# This is a separate statement, since the first one can't see rows committed by other receivers after its snapshot.
+# Receivers that count duplicates of one event concurrently lock different rows (SKIP LOCKED), and add a row if all are
+# locked. None waits for another or for the marking relay, so there are no deadlocks, and no count is lost.
 
 
 def _notes(sql: Sql) -> tuple[TextClause, ...]:
-    """Write the statements that count and add duplicates; the last one selects the `seq` of each."""
+    """Return the statements that count and add duplicates; the last one selects the `seq` of each."""
     asked = sql.rows(
         "asked",
         n="int",
@@ -365,7 +365,7 @@ NOTES = {dialect: _notes(Sql(dialect)) for dialect in (POSTGRES, SQLITE)}
 
 
 def note_param(events: Sequence[Event], kept: int) -> dict[str, str | bytes | int]:
-    """Make the parameters of `NOTES`."""
+    """Build the parameters of `NOTES`."""
     bodies, asked = Blobs(), []
     for n, event in enumerate(events):
         at, size = bodies.place(event.body)

@@ -1,10 +1,9 @@
-"""Leaves of `inbox_payload` on Postgres: each holds the payloads of a range of seq, and expires as a whole.
+"""Partitions ("leaves") of `inbox_payload` on Postgres: each holds a range of seq, and expires as a whole.
 
-TRUNCATE of a leaf gives its space back to the operating system at once, where DELETE gives back nothing. It locks the leaf
-alone, so neither a report nor a dump holds up intake: docs/decisions/README.md has the figures.
+TRUNCATE returns a leaf's space to the operating system at once, while DELETE returns nothing. It locks only the leaf,
+so reports and dumps don't block intake: docs/decisions/README.md has the figures.
 
-A relay is not the owner of the tables. So functions of the owner make, truncate and retire leaves, and check for themselves
-that it is right.
+Relays don't own the tables. So functions of the owner create, truncate and retire leaves, with their own checks.
 """
 
 from __future__ import annotations
@@ -17,32 +16,32 @@ from sqlalchemy import Connection, text
 from inbox.db.dialect import Sql
 
 DEFAULT = "inbox_payload_default"
-"""The leaf of every seq that no other leaf is for."""
+"""The leaf for every seq outside the other leaves."""
 FIRST_LEAF = 100_000
-"""Events in the leaf that the migration makes; a relay makes the following ones, for about a day each."""
+"""Events in the leaf created by the migration; relays create the following ones, for about a day each."""
 LEAST_EVENTS, MOST_EVENTS = 10_000, 5_000_000
-"""Limits for the range of a leaf."""
+"""Minimum and maximum size of a leaf's range."""
 MOST_SURVIVORS = 2000
-"""A leaf in which more events have an open delivery is emptied row by row: writing them again would keep its lock too long."""
+"""Open events beyond which a leaf is emptied row by row: rewriting them would hold its lock too long."""
 MOST_SURVIVING_BYTES = 16 * 1024 * 1024
 _RETIRED_ROWS = 100
-"""The most payloads that move to the default leaf when their leaf is retired."""
+"""Maximum payloads moved to the default leaf when their leaf is retired."""
 
 AHEAD = 10
-"""Leaves of the present size that are ready for coming events: ten days without a relay leave the default leaf empty."""
+"""Leaves created in advance, so that the default leaf stays empty during ten days without a relay."""
 MOST_LEAVES = 64
-"""Beyond this number, the oldest leaves are retired as they get empty: each takes part in the look for a payload."""
+"""Number of leaves beyond which empty ones are retired, as each lookup of a payload considers every leaf."""
 _PART_OF_AGE = 10
-"""A leaf holds at most this part of the age at which payloads expire, as it expires as a whole."""
+"""Divisor of the payloads' retention age that gives the maximum time span of a leaf, which expires as a whole."""
 _DAY = timedelta(days=1)
 
 SHARE_PAYLOADS = "SELECT id FROM payload_lock WHERE id = 1 FOR SHARE"
-"""Statement of a transaction that opens deliveries of stored events: no payload goes before it ends.
+"""Lock for transactions that open deliveries of stored events: no payload is deleted before they end.
 
-A locked row, as an advisory lock could be held by any login of the database: this takes the right to change the table.
+It locks a row, which needs the right to change the table; any login of the database could hold an advisory lock.
 """
 LOCK_PAYLOADS = "SELECT id FROM payload_lock WHERE id = 1 FOR UPDATE"
-"""Statement of a transaction that deletes payloads or events, before it looks for open deliveries."""
+"""Lock for transactions that delete payloads or events, taken before they search for open deliveries."""
 
 
 def _bound(which: str) -> str:
@@ -53,7 +52,7 @@ LEAVES = f"""
 SELECT c.relname AS name, {_bound("FROM")} AS first, {_bound("TO")} AS beyond
 FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
 WHERE h.inhparent = CAST('inbox_payload' AS regclass)"""
-"""Every leaf with its range; the default leaf has none."""
+"""Query for all leaves with their ranges; the default leaf has none."""
 
 _ADD = f"""
 CREATE FUNCTION inbox_payload_add_leaf(lo bigint, hi bigint) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
@@ -186,12 +185,12 @@ STATEMENTS = (
 
 
 def is_leaf(table: str) -> bool:
-    """Return whether a table is a leaf, which no schema in the code names."""
+    """Return whether a table is a leaf, which the schema in the code omits."""
     return table.startswith("inbox_payload_")
 
 
 class Leaf(NamedTuple):
-    """A leaf, for the events from `first` to below `beyond`."""
+    """A leaf for events from `first` up to, but not including, `beyond`."""
 
     name: str
     first: int
@@ -199,14 +198,14 @@ class Leaf(NamedTuple):
 
 
 def prepare(connection: Connection, age: timedelta | None) -> bool:
-    """Make a leaf for coming events where few are left, and retire the emptiest of the oldest, beyond `MOST_LEAVES`.
+    """Create a leaf if few are left for coming events, and retire the smallest of the old ones beyond `MOST_LEAVES`.
 
     Args:
-        connection: in a transaction.
-        age: the age at which payloads expire; None: they don't.
+        connection: a connection in a transaction.
+        age: the age at which payloads expire; None if they don't.
 
     Returns:
-        Whether it made one. Where somebody holds a lock, it does less; the next call goes on.
+        Whether it created one. After a lock timeout it does less, and the next call continues.
     """
     if not Sql(connection.dialect.name).is_postgres:
         return False
@@ -214,7 +213,7 @@ def prepare(connection: Connection, age: timedelta | None) -> bool:
     ranges = leaves(connection)
     size = leaf_size(float(connection.execute(_PER_DAY).scalar_one()), age)
     top = max([leaf.beyond for leaf in ranges], default=1)
-    if top <= last:  # events arrive in the default leaf already, and go on doing so until this is committed
+    if top <= last:  # events already go to the default leaf, until this is committed
         top = last + LEAST_EVENTS
     given = {"lo": top, "hi": top + size}
     is_made = top - last < AHEAD * size and bool(connection.execute(_ADD_LEAF, given).scalar_one())
@@ -224,28 +223,28 @@ def prepare(connection: Connection, age: timedelta | None) -> bool:
 
 
 def leaf_size(per_day: float, age: timedelta | None) -> int:
-    """Return the number of events for a leaf: about a day's, at most a tenth of the age. Pure."""
+    """Return the size of a leaf in events: those of about a day, at most of a tenth of the age. Pure."""
     longest = _DAY if age is None else min(_DAY, age / _PART_OF_AGE)
     return int(min(max(per_day * (longest / _DAY), LEAST_EVENTS), MOST_EVENTS))
 
 
 def leaves(connection: Connection) -> list[Leaf]:
-    """List the leaves that have a range, in its order."""
+    """List the leaves with a range, in order."""
     return [Leaf(row.name, row.first, row.beyond) for row in connection.execute(_RANGES) if row.first is not None]
 
 
 class Expired(NamedTuple):
-    """The result of a try to empty a leaf."""
+    """Result of trying to empty a leaf."""
 
     result: str
-    """`expired`; `locked`; `soon`, when it is to be left until all of it has expired; or `rows`, when they go one by one."""
+    """`expired`; `locked`; `soon`, if it should wait until all of it has expired; or `rows`, to delete them one by one."""
     rows: int
     last: int
-    """The last number that can be in the leaf; of the default leaf, the given one."""
+    """Last possible number in the leaf; for the default leaf, the given one."""
 
 
 def expire(connection: Connection, seq: int, before: datetime) -> Expired:
-    """Empty the leaf of this number at once, if all of it has expired; payloads of open deliveries stay."""
+    """Empty the leaf of this number if all of it has expired; payloads of open deliveries stay."""
     leaf = next((leaf for leaf in leaves(connection) if leaf.first <= seq < leaf.beyond), None)
     name, last = (DEFAULT, seq) if leaf is None else (leaf.name, leaf.beyond - 1)
     found = connection.execute(_EXPIRE_LEAF, {"leaf": name, "cut": before}).one()
@@ -266,4 +265,4 @@ SELECT coalesce(greatest(sum(count), 24 * sum(count) FILTER (WHERE minute >= clo
 FROM throughput_minute
 WHERE kind = 'source' AND outcome IN ('stored', 'swept') AND minute >= clock_timestamp() - interval '1 day'
 """)
-"""Events of a day by the figures of the last one, or of the last hour where more arrive now."""
+"""Query for the events per day, by the figures of the last day, or of the last hour if more arrive now."""

@@ -1,7 +1,7 @@
-"""A receiver's one connection, used by synchronous functions without blocking the event loop.
+"""A receiver's single connection, used by synchronous functions without blocking the event loop.
 
-On Postgres a function runs in the event loop, which does other work while a statement waits (SQLAlchemy's `run_sync`). On
-SQLite it runs in the one thread that the connection belongs to: a batch is one hop there and back, whatever it executes.
+On Postgres, functions run in the event loop, which does other work while a statement waits (SQLAlchemy's `run_sync`).
+On SQLite, they run in the connection's own thread, with one thread switch per batch.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _T = TypeVar("_T")
 
 
 class Link:
-    """One connection of SQLAlchemy's asyncio, which is opened, used and dropped by one task at a time."""
+    """An asyncio connection of SQLAlchemy, opened, used and dropped by one task at a time."""
 
     _connection: Any = None
 
-    def __init__(self, engine: Any) -> None:  # noqa: ANN401  # an AsyncEngine; that of a ThreadLink is none
+    def __init__(self, engine: Any) -> None:  # noqa: ANN401  # an AsyncEngine, or an Engine in a ThreadLink
         self._engine = engine
         self.dialect: str = engine.dialect.name
 
@@ -44,34 +44,34 @@ class Link:
         """Open the connection.
 
         Raises:
-            SQLAlchemyError, OSError: the database can't be reached.
+            SQLAlchemyError, OSError: the database is unreachable.
         """
         self._connection = await self._engine.connect()
 
     async def run(
         self, function: Callable[Concatenate[Connection, _P], _T], *arguments: _P.args, **named: _P.kwargs
     ) -> _T:
-        """Call a function with the open connection, and return or raise what it does."""
+        """Call a function with the open connection, and return its result."""
         done: _T = await self._connection.run_sync(function, *arguments, **named)
         return done
 
     async def write(
         self, function: Callable[Concatenate[Connection, _P], _T], *arguments: _P.args, **named: _P.kwargs
     ) -> _T:
-        """Call a function in a transaction, which is committed then."""
+        """Call a function in a transaction, and commit it."""
         return await self.run(_call_in_transaction, function, *arguments, **named)
 
     async def drop(self) -> None:
-        """Close the connection, whatever state it is in. It is not used again, and nothing is raised."""
+        """Close the connection in any state, without raising anything."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(SQLAlchemyError, OSError):  # it was broken: that is why it is dropped
+            with suppress(SQLAlchemyError, OSError):  # it may be broken
                 await connection.invalidate()
                 await connection.close()
 
 
 class ThreadLink(Link):
-    """A connection in a thread of its own, which ends with the connection."""
+    """A connection in its own thread, which ends with the connection."""
 
     async def open(self) -> None:
         """See Link."""
@@ -114,13 +114,13 @@ def _call_in_transaction(
 
 
 def _close(connection: Connection) -> None:
-    with suppress(SQLAlchemyError, OSError):  # it was broken: that is why it is dropped
+    with suppress(SQLAlchemyError, OSError):  # it may be broken
         connection.invalidate()
         connection.close()
 
 
 def link_to(url: str, *, application: str) -> Link:
-    """Make the link of a receiver to its database. Nothing is opened yet.
+    """Create a receiver's link to its database, without opening it.
 
     Raises:
         ConfigError: as `inbox.db.engine.parse_url`.
@@ -130,16 +130,16 @@ def link_to(url: str, *, application: str) -> Link:
     return Link(engines.connect_async(url, application=application))
 
 
-# --- Wake-ups on Postgres: receivers notify the relays after commits, so that an idle relay looks for work at once.
+# --- Wake-ups on Postgres: receivers notify relays after commits, so that idle relays look for work at once.
 #
-# A wake-up may be lost, late or needless, as relays poll all the same. So nothing waits for one, and nothing fails with it.
+# Wake-ups may be lost, late or needless, as relays poll anyway. So nothing waits for them or fails with them.
 #
-# It has a connection of its own. Transactions that notify commit one after another on the whole server, so a NOTIFY among
-# intake's statements would cost more than half of its rate (9,570 to 4,230 transactions/s). SQLite needs no sender: its
-# file shows each commit (`relay.daemon.wake_up`).
+# They have their own connection: notifying transactions commit one after another on the whole server, so a NOTIFY in
+# intake's transactions would cost more than half of its rate (9,570 to 4,230 transactions/s). SQLite needs no sender, as
+# its file shows each commit (`relay.daemon.wake_up`).
 
 REST_SECONDS = 0.02
-"""The time from one notification to the next, so that a busy receiver sends at most 50 a second."""
+"""Seconds between notifications, so that a busy receiver sends at most 50 a second."""
 REST_AFTER_FAILURE_SECONDS = 1.0
 LONGEST_SEND_SECONDS = 2.0
 LONGEST_CLOSE_SECONDS = 1.0
@@ -148,9 +148,9 @@ _log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Notifies the relays. Make it inside the running event loop, and `close` it there.
+    """Notifies the relays. Create and `close` it inside the running event loop.
 
-    The first wake-up is sent at once, and those of the next 20 ms as one. After a failure it is silent for a second.
+    The first wake-up is sent at once, and those of the next 20 ms together. After a failure it pauses for a second.
     """
 
     def __init__(self, link: Link) -> None:
@@ -160,11 +160,11 @@ class Notifier:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="wake-up")
 
     def wake_up(self) -> None:
-        """Have the relays look for work soon. Neither waits nor raises."""
+        """Have the relays look for work soon, without waiting or raising."""
         self._is_wanted.set()
 
     async def close(self) -> None:
-        """Send no more. Wake-ups that are not sent are lost."""
+        """Stop sending. Unsent wake-ups are lost."""
         self._task.cancel()
         await asyncio.wait({self._task}, timeout=LONGEST_CLOSE_SECONDS)
 
@@ -172,13 +172,13 @@ class Notifier:
         try:
             while True:
                 await self._is_wanted.wait()
-                self._is_wanted.clear()  # before it is sent: a commit during that asks for another
+                self._is_wanted.clear()  # cleared first, as a commit during the send needs another one
                 await asyncio.sleep(await self._send())
         finally:
             await self._link.drop()
 
     async def _send(self) -> float:
-        """Notify, and return the time until the next notification."""
+        """Notify the relays, and return the seconds until the next notification."""
         try:
             async with asyncio.timeout(LONGEST_SEND_SECONDS):
                 if not self._link.is_open:

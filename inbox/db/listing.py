@@ -1,7 +1,8 @@
-"""Listings for any filter, the newest rows first: one table of them, which both command lines and the page read.
+"""Filtered listings, newest rows first, shared by both command lines and the page.
 
-The state of a delivery is in a view that no index answers. So events are chosen first, page by page: of an open state from
-`open_delivery`, of one entity by its index, otherwise a window of `inbox` at a time. The view then shows their deliveries.
+The state of a delivery comes from a view that no index answers. So events are selected first, page by page: by open
+state from `open_delivery`, by entity from its index, otherwise from one window of `inbox` after another. The view then
+gives their deliveries.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
 from inbox.events.timestamps import time_text
 
 _LISTED, _EXPORTED = 50, 500
-"""Rows of a page where all are read: of requests and commands, whose rows may have a body, and of deliveries."""
+"""Rows per page when all are read: of requests and commands, which may have large values, and of deliveries."""
 ListingName = Literal["rejected", "commands", "alerts", "dead"]
 
 
 class RowListing(msgspec.Struct, frozen=True):
-    """Rows of a table or view, and their filters."""
+    """A listing of a table or view, with its filters."""
 
     table: str
     time: str
-    """The column of `since` and `until`."""
+    """Column compared with `since` and `until`."""
     equal: Mapping[str, str]
-    """The column that each filter equals."""
+    """Column that each filter must equal."""
     error: str | None = None
-    """The column that contains the text of `error`, in any case."""
+    """Column that must contain the text of `error`, ignoring case."""
     order: str = "id DESC"
 
 
@@ -54,23 +55,23 @@ LISTINGS: Mapping[ListingName, RowListing] = {
         order="died_at DESC, seq DESC, route",
     ),
 }
-"""Every listing but that of deliveries. `before` is the id that the next page lies below, where rows have one."""
+"""Every listing except that of deliveries. The next page has ids below `before`, if rows have ids."""
 
 
 class RowPage(msgspec.Struct, frozen=True):
-    """Rows of a listing, the newest first."""
+    """Rows of a listing, newest first."""
 
     rows: list[Row]
-    """Of deliveries about as many as asked for, as an event is never split between pages."""
+    """About as many deliveries as requested, as an event is never split between pages."""
     before: int | None = None
-    """The seq or id that the next page lies below, or from which to go on; None: there is no more, or there are no pages."""
+    """Seq or id below which the next page begins; None if there are no more rows or no pages."""
     has_more: bool = False
     matching: int = 0
-    """Number of deliveries that match, as far as they were looked through; at most one more than `most`."""
+    """Number of matching deliveries among the scanned ones, at most one more than `most`."""
     is_complete: bool = True
-    """False: the time was over first."""
+    """False if the time limit was reached first."""
     looked_through: int = 0
-    """Events that were looked through; of an open state or one entity, those that met the conditions on events."""
+    """Number of scanned events; by open state or entity, those that met the conditions on events."""
 
 
 AnyListing = ListingName | Literal["deliveries"]
@@ -79,7 +80,7 @@ AnyListing = ListingName | Literal["deliveries"]
 def read_page(
     engine: Engine, name: AnyListing, wanted: Mapping[str, Any], limit: int, columns: Sequence[str] = ("*",)
 ) -> RowPage:
-    """Read a page of any listing: of deliveries about `limit` rows, of others at most so many."""
+    """Read a page of any listing: about `limit` deliveries, or at most `limit` other rows."""
     if name == "deliveries":
         return list_deliveries(engine, EventFilter(**wanted), limit)
     rows = read_rows(engine, name, wanted, limit + 1, columns)
@@ -88,7 +89,7 @@ def read_page(
 
 
 def every_row(engine: Engine, name: AnyListing, wanted: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield every row of a listing, page by page; of dead letters, which have no pages, all at once."""
+    """Yield every row of a listing, page by page; dead letters, which have no pages, all at once."""
     size = {"deliveries": _EXPORTED, "dead": _ABOVE_ALL - 1}.get(name, _LISTED)
     before = wanted.get("before")
     while True:
@@ -102,14 +103,14 @@ def every_row(engine: Engine, name: AnyListing, wanted: Mapping[str, Any]) -> It
 def read_rows(
     engine: Engine, name: ListingName, wanted: Mapping[str, Any], limit: int, columns: Sequence[str] = ("*",)
 ) -> list[Row]:
-    """Read rows of a table or view in a transaction that only reads.
+    """Read rows of a table or view in a read-only transaction.
 
     Args:
-        engine: of the database.
+        engine: the engine of the database.
         name: the listing.
-        wanted: values of its filters, of `routes`, `since`, `until` and `before`; None: any.
-        limit: the most rows.
-        columns: the columns to read, or expressions.
+        wanted: values of its filters, of `routes`, `since`, `until` and `before`; None matches all.
+        limit: the maximum number of rows.
+        columns: the columns or expressions to read.
     """
     listing, sql = LISTINGS[name], Sql(engine.dialect.name)
     conditions, values = _conditions(sql, wanted, listing.equal, listing.time)
@@ -131,7 +132,7 @@ def read_rows(
 def _conditions(
     sql: Sql, wanted: Mapping[str, Any], equal: Mapping[str, str], at: str
 ) -> tuple[list[str], dict[str, object]]:
-    """Return conditions on columns and on the time, and the values of their parameters."""
+    """Return conditions on columns and on the time, with the values of their parameters."""
     values: dict[str, object] = {name: wanted[name] for name in equal if wanted.get(name) is not None}
     conditions = [f"{equal[name]} = :{name}" for name in values]
     for name, operator in (("since", ">="), ("until", "<")):
@@ -146,42 +147,42 @@ def _all(conditions: Sequence[str]) -> str:
 
 
 _PAGE = 250
-"""The most events whose deliveries are read together."""
+"""Maximum events whose deliveries are read together."""
 _WINDOW = 5000
-"""Events that one statement looks through, so that none runs long, however few of them match."""
+"""Events scanned by one statement, so that none runs long even if few match."""
 _ABOVE_ALL = 2**63 - 1
 _CLOCKS_APART = timedelta(hours=1)
-"""Clocks of receivers differ by less; seqs are in the order of their arrival, but for this."""
+"""Maximum difference of receivers' clocks; otherwise seqs follow the order of arrival."""
 _EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _OF_DELIVERIES = ("open_delivery", "delivery_log")
-"""An event that never took a route has no row there."""
+"""Tables without rows for unrouted events."""
 _OF_EVENT = {name: f"i.{name}" for name in ("source", "entity_type", "entity_id", "event_type")}
 
 
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Conditions on events and their deliveries; None: any."""
+    """Conditions on events and their deliveries; None matches all."""
 
     source: str | None = None
     entity_type: str | None = None
     entity_id: str | None = None
     event_type: str | None = None
     since: datetime | None = None
-    """Received at or after."""
+    """Earliest time of arrival."""
     until: datetime | None = None
-    """Received before."""
+    """Time before which events arrived."""
     routes: Collection[str] | None = None
     state: str | None = None
     retrying_at: datetime | None = None
-    """Of ready ones, only those that wait at this time for their next attempt."""
+    """Time at which ready deliveries must be waiting for their next attempt."""
     error: str | None = None
-    """A part of the last error, in any case."""
+    """Part of the last error, ignoring case."""
     status: int | None = None
     """HTTP status of the last call."""
     before: int | None = None
-    """Only below this seq."""
+    """Seq below which events are listed."""
 
     def admits(self, delivery: Row) -> bool:
-        """Return whether a row of the view `delivery` meets the conditions that are not on its event."""
+        """Return whether a row of the view `delivery` meets the conditions on deliveries."""
         error, due_at, now = delivery["last_error"], delivery["due_at"], self.retrying_at
         return (
             (self.routes is None or delivery["route"] in self.routes)
@@ -200,9 +201,9 @@ def list_deliveries(
     most: int = 0,
     seconds: float = float("inf"),
 ) -> RowPage:
-    """List rows of the view `delivery`: about `limit`, and go on until more than `most` have matched.
+    """List about `limit` rows of the view `delivery`, and continue counting until more than `most` have matched.
 
-    No further statement begins after `seconds`. A row is missed only where the clocks of receivers differ by more than an hour.
+    No statement begins after `seconds`. Rows are missed only if receivers' clocks differ by more than an hour.
     """
     end = time.monotonic() + seconds
     rows: list[Row] = []
@@ -229,16 +230,16 @@ def list_deliveries(
 
 
 class _Candidates:
-    """Finds seqs of events that may match, downwards."""
+    """Finds seqs of events that may match, in descending order."""
 
     def __init__(self, connection: Connection, wanted: EventFilter) -> None:
         self._connection, self._wanted = connection, wanted
         self._sql = Sql(connection.dialect.name)
 
     def pages(self, first: int) -> Iterator[tuple[list[int], int, int]]:
-        """Yield some seqs at a time, the seq below which the next ones lie, and the number of events looked through for them.
+        """Yield lists of seqs, each with the seq below which the next list begins, and the number of scanned events.
 
-        The first ones are at most `first`: for a short listing, the view needn't show more.
+        The first list has at most `first` seqs, so that short listings stay cheap.
         """
         wanted, size = self._wanted, min(first, _PAGE)
         below = _ABOVE_ALL if wanted.before is None else wanted.before
@@ -263,7 +264,7 @@ class _Candidates:
                 yield [], below, _WINDOW
 
     def _bounds(self) -> tuple[int, int]:
-        """Return the seqs between which the wanted times lie."""
+        """Return the range of seqs for the wanted times."""
         since, until = self._wanted.since, self._wanted.until
         early, late = _EARLIEST + _CLOCKS_APART, _LATEST - _CLOCKS_APART
         floor = 0 if since is None or since < early else self._place(since - _CLOCKS_APART) - OUT_OF_ORDER
@@ -281,30 +282,30 @@ class _Candidates:
 
 _LOWEST = "SELECT seq FROM inbox WHERE seq < :below ORDER BY seq DESC LIMIT 1 OFFSET :size"
 _IN_WINDOW = f"SELECT * FROM inbox w WHERE w.seq < :before AND w.seq >= :lowest ORDER BY w.seq DESC LIMIT {2 * _WINDOW}"
-"""Events of a window, with some that were committed meanwhile. The limit keeps planners from merging it with conditions."""
+"""Query for a window's events, including some committed meanwhile. The limit keeps planners from merging conditions into it."""
 
 
 def is_open(wanted: EventFilter) -> bool:
-    """Tell whether only open deliveries match; only such a one has an error."""
+    """Return whether only open deliveries can match; only they have errors."""
     return wanted.state in OPEN_STATES or wanted.error is not None
 
 
 def is_of_entity(wanted: EventFilter) -> bool:
-    """Tell whether only events of one entity match."""
+    """Return whether only events of one entity can match."""
     return wanted.entity_type is not None and wanted.entity_id is not None
 
 
 def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
-    """Write the statement for seqs of events that may match, and its values.
+    """Return the statement for seqs of events that may match, with its values.
 
-    Its parameters are `before`, and `page` where it lists an open state or one entity, otherwise the `lowest` of a window.
+    Its parameters are `before`, and either `page` (by open state or entity) or the `lowest` seq of a window.
     """
     conditions, values = _conditions(sql, msgspec.structs.asdict(wanted), _OF_EVENT, "i.received_at")
     routes = None if wanted.routes is None else f"IN (SELECT name FROM {sql.rows('routes', name='text')})"
     if wanted.routes is not None:
         values["routes"] = rows_param({"name": name} for name in wanted.routes)
     if is_open(wanted):
-        if wanted.state is not None:  # written into it, so that its partial index is used
+        if wanted.state is not None:  # a literal, so that the partial index is used
             conditions.append(f"o.state = '{wanted.state}'" if wanted.state in OPEN_STATES else "1 = 0")
         if wanted.retrying_at is not None:
             conditions.append(f"o.attempt > 0 AND o.due_at > {sql.time(':retrying_at')}")
@@ -325,7 +326,7 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
 
 
 def _log_conditions(sql: Sql, wanted: EventFilter, routes: str | None, values: dict[str, object]) -> list[str]:
-    """Return conditions that an event with such a delivery meets, by its facts."""
+    """Return conditions on events with such a delivery, by their facts."""
     if wanted.state == UNROUTED:
         return [f"NOT EXISTS (SELECT 1 FROM {table} t WHERE t.seq = i.seq)" for table in _OF_DELIVERIES]
     of_fact = []
@@ -344,16 +345,16 @@ def _log_conditions(sql: Sql, wanted: EventFilter, routes: str | None, values: d
 
 EVERY_SOURCE = each_name("source", "inbox")
 OF_ENTITY = "i.source = of_source.name AND i.entity_type = :entity_type AND i.entity_id = :entity_id"
-"""Condition on the row `i` of the inbox, by the table of `sources_of`: the index of entities begins with the source."""
+"""Condition on the row `i` of the inbox, using the table of `sources_of`, as the index of entities begins with the source."""
 
 
 def sources_of(source: str | None) -> str:
-    """Return a table `of_source` with the name that the parameter `source` gives, or with the name of every source."""
+    """Return a table `of_source` with the name in the parameter `source`, or with the names of all sources."""
     return f"{EVERY_SOURCE} of_source" if source is None else "(SELECT CAST(:source AS text) AS name) of_source"
 
 
 def deliveries_of(connection: Connection, seqs: Sequence[int]) -> list[list[Row]]:
-    """Return the rows of the view for each of these events."""
+    """Return the rows of the view `delivery` for each of these events."""
     if not seqs:
         return []
     of: dict[int, list[Row]] = {seq: [] for seq in seqs}
@@ -370,8 +371,8 @@ def deliveries_of(connection: Connection, seqs: Sequence[int]) -> list[list[Row]
 _OF_LISTED: TextClause = text("SELECT * FROM delivery WHERE seq IN :seqs ORDER BY seq DESC, route").bindparams(
     bindparam("seqs", expanding=True)
 )
-"""SQLite takes a list of values into each part of the view, and reads nothing else. A statement for each event takes thrice the
-time.
+"""Query for SQLite, which applies the list of values to each part of the view. A statement for each event takes three
+times as long.
 """
 _OF_MANY = text("""
 SELECT d.* FROM jsonb_to_recordset(CAST(:wanted AS jsonb)) AS wanted(seq bigint)

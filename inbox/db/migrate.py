@@ -1,9 +1,9 @@
-"""Migrates a database to the current schema, and checks its revision. Alembic's files are part of the package.
+"""Migrate a database to the current schema, and check its revision. Alembic's files are part of the package.
 
-Only a migration loads Alembic: every command checks the revision, and Alembic takes as long to load as all that they need.
+Only migrations load Alembic, as every command checks the revision, and Alembic would double its start-up time.
 
-Each migration is one transaction. Its number says which programs may run beside it: 0002 only adds to 0001, so that
-programs of both versions work with both. The next round thousand, 1000, removes what programs of 0xxx use.
+Each migration is one transaction. Its number tells which programs may run with it: 0002 only adds to 0001, so that
+programs of both versions work with both. The next round thousand, 1000, removes objects that programs of 0xxx use.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
 
 LOCK_TIMEOUT = "1s"
-"""Wait for a lock in a migration's transaction: every insert queues behind an ALTER that waits for the inbox."""
+"""Lock timeout of a migration, as every insert queues behind an ALTER that waits for the inbox."""
 TRIES = 20
-"""Tries of a migration; with the pauses between them about four minutes."""
+"""Maximum tries of a migration, which take about four minutes with the pauses between them."""
 _PAUSE = tenacity.wait_exponential_jitter(initial=1, max=15, jitter=1)
-"""Pause, longer than a try, so that statements that queued behind it can run."""
+"""Pause between tries, so that queued statements can run."""
 
 _OTHERS_MINUTES = 10
-"""The longest wait for another process that migrates."""
+"""Minutes to wait for another migrating process."""
 _ADVISORY_LOCK = 0x1B0C_0DE5
 
 _GENERATION = 1000
 _PACKAGE = Path(__file__).parents[1]
 _BELOW, _BESIDE = _PACKAGE / "migrations", _PACKAGE.parent / "migrations"
 _SCRIPTS = _BELOW if _BELOW.is_dir() else _BESIDE
-"""Folder of the migrations: a wheel has it below `inbox`, a checkout beside it."""
+"""Folder of the migrations: below `inbox` in a wheel, beside it in a checkout."""
 
 Report = Callable[[str], None]
 
@@ -57,11 +57,11 @@ class MigrationStep(msgspec.Struct, frozen=True):
 
     revision: str
     summary: str
-    """First line of its docstring."""
+    """First line of the migration's docstring."""
 
     @property
     def contracts(self) -> bool:
-        """Return whether it removes something that older programs use. They must end before it."""
+        """Return whether it removes objects that older programs use, which must be stopped first."""
         return int(self.revision) % _GENERATION == 0
 
     def __str__(self) -> str:
@@ -72,20 +72,20 @@ class MigrationResult(msgspec.Struct, frozen=True):
     """Result of `upgrade`."""
 
     before: str | None
-    """Revision before; None for an empty database."""
+    """Previous revision; None for an empty database."""
     after: str | None
     remaining: tuple[MigrationStep, ...]
-    """Migrations that wait until no older program runs, and those after them."""
+    """Migrations that wait until no older program runs, and all later ones."""
 
 
 def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool = False) -> MigrationResult:
-    """Run every migration that the database lacks, each in a transaction; of two callers one does it.
+    """Run all pending migrations, each in a transaction; of concurrent callers only one runs them.
 
-    It stops before the first migration that contracts, unless `contract` says that no older program runs, or the
+    It stops before the first contracting migration, unless `contract` confirms that no older program runs, or the
     database was empty.
 
     Raises:
-        ConfigError: a lock was not available, or the database belongs to a newer version; the message has a remedy.
+        ConfigError: a lock was not available, or the database has a newer version; the message has a remedy.
     """
     # on SQLite each migration checks again under the write lock (`_apply_under_the_write_lock`)
     with _only_migrator(engine, report) if engine.dialect.name == POSTGRES else nullcontext():
@@ -101,7 +101,7 @@ def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool =
 
 
 def _make_schema(engine: Engine) -> None:
-    """Make the schema of the configuration, if it is missing."""
+    """Create the configured schema if it is missing."""
     with engine.begin() as connection:
         schema = schema_of(connection)
         if connection.scalar(text("SELECT to_regnamespace(:schema)"), {"schema": schema}) is not None:
@@ -116,19 +116,19 @@ def _make_schema(engine: Engine) -> None:
 
 
 def plan(engine: Engine) -> list[MigrationStep]:
-    """List the migrations that `upgrade` would run or leave for later.
+    """List the migrations that `upgrade` would run or postpone.
 
     Raises:
-        ConfigError: the database belongs to a newer version.
+        ConfigError: the database has a newer version.
     """
     return pending(revision_of(engine))
 
 
 def pending(revision: str | None) -> list[MigrationStep]:
-    """List the migrations that a database at this revision lacks; none where a newer version has only added something.
+    """List the pending migrations of a database at this revision; empty if a newer version has only added to it.
 
     Raises:
-        ConfigError: a newer version has contracted it, so that this one can't work with it.
+        ConfigError: a newer version has contracted it, so that this version can't use it.
     """
     known = steps()
     if revision is None:
@@ -150,12 +150,12 @@ def pending(revision: str | None) -> list[MigrationStep]:
 
 
 def require_current(engine: Engine) -> None:
-    """Check that the database has a schema that this version works with.
+    """Check that this version works with the database's schema.
 
-    That is this version's schema, with or without its contracting migrations, and any later one that only added to it.
+    It works with its own schema, with or without its contracting migrations, and with any later one that only added to it.
 
     Raises:
-        ConfigError: it has not; the message names the command to run.
+        ConfigError: it doesn't; the message names the command to run.
     """
     revision = revision_of(engine)
     lacking = pending(revision)
@@ -165,12 +165,12 @@ def require_current(engine: Engine) -> None:
 
 
 def is_exactly_head(engine: Engine) -> bool:
-    """Return whether the database has exactly this version's schema, without migrations before or after it."""
+    """Return whether the database has exactly this version's schema."""
     return revision_of(engine) == head()
 
 
 def head() -> str:
-    """Return the newest revision that this version knows."""
+    """Return the newest revision of this version."""
     return steps()[-1].revision
 
 
@@ -193,14 +193,14 @@ def _generation(revision: str) -> int:
 
 @contextmanager
 def _only_migrator(engine: Engine, report: Report) -> Iterator[None]:
-    """Be the only migrator of the database during the block.
+    """Ensure that no other process migrates the database during the block.
 
-    The lock belongs to a transaction that stays open beside those of the migrations: behind a pooler, a session's lock would
-    pass to any client. It takes no snapshot meanwhile, so that no index made CONCURRENTLY waits for it: without parameters the
-    driver uses the simple protocol, and the extended one would keep its snapshot.
+    The lock belongs to a separate open transaction, as behind a pooler a session lock would pass to any client. The
+    transaction holds no snapshot, for which indexes created CONCURRENTLY would wait: without parameters the driver uses
+    the simple protocol, while the extended one would keep a snapshot.
 
     Raises:
-        ConfigError: another migrator runs for longer than the limit.
+        ConfigError: another process migrates for longer than the limit.
     """
     for second in range(60 * _OTHERS_MINUTES):
         with engine.connect() as guard:
@@ -216,7 +216,7 @@ def _only_migrator(engine: Engine, report: Report) -> Iterator[None]:
 
 
 def _run(engine: Engine, step: MigrationStep, report: Report) -> bool:
-    """Run a migration, with a bounded number of tries while it can't get its locks. Returns whether it was still to be done."""
+    """Run a migration, retrying a limited number of times after lock timeouts. Returns whether it was still pending."""
     began = time.monotonic()
     report(str(step))
 
@@ -241,8 +241,8 @@ def _run(engine: Engine, step: MigrationStep, report: Report) -> bool:
         if not is_lock_wait(error):
             raise
         raise ConfigError(
-            f"migration {step.revision} could not get a lock: a transaction of another program holds it. What it had begun is"
-            " undone, or will be made again. End that transaction (pg_stat_activity lists them), then run `inbox migrate` again"
+            f"migration {step.revision} could not get a lock: a transaction of another program holds it. Its changes"
+            " are undone, or will be repeated. End that transaction (pg_stat_activity lists them), then run `inbox migrate` again"
         ) from None
     report(f"{step.revision}  {'done' if ran else 'was done by another process'} in {time.monotonic() - began:.1f} s")
     return ran
@@ -261,7 +261,7 @@ def _apply(connection: Connection, step: MigrationStep) -> None:
 
 
 def _apply_under_the_write_lock(connection: Connection, step: MigrationStep) -> bool:
-    """Run a migration under SQLite's only lock. Returns False when another migrator was faster."""
+    """Run a migration under SQLite's write lock. Returns False if another process was faster."""
     with connection.begin():
         if step not in pending(_read_revision(connection)):
             return False
@@ -270,7 +270,7 @@ def _apply_under_the_write_lock(connection: Connection, step: MigrationStep) -> 
 
 
 def revision_of(engine: Engine) -> str | None:
-    """Return the revision of a database; None: it has no tables yet."""
+    """Return a database's revision; None if it has no tables yet."""
     with engine.connect() as connection:
         return _read_revision(reading(connection))
 
@@ -281,7 +281,7 @@ def _read_revision(connection: Connection) -> str | None:
     revisions: list[str] = list(
         connection.scalars(text("SELECT version_num FROM alembic_version ORDER BY version_num"))
     )
-    if len(revisions) > 1:  # rows of two databases, as after a restore of data alone
+    if len(revisions) > 1:  # rows of two databases, as after a data-only restore
         raise ConfigError(
             f"the table alembic_version has {len(revisions)} rows ({', '.join(revisions)}): delete the wrong ones"
         )
@@ -297,10 +297,10 @@ def _alembic() -> AlembicConfig:
 
 
 def run_script(migration: str) -> None:
-    """Run the SQL file of this database beside a migration, which a DBA can read. `;` and an empty line separate its statements.
+    """Run a migration's SQL file for this database. Statements are separated by `;` and an empty line.
 
-    A migration that makes or drops an index CONCURRENTLY runs outside a transaction, so it contains nothing else, and begins
-    with `DROP INDEX CONCURRENTLY IF EXISTS`: an earlier try may have left the index invalid.
+    A migration that creates or drops an index CONCURRENTLY runs outside a transaction. It must contain nothing else,
+    and begin with `DROP INDEX CONCURRENTLY IF EXISTS`, as an earlier try may have left the index invalid.
     """
     from alembic import op  # noqa: PLC0415  # only a migration needs it
 
@@ -308,17 +308,17 @@ def run_script(migration: str) -> None:
     written = Path(migration).with_suffix(f".{connection.dialect.name}.sql").read_text(encoding="utf-8")
     statements = [statement.rstrip().removesuffix(";") for statement in written.split(";\n\n")]
     is_apart = "CONCURRENTLY" in written
-    if is_apart:  # it waits for old transactions, and delays nobody
+    if is_apart:  # it waits for old transactions without blocking others
         statements = ["SET lock_timeout = '10min'", *statements, "RESET lock_timeout"]
     with op.get_context().autocommit_block() if is_apart else nullcontext():
         for statement in statements:
             connection.exec_driver_sql(statement)
 
 
-# --- The roles of a Postgres database: `roles.sql` gives each its rights and timeouts, and nothing more.
+# --- Roles of a Postgres database: `roles.sql` grants each the required rights and timeouts.
 
 Role = Literal["receiver", "relay", "web", "operator", "reader", "reader_without_payloads"]
-"""A group role: its name in the database has a prefix. Login roles become its members."""
+"""A group role, whose name in the database has a prefix. Login roles become its members."""
 ROLES: tuple[Role, ...] = get_args(Role)
 DEFAULT_PREFIX = "inbox"
 _LONGEST_PREFIX = 63 - max(len(f"_{role}") for role in ROLES)
@@ -327,10 +327,10 @@ _PATH = "search_path = public, pg_temp"
 
 
 def roles_script(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str:
-    """Return the statements for psql. The prefix of the names is the schema's name unless given, or `inbox` in `public`.
+    """Return the statements for psql. The names' prefix defaults to the schema's name, and in `public` to `inbox`.
 
     Raises:
-        ConfigError: the prefix makes no names that Postgres takes without quotes.
+        ConfigError: the prefix gives names that need quotes in Postgres.
     """
     before = prefix or _prefix_in(schema)
     try:
@@ -346,12 +346,12 @@ def roles_script(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str
 
 
 def lacking_rights(engine: Engine) -> list[str]:
-    """List the tables and views that the relay's role can't read, where there is one: after a migration, the new ones."""
+    """List the tables and views that the relay's role can't read, such as new ones after a migration."""
     return _query_roles(engine, _LACKING)
 
 
 def list_unlimited_owners(engine: Engine, prefix: str | None = None) -> list[str]:
-    """List the owner of the tables if it may keep a transaction open for good, although roles of `prefix` were made."""
+    """List the tables' owner if roles of `prefix` exist and the owner has no timeout for idle transactions."""
     return _query_roles(engine, _UNLIMITED, prefix)
 
 

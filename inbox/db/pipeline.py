@@ -1,4 +1,4 @@
-"""Pipelines of psycopg: statements that are sent one after the other, and answered together."""
+"""Pipelines of psycopg: statements sent together, without waiting for each result."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Statement = tuple[TextClause, Mapping[str, object]]
 
 
 def send_together(connection: Connection, statements: Sequence[Statement], *, commit: bool = False) -> list[list[Any]]:
-    """Send these statements at once, with `commit` and a COMMIT after them, and return the rows of each.
+    """Send these statements together, with `commit` followed by a COMMIT, and return the rows of each.
 
     Raises:
-        DBAPIError: of the first that failed, as SQLAlchemy raises it; nothing after it was done.
+        DBAPIError: the first statement that failed, as SQLAlchemy raises it; later ones did not run.
     """
     import psycopg  # noqa: PLC0415  # SQLite does without it, and it takes as long to load as all of rich
     from psycopg.rows import namedtuple_row  # noqa: PLC0415  # likewise
@@ -34,11 +34,11 @@ def send_together(connection: Connection, statements: Sequence[Statement], *, co
                     cursor.execute(_written(statement), parameters)
                 if commit:
                     driver.commit()
-            except psycopg.Error as error:  # an answer may come while others are sent
-                failures.append(error)  # the end of the pipeline would say only that it was cut
-    except psycopg.Error as error:  # where it can't be ended, either, the error before says why
+            except psycopg.Error as error:  # an error may arrive while others are sent
+                failures.append(error)  # the end of the pipeline would only report the abort
+    except psycopg.Error as error:  # if it can't be ended either, the earlier error has the reason
         failures.append(error.__context__ if isinstance(error.__context__, psycopg.Error) else error)
-    if driver.pgconn.pipeline_status:  # no rollback is possible in it, as when the server's last words are all there is
+    if driver.pgconn.pipeline_status:  # no rollback is possible in a pipeline left open
         driver.close()
     if failures:
         failed = next((s for cursor, s in zip(cursors, statements, strict=True) if cursor.pgresult is None), None)
@@ -47,17 +47,17 @@ def send_together(connection: Connection, statements: Sequence[Statement], *, co
 
 
 def _raise(connection: Connection, error: psycopg.Error, failed: Statement | None) -> NoReturn:
-    """Raise it as SQLAlchemy does, which gives up all connections to a server that is gone."""
+    """Raise an error like SQLAlchemy, which drops all connections to an unreachable server."""
     statement, parameters = (None, None) if failed is None else (str(failed[0]), dict(failed[1]))
     try:
-        raise error  # noqa: TRY301  # raised here alone, to be handled
+        raise error  # noqa: TRY301  # raised only to be handled below
     except Exception:  # noqa: BLE001  # the one above
         connection._handle_dbapi_exception(error, statement, parameters, None, None)  # noqa: SLF001  # it has no public name
 
 
 @cache
 def _written(statement: TextClause) -> str:
-    """The statement with the driver's parameters; who executes it keeps it, so that this cache does not grow."""
+    """Return the statement with the driver's parameters, cached as long as the caller keeps it."""
     return str(statement.compile(dialect=_dialect()))
 
 

@@ -1,4 +1,4 @@
-"""Reads of one event, one entity and single rows, by primary keys and indexes, and the form in which rows are shown."""
+"""Read one event, one entity or single rows, by primary keys and indexes, as Python values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from inbox.events.timestamps import as_time, rfc3339
 Row = dict[str, Any]
 
 MOST_FACTS = 400
-"""The newest facts of an event, for pages that are read again and again."""
+"""Maximum number of newest facts of an event, for frequently read pages."""
 MOST_DUPLICATES = 50
 MOST_COUNTED = 500
-"""Deliveries of a lane are counted up to here."""
+"""Maximum count of a lane's deliveries."""
 MOST_LINES = 1000
-"""The most lines of an entity's page: an event may have thousands of facts, which its own page lists."""
+"""Maximum lines of an entity's page; an event may have thousands of facts, which its own page lists."""
 ENTITY = ("source", "entity_type", "entity_id")
-"""The columns that name an entity; escaped and joined, they are the name of its gate."""
+"""Columns that identify an entity; escaped and joined, they are the name of its gate."""
 _ALL = 2**63 - 1
 
 _FLAGS = frozenset({
@@ -43,7 +43,7 @@ def plain(mapping: Any) -> Row:  # noqa: ANN401  # a result row's mapping
             row[name] = as_time(value)
         elif name in {"headers", "detail", "selection", "sample"}:
             row[name] = as_json(value)
-        elif name in _FLAGS:  # SQLite has numbers
+        elif name in _FLAGS:  # SQLite stores numbers
             row[name] = bool(value)
         elif name == "routes":
             row[name] = as_list(value)
@@ -59,17 +59,17 @@ def _rows(connection: Connection, statement: str, **values: object) -> list[Row]
 PARTS = (
     "deliveries", "facts", "has_earlier_facts", "duplicates", "lanes", "gates", "relays", "previous_seq", "next_seq"
 )  # fmt: skip
-"""Members of an event as `event` reads it that are no columns of the inbox."""
+"""Members of the result of `event` that aren't columns of `inbox`."""
 
 
 def event(engine: Engine, seq: int, *, is_whole: bool = False) -> Row | None:
-    """Read one event, with all that became of it; None when it doesn't exist.
+    """Read one event with its deliveries and facts; None if it doesn't exist.
 
-    Beside the columns of `inbox` it has `is_pruned` and `PARTS`: rows of the view `delivery`; the newest facts, the oldest
-    first; the newest duplicates, where `is_other` tells that the body differs; the lane of each open delivery; every gate that
-    may hold one of them back, open or not; the relays that work on one; and the neighbours of the same entity.
+    In addition to the columns of `inbox`, it has `is_pruned` and `PARTS`: rows of the view `delivery`; the newest
+    facts, oldest first; the newest duplicates, with `is_other` if the body differs; the lane of each open delivery;
+    every gate on their way, open or closed; the relays working on them; and the neighbouring events of the entity.
 
-    With `is_whole` it has `headers` and `body` too, those of duplicates, and all facts: the role of viewers may not read them.
+    With `is_whole`, it also has `headers` and `body`, bodies of duplicates, and all facts; the viewers' role may not read these.
     """
     most, body = (_ALL, ", d.body") if is_whole else (MOST_FACTS, "")
     with engine.connect() as connection, reading(connection).begin():
@@ -77,7 +77,7 @@ def event(engine: Engine, seq: int, *, is_whole: bool = False) -> Row | None:
         if not found:
             return None
         row = found[0]
-        # The number is written into it, so that Postgres opens only the leaf of payloads that has it.
+        # A literal, so that Postgres opens only the payload leaf of this number.
         pruned = connection.exec_driver_sql(f"SELECT is_pruned FROM event WHERE seq = {int(seq)}").scalar()
         if is_whole:
             row["headers"], row["body"] = payload(connection, seq) or (None, None)
@@ -101,7 +101,7 @@ def event(engine: Engine, seq: int, *, is_whole: bool = False) -> Row | None:
 
 
 def payload(connection: Connection, seq: int) -> tuple[dict[str, str], bytes] | None:
-    """Read headers and body of an event; None when they are gone."""
+    """Read headers and body of an event; None if they are deleted."""
     statement = f"SELECT headers, body FROM inbox_payload WHERE seq = {int(seq)}"
     found = connection.exec_driver_sql(statement).first()
     return None if found is None else (as_json(found.headers), bytes(found.body))
@@ -130,7 +130,7 @@ _RELAYS = "SELECT id, host, pid FROM relay_node WHERE id IN (SELECT relay_node F
 
 
 def describe_removed(engine: Engine, row: Row, at: datetime) -> list[str]:
-    """Return sentences on what is missing of a stored event at `at`: its facts that retention has deleted, or its erasure."""
+    """Describe the data missing from an event as of `at`, because of retention or erasure."""
     missing = []
     if row["erased_at"] is not None and row["erased_at"] > at:
         when = rfc3339(row["erased_at"], "seconds")
@@ -145,7 +145,7 @@ def describe_removed(engine: Engine, row: Row, at: datetime) -> list[str]:
 
 
 class TimelineLine(msgspec.Struct, frozen=True):
-    """Something that happened to an event."""
+    """One step in the history of an event."""
 
     at: datetime
     what: str
@@ -155,7 +155,7 @@ class TimelineLine(msgspec.Struct, frozen=True):
 
 
 class EventOfEntity(msgspec.Struct, frozen=True):
-    """An event of an entity with all that happened to it, the oldest first."""
+    """An event of an entity with its history, oldest first."""
 
     seq: int
     event_type: str
@@ -166,23 +166,23 @@ class EventOfEntity(msgspec.Struct, frozen=True):
 
 
 class EntityRead(msgspec.Struct, frozen=True):
-    """A page of an entity's events, and what holds for it now."""
+    """A page of an entity's events, with its current lanes and gate."""
 
     events: tuple[EventOfEntity, ...]
-    """The newest first."""
+    """Events, newest first."""
     is_cut: bool
-    """There are more lines than `MOST_LINES`; the last events lack some."""
+    """True if there are more than `MOST_LINES` lines; the last events then lack some."""
     before: int | None
-    """The seq that the next page lies below; None: there is no more."""
+    """Seq below which the next page begins; None if there is none."""
     lanes: Mapping[str, Row]
-    """By route, as `_LANES` reads them."""
+    """Lanes by route, as `_LANES` reads them."""
     gates: list[Row]
 
 
 def entity(
     engine: Engine, name: tuple[str, str, str], lanes: Iterable[tuple[str, str]], *, before: int | None, limit: int
 ) -> EntityRead:
-    """Read an entity by its source, type and id. `lanes` has route and lane of each of its lanes."""
+    """Read an entity by its source, type and id. `lanes` lists its lanes as route and lane."""
     named = dict(zip(ENTITY, name, strict=True))
     with engine.connect() as connection, reading(connection).begin():
         found = _rows(connection, _EVENTS, **named, below=_ALL if before is None else before, most=limit + 1)
@@ -247,26 +247,26 @@ SELECT wanted.route, ({_HEAD.format("d.seq")}) AS head_seq, ({_HEAD.format("d.st
 FROM {{wanted}}
 ORDER BY wanted.route
 """
-"""Lanes: the delivery that is worked on or blocks it, counts up to `MOST_COUNTED` + 1, and what was delivered last."""
+"""Query for lanes: the head, counts up to `MOST_COUNTED` + 1, and the last delivered event."""
 
 
 def row_of(engine: Engine, table: str, number: int) -> Row | None:
-    """Read one row of `rejected_request` or `relay_command`; None when it doesn't exist."""
+    """Read one row of `rejected_request` or `relay_command`; None if it doesn't exist."""
     with engine.connect() as connection, reading(connection).begin():
         found = _rows(connection, f"SELECT * FROM {table} WHERE id = :id", id=number)
     return found[0] if found else None
 
 
-# --- names that a filter gives and the configuration lacks: rows of a removed route or source stay
+# --- names in filters that the configuration lacks: rows of removed routes and sources stay
 
 NEWEST = 10_000
-"""The number of newest rows that are searched where no index has the name: a mistyped one must not cost a scan."""
+"""Number of newest rows searched if no index has the name, so that a typo doesn't cost a full scan."""
 NamedIn = Literal["route", "source", "rejected_source"]
 _PLACES: Mapping[NamedIn, Sequence[str]] = {
     "route": (
         *(
             f"open_delivery WHERE state = '{state}' AND route = :name" for state in OPEN_STATES
-        ),  # each by its partial index
+        ),  # each uses its partial index
         "lane WHERE route = :name",
         "gate WHERE kind = 'route' AND name = :name",
         f"(SELECT route FROM delivery_log ORDER BY id DESC LIMIT {NEWEST}) newest WHERE route = :name",
@@ -279,9 +279,9 @@ _PLACES: Mapping[NamedIn, Sequence[str]] = {
 
 
 def has(engine: Engine, kind: NamedIn, name: str) -> bool:
-    """Return whether a row has a name. A route's row is a delivery, a lane, a gate, or one of the newest facts.
+    """Return whether any row has this name: for routes deliveries, lanes, gates and the newest facts.
 
-    A rejected request, of which the newest are searched, may name any word that stood in a URL as its source.
+    For sources, the newest rejected requests are searched too, which may name any word in a URL as their source.
     """
     with engine.connect() as connection, reading(connection).begin():
         return any(_rows(connection, f"SELECT 1 AS found FROM {place} LIMIT 1", name=name) for place in _PLACES[kind])

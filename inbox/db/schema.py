@@ -1,7 +1,7 @@
-"""Tables of both sides. Their names are public: DBAs write queries against them.
+"""Tables of both programs. Their names are public: DBAs write queries against them.
 
-A change here needs a migration, a changelog line and a reason. Append-only tables hold facts, small hot tables hold the
-work. The triggers that protect the append-only ones are in `inbox.db.triggers`.
+Every change needs a migration and a changelog line. Append-only tables hold facts, protected by `inbox.db.triggers`;
+small hot tables hold the work.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ inbox = Table(
     CheckConstraint("action IN ('create', 'update', 'delete', 'other')", name="action"),
     comment="One row per accepted webhook, immutable. Written by the receiver before it answers 200.",
     postgresql_with=PRUNED,
-    sqlite_autoincrement=True,  # a number is never used again, even when the newest row is pruned
+    sqlite_autoincrement=True,  # numbers are never reused, even after pruning the newest row
 )
 
 inbox_payload = Table(
@@ -116,7 +116,7 @@ inbox_payload = Table(
     not_null("headers", JsonValue, "allow-listed request headers"),
     not_null("body", LargeBinary, "body of the request, byte for byte"),
     comment="Headers and body of each event, until retention or erasure deletes them. The views and commands join it by seq.",
-    # ranges of seq, as retention gives the space of a whole range back at once: see inbox.db.leaves
+    # by ranges of seq, whose space retention frees at once: see inbox.db.leaves
     postgresql_partition_by="RANGE (seq)",
 )
 
@@ -166,7 +166,7 @@ rejected_request = Table(
     ),
     nullable("readmitted_by", Text, "operator who readmitted it"),
     nullable("readmit_reason", Text, "reason for readmitting it"),
-    # those that can be readmitted, beside very many of strangers
+    # those that can be readmitted, among very many from strangers
     partial_index("ix_rejected_request_whole", "id", where="body IS NOT NULL"),
     comment="A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.",
     postgresql_with=PRUNED,
@@ -196,13 +196,13 @@ open_delivery = Table(
     PrimaryKeyConstraint("seq", "route"),
     CheckConstraint(f"state IN ({one_of(OPEN_STATES)})", name="state"),
     CheckConstraint("(state = 'ready') = (due_at IS NOT NULL)", name="due_when_ready"),
-    # 'infinity', or a year outside datetime's range, could not be read.
+    # Excludes 'infinity' and years outside datetime's range, which can't be read.
     CheckConstraint(f"due_at BETWEEN '{FIRST_DUE}' AND '{LAST_DUE}'", name="due_at"),
     CheckConstraint(
         "(state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL)",
         name="leased_when_in_flight",
     ),
-    # The database itself keeps the invariant of order: one head per lane.
+    # The database enforces the invariant of order: one head per lane.
     partial_index("ux_open_delivery_head", "route", "lane", where=f"state IN ({one_of(HEADS)})", unique=True),
     partial_index("ix_open_delivery_received", "seq", where="state = 'received'"),
     partial_index("ix_open_delivery_ready", "route", "due_at", "seq", where="state = 'ready'"),
@@ -254,7 +254,7 @@ delivery_log = Table(
     ),
     CheckConstraint(f"state IN ({one_of(LOGGED_STATES)})", name="state"),
     Index("ix_delivery_log_delivery", "seq", "route", "id"),
-    # Without autosummarize, a look at the last minute reads all that has been added since the last VACUUM.
+    # Without autosummarize, a query of the last minute would read all rows added since the last VACUUM.
     Index("ix_delivery_log_at", "at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     partial_index("ix_delivery_log_attempt", "id", where="kind IN ('attempt_failed', 'abandoned')"),
     comment="Facts about deliveries, append-only. The last fact of a delivery has its state.",
@@ -413,7 +413,7 @@ relay_command = Table(
         BigInteger,
         "highest seq when it was asked, of a readmit highest rejected_request.id: the rest came later",
     ),
-    CheckConstraint("id > 0 AND id < 4000000000000000000", name="id"),  # above that SQLite may soon have no next one
+    CheckConstraint("id > 0 AND id < 4000000000000000000", name="id"),  # above that SQLite could run out of ids
     CheckConstraint(f"kind IN ({one_of(COMMAND_KINDS)})", name="kind"),
     CheckConstraint(f"state IN ({one_of(COMMAND_STATES)})", name="state"),
     CheckConstraint(f"length(reason) <= {MOST_REASON}", name="reason_length"),
@@ -497,7 +497,7 @@ throughput_minute = Table(
     not_null("minute", UtcDateTime, "beginning of the minute; database clock"),
     count("count", BigInteger, "events, requests or facts in this minute"),
     count("bytes", BigInteger, "bytes of the bodies that were stored; 0 for routes and destinations"),
-    # The look of a view is one range: of one outcome, or of all in some minutes.
+    # Views read one range: of one outcome, or of all outcomes in some minutes.
     PrimaryKeyConstraint("kind", "name", "outcome", "minute"),
     Index("ix_throughput_minute_minute", "minute"),
     CheckConstraint(f"kind IN ({one_of(THROUGHPUT_KINDS)})", name="kind"),

@@ -1,8 +1,8 @@
-"""Figures of both programs: what was received from each source, and what became of deliveries, minute by minute.
+"""Figures of both programs per minute: requests of each source, and outcomes of deliveries.
 
-Each process adds up in memory, and writes its sums into `throughput_minute` every few seconds, in a transaction of their
-own. They are figures, not facts: a process that is killed takes its last ones with it, and a commit whose answer was lost
-is counted twice. The minute is that in which they are written, by the database's clock.
+Each process sums up in memory, and writes its sums to `throughput_minute` every few seconds, in a separate transaction.
+They are figures, not facts: a killed process loses its last ones, and a commit whose confirmation was lost counts
+twice. They count in the minute of their writing, by the database's clock.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ FLUSH_EVERY_SECONDS = 10.0
 
 SOURCE, ROUTE, DESTINATION = THROUGHPUT_KINDS
 STORED, DUPLICATE, SWEPT, REJECTED, UNAVAILABLE = "stored", "duplicate", "swept", "rejected", "unavailable"
-"""Outcomes of requests of a source. Those of routes and destinations are the kinds of facts."""
+"""Outcomes of a source's requests. Those of routes and destinations are kinds of facts."""
 
 
 _COLUMNS = {"kind": "text", "name": "text", "outcome": "text", "count": "bigint", "bytes": "bigint"}
 Figure = dict[str, Any]
-"""A sum to be added to a row of `throughput_minute`: kind, name, outcome, count and bytes."""
+"""A sum to add to a row of `throughput_minute`: kind, name, outcome, count and bytes."""
 
 
 class Tally:
-    """Adds up until the sums are written: one for each kind, name and outcome. It is safe to share between threads."""
+    """Thread-safe sums by kind, name and outcome, until they are written."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sums: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def add(self, kind: str, name: str, outcome: str, *, count: int = 1, size: int = 0) -> None:
-        """Count something; `size` is in bytes."""
+        """Add to a sum; `size` is in bytes."""
         subject = (kind, name, outcome)
         with self._lock:
             counted, counted_size = self._sums.get(subject, (0, 0))
@@ -47,9 +47,9 @@ class Tally:
 
     @contextmanager
     def take(self) -> Iterator[list[Figure]]:
-        """Hand all sums over to be written in the block. If that raises, they are kept for the next time.
+        """Take all sums, to be written in the block. If the block raises, they are kept for the next time.
 
-        Only sums that the database rejects are dropped: it would reject them again, and with them all later ones.
+        Only sums that the database rejects are dropped, as it would reject them, and all later ones, again.
         """
         with self._lock:
             sums, self._sums = self._sums, {}
@@ -64,7 +64,7 @@ class Tally:
 
 @cache
 def add_up(sql: Sql) -> TextClause:
-    """Add the rows `figures` to their minutes. They are locked in the order of the primary key: no two writers deadlock."""
+    """Add the rows `figures` to their minutes, in the order of the primary key, so that writers don't deadlock."""
     rows = sql.rows("figures", **_COLUMNS)
     return text(f"""
 INSERT INTO throughput_minute (kind, name, outcome, minute, count, bytes)

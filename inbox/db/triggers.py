@@ -1,7 +1,8 @@
-"""Triggers that keep events, payloads and facts from being changed, and let retention delete what nothing needs.
+"""Triggers that protect events, payloads and facts from changes, except deletion by retention and erasure.
 
-`inbox.db.views` adds them to its statements. On Postgres those of `inbox` and `delivery_log` look at all rows of a DELETE
-at once: row by row they made it 14 times slower. Those of `inbox_payload` look at each row, as every leaf inherits them.
+`inbox.db.views` adds them to its statements. On Postgres those of `inbox` and `delivery_log` check all rows of a DELETE
+at once, as row triggers made it 14 times slower. Those of `inbox_payload` are row triggers, as every leaf inherits
+them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def _raise(message: str, state: str = "restrict_violation") -> str:
 
 
 def _guard(name: str, event: str, body: str, each: str = "ROW") -> tuple[str, str]:
-    """Return the statements of a function on Postgres, and of the trigger of this name that calls it."""
+    """Return the Postgres statements for a function, and for the trigger of the same name that calls it."""
     function = f"""
 CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
@@ -45,7 +46,7 @@ _ERASABLE_KEYS = f"CAST('{{{', '.join(_ERASABLE)}}}' AS text[])"
 
 _FLOOR = f"clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'"
 
-# Rows of another table are looked up one by one by its index, whatever the statistics say: see `Sql.look_up`.
+# Rows of other tables are looked up one by one by index, whatever the statistics say: see `Sql.look_up`.
 _POSTGRES = (
     *_guard(
         "inbox_deletes_old_rows_only",
@@ -173,18 +174,18 @@ END
 )
 
 
-# --- `relay_command`: a command stays as it was asked, and knows up to which event it goes. A relay reads the row, and answers
-# `refused` to one that makes no sense: see `relay.operations.table`.
+# --- `relay_command`: a command can't be changed, and stores its last event. Relays mark invalid commands `refused`: see
+# `relay.operations.table`.
 
 CommandRule = tuple[str, str]
-"""A sentence, and the condition under which a row deserves it."""
+"""An error message, with the condition for raising it."""
 
 _FROZEN = ("id", "kind", "asked_by", "asked_at", "dry_run", "reason")
 _CANCEL = "UPDATE relay_command SET state = ''cancelled''"
 
 
 def _update_rules(dialect: str) -> Iterator[CommandRule]:
-    """Yield the rules of an UPDATE. Erasure may put a pseudonym into the selection of a command that has ended."""
+    """Yield the rules of an UPDATE. Erasure may put a pseudonym into the selection of an ended command."""
     is_open, was_open = (f"{row}.state IN ({one_of(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
     differs = "IS DISTINCT FROM" if dialect == POSTGRES else "IS NOT"
     is_erased = f"coalesce(substr(NEW.selection ->> 'entity_id', 1, {len(PSEUDONYM)}), '') = '{PSEUDONYM}'"
@@ -197,7 +198,7 @@ def _update_rules(dialect: str) -> Iterator[CommandRule]:
         "a command that has ended stays as it is: insert another one",
         f"NOT ({was_open}) AND NEW.state <> OLD.state AND NOT (OLD.state = 'cancelled' AND NEW.state = 'running')",
     )
-    # Operators may set the state alone, so nobody can make a command look done, or have another person's one go on.
+    # Operators may set only the state, so they can't fake a finished command or continue another person's.
     yield (
         f"only a relay ends a command, and relay continue --command lets a stopped one go on: stop it with {_CANCEL}",
         f"NEW.state NOT IN (OLD.state, 'cancelled') AND (NEW.finished_at IS NULL) <> ({is_open})",
@@ -206,20 +207,20 @@ def _update_rules(dialect: str) -> Iterator[CommandRule]:
 
 _NEWEST = """CASE NEW.kind WHEN 'readmit' THEN (SELECT coalesce(max(id), 0) FROM rejected_request)
     ELSE (SELECT coalesce(max(seq), 0) FROM inbox) END"""
-"""The newest event or rejected request that a command is about."""
+"""Expression for the newest event or rejected request that a command covers."""
 _STAYS = f"an open command can''t be deleted: cancel it first with {_CANCEL}"
 _BY_HAND = "cancelled by hand"
 
 
 def statements(dialect: str) -> tuple[str, ...]:
-    """List the statements that make all triggers."""
+    """Return the statements that create all triggers."""
     return (*_POSTGRES, *_commands_on_postgres()) if dialect == POSTGRES else (*_SQLITE, *_commands_on_sqlite())
 
 
 def _commands_on_postgres() -> tuple[str, ...]:
     is_open, was_open = (f"{row}.state IN ({one_of(OPEN_COMMANDS)})" for row in ("NEW", "OLD"))
     rules = _update_rules(POSTGRES)
-    # in parentheses, as PL/pgSQL would end a condition at the THEN of a CASE
+    # in parentheses, as PL/pgSQL ends a condition at the THEN of a CASE
     raised = "\n".join(f"IF ({condition}) THEN {_raise(said, 'check_violation')} END IF;" for said, condition in rules)
     return (
         *_guard(

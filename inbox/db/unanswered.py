@@ -1,7 +1,7 @@
-"""Connections that give up a server which stands still.
+"""Connections that detect a frozen server.
 
-A frozen host keeps its sockets and its kernel acknowledges what arrives, so that neither keepalives nor TCP's timeouts tell.
-While it lasts, a new leader may have been promoted, which only a new connection can find.
+A frozen server's kernel keeps its sockets and acknowledges packets, so neither keepalives nor TCP timeouts detect it.
+Meanwhile a new leader may be promoted, which only a new connection can find.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
 
 SILENT_SECONDS = 15.0
-"""Longest wait for a word of a server before it is asked for life; a relay's leases have ended by then."""
+"""Seconds without a response before the server is probed; a relay's leases have expired by then."""
 ASKED_SECONDS = 2
 _Value = TypeVar("_Value")
 
 
 class PatientConnection(psycopg.Connection[tuple[object, ...]]):
-    """A connection for threads. It waits as long as a statement takes, if the server answers to others meanwhile."""
+    """A connection for threads. It waits for long statements as long as the server accepts new connections."""
 
     def wait(self, gen: PQGen[_Value], interval: float = 0.1, timeout: float | None = None) -> _Value:
         """Wait as psycopg does.
 
         Raises:
-            OperationalError: the server stands still; the connection is closed.
+            OperationalError: the server is frozen; the connection is closed.
         """
         return super().wait(_watch(gen, self.pgconn, lambda: answers(self.pgconn)), interval, timeout)
 
 
 class ImpatientConnection(psycopg.AsyncConnection[tuple[object, ...]]):
-    """A connection for an event loop. Its statements are short, so the server is not asked: it would hold up the loop."""
+    """A connection for an event loop. Its statements are short, so the server is not probed, which would block the loop."""
 
     async def wait(
         self,
@@ -47,7 +47,7 @@ class ImpatientConnection(psycopg.AsyncConnection[tuple[object, ...]]):
 
 
 def answers(pgconn: pq.abc.PGconn) -> bool:
-    """Return whether the server of a connection says anything to a new one, be it a refusal."""
+    """Return whether the connection's server responds to a new connection, even by refusing it."""
     place = make_conninfo(
         host=pgconn.host.decode(),
         hostaddr=pgconn.hostaddr.decode() or None,
@@ -58,7 +58,7 @@ def answers(pgconn: pq.abc.PGconn) -> bool:
 
 
 def _watch(waiting: PQGen[_Value], pgconn: pq.abc.PGconn, is_alive: Callable[[], bool]) -> PQGen[_Value]:
-    """Watch a wait, which psycopg resumes several times a second, whether something has come or not."""
+    """Limit the silence during a wait, which psycopg resumes several times a second."""
     silent_since = time.monotonic()
     try:
         wanted = next(waiting)

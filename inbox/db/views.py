@@ -1,7 +1,7 @@
-"""Views for DBAs and listings. Their names and columns are public, as the tables' are.
+"""Views for DBAs and listings. Their names and columns are public, like those of tables.
 
-`statements` adds the triggers and functions, and the rows that always exist. `metadata.create_all` makes them too, so that
-a test can compare a database built by migrations with one built from here.
+`statements` includes triggers, functions and permanent rows. `metadata.create_all` creates them too, so that a test can
+compare databases built by migrations and from the metadata.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from inbox.events.states import OPEN_STATES
 
 
 class View(msgspec.Struct, frozen=True):
-    """A public view, explained."""
+    """A public view with its comments."""
 
     name: str
     comment: str
     columns: Mapping[str, str]
-    """Each column's comment, in their order."""
+    """Comments by column, in order."""
 
 
 def _as_in_tables(*names: str) -> dict[str, str]:
-    """Return the comments of columns that mean the same in the view as in `inbox`, `open_delivery` or `gate`."""
+    """Return the comments of columns with the same meaning as in `inbox`, `open_delivery` or `gate`."""
     return {name: next(t.c[name].comment or "" for t in (inbox, open_delivery, gate) if name in t.c) for name in names}
 
 
 def _comment_periods(**comments: str) -> dict[str, str]:
-    """Return the comments of two columns for each figure: of the last hour, and of the last day."""
+    """Return two column comments for each figure, for the last hour and the last day."""
     return {f"{name}_{each}": said.format(each) for name, said in comments.items() for each in ("hour", "day")}
 
 
@@ -180,7 +180,7 @@ ROWS: Mapping[str, str] = {
     "pruner": "INSERT INTO pruner (id) VALUES (1)",
     "write_probe": "INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')",
 }
-"""Tables with one row for ever, and the statement that makes it. Whoever locks a row that is gone locks nothing."""
+"""Tables with one permanent row, and the statement that inserts it. Locking a missing row would lock nothing."""
 
 _DELIVERY = """
 SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
@@ -238,7 +238,7 @@ def _delivery_view(dialect: str) -> str:
         routed, route = "inbox i JOIN json_each(i.routes) r", "r.value"
         not_routed, none = "NOT EXISTS (SELECT 1 FROM json_each(i.routes) a WHERE a.value = r.route)", "i.routes = '[]'"
     known = "coalesce(o.state, l.kind)"
-    # the first replay there; a DISTINCT would read the whole log for one entity
+    # the first replay on the route; a DISTINCT would read the whole log for one entity
     replayed = "inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'"
     once = (
         "NOT EXISTS (SELECT 1 FROM delivery_log f"
@@ -261,7 +261,7 @@ def _delivery_view(dialect: str) -> str:
 
 
 def _event_views(dialect: str) -> tuple[str, ...]:
-    """List the views of events: with their payloads, and of all that happened to an entity."""
+    """Return the views of events: `event` with payloads, and `entity_timeline`."""
     views = (_event(dialect), _entity_timeline(dialect))
     return (_BODY_TEXT, *views) if dialect == POSTGRES else views
 
@@ -275,15 +275,15 @@ EXCEPTION WHEN character_not_in_repertoire OR untranslatable_character THEN
     RETURN '\\x' || encode(body, 'hex');
 END $$
 """
-"""Body as text, or in hex. One row whose `body_is_text` is wrong would else break every query of the view.
+"""Function for a body as text, or in hex. Otherwise a single row with a wrong `body_is_text` would break every query.
 
-It costs 1 to 3 microseconds a row. Up to Postgres 16 no parallel worker may catch an error, so a query of the view runs in
-one process.
+It costs 1 to 3 microseconds a row. Up to Postgres 16, parallel workers can't catch errors, so queries of the view run
+in one process.
 """
 
 
 def _event(dialect: str) -> str:
-    """A body that is no text shows in hex, as Postgres writes bytes: one of them must not break a listing."""
+    """Return the view `event`. A body that is not text appears in hex, so that it doesn't break listings."""
     columns = ", ".join(f"i.{column.name}" for column in inbox.columns)
     if dialect == POSTGRES:
         body, in_hex = "inbox_body_text(p.body)", "encode(p.body, 'hex')"
@@ -299,7 +299,7 @@ FROM inbox i LEFT JOIN inbox_payload p ON p.seq = i.seq
 
 
 def _entity_timeline(dialect: str) -> str:
-    """Rows of an event are looked up one event after the other, whatever the statistics say of their number."""
+    """Return the view `entity_timeline`. It looks up rows event by event, whatever the statistics say."""
     if dialect == POSTGRES:
         routes = "nullif(array_to_string(i.routes, ', '), '')"
         duplicates = "LATERAL (SELECT * FROM duplicate_request r WHERE r.seq = i.seq OFFSET 0) d"
@@ -331,7 +331,7 @@ FROM inbox i CROSS JOIN {facts}
 
 
 def statements(dialect: str) -> tuple[str, ...]:
-    """List the statements for everything besides tables and indexes, in their order, and for the rows that always exist."""
+    """Return the statements for everything except tables and indexes, in order, including the permanent rows."""
     sql = Sql(dialect)
     views = (
         _delivery_view(dialect),

@@ -1,1 +1,1 @@
-"""Values of an event and its deliveries: fields, states, times, JSON and numbers. Pure; everything else may import it."""
+"""Values of events and deliveries: fields, states, times, JSON and numbers. Pure; all other packages may import it."""

@@ -1,4 +1,4 @@
-"""Frozen values that the stages of the receiver pass on, in one direction.
+"""Frozen values passed through the stages of the receiver.
 
 ``RawRequest`` (bytes) → ``Identity`` (read by a preset) → ``Event`` (stored) → ``Receipt`` (answered).
 """
@@ -18,13 +18,13 @@ from inbox.events import timestamps
 Action = Literal["create", "update", "delete", "other"]
 
 _LONGEST_KEY = 1000
-"""Bytes. Postgres rejects index rows over 2,704 bytes; this leaves room for the source's name beside the key."""
+"""Bytes of a dedup key. Postgres rejects index rows over 2,704 bytes; this leaves room for the source's name."""
 _DIGEST_BYTES = 24
-"""Of SHA-256: 32 characters, about as long as the parts that they replace."""
+"""Bytes of SHA-256 to use: 32 characters, about as long as the parts that they replace."""
 
 
 class RawRequest(msgspec.Struct, frozen=True):
-    """A POST as it arrived; nothing in it is trusted yet."""
+    """An untrusted POST, as it arrived."""
 
     source: str
     headers: Mapping[str, str]
@@ -35,16 +35,16 @@ class RawRequest(msgspec.Struct, frozen=True):
     remote_address: str | None = None
     method: str = "POST"
     query: str = ""
-    """Query of the URL, as it arrived, without the `?`."""
+    """Raw query of the URL, without the `?`."""
 
     @property
     def content_type(self) -> str:
-        """Return the media type, in lower case; empty when the header is missing."""
+        """Return the media type in lower case; empty if the header is missing."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Identity of a change and of its entity, as a preset reads it from a request."""
+    """Identity of a change and its entity, as read by a preset."""
 
     entity_type: str | None
     entity_id: str | None
@@ -53,25 +53,25 @@ class Identity(msgspec.Struct, frozen=True):
     occurred_ns: int
     """The event's own time, in nanoseconds since 1970-01-01T00:00:00Z."""
     key_parts: tuple[str, ...] = ()
-    """Parts of the dedup key, besides the source; the time is put in front when `key_has_time`."""
+    """Parts of the dedup key, without the source; if `key_has_time`, the time precedes them."""
     key_has_time: bool = False
     event_id: str | None = None
-    """The provider's own id of the event, where it has one."""
+    """The provider's event id, if any."""
     part: bytes | None = None
-    """Body that this event would have had alone, where a body has several events. It is stored instead."""
+    """Body with this event alone, stored instead of a body with several events."""
     part_type: str | None = None
-    """Media type of `part`, where it differs from the body's."""
+    """Media type of `part`, if it differs from the body's."""
 
 
 class Enrolment(msgspec.Struct, frozen=True):
-    """A route that an event takes, and the lane it takes there."""
+    """A route that an event takes, with its lane there."""
 
     route: str
     lane: str
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One accepted webhook: a row of `inbox` before it has its `seq`."""
+    """One accepted webhook: a row of `inbox` without its `seq`."""
 
     source: str
     dedup_key: str
@@ -89,14 +89,14 @@ class Event(msgspec.Struct, frozen=True):
     body_sha256: bytes
     traceparent: str | None = None
     ahead: float | None = 5.0
-    """Seconds that its time may lie ahead of the database's clock. None: it has no time of its own, but that of its arrival."""
+    """Seconds by which its time may be ahead of the database's clock; None if it has only its time of arrival."""
 
     def resolve_time(self, now: datetime) -> datetime:
-        """Return the time under which it is stored when the database's clock says `now`.
+        """Return the time to store, given the database's clock `now`.
 
-        Lanes are ordered by it, and successes and sweeps compare with it, so it never lies in the future. Without a time of
-        its own that is `now`: hosts of receivers have clocks of their own, the database has one for all. A time too far ahead
-        can't be true, and becomes the second of its arrival: so it goes before whatever comes after it.
+        It orders lanes, and successes and sweeps are compared with it, so it must never be in the future. An event
+        without its own time gets `now`: receivers' clocks differ, while the database's is shared. A time too far ahead
+        is wrong, and becomes the second of arrival, so that the event precedes later ones.
         """
         if self.ahead is None:
             return now
@@ -105,14 +105,14 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """Result of storing an event: committed under `seq`, now or by an earlier request."""
+    """Result of storing an event, committed under `seq` now or by an earlier request."""
 
     seq: int
     duplicate: bool
 
     @property
     def status(self) -> str:
-        """Return the word for the answer."""
+        """Return the status for the response."""
         return "duplicate" if self.duplicate else "accepted"
 
 
@@ -122,7 +122,7 @@ def escape(part: str) -> str:
 
 
 def split(joined: str) -> list[str]:
-    """Split a text into the parts that were escaped and joined by `|`."""
+    """Split a text into its parts, which were escaped and joined by `|`."""
     parts = [""]
     characters = iter(joined)
     for character in characters:
@@ -134,27 +134,27 @@ def split(joined: str) -> list[str]:
 
 
 def dedup_key(identity: Identity) -> str:
-    """Make the dedup key, which is unique per source.
+    """Build the dedup key, which is unique per source.
 
     It begins with the time in fixed width, so that the index grows at its right edge: an entity-first key fell from
-    26,000 to 9,000 rows/s at 5 M rows. Parts that hold the entity's id, or are too long for an index, become one digest.
-    So no key names an entity, and it stays when the entity is erased: the sender's repeat is still a duplicate.
+    26,000 to 9,000 rows/s at 5 M rows. Parts that hold the entity's id, or are too long for an index, become one
+    digest. Keys therefore never name an entity and survive its erasure, so that late duplicates are still recognised.
     """
     return _key(identity.key_parts, identity.occurred_ns if identity.key_has_time else None, identity.entity_id)
 
 
 def swept_parts(entity_type: str, entity_id: str) -> tuple[str, ...]:
-    """Make the `key_parts` of an event that a sweep adds. A repeated sweep then adds nothing twice."""
+    """Build the `key_parts` of an event added by a sweep, so that a repeated sweep adds nothing twice."""
     return ("sweep", entity_type, entity_id)
 
 
 def swept_key(entity_type: str, entity_id: str, occurred_ns: int) -> str:
-    """Make the dedup key of the event that a sweep adds for a change, to look it up from the webhook of that change."""
+    """Build the dedup key of a sweep's event for a change, to find it from the webhook of that change."""
     return _key(swept_parts(entity_type, entity_id), occurred_ns, entity_id)
 
 
 def _key(key_parts: Sequence[str], occurred_ns: int | None, entity_id: str | None) -> str:
-    """Join time and parts, or time and digest of the parts; `escape` never makes the digest's mark."""
+    """Join the time and the parts, or their digest, whose mark `escape` never produces."""
     prefix = "" if occurred_ns is None else f"{timestamps.format_fixed_width(occurred_ns)}|"
     parts = "|".join(map(escape, key_parts))
     names_entity = entity_id is not None and escape(entity_id) in parts

@@ -1,7 +1,7 @@
-"""Strict JSON parser: bytes have one reading, or are rejected.
+"""Strict JSON parser, which rejects ambiguous documents.
 
-Parsers disagree on duplicate keys, `NaN`, lone surrogates and huge numbers, so a body with any of them means one thing
-here and another downstream. The receiver rejects them, and everything that would make a parser fail late.
+Parsers disagree on duplicate keys, `NaN`, lone surrogates and huge numbers, so a body with any of them could mean
+something else downstream. The receiver rejects these, and everything that would make a parser fail later.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from inbox.errors import InvalidEvent, Unreadable
 Number = TypeVar("Number", int, float)
 
 DEEPEST = 64
-"""Levels of nesting in values from outside, on both sides: webhooks, entities, results of a map's functions.
+"""Maximum nesting of outside values: webhooks, entities, results of a map's functions.
 
-Parsers, and functions that walk through their values, recurse. The depth at which they raise RecursionError depends on
-the version of Python and on the caller's stack, so the limit is far below it.
+Parsers, and functions that walk through values, recurse. The depth at which they raise RecursionError depends on the
+Python version and the caller's stack, so the limit is far below it.
 """
 
 MOST_MARKS = 150_000
-"""Largest number of brackets, commas and colons outside strings; it limits the values in a body.
+"""Maximum number of brackets, commas and colons outside strings, which limits the values in a body.
 
-Python lets no other thread run while it parses lists and strings, and each member of an object takes up to 250 bytes of
-memory. Without a limit, 25 MiB of small lists stopped a worker for 5 s and took 1.5 GiB. The largest known webhook is a
-GitHub push of 2,048 commits, its maximum (https://docs.github.com/en/webhooks/webhook-events-and-payloads#push). It has
-about 82,000, without the paths that it lists.
+Python runs no other thread while it parses lists and strings, and each member of an object takes up to 250 bytes of
+memory. Without a limit, 25 MiB of small lists blocked a worker for 5 s and took 1.5 GiB. The largest known webhook is a
+GitHub push with the maximum of 2,048 commits (https://docs.github.com/en/webhooks/webhook-events-and-payloads#push):
+about 82,000, without the listed paths.
 """
 
 LARGEST_TEXT = 30 * 1024 * 1024
-"""Bytes of memory for the text of a body. Each character takes as many as the widest one: 1, 2 or 4 (PEP 393).
+"""Maximum bytes of memory for a body's text. Each character takes as many as the widest one: 1, 2 or 4 (PEP 393).
 
-The limit admits 30 MiB of ASCII, or 7.8 M characters with a single emoji among them. No preset takes more than 25 MiB.
+The limit admits 30 MiB of ASCII, or 7.8 M characters including an emoji. No preset takes more than 25 MiB.
 """
 
-# Text without half of a surrogate pair, matched in steps: a search in C keeps all other threads waiting.
+# Text without lone surrogates, matched in steps, as a search in C blocks all other threads.
 _WHOLE_CHARACTERS = re.compile(
     rb"(?:[^\\]++|\\(?:[^u]|u(?![dD][89a-fA-F])|u[dD][89abAB]..\\u[dD][c-fC-F]..)){1,10000}+", re.DOTALL
 )
@@ -57,12 +57,12 @@ def parse(body: bytes) -> object:
     """Parse the value in `body`.
 
     Raises:
-        Unreadable: empty, not UTF-8, a byte order mark, not JSON, anything after the value, control characters in a
-            string, NaN or Infinity, a number that `integer` or `real` rejects, a lone surrogate, a duplicate key in one
-            object, or nesting beyond `DEEPEST`.
+        Unreadable: empty, not UTF-8, a byte order mark, not JSON, text after the value, control characters in a string,
+        NaN or Infinity, a number that `integer` or `real` rejects, a lone surrogate, a duplicate key in an object, or
+        nesting beyond `DEEPEST`.
         InvalidEvent: it has more than `MOST_MARKS`, or its text takes more than `LARGEST_TEXT`.
 
-    Nothing else is raised, whatever the bytes.
+    Nothing else is ever raised.
     """
     if not body:
         raise Unreadable("the body is empty; send a JSON document")
@@ -83,7 +83,7 @@ def parse(body: bytes) -> object:
 
 
 def _value(text: str) -> object:
-    """Parse the value, as `JSONDecoder.decode` does, whose two regular expressions cost as much as a small body."""
+    """Parse the value like `JSONDecoder.decode`, without its regular expressions, which cost as much as a small body."""
     value: object
     value, end = _DECODER.raw_decode(text, len(text) - len(text.lstrip(_SPACE)))
     if end < len(text.rstrip(_SPACE)):
@@ -93,10 +93,10 @@ def _value(text: str) -> object:
 
 def is_too_deep(body: bytes) -> bool:
     """Return whether JSON is nested deeper than `DEEPEST`, or its brackets don't match."""
-    # Two counts cost a fraction of a microsecond, and hardly any webhook has more brackets than allowed levels.
+    # Two counts take a fraction of a microsecond, and few webhooks have more brackets than allowed levels.
     if body.count(b"[") + body.count(b"{") <= DEEPEST:
         return False
-    # Remove the innermost pairs of brackets once for each level; what remains is deeper. All of it runs in C.
+    # Remove the innermost pairs of brackets once for each level; any that remain are too deep. All of it runs in C.
     brackets = _marks(body).translate(_ROUND, b",:")
     for _ in range(DEEPEST):
         if not brackets:
@@ -110,7 +110,7 @@ def has_more_marks(body: bytes, most: int) -> bool:
     # Two cheap checks are enough for nearly all bodies.
     if len(body) <= most or sum(body.count(mark) for mark in _ROUGHLY) <= most:
         return False
-    # In valid JSON each string but one stands beside a mark. Invalid JSON must not cost more.
+    # In valid JSON all strings but one are next to a mark. Invalid JSON must not cost more.
     if _remove_escaped_quotes(body).count(b'"') // 2 > most + 1:
         return True
     marks = _marks(body)
@@ -118,9 +118,9 @@ def has_more_marks(body: bytes, most: int) -> bool:
 
 
 def has_too_many_marks(body: bytes) -> bool:
-    """Return whether `parse` rejects the number of values in `body`.
+    """Return whether `body` has too many values for `parse`.
 
-    Any other decoder that makes objects of a stranger's body asks this first: of 25 MiB it may make nine million.
+    Call it before any other decoder of unauthenticated bodies: 25 MiB may hold nine million objects.
     """
     return has_more_marks(body, MOST_MARKS)
 
@@ -140,7 +140,7 @@ def _check_size(body: bytes) -> None:
 
 
 def _remove_escaped_quotes(body: bytes) -> bytes:
-    """Remove every escaped quote, so that each remaining quote begins or ends a string."""
+    """Remove escaped quotes, so that each remaining quote begins or ends a string."""
     return body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
 
 
@@ -155,7 +155,7 @@ def _outside(body: bytes) -> list[bytes]:
 
 
 def _width(body: bytes) -> int:
-    """Return the bytes for each character, in the text or in one of its strings, whichever is wider."""
+    """Return the bytes per character of the text or its widest string."""
     if any(first in body for first in (*_ASTRAL, b"\\ud", b"\\uD")):
         return 4
     return 1 if body.isascii() and b"\\u" not in body else 2
@@ -167,7 +167,7 @@ def _characters(body: bytes) -> int:
 
 
 def _has_half_a_pair(body: bytes) -> bool:
-    """Return whether valid JSON has an escaped surrogate without its other half; UTF-8 itself has none."""
+    """Return whether valid JSON has an escaped lone surrogate; UTF-8 itself has none."""
     at = 0
     while found := _WHOLE_CHARACTERS.match(body, at):
         at = found.end()
@@ -181,18 +181,17 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-# --- Numbers: at most `LONGEST_NUMBER` characters long, with a magnitude that a 64-bit float holds.
+# --- Numbers: at most `LONGEST_NUMBER` characters long, and within the range of a 64-bit float.
 #
-# Beyond that, parsers disagree: one reads infinity or zero, another the exact number, and a third fails with its own error when
-# the number is used.
+# Beyond that, parsers disagree: some read infinity or zero, some the exact number, and some fail when the number is used.
 
 
 LONGEST_NUMBER = 1000
-"""Characters. Reading a number is quadratic in its length, and Python itself refuses more than 4,300 digits."""
+"""Maximum characters of a number. Parsing is quadratic in the length, and Python refuses more than 4,300 digits."""
 
 _TOO_LONG = f"has more than {LONGEST_NUMBER} characters"
 _NOT_ZERO = re.compile("[^eE]*[1-9]")
-"""A digit other than 0 before the exponent."""
+"""Pattern of a digit other than 0 before the exponent."""
 
 _AS_DIGITS = bytes.maketrans(b"0123456789+-.eE", b"000000000000000")
 _LONG = b"0" * (LONGEST_NUMBER + 1)
@@ -202,7 +201,7 @@ def integer(text: str) -> int:
     """Parse a whole number.
 
     Raises:
-        ValueError: it is too long; the message continues the words `a number`.
+        ValueError: it is too long; the message follows the words `a number`.
     """
     if len(text) > LONGEST_NUMBER:
         raise ValueError(_TOO_LONG)
@@ -213,7 +212,7 @@ def real(text: str) -> float:
     """Parse a number with a fraction or an exponent to the nearest float.
 
     Raises:
-        ValueError: it is too long, too large, or rounds to 0; the message continues the words `a number`.
+        ValueError: it is too long, too large, or rounds to 0; the message follows the words `a number`.
     """
     if len(text) > LONGEST_NUMBER:
         raise ValueError(_TOO_LONG)
@@ -226,25 +225,25 @@ def real(text: str) -> float:
 
 
 def exact(text: str) -> float | Decimal:
-    """Parse a number as `real` does, but to a Decimal where the float would differ.
+    """Parse a number like `real`, but return a Decimal if the float would differ.
 
     Raises:
-        ValueError: as `real`. Its bounds keep the exponent far from where Decimal raises ArithmeticError.
+        ValueError: as `real`, whose bounds exclude exponents for which Decimal raises ArithmeticError.
     """
     number = real(text)
     if number == 0:
-        return number  # an exponent behind a 0 has no bounds
+        return number  # an exponent of 0 is unbounded
     decimal = Decimal(text)
     return number if Decimal(repr(number)) == decimal else decimal
 
 
 def may_be_too_long(body: bytes) -> bool:
-    """Return whether so many characters of numbers stand in a row, perhaps in a string. It takes two passes in C."""
+    """Return whether a run of number characters may be too long; it may also be in a string. Takes two passes in C."""
     return _LONG in body.translate(_AS_DIGITS)
 
 
 def has_too_long_number(body: bytes) -> bool:
-    """Return whether JSON has a number that is longer than `LONGEST_NUMBER`."""
+    """Return whether JSON has a number longer than `LONGEST_NUMBER`."""
     return may_be_too_long(body) and may_be_too_long(b'""'.join(_outside(body)))
 
 

@@ -1,7 +1,7 @@
-"""Strict parsing of RFC 3339 to UTC nanoseconds: the only parser of event times, and their formats.
+"""Strict parsing of RFC 3339 to UTC nanoseconds, the only parser of event times, and their formats.
 
-Parsers differ on the same string (fraction digits truncated or rounded, `24:00`, `:60`, naive values, week dates). So an
-event's time is compared, keyed and stored only as the instant parsed here, never as text. An offset is required.
+Parsers disagree on the same text (truncated or rounded fractions, `24:00`, `:60`, naive values, week dates). Event
+times are therefore compared, keyed and stored only as parsed here, never as text. An offset is required.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WRITTEN = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(?::(\d\d(?:\.\d{1,9})?))?([Zz]|[+-]\d\d:\d\d)?)?", re.ASCII
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # in UTC; its arithmetic takes a third of the time
+_NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # in UTC; naive arithmetic takes a third of the time
 _WHOLE_SECONDS = len("2019-01-01T00:00:00")
 _SECOND = 1_000_000_000
 _MAX_OFFSET_HOURS, _MAX_OFFSET_MINUTES = 23, 59
@@ -28,7 +28,7 @@ _MAX_OFFSET_HOURS, _MAX_OFFSET_MINUTES = 23, 59
 def parse_rfc3339(text: str) -> int:
     """Parse an instant to nanoseconds since 1970-01-01T00:00:00Z.
 
-    Equal instants give equal numbers, however they are spelled (`Z`, `+00:00`, `+02:00`).
+    Equal instants give equal numbers, whatever their offset (`Z`, `+00:00`, `+02:00`).
 
     Raises:
         ValueError: not RFC 3339, no offset, more than nine fraction digits, no such date, or a leap second.
@@ -41,7 +41,7 @@ def parse_rfc3339(text: str) -> int:
         elapsed = datetime.fromisoformat(text[:_WHOLE_SECONDS]) - _NAIVE_EPOCH
     except ValueError as error:
         raise ValueError(f"names no instant: {error}") from None
-    if hour == "24":  # Python 3.13 and later read it
+    if hour == "24":  # Python 3.13 and later accept it
         raise ValueError("names no instant: hour must be in 0..23")
     seconds = elapsed.days * 86_400 + elapsed.seconds
     if sign is not None:
@@ -53,10 +53,10 @@ def parse_rfc3339(text: str) -> int:
 
 
 def parse_time(given: str, now: datetime) -> datetime:
-    """Parse a time of an option: RFC 3339, a date, or a span back from `now`. Without an offset it is UTC.
+    """Parse a time option: RFC 3339, a date, or a span back from `now`. Without an offset it is UTC.
 
     Raises:
-        ValueError: it is none of these, or no calendar has it; the message says the forms.
+        ValueError: it is invalid; the message lists the formats.
     """
     try:
         if back := _BACK.fullmatch(given):
@@ -66,11 +66,11 @@ def parse_time(given: str, now: datetime) -> datetime:
             return to_datetime(parse_rfc3339(f"{date}T{minutes or '00:00'}:{seconds or '00'}{offset or 'Z'}"))
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{given!r} names no time: {error}. Give {TIME_FORMS}") from None
-    raise ValueError(f"{given!r} is no time. Give {TIME_FORMS}")
+    raise ValueError(f"{given!r} is not a time. Give {TIME_FORMS}")
 
 
 def to_datetime(nanoseconds: int) -> datetime:
-    """Convert nanoseconds to an aware UTC datetime, cut to whole microseconds.
+    """Convert nanoseconds to an aware UTC datetime, truncated to microseconds.
 
     Raises:
         ValueError: outside the years 1 to 9999.
@@ -88,7 +88,7 @@ def to_nanoseconds(moment: datetime) -> int:
 
 
 def format_fixed_width(nanoseconds: int) -> str:
-    """Format an instant as text of 30 characters whose alphabetical order is the order of time.
+    """Format an instant as 30 characters whose alphabetical order is chronological.
 
     Raises:
         ValueError: outside the years 1 to 9999.
@@ -102,7 +102,7 @@ def format_fixed_width(nanoseconds: int) -> str:
 
 
 def time_text(moment: datetime) -> str:
-    """Format an instant as text that both databases read: fixed width, UTC, `2019-01-01 00:00:00.000000Z`."""
+    """Format an instant for both databases: fixed width, UTC, `2019-01-01 00:00:00.000000Z`."""
     return moment.astimezone(UTC).isoformat(" ", "microseconds")[:26] + "Z"
 
 
@@ -112,5 +112,5 @@ def rfc3339(moment: datetime, timespec: str = "auto") -> str:
 
 
 def as_time(value: str | datetime) -> datetime:
-    """Convert a driver's value of a time column to an aware UTC datetime."""
+    """Convert a driver's time value to an aware UTC datetime."""
     return (datetime.fromisoformat(value) if isinstance(value, str) else value).astimezone(UTC)

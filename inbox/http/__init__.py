@@ -1,1 +1,1 @@
-"""Rules for connections, heads and bodies of requests, below any resource. Nothing here knows the database."""
+"""Rules for connections, heads and bodies of requests, independent of resources and the database."""

@@ -1,4 +1,4 @@
-"""Bodies: those of requests, read within limits, and those of error answers: problem documents (RFC 9457) and their headers."""
+"""Request bodies, read within limits, and error responses: problem documents (RFC 9457) and their headers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def problem_of(error: RequestError) -> bytes:
 
 
 def problem_headers(error: RequestError) -> dict[str, str]:
-    """Return the headers of an error answer."""
+    """Return the headers of an error response."""
     headers = {"Content-Type": PROBLEM_TYPE}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
@@ -47,7 +47,7 @@ def problem_headers(error: RequestError) -> dict[str, str]:
 async def answer_problem(
     _req: Request, resp: Response, error: RequestError, _params: Mapping[str, object], **_: object
 ) -> None:
-    """Handle RequestError for Falcon."""
+    """Write the response to a RequestError, for Falcon."""
     resp.status = error.status
     resp.data = problem_of(error)
     resp.set_headers(problem_headers(error))
@@ -56,27 +56,27 @@ async def answer_problem(
 async def answer_bug(
     _req: Request, resp: Response, error: Exception, _params: Mapping[str, object], **_: object
 ) -> None:
-    """Handle an unexpected exception for Falcon, whose own handler logs the text, which may hold values."""
+    """Write the response to an unexpected exception; Falcon's own handler would log its text, which may hold values."""
     _log.error("bug in the receiver; the sender gets 500", exc_info=without_message(error), extra=fields("bug"))
     resp.status, resp.data = 500, problem(500, "Internal Server Error", None)
     resp.content_type = PROBLEM_TYPE
 
 
-# --- Bodies: read up to a size, for a time, and within the memory that all bodies of the process share.
+# --- Bodies: limited in size, in time, and by the memory shared by all bodies of the process.
 
 
 READ_WITHIN_SECONDS = 10.0
-"""Seconds; a body that takes longer gets 408."""
+"""Seconds within which a body must arrive; otherwise the response is 408."""
 
 
 async def read_whole(req: Request, most: int, reservation: Reservation | None = None) -> bytes:
-    """Return the whole body. Its memory stays reserved until the caller releases the reservation, if there is one.
+    """Return the whole body. Its memory stays reserved until the caller releases the reservation.
 
     Raises:
-        TooLarge: it has, or announces, more than `most` bytes.
+        TooLarge: it has or announces more than `most` bytes.
         TooSlow: it took too long.
-        Unavailable: there is no memory for it now.
-        Unreadable: it is shorter than its Content-Length, or ends in something that is no body.
+        Unavailable: there is not enough memory for it now.
+        Unreadable: it is shorter than its Content-Length, or malformed.
     """
     announced = req.content_length
     if announced is not None and announced > most:
@@ -102,7 +102,7 @@ async def _read(req: Request, announced: int | None, most: int, reservation: Res
     if announced is not None and announced <= SMALL_BODY:
         small: bytes = await req.stream.read(most + 1)
         return small
-    body = io.BytesIO()  # gives its bytes without copying them
+    body = io.BytesIO()  # returns its bytes without copying them
     async for part in req.stream:
         size = body.tell() + len(part)
         if size > most:

@@ -1,7 +1,7 @@
-"""Rules for the head of a request: those of RFC 9112 that the parser leaves open, and limits of size.
+"""Rules for request heads: those of RFC 9112 that the parser does not enforce, and size limits.
 
-The parser (llhttp, strict) rejects what no HTTP/1 message can hold. Heads that two servers could read differently are
-rejected here: a request that means one thing to a proxy and another to us is how requests are smuggled.
+The parser (llhttp, strict) rejects invalid HTTP/1. This module also rejects heads that two servers could read
+differently: a request that means one thing to a proxy and another to us allows request smuggling.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from collections.abc import Sequence
 from inbox.errors import ExpectationFailed, HeadTooLarge, RequestError, TargetTooLong, Unreadable
 
 LONGEST_TARGET = 4096
-"""Bytes of path and query, unless a server allows more; senders' URLs have a source's name and a token."""
+"""Maximum bytes of path and query, unless a server allows more; senders' URLs hold a source's name and a token."""
 
 MOST_FIELDS = 100
-"""Count of header fields."""
+"""Maximum number of header fields."""
 
 LONGEST_FIELD = 8192
-"""Bytes of one header field."""
+"""Maximum bytes of one header field."""
 
 LARGEST_HEAD = 32 * 1024
-"""Bytes of all header fields together."""
+"""Maximum bytes of all header fields together."""
 
 VERSIONS = frozenset({"1.1", "1.0"})
 
 _ONCE = frozenset({b"host", b"content-type", b"transfer-encoding", b"expect"})
-"""Fields that may occur once, as two would be ambiguous; the parser itself checks Content-Length."""
+"""Fields that may occur only once, as two would be ambiguous; the parser checks Content-Length."""
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]{2,}\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)/.*", re.DOTALL | re.IGNORECASE)
 
 
 def make_unfinished_error(target: bytes, longest_target: int = LONGEST_TARGET) -> RequestError:
-    """Return the error of a head that has grown beyond `LARGEST_HEAD` without an end."""
+    """Return the error for an unfinished head larger than `LARGEST_HEAD`."""
     if len(target) > longest_target:
         return _target_too_long(longest_target)
-    return HeadTooLarge("a head, or what stands between the parts of a body, does not end")
+    return HeadTooLarge("a head, or a chunk header or trailer, does not end")
 
 
 def _target_too_long(longest: int) -> RequestError:
@@ -45,11 +45,11 @@ def _target_too_long(longest: int) -> RequestError:
 
 
 def check_size(target: bytes, fields: Sequence[tuple[bytes, bytes]], longest_target: int = LONGEST_TARGET) -> None:
-    """Check the size of a head.
+    """Check the size of a head and its fields.
 
     Raises:
         TargetTooLong: its target has more than `longest_target` bytes.
-        HeadTooLarge: one field is too long, or all of them together.
+        HeadTooLarge: one field or all fields together are too long.
     """
     if len(target) > longest_target:
         raise _target_too_long(longest_target)
@@ -61,11 +61,11 @@ def check_size(target: bytes, fields: Sequence[tuple[bytes, bytes]], longest_tar
 
 
 def check(version: str, target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> None:
-    """Check the contents of a head; names of fields are in lower case.
+    """Check the contents of a head, whose field names are in lower case.
 
     Raises:
         HeadTooLarge: it has too many fields.
-        Unreadable: it can be read in more than one way, or in none.
+        Unreadable: it is malformed or ambiguous.
         ExpectationFailed: it expects something other than `100-continue`.
     """
     if version not in VERSIONS:
@@ -95,20 +95,20 @@ def _check_repeats(fields: Sequence[tuple[bytes, bytes]]) -> None:
             raise Unreadable(f"there is more than one {name.decode().title()}")
 
 
-@functools.lru_cache(maxsize=64)  # of one receiver there are few spellings, and a worker sees one all day
+@functools.lru_cache(maxsize=64)  # a receiver has few spellings of its host
 def _is_host(host: bytes) -> bool:
     return _HOST.fullmatch(host) is not None
 
 
 def _check_form(target: bytes, host: bytes | None) -> None:
     if b"#" in target:
-        raise Unreadable("a fragment is no part of a request's target")
+        raise Unreadable("a request's target must not have a fragment")
     if target.startswith(b"/"):
         if target.startswith(b"//"):
-            raise Unreadable("what stands behind two slashes can be taken for a host")  # RFC 3986 §4.2
+            raise Unreadable("a path after two slashes can be taken for a host")  # RFC 3986 §4.2
         return
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None:
-        raise Unreadable("the request's target is no path")
+        raise Unreadable("the request's target is not a path")
     if host is not None and absolute[1].lower() != host.lower():
         raise Unreadable("the request's target names another host than Host does")

@@ -1,4 +1,4 @@
-"""Limits of what senders may keep open: connections, requests and memory; and the keys that server and app share."""
+"""Limits of open connections, requests and memory, and the keys shared by server and app."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import msgspec
 from inbox.errors import Unavailable
 
 CUT_SHORT = "inbox.cut_short"
-"""Scope key: the reason why no more of the body will come."""
+"""Scope key: the reason why the rest of the body will not arrive."""
 
 BODY_COMPLETE = "inbox.body_complete"
-"""Scope key, set when the whole body is there: a deadline would cost more than reading."""
+"""Scope key, set if the whole body has arrived: a deadline would cost more than reading it."""
 
 SEND_CONTINUE = "inbox.send_continue"
-"""Scope key, set when the request expects `100-continue`: a function that asks the sender for the body."""
+"""Scope key, set if the request expects `100-continue`: a function that asks the sender for the body."""
 
 WHEN_GONE = "inbox.when_gone"
-"""Scope key: a function that takes another, and calls it when the sender hangs up; at once where it has already."""
+"""Scope key: a function that registers a callback for when the sender hangs up; it is called at once if it already has."""
 
 CAPACITY = "inbox.capacity"
 """App state key: the `inbox.http.limits.Capacity` of the process."""
@@ -27,17 +27,17 @@ METERS = "inbox.meters"
 """App state key: the `inbox.observe.metrics.Meters` of the process."""
 
 
-# --- limits of what may be open
+# --- limits
 
 
 LEAST_BURST = 2
-"""Requests that may come at once at any rate, as for calls that go out."""
+"""Minimum burst of requests at any rate, as for outgoing calls."""
 
 
 class Bucket:
-    """A token bucket: lets through `rate` requests a second, and saves up unused tokens for at most a second.
+    """A token bucket: it admits `rate` requests a second, and saves unused tokens for at most a second.
 
-    It counts the requests of its own process alone.
+    It counts only the requests of its own process.
     """
 
     __slots__ = ("_at", "_burst", "_rate", "_tokens")
@@ -52,7 +52,7 @@ class Bucket:
         """Take one token at `now`, in seconds of a monotonic clock.
 
         Returns:
-            0 when there was one, or else the seconds until there will be.
+            0 if there was one, otherwise the seconds until the next one.
         """
         if now > self._at:
             self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
@@ -64,17 +64,17 @@ class Bucket:
 
 
 SMALL_BODY = 64 * 1024
-"""Bytes. Nearly all webhooks are smaller, and the most requests that may be open of this size don't endanger the memory."""
+"""Bytes. Nearly all webhooks are smaller, and the maximum number of open requests of this size fits in memory."""
 
 MEMORY_FOR_BODY = 4
-"""Memory of a body while it is handled, as a multiple of its size: itself, its text, what is read in it, the database's
-driver and the rows around it. `tests/process/test_large_bodies.py` holds it."""
+"""Memory of a body in progress, as a multiple of its size: bytes, text, parsed values, the database driver and the
+other rows. `tests/process/test_large_bodies.py` checks it."""
 
 
 class MemoryBudget:
-    """The memory that bodies may take in one process: bytes beyond `SMALL_BODY` count, `MEMORY_FOR_BODY` times each.
+    """The memory for bodies in one process: bytes beyond `SMALL_BODY` count, each `MEMORY_FOR_BODY` times.
 
-    So small bodies find room, however many large ones there are.
+    Small bodies therefore always find room, however many large ones there are.
     """
 
     __slots__ = ("_held", "_most")
@@ -84,10 +84,10 @@ class MemoryBudget:
         self._held = 0
 
     def change(self, before: int, now: int) -> None:
-        """Account for a body that grows from `before` bytes to `now`.
+        """Account for a body that grows from `before` to `now` bytes.
 
         Raises:
-            Unavailable: there is no room for that, and nothing is changed.
+            Unavailable: there is no room; nothing has changed.
         """
         more = memory_for(now) - memory_for(before)
         if more > 0 and self._held + more > self._most:
@@ -96,7 +96,7 @@ class MemoryBudget:
 
 
 def memory_for(size: int) -> int:
-    """Return the memory that a body of `size` bytes takes of a budget."""
+    """Return the memory that a body of `size` bytes takes from a budget."""
     return MEMORY_FOR_BODY * max(size - SMALL_BODY, 0)
 
 
@@ -113,22 +113,22 @@ class Reservation:
         """Reserve memory for a body that now has `size` bytes.
 
         Raises:
-            Unavailable: there is no room for them.
+            Unavailable: there is no room.
         """
         self._budget.change(self._size, size)
         self._size = size
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         if self._size:
             self._budget.change(self._size, 0)
             self._size = 0
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """Limits of what may be open at once in one process."""
+    """Limits of open connections and requests in one process."""
 
     connections: int
     requests: int
     per_connection: int
-    """Requests until a connection ends."""
+    """Maximum number of requests on one connection."""

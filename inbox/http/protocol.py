@@ -1,14 +1,14 @@
-"""HTTP/1.1 for senders: uvicorn's protocol, hardened so that every connected sender gets an answer.
+"""HTTP/1.1 for senders: uvicorn's protocol, hardened so that every connected sender gets a response.
 
-Plain uvicorn lacks this:
+Plain uvicorn has these flaws:
 
-- It answers malformed input in plain text, even in the middle of another answer.
-- It limits neither the size of a head nor its time.
-- It reads a request that offers an upgrade as one without a body, and mixes trailers with headers.
-- It closes a connection unanswered when the sender closes its half, even when the request is whole.
-- It closes so hard that an answer is lost when the sender still sends.
-- It calls the app with the first byte of a body, so that no deadline of the app can begin.
-- A worker that stops closes connections on which the next request is on its way.
+- It answers malformed input in plain text, even in the middle of another response.
+- It limits neither the size nor the duration of a head.
+- It ignores the body of a request that offers an upgrade, and mixes trailers with headers.
+- It closes a connection without a response when the sender closes its half, even if the request is complete.
+- It closes so abruptly that the response is lost if the sender is still sending.
+- It calls the app only with the first byte of a body, so the app can't start a deadline.
+- A stopping worker closes connections whose next request is on its way.
 """
 
 from __future__ import annotations
@@ -46,36 +46,36 @@ if TYPE_CHECKING:
 
 
 TAKEN_WITHIN_SECONDS = 10.0
-"""Seconds in which a sender must take its answers; then the connection is aborted."""
+"""Seconds within which a sender must read its responses, or the connection is aborted."""
 
 DRAIN_SECONDS = 2.0
-"""Seconds in which input is discarded after an answer that ends the connection: if it were closed with unread bytes,
-the sender's system would discard the answer (RFC 9112 §9.6)."""
+"""Seconds for which input is discarded after the last response: if the connection closed with unread bytes, the
+sender's system would discard the response (RFC 9112 §9.6)."""
 
 
 THIS_HOST = ("127.0.0.1", 0)
-"""The peer of a Unix socket. It has no address, but it is a proxy on this host, and is trusted as one."""
+"""Peer address of a Unix socket, which has none: a proxy on this host, trusted as one."""
 
 MOST_UNTAKEN = 8 * 1024
-"""Bytes of answers that are buffered for a slow sender; then the next answer waits."""
+"""Bytes of responses buffered for a slow sender, before the next response waits."""
 
 
 HEAD_WITHIN_SECONDS = 10.0
-"""Seconds from the first byte to the empty line (then 408), and from the start to the first byte (then no answer)."""
+"""Seconds from the first byte to the empty line (then 408), and from the start to the first byte (then no response)."""
 
 LINGER_SECONDS = 1.0
-"""Seconds in which a worker that stops still answers on open connections; those in use get `Connection: close`."""
+"""Seconds for which a stopping worker still serves open connections; those in use get `Connection: close`."""
 
 MOST_QUEUED = 16
-"""Requests that may wait on one connection for the answer to the one before."""
+"""Maximum number of pipelined requests that wait on one connection."""
 
 _HEALTH = b"/health/"
 _log = logging.getLogger("uvicorn.error")
-_logged = Bucket(rate=1, burst=10)  # strangers can't fill the log
+_logged = Bucket(rate=1, burst=10)  # so that strangers can't fill the log
 
 
 class LingeringCloseTransport:
-    """The transport that answers are written to: closing it ends the connection gently."""
+    """The transport for responses; closing it ends the connection gracefully."""
 
     __slots__ = ("close", "is_closing", "write")
 
@@ -89,49 +89,49 @@ class HardenedHttpProtocol(HttpToolsProtocol):
     """One connection of a sender."""
 
     discarding_input = False
-    """True once input is ignored: the connection ends with the answers under way."""
+    """True once input is ignored and the connection ends after the current responses."""
     draining = False
-    """True once the last answer is written, and input is discarded."""
+    """True once the last response is written and input is discarded."""
     peer_half_closed = False
-    """True once the sender has closed its half."""
+    """True once the sender has closed its half of the connection."""
     meters: Meters = OFF
     allows_slow_readers = False
-    """True where answers are large: a sender may take one for as long as it takes some of it in each period."""
+    """True if responses are large: a slow reader is allowed while it makes progress in each period."""
     on_gone: Callable[[], None] | None = None
-    """Called when the sender hangs up before its answer."""
+    """Callback for a sender that hangs up before its response."""
     _deadline: asyncio.TimerHandle | None = None
     _abort: asyncio.TimerHandle | None = None
     _is_stopping = False
     _in_head = False
     _keep_alive = False
     _unused = 0
-    """Bytes since the last that were of use: a head, a trailer or a chunk's extension that does not end."""
+    """Bytes of an unfinished head, trailer or chunk extension."""
     _received = 0
-    """Bytes that the parser reads just now."""
+    """Bytes being parsed."""
     _arrived = 0
-    """Bytes of the head so far, and perhaps of what stands around it."""
+    """Bytes of the head so far, at least."""
     _parser_error: RequestError | None = None
-    """The error that stopped the parser, unless the parser stopped by itself."""
+    """The error with which we stopped the parser, if any."""
     _capacity: Capacity | None = None
     _requests = 0
-    """Count of the requests that the app has got."""
+    """Number of requests passed to the app."""
     makes_room = False
-    """True where a new connection takes the place of the one that is idle or owes a body for longest: such keep nobody out."""
+    """True if a new connection may replace the one that has been idle, or has owed a body, for longest."""
     longest_target = head.LONGEST_TARGET
-    """Bytes of path and query."""
+    """Maximum bytes of path and query."""
     _idle_since = 0.0
     _ending: LingeringCloseTransport
 
     @property
     def is_idle(self) -> bool:
-        """True when no answer is under way."""
+        """True if no response is in progress."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         return cycle is None or cycle.response_complete
 
     # --- deadlines
 
     def arm(self, seconds: float, then: Callable[[], None]) -> None:
-        """Set the deadline: call `then` after `seconds`, unless it is set again before."""
+        """Set the deadline: call `then` after `seconds`, unless the deadline is reset before."""
         self.disarm()
         self._deadline = self.loop.call_later(seconds, then)
 
@@ -149,24 +149,24 @@ class HardenedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def when_gone(self, then: Callable[[], None]) -> None:
-        """Call `then` when the sender hangs up, or has closed its half. One that only closed its half still gets an answer."""
+        """Call `then` when the sender hangs up or closes its half. A half-closed sender still gets a response."""
         self.on_gone = then
         if self.peer_half_closed or self.transport.is_closing():
             self.tell_gone()
 
     def tell_gone(self) -> None:
-        """Call the function of `when_gone`, once."""
+        """Call the callback of `when_gone`, once."""
         then, self.on_gone = self.on_gone, None
         if then is not None:
             then()
 
     def pause_writing(self) -> None:
-        """Start the time in which the sender must take its answers."""
+        """Start the deadline for the sender to read its responses."""
         super().pause_writing()
         self._abort_after(TAKEN_WITHIN_SECONDS)
 
     def resume_writing(self) -> None:
-        """Stop that time."""
+        """Cancel that deadline."""
         super().resume_writing()
         if not self.transport.is_closing() and not self.draining:
             self._cancel_abort()
@@ -189,7 +189,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
     # --- the end
 
     def end(self) -> None:
-        """Close the connection after an answer, so that the answer arrives."""
+        """Close the connection after a response, ensuring that the response arrives."""
         if not self.peer_half_closed and (self.discarding_input or self.cycle.more_body):
             self.drain()
             return
@@ -198,7 +198,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
             self._abort_after(TAKEN_WITHIN_SECONDS)
 
     def answer(self, error: RequestError) -> None:
-        """Answer an error without calling the app."""
+        """Send an error response without calling the app."""
         self.meters.count(metrics.REJECTED, metrics.UNKNOWN, error.cause)
         body = problem_of(error)
         fields = [
@@ -222,13 +222,13 @@ class HardenedHttpProtocol(HttpToolsProtocol):
     # --- the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Normalise the peer's address, check the capacity, and start the time for a head."""
+        """Normalise the peer's address, check the capacity, and start the deadline for a head."""
         super().connection_made(transport)
         if self.client is not None and (address := address_text(self.client[0])) is not None:
-            # A socket of IPv6 that takes IPv4 too says ::ffff:127.0.0.1, which no list of proxies has.
+            # A dual-stack IPv6 socket reports ::ffff:127.0.0.1, which no list of proxies contains.
             self.client = (address, self.client[1])
         elif transport.get_extra_info("socket").family == socket.AF_UNIX:
-            self.client = THIS_HOST  # other families have no peer: the connection was reset meanwhile
+            self.client = THIS_HOST  # a TCP socket without a peer was reset meanwhile
         transport.set_write_buffer_limits(high=MOST_UNTAKEN)
         self._ending = LingeringCloseTransport(self)
         self._capacity = self.app_state.get(CAPACITY)
@@ -249,7 +249,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
             self.arm(HEAD_WITHIN_SECONDS, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, and answer input that it can't read."""
+        """Feed the parser, and reject input that it can't read."""
         if self.discarding_input:
             return
         self._unset_keepalive_if_required()
@@ -269,7 +269,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
                 self.arm(HEAD_WITHIN_SECONDS, self._head_is_late)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own; uvicorn's always lets it close
-        """Note that the sender sends nothing more. Returns whether to stay open for its answer."""
+        """Handle the end of the sender's input. Returns whether to stay open for the response."""
         self.peer_half_closed = True
         self.tell_gone()
         if self.draining:
@@ -294,17 +294,17 @@ class HardenedHttpProtocol(HttpToolsProtocol):
         self._arrived = self._received
 
     def on_headers_complete(self) -> None:
-        """Call the app at once: it can reject by the headers alone, and its deadline for the body begins.
+        """Call the app at once: it can reject the request by its headers, and its deadline for the body begins.
 
         Raises:
-            RequestError: the head is rejected, and the parser has to stop.
+            RequestError: the head is rejected; the parser must stop.
         """
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             return  # `_resume_without_upgrade` follows
         try:
             self._check_head()
         except RequestError as error:
-            self._parser_error = error  # the parser does not keep it
+            self._parser_error = error  # the parser loses it
             raise
         self._in_head = False
         self._requests += 1
@@ -313,7 +313,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
         self.headers = []  # for trailers, which are dropped (RFC 9112 §7.1.2): authentication comes before them
         cycle: RequestResponseCycle = self.cycle
         cycle.transport = cast("asyncio.Transport", self._ending)
-        # An answer that is made before the body has come ends the connection: else the rest of it had no deadline.
+        # A response sent before the body has arrived ends the connection: otherwise the rest would have no deadline.
         self._keep_alive, cycle.keep_alive = cycle.keep_alive, False
         cycle.message_event.set()
         cast("dict[str, Any]", cycle.scope)[WHEN_GONE] = self.when_gone
@@ -322,11 +322,11 @@ class HardenedHttpProtocol(HttpToolsProtocol):
             cycle.waiting_for_100_continue
         ):  # uvicorn would send it when Falcon reads, before the app has checked the headers
             cycle.waiting_for_100_continue = False
-            if self.scope["http_version"] == "1.1":  # an older one does not know of it
+            if self.scope["http_version"] == "1.1":  # older versions don't know it
                 cast("dict[str, Any]", cycle.scope)[SEND_CONTINUE] = self._send_continue
 
     def on_body(self, body: bytes) -> None:
-        """Hand a part of the body to the app."""
+        """Pass a part of the body to the app."""
         super().on_body(body)
         self._unused = 0
 
@@ -337,14 +337,14 @@ class HardenedHttpProtocol(HttpToolsProtocol):
         is_last = self._capacity is not None and self._requests >= self._capacity.per_connection
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._keep_alive and not self._is_stopping and not is_last
-        # Input after the last request is ignored: its sender sees `Connection: close`, and sends it again over another.
+        # Input after the last request is ignored: the sender sees `Connection: close` and resends it on another connection.
         self.discarding_input = self.discarding_input or is_last
         super().on_message_complete()
         cast("dict[str, Any]", self.cycle.scope)[BODY_COMPLETE] = True
         self._unused = 0
 
     def on_response_complete(self) -> None:
-        """Start the next request of the connection, if there may be one."""
+        """Start the next request of the connection, if one is allowed."""
         self._idle_since = self.loop.time()
         self.on_gone = None
         if self.draining:
@@ -353,10 +353,10 @@ class HardenedHttpProtocol(HttpToolsProtocol):
             super().on_response_complete()
 
     def _close_idle(self, most: int) -> int:
-        """Close idle ones among the other connections, so that at most this many stay. Returns the number that stays."""
+        """Close idle ones among the other connections until at most `most` remain. Returns the number that remain."""
         others = [each for each in self.connections if isinstance(each, HardenedHttpProtocol) and each is not self]
         others = [each for each in others if not each.transport.is_closing()]
-        # after those: the ones that owe a body, as they may do so for long
+        # then those that owe a body, perhaps for long
         idle = [each for each in others if each.is_idle or (each.cycle.more_body and not each.cycle.response_started)]
         idle.sort(key=lambda each: (not each.is_idle, each._idle_since))  # noqa: SLF001
         closed = idle[: max(len(others) - most, 0)]
@@ -371,7 +371,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
     # --- the worker stops
 
     def shutdown(self) -> None:
-        """Stop with the worker. An idle connection stays open for a moment: its next request may be on its way."""
+        """Stop with the worker. An idle connection stays open briefly, as its next request may be on its way."""
         self._is_stopping = True
         if self.is_idle:
             self.loop.call_later(LINGER_SECONDS, self._close_if_idle)
@@ -387,7 +387,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
     def _check_head(self) -> None:
         if self._capacity is not None and self._requests >= self._capacity.per_connection:
             raise Unavailable("this connection has had its requests; send it again over another")
-        if self._arrived > head.LONGEST_TARGET:  # else nothing in it can be too long
+        if self._arrived > head.LONGEST_TARGET:  # otherwise no part can be too long
             head.check_size(self.url, self.headers, self.longest_target)
         head.check(self.parser.get_http_version(), self.url, self.headers)
         is_full = self._capacity is not None and len(self.tasks) >= self._capacity.requests
@@ -414,9 +414,9 @@ class HardenedHttpProtocol(HttpToolsProtocol):
             self.answer(error)
             self.drain()
         elif cycle.more_body:
-            self._cut_short(cycle, f"there is no more of it that could be read ({error.detail})")
+            self._cut_short(cycle, f"the rest can't be read ({error.detail})")
         else:
-            cycle.keep_alive = False  # an answer to what stands behind it would be taken for its answer
+            cycle.keep_alive = False  # a later response would be taken for its response
 
     @staticmethod
     def _cut_short(cycle: RequestResponseCycle, reason: str) -> None:
@@ -425,9 +425,9 @@ class HardenedHttpProtocol(HttpToolsProtocol):
         cycle.message_event.set()
 
     def _resume_without_upgrade(self, rest: bytes) -> None:
-        """Parse the head once more without its offer of an upgrade, after which the parser stops.
+        """Parse the head again without its upgrade offer, at which the parser stopped.
 
-        No upgrade is made here (RFC 9110 §7.8), so the body is a body.
+        Upgrades are never made here (RFC 9110 §7.8), so the body follows as usual.
         """
         fields = b"".join(b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
         version = self.parser.get_http_version().encode()

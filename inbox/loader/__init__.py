@@ -1,1 +1,1 @@
-"""Reads `inbox.toml`: shape first, then the rules that its tables and presets must agree on."""
+"""Read `inbox.toml`, and check its types, then the rules between its tables and presets."""

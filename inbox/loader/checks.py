@@ -1,4 +1,4 @@
-"""Rules between the tables of `inbox.toml`: references that resolve, and sync routes that can run."""
+"""Rules between the tables of `inbox.toml`, such as references that must resolve and sync routes that must run."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _HAS_MEANING: Mapping[str, tuple[PagedBy, ...]] = {
     "more": (*_NUMBERED, "cursor"),
     "total": _NUMBERED,
 }
-"""The ways of paging to which a key means something."""
+"""Kinds of paging that use each key."""
 _PLAIN = Paging(by="page")
 _NEEDS_NEXT: Mapping[str, str] = {"cursor": "the value for {next}", "url": "the URL of the next page"}
 
 
 def paging_mistakes(path: tuple[str, ...], call: Sweep) -> Iterator[Mistake]:
-    """Yield keys of a sweep's `pages` that are missing, or mean nothing."""
+    """Yield missing and meaningless keys of a sweep's `pages`."""
     path, pages = (*path, "pages"), paging_of(call.pages)
     if pages is None:
         return
@@ -59,7 +59,7 @@ def paging_mistakes(path: tuple[str, ...], call: Sweep) -> Iterator[Mistake]:
         yield Mistake(path, 'follows links by GET alone; page by = "cursor"')
 
 
-# --- Rules of `[retention]`: floors below which a guarantee would break.
+# --- Rules of `[retention]`: minimum ages that the guarantees need.
 
 
 _DAY = 86400
@@ -76,7 +76,7 @@ FLOORS: dict[RetentionKind, tuple[int, str]] = {
     "reveals": (30, "an audit asks weeks later who has seen a payload"),
     "throughput": (1, "the views of sources and destinations show the last day"),
 }
-"""The least age of each kind in days, and the reason."""
+"""Minimum age of each kind in days, with the reason."""
 
 
 def retention_mistakes(retention: Retention) -> Iterator[Mistake]:
@@ -86,29 +86,29 @@ def retention_mistakes(retention: Retention) -> Iterator[Mistake]:
             yield Mistake(("retention", kind), f"must be at least {days}d: {reason}")
 
 
-# --- Rules of `[web]`: an origin that a browser would send, and a proxy that not everybody can claim to be.
+# --- Rules of `[web]`: a valid origin, and a proxy that strangers can't impersonate.
 
 
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _OF_BROWSERS = frozenset(
     {"authorization", "cookie", "host", "origin", "referer", "user-agent", "accept", "x-forwarded-for", "forwarded"}
 )
-"""Headers that a browser fills, or that have no name of a person in them."""
+"""Headers that browsers set, or that never hold a person's name."""
 _LEAST_SESSION, _LONGEST_SESSION = 60, 31 * 86400
 
 
 def web_mistakes(web: Web) -> Iterator[Mistake]:
-    """Yield what can't be meant in `[web]`."""
+    """Yield invalid values in `[web]`."""
     if web.origin is not None and not _ORIGIN.fullmatch(web.origin):
         yield Mistake(("web", "origin"), 'must be a scheme and a host alone, such as "https://relay.example.com"')
     if not _LEAST_SESSION <= web.session <= _LONGEST_SESSION:
         yield Mistake(("web", "session"), "must be from 1m to 31d")
     for key, secret in (("users", web.users), ("tokens", web.tokens)):
         if secret is not None and (secret.not_before, secret.not_after) != (None, None):
-            yield Mistake(("web", key), "has no times: remove the line of who may no longer use the page")
+            yield Mistake(("web", key), "must not have a validity period: to end access, remove the user's line")
     proxy = web.proxy
     if proxy is not None and any(ipaddress.ip_network(network).prefixlen == 0 for network in proxy.networks):
-        yield Mistake(("web", "proxy", "networks"), "has every address, and so everybody could say to be anybody")
+        yield Mistake(("web", "proxy", "networks"), "includes every address, so anyone could pose as any user")
     if proxy is not None and (not is_name(proxy.header) or proxy.header.lower() in _OF_BROWSERS):
         yield Mistake(("web", "proxy", "header"), 'must be a header of the proxy\'s own, such as "X-Forwarded-User"')
 
@@ -121,7 +121,7 @@ _OWN_KEYS = frozenset().union(*(preset.own_keys for preset in PRESETS.values()))
 
 
 def preset_mistakes(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
-    """Yield every key that the source's preset can't use, or lacks."""
+    """Yield every key that the source's preset lacks or can't use."""
     preset = PRESETS.get(source.preset)
     if preset is None:
         yield Mistake((*path, "preset"), f"there is no preset {source.preset!r}; {nearest(source.preset, PRESETS)}")
@@ -154,20 +154,20 @@ def _own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator
 
 
 def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
-    """Yield keys that could not recognise a duplicate."""
+    """Yield keys that can't recognise duplicates or replays."""
     if source.dedup is not None and WHOLE_BODY in source.dedup and len(source.dedup) > 1:
         yield Mistake((*path, "dedup"), f"has {WHOLE_BODY!r}, which is all there is; remove the others")
     if source.max_age is None:
         return
     own = source.event.time if source.event is not None else None
     if own is not None and _OF_HEADERS.search(own):
-        yield Mistake((*path, "max_age"), "is of no use with event.time in a header: anybody could write another")
+        yield Mistake((*path, "max_age"), "is of no use with event.time in a header: anyone could change it")
     elif own is None and not preset.has_own_time:
         yield Mistake((*path, "max_age"), "is of no use: its requests have no time of the event that is signed")
 
 
 def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
-    """Yield mistakes of authentication. A source without any has to say so explicitly."""
+    """Yield mistakes of authentication. A source without it must say so explicitly."""
     by_signature = bool(preset.signatures or preset.prover or source.signature)
     title = preset.title
     if source.unsigned and source.secrets is not None:
@@ -177,25 +177,25 @@ def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[M
     if source.secrets is not None and not by_signature:
         yield Mistake(
             (*path, "secrets"),
-            'are what a provider signs with, and this one does not; use auth = { kind = "header", … }',
+            'are for signatures, which this provider lacks; use auth = { kind = "header", … }',
         )
     elif source.secrets is None and source.signature is not None:
-        yield Mistake((*path, "secrets"), "are missing: what is signed with?")
+        yield Mistake((*path, "secrets"), "are missing: signatures need a key")
     elif source.secrets is None and preset.always_signs and not source.unsigned:
         yield Mistake(
             (*path, "secrets"),
             f"are missing: {title} signs its webhooks, and the secret is {preset.shown_at}; write secrets ="
-            ' ["env:NAME"], or unsigned = true to accept requests that anybody could have made',
+            ' ["env:NAME"], or unsigned = true to accept requests that anyone could have made',
         )
     elif source.secrets is None and source.auth is None:
         keys = "secrets" if by_signature and not source.unsigned else "auth"
-        yield Mistake((*path, keys), 'is missing; if anybody may send, say so by auth = { kind = "none" }')
+        yield Mistake((*path, keys), 'is missing; to let anyone send, set auth = { kind = "none" }')
     elif source.secrets is None and source.tolerance is not None:
         yield Mistake((*path, "tolerance"), "is of no use without secrets: no time is signed")
 
 
 def _proofs_by_own_key(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
-    """Yield keys of authentication that are of no use where a preset proves by another key, which it needs."""
+    """Yield unusable keys of authentication, for presets that authenticate by another key."""
     for key, given in (("secrets", source.secrets is not None), ("unsigned", source.unsigned)):
         if given:
             yield Mistake((*path, key), f"is of no use: {preset.title} is known by {preset.proves_by}; remove it")
@@ -219,15 +219,15 @@ _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _FUNCTION = re.compile(f"{_NAME}:{_NAME}")
 """Pattern of `package.module:name`."""
 _NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate", "gone", False))
-"""A table of a sync route, the key whose value of the same name needs it, and whether that value is the default."""
+"""Tables of a sync route, each with the key whose value of the same name needs it, and whether that is its default."""
 _WRITES = ("find", "create", "update", "delete", "deactivate")
 """Calls of a sync route to its destination."""
 
 
 def broken_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterator[Mistake]:
-    """Yield every unresolved name, every sync route that can't run, and every timeout of zero.
+    """Yield every unresolved name, unusable sync route and zero timeout.
 
-    `names` of each section has also those of tables that `config` lacks because of their mistakes.
+    `names` includes tables that `config` omits because of their mistakes.
     """
     for section, endpoints in (("apis", config.apis), ("destinations", config.destinations)):
         for name, endpoint in endpoints.items():
@@ -258,7 +258,7 @@ def broken_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterat
 
 
 def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collection[str]) -> Iterator[Mistake]:
-    """Yield mistakes in sweeps. The watermark is kept per entity type, so two sweeps of one type would share it."""
+    """Yield mistakes in sweeps. There is one watermark for each entity type, so two sweeps of a type would share it."""
     swept: set[str] = set()
     for number, sweep in enumerate(source.sweeps):
         where = (*path, f"[{number}]")
@@ -278,7 +278,7 @@ def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collect
 
 
 def _untaken_sweeps(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
-    """Yield a sweep whose events no route takes, although routes take its entity type."""
+    """Yield a mistake if no route takes the sweep's events although some take its entity type."""
     fit = [each.when for each in routes if not each.when.entity_type or sweep.entity_type in each.when.entity_type]
     if not fit or any(matches(when, sweep.entity_type, sweep.event_type, sweep.action) for when in fit):
         return
@@ -289,7 +289,7 @@ def _untaken_sweeps(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]
 
 
 def _credentials(path: tuple[str, ...], call: CallKeys | None, endpoint: Limited | None) -> Iterator[Mistake]:
-    """Yield own headers of a call that would replace the credentials of its endpoint."""
+    """Yield headers of a call that would replace its endpoint's credentials."""
     if call is not None and isinstance(endpoint, Endpoint) and isinstance(endpoint.auth, ApiHeader):
         name = endpoint.auth.name
         if to_title_case(name) in map(to_title_case, call.headers):
@@ -329,12 +329,12 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
 
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
 _DIRECTIVES = frozenset("YymbBdjaAHIMSfpz%")
-"""Directives that every platform reads and writes alike."""
+"""Date directives that work the same on every platform."""
 _SOME_DAY = datetime(2001, 11, 30, tzinfo=UTC)
 
 
 def map_mistakes(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
-    """Yield every mistake in the map of the sync table at `path` that shows without compiling it."""
+    """Yield the mistakes in the map of the sync table at `path` that can be found without compiling it."""
     if not sync.map and sync.transform is None:
         yield Mistake((*path, "map"), "at least one field must be mapped, or a transform given")
     for name, field in sync.map.items():
@@ -354,7 +354,7 @@ def _field(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
     ways = {"from": field.expression, "value": field.value, "function": field.function}
     given = [name for name, way in ways.items() if way is not None]
     if len(given) != 1:
-        has = f"this has {' and '.join(given)}" if given else "this has none of them"
+        has = f"this has {' and '.join(given)}" if given else "this has none"
         yield Mistake(path, f"a field takes one of from, value and function; {has}")
     if field.function is not None:
         yield from _reference((*path, "function"), field.function)
@@ -376,7 +376,7 @@ def _dates(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
         if unknown:
             valid = " ".join(f"%{letter}" for letter in sorted(_DIRECTIVES))
             yield Mistake((*path, name), f"{form!r} has %{unknown[0]}; valid here: {valid}")
-        # Python 3.13 warns where strptime is given a day without a year.
+        # Python 3.13 warns if strptime parses a day without a year.
         elif name == "read" and ({"Y", "y"}.isdisjoint(_DIRECTIVE.findall(form)) or not _names_a_day(form)):
             yield Mistake((*path, name), f"{form!r} must name a day with its year, once, such as %Y-%m-%d")
 

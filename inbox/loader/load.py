@@ -1,4 +1,4 @@
-"""Reads `inbox.toml`; every mistake is reported at once, with its line and the valid values."""
+"""Read `inbox.toml`, and report all mistakes at once, with their lines and the valid values."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _SQLITE = re.compile(r"sqlite\b", re.IGNORECASE)
 
 
 def resolve_database(settings: DatabaseSettings, environment: Mapping[str, str]) -> DatabaseSettings:
-    """Return the settings with the URL itself, password and schema included, instead of its place.
+    """Return the settings with the resolved URL, including password and schema.
 
-    `INBOX_DATABASE_URL` replaces the url, and no password of the file goes to its host. The schema of the file stays: the
-    tables of another one are another installation.
+    `INBOX_DATABASE_URL` replaces the file's url and password, so that no password goes to another host. The file's
+    schema stays: another schema would be another installation.
 
     Raises:
-        ConfigError: a variable or file is missing or empty, or there are two passwords, or a SQLite file has a password or
-            a schema. The text has a line for each.
+        ConfigError: a variable or file is missing or empty, there are two passwords, or a SQLite file has a password or
+        a schema. The message has a line for each.
     """
     if given := environment.get(VARIABLE):
         return DatabaseSettings(url=_set_schema(reveal_url(given, VARIABLE, environment), settings.schema))
@@ -49,10 +49,10 @@ def resolve_database(settings: DatabaseSettings, environment: Mapping[str, str])
 
 
 def resolve_web(web: Web, database: DatabaseSettings, environment: Mapping[str, str]) -> Web:
-    """Return `[web]` with the URL of viewers itself instead of its place. `database` has its own URL already.
+    """Return `[web]` with the resolved URL for viewers; `database` is already resolved.
 
     Raises:
-        ConfigError: its variable or file is missing or empty, or it gives viewers no other rights or another database.
+        ConfigError: the variable or file is missing or empty, or the URL leads to the same role or another database.
     """
     if web.viewer_url is None:
         return web
@@ -70,7 +70,7 @@ def resolve_web(web: Web, database: DatabaseSettings, environment: Mapping[str, 
 
 
 def _parts(url: str) -> tuple[str, str | None, frozenset[str]]:
-    """Return the name of its database, its password and the names in its query; nothing of one that the engine will reject."""
+    """Return the URL's database, password and query keys; nothing for a URL that the engine will reject."""
     try:
         parts = urlsplit(url)
         return parts.path.strip("/"), parts.password, frozenset(parse_qs(parts.query))
@@ -82,9 +82,7 @@ def _set_schema(url: DatabaseUrl, schema: str | None) -> DatabaseUrl:
     if schema is None:
         return url
     if _SQLITE.match(url):
-        raise ConfigError(
-            "[database] schema: a SQLite file has no schemas, its tables share it with nobody; remove the key"
-        )
+        raise ConfigError("[database] schema: a SQLite file has no schemas; remove the key")
     return url if "schema" in _parts(url)[2] else _add_to_query(url, "schema", schema)
 
 
@@ -94,7 +92,7 @@ def _add_to_query(url: DatabaseUrl, key: str, value: str) -> DatabaseUrl:
 
 
 def reveal_url(text: str, origin: str, environment: Mapping[str, str]) -> DatabaseUrl:
-    """Read a URL from the place that it names, if it names one; errors call it `origin`."""
+    """Read a URL, or the URL that it refers to; errors name it `origin`."""
     try:
         secret = Secret.parse(text)
     except ValueError as error:
@@ -111,22 +109,22 @@ def reveal_url(text: str, origin: str, environment: Mapping[str, str]) -> Databa
 DEFAULT_FILE = "inbox.toml"
 Made = TypeVar("Made")
 _NAMED = ("sources", "apis", "destinations", "routes")
-"""Sections of named tables. A mistake in one of these tables leaves the others usable."""
+"""Sections of named tables. A mistake in one table leaves the others usable."""
 
 
 def config_path(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the path of the active configuration: `INBOX_CONFIG`, or else `inbox.toml` in the working directory."""
+    """Return the path of the active configuration: `INBOX_CONFIG`, or `inbox.toml` in the working directory."""
     return Path(environment.get("INBOX_CONFIG") or DEFAULT_FILE)
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
-    """A configuration that was read, with its mistakes."""
+    """A configuration read from a file, with its mistakes."""
 
     source: TomlText
     sound: Config
-    """All tables without a mistake, and no others. It may run only where `mistakes` is empty."""
+    """All tables without mistakes. It may run only if `mistakes` is empty."""
     readable: Config
-    """With the tables, too, whose mistake leaves them readable."""
+    """All readable tables, including those with mistakes."""
     mistakes: tuple[LocatedMistake, ...]
 
     @property
@@ -134,23 +132,23 @@ class ConfigFile(msgspec.Struct, frozen=True):
         """The whole configuration.
 
         Raises:
-            ConfigError: it has a mistake. The text has a line for each.
+            ConfigError: it has mistakes. The message has a line for each.
         """
         _refuse(self.mistakes)
         return self.sound
 
     def make(self, make: Callable[[Config], Made]) -> Made:
-        """Make something of the configuration, by a function that changes nothing else.
+        """Call `make` with the configuration, and return its result.
 
         Raises:
-            ConfigError: the configuration has mistakes, or `make` finds some. The text has a line for each of both.
+            ConfigError: the configuration has mistakes, or `make` finds some. The message has a line for each.
         """
         made: list[Made] = []
         _refuse((*self.mistakes, *self.further_mistakes(lambda config: made.append(make(config)))))
         return made[0]
 
     def further_mistakes(self, make: Callable[[Config], object]) -> list[LocatedMistake]:
-        """List the mistakes that `make` finds besides those of the file, also beside tables that have one."""
+        """List the mistakes that `make` finds in addition to those of the file."""
         found: list[LocatedMistake] = []
         known = {each.key for each in self.mistakes}
         for config in (self.sound, self.readable) if known else (self.sound,):
@@ -160,18 +158,18 @@ class ConfigFile(msgspec.Struct, frozen=True):
                 lines = (self.source.locate_line(line) for line in str(error).splitlines())
                 found += [each for each in lines if config is self.sound or each.key not in known]
             except Exception:
-                if config is self.sound:  # what has a mistake already may break anything
+                if config is self.sound:  # tables with mistakes may break anything
                     raise
         return found
 
 
 def load_file(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> ConfigFile:
-    """Read the configuration in `path`, or the active one, with its mistakes.
+    """Read the configuration in `path`, or the active one, including its mistakes.
 
     `INBOX_DATABASE_URL` overrides its database url.
 
     Raises:
-        ConfigError: there is no such file, or it is not TOML.
+        ConfigError: the file is missing, or it is not TOML.
     """
     path = path or config_path(environment)
     try:
@@ -189,14 +187,14 @@ def read_config(path: Path | None = None, environment: Mapping[str, str] = os.en
     """Read the configuration in `path`, or the active one. `INBOX_DATABASE_URL` overrides its database url.
 
     Raises:
-        ConfigError: no such file, not TOML, an unknown key, a wrong value, an unknown name, or a database url that is
-            not where it should be. The text has a line for each mistake.
+        ConfigError: a missing file, invalid TOML, an unknown key, a wrong value, an unknown name, or an unresolved
+        database url. The message has a line for each mistake.
     """
     return load_file(path, environment).config
 
 
 def parse_config(text: str, where: str = DEFAULT_FILE, environment: Mapping[str, str] | None = None) -> Config:
-    """Parse a configuration; `where` names the file in errors. Without an environment, no place of a secret is looked up.
+    """Parse a configuration; `where` names the file in errors. Without an environment, references to secrets stay unresolved.
 
     Raises:
         ConfigError: as `read_config`.
@@ -205,7 +203,7 @@ def parse_config(text: str, where: str = DEFAULT_FILE, environment: Mapping[str,
 
 
 def load_text(text: str, where: str = DEFAULT_FILE, environment: Mapping[str, str] | None = None) -> ConfigFile:
-    """Parse a configuration, with its mistakes.
+    """Parse a configuration, including its mistakes.
 
     Raises:
         ConfigError: it is not TOML.
@@ -238,7 +236,7 @@ def _refuse(found: Sequence[LocatedMistake]) -> None:
 
 
 def _without(tree: Mapping[str, Any], misshapen: Sequence[Mistake]) -> dict[str, Any]:
-    """Return a tree without the tables that have these mistakes."""
+    """Return the tree without the tables that have these mistakes."""
     kept = {key: dict(value) if key in _NAMED and isinstance(value, dict) else value for key, value in tree.items()}
     for each in misshapen:
         section, *inner = each.path
@@ -250,7 +248,7 @@ def _without(tree: Mapping[str, Any], misshapen: Sequence[Mistake]) -> dict[str,
 
 
 def _sound_part(config: Config, broken: Sequence[Mistake]) -> Config:
-    """Return the configuration without the named tables in `broken`, and what refers to one that is missing."""
+    """Return the configuration without the tables in `broken` and without tables that refer to missing ones."""
     wrong = {each.path[:2] for each in broken}
     tables = {
         section: {name: table for name, table in getattr(config, section).items() if (section, name) not in wrong}

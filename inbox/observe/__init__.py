@@ -1,1 +1,1 @@
-"""Watches both programs: log lines, metrics for Prometheus, and traces by OpenTelemetry."""
+"""Observability of both programs: logs, Prometheus metrics and OpenTelemetry traces."""

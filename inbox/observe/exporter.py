@@ -1,12 +1,12 @@
-"""Serves the metrics of one side's processes at `/metrics`, as a separate program: no load on its port delays a request.
+"""Serve a program's metrics at `/metrics` from a separate process, so that load on its port delays no request.
 
-All processes write to its standard input, a pipe (`inbox.observe.recorder`). It adds up the lines, opens no database, and
-ends when the last writer is gone. It ignores signals, which often reach the whole process group.
+The program's processes write to its standard input, a pipe (`inbox.observe.recorder`). It sums up the lines, opens no
+database, and ends with the last writer. It ignores signals, which often reach the whole process group.
 """
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401  # a host's name needs it, and Python's own files may be out of reach after `drop_privileges`
+import encodings.idna  # noqa: F401  # needed for host names; Python's files may be unreadable after `drop_privileges`
 import logging
 import os
 import signal
@@ -45,10 +45,10 @@ class Totals(Collector):
         self._decoder = msgspec.json.Decoder(Line)
 
     def add(self, line: bytes) -> None:
-        """Add a line from a process.
+        """Add a line written by a process.
 
         Raises:
-            ValueError: it is no line of `inbox.observe.recorder`, or only the end of one, after an exporter was killed.
+            ValueError: it is not a whole line of `inbox.observe.recorder`, as after an exporter was killed.
         """
         try:
             told = self._decoder.decode(line)
@@ -68,7 +68,7 @@ class Totals(Collector):
                 series[told.labels] = tuple(map(sum, zip(held, told.values, strict=True)))
 
     def collect(self) -> Iterator[_Family]:
-        """Yield every counted metric in prometheus-client's form."""
+        """Yield every counted metric in prometheus-client's format."""
         with self._lock:
             series = [(_METRICS[name], sorted(found.items())) for name, found in sorted(self._series.items())]
         for metric, found in series:
@@ -95,7 +95,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Keep silent about a scraper that hangs up."""
+        """Ignore scrapers that hang up."""
 
 
 class _Handler(WSGIRequestHandler):
@@ -111,7 +111,7 @@ def _serve(host: str, port: int, registry: CollectorRegistry) -> None:
     while True:
         try:
             server = make_server(host, port, make_wsgi_app(registry), _Server, _Handler)
-        except OSError as error:  # another program has the port, perhaps a predecessor that is about to end
+        except OSError as error:  # another program has the port, perhaps an ending predecessor
             if not reported:
                 why = f"can't listen on {host}:{port}, trying again: {error.strerror or error}"
                 _log.warning("metrics: %s", why, extra=fields("metrics_trouble", error=why))
@@ -122,12 +122,12 @@ def _serve(host: str, port: int, registry: CollectorRegistry) -> None:
 
 
 def drop_privileges(uid: int, gid: int) -> None:
-    """Drop to the rights of this user and group, permanently. Does nothing unless this process runs as root.
+    """Drop permanently to the rights of this user and group, if this process runs as root.
 
-    `Popen(user=…)` would drop them before Python starts, and only root may be able to read Python's files, as below /root.
+    `Popen(user=…)` would drop them before Python starts, but perhaps only root can read Python's files, as below /root.
 
     Raises:
-        OSError: it failed, and this process must not continue.
+        OSError: it failed; this process must not continue.
     """
     if os.geteuid() == 0:
         os.setgroups([])
@@ -136,10 +136,10 @@ def drop_privileges(uid: int, gid: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until standard input ends. It neither listens nor reads before it drops root's rights.
+    """Serve until standard input ends. Root's rights are dropped before it listens or reads.
 
     Args:
-        arguments: the host and port to serve at, the user and group to become, and the form of the log.
+        arguments: the host and port, the user and group to become, and the log format.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -153,7 +153,7 @@ def main(arguments: list[str]) -> None:
     for line in iter(partial(sys.stdin.buffer.readline, LONGEST_LINE), b""):
         try:
             totals.add(line)
-        except ValueError:  # the rest of a line whose beginning a killed exporter had read
+        except ValueError:  # the rest of a line begun by a killed exporter
             continue
 
 

@@ -1,4 +1,4 @@
-"""Log lines of both programs: their keys, their forms, and exceptions without their messages, which may hold secrets."""
+"""Log lines of both programs: keys, formats, and exceptions without their messages, which may hold secrets."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _current: ContextVar[TraceIds | None] = ContextVar("trace_ids", default=None)
 
 
 def current_ids() -> TraceIds | None:
-    """Return the ids of the span that this thread or task works on; None without one."""
+    """Return the ids of the current span of this thread or task; None without one."""
     return _current.get()
 
 
 @contextmanager
 def working_on(ids: TraceIds | None) -> Iterator[None]:
-    """Let log lines of this thread or task have these ids."""
+    """Add these ids to log lines of this thread or task."""
     token = _current.set(ids)
     try:
         yield
@@ -59,15 +59,15 @@ KEYS = {
     "lane": "Lane of the delivery.",
     "attempt": "Number of the attempt, as in `delivery_log`.",
     "due_at": "When the next attempt is due.",
-    "did": "What a success did, as in `delivery_log`.",
+    "did": "Effect of a success, as in `delivery_log`.",
     "late": "True when a later event of the lane was delivered before.",
     "cause": "Why a delivery is dead, as in `delivery_log`, or why a request was rejected, as in `rejected_request`.",
     "status": "Status of the answer to a request.",
     "error": "Text of the failure, without secrets.",
     "step": "Step of the relay, as in `relay_node.failing`.",
     "item": "Item that failed alone.",
-    "kind": "Kind of an alert, of rows that were deleted, or of what is paused.",
-    "subject": "What an alert or a sweep is about.",
+    "kind": "Kind of an alert, of deleted rows, or of a paused gate.",
+    "subject": "Subject of an alert or a sweep.",
     "firing": "True when an alert begins, false when it has recovered.",
     "compared": "Entities that a sweep compared.",
     "missed": "Changes that no webhook reported.",
@@ -81,19 +81,19 @@ KEYS = {
     "span_id": "Span of it: 16 hexadecimal digits.",
     "traceback": "Traceback of an error, without the texts of exceptions that may hold values.",
 }
-"""Every key, in the order of a line. A line has those that it has a value for."""
+"""Every key, in the order of a line. Lines omit keys without a value."""
 
 
 _ATTRIBUTE = "inbox_fields"
 
 
 def fields(event: str, ids: TraceIds | None = None, **values: Any) -> dict[str, Any]:  # noqa: ANN401  # plain values
-    """Make the `extra` of a log call: the line's name, its `KEYS`, and the span it belongs to unless that is the current one."""
+    """Build the `extra` of a log call: the line's name, its `KEYS`, and its span if that isn't the current one."""
     return {_ATTRIBUTE: (ids, {"event": event, **values})}
 
 
 def keys_of(record: logging.LogRecord) -> dict[str, Any]:
-    """Return the keys that a record adds, with its trace."""
+    """Return the keys that a record adds, including its trace."""
     given: tuple[TraceIds | None, dict[str, Any]] = getattr(record, _ATTRIBUTE, (None, {}))
     ids, values = given[0] or current_ids(), given[1]
     return values if ids is None else {**values, "trace_id": ids.trace_id, "span_id": ids.span_id}
@@ -102,18 +102,18 @@ def keys_of(record: logging.LogRecord) -> dict[str, Any]:
 Format = Literal["text", "json"]
 
 _LONGEST_VALUE = 10_000
-"""Characters. A collector of logs cuts or drops longer lines."""
+"""Characters of a value. Log collectors cut or drop longer lines."""
 
 
 class StructuredFormatter(logging.Formatter):
-    """Formats a record as one line of JSON. `text` is the formatter of the format `text`, for the message."""
+    """Format a record as one line of JSON. `text` formats the message."""
 
     def __init__(self, text: logging.Formatter) -> None:
         super().__init__()
         self.text = text
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format it."""
+        """Format the record."""
         values: dict[str, Any] = {
             "time": self.text.formatTime(record),
             "level": record.levelname,
@@ -139,10 +139,10 @@ Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a record as one line, with an indented traceback below it. Times are RFC 3339 in UTC, on both sides."""
+    """Format a record as one line, with an indented traceback below it. Times are RFC 3339 in UTC."""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
-        """Format the time as `2026-01-31T12:00:00.123Z`, unless the handler's own format has another."""
+        """Format the time as `2026-01-31T12:00:00.123Z`, unless the handler's format differs."""
         if datefmt is not None:
             return super().formatTime(record, datefmt)
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -152,17 +152,17 @@ class LineFormatter(logging.Formatter):
         return visible_line(super().formatMessage(record))
 
     def formatException(self, ei: Raised) -> str:  # noqa: N802  # likewise
-        """Format the traceback and escape it: texts of exceptions may contain values."""
+        """Format the traceback and escape it, as exception messages may contain values."""
         return visible_text(super().formatException(ei))
 
 
 def escape_lines(
     handlers: Iterable[logging.Handler], default_datefmt: str | None = None, form: Format = "text"
 ) -> None:
-    """Let these handlers write escaped lines of this form. A handler with another kind of formatter keeps it.
+    """Make these handlers write escaped lines in this format. Handlers with other kinds of formatters keep them.
 
-    Such a formatter may write JSON of its own, which has its own escapes. `default_datefmt` is a library's own form of times:
-    it gives way to ours, and a form that an operator has chosen stays.
+    Such a formatter may write its own JSON, with its own escapes. `default_datefmt` is a library's default time format,
+    which ours replaces; a format chosen by an operator stays.
     """
     for handler in handlers:
         plain = handler.formatter or logging.Formatter()
@@ -179,7 +179,7 @@ def escape_lines(
 
 
 def write_stderr(message: str) -> None:
-    """Write a message to standard error, independent of the configuration of logging."""
+    """Write a message to standard error, whatever the logging configuration."""
     sys.stderr.write(f"{visible_text(message)}\n")
     sys.stderr.flush()
 
@@ -189,13 +189,13 @@ _MOST_CAUSES = 5
 
 
 def place_of(error: BaseException, *, skip: int = 0) -> str:
-    """Format its frames in one line, from the outermost down, as `FILE:LINE`, without the first `skip`."""
+    """Format the error's frames in one line as `FILE:LINE`, outermost first, without the first `skip`."""
     frames = traceback.extract_tb(error.__traceback__)[skip:]
     return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[:_MOST_FRAMES])
 
 
 def without_message(error: BaseException, causes: int = _MOST_CAUSES) -> Exception:
-    """Copy an exception with its frames, type and causes, and without its message."""
+    """Copy an exception with its frames, type and causes, but without its message."""
     kind = type(error)
     named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     bare: Exception = type(kind.__name__, (Exception,), named)().with_traceback(error.__traceback__)
@@ -210,17 +210,17 @@ _SHOWN = frozenset({"/health/live", "/health/ready"})
 
 
 class AccessLogMask:
-    """A filter for log records.
+    """A filter that masks request targets in access logs.
 
-    An unknown path may be a mistyped one with a token in it, so nothing of it is shown. An unknown source may itself be a
-    token whose sender left the source out.
+    Unknown paths are hidden, as a mistyped one may contain a token. Unknown sources are hidden too, as the sender may
+    have put a token in their place.
     """
 
     def __init__(self, sources: Callable[[], Container[str]]) -> None:
         self._sources = sources
 
     def __call__(self, record: logging.LogRecord) -> bool:
-        """Mask the record's arguments; the record is always shown."""
+        """Mask the record's arguments; no record is dropped."""
         if isinstance(record.args, tuple):
             record.args = tuple(
                 self._mask(value) if isinstance(value, str) and "/" in value else value for value in record.args

@@ -1,7 +1,7 @@
-"""All metrics of both sides, with their names, labels and meanings. There are no others.
+"""All metrics of both programs, with their names, labels and meanings.
 
-`inbox.observe.recorder` counts them where `[metrics]` enables it; otherwise `OFF` does, which counts nothing. A label has
-few values, and never one from a request: each new value makes a series that stays for ever.
+`inbox.observe.recorder` counts them if `[metrics]` enables it; otherwise `OFF` discards them. Labels have few values,
+and none from a request: each new value makes a series that stays forever.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Literal
 import msgspec
 
 UNKNOWN = "(unknown)"
-"""Label `source` of a request for an unknown source; no source can have this name."""
+"""Label `source` for requests to unknown sources; no source can have this name."""
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """A metric, as it is exported."""
+    """An exported metric."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -26,7 +26,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     @property
     def numbers(self) -> int:
-        """Return how many numbers a series of it has in `inbox.observe.recorder.Line`."""
+        """Return the number of values of its series in `inbox.observe.recorder.Line`."""
         return {"counter": 1, "gauge": 2, "histogram": len(self.buckets) + 2}[self.kind]
 
 
@@ -74,7 +74,7 @@ COMMIT_SECONDS = _histogram("inbox_commit_seconds", "Duration of a commit.", buc
 
 ATTEMPTS = _counter(
     "relay_attempts_total",
-    "Recorded attempts. The outcome is delivered, unchanged, skipped, exhausted, or the error class.",
+    "Recorded attempts. The outcome is delivered, unchanged, skipped, exhausted or the error class.",
     "route",
     "outcome",
 )
@@ -97,12 +97,12 @@ STEP_FAILURES = _counter(
 )
 FAILED_ALONE = _counter(
     "relay_items_failed_alone_total",
-    "Deliveries, commands, alerts and duplicates that a step set aside because they failed alone.",
+    "Deliveries, commands, alerts and duplicates that a step quarantined because they failed alone.",
     "step",
 )
 OPEN = _gauge("relay_open_deliveries", "Open deliveries, as in the view backlog.", "route", "state")
 OLDEST = _gauge(
-    "relay_oldest_age_seconds", "Age of the oldest open event that is not dead; 0 when there is none.", "route"
+    "relay_oldest_age_seconds", "Age of the oldest open event that is not dead; 0 if there is none.", "route"
 )
 LOOKED = _gauge("relay_backlog_read_timestamp_seconds", "Unix time of the last reading of these two.")
 BREAKER = _gauge(
@@ -128,7 +128,7 @@ SWEEP_MISSED = _counter("relay_sweep_missed_total", "Changes that no webhook rep
 PRUNED = _counter("relay_pruned_rows_total", "Expired rows that were deleted.", "kind")
 RETENTION_BEHIND = _gauge(
     "relay_retention_behind_seconds",
-    "Seconds for which the oldest row of a kind has been expired and is still there; 0 when there is none.",
+    "Seconds for which the oldest row of a kind has been expired and is still there; 0 if there is none.",
     "kind",
 )
 
@@ -138,9 +138,9 @@ RELAY = tuple(metric for metric in _ALL if metric.name.startswith("relay_"))
 
 
 class Meters:
-    """Counters, histograms and gauges. This class counts nothing; `inbox.observe.recorder.Recorder` does.
+    """Counters, histograms and gauges. This class discards everything; `inbox.observe.recorder.Recorder` counts.
 
-    The labels come in the order of the metric's own.
+    Labels are in the order of the metric's.
     """
 
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:

@@ -1,4 +1,4 @@
-"""The tracer by OpenTelemetry's SDK, which reads its own variables. `inbox.observe.traces` imports it where it is asked for."""
+"""The tracer by OpenTelemetry's SDK, which reads its own variables. `inbox.observe.traces` imports it on demand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from inbox.observe.logs import TraceIds, fields, working_on
 from inbox.observe.traces import ASKING, Kind, Span, Tracer, Value
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
-"""The semantic conventions that names and attributes follow."""
+"""Semantic conventions of the names and attributes."""
 CLOSES_WITHIN_SECONDS = 1.0
 COMPLAINS_EVERY_SECONDS = 60.0
 
@@ -40,29 +40,29 @@ _log = logging.getLogger("inbox.traces")
 
 
 class OtelTracer(Tracer):
-    """Samples and exports by the SDK: spans are queued for a thread of its own, and dropped while the collector hangs.
+    """Sample and export spans by the SDK, which queues them for its own thread and drops them while the collector hangs.
 
-    Make it after the last fork.
+    Create it after the last fork.
     """
 
     is_on = True
 
     def __init__(self, endpoint: str | None, ratio: float, service: str, exporter: SpanExporter | None = None) -> None:
-        """Make it.
+        """Set up the SDK's provider and exporter.
 
         Raises:
-            ConfigError: a variable of the environment names an exporter that is not installed.
+            ConfigError: an environment variable names an exporter that is not installed.
         """
         log = logging.getLogger("opentelemetry")
         log.handlers, log.propagate = [_Complaints()], False
-        # A sampler that the environment names wins over `ratio`.
+        # A sampler named in the environment wins over `ratio`.
         sampler = None if os.environ.get("OTEL_TRACES_SAMPLER") else ParentBased(TraceIdRatioBased(ratio))
         described = {"service.name": service, "service.version": version("inbox-relay")}
         resource = Resource.create(described).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter or _exporter(endpoint)))
         self._tracer = self._provider.get_tracer("inbox-relay", version("inbox-relay"), SCHEMA_URL)
-        trace.set_tracer_provider(self._provider)  # for the spans that a python destination's function begins
+        trace.set_tracer_provider(self._provider)  # for spans begun in a python destination's function
 
     def begin(self, name: str, kind: Kind, *, parent: str | None = None, began: float | None = None) -> Span | None:
         """See Tracer."""
@@ -74,14 +74,14 @@ class OtelTracer(Tracer):
 
     def close(self) -> None:
         """See Tracer."""
-        # In a thread, as the SDK waits for half a minute where the collector hangs.
+        # In a thread, as the SDK waits for half a minute if the collector hangs.
         closing = threading.Thread(target=self._provider.shutdown, name="traces-close", daemon=True)
         closing.start()
         closing.join(CLOSES_WITHIN_SECONDS)
 
 
 class _OtelSpan(Span):
-    """A span of the SDK. It and its children share an offset: a clock that is set meanwhile bends no tree."""
+    """A span of the SDK. It shares its clock offset with its children, so that clock changes don't distort the tree."""
 
     def __init__(self, tracer: trace.Tracer, span: trace.Span, offset: int) -> None:
         self.attributes: dict[str, Value] = {}
@@ -130,12 +130,12 @@ def _start(
 
 
 def _nanoseconds(moment: float | None, offset: int) -> int:
-    """Return a moment of the counter, or now, in nanoseconds since 1970."""
+    """Convert a `time.perf_counter` reading, or now, to nanoseconds since 1970."""
     return int((time.perf_counter() if moment is None else moment) * 1e9) + offset
 
 
 def _exporter(endpoint: str | None) -> SpanExporter:
-    """Make the exporter, OTLP over HTTP or the terminal's, as the SDK's own variables configure it; they win over `endpoint`."""
+    """Create the exporter, OTLP over HTTP or console, from the SDK's variables, which win over `endpoint`."""
     name = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
     if name == "console":
         return ConsoleSpanExporter()
@@ -146,7 +146,7 @@ def _exporter(endpoint: str | None) -> SpanExporter:
 
 
 class _Complaints(logging.Handler):
-    """Logs what the SDK complains of, at most once a minute: without texts, as those have headers, URLs and answers in them."""
+    """Log the SDK's complaints at most once a minute, without their texts, which contain headers, URLs and responses."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -161,7 +161,7 @@ class _Complaints(logging.Handler):
 
 
 def _without_values(record: logging.LogRecord) -> str:
-    """Return its text with numbers and classes of errors; whatever else is in it may be a secret."""
+    """Return its text with only numbers and error classes filled in; other values may be secrets."""
     arguments = iter(record.args if isinstance(record.args, tuple) else ())
     text = _PLACE.sub(lambda _: _shown(next(arguments, None)), str(record.msg))
     raised = f" ({type(record.exc_info[1]).__name__})" if record.exc_info and record.exc_info[1] else ""

@@ -1,7 +1,7 @@
-"""Counts the metrics of one process and writes them to the exporter through a pipe.
+"""Count the metrics of one process, and write them to the exporter through a pipe.
 
-The first process of a side makes the pipe before it starts others, and each of them has a writing end. There is no file
-and no folder: nothing that another user could prepare, that could fill the memory, or that a killed process would leave.
+A program's first process creates the pipe before it starts the others, and each has a writing end. Without files or
+folders, other users can't interfere, memory can't fill up, and a killed process leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from inbox.observe.logs import Format, fields
 from inbox.observe.metrics import OFF, Meters, Metric
 
 PIPE = "INBOX_METRICS_PIPE"
-"""Environment variable with the pipe's writing end, for the processes of a side."""
+"""Environment variable with the pipe's writing end, for child processes."""
 
 WRITTEN_AFTER_SECONDS = 0.25
-"""Longest time that counts are collected before they are written."""
+"""Seconds for which counts are collected before they are written."""
 REWRITE_EVERY_SECONDS = 15.0
-"""Interval at which all series are written, also unchanged ones: a new exporter may have replaced a dead one."""
+"""Seconds after which all series are rewritten, even unchanged ones: a new exporter may have replaced a dead one."""
 _EXPORTER_ENDS_WITHIN_SECONDS = 5.0
 _LAST_WRITE_WITHIN_SECONDS = 1.0
 
 
 class Line(msgspec.Struct, frozen=True, array_like=True):
-    """A series, as a process tells of it."""
+    """A series, as a process reports it."""
 
     name: str
-    """The metric's."""
+    """Name of the metric."""
     labels: tuple[str, ...]
-    """Their values."""
+    """Values of its labels."""
     values: tuple[float, ...]
-    """A counter has the number to add, a histogram the number for each bucket and their sum. A gauge has its value and the
-    time of it by the monotonic clock, which all processes share."""
+    """Of a counter the number to add; of a histogram the number for each bucket, and their sum; of a gauge its value
+    and the time by the monotonic clock, which all processes share."""
 
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 def exporter_at(
     place: tuple[str, int] | None, form: Format = "text", uid: int | None = None, gid: int | None = None
 ) -> ExporterProcess | None:
-    """Make the exporter that serves at this host and port, for this process and its children; None without one.
+    """Create the exporter for this process and its children, serving at this host and port; None without `place`.
 
     If this process runs as root, the exporter changes to `uid` and `gid`.
     """
@@ -62,18 +62,18 @@ def exporter_at(
 
 
 class ExporterProcess:
-    """Starts and stops the program that serves metrics (`inbox.observe.exporter`), and owns the pipe to it."""
+    """Start and stop the program that serves metrics (`inbox.observe.exporter`), and own the pipe to it."""
 
     def __init__(self, place: tuple[str, int], form: Format, uid: int, gid: int) -> None:
         arguments = [*map(str, (*place, uid, gid)), form]
         self._command = [sys.executable, "-m", "inbox.observe.exporter", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
-        # This process keeps the reading end, too, so that data written while no exporter runs waits for the next one.
+        # This process keeps the reading end too, so that data written without an exporter waits for the next one.
         self._reading, self.pipe = os.pipe()
         os.environ[PIPE] = str(self.pipe)
 
     def ensure(self) -> None:
-        """Start it unless it runs."""
+        """Start the program unless it is running."""
         if self._process is not None and self._process.poll() is None:
             return
         try:
@@ -84,7 +84,7 @@ class ExporterProcess:
             )  # the traceback adds nothing
 
     def stop(self) -> None:
-        """Stop it by closing the pipe; the counting processes have closed their ends."""
+        """Stop the program by closing the pipe; the counting processes have closed their ends."""
         os.close(self.pipe)
         os.environ.pop(PIPE, None)
         if self._process is not None:
@@ -96,10 +96,10 @@ class ExporterProcess:
 
 
 def make_recorder(table: Sequence[Metric]) -> Meters:
-    """Make a recorder of the metrics in `table` for this process; on failure log an error and return `OFF`."""
+    """Create this process's recorder of the metrics in `table`; on failure log an error and return `OFF`."""
     try:
         pipe = int(os.environ[PIPE])
-        os.set_inheritable(pipe, False)  # inherited by this process; a grandchild's would keep the exporter running
+        os.set_inheritable(pipe, False)  # inherited; in a grandchild, it would keep the exporter running
         return Recorder(table, os.dup(pipe))
     except (OSError, KeyError, ValueError) as error:
         _log.error("metrics: this process counts nothing: %a", error, extra=fields("metrics_trouble"))
@@ -107,16 +107,16 @@ def make_recorder(table: Sequence[Metric]) -> Meters:
 
 
 class Recorder(Meters):
-    """Adds up the counts of all threads and writes them from its own thread, so that counting makes no system call.
+    """Sum up the counts of all threads, and write them from its own thread, so that counting makes no system call.
 
-    While nobody reads the pipe, that thread waits and the numbers add up here, in the same memory.
+    While the pipe is not read, that thread waits, and the numbers add up here in constant memory.
     """
 
     def __init__(self, table: Sequence[Metric], pipe: int) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
         self._values: dict[tuple[str, tuple[str, ...]], list[float]] = {}
-        """All series: the value of a gauge, the unwritten part of others."""
+        """All series: the value of a gauge, the unwritten increments of others."""
         self._changed: set[tuple[str, tuple[str, ...]]] = set()
         self._gauges = {metric.name for metric in table if metric.kind == "gauge"}
         self._wanted, self._ended = threading.Event(), threading.Event()
@@ -133,7 +133,7 @@ class Recorder(Meters):
             self._series(metric, labels)[0] += by
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
-        """Add a value to a histogram. A value equal to a limit belongs to the bucket below it (`le`)."""
+        """Add a value to a histogram. A value equal to a limit belongs to the lower bucket (`le`)."""
         place = bisect_left(metric.buckets, value)
         with self._lock:
             held = self._series(metric, labels)
@@ -152,7 +152,7 @@ class Recorder(Meters):
         self._thread.join(_LAST_WRITE_WITHIN_SECONDS)
 
     def _series(self, metric: Metric, labels: tuple[str, ...]) -> list[float]:
-        """Return the numbers of one series, to be changed. The caller holds the lock."""
+        """Return the mutable values of one series. The caller holds the lock."""
         key = (metric.name, labels)
         held = self._values.get(key)
         if held is None:
@@ -174,12 +174,12 @@ class Recorder(Meters):
                     again = time.monotonic() + REWRITE_EVERY_SECONDS
                 self._write(self._take(everything=everything))
         except OSError as error:  # neither an exporter nor its parent is left
-            _log.error("metrics: what this process counts gets nowhere: %s", error, extra=fields("metrics_trouble"))
+            _log.error("metrics: this process's counts are lost: %s", error, extra=fields("metrics_trouble"))
         finally:
             os.close(self._pipe)
 
     def _take(self, *, everything: bool) -> list[Line]:
-        """Take the lines to write, and reset counters and histograms to zero."""
+        """Return the lines to write, and reset counters and histograms."""
         with self._lock:
             keys, self._changed = set(self._values) if everything else self._changed, set()
             self._wanted.clear()
@@ -190,7 +190,7 @@ class Recorder(Meters):
         return lines
 
     def _write(self, lines: Iterable[Line]) -> None:
-        """Write whole lines, up to PIPE_BUF at once: POSIX keeps such a write in one piece."""
+        """Write whole lines, up to PIPE_BUF at once: POSIX makes such writes atomic."""
         held = b""
         for line in lines:
             encoded = msgspec.json.encode(line) + b"\n"

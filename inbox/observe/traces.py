@@ -1,6 +1,6 @@
-"""Spans of sampled work, and the tracer that begins them. Only `inbox.observe.otel` imports OpenTelemetry, where it is asked for.
+"""Spans of sampled work, and the tracer that begins them. Only `inbox.observe.otel` imports OpenTelemetry, on demand.
 
-A span exists only for sampled work: everything takes `Span | None`, and None costs nothing.
+Spans exist only for sampled work: functions take `Span | None`, and None costs nothing.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ Kind = Literal["internal", "server", "client", "consumer"]
 Value = str | int | float | bool
 
 ASKING = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_EXPORTER")
-"""Variables of OpenTelemetry. Any of them asks for traces, as `endpoint` of the configuration does."""
+"""OpenTelemetry's variables, each of which enables traces, as `endpoint` in the configuration does."""
 NEEDS_EXTRA = "needs the extra: pip install 'inbox-relay[otel]'"
 
 _log = logging.getLogger("inbox.traces")
 
 
 class Span(Protocol):
-    """A sampled span in progress. Only the thread or task that works on it calls it."""
+    """A sampled span in progress, used only by the thread or task that works on it."""
 
     attributes: dict[str, Value]
 
     @property
     def ids(self) -> TraceIds:
-        """Return its ids, for log lines."""
+        """Return the span's ids, for log lines."""
         ...
 
     @property
     def traceparent(self) -> str:
-        """Return the header by which others continue it."""
+        """Return the `traceparent` header by which others continue the span."""
         ...
 
     def child(self, name: str, kind: Kind = "internal", *, began: float | None = None) -> Span:
-        """Begin a span below this one, now or at `began`, in `time.perf_counter` seconds."""
+        """Begin a child span, now or at `began`, in `time.perf_counter` seconds."""
         ...
 
     def current(self) -> AbstractContextManager[None]:
-        """Let log lines of this thread have its ids, and spans that other code begins be its children."""
+        """Make this the current span: of this thread's log lines, and as the parent of spans begun by other code."""
         ...
 
     def end(self, *, error: str | None = None, at: float | None = None) -> None:
-        """End it, now or at `at`. `error` is the class of the failure."""
+        """End the span, now or at `at`. `error` is the class of the failure."""
         ...
 
 
@@ -58,26 +58,26 @@ class Tracer:
     is_on = False
 
     def begin(self, name: str, kind: Kind, *, parent: str | None = None, began: float | None = None) -> Span | None:
-        """Begin a span, if the sampler takes it; return None otherwise.
+        """Begin a span if it is sampled; otherwise return None.
 
         Args:
             name: one of few names, without values of a request.
-            kind: the role of the work, as OpenTelemetry has it.
-            parent: the `traceparent` that it continues; without a valid one a trace begins.
-            began: when the work began, in `time.perf_counter` seconds; now unless given.
+            kind: OpenTelemetry's kind of span.
+            parent: the `traceparent` to continue; without a valid one, a new trace begins.
+            began: start of the work, in `time.perf_counter` seconds; by default now.
         """
         del name, kind, parent, began
         return None
 
     def close(self) -> None:
-        """Export what is queued, for at most a second."""
+        """Export the queued spans, for at most a second."""
 
 
 OFF = Tracer()
 
 
 def require_extra(endpoint: str | None) -> None:
-    """Check that the extra is installed where the configuration asks for traces.
+    """Check that the extra is installed if the configuration enables traces.
 
     Raises:
         ConfigError: it is not.
@@ -87,12 +87,12 @@ def require_extra(endpoint: str | None) -> None:
 
 
 def make_tracer(endpoint: str | None, ratio: float, service: str) -> Tracer:
-    """Make the tracer of this process, which is forked no more; `OFF` where nothing asks for one or it can't be made.
+    """Create the tracer of this process after its last fork; `OFF` if traces are disabled or unavailable.
 
     Args:
-        endpoint: the collector's URL, as the configuration has it; variables of the environment win over it.
-        ratio: the share of traces that begin here which are sampled, as the configuration has it.
-        service: the `service.name`, unless the environment has another.
+        endpoint: the configured URL of the collector; environment variables win over it.
+        ratio: the configured share of traces to sample.
+        service: the `service.name`, unless the environment sets it.
     """
     if not _is_asked_for(endpoint):
         return OFF
@@ -100,12 +100,12 @@ def make_tracer(endpoint: str | None, ratio: float, service: str) -> Tracer:
         _log.warning("traces are off: this %s", NEEDS_EXTRA, extra=fields("traces_off"))
         return OFF
     try:
-        from inbox.observe.otel import OtelTracer  # noqa: PLC0415  # costs 20 MiB and a second, where it is asked for
+        from inbox.observe.otel import OtelTracer  # noqa: PLC0415  # costs 20 MiB and a second, so on demand
 
         return OtelTracer(endpoint, ratio, service)
     except ConfigError as error:
         _log.error("traces are off: %s", error, extra=fields("traces_off", error=str(error)))
-    except Exception as error:  # noqa: BLE001  # a wrong variable, whose value may be a secret, stops no webhook
+    except Exception as error:  # noqa: BLE001  # an invalid variable, perhaps a secret, must stop no webhook
         _log.error(
             "traces are off: OpenTelemetry can't be set up", exc_info=without_message(error), extra=fields("traces_off")
         )

@@ -1,8 +1,8 @@
-"""Escapes text from outside: nothing in it moves a cursor, hides, reverses other text or begins a line.
+"""Escape outside text, so that it can't move the cursor, hide, reverse other text or begin a line.
 
-It escapes everything that `str.isprintable` excludes: controls (C0, DEL, C1), format characters such as those that
-change the direction of text, line and paragraph separators, spaces other than U+0020, halves of surrogate pairs,
-private and unassigned characters. It also escapes characters that are printable by their category and show nothing.
+It escapes everything that `str.isprintable` excludes: controls (C0, DEL, C1), format characters such as direction
+marks, line and paragraph separators, spaces other than U+0020, lone surrogates, and private and unassigned characters.
+It also escapes characters that count as printable but show nothing.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ INVISIBLE = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0"
     + "".join(map(chr, (*range(0xFE00, 0xFE0F), *range(0xE0100, 0xE01F0))))
 )
-"""Printable characters of `Default_Ignorable_Code_Point`, without U+FE0F, which turns a symbol of ours into an emoji.
+"""Printable characters of `Default_Ignorable_Code_Point`, except U+FE0F, which turns one of our symbols into an emoji.
 
 https://www.unicode.org/Public/UCD/latest/ucd/DerivedCoreProperties.txt
 """
 
 
 _KEPT = 0x800
-"""Escapes of the characters below it are cached; all of Unicode would take too much memory in a long process."""
+"""Code point below which escapes are cached; all of Unicode would take too much memory in a long-running process."""
 
 
 class _Shown(dict[int, str]):
-    """Displayed form of each code point, for `str.translate`."""
+    """Displayed text of each code point, for `str.translate`."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -42,23 +42,23 @@ _VALUE = _Shown({ord("\\"): "\\\\"})
 def visible(value: str) -> str:
     r"""Escape a value on one line; invisible characters become Python's escapes: `\n`, `\x1b`, `\u202e`.
 
-    A backslash is doubled, so two values that differ never look the same.
+    Backslashes are doubled, so different values never look the same.
     """
     return value.translate(_VALUE)
 
 
 def visible_line(text: str) -> str:
-    """Escape a text of ours with values in it, on one line. Backslashes stay."""
+    """Escape our own text with outside values in it, on one line. Backslashes stay."""
     return text.translate(_SHOWN)
 
 
 def visible_text(text: str, indent: str = "  ") -> str:
-    """Escape a text of ours with values in it. Its further lines are indented, so that no value can forge a line."""
+    """Escape our own text with outside values in it. Further lines are indented, so that no value can forge a line."""
     return f"\n{indent}".join(map(visible_line, text.split("\n")))
 
 
 def visible_json(document: str) -> str:
-    r"""Escape JSON: its values stay the same, and each invisible character becomes an escape such as `\u202e`.
+    r"""Escape each invisible character in JSON as `\u202e` and the like, which keeps the values the same.
 
     Such characters occur only in strings. The line breaks between elements stay.
     """

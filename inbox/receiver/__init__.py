@@ -1,1 +1,1 @@
-"""The Falcon app: authenticates requests, stores them in groups, and answers. It alone writes the inbox for senders."""
+"""The Falcon app, which authenticates requests, stores them in groups, and responds. Only it stores senders' events."""

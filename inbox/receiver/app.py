@@ -1,4 +1,4 @@
-"""The Falcon app of the receiver: its URLs, its health checks, and the services of a worker."""
+"""The receiver's Falcon app: its URLs, health checks, and the services of a worker."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from inbox.sources.credentials import pad_work, verifier_of
 
 
 def require_known_proxies(config: Config, trusted: Iterable[str]) -> None:
-    """Require that not everybody is a trusted proxy, who may claim any address, where a source lists addresses.
+    """Reject a configuration that trusts every proxy while a source lists allowed addresses.
 
     Raises:
-        ConfigError: everybody is, by gunicorn's `forwarded_allow_ips`. The text has a line for each source.
+        ConfigError: gunicorn's `forwarded_allow_ips` trusts every address. The message has a line for each source.
     """
     listing = [name for name, source in config.sources.items() if source.allow_from is not None]
     if listing and any(_is_everybody(proxy.strip()) for proxy in trusted):
@@ -51,7 +51,7 @@ def require_known_proxies(config: Config, trusted: Iterable[str]) -> None:
 def _is_everybody(proxy: str) -> bool:
     try:
         return proxy == "*" or ipaddress.ip_network(proxy).prefixlen == 0
-    except ValueError:  # gunicorn says so
+    except ValueError:  # gunicorn reports it
         return False
 
 
@@ -61,20 +61,20 @@ def _is_everybody(proxy: str) -> bool:
 Receiver = falcon.asgi.App[Request, Response]
 
 _STATUSES_FROM_THE_START = ("200", "500", "503")
-"""Statuses whose number of answers is 0 at the start: the service level objective compares them."""
+"""Statuses whose response counts start at 0, as the service level objective compares them."""
 
 CAPACITY = Capacity(connections=4000, requests=1000, per_connection=1000)
-"""Of each worker process. Requests that wait for an outcome count, too."""
+"""Limits of each worker process. Requests that wait for an outcome count too."""
 
 MEMORY = 256 * 1024 * 1024
-"""Bytes of memory for the bodies of a worker process: more than twice the largest `max_body` takes."""
+"""Bytes of memory for the bodies of a worker process: more than two bodies of the largest `max_body` take."""
 
 READY_CACHED_SECONDS = 1.0
-"""Seconds. A load balancer may ask as often as it likes."""
+"""Seconds for which readiness is cached, so that load balancers may ask as often as they like."""
 
 
 def app_of(config: Config) -> Receiver:
-    """Make the receiver that `config` describes, writing to its database.
+    """Create the receiver of a configuration, writing to its database.
 
     Raises:
         ConfigError: as `create_app`.
@@ -85,7 +85,7 @@ def app_of(config: Config) -> Receiver:
 
 
 def open_services(config: Config, clock: Clock) -> Services:
-    """Open what a worker of `app_of` needs, inside its event loop and after the last fork."""
+    """Open the services of a worker of `app_of`, inside its event loop and after the last fork."""
     meters = OFF if config.metrics.receiver is None else _start_at_zero(make_recorder(RECEIVER), config)
     tally = Tally()
     make_link = partial(link_to, config.database.url, application="inbox-receiver")
@@ -104,12 +104,12 @@ def open_services(config: Config, clock: Clock) -> Services:
 
 
 def create_app(config: Config, open_services: Callable[[], Services], clock: Clock) -> Receiver:
-    """Make the receiver. Each worker calls `open_services` when it starts, inside its event loop.
+    """Create the receiver. Each worker calls `open_services` at its start, inside its event loop.
 
-    Nothing here needs an event loop, and nothing is open afterwards: processes that are forked later may share it.
+    This needs no event loop and opens nothing, so that processes forked later can share it.
 
     Raises:
-        ConfigError: a preset or secret of a source is missing. The text has a line for each.
+        ConfigError: a preset or secret of a source is missing. The message has a line for each.
     """
     endpoints = endpoints_of(config)
     decoy = pad_work(endpoint.verifier for endpoint in endpoints.values())
@@ -128,7 +128,7 @@ def create_app(config: Config, open_services: Callable[[], Services], clock: Clo
 
 
 def endpoints_of(config: Config) -> dict[str, SourceEndpoint]:
-    """Make the endpoint of each source.
+    """Create the endpoint of each source.
 
     Raises:
         ConfigError: as `create_app`.
@@ -148,7 +148,7 @@ def _endpoint(config: Config, source: Source) -> SourceEndpoint:
 
 
 def _start_at_zero(meters: Meters, config: Config) -> Meters:
-    """Start every series with a known label at zero: an increase can't be seen of a series that does not exist."""
+    """Start every series with known labels at zero, so that its first increase is visible."""
     causes = sorted(CAUSES)
     for source in (*config.sources, UNKNOWN):
         for cause in causes:
@@ -164,7 +164,7 @@ def _start_at_zero(meters: Meters, config: Config) -> Meters:
 class Health:
     """Health checks.
 
-    `/health/live`: the process answers. `/health/ready`: it can write to the database, checked at most once a second.
+    `/health/live`: the process responds. `/health/ready`: it can write to the database, checked at most once a second.
     """
 
     def __init__(self, services: Callable[[], Services]) -> None:
@@ -174,11 +174,11 @@ class Health:
         self._probing = asyncio.Lock()
 
     async def on_get_live(self, _req: Request, resp: Response) -> None:
-        """Answer 200 as long as the process serves."""
+        """Respond 200 as long as the process serves."""
         resp.media = {"status": "live"}
 
     async def on_get_ready(self, _req: Request, resp: Response) -> None:
-        """Answer 200 when a webhook could be stored now, else 503."""
+        """Respond 200 if a webhook could be stored now, otherwise 503."""
         async with self._probing:
             if time.monotonic() - self._probed_at >= READY_CACHED_SECONDS:
                 self._problem = None
@@ -193,7 +193,7 @@ class Health:
 
 
 class Lifespan:
-    """Opens the services of a worker when it starts, and closes them when it stops."""
+    """Opens a worker's services when it starts, and closes them when it stops."""
 
     def __init__(self, capacity: Capacity, open_services: Callable[[], Services]) -> None:
         self._capacity = capacity
@@ -214,7 +214,7 @@ class Lifespan:
         """Open the services. The ASGI server calls this before the first request."""
         self._services = self._open()
         scope.get("state", {}).update({CAPACITY_KEY: self._capacity, METERS: self._services.meters})
-        gc.freeze()  # else a full collection walks all that is loaded: some 40 ms for every 4,000 webhooks, 64 under way
+        gc.freeze()  # otherwise full collections walk all loaded modules: 40 ms per 4,000 webhooks, with 64 open
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
         """Close the services. The ASGI server calls this after the last request."""
@@ -231,6 +231,6 @@ class Lifespan:
 
 
 def _serialize_problem(_req: Request, resp: Response, error: falcon.HTTPError) -> None:
-    """Write Falcon's own errors (no such path, no such method) as problem documents, like ours."""
+    """Write Falcon's own errors (no such path, no such method) as problem documents."""
     resp.content_type = PROBLEM_TYPE
     resp.data = problem(error.status_code, error.title or str(error.status), error.description)

@@ -1,8 +1,8 @@
-"""Fetches the certificates that sources miss: few at a time, in threads of their own, and within seconds.
+"""Fetch missing certificates of sources: few at a time, in separate threads, and within seconds.
 
-A host that hangs delays requests that need a certificate of it, and nothing else: no other source, and none of this one whose
-certificate is there. Large bodies hold their share of the receiver's memory meanwhile. What a host answers is never taken for a
-lack of proof: without a good certificate the answer is 503, and the sender sends again.
+A hanging host delays only requests that need one of its certificates: neither other sources nor requests whose
+certificate is known. Large bodies keep their share of the receiver's memory meanwhile. A host's response never counts
+as failed authentication: without a valid certificate the response is 503, and the sender sends again.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from inbox.sources.keys import UNAVAILABLE, CertificateStore, CertificateUrl, Mi
 _log = logging.getLogger(__name__)
 
 LONGEST_SECONDS = 5.0
-"""Longest wait for a certificate: providers wait for ten seconds or more."""
+"""Seconds to wait for a certificate; providers wait for ten seconds or more."""
 LARGEST_BYTES = 64 * 1024
 MOST_AT_ONCE = 2
-"""Fetches of one source. A thread ends late where a name server hangs, and counts until then."""
+"""Concurrent fetches of one source. With a hanging name server, a thread ends late and counts until then."""
 MOST_WAITING = 20
-"""Requests that wait for one certificate; any more get 503 at once."""
+"""Maximum requests waiting for one certificate; more get 503 at once."""
 AGAIN_AFTER_SECONDS = 5.0
-"""Time after a failure in which that certificate is not asked for."""
+"""Seconds after a failure before the certificate is fetched again."""
 _LOG_EVERY_SECONDS = 60.0
 _HTTPS = 443
 _OK = 200
 
 Get = Callable[[CertificateUrl], bytes]
-"""Fetches a certificate, blocking. Whatever it raises is a failure."""
+"""Fetches a certificate, blocking. Any exception is a failure."""
 
 
 @dataclass(slots=True)
 class _Fetch:
-    """One fetch in progress, and the number of requests that wait for it."""
+    """A fetch in progress, with the number of waiting requests."""
 
     done: asyncio.Future[bool]
     deadline: float
@@ -58,22 +58,22 @@ class _SourceFetches:
 
     running: dict[CertificateUrl, _Fetch] = field(default_factory=dict)
     again_at: dict[CertificateUrl, float] = field(default_factory=dict)
-    """Of those that failed last."""
+    """Time of the next try for certificates whose last fetch failed."""
     log_at: float = float("-inf")
 
 
 class CertificateFetcher:
-    """Fetches what the sources of one worker miss; used in its event loop alone."""
+    """Fetches missing certificates for the sources of one worker; used only in its event loop."""
 
     def __init__(self, get: Get | None = None) -> None:
         self._get = get or get_over_https
         self._sources: dict[CertificateStore, _SourceFetches] = {}
 
     async def fetch(self, missing: MissingCertificate, now: datetime) -> None:
-        """Return once the certificate is in its store.
+        """Fetch a certificate into its store.
 
         Raises:
-            Unavailable: it is not, within `LONGEST_SECONDS`.
+            Unavailable: it did not arrive within `LONGEST_SECONDS`.
         """
         loop = asyncio.get_running_loop()
         source = self._sources.setdefault(missing.store, _SourceFetches())
@@ -104,7 +104,7 @@ class CertificateFetcher:
         def run() -> None:
             try:
                 got: bytes | Exception = self._get(missing.url)
-            except Exception as error:  # noqa: BLE001  # whatever a library raises at what a host sends
+            except Exception as error:  # noqa: BLE001  # any error about a host's bytes
                 got = error
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                 loop.call_soon_threadsafe(end, got)
@@ -115,17 +115,17 @@ class CertificateFetcher:
             if isinstance(got, bytes):
                 try:
                     missing.store.add(missing.url, got, now)
-                except Exception as error:  # noqa: BLE001  # a certificate is the host's bytes, too, and more than ValueError
+                except Exception as error:  # noqa: BLE001  # parsing a host's bytes may raise more than ValueError
                     failure = error
             if failure is not None:
                 _note_failure(source, missing.url, failure, loop.time())
             fetch.done.set_result(failure is None)
 
-        # No pool: its threads are joined when the process ends, and one may hang in a name server.
+        # No pool: its threads are joined at exit, and one may hang in a name server.
         thread = threading.Thread(target=run, name="certificate", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # no thread can be started
+        except RuntimeError as error:  # the thread can't be started
             loop.call_soon(end, error)
         return fetch
 
@@ -151,12 +151,12 @@ def get_over_https(
     *,
     within: float = LONGEST_SECONDS,
 ) -> bytes:
-    """Return the body of a 200. No redirect is followed, no proxy is used, and the host has to prove its name.
+    """Return the body of a 200, without redirects or proxies; the host must prove its name.
 
     Raises:
-        OSError: it can't be reached, proves another name, or takes longer than `within` seconds.
-        ValueError: its answer is another, or too large.
-        http.client.HTTPException: its answer is none.
+        OSError: the host is unreachable, proves another name, or takes longer than `within` seconds.
+        ValueError: the status is not 200, or the body is too large.
+        http.client.HTTPException: the response is not valid HTTP.
     """
     began = time.monotonic()
     trusted = context or ssl.create_default_context()
@@ -183,6 +183,6 @@ def get_over_https(
 
 
 def _shut(sock: socket.socket) -> None:
-    """End a read in another thread. Each byte of a slow answer begins the socket's own timeout anew."""
+    """End a read in another thread, as each byte of a slow response restarts the socket's timeout."""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Reports of intake: its outages in the log and as an alert, and its figures in `throughput_minute`."""
+"""Reports on intake: outages in the log and as an alert, and figures in `throughput_minute`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Outage:
-    """The state of a writer's database, by its last statement. Each request of an outage is counted, and none is logged."""
+    """Log of database outages, by the last statement. Requests during an outage are counted, not logged."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -34,13 +34,13 @@ class Outage:
         self._requests = 0
 
     def on_failure(self, error: Exception, requests: int = 0) -> None:
-        """Note a failure that was no event's own fault, and how many requests got 503 for it."""
+        """Record a failure not caused by an event, and the number of requests that got 503."""
         if isinstance(error, UnfitDatabase):  # `IntakeAlert` logs it, with the remedy
             return
         self.on_nothing_stored(trouble_text(error), requests)
 
     def on_nothing_stored(self, why: str, requests: int) -> None:
-        """Note that nothing is stored, for this reason."""
+        """Record that nothing is stored, with the reason."""
         self._requests += requests
         if self._since is None:
             self._since = self._monotonic()
@@ -51,7 +51,7 @@ class Outage:
             )
 
     def on_stored(self) -> None:
-        """Note that something was stored."""
+        """End the outage, as something was stored."""
         if self._since is None:
             return
         seconds = self._monotonic() - self._since
@@ -64,22 +64,22 @@ class Outage:
         self._since, self._requests = None, 0
 
 
-# --- The receiver's one alert: nothing can be stored until a person fixes the database.
+# --- The receiver's only alert: nothing can be stored until an operator fixes the database.
 
 
 class IntakeAlert:
-    """Raises and resolves the alert, each once: in the log, and in the table `alert`, from which relays post it."""
+    """Raises and resolves the alert, each once, in the log and in the table `alert`, from which relays post it."""
 
     def __init__(self) -> None:
         self.may_fire = True
-        """True while `resolve` has something to do; at the start too, to resolve the alert of an earlier process."""
+        """True while `resolve` may have something to do; also at the start, to resolve an earlier process's alert."""
         self._reported: Sequence[str] = ()
 
     def require_fit(self, connection: Connection, now: datetime) -> None:
-        """Check the database behind a new connection.
+        """Check the database of a new connection.
 
         Raises:
-            UnfitDatabase: nothing may be stored through it.
+            UnfitDatabase: nothing may be stored there.
         """
         found = guarantees.differences(connection, guarantees.RECEIVER_COLUMNS)
         connection.rollback()
@@ -93,13 +93,13 @@ class IntakeAlert:
             raise UnfitDatabase("\n".join(found))
 
     def resolve(self, connection: Connection, now: datetime) -> None:
-        """Resolve the alert, if there is one, as something was stored."""
+        """Resolve the alert, if any, as something was stored."""
         self.may_fire = False
         _note(connection, now, None)
 
 
 def _note(connection: Connection, now: datetime, error: str | None) -> None:
-    """Store a row if this is a change. The same fault may prevent that, but the log has it in any case."""
+    """Store a row if the alert changes. The same fault may prevent it, but the log has it in any case."""
     values = {
         "at": time_text(now),
         "firing": error is not None,
@@ -109,7 +109,7 @@ def _note(connection: Connection, now: datetime, error: str | None) -> None:
         with one_transaction(connection):
             connection.execute(_change(Sql(connection.dialect.name)), values)
     except SQLAlchemyError as failure:
-        # Not its text, which may hold values.
+        # without its text, which may hold values
         _log.error("the alert can't be stored: %s", type(failure).__name__, extra=fields("alert_not_stored"))
 
 
@@ -125,18 +125,18 @@ WHERE {firing} <> coalesce((
 """)
 
 
-# --- Figures, which are written over a connection that no request waits for.
+# --- Figures, written over a connection of their own, so that no request waits.
 
 
 LONGEST_FLUSH_SECONDS = 5.0
 LAST_FLUSH_SECONDS = 2.0
-"""Longest wait for the last figures when a worker stops."""
+"""Seconds to wait for the last figures when a worker stops."""
 
 
 class ThroughputFlusher:
-    """Writes a tally `every` so many seconds. Make it inside the running event loop, and `close` it there.
+    """Writes a tally `every` so many seconds. Create and `close` it inside the running event loop.
 
-    A flush that fails is logged once, until one succeeds, and its figures are kept.
+    Failing flushes are logged once until one succeeds, and their figures are kept.
     """
 
     def __init__(self, link: Link, tally: Tally, every: float) -> None:
@@ -149,7 +149,7 @@ class ThroughputFlusher:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="throughput")
 
     async def flush(self, within: float = LONGEST_FLUSH_SECONDS) -> None:
-        """Write the figures counted so far."""
+        """Write the figures so far."""
         try:
             async with asyncio.timeout(within):
                 await self._write()
@@ -164,14 +164,14 @@ class ThroughputFlusher:
             self._is_failing = True
 
     async def close(self) -> None:
-        """Write the last figures, if the database takes them soon."""
+        """Write the last figures, if the database responds soon."""
         self._closing.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_FLUSH_SECONDS):
                 await self._task
 
     async def _run(self) -> None:
-        """Flush again and again. A flush that runs at the stop ends before the last: cut off, it might count twice."""
+        """Flush periodically. A flush in progress at the stop is not cut off, as its figures could count twice."""
         is_last = False
         while not is_last:
             with suppress(TimeoutError):

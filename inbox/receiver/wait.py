@@ -1,6 +1,6 @@
-"""Waits for the outcomes of deliveries: one task for each process polls for all waiting requests together.
+"""Wait for the outcomes of deliveries: one task per process polls for all waiting requests together.
 
-That is one statement every 50 ms, however many requests wait; while none waits, there is no statement and no connection.
+It runs one statement every 50 ms, however many requests wait; without waiting requests, there is no connection.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from inbox.errors import NotDelivered, StillOpen
 
 POLL_SECONDS = 0.05
 MOST_WAITING = 500
-"""Requests that may wait in one process, of all that may be open."""
+"""Maximum waiting requests in one process, among all open ones."""
 MOST_WAITING_OF_A_SOURCE = 100
 
 WhenGone = Callable[[Callable[[], None]], None]
-"""Takes a function to call when the sender hangs up."""
+"""Registers a callback for when the sender hangs up."""
 
 
 class _Wait(msgspec.Struct, eq=False):
@@ -33,7 +33,7 @@ class _Wait(msgspec.Struct, eq=False):
     source: str
     seqs: Sequence[int]
     outcome: asyncio.Future[str | None]
-    """The error of one that was given up; None: all are delivered."""
+    """Error of a delivery that was given up; None if all succeeded."""
 
     def fail(self, why: str) -> None:
         if not self.outcome.done():
@@ -41,7 +41,7 @@ class _Wait(msgspec.Struct, eq=False):
 
 
 class OutcomeWaiter:
-    """Polls for outcomes. Make it inside the running event loop, and `close` it there."""
+    """Polls for outcomes. Create and `close` it inside the running event loop."""
 
     def __init__(self, make_link: Callable[[], Link]) -> None:
         self._make_link = make_link
@@ -49,16 +49,16 @@ class OutcomeWaiter:
         self._poller: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.polls = 0
-        """Count of statements so far."""
+        """Number of statements so far."""
 
     async def wait_until_delivered(
         self, source: str, seqs: Sequence[int], *, within: float, when_gone: WhenGone | None = None
     ) -> None:
-        """Return when all of these events of a source have ended on every route, and none was given up.
+        """Wait until these events of a source have ended on every route, none of them given up.
 
         Raises:
-            NotDelivered: one was given up; a person can take it up again.
-            StillOpen: not `within` so many seconds, too many requests wait already, or the sender has hung up.
+            NotDelivered: a delivery was given up; an operator can replay it.
+            StillOpen: the wait took longer than `within` seconds, too many requests wait, or the sender has hung up.
         """
         of_source = sum(each.source == source for each in self._waits)
         if of_source >= MOST_WAITING_OF_A_SOURCE or len(self._waits) >= MOST_WAITING:
@@ -97,7 +97,7 @@ class OutcomeWaiter:
             while self._waits:
                 await self._poll_once(link)
                 await asyncio.sleep(POLL_SECONDS)
-            self._poller = None  # a request that comes while the connection is being closed starts another task
+            self._poller = None  # a request during the close starts another task
         except (SQLAlchemyError, OSError):
             self._fail_all("stored; the database does not say how it ended")
         finally:
@@ -115,7 +115,7 @@ class OutcomeWaiter:
 
 
 def _look(connection: Connection, wanted: Iterable[int]) -> tuple[set[int], dict[int, str]]:
-    """Find out which of these events have open deliveries, and which a delivery that was given up."""
+    """Return the events with open deliveries, and the errors of events with one that was given up."""
     is_open: set[int] = set()
     failed: dict[int, str] = {}
     with reading(connection).begin():
@@ -131,7 +131,7 @@ def _look(connection: Connection, wanted: Iterable[int]) -> tuple[set[int], dict
 
 @cache
 def _open_deliveries(sql: Sql) -> TextClause:
-    """Select open deliveries: an event without one has ended on every route."""
+    """Select open deliveries; an event without any has ended on every route."""
     return text(f"""
 SELECT o.seq, o.route, o.state
 FROM {sql.rows("wanted", seq="bigint")}
@@ -139,5 +139,5 @@ JOIN open_delivery o ON o.seq = wanted.seq
 """)
 
 
-# the view: a receiver's role may read its error, and no facts
+# by the view: a receiver's role may read the error, but not the facts
 _GIVEN_UP = text("SELECT error FROM dead_letter WHERE seq = :seq AND route = :route")

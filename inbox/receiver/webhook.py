@@ -1,4 +1,4 @@
-"""The webhook resource: takes bytes and headers, and answers after the writer's commit."""
+"""The webhook resource, which responds after the writer's commit."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ from inbox.sources.keys import CertificateNeeded
 from inbox.sources.normalize import events_of, kept_headers, reject_old, valid_traceparent
 
 OFFLOADED_BYTES = 64 * 1024
-"""Bytes. A larger body is hashed and parsed in a thread: 25 MiB take a good part of a second, and would block every other
-request of the process. Hashing lets other threads run. Parsing seldom does, so one body is parsed at a time: the event loop
-waits for a single one, and memory beyond `MEMORY_FOR_BODY` is taken once."""
+"""Size from which bodies are hashed and parsed in a thread, in bytes: 25 MiB take most of a second, and would block all
+other requests. Hashing lets other threads run, but parsing rarely does. So one body is parsed at a time: the event loop
+waits for only one, and memory beyond `MEMORY_FOR_BODY` is used once."""
 
 OFFLOADED_HASHING = 1024 * 1024
-"""Bytes, which take 1 to 3 ms. A rejection hashes the body with every key of all sources: larger work runs in a thread."""
+"""Bytes to hash inside the event loop, in 1 to 3 ms. A rejection hashes the body with the keys of all sources; more
+work runs in a thread."""
 
 SERVER_ERROR = 500
 
@@ -57,26 +58,26 @@ _HANDSHAKES = frozenset(
 
 
 class IntakeTrace(msgspec.Struct, eq=False, gc=False):
-    """Notes of one request in progress, of which its span is made at the end; made only where traces are on.
+    """Notes about one request in progress, for its span at the end; used only with traces.
 
-    Nothing that it holds refers to it, so the collector of garbage need not look at it.
+    Nothing in it refers back to it, so the garbage collector can ignore it.
     """
 
     tracer: Tracer
     req: Request
     began: float
-    """In `time.perf_counter` seconds."""
+    """Start of the request, in `time.perf_counter` seconds."""
     raw: RawRequest | None = None
-    """Set once the sender is proven: from then on its trace context counts."""
+    """The request, set once the sender is authenticated and its trace context counts."""
     receipts: Sequence[Receipt] = ()
     cause: str | None = None
-    """Of a rejection, as in `rejected_request`."""
+    """Cause of a rejection, as in `rejected_request`."""
     span: Span | None = None
     is_left_out: bool = False
-    """True once its events have decided that it is not sampled."""
+    """True once its events have ruled out sampling."""
 
     def sample(self, events: Sequence[Event]) -> Sequence[Event]:
-        """Decide whether it is sampled. Return the events; those of a sampled request continue its span."""
+        """Decide on sampling, and return the events; those of a sampled request continue its span."""
         if not events:
             return events
         self.span = self._begin(events[0].traceparent)
@@ -87,9 +88,9 @@ class IntakeTrace(msgspec.Struct, eq=False, gc=False):
         return [msgspec.structs.replace(event, traceparent=traceparent) for event in events]
 
     def end(self, status: str) -> None:
-        """End a request that is not left out: make and export its span, if it is sampled."""
+        """Export the span of a sampled request."""
         span = self.span
-        if span is None:  # it was rejected, or holds no event
+        if span is None:  # it was rejected, or has no event
             span = self._begin(valid_traceparent(None if self.raw is None else self.raw.headers.get("traceparent")))
         if span is None:
             return
@@ -114,33 +115,33 @@ class IntakeTrace(msgspec.Struct, eq=False, gc=False):
 
 
 class Writer(Protocol):
-    """Stores events; the product's are `GroupCommit` and `WriterPair`."""
+    """A store of events: `GroupCommit` or `WriterPair`, except in tests."""
 
     async def append(self, events: Sequence[Event]) -> list[Receipt]:
-        """Store the events of one request, all or none; return after the commit."""
+        """Store all events of one request or none; return after the commit."""
         ...
 
     async def probe(self) -> None:
-        """Raise Unavailable when nothing can be stored now."""
+        """Raise Unavailable if nothing can be stored now."""
         ...
 
     def reject(self, row: Rejected) -> None:
-        """Store a rejected request, when there is room."""
+        """Store a rejected request if there is room."""
         ...
 
     async def close(self) -> None:
-        """Store what waits, and stop."""
+        """Store the waiting events, and stop."""
         ...
 
 
 class Services(msgspec.Struct, frozen=True):
-    """Everything that one worker opens when it starts."""
+    """Services that a worker opens when it starts."""
 
     writer: Writer
     meters: Meters = OFF
     outcomes: OutcomeWaiter | None = None
     tally: Tally = msgspec.field(default_factory=Tally)
-    """Figures of the worker, for `throughput_minute`."""
+    """The worker's figures for `throughput_minute`."""
     flusher: ThroughputFlusher | None = None
     notifier: Notifier | None = None
     tracer: Tracer = OFF_TRACER
@@ -148,23 +149,23 @@ class Services(msgspec.Struct, frozen=True):
 
 
 class SourceEndpoint(msgspec.Struct, frozen=True):
-    """One source as the receiver sees it: everything that can be computed before the first request."""
+    """One source as the receiver sees it, with everything computed before the first request."""
 
     source: Source
     preset: Preset
     verifier: Verifier
     routes: tuple[Route, ...]
     bucket: Bucket | None = None
-    """The source's `rate`; each forked process has a bucket of its own."""
+    """Token bucket of the source's `rate`; each forked process has its own."""
 
     @property
     def max_body(self) -> int:
-        """The largest body that the source may send, in bytes."""
+        """Maximum body size of the source, in bytes."""
         return self.source.max_body or self.preset.max_body
 
 
 class Awaited(msgspec.Struct, frozen=True):
-    """A stored request whose answer waits for the outcome. It holds nothing of the body."""
+    """A stored request whose response waits for the outcome, without its body."""
 
     endpoint: SourceEndpoint
     receipts: Sequence[Receipt]
@@ -172,7 +173,7 @@ class Awaited(msgspec.Struct, frozen=True):
 
 
 class Webhooks:
-    """`POST /webhooks/{source}`: reads, verifies, identifies, routes, stores and answers."""
+    """`POST /webhooks/{source}`: read, verify, identify, route and store a request, and respond."""
 
     def __init__(
         self,
@@ -190,7 +191,7 @@ class Webhooks:
         self._parsing = asyncio.Lock()
 
     async def on_post(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
-        """Answer 200, or the status that the provider wants, once every event of the body is committed."""
+        """Respond 200, or the provider's expected status, once all events of the body are committed."""
         services = self._services()
         began, status = time.perf_counter(), "500"
         trace = IntakeTrace(services.tracer, req, began) if services.tracer.is_on else None
@@ -209,7 +210,7 @@ class Webhooks:
             services.meters.observe(metrics.REQUEST_SECONDS, took, status)
 
     on_get = on_options = on_post
-    """A handshake is answered; everything else gets 405."""
+    """Methods of handshakes; all other requests get 405."""
 
     async def _handle(
         self,
@@ -221,9 +222,9 @@ class Webhooks:
         *,
         trace: IntakeTrace | None,
     ) -> Awaited | None:
-        """Store the events of a request, and answer it, unless the answer waits for their outcome."""
+        """Store a request's events, and respond unless the response waits for their outcome."""
         headers = req.headers_lower
-        # By the request alone, or the answer would tell which sources there are.
+        # Decided by the request alone, as the response must not reveal which sources exist.
         if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
             raise falcon.HTTPMethodNotAllowed(["POST"])
         endpoint = self._endpoints.get(source)
@@ -236,7 +237,7 @@ class Webhooks:
             except RequestError as error:
                 read_error = error
             raw = RawRequest(
-                # The name of an unknown source may be a token whose sender has forgotten the source.
+                # An unknown name may be a token, if the sender left out the source.
                 source=f"unknown ({len(source)} characters)" if endpoint is None else source,
                 headers=headers,
                 body=body,
@@ -266,7 +267,7 @@ class Webhooks:
                         services.writer.reject(await asyncio.to_thread(_row_of, proven, raw, error))
                     else:
                         services.writer.reject(_row_of(proven, raw, error))
-                # Raised here, not there: a frame that holds the error whose traceback holds it is a cycle, and keeps the body.
+                # Raised here: a frame holding an error whose traceback holds the frame is a cycle, which would keep the body.
                 if not _answer_as_provider(proven, error, resp):
                     raise
                 return None
@@ -275,11 +276,11 @@ class Webhooks:
             reservation.release()
 
     async def _prove(self, services: Services, endpoint: SourceEndpoint | None, raw: RawRequest) -> SourceEndpoint:
-        """Verify that the request comes from its source, after the same work whether the source exists or not.
+        """Verify that the request comes from its source, with the same work whether or not the source exists.
 
         Raises:
-            NotAuthenticated: it is not proven, or there is no such source.
-            Unavailable: it is proven but for a certificate, which can't be fetched now.
+            NotAuthenticated: authentication failed, or the source does not exist.
+            Unavailable: only a certificate is missing, and it can't be fetched now.
         """
         verifier, missing = self._decoy if endpoint is None else endpoint.verifier, None
         try:
@@ -290,7 +291,7 @@ class Webhooks:
             await services.certificates.fetch(missing, raw.received_at)
             await _verify(verifier, raw)
         if endpoint is None:
-            raise NotAuthenticated("unknown source")  # unreachable: the decoy verifier has raised already
+            raise NotAuthenticated("unknown source")  # unreachable: the decoy verifier always raises
         return endpoint
 
     async def _accept(
@@ -298,7 +299,7 @@ class Webhooks:
     ) -> Awaited | None:
         preset = endpoint.preset
         if "access_token" in raw.query:
-            resp.cache_control = ["private"]  # RFC 6750 §2.3 wants it of answers to URLs that hold a token
+            resp.cache_control = ["private"]  # required for URLs with a token (RFC 6750 §2.3)
         handshake = preset.handshake_response(raw, partial(endpoint.verifier.mac, raw))
         if handshake is not None:
             resp.status, resp.data, resp.content_type = handshake.status, handshake.body, handshake.content_type
@@ -327,7 +328,7 @@ class Webhooks:
     async def _wait(
         self, services: Services, req: Request, resp: Response, awaited: Awaited, trace: IntakeTrace | None
     ) -> None:
-        """Answer by the outcome. Nothing of the body is held any more, nor is its memory reserved."""
+        """Respond with the outcome. The body and its reserved memory are already released."""
         source, receipts = awaited.endpoint.source.name, awaited.receipts
         if trace is not None and trace.raw is not None:
             trace.raw = msgspec.structs.replace(trace.raw, body=b"")
@@ -363,16 +364,16 @@ async def _verify(verifier: Verifier, raw: RawRequest) -> None:
 
 
 def sender_of(req: Request) -> str | None:
-    """Return the address of the connection, or the one that a trusted proxy reports; None when neither is an address.
+    """Return the address of the connection, or the one reported by a trusted proxy; None if it isn't an address.
 
-    Falcon's `remote_addr` reports 127.0.0.1 for a connection that is gone already.
+    Falcon's `remote_addr` would report 127.0.0.1 for a closed connection.
     """
     client = req.scope.get("client")
     return address_text(client[0]) if client else None
 
 
 def receipt_json(statuses: Sequence[str], receipts: Sequence[Receipt]) -> bytes:
-    """Write the answer: an object for one event, a list for several or none."""
+    """Format the response: an object for one event, a list for several or none."""
     if len(receipts) == 1:
         return b'{"status":"%b","seq":%d}' % (statuses[0].encode(), receipts[0].seq)
     listed = [{"status": status, "seq": each.seq} for status, each in zip(statuses, receipts, strict=True)]
@@ -380,10 +381,10 @@ def receipt_json(statuses: Sequence[str], receipts: Sequence[Receipt]) -> bytes:
 
 
 def enforce_rate_limit(endpoint: SourceEndpoint) -> None:
-    """Use one permit of the source's rate. Only proven requests get here, so strangers use up none.
+    """Take one token of the source's rate. Only authenticated requests get here, so strangers take none.
 
     Raises:
-        TooMany: there is none.
+        TooMany: there is no token.
     """
     if endpoint.bucket is None:
         return
@@ -393,7 +394,7 @@ def enforce_rate_limit(endpoint: SourceEndpoint) -> None:
 
 
 def _answer_as_provider(proven: SourceEndpoint | None, error: RequestError, resp: Response) -> bool:
-    """Write an error in the form that the provider wants. False where it is answered as every other error."""
+    """Write an error in the provider's format. Returns False if it has none for this error."""
     if proven is None or proven.preset.rejection is None or isinstance(error, Unavailable | TooMany):
         return False
     resp.status, resp.data = proven.preset.rejection(error)
@@ -402,7 +403,7 @@ def _answer_as_provider(proven: SourceEndpoint | None, error: RequestError, resp
 
 
 def _row_of(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
-    """Make the row of a rejected request. For a sender that has proven nothing, it holds neither body nor headers."""
+    """Build the row of a rejected request, without body and headers if the sender is not authenticated."""
     return Rejected(
         received_at=raw.received_at,
         source=raw.source,
@@ -422,9 +423,9 @@ _WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,4})\s*(?:;.*)?", re.IGNORECASE)
 
 
 def wait_timeout(source: Source, prefer: str | None) -> float | None:
-    """Return how many seconds to wait for the outcome; None: the answer is made after the commit.
+    """Return the seconds to wait for the outcome; None to respond after the commit.
 
-    A request may ask for it by `Prefer: wait=N` (RFC 7240 §4.3), for a minute at most; other preferences are ignored.
+    A request may ask to wait by `Prefer: wait=N` (RFC 7240 §4.3), at most a minute; other preferences are ignored.
     """
     if prefer is not None:
         for preference in prefer.split(","):

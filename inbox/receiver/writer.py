@@ -1,7 +1,7 @@
-"""Group commit: one task for each process collects all waiting events, and commits them together.
+"""Group commit: one task per process collects all waiting events and commits them together.
 
-While one batch commits, the next collects: no timer, so an idle receiver answers without delay. A request is answered
-after the commit of its batch, never before.
+While one batch commits, the next collects. There is no timer, so an idle receiver responds without delay. A request
+gets its response only after the commit of its batch.
 """
 
 from __future__ import annotations
@@ -33,29 +33,28 @@ from inbox.observe.metrics import OFF, Meters, Metric
 from inbox.receiver.reporting import IntakeAlert, Outage
 
 PER_SECOND = 10
-"""Rows, of each receiver process."""
+"""Rejected requests stored per second by each receiver process."""
 MAX_REJECTIONS = 200
-"""Rows at once, after a time without any."""
+"""Maximum burst of stored rejected requests."""
 MAX_BYTES = 4 * 1024 * 1024
-"""Bytes of all bodies that wait, and of those that are being written, so that large ones don't fill the memory. A single one
-may be larger."""
+"""Maximum bytes of bodies waiting or being written, so that large ones don't fill the memory. A single one may be larger."""
 
 
 class RejectionQueue:
-    """Rejected requests that wait to be written."""
+    """Rejected requests waiting to be written."""
 
     def __init__(self, meters: Meters) -> None:
         self._meters = meters
         self._waiting: list[Rejected] = []
         self._pace = Bucket(PER_SECOND, MAX_REJECTIONS)
         self.unkept = 0
-        """Count of those without a row: there was no room, or the database did not take them."""
+        """Number of requests without a row: there was no room, or the database rejected them."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, row: Rejected) -> bool:
-        """Queue a row when there is room. Returns whether there was."""
+        """Queue a row if there is room. Returns whether there was."""
         size = _size(row) + sum(map(_size, self._waiting))
         if (self._waiting and size > MAX_BYTES) or self._pace.take(time.monotonic()):
             self.count_unkept(1)
@@ -64,12 +63,12 @@ class RejectionQueue:
         return True
 
     def take(self) -> list[Rejected]:
-        """Take all rows, to write them."""
+        """Take all rows for writing."""
         rows, self._waiting = self._waiting, []
         return rows
 
     def count_unkept(self, number: int) -> None:
-        """Count requests that get no row."""
+        """Count requests without a row."""
         self.unkept += number
         self._meters.count(metrics.NOT_KEPT, by=number)
 
@@ -82,15 +81,15 @@ def _size(row: Rejected) -> int:
 
 
 class Pending(msgspec.Struct, eq=False):
-    """The events of one request: all are stored, or none."""
+    """The events of one request: all or none are stored."""
 
     events: Sequence[Event]
     receipts: asyncio.Future[list[Receipt]]
     taken: bool = False
-    """True once they are part of a batch."""
+    """True once the events are in a batch."""
 
     def answer(self, answer: list[Receipt] | RequestError) -> None:
-        """Hand the answer to the waiting request, if it still waits."""
+        """Pass the result to the request, if it still waits."""
         if self.receipts.done():
             return
         if isinstance(answer, RequestError):
@@ -99,20 +98,20 @@ class Pending(msgspec.Struct, eq=False):
             self.receipts.set_result(answer)
 
     def forget_events(self) -> None:
-        """Free events that no request waits for: while a database hangs, they must not fill the memory."""
+        """Free the events of a request that no longer waits: while a database hangs, they must not fill the memory."""
         if not self.taken:
             self.events = ()
 
 
 MAX_ROWS = 256
 LARGE_BODY = 1024 * 1024
-"""Bytes, which Postgres stores within the time of a few commits."""
+"""Bytes from which a body counts as large; Postgres stores smaller ones within the time of a few commits."""
 
 ANSWER_WITHIN_SECONDS = 2.5
-"""Seconds until the answer is 503, so that no sender waits for a database that hangs."""
+"""Seconds until the response is 503, so that no sender waits for a hanging database."""
 
 MAX_WAITING = 20_000
-"""Requests; far more than are committed in the time that an answer may take."""
+"""Maximum waiting requests, far more than are committed within `ANSWER_WITHIN_SECONDS`."""
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -120,14 +119,14 @@ _P = ParamSpec("_P")
 
 
 _FAILURES = (SQLAlchemyError, OSError, ValueError, UnfitDatabase)
-"""Errors of a store or its connection; ValueError when a value can't even be written as the database's text."""
+"""Errors of a store or its connection; ValueError if a value can't be encoded for the database."""
 
 
 class GroupCommit:
-    """Writes batches of events over one connection. Make it inside the running event loop, and `close` it there.
+    """Writes batches of events over one connection. Create and `close` it inside the running event loop.
 
-    After an error that is not a row's own fault, the connection is dropped and a new one made. The same happens after a
-    large body: libpq keeps a buffer as large as its largest statement, SQLite the values of its last statement.
+    After an error not caused by a row, the connection is replaced. So it is after a large body: libpq keeps a buffer of
+    its largest statement's size, and SQLite keeps the values of its last statement.
     """
 
     def __init__(
@@ -141,7 +140,7 @@ class GroupCommit:
     ) -> None:
         self._link = link
         self._largest = 0
-        """Bytes of the largest body that went over the present connection."""
+        """Bytes of the largest body sent over the current connection."""
         self._clock = clock
         self._pending: deque[Pending] = deque()
         self._meters = meters
@@ -158,11 +157,11 @@ class GroupCommit:
         self._task.add_done_callback(_end_worker)
 
     async def append(self, events: Sequence[Event]) -> list[Receipt]:
-        """Store the events of one request in one transaction, or find them stored already; return after the commit.
+        """Store the events of one request in one transaction, or find them already stored; return after the commit.
 
         Raises:
-            Unavailable: they are not stored, or it is not known whether they are.
-            InvalidEvent: the database rejects a value of one of them.
+            Unavailable: they are not stored, or perhaps not.
+            InvalidEvent: the database rejects one of their values.
         """
         if self._closing or len(self._pending) >= MAX_WAITING:
             raise Unavailable("the receiver is stopping" if self._closing else "too many requests are waiting")
@@ -176,10 +175,10 @@ class GroupCommit:
             pending.forget_events()
 
     async def probe(self) -> None:
-        """Write to the database as a batch would.
+        """Check that the database can be written, as for a batch.
 
         Raises:
-            Unavailable: it can't be done now.
+            Unavailable: it can't be written now.
         """
         done: asyncio.Future[None] = self._loop.create_future()
         self._probes.append(done)
@@ -187,12 +186,12 @@ class GroupCommit:
         await self._limit_wait(done)
 
     def reject(self, row: Rejected) -> None:
-        """Store a rejected request when there is room; a flood of them costs counters, not rows."""
+        """Store a rejected request if there is room; in a flood, the rest are only counted."""
         if self.rejections.add(row):
             self._has_work.set()
 
     async def close(self) -> None:
-        """Commit what waits, then close the connection."""
+        """Commit the waiting events, then close the connection."""
         self._closing = True
         self._has_work.set()
         await self._task
@@ -218,13 +217,13 @@ class GroupCommit:
             batch = self._collect()
             if batch:
                 await self._commit(batch)
-            if self._probes:  # also where there is always a batch: a busy receiver is ready
+            if self._probes:  # even if there is always a batch: a busy receiver is ready
                 await self._probe()
             if self.rejections:
                 await self._store_rejections()
             elif not batch and self._closing and not self._probes:
                 return
-            del batch  # or its bodies would be kept until the next has come
+            del batch  # otherwise its bodies would stay until the next batch
             if self._largest > LARGE_BODY:
                 await self._drop_connection()
 
@@ -238,7 +237,7 @@ class GroupCommit:
             if batch and (number > MAX_ROWS or size > MAX_BYTES):
                 break
             pending = self._pending.popleft()
-            if not pending.receipts.done():  # else its sender has been answered 503 meanwhile
+            if not pending.receipts.done():  # otherwise its sender has already got 503
                 pending.taken = True
                 batch.append(pending)
         return batch
@@ -246,7 +245,7 @@ class GroupCommit:
     async def _commit(self, batch: Sequence[Pending]) -> None:
         try:
             await self._store_batch(batch)
-        except Exception as error:  # noqa: BLE001  # whatever one event raises, it must not stop the others, or the worker
+        except Exception as error:  # noqa: BLE001  # no event may stop the others or the worker
             if isinstance(error, _FAILURES) and not _blames_a_row(error):
                 await self._fail(batch, error)
                 return
@@ -254,7 +253,7 @@ class GroupCommit:
                 await self._commit_alone(pending)
 
     async def _commit_alone(self, pending: Pending) -> None:
-        """Store one request of a batch that failed: if its row is to blame, or meets a bug, it alone is rejected."""
+        """Store one request of a failed batch, so that only a faulty row, or one that hits a bug, is rejected."""
         if pending.receipts.done():
             return
         try:
@@ -272,7 +271,7 @@ class GroupCommit:
             await self._fail([pending], error)
 
     async def _store_batch(self, batch: Sequence[Pending]) -> None:
-        """Answer requests whose events are all new; then those with a duplicate among them."""
+        """Store a batch; respond first to requests whose events are all new, then to those with duplicates."""
         seqs = iter(await self._append([event for pending in batch for event in pending.events]))
         with_duplicates: list[tuple[Pending, list[int | None]]] = []
         for pending in batch:
@@ -321,7 +320,7 @@ class GroupCommit:
                 pending.answer(Unavailable("its first event was deleted at this moment"))
 
     def _count(self, metric: Metric, outcome: str, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
-        """Count those that are stored, by source."""
+        """Count the stored events by source."""
         sizes: dict[str, list[int]] = {}
         for event, seq in zip(events, seqs, strict=True):
             if seq is not None:
@@ -331,7 +330,7 @@ class GroupCommit:
             self._tally.add(SOURCE, source, outcome, count=len(those), size=sum(those))
 
     async def _fail(self, batch: Sequence[Pending], error: Exception) -> None:
-        """Answer 503 to all, as nothing is known to be stored, and use a new connection for the next batch."""
+        """Respond 503 to all, as perhaps nothing is stored, and use a new connection for the next batch."""
         if isinstance(error, _FAILURES):
             self._outage.on_failure(error, sum(not pending.receipts.done() for pending in batch))
         for pending in batch:
@@ -364,7 +363,7 @@ class GroupCommit:
     async def _run_in_transaction(
         self, function: Callable[Concatenate[Connection, _P], _Answer], *arguments: _P.args, **named: _P.kwargs
     ) -> _Answer:
-        """Call a function in a transaction of the connection, which is opened and checked first where there is none."""
+        """Call a function in a transaction. The connection is first opened and checked if necessary."""
         if not self._link.is_open:
             await self._link.open()
             try:
@@ -384,7 +383,7 @@ def _blames_a_row(error: Exception) -> bool:
 
 
 def _end_worker(task: asyncio.Task[None]) -> None:
-    """End a worker whose writer has a bug: it can store nothing, and gunicorn starts another."""
+    """End a worker whose writer failed: it can't store anything, and gunicorn starts another."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
         _log.critical(
@@ -394,18 +393,18 @@ def _end_worker(task: asyncio.Task[None]) -> None:
 
 
 def _unavailable(error: Exception) -> Unavailable:
-    """Make the 503 of a database error without its text, which may hold values."""
+    """Build the 503 for a database error, without the error's text, which may hold values."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     return Unavailable(f"the database can't be written to now ({type(cause).__name__})")
 
 
-# --- The writers of a process that has two, by the size of what they store.
+# --- Two writers in one process, by the size of events.
 
 
 class WriterPair:
-    """Two writers of one process: large events have a connection of their own, so that small ones don't wait for them.
+    """Two writers of one process: large events have their own connection, so that small ones don't wait for them.
 
-    Postgres takes a second and more to compress and store 25 MiB. SQLite has one writer at a time, so it gains nothing.
+    Postgres takes over a second to compress and store 25 MiB. SQLite has one writer at a time, so it gains nothing.
     """
 
     def __init__(self, small: GroupCommit, large: GroupCommit) -> None:
@@ -425,7 +424,7 @@ class WriterPair:
         self._choose(len(row.body or b"")).reject(row)
 
     async def close(self) -> None:
-        """Close both."""
+        """Close both writers."""
         await asyncio.gather(self._small.close(), self._large.close())
 
     def _choose(self, size: int) -> GroupCommit:

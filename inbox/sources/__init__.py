@@ -1,4 +1,4 @@
-"""The presets by name: the one place where a new one is registered."""
+"""The presets by name, where new ones are registered."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_of(source: Source, passed: frozenset[str] = frozenset()) -> Preset:
-    """Return the preset that `source` names, as `source` configures it; headers that are `passed` on are kept, too.
+    """Return the preset of `source`, with its configuration; `passed` headers are kept too.
 
-    `inbox.loader` has checked that there is such a preset, and that it can be configured so. A signature is never kept.
+    `inbox.loader` has checked that the preset exists and accepts the configuration. Signatures are never kept.
     """
     preset = PRESETS[source.preset]
     if preset.keeps is not None:

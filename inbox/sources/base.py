@@ -1,9 +1,8 @@
-"""The parts of a preset.
+"""Building blocks of presets.
 
-A preset describes one provider: its signatures, its bodies, the changes of entities in them, and the answers that it
-expects. To add one, write one file in `inbox/sources/presets/` that ends in a `PRESET`; its name is the file's.
-Its `read` may raise `RequestError` subclasses only, whatever the bytes are (anything else would be answered 500), so it reads
-them with what `inbox/sources/fields.py` has.
+A preset describes one provider: its signatures, bodies, entities, and expected responses. To add one, write a file in
+`inbox/sources/presets/` that ends in a `PRESET`; the file gives its name. Its `read` may raise only subclasses of
+`RequestError`, whatever the bytes (any other exception causes a 500), so use the readers of `inbox/sources/fields.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from inbox.events.event import Identity, RawRequest
 from inbox.sources.keys import MissingCertificate
 
 Read = Callable[[RawRequest, Sequence[str] | None], tuple[Identity, ...]]
-"""Reads the events of a body, in its order. The second argument is the source's `dedup`, if it has one.
+"""Reads the events of a body in their order. The second argument is the source's `dedup`, if any.
 
 Raises `Unreadable` or `InvalidEvent`.
 """
@@ -36,39 +35,39 @@ Revealed = Sequence[tuple[Secret, str]]
 """Pairs of a secret and its text."""
 
 MADE_UP = Secret("")
-"""The secret of decoy keys, which only make a rejection take as long as another source's."""
+"""Secret of decoy keys, which make every rejection take the same time."""
 TOLERANCE_SECONDS = 300.0
-"""Largest difference between the time of signing and the time of arrival, before and after."""
+"""Maximum difference between the times of signing and arrival, in seconds, either way."""
 _DECOY_BYTES = 32
 _SEPARATOR = re.compile(r"[./_-]")
 
 
 class Proof(ABC):
-    """One thing that a request has to prove. Nothing it does may raise, whatever the request holds."""
+    """A check that authenticates requests. Its methods must not raise, whatever the request holds."""
 
     kind: Hashable = None
-    """A key that is equal for proofs that do the same work for any request, apart from their number of keys."""
+    """Key that is equal for proofs that do the same work for any request, except for their number of keys."""
 
     @property
     def keys(self) -> int:
-        """Count of the keys that it tries on each request, decoys included; 0: it needs no decoys."""
+        """Number of keys tried on each request, including decoys; 0 if it needs no decoys."""
         return 0
 
     @property
     def passes(self) -> int:
-        """The largest number of its passes through a body."""
+        """Maximum number of passes through a body."""
         return 0
 
     def pad(self, keys: int) -> None:  # noqa: B027  # most have no keys
-        """Add decoy keys, which prove nothing, up to `keys` in all."""
+        """Add decoy keys, which match nothing, up to `keys` in all."""
 
     @abstractmethod
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
-        """Return for the operator why it is not proven, or the certificate without which nobody can tell; None when it is."""
+        """Return the reason for rejecting a request, for operators, or the missing certificate; None if it is proven."""
 
 
 class KeyedProof(Proof):
-    """A proof by one of several secret keys, of which only those count that are valid."""
+    """A proof by one of several secret keys, considering only valid ones."""
 
     def __init__(self, keys: Iterable[tuple[Secret, bytes]]) -> None:
         self._keys = tuple(keys)
@@ -83,7 +82,7 @@ class KeyedProof(Proof):
         self._keys += tuple((MADE_UP, os.urandom(_DECOY_BYTES)) for _ in range(keys - self.keys))
 
     def is_known(self, secret: bytes, now: datetime) -> bool:
-        """Return whether a text is one of the secrets, of which `digest_of` has made the keys. Takes the same time for any."""
+        """Return in constant time whether a text is one of the secrets, whose keys are made by `digest_of`."""
         digest, known = hashlib.sha256(secret).digest(), False
         for valid, expected in self._keys:
             known |= hmac.compare_digest(digest, expected) & valid.valid_at(now)
@@ -91,21 +90,21 @@ class KeyedProof(Proof):
 
 
 def digest_of(secret: str) -> bytes:
-    """Return the digest by which a shared secret is known: those of secrets of any length compare in constant time."""
-    # A variable of the environment may hold bytes that are not UTF-8; Python shows them as lone surrogates.
+    """Return the digest of a shared secret, so that secrets of any length compare in constant time."""
+    # An environment variable may hold bytes that are not UTF-8; Python reads them as lone surrogates.
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 Prover = Callable[[Source, Revealed], Proof]
-"""Makes a preset's own kind of proof of a source and its `secrets`. Raises ConfigError when it can't."""
+"""Makes a preset's own proof from a source and its `secrets`. Raises ConfigError if it can't."""
 
 
 Mac = Callable[[bytes], bytes]
-"""Returns the HMAC of a content with the secret that has signed the request; empty where none has."""
+"""Returns the HMAC of a content with the secret that signed the request; empty if none did."""
 
 
 class HandshakeResponse(msgspec.Struct, frozen=True):
-    """The answer to a handshake."""
+    """The response to a handshake."""
 
     status: int
     headers: Mapping[str, str] = {}
@@ -114,38 +113,38 @@ class HandshakeResponse(msgspec.Struct, frozen=True):
 
 
 class Handshake(msgspec.Struct, frozen=True):
-    """A provider's check that its webhooks are wanted, before it sends any or among them."""
+    """A provider's check that its webhooks are wanted, before or between them."""
 
     answer: Callable[[RawRequest, Mac], HandshakeResponse | None]
-    """Called once the request is proven to come from the source. None: it is no handshake after all.
+    """Returns the response, once the request is authenticated; None if it is not a handshake after all.
 
     Raises `RequestError`.
     """
     docs: str
-    """Request and answer in words, for the documentation."""
+    """Description of request and response, for the documentation."""
     method: str = "POST"
     header: str | None = None
-    """In lower case; only a request that has it is one. None: `answer` can tell by the body."""
+    """Header of every handshake, in lower case; None if `answer` decides by the body."""
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """An unsigned request as the provider would make it, for `inbox send`."""
+    """An unsigned request like the provider's, for `inbox send`."""
 
     body: bytes
     headers: Mapping[str, str] = {}
     message_id: str = ""
-    """Of the message, where the signature covers one."""
+    """Message id, if the signature covers one."""
 
 
 MakeSample = Callable[[str, str, str, datetime], Sample]
-"""Makes a webhook about an entity from its type, its id, the event type and the time."""
+"""Makes a webhook about an entity from its type and id, the event type and the time."""
 
 
 def json_sample(body: object, headers: Mapping[str, str] = {}, message_id: str = "") -> MakeSample:
-    """Make samples of a template, in whose texts `{…}` stands for these.
+    """Make samples from a template whose texts may contain these placeholders in `{…}`.
 
-    `kind`, `id`, `type`; `first` and `last`, words of the type; `dotted`, the type behind the kind, unless it has a dot;
-    `unique`, an id of the event; `time`; and where a text is nothing else, as numbers: `number`, the id, and `s` and `ms`,
+    `kind`, `id`, `type`; `first` and `last`, words of the type; `dotted`, the type after the kind, unless it has a dot;
+    `unique`, an event id; `time`. A text of only such a placeholder becomes a number: `number`, the id; `s` and `ms`,
     the time.
     """
 
@@ -183,70 +182,70 @@ def json_sample(body: object, headers: Mapping[str, str] = {}, message_id: str =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """One provider. The receiver knows nothing else about it."""
+    """Everything that the receiver knows about one provider."""
 
     title: str
     shown_at: str
-    """The place where the provider shows the secret, or where one is set there: for messages, after "the secret is"."""
+    """Place of the secret at the provider; completes "the secret is" in messages."""
     read: Read
     reader: Callable[[Source], Read] | None = None
-    """Makes the `read` of one source, where it depends on what that configures; raises ValueError when it can't."""
+    """Makes the `read` of one source, if it depends on the source's configuration; raises ValueError if it can't."""
     reads_by: str = ""
-    """The key of a source that `reader` reads: what it raises is a mistake of that key."""
+    """Key of a source that `reader` reads; its errors are reported as mistakes of that key."""
     signatures: tuple[Signature, ...] = ()
-    """Its signatures; several are the same under other names of headers."""
+    """Signatures; several differ only in the names of headers."""
     signed_at: Callable[[bytes], bytes] | None = None
-    """Finds the time of sending in a body, as it is written, where no header has it; empty where the body has none."""
+    """Finds the written time of sending in a body, if no header has it; empty if the body has none."""
     tolerance: float = TOLERANCE_SECONDS
-    """Seconds between signing and arrival, unless a source has its own."""
+    """Maximum seconds between signing and arrival, unless the source sets it."""
     may_be_unsigned: bool = False
-    """True when the provider signs only where somebody has set that up; otherwise its signature is required."""
+    """True if signing is optional at the provider; otherwise the signature is required."""
     prover: Prover | None = None
-    """Its own proof, where that is no signature with a shared secret."""
+    """Makes a custom proof, for authentication other than a shared secret's signature."""
     proves_by: str = "secrets"
-    """The key of a source that `prover` proves by; another than `secrets` is in `needs`."""
+    """Key of a source that `prover` uses; if not `secrets`, it is in `needs`."""
     signer: Callable[[Sample, str, datetime], Sample] | None = None
-    """Signs a sample in its body with a secret, where the provider does; raises ConfigError when it can't."""
+    """Signs a sample in its body, for providers that sign there; raises ConfigError if it can't."""
     own_keys: frozenset[str] = frozenset()
-    """The keys of a source that are for this preset alone."""
+    """Keys of a source that only this preset uses."""
     needs: frozenset[str] = frozenset()
-    """The keys of a source that this preset requires."""
+    """Keys of a source that this preset requires."""
     media_types: frozenset[str] = frozenset({"application/json"})
-    """In lower case; empty when `read` looks at the type itself."""
+    """Accepted media types in lower case; empty if `read` checks the type itself."""
     has_own_time: bool = False
-    """True when its requests hold the event's time where nobody else can change it: in the signed part, if any."""
+    """True if the event's time can't be forged: it is in the signed part, if any."""
     max_body: int = 256 * 1024
-    """Bytes, unless the source has its own `max_body`."""
+    """Maximum body size in bytes, unless the source sets `max_body`."""
     kept_headers: frozenset[str] = frozenset()
-    """Headers, in lower case, that describe the event and are stored with it. Never one that holds a secret."""
+    """Headers in lower case that describe the event and are stored with it; never one that holds a secret."""
     keeps: Callable[[Source], frozenset[str]] | None = None
-    """More of them, which depend on the source's configuration."""
+    """Returns additional stored headers, depending on the source's configuration."""
     status: int = 200
-    """The status that it expects when an event is stored."""
+    """Status that the provider expects for a stored event."""
     answers_empty: bool = False
-    """True when it expects that answer without a body."""
+    """True if it expects an empty response body."""
     acknowledgement: tuple[str, bytes] | None = None
-    """Media type and body of that answer, where the provider looks for a text of its own."""
+    """Media type and body of that response, if the provider expects a specific text."""
     acknowledged: str = ""
-    """The body in words, for the documentation."""
+    """Description of that body, for the documentation."""
     rejection: Callable[[RequestError], tuple[int, bytes]] | None = None
-    """Makes the status and the JSON of its error answers, once it has authenticated; None: those of every other source."""
+    """Makes the status and JSON of error responses to authenticated requests; None for the usual ones."""
     handshake: Handshake | None = None
     starter: str = 'secrets = ["env:{variable}"]'
-    """Lines of a source's table in a new configuration. `{variable}` is the environment variable with its secret,
-    `{token}` one for the end of the URL."""
+    """Lines of the source's table in a new configuration. `{variable}` is the environment variable with its secret,
+    `{token}` the one with the URL's token."""
     sample: MakeSample | None = None
 
     @property
     def always_signs(self) -> bool:
-        """True when every request of the provider is signed."""
+        """True if every request of the provider is signed."""
         return bool(self.signatures or self.prover) and not self.may_be_unsigned
 
     def handshake_response(self, raw: RawRequest, mac: Mac) -> HandshakeResponse | None:
-        """Return the answer, if the request is this provider's handshake.
+        """Return the response if the request is a handshake of this provider.
 
         Raises:
-            RequestError: it is one, and can't be answered.
+            RequestError: the handshake is invalid.
         """
         shake = self.handshake
         if (
@@ -258,13 +257,13 @@ class Preset:
         return shake.answer(raw, mac)
 
     def check_type(self, raw: RawRequest) -> None:
-        """Check the media type, ignoring case; the charset must be UTF-8, and nothing may be compressed.
+        """Check the media type, ignoring case; the charset must be UTF-8, without compression.
 
         Raises:
-            UnsupportedType: the body is of a type that this preset does not read.
+            UnsupportedType: this preset does not read the type.
         """
         given = raw.headers.get("content-type", "")
-        if given not in self.media_types:  # else it is one of them already, as most senders write it
+        if given not in self.media_types:  # most senders write it exactly like this
             if self.media_types and raw.content_type not in self.media_types:
                 wanted = " or ".join(sorted(self.media_types))
                 raise UnsupportedType(f"send the body with Content-Type: {wanted}", field="content-type")

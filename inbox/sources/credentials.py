@@ -1,9 +1,9 @@
-"""Proves that a request comes from its source: by a secret that it shows, by a signature, or by both.
+"""Authenticate requests by a shared secret, by a signature, or by both.
 
-Every rejection takes the same work, whether the source exists or not: the proofs of all sources that may send a body of this
-size are tried on the request, each with as many keys as the source of that kind with the most. Only those of its own source
-count. So neither the answer nor its time reveals which names exist or which secret was close. A shared secret is held as a
-SHA-256 digest: digests of secrets of any length compare in constant time, and no secret can be shown by mistake.
+Every rejection takes the same work, whether or not the source exists: the proofs of all sources that may send a body of
+this size are tried, each with the largest number of keys of its kind. Only those of the request's source count. Neither
+the response nor its time therefore reveals which sources exist or which secret was close. Shared secrets are kept as
+SHA-256 digests, which compare in constant time and can't be shown by mistake.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from inbox.sources.signing import SignatureProof
 Way = Callable[[RawRequest], bytes]
 
 REJECTION = "unknown source, or the request does not prove to come from it; check the URL and the secret"
-"""One text for all causes, as the answer must not reveal which. The cause is in `rejected_request`."""
+"""One text for all causes, as the response must not reveal the cause. `rejected_request` has it."""
 
 UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
-"""Bytes: the limit of most presets. A larger request can tell a source with another limit from one that does not exist;
-reading all for everybody would let strangers send as much as the largest source may."""
+"""Bytes, the limit of most presets. A larger request can reveal a source with a higher limit, but reading more would
+let strangers send as much as the largest source may."""
 
 
 class SharedSecretProof(KeyedProof):
-    """Proves that a request carries one of the valid secrets, in the place that `auth` names."""
+    """Proof by one of the valid secrets, in the place that `auth` names."""
 
     def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
         prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
@@ -49,27 +49,27 @@ class SharedSecretProof(KeyedProof):
         given = self._read_secret(raw)
         if self.is_known(given, now) | self._is_open:
             return None
-        return "the secret it shows is none that is valid now" if given else "it shows no secret"
+        return "the secret is not currently valid" if given else "it has no secret"
 
 
 class Verifier:
-    """All proofs that a request to one source needs, with the secrets as they were when it was made."""
+    """All required proofs of one source, with the secrets at the time of its creation."""
 
     __slots__ = ("_decoys", "max_body", "passes", "proofs")
 
     def __init__(self, proofs: Iterable[Proof], max_body: int = 0) -> None:
-        """Take the proofs of a source that may send up to `max_body` bytes."""
+        """Combine the proofs of a source that may send up to `max_body` bytes."""
         self.proofs = tuple(proofs)
         self.max_body = max(max_body, UNKNOWN_SOURCE_MAX_BODY)
         self._decoys: tuple[tuple[int, Proof], ...] = ()
         self.passes = sum(proof.passes for proof in self.proofs)
-        """Most passes of a rejection through the body: the same for all padded verifiers."""
+        """Maximum passes of a rejection through the body, the same for all padded verifiers."""
 
     def pad_work_to(self, kinds: Mapping[Hashable, Proof], largest: Mapping[Hashable, int]) -> None:
-        """Try a proof of each of these kinds before each rejection, with as many keys as that one has.
+        """Have each rejection try a proof of each of these kinds, with as many keys.
 
-        It is not tried on a body of more bytes than `largest` has for its kind: no source of that kind may send it. So a
-        stranger's largest body costs the work of few kinds.
+        A kind is not tried on bodies larger than its `largest`, which no source of the kind may send. The largest
+        bodies of strangers therefore cost the work of only few kinds.
         """
         for proof in self.proofs:
             proof.pad(kinds[proof.kind].keys)
@@ -78,11 +78,11 @@ class Verifier:
         self._decoys = tuple((largest[kind], proof) for kind, proof in kinds.items() if kind not in own)
 
     def verify(self, raw: RawRequest, now: datetime) -> None:
-        """Return if everything is proven at `now`.
+        """Check all proofs of a request at `now`.
 
         Raises:
-            NotAuthenticated: it is not.
-            CertificateNeeded: everything else is proven. Nothing else is raised, whatever the request holds.
+            NotAuthenticated: a proof failed.
+            CertificateNeeded: only a certificate is missing. Nothing else is ever raised.
         """
         faults = [proof.fault(raw, now) for proof in self.proofs]
         why = next((fault for fault in faults if isinstance(fault, str)), None)
@@ -90,20 +90,20 @@ class Verifier:
             size = len(raw.body)
             for largest, decoy in self._decoys:
                 if size <= largest:
-                    decoy.fault(raw, now)  # the result is ignored: it is a proof of another source
+                    decoy.fault(raw, now)  # ignored, as it is another source's proof
             raise NotAuthenticated(REJECTION, why=why)
         for fault in faults:
             if isinstance(fault, MissingCertificate):
                 raise CertificateNeeded(fault)
 
     def mac(self, raw: RawRequest, content: bytes) -> bytes:
-        """Return the HMAC of `content` with the secret that has signed `raw`; empty where none has."""
+        """Return the HMAC of `content` with the secret that signed `raw`; empty if none did."""
         found = (proof.mac(raw, content) for proof in self.proofs if isinstance(proof, SignatureProof))
         return next(found, b"")
 
 
 class _NoSuchSource(Proof):
-    """The proof of a source that does not exist: always fails."""
+    """The proof of a source that does not exist, which always fails."""
 
     def fault(self, _raw: RawRequest, _now: datetime) -> str:
         """Return the fault."""
@@ -111,7 +111,7 @@ class _NoSuchSource(Proof):
 
 
 def pad_work(verifiers: Iterable[Verifier]) -> Verifier:
-    """Make all verifiers do the same work before a rejection. Returns the decoy verifier, for sources that do not exist."""
+    """Make all verifiers do the same work before a rejection. Returns the decoy verifier, for unknown sources."""
     verifiers = tuple(verifiers)
     decoy = Verifier([_NoSuchSource()])
     of_all = [(proof, each.max_body) for each in (decoy, *verifiers) for proof in each.proofs]
@@ -123,10 +123,10 @@ def pad_work(verifiers: Iterable[Verifier]) -> Verifier:
 
 
 def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] = os.environ) -> Verifier:
-    """Make the verifier of a source: of its shared secret (`auth`), its signature (`secrets`) and its address, each if configured.
+    """Create the verifier of a source's shared secret (`auth`), signature (`secrets`) and address, as configured.
 
     Raises:
-        ConfigError: a secret can't be revealed or used, or nothing is asked for. Each line of the text names the source.
+        ConfigError: a secret can't be read or used, or none is required. Each line of the message names the source.
     """
     proofs: list[Proof] = []
     mistakes: list[str] = []
@@ -149,7 +149,7 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
     except ConfigError as error:
         mistakes += [f"{preset.proves_by}: {mistake}" for mistake in str(error).splitlines()]
     if not proofs and not mistakes:
-        mistakes.append('auth: is missing; whoever may send without a secret needs auth = { kind = "none" }')
+        mistakes.append('auth: is missing; to accept requests without a secret, use auth = { kind = "none" }')
     if mistakes:
         raise ConfigError("\n".join(f"[sources.{source.name}] {mistake}" for mistake in mistakes))
     if source.allow_from is not None:
@@ -158,17 +158,17 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
 
 
 def reveal_all(secrets: Sequence[Secret], environment: Mapping[str, str]) -> Revealed:
-    """Return each secret with its text.
+    """Read each secret, and return it with its text.
 
     Raises:
-        ConfigError: a variable or file that a secret is kept in is not there, or is empty. The text has a line for each.
+        ConfigError: a secret's variable or file is missing or empty. The message has a line for each.
     """
     texts = collect_config_errors({str(n): partial(secret.reveal, environment) for n, secret in enumerate(secrets)})
     return list(zip(secrets, texts.values(), strict=True))
 
 
 def _secret_reader(auth: InboundAuth) -> Way:
-    """Return the function that reads the secret of this kind of authentication from a request; empty bytes when there is none."""
+    """Return the function that reads this kind of secret from a request; it returns empty bytes if there is none."""
     match auth:
         case BasicAuth():
             return _basic_credentials
@@ -206,37 +206,37 @@ def _credentials(raw: RawRequest, scheme: str) -> str:
 
 
 def _header_bytes(value: str) -> bytes:
-    """Return the bytes of a header, which servers decode as Latin-1, whatever they were (PEP 3333, ASGI in Falcon)."""
+    """Return the bytes of a header, which servers decode as Latin-1 (PEP 3333, ASGI in Falcon)."""
     try:
         return value.encode("latin-1")
     except UnicodeEncodeError:
         return value.encode("utf-8", "surrogatepass")
 
 
-# --- The address of a sender: that of the connection, or the one that a trusted proxy reports.
+# --- The sender's address: that of the connection, or the one reported by a trusted proxy.
 
 
 _LONGEST = len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255")
-"""Characters of an address; longer texts are not remembered."""
+"""Maximum characters of an address; longer texts are not cached."""
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def address_of(text: str | None) -> IpAddress | None:
-    """Parse an address without its zone, and IPv4 in IPv6 as IPv4; None when it is none.
+    """Parse an address without its zone, and IPv4-mapped IPv6 as IPv4; None if it is invalid.
 
-    A proxy may hand on a claim of its sender, and Python takes any text after `%` for a zone.
+    A proxy may pass on its sender's claim, and Python takes any text after `%` for a zone.
     """
     found = (text or "").partition("%")[0]
     return _known(found)[0] if len(found) <= _LONGEST else None
 
 
 def address_text(text: str | None) -> str | None:
-    """Write an address as `address_of` parses it, in its usual form."""
+    """Return the canonical text of an address, parsed by `address_of`."""
     found = (text or "").partition("%")[0]
     return _known(found)[1] if len(found) <= _LONGEST else None
 
 
-@lru_cache(maxsize=4096)  # a worker sees the addresses of a few senders all day
+@lru_cache(maxsize=4096)  # a worker sees few senders' addresses
 def _known(text: str) -> tuple[IpAddress, str] | tuple[None, None]:
     try:
         address = ipaddress.ip_address(text)
@@ -247,10 +247,10 @@ def _known(text: str) -> tuple[IpAddress, str] | tuple[None, None]:
 
 
 class SentFrom(Proof):
-    """Proves that the sender's address is in one of these networks.
+    """Proof that the sender's address is in one of these networks.
 
-    A sender that wants an answer can't forge it. Others in the provider's network share it, so it is required besides a
-    secret, never instead.
+    A sender that wants a response can't forge its address, but others in the provider's network share it. It is
+    therefore required in addition to a secret, never instead.
     """
 
     def __init__(self, networks: Iterable[Network]) -> None:

@@ -1,8 +1,7 @@
-"""Readers of unchecked payloads: each function returns a value that can be stored, or raises.
+"""Readers of untrusted payloads: each function returns a storable value, or raises.
 
-What makes an event an event (its type, its id, its time) is refused when it is wrong. What only tells more of it (the
-entity, of a provider that tells of many kinds of things) is left out: an event without an entity is its own lane, and
-nothing is lost.
+An invalid required value (type, id or time) rejects the event. An invalid optional value, such as the entity of a
+provider with many kinds of objects, is skipped: an event without an entity is its own lane, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -25,36 +24,38 @@ from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources.base import Read
 
 Payload = Mapping[str, object]
-"""The members of an event, unchecked."""
+"""Untrusted members of an event."""
 Decoded = TypeVar("Decoded")
 Dedup = Sequence[str] | None
-"""The key `dedup` of a source."""
+"""A source's key `dedup`."""
 
 LONGEST_ID = 255
 LONGEST_TYPE = 100
-"""Characters of an entity type or event type."""
+"""Maximum characters of an entity type or event type."""
 LONGEST_WORD = 49
-"""Characters of a word: two of them with a dot between fit in an event type."""
+"""Maximum characters of a word; two words joined by a dot fit in an event type."""
 
 EARLIEST_NS = timestamps.parse_rfc3339("2000-01-01T00:00:00Z")
 FARTHEST_AHEAD_NS = 24 * 3600 * 1_000_000_000
-"""Longest time by which an event may be ahead of its arrival: more is a broken clock, and would win every fold."""
+"""Nanoseconds by which an event may be ahead of its arrival. More means a broken clock, and the event would supersede
+all others."""
 
 SAME_WITHIN_NS = 300 * 1_000_000_000
 
 FORM = "application/x-www-form-urlencoded"
 _FIELDS_AT_MOST = 100
 LARGEST_FORM_PAYLOAD = 16 * 1024 * 1024
-"""Bytes: it lies in memory beside the form. As quoted JSON takes twice its size, and no form may have over 25 MiB, it is enough."""
+"""Bytes of a payload held in memory in addition to its form. Quoted JSON takes twice its size and forms have at most 25
+MiB, so it is enough."""
 _STEP = 16 * 1024
 MOST_BARE = 1000
-"""Signs of percent without two digits behind them, in one value: who writes a form by hand forgets some. The standard library
-raises and catches an error for each: 25 MiB of them took a thread for 13 s, and every other large body waited."""
+"""Maximum percent signs without two digits in one value, as in hand-written forms. The standard library raises and
+catches an error for each: 25 MiB of them blocked a thread for 13 s, and all other large bodies with it."""
 _BARE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 
 
 def actions(**words: Sequence[str]) -> Mapping[str, Action]:
-    """Tabulate the action that each word means, from the words of each action."""
+    """Map each word to its action, given the words of each action."""
     return {word: action for action in get_args(Action) for word in words.get(action, ())}
 
 
@@ -63,19 +64,19 @@ _ACTIONS = actions(
     update=("change", "changed", "edit", "edited", "rename", "renamed", "update", "updated"),
     delete=("delete", "deleted", "destroy", "destroyed", "left", "remove", "removed"),
 )
-"""Words of providers for each action; any other word is `other`."""
+"""Providers' words for each action; any other word is `other`."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
-"""Postgres stores no NUL in a text, and UTF-8 has no half of a surrogate pair."""
+"""Postgres texts can't hold NUL, and UTF-8 can't encode lone surrogates."""
 
 
 def json_object(body: bytes) -> dict[str, object]:
-    """Parse a body that is one JSON object.
+    """Parse a body with one JSON object.
 
     Raises:
         Unreadable: not strict JSON.
-        InvalidEvent: JSON, but no object.
+        InvalidEvent: JSON, but not an object.
     """
     value = strict_json.parse(body)
     if not isinstance(value, dict):
@@ -84,7 +85,7 @@ def json_object(body: bytes) -> dict[str, object]:
 
 
 def decode_as(kind: type[Decoded], body: bytes) -> Decoded | None:
-    """Decode what a proof needs of a stranger's body; None where that can't be read, or has too many values."""
+    """Decode the members that a proof needs from an unauthenticated body; None if unreadable or too large."""
     if strict_json.has_too_many_marks(body):
         return None
     try:
@@ -94,22 +95,22 @@ def decode_as(kind: type[Decoded], body: bytes) -> Decoded | None:
 
 
 MOST_EVENTS = 1000
-"""Most events in one request, as they are stored in one transaction."""
+"""Maximum events in one request, which are stored in one transaction."""
 
 LARGEST_PARTS = 16 * 1024 * 1024
-"""Bytes that the events of one body may take together, each with a copy of what stands around them."""
+"""Maximum total bytes of the events of one body, each with a copy of the surrounding body."""
 
 
 def elements(body: bytes) -> list[bytes]:
-    """Return the bytes of each element of a JSON list. The list must have been parsed before."""
+    """Return the bytes of each element of a JSON list, which must be valid."""
     return [bytes(each) for each in msgspec.json.decode(body, type=list[msgspec.Raw])]
 
 
 def alone(body: bytes, *path: str) -> list[bytes]:
-    """Return for each element of the list at `path` the body with that element alone; all else keeps its bytes.
+    """Return, for each element of the list at `path`, the body with only that element and otherwise unchanged bytes.
 
     Raises:
-        InvalidEvent: together they take more than `LARGEST_PARTS`.
+        InvalidEvent: they exceed `LARGEST_PARTS`.
     """
     if not path:
         return [b"[%b]" % element for element in elements(body)]
@@ -122,7 +123,7 @@ def alone(body: bytes, *path: str) -> list[bytes]:
         size += len(made[-1])
         if size > LARGEST_PARTS:
             raise InvalidEvent(
-                f"what stands around the events is stored with each: together they have more than {LARGEST_PARTS} bytes;"
+                f"each event is stored with the surrounding body, in all more than {LARGEST_PARTS} bytes;"
                 " send fewer of them at once",
                 field=path[-1],
             )
@@ -133,8 +134,8 @@ def form_payload(body: bytes) -> bytes:
     """Return the JSON in the field `payload` of a form.
 
     Raises:
-        Unreadable: no form.
-        InvalidEvent: the field is missing, there several times, or larger than `LARGEST_FORM_PAYLOAD`.
+        Unreadable: not a form.
+        InvalidEvent: the field is missing, repeated, or larger than `LARGEST_FORM_PAYLOAD`.
     """
     values = [value for name, value in _form(body, _FIELDS_AT_MOST) if name == b"payload"]
     if len(values) != 1:
@@ -147,7 +148,7 @@ def form_payload(body: bytes) -> bytes:
 
 
 def form_fields(body: bytes, most: int = _FIELDS_AT_MOST) -> list[tuple[str, str]]:
-    """Return the names and values of a form, in its order.
+    """Return the names and values of a form in their order.
 
     Raises:
         Unreadable: not UTF-8, or too many fields.
@@ -166,17 +167,17 @@ def _form(body: bytes, most: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _unquote(text: bytes) -> bytes:
-    """Unquote a name or value, in steps: the standard library makes an object of each `%XX` (28 times its size).
+    """Unquote a name or value in steps: the standard library makes an object for each `%XX` (28 times its size).
 
     Raises:
-        Unreadable: it has more than `MOST_BARE` signs of percent that begin nothing.
+        Unreadable: it has more than `MOST_BARE` bare percent signs.
     """
     if b"%" not in text and b"+" not in text:
         return text
     unquoted, at, bare = io.BytesIO(), 0, 0
     while at < len(text):
         end = at + _STEP
-        split = text.rfind(b"%", end - 2, end)  # a `%XX` that would be cut
+        split = text.rfind(b"%", end - 2, end)  # a `%XX` that would be split
         end = end if split < 0 else split
         bare += len(_BARE.findall(text[at:end]))
         if bare > MOST_BARE:
@@ -187,10 +188,10 @@ def _unquote(text: bytes) -> bytes:
 
 
 def text_field(payload: Payload, field: str, longest: int | None) -> str:
-    """Return a field that must be a text of 1 to `longest` characters; numbers are not taken for texts.
+    """Return a field that must be a text of 1 to `longest` characters; numbers are rejected.
 
     Raises:
-        InvalidEvent: it is missing, something else, empty, too long, or holds what a database can't store.
+        InvalidEvent: it is missing, not a text, empty, too long, or not storable.
     """
     value = payload.get(field)
     if not isinstance(value, str):
@@ -209,7 +210,7 @@ def time_field(payload: Payload, field: str, received_at: datetime) -> int:
     """Return a field that must be an RFC 3339 time with an offset, from 2000 to 24 hours after arrival; in nanoseconds.
 
     Raises:
-        InvalidEvent: it is missing, something else, or out of that range.
+        InvalidEvent: it is missing, invalid, or out of range.
     """
     text = text_field(payload, field, None)
     try:
@@ -220,10 +221,10 @@ def time_field(payload: Payload, field: str, received_at: datetime) -> int:
 
 
 def dedup_part(payload: Payload, field: str) -> str:
-    """Return the part of a dedup key that a field gives: a text as it is, or a whole number in digits (5 and "5" are one).
+    """Return a field as a part of the dedup key: a text unchanged, or a whole number in digits (5 equals "5").
 
     Raises:
-        InvalidEvent: it is missing or something else.
+        InvalidEvent: it is missing or invalid.
     """
     value = payload.get(field)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -235,10 +236,10 @@ def dedup_part(payload: Payload, field: str) -> str:
 
 
 def epoch_field(payload: Payload, field: str, received_at: datetime, *, per_second: int = 1) -> int:
-    """Return a field that must be a number of seconds (or of so many per second) since 1970; in nanoseconds.
+    """Return a field that must be a number of seconds since 1970, or of units `per_second`; in nanoseconds.
 
     Raises:
-        InvalidEvent: it is missing, something else, or outside the range of `time_field`.
+        InvalidEvent: it is missing, invalid, or outside the range of `time_field`.
     """
     value = payload.get(field)
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -252,19 +253,19 @@ def epoch_field(payload: Payload, field: str, received_at: datetime, *, per_seco
 
 
 def content_key(raw: RawRequest, content: bytes) -> tuple[str, ...]:
-    """Return the key of an event without an id: its content, and the five minutes of its arrival.
+    """Return the key of an event without an id: its content, and the five-minute window of its arrival.
 
-    Senders repeat a request within seconds, at most a minute or two, and nearly all of these duplicates fall into the
-    same five minutes; one just after their end is delivered twice, which at-least-once allows. Without a time, the same
-    content a day later would be taken for a duplicate, and lost. The key begins with the time in fixed
-    width, so that the index grows at its right edge.
+    Senders repeat a request within seconds, at most two minutes, so nearly all duplicates fall into the same window;
+    one just after its end is delivered twice, which at-least-once allows. Without the time, the same content a day
+    later would be taken for a duplicate and lost. The key begins with the time in fixed width, so that the index grows
+    at its right edge.
     """
     received = timestamps.to_nanoseconds(raw.received_at)
     return timestamps.format_fixed_width(received - received % SAME_WITHIN_NS), hashlib.sha256(content).hexdigest()
 
 
 def arrival(raw: RawRequest) -> int:
-    """Return the time of an event whose provider sends none: that of arrival, in nanoseconds."""
+    """Return the time of arrival in nanoseconds, for providers that send no time."""
     return timestamps.to_nanoseconds(raw.received_at)
 
 
@@ -272,7 +273,7 @@ def header_field(raw: RawRequest, name: str, longest: int) -> str:
     """Return a required header in printable ASCII; `name` is in lower case.
 
     Raises:
-        InvalidEvent: it is missing or something else.
+        InvalidEvent: it is missing or invalid.
     """
     value = raw.headers.get(name, "")
     if not value:
@@ -283,7 +284,7 @@ def header_field(raw: RawRequest, name: str, longest: int) -> str:
 
 
 def printable(value: str) -> str:
-    r"""Return a header's value as it is stored, in printable ASCII: other characters become `\xNN` or `\uNNNN`."""
+    r"""Return a header's value for storage, in printable ASCII: other characters become `\xNN` or `\uNNNN`."""
     if value.isascii() and value.isprintable():
         return value
     escaped = value.encode("ascii", "backslashreplace").decode("ascii")
@@ -291,24 +292,24 @@ def printable(value: str) -> str:
 
 
 def action_of(word: str) -> Action:
-    """Return the action that a provider's word means, ignoring case."""
+    """Return the action of a provider's word, ignoring case."""
     return _ACTIONS.get(word.casefold(), "other")
 
 
 def member(payload: object, *path: str) -> object:
-    """Return the value at `path` in nested objects; None where there is none."""
+    """Return the value at `path` in nested objects; None if it is missing."""
     for name in path:
         payload = payload.get(name) if isinstance(payload, Mapping) else None
     return payload
 
 
 def entity_id(value: object) -> str | None:
-    """Return an id that can be stored, numbers in digits; None when there is none."""
+    """Return a storable id, with numbers in digits; None if there is none."""
     return _storable(str(value) if isinstance(value, int) and not isinstance(value, bool) else value, LONGEST_ID)
 
 
 def entity_type(value: object) -> str | None:
-    """Return a type that can be stored; None when there is none."""
+    """Return a storable type; None if there is none."""
     return _storable(value, LONGEST_TYPE)
 
 
@@ -319,7 +320,7 @@ def _storable(value: object, longest: int) -> str | None:
 
 
 def _is_storable(value: str) -> bool:
-    if value.isascii():  # as nearly all are: two searches in C take a tenth of a regular expression's
+    if value.isascii():  # the usual case: two searches in C take a tenth of a regular expression's time
         return "\x00" not in value
     return _NOT_STORABLE.search(value) is None
 
@@ -334,24 +335,24 @@ def _check_range(instant: int, field: str, received_at: datetime) -> int:
     return instant
 
 
-# --- Readers that presets share: of a body that is one event or a list of them, and of the entity that an event is about.
+# --- Readers shared by presets: of bodies with one event or a list, and of an event's entity.
 
 
 Entity = tuple[str | None, str | None]
-"""Type and id of an entity; None for both where there is none."""
+"""Type and id of an entity; both None if there is none."""
 
 ReadOne = Callable[[RawRequest, Payload], Identity]
-"""Reads one event, which is this object of the request. Without `key_parts`, the event's own id is its key."""
+"""Reads one event from this object of the request. Without `key_parts`, the event id is the key."""
 
 
 def entity(kind: object, identifier: object) -> Entity:
-    """Return the type and id of an entity; None for both where one of them is missing or can't be stored."""
+    """Return the type and id of an entity; both None if either is missing or can't be stored."""
     of, named = entity_type(kind), entity_id(identifier)
     return (of, named) if of is not None and named is not None else (None, None)
 
 
 def first_entity(found: Iterable[tuple[object, object]]) -> Entity:
-    """Return the first of these types and ids that can be stored."""
+    """Return the first storable pair of type and id."""
     return next((each for each in starmap(entity, found) if each[0] is not None), (None, None))
 
 
@@ -359,7 +360,7 @@ def object_field(payload: Payload, field: str) -> Payload:
     """Return a field that must be an object.
 
     Raises:
-        InvalidEvent: it is missing, or something else.
+        InvalidEvent: it is missing, or not an object.
     """
     value = payload.get(field)
     if not isinstance(value, Mapping):
@@ -368,11 +369,11 @@ def object_field(payload: Payload, field: str) -> Payload:
 
 
 def list_events(raw: RawRequest, *path: str) -> Iterator[tuple[Payload, bytes | None]]:
-    """Yield each event of the list at `path`, with the body that it would have had alone; None where it is alone.
+    """Yield each event of the list at `path`, with the body reduced to it; None instead of the body for a single event.
 
     Raises:
         Unreadable: the body is not strict JSON.
-        InvalidEvent: there is no list, it is empty or too long, or one of its events is no object.
+        InvalidEvent: the list is missing, empty or too long, or has an element that is not an object.
     """
     where = ".".join(path) or "body"
     parsed = strict_json.parse(raw.body)
@@ -389,7 +390,7 @@ def list_events(raw: RawRequest, *path: str) -> Iterator[tuple[Payload, bytes | 
 
 
 def with_key(identity: Identity, payload: Payload, dedup: Dedup, part: bytes | None = None) -> Identity:
-    """Return the identity with its key: the fields that the source names in `payload`, or else the provider's own.
+    """Return the identity with its key, made of the payload fields in `dedup`, or else the provider's own.
 
     Raises:
         InvalidEvent: as `dedup_part`.
@@ -401,9 +402,9 @@ def with_key(identity: Identity, payload: Payload, dedup: Dedup, part: bytes | N
 
 
 def reader_of_object(read_one: ReadOne, inner: str = "") -> Read:
-    """Make the `read` of a preset whose bodies are one event; the fields of a source's `dedup` are in its object `inner`.
+    """Make the `read` of a preset whose bodies hold one event; the fields of a source's `dedup` are in its object `inner`.
 
-    Where a preset takes forms, too, their field `payload` has the JSON.
+    In forms, the field `payload` has the JSON.
     """
 
     def read(raw: RawRequest, dedup: Dedup) -> tuple[Identity, ...]:
@@ -416,7 +417,7 @@ def reader_of_object(read_one: ReadOne, inner: str = "") -> Read:
 
 
 def reader_of_list(read_one: ReadOne, *path: str, inner: str = "") -> Read:
-    """Make the `read` of a preset whose bodies have a list of events at `path`; without one, the body is the list."""
+    """Make the `read` of a preset whose bodies have a list of events at `path`; without a path, the body is the list."""
 
     def read(raw: RawRequest, dedup: Dedup) -> tuple[Identity, ...]:
         """Return the events of a body: see `Read`."""

@@ -1,4 +1,4 @@
-"""Public keys of senders: Ed25519, ECDSA on P-256, sets of JSON Web Keys, and certificates."""
+"""Public keys of senders: Ed25519, ECDSA on P-256, JSON Web Key Sets, and certificates."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _SMALL_ORDER = frozenset(
         ),
     )
 )
-"""Points of the curve, without their sign, for which anybody can make signatures; a key of zeros in an example is one. The
-list is that of libsodium's `ge25519_has_small_order`."""
+"""Points of the curve, without their sign, for which signatures can be forged, such as an example's key of zeros. From
+libsodium's `ge25519_has_small_order`."""
 
 
 Verifies = Callable[[bytes, Sequence[bytes]], bool]
-"""Returns whether one of the signatures of a content was made with the private half of a public key."""
+"""Returns whether one of the signatures of a content was made with the private key."""
 
 
 def _verifier(verify: Callable[[bytes, bytes], object]) -> Verifies:
@@ -54,27 +54,27 @@ def _verifier(verify: Callable[[bytes, bytes], object]) -> Verifies:
 
 
 def ed25519_verifier(key: bytes) -> Verifies:
-    """Return a check by this key.
+    """Return a verifier of Ed25519 signatures with this key.
 
     Raises:
-        ConfigError: it is no public key, or one that anybody could sign for. The text does not repeat it.
+        ConfigError: it is not a public key, or it allows forgery. The message does not repeat it.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415  # as above
 
     if len(key) != KEY_BYTES:
         raise ConfigError(f"a public key has {len(key)} bytes, and one of Ed25519 has {KEY_BYTES}")
     if key[:-1] + bytes([key[-1] & ~_SIGN_BIT]) in _SMALL_ORDER:
-        raise ConfigError("a public key is none: anybody could sign for it")
+        raise ConfigError("a public key is invalid: anyone could sign for it")
     return _verifier(Ed25519PublicKey.from_public_bytes(key).verify)
 
 
 def ecdsa_verifier(key: bytes) -> Verifies:
-    """Return a check of ECDSA signatures on P-256 with SHA-256 (FIPS 186-5), in DER.
+    """Return a verifier of ECDSA signatures on P-256 with SHA-256 (FIPS 186-5), in DER.
 
-    `key` is the DER of a `SubjectPublicKeyInfo` (RFC 5480): a PEM without its first and last line.
+    `key` is a `SubjectPublicKeyInfo` (RFC 5480) in DER: a PEM without its first and last lines.
 
     Raises:
-        ConfigError: it is no public key of this curve. The text does not repeat it.
+        ConfigError: it is not a public key of this curve. The message does not repeat it.
     """
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415  # as above
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
@@ -84,22 +84,21 @@ def ecdsa_verifier(key: bytes) -> Verifies:
     try:
         public = load_der_public_key(key)
     except (ValueError, UnsupportedAlgorithm):
-        raise ConfigError("a public key can't be read: it is no SubjectPublicKeyInfo") from None
+        raise ConfigError("a public key can't be read: it is not a SubjectPublicKeyInfo") from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise ConfigError("a public key is not one of the curve P-256")
     scheme = ec.ECDSA(SHA256())
     return _verifier(lambda signature, content: public.verify(signature, content, scheme))
 
 
-# --- Public keys that tokens are verified with: a JWKS document (RFC 7517).
+# --- Public keys for tokens: a JWKS document (RFC 7517).
 #
-# A key verifies what it says that it is for, and nothing else (RFC 8725 §3.1): the `alg` that it names, else those of its type and
-# curve. A key that is for something else, or is too weak, is passed over as RFC 7517 §5 asks; a document without any other is a
-# mistake.
+# A key verifies only its own algorithms (RFC 8725 §3.1): the `alg` that it names, or those of its type and curve. Keys
+# for other uses and weak keys are ignored, as RFC 7517 §5 asks; a document without any other key is a mistake.
 
 
 SMALLEST_RSA = 2048
-"""Bits; from RFC 7518 §3.3."""
+"""Minimum bits of an RSA key (RFC 7518 §3.3)."""
 
 _RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 _ALGORITHMS: Mapping[tuple[str, str | None], tuple[str, ...]] = {
@@ -109,11 +108,11 @@ _ALGORITHMS: Mapping[tuple[str, str | None], tuple[str, ...]] = {
     ("EC", "P-521"): ("ES512",),
     ("OKP", "Ed25519"): ("EdDSA",),
 }
-"""Algorithms by type and curve. None of them is symmetric: a public key is no secret."""
+"""Algorithms by type and curve. All are asymmetric, as public keys aren't secret."""
 
 
 class PublicKey(msgspec.Struct, frozen=True):
-    """One key, and the algorithms that it may verify."""
+    """A key, with the algorithms that it may verify."""
 
     kid: str | None
     algorithms: tuple[str, ...]
@@ -121,18 +120,18 @@ class PublicKey(msgspec.Struct, frozen=True):
 
 
 def public_keys(text: str) -> list[PublicKey]:
-    """Return the keys of a JWKS document that can be used.
+    """Return the usable keys of a JWKS document.
 
     Raises:
-        ConfigError: there is none. The text says why for each; it repeats nothing of a key but its `kid`.
+        ConfigError: there is none. The message gives a reason for each key, and repeats only its `kid`.
     """
     try:
         document = strict_json.parse(text.strip().encode("utf-8", "surrogateescape"))
     except RequestError as error:
-        raise ConfigError(f"a secret is no JWKS document: {error.detail.replace('the body', 'it')}") from None
+        raise ConfigError(f"a secret is not a JWKS document: {error.detail.replace('the body', 'it')}") from None
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list) or not listed:
-        raise ConfigError("a secret is no JWKS document: it has no list of keys")
+        raise ConfigError("a secret is not a JWKS document: it has no list of keys")
     found, faults = [], []
     for number, jwk in enumerate(listed, 1):
         try:
@@ -141,15 +140,15 @@ def public_keys(text: str) -> list[PublicKey]:
             kid = jwk.get("kid") if isinstance(jwk, dict) else None
             faults.append(f"key {number}{f' ({kid!r})' if isinstance(kid, str) else ''} {error}")
     if not found:
-        raise ConfigError(f"a JWKS document has no key that can be used: {'; '.join(faults)}")
+        raise ConfigError(f"a JWKS document has no usable key: {'; '.join(faults)}")
     return found
 
 
 def _key(jwk: object) -> PublicKey:
-    """Return the key that a table describes.
+    """Parse one JSON Web Key.
 
     Raises:
-        ConfigError: it can't be used. The text is the second half of a sentence.
+        ConfigError: it can't be used. The message completes a sentence.
     """
     import jwt  # noqa: PLC0415  # only a source with such keys needs it
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
@@ -173,7 +172,7 @@ def _key(jwk: object) -> PublicKey:
     if "d" in jwk:
         raise ConfigError("is a private key: leave that to the sender, and take the public one")
     if not isinstance(kid, str | None):
-        raise ConfigError("has a kid that is no text")
+        raise ConfigError("has a kid that is not a text")
     try:
         key = jwt.PyJWK(jwk, algorithm=alg or fitting[0]).key
     except (ValueError, KeyError, TypeError, OverflowError, UnsupportedAlgorithm, jwt.PyJWTError):
@@ -183,26 +182,26 @@ def _key(jwk: object) -> PublicKey:
     return PublicKey(kid, fitting if alg is None else (alg,), key)
 
 
-# --- Certificates of providers that publish them at a URL, which each request names.
+# --- Certificates that providers publish at a URL named in each request.
 #
-# Nobody has proven anything yet when the URL is read. So a provider pins it as a whole, by one pattern without userinfo, port,
-# query or escapes, and whatever else a request names is never asked for. A certificate counts for one source, while it is valid
-# and as long as it names its provider. `inbox/receiver/fetcher.py` fetches those that are missing.
+# The URL is untrusted. A provider's pattern therefore matches it as a whole, without userinfo, port, query or escapes,
+# and other URLs are never fetched. A certificate counts for one source, while it is valid and names its provider.
+# `inbox/receiver/fetcher.py` fetches missing ones.
 #
-# A fetched certificate's chain is not followed: HTTPS to the pinned host vouches for it. AWS' own library does the same
-# (`sns-message-manager` of its SDK for Java). PayPal's older clients followed it to a root that they brought with them.
+# The certificate's chain is not checked: HTTPS to the pinned host vouches for it. AWS' own library does the same
+# (`sns-message-manager` of its SDK for Java). PayPal's older clients checked it against a bundled root.
 
 
 RsaHash = Literal["sha1", "sha256"]
 
 MOST_KEPT = 8
-"""Certificates of one source: providers replace theirs about once a year."""
+"""Maximum certificates of one source; providers replace theirs about once a year."""
 _SMALLEST_BITS, _LARGEST_BITS = 2048, 8192
 UNAVAILABLE = "the certificate of its signature can't be had now; send it again"
 
 
 class CertificateUrl(msgspec.Struct, frozen=True):
-    """A URL that its provider's pattern allows: always https, on port 443."""
+    """A URL allowed by its provider's pattern: always https, on port 443."""
 
     host: str
     path: str
@@ -212,7 +211,7 @@ class CertificateUrl(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A signature of RSASSA-PKCS1-v1_5 (RFC 8017) in a request, and the texts of which it should be for one."""
+    """An RSASSA-PKCS1-v1_5 signature (RFC 8017) in a request, with the texts of which it must match one."""
 
     url: CertificateUrl
     contents: Sequence[bytes]
@@ -221,14 +220,14 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class MissingCertificate(msgspec.Struct, frozen=True):
-    """A certificate without which nobody can tell whether a request is proven, and the store that wants it."""
+    """A certificate needed to verify a request, with the store for it."""
 
     url: CertificateUrl
     store: CertificateStore
 
 
 class CertificateNeeded(Unavailable):
-    """A request is proven but for a certificate. Fetch it and verify again; else the sender sends again."""
+    """A request can be verified only with a certificate. Fetch it and verify again; otherwise the sender sends again."""
 
     def __init__(self, missing: MissingCertificate) -> None:
         super().__init__(UNAVAILABLE)
@@ -244,7 +243,7 @@ class _Kept(msgspec.Struct, frozen=True):
 class CertificateStore:
     """The certificates of one source.
 
-    `urls` matches the whole URL of one, with the groups `host` and `path`; `names` matches a whole name that it must have.
+    `urls` matches a certificate's whole URL, with the groups `host` and `path`; `names` matches a name that it must have.
     """
 
     def __init__(self, urls: re.Pattern[str], names: re.Pattern[str]) -> None:
@@ -253,22 +252,22 @@ class CertificateStore:
         self._kept: dict[CertificateUrl, _Kept] = {}
 
     def url(self, text: str) -> CertificateUrl | None:
-        """Return the URL that a request names; None when it is not one of the provider's."""
+        """Return the URL named in a request; None if it isn't the provider's."""
         found = self._urls.fullmatch(text)
         return None if found is None else CertificateUrl(found["host"], found["path"])
 
     def fault(self, claim: Claim, now: datetime) -> str | MissingCertificate | None:
-        """Return why a claim is not proven, the certificate without which nobody can tell, or None when it is."""
+        """Return the reason for rejecting a claim, or the missing certificate; None if it is proven."""
         kept = self._kept.get(claim.url)
         if kept is None or not kept.not_before <= now <= kept.not_after:
             return MissingCertificate(claim.url, self)
         return None if _is_signed(kept.key, claim) else "its signature is not by the key of its certificate"
 
     def add(self, url: CertificateUrl, pem: bytes, now: datetime) -> None:
-        """Keep the first certificate of `pem`, instead of the oldest one where there are many.
+        """Store the first certificate of `pem`, replacing the oldest one if the store is full.
 
         Raises:
-            ValueError: it can't be read, is not the provider's, is not valid at `now`, or has an unfit key.
+            ValueError: it is unreadable, not the provider's, not valid at `now`, or has an unsuitable key.
         """
         kept = _read_certificate(pem, self._names)
         if not kept.not_before <= now <= kept.not_after:
@@ -288,7 +287,7 @@ def _read_certificate(pem: bytes, names: re.Pattern[str]) -> _Kept:
         certificate = x509.load_pem_x509_certificate(pem)
         key, given = certificate.public_key(), _names(certificate)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ValueError("it is no certificate") from None
+        raise ValueError("it is not a certificate") from None
     if not any(names.fullmatch(name) for name in given):
         raise ValueError("it is not the provider's: it has another name")
     if not isinstance(key, RSAPublicKey) or not _SMALLEST_BITS <= key.key_size <= _LARGEST_BITS:
@@ -327,9 +326,9 @@ def _is_signed(key: RSAPublicKey, claim: Claim) -> bool:
 
 
 def signature_bytes(text: str) -> bytes | None:
-    """Decode a signature in base64; None when it is none, or of another length than an RSA key's here."""
+    """Decode a base64 signature; None if it is invalid or has the wrong length for RSA."""
     try:
         decoded = base64.b64decode(text, validate=True)
-    except ValueError:  # also a text that is not ASCII
+    except ValueError:  # also for non-ASCII text
         return None
     return decoded if _SMALLEST_BITS <= len(decoded) * 8 <= _LARGEST_BITS else None

@@ -1,4 +1,4 @@
-"""Makes the events to store from a request and the identities that its preset reads in it."""
+"""Convert a request, and the identities read by its preset, to events to store."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ KEPT_HEADERS = frozenset(
         "x-request-id",
     }
 )
-"""An allow-list: any other header may be a secret, and many read the inbox."""
+"""Allow-list of stored headers: others may be secrets, and many people read the inbox."""
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 
 
 def events_of(source: Source, preset: Preset, raw: RawRequest, routes: Sequence[Route]) -> tuple[Event, ...]:
-    """Return the events of a proven request, ready to be stored; `routes` are those of its source.
+    """Return the events of an authenticated request, ready to store; `routes` are those of its source.
 
     Raises:
-        Unreadable, UnsupportedType, InvalidEvent: the preset can't read it.
+        Unreadable, UnsupportedType, InvalidEvent: the preset rejects it.
     """
     preset.check_type(raw)
     headers = kept_headers(source, preset, raw)
@@ -63,10 +63,10 @@ def _with_body_key(raw: RawRequest, identity: Identity) -> Identity:
 
 
 def reject_old(source: Source, events: Iterable[Event]) -> None:
-    """Check that no event is older than the source's `max_age`. Readmitting a rejected request passes over this.
+    """Check that no event is older than the source's `max_age`. Readmitting a rejected request skips this check.
 
     Raises:
-        TooOld: one is.
+        TooOld: an event is older.
     """
     if source.max_age is None:
         return
@@ -83,7 +83,7 @@ def to_event(
     routes: Iterable[Route],
     headers: Mapping[str, str] = NO_HEADERS,
 ) -> Event:
-    """Make the event, with its dedup key and its lanes on the source's matching routes; `headers` are those to store."""
+    """Build the event, with its dedup key and its lanes on matching routes; `headers` are those to store."""
     key = dedup_key(identity)
     has_time = identity.occurred_ns != timestamps.to_nanoseconds(raw.received_at)
     body = raw.body if identity.part is None else identity.part
@@ -110,8 +110,8 @@ def to_event(
 def kept_headers(source: Source, preset: Preset, raw: RawRequest) -> dict[str, str]:
     r"""Return the headers of the allow-list, in printable ASCII: other characters become `\xNN` or `\uNNNN`.
 
-    A preset adds those that describe its events, and destinations those that they pass on. A header that carries the
-    source's secret is left out, even if listed; so is one of the latter in which the URL's token stands.
+    Presets add headers that describe their events, and destinations those that they pass on. Headers that carry the
+    source's secret are omitted, even if listed; so are passed-on ones that contain the URL's token.
     """
     secret = source.auth.name.lower() if isinstance(source.auth, HeaderAuth) else None
     token = raw.url_token
@@ -123,9 +123,9 @@ def kept_headers(source: Source, preset: Preset, raw: RawRequest) -> dict[str, s
 
 
 def valid_traceparent(value: str | None) -> str | None:
-    """Return a trace context of W3C Trace Context level 1, in version 00; None when it is missing or invalid.
+    """Return a trace context of W3C Trace Context level 1, as version 00; None if it is missing or invalid.
 
-    A higher version is read by its first four fields, as the standard asks; `ff` and ids of zeros are invalid.
+    Only the first four fields of higher versions are read, as the standard asks; `ff` and all-zero ids are invalid.
     """
     match = _TRACEPARENT.fullmatch(value) if value is not None else None
     if match is None:
@@ -136,7 +136,7 @@ def valid_traceparent(value: str | None) -> str | None:
     return f"00-{trace}-{parent}-{flags}"
 
 
-# --- Rejected requests that are read again, by the present configuration. The receiver and the relay store what is read.
+# --- Rejected requests, reread with the current configuration for readmission.
 
 
 Read = Callable[[RawRequest], Sequence[Event]]
@@ -144,7 +144,7 @@ Read = Callable[[RawRequest], Sequence[Event]]
 
 
 class ReadmitResult(msgspec.Struct):
-    """A rejected request that was read again, and its result."""
+    """The result of rereading a rejected request."""
 
     id: int
     received_at: datetime
@@ -152,16 +152,16 @@ class ReadmitResult(msgspec.Struct):
     cause: str
     """Cause of the rejection."""
     events: Sequence[Event] = ()
-    """Its events, as it is read now."""
+    """Events as read now."""
     rejected: str | None = None
-    """Reason why it is still rejected."""
+    """Reason for rejecting it again."""
 
 
 def readers_of(config: Config) -> dict[str, Read]:
-    """Return the present reader of each source's requests.
+    """Return the current reader of each source's requests.
 
     Raises:
-        ConfigError: a source's preset is missing, or can't be configured so.
+        ConfigError: a source's preset is missing, or rejects its configuration.
     """
     readers: dict[str, Read] = {}
     for name, source in config.sources.items():
@@ -171,18 +171,18 @@ def readers_of(config: Config) -> dict[str, Read]:
 
 
 def read_one(readers: Mapping[str, Read], row: Mapping[str, Any]) -> ReadmitResult:
-    """Read a request as it came, at the time of its arrival, which limits how far ahead its own time may be."""
+    """Reread a stored request; its arrival limits how far ahead its own time may be."""
     again = ReadmitResult(row["id"], row["received_at"], row["source"], row["cause"])
     read = readers.get(again.source)
     if read is None:
-        again.rejected = "there is no such source in the configuration any more"
+        again.rejected = "the source is no longer configured"
         return again
     raw = RawRequest(again.source, row["headers"] or {}, row["body"], again.received_at)
     try:
-        # It has its place in its lane by the time at which it came first.
+        # Its first arrival determines its place in the lane.
         again.events = [msgspec.structs.replace(event, ahead=event.ahead or 0.0) for event in read(raw)]
     except RequestError as error:
         again.rejected = error.detail
     else:
-        again.rejected = None if again.events else "there is no event in it"
+        again.rejected = None if again.events else "it has no events"
     return again

@@ -1,12 +1,11 @@
-"""Verifies the signatures of requests, and signs as providers do.
+"""Verify signatures of requests, and sign like providers.
 
-A `Signature` (`inbox/config/sources.py`) says as data what providers do differently: which header, how it is taken apart,
-what is signed, with which hash, and how keys and signatures are written. All of them are over the bytes as they came: HMAC
-(RFC 2104) with a shared secret, or Ed25519 or ECDSA with a key of which only the public part is here.
+A `Signature` (`inbox/config/sources.py`) describes a provider's scheme as data: the header and its parts, the signed
+content, the hash, and the encodings of keys and signatures. All schemes cover the raw bytes: HMAC (RFC 2104) with a
+shared secret, or Ed25519 or ECDSA with a public key.
 
-Whatever a request holds, the work is the same: one HMAC for each secret, and for each made-up one beside them. A header that
-can't be read only makes it count for nothing. At most five signatures are looked at: a header with thousands is no reason to
-work for long.
+The work is the same for every request: one HMAC for each secret and each decoy, even if the header is unreadable. At
+most five signatures of a header are checked, so that thousands of them cost no time.
 """
 
 from __future__ import annotations
@@ -41,20 +40,20 @@ _HEX = re.compile(rb"[0-9a-fA-F]+")
 _MOST_PARTS = 20
 _FIELDS_AT_MOST = 200
 _NO_SECRETS = {
-    "whpk_": "a secret is a public key of Standard Webhooks: whoever has it could sign with it",
+    "whpk_": "a secret is a public key of Standard Webhooks: anyone who knows it could sign with it",
     "whsk_": "a secret is a private key of Standard Webhooks: leave that to the sender, and take the public one (whpk_…)",
 }
-"""Prefixes of keys that must never be a shared secret."""
+"""Prefixes of keys that must never be shared secrets."""
 PUBLIC: Mapping[Algorithm, Callable[[bytes], keys.Verifies]] = {
     "ecdsa": keys.ecdsa_verifier,
     "ed25519": keys.ed25519_verifier,
 }
-"""Makers of a verifier by a public key, of the algorithms that have one."""
+"""Verifier factories of the public-key algorithms."""
 _UNIT_NS = {"s": 1_000_000_000, "ms": 1_000_000}
 
 
 class Message(msgspec.Struct, frozen=True):
-    """Parts that a signature may cover, as bytes; empty where there is none."""
+    """Parts that a signature may cover, as bytes; empty if missing."""
 
     timestamp: bytes = b""
     id: bytes = b""
@@ -69,11 +68,11 @@ class _VerifyingKey(msgspec.Struct, frozen=True):
     algorithm: Algorithm
     matches: keys.Verifies
     mac: Callable[[bytes], bytes] | None = None
-    """None of a public key, and of one that is made up."""
+    """None for public keys and decoys."""
 
 
 class SignatureProof(Proof):
-    """Proves that a request was signed with one of a source's secrets."""
+    """Proof by a signature with one of a source's secrets."""
 
     def __init__(
         self,
@@ -84,14 +83,14 @@ class SignatureProof(Proof):
         tolerance: float = TOLERANCE_SECONDS,
         signed_at: Callable[[bytes], bytes] | None = None,
     ) -> None:
-        """Several signatures are the same under other headers, or for other keys.
+        """Take a source's signatures, which differ in headers or kinds of keys.
 
-        `signed_at` finds the time of signing in a body, where no header has it; empty: the body has none.
+        `signed_at` finds the time of signing in a body, if no header has it; empty if the body has none.
 
-        The first of the headers that a request has counts. The prefix of a secret says which of them it is a key for.
+        The first of these headers in a request counts. A secret's prefix tells for which of them it is a key.
 
         Raises:
-            ConfigError: a secret is not written as keys are here. The text does not repeat it.
+            ConfigError: a secret is not a valid key. The message does not repeat it.
         """
         self._signatures = tuple(signatures)
         self._templates = tuple(_compile(signature.content) for signature in signatures)
@@ -106,7 +105,7 @@ class SignatureProof(Proof):
 
     @property
     def keys(self) -> int:
-        """See Proof. Public keys are no secret: they are part of the kind, and tried where another source refuses."""
+        """See Proof. Public keys aren't secret: they are part of the kind, and tried in other sources' rejections."""
         return sum(key.algorithm not in PUBLIC for key in self._keys)
 
     @property
@@ -122,10 +121,12 @@ class SignatureProof(Proof):
             _VerifyingKey(MADE_UP, algorithm, _matcher(algorithm, os.urandom(_MADE_UP_BYTES)))
             for _ in range(keys - self.keys)
         )
-        self._algorithms = {key.algorithm for key in self._keys}  # one that had public keys alone has another now
+        self._algorithms = {
+            key.algorithm for key in self._keys
+        }  # with decoys, a proof by public keys has another algorithm
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
-        """Return why no secret that is valid at `now` has signed the request; None when one has."""
+        """Return the reason why no valid secret has signed the request; None if one has."""
         faults: list[str] = []
         signature, content, given, timestamp = self._read(raw, faults)
         proven = False
@@ -147,7 +148,7 @@ class SignatureProof(Proof):
     def _read(
         self, raw: RawRequest, faults: list[str]
     ) -> tuple[Signature, bytes, Mapping[Algorithm, list[bytes]], bytes]:
-        """Return the signature's scheme, the signed content, the signatures and the time of signing."""
+        """Return the signature's scheme, the signed content, the signatures, and the time of signing."""
         number = next((n for n, each in enumerate(self._signatures) if each.header.lower() in raw.headers), 0)
         signature = self._signatures[number]
         kinds = [
@@ -166,13 +167,13 @@ class SignatureProof(Proof):
 
 
 def sign(signature: Signature, secret: str, message: Message, at: datetime) -> dict[str, str]:
-    """Return the headers with which a provider sends `message` at `at`; the parts that it signs are taken from both.
+    """Return the signature headers of a provider that sends `message` at `at`.
 
     Raises:
-        ConfigError: the secret is not written as keys are here, or is a public key.
+        ConfigError: the secret is not a valid key, or is a public key.
     """
     if signature.algorithm in PUBLIC:
-        raise ConfigError("what is configured is a public key: only its sender can sign")
+        raise ConfigError("the configured key is public: only the sender can sign")
     key = key_of(signature, secret)
     return sign_headers(signature, lambda content: hmac.digest(key, content, signature.algorithm), message, at)
 
@@ -180,7 +181,7 @@ def sign(signature: Signature, secret: str, message: Message, at: datetime) -> d
 def sign_headers(
     signature: Signature, signer: Callable[[bytes], bytes], message: Message, at: datetime
 ) -> dict[str, str]:
-    """Return the headers of a message that `signer` signs at `at`: signature, time and id."""
+    """Return the headers of a message signed by `signer` at `at`: signature, time and id."""
     timestamp = _timestamp(signature, at) if signature.timestamp_header or signature.timestamp_prefix else ""
     content = _compile(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode()))
     digest = signer(content)
@@ -196,7 +197,7 @@ def sign_headers(
 
 
 def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]]:
-    """Yield the mistakes in a signature's configuration: each key, and the reason."""
+    """Yield the mistakes in a signature's configuration, as key and reason."""
     for key in ("header", "timestamp_header", "id_header"):
         name = getattr(signature, key)
         if (name or key == "header") and not is_name(name):
@@ -204,7 +205,7 @@ def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]
     if signature.timestamp_header and signature.timestamp_prefix:
         yield "timestamp_prefix", "says the same as timestamp_header; remove one"
     if signature.timestamp_prefix and not signature.separator:
-        yield "separator", "is missing: what stands between the time and the signature?"
+        yield "separator", "is missing: it separates the time from the signature"
     places = set(_PLACE.findall(signature.content))
     if places - set(_PLACES) or _PLACE.sub("", signature.content).count("{"):
         yield "content", f"may have {', '.join(f'{{{place}}}' for place in _PLACES)}, and no other {{…}}"
@@ -212,8 +213,11 @@ def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]
         yield "key", "must say how the public keys are written: base64 or hex"
     timed = bool(signature.timestamp_header or signature.timestamp_prefix)
     for wrong, text in (
-        (places.isdisjoint({"body", "sorted_params"}), "has no {body}: anybody could send another with this signature"),
-        (timed and "timestamp" not in places, "has no {timestamp}: anybody could send the same request later"),
+        (
+            places.isdisjoint({"body", "sorted_params"}),
+            "has no {body}: anyone could send another one with this signature",
+        ),
+        (timed and "timestamp" not in places, "has no {timestamp}: anyone could send the same request later"),
         ("timestamp" in places and not timed, "has {timestamp}: timestamp_header or timestamp_prefix says where it is"),
         ("id" in places and not signature.id_header, "has {id}: id_header says where it is"),
         ("url" in places and not has_url, "has {url}: the source needs its public_url"),
@@ -223,10 +227,10 @@ def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]
 
 
 def key_of(signature: Signature, secret: str) -> bytes:
-    """Return the key that a secret's text means.
+    """Return the key in a secret's text.
 
     Raises:
-        ConfigError: it is not base64 or hex, it is empty, or it is a key that is no shared secret.
+        ConfigError: it is not base64 or hex, it is empty, or it is not a shared secret.
     """
     if signature.algorithm not in PUBLIC and (why := _NO_SECRETS.get(secret[:5])) is not None:
         raise ConfigError(why)
@@ -235,7 +239,7 @@ def key_of(signature: Signature, secret: str) -> bytes:
     try:
         match signature.key:
             case "base64":
-                key = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)  # some libraries write no padding
+                key = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)  # some libraries omit the padding
             case "hex":
                 key = binascii.unhexlify(text)
             case _:
@@ -243,12 +247,12 @@ def key_of(signature: Signature, secret: str) -> bytes:
     except ValueError:
         raise ConfigError(f"a secret is not {signature.key}, as this provider's secrets are") from None
     if not key:
-        raise ConfigError("a secret is empty: anybody could sign with it")
+        raise ConfigError("a secret is empty: anyone could sign with it")
     return key
 
 
 def _key(signatures: Sequence[Signature], secret: Secret, revealed: str) -> _VerifyingKey:
-    """Make the key that a secret is; its prefix tells of which kind it is."""
+    """Make the key of a secret, whose prefix tells the kind."""
     signature = next(
         (each for each in signatures if each.key_prefix and revealed.startswith(each.key_prefix)), signatures[0]
     )
@@ -269,7 +273,7 @@ def _matcher(algorithm: Algorithm, key: bytes) -> keys.Verifies:
 
 
 def _compile(content: str) -> Callable[[Message], bytes]:
-    """Compile a template, in which literals and names of members of `Message` alternate."""
+    """Compile a template, in which literals alternate with names of `Message` members."""
     pieces = _PLACE.split(content)
     literals, names = [piece.encode() for piece in pieces[::2]], pieces[1::2]
 
@@ -285,7 +289,7 @@ def _compile(content: str) -> Callable[[Message], bytes]:
 def _parse(
     signature: Signature, kinds: Sequence[Signature], raw: RawRequest, faults: list[str]
 ) -> tuple[Mapping[Algorithm, list[bytes]], bytes]:
-    """Return the signatures of each kind in the header, as bytes, and the time of signing as it is written."""
+    """Return the header's signatures by kind, as bytes, and the written time of signing."""
     value = raw.headers.get(signature.header.lower(), "")
     if not value:
         faults.append(f"{signature.header} is missing")
@@ -306,23 +310,23 @@ def _parse(
 
 
 def digests(signature: Signature, parts: Sequence[str]) -> list[bytes]:
-    """Decode the signatures among the parts, at most `MOST_SIGNATURES`; without those that can't be decoded."""
+    """Decode at most `MOST_SIGNATURES` signatures among the parts, skipping undecodable ones."""
     listed = [part.removeprefix(signature.prefix) for part in parts if part.startswith(signature.prefix)]
     return [digest for each in listed[:MOST_SIGNATURES] if (digest := _decode_digest(signature, each)) is not None]
 
 
 def encode_digest(signature: Signature, digest: bytes) -> str:
-    """Write a digest as the provider does."""
+    """Encode a digest like the provider."""
     return digest.hex() if signature.encoding == "hex" else base64.b64encode(digest).decode()
 
 
 def _decode_digest(signature: Signature, text: str) -> bytes | None:
-    """Decode a signature's text; None when it is none. Python's own decoders accept too much."""
+    """Decode a signature's text strictly, unlike Python's decoders; None if it is invalid."""
     try:
         written = text.encode("ascii")
         if signature.encoding == "base64":
             decoded = base64.b64decode(written, validate=True)
-            return decoded if base64.b64encode(decoded) == written else None  # one text for a digest, and no other
+            return decoded if base64.b64encode(decoded) == written else None  # only the canonical text
         return binascii.unhexlify(written) if _HEX.fullmatch(written) else None
     except ValueError:
         return None
@@ -338,7 +342,7 @@ def _header(raw: RawRequest, name: str, faults: list[str]) -> bytes:
 
 
 def out_of_time(unit: Unit, timestamp: bytes, now: datetime, tolerance: float) -> Iterator[str]:
-    """Yield why a time of signing, written in this unit, is not within `tolerance` seconds of `now`."""
+    """Yield an error if a time of signing, written in this unit, is not within `tolerance` seconds of `now`."""
     try:
         signed_ns = _instant(unit, timestamp.decode("ascii", "replace"))
     except ValueError:
@@ -367,10 +371,10 @@ def _timestamp(signature: Signature, at: datetime) -> str:
 
 
 def sort_params(content_type: str, body: bytes) -> bytes:
-    """Return the names and values of a form, each pair once, sorted and joined; empty for any other body.
+    """Return the distinct names and values of a form, sorted and joined; empty for other bodies.
 
     Raises:
-        Unreadable: a form that can't be read.
+        Unreadable: the form can't be read.
     """
     pairs = set(form_fields(body, _FIELDS_AT_MOST)) if content_type == FORM else ()
     return "".join(f"{name}{value}" for name, value in sorted(pairs)).encode()
@@ -384,47 +388,47 @@ def _params(raw: RawRequest, faults: list[str]) -> bytes:
         return b""
 
 
-# --- Signatures that stand in the body, over chosen parts of it: HMAC with a shared secret, as those of a header.
+# --- Signatures in the body, over parts of it, by HMAC with a shared secret.
 #
-# The rest of such a body is not signed. Its provider has to be reached by TLS, and what is not signed must not be a dedup key.
+# The rest of the body is unsigned, so it must arrive by TLS, and its fields must not be dedup keys.
 #
-# Whatever a request holds, each key makes one HMAC of each signed part, and a body has at most `MOST_PARTS`.
+# The work is bounded: each key makes one HMAC of each signed part, of which a body has at most `MOST_PARTS`.
 
 
 MOST_PARTS = 100
-"""Signed parts of one body: a body with more proves nothing."""
+"""Maximum signed parts of one body; a body with more is rejected."""
 
 
 class SignedPart(msgspec.Struct, frozen=True):
-    """A signed part of a body: one of its signatures has to match."""
+    """A signed part of a body; one of its signatures must match."""
 
     content: bytes
     signatures: tuple[str, ...]
     signed_at: bytes = b""
-    """Time of signing, as it is written; a part of `content`."""
+    """Written time of signing, a part of `content`."""
 
 
 class Scheme(msgspec.Struct, frozen=True):
-    """A provider's way to sign in a body."""
+    """A provider's signature scheme inside bodies."""
 
     signature: Signature
-    """Algorithm and encodings; its `header` names the place of the signature, for operators."""
+    """Algorithm and encodings; its `header` tells operators where the signature is."""
     parts: Callable[[bytes], Sequence[SignedPart]]
-    """Returns the signed parts of a body; none where it can't be read. Must not raise, whatever the bytes are."""
+    """Returns the signed parts of a body; empty if it is unreadable. Must never raise."""
     tolerance: float | None = None
-    """Seconds between signing and arrival, unless a source has its own; None: no time is signed."""
+    """Maximum seconds between signing and arrival, unless the source sets it; None if no time is signed."""
 
 
 class InBodyProof(KeyedProof):
-    """Proves that each signed part of a body, at least one, was signed with one of a source's secrets."""
+    """Proof that each signed part of a body, and at least one, was signed with one of a source's secrets."""
 
     passes = 1
 
     def __init__(self, scheme: Scheme, source: Source, secrets: Revealed) -> None:
-        """Take the keys of a source.
+        """Read the keys of a source.
 
         Raises:
-            ConfigError: a secret is not written as keys are here. The text does not repeat it.
+            ConfigError: a secret is not a valid key. The message does not repeat it.
         """
         super().__init__((secret, key_of(scheme.signature, text)) for secret, text in secrets)
         self._scheme = self.kind = scheme
@@ -450,13 +454,13 @@ class InBodyProof(KeyedProof):
 
 
 def sign_parts(scheme: Scheme, secret: str, body: bytes) -> list[str]:
-    """Return the signature of each signed part of a body, as its provider writes it.
+    """Return the signature of each signed part of a body, encoded like the provider's.
 
     Raises:
-        ConfigError: the body has no such parts, or the secret is not written as keys are here.
+        ConfigError: the body has no such parts, or the secret is not a valid key.
     """
     parts, key = scheme.parts(body), key_of(scheme.signature, secret)
     if not parts:
-        raise ConfigError(f"the body has no place for {scheme.signature.header}: it is no webhook of this provider")
+        raise ConfigError(f"the body has no place for {scheme.signature.header}: it is not a webhook of this provider")
     digests = (hmac.digest(key, part.content, scheme.signature.algorithm) for part in parts)
     return [encode_digest(scheme.signature, each) for each in digests]

@@ -282,7 +282,7 @@ class StrictResponse(HTTPResponse):
                 raise (raised if isinstance(raised, NotHttpError) else NotHttpError(_words(error))) from None
             self.has_leftover = True
         if self._unused > LARGEST_HEAD and not self._whole:
-            raise NotHttpError("a head, or what stands between the parts of a body, does not end")
+            raise NotHttpError("a head, or a chunk header or trailer, does not end")
 
     def _at_end(self) -> None:
         if self._until_close:

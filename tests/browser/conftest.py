@@ -12,8 +12,8 @@ from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
 from tests.helpers.browser import MISSING, Browser, browsing, programs
-from tests.helpers.databases import copied, opened
-from tests.helpers.page import OPERATOR, Page, on_database, serving, unhurried
+from tests.helpers.databases import copy_sqlite, open_engine
+from tests.helpers.page import OPERATOR, Page, lift_time_limits, on_database, serving
 from tests.helpers.worlds import NIGHT, the_night
 
 _MINUTES = 14
@@ -43,7 +43,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    unhurried(monkeypatch)
+    lift_time_limits(monkeypatch)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def browser(chromium: Browser) -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def night_engine(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A database after a night with trouble, which tests share."""
-    with opened(copied(sqlite_template, tmp_path_factory.mktemp("night"))) as engine:
+    with open_engine(copy_sqlite(sqlite_template, tmp_path_factory.mktemp("night"))) as engine:
         the_night(engine, SystemClock().now(), _MINUTES)
         yield engine
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
 from tests.helpers.browser import Browser
-from tests.helpers.daemon import configured, running
+from tests.helpers.daemon import make_config, running
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.relaying import give_up
 from tests.helpers.traffic import serving as downstream_serving
@@ -20,7 +20,7 @@ EVENTS = [(f"u{number}", f"2026-01-01T00:00:0{number}Z") for number in range(5)]
 
 @pytest.fixture
 def own_page(sqlite_engine: Engine) -> Iterator[Page]:
-    config = configured("http://127.0.0.1:9/")
+    config = make_config("http://127.0.0.1:9/")
     with serving(on_database(config, str(sqlite_engine.url)), SystemClock()) as page:
         yield page
 
@@ -32,12 +32,12 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(
     seqs = give_up(sqlite_engine, str(sqlite_engine.url), EVENTS)
     browser.open("/deliveries?state=dead&route=everything&live=0")
     browser.link("Replay all that match").click()
-    browser.wait(lambda: "/acts/replay" in browser.at(), "the plan")
+    browser.wait(lambda: "/acts/replay" in browser.location(), "the plan")
     assert "5 deliveries" in browser.text()
     assert browser.grave_findings() == []
     browser.find("textarea[name=reason]").send_keys("the map is mended")
     browser.find("main form button").click()
-    browser.wait(lambda: "/commands/" in browser.at(), "the command")
+    browser.wait(lambda: "/commands/" in browser.location(), "the command")
     assert "the map is mended" in browser.text()
     with downstream_serving(tmp_path / "ledger") as downstream, running(sqlite_engine, downstream):
         browser.wait(lambda: browser.all(".state-done"), "the command ends, and the page shows it by itself")

@@ -11,7 +11,7 @@ import pytest
 from inbox.clock import SystemClock
 from relay.web.screens import SCREENS
 from tests.helpers.browser import DESK, PHONE, Browser
-from tests.helpers.databases import copied, opened
+from tests.helpers.databases import copy_sqlite, open_engine
 from tests.helpers.page import Page, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 from tests.helpers.worlds import fill_hostile
@@ -35,8 +35,8 @@ PATHS = sorted(screen.path for screen in SCREENS if screen.key)
 
 @pytest.fixture(scope="module")
 def hostile_page(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    url = copied(sqlite_template, tmp_path_factory.mktemp("hostile"))
-    with opened(url) as engine:
+    url = copy_sqlite(sqlite_template, tmp_path_factory.mktemp("hostile"))
+    with open_engine(url) as engine:
         steps = Steps(engine, clock=FakeClock(SystemClock().now()))
         for value in VALUES.values():
             fill_hostile(steps, value)
@@ -49,7 +49,7 @@ def _is_harmless(browser: Browser) -> None:
     assert browser.errors() == []
     for width in (DESK, PHONE):
         browser.look(width=width)
-        assert browser.overflow() <= 0, f"{browser.at()} is wider than {width} px"
+        assert browser.overflow() <= 0, f"{browser.location()} is wider than {width} px"
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -74,6 +74,6 @@ def test_a_hostile_filter_stays_text_in_its_field(value: str, browser: Browser, 
     wanted = value[:900].replace("\x1b", "")
     browser.run("arguments[0].value = arguments[1]", field, wanted)
     browser.find("form.filters button").click()
-    browser.wait(lambda: "error=" in browser.at(), "the filter is in the URL")
+    browser.wait(lambda: "error=" in browser.location(), "the filter is in the URL")
     assert browser.find("input[name=error]").get_attribute("value") == wanted.strip("\n")
     _is_harmless(browser)

@@ -31,7 +31,7 @@ def sign_in(browser: Browser, name: str, password: str) -> None:
     """Fill in the form that is shown, by keys from its first field."""
     browser.find("input[name=name]").clear()
     browser.find("input[name=name]").send_keys(name, Keys.TAB)
-    assert browser.focused().get_attribute("name") == "password"
+    assert browser.find_focused().get_attribute("name") == "password"
     form = browser.find(".sign-in form")
     browser.press(password, Keys.ENTER)
     browser.wait(lambda: is_gone(browser, form.id), "the next page")
@@ -44,17 +44,17 @@ def is_gone(browser: Browser, element: str) -> bool:
 @pytest.mark.usefixtures("door")
 def test_a_person_signs_in_and_out_by_keys_alone(browser: Browser) -> None:
     browser.open("/deliveries?state=dead&live=0")
-    assert browser.at().startswith("/sign-in?next=")
-    assert browser.focused().get_attribute("name") == "name"
+    assert browser.location().startswith("/sign-in?next=")
+    assert browser.find_focused().get_attribute("name") == "name"
     sign_in(browser, "anna", PASSWORD)
-    assert browser.at() == "/deliveries?state=dead&live=0"
+    assert browser.location() == "/deliveries?state=dead&live=0"
     assert browser.find(".who").text.startswith("anna operator")
     button = browser.link("Sign out")
-    while browser.focused() != button:
+    while browser.find_focused() != button:
         browser.press(Keys.TAB)
-        assert browser.focused().tag_name != "main", "the button comes before the content"
+        assert browser.find_focused().tag_name != "main", "the button comes before the content"
     browser.press(Keys.ENTER)
-    browser.wait(lambda: browser.at().startswith("/sign-in"), "signed out")
+    browser.wait(lambda: browser.location().startswith("/sign-in"), "signed out")
     browser.driver.back()
     browser.wait(lambda: browser.all("input[name=password]"), "going back shows nothing")
     assert not browser.all(".who")
@@ -66,9 +66,9 @@ def test_without_scripts_nothing_of_a_session_is_shown_after_its_end(browser: Br
     browser.open("/rejected?source=shop")
     sign_in(browser, "anna", PASSWORD)
     browser.find('nav a[href="/commands"]').click()
-    browser.wait(lambda: browser.at().startswith("/commands"), "another screen")
+    browser.wait(lambda: browser.location().startswith("/commands"), "another screen")
     browser.link("Sign out").click()
-    browser.wait(lambda: browser.at().startswith("/sign-in"), "signed out")
+    browser.wait(lambda: browser.location().startswith("/sign-in"), "signed out")
     for _ in range(2):
         browser.driver.back()
         browser.wait(lambda: browser.all("input[name=password]"), "going back shows the form")
@@ -91,7 +91,7 @@ def test_a_wrong_password_and_too_many_of_them_are_explained(browser: Browser, d
     assert browser.find("[role=alert]").text.startswith("The name or the password is wrong.")
     assert browser.find("input[name=name]").get_attribute("value") == "anna"
     assert browser.find("input[name=password]").get_attribute("value") == ""
-    assert browser.focused().get_attribute("name") == "password"
+    assert browser.find_focused().get_attribute("name") == "password"
     assert browser.grave_findings() == []
     for _ in range(9):
         door.sign_in("anna", "wrong")
@@ -99,7 +99,7 @@ def test_a_wrong_password_and_too_many_of_them_are_explained(browser: Browser, d
     assert browser.find("[role=alert]").text.startswith("Too many attempts to sign in. wait 30 s")
     door.later(30)
     sign_in(browser, "anna", PASSWORD)
-    assert browser.at() == "/rejected"
+    assert browser.location() == "/rejected"
 
 
 def test_a_session_that_ends_leads_to_the_form_and_back(browser: Browser, door: Entrance) -> None:
@@ -109,6 +109,6 @@ def test_a_session_that_ends_leads_to_the_form_and_back(browser: Browser, door: 
     door.later(A_DAY)
     browser.wait(lambda: "signed out" in browser.find("#live").text, "the open page says so")
     browser.link("Filter").click()
-    browser.wait(lambda: browser.at().startswith("/sign-in?next="), "the form")
+    browser.wait(lambda: browser.location().startswith("/sign-in?next="), "the form")
     sign_in(browser, "anna", PASSWORD)
     assert browser.find("input[name=source]").get_attribute("value") == "shop"

@@ -25,10 +25,10 @@ def test_filters_are_in_the_url_and_the_back_button_undoes_them(browser: Browser
     field = browser.find("input[name=source]")
     field.clear()
     field.send_keys("people", Keys.ENTER)
-    browser.wait(lambda: "source=people" in browser.at(), "the filter is in the URL")
+    browser.wait(lambda: "source=people" in browser.location(), "the filter is in the URL")
     assert "No request was rejected" in browser.text()
     browser.driver.back()
-    browser.wait(lambda: browser.at().endswith("source=shop"), "back")
+    browser.wait(lambda: browser.location().endswith("source=shop"), "back")
     assert browser.find("input[name=source]").get_attribute("value") == "shop"
     assert "203.0.113." in browser.text()
 
@@ -37,9 +37,9 @@ def test_the_page_is_used_by_keys_alone(browser: Browser, night_page: Page) -> N
     browser.site = night_page.url
     browser.open("/rejected?live=0")
     browser.press(Keys.TAB)
-    assert browser.focused().text == "Skip to content"
+    assert browser.find_focused().text == "Skip to content"
     browser.press(Keys.ENTER)
-    browser.wait(lambda: browser.focused().tag_name == "main", "the content has the focus")
+    browser.wait(lambda: browser.find_focused().tag_name == "main", "the content has the focus")
     browser.press("j", "j")
     rows = browser.all("tbody tr")
     assert [row.get_attribute("class") for row in rows[:3]] == ["", "here", ""]
@@ -51,9 +51,9 @@ def test_the_page_is_used_by_keys_alone(browser: Browser, night_page: Page) -> N
     browser.press(Keys.ESCAPE)
     browser.wait(lambda: not browser.all("dialog[open]"), "the help is closed")
     browser.press("/")
-    browser.wait(lambda: browser.focused().get_attribute("name") == "source", "the first filter has the focus")
+    browser.wait(lambda: browser.find_focused().get_attribute("name") == "source", "the first filter has the focus")
     browser.press("shop", Keys.ENTER)
-    browser.wait(lambda: "source=shop" in browser.at(), "the filter is in the URL")
+    browser.wait(lambda: "source=shop" in browser.location(), "the filter is in the URL")
 
 
 def test_an_element_that_has_the_focus_shows_it(browser: Browser, night_page: Page) -> None:
@@ -62,7 +62,7 @@ def test_an_element_that_has_the_focus_shows_it(browser: Browser, night_page: Pa
     for _ in range(12):
         browser.press(Keys.TAB)
         outline = browser.run("return getComputedStyle(document.activeElement).outlineWidth")
-        assert outline != "0px", browser.focused().get_attribute("outerHTML")
+        assert outline != "0px", browser.find_focused().get_attribute("outerHTML")
 
 
 def test_the_page_works_without_scripts(browser: Browser, night_page: Page) -> None:
@@ -71,7 +71,7 @@ def test_the_page_works_without_scripts(browser: Browser, night_page: Page) -> N
     browser.open("/rejected")
     browser.find("input[name=source]").send_keys("shop")
     browser.find("form.filters button").click()
-    browser.wait(lambda: "source=shop" in browser.at(), "the filter is in the URL")
+    browser.wait(lambda: "source=shop" in browser.location(), "the filter is in the URL")
     assert "203.0.113." in browser.text()
     browser.allow_scripts(allowed=True)
 

@@ -20,7 +20,7 @@ from inbox.db.schema import metadata
 from relay.store import claim, sequence
 from relay.store.database import Database
 from tests.helpers import relaying
-from tests.helpers.databases import PostgresServer, migrated, opened
+from tests.helpers.databases import PostgresServer, migrate_database, open_engine
 from tests.helpers.relaying import work_of
 from tests.helpers.storing import START, Intake, a_rejected, an_event
 from tests.helpers.traffic import events
@@ -48,7 +48,7 @@ class Databases:
 
     def open(self, url: str) -> Engine:
         """Open a database until the end of the test."""
-        return self._stack.enter_context(opened(url))
+        return self._stack.enter_context(open_engine(url))
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +62,8 @@ def templates(
 
     class Made(dict[str, str]):
         def __missing__(self, kind: str) -> str:
-            self[kind] = url = migrated(made.new(kind))
-            with opened(url) as engine:
+            self[kind] = url = migrate_database(made.new(kind))
+            with open_engine(url) as engine:
                 install(engine, url)
             return url
 

@@ -151,7 +151,7 @@ OF_OUR_OWN = AGED.format("custom") + 'signature = { header = "X-Signature" }\n'
     [
         (AGED.format("github"), "have no time of the event that is signed"),
         (f"{OF_OUR_OWN}event = {{ type = \"'t'\" }}", "have no time of the event that is signed"),
-        (f"{OF_OUR_OWN}event = {{ type = \"'t'\", time = 'headers.\"x-time\"' }}", "anybody could write another"),
+        (f"{OF_OUR_OWN}event = {{ type = \"'t'\", time = 'headers.\"x-time\"' }}", "anyone could change it"),
         (
             AGED.format("github").replace("max_age", 'dedup = ["{body}", "id"]\n#'),
             "dedup: has '{body}', which is all there is",
@@ -185,7 +185,7 @@ def test_a_text_and_a_table_are_both_a_field() -> None:
         ("x = 7", "x: expected text in quotes or a table, got a number"),
         ('x = { form = "entity.x" }', "x.form: unknown key; did you mean 'from'?"),
         ("x = { from = 7 }", "x.from: expected text in quotes, got a number"),
-        ("x = {}", "x: a field takes one of from, value and function; this has none of them"),
+        ("x = {}", "x: a field takes one of from, value and function; this has none"),
         ('x = { from = "entity.x", value = 0 }', "one of from, value and function; this has from and value"),
         ('x = { from = "entity.x", function = "a:b" }', "one of from, value and function; this has from and function"),
         ('x = { from = "entity.x", cast = "integer" }', "x.cast: 'integer' is not one of bool, date, datetime, float"),

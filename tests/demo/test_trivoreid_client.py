@@ -22,7 +22,7 @@ from relay.demo.services import CONTACT, TEAM, CommercialService, IdentityServic
 from relay.demo.services import served as serving
 from tests.helpers.daemon import relaying
 from tests.helpers.processes import invoke
-from tests.helpers.receiver import served
+from tests.helpers.receiver import serve_receiver
 from tests.helpers.tables import count, open_states
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, TOKEN
@@ -47,7 +47,7 @@ def installed(database_url: str, file: Path) -> Iterator[tuple[Any, IdentityServ
             urls = {"identity_url": at_source, "commercial_url": at_target}
             text = configuration(database_url=database_url, users="file:users", token=TOKEN, **urls)
             file.write_text(text, encoding="utf-8")
-            with served(database_url, parse_config(text)) as port:
+            with serve_receiver(database_url, parse_config(text)) as port:
                 webhooks.url = f"http://127.0.0.1:{port}/webhooks/trivore"
                 yield connected(at_source), source, target
 

@@ -112,4 +112,4 @@ def test_an_event_goes_through_the_shipped_configuration_and_health_checks_tell_
     for program in programs:
         assert program.stop(60) == 0, program.output
     assert [is_healthy(place, *check) for check in checks[:2]] == [1, 1]
-    assert checkers.complaints(place.logs()) == []
+    assert checkers.find_complaints(place.logs()) == []

@@ -90,4 +90,4 @@ def test_units_work_in_their_hardening_and_come_back_from_mistakes_and_crashes(t
         for name in SERVICES:
             assert machine.systemctl("stop", name) == 0
             assert machine.shown(name, "Result") == "success", (name, unit(name)["TimeoutStopSec"])
-        assert checkers.complaints(machine.logs()) == []
+        assert checkers.find_complaints(machine.logs()) == []

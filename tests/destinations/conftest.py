@@ -5,13 +5,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.destinations.syncing import World
+from tests.destinations.calling import World
 from tests.helpers.scripted import serving
 
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Ends what a test has started."""
+    """Stack that is closed after the test."""
     with ExitStack() as made:
         yield made
 

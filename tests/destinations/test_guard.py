@@ -1,12 +1,16 @@
-"""The outbound guard: forbidden addresses in every spelling, and the lists of networks that calls may go to or not."""
+"""The outbound guard: forbidden addresses in every spelling, lists of networks, and ids that would change a path."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
+import random
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from unittest.mock import Mock
 
@@ -19,19 +23,22 @@ from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from relay import destinations
 from relay.daemon.generation import alert_client
+from relay.delivery.outcome import Delivered, Failed, Outcome
 from relay.http import guard
 from relay.http.answer import Answer
 from relay.http.client import HttpClient
 from relay.http.guard import AddressRules, CutOffError, RunningCall
 from relay.http.target import prepare
-from tests.destinations.calling import GET, POST, client_of, hanging_lookups, resolving_to
-from tests.helpers.delivering import context
+from tests.destinations.calling import DELETE, GET, POST, hang_lookups, make_client, resolve_to
+from tests.helpers import machine
+from tests.helpers.delivering import LOCAL, build, config_text, context, failure
+from tests.helpers.processes import free_port, listening
 from tests.helpers.scripted import ScriptedServer, answer, serving
 from tests.helpers.waiting import Stopwatch
 
 
 def call(url: str, *, allow_private: bool = False) -> Answer:
-    return client_of(url, timeout=Duration(30), allow_private=allow_private).call(GET, context())
+    return make_client(url, timeout=Duration(30), allow_private=allow_private).call(GET, context())
 
 
 @pytest.mark.parametrize(
@@ -39,7 +46,7 @@ def call(url: str, *, allow_private: bool = False) -> Answer:
 )
 def test_this_machine_is_not_called_however_it_is_spelled(host: str) -> None:
     with serving(answer()) as server:
-        # The start refuses such a url; the guard does so once more, whatever the start has seen.
+        # The start refuses such a URL; the guard refuses it again.
         url, endpoint = f"http://{host}:{server.port}", Endpoint(allow_private=True, allow_http=True)
         client = HttpClient(msgspec.structs.replace(prepare(endpoint, url, "destinations.crm"), rules=guard.PUBLIC))
         result = client.call(GET, context())
@@ -50,12 +57,12 @@ def test_this_machine_is_not_called_however_it_is_spelled(host: str) -> None:
 
 def test_one_forbidden_address_among_several_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     for addresses in (("127.0.0.1", "1.1.1.1"), ("1.1.1.1", "127.0.0.1"), ("2606:4700::1111", "fe80::1")):
-        monkeypatch.setattr(socket, "getaddrinfo", resolving_to(*addresses))
+        monkeypatch.setattr(socket, "getaddrinfo", resolve_to(*addresses))
         assert call("http://rebound.example").error_class == "refused"
 
 
 def test_the_peer_is_checked_once_more_when_connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("1.1.1.1"))
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_to("1.1.1.1"))
     original = socket.socket.connect
     with serving(answer()) as server:
         monkeypatch.setattr(socket.socket, "connect", lambda sock, _: original(sock, ("127.0.0.1", server.port)))
@@ -65,7 +72,7 @@ def test_the_peer_is_checked_once_more_when_connected(monkeypatch: pytest.Monkey
 
 def test_the_name_is_resolved_once_and_its_checked_addresses_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(answer()) as server:
-        lookups = Mock(side_effect=resolving_to("::1", "127.0.0.1"))  # of which the first does not answer
+        lookups = Mock(side_effect=resolve_to("::1", "127.0.0.1"))  # the first does not answer
         monkeypatch.setattr(socket, "getaddrinfo", lookups)
         assert call(f"http://pinned.example:{server.port}", allow_private=True).error_class is None
         assert [made.args[0] for made in lookups.mock_calls] == ["pinned.example"]
@@ -73,7 +80,7 @@ def test_the_name_is_resolved_once_and_its_checked_addresses_are_called(monkeypa
 
 
 def test_lookups_that_hang_keep_a_bounded_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    with hanging_lookups(monkeypatch):
+    with hang_lookups(monkeypatch):
         deadline = time.monotonic() + 0.3
         threads = [threading.Thread(target=_resolve, args=(deadline,)) for _ in range(40)]
         with Stopwatch() as watch:
@@ -97,23 +104,23 @@ RANGES_6 = ["2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"]
 
 
 def bounds(network: str) -> tuple[int, int]:
-    """The first and the last number of a range: the kernel's own reading of addresses, and arithmetic."""
+    """Return the first and last number of a range, as the kernel parses addresses."""
     address, _, length = network.partition("/")
     family, bits = (socket.AF_INET6, 128) if ":" in address else (socket.AF_INET, 32)
     first = int.from_bytes(socket.inet_pton(family, address), "big")
     return first, first + 2 ** (bits - int(length)) - 1
 
 
-def may_be_called(number: int, bits: int) -> bool:
+def is_public(number: int, bits: int) -> bool:
     if bits == 32:
         return not any(low <= number <= high for low, high in map(bounds, RANGES_4))
     if number >> 32 == 0xFFFF:
-        return may_be_called(number & 0xFFFFFFFF, 32)
+        return is_public(number & 0xFFFFFFFF, 32)
     low, high = bounds(PUBLIC_6)
     return low <= number <= high and not any(low <= number <= high for low, high in map(bounds, RANGES_6))
 
 
-def written(number: int, bits: int) -> str:
+def write_address(number: int, bits: int) -> str:
     family = socket.AF_INET if bits == 32 else socket.AF_INET6
     return socket.inet_ntop(family, number.to_bytes(bits // 8, "big"))
 
@@ -131,7 +138,7 @@ def test_an_address_that_is_not_public_is_refused() -> None:
         numbers += [(four, 32), (0xFFFF << 32 | four, 128), (draw.getrandbits(128), 128)]
         numbers.append((0b001 << 125 | draw.getrandbits(125), 128))
     for number in numbers:
-        assert (guard.refusal(written(*number)) is None) == may_be_called(*number), written(*number)
+        assert (guard.refusal(write_address(*number)) is None) == is_public(*number), write_address(*number)
 
 
 def a_network(draw: Random) -> ipaddress.IPv4Network:
@@ -152,9 +159,9 @@ def test_a_call_goes_out_if_every_list_allows_it_and_none_blocks_it() -> None:
         may = (
             not any(map(has, block))
             and all(any(map(has, networks)) for networks in allow)
-            and (private or may_be_called(number, 32))
+            and (private or is_public(number, 32))
         )
-        assert (guard.refusal(written(number, 32), AddressRules(private, allow, block)) is None) == may
+        assert (guard.refusal(write_address(number, 32), AddressRules(private, allow, block)) is None) == may
         called += may
     assert 200 < called < 1_800
 
@@ -171,7 +178,7 @@ def test_a_blocked_address_is_blocked_inside_of_ipv6_too() -> None:
             0x2002 << 112 | number << 80 | 1,
             0x20010000 << 96 | 0xC0000201 << 64 | number ^ 0xFFFFFFFF,
         ):
-            assert guard.refusal(written(six, 128), rules) == "named by block_to"
+            assert guard.refusal(write_address(six, 128), rules) == "named by block_to"
 
 
 SOURCE = '[sources.s]\npreset = "trivore"\nauth = { kind = "none" }\n'
@@ -184,8 +191,8 @@ def server() -> Iterator[ScriptedServer]:
         yield made
 
 
-def config_of(url: str, *lists: str, outbound: str = "", private: bool = True) -> str:
-    """A configuration whose destination `d` and api `a` have these lines; for alerts only the lists of all calls count."""
+def write_config(url: str, *lists: str, outbound: str = "", private: bool = True) -> str:
+    """Return a configuration with these lines for destination `d` and api `a`; alerts have only the lists of all calls."""
     permitted = f"allow_private = {str(private).lower()}\nallow_http = true"
     lines = "\n".join([permitted, *lists])
     return f"""
@@ -205,7 +212,7 @@ url = "{url}/hook"
 
 
 def call_each(text: str, *, alerts_too: bool = False) -> list[Answer]:
-    """Call the destination and the api, and the alerts' endpoint where that is asked for; return the results."""
+    """Call the destination and the api, and the alerts' endpoint if wanted, and return the results."""
     config = parse_config(text)
     clients = destinations.base.Clients(config)
     destination = config.destinations["d"]
@@ -235,7 +242,7 @@ def test_a_list_holds_for_every_call_however_the_host_is_written(
     server: ScriptedServer, host: str, lists: tuple[str, ...], why: str | None, where: str
 ) -> None:
     url = f"http://{host}:{server.port}"
-    text = config_of(url, *lists) if where == "its own" else config_of(url, outbound="\n".join(lists))
+    text = write_config(url, *lists) if where == "its own" else write_config(url, outbound="\n".join(lists))
     found = call_each(text, alerts_too=where == "of all")
     if why is None:
         assert {result.error_class for result in found} == {None}
@@ -246,8 +253,8 @@ def test_a_list_holds_for_every_call_however_the_host_is_written(
 
 
 def test_a_list_opens_nothing_that_is_private(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
-    text = config_of(f"http://crm.example:{server.port}", 'allow_to = ["127.0.0.0/8"]', private=False)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_to("127.0.0.1"))
+    text = write_config(f"http://crm.example:{server.port}", 'allow_to = ["127.0.0.0/8"]', private=False)
     assert {result.error_class for result in call_each(text, alerts_too=True)} == {"refused"}
     assert server.seen == []
 
@@ -266,7 +273,7 @@ def test_a_list_opens_nothing_that_is_private(server: ScriptedServer, monkeypatc
     ],
 )
 def test_an_address_that_is_private_as_it_stands_stops_the_start(host: str, told: str) -> None:
-    text = config_of(f"https://{host}:9000", private=False)
+    text = write_config(f"https://{host}:9000", private=False)
     for make, key in (
         (destinations.build, "destinations.d.url"),
         (lambda config: destinations.base.Clients(config).api("a"), "apis.a.base_url"),
@@ -283,7 +290,7 @@ def test_the_list_holds_for_the_token_too(server: ScriptedServer) -> None:
     with serving(answer(200, {"access_token": "t"})) as tokens:
         token_url = tokens.url.replace("127.0.0.1", "127.0.0.2")
         auth = f'auth = {{ kind = "oauth2", token_url = "{token_url}", client_id = "c", client_secret = "s" }}'
-        text = config_of(server.url).replace("[destinations.d]\n", f"[destinations.d]\n{auth}\n")
+        text = write_config(server.url).replace("[destinations.d]\n", f"[destinations.d]\n{auth}\n")
         result = call_each(text.replace("[outbound]\n", '[outbound]\nallow_to = ["127.0.0.1"]\n'))[0]
         assert result.error_class == "refused"
         assert "no token: " in (result.call.error or "")
@@ -293,8 +300,8 @@ def test_the_list_holds_for_the_token_too(server: ScriptedServer) -> None:
 # --- mistakes
 
 
-def behind_a_proxy(host: str, *lists: str, outbound: str = "", private: bool = False) -> None:
-    text = config_of(f"http://{host}", *lists, outbound=outbound, private=private)
+def build_behind_a_proxy(host: str, *lists: str, outbound: str = "", private: bool = False) -> None:
+    text = write_config(f"http://{host}", *lists, outbound=outbound, private=private)
     proxied = text.replace("[apis.a]", '[apis.a]\nproxy = "http://proxy.example:3128"')
     destinations.base.Clients(parse_config(proxied)).api("a")
 
@@ -309,18 +316,18 @@ SPELLINGS = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.1 0177.1 01770
 
 @pytest.mark.parametrize("host", SPELLINGS)
 def test_a_host_that_can_be_seen_to_be_private_is_not_given_to_a_proxy(host: str) -> None:
-    """Unless private addresses may be called."""
+    """Hosts that look private are refused unless private addresses are allowed."""
     with pytest.raises(ConfigError, match=r"apis\.a\.base_url: "):
-        behind_a_proxy(host)
+        build_behind_a_proxy(host)
     if host.isascii() and "%" not in host:
-        behind_a_proxy(host, private=True)
+        build_behind_a_proxy(host, private=True)
 
 
 def test_an_address_behind_a_proxy_is_kept_to_the_lists_and_a_name_can_not_be() -> None:
     for public in ("crm.example", "1.1.1.1", "[2606:4700::1111]", "xn--bcher-kva.example", "a_b.example"):
-        behind_a_proxy(public)
-    behind_a_proxy("10.1.2.3", 'allow_to = ["10.0.0.0/8"]', private=True)
-    behind_a_proxy("crm.example", outbound='block_to = ["10.0.0.0/8"]')
+        build_behind_a_proxy(public)
+    build_behind_a_proxy("10.1.2.3", 'allow_to = ["10.0.0.0/8"]', private=True)
+    build_behind_a_proxy("crm.example", outbound='block_to = ["10.0.0.0/8"]')
     for host, lists, why in (
         ("10.1.2.3", 'allow_to = ["10.2.0.0/16"]', "10.1.2.3 is not named by allow_to"),
         ("10.66051", 'block_to = ["10.1.2.3"]', "10.66051 is 10.1.2.3, which is named by block_to"),
@@ -328,6 +335,80 @@ def test_an_address_behind_a_proxy_is_kept_to_the_lists_and_a_name_can_not_be() 
         ("crm.example", 'allow_to = ["192.0.2.0/24"]', "give these lists to the proxy"),
     ):
         with pytest.raises(ConfigError, match=why):
-            behind_a_proxy(host, lists, private=True)
+            build_behind_a_proxy(host, lists, private=True)
     with pytest.raises(ConfigError, match="named by block_to"):
-        behind_a_proxy("1.1.1.1", outbound='block_to = ["1.1.1.0/24"]')
+        build_behind_a_proxy("1.1.1.1", outbound='block_to = ["1.1.1.0/24"]')
+
+
+# --- ids with dots and slashes behind a stock nginx, which resolves paths
+
+
+_NGINX = """
+worker_processes 1;
+events { worker_connections 64; }
+http {
+  access_log off;
+  upstream b { server 127.0.0.1:BACKEND; }
+  server { listen 127.0.0.1:PORT; location / { proxy_pass http://b/; } }
+}
+"""
+_ROUTE = """
+[routes.user-to-crm.sync]
+fetch = { api = "identity", path = "/gone" }
+delete = { path = "/v1/contacts/{event.entity_id}" }
+create = { path = "/v1/contacts" }
+map = { external_id = "event.entity_id" }
+[apis.identity]
+base_url = "URL/source"
+"""
+ADMIN = "a/../../../admin"
+"""`DELETE /v1/contacts/a%2F..%2F..%2F..%2Fadmin` arrived as `DELETE /admin`."""
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[ScriptedServer]:
+    with serving(answer(204), routes={"GET /source/gone": [answer(410)]}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxied(backend: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a stock nginx before the backend."""
+    folder: Path = tmp_path_factory.mktemp("nginx")
+    port = free_port()
+    places = "".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    text = _NGINX.replace("BACKEND", str(backend.port)).replace("PORT", str(port))
+    (folder / "nginx.conf").write_text(text.replace("http {", f"http {{ {places}"), encoding="utf-8")
+    here = f"daemon off; pid {folder}/nginx.pid;" + (" user root;" if os.geteuid() == 0 else "")
+    command = [str(machine.program("nginx")), "-c", f"{folder}/nginx.conf", "-e", "stderr", "-g", here]
+    with listening(command, port, log=folder / "nginx.log", environment={}):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("form", ["", ":path"])
+def test_no_id_arrives_anywhere_else_behind_a_proxy_that_resolves_paths(
+    form: str, proxied: str, backend: ScriptedServer
+) -> None:
+    text = _ROUTE.replace("URL", proxied).replace("event.entity_id}", f"event.entity_id{form}}}", 1) + LOCAL
+    route = build(config_text("sync", f'base_url = "{proxied}"\n{LOCAL}', text))
+
+    def delete(entity_id: str) -> Outcome:
+        return route(msgspec.structs.replace(DELETE, entity_id=entity_id), context())
+
+    def list_deleted() -> list[str]:
+        return [seen.target for seen in backend.seen if seen.method == "DELETE"]
+
+    before = len(list_deleted())
+    assert failure(delete(ADMIN))[0] == "mapping"
+    assert isinstance(delete("acme/my shop"), Delivered)
+    assert list_deleted()[before:] == ["/v1/contacts/acme/my%20shop"]
+    chance = random.Random("traversal")
+    pieces = ["..", ".", "/", "\\", "%2e", "%2f", "%25", ";", "a", "admin", "?", "#", " ", "//", "\0", "\n"]
+    ids = ["".join(chance.choices(pieces, k=chance.randint(1, 6))) for _ in range(300)]
+    refused = [isinstance(delete(each), Failed) for each in ids]
+    arrived = list_deleted()[before + 1 :]
+    assert 30 < len(arrived) < 270, "some are refused, and some are not"
+    assert refused.count(False) == len(arrived)
+    assert [target for target in arrived if not re.fullmatch("/v1/contacts/.*[^/]", target)] == []

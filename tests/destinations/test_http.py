@@ -1,4 +1,4 @@
-"""A call, from the request and its connection to what is read of its answer; nothing repeats it."""
+"""A call, its connection and its response; a call is never repeated."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from relay.http import connection, guard
 from relay.http.answer import parse_retry_after
 from relay.http.client import MAX_ANSWER, Request
 from relay.http.target import header_value
-from tests.destinations.calling import GET, POST, Called, client_of
+from tests.destinations.calling import GET, POST, Called, make_client
 from tests.helpers.delivering import NOW, context
 from tests.helpers.scripted import (
     CERTIFICATE,
     Act,
     ScriptedServer,
     answer,
-    closed_port,
+    find_closed_port,
     raw,
     reset,
     serving,
@@ -65,11 +65,11 @@ def test_a_request_that_left_and_got_no_whole_answer_is_unknown(stack: ExitStack
     call = Called(stack, act)
     result = call()
     assert (result.error_class, result.call.sent, result.call.error) == ("unknown", "unknown", error)
-    assert len(call.server.seen) == 1  # and was not repeated
+    assert len(call.server.seen) == 1  # it was not repeated
 
 
 def test_a_refused_connection_was_not_sent() -> None:
-    result = client_of(f"http://127.0.0.1:{closed_port()}", timeout=Duration(30)).call(POST, context())
+    result = make_client(f"http://127.0.0.1:{find_closed_port()}", timeout=Duration(30)).call(POST, context())
     assert (result.error_class, result.call.sent, result.call.error) == ("not_sent", "not_sent", "Connection refused")
 
 
@@ -81,7 +81,7 @@ def test_a_connection_that_breaks_while_it_is_made_was_not_sent(
 ) -> None:
     call = Called(stack, answer(), tls=tls, timeout=Duration(30), ca_file=str(CERTIFICATE) if tls else None)
 
-    def refuse(*_: Any) -> socket.socket:  # noqa: ANN401  # as the guard takes them
+    def refuse(*_: Any) -> socket.socket:  # noqa: ANN401  # the guard's arguments
         raise OSError(number, "reset")
 
     with monkeypatch.context() as patched:
@@ -96,13 +96,13 @@ def test_a_name_that_does_not_exist_was_not_sent(monkeypatch: pytest.MonkeyPatch
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    result = client_of("http://nowhere.example").call(POST, context())
+    result = make_client("http://nowhere.example").call(POST, context())
     assert result.error_class == "not_sent"
     assert result.call.error == "the host's name is not resolved: Name or service not known"
 
 
 @pytest.mark.parametrize("name", ["NOTHING", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_a_certificate_nobody_vouches_for_was_not_sent_whatever_the_environment_says(
+def test_a_call_with_an_untrusted_certificate_was_not_sent_whatever_the_environment_says(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, str(CERTIFICATE))
@@ -115,11 +115,11 @@ def test_a_certificate_nobody_vouches_for_was_not_sent_whatever_the_environment_
 
 def test_a_certificate_for_another_name_was_not_sent(stack: ExitStack) -> None:
     server = stack.enter_context(serving(answer(), tls=True))
-    client = client_of(f"https://127.0.0.1:{server.port}", ca_file=str(CERTIFICATE))
+    client = make_client(f"https://127.0.0.1:{server.port}", ca_file=str(CERTIFICATE))
     assert "IP address mismatch" in (client.call(POST, context()).call.error or "")
 
 
-# --- the part of an answer that is read, and the part that may be logged
+# --- parts of a response that are read and logged
 
 
 def test_an_answer_of_exactly_64_kib_is_whole(stack: ExitStack) -> None:
@@ -156,7 +156,7 @@ def test_retry_after_is_seconds_or_a_date_and_rubbish_is_ignored(value: str | No
     assert parse_retry_after(value, NOW) == seconds
 
 
-# --- one call is one call: nothing below the schedule repeats it, and the environment does not change where or how
+# --- a call is repeated by the schedule alone, and does not depend on the environment
 
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -185,8 +185,8 @@ def test_a_kept_connection_that_breaks_after_the_request_was_read_is_unknown_and
     assert [seen.connection for seen in call.server.seen] == [1, 1, 2]
 
 
-def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_calls(stack: ExitStack) -> None:
-    """Not even one that comes when the first was read; tests/destinations/test_hostile_answers.py has those that come at once."""
+def test_an_unrequested_response_is_not_taken_for_that_of_the_next_call(stack: ExitStack) -> None:
+    """Not even one that comes after the first was read; test_bad_downstream.py has those that come at once."""
     one = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n"
     was_read, sent = threading.Event(), threading.Event()
 
@@ -240,7 +240,7 @@ def test_each_thread_has_its_own_connection_and_closes_it_when_it_ends(stack: Ex
     assert all(call.server.ended.acquire(timeout=60) for _ in range(4))
 
 
-# --- what is sent
+# --- requests
 
 
 def test_a_large_body_arrives_whole_without_a_proxy_or_credentials_of_the_environment(
@@ -248,7 +248,7 @@ def test_a_large_body_arrives_whole_without_a_proxy_or_credentials_of_the_enviro
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{find_closed_port()}")
     body = bytes(range(256)) * 8192
     call = Called(stack, answer())
     assert call(Request("forward", "POST", {}, body=body)).error_class is None
@@ -258,7 +258,7 @@ def test_a_large_body_arrives_whole_without_a_proxy_or_credentials_of_the_enviro
 
 def test_a_configured_proxy_is_used_with_its_credentials(stack: ExitStack) -> None:
     call = Called(stack, answer(200, b"through"))
-    client = client_of("http://crm.example:8080/api", proxy=f"http://me:pw@127.0.0.1:{call.server.port}")
+    client = make_client("http://crm.example:8080/api", proxy=f"http://me:pw@127.0.0.1:{call.server.port}")
     assert client.call(GET, context()).body == b"through"
     seen = call.server.seen[0]
     assert seen.target == "http://crm.example:8080/api/user/1"
@@ -267,7 +267,7 @@ def test_a_configured_proxy_is_used_with_its_credentials(stack: ExitStack) -> No
 
 def test_a_proxy_that_refuses_the_tunnel_leaves_the_call_unsent(stack: ExitStack) -> None:
     call = Called(stack, answer(403))
-    client = client_of("https://crm.example/api", proxy=f"http://127.0.0.1:{call.server.port}")
+    client = make_client("https://crm.example/api", proxy=f"http://127.0.0.1:{call.server.port}")
     result = client.call(GET, context())
     assert (result.error_class, result.call.error) == ("not_sent", "the proxy refused the call")
     assert call.server.seen[0].target == "crm.example:443"
@@ -322,7 +322,7 @@ def test_an_endpoint_that_can_not_work_is_refused_before_any_call(
     url: str, options: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"destinations.crm.*{problem}"):
-        client_of(url, **options)
+        make_client(url, **options)
 
 
 USED_UP = {"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": str(int(NOW.timestamp()) + 900)}
@@ -355,7 +355,7 @@ CA = str(CERTIFICATE)
 
 @pytest.fixture
 def parts(tmp_path: Path) -> tuple[str, str]:
-    """The certificate and its key, each in a file of its own."""
+    """Files of the certificate and its key."""
     whole = CERTIFICATE.read_text()
     key = whole[whole.index("-----BEGIN PRIVATE KEY") : whole.index("-----END PRIVATE KEY") + 26]
     files = tmp_path / "client.pem", tmp_path / "client.key"
@@ -389,4 +389,4 @@ def test_a_certificate_that_can_not_be_used_is_a_mistake(
 ) -> None:
     files = {name: parts[0] if file == "without its key" else file for name, file in files.items()}
     with pytest.raises(ConfigError, match=mistake):
-        client_of("https://localhost", ca_file=CA, **files)
+        make_client("https://localhost", ca_file=CA, **files)

@@ -1,4 +1,4 @@
-"""Python handlers: the functions that are accepted, the event they get, and the outcome of what they do."""
+"""Python handlers: accepted functions, the event passed to them, and their outcomes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from relay.delivery.policy import RoutePolicy, Schedule, can_be_given_back, deci
 from relay.destinations import python
 from relay.handler import Event, GiveUp, Retry, Skip
 from relay.sync.expressions import function_of
-from tests.helpers.delivering import NOW, a_delivery, build, config_text, context, deliver, delivered, failed
+from tests.helpers.delivering import NOW, a_delivery, as_delivered, as_failed, build, config_text, context, deliver
 from tests.helpers.waiting import until
 
 EVENT = a_delivery(attempt=2, run=1, event_id="e1", headers={"x-request-id": "r1"}, body=b'{"id": "u1", "n": 1.10}')
@@ -36,12 +36,12 @@ MODULE = "handlers_of_a_test"
 Act = Callable[[Event], object]
 
 
-def configured(function: str, extra: str = "") -> str:
+def write_config(function: str, extra: str = "") -> str:
     return config_text("python", f'function = "{function}"\n{extra}')
 
 
 class Handled:
-    """Delivers to a function, with nothing left behind by other tests."""
+    """Delivers to a function, without state of other tests."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._module = ModuleType(MODULE)
@@ -49,7 +49,7 @@ class Handled:
         monkeypatch.setattr(python, "_SLOTS", {})
 
     def are_free(self, number: int) -> bool:
-        """True when as many slots of the one destination are free."""
+        """Return whether exactly so many slots of the destination are free."""
         (slots,) = python._SLOTS.values()
         return slots._value == number
 
@@ -58,11 +58,11 @@ class Handled:
     ) -> Outcome:
         vars(self._module)["on_event"] = function
         delivery = msgspec.structs.replace(EVENT, **changes)
-        return deliver(configured(f"{MODULE}:on_event", extra), delivery, context(lease))
+        return deliver(write_config(f"{MODULE}:on_event", extra), delivery, context(lease))
 
 
 class Held:
-    """A function that does not return before it is let go; `began` is released once for each call."""
+    """A function that blocks until `let_go`; `began` is released for each call."""
 
     def __init__(self) -> None:
         self.began = threading.Semaphore(0)
@@ -101,21 +101,21 @@ def raising(error: BaseException) -> Act:
 
 
 def nothing(_: Event) -> None:
-    """All is well."""
+    """Succeed."""
 
 
 def failure(outcome: Outcome) -> tuple[str, str, str]:
-    """Its class, its error, and what is known of its one call."""
-    (call,) = failed(outcome).calls
-    return failed(outcome).error_class, failed(outcome).error, call.sent
+    """Return error class, error and `sent` of the one call."""
+    (call,) = as_failed(outcome).calls
+    return as_failed(outcome).error_class, as_failed(outcome).error, call.sent
 
 
-# --- what it is given
+# --- the event
 
 
-def test_it_is_given_all_that_is_known_of_the_event(handled: Handled) -> None:
+def test_a_handler_gets_all_fields_of_the_event(handled: Handled) -> None:
     seen: list[Event] = []
-    outcome = delivered(handled(seen.append))
+    outcome = as_delivered(handled(seen.append))
     (call,) = outcome.calls
     assert (outcome.did, call.step, call.method, call.sent) == ("handled", "handle", "CALL", "answered")
     assert call.url == f"{MODULE}:on_event"
@@ -162,7 +162,7 @@ def test_an_erased_event_is_skipped_without_a_call(handled: Handled) -> None:
     assert handled(raising(AssertionError()), body=None) == Skipped((), "the event's body was erased")
 
 
-# --- what it raises
+# --- exceptions
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_an_erased_event_is_skipped_without_a_call(handled: Handled) -> None:
 def test_a_function_says_by_an_exception_how_it_ends(
     handled: Handled, raised: Exception, told: str | None, ends: str | float | None
 ) -> None:
-    """Skipped, dead at once, or tried again: by the schedule, and not before it asked."""
+    """The delivery is skipped, dead, or retried by the schedule but not before the requested time."""
     outcome = handled(raising(raised))
     fact = decide(EVENT, outcome, POLICY, NOW)
     if told is None:
@@ -209,16 +209,16 @@ def test_anything_else_is_a_bug_of_which_the_log_has_type_and_place_but_not_the_
     assert isinstance(decide(EVENT, outcome, POLICY, NOW), facts.AttemptFailed)
 
 
-def test_any_text_that_it_says_can_be_stored(handled: Handled) -> None:
-    outcome = failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
+def test_any_text_of_an_exception_can_be_stored(handled: Handled) -> None:
+    outcome = as_failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
     assert len(outcome.error.encode()) < 600
     json.dumps(facts.detail_of(decide(EVENT, outcome, POLICY, NOW)), ensure_ascii=False).encode()
 
 
-# --- what it takes too long for
+# --- timeouts and leases
 
 
-def test_one_that_does_not_return_in_time_is_left_behind_and_what_it_did_is_unknown(
+def test_a_handler_that_does_not_return_in_time_is_left_behind_with_an_unknown_outcome(
     handled: Handled, held: Held
 ) -> None:
     outcome = handled(held, extra='timeout = "10ms"')
@@ -258,10 +258,10 @@ def test_a_lease_that_is_renewed_lets_it_run_on(handled: Handled) -> None:
             enough.set()
         return looks[-1] + 0.05
 
-    delivered(handled(lambda _: enough.wait(30), lease=lease))
+    as_delivered(handled(lambda _: enough.wait(30), lease=lease))
 
 
-def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(handled: Handled, held: Held) -> None:
+def test_nothing_is_called_while_as_many_calls_as_the_concurrency_are_left_behind(handled: Handled, held: Held) -> None:
     short = 'timeout = "10ms"\nconcurrency = 2'
     for _ in range(2):
         assert failure(handled(held, extra=short))[0] == "unknown"
@@ -270,7 +270,7 @@ def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(
 
     held.let_go()
     until(lambda: handled.are_free(2), "both have returned")
-    delivered(handled(nothing, extra="concurrency = 2"))
+    as_delivered(handled(nothing, extra="concurrency = 2"))
 
 
 def test_a_call_waits_for_room_while_others_still_work_and_is_not_made_if_its_time_ends_before(
@@ -283,8 +283,8 @@ def test_a_call_waits_for_room_while_others_still_work_and_is_not_made_if_its_ti
         assert failure(handled(raising(AssertionError()), extra=f'timeout = "20ms"\n{one}'))[0] == "not_sent"
         second = pool.submit(handled, nothing, extra=one)
         held.let_go()
-        delivered(first.result())
-        delivered(second.result())
+        as_delivered(first.result())
+        as_delivered(second.result())
 
 
 _numbers = count(1)
@@ -292,7 +292,7 @@ _numbers = count(1)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of inbox.toml; modules imported from it are forgotten afterwards."""
+    """Folder of inbox.toml, whose imported modules are removed afterwards."""
     monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -305,7 +305,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def written(folder: Path) -> Callable[[str], str]:
-    """Writes a module into the folder; gives its name."""
+    """Function that writes a module into the folder and returns its name."""
 
     def write(text: str) -> str:
         name = f"module_of_a_test_{next(_numbers)}"
@@ -317,7 +317,7 @@ def written(folder: Path) -> Callable[[str], str]:
 
 def refusal(function: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        build(configured(function))
+        build(write_config(function))
     return str(caught.value)
 
 
@@ -384,10 +384,10 @@ def test_a_function_that_would_not_work_is_refused_before_it_is_called(
     assert why in refusal(f"{written(text)}:on_event")
 
 
-# --- what the file may say
+# --- the configuration
 
 
 @pytest.mark.parametrize("function", ["", "module", "module:", ":name", "a.b:c d", "a..b:c", "1a:b", "a:b()", "a/b:c"])
 def test_a_function_is_named_by_module_and_name(function: str) -> None:
     with pytest.raises(ConfigError, match=r'\[destinations.crm\] function: expected "package.module:name", got'):
-        build(configured(function))
+        build(write_config(function))

@@ -1,4 +1,4 @@
-"""Sync routes: the calls of an attempt and its end, for each answer that both services may give."""
+"""Sync routes: the calls and the outcome of an attempt, for all responses of both services."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inbox.errors import ConfigError
 from relay import destinations
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Unchanged
 from relay.sync.expressions import digest
-from tests.destinations.syncing import (
+from tests.destinations.calling import (
     CREATE,
     DELETE,
     FETCH,
@@ -32,9 +32,9 @@ from tests.destinations.syncing import (
     UPDATE_ANOTHER,
     USER,
     World,
-    changed,
+    replace_in_sync,
 )
-from tests.helpers.delivering import DELIVERY, NOW, a_delivery, context, deliver, delivered, failed, failure
+from tests.helpers.delivering import DELIVERY, NOW, a_delivery, as_delivered, as_failed, context, deliver, failure
 from tests.helpers.scripted import Act, answer, reset
 
 C1, C2, OTHER = ({"id": f"c{n}", "external_id": f"u{of}"} for n, of in ((1, 1), (2, 1), (2, 2)))
@@ -49,19 +49,21 @@ def user(modified: str, **more: object) -> Act:
 
 
 def with_fetch(more: str) -> str:
-    return changed('"/user/{event.entity_id}" }', f'"/user/{{event.entity_id}}", {more} }}')
+    return replace_in_sync('"/user/{event.entity_id}" }', f'"/user/{{event.entity_id}}", {more} }}')
 
 
 def with_find(more: str) -> str:
-    return changed('pick = "items" }', f"{more} }}")
+    return replace_in_sync('pick = "items" }', f"{more} }}")
 
 
 def with_update(more: str) -> str:
-    return changed('update = { path = "/contacts/{target.id}"', f'update = {{ path = "/contacts/{{target.id}}", {more}')
+    return replace_in_sync(
+        'update = { path = "/contacts/{target.id}"', f'update = {{ path = "/contacts/{{target.id}}", {more}'
+    )
 
 
-def told(outcome: Outcome) -> str:
-    """The end of an attempt in one word, and whether the entity was perhaps older than its event."""
+def describe(outcome: Outcome) -> str:
+    """Return the outcome in one word, and whether the entity may be older than its event."""
     match outcome:
         case Delivered():
             return f"{outcome.did}, perhaps stale" if outcome.stale_suspected else outcome.did
@@ -74,7 +76,7 @@ def told(outcome: Outcome) -> str:
 
 
 def test_a_counterpart_that_is_found_is_updated(world: World) -> None:
-    outcome = delivered(world.deliver())
+    outcome = as_delivered(world.deliver())
     assert world.asked == [FETCH, FIND, UPDATE]
     fields = {"external_id": "u1", "name": "Ada", "phone": None}
     assert (outcome.did, outcome.fetch_began_at) == ("updated", NOW)
@@ -91,17 +93,19 @@ def test_a_counterpart_that_is_found_is_updated(world: World) -> None:
 
 
 def test_a_counterpart_that_is_not_found_is_created_without_the_fields_that_would_be_cleared(world: World) -> None:
-    assert told(world.deliver(find=NONE)) == "created"
+    assert describe(world.deliver(find=NONE)) == "created"
     assert json.loads(world.server.seen[2].body) == {"external_id": "u1", "name": "Ada"}
     assert world.server.seen[2].headers["content-type"] == "application/json"
 
 
 def test_an_update_can_replace_and_a_find_can_be_a_post(world: World) -> None:
     world.server.routes |= {"PUT /contacts/c1": [answer()], "POST /contacts": [FOUND]}
-    delivered(world.deliver(sync=with_update('method = "PUT", format = "json"')))
+    as_delivered(world.deliver(sync=with_update('method = "PUT", format = "json"')))
     assert world.server.seen[2].headers["content-type"] == "application/json"
     query = 'method = "POST", body = { query = { id = "{event.entity_id}" } }'
-    delivered(world.deliver(sync=changed('params = { externalId = "{event.entity_id}" }', query), create=FOUND))
+    as_delivered(
+        world.deliver(sync=replace_in_sync('params = { externalId = "{event.entity_id}" }', query), create=FOUND)
+    )
     find = world.server.seen[4]
     assert json.loads(find.body) == {"query": {"id": "u1"}}
     assert "idempotency-key" not in find.headers
@@ -121,7 +125,7 @@ def test_the_idempotency_key_is_of_the_run_and_of_the_fields_that_are_sent(world
 def test_without_a_find_the_update_names_its_counterpart_itself(world: World) -> None:
     sync = "\n".join(line for line in SYNC.splitlines() if "find =" not in line).replace("{target.", "{event.entity_")
     world.server.routes["PATCH /contacts/u1"] = [answer(), answer(404)]
-    assert [told(world.deliver(sync=sync)) for _ in range(2)] == ["updated", "created"]
+    assert [describe(world.deliver(sync=sync)) for _ in range(2)] == ["updated", "created"]
     assert world.asked == [FETCH, "PATCH /contacts/u1", FETCH, "PATCH /contacts/u1", CREATE]
 
 
@@ -138,7 +142,7 @@ def test_the_version_that_was_found_is_sent_along(world: World, if_match: str, f
     assert world.server.seen[-1].headers.get("if-match") == sent
 
 
-# --- the calls, and the end
+# --- calls and outcomes
 
 GONE = answer(410)
 AGAIN, SAME, STALE = (user(at) for at in ("2026-01-01T00:00:00.5Z", "2026-01-01T00:00:00Z", "2025-12-31T23:59:58.5Z"))
@@ -146,22 +150,22 @@ FIRST = f'many = "first"\n{SYNC}'
 SKIP_GONE = f'gone = "skip"\n{SYNC}'
 DEACTIVATE = 'gone = "deactivate"\ndeactivate = { path = "/contacts/{target.id}", body = { active = false }'
 MARK, MARK_ONCE = f"{DEACTIVATE} }}\n{SYNC}", f'{DEACTIVATE}, unless = "target.active == `false`" }}\n{SYNC}'
-WITHOUT_A_PICK = changed(', pick = "items"', "")
+WITHOUT_A_PICK = replace_in_sync(', pick = "items"', "")
 FRESH = with_fetch('tolerance = "1s"')
 NAMED_PLACE = with_fetch('tolerance = "1s", modified = "changed.at"')
 VERIFIED = with_fetch('verify = { id = "event.entity_id" }')
 
 
 class Case(NamedTuple):
-    told: str
+    end: str
     asked: tuple[str, ...]
     delivery: Delivery
     sync: str
     acts: dict[str, Act | list[Act]]
 
 
-def case(told: str, *asked: str, delivery: Delivery = DELIVERY, sync: str = SYNC, **acts: Act | list[Act]) -> Case:
-    return Case(told, asked, delivery, sync, acts)
+def case(end: str, *asked: str, delivery: Delivery = DELIVERY, sync: str = SYNC, **acts: Act | list[Act]) -> Case:
+    return Case(end, asked, delivery, sync, acts)
 
 
 UPDATED, CREATED, REMOVED = ("updated", FETCH, FIND, UPDATE), ("created", FETCH, FIND, CREATE), (FETCH, FIND, REMOVE)
@@ -250,11 +254,11 @@ CASES = {
 @pytest.mark.parametrize("each", CASES.values(), ids=CASES)
 def test_an_attempt_makes_its_calls_and_has_its_end(world: World, each: Case) -> None:
     outcome = world.deliver(each.delivery, dict(each.acts), sync=each.sync)
-    assert (told(outcome), world.asked) == (each.told, list(each.asked))
-    if each.told == "deleted":
+    assert (describe(outcome), world.asked) == (each.end, list(each.asked))
+    if each.end == "deleted":
         assert isinstance(outcome, Delivered)
         assert (outcome.fetch_began_at, outcome.applied_hash) == (NOW, None)
-    if each.told == "deactivated":
+    if each.end == "deactivated":
         assert json.loads(world.server.seen[-1].body) == {"active": False}
         assert world.server.seen[-1].headers["content-type"] == "application/json"
 
@@ -262,13 +266,13 @@ def test_an_attempt_makes_its_calls_and_has_its_end(world: World, each: Case) ->
 @pytest.mark.parametrize("sync", [SYNC, WITHOUT_A_PICK], ids=["pick", "no pick"])
 @pytest.mark.parametrize("none", [NONE, answer(204), answer(404), GONE])
 def test_every_way_to_say_that_there_is_none_is_understood(world: World, sync: str, none: Act) -> None:
-    assert told(world.deliver(sync=sync, find=none)) == "created"
+    assert describe(world.deliver(sync=sync, find=none)) == "created"
 
 
 @pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
 def test_a_last_change_that_is_still_to_come_is_not_told(world: World, delivery: Delivery) -> None:
-    """It would prove of every later event that it is known already."""
-    outcome = delivered(world.deliver(delivery, fetch=user("2126-01-01T00:00:00Z")))
+    """It would make every later event look covered."""
+    outcome = as_delivered(world.deliver(delivery, fetch=user("2126-01-01T00:00:00Z")))
     assert (outcome.did, outcome.last_modified) == ("updated", None)
 
 
@@ -288,7 +292,7 @@ def test_a_last_change_that_is_still_to_come_is_not_told(world: World, delivery:
     ],
 )
 def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, act: Act, error_class: str) -> None:
-    outcome = failed(world.deliver(acts={step: act}))
+    outcome = as_failed(world.deliver(acts={step: act}))
     assert outcome.error_class == error_class
     assert outcome.error.startswith(f"{step}: ")
     assert outcome.calls[-1].step == step
@@ -330,7 +334,7 @@ BAD: list[tuple[str, str, Act, str]] = [
 def test_an_answer_that_the_step_can_not_use_is_bad_and_nothing_is_written(
     world: World, step: str, sync: str, act: Act, error: str
 ) -> None:
-    outcome = failed(world.deliver(acts={step: act}, sync=sync))
+    outcome = as_failed(world.deliver(acts={step: act}, sync=sync))
     assert outcome.error_class == "bad_answer"
     assert outcome.error.startswith(f"{step}: ")
     assert error in outcome.error
@@ -365,16 +369,16 @@ def test_of_an_entity_that_is_not_the_one_that_was_asked_for_nothing_is_written(
 def test_nothing_is_written_to_a_match_that_was_not_searched_for(
     world: World, delivery: Delivery, sync: str, acts: dict[str, Act | list[Act]]
 ) -> None:
-    """As of a service that takes no notice of the param, and lists any user that it has."""
+    """A service may ignore the parameter and list any user."""
     error_class, error = failure(world.deliver(delivery, acts, sync=sync))
     assert error_class == "bad_answer"
     assert error.startswith("find: the match has 'u2' at external_id, and 'u1' was searched for: ")
     assert world.asked[-1] == FIND
-    assert told(world.deliver(sync=FIRST, find=page(C1, OTHER))) == "updated"
+    assert describe(world.deliver(sync=FIRST, find=page(C1, OTHER))) == "updated"
 
 
 LONG = "\u0301" * 1_100
-"""Marks, which Python sorts for seconds while it normalises very many, without letting another thread run."""
+"""Combining marks, whose normalization would block all threads for seconds."""
 
 
 @pytest.mark.parametrize(
@@ -390,13 +394,13 @@ def test_a_value_that_a_template_can_not_take_is_a_mapping_failure_before_its_ca
     world: World, old: str, new: str, found: Act, steps: list[str]
 ) -> None:
     event = a_delivery(body=msgspec.json.encode({"note": LONG}))
-    outcome = failed(world.deliver(event, sync=changed(old, new), find=found))
+    outcome = as_failed(world.deliver(event, sync=replace_in_sync(old, new), find=found))
     assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", steps)
 
 
 def test_no_further_step_starts_when_the_lease_has_ended(world: World) -> None:
     leases = iter([float("inf")])
-    assert failed(world.deliver(within=context(lambda: next(leases, 0.0)))).error_class == "lease_lost"
+    assert as_failed(world.deliver(within=context(lambda: next(leases, 0.0)))).error_class == "lease_lost"
 
 
 @pytest.mark.parametrize("status", [404, 410])
@@ -410,32 +414,32 @@ def test_a_token_url_that_is_not_there_says_nothing_of_an_entity_or_its_counterp
     auth = ApiOauth2(f"{world.server.url}/token", client_id=Secret("me"), client_secret=Secret("pass-word"))
     endpoints = {name: msgspec.structs.replace(each, auth=auth) for name, each in getattr(config, table).items()}
     outcome = deliver(msgspec.structs.replace(config, **{table: endpoints}), delivery)
-    assert failed(outcome).error_class == "auth"
+    assert as_failed(outcome).error_class == "auth"
     assert set(world.asked) <= {FETCH, "POST /token"}
 
 
-# --- only if there is anything new
+# --- unchanged fields
 
 
 def test_fields_that_were_sent_last_are_not_sent_again_if_the_route_says_so(world: World) -> None:
     body = 'body = { contact = "{fields}", labels = "{entity.labels}" }'
     sync = f"skip_unchanged = true\n{with_update(body)}"
     tagged = answer(200, {**USER, "labels": ["a"]})
-    again = a_delivery(applied_hash=delivered(world.deliver(sync=sync, fetch=tagged)).applied_hash)
+    again = a_delivery(applied_hash=as_delivered(world.deliver(sync=sync, fetch=tagged)).applied_hash)
     outcome = world.deliver(again, sync=sync, fetch=tagged)
     assert isinstance(outcome, Unchanged)
     assert [call.step for call in outcome.calls] == ["fetch", "find"]
     for delivery, how in (
         (again, {"fetch": answer(200, {**USER, "labels": ["a"], "name": "Grace"})}),
-        (again, {"fetch": answer(200, {**USER, "labels": ["a", "b"]})}),  # which the body has besides the fields
+        (again, {"fetch": answer(200, {**USER, "labels": ["a", "b"]})}),  # labels are in the body but not in the fields
         (again, {"fetch": tagged, "find": NONE}),
-        (msgspec.structs.replace(again, run=1), {"fetch": tagged}),  # a person's word
+        (msgspec.structs.replace(again, run=1), {"fetch": tagged}),  # an operator's replay
     ):
-        delivered(world.deliver(delivery, dict(how), sync=sync))
-    delivered(world.deliver(again, sync=with_update(body), fetch=tagged))
+        as_delivered(world.deliver(delivery, dict(how), sync=sync))
+    as_delivered(world.deliver(again, sync=with_update(body), fetch=tagged))
 
 
-# --- maps, whose rules tests/core/test_mapping.py has
+# --- maps; tests/core/test_mapping.py tests their rules
 
 MAP = 'map = { name = "entity.name", phone = "entity.phone", external_id = "event.entity_id" }'
 RICH = """map.name = "entity.name"
@@ -460,10 +464,10 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hooks")
 def test_a_map_arrives_at_the_counterpart_and_an_error_in_it_keeps_it_from_being_written(world: World) -> None:
-    sync = changed(MAP, RICH)
+    sync = replace_in_sync(MAP, RICH)
     fields = {"external_id": "u1", "name": "Ada", "age": 36, "gender": "female", "tenant": "north", "initial": "A"}
     for found, more in ((FOUND, {"phone": None, "is_new": False}), (NONE, {"is_new": True})):
-        delivered(world.deliver(sync=sync, fetch=answer(200, ENTITY), find=found))
+        as_delivered(world.deliver(sync=sync, fetch=answer(200, ENTITY), find=found))
         assert json.loads(world.server.seen[-1].body) == {**fields, "seq": 7, **more}
     error = failure(world.deliver(sync=sync, fetch=answer(200, {**ENTITY, "age": "old"})))
     assert error == ("mapping", "routes.user-to-crm.sync.map.age: the value is text that is no whole number")
@@ -496,7 +500,9 @@ def test_a_mistake_is_told_with_its_key(world: World, sync: str, why: str) -> No
 
 @pytest.mark.usefixtures("hooks")
 def test_every_mistake_of_every_route_is_told_at_the_start(world: World) -> None:
-    wrong = changed(MAP, 'map = { a = "entity.[", b = { from = "thing" }, c = { function = "hooks_of_sync_test:no" } }')
+    wrong = replace_in_sync(
+        MAP, 'map = { a = "entity.[", b = { from = "thing" }, c = { function = "hooks_of_sync_test:no" } }'
+    )
     for old, new in (
         ('clear_when_absent = ["phone"]', ""),
         ('"/user/{event.entity_id}"', '"/user/{entity.id}/{thing}", params = { a = "{", b = "{}" }'),

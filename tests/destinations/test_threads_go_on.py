@@ -1,4 +1,4 @@
-"""No exception ends a thread of the relay, and of one that nobody has thought of the log has type and place alone."""
+"""No exception ends a thread of the relay, and unexpected ones are logged with type and place alone."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.destinations.base import without_lease
 from relay.observe import Observer
 from relay.store.deliveries import claim_of
-from tests.destinations.calling import POST, Called, client_of
+from tests.destinations.calling import POST, Called, make_client
 from tests.helpers.delivering import DELIVERY, NOW, ROUTE, context
 from tests.helpers.scripted import ScriptedServer, answer, hang, raw, then_close
 
-SECRET = "s3cr3t-of-somebody"  # it is planted
+SECRET = "s3cr3t-of-a-test"  # it is planted
 SUSPENDED = 20.0
 BUGS = [ValueError(SECRET), SystemExit(SECRET), asyncio.CancelledError(SECRET), KeyboardInterrupt(SECRET)]
 ALERT = Posted(1, NOW, Alert("step_failed", "x", firing=True))
@@ -38,7 +38,7 @@ ALERT = Posted(1, NOW, Alert("step_failed", "x", firing=True))
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
 def test_a_worker_goes_on_after_a_bug(bug: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
-        bugs = [bug]  # noqa: RUF012  # of this test
+        bugs = [bug]  # noqa: RUF012  # reset for each test
 
         def __call__(self, _delivery: Delivery, _context: object) -> Outcome:
             if self.bugs:
@@ -94,19 +94,19 @@ def test_names_are_resolved_after_a_bug_in_the_resolver(bug: Exception, monkeypa
         raise bug
 
     monkeypatch.setattr(socket, "getaddrinfo", broken)
-    client = client_of("http://odd.example", timeout=Duration(10))
+    client = make_client("http://odd.example", timeout=Duration(10))
     results = [client.call(request, context()) for request in [POST] * 20]
     assert {(result.error_class, result.call.sent) for result in results} == {("not_sent", "not_sent")}
     assert len(asked) == 20
     assert SECRET not in repr(results)
 
 
-# --- a machine that is suspended with deliveries in hand
+# --- a machine suspended with deliveries in flight
 
 
 @pytest.fixture
 def suspend(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Suspends the machine: its clock of the time since it was started goes on, and the others stand still."""
+    """Function that suspends the machine: its boot-time clock goes on, the others stand still."""
     real, slept = time.clock_gettime, [0.0]
 
     def read(which: int) -> float:
@@ -138,11 +138,11 @@ def test_under_a_lease_that_ended_meanwhile_no_call_begins_and_one_that_runs_is_
     assert (len(call.server.seen), leases.trusted()) == (1, [])
 
 
-# --- what a log may show
+# --- the log
 
 
-def raised_with_a_row() -> BaseException:
-    """As a driver raises it: its words have the row, and SQLAlchemy's what was bound."""
+def raise_with_a_row() -> BaseException:
+    """Return an error as a driver raises it, with the row and the bound values in its text."""
 
     def drive() -> None:
         int(f"DETAIL: Key (id)=({SECRET}) already exists")
@@ -159,7 +159,7 @@ def raised_with_a_row() -> BaseException:
 
 
 def test_a_failed_step_is_logged_with_all_its_frames_and_none_of_its_values(caplog: pytest.LogCaptureFixture) -> None:
-    error = raised_with_a_row()
+    error = raise_with_a_row()
     assert SECRET in str(error)
     Observer().step_failed("record", error, 1.0)
     Observer().tell("bug_in_thread", bug=error, subject="sweeps")

@@ -43,6 +43,7 @@ ON_A_MACHINE = {"docs/tutorial/go-live.md": "tests/docs/test_go_live_page.py"}
 FIRST = "docs/tutorial/quickstart.md"
 SECOND = "docs/tutorial/integrate-two-services.md"
 """The page whose commands are run each time, after those of `FIRST`, where it goes on; those of the others when there is time."""
+ALSO_AFTER_THE_FIRST = "docs/how-to/add-a-sync.md"
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
@@ -64,7 +65,7 @@ def test_every_block_is_of_a_kind_that_a_test_looks_at_and_a_configuration_is_wh
     ],
 )
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Path) -> None:
-    read = [*(blocks(PAGES[FIRST]) if page == SECOND else ()), *blocks(PAGES[page])]
+    read = [*(blocks(PAGES[FIRST]) if page in (SECOND, ALSO_AFTER_THE_FIRST) else ()), *blocks(PAGES[page])]
     with shell(tmp_path) as terminal:
         for position, block in enumerate(read):
             if block.info == "toml":

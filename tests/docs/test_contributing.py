@@ -122,4 +122,4 @@ def test_they_are_written_as_the_house_writes(copy: Path) -> None:
 def test_the_documentation_can_be_made_with_them(copy: Path) -> None:
     run(copy, "docs/generate.py")
     assert 'with `kind = "note"`' in (copy / "docs/reference/configuration.md").read_text(encoding="utf-8")
-    assert "| `python` | text | not null |" in (copy / "docs/reference/schema.md").read_text("utf-8")
+    assert "- `python` (text): version of Python it runs on\n" in (copy / "docs/reference/schema.md").read_text("utf-8")

@@ -13,7 +13,7 @@ import pytest
 
 from docs import generate
 from docs.blocks.common import MEANINGS
-from docs.blocks.configuration import config_keys
+from docs.blocks.configuration import list_config_keys
 from inbox.config import model, sources, sync
 from inbox.loader.load import parse_config
 from relay import destinations
@@ -54,7 +54,7 @@ def keys_of(value: object) -> set[str]:
 
 def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
     example = the_block("docs/reference/configuration.md", "toml")
-    documented = set(re.findall(r"^\| `(\w+)` \|", config_keys(), re.MULTILINE))
+    documented = set(re.findall(r"^- `(\w+)` ", list_config_keys(), re.MULTILINE))
     tree = tomllib.loads(example)
     missing = documented - keys_of(tree)
     assert missing <= {"token", "user", "password", "value", "name"}, missing

@@ -15,7 +15,7 @@ from tests.docs.pages import PAGES, Block, Shell, blocks, shell, the_block
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.machine import ROOM, program
 from tests.helpers.relaying import give_up
-from tests.helpers.tables import facts, stored
+from tests.helpers.tables import facts, read_inbox
 from tests.helpers.traffic import events
 from tests.helpers.webhooks import config_text
 
@@ -61,7 +61,7 @@ def test_a_dump_is_restored_with_roles_and_a_base_backup_is_taken(server: Killab
             if block.info == "sh":
                 types(terminal, block.text.replace("/backup", str(tmp_path)))
     after = opened(server, "restored")
-    assert (stored(after), facts(after)) == (stored(before), facts(before))
+    assert (read_inbox(after), facts(after)) == (read_inbox(before), facts(before))
     with after.connect() as connection:
         assert connection.exec_driver_sql(MAY.format(role="inbox_reader")).all() == [("inbox_reader", True)]
     assert (tmp_path / "base" / "backup_manifest").exists()

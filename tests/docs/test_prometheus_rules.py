@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from docs.blocks.metrics import alerts, runbook_of
+from docs.blocks.metrics import name_runbook, read_alerts
 from relay.delivery.alerts import SENTENCES
 from relay.doctor.examinations import EXAMINATIONS
 from tests.docs.pages import PAGES, ROOT, blocks, shell
@@ -21,7 +21,7 @@ from tests.helpers.metrics import unknown_in
 FOLDER = ROOT / "deploy" / "prometheus"
 RUNBOOKS = "docs/how-to/runbooks/"
 SITE = "https://docs.example.com/"
-ALERTS = list(alerts())
+ALERTS = list(read_alerts())
 RECORDS: list[dict[str, Any]] = [
     rule
     for group in yaml.safe_load((FOLDER / "slo.yml").read_text(encoding="utf-8"))["groups"]
@@ -103,12 +103,12 @@ def test_every_alert_has_a_severity_and_a_runbook_and_every_runbook_an_alert() -
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert rule["labels"]["service"] == "inbox-relay"
         assert rule["annotations"]["summary"].endswith(".")
-        assert rule["annotations"]["runbook_url"] == SITE + page_of(RUNBOOKS + runbook_of(rule["alert"]))
+        assert rule["annotations"]["runbook_url"] == SITE + page_of(RUNBOOKS + name_runbook(rule["alert"]))
     pages = {page: text for page, text in PAGES.items() if page.startswith(RUNBOOKS) and not page.endswith("README.md")}
-    assert pages.keys() == {RUNBOOKS + runbook_of(rule["alert"]) for rule in ALERTS}
+    assert pages.keys() == {RUNBOOKS + name_runbook(rule["alert"]) for rule in ALERTS}
     for page, text in pages.items():
         title, *sections = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-        assert page.endswith("/" + runbook_of(title))
+        assert page.endswith("/" + name_runbook(title))
         assert sections == ["Meaning", "Diagnose", "Fix"], page
         assert len(text.splitlines()) <= 45, f"{page}: a person with an alert reads a screen"
 

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.schema import CreateTable
 
-from docs.blocks.commands import relay_commands
-from docs.blocks.configuration import config_keys
+from docs.blocks.commands import describe_relay
+from docs.blocks.configuration import list_config_keys
 from inbox.db import views  # noqa: F401  # it attaches the views to the metadata
 from inbox.db.dialect import sqlite_functions
 from inbox.db.engine import PINNED
@@ -92,7 +92,7 @@ def words_of_the_schema() -> set[str]:
     ["docs/explanation/way-of-a-webhook.md", "docs/reference/states.md", "docs/reference/schema.md"],
 )
 def test_every_table_and_column_that_is_named_exists(page: str) -> None:
-    keys = set(re.findall(r"^\| `(\w+)` \|", config_keys(), re.MULTILINE))
+    keys = set(re.findall(r"^- `(\w+)` ", list_config_keys(), re.MULTILINE))
     counted = {metric.name for metric in (*metrics.RECEIVER, *metrics.RELAY)}
     said = {*State, *Step, *SENTENCES, *keys, *counted, *get_args(FindingName), *PINNED}
     said |= {"blocks_lane", "crash_loop", "error_class", "key_parts"}
@@ -147,7 +147,7 @@ def test_every_page_lies_below_its_kind() -> None:
 
 def test_commands_that_pages_name_exist() -> None:
     known = set(re.findall(r"^##+ `((?:inbox|relay)(?: [a-z]+)*)", PAGES["docs/reference/cli.md"], re.MULTILINE))
-    assert "`relay run`" in relay_commands()
+    assert "`relay run`" in describe_relay()
     for page in (each for each in PAGE_NAMES if each != "CHANGELOG.md"):  # which names what is gone
         for code in _CODE.findall(prose(page)):
             if re.fullmatch(r"(inbox|relay) [a-z]+( [a-z]+)?", code):

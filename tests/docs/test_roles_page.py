@@ -7,7 +7,7 @@ import shlex
 
 from inbox.db.migrate import ROLES, roles_script
 from tests.docs.pages import PAGES, the_block
-from tests.helpers.machine import asked
+from tests.helpers.machine import run_sqlite_shell
 
 PAGE = "docs/how-to/limit-what-roles-may-do.md"
 
@@ -24,4 +24,4 @@ def test_each_role_and_each_of_its_settings_has_its_row() -> None:
 
 def test_the_command_of_the_page_reads_a_sqlite_file(sqlite_database_url: str) -> None:
     _, where, query = shlex.split(the_block(PAGE, "sh", "mode=ro"))
-    assert asked(where.replace("inbox.db", sqlite_database_url.removeprefix("sqlite:///")), query) == "0"
+    assert run_sqlite_shell(where.replace("inbox.db", sqlite_database_url.removeprefix("sqlite:///")), query) == "0"

@@ -11,7 +11,7 @@ from inbox.loader.load import parse_config
 from relay import destinations
 from relay.delivery.outcome import Delivered, Delivery
 from tests.docs.pages import PAGES, blocks
-from tests.helpers.delivering import LOCAL, a_delivery, context, delivered
+from tests.helpers.delivering import LOCAL, a_delivery, as_delivered, context
 from tests.helpers.scripted import ScriptedServer, answer, serving
 
 GITHUB, SHOP = (
@@ -31,7 +31,7 @@ def of_this_machine(text: str, server: ScriptedServer) -> Config:
 
 def deliver(config: Config, delivery: Delivery) -> Delivered:
     (route,) = config.routes
-    return delivered(destinations.build(config)[route](delivery, context()))
+    return as_delivered(destinations.build(config)[route](delivery, context()))
 
 
 @pytest.fixture(autouse=True)

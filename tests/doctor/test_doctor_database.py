@@ -15,7 +15,7 @@ from inbox.db import migrate
 from inbox.events.timestamps import time_text
 from relay.store.nodes import hash_of
 from tests.doctor.examining import HOST, environment_of, examined, found, installation, run_sql, start_a_relay, told
-from tests.helpers.databases import granted
+from tests.helpers.databases import grant_roles
 from tests.helpers.processes import invoke
 from tests.helpers.relaying import give_up
 from tests.helpers.webhooks import config_text, moment
@@ -73,7 +73,7 @@ def test_an_owner_whose_transactions_may_stay_open_is_found_until_the_roles_are_
         patch.setattr(migrate, "lacking_rights", lambda _engine: ["mine"])
         assert found(place, "rights") == [("rights_lacking", "mine")]
     assert found(place, "rights") == []  # where there are no roles
-    with granted(postgres_database_url, prefix) as roles:
+    with grant_roles(postgres_database_url, prefix) as roles:
         assert found(place, "rights") == []
         owner = postgres_engine.url.username
         run_sql(postgres_engine, f'ALTER ROLE "{owner}" IN DATABASE "{postgres_engine.url.database}" RESET ALL')

@@ -25,9 +25,9 @@ from tests.doctor.examining import (
     run_sql,
     start_a_relay,
 )
-from tests.helpers.databases import opened
+from tests.helpers.databases import open_engine
 from tests.helpers.processes import invoke
-from tests.helpers.scripted import closed_port
+from tests.helpers.scripted import find_closed_port
 
 OF_THE_TESTS_SERVER = {"fsync", "full_page_writes"}
 """Settings of the tests' own Postgres, which writes nothing through to its disk."""
@@ -47,7 +47,7 @@ def test_the_command_exits_with_0_and_says_well(
     tmp_path: Path, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = installation(tmp_path, sqlite_database_url)
-    with opened(sqlite_database_url) as engine:
+    with open_engine(sqlite_database_url) as engine:
         start_a_relay(engine)
     monkeypatch.setenv("COLUMNS", "80")
     ended = invoke("inbox", "doctor", **environment_of(place))
@@ -74,7 +74,7 @@ def test_only_the_wanted_examination_is_made_and_a_wrong_name_gets_the_nearest(
 
 
 def test_a_database_that_does_not_answer_is_one_finding_and_the_others_need_it(tmp_path: Path) -> None:
-    place = installation(tmp_path, f"postgresql+psycopg://relay:hidden@127.0.0.1:{closed_port()}/inbox")
+    place = installation(tmp_path, f"postgresql+psycopg://relay:hidden@127.0.0.1:{find_closed_port()}/inbox")
     ended = invoke("inbox", "doctor", "--json", **environment_of(place))
     document = json.loads(ended.stdout)
     assert [each["kind"] for each in document["examinations"][0]["findings"]] == ["database_unreachable"]
@@ -146,7 +146,7 @@ _ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELE
 
 
 def test_a_locked_table_is_not_waited_for(tmp_path: Path, postgres_database_url: str) -> None:
-    with opened(postgres_database_url) as engine, engine.begin() as other:
+    with open_engine(postgres_database_url) as engine, engine.begin() as other:
         other.execute(text("LOCK TABLE gate IN ACCESS EXCLUSIVE MODE"))
         result = examined(installation(tmp_path, postgres_database_url), "relay")
     assert "lock timeout" in (result.needs or "")
@@ -165,7 +165,7 @@ def test_a_sqlite_file_stays_byte_for_byte(tmp_path: Path, sqlite_database_url: 
 
 def test_a_role_without_rights_sees_what_each_examination_needs(tmp_path: Path, postgres_database_url: str) -> None:
     role = "doctor_without_rights"
-    with opened(postgres_database_url) as engine:
+    with open_engine(postgres_database_url) as engine:
         run_sql(engine, f"CREATE ROLE {role} LOGIN")
         try:
             url = make_url(postgres_database_url).set(username=role).render_as_string(hide_password=False)

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.doctor.examining import found, installation, run_sql
-from tests.helpers.databases import opened
+from tests.helpers.databases import open_engine
 
 HEAD, TRIGGER = "ux_open_delivery_head", "delivery_log_deletes_old_attempts_only"
 FUNCTION = "inbox_is_not_truncated"
@@ -71,7 +71,7 @@ def written(engine: Engine, change: str) -> str:
 def test_a_change_is_found(change: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     kind, statements, subject = CHANGES[change]
     url = request.getfixturevalue(f"{kind}_database_url")
-    with opened(url) as engine:
+    with open_engine(url) as engine:
         for statement in statements:
             run_sql(engine, written(engine, statement))
     assert found(installation(tmp_path, url), "schema") == [("schema_differs", subject)]

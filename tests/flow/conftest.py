@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from relay.delivery.policy import policies
-from tests.destinations.syncing import SYNC
+from tests.destinations.calling import SYNC
 from tests.helpers.daemon import Flow, Rig, SyncSteps, flowing, hurry
 from tests.helpers.databases import url_of_kind
 from tests.helpers.receiver import Receiver, receiving

@@ -20,7 +20,7 @@ from inbox.receiver import app, wait
 from inbox.receiver.wait import POLL_SECONDS, OutcomeWaiter
 from inbox.receiver.webhook import LONGEST_WAIT_SECONDS, wait_timeout
 from tests.helpers.databases import ON_BOTH
-from tests.helpers.receiver import PROBLEM, Receiver, a_link, ask, receiving, served, status_of, webhook
+from tests.helpers.receiver import PROBLEM, Receiver, a_link, ask, receiving, serve_receiver, status_of, webhook
 from tests.helpers.relaying import HOPELESS, Scripted, Steps, fill
 from tests.helpers.tables import count
 from tests.helpers.waiting import LONGEST_SECONDS, until, until_async
@@ -111,7 +111,7 @@ def test_a_sender_that_hangs_up_makes_room_and_one_that_closed_its_half_is_told(
     config: Config, database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wait, "MOST_WAITING_OF_A_SOURCE", 1)
-    with served(database_url, config) as port:
+    with serve_receiver(database_url, config) as port:
         with socket.create_connection(("127.0.0.1", port)) as gone:
             gone.sendall(webhook(b"Prefer: wait=60"))
             until(lambda: b"too many wait" in ask(port, webhook(b"Prefer: wait=0")), "the first one waits")

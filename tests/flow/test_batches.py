@@ -30,7 +30,7 @@ from inbox.errors import InvalidEvent, RequestError, Unavailable
 from inbox.events.event import Event, Receipt
 from inbox.receiver.webhook import OFFLOADED_BYTES
 from inbox.receiver.writer import GroupCommit
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, connect_postgres, gone, locked
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, connect_postgres, gone, lock_inbox
 from tests.helpers.receiver import a_link, receiving
 from tests.helpers.storing import an_event
 from tests.helpers.tables import count, rows
@@ -349,7 +349,7 @@ async def test_a_link_that_cannot_be_opened_leaves_no_thread(database_url: str) 
 
 @ON_BOTH
 async def test_the_event_loop_goes_on_while_the_database_is_locked(link: Link, database_url: str) -> None:
-    with locked(database_url):
+    with lock_inbox(database_url):
         waiting = asyncio.create_task(link.run(probe))
         for _ in range(20):
             await asyncio.sleep(0)

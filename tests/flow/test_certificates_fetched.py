@@ -28,7 +28,7 @@ from inbox.sources.keys import CertificateStore, CertificateUrl, MissingCertific
 from inbox.sources.presets.sns import _NAMES, _URL
 from tests.helpers.certificate_host import CertificateHost, certificate_host, pem_of, signing_key
 from tests.helpers.receiver import Memory, Receiver
-from tests.helpers.scripted import Act, ScriptedServer, answer, drip, drip_body, hang, hundred_megabytes
+from tests.helpers.scripted import Act, ScriptedServer, answer, drip, drip_body, hang, send_hundred_megabytes
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import TOKEN
 from tests.sources import certified
@@ -84,7 +84,7 @@ def test_any_answer_but_200_is_none_and_no_redirect_is_followed(host: Certificat
 
 
 def test_a_huge_answer_is_left(host: CertificateHost) -> None:
-    host.meet(certified.SNS_PATH, hundred_megabytes(b"HTTP/1.1 200 OK\r\n\r\n"))
+    host.meet(certified.SNS_PATH, send_hundred_megabytes(b"HTTP/1.1 200 OK\r\n\r\n"))
     with pytest.raises(ValueError, match="sends more than"):
         host.get()(URL)
     host.serve(certified.SNS_PATH, certified.SNS_PEM + b"\n" * (fetcher.LARGEST_BYTES - len(certified.SNS_PEM)))
@@ -219,7 +219,7 @@ async def post(receiver: Receiver, message: Mapping[str, str], path: str = "/web
 async def test_messages_of_sns_are_stored_with_one_fetch_and_strangers_have_none_made(host: CertificateHost) -> None:
     host.serve(certified.SNS_PATH, certified.SNS_PEM)
     async with receiving(host) as (receiver, memory):
-        stranger = certified.signed_message(TopicArn="arn:aws:sns:eu-west-1:210987654321:orders")
+        stranger = certified.sign_sns(TopicArn="arn:aws:sns:eu-west-1:210987654321:orders")
         assert await post(receiver, stranger) == 401
         assert await post(receiver, certified.NOTIFICATION, "/webhooks/other/wrong") == 401
         assert await post(receiver, certified.NOTIFICATION, "/webhooks/nobody") == 401
@@ -228,7 +228,7 @@ async def test_messages_of_sns_are_stored_with_one_fetch_and_strangers_have_none
             await receiver.post(certified.PAYPAL_BODY, path="/webhooks/paypal/wrong", headers=headers)
         ).status_code == 401
         assert host.asked == []
-        assert memory.rejected[0].reason == "its topic is none of this source's topics"
+        assert memory.rejected[0].reason == "its topic is not listed in this source's topics"
         assert memory.rejected[0].body is None
 
         assert await post(receiver, {**certified.NOTIFICATION, "Message": "forged"}) == 401
@@ -244,7 +244,7 @@ async def test_messages_of_sns_are_stored_with_one_fetch_and_strangers_have_none
 
 async def test_a_transmission_of_paypal_has_its_certificate_fetched_and_sent_again_is_one_event(tmp_path: Path) -> None:
     now = SystemClock().now()
-    sent = certified.signed_transmission(at=now, webhook="WEBHOOK", paypal_transmission_time=rfc3339(now))
+    sent = certified.sign_paypal(at=now, webhook="WEBHOOK", paypal_transmission_time=rfc3339(now))
     with certificate_host(tmp_path, certified.PAYPAL_HOST) as host:
         host.serve(certified.PAYPAL_PATH, pem_of(certified.PAYPAL_NAME, signing_key()))
         async with receiving(host) as (receiver, memory):

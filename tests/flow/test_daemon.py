@@ -25,8 +25,8 @@ from relay.store.alert_conditions import Watch
 from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.retention import KindState, expiry_of, state_of
-from tests.helpers.daemon import Rig, configured, running, users
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down, opened
+from tests.helpers.daemon import Rig, make_config, running, users
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down, open_engine
 from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, Steps, a_pruner, batches, prune, work_of
 from tests.helpers.scripted import answer, reset
 from tests.helpers.scripted import serving as scripted
@@ -101,7 +101,7 @@ def test_broken_connections_cost_no_delivery_and_no_second_call(rig: Rig, databa
         for part in (40, 80, 120):
             until(lambda: len(rig.downstream.arrivals) >= part, "the drain goes on")
             disconnect(database_url)
-        with opened(database_url) as watching:
+        with open_engine(database_url) as watching:
             until(lambda: not open_states(watching), "everything is delivered")
     assert rig.kinds.count("delivered") == 200
     assert sorted(rig.calls) == sorted(seqs)
@@ -124,7 +124,7 @@ def test_a_start_is_one_commit_which_has_the_routes(engine: Engine) -> None:
                 known = connection.scalar(text("SELECT routes FROM relay_node WHERE id = :node"), {"node": node})
             at_start.append((made, [*as_json(known)]))
 
-    config = prepare(configured("http://127.0.0.1:9/"))
+    config = prepare(make_config("http://127.0.0.1:9/"))
     Relay(Database(engine), config, grace_seconds=0, observer=Watching()).run(drain=True)
     assert at_start == [(1, ["everything"])]
 
@@ -157,7 +157,7 @@ def test_a_new_configuration_takes_unstarted_deliveries_and_the_old_ends_its_cal
     with serving(tmp_path / "new.jsonl") as new, rig.relay(concurrency=1) as relay:
         rig.until_left(in_flight=3)
         until(lambda: held.seqs, "one has begun")
-        relay.reload(prepare(configured(new.url, concurrency=2)))
+        relay.reload(prepare(make_config(new.url, concurrency=2)))
         until(lambda: len(new.arrivals) == 2, "the others go to the new address")
         assert pool_threads() == 1 + 2
         held.go.set()

@@ -30,10 +30,10 @@ from relay.store.leases import LEASE_SECONDS
 from relay.store.sequence import sequence
 from relay.store.work import Work
 from tests.bulkheads.test_steps import LOCKED
-from tests.helpers.daemon import Rig, configured, users
+from tests.helpers.daemon import Rig, make_config, users
 from tests.helpers.databases import ON_POSTGRES, down
-from tests.helpers.locks import locked_by_a_person
-from tests.helpers.relaying import CONFIG, POLICIES, FakeClock, Steps, at_work, work_of
+from tests.helpers.locks import lock_by_hand
+from tests.helpers.relaying import CONFIG, POLICIES, FakeClock, Steps, run_relay, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.tables import count, facts, rows
 from tests.helpers.waiting import stand_still, until
@@ -139,7 +139,7 @@ def test_a_lease_whose_row_is_locked_is_renewed_in_the_next_round(engine: Engine
     steps.do("UPDATE open_delivery SET lease_until = '2026-01-01 00:00:00.000000Z'")
     relay = Relay(Database(engine), PreparedConfig(CONFIG), grace_seconds=0)
     relay._leases.granted(claimed, relay._leases.began_asking())
-    with locked_by_a_person(engine, "SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE"):
+    with lock_by_hand(engine, "SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE"):
         relay._renew()
         assert read_renewed(engine) == [2]
     relay._renew()
@@ -184,9 +184,9 @@ def test_a_call_that_hangs_is_cut_when_the_grace_period_is_over(rig: Rig) -> Non
 def test_a_call_that_is_cut_before_it_is_sent_counts_as_never_made(rig: Rig) -> None:
     rig.arrive("u1")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # no handshake ever ends
-        config = configured(f"https://127.0.0.1:{silent.getsockname()[1]}/")
+        config = make_config(f"https://127.0.0.1:{silent.getsockname()[1]}/")
         relay = Relay(rig.database, prepare(config), grace_seconds=0.2, observer=rig.observer)
-        with at_work(relay):
+        with run_relay(relay):
             connection, _ = silent.accept()
         connection.close()
     assert (rig.kinds, rig.left) == ([], {"ready": 1})

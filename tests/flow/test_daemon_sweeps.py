@@ -26,7 +26,7 @@ from relay.sweep import run as sweep_run
 from relay.sweep import scheduler
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper, scheduled
-from tests.helpers.daemon import Rig, configured
+from tests.helpers.daemon import Rig, make_config
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.relaying import work_of
 from tests.helpers.scripted import serving
@@ -58,7 +58,7 @@ def table(directory: Directory) -> Iterator[str]:
 def sweeper(rig: Rig, table: str) -> Sweeper:
     """One that looks when it is told."""
     turns = scheduled(
-        configured("http://127.0.0.1:9/", more=table.replace("[[sources", 'rate = "1000/s"\n[[sources') + OFTEN)
+        make_config("http://127.0.0.1:9/", more=table.replace("[[sources", 'rate = "1000/s"\n[[sources') + OFTEN)
     )
     stop, now = threading.Event(), SystemClock().now
     steps = Steps(rig.observer)
@@ -168,7 +168,7 @@ def test_its_pages_count_against_the_rate_of_the_api(rig: Rig, sweeper: Sweeper)
 
 
 def test_a_pause_of_api_or_source_pauses_a_sweep(rig: Rig, directory: Directory, table: str, sweeper: Sweeper) -> None:
-    config = configured("http://127.0.0.1:9/", more=table + OFTEN)
+    config = make_config("http://127.0.0.1:9/", more=table + OFTEN)
 
     def work(act: Literal["pause", "resume"], gate: Gate) -> None:
         number = commands.ask(rig.database, act, gate, who="me", why="seen")

@@ -21,11 +21,11 @@ from inbox.sources import PRESETS
 from inbox.sources.base import Sample
 from inbox.sources.signing import Message, sign
 from relay.cli import provider
-from tests.helpers.receiver import Receiver, served
+from tests.helpers.receiver import Receiver, serve_receiver
 from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import config_text
-from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, a_secret, signed_sample
+from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, make_secret, sign_sample
 
 SECRET = "8f742231b10e8888abcd99aaabbb85a5"
 SOURCES = f"""
@@ -173,7 +173,7 @@ async def test_graph_validates_by_query_and_notifies_with_its_client_state(recei
 
 
 async def test_salesforce_gets_its_ack_when_all_notifications_are_stored(receiver: Receiver, engine: Engine) -> None:
-    raw, headers = signed_sample("salesforce", ""), {"Content-Type": "text/xml; charset=utf-8"}
+    raw, headers = sign_sample("salesforce", ""), {"Content-Type": "text/xml; charset=utf-8"}
     for body, status in ((raw.body, 200), (raw.body, 200), (b"<a/>", 422), (b"<!DOCTYPE a><a/>", 400)):
         answer = await ask(receiver, "salesforce/token", headers, body)
         assert answer.status_code == status
@@ -221,9 +221,9 @@ audience = "a"
 
 def source_table(name: str) -> str:
     if name in SIGNING_IN_BODY:
-        proof = f'secrets = ["{a_secret(PRESETS[name])}"]'
+        proof = f'secrets = ["{make_secret(PRESETS[name])}"]'
     elif name in SIGNING:
-        proof = f'secrets = ["{a_secret(PRESETS[name])}"]\npublic_url = "https://hooks.example.com/webhooks/{name}"'
+        proof = f'secrets = ["{make_secret(PRESETS[name])}"]\npublic_url = "https://hooks.example.com/webhooks/{name}"'
     else:
         unsigned = "unsigned = true\n" if PRESETS[name].always_signs else ""  # only its sender can sign
         proof = f'{unsigned}auth = {{ kind = "none" }}'
@@ -240,7 +240,7 @@ def signing_config(sqlite_template: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def signing_url(signing_config: Config) -> Iterator[str]:
-    with served(signing_config.database.url, signing_config) as port:
+    with serve_receiver(signing_config.database.url, signing_config) as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -22,13 +22,13 @@ from relay.daemon.loop import Relay
 from relay.delivery.policy import policies
 from relay.sweep import scheduler
 from tests.docs.pages import PAGES
-from tests.helpers.daemon import Rig, configured
+from tests.helpers.daemon import Rig, make_config
 from tests.helpers.databases import ON_BOTH, ON_POSTGRES, down
 from tests.helpers.delivering import LOCAL, a_delivery, context, deliver
 from tests.helpers.delivering import config_text as delivery_text
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.receiver import Receiver, a_link, receiving
-from tests.helpers.relaying import HOPELESS, Steps, at_work
+from tests.helpers.relaying import HOPELESS, Steps, run_relay
 from tests.helpers.scripted import answer, serving
 from tests.helpers.storing import an_event
 from tests.helpers.tables import rows
@@ -249,10 +249,10 @@ def test_a_relay_traces_attempts_sweeps_and_commands(kept: Kept, rig: Rig, monke
     steps.receive(other)
     directory = Directory({"u9": "2026-01-02T00:00:00Z"})
     with serving(directory) as api, serving(answer(500), answer(204)) as audit:
-        config = configured(audit.url, more=TABLE.format(url=api.url, count=2) + 'every = "1h"\n')
+        config = make_config(audit.url, more=TABLE.format(url=api.url, count=2) + 'every = "1h"\n')
         rig.observer.tracer = kept.tracer
         relay = Relay(rig.database, prepare(config), grace_seconds=5, observer=rig.observer)
-        with at_work(relay):
+        with run_relay(relay):
             steps.do("INSERT INTO relay_command (kind, selection, reason) VALUES ('replay', '{\"seq\": 1}', 'a test')")
             attempts = until(
                 lambda: (found := kept.spans("process everything"))[3:] and found,

@@ -29,7 +29,7 @@ from inbox.sources.signing import Message, sign
 from relay.operations.asks import Rejections
 from relay.store.database import Database
 from relay.store.operator.readmit import read_again
-from tests.helpers.receiver import PROBLEM, Memory, Receiver, a_link, ask, served, status_of, webhook
+from tests.helpers.receiver import PROBLEM, Memory, Receiver, a_link, ask, serve_receiver, status_of, webhook
 from tests.helpers.relaying import FakeClock
 from tests.helpers.storing import a_rejected
 from tests.helpers.tables import Row, count, rows
@@ -101,7 +101,7 @@ def test_a_body_that_ends_early_is_400_and_one_that_does_not_come_in_time_408(
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, half_close: bool, status: int
 ) -> None:
     monkeypatch.setattr(bodies, "READ_WITHIN_SECONDS", 60.0 if half_close else 0.3)
-    with served(database_url) as port:
+    with serve_receiver(database_url) as port:
         answer = ask(port, webhook(length=len(body()) + 20), half_close=half_close)
         assert status_of(answer) == status
         assert PROBLEM.encode() in answer

@@ -13,14 +13,14 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, changed
-from tests.helpers.daemon import BEHIND, Flow, SyncSteps, in_seconds, kinds, relaying, user
+from tests.destinations.calling import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, replace_in_sync
+from tests.helpers.daemon import BEHIND, Flow, SyncSteps, format_seconds, kinds, relaying, user
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.scripted import answer
 from tests.helpers.tables import count, facts, open_states
 from tests.helpers.waiting import until
 
-TOLERANT = changed('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", tolerance = "2s" }')
+TOLERANT = replace_in_sync('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", tolerance = "2s" }')
 FUTURE = "2126-01-01T00:00:00Z"
 
 
@@ -85,7 +85,7 @@ def test_a_delete_that_is_delivered_when_it_is_there_again_keeps_it_in_step(flow
     """Its webhook was slow; the one of the create is slower still."""
     deleted_at = steps.clock.moment
     steps.advance(2)
-    flow.script(fetch=user("Ada", in_seconds(deleted_at + timedelta(seconds=1))))
+    flow.script(fetch=user("Ada", format_seconds(deleted_at + timedelta(seconds=1))))
     steps.tell("DELETE", at=deleted_at)
     assert written(flow) == [UPDATE]
     steps.tell("CREATE", at=deleted_at + timedelta(seconds=1))
@@ -99,7 +99,7 @@ def test_a_delete_after_a_delivered_create_deletes_nothing(flow: Flow, steps: Sy
     deleted_at = steps.clock.moment
     steps.advance(5 if says_when else 90)
     created_at = deleted_at + timedelta(seconds=3)
-    flow.script(fetch=user("Ada", in_seconds(created_at) if says_when else None), find=NONE)
+    flow.script(fetch=user("Ada", format_seconds(created_at) if says_when else None), find=NONE)
     steps.tell("CREATE", at=created_at)
     steps.tell("DELETE", at=deleted_at)
     assert written(flow) == [CREATE]
@@ -121,7 +121,7 @@ def test_a_delete_and_a_create_keep_the_entity(
 ) -> None:
     at = steps.clock.moment.replace(microsecond=0)
     steps.advance(2)
-    flow.script(fetch=user("Ada", in_seconds(at).replace("Z", f"{fraction}Z")))
+    flow.script(fetch=user("Ada", format_seconds(at).replace("Z", f"{fraction}Z")))
     for event_type in order:
         flow.tell(at, event_type)
         if not at_once:
@@ -135,7 +135,7 @@ def test_a_delete_and_a_create_keep_the_entity(
 def test_a_change_and_a_delete_in_one_second_delete_despite_a_late_replica(flow: Flow, steps: SyncSteps) -> None:
     at = steps.clock.moment.replace(microsecond=0)
     steps.advance(2)
-    flow.script(fetch=[user("Ada", in_seconds(at)), user("Ada", in_seconds(at)), answer(404)])
+    flow.script(fetch=[user("Ada", format_seconds(at)), user("Ada", format_seconds(at)), answer(404)])
     flow.tell(at)
     flow.tell(at, "DELETE")
     steps.until_nothing_is_due()

@@ -27,8 +27,8 @@ from relay.store.database import Database
 from relay.store.nodes import read_nodes
 from relay.store.operator import commands
 from tests.helpers.daemon import Rig, users
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE, disconnect, down, locked, read_only
-from tests.helpers.locks import locked_by_a_person
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES, ON_SQLITE, disconnect, down, lock_inbox, read_only
+from tests.helpers.locks import lock_by_hand
 from tests.helpers.receiver import PROBLEM, Receiver, receiving
 from tests.helpers.relaying import FakeClock, work_of
 from tests.helpers.storing import a_row
@@ -54,7 +54,7 @@ def assert_unavailable(answer: Result) -> None:
 
 
 @ON_BOTH
-@pytest.mark.parametrize("outage", [down, locked])
+@pytest.mark.parametrize("outage", [down, lock_inbox])
 async def test_without_a_database_it_is_503_in_time_and_well_again_without_a_restart(
     receiver: Receiver,
     database_url: str,
@@ -318,8 +318,10 @@ def test_rows_that_a_person_keeps_locked_keep_their_route_alone(rig: Rig, well: 
     held = rig.hold()
     with rig.relay(concurrency=16, more=MORE.format(url=well.url)):
         until(lambda: len(held.seqs) == 16, "many are under way")
-        locked = f"SELECT seq FROM open_delivery WHERE route = '{ROUTE}' AND seq IN ({held.seqs[0]}, 40) FOR UPDATE"
-        with locked_by_a_person(rig.engine, locked):
+        rows_in_the_way = (
+            f"SELECT seq FROM open_delivery WHERE route = '{ROUTE}' AND seq IN ({held.seqs[0]}, 40) FOR UPDATE"
+        )
+        with lock_by_hand(rig.engine, rows_in_the_way):
             held.go.set()
             until(lambda: "record" in failing_steps_of(rig), "relay status says so", within=10)
             arrive_on_both(rig, 40)

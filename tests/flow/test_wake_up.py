@@ -28,10 +28,10 @@ from relay.daemon.loop import Relay
 from relay.daemon.wake_up import Listener
 from relay.observe import Observer
 from relay.store.database import Database
-from tests.helpers.daemon import Rig, configured
+from tests.helpers.daemon import Rig, make_config
 from tests.helpers.databases import ON_BOTH, ON_POSTGRES, connect_postgres
-from tests.helpers.receiver import a_link, posted, served
-from tests.helpers.relaying import at_work
+from tests.helpers.receiver import a_link, post_json, serve_receiver
+from tests.helpers.relaying import run_relay
 from tests.helpers.storing import START, an_event
 from tests.helpers.traffic import never_greeting
 from tests.helpers.waiting import until, until_async
@@ -50,9 +50,9 @@ def hardly_ever_looking(monkeypatch: pytest.MonkeyPatch) -> None:
 @ON_BOTH
 @pytest.mark.usefixtures("hardly_ever_looking")
 def test_an_idle_relay_delivers_new_arrivals_at_once(rig: Rig, database_url: str) -> None:
-    with served(database_url) as port, rig.relay():
+    with serve_receiver(database_url) as port, rig.relay():
         for n in range(3):
-            assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
+            assert post_json(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
             until(lambda: rig.kinds == ["delivered"] * (n + 1), "it is delivered")
         assert rig.observer.counts["hears_nothing"] == 0
     assert not listens()
@@ -61,13 +61,17 @@ def test_an_idle_relay_delivers_new_arrivals_at_once(rig: Rig, database_url: str
 @ON_POSTGRES
 @pytest.mark.usefixtures("hardly_ever_looking")
 def test_a_listener_whose_connection_ends_listens_again(rig: Rig, database_url: str) -> None:
-    with served(database_url) as port, rig.relay() as relay, contextlib.closing(connect_postgres(database_url)) as hand:
+    with (
+        serve_receiver(database_url) as port,
+        rig.relay() as relay,
+        contextlib.closing(connect_postgres(database_url)) as hand,
+    ):
         for n in range(2):
             until(lambda: relay._listener.wait == 0.0, "it hears")
             end = "SELECT pg_terminate_backend(pid, 5000)"
             until(lambda: listeners(hand, end) == {True}, "the listener's connection is ended")
             rig.until_told("hears_nothing", n + 1)
-            assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
+            assert post_json(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
             until(lambda: rig.kinds == ["delivered"] * (n + 1), "it is delivered")
 
 
@@ -104,8 +108,8 @@ def test_arrivals_are_found_by_polling(
     )
     config = rig.config() if query else without_wake_ups(rig.config())
     relay = Relay(Database(engine), prepare(config), grace_seconds=5)
-    with served(database_url, without_wake_ups(a_config(database_url))) as port, at_work(relay):
-        assert posted(port, PATH, body(), dict(HEADERS)) == 200
+    with serve_receiver(database_url, without_wake_ups(a_config(database_url))) as port, run_relay(relay):
+        assert post_json(port, PATH, body(), dict(HEADERS)) == 200
         until(lambda: rig.kinds == ["delivered"], "it is found by polling")
         assert not listens()
     engine.dispose()
@@ -124,7 +128,7 @@ def without_wake_ups(config: Config) -> Config:
 
 def test_an_idle_relay_does_not_wake_itself(database_url: str, engine: Engine) -> None:
     """Each commit of its own wakes it once: a round that commits though it did nothing would lead to another, for ever."""
-    relay = Relay(Database(engine), prepare(configured("http://127.0.0.1:9/")), grace_seconds=1)
+    relay = Relay(Database(engine), prepare(make_config("http://127.0.0.1:9/")), grace_seconds=1)
     relay._describe()
     with contextlib.closing(sqlite3.connect(make_url(database_url).database or "")) as watching:
         while relay._cycle():

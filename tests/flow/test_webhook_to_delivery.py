@@ -27,10 +27,10 @@ from tests.helpers.receiver import (
     Receiver,
     answers,
     ask,
-    posted,
+    post_json,
     receiving,
     request,
-    served,
+    serve_receiver,
     webhook,
 )
 from tests.helpers.relaying import Steps
@@ -120,8 +120,8 @@ def test_a_listed_header_of_the_request_reaches_the_destination_and_no_other(dat
     passed = 'pass_headers = ["X-Tenant"]'
     config = parse_config(config_text(database_url).replace("concurrency =", f"{passed}\nconcurrency ="))
     headers = {**HEADERS, "X-Tenant": "acme", "X-Other": "not listed", "Cookie": "session"}
-    with served(database_url, config) as port:
-        assert posted(port, PATH, body(), headers) == 200
+    with serve_receiver(database_url, config) as port:
+        assert post_json(port, PATH, body(), headers) == 200
     with serving(answer(204)) as server, running(engine, server, destination=passed):
         until(lambda: server.seen, "it is forwarded")
     assert server.seen[0].headers["x-tenant"] == "acme"
@@ -185,7 +185,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_head_that_drips_is_408_and_a_connection_that_says_nothing_is_closed(sqlite_database_url: str) -> None:
-    with served(sqlite_database_url) as port, connect(port) as silent:
+    with serve_receiver(sqlite_database_url) as port, connect(port) as silent:
 
         def drip() -> bytes:
             with connect(port) as dripping:
@@ -199,7 +199,7 @@ def test_a_head_that_drips_is_408_and_a_connection_that_says_nothing_is_closed(s
 def test_each_request_of_a_connection_has_the_same_time(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with served(sqlite_database_url) as port, connect(port) as one, connect(port) as other:
+    with serve_receiver(sqlite_database_url) as port, connect(port) as one, connect(port) as other:
         for sender in (one, other):
             ask_live(sender)
         monkeypatch.setattr(protocol, "HEAD_WITHIN_SECONDS", 0.3)
@@ -210,7 +210,7 @@ def test_each_request_of_a_connection_has_the_same_time(
 
 @pytest.mark.usefixtures("impatient")
 def test_a_sender_that_does_not_take_its_answers_is_cut_off(sqlite_database_url: str) -> None:
-    with served(sqlite_database_url, send_buffer=4096) as port, socket.socket() as sender:
+    with serve_receiver(sqlite_database_url, send_buffer=4096) as port, socket.socket() as sender:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sender.settimeout(10)
         sender.connect(("127.0.0.1", port))
@@ -228,7 +228,7 @@ def test_a_sender_that_does_not_take_its_answers_is_cut_off(sqlite_database_url:
 
 
 def test_an_answer_before_the_body_has_come_arrives_and_ends_the_connection(sqlite_database_url: str) -> None:
-    with served(sqlite_database_url) as port:
+    with serve_receiver(sqlite_database_url) as port:
         for sent, status in (
             (webhook(line=b"PUT /webhooks/trivore HTTP/1.1", payload=bytes(10**7)), 405),
             (webhook(line=b"POST /nowhere HTTP/1.1", payload=bytes(10**7)), 404),
@@ -251,7 +251,7 @@ def test_a_connection_too_many_is_503_until_another_ends(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit(monkeypatch, connections=2)
-    with served(sqlite_database_url) as port:
+    with serve_receiver(sqlite_database_url) as port:
         with connect(port) as one, connect(port) as other:
             for sender in (one, other):
                 ask_live(sender)
@@ -264,7 +264,7 @@ def test_a_connection_too_many_is_503_until_another_ends(
 
 def test_a_request_too_many_is_503_but_health_works(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, requests=1)
-    with served(sqlite_database_url) as port, connect(port) as first:
+    with serve_receiver(sqlite_database_url) as port, connect(port) as first:
         first.sendall(webhook()[:-1])
         until(lambda: [a.status for a in answers(ask(port, webhook()))] == [503], "the first is under way")
         (answer,) = answers(ask(port, webhook()))
@@ -283,7 +283,7 @@ def test_too_many_bytes_of_bodies_are_503_until_others_end(
     large = webhook(payload=body(more="x" * 200_000))
     endless = b"Transfer-Encoding: chunked"
     limit(monkeypatch, memory=800_000)
-    with served(sqlite_database_url) as port, connect(port) as first:
+    with serve_receiver(sqlite_database_url) as port, connect(port) as first:
         assert [a.status for a in answers(ask(port, large))] == [200]
         first.sendall(large[:-1])
         until(lambda: [a.status for a in answers(ask(port, large))] == [503], "the first is under way")

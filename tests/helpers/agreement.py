@@ -1,4 +1,4 @@
-"""A second reading of the log: the state that facts lead to; no delivery is lost, log and work table agree, lanes have heads."""
+"""An independent fold of the log: no delivery is lost, log and work table agree, and lanes have heads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def standing_of(row: Any) -> Standing:  # noqa: ANN401  # a result row
 
 
 class Folded(NamedTuple):
-    """The state of a delivery by its facts; RECEIVED stands for every open state."""
+    """State of a delivery by its facts; RECEIVED stands for every open state."""
 
     state: State = State.RECEIVED
     attempt: int = 0
@@ -41,10 +41,10 @@ NOTHING_YET = Folded()
 
 
 def fold(history: Iterable[tuple[AnyFact, Standing]]) -> Folded:
-    """Fold the facts of one delivery, each with what its row says of the state after it; a correction replaces all before it.
+    """Fold the facts of one delivery, each with the state in its row; a correction replaces all facts before it.
 
     Raises:
-        IllegalTransition: no delivery can have this history, or a row says something else than its fact.
+        IllegalTransition: the history is impossible, or a row contradicts its fact.
     """
     known, folded = list(history), NOTHING_YET
     corrected = [number for number, (fact, _) in enumerate(known) if isinstance(fact, facts.Corrected)]
@@ -92,7 +92,7 @@ _DECODERS = {kind: msgspec.json.Decoder(fact) for kind, fact in zip(facts.KINDS,
 
 
 def decode(kind: str, detail: str) -> AnyFact:
-    """The fact of a row of `delivery_log`, from the JSON text of `detail`."""
+    """Return the fact of a row of `delivery_log`, from the JSON text of `detail`."""
     fact: AnyFact = _DECODERS[kind].decode(detail)
     return fact
 
@@ -102,14 +102,14 @@ Key = tuple[int, str]
 
 
 def facts_agree(engine: Engine) -> None:
-    """Read all and compare.
+    """Compare the log with the work table.
 
     Raises:
-        AssertionError: with everything that is wrong.
+        AssertionError: lists every disagreement.
     """
     found = list(
         disagreements(
-            enrolled(rows(engine, "SELECT seq, routes FROM inbox")),
+            list_enrolled(rows(engine, "SELECT seq, routes FROM inbox")),
             rows(engine, "SELECT seq, route, kind, state, attempt, run, crashes, detail FROM delivery_log ORDER BY id"),
             rows(engine, "SELECT * FROM open_delivery"),
         )
@@ -117,13 +117,13 @@ def facts_agree(engine: Engine) -> None:
     assert not found, found
 
 
-def enrolled(events: Iterable[Row]) -> set[Key]:
-    """The deliveries that arrived with these events."""
+def list_enrolled(events: Iterable[Row]) -> set[Key]:
+    """Return the deliveries of these events."""
     return {(event["seq"], route) for event in events for route in as_list(event["routes"])}
 
 
 def disagreements(arrived: set[Key], facts: Iterable[Row], open_rows: Iterable[Row]) -> Iterator[str]:
-    """Everything that is wrong, given what has arrived, `delivery_log` by id, and `open_delivery`."""
+    """Yield every disagreement between the arrived deliveries, `delivery_log` ordered by id, and `open_delivery`."""
     history: dict[Key, list[tuple[AnyFact, Standing]]] = defaultdict(list, {key: [] for key in arrived})
     for row in facts:
         fact = decode(row["kind"], json.dumps(as_json(row["detail"])))
@@ -152,8 +152,8 @@ def _disagrees(key: Key, history: list[tuple[AnyFact, Standing]], row: Row | Non
 
 
 def follows(standing: Folded, state: State, *, attempt: int, run: int, crashes: int, due_at: datetime | None) -> bool:
-    """Tell whether a row says what the facts of its delivery fold to, and is due no earlier."""
-    used = attempt - int(state is State.IN_FLIGHT)  # the attempt that runs is no fact yet
+    """Return whether a row agrees with the folded facts of its delivery, and is due no earlier."""
+    used = attempt - int(state is State.IN_FLIGHT)  # the running attempt has no fact yet
     said = (state if state in {State.BLOCKED, State.DEAD} else State.RECEIVED, used, run, crashes)
     early = due_at is not None and standing.due_at is not None and due_at < standing.due_at
     return said == (standing.state, standing.attempt, standing.run, standing.crashes) and not early
@@ -162,7 +162,7 @@ def follows(standing: Folded, state: State, *, attempt: int, run: int, crashes: 
 def lanes_without_their_head(
     rows: Iterable[tuple[tuple[str, str], State]],
 ) -> Iterator[tuple[tuple[str, str], int, int]]:
-    """Yield each lane with more than one head, or with some that wait and none: its heads, and how many wait."""
+    """Yield each lane that has several heads, or waiting deliveries without one, with both counts."""
     lanes: dict[tuple[str, str], list[State]] = defaultdict(list)
     for lane, state in rows:
         lanes[lane].append(state)

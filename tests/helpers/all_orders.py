@@ -1,4 +1,4 @@
-"""A search through every order of the statements of several operations."""
+"""A search through all orders of the statements of several operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from tests.helpers.stepping import Stepped, Stepper
 
 TRIES = 50
-"""Number of times the database may choose otherwise before the search assumes that it does not choose so again."""
+"""Attempts to make the database repeat a choice before the search gives up on it."""
 
 
 def all_orders(
@@ -22,26 +22,26 @@ def all_orders(
     pointless: Callable[[Stepper, Stepped], bool] = lambda _stepper, _stepped: False,
     swaps: Callable[[str, str], bool] = lambda _one, _other: False,
 ) -> int:
-    """Run operations in every order: depth first, at each point each of those that can move.
+    """Run operations in every order, depth first.
 
-    Of several that wait for one row, Postgres chooses who gets it. Each choice that was seen once is searched to its end,
-    unless the database does not make it again.
+    When several operations wait for one row, Postgres chooses the next. Each choice seen once is searched to its end,
+    unless the database does not repeat it.
 
     Args:
-        engine: as the operations use it.
-        start: prepares the state and gives the operations by name; called for each order, and alike every time.
-        check: called after each order, when all operations are finished.
-        passing: as of a Stepper.
-        pointless: whether a step may be left out at this point, since it comes to the same when made later.
-        swaps: whether it comes to the same which of two statements of two operations goes first, when one follows the other.
-            Of orders that differ only so, one is run ("sleep sets", Godefroid 1996).
+        engine: the engine of the operations.
+        start: prepares the same state for each order, and returns the operations by name.
+        check: called after each order, when all operations have finished.
+        passing: see Stepper.
+        pointless: whether a step can be delayed from this point without changing the result.
+        swaps: whether two consecutive statements of two operations commute. Of orders that differ only so, one is run
+            ("sleep sets", Godefroid 1996).
 
     Returns:
-        How many orders there were.
+        The number of orders.
 
     Raises:
-        AssertionError: of `check`, with the order as a note.
-        RuntimeError: the beginning was another one, or somebody else holds a lock.
+        AssertionError: from `check`, with the order as a note.
+        RuntimeError: the initial state differed, or a connection of another program holds a lock.
     """
     with Stepper(engine, passing) as stepper:
         return _search(stepper, start, check, pointless, swaps)
@@ -87,7 +87,7 @@ def _movable(stepper: Stepper, pointless: Callable[[Stepper, Stepped], bool]) ->
 
 
 def _hold(stepper: Stepper, check: Callable[[Stepper], None]) -> None:
-    stepper.run([])  # raises when one is blocked for good
+    stepper.run([])  # raises if one stays blocked
     try:
         check(stepper)
     except AssertionError as error:
@@ -100,28 +100,28 @@ def _short(statement: str) -> str:
 
 
 class _Point:
-    """A point of the search, where some can move."""
+    """A point of the search with its possible moves."""
 
     def __init__(self, choices: tuple[str, ...], asleep: frozenset[str] = frozenset()) -> None:
         self.choices = choices
         self.asleep = asleep
-        """Choices that come to the same as an order which was searched already."""
+        """Choices equivalent to an order searched before."""
         self.after: dict[str, dict[tuple[str, ...], _Point]] = {name: {} for name in choices}
-        """Points that were seen to follow each choice, by the operations that could move then."""
+        """Points seen after each choice, by the operations that could move then."""
         self.done = False
         self._in_vain = 0
 
     def next_choice(self) -> str | None:
-        """Return the next to move: one that was not searched to its end, or any. None: none can, or all are asleep."""
+        """Return the next operation to move, preferring unfinished ones; None if all are blocked or asleep."""
         awake = [name for name in self.choices if name not in self.asleep]
         return next((name for name in awake if not self._is_done(name)), awake[0] if awake else None)
 
     def follow(
         self, name: str, movable: tuple[str, ...], before: Mapping[str, str], swaps: Callable[[str, str], bool]
     ) -> _Point:
-        """Return the point that this choice has led to now. In the end, give up points that it led to before and no longer does.
+        """Return the point after this choice. After TRIES repeats, give up points that it no longer leads to.
 
-        `before` are the statements that stood here.
+        `before` are the pending statements at this point.
         """
         seen = self.after[name]
         if movable not in seen:

@@ -1,6 +1,6 @@
-"""An installation after a bad night: everything that the questions of docs/reference/dba.md ask for has happened in it.
+"""An installation after a bad night, with data for every query of docs/reference/dba.md.
 
-Events have fixed times on 2026-01-01. Facts have the time of a quarter of an hour ago, so that "in the last hour" finds them.
+Events have fixed times on 2026-01-01. Facts are 15 minutes old, so that "in the last hour" finds them.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ UNWELL = Failed((_CALL,), "server_error", "forward answered 503")
 
 
 def event(number: int, entity: str, *routes: str, source: str = "trivore", kind: str = "UPDATE") -> Event:
-    """The event of this number."""
+    """Make the event of this number."""
     made = an_event(number, entity, routes=routes)
     return msgspec.structs.replace(made, source=source, event_type=kind, received_at=made.occurred_at)
 
 
 class Night(Steps):
-    """The relay's steps in that night, on a clock that is a quarter of an hour late."""
+    """The relay's steps in that night, on a clock 15 minutes behind."""
 
     def __init__(self, engine: Engine) -> None:
         began = SystemClock().now().replace(second=0, microsecond=0) - timedelta(minutes=15)
         super().__init__(engine, POLICIES, FakeClock(began))
         self.config = CONFIG
         self.live = Database(engine)
-        """The database by its own clock."""
+        """The database with its own clock."""
         self.node = "relay-1"
 
     def command(self, kind: str, selection: str, why: str, who: str = "kim") -> None:
-        """Give a command, and have a relay work on it."""
+        """Give a command and carry it out."""
         self.do(
             "INSERT INTO relay_command (kind, selection, reason, asked_by)"
             f" VALUES ('{kind}', '{selection}', '{why}', '{who}')"
@@ -66,24 +66,24 @@ class Night(Steps):
         self.operate()
 
     def operate(self) -> None:
-        """Have a relay work on every open command."""
+        """Carry out every open command."""
         working = OpenCommands()
         while working.work(self.work):
             pass
         working.work(self.work)
 
     def beat(self) -> None:
-        """Send a heartbeat of the relay that runs, whose claims fail."""
+        """Send a heartbeat of the running relay, whose claims fail."""
         nodes.heartbeat(self.live, self.node, {"claim": "OperationalError: out of memory"})
 
     def attempts(self, **outcomes: Outcome) -> None:
-        """Claim all that is due, and record the outcomes of these entities; the others stay in flight."""
+        """Claim all due deliveries and record the outcomes of these entities; the others stay in flight."""
         self.advance(1)
         self.record([(one, outcomes[one.entity_id]) for one in self.claim_due() if one.entity_id in outcomes])
 
 
 def happen(engine: Engine) -> Night:
-    """Let everything happen."""
+    """Run the whole night."""
     night = Night(engine)
     _start_relays(night)
     _deliver(night)
@@ -103,7 +103,7 @@ def _start_relays(night: Night) -> None:
 
 
 def _deliver(night: Night) -> None:
-    """Deliver two events of alice, the first after a failure, and the newer one of two of kate."""
+    """Deliver two events of alice, the first after a failure, and the newer of two of kate."""
     night.arrive(event(1, "alice", "to-crm"), event(2, "alice", "to-crm"))
     night.attempts(alice=UNWELL)
     night.advance(120)
@@ -114,7 +114,7 @@ def _deliver(night: Night) -> None:
 
 
 def _give_up(night: Night) -> None:
-    """Give up three events by a mistake in a mapping, and an order that blocks the next one."""
+    """Let three events die of a mapping error, and an order block the next one."""
     night.arrive(*(event(number, who, "to-crm") for number, who in enumerate(("bob", "carol", "dave"), 5)))
     night.arrive(*(event(number, "order-1", "to-erp", source="shop") for number in (8, 9)))
     night.attempts(bob=HOPELESS, carol=HOPELESS, dave=HOPELESS, **{"order-1": HOPELESS})
@@ -133,7 +133,7 @@ def _operate(night: Night) -> None:
 
 
 def _wait(night: Night) -> None:
-    """Leave deliveries open in every state; one may have crashed two relays."""
+    """Leave deliveries open in every state; one is suspected of crashing two relays."""
     night.arrive(event(11, "gus", "to-crm"))
     for _ in range(2):
         night.advance(60)
@@ -149,7 +149,7 @@ def _wait(night: Night) -> None:
 
 
 def _turn_away(night: Night) -> None:
-    """Add duplicates, and rejected requests of a sender without credentials, and of one with an invalid body."""
+    """Add duplicates, and rejected requests with wrong credentials and with an invalid body."""
     again = event(2, "alice", "to-crm")
     other = msgspec.structs.replace(event(12, "erin", "to-crm"), body=b"{}", body_sha256=hashlib.sha256(b"{}").digest())
     night.intake.repeat(again, again, other)

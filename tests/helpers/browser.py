@@ -1,4 +1,4 @@
-"""A real Chromium without a screen, driven by WebDriver, and what an operator does with it."""
+"""A headless Chromium driven by WebDriver, with the actions of an operator."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Browser:
         self.site = ""
 
     def revive(self) -> None:
-        """Start it anew if it has crashed."""
+        """Restart it after a crash."""
         try:
             self.driver.execute_script("return 1")
         except WebDriverException:
@@ -59,66 +59,69 @@ class Browser:
             self.driver = self._start()
 
     def open(self, path: str) -> None:
-        """Go to a path, and wait until it is loaded. What the console said before is forgotten."""
+        """Open a path, wait until it is loaded, and clear the console."""
         self._console()
         self.driver.get(self.site + path)
 
-    def at(self) -> str:
-        """Path and query of the page that is shown."""
+    def location(self) -> str:
+        """Return path and query of the current page."""
         return self.driver.current_url.removeprefix(self.site)
 
     def act_as(self, actor: Actor | None) -> None:
-        """Send each request as this person's, to a page whose access is for tests."""
+        """Send each request as this person, to a page with the tests' access control."""
         headers = {} if actor is None else {"X-Test-Actor": f"{actor.role} {quote(actor.name)}"}
         self.driver.execute_cdp_cmd("Network.enable", {})
         self.driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": headers})
 
     def look(self, *, width: int = DESK, theme: Theme = "light", height: int = _HEIGHT) -> None:
-        """Give the window a size, and the system a theme."""
+        """Set the window size and the system theme."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         feature = {"name": "prefers-color-scheme", "value": theme}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
     def allow_scripts(self, allowed: bool) -> None:
-        """Let pages run scripts, or not, from the next page on."""
+        """Turn scripts on or off from the next page on."""
         self.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not allowed})
 
     def find(self, selector: str) -> WebElement:
-        """The first element, when it is there."""
-        found: WebElement = self.wait(lambda: next(iter(self.all(selector)), None), f"no {selector} at {self.at()}")
+        """Wait for the first matching element and return it."""
+        found: WebElement = self.wait(
+            lambda: next(iter(self.all(selector)), None), f"no {selector} at {self.location()}"
+        )
         return found
 
     def hrefs(self, selector: str) -> list[str]:
-        """Paths and queries that links go to."""
+        """Return path and query of each link."""
         return [str(link.get_attribute("href")).removeprefix(self.site) for link in self.all(selector)]
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def link(self, text: str) -> WebElement:
-        """The first link or button with this text in it."""
+        """Wait for the first link or button that contains this text, and return it."""
         path = f"//a[contains(normalize-space(.), '{text}')] | //button[contains(normalize-space(.), '{text}')]"
         found: WebElement = self.wait(
-            lambda: next(iter(self.driver.find_elements(By.XPATH, path)), None), f"no link {text!r} at {self.at()}"
+            lambda: next(iter(self.driver.find_elements(By.XPATH, path)), None),
+            f"no link {text!r} at {self.location()}",
         )
         return found
 
     def text(self) -> str:
-        """The text that a person sees in `<main>`."""
+        """Return the visible text of `<main>`."""
         return str(self.wait(lambda: [self.find("main").text], "the page is there")[0])
 
     def press(self, *keys: str) -> None:
-        """Press keys, one after the other."""
+        """Press keys one after another."""
         for key in keys:
             ActionChains(self.driver).send_keys(key).perform()
 
-    def focused(self) -> WebElement:
+    def find_focused(self) -> WebElement:
         return self.driver.switch_to.active_element
 
     def wait(self, condition: Any, message: str) -> Any:  # noqa: ANN401  # as WebDriver's
         """Wait until `condition()` is true, and return its value."""
-        replaced = [StaleElementReferenceException]  # it was found on the page before
+        replaced = [StaleElementReferenceException]  # the element is from the previous page
         waiting = WebDriverWait(self.driver, LONGEST_SECONDS, poll_frequency=0.05, ignored_exceptions=replaced)
         return waiting.until(lambda _: condition(), message)
 
@@ -126,12 +129,12 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def overflow(self) -> int:
-        """CSS pixels by which the page is wider than its window."""
+        """Return the CSS pixels by which the page is wider than its window."""
         found: int = self.run("return document.documentElement.scrollWidth - window.innerWidth")
         return found
 
     def errors(self) -> list[str]:
-        """Messages of the console since `open` that are errors: scripts that failed, files that are missing, CSP."""
+        """Return the console errors since `open`: failed scripts, missing files, CSP violations."""
         return [entry["message"] for entry in self._console() if entry["level"] == "SEVERE"]
 
     def _console(self) -> list[dict[str, Any]]:
@@ -140,7 +143,7 @@ class Browser:
         return read
 
     def grave_findings(self) -> list[Finding]:
-        """Run axe-core. WebDriver's scripts are not bound by the page's CSP."""
+        """Run axe-core; the page's CSP does not restrict WebDriver's scripts."""
         self.run(_NEWEST_AXE.read_text() if _NEWEST_AXE.exists() else OLDER_AXE)
         done = self.driver.execute_async_script(
             "const done = arguments[arguments.length - 1];"
@@ -154,19 +157,19 @@ class Browser:
         ]
 
     def picture(self, path: Path) -> None:
-        """Save what the window shows as a PNG."""
+        """Save a screenshot as a PNG."""
         self.driver.save_screenshot(str(path))
 
 
 def programs() -> tuple[str, str] | None:
-    """Paths of Chromium and its driver; None: one is missing."""
+    """Return the paths of Chromium and its driver, or None if one is missing."""
     found = shutil.which("chromium"), shutil.which("chromedriver")
     return None if None in found else found  # type: ignore[return-value]  # both are there
 
 
 @contextmanager
 def browsing() -> Iterator[Browser]:
-    """A browser with a profile of its own. Where there is none, tests are skipped; with CI=true they fail."""
+    """Start a browser with a fresh profile. Without Chromium, tests are skipped, or fail with CI=true."""
     found = programs()
     if found is None:
         if os.environ.get("CI") == "true":

@@ -1,4 +1,4 @@
-"""A host of certificates over HTTPS, as AWS and PayPal have one, with an authority of its own."""
+"""An HTTPS host for certificates, like those of AWS and PayPal, with its own authority."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 @cache
 def signing_key(bits: int = 2048) -> rsa.RSAPrivateKey:
-    """The provider's key, made once."""
+    """Return the provider's key, generated once."""
     return rsa.generate_private_key(65537, bits)
 
 
@@ -38,7 +38,7 @@ def pem_of(
     by: tuple[str, ec.EllipticCurvePrivateKey] | None = None,
     alternative: str | None = None,
 ) -> bytes:
-    """A certificate of `name`: signed with its own key, or `by` an authority, for TLS then."""
+    """Return a certificate of `name`: self-signed, or signed `by` an authority for TLS."""
     issuer, signer = by or (name, key)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     made = (
@@ -65,7 +65,7 @@ def pem_of(
 
 
 class CertificateHost(ScriptedServer):
-    """A running host, and the way to it. `asked` are names and paths."""
+    """A running certificate host; `asked` are host names and paths."""
 
     def __init__(self, context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
         super().__init__(answer(404), tls=context)
@@ -79,21 +79,21 @@ class CertificateHost(ScriptedServer):
         return socket.create_connection(("127.0.0.1", self.port), timeout=5)
 
     def get(self, **options: Any) -> Get:  # noqa: ANN401
-        """The product's own function, which finds every name here."""
+        """Return the product's own function, which resolves every name to this host."""
         return partial(get_over_https, dial=self.dial, context=self.trusting, **options)
 
     def serve(self, path: str, body: bytes) -> None:
-        """Answer 200 with this body."""
+        """Answer requests for this path with 200 and this body."""
         self.meet(path, answer(200, body))
 
     def meet(self, path: str, act: Act) -> None:
-        """Meet requests for this path so."""
+        """Answer requests for this path with this act."""
         self.routes[f"GET {path}"] = [act]
 
 
 @contextlib.contextmanager
 def certificate_host(folder: Path, name: str) -> Iterator[CertificateHost]:
-    """A host that proves to be `name` to whoever trusts its authority."""
+    """Serve as host `name` for clients that trust its authority."""
     authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root = pem_of("the authority of a test", authority)
     chain = folder / "chain.pem"

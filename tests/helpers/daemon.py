@@ -1,4 +1,4 @@
-"""The daemon itself, in a thread of the test, on a forward route or on a sync route, with the services that it calls."""
+"""The daemon in a thread of the test, on a forward or sync route, with the services that it calls."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from relay.destinations import Deliverer, build
 from relay.http.client import Limits
 from relay.observe import Observer
 from relay.store.database import Database
-from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
-from tests.helpers.receiver import ask, served, status_of, webhook
-from tests.helpers.relaying import FakeClock, Steps, at_work, fill
+from tests.destinations.calling import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
+from tests.helpers.receiver import ask, serve_receiver, status_of, webhook
+from tests.helpers.relaying import FakeClock, Steps, fill, run_relay
 from tests.helpers.scripted import Act, ScriptedServer, answer, serving
 from tests.helpers.tables import facts, open_states
 from tests.helpers.traffic import Downstream, Held
@@ -36,12 +36,12 @@ from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
 
 
-def configured(
+def make_config(
     url: str, concurrency: int = 8, *, destination: str = "", more: str = "", ordering: str = "strict"
 ) -> Config:
-    """The configuration of a relay whose database is given to it, with short delays.
+    """Return the configuration of a relay with short delays; its database is passed separately.
 
-    `destination` is further lines of its table, `more` further tables.
+    `destination` adds lines to its table, `more` adds tables.
     """
     plain = config_text("sqlite:///unused.db", url, schedule=("100ms", "100ms"), concurrency=concurrency)
     plain = plain.replace('ordering = "strict"', f'ordering = "{ordering}"')
@@ -56,17 +56,17 @@ def relaying(
     now: Callable[[], datetime] | None = None,
     observer: Observer | None = None,
 ) -> contextlib.AbstractContextManager[Relay]:
-    """A relay at work; it is stopped when the block ends. `now` is the clock of the database."""
-    return at_work(Relay(Database(engine, now), prepare(config), grace_seconds=grace, observer=observer))
+    """Run a relay until the block ends. `now` is the clock of the database."""
+    return run_relay(Relay(Database(engine, now), prepare(config), grace_seconds=grace, observer=observer))
 
 
 def running(engine: Engine, downstream: ScriptedServer, **more: str) -> contextlib.AbstractContextManager[Relay]:
-    """A relay at work that calls this service. `more` is as `configured` takes it."""
-    return relaying(engine, configured(downstream.url, 8, **more))
+    """Run a relay that calls this service. `more` is passed to `make_config`."""
+    return relaying(engine, make_config(downstream.url, 8, **more))
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let relays look every 50 ms for changes by others, and tell every half second that they live."""
+    """Let relays poll every 50 ms and send a heartbeat every 0.5 s."""
     for name in ("EVERY_SECONDS", "IDLE_POLL_SECONDS", "WATCH_EVERY_SECONDS"):
         monkeypatch.setattr(f"relay.daemon.loop.{name}", 0.05)
     monkeypatch.setattr("relay.daemon.loop.RENEW_EVERY_SECONDS", 0.5)
@@ -74,80 +74,75 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Rig:
-    """A database, a destination, and the relays that work on both."""
+    """A database, a destination, and relays between them."""
 
     def __init__(self, engine: Engine, downstream: Downstream) -> None:
         self.engine, self.downstream = engine, downstream
         self.database = Database(engine)
         self.observer = Observer()
-        """Of every relay."""
+        """Observer of all relays."""
         self._stored = 0
 
     def arrive(self, *entities: str) -> list[int]:
-        """Store a change of each entity, a millisecond after each other; gives their seqs."""
+        """Store a change of each entity, a millisecond apart, and return their seqs."""
         first, self._stored = self._stored, self._stored + len(entities)
         changes = [(entity, moment(number)) for number, entity in enumerate(entities, first)]
         return fill(self.engine.url.render_as_string(hide_password=False), changes)
 
     def hold(self) -> Held:
-        """Let the destination answer nobody until the script says so."""
+        """Hold all answers of the destination until the script lets them go."""
         held = self.downstream.script = Held()
         return held
 
     def config(self, concurrency: int = 8, **more: str) -> Config:
-        """The configuration of a relay; `more` is as `configured` takes it."""
-        return configured(self.downstream.url, concurrency, **more)
+        """Return the configuration of a relay; `more` is passed to `make_config`."""
+        return make_config(self.downstream.url, concurrency, **more)
 
     def relay(
-        self,
-        concurrency: int = 8,
-        *,
-        grace: float = 5.0,
-        now: Callable[[], datetime] | None = None,
-        **more: str,
+        self, concurrency: int = 8, *, grace: float = 5.0, now: Callable[[], datetime] | None = None, **more: str
     ) -> contextlib.AbstractContextManager[Relay]:
-        """A relay at work; it is stopped when the block ends. `now` is the clock of the database."""
+        """Run a relay until the block ends. `now` is the clock of the database."""
         config = self.config(concurrency, **more)
         return relaying(self.engine, config, grace=grace, now=now, observer=self.observer)
 
     def until_told(self, event: str, times: int = 1) -> None:
-        """Wait until a relay has told of this so many times."""
+        """Wait until relays have reported this event so often."""
         until(lambda: self.observer.counts[event] >= times, f"{event}, {times} times")
 
     def until_left(self, **states: int) -> None:
-        """Wait until the open deliveries are so many in each state; none at all, unless some are named."""
+        """Wait until the open deliveries have these counts by state; without arguments, until none is open."""
         until(lambda: self.left == states, f"open: {states}, and not {self.left}")
 
     @property
     def left(self) -> dict[str, int]:
-        """The open deliveries by state."""
+        """Counts of open deliveries by state."""
         return open_states(self.engine)
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of all facts, in order."""
+        """Kinds of all facts, in order."""
         return kinds(self.engine)
 
     @property
     def calls(self) -> list[int]:
-        """The seq of each call, in their order."""
+        """Seq of each call, in order."""
         return [line["seq"] for line in self.downstream.arrivals.lines()]
 
 
 def users(number: int, entities: int | None = None) -> Collection[str]:
-    """So many changes, of as many users unless told otherwise."""
+    """Return `number` changes, each of another user unless `entities` says how many there are."""
     return [f"u{n % (entities or number)}" for n in range(number)]
 
 
 def kinds(engine: Engine) -> list[str]:
-    """The kinds of all facts, in order."""
+    """Return the kinds of all facts, in order."""
     return [fact["kind"] for fact in facts(engine)]
 
 
 def maintenance_of(
     database: Database, config: Config, observer: Observer, steps: daemon_steps.Steps, known: Policies | None = None
 ) -> Callable[[], int]:
-    """The maintenance of a relay that makes no calls: each call does a round of it."""
+    """Return a function that runs one maintenance round of a relay without calls."""
     relay = Relay(database, PreparedConfig(config), grace_seconds=0, observer=observer)
     active = relay._generations.active
     active.work = msgspec.structs.replace(active.work, policies=dict(known or policies(config)))
@@ -158,7 +153,7 @@ def maintenance_of(
 
 ROUTE = "users-to-crm"
 BEHIND = timedelta(hours=1)
-"""A stepped clock runs so far behind the database's, so that its times are ahead of no arrival."""
+"""Delay of a stepped clock behind the database's, so that its times are never ahead of an arrival."""
 BASIC = '{ kind = "basic", user = "me", password = "pass-word" }'
 
 _CONFIG = """
@@ -190,38 +185,38 @@ retry = {{ schedule = {schedule} }}
 
 @dataclass(frozen=True)
 class Flow:
-    """One route between one server that is both services, and a receiver in front of it."""
+    """A receiver and one route; one server plays both services."""
 
     config: Config
     port: int
     server: ScriptedServer
 
     def tell(self, at: datetime, event_type: str = "UPDATE", entity: str = "u1") -> dict[str, Any]:
-        """Send a webhook whose time has no fraction; the receiver's answer."""
-        payload = body(entity, in_seconds(at), eventType=event_type)
+        """Send a webhook whose time has no fraction, and return the receiver's answer."""
+        payload = body(entity, format_seconds(at), eventType=event_type)
         answered = ask(self.port, webhook(payload=payload))
         assert status_of(answered) == 200, answered
         told: dict[str, Any] = json.loads(answered.partition(b"\r\n\r\n")[2])
         return told
 
     def script(self, **acts: Act | list[Act]) -> None:
-        """Set the answers to fetch, find, create, update and remove from now on; the last one of a list repeats."""
+        """Set the responses to fetch, find, create, update and remove; the last one of a list repeats."""
         names = {"fetch": FETCH, "find": FIND, "update": UPDATE, "create": CREATE, "remove": REMOVE}
         for name, act in acts.items():
             self.server.routes[names[name]] = list(act) if isinstance(act, list) else [act]
 
     @property
     def asked(self) -> list[str]:
-        """Every call, in order."""
+        """All calls, in order."""
         return [f"{seen.method} {seen.target}" for seen in self.server.seen]
 
     def sent(self, call: str = UPDATE) -> list[dict[str, Any]]:
-        """The bodies of these calls."""
+        """Return the bodies of these calls."""
         return [json.loads(seen.body) for seen in self.server.seen if f"{seen.method} {seen.target}" == call]
 
 
 class SyncSteps(Steps):
-    """The relay's steps with the real deliverer of the route, by one clock that starts `BEHIND` and then stands still."""
+    """The relay's steps with the real deliverer of the route, on a clock that stands still `BEHIND` the database's."""
 
     def __init__(self, engine: Engine, flow: Flow) -> None:
         super().__init__(engine, policies(flow.config), FakeClock(SystemClock().now() - BEHIND))
@@ -235,27 +230,27 @@ class SyncSteps(Steps):
         return [(delivery, attempt(delivery, self._sync, context)) for delivery in claimed]
 
     def tell(self, event_type: str = "UPDATE", *, at: datetime | None = None) -> None:
-        """Send a webhook of something that happens now, and do all that is due."""
+        """Send a webhook about the present and do everything that is due."""
         self._flow.tell(at or self.clock.moment, event_type)
         self.until_nothing_is_due()
 
     def later(self, seconds: float = 120) -> None:
-        """Let so much time pass that whatever waits is due, and do it."""
+        """Advance the clock and do everything that is due then."""
         self.advance(seconds)
         self.until_nothing_is_due()
 
     def left(self) -> dict[str, int]:
-        """Count the open deliveries by their states."""
+        """Return counts of open deliveries by state."""
         return open_states(self._engine)
 
 
-def in_seconds(at: datetime) -> str:
-    """A time as a webhook gives it, without a fraction."""
+def format_seconds(at: datetime) -> str:
+    """Format a time as webhooks do, without a fraction."""
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def user(name: str, last_modified: str | None = None, **more: object) -> Act:
-    """The identity service knows them by this name."""
+    """Return the identity service's response for a user of this name."""
     meta = {} if last_modified is None else {"meta": {"lastModified": last_modified}}
     return answer(200, {"id": "u1", "name": name, **meta, **more})
 
@@ -264,9 +259,9 @@ def user(name: str, last_modified: str | None = None, **more: object) -> Act:
 def flowing(
     database_url: str, *, sync: str = SYNC, auth: str = BASIC, api: str = "", schedule: tuple[str, ...] = ("5s", "30s")
 ) -> Iterator[Flow]:
-    """A receiver, and both services: they know one user and their contact, and take every change.
+    """Serve a receiver and both services, which know one user and accept every change.
 
-    `auth` may name the server by `{url}`; `api` is further lines of the api's table.
+    `auth` may contain the server's `{url}`; `api` adds lines to the api's table.
     """
     with serving(routes={}) as server:
         text = _CONFIG.format(
@@ -279,7 +274,7 @@ def flowing(
             sync=sync,
         )
         config = parse_config(text)
-        with served(database_url, config) as port:
+        with serve_receiver(database_url, config) as port:
             flow = Flow(config, port, server)
             flow.script(fetch=user("Ada"), find=FOUND, update=answer(), create=answer(201), remove=answer(204))
             yield flow

@@ -1,4 +1,4 @@
-"""Databases of both kinds, taken away and given back, with settings and roles as a DBA makes them."""
+"""Databases of both kinds, their outages, and the settings and roles that a DBA makes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from inbox.db.migrate import ROLES, Role, roles_script
 ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 ON_BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
-"""For folders whose tests run on SQLite unless they ask for more."""
+"""For folders whose tests run on SQLite by default."""
 
 
 def url_of_kind(request: pytest.FixtureRequest, usual: str = "sqlite") -> str:
-    """The URL of a database of the kind that a fixture's parameter names, or of the usual kind."""
+    """Return the URL of a database of the kind in the fixture's parameter, or of the usual kind."""
     url: str = request.getfixturevalue(f"{getattr(request, 'param', usual)}_database_url")
     return url
 
 
 @contextlib.contextmanager
-def opened(database_url: str) -> Iterator[Engine]:
-    """An engine of the relay's kind, as long as the block runs."""
+def open_engine(database_url: str) -> Iterator[Engine]:
+    """Open an engine as the relay does, for the block."""
     made = engines.connect(database_url, application="tests")
     try:
         yield made
@@ -43,20 +43,20 @@ def opened(database_url: str) -> Iterator[Engine]:
         made.dispose()
 
 
-def migrated(database_url: str) -> str:
-    """Give a database its tables; returns the URL."""
-    with opened(database_url) as engine:
+def migrate_database(database_url: str) -> str:
+    """Migrate a database and return its URL."""
+    with open_engine(database_url) as engine:
         migrate.upgrade(engine)
     return database_url
 
 
-def copied(template: Path, folder: Path) -> str:
-    """The URL of a copy of a SQLite file, in a folder."""
+def copy_sqlite(template: Path, folder: Path) -> str:
+    """Copy a SQLite file into a folder and return the URL of the copy."""
     return f"sqlite:///{shutil.copy(template, folder / 'inbox.db')}"
 
 
 class PostgresServer:
-    """A server with the right to make databases, which tests share. They share one connection to it, too."""
+    """A shared server on which tests may create databases, through one shared connection."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -67,14 +67,14 @@ class PostgresServer:
         self._numbers = count(1)
 
     def run(self, *statements: str) -> None:
-        """Run each as the superuser."""
+        """Run each statement as the superuser."""
         with self._administration.connect() as connection:
             for statement in statements:
                 connection.execute(text(statement))
 
     @contextlib.contextmanager
     def database(self, template: str | None = None) -> Iterator[str]:
-        """The URL of a database, empty or a copy of a template, as long as the block runs."""
+        """Create a database for the block, empty or a copy of a template; yields its URL."""
         name = f"inbox_relay_{os.getpid()}_{next(self._numbers)}"
         self.run(f"CREATE DATABASE {name}" + (f" TEMPLATE {template} STRATEGY FILE_COPY" if template else ""))
         try:
@@ -93,7 +93,7 @@ def is_postgres(database_url: str) -> bool:
 
 
 def connect_postgres(database_url: str, database: str | None = None) -> psycopg.Connection:
-    """A connection in autocommit, to another database of the same server when one is named."""
+    """Connect in autocommit mode, to another database of the same server if one is named."""
     url = make_url(database_url).set(drivername="postgresql")
     if database is not None:
         url = url.set(database=database)
@@ -104,30 +104,30 @@ Trouble = contextlib.AbstractContextManager[None]
 
 
 def down(database_url: str) -> Trouble:
-    """The database can't be written to at all: Postgres takes no connections, SQLite is locked by somebody else."""
+    """Block all writes: Postgres refuses connections, another connection locks SQLite."""
     if is_postgres(database_url):
-        return _altered(database_url, "ALLOW_CONNECTIONS false", "ALLOW_CONNECTIONS true")
-    return _locked_file(_name(database_url))
+        return _alter(database_url, "ALLOW_CONNECTIONS false", "ALLOW_CONNECTIONS true")
+    return _lock_file(_name(database_url))
 
 
 def gone(database_url: str) -> Trouble:
-    """Nobody can even read the database: Postgres takes no connections, a SQLite file is elsewhere."""
-    return down(database_url) if is_postgres(database_url) else _moved_away(Path(_name(database_url)))
+    """Block reads too: Postgres refuses connections, the SQLite file is moved away."""
+    return down(database_url) if is_postgres(database_url) else _move_away(Path(_name(database_url)))
 
 
 def read_only(database_url: str) -> Trouble:
-    """The database answers but takes no writes, as a replica does."""
+    """Make the database read-only, like a replica."""
     setting = "default_transaction_read_only"
-    return _altered(database_url, f"SET {setting} = on", f"RESET {setting}")
+    return _alter(database_url, f"SET {setting} = on", f"RESET {setting}")
 
 
-def locked(database_url: str) -> Trouble:
-    """Somebody holds a lock on the inbox and does not let go."""
-    return _locked_table(database_url) if is_postgres(database_url) else down(database_url)
+def lock_inbox(database_url: str) -> Trouble:
+    """Hold a lock on the inbox for the block."""
+    return _lock_table(database_url) if is_postgres(database_url) else down(database_url)
 
 
 def disconnect(database_url: str) -> None:
-    """Break every connection to a Postgres database."""
+    """Terminate every connection to a Postgres database."""
     with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
         _disconnect(server, _name(database_url))
 
@@ -143,8 +143,8 @@ def _disconnect(server: psycopg.Connection, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _altered(database_url: str, change: str, undo: str) -> Iterator[None]:
-    """All who use the Postgres database have to connect anew, before and afterwards."""
+def _alter(database_url: str, change: str, undo: str) -> Iterator[None]:
+    """Alter the database for the block; all its connections end, before and afterwards."""
     name = _name(database_url)
     with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
         server.execute(f'ALTER DATABASE "{name}" {change}'.encode())
@@ -157,7 +157,7 @@ def _altered(database_url: str, change: str, undo: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _moved_away(path: Path) -> Iterator[None]:
+def _move_away(path: Path) -> Iterator[None]:
     elsewhere = path.rename(path.with_suffix(".away"))
     try:
         yield
@@ -166,14 +166,14 @@ def _moved_away(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked_table(database_url: str) -> Iterator[None]:
+def _lock_table(database_url: str) -> Iterator[None]:
     with contextlib.closing(connect_postgres(database_url)) as other, other.transaction():
         other.execute("LOCK TABLE inbox")
         yield
 
 
 @contextlib.contextmanager
-def _locked_file(path: str) -> Iterator[None]:
+def _lock_file(path: str) -> Iterator[None]:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         try:
@@ -189,19 +189,19 @@ HOSTILE = {
     "idle_in_transaction_session_timeout": "0",
     "timezone": "Europe/Helsinki",
 }
-"""Another value for each that is pinned."""
+"""Wrong values for all pinned settings."""
 
 
 def set_otherwise(database_url: str) -> None:
-    """As the database's owner: give everything that is pinned another value."""
+    """Give all pinned settings wrong values, as the database's owner."""
     name = make_url(database_url).database
     with contextlib.closing(connect_postgres(database_url)) as owner:
         for setting, value in HOSTILE.items():
             owner.execute(f"ALTER DATABASE \"{name}\" SET {setting} = '{value}'".encode())
 
 
-def pinned(connection: Connection, *more: str) -> dict[str, str]:
-    """The values that a transaction on this connection has, of what is pinned and of `more`; its isolation as its default."""
+def read_pinned(connection: Connection, *more: str) -> dict[str, str]:
+    """Return the values of all pinned settings and `more` on this connection, the isolation level as its default."""
     names = {
         name: "transaction_isolation" if name == "default_transaction_isolation" else name for name in [*PINNED, *more]
     }
@@ -210,7 +210,7 @@ def pinned(connection: Connection, *more: str) -> dict[str, str]:
 
 
 class Granted:
-    """A database with its roles; `prefix` begins their names."""
+    """A database with its roles, whose names begin with `prefix`."""
 
     def __init__(self, url: str, prefix: str, schema: str = "public") -> None:
         self.prefix, self.schema = prefix, schema
@@ -218,33 +218,33 @@ class Granted:
         self.server_url = url
 
     def name(self, role: Role) -> str:
-        """The group role."""
+        """Return the name of the group role."""
         return f"{self.prefix}_{role}"
 
     def login(self, role: Role) -> str:
-        """The login role of its one member."""
+        """Return the name of its one login role."""
         return f"{self.prefix}_{role}_login"
 
     def url(self, role: Role) -> str:
-        """The URL of this login role."""
+        """Return the URL of the login role."""
         url = make_url(self.admin_url).set(username=self.login(role))
         return url.render_as_string(hide_password=False)
 
     def grant(self) -> None:
-        """Run the statements, as the superuser."""
+        """Grant the roles their rights, as the superuser."""
         with contextlib.closing(connect_postgres(self.server_url)) as admin:
             admin.execute(roles_script(self.schema, self.prefix).encode())
 
     @contextlib.contextmanager
-    def connected(self, role: Role) -> Iterator[psycopg.Connection]:
-        """As psql connects: with the settings of the login role, and in autocommit."""
+    def connect(self, role: Role) -> Iterator[psycopg.Connection]:
+        """Connect as psql does: with the settings of the login role, in autocommit mode."""
         url = make_url(self.server_url).set(username=self.login(role)).render_as_string(hide_password=False)
         with contextlib.closing(connect_postgres(url)) as connection:
             yield connection
 
     def allows(self, role: Role, statement: str) -> bool:
-        """Return whether the role may run the statement, which is rolled back."""
-        with self.connected(role) as connection:
+        """Return whether the role may run the statement; it is rolled back."""
+        with self.connect(role) as connection:
             connection.execute(b"BEGIN")
             try:
                 connection.execute(statement.encode())
@@ -255,8 +255,8 @@ class Granted:
         return True
 
     def settings(self, role: Role) -> Mapping[str, str]:
-        """The settings that the login role has from its role, as psql sees them."""
-        with self.connected(role) as connection:
+        """Return the login role's settings, as psql sees them."""
+        with self.connect(role) as connection:
             rows = connection.execute(
                 "SELECT name, current_setting(name) FROM pg_settings WHERE source = 'database user'"
             ).fetchall()
@@ -264,15 +264,15 @@ class Granted:
 
 
 @contextlib.contextmanager
-def granted(url: str, prefix: str, schema: str = "public") -> Iterator[Granted]:
-    """Roles of a migrated database with a login for each, as long as the block runs."""
+def grant_roles(url: str, prefix: str, schema: str = "public") -> Iterator[Granted]:
+    """Create the roles of a migrated database for the block, with a login for each."""
     made = Granted(url, prefix, schema)
     with contextlib.closing(connect_postgres(url)) as admin:
         try:
             made.grant()
             for role in ROLES:
                 admin.execute(f"CREATE ROLE {made.login(role)} LOGIN IN ROLE {made.name(role)}".encode())
-            made.grant()  # a member inherits no settings, so they are set once it is there
+            made.grant()  # members inherit no settings, so grant again for them
             yield made
         finally:
             names = [*map(made.login, ROLES), *map(made.name, ROLES)]
@@ -287,5 +287,5 @@ def granted(url: str, prefix: str, schema: str = "public") -> Iterator[Granted]:
     retry=tenacity.retry_if_exception_type(psycopg.errors.DeadlockDetected), stop=tenacity.stop_after_attempt(9)
 )
 def _where_others_lock_too(admin: psycopg.Connection, statement: str) -> None:
-    """It locks one table after the other, in no order that relays and receivers know."""
+    """Run a statement that locks tables in its own order, and may deadlock with relays and receivers."""
     admin.execute(statement.encode())

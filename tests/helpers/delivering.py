@@ -1,4 +1,4 @@
-"""One delivery, the configuration of its route, and an attempt without a store."""
+"""A delivery, the configuration of its route, and attempts without a store."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ destination = "crm"
 
 
 def context(lease: Callable[[], float] = lambda: float("inf"), stop: threading.Event | None = None) -> Context:
-    """The context of an attempt that is made now."""
+    """Return the context of an attempt."""
     return Context(lease, stop or threading.Event(), lambda: NOW)
 
 
 def config_text(kind: str, destination: str, route: str = "") -> str:
-    """An inbox.toml whose one route leads to `crm`, with these lines in its table and in the route's, and behind."""
+    """Return an inbox.toml with one route to `crm`; the lines are added to its table and to the route's."""
     return _CONFIG.format(kind=kind, destination=destination, route=route)
 
 
 def delivery_of(seq: int, event: Event) -> Delivery:
-    """A stored event as a delivery on no route."""
+    """Return a stored event as a delivery without a route."""
     names = set(Delivery.__struct_fields__) & set(Event.__struct_fields__)
     known = {name: getattr(event, name) for name in names}
     return Delivery(seq=seq, route="", lane="", attempt=1, run=0, lease_token=0, **known)
 
 
 def build(config: str | Config) -> Deliverer:
-    """The deliverer of the route."""
+    """Build the deliverer of the route."""
     return destinations.build(parse_config(config) if isinstance(config, str) else config)[ROUTE]
 
 
@@ -66,20 +66,20 @@ def deliver(config: str | Config, delivery: Delivery = DELIVERY, within: Context
 
 
 def a_delivery(**changes: object) -> Delivery:
-    """The delivery with other fields."""
+    """Return the delivery with other fields."""
     return msgspec.structs.replace(DELIVERY, **changes)
 
 
-def delivered(outcome: Outcome) -> Delivered:
+def as_delivered(outcome: Outcome) -> Delivered:
     assert isinstance(outcome, Delivered), outcome
     return outcome
 
 
-def failed(outcome: Outcome) -> Failed:
+def as_failed(outcome: Outcome) -> Failed:
     assert isinstance(outcome, Failed), outcome
     return outcome
 
 
 def failure(outcome: Outcome) -> tuple[str, str]:
-    """The class of a failure, and its error."""
-    return failed(outcome).error_class, failed(outcome).error
+    """Return error class and error of a failed outcome."""
+    return as_failed(outcome).error_class, as_failed(outcome).error

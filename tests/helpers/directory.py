@@ -1,4 +1,4 @@
-"""A source that lists its entities by the time of their last change, as SCIM does, and the part of its filters that clients use."""
+"""A source that lists its entities by last change, as SCIM does, and the common part of SCIM's filters."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ pages = {{ by = "start", count = {count} }}
 
 
 class Directory:
-    """An act of a `ScriptedServer`. Entities and their times may be changed between two pages."""
+    """An act of a `ScriptedServer`. Entities and their times may change between two pages."""
 
     def __init__(self, users: dict[str, str] | None = None) -> None:
         self.users = users or {}
         self.statuses: list[int] = []
-        """Statuses that the next pages are answered with; 200 after these."""
+        """Statuses of the next pages; 200 after these."""
         self.let_go = threading.Event()
-        """Pages are held until it is set."""
+        """Holds pages until it is set."""
         self.let_go.set()
         self.before_page: Callable[[int], None] = lambda _: None
-        """Called with the number of the page, from 1, before it is made."""
+        """Called before each page with its number, from 1."""
         self.pages = 0
         self.headers: list[dict[str, str]] = []
-        """Further headers of the next pages; none after these."""
+        """Extra headers of the next pages; none after these."""
         self.more: dict[str, Any] = {}
-        """Further members of an item, by the id of its entity. A value that is no dict is in place of the item."""
+        """Extra members of items, by entity id. A value other than a dict replaces the item."""
 
     def __call__(self, server: ScriptedServer, connection: socket.socket) -> None:
         asked = {name: values[0] for name, values in parse_qs(urlsplit(server.seen[-1].target).query).items()}
@@ -75,14 +75,14 @@ _JOINER = re.compile(r"(and|or)\b", re.IGNORECASE)
 
 
 class InvalidFilterError(ValueError):
-    """The text is no filter; the message says why."""
+    """The text is not a valid filter; the message has the reason."""
 
 
 def parse_filter(text: str) -> DocumentTest:
-    """Compile a filter to a function that tests a document.
+    """Compile a filter into a predicate on documents.
 
     Raises:
-        InvalidFilterError: the text is no filter, or has something of SCIM that is not offered here.
+        InvalidFilterError: the text is not a filter, or uses unsupported parts of SCIM.
     """
     tests: list[DocumentTest] = []
     joiners: set[str] = set()
@@ -124,7 +124,7 @@ def _test(path: list[str], operator: str, literal: str) -> DocumentTest:
 
 
 def _is_at_least(found: object, least: int) -> bool:
-    """Compare instants: as text, `05.708Z` would come before `05Z`."""
+    """Compare as instants: as text, `05.708Z` would come before `05Z`."""
     try:
         return parse_rfc3339(str(found)) >= least
     except ValueError:
@@ -132,7 +132,7 @@ def _is_at_least(found: object, least: int) -> bool:
 
 
 def _found(value: object, path: list[str]) -> list[object]:
-    """Find every value at the path that is not null; the items of a list count one by one."""
+    """Return all non-null values at the path, flattening lists."""
     if value is None:
         return []
     if isinstance(value, list):

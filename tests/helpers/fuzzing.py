@@ -1,4 +1,4 @@
-"""Requests made at random from a seed, by a grammar and by changing bytes; and what an answer to any request must keep to."""
+"""Random requests from a seed, by a grammar and by mutation, and the rules for every response."""
 
 from __future__ import annotations
 
@@ -48,32 +48,32 @@ _DENSE = (
     b"[],", b"{},", b"1,", b'"",', b'{"":0},', b"[" * 50 + b"]" * 50 + b",", b"1e9,", b"null,",
     b'"\\"\\ud83d\\ude00",', b"[,",
 )  # fmt: skip
-"""Units of which a body may have very many."""
+"""Units to repeat in a body."""
 _LONG = (
     b"x", b"\\n", b'\\"', b"\\\\", b"\\u20ac", b"\\ud83d\\ude00", b"\\ud83d", "\N{GRINNING FACE}".encode(), b"[{,:",
     b"\xff",
 )  # fmt: skip
-"""Units of which a text may have very many."""
+"""Units to repeat in a text."""
 
 
 class Exchange(NamedTuple):
-    """Bytes sent, and bytes received; None: nothing ended it in time."""
+    """Bytes sent, and bytes received or None after a timeout."""
 
     sent: bytes
     received: bytes | None
 
 
-def made(seed: int, number: int, examples: Sequence[bytes]) -> bytes:
-    """The request of this number: the same for the same seed, whatever came before it."""
+def make_request(seed: int, number: int, examples: Sequence[bytes]) -> bytes:
+    """Make the request of this number, which depends on the seed alone."""
     chance = random.Random(f"{seed}-{number}")
-    sent = _by_grammar(chance, number) if chance.random() < 0.6 or not examples else chance.choice(examples)
+    sent = _generate(chance, number) if chance.random() < 0.6 or not examples else chance.choice(examples)
     if chance.random() < 0.5:
         for _ in range(chance.choice((1, 1, 2, 5))):
-            sent = _changed(chance, sent)
+            sent = _mutate(chance, sent)
     return sent
 
 
-def _by_grammar(chance: random.Random, number: int) -> bytes:
+def _generate(chance: random.Random, number: int) -> bytes:
     payload = _payload(chance, number)
     fields = [HOST, JSON, SECRET, CLOSE]
     for _ in range(chance.choice((0, 0, 0, 1, 2))):
@@ -94,7 +94,7 @@ def _by_grammar(chance: random.Random, number: int) -> bytes:
             fields.append(b"Content-Length: %d" % len(payload))
     chance.shuffle(fields)
     sent = request(*fields, line=chance.choice(_LINES), payload=payload)
-    return sent + _by_grammar(chance, -number) if chance.random() < 0.1 else sent
+    return sent + _generate(chance, -number) if chance.random() < 0.1 else sent
 
 
 def _payload(chance: random.Random, number: int) -> bytes:
@@ -103,7 +103,7 @@ def _payload(chance: random.Random, number: int) -> bytes:
         case 0:
             made = made.replace(b'"USER"', chance.choice(_VALUES))
         case 1:
-            made = _changed(chance, made)
+            made = _mutate(chance, made)
         case 2 if chance.random() < 0.2:
             made = body(more="x" * chance.choice((256, 300)) * 1024)
         case 3 if chance.random() < 0.3:
@@ -124,8 +124,8 @@ def _much(chance: random.Random) -> bytes:
     return b'"' + unit * (size // len(unit)) + b'"'
 
 
-def _changed(chance: random.Random, sent: bytes) -> bytes:
-    """`sent` with a stretch of it lost, doubled, or replaced."""
+def _mutate(chance: random.Random, sent: bytes) -> bytes:
+    """Return `sent` with a piece lost, doubled or replaced."""
     start = chance.randrange(len(sent) + 1)
     end = min(len(sent), start + chance.choice((0, 1, 1, 2, 8, 40)))
     put = chance.choice(
@@ -135,7 +135,7 @@ def _changed(chance: random.Random, sent: bytes) -> bytes:
 
 
 def run(port: int, requests: Iterable[bytes]) -> list[Exchange]:
-    """Send each over a connection of its own, some at once; the sender closes its half behind each."""
+    """Send each request over its own half-closed connection, several at once."""
 
     def exchange(sent: bytes) -> Exchange:
         try:
@@ -148,7 +148,7 @@ def run(port: int, requests: Iterable[bytes]) -> list[Exchange]:
 
 
 def objections(exchange: Exchange, body_of: Callable[[int], bytes | None]) -> list[str]:
-    """List what is wrong with what came back; `body_of` gives the body that is stored under a seq, if any is."""
+    """Return all violations in the response; `body_of` returns the stored body of a seq, or None."""
     if exchange.received is None:
         return ["no end"]
     try:
@@ -179,11 +179,11 @@ def objections(exchange: Exchange, body_of: Callable[[int], bytes | None]) -> li
 
 
 def _is_in(stored: bytes, sent: bytes) -> bool:
-    """Return whether all of it was sent in this order; between chunks there is something else."""
+    """Return whether all bytes were sent in this order, possibly in chunks."""
     rest = iter(sent)
     return all(byte in rest for byte in stored)
 
 
 def statuses(exchanges: Iterable[Exchange]) -> Counter[int]:
-    """Count how often each status came as the first answer; 0: none."""
+    """Count the statuses of first responses; 0 means no response."""
     return Counter(int((each.received or b"HTTP/1.1 0")[9:12] or 0) for each in exchanges)

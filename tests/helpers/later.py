@@ -1,4 +1,4 @@
-"""Versions of this package before and after this one. Each is a folder which, as PYTHONPATH, makes a Python run it."""
+"""Older and newer versions of this package, each a folder to use as PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def upgrade() -> None:
 
 
 class MadeUp(msgspec.Struct, frozen=True):
-    """A migration that no version has."""
+    """A made-up migration."""
 
     revision: str
     says: str
@@ -54,14 +54,14 @@ INDEX = MadeUp(
 )
 CONTRACTING = MadeUp(
     "1000",
-    "Nobody reads relay_node.host any more.",
+    "relay_node.host is not read any more.",
     postgres="ALTER TABLE relay_node ALTER COLUMN host DROP NOT NULL",
     sqlite="CREATE TABLE taken_away (id INTEGER)",
 )
 
 
 def write_migrations(package: Path, made_up: Sequence[MadeUp], *, after: str) -> Path:
-    """Copy the migrations there and add to them; gives the folder."""
+    """Copy the migrations, add these, and return the folder."""
     shutil.copytree(ROOT / "migrations", package, ignore=shutil.ignore_patterns("__pycache__"))
     for each in made_up:
         file = package / "versions" / f"{each.revision}_made_up.py"
@@ -73,29 +73,29 @@ def write_migrations(package: Path, made_up: Sequence[MadeUp], *, after: str) ->
 
 
 def write_version(folder: Path, made_up: Sequence[MadeUp], *, after: str) -> Path:
-    """This code with further migrations; gives the folder."""
+    """Copy this code with more migrations, and return the folder."""
     folder.mkdir()
     for name in ("inbox", "relay"):
-        shutil.copytree(ROOT / name, folder / name)  # with what Python has compiled: it takes seconds
+        shutil.copytree(ROOT / name, folder / name)  # with the compiled files, which take seconds to make
     write_migrations(folder / "migrations", made_up, after=after)
     return folder
 
 
 def name_version(version: Path, number: str) -> None:
-    """Let the programs of a folder say that they have this version."""
+    """Make the programs of a folder report this version."""
     about = version / f"inbox_relay-{number}.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: inbox-relay\nVersion: {number}\n", encoding="utf-8")
 
 
 def previous_release(changelog: str, current: str) -> str | None:
-    """Return the newest released version before the current one; None: nothing was released before."""
+    """Return the newest release before the current version, or None."""
     released = re.findall(r"^## \[([0-9.]+)\]", changelog, re.MULTILINE)
     return next((version for version in released if version != current), None)
 
 
 def write_previous(folder: Path) -> Path:
-    """The previous release, or this checkout as long as there is none; gives the folder."""
+    """Return the folder of the previous release, or of this checkout as long as there is none."""
     current = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     release = previous_release((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), current)
     if release is None:

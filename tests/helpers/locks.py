@@ -1,4 +1,4 @@
-"""Transactions that stand still with the locks of rows or of routes, and the size of transactions."""
+"""Transactions that hold locks of rows or routes and stand still, and the size of transactions."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.helpers.waiting import stand_still
 
 
 class _ReadLate(Mapping[str, object]):
-    """Parameters that are read when the statement before has been sent."""
+    """Parameters that are read after the previous statement was sent."""
 
     def __init__(self, meanwhile: Callable[[], None]) -> None:
         self._meanwhile = [meanwhile]
 
     def __getitem__(self, name: str) -> object:
-        while self._meanwhile:  # an error reads them once more
+        while self._meanwhile:  # an error reads them again
             self._meanwhile.pop()()
         return name
 
@@ -43,8 +43,8 @@ class _ReadLate(Mapping[str, object]):
 
 
 @contextmanager
-def locked_by_a_person(engine: Engine, statement: str) -> Iterator[None]:
-    """A person's transaction has locked some rows by this statement, and stays open for as long as the block."""
+def lock_by_hand(engine: Engine, statement: str) -> Iterator[None]:
+    """Lock rows by this statement in an open transaction for the block, as a person with psql may."""
     with engine.connect() as connection:
         stand_still(connection)
         connection.execute(text(statement))
@@ -52,9 +52,9 @@ def locked_by_a_person(engine: Engine, statement: str) -> Iterator[None]:
 
 
 def stand_still_within_a_pipeline(database: Database, route: str, meanwhile: Callable[[], None]) -> None:
-    """Lock a route by a pipeline, and call `meanwhile` before all of it is sent."""
+    """Lock a route in a pipeline, and call `meanwhile` before all of it is sent."""
     with database.write() as transaction:
-        transaction.take_order_lock([route])  # adds its row, which a pipeline can't
+        transaction.take_order_lock([route])  # adds its row, which a pipeline cannot do
     with database.write() as transaction:
         send_together(
             transaction.connection, [transaction._lock_of({route}), (text("SELECT :name"), _ReadLate(meanwhile))]
@@ -62,14 +62,14 @@ def stand_still_within_a_pipeline(database: Database, route: str, meanwhile: Cal
 
 
 def limit_locks(monkeypatch: pytest.MonkeyPatch, milliseconds: int) -> None:
-    """Let the server end whoever has routes locked for longer than this."""
+    """Let the server end transactions that lock routes for longer than this."""
     limited = order_lock.given_routes(Sql(POSTGRES)).text.replace(f"{order_lock.HELD_SECONDS}s", f"{milliseconds}ms")
     monkeypatch.setattr(order_lock, "given_routes", lambda _: text(limited))
 
 
 @contextlib.contextmanager
 def locking(steps: Steps, routes: list[str] | None) -> Iterator[Transaction]:
-    """A transaction that has the lock of these routes, or of everything, and stands still."""
+    """Hold the locks of these routes, or of all, in a transaction that stands still."""
     with steps.database.write() as transaction:
         transaction.take_order_lock(routes)
         stand_still(transaction.connection)
@@ -91,39 +91,39 @@ def is_kept_waiting(steps: Steps, routes: list[str] | None) -> bool:
 
 
 class Transactions:
-    """Rows that each transaction has read, and facts that each has written, from when it began to look."""
+    """Counts of rows read and facts written by each transaction since the start."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[int] = []
         self.facts: list[int] = []
         execute, begin, send = Transaction.execute, Transaction.__init__, Transaction.send_writes
 
-        def begun(transaction: Transaction, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # passed through
+        def begin_and_count(transaction: Transaction, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # passed through
             self.rows.append(0)
             begin(transaction, *arguments, **named)
 
-        def executed(transaction: Transaction, statement: TextClause, **parameters: object) -> list[Any]:
+        def execute_and_count(transaction: Transaction, statement: TextClause, **parameters: object) -> list[Any]:
             rows = execute(transaction, statement, **parameters)
             self.rows[-1] += len(rows)
             return rows
 
-        monkeypatch.setattr(Transaction, "__init__", begun)
+        monkeypatch.setattr(Transaction, "__init__", begin_and_count)
 
-        def sent(transaction: Transaction) -> None:
+        def send_and_count(transaction: Transaction) -> None:
             self.facts.append(transaction.appended.total())
             send(transaction)
 
-        monkeypatch.setattr(Transaction, "execute", executed)
-        monkeypatch.setattr(Transaction, "send_writes", sent)
+        monkeypatch.setattr(Transaction, "execute", execute_and_count)
+        monkeypatch.setattr(Transaction, "send_writes", send_and_count)
 
     def forget(self) -> None:
-        """Begin to look again."""
+        """Start counting again."""
         self.rows.clear()
         self.facts.clear()
 
     @property
     def largest(self) -> tuple[int, int]:
-        """The most rows read, and the most facts written."""
+        """Largest counts of rows read and of facts written."""
         return max(self.rows, default=0), max(self.facts, default=0)
 
 

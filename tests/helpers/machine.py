@@ -1,4 +1,4 @@
-"""This machine: a folder for what tests write, acts that one process does at a time, and programs that Debian has."""
+"""This machine: a folder for temporary data, locks between test processes, and programs from Debian."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ENOUGH_BYTES = 8 * 2**30
-"""The tests of four processes, at their largest, need half of it."""
-IN_MEMORY = Path("/dev/shm")  # noqa: S108  # each user of it makes a folder of its own
-ON_DISK = Path("/tmp")  # noqa: S108  # likewise; and a socket's path must be short
+"""Twice the largest need of tests in four processes."""
+IN_MEMORY = Path("/dev/shm")  # noqa: S108  # each user makes a folder of its own
+ON_DISK = Path("/tmp")  # noqa: S108  # likewise; socket paths must be short
 
 
 def _room() -> Path:
@@ -26,7 +26,7 @@ def _room() -> Path:
 
 
 ROOM = _room()
-"""It has a short path, as a socket needs, and everybody may enter it, as a Postgres server's user must."""
+"""Folder with a short path, for sockets, that other users such as Postgres' can enter."""
 
 
 POSTGRES_USER = "embedded_postgres"
@@ -34,16 +34,16 @@ POSTGRES_USER = "embedded_postgres"
 
 @contextlib.contextmanager
 def one_at_a_time(act: str) -> Iterator[None]:
-    """Let in one process of these tests at a time."""
+    """Admit one process of these tests at a time."""
     with Path(sys.prefix, f"{act}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def postgres_user() -> str | None:
-    """The user that Postgres runs as, which refuses to run as root; None: it runs as whoever runs the tests.
+    """Return the user for Postgres, which refuses to run as root, or None for the current user.
 
-    `useradd` fails for all but one of several that make the same user.
+    `useradd` fails for concurrent attempts to create the same user.
     """
     if os.geteuid() != 0:
         return None
@@ -55,16 +55,16 @@ def postgres_user() -> str | None:
 
 
 def program(name: str, *libraries: str, tool: str | None = None) -> Path:
-    """The program, which has the name of its package; what is not installed is unpacked once, beside the packages of the tests.
+    """Return the path of a Debian program; a package that is not installed is unpacked once, beside the tests' packages.
 
-    `libraries` are packages that it needs besides those that every Debian has; `environment` makes it find them. `tool` is
-    another program of the same package, or of its own package in newer releases of Debian.
+    `libraries` are packages that it needs beyond a standard Debian; `environment` makes it find them. `tool` is another
+    program of the package, which may have a package of its own in newer releases.
     """
     installed = shutil.which(tool or name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if installed:
         return Path(installed)
-    unpacked = _unpacked(name)
-    with one_at_a_time("unpacking"):  # `apt-get update` fails beside another one
+    unpacked = _unpack_folder(name)
+    with one_at_a_time("unpacking"):  # concurrent `apt-get update`s fail
         if not unpacked.exists():
             _unpack(unpacked, name, *libraries)
     found = next(unpacked.glob(f"usr/*bin/{tool or name}"), None)
@@ -83,22 +83,19 @@ def _unpack(there: Path, *packages: str) -> None:
 
 
 def environment(name: str) -> dict[str, str]:
-    """The variables that the program runs with."""
-    libraries = ":".join(str(folder) for folder in _unpacked(name).glob("usr/lib/*-linux-gnu*"))
+    """Return the environment variables of the program."""
+    libraries = ":".join(str(folder) for folder in _unpack_folder(name).glob("usr/lib/*-linux-gnu*"))
     return {**os.environ, **({"LD_LIBRARY_PATH": libraries} if libraries else {})}
 
 
-def _unpacked(name: str) -> Path:
+def _unpack_folder(name: str) -> Path:
     return Path(sys.prefix) / name
 
 
 def _download(folder: Path, *packages: str) -> None:
     assert shutil.which("apt-get"), f"install {packages[0]}: docs/how-to/ has a configuration for it, which is run"
     download = ["apt-get", "download", *packages]
-    for commands in (
-        [download],
-        [["apt-get", "update"], download],
-    ):  # root may, and needs it where lists are missing or old
+    for commands in ([download], [["apt-get", "update"], download]):  # as root, where lists are missing or old
         done = [
             subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False) for command in commands
         ]
@@ -107,8 +104,8 @@ def _download(folder: Path, *packages: str) -> None:
     raise AssertionError(f"install {packages[0]}, or let apt-get download it: {done[-1].stderr}")
 
 
-def asked(where: str, *commands: str) -> str:
-    """Return the output of the `sqlite3` shell of a DBA that runs these commands and ends."""
+def run_sqlite_shell(where: str, *commands: str) -> str:
+    """Run commands in a DBA's `sqlite3` shell and return the output."""
     command = [str(program("sqlite3")), "-batch", where, *commands]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     return (done.stdout + done.stderr).strip()

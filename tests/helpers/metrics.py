@@ -1,4 +1,4 @@
-"""A scrape as Prometheus does it, the Grafana dashboard as tests read it, and the names in expressions of PromQL."""
+"""Scrapes as Prometheus makes them, the Grafana dashboard, and the names in PromQL expressions."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from inbox.observe.metrics import RECEIVER, RELAY
 from tests.helpers.processes import Program, free_port
 
 Samples = dict[str, dict[tuple[str, ...], float]]
-"""By name, and by the values of the labels in the order of their names."""
+"""Samples by name, then by label values in the order of the label names."""
 
 
 def metrics_at(side: str) -> tuple[int, str]:
-    """A free port, and the lines of an inbox.toml that have one side serve its metrics there."""
+    """Return a free port, and the lines of inbox.toml that serve one side's metrics there."""
     port = free_port()
     return port, f'\n[metrics]\n{side} = "127.0.0.1:{port}"\n'
 
 
 def exporter_of(program: Program) -> int:
-    """The pid of the child that serves its metrics."""
+    """Return the pid of the child that serves the metrics."""
     return next(pid for pid in program.children() if b"inbox.observe.exporter" in _command_line(pid))
 
 
 def _command_line(pid: int) -> bytes:
-    """Nothing of one that ends just now, as a worker does that was replaced."""
+    """Return the command line of a process, empty if it has just ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -37,16 +37,16 @@ def _command_line(pid: int) -> bytes:
 
 
 def scrape(port: int, within: float = 10.0) -> Samples:
-    """Return the samples that are served there.
+    """Return the samples served on a port.
 
     Raises:
-        OSError: nobody serves, or not in time.
+        OSError: there is no answer in time.
     """
-    return parsed(_text(port, within))
+    return parse_samples(_text(port, within))
 
 
 def exposition(port: int) -> str | None:
-    """The text that is served there; None: nobody answers."""
+    """Return the text served on a port, or None without an answer."""
     try:
         return _text(port, 10)
     except OSError:
@@ -59,8 +59,8 @@ def _text(port: int, within: float) -> str:
     return text
 
 
-def parsed(text: str) -> Samples:
-    """The samples of an exposition."""
+def parse_samples(text: str) -> Samples:
+    """Parse the samples of an exposition."""
     found: Samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -70,8 +70,8 @@ def parsed(text: str) -> Samples:
     return found
 
 
-def served(port: int) -> Samples | None:
-    """Return the samples that are served there; None: nobody answers."""
+def try_scrape(port: int) -> Samples | None:
+    """Return the samples served on a port, or None without an answer."""
     try:
         return scrape(port)
     except OSError:
@@ -79,7 +79,7 @@ def served(port: int) -> Samples | None:
 
 
 def total(samples: Samples, name: str) -> float:
-    """A metric over all its labels."""
+    """Sum a metric over all its labels."""
     return sum(samples.get(name, {}).values())
 
 
@@ -93,29 +93,29 @@ LABELS: Mapping[str, frozenset[str]] = {
         else [metric.name]
     )
 }
-"""Labels of each series that the programs export, with those of Prometheus."""
+"""Labels of each exported series, including those of Prometheus."""
 _RANGES = {"$__rate_interval": "1m", "$__range": "5m"}
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
-    """The panels, without the rows' titles."""
+    """Return the panels without the row titles."""
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
 def expressions(dashboard: dict[str, Any]) -> list[tuple[str, str]]:
-    """Each expression, with its panel's title."""
+    """Return each expression with the title of its panel."""
     return [(panel["title"], target["expr"]) for panel in panels(dashboard) for target in panel["targets"]]
 
 
 def plain(expression: str) -> str:
-    """The expression as Grafana would send it, with all values of each variable."""
+    """Return the expression as Grafana sends it, with all values of each variable."""
     for name, span in _RANGES.items():
         expression = expression.replace(name, span)
     return re.sub(r"\$\w+", ".*", expression)
 
 
 def unknown_in(expression: str, recorded: Mapping[str, frozenset[str]] = {}) -> list[str]:
-    """List the series of ours, and the labels in braces, that an expression names and that don't exist."""
+    """Return the product's series and labels in an expression that do not exist."""
     known = {**LABELS, **recorded}
     without_values = re.sub(r'"[^"]*"', '""', expression)
     found = []
@@ -129,7 +129,7 @@ def unknown_in(expression: str, recorded: Mapping[str, frozenset[str]] = {}) -> 
 
 
 def variables(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each variable's series and label: `label_values(SERIES, LABEL)`."""
+    """Yield series and label of each variable: `label_values(SERIES, LABEL)`."""
     for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
             found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])

@@ -1,4 +1,4 @@
-"""Hosts of one network, each a network namespace of this machine; they can be unplugged, and parted from each other."""
+"""Hosts of one network, each a network namespace of this machine, which can be unplugged and partitioned."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import subprocess
 from collections.abc import Iterator, Sequence
 
 WRITTEN = "10.0.0."
-"""The network of the configurations in deploy/."""
+"""Network of the configurations in deploy/."""
 _SWITCH = "switch"
 
 
 def can_be_made() -> bool:
-    """Return whether this machine allows network namespaces: root may make them, in most containers not."""
+    """Return whether this machine allows network namespaces: only for root, and not in most containers."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     name = f"inbox-relay-{os.getpid()}"
@@ -25,7 +25,7 @@ def can_be_made() -> bool:
 
 
 class Network:
-    """A switch with so many hosts; this machine is one more. Addresses end as in deploy/, in another network."""
+    """A switch with hosts, and this machine as one more. Addresses end as in deploy/, in another network."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
         number = os.getpid()
@@ -33,14 +33,14 @@ class Network:
         self._name = f"inbox-relay-{number}"
         self._port = f"ir{number}"
         self.hosts = {host: self.here(f"{WRITTEN}{11 + at}") for at, host in enumerate(hosts)}
-        """Addresses."""
+        """Addresses by host."""
 
     def here(self, text: str) -> str:
-        """The text with addresses of this network in place of those in deploy/."""
+        """Return the text with addresses of this network in place of those in deploy/."""
         return text.replace(WRITTEN, self._prefix)
 
     def make(self) -> None:
-        """Make the namespaces and the wires between them."""
+        """Create the namespaces and the links between them."""
         switch = self.namespace(_SWITCH)
         _ip("netns", "add", switch)
         _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
@@ -59,7 +59,7 @@ class Network:
                 _ip("-n", inside, "link", "set", link, "up")
 
     def remove(self) -> None:
-        """Remove them."""
+        """Remove the namespaces."""
         for name in (*self.hosts, _SWITCH):
             with contextlib.suppress(subprocess.CalledProcessError):
                 _ip("netns", "del", self.namespace(name))
@@ -69,28 +69,28 @@ class Network:
         return f"{self._name}-{host}"
 
     def on(self, host: str, *command: object, user: str) -> list[str]:
-        """Return the command that runs another one on a host, as a user."""
+        """Return a command line that runs a command on a host as a user."""
         as_user = ("setpriv", "--reuid", user, "--regid", user, "--clear-groups")
         return ["ip", "netns", "exec", self.namespace(host), *as_user, *map(str, command)]
 
     def pids(self, host: str) -> list[int]:
-        """The processes of a host."""
+        """Return the pids of a host."""
         return [int(pid) for pid in _ip("netns", "pids", self.namespace(host)).split()]
 
     def unplug(self, host: str) -> None:
-        """Nobody reaches it any more, and nobody is told."""
+        """Disconnect a host without notice to its peers."""
         _ip("-n", self.namespace(_SWITCH), "link", "set", host, "down")
 
     def plug(self, host: str) -> None:
-        """Everybody reaches it again."""
+        """Reconnect a host."""
         _ip("-n", self.namespace(_SWITCH), "link", "set", host, "up")
 
     def part(self, host: str) -> None:
-        """The other hosts do not reach it any more, nor it them; this machine still does."""
+        """Partition a host from the other hosts; this machine still reaches it."""
         self._route("add", host)
 
     def join(self, host: str) -> None:
-        """End what `part` began."""
+        """End a partition."""
         self._route("del", host)
 
     def _route(self, act: str, host: str) -> None:
@@ -102,7 +102,7 @@ class Network:
 
 @contextlib.contextmanager
 def network(hosts: Sequence[str]) -> Iterator[Network]:
-    """A network as long as the block runs."""
+    """Create a network for the block."""
     made = Network(hosts)
     try:
         made.make()

@@ -1,4 +1,4 @@
-"""The operator's page in this process, with the access that a test gives or its real one, and a browser without a head."""
+"""The operator's page in this process, with the tests' or the real access control, and its HTTP client."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ atexit.register(_rest.close)
 
 
 class _Stage:
-    """An ASGI application that is whichever is given."""
+    """An ASGI application that delegates to another one."""
 
     def __init__(self) -> None:
         self.app: Any = None
@@ -47,8 +47,8 @@ _free: list[_Stage] = []
 
 
 @contextlib.contextmanager
-def staged(app: App) -> Iterator[str]:
-    """Serve an application on a server that is free; yields its URL."""
+def stage_app(app: App) -> Iterator[str]:
+    """Serve an application on a free server and yield its URL."""
     stage = _free.pop() if _free else _Stage()
     stage.app = app
     try:
@@ -62,27 +62,27 @@ VIEWER = Actor("veikko", "viewer")
 _HEADER = "X-Test-Actor"
 
 
-def unhurried(patch: pytest.MonkeyPatch) -> None:
-    """A busy machine must not cut a search, a plan or a statement of a page short."""
+def lift_time_limits(patch: pytest.MonkeyPatch) -> None:
+    """Allow searches, plans and statements of a page 60 s, for busy machines."""
     for module in (reading, plans, lists):
         patch.setattr(module, "LONGEST_SECONDS", 60.0)
 
 
 class GivenActor:
-    """Access for tests: the person is who the request says; a request that says nobody has to sign in."""
+    """Access control for tests: a request header names the actor; without it, one has to sign in."""
 
     async def process_request(self, req: Request, _resp: Response) -> None:
         given = req.get_header(_HEADER)
         if given is None and req.path.startswith("/static/"):
             return
         if given is None:
-            raise SignInNeeded("nobody is signed in")
+            raise SignInNeeded("no actor is named")
         role, name = given.split(" ")
-        req.context.actor = Actor(unquote(name), role)  # type: ignore[arg-type]  # a test says a role
+        req.context.actor = Actor(unquote(name), role)  # type: ignore[arg-type]  # tests name valid roles
 
 
 class Page:
-    """Requests to the page, by an operator unless another actor is given; None is nobody."""
+    """Requests to the page, by an operator unless another actor or None is given."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -90,11 +90,11 @@ class Page:
         self._session.trust_env = False
 
     def get(self, path: str, actor: Actor | None = OPERATOR, **options: Any) -> requests.Response:  # noqa: ANN401
-        """GET a path as a browser does. No redirect is followed."""
+        """GET a path as a browser does, without following redirects."""
         return self._send("GET", path, actor, {"Accept": "text/html"}, options)
 
     def json(self, path: str, actor: Actor | None = OPERATOR) -> Any:  # noqa: ANN401  # any JSON
-        """GET a path that must answer 200 with JSON."""
+        """GET a path and return the JSON of its 200 response."""
         answer = self._send("GET", path, actor, {"Accept": "application/json"}, {})
         assert answer.status_code == 200, answer.text
         return answer.json()
@@ -106,7 +106,7 @@ class Page:
         actor: Actor | None = OPERATOR,
         **options: Any,  # noqa: ANN401
     ) -> requests.Response:
-        """POST a form as a browser on this page does. No redirect is followed."""
+        """POST a form as a browser on this page does, without following redirects."""
         headers = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin", "Origin": self.url}
         return self._send("POST", path, actor, headers, {"data": dict(form), **options})
 
@@ -123,37 +123,37 @@ class Page:
 
 
 def on_database(config: Config, database_url: str) -> Config:
-    """Return the same configuration on another database."""
+    """Return the configuration with another database."""
     return msgspec.structs.replace(config, database=DatabaseSettings(url=DatabaseUrl(database_url)))
 
 
 @contextlib.contextmanager
 def serving(config: Config, clock: Clock) -> Iterator[Page]:
-    """The page of a configuration, from its start to its end."""
+    """Serve the page of a configuration."""
     readers = Readers(config, clock)
     app = create_app(readers, clock, GivenActor())
-    with contextlib.closing(readers), staged(app) as url, contextlib.closing(Page(url)) as page:
+    with contextlib.closing(readers), stage_app(app) as url, contextlib.closing(Page(url)) as page:
         yield page
 
 
 FAST = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-"""Hashes that a test need not wait for."""
+"""Hasher with minimal cost."""
 PASSWORD, OTHER_PASSWORD = "correct horse battery", "another long password"
 TOKEN, VIEWER_TOKEN = "irw_of-an-operator", "irw_of-a-viewer"
 
 
 def user(name: str, role: str = "operator", password: str = PASSWORD) -> str:
-    """A line of the users file."""
+    """Return a line of the users file."""
     return f"{name}:{role}:{hash_password(password, FAST)}\n"
 
 
 def token(name: str, value: str, role: str) -> str:
-    """A line of the tokens file."""
+    """Return a line of the tokens file."""
     return f"{name}:{role}:{hash_token(value)}\n"
 
 
 class Entrance:
-    """The page of one configuration. Requests have a browser's headers unless others are given, and follow nothing."""
+    """The page with its real access control. Requests have a browser's headers and follow no redirects."""
 
     def __init__(self, url: str, users: Path, tokens: Path, clock: FakeClock, steady: Monotonic) -> None:
         self.url, self.users, self.tokens, self.clock, self.steady = url, users, tokens, clock, steady
@@ -177,23 +177,25 @@ class Entrance:
         )
 
     def get(self, path: str, **headers: str) -> requests.Response:
-        return self.send("GET", path, _named(headers))
+        return self.send("GET", path, _name_headers(headers))
 
     def post(self, path: str, form: Mapping[str, str] = {}, **headers: str) -> requests.Response:  # it is not changed
-        """POST a form as the page itself does, unless `sec_fetch_site` says otherwise."""
+        """POST a form as the page itself does, unless `sec_fetch_site` differs."""
         sent = {"sec_fetch_site": "same-origin", **headers}
-        return self.send("POST", path, _named({name: value for name, value in sent.items() if value}), data=dict(form))
+        return self.send(
+            "POST", path, _name_headers({name: value for name, value in sent.items() if value}), data=dict(form)
+        )
 
     def sign_in(self, name: str = "anna", password: str = PASSWORD, following: str = "/rejected") -> requests.Response:
         return self.post("/sign-in", {"name": name, "password": password, "next": following})
 
     def later(self, seconds: float) -> None:
-        """Move both clocks on."""
+        """Advance both clocks."""
         self.clock.advance(seconds)
         self.steady.seconds += seconds
 
 
-def _named(headers: Mapping[str, str]) -> dict[str, str]:
+def _name_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in headers.items()}
 
 
@@ -206,27 +208,23 @@ def entrance(
     sessions: Sessions | None = None,
     **changed: Any,  # noqa: ANN401  # keys of [web]
 ) -> Iterator[Entrance]:
-    """The page with the users anna (operator) and veikko (viewer), and a token of each role."""
+    """Serve the page with the users anna (operator) and veikko (viewer), and a token of each role."""
     users, tokens = folder / "users", folder / "tokens"
     users.write_text(f"# people\n\n{user('anna')}{user('veikko', 'viewer', OTHER_PASSWORD)}")
     tokens.write_text(token("script", TOKEN, "operator") + token("graph", VIEWER_TOKEN, "viewer"))
     web = msgspec.structs.replace(Web(users=Secret(f"file:{users}"), tokens=Secret(f"file:{tokens}")), **changed)
     clock, steady = FakeClock(), Monotonic()
     guard = Guard(
-        web,
-        clock,
-        sessions or Sessions(),
-        forwarding=[Network.parse(each) for each in forwarding],
-        monotonic=steady,
+        web, clock, sessions or Sessions(), forwarding=[Network.parse(each) for each in forwarding], monotonic=steady
     )
     readers = Readers(msgspec.structs.replace(config, web=web), clock)
     app = create_app(readers, clock, guard)
-    with contextlib.closing(readers), staged(app) as url:
+    with contextlib.closing(readers), stage_app(app) as url:
         made = Entrance(url, users, tokens, clock, steady)
         with contextlib.closing(made.browser):
             yield made
 
 
 def behind_proxy(*networks: str, operators: tuple[str, ...] = ("anna",)) -> WebProxy:
-    """A proxy at these addresses."""
+    """Return the settings of a proxy at these addresses."""
     return WebProxy(networks=[Network.parse(each) for each in networks], operators=list(operators))

@@ -1,4 +1,4 @@
-"""Texts that are planted, and the search for them: secrets, what harms a terminal, and the data of a person."""
+"""Planted texts and the search for them: secrets, text that harms a terminal, and personal data."""
 
 from __future__ import annotations
 
@@ -13,20 +13,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 import msgspec
-from sqlalchemy import (
-    ARRAY,
-    JSON,
-    Boolean,
-    Column,
-    Engine,
-    Integer,
-    LargeBinary,
-    Table,
-    Text,
-    insert,
-    inspect,
-    update,
-)
+from sqlalchemy import ARRAY, JSON, Boolean, Column, Engine, Integer, LargeBinary, Table, Text, insert, inspect, update
 
 from inbox.clock import SystemClock
 from inbox.db.columns import UtcDateTime
@@ -40,25 +27,25 @@ from tests.helpers.storing import START, an_event
 from tests.helpers.tables import rows
 
 ODD = '/+="\\&%<'
-"""Characters that JSON, URLs, HTML and base64 each write in another way."""
+"""Characters that JSON, URLs, HTML and base64 each encode differently."""
 
 
 class Planted:
-    """Distinct secrets by name. Each has a core of letters and digits, which every spelling of it but base64 leaves alone."""
+    """Distinct secrets by name, each with an alphanumeric core that only base64 changes."""
 
     def __init__(self) -> None:
         self.cores: dict[str, str] = {}
 
     def plain(self, name: str) -> str:
-        """A secret of letters and digits."""
+        """Return an alphanumeric secret."""
         return self.cores.setdefault(name, f"Qz{len(self.cores):02d}{name.title().replace('-', '')}Zq")
 
     def odd(self, name: str) -> str:
-        """A secret with characters that are written in many ways."""
+        """Return a secret with characters of many spellings."""
         return self.plain(name) + ODD
 
     def leaks(self, places: Mapping[str, str]) -> list[tuple[str, str]]:
-        """(place, name of the secret) for each that is found in any spelling."""
+        """Return (place, secret name) for each secret found in any spelling."""
         return [
             (place, name)
             for place, text in places.items()
@@ -68,7 +55,7 @@ class Planted:
 
 
 def spellings(core: str) -> set[str]:
-    """The core itself, its hexadecimal digits, and what base64 makes of it at each of the three offsets it can have."""
+    """Return the core, its hexadecimal digits, and its base64 at each of the three offsets."""
     data = core.encode()
     found = {core, data.hex(), data.hex().upper()}
     for before in range(3):
@@ -78,14 +65,14 @@ def spellings(core: str) -> set[str]:
 
 
 def all_text(engine: Engine) -> dict[str, str]:
-    """All that stands in the database, by table or view; those without any row are left out."""
+    """Return all text in the database by table or view, without empty ones."""
     looked_at = inspect(engine)
     found = contents(engine, *looked_at.get_table_names(), *looked_at.get_view_names())
     return {name: "\n".join(texts) for name, texts in found.items() if texts}
 
 
 def contents(engine: Engine, *names: str) -> dict[str, list[str]]:
-    """All rows of these tables and views, or of all tables, as text in some order."""
+    """Return all rows of these tables and views, or of all tables, as sorted texts."""
     return {
         name: sorted("\n".join(map(_text, row.values())) for row in rows(engine, f'SELECT * FROM "{name}"'))
         for name in names or metadata.tables
@@ -100,26 +87,26 @@ def _text(value: object) -> str:
 
 HEADERS = ("authorization", "proxy-authorization", "x-api-key")
 FIRST, LAST = "the-echo-begins", "the-echo-ends"
-"""Words that each echo begins and ends with; they are no secret."""
+"""Words at the beginning and end of each echo."""
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """Answer to calls below a path."""
+    """Response to calls below a path."""
 
     status: int = 500
     knows: tuple[str, ...] = ()
-    """Secrets that it tells besides those which the call shows it."""
+    """Secrets to reveal besides those in the call."""
     password: str = ""
-    """Password that it reveals under keys that say that it is one."""
+    """Password to reveal under telling keys."""
     body: str | None = None
-    """Instead of the echo."""
+    """Body in place of the echo."""
     retry_after: str | None = None
     broken_head: bool = False
-    """One line of the head has no colon."""
+    """True to send a header line without a colon."""
 
 
-def spelled(secret: str) -> list[str]:
-    """The secret in every spelling that an echo may have it in."""
+def spell(secret: str) -> list[str]:
+    """Return the secret in every spelling that an echo may use."""
     in_json = json.dumps(secret)[1:-1]
     data = secret.encode()
     return [
@@ -138,7 +125,7 @@ def spelled(secret: str) -> list[str]:
 
 
 class Echo(ScriptedServer):
-    """Answers each path by the reply of the longest prefix it has. `calls` counts them by prefix."""
+    """Answers each path with the reply of its longest prefix. `calls` counts requests by prefix."""
 
     def __init__(self, replies: Mapping[str, Reply]) -> None:
         self.calls: dict[str, int] = dict.fromkeys(replies, 0)
@@ -146,7 +133,7 @@ class Echo(ScriptedServer):
         super().__init__()
 
     def act_for(self, seen: Seen) -> Act:
-        """Answer with all that the call has shown."""
+        """Answer with everything in the call."""
         path = urlsplit(seen.target).path
         prefix = max((known for known in self._replies if path.startswith(known)), key=len)
         self.calls[prefix] += 1
@@ -161,14 +148,14 @@ class Echo(ScriptedServer):
         return then_close(raw("\r\n".join([*head, "", body]).encode()))
 
     def _echo(self, target: str, reply: Reply, secrets: list[str]) -> str:
-        shown = [target, unquote(target), *(text for secret in secrets for text in spelled(secret))]
+        shown = [target, unquote(target), *(text for secret in secrets for text in spell(secret))]
         told = json.dumps({"you_sent": secrets, "password": reply.password, "more": {"clientSecret": reply.password}})
         return "\n".join([FIRST, told, *shown, LAST])
 
 
 @contextlib.contextmanager
 def echoing(replies: Mapping[str, Reply]) -> Iterator[Echo]:
-    """The service as long as the block runs."""
+    """Serve echoes for the block."""
     with contextlib.closing(Echo(replies)) as made:
         yield made
 
@@ -179,10 +166,10 @@ HOSTILE = (
     "\x1b]8;;https://evil.example\x1b\\z\x1b]8;;\x07 \x1b[2J\x9b31m\x9d\x7f\x08\r\nall is well\t"
     "\u202e\u2066\u200f\u061c\u200b\ufeff\u2028\u2029\U000e0041\u3164"
 )
-"""Everything that both databases take: neither has NUL in a text, nor half of a character."""
+"""All hostile characters that both databases can store."""
 
 NOT_FILLED = {"order_lock", "route_lock", "payload_lock", "write_probe"}
-"""Tables without text from outside."""
+"""Tables without external text."""
 ONE_ROW = {"pruner"}
 """Tables whose only row always exists."""
 
@@ -198,15 +185,15 @@ WORDS: Mapping[str, Mapping[str, object]] = {
     "relay_command": {"kind": "replay", "state": "failed"},
     "rejected_request": {"readmitted_at": None, "readmitted_seq": None},
 }
-"""Columns that a check keeps to certain words, or whose value decides what a listing shows."""
+"""Columns restricted to certain words, or whose value decides whether listings show the row."""
 
 _COLOURS_AND_CURSOR = re.compile(r"\x1b\[(?:[\d;]*m|\?25[lh]|\d*[AKG])|\r")
-"""Sequences that rich itself writes to a terminal: colours, and the positions of its bars."""
+"""Sequences that rich itself writes to a terminal: colours, and positions of its bars."""
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def plant(engine: Engine) -> set[str]:
-    """A row in every table, with the value in every column of it that takes text; gives the columns that have it."""
+    """Insert a row into every table with the hostile text in every text column, and return these columns."""
     planted = set()
     with engine.begin() as connection:
         for table in metadata.sorted_tables:
@@ -228,7 +215,7 @@ def plant(engine: Engine) -> set[str]:
 
 
 def text_columns() -> set[str]:
-    """Every column that takes text of any form, but those that a check keeps to certain words."""
+    """Return every column for text of any form, except those restricted to certain words."""
     return {
         f"{table.name}.{column.name}"
         for table in metadata.sorted_tables
@@ -256,7 +243,7 @@ def _value(column: Column[object]) -> object:
 
 
 def harm_of(output: str, *, terminal: bool = False) -> list[str]:
-    """List what of `output` would do harm: characters that are not seen, as their escapes."""
+    """Return the invisible characters of `output` as escapes."""
     if terminal:
         output = _COLOURS_AND_CURSOR.sub("", output)
     return sorted({ascii(c) for c in output if unicodedata.category(c) in HIDDEN and c != "\n"})
@@ -264,23 +251,17 @@ def harm_of(output: str, *, terminal: bool = False) -> list[str]:
 
 ID = "IDNUMBER4711"
 PERSON = ErasureSubject("trivore", "USER", ID)
-TRACES = (
-    ID,
-    "maria.meier@example.com",
-    "Maria Meier",
-    "maria-header",
-    "0af7651916cd43dd8448eb211c80319c",
-)
-"""Texts of the person. None may be left anywhere."""
+TRACES = (ID, "maria.meier@example.com", "Maria Meier", "maria-header", "0af7651916cd43dd8448eb211c80319c")
+"""Texts of the person that an erasure must remove everywhere."""
 BODY = json.dumps({"id": ID, "email": "maria.meier@example.com", "name": "Maria Meier"}).encode()
 OTHER = "IDNUMBER4712"
 
 
-def of_person(number: int, *routes: str, body: bytes = BODY) -> Event:
-    """An event of the person."""
+def make_personal_event(number: int, *routes: str, body: bytes = BODY) -> Event:
+    """Make an event of the person."""
     return msgspec.structs.replace(
         an_event(number, ID, routes=routes or ("strict", "latest")),
-        dedup_key=f"{number:08d}",  # as inbox.events.event.dedup_key makes it: without the id
+        dedup_key=f"{number:08d}",  # without the id, as inbox.events.event.dedup_key makes it
         event_id=f"evt-{ID}-{number}",
         headers={"content-type": "application/json", "x-note": "maria-header"},
         body=body,
@@ -301,33 +282,35 @@ SKIPPED = Skipped((_call(404),), f"{ID} is missing")
 
 
 def live(steps: Steps) -> None:
-    """Fill the tables. Every delivery of the person has ended; one of the other still waits.
+    """Fill the tables: all deliveries of the person have ended, one of another person waits.
 
-    Seqs: 1 to 4 and 7 are the person's, and 7 takes no route; 5, 6 and 8 are the other's, and 8 is open.
+    Seqs: 1 to 4 and 7 are the person's, and 7 has no route; 5, 6 and 8 are the other's, and 8 is open.
     """
     steps.arrive(
-        *(of_person(number) for number in range(1, 5)), an_event(5, OTHER), an_event(6, OTHER, routes=["latest"])
+        *(make_personal_event(number) for number in range(1, 5)),
+        an_event(5, OTHER),
+        an_event(6, OTHER, routes=["latest"]),
     )
-    steps.receive(msgspec.structs.replace(of_person(7), enrolments=()))
+    steps.receive(msgspec.structs.replace(make_personal_event(7), enrolments=()))
     for outcome in (DELIVERED, FAILED, SKIPPED, UNCHANGED, DELIVERED):
         _attempt(steps, outcome, "strict")
     for outcome in (FAILED, DELIVERED):
         _attempt(steps, outcome, "latest")
     changed = BODY.replace(b"Maria", b"Marie Maria")
-    again = msgspec.structs.replace(of_person(1), body=changed, body_sha256=hashlib.sha256(changed).digest())
-    steps.intake.repeat(again, of_person(2))
+    again = msgspec.structs.replace(make_personal_event(1), body=changed, body_sha256=hashlib.sha256(changed).digest())
+    steps.intake.repeat(again, make_personal_event(2))
     _plant(steps.database.engine)
     steps.arrive(an_event(8, OTHER))
 
 
 def _attempt(steps: Steps, outcome: Outcome, route: str) -> None:
-    """Make an attempt of each lane: of the person's with this outcome, of the other's with success."""
+    """Make an attempt of each lane, with this outcome for the person and success for the other."""
     steps.record([(one, outcome if one.entity_id == ID else DONE) for one in steps.claim_due(100, route)])
     steps.advance(3600)
 
 
 def _plant(engine: Engine) -> None:
-    """Add what only hands and other parts of the product write."""
+    """Add the rows that only operators write."""
     paused = {"name": PERSON.gate, "pause_reason": "Maria Meier called", "paused_at": START, "paused_by": "kim"}
     asked = {"kind": "replay", "reason": "asked", "asked_by": "kim", "asked_at": START}
     about = {"selection": {"source": "trivore", "entity_type": "USER", "entity_id": ID}, "sample": {"first": ID}}

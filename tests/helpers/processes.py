@@ -1,4 +1,4 @@
-"""Programs under test, started, stopped and killed by pid, their output kept, always cleaned up; and commands, run to their end."""
+"""Programs under test, with their output and always cleaned up, and commands run to their end."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from relay.cli.main import app as relay_app
 from tests.helpers.waiting import LONGEST_SECONDS, until
 
 GUNICORN = ("-m", "gunicorn", "-c", "python:inbox.gunicorn_settings")
-"""Arguments with which `python` serves the receiver."""
+"""Arguments of `python` that serve the receiver."""
 RELAY = ("-m", "relay")
 INBOX = ("-c", "from relay.cli.inbox import main; main()")
 APPS = {"inbox": inbox_app, "relay": relay_app}
 PORTS = range(10_240, 32_768)
-"""Ports for programs: below those that Linux gives to connections, and to whoever asks for any port, at any time."""
+"""Ports for programs, below Linux' ephemeral ports."""
 SHARES = 8
-"""Each process of the tests has ports of its own, as another one might take a port that was found free and is not used yet."""
+"""Disjoint port ranges, one for each test process, so that a port found free is not taken before its use."""
 
 
 def gunicorn_after(statements: str) -> tuple[str, ...]:
-    """Arguments with which `python` serves the receiver after these statements, which give it another limit."""
+    """Return arguments of `python` that run these statements and then serve the receiver."""
     return ("-c", f"{statements}; from gunicorn.app.wsgiapp import run; run()", *GUNICORN[2:])
 
 
 PATIENT = gunicorn_after("from inbox.receiver import writer; writer.ANSWER_WITHIN_SECONDS = 60.0")
-"""For tests that expect no 503: one that nothing else causes must not come from a machine that stands still for a while."""
+"""Arguments for tests that expect no 503, not even on a machine that stalls."""
 
 
 class Ended(NamedTuple):
@@ -55,19 +55,22 @@ class Ended(NamedTuple):
     stderr: str
 
 
-_command = cache(get_command)  # to make all commands of a side takes 25 ms of a processor
+_command = cache(get_command)  # building all commands of a side takes 25 ms of CPU
 
 
 def invoke(side: str, *arguments: str, **environment: str) -> Ended:
-    """Run a command of `inbox` or `relay` in this process. What it leaves to the end of its process is closed."""
+    """Run a command of `inbox` or `relay` in this process, and close the engines that it leaves open."""
     opened: list[Engine] = []
     connect = engines.connect
 
-    def remembered(url: str, *, application: str, pings: bool = False) -> Engine:
+    def connect_and_remember(url: str, *, application: str, pings: bool = False) -> Engine:
         opened.append(connect(url, application=application, pings=pings))
         return opened[-1]
 
-    with mock.patch.object(engines, "connect", remembered), mock.patch.object(testing, "_get_command", _command):
+    with (
+        mock.patch.object(engines, "connect", connect_and_remember),
+        mock.patch.object(testing, "_get_command", _command),
+    ):
         ran = CliRunner().invoke(APPS[side], arguments, env=environment, catch_exceptions=False)
     for engine in opened:
         engine.dispose()
@@ -75,7 +78,7 @@ def invoke(side: str, *arguments: str, **environment: str) -> Ended:
 
 
 class Program:
-    """One process, in a session of its own so that its children end with it."""
+    """One process in its own session, so that its children end with it."""
 
     def __init__(
         self,
@@ -102,12 +105,12 @@ class Program:
 
     @property
     def runs(self) -> bool:
-        """Return whether it has not ended yet."""
+        """True until it has ended."""
         return self._process.poll() is None
 
     @property
     def output(self) -> str:
-        """Return what it has written so far."""
+        """Its output so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def send(self, number: signal.Signals) -> None:
@@ -115,17 +118,17 @@ class Program:
         self._process.send_signal(number)
 
     def writes(self, text: str, times: int = 1, within: float = LONGEST_SECONDS) -> None:
-        """Wait until it has written `text` so many times."""
+        """Wait until it has written `text` so often."""
         until(lambda: self.output.count(text) >= times or not self.runs, f"it writes {text!r}", within=within)
         assert self.output.count(text) >= times, self.output
 
     def stop(self, within: float = 20.0) -> int:
-        """SIGTERM, and its exit status. Raises as `ends`."""
+        """Send SIGTERM and return the exit status. Raises as `ends`."""
         self.send(signal.SIGTERM)
         return self.ends(within)
 
     def ends(self, within: float = LONGEST_SECONDS) -> int:
-        """Its exit status.
+        """Wait for its end and return the exit status.
 
         Raises:
             AssertionError: it still runs after `within` seconds.
@@ -136,12 +139,12 @@ class Program:
             raise AssertionError(f"still runs after {within:g} s: {self.log.name}\n{self.output}") from None
 
     def kill(self) -> None:
-        """SIGKILL, and wait for its end."""
+        """Send SIGKILL and wait for its end."""
         self._process.kill()
         self._process.wait()
 
     def children(self) -> list[int]:
-        """The pids of its own children."""
+        """Return the pids of its children."""
         return children_of(self.pid)
 
     def clean_up(self) -> None:
@@ -155,7 +158,7 @@ class Program:
 def listening(
     command: Sequence[str | Path], port: int, *, log: Path, environment: Mapping[str, str], user: str | None = None
 ) -> Iterator[None]:
-    """A program that isn't ours, from when it listens on `port` to the end of the block."""
+    """Run a third-party program for the block, once it listens on `port`."""
     program = Program(command, log=log, environment=environment, user=user)
     try:
         until(lambda: not program.runs or listens(port), f"{command[0]} listens")
@@ -168,7 +171,7 @@ def listening(
 
 
 class Site:
-    """A folder with an inbox.toml, and the programs that run there."""
+    """A folder with an inbox.toml and the programs that run there."""
 
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
@@ -177,15 +180,15 @@ class Site:
         self.configure(config)
 
     def configure(self, config: str) -> None:
-        """Write the inbox.toml; programs that run read it when they are told to."""
+        """Write the inbox.toml; running programs read it when they reload."""
         (self.folder / "inbox.toml").write_text(config, encoding="utf-8")
 
     def start(self, name: str, *arguments: str, **environment: str) -> Program:
-        """Start `python …` here; its output goes to a log of its own."""
+        """Start `python …` here, with its own log."""
         return self.start_in(None, name, *arguments, **environment)
 
     def start_in(self, folder: Path | None, name: str, *arguments: str, **environment: str) -> Program:
-        """The same, with another working folder."""
+        """Start `python …` in another working folder."""
         program = Program(
             [sys.executable, *arguments],
             log=self.folder / f"{len(self._programs):02d}-{name}.log",
@@ -196,7 +199,7 @@ class Site:
         return program
 
     def run(self, side: str, *arguments: str, **environment: str) -> Ended:
-        """Run a command of `inbox` or `relay` here, as a process of its own."""
+        """Run a command of `inbox` or `relay` here, as a process."""
         done = subprocess.run(
             [sys.executable, *(RELAY if side == "relay" else INBOX), *arguments],
             env=os.environ | self.environment | {"COLUMNS": "200"} | environment,
@@ -215,16 +218,16 @@ class Site:
         """Start a relay."""
         return self.start("relay", *RELAY, "run", *options)
 
-    def refused_receiver(self, **environment: str) -> Program:
-        """Start gunicorn on any port: it has to end by itself."""
+    def start_refused_receiver(self, **environment: str) -> Program:
+        """Start gunicorn on any port; it must end by itself."""
         return self.start("receiver", *GUNICORN, "--bind", "127.0.0.1:0", **environment)
 
     def receiver(
         self, workers: int, way: Sequence[str] = GUNICORN, *, besides: int = 0, port: int | None = None
     ) -> tuple[Program, int]:
-        """Start gunicorn and wait until it serves, with every worker; gives it and its port.
+        """Start gunicorn, wait until all workers serve, and return it and its port.
 
-        `besides` is how many other children it has.
+        `besides` is the number of its other children.
         """
         port = port or free_port()
         program = self.start("receiver", *way, "--bind", f"127.0.0.1:{port}", "--workers", str(workers))
@@ -236,18 +239,18 @@ class Site:
         return program, port
 
     def logs(self) -> dict[str, str]:
-        """The output of every program that was started here."""
+        """Return the output of every program started here, by log name."""
         return {program.log.name: program.output for program in self._programs}
 
     def clean_up(self) -> None:
-        """End whatever still runs."""
+        """Kill all running programs."""
         for program in self._programs:
             program.clean_up()
 
 
 @contextlib.contextmanager
 def site(folder: Path, config: str) -> Iterator[Site]:
-    """A site as long as the block runs."""
+    """Make a site for the block."""
     made = Site(folder, config)
     try:
         yield made
@@ -256,7 +259,7 @@ def site(folder: Path, config: str) -> Iterator[Site]:
 
 
 def _own_ports() -> Iterator[int]:
-    """Yield the ports of this process again and again, beginning anywhere: other tests may run on this machine, too."""
+    """Yield the ports of this process in turn, from a random one: other tests may run on this machine."""
     share = len(PORTS) // SHARES
     number = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw")) % SHARES
     return (PORTS[number * share + at % share] for at in count(os.getpid()))
@@ -266,7 +269,7 @@ _ports = _own_ports()
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now, and that no other test is given."""
+    """Return a free port that no other test gets."""
     return next(port for port in _ports if _is_free(port))
 
 
@@ -279,7 +282,7 @@ def _is_free(port: int) -> bool:
 
 
 def listens(port: int) -> bool:
-    """Return whether somebody takes connections there."""
+    """Return whether the port accepts connections."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -288,7 +291,7 @@ def listens(port: int) -> bool:
 
 
 def is_ready(port: int) -> bool:
-    """Return whether a receiver there can store webhooks."""
+    """Return whether a receiver on this port can store webhooks."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
             return bool(answer.status == 200)
@@ -297,9 +300,9 @@ def is_ready(port: int) -> bool:
 
 
 def children_of(parent: int) -> list[int]:
-    """The pids of the children of a process."""
+    """Return the pids of the children of a process."""
     kernels = Path(f"/proc/{parent}/task/{parent}/children")
-    with contextlib.suppress(OSError):  # there is no such list, or the process has ended
+    with contextlib.suppress(OSError):  # the kernel has no such list, or the process has ended
         return sorted(int(pid) for pid in kernels.read_text().split())
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     pairs = (line.split() for line in listed.splitlines())

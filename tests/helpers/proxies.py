@@ -1,4 +1,4 @@
-"""The proxies and the pooler of docs/how-to/deploy.md, as programs: their own configuration, with this machine's ports."""
+"""The proxies and the pooler of docs/how-to/deploy.md as programs, with the documented configuration on this machine's ports."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ LIBRARIES = ("libevent-2.1-7t64", "libcares2")
 
 
 @contextlib.contextmanager
-def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator[str]:
-    """A pooler as docs/how-to/deploy.md sets it, and `more`, as long as the block runs; gives the database's URL through it."""
+def run_pooler(database_url: str, more: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Run the pooler of docs/how-to/deploy.md with `more` settings; yields the database's URL through it."""
     url, port = make_url(database_url), free_port()
-    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-pooler-", dir=ROOM))  # its user must be able to enter it
+    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-pooler-", dir=ROOM))  # its user must be able to enter the folder
     user = postgres_user()  # it refuses to run as root, as Postgres does
     ours = {
         "listen_addr": "127.0.0.1",
@@ -55,19 +55,19 @@ def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator
 
 
 def _server(url: URL) -> str:
-    """Return the address of the server, as PgBouncer writes it."""
+    """Return the address of the server in PgBouncer's syntax."""
     host = url.query.get("host") or url.host
     parts = {"host": host, "port": url.port, "dbname": url.database, "user": url.username, "password": url.password}
     return " ".join(f"{name}={value}" for name, value in parts.items() if value)
 
 
 PATIENCE = "4s"
-"""In place of ten seconds for a head and for a body: no longer than a test has to wait, and longer than a busy machine stops."""
+"""Timeout for head and body in place of 10 s: short for a test, but longer than stalls of a busy machine."""
 NO_CHANGES: Mapping[str, str] = {}
 
 
-def replaced(text: str, changes: Mapping[str, str]) -> str:
-    """The text with each of these replaced, all of which it must have."""
+def replace_all(text: str, changes: Mapping[str, str]) -> str:
+    """Replace each of these, all of which must occur in the text."""
     for old, new in changes.items():
         assert old in text, f"the configuration has no {old!r}"
         text = text.replace(old, new)
@@ -75,24 +75,24 @@ def replaced(text: str, changes: Mapping[str, str]) -> str:
 
 
 class Ports(NamedTuple):
-    """The ports of a proxy, and of the receiver and the operator's page behind it."""
+    """Ports of a proxy, and of the receiver and the operator's page behind it."""
 
     tls: int
     plain: int
     receiver: int
     page: int = 9
     second: int | None = None
-    """Port of another receiver, as deploy/compose.yaml has two."""
+    """Port of a second receiver, as in deploy/compose.yaml."""
 
 
 def _nginx_upstreams(ports: Ports) -> str:
     name = "upstreams.conf" if ports.second is None else "upstreams.compose.conf"
     text = (ROOT / "deploy" / "nginx" / name).read_text(encoding="utf-8")
     if ports.second is None:
-        return replaced(
+        return replace_all(
             text, {"127.0.0.1:8000": f"127.0.0.1:{ports.receiver}", "127.0.0.1:8025": f"127.0.0.1:{ports.page}"}
         )
-    return replaced(
+    return replace_all(
         text,
         {
             "172.31.80.11:8000": f"127.0.0.1:{ports.receiver}",
@@ -106,7 +106,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
     places = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    text = replaced(
+    text = replace_all(
         (ROOT / "deploy" / "nginx" / "nginx.conf").read_text(encoding="utf-8"),
         {
             "http {": f"http {{ {places}",
@@ -127,7 +127,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
 
 def _caddy_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> list[str]:
     here = f"admin off\n    default_bind 127.0.0.1\n    https_port {ports.tls}\n    http_port {ports.plain}"
-    text = replaced(
+    text = replace_all(
         the_block("docs/how-to/deploy.md", "caddyfile"),
         {
             "{\n    log {": f"{{\n    {here}\n    log {{",
@@ -151,7 +151,7 @@ PROXIES: dict[str, Callable[[Path, Ports, Mapping[str, str]], list[str]]] = {
 
 @contextlib.contextmanager
 def proxy(name: str, folder: Path, ports: Ports, changes: Mapping[str, str] = NO_CHANGES) -> Iterator[None]:
-    """A proxy before a receiver, for as long as the block runs; its own configuration has these changes."""
+    """Run a proxy before a receiver, with these changes of its configuration."""
     environment = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(folder))
     command = PROXIES[name](folder, ports, changes)
     with listening(command, ports.tls, log=folder / f"{name}.log", environment=environment):
@@ -159,7 +159,7 @@ def proxy(name: str, folder: Path, ports: Ports, changes: Mapping[str, str] = NO
 
 
 class Deployment(NamedTuple):
-    """A receiver, and a proxy in front of it."""
+    """A receiver with a proxy in front of it."""
 
     place: Site
     ports: Ports
@@ -169,21 +169,21 @@ class Deployment(NamedTuple):
         return self.place.receiver(workers=1, port=self.ports.receiver)[0]
 
     @contextlib.contextmanager
-    def connected(self, address: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
-        """A sender's connection to the proxy, from this address."""
-        with connected(self.ports.tls, address) as secured:
+    def connect(self, address: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
+        """Connect to the proxy from this address."""
+        with connect_tls(self.ports.tls, address) as secured:
             yield secured
 
     def send(self, sent: bytes, address: str = "127.0.0.1") -> list[Answer]:
-        """The answers to these bytes."""
-        with self.connected(address) as sender:
+        """Send bytes and return the responses."""
+        with self.connect(address) as sender:
             sender.sendall(sent)
-            return answers(received(sender))
+            return answers(receive(sender))
 
 
 @contextlib.contextmanager
 def deployment(name: str, folder: Path, configuration: str) -> Iterator[Deployment]:
-    """A receiver with this configuration behind this proxy, for as long as the block runs."""
+    """Run a receiver with this configuration behind a proxy."""
     with site(folder, configuration) as place:
         made = Deployment(place, Ports(free_port(), free_port(), free_port()))
         made.start()
@@ -192,10 +192,10 @@ def deployment(name: str, folder: Path, configuration: str) -> Iterator[Deployme
 
 
 @contextlib.contextmanager
-def connected(
+def connect_tls(
     port: int, address: str = "127.0.0.1", name: str | None = "localhost", protocols: Sequence[str] = ()
 ) -> Iterator[ssl.SSLSocket]:
-    """A connection with TLS that asks for this name; the certificate there is for `localhost`."""
+    """Connect with TLS under this server name; the certificate is for `localhost`."""
     context = ssl.create_default_context(cafile=str(CERTIFICATE))
     context.set_alpn_protocols(list(protocols))
     context.check_hostname = name == "localhost"
@@ -206,8 +206,8 @@ def connected(
         yield secured
 
 
-def received(sender: ssl.SSLSocket) -> bytes:
-    """One answer: a proxy may wait for the sender to close."""
+def receive(sender: ssl.SSLSocket) -> bytes:
+    """Read one response; a proxy may wait for the sender to close."""
     found = b""
     while True:
         with contextlib.suppress(AssertionError):

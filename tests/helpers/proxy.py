@@ -1,7 +1,7 @@
-"""A proxy before Postgres that cuts a connection right at a commit, so that what became of it is unknown on one side.
+"""A proxy before Postgres that cuts a connection at a commit, so that one side does not know its result.
 
-It reads the messages of Postgres's protocol 3.0 as they pass, over unix sockets. A cut waits for the next commit of the
-kind of program it is meant for, and happens only when there was something to commit.
+It parses Postgres' protocol 3.0 over unix sockets. A cut waits for the next commit of its application that has
+something to commit.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tests.helpers.machine import ROOM
 from tests.helpers.traffic import Ledger
 
 Moment = Literal["before", "after", "terminate"]
-"""before: the commit never reaches the server. after: it does and is done, but the answer is lost. terminate: the commit
-is passed on, and the server's process for this connection is told to end at the same time: either may be the first.
+"""before: the commit never reaches the server. after: it is done, but the answer is lost. terminate: the commit is sent
+and the backend terminated at the same time, in either order.
 """
 
 SOCKET = ".s.PGSQL.5432"
@@ -33,7 +33,7 @@ _WRITES = (b"INSERT", b"UPDATE", b"DELETE")
 
 
 class Cut:
-    """An order to cut the next commit of an application; `done` when it has happened."""
+    """An order to cut the next commit of an application; `done` is set afterwards."""
 
     def __init__(self, application: str, moment: Moment) -> None:
         self.application = application
@@ -42,13 +42,13 @@ class Cut:
 
 
 class Proxy:
-    """Listens in `folder` for the server whose socket is in `server`. `cuts` has a line for each cut.
+    """A proxy that listens in `folder` for the server whose socket is in `server`. `cuts` has a line for each cut.
 
-    Of a line: `application`, `moment`, `pid` (of the program) and `committed` (None: only the server knows).
+    A line has `application`, `moment`, `pid` of the program, and `committed` (None: only the server knows).
     """
 
     def __init__(self, server: Path, cuts: Path) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="inbox-relay-proxy-", dir=ROOM))  # its path must be short
+        self.folder = Path(tempfile.mkdtemp(prefix="inbox-relay-proxy-", dir=ROOM))  # socket paths must be short
         self.cuts = Ledger(cuts)
         self.orders: list[Cut] = []
         self._server = str(server / SOCKET)
@@ -65,7 +65,7 @@ class Proxy:
         return order
 
     def close(self) -> None:
-        """Drop every connection."""
+        """Close all connections and stop."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self.cuts.close()
@@ -107,7 +107,7 @@ class Proxy:
 
 
 class _Connection:
-    """One client's connection, and what is known of it."""
+    """One client's connection and its state."""
 
     def __init__(
         self, proxy: Proxy, pid: int, to_server: asyncio.StreamWriter, to_client: asyncio.StreamWriter
@@ -122,16 +122,16 @@ class _Connection:
         self._statements: dict[bytes, bytes] = {}
         self._is_intake = False
         self._has_sent_writes = False
-        """Statements of a pipeline are answered after the commit has been sent."""
+        """True when writes were sent; in a pipeline, their answers come after the commit."""
         self._ends = False
-        """The statement that is run next is a commit within a pipeline."""
+        """True when the next statement is a commit within a pipeline."""
         self._lost: Cut | None = None
-        """The order by which the answers to the last commit are kept from the client."""
+        """Order for which the answers to the last commit are withheld."""
         self._kept: list[bytes] = []
         self._committed = False
 
     async def ask(self, reader: asyncio.StreamReader) -> None:
-        """Pass on what the client sends."""
+        """Forward the client's messages."""
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await self._begin(reader)
             while True:
@@ -152,7 +152,7 @@ class _Connection:
                 await self._to_server.drain()
 
     async def answer(self, reader: asyncio.StreamReader) -> None:
-        """Pass on what the server answers, unless it is the answer that gets lost."""
+        """Forward the server's messages, except the answer to lose."""
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readexactly(5)
@@ -166,7 +166,7 @@ class _Connection:
                 if head[:1] == b"Z" and self._committed:
                     self._note(self._lost, committed=True)
                     return
-                if head[:1] == b"Z":  # an error: nothing is ambiguous about it, and the order stands
+                if head[:1] == b"Z":  # an error is unambiguous, so the order remains
                     self._proxy.orders.append(self._lost)
                     self._lost = None
                     self._to_client.write(b"".join(self._kept))
@@ -181,7 +181,7 @@ class _Connection:
         self._to_server.write(head + body)
 
     def _watch(self, kind: bytes, body: bytes) -> None:
-        """Note which statement is being run, to distinguish an intake from other autocommitted ones."""
+        """Track the current statement, to distinguish an intake from other autocommitted statements."""
         if kind == b"P":
             name, text, _ = body.split(b"\0", 2)
             self._statements[name] = text
@@ -223,7 +223,7 @@ class _Connection:
 
 
 def _peer(writer: asyncio.StreamWriter) -> int:
-    """The pid of the client."""
+    """Return the pid of the client."""
     its_socket = writer.get_extra_info("socket")
     credentials = its_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", credentials)[0]
@@ -231,8 +231,8 @@ def _peer(writer: asyncio.StreamWriter) -> int:
 
 
 @contextlib.contextmanager
-def proxied(server: Path, cuts: Path) -> Iterator[Proxy]:
-    """A proxy as long as the block runs."""
+def run_proxy(server: Path, cuts: Path) -> Iterator[Proxy]:
+    """Run a proxy for the block."""
     proxy = Proxy(server, cuts)
     try:
         yield proxy

@@ -1,4 +1,4 @@
-"""The receiver in this process, called as an ASGI server would or served by uvicorn; and requests written out byte by byte."""
+"""The receiver in this process, called as ASGI or served by uvicorn, and raw HTTP requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3}) [^\r\n]*\r\n")
 
 
 class Answer(NamedTuple):
-    """One answer of several that a connection may give."""
+    """One of the responses on a connection."""
 
     status: int
     headers: dict[str, str]
@@ -41,12 +41,12 @@ class Answer(NamedTuple):
 
     @property
     def seq(self) -> int:
-        """Return the seq of the event that it acknowledges; 0: none."""
+        """Seq of the acknowledged event, or 0."""
         return int(json.loads(self.body).get("seq", 0)) if self.status == 200 and b'"seq"' in self.body else 0
 
 
 def request(*fields: bytes, line: bytes = b"POST " + PATH.encode() + b" HTTP/1.1", payload: bytes = b"") -> bytes:
-    """A request of these lines and nothing else."""
+    """Return a raw request of exactly these lines."""
     return b"\r\n".join([line, *fields, b"", b""]) + payload
 
 
@@ -57,34 +57,34 @@ def webhook(
     length: int | None = None,
     without: tuple[bytes, ...] = (),
 ) -> bytes:
-    """A good webhook on a connection that ends behind it, with fields more, and without these; it may give another length."""
+    """Return a valid raw webhook with `Connection: close`, with more fields, without some, or with a wrong length."""
     sent = body() if payload is None else payload
     usual = [HOST, JSON, SECRET, CLOSE, b"Content-Length: %d" % (len(sent) if length is None else length)]
     return request(*(field for field in usual if field not in without), *more, line=line, payload=sent)
 
 
-def chunked(*chunks: bytes, more: tuple[bytes, ...] = ()) -> bytes:
-    """A webhook's head that announces chunks, and these bytes behind it."""
+def as_chunks(*chunks: bytes, more: tuple[bytes, ...] = ()) -> bytes:
+    """Return a raw webhook in chunked encoding with these bytes as its body."""
     return request(HOST, JSON, SECRET, CLOSE, b"Transfer-Encoding: chunked", *more) + b"".join(chunks)
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk."""
+    """Return one encoded chunk."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def ask(port: int, sent: bytes, *, half_close: bool = False, within: float = 10.0) -> bytes:
-    """Send bytes over a connection of their own; all that comes back until the other side closes.
+    """Send bytes over a new connection and return everything received until it closes.
 
     Raises:
-        TimeoutError: it does not.
+        TimeoutError: it does not close in time.
     """
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout=within) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(sent)
         if half_close:
-            with contextlib.suppress(OSError):  # the other side has ended the connection already
+            with contextlib.suppress(OSError):  # the other side has closed the connection
                 connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
             while more := connection.recv(65536):
@@ -93,12 +93,12 @@ def ask(port: int, sent: bytes, *, half_close: bool = False, within: float = 10.
 
 
 def answers(received: bytes, *, heads: bool = False) -> list[Answer]:
-    """The answers in what came back, without those that only say `100 Continue`.
+    """Parse the received responses, except `100 Continue`.
 
-    Those to HEAD (`heads`) have no bodies, but for those that refuse it before it is known for a HEAD.
+    Responses to HEAD (`heads`) have no bodies, unless the request was refused before its method was known.
 
     Raises:
-        AssertionError: something else is in it than whole answers.
+        AssertionError: the bytes are not whole responses.
     """
     found = []
     while received:
@@ -118,7 +118,7 @@ def answers(received: bytes, *, heads: bool = False) -> list[Answer]:
 
 
 def memory_of(pid: int, what: str = "VmRSS") -> int:
-    """Bytes of memory that a process has in use; `VmHWM` is the most that it had."""
+    """Return the memory of a process in bytes; `VmHWM` is its maximum."""
     (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(what))
     return int(line.split()[1]) * 1024
 
@@ -127,7 +127,7 @@ PROBLEM = "application/problem+json"
 
 
 class Receiver:
-    """One receiver process's app; its writer is the real one."""
+    """The app of a receiver process, with its real writer."""
 
     def __init__(self, conductor: ASGIConductor) -> None:
         self._conductor = conductor
@@ -135,12 +135,12 @@ class Receiver:
     async def post(
         self, payload: bytes | None = None, *, path: str = PATH, headers: dict[str, str] | None = None
     ) -> Result:
-        """POST a body, a good webhook unless given, with these headers besides the usual ones."""
+        """POST a body, by default a valid webhook, with extra headers."""
         sent = {**HEADERS, **(headers or {})}
         return await self._conductor.simulate_post(path, body=body() if payload is None else payload, headers=sent)
 
     async def request(self, method: str, path: str, **options: Any) -> Result:  # noqa: ANN401  # falcon's own
-        """Any request; nothing is added."""
+        """Send any request unchanged."""
         answer: Result = await self._conductor.simulate_request(method, path, **options)
         return answer
 
@@ -150,7 +150,7 @@ class Receiver:
 
 
 class Memory:
-    """A writer that keeps what it is given, and asks no database."""
+    """A writer that keeps everything in memory."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -174,22 +174,21 @@ class Memory:
 
 @contextlib.asynccontextmanager
 async def receiving(config: Config) -> AsyncIterator[Receiver]:
-    """The receiver from its start to its end, inside the running event loop."""
+    """Run the receiver in the current event loop."""
     async with ASGIConductor(app_of(config)) as conductor:
         yield Receiver(conductor)
 
 
 def a_link(database_url: str) -> Link:
-    """A link as a receiver process has it."""
+    """Make a link as a receiver process does."""
     return link_to(database_url, application="inbox-receiver")
 
 
 @contextlib.contextmanager
-def served(database_url: str, config: Config | None = None, *, send_buffer: int | None = None) -> Iterator[int]:
-    """A receiver behind uvicorn with the settings of the gunicorn worker, in a thread; gives its port.
+def serve_receiver(database_url: str, config: Config | None = None, *, send_buffer: int | None = None) -> Iterator[int]:
+    """Serve a receiver by uvicorn in a thread with the gunicorn worker's settings; yields its port.
 
-    `config` is used instead of the usual one on `database_url`; `send_buffer` is how many bytes of answers the system
-    keeps for a sender that takes none.
+    `config` replaces the usual one on `database_url`; `send_buffer` is the size of the system's send buffer in bytes.
     """
     settings: dict[str, Any] = {
         **Worker.CONFIG_KWARGS,
@@ -212,8 +211,8 @@ def served(database_url: str, config: Config | None = None, *, send_buffer: int 
             thread.join()
 
 
-def posted(port: int, path: str, payload: bytes, headers: Mapping[str, str]) -> int:
-    """POST a body as JSON, unless the headers say otherwise; return the status of the answer."""
+def post_json(port: int, path: str, payload: bytes, headers: Mapping[str, str]) -> int:
+    """POST a body, by default as JSON, and return the status."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONGEST_SECONDS)
     with contextlib.closing(connection):
         connection.request("POST", path, payload, {"Content-Type": "application/json", **headers})
@@ -221,5 +220,5 @@ def posted(port: int, path: str, payload: bytes, headers: Mapping[str, str]) -> 
 
 
 def status_of(answer: bytes) -> int:
-    """The status of a written-out answer; 0 when there is none."""
+    """Return the status of a raw response, or 0 without one."""
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0

@@ -1,4 +1,4 @@
-"""The relay's steps, one by one, with a destination that does what it is told and a clock that stands still."""
+"""The relay's steps one by one, with a scripted destination and a fake clock."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ CONFIG = parse_config(
 
 
 def fetching(config: Config) -> Policies:
-    """The policies of routes whose outcomes the tests give: in `latest` they say when they fetched."""
+    """Return policies for scripted outcomes, which have fetch times in `latest`."""
     known = policies(config)
     return {name: msgspec.structs.replace(each, fetches=each.ordering == "latest") for name, each in known.items()}
 
@@ -72,12 +72,12 @@ POLICIES = fetching(CONFIG)
 
 
 class Heard(Reports):
-    """Keeps what transactions and steps report."""
+    """Keeps the reports of transactions and steps."""
 
     def __init__(self) -> None:
         self.alone: list[FailedAlone] = []
         self.held_up: list[str] = []
-        """Steps whose routes rest, such as `reap of strict`."""
+        """Steps with resting routes, such as `reap of strict`."""
         self.on_facts: Callable[[Mapping[tuple[str, str], int]], object] = Counter[tuple[str, str]]().update
 
     def appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
@@ -86,7 +86,7 @@ class Heard(Reports):
     def failed_alone(self, item: FailedAlone) -> None:
         self.alone.append(item)
 
-    def database_trouble(self, doing: str, error: BaseException) -> None:  # noqa: ARG002  # as every report's
+    def database_trouble(self, doing: str, error: BaseException) -> None:  # noqa: ARG002  # the signature of all reports
         self.held_up.append(doing)
 
 
@@ -98,19 +98,19 @@ def work_of(
     config: Config = CONFIG,
     observer: Reports | None = None,
 ) -> Work:
-    """The context of a relay's steps, which remembers nothing of earlier ones."""
+    """Make a context for a relay's steps, without memory of earlier ones."""
     return Work(database, config, known, node, observer or Reports())
 
 
 def record(
     work: Work, outcomes: Sequence[tuple[Delivery, Outcome]], recently_failing: Collection[GateKey] = ()
 ) -> list[Recorded]:
-    """Record outcomes, and return all that was recorded."""
+    """Record outcomes and return all results."""
     return [recorded for part in record_parts(work, outcomes, recently_failing) for recorded in part]
 
 
 class FakeClock:
-    """Stands until it is advanced."""
+    """A clock that stands still until it is advanced."""
 
     def __init__(self, moment: datetime = START) -> None:
         self.moment = moment
@@ -126,7 +126,7 @@ class FakeClock:
 
 
 class Monotonic:
-    """A process's own clock, which stands until it is moved."""
+    """A monotonic clock that stands still until it is moved."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -136,8 +136,8 @@ class Monotonic:
 
 
 @contextlib.contextmanager
-def at_work(relay: Relay) -> Iterator[Relay]:
-    """The daemon at work in a thread; it is stopped when the block ends."""
+def run_relay(relay: Relay) -> Iterator[Relay]:
+    """Run the daemon in a thread until the block ends."""
     thread = threading.Thread(target=relay.run)
     thread.start()
     try:
@@ -149,20 +149,20 @@ def at_work(relay: Relay) -> Iterator[Relay]:
 
 
 class Scripted:
-    """A deliverer whose outcomes are given; after the last one, all goes well."""
+    """A deliverer with scripted outcomes, followed by successes."""
 
     def __init__(self, outcomes: Sequence[Outcome] = ()) -> None:
         self.seen: list[Delivery] = []
         self._outcomes = list(outcomes)
 
-    def __call__(self, delivery: Delivery, context: Limits) -> Outcome:  # noqa: ARG002  # as every deliverer's
-        """The next outcome."""
+    def __call__(self, delivery: Delivery, context: Limits) -> Outcome:  # noqa: ARG002  # the signature of all deliverers
+        """Return the next outcome."""
         self.seen.append(delivery)
         return self._outcomes.pop(0) if self._outcomes else DONE
 
 
 class Steps:
-    """Steps of one round of a relay, under the name of one node, and what the database says then."""
+    """Steps of a relay under the name of one node, and the resulting state of the database."""
 
     def __init__(self, engine: Engine, known: Policies = POLICIES, clock: FakeClock | None = None) -> None:
         self.clock = clock or FakeClock()
@@ -177,33 +177,33 @@ class Steps:
 
     @property
     def work(self) -> Work:
-        """The context of its steps."""
+        """Context of its steps."""
         return Work(self.database, self.config, self.policies, self.node, self.heard, self.rests)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass for the database's clock, as the relay sees it."""
+        """Advance the database's clock as the relay sees it."""
         self.clock.advance(seconds)
 
     def receive(self, *events: Event) -> list[int | None]:
-        """Store events as the receiver does; gives their seqs, None for a key that was there."""
+        """Store events as the receiver does and return their seqs, None for duplicates."""
         return self.intake.append(*events)
 
     def arrive(self, *events: Event) -> None:
-        """Receive these events and give each its place in its lanes."""
+        """Receive and sequence events."""
         self.receive(*events)
         self.sequence()
 
     def sequence(self, batch: int = sequence.BATCH) -> int:
-        """Order what arrived."""
+        """Sequence the received events."""
         return sequence.sequence(self.work, batch=batch)
 
     def claim(self, route: str = "strict") -> Delivery:
-        """Claim the delivery of the route that has been due longest."""
+        """Claim the longest due delivery of the route."""
         (delivery,) = self.claim_due(1, route)
         return delivery
 
     def claim_due(self, most: int = 100, *routes: str) -> list[Delivery]:
-        """Lease what is due, of every route unless some are named."""
+        """Claim due deliveries, by default of every route."""
         return claim.claim(self.work, [claim.Room(routes or list(self.policies), most)])
 
     def deliver(self, claimed: Sequence[Delivery]) -> list[tuple[Delivery, Outcome]]:
@@ -212,91 +212,91 @@ class Steps:
         return [(delivery, attempt(delivery, self.deliverer, context)) for delivery in claimed]
 
     def record(self, outcomes: Sequence[tuple[Delivery, Outcome]], watched: Collection[GateKey] = ()) -> list[Recorded]:
-        """Write down what they came to."""
+        """Record outcomes."""
         return record(self.work, outcomes, watched)
 
     def record_all(self, claimed: Sequence[Delivery], outcome: Outcome = DONE) -> list[Recorded]:
-        """Write down that all of them came to this."""
+        """Record the same outcome for all."""
         return self.record([(delivery, outcome) for delivery in claimed])
 
     def attempt(self, outcome: Outcome, route: str = "strict") -> Delivery:
-        """Make the next attempt of the route, with this outcome."""
+        """Make the next attempt of the route with this outcome."""
         delivery = self.claim(route)
         self.record([(delivery, outcome)])
         return delivery
 
     def attempt_each(self, *outcomes: Outcome, route: str = "strict") -> None:
-        """Make the next attempts of the route, with these outcomes."""
+        """Make the next attempts of the route with these outcomes."""
         for outcome in outcomes:
             self.attempt(outcome, route)
 
     def dead(self, number: int) -> None:
-        """So many deliveries arrive, each of an entity of its own, and end dead."""
+        """Let so many deliveries arrive and die, each of another entity."""
         self.arrive(*(an_event(n, f"u{n}") for n in range(1, number + 1)))
         self.record_all(self.claim_due(number), HOPELESS)
 
     def pause(self, *keys: GateKey) -> bool:
-        """Close these gates as an operator; whether one was open."""
+        """Pause these gates as an operator; return whether one was open."""
         with self.database.write() as transaction:
             closed = [gates.pause(transaction, key, who="kim", why="maintenance") for key in keys]
         return any(closed)
 
     def resume(self, key: GateKey) -> bool:
-        """Open a gate as an operator; whether anything held it back."""
+        """Resume a gate as an operator; return whether it was held back."""
         with self.database.write() as transaction:
             return gates.resume(transaction, key, transaction.take_order_lock())
 
     def reap(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
-        """Take back leases that ran out."""
+        """Take back expired leases."""
         return leases.reap(msgspec.structs.replace(self.work, node=node or self.node))
 
     def round(self) -> int:
-        """All of it; how many attempts were made."""
+        """Run one round and return the number of attempts."""
         self.reap()
         self.sequence()
         return len(self.record(self.deliver(self.claim_due())))
 
     def until_nothing_is_due(self) -> None:
-        """Rounds until one has nothing to do."""
+        """Run rounds until nothing is due."""
         while self.round():
             pass
 
     def do(self, *statements: str) -> None:
-        """Change tables as only a hand does, in one transaction."""
+        """Change tables by hand, in one transaction."""
         with self.database.engine.begin() as connection:
             for statement in statements:
                 connection.execute(text(statement.replace(":", "\\:")))
 
     def rows(self, statement: str, **parameters: object) -> list[Row]:
-        """Rows of a table or view as Python values."""
+        """Query rows as Python values."""
         with self.database.read() as transaction:
             found = transaction.connection.execute(text(statement), parameters)
             return [plain(row) for row in found.mappings()]
 
     def try_again(self) -> None:
-        """Let no route rest any longer."""
+        """End the rest of all routes."""
         self.rests.try_all()
 
     def wait_shortly_for(self, *routes: str) -> None:
-        """Let steps wait for the locks of these routes as if they had waited in vain before."""
+        """Make steps use short lock timeouts for these routes, as after a lock timeout."""
         self.rests.begin("a step", {*routes}, OSError("locked"), is_tried_now=True)
 
     def states(self) -> list[tuple[int, str, str]]:
-        """seq, route and state of all that is open."""
+        """Return seq, route and state of all open deliveries."""
         found = self.rows("SELECT seq, route, state FROM open_delivery ORDER BY seq, route")
         return [(row["seq"], row["route"], row["state"]) for row in found]
 
     def kinds(self) -> list[tuple[int, str]]:
-        """The seq and kind of every fact, in the order of their ids."""
+        """Return seq and kind of every fact, by id."""
         return [(row["seq"], row["kind"]) for row in self.rows("SELECT seq, kind FROM delivery_log ORDER BY id")]
 
     def facts_agree(self) -> None:
-        """Assert that the log folds to the work table, and that every lane with waiting deliveries has one head."""
+        """Assert that the log folds to the work table, and that lanes have heads."""
         facts_agree(self.database.engine)
 
 
 def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *, who: str = "kim", why: str) -> int:
-    """All of it, batch by batch, by this process alone; how many deliveries were changed."""
+    """Carry out a command in this process and return the number of changed deliveries."""
     ended = _finish(database, config, commands.ask(database, act, chosen, who=who, why=why))
     assert ended.state == "done"
     return ended.affected
@@ -319,7 +319,7 @@ def erase(
     heard: Callable[[], None] = lambda: None,
     number: int | None = None,
 ) -> tuple[int, Command]:
-    """Erase an entity in this process, or go on with a command; `heard` is called after each step."""
+    """Erase an entity in this process, or continue a command; `heard` is called after each step."""
     database = Database(engine)
     asked = {"source": subject.source, "entity_type": subject.entity_type, "entity_id": subject.entity_id}
     number = number or commands.ask(database, "erase", asked, who="kim", why=why)
@@ -329,16 +329,16 @@ def erase(
 DAY = 86400
 MONTH = Age(30 * DAY)
 AFTER_A_MONTH = Retention(**dict.fromkeys(Retention.__struct_fields__, MONTH))
-"""Every kind expires after a month; tests' events are older."""
+"""Retention of a month for every kind; the tests' events are older."""
 
 
 def a_pruner(engine: Engine, holder: str = "r1", now: Callable[[], datetime] | None = None) -> LeasedPruner:
-    """A pruner that doesn't rest."""
+    """Make a pruner that does not rest."""
     return LeasedPruner(Database(engine, now), holder, rest=lambda _: None)
 
 
 def batches(pruner: LeasedPruner, kind: RetentionKind, before: datetime | None) -> Iterator[Pruned]:
-    """Prune until nothing is left."""
+    """Yield pruned batches until nothing is left."""
     is_done = False
     while not is_done:
         pruned = pruner.batch(kind, before)
@@ -353,7 +353,7 @@ def prune(
     retention: Retention = AFTER_A_MONTH,
     now: Callable[[], datetime] | None = None,
 ) -> dict[RetentionKind, list[Pruned]]:
-    """Prune these kinds, or all, until nothing is left; returns what happened."""
+    """Prune these kinds, or all, and return the batches by kind."""
     pruner = a_pruner(engine, now=now)
     clock = pruner.take()
     assert clock is not None
@@ -365,7 +365,7 @@ def prune(
 
 
 def fill(database_url: str, events: Iterable[Change]) -> list[int]:
-    """Store these events, which are new, as the receiver reads them; gives their seqs."""
+    """Store new events as the receiver reads them, and return their seqs."""
     read = readers_of(a_config(database_url))["trivore"]
     headers = {name.lower(): value for name, value in HEADERS.items()}
     requests = (RawRequest("trivore", headers, body(*event), SystemClock().now()) for event in events)
@@ -374,12 +374,12 @@ def fill(database_url: str, events: Iterable[Change]) -> list[int]:
 
 
 def give_up(engine: Engine, database_url: str, events: Iterable[Change], reason: str = "email: no value") -> list[int]:
-    """Send these events, and have a relay give each up, as a mistake in a mapping makes it; gives their seqs."""
+    """Store events, let each die of a mapping error, and return their seqs."""
     return _attempt(engine, database_url, events, Failed((), "mapping", reason))
 
 
 def fail_once(engine: Engine, database_url: str, events: Iterable[Change]) -> list[int]:
-    """Send these events, and have the first attempt of each answered with 503 and an hour's `Retry-After`; gives their seqs."""
+    """Store events, fail each once with 503 and `Retry-After` of an hour, and return their seqs."""
     call = Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=503)
     return _attempt(engine, database_url, events, Failed((call,), "server_error", "answered 503", retry_after=3600))
 

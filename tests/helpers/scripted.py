@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that does what a test says, badly behaved too, and remembers what it was asked."""
+"""A scripted server on 127.0.0.1, well or badly behaved, that records its requests."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ CERTIFICATE = Path(__file__).with_name("localhost.pem")
 
 @dataclass(frozen=True)
 class Seen:
-    """A request, and the number of the connection it came over."""
+    """A request and the number of its connection."""
 
     method: str
     target: str
     headers: dict[str, str]
-    """Names in lower case."""
+    """Headers, with names in lower case."""
     body: bytes
     connection: int
 
 
 Act = Callable[["ScriptedServer", socket.socket], None]
-"""The action after the request is read; raising OSError, or `Hangup`, ends the connection."""
+"""Action after a request is read; raising OSError or `Hangup` ends the connection."""
 
 
 Tls = ssl.SSLContext | bool | Literal["mutual"]
-"""A context, or whether the server has the certificate for `localhost`, and asks for one, too."""
+"""A context, whether to use the certificate for `localhost`, or "mutual" to require one of the client too."""
 
 
 class Hangup(Exception):
-    """Close the connection now."""
+    """Closes the connection."""
 
 
 def answer(status: int = 200, body: object = b"", /, **headers: str) -> Act:
-    """Answer; a body that isn't bytes is sent as JSON, and `retry_after` is the header Retry-After."""
+    """Answer; a body other than bytes is sent as JSON, and `retry_after` is the header Retry-After."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(content)}"]
     lines += [f"{name.replace('_', '-').title()}: {value}" for name, value in headers.items()]
@@ -74,7 +74,7 @@ def hang(server: ScriptedServer, _: socket.socket) -> None:
 
 
 def drip(head: bytes, drop: bytes) -> Act:
-    """Send `head`, then `drop` again and again."""
+    """Send `head`, then `drop` every 50 ms."""
 
     def dripping(server: ScriptedServer, connection: socket.socket) -> None:
         connection.sendall(head)
@@ -97,8 +97,8 @@ def reset(_: ScriptedServer, connection: socket.socket) -> None:
     raise Hangup
 
 
-def hundred_megabytes(head: bytes) -> Act:
-    """Send `head`, and 100 MiB behind it."""
+def send_hundred_megabytes(head: bytes) -> Act:
+    """Send `head` and then 100 MiB."""
 
     def sending(_: ScriptedServer, connection: socket.socket) -> None:
         connection.sendall(head)
@@ -109,24 +109,20 @@ def hundred_megabytes(head: bytes) -> Act:
 
 
 class ScriptedServer:
-    """Meets each request with the next act, the last one again and again; `routes` have their own, by "GET /path".
+    """Meets each request with the next act and repeats the last one; `routes` have their own acts, by "GET /path".
 
     Services of another kind override `act_for`.
     """
 
     def __init__(
-        self,
-        *acts: Act,
-        tls: Tls = False,
-        routes: dict[str, list[Act]] | None = None,
-        reads: bool = True,
+        self, *acts: Act, tls: Tls = False, routes: dict[str, list[Act]] | None = None, reads: bool = True
     ) -> None:
         self.seen: list[Seen] = []
         self.closing = threading.Event()
         self.arrived = threading.Semaphore(0)
-        """Released once for each request that was read."""
+        """Released for each request read."""
         self.ended = threading.Semaphore(0)
-        """Released once for each connection that was closed."""
+        """Released for each connection closed."""
         self.acts = list(acts)
         self._reads = reads
         self.routes = routes or {}
@@ -141,11 +137,11 @@ class ScriptedServer:
 
     @property
     def asked(self) -> list[str]:
-        """Every request's method and target, in order."""
+        """Method and target of each request, in order."""
         return [f"{seen.method} {seen.target}" for seen in self.seen]
 
     def act_for(self, seen: Seen) -> Act:
-        """Note the request; give the act that meets it."""
+        """Record the request and return its act."""
         with self._lock:
             self.seen.append(seen)
             acts = self.routes.get(f"{seen.method} {seen.target}", self.acts)
@@ -200,7 +196,7 @@ class ScriptedServer:
 
 
 def _request(reader: BufferedReader, number: int) -> Seen | None:
-    """Read one request; None when the caller ends before it is whole."""
+    """Read one request, or return None if it is cut short."""
     line = reader.readline()
     if not line:
         return None
@@ -227,19 +223,16 @@ def _server_context(tls: Literal[True, "mutual"]) -> ssl.SSLContext:
 
 @contextmanager
 def serving(
-    *acts: Act,
-    tls: Tls = False,
-    routes: dict[str, list[Act]] | None = None,
-    reads: bool = True,
+    *acts: Act, tls: Tls = False, routes: dict[str, list[Act]] | None = None, reads: bool = True
 ) -> Iterator[ScriptedServer]:
-    """A server as long as the block runs; one that does not read meets each connection at once with the first act."""
+    """Run a server for the block; one that does not read meets each connection with the first act."""
     with contextlib.closing(ScriptedServer(*acts, tls=tls, routes=routes, reads=reads)) as server:
         yield server
 
 
 @cache
-def closed_port() -> int:
-    """A port that nothing listens on. It stays bound as long as the process runs, so that no other server gets it."""
+def find_closed_port() -> int:
+    """Return a port without a listener, bound for the life of the process so that no server gets it."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
     atexit.register(bound.close)

@@ -1,9 +1,9 @@
-"""Runs database operations in threads, one SQL statement at a time, in an order that the test chooses.
+"""Run database operations in threads, one SQL statement at a time, in an order that the test chooses.
 
-An operation is any function that uses the engine. It stops before each statement and before each COMMIT, until it is
-stepped. A step returns when every operation stands before its next statement, has ended, or is known to wait for a lock.
-Statements that are nothing to the others go with the one before them: a COMMIT of what only read, and those of a
-transaction, but its first, that the test lets pass.
+An operation is any function that uses the engine. It stops before each statement and each COMMIT until it is stepped.
+A step returns when every operation stands before its next statement, has ended, or is known to wait for a lock. A step
+includes following statements that do not concern the others: the COMMIT of a reading transaction, and statements after
+the first of a transaction that the test lets pass.
 """
 
 from __future__ import annotations
@@ -31,54 +31,54 @@ WHERE a.backend_type = 'client backend'
 
 
 class LockWaits:
-    """Questions of a stepper to its database. An operation is known by its name."""
+    """A stepper's view of lock waits in its database. Operations are known by name."""
 
-    def checked_out(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401  # the driver's
-        """In the operation's thread: it uses this connection now. What `info` holds stays with the connection."""
+    def note_checkout(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401  # the driver's
+        """Note the operation's connection, in its thread. `info` stays with the connection."""
 
     def begins(self, operation: str, statement: str) -> None:
-        """In the operation's thread: it is about to begin a transaction with this statement."""
+        """Note that the operation begins a transaction with this statement, in its thread."""
 
-    def released(self, operation: str) -> None:
-        """In the operation's thread: its transaction is over."""
+    def note_release(self, operation: str) -> None:
+        """Note that the operation's transaction is over, in its thread."""
 
     def would_wait(self, operation: str, statement: str) -> bool:  # noqa: ARG002
-        """Return whether this statement would do nothing but wait, and it does not matter when that begins.
+        """Return whether this statement would only wait, and may begin to wait later.
 
-        On Postgres it matters: a statement that waits has its snapshot by then.
+        Never on Postgres: a waiting statement already has its snapshot.
         """
         return False
 
     def held_up(self, moving: Collection[str]) -> set[str]:
-        """Return those of `moving` that wait for one that stands still, for one that does so in turn, or for a stranger."""
+        """Return the operations of `moving` that wait, directly or not, for one standing still or for another program."""
         raise NotImplementedError
 
     def cancel(self, moving: Collection[str]) -> None:
-        """End the waiting of these, with an error. On SQLite they stop waiting when whoever is before them ends."""
+        """Cancel the waiting of these operations. On SQLite they stop waiting when those before them end."""
 
     def close(self) -> None:
-        """Give back what was used to find out."""
+        """Release all resources."""
 
 
 class PostgresWaits(LockWaits):
-    """Postgres knows who waits for whom; it is asked through a connection of our own."""
+    """Lock waits by pg_blocking_pids, over a separate connection."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = create_engine(engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         self._monitor: Connection | None = None
         self._pids: dict[str, int] = {}
 
-    def checked_out(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401
-        """See LockWaits. A connection that was stepped once stays patient: standing still is what its transactions do."""
+    def note_checkout(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401
+        """See LockWaits. The connection stays patient, as its transactions stand still."""
         self._pids[operation] = connection.info.backend_pid
         make_patient(connection, info)
 
-    def released(self, operation: str) -> None:
+    def note_release(self, operation: str) -> None:
         """See LockWaits."""
         self._pids.pop(operation, None)
 
     def held_up(self, moving: Collection[str]) -> set[str]:
-        """See LockWaits. Those that wait for each other in a circle are not among them: Postgres is about to end one."""
+        """See LockWaits. Deadlocked operations are not included: Postgres is about to end one."""
         names = {pid: name for name, pid in dict(self._pids).items() if name in moving}
         waits = [(names[row.pid], names.get(row.blocker)) for row in self._ask().execute(_WAITS, {"pids": list(names)})]
         found: set[str] = set()
@@ -104,15 +104,15 @@ class PostgresWaits(LockWaits):
 
 
 class SqliteWaits(LockWaits):
-    """SQLite has one lock, which a writing transaction takes when it begins: operations queue for it here, in order."""
+    """Lock waits by a queue: SQLite has one lock, which a writing transaction takes when it begins."""
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
         self._queue: deque[str] = deque()
-        """The first has the lock."""
+        """Operations in order; the first has the lock."""
 
     def begins(self, operation: str, statement: str) -> None:
-        """See LockWaits: where it waits."""
+        """See LockWaits. Waits for the lock here."""
         if not _writes(statement):
             return
         with self._changed:
@@ -120,7 +120,7 @@ class SqliteWaits(LockWaits):
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._queue[0] == operation)
 
-    def released(self, operation: str) -> None:
+    def note_release(self, operation: str) -> None:
         """See LockWaits."""
         with self._changed:
             if self._queue and self._queue[0] == operation:
@@ -128,7 +128,7 @@ class SqliteWaits(LockWaits):
                 self._changed.notify_all()
 
     def would_wait(self, operation: str, statement: str) -> bool:  # noqa: ARG002
-        """See LockWaits. A transaction that has not begun knows nothing, so when it begins to wait does not matter."""
+        """See LockWaits. A transaction that has not begun has no snapshot, so it may wait later."""
         return _writes(statement) and bool(self._queue)
 
     def held_up(self, moving: Collection[str]) -> set[str]:
@@ -144,49 +144,49 @@ def _writes(statement: str) -> bool:
 
 
 PATIENCE_SECONDS = 60.0
-"""Longer than any step takes, however slow the machine: then something is wrong."""
+"""Longer than any step takes, even on a slow machine."""
 
 COMMIT = "COMMIT"
 
 _LOOK_AGAIN_SECONDS = 0.001
-"""Time to let a statement run before asking whether it waits for a lock. Right at any value."""
+"""Seconds to let a statement run before asking whether it waits for a lock. Any value is correct."""
 
 
 Step = tuple[str, str]
-"""The name of an operation and the statement that it sent."""
+"""Name of an operation and the statement that it sent."""
 
 
 class Crashed(BaseException):
-    """Raised in an operation in place of its next statement, as if its process had died there."""
+    """Raised in an operation in place of its next statement, as if its process had died."""
 
 
 class Stepped:
-    """An operation that runs in a thread of its own and stops before each statement it sends, and before each COMMIT."""
+    """An operation in its own thread, which stops before each statement and each COMMIT."""
 
     def __init__(self, name: str, stepper: Stepper) -> None:
         self.name = name
         self.finished = False
-        """It has returned or raised."""
+        """True when it has returned or raised."""
         self.blocked = False
-        """Its last step waits for a lock that another operation holds."""
+        """True while its last step waits for a lock of another operation."""
         self.before: str | None = None
-        """The statement it stands before; None when it is blocked or finished."""
+        """Its next statement; None when it is blocked or finished."""
         self.result: Any = None
         self.error: BaseException | None = None
         self._stepper = stepper
         self._crashing = False
         self._first = False  # whether the next statement is the first of its transaction
-        self._began = False  # whether it goes with a BEGIN that stood at the gate
+        self._began = False  # whether a BEGIN was stepped, which includes the next statement
 
     @property
     def can_move(self) -> bool:
-        """Return whether a step would do anything: on SQLite, only one transaction that may write can begin at a time."""
+        """True if a step has an effect: on SQLite, only one writing transaction can begin at a time."""
         return self.before is not None and not self._stepper.waits.would_wait(self.name, self.before)
 
     def step(self) -> None:
-        """Let it send one statement: BEGIN goes with the first of its transaction, COMMIT is a step of its own.
+        """Let it send one statement: BEGIN includes the first of its transaction, COMMIT is a step of its own.
 
-        When this returns, those that were blocked and got their lock by it have gone on to their next statement.
+        Afterwards, operations that got their lock by this step stand before their next statement.
 
         Raises:
             RuntimeError: it is blocked or finished.
@@ -197,12 +197,12 @@ class Stepped:
         self._stepper.let_pass([self])
 
     def crash(self) -> None:
-        """Let its process die where it stands: what it has not committed is undone. A blocked one dies when it gets its lock."""
+        """Crash it where it stands, undoing uncommitted changes. A blocked operation crashes when it gets its lock."""
         self._crashing = True
         self._stepper.let_pass([self])
 
-    def at(self, statement: str, rest: threading.Condition) -> None:
-        """In its thread: stand before this statement until it is let pass."""
+    def stand_before(self, statement: str, rest: threading.Condition) -> None:
+        """Stand before this statement until it may pass, in the operation's thread."""
         with rest:
             if not self._crashing:
                 self.before, self.blocked = statement, False
@@ -213,18 +213,18 @@ class Stepped:
 
 
 class Stepper:
-    """Steps operations on one engine. Only threads that it started are held up; it may be used again and again.
+    """Steps operations on one engine; it is reusable, and holds up only its own threads.
 
-    On Postgres, connections that operations used wait a minute for a lock from then on, and their transactions may stand
-    still: how long an operation stands is up to the test. On SQLite everybody who writes meanwhile has to be an operation.
+    On Postgres, connections of operations have a lock timeout of a minute from then on, and no timeout for idle
+    transactions. On SQLite, all concurrent writers must be operations.
     """
 
     def __init__(self, engine: Engine, passing: Callable[[str], bool] = lambda _: False) -> None:
         self.operations: dict[str, Stepped] = {}
-        """By name, also those that are finished."""
+        """Operations by name, including finished ones."""
         self.taken: list[Step] = []
-        """Every step there was; whoever begins anew may clear it."""
-        self._rest = threading.Condition()  # guards what operations say of themselves; notified when that changes
+        """All steps so far; may be cleared."""
+        self._rest = threading.Condition()  # guards the states of operations; notified of changes
         self.waits: LockWaits = (
             PostgresWaits(engine) if Sql(engine.dialect.name).is_postgres else SqliteWaits(self._rest)
         )
@@ -235,8 +235,8 @@ class Stepper:
             "before_cursor_execute": self._before_statement,
             "commit": self._before_commit,
             "rollback": self._before_rollback,
-            "checkout": self._checked_out,
-            "checkin": self._checked_in,
+            "checkout": self._on_checkout,
+            "checkin": self._on_checkin,
         }
         self._engine = engine
         self._passing = passing
@@ -255,16 +255,18 @@ class Stepper:
         return self.operations[name]
 
     def begin(self, name: str, operation: Callable[[], Any]) -> Stepped:
-        """Start an operation; it stands before its first statement. The name of a finished one may be used again."""
+        """Start an operation, up to its first statement. Names of finished operations may be reused."""
         if name in self.operations and not self.operations[name].finished:
             raise RuntimeError(f"{name} is not finished yet")
         stepped = self.operations[name] = Stepped(name, self)
-        self._threads.submit(self._run, stepped, operation).add_done_callback(lambda done: self._ended(stepped, done))
+        self._threads.submit(self._run, stepped, operation).add_done_callback(
+            lambda done: self._note_end(stepped, done)
+        )
         self._come_to_rest()
         return stepped
 
     def let_pass(self, operations: Iterable[Stepped]) -> None:
-        """Let these pass the statements they stand before, and wait until all are at rest again."""
+        """Let these operations send their next statements, and wait until all are at rest."""
         with self._rest:
             for stepped in operations:
                 stepped.before = None
@@ -274,33 +276,33 @@ class Stepper:
     def settle(self) -> None:
         """Wait until every operation stands before a statement, is finished, or is blocked.
 
-        Steps do so themselves; this is for when a connection of the test's own has let a lock go.
+        Steps do so themselves; call it after the test released a lock on its own connection.
         """
-        self._somebody_lets_go()
+        self._unblock_all()
         self._come_to_rest()
 
     def finish(self, stepped: Stepped) -> None:
-        """Step it until it is finished; those that it blocked may move on.
+        """Step an operation until it is finished; operations blocked by it may move on.
 
         Raises:
-            RuntimeError: it is blocked itself.
+            RuntimeError: it is blocked.
         """
         while not stepped.finished:
             stepped.step()
 
     def run(self, choices: Sequence[str]) -> None:
-        """Step the named operations in this order, passing over one that is blocked or finished by then; then finish all."""
+        """Step the named operations in this order, skipping blocked and finished ones, then finish all."""
         for name in choices:
             if self[name].before is not None:
                 self[name].step()
         while unfinished := [stepped for stepped in self.operations.values() if not stepped.finished]:
             movable = next((stepped for stepped in unfinished if stepped.can_move), None)
             if movable is None:
-                raise RuntimeError(f"blocked by somebody else: {', '.join(stepped.name for stepped in unfinished)}")
+                raise RuntimeError(f"blocked by another program: {', '.join(stepped.name for stepped in unfinished)}")
             movable.step()
 
     def close(self) -> None:
-        """Let what is not finished crash, and wait for the threads."""
+        """Crash unfinished operations and wait for the threads."""
         unfinished = [stepped for stepped in self.operations.values() if not stepped.finished]
         for stepped in unfinished:
             stepped._crashing = True
@@ -313,11 +315,11 @@ class Stepper:
 
     # In the operations' threads.
 
-    def _run(self, stepped: Stepped, operation: Callable[[], Any]) -> Any:  # noqa: ANN401  # whatever it returns
+    def _run(self, stepped: Stepped, operation: Callable[[], Any]) -> Any:  # noqa: ANN401  # any result
         self._here.stepped = stepped
         return operation()
 
-    def _ended(self, stepped: Stepped, done: Future[Any]) -> None:
+    def _note_end(self, stepped: Stepped, done: Future[Any]) -> None:
         with self._rest:
             stepped.error = done.exception()
             stepped.result = None if stepped.error is not None else done.result()
@@ -325,11 +327,11 @@ class Stepper:
             self._rest.notify_all()
 
     def _transaction_begins(self, _connection: object) -> None:
-        if (stepped := self._stepped()) is not None:
+        if (stepped := self._find_stepped()) is not None:
             stepped._first = True
 
     def _before_statement(self, _connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if (stepped := self._stepped()) is None:
+        if (stepped := self._find_stepped()) is None:
             return
         first, stepped._first = stepped._first, False
         if stepped._began:
@@ -339,39 +341,39 @@ class Stepper:
         if self._passing(statement) and not first and not begins:
             return
         if begins:
-            self.waits.released(stepped.name)
-        stepped.at(statement, self._rest)
+            self.waits.note_release(stepped.name)
+        stepped.stand_before(statement, self._rest)
         if begins:
             stepped._began = True
             self.waits.begins(stepped.name, statement)
 
     def _before_commit(self, connection: Connection) -> None:
-        if (stepped := self._stepped()) is not None:
+        if (stepped := self._find_stepped()) is not None:
             stepped._began = False
             if not _only_reads(connection):
-                stepped.at(COMMIT, self._rest)
-            self._somebody_lets_go()
+                stepped.stand_before(COMMIT, self._rest)
+            self._unblock_all()
 
     def _before_rollback(self, _connection: object) -> None:
-        if (stepped := self._stepped()) is not None:
+        if (stepped := self._find_stepped()) is not None:
             stepped._began = False
-            self._somebody_lets_go()
+            self._unblock_all()
 
-    def _checked_out(self, connection: Any, record: ConnectionPoolEntry, _: object) -> None:  # noqa: ANN401  # the driver's
-        if (stepped := self._stepped()) is not None:
-            self.waits.checked_out(stepped.name, connection, record.info)
+    def _on_checkout(self, connection: Any, record: ConnectionPoolEntry, _: object) -> None:  # noqa: ANN401  # the driver's
+        if (stepped := self._find_stepped()) is not None:
+            self.waits.note_checkout(stepped.name, connection, record.info)
 
-    def _checked_in(self, *_: object) -> None:
-        if (stepped := self._stepped()) is not None:
-            self.waits.released(stepped.name)
-            self._somebody_lets_go()
+    def _on_checkin(self, *_: object) -> None:
+        if (stepped := self._find_stepped()) is not None:
+            self.waits.note_release(stepped.name)
+            self._unblock_all()
 
-    def _stepped(self) -> Stepped | None:
+    def _find_stepped(self) -> Stepped | None:
         stepped: Stepped | None = getattr(self._here, "stepped", None)
         return stepped
 
-    def _somebody_lets_go(self) -> None:
-        """Whoever is known to be blocked may no longer be, once who lets go is at rest again."""
+    def _unblock_all(self) -> None:
+        """Forget which operations are blocked, as a lock was released."""
         with self._rest:
             for stepped in self.operations.values():
                 stepped.blocked = False
@@ -383,15 +385,15 @@ class Stepper:
 
     def _come_to_rest(self) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self._at_rest():
+        while not self._is_at_rest():
             if time.monotonic() > deadline:
                 names = ", ".join(stepped.name for stepped in self._moving())
                 raise AssertionError(
                     f"neither at a statement nor waiting for a lock after {PATIENCE_SECONDS:g} s: {names}"
                 )
 
-    def _at_rest(self) -> bool:
-        """Return whether all are at rest. Give those that move a moment, then ask the database about them."""
+    def _is_at_rest(self) -> bool:
+        """Return whether all are at rest. Give moving operations a moment, then ask the database about them."""
         with self._rest:
             if self._rest.wait_for(lambda: all(stepped.blocked for stepped in self._moving()), _LOOK_AGAIN_SECONDS):
                 return True
@@ -404,6 +406,6 @@ class Stepper:
 
 
 def _only_reads(connection: Connection) -> bool:
-    """Return whether `inbox.db.engine.reading` or `snapshot` made its transaction."""
+    """Return whether the transaction is from `inbox.db.engine.reading` or `snapshot`."""
     options = connection.get_execution_options()
     return options.get("sqlite_begin") == "DEFERRED" or bool(options.get("postgresql_readonly"))

@@ -1,4 +1,4 @@
-"""Events to store, and the receiver's statements that store them."""
+"""Events, and the receiver's statements that store them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def an_event(
     routes: Sequence[str] = ("strict",),
     body: bytes | None = None,
 ) -> Event:
-    """The event of this number, which happened in second `second` (its number, unless told otherwise)."""
+    """Make the event of this number, which happened in second `second` (by default its number)."""
     body = b'{"n": %d}' % number if body is None else body
     return Event(
         source="trivore",
@@ -50,25 +50,25 @@ def an_event(
     )
 
 
-def a_rejected(**changed: Any) -> Rejected:  # noqa: ANN401  # fields of it
-    """A request that was rejected and kept, with other fields."""
+def a_rejected(**changed: Any) -> Rejected:  # noqa: ANN401  # its fields
+    """Make a rejected request with other fields."""
     usual = {"received_at": START, "source": "trivore", "status": 422, "cause": "invalid_event", "reason": "no id"}
     more = {"field": "id", "remote_address": "192.0.2.1", "body_sha256": b"h" * 32, "headers": None, "body": None}
     return Rejected(**{**usual, **more, **changed})
 
 
 class Intake:
-    """The receiver's statements on a database, one call at a time, each on a connection of its own."""
+    """The receiver's statements on a database, each on a new connection."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def append(self, *events: Event) -> list[int | None]:
-        """Store events; gives their seqs, None for a key that was there."""
+        """Store events and return their seqs, None for duplicates."""
         return self._run(intake.append, events)
 
     def repeat(self, *events: Event) -> list[int | None]:
-        """Note requests whose keys are there; gives the seqs of their events, None for a key that is not there."""
+        """Note duplicates and return the seqs of their events, None for unknown keys."""
         return self._run(intake.note_duplicates, events)
 
     def reject(self, *rows: Rejected) -> None:
@@ -76,7 +76,7 @@ class Intake:
         self._run(intake.reject, rows)
 
     def probe(self, now: datetime) -> None:
-        """Write as a probe does."""
+        """Write a probe."""
         self._run(intake.probe, now)
 
     def _run(self, function: Callable[..., T], given: object) -> T:
@@ -108,7 +108,7 @@ def a_fact(
     at: datetime = START,
     **detail: object,
 ) -> str:
-    """A statement that adds a fact, as a hand may."""
+    """Return a statement that adds a fact by hand."""
     state = _OPEN_AFTER.get(kind, "ended")
     return (
         "INSERT INTO delivery_log (at, seq, route, kind, state, attempt, run, crashes, detail)"
@@ -118,7 +118,7 @@ def a_fact(
 
 
 def a_row(seq: int, route: str = "strict", lane: str = "USER|u1", state: str = "received") -> str:
-    """A statement that adds an open delivery, as a hand may."""
+    """Return a statement that adds an open delivery by hand."""
     return (
         "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
         f" VALUES ({seq}, '{route}', '{lane}', '2026-01-01 00:00:00.000000Z', '{state}')"
@@ -126,7 +126,7 @@ def a_row(seq: int, route: str = "strict", lane: str = "USER|u1", state: str = "
 
 
 def drop_checks(engine: Engine, table: str, *columns: str) -> None:
-    """Let the table take any value of these columns, as one of a newer version may. On SQLite every check is off then."""
+    """Allow any value in these columns, as a newer version may. On SQLite this turns off all checks."""
     with engine.begin() as connection:
         if Sql(engine.dialect.name).is_postgres:
             for column in columns:

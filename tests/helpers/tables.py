@@ -1,4 +1,4 @@
-"""Reading of a database: rows, those that a run left behind, plans of Postgres, and the statements that a test sends."""
+"""Queries of tests: rows, counts, plans of Postgres, and recorded statements."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ Row = dict[str, Any]
 
 
 def rows(engine: Engine, statement: str, **parameters: object) -> list[Row]:
-    """The rows of a query. On SQLite it does not take the write lock."""
+    """Return the rows of a query, without taking SQLite's write lock."""
     with engine.connect() as connection, reading(connection).begin():
         return [dict(row._mapping) for row in connection.execute(text(statement), parameters)]
 
 
-def count(engine: Engine, what: str, **parameters: object) -> int:
-    """Count the rows of `what` (a table, perhaps with a condition)."""
-    return int(rows(engine, f"SELECT count(*) AS n FROM {what}", **parameters)[0]["n"])
+def count(engine: Engine, table: str, **parameters: object) -> int:
+    """Count the rows of a table, perhaps with a condition."""
+    return int(rows(engine, f"SELECT count(*) AS n FROM {table}", **parameters)[0]["n"])
 
 
 def duplicates(engine: Engine) -> int:
-    """Count the duplicate requests that were noted: as rows, or as a count."""
+    """Count the noted duplicates, whether stored as rows or as counts."""
     return int(rows(engine, "SELECT coalesce(sum(times), 0) AS n FROM duplicate_request")[0]["n"])
 
 
-def stored(engine: Engine) -> list[Row]:
-    """The inbox: entity, occurred_at as it was sent, seq, routes."""
+def read_inbox(engine: Engine) -> list[Row]:
+    """Return the inbox: entity, occurred_at as sent, seq, routes."""
     found = rows(engine, "SELECT seq, routes, body FROM inbox JOIN inbox_payload USING (seq) ORDER BY seq")
     events = [(row, json.loads(row.pop("body"))) for row in found]
     return [{**row, "entity": event["id"], "occurred_at": event["timestamp"]} for row, event in events]
 
 
 def facts(engine: Engine) -> list[Row]:
-    """The log: seq, route, kind, what it says of the state, relay_node, at, and detail without its calls, which are most of it."""
+    """Return the log: seq, route, kind, state columns, relay_node, at, and detail without calls."""
     columns = "seq, route, kind, state, attempt, run, crashes, relay_node, at, detail"
     found = rows(engine, f"SELECT {columns} FROM delivery_log ORDER BY id")
     for row in found:
@@ -56,8 +56,8 @@ def open_states(engine: Engine) -> dict[str, int]:
     }
 
 
-def in_flight_of(engine: Engine, pid: int) -> list[Row]:
-    """List what the relay of this pid works on, as far as the database knows: seq, run, attempt."""
+def list_in_flight(engine: Engine, pid: int) -> list[Row]:
+    """Return seq, run and attempt of the deliveries in flight at the relay of this pid."""
     query = (
         "SELECT o.seq, o.run, o.attempt FROM open_delivery o JOIN relay_node r ON r.id = o.relay_node"
         " WHERE o.state = 'in_flight' AND r.pid = :pid AND r.stopped_at IS NULL"
@@ -65,29 +65,29 @@ def in_flight_of(engine: Engine, pid: int) -> list[Row]:
     return rows(engine, query, pid=pid)
 
 
-def in_flight_elsewhere(engine: Engine, node: str) -> set[int]:
-    """The seqs that any other relay node works on."""
+def list_in_flight_elsewhere(engine: Engine, node: str) -> set[int]:
+    """Return the seqs in flight at any other relay node."""
     query = "SELECT seq FROM open_delivery WHERE state = 'in_flight' AND relay_node <> :node"
     return {row["seq"] for row in rows(engine, query, node=node)}
 
 
 def relay_pids(engine: Engine) -> dict[str, int]:
-    """The pid of every relay node that ever ran."""
+    """Return the pid of every relay node that ever ran."""
     return {row["id"]: row["pid"] for row in rows(engine, "SELECT id, pid FROM relay_node")}
 
 
 Node = dict[str, Any]
 
 
-def explained(connection: Connection, statement: str, parameters: Mapping[str, Any], options: str = "") -> list[Node]:
-    """Every node of the plan of a statement, the uppermost first."""
+def explain(connection: Connection, statement: str, parameters: Mapping[str, Any], options: str = "") -> list[Node]:
+    """Return all nodes of a statement's plan, from the top."""
     return list(
         plan_nodes(connection.execute(text(f"EXPLAIN ({options}FORMAT JSON) {statement}"), parameters).scalar_one())
     )
 
 
 def plan_nodes(found: list[Node]) -> Iterator[Node]:
-    """Every node of what EXPLAIN gave as JSON."""
+    """Yield all nodes of EXPLAIN's JSON."""
     below = [found[0]["Plan"]]
     while below:
         node = below.pop()
@@ -96,8 +96,8 @@ def plan_nodes(found: list[Node]) -> Iterator[Node]:
 
 
 @contextlib.contextmanager
-def counted_statements() -> Iterator[list[str]]:
-    """Statements of every engine of this process."""
+def record_statements() -> Iterator[list[str]]:
+    """Record the statements of all engines of this process."""
     seen: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:

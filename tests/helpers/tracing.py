@@ -1,4 +1,4 @@
-"""A tracer whose spans a test keeps, and an OTLP collector of the tests' own, which can hang."""
+"""A tracer that keeps its spans, and an OTLP collector that can hang."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from tests.helpers.waiting import until
 
 
 class Kept:
-    """A tracer, and the spans that it has exported."""
+    """A tracer and its exported spans."""
 
     def __init__(self, tracer: OtelTracer, exporter: InMemorySpanExporter) -> None:
         self.tracer = tracer
         self._exporter = exporter
 
     def spans(self, name: str | None = None) -> list[ReadableSpan]:
-        """Return those of this name, or all, in the order of their ends."""
+        """Return the spans of this name, or all, by end."""
         self.tracer._provider.force_flush()
         return [span for span in self._exporter.get_finished_spans() if name in {None, span.name}]
 
 
 @contextlib.contextmanager
 def keeping(ratio: float = 1.0) -> Iterator[Kept]:
-    """A tracer that keeps its spans, as long as the block runs."""
+    """Run a tracer that keeps its spans."""
     exporter = InMemorySpanExporter()
-    with traced(exporter, ratio) as tracer:
+    with run_tracer(exporter, ratio) as tracer:
         yield Kept(tracer, exporter)
 
 
 @contextlib.contextmanager
-def traced(exporter: SpanExporter, ratio: float = 1.0) -> Iterator[OtelTracer]:
-    """A tracer as long as the block runs; the process's own provider is as before afterwards."""
+def run_tracer(exporter: SpanExporter, ratio: float = 1.0) -> Iterator[OtelTracer]:
+    """Run a tracer for the block and restore the process's provider afterwards."""
     made = OtelTracer(None, ratio, "tests", exporter)
     try:
         yield made
@@ -55,7 +55,7 @@ def traced(exporter: SpanExporter, ratio: float = 1.0) -> Iterator[OtelTracer]:
 
 
 class Span(msgspec.Struct, frozen=True):
-    """A span as a collector gets it; ids are hexadecimal, times nanoseconds."""
+    """A span as a collector receives it; ids are hexadecimal, times nanoseconds."""
 
     name: str
     service: str
@@ -71,7 +71,7 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Collector(ScriptedServer):
-    """Keeps every span. While `hangs` is set, it answers nobody."""
+    """Keeps every span. While `hangs` is set, it does not answer."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -88,19 +88,19 @@ class Collector(ScriptedServer):
             self.spans += [_span(sent, service) for scope in resource.scope_spans for sent in scope.spans]
         return act
 
-    def named(self, name: str) -> list[Span]:
+    def find_named(self, name: str) -> list[Span]:
         """Return the spans of this name so far."""
         return [span for span in self.spans if span.name == name]
 
     def wait_for(self, name: str, number: int = 1) -> list[Span]:
         """Wait for so many spans of this name."""
-        until(lambda: len(self.named(name)) >= number, f"{number} spans {name!r} of {self.spans}")
-        return self.named(name)
+        until(lambda: len(self.find_named(name)) >= number, f"{number} spans {name!r} of {self.spans}")
+        return self.find_named(name)
 
 
 @contextlib.contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector as long as the block runs."""
+    """Run a collector for the block."""
     with contextlib.closing(Collector()) as collector:
         yield collector
 
@@ -122,7 +122,7 @@ def _span(sent: Sent, service: str) -> Span:
 
 
 def _values(pairs: Any) -> dict[str, Any]:  # noqa: ANN401  # a list of protobuf's own
-    def value(pair: KeyValue) -> Any:  # noqa: ANN401  # whichever field is set
+    def value(pair: KeyValue) -> Any:  # noqa: ANN401  # the value of the field that is set
         return getattr(pair.value, str(pair.value.WhichOneof("value")))
 
     return {pair.key: value(pair) for pair in pairs}

@@ -1,4 +1,4 @@
-"""Both ends of an inbox: a sender that behaves as real ones do, and a downstream service; each notes all in a ledger."""
+"""Both ends of an inbox: a realistic sender and a downstream service, each with a ledger."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Line = dict[str, Any]
 
 
 class Ledger:
-    """Numbers lines and appends them; many threads may write."""
+    """An append-only file of numbered lines; thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
@@ -33,7 +33,7 @@ class Ledger:
         self._lines: list[Line] = []
 
     def append(self, **line: object) -> None:
-        """Write a line, with its number as `n` and the time (monotonic, in seconds) as `at`, through to the file."""
+        """Append a line with its number `n` and monotonic time `at` in seconds, and flush it."""
         with self._lock:
             numbered = {"n": len(self._lines) + 1, "at": time.monotonic(), **line}
             self._lines.append(numbered)
@@ -41,7 +41,7 @@ class Ledger:
             self._file.flush()
 
     def lines(self) -> list[Line]:
-        """All lines so far."""
+        """Return all lines so far."""
         with self._lock:
             return list(self._lines)
 
@@ -49,35 +49,34 @@ class Ledger:
         return len(self._lines)
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         self._file.close()
 
 
 OK, FAILED, UNKNOWN = "ok", "failed", "unknown"
 SLOWLY = 1.0
 Change = tuple[str, str]
-"""The entity's id, and when it changed."""
+"""Id of the entity, and time of its change."""
 ENTITIES = 60
 
 
 def endless(entities: int = ENTITIES) -> Iterator[Change]:
-    """Changes of so many entities in turn, a millisecond after each other."""
+    """Yield changes of so many entities in turn, a millisecond apart."""
     return ((f"u{n % entities}", moment(n)) for n in count())
 
 
 def events(number: int, entities: int = ENTITIES) -> list[Change]:
-    """The first so many of them."""
+    """Return the first `number` changes."""
     return list(islice(endless(entities), number))
 
 
 class Sender:
-    """Sends events, of which there may be no end, over several connections at once, in about the order given.
+    """Sends events, perhaps endlessly, over several connections in about the given order.
 
-    `sends` has two lines for each request: before it is sent (`outcome` is None), and after its answer: ok (200, with
-    its `seq` and `answer`), failed (any other `status`; `retry_after` as it came) or unknown (no whole answer came).
-    With `tls` it speaks to a proxy.
-    As long as `slowly_after(n)` of the `n` events that were accepted, each connection begins with at most one event in SLOWLY
-    seconds.
+    `sends` has two lines for each request: before it is sent (without an `outcome`), and after its response: ok (200, with
+    its `seq` and `answer`), failed (any other `status`, with `retry_after`) or unknown (no whole response).
+    With `tls` it connects to a proxy.
+    While `slowly_after(n)` is true for the `n` accepted events, each connection begins at most one event in SLOWLY seconds.
     """
 
     def __init__(
@@ -114,28 +113,30 @@ class Sender:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it."""
+        """Stop the sender."""
         self.stop()
 
     @property
     def is_done(self) -> bool:
-        """Return whether every event was sent, or given up."""
+        """True when every event was sent or given up."""
         return not any(thread.is_alive() for thread in self._threads)
 
+    @property
     def acknowledged(self) -> int:
-        """Count the requests that were answered 200 so far."""
+        """Count of requests answered 200 so far."""
         return self._outcomes[OK]
 
+    @property
     def refused(self) -> int:
-        """Count the requests that got another answer so far."""
+        """Count of requests with another response so far."""
         return self._outcomes[FAILED]
 
     def enough(self) -> None:
-        """Begin with no other event; those begun are repeated until they are acknowledged."""
+        """Begin no other event; repeat the begun ones until they are acknowledged."""
         self._enough.set()
 
     def stop(self) -> None:
-        """Send nothing more, acknowledged or not."""
+        """Stop sending, even unacknowledged events."""
         self._enough.set()
         self._stopped.set()
         for thread in self._threads:
@@ -176,7 +177,7 @@ class Sender:
             response = connection.getresponse()
             answer = response.read()
         except (OSError, http.client.HTTPException):
-            connection.close()  # the next request opens another
+            connection.close()  # the next request reconnects
             self._note(about, outcome=UNKNOWN)
             return False
         if response.status != 200:
@@ -195,26 +196,26 @@ class Sender:
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Answer to a request."""
+    """Response to a request."""
 
     status: int = 200
     seconds: float = 0.0
-    """It takes so much longer."""
+    """Extra seconds before the response."""
     sent: bool = True
-    """False: the connection is dropped after the request was processed, and nobody learns of it."""
+    """False to drop the connection after processing the request."""
 
 
 Script = Callable[[int, int], int | Answer]
-"""(seq, attempt) → what to answer; a number is a status."""
+"""(seq, attempt) → the response; a number is a status."""
 
 
 def always_well(_seq: int, _attempt: int) -> int:
-    """A service without a bad day."""
+    """Answer 200, always."""
     return 200
 
 
 class Held:
-    """A script: but for the first `passing`, nobody is answered before `go` is set. `seqs` has those that came."""
+    """A script that holds all responses after the first `passing` until `go` is set. `seqs` lists the arrivals."""
 
     def __init__(self, passing: int = 0) -> None:
         self.seqs: list[int] = []
@@ -229,11 +230,10 @@ class Held:
 
 
 class Downstream(ScriptedServer):
-    """Takes `seconds` for each request. `arrivals` has a line for each.
+    """A downstream service that takes `seconds` for each request. `arrivals` has a line for each.
 
-    Of a line: `seq`, `run`, `attempt`, `entity`, `occurred_at`, `body`, the `status` it comes to, and whether that was
-    `sent`, which is so unless the line says otherwise. `caller` is what the URL ended in beyond `url`. `events` has the
-    `seq` of everything that came, once.
+    A line has `seq`, `run`, `attempt`, `entity`, `occurred_at`, `body`, the `status` of the response, and `sent` if it was
+    not sent. `caller` is the path of the URL beyond `url`. `events` is the set of all seqs.
     """
 
     def __init__(self, path: Path, script: Script = always_well, seconds: float = 0.0) -> None:
@@ -245,7 +245,7 @@ class Downstream(ScriptedServer):
         self.url += "/hook"
 
     def act_for(self, seen: Seen) -> Act:
-        """Note the request in the ledger, and not in `seen`: there may be very many."""
+        """Record the request in the ledger, not in `seen`, which would grow too large."""
         seq, attempt = int(seen.headers["inbox-seq"]), int(seen.headers["inbox-attempt"])
         told = self.script(seq, attempt)
         made = Answer(told) if isinstance(told, int) else told
@@ -266,21 +266,21 @@ class Downstream(ScriptedServer):
         return answer(made.status) if made.sent else hang_up
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop the service."""
         super().close()
         self.arrivals.close()
 
 
 @contextlib.contextmanager
 def serving(path: Path, script: Script = always_well, seconds: float = 0.0) -> Iterator[Downstream]:
-    """A downstream service as long as the block runs."""
+    """Run a downstream service for the block."""
     with contextlib.closing(Downstream(path, script, seconds)) as downstream:
         yield downstream
 
 
 @contextlib.contextmanager
 def never_greeting() -> Iterator[tuple[str, Callable[[], bool]]]:
-    """The URL of a service that takes connections and says nothing, not even TLS's hello; and whether one has come."""
+    """Run a service that accepts connections and stays silent; yields its URL, and whether one has come."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.setblocking(False)

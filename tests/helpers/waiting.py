@@ -1,4 +1,4 @@
-"""Waiting for a condition, never for a time; and patience with a machine that stands still for some seconds."""
+"""Waiting for conditions, and patience with a machine that stalls for seconds."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _Found = TypeVar("_Found")
 
 POLL_SECONDS = 0.02
 LONGEST_SECONDS = 60.0
-"""Of a wait. It says how busy the machine may be, and not how long the product may take."""
+"""Longest wait, for a busy machine; not a limit of the product."""
 
 
 def until(
     condition: Callable[[], _Found], what: str, *, within: float = LONGEST_SECONDS, poll: float = POLL_SECONDS
 ) -> _Found:
-    """The first true value of `condition`.
+    """Wait for the first true value of `condition` and return it.
 
     Raises:
-        AssertionError: it had none within `within` seconds.
+        AssertionError: there was none within `within` seconds.
     """
     deadline = time.monotonic() + within
     while not (found := condition()):
@@ -37,7 +37,7 @@ def until(
 
 
 async def until_async(condition: Callable[[], _Found], what: str, *, within: float = LONGEST_SECONDS) -> _Found:
-    """As `until`, inside an event loop."""
+    """Wait as `until` does, inside an event loop."""
     deadline = time.monotonic() + within
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
@@ -47,11 +47,11 @@ async def until_async(condition: Callable[[], _Found], what: str, *, within: flo
 
 _AT_ONCE_SECONDS = 0.005
 _LONGEST_SECONDS = 0.02
-"""Longest time between two looks at the clock that counts: what is beyond it, the process stood still or had no processor."""
+"""Longest counted time between two readings of the clock; beyond it, the process did not run."""
 
 
 class Stopwatch:
-    """Measures how long a block takes, without the time in which this process could not run. It waits or computes else."""
+    """Measures the seconds of a block, without the time in which this process could not run."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -87,16 +87,16 @@ _OF_SQLITE = "PRAGMA busy_timeout = 60000"
 
 
 def be_patient(engine: Engine) -> None:
-    """Let each transaction of the engine wait a minute for a lock, and stand still for as long as it likes."""
+    """Give transactions of the engine a lock timeout of a minute and no limit for idling."""
     patient = _OF_POSTGRES if Sql(engine.dialect.name).is_postgres else _OF_SQLITE
 
     @event.listens_for(engine, "checkout")
-    def _checked_out(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:  # noqa: ANN401  # the driver's
+    def _on_checkout(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:  # noqa: ANN401  # the driver's
         make_patient(connection, record.info, patient)
 
 
 def make_patient(connection: Any, info: dict[Any, Any], patient: str = _OF_POSTGRES) -> None:  # noqa: ANN401  # the driver's
-    """Do so for a connection of the driver, once: `info` is what stays with it."""
+    """Do the same for a connection of the driver, once; `info` stays with the connection."""
     if "patient" not in info:
         connection.execute(patient)
         connection.commit()
@@ -104,7 +104,7 @@ def make_patient(connection: Any, info: dict[Any, Any], patient: str = _OF_POSTG
 
 
 def stand_still(connection: Connection) -> None:
-    """Let this transaction stand still for as long as it likes, as somebody's who has locks that others wait for."""
+    """Let this transaction idle without a limit, while others wait for its locks."""
     if Sql(connection.dialect.name).is_postgres:
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         connection.execute(

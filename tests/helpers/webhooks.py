@@ -1,4 +1,4 @@
-"""Webhooks as the tests' one source sends them, and the configuration that receives and relays them, with its mistakes."""
+"""Webhooks of the tests' one source, and configurations that receive and relay them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ find = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }},
 create = {{ path = "/contacts" }}
 update = {{ path = "/contacts/{{target.id}}" }}
 delete = {{ path = "/contacts/{{target.id}}" }}"""
-"""A route whose sync has no `map` yet; `url` stands for both services."""
+"""A sync route without a `map`; `url` is that of both services."""
 
 
 def config_text(
@@ -72,7 +72,7 @@ def config_text(
     schedule: tuple[str, ...] = ("5s", "30s"),
     concurrency: int = 8,
 ) -> str:
-    """An inbox.toml with one source that is routed to one forward destination, strictly in order."""
+    """Return an inbox.toml with one source and a strict route to one forward destination."""
     return _CONFIG.format(
         database=json.dumps(database_url),
         token=json.dumps(TOKEN),
@@ -83,12 +83,12 @@ def config_text(
 
 
 def a_config(database_url: str) -> Config:
-    """The same, read."""
+    """Parse the configuration of `config_text`."""
     return parse_config(config_text(database_url))
 
 
 def forwarding(routes: Mapping[str, tuple[str, str]], lines: Mapping[str, str]) -> Config:
-    """A configuration of routes, each from its source to its destination; `lines` are further ones of the tables of these names."""
+    """Return a configuration of routes from source to destination; `lines` are added to the tables of these names."""
     tables = {
         **{f"sources.{source}": 'preset = "trivore"\nauth = { kind = "none" }' for source, _ in routes.values()},
         **{f"destinations.{end}": f'kind = "forward"\nurl = "{address_of(end)}"' for _, end in routes.values()},
@@ -98,12 +98,12 @@ def forwarding(routes: Mapping[str, tuple[str, str]], lines: Mapping[str, str]) 
 
 
 def address_of(destination: str) -> str:
-    """The URL of a destination there."""
+    """Return the URL of a destination of `forwarding`."""
     return f"https://{destination}.example.com/hook"
 
 
 def moment(milliseconds: int) -> str:
-    """A time of an event, so many milliseconds after the start of 2026."""
+    """Return the time so many milliseconds after the start of 2026."""
     seconds, rest = divmod(milliseconds, 1000)
     minutes, second = divmod(seconds, 60)
     hour, minute = divmod(minutes, 60)
@@ -111,17 +111,17 @@ def moment(milliseconds: int) -> str:
 
 
 def payload(entity: str = "u1", timestamp: str = "2026-01-01T00:00:00Z", **other: object) -> dict[str, object]:
-    """The members of a webhook in Trivore's classic form."""
+    """Return the members of a webhook in Trivore's classic form."""
     return {"id": entity, "entityType": "USER", "eventType": "UPDATE", "timestamp": timestamp, **other}
 
 
 def body(entity: str = "u1", timestamp: str = "2026-01-01T00:00:00Z", **other: object) -> bytes:
-    """Its bytes."""
+    """Return the webhook's body in bytes."""
     return json.dumps(payload(entity, timestamp, **other)).encode()
 
 
 def mistake(text: str) -> str:
-    """Give the mistakes that the reader finds in this inbox.toml."""
+    """Return the mistakes found in this inbox.toml."""
     with pytest.raises(ConfigError) as caught:
         parse_config(text)
     return str(caught.value)

@@ -1,4 +1,4 @@
-"""Databases full of trouble, for people to look at and for pages to show."""
+"""Databases full of trouble, for pages and screenshots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.helpers.storing import START, a_rejected, an_event
 from tests.helpers.webhooks import address_of, forwarding
 
 MINUTES = 75
-"""All begins so long before an operator looks."""
+"""Minutes from the beginning to the operator's visit."""
 _ERP_WAS_DOWN = range(22, 37)
 _CRM_REFUSES_FROM = 63
 _PAUSED_FROM = 58
@@ -67,9 +67,9 @@ _REPLAYS = {40: "the ERP is up again", 66: "those that were left, before the day
 
 
 def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps:
-    """Let it happen until `moment`, which has to be now: views compare with the database's clock.
+    """Fill a database with a night's events until `moment`, which must be now: views compare with the database's clock.
 
-    Fewer minutes leave out the beginning. The relay's steps that are given back have a clock that stands at the moment.
+    Fewer minutes omit the beginning. The clock of the returned steps stands at `moment`.
     """
     clock = FakeClock(moment - timedelta(minutes=minutes))
     steps = Steps(engine, policies(NIGHT), clock)
@@ -99,7 +99,7 @@ def the_night(engine: Engine, moment: datetime, minutes: int = MINUTES) -> Steps
 
 
 def _events(minute: int, moment: datetime, rng: random.Random) -> Iterator[Event]:
-    """Events of one minute: a wave of orders, some people, some payments."""
+    """Yield the events of one minute: a wave of orders, some people, some payments."""
     wave = 4 + int(3 * (1 + (minute % 20) / 10))
     for source, count in (
         ("shop", rng.randint(wave - 2, wave)),
@@ -114,7 +114,7 @@ def _events(minute: int, moment: datetime, rng: random.Random) -> Iterator[Event
 
 
 def an_arrival(source: str, entity_id: str, at: datetime, **said: object) -> Event:
-    """An event as the receiver stores it; `said` is added to its body."""
+    """Make an event as the receiver stores it; `said` is added to its body."""
     entity_type, event_type = _KINDS[source]
     told = {"id": entity_id, "type": event_type, "at": at.isoformat(), "customer": {"name": "Aino", "city": "Espoo"}}
     body = json.dumps({**told, "total": "129.90", **said}).encode()
@@ -133,7 +133,7 @@ def an_arrival(source: str, entity_id: str, at: datetime, **said: object) -> Eve
 
 
 def _work(steps: Steps, minute: int, rng: random.Random) -> None:
-    """Deliver what is due."""
+    """Deliver everything that is due."""
     steps.sequence()
     for most, routes in _turns(minute):
         claimed = steps.claim_due(most, *routes)
@@ -141,7 +141,7 @@ def _work(steps: Steps, minute: int, rng: random.Random) -> None:
 
 
 def _turns(minute: int) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Numbers of deliveries to claim, and of which routes; a probe alone of an endpoint whose breaker is open."""
+    """Yield number and routes of deliveries to claim; one probe for an endpoint whose breaker is open."""
     routes = _open_routes(minute)
     if minute in _ERP_WAS_DOWN and minute > _ERP_WAS_DOWN.start:
         routes = tuple(route for route in routes if route != "orders-to-erp")
@@ -151,7 +151,7 @@ def _turns(minute: int) -> Iterator[tuple[int, tuple[str, ...]]]:
 
 
 def _open_routes(minute: int) -> tuple[str, ...]:
-    """Routes that their gates let through."""
+    """Return the routes with open gates."""
     closed = {"payments-to-ledger"} if minute >= _PAUSED_FROM else set()
     closed |= {"people-to-crm"} if minute > _CRM_REFUSES_FROM else set()
     return tuple(name for name in _ROUTES if name not in closed)
@@ -205,7 +205,7 @@ def _rejections(steps: Steps, minute: int) -> None:
 
 
 def _last_arrivals(steps: Steps, rng: random.Random) -> None:
-    """Leave a few that have just arrived, one of them at work."""
+    """Add a few recent events, one of them in flight."""
     steps.receive(*_events(MINUTES, steps.clock.moment - timedelta(seconds=20), rng))
     steps.sequence()
     steps.claim_due(1, "orders-to-warehouse")
@@ -220,13 +220,13 @@ WORDS = {
     "rejected header": "sesame-of-a-rejected-header",
     "excerpt": "sesame-of-an-excerpt",
 }
-"""Words that stand nowhere but in the part of this name."""
+"""Words that occur only in the part of this name."""
 PAYLOADS = tuple(part for part in WORDS if part != "excerpt")
-"""Parts that nobody sees without saying why."""
+"""Parts shown only for a stated reason."""
 
 
 def fill_page(steps: Steps) -> None:
-    """Store events that are delivered, dead, blocked, retrying and waiting, and what else the page lists."""
+    """Fill every list of the page, with delivered, dead, blocked, retrying and waiting events."""
     nodes.describe(work_of(steps.database, steps.policies, node=steps.node), "host", 1, "0.1.0")
     routes = (("strict",), ("blocking",), ("strict", "latest"), ("strict",), ())
     headers = {"content-type": "application/json", "x-request-id": WORDS["header"]}
@@ -263,7 +263,7 @@ HOSTILE = "<script>alert(1)</script>\u202e'\"&"
 
 
 def fill_hostile(steps: Steps, value: str = HOSTILE) -> None:
-    """Store rows that have a hostile text wherever a stranger or another program writes one."""
+    """Store rows with a hostile text in every column that outsiders or other programs write."""
     short = value[:200]
     event = msgspec.structs.replace(
         an_event(1, value), entity_type=value, event_type=value, event_id=value, content_type=short, dedup_key=value,
@@ -284,7 +284,7 @@ def fill_hostile(steps: Steps, value: str = HOSTILE) -> None:
 
 
 def forms_of(word: str) -> Iterator[str]:
-    """Yield the forms in which an answer may hold a word: as it is, in hex, and in base64 wherever it begins."""
+    """Yield the forms of a word in a response: as is, in hex, and in base64 at any offset."""
     yield word
     yield word.encode().hex()
     for shift in range(3):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from tests.helpers.databases import PostgresServer, is_postgres, opened
+from tests.helpers.databases import PostgresServer, is_postgres, open_engine
 
 
 @pytest.fixture
@@ -35,5 +35,5 @@ def empty_url(request: pytest.FixtureRequest, database_url: str) -> str:
 @pytest.fixture
 def empty(empty_url: str) -> Iterator[Engine]:
     """Engine on `empty_url`."""
-    with opened(empty_url) as made:
+    with open_engine(empty_url) as made:
         yield made

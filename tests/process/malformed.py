@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from inbox.http.head import LARGEST_HEAD, LONGEST_FIELD, LONGEST_TARGET
-from tests.helpers.receiver import CLOSE, HOST, JSON, SECRET, chunk, chunked, request, webhook
+from tests.helpers.receiver import CLOSE, HOST, JSON, SECRET, as_chunks, chunk, request, webhook
 from tests.helpers.webhooks import TOKEN, body
 
 CAP = 256 * 1024
@@ -66,24 +66,24 @@ FRAMING = (
     Case(10, "Content-Length 10^20", length(b"1" + b"0" * 20), 400),
     Case(10, "Content-Length 10^18", length(b"1" + b"0" * 18), 413),
     Case(11, "a body as large as it may be", webhook(payload=LARGEST), 200),
-    Case(11, "chunks as large as they may be together", chunked(chunk(LARGEST), END), 200),
+    Case(11, "chunks as large as they may be together", as_chunks(chunk(LARGEST), END), 200),
     Case(11, "Content-Length beyond the cap", length(b"%d" % (CAP + 1)), 413),
     Case(11, "a body beyond the cap that is sent whole", webhook(payload=body(more="x" * 4 * CAP)), 413),
     Case(12, "a body that is shorter than its length, then the end", length(b"%d" % (len(body()) + 9)), 400, half_close=True),
     Case(13, "another request behind the body", GO_ON + GET, (200, 200)),
     Case(13, "bytes behind the body that are no request", GO_ON + b"\0\0\0", (200,)),
     Case(14, "no Content-Length and no chunks: an empty body", request(HOST, JSON, SECRET, CLOSE), 400),
-    Case(15, "chunks", chunked(WHOLE, END), 200),
-    Case(16, "a chunk of the size ZZ", chunked(WHOLE, b"ZZ\r\n"), 400),
-    Case(17, "the end before the last chunk", chunked(WHOLE), 400, half_close=True),
-    Case(18, "the end inside the last chunk", chunked(WHOLE, b"0\r\n"), 400, half_close=True),
-    Case(19, "chunks of one byte beyond the cap", chunked(chunk(b"x") * (CAP + 1), END), 413),
-    Case(20, "a chunk's extension with a bare CR", chunked(b"2;a\rb\r\n{}\r\n", END), 400),
-    Case(20, "a chunk's extension that does not end", chunked(b"2;" + b"a" * 20 * LARGEST_HEAD), 400),
-    Case(21, "a trailer that would be the length", chunked(WHOLE, b"0\r\nContent-Length: 7\r\n\r\n"), 400),
-    Case(21, "a trailer that would be the secret", chunked(WHOLE, b"0\r\n%b\r\n\r\n" % SECRET).replace(SECRET, b"A: b", 1), 401),
-    Case(21, "a trailer that is nothing to us", chunked(WHOLE, b"0\r\nX-Checksum: 7\r\n\r\n"), 200),
-    Case(21, "a trailer that does not end", chunked(WHOLE, b"0\r\nX: " + b"a" * 20 * LARGEST_HEAD), 400),
+    Case(15, "chunks", as_chunks(WHOLE, END), 200),
+    Case(16, "a chunk of the size ZZ", as_chunks(WHOLE, b"ZZ\r\n"), 400),
+    Case(17, "the end before the last chunk", as_chunks(WHOLE), 400, half_close=True),
+    Case(18, "the end inside the last chunk", as_chunks(WHOLE, b"0\r\n"), 400, half_close=True),
+    Case(19, "chunks of one byte beyond the cap", as_chunks(chunk(b"x") * (CAP + 1), END), 413),
+    Case(20, "a chunk's extension with a bare CR", as_chunks(b"2;a\rb\r\n{}\r\n", END), 400),
+    Case(20, "a chunk's extension that does not end", as_chunks(b"2;" + b"a" * 20 * LARGEST_HEAD), 400),
+    Case(21, "a trailer that would be the length", as_chunks(WHOLE, b"0\r\nContent-Length: 7\r\n\r\n"), 400),
+    Case(21, "a trailer that would be the secret", as_chunks(WHOLE, b"0\r\n%b\r\n\r\n" % SECRET).replace(SECRET, b"A: b", 1), 401),
+    Case(21, "a trailer that is nothing to us", as_chunks(WHOLE, b"0\r\nX-Checksum: 7\r\n\r\n"), 200),
+    Case(21, "a trailer that does not end", as_chunks(WHOLE, b"0\r\nX: " + b"a" * 20 * LARGEST_HEAD), 400),
     # 501 is for codings (RFC 9112 §6.1), but a 5xx says "send it again", and that would not help
     Case(22, "Transfer-Encoding xchunked", coding(b"xchunked"), 400),
     Case(23, "Transfer-Encoding chunked, gzip", coding(b"chunked, gzip"), 400),
@@ -171,8 +171,8 @@ HEADERS = (
     Case(67, "Upgrade: websocket", instead(CLOSE, b"Connection: Upgrade, close", b"Upgrade: websocket"), 200),
     Case(67, "Upgrade: h2c", instead(CLOSE, *UPGRADE, b"Connection: close"), 200),
     Case(67, "Upgrade: h2c and another request behind it", instead(CLOSE, *UPGRADE) + GET, (200, 200)),
-    Case(67, "Upgrade: h2c with chunks", chunked(WHOLE, END, more=UPGRADE), 200),
-    Case(67, "Upgrade: h2c in chunks that are none", chunked(WHOLE, b"ZZ\r\n", more=UPGRADE), 400),
+    Case(67, "Upgrade: h2c with chunks", as_chunks(WHOLE, END, more=UPGRADE), 200),
+    Case(67, "Upgrade: h2c in chunks that are none", as_chunks(WHOLE, b"ZZ\r\n", more=UPGRADE), 400),
 )
 
 METHOD_AND_TYPE = (

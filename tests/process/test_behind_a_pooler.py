@@ -19,10 +19,10 @@ from inbox.errors import UnfitDatabase
 from relay.store.database import Database
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
-from tests.helpers.databases import HOSTILE, connect_postgres, pinned, set_otherwise
+from tests.helpers.databases import HOSTILE, connect_postgres, read_pinned, set_otherwise
 from tests.helpers.processes import site
-from tests.helpers.proxies import pooled
-from tests.helpers.tables import facts, open_states, stored
+from tests.helpers.proxies import run_pooler
+from tests.helpers.tables import facts, open_states, read_inbox
 from tests.helpers.traffic import Sender, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -44,7 +44,7 @@ def hostile(postgres_database_url: str) -> str:
 @pytest.fixture
 def through(hostile: str) -> Iterator[str]:
     """The database's URL through the pooler, with one connection to the server: what a client leaves, the next one finds."""
-    with pooled(hostile, {"default_pool_size": "1"}) as url:
+    with run_pooler(hostile, {"default_pool_size": "1"}) as url:
         yield url
 
 
@@ -77,7 +77,7 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(
 ) -> None:
     engine = postgres_engine
     with (
-        pooled(hostile) as url,
+        run_pooler(hostile) as url,
         serving(tmp_path / "arrivals.jsonl", seconds=0.01) as downstream,
         site(tmp_path, config_text(url + IN_TRANSACTIONS, downstream.url)) as place,
     ):
@@ -91,10 +91,10 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(
         assert relays.runs
         arrivals, sends, logs = downstream.arrivals.lines(), sender.sends.lines(), place.logs()
 
-    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in stored(engine)]
-    assert checkers.unstored(sends, stored(engine)) == []
-    assert checkers.out_of_order(arrivals, facts(engine)) == []
-    assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR")) == []
+    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in read_inbox(engine)]
+    assert checkers.find_unstored(sends, read_inbox(engine)) == []
+    assert checkers.find_out_of_order(arrivals, facts(engine)) == []
+    assert checkers.find_complaints(logs, ("Traceback", "CRITICAL", "ERROR")) == []
     assert len({fact["relay_node"] for fact in facts(engine)}) > 1
     facts_agree(engine)
 
@@ -102,8 +102,8 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(
 def test_each_transaction_has_the_pinned_settings_and_leaves_none_behind(through: str, relays: Engine) -> None:
     for _ in range(2):
         with relays.begin() as connection:
-            assert pinned(connection) == PINNED
-        assert of_the_receiver(through + IN_TRANSACTIONS, pinned) == PINNED
+            assert read_pinned(connection) == PINNED
+        assert of_the_receiver(through + IN_TRANSACTIONS, read_pinned) == PINNED
     with contextlib.closing(connect_postgres(through)) as stranger:
         for name, value in HOSTILE.items():
             assert stranger.execute(f"SHOW {name}".encode()).fetchone() == (value,)
@@ -129,7 +129,7 @@ def test_the_doctor_examines_everything_writes_nothing_and_reads_a_snapshot(
 
 def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> None:
     """With three connections: the migrator holds one beside the migrations', and looks through another who is in the way."""
-    with pooled(hostile, {"default_pool_size": "3"}) as url:
+    with run_pooler(hostile, {"default_pool_size": "3"}) as url:
         made = engines.connect(url + IN_TRANSACTIONS, application="tests")
         assert migrate.upgrade(made).after == migrate.head()
         with made.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -142,14 +142,14 @@ def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> 
 def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str, tmp_path: Path) -> None:
     with site(tmp_path, config_text(through)) as place:
         listing = place.invoke("inbox", "list")
-        relay, receiver = place.relay(), place.refused_receiver()
+        relay, receiver = place.relay(), place.start_refused_receiver()
         assert [listing.status, relay.ends(), receiver.ends()] == [2, 2, 2]
         for output in (listing.stderr, relay.output, receiver.output):
             assert "add pooler=transaction to the url" in " ".join(output.split())
 
 
 def test_a_pooler_that_drops_what_is_set_is_refused_with_who_has_set_the_other_value(hostile: str) -> None:
-    with pooled(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
+    with run_pooler(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
         made = engines.connect(url, application="tests")
         with pytest.raises(UnfitDatabase) as refused:
             guarantees.require(made)

@@ -21,8 +21,20 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.helpers.processes import free_port, site
-from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, proxy, received
-from tests.helpers.receiver import CLOSE, HOST, JSON, SECRET, Answer, answers, ask, chunk, chunked, request, webhook
+from tests.helpers.proxies import PROXIES, Deployment, Ports, connect_tls, deployment, proxy, receive
+from tests.helpers.receiver import (
+    CLOSE,
+    HOST,
+    JSON,
+    SECRET,
+    Answer,
+    answers,
+    as_chunks,
+    ask,
+    chunk,
+    request,
+    webhook,
+)
 from tests.helpers.scripted import CERTIFICATE, ScriptedServer, hang, raw, reset, serving, then_close
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
@@ -87,7 +99,7 @@ def test_a_webhook_gets_through_byte_for_byte(deployed: Deployment, module_engin
         (webhook(payload=plain), plain),
         (webhook(payload=large), large),
         (
-            chunked(chunk(body("chunks", moment(deployed.ports.tls))), b"0\r\n\r\n"),
+            as_chunks(chunk(body("chunks", moment(deployed.ports.tls))), b"0\r\n\r\n"),
             body("chunks", moment(deployed.ports.tls)),
         ),
     ):
@@ -97,7 +109,7 @@ def test_a_webhook_gets_through_byte_for_byte(deployed: Deployment, module_engin
 
 
 def test_a_head_that_drips_is_ended_by_the_proxy(deployed: Deployment) -> None:
-    with deployed.connected() as sender:
+    with deployed.connect() as sender:
         sender.settimeout(0.05)
         drops = iter(webhook() * 3)
 
@@ -119,7 +131,7 @@ def test_a_body_that_does_not_become_whole_does_not_reach_the_receiver(
 ) -> None:
     known, others = count(module_engine, "rejected_request"), "rejected_request WHERE cause <> 'not_authenticated'"
     of_others = count(module_engine, others)
-    with deployed.connected() as sender:
+    with deployed.connect() as sender:
         sender.sendall(webhook()[:-1])
         for _ in range(2):
             assert [answer.status for answer in deployed.send(webhook(without=(SECRET,)))] == [401]
@@ -200,9 +212,9 @@ def test_a_receiver_whose_host_takes_no_connection_costs_no_webhook(sqlite_datab
         place.receiver(workers=1, port=ports.receiver)
         with proxy("nginx", tmp_path, ports, impatient):
             for number in range(4):
-                with connected(ports.tls) as sender:
+                with connect_tls(ports.tls) as sender:
                     sender.sendall(webhook(payload=body("frozen", moment(number))))
-                    (answer,) = answers(received(sender))
+                    (answer,) = answers(receive(sender))
                     assert (answer.status, b'"accepted"' in answer.body) == (200, True)
 
 
@@ -281,9 +293,9 @@ def send_all(ports: Ports) -> dict[str, Reply]:
     """Send everything there is: with TLS, without it, by other names, and heads and bodies that never become whole."""
     found: dict[str, Reply] = {}
     for name, data in hostile():
-        with connected(ports.tls) as sender:
+        with connect_tls(ports.tls) as sender:
             found[name] = reply(sender, data)
-    with connected(ports.tls) as slow_head, connected(ports.tls) as slow_body, connected(ports.tls) as reset_one:
+    with connect_tls(ports.tls) as slow_head, connect_tls(ports.tls) as slow_body, connect_tls(ports.tls) as reset_one:
         reset_one.sendall(sent(payload=b"x" * 1000)[:-900])
         reset_one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
         slow_head.sendall(sent()[:-10])
@@ -295,7 +307,7 @@ def send_all(ports: Ports) -> dict[str, Reply]:
                 sender, sent(payload=new_event(90))
             )
     for server_name in ("other.example.com", None):
-        with contextlib.suppress(ssl.SSLError, ConnectionError), connected(ports.tls, name=server_name) as sender:
+        with contextlib.suppress(ssl.SSLError, ConnectionError), connect_tls(ports.tls, name=server_name) as sender:
             found[f"the TLS name {server_name}"] = reply(
                 sender, sent(host=(server_name or "").encode(), payload=new_event(91))
             )
@@ -324,12 +336,12 @@ def test_no_log_shows_a_secret_and_every_2xx_has_a_row(deployed: Deployment, mod
 
 def test_another_host_gets_421_or_no_handshake(deployed: Deployment) -> None:
     for host in (b"other.example.com", b"127.0.0.1", b"localhost.localdomain"):
-        with connected(deployed.ports.tls) as sender:
+        with connect_tls(deployed.ports.tls) as sender:
             assert reply(sender, sent(host=host, payload=new_event(70))).status == 421, host
     with socket.create_connection(("127.0.0.1", deployed.ports.plain), timeout=10) as sender:
         assert reply(sender, sent(payload=new_event(71))).status == 421
     for server_name in ("other.example.com", None):
-        with pytest.raises(ssl.SSLError), connected(deployed.ports.tls, name=server_name):
+        with pytest.raises(ssl.SSLError), connect_tls(deployed.ports.tls, name=server_name):
             pass
 
 
@@ -355,7 +367,7 @@ def test_no_log_shows_a_secret_whatever_the_receiver_answers_or_while_it_is_down
         ports = Ports(free_port(), free_port(), receiver.port)
         with proxy(name, tmp_path, ports):
             for _ in range(2):
-                with connected(ports.tls) as sender:
+                with connect_tls(ports.tls) as sender:
                     reply(sender, sent())
             receiver.close()
             found = send_all(ports)
@@ -368,7 +380,7 @@ def test_no_log_of_nginx_shows_a_secret_of_a_request_that_it_refuses_by_itself(t
     strict = {"proxy_read_timeout 75s": "proxy_read_timeout 1s", "limit_conn senders 100": "limit_conn senders 1"}
     with serving(hang) as receiver:
         ports = Ports(free_port(), free_port(), receiver.port)
-        with proxy("nginx", tmp_path, ports, strict), connected(ports.tls) as late, connected(ports.tls) as many:
+        with proxy("nginx", tmp_path, ports, strict), connect_tls(ports.tls) as late, connect_tls(ports.tls) as many:
             late.sendall(sent())
             assert receiver.arrived.acquire(timeout=10)
             assert [reply(many, sent()).status, reply(late, b"").status] == [503, 504]
@@ -383,7 +395,7 @@ def test_no_log_of_nginx_shows_a_secret_when_its_connections_run_out(tmp_path: P
         ports = Ports(free_port(), free_port(), receiver.port)
         few = {"worker_processes auto": "worker_processes 1", "worker_connections 4096": "worker_connections 8"}
         held.enter_context(proxy("nginx", tmp_path, ports, few))
-        senders = (held.enter_context(connected(ports.tls)) for _ in range(8))
+        senders = (held.enter_context(connect_tls(ports.tls)) for _ in range(8))
         assert any(refused(sender, receiver) for sender in senders)
     assert files_that_show_it(tmp_path) == {}
 

@@ -12,7 +12,7 @@ import pytest
 from tests.core.test_config_links import MISTAKEN
 from tests.helpers.planted import Planted
 from tests.helpers.processes import Ended, Site, site
-from tests.helpers.scripted import answer, closed_port, hang, serving
+from tests.helpers.scripted import answer, find_closed_port, hang, serving
 
 SECRET = Planted()
 GOOD = """
@@ -104,7 +104,7 @@ def test_both_sides_say_the_same_mistakes_when_they_start(place: Site) -> None:
     mistakes = [each for each in document["findings"] if each["level"] == "mistake"]
     told = {f"{each['file']}:{each['line']}: {each['key']}: {each['text']}" for each in mistakes if each["line"]}
     assert (ended.status, document["mistakes"]) == (2, len(mistakes))
-    receiver, relay = place.refused_receiver(), place.relay()
+    receiver, relay = place.start_refused_receiver(), place.relay()
     serve = place.invoke("inbox", "serve")
     assert (receiver.ends(), relay.ends(), serve.status) == (2, 2, 2)
     of_receiver, of_serve, of_relay = (
@@ -152,7 +152,7 @@ def test_a_database_without_a_schema_is_a_mistake_and_stays_as_it_is(place: Site
 
 
 def test_a_database_that_does_not_answer_is_a_mistake_once_it_is_asked(place: Site, database_url: str) -> None:
-    url = f"postgresql+psycopg://relay:{SECRET.plain('database')}@127.0.0.1:{closed_port()}/inbox"
+    url = f"postgresql+psycopg://relay:{SECRET.plain('database')}@127.0.0.1:{find_closed_port()}/inbox"
     configured(place, "env:DB")
     ended = checked(place, "--json", DB=url)
     assert (ended.status, json.loads(ended.stdout)["database"]["state"]) == (0, "not asked")
@@ -193,7 +193,7 @@ def test_each_system_is_asked_without_a_change_and_any_answer_is_one(place: Site
 
 def test_a_system_that_is_not_reached_is_a_warning_with_its_line(place: Site, sqlite_database_url: str) -> None:
     with serving(hang) as server:
-        for url, told in ((server.url, "0.2 s"), (f"http://127.0.0.1:{closed_port()}", "Connection refused")):
+        for url, told in ((server.url, "0.2 s"), (f"http://127.0.0.1:{find_closed_port()}", "Connection refused")):
             configured(place, sqlite_database_url, url, timeout="200ms")
             ended = checked(place, "--online", "--json")
             assert [each[:3] for each in findings(ended)] == [("warning", 7, "[destinations.audit]")]

@@ -16,11 +16,11 @@ from sqlalchemy import text
 from inbox.db.engine import connect
 from relay.store.database import Database
 from tests.docs.pages import the_block
-from tests.helpers.databases import migrated, opened
+from tests.helpers.databases import migrate_database, open_engine
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.machine import ROOM
 from tests.helpers.processes import Program, Site, site
-from tests.helpers.tables import stored
+from tests.helpers.tables import read_inbox
 from tests.helpers.traffic import Change, Downstream, Sender, endless, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -45,12 +45,12 @@ class Pair(msgspec.Struct):
 
     def send_some(self) -> None:
         """Until so many more were acknowledged."""
-        enough = self.sender.acknowledged() + SOME
-        until(lambda: self.sender.acknowledged() >= enough, "webhooks are taken in", within=60)
+        enough = self.sender.acknowledged + SOME
+        until(lambda: self.sender.acknowledged >= enough, "webhooks are taken in", within=60)
 
     def in_the_inbox(self) -> list[Change]:
-        with opened(self.standby.url(DATABASE)) as engine:
-            return [(event["entity"], event["occurred_at"]) for event in stored(engine)]
+        with open_engine(self.standby.url(DATABASE)) as engine:
+            return [(event["entity"], event["occurred_at"]) for event in read_inbox(engine)]
 
 
 def page_url() -> str:
@@ -79,7 +79,7 @@ def at_work(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
         primary = stack.enter_context(killable(data / "primary"))
         standby = stack.enter_context(killable(data / "standby", standby_of=primary))
         primary.create_database(DATABASE)
-        migrated(primary.url(DATABASE))
+        migrate_database(primary.url(DATABASE))
         primary.wait_for_standby(synchronous=synchronous)
         downstream = stack.enter_context(serving(folder / "arrivals.jsonl"))
         config = config_text(documented_url(primary, standby), downstream.url, schedule=("200ms", "1s"))
@@ -98,7 +98,7 @@ def at_work(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
 def test_behind_a_synchronous_standby_nothing_acknowledged_is_lost_and_everything_goes_on(tmp_path: Path) -> None:
     """Before, reports read the standby: no transaction of theirs asks for a thing that only a primary gives."""
     with at_work(tmp_path, synchronous=True) as pair:
-        with opened(pair.standby.url(DATABASE)) as engine:
+        with open_engine(pair.standby.url(DATABASE)) as engine:
             database = Database(engine)
             for way in (database.snapshot, database.read, database.snapshot):
                 with way() as transaction:

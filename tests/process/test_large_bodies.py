@@ -21,7 +21,7 @@ from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.fields import LARGEST_FORM_PAYLOAD
 from tests.helpers.processes import gunicorn_after, site
-from tests.helpers.receiver import Answer, answers, ask, memory_of, posted, receiving, webhook
+from tests.helpers.receiver import Answer, answers, ask, memory_of, post_json, receiving, webhook
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body as small_body
@@ -101,7 +101,7 @@ def test_a_worker_grows_by_four_times_the_largest_body_at_most_whatever_is_in_it
         (worker,) = program.children()
 
         def send(kind: str, body: bytes) -> int:
-            return posted(port, "/webhooks/github", body, signed(kind, body))
+            return post_json(port, "/webhooks/github", body, signed(kind, body))
 
         assert send("one string", b'{"id":1}') == 200
         before, grown, sizes = memory_of(worker), dict[str, float](), list[int]()

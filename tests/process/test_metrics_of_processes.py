@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.helpers import checkers
-from tests.helpers.metrics import Samples, exporter_of, metrics_at, scrape, served, total
+from tests.helpers.metrics import Samples, exporter_of, metrics_at, scrape, total, try_scrape
 from tests.helpers.processes import GUNICORN, free_port, site
 from tests.helpers.receiver import ask, status_of, webhook
 from tests.helpers.relaying import fill
@@ -102,7 +102,7 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended_and_no_trouble_with
     port, more = metrics_at("receiver")
     with site(tmp_path, config_text(postgres_database_url) + more) as place:
         receiver, webhooks = place.receiver(workers=2, besides=1)
-        until(lambda: served(port), "metrics are served")
+        until(lambda: try_scrape(port), "metrics are served")
         exporter = exporter_of(receiver)
         assert post(webhooks, *(body(f"u{n}") for n in range(40))) == {200: 40}
         assert post(webhooks, *(body(f"u{n}") for n in range(10))) == {200: 10}
@@ -129,13 +129,13 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended_and_no_trouble_with
         os.kill(exporter, signal.SIGKILL)
         assert post(webhooks, body("without it")) == {200: 1}
         receiver.send(signal.SIGHUP)
-        until(lambda: served(port), "a reload brings it back")
+        until(lambda: try_scrape(port), "a reload brings it back")
         until(lambda: total(scrape(port), "inbox_received_total") == 1, "no count was lost meanwhile")
         exporter = exporter_of(receiver)
         assert receiver.stop() == 0
         assert has_ended(exporter)
         written = receiver.output.replace("was sent SIGKILL! Perhaps out of memory?", "")
-        assert checkers.complaints({"receiver": written}) == []
+        assert checkers.find_complaints({"receiver": written}) == []
 
 
 @contextmanager
@@ -168,14 +168,14 @@ def test_a_relay_is_scraped_beside_connections_that_drip_and_by_the_same_address
     port, more = metrics_at("relay")
     with site(tmp_path, config_text(sqlite_database_url) + more) as place:
         old = place.relay()
-        until(lambda: served(port), "metrics are served")
+        until(lambda: try_scrape(port), "metrics are served")
         with trickling(port, 200):
             assert "relay_facts_total" in scrape(port)
         new = place.relay("--processes", "2")
         new.writes(f"can't listen on 127.0.0.1:{port}, trying again")
         assert old.stop() == 0
-        until(lambda: served(port), "the new one has it")
-        assert checkers.complaints({"relay": old.output}) == []
+        until(lambda: try_scrape(port), "the new one has it")
+        assert checkers.find_complaints({"relay": old.output}) == []
 
         exporter = exporter_of(new)
         new.kill()
@@ -199,7 +199,7 @@ def test_relays_count_as_the_log_does(postgres_database_url: str, postgres_engin
             kinds = Counter(fact["kind"] for fact in logged)
 
             def told() -> Samples | None:
-                found = served(port) or {}
+                found = try_scrape(port) or {}
                 facts_of = {kind: n for (kind, _), n in found.get("relay_facts_total", {}).items() if n}
                 read = total(found, "relay_backlog_read_timestamp_seconds") > 0
                 return found if facts_of == kinds and read else None
@@ -212,7 +212,7 @@ def test_relays_count_as_the_log_does(postgres_database_url: str, postgres_engin
             assert found["relay_breaker"]["destination", "audit"] in {0, 2}
             assert set(found["relay_open_deliveries"]) >= {("everything", "ready"), ("everything", "dead")}
             assert relay.stop() == 0
-            assert checkers.complaints(place.logs()) == []
+            assert checkers.find_complaints(place.logs()) == []
 
 
 @pytest.mark.parametrize("program", [COUNTS, SERVES], ids=["counts", "serves"])
@@ -221,7 +221,7 @@ def test_neither_who_counts_nor_who_serves_touches_a_file_or_folder(program: str
     port = free_port()
     command = [sys.executable, "-c", WATCHES + program, str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        until(lambda: served(port) is not None, "metrics are served")
+        until(lambda: try_scrape(port) is not None, "metrics are served")
         assert running.communicate("\n", timeout=20)[0] == ""
     assert running.returncode == 0
 
@@ -248,7 +248,7 @@ def test_the_exporter_has_no_more_rights_than_the_workers(sqlite_database_url: s
             )
             receiver, webhooks = place.receiver(1, ("-c", in_groups, *started), besides=1)
             assert identity(receiver.pid)["Groups"] == [4, 27]
-            until(lambda: served(port), "metrics are served")
+            until(lambda: try_scrape(port), "metrics are served")
             assert identity(exporter_of(receiver)) == {"Uid": [STRANGER] * 4, "Gid": [STRANGER] * 4, "Groups": []}
             assert status_of(ask(webhooks, webhook())) == 200
             until(lambda: total(scrape(port), "inbox_received_total") == 1, "it is counted")

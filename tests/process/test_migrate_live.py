@@ -85,7 +85,7 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
 
         _, port = at.receiver(1, PATIENT)
         with Sender(tmp_path / "sends.jsonl", port, endless(), per_second=100) as sender:
-            until(lambda: sender.acknowledged() >= SENT_IN_QUIET, "some are sent while nothing else happens", within=60)
+            until(lambda: sender.acknowledged >= SENT_IN_QUIET, "some are sent while nothing else happens", within=60)
             quiet = longest_wait(sender.sends.lines())
             begin = len(sender.sends)
             with dba_reads(url):
@@ -95,12 +95,12 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
             assert migrating.ends(120) == 0, migrating.output
             assert "the database was brought from 0001 to 0003" in migrating.output
             during = sender.sends.lines()[begin:]
-            refused = sender.refused()
+            refused = sender.refused
 
             begin = len(sender.sends)
             with dba_reads(url):
                 migrating = migrate(patient)
-                until(lambda: sender.refused() > refused or not migrating.runs, "a request has waited", within=60)
+                until(lambda: sender.refused > refused or not migrating.runs, "a request has waited", within=60)
                 assert migrating.runs, migrating.output
             assert migrating.ends(120) == 0, migrating.output
             in_the_old_way = longest_wait(sender.sends.lines()[begin:])

@@ -13,9 +13,9 @@ from sqlalchemy import Engine
 from tests.helpers import checkers
 from tests.helpers.databases import is_postgres
 from tests.helpers.processes import Program, Site
-from tests.helpers.receiver import posted
+from tests.helpers.receiver import post_json
 from tests.helpers.relaying import fill
-from tests.helpers.tables import count, facts, in_flight_of, open_states, rows
+from tests.helpers.tables import count, facts, list_in_flight, open_states, rows
 from tests.helpers.traffic import Held, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text, moment
@@ -70,7 +70,7 @@ def test_each_child_is_a_relay_of_its_own_that_is_replaced_and_hears_of_another_
         assert parent.stop() == 0
         assert len(downstream.arrivals) == 50
     assert len([line for line in parent.output.splitlines() if " ERROR " in line]) == 6, "mistakes are told once"
-    assert checkers.complaints(place.logs()) == []
+    assert checkers.find_complaints(place.logs()) == []
     assert living(engine) == {killed}
     assert count(engine, "relay_node") == 4
 
@@ -83,13 +83,13 @@ def test_children_whose_parent_was_killed_stop_in_order_by_themselves(
     with serving(tmp_path / "arrivals.jsonl", calls) as downstream:
         place.configure(config_text(database_url, downstream.url))
         parent = at_work(place, engine)
-        until(lambda: all(in_flight_of(engine, pid) for pid in parent.children()), "both work")
+        until(lambda: all(list_in_flight(engine, pid) for pid in parent.children()), "both work")
         parent.kill()
         until(lambda: parent.output.count("stopping node=") == 2, "both have noticed it")
         calls.go.set()
         until(lambda: not living(engine), "both have stopped")
         assert count(engine, "delivery_log") == len(downstream.arrivals) < 200
-    assert checkers.complaints(place.logs()) == []
+    assert checkers.find_complaints(place.logs()) == []
     assert {fact["kind"] for fact in facts(engine)} == {"delivered"}
     assert count(engine, "open_delivery WHERE attempt > 0 OR state = 'in_flight'") == 0
 
@@ -151,7 +151,7 @@ def test_every_worker_of_a_receiver_wakes_idle_relays(
         for relay in relays:
             relay.writes("started node=")
         for n in range(8):
-            assert posted(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
+            assert post_json(port, PATH, body("u1", moment(n)), dict(HEADERS)) == 200
             until(lambda: count(engine, "delivery_log") == n + 1, "it is delivered")
         assert [relay.stop() for relay in relays] == [0, 0]
     assert {fact["kind"] for fact in facts(engine)} == {"delivered"}

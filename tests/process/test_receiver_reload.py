@@ -18,12 +18,12 @@ from inbox import gunicorn_settings
 from tests.helpers import checkers
 from tests.helpers.databases import is_postgres
 from tests.helpers.processes import PATIENT, Program, Site, free_port, gunicorn_after, is_ready
-from tests.helpers.receiver import posted
-from tests.helpers.tables import stored
+from tests.helpers.receiver import post_json
+from tests.helpers.tables import read_inbox
 from tests.helpers.traffic import Sender, endless
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text
-from tests.sources.test_secevent import AUDIENCE, EC, ISSUER, RSA, a_token, jwks
+from tests.sources.test_secevent import AUDIENCE, EC, ISSUER, RSA, jwks, make_token
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECRET = "s3cret"
@@ -51,7 +51,7 @@ auth = {{ kind = "header", name = "X-Webhook-Token", secrets = {list(secrets)} }
 
 def post(port: int, name: str, token: str = TOKEN) -> int:
     """The status that a webhook of this source is answered with."""
-    return posted(port, f"/webhooks/{name}", body(), {"X-Webhook-Token": token})
+    return post_json(port, f"/webhooks/{name}", body(), {"X-Webhook-Token": token})
 
 
 def replaced(receiver: Program, do: Callable[[], None]) -> str:
@@ -92,8 +92,8 @@ def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(
     assert post(port, "added-1") == 401
     with Sender(tmp_path / "sends.jsonl", port, endless(), timeout=60) as sender:
         for number, send in enumerate((os.kill, os.killpg), 1):  # the last to its workers, too
-            acknowledged = sender.acknowledged()
-            until(lambda: sender.acknowledged() >= acknowledged + 100, "the sender is at work")
+            acknowledged = sender.acknowledged
+            until(lambda: sender.acknowledged >= acknowledged + 100, "the sender is at work")
             config += source(f"added-{number}", TOKEN)
             place.configure(config)
             written = replaced(receiver, lambda: send(receiver.pid, signal.SIGHUP))
@@ -101,8 +101,8 @@ def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(
             assert post(port, f"added-{number}") == 200
     sends = sender.sends.lines()
     assert {line["outcome"] for line in sends} == {None, "ok"}
-    assert checkers.unstored(sends, stored(engine)) == []
-    assert checkers.complaints(place.logs()) == []
+    assert checkers.find_unstored(sends, read_inbox(engine)) == []
+    assert checkers.find_complaints(place.logs()) == []
 
 
 def test_a_worker_that_leaves_answers_a_request_on_an_open_connection(sqlite_place: Site) -> None:
@@ -173,8 +173,8 @@ def test_secrets_and_keys_in_files_are_taken_up_on_sighup_and_not_before(
 
     def answers() -> list[int]:
         """The statuses with the first secret, with the second, and with a token of the first key."""
-        token = a_token(RSA, "RS256", "r", jti=next(tokens))
-        signed = posted(port, "/webhooks/signals", token, {"Content-Type": "application/secevent+jwt"})
+        token = make_token(RSA, "RS256", "r", jti=next(tokens))
+        signed = post_json(port, "/webhooks/signals", token, {"Content-Type": "application/secevent+jwt"})
         return [*(post(port, "rotating", each) for each in ("first", "second")), signed]
 
     secret.write_text("second\n", encoding="utf-8")
@@ -197,7 +197,7 @@ def test_a_receiver_does_not_start_without_a_usable_key_and_says_why(sqlite_plac
     keys = tmp_path / "jwks.json"
     keys.write_text(SHARED_KEY, encoding="utf-8")
     sqlite_place.configure(config_text("sqlite:///inbox.db") + SIGNALS.format(keys=keys))
-    receiver = sqlite_place.refused_receiver()
+    receiver = sqlite_place.start_refused_receiver()
     assert receiver.ends() != 0
     assert "[sources.signals] secrets: a" in receiver.output
     assert "dG9wc2VjcmV0" not in receiver.output

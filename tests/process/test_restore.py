@@ -16,11 +16,11 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import NullPool
 
 from tests.docs.pages import the_block
-from tests.helpers.databases import migrated
+from tests.helpers.databases import migrate_database
 from tests.helpers.killable_postgres import killable
 from tests.helpers.machine import ROOM
 from tests.helpers.processes import Site, site
-from tests.helpers.tables import open_states, stored
+from tests.helpers.tables import open_states, read_inbox
 from tests.helpers.traffic import Downstream, Sender, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -54,7 +54,7 @@ def send(folder: Path, port: int, sent: list[tuple[str, str]], url: str) -> None
 
 
 def in_the_inbox(url: str) -> set[tuple[str, str]]:
-    return {(event["entity"], event["occurred_at"]) for event in stored(engine_of(url))}
+    return {(event["entity"], event["occurred_at"]) for event in read_inbox(engine_of(url))}
 
 
 def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_back_at_a_moment_later_events_are_lost_and_sent_again_they_are_new(tmp_
         first = stack.enter_context(killable(data / "first", more=archiving))
         first.create_database("inbox")
         url = first.url("inbox")
-        migrated(url)
+        migrate_database(url)
         downstream = stack.enter_context(serving(tmp_path / "arrivals.jsonl"))
         with working(tmp_path / "before", url, downstream) as (_, port):
             first.base_backup(data / "backup" / "base")

@@ -16,10 +16,10 @@ from inbox.db.migrate import ROLES, Role
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError
 from tests.helpers import checkers
-from tests.helpers.databases import Granted, PostgresServer, connect_postgres, granted, opened
+from tests.helpers.databases import Granted, PostgresServer, connect_postgres, grant_roles, open_engine
 from tests.helpers.processes import RELAY, site
-from tests.helpers.receiver import posted
-from tests.helpers.tables import open_states, rows, stored
+from tests.helpers.receiver import post_json
+from tests.helpers.tables import open_states, read_inbox, rows
 from tests.helpers.traffic import Sender, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, body, config_text
@@ -63,7 +63,7 @@ def crowded(server: PostgresServer) -> Iterator[str]:
 def installed(url: str, schema: str) -> Iterator[Engine]:
     """An installation in this schema."""
     within = make_url(url).update_query_dict({"schema": schema}).render_as_string(hide_password=False)
-    with opened(within) as engine:
+    with open_engine(within) as engine:
         migrate.upgrade(engine)
         yield engine
 
@@ -71,13 +71,13 @@ def installed(url: str, schema: str) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def apart(postgres_server: PostgresServer) -> Iterator[Granted]:
     """An installation in the schema `apart` of a crowded database, with all roles and a login for each."""
-    with crowded(postgres_server) as url, installed(url, "apart"), granted(url, f"w{os.getpid()}", "apart") as made:
+    with crowded(postgres_server) as url, installed(url, "apart"), grant_roles(url, f"w{os.getpid()}", "apart") as made:
         yield made
 
 
 @pytest.fixture
 def admin(apart: Granted) -> Iterator[Engine]:
-    with opened(apart.admin_url) as made:
+    with open_engine(apart.admin_url) as made:
         yield made
 
 
@@ -142,8 +142,8 @@ def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Eng
         relay = place.start("relay", *RELAY, "run", INBOX_DATABASE_URL=apart.url("relay"))
         with Sender(tmp_path / "sends.jsonl", port, [*events(EVENTS), *events(5)], connections=4) as sender:
             until(lambda: sender.is_done, "all is acknowledged", within=PATIENCE)
-        assert posted(port, PATH, b"{", HEADERS) == 400
-        assert posted(port, PATH, body(), {**HEADERS, "Prefer": "wait=20"}) == 200
+        assert post_json(port, PATH, b"{", HEADERS) == 400
+        assert post_json(port, PATH, body(), {**HEADERS, "Prefer": "wait=20"}) == 200
         until(
             lambda: not open_states(admin) and rows(admin, "SELECT 1 FROM throughput_minute WHERE kind = 'source'"),
             "all is delivered, and the figures are written",
@@ -158,8 +158,8 @@ def test_each_side_lacks_no_right_that_its_work_needs(apart: Granted, admin: Eng
             assert ended.status == 0, (role, command, ended)
         assert (relay.stop(), receiver.stop()) == (0, 0)
         logs = place.logs()
-    assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR", "permission denied", "not written")) == []
-    assert len(stored(admin)) == EVENTS + 1
+    assert checkers.find_complaints(logs, ("Traceback", "CRITICAL", "ERROR", "permission denied", "not written")) == []
+    assert len(read_inbox(admin)) == EVENTS + 1
 
 
 def test_a_migrator_that_is_no_superuser_makes_roles_too(apart: Granted, tmp_path: Path) -> None:

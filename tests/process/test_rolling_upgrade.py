@@ -23,7 +23,7 @@ from tests.helpers.later import ROOT, name_version, write_previous, write_versio
 from tests.helpers.processes import GUNICORN, INBOX, RELAY, Program, Site, free_port, is_ready, site
 from tests.helpers.proxies import PATIENCE, Ports, proxy
 from tests.helpers.scripted import CERTIFICATE
-from tests.helpers.tables import count, facts, rows, stored
+from tests.helpers.tables import count, facts, read_inbox, rows
 from tests.helpers.traffic import Change, Downstream, Line, Sender, endless, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -87,9 +87,9 @@ def going_on(sender: Sender, downstream: Downstream) -> Callable[[str], None]:
     """A step of the upgrade, after which events still arrive at both ends."""
 
     def wait(step: str) -> None:
-        received, delivered = sender.acknowledged(), len(downstream.events)
+        received, delivered = sender.acknowledged, len(downstream.events)
         until(
-            lambda: sender.acknowledged() >= received + STEP and len(downstream.events) >= delivered + STEP,
+            lambda: sender.acknowledged >= received + STEP and len(downstream.events) >= delivered + STEP,
             f"events arrive: {step}",
             within=60,
         )
@@ -112,15 +112,15 @@ def failing_at_first(seq: int, attempt: int) -> int:
 
 
 def assert_nothing_lost(engine: Engine, sends: Sequence[Line], arrivals: Sequence[Line]) -> None:
-    kept, log = stored(engine), facts(engine)
-    assert checkers.unstored(sends, kept) == []
-    assert checkers.two_numbers(sends, kept) == []
-    assert checkers.taken_as_new_twice(sends) == []
-    assert checkers.unfinished(kept, log) == []
-    assert checkers.out_of_order(arrivals, log) == []
-    assert checkers.repeats(arrivals) == []
-    assert checkers.attempts_called_twice(arrivals, log) == []
-    assert checkers.unexplained_repeats(arrivals, log) == []
+    kept, log = read_inbox(engine), facts(engine)
+    assert checkers.find_unstored(sends, kept) == []
+    assert checkers.find_two_numbers(sends, kept) == []
+    assert checkers.find_taken_as_new_twice(sends) == []
+    assert checkers.find_unfinished(kept, log) == []
+    assert checkers.find_out_of_order(arrivals, log) == []
+    assert checkers.find_repeats(arrivals) == []
+    assert checkers.find_attempts_called_twice(arrivals, log) == []
+    assert checkers.find_unexplained_repeats(arrivals, log) == []
 
 
 def assert_each_met_the_other(engine: Engine, sends: Sequence[Line], arrivals: Sequence[Line]) -> None:
@@ -187,9 +187,9 @@ def test_an_upgrade_under_load_loses_and_repeats_nothing_and_has_no_gap(
         sends, arrivals, logs = sender.sends.lines(), downstream.arrivals.lines(), place.logs()
 
     refusals = [line for line in sends if line["outcome"] not in {None, "ok"}]
-    assert checkers.improper_refusals(sends) == [], "a 503 is the receiver's own; the proxy's would be a gap"
+    assert checkers.find_improper_refusals(sends) == [], "a 503 is the receiver's own; the proxy's would be a gap"
     assert {line["outcome"] for line in refusals} <= {"failed"}
     assert not is_postgres(database_url) or {line["n"] for line in refusals} <= migrating
     assert_nothing_lost(engine, sends, arrivals)
-    assert checkers.complaints(logs) == []
+    assert checkers.find_complaints(logs) == []
     assert_each_met_the_other(engine, sends, arrivals)

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from tests.helpers.metrics import exposition, metrics_at
 from tests.helpers.planted import LAST, Echo, Planted, Reply, all_text, echoing
 from tests.helpers.processes import GUNICORN, Site, site
-from tests.helpers.receiver import posted
+from tests.helpers.receiver import post_json
 from tests.helpers.tables import rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, moment
@@ -170,7 +170,7 @@ def post_all(secret: Planted, port: int) -> None:
         (401, "/webhooks/nobody", body(ENTITY), right | more),
     ]
     for expected, path, payload, headers in sent:
-        assert posted(port, path, payload, headers) == expected, path
+        assert post_json(port, path, payload, headers) == expected, path
 
 
 def relay_all(place: Site, engine: Engine, metrics: int) -> str:
@@ -215,7 +215,7 @@ def start_with_mistakes(place: Site, text: str, secret: Planted) -> None:
     """The file has mistakes, each beside a secret, of which both sides tell."""
     bad = json.dumps(secret.odd("mistaken"))
     place.configure(f'{text}[destinations.odd]\nkind = "forward"\nurl = {bad}\npasword = {bad}\nauth = {bad}\n')
-    assert [place.relay().ends(), place.refused_receiver().ends()] == [2, 2]
+    assert [place.relay().ends(), place.start_refused_receiver().ends()] == [2, 2]
 
 
 TABLES = """

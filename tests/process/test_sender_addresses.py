@@ -94,7 +94,7 @@ def test_the_refusal_is_that_of_a_wrong_secret_and_the_operator_is_told(receiver
     told = refusals.told(6)
     assert told[:2] == [
         ("it comes from 203.0.113.9, which allow_from does not have", "203.0.113.9"),
-        ("it shows no secret", "192.0.2.1"),
+        ("it has no secret", "192.0.2.1"),
     ]
     assert [address for _, address in told[2:]] == ["fe80::1", None, None, None], "nothing but an address is kept"
 
@@ -157,6 +157,6 @@ def test_a_sender_that_is_no_proxy_is_believed_nothing(receiver: Receiver) -> No
 def test_it_does_not_start_when_everybody_may_claim_any_address(sqlite_place: Site, sqlite_database_url: str) -> None:
     sqlite_place.configure(config_text(sqlite_database_url) + SOURCE)
     for proxies in ("*", "127.0.0.1,::/0"):
-        program = sqlite_place.refused_receiver(FORWARDED_ALLOW_IPS=proxies)
+        program = sqlite_place.start_refused_receiver(FORWARDED_ALLOW_IPS=proxies)
         assert program.ends() != 0
         assert "[sources.guarded] allow_from: FORWARDED_ALLOW_IPS lets every sender claim any address" in program.output

@@ -20,7 +20,7 @@ from tests.helpers.processes import Site, site
 from tests.helpers.receiver import a_link
 from tests.helpers.relaying import fill
 from tests.helpers.storing import an_event
-from tests.helpers.tables import count, facts, in_flight_of, open_states, stored
+from tests.helpers.tables import count, facts, list_in_flight, open_states, read_inbox
 from tests.helpers.traffic import Downstream, Held, Script, Sender, always_well, endless, events, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -40,16 +40,16 @@ def calling(
         site(folder, config_text(database_url, downstream.url, concurrency=concurrency)) as place,
     ):
         yield downstream, place
-        assert checkers.complaints(place.logs()) == []
+        assert checkers.find_complaints(place.logs()) == []
 
 
 def assert_each_was_delivered_once_in_order(downstream: Downstream, engine: Engine) -> None:
     arrivals = downstream.arrivals.lines()
-    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in stored(engine)]
+    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in read_inbox(engine)]
     assert {line["attempt"] for line in arrivals} == {1}
     assert {fact["kind"] for fact in facts(engine)} == {"delivered"}
-    assert checkers.unfinished(stored(engine), facts(engine)) == []
-    assert checkers.out_of_order(arrivals, facts(engine)) == []
+    assert checkers.find_unfinished(read_inbox(engine), facts(engine)) == []
+    assert checkers.find_out_of_order(arrivals, facts(engine)) == []
 
 
 @pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["alone", "a parent"])
@@ -64,7 +64,7 @@ def test_a_relay_that_is_told_to_stop_in_mid_drain_repeats_no_call_and_uses_no_a
 
         def all_work() -> bool:
             relays = relay.children() or [relay.pid]
-            return len(downstream.arrivals) >= 40 and all(in_flight_of(engine, pid) for pid in relays)
+            return len(downstream.arrivals) >= 40 and all(list_in_flight(engine, pid) for pid in relays)
 
         until(all_work, "the drain is under way")
         os.killpg(relay.pid, signal.SIGTERM)
@@ -121,7 +121,7 @@ def test_signals_that_come_while_it_ends_change_nothing(sqlite_place: Site, opti
 
     until(has_ended, "the relay ends", poll=0.001)
     assert relay.ends(within=0) == 0
-    assert checkers.complaints(sqlite_place.logs()) == []
+    assert checkers.find_complaints(sqlite_place.logs()) == []
 
 
 def test_a_new_relay_that_starts_before_the_old_one_is_told_to_stop_takes_over_without_a_trace(
@@ -133,8 +133,8 @@ def test_a_new_relay_that_starts_before_the_old_one_is_told_to_stop_takes_over_w
         until(lambda: len(downstream.arrivals) >= 40, "the drain is under way")
         for _ in range(2):
             new = place.relay()
-            until(lambda: in_flight_of(engine, new.pid), "the new one works, too")
-            until(lambda: in_flight_of(engine, old.pid), "the old one still does")
+            until(lambda: list_in_flight(engine, new.pid), "the new one works, too")
+            until(lambda: list_in_flight(engine, old.pid), "the old one still does")
             assert old.stop() == 0
             old = new
         downstream.seconds = 0.02
@@ -149,13 +149,13 @@ def test_an_event_that_a_receiver_acknowledged_before_it_was_told_to_stop_is_sto
 ) -> None:
     receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
     with Sender(tmp_path / "sends.jsonl", port, endless(), connections=8, tries=1) as sender:
-        until(lambda: sender.acknowledged() >= 300, "the receiver is under load")
+        until(lambda: sender.acknowledged >= 300, "the receiver is under load")
         assert receiver.stop() == 0
     sends = sender.sends.lines()
-    assert checkers.unstored(sends, stored(engine)) == []
-    assert checkers.two_numbers(sends, stored(engine)) == []
+    assert checkers.find_unstored(sends, read_inbox(engine)) == []
+    assert checkers.find_two_numbers(sends, read_inbox(engine)) == []
     assert {line["status"] for line in sends if line["outcome"] == "failed"} <= {503}
-    assert checkers.complaints(place.logs()) == []
+    assert checkers.find_complaints(place.logs()) == []
     assert not {"ok", "unknown"} - {line["outcome"] for line in sends}
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from inbox.observe.logs import KEYS
 from tests.helpers.processes import site
-from tests.helpers.receiver import posted
+from tests.helpers.receiver import post_json
 from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, rows
 from tests.helpers.tracing import Collector, Span, collecting
@@ -39,12 +39,12 @@ def test_a_webhook_is_one_trace_and_a_collector_that_hangs_delays_nothing(
             relay = place.relay("--verbose")
 
             def post(payload: bytes, **headers: str) -> int:
-                return posted(port, f"{PATH}?a=1", payload, {**HEADERS, **headers})
+                return post_json(port, f"{PATH}?a=1", payload, {**HEADERS, **headers})
 
             assert [post(body("u1"), traceparent=SENDER), post(body("u2")), post(b"{}")] == [200, 200, 422]
             for name, number in ((CALL, 2), (ATTEMPT, 2), (INTAKE, 3)):
                 collector.wait_for(name, number)
-            first, second, rejected = collector.named(INTAKE)
+            first, second, rejected = collector.find_named(INTAKE)
             assert (first.trace_id, first.parent) == ("5e" * 16, "ab" * 8)
             assert second.parent == rejected.parent == ""
             assert (rejected.attributes["inbox.cause"], bool(rejected.failed)) == ("invalid_event", False)
@@ -67,5 +67,5 @@ def test_a_webhook_is_one_trace_and_a_collector_that_hangs_delays_nothing(
             assert {line["level"] for line in lines} == {"INFO"}
             assert all(set(line) <= set(KEYS) for line in lines)
             logged = {line["seq"]: (line["trace_id"], line["span_id"]) for line in lines if "did" in line}
-            assert {(span.trace_id, span.span_id) for span in collector.named(ATTEMPT)} <= set(logged.values())
+            assert {(span.trace_id, span.span_id) for span in collector.find_named(ATTEMPT)} <= set(logged.values())
             assert len(logged) == 42

@@ -19,7 +19,7 @@ def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_st
     mends = "SELECT setval('public.inbox_seq_seq', 2)"
     with contextlib.closing(connect_postgres(postgres_database_url)) as owner:
         owner.execute("SELECT setval('inbox_seq_seq', 1)")
-        receiver, relay = postgres_place.refused_receiver(), postgres_place.relay("--processes", "2")
+        receiver, relay = postgres_place.start_refused_receiver(), postgres_place.relay("--processes", "2")
         listing = postgres_place.invoke("inbox", "list", "--json")
         assert (listing.status, len(json.loads(listing.stdout))) == (0, 2)
         for program in (receiver, relay):

@@ -19,7 +19,7 @@ from tests.docs.pages import ROOT, the_block
 from tests.helpers.machine import program
 from tests.helpers.metrics import DASHBOARD, expressions, plain, variables
 from tests.helpers.processes import free_port, listening, site
-from tests.helpers.receiver import posted
+from tests.helpers.receiver import post_json
 from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, body
@@ -91,7 +91,7 @@ def watched(sqlite_database_url: str, tmp_path: Path) -> Iterator[tuple[Promethe
         with listening(command, int(ports["9090"]), log=tmp_path / "prometheus.log", environment={}):
             prometheus = Prometheus(int(ports["9090"]))
             until(lambda: prometheus.values("sum(up)") == [2], "both are scraped", within=60)
-            yield prometheus, lambda entity: posted(webhooks, "/webhooks/shop", body(entity), HEADERS)
+            yield prometheus, lambda entity: post_json(webhooks, "/webhooks/shop", body(entity), HEADERS)
 
 
 def test_every_panel_variable_and_rule_has_data_and_nothing_fires(

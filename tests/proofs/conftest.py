@@ -1,4 +1,4 @@
-"""World of the proofs that search: histories and orders on one real database."""
+"""Fixtures of the proofs that search histories and orders on a real database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.proofs.model.world import World
 
 @pytest.fixture
 def world(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """Make every failure end its step. Else a missing safeguard, which the database notices, would only set items aside."""
+    """Make every failure end its step; otherwise a missing safeguard that the database notices would only quarantine items."""
     for module in (claim, work):
         for name in ("blames_items", "is_wait_timeout", "takes_too_long"):
             monkeypatch.setattr(module, name, lambda _error: False)

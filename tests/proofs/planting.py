@@ -1,4 +1,4 @@
-"""Faults that are planted in the product, for proofs which have to find them."""
+"""Faults planted in the product, which the proofs must find."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 def _now_without_a_lock(
     transaction: Transaction, _routes: Iterable[str] | None = None, *, keeps_payloads: bool = False
 ) -> datetime:
-    """Stands for `Transaction.take_order_lock`, and locks nothing."""
+    """Replace `Transaction.take_order_lock` without a lock."""
     transaction.keeps_payloads = keeps_payloads
     return transaction.now()
 
@@ -33,12 +33,12 @@ def takes_the_order_lock(statement: str) -> bool:
     return "FROM order_lock" in statement or "FROM route_lock" in statement
 
 
-def replaced(where: object, name: str, instead: object) -> Plant:
+def replace(where: object, name: str, instead: object) -> Plant:
     return lambda monkeypatch: monkeypatch.setattr(where, name, instead)
 
 
 class _Changed(Statement):
-    """A statement of which each of these parts is replaced."""
+    """A statement with some parts replaced."""
 
     def __init__(self, original: Statement, parts: Sequence[tuple[str, str]]) -> None:
         self._original, self._parts = original, parts
@@ -53,28 +53,28 @@ class _Changed(Statement):
 
 
 def _without_the_fence(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
-    """Stands for `still_leased`, and takes no notice of tokens."""
+    """Replace `still_leased`, ignoring tokens."""
     found = {(row.seq, row.route): row for row in rows if row.state == "in_flight"}
     return {claim: found[claim[:2]] for claim in claims if claim[:2] in found}
 
 
-def changed(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plant:
-    """Replace each of these parts of a statement of the store's."""
-    return replaced(module, statement, _Changed(getattr(module, statement), parts))
+def change(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plant:
+    """Plant a store statement with these parts replaced."""
+    return replace(module, statement, _Changed(getattr(module, statement), parts))
 
 
-without_the_order_lock = replaced(Transaction, "take_order_lock", _now_without_a_lock)
-without_the_fence = replaced(record, "still_leased", _without_the_fence)
+without_the_order_lock = replace(Transaction, "take_order_lock", _now_without_a_lock)
+without_the_fence = replace(record, "still_leased", _without_the_fence)
 
 
 def the_lock_of_another_route(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever sequences takes it; who records reads more, and takes the right one."""
+    """Make sequencing, which reads once, lock another route; recording takes the right lock."""
     locked_and_read = Transaction.take_order_lock_and_read
 
-    def locked(transaction: Transaction, routes: set[str], *reads: Read) -> tuple[datetime, list[list[Any]]]:
+    def lock_another(transaction: Transaction, routes: set[str], *reads: Read) -> tuple[datetime, list[list[Any]]]:
         return locked_and_read(transaction, {"another"} if len(reads) == 1 else routes, *reads)
 
-    monkeypatch.setattr(Transaction, "take_order_lock_and_read", locked)
+    monkeypatch.setattr(Transaction, "take_order_lock_and_read", lock_another)
 
 
 def a_lock_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,13 +88,13 @@ def a_lock_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WITHOUT_A_LOOK = ("AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)", "")
-"""Text to replace in the statement that removes rows of no event."""
+"""Text to remove from the statement that deletes rows without an event."""
 
 
 def look_again_by_the_events_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plant a fault that was there once.
+    """Plant a former fault.
 
-    Under the lock `rebuild` looks at everything that is there by then, and takes events for missing that it didn't see before.
+    Under the lock, `rebuild` examines all current rows, and takes events for missing that it did not read before.
     """
     events, look = audit._EVENTS, audit.examine
     seen = 0

@@ -1,6 +1,6 @@
-"""Thousands of random requests at the real receiver: none makes it answer 5xx but 503, die, grow, or say 200 for nothing.
+"""Random requests never make the real receiver answer 5xx except 503, die, leak memory, or answer 200 without storing.
 
-`FUZZ_SEED` gives the same requests again, `FUZZ_REQUESTS` others in number: `make fuzz REQUESTS=50000 SEED=1`.
+`FUZZ_SEED` chooses the requests, `FUZZ_REQUESTS` their number: `make fuzz REQUESTS=50000 SEED=1`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))
 MOST_GROWTH = 20 * 1024 * 1024
 EXAMPLES = [case.sent for case in (*malformed.TABLE, *malformed_events.TABLE) if len(case.sent) < 20_000]
 SEEN = {200, 400, 401, 404, 405, 413, 414, 415, 417, 422, 431}
-"""Statuses that 2,000 of them are answered with, or the requests do not go where they should."""
+"""Statuses that must occur among 2,000 requests."""
 
 
-def stored_in(engine: Engine) -> Callable[[int], bytes | None]:
+def read_bodies(engine: Engine) -> Callable[[int], bytes | None]:
     bodies = {row["seq"]: bytes(row["body"]) for row in rows(engine, "SELECT seq, body FROM inbox_payload")}
     return bodies.get
 
 
-def told(exchanges: list[Exchange], body_of: Callable[[int], bytes | None]) -> list[str]:
-    """A line for each exchange with which something is wrong."""
+def describe(exchanges: list[Exchange], body_of: Callable[[int], bytes | None]) -> list[str]:
+    """Return a line for each exchange with a violation."""
     return [
         f"FUZZ_SEED={SEED}: {wrong}: {exchange.sent[:500]!r} → {(exchange.received or b'')[:200]!r}"
         for exchange in exchanges
@@ -52,7 +52,7 @@ def told(exchanges: list[Exchange], body_of: Callable[[int], bytes | None]) -> l
 
 
 def unusable(engine: Engine) -> list[str]:
-    """A line for each stored event that a relay would fail at: its body, or its id in a query or path."""
+    """Return a line for each stored event whose body, or id in a query or path, a relay cannot use."""
     query = Template("externalId eq {event.entity_id:scim}", "find", ("event",))
     path = Path("/user/{event.entity_id}", "fetch", ("event",))
     wrong = []
@@ -75,15 +75,15 @@ def unusable(engine: Engine) -> list[str]:
 def test_random_requests_are_answered_right_and_leave_the_worker_as_it_was(
     module_database_url: str, module_engine: Engine, tmp_path: Folder
 ) -> None:
-    requests = [fuzzing.made(SEED, number, EXAMPLES) for number in range(1, REQUESTS + 1)]
+    requests = [fuzzing.make_request(SEED, number, EXAMPLES) for number in range(1, REQUESTS + 1)]
     with site(tmp_path, config_text(module_database_url)) as place:
         program, port = place.receiver(workers=1)
         (worker,) = program.children()
-        exchanges = fuzzing.run(port, requests[: REQUESTS // 4])  # so that what is made once has been made
+        exchanges = fuzzing.run(port, requests[: REQUESTS // 4])  # fills all caches
         before = memory_of(worker)
         exchanges += fuzzing.run(port, requests[REQUESTS // 4 :])
 
-        assert told(exchanges, stored_in(module_engine)) == []
+        assert describe(exchanges, read_bodies(module_engine)) == []
         assert unusable(module_engine) == []
         assert program.children() == [worker]
         assert [answer.status for answer in answers(ask(port, webhook()))] == [200]
@@ -96,7 +96,7 @@ def test_random_requests_are_answered_right_and_leave_the_worker_as_it_was(
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[int]:
-    """A server that always says the same; gives its port."""
+    """Run a server that always gives the same response; yields its port."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -137,7 +137,7 @@ KNOWN = saying("200 OK", b'{"status":"duplicate","seq":7}')
         (webhook(), saying("400 Bad Request", b"so")[:-1], ["no answer of HTTP: an answer is cut"]),
     ],
 )
-def test_a_server_that_does_it_wrong_is_caught_and_no_other(sent: bytes, answer: bytes, wrong: list[str]) -> None:
+def test_only_a_server_that_breaks_a_rule_is_caught(sent: bytes, answer: bytes, wrong: list[str]) -> None:
     with answering(answer) as port:
         (exchange,) = fuzzing.run(port, [sent])
     assert fuzzing.objections(exchange, {7: b"another"}.get) == wrong

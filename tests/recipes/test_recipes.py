@@ -69,5 +69,5 @@ def test_every_recipe_is_followed_by_a_test_and_has_the_same_parts() -> None:
         if page.startswith("docs/recipes/") and not page.endswith("README.md"):
             assert f'"{Path(page).stem}"' in tests, f"no test follows {page}"
             headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-            parts = ["Configure", "What is sent", "What you see", "What goes wrong"]
+            parts = ["Configure", "Input", "Result", "Troubleshoot"]
             assert [each for each in headings if each in parts] == parts, page

@@ -34,7 +34,7 @@ from relay.daemon.loop import Relay
 from relay.store.database import Database
 from tests.docs.pages import PAGES, Block, blocks, expected_after, shows
 from tests.helpers.processes import invoke
-from tests.helpers.receiver import served
+from tests.helpers.receiver import serve_receiver
 from tests.helpers.scripted import Seen
 
 _FILE = re.compile(r"\b([\w-]+\.(?:json|py|txt))\b")
@@ -89,7 +89,7 @@ class Walk:
 
     def _configure(self, text: str, where: str) -> None:
         (self.folder / "inbox.toml").write_text(self._reachable(text, where), encoding="utf-8")
-        port = self._stack.enter_context(served(self._database_url, read_config()))
+        port = self._stack.enter_context(serve_receiver(self._database_url, read_config()))
         self.urls[_RECEIVER] = f"http://127.0.0.1:{port}"
 
     def _reachable(self, text: str, where: str) -> str:

@@ -1,7 +1,7 @@
-"""Requests of providers whose certificates are published, and of whoever would like to be one.
+"""Requests of providers that publish their certificates, and forged ones.
 
-AWS and PayPal publish no request with its certificate. Those of `VECTORS` were signed with OpenSSL, and accepted by the providers'
-own libraries: `sns-validator` 0.3.5 on npm, and `paypalrestsdk` 1.13.3 on PyPI.
+AWS and PayPal publish no request with its certificate. These were signed with OpenSSL and accepted by the providers' own
+libraries: `sns-validator` 0.3.5 on npm, and `paypalrestsdk` 1.13.3 on PyPI.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from inbox.sources.keys import CertificateNeeded
 from inbox.sources.presets.paypal import Transmission
 from inbox.sources.presets.sns import SignedMessage
 from tests.helpers.certificate_host import signing_key
-from tests.sources.presenting import a_request, why_refused
+from tests.sources.presenting import find_refusal, make_request
 
 TOPIC = TopicArn("arn:aws:sns:eu-west-1:123456789012:orders")
 SNS_HOST = "sns.eu-west-1.amazonaws.com"
@@ -145,18 +145,18 @@ _SIGNED = {
 }
 
 
-def of_sns(message: Mapping[str, Any], at: datetime = SNS_AT, **headers: str) -> RawRequest:
-    return a_request("sns", json.dumps(message).encode(), {**_TEXT, **headers}, at)
+def make_sns(message: Mapping[str, Any], at: datetime = SNS_AT, **headers: str) -> RawRequest:
+    return make_request("sns", json.dumps(message).encode(), {**_TEXT, **headers}, at)
 
 
-def of_paypal(body: bytes = PAYPAL_BODY, at: datetime = PAYPAL_AT, **changed: str) -> RawRequest:
-    """`changed` are headers, with `_` for `-`."""
+def make_paypal(body: bytes = PAYPAL_BODY, at: datetime = PAYPAL_AT, **changed: str) -> RawRequest:
+    """Make a request with `changed` headers, whose names have `_` for `-`."""
     changed = {name.replace("_", "-").upper(): value for name, value in changed.items()}
-    return a_request("paypal", body, {**PAYPAL_HEADERS, **changed}, at)
+    return make_request("paypal", body, {**PAYPAL_HEADERS, **changed}, at)
 
 
-def signed_message(key: RSAPrivateKey | None = None, **members: str | None) -> dict[str, str]:
-    """A notification with other members, signed for SNS; None leaves one out."""
+def sign_sns(key: RSAPrivateKey | None = None, **members: str | None) -> dict[str, str]:
+    """Sign a notification with other members for SNS; None omits a member."""
     message = {name: value for name, value in {**NOTIFICATION, **members}.items() if value is not None}
     names = _SIGNED.get(message["Type"], _SIGNED["Notification"])
     text = "".join(f"{name}\n{message[name]}\n" for name in names if name in message).encode()
@@ -164,11 +164,11 @@ def signed_message(key: RSAPrivateKey | None = None, **members: str | None) -> d
     return {**message, "Signature": base64.b64encode((key or signing_key()).sign(text, PKCS1v15(), algorithm)).decode()}
 
 
-def signed_transmission(
+def sign_paypal(
     body: bytes = PAYPAL_BODY, at: datetime = PAYPAL_AT, webhook: str = WEBHOOK, **changed: str
 ) -> RawRequest:
-    """A request with other headers, signed for PayPal."""
-    raw = of_paypal(body, at, **changed)
+    """Sign a request with other headers for PayPal."""
+    raw = make_paypal(body, at, **changed)
     parts = (raw.headers["paypal-transmission-id"], raw.headers["paypal-transmission-time"], webhook)
     text = "|".join([*parts, str(zlib.crc32(body))]).encode()
     signature = base64.b64encode(signing_key().sign(text, PKCS1v15(), SHA256())).decode()
@@ -176,7 +176,7 @@ def signed_transmission(
 
 
 def sns_verifier(pem: bytes | None = SNS_PEM, *topics: TopicArn, **options: Any) -> Verifier:  # noqa: ANN401
-    """The verifier of a source, with the certificate that its URL names, if there is one."""
+    """Return the verifier of a source, with `pem` as the cached certificate."""
     source = Source(name="sns", preset="sns", topics=list(topics or [TOPIC]), **options)
     verifier = verifier_of(source, PRESETS["sns"], {})
     _add(verifier, SignedMessage, f"https://{SNS_HOST}{SNS_PATH}", pem, SNS_AT)
@@ -184,7 +184,7 @@ def sns_verifier(pem: bytes | None = SNS_PEM, *topics: TopicArn, **options: Any)
 
 
 def paypal_verifier(pem: bytes | None = PAYPAL_PEM, *webhooks: Secret, **options: Any) -> Verifier:  # noqa: ANN401
-    """As `sns_verifier`."""
+    """Return the verifier of a source, with `pem` as the cached certificate."""
     source = Source(name="paypal", preset="paypal", secrets=list(webhooks or [Secret(WEBHOOK)]), **options)
     verifier = verifier_of(source, PRESETS["paypal"], {})
     _add(verifier, Transmission, f"https://{PAYPAL_HOST}{PAYPAL_PATH}", pem, PAYPAL_AT)
@@ -194,7 +194,7 @@ def paypal_verifier(pem: bytes | None = PAYPAL_PEM, *webhooks: Secret, **options
 def _add(
     verifier: Verifier, kind: type[SignedMessage | Transmission], place: str, pem: bytes | None, at: datetime
 ) -> None:
-    """Add the certificate of this URL, if there is one."""
+    """Cache a certificate under its URL, if there is one."""
     if pem is None:
         return
     (proof,) = [each for each in verifier.proofs if isinstance(each, kind)]
@@ -207,10 +207,10 @@ def with_token(token: str) -> UrlTokenAuth:
     return UrlTokenAuth(secrets=[Secret(token)])
 
 
-def wanted(verifier: Verifier, raw: RawRequest) -> str | None:
-    """The certificate that a request would have fetched; None when it is refused, or let in without."""
+def find_fetched(verifier: Verifier, raw: RawRequest) -> str | None:
+    """Return the URL of the certificate that a request makes the receiver fetch, or None."""
     try:
-        why_refused(verifier, raw)
+        find_refusal(verifier, raw)
     except CertificateNeeded as needed:
         return str(needed.missing.url)
     return None

@@ -15,14 +15,14 @@ from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.credentials import Verifier, pad_work, verifier_of
-from tests.sources.presenting import why_refused
+from tests.sources.presenting import find_refusal
 
 NOW = datetime(2027, 1, 15, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
 def kinds_of(secret: str) -> dict[str, InboundAuth]:
-    """Every way to show this secret."""
+    """Return every kind of authentication with this secret."""
     secrets = [Secret(secret)]
     return {
         "basic": BasicAuth(user="demo", secrets=secrets),
@@ -40,7 +40,7 @@ def basic(user: str, password: str) -> str:
 
 
 def request(kind: str, secret: str) -> RawRequest:
-    """A request that presents `secret` in the way of `kind`, as a server hands it on: header bytes as Latin-1."""
+    """Return a request that presents `secret` by `kind`, as a WSGI server passes it on: header bytes as Latin-1."""
     as_header = secret.encode().decode("latin-1")
     headers = {
         "basic": {"authorization": basic("demo", secret)},
@@ -50,44 +50,44 @@ def request(kind: str, secret: str) -> RawRequest:
     return RawRequest("trivore", headers, b"{}", NOW, url_token=secret if kind == "url_token" else None)
 
 
-def verifier(auth: InboundAuth, environment: Mapping[str, str] | None = None) -> Verifier:
+def make_auth(auth: InboundAuth, environment: Mapping[str, str] | None = None) -> Verifier:
     source = Source(name="trivore", preset="trivore", auth=auth)
     return verifier_of(source, PRESETS["trivore"], environment or {})
 
 
-def refused(verifier: Verifier, raw: RawRequest, now: datetime = NOW) -> bool:
-    return why_refused(verifier, raw, now) is not None
+def is_refused(verifier: Verifier, raw: RawRequest, now: datetime = NOW) -> bool:
+    return find_refusal(verifier, raw, now) is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_right_secret_is_let_in_and_any_other_is_not(kind: str) -> None:
-    asked = verifier(KINDS[kind])
-    assert not refused(asked, request(kind, "s3cret"))
-    assert refused(asked, RawRequest("trivore", {}, b"{}", NOW)), "nothing is shown"
-    assert all(refused(asked, request(elsewhere, "s3cret")) for elsewhere in KINDS if elsewhere != kind)
+    asked = make_auth(KINDS[kind])
+    assert not is_refused(asked, request(kind, "s3cret"))
+    assert is_refused(asked, RawRequest("trivore", {}, b"{}", NOW)), "nothing is shown"
+    assert all(is_refused(asked, request(elsewhere, "s3cret")) for elsewhere in KINDS if elsewhere != kind)
     for wrong in ("", "s3cre", "s3cret2", "S3CRET", "x", "s3cret, s3cret", "s3crét"):
-        assert refused(asked, request(kind, wrong))
+        assert is_refused(asked, request(kind, wrong))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(secret=st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_a_secret_may_have_any_characters(kind: str, secret: str) -> None:
     if kind == "bearer":
-        secret = secret.strip(" ") or "x"  # nobody can send spaces at the end of a header
-    assert not refused(verifier(kinds_of("env:S")[kind], {"S": secret}), request(kind, secret))
+        secret = secret.strip(" ") or "x"  # a header value cannot end with spaces
+    assert not is_refused(make_auth(kinds_of("env:S")[kind], {"S": secret}), request(kind, secret))
 
 
-def test_a_source_without_authentication_lets_everybody_in() -> None:
-    assert not refused(verifier(NoAuth()), RawRequest("trivore", {}, b"", NOW))
+def test_a_source_without_authentication_accepts_any_request() -> None:
+    assert not is_refused(make_auth(NoAuth()), RawRequest("trivore", {}, b"", NOW))
 
 
-def test_each_of_several_secrets_is_let_in_within_its_time_only() -> None:
+def test_each_of_several_secrets_let_in_within_its_time_only() -> None:
     auth = BearerAuth(
         secrets=[Secret("old", not_after=NOW), Secret("present"), Secret("next", not_before=NOW + DAY), Secret("last")]
     )
-    several = verifier(auth)
+    several = make_auth(auth)
     let_in = {
-        moment: [s for s in ("old", "present", "next", "last") if not refused(several, request("bearer", s), moment)]
+        moment: [s for s in ("old", "present", "next", "last") if not is_refused(several, request("bearer", s), moment)]
         for moment in (NOW - DAY, NOW, NOW + DAY)
     }
     assert let_in == {
@@ -99,20 +99,20 @@ def test_each_of_several_secrets_is_let_in_within_its_time_only() -> None:
 
 def test_the_scheme_is_compared_without_regard_to_case() -> None:
     for value in ("bearer s3cret", "BEARER  s3cret"):
-        assert not refused(verifier(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
+        assert not is_refused(make_auth(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
     for value in ("s3cret", "Bearers3cret", "Token s3cret", "Bearer", "Bearer\ts3cret"):
-        assert refused(verifier(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
+        assert is_refused(make_auth(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
 
 
 def test_a_bearer_token_may_stand_in_the_query_once() -> None:
-    asked = verifier(KINDS["bearer"])
+    asked = make_auth(KINDS["bearer"])
     for query, let_in in (
         ("access_token=s3cret", True),
         ("a=b&access_token=s3%63ret", True),
         ("access_token=s3cret&access_token=x", False),
         ("token=s3cret", False),
     ):
-        assert refused(asked, RawRequest("trivore", {}, b"{}", NOW, query=query)) != let_in, query
+        assert is_refused(asked, RawRequest("trivore", {}, b"{}", NOW, query=query)) != let_in, query
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_bearer_token_may_stand_in_the_query_once() -> None:
     ],
 )
 def test_credentials_that_are_no_base64_or_of_another_user_are_refused(junk: str) -> None:
-    assert refused(verifier(KINDS["basic"]), RawRequest("s", {"authorization": junk}, b"", NOW))
+    assert is_refused(make_auth(KINDS["basic"]), RawRequest("s", {"authorization": junk}, b"", NOW))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "unknown"])
@@ -132,29 +132,29 @@ def test_credentials_that_are_no_base64_or_of_another_user_are_refused(junk: str
     scheme=st.sampled_from(["", "Basic ", "Bearer "]),
 )
 def test_whatever_the_headers_hold_only_a_refusal_is_raised(kind: str, value: str, scheme: str) -> None:
-    asked = pad_work(map(verifier, KINDS.values())) if kind == "unknown" else verifier(KINDS[kind])
+    asked = pad_work(map(make_auth, KINDS.values())) if kind == "unknown" else make_auth(KINDS[kind])
     raw = RawRequest("s", {"authorization": scheme + value, "x-webhook-token": value}, b"", NOW, url_token=value)
-    assert refused(asked, raw)
+    assert is_refused(asked, raw)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_source_and_one_of_another_kind_refuse_a_secret_although_they_try_it(kind: str) -> None:
-    verifiers = {name: verifier(auth) for name, auth in KINDS.items()}
-    nobodys = pad_work(verifiers.values())
+    verifiers = {name: make_auth(auth) for name, auth in KINDS.items()}
+    unknown = pad_work(verifiers.values())
     for name, asked in verifiers.items():
-        assert refused(asked, request(kind, "s3cret")) == (name != kind)
-    assert refused(nobodys, request(kind, "s3cret"))
-    assert refused(nobodys, request(kind, ""))
+        assert is_refused(asked, request(kind, "s3cret")) == (name != kind)
+    assert is_refused(unknown, request(kind, "s3cret"))
+    assert is_refused(unknown, request(kind, ""))
 
 
 def test_a_secret_that_is_not_there_stops_the_start_and_names_the_source() -> None:
     source = Source(name="trivore", preset="trivore", auth=BearerAuth(secrets=[Secret("env:TOKEN")]))
     with pytest.raises(ConfigError, match=r"\[sources.trivore\] auth: the environment variable TOKEN is not set"):
         verifier_of(source, PRESETS["trivore"], {})
-    assert not refused(verifier_of(source, PRESETS["trivore"], {"TOKEN": "s3cret"}), request("bearer", "s3cret"))
+    assert not is_refused(verifier_of(source, PRESETS["trivore"], {"TOKEN": "s3cret"}), request("bearer", "s3cret"))
 
 
-# --- the sender's address, as far as it needs no connection: `tests/process/test_sender_addresses.py` has those
+# --- the sender's address; `tests/process/test_sender_addresses.py` tests it over connections
 
 
 RIGHT = RawRequest("acme", {"authorization": "Bearer s3cret"}, b"{}", NOW)
@@ -162,10 +162,10 @@ RIGHT = RawRequest("acme", {"authorization": "Bearer s3cret"}, b"{}", NOW)
 
 def refusal(networks: tuple[str, ...], raw: RawRequest) -> str | None:
     source = Source(name="acme", preset="trivore", auth=KINDS["bearer"], allow_from=[*map(Network.parse, networks)])
-    return why_refused(verifier_of(source, PRESETS["trivore"], {}), raw)
+    return find_refusal(verifier_of(source, PRESETS["trivore"], {}), raw)
 
 
-def let_in(networks: tuple[str, ...], address: str | None) -> bool:
+def is_let_in(networks: tuple[str, ...], address: str | None) -> bool:
     return refusal(networks, msgspec.structs.replace(RIGHT, remote_address=address)) is None
 
 
@@ -184,20 +184,20 @@ def let_in(networks: tuple[str, ...], address: str | None) -> bool:
 def test_an_address_is_let_in_if_a_network_has_it(
     network: str, inside: tuple[str, ...], outside: tuple[str, ...]
 ) -> None:
-    assert [address for address in inside if not let_in((network,), address)] == []
-    assert [address for address in outside if let_in((network,), address)] == []
+    assert [address for address in inside if not is_let_in((network,), address)] == []
+    assert [address for address in outside if is_let_in((network,), address)] == []
 
 
 @pytest.mark.parametrize(
     "nothing", [None, "", "unknown", "192.0.2.7:80", "192.0.2.07", "192.0.2.7 ", "2001:db8::/32", "*", "\x00"]
 )
-def test_no_address_is_let_in_nowhere(nothing: str | None) -> None:
-    assert not let_in(("0.0.0.0/0", "::/0"), nothing)
+def test_a_request_without_a_valid_address_is_refused(nothing: str | None) -> None:
+    assert not is_let_in(("0.0.0.0/0", "::/0"), nothing)
 
 
-def test_the_operator_is_told_the_address_which_alone_is_not_enough() -> None:
+def test_the_operator_sees_the_address_and_an_allowed_address_still_needs_the_secret() -> None:
     elsewhere = msgspec.structs.replace(RIGHT, remote_address="203.0.113.9")
     assert refusal(("192.0.2.0/24",), elsewhere) == "it comes from 203.0.113.9, which allow_from does not have"
     assert "an address that is not known" in (refusal(("192.0.2.0/24",), RIGHT) or "")
     stranger = msgspec.structs.replace(RIGHT, remote_address="192.0.2.1", headers={})
-    assert refusal(("192.0.2.0/24",), stranger) == "it shows no secret"
+    assert refusal(("192.0.2.0/24",), stranger) == "it has no secret"

@@ -1,4 +1,4 @@
-"""Amazon SNS and PayPal: signatures by a certificate, and the URLs that must never be asked for one."""
+"""Amazon SNS and PayPal: signatures checked by a certificate, and URLs that must never be fetched."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from inbox.sources.normalize import events_of
 from inbox.sources.presets.sns import SignedMessage
 from tests.helpers.certificate_host import pem_of, signing_key
 from tests.helpers.webhooks import mistake
-from tests.sources import anything
 from tests.sources.certified import (
     CONFIRMATION,
     NOTIFICATION,
@@ -38,52 +37,52 @@ from tests.sources.certified import (
     SNS_PEM,
     TOPIC,
     WEBHOOK,
-    of_paypal,
-    of_sns,
+    find_fetched,
+    make_paypal,
+    make_sns,
     paypal_verifier,
-    signed_message,
-    signed_transmission,
+    sign_paypal,
+    sign_sns,
     sns_verifier,
-    wanted,
     with_token,
 )
-from tests.sources.presenting import a_request, why_refused
+from tests.sources.presenting import extreme_bodies, find_refusal, make_request
 
 SNS, PAYPAL = sns_verifier(), paypal_verifier()
 OURS = {"sns": pem_of(SNS_NAME, signing_key()), "paypal": pem_of(PAYPAL_NAME, signing_key())}
 
 
-# --- what the providers' own libraries accept
+# --- requests that the providers' own libraries accept
 
 
 def test_a_request_that_the_providers_libraries_accept_is_let_in() -> None:
-    assert why_refused(SNS, of_sns(NOTIFICATION)) is None
-    assert why_refused(sns_verifier(allow_sha1=True), of_sns(CONFIRMATION)) is None
-    assert why_refused(PAYPAL, of_paypal()) is None
+    assert find_refusal(SNS, make_sns(NOTIFICATION)) is None
+    assert find_refusal(sns_verifier(allow_sha1=True), make_sns(CONFIRMATION)) is None
+    assert find_refusal(PAYPAL, make_paypal()) is None
 
 
 @given(place=st.integers(0, len(PAYPAL_BODY) - 1), bit=st.integers(0, 7))
 def test_any_other_bit_in_a_body_of_paypal_is_refused(place: int, bit: int) -> None:
     body = bytearray(PAYPAL_BODY)
     body[place] ^= 1 << bit
-    assert why_refused(PAYPAL, of_paypal(bytes(body))) == "its signature is not by the key of its certificate"
+    assert find_refusal(PAYPAL, make_paypal(bytes(body))) == "its signature is not by the key of its certificate"
 
 
 def test_another_length_is_refused() -> None:
     for body in (b"", PAYPAL_BODY[:-1], PAYPAL_BODY + b" "):
-        assert why_refused(PAYPAL, of_paypal(body)) is not None
-    for body in (b"", b"[]", b"{}", b"\xff", b'"', b"[" * 100_000, of_sns(NOTIFICATION).body[:-1]):
-        assert why_refused(SNS, msgspec.structs.replace(of_sns({}), body=body)) is not None
+        assert find_refusal(PAYPAL, make_paypal(body)) is not None
+    for body in (b"", b"[]", b"{}", b"\xff", b'"', b"[" * 100_000, make_sns(NOTIFICATION).body[:-1]):
+        assert find_refusal(SNS, msgspec.structs.replace(make_sns({}), body=body)) is not None
 
 
 def test_each_member_of_sns_and_each_header_of_paypal_is_signed() -> None:
     for name in ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type", "Signature"):
-        assert why_refused(SNS, of_sns({**NOTIFICATION, name: NOTIFICATION[name] + "x"})) is not None
-        assert why_refused(SNS, of_sns({key: each for key, each in NOTIFICATION.items() if key != name})) is not None
+        assert find_refusal(SNS, make_sns({**NOTIFICATION, name: NOTIFICATION[name] + "x"})) is not None
+        assert find_refusal(SNS, make_sns({key: each for key, each in NOTIFICATION.items() if key != name})) is not None
     for name in ("id", "time", "sig"):
         for value in ("", "x", "2025-08-29T10:49:06Z", "a|b", "é", "0" * 100_000, "\x00"):
             changed: dict[str, Any] = {f"paypal_transmission_{name}": value}
-            assert why_refused(PAYPAL, of_paypal(**changed)) is not None, (name, value)
+            assert find_refusal(PAYPAL, make_paypal(**changed)) is not None, (name, value)
 
 
 # --- certificates
@@ -123,10 +122,10 @@ def test_no_trick_in_a_url_has_anything_fetched(trick: str) -> None:
     of_aws, of_pp = (
         trick.format(host=host, path=path) for host, path in ((SNS_HOST, SNS_PATH), (PAYPAL_HOST, PAYPAL_PATH))
     )
-    message = signed_message(SigningCertURL=of_aws)
-    raw = signed_transmission(paypal_cert_url=of_pp)
-    for verifier, asked in ((sns_verifier(None), of_sns(message)), (paypal_verifier(None), raw)):
-        assert "is no certificate at" in (why_refused(verifier, asked) or "")
+    message = sign_sns(SigningCertURL=of_aws)
+    raw = sign_paypal(paypal_cert_url=of_pp)
+    for verifier, asked in ((sns_verifier(None), make_sns(message)), (paypal_verifier(None), raw)):
+        assert "is not a certificate at" in (find_refusal(verifier, asked) or "")
 
 
 def test_the_certificate_has_to_be_at_the_host_of_the_topics_region() -> None:
@@ -136,45 +135,45 @@ def test_the_certificate_has_to_be_at_the_host_of_the_topics_region() -> None:
         "amazonaws.com",
         "s3.eu-west-1.amazonaws.com",
     ):
-        assert wanted(sns_verifier(None), of_sns(signed_message(SigningCertURL=f"https://{host}{SNS_PATH}"))) is None
+        assert find_fetched(sns_verifier(None), make_sns(sign_sns(SigningCertURL=f"https://{host}{SNS_PATH}"))) is None
     for path in ("/x", "/.pem", "/a.b.pem"):
-        assert wanted(sns_verifier(None), of_sns(signed_message(SigningCertURL=f"https://{SNS_HOST}{path}"))) is None
+        assert find_fetched(sns_verifier(None), make_sns(sign_sns(SigningCertURL=f"https://{SNS_HOST}{path}"))) is None
     topic, there = TopicArn.parse("arn:aws-cn:sns:cn-north-1:123456789012:orders"), "sns.cn-north-1.amazonaws.com.cn"
-    message = signed_message(TopicArn=topic, SigningCertURL=f"https://{there}{SNS_PATH}")
-    assert wanted(sns_verifier(None, topic), of_sns(message)) == f"https://{there}{SNS_PATH}", "of China"
+    message = sign_sns(TopicArn=topic, SigningCertURL=f"https://{there}{SNS_PATH}")
+    assert find_fetched(sns_verifier(None, topic), make_sns(message)) == f"https://{there}{SNS_PATH}", "of China"
 
 
 def test_a_certificate_is_fetched_only_when_everything_else_is_proven() -> None:
-    good, raw = of_sns(NOTIFICATION), of_paypal()
-    assert wanted(sns_verifier(None), good) == NOTIFICATION["SigningCertURL"]
-    assert wanted(paypal_verifier(None), raw) == raw.headers["paypal-cert-url"]
+    good, raw = make_sns(NOTIFICATION), make_paypal()
+    assert find_fetched(sns_verifier(None), good) == NOTIFICATION["SigningCertURL"]
+    assert find_fetched(paypal_verifier(None), raw) == raw.headers["paypal-cert-url"]
     others = {
-        "topic": of_sns(signed_message(TopicArn="arn:aws:sns:eu-west-1:210987654321:orders")),
-        "version": of_sns(signed_message(SignatureVersion="1")),
-        "unknown version": of_sns({**NOTIFICATION, "SignatureVersion": "3"}),
-        "signature": of_sns({**NOTIFICATION, "Signature": "AAAA"}),
-        "type": of_sns(signed_message(Type="Other")),
+        "topic": make_sns(sign_sns(TopicArn="arn:aws:sns:eu-west-1:210987654321:orders")),
+        "version": make_sns(sign_sns(SignatureVersion="1")),
+        "unknown version": make_sns({**NOTIFICATION, "SignatureVersion": "3"}),
+        "signature": make_sns({**NOTIFICATION, "Signature": "AAAA"}),
+        "type": make_sns(sign_sns(Type="Other")),
     }
-    assert {name: wanted(sns_verifier(None), each) for name, each in others.items()} == dict.fromkeys(others)
+    assert {name: find_fetched(sns_verifier(None), each) for name, each in others.items()} == dict.fromkeys(others)
     for verifier, sent in (
         (sns_verifier(None, auth=with_token("t")), good),
         (paypal_verifier(None, auth=with_token("t")), raw),
     ):
-        assert wanted(verifier, sent) is None
-        assert wanted(verifier, msgspec.structs.replace(sent, url_token="x")) is None
-        assert wanted(verifier, msgspec.structs.replace(sent, url_token="t")) is not None
-    assert wanted(sns_verifier(None, allow_from=["192.0.2.0/24"]), good) is None
+        assert find_fetched(verifier, sent) is None
+        assert find_fetched(verifier, msgspec.structs.replace(sent, url_token="x")) is None
+        assert find_fetched(verifier, msgspec.structs.replace(sent, url_token="t")) is not None
+    assert find_fetched(sns_verifier(None, allow_from=["192.0.2.0/24"]), good) is None
     old = msgspec.structs.replace(raw, received_at=PAYPAL_AT + timedelta(days=5))
-    assert "before it arrived" in (why_refused(paypal_verifier(None), old) or "")
+    assert "before it arrived" in (find_refusal(paypal_verifier(None), old) or "")
 
 
 @pytest.mark.parametrize(
     ("pem", "why"),
     [
-        (b"", "no certificate"),
-        (b"<html>", "no certificate"),
-        (SNS_PEM[:-200], "no certificate"),
-        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no certificate"),
+        (b"", "not a certificate"),
+        (b"<html>", "not a certificate"),
+        (SNS_PEM[:-200], "not a certificate"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not a certificate"),
         (pem_of("evil.example", signing_key()), "another name"),
         (pem_of("sns.amazonaws.com.evil.example", signing_key()), "another name"),
         (pem_of("xsns.amazonaws.com", signing_key()), "another name"),
@@ -196,13 +195,13 @@ def test_certificates_have_the_names_that_aws_own_library_lists() -> None:
         "sns-us-gov-west-1.amazonaws.com",
     ):
         for pem in (pem_of(name, signing_key()), pem_of("x", signing_key(), alternative=name)):
-            assert why_refused(sns_verifier(pem), of_sns(signed_message())) is None
+            assert find_refusal(sns_verifier(pem), make_sns(sign_sns())) is None
 
 
 def test_a_certificate_that_has_expired_since_is_fetched_again_and_nothing_is_refused_for_a_clock() -> None:
-    """A 401 would be final for SNS, and a step of this clock would lose messages."""
+    """A 401 is final for SNS, so a wrong clock here would lose messages."""
     for moment in (datetime(2020, 1, 1, tzinfo=UTC), datetime(2126, 1, 1, tzinfo=UTC)):
-        assert wanted(SNS, of_sns(NOTIFICATION, moment)) == NOTIFICATION["SigningCertURL"]
+        assert find_fetched(SNS, make_sns(NOTIFICATION, moment)) == NOTIFICATION["SigningCertURL"]
 
 
 def test_few_certificates_are_kept_and_the_oldest_is_fetched_again() -> None:
@@ -210,9 +209,9 @@ def test_few_certificates_are_kept_and_the_oldest_is_fetched_again() -> None:
     (proof,) = verifier.proofs
     assert isinstance(proof, SignedMessage)
     for number in range(MOST_KEPT):
-        assert wanted(verifier, of_sns(NOTIFICATION)) is None
+        assert find_fetched(verifier, make_sns(NOTIFICATION)) is None
         proof.certificates.add(CertificateUrl(SNS_HOST, f"/{number}.pem"), SNS_PEM, SNS_AT)
-    assert wanted(verifier, of_sns(NOTIFICATION)) == NOTIFICATION["SigningCertURL"]
+    assert find_fetched(verifier, make_sns(NOTIFICATION)) == NOTIFICATION["SigningCertURL"]
 
 
 # --- signatures
@@ -220,36 +219,36 @@ def test_few_certificates_are_kept_and_the_oldest_is_fetched_again() -> None:
 
 def test_a_topic_of_another_account_is_refused_however_it_is_signed() -> None:
     verifier = sns_verifier(OURS["sns"])
-    assert why_refused(verifier, of_sns(signed_message())) is None
+    assert find_refusal(verifier, make_sns(sign_sns())) is None
     for topic in ("arn:aws:sns:eu-west-1:210987654321:orders", f"{TOPIC}x", TOPIC.upper(), "", f"{TOPIC}\n"):
-        assert why_refused(verifier, of_sns(signed_message(TopicArn=topic))) is not None
+        assert find_refusal(verifier, make_sns(sign_sns(TopicArn=topic))) is not None
 
 
 def test_sha1_is_an_option() -> None:
-    """The version is not signed: without the option nobody can choose the weaker hash."""
-    sha1 = of_sns(signed_message(SignatureVersion="1"))
-    assert "SignatureVersion is not 2" in (why_refused(sns_verifier(OURS["sns"]), sha1) or "")
+    """The version is not signed, so only this option allows the weaker hash."""
+    sha1 = make_sns(sign_sns(SignatureVersion="1"))
+    assert "SignatureVersion is not 2" in (find_refusal(sns_verifier(OURS["sns"]), sha1) or "")
     allowing = sns_verifier(OURS["sns"], allow_sha1=True)
-    assert why_refused(allowing, sha1) is None
-    assert why_refused(allowing, of_sns(signed_message())) is None
+    assert find_refusal(allowing, sha1) is None
+    assert find_refusal(allowing, make_sns(sign_sns())) is None
     for version in ("1", "2"):
-        other = {**signed_message(SignatureVersion={"1": "2", "2": "1"}[version]), "SignatureVersion": version}
-        assert why_refused(allowing, of_sns(other)) is not None
-    assert why_refused(PAYPAL, of_paypal(paypal_auth_algo="SHA1withRSA")) == "PAYPAL-AUTH-ALGO is not SHA256withRSA"
+        other = {**sign_sns(SignatureVersion={"1": "2", "2": "1"}[version]), "SignatureVersion": version}
+        assert find_refusal(allowing, make_sns(other)) is not None
+    assert find_refusal(PAYPAL, make_paypal(paypal_auth_algo="SHA1withRSA")) == "PAYPAL-AUTH-ALGO is not SHA256withRSA"
 
 
 @pytest.mark.parametrize("name", ["MessageId", "Subject", "Timestamp", "TopicArn", "Type"])
 def test_a_signed_text_can_be_read_in_one_way_only(name: str) -> None:
-    """Signed is a line for each name and value: with a break in a value, an end of the message could become its id."""
+    """The signed text has a line for each name and value; a line break in a value could turn part of a message into its id."""
     topics = (TOPIC, TopicArn(f"{TOPIC}\nx"))
     verifier = sns_verifier(OURS["sns"], *topics)
     for value in (f"{NOTIFICATION[name]}\nx", f"x\n{NOTIFICATION[name]}", "\n"):
         changed: dict[str, Any] = {name: value}
-        assert why_refused(verifier, of_sns(signed_message(**changed))) is not None
-    shifted = signed_message(Message="a\nMessageId\n22b80b92\nSubject\nx", MessageId="1", Subject=None)
-    assert why_refused(verifier, of_sns(shifted)) is None
+        assert find_refusal(verifier, make_sns(sign_sns(**changed))) is not None
+    shifted = sign_sns(Message="a\nMessageId\n22b80b92\nSubject\nx", MessageId="1", Subject=None)
+    assert find_refusal(verifier, make_sns(shifted)) is None
     forged = {**shifted, "Message": "a", "MessageId": "22b80b92\nSubject\nx\nMessageId\n1"}
-    assert why_refused(verifier, of_sns(forged)) is not None
+    assert find_refusal(verifier, make_sns(forged)) is not None
 
 
 def test_an_id_of_another_webhook_proves_nothing_and_ids_are_rolled_as_secrets_are() -> None:
@@ -260,39 +259,39 @@ def test_an_id_of_another_webhook_proves_nothing_and_ids_are_rolled_as_secrets_a
         found = {
             webhook
             for webhook in ("OLD", "NEW", "OTHER", "")
-            if why_refused(rolled, signed_transmission(at=moment, webhook=webhook)) is None
+            if find_refusal(rolled, sign_paypal(at=moment, webhook=webhook)) is None
         }
         assert found == let_in
     expired = paypal_verifier(None, Secret("OLD", not_after=PAYPAL_AT))
-    assert why_refused(expired, of_paypal()) == "no secret is valid now"
+    assert find_refusal(expired, make_paypal()) == "no secret is valid now"
 
 
 def test_a_captured_transmission_stays_one_event_whatever_body_is_fitted_to_its_checksum() -> None:
-    """Whoever has a request can fit another body to its CRC-32; the id of the transmission is signed as it is."""
+    """An attacker with a request can forge a body of the same CRC-32; the transmission id is signed itself."""
     keys = {
-        dedup_key(PRESETS["paypal"].read(of_paypal(PAYPAL_BODY.replace(b"WH-7", other)), None)[0])
+        dedup_key(PRESETS["paypal"].read(make_paypal(PAYPAL_BODY.replace(b"WH-7", other)), None)[0])
         for other in (b"WH-7", b"WH-8")
     }
     assert keys == {"d938e770-8046-11e6-8103-6b62a8a99ac4"}
     verifier = paypal_verifier()
     for days, let_in in ((-4.1, False), (-3.9, True), (3.9, True), (4.1, False)):
-        assert (why_refused(verifier, of_paypal(at=PAYPAL_AT + timedelta(days=days))) is None) == let_in
+        assert (find_refusal(verifier, make_paypal(at=PAYPAL_AT + timedelta(days=days))) is None) == let_in
     short = paypal_verifier(tolerance=Duration(60))
-    assert why_refused(short, of_paypal(at=PAYPAL_AT + timedelta(minutes=2))) is not None
+    assert find_refusal(short, make_paypal(at=PAYPAL_AT + timedelta(minutes=2))) is not None
 
 
 def test_a_text_that_can_be_no_id_of_a_webhook_is_a_mistake() -> None:
     for secret in (" ", "a|b", "é", "x" * 101, "https://example.com"):
-        with pytest.raises(ConfigError, match="no id of a webhook"):
+        with pytest.raises(ConfigError, match="not a webhook id"):
             paypal_verifier(None, Secret(secret))
     with pytest.raises(ConfigError, match="may be tried"):
         paypal_verifier(None, *[Secret(WEBHOOK)] * 6)
 
 
 def test_raw_message_delivery_is_named() -> None:
-    raw = msgspec.structs.replace(of_sns({}, x_amz="1"), body=b"plain")
+    raw = msgspec.structs.replace(make_sns({}, x_amz="1"), body=b"plain")
     headers = {**raw.headers, "x-amz-sns-rawdelivery": "true"}
-    assert "turn raw message delivery off" in (why_refused(SNS, msgspec.structs.replace(raw, headers=headers)) or "")
+    assert "turn raw message delivery off" in (find_refusal(SNS, msgspec.structs.replace(raw, headers=headers)) or "")
 
 
 # --- events
@@ -302,14 +301,14 @@ def read(
     message: dict[str, Any], event: EventFields | None = None, dedup: list[str] | None = None
 ) -> tuple[Event, ...]:
     source = Source(name="sns", preset="sns", topics=[TOPIC], event=event, dedup=dedup)
-    return events_of(source, preset_of(source), of_sns(message), [])
+    return events_of(source, preset_of(source), make_sns(message), [])
 
 
 def test_a_message_is_an_event_as_sns_wrapped_it() -> None:
     (event,) = read(NOTIFICATION)
     assert (event.event_type, event.entity_id, event.event_id) == ("Notification", None, NOTIFICATION["MessageId"])
     assert event.occurred_at == datetime(2025, 5, 2, 0, 54, 6, 655_000, UTC)
-    assert event.body == of_sns(NOTIFICATION).body
+    assert event.body == make_sns(NOTIFICATION).body
     (asked,) = read(CONFIRMATION)
     assert (asked.event_type, asked.action) == ("SubscriptionConfirmation", "other")
     with pytest.raises(InvalidEvent, match="Type must be one of"):
@@ -344,8 +343,8 @@ def test_with_event_the_message_inside_is_the_event() -> None:
 
 
 def test_whatever_a_message_holds_it_is_an_event_that_can_be_read_again_or_is_refused() -> None:
-    sample = a_request("sns", b'{"type": "order.updated", "order": 42}', {"Content-Type": "application/json"})
-    for body in anything.extreme_bodies(sample):
+    sample = make_request("sns", b'{"type": "order.updated", "order": 42}', {"Content-Type": "application/json"})
+    for body in extreme_bodies(sample):
         try:
             (event,) = read({**NOTIFICATION, "Message": body.decode("utf-8", "replace")}, ORDERS)
         except RequestError as error:
@@ -367,7 +366,7 @@ def test_with_items_each_is_an_event_of_its_own() -> None:
 
 
 def test_an_event_of_paypal_is_about_its_resource() -> None:
-    (identity,) = PRESETS["paypal"].read(of_paypal(), None)
+    (identity,) = PRESETS["paypal"].read(make_paypal(), None)
     assert (identity.entity_type, identity.entity_id, identity.event_type, identity.action) == (
         *("capture", "42", "PAYMENT.CAPTURE.COMPLETED"),
         "other",
@@ -393,7 +392,7 @@ def test_an_event_of_paypal_is_about_its_resource() -> None:
     ],
 )
 def test_mistakes_of_a_source_are_named_and_it_needs_an_auth(lines: str, why: str) -> None:
-    """Strangers could have certificates fetched."""
+    """Otherwise strangers could make the receiver fetch certificates."""
     open_to_all = 'auth = { kind = "none" }\n'
     assert why in mistake(f'[sources.s]\npreset = "sns"\n{open_to_all}{lines}\n')
     paypal = '[sources.p]\npreset = "paypal"\nsecrets = ["env:S"]\n'

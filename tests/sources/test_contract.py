@@ -1,4 +1,4 @@
-"""Contract of every preset in the registry, whatever its provider. Registering a new preset tests it here."""
+"""The contract of every registered preset. Registering a preset is enough to test it here."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ from inbox.sources.signing import Message, sign
 from relay.destinations.preview import Variant
 from tests.docs.pages import PAGES
 from tests.helpers.delivering import delivery_of
-from tests.sources import anything
 from tests.sources.presenting import (
     ALL_VECTORS,
     NOW,
     SIGNING,
     SIGNING_IN_BODY,
     WITH_SAMPLE,
-    a_request,
-    a_secret,
-    a_source,
-    a_verifier,
     assert_storable,
-    of_vector,
+    extreme_bodies,
+    extreme_headers,
+    find_refusal,
+    make_request,
+    make_secret,
+    make_source,
+    make_verifier,
     read,
-    signed_sample,
-    why_refused,
+    request_from_vector,
+    sign_sample,
 )
 from tests.sources.vectors import VECTORS, Vector
 
@@ -50,7 +51,7 @@ TIMED = [
     if "{timestamp}" in PRESETS[name].signatures[0].content or PRESETS[name].signed_at is not None
 ]
 SECOND = timedelta(seconds=1)
-VERIFIERS = {name: a_verifier(name, Secret(a_secret(PRESETS[name]))) for name in [*SIGNING, *SIGNING_IN_BODY]}
+VERIFIERS = {name: make_verifier(name, Secret(make_secret(PRESETS[name]))) for name in [*SIGNING, *SIGNING_IN_BODY]}
 vectors = pytest.mark.parametrize(("name", "vector"), ALL_VECTORS, ids=[name for name, _ in ALL_VECTORS])
 
 
@@ -70,7 +71,7 @@ def test_a_preset_that_signs_has_a_request_that_its_provider_signed(name: str) -
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_proves_the_body_or_says_that_it_does_not(name: str) -> None:
-    """The bits of a body that is proven are flipped below, of tokens and of what a certificate proves in their own tests."""
+    """The body's bits are flipped below; tokens and certificates have tests of their own."""
     preset = PRESETS[name]
     if preset.signatures:
         assert all({"{body}", "{sorted_params}"} & {*re.findall(r"{[a-z_]+}", s.content)} for s in preset.signatures)
@@ -99,16 +100,16 @@ def test_the_reference_says_what_a_preset_reads_and_how_its_sender_sends(name: s
 
 @vectors
 def test_a_request_that_its_provider_signed_is_let_in(name: str, vector: Vector) -> None:
-    assert why_refused(a_verifier(name, Secret(vector.secret)), of_vector(name, vector)) is None
+    assert find_refusal(make_verifier(name, Secret(vector.secret)), request_from_vector(name, vector)) is None
 
 
 @vectors
 def test_any_other_bit_in_the_body_is_refused(name: str, vector: Vector) -> None:
-    verifier = a_verifier(name, Secret(vector.secret))
+    verifier = make_verifier(name, Secret(vector.secret))
     for place in range(len(vector.body)):
         body = bytearray(vector.body)
         body[place] ^= 1 << place % 8
-        why = why_refused(verifier, a_request(name, bytes(body), vector.headers, vector.at))
+        why = find_refusal(verifier, make_request(name, bytes(body), vector.headers, vector.at))
         if name != "twilio":
             assert "no secret that is valid now" in (why or "")
         elif not _is_the_same_form(bytes(body), vector.body):
@@ -116,7 +117,7 @@ def test_any_other_bit_in_the_body_is_refused(name: str, vector: Vector) -> None
 
 
 def _is_the_same_form(one: bytes, other: bytes) -> bool:
-    """Twilio signs the decoded fields, and each value of a name once: `%2B` and `%2b` are one, as are `a=3&a=3` and `a=3`."""
+    """Compare forms as Twilio signs them: decoded, each value of a name once, so `a=3&a=3` equals `a=3`."""
     try:
         return set(form_fields(one)) == set(form_fields(other))
     except RequestError:
@@ -125,16 +126,16 @@ def _is_the_same_form(one: bytes, other: bytes) -> bool:
 
 @vectors
 def test_another_length_of_the_body_is_refused(name: str, vector: Vector) -> None:
-    verifier = a_verifier(name, Secret(vector.secret))
+    verifier = make_verifier(name, Secret(vector.secret))
     for other in (b"", vector.body[:-1], vector.body + b" "):
-        assert why_refused(verifier, a_request(name, other, vector.headers, vector.at)) is not None
+        assert find_refusal(verifier, make_request(name, other, vector.headers, vector.at)) is not None
 
 
 @vectors
 def test_another_secret_is_refused(name: str, vector: Vector) -> None:
-    other = a_secret(PRESETS[name])
+    other = make_secret(PRESETS[name])
     assert "no secret that is valid now" in (
-        why_refused(a_verifier(name, Secret(other)), of_vector(name, vector)) or ""
+        find_refusal(make_verifier(name, Secret(other)), request_from_vector(name, vector)) or ""
     )
 
 
@@ -152,8 +153,8 @@ MANGLED: dict[str, Callable[[str], str]] = {
 }
 
 
-def timed_and_signed(name: str, vector: Vector) -> Iterator[str]:
-    """The headers that the provider signs with."""
+def list_signature_headers(name: str, vector: Vector) -> Iterator[str]:
+    """Yield the headers of the signature."""
     signature = next(each for each in PRESETS[name].signatures if each.header.lower() in vector.lower)
     yield from filter(None, (signature.header, signature.timestamp_header, signature.id_header))
 
@@ -161,35 +162,38 @@ def timed_and_signed(name: str, vector: Vector) -> Iterator[str]:
 @pytest.mark.parametrize("name", VECTORS)
 def test_a_header_that_is_not_as_the_provider_writes_it_is_refused(name: str) -> None:
     vector = VECTORS[name][0]
-    verifier = a_verifier(name, Secret(vector.secret))
-    for header in timed_and_signed(name, vector):
+    verifier = make_verifier(name, Secret(vector.secret))
+    for header in list_signature_headers(name, vector):
         for how, mangle in MANGLED.items():
             if name == "stripe" and how in {"truncated", "with something behind", "non-ASCII"}:
-                continue  # the last part is of a scheme that does not count
+                continue  # the last part has a scheme that is ignored
             mangled = {**vector.lower, header.lower(): mangle(vector.lower[header.lower()])}
             assert mangled != vector.lower, (header, how)
-            assert why_refused(verifier, a_request(name, vector.body, mangled, vector.at)) is not None, (header, how)
+            assert find_refusal(verifier, make_request(name, vector.body, mangled, vector.at)) is not None, (
+                header,
+                how,
+            )
 
 
 @vectors
 def test_a_header_that_is_missing_is_named(name: str, vector: Vector) -> None:
-    verifier = a_verifier(name, Secret(vector.secret))
-    for place, header in enumerate(timed_and_signed(name, vector)):
+    verifier = make_verifier(name, Secret(vector.secret))
+    for place, header in enumerate(list_signature_headers(name, vector)):
         left = {key: value for key, value in vector.lower.items() if key != header.lower()}
-        # Of several names for a signature the first is missed.
+        # The error names the first of several signature headers.
         missed = header if place else PRESETS[name].signatures[0].header
-        assert why_refused(verifier, a_request(name, vector.body, left, vector.at)) == f"{missed} is missing"
+        assert find_refusal(verifier, make_request(name, vector.body, left, vector.at)) == f"{missed} is missing"
 
 
 @pytest.mark.parametrize("name", TIMED)
 def test_a_request_is_let_in_within_its_tolerance_only(name: str) -> None:
-    secret = a_secret(PRESETS[name])
-    verifier, raw = a_verifier(name, Secret(secret)), signed_sample(name, secret)
+    secret = make_secret(PRESETS[name])
+    verifier, raw = make_verifier(name, Secret(secret)), sign_sample(name, secret)
     tolerance = timedelta(seconds=PRESETS[name].tolerance)
     for moment in (NOW - tolerance, NOW, NOW + tolerance):
-        assert why_refused(verifier, msgspec.structs.replace(raw, received_at=moment)) is None
+        assert find_refusal(verifier, msgspec.structs.replace(raw, received_at=moment)) is None
     for moment, told in ((NOW - tolerance - SECOND, "after"), (NOW + tolerance + SECOND, "before")):
-        why = why_refused(verifier, msgspec.structs.replace(raw, received_at=moment))
+        why = find_refusal(verifier, msgspec.structs.replace(raw, received_at=moment))
         assert why is not None
         assert f"{tolerance.total_seconds() + 1:.0f} s {told} it arrived" in why
 
@@ -206,23 +210,23 @@ def test_a_request_is_let_in_within_its_tolerance_only(name: str) -> None:
     ids=str,
 )
 def test_a_signed_body_without_a_time_of_sending_is_let_in(body: object, why: str | None) -> None:
-    written, secret = json.dumps(body).encode(), a_secret(PRESETS["linear"])
+    written, secret = json.dumps(body).encode(), make_secret(PRESETS["linear"])
     headers = sign(PRESETS["linear"].signatures[0], secret, Message(body=written), NOW)
-    found = why_refused(a_verifier("linear", Secret(secret)), a_request("linear", written, headers))
+    found = find_refusal(make_verifier("linear", Secret(secret)), make_request("linear", written, headers))
     assert (found is None) if why is None else (why in (found or ""))
 
 
 @pytest.mark.parametrize("name", [*SIGNING, *SIGNING_IN_BODY])
 def test_while_a_secret_is_rolled_both_are_let_in_and_then_the_new_one_alone(name: str) -> None:
-    old, new, later = (a_secret(PRESETS[name], number) for number in range(3))
-    verifier = a_verifier(
+    old, new, later = (make_secret(PRESETS[name], number) for number in range(3))
+    verifier = make_verifier(
         name, Secret(old, not_after=NOW + SECOND), Secret(new), Secret(later, not_before=NOW + 2 * SECOND)
     )
     let_in = {
         moment: [
             number
             for number, secret in enumerate((old, new, later))
-            if why_refused(verifier, signed_sample(name, secret, moment)) is None
+            if find_refusal(verifier, sign_sample(name, secret, moment)) is None
         ]
         for moment in (NOW, NOW + SECOND, NOW + 2 * SECOND)
     }
@@ -231,15 +235,15 @@ def test_while_a_secret_is_rolled_both_are_let_in_and_then_the_new_one_alone(nam
 
 @pytest.mark.parametrize("name", [name for name in SIGNING if PRESETS[name].signatures[0].separator])
 def test_one_of_a_few_signatures_is_enough_and_of_many_only_the_first_are_looked_at(name: str) -> None:
-    signature, secret = PRESETS[name].signatures[0], a_secret(PRESETS[name])
-    verifier, raw = a_verifier(name, Secret(secret)), signed_sample(name, secret)
+    signature, secret = PRESETS[name].signatures[0], make_secret(PRESETS[name])
+    verifier, raw = make_verifier(name, Secret(secret)), sign_sample(name, secret)
     header = signature.header.lower()
     *before, good = raw.headers[header].split(signature.separator)
     bad = f"{good[:-5]}{'AAAA=' if good.endswith('=') else '00000'}"
     for number, let_in in ((0, True), (4, True), (5, False), (19, False)):
         value = signature.separator.join([*before, *[bad] * number, good])
         asked = msgspec.structs.replace(raw, headers={**raw.headers, header: value})
-        assert (why_refused(verifier, asked) is None) == let_in
+        assert (find_refusal(verifier, asked) is None) == let_in
 
 
 @given(
@@ -250,21 +254,23 @@ def test_whatever_the_headers_hold_it_is_a_refusal(name: str, texts: list[str]) 
     signature = PRESETS[name].signatures[0]
     names = (signature.header, signature.timestamp_header or "x", signature.id_header or "y")
     prefixed = (signature.prefix + texts[0], *texts[1:3])
-    assert why_refused(VERIFIERS[name], a_request(name, b"{}", dict(zip(names, prefixed, strict=False)))) is not None
+    assert (
+        find_refusal(VERIFIERS[name], make_request(name, b"{}", dict(zip(names, prefixed, strict=False)))) is not None
+    )
 
 
-# --- what is read
+# --- events
 
 
 @pytest.mark.parametrize("name", WITH_SAMPLE)
 def test_a_sample_is_let_in_and_read_and_the_same_again_is_the_same_event(name: str) -> None:
-    secret = a_secret(PRESETS[name])
-    raw = signed_sample(name, secret)
+    secret = make_secret(PRESETS[name])
+    raw = sign_sample(name, secret)
     if name in {*SIGNING, *SIGNING_IN_BODY}:
-        assert why_refused(a_verifier(name, Secret(secret)), raw) is None
-        later = signed_sample(name, secret, NOW)  # signed anew
+        assert find_refusal(make_verifier(name, Secret(secret)), raw) is None
+        later = sign_sample(name, secret, NOW)  # signed anew
         again = msgspec.structs.replace(later, received_at=NOW + timedelta(seconds=10))
-        assert why_refused(a_verifier(name, Secret(secret)), again) is None
+        assert find_refusal(make_verifier(name, Secret(secret)), again) is None
     else:
         again = msgspec.structs.replace(raw, received_at=NOW + timedelta(seconds=10))
     ((first,), (second,)) = (read(each) for each in (raw, again))
@@ -276,8 +282,8 @@ def test_a_sample_is_let_in_and_read_and_the_same_again_is_the_same_event(name: 
 
 @pytest.mark.parametrize("name", [name for name in WITH_SAMPLE if PRESETS[name].has_own_time])
 def test_a_preset_with_times_of_its_own_reads_them_in_the_body(name: str) -> None:
-    """Else `max_age` would hold nothing off: whoever sends a request again could write another time beside it."""
-    raw = signed_sample(name, a_secret(PRESETS[name]))
+    """Otherwise an attacker could resend a request with a newer time and pass `max_age`."""
+    raw = sign_sample(name, make_secret(PRESETS[name]))
     later = msgspec.structs.replace(raw, received_at=NOW + timedelta(days=30), headers={
         key: "2026-01-31T00:00:00Z" if "time" in key or key.endswith("-at") else value for key, value in raw.headers.items()
     })  # fmt: skip
@@ -287,7 +293,7 @@ def test_a_preset_with_times_of_its_own_reads_them_in_the_body(name: str) -> Non
 @pytest.mark.parametrize("name", [name for name in WITH_SAMPLE if name != "slack-message"])
 def test_another_event_of_the_same_entity_has_another_key(name: str) -> None:
     keys = {
-        read(signed_sample(name, a_secret(PRESETS[name]), moment, event_type))[0].dedup_key
+        read(sign_sample(name, make_secret(PRESETS[name]), moment, event_type))[0].dedup_key
         for moment in (NOW, NOW + timedelta(seconds=1))
         for event_type in ("issue.created", "issue.updated")
     }
@@ -296,10 +302,10 @@ def test_another_event_of_the_same_entity_has_another_key(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_SAMPLE)
 def test_a_source_that_names_the_fields_of_its_keys_takes_another_time_for_no_other_event(name: str) -> None:
-    source = msgspec.structs.replace(a_source(name), dedup=["same"])
+    source = msgspec.structs.replace(make_source(name), dedup=["same"])
     keys = set()
     for moment in (NOW, NOW + SECOND):
-        raw = signed_sample(name, a_secret(PRESETS[name]), moment)
+        raw = sign_sample(name, make_secret(PRESETS[name]), moment)
         raw = msgspec.structs.replace(raw, body=_with_a_field(raw))
         keys.add(read(raw, source)[0].dedup_key)
     assert len(keys) == 1
@@ -317,26 +323,23 @@ def _with_a_field(raw: RawRequest) -> bytes:
 def test_whatever_a_member_or_a_header_holds_it_is_an_event_that_can_be_stored_or_a_refusal(name: str) -> None:
     """The receiver answers 413 first to a large body; `inbox readmit` may meet one that was stored under a larger `max_body`."""
     media = {"content-type": min(PRESETS[name].media_types, default="application/json")}
-    sample = signed_sample(name, a_secret(PRESETS[name])) if name in WITH_SAMPLE else a_request(name, b"{}", media)
+    sample = sign_sample(name, make_secret(PRESETS[name])) if name in WITH_SAMPLE else make_request(name, b"{}", media)
     size = min(PRESETS[name].max_body, 4 * 1024 * 1024) + 1
-    bodies = [
-        *anything.extreme_bodies(sample),
-        *(sample.body + filling * size for filling in (b" ", b"x", b"[", b"\xff")),
-    ]
-    keyed = msgspec.structs.replace(a_source(name), dedup=["id", "timestamp"])
+    bodies = [*extreme_bodies(sample), *(sample.body + filling * size for filling in (b" ", b"x", b"[", b"\xff"))]
+    keyed = msgspec.structs.replace(make_source(name), dedup=["id", "timestamp"])
     requests = [msgspec.structs.replace(sample, body=body) for body in bodies]
-    number = sum(read_or_refused(a_source(name), each) for each in requests)
+    number = sum(read_or_refuse(make_source(name), each) for each in requests)
     assert number or name not in WITH_SAMPLE, "some members only tell more of an event"
     for each in requests[::5]:
-        read_or_refused(keyed, each)
-    for headers in anything.extreme_headers(sample):
-        read_or_refused(a_source(name), msgspec.structs.replace(sample, headers=headers))
+        read_or_refuse(keyed, each)
+    for headers in extreme_headers(sample):
+        read_or_refuse(make_source(name), msgspec.structs.replace(sample, headers=headers))
 
 
-def read_or_refused(source: Source, raw: RawRequest) -> int:
-    """The number of events, none where it is refused. What is stored of each is read to the same event."""
+def read_or_refuse(source: Source, raw: RawRequest) -> int:
+    """Return the number of events, 0 for a refused request; each stored event must be read to the same event again."""
     if source.name in VERIFIERS:
-        why_refused(VERIFIERS[source.name], raw)
+        find_refusal(VERIFIERS[source.name], raw)
     try:
         PRESETS[source.name].handshake_response(raw, lambda _: b"")
         events = read(raw, source)
@@ -353,20 +356,20 @@ def read_or_refused(source: Source, raw: RawRequest) -> int:
 @pytest.mark.parametrize(
     ("source", "header"),
     [
-        (a_source("slack-message"), "webhook-id"),
-        (a_source("google"), "x-goog-resource-id"),
-        (msgspec.structs.replace(a_source("custom"), event=EventFields(type="headers.event")), "event"),
+        (make_source("slack-message"), "webhook-id"),
+        (make_source("google"), "x-goog-resource-id"),
+        (msgspec.structs.replace(make_source("custom"), event=EventFields(type="headers.event")), "event"),
     ],
     ids=lambda each: each.name if isinstance(each, Source) else each,
 )
 def test_a_header_beyond_ascii_is_read_as_it_is_stored(source: Source, header: str, value: str) -> None:
     given = {f"x-goog-{name}": "1" for name in ("channel-id", "message-number", "resource-state")}
-    raw = a_request(source.name, b'{"text": "x"}', {**given, header: value, "content-type": "application/json"})
+    raw = make_request(source.name, b'{"text": "x"}', {**given, header: value, "content-type": "application/json"})
     (event,) = read(raw, source)
     assert_read_again(event, source)
 
 
 def assert_read_again(event: Event, source: Source) -> None:
-    """The stored parts of a request are read to the same event, as `relay plan --config` does."""
+    """Assert that the stored request is read to the same event, as `relay plan --config` does."""
     stored = delivery_of(1, event)
     assert Variant(Config(sources={source.name: source})).read(stored) == stored

@@ -1,27 +1,43 @@
-"""Signatures that stand in the body: Adyen's notifications, Mailgun's tokens."""
+"""Proofs in the body: Adyen's signatures, Mailgun's tokens, and the client state of Microsoft Graph."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from inbox.config.sources import Source, UrlTokenAuth
 from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError, InvalidEvent
 from inbox.events.event import Identity, RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.base import Sample
-from inbox.sources.credentials import verifier_of
+from inbox.sources.credentials import Verifier, verifier_of
+from inbox.sources.presets.msgraph import greet
 from inbox.sources.signing import MOST_PARTS
-from tests.sources.presenting import NOW, a_request, a_secret, a_source, a_verifier, read, signed_sample, why_refused
+from tests.helpers.webhooks import mistake
+from tests.sources.presenting import (
+    NOW,
+    find_refusal,
+    make_request,
+    make_secret,
+    make_source,
+    make_verifier,
+    read,
+    sign_sample,
+)
 
 JSON = {"Content-Type": "application/json"}
 ADYEN_KEY = "44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056"
-ITEM: dict[str, Any] = {  # of the tests of Adyen's own library, test/UtilTest.py
+ITEM: dict[str, Any] = {  # from the tests of Adyen's own library, test/UtilTest.py
     "pspReference": "7914073381342284",
     "merchantReference": "TestPayment-1407325143704",
     "merchantAccountCode": "TestMerchant",
@@ -52,18 +68,18 @@ MAILGUN: dict[str, Any] = {  # its members as in Mailgun's documentation; the si
 MAILED = datetime.fromtimestamp(1_529_006_854, UTC)
 
 
-def notified(*items: object) -> RawRequest:
+def notify_adyen(*items: object) -> RawRequest:
     listed = [{"NotificationRequestItem": item} for item in items]
-    return a_request("adyen", json.dumps({"live": "false", "notificationItems": listed}).encode(), JSON)
+    return make_request("adyen", json.dumps({"live": "false", "notificationItems": listed}).encode(), JSON)
 
 
-def mailed(at: datetime = MAILED, /, **changes: object) -> RawRequest:
+def send_mailgun(at: datetime = MAILED, /, **changes: object) -> RawRequest:
     proof = {**MAILGUN["signature"], **changes}
-    return a_request("mailgun", json.dumps({**MAILGUN, "signature": proof}).encode(), JSON, at)
+    return make_request("mailgun", json.dumps({**MAILGUN, "signature": proof}).encode(), JSON, at)
 
 
 def why(raw: RawRequest, *secrets: Secret) -> str | None:
-    return why_refused(a_verifier(raw.source, *secrets), raw)
+    return find_refusal(make_verifier(raw.source, *secrets), raw)
 
 
 def identities(raw: RawRequest) -> tuple[Identity, ...]:
@@ -74,8 +90,8 @@ def identities(raw: RawRequest) -> tuple[Identity, ...]:
 
 
 def test_adyens_own_example_is_let_in_and_each_signed_field_counts() -> None:
-    assert why(notified(ITEM), Secret(ADYEN_KEY)) is None
-    assert why(notified(ITEM), Secret("00" * 32)) is not None
+    assert why(notify_adyen(ITEM), Secret(ADYEN_KEY)) is None
+    assert why(notify_adyen(ITEM), Secret("00" * 32)) is not None
     texts = ("pspReference", "merchantReference", "merchantAccountCode", "eventCode")
     amounts: list[object] = [{"currency": "USD", "value": 1130}, {"currency": "EUR", "value": 11300}, {}, None]
     changes: list[dict[str, Any]] = [
@@ -85,42 +101,42 @@ def test_adyens_own_example_is_let_in_and_each_signed_field_counts() -> None:
         {"success": "false"},
     ]
     for change in changes:
-        assert why(notified({**ITEM, **change}), Secret(ADYEN_KEY)) is not None, change
+        assert why(notify_adyen({**ITEM, **change}), Secret(ADYEN_KEY)) is not None, change
 
 
 def test_a_field_that_adyen_does_not_sign_is_no_part_of_the_key() -> None:
-    """Whoever has a notification could send it again with another time: it is a duplicate all the same."""
+    """An attacker could resend a notification with another time; it is still a duplicate."""
     again = {**ITEM, "eventDate": "2020-01-01T00:00:00Z", "reason": "x", "additionalData": {**ITEM["additionalData"]}}
-    assert why(notified(again), Secret(ADYEN_KEY)) is None
-    ((first,), (second,)) = (read(notified(item)) for item in (ITEM, again))
+    assert why(notify_adyen(again), Secret(ADYEN_KEY)) is None
+    ((first,), (second,)) = (read(notify_adyen(item)) for item in (ITEM, again))
     assert first.dedup_key == second.dedup_key
 
 
 def test_no_field_of_adyens_can_be_moved_into_its_neighbour() -> None:
-    """No colon is escaped: `a:b` and `c` give the text of `a` and `b:c`. Only the merchant's own reference may have one."""
+    """Adyen escapes no colon: `a:b` and `c` sign as `a` and `b:c` do. Only the merchant's reference may have one."""
     colons = {**ITEM, "merchantReference": "order:1::2", "additionalData": {}}
-    body = PRESETS["adyen"].signer(Sample(notified(colons).body), ADYEN_KEY, NOW).body  # type: ignore[misc]
+    body = PRESETS["adyen"].signer(Sample(notify_adyen(colons).body), ADYEN_KEY, NOW).body  # type: ignore[misc]
     (entry,) = json.loads(body)["notificationItems"]
     signed = entry["NotificationRequestItem"]
-    assert why(notified(signed), Secret(ADYEN_KEY)) is None
+    assert why(notify_adyen(signed), Secret(ADYEN_KEY)) is None
     texts = ["7914073381342284", "", "TestMerchant", "order", "1", "", "2", "1130", "EUR", "AUTHORISATION", "true"]
     names = ("pspReference", "originalReference", "merchantAccountCode", "merchantReference")
-    for first in range(1, 5):  # fields of the text that each name holds, the first one's among them
+    for first in range(1, 5):  # number of fields moved into the first name
         moved = {**signed, "pspReference": ":".join(texts[:first])}
         rest = [*texts[first : first + 2], ":".join(texts[first + 2 : 7])]
         moved |= dict(zip(names[1:], rest, strict=True))
-        assert (why(notified(moved), Secret(ADYEN_KEY)) is None) == (first == 1), moved
+        assert (why(notify_adyen(moved), Secret(ADYEN_KEY)) is None) == (first == 1), moved
     later = {**signed, "merchantReference": "order", "eventCode": "1130:EUR:AUTHORISATION"}
     later["amount"] = {"value": "1:", "currency": "2"}
-    assert why(notified(later), Secret(ADYEN_KEY)) is not None
+    assert why(notify_adyen(later), Secret(ADYEN_KEY)) is not None
 
 
 def test_one_notification_that_is_not_signed_rejects_them_all() -> None:
     forged = {**ITEM, "pspReference": "1"}
     for items in ((ITEM, forged), (forged, ITEM), (ITEM, {}), (ITEM, None)):
-        assert why(notified(*items), Secret(ADYEN_KEY)) is not None
-    assert why(notified(*[ITEM] * MOST_PARTS), Secret(ADYEN_KEY)) is None
-    assert "more than 100 parts" in (why(notified(*[ITEM] * (MOST_PARTS + 1)), Secret(ADYEN_KEY)) or "")
+        assert why(notify_adyen(*items), Secret(ADYEN_KEY)) is not None
+    assert why(notify_adyen(*[ITEM] * MOST_PARTS), Secret(ADYEN_KEY)) is None
+    assert "more than 100 parts" in (why(notify_adyen(*[ITEM] * (MOST_PARTS + 1)), Secret(ADYEN_KEY)) or "")
 
 
 @pytest.mark.parametrize(
@@ -140,54 +156,56 @@ def test_one_notification_that_is_not_signed_rejects_them_all() -> None:
     ],
 )
 def test_a_notification_of_adyen(change: dict[str, object], expected: tuple[str, ...]) -> None:
-    (identity,) = identities(notified({**ITEM, **change}))
+    (identity,) = identities(notify_adyen({**ITEM, **change}))
     assert (identity.entity_type, identity.entity_id, identity.event_type, identity.action) == expected
     assert identity.occurred_ns == 1_557_155_734_121_000_000
 
 
 def test_several_notifications_of_adyen_are_stored_each_by_itself() -> None:
-    events = identities(notified(ITEM, {**ITEM, "eventCode": "CAPTURE"}))
+    events = identities(notify_adyen(ITEM, {**ITEM, "eventCode": "CAPTURE"}))
     assert [each.event_type for each in events] == ["AUTHORISATION", "CAPTURE"]
     assert [len(json.loads(each.part or b"")["notificationItems"]) for each in events] == [1, 1]
     for broken in ({**ITEM, "eventCode": ""}, {**ITEM, "pspReference": "x" * 256}, "x"):
         with pytest.raises(InvalidEvent):
-            identities(notified(ITEM, broken))
+            identities(notify_adyen(ITEM, broken))
 
 
 # --- Mailgun
 
 
 def test_mailguns_time_and_token_are_signed_and_the_event_is_not() -> None:
-    assert why(mailed(), Secret(MAILGUN_KEY)) is None
-    assert why(mailed(timestamp=1_529_006_854), Secret(MAILGUN_KEY)) is None, "a number, as its documentation has it"
+    assert why(send_mailgun(), Secret(MAILGUN_KEY)) is None
+    assert why(send_mailgun(timestamp=1_529_006_854), Secret(MAILGUN_KEY)) is None, (
+        "a number, as its documentation has it"
+    )
     own: dict[str, Any] = {"signature": "0" * 64, "parent-signature": MAILGUN["signature"]["signature"]}
-    assert why(mailed(**own), Secret(MAILGUN_KEY)) is None, "a subaccount's is proven by the key of its parent"
+    assert why(send_mailgun(**own), Secret(MAILGUN_KEY)) is None, "a subaccount's is proven by the key of its parent"
     for change in ({"token": TOKEN[:-1]}, {"timestamp": "1529006855"}, {"signature": "0" * 64}, {"token": ""}):
-        assert why(mailed(**change), Secret(MAILGUN_KEY)) is not None, change
-    other = json.loads(mailed().body)
+        assert why(send_mailgun(**change), Secret(MAILGUN_KEY)) is not None, change
+    other = json.loads(send_mailgun().body)
     other["event-data"]["id"] = "forged"
-    forged = msgspec.structs.replace(mailed(), body=json.dumps(other).encode())
-    assert why(forged, Secret(MAILGUN_KEY)) is None, "which the documentation of the preset says"
-    ((first,), (second,)) = (read(each) for each in (mailed(), forged))
+    forged = msgspec.structs.replace(send_mailgun(), body=json.dumps(other).encode())
+    assert why(forged, Secret(MAILGUN_KEY)) is None, "as the documentation of the preset says"
+    ((first,), (second,)) = (read(each) for each in (send_mailgun(), forged))
     assert first.dedup_key == second.dedup_key, "so the token is the key: the forged one is a duplicate"
 
 
 def test_a_signature_of_mailgun_counts_as_long_as_its_retries_last_unless_a_source_shortens_that_time() -> None:
     for hours, let_in in ((-9, True), (-9.01, False), (9, True), (9.01, False)):
-        raw = mailed(MAILED + timedelta(hours=hours))
+        raw = send_mailgun(MAILED + timedelta(hours=hours))
         assert (why(raw, Secret(MAILGUN_KEY)) is None) == let_in
-    source = msgspec.structs.replace(a_source("mailgun", Secret(MAILGUN_KEY)), tolerance=Duration(60))
+    source = msgspec.structs.replace(make_source("mailgun", Secret(MAILGUN_KEY)), tolerance=Duration(60))
     verifier = verifier_of(source, PRESETS["mailgun"], {})
-    assert why_refused(verifier, mailed(MAILED + timedelta(seconds=60))) is None
-    assert "61 s before" in (why_refused(verifier, mailed(MAILED + timedelta(seconds=61))) or "")
+    assert find_refusal(verifier, send_mailgun(MAILED + timedelta(seconds=60))) is None
+    assert "61 s before" in (find_refusal(verifier, send_mailgun(MAILED + timedelta(seconds=61))) or "")
 
 
 def test_an_event_of_mailgun() -> None:
-    (identity,) = identities(mailed())
+    (identity,) = identities(send_mailgun())
     assert (identity.entity_type, identity.entity_id) == ("message", "20130503182626.18666.16540@example.com")
     assert (identity.event_type, identity.event_id) == ("failed.permanent", "DACSsAdVSeGpLid7TN03WA")
     assert identity.key_parts == (TOKEN,)
-    (by_id,) = PRESETS["mailgun"].read(mailed(), ["id"])
+    (by_id,) = PRESETS["mailgun"].read(send_mailgun(), ["id"])
     assert by_id.key_parts == ("DACSsAdVSeGpLid7TN03WA",)
 
 
@@ -209,8 +227,8 @@ NO_PLACE: dict[str, bytes] = {
 @pytest.mark.parametrize("body", NO_PLACE.values(), ids=NO_PLACE)
 @pytest.mark.parametrize("name", ["adyen", "mailgun"])
 def test_a_body_without_a_place_for_the_signature_proves_nothing(name: str, body: bytes) -> None:
-    secret = a_secret(PRESETS[name])
-    assert "is missing" in (why(a_request(name, body, JSON), Secret(secret)) or "")
+    secret = make_secret(PRESETS[name])
+    assert "is missing" in (why(make_request(name, body, JSON), Secret(secret)) or "")
     signer: Callable[[Sample, str, datetime], Sample] | None = PRESETS[name].signer
     assert signer is not None
     with pytest.raises(ConfigError):
@@ -219,16 +237,92 @@ def test_a_body_without_a_place_for_the_signature_proves_nothing(name: str, body
 
 def test_a_key_that_is_not_hex_is_a_mistake_that_does_not_show_it() -> None:
     with pytest.raises(ConfigError, match="a secret is not hex") as caught:
-        a_verifier("adyen", Secret("not-hex"))
+        make_verifier("adyen", Secret("not-hex"))
     assert "not-hex" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["adyen", "mailgun"])
 def test_signing_anew_changes_nothing_else(name: str) -> None:
-    first, second = (json.loads(signed_sample(name, a_secret(PRESETS[name], n)).body) for n in (0, 1))
+    first, second = (json.loads(sign_sample(name, make_secret(PRESETS[name], n)).body) for n in (0, 1))
     assert first != second
     for each in (first, second):
         each.get("signature", {}).pop("signature", None)
         for item in each.get("notificationItems", ()):
             item["NotificationRequestItem"].pop("additionalData")
     assert first == second
+
+
+# --- The proof and the validation of Microsoft Graph's notifications
+
+
+GRAPH = Source(name="g", preset="msgraph", auth=UrlTokenAuth(secrets=[Secret("token")]))
+
+
+def graph_verifier(*secrets: Secret) -> Verifier:
+    auth = UrlTokenAuth(secrets=[Secret("token")])
+    return verifier_of(Source(name="g", preset="msgraph", secrets=list(secrets), auth=auth), PRESETS["msgraph"], {})
+
+
+def notify_graph(*states: object, token: str | None = "token", query: str = "") -> RawRequest:
+    body = json.dumps({"value": [{"changeType": "updated", "clientState": state} for state in states]}).encode()
+    raw = make_request("g", body, {"Content-Type": "application/json"})
+    return msgspec.structs.replace(raw, url_token=token, query=query)
+
+
+def test_each_notification_has_to_have_a_client_state_that_is_valid_now() -> None:
+    rotated = graph_verifier(Secret("old", not_after=NOW + timedelta(seconds=1)), Secret("new"))
+    for states in (("new",), ("old",), ("old", "new", "new"), ("new",) * 500):
+        assert find_refusal(rotated, notify_graph(*states)) is None
+    assert find_refusal(rotated, notify_graph("old", "new"), NOW + timedelta(seconds=1)) is not None
+    for wrong in ((), ("",), ("other",), ("new", "other"), ("new", ""), (None,), (1,), ("new", None), ("New",)):
+        assert find_refusal(rotated, notify_graph(*wrong)) is not None, wrong
+    assert find_refusal(rotated, notify_graph("new", token="nekot")) is not None
+    assert find_refusal(rotated, notify_graph("new", token=None)) is not None
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b'{"value": {}}', b'{"value": [1]}', b"\xff", b"[" * 100_000, b'{"value": []}']
+)
+def test_a_body_without_notifications_proves_nothing(body: bytes) -> None:
+    raw = msgspec.structs.replace(notify_graph("s"), body=body)
+    assert find_refusal(graph_verifier(Secret("s")), raw) == "no clientState is there"
+
+
+def test_a_validation_needs_the_token_of_the_url_and_gets_its_own_back_whatever_else_it_holds() -> None:
+    text = "Validation: Testing client application reachability; <b>é</b> + %"
+    asks = notify_graph("wrong", query=f"validationToken={quote(text)}")
+    assert find_refusal(graph_verifier(Secret("s")), asks) is None
+    assert find_refusal(graph_verifier(Secret("s")), msgspec.structs.replace(asks, url_token="nekot")) is not None
+    answer = PRESETS["msgraph"].handshake_response(asks, lambda _: b"")
+    assert answer is not None
+    assert (answer.status, answer.body.decode(), answer.content_type) == (200, text, "text/plain; charset=utf-8")
+
+
+@given(
+    st.text(max_size=40)
+    | st.sampled_from(["validationToken=", "validationToken=a&validationToken=b", "a=validationToken=1"])
+)
+def test_a_request_that_needs_no_client_state_is_never_read_as_notifications(query: str) -> None:
+    raw = notify_graph("wrong", query=query)
+    if find_refusal(graph_verifier(Secret("s")), raw) is None:
+        with contextlib.suppress(InvalidEvent):  # such as a repeated token
+            assert greet(raw, lambda _: b"") is not None
+
+
+def test_a_second_change_is_no_duplicate_of_the_first_though_its_notification_has_the_same_bytes() -> None:
+    """Without an id it says only that a user has changed; a reader between the two changes would miss the second."""
+    first = notify_graph("s")
+    later = msgspec.structs.replace(first, received_at=NOW + timedelta(milliseconds=1))
+    keys = [each.dedup_key for raw in (first, first, later) for each in read(raw, GRAPH)]
+    assert keys[0] == keys[1] != keys[2], "the same request, as it is readmitted, and another"
+    assert len({each.dedup_key for each in read(notify_graph("s", "s", "t"), GRAPH)}) == 2
+    with_id = [json.dumps({"value": [{"changeType": "updated", "id": each}]}).encode() for each in "aab"]
+    keys = [
+        read(msgspec.structs.replace(raw, body=body), GRAPH)[0].dedup_key
+        for raw, body in zip((first, later, first), with_id, strict=True)
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_source_without_a_token_in_its_url_is_a_mistake() -> None:
+    assert "auth: is missing" in mistake('[sources.g]\npreset = "msgraph"\nsecrets = ["env:S"]\n')

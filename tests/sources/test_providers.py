@@ -1,4 +1,4 @@
-"""Events that presets read in requests from the providers' own documentation."""
+"""Events that presets read from requests in the providers' own documentation."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from inbox.events.event import Identity
 from inbox.events.timestamps import parse_rfc3339, to_nanoseconds
 from inbox.sources import PRESETS, preset_of
 from inbox.sources.fields import FORM, MOST_EVENTS
-from tests.sources.presenting import NOW, a_request
+from tests.sources.presenting import NOW, make_request
 
 ARRIVAL = to_nanoseconds(NOW)
 JSON = {"Content-Type": "application/json"}
 
 
 def read_bytes(preset: str, body: bytes, media: str = FORM, **headers: str) -> tuple[Identity, ...]:
-    """Names of headers with `_` for `-`."""
+    """Read a request; header names have `_` for `-`."""
     given = {"Content-Type": media, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return PRESETS[preset].read(a_request(preset, body, given), None)
+    return PRESETS[preset].read(make_request(preset, body, given), None)
 
 
 def read(preset: str, payload: object, **headers: str) -> tuple[Identity, ...]:
     return read_bytes(preset, json.dumps(payload).encode(), JSON["Content-Type"], **headers)
 
 
-def told(identity: Identity) -> str:
-    """The type and id of the entity, `-` where there is none, the type of the event, and the action."""
+def describe(identity: Identity) -> str:
+    """Return entity type and id (or `-`), event type and action, separated by spaces."""
     return f"{identity.entity_type or '-'} {identity.entity_id or '-'} {identity.event_type} {identity.action}"
 
 
-def keys(preset: str, *payloads: object) -> int:
-    """Count of the different dedup keys of the payloads' events."""
+def count_keys(preset: str, *payloads: object) -> int:
+    """Count the different dedup keys of the payloads' events."""
     return len({(each.key_parts, each.occurred_ns) for payload in payloads for each in read(preset, payload)})
 
 
 # --- one event
 
 
-def of_github(**payload: object) -> dict[str, object]:
+def make_github(**payload: object) -> dict[str, object]:
     return {**payload, "repository": {"id": 186853002}}
 
 
-def of_slack(kind: str, **event: object) -> dict[str, object]:
+def make_slack(kind: str, **event: object) -> dict[str, object]:
     return {
         "type": "event_callback",
         "team_id": "T1",
@@ -61,27 +61,27 @@ def of_slack(kind: str, **event: object) -> dict[str, object]:
     }
 
 
-def of_discord(kind: str, at: str = "2024-10-18T14:42:53.064834", **data: object) -> dict[str, object]:
+def make_discord(kind: str, at: str = "2024-10-18T14:42:53.064834", **data: object) -> dict[str, object]:
     return {"type": 1, "event": {"type": kind, "timestamp": at, "data": data}}
 
 
-def of_docusign(kind: str, retries: int = 0, **data: object) -> dict[str, object]:
+def make_docusign(kind: str, retries: int = 0, **data: object) -> dict[str, object]:
     return {"generatedDateTime": "2025-01-01T00:00:00.1234567Z", "retryCount": retries, "event": kind, "data": data}
 
 
-def of_hubspot(kind: str, **event: object) -> list[dict[str, object]]:
+def make_hubspot(kind: str, **event: object) -> list[dict[str, object]]:
     return [{"eventId": 100, "occurredAt": 1_564_113_600_000, "attemptNumber": 0, "subscriptionType": kind, **event}]
 
 
-def of_jira(kind: str, **payload: object) -> dict[str, object]:
+def make_jira(kind: str, **payload: object) -> dict[str, object]:
     return {"timestamp": 1_525_698_237_764, "webhookEvent": kind, **payload}
 
 
-def of_keycloak(kind: str, **payload: object) -> dict[str, object]:
+def make_keycloak(kind: str, **payload: object) -> dict[str, object]:
     return {"uid": "4f1d", "time": 1_767_225_600_123, "authDetails": {"userId": "u1"}, "type": kind, **payload}
 
 
-def of_notion(kind: str) -> dict[str, object]:
+def make_notion(kind: str) -> dict[str, object]:
     return {
         "id": "367cba44",
         "timestamp": "2024-12-05T23:57:05.379Z",
@@ -90,16 +90,16 @@ def of_notion(kind: str) -> dict[str, object]:
     }
 
 
-def of_zendesk(kind: str, subject: str) -> dict[str, object]:
+def make_zendesk(kind: str, subject: str) -> dict[str, object]:
     kind, subject = f"zen:event-type:{kind}", f"zen:{subject}"
     return {"id": "2b24ef10", "time": "2025-07-04T05:33:18Z", "type": kind, "subject": subject}
 
 
-def of_zoom(kind: str, **found: object) -> dict[str, object]:
+def make_zoom(kind: str, **found: object) -> dict[str, object]:
     return {"event": kind, "event_ts": 1_626_230_691_572, "payload": {"object": found}}
 
 
-def of_auth0(kind: str, **data: object) -> dict[str, object]:
+def make_auth0(kind: str, **data: object) -> dict[str, object]:
     return {"log_id": "9002", "data": {"date": "2020-01-29T17:26:50.193Z", "type": kind, **data}}
 
 
@@ -118,23 +118,23 @@ GRAPH = {
     "resourceData": {"@odata.type": "#Microsoft.Graph.User", "id": "84"},
 }
 ONE: list[tuple[str, Any, str]] = [
-    ("auth0", [of_auth0("ss", user_id="auth0|5f")], "user auth0|5f ss create"),
-    ("auth0", of_auth0("sapi"), "- - sapi other"),
-    ("discord", of_discord("APPLICATION_AUTHORIZED", user={"id": "7"}), "user 7 APPLICATION_AUTHORIZED other"),
-    ("discord", of_discord("ENTITLEMENT_CREATE", id="12", user_id="1"), "entitlement 12 ENTITLEMENT_CREATE create"),
-    ("discord", of_discord("LOBBY_MESSAGE_DELETE", id="14"), "message 14 LOBBY_MESSAGE_DELETE delete"),
-    ("docusign", of_docusign("envelope-completed", envelopeId="e1"), "envelope e1 envelope-completed update"),
-    ("docusign", of_docusign("template-deleted", templateId="t1"), "template t1 template-deleted delete"),
-    ("github issues", of_github(action="opened", issue={"id": 44}), "issue 44 issues.opened create"),
+    ("auth0", [make_auth0("ss", user_id="auth0|5f")], "user auth0|5f ss create"),
+    ("auth0", make_auth0("sapi"), "- - sapi other"),
+    ("discord", make_discord("APPLICATION_AUTHORIZED", user={"id": "7"}), "user 7 APPLICATION_AUTHORIZED other"),
+    ("discord", make_discord("ENTITLEMENT_CREATE", id="12", user_id="1"), "entitlement 12 ENTITLEMENT_CREATE create"),
+    ("discord", make_discord("LOBBY_MESSAGE_DELETE", id="14"), "message 14 LOBBY_MESSAGE_DELETE delete"),
+    ("docusign", make_docusign("envelope-completed", envelopeId="e1"), "envelope e1 envelope-completed update"),
+    ("docusign", make_docusign("template-deleted", templateId="t1"), "template t1 template-deleted delete"),
+    ("github issues", make_github(action="opened", issue={"id": 44}), "issue 44 issues.opened create"),
     (
         "github issue_comment",
-        of_github(action="edited", issue={"id": 1}, comment={"id": 7}),
+        make_github(action="edited", issue={"id": 1}, comment={"id": 7}),
         "issue_comment 7 issue_comment.edited update",
     ),
-    ("github push", of_github(ref="refs/heads/x"), "repository 186853002 push other"),
-    ("github membership", of_github(action="removed", team={"id": 2}), "team 2 membership.removed delete"),
-    ("github alert", of_github(action="fixed", alert={"number": 3}), "repository 186853002 alert.fixed other"),
-    ("github ping", of_github(zen="Keep it.", hook_id=1), "repository 186853002 ping other"),
+    ("github push", make_github(ref="refs/heads/x"), "repository 186853002 push other"),
+    ("github membership", make_github(action="removed", team={"id": 2}), "team 2 membership.removed delete"),
+    ("github alert", make_github(action="fixed", alert={"number": 3}), "repository 186853002 alert.fixed other"),
+    ("github ping", make_github(zen="Keep it.", hook_id=1), "repository 186853002 ping other"),
     (
         "gitlab",
         {"object_kind": "issue", "object_attributes": OPEN, "project": {"id": 1}},
@@ -151,24 +151,28 @@ ONE: list[tuple[str, Any, str]] = [
         {"object_kind": "merge_request", "object_attributes": {"id": 99, "action": "merge"}},
         "merge_request 99 merge_request.merge update",
     ),
-    ("hubspot", of_hubspot("contact.propertyChange", objectId=1), "contact 1 contact.propertyChange update"),
-    ("hubspot", of_hubspot("object.creation", objectTypeId="0-1", objectId=5), "0-1 5 object.creation create"),
-    ("hubspot", of_hubspot("contact.associationChange", fromObjectId=9), "contact 9 contact.associationChange update"),
-    ("jira", of_jira("jira:issue_updated", issue={"id": "99", "key": "J-1"}), "issue 99 jira:issue_updated update"),
-    ("jira", of_jira("user_deleted", user={"accountId": "5b1:0"}), "user 5b1:0 user_deleted delete"),
-    ("jira", of_jira("issuelink_created", issueLink={"id": 10}), "issuelink 10 issuelink_created create"),
+    ("hubspot", make_hubspot("contact.propertyChange", objectId=1), "contact 1 contact.propertyChange update"),
+    ("hubspot", make_hubspot("object.creation", objectTypeId="0-1", objectId=5), "0-1 5 object.creation create"),
+    (
+        "hubspot",
+        make_hubspot("contact.associationChange", fromObjectId=9),
+        "contact 9 contact.associationChange update",
+    ),
+    ("jira", make_jira("jira:issue_updated", issue={"id": "99", "key": "J-1"}), "issue 99 jira:issue_updated update"),
+    ("jira", make_jira("user_deleted", user={"accountId": "5b1:0"}), "user 5b1:0 user_deleted delete"),
+    ("jira", make_jira("issuelink_created", issueLink={"id": 10}), "issuelink 10 issuelink_created create"),
     (
         "keycloak",
-        of_keycloak("admin.USER-CREATE", operationType="CREATE", resourcePath="users/9f2"),
+        make_keycloak("admin.USER-CREATE", operationType="CREATE", resourcePath="users/9f2"),
         "users 9f2 admin.USER-CREATE create",
     ),
     (
         "keycloak",
-        of_keycloak("admin.ROLE-DELETE", operationType="DELETE", resourcePath="users/9f2/role-mappings/realm"),
+        make_keycloak("admin.ROLE-DELETE", operationType="DELETE", resourcePath="users/9f2/role-mappings/realm"),
         "users 9f2 admin.ROLE-DELETE update",
     ),
-    ("keycloak", of_keycloak("access.LOGIN"), "users u1 access.LOGIN other"),
-    ("keycloak", of_keycloak("access.UPDATE_PROFILE", error="invalid"), "users u1 access.UPDATE_PROFILE other"),
+    ("keycloak", make_keycloak("access.LOGIN"), "users u1 access.LOGIN other"),
+    ("keycloak", make_keycloak("access.UPDATE_PROFILE", error="invalid"), "users u1 access.UPDATE_PROFILE other"),
     ("linear", {"action": "update", "type": "Issue", **DATED, "data": {"id": "21"}}, "Issue 21 Issue.update update"),
     (
         "linear",
@@ -186,31 +190,35 @@ ONE: list[tuple[str, Any, str]] = [
         {"value": [{"lifecycleEvent": "subscriptionRemoved", "subscriptionId": "7f10"}]},
         "subscription 7f10 subscription.subscriptionRemoved other",
     ),
-    ("notion", of_notion("page.properties_updated"), "page 15 page.properties_updated update"),
-    ("notion", of_notion("page.undeleted"), "page 15 page.undeleted create"),
+    ("notion", make_notion("page.properties_updated"), "page 15 page.properties_updated update"),
+    ("notion", make_notion("page.undeleted"), "page 15 page.undeleted create"),
     ("notion", {"verification_token": "secret_tMrl"}, "- - verification_token other"),
     ("sendgrid", [SENDGRID], "message 14c5d75ce93 open update"),
     ("shopify", {"id": 820982911946154508}, "Product 820982911946154508 Product/update update"),
-    ("slack", of_slack("message", subtype="channel_join", channel="C1"), "channel C1 message.channel_join other"),
-    ("slack", of_slack("user_change", user={"id": "U2"}), "user U2 user_change update"),
-    ("slack", of_slack("team_join", user={"id": "U3"}), "user U3 team_join other"),
-    ("slack", of_slack("channel_rename", channel={"id": "C2"}), "channel C2 channel_rename update"),
-    ("slack", of_slack("channel_deleted", channel="C3"), "channel C3 channel_deleted delete"),
-    ("slack", of_slack("reaction_added", item={"channel": "C4", "ts": "1"}), "channel C4 reaction_added create"),
-    ("slack", of_slack("file_shared", file_id="F1"), "file F1 file_shared other"),
-    ("slack", of_slack("app_uninstalled"), "team T1 app_uninstalled other"),
-    ("slack", of_slack("link_shared"), "- - link_shared other"),
+    ("slack", make_slack("message", subtype="channel_join", channel="C1"), "channel C1 message.channel_join other"),
+    ("slack", make_slack("user_change", user={"id": "U2"}), "user U2 user_change update"),
+    ("slack", make_slack("team_join", user={"id": "U3"}), "user U3 team_join other"),
+    ("slack", make_slack("channel_rename", channel={"id": "C2"}), "channel C2 channel_rename update"),
+    ("slack", make_slack("channel_deleted", channel="C3"), "channel C3 channel_deleted delete"),
+    ("slack", make_slack("reaction_added", item={"channel": "C4", "ts": "1"}), "channel C4 reaction_added create"),
+    ("slack", make_slack("file_shared", file_id="F1"), "file F1 file_shared other"),
+    ("slack", make_slack("app_uninstalled"), "team T1 app_uninstalled other"),
+    ("slack", make_slack("link_shared"), "- - link_shared other"),
     ("slack", {"type": "app_rate_limited", "team_id": "T1", "minute_rate_limited": 1}, "- - app_rate_limited other"),
     (
         "square",
         {**SQUARE, "type": "customer.deleted", "data": {"type": "customer", "id": "J"}},
         "customer J customer.deleted delete",
     ),
-    ("zendesk", of_zendesk("user.active_changed", "user:65"), "user 65 zen:event-type:user.active_changed update"),
-    ("zendesk", of_zendesk("ticket.comment_added", "ticket:3"), "ticket 3 zen:event-type:ticket.comment_added update"),
-    ("zendesk", of_zendesk("ticket.soft_deleted", "ticket:3"), "ticket 3 zen:event-type:ticket.soft_deleted delete"),
-    ("zoom", of_zoom("meeting.started", id="69", uuid="4118=="), "meeting 69 meeting.started other"),
-    ("zoom", of_zoom("user.created", uuid="u=="), "user u== user.created create"),
+    ("zendesk", make_zendesk("user.active_changed", "user:65"), "user 65 zen:event-type:user.active_changed update"),
+    (
+        "zendesk",
+        make_zendesk("ticket.comment_added", "ticket:3"),
+        "ticket 3 zen:event-type:ticket.comment_added update",
+    ),
+    ("zendesk", make_zendesk("ticket.soft_deleted", "ticket:3"), "ticket 3 zen:event-type:ticket.soft_deleted delete"),
+    ("zoom", make_zoom("meeting.started", id="69", uuid="4118=="), "meeting 69 meeting.started other"),
+    ("zoom", make_zoom("user.created", uuid="u=="), "user u== user.created create"),
 ]
 HEADERS = {
     "github": {"X_GitHub_Delivery": "72d3162e"},
@@ -226,7 +234,7 @@ def test_one_event(preset: str, payload: object, expected: str) -> None:
     name, _, event = preset.partition(" ")
     headers = HEADERS.get(name, {}) | ({"X_GitHub_Event": event} if event else {})
     (identity,) = read(name, payload, **headers)
-    assert told(identity) == expected
+    assert describe(identity) == expected
     assert identity.part is None, "one event is stored byte for byte"
     if name in {"github", "gitlab"}:
         assert (identity.key_parts, identity.occurred_ns) == (tuple(headers.values())[:1], ARRIVAL)
@@ -261,7 +269,7 @@ def test_one_event(preset: str, payload: object, expected: str) -> None:
 )
 def test_one_form(preset: str, form: str, expected: str) -> None:
     (identity,) = read_bytes(preset, form.encode(), X_GitHub_Event="team", X_GitHub_Delivery="1")
-    assert told(identity) == expected
+    assert describe(identity) == expected
     assert preset != "slack" or identity.event_id in {"13345224609.8534", "1.2"}
 
 
@@ -275,15 +283,15 @@ def test_an_event_without_its_headers_is_refused() -> None:
 def test_stripe_with_a_snapshot_and_thin() -> None:
     snapshot = {"id": "evt_1", "created": 1_686_089_970, "type": "setup_intent.created"}
     (identity,) = read("stripe", {**snapshot, "data": {"object": {"id": "seti_1", "object": "setup_intent"}}})
-    assert told(identity) == "setup_intent seti_1 setup_intent.created create"
+    assert describe(identity) == "setup_intent seti_1 setup_intent.created create"
     assert identity.occurred_ns == 1_686_089_970 * 10**9
     about = {"related_object": {"id": "mtr_1", "type": "billing.meter"}}
     thin = {"id": "evt_2", "object": "v2.core.event", "type": "v1.error", "created": "2024-09-26T17:46:22.134Z"}
     (identity,) = read("stripe", {**thin, **about})
-    assert told(identity) == "billing.meter mtr_1 v1.error other"
+    assert describe(identity) == "billing.meter mtr_1 v1.error other"
     assert identity.occurred_ns == parse_rfc3339("2024-09-26T17:46:22.134Z")
     (without,) = read("stripe", {**thin, "related_object": None})
-    assert told(without) == "- - v1.error other"
+    assert describe(without) == "- - v1.error other"
     connect = {"id": "evt_2", "type": "coupon.updated", "created": 1_686_089_970, "account": "acct_1"}
     (shared,) = read("stripe", {**connect, "data": {"object": {"id": "SUMMER", "object": "coupon"}}})
     assert shared.entity_id == "acct_1/SUMMER", "merchants choose such ids themselves"
@@ -292,23 +300,23 @@ def test_stripe_with_a_snapshot_and_thin() -> None:
 def test_gitlab_before_its_idempotency_keys_is_told_apart_by_its_body() -> None:
     (older,), (again,) = (read("gitlab", {"object_kind": "push"}) for _ in range(2))
     assert (older.key_parts, older.event_id) == (again.key_parts, None)
-    assert keys("gitlab", {"object_kind": "push"}, {"object_kind": "build"}) == 2
+    assert count_keys("gitlab", {"object_kind": "push"}, {"object_kind": "build"}) == 2
 
 
 def test_shopify_with_the_older_spelling_of_its_headers() -> None:
     at = "2023-03-29T18:00:27.877041743Z"
     headers = {"X_Shopify_Topic": "orders/cancelled", "X_Shopify_Webhook_Id": "b5", "X_Shopify_Triggered_At": at}
     (identity,) = read("shopify", {"id": 8}, **headers)
-    assert told(identity) == "orders 8 orders/cancelled other"
+    assert describe(identity) == "orders 8 orders/cancelled other"
     assert identity.occurred_ns == parse_rfc3339(at)
 
 
 def test_a_message_of_google_may_have_no_body_and_a_renewed_channel_counts_anew() -> None:
     sync = {"X_Goog_Channel_ID": "c", "X_Goog_Message_Number": "1", "X_Goog_Resource_State": "sync"}
     (identity,) = read_bytes("google", b"", **sync)
-    assert (told(identity), identity.key_parts) == ("- - sync other", ("c", "1"))
+    assert (describe(identity), identity.key_parts) == ("- - sync other", ("c", "1"))
     (update,) = read("google", {}, **{**sync, "X_Goog_Resource_State": "update"}, X_Goog_Resource_ID="ret9")
-    assert told(update) == "resource ret9 update update"
+    assert describe(update) == "resource ret9 update update"
     found = [
         read("google", {}, **sync, X_Goog_Channel_Expiration=f"Tue, {day} Nov 2013 01:13:52 GMT")[0].key_parts
         for day in (19, 19, 20)
@@ -317,35 +325,35 @@ def test_a_message_of_google_may_have_no_body_and_a_renewed_channel_counts_anew(
 
 
 def test_a_retry_of_hubspot_or_docusign_counts_its_attempts_and_is_the_same_event() -> None:
-    (hub,) = of_hubspot("contact.creation", objectId=1)
-    assert keys("hubspot", [hub], [{**hub, "attemptNumber": 3}]) == 1
-    assert keys("docusign", *(of_docusign("envelope-sent", n, envelopeId="e1") for n in (0, 2))) == 1
+    (hub,) = make_hubspot("contact.creation", objectId=1)
+    assert count_keys("hubspot", [hub], [{**hub, "attemptNumber": 3}]) == 1
+    assert count_keys("docusign", *(make_docusign("envelope-sent", n, envelopeId="e1") for n in (0, 2))) == 1
 
 
 def test_events_of_hubspot_with_one_id_are_told_apart_by_account_object_and_property() -> None:
-    """An `eventId` is not unique, and one app hears of all accounts that have installed it."""
-    (one,) = of_hubspot("contact.propertyChange", objectId=1, portalId=1, propertyName="email", subscriptionId=25)
+    """An `eventId` is not unique, and one app receives the events of all accounts."""
+    (one,) = make_hubspot("contact.propertyChange", objectId=1, portalId=1, propertyName="email", subscriptionId=25)
     others = [{**one, name: "2"} for name in ("portalId", "objectId", "propertyName", "subscriptionId", "eventId")]
-    assert keys("hubspot", [one], others) == 1 + len(others)
-    linked = [of_hubspot("contact.associationChange", fromObjectId=1, toObjectId=n) for n in (2, 3)]
-    assert keys("hubspot", *linked) == 2
+    assert count_keys("hubspot", [one], others) == 1 + len(others)
+    linked = [make_hubspot("contact.associationChange", fromObjectId=1, toObjectId=n) for n in (2, 3)]
+    assert count_keys("hubspot", *linked) == 2
 
 
 def test_events_without_an_id_are_told_apart_by_their_bodies() -> None:
-    assert keys("docusign", *(of_docusign("click-agreed", agreementId=each) for each in "ab")) == 2
-    assert keys("discord", *(of_discord("APPLICATION_AUTHORIZED", user={"id": each}) for each in "ab")) == 2
-    joined = [of_zoom("meeting.participant_joined", id="1", participant={"user_id": each}) for each in "ab"]
+    assert count_keys("docusign", *(make_docusign("click-agreed", agreementId=each) for each in "ab")) == 2
+    assert count_keys("discord", *(make_discord("APPLICATION_AUTHORIZED", user={"id": each}) for each in "ab")) == 2
+    joined = [make_zoom("meeting.participant_joined", id="1", participant={"user_id": each}) for each in "ab"]
     assert len({read("zoom", each)[0].key_parts for each in joined}) == 2
 
 
 def test_a_time_of_discord_without_an_offset_is_utc() -> None:
-    (identity,) = read("discord", of_discord("APPLICATION_AUTHORIZED"))
+    (identity,) = read("discord", make_discord("APPLICATION_AUTHORIZED"))
     assert identity.occurred_ns == parse_rfc3339("2024-10-18T14:42:53.064834Z")
 
 
 def test_twilio_takes_nothing_but_forms_as_nothing_else_would_be_signed() -> None:
     with pytest.raises(UnsupportedType):
-        PRESETS["twilio"].check_type(a_request("twilio", b"{}", JSON))
+        PRESETS["twilio"].check_type(make_request("twilio", b"{}", JSON))
 
 
 # --- several events in one request
@@ -354,12 +362,12 @@ def test_twilio_takes_nothing_but_forms_as_nothing_else_would_be_signed() -> Non
 LISTS = [("auth0", ()), ("hubspot", ()), ("sendgrid", ()), ("msgraph", ("value",)), ("okta", ("data", "events"))]
 
 
-def wrapped(path: tuple[str, ...], events: object) -> object:
-    return {path[0]: wrapped(path[1:], events), "more": 1.10} if path else events
+def wrap(path: tuple[str, ...], events: object) -> object:
+    return {path[0]: wrap(path[1:], events), "more": 1.10} if path else events
 
 
 def events_of_sample(preset: str, path: tuple[str, ...]) -> list[object]:
-    """Three events as they stand in the samples of the preset."""
+    """Return three events from the samples of the preset."""
     sample, found = PRESETS[preset].sample, []
     assert sample is not None
     for each in "abc":
@@ -373,9 +381,9 @@ def events_of_sample(preset: str, path: tuple[str, ...]) -> list[object]:
 @pytest.mark.parametrize(("preset", "path"), LISTS)
 def test_of_several_events_each_is_stored_with_what_stands_around_it(preset: str, path: tuple[str, ...]) -> None:
     events = events_of_sample(preset, path)
-    found = read(preset, wrapped(path, events))
+    found = read(preset, wrap(path, events))
     assert [each.entity_id for each in found] == ["a", "b", "c"]
-    assert [json.loads(each.part or b"") for each in found] == [wrapped(path, [event]) for event in events]
+    assert [json.loads(each.part or b"") for each in found] == [wrap(path, [event]) for event in events]
     assert len({each.key_parts for each in found} | {each.part for each in found}) >= 3
 
 
@@ -383,14 +391,14 @@ def test_of_several_events_each_is_stored_with_what_stands_around_it(preset: str
 @pytest.mark.parametrize(("preset", "path"), LISTS)
 def test_a_list_of_anything_but_events_is_refused_whole(preset: str, path: tuple[str, ...], events: object) -> None:
     with pytest.raises((InvalidEvent, Unreadable)):
-        read(preset, wrapped(path, events))
+        read(preset, wrap(path, events))
 
 
 def test_a_broken_event_or_one_too_many_refuses_the_good_ones_beside_it() -> None:
     (event, *_) = events_of_sample("okta", ("data", "events"))
     for events in ([event, {}], [event] * (MOST_EVENTS + 1)):
         with pytest.raises(InvalidEvent):
-            read("okta", wrapped(("data", "events"), events))
+            read("okta", wrap(("data", "events"), events))
 
 
 def test_an_event_of_okta_is_about_its_target_and_does_nothing_where_it_failed() -> None:
@@ -404,7 +412,7 @@ def test_an_event_of_okta_is_about_its_target_and_does_nothing_where_it_failed()
     }
     session = {name: member[name] for name in ("uuid", "published", "actor")} | {"eventType": "user.session.start"}
     failed = {**member, "eventType": "user.lifecycle.create", "outcome": {"result": "FAILURE"}}
-    assert [told(each) for each in read("okta", {"data": {"events": [member, session, failed]}})] == [
+    assert [describe(each) for each in read("okta", {"data": {"events": [member, session, failed]}})] == [
         "UserGroup 00g1 group.user_membership.remove update",
         "User 00u1 user.session.start other",
         "User 00u2 user.lifecycle.create other",
@@ -420,7 +428,7 @@ def test_a_batch_of_cloudevents_keeps_the_bytes_of_each() -> None:
     body += b'{"specversion": "1.0", "id": "2", "source": "/s", "type": "a.b.deleted", "subject": "x"}]'
     first, second = read_bytes("cloudevents", body, media)
     assert first.part == b'{"specversion":"1.0","id":"1","source":"/s","type":"a.b.created","data":1.10}'
-    assert told(second) == "a.b x a.b.deleted delete"
+    assert describe(second) == "a.b x a.b.deleted delete"
     assert read_bytes("cloudevents", b"[]", media) == ()
 
 
@@ -431,8 +439,8 @@ def test_the_library_of_cloudevents_writes_binary_and_structured_events(write: C
         "subject": "7", "time": datetime(2018, 4, 5, 3, 56, 24, tzinfo=UTC), "datacontenttype": "application/json",
     }  # fmt: skip
     message = write(CloudEvent(attributes=attributes, data={"a": 1}))
-    (identity,) = PRESETS["cloudevents"].read(a_request("cloudevents", message.body, message.headers), None)
-    assert told(identity) == "com.example.order 7 com.example.order.updated update"
+    (identity,) = PRESETS["cloudevents"].read(make_request("cloudevents", message.body, message.headers), None)
+    assert describe(identity) == "com.example.order 7 com.example.order.updated update"
     assert identity.key_parts == ("/mycontext/sub context €", "1234")
     assert identity.occurred_ns == 1_522_900_584_000_000_000
 
@@ -471,7 +479,7 @@ def custom(
 ) -> tuple[Identity, ...]:
     source = Source(name="acme", preset="custom", auth=NoAuth(), event=fields)
     given = {name.replace("_", "-"): value for name, value in headers.items()}
-    raw = a_request("acme", json.dumps(payload).encode(), {**JSON, **given}, NOW + after)
+    raw = make_request("acme", json.dumps(payload).encode(), {**JSON, **given}, NOW + after)
     return preset_of(source).read(raw, None)
 
 
@@ -482,10 +490,10 @@ def test_a_custom_source_reads_what_its_expressions_find() -> None:
     )  # fmt: skip
     payload = {"event_id": 17, "order": {"id": 42}, "at": 1_767_225_600_123}
     (identity,) = custom(fields, payload, X_Acme_Event="order.updated")
-    assert told(identity) == "ORDER 42 order.updated update"
+    assert describe(identity) == "ORDER 42 order.updated update"
     assert (identity.key_parts, identity.occurred_ns) == (("17",), 1_767_225_600_123 * 10**6)
     (without,) = custom(fields, {**payload, "order": None}, X_Acme_Event="order.updated")
-    assert told(without) == "- - order.updated update"
+    assert describe(without) == "- - order.updated update"
 
 
 @pytest.mark.parametrize(
@@ -515,7 +523,7 @@ def test_items_of_a_custom_source_are_events_of_their_own_and_a_repeat_of_the_re
     assert len({*keys_of(fields, one, other)}) == 2, "though both items say the same"
     assert keys_of(fields, one) == keys_of(fields, one)
     (event,) = custom(fields, one)
-    assert (told(event), event.part) == ("C 1 updated other", b'{"type":"updated"}')
+    assert (describe(event), event.part) == ("C 1 updated other", b'{"type":"updated"}')
     shared = EventFields(type="item.type", items="body.events", id="body.delivery")
     body = {"delivery": "d1", "events": [{"type": "a"}, {"type": "b"}, {"type": "a"}]}
     assert len({*keys_of(shared, body)}) == 2, "items that share an id"

@@ -1,4 +1,4 @@
-"""Security event tokens, signed by the JWT library with keys that are made here, and attacks by way of keys (RFC 8725)."""
+"""Security event tokens signed with test keys, and attacks on their keys (RFC 8725)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from inbox.sources import PRESETS
 from inbox.sources.credentials import Verifier, verifier_of
 from tests.helpers.scripted import answer, serving
 from tests.sources import presenting
-from tests.sources.presenting import NOW, a_request
+from tests.sources.presenting import NOW, make_request
 
 PRESET = PRESETS["secevent"]
 ISSUER, AUDIENCE = "https://transmitter.okta.com", "https://receiverexample.com"
@@ -58,7 +58,7 @@ def jwks(**keys: Any) -> str:  # noqa: ANN401  # the library's keys have no comm
     return json.dumps({"keys": found})
 
 
-def a_token(key: Any, algorithm: str, kid: str | None = None, typ: str = "secevent+jwt", **claims: Any) -> bytes:  # noqa: ANN401
+def make_token(key: Any, algorithm: str, kid: str | None = None, typ: str = "secevent+jwt", **claims: Any) -> bytes:  # noqa: ANN401
     header = {"typ": typ, **({"kid": kid} if kid else {})}
     made = {name: value for name, value in {**CLAIMS, **claims}.items() if value is not None}
     return jwt.encode(made, key, algorithm=algorithm, headers=header).encode()
@@ -72,17 +72,17 @@ def segment(value: object) -> bytes:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
 
 
-def verifier(*secrets: Secret) -> Verifier:
+def trust(*secrets: Secret) -> Verifier:
     source = Source(name="signals", preset="secevent", secrets=list(secrets), issuer=ISSUER, audience=AUDIENCE)
     return verifier_of(source, PRESET, {})
 
 
-def raw(body: bytes) -> RawRequest:
-    return a_request("signals", body, {"Content-Type": "application/secevent+jwt"})
+def as_request(body: bytes) -> RawRequest:
+    return make_request("signals", body, {"Content-Type": "application/secevent+jwt"})
 
 
-def why_refused(asked: Verifier, body: bytes) -> str | None:
-    return presenting.why_refused(asked, raw(body))
+def find_refusal(asked: Verifier, body: bytes) -> str | None:
+    return presenting.find_refusal(asked, as_request(body))
 
 
 ALL = Secret(jwks(r=RSA, e=EC, d=ED))
@@ -93,9 +93,9 @@ ALL = Secret(jwks(r=RSA, e=EC, d=ED))
     [(RSA, "RS256", "r"), (RSA, "PS512", "r"), (EC, "ES256", "e"), (ED, "EdDSA", "d"), (EC, "ES256", None)],
 )
 def test_a_token_is_let_in_and_read(key: Any, algorithm: str, kid: str | None) -> None:  # noqa: ANN401
-    body = a_token(key, algorithm, kid)
-    assert why_refused(verifier(ALL), body + b"\n") is None
-    (identity,) = PRESET.read(raw(body), None)
+    body = make_token(key, algorithm, kid)
+    assert find_refusal(trust(ALL), body + b"\n") is None
+    (identity,) = PRESET.read(as_request(body), None)
     assert (identity.entity_type, identity.entity_id) == ("subject", "okta-user-id1")
     assert (identity.event_type, identity.action) == (CHANGE, "delete")
     assert identity.key_parts == (ISSUER, "set-07efd930f0977e4fcc1149a733ce7f78")
@@ -105,33 +105,33 @@ def test_a_token_is_let_in_and_read(key: Any, algorithm: str, kid: str | None) -
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (a_token(STRANGE, "ES256", "e"), "InvalidSignature"),
-        (a_token(EC, "ES256", "r"), "no key that is valid now"),
-        (a_token(EC, "ES256", "unknown"), "no key that is valid now"),
-        (a_token(EC, "ES256", "e", iss="https://another.example.com"), "InvalidIssuer"),
-        (a_token(EC, "ES256", "e", aud="https://another.example.com"), "InvalidAudience"),
-        (a_token(EC, "ES256", "e", iat=None), "MissingRequiredClaim"),
-        (a_token(EC, "ES256", "e", jti=None), "MissingRequiredClaim"),
-        (a_token(EC, "ES256", "e", iat=32_503_680_000), "ImmatureSignature"),
+        (make_token(STRANGE, "ES256", "e"), "InvalidSignature"),
+        (make_token(EC, "ES256", "r"), "no key that is valid now"),
+        (make_token(EC, "ES256", "unknown"), "no key that is valid now"),
+        (make_token(EC, "ES256", "e", iss="https://another.example.com"), "InvalidIssuer"),
+        (make_token(EC, "ES256", "e", aud="https://another.example.com"), "InvalidAudience"),
+        (make_token(EC, "ES256", "e", iat=None), "MissingRequiredClaim"),
+        (make_token(EC, "ES256", "e", jti=None), "MissingRequiredClaim"),
+        (make_token(EC, "ES256", "e", iat=32_503_680_000), "ImmatureSignature"),
         (jwt.encode(CLAIMS, None, algorithm="none").encode(), "no key that is valid now"),  # type: ignore[arg-type]
-        (b"", "no JWT"),
-        (b"a.b.c", "no JWT"),
-        (b"\xff.\xff.\xff", "no JWT"),
-        (b"." * 5_000, "no JWT"),
-        (segment({"alg": "ES256", "kid": []}) + b".e30.x", "no JWT"),
-        (segment({"alg": "ES256", "kid": {"e": 1}}) + b".e30.x", "no JWT"),
-        (segment({"alg": ["ES256"]}) + b".e30.x", "no JWT"),
-        (segment({"alg": "ES256", "x": "x" * 5_000}) + b".e30.x", "no JWT"),
+        (b"", "not a JWT"),
+        (b"a.b.c", "not a JWT"),
+        (b"\xff.\xff.\xff", "not a JWT"),
+        (b"." * 5_000, "not a JWT"),
+        (segment({"alg": "ES256", "kid": []}) + b".e30.x", "not a JWT"),
+        (segment({"alg": "ES256", "kid": {"e": 1}}) + b".e30.x", "not a JWT"),
+        (segment({"alg": ["ES256"]}) + b".e30.x", "not a JWT"),
+        (segment({"alg": "ES256", "x": "x" * 5_000}) + b".e30.x", "not a JWT"),
     ],
 )
 def test_a_token_that_proves_nothing_is_refused(body: bytes, why: str) -> None:
-    assert why in (why_refused(verifier(ALL), body) or "let in")
+    assert why in (find_refusal(trust(ALL), body) or "let in")
 
 
-def test_old_keys_are_good_until_their_end_and_a_token_without_one() -> None:
-    both = verifier(Secret(jwks(e=EC), not_after=NOW), Secret(jwks(r=RSA)))
-    assert why_refused(both, a_token(EC, "ES256", "e")) is not None
-    assert why_refused(both, a_token(RSA, "RS256", "r", exp=1_600_000_000)) is None
+def test_old_keys_are_valid_until_their_end_and_tokens_need_no_end() -> None:
+    both = trust(Secret(jwks(e=EC), not_after=NOW), Secret(jwks(r=RSA)))
+    assert find_refusal(both, make_token(EC, "ES256", "e")) is not None
+    assert find_refusal(both, make_token(RSA, "RS256", "r", exp=1_600_000_000)) is None
 
 
 @pytest.mark.parametrize(
@@ -146,21 +146,21 @@ def test_old_keys_are_good_until_their_end_and_a_token_without_one() -> None:
     ],
 )
 def test_a_subject_is_found_in_each_of_its_forms(claims: dict[str, Any], subject: str | None) -> None:
-    (identity,) = PRESET.read(raw(a_token(EC, "ES256", "e", **claims)), None)
+    (identity,) = PRESET.read(as_request(make_token(EC, "ES256", "e", **claims)), None)
     assert identity.entity_id == subject
 
 
 def test_the_times_of_a_token_may_have_fractions() -> None:
     claims: dict[str, Any] = {"iat": 1_615_305_159.25, "toe": None}
-    body = a_token(EC, "ES256", "e", **claims)
-    assert why_refused(verifier(ALL), body) is None
-    (identity,) = PRESET.read(raw(body), None)
+    body = make_token(EC, "ES256", "e", **claims)
+    assert find_refusal(trust(ALL), body) is None
+    (identity,) = PRESET.read(as_request(body), None)
     assert identity.occurred_ns == 1_615_305_159_250_000_000
 
 
 def test_a_token_without_events_is_refused_as_the_rfc_has_it() -> None:
     with pytest.raises(InvalidEvent, match="events"):
-        PRESET.read(raw(a_token(EC, "ES256", "e", events=None)), None)
+        PRESET.read(as_request(make_token(EC, "ES256", "e", events=None)), None)
     assert PRESET.rejection is not None
     status, body = PRESET.rejection(InvalidEvent("jti is missing", field="jti"))
     assert (status, json.loads(body)) == (400, {"err": "invalid_request", "description": "jti is missing"})
@@ -175,38 +175,38 @@ NO_KEY = "no key that is valid now has the token's kid and alg"
 
 
 def jwk(key: Any, **members: object) -> dict[str, object]:  # noqa: ANN401  # the library's keys have no common type
-    """A public key as a table, with these members besides."""
+    """Return a public key as a table with extra members."""
     (found,) = json.loads(jwks(k=key))["keys"]
     return {**{name: value for name, value in found.items() if name not in {"use", "key_ops"}}, **members}
 
 
-def document(*keys: object) -> Secret:
+def as_jwks(*keys: object) -> Secret:
     return Secret(json.dumps({"keys": keys}))
 
 
 def mistake(*secrets: Secret) -> str:
     with pytest.raises(ConfigError) as caught:
-        verifier(*secrets)
+        trust(*secrets)
     return str(caught.value)
 
 
-# --- what a key is for
+# --- the use of a key
 
 
 @pytest.mark.parametrize("algorithm", ["RS384", "RS512", "PS256", "PS384", "PS512"])
 def test_a_key_for_one_algorithm_verifies_no_other_of_its_kind(algorithm: str) -> None:
-    bound, free = verifier(document(jwk(RSA, alg="RS256"))), verifier(document(jwk(RSA)))
-    assert why_refused(bound, a_token(RSA, algorithm, "k")) == NO_KEY
-    assert why_refused(bound, a_token(RSA, "RS256", "k")) is None
-    assert why_refused(free, a_token(RSA, algorithm, "k")) is None
+    bound, free = trust(as_jwks(jwk(RSA, alg="RS256"))), trust(as_jwks(jwk(RSA)))
+    assert find_refusal(bound, make_token(RSA, algorithm, "k")) == NO_KEY
+    assert find_refusal(bound, make_token(RSA, "RS256", "k")) is None
+    assert find_refusal(free, make_token(RSA, algorithm, "k")) is None
 
 
 def test_a_curve_has_one_algorithm() -> None:
-    """RFC 7518 §3.4: a signature of P-384 under the name of another curve's algorithm is none."""
-    asked = verifier(document(jwk(P384), jwk(EC, kid="e")))
-    assert why_refused(asked, a_token(P384, "ES384", "k")) is None
-    _, rest = a_token(P384, "ES384", "k").split(b".", 1)
-    assert why_refused(asked, segment({"alg": "ES256", "kid": "k"}) + b"." + rest) == NO_KEY
+    """RFC 7518 §3.4: a P-384 signature under another curve's algorithm is invalid."""
+    asked = trust(as_jwks(jwk(P384), jwk(EC, kid="e")))
+    assert find_refusal(asked, make_token(P384, "ES384", "k")) is None
+    _, rest = make_token(P384, "ES384", "k").split(b".", 1)
+    assert find_refusal(asked, segment({"alg": "ES256", "kid": "k"}) + b"." + rest) == NO_KEY
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_curve_has_one_algorithm() -> None:
         ({"n": 7}, "can't be read"),
         ({"n": "!"}, "can't be read"),
         ({"e": "AQ"}, "can't be read"),
-        ({"kid": 7}, "kid that is no text"),
+        ({"kid": 7}, "kid that is not a text"),
         (jwk(WEAK), "has 1024 bits: an RSA key needs 2048 or more"),
     ],
 )
@@ -240,16 +240,16 @@ def test_a_key_that_is_for_something_else_is_not_used_and_alone_is_a_mistake(
     members: dict[str, object], why: str
 ) -> None:
     unfit = jwk(RSA, **members)
-    assert "[sources.signals] secrets: a JWKS document has no key that can be used: key 1" in mistake(document(unfit))
-    assert why in mistake(document(unfit))
-    assert why_refused(verifier(document(unfit, jwk(EC, kid="e"))), a_token(RSA, "RS256", "k")) == NO_KEY
+    assert "[sources.signals] secrets: a JWKS document has no usable key: key 1" in mistake(as_jwks(unfit))
+    assert why in mistake(as_jwks(unfit))
+    assert find_refusal(trust(as_jwks(unfit, jwk(EC, kid="e"))), make_token(RSA, "RS256", "k")) == NO_KEY
 
 
 # --- documents
 
 
 def test_every_key_that_can_not_be_used_is_told_with_its_reason() -> None:
-    told = mistake(document({"kty": "oct", "kid": "shared", "k": "dG9wc2VjcmV0"}, 7, jwk(RSA, use="enc")))
+    told = mistake(as_jwks({"kty": "oct", "kid": "shared", "k": "dG9wc2VjcmV0"}, 7, jwk(RSA, use="enc")))
     assert "key 1 ('shared') is of type 'oct'" in told
     assert "key 2 is no table; key 3 ('k') has use 'enc'" in told
     assert "dG9wc2VjcmV0" not in told
@@ -258,8 +258,8 @@ def test_every_key_that_can_not_be_used_is_told_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("no key", "a secret is no JWKS document: it is not JSON"),
-        (pem(RSA), "a secret is no JWKS document: it is not JSON"),
+        ("no key", "a secret is not a JWKS document: it is not JSON"),
+        (pem(RSA), "a secret is not a JWKS document: it is not JSON"),
         ("{}", "it has no list of keys"),
         ('{"keys": 1}', "it has no list of keys"),
         ('{"keys": []}', "it has no list of keys"),
@@ -274,16 +274,16 @@ def test_a_text_that_is_no_key_is_a_mistake(text: str, why: str) -> None:
 
 def test_two_keys_with_one_id_are_both_tried() -> None:
     for keys in ((jwk(STRANGE), jwk(EC)), (jwk(EC), jwk(STRANGE)), (jwk(RSA), jwk(EC))):
-        assert why_refused(verifier(document(*keys)), a_token(EC, "ES256", "k")) is None
-    assert why_refused(verifier(document(jwk(STRANGE), jwk(RSA))), a_token(EC, "ES256", "k")) is not None
+        assert find_refusal(trust(as_jwks(*keys)), make_token(EC, "ES256", "k")) is None
+    assert find_refusal(trust(as_jwks(jwk(STRANGE), jwk(RSA))), make_token(EC, "ES256", "k")) is not None
 
 
-# --- what a token says of its key
+# --- headers of a token that concern its key
 
 
-def forged(header: dict[str, object]) -> Iterator[bytes]:
-    """Claims of the sender's under another header, with signatures that an attacker can make."""
-    _, claims, signature = a_token(RSA, "RS256", "k").split(b".")
+def forge_tokens(header: dict[str, object]) -> Iterator[bytes]:
+    """Yield the sender's claims under another header, with signatures that an attacker can make."""
+    _, claims, signature = make_token(RSA, "RS256", "k").split(b".")
     signed = b".".join((segment(header), claims))
     for secret in (pem(RSA).encode(), pem(RSA).strip().encode(), json.dumps(jwk(RSA)).encode(), b""):
         yield b".".join((signed, base64.urlsafe_b64encode(hmac.digest(secret, signed, "sha256")).rstrip(b"=")))
@@ -295,10 +295,10 @@ def forged(header: dict[str, object]) -> Iterator[bytes]:
     "algorithm",
     ["HS256", "hs256", "HS384", "none", "None", "nOnE", "", "RS1", "ES256", "ES256K", "EdDSA", "dir", "rs256"],
 )
-def test_another_algorithm_in_the_header_lets_nobody_in(algorithm: str) -> None:
-    asked = verifier(document(jwk(RSA), jwk(EC), jwk(ED)))
-    for token in forged({"alg": algorithm, "kid": "k"}):
-        assert why_refused(asked, token) is not None
+def test_another_algorithm_in_the_header_is_refused(algorithm: str) -> None:
+    asked = trust(as_jwks(jwk(RSA), jwk(EC), jwk(ED)))
+    for token in forge_tokens({"alg": algorithm, "kid": "k"}):
+        assert find_refusal(asked, token) is not None
 
 
 def test_a_key_that_the_token_brings_or_names_is_not_used_nor_fetched() -> None:
@@ -310,16 +310,16 @@ def test_a_key_that_the_token_brings_or_names_is_not_used_nor_fetched() -> None:
             {"kid": f"{theirs.url}/kid"},
             {"kid": "../../dev/null"},
         ):
-            claims = a_token(STRANGE, "ES256", "k").split(b".")[1]
+            claims = make_token(STRANGE, "ES256", "k").split(b".")[1]
             signed = segment({"alg": "ES256", "kid": "k", **header}) + b"." + claims
             algorithm = jwt.get_algorithm_by_name("ES256")
             signature = base64.urlsafe_b64encode(algorithm.sign(signed, STRANGE)).rstrip(b"=")
-            assert why_refused(verifier(document(jwk(EC))), signed + b"." + signature) is not None
+            assert find_refusal(trust(as_jwks(jwk(EC))), signed + b"." + signature) is not None
         assert theirs.seen == []
 
 
 @pytest.mark.parametrize("critical", [["exp"], ["acme"], [], "exp", [7]])
 def test_a_critical_header_that_is_not_known_is_refused(critical: object) -> None:
-    """RFC 7515 §4.1.11, also of the right sender."""
+    """RFC 7515 §4.1.11, even from the right sender."""
     token = jwt.encode(CLAIMS, EC, "ES256", headers={"kid": "k", "crit": critical, "acme": 1}).encode()
-    assert why_refused(verifier(document(jwk(EC))), token) is not None
+    assert find_refusal(trust(as_jwks(jwk(EC))), token) is not None

@@ -1,7 +1,7 @@
-"""For every preset that signs, a request that its provider (or the provider's own library) has signed.
+"""Requests signed by each provider or its own library, for every preset with a signature.
 
-What a provider publishes is here as it stands there. Where it publishes nothing, the request was signed by its library, or
-by plain HMAC as its documentation says, outside of this project's code.
+Published requests are copied unchanged. Others were signed by the provider's library, or by plain HMAC as its
+documentation says, outside this project's code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Vector(msgspec.Struct, frozen=True):
     preset: str
     secret: str
     signed: Mapping[str, str]
-    """Headers, besides the type of the body."""
+    """Headers except the content type."""
     body: bytes
     at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     source: str = ""
@@ -39,7 +39,7 @@ _SLACK_BODY = (
     b"803a0bc887a14d10d2c447fce8b6703c"
 )
 PUBLIC_URL = "https://hooks.example.com/webhooks/a"
-"""URL that the senders of these requests have called, where they sign it."""
+"""URL called by the senders that sign it."""
 _AT = datetime.fromtimestamp(1_614_265_330, UTC)
 _SQUARE_BODY = (
     b'{"merchant_id":"6SSW7HV8K2ST5","type":"payment.created","event_id":"13b867cf-db3d-4b1c-90b6-2f32a9d78124",'

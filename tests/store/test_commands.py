@@ -32,7 +32,7 @@ from relay.store.operator.plan import Bound, preview
 from relay.store.operator.selection import Act, Choice
 from relay.store.transaction import Transaction
 from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.locks import locked_by_a_person
+from tests.helpers.locks import lock_by_hand
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps
 from tests.helpers.storing import START, an_event, drop_checks
 from tests.helpers.webhooks import body
@@ -417,7 +417,7 @@ def test_an_event_that_arrives_after_a_command_was_asked_is_left_alone(steps: St
 def test_a_locked_route_stops_no_command_about_another(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["strict"]), an_event(2, "u2", routes=["latest"]))
     numbers = [ask(steps, "pause", Gate(route="latest")), ask(steps, "cancel", {"route": "latest"})]
-    with locked_by_a_person(steps.database.engine, "SELECT 1 FROM route_lock WHERE route = 'strict' FOR UPDATE"):
+    with lock_by_hand(steps.database.engine, "SELECT 1 FROM route_lock WHERE route = 'strict' FOR UPDATE"):
         work_on(steps)
         work_on(steps)
         assert [command(steps, number)["state"] for number in numbers] == ["done", "done"]
@@ -447,7 +447,7 @@ def test_a_command_that_meets_a_fault_keeps_none_behind_it_waiting_and_is_tried_
 def test_a_batch_that_waits_for_a_locked_row_is_split_so_that_all_before_it_is_done(steps: Steps) -> None:
     steps.dead(6)
     number = ask(steps, "replay", Selection(route="strict"))
-    with locked_by_a_person(steps.database.engine, "SELECT 1 FROM open_delivery WHERE seq = 4 FOR UPDATE"):
+    with lock_by_hand(steps.database.engine, "SELECT 1 FROM open_delivery WHERE seq = 4 FOR UPDATE"):
         work(steps)
         assert [state for _, _, state in steps.states()] == ["ready"] * 3 + ["dead"] * 3
         assert command(steps, number)["answer"].startswith("waits: ")
@@ -546,5 +546,5 @@ def test_a_dry_run_says_what_would_be_readmitted_and_changes_nothing(steps: Step
     steps.intake.reject(a_rejected(a_body(1)), a_rejected(b"{}"), a_rejected(a_body(1), source="gone"), a_rejected())
     row = readmit_all(steps, {"everything": True}, dry_run=True)
     assert (row["state"], row["matched"], as_json(row["sample"])["requests"][0]["id"]) == ("done", 1, 1)
-    assert "there is no such source in the configuration any more" in json.dumps(row["sample"])
+    assert "the source is no longer configured" in json.dumps(row["sample"])
     assert seqs(steps) == [None] * 4

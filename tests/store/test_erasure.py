@@ -30,7 +30,7 @@ from tests.core.test_lifecycle import EXAMPLES
 from tests.helpers import relaying
 from tests.helpers.agreement import decode
 from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
-from tests.helpers.planted import BODY, ID, OTHER, PERSON, TRACES, contents, live, of_person, traces_in
+from tests.helpers.planted import BODY, ID, OTHER, PERSON, TRACES, contents, live, make_personal_event, traces_in
 from tests.helpers.relaying import CONFIG, DONE, Steps
 from tests.helpers.storing import START, an_event
 from tests.store.conftest import differences, mend
@@ -135,8 +135,8 @@ def test_the_lane_of_the_same_id_at_another_source_stays(lived: Steps, engine: E
 
 def test_the_senders_repeat_is_a_duplicate_and_stores_nothing_of_the_person(lived: Steps, engine: Engine) -> None:
     erase(engine)
-    other_body = msgspec.structs.replace(of_person(3), body=BODY + b" ", body_sha256=b"\x09" * 32)
-    for event in (of_person(3), other_body):
+    other_body = msgspec.structs.replace(make_personal_event(3), body=BODY + b" ", body_sha256=b"\x09" * 32)
+    for event in (make_personal_event(3), other_body):
         assert lived.receive(event) == [None]
         assert lived.intake.repeat(event) == [3]
     repeats = lived.rows("SELECT seq, body FROM duplicate_request WHERE seq = 3")
@@ -146,7 +146,7 @@ def test_the_senders_repeat_is_a_duplicate_and_stores_nothing_of_the_person(live
 
 def test_later_events_are_new_data_and_can_be_erased_again(lived: Steps, engine: Engine, database: Database) -> None:
     erase(engine)
-    lived.arrive(of_person(20))
+    lived.arrive(make_personal_event(20))
     assert [seq for seq, _, _ in lived.states()] == [8, 9, 9]
     assert erase(engine).state == "refused"
     lived.record_all(lived.claim_due(100, "strict", "latest"))
@@ -193,7 +193,7 @@ def test_a_duplicate_that_was_stored_while_its_event_was_erased_keeps_no_body(li
 
 @pytest.mark.usefixtures("one_by_one")
 def test_an_event_that_arrives_between_plan_and_act_stops_it_and_is_said(lived: Steps, engine: Engine) -> None:
-    arrived = iter([of_person(30)])
+    arrived = iter([make_personal_event(30)])
     done = erase(engine, lambda: lived.arrive(*arrived))
     assert (done.state, done.affected, "seq 9" in str(done.answer)) == ("refused", 5, True)
     lived.do("DELETE FROM gate WHERE kind = 'entity'")  # it is paused
@@ -338,7 +338,9 @@ def test_nonsense_and_a_reason_with_the_id_are_refused(steps: Steps, selection: 
 def test_a_relay_counts_a_part_and_finds_an_open_delivery_of_any(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay plans and delivers in the same thread."""
     monkeypatch.setattr(erasure, "COUNTED_EVENTS", 2)
-    steps.receive(of_person(1), *(msgspec.structs.replace(of_person(n), enrolments=()) for n in (2, 3, 4)))
+    steps.receive(
+        make_personal_event(1), *(msgspec.structs.replace(make_personal_event(n), enrolments=()) for n in (2, 3, 4))
+    )
     assert "seq 1 on route latest" in carry_out(steps, ask(steps, OF_PERSON))["answer"]
     steps.do("DELETE FROM open_delivery")
     row = carry_out(steps, ask(steps, OF_PERSON, dry_run=True))
@@ -357,9 +359,9 @@ LARGE = BODY + b"\n" + b"".join(b"maria.meier@example.com %d " % n + os.urandom(
 def lived_large(lived: Steps) -> None:
     """The person's rows, among them many that fill pages of their own, and a large body."""
     large = msgspec.structs.replace(
-        of_person(40), body=LARGE, body_sha256=hashlib.sha256(LARGE).digest(), enrolments=()
+        make_personal_event(40), body=LARGE, body_sha256=hashlib.sha256(LARGE).digest(), enrolments=()
     )
-    lived.receive(large, *(msgspec.structs.replace(of_person(n), enrolments=()) for n in range(100, 400)))
+    lived.receive(large, *(msgspec.structs.replace(make_personal_event(n), enrolments=()) for n in range(100, 400)))
 
 
 def found_in(files: Iterable[Path]) -> dict[str, set[str]]:

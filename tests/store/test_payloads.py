@@ -24,7 +24,7 @@ from relay.store.duplicates import judge_duplicates
 from relay.store.operator import commands, execution
 from relay.store.reopen import keep_payloads
 from relay.store.retention import STEPS, Pruned
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, granted
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, grant_roles
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, prune
 from tests.helpers.storing import START, a_row, an_event
 from tests.helpers.tables import count, rows
@@ -297,7 +297,7 @@ STOPPING = (
 
 @pytest.mark.parametrize("role", ["reader", "reader_without_payloads", "operator", "receiver"])
 def test_no_other_role_can_lock_what_relays_take_in_turn(module_database_url: str, role: Role) -> None:
-    with granted(module_database_url, f"k{os.getpid()}") as roles:
+    with grant_roles(module_database_url, f"k{os.getpid()}") as roles:
         for table in ("payload_lock", "order_lock", "route_lock"):
             for statement in STOPPING:
                 assert not roles.allows(role, f"SET TRANSACTION READ WRITE; {statement.format(table=table)}"), statement
@@ -309,7 +309,7 @@ def test_no_mere_login_stops_replays_or_retention(lived_in: Steps, engine: Engin
         stand_still(transaction.connection)
         transaction.take_order_lock(keeps_payloads=True)
         assert count(engine, "pg_locks WHERE locktype = 'advisory'") == 0, "any login can hold those for good"
-    with granted(postgres_database_url, f"m{os.getpid()}") as roles, roles.connected("reader") as login:
+    with grant_roles(postgres_database_url, f"m{os.getpid()}") as roles, roles.connect("reader") as login:
         login.execute(b"BEGIN")
         for name in ("payload_lock", "order_lock", "open_delivery", "delivery_log", "inbox", "pruner", "pruning"):
             login.execute(f"SELECT * FROM {name} LIMIT 1".encode())

@@ -39,7 +39,7 @@ from relay.store.reads import OUTCOMES
 from relay.store.statement import Statement
 from tests.docs import cookbook
 from tests.helpers.storing import START
-from tests.helpers.tables import Node, explained, plan_nodes
+from tests.helpers.tables import Node, explain, plan_nodes
 
 pytestmark = pytest.mark.long
 
@@ -91,7 +91,7 @@ FRAGMENTS = {
         "now": f"CAST('{NOW}' AS timestamptz)",
         "numbers": f"generate_series(1, {EVENTS}) AS n",
         "routes": "ARRAY['crm']",
-        "body": "decode('00', 'hex')",
+        "body": "CAST(repeat(md5(CAST(n AS text)), 32) AS bytea)",  # as large as most: Postgres would read a tiny table whole
         "minute": "timestamptz '2020-01-01 00:00:00Z' + make_interval(mins => n)",
     },
     "sqlite": {
@@ -264,7 +264,7 @@ def parameters_of(statement: TextClause) -> dict[str, Any]:
 
 def custom_plan(connection: Connection, statement: TextClause) -> list[Node]:
     """Return the nodes of the plan for these parameters."""
-    return explained(connection, statement.text, parameters_of(statement))
+    return explain(connection, statement.text, parameters_of(statement))
 
 
 def generic_plan(connection: Connection, statement: TextClause) -> list[Node]:
@@ -315,7 +315,7 @@ def test_on_postgres_no_statement_reads_a_big_table_from_end_to_end(planned: Pla
 def test_no_query_of_the_page_for_dbas_reads_events_payloads_or_facts_whole(big_postgres: Engine) -> None:
     with big_postgres.connect() as connection:
         for question in cookbook.questions(POSTGRES):
-            found = explained(connection, question.statement.replace(":", "\\:"), {})
+            found = explain(connection, question.statement.replace(":", "\\:"), {})
             whole = {node["Relation Name"] for node in found if node["Node Type"].endswith("Seq Scan")}
             assert not {"inbox", "inbox_payload_1", "delivery_log"} & whole, question.text
 
@@ -421,7 +421,7 @@ def _few(statement: TextClause) -> dict[str, Any]:
 def test_on_postgres_status_reads_no_more_rows_than_it_counts(big_postgres: Engine, name: str) -> None:
     statement = BOUNDED[name](Sql(POSTGRES))
     with big_postgres.connect() as connection:
-        found = explained(connection, statement.text, _few(statement), options="ANALYZE, ")
+        found = explain(connection, statement.text, _few(statement), options="ANALYZE, ")
     of_tables = [node for node in found if node.get("Relation Name") in BIG]
     read = [node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) for node in of_tables]
     assert sum(read) <= 5 * FEW_ROWS, found

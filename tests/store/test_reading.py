@@ -24,7 +24,7 @@ from relay.store.reads import OUTCOMES, record_reveal, reveals_of
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.storing import START, a_rejected, an_event
-from tests.helpers.tables import counted_statements
+from tests.helpers.tables import record_statements
 from tests.helpers.waiting import stand_still
 
 # --- Rows that `inbox list`, `inbox show`, `inbox rejected` and `relay dead` read, on both databases
@@ -81,7 +81,7 @@ def test_a_listing_can_be_narrowed_by_state_time_and_error(engine: Engine, steps
 
 def test_events_that_lie_apart_are_read_by_one_statement(engine: Engine, steps: Steps) -> None:
     steps.receive(*(an_event(n, routes=["strict", "latest"]) for n in range(1, 41)))
-    with engine.connect() as connection, counted_statements() as seen:
+    with engine.connect() as connection, record_statements() as seen:
         found = listing.deliveries_of(connection, [40, 21, 20, 1])
         assert listing.deliveries_of(connection, []) == []
     assert [keys(rows) for rows in found] == [[(seq, "latest"), (seq, "strict")] for seq in (40, 21, 20, 1)]

@@ -28,7 +28,7 @@ from relay.store.operator import commands, execution
 from relay.store.operator.commands import Command
 from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of, state_of
 from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.locks import locked_by_a_person
+from tests.helpers.locks import lock_by_hand
 from tests.helpers.processes import Ended, invoke
 from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, DAY, DONE, HOPELESS, UNWELL, Steps, a_pruner, prune, work_of
 from tests.helpers.storing import START, a_fact, an_event
@@ -110,7 +110,7 @@ def test_payloads_go_while_their_events_stay_and_open_ones_keep_theirs(engine: E
 @pytest.mark.usefixtures("lived_in")
 def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
     """A replay shares the lock, then opens the delivery: its rows have to exist until it commits."""
-    with locked_by_a_person(engine, SHARE_PAYLOADS):
+    with lock_by_hand(engine, SHARE_PAYLOADS):
         happened = prune(engine, "payloads")
     assert not rows_gone(happened)
     assert rows_gone(prune(engine, "payloads"))
@@ -120,7 +120,7 @@ def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
 @pytest.mark.usefixtures("lived_in")
 def test_a_locked_fact_does_not_hold_up_steps_that_open_deliveries(engine: Engine) -> None:
     locking = "SELECT FROM delivery_log WHERE seq = 1 FOR UPDATE"
-    with locked_by_a_person(engine, locking), Database(engine).write() as deleting:
+    with lock_by_hand(engine, locking), Database(engine).write() as deleting:
         with Stopwatch() as watch, pytest.raises(OperationalError):
             STEPS["events"](deleting, NOW - timedelta(days=30), 0, 100)
         assert watch.seconds < 1
@@ -130,7 +130,7 @@ def test_a_locked_fact_does_not_hold_up_steps_that_open_deliveries(engine: Engin
 def test_rebuild_repairs_nothing_while_events_are_deleted(lived_in: Steps, engine: Engine) -> None:
     """It would take an event whose facts go at this moment for one that was never delivered."""
     lived_in.do("DELETE FROM open_delivery WHERE seq = 6")
-    with locked_by_a_person(engine, LOCK_PAYLOADS), pytest.raises(OperationalError):
+    with lock_by_hand(engine, LOCK_PAYLOADS), pytest.raises(OperationalError):
         mend(Database(engine))
     assert [each.finding for each in mend(Database(engine))] == ["missing"]
 
@@ -263,7 +263,7 @@ def test_a_row_that_can_not_be_deleted_is_skipped_and_named(full: Steps, engine:
 @ON_POSTGRES
 @pytest.mark.usefixtures("full")
 def test_a_row_that_a_person_has_locked_is_skipped_at_once(engine: Engine) -> None:
-    with locked_by_a_person(engine, "SELECT 1 FROM inbox WHERE seq = 77 FOR UPDATE"):
+    with lock_by_hand(engine, "SELECT 1 FROM inbox WHERE seq = 77 FOR UPDATE"):
         happened = prune(engine, "events")
         assert seqs(engine) == [77, 300]
     assert sum(each.passed_over for each in happened["events"]) == 1
@@ -426,7 +426,7 @@ def test_a_command_waits_for_the_rows_that_a_replay_uses(full: Steps, engine: En
     """It took the kind for pruned, and ended as done with nothing deleted."""
     full.clock.moment = SystemClock().now()
     work = ask_to_prune(full, "events")
-    with locked_by_a_person(engine, SHARE_PAYLOADS):
+    with lock_by_hand(engine, SHARE_PAYLOADS):
         waits = work()
     assert (waits.state, waits.affected, waits.answer) == ("running", 0, "waits: others use the rows, or prune")
     work()

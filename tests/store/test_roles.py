@@ -27,7 +27,7 @@ from inbox.errors import ConfigError, UnfitDatabase
 from inbox.events.timestamps import as_time
 from relay.store.database import Database
 from tests.helpers import databases
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, Granted, connect_postgres, granted
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, Granted, connect_postgres, grant_roles
 from tests.helpers.storing import Intake, an_event
 from tests.helpers.tables import rows
 from tests.helpers.waiting import be_patient, until
@@ -61,7 +61,7 @@ READ_BY_RECEIVER = {
 
 @pytest.fixture(scope="module")
 def roles(module_database_url: str) -> Iterator[Granted]:
-    with granted(module_database_url, f"t{os.getpid()}") as made:
+    with grant_roles(module_database_url, f"t{os.getpid()}") as made:
         yield made
 
 
@@ -138,7 +138,7 @@ ADD_LEAF = "SELECT inbox_payload_add_leaf({0}00001, {1}00001)"
 
 def test_a_relay_makes_and_expires_leaves_that_belong_to_the_owner(roles: Granted, module_engine: Engine) -> None:
     expire = "SELECT inbox_payload_expire_leaf('inbox_payload_1', now())"
-    with roles.connected("relay") as connection:
+    with roles.connect("relay") as connection:
         assert connection.execute(ADD_LEAF.format(1, 2).encode()).fetchone() == (True,)
         assert connection.execute(expire.encode()).fetchone()
     owners = rows(module_engine, "SELECT DISTINCT tableowner AS name FROM pg_tables WHERE tablename LIKE 'inbox%'")
@@ -152,7 +152,7 @@ def test_default_privileges_of_the_owner_do_not_apply_to_a_new_leaf(roles: Grant
     others = f"{roles.name('receiver')}, {roles.name('reader_without_payloads')}, PUBLIC"
     with contextlib.closing(connect_postgres(roles.server_url)) as admin:
         admin.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {others}".encode())
-        with roles.connected("relay") as connection:
+        with roles.connect("relay") as connection:
             assert connection.execute(ADD_LEAF.format(2, 3).encode()).fetchone() == (True,)
         admin.execute(f"ALTER DEFAULT PRIVILEGES REVOKE ALL ON TABLES FROM {others}".encode())
     for role in ("receiver", "reader_without_payloads"):
@@ -177,7 +177,7 @@ def test_a_right_that_was_given_by_hand_is_revoked(roles: Granted) -> None:
 
 def test_a_reader_of_events_may_run_the_view_of_bodies(roles: Granted, module_database_url: str) -> None:
     Intake(module_database_url).append(an_event(1))
-    with roles.connected("reader") as connection:
+    with roles.connect("reader") as connection:
         assert connection.execute("SELECT body FROM event").fetchone() == (an_event(1).body.decode(),)
     assert not roles.allows("reader_without_payloads", "SELECT body FROM event")
     assert roles.allows("reader_without_payloads", "SELECT seq, is_pruned FROM event")
@@ -196,7 +196,7 @@ def test_without_payloads_every_column_can_be_read_but_a_sender_s_words(roles: G
     columns = (
         "SELECT table_name || '.' || column_name FROM information_schema.columns WHERE table_schema = current_schema()"
     )
-    with roles.connected("reader_without_payloads") as connection, roles.connected("reader") as other:
+    with roles.connect("reader_without_payloads") as connection, roles.connect("reader") as other:
         readable = {name for (name,) in connection.execute(columns)}
         everything = {name for (name,) in other.execute(columns)}
     assert everything - readable == {
@@ -246,13 +246,13 @@ def settings_of_both(url: str) -> list[dict[str, str]]:
     async def read_receiver() -> dict[str, str]:
         made = engines.connect_async(url, application="tests")
         async with made.connect() as connection:
-            found = await connection.run_sync(databases.pinned, "statement_timeout")
+            found = await connection.run_sync(databases.read_pinned, "statement_timeout")
         await made.dispose()
         return found
 
     made = engines.connect(url, application="tests")
     with made.begin() as connection:
-        of_the_relay = databases.pinned(connection, "statement_timeout")
+        of_the_relay = databases.read_pinned(connection, "statement_timeout")
     made.dispose()
     return [of_the_relay, asyncio.run(read_receiver())]
 
@@ -380,12 +380,12 @@ def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(engine: 
 
 @ON_POSTGRES
 @pytest.mark.parametrize("granted", ["TABLES", "SEQUENCES"])
-def test_a_role_that_may_not_look_at_both_is_not_held_up(granted: str, engine: Engine) -> None:
+def test_a_role_that_may_not_look_at_both_is_not_held_up(grant_roles: str, engine: Engine) -> None:
     do(engine, EVENT, "SELECT setval('inbox_seq_seq', 1, false)")
     role = "of_no_program"
     with engine.connect() as connection:
         connection.execute(text(f"CREATE ROLE {role}"))  # rolled back: roles are shared by all databases
-        connection.execute(text(f"GRANT SELECT ON ALL {granted} IN SCHEMA public TO {role}"))
+        connection.execute(text(f"GRANT SELECT ON ALL {grant_roles} IN SCHEMA public TO {role}"))
         connection.execute(text(f"SET LOCAL ROLE {role}"))
         assert guarantees.differences(connection) == []
 

@@ -23,7 +23,7 @@ from relay.store.sequence import quarantine
 from relay.store.transaction import Transaction
 from tests.helpers import locks
 from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.locks import is_kept_waiting, lock, locked_by_a_person, locking
+from tests.helpers.locks import is_kept_waiting, lock, lock_by_hand, locking
 from tests.helpers.relaying import CONFIG, DONE, POLICIES, Steps, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import until
@@ -192,7 +192,7 @@ def test_a_route_that_stays_locked_rests_and_all_others_go_on_as_they_arrive(ste
 def test_a_locked_row_is_waited_for_once_for_long_and_then_shortly(steps: Steps) -> None:
     steps.receive(an_event(1))
     took = []
-    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 1 FOR UPDATE"):
+    with lock_by_hand(steps.database.engine, "SELECT seq FROM open_delivery WHERE seq = 1 FOR UPDATE"):
         for _ in range(3):
             began = time.monotonic()
             assert steps.sequence() == 0
@@ -209,7 +209,7 @@ def test_a_locked_row_is_waited_for_once_for_long_and_then_shortly(steps: Steps)
 def test_an_outcome_whose_row_is_locked_is_recorded_when_it_is_free_and_others_meanwhile(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}", routes=[route]) for n, route in enumerate(POLICIES, 1)))
     claimed = steps.claim_due()
-    with locked_by_a_person(steps.database.engine, "SELECT seq FROM open_delivery WHERE route = 'blocking' FOR UPDATE"):
+    with lock_by_hand(steps.database.engine, "SELECT seq FROM open_delivery WHERE route = 'blocking' FOR UPDATE"):
         assert {each.delivery.route for each in steps.record_all(claimed)} == POLICIES.keys() - {"blocking"}
         locked = [delivery for delivery in claimed if delivery.route == "blocking"]
         assert steps.record_all(locked) == []

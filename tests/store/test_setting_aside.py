@@ -29,7 +29,7 @@ from relay.store.operator import commands, execution
 from relay.store.work import in_parts
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.locks import Transactions, locked_by_a_person
+from tests.helpers.locks import Transactions, lock_by_hand
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching, work_of
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
@@ -157,7 +157,7 @@ def test_a_command_that_a_person_has_locked_is_skipped_until_it_is_free(steps: S
     steps.arrive(*TEN)
     commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
     working = execution.OpenCommands()
-    with locked_by_a_person(steps.database.engine, "SELECT 1 FROM relay_command FOR UPDATE"):
+    with lock_by_hand(steps.database.engine, "SELECT 1 FROM relay_command FOR UPDATE"):
         assert working.work(steps.work) == 0
     assert working.work(steps.work) == 10
 

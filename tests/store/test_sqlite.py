@@ -20,8 +20,8 @@ from relay.delivery.outcome import Failed
 from relay.delivery.policy import policies
 from relay.store.database import Database
 from tests.docs.pages import PAGES, blocks
-from tests.helpers.databases import opened
-from tests.helpers.machine import asked
+from tests.helpers.databases import open_engine
+from tests.helpers.machine import run_sqlite_shell
 from tests.helpers.receiver import a_link
 from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps, fill
 from tests.helpers.storing import an_event
@@ -34,7 +34,7 @@ from tests.store.conftest import differences
 
 @pytest.fixture
 def engine(sqlite_database_url: str) -> Iterator[Engine]:
-    with opened(sqlite_database_url) as made:
+    with open_engine(sqlite_database_url) as made:
         yield made
 
 
@@ -201,10 +201,10 @@ def test_each_backup_of_the_page_is_whole_while_others_write(lived_in: Steps, en
     _, where, command = shlex.split(line)
     copy = path_of(engine).with_name(name)
     lived_in.arrive(an_event(98))
-    assert asked(where.replace("inbox.db", str(path_of(engine))), command.replace(name, str(copy))) == ""
+    assert run_sqlite_shell(where.replace("inbox.db", str(path_of(engine))), command.replace(name, str(copy))) == ""
     lived_in.arrive(an_event(99))
-    assert asked(str(copy), "PRAGMA integrity_check; SELECT count(*) FROM inbox") == "ok\n14"
-    with opened(f"sqlite:///{copy}") as other:
+    assert run_sqlite_shell(str(copy), "PRAGMA integrity_check; SELECT count(*) FROM inbox") == "ok\n14"
+    with open_engine(f"sqlite:///{copy}") as other:
         restored = Steps(other)
         assert differences(restored.database) == []
         restored.attempt(DONE)

@@ -17,7 +17,7 @@ from inbox.db.dialect import POSTGRES, Sql, rows_param
 from relay.store import alert_conditions, audit, claim, deliveries, leases, sequence
 from relay.store.database import Database, ScanStarts
 from tests.helpers.relaying import DONE, record, work_of
-from tests.helpers.tables import explained
+from tests.helpers.tables import explain
 
 pytestmark = pytest.mark.long
 
@@ -73,7 +73,7 @@ def surprised(module_engine: Engine) -> Engine:
 
 def most_read(connection: Connection, statement: TextClause, parameters: dict[str, Any]) -> int:
     """The most rows that any node of the plan has read, those it left out included."""
-    return max(map(_read, explained(connection, statement.text, parameters, "ANALYZE, TIMING OFF, ")))
+    return max(map(_read, explain(connection, statement.text, parameters, "ANALYZE, TIMING OFF, ")))
 
 
 def _read(node: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""The vendors' own clients, connected to the services of the tests."""
+"""The vendors' own clients for the services of the tests."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def github_client(url: str) -> Iterator[Any]:
-    """PyPI githubkit: its models come from GitHub's OpenAPI description, and reject an answer that differs from it."""
-    from githubkit import GitHub, TokenAuthStrategy  # noqa: PLC0415  # 0.5 s, for those who use it
+    """Run PyPI githubkit, whose models from GitHub's OpenAPI description reject other responses."""
+    from githubkit import GitHub, TokenAuthStrategy  # noqa: PLC0415  # it takes 0.5 s
 
     with GitHub(
         TokenAuthStrategy(github_api.TOKEN), base_url=url, auto_retry=False, http_cache=False, trust_env=False
@@ -31,7 +31,7 @@ def github_client(url: str) -> Iterator[Any]:
 
 @contextmanager
 def hubspot_client(url: str) -> Iterator[Any]:
-    """PyPI hubspot-api-client, generated from HubSpot's OpenAPI description: its contacts."""
+    """Run PyPI hubspot-api-client, generated from HubSpot's OpenAPI description, for contacts."""
     from hubspot.crm import contacts  # noqa: PLC0415  # as above
 
     configuration = contacts.Configuration(host=url)
@@ -43,7 +43,7 @@ def hubspot_client(url: str) -> Iterator[Any]:
 
 @contextmanager
 def shopify_client(url: str) -> Iterator[Any]:
-    """PyPI ShopifyAPI, with a session for the shop at `url`."""
+    """Run PyPI ShopifyAPI with a session for the shop at `url`."""
     import shopify as library  # noqa: PLC0415  # as above
 
     first, _, rest = (urlsplit(url).hostname or "").partition(".")
@@ -56,7 +56,7 @@ def shopify_client(url: str) -> Iterator[Any]:
 
 
 class _ScimClient(BaseSyncSCIMClient):
-    """PyPI scim2-client over httpx: it rejects an answer that differs from the schemas of RFC 7643."""
+    """PyPI scim2-client over httpx, which rejects responses outside the schemas of RFC 7643."""
 
     def __init__(self, client: httpx.Client) -> None:
         super().__init__(provider=load_default_provider())
@@ -74,14 +74,14 @@ class _ScimClient(BaseSyncSCIMClient):
 
 @contextmanager
 def scim_client(url: str) -> Iterator[BaseSyncSCIMClient]:
-    """PyPI scim2-client for the bearer of the service's token."""
+    """Run PyPI scim2-client with the service's token."""
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {scim_api.TOKEN}"}, trust_env=False) as client:
         yield _ScimClient(client)
 
 
 def trivore_client(url: str) -> Any:  # noqa: ANN401  # the package has no types
-    """PyPI trivoreid, for the API client of the service."""
+    """Return PyPI trivoreid's client with the service's credentials."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # trivoreid 2.0.10 compares numbers with `is`
-        from trivoreid.client import TrivoreID  # noqa: PLC0415  # the warnings come with the first import
+        from trivoreid.client import TrivoreID  # noqa: PLC0415  # the first import warns
     return TrivoreID(path="/nowhere", server=url, client_id=trivore_api.CLIENT, client_secret=trivore_api.SECRET)

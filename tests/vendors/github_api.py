@@ -1,6 +1,6 @@
 """GitHub's REST API for the issues of repositories: https://docs.github.com/en/rest/issues/issues and its OpenAPI description.
 
-Pages have `Link` headers, and each answer has the rate limit's.
+Pages have `Link` headers, and each response has rate limit headers.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Issue = dict[str, Any]
 
 
 class GitHub(VendorService):
-    """Issues of any repository that `issue` has made, for the bearer of TOKEN."""
+    """Issues of the repositories made by `issue`, for the bearer of TOKEN."""
 
     def __init__(self) -> None:
         self._issues: dict[str, list[Issue]] = {}
         super().__init__()
 
     def issue(self, repository: str, title: str, *, body: str = "", labels: tuple[str, ...] = (), **more: Any) -> Issue:  # noqa: ANN401  # any JSON
-        """Open an issue in `repository`, such as `acme/shop`; `more` are further members."""
+        """Open an issue in `repository`, such as `acme/shop`; `more` adds members."""
         issues = self._issues.setdefault(repository, [])
         number, now = len(issues) + 1, self._tick()
         at = f"{self.url}/repos/{repository}/issues/{number}"
@@ -67,7 +67,7 @@ class GitHub(VendorService):
         return made
 
     def respond(self, asked: Asked) -> Act:
-        """Authenticate the caller, count the call, and answer."""
+        """Authenticate the caller and respond."""
         if asked.headers.get("authorization") not in {f"Bearer {TOKEN}", f"token {TOKEN}"}:
             return self._problem(401, "Bad credentials")
         if "user-agent" not in asked.headers:
@@ -81,7 +81,7 @@ class GitHub(VendorService):
             case "GET", ("repos", owner, name, "issues", number):
                 for issue in self._issues.get(f"{owner}/{name}", ()):
                     if str(issue["number"]) == number:
-                        return self._counted(200, issue)
+                        return self._answer_with_limits(200, issue)
         return self._problem(404, "Not Found")
 
     def _list(self, repository: str, query: dict[str, str]) -> Act:
@@ -96,9 +96,11 @@ class GitHub(VendorService):
         number = _FIRST_REPOSITORY + list(self._issues).index(repository)
         address = f"{self.url}/repositories/{number}/issues"  # GitHub's links go by id
         links = ", ".join(f'<{address}?{urlencode(query | {"page": n})}>; rel="{name}"' for name, n in shown.items())
-        return self._counted(200, found[(page - 1) * size : page * size], **({"link": links} if links else {}))
+        return self._answer_with_limits(
+            200, found[(page - 1) * size : page * size], **({"link": links} if links else {})
+        )
 
-    def _counted(self, status: int, body: object, **headers: str) -> Act:
+    def _answer_with_limits(self, status: int, body: object, **headers: str) -> Act:
         return answer_json(status, body, **self._limits(), **headers)
 
     def _problem(self, status: int, message: str) -> Act:

@@ -1,8 +1,7 @@
 """HubSpot's CRM API for contacts: https://developers.hubspot.com/docs/api-reference/crm-contacts-v3 and its OpenAPI description.
 
-A contact is `{id, properties, createdAt, updatedAt, archived}`; all properties are texts. `idProperty` names a property of
-unique values in place of the id. Listings and searches page by `paging.next.after`. A second contact with an email
-answers 409, an unknown property 400.
+A contact is `{id, properties, createdAt, updatedAt, archived}`, with text properties. `idProperty` names a unique property
+to use as the id. Listings and searches page by `paging.next.after`. A duplicate email answers 409, an unknown property 400.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from tests.vendors.service import Asked, VendorService, answer_json
 TOKEN = "hubspot-token"
 _STANDARD = {"email", "firstname", "lastname", "phone", "company", "createdate", "lastmodifieddate", "hs_object_id"}
 _SHOWN = ("createdate", "email", "firstname", "hs_object_id", "lastmodifieddate", "lastname")
-"""Properties that an answer has unless others are asked for."""
+"""Default properties of a response."""
 _LIMIT = {"x_hubspot_ratelimit_max": "190", "x_hubspot_ratelimit_remaining": "189"}
 _CORRELATION = "aeb5f871-7f07-4993-9211-075dc63e7cbf"
 
@@ -25,7 +24,7 @@ Contact = dict[str, Any]
 
 
 class HubSpot(VendorService):
-    """Contacts for the bearer of TOKEN. `unique` are the properties of an account's own whose values are unique."""
+    """Contacts for the bearer of TOKEN. `unique` names custom properties with unique values."""
 
     def __init__(self, *unique: str) -> None:
         self._contacts: dict[str, Contact] = {}
@@ -33,7 +32,7 @@ class HubSpot(VendorService):
         super().__init__()
 
     def respond(self, asked: Asked) -> Act:
-        """Authenticate the caller, and answer."""
+        """Authenticate the caller and respond."""
         if asked.headers.get("authorization") != f"Bearer {TOKEN}":
             return _problem(401, "INVALID_AUTHENTICATION", "Authentication credentials not found.")
         if asked.path[:4] != ("crm", "v3", "objects", "contacts"):
@@ -71,7 +70,7 @@ class HubSpot(VendorService):
 
     def _search(self, body: dict[str, Any]) -> Act:
         (only,) = [one for group in body["filterGroups"] for one in group["filters"]]
-        assert only["operator"] == "GTE", "a search by anything else is not in this service yet"
+        assert only["operator"] == "GTE", "this service searches by GTE alone"
         since = datetime.fromtimestamp(int(only["value"]) / 1000, UTC)
         found = [
             contact

@@ -1,6 +1,6 @@
 """Okta's API for users: https://developer.okta.com/docs/api/openapi/okta-management/management/tags/user.
 
-Lists go on by the `Link` header, whose `after` is opaque. A user that was deleted answers 404 with an `errorCode`.
+Lists page by the `Link` header, whose `after` is opaque. A deleted user answers 404 with an `errorCode`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Okta(VendorService):
         return self.users[number]
 
     def respond(self, asked: Asked) -> Act:
-        """Authenticate the caller, and answer."""
+        """Authenticate the caller and respond."""
         if asked.headers.get("authorization") != f"SSWS {TOKEN}":
             return _problem(401, "E0000011", "Invalid token provided")
         match asked.method, asked.path:

@@ -1,4 +1,4 @@
-"""The reader's own service: records of one kind, by plain REST. It finds by any field, and takes merge patches."""
+"""The reader's own service: records of one kind by plain REST, found by any field and changed by merge patches."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Records(VendorService):
 
     def __init__(self, kind: str, token: str) -> None:
         self.all: dict[str, Record] = {}
-        """The records, by their ids."""
+        """Records by id."""
         self._kind, self._token = kind, token
         super().__init__()
 
     def respond(self, asked: Asked) -> Act:
-        """Authenticate the caller, and answer."""
+        """Authenticate the caller and respond."""
         if asked.headers.get("authorization") != f"Bearer {self._token}":
             return answer_json(401, {"error": "unknown token"})
         match asked.method, asked.path:

@@ -1,4 +1,4 @@
-"""A SCIM 2.0 service (RFC 7643, RFC 7644) by other hands: PyPI scim2-server, in memory, on a real socket.
+"""An independent SCIM 2.0 service (RFC 7643, RFC 7644): PyPI scim2-server, in memory, on a real socket.
 
 It filters, sorts and pages by `startIndex` and `count`, patches, and has an ETag for each resource.
 """
@@ -26,7 +26,7 @@ TOKEN = "scim-token"
 
 
 class Scim:
-    """A running service: its URL, and what it was asked."""
+    """A running service, with its URL and its requests."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
@@ -34,7 +34,7 @@ class Scim:
         self._application = BearerTokenApplication(InMemoryStorage(), load_default_provider(), bearer_tokens=[TOKEN])
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Note a request, and answer it."""
+        """Record a request and respond."""
         target = environ["PATH_INFO"] + (f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else "")
         headers = {name[5:].lower().replace("_", "-"): value for name, value in environ.items() if name[:5] == "HTTP_"}
         headers["content-type"] = environ.get("CONTENT_TYPE", "")
@@ -44,12 +44,12 @@ class Scim:
 
     @property
     def asked(self) -> list[str]:
-        """Every request's method and target, in order."""
+        """Method and target of each request, in order."""
         return [f"{seen.method} {seen.target}" for seen in self.seen]
 
 
 class _Threading(ThreadingMixIn, WSGIServer):
-    """One thread for each request; closing waits for all."""
+    """A server with a thread for each request; closing waits for all."""
 
 
 class _Silent(WSGIRequestHandler):
@@ -58,7 +58,7 @@ class _Silent(WSGIRequestHandler):
 
 
 class AtRoot:
-    """A running service by the URL above its version."""
+    """A running service at the URL without its version."""
 
     def __init__(self, service: Scim) -> None:
         self.url, self.seen = service.url.removesuffix("/v2"), service.seen
@@ -66,7 +66,7 @@ class AtRoot:
 
 @contextmanager
 def serving_scim() -> Iterator[Scim]:
-    """A SCIM service as long as the block runs."""
+    """Run a SCIM service for the block."""
     service = Scim()
     with make_server("127.0.0.1", 0, service, server_class=_Threading, handler_class=_Silent) as server:
         service.url = f"http://127.0.0.1:{server.server_port}/v2"

@@ -1,4 +1,4 @@
-"""A vendor's service in memory, on a real socket. Each vendor answers as its published description says."""
+"""A vendor's service in memory, on a real socket, with responses as in its published description."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ JSON_TYPE = "application/json; charset=utf-8"
 
 
 class Asked(NamedTuple):
-    """A request, taken apart."""
+    """A parsed request."""
 
     method: str
     path: tuple[str, ...]
-    """Segments of the path, decoded."""
+    """Decoded segments of the path."""
     query: dict[str, str]
     headers: dict[str, str]
-    """Names in lower case."""
+    """Headers, with names in lower case."""
     body: Any
-    """The JSON of the body, or None."""
+    """JSON of the body, or None."""
 
 
 class Clock:
-    """The time of a service's changes: each has its own second. It stands in the past."""
+    """A clock in the past for a service's changes, each in its own second."""
 
     def __init__(self) -> None:
         self._moment = datetime(2026, 11, 2, 9, 0, tzinfo=UTC)
@@ -39,7 +39,7 @@ class Clock:
 
 
 class VendorService(ScriptedServer):
-    """Answers one request after the other by `respond`, and remembers them as `asked`."""
+    """A server that answers requests one by one by `respond`, and records them in `asked`."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -47,7 +47,7 @@ class VendorService(ScriptedServer):
         super().__init__()
 
     def act_for(self, seen: Seen) -> Act:
-        """Note the request, and answer it by `respond`."""
+        """Record the request and answer it by `respond`."""
         target = urlsplit(seen.target)
         asked = Asked(
             seen.method,
@@ -68,5 +68,5 @@ class VendorService(ScriptedServer):
 
 
 def answer_json(status: int, body: object, /, **headers: str) -> Act:
-    """Answer with JSON, and say so."""
+    """Answer with JSON and its content type."""
     return answer(status, json.dumps(body).encode(), content_type=JSON_TYPE, **headers)

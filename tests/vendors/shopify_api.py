@@ -1,6 +1,6 @@
 """Shopify's Admin API for orders: https://shopify.dev/docs/api/admin-rest/latest/resources/order, and by GraphQL beside it.
 
-Pages have a `Link` header whose `page_info` allows no other filter, each answer has `X-Shopify-Shop-Api-Call-Limit`, and
+Pages have a `Link` header whose `page_info` excludes other filters, responses have `X-Shopify-Shop-Api-Call-Limit`, and
 GraphQL answers 200 with `errors` and a cost.
 """
 
@@ -22,14 +22,14 @@ Order = dict[str, Any]
 
 
 class Shopify(VendorService):
-    """Orders of one shop, for the app that has TOKEN."""
+    """Orders of one shop, for the app with TOKEN."""
 
     def __init__(self) -> None:
         self._orders: dict[int, Order] = {}
         super().__init__()
 
     def order(self, email: str, total: str, **more: Any) -> Order:  # noqa: ANN401  # any JSON
-        """Place an order; `more` are further members."""
+        """Place an order; `more` adds members."""
         number, now = len(self._orders) + 1, self.clock.tick().strftime("%Y-%m-%dT%H:%M:%S+00:00")
         order_id = more.get("id", 820_982_911_946_154_500 + number)
         made: Order = {
@@ -55,7 +55,7 @@ class Shopify(VendorService):
         return made
 
     def respond(self, asked: Asked) -> Act:
-        """Authenticate the app, and answer."""
+        """Authenticate the app and respond."""
         if asked.headers.get("x-shopify-access-token") != TOKEN:
             return answer_json(401, {"errors": "[API] Invalid API key or access token"})
         match asked.method, asked.path:
@@ -66,14 +66,14 @@ class Shopify(VendorService):
             case "GET", ("admin", "api", _, "orders", name):
                 for number, order in self._orders.items():
                     if name == f"{number}.json":
-                        return _limited(200, {"order": order})
-        return _limited(404, {"errors": "Not Found"})
+                        return _answer_with_limit(200, {"order": order})
+        return _answer_with_limit(404, {"errors": "Not Found"})
 
     def _list(self, query: dict[str, str]) -> Act:
         asked = query
         if "page_info" in query:
             if query.keys() - {"page_info", "limit", "fields"}:
-                return _limited(400, {"errors": {"page_info": "Invalid value."}})
+                return _answer_with_limit(400, {"errors": {"page_info": "Invalid value."}})
             asked = json.loads(base64.urlsafe_b64decode(query["page_info"])) | {"limit": query.get("limit", "50")}
         since = datetime.fromisoformat(asked.get("updated_at_min", "1970-01-01T00:00:00Z"))
         found = [each for each in self._orders.values() if datetime.fromisoformat(each["updated_at"]) >= since]
@@ -84,10 +84,10 @@ class Shopify(VendorService):
             for name, at in (("previous", begin - size), ("next", begin + size))
             if 0 <= at < len(found)
         )
-        return _limited(200, {"orders": found[begin : begin + size]}, **({"link": links} if links else {}))
+        return _answer_with_limit(200, {"orders": found[begin : begin + size]}, **({"link": links} if links else {}))
 
     def _graphql(self, body: dict[str, Any]) -> Act:
-        """Answer a query of one order by `id`, with the fields that `_as_graphql` has, whatever it selects."""
+        """Answer a query of one order by `id`, with all fields of `_as_graphql`."""
         cost: dict[str, Any] = {"requestedQueryCost": 1, "actualQueryCost": 1}
         cost["throttleStatus"] = {"maximumAvailable": 2000.0, "currentlyAvailable": 1999, "restoreRate": 100.0}
         variables = body.get("variables") or {}
@@ -117,5 +117,5 @@ def _page_info(asked: dict[str, str], begin: int) -> str:
     return base64.urlsafe_b64encode(json.dumps(kept | {"begin": str(begin)}).encode()).decode()
 
 
-def _limited(status: int, body: object, **headers: str) -> Act:
+def _answer_with_limit(status: int, body: object, **headers: str) -> Act:
     return answer_json(status, body, x_shopify_shop_api_call_limit=f"1/{_BUCKET}", **headers)

@@ -1,6 +1,6 @@
 """Stripe's API for customers and events: https://docs.stripe.com/api/customers. PyPI `stripe` works against it.
 
-Lists are newest first. They have `has_more`, and go on by `starting_after`.
+Lists are newest first, have `has_more`, and page by `starting_after`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Stripe(VendorService):
         return changed
 
     def respond(self, asked: Asked) -> Act:
-        """Authenticate the caller, and answer."""
+        """Authenticate the caller and respond."""
         if asked.headers.get("authorization") != f"Bearer {KEY}":
             return _problem(401, "Invalid API Key provided: sk_test_***", "invalid_request_error")
         match asked.method, asked.path:

@@ -1,4 +1,4 @@
-"""The services of the tests are as the vendors describe theirs: each vendor's own client reads a page after the other."""
+"""Each vendor's own client works against the service of the tests and reads all pages."""
 
 from __future__ import annotations
 

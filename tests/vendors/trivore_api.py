@@ -1,4 +1,4 @@
-"""Trivore ID's Management API for users, as PyPI `trivoreid` 2.0.10 reads it. Ids can be given; `relay demo identity` makes them.
+"""Trivore ID's Management API for users, as PyPI `trivoreid` 2.0.10 reads it, with given ids.
 
 A listing is SCIM's, with `resources` in lower case and a `startIndex` from 0.
 """
@@ -41,7 +41,7 @@ class Trivore(VendorService):
         return self.users[number]
 
     def respond(self, asked: Asked) -> Act:
-        """Authenticate the caller, and answer."""
+        """Authenticate the caller and respond."""
         if asked.headers.get("authorization") != f"Basic {_CREDENTIALS}":
             return answer_json(401, {"errorMessage": "Authentication failed.", "statusCode": 401})
         match asked.method, asked.path:

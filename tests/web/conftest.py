@@ -11,13 +11,13 @@ from sqlalchemy import Engine
 from inbox.config.model import Config
 from relay.store.database import Database
 from tests.helpers.databases import url_of_kind
-from tests.helpers.page import Entrance, Page, entrance, on_database, serving, unhurried
+from tests.helpers.page import Entrance, Page, entrance, lift_time_limits, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 
 
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    unhurried(monkeypatch)
+    lift_time_limits(monkeypatch)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.helpers.processes import Program, free_port, site
-from tests.helpers.proxies import NO_CHANGES, PROXIES, Ports, connected, proxy, received
+from tests.helpers.proxies import NO_CHANGES, PROXIES, Ports, connect_tls, proxy, receive
 from tests.web.test_web_serve import PASSWORD, config_of, web
 
 pytestmark = pytest.mark.long
@@ -43,7 +43,7 @@ def asked(
 ) -> Iterator[http.client.HTTPResponse]:
     """The answer to a browser at this address that asks for this host over TLS."""
     connection = http.client.HTTPConnection(HOST)
-    with connected(port, address, name=HOST) as connection.sock:
+    with connect_tls(port, address, name=HOST) as connection.sock:
         connection.request(method, path, body, {"Host": HOST, **headers})
         with connection.getresponse() as answer:
             yield answer
@@ -95,11 +95,11 @@ def test_an_address_that_a_browser_claims_is_never_believed(
     """The way of gunicorn's setting: to the page, and not to uvicorn, which would replace the address itself."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
     with behind("nginx", tmp_path, sqlite_database_url, "", changes) as (program, port):
-        with connected(port, "127.0.0.3", name=HOST) as browser:
+        with connect_tls(port, "127.0.0.3", name=HOST) as browser:
             form = urlencode({"name": "olga", "password": "wrong"})
             browser.sendall(
                 f"POST /sign-in HTTP/1.1\r\nHost: {HOST}\r\nOrigin: https://{HOST}\r\nX-Forwarded-For: 203.0.113.9\r\n"
                 f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n{form}".encode()
             )
-            assert received(browser).startswith(b"HTTP/1.1 401 ")
+            assert receive(browser).startswith(b"HTTP/1.1 401 ")
         program.writes(f"failed sign-in as olga from {address}\n")

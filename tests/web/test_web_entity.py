@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from inbox.db import reads
 from relay.web.screens import event as event_screen
-from tests.destinations.syncing import FETCHED, FOUND, World
+from tests.destinations.calling import FETCHED, FOUND, World
 from tests.helpers import scripted
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import VIEWER, Page, on_database, serving

@@ -20,7 +20,7 @@ from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import OPERATOR, VIEWER, Page
 from tests.helpers.relaying import FakeClock, Monotonic, Steps
 from tests.helpers.storing import START
-from tests.helpers.tables import counted_statements
+from tests.helpers.tables import record_statements
 from tests.helpers.waiting import until
 
 
@@ -94,7 +94,7 @@ def test_a_hundred_refreshes_at_once_cost_the_database_one_read(page: Page) -> N
         with contextlib.closing(Page(page.url)) as browser:
             return ask(browser, f"/rejected?error=s{number}").status_code
 
-    with ThreadPoolExecutor(8) as threads, counted_statements() as seen:
+    with ThreadPoolExecutor(8) as threads, record_statements() as seen:
         answers = list(threads.map(refreshed, range(100)))
         assert page.get("/rejected").status_code == 200
     assert set(answers) == {200, 204}

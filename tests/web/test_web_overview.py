@@ -24,7 +24,7 @@ from tests.helpers.databases import ON_BOTH, ON_POSTGRES
 from tests.helpers.page import Page
 from tests.helpers.relaying import DONE, HOPELESS, Steps, work_of
 from tests.helpers.storing import START, an_event
-from tests.helpers.tables import counted_statements
+from tests.helpers.tables import record_statements
 from tests.helpers.waiting import stand_still
 from tests.helpers.worlds import HOSTILE
 
@@ -123,7 +123,7 @@ def test_routes_sources_destinations_and_figures_of_the_last_hour_are_there(page
 
 def test_it_costs_few_statements_however_many_routes_there_are(page: Page, lived_in: Steps) -> None:
     page.json("/overview.json")
-    with counted_statements() as statements:
+    with record_statements() as statements:
         page.json("/overview.json")
     read = [each for each in statements if each.lstrip().startswith(("SELECT", "WITH"))]
     assert len(read) <= 24, read

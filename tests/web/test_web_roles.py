@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from inbox.config.values import DatabaseUrl
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
-from tests.helpers.databases import Granted, granted
+from tests.helpers.databases import Granted, grant_roles
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 from tests.helpers.tables import rows
@@ -35,7 +35,7 @@ SELECTIONS: Mapping[str, Mapping[str, object]] = {
 
 @pytest.fixture(scope="module")
 def roles(module_database_url: str, module_engine: Engine) -> Iterator[Granted]:
-    with granted(module_database_url, f"p{os.getpid()}") as made:
+    with grant_roles(module_database_url, f"p{os.getpid()}") as made:
         fill_page(Steps(module_engine, clock=FakeClock()))
         yield made
 

@@ -16,7 +16,7 @@ import pytest
 from relay.accounts import Actor
 from relay.web.reading import Screen
 from relay.web.screens import SCREENS
-from tests.helpers.databases import copied, opened
+from tests.helpers.databases import copy_sqlite, open_engine
 from tests.helpers.page import OPERATOR, VIEWER, Page, on_database, serving
 from tests.helpers.relaying import CONFIG, FakeClock, Steps
 from tests.helpers.worlds import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_page, forms_of
@@ -65,8 +65,8 @@ of_each_screen = pytest.mark.parametrize("screen", OF_THE_DATABASE, ids=lambda s
 @contextlib.contextmanager
 def filled(template: Path, folder: Path, fill: Callable[[Steps], None]) -> Iterator[Page]:
     """The page of a SQLite file with these rows."""
-    url, clock = copied(template, folder), FakeClock()
-    with opened(url) as engine:
+    url, clock = copy_sqlite(template, folder), FakeClock()
+    with open_engine(url) as engine:
         fill(Steps(engine, clock=clock))
     with serving(on_database(CONFIG, url), clock) as page:
         yield page

@@ -1,17 +1,17 @@
-"""Adyen's webhooks of payments ("Standard"), with an HMAC in each notification.
+"""Adyen's payment webhooks ("Standard"), with an HMAC in each notification.
 
 From https://docs.adyen.com/development-resources/webhooks/verify-hmac-signatures (the signed fields, the key in hex),
 https://docs.adyen.com/development-resources/webhooks/handle-webhook-events and
-https://www.adyen.com/knowledge-hub/webhooks-accept-2xx (the answer: a 2xx, or `[accepted]` as it was before; ten seconds),
-https://docs.adyen.com/development-resources/webhooks/troubleshoot (the retries), and `Adyen` on PyPI (`Adyen/util.py`), whose
-tests have the vector.
+https://www.adyen.com/knowledge-hub/webhooks-accept-2xx (the response: a 2xx, or formerly `[accepted]`; ten seconds),
+https://docs.adyen.com/development-resources/webhooks/troubleshoot (the retries), and `Adyen` on PyPI (`Adyen/util.py`),
+whose tests have the vector.
 
-Signed are eight fields of a notification, and neither its time nor `additionalData`. So the dedup key is made of signed fields
-alone: a duplicate has the same `pspReference`, `eventCode` and `success`, whatever else is in it. A payment is the entity of its
-captures and refunds, too: they name it in `originalReference`.
+Eight fields of a notification are signed, but neither its time nor `additionalData`. The dedup key therefore consists
+of signed fields: a duplicate has the same `pspReference`, `eventCode` and `success`. Captures and refunds belong to
+their payment's entity, which they name in `originalReference`.
 
-The signed text has a colon between two fields, and escapes none. So a colon in any field but the merchant's own reference is
-rejected: whoever has a notification could move its fields, and make another event of it.
+The signed text joins fields by colons without escaping them. A colon in any field but the merchant's own reference is
+therefore rejected: an attacker with a captured notification could shift its fields and forge another event.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from inbox.sources.base import Preset, Sample, json_sample
 _LONGEST_CODE = 80
 _ITEM = "NotificationRequestItem"
 _REPORT = "REPORT_AVAILABLE"
-"""The event code of a file: its `pspReference` is the file's name."""
+"""Event code of a report, whose `pspReference` is a file name."""
 
 
 class _Amount(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ class _AdyenItem(msgspec.Struct, frozen=True):
     additionalData: _Additional = _Additional()  # noqa: N815
 
     def to_signed_part(self) -> signing.SignedPart:
-        """Return the signed fields and their signature, or none where a colon gives them a second reading."""
+        """Return the signed fields and their signature, or no fields if a colon makes them ambiguous."""
         success = str(self.success).lower() if isinstance(self.success, bool) else self.success
         before = (self.pspReference, self.originalReference, self.merchantAccountCode)
         after = (self.amount.value, self.amount.currency, self.eventCode, success)
@@ -72,9 +72,9 @@ class _Items(msgspec.Struct):
 
 
 def read_signed_parts(body: bytes) -> list[signing.SignedPart]:
-    """Return the signed fields and the signature of each notification; none where they can't be read.
+    """Return the signed fields and the signature of each notification; empty if the body is unreadable.
 
-    Of more notifications than may be signed, it returns one too many: strangers could send a million of them.
+    It stops one beyond the maximum, as strangers could send a million.
     """
     items = fields.decode_as(_Items, body)
     entries = [] if items is None else items.notificationItems[: signing.MOST_PARTS + 1]
@@ -91,7 +91,7 @@ def sign(sample: Sample, secret: str, _at: datetime) -> Sample:
     """Sign each notification of a sample.
 
     Raises:
-        ConfigError: it has no notifications, or the secret is not hex.
+        ConfigError: the sample has no notifications, or the secret is not hex.
     """
     signatures = signing.sign_parts(SCHEME, secret, sample.body)
     payload = msgspec.json.decode(sample.body)

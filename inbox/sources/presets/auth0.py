@@ -1,10 +1,10 @@
-"""Auth0's log streams (Custom Webhook): one request holds one log or several.
+"""Auth0's log streams (Custom Webhook), with one or more logs in each request.
 
 From https://auth0.com/docs/customize/log-streams/custom-log-streams (the content formats and the header),
 https://auth0.com/docs/customize/log-streams (delivered at least once, attempts) and
-https://auth0.com/docs/deploy-monitor/logs/log-event-type-codes (the codes). Auth0 signs nothing: its "Authorization Token"
-is the value of the header `Authorization`, which is `auth = { kind = "header", … }` here. The content format has to be
-"JSON Array" or "JSON Object"; JSON Lines are not JSON, and refused.
+https://auth0.com/docs/deploy-monitor/logs/log-event-type-codes (the codes). Auth0 signs nothing: its "Authorization
+Token" is the value of the header `Authorization`, so configure `auth = { kind = "header", … }`. The content format must
+be "JSON Array" or "JSON Object"; JSON Lines is rejected.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from inbox.sources import fields
 from inbox.sources.base import Preset, json_sample
 
 _ACTIONS = fields.actions(create=("ss",), update=("sce", "scp", "scpn", "scu", "sv"), delete=("sdu",))
-"""Codes of logs that change a user; others, such as a login, don't."""
+"""Codes of logs that change a user, unlike logins and others."""
 
 
 def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
-    """Return the events of a body, which is a list of logs or one: see `Read`."""
+    """Return the events of a body, which is one log or a list of them: see `Read`."""
     is_one = raw.body.lstrip()[:1] == b"{"
     return (fields.reader_of_object if is_one else fields.reader_of_list)(_event)(raw, dedup)
 

@@ -1,14 +1,14 @@
 """CloudEvents 1.0 over HTTP: binary, structured and batched.
 
-From https://github.com/cloudevents/spec: `cloudevents/bindings/http-protocol-binding.md` (the three modes, and how headers are
-percent-encoded), `cloudevents/http-webhook.md` (202 for what is stored and not processed yet; the OPTIONS request by which a
-sender asks whether it may send), `cloudevents/spec.md` ("events with identical source and id are duplicates").
+From https://github.com/cloudevents/spec: `cloudevents/bindings/http-protocol-binding.md` (the three modes, and how
+headers are percent-encoded), `cloudevents/http-webhook.md` (202 for stored, unprocessed events; the OPTIONS request
+that asks for permission to send), `cloudevents/spec.md` ("events with identical source and id are duplicates").
 
-The specification leaves proof to HTTP: a bearer token in `Authorization`, or in the query as `access_token`, which is
-`auth = { kind = "bearer", … }` here.
+The specification leaves authentication to HTTP: a bearer token in `Authorization`, or in the query as `access_token`,
+so configure `auth = { kind = "bearer", … }`.
 
-An event has no entity but what its `subject` says, "in the context of the event producer": its type is the event's up to
-the last dot, so that `com.example.order.created` and `com.example.order.updated` are of one entity.
+The entity's id is the event's `subject`, and its type is the event's up to the last dot, so that
+`com.example.order.created` and `com.example.order.updated` are about the same entity.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     """Return the event or events of a request; a batch may be empty.
 
     Raises:
-        Unreadable: structured or batched, and not strict JSON.
+        Unreadable: structured or batched, but not strict JSON.
         InvalidEvent: a required attribute is missing or wrong.
-        UnsupportedType: none of the three modes.
+        UnsupportedType: not one of the three modes.
     """
     if raw.content_type == STRUCTURED:
         return (_event(raw, fields.json_object(raw.body), dedup),)
@@ -58,7 +58,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
 
 def _event(raw: RawRequest, attributes: object, dedup: fields.Dedup, part: bytes | None = None) -> Identity:
     if not isinstance(attributes, Mapping):
-        raise InvalidEvent("an event of the batch is no object", field="body")
+        raise InvalidEvent("an event of the batch is not an object", field="body")
     if attributes.get("specversion") != "1.0":
         raise InvalidEvent('specversion must be "1.0"', field="specversion")
     event_id = fields.text_field(attributes, "id", fields.LONGEST_ID)
@@ -79,7 +79,7 @@ def _event(raw: RawRequest, attributes: object, dedup: fields.Dedup, part: bytes
 
 
 def _decode(raw: RawRequest, attribute: str) -> str:
-    """Return a header's value: without its quotes, then percent-decoded once, as UTF-8."""
+    """Return a header's value, unquoted, then percent-decoded once as UTF-8."""
     value = raw.headers[f"ce-{attribute}"]
     if quoted := _QUOTED.fullmatch(value):
         value = re.sub(r"\\(.)", r"\1", quoted[1])
@@ -90,7 +90,7 @@ def _decode(raw: RawRequest, attribute: str) -> str:
 
 
 def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse:
-    """Consent to the origin that asks; the source's own `rate` is what limits it."""
+    """Grant permission to the asking origin; the source's `rate` limits it."""
     origin = raw.headers[_ORIGIN]
     if _HOST.fullmatch(origin) is None:
         raise InvalidEvent("WebHook-Request-Origin must be the name of a host", field=_ORIGIN)

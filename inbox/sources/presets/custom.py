@@ -1,7 +1,7 @@
-"""The preset `custom`, for any other provider: the configuration describes its signature and the parts of an event.
+"""The preset `custom`, for any other provider: the configuration describes its signature and the fields of its events.
 
-`[sources.NAME.signature]` is what presets have as data; `[sources.NAME.event]` has JMESPath expressions over `body` (the JSON),
-`headers` (their names in lower case) and, where `items` names a list of events, `item`.
+`[sources.NAME.signature]` has the same data as a preset; `[sources.NAME.event]` has JMESPath expressions over `body`
+(the JSON), `headers` (names in lower case) and, if `items` names a list of events, `item`.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def reader(source: Source) -> Read:
     """Make the reader of `source`.
 
     Raises:
-        ValueError: an expression can't be compiled. The text names it.
+        ValueError: an expression can't be compiled. The message names it.
     """
     return _Reader(source.event or EventFields(type="body.type")).read
 
 
 class _Reader:
-    """Reads requests by the expressions of one source."""
+    """Reads requests with the expressions of one source."""
 
     def __init__(self, fields: EventFields) -> None:
         self._fields = fields
@@ -65,14 +65,14 @@ class _Reader:
         """Return the events of a request: see `Read`."""
         headers = {name: printable(value) for name, value in raw.headers.items()}  # as they are stored
         scope: dict[str, Any] = {"body": strict_json.parse(raw.body), "headers": headers, "item": None}
-        # What is the same for all items is found once: a thousand times in a large body would keep others waiting.
+        # Values shared by all items are evaluated once: a thousand times in a large body would delay other requests.
         shared = {
             name: _value(name, each, scope)
             for name, each in self._compiled.items()
             if name not in self._of_item and name != "items"
         }
         if dedup is None and self._fields.id is None:
-            # Of the whole body, also for an item: what tells two items apart may stand around them.
+            # From the whole body even for an item, as only the surrounding body may distinguish two items.
             shared["key"] = content_key(raw, raw.body)
         if "items" not in self._compiled:
             return (self._event(raw, scope, None, dedup, shared),)
@@ -113,7 +113,7 @@ class _Reader:
 
 
 def _made_distinct(identities: Sequence[Identity]) -> tuple[Identity, ...]:
-    """Add the place to the keys of items that share a key and differ in content: they are different events."""
+    """Add the position to the keys of items with equal keys and different contents, which are different events."""
     seen: dict[tuple[str, ...], bytes | None] = {}
     distinct = []
     for place, identity in enumerate(identities):
@@ -125,7 +125,7 @@ def _made_distinct(identities: Sequence[Identity]) -> tuple[Identity, ...]:
 
 
 def keeps(source: Source) -> frozenset[str]:
-    """Return the headers that the expressions read; without them, a rejected request could not be readmitted."""
+    """Return the headers that the expressions read, which are needed to readmit a rejected request."""
     fields = source.event or EventFields(type="body.type")
     found = {
         name
@@ -146,7 +146,7 @@ def _headers_in(node: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _reads(node: Mapping[str, Any], name: str) -> bool:
-    """Return True when an expression may read this name; one that only has a member of that name does no harm."""
+    """Return whether an expression may read this name; a member of the same name causes a harmless True."""
     return node.get("value") == name or any(_reads(each, name) for each in node["children"] if isinstance(each, dict))
 
 
@@ -154,19 +154,25 @@ def _compile(name: str, expression: str) -> ParsedResult:
     try:
         return jmespath.compile(expression)
     except (JMESPathError, RecursionError) as error:
-        raise ValueError(f"{name}: {expression!r} is no JMESPath: {error}") from None
+        raise ValueError(f"{name}: {expression!r} is not a JMESPath: {error}") from None
 
 
 def _value(name: str, compiled: ParsedResult, scope: Mapping[str, Any]) -> object:
     try:
         value: object = compiled.search(scope)
-    except (JMESPathError, ArithmeticError, RecursionError, TypeError, ValueError):  # floor(1e999) overflows, for one
+    except (
+        JMESPathError,
+        ArithmeticError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):  # such as an overflow in floor(1e999)
         raise InvalidEvent(f"{name} can't be evaluated on this request", field=name) from None
     return value
 
 
 def _text(found: Mapping[str, object], name: str, longest: int) -> str:
-    """Return a text, or a whole number in digits."""
+    """Return a text, or the digits of a whole number."""
     value = found.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         return text_field({name: str(value)}, name, longest)

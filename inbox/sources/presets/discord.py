@@ -1,11 +1,11 @@
 """Discord's webhook events of an app, signed with Discord's private key.
 
-From https://discord.com/developers/docs/events/webhook-events (the payload, `PING`, a 204 within three seconds, retries for ten
-minutes) and https://discord.com/developers/docs/interactions/overview (Ed25519 over time and body, keys in hex). Discord also
-sends wrong signatures on purpose, and wants a 401 for them.
+From https://discord.com/developers/docs/events/webhook-events (the payload, `PING`, a 204 within three seconds, retries
+for ten minutes) and https://discord.com/developers/docs/interactions/overview (Ed25519 over time and body, keys in
+hex). Discord also sends wrong signatures on purpose and expects a 401.
 
-An event has no id: its time in microseconds and the body are the key. Interactions want answers of their own, and are no
-events of this preset.
+Events have no id: the time in microseconds and the body are the key. Interactions need custom responses, so this preset
+does not support them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
 
 
 def _entity(event_type: str, data: object) -> fields.Entity:
-    """Return the entitlement or message of such an event; else the user."""
+    """Return the entitlement or message of the event, otherwise the user."""
     for word in ("entitlement", "message"):
         if word.upper() in event_type:
             return fields.entity(word, fields.member(data, "id"))
@@ -47,7 +47,7 @@ def _entity(event_type: str, data: object) -> fields.Entity:
 
 
 def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
-    """Return the empty answer to a `PING`."""
+    """Return the empty response to a `PING`."""
     if b'"event"' in raw.body or fields.json_object(raw.body).get("type") != _PING:
         return None
     return HandshakeResponse(204)

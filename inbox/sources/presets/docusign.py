@@ -1,11 +1,12 @@
 """DocuSign Connect's messages in JSON (event message delivery mode "Send individual messages", SIM).
 
-From https://developers.docusign.com/platform/webhooks/connect/validate/ (base64 of the HMAC-SHA256 of the body, one header
-for each key of the account) and https://developers.docusign.com/platform/webhooks/connect/json-sim-event-model/ (the payload).
-The first header is signed with the account's oldest key: list each key of the account in `secrets`.
+From https://developers.docusign.com/platform/webhooks/connect/validate/ (base64 of the HMAC-SHA256 of the body, one
+header for each key of the account) and https://developers.docusign.com/platform/webhooks/connect/json-sim-event-model/
+(the payload). The first header is signed with the account's oldest key, so list every key of the account in `secrets`.
 
-A message has no id. `retryCount` differs in a retry, the time and what happened to whom do not: they are the key. A message
-about neither an envelope nor a template, such as one of Click, has its body as the key instead: a retry is then a second event.
+Messages have no id. A retry has another `retryCount`, but the same time, event and entity, which are the key. For a
+message about neither an envelope nor a template, such as one of Click, the body is the key, so a retry becomes a second
+event.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""GitHub's webhooks, of repositories, organisations and apps.
+"""GitHub's webhooks of repositories, organisations and apps.
 
 From https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries (the signature and its example),
 https://docs.github.com/en/webhooks/webhook-events-and-payloads (headers, payloads, the cap of 25 MB) and
-https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks (the answer within 10 seconds).
+https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks (the response within 10 seconds).
 
-GitHub does not send again by itself: what was not taken is lost unless somebody redelivers it, by hand or by its API,
-within three days. A redelivery has the same `X-GitHub-Delivery`, and so have the deliveries of one event to several hooks
-(of a repository and its organisation, say): sent to one source, they are one event. Payloads have no time of the event, and
-what no object of its own has is about the repository: a push, or an alert that has only a number there.
+GitHub does not retry: a failed delivery is lost unless it is redelivered, manually or by the API, within three days. A
+redelivery has the same `X-GitHub-Delivery`. So have deliveries of one event to several hooks, such as those of a
+repository and its organisation: sent to one source, they are one event. Payloads have no event time. Events without an
+object of their own, such as a push, or an alert with only a number, are about the repository.
 
-The older `X-Hub-Signature` (SHA-1) is ignored. A hook may send its JSON as the field `payload` of a form; the signature
-covers the form, which may be nearly three times as large: choose `application/json` for hooks of large events.
+The older `X-Hub-Signature` (SHA-1) is ignored. A hook may send its JSON in the field `payload` of a form, whose
+signature covers the form. The form may be nearly three times as large, so choose `application/json` for large events.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _ENTITIES: Mapping[str, tuple[str, str]] = {
     "repository_vulnerability_alert": ("alert", "alert"),
     "team_add": ("team", "team"),
 }
-"""The entity's type, and the member of the payload that it is in, where that is not the event's name for both.
+"""The entity's type and its member in the payload, if they differ from the event's name.
 
-Counted over the 249 example payloads of https://github.com/octokit/webhooks.
+Based on the 249 example payloads of https://github.com/octokit/webhooks.
 """
 
 _ROUND_ABOUT = tuple((each, each) for each in ("repository", "organization", "installation"))
-"""Objects that an event without an object of its own is about, such as a push."""
+"""Fallback objects of events without one of their own, such as a push."""
 
 
 def _event(raw: RawRequest, payload: fields.Payload) -> Identity:

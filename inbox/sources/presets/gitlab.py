@@ -1,10 +1,10 @@
 """GitLab's webhooks: of projects and groups, and the system hooks of an instance.
 
 From https://docs.gitlab.com/user/project/integrations/webhooks/ (headers, the secret token, the signing token) and
-https://docs.gitlab.com/administration/system_hooks/. With a signing token GitLab signs as Standard Webhooks has it; without
-one it only shows its secret token in `X-Gitlab-Token`, which is `auth = { kind = "header", … }` here. `Idempotency-Key`
-stays the same when a webhook is sent again, and `webhook-id` has the same value; before GitLab 17.4 there is neither, and the
-body has to tell, within five minutes. `X-Gitlab-Event-UUID` is shared by all webhooks that one event leads to, and
+https://docs.gitlab.com/administration/system_hooks/. With a signing token, GitLab signs as in Standard Webhooks;
+otherwise it only sends its secret token in `X-Gitlab-Token`, so configure `auth = { kind = "header", … }`.
+`Idempotency-Key` stays the same in a retry, and `webhook-id` has the same value; before GitLab 17.4 both are missing,
+and the body identifies the event within five minutes. `X-Gitlab-Event-UUID` is shared by all webhooks of one event, and
 `X-Gitlab-Webhook-UUID` is new for each request (`app/services/web_hook_service.rb`, which also has the limit of 25 MB).
 """
 
@@ -41,7 +41,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
 
 
 def _entity(name: str, payload: fields.Payload) -> fields.Entity:
-    """Return the object of the event; of a system hook such as `user_create` the user; else the project."""
+    """Return the event's object, the user of a system hook such as `user_create`, or else the project."""
     thing = name.partition("_")[0]
     return fields.first_entity(
         (

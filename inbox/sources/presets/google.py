@@ -1,12 +1,13 @@
 """Google's push notifications of channels: Calendar, Drive, Directory and Reports.
 
-From https://developers.google.com/workspace/drive/api/guides/push, https://developers.google.com/workspace/calendar/api/guides/push
-and https://developers.google.com/workspace/admin/directory/v1/guides/push: what happened stands in headers, and most bodies are
-empty. Google signs nothing: the channel's `token` comes back as `X-Goog-Channel-Token`, which is
-`auth = { kind = "header", … }` here. The first message of a channel has the state `sync`.
+From https://developers.google.com/workspace/drive/api/guides/push,
+https://developers.google.com/workspace/calendar/api/guides/push and
+https://developers.google.com/workspace/admin/directory/v1/guides/push: headers describe the event, and most bodies are
+empty. Google signs nothing: it sends the channel's `token` as `X-Goog-Channel-Token`, so configure `auth = { kind =
+"header", … }`. The first message of a channel has the state `sync`.
 
-Messages are numbered by channel. Who renews a channel under its old id may get the old numbers again. So the time at which the
-channel expires is part of the key; it is the same in all its messages.
+Messages are numbered per channel. A channel renewed under its old id may repeat the old numbers, so the key includes
+the channel's expiry, which is the same in all its messages.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _ACTIONS = fields.actions(
 
 
 def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
-    """Return the one event of a request: see `Read`. Most bodies are empty."""
+    """Return the event of a request: see `Read`. Most bodies are empty."""
     payload = strict_json.parse(raw.body) if raw.body.strip() else None
     expires = fields.entity_id(fields.printable(raw.headers.get(_EXPIRES, "")))
     channel = fields.header_field(raw, _CHANNEL, fields.LONGEST_ID)

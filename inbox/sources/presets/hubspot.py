@@ -1,12 +1,13 @@
-"""HubSpot's webhooks of apps, with signatures of version 3: one request holds up to 100 events.
+"""HubSpot's webhooks of apps, with version 3 signatures and up to 100 events in each request.
 
-From https://developers.hubspot.com/docs/apps/legacy-apps/authentication/validating-requests (the signature is over method,
-URL, body and time, with the app's client secret; five minutes), https://developers.hubspot.com/docs/api-reference/legacy/webhooks/guide
-(the events, their retries), and the client `hubspot-api-client` on PyPI (`hubspot/utils/signature.py`), which signed the vector.
+From https://developers.hubspot.com/docs/apps/legacy-apps/authentication/validating-requests (the signature is over
+method, URL, body and time, with the app's client secret; five minutes),
+https://developers.hubspot.com/docs/api-reference/legacy/webhooks/guide (the events, their retries), and the client
+`hubspot-api-client` on PyPI (`hubspot/utils/signature.py`), which signed the vector.
 
-An `eventId` is not guaranteed to be unique, so the time, the subscription, the account and the object are part of the key: one
-app hears of all accounts that have installed it. `attemptNumber` counts the retries: the body of a retry differs, and the key
-does not.
+An `eventId` may not be unique, and an app receives the events of all accounts that installed it. So the key includes
+the time, the subscription, the account and the object. Retries differ only in `attemptNumber`, which is not part of the
+key.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _ACTIONS = fields.actions(
     delete=("deletion", "privacyDeletion"),
 )
 _KEY = ("subscriptionId", "portalId", "objectId", "fromObjectId", "toObjectId", "propertyName")
-"""Members that tell two events apart besides time and id. None of them differs in a retry."""
+"""Members that distinguish events, in addition to time and id; retries repeat them."""
 
 
 def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     event_type = fields.text_field(event, "subscriptionType", fields.LONGEST_TYPE)
     number = fields.dedup_part(event, "eventId")
     things, _, word = event_type.partition(".")
-    # `object.creation` is of the type that objectTypeId names, such as 0-1
+    # objectTypeId has the type of `object.creation`, such as 0-1
     kind = event.get("objectTypeId", things) if things == "object" else things
     return Identity(
         *fields.entity(kind, event.get("objectId", event.get("fromObjectId"))),

@@ -1,8 +1,8 @@
-"""Jira's webhooks that an administrator has registered with a secret.
+"""Jira's webhooks that an administrator registered with a secret.
 
-From https://developer.atlassian.com/cloud/jira/platform/webhooks/ (the signature as in WebSub, its example, the payloads,
-the headers, the retries). `X-Atlassian-Webhook-Identifier` stays the same when a webhook is sent again; it is not signed.
-Webhooks that an app has registered are not signed so.
+From https://developer.atlassian.com/cloud/jira/platform/webhooks/ (the signature as in WebSub, its example, the
+payloads, the headers, the retries). `X-Atlassian-Webhook-Identifier` stays the same in a retry; it is not signed.
+Webhooks registered by apps are not signed like this.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from inbox.sources.base import Preset, json_sample
 
 _ID = "x-atlassian-webhook-identifier"
 _MEMBERS: Mapping[str, str] = {"issuelink": "issueLink"}
-"""Member of the payload for a kind of thing, where it is not named after it."""
+"""Member of the payload for kinds of objects, if it has another name."""
 
 
 def _event(raw: RawRequest, payload: fields.Payload) -> Identity:

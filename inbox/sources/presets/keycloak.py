@@ -2,7 +2,7 @@
 
 From https://github.com/p2-inc/keycloak-events: `README.md` (both senders, their retries) and
 `HttpSenderEventListenerProvider.java` (the signature is the HMAC-SHA256 of the body in hex; the payload is
-`ExtendedAdminEvent.java`). `uid` is made once for each webhook and event, and kept in retries.
+`ExtendedAdminEvent.java`). `uid` is unique to each webhook and event, and stays the same in retries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ACCESS = fields.actions(
     update=("UPDATE_CREDENTIAL", "UPDATE_EMAIL", "UPDATE_PASSWORD", "UPDATE_PROFILE", "VERIFY_EMAIL"),
     delete=("DELETE_ACCOUNT",),
 )
-"""Events of users that change the user; others, such as a login, don't."""
+"""User events that change the user, unlike logins and others."""
 
 
 def _event(raw: RawRequest, event: fields.Payload) -> Identity:

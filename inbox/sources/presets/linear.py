@@ -1,9 +1,9 @@
 """Linear's webhooks.
 
 From https://linear.app/developers/webhooks: the signature is over the body alone; `Linear-Delivery` is the id of the
-delivery and not signed; `webhookTimestamp`, in the body, is the time of sending. A failed delivery is sent again after a
-minute, an hour and six hours. It is not documented whether a retry has a time of its own: so the time counts for as long as there
-are retries.
+delivery and not signed; `webhookTimestamp`, in the body, is the time of sending. A failed delivery is sent again after
+a minute, an hour and six hours. It is not documented whether a retry has a new time, so the tolerance covers all
+retries.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _SentWebhook(msgspec.Struct, rename="camel"):
 
 
 def read_sent_at(body: bytes) -> bytes:
-    """Return the time of sending, in milliseconds; empty where it can't be read."""
+    """Return the time of sending in milliseconds; empty if it is unreadable."""
     sent = fields.decode_as(_SentWebhook, body)
     return b"" if sent is None or sent.webhook_timestamp is None else b"%d" % sent.webhook_timestamp
 

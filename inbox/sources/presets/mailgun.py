@@ -1,14 +1,15 @@
-"""Mailgun's webhooks of messages, in JSON. Signed are a time and a token in the body, and not the event beside them.
+"""Mailgun's message webhooks in JSON. Only a time and a token in the body are signed, not the event.
 
-From https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/securing-webhooks (the signature, a subaccount's
-`parent-signature`, a token that counts once), https://documentation.mailgun.com/docs/mailgun/user-manual/events/webhooks (the
-retries), and `mailgun` on PyPI (`mailgun/security.py`), which verifies what is signed here.
+From https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/securing-webhooks (the signature, a
+subaccount's `parent-signature`, single-use tokens),
+https://documentation.mailgun.com/docs/mailgun/user-manual/events/webhooks (the retries), and `mailgun` on PyPI
+(`mailgun/security.py`), which verifies our signatures.
 
-Whoever has a signature could put it beside another event. So the token is the dedup key, as Mailgun advises: with a token that
-was there before, whatever stands beside it is a duplicate. A retry that has a token of its own would be a second event with the
-same `event_id`; `dedup = ["id"]` makes the event's id the key instead.
+An attacker who captured a signature could attach another event. The token is therefore the dedup key, as Mailgun
+advises: any event with a known token is a duplicate. A retry with a new token would become a second event with the same
+`event_id`; `dedup = ["id"]` makes the event's id the key instead.
 
-It is not documented whether a retry is signed anew, and there are retries for eight hours: so a signature counts for nine.
+It is not documented whether retries are signed anew. They continue for eight hours, so a signature is valid for nine.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class _Webhook(msgspec.Struct):
 
 
 def read_signed_parts(body: bytes) -> list[signing.SignedPart]:
-    """Return the time and the token with their signatures; none where they can't be read."""
+    """Return the time and the token with their signatures; empty if they are unreadable."""
     webhook = fields.decode_as(_Webhook, body)
     if webhook is None or not webhook.signature.token:
         return []
@@ -53,10 +54,10 @@ SCHEME = signing.Scheme(Signature(header="signature.signature"), read_signed_par
 
 
 def sign(sample: Sample, secret: str, at: datetime) -> Sample:
-    """Sign the token of a sample, and the time.
+    """Sign the token and the time of a sample.
 
     Raises:
-        ConfigError: it is no JSON object, or has no token.
+        ConfigError: it is not a JSON object, or has no token.
     """
     try:
         payload = fields.json_object(sample.body)

@@ -1,16 +1,16 @@
-"""Microsoft Graph's change notifications, also those of Entra ID, and their lifecycle notifications.
+"""Microsoft Graph's change notifications, including those of Entra ID, and lifecycle notifications.
 
-From https://learn.microsoft.com/en-us/graph/change-notifications-delivery-webhooks (the validation, the answers, retries for
-four hours) and https://learn.microsoft.com/en-us/graph/api/resources/changenotification (the payload). Graph signs nothing:
-each notification repeats the subscription's `clientState`, which `secrets` are here.
+From https://learn.microsoft.com/en-us/graph/change-notifications-delivery-webhooks (the validation, the responses,
+retries for four hours) and https://learn.microsoft.com/en-us/graph/api/resources/changenotification (the payload).
+Graph signs nothing: each notification repeats the subscription's `clientState`, so list these as `secrets`.
 
-Graph validates the URL with a POST that has no `clientState`. So the source needs an `auth` as well, `url_token`: without the
-token nobody learns by a validation that the source exists. A `clientState` proves all notifications of a body, or none.
-Encrypted resource data is stored as it comes.
+Graph validates the URL with a POST without a `clientState`. The source therefore needs an `auth` of kind `url_token`
+too, so that strangers can't discover it by a validation. Either all notifications of a body have a valid `clientState`,
+or the request is rejected. Encrypted resource data is stored unchanged.
 
-Most notifications have neither an `id` nor a time, and say no more than that something has changed. So two changes of one user
-give the same bytes twice. None of them is taken for a duplicate: that would lose the second change. A notification without an
-`id` that Graph sends again is a second event.
+Most notifications have neither an `id` nor a time, so two changes of one user give identical bytes. They don't count as
+duplicates, which would lose the second change. A notification without an `id` that Graph resends becomes a second
+event.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from inbox.sources import base, fields
 
 _VALIDATION = "validationToken"
 _MOST_STATES = 5
-"""Different client states in one body: while a secret is rotated, subscriptions have the old one and the new one."""
+"""Maximum different client states in one body; while a secret is rotated, subscriptions have the old and the new one."""
 
 
 class _Notification(msgspec.Struct):
@@ -41,7 +41,7 @@ class _Notifications(msgspec.Struct):
 
 
 class ClientState(base.KeyedProof):
-    """Proves that each notification of a body has one of the secrets as its client state, or that there is none to prove."""
+    """Proof that each notification of a body has one of the secrets as its client state."""
 
     passes = 1
 
@@ -50,7 +50,7 @@ class ClientState(base.KeyedProof):
         self.kind = ClientState
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
-        """See base.Proof. A validation holds no notification, and is answered as one whatever else is in it."""
+        """See base.Proof. A validation has no notifications, whatever its body."""
         states = client_states(raw.body)
         known = [self.is_known(state.encode("utf-8", "surrogatepass"), now) for state in states]
         if (states and all(known)) or is_validation(raw):
@@ -60,19 +60,19 @@ class ClientState(base.KeyedProof):
 
 
 def client_states(body: bytes) -> list[str]:
-    """Return the different client states of the notifications; none where they can't be read, or are too many."""
+    """Return the distinct client states of the notifications; empty if they are unreadable or too many."""
     notifications = fields.decode_as(_Notifications, body)
     states = set() if notifications is None else {each.clientState for each in notifications.value}
     return sorted(states) if len(states) <= _MOST_STATES else []
 
 
 def is_validation(raw: RawRequest) -> bool:
-    """Return whether a request asks to have its token back; no such request is read as notifications."""
+    """Return whether a request is a validation; it is then never read as notifications."""
     return raw.method == "POST" and f"{_VALIDATION}=" in raw.query
 
 
 def greet(raw: RawRequest, _mac: base.Mac) -> base.HandshakeResponse | None:
-    """Return the token of a validation, as plain text."""
+    """Return the token of a validation as plain text."""
     if not is_validation(raw):
         return None
     tokens = [value for name, value in parse_qsl(raw.query, errors="replace") if name == _VALIDATION]
@@ -87,7 +87,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     word = fields.text_field(event, "lifecycleEvent" if lifecycle else "changeType", fields.LONGEST_WORD)
     kind, identifier = fields.entity("subscription", event.get("subscriptionId")) if lifecycle else _resource(event)
     event_id = fields.entity_id(event.get("id"))
-    # Without an id, equal only for equal ones in one request.
+    # without an id, only equal notifications in one request are duplicates
     unique = timestamps.format_fixed_width(fields.arrival(raw)), hashlib.sha256(msgspec.json.encode(event)).hexdigest()
     return Identity(
         kind,
@@ -101,7 +101,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 
 
 def _resource(event: fields.Payload) -> fields.Entity:
-    """Return the resource by its data, else by the last two parts of its path: `Users/ddfcd489/Messages/AAMkAD`."""
+    """Return the resource from its data, or from the last two parts of its path: `Users/ddfcd489/Messages/AAMkAD`."""
     data, path = event.get("resourceData"), event.get("resource")
     *_, things, last = ["", "", *(path if isinstance(path, str) else "").strip("/").split("/")]
     odata = fields.member(data, "@odata.type")  # #Microsoft.Graph.User

@@ -1,11 +1,11 @@
-"""Notion's webhooks of a connection.
+"""Notion's webhooks of connections.
 
 From https://developers.notion.com/reference/webhooks (the signature over the body, with the `verification_token` as its key)
 and https://developers.notion.com/reference/webhooks-events-delivery (the payload).
 
-Notion makes the key itself and sends it in a first, unsigned request: `{"verification_token": "secret_…"}`. To receive it,
-start the source with `unsigned = true` and an `auth` of kind `url_token`. The token is then in the stored event, of type
-`verification_token`. Put it into `secrets`, remove `unsigned`, and confirm the token in Notion.
+Notion generates the key and sends it in a first, unsigned request: `{"verification_token": "secret_…"}`. To receive it,
+start the source with `unsigned = true` and an `auth` of kind `url_token`. Find the token in the stored event of type
+`verification_token`, put it into `secrets`, remove `unsigned`, and confirm the token in Notion.
 """
 
 from __future__ import annotations

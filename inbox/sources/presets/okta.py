@@ -1,11 +1,11 @@
-"""Okta's event hooks: one request holds one event or several.
+"""Okta's event hooks, with one or more events in each request.
 
 From https://developer.okta.com/docs/concepts/event-hooks/ and
-https://developer.okta.com/docs/reference/api/event-hooks/. Okta signs nothing: it sends a header that was configured with
-the hook, `Authorization` as a rule, which is `auth = { kind = "header", … }` here. It proves nothing but that, so the hook
-should have an address of its own.
+https://developer.okta.com/docs/reference/api/event-hooks/. Okta signs nothing: it sends a header configured with the
+hook, usually `Authorization`, so configure `auth = { kind = "header", … }`. The header is the only proof, so give each
+hook its own URL.
 
-Before it sends anything, a GET with `X-Okta-Verification-Challenge` wants to have its value back.
+Before sending events, Okta verifies the URL by a GET with `X-Okta-Verification-Challenge`, whose value it expects back.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHALLENGE = "x-okta-verification-challenge"
 _LONGEST_CHALLENGE = 1000
 
 _TARGETS: Mapping[str, str] = {"application": "AppInstance", "group": "UserGroup", "user": "User"}
-"""Type of the main target by kind of event; an event has several in any order, such as a user and a group."""
+"""Type of the main target by kind of event; an event has several targets in any order, such as a user and a group."""
 
 _ACTIONS: Mapping[str, Action] = {
     "group.lifecycle.create": "create",
@@ -41,7 +41,7 @@ _ACTIONS: Mapping[str, Action] = {
     "user.lifecycle.suspend": "update",
     "user.lifecycle.unsuspend": "update",
 }
-"""Events that change a user or group; others about them, such as a sign-in, don't."""
+"""Events that change a user or group, unlike sign-ins and others."""
 
 
 def _event(raw: RawRequest, event: fields.Payload) -> Identity:
@@ -59,7 +59,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 
 
 def _target(event: fields.Payload, event_type: str) -> object:
-    """Return the target of the type that the event's type begins with; else the first; else who did it."""
+    """Return the target whose type begins the event type, otherwise the first target, otherwise the actor."""
     targets = event.get("target")
     if not isinstance(targets, list) or not targets:
         return event.get("actor")
@@ -68,7 +68,7 @@ def _target(event: fields.Payload, event_type: str) -> object:
 
 
 def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse:
-    """Return the value of the challenge."""
+    """Return the challenge's value."""
     challenge = fields.header_field(raw, _CHALLENGE, _LONGEST_CHALLENGE)
     return HandshakeResponse(200, body=msgspec.json.encode({"verification": challenge}))
 

@@ -1,13 +1,14 @@
 """PayPal's webhooks of REST apps, signed with a private key whose certificate PayPal publishes.
 
-From https://developer.paypal.com/api/rest/webhooks/rest/ (the self verification: `transmissionId|timeStamp|webhookId|crc32`, RSA
-with SHA-256, retries for three days), https://developer.paypal.com/api/webhooks/v1/ (the event), and PayPal's own client
-`paypalrestsdk` on PyPI (`notifications.py`: the names and the validity of the certificate). The ids of the webhook are `secrets`
-here: they are part of the text that is signed, so that a request to somebody else's webhook proves nothing.
+From https://developer.paypal.com/api/rest/webhooks/rest/ (the self verification:
+`transmissionId|timeStamp|webhookId|crc32`, RSA with SHA-256, retries for three days),
+https://developer.paypal.com/api/webhooks/v1/ (the event), and PayPal's own client `paypalrestsdk` on PyPI
+(`notifications.py`: the names and the validity of the certificate). The webhook's ids are the `secrets`: they are part
+of the signed text, so that a request to another account's webhook proves nothing.
 
-The signature covers no more of the body than its CRC-32, to which anybody can fit another body. So whoever captures a request
-could forge others. The signed id of the transmission is the dedup key here, and the signed time counts for as long as PayPal
-sends again: a captured request is a duplicate, whatever body it comes with, and later too old.
+The signature covers only the body's CRC-32, which an attacker with a captured request could match with another body.
+The signed transmission id is therefore the dedup key, and the signed time is valid only as long as PayPal retries: a
+captured request is a duplicate whatever its body, and later too old.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from inbox.sources.keys import CertificateStore, Claim, MissingCertificate, sign
 from inbox.sources.signing import out_of_time
 
 MOST_IDS = 5
-"""Ids of webhooks that are tried on one request."""
+"""Maximum webhook ids tried on one request."""
 TOLERANCE_SECONDS = 4 * 86400.0
-"""Retries come for three days; it is not documented whether they are signed anew. Events are kept for longer than this."""
+"""Seconds between signing and arrival. Retries come for three days, perhaps with the old signature; events are kept longer."""
 _TRANSMISSION = "paypal-transmission-id"
 _LONGEST_TRANSMISSION = 100
 
@@ -37,29 +38,29 @@ _URL = re.compile(
 _NAMES = re.compile(r"([a-z0-9-]{1,40}\.){1,3}paypal\.com", re.ASCII | re.IGNORECASE)
 _WEBHOOK = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 _PRINTED = re.compile(r"[!-{}~]{1,100}", re.ASCII)
-"""Printable characters without the `|` between the parts of the signed text."""
+"""Pattern of printable characters except `|`, which separates the parts of the signed text."""
 
 
 class Transmission(Proof):
-    """Proves that PayPal has signed the request for one of the source's webhooks."""
+    """Proof that PayPal signed the request for one of the source's webhooks."""
 
     passes = 1
 
     def __init__(self, source: Source, secrets: Revealed) -> None:
-        """Read the ids of the webhooks.
+        """Read the webhook ids.
 
         Raises:
-            ConfigError: a secret can't be one, or there are too many.
+            ConfigError: a secret is not a webhook id, or there are too many.
         """
         if not all(_WEBHOOK.fullmatch(text) for _, text in secrets):
-            raise ConfigError("a secret is no id of a webhook: it has letters and digits alone")
+            raise ConfigError("a secret is not a webhook id, which has only letters and digits")
         if len(secrets) > MOST_IDS:
             raise ConfigError(f"there are {len(secrets)} ids of webhooks, and {MOST_IDS} may be tried on a request")
         self._webhooks = tuple(secrets)
         self._tolerance = TOLERANCE_SECONDS if source.tolerance is None else source.tolerance
         self.certificates = CertificateStore(_URL, _NAMES)
-        # Of each source: its ids and certificates decide how much work a request makes. Another source's rejection without
-        # that work would tell by its time whose they are.
+        # One kind per source: its ids and certificates determine the work of a request. Without that work, the time of
+        # another source's rejection would reveal whose they are.
         self.kind = (Transmission, source.name)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
@@ -68,7 +69,7 @@ class Transmission(Proof):
         return claim if isinstance(claim, str) else self.certificates.fault(claim, now)
 
     def _claim(self, raw: RawRequest, now: datetime) -> Claim | str:
-        """Return what a request claims by its signature, or why that can't be true."""
+        """Return the claim made by a request's signature, or the reason why it is invalid."""
         checksum = zlib.crc32(raw.body)
         transmission, time = raw.headers.get(_TRANSMISSION, ""), raw.headers.get("paypal-transmission-time", "")
         signature = signature_bytes(raw.headers.get("paypal-transmission-sig", ""))
@@ -78,7 +79,7 @@ class Transmission(Proof):
             return "PAYPAL-AUTH-ALGO is not SHA256withRSA"
         url = self.certificates.url(raw.headers.get("paypal-cert-url", ""))
         if url is None:
-            return "PAYPAL-CERT-URL is no certificate at api.paypal.com or api.sandbox.paypal.com"
+            return "PAYPAL-CERT-URL is not a certificate at api.paypal.com or api.sandbox.paypal.com"
         contents = [
             f"{transmission}|{time}|{webhook}|{checksum}".encode()
             for secret, webhook in self._webhooks
@@ -110,7 +111,7 @@ PRESET = Preset(
     read=fields.reader_of_object(_event),
     sample=json_sample({**_SAMPLE, "resource": {"id": "{id}"}}, {"PAYPAL-TRANSMISSION-ID": "{unique}"}),
     prover=Transmission,
-    needs=frozenset({"auth"}),  # else strangers could have certificates fetched, and see that the source exists
+    needs=frozenset({"auth"}),  # otherwise strangers could trigger fetches of certificates and discover the source
     kept_headers=frozenset({_TRANSMISSION}),
     starter="""\
 secrets = ["env:{variable}"]

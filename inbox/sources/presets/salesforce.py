@@ -1,12 +1,13 @@
-"""Salesforce's outbound messages: SOAP, with up to 100 notifications in each.
+"""Salesforce's outbound messages: SOAP with up to 100 notifications each.
 
-From https://developer.salesforce.com/docs/atlas.en-us.api.meta/api/sforce_api_om_outboundmessaging_notifications.htm (batches,
-duplicates by the notification's id, retries for 24 hours) and sforce_api_om_outboundmessaging_wsdl.htm beside it (the elements,
-the answer with `Ack`). Every edition with flows or workflow rules has them, and they are Salesforce's one way to POST a change
-of a record to any URL by itself. Its others are no webhooks (Pub/Sub API, Event Relay to AWS), need Data Cloud (data actions,
-signed), or are another product (Marketing Cloud). Salesforce signs no outbound message, so the source needs an `auth`.
+From https://developer.salesforce.com/docs/atlas.en-us.api.meta/api/sforce_api_om_outboundmessaging_notifications.htm
+(batches, duplicates by the notification's id, retries for 24 hours) and sforce_api_om_outboundmessaging_wsdl.htm beside
+it (the elements, the response with `Ack`). Every edition with flows or workflow rules has them, and they are
+Salesforce's only built-in way to POST a change of a record to any URL. The alternatives are not webhooks (Pub/Sub API,
+Event Relay to AWS), need Data Cloud (signed data actions), or are another product (Marketing Cloud). Outbound messages
+are not signed, so the source needs an `auth`.
 
-A message may hold a session id, with which its reader can call Salesforce as its user. It is never stored with an event.
+A message may hold a session id, which lets its reader call Salesforce as the user. It is never stored.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ class Notification(msgspec.Struct, frozen=True):
     """One notification of a message."""
 
     fields: Mapping[str, str]
-    """Texts of its own elements, such as `Id`."""
+    """Texts of the notification's own elements, such as `Id`."""
     type: str
-    """Type of its record, without a prefix; empty where there is none."""
+    """Type of the record, without prefix; empty if missing."""
     record: Mapping[str, str]
     """Texts of the record's elements, without their prefixes."""
     part: bytes | None
-    """The message with this notification alone and without a session id; None where that is the message itself."""
+    """Message with only this notification and no session id; None if that is the message itself."""
 
 
 class _Found(msgspec.Struct):
@@ -55,7 +56,7 @@ class _Found(msgspec.Struct):
 
 
 class _SoapHandlers:
-    """Handlers of the parser's events."""
+    """Handlers of the XML parser's events."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -75,7 +76,7 @@ class _SoapHandlers:
         try:
             self._parser.Parse(self.body, True)
         finally:
-            del self._parser  # it refers to this object: a cycle would keep the body
+            del self._parser  # it refers to this object; the cycle would keep the body
 
     def _doctype(self, *_: object) -> None:
         raise Unreadable("the XML must not have a document type declaration", field="body")
@@ -102,11 +103,11 @@ class _SoapHandlers:
         *_, grandparent, parent, _last = ["", "", *self._path]
         if name == _NOTIFICATION:
             self.found[-1].end = self._after(at)
-        elif name == _SESSION and self.body.startswith(b"</", at):  # `<SessionId xsi:nil="true"/>` holds nothing
+        elif name == _SESSION and self.body.startswith(b"</", at):  # `<SessionId xsi:nil="true"/>` is empty
             self.session = (self._session_at, self._after(at))
         elif parent == _NOTIFICATION:
             fields, own = self.found[-1].fields, name.rpartition(" ")[2]
-            if own in fields:  # another reader could take the other id, or the other record
+            if own in fields:  # readers could disagree on the id or the record
                 raise InvalidEvent(f"a Notification may have one {own[:_LONGEST_NAME]}", field="Notification")
             fields[own] = "".join(self._text)
         elif parent == _OBJECT and grandparent == _NOTIFICATION:
@@ -115,16 +116,16 @@ class _SoapHandlers:
         self._text.clear()
 
     def _after(self, at: int) -> int:
-        """Return the end of the tag that ends at `at`: of `<a/>` the parser reports its end, of `</a>` its beginning."""
+        """Return the end of the closing tag at `at`: the parser reports the end of `<a/>`, but the beginning of `</a>`."""
         return self.body.index(b">", at) + 1 if self.body.startswith(b"</", at) else at
 
 
 def parse(body: bytes) -> tuple[Notification, ...]:
-    """Return the notifications of a message, in its order.
+    """Return the notifications of a message in their order.
 
     Raises:
-        Unreadable: no well-formed XML in UTF-8, or with a document type declaration.
-        InvalidEvent: no notification, too many of them, or XML that is too large.
+        Unreadable: not well-formed XML in UTF-8, or with a document type declaration.
+        InvalidEvent: no notification, too many notifications, or too large XML.
     """
     reader = _SoapHandlers(body)
     try:
@@ -133,7 +134,7 @@ def parse(body: bytes) -> tuple[Notification, ...]:
     except UnicodeDecodeError:
         raise Unreadable("the XML is not UTF-8", field="body") from None
     except expat.ExpatError as error:
-        raise Unreadable(f"the body is no XML: {expat.ErrorString(error.code)}", field="body") from None
+        raise Unreadable(f"the body is not XML: {expat.ErrorString(error.code)}", field="body") from None
     found, session = reader.found, reader.session
     if not found:
         raise InvalidEvent("there is no Notification", field="Notification")
@@ -160,9 +161,9 @@ _ACK = (
     f'<notificationsResponse xmlns="{OUTBOUND}"><Ack>true</Ack></notificationsResponse>'
     "</soapenv:Body></soapenv:Envelope>"
 )
-"""Salesforce sends everything again that is not answered with this."""
+"""Response without which Salesforce sends the message again."""
 _TIMES = ("SystemModstamp", "LastModifiedDate")
-"""Fields of a record with the time of its change; the first that the message has counts."""
+"""Fields of a record with the time of its change; the first one present counts."""
 
 
 def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:

@@ -1,13 +1,11 @@
-"""Security event tokens (RFC 8417) that are pushed over HTTP (RFC 8935), as shared signals of identity services come.
+"""Security event tokens (RFC 8417) pushed over HTTP (RFC 8935), such as shared signals of identity services.
 
-The body is a JWT, signed with a private key of the sender's: `secrets` are its public keys (`inbox/sources/keys.py`), and
-`issuer` and `audience` are what the token has to name. Tokens have no end of validity: what is sent again is known by its
-`jti`. Only asymmetric algorithms are taken, each with its own kind of key. The header's `typ` should be
-`secevent+jwt`; Google's says `JWT` (https://developers.google.com/identity/protocols/risc), so what makes a token one of
-these is its claim `events`.
+The body is a JWT signed with the sender's private key: `secrets` are its public keys (`inbox/sources/keys.py`), and the
+token must name `issuer` and `audience`. Tokens don't expire; duplicates have the same `jti`. Only asymmetric algorithms
+are accepted, each with its own kind of key. The header's `typ` should be `secevent+jwt`, but Google's is `JWT`
+(https://developers.google.com/identity/protocols/risc), so the claim `events` identifies these tokens.
 
-A token is answered 202 without a body, or 400 with `{"err": …, "description": …}`; but what does not prove who sent it gets
-the 401 that everybody gets.
+The response is 202 without a body, or 400 with `{"err": …, "description": …}`; unauthenticated requests get the usual 401.
 """
 
 from __future__ import annotations
@@ -31,20 +29,20 @@ if TYPE_CHECKING:
 
 
 MOST_KEYS = 5
-"""Most keys tried on one token."""
+"""Maximum keys tried on one token."""
 LARGEST_HEADER = 4096
-"""Bytes, encoded: an algorithm, a type and the name of a key, read once for each key that is tried."""
+"""Maximum encoded bytes of the JWT header, which is read once for each key tried."""
 LEEWAY_SECONDS = 300.0
 _LONGEST_ISSUER = 500
 _IDS = ("sub", "id", "email", "phone_number", "uri", "url")
-"""Members of a subject identifier (RFC 9493) that hold its value, the most identifying first."""
+"""Members of a subject identifier (RFC 9493) that hold its value, most specific first."""
 
 _ACTIONS = fields.actions(
     create=("create",),
     update=("account-disabled", "account-enabled", "identifier-changed", "update"),
     delete=("account-purged", "delete", "revoke"),
 )
-"""The ends of the names of RISC events that change an account, and the `change_type` of CAEP's credential-change."""
+"""Last parts of the names of RISC events that change an account, and `change_type` of CAEP's credential-change."""
 
 
 class _TokenKey(msgspec.Struct, frozen=True):
@@ -53,13 +51,13 @@ class _TokenKey(msgspec.Struct, frozen=True):
 
 
 class Token(Proof):
-    """Proves that the body is a token of this issuer, for this audience, signed with one of its keys."""
+    """Proof that the body is a token of this issuer for this audience, signed with one of its keys."""
 
     def __init__(self, source: Source, secrets: Revealed) -> None:
-        """Read the keys.
+        """Read the source's keys.
 
         Raises:
-            ConfigError: a secret holds no key that can be used, or there is no issuer or audience.
+            ConfigError: a secret has no usable key, or issuer or audience is missing.
         """
         from inbox.sources.keys import public_keys  # noqa: PLC0415  # only a source of this preset needs the JWT library
 
@@ -80,13 +78,13 @@ class Token(Proof):
         import jwt  # noqa: PLC0415  # as above
 
         token = raw.body.strip()
-        try:  # the library's own way to the header decodes all of the token, which it does again below
+        try:  # the library's function for the header would decode the whole token, as below
             header = _segment(token, 0) if 0 < token.find(b".") <= LARGEST_HEADER else {}
         except RequestError:
             header = {}
         kid, algorithm = header.get("kid"), header.get("alg")
         if not isinstance(algorithm, str) or not isinstance(kid, str | None):
-            return "the body is no JWT"
+            return "the body is not a JWT"
         fitting = [
             each
             for each in self._keys
@@ -104,7 +102,7 @@ class Token(Proof):
                     issuer=self._issuer,
                     audience=self._audience,
                     leeway=self._leeway,
-                    # A token has no end (RFC 8417 §2.2), and what is pushed again may be days old.
+                    # Tokens don't expire (RFC 8417 §2.2), and retries may be days old.
                     options={"require": ["iss", "aud", "iat", "jti"], "verify_exp": False},
                 )
             except jwt.PyJWTError as error:
@@ -115,7 +113,7 @@ class Token(Proof):
 
 
 def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
-    """Return the one event of a token that has been verified: see `Read`."""
+    """Return the event of a verified token: see `Read`."""
     claims = _segment(raw.body.strip(), 1)
     events = claims.get("events")
     if not isinstance(events, Mapping) or not events:
@@ -143,23 +141,23 @@ def _action(event_type: str, event: object) -> Action:
 
 
 def _segment(token: bytes, number: int) -> dict[str, object]:
-    """Return the JSON object that the header (0) or the claims (1) are.
+    """Return the JSON object of the header (0) or the claims (1).
 
     Raises:
-        Unreadable, InvalidEvent: they are none.
+        Unreadable, InvalidEvent: it is not a JSON object.
     """
     parts = token.split(b".", 3)
     if len(parts) != 3:  # noqa: PLR2004  # header, claims and signature
-        raise Unreadable("the body is no JWT", field="body")
+        raise Unreadable("the body is not a JWT", field="body")
     try:
         text = base64.b64decode(parts[number] + b"=" * (-len(parts[number]) % 4), altchars=b"-_", validate=True)
     except ValueError:
-        raise Unreadable("the body is no JWT", field="body") from None
+        raise Unreadable("the body is not a JWT", field="body") from None
     return fields.json_object(text)
 
 
 def _subject(claims: fields.Payload, event: object) -> str | None:
-    """Return the subject of the token, or of the event where older drafts have it; of a complex one the user."""
+    """Return the subject of the token, or of the event as in older drafts; of a complex subject, the user."""
     for subject in (claims.get("sub_id"), fields.member(event, "subject"), claims):
         inner = fields.member(subject, "user") or subject
         for name in _IDS if subject is not claims else ("sub",):
@@ -170,7 +168,7 @@ def _subject(claims: fields.Payload, event: object) -> str | None:
 
 
 def rejection(error: RequestError) -> tuple[int, bytes]:
-    """Return the error answer of RFC 8935 §2.3."""
+    """Return the error response of RFC 8935 §2.3."""
     status = error.status if isinstance(error, TooLarge) else 400
     return status, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
 
@@ -189,6 +187,6 @@ PRESET = Preset(
     rejection=rejection,
     starter="""\
 secrets = ["env:{variable}"]  # public keys: a JWKS document, or "file:/path"
-issuer = "https://login.example.com"  # what a token has to say in iss,
+issuer = "https://login.example.com"  # required in a token as iss,
 audience = "https://hooks.example.com/webhooks/secevent"  # and in aud""",
 )

@@ -1,11 +1,11 @@
-"""SendGrid's Event Webhook, signed with a private key: one request holds many events.
+"""SendGrid's Event Webhook, signed with a private key, with many events in each request.
 
 From https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/getting-started-event-webhook-security-features (ECDSA
 over time and body), https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event (the events), and the client
 `sendgrid` on PyPI (`sendgrid/helpers/eventwebhook`): P-256 with SHA-256, the public key in base64.
 
-It is not documented whether a retry is signed anew, and there are retries for a day: so a signature counts for a day. A
-captured request adds nothing: `sg_event_id` is signed.
+It is not documented whether retries are signed anew. They continue for a day, so a signature is valid for a day.
+Replaying a captured request has no effect, as `sg_event_id` is signed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inbox.sources.base import Preset, json_sample
 
 
 def _event(raw: RawRequest, event: fields.Payload) -> Identity:
-    # 14c5d75ce93.dfd.64b469.filter0001.16648.5515E0B88.0: what follows the first dot is the route
+    # 14c5d75ce93.dfd.64b469.filter0001.16648.5515E0B88.0: after the first dot comes the internal route
     message = event.get("sg_message_id")
     return Identity(
         *fields.entity("message", message.partition(".")[0] if isinstance(message, str) else None),

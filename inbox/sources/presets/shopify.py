@@ -1,16 +1,16 @@
 """Shopify's webhooks.
 
-From https://shopify.dev/docs/apps/build/webhooks/subscribe/https (the signature is over the body alone, with the app's client
-secret; a 200 within five seconds) and https://shopify.dev/docs/apps/build/webhooks (headers). `X-Shopify-Webhook-Id` stays
-the same when a webhook is sent again. `X-Shopify-Event-Id` is one for all webhooks that one act of a merchant leads to, also
-of different topics, so it does not tell them apart.
+From https://shopify.dev/docs/apps/build/webhooks/subscribe/https (the signature is over the body alone, with the app's
+client secret; a 200 within five seconds) and https://shopify.dev/docs/apps/build/webhooks (headers).
+`X-Shopify-Webhook-Id` stays the same in retries. `X-Shopify-Event-Id` is shared by all webhooks of one merchant action,
+even of different topics, so it can't distinguish them.
 
-Only the body is signed, and with one secret for all shops of an app: who owns a shop can send its webhooks under another
-shop's name. So a source should be one shop's, with an address of its own. A new client secret is used only after up to an
-hour: keep both.
+Only the body is signed, with one secret for all shops of an app, so the owner of one shop can send webhooks under
+another shop's name. Give each shop its own source and URL. A new client secret takes effect within an hour: keep both
+meanwhile.
 
-The newer "events" have the same headers without `X-`, and an action of their own. No limit of size is documented; more than
-a megabyte has been seen.
+The newer "events" have the same headers without `X-`, and an action field. No size limit is documented; over a megabyte
+has been seen.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Slack's Events API, and its slash commands and interactions.
 
 From https://docs.slack.dev/authentication/verifying-requests-from-slack (the signature and its example, five minutes),
-https://docs.slack.dev/apis/events-api (the envelope, `url_verification`, an answer within three seconds, three retries), and
-`slack_sdk.signature` on PyPI. A retry has the same `event_id`, and `X-Slack-Retry-Num`. What a person does (a command, a
-button) has no id of its own but a `trigger_id` that is made for it.
+https://docs.slack.dev/apis/events-api (the envelope, `url_verification`, a response within three seconds, three
+retries), and `slack_sdk.signature` on PyPI. A retry has the same `event_id`, and `X-Slack-Retry-Num`. Commands and
+interactions have no id, but a unique `trigger_id`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _ABOUT: Mapping[str, tuple[str, str]] = {
     "tokens": _TEAM,
     "user": _USER,
 }
-"""Entity of an event by the first word of its type, and the member that names it; all others happen in a channel."""
+"""Entity type and member by the first word of the event type; all other events are about a channel."""
 
 
 def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
-    """Return the one event of a request: see `Read`."""
+    """Return the event of a request: see `Read`."""
     if raw.content_type == fields.FORM:
         return (_read_interaction(raw, dedup),)
     payload = fields.json_object(raw.body)
@@ -61,7 +61,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
 
 
 def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
-    """Return the echo that Slack expects when the URL is configured."""
+    """Return the echo that Slack expects when it verifies the URL."""
     if b"url_verification" not in raw.body or raw.content_type == fields.FORM:
         return None
     payload = fields.json_object(raw.body)
@@ -74,9 +74,9 @@ def greet(raw: RawRequest, _mac: Mac) -> HandshakeResponse | None:
 
 
 def _entity(payload: fields.Payload, event: fields.Payload, event_type: str) -> fields.Entity:
-    """Return the user of `user_change`, the channel of `channel_rename`; else the channel of the event, if there is one."""
+    """Return the user of `user_change`, the channel of `channel_rename`, or else the event's channel, if any."""
     kind, place = _USER if event_type == "team_join" else _ABOUT.get(event_type.partition("_")[0], _CHANNEL)
-    # An object where it was made or changed, its id alone where it was only named.
+    # an object if it was created or changed, otherwise only its id
     value = event.get(place, event.get(kind))
     if kind == "team":
         value = payload.get("team_id")

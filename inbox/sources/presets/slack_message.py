@@ -1,18 +1,17 @@
-"""Messages as programs send them to Slack's incoming webhooks: for what can tell of changes in a chat and nowhere else.
+"""Messages for Slack's incoming webhooks, from programs that can report changes only to a chat.
 
-`{"text": …, "attachments": […], "blocks": […]}` as JSON, or as the field `payload` of a form, the older way. A source's
-`pattern`, a regular expression, finds the entity in all text of a message: its group `id`, and `type` and `event_type` where
-it has them. A message in which it finds nothing is kept as an event of no entity, with the event type `message`. It is one of
-RE2's, which takes time in proportion to the text whatever the pattern is; those of Python's `re` may take for ever, and the
-receiver serves nobody else meanwhile.
+`{"text": …, "attachments": […], "blocks": […]}` as JSON, or formerly as the field `payload` of a form. A source's
+`pattern`, a regular expression, finds the entity in the message's text by its group `id` and the optional groups `type`
+and `event_type`. A message without a match becomes an event without an entity, of the type `message`. RE2 runs the
+pattern in time proportional to the text; Python's `re` could take forever and block the receiver.
 
-Slack answers these senders `200 ok`. They look at the status alone, so our 200 with JSON is as good; a Slack library that
-reports the answer's body will report that JSON.
+Slack responds with `200 ok`. Senders check only the status, so our 200 with JSON works too; a Slack library that
+reports the response body will report the JSON.
 
-**What makes two requests one event.** A message has no id and no time of its own. Its bytes alone won't do: a program that
-says the same an hour later means another change. Its time of arrival won't do: a sender that got no answer repeats itself.
-So the key is the message's SHA-256 and the five minutes in which it came (`inbox/sources/fields.py:content_key`). A sender
-that gives an `Idempotency-Key` or a `Webhook-Id` marks duplicates itself; then that is the key.
+**Duplicates.** A message has no id and no time. Its bytes can't be the key: the same text an hour later means another
+change. Nor can its time of arrival: a sender that got no response sends again. So the key is the message's SHA-256 with
+the five-minute window of its arrival (`inbox/sources/fields.py:content_key`). If the sender sets `Idempotency-Key` or
+`Webhook-Id`, that is the key.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from inbox.sources.base import Preset, Read, json_sample
 
 NAME = "slack-message"
 SEARCHED = 256 * 1024
-"""Characters of a message that the pattern looks at. Slack itself cuts a text after 40,000."""
+"""Characters of a message searched by the pattern. Slack truncates texts after 40,000."""
 WITHOUT_ENTITY = "message"
-"""The event type of a message that names none."""
+"""Event type of messages that name none."""
 
 Pattern: TypeAlias = "re2._Regexp[str]"  # noqa: SLF001  # it has no other name, and takes no type argument when it is run
 """A pattern, ready to search."""
@@ -43,16 +42,15 @@ _GROUPS = ("id", "type", "event_type")
 _NAMED = re.compile(r"\(\?P?<([a-z_]+)>")
 _CONTENT = ("text", "attachments", "blocks")
 _TEXTS = frozenset({"text", "fallback", "pretext", "title", "title_link", "value", "url", "footer"})
-"""Members of attachments and blocks, at any depth, that hold text or a link."""
+"""Members of attachments and blocks, at any depth, that hold a text or link."""
 _KEY_HEADERS = ("idempotency-key", "webhook-id")
 
 
 def compile_pattern(pattern: str | None, entity_type: str | None) -> Pattern | None:
-    """Compile the pattern of a source; None when it has none.
+    """Compile a source's pattern; None if it has none.
 
     Raises:
-        ValueError: it is no regular expression that RE2 takes, its groups are not those that are read, or no type goes with
-            the id.
+        ValueError: RE2 rejects the expression, its groups are wrong, or the entity type is missing.
     """
     if pattern is None:
         if entity_type is not None:
@@ -73,7 +71,7 @@ def compile_pattern(pattern: str | None, entity_type: str | None) -> Pattern | N
         raise ValueError("needs a group (?P<id>…) that finds the entity's id")
     names = _NAMED.findall(pattern)
     if len(names) > len(set(names)):  # of which only one would be read
-        raise ValueError("has a group twice; write (?P<id>…) once, with what may stand around it as alternatives")
+        raise ValueError("has a group twice; write (?P<id>…) once, with its surroundings as alternatives")
     if "type" not in found.groupindex and entity_type is None:
         raise ValueError("needs a group (?P<type>…), or an entity_type beside it")
     return found
@@ -102,7 +100,7 @@ def reader(source: Source) -> Read:
 
 
 def texts(message: fields.Payload) -> Iterator[str]:
-    """Return all text of a message, as a reader sees it: its own, then that of attachments and blocks from top to bottom."""
+    """Yield all text of a message in reading order: its own, then that of attachments and blocks."""
     text = message.get("text")
     if isinstance(text, str):
         yield _unescape(text)
@@ -111,7 +109,7 @@ def texts(message: fields.Payload) -> Iterator[str]:
 
 
 def _inside(value: object) -> Iterator[str]:
-    """Recurse into a value; strict JSON is nested at most 64 levels deep."""
+    """Yield the texts inside a value, recursively; strict JSON is nested at most 64 levels deep."""
     if isinstance(value, list):
         for item in value:
             yield from _inside(item)
@@ -139,10 +137,10 @@ def _searchable_text(message: fields.Payload) -> str:
 
 
 def _entity(pattern: Pattern | None, message: fields.Payload, entity_type: str | None) -> tuple[str, str, str] | None:
-    """Return the type, the id and the event type; None when the message names no entity, or in a way that can't be stored."""
+    """Return the type, the id and the event type; None if the message names no storable entity."""
     text = _searchable_text(message)
     match = None if pattern is None else pattern.search(text[:SEARCHED])
-    if match is None or match.end() == SEARCHED < len(text):  # half of an id is another entity's
+    if match is None or match.end() == SEARCHED < len(text):  # a truncated id would be another entity's
         return None
     found = match.groupdict()
     kind, identifier = found.get("type") or entity_type, found["id"]
@@ -152,10 +150,10 @@ def _entity(pattern: Pattern | None, message: fields.Payload, entity_type: str |
 
 
 def _key(raw: RawRequest) -> tuple[str, ...]:
-    """Return the key that the sender gives, or else one made of the content."""
+    """Return the key set by the sender, or one made from the content."""
     for name in _KEY_HEADERS:
         if given := raw.headers.get(name):
-            # As it is stored, so that the request can be read again to the same key.
+            # as stored, so that rereading the request gives the same key
             return (name, hashlib.sha256(fields.printable(given).encode()).hexdigest())
     return fields.content_key(raw, raw.body)
 

@@ -1,14 +1,16 @@
-"""Amazon SNS' messages to HTTP endpoints: notifications, and confirmations of a subscription or its end.
+"""Amazon SNS' messages to HTTP endpoints: notifications, and confirmations of subscribing or unsubscribing.
 
-From https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html (what is signed, and with which hash),
-https://docs.aws.amazon.com/sns/latest/dg/http-notification-json.html (the messages), and AWS' own libraries: `sns-validator` on
-npm, which checked the vectors, and `sns-message-manager` of the SDK for Java (the host of the topic's region, the certificate's
-names). Anybody can have SNS sign messages of a topic of his own, so a source lists its `topics`.
+From https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html (the signed text and its hash),
+https://docs.aws.amazon.com/sns/latest/dg/http-notification-json.html (the messages), and AWS' own libraries:
+`sns-validator` on npm, which checked the vectors, and `sns-message-manager` of the SDK for Java (the host of the
+topic's region, the certificate's names). Anyone can have SNS sign messages of their own topic, so a source lists its
+`topics`.
 
-Signed are `Type`, `MessageId`, `TopicArn`, `Timestamp`, `Message` and `Subject`; not `MessageAttributes`. The signed text has a
-line for each name and value, so a line break in any value but `Message` is rejected: it could be another value's.
+`Type`, `MessageId`, `TopicArn`, `Timestamp`, `Message` and `Subject` are signed, but not `MessageAttributes`. The
+signed text has a line for each name and value, so a line break in any value except `Message` is ambiguous and rejected.
 
-`SubscribeURL` is never visited: a confirmation is an event, in which the operator finds it. Raw message delivery is not signed.
+`SubscribeURL` is never visited: a confirmation becomes an event, where the operator finds the URL. Raw message delivery
+is not signed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _URL = re.compile(
     r"https://(?P<host>sns\.[a-z0-9-]{1,40}\.amazonaws\.com(?:\.cn)?)(?P<path>/[A-Za-z0-9_-]{1,100}\.pem)", re.ASCII
 )
 _NAMES = re.compile(r"sns(-[a-z0-9-]{1,40})?(\.[a-z0-9-]{1,40})?\.amazonaws\.com(\.cn)?", re.ASCII)
-"""Names in certificates: `sns.amazonaws.com`, `sns-cn-north-1.amazonaws.com.cn`, `sns-signing.eu-south-1.amazonaws.com`."""
+"""Pattern of names in certificates: `sns.amazonaws.com`, `sns-cn-north-1.amazonaws.com.cn`,
+`sns-signing.eu-south-1.amazonaws.com`."""
 
 _NOTIFICATION = "Notification"
 _CONFIRMED = ("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type")
@@ -40,12 +43,12 @@ _SIGNED: Mapping[str, Sequence[str]] = {
     "SubscriptionConfirmation": _CONFIRMED,
     "UnsubscribeConfirmation": _CONFIRMED,
 }
-"""Members that are signed, by type and in this order."""
+"""Signed members in their order, by type."""
 _ALGORITHMS: Mapping[str, RsaHash] = {"1": "sha1", "2": "sha256"}
 
 
 class _Message(msgspec.Struct):
-    """The members that prove a message, under SNS' names."""
+    """The members that authenticate a message, under SNS' names."""
 
     Type: str
     Message: str
@@ -61,47 +64,47 @@ class _Message(msgspec.Struct):
 
 
 class SignedMessage(Proof):
-    """Proves that SNS has signed the body for one of the source's topics."""
+    """Proof that SNS signed the body for one of the source's topics."""
 
     passes = 2
-    """It parses a body, and hashes the message in it."""
+    """Passes through a body: one to parse it, and one to hash the message."""
 
     def __init__(self, source: Source, _secrets: Revealed) -> None:
         self._hosts = {str(topic): topic.host for topic in source.topics or ()}
         self._algorithms = {"2": _ALGORITHMS["2"]} if not source.allow_sha1 else _ALGORITHMS
         self.certificates = CertificateStore(_URL, _NAMES)
-        # Of each source: its topics and certificates decide how much work a request makes. Another source's rejection without
-        # that work would tell by its time whose they are.
+        # One kind per source: its topics and certificates determine the work of a request. Without that work, the time
+        # of another source's rejection would reveal whose they are.
         self.kind = (SignedMessage, source.name)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
-        """See Proof. A certificate is missed only for a message of one of the topics, at the host of its region."""
+        """See Proof. A certificate counts as missing only for one of the topics, at the host of its region."""
         claim = self._claim(raw)
         return claim if isinstance(claim, str) else self.certificates.fault(claim, now)
 
     def _claim(self, raw: RawRequest) -> Claim | str:
-        """Return what a message claims by its signature, or why that can't be true."""
+        """Return the claim made by a message's signature, or the reason why it is invalid."""
         message = fields.decode_as(_Message, raw.body)
         if message is None:
             is_raw = "x-amz-sns-rawdelivery" in raw.headers
-            return f"the body is no signed message of SNS{'; turn raw message delivery off' if is_raw else ''}"
+            return f"the body is not a signed message of SNS{'; turn raw message delivery off' if is_raw else ''}"
         host = self._hosts.get(message.TopicArn)
         if host is None:
-            return "its topic is none of this source's topics"
+            return "its topic is not listed in this source's topics"
         algorithm = self._algorithms.get(message.SignatureVersion)
         if algorithm is None:
             return "its SignatureVersion is not 2: set that of the topic, or allow_sha1 = true for version 1"
         url = self.certificates.url(message.SigningCertURL)
         if url is None or url.host != host:
-            return f"its SigningCertURL is no certificate at {host}"
+            return f"its SigningCertURL is not a certificate at {host}"
         content, signature = _text_to_sign(message), signature_bytes(message.Signature)
         if content is None or signature is None:
-            return "it has not the form of a signed message"
+            return "it is not a well-formed signed message"
         return Claim(url, (content,), signature, algorithm)
 
 
 def _text_to_sign(message: _Message) -> bytes | None:
-    """Return the text that is signed; None where a value is missing, or has a line break and so could be read in two ways."""
+    """Return the signed text; None if a value is missing, or ambiguous because of a line break."""
     lines: list[str] = []
     for name in _SIGNED.get(message.Type, ()):
         value = getattr(message, name)
@@ -123,11 +126,11 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
 
 
 read = fields.reader_of_object(_event)
-"""Reads the one event of a message, as SNS wrapped it."""
+"""Reads the event of a message, as wrapped by SNS."""
 
 
 def reader(source: Source) -> Read:
-    """Make the reader of `source`: with `event`, of the JSON in `Message`, which is stored as such and not as text.
+    """Make the reader of `source`; with `event`, it reads the JSON in `Message`, which is stored as JSON, not as text.
 
     Raises:
         ValueError: an expression can't be compiled. The text names it.
@@ -159,7 +162,7 @@ def reader(source: Source) -> Read:
 
 
 def _inner(body: bytes) -> bytes:
-    """Return the JSON in `Message`, a text as SNS sends it, or what `_unwrap` made of it.
+    """Return the JSON in `Message`, either the text that SNS sent, or the value made by `_unwrap`.
 
     Raises:
         InvalidEvent: it is missing.
@@ -171,7 +174,7 @@ def _inner(body: bytes) -> bytes:
 
 
 def _unwrap(body: bytes, message: bytes) -> bytes:
-    """Return the body with `message` as it is, so that routes find its members, and it can be read again."""
+    """Return the body with `message` as JSON, so that routes find its members and the body can be reread."""
     members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     return msgspec.json.encode({**members, "Message": msgspec.Raw(message)})
 
@@ -187,7 +190,7 @@ PRESET = Preset(
     prover=SignedMessage,
     proves_by="topics",
     own_keys=frozenset({"allow_sha1", "event", "topics"}),
-    # auth: else strangers could have certificates fetched, and keep others waiting
+    # auth: otherwise strangers could trigger fetches of certificates and delay other requests
     needs=frozenset({"auth", "topics"}),
     media_types=frozenset({"application/json", "text/plain"}),
     max_body=1024 * 1024,  # messages of 256 KB, which are quoted in the body

@@ -1,8 +1,8 @@
 """Square's webhooks.
 
-From https://developer.squareup.com/docs/webhooks/step3validate (the signature is over the notification URL and the body),
-https://developer.squareup.com/docs/webhooks/overview (the payload, the retries), and the client `squareup` on PyPI
-(`square/utils/webhooks_helper.py`). An event keeps its `event_id` however often it is sent.
+From https://developer.squareup.com/docs/webhooks/step3validate (the signature is over the notification URL and the
+body), https://developer.squareup.com/docs/webhooks/overview (the payload, the retries), and the client `squareup` on
+PyPI (`square/utils/webhooks_helper.py`). Retries have the same `event_id`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Standard Webhooks 1.0.0, under its own names of headers and under Svix's older ones.
+"""Standard Webhooks 1.0.0, with its own header names and Svix's older ones.
 
 From https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md, and its Python library
-(`standardwebhooks` on PyPI): the key is the secret in base64 behind `whsec_`; signed are id, time and body, with dots
-between; the header lists `v1,…` with spaces between. The id is the same however often a message is sent; the time is the
-attempt's. A sender with a private key (Ed25519) lists `v1a,…` instead or besides; its public key is base64 behind `whpk_`.
+(`standardwebhooks` on PyPI): the key is the base64 after `whsec_`; id, time and body are signed, joined by dots; the
+header lists `v1,…`, separated by spaces. Retries have the same id, but their own time. Senders with a private key
+(Ed25519) list `v1a,…` instead or in addition; the public key is the base64 after `whpk_`.
 
-The specification recommends, and does not ask for, a JSON object with `type`, `timestamp` and `data`. What a body has not is
-left out; only the id has to be there.
+The specification recommends, but does not require, a JSON object with `type`, `timestamp` and `data`. All of these are
+optional here; only the id is required.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WITHOUT_TYPE = "message"
 
 
 def signature(prefix: str) -> Signature:
-    """Return the signature of the specification; the names of its headers begin with `prefix`."""
+    """Return the signature of the specification, with header names that begin with `prefix`."""
     return Signature(
         header=f"{prefix}-signature",
         prefix="v1,",
@@ -39,7 +39,7 @@ def signature(prefix: str) -> Signature:
 
 
 def with_private_key(prefix: str) -> Signature:
-    """Return the same with a private key of the sender, whose public key is configured."""
+    """Return the same signature by a private key of the sender, whose public key is configured."""
     return msgspec.structs.replace(signature(prefix), prefix="v1a,", algorithm="ed25519", key_prefix="whpk_")
 
 
@@ -59,7 +59,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
 
 
 def _id_header(raw: RawRequest) -> str:
-    """Return the id header that the signature covers: an attacker could add the other."""
+    """Return the signed id header, as an attacker could add the other one."""
     for proof in ("signature", "id"):
         for prefix in _PREFIXES:
             if f"{prefix}-{proof}" in raw.headers:

@@ -1,9 +1,8 @@
-"""Stripe's webhooks: events with a snapshot of their object, and thin events that only name it.
+"""Stripe's webhooks: snapshot events with their object, and thin events that only name it.
 
 From https://docs.stripe.com/webhooks and https://docs.stripe.com/api/events, and the client `stripe` on PyPI
-(`stripe/_webhook.py`: the whole secret is the key, `v1` is HMAC-SHA256 over time, dot and body, five minutes). A header may
-have several `v1`, while a secret is being rolled. An event keeps its id however often it is sent; every attempt is signed
-anew.
+(`stripe/_webhook.py`: the whole secret is the key, `v1` is HMAC-SHA256 over time, dot and body, five minutes). A header
+may have several `v1` while a secret is being rolled. Retries have the same event id, but a new signature.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     thing = event.get("related_object") if thin else fields.member(event, "data", "object")
     identifier = fields.entity_id(fields.member(thing, "id"))
     account = fields.entity_id(event.get("account"))
-    if account and identifier:  # of Connect: merchants choose ids of coupons and products, so two may have the same
+    if account and identifier:  # Connect: merchants choose the ids of coupons and products, so ids may collide
         identifier = f"{account}/{identifier}"
     return Identity(
         *fields.entity(fields.member(thing, "type" if thin else "object"), identifier),

@@ -1,17 +1,17 @@
-"""Trivore ID (the Trivore Identity Service, formerly onePortal), in both forms of its payload.
+"""Trivore ID (the Trivore Identity Service, formerly onePortal), with both of its payload formats.
 
 - Classic: `{"id": "IDNUMBER1234", "entityType": "USER", "eventType": "UPDATE", "timestamp": "2019-01-01T00:00:00Z"}`,
   the example of the archived page "Webhook (HTTP)". `id` is the id of the entity, not of the event.
 - Typed: `{"id": "…", "type": "USER_EDIT", "time": "…"}`, the typical fields and codes of
   https://trivoreid.com/docs/developer-guide/webhook. That page lists the codes below and refers to the Webhook editor
-  of the Management UI for all of them, so an unknown code is taken and stored, with the action `other`.
+  of the Management UI for the full list, so unknown codes are accepted, with the action `other`.
 
-Other fields are allowed and ignored. A body that has any field of the classic form but `id` and is read as classic:
-`type` and `time` are then two of its other fields.
+Other fields are ignored. A body with any field of the classic format other than `id` is read as classic, ignoring
+`type` and `time`.
 
-Neither page documents a signature or a secret. The sender proves itself by what an operator can configure on the
-provider's side: a header, HTTP Basic, or a token in the URL. Payloads carry no id of the event either: the key of an
-event is its time, entity and event type, since one edit of a user may raise several types in the same second.
+Neither page documents a signature or a secret. The sender authenticates by a header, HTTP Basic or a URL token, which
+an operator configures at the provider. Payloads have no event id: the key is the event's time, entity and type, as one
+edit of a user may raise several types in the same second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CLASSIC_FIELDS = frozenset({"entityType", "eventType", "timestamp"})
 _TIME_FIELDS = frozenset({"timestamp", "time"})
 
 _ACTIONS: Mapping[str, Action] = {"CREATE": "create", "EDIT": "update", "UPDATE": "update", "DELETE": "delete"}
-"""Actions documented for users and groups; the same words are read for every other type of entity."""
+"""Actions documented for users and groups, used for every other entity type too."""
 
 _CHANGES_OF_A_USER = frozenset(
     {
@@ -40,15 +40,15 @@ _CHANGES_OF_A_USER = frozenset(
         "PNS_TOKEN_CHANGE",
     }
 )
-"""The other documented codes, each behind `USER_`: all of them tell that a user's data differ from before."""
+"""The other documented codes, without `USER_`; all of them mean that a user's data has changed."""
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """Return the one event of a body. `dedup` names fields of the payload; `timestamp` and `time` both mean the event's time.
+    """Return the event of a body. `dedup` names payload fields; `timestamp` and `time` both mean the event's time.
 
     Raises:
         Unreadable: the body is not strict JSON.
-        InvalidEvent: a field is missing, of the wrong type, too long, or a time out of range; it names the field.
+        InvalidEvent: a field is missing, of the wrong type, too long, or out of range; the error names it.
     """
     payload = json_object(raw.body)
     entity_id = text_field(payload, "id", LONGEST_ID)

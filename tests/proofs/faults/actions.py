@@ -1,4 +1,4 @@
-"""Faults that are done to a rig: one function for each kind. Each returns when the fault is over."""
+"""Faults of a rig, one function for each kind. Each returns when the fault is over."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.proofs.faults.rig import Rig
 from tests.proofs.faults.small_disk import full
 
 BREATH = 0.3
-"""At least so long between two faults of a stream, however late they are."""
+"""Least seconds between two faults of a stream."""
 CUT_WITHIN = 6.0
 VERIFIED_WITHIN = 60.0
 FULL_AT_MOST = 20.0
 
 
 def do_all(rig: Rig, streams: Streams) -> list[str]:
-    """Do all that is planned, the streams beside each other.
+    """Carry out all planned faults, with the streams in parallel.
 
     Returns:
-        What could not be done, as when nothing works any more; then the rest is broken off.
+        Failed faults; the first one stops the rest.
     """
     failures: list[str] = []
     began = time.monotonic()
@@ -42,7 +42,7 @@ def do_all(rig: Rig, streams: Streams) -> list[str]:
                 if rig.stopping.wait(max(BREATH, began + fault.at * rig.slowness - time.monotonic())):
                     return
                 DEEDS[fault.kind](rig, name, fault)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is told with all the evidence
+        except Exception as error:  # noqa: BLE001  # any error is reported with all the evidence
             where = traceback.extract_tb(error.__traceback__)[-1]
             failures.append(f"{name}: {error!r} ({where.name}, line {where.lineno})")
             rig.stopping.set()
@@ -57,16 +57,16 @@ def do_all(rig: Rig, streams: Streams) -> list[str]:
 
 def _kill_workers(rig: Rig, _stream: str, fault: Fault) -> None:
     workers = rig.receiver.children()
-    with _noted(rig, fault, outage=False):
+    with _record_fault(rig, fault, outage=False):
         for pid in workers[: None if fault.kind == "kill all workers" else 1]:
             _send(pid, signal.SIGKILL)
         until(lambda: set(rig.receiver.children()) - set(workers), "gunicorn started another worker")
 
 
 def _freeze_worker(rig: Rig, _stream: str, fault: Fault) -> None:
-    """On SQLite it may hold the one write lock."""
+    """Freeze a worker, which may hold the write lock on SQLite."""
     for pid in rig.receiver.children()[:1]:
-        with _noted(rig, fault, outage=rig.store.postgres is None):
+        with _record_fault(rig, fault, outage=rig.store.postgres is None):
             _send(pid, signal.SIGSTOP)
             rig.stopping.wait(fault.seconds)
             _send(pid, signal.SIGCONT)
@@ -74,7 +74,7 @@ def _freeze_worker(rig: Rig, _stream: str, fault: Fault) -> None:
 
 def _take_postgres_away(rig: Rig, _stream: str, fault: Fault) -> None:
     server = _postgres(rig)
-    with _noted(rig, fault):
+    with _record_fault(rig, fault):
         if fault.kind == "kill Postgres":
             server.kill()
         else:
@@ -84,33 +84,33 @@ def _take_postgres_away(rig: Rig, _stream: str, fault: Fault) -> None:
 
 
 def _kill_backend(rig: Rig, _stream: str, fault: Fault) -> None:
-    with _noted(rig, fault):
+    with _record_fault(rig, fault):
         _postgres(rig).kill_backend()
         _postgres(rig).wait()
 
 
 def _hold_up_database(rig: Rig, _stream: str, fault: Fault) -> None:
-    """Freeze Postgres, or lock SQLite as a tool does that was left in a transaction."""
+    """Freeze Postgres, or lock SQLite as a tool left in a transaction does."""
     held_up = down(rig.store.url) if fault.kind == "lock SQLite" else _postgres(rig).frozen()
-    with _noted(rig, fault), held_up:
+    with _record_fault(rig, fault), held_up:
         rig.stopping.wait(fault.seconds)
 
 
 def _fill_disk(rig: Rig, _stream: str, fault: Fault) -> None:
-    """A Postgres that can't write its log ends itself; whoever makes room starts it again.
+    """Fill the disk. Postgres ends itself when it cannot write its log, and is started again afterwards.
 
-    SQLite would go on for a while in the part of its log that it has copied back, so that is cut off before.
+    SQLite's log is truncated before, or SQLite would go on in its free part.
     """
     server = rig.store.postgres
     assert rig.store.disk is not None
-    with _noted(rig, fault):
+    with _record_fault(rig, fault):
         if server is None:
             rows(rig.store.engine, "PRAGMA wal_checkpoint(TRUNCATE)")
         with full(rig.store.disk):
-            refused = rig.sender.refused()
+            refused = rig.sender.refused
             rig.stopping.wait(fault.seconds)
             until(
-                lambda: rig.stopping.is_set() or rig.sender.refused() > refused,
+                lambda: rig.stopping.is_set() or rig.sender.refused > refused,
                 "the receiver refuses what it can't store",
                 within=FULL_AT_MOST,
             )
@@ -132,7 +132,7 @@ def _cut_commit(rig: Rig, _stream: str, fault: Fault) -> None:
 
 
 def verify(rig: Rig) -> None:
-    """Have the product compare its state with its log, and note what it says."""
+    """Run `relay verify` and record its result."""
     begin = time.monotonic()
     program = rig.start("verify", "verify", "--json")
     status = program.ends(VERIFIED_WITHIN)
@@ -160,8 +160,8 @@ DEEDS: Mapping[str, Callable[[Rig, str, Fault], None]] = {
 
 
 @contextlib.contextmanager
-def _noted(rig: Rig, fault: Fault, *, outage: bool = True) -> Iterator[None]:
-    """Note when it began and ended, and whether there was no database for anybody meanwhile."""
+def _record_fault(rig: Rig, fault: Fault, *, outage: bool = True) -> Iterator[None]:
+    """Record begin and end of a fault, and whether it took the database away."""
     begin = time.monotonic()
     yield
     rig.faults.append(kind=fault.kind, begin=begin, end=time.monotonic(), outage=outage)

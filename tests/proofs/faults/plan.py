@@ -1,4 +1,4 @@
-"""All that a run draws from its seed before anything starts: its events, the downstream service's moods, the faults. Pure."""
+"""The events, downstream failures and faults of a run, drawn from its seed. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.helpers.webhooks import moment
 ENTITIES = 300
 BUSY_ENTITIES = 8
 SHUFFLED = 100
-"""Events whose order of arrival is left to chance."""
+"""Size of the batches in which events are shuffled."""
 REMEMBERED = 500
 SENT_TWICE, SENT_AGAIN = 0.04, 0.03
-"""Shares of events that are sent twice at the same time, and once more some time later."""
+"""Shares of events sent twice at once, and again later."""
 TRIES_THAT_MAY_FAIL = 3
 REFUSED, DROPPED, SLOW = 0.04, 0.01, 0.02
 USUALLY = (0.06, 0.14)
@@ -26,7 +26,7 @@ SLOWLY = (0.3, 1.5)
 
 
 def events(seed: int) -> Iterator[Change]:
-    """Without end, in about the order of their times, some entities busier than others, some events more than once."""
+    """Yield endless events in about the order of their times, some entities busier than others, some events repeated."""
     chance = random.Random(seed)
     recent: deque[Change] = deque(maxlen=REMEMBERED)
     for first in count(0, SHUFFLED):
@@ -43,7 +43,7 @@ def events(seed: int) -> Iterator[Change]:
 
 
 def unwell_now_and_then(seed: int) -> Script:
-    """A service that refuses some calls, is slow for some, and loses some answers; the same ones for the same seed."""
+    """Return a script that refuses some calls, delays some, and loses some responses, by the seed."""
 
     def script(seq: int, attempt: int) -> Answer:
         chance = random.Random(f"{seed} {seq} {attempt}")
@@ -56,9 +56,9 @@ def unwell_now_and_then(seed: int) -> Script:
 
 
 BACK_TO_WORK = 1.0
-"""Seconds a relay takes to start, about."""
+"""Typical seconds for the start of a relay."""
 PATIENCE = 3.0
-"""The receiver answers within 2.5 s: what takes a database away for longer makes it refuse."""
+"""Seconds without a database that make the receiver refuse: it answers within 2.5 s."""
 RELAYS = ("relay 1", "relay 2", "relay 3")
 LASTS: Mapping[str, tuple[float, float]] = {
     "freeze a relay": (20, 25),
@@ -70,28 +70,28 @@ LASTS: Mapping[str, tuple[float, float]] = {
     "lock SQLite": (PATIENCE, PATIENCE + 1),
     "fill the disk": (PATIENCE, PATIENCE + 2),
 }
-"""Seconds of the faults that last. A relay is frozen longer than a lease, until others work on what it holds: about 16 s."""
+"""Durations in seconds. A relay is frozen longer than a lease, until others take its work over: about 16 s."""
 MOMENTS = ("after", "before", "terminate")
-"""After the commit, before it and beside it in turn, so that a few cuts have all of them."""
+"""After the commit, before it and at the same time, in turn, so that a few cuts cover all."""
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One thing that is done, so many seconds after the start, or when the last one of its own stream has ended."""
+    """A fault, `at` seconds after the start, or after the previous fault of its stream."""
 
     at: float
     kind: str
     seconds: float = 0.0
-    """Duration of a fault that lasts."""
+    """Duration of the fault."""
     about: str = ""
-    """Application whose commit is cut, and the moment of the cut."""
+    """Application whose commit is cut, and the moment."""
 
 
 Streams = Mapping[str, Sequence[Fault]]
-"""Streams of faults that run beside each other; the faults of one stream follow each other."""
+"""Parallel streams of consecutive faults."""
 
 
 def draw(seed: int, seconds: float, times: Mapping[str, int]) -> Streams:
-    """The schedule of this seed: so many faults of each kind over so many seconds; those of relays fall on each in turn."""
+    """Draw a schedule: so many faults of each kind over so many seconds, those of relays on each in turn."""
     chance = random.Random(seed)
     streams: dict[str, list[Fault]] = defaultdict(list)
     for kind, number in times.items():
@@ -116,7 +116,7 @@ def _stream(kind: str, number: int) -> str:
 
 
 def _spread(chance: random.Random, seconds: float, faults: Sequence[Fault], each_costs: float) -> Sequence[Fault]:
-    """In an order left to chance, with pauses between them left to chance, over about so many seconds."""
+    """Spread faults in random order with random pauses over about so many seconds."""
     order = chance.sample(faults, len(faults))
     rest = max(0.0, seconds - sum(fault.seconds + each_costs for fault in order))
     weights = [chance.uniform(0.2, 1.8) for _ in order]

@@ -1,4 +1,4 @@
-"""The rig: gunicorn, three relays, a database, a downstream service and a sender, as in earnest, and all of it breakable."""
+"""The rig: gunicorn, three relays, a database, a downstream service and a sender, all breakable."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.helpers.checkers import Call
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.machine import ROOM
 from tests.helpers.processes import Program, Site, site
-from tests.helpers.proxy import Proxy, proxied
-from tests.helpers.tables import in_flight_elsewhere, in_flight_of, rows
+from tests.helpers.proxy import Proxy, run_proxy
+from tests.helpers.tables import list_in_flight, list_in_flight_elsewhere, rows
 from tests.helpers.traffic import Downstream, Ledger, Sender, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -34,9 +34,9 @@ from tests.proofs.faults.small_disk import CAN_BE_MADE, small_disk
 
 SCHEDULE = ("200ms", "1s", "2s", "5s", "5s", "5s", "5s")
 SHORTEST_LEASE_LEFT = 9.0
-"""A relay renews its leases every 5 s, so that nothing runs out so soon after it was frozen."""
+"""Least seconds left of a lease, as relays renew them every 5 s."""
 BUSY, BUSY_WITHIN = 16, 4.0
-"""So much in hand is more than is being called, and worth waiting for so many seconds."""
+"""Deliveries in flight beyond the running calls, and the seconds to wait for them."""
 STARTED_WITHIN, FIRST_STARTED_WITHIN = 10.0, 60.0
 DISCARDED = "discarded a late result"
 WOKEN_WITHIN = 3.0
@@ -44,27 +44,27 @@ STOPPED_WITHIN = 30.0
 STARTED = re.compile(r"started node=(\S+)")
 SUPERVISED_EVERY = 0.2
 STARTS_IN = 2.5
-"""Seconds that the receiver and then all relays may take to start; where they take longer, everything is stretched."""
+"""Usual seconds to start the receiver and all relays; on slower machines, everything is stretched."""
 BEHIND = 400
-"""So many events that have not come downstream yet are enough to work on."""
+"""Accepted but undelivered events above which the sender slows down."""
 PER_SECOND, SENDER_WAITS = 80.0, 4.0
 DATABASE = "inbox"
 
 
 class Store(msgspec.Struct):
-    """The database of a rig, and the ways to break it."""
+    """The database of a rig and the ways to break it."""
 
     url: str
-    """As the programs connect."""
+    """URL for the programs."""
     engine: Engine
-    """For who looks on: it goes straight to the database."""
+    """Engine of observers, directly to the database."""
     disk: Path | None
-    """None where no small disk can be made: it can't be full then."""
+    """Small disk to fill, or None where none can be made."""
     postgres: KillablePostgres | None = None
     proxy: Proxy | None = None
 
     def others_may_write(self) -> bool:
-        """Return whether a frozen relay lets others go on: on SQLite one that writes just now stops everybody."""
+        """Return whether others can write while a relay is frozen: on SQLite, a frozen writer blocks them."""
         if self.postgres is not None:
             return True
         name = self.engine.url.database or ""
@@ -78,7 +78,7 @@ class Store(msgspec.Struct):
 
 
 class Place:
-    """One relay's place, where one always runs. What is done is noted in `ledger`, with what the relay had in hand."""
+    """A place where one relay always runs. Its faults are recorded in `ledger`, with the calls in flight."""
 
     def __init__(
         self, name: str, start: Callable[[], Program], store: Store, ledger: Ledger, stopping: threading.Event
@@ -92,17 +92,17 @@ class Place:
         self.program = start()
 
     def kill(self) -> None:
-        """SIGKILL the relay, whatever it does just now, and start another, until that has begun to work."""
+        """SIGKILL the relay, start another and wait until it works."""
         with self._lock:
             at = time.monotonic()
             self.program.kill()
             self._note("kill a relay", at, end=at, held=self._held())
             self.program = self._start()
         took = self.wait_until_started(self.program)
-        self._stopping.wait(took)  # so that however slow the machine is, a relay works as long as it starts
+        self._stopping.wait(took)  # so that relays work as long as they start, even on slow machines
 
     def freeze(self, seconds: float) -> None:
-        """SIGSTOP the relay while it works on something; SIGCONT when another one is just working on that, or at last."""
+        """SIGSTOP the relay at work, and SIGCONT it when another one has taken its work over, or after `seconds`."""
         with self._lock:
             patience = time.monotonic() + BUSY_WITHIN
             until(
@@ -112,13 +112,17 @@ class Place:
             )
             at, held = time.monotonic(), self._held()
             self._stopping.wait(SHORTEST_LEASE_LEFT)
-            until(lambda: self._is_taken_over(held) or time.monotonic() > at + seconds, "the end of it", within=60)
+            until(
+                lambda: self._is_taken_over(held) or time.monotonic() > at + seconds,
+                "the work is taken over",
+                within=60,
+            )
             self.program.send(signal.SIGCONT)
             self._note("freeze a relay", at, end=time.monotonic(), held=held)
             self._wait_for(lambda: DISCARDED in self.program.output, WOKEN_WITHIN)
 
     def replace(self) -> None:
-        """SIGTERM the relay after another one was started beside it."""
+        """Start another relay, then SIGTERM this one."""
         with self._lock:
             other = self._start()
             self.wait_until_started(other)
@@ -127,14 +131,14 @@ class Place:
             self.program = other
 
     def wait_until_started(self, program: Program, within: float = STARTED_WITHIN) -> float:
-        """Until it has begun to work; how many seconds that took.
+        """Wait until the relay works, and return the seconds.
 
-        A relay that starts without a database ends instead, and is started again in the place.
+        A relay that starts without a database ends instead, and is started again.
         """
         return self._wait_for(lambda: bool(_node(program if program.runs else self.program)), within)
 
     def supervise(self) -> None:
-        """Start the relay again if it has ended by itself, as a service manager does."""
+        """Restart the relay if it has ended by itself, as a service manager does."""
         if self._lock.acquire(blocking=False):
             try:
                 self._revive()
@@ -142,7 +146,7 @@ class Place:
                 self._lock.release()
 
     def stop(self) -> int:
-        """SIGTERM the relay for good; its exit status."""
+        """SIGTERM the relay and return its exit status."""
         with self._lock:
             return self._end()
 
@@ -151,7 +155,7 @@ class Place:
         return self.program.ends(STOPPED_WITHIN)
 
     def _wait_for(self, condition: Callable[[], bool], seconds: float) -> float:
-        """Not for long: whether it comes is judged by others. How long it took."""
+        """Wait for a condition at most so long, and return the seconds."""
         begin = time.monotonic()
         while not condition() and time.monotonic() < begin + seconds and not self._stopping.is_set():
             self._stopping.wait(0.1)
@@ -163,7 +167,7 @@ class Place:
             self.program = self._start()
 
     def _caught_at_work(self, least: int) -> bool:
-        """Stopped only once it was seen at work: stopped again and again, it would make its calls long after their claims."""
+        """Stop the relay if it is at work; stopping it more often would delay calls long after their claims."""
         self._revive()
         if not self._is_at_work(least):
             return False
@@ -178,14 +182,14 @@ class Place:
 
     def _is_taken_over(self, held: list[Call]) -> bool:
         with contextlib.suppress(SQLAlchemyError):
-            others = in_flight_elsewhere(self._store.engine, _node(self.program))
+            others = list_in_flight_elsewhere(self._store.engine, _node(self.program))
             return self._stopping.is_set() or any(seq in others for seq, _, _ in held)
         return False
 
     def _held(self) -> list[Call]:
-        """List what it works on; nothing while there is no database."""
+        """Return the calls in flight; none without a database."""
         with contextlib.suppress(SQLAlchemyError):
-            found = in_flight_of(self._store.engine, self.program.pid)
+            found = list_in_flight(self._store.engine, self.program.pid)
             return [(row["seq"], row["run"], row["attempt"]) for row in found]
         return []
 
@@ -194,16 +198,16 @@ class Place:
 
 
 def _node(program: Program) -> str:
-    """Return the id under which this relay began to work; empty until then."""
+    """Return the node id of a relay, empty until it works."""
     started = STARTED.search(program.output)
     return started.group(1) if started else ""
 
 
 class Rig:
-    """Everything that runs. `faults` has a line for each thing that was done, with its `kind`, `begin` and `end`.
+    """All running programs. `faults` has a line for each fault, with `kind`, `begin` and `end`.
 
-    `slowness` is how many times STARTS_IN this machine took to start it all, 1 at least: schedules and deadlines are
-    stretched by it, and less is sent.
+    `slowness`, at least 1, is the start time in units of STARTS_IN: it stretches schedules and deadlines, and slows the
+    sender down.
     """
 
     def __init__(self, folder: Path, seed: int, store: Store, at: Site, downstream: Downstream) -> None:
@@ -235,12 +239,12 @@ class Rig:
         self._supervisor.start()
 
     def start(self, name: str, *arguments: str, **environment: str) -> Program:
-        """Start a command of `relay`; several threads may."""
+        """Start a command of `relay`; thread-safe."""
         with self._starting:
             return self.site.start(name, "-c", "from relay.cli.main import main; main()", *arguments, **environment)
 
     def stop_programs(self) -> dict[str, int]:
-        """End every program in order; the exit status of each that was not 0."""
+        """Stop all programs in order and return non-zero exit statuses."""
         self.stopping.set()
         self._supervisor.join()
         ended = {name: relay.stop() for name, relay in self.relays.items()}
@@ -249,14 +253,14 @@ class Rig:
         return {name: status for name, status in ended.items() if status}
 
     def close(self) -> None:
-        """Stop what belongs to this process; the site ends the programs."""
+        """Stop the threads of this process; the site ends the programs."""
         self.stopping.set()
         self._supervisor.join()
         self.sender.stop()
         self.faults.close()
 
     def _start_relay(self) -> Program:
-        """Each has a file of its own, with a URL of its own, so that the downstream service knows who calls."""
+        """Start a relay with its own file and URL, which identifies it to the downstream service."""
         with self._starting:
             self._started += 1
             caller = f"relay-{self._started}"
@@ -272,11 +276,11 @@ class Rig:
 
 @contextlib.contextmanager
 def rig(folder: Path, kind: str, seed: int, *, streams: Streams, megabytes: int) -> Iterator[Rig]:
-    """A rig on "postgres" or "sqlite" as long as the block runs; its schedule, ledgers and logs stay in `folder`."""
+    """Run a rig on "postgres" or "sqlite"; its schedule, ledgers and logs stay in `folder`."""
     with contextlib.ExitStack() as stack:
         schedule = {"seed": seed, "kind": kind, "streams": msgspec.to_builtins(streams)}
         (folder / "schedule.json").write_text(json.dumps(schedule, indent=1), encoding="utf-8")
-        # Not below pytest's own folder, to which each session that begins beside this one bars the user that Postgres runs as.
+        # Not below pytest's folder, which concurrent sessions close to the user of Postgres.
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-rig-", dir=ROOM)))
         disk = stack.enter_context(small_disk(data / "disk", megabytes)) if CAN_BE_MADE else None
         store = stack.enter_context(_store(kind, disk or data, disk, folder / "cuts.jsonl"))
@@ -287,7 +291,7 @@ def rig(folder: Path, kind: str, seed: int, *, streams: Streams, megabytes: int)
         at = stack.enter_context(site(folder, _config(store, downstream.url)))
         made = Rig(folder, seed, store, at, downstream)
         stack.callback(made.close)
-        # so that the times of facts, which are the database's, can be compared with those of ledgers
+        # to convert the database's times of facts to those of ledgers
         now = "clock_timestamp()" if store.postgres is not None else "strftime('%Y-%m-%d %H:%M:%fZ', 'now')"
         made.faults.append(kind="clock", database=str(rows(store.engine, f"SELECT {now} AS now")[0]["now"]))
         yield made
@@ -305,7 +309,7 @@ def _store(kind: str, data: Path, disk: Path | None, cuts: Path) -> Iterator[Sto
         yield Store(url, engine, disk)
         engine.dispose()
         return
-    with killable(data) as server, proxied(server.sockets, cuts) as proxy:
+    with killable(data) as server, run_proxy(server.sockets, cuts) as proxy:
         server.create_database(DATABASE)
         engine = create_engine(server.url(DATABASE), poolclass=NullPool)
         yield Store(server.url(DATABASE, proxy.folder), engine, disk, server, proxy)

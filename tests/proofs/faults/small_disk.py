@@ -1,4 +1,4 @@
-"""A small disk of a test's own, which can be full: a tmpfs, which only root can mount."""
+"""A small disk that can be filled: a tmpfs, which only root can mount."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CAN_BE_MADE = sys.platform == "linux" and os.geteuid() == 0
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A disk in a new folder as long as the block runs."""
+    """Mount a disk in a new folder for the block."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0777", "none", folder], check=True)
     try:
@@ -25,7 +25,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def full(disk: Path) -> Iterator[None]:
-    """No room at all is left, as long as the block runs: it is filled in ever smaller pieces, until not one block fits."""
+    """Fill the disk for the block, in ever smaller pieces until not one block is free."""
     ballast, piece, size = disk / "ballast", 1 << 24, 0
     try:
         with ballast.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Negative controls of the rig: each checker passes a good run and finds a bad one, and faults explain what they should."""
+"""Negative controls of the rig: checkers pass good runs and find bad ones, and faults excuse only their effects."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Line = dict[str, Any]
 
 
 def _line(about: str, **more: object) -> Line:
-    """`about` is an event's entity and its time."""
+    """Return a line about an event, given as entity@time."""
     entity, occurred_at = about.split("@")
     return {"at": 0.0, "entity": entity, "occurred_at": occurred_at, "body": about, **more}
 
 
 def sent(about: str, outcome: str | None, seq: int | None = None, **more: object) -> Line:
-    """A line of a sender."""
+    """Return a line of a sender."""
     return _line(about, outcome=outcome, **({} if seq is None else {"seq": seq}), **more)
 
 
 def came(n: int, seq: int, about: str, **more: object) -> Line:
-    """A line of a downstream service."""
+    """Return a line of a downstream service."""
     return _line(about, **{"n": n, "seq": seq, "run": 0, "attempt": 1, "status": 200, **more})
 
 
@@ -62,54 +62,58 @@ REPLAYED = [fact(1, "dead", cause="crash_loop"), fact(1, "replayed", 0), fact(1,
 @pytest.mark.parametrize(
     ("checker", "evidence", "findings"),
     [
-        (checkers.lost, (SENDS, CAME), []),
-        (checkers.lost, (SENDS, [FIRST]), [("a", "2")]),
-        (checkers.lost, (SENDS, [FIRST, came(2, 2, "a@2", status=503)]), [("a", "2")]),
-        (checkers.lost, ([sent("a@9", None), sent("a@9", "unknown")], []), []),
-        (checkers.phantoms, (SENDS, [*CAME, came(3, 3, "b@1")]), []),
-        (checkers.phantoms, (SENDS, [*CAME, came(3, 3, "c@1")]), ["c@1"]),
-        (checkers.two_numbers, (SENDS, STORED), []),
-        (checkers.two_numbers, ([*SENDS, sent("a@1", "ok", 7)], STORED), [(("a", "1"), [1, 7])]),
-        (checkers.two_numbers, (SENDS, [*STORED, {**STORED[0], "seq": 3}]), [(("a", "1"), [1, 3])]),
-        (checkers.unstored, (SENDS, STORED), []),
-        (checkers.unstored, (SENDS, STORED[1:]), [("a", "1")]),
-        (checkers.out_of_order, (CAME, FACTS), []),
-        (checkers.out_of_order, ([*CAME, AGAIN], FACTS), []),
-        (checkers.out_of_order, (SWAPPED, FACTS), BEHIND),
-        (checkers.out_of_order, (SWAPPED, [fact(1, "delivered", late=True)]), []),
-        (checkers.out_of_order, (CAME, [fact(1, "delivered", late=True)]), [("a", 1, "marked, not behind")]),
-        (checkers.out_of_order, (SWAPPED, [fact(2, "dead"), fact(1, "delivered")]), []),
-        (checkers.out_of_order, ([*SWAPPED, came(3, 2, "a@2")], [fact(2, "attempt_failed", 0, counted=False)]), []),
-        (checkers.out_of_order, ([*SWAPPED, came(3, 2, "a@2")], FACTS), BEHIND),
-        (checkers.out_of_order, ([*CAME, came(3, 1, "a@1", run=1)], REPLAYED), []),
-        (checkers.out_of_order, ([came(1, 4, "a@1"), came(2, 3, "a@1")], []), [("a", 3, "behind, not marked")]),
-        (checkers.repeats, ([came(1, 1, "a@1", status=503), AGAIN, came(4, 1, "a@1", run=1)],), []),
-        (checkers.repeats, ([*CAME, AGAIN],), [(1, 0, 2)]),
-        (checkers.unexplained_repeats, (CAME, FACTS), []),
-        (checkers.unexplained_repeats, ([*CAME, AGAIN], SECOND_TRY), [((1, 0, 1), "no fact")]),
-        (checkers.unexplained_repeats, ([*CAME, AGAIN], [UNKNOWN, *SECOND_TRY]), []),
-        (checkers.unexplained_repeats, ([*CAME, AGAIN], [TOLD, *SECOND_TRY]), [((1, 0, 1), "server_error")]),
-        (checkers.unexplained_repeats, ([came(1, 1, "a@1", sent=False), AGAIN], [TOLD, *SECOND_TRY]), []),
-        (checkers.unexplained_repeats, ([came(1, 1, "a@1", run=1)], REPLAYED), []),
-        (checkers.attempts_called_twice, ([*CAME, came(3, 1, "a@1")], FACTS), [(1, 0, 1)]),
-        (checkers.attempts_called_twice, ([*CAME, came(3, 1, "a@1")], [UNCOUNTED, *FACTS]), []),
-        (checkers.taken_as_new_twice, ([NEW, {**NEW, "answer": "duplicate"}],), []),
-        (checkers.taken_as_new_twice, ([NEW, NEW],), [("a", "1")]),
-        (checkers.improper_refusals, (SENDS,), []),
-        (checkers.improper_refusals, ([sent("a@1", "failed", status=500, retry_after="2")],), [(500, "2")]),
-        (checkers.improper_refusals, ([sent("a@1", "failed", status=503, retry_after=None)],), [(503, None)]),
-        (checkers.unfinished, (STORED, FACTS), []),
-        (checkers.unfinished, (STORED, FACTS[:1]), [2]),
-        (checkers.unfinished, (STORED, [*FACTS, fact(1, "delivered")]), [1]),
-        (checkers.complaints, ({"a.log": "fine\nTraceback (…):\n"},), [("a.log", "Traceback (…):")]),
-        (checkers.abandoned_without_cause, ([ABANDONED], {"n1": [Interval(100, 100)]}), []),
-        (checkers.abandoned_without_cause, ([ABANDONED], {"n2": [Interval(100, 100)]}), [(1, "n1")]),
-        (checkers.abandoned_without_cause, ([ABANDONED], {"n1": [Interval(120, 130)]}), [(1, "n1")]),
-        (checkers.recorded_by_another, ([{**AGAIN, "caller": "7"}], SECOND_TRY, {"7": "n2"}), []),
-        (checkers.recorded_by_another, ([{**AGAIN, "caller": "7"}], SECOND_TRY, {"7": "n3"}), [((1, 0, 2), "n2")]),
-        (checkers.called_without_lease, ([{**FIRST, "at": 115.0}, {**AGAIN, "at": 117.0}], [ABANDONED]), []),
-        (checkers.called_without_lease, ([{**FIRST, "at": 117.0}], [ABANDONED]), [(1, 0, 1)]),
-        (checkers.never_happened, ({"kills": 3, "cuts": 0}, ("kills", "cuts")), ["cuts"]),
+        (checkers.find_lost, (SENDS, CAME), []),
+        (checkers.find_lost, (SENDS, [FIRST]), [("a", "2")]),
+        (checkers.find_lost, (SENDS, [FIRST, came(2, 2, "a@2", status=503)]), [("a", "2")]),
+        (checkers.find_lost, ([sent("a@9", None), sent("a@9", "unknown")], []), []),
+        (checkers.find_phantoms, (SENDS, [*CAME, came(3, 3, "b@1")]), []),
+        (checkers.find_phantoms, (SENDS, [*CAME, came(3, 3, "c@1")]), ["c@1"]),
+        (checkers.find_two_numbers, (SENDS, STORED), []),
+        (checkers.find_two_numbers, ([*SENDS, sent("a@1", "ok", 7)], STORED), [(("a", "1"), [1, 7])]),
+        (checkers.find_two_numbers, (SENDS, [*STORED, {**STORED[0], "seq": 3}]), [(("a", "1"), [1, 3])]),
+        (checkers.find_unstored, (SENDS, STORED), []),
+        (checkers.find_unstored, (SENDS, STORED[1:]), [("a", "1")]),
+        (checkers.find_out_of_order, (CAME, FACTS), []),
+        (checkers.find_out_of_order, ([*CAME, AGAIN], FACTS), []),
+        (checkers.find_out_of_order, (SWAPPED, FACTS), BEHIND),
+        (checkers.find_out_of_order, (SWAPPED, [fact(1, "delivered", late=True)]), []),
+        (checkers.find_out_of_order, (CAME, [fact(1, "delivered", late=True)]), [("a", 1, "marked, not behind")]),
+        (checkers.find_out_of_order, (SWAPPED, [fact(2, "dead"), fact(1, "delivered")]), []),
+        (
+            checkers.find_out_of_order,
+            ([*SWAPPED, came(3, 2, "a@2")], [fact(2, "attempt_failed", 0, counted=False)]),
+            [],
+        ),
+        (checkers.find_out_of_order, ([*SWAPPED, came(3, 2, "a@2")], FACTS), BEHIND),
+        (checkers.find_out_of_order, ([*CAME, came(3, 1, "a@1", run=1)], REPLAYED), []),
+        (checkers.find_out_of_order, ([came(1, 4, "a@1"), came(2, 3, "a@1")], []), [("a", 3, "behind, not marked")]),
+        (checkers.find_repeats, ([came(1, 1, "a@1", status=503), AGAIN, came(4, 1, "a@1", run=1)],), []),
+        (checkers.find_repeats, ([*CAME, AGAIN],), [(1, 0, 2)]),
+        (checkers.find_unexplained_repeats, (CAME, FACTS), []),
+        (checkers.find_unexplained_repeats, ([*CAME, AGAIN], SECOND_TRY), [((1, 0, 1), "no fact")]),
+        (checkers.find_unexplained_repeats, ([*CAME, AGAIN], [UNKNOWN, *SECOND_TRY]), []),
+        (checkers.find_unexplained_repeats, ([*CAME, AGAIN], [TOLD, *SECOND_TRY]), [((1, 0, 1), "server_error")]),
+        (checkers.find_unexplained_repeats, ([came(1, 1, "a@1", sent=False), AGAIN], [TOLD, *SECOND_TRY]), []),
+        (checkers.find_unexplained_repeats, ([came(1, 1, "a@1", run=1)], REPLAYED), []),
+        (checkers.find_attempts_called_twice, ([*CAME, came(3, 1, "a@1")], FACTS), [(1, 0, 1)]),
+        (checkers.find_attempts_called_twice, ([*CAME, came(3, 1, "a@1")], [UNCOUNTED, *FACTS]), []),
+        (checkers.find_taken_as_new_twice, ([NEW, {**NEW, "answer": "duplicate"}],), []),
+        (checkers.find_taken_as_new_twice, ([NEW, NEW],), [("a", "1")]),
+        (checkers.find_improper_refusals, (SENDS,), []),
+        (checkers.find_improper_refusals, ([sent("a@1", "failed", status=500, retry_after="2")],), [(500, "2")]),
+        (checkers.find_improper_refusals, ([sent("a@1", "failed", status=503, retry_after=None)],), [(503, None)]),
+        (checkers.find_unfinished, (STORED, FACTS), []),
+        (checkers.find_unfinished, (STORED, FACTS[:1]), [2]),
+        (checkers.find_unfinished, (STORED, [*FACTS, fact(1, "delivered")]), [1]),
+        (checkers.find_complaints, ({"a.log": "fine\nTraceback (…):\n"},), [("a.log", "Traceback (…):")]),
+        (checkers.find_abandoned_without_cause, ([ABANDONED], {"n1": [Interval(100, 100)]}), []),
+        (checkers.find_abandoned_without_cause, ([ABANDONED], {"n2": [Interval(100, 100)]}), [(1, "n1")]),
+        (checkers.find_abandoned_without_cause, ([ABANDONED], {"n1": [Interval(120, 130)]}), [(1, "n1")]),
+        (checkers.find_recorded_by_another, ([{**AGAIN, "caller": "7"}], SECOND_TRY, {"7": "n2"}), []),
+        (checkers.find_recorded_by_another, ([{**AGAIN, "caller": "7"}], SECOND_TRY, {"7": "n3"}), [((1, 0, 2), "n2")]),
+        (checkers.find_called_without_lease, ([{**FIRST, "at": 115.0}, {**AGAIN, "at": 117.0}], [ABANDONED]), []),
+        (checkers.find_called_without_lease, ([{**FIRST, "at": 117.0}], [ABANDONED]), [(1, 0, 1)]),
+        (checkers.find_never_happened, ({"kills": 3, "cuts": 0}, ("kills", "cuts")), ["cuts"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -142,7 +146,7 @@ def test_an_event_that_waited_may_not_be_passed_by_a_later_one(
 ) -> None:
     sends = [sent("a@1", "ok", 1, at=acknowledged), sent("a@2", "ok", 2, at=1.0)]
     arrivals = [came(1, 2, "a@2", at=104.0, caller="7"), came(2, 1, "a@1", at=105.0, caller="7")]
-    assert checkers.passed_over(sends, arrivals, more.pop("facts", ()), {"7": "n7"}, **more) == findings
+    assert checkers.find_passed_over(sends, arrivals, more.pop("facts", ()), {"7": "n7"}, **more) == findings
 
 
 def test_a_takeover_lasts_until_the_next_attempt_is_under_way_without_the_time_of_outages() -> None:
@@ -150,11 +154,11 @@ def test_a_takeover_lasts_until_the_next_attempt_is_under_way_without_the_time_o
     late = [{**AGAIN, "at": 121.0}]
     measured = checkers.takeovers(killed, late, [ABANDONED, fact(1, "delivered", 2, 121.1)], [])
     assert measured == {(1, 0, 1): Takeover(21.0, 0.0)}
-    assert checkers.slow_takeovers(measured) == [((1, 0, 1), 21.0)]
-    assert checkers.slow_takeovers(measured, slowness=1.3) == []
+    assert checkers.find_slow_takeovers(measured) == [((1, 0, 1), 21.0)]
+    assert checkers.find_slow_takeovers(measured, slowness=1.3) == []
     excused = checkers.takeovers(killed, late, [ABANDONED], [Interval(90.0, 102.0)])
-    assert checkers.slow_takeovers(excused) == []
-    assert checkers.slow_takeovers(checkers.takeovers(killed, [], [ABANDONED], [])) == [((1, 0, 1), float("inf"))]
+    assert checkers.find_slow_takeovers(excused) == []
+    assert checkers.find_slow_takeovers(checkers.takeovers(killed, [], [ABANDONED], [])) == [((1, 0, 1), float("inf"))]
     assert checkers.takeovers(killed, [], [fact(1, "delivered", 1)], []) == {}
     again = [fact(1, "abandoned", 1), fact(1, "abandoned", 2, 131.5), fact(1, "delivered", 3, 132.0)]
     assert checkers.takeovers(killed, [], again, []) == {(1, 0, 1): Takeover(16.5, 0.0)}
@@ -162,10 +166,10 @@ def test_a_takeover_lasts_until_the_next_attempt_is_under_way_without_the_time_o
         [Holding(100.0, "n2", ((1, 0, 2),))], [came(0, 1, "a@1", attempt=3, at=130.0)], again, []
     )
     assert twice[1, 0, 2].crashes == 2
-    assert checkers.slow_takeovers(twice) == [], "one over which relays died twice may wait for its turn"
+    assert checkers.find_slow_takeovers(twice) == [], "one over which relays died twice may wait for its turn"
 
 
-def test_faults_explain_what_they_should_and_no_more() -> None:
+def test_faults_excuse_their_effects_alone() -> None:
     faults = [
         did("kill a relay", 5, 5, node="a", held=[[1, 0, 2]]),
         did("kill Postgres", 10, 12, outage=True),
@@ -179,7 +183,7 @@ def test_faults_explain_what_they_should_and_no_more() -> None:
     assert verdict.standstills(faults) == [Interval(60, 61)]
     assert verdict.holdings(faults) == [Holding(5, "a", ((1, 0, 2),))]
     assert verdict.holdings(faults, "freeze a relay") == [Holding(30, "c", ((2, 0, 1),))]
-    (locked,) = verdict.locked_by_frozen(faults)
+    (locked,) = verdict.find_locked_by_frozen(faults)
     assert HELD_SECONDS < locked.end - locked.begin < HELD_SECONDS + 2
     assert verdict.troubles(faults, [{"at": 3.0, "pid": 2}], {"a": 1, "b": 2, "c": 3}) == {
         "a": [Interval(5, verdict.FOREVER), *outages],

@@ -1,4 +1,4 @@
-"""The end of a run: everything gets well, and then all evidence is held against each other."""
+"""The end of a run: everything recovers, and then all checkers run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import msgspec
 from inbox.db.order_lock import HELD_SECONDS
 from inbox.events.timestamps import as_time
 from tests.helpers import checkers
-from tests.helpers.agreement import disagreements, enrolled
+from tests.helpers.agreement import disagreements, list_enrolled
 from tests.helpers.checkers import Holding, Interval, Line
-from tests.helpers.tables import Row, facts, open_states, relay_pids, rows, stored
+from tests.helpers.tables import Row, facts, open_states, read_inbox, relay_pids, rows
 from tests.helpers.waiting import until
 from tests.proofs.faults.actions import verify
 from tests.proofs.faults.rig import DISCARDED, STARTED, Rig
 
 ACKNOWLEDGED_WITHIN = 30.0
 DELIVERED_WITHIN = 60.0
-"""The last lease ends 15 s after the last fault; the rest is what had to wait for it."""
+"""Seconds: the last lease ends 15 s after the last fault, and the rest is for waiting deliveries."""
 RELAYS_BACK_OFF = 6.0
-"""After an outage a relay may wait so long before it tries again."""
+"""Longest seconds a relay waits after an outage before it tries again."""
 RELAYS_TRY_AGAIN = 1.0
-"""After a route's lock is free, a relay may wait so long before it tries it again."""
+"""Longest seconds a relay waits before it tries a released lock again."""
 FOREVER = float("inf")
 CRASH_LOOP = "crash_loop"
 SHOWN = 5
@@ -40,7 +40,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def conclude(rig: Rig, undone: Sequence[str]) -> Verdict:
-    """Let everything finish, stop it in order, and judge. `undone` is what could not be done to the rig."""
+    """Let everything finish, stop it in order, and judge. `undone` lists failed faults."""
     trouble: dict[str, Sequence[object]] = {"the rig": undone}
     rig.sender.enough()
     try:
@@ -58,7 +58,7 @@ def conclude(rig: Rig, undone: Sequence[str]) -> Verdict:
 
 
 def told(rig: Rig, verdict: Verdict) -> str:
-    """The findings in words, and how to have them again."""
+    """Describe the findings, and how to reproduce them."""
     lines = [f"seed {rig.seed}; everything is kept in {rig.folder}"]
     for name, found in verdict.findings.items():
         shown = ", ".join(str(one) for one in found[:SHOWN])
@@ -67,31 +67,37 @@ def told(rig: Rig, verdict: Verdict) -> str:
 
 
 def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
-    """Run every checker. The log of a relay has its name as the caller: 07-relay-5.log is that of relay-5."""
+    """Run every checker. Logs are named after the caller: 07-relay-5.log is that of relay-5."""
     engine, faults, logs = rig.store.engine, rig.faults.lines(), rig.site.logs()
     sends, arrivals = rig.sender.sends.lines(), rig.downstream.arrivals.lines()
-    inbox, present, log = stored(engine), rows(engine, "SELECT * FROM open_delivery"), _monotonic(facts(engine), faults)
+    inbox, present, log = (
+        read_inbox(engine),
+        rows(engine, "SELECT * FROM open_delivery"),
+        _monotonic(facts(engine), faults),
+    )
     cuts = [] if rig.store.proxy is None else rig.store.proxy.cuts.lines()
     started = {name.split("-", 1)[1].removesuffix(".log"): STARTED.search(text) for name, text in logs.items()}
     callers = {name: found.group(1) for name, found in started.items() if found}
     frozen = [line for line in faults if line["kind"] == "freeze a relay"]
-    closed = merged([*outages(faults), *locked_by_frozen(faults)])
+    closed = merge([*outages(faults), *find_locked_by_frozen(faults)])
     measured = checkers.takeovers(holdings(faults), arrivals, log, closed)
     verifications = [line for line in faults if line["kind"] == "verify" and could_tell(line, faults)]
-    without_lease = checkers.called_without_lease(arrivals, log)
-    passed_over = checkers.passed_over(
+    without_lease = checkers.find_called_without_lease(arrivals, log)
+    passed_over = checkers.find_passed_over(
         sends, arrivals, log, callers, frozen=holdings(frozen, "freeze a relay"), standstills=standstills(faults)
     )
     findings: dict[str, Sequence[object]] = {
         **trouble,
-        **checkers.of_any_run(sends, arrivals, inbox, log, logs),
+        **checkers.run_common_checkers(sends, arrivals, inbox, log, logs),
         "passed over": passed_over,
-        "abandoned without cause": checkers.abandoned_without_cause(log, troubles(faults, cuts, relay_pids(engine))),
-        "recorded by another": checkers.recorded_by_another(arrivals, log, callers),
-        # few: a thread would have to be caught in the moment between looking at its lease and sending
+        "abandoned without cause": checkers.find_abandoned_without_cause(
+            log, troubles(faults, cuts, relay_pids(engine))
+        ),
+        "recorded by another": checkers.find_recorded_by_another(arrivals, log, callers),
+        # a few are possible, as a thread may be frozen between checking its lease and sending
         "called without a lease": without_lease if len(without_lease) > CAUGHT_WHILE_SENDING * len(frozen) else [],
-        "log and state disagree": list(disagreements(enrolled(inbox), log, present)),
-        "slow takeovers": checkers.slow_takeovers(measured, slowness=rig.slowness),
+        "log and state disagree": list(disagreements(list_enrolled(inbox), log, present)),
+        "slow takeovers": checkers.find_slow_takeovers(measured, slowness=rig.slowness),
         "verify": [line["told"] for line in verifications if line["status"]],
         "replaced relays that did not end well": [
             line for line in faults if line["kind"] == "replace a relay" and line["node"] and line["status"]
@@ -107,7 +113,7 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
         "takeovers": len(measured),
         "slowest takeover": max((takeover.seconds for takeover in measured.values()), default=0.0),
         "commits cut": len(cuts),
-        "commits done though nobody knew": sum(line["committed"] is True for line in cuts),
+        "commits done without an answer": sum(line["committed"] is True for line in cuts),
         "slowness": round(rig.slowness, 2),
         "verified": len(verifications),
     }
@@ -118,7 +124,7 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
 
 
 def _monotonic(log: Sequence[Row], faults: Sequence[Line]) -> list[Row]:
-    """Facts with times as those of ledgers."""
+    """Return facts with the ledgers' times."""
     clock = next(line for line in faults if line["kind"] == "clock")
     base = as_time(clock["database"])
     return [{**row, "at": clock["at"] + (row["at"] - base).total_seconds()} for row in log]
@@ -126,7 +132,7 @@ def _monotonic(log: Sequence[Row], faults: Sequence[Line]) -> list[Row]:
 
 def _all_delivered(rig: Rig) -> bool:
     states = open_states(rig.store.engine)
-    if set(states) == {"dead"}:  # killed thrice over the same delivery, by chance
+    if set(states) == {"dead"}:  # by chance, three relays were killed over the same delivery
         reason = ("--reason", "the faults are over")
         program = rig.start("replay", "replay", "--cause", CRASH_LOOP, "--force", *reason, "--yes")
         assert program.ends(30) == 0, program.output
@@ -147,7 +153,7 @@ def _counts(
         "answer unknown": sum(line["outcome"] == "unknown" for line in sends),
         "calls refused downstream": sum(line["status"] >= 300 for line in arrivals),
         "answers lost downstream": sum(not line.get("sent", True) for line in arrivals),
-        "repeated calls": len(checkers.repeats(arrivals)),
+        "repeated calls": len(checkers.find_repeats(arrivals)),
         "delivered late": sum(bool(fact["detail"].get("late")) for fact in log),
         "abandoned": sum(fact["kind"] == "abandoned" for fact in log),
         "kills of a relay at work": sum(line["kind"] == "kill a relay" and bool(line["held"]) for line in faults),
@@ -155,22 +161,22 @@ def _counts(
     }
 
 
-# The ledger of faults as the checkers take it. All moments are monotonic seconds.
+# The ledger of faults in the checkers' terms, in monotonic seconds.
 
 
 def outages(faults: Iterable[Line]) -> list[Interval]:
-    """List the intervals without a database, each until relays have noticed that there is one again."""
-    return merged(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
+    """Return the intervals without a database, each until relays try again."""
+    return merge(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
 
 
-def locked_by_frozen(faults: Iterable[Line]) -> list[Interval]:
-    """List the intervals in which a frozen relay may have a route's lock, each until relays have tried it again."""
+def find_locked_by_frozen(faults: Iterable[Line]) -> list[Interval]:
+    """Return the intervals in which a frozen relay may hold a route's lock, each until relays try again."""
     held = HELD_SECONDS + RELAYS_TRY_AGAIN
     return [Interval(line["begin"], line["begin"] + held) for line in faults if line["kind"] == "freeze a relay"]
 
 
-def merged(intervals: Iterable[Interval]) -> list[Interval]:
-    """Apart from each other, so that no moment is counted twice."""
+def merge(intervals: Iterable[Interval]) -> list[Interval]:
+    """Merge overlapping intervals, so that no time is counted twice."""
     apart: list[Interval] = []
     for interval in sorted(intervals, key=lambda interval: interval.begin):
         if apart and interval.begin <= apart[-1].end:
@@ -181,7 +187,7 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def holdings(faults: Iterable[Line], kind: str = "kill a relay") -> list[Holding]:
-    """List what relays held when they were killed, or when a fault of another `kind` hit them."""
+    """Return the calls in flight at killed relays, or at those hit by another `kind` of fault."""
     return [
         Holding(line["begin"], line["node"], tuple((seq, run, attempt) for seq, run, attempt in line["held"]))
         for line in faults
@@ -190,14 +196,14 @@ def holdings(faults: Iterable[Line], kind: str = "kill a relay") -> list[Holding
 
 
 def standstills(faults: Iterable[Line]) -> list[Interval]:
-    """List the intervals in which the database was there and did nothing."""
+    """Return the intervals in which the database was frozen."""
     return [Interval(line["begin"], line["end"]) for line in faults if line["kind"] == "freeze Postgres"]
 
 
 def troubles(faults: Sequence[Line], cuts: Sequence[Line], pids: Mapping[str, int]) -> dict[str, list[Interval]]:
-    """List by relay node the intervals of its faults: its own, its connection's, or those of everybody's database.
+    """Return the intervals of each relay node's faults: its own, its connection's, and the database's.
 
-    `pids` are those of all nodes.
+    `pids` maps all nodes to their pids.
     """
     found: dict[str, list[Interval]] = defaultdict(list)
     for line in faults:
@@ -210,7 +216,7 @@ def troubles(faults: Sequence[Line], cuts: Sequence[Line], pids: Mapping[str, in
 
 
 def could_tell(verification: Line, faults: Iterable[Line]) -> bool:
-    """Return whether `relay verify` could do its work: without a database it can't report anything."""
+    """Return whether `relay verify` had a database to verify."""
     away = any(
         line.get("outage") and line["begin"] <= verification["end"] and verification["begin"] <= line["end"]
         for line in faults

@@ -1,4 +1,4 @@
-"""Scenes: a state in which relays meet, the operations that may happen in it at once, and the results they must have."""
+"""Scenes: states in which relays meet, their concurrent operations, and the required results."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Prepare = Callable[[Stage], None]
 
 
 class Scene(msgspec.Struct, frozen=True):
-    """A state, and what has to happen in it."""
+    """A state and the operations in it."""
 
     prepare: Prepare
     operations: tuple[str, ...]
     triples: tuple[tuple[str, str, str], ...]
-    """Three operations at once, where their meeting means something."""
+    """Relevant combinations of three operations."""
     sometimes: frozenset[str]
-    """Results that operations get in some order of two; without them the scene would show nothing."""
+    """Results that must occur in some order of two operations, or the scene shows nothing."""
 
 
 SCENES: list[Scene] = []
@@ -43,7 +43,7 @@ def _scene(
     sometimes={"r1 sequences: 2", "r1 sequences: 3", "r1 claims: 1", "r2 claims two: 2, 3"},
 )
 def arrivals(stage: Stage) -> None:
-    """Two lanes in which nothing has its place yet."""
+    """Prepare two lanes of unsequenced events."""
     stage.routes = ("strict",)
     stage.arrive(an_event(2), an_event(1), an_event(3, "u2"))
 
@@ -58,8 +58,8 @@ def arrivals(stage: Stage) -> None:
     sometimes={"r1 renews: 1", "r1 renews: nothing", "r2 claims: 1", "r2 claims: 2", "r1 gives back: 0"},
 )
 def a_head_in_flight(stage: Stage) -> None:
-    """One is worked on, one waits, and one that goes between them has arrived."""
-    _in_flight(stage, "strict", 1, 3)
+    """Prepare one in flight, one waiting, and an arrival between them."""
+    _claim_first(stage, "strict", 1, 3)
     stage.arrive(an_event(2))
 
 
@@ -69,8 +69,8 @@ def a_head_in_flight(stage: Stage) -> None:
     sometimes={"r1 gives back: 1", "r2 claims: 2", "r2 claims: nothing"},
 )
 def earlier_ones_behind_a_head_in_flight(stage: Stage) -> None:
-    """Prepare a head in flight that is not begun; an earlier one waits behind it, and the earliest has arrived."""
-    _in_flight(stage, "strict", 3)
+    """Prepare a head in flight that is not begun, an earlier one behind it, and the earliest as an arrival."""
+    _claim_first(stage, "strict", 3)
     _place(stage, 2)
     stage.arrive(an_event(1))
 
@@ -81,7 +81,7 @@ def earlier_ones_behind_a_head_in_flight(stage: Stage) -> None:
     sometimes={"r1 claims: 1", "r1 claims: 2", "r1 claims: nothing"},
 )
 def an_earlier_one(stage: Stage) -> None:
-    """A head is due, and an earlier one has arrived in time."""
+    """Prepare a due head and an earlier arrival."""
     stage.routes = ("strict",)
     _place(stage, 2)
     stage.arrive(an_event(1))
@@ -93,8 +93,8 @@ def an_earlier_one(stage: Stage) -> None:
     sometimes={"r2 claims: 2", f"{_FAILURE}: attempt_failed", "r1 gives back: 1"},
 )
 def a_newer_one(stage: Stage) -> None:
-    """In `latest`: one is worked on, one waits, and a newer one has arrived that stands for it."""
-    _in_flight(stage, "latest", 1)
+    """Prepare in `latest` one in flight, one waiting, and a newer arrival that supersedes it."""
+    _claim_first(stage, "latest", 1)
     _place(stage, 2)
     stage.arrive(an_event(3, routes=["latest"]))
 
@@ -105,8 +105,8 @@ def a_newer_one(stage: Stage) -> None:
     sometimes={"r1 claims: 1", "r1 claims: 2", "r1 claims: 3", "r1 claims: nothing"},
 )
 def a_newer_one_takes_over(stage: Stage) -> None:
-    """In `latest`: a failed one is due again, and a newer one has arrived that goes on from its attempts."""
-    _in_flight(stage, "latest", 1)
+    """Prepare in `latest` a due retry and newer arrivals that take it over."""
+    _claim_first(stage, "latest", 1)
     stage.do("r1 records its failure")
     stage.world.clock.advance(5)
     stage.arrive(an_event(2, routes=["latest"]), an_event(3, routes=["latest"]))
@@ -123,7 +123,7 @@ def a_newer_one_takes_over(stage: Stage) -> None:
     | {"r2 reaps: abandoned", "r2 reaps: nothing", "r2 claims: 1", "r2 claims: 2"},
 )
 def a_lease_that_ran_out(stage: Stage) -> None:
-    """The relay that was frozen comes back while others take its place; one waits, one has arrived."""
+    """Prepare an expired lease whose relay resumes while others take over."""
     a_head_in_flight(stage)
     stage.lapse()
 
@@ -135,7 +135,7 @@ def a_lease_that_ran_out(stage: Stage) -> None:
     | {"r2 records its failure: attempt_failed", "r2 renews: 1"},
 )
 def a_lease_taken_over(stage: Stage) -> None:
-    """The same, when another relay has claimed it since."""
+    """Prepare an expired lease whose delivery another relay has claimed."""
     a_lease_that_ran_out(stage)
     stage.do("r2 reaps", "r2 claims")
 
@@ -146,8 +146,8 @@ def a_lease_taken_over(stage: Stage) -> None:
     sometimes={"r1 records its death: dead", "r2 claims: nothing"},
 )
 def a_head_that_blocks(stage: Stage) -> None:
-    """A lane that a dead head blocks."""
-    _in_flight(stage, "blocking", 1, 2)
+    """Prepare a lane that its head will block."""
+    _claim_first(stage, "blocking", 1, 2)
     stage.arrive(an_event(3, routes=["blocking"]))
 
 
@@ -157,7 +157,7 @@ def a_head_that_blocks(stage: Stage) -> None:
     sometimes={"r1 records: delivered, delivered", "r1 records: refused, refused", "r2 claims two: 3, 4"},
 )
 def two_lanes_at_once(stage: Stage) -> None:
-    """Prepare deliveries of two lanes that one relay holds and handles together, in any order of the two."""
+    """Prepare deliveries of two lanes that one relay handles together."""
     stage.routes = ("strict",)
     stage.arrive(an_event(1, "u1"), an_event(2, "u2"), an_event(3, "u1"), an_event(4, "u2"))
     stage.do("r1 sequences", "r1 claims two")
@@ -170,7 +170,7 @@ def two_lanes_at_once(stage: Stage) -> None:
     sometimes=set(),
 )
 def two_routes_at_once(stage: Stage) -> None:
-    """One relay holds the same event on two routes, and others have arrived on both: there are locks of both to take."""
+    """Prepare an event in flight on two routes and arrivals on both, so that both locks are needed."""
     stage.routes = ("strict", "latest")
     stage.arrive(an_event(1, routes=stage.routes), an_event(2, routes=stage.routes))
     stage.do("r1 sequences", "r1 claims two")
@@ -182,8 +182,8 @@ def two_routes_at_once(stage: Stage) -> None:
     sometimes={"r4 reaps: dead", "r3 records its success: delivered", "r3 renews: 1", "r4 claims: 2"},
 )
 def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
-    """The process died each time: the delivery is set aside."""
-    _in_flight(stage, "strict", 1, 2)
+    """Prepare a delivery whose relay died each time, which becomes dead."""
+    _claim_first(stage, "strict", 1, 2)
     stage.lapse()
     stage.do("r2 reaps", "r2 claims")
     stage.lapse()
@@ -196,7 +196,7 @@ def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
     sometimes={"r3 claims suspects: 1", "r3 claims suspects: 2", "r3 claims suspects again: 2", "r4 claims: nothing"},
 )
 def suspects(stage: Stage) -> None:
-    """Two that may be what kills the process, and in `latest` a newer one that takes over from one of them."""
+    """Prepare two suspects and in `latest` a newer event that takes one over."""
     stage.routes = ("latest",)
     stage.arrive(an_event(1, "u1", routes=["latest"]), an_event(2, "u2", routes=["latest"]))
     stage.do("r1 sequences", "r1 claims two")
@@ -208,7 +208,7 @@ def suspects(stage: Stage) -> None:
 
 
 def a_row_of_no_event(stage: Stage) -> None:
-    """A rebuild has something to remove, in the last of its chunks."""
+    """Prepare a row without an event, for a rebuild to remove in its last chunk."""
     stage.routes = ("strict",)
     _place(stage, 1)
     stage.put(
@@ -219,13 +219,13 @@ def a_row_of_no_event(stage: Stage) -> None:
 
 
 def _place(stage: Stage, *numbers: int) -> None:
-    """Events of one lane, in their places."""
+    """Arrive and sequence events of one lane."""
     stage.arrive(*(an_event(number, routes=stage.routes) for number in numbers))
     stage.do("r1 sequences")
 
 
-def _in_flight(stage: Stage, route: str, *numbers: int) -> None:
-    """Events of one lane, the first in flight at r1."""
+def _claim_first(stage: Stage, route: str, *numbers: int) -> None:
+    """Place events of one lane and claim the first for r1."""
     stage.routes = (route,)
     _place(stage, *numbers)
     stage.do("r1 claims")

@@ -1,4 +1,4 @@
-"""A small prepared state, put back before every order, what relays do in it, and what has to hold after each."""
+"""A prepared state, restored before every order, the relays' operations in it, and the checks after each order."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from tests.proofs.model.world import NOTHING, History, Key, World
 from tests.proofs.planting import takes_the_order_lock
 
 _PUT_BACK = ("inbox", "inbox_payload", "open_delivery", "delivery_log", "lane")
-"""Tables that are written in an order."""
+"""Tables written in an order."""
 _ALL = 500
 _VACUUM_AFTER = 200
-"""Orders."""
+"""Orders between two vacuums."""
 ALL = os.environ.get("ORDERS") == "all"
-"""True to leave out no order that comes to the same as another, and to have all orders of three: far more of them."""
+"""True to run equivalent orders too, and all orders of three."""
 _DOES_MORE = re.compile(r"\b(?:FOR|UPDATE|INSERT|DELETE|nextval|setval|\w*lock\w*|pg_\w+)\b", re.IGNORECASE)
 _OUTCOMES = {"": SUCCEEDED, "its success": SUCCEEDED, "its failure": REJECTED, "its death": HOPELESS}
-"""No breaker hears of any of them."""
+"""Outcomes that concern no breaker."""
 
 
 @dataclass
 class Known:
-    """Knowledge beside the tables: what relays have in hand, what was acknowledged, and the facts that were read."""
+    """Knowledge beside the tables: the relays' memory, acknowledged events, and the facts read."""
 
     relays: dict[str, Relay] = field(default_factory=lambda: {f"r{n}": Relay(f"r{n}") for n in range(1, 6)})
     ledger: Ledger = field(default_factory=Ledger)
@@ -56,12 +56,12 @@ class Order(msgspec.Struct, frozen=True):
     results: Mapping[str, Any]
     errors: Mapping[str, BaseException]
     steps: Sequence[str]
-    """Names of the operations, in the order of their turns."""
+    """Operations by name, in the order of their steps."""
     snapshot: Snapshot
 
 
 class Stage:
-    """The database of one test, and who works on it."""
+    """The database of a test and its relays."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -69,35 +69,35 @@ class Stage:
         self.routes: Sequence[str] = ()
         self._put_back_times = 0
         self.later: Sequence[Event] = ()
-        """Events that a receiver takes in while others work."""
+        """Events to receive during the operations."""
         world.clock.now = START
         self._know(Known())
         self._kept, self._before = self._known, NOTHING
         for relay in self._known.relays.values():
             self._do(self._make.start(relay))
 
-    # How a state is prepared.
+    # Preparation of a state.
 
     def arrive(self, *events: Event) -> None:
-        """Receive these events; they are not sequenced yet."""
+        """Receive events without sequencing them."""
         self._acknowledge(events, self.world.receiver.append(*events))
 
     def do(self, *names: str) -> None:
-        """Have these operations done, one after the other."""
+        """Run these operations one after another."""
         for name in names:
             self._do(self.operation(name))
 
     def lapse(self) -> None:
-        """Let more time pass than a lease lasts."""
+        """Advance the clock beyond a lease."""
         self.world.clock.advance(LEASE_SECONDS + 1)
 
     def put(self, statement: str) -> None:
-        """Change a table as nothing but a slip of a hand does."""
+        """Change a table by hand."""
         with self.engine.begin() as connection:
             connection.exec_driver_sql(statement)
 
     def keep(self) -> None:
-        """Keep the present state as the one that every order begins with."""
+        """Save the current state as the beginning of every order."""
         for table in _PUT_BACK:
             self.put(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}")
         for statement in _MAY_BE_EMPTIED[self.engine.dialect.name]:
@@ -106,26 +106,24 @@ class Stage:
         self._known.ledger.step += 1
         self._kept = self._known
 
-    # What is done in it.
+    # Operations.
 
     def operation(self, name: str) -> Operation:
-        """Make the operation that the name says: who does what, and how."""
+        """Make an operation from its name: relay, verb and details."""
         if name == "ann rebuilds":
-            return Operation(
-                "rebuild", self._make.rebuild().send
-            )  # it has something to find, unlike those of the model
+            return Operation("rebuild", self._make.rebuild().send)  # unlike in the model, it finds something
         if name == "a receiver takes in":
             return Operation("receive", self._receive, lambda seqs: self._acknowledge(self.later, seqs))
         who, does, *how = name.removesuffix(" again").split()
-        return self._of_relay(self._known.relays[who], does, " ".join(how))
+        return self._make_relay_operation(self._known.relays[who], does, " ".join(how))
 
-    def _of_relay(self, relay: Relay, does: str, how: str) -> Operation:
+    def _make_relay_operation(self, relay: Relay, does: str, how: str) -> Operation:
         make = self._make
-        held = list(reversed(relay.held.values()))  # not in the order in which they were claimed
+        held = list(reversed(relay.held.values()))  # not in the order of their claims
         if does == "records":
             for each in held:
                 each.begun_at = self.world.clock.now
-                each.answered(_OUTCOMES[how])
+                each.end_call(_OUTCOMES[how])
         made: dict[str, Callable[[], Operation]] = {
             "sequences": lambda: make.sequence(relay, 1 if how == "one" else _ALL),
             "claims": lambda: make.claim(relay, self.routes, 2 if how == "two" else 1, seen=Gates()),
@@ -140,13 +138,13 @@ class Stage:
     def all_orders(
         self, names: Sequence[str], check: Callable[[Order], None], *, coarse: bool = False, swaps: bool = not ALL
     ) -> int:
-        """Do these at once, in every order, each time from the state that was kept. Returns how many there were.
+        """Run these operations in every order, each from the saved state, and return the number of orders.
 
-        With `swaps`, of orders that differ only in when one reads what no other has committed meanwhile, one is done.
+        With `swaps`, one of several orders is run that differ only in the time of a read with the same result.
 
-        `coarse`, for more than two, lets reads that lock nothing go with the statement before them, and begins to wait
-        for the order lock only when it is free: what its holders know they read when they have it. So it always is on
-        SQLite, where a transaction sees one state, and one writes at a time: only where it begins and ends matters.
+        `coarse`, for more than two operations, joins reads without locks to the previous statement, and requests the
+        order lock only when it is free, as its holders read everything under it. It always applies on SQLite, where a
+        transaction sees one state and one writes at a time.
         """
         coarse = coarse or not self.world.commits_out_of_order
         operations: dict[str, Operation] = {}
@@ -194,7 +192,7 @@ class Stage:
             self._known.ledger.acknowledge(seq, event)
 
     def _receive(self) -> list[int | None]:
-        """By the receiver's own statements, on the engine whose statements are stepped."""
+        """Store `later` by the receiver's statements, on the stepped engine."""
         with self.engine.connect() as connection:
             if self.world.commits_out_of_order:
                 connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -217,12 +215,12 @@ class Stage:
 
 
 def _is_nothing_to_others(statement: str) -> bool:
-    """Reading the clock is; and appending facts: who reads any, as for a failure, reads those of rows that it has locked."""
+    """Return whether a statement cannot affect others: reading the clock, or facts, which only holders of their rows read."""
     return statement.startswith(("SELECT coalesce(", "\nINSERT INTO delivery_log", "\nSELECT seq, route, min(at)"))
 
 
 def _neither_locks_nor_writes(statement: str) -> bool:
-    """With what is written of `lane` too: that only says which delivery is late."""
+    """Return whether a statement neither locks nor writes, except in `lane`, which only marks late deliveries."""
     return "FOR UPDATE" not in statement and not statement.startswith(("\nUPDATE", "\nDELETE"))
 
 
@@ -235,7 +233,7 @@ def _would_wait_for_the_order_lock(stepper: Stepper, stepped: Stepped) -> bool:
 
 
 def _come_to_the_same(one: str, other: str) -> bool:
-    """On Postgres, whoever only reads sees what is committed, and locks nothing: only a COMMIT is something to it."""
+    """Return whether two statements commute on Postgres: a plain read sees only committed data and takes no locks."""
     return COMMIT not in (one, other) and (_only_reads(one) or _only_reads(other))
 
 
@@ -260,10 +258,10 @@ _MAY_BE_EMPTIED = {
 
 
 def kept(order: Order) -> None:
-    """Hold every promise against what came of an order.
+    """Check every promise after an order.
 
     Raises:
-        AssertionError: a line for each that is broken.
+        AssertionError: has a line for each broken promise.
     """
     found = {
         "an operation failed": list(order.errors.items()),
@@ -276,41 +274,41 @@ def kept(order: Order) -> None:
 
 
 def told(order: Order) -> Iterator[str]:
-    """Yield the result that each operation got, in words."""
+    """Yield the result of each operation in words."""
     for name, result in order.results.items():
         yield f"{name}: {_WORDS[order.operations[name].name](result)}"
 
 
-def _listed(words: Iterable[object]) -> str:
+def _join(words: Iterable[object]) -> str:
     return ", ".join(map(str, words)) or "nothing"
 
 
-def _claimed(found: Any) -> str:  # noqa: ANN401  # gates and deliveries
-    return _listed(delivery.seq for delivery in found[1])
+def _describe_claimed(found: Any) -> str:  # noqa: ANN401  # gates and deliveries
+    return _join(delivery.seq for delivery in found[1])
 
 
 _WORDS: dict[str, Callable[[Any], str]] = {
     "sequence": str,
-    "claim": _claimed,
-    "claim_suspect": _claimed,
-    "renew": lambda renewed: _listed(sorted(seq for seq, _, _ in renewed)),
+    "claim": _describe_claimed,
+    "claim_suspect": _describe_claimed,
+    "renew": lambda renewed: _join(sorted(seq for seq, _, _ in renewed)),
     "give_back": str,
-    "record": lambda recorded: _listed("refused" if r.fact is None else facts.kind_of(r.fact) for r in recorded),
-    "reap": lambda reaped: _listed(facts.kind_of(fact) for _, _, fact in reaped),
-    "rebuild": lambda done: _listed(found.finding for chunk in done for found in chunk.differences),
-    "receive": lambda seqs: _listed("stored" if seq is not None else "known" for seq in seqs),
+    "record": lambda recorded: _join("refused" if r.fact is None else facts.kind_of(r.fact) for r in recorded),
+    "reap": lambda reaped: _join(facts.kind_of(fact) for _, _, fact in reaped),
+    "rebuild": lambda done: _join(found.finding for chunk in done for found in chunk.differences),
+    "receive": lambda seqs: _join("stored" if seq is not None else "known" for seq in seqs),
 }
 
 
 def needless_waits(order: Order) -> list[object]:
-    """In `latest` the newest one waits alone."""
+    """Return lanes in `latest` where more than the newest waits."""
     rows = order.snapshot.after.values()
     waiting = Counter(row.lane for row in rows if (row.route, row.state) == ("latest", State.WAITING))
     return [lane for lane, number in waiting.items() if number > 1]
 
 
 def overtaken(order: Order) -> Iterator[object]:
-    """Earlier events that had their place in the lane before a later one was claimed for its first attempt."""
+    """Yield events that were in the lane before a later one was claimed for its first attempt."""
     for name, operation in order.operations.items():
         if not operation.name.startswith("claim") or name in order.errors:
             continue
@@ -328,7 +326,7 @@ def overtaken(order: Order) -> Iterator[object]:
 
 
 def _without_a_place(order: Order, step: int) -> set[Key]:
-    """Return what had arrived but was not sequenced before this step. Sequencing follows the order of arrival."""
+    """Return the deliveries not sequenced before this step; sequencing follows the order of arrival."""
     last = {name: number for number, name in enumerate(order.steps)}
     placed = sum(
         result

@@ -1,4 +1,4 @@
-"""Every order of the statements of two relays, and of three: whatever it is, every promise is kept."""
+"""Every promise is kept in every order of the statements of two or three relays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THREE = [scene for scene in SCENES if scene.triples]
 
 
 def each(some: list[Scene], on_postgres: list[Scene], short: tuple[Prepare, ...] = ()) -> pytest.MarkDecorator:
-    """On SQLite, which has few orders, each of some; on Postgres these, and those that are not `short` at length."""
+    """Parametrize scenes: all of `some` on SQLite, which has few orders; on Postgres, those not `short` are long tests."""
     at_length = (
         pytest.param("postgres", scene, marks=() if scene.prepare in short else pytest.mark.long)
         for scene in on_postgres
@@ -31,7 +31,7 @@ def each(some: list[Scene], on_postgres: list[Scene], short: tuple[Prepare, ...]
 
 
 def keeping(seen: set[str]) -> Callable[[Order], None]:
-    """Return a check of every promise that collects the results, too."""
+    """Return a check of every promise that also collects the results."""
 
     def check(order: Order) -> None:
         kept(order)
@@ -53,7 +53,7 @@ def test_in_every_order_of_two_every_promise_is_kept(stage: Stage, scene: Scene)
 
 @each(THREE, [scene for scene in THREE if ALL or scene.prepare is scenes.a_head_that_blocks])
 def test_in_every_order_of_three_every_promise_is_kept(stage: Stage, scene: Scene) -> None:
-    """On Postgres in the scene with the fewest orders of three; ORDERS=all has those of all scenes."""
+    """On Postgres only in the scene with the fewest orders, unless ORDERS=all."""
     scene.prepare(stage)
     stage.keep()
     for names in scene.triples:

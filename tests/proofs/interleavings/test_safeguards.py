@@ -1,7 +1,7 @@
-"""The search can fail: a relay that lacks one of its safeguards breaks a promise in at least one order.
+"""Negative controls: a relay without one of its safeguards breaks a promise in at least one order.
 
-Which promise, and which operations have to meet for it, tells what the safeguard is there for. The order lock is the write
-lock on SQLite, without which nothing can be written at all.
+The promise and the operations involved show the purpose of the safeguard. On SQLite, the order lock is the write lock,
+which cannot be left out.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tests.proofs.planting import (
     WITHOUT_A_LOOK,
     Plant,
     a_lock_that_is_shared,
-    changed,
+    change,
     look_again_by_the_events_of_before,
-    replaced,
+    replace,
     the_lock_of_another_route,
     without_the_fence,
     without_the_order_lock,
@@ -34,11 +34,11 @@ STUCK = r"a lane without its one head: .*'latest', 'USER\|u1'\), 0, 1\)"
 FOLDED_TWICE = r"the facts say something else: .*Superseded.*t happen after"
 TAKEN = f"{LEASE_LOST}|leased_when_in_flight"
 
-without_locked_heads = changed(sequence, "_HEADS", ("FOR UPDATE OF o", ""))
-without_skipping = changed(claim, "_DUE", ("FOR UPDATE OF o SKIP LOCKED", ""))
-without_another_look = changed(claim, "_LEASE", (" AND open_delivery.state || '' = 'ready'", ""))
-given_back_without_the_token = changed(leases, "_GIVE_BACK", (" AND open_delivery.lease_token = returned.token", ""))
-renewed_without_the_token = changed(
+without_locked_heads = change(sequence, "_HEADS", ("FOR UPDATE OF o", ""))
+without_skipping = change(claim, "_DUE", ("FOR UPDATE OF o SKIP LOCKED", ""))
+without_another_look = change(claim, "_LEASE", (" AND open_delivery.state || '' = 'ready'", ""))
+given_back_without_the_token = change(leases, "_GIVE_BACK", (" AND open_delivery.lease_token = returned.token", ""))
+renewed_without_the_token = change(
     leases,
     "_RENEW",
     ("SELECT o.seq, o.route, o.lease_token", "SELECT o.seq, o.route, held.token AS lease_token"),
@@ -46,13 +46,13 @@ renewed_without_the_token = changed(
     (" AND open_delivery.lease_token = mine.lease_token", ""),
     ("SET lease_until", "SET lease_token = mine.lease_token, lease_until"),
 )
-BLIND_TO_ARRIVALS = (look_again_by_the_events_of_before, changed(rebuild, "_REMOVE", WITHOUT_A_LOOK))
+BLIND_TO_ARRIVALS = (look_again_by_the_events_of_before, change(rebuild, "_REMOVE", WITHOUT_A_LOOK))
 RECORD_AND_SEQUENCE = "r1 records its success, r2 sequences"
 REBUILD_AND_RECEIVE = "ann rebuilds, a receiver takes in"
 
 
 class Safeguard(NamedTuple):
-    """A scene, the operations that have to meet in it, the planted faults, and what is broken then."""
+    """A scene, its operations, the planted faults, and the promise that they break."""
 
     scene: Prepare
     operations: str
@@ -105,11 +105,11 @@ OF_BOTH: dict[str, Safeguard] = {
     "giving back without settling lets a later one be claimed first": Safeguard(
         scenes.earlier_ones_behind_a_head_in_flight,
         "r1 gives back, r2 claims",
-        (replaced(leases, "settle_lanes", lambda *_: []),),
+        (replace(leases, "settle_lanes", lambda *_: []),),
         "a later one was claimed first",
     ),
     "taking back a lease that was renewed meanwhile is seen": Safeguard(
-        scenes.a_lease_that_ran_out, "r1 renews, r2 reaps", (replaced(leases, "_is_over", lambda *_: True),), LEASE_LOST
+        scenes.a_lease_that_ran_out, "r1 renews, r2 reaps", (replace(leases, "_is_over", lambda *_: True),), LEASE_LOST
     ),
     "a rebuild that looks again by the events of before removes what has arrived since": Safeguard(
         scenes.a_row_of_no_event, REBUILD_AND_RECEIVE, BLIND_TO_ARRIVALS, "a delivery is lost"

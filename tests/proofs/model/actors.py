@@ -1,4 +1,4 @@
-"""Knowledge of a run of the model: the beliefs of each relay, every call that was made, and each step as the checks see it."""
+"""The model's knowledge of a run: each relay's memory, all calls, and each step as the checks see it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _call(status: int | None) -> outcomes.Call:
     )
 
 
-def _failed(error_class: ErrorClass, status: int | None) -> Failed:
+def _make_failed(error_class: ErrorClass, status: int | None) -> Failed:
     return Failed((_call(status),), error_class, f"answered {status}" if status else "no answer in time")
 
 
@@ -48,22 +48,22 @@ _OUTCOMES: dict[str, Outcome] = {
     SUCCEEDED: Delivered((_call(200),), "forwarded"),
     FETCHED: Delivered((_call(200),), "updated", LONG_AGO),
     FETCHED_AS_NEW: Delivered((_call(200),), "updated", LONG_AGO, LONG_AGO),
-    FAILED: _failed("server_error", 503),
-    TIMED_OUT: _failed("unknown", None),
-    REJECTED: _failed("rejected", 422),
-    CONFLICT: _failed("conflict", 409),
-    REFUSED: _failed("auth", 401),
+    FAILED: _make_failed("server_error", 503),
+    TIMED_OUT: _make_failed("unknown", None),
+    REJECTED: _make_failed("rejected", 422),
+    CONFLICT: _make_failed("conflict", 409),
+    REFUSED: _make_failed("auth", 401),
     HOPELESS: Failed((), "mapping", "email: no value"),
     CUT: Failed((), "lease_lost", "the lease ended"),
     SKIPPED: Skipped((), "nothing to do"),
 }
-"""By the names that a run is told with. The times are set by `outcome_of`."""
+"""Outcomes by name; `make_outcome` sets the times."""
 
 
-def outcome_of(name: str, delivery: Delivery, began_at: datetime) -> Outcome:
-    """The outcome of an attempt at this delivery that began then.
+def make_outcome(name: str, delivery: Delivery, began_at: datetime) -> Outcome:
+    """Make the outcome of an attempt that began then.
 
-    What is "fetched as new" says itself that it is as new as the event, whatever moment of its second that means.
+    "fetched as new" has a last change up to a second after the event.
     """
     outcome = _OUTCOMES[name]
     if not isinstance(outcome, Delivered) or outcome.fetch_began_at is None:
@@ -73,7 +73,7 @@ def outcome_of(name: str, delivery: Delivery, began_at: datetime) -> Outcome:
 
 
 def is_swept(event: Event) -> bool:
-    """Return whether a sweep added it."""
+    """Return whether the event is from a sweep."""
     if event.entity_type is None or event.entity_id is None:
         return False
     return event.dedup_key == swept_key(event.entity_type, event.entity_id, to_nanoseconds(event.occurred_at))
@@ -91,19 +91,19 @@ class Call(NamedTuple):
 
 @dataclass(eq=False)
 class Held:
-    """A claimed delivery in a relay's hands."""
+    """A delivery claimed by a relay."""
 
     delivery: Delivery
     trusted_until: datetime
     begun_at: datetime | None = None
     outcome: Outcome | None = None
     is_handed_in: bool = False
-    """It may be recorded, whether or not the relay knows."""
+    """True when its outcome was sent to the database."""
 
-    def answered(self, name: str) -> None:
-        """Its call has ended like this, by the name of its outcome."""
+    def end_call(self, name: str) -> None:
+        """End its call with the outcome of this name."""
         assert self.begun_at is not None
-        self.outcome = outcome_of(name, self.delivery, self.begun_at)
+        self.outcome = make_outcome(name, self.delivery, self.begun_at)
 
     @property
     def key(self) -> Key:
@@ -115,7 +115,7 @@ class Held:
 
 
 class Relay:
-    """One relay process after the other, under fresh ids; what the present one has in memory."""
+    """Consecutive relay processes with fresh ids, and the memory of the current one."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -123,15 +123,15 @@ class Relay:
         self.restart()
 
     def restart(self) -> None:
-        """Die, and begin again knowing nothing."""
+        """Crash and restart with an empty memory."""
         self.starts += 1
         self.node = f"{self.name}.{self.starts}"
         self.paused = False
         self.gates = Gates()
-        """As it has seen them last."""
+        """Gates as last read."""
         self.held: dict[Claimed, Held] = {}
         self.recorded: list[Held] = []
-        """Deliveries that it handed in last and knows to be recorded, or refused."""
+        """Deliveries last handed in and known to be recorded or refused."""
 
     def was_granted(self, delivery: Delivery, asked_at: datetime) -> None:
         self.held[claim_of(delivery)] = Held(delivery, asked_at + TRUSTED)
@@ -144,23 +144,23 @@ class Relay:
         for held in recorded:
             self.held.pop(claim_of(held.delivery), None)
 
-    def untouched(self) -> list[Held]:
-        """List the deliveries that nobody has begun; each may be begun while its lease is trusted."""
+    def list_untouched(self) -> list[Held]:
+        """Return the deliveries without a call; a call may begin while the lease is trusted."""
         return [held for held in self.held.values() if held.begun_at is None]
 
     def running(self) -> list[Held]:
-        """Calls whose answer is not there yet."""
+        """Return the running calls."""
         return [held for held in self.held.values() if held.begun_at is not None and held.outcome is None]
 
-    def finished(self) -> list[Held]:
-        """List the deliveries whose outcome it has to record."""
+    def list_finished(self) -> list[Held]:
+        """Return the deliveries with an outcome to record."""
         return [held for held in self.held.values() if held.outcome is not None]
 
     def cut(self, now: datetime) -> None:
-        """Cut each call whose lease is not trusted any more, as a relay does when time has passed."""
+        """Cut the calls without a trusted lease."""
         for held in self.running():
             if now >= held.trusted_until:
-                held.answered(CUT)
+                held.end_call(CUT)
 
 
 @dataclass
@@ -169,47 +169,47 @@ class Doing:
 
     claimed: list[Delivery] = field(default_factory=list)
     probes: list[Delivery] = field(default_factory=list)
-    """Deliveries among them that were claimed to probe a breaker."""
+    """Claimed deliveries that probe a breaker."""
     handed_in: list[tuple[str, Delivery, Outcome]] = field(default_factory=list)
-    """Outcomes that were handed in to be recorded, by which node."""
+    """Outcomes handed in, with the node."""
     results: list[Recorded] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     asked_to_claim: bool = False
     asked: list[tuple[Act, Selection]] = field(default_factory=list)
-    """Commands of operators on deliveries."""
+    """Operators' commands on deliveries."""
     resumed: int = 0
-    """Number of times that an operator resumed a gate."""
+    """Count of gates resumed by operators."""
     reaped: list[tuple[int, str, AnyFact]] = field(default_factory=list)
-    """Facts of the deliveries whose expired leases were taken back."""
+    """Facts of expired leases taken back."""
     judged: int = 0
-    """Number of times that duplicates were judged."""
+    """Count of judgements of duplicates."""
     differences: list[Difference] = field(default_factory=list)
-    """Differences that `verify` or `rebuild` found."""
+    """Differences found by `verify` or `rebuild`."""
     operations: int = 0
     arrivals: int = 0
-    """Number of times that a receiver did something."""
+    """Count of receiver operations."""
 
 
 class Ledger:
-    """Record of what really happened; no relay knows all of it."""
+    """The true history of a run, which no relay knows in full."""
 
     def __init__(self) -> None:
         self.step = 0
         self.events: dict[int, Event] = {}
         """Acknowledged events, by seq."""
         self.lanes: dict[Key, LaneKey] = {}
-        """Every delivery there has to be."""
+        """Lanes of all expected deliveries."""
         self.ordered: dict[Key, int] = {}
-        """In which step each was first seen in its lane."""
+        """Step in which each was first in its lane."""
         self.claimed: dict[Key, int] = {}
-        """In which step each was first claimed, before any replay."""
+        """Step of each first claim before any replay."""
         self.calls: dict[Key, list[Call]] = defaultdict(list)
         self.arrived: dict[int, int] = {}
-        """In which step its request came last."""
+        """Step of the last request of each event."""
         self.repeats: Counter[int] = Counter()
-        """Number of duplicates of each event, by seq."""
+        """Counts of duplicates by seq."""
         self.strict_once: set[LaneKey] = set()
-        """Lanes that were settled before `ordering` became "latest", too."""
+        """Lanes that were settled before `ordering` became "latest"."""
 
     def acknowledge(self, seq: int, event: Event) -> None:
         self.events[seq] = event
@@ -217,19 +217,18 @@ class Ledger:
         for enrolment in event.enrolments:
             self.lanes[seq, enrolment.route] = (enrolment.route, enrolment.lane)
 
-    def repeated(self, seq: int) -> None:
+    def note_duplicate(self, seq: int) -> None:
         self.arrived[seq] = self.step
         self.repeats[seq] += 1
 
     def order(self, key: Key) -> tuple[datetime, int]:
-        """A lane is worked in the order of this."""
+        """Return the position of a delivery in its lane."""
         return (self.events[key[0]].occurred_at, key[0])
 
     def is_kept_in_place(self, lane: LaneKey, attempt: int) -> bool:
-        """Return whether a first attempt with this number may go before older ones: it has taken over a retry.
+        """Return whether a first attempt of this number has taken over a retry, and may precede older events.
 
-        In `strict` an older event that arrives waits behind a head that was worked on, and still does so when `ordering`
-        has become "latest".
+        In `strict`, an older arrival waits behind a head with attempts, even after `ordering` became "latest".
         """
         return attempt > 1 and lane in self.strict_once
 
@@ -241,7 +240,7 @@ Told = TypeVar("Told", bound=AnyFact)
 
 
 class Violation(AssertionError):
-    """Promises were broken; `kinds` says which, as far as they were seen together. The evidence is of the first."""
+    """Broken promises; `kinds` has all that were seen together, the evidence is of the first."""
 
     def __init__(self, kind: str, evidence: object, *others: str) -> None:
         super().__init__(f"{kind}: {evidence}")
@@ -250,7 +249,7 @@ class Violation(AssertionError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Stored state after a step and before it, and what was done in the step."""
+    """The stored state before and after a step, and the step's operations."""
 
     now: datetime
     earlier: Stored
@@ -273,26 +272,26 @@ class Snapshot:
         return self.stored.new
 
     def told(self, kind: type[Told]) -> Iterator[tuple[Entry, Told]]:
-        """The new entries whose fact is of this kind."""
+        """Return the new entries with facts of this kind."""
         return ((entry, entry.fact) for entry in self.new if isinstance(entry.fact, kind))
 
     def held(self) -> Iterator[tuple[Relay, Held]]:
-        """Deliveries whose lease a relay trusts."""
+        """Return the deliveries with a trusted lease."""
         every = ((relay, held) for relay in self.relays for held in relay.held.values())
         return ((relay, held) for relay, held in every if self.now < held.trusted_until)
 
     @cached_property
     def lasts(self) -> Mapping[LaneKey, LastDelivered]:
-        """The last success of every lane that has one, as the facts have it."""
+        """Last success of each lane, by the facts."""
         return self._lasts(self.history.successes)
 
     def last_before(self, entry: Entry) -> LastDelivered | None:
-        """The last success of its lane when this was written."""
+        """Return the last success of the lane before this entry."""
         earlier = [success for success in self.history.successes if success.number < entry.number]
         return self._lasts(earlier).get(self.ledger.lanes[entry.key])
 
     def _lasts(self, successes: Sequence[Entry]) -> dict[LaneKey, LastDelivered]:
-        """The place of the newest event that was delivered; and what was fetched last, if anything was since that one."""
+        """Return by lane the position of the newest delivered event, with the last fetch since then."""
         lasts: dict[LaneKey, LastDelivered] = {}
         for entry in successes:
             lane, order, fact = self.ledger.lanes[entry.key], self.ledger.order(entry.key), entry.fact

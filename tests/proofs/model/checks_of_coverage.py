@@ -1,4 +1,4 @@
-"""Checks of what stands for what: events folded, dropped or healed, and those that a duplicate makes needed again."""
+"""Checks of superseded events (folded, dropped or healed), and of those that a duplicate rearms."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.proofs.model.world import POLICIES, SKEW, Entry, History, Key, Repeat
 _NO_REPEAT = Repeat(0, 0, is_handled=False)
 
 
-def superseded_without_a_stand_in(snapshot: Snapshot) -> Iterator[object]:
-    """One of its lane.
+def find_superseded_without_a_stand_in(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a superseded event has a stand-in of its lane.
 
-    In `latest` a newer one that is to come or was delivered, or a success that covers it; in `strict` a sweep's event of
-    the same change that was delivered, and that stands for no other.
+    In `latest`, a newer open or delivered event, or a success that covers it; in `strict`, a delivered sweep's event of
+    the same change that stands for no other.
     """
     for entry, fact in snapshot.told(facts.Superseded):
         by = (fact.by, entry.key[1])
@@ -50,14 +50,14 @@ def _stands_for(snapshot: Snapshot, entry: Entry, by: Key) -> bool:
 
 
 def is_covered(ledger: Ledger, key: Key, last: LastDelivered | None) -> bool:
-    """Return whether a lane's last success has the change of this event of it for certain."""
+    """Return whether the lane's last success certainly includes the change of this event."""
     return last is not None and covers(last, ledger.order(key), SKEW)
 
 
-def told_again_after_a_sweep(snapshot: Snapshot) -> Iterator[object]:
-    """Require that an event has ended without a call if a sweep's event of the same change was delivered before.
+def find_told_again_after_a_sweep(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a webhook ends without a call if a sweep's event of the same change was delivered before.
 
-    It applies in `strict` if that delivery came before the event got its place, and the sweep's event stands for no other.
+    This applies in `strict`, to webhooks sequenced after that delivery, if the sweep's event stands for no other.
     """
     events = snapshot.ledger.events
     delivered = {
@@ -78,8 +78,8 @@ def _change(ledger: Ledger, key: Key) -> tuple[object, ...]:
     return key[1], event.entity_id, event.event_type, event.occurred_at
 
 
-def dead_though_a_later_one_succeeded(snapshot: Snapshot) -> Iterator[object]:
-    """On a route in `latest` none is left dead that had died before a later event of its lane was delivered."""
+def find_dead_though_a_later_one_succeeded(snapshot: Snapshot) -> Iterator[object]:
+    """Require in `latest` that the dead are healed by the delivery of a later event of their lane."""
     for success, _ in snapshot.told(facts.DeliveredFact):
         if POLICIES[success.key[1]].ordering == "latest":
             for key in healable(snapshot.history, snapshot.ledger, snapshot.after, success):
@@ -87,7 +87,7 @@ def dead_though_a_later_one_succeeded(snapshot: Snapshot) -> Iterator[object]:
 
 
 def healable(history: History, ledger: Ledger, rows: Mapping[Key, Row], success: Entry) -> list[Key]:
-    """The dead that this success stands for."""
+    """Return the dead deliveries that this success heals."""
     return [
         key
         for key, row in rows.items()
@@ -98,7 +98,7 @@ def healable(history: History, ledger: Ledger, rows: Mapping[Key, Row], success:
     ]
 
 
-def rearmed_without_need(snapshot: Snapshot) -> Iterator[object]:
+def find_rearmed_without_need(snapshot: Snapshot) -> Iterator[object]:
     for entry, fact in snapshot.told(facts.Rearmed):
         was, is_now = (each.repeats.get(fact.duplicate, _NO_REPEAT) for each in (snapshot.earlier, snapshot.stored))
         last, is_right = snapshot.last_before(entry), is_now == Repeat(entry.key[0], was.times, is_handled=True)
@@ -107,8 +107,8 @@ def rearmed_without_need(snapshot: Snapshot) -> Iterator[object]:
             yield entry, was, is_now, last
 
 
-def a_repeat_is_judged_wrongly(snapshot: Snapshot) -> Iterator[object]:
-    """All of them, but for those whose delivery is in flight and not covered: they are judged when that has ended."""
+def find_a_repeat_is_judged_wrongly(snapshot: Snapshot) -> Iterator[object]:
+    """Require that all duplicates are judged, except for deliveries in flight that are not covered."""
     rearmed = {entry.key for entry, _ in snapshot.told(facts.Rearmed)}
     is_alone = snapshot.doing.judged and snapshot.doing.operations == 1
     for number, repeat in snapshot.earlier.repeats.items() if is_alone else ():

@@ -1,7 +1,7 @@
-"""Checks of what was called and recorded, held back by gates, or commanded by operators.
+"""Checks of calls and results, gates, and operators' commands.
 
-Where two operations run at once, a gate may turn between one's look at it and its claim. Only a gate that was the same
-before and after counts then.
+With two operations at once, a gate may change between its reading and a claim: only a gate that was the same before and
+after counts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tests.proofs.model.actors import Ledger, Snapshot
 from tests.proofs.model.world import CONFIG, OPEN_GATE, POLICIES, Entry, Key, Row, Stored
 
 
-def a_repeated_call_that_nothing_explains(snapshot: Snapshot) -> Iterator[object]:
-    """Within a run another call follows only an attempt that failed or was abandoned, and has a number of its own.
+def find_a_repeated_call_that_nothing_explains(snapshot: Snapshot) -> Iterator[object]:
+    """Require a failed or abandoned attempt before another call in a run, and its own number for each counted attempt.
 
-    One that is not counted leaves its number to the next.
+    An uncounted attempt leaves its number to the next.
     """
     for call in snapshot.doing.calls:
         calls = [other for other in snapshot.ledger.calls[call.key] if other.run == call.run]
@@ -46,8 +46,8 @@ def is_uncounted(fact: facts.AnyFact) -> bool:
 _WORK = facts.DeliveredFact | Skipped | facts.AttemptFailed | facts.Dead | facts.Abandoned
 
 
-def a_result_nobody_made(snapshot: Snapshot) -> Iterator[object]:
-    """Every result in the log is of an attempt that this relay made, and what relays were told of them and of leases agrees."""
+def find_a_result_of_no_attempt(snapshot: Snapshot) -> Iterator[object]:
+    """Require that every logged result is of an attempt of this relay, and agrees with the results returned to relays."""
     written = Counter(entry.key for entry in snapshot.new if isinstance(entry.fact, _WORK))
     told = Counter((r.delivery.seq, r.delivery.route) for r in snapshot.doing.results if r.fact is not None)
     told.update((seq, route) for seq, route, _ in snapshot.doing.reaped)
@@ -77,7 +77,7 @@ def _comes_of(fact: facts.AnyFact, delivery: Delivery, outcome: Outcome) -> bool
             return isinstance(outcome, Skipped) and isinstance(fact, Skipped)
 
 
-def a_refused_result_changed_something(snapshot: Snapshot) -> Iterator[object]:
+def find_a_refused_result_changed_something(snapshot: Snapshot) -> Iterator[object]:
     results = snapshot.doing.results
     are_refused = bool(results) and all(result.fact is None for result in results)
     has_changed = snapshot.before != snapshot.after or snapshot.new
@@ -95,14 +95,14 @@ def is_paused(stored: Stored, ledger: Ledger, key: Key) -> bool:
     return any(stored.gates.get(gate, OPEN_GATE).is_paused for gate in (*POLICIES[key[1]].gates, entity))
 
 
-def claimed_while_it_is_paused(snapshot: Snapshot) -> Iterator[object]:
+def find_claimed_while_it_is_paused(snapshot: Snapshot) -> Iterator[object]:
     for delivery in snapshot.doing.claimed:
         key = (delivery.seq, delivery.route)
         if all(is_paused(stored, snapshot.ledger, key) for stored in (snapshot.earlier, snapshot.stored)):
             yield delivery
 
 
-def claimed_while_the_endpoint_is_stopped(snapshot: Snapshot) -> Iterator[object]:
+def find_claimed_while_the_endpoint_is_stopped(snapshot: Snapshot) -> Iterator[object]:
     probes = {delivery.lease_token for delivery in snapshot.doing.probes}
     for delivery in snapshot.doing.claimed:
         for gate in POLICIES[delivery.route].breakers if delivery.lease_token not in probes else ():
@@ -110,8 +110,8 @@ def claimed_while_the_endpoint_is_stopped(snapshot: Snapshot) -> Iterator[object
                 yield delivery, gate
 
 
-def two_try_one_breaker(snapshot: Snapshot) -> Iterator[object]:
-    """Require that a probe begins once the breaker's time has come, and the previous one has ended or was given up."""
+def find_two_try_one_breaker(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a probe begins when the breaker is due, after the end of the previous probe."""
     probed = [(delivery, gate) for delivery in snapshot.doing.probes for gate in POLICIES[delivery.route].breakers]
     times = Counter(gate for _, gate in probed)
     for delivery, gate in probed:
@@ -119,12 +119,12 @@ def two_try_one_breaker(snapshot: Snapshot) -> Iterator[object]:
         is_due = before.until is not None and before.until <= snapshot.now
         is_noted = after.breaker is BreakerState.HALF_OPEN and after.until == snapshot.now + PROBE_GIVEN_UP_AFTER
         is_wrong = not is_due or (snapshot.doing.operations == 1 and (not is_noted or times[gate] > 1))
-        if is_wrong and before.breaker is not BreakerState.CLOSED:  # else it was opened meanwhile
+        if is_wrong and before.breaker is not BreakerState.CLOSED:  # otherwise it was opened meanwhile
             yield delivery, before, after
 
 
-def a_breaker_turned_without_a_reason(snapshot: Snapshot) -> Iterator[object]:
-    """They open at trouble; they close at a success while one is tried, or at the word of a person."""
+def find_a_breaker_turned_without_a_reason(snapshot: Snapshot) -> Iterator[object]:
+    """Require a reason: breakers open at failures, and close at a probe's success or an operator's command."""
     doing = snapshot.doing
     for gate in {gate for policy in POLICIES.values() for gate in policy.breakers}:
         before, after = breaker(snapshot.earlier, gate), breaker(snapshot.stored, gate)
@@ -154,7 +154,7 @@ _ACTS: dict[type[Fact], Act] = {
 }
 
 
-def nobody_asked_for_it(snapshot: Snapshot) -> Iterator[object]:
+def find_an_act_without_a_command(snapshot: Snapshot) -> Iterator[object]:
     for entry in snapshot.new:
         act = _ACTS.get(type(entry.fact))
         before = [each for each in snapshot.history.entries[entry.key] if each.number < entry.number]
@@ -165,7 +165,7 @@ def nobody_asked_for_it(snapshot: Snapshot) -> Iterator[object]:
 
 
 def _is_meant(act: Act, chosen: Selection, key: Key, before: list[Entry]) -> bool:
-    """By a seq, a route, a destination or a cause. Where a cause is named, the dead; where only a route is replayed, too."""
+    """Return whether the selection includes the delivery. A cause, or a replay by route alone, selects only the dead."""
     died = [entry.fact for entry in before if isinstance(entry.fact, facts.Dead)]
     is_dead = bool(before) and isinstance(before[-1].fact, facts.Dead | facts.Unblocked)
     only_dead = chosen.cause is not None or (act == "replay" and chosen.dead_only)
@@ -178,8 +178,8 @@ def _is_meant(act: Act, chosen: Selection, key: Key, before: list[Entry]) -> boo
     )
 
 
-def not_all_that_was_asked_for(snapshot: Snapshot) -> Iterator[object]:
-    """A cancel leaves nothing but what is in flight, an unblock nothing blocked, a retry nothing that is due later."""
+def find_not_all_that_was_asked_for(snapshot: Snapshot) -> Iterator[object]:
+    """Require that commands are complete: cancel spares only deliveries in flight, unblock and retry none."""
     for act, chosen in snapshot.doing.asked if snapshot.doing.operations == 1 else ():
         for key, row in snapshot.after.items():
             left = {
@@ -191,10 +191,10 @@ def not_all_that_was_asked_for(snapshot: Snapshot) -> Iterator[object]:
                 yield act, row
 
 
-def something_older_is_replayed(snapshot: Snapshot) -> Iterator[object]:
-    """Not in the place of what was delivered last, when nothing is fetched: unless that comes again later, or it is forced.
+def find_something_older_is_replayed(snapshot: Snapshot) -> Iterator[object]:
+    """Require for an unforced replay without a fetch that the last delivered event comes again later.
 
-    It comes again later when it is replayed too, or was before, and nobody has begun it.
+    It comes again if it is replayed too, or is open without an attempt.
     """
     replayed = [entry for entry, _ in snapshot.told(facts.Replayed)]
     for entry in replayed if not any(chosen.force for _, chosen in snapshot.doing.asked) else ():

@@ -1,4 +1,4 @@
-"""Checks of what is stored and follows from the facts, of who holds a lane, and of what goes first in it."""
+"""Checks of the stored state against the facts, of leases, and of the order in lanes."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ TO_SPARE = timedelta(seconds=SAFETY_SECONDS)
 _UNTOUCHED = frozenset({State.WAITING, State.READY})
 
 
-def an_acknowledged_event_is_not_stored_once(snapshot: Snapshot) -> Iterator[object]:
+def find_an_acknowledged_event_is_not_stored_once(snapshot: Snapshot) -> Iterator[object]:
     expected = sorted((seq, event.dedup_key) for seq, event in snapshot.ledger.events.items())
     if expected != snapshot.stored.inbox:
         yield expected, snapshot.stored.inbox
 
 
-def a_delivery_is_lost(snapshot: Snapshot) -> Iterator[object]:
+def find_a_delivery_is_lost(snapshot: Snapshot) -> Iterator[object]:
     for key in snapshot.ledger.lanes.keys() - snapshot.after.keys():
         if snapshot.history.standing.get(key, NOTHING_YET).state is not State.ENDED:
             yield key
 
 
-def a_delivery_nobody_asked_for(snapshot: Snapshot) -> Iterator[object]:
+def find_an_unexpected_delivery(snapshot: Snapshot) -> Iterator[object]:
     yield from (snapshot.after.keys() | snapshot.history.standing.keys()) - snapshot.ledger.lanes.keys()
 
 
-def the_facts_say_something_else(snapshot: Snapshot) -> Iterator[object]:
+def find_the_facts_say_something_else(snapshot: Snapshot) -> Iterator[object]:
     yield from snapshot.history.impossible.items()
     for key, row in snapshot.after.items():
         said = snapshot.history.standing.get(key, NOTHING_YET)
@@ -44,17 +44,17 @@ def the_facts_say_something_else(snapshot: Snapshot) -> Iterator[object]:
             yield said, row
 
 
-def a_lane_without_its_one_head(snapshot: Snapshot) -> Iterator[object]:
+def find_a_lane_without_its_one_head(snapshot: Snapshot) -> Iterator[object]:
     yield from lanes_without_their_head((row.lane_key, row.state) for row in snapshot.after.values())
 
 
-def the_lane_remembers_something_else(snapshot: Snapshot) -> Iterator[object]:
+def find_the_lane_remembers_something_else(snapshot: Snapshot) -> Iterator[object]:
     if snapshot.lasts != snapshot.stored.lanes:
         yield snapshot.lasts, snapshot.stored.lanes
 
 
-def a_repeat_is_lost(snapshot: Snapshot) -> Iterator[object]:
-    """As a row or as a count, which is to be judged; of each event so many rows at most."""
+def find_a_repeat_is_lost(snapshot: Snapshot) -> Iterator[object]:
+    """Require every duplicate as a row or a count to be judged, with a limited number of rows for each event."""
     repeats = snapshot.stored.repeats.values()
     rows, stored = Counter(repeat.seq for repeat in repeats), _times(repeats)
     too_many = [seq for seq, number in rows.items() if number > KEPT_REPEATS]
@@ -72,12 +72,12 @@ def _times(repeats: Iterable[Repeat]) -> Counter[int]:
     return times
 
 
-def verify_finds_a_difference(snapshot: Snapshot) -> Iterator[object]:
+def find_verify_finds_a_difference(snapshot: Snapshot) -> Iterator[object]:
     yield from snapshot.doing.differences
 
 
-def two_trust_a_lease_of_one_lane(snapshot: Snapshot) -> Iterator[object]:
-    """Require one trusted lease per lane. One with only a result to record does not count: nothing more is done under it."""
+def find_two_trust_a_lease_of_one_lane(snapshot: Snapshot) -> Iterator[object]:
+    """Require one trusted lease per lane, except for those with an outcome, which make no more calls."""
     trusting: dict[LaneKey, list[tuple[str, Delivery]]] = defaultdict(list)
     for relay, held in snapshot.held():
         if held.outcome is None:
@@ -85,8 +85,8 @@ def two_trust_a_lease_of_one_lane(snapshot: Snapshot) -> Iterator[object]:
     yield from ((lane, holders) for lane, holders in trusting.items() if len(holders) > 1)
 
 
-def a_trusted_lease_is_not_in_force(snapshot: Snapshot) -> Iterator[object]:
-    """In the database it ends later than the relay's trust in it, whatever others do; until it is recorded or given back."""
+def find_a_trusted_lease_is_not_in_force(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a lease outlasts the relay's trust in it, until it is recorded or given back."""
     for relay, held in snapshot.held():
         row = snapshot.after.get(held.key)
         is_his = row and (row.lease_token, row.relay_node) == (held.delivery.lease_token, relay.node)
@@ -95,23 +95,23 @@ def a_trusted_lease_is_not_in_force(snapshot: Snapshot) -> Iterator[object]:
             yield relay.node, held, row
 
 
-def abandoned_by_somebody_else(snapshot: Snapshot) -> Iterator[object]:
+def find_abandoned_by_another_relay(snapshot: Snapshot) -> Iterator[object]:
     for entry, fact in snapshot.told(facts.Abandoned):
         if fact.relay_node != snapshot.before[entry.key].relay_node:
             yield entry, snapshot.before[entry.key]
 
 
-def a_crash_loop_of_too_few_attempts(snapshot: Snapshot) -> Iterator[object]:
-    """Set aside only after so many abandoned attempts in a row, those of an older one that it took over among them."""
+def find_a_crash_loop_of_too_few_attempts(snapshot: Snapshot) -> Iterator[object]:
+    """Require enough consecutive abandoned attempts for a crash loop, including those taken over."""
     for entry, fact in snapshot.told(facts.Dead):
         if fact.cause == "crash_loop" and entry.before.crashes + 1 < CRASHES_UNTIL_DEAD:
             yield entry, snapshot.history.entries[entry.key]
 
 
-def claimed_before_an_earlier_one(snapshot: Snapshot) -> Iterator[object]:
-    """Of those that were in their lane before, the earliest is claimed first, and first again when it was given back.
+def find_claimed_before_an_earlier_one(snapshot: Snapshot) -> Iterator[object]:
+    """Require that the earliest delivery of a lane is claimed first, and first again after it was given back.
 
-    Afterwards only a replay goes back.
+    Only a replay goes back later.
     """
     for delivery in snapshot.doing.claimed:
         lane, is_again = (delivery.route, delivery.lane), delivery.attempt > 1
@@ -124,15 +124,15 @@ def claimed_before_an_earlier_one(snapshot: Snapshot) -> Iterator[object]:
                     yield delivery, row
 
 
-def claimed_before_it_is_due(snapshot: Snapshot) -> Iterator[object]:
+def find_claimed_before_it_is_due(snapshot: Snapshot) -> Iterator[object]:
     for delivery in snapshot.doing.claimed:
         said = snapshot.history.standing.get((delivery.seq, delivery.route), NOTHING_YET)
         if said.due_at is not None and said.due_at > snapshot.now:
             yield delivery, said
 
 
-def called_after_a_later_one(snapshot: Snapshot) -> Iterator[object]:
-    """Require that a delivery called after a later one of its lane came into the lane after that one was claimed."""
+def find_called_after_a_later_one(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a delivery called after a later one entered the lane after the claim of that one."""
     ledger = snapshot.ledger
     for call in snapshot.doing.calls:
         if call.run == 0 and len(ledger.calls[call.key]) == 1:
@@ -143,8 +143,8 @@ def called_after_a_later_one(snapshot: Snapshot) -> Iterator[object]:
                     yield call, key
 
 
-def late_is_marked_wrongly(snapshot: Snapshot) -> Iterator[object]:
-    """Require the mark `late` exactly where a later event of the lane has been delivered."""
+def find_late_is_marked_wrongly(snapshot: Snapshot) -> Iterator[object]:
+    """Require the mark `late` exactly after the delivery of a later event of the lane."""
     for delivery in snapshot.doing.claimed:
         is_late = any(
             snapshot.ledger.lanes[success.key] == (delivery.route, delivery.lane)
@@ -155,8 +155,8 @@ def late_is_marked_wrongly(snapshot: Snapshot) -> Iterator[object]:
             yield delivery
 
 
-def a_retry_that_does_not_go_on(snapshot: Snapshot) -> Iterator[object]:
-    """With the attempts and crashes of the older one, no sooner than its next was due, and no later than the first delay."""
+def find_a_retry_that_does_not_go_on(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a takeover keeps attempts and crashes, and is due between the old due time and the first delay."""
     for entry, taken in snapshot.told(facts.TookOver):
         entries = snapshot.history.entries[taken.of, entry.key[1]]
         if not any(_goes_on(entry, taken, *pair) for pair in pairwise(entries) if pair[1] in snapshot.new):
@@ -164,7 +164,7 @@ def a_retry_that_does_not_go_on(snapshot: Snapshot) -> Iterator[object]:
 
 
 def _goes_on(entry: Entry, taken: facts.TookOver, before: Entry, superseded: Entry) -> bool:
-    """From where the older one stood when it was superseded; that may have happened to it more than once in a step."""
+    """Return whether the takeover continues this superseded delivery."""
     latest = entry.at + SCHEDULE[0]
     given = (superseded.standing.attempt, superseded.standing.crashes)
     is_due = min(getattr(before.fact, "due_at", before.at), latest) <= taken.due_at <= latest

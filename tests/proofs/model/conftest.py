@@ -1,4 +1,4 @@
-"""The model's world, where transactions leave some of their work to the next."""
+"""The model's world, with small folds so that transactions leave work to the next."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture(autouse=True)
 def _the_same_runs_whatever_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hypothesis draws numbers that stand in the modules loaded so far, so the tests before would choose the runs."""
+    """Keep runs reproducible: Hypothesis draws constants from loaded modules, which depend on earlier tests."""
     monkeypatch.setattr(HypothesisProvider, "_local_constants", Constants())
     CONSTANTS_CACHE.cache.clear()
     yield

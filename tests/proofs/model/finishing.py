@@ -1,4 +1,4 @@
-"""The end of every run: relays that are well get everything done."""
+"""The end of every run: a healthy relay finishes everything."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from tests.proofs.model.stage import Stage
 from tests.proofs.model.world import POLICIES, ROUTES, SKEW, Entry, Key
 
 _LONG_ENOUGH = 100
-"""Seconds: every lease has run out, every retry is due."""
+"""Seconds after which all leases have expired and all retries are due."""
 _ROUNDS = 100
-"""More than there are deliveries in a run, of which each round ends one at least."""
+"""More rounds than deliveries in a run; each round ends at least one."""
 
 
 def finish(stage: Stage) -> None:
-    """Let a relay that begins now do all that is left.
+    """Let a new relay finish everything.
 
     Raises:
-        Violation: something is left for good, or ended in a way it must not.
+        Violation: a delivery is stuck or ended wrongly.
     """
     relay = stage.relays[0]
     for each in stage.relays:
         each.restart()
     stage.perform(stage.make.start(relay))
-    for gate in stage.paused_gates():
+    for gate in stage.list_paused_gates():
         stage.perform(stage.make.turn("resume", gate_of(gate)))
     stage.everything_holds()
     for _ in range(_ROUNDS):
         if not is_left(stage):
             break
         if not _go_round(stage, relay) and is_left(stage):
-            raise Violation("nobody can finish it", list(stage.open.values()))
+            raise Violation("a delivery is stuck", list(stage.open.values()))
     else:
         raise Violation("it takes for ever", list(stage.open.values()))
     stage.perform(stage.make.verify())
     stage.everything_holds()
-    if evidence := left_dead(stage):
+    if evidence := find_left_dead(stage):
         raise Violation("dead though a later one succeeded", evidence)
-    if evidence := [*ended_wrongly(stage), *lost_changes(stage)]:
+    if evidence := [*find_wrong_ends(stage), *find_lost_changes(stage)]:
         raise Violation("it ended wrongly", evidence)
 
 
 def _go_round(stage: Stage, relay: Relay) -> bool:
-    """All that a relay does in time, and what a person does about lanes that are blocked. Whether there was anything."""
+    """Run a round of a relay, and of an operator for blocked lanes; return whether anything was done."""
     stage.advance(_LONG_ENOUGH)
     for kind in ("reap", "judge", "sequence all"):
         stage.let(relay, kind)
@@ -58,7 +58,7 @@ def _go_round(stage: Stage, relay: Relay) -> bool:
     stage.perform(stage.make.claim(relay, ROUTES, 500))
     for route in stage.suspects():
         stage.perform(stage.make.claim_suspect(relay, [route]))
-    for route in ROUTES if stage.stopped_gates() else ():
+    for route in ROUTES if stage.list_stopped_gates() else ():
         stage.perform(stage.make.probe(relay, [route]))
     if relay.held:
         stage.everything_holds()
@@ -66,7 +66,7 @@ def _go_round(stage: Stage, relay: Relay) -> bool:
         stage.end(relay, held, FETCHED if held.delivery.seq % 2 else SUCCEEDED)
     done = len(relay.held)
     if done:
-        stage.perform(stage.make.record(relay, relay.finished()))
+        stage.perform(stage.make.record(relay, relay.list_finished()))
     else:
         done += stage.perform(stage.make.command("replay", Selection(route="blocking")))
         done += stage.perform(stage.make.command("unblock", Selection(route="blocking")))
@@ -75,13 +75,13 @@ def _go_round(stage: Stage, relay: Relay) -> bool:
 
 
 def is_left(stage: Stage) -> bool:
-    """Return whether there is more than what stands dead."""
+    """Return whether anything is left besides dead deliveries."""
     is_open = any(row.state is not State.DEAD for row in stage.open.values())
     return is_open or any(not repeat.is_handled for repeat in stage.stored.repeats.values())
 
 
-def left_dead(stage: Stage) -> list[object]:
-    """On routes in `latest`: those that had died before the newest success of their lane."""
+def find_left_dead(stage: Stage) -> list[object]:
+    """Return, on routes in `latest`, deliveries that died before the newest success of their lane."""
     evidence: list[object] = []
     for lane in {lane for lane in stage.ledger.lanes.values() if POLICIES[lane[0]].ordering == "latest"}:
         successes = [success for success in stage.history.successes if stage.ledger.lanes[success.key] == lane]
@@ -94,18 +94,18 @@ def left_dead(stage: Stage) -> list[object]:
 _ENDS = facts.DeliveredFact | Skipped | facts.Superseded | facts.Cancelled | facts.Dead | facts.Unblocked
 
 
-def ended_wrongly(stage: Stage) -> list[object]:
-    """Deliveries that did not end as they may."""
+def find_wrong_ends(stage: Stage) -> list[object]:
+    """Return deliveries with a forbidden end."""
     entries = stage.history.entries
     return [(key, entries[key][-1]) for key in stage.ledger.lanes if not isinstance(entries[key][-1].fact, _ENDS)]
 
 
-def lost_changes(stage: Stage) -> list[object]:
-    """On routes in `latest`: events whose change no success of their lane can be known to have in it.
+def find_lost_changes(stage: Stage) -> list[object]:
+    """Return, on routes in `latest`, events whose change no success of their lane certainly includes.
 
-    A success has it whose fetch began after the request had come (again), or where the times prove it; one without a fetch
-    when it is of this event, or of a later one; of an event that was dropped for it, certainly later. What was given up,
-    cancelled or skipped stands for those folded into it.
+    A success includes it if its fetch began after the last request or the times prove it; without a fetch, if it is of
+    this event or a later one, certainly later if the event was dropped for it. A dead, cancelled or skipped event stands
+    for those folded into it.
     """
     history, ledger = stage.history, stage.ledger
     evidence: list[object] = []
@@ -138,7 +138,7 @@ def _has(stage: Stage, success: Entry, key: Key) -> bool:
 
 
 def _stands_for(stage: Stage, newer: Key, key: Key) -> bool:
-    """Return whether `newer`, delivered without a fetch, says all that `key` does, which may have been dropped for it."""
+    """Return whether `newer`, delivered without a fetch, stands for `key`, which may have been dropped for it."""
     (at, seq), (newer_at, newer_seq) = stage.ledger.order(key), stage.ledger.order(newer)
     ended = stage.history.entries[key][-1].fact
     was_dropped = isinstance(ended, facts.Superseded) and ended.because == "covered"

@@ -1,4 +1,4 @@
-"""Invariants that hold after every step, by the name of what is wrong when one does not; and situations that should occur."""
+"""Invariants that hold after every step, named after their violation, and situations that should occur."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tests.proofs.model.checks_of_results import breaker, is_paused, is_uncounte
 from tests.proofs.model.world import FEW, POLICIES, Entry
 
 CHECKS: dict[str, Callable[[Snapshot], Iterable[object]]] = {
-    name.replace("_", " "): check
+    name.removeprefix("find_").replace("_", " "): check
     for module in (checks_of_state, checks_of_results, checks_of_coverage)
     for name, check in vars(module).items()
     if inspect.isgeneratorfunction(check) and check.__module__ == module.__name__
 }
-"""Every generator of these modules: its name says what is wrong, and it yields the evidence."""
+"""All generator functions of the checks, which yield evidence, by the violation that they are named after."""
 
 
 def broken(snapshot: Snapshot) -> dict[str, list[object]]:
-    """Make every check, and give the evidence of those that find something."""
+    """Run every check and return the evidence of violations."""
     return {kind: evidence for kind, check in CHECKS.items() if (evidence := list(check(snapshot)))}
 
 
 def hold(snapshot: Snapshot) -> None:
-    """Make every check.
+    """Run every check.
 
     Raises:
-        Violation: of those that find something.
+        Violation: an invariant is broken.
     """
     if found := broken(snapshot):
         violation = Violation(*next(iter(found.items())), *found)
@@ -43,7 +43,7 @@ def hold(snapshot: Snapshot) -> None:
 
 
 def noteworthy(snapshot: Snapshot) -> Counter[str]:
-    """Count how often each of these situations occurred in a step."""
+    """Count the noteworthy situations of a step."""
     before, after = snapshot.before, snapshot.after
     seen = Counter(_name(snapshot, entry) for entry in snapshot.new)
     seen["not counted"] += sum(is_uncounted(entry.fact) for entry in snapshot.new)

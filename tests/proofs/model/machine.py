@@ -1,6 +1,6 @@
-"""Relays, a receiver and a downstream service, doing what they may do in any order, on the real store functions.
+"""A state machine of relays, a receiver and a downstream service, on the real store functions.
 
-After every step the whole of `tests.proofs.model.invariants` must hold, and at the end of a run everything gets finished.
+All invariants hold after every step, and at the end of a run everything is finished.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ OVERLAP: dict[str, Any] = {
     "dies": st.sampled_from([*[""] * 6, "a", "b"]),
 }
 LAPSE = LEASE_SECONDS + 1
-"""Seconds: more than a lease lasts."""
+"""Seconds beyond a lease."""
 
 
 class Machine(Calling, Commanding):
-    """One run. Its rules choose among what is possible at their point; the numbers that are drawn say which."""
+    """One run. Its rules choose among the possible operations by the drawn numbers."""
 
     # Relays and the database.
 
     @step(lambda self: self.active(), which=WHICH, number=WHICH, outcome=ENDS, until=st.integers(1, 4))
     def go_round(self, which: int, number: int, outcome: str, until: int) -> None:
-        """Run one round of a relay, as far as it comes: sequence, claim, call and record."""
+        """Run one round of a relay, or a part of it: sequence, claim, call and record."""
         relay = one_of(self.active(), which)
         self.let(relay, "sequence", number)
         if until > 1:
@@ -70,7 +70,7 @@ class Machine(Calling, Commanding):
         seconds=st.lists(SECOND, min_size=3, max_size=6),
     )
     def ordering_becomes_latest(self, which: int, entity: str, seconds: list[int]) -> None:
-        """Many have come to wait in a lane, by the configuration before: in `strict`, where none is dropped that is not late."""
+        """Let many events wait in a lane, sequenced in `strict` by the previous configuration."""
         relay = one_of(self.active(), which)
         if len(self.sent) < MOST:
             self.arrive([(entity, second, ("latest",)) for second in seconds])
@@ -121,7 +121,7 @@ class Machine(Calling, Commanding):
 
     @step(lambda self: self.active() and self.any_open(State.IN_FLIGHT), trouble=True, which=WHICH, number=WHICH)
     def take_over(self, which: int, number: int) -> None:
-        """One relay finds out that the leases of others have run out, and goes on with their work."""
+        """Let one relay take over the work of others after their leases expired."""
         self.advance(LAPSE)
         relay = one_of(self.active(), which)
         self.let(relay, "reap")
@@ -129,16 +129,16 @@ class Machine(Calling, Commanding):
         self.let(relay, "claim", number)
 
     @step(lambda self: len(self.active()) > 1, kinds=st.tuples(OVERLAPPING, OVERLAPPING), **OVERLAP)
-    def overlap(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401  # as at_once has it
-        """Two relays at once, whatever they do."""
-        self.at_once(kinds, **drawn)
+    def overlap(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401  # as in interleave_two
+        """Run any operations of two relays at once."""
+        self.interleave_two(kinds, **drawn)
 
     @step(lambda self: len(self.active()) > 1, kinds=st.tuples(MAKING_HEADS, MAKING_HEADS), **OVERLAP)
     def race_for_the_order_lock(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401
-        """Two relays at once that end or make the heads of lanes."""
-        self.at_once(kinds, **drawn)
+        """Run operations of two relays at once that end or make heads of lanes."""
+        self.interleave_two(kinds, **drawn)
 
-    def at_once(
+    def interleave_two(
         self,
         kinds: tuple[str, str],
         *,
@@ -149,28 +149,28 @@ class Machine(Calling, Commanding):
         turns: Sequence[int],
         dies: str,
     ) -> None:
-        """In turns of so many statements, each with something to do; a process may die half-way."""
+        """Run two operations in turns of so many statements; one process may die half-way."""
         self.give_work(kinds, which, seconds, outcome)
         first = one_of(self.with_(kinds[0]) or self.active(), which)
         others = [relay for relay in self.active() if relay is not first]
         second = one_of([relay for relay in others if self.can(relay, kinds[1])] or others, which)
         pairs = [(r, k if self.can(r, k) else "sequence all") for r, k in zip((first, second), kinds, strict=True)]
         if dies and pairs["ab".index(dies)][1] in {"verify", "rebuild"}:
-            dies = ""  # these are a person's, and stop at an error that a person sees
+            dies = ""  # these are operators' commands, which stop at an error
         self.interleave([self.operation(relay, kind, number) for relay, kind in pairs], turns, dies)
         if dies:
             self.restart(first if dies == "a" else second)
 
     def give_work(self, kinds: Sequence[str], which: int, seconds: tuple[int, int], outcome: str) -> None:
-        """See to it that there is something for each of these operations, in the same lanes."""
+        """Prepare work in the same lanes for each of these operations."""
         relay = one_of(self.active(), which)
         arrivals = [(entity, second, ROUTES) for entity, second in zip(ENTITIES, seconds, strict=True)]
         if "claim" in kinds and not self.any_open(State.READY):
             self.arrive(arrivals)
             self.let(relay, "sequence all")
-        if kinds.count("record") > len(self.with_("record")) and not self.at_work():
+        if kinds.count("record") > len(self.with_("record")) and not self.list_calls():
             self.let(relay, "claim", which)
-        if kinds.count("record") > len(self.with_("record")) and self.at_work():
+        if kinds.count("record") > len(self.with_("record")) and self.list_calls():
             self.answer(which, outcome)
         if "reap" in kinds:
             self.advance(LAPSE)
@@ -178,7 +178,7 @@ class Machine(Calling, Commanding):
             self.arrive(arrivals)
         self.everything_holds()
 
-    # What goes wrong, and time.
+    # Trouble and time.
 
     @step(lambda self: any(relay.held or relay.paused for relay in self.relays), trouble=True, which=WHICH)
     def crash(self, which: int) -> None:
@@ -190,14 +190,14 @@ class Machine(Calling, Commanding):
 
     @step(lambda self: len(self.active()) < len(self.relays), which=WHICH, answer=st.sampled_from([*SUCCESSES, CUT]))
     def come_back(self, which: int, answer: str) -> None:
-        """Resume a relay: its running calls have been answered meanwhile, or are cut when their lease ran out."""
+        """Resume a relay: its calls were answered meanwhile, or are cut without a trusted lease."""
         relay = one_of([relay for relay in self.relays if relay.paused], which)
         relay.paused = False
         if answer == CUT:
             relay.cut(self.world.clock.now)
         else:
             for held in relay.running():
-                held.answered(answer)
+                held.end_call(answer)
 
     @step(
         lambda self: self.any_open(State.IN_FLIGHT),
@@ -209,7 +209,7 @@ class Machine(Calling, Commanding):
 
     @step(lambda self: self.next_due() > 0, kept=st.booleans())
     def let_a_retry_fall_due(self, kept: bool) -> None:
-        """Leases are kept meanwhile, or not."""
+        """Advance to the next retry, with leases renewed or not."""
         seconds = self.next_due()
         while kept and seconds > 5:
             self.advance(5)
@@ -240,10 +240,10 @@ _SHRINK = os.environ.get("MODEL_SHRINK") != "no"
 
 
 def run(world: World, *, runs: int = RUNS, shrink: bool = _SHRINK, its_seed: str | None = SEED) -> Evidence:
-    """So many runs of so many steps; the same ones each time, and others for another seed.
+    """Run the model; the runs depend on the seed alone.
 
     Raises:
-        Violation: what the first run found that found something; with `shrink`, of the shortest run that finds it.
+        Violation: from the first failing run, or with `shrink` from the shortest.
     """
     evidence = Evidence()
 
@@ -253,7 +253,7 @@ def run(world: World, *, runs: int = RUNS, shrink: bool = _SHRINK, its_seed: str
     if its_seed is not None:
         seed(int(its_seed))(machine)
     run_state_machine_as_test(
-        machine,  # type: ignore[arg-type]  # it says a class, and takes whatever makes a machine
+        machine,  # type: ignore[arg-type]  # typed as a class, but takes any factory
         settings=settings(
             max_examples=runs,
             stateful_step_count=STEPS,

@@ -1,4 +1,4 @@
-"""The store's operations as the model's relays use them: what is sent, and what is learned from the answer."""
+"""The store's operations as the model's relays use them: statements to send, and results to learn from."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Operation:
 
     name: str
     send: Callable[[], Any]
-    """Talks to the database and to nothing else: it may run in any thread."""
+    """Function that only uses the database, in any thread."""
     learn: Callable[[Any], None] = lambda _: None
-    """Takes in what it returned."""
+    """Function that processes the result."""
 
 
 class Operations:
-    """Makes operations. Where an answer may be lost, `answered` says whether the relay hears it."""
+    """A factory of operations. `answered` is False if the relay does not receive the result."""
 
     def __init__(self, world: World, ledger: Ledger) -> None:
         self._world = world
@@ -52,35 +52,37 @@ class Operations:
         return Operation("sequence", lambda: sequence.sequence(self._work(relay.node, known), batch=batch))
 
     def sequence_by_the_old(self, relay: Relay) -> Operation:
-        """As before `ordering` became "latest"."""
+        """Sequence by the configuration before `ordering` became "latest"."""
         return self.sequence(relay, known=BEFORE_THE_CHANGE)
 
     def claim(
         self, relay: Relay, routes: Sequence[str], room: int, *, answered: bool = True, seen: Gates | None = None
     ) -> Operation:
-        """Of what the gates let through."""
+        """Claim deliveries that the gates admit."""
 
-        def claimed(seen: Gates) -> list[Delivery]:
-            wanted = [claim.Room(_admitted(seen, routes, "all"), room)]
+        def claim_seen(seen: Gates) -> list[Delivery]:
+            wanted = [claim.Room(_select_admitted(seen, routes, "all"), room)]
             return claim.claim(self._work(relay.node), wanted) if wanted[0][0] else []
 
-        return self._claiming("claim", relay, claimed, answered=answered, seen=seen)
+        return self._claiming("claim", relay, claim_seen, answered=answered, seen=seen)
 
     def claim_suspect(self, relay: Relay, routes: Sequence[str], *, seen: Gates | None = None) -> Operation:
-        def claimed(seen: Gates) -> list[Delivery]:
-            admitted = _admitted(seen, routes, "all")
+        def claim_seen(seen: Gates) -> list[Delivery]:
+            admitted = _select_admitted(seen, routes, "all")
             return claim.claim_suspect(self._work(relay.node), admitted) if admitted else []
 
-        return self._claiming("claim_suspect", relay, claimed, seen=seen)
+        return self._claiming("claim_suspect", relay, claim_seen, seen=seen)
 
     def probe(self, relay: Relay, routes: Sequence[str]) -> Operation:
-        """One delivery, of the first of these routes whose breaker is to be tried and that has one."""
+        """Claim a delivery of the first of these routes with a breaker to probe."""
 
-        def claimed(seen: Gates) -> list[Delivery]:
-            found = (claim.claim_probe(self._work(relay.node), route) for route in _admitted(seen, routes, "probe"))
+        def claim_seen(seen: Gates) -> list[Delivery]:
+            found = (
+                claim.claim_probe(self._work(relay.node), route) for route in _select_admitted(seen, routes, "probe")
+            )
             return next(filter(None, found), [])
 
-        return self._claiming("probe", relay, claimed)
+        return self._claiming("probe", relay, claim_seen)
 
     def _claiming(
         self,
@@ -91,7 +93,7 @@ class Operations:
         answered: bool = True,
         seen: Gates | None = None,
     ) -> Operation:
-        """By the gates as they are `seen`; unless that is given, it is read before."""
+        """Make a claim by the gates as `seen`, which are read first by default."""
         asked_at = self._world.clock.now
 
         def send() -> tuple[Gates, list[Delivery]]:
@@ -121,14 +123,14 @@ class Operations:
         return Operation("renew", lambda: leases.renew(self._database, keys), learn)
 
     def give_back(self, relay: Relay, held: Sequence[Held]) -> Operation:
-        """Whatever the answer, the relay does not touch them any more."""
+        """Give back claims, which the relay forgets in any case."""
         keys = [claim_of(each.delivery) for each in held]
         return Operation(
             "give_back", lambda: leases.give_back(self._work(relay.node), keys)[1], lambda _: relay.forget(held)
         )
 
     def record(self, relay: Relay, held: Sequence[Held], *, answered: bool = True) -> Operation:
-        """Breakers hear of success where the relay has seen trouble."""
+        """Record outcomes; successes reach only breakers that the relay has seen."""
         outcomes = [(each.delivery, each.outcome) for each in held if each.outcome is not None]
         node, watched = relay.node, list(relay.gates.breakers)
 
@@ -161,16 +163,16 @@ class Operations:
         return Operation("judge", lambda: duplicates.judge_duplicates(self._work(relay.node)), learn)
 
     def plan(self, act: Act, selection: Selection) -> Plan:
-        """Return the plan that an operator looks at before a command."""
+        """Return the plan of a command."""
         return preview(self._database, Choice(act, selection, CONFIG), Bound(listed=1000))
 
     def command(self, act: Act, selection: Selection) -> Operation:
-        """Make an operator's command; its result is how many deliveries changed. It may be done though nobody lives to know."""
+        """Make an operator's command, whose result is the number of changed deliveries."""
         self.doing.asked.append((act, selection))
         return Operation(act, lambda: carry_out(self._database, CONFIG, act, selection, why="agreed"))
 
     def turn(self, kind: Literal["pause", "resume"], gate: Gate) -> Operation:
-        """Pause what goes through this gate, or resume it."""
+        """Pause or resume a gate."""
 
         def send() -> None:
             number = commands.ask(self._database, kind, gate, who="kim", why="maintenance")
@@ -182,11 +184,11 @@ class Operations:
         return Operation(kind, send, learn)
 
     def verify(self) -> Operation:
-        """Finds nothing, whatever goes on meanwhile."""
+        """Verify the state, which must find no difference."""
         return Operation("verify", lambda: list(verify(self._database, CONFIG)), self._found)
 
     def rebuild(self) -> Operation:
-        """Has nothing to mend, whatever goes on meanwhile."""
+        """Rebuild the state, which must find no difference."""
         return Operation("rebuild", lambda: list(rebuild(self._database, CONFIG, who="kim")), self._found)
 
     def _found(self, checked: Sequence[Checked]) -> None:
@@ -199,5 +201,5 @@ class Operations:
         return Operation("heartbeat", lambda: nodes.describe(work_of(self._database, node=relay.node), "host", 1, "0"))
 
 
-def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:
+def _select_admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:
     return [route for route in routes if seen.admit(POLICIES[route].gates) == admission]

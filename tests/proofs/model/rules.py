@@ -1,4 +1,4 @@
-"""The rules of senders and receivers, of calls and their answers, and of operators."""
+"""The rules of senders and receivers, of calls and responses, and of operators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.proofs.model.stage import WHICH, Stage, one_of, step
 from tests.proofs.model.world import KEPT_REPEATS, LONG_AGO, OPEN_GATE, ROUTES, SCHEDULE
 
 Arrival = tuple[str, int, tuple[str, ...]]
-"""Entity, second and routes: few of each, so that lanes fill and instants collide."""
+"""Entity, second and routes, few of each so that lanes fill and times collide."""
 
 ROUTE_SETS = st.sampled_from(
     [("strict",), ("latest",), ("blocking",), ("strict", "latest"), ("strict", "blocking", "latest")]
@@ -31,17 +31,17 @@ SECOND = st.integers(0, 5)
 ARRIVALS = st.lists(st.tuples(st.sampled_from(ENTITIES), SECOND, ROUTE_SETS), min_size=1, max_size=3)
 
 AGES = [timedelta(seconds=seconds) for seconds in (-20, -5, -3, -2.5, 0, 1)]
-"""Age of an event of each second: a fetch that begins now covers the first two and, by its fraction, the fourth."""
+"""Ages of events by second: a fetch that begins now covers the first two and, by its fraction, the fourth."""
 
 BY_SWEEPS, LATE = {1}, {4, 5}
-"""Of six events one after the other."""
+"""Positions among six consecutive events."""
 
 ENOUGH, MOST = 12, 20
-"""Events of a run: more would make it longer, not harder."""
+"""Events of a run; more would make it longer, not harder."""
 
 
 class Receiving(Stage):
-    """The rules of the receiver's side."""
+    """Rules of the receiver."""
 
     @initialize(arrivals=ARRIVALS)
     def begin_with_some(self, arrivals: list[Arrival]) -> None:
@@ -62,16 +62,16 @@ class Receiving(Stage):
     def repeat(self, which: int) -> None:
         event = one_of(self.sent, which)
         if any(event in held.events for held in self.uncommitted):
-            return  # the database would let it wait for that commit
+            return  # it would wait for that commit
         self.make.doing.arrivals += 1
         seqs = self.world.receiver.append(event)
         known = [seq for seq, there in self.ledger.events.items() if there is event]
         if not known:
-            self.acknowledge([event], seqs)  # it had died with its receiver
+            self.acknowledge([event], seqs)  # it was lost with its receiver
         elif seqs != [None] or [self.world.receiver.repeat(event)] != known:
             raise Violation("a duplicate request is another event", (event, seqs))
         else:
-            self.ledger.repeated(known[0])
+            self.ledger.note_duplicate(known[0])
             self.evidence.sometimes["repeat refused"] += 1
             self.evidence.sometimes["repeat only counted"] += self.ledger.repeats[known[0]] > KEPT_REPEATS
 
@@ -101,9 +101,9 @@ class Receiving(Stage):
         return [self.new_event(*arrival) for arrival in arrivals]
 
     def new_event(self, entity: str, second: int, routes: Sequence[str]) -> Event:
-        """A new one: its number makes its key its own, its second its place in its lanes.
+        """Make an event with a unique key, ordered by its second.
 
-        Some are of sweeps, and some the late webhook of the change that a sweep has found last.
+        Some are from sweeps, and some are late webhooks of the last change found by a sweep.
         """
         number = len(self.sent)
         occurred_at = max(self.world.clock.now + AGES[second], LONG_AGO)
@@ -132,24 +132,24 @@ class Receiving(Stage):
 
 
 class Calling(Receiving):
-    """The rules of calls."""
+    """Rules of calls."""
 
-    @step(lambda self: self.untouched(), which=WHICH)
+    @step(lambda self: self.list_untouched(), which=WHICH)
     def call(self, which: int) -> None:
-        self.begin(*one_of(self.untouched(), which))
+        self.begin(*one_of(self.list_untouched(), which))
 
-    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(SUCCESSES))
-    def succeed(self, which: int, outcome: str) -> None:
+    @step(lambda self: self.list_calls(), which=WHICH, outcome=st.sampled_from(SUCCESSES))
+    def succeeds(self, which: int, outcome: str) -> None:
         self.answer(which, outcome)
 
-    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(FAILURES))
+    @step(lambda self: self.list_calls(), which=WHICH, outcome=st.sampled_from(FAILURES))
     def fail(self, which: int, outcome: str) -> None:
         self.answer(which, outcome)
 
-    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(FAILURES))
+    @step(lambda self: self.list_calls(), which=WHICH, outcome=st.sampled_from(FAILURES))
     def fail_again_and_again(self, which: int, outcome: str) -> None:
-        """Always the same, until it dies of it or something else comes between."""
-        relay, held = one_of(self.at_work(), which)
+        """Repeat a failure until the delivery dies or another event intervenes."""
+        relay, held = one_of(self.list_calls(), which)
         key = held.key
         for _ in range(len(SCHEDULE) + 1):
             self.end(relay, held, outcome)
@@ -160,30 +160,30 @@ class Calling(Receiving):
             self.advance(self.next_due())
             self.perform(self.make.claim(relay, [key[1]], 2))
             self.everything_holds()
-            again = [each for each in relay.untouched() if each.key == key]
+            again = [each for each in relay.list_untouched() if each.key == key]
             if not again:
                 break
             held = again[-1]
 
-    @step(lambda self: self.at_work(), which=WHICH)
+    @step(lambda self: self.list_calls(), which=WHICH)
     def fail_hopelessly(self, which: int) -> None:
         self.answer(which, HOPELESS)
 
-    @step(lambda self: self.at_work() and not self.stopped_gates(), which=WHICH)
+    @step(lambda self: self.list_calls() and not self.list_stopped_gates(), which=WHICH)
     def refuse_credentials(self, which: int) -> None:
-        """It is recorded at once: all relays stop."""
+        """Record refused credentials at once, so that all relays stop."""
         self.answer(which, REFUSED)
         for relay in self.with_("record"):
             self.let(relay, "record")
 
     @step(
-        lambda self: self.active() and self.stopped_gates(),
+        lambda self: self.active() and self.list_stopped_gates(),
         which=WHICH,
         number=WHICH,
         outcome=st.sampled_from([*SUCCESSES, FAILED, REFUSED]),
     )
     def try_a_breaker(self, which: int, number: int, outcome: str) -> None:
-        """Mostly when its time has come."""
+        """Probe a breaker, mostly when it is due."""
         relay = one_of(self.active(), which)
         if number % 4:
             self.advance(self.next_due())
@@ -194,7 +194,7 @@ class Calling(Receiving):
                 self.end(relay, held, outcome)
             self.let(relay, "record")
 
-    @step(lambda self: self.at_work(), trouble=True, which=WHICH)
+    @step(lambda self: self.list_calls(), trouble=True, which=WHICH)
     def skip(self, which: int) -> None:
         self.answer(which, SKIPPED)
 
@@ -206,7 +206,7 @@ class Calling(Receiving):
         second=SECOND,
     )
     def follow_up(self, which: int, number: int, outcome: str, second: int) -> None:
-        """Another event of a lane where one has succeeded or died comes, new or late, and is delivered if need be."""
+        """Receive another event, new or late, of a lane with a success or a death, and deliver it if needed."""
         relay = one_of(self.active(), which)
         self.arrive([(one_of(self.lanes_in_latest(), number), second, ("latest",))])
         self.let(relay, "sequence all")
@@ -228,13 +228,13 @@ GATES = (
 
 
 class Commanding(Stage):
-    """The rules of persons: commands, and a hand that slips."""
+    """Rules of operators."""
 
     def do(self, act: Act, selection: Selection) -> int:
-        """Look at the plan, and have it done.
+        """Carry out a command.
 
         Raises:
-            Violation: the plan has promised something else.
+            Violation: its plan differs from the result.
         """
         planned = self.make.plan(act, selection)
         changed: int = self.perform(self.make.command(act, selection))
@@ -244,13 +244,13 @@ class Commanding(Stage):
 
     @step(lambda self: self.dead(), trouble=True, which=WHICH, force=st.booleans())
     def replay_the_dead(self, which: int, force: bool) -> None:
-        """All of a route."""
+        """Replay all dead deliveries of a route."""
         self.do("replay", Selection(route=one_of(self.dead(), which)[1], force=force))
 
-    @step(lambda self: self.closed(), trouble=True, which=WHICH, force=st.booleans())
+    @step(lambda self: self.list_closed(), trouble=True, which=WHICH, force=st.booleans())
     def replay_an_event(self, which: int, force: bool) -> None:
-        """On each of its routes where it has ended or is dead."""
-        self.do("replay", Selection(seq=one_of(self.closed(), which), force=force))
+        """Replay an event on all routes where it has ended or is dead."""
+        self.do("replay", Selection(seq=one_of(self.list_closed(), which), force=force))
 
     @step(
         lambda self: self.cancellable(),
@@ -259,7 +259,7 @@ class Commanding(Stage):
         cause=st.sampled_from(["", "", "mapping", "exhausted", "rejected"]),
     )
     def cancel(self, which: int, cause: str) -> None:
-        """An event, on one route or on all of its; or all of a route that have died of the same."""
+        """Cancel an event on one or all routes, or all dead deliveries of a route by cause."""
         seq, route = one_of((self.dead() if cause else None) or self.cancellable(), which)
         if cause:
             self.do("cancel", Selection(route=route, cause=cause))
@@ -273,7 +273,7 @@ class Commanding(Stage):
 
     @step(lambda self: self.due_later(), trouble=True, which=WHICH, by=st.sampled_from(["seq", "route", "destination"]))
     def retry(self, which: int, by: str) -> None:
-        """Make one, all of a route, or all to a destination due at once."""
+        """Make one delivery, a route or a destination due at once."""
         seq, route = one_of(self.due_later(), which)
         chosen = {
             "seq": Selection(seq=seq, route=route),
@@ -283,7 +283,9 @@ class Commanding(Stage):
         self.do("retry", chosen[by])
 
     @step(
-        lambda self: self.any_open(State.READY) and not self.paused_gates(), trouble=True, gate=st.sampled_from(GATES)
+        lambda self: self.any_open(State.READY) and not self.list_paused_gates(),
+        trouble=True,
+        gate=st.sampled_from(GATES),
     )
     def hold_back(self, gate: Gate) -> None:
         self.perform(self.make.turn("pause", gate))
@@ -291,18 +293,20 @@ class Commanding(Stage):
         if not self.stored.gates.get(gate.key, OPEN_GATE).is_paused:
             raise Violation("a pause does not hold", gate)
 
-    @step(lambda self: self.paused_gates() or self.stopped_gates(), which=WHICH)
+    @step(lambda self: self.list_paused_gates() or self.list_stopped_gates(), which=WHICH)
     def let_through(self, which: int) -> None:
-        """Resume a gate that is paused; or else close a breaker, at the word of a person."""
-        self.perform(self.make.turn("resume", gate_of(one_of(self.paused_gates() or self.stopped_gates(), which))))
+        """Resume a paused gate, or else close a breaker."""
+        self.perform(
+            self.make.turn("resume", gate_of(one_of(self.list_paused_gates() or self.list_stopped_gates(), which)))
+        )
 
-    @step(trouble=True, mend=st.booleans())
-    def verify(self, mend: bool) -> None:
-        self.perform(self.make.rebuild() if mend else self.make.verify())
+    @step(trouble=True, repairs=st.booleans())
+    def verify(self, repairs: bool) -> None:
+        self.perform(self.make.rebuild() if repairs else self.make.verify())
 
 
 def gate_of(key: GateKey) -> Gate:
-    """Return the gate as an operator names this row of `gate`."""
+    """Return the gate of a row, as operators name it."""
     kind, name = key
     if kind == "entity" and (entity := entity_of(name)):
         source, entity_type, entity_id = entity

@@ -1,4 +1,4 @@
-"""Base of every rule of the model: the run's state, what is possible in it, and what must hold after each step."""
+"""The base of the model's rules: the state of a run, its possible operations, and the invariants."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ Rule = Callable[..., None]
 RULES: set[str] = set()
 """Names of all rules."""
 TROUBLES: set[str] = set()
-"""Names of those that are left out of some runs."""
+"""Names of the rules omitted from some runs."""
 
 LONGEST = 200
 """More statements than any operation has."""
 
 WHICH = st.integers(0, 59)
-"""One of however many there are."""
+"""Index of one item, modulo their number."""
 SOME = st.integers(0, 15)
-"""Some of however many there are, by the bits; none stands for all."""
+"""Bits that select some items; 0 selects all."""
 
 
 def one_of(items: Sequence[T], which: int) -> T:
@@ -53,13 +53,13 @@ def some_of(items: Sequence[T], bits: int) -> list[T]:
 
 
 def beginning_at(items: Sequence[T], number: int) -> list[T]:
-    """All of them, another one first for each number."""
+    """Return the items rotated by `number`."""
     start = number % len(items)
     return [*items[start:], *items[:start]]
 
 
 class Evidence:
-    """Record of what all runs did, so that a test can see that they did it."""
+    """Counts of all runs, to check their coverage."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -80,7 +80,7 @@ def step(
     trouble: bool = False,
     **arguments: Any,  # noqa: ANN401  # strategies, by name
 ) -> Callable[[Rule], Rule]:
-    """A rule that is counted, and possible `when` something is so."""
+    """Declare a counted rule with a precondition."""
 
     def decorate(function: Rule) -> Rule:
         RULES.add(function.__name__)
@@ -88,21 +88,21 @@ def step(
             TROUBLES.add(function.__name__)
 
         @functools.wraps(function)
-        def counted(self: Stage, **drawn: object) -> None:
+        def count_and_run(self: Stage, **drawn: object) -> None:
             self.evidence.rules[function.__name__] += 1
             with self.breaking():
                 function(self, **drawn)
 
-        made: Rule = _rule(**arguments)(counted)
+        made: Rule = _rule(**arguments)(count_and_run)
         return made if when is None else precondition(when)(made)
 
     return decorate
 
 
 class _Enabled:
-    """Hypothesis leaves some of the rules out of each run, which makes the runs differ: here, of what goes wrong alone.
+    """Limits Hypothesis' omission of rules to troubles.
 
-    With any link of the chain from arrival to result left out, nothing would come of a run.
+    Without any link from arrival to result, a run would be pointless.
     """
 
     def __init__(self, flags: FeatureFlags) -> None:
@@ -113,12 +113,12 @@ class _Enabled:
 
 
 class Stage(RuleBasedStateMachine):
-    """One run: a world that is empty at first, three relays, and a ledger of what really happened."""
+    """One run: an empty world, three relays, and a ledger of the true history."""
 
     def __init__(self, world: World, evidence: Evidence) -> None:
         super().__init__()
         strategy = self._rules_strategy
-        strategy.enabled_rules_strategy = strategy.enabled_rules_strategy.map(_Enabled)  # type: ignore[arg-type]  # it is asked for is_enabled alone
+        strategy.enabled_rules_strategy = strategy.enabled_rules_strategy.map(_Enabled)  # type: ignore[arg-type]  # only is_enabled is used
         self.world = world
         self.evidence = evidence
         self.ledger = Ledger()
@@ -137,7 +137,7 @@ class Stage(RuleBasedStateMachine):
         return self.stored.open
 
     def perform(self, operation: Operation) -> Any:  # noqa: ANN401  # whatever the store function returns
-        """Do it, and let the relay learn what came of it."""
+        """Perform an operation and let the relay learn the result."""
         self.make.doing.operations += 1
         try:
             result = operation.send()
@@ -147,13 +147,13 @@ class Stage(RuleBasedStateMachine):
         return result
 
     def interleave(self, operations: Sequence[Operation], turns: Sequence[int], dies: str = "") -> None:
-        """Do two at once, "a" and "b": in turn so many statements of each, after that one of each; one may die before that."""
+        """Run operations "a" and "b" in turns of so many statements, then one by one; one may die in between."""
         order = "".join(name * statements for name, statements in zip("ab" * len(turns), turns, strict=False))
         stepper = self.world.stepper
         running = {name: stepper.begin(name, operation.send) for name, operation in zip("ab", operations, strict=True)}
         waited = False
 
-        def freed() -> bool:
+        def are_freed() -> bool:
             stepper.settle()
             return not any(each.blocked for each in running.values())
 
@@ -165,7 +165,7 @@ class Stage(RuleBasedStateMachine):
                 running[name].step()
             waited |= any(not each.can_move and not each.finished for each in running.values())
             if any(each.finished for each in running.values()):
-                until(freed, "the database lets go the locks of one that has died", poll=0.002)
+                until(are_freed, "the database releases the locks of a dead operation", poll=0.002)
             if all(each.finished for each in running.values()):
                 break
         stepper.run([])
@@ -182,7 +182,7 @@ class Stage(RuleBasedStateMachine):
 
     @contextmanager
     def breaking(self) -> Iterator[None]:
-        """A run that went wrong is not finished: that would hide what was wrong."""
+        """Mark a failing run as broken, so that it is not finished, which would hide the failure."""
         try:
             yield
         except BaseException:
@@ -193,7 +193,7 @@ class Stage(RuleBasedStateMachine):
         return [relay for relay in self.relays if not relay.paused]
 
     def advance(self, seconds: float) -> None:
-        """Time passes, and relays stop what they may not go on with. One that is paused does so when it comes back."""
+        """Advance the clock and cut calls without a trusted lease, except at paused relays."""
         self.world.clock.advance(seconds)
         for relay in self.active():
             relay.cut(self.world.clock.now)
@@ -215,35 +215,35 @@ class Stage(RuleBasedStateMachine):
         self.evidence.sometimes.update(noteworthy(snapshot))
 
     def begin(self, relay: Relay, held: Held) -> None:
-        """Call the downstream service."""
+        """Begin a call to the downstream service."""
         held.begun_at = self.world.clock.now
         call = Call(held.key, held.delivery.run, held.delivery.attempt, relay.node, self.ledger.step)
         self.ledger.call(call)
         self.make.doing.calls.append(call)
 
-    # Choices from what relays have in hand, and what they can do with it; the numbers say how much, or which.
+    # Possible operations of relays; the numbers select items.
 
     def can(self, relay: Relay, kind: str) -> bool:
-        """Return whether the relay has anything in hand for this operation."""
+        """Return whether the operation is possible."""
         conditions: dict[str, Callable[[], object]] = {
-            "record": relay.finished,
-            "give_back": relay.untouched,
+            "record": relay.list_finished,
+            "give_back": relay.list_untouched,
             "renew": lambda: relay.held,
-            "replay": self.closed,
+            "replay": self.list_closed,
             "cancel": self.cancellable,
             "unblock": lambda: self.any_open(State.BLOCKED),
             "retry": self.due_later,
-            "probe": self.stopped_gates,
+            "probe": self.list_stopped_gates,
             "judge": self.any_to_judge,
         }
         return kind not in conditions or bool(conditions[kind]())
 
     def with_(self, kind: str) -> list[Relay]:
-        """Relays that can."""
+        """Return the relays for which the operation is possible."""
         return [relay for relay in self.active() if self.can(relay, kind)]
 
     def operation(self, relay: Relay, kind: str, number: int = 0, *, answered: bool = True) -> Operation:
-        """One that the relay can do."""
+        """Make an operation of this kind."""
         make = self.make
         made: dict[str, Callable[[], Operation]] = {
             "sequence": lambda: make.sequence(relay, self.rows_of_events(1 + number % 3)),
@@ -251,12 +251,12 @@ class Stage(RuleBasedStateMachine):
             "sequence by the old": lambda: make.sequence_by_the_old(relay),
             "claim": lambda: make.claim(relay, beginning_at(ROUTES, number), 1 + number % 4, answered=answered),
             "reap": lambda: make.reap(relay),
-            "record": lambda: make.record(relay, some_of(relay.finished(), number), answered=answered),
-            "give_back": lambda: make.give_back(relay, some_of(relay.untouched(), number)),
+            "record": lambda: make.record(relay, some_of(relay.list_finished(), number), answered=answered),
+            "give_back": lambda: make.give_back(relay, some_of(relay.list_untouched(), number)),
             "renew": lambda: make.renew(relay, some_of(list(relay.held.values()), number), answered=answered),
             "probe": lambda: make.probe(relay, beginning_at(ROUTES, number)),
             "judge": lambda: make.judge(relay),
-            "replay": lambda: make.command("replay", Selection(seq=one_of(self.closed(), number))),
+            "replay": lambda: make.command("replay", Selection(seq=one_of(self.list_closed(), number))),
             "cancel": lambda: make.command("cancel", Selection(seq=one_of(self.cancellable(), number)[0])),
             "unblock": lambda: make.command("unblock", Selection(route="blocking")),
             "retry": lambda: make.command("retry", Selection(everything=True)),
@@ -266,14 +266,14 @@ class Stage(RuleBasedStateMachine):
         return made[kind]()
 
     def let(self, relay: Relay, kind: str, number: int = 0, *, answered: bool = True) -> None:
-        """Have it done, if the relay can."""
+        """Perform the operation if it is possible."""
         if self.can(relay, kind):
             self.perform(self.operation(relay, kind, number, answered=answered))
         if kind == "record" and any(isinstance(held.outcome, Failed) for held in relay.recorded):
             self.perform(self.make.look_at_gates(relay))
 
     def rows_of_events(self, most: int) -> int:
-        """Count the deliveries of the first events that arrived: a batch that cut one in two might cut it anywhere."""
+        """Count the deliveries of the first arrived events, so that a batch does not split an event."""
         received = [row.seq for row in self.open.values() if row.state is State.RECEIVED]
         return sum(seq in sorted(set(received))[:most] for seq in received) or 1
 
@@ -281,26 +281,26 @@ class Stage(RuleBasedStateMachine):
         return any(row.state is state for row in self.open.values())
 
     def beginnable(self, relay: Relay) -> list[Held]:
-        return [held for held in relay.untouched() if self.world.clock.now < held.trusted_until]
+        return [held for held in relay.list_untouched() if self.world.clock.now < held.trusted_until]
 
-    def untouched(self) -> list[tuple[Relay, Held]]:
+    def list_untouched(self) -> list[tuple[Relay, Held]]:
         return [(relay, held) for relay in self.active() for held in self.beginnable(relay)]
 
-    def at_work(self) -> list[tuple[Relay, Held]]:
-        """Calls that run, and those that may be begun."""
-        return [(relay, held) for relay in self.active() for held in relay.running()] + self.untouched()
+    def list_calls(self) -> list[tuple[Relay, Held]]:
+        """Return running calls and those that may begin."""
+        return [(relay, held) for relay in self.active() for held in relay.running()] + self.list_untouched()
 
     def answer(self, which: int, outcome: str) -> None:
-        self.end(*one_of(self.at_work(), which), outcome)
+        self.end(*one_of(self.list_calls(), which), outcome)
 
     def end(self, relay: Relay, held: Held, outcome: str) -> None:
-        """A call that runs, or is begun now, is answered."""
+        """End a call, which begins now if it is not running."""
         if held.begun_at is None:
             self.begin(relay, held)
-        held.answered(outcome)
+        held.end_call(outcome)
 
-    def closed(self) -> list[int]:
-        """Events that may be replayed on some route."""
+    def list_closed(self) -> list[int]:
+        """Return the events that may be replayed on some route."""
         still_open = {key for key, row in self.open.items() if row.state is not State.DEAD}
         return sorted({seq for seq, _ in self.ledger.lanes.keys() - still_open})
 
@@ -308,19 +308,19 @@ class Stage(RuleBasedStateMachine):
         return [key for key, row in self.open.items() if row.state is not State.IN_FLIGHT]
 
     def due_later(self) -> list[Key]:
-        """Deliveries whose next attempt waits."""
+        """Return the deliveries that are due later."""
         now = self.world.clock.now
         return [key for key, row in self.open.items() if row.due_at is not None and row.due_at > now]
 
-    def paused_gates(self) -> list[GateKey]:
+    def list_paused_gates(self) -> list[GateKey]:
         return sorted(key for key, row in self.stored.gates.items() if row.is_paused)
 
-    def stopped_gates(self) -> list[GateKey]:
-        """List the gates whose breaker is not closed."""
+    def list_stopped_gates(self) -> list[GateKey]:
+        """Return the gates whose breaker is not closed."""
         return sorted(key for key, row in self.stored.gates.items() if row.breaker is not BreakerState.CLOSED)
 
     def any_late(self) -> bool:
-        """Return whether anything has arrived on the route in `latest` that is no newer than the last delivered."""
+        """Return whether an arrival in `latest` is not newer than the last delivered event."""
         return any(
             row.occurred_at <= self.stored.lanes[row.route, row.lane].occurred_at
             for row in self.open.values()
@@ -328,7 +328,7 @@ class Stage(RuleBasedStateMachine):
         )
 
     def lanes_in_latest(self) -> list[str]:
-        """The entities of which an event has succeeded or died on the route in `latest`."""
+        """Return the entities with a success or a death on the route in `latest`."""
         known = {lane for route, lane in self.stored.lanes if route == "latest"}
         known |= {row.lane for row in self.open.values() if row.route == "latest" and row.state is State.DEAD}
         return sorted(lane.removeprefix("USER|") for lane in known)
@@ -343,7 +343,7 @@ class Stage(RuleBasedStateMachine):
         return [key for key, row in self.open.items() if row.state in {State.DEAD, State.BLOCKED}]
 
     def next_due(self) -> float:
-        """In how many seconds a retry falls due, or a breaker may be tried; 0: none will."""
+        """Return the seconds until the next retry or probe, or 0 without one."""
         now = self.world.clock.now
         later = [row.due_at for row in self.open.values() if row.due_at is not None and row.due_at > now]
         later += [gate.until for gate in self.stored.gates.values() if gate.until is not None and gate.until > now]

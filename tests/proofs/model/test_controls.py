@@ -1,7 +1,7 @@
-"""The model finds what it is there to find: a product that lacks one of its safeguards fails it.
+"""Negative controls: the model finds the lack of each safeguard.
 
-Most controls run on SQLite, which is twice as fast, and the model that has to see the fault is the same on both. SQLite has
-one writer at a time: nothing to order by a lock, and nothing commits out of order.
+Most controls run on SQLite, which is twice as fast; the model is the same on both databases. Locks and commits out of
+order matter only on Postgres, as SQLite has one writer at a time.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from tests.proofs.model.world import World
 from tests.proofs.planting import (
     Plant,
     a_lock_that_is_shared,
-    changed,
-    replaced,
+    change,
+    replace,
     without_the_fence,
     without_the_order_lock,
 )
 
 SOON = "1"
-"""A seed whose runs show each of these faults early; with another one some take minutes."""
+"""A seed that shows these faults early; with others some take minutes."""
 ENOUGH = 24
-"""Runs; where there are to be many, Hypothesis makes the first ones small."""
+"""Runs of a control."""
 
 
 class Control(NamedTuple):
-    """A planted fault, and the violations as which the model may find it."""
+    """A planted fault and the violations by which the model may find it."""
 
     plants: tuple[Plant, ...]
     kinds: tuple[str, ...]
@@ -59,11 +59,11 @@ def finds(world: World, *kinds: str, soon: str = SOON) -> None:
         run(world, runs=1000 if SEED else ENOUGH, shrink=False, its_seed=SEED or soon)
     except Violation as violation:
         found = violation
-    except FlakyFailure as unlike:  # Hypothesis does the run again, and what two do at once depends on their timing too
-        found = unlike.exceptions[0]  # another follows when it went otherwise a second time
+    except FlakyFailure as unlike:  # Hypothesis repeats the run, and concurrent operations depend on timing
+        found = unlike.exceptions[0]  # the first is the original failure
     assert isinstance(found, Violation), found
     assert found.kinds & {*kinds}, found
-    if "an operation failed" in found.kinds:  # as a plant that doesn't fit does, too
+    if "an operation failed" in found.kinds:  # which a wrong plant causes too
         assert re.search("ux_open_delivery_head|DeadlockDetected|LockNotAvailable", str(found)), found
 
 
@@ -99,49 +99,47 @@ STILL_DEAD = ("dead though a later one succeeded",)
 NO_HEAD = ("a lane without its one head",)
 STUCK = (*NO_HEAD, "an operation failed", "the facts say something else")
 careless_reap = (
-    changed(leases, "_EXPIRED", ("o.lease_until <", "'2000-01-01 00:00:00Z' <")),
-    replaced(leases, "_is_over", lambda *_: True),
+    change(leases, "_EXPIRED", ("o.lease_until <", "'2000-01-01 00:00:00Z' <")),
+    replace(leases, "_is_over", lambda *_: True),
 )
 
 CONTROLS = {
-    "a result that is not fenced": Control((without_the_fence,), ("a result nobody made", "recorded twice")),
+    "a result that is not fenced": Control((without_the_fence,), ("a result of no attempt", "recorded twice")),
     "giving back without the attempt": Control(
-        (changed(leases, "_GIVE_BACK", ("attempt = open_delivery.attempt - 1, ", "")),),
+        (change(leases, "_GIVE_BACK", ("attempt = open_delivery.attempt - 1, ", "")),),
         ("the facts say something else", "verify finds a difference"),
     ),
     "reaping without waiting for the lease": Control(careless_reap, ("a trusted lease is not in force",)),
-    "coverage without skew and resolution": Control((replaced(sequence, "covers", hopes),), NO_STAND_IN),
+    "coverage without skew and resolution": Control((replace(sequence, "covers", hopes),), NO_STAND_IN),
     "no look for what a sweep has told": Control(
-        (replaced(sequence, "_is_same_change", lambda *_: False),), ("told again after a sweep",)
+        (replace(sequence, "_is_same_change", lambda *_: False),), ("told again after a sweep",)
     ),
-    "no healing": Control((replaced(record, "heal", lambda *_: []),), STILL_DEAD),
-    "a lane that is not settled after a replay": Control(
-        (replaced(changes, "settle_lanes", leave_unsettled),), NO_HEAD
-    ),
-    "a lane that is not settled after a result": Control((replaced(record, "settle_lanes", leave_unsettled),), NO_HEAD),
+    "no healing": Control((replace(record, "heal", lambda *_: []),), STILL_DEAD),
+    "a lane that is not settled after a replay": Control((replace(changes, "settle_lanes", leave_unsettled),), NO_HEAD),
+    "a lane that is not settled after a result": Control((replace(record, "settle_lanes", leave_unsettled),), NO_HEAD),
     "a pause of an entity, which is no matter of routes, that claim does not look at": Control(
-        (changed(claim, "_DUE", ("g.kind = 'entity'", "false")),), ("claimed while it is paused",)
+        (change(claim, "_DUE", ("g.kind = 'entity'", "false")),), ("claimed while it is paused",)
     ),
-    "a breaker that nobody hears of": Control(
-        (replaced(record, "report_to_breakers", lambda *_: {}),), ("a breaker turned without a reason",)
+    "a breaker without reports": Control(
+        (replace(record, "report_to_breakers", lambda *_: {}),), ("a breaker turned without a reason",)
     ),
     "probes that are not noted": Control(
-        (replaced(claim, "store_breakers", lambda *_: None),), ("two try one breaker",)
+        (replace(claim, "store_breakers", lambda *_: None),), ("two try one breaker",)
     ),
     "coverage without a fetch that takes every clock for right": Control(
-        (replaced(sequence, "covers", believes_every_clock),), NO_STAND_IN, soon="2"
+        (replace(sequence, "covers", believes_every_clock),), NO_STAND_IN, soon="2"
     ),
     "a sweep's event that stands for any number of webhooks": Control(
-        (changed(sequence, "_SWEPT", ("= 'swept'", "= 'never'")),), NO_STAND_IN, soon="7"
+        (change(sequence, "_SWEPT", ("= 'swept'", "= 'never'")),), NO_STAND_IN, soon="7"
     ),
     "a success in the lane taken as proof for a repeat": Control(
-        (replaced(duplicates, "covers", lambda last, key, _skew: last.key >= key),),
+        (replace(duplicates, "covers", lambda last, key, _skew: last.key >= key),),
         ("a repeat is judged wrongly", "rearmed without need", "it ended wrongly"),
         soon="3",
     ),
     "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="14"),
     "the newest before what is still to be folded": Control(
-        (replaced(sequence, "settle", settle_and_forget_the_rest),),
+        (replace(sequence, "settle", settle_and_forget_the_rest),),
         ("claimed before an earlier one", "called after a later one"),
         soon="2",
     ),
@@ -170,8 +168,8 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
         connection.execute(text("DROP INDEX ux_open_delivery_head"))
     anything = "IN ('received', 'waiting', 'ready')"
     due_at = "coalesce(o.due_at, '2020-01-01 00:00:00.000000Z')"
-    looks_again = changed(claim, "_LEASE", ("open_delivery.state || '' = 'ready'", f"open_delivery.state {anything}"))
-    looks = changed(
+    looks_again = change(claim, "_LEASE", ("open_delivery.state || '' = 'ready'", f"open_delivery.state {anything}"))
+    looks = change(
         claim,
         "_DUE",
         ("state = 'ready'", f"state {anything}"),
@@ -195,7 +193,7 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
 def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     last = 0
 
-    def by_cursor(work: Work, batch: int = 500) -> int:
+    def sequence_by_cursor(work: Work, batch: int = 500) -> int:
         nonlocal last
         with work.write() as transaction:
             now = transaction.take_order_lock()
@@ -212,5 +210,5 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
         last = max([last, *(row.seq for row in received)])
         return len(received)
 
-    monkeypatch.setattr(sequence, "sequence", by_cursor)
-    finds(world, "nobody can finish it", soon="7")
+    monkeypatch.setattr(sequence, "sequence", sequence_by_cursor)
+    finds(world, "a delivery is stuck", soon="7")

@@ -1,8 +1,8 @@
-"""Whatever relays, receivers, operators and the downstream service do in whatever order, every promise holds.
+"""Every promise holds after any operations of relays, receivers, operators and the downstream service.
 
-120 runs of 50 steps on SQLite and 30 on Postgres, the same ones each time, and ten before them. More and other ones:
-`MODEL_RUNS=5000 MODEL_SEED=7 python -m pytest tests/proofs/model/test_model.py`. A run that fails is made as short as it can be,
-which takes minutes; with `MODEL_SHRINK=no` it is told at once.
+There are 120 reproducible runs of 50 steps on SQLite and 30 on Postgres. For more and other ones:
+`MODEL_RUNS=5000 MODEL_SEED=7 python -m pytest tests/proofs/model/test_model.py`. A failing run is shrunk, which takes
+minutes, unless `MODEL_SHRINK=no`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.proofs.model.world import World
 
 FEW_RUNS = 10
 ENOUGH_RUNS = 100
-"""So many runs bring up each rule and each outcome; in fewer, chance decides which of the rare ones come up."""
+"""Runs that reach every rule and outcome; fewer reach the rare ones by chance."""
 ONLY_WHERE_COMMITS_OVERLAP = {"receive_and_commit_later", "commit", "die_before_the_commit"}
 
 SOMETIMES = (
@@ -33,12 +33,12 @@ SOMETIMES = (
     }
     | {"breaker: open to closed"}
 )
-"""Results of attempts and of the order of lanes, acts of persons and breakers, and difficulties."""
+"""Situations that must occur: results, orders of lanes, commands, breakers and troubles."""
 
 
 @pytest.mark.long
 def test_whatever_happens_every_promise_holds(world: World) -> None:
-    runs = RUNS // (4 if world.commits_out_of_order else 1)  # a run takes four times as long on Postgres
+    runs = RUNS // (4 if world.commits_out_of_order else 1)  # runs are four times as slow on Postgres
     evidence = run(world, runs=runs)
 
     assert evidence.runs >= runs

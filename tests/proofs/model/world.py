@@ -1,4 +1,4 @@
-"""World of the model: a real database that many runs use in turn, its log fact by fact, and a clock that stands."""
+"""The world of the model: a real database reused by all runs, its log fact by fact, and a fake clock."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ class Entry(NamedTuple):
     at: datetime
     key: Key
     before: Folded
-    """State and counts to which the facts before it fold."""
+    """State and counts folded from the earlier facts."""
     standing: Standing
-    """State and counts of the delivery after it."""
+    """State and counts of the delivery afterwards."""
     relay_node: str | None
     fact: AnyFact
 
 
 class History:
-    """Every fact so far."""
+    """All facts so far."""
 
     def __init__(self) -> None:
         self.last_id = 0
         self.entries: dict[Key, list[Entry]] = defaultdict(list)
         self.successes: list[Entry] = []
-        """Entries among them that say `delivered`."""
+        """Entries of kind `delivered`."""
         self.told: dict[Key, list[Entry]] = defaultdict(list)
-        """By deliveries of sweeps' events: those of them that say that an event was superseded by it."""
+        """Entries of events superseded by a sweep's event, by the delivery of that event."""
         self.standing: dict[Key, Folded] = {}
         self.impossible: dict[Key, str] = {}
-        """Deliveries whose facts can't have happened in this order."""
+        """Deliveries with an impossible history."""
 
     def take_in(
         self, number: int, key: Key, fact: AnyFact, *, at: datetime, standing: Standing, relay_node: str | None
     ) -> Entry:
-        """The next fact."""
+        """Append a fact and return its entry."""
         entry = Entry(number, at, key, self.standing.get(key, NOTHING_YET), standing, relay_node, fact)
         self.last_id = number
         self.entries[key].append(entry)
@@ -83,22 +83,22 @@ class History:
         return entry
 
 
-def in_haste(engine: Engine) -> None:
-    """Don't let it wait for the disk: no power fails here. Call it before it connects."""
+def skip_disk_waits(engine: Engine) -> None:
+    """Turn off waiting for the disk. Call it before the engine connects."""
     hasty = "SET synchronous_commit = off" if Sql(engine.dialect.name).is_postgres else "PRAGMA synchronous = OFF"
 
     @event.listens_for(engine, "connect")
-    def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
+    def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
         connection.cursor().execute(hasty)
         connection.commit()
 
 
 KEPT_REPEATS = 2
-"""So that the third repeat of an event is only counted."""
+"""Duplicates of an event stored as rows; the third is only counted."""
 
 
 class Uncommitted(NamedTuple):
-    """Events that are stored in a transaction which is still open: they have their numbers, and nobody else sees them."""
+    """Events stored in an open transaction: they have seqs, but are invisible to others."""
 
     events: tuple[Event, ...]
     seqs: list[int | None]
@@ -111,29 +111,29 @@ class Receiver:
 
     def __init__(self, url: str) -> None:
         engine = engines.connect(url, application="tests")
-        in_haste(engine)
+        skip_disk_waits(engine)
         is_postgres = Sql(engine.dialect.name).is_postgres
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgres else engine
         self._connection = self._engine.connect()
         self._spare: list[Connection] = []
 
     def append(self, *events: Event) -> list[int | None]:
-        """Store them; None for one that is there already."""
+        """Store events and return their seqs, None for duplicates."""
         with one_transaction(self._connection):
             return intake.append(self._connection, events)
 
     def repeat(self, event: Event) -> int | None:
-        """Note that it came again; its number."""
+        """Note a duplicate and return the event's seq."""
         with one_transaction(self._connection):
             return intake.note_duplicates(self._connection, [event], KEPT_REPEATS)[0]
 
     def hold(self, *events: Event) -> Uncommitted:
-        """Store them, but let the commit wait: other numbers are committed before these."""
+        """Store events without a commit, so that later seqs are committed first."""
         if self._spare:
             connection = self._spare.pop()
         else:
             connection = self._engine.connect().execution_options(isolation_level="READ COMMITTED")
-            connection.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")  # held as long as a run likes
+            connection.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")  # held for any time
             connection.commit()
         transaction = connection.begin()
         return Uncommitted(events, intake.append(connection, events), connection, transaction)
@@ -143,7 +143,7 @@ class Receiver:
         self._spare.append(held.connection)
 
     def roll_back(self, held: Uncommitted) -> None:
-        """As if the receiver had died before the commit."""
+        """Roll back, as if the receiver had died before the commit."""
         held.transaction.rollback()
         self._spare.append(held.connection)
 
@@ -154,13 +154,13 @@ class Receiver:
 
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-"""Events of so long ago may be deleted when nothing of them is open: so a database is emptied by plain DELETEs."""
+"""Time of events old enough to be deleted, so that plain DELETEs empty the database."""
 
 ROUTES = ("strict", "blocking", "latest")
 SKEW = timedelta(seconds=2)
 OPEN_FOR = timedelta(seconds=30)
 SCHEDULE = (timedelta(seconds=5), timedelta(seconds=30))
-"""A third failure is the last."""
+"""Retry delays; the third failure is the last."""
 
 
 def _route(name: str) -> Route:
@@ -194,12 +194,12 @@ BEFORE_THE_CHANGE = {
     name: msgspec.structs.replace(policy, ordering="strict") if policy.ordering == "latest" else policy
     for name, policy in POLICIES.items()
 }
-"""Of a relay that has not heard yet that `ordering` has become "latest"."""
+"""Policies of a relay before `ordering` became "latest"."""
 
 _VACUUM_AFTER = 20
-"""Runs."""
+"""Runs between two vacuums."""
 FEW = 2
-"""As many as one transaction may fold here, so that some is left."""
+"""Events folded in one transaction at most, so that some are left."""
 
 
 class Row(NamedTuple):
@@ -224,7 +224,7 @@ class Row(NamedTuple):
 
     @property
     def order(self) -> tuple[datetime, int]:
-        """A lane is worked in the order of this."""
+        """Position in the lane."""
         return (self.occurred_at, self.seq)
 
 
@@ -274,13 +274,13 @@ class Stored(NamedTuple):
 
     open: dict[Key, Row]
     new: list[Entry]
-    """Facts that were not there at the last look."""
+    """Facts since the previous reading."""
     inbox: list[tuple[int, str]]
-    """seq and key of every event."""
+    """Seq and key of every event."""
     lanes: dict[LaneKey, LastDelivered]
     """Last delivery of each lane, by the table `lane`."""
     repeats: dict[int, Repeat]
-    """By their ids."""
+    """Duplicates by id."""
     gates: dict[GateKey, GateRow]
 
 
@@ -288,7 +288,7 @@ NOTHING = Stored({}, [], [], {}, {}, {})
 
 
 class Clock:
-    """Stands until it is advanced."""
+    """A clock that stands still until it is advanced."""
 
     def __init__(self) -> None:
         self.now = LONG_AGO
@@ -298,14 +298,14 @@ class Clock:
 
 
 class World:
-    """The database as the relays, the receiver and whoever checks them see it."""
+    """The database of the relays, the receiver and the checks."""
 
     def __init__(self, engine: Engine, url: str) -> None:
-        in_haste(engine)
+        skip_disk_waits(engine)
         self.clock = Clock()
         self.database = Database(engine, lambda: self.clock.now)
-        self.database.sql.pause_after_write = 0.0  # nobody waits for the lock here
-        self.database.sql.pipelines = False  # so that others come between any two statements
+        self.database.sql.pause_after_write = 0.0  # no other program waits for the lock
+        self.database.sql.pipelines = False  # so that others can run between any two statements
         self.commits_out_of_order = Sql(engine.dialect.name).is_postgres
         self.stepper = Stepper(engine)
         self.receiver = Receiver(url)
@@ -320,10 +320,10 @@ class World:
         self._connection.close()
 
     def empty(self) -> None:
-        """Begin again, at the beginning of time."""
+        """Empty the database and reset the clock."""
         self.clock.now = LONG_AGO
         with self.database.write() as transaction:
-            transaction.connection.execute(_END_COMMANDS)  # an open one can't be deleted
+            transaction.connection.execute(_END_COMMANDS)  # open commands cannot be deleted
             for table in _TABLES:
                 transaction.connection.execute(text(f"DELETE FROM {table}"))
         self._emptied += 1
@@ -331,13 +331,13 @@ class World:
             self.vacuum(*_TABLES)
 
     def vacuum(self, *tables: str) -> None:
-        """Remove what was deleted: nobody else does it on the tests' Postgres, and each look would read past more of it."""
+        """Vacuum the tables, as the tests' Postgres has no autovacuum, and dead rows slow down every reading."""
         if self.commits_out_of_order:
             with self._connection.begin():
                 self._connection.exec_driver_sql(f"VACUUM {', '.join(tables)}")
 
     def look(self, history: History) -> Stored:
-        """All that is stored now; facts that are new go into `history`."""
+        """Read the stored state and append new facts to `history`."""
         with reading(self._connection).begin():
             log_since = _LOG.format(last=history.last_id)
             open_delivery, log, inbox, lanes, repeats, gates = (
