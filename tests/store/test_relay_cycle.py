@@ -86,7 +86,7 @@ def give_one_back(steps: Steps, arrived: int, meanwhile: int, route: str) -> Non
     assert give_back(steps.work, [held]) == ({held}, 1)
 
 
-def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_give_one_back(steps: Steps) -> None:
+def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_given_back(steps: Steps) -> None:
     """Giving back uses no attempt."""
     give_one_back(steps, 2, 1, "strict")
     assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready")]
