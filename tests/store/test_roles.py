@@ -379,13 +379,13 @@ def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(engine: 
 
 
 @ON_POSTGRES
-@pytest.mark.parametrize("granted", ["TABLES", "SEQUENCES"])
-def test_a_role_that_may_not_look_at_both_is_not_held_up(grant_roles: str, engine: Engine) -> None:
+@pytest.mark.parametrize("kind", ["TABLES", "SEQUENCES"])
+def test_a_role_that_may_not_look_at_both_is_not_held_up(kind: str, engine: Engine) -> None:
     do(engine, EVENT, "SELECT setval('inbox_seq_seq', 1, false)")
     role = "of_no_program"
     with engine.connect() as connection:
         connection.execute(text(f"CREATE ROLE {role}"))  # rolled back: roles are shared by all databases
-        connection.execute(text(f"GRANT SELECT ON ALL {grant_roles} IN SCHEMA public TO {role}"))
+        connection.execute(text(f"GRANT SELECT ON ALL {kind} IN SCHEMA public TO {role}"))
         connection.execute(text(f"SET LOCAL ROLE {role}"))
         assert guarantees.differences(connection) == []
 
