@@ -25,9 +25,9 @@ from inbox.loader.load import parse_config
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.delivery.policy import RoutePolicy, policies
 from relay.operations.asks import Selection
-from relay.store.claim import Room, claim
+from relay.store.claim import FreeCapacity, claim
 from relay.store.database import Database
-from relay.store.leases import reap
+from relay.store.leases import rescue_expired
 from relay.store.operator import commands, execution
 from relay.store.operator.selection import Act
 from relay.store.record import record
@@ -115,7 +115,7 @@ class World:
 
     def claim(self, most: int) -> list[Delivery]:
         """Claim due deliveries, untimed as this takes no order lock."""
-        claimed = claim(self.work, [Room([ROUTE], most)])
+        claimed = claim(self.work, [FreeCapacity([ROUTE], most)])
         self.database.longest = self.database.computing = 0.0
         return claimed
 
@@ -183,7 +183,7 @@ def reap_before_many(world: World, number: int) -> None:
         connection.execute(
             text(f"UPDATE open_delivery SET lease_until = '{_MOMENT}' WHERE state = 'in_flight'".replace(":", "\\:"))
         )
-    reap(world.work)
+    rescue_expired(world.work)
 
 
 def replay_a_page(world: World, number: int) -> None:

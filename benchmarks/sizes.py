@@ -100,7 +100,7 @@ def _deliver(database: Database) -> None:
     work = Work(database, _CONFIG, _POLICIES, "r1")
     while sequence.sequence(work):
         pass
-    while claimed := claim.claim(work, [claim.Room(["to-crm"], _BATCH)]):
+    while claimed := claim.claim(work, [claim.FreeCapacity(["to-crm"], _BATCH)]):
         list(record.record(work, [(one, Delivered((), "forwarded")) for one in claimed]))
 
 

@@ -1,4 +1,4 @@
-"""Filters of listings and selections of operators: names that nothing has, and conditions on rows."""
+"""Filters of listings and selections: checks for unknown names, and conditions on rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from inbox.config.model import Config
 
 Filtered = ListingName | Literal["deliveries", "arrivals", "facts"]
-"""A listing, or what a command follows."""
+"""A listing, or a stream of new rows to follow."""
 
 STATES = (*LISTED_STATES, RETRYING)
 """Every value of the filter `state` of deliveries."""
@@ -38,15 +38,17 @@ _NAMES: Mapping[tuple[Filtered, str], Collection[str]] = {
     ("facts", "kind"): KINDS,
     ("facts", "cause"): CAUSES,
 }
-"""The values of filters that have a closed set of them."""
+"""The allowed values of filters with a closed set."""
 _SOURCES: Mapping[Filtered, tuple[NamedIn, ...]] = {
     "rejected": ("rejected_source",),
     "arrivals": ("source", "rejected_source"),
 }
 
 
-def unknown(listing: Filtered, given: Mapping[str, Any], config: Config, engine: Engine) -> Iterator[tuple[str, str]]:
-    """Yield each filter that names nothing, neither of the configuration nor of the database, and a sentence with the nearest."""
+def list_unknown(
+    listing: Filtered, given: Mapping[str, Any], config: Config, engine: Engine
+) -> Iterator[tuple[str, str]]:
+    """Yield each filter whose value neither the configuration nor the database knows, with a message that suggests the nearest."""
     known: dict[str, tuple[Collection[str], tuple[NamedIn, ...]]] = {
         "source": (config.sources, _SOURCES.get(listing, ("source",))),
         "route": (config.routes, ("route",)),
@@ -64,8 +66,8 @@ def unknown(listing: Filtered, given: Mapping[str, Any], config: Config, engine:
             yield name, f"there is no {name} {value!r}; {nearest(value, names)}"
 
 
-def conditions(given: Mapping[str, Any], config: Config, now: datetime) -> dict[str, Any]:
-    """Return the conditions of `inbox.db.listing` by the filters that were given: routes by names, and states as stored."""
+def make_conditions(given: Mapping[str, Any], config: Config, now: datetime) -> dict[str, Any]:
+    """Turn filters into conditions of `inbox.db.listing`: routes become names, and states become stored states."""
     wanted = {name: value for name, value in given.items() if name not in {"route", "destination"}}
     if "route" in given:
         wanted["routes"] = chosen_routes(config, given["route"], given.get("destination"))
@@ -75,7 +77,7 @@ def conditions(given: Mapping[str, Any], config: Config, now: datetime) -> dict[
 
 
 def admits(wanted: Mapping[str, Any], row: Row) -> bool:
-    """Return whether a row that is followed meets the conditions; a fact has its cause, status and error in its detail."""
+    """Return whether a followed row meets the conditions. The cause, status and error of a fact are in its detail."""
     detail = row.get("detail", {})
     calls = detail.get("calls") or [{}]
     had = {**row, "status": calls[-1].get("status"), "error": detail.get("error")} if detail else row

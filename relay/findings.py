@@ -1,6 +1,6 @@
-"""Finds everything that needs a person, with its remedy, once for status, its check, the page, the doctor and alerts.
+"""Finds everything that needs an operator, with its remedy. The status command, its check, the page and the doctor share it.
 
-`checked` reads the view `stuck`: conditions under which nothing moves. `findings` adds, purely, what the overview shows.
+`read_stuck` reads the view `stuck`: conditions under which nothing moves. `list_findings` adds the findings of the overview.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from sqlalchemy import TextClause, text
 from inbox.db.health_views import MOST_LISTED, Kind
 from inbox.events.states import GONE_SECONDS
 from inbox.events.timestamps import rfc3339
-from relay.delivery.gates import resume_command
+from relay.delivery.gates import format_resume_command
 from relay.store.database import Database
 from relay.store.overview import FiringAlert, HeldGate, Overview
 from relay.store.route_states import RouteState
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
-from relay.words import counted, relative
+from relay.words import format_count, format_relative
 
 Level = Literal["critical", "warning", "information"]
-"""Webhooks are lost, late or in danger now; they will be, or something waits for a person; a fact, which is no finding."""
+"""Critical: webhooks are lost, late or at risk. Warning: they soon will be, or an operator must decide. Information: neither."""
 LEVELS: tuple[Level, ...] = ("critical", "warning", "information")
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something that needs a person, or a line of information."""
+    """A problem that needs an operator, or a line of information."""
 
     kind: str
     level: Level
     sentence: str
     subject: str = ""
-    """Name of the route, gate, file or table that it is about."""
+    """Name of the affected route, gate, file or table."""
     why: str = ""
-    """Its cause, where one is known."""
+    """The cause, if known."""
     since: datetime | None = None
     remedy: str = ""
-    """The command that mends it; empty for information that needs none."""
+    """The command that fixes it; empty for information."""
     fields: Mapping[str, str] = {}
-    """Values of the remedy, or fields of a selection that name what it is about."""
+    """Values of the remedy, or the selection fields of its subject."""
 
 
 class FindingKind(msgspec.Struct, frozen=True):
@@ -54,9 +54,9 @@ class FindingKind(msgspec.Struct, frozen=True):
     name: str
     level: Level
     meaning: str
-    """The condition, and what follows from it."""
+    """The condition and its consequence."""
     remedy: str = ""
-    """The command, with `{…}` where `found` puts a field."""
+    """The command, with `{…}` placeholders for fields."""
 
     def found(
         self,
@@ -69,7 +69,7 @@ class FindingKind(msgspec.Struct, frozen=True):
         remedy: str | None = None,
         fields: Mapping[str, str] = {},
     ) -> Finding:
-        """Make a finding of this kind. `level` and `remedy` replace the kind's own where they are known better."""
+        """Make a finding of this kind. `level` and `remedy` override the kind's own."""
         quoted = {name: shlex.quote(value) for name, value in fields.items()}
         command = self.remedy.format_map(quoted) if remedy is None else remedy
         return Finding(self.name, level or self.level, sentence, subject, why, since, command, fields)
@@ -79,14 +79,14 @@ _REASON = " --reason '…'"
 _KINDS = (
     FindingKind("no_relay", "critical", "No relay is alive: nothing is delivered.", "relay run"),
     FindingKind("crash_loop", "critical", "Relays of a host die soon after they start.", "relay run --verbose"),
-    FindingKind("step_failed", "critical", "A step of a running relay fails; its others go on.", "relay status"),
+    FindingKind("step_failed", "critical", "A step of a running relay fails; the others go on.", "relay status"),
     FindingKind("config_differs", "warning", "Running relays have different configurations.", "kill -HUP PID # each"),
     FindingKind("failing", "critical", "No attempt of a route succeeds any more.", "inbox list --route {route}"),
     FindingKind("unordered", "critical", "An event has no place in its lane after a minute.", "relay status"),
     FindingKind(
         "stuck",
         "critical",
-        "Something has been due for a minute, and nothing moves on its route, although nothing holds it back.",
+        "A delivery has been due for a minute and its route does not move, although no gate holds it back.",
         "inbox list --route {route} --state ready",
     ),
     FindingKind(
@@ -97,7 +97,7 @@ _KINDS = (
     FindingKind(
         "gate_closed",
         "warning",
-        "A gate has been paused for three days, its breaker open for an hour, or its endpoint is gone; before, information.",
+        "A gate has been paused for three days, a breaker open for an hour, or an endpoint is gone. Until then, information.",
         f"relay resume --KIND NAME{_REASON}",
     ),
     FindingKind(
@@ -106,53 +106,53 @@ _KINDS = (
     FindingKind(
         "unconfigured",
         "warning",
-        "Deliveries are open on a route that inbox.toml lacks: no relay works on them, and their payloads stay.",
+        "Deliveries are open on a route missing from inbox.toml: no relay delivers them, and their payloads are kept.",
         f"relay cancel --route {{route}}{_REASON}",
     ),
     FindingKind(
         "retrying",
         "information",
-        "Attempts wait for more than a minute after a failure; once the cause is gone, `relay retry` need not wait.",
+        "Retries are due in more than a minute; once the cause is fixed, `relay retry` makes them due now.",
         f"relay retry --route {{route}}{_REASON}",
     ),
     FindingKind(
         "clock_went_back",
         "warning",
-        "Stored times lie in the future of the database's clock, as after it was set back: retries come late by as much.",
+        "Stored times are ahead of the database's clock, as after it was set back: retries are late by as much.",
         f"relay retry --all{_REASON}",
     ),
     FindingKind("sweep_failed", "warning", "The last sweep of a source failed.", "relay sweep --source {source}"),
-    FindingKind("alert", "warning", "A condition of an alert has begun and not ended.", "relay status"),
+    FindingKind("alert", "warning", "An alert is firing.", "relay status"),
 )
 KINDS: Mapping[str, FindingKind] = {kind.name: kind for kind in _KINDS}
 CHECKED = tuple(name for name in KINDS if name in get_args(Kind))
 """Kinds that `relay status --check` looks for: those of the view `stuck`."""
 _FOR_A_RESTART = ("step_failed", "crash_loop", "unordered", "stuck")
-"""Of these, the kinds that may be gone after a restart of a relay, beside `no_relay`."""
+"""Kinds besides `no_relay` that a restart of a relay may fix."""
 
 
 # --- conditions of the view
 
 
-def checked(database: Database, *, host: str | None = None) -> list[Finding]:
-    """Read the findings of `relay status --check`; those of a route are summed up.
+def read_stuck(database: Database, *, host: str | None = None) -> list[Finding]:
+    """Read the findings of `relay status --check`, grouped by route.
 
-    With a `host`, its relay must be alive, and findings that only a person can fix are left out: a restart helps none.
+    With a `host`, a relay must be alive there, and findings that a restart can't fix are skipped.
     """
     with database.read() as transaction:
         if host is None:
-            return [*_of_view(transaction, CHECKED)]
+            return [*_read_view(transaction, CHECKED)]
         alive = transaction.execute(_ALIVE_ON, host=host, ago=-float(GONE_SECONDS))
         none = KINDS["no_relay"].found("", f"no relay on {host} has sent a heartbeat for {GONE_SECONDS} s")
-        return [*([] if alive else [none]), *_of_view(transaction, _FOR_A_RESTART)]
+        return [*([] if alive else [none]), *_read_view(transaction, _FOR_A_RESTART)]
 
 
-def _of_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Finding]:
+def _read_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Finding]:
     now = transaction.now()
-    for row in sorted(transaction.execute(_checked(kinds)), key=lambda row: kinds.index(row.finding)):
+    for row in sorted(transaction.execute(_select_branches(kinds)), key=lambda row: kinds.index(row.finding)):
         why = "; ".join(row.why.splitlines())
         sentence, subject, fields = f"route {row.route}: {why}", row.route or why, {"route": row.route or ""}
-        if row.finding == "unordered":  # it is named, so that two looks can tell whether it is still the same
+        if row.finding == "unordered":  # names the event, so that two checks can tell whether it is still the same
             sentence = subject = f"event {row.first} has waited a minute for its place in its lane"
             fields = {}
         elif row.finding == "blocked":
@@ -165,8 +165,8 @@ def _of_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Findi
 
 
 @cache
-def _checked(kinds: tuple[str, ...]) -> TextClause:
-    """Select the first rows of some branches of the view. Both databases leave the other branches out of the plan."""
+def _select_branches(kinds: tuple[str, ...]) -> TextClause:
+    """Select the first rows of some branches of the view. Both databases omit the other branches from the query plan."""
     return text(f"""
 SELECT finding, route, why, min(seq) AS first, count(*) AS number, max(for_seconds) AS seconds
 FROM stuck WHERE finding IN ({", ".join(f"'{kind}'" for kind in kinds)})
@@ -188,45 +188,45 @@ LIMIT 1
 # --- all findings
 
 MOST_NAMED = 3
-"""So many routes or gates of one kind have a finding of their own, at a terminal."""
+"""Findings of one kind that the command line lists separately; the rest are summarised."""
 _SOON = timedelta(minutes=1)
-"""A retry that is due by then needs nobody."""
+"""Retries due within this time are not findings."""
 _END_SOON = frozenset({"limited", "held"})
-"""States of a gate that end by themselves, as the endpoint or its rate wants it."""
+"""States of a gate that end on their own."""
 _PAUSED_FOR, _OPEN_FOR = timedelta(days=3), timedelta(hours=1)
-"""A pause is meant, and a breaker closes by itself: they are information for so long."""
+"""Time until a pause, or an open breaker, becomes a warning: pauses are deliberate, and breakers close on their own."""
 _CRITICAL_ALERTS = frozenset({"intake_stopped", "step_failed"})
 _SAID_OTHERWISE = frozenset({"delivery_dead", "breaker_open", "endpoint_retired", "step_failed"})
-"""Alerts about routes, gates and steps, which have findings of their own while the condition lasts."""
+"""Alerts about routes, gates and steps, which already have their own findings."""
 _OF_ALL = {
     "blocked": "relay dead",
     "delivery_dead": "relay dead",
     "gate_closed": "relay status --wide",
     "retrying": f"relay retry --all{_REASON}",
 }
-"""The command for all findings of a kind, where there are many."""
+"""The command that lists all findings of a kind."""
 
 
-def findings(seen: Overview, checked: Sequence[Finding], most_named: int = MOST_NAMED) -> tuple[Finding, ...]:
-    """List everything that needs a person, the most urgent first, and information last, such as a pause of today.
+def list_findings(seen: Overview, checked: Sequence[Finding], most_named: int = MOST_NAMED) -> tuple[Finding, ...]:
+    """List all findings, the most urgent first and information last.
 
     Args:
-        seen: the state of everything.
-        checked: the findings of `checked` at the same time.
-        most_named: largest number of findings of a kind that are listed each for itself.
+        seen: the overview.
+        checked: the findings of `read_stuck` at the same time.
+        most_named: the most findings of one kind to list separately.
     """
     found = [
         *checked,
-        *(_of_gate(gate, seen.at) for gate in seen.gates if gate.state not in _END_SOON),
-        *_of_routes(seen),
+        *(_from_gate(gate, seen.at) for gate in seen.gates if gate.state not in _END_SOON),
+        *_from_routes(seen),
         *(
-            KINDS["clock_went_back"].found(name, f"the newest {name} is {relative(at, seen.at)}: {rfc3339(at)}")
+            KINDS["clock_went_back"].found(name, f"the newest {name} is {format_relative(at, seen.at)}: {rfc3339(at)}")
             for name, at in seen.ahead.items()
         ),
-        *(of_alert(alert) for alert in seen.alerts if alert.kind not in _SAID_OTHERWISE),
+        *(from_alert(alert) for alert in seen.alerts if alert.kind not in _SAID_OTHERWISE),
     ]
     named: defaultdict[str, list[Finding]] = defaultdict(list)
-    for finding in _by_urgency(found):
+    for finding in _sort_by_urgency(found):
         named[finding.kind].append(finding)
     few = [each for some in named.values() for each in some[:most_named]]
     for kind, some in named.items():
@@ -236,29 +236,29 @@ def findings(seen: Overview, checked: Sequence[Finding], most_named: int = MOST_
             few.append(
                 Finding(kind, more[0].level, sentence, remedy=_OF_ALL.get(kind, "relay status"), fields=everything)
             )
-    return _by_urgency(few)
+    return _sort_by_urgency(few)
 
 
 def is_well(findings: Iterable[Finding]) -> bool:
-    """Tell whether nothing needs a person: information doesn't."""
+    """Return whether all findings are information."""
     return all(finding.level == "information" for finding in findings)
 
 
-def _by_urgency(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+def _sort_by_urgency(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level)))
 
 
-def of_alert(alert: FiringAlert) -> Finding:
-    """Return the finding of an alert that has not recovered."""
+def from_alert(alert: FiringAlert) -> Finding:
+    """Return the finding for a firing alert."""
     if alert.kind == "sweep_failed":
-        fields = {"source": alert.subject.partition(" ")[0]}  # the type of entity follows
+        fields = {"source": alert.subject.partition(" ")[0]}  # the entity type follows
         return KINDS["sweep_failed"].found(alert.subject, alert.text, since=alert.since, fields=fields)
     level: Level = "critical" if alert.kind in _CRITICAL_ALERTS else "warning"
     fields = {"alert": alert.kind}
     return KINDS["alert"].found(alert.subject, alert.text, level=level, since=alert.since, fields=fields)
 
 
-def _of_gate(gate: HeldGate, now: datetime) -> Finding:
+def _from_gate(gate: HeldGate, now: datetime) -> Finding:
     lasts = timedelta() if gate.since is None else now - gate.since
     is_long = gate.state == "retired" or lasts > (_PAUSED_FOR if gate.state == "paused" else _OPEN_FOR)
     level: Level = "warning" if is_long else "information"
@@ -269,13 +269,13 @@ def _of_gate(gate: HeldGate, now: datetime) -> Finding:
     else:
         sentence = f"{gate.title} is not called, its circuit breaker is open: resume it once it works again"
     why = ": ".join(part for part in (gate.by, gate.why) if part)
-    command = f"{resume_command(gate.kind, gate.name)}{_REASON}"
+    command = f"{format_resume_command(gate.kind, gate.name)}{_REASON}"
     return KINDS["gate_closed"].found(
         gate.title, sentence, level=level, why=why, since=gate.since, remedy=command, fields=gate.fields
     )
 
 
-def _of_routes(seen: Overview) -> Iterator[Finding]:
+def _from_routes(seen: Overview) -> Iterator[Finding]:
     died = {alert.subject: alert for alert in seen.alerts if alert.kind == "delivery_dead"}
     for route in seen.routes:
         fields = {"route": route.route}
@@ -286,19 +286,18 @@ def _of_routes(seen: Overview) -> Iterator[Finding]:
             why, since = (alert.text, alert.since) if alert else ("", None)
             yield KINDS["delivery_dead"].found(route.route, sentence, why=why, since=since, fields=fields)
         if not route.is_configured and route.open:
-            sentence = (
-                f"{counted(route.open, 'delivery')} of route {route.route}, which inbox.toml lacks: end them for good"
-            )
+            number = format_count(route.open, "delivery")
+            sentence = f"{number} of route {route.route}, which is missing from inbox.toml: end them for good"
             yield KINDS["unconfigured"].found(route.route, sentence, fields=fields)
         if route.next_due_at is not None and route.next_due_at > seen.at + _SOON and not route.held_back_by:
-            due, more = relative(route.next_due_at, seen.at), " or more" if "retrying" in route.at_least else ""
+            due, more = format_relative(route.next_due_at, seen.at), " or more" if "retrying" in route.at_least else ""
             verb = f"attempt waits, due {due}" if route.retrying == 1 else f"attempts wait, the first is due {due}"
             sentence = f"route {route.route}: {route.retrying:,}{more} {verb}"
             yield KINDS["retrying"].found(route.route, sentence, fields=fields)
 
 
 def state_of(route: RouteState, findings: Iterable[Finding]) -> str:
-    """Return a route's state in a word: the worst that is true of it."""
+    """Return the worst state of a route, as one word."""
     kinds = {finding.kind for finding in findings if finding.subject == route.route}
     states = (
         ("stuck", "stuck" in kinds),

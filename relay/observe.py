@@ -1,4 +1,4 @@
-"""Log lines and counters of the relay, made from facts after their commit. The only file that words them."""
+"""Log lines and counters of the relay, made from facts after their commit. All their texts are here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inbox.observe.logs import TraceIds, fields, without_message
 from inbox.observe.metrics import OFF, Meters
 from inbox.observe.traces import OFF as OFF_TRACER
 from relay.delivery import facts
-from relay.delivery.alerts import Posted, sentence
+from relay.delivery.alerts import Posted, format_sentence
 from relay.delivery.gates import Breaker, BreakerState, Gates
 from relay.delivery.outcome import Unchanged
 from relay.store.record import Recorded
@@ -28,7 +28,7 @@ from relay.store.work import Reports
 _log, _node_log = logging.getLogger("relay"), logging.getLogger("relay.node")
 
 BREAKER_VALUES = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN, BreakerState.RETIRED)
-"""The states of a breaker, in the order of their values in its metric."""
+"""The states of a breaker, in the order of their metric values."""
 
 
 LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
@@ -73,11 +73,11 @@ LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
     "failed_alone": (_log, logging.ERROR, "failed_alone step={step} {item} error={error!a}: the others go on"),
     "database_trouble": (_log, logging.WARNING, "database trouble while {step}, trying again: {error}"),
 }
-"""Every line: its logger, its level and its text, by its name."""
+"""The logger, level and text of each line, by event name."""
 
 
 class Observer(Reports):
-    """Logs and counts. `counts` has the totals of this process, by the name of the line; `meters` exports metrics."""
+    """Logs and counts events. `counts` has the totals of this process by event name; `meters` exports metrics."""
 
     def __init__(self, meters: Meters = OFF, clock: Clock | None = None) -> None:
         self.counts: Counter[str] = Counter()
@@ -86,7 +86,7 @@ class Observer(Reports):
         """Traces attempts and sweeps."""
         self._now = (clock or SystemClock()).now
 
-    def tell(
+    def log(
         self,
         event: str,
         level: int | None = None,
@@ -95,35 +95,35 @@ class Observer(Reports):
         bug: BaseException | None = None,
         **values: Any,  # noqa: ANN401  # plain values
     ) -> None:
-        """Log a line of LINES and count it, or its `rows`.
+        """Log a line of LINES, and count it or its `rows`.
 
         Args:
-            event: its name.
-            level: another than its usual one.
-            ids: the span it belongs to, unless that is the current one.
-            bug: what is shown below it, without its message, in which a driver may show a row, and SQLAlchemy what was bound.
-            values: fill its text; those that `logs.KEYS` has are its keys.
+            event: the name of the line.
+            level: overrides the usual level.
+            ids: the span it belongs to, if not the current one.
+            bug: an exception to append as a traceback, without its message: that may quote rows or bound values.
+            values: the values of the text; those named in `logs.KEYS` also become JSON keys.
         """
         rows = values.get("rows")
         self.counts[event] += rows if isinstance(rows, int) else 1
-        log, usual, text = LINES[event]
-        if log.isEnabledFor(level or usual):
+        logger, usual, text = LINES[event]
+        if logger.isEnabledFor(level or usual):
             trace = None if bug is None else without_message(bug)
-            log.log(level or usual, "%s", text.format(**values), exc_info=trace, extra=fields(event, ids, **values))
+            logger.log(level or usual, "%s", text.format(**values), exc_info=trace, extra=fields(event, ids, **values))
 
-    def reload_refused(self, error: ConfigError) -> None:
-        """Log why a new configuration can't be used; the old one stays active."""
+    def on_reload_refused(self, error: ConfigError) -> None:
+        """Log the reason a new configuration can't be used; the old one stays active."""
         for mistake in (*str(error).splitlines(), "the old configuration stays"):
-            self.tell("reload_refused", error=mistake)
+            self.log("reload_refused", error=mistake)
 
-    def recorded(self, results: Iterable[Recorded]) -> None:
-        """Log and count outcomes: committed ones, and those that another claim's fencing token discarded."""
+    def on_recorded(self, results: Iterable[Recorded]) -> None:
+        """Log and count recorded outcomes, and those discarded because another claim holds the lease."""
         for result in results:
             delivery, fact = result.delivery, result.fact
             is_spared = isinstance(fact, facts.AttemptFailed) and not fact.counted
             attempt = delivery.attempt - int(is_spared)  # as delivery_log has it
-            told = partial(
-                self.tell,
+            log_fact = partial(
+                self.log,
                 where=f"route={delivery.route} seq={delivery.seq} lane={delivery.lane!a} attempt={attempt}",
                 ids=delivery.trace_ids,
                 source=delivery.source,
@@ -134,101 +134,101 @@ class Observer(Reports):
             )
             if fact is None:
                 self.meters.count(metrics.DISCARDED)
-                told("result_discarded")
+                log_fact("result_discarded")
                 continue
             kind = outcome = facts.kind_of(fact)
             match fact:
                 case facts.AttemptFailed():
                     outcome = fact.error_class
-                    told(kind, due_at=time_text(fact.due_at), cause=fact.error_class, error=fact.error)
+                    log_fact(kind, due_at=time_text(fact.due_at), cause=fact.error_class, error=fact.error)
                 case facts.Dead():
                     outcome = fact.cause
-                    told(kind, cause=fact.cause, error=fact.error)
+                    log_fact(kind, cause=fact.cause, error=fact.error)
                 case facts.DeliveredFact():
-                    told(kind, did=fact.did, late=bool(fact.late), note=" late=true" if fact.late else "")
+                    log_fact(kind, did=fact.did, late=bool(fact.late), note=" late=true" if fact.late else "")
                 case _:
-                    told(kind)
+                    log_fact(kind)
             self.meters.count(metrics.ATTEMPTS, delivery.route, outcome)
             if isinstance(fact, facts.DeliveredFact | Unchanged) and delivery.run == 0:
                 took = (self._now() - delivery.received_at).total_seconds()
                 self.meters.observe(metrics.DELIVERY_SECONDS, max(took, 0), delivery.route)
 
-    def appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
-        """Count facts that were added to the log, by route and kind."""
+    def on_appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
+        """Count facts appended to the log, by route and kind."""
         for (route, kind), number in facts_of.items():
             self.meters.count(metrics.FACTS, route, kind, by=number)
 
-    def reaped(self, abandoned: Iterable[tuple[int, str, facts.AnyFact]]) -> None:
+    def on_rescued(self, abandoned: Iterable[tuple[int, str, facts.AnyFact]]) -> None:
         """Log and count deliveries rescued from expired leases."""
         for seq, route, fact in abandoned:
             self.meters.count(metrics.LEASES_EXPIRED)
-            told = partial(self.tell, where=f"route={route} seq={seq}", route=route, seq=seq)
+            log_fact = partial(self.log, where=f"route={route} seq={seq}", route=route, seq=seq)
             if isinstance(fact, facts.Dead):
-                told("dead", cause=fact.cause, error=fact.error)
+                log_fact("dead", cause=fact.cause, error=fact.error)
             else:
-                told("abandoned")
+                log_fact("abandoned")
 
-    def clock_stepped(self, seconds: float) -> None:
-        """Log that the database's clock was set, or that the database runs on another machine now."""
+    def on_clock_step(self, seconds: float) -> None:
+        """Log that the database's clock was set, or that the database moved to another machine."""
         then = "no lease is rescued until every live relay has renewed its own"
         if seconds < 0:
-            then += "; what it made due later waits: relay retry --all, relay resume"
+            then += "; retries and holds set before then come late: relay retry --all, relay resume"
         went = "forward" if seconds > 0 else "back"
-        self.tell("clock_stepped", seconds=seconds, size=abs(seconds), went=went, then=then)
+        self.log("clock_stepped", seconds=seconds, size=abs(seconds), went=went, then=then)
 
-    def gates_changed(self, before: Gates, now: Gates) -> None:
-        """Log pauses and resumes, and set their metric and that of breakers, whose changes are logged as alerts."""
+    def on_gates_changed(self, before: Gates, now: Gates) -> None:
+        """Log pauses and resumes, and set the metrics of pauses and breakers. Breaker changes are logged as alerts."""
         for key in sorted(now.paused ^ before.paused):
-            self.tell("paused" if key in now.paused else "resumed", kind=key[0], subject=key[1])
-            if key[0] != "entity":  # its name comes from a request: such series would be many, and stay for ever
+            self.log("paused" if key in now.paused else "resumed", kind=key[0], subject=key[1])
+            if key[0] != "entity":  # entity names come from requests: one series for each would grow without bound
                 self.meters.put(metrics.PAUSED, float(key in now.paused), *key)
         for key, held in sorted(now.held.items()):
             if now.holds(key) and not before.holds(key):
-                self.tell("held", kind=key[0], subject=key[1], due_at=time_text(held.until), error=held.why)
+                self.log("held", kind=key[0], subject=key[1], due_at=time_text(held.until), error=held.why)
         for kind, name in before.breakers.keys() | now.breakers.keys():
             was, state = (gates.breakers.get((kind, name), Breaker()).state for gates in (before, now))
             if was is not state and kind in {"destination", "api"}:
                 self.meters.put(metrics.BREAKER, BREAKER_VALUES.index(state), kind, name)
 
-    def alerted(self, alerts: Iterable[Posted]) -> None:
-        """Log alerts that fire or have recovered."""
+    def on_alerts(self, alerts: Iterable[Posted]) -> None:
+        """Log alerts that fire or recover."""
         for posted in alerts:
             alert = posted.alert
             level, turn = (logging.ERROR, "firing") if alert.firing else (logging.WARNING, "recovered")
-            text = sentence(alert)
-            self.tell(
+            text = format_sentence(alert)
+            self.log(
                 "alert", level, kind=alert.kind, subject=alert.subject, firing=alert.firing, turn=turn, sentence=text
             )
 
-    def swept(self, subject: str, swept: SweepFindings, *, in_part: bool = False) -> None:
-        """Log and count a sweep that has ended, or what a stopped one has added, which the next one doesn't find again."""
+    def on_swept(self, subject: str, swept: SweepFindings, *, in_part: bool = False) -> None:
+        """Log and count a completed sweep, or the events an interrupted one has added: the next won't find them again."""
         self.counts["sweep_missed"] += swept.missed
         self.meters.count(metrics.SWEEP_COMPARED, swept.source, swept.entity_type, by=swept.compared)
         self.meters.count(metrics.SWEEP_MISSED, swept.source, swept.entity_type, by=swept.missed)
         level = logging.WARNING if swept.missed else logging.INFO
         event = "swept_in_part" if in_part else "swept"
-        self.tell(event, level, subject=subject, compared=swept.compared, missed=swept.missed, added=swept.added)
+        self.log(event, level, subject=subject, compared=swept.compared, missed=swept.missed, added=swept.added)
         if swept.left_out:
-            self.tell("left_out", subject=subject, rows=swept.left_out)
+            self.log("left_out", subject=subject, rows=swept.left_out)
 
-    def pruned(self, kind: str, rows: int, behind_seconds: float) -> None:
-        """Log and count expired rows that were deleted in a round."""
+    def on_pruned(self, kind: str, rows: int, behind_seconds: float) -> None:
+        """Log and count the expired rows deleted in a round."""
         self.meters.count(metrics.PRUNED, kind, by=rows)
         self.meters.put(metrics.RETENTION_BEHIND, behind_seconds, kind)
         if rows:
-            self.tell("pruned", kind=kind, rows=rows, seconds=behind_seconds)
+            self.log("pruned", kind=kind, rows=rows, seconds=behind_seconds)
 
-    def step_failed(self, step: str, error: BaseException, seconds: float) -> None:
-        """Log and count a step that has failed; the other steps go on."""
+    def on_step_failed(self, step: str, error: BaseException, seconds: float) -> None:
+        """Log and count a failed step; the other steps go on."""
         self.meters.count(metrics.STEP_FAILURES, step)
-        self.tell("step_failed", bug=error, step=step, seconds=seconds)
+        self.log("step_failed", bug=error, step=step, seconds=seconds)
 
-    def failed_alone(self, item: FailedAlone) -> None:
-        """Log and count an item that its step could not process; the rest of its batch went on."""
+    def on_failed_alone(self, item: FailedAlone) -> None:
+        """Log and count an item that its step could not process; the rest of its batch was processed."""
         self.meters.count(metrics.FAILED_ALONE, item.step)
-        self.tell("failed_alone", step=item.step, item=item.item, error=item.error)
+        self.log("failed_alone", step=item.step, item=item.item, error=item.error)
 
-    def database_trouble(self, what: str, error: BaseException) -> None:
-        """Log and count a failure of the database; the work is tried again."""
+    def on_database_trouble(self, what: str, error: BaseException) -> None:
+        """Log and count a database failure; the work will be retried."""
         self.meters.count(metrics.DATABASE_TROUBLE)
-        self.tell("database_trouble", step=what, error=trouble_text(error))
+        self.log("database_trouble", step=what, error=trouble_text(error))

@@ -1,6 +1,6 @@
-"""Steps of a relay, run in isolation: one that fails is logged, counted, alerted and retried later, and stops no other.
+"""Runs the steps of a relay in isolation: a failing step is logged, counted, alerted and retried; the others go on.
 
-`run_beside` starts a thread that repeats some of them beside the loop.
+`run_beside` starts a thread that repeats a step beside the loop.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ Step = Literal[
 """Every step that a relay repeats; `tests/bulkheads` plants failures into each."""
 
 CRITICAL: frozenset[Step] = frozenset({"record", "claim"})
-"""Steps without which a relay is of no use: when one fails for `LASTS_SECONDS`, another process may do better."""
+"""Steps that a relay can't do without: if one fails for `LASTS_SECONDS`, the process ends so that another can try."""
 
 URGENT: frozenset[Step] = CRITICAL | {"give_back", "sequence", "reap", "renew", "heartbeat"}
-"""Steps that are retried soon, however often they have failed."""
+"""Steps that are retried within `LONGEST_URGENT_WAIT_SECONDS`, however often they have failed."""
 
 AWAITED: frozenset[Step] = frozenset({"sequence"})
-"""Steps that claims wait for while the database holds them up: a claim before all is sequenced may pass an older event."""
+"""Steps that claims wait for while the database blocks them: claiming before sequencing could overtake an older event."""
 
 AWAITED_SECONDS = 15.0
-"""The longest such wait, one lease: by then all locks of a dead or stalled process are free again."""
+"""The longest such wait. It equals a lease: by then all locks of a dead or stalled process are free."""
 AWAITED_AGAIN_SECONDS = 0.5
 LASTS_SECONDS = 60.0
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 60.0
 LONGEST_URGENT_WAIT_SECONDS = 5.0
 PART_OF_THE_TIME = 1 / 10
-"""The largest share of time for a step that pauses: looks read all that an open transaction keeps in the indexes."""
+"""The largest share of time a paced step may take: its scans also read the dead rows that an open transaction keeps."""
 AT_LEAST_EVERY_SECONDS = 4.0
-"""The longest that it pauses for that: with a lease of 15 s, a dead relay is replaced within 20 s."""
+"""The longest pause for pacing: with a lease of 15 s, a dead relay is replaced within 20 s."""
 _MOST_DOUBLINGS = 10
 _NEVER = -math.inf
 
@@ -67,25 +67,26 @@ Result = TypeVar("Result")
 
 
 class Failing(msgspec.Struct, frozen=True):
-    """The failure of a step, as of now. Times are monotonic seconds."""
+    """A step that is failing now. Times are monotonic seconds."""
 
     error: str
     times: int
     since: float
-    """Since then it has failed each time."""
+    """Time of the first failure since the last success."""
     again_at: float
+    """Time of the next retry."""
     alerted_at: float
-    """The last time; `_NEVER` before the first."""
+    """Time of the last alert; `_NEVER` before the first."""
     is_held_up: bool
-    """True when the database holds up the step; false for a fault."""
+    """True when the database blocks the step; false for a fault."""
 
 
 class Steps(msgspec.Struct):
     """Runs steps by their names; each name belongs to one thread.
 
-    `alert` is called for a step that begins to fail, or that the database has blocked for a minute, and again at the next
-    failure when it returns False. It is called each `LASTS_SECONDS` that the step fails on, as another relay may have believed
-    this one gone, and ended the alert. `is_healthy` returns whether the database takes writes. Neither may raise.
+    `alert` is called when a step begins to fail, or when the database has blocked it for a minute. If it returns False, it is
+    called again at the next failure. While the step keeps failing, it is called every `LASTS_SECONDS`: another relay may have
+    taken this one for dead and ended the alert. `is_healthy` returns whether the database accepts writes. Neither may raise.
     """
 
     observer: Observer
@@ -93,33 +94,33 @@ class Steps(msgspec.Struct):
     is_healthy: Callable[[], bool] = lambda: True
     monotonic: Callable[[], float] = time.monotonic
     by_name: dict[str, Failing] = {}
-    """The failing ones."""
+    """The failing steps."""
 
     @property
     def failing(self) -> Mapping[str, str]:
-        """The failing steps, and their errors."""
+        """The failing steps with their errors."""
         return {name: failing.error for name, failing in self.by_name.copy().items()}
 
     def is_awaited(self, step: Step) -> bool:
-        """Return whether the database holds up a whole step, for less than `AWAITED_SECONDS` so far: others wait for it."""
+        """Return whether claims must wait for this step: the database has blocked it for less than `AWAITED_SECONDS`."""
         failing = self.by_name.get(step)
         return failing is not None and failing.is_held_up and self.monotonic() - failing.since < AWAITED_SECONDS
 
     def run(self, step: Step, work: Callable[[], Result], otherwise: Result, *, subject: str = "") -> Result:
-        """Run a step, unless it waits for its next retry.
+        """Run a step, unless it is waiting for its next retry.
 
         Args:
-            step: its name.
-            work: its work.
-            otherwise: the result when it was not run, or has failed.
-            subject: the thing it is run for, of a step with several: each has a backoff of its own.
+            step: the step's name.
+            work: the function to call.
+            otherwise: the result if the step is skipped or fails.
+            subject: the part of the step to run; each part has its own backoff.
 
         Returns:
-            Its result, or `otherwise`.
+            The result of `work`, or `otherwise`.
 
         Raises:
-            Exception: the database is unreachable, so that every step has to wait; or a critical step has failed for
-                `LASTS_SECONDS` although the database takes writes.
+            Exception: the database is unreachable, so every step has to wait; or a critical step has failed for
+                `LASTS_SECONDS` although the database accepts writes.
         """
         name = f"{step} {subject}".strip()
         before = self.by_name.get(name)
@@ -129,17 +130,17 @@ class Steps(msgspec.Struct):
             result = work()
         except Exception as error:
             failure = failure_of(error)
-            # One query may be too much for the server, or meet a page that can't be read, while it does all others.
+            # A single query may be too expensive, or hit a damaged page, while all others succeed.
             if failure == "unreachable" and not self.is_healthy():
                 raise
-            self._failed(step, name, before, error, is_fault=failure == "fault")
+            self._on_failure(step, name, before, error, is_fault=failure == "fault")
             return otherwise
         if before is not None:
             self.by_name.pop(name, None)  # after a reload, a sweep may be in two threads for a moment
-            self.observer.tell("step_recovered", step=name, times=before.times)
+            self.observer.log("step_recovered", step=name, times=before.times)
         return result
 
-    def _failed(self, step: Step, name: str, before: Failing | None, error: Exception, *, is_fault: bool) -> None:
+    def _on_failure(self, step: Step, name: str, before: Failing | None, error: Exception, *, is_fault: bool) -> None:
         now = self.monotonic()
         times, since = (1, now) if before is None else (before.times + 1, before.since)
         is_to_be_alerted = is_fault or now - since >= LASTS_SECONDS
@@ -148,63 +149,64 @@ class Steps(msgspec.Struct):
         longest = AWAITED_AGAIN_SECONDS if is_awaited else longest
         wait = min(FIRST_WAIT_SECONDS * 2 ** min(times - 1, _MOST_DOUBLINGS), longest)
         if is_fault:
-            self.observer.step_failed(step, error, wait)
+            self.observer.on_step_failed(step, error, wait)
         else:
-            self.observer.database_trouble(name, error)
+            self.observer.on_database_trouble(name, error)
         alerted_at = _NEVER if before is None else before.alerted_at
         failing = Failing(error_text(error), times, since, now + wait, alerted_at, is_held_up=not is_fault)
-        self._fails(name, failing, is_to_be_alerted=is_to_be_alerted)
+        self._set_failing(name, failing, is_to_be_alerted=is_to_be_alerted)
         if step in CRITICAL and is_fault and now - since >= LASTS_SECONDS and self.is_healthy():
             raise error
 
-    def _fails(self, name: str, failing: Failing, *, is_to_be_alerted: bool) -> None:
-        self.by_name[name] = failing  # before the alert, which tells of it in a heartbeat
+    def _set_failing(self, name: str, failing: Failing, *, is_to_be_alerted: bool) -> None:
+        self.by_name[name] = failing  # before the alert, whose heartbeat reports it
         is_due = is_to_be_alerted and self.monotonic() - failing.alerted_at >= LASTS_SECONDS
         if is_due and self.alert(name, failing.error):
             self.by_name[name] = msgspec.structs.replace(failing, alerted_at=self.monotonic())
 
     def retry_until_done(self, what: str, work: Callable[[], Result], *, unless: threading.Event) -> Result | None:
-        """Do this until the database takes it. Returns None once `unless` is set. Raises a fault of the work itself."""
+        """Retry the work until the database accepts it. Returns None once `unless` is set. Raises if the work is at fault."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: failure_of(error) != "fault"),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
             stop=tenacity.stop_when_event_set(unless),
             sleep=tenacity.sleep_using_event(unless),
-            before_sleep=partial(self._log_trouble, what),
-            retry_error_callback=partial(self._log_trouble, what),
+            before_sleep=partial(self._log_failure, what),
+            retry_error_callback=partial(self._log_failure, what),
         )
         return retrying(work)
 
     def attempt(self, what: str, work: Callable[[], object], *, times: int = 1) -> None:
-        """Do this at most so many times; a failure of the last is logged, and not raised."""
+        """Try the work up to `times` times; log the last failure instead of raising it."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Exception),
             wait=tenacity.wait_fixed(0.2),
             stop=tenacity.stop_after_attempt(times),
-            retry_error_callback=partial(self._log_trouble, what),
+            retry_error_callback=partial(self._log_failure, what),
         )
         retrying(work)
 
-    def _log_trouble(self, what: str, state: tenacity.RetryCallState) -> None:
+    def _log_failure(self, what: str, state: tenacity.RetryCallState) -> None:
         exception = None if state.outcome is None else state.outcome.exception()
-        self.observer.database_trouble(what, exception or RuntimeError("no outcome"))
+        self.observer.on_database_trouble(what, exception or RuntimeError("no outcome"))
 
 
 class Repeated(msgspec.Struct):
-    """A step of the loop, and when it is due."""
+    """A step of the loop with its schedule."""
 
     name: Step
     every: float
-    """The least pause in seconds, unless its work returns that there is more to do at once; 0: it runs in each round."""
+    """Minimum pause in seconds, unless `work` reports more to do; 0: the step runs in each round."""
     work: Callable[[], int]
-    """Returns more than 0 when it is to run again at once."""
+    """Returns more than 0 to run again at once."""
     when: Callable[[], bool] = lambda: True
+    """Condition for running."""
     paces: bool = True
-    """It pauses longer where it takes long."""
+    """True: the pause grows with the duration of the step."""
     due_at: float = 0.0
 
     def run(self, steps: Steps) -> int:
-        """Run it, if it is due. Returns how much it has done."""
+        """Run the step if it is due. Returns the result of `work`."""
         began = time.monotonic()
         if began < self.due_at or not self.when():
             return 0
@@ -218,9 +220,9 @@ class Repeated(msgspec.Struct):
 def run_beside(
     name: str, work: Callable[[], float | None], *, every: float, stop: threading.Event, observer: Observer
 ) -> threading.Thread:
-    """Start a thread beside the loop, which repeats its work until `stop` is set; no error ends it.
+    """Start a thread beside the loop that repeats `work` until `stop` is set; errors do not end it.
 
-    `work` is due at once, and again after `every` seconds, or as many as it returns.
+    `work` runs at once, and again after `every` seconds, or after as many seconds as it returns.
     """
 
     def run() -> None:
@@ -229,10 +231,10 @@ def run_beside(
             wait = None
             try:
                 wait = work()
-            except SQLAlchemyError as error:  # there was no connection
-                observer.database_trouble(name, error)
-            except Exception as error:  # noqa: BLE001  # without this thread its work is not done, and no line tells of it
-                observer.tell("bug_in_thread", bug=error, subject=name)
+            except SQLAlchemyError as error:  # no connection
+                observer.on_database_trouble(name, error)
+            except Exception as error:  # noqa: BLE001  # if the thread ended, its work would stop without a log line
+                observer.log("bug_in_thread", bug=error, subject=name)
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()

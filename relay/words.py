@@ -1,4 +1,4 @@
-"""Words for people, of the page and both command lines: counted things, times and states, and a delivery's story. Pure."""
+"""Formats counts, times, states and the history of a delivery for the page and both command lines. Pure."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _KILO = 1000
 _FEW = 10
-"""Below so many seconds a duration has a decimal."""
+"""Seconds below which a duration has a decimal."""
 _OLDEST_IN_DAYS = 60
-"""Older times are shown as a date."""
+"""Days after which a time is shown as a date."""
 
 
-def plural(word: str) -> str:
+def pluralize(word: str) -> str:
     """Return the plural of an English noun, such as `deliveries` of `delivery`."""
     if word.endswith("y") and word[-2:-1] not in "aeiou":
         return f"{word[:-1]}ies"
     return f"{word}es" if word.endswith(("s", "x", "ch", "sh")) else f"{word}s"
 
 
-def counted(number: int, word: str) -> str:
+def format_count(number: int, word: str) -> str:
     """Return a number with its noun: `1 event`, `2 events`, `12,000 deliveries`."""
-    return f"{number:,} {word if number == 1 else plural(word)}"
+    return f"{number:,} {word if number == 1 else pluralize(word)}"
 
 
-def relative(moment: datetime, now: datetime) -> str:
-    """Return a time as seen from now: `3 min ago`, `in 2 h`, or a date when it is far away."""
+def format_relative(moment: datetime, now: datetime) -> str:
+    """Return a time relative to now: `3 min ago`, `in 2 h`; a date if it is far away."""
     seconds = (now - moment).total_seconds()
     if abs(seconds) < 1:
         return "now"
@@ -50,30 +50,30 @@ def relative(moment: datetime, now: datetime) -> str:
     return f"{amount} ago" if seconds > 0 else f"in {amount}"
 
 
-def clock_time(moment: datetime, now: datetime) -> str:
-    """Return the time of day, in UTC; on another day the date too."""
+def format_time_of_day(moment: datetime, now: datetime) -> str:
+    """Return the time of day in UTC, with the date if it is not today's."""
     is_today = moment.date() == now.date()
     return f"{moment:%H:%M:%S}Z" if is_today else f"{moment:%m-%d %H:%M:%S}Z"
 
 
-def lasting(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration: `45 ms`, `1.2 s`, `12 s`, `3 min`, `2 h`, `5 d`."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.1f} s" if seconds < _FEW else _rough(seconds)
 
 
-def byte_count(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Return a size: `0 bytes`, `1 byte`, `1.2 kB`, `3.4 MB`, `5.6 GB`."""
     if size < _KILO:
-        return counted(size, "byte")
+        return format_count(size, "byte")
     if size < _KILO**2:
         return f"{size / _KILO:.1f} kB"
     return f"{size / _KILO**2:.1f} MB" if size < _KILO**3 else f"{size / _KILO**3:,.1f} GB"
 
 
-def shown_state(delivery: Mapping[str, Any], now: datetime) -> str:
-    """Return the state of a row of the view `delivery`; one that waits for its next attempt is not simply ready.
+def describe_state(delivery: Mapping[str, Any], now: datetime) -> str:
+    """Return the displayed state of a row of the view `delivery`: `retrying` for a ready one that waits for its next attempt.
 
     A row without `due_at` is an ended delivery of a backfill.
     """
@@ -82,7 +82,7 @@ def shown_state(delivery: Mapping[str, Any], now: datetime) -> str:
 
 
 def _rough(seconds: float) -> str:
-    """Return a duration in the largest unit that it has at least one of; hours and days from two on."""
+    """Return a duration in its largest unit; hours and days only from two on."""
     if seconds < _MINUTE:
         return f"{int(seconds)} s"
     if seconds < 2 * _HOUR:
@@ -91,29 +91,29 @@ def _rough(seconds: float) -> str:
 
 
 _LATE_SECONDS = 60
-"""A due delivery that waits longer, with all its gates open, lacks a relay."""
+"""Seconds after which a due delivery with open gates must be lacking a relay."""
 
 _DONE, _FAILED, _DEAD, _QUIET = "good", "warn", "bad", "quiet"
 _FACTS = {
     "delivered": ("attempt {attempt}: {did}", _DONE),
-    "unchanged": ("attempt {attempt}: nothing to send, the other side has the change", _DONE),
+    "unchanged": ("attempt {attempt}: nothing to send, the destination already has the change", _DONE),
     "attempt_failed": ("attempt {attempt} failed{given_back}, {error_class}: {error}", _FAILED),
     "abandoned": ("attempt {attempt} was cut off: its relay died, or lost the database", _FAILED),
     "dead": ("given up after attempt {attempt}{blocks}, {cause}: {error}", _DEAD),
     "superseded": ("superseded by event {by}", _QUIET),
     "skipped": ("skipped{person}", _QUIET),
     "cancelled": ("cancelled{person}", _QUIET),
-    "took_over": ("goes on with the attempts of event {of}, which it superseded", ""),
+    "took_over": ("continues the attempts of event {of}, which it superseded", ""),
     "rescheduled": ("rescheduled{person}: due {due_at}", ""),
-    "rearmed": ("to be delivered again: a duplicate request may stand for a change that is not delivered yet", ""),
+    "rearmed": ("to be delivered again: a duplicate request may report a change that was not delivered yet", ""),
     "corrected": ("corrected{person}", ""),
     "erased": ("the entity was erased{person}", _QUIET),
 }
-"""The sentence for each kind of fact, and its tone."""
+"""The sentence and tone of each kind of fact."""
 
 
 MOST_FACTS_OF_A_ROUTE = 40
-"""The newest facts of a route are told."""
+"""Facts shown for each route, the newest ones."""
 
 
 class HttpCall(msgspec.Struct, frozen=True):
@@ -123,24 +123,24 @@ class HttpCall(msgspec.Struct, frozen=True):
     method: str
     url: str
     outcome: str
-    """HTTP status of the answer; `not_sent` or `unknown` where there was none."""
+    """HTTP status of the response; `not_sent` or `unknown` without one."""
     milliseconds: float
     error: str | None
     excerpt: str | None
-    """The beginning of an answer that is no success, redacted; absent for viewers."""
+    """The beginning of an unsuccessful response, redacted; absent for viewers."""
 
 
 class FactShown(msgspec.Struct, frozen=True):
-    """A fact of a route."""
+    """A fact of a route, in words."""
 
     id: int
     at: datetime
     kind: str
     attempt: int
     says: str
-    """It in one sentence; values in it are escaped."""
+    """One sentence with escaped values."""
     tone: str
-    """`good`, `warn`, `bad`, `quiet` or nothing."""
+    """`good`, `warn`, `bad`, `quiet` or empty."""
     relay_node: str | None
     calls: tuple[HttpCall, ...]
 
@@ -150,15 +150,15 @@ class Hold(msgspec.Struct, frozen=True):
 
     says: str
     command: str
-    """Command that opens it; empty where it opens by itself."""
+    """Command that opens it; empty if it opens on its own."""
 
 
 class RouteProgress(msgspec.Struct, frozen=True):
-    """An event on one route."""
+    """The progress of an event on one route."""
 
     route: str
     state: str
-    """As listings show it: `retrying` while it waits for its next attempt."""
+    """The displayed state: `retrying` while it waits for its next attempt."""
     is_configured: bool
     attempts: int
     due_at: datetime | None
@@ -169,34 +169,36 @@ class RouteProgress(msgspec.Struct, frozen=True):
     """The next step, in one sentence."""
     holds: tuple[Hold, ...]
     facts: tuple[FactShown, ...]
-    """The newest facts, the oldest first."""
+    """The newest facts, in order of time."""
     earlier_facts: int
-    """Facts before those."""
+    """Number of facts before those."""
     head_seq: int | None
-    """The head of its lane, where it is another event."""
+    """The head of its lane, if that is another event."""
     waiting: int | None
-    """Deliveries that wait in its lane, counted up to 501; None: it has ended."""
+    """Deliveries waiting in its lane, counted up to 501; None if it has ended."""
     superseded_by: int | None
     commands: tuple[str, ...]
     acts: tuple[str, ...] = ()
-    """Acts that change it, for operators: `/acts/ACT?seq=…&route=…`."""
+    """Acts for operators: `/acts/ACT?seq=…&route=…`."""
 
 
-def progress(event: Row, row: Row, config: Config, now: datetime, *, with_excerpts: bool = True) -> RouteProgress:
-    """Tell how an event does on a route, by `inbox.db.reads.event` and its row of the view `delivery`."""
-    state, seq, route = shown_state(row, now), event["seq"], row["route"]
+def describe_progress(
+    event: Row, row: Row, config: Config, now: datetime, *, with_excerpts: bool = True
+) -> RouteProgress:
+    """Return the progress of an event on a route, from `inbox.db.reads.event` and its row of the view `delivery`."""
+    state, seq, route = describe_state(row, now), event["seq"], row["route"]
     lane = next((each for each in event["lanes"] if each["route"] == route), None)
     head = None if lane is None or lane["head_seq"] in {None, seq} else lane
-    holds = tuple(held_back(event, route, config, now)) if state in {"ready", "retrying"} else ()
-    facts, earlier = facts_of(event, route, with_excerpts=with_excerpts)
+    holds = tuple(list_holds(event, route, config, now)) if state in {"ready", "retrying"} else ()
+    facts, earlier = describe_facts(event, route, with_excerpts=with_excerpts)
     commands = [hold.command for hold in holds if hold.command]
-    commands += () if is_gone(event) else commands_for(seq, row, state, head, is_held=bool(holds))
+    commands += () if is_gone(event) else suggest_commands(seq, row, state, head, is_held=bool(holds))
     return RouteProgress(
         route=route,
         state=state,
         is_configured=route in config.routes,
         **{name: row[name] for name in ("attempts", "due_at", "lane", "last_error", "last_status", "superseded_by")},
-        next=next_step(event, row, state, head, now, is_held=bool(holds)),
+        next=describe_next_step(event, row, state, head, now, is_held=bool(holds)),
         holds=holds,
         facts=facts,
         earlier_facts=earlier,
@@ -207,21 +209,21 @@ def progress(event: Row, row: Row, config: Config, now: datetime, *, with_excerp
 
 
 def is_gone(event: Row) -> bool:
-    """Tell whether nothing of an event could be delivered any more."""
+    """Return whether an event has no payload left to deliver."""
     return event["is_pruned"] or event["erased_at"] is not None
 
 
-def facts_of(event: Row, route: str, *, with_excerpts: bool = True) -> tuple[tuple[FactShown, ...], int]:
-    """Put the newest facts of a route into words; and the number of earlier ones."""
+def describe_facts(event: Row, route: str, *, with_excerpts: bool = True) -> tuple[tuple[FactShown, ...], int]:
+    """Return the newest facts of a route in words, and the number of earlier ones."""
     facts = [fact for fact in event["facts"] if fact["route"] == route]
-    shown = tuple(fact_shown(fact, with_excerpts=with_excerpts) for fact in facts[-MOST_FACTS_OF_A_ROUTE:])
+    shown = tuple(describe_fact(fact, with_excerpts=with_excerpts) for fact in facts[-MOST_FACTS_OF_A_ROUTE:])
     return shown, len(facts) - len(shown)
 
 
-def fact_shown(fact: Row, *, with_excerpts: bool) -> FactShown:
-    """Put a row of `delivery_log` into words, with its calls. A detail of another form, as a hand may write, shows as it can."""
+def describe_fact(fact: Row, *, with_excerpts: bool) -> FactShown:
+    """Return a row of `delivery_log` in words, with its calls. Malformed details, as after edits by hand, are tolerated."""
     detail = fact["detail"] if isinstance(fact["detail"], dict) else {}
-    says, tone = fact_in_words(fact["kind"], fact["attempt"], detail)
+    says, tone = put_in_words(fact["kind"], fact["attempt"], detail)
     given = detail.get("calls")
     calls = [call for call in given if isinstance(call, dict)] if isinstance(given, list) else []
     columns = {name: fact[name] for name in ("id", "at", "kind", "attempt", "relay_node")}
@@ -243,12 +245,12 @@ def _call(call: Row, with_excerpts: bool) -> HttpCall:
     )
 
 
-def fact_in_words(kind: str, attempt: int, detail: Row) -> tuple[str, str]:
-    """Return a fact in words, and its tone. Other kinds, such as those of a newer version, are shown by their name."""
+def put_in_words(kind: str, attempt: int, detail: Row) -> tuple[str, str]:
+    """Return a fact in words, and its tone. Unknown kinds, as from a newer version, are shown by name."""
     sentence, style = _FACTS.get(kind, ("{kind}{person}", ""))
     words = defaultdict(str, {name: visible(str(value)) for name, value in detail.items()})
     if isinstance(detail.get("due_at"), str):
-        with contextlib.suppress(ValueError, OverflowError):  # another text, as a hand may write it, shows as it is
+        with contextlib.suppress(ValueError, OverflowError):  # a malformed time is shown as it is
             words["due_at"] = rfc3339(as_time(detail["due_at"]), "seconds")
     by = f" by {words['who']}" if "who" in detail else ""
     words |= {
@@ -262,8 +264,8 @@ def fact_in_words(kind: str, attempt: int, detail: Row) -> tuple[str, str]:
     return sentence.format_map(words), style
 
 
-def held_back(event: Row, route: str, config: Config, now: datetime) -> Iterator[Hold]:
-    """Yield the gates that hold deliveries of an event or entity back on a route, each with the command that opens it."""
+def list_holds(event: Row, route: str, config: Config, now: datetime) -> Iterator[Hold]:
+    """Yield the gates that hold back an event's delivery on a route, each with the command that opens it."""
     keys = {("source", event["source"]), ("route", route)}
     if (configured := config.routes.get(route)) is not None:
         keys.add(("destination", configured.destination))
@@ -276,49 +278,51 @@ def held_back(event: Row, route: str, config: Config, now: datetime) -> Iterator
         entity = f"{event['entity_type']}/{event['entity_id']}"
         where = f"entity {visible(entity)}" if kind == "entity" else f"{kind} {visible(name)}"
         named = ("--source", event["source"], "--entity", entity) if kind == "entity" else (f"--{kind}", name)
-        for sentence in gate_holds(gate, now):
-            yield Hold(f"{where} {sentence}", command("resume", *named))
+        for sentence in describe_holds(gate, now):
+            yield Hold(f"{where} {sentence}", format_command("resume", *named))
         used_until = gate["rate_used_until"]
         if gate["breaker"] == "closed" and used_until is not None and used_until > now:
-            yield Hold(f"{where}: its rate limit is used up, more calls follow {relative(used_until, now)}", "")
+            yield Hold(f"{where}: its rate limit is used up, more calls follow {format_relative(used_until, now)}", "")
 
 
-def gate_holds(gate: Row, now: datetime) -> Iterator[str]:
-    """Yield what a row of `gate` holds deliveries back by: a pause, a rate hold, a circuit breaker."""
+def describe_holds(gate: Row, now: datetime) -> Iterator[str]:
+    """Yield a sentence for each reason a row of `gate` holds deliveries back: a pause, a rate hold, a circuit breaker."""
     if gate["paused_at"] is not None:
         by, why = visible(str(gate["paused_by"])), visible(str(gate["pause_reason"]))
-        yield f"was paused {relative(gate['paused_at'], now)} by {by}: {why}"
+        yield f"was paused {format_relative(gate['paused_at'], now)} by {by}: {why}"
     if gate["held_until"] is not None and gate["held_until"] > now:
         why = visible(str(gate["hold_reason"]))
-        yield f"asked for no call until its limit ends {relative(gate['held_until'], now)}: {why}"
+        yield f"asked for no call until its limit ends {format_relative(gate['held_until'], now)}: {why}"
     if gate["breaker"] != "closed":
         is_final, cause = gate["breaker"] == "retired", visible(str(gate["breaker_cause"]))
-        until = "" if gate["breaker_until"] is None else f", the next probe {relative(gate['breaker_until'], now)}"
+        until = (
+            "" if gate["breaker_until"] is None else f", the next probe {format_relative(gate['breaker_until'], now)}"
+        )
         state = gate["breaker"].replace("_", " ")
         yield f"is retired: {cause}" if is_final else f"has its circuit breaker {state}{until}: {cause}"
 
 
 _NEXT = {
-    "received": "a relay orders it in its lane",
+    "received": "a relay gives it its place in its lane",
     "waiting": "waits in its lane",
-    "blocked": "nothing: it is dead, and its lane waits until somebody decides",
-    "dead": "nothing, until somebody replays it",
+    "blocked": "nothing: it is dead and blocks its lane until an operator decides",
+    "dead": "nothing, until an operator replays it",
 }
 
 
-def next_step(event: Row, delivery: Row, state: str, head: Row | None, now: datetime, *, is_held: bool) -> str:
-    """Say what comes next for a delivery of an event, by its row of the view `delivery` and the head of its lane."""
+def describe_next_step(event: Row, delivery: Row, state: str, head: Row | None, now: datetime, *, is_held: bool) -> str:
+    """Return the next step of a delivery as a sentence, from its row of the view `delivery` and the head of its lane."""
     if state in {"ready", "retrying"}:
         late = (now - delivery["due_at"]).total_seconds() > _LATE_SECONDS
-        then = ", when nothing holds it back" if is_held else "; no relay has claimed it yet" if late else ""
-        return f"attempt {delivery['attempts'] + 1}, due {both_times(delivery['due_at'], now)}{then}"
+        then = ", once nothing holds it back" if is_held else "; no relay has claimed it yet" if late else ""
+        return f"attempt {delivery['attempts'] + 1}, due {format_both_times(delivery['due_at'], now)}{then}"
     if state == "waiting" and head is not None:
         stopped = ", which is dead and blocks their lane" if head["head_state"] == "blocked" else ""
         return f"waits in its lane behind event {head['head_seq']}{stopped}"
     if state == "in_flight":
         relay = next((each for each in event["relays"] if each["id"] == delivery["relay_node"]), None)
         by = "" if relay is None else f", by the relay on {visible(relay['host'])} with pid {relay['pid']}"
-        return f"attempt {delivery['attempts']} runs now{by}"
+        return f"attempt {delivery['attempts']} is running{by}"
     return _NEXT.get(state, "nothing: it has ended")
 
 
@@ -329,11 +333,11 @@ ACTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("ready", "received", "waiting"), ("cancel",)),
     **dict.fromkeys((each for each in ENDINGS if each != "superseded"), ("replay",)),
 }
-"""The acts that change a delivery in each state, the most useful first."""
+"""The acts that apply to a delivery in each state, the most useful first."""
 
 
-def commands_for(seq: int, delivery: Row, state: str, head: Row | None, *, is_held: bool) -> Iterator[str]:
-    """Yield the commands that help a delivery in this state."""
+def suggest_commands(seq: int, delivery: Row, state: str, head: Row | None, *, is_held: bool) -> Iterator[str]:
+    """Yield the commands that help with a delivery in this state."""
     if state in {"ready", "received"}:
         yield from () if is_held else ("relay status",)
     elif state == "waiting":
@@ -342,14 +346,14 @@ def commands_for(seq: int, delivery: Row, state: str, head: Row | None, *, is_he
         yield f"inbox show {delivery['superseded_by']}"
     else:
         of_it = ("--seq", str(seq), "--route", str(delivery["route"]), "--reason", "…")
-        yield from (command(each, *of_it) for each in ACTS.get(state, ()))
+        yield from (format_command(each, *of_it) for each in ACTS.get(state, ()))
 
 
-def command(name: str, *arguments: str) -> str:
-    """Return a command of `relay` to copy."""
+def format_command(name: str, *arguments: str) -> str:
+    """Return a `relay` command to copy."""
     return visible(shlex.join(("relay", name, *arguments)))
 
 
-def both_times(moment: datetime, now: datetime) -> str:
-    """Write a time as seen from now, with the exact one."""
-    return f"{relative(moment, now)} ({rfc3339(as_time(moment), 'seconds')})"
+def format_both_times(moment: datetime, now: datetime) -> str:
+    """Return a time relative to now, followed by the exact time."""
+    return f"{format_relative(moment, now)} ({rfc3339(as_time(moment), 'seconds')})"

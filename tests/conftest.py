@@ -44,11 +44,10 @@ KINDS = ("sqlite", "postgres")
 LONGEST = (
     "tests/proofs/",
     "tests/docs/test_go_live_page.py",
-    "tests/process/test_migrate_live.py",
-    "tests/process/test_rolling_upgrade.py",
+    "tests/process/test_upgrades.py",
     "tests/process/test_secrets.py",
-    "tests/process/test_watched_by_prometheus.py",
-    "tests/web/test_web_schemathesis.py",
+    "tests/process/test_telemetry.py",
+    "tests/web/test_web_openapi.py",
 )
 """Tests of half a minute, which run first."""
 RARE_MARKS = ("long", "alone", "nightly")

@@ -139,7 +139,7 @@ def _stuck_branches(sql: Sql) -> dict[Kind, str]:
     # The lists don't depend on the row, so each is read once.
     moving = f"""SELECT newest.route FROM ({_NEWEST_FACTS}) newest WHERE newest.at > {before}
     UNION ALL SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > {sql.ago(0)}"""
-    # as `relay.delivery.gates.entity_key` writes it
+    # as `relay.delivery.gates.make_entity_key` writes it
     entity = " || '|' || ".join(rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in _ENTITY)
     paused = "SELECT g.name FROM gate g WHERE g.kind = '{}' AND g.paused_at IS NOT NULL"
     ready = "t.state = 'ready'"

@@ -68,7 +68,7 @@ SMALL_BODY = 64 * 1024
 
 MEMORY_FOR_BODY = 4
 """Memory of a body in progress, as a multiple of its size: bytes, text, parsed values, the database driver and the
-other rows. `tests/process/test_large_bodies.py` checks it."""
+other rows. `tests/process/test_receiver.py` checks it."""
 
 
 class MemoryBudget:

@@ -13,7 +13,7 @@ import typer
 from inbox.errors import SweepFailed
 from relay.cli.options import AsJson, Since, login_name, open_database, parse_entity, require_known
 from relay.cli.output import FINDING, answer, bar, fail, put_json, say, show
-from relay.words import counted
+from relay.words import format_count
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -90,7 +90,7 @@ def _finish(
 
 def _compared(number: int, noun: str, differing: int, same: str) -> str:
     differ = f"{differing:,} differ{'s' if differing == 1 else ''}" if differing else same
-    return f"{counted(number, noun)} compared: {differ}"
+    return f"{format_count(number, noun)} compared: {differ}"
 
 
 def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_json: bool) -> None:
@@ -112,7 +112,7 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
     at_once = config.destinations[config.routes[route].destination].concurrency
     context, after, previews = without_lease(), events.FIRST, []
     with bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
-        while page := events.entities(database, chosen, after, _PAGE):
+        while page := events.read_entities(database, chosen, after, _PAGE):
             for each in pool.map(lambda delivery: preview(sync, delivery, context), page):
                 report()
                 previews.append(each)
@@ -120,7 +120,7 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
     found = [each for each in previews if each.change != "none"]
     failed = sum(each.change == "failed" for each in found)
     summary = _compared(len(previews) - failed, "entity", len(found) - failed, "in sync")
-    summary += f"; {counted(failed, 'entity')} could not be compared" if failed else ""
+    summary += f"; {format_count(failed, 'entity')} could not be compared" if failed else ""
     rows = [row for each in found for row in _rows(each)]
     columns = "entity change field before after why"
     _finish(rows, columns, summary, as_json=as_json, document=msgspec.to_builtins(found))
@@ -145,7 +145,7 @@ def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_
     old, new = (
         each.make(lambda config: Variant(config, only_route=route, fetches=fetch)) for each in (load_file(), file)
     )
-    for event in stored.newest_events(database, events):
+    for event in stored.read_newest_events(database, events):
         number += 1
         differences = [*compare(old, new, event)]
         differ += bool(differences)
@@ -193,9 +193,11 @@ def sweep(
         put_json(rows)
     else:
         show(rows, ("source", "entity_type", "compared", "missed", "added", "since"))
-        say(f"{counted(missed, 'change')} {'was' if missed == 1 else 'were'} missing")
+        say(f"{format_count(missed, 'change')} {'was' if missed == 1 else 'were'} missing")
         if left_out:
-            say(f"{counted(left_out, 'event')} without the entity in the body: it is larger than max_body of {source}")
+            say(
+                f"{format_count(left_out, 'event')} without the entity in the body: it is larger than max_body of {source}"
+            )
     if missed:
         raise typer.Exit(FINDING)
 
@@ -218,7 +220,7 @@ def _swept(
                 report(swept.compared)
     except SweepFailed as error:
         if not dry:
-            sweeps.broke_off(database, source, entity_type, swept.missed)
+            sweeps.record_interrupted(database, source, entity_type, swept.missed)
         fail(
             f"{source} {entity_type}: {error}; {swept.compared} were compared, {swept.added} added, and the next sweep begins again"
         )
@@ -258,7 +260,7 @@ def verify(*, as_json: AsJson = False) -> None:
         answer(f"agreed: {counts}")
         return
     them = "it" if total == 1 else "them"
-    summary = f"{counted(total, 'difference')} in {counts}; `relay rebuild` repairs {them}"
+    summary = f"{format_count(total, 'difference')} in {counts}; `relay rebuild` repairs {them}"
     _finish(found, _DIFFERENCE, summary, as_json=as_json)
 
 
@@ -285,7 +287,7 @@ def rebuild(*, as_json: AsJson = False) -> None:
         return
     if repaired:
         show(repaired, _DIFFERENCE.split())
-    done = f"repaired {counted(total, 'difference')} in" if repaired else "nothing to repair:"
+    done = f"repaired {format_count(total, 'difference')} in" if repaired else "nothing to repair:"
     answer(f"{done} {counts}")
 
 
@@ -295,16 +297,16 @@ def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[
     Returns:
         The first differences, the number of all, and the numbers of what was seen, in words.
     """
-    from relay.store.audit import bounds
+    from relay.store.audit import read_bounds
 
     differences: list[dict[str, Any]] = []
     total = events = deliveries = facts = 0
-    low, high = bounds(database)
+    low, high = read_bounds(database)
     with bar(doing, high - low + 1) as report:
         for chunk in chunks:
             events, deliveries, facts = events + chunk.events, deliveries + chunk.deliveries, facts + chunk.facts
             total += len(chunk.differences)
             differences += map(msgspec.structs.asdict, chunk.differences[: _MOST_DIFFERENCES - len(differences)])
             report(min(chunk.upto, high) - low + 1)
-    counts = f"{counted(events, 'event')}, {counted(deliveries, 'delivery')}, {counted(facts, 'fact')}"
+    counts = f"{format_count(events, 'event')}, {format_count(deliveries, 'delivery')}, {format_count(facts, 'fact')}"
     return differences, total, counts

@@ -27,7 +27,17 @@ from relay.cli.output import (
     style_of,
     terminal_width,
 )
-from relay.words import FactShown, RouteProgress, both_times, byte_count, counted, facts_of, lasting, progress, relative
+from relay.words import (
+    FactShown,
+    RouteProgress,
+    describe_facts,
+    describe_progress,
+    format_both_times,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_relative,
+)
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -116,7 +126,7 @@ def _checked(
             line = f"  {reply.key}: {reply.url} {reply.text}, {reply.milliseconds:.0f} ms"
             yield Text.assemble(("reached", "green"), visible(line))
     if file is not None:
-        counts = [counted(len(file.source.tree.get(section, {})), word) for section, word in _SECTIONS]
+        counts = [format_count(len(file.source.tree.get(section, {})), word) for section, word in _SECTIONS]
         yield Text(visible(f"{path}: {', '.join(counts)}"))
         retention = file.sound.retention
         ages = [f"{kind} {retention.age_of(kind).shown}" for kind in ("payloads", "events", "attempts", "rejected")]
@@ -125,8 +135,8 @@ def _checked(
         state = "not asked; --online does" if database.state == "not asked" else database.state
         yield Text(visible(f"{database.origin}: {database.url} ({state})"))
     mistakes = sum(each.level == "mistake" for each in found)
-    said = [counted(mistakes, "mistake") if mistakes else "both sides would start"]
-    said += [counted(len(found) - mistakes, "warning")] if found else []
+    said = [format_count(mistakes, "mistake") if mistakes else "both sides would start"]
+    said += [format_count(len(found) - mistakes, "warning")] if found else []
     yield Text(", ".join(said), "bold red" if mistakes else "yellow" if found else "green")
 
 
@@ -186,9 +196,9 @@ def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iter
     missing = [result for result in results if result.needs]
     yield Text.assemble(
         ("not well", "bold red" if critical else "bold yellow") if needed else ("well", "bold green"),
-        f": {counted(needed, 'finding')}" if needed else ": no finding",
+        f": {format_count(needed, 'finding')}" if needed else ": no finding",
         f", {critical} critical" if critical else "",
-        f"; {counted(len(results) - len(missing), 'examination')}",
+        f"; {format_count(len(results) - len(missing), 'examination')}",
         f", {len(missing)} not made in full" if missing else "",
     )
     if found:
@@ -284,7 +294,7 @@ def story(event: Row, config: Config, now: datetime, width: int | None, *, is_pa
     if not event["deliveries"]:
         yield from (Text(), Text("no route matched it when it arrived: it is stored, and delivered nowhere"))
     for delivery in event["deliveries"]:
-        told = None if is_past else progress(event, delivery, config, now)
+        told = None if is_past else describe_progress(event, delivery, config, now)
         state = delivery["state"] if told is None else told.state
         yield Text()
         text = f"{visible(delivery['route'])}: {visible(state)}"
@@ -293,22 +303,25 @@ def story(event: Row, config: Config, now: datetime, width: int | None, *, is_pa
 
 
 def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
-    yield ("arrived", both_times(event["received_at"], now))
-    yield ("happened", both_times(event["occurred_at"], now))
+    yield ("arrived", format_both_times(event["received_at"], now))
+    yield ("happened", format_both_times(event["occurred_at"], now))
     if event["event_id"] is not None:
         yield ("sender's id", visible(event["event_id"]))
     is_erased = event["erased_at"] is not None
     if is_erased:
-        yield ("entity erased", both_times(event["erased_at"], now))
+        yield ("entity erased", format_both_times(event["erased_at"], now))
     pruned = f"; payload {'erased' if is_erased else 'pruned'}" if event["is_pruned"] else ""
-    yield ("body", f"{byte_count(event['body_bytes'])}, {visible(event['content_type'])}{pruned}")
+    yield ("body", f"{format_bytes(event['body_bytes'])}, {visible(event['content_type'])}{pruned}")
     duplicates = event.get("duplicates", ())
     times = sum(duplicate["times"] for duplicate in duplicates)
     if times:
         last = max(each["last_received_at"] or each["received_at"] for each in duplicates)
         different = sum(each["is_other"] for each in duplicates)
         bodies = f"; {different} of them with another body" if different else ""
-        yield ("duplicates", f"{counted(times, 'request')} with the same key, the last {relative(last, now)}{bodies}")
+        yield (
+            "duplicates",
+            f"{format_count(times, 'request')} with the same key, the last {format_relative(last, now)}{bodies}",
+        )
 
 
 def _route(told: RouteProgress) -> Iterator[_Line]:
@@ -321,21 +334,21 @@ def _route(told: RouteProgress) -> Iterator[_Line]:
 
 
 def _past_route(event: Row, delivery: Row, at: datetime) -> Iterator[_Line]:
-    yield from _facts(*facts_of(event, delivery["route"]))
+    yield from _facts(*describe_facts(event, delivery["route"]))
     if delivery["last_fact"] is None:
         yield ("", "no attempt had ended")
     if delivery["due_at"] is not None:
-        yield ("next attempt", both_times(delivery["due_at"], at))
+        yield ("next attempt", format_both_times(delivery["due_at"], at))
 
 
 def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
     """Tell each fact: what happened, then each call on a line of its own."""
     if earlier:
-        yield ("", f"{counted(earlier, 'earlier fact')}: --json")
+        yield ("", f"{format_count(earlier, 'earlier fact')}: --json")
     for fact in facts:
         yield (rfc3339(fact.at, "seconds"), fact.says, _TONES.get(fact.tone, ""))
         for call in fact.calls:
-            took = lasting(call.milliseconds / 1000)
+            took = format_duration(call.milliseconds / 1000)
             yield ("", visible(f"{call.outcome:<3} {took:>7}  {call.method} {call.url}"))
             said = visible(" ".join((call.error or call.excerpt or "").split()))
             if said and said not in fact.says:

@@ -27,7 +27,7 @@ from relay.cli.output import (
     title_of,
 )
 from relay.operations.asks import Rejections, Selection
-from relay.words import clock_time, fact_in_words, shown_state
+from relay.words import describe_state, format_time_of_day, put_in_words
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -143,13 +143,13 @@ def list_rows(
 
 def _wanted(listing: Filtered, given: dict[str, Any], config: Config, engine: Engine, now: datetime) -> dict[str, Any]:
     """Return the conditions of a listing; exit with 2 when a filter names nothing."""
-    from relay.filters import conditions, unknown
+    from relay.filters import list_unknown, make_conditions
 
     if "entity" in given:
         given["entity_type"], given["entity_id"] = parse_entity(given.pop("entity"), may_be_a_type=True)
-    for _, sentence in unknown(listing, given, config, engine):
+    for _, sentence in list_unknown(listing, given, config, engine):
         fail(sentence)
-    return conditions(given, config, now)
+    return make_conditions(given, config, now)
 
 
 def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool) -> None:
@@ -193,7 +193,7 @@ def list_events(row: Row, now: datetime) -> Row:
       inbox list --route user-to-crm --status 503 --columns seq,entity,due,error
       inbox list --source trivore --ndjson
     """
-    return {"state": shown_state(row, now)}
+    return {"state": describe_state(row, now)}
 
 
 @_command(
@@ -319,7 +319,7 @@ def follow_rows(
                 continue
             seen = {**named, **shown(feed.name, row)}
             if is_live:
-                seen[names[0]] = clock_time(row[feed.time], SystemClock().now())
+                seen[names[0]] = format_time_of_day(row[feed.time], SystemClock().now())
             put(*table([seen], names, _ROOMS)[0 if is_first else 1 :])
             is_first = False
 
@@ -437,7 +437,7 @@ def follow_facts(_feed: str, row: Row) -> Row:
       relay tail --cause server_error --ndjson
       relay tail --since 2026-01-01 --end --ndjson > facts.ndjson
     """
-    return {"what": fact_in_words(row["kind"], row["attempt"], row["detail"])[0]}
+    return {"what": put_in_words(row["kind"], row["attempt"], row["detail"])[0]}
 
 
 OF_INBOX = {"list": list_events, "tail": follow_arrivals, "commands": list_commands, "rejected": list_rejected}

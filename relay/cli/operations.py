@@ -20,7 +20,7 @@ from relay.cli.options import as_command, login_name, open_database, option, par
 from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
 from relay.operations.asks import OneCommand
 from relay.operations.table import OPERATIONS, Operation, parse
-from relay.words import counted, shown_state
+from relay.words import describe_state, format_count
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -206,9 +206,9 @@ OF_INBOX = (readmit, erase, prune)
 def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *, yes: bool, as_json: bool) -> None:
     """Show the plan; with `yes` carry it out, with a progress bar. Exits with 1 when it is about nothing."""
     from relay.store.operator import commands
-    from relay.store.operator.plan import Bound, plan, reason_mistake
+    from relay.store.operator.plan import Bound, find_reason_mistake, plan
 
-    mistake = reason_mistake(asked, reason)
+    mistake = find_reason_mistake(asked, reason)
     if yes and mistake is not None:
         fail(f"--reason: {mistake}")
     config, database = open_database()
@@ -277,14 +277,14 @@ def follow(database: Database, config: Config, number: int, operation: Operation
 def _progress(database: Database, number: int) -> Command:
     from relay.store.operator import commands
 
-    return commands.progress(database, number) or fail(f"there is no command {number}")
+    return commands.read_command(database, number) or fail(f"there is no command {number}")
 
 
 def _show(operation: Operation, planned: Plan) -> None:
-    from relay.store.operator.plan import why_left_out
+    from relay.store.operator.plan import describe_left_out
 
     now = SystemClock().now()
-    rows = [{**row, "state": shown_state(row, now)} for row in planned.deliveries]
+    rows = [{**row, "state": describe_state(row, now)} for row in planned.deliveries]
     requests = [{**row, "becomes": becomes(row)} for row in planned.requests]
     if planned.count and planned.count > len(rows) + len(requests) and planned.groups:
         groups = [msgspec.structs.asdict(group) for group in planned.groups]
@@ -302,7 +302,7 @@ def _show(operation: Operation, planned: Plan) -> None:
     if planned.obstacle is not None:
         say(planned.obstacle)
     for why, number in planned.left_out.items():
-        say(f"{number} left out: {why_left_out(why)}")
+        say(f"{number} left out: {describe_left_out(why)}")
     for sentence in (*planned.warnings, *planned.instead):
         put(Text(visible_text(sentence)), stderr=True)  # never wrapped, so that commands can be copied
 
@@ -314,7 +314,7 @@ def _say_how(operation: Operation, planned: Plan, *, has_reason: bool) -> None:
         return
     shown = len(planned.deliveries) or len(planned.requests)
     more = f", {shown} of them shown" if 0 < shown < planned.count else ""
-    say(f"{counted(planned.count, operation.thing)} would be {operation.done}{more}; {how}")
+    say(f"{format_count(planned.count, operation.thing)} would be {operation.done}{more}; {how}")
 
 
 def becomes(row: Row) -> str:

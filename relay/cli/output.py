@@ -31,7 +31,7 @@ from inbox.clock import SystemClock
 from inbox.errors import ConfigError, UnusableCommand
 from inbox.events.timestamps import rfc3339
 from inbox.observe.visible import visible, visible_json, visible_text
-from relay.words import counted, lasting, relative
+from relay.words import format_count, format_duration, format_relative
 
 FINDING, WRONG_USE = 1, 2
 """Exit statuses besides 0: the answer is a finding; the command or the configuration is wrong."""
@@ -218,7 +218,7 @@ def show(
         lines, omitted = fitted(rows, columns, width, SystemClock().now())
         put(*lines)
         hints = [more] if more else []
-        hints += [f"{counted(omitted, 'more column')}: --wide"] if omitted and wide is not None else []
+        hints += [f"{format_count(omitted, 'more column')}: --wide"] if omitted and wide is not None else []
         if hints:
             say("; ".join(hints), style="bright_black")
 
@@ -304,9 +304,9 @@ def text_of(value: object, name: str = "", now: datetime | None = None) -> str:
     if value is None:
         return ""
     if isinstance(value, datetime):
-        return rfc3339(value, "milliseconds") if now is None else relative(value, now)
+        return rfc3339(value, "milliseconds") if now is None else format_relative(value, now)
     if isinstance(value, float):
-        return lasting(value) if now is not None and name.endswith("_seconds") else f"{value:g}"
+        return format_duration(value) if now is not None and name.endswith("_seconds") else f"{value:g}"
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         value = ", ".join(value)
     if isinstance(value, dict | list):

@@ -16,7 +16,7 @@ from rich.text import Text
 from inbox.observe.visible import visible
 from relay.cli.options import TIME, AsJson, parse_entity, require_known
 from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
-from relay.words import counted, lasting
+from relay.words import format_count, format_duration
 
 _MOST_SHOWN = 20
 
@@ -242,7 +242,7 @@ def copy(
     if not yes:
         document |= {"running": running, "tables": [{"table": name, "rows": planned[name]} for name in planned]}
         more = f"; before it, stop {_together(running)}" if running else ""
-        every = counted(sum(planned.values()), "row")
+        every = format_count(sum(planned.values()), "row")
         _show_tables(
             document,
             f"{every} from {named['source']} to {named['target']}{more}; --yes copies them",
@@ -265,7 +265,7 @@ def copy(
         fail(f"stopped, and the target is empty: {error}", FINDING)
     rows, seconds = sum(each.rows for each in tables), time.monotonic() - began
     document |= {"seconds": round(seconds, 3), "rows": rows, "tables": msgspec.to_builtins(tables)}
-    said = f"copied and compared {counted(rows, 'row')} in {lasting(seconds)}: both ends are equal"
+    said = f"copied and compared {format_count(rows, 'row')} in {format_duration(seconds)}: both ends are equal"
     _show_tables(document, said, as_json=as_json)
     if not as_json:
         say(

@@ -29,7 +29,7 @@ from relay.cli.output import (
     table,
     terminal_width,
 )
-from relay.words import counted, lasting, relative
+from relay.words import format_count, format_duration, format_relative
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -124,15 +124,15 @@ def _look(config: Config) -> tuple[Overview, Sequence[Finding], Sequence[Finding
         DBAPIError: the database does not answer.
     """
     from relay.delivery.policy import policies
-    from relay.findings import checked, findings
+    from relay.findings import list_findings, read_stuck
     from relay.store.overview import read_overview
 
     database = database_of(config)
     try:
-        seen, found = read_overview(database, policies(config)), checked(database)
+        seen, found = read_overview(database, policies(config)), read_stuck(database)
     finally:
         database.engine.dispose()
-    return seen, found, findings(seen, found)
+    return seen, found, list_findings(seen, found)
 
 
 def _document(seen: Overview, checked: Sequence[Finding], findings: Sequence[Finding]) -> dict[str, Any]:
@@ -173,15 +173,15 @@ def _checked(config: Config, *, here: bool) -> list[Finding]:
     from sqlalchemy.exc import DBAPIError
 
     from inbox.db.dialect import trouble_text
-    from relay.findings import Finding, checked
+    from relay.findings import Finding, read_stuck
 
     host = socket.gethostname() if here else None
     try:
         database = database_of(config)
-        found = checked(database, host=host)
+        found = read_stuck(database, host=host)
         if found:
             time.sleep(_LOOK_AGAIN_SECONDS)
-            again = {(each.kind, each.subject) for each in checked(database, host=host)}
+            again = {(each.kind, each.subject) for each in read_stuck(database, host=host)}
             found = [each for each in found if (each.kind, each.subject) in again]
     except DBAPIError as error:
         found = [Finding("no_database", "critical", f"the database: {trouble_text(error)}")]
@@ -207,12 +207,14 @@ def lines_of(
     quiet = len(seen.routes) - len(routes)
     yield from _section("Findings", [each.sentence for each in checked], seen, width)
     yield from _section("Routes", [_route(route, checked, width) for route in routes], seen, width)
-    yield from [Text(f"  and {counted(quiet, 'route')} with nothing open")] if quiet else ()
+    yield from [Text(f"  and {format_count(quiet, 'route')} with nothing open")] if quiet else ()
     yield from _section("Held back", [{**asdict(gate), "gate": gate.title} for gate in seen.gates], seen, width)
     yield from _section(
         "Relays", [{**asdict(each), "in_flight": each.in_flight or None} for each in seen.relays], seen, width
     )
-    alerts = [f"{relative(each.since, seen.at) if width else rfc3339(each.since)}: {each.text}" for each in seen.alerts]
+    alerts = [
+        f"{format_relative(each.since, seen.at) if width else rfc3339(each.since)}: {each.text}" for each in seen.alerts
+    ]
     yield from _section("Alerts", alerts, seen, width)
     yield from _section("Commands", seen.commands, seen, width)
     sweeps = [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps]
@@ -228,7 +230,7 @@ def lines_of(
 def _retention(seen: Overview) -> str:
     """Return which kinds are behind or have errors, or the ages that are in force."""
     behind = [
-        f"behind with {row['kind']} by {lasting(row['behind_seconds'])}"
+        f"behind with {row['kind']} by {format_duration(row['behind_seconds'])}"
         for row in seen.retention
         if row["behind_since"]
     ]
@@ -246,9 +248,9 @@ def _headline(seen: Overview, checked: Sequence[Finding], findings: Sequence[Fin
     more = " or more" if any(route.at_least for route in seen.routes) else ""
     line = Text("well", "bold green") if running and is_well(findings) else Text("not well", "bold red")
     said = [
-        f"{counted(running, 'relay')} running" if running else "no relay running",
+        f"{format_count(running, 'relay')} running" if running else "no relay running",
         f"{number:,}{more} open" if number else "nothing open",
-        *([counted(len(checked), "finding")] if checked else []),
+        *([format_count(len(checked), "finding")] if checked else []),
     ]
     return Text.assemble(line, f": {', '.join(said)}")
 

@@ -1,1 +1,1 @@
-"""The long-running relay: its loop, worker pools, leases, maintenance, and the supervisor of its processes."""
+"""The long-running relay: its loop, worker pools, leases and maintenance, and the supervisor of its processes."""

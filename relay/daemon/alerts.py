@@ -1,4 +1,4 @@
-"""Posts alerts in a thread of its own, so that a chat that hangs delays no delivery."""
+"""Posts alerts in a separate thread, so that a slow chat service does not delay deliveries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from relay.store import alerts
 
 
 class AlertSender(msgspec.Struct):
-    """Posts one alert after the other, by the configuration that is active."""
+    """Posts alerts one at a time, using the active configuration."""
 
     generations: Generations
     limits: Limits
@@ -25,7 +25,7 @@ class AlertSender(msgspec.Struct):
     steps: Steps
 
     def run_due(self) -> float | None:
-        """Post an alert that is due. Returns 0 when there was one: the next is due at once."""
+        """Post one due alert. Returns 0 if there was one, so that the next follows at once."""
         return self.steps.run("send_alerts", self._post_next, None)
 
     def _post_next(self) -> float | None:
@@ -36,15 +36,15 @@ class AlertSender(msgspec.Struct):
         for one in unsent:
             error, is_final = post(one, active.alert_client, active.work.config.alerts.format, self.limits)
             if error is not None:
-                self.observer.tell(
+                self.observer.log(
                     "alert_not_posted", number=one.id, kind=one.alert.kind, subject=one.alert.subject, error=error
                 )
-            alerts.posted(active.work.database, one.id, error, is_final=is_final)
+            alerts.record_post(active.work.database, one.id, error, is_final=is_final)
         return 0.0 if unsent else None
 
 
 def post(alert: Posted, client: HttpClient, form: AlertFormat, limits: Limits) -> tuple[str | None, bool]:
-    """Post an alert. Returns the error, or None, and whether it is final: that it can't be worded keeps no other back."""
+    """Post an alert. Returns the error, or None, and whether it is final: an alert that can't be worded is not retried."""
     try:
         body = json.dumps(payload(alert, form)).encode()
     except Exception as error:  # noqa: BLE001  # a bug

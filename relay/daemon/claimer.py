@@ -1,4 +1,4 @@
-"""Claims due deliveries up to each pool's free capacity, where pauses, rate limits and circuit breakers allow."""
+"""Claims due deliveries up to each pool's free capacity, as pauses, rate limits and circuit breakers allow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from relay.store.gates import read_gates
 
 
 class Claimer(msgspec.Struct):
-    """Claims for one relay. `gates` are as last read."""
+    """Claims deliveries for one relay. `gates` is the last snapshot."""
 
     generations: Generations
     scans: ScanStarts
@@ -26,54 +26,54 @@ class Claimer(msgspec.Struct):
     observer: Observer
     gates: Gates = Gates()
     ran_short: bool = False
-    """True when the last claim found less than it asked for."""
+    """True when the last claim found fewer deliveries than it asked for."""
 
     def read_gates(self) -> int:
-        """Read pauses, and breakers that this relay or another has opened. Returns 0: it leaves nothing to do at once."""
+        """Read pauses and breakers, including those opened by other relays. Returns 0: there is nothing more to do."""
         before, self.gates = self.gates, read_gates(self.generations.active.work)
         if self.gates.paused_entities != before.paused_entities:
-            self.scans.due.clear()  # what was paused is due since long before them
-        self.observer.gates_changed(before, self.gates)
+            self.scans.due.clear()  # deliveries of resumed entities are due earlier than the scans' starts
+        self.observer.on_gates_changed(before, self.gates)
         return 0
 
     def claim(self) -> int:
-        """Fill every pool that wants more, and claim one delivery of each route whose breaker is half open. Returns how many."""
+        """Fill the pools, and claim one probe for each route whose breaker may be tested. Returns the number claimed."""
         generation = self.generations.active
-        wanted = [room._replace(routes=self._admitted(room.routes)) for room in generation.wanted()]
+        wanted = [room._replace(routes=self._select_admitted(room.routes)) for room in generation.list_free_capacity()]
         claimed = 0
         self.ran_short = False
         if any(room.routes for room in wanted):
-            asked_at = self.leases.began_asking()
+            asked_at = self.leases.now()
             found = claim.claim(generation.work, wanted, self.scans)
             claimed = self._submit(found, asked_at)
             self.ran_short = claimed < sum(room.number for room in wanted if room.routes)
         for route in self._to_probe():
-            asked_at = self.leases.began_asking()
+            asked_at = self.leases.now()
             found = claim.claim_probe(generation.work, route, self.scans)
             claimed += self._submit(found, asked_at)
             self.read_gates()
         return claimed
 
     def claim_suspect(self) -> int:
-        """Claim one delivery that may be the cause of a crash. Returns how many."""
+        """Claim one delivery that may have caused a crash. Returns the number claimed."""
         generation = self.generations.active
-        routes = self._admitted(generation.routes)
-        asked_at = self.leases.began_asking()
+        routes = self._select_admitted(generation.routes)
+        asked_at = self.leases.now()
         return self._submit(claim.claim_suspect(generation.work, routes), asked_at)
 
     def _to_probe(self) -> list[str]:
         active = self.generations.active
-        routes = self._admitted(active.routes, "probe")
-        return claim.due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
+        routes = self._select_admitted(active.routes, "probe")
+        return claim.find_due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
-    def _admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
-        """The routes that gates admit, without those that rest: an older event may have no place in its lane there yet."""
+    def _select_admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
+        """Return the routes that the gates admit, without locked ones: an older event may still lack its place there."""
         active = self.generations.active
-        resting = active.work.rests.now()
-        return [route for route in active.admitted(self.gates, routes, admission) if route not in resting]
+        resting = active.work.locked_routes.to_skip()
+        return [route for route in active.select_admitted(self.gates, routes, admission) if route not in resting]
 
     def _submit(self, claimed: Sequence[Delivery], asked_at: float) -> int:
-        self.leases.granted(map(claim_of, claimed), asked_at)
+        self.leases.trust(map(claim_of, claimed), asked_at)
         for delivery in claimed:
             self.generations.active.submit(delivery)
         return len(claimed)

@@ -1,6 +1,6 @@
-"""Gauges of the relay as a whole, read from the database every 15 s, and the meters of its process.
+"""Gauges of all relays together, read from the database every 15 s, and the meters of this process.
 
-A scrape reads no table. A thread reads backlog, alerts, clock and disk, and less often the longer that takes.
+Scrapes do not query the database. A thread reads backlog, alerts, clock and disk, less often if that is slow.
 `relay.observe` counts events.
 """
 
@@ -28,11 +28,11 @@ from relay.store.database import Database
 
 READ_EVERY_SECONDS = 15.0
 _SHARE_OF_TIME = 1 / 30
-"""The largest share of time for reading: with a million open deliveries, it scans as many rows."""
+"""The largest share of time for reading: with a million open deliveries, one reading scans a million rows."""
 
 
-def meters_of(config: Config) -> Meters:
-    """Make the meters of this process. Counters whose labels are known stand at zero from the start."""
+def make_meters(config: Config) -> Meters:
+    """Make the meters of this process. Counters with known labels start at zero."""
     if config.metrics.relay is None:
         return OFF
     meters = make_recorder(metrics.RELAY)
@@ -44,7 +44,7 @@ def meters_of(config: Config) -> Meters:
     for kind, names in pausable.items():
         for name in names:
             meters.put(metrics.PAUSED, 0, kind, name)
-    for step in get_args(Step):  # Prometheus sees no increase in a counter that begins with its first failure
+    for step in get_args(Step):  # Prometheus misses the first increase of a counter that starts at 1
         meters.count(metrics.STEP_FAILURES, step, by=0)
         meters.count(metrics.FAILED_ALONE, step, by=0)
     for route in config.routes:
@@ -55,39 +55,39 @@ def meters_of(config: Config) -> Meters:
 
 
 class Gauges:
-    """Reads the gauges of the relay as a whole; each reading is a transaction of its own."""
+    """Reads the gauges of all relays together, each in its own transaction."""
 
     def __init__(
         self, database: Database, observer: Observer, config: Config, exporter: ExporterProcess | None = None
     ) -> None:
-        """`exporter` is started again, should it have ended."""
+        """Restart the `exporter` with each reading if it has ended."""
         self._database = database
         self._observer = observer
         self._put = observer.meters.put
         self._now = SystemClock().now
         self._file = reads.sqlite_file(config)
         self._routes = set(config.routes)
-        """Every route published so far: one without open deliveries stands at zero."""
+        """Every route published so far; one without open deliveries is set to zero."""
         self._exporter = exporter
 
     def publish(self) -> float:
-        """Make all readings. Returns in how many seconds the next are due."""
+        """Make all readings. Returns the seconds until the next ones."""
         began = time.monotonic()
         readings = [self.backlog, self.alerts, self.clock, self.disk]
         for read in readings if self._exporter is None else [self._exporter.ensure, *readings]:
             try:
                 read()
             except SQLAlchemyError as error:
-                self._observer.database_trouble(f"reading gauges: {read.__name__}", error)
-                if failure_of(error) == "unreachable":  # the others would wait for it as long
+                self._observer.on_database_trouble(f"reading gauges: {read.__name__}", error)
+                if failure_of(error) == "unreachable":  # the other readings would time out, too
                     break
-            except Exception as error:  # noqa: BLE001  # it keeps no other from being read
-                self._observer.tell("bug_in_thread", bug=error, subject=f"gauges: {read.__name__}")
+            except Exception as error:  # noqa: BLE001  # the other gauges are still read
+                self._observer.log("bug_in_thread", bug=error, subject=f"gauges: {read.__name__}")
         return max(READ_EVERY_SECONDS, (time.monotonic() - began) / _SHARE_OF_TIME)
 
     def backlog(self) -> None:
-        """Read the open deliveries of each route."""
-        found = {row["route"]: row for row in reads.backlog(self._database)}
+        """Publish the open deliveries of each route."""
+        found = {row["route"]: row for row in reads.read_backlog(self._database)}
         self._routes |= set(found)
         for route in sorted(self._routes):
             row = found.get(route, {})
@@ -97,12 +97,12 @@ class Gauges:
         self._put(metrics.LOOKED, self._now().timestamp())
 
     def alerts(self) -> None:
-        """Read the newest alert of each subject. A recovered one is published, too: another relay may have seen it fire."""
-        for row in alerts.newest(self._database):
+        """Publish the newest alert of each subject, recovered ones too: another relay may have published the firing."""
+        for row in alerts.read_newest(self._database):
             self._put(metrics.ALERT_FIRING, float(row["firing"]), row["kind"], row["subject"])
 
     def clock(self) -> None:
-        """Compare the clocks of this host and of the database; half of the time of the answer is the way to it."""
+        """Publish the skew between the clocks of this host and of the database, corrected by half the round trip."""
         with self._database.read() as transaction:
             before = self._now()
             there = transaction.now()
@@ -110,7 +110,7 @@ class Gauges:
         self._put(metrics.CLOCK_SKEW, (there - before - (after - before) / 2).total_seconds())
 
     def disk(self) -> None:
-        """Read the sizes."""
+        """Publish the size of the database and the free space."""
         with self._database.read() as transaction:
             disk = reads.read_disk(transaction, self._file)
         for metric, value in ((metrics.DATABASE_BYTES, disk.size), (metrics.DISK_FREE, disk.free)):

@@ -1,4 +1,4 @@
-"""The active generation (one configuration with all that works by it) and its pools, and older ones that still drain."""
+"""Generations: a configuration with its worker pools and clients. One is active; older ones finish their calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from relay.delivery.policy import policies
 from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.http.target import prepare as prepare_target
-from relay.store.claim import MOST_BYTES, Room
+from relay.store.claim import MOST_BYTES, FreeCapacity
 from relay.store.deliveries import claim_of
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
@@ -34,13 +34,13 @@ from relay.sweep.scheduler import scheduled
 _log = logging.getLogger(__name__)
 
 PREFETCH = 3
-"""Claimed deliveries for each thread: one in its call, and enough behind it that no thread waits for the next claim
-(`benchmarks.drain` shows the difference). More would keep more from other relays.
+"""Claimed deliveries per thread: one in its call, and enough queued that no thread waits for the next claim
+(measured by `benchmarks.drain`). A larger value would withhold deliveries from other relays.
 """
 
 
 class FinishedAttempt(msgspec.Struct, frozen=True):
-    """The outcome of an attempt, and the pool that made it: after a reload, the route may have another pool."""
+    """The outcome of an attempt, and the pool that made it: a reload may give the route another pool."""
 
     delivery: Delivery
     outcome: Outcome
@@ -48,7 +48,7 @@ class FinishedAttempt(msgspec.Struct, frozen=True):
 
 
 def attempt(delivery: Delivery, deliverer: Deliverer, context: Context) -> Outcome:
-    """Make one attempt; every failure, a bug too, becomes an outcome."""
+    """Make one attempt; every failure, even a bug, becomes an outcome."""
     try:
         return deliverer(delivery, context)
     except BaseException as error:  # noqa: BLE001  # a bug in a destination ends this attempt, not the relay or its thread
@@ -64,7 +64,7 @@ def attempt(delivery: Delivery, deliverer: Deliverer, context: Context) -> Outco
 
 
 class WorkerPool:
-    """The threads of one destination, as many as its `concurrency`."""
+    """The threads of one destination, `concurrency` of them."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class WorkerPool:
         context_of: Callable[[Delivery], Context],
         finished: Callable[[FinishedAttempt], None],
     ) -> None:
-        """Start the threads. `context_of` gives each attempt its bounds; `finished` is called from the threads."""
+        """Start the threads. `context_of` returns the context of an attempt; the threads call `finished` after each."""
         self._routes = deque(deliverers)
         self._size = size
         self._deliverers = deliverers
@@ -85,7 +85,7 @@ class WorkerPool:
         self.in_hand = 0
         self.bytes_in_hand = 0
         self.suspects = 0
-        """The number of deliveries in hand that may be the cause of a crash."""
+        """Deliveries in hand that may have caused a crash."""
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True) for number in range(1, size + 1)
         ]
@@ -94,34 +94,34 @@ class WorkerPool:
 
     @property
     def capacity(self) -> int:
-        """The number of further deliveries that it takes."""
+        """The number of deliveries it can still take."""
         return self._size * PREFETCH - self.in_hand
 
     @property
     def wants_more(self) -> bool:
-        """True when it can take one for each thread: few large claims cost less than many small ones."""
+        """True when it can take one delivery per thread: few large claims cost less than many small ones."""
         return self.capacity >= self._size
 
     def take_turn(self) -> list[str]:
-        """Return its routes, each time with another one first, so that none starves the others."""
+        """Return its routes, rotated by one each time so that every route gets its turn."""
         self._routes.rotate(-1)
         return list(self._routes)
 
     def submit(self, delivery: Delivery) -> None:
-        """Queue a delivery; its outcome comes as a `FinishedAttempt`."""
+        """Queue a delivery; `finished` gets its outcome."""
         self.in_hand += 1
         self.bytes_in_hand += len(delivery.body or b"")
         self.suspects += delivery.is_suspect
         self._queue.put(delivery)
 
     def release(self, delivery: Delivery) -> None:
-        """Free the capacity of a delivery that is recorded, or goes back."""
+        """Free the capacity of a delivery that is recorded or given back."""
         self.in_hand -= 1
         self.bytes_in_hand -= len(delivery.body or b"")
         self.suspects -= delivery.is_suspect
 
     def withdraw_unstarted(self) -> list[Delivery]:
-        """Take unstarted deliveries out of the queue, and return them."""
+        """Remove unstarted deliveries from the queue, and return them."""
         unstarted: list[Delivery] = []
         while True:
             try:
@@ -133,7 +133,7 @@ class WorkerPool:
                 unstarted.append(delivery)
 
     def close(self) -> None:
-        """Let each thread end when the queue is empty."""
+        """End each thread once the queue is empty."""
         for _ in self._threads:
             self._queue.put(None)
 
@@ -151,7 +151,7 @@ class WorkerPool:
 
 
 def begin_attempt(tracer: Tracer, delivery: Delivery) -> Span | None:
-    """Begin the span of an attempt, by the semantic conventions of messaging; None unless its event's trace is sampled."""
+    """Begin the span of an attempt (OpenTelemetry's messaging conventions); None unless the event's trace is sampled."""
     if delivery.traceparent is None:
         return None
     span = tracer.begin(f"process {delivery.route}", "consumer", parent=delivery.traceparent)
@@ -178,18 +178,18 @@ def _end(span: Span, outcome: Outcome) -> None:
 
 
 class PreparedConfig(msgspec.Struct, frozen=True):
-    """A configuration with the clients that make its calls, compiled before any thread starts."""
+    """A configuration with its compiled clients, made before any thread starts."""
 
     config: Config
     deliverers: Mapping[str, Deliverer] = {}
     alert_client: HttpClient | None = None
-    """Posts alerts; None without a url."""
+    """The client that posts alerts; None without a url."""
     sweeps: tuple[CompiledSweep, ...] = ()
-    """The sweeps that the relay schedules itself."""
+    """The scheduled sweeps."""
 
 
 def prepare(config: Config) -> PreparedConfig:
-    """Compile all that a configuration calls. Secrets are read now.
+    """Compile the destinations, alert client and sweeps of a configuration, and read their secrets.
 
     Raises:
         ConfigError: a destination, the alerts' url or a sweep can't be used. The text has a line for each mistake.
@@ -216,18 +216,18 @@ def alert_client(config: Config) -> HttpClient | None:
         timeout=Duration(10), concurrency=1, allow_private=alerts.allow_private, allow_http=alerts.allow_http
     )
     url = alerts.url.reveal(at="alerts.url")
-    # The path of a chat's hook is its secret.
+    # The path of a chat webhook is its secret.
     return HttpClient(prepare_target(endpoint, url, "alerts", config.outbound, secrets=[url], shown_path="/…"))
 
 
 LoopEvent = FinishedAttempt | PreparedConfig | None
-"""An event that another thread hands to the loop; None only wakes it."""
+"""An event from another thread to the loop; None only wakes it."""
 
 
 class Generation:
-    """A configuration at work: its policies, API clients and worker pools.
+    """A running configuration: its policies, API clients and worker pools.
 
-    Each destination has one worker pool, which the routes to it share. Only the loop's thread calls it.
+    The routes to a destination share one worker pool. Only the loop's thread may call it.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class Generation:
         context_of: Callable[[Delivery], Context],
         put: Callable[[LoopEvent], None],
     ) -> None:
-        """Start the threads. `put` gets every finished attempt."""
+        """Start the threads. `put` receives every finished attempt."""
         config = prepared.config
         self.work = msgspec.structs.replace(work, config=config, policies=policies(config))
         self.alert_client = prepared.alert_client
@@ -258,25 +258,27 @@ class Generation:
 
     @property
     def in_hand(self) -> int:
-        """The number of deliveries that its pools hold, started or not."""
+        """The number of deliveries in its pools, started or not."""
         return sum(pool.in_hand for pool in self._pools)
 
     @property
     def suspects(self) -> int:
-        """The number of those that may be the cause of a crash."""
+        """The number of those that may have caused a crash."""
         return sum(pool.suspects for pool in self._pools)
 
-    def wanted(self) -> list[Room]:
-        """The room of each pool that wants more. Each time another pool is the first."""
+    def list_free_capacity(self) -> list[FreeCapacity]:
+        """List the free capacity of each pool that wants more, starting with another pool each time."""
         self._pools.rotate(-1)
         share = MOST_BYTES // max(len(self._pools), 1)
         rooms = [
-            Room(pool.take_turn(), pool.capacity, share - pool.bytes_in_hand) for pool in self._pools if pool.wants_more
+            FreeCapacity(pool.take_turn(), pool.capacity, share - pool.bytes_in_hand)
+            for pool in self._pools
+            if pool.wants_more
         ]
         return [room for room in rooms if room.most_bytes > 0]
 
-    def admitted(self, gates: Gates, routes: Sequence[str], *admissions: Admission) -> list[str]:
-        """Return the routes among these to which `gates` give one of the admissions."""
+    def select_admitted(self, gates: Gates, routes: Sequence[str], *admissions: Admission) -> list[str]:
+        """Return those of `routes` that `gates` admit in one of the given ways."""
         return [route for route in routes if gates.admit(self.work.policies[route].gates) in admissions]
 
     def submit(self, delivery: Delivery) -> None:
@@ -284,17 +286,17 @@ class Generation:
         self._pool_of[delivery.route].submit(delivery)
 
     def withdraw_unstarted(self) -> list[Delivery]:
-        """Take unstarted deliveries out of every pool, and return them."""
+        """Remove unstarted deliveries from every pool, and return them."""
         return [delivery for pool in self._pools for delivery in pool.withdraw_unstarted()]
 
     def close(self) -> None:
-        """Let the threads end, and with them their connections."""
+        """End the threads, which closes their connections."""
         for pool in self._pools:
             pool.close()
 
 
 class Generations:
-    """The active generation, and those before it that still have calls to finish."""
+    """The active generation, and earlier ones that still finish calls."""
 
     def __init__(
         self,
@@ -309,14 +311,14 @@ class Generations:
     ) -> None:
         def context_of(delivery: Delivery) -> Context:
             span = begin_attempt(tracer, delivery) if tracer.is_on else None
-            return Context(partial(leases.trusted_until, claim_of(delivery)), stop, now, span)
+            return Context(partial(leases.trusts_until, claim_of(delivery)), stop, now, span)
 
         self._start = partial(Generation, work=work, context_of=context_of, put=events.put)
         self._draining: list[Generation] = []
         self.active = self._start(first)
 
     def activate(self, new: PreparedConfig) -> list[Delivery]:
-        """Start another generation; the one before finishes what it has started. Returns what nobody has started."""
+        """Start a new generation; the previous one finishes its calls. Returns the unstarted deliveries."""
         old = self.active
         unstarted = old.withdraw_unstarted()
         self._draining.append(old)
@@ -324,7 +326,7 @@ class Generations:
         return unstarted
 
     def close_drained(self) -> None:
-        """Close older generations whose last calls have ended."""
+        """Close earlier generations whose last calls have ended."""
         for generation in self._draining:
             if not generation.in_hand:
                 generation.close()
@@ -337,10 +339,10 @@ class Generations:
 
     @property
     def in_hand(self) -> int:
-        """The number of deliveries that all generations hold, started or not."""
+        """The number of deliveries in all generations, started or not."""
         return sum(generation.in_hand for generation in (self.active, *self._draining))
 
     @property
     def suspects(self) -> int:
-        """The number of those that may be the cause of a crash."""
+        """The number of those that may have caused a crash."""
         return sum(generation.suspects for generation in (self.active, *self._draining))

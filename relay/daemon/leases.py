@@ -1,8 +1,8 @@
-"""Leases as this process trusts them, on its own steady clock.
+"""Tracks on this process's steady clock how long each lease may be trusted.
 
-A lease lasts 15 s by the database's clock from the moment the database grants it. Here it is trusted until 14 s after
-the request for it began, however slow the answer was. So a relay that can't renew stops its calls before another may
-take over: two relays never make calls for one delivery at the same time.
+A lease lasts 15 s by the database's clock from the moment the database grants it. This process trusts it until 14 s after
+it sent the request, however slow the response. So a relay that can't renew stops its calls before another takes over:
+two relays never make calls for one delivery at the same time.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ class Leases:
         self._revoked = False
         self._lock = threading.Lock()
 
-    def began_asking(self) -> float:
-        """Return the present instant. Call it before claiming or renewing; pass the result to `granted` or `renewed`."""
+    def now(self) -> float:
+        """Return the present instant. Call it before claiming or renewing, and pass the result to `trust` or `extend`."""
         return self._clock()
 
-    def granted(self, claimed: Iterable[Claimed], began_asking: float) -> None:
-        """Trust leases that were claimed by a statement sent after `began_asking`."""
+    def trust(self, claimed: Iterable[Claimed], asked_at: float) -> None:
+        """Trust leases granted by a statement that was sent after `asked_at`."""
         with self._lock:
-            self._trusted_until |= dict.fromkeys(claimed, began_asking + TRUSTED_SECONDS)
+            self._trusted_until |= dict.fromkeys(claimed, asked_at + TRUSTED_SECONDS)
 
-    def renewed(self, claimed: Collection[Claimed], began_asking: float) -> None:
-        """Extend, as `granted` does, the leases that are still held: one that was recorded meanwhile stays forgotten."""
+    def extend(self, claimed: Collection[Claimed], asked_at: float) -> None:
+        """Extend renewed leases. Leases forgotten meanwhile stay forgotten."""
         with self._lock:
             held = self._trusted_until.keys() & claimed
-            self._trusted_until |= dict.fromkeys(held, began_asking + TRUSTED_SECONDS)
+            self._trusted_until |= dict.fromkeys(held, asked_at + TRUSTED_SECONDS)
 
     def forget(self, claimed: Iterable[Claimed]) -> None:
-        """Drop leases of deliveries that are recorded or released."""
+        """Drop the leases of recorded or released deliveries."""
         with self._lock:
             for key in claimed:
                 self._trusted_until.pop(key, None)
 
     def revoke(self) -> None:
-        """Trust no lease any more, present or future: running calls are cut."""
+        """Stop trusting any lease, present or future, which cuts running calls."""
         self._revoked = True
 
-    def trusted_until(self, key: Claimed) -> float:
-        """Return the instant of the steady clock after which the lease permits nothing; a renewal moves it."""
+    def trusts_until(self, key: Claimed) -> float:
+        """Return the time of the steady clock at which trust in the lease ends; renewals extend it."""
         return 0.0 if self._revoked else self._trusted_until.get(key, 0.0)
 
-    def trusted(self) -> list[Claimed]:
-        """List the leases trusted now. This process never rescues them, whatever the database's clock says."""
+    def list_trusted(self) -> list[Claimed]:
+        """List the leases trusted now. This process never rescues them, whatever the database's clock shows."""
         now = self._clock()
         with self._lock:
             return [] if self._revoked else [key for key, until in self._trusted_until.items() if now < until]
 
     def held(self) -> list[Claimed]:
-        """List all leases to renew, trusted or not; none once they are revoked: other relays rescue what is unrecorded."""
+        """List all leases to renew, trusted or not; none once revoked, so that other relays can rescue the deliveries."""
         with self._lock:
             return [] if self._revoked else list(self._trusted_until)

@@ -1,7 +1,7 @@
-"""The relay's loop, which owns all work; threads beside it make the calls, renew leases, post alerts, sweep and prune.
+"""The relay's loop. Threads beside it make the calls, renew leases, post alerts, sweep and prune.
 
-The loop records finished attempts, rescues expired leases, sequences new events and claims due deliveries. Every step is
-a few short transactions; none is open during a call. Other threads hand their results to the loop through one queue.
+The loop records finished attempts, rescues expired leases, sequences new events and claims due deliveries. Every step
+uses short transactions; none is open during a call. Other threads pass their results to the loop through one queue.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from relay.sweep.scheduler import Sweeper
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
 EVERY_SECONDS = 1.0
-"""Between two looks for what others change: a pause stops all relays within about a second."""
+"""Interval for reading changes by others: a pause stops all relays within about a second."""
 WATCH_EVERY_SECONDS = 15.0
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
 CUT_SECONDS = 1.0
-"""The time that calls have to return after they are cut; the watchdog needs a twentieth of it."""
+"""Time for calls to return after they are cut; the watchdog needs a twentieth of it."""
 
 
 class Relay:
@@ -62,7 +62,7 @@ class Relay:
         observer: Observer | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`grace_seconds` is how long calls may still run after a stop, under renewed leases, before they are cut."""
+        """Prepare the relay. After a stop, calls may run for `grace_seconds` under renewed leases before they are cut."""
         self.node = str(uuid.uuid4())
         self._database = database
         self._observer = observer = observer or Observer()
@@ -74,37 +74,37 @@ class Relay:
         self._ended = threading.Event()
         self._events: queue.SimpleQueue[LoopEvent] = queue.SimpleQueue()
         self._described: Policies | None = None
-        """The policies whose routes `relay_node` has."""
+        """The policies whose routes are stored in `relay_node`."""
         self._unrecorded: dict[Claimed, FinishedAttempt] = {}
         self._to_give_back: list[Claimed] = []
-        """Claims to release: never started, or cut before anything was sent."""
+        """Claims to give back: unstarted, or cut before anything was sent."""
         self._poll = BUSY_POLL_SECONDS
         self._is_woken = False
-        """True while a wake-up waits among the events: one is enough."""
+        """True while a wake-up is queued: one is enough."""
         self._is_idle = False
-        """True when no result came for as long as the last poll, or until the loop was woken."""
+        """True when the last wait brought no result."""
         self._steps = steps = Steps(observer, alert=self._alert, is_healthy=self._takes_writes)
         work = Work(database, prepared.config, {}, self.node, observer)
-        self._rests, self._scans = work.rests, ScanStarts()
+        self._locked_routes, self._scans = work.locked_routes, ScanStarts()
         self._generations = Generations(
             prepared, work, leases=held, stop=stop, now=now, events=self._events, tracer=observer.tracer
         )
         self._claimer = Claimer(self._generations, self._scans, held, observer)
-        self._clock = DatabaseClock(told=observer.clock_stepped)
+        self._clock = DatabaseClock(on_step=observer.on_clock_step)
         self._watch = Watch()
         self._commands = execution.OpenCommands()
-        self._duplicates: duplicates.Rest | None = None
-        """The duplicates to judge next, and at once."""
+        self._duplicates: duplicates.Unjudged | None = None
+        """The duplicates to judge in the next round."""
         self._sweeper = Sweeper(work, prepared.sweeps, stop=stop, now=now, observer=observer, steps=steps)
         self._pruner = Pruner(lambda: self._work, LeasedPruner(database, self.node, stop.wait), stop, observer, steps)
         self._alert_sender = AlertSender(self._generations, Limits(lambda: float("inf"), stop, now), observer, steps)
         self._listener = Listener(database.engine, self.wake, stop, observer)
         self._beside: list[threading.Thread] = []
-        """The threads beside the loop, which end once it is told to stop."""
-        self._table = self._rounds()
-        """The steps of a round, in their order."""
+        """The threads beside the loop, which end after a stop."""
+        self._table = self._list_steps()
+        """The steps of a round, in order."""
 
-    def _rounds(self) -> list[Repeated]:
+    def _list_steps(self) -> list[Repeated]:
         return [
             Repeated("give_back", 0, self._give_back),
             Repeated("record", 0, self._record),
@@ -121,37 +121,37 @@ class Relay:
         ]
 
     def stop(self) -> None:
-        """Stop gracefully: claim nothing more, finish running calls, release the rest. Call it from any other thread."""
+        """Stop gracefully: stop claiming, finish running calls, give back the rest. Call it from any other thread."""
         self._stop.set()
         self._events.put(None)
 
     def wake(self) -> None:
-        """Look for work now, instead of at the end of a poll. Call it from any thread."""
+        """Look for work now instead of at the end of the poll. Call it from any thread."""
         if not self._is_woken:
             self._is_woken = True
             self._events.put(None)
 
     def cut(self) -> None:
-        """Stop now: cut running calls, release those that can't have had an effect. Call it from any other thread."""
+        """Stop now: cut running calls, and give back those that can't have had an effect. Call it from any other thread."""
         self._cut.set()
         self.stop()
 
     def reload(self, prepared: PreparedConfig) -> None:
-        """Activate another configuration in the next cycle; started calls finish by the old. Call it from any thread.
+        """Activate another configuration in the next round; running calls finish under the old. Call it from any thread.
 
-        The policies that are active when an outcome is recorded decide what follows from it, such as a retry.
+        Outcomes are judged by the policies that are active when they are recorded.
         """
         self._events.put(prepared)
 
     def run(self, *, drain: bool = False) -> None:
-        """Work until stopped; with `drain`, only until nothing is received, due or in flight.
+        """Work until stopped; with `drain`, until nothing is received, due or in flight.
 
-        A bug in the loop ends it, too: as gracefully as possible, then it is raised. The node is not marked as stopped then, so
+        A bug in the loop also ends it, as gracefully as possible, and is raised. The node is then not marked as stopped, so
         that others see a relay that died.
         """
         self._steps.retry_until_done("starting", self._describe, unless=self._stop)
         with ExitStack() as leaving:
-            self._observer.tell("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
+            self._observer.log("started", node=self.node, routes=",".join(self._generations.active.routes) or "none")
             renewing = run_beside(
                 "leases", self._renew, every=RENEW_EVERY_SECONDS, stop=self._ended, observer=self._observer
             )
@@ -166,7 +166,7 @@ class Relay:
                     self._run_beside("wake-up", self._listener.hear)
             self._go_on(drain=drain)
         self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
-        self._observer.tell("stopped", node=self.node, rows=self._observer.counts["given_back"])
+        self._observer.log("stopped", node=self.node, rows=self._observer.counts["given_back"])
 
     @property
     def _work(self) -> Work:
@@ -190,10 +190,10 @@ class Relay:
             self._wait(busy=bool(more))
 
     def _cycle(self) -> bool:
-        """Run one round of every step. Returns whether there was anything to do.
+        """Run one round of all steps. Returns whether there was anything to do.
 
         Raises:
-            Exception: the database is unreachable; or recording or claiming fails for good.
+            Exception: the database is unreachable; or recording or claiming keeps failing.
         """
         self._collect()
         done = sum(step.run(self._steps) for step in self._table)
@@ -201,7 +201,7 @@ class Relay:
         return done > 0
 
     def _may_sequence(self) -> bool:
-        """Of a large backlog, a part is sequenced whenever claims run short or the loop is idle, so that deliveries go on."""
+        """Return whether to sequence now. A large backlog waits until claims run short or the loop is idle."""
         return not self._scans.is_behind or self._claimer.ran_short or self._is_idle
 
     def _may_claim(self) -> bool:
@@ -227,50 +227,50 @@ class Relay:
             case PreparedConfig() if not self._stop.is_set():
                 self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
-                self._observer.tell(
+                self._observer.log(
                     "reloaded", node=self.node, routes=",".join(self._generations.active.routes) or "none"
                 )
-            case None:  # or a stop: the loop sees it by itself
+            case None:  # a wake-up, or a stop, which the loop checks anyway
                 self._is_woken = False
             case _:
-                pass  # another configuration after a stop
+                pass  # a configuration that arrives after a stop
 
     def _give_back(self) -> int:
-        """Release unused claims. After a failure all are still there, and repeating it is harmless."""
+        """Give back unused claims. After a failure they are kept, and repeating it is harmless."""
         done, number = leases.give_back(self._work, self._to_give_back)
         self._leases.forget(done)
         self._to_give_back = [one for one in self._to_give_back if one not in done]
         if done:
-            self._observer.tell("given_back", rows=number)
+            self._observer.log("given_back", rows=number)
         return number
 
     def _record(self) -> int:
-        """Record finished attempts. After a failure the rest is still there: fencing discards a second record."""
+        """Record finished attempts. After a failure the rest are kept; the fence discards a second record."""
         if not self._unrecorded:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
-        recently_failing = self._claimer.gates.recently_failing()
+        recently_failing = self._claimer.gates.list_recently_failing()
         number = 0
         for results in record.record(self._work, outcomes, recently_failing, host_now=self._now):
             for result in results:
-                self._recorded(result)
+                self._forget_recorded(result)
             number += len(results)
-            self._observer.recorded(results)
+            self._observer.on_recorded(results)
         done = [outcome for delivery, outcome in outcomes if claim_of(delivery) not in self._unrecorded]
         if done and (recently_failing or any(isinstance(each, Failed) or asks_for_hold(each) for each in done)):
             self._claimer.read_gates()
         return number
 
-    def _recorded(self, result: record.Recorded) -> None:
+    def _forget_recorded(self, result: record.Recorded) -> None:
         key = claim_of(result.delivery)
         finished = self._unrecorded.pop(key)
         finished.pool.release(finished.delivery)
         self._leases.forget([key])
 
     def _sequence(self) -> int:
-        """Sequence all that arrived before any of it is claimed; of a large backlog, a part."""
+        """Sequence all new deliveries before claiming; of a large backlog, a part."""
         done = 0
-        # Where all of a full batch was done by another relay, the next scan is for the next round.
+        # If another relay has sequenced all of a full batch, scan again in the next round.
         while batch := sequence.sequence(self._work, self._scans):
             done += batch
             if not self._scans.is_behind or done >= MOST_SEQUENCED_AT_ONCE or self._generations.in_hand:
@@ -278,24 +278,24 @@ class Relay:
         return done
 
     def _reap(self) -> int:
-        self._observer.reaped(leases.reap(self._work, self._leases.trusted(), self._clock))
+        self._observer.on_rescued(leases.rescue_expired(self._work, self._leases.list_trusted(), self._clock))
         return 0
 
     def _judge_duplicates(self) -> int:
-        """Judge a round of duplicates. Returns 1 when there are more, which are judged at once."""
+        """Judge a round of duplicates. Returns 1 if there are more to judge at once."""
         rest, self._duplicates = self._duplicates, None
         judged = duplicates.judge_duplicates(self._work, rest)
         self._duplicates = judged.rest
         if judged.rearmed:
-            self._observer.tell("rearmed", rows=judged.rearmed, handled=judged.handled)
+            self._observer.log("rearmed", rows=judged.rearmed, handled=judged.handled)
         return int(judged.rest is not None)
 
     def _look_at_conditions(self) -> int:
-        self._watch.look(self._work)
+        self._watch.check(self._work)
         return 0
 
     def _log_alerts(self) -> int:
-        self._observer.alerted(alerts.take_untold(self._work))
+        self._observer.on_alerts(alerts.take_unlogged(self._work))
         return 0
 
     def _flush_throughput(self) -> int:
@@ -303,16 +303,16 @@ class Relay:
         return 0
 
     def _work_on_commands(self) -> int:
-        """Work on a batch of each open command. Returns how many deliveries have changed: then more may."""
+        """Run a batch of each open command. Returns the number of changed deliveries."""
         changed = self._commands.work(self._work)
         if self._commands.are_open:
-            self._claimer.read_gates()  # one may have been a pause
+            self._claimer.read_gates()  # one may be a pause
         return changed
 
     def _wait(self, *, busy: bool) -> None:
-        """Wait for an event, at most for the poll: 20 ms after work, twice as long after each idle round, up to 500 ms.
+        """Wait for an event, at most for the poll: 20 ms after work, doubled after each idle round, up to 500 ms.
 
-        The listener ends the wait when something is committed; the poll finds what it misses.
+        The listener ends the wait at each commit; the poll covers missed notifications.
         """
         self._poll = BUSY_POLL_SECONDS if busy else min(self._poll * 2, IDLE_POLL_SECONDS)
         self._accept_within(self._poll)
@@ -326,21 +326,21 @@ class Relay:
             self._is_idle = True
 
     def _is_drained(self) -> bool:
-        """Return whether only held-back deliveries are left: a drain doesn't wait for a gate to open."""
+        """Return whether only held-back deliveries are left: a drain doesn't wait for gates to open."""
         active = self._generations.active
-        routes = active.admitted(self._claimer.gates, active.routes, "all", "probe")
+        routes = active.select_admitted(self._claimer.gates, active.routes, "all", "probe")
         return nodes.is_drained(self._database, routes)
 
     def _shut_down(self) -> None:
-        """Release unstarted deliveries; let running calls finish within the grace period, and cut them after it."""
+        """Give back unstarted deliveries; let running calls finish within the grace period, then cut them."""
         self._stop.set()
         self._to_give_back += map(claim_of, self._generations.active.withdraw_unstarted())
         self._steps.attempt("giving back", self._give_back)
-        self._observer.tell("stopping", node=self.node, rows=self._generations.in_hand)
+        self._observer.log("stopping", node=self.node, rows=self._generations.in_hand)
         self._finish_within(self._grace, unless=self._cut.is_set)
         if self._generations.in_hand:
             self._leases.revoke()
-            self._observer.tell("cutting", node=self.node, rows=self._generations.in_hand)
+            self._observer.log("cutting", node=self.node, rows=self._generations.in_hand)
         self._finish_within(CUT_SECONDS)
         self._steps.attempt("writing figures", self._flush_throughput)
         self._generations.close()
@@ -349,38 +349,38 @@ class Relay:
             thread.join(CUT_SECONDS)
 
     def _finish_within(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:
-        """Record and release until nothing is in hand. Waits for no outcome long: the database may have recovered."""
+        """Record and give back until nothing is in hand. Retries often: the database may recover."""
         deadline = time.monotonic() + seconds
         while (self._generations.in_hand or self._to_give_back) and not unless() and time.monotonic() < deadline:
             self._accept_within(max(min(deadline - time.monotonic(), IDLE_POLL_SECONDS), 0))
             self._collect()
-            self._rests.try_all()  # there may be no next try
+            self._locked_routes.try_all()  # this try may be the last
             self._steps.attempt("giving back", self._give_back)
             self._steps.attempt("recording", self._record)
 
     def _renew(self) -> None:
-        """Renew all leases, and tell that this relay lives. A lease that can't be renewed is trusted until its time."""
+        """Renew all leases and store the heartbeat. A lease that can't be renewed is trusted until it ends."""
         self._steps.run("renew", self._renew_leases, None)
         self._steps.run("heartbeat", self._heartbeat, None)
 
     def _renew_leases(self) -> None:
         if held := self._leases.held():
-            asked_at = self._leases.began_asking()
-            self._leases.renewed(leases.renew(self._database, held), asked_at)
+            asked_at = self._leases.now()
+            self._leases.extend(leases.renew(self._database, held), asked_at)
 
     def _heartbeat(self) -> None:
-        """Store which steps fail now, or meet a locked route. Of two threads the older may come last: the next is right."""
-        nodes.heartbeat(self._database, self.node, {**self._rests.texts(), **self._steps.failing})
+        """Store the steps that fail now or meet a locked route. Two threads may race; the next heartbeat corrects that."""
+        nodes.heartbeat(self._database, self.node, {**self._locked_routes.as_texts(), **self._steps.failing})
         if self._work.policies is not self._described:
             self._describe()
 
     def _alert(self, step: str, error: str) -> bool:
-        """Alert that a step fails. Returns False when the database does not take that now."""
+        """Store an alert for a failing step. Returns False if the database refuses it now."""
         try:
-            self._heartbeat()  # first: a relay that finds the alert, and no relay whose step fails, ends it
-            alerts.step_failed(self._work, step, error)
-        except Exception as second:  # noqa: BLE001  # the step's own failure is logged already, and is what counts
-            self._observer.database_trouble("alerting", second)
+            self._heartbeat()  # first: a relay that finds the alert but no failing step would end it
+            alerts.alert_failing_step(self._work, step, error)
+        except Exception as second:  # noqa: BLE001  # the step's own failure is already logged
+            self._observer.on_database_trouble("alerting", second)
             return False
         return True
 
@@ -388,6 +388,6 @@ class Relay:
         try:
             self._heartbeat()
         except Exception as error:  # noqa: BLE001  # any error shows that the database is unhealthy
-            self._observer.database_trouble("checking whether it takes writes", error)
+            self._observer.on_database_trouble("checking whether it takes writes", error)
             return False
         return True

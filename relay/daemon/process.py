@@ -1,12 +1,12 @@
-"""A relay process, or the parent of several: what `relay run` wires together, and the orders that end or reload it.
+"""Runs a relay process, or the parent of several, for `relay run`, and handles the signals that stop or reload it.
 
 SIGTERM and SIGINT stop it gracefully, a second one cuts running calls; SIGHUP reloads the configuration.
 
-`Supervisor` is the parent of `relay run --processes N`: it keeps N children running. They are programs of their own: a
-fork without exec would copy libpq's connections and any lock that a thread holds at that moment. The parent
-makes no calls and keeps no connection, so that little can go wrong with it. It gives its orders by signals, each order by
-one of its own: so a child that gets a terminal's or a service manager's signal as well doesn't mistake it for a second
-one. A child blocks them until it can handle them. Linux stops the children of a parent that is gone.
+`Supervisor` is the parent of `relay run --processes N`: it keeps N children running. They are started with exec, as a
+bare fork would copy libpq's connections and any lock that a thread holds at that moment. The parent makes no calls and
+keeps no connection, so little can go wrong in it. Each of its orders has its own signal: a child that also gets the
+signal of a terminal or service manager doesn't mistake it for a second one. A child blocks the signals until it can
+handle them. Linux stops the children of a dead parent.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from inbox.observe import logs
 from inbox.observe.metrics import OFF
 from inbox.observe.recorder import ExporterProcess, exporter_at
 from inbox.observe.traces import make_tracer
-from relay.daemon.gauges import READ_EVERY_SECONDS, Gauges, meters_of
+from relay.daemon.gauges import READ_EVERY_SECONDS, Gauges, make_meters
 from relay.daemon.generation import PreparedConfig, prepare
 from relay.daemon.loop import Relay
 from relay.observe import Observer
@@ -52,17 +52,17 @@ from relay.steps import run_beside
 from relay.store.database import Database
 
 AGAIN_SECONDS = 2.0
-"""The wait between two tries of a relay that starts while its database is down."""
+"""Wait between two tries of a relay that starts while its database is down."""
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 NEEDING_RESTART = ("database.url", "database.wake_up", "metrics.relay", "logs", "traces")
-"""The keys and tables whose values a reload can't change."""
+"""The keys and tables that a reload can't change."""
 LOOK_SECONDS = 0.2
-"""The longest wait for an order, and the time between two looks whether a child has ended."""
+"""The longest wait for an order, and the interval for checking on the children."""
 _PR_SET_PDEATHSIG = 1
 
 
 class Order(Enum):
-    """An order to a relay process; the value is the signal by which its parent gives it."""
+    """An order to a relay process; the value is the signal that its parent sends."""
 
     STOP = signal.SIGTERM
     CUT = signal.SIGUSR1
@@ -85,24 +85,24 @@ class RunOptions(msgspec.Struct, frozen=True):
 
     @property
     def of_child(self) -> list[str]:
-        """The command-line options that a supervisor gives each child."""
+        """The command-line options of each child."""
         return ["--grace", str(self.grace_seconds), *["--drain"] * self.drain, *["--verbose"] * self.verbose]
 
 
 def start(options: RunOptions) -> int:
     """Run a relay, or the supervisor of several, until it is stopped.
 
-    While the database does not answer, it waits; with `drain`, that is an error.
+    It waits while the database does not respond; with `drain`, that is an error.
 
     Returns:
         The exit status.
 
     Raises:
         ConfigError: the configuration can't be used.
-        RuntimeError: a step that a relay needs has failed for too long; another process may do better.
+        RuntimeError: a critical step has failed for too long; another process may do better.
     """
     _log_to_stderr(verbose=options.verbose, several=options.processes > 1 or options.parent is not None)
-    observer, orders = Observer(), orders_of_signals(options.parent)
+    observer, orders = Observer(), receive_orders(options.parent)
     prepared = load_file().make(prepare)
     config = prepared.config
     logs.escape_lines(logging.getLogger().handlers, form=config.logs.format)
@@ -111,7 +111,7 @@ def start(options: RunOptions) -> int:
         return 0
     if options.parent is None:
         for what in exposure_warnings(config_path(), config):
-            observer.tell("exposed", what=what)
+            observer.log("exposed", what=what)
     with ExitStack() as leaving:
         served = None if config.metrics.relay is None else config.metrics.relay.place
         exporter = exporter_at(served, config.logs.format) if options.parent is None else None
@@ -122,7 +122,7 @@ def start(options: RunOptions) -> int:
             connections.dispose()
             return Supervisor(options, config, orders, observer, exporter).run()
         database = Database(connections)
-        observer.meters = meters_of(config)
+        observer.meters = make_meters(config)
         leaving.callback(observer.meters.close)
         observer.tracer = make_tracer(config.traces.endpoint, config.traces.ratio, "inbox-relay")
         leaving.callback(observer.tracer.close)
@@ -135,23 +135,26 @@ def start(options: RunOptions) -> int:
             leaving.callback(ended.set)
         try:
             run_relay(relay, config, orders, observer, drain=options.drain)
-        except (ConfigError, DBAPIError) as error:  # a command exits with 2, after which systemd starts none
+        except (
+            ConfigError,
+            DBAPIError,
+        ) as error:  # as a command it would exit with 2, after which systemd does not restart it
             raise RuntimeError("the relay gave up, for another to be started") from error
         return 0
 
 
 def _is_fit(connections: Engine, orders: Orders, observer: Observer, *, is_patient: bool) -> bool:
-    """Check the schema and the guarantees, as soon as the database answers.
+    """Check the schema and the guarantees as soon as the database responds.
 
-    A relay that gave up here would stay away: after a power cut it may well start before its database does. A reload that is
-    ordered meanwhile stays ordered: the configuration was read before.
+    It keeps trying: after a power cut a relay may start before its database. A reload ordered meanwhile is put back, since
+    the configuration has already been read.
 
     Returns:
-        False: a stop came before the database did.
+        False: a stop came before the database responded.
 
     Raises:
-        ConfigError: the database is not fit.
-        DBAPIError: it does not answer, and the caller is not patient; or it can't do what is asked.
+        ConfigError: the database does not meet the requirements.
+        DBAPIError: it does not respond and `is_patient` is false; or it can't run the checks.
     """
     is_to_reload = False
     while True:
@@ -161,7 +164,7 @@ def _is_fit(connections: Engine, orders: Orders, observer: Observer, *, is_patie
         except DBAPIError as error:
             if not is_patient or failure_of(error) == "fault":
                 raise
-            observer.database_trouble("starting", error)
+            observer.on_database_trouble("starting", error)
         else:
             if is_to_reload:
                 orders.put(Order.RELOAD)
@@ -184,11 +187,11 @@ def _log_to_stderr(*, verbose: bool, several: bool) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it only reads which revision the database has
 
 
-def orders_of_signals(parent: int | None = None) -> Orders:
-    """Turn signals into orders from now on; a child is stopped when its parent ends, on Linux. Main thread only.
+def receive_orders(parent: int | None = None) -> Orders:
+    """Turn signals into orders from now on. On Linux, stop a child when its parent ends. Main thread only.
 
-    Python runs a handler only when the main thread gets to it. A thread that just begins to wait may never get there, so the
-    main thread waits for orders only `LOOK_SECONDS` at a time.
+    Python runs signal handlers only between two instructions of the main thread. A signal may arrive just before a wait, so
+    the main thread waits for orders at most `LOOK_SECONDS` at a time.
     """
     orders: Orders = queue.SimpleQueue()
     stops = itertools.count()
@@ -204,22 +207,22 @@ def orders_of_signals(parent: int | None = None) -> Orders:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # a parent blocks them while a child starts
     if parent is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(Order.STOP.value))
-        if os.getppid() != parent:  # it ended before
+        if os.getppid() != parent:  # the parent has already ended
             orders.put(Order.STOP)
     return orders
 
 
 def ignore_signals() -> None:
-    """Ignore signals that come too late. While Python ends, its handlers give way to the default, which kills."""
+    """Ignore late signals. While Python shuts down, it restores the default handlers, which would kill the process."""
     for number in HANDLED:
         signal.signal(number, signal.SIG_IGN)
 
 
 def run_relay(relay: Relay, config: Config, orders: Orders, observer: Observer, *, drain: bool) -> None:
-    """Run the relay in a thread until it has ended, and carry out orders meanwhile.
+    """Run the relay in a thread until it ends, and carry out orders meanwhile.
 
     Raises:
-        Exception: a bug ended it.
+        Exception: a bug ended the relay.
     """
     with ThreadPoolExecutor(1, "relay") as pool:
         running = pool.submit(relay.run, drain=drain)
@@ -244,10 +247,10 @@ def run_relay(relay: Relay, config: Config, orders: Orders, observer: Observer, 
 
 
 def read_again(config: Config, observer: Observer) -> PreparedConfig | None:
-    """Read and prepare the configuration as it is now, for a process that was started with `config`.
+    """Read and prepare the present configuration, for a process that was started with `config`.
 
     Returns:
-        None: it can't be used, as the log says.
+        The configuration; None if it can't be used, which is logged.
     """
 
     def check_and_prepare(new: Config) -> PreparedConfig:
@@ -261,14 +264,14 @@ def read_again(config: Config, observer: Observer) -> PreparedConfig | None:
     try:
         return load_file().make(check_and_prepare)
     except ConfigError as error:
-        observer.reload_refused(error)
+        observer.on_reload_refused(error)
         return None
 
 
 FIRST_WAIT_SECONDS = 1.0
-"""The wait between a child's unexpected exit and the start of the next; doubled while they keep exiting quickly."""
+"""Wait between a child's unexpected exit and its restart; doubled while children keep exiting quickly."""
 LONGEST_WAIT_SECONDS = 30.0
-"""The longest wait; a child that ran for longer has not exited quickly."""
+"""The longest wait; a child that ran for longer did not exit quickly."""
 
 
 class Supervisor:
@@ -277,7 +280,7 @@ class Supervisor:
     def __init__(
         self, options: RunOptions, config: Config, orders: Orders, observer: Observer, exporter: ExporterProcess | None
     ) -> None:
-        """With `drain` among the options, children that succeed are not replaced."""
+        """Prepare the children. With `drain`, children that succeed are not replaced."""
         self._children = [Child(options, observer, exporter) for _ in range(options.processes)]
         self._config = config
         self._orders = orders
@@ -285,10 +288,10 @@ class Supervisor:
         self._exporter = exporter
 
     def run(self) -> int:
-        """Keep the children running until a stop, or until all are drained.
+        """Keep the children running until a stop, or until all have drained.
 
         Returns:
-            The exit status: 0 when the last child of each slot succeeded.
+            The exit status: 0 if the last process of each child succeeded.
         """
         stopping = False
         while any([child.runs(stopping=stopping) for child in self._children]):  # noqa: C419  # all are looked after
@@ -296,7 +299,7 @@ class Supervisor:
                 self._exporter.ensure()
             with contextlib.suppress(queue.Empty):
                 order = self._orders.get(timeout=LOOK_SECONDS)
-                # Read before the children do, so that mistakes are logged once.
+                # Read before the children do, so that mistakes are logged only once.
                 if order is None or (order is Order.RELOAD and read_again(self._config, self._observer) is None):
                     continue
                 stopping = stopping or order is not Order.RELOAD
@@ -307,11 +310,11 @@ class Supervisor:
 
 
 class Child:
-    """One of the N: the process that runs, or the time when the next one starts."""
+    """One of the N children: its running process, or the time of its next start."""
 
     def __init__(self, options: RunOptions, observer: Observer, exporter: ExporterProcess | None) -> None:
         self.status = 0
-        """The exit status of the last process; below 0, the signal that killed it."""
+        """The exit status of the last process; a negative one is the signal that killed it."""
         self._command = [sys.executable, "-m", "relay", "run", "--parent", str(os.getpid()), *options.of_child]
         self._drain = options.drain
         self._observer = observer
@@ -322,15 +325,15 @@ class Child:
         self._wait = FIRST_WAIT_SECONDS / 2
 
     def runs(self, *, stopping: bool) -> bool:
-        """Handle its exit, and start the next when that is due. Returns false when none is to run any more."""
+        """Handle an exit, and start the next process when due. Returns False once no more processes are to run."""
         if self._process is not None and self._process.poll() is not None:
-            self._ended(self._process, stopping=stopping)
+            self._on_exit(self._process, stopping=stopping)
         if self._process is None and not stopping and not self._is_over and time.monotonic() >= self._start_at:
             self._start()
         return self._process is not None or not (stopping or self._is_over)
 
     def send(self, order: Order) -> None:
-        """Give an order, if it runs."""
+        """Send an order if the child is running."""
         if self._process is not None:
             self._process.send_signal(order.value)
 
@@ -343,24 +346,24 @@ class Child:
             )
         except OSError as error:  # no memory, or too many processes: the other children go on
             self.status = 1
-            self._observer.tell("child_not_started", error=str(error), seconds=self._postpone())
+            self._observer.log("child_not_started", error=str(error), seconds=self._postpone())
         else:
-            self._observer.tell("child_started", child=self._process.pid)
+            self._observer.log("child_started", child=self._process.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _ended(self, process: subprocess.Popen[bytes], *, stopping: bool) -> None:
+    def _on_exit(self, process: subprocess.Popen[bytes], *, stopping: bool) -> None:
         self._process, self.status = None, process.returncode
-        ending = _ending(self.status)
+        ending = describe_exit(self.status)
         if stopping or (self._drain and self.status == 0):
             self._is_over = True
             level = logging.ERROR if self.status else logging.INFO
-            self._observer.tell("child_ended", level, child=process.pid, ending=ending)
+            self._observer.log("child_ended", level, child=process.pid, ending=ending)
             return
-        self._observer.tell("child_lost", child=process.pid, ending=ending, seconds=self._postpone())
+        self._observer.log("child_lost", child=process.pid, ending=ending, seconds=self._postpone())
 
     def _postpone(self) -> float:
-        """Set when the next process starts. Returns in how many seconds that is."""
+        """Schedule the next process. Returns the seconds until it starts."""
         now = time.monotonic()
         soon = now - self._started_at < LONGEST_WAIT_SECONDS
         self._wait = min(self._wait * 2, LONGEST_WAIT_SECONDS) if soon else FIRST_WAIT_SECONDS
@@ -368,7 +371,7 @@ class Child:
         return self._wait
 
 
-def _ending(status: int) -> str:
-    """Word a `Popen.returncode`."""
+def describe_exit(status: int) -> str:
+    """Return a `Popen.returncode` in words."""
     names = {number.value: number.name for number in signal.Signals}  # real-time signals have none
     return f"exit status {status}" if status >= 0 else f"killed by {names.get(-status, f'signal {-status}')}"

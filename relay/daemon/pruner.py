@@ -1,7 +1,7 @@
-"""Deletes expired rows in a thread of its own, so that retention delays no delivery.
+"""Deletes expired rows in a separate thread, so that retention does not delay deliveries.
 
-The database grants each turn (`relay.store.retention`), so that one relay process at a time prunes. Each kind of rows
-is a step of its own: one that fails holds up no other.
+A lease in the database (`relay.store.retention`) lets one relay process prune at a time. Each kind of rows is a separate
+step: one that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from relay.store.transaction import FailedAlone
 from relay.store.work import Work
 
 ROUND_SECONDS = 600.0
-"""The longest round: then others may take their turn, and the clock of retention advances."""
+"""The longest round. After it, other relays may take the lease, and the clock of retention advances."""
 
 
 class Pruner(msgspec.Struct):
-    """Prunes until soon after `stop` is set: a batch takes about 100 ms, and all before it are kept."""
+    """Prunes until `stop` is set. A batch takes about 100 ms and is committed on its own."""
 
     work: Callable[[], Work]
-    """Gives the configuration that is active, whose ages count from the next batch of a kind on."""
+    """Returns the active configuration, whose ages apply from the next batch on."""
     pruner: LeasedPruner
     stop: threading.Event
     observer: Observer
     steps: Steps
 
     def run_due(self) -> None:
-        """Run a round, if one is due."""
+        """Run a round if one is due."""
         self.steps.run("prune", self._take_turn, None)
 
     @property
@@ -59,7 +59,7 @@ class Pruner(msgspec.Struct):
             self.pruner.give_back(clock if is_whole else None)
 
     def _round(self, clock: datetime) -> bool:
-        """Prune a batch of every kind in turn, until nothing has expired or the round is over. Returns whether it has ended."""
+        """Prune batches of all kinds in turn until nothing is expired or the round is over. Returns False after a stop."""
         until = steady() + ROUND_SECONDS
         kinds: list[RetentionKind] = [kind for kind in STEPS if not self._retention.age_of(kind).is_forever]
         rows, rest = Counter[RetentionKind](), kinds
@@ -68,22 +68,22 @@ class Pruner(msgspec.Struct):
         with self.work().database.read() as transaction:
             for kind in kinds:
                 behind = retention.state_of(transaction, kind).behind_seconds
-                self.observer.pruned(kind, rows[kind], behind)
+                self.observer.on_pruned(kind, rows[kind], behind)
         return not self.stop.is_set()
 
     def _prepare(self) -> None:
-        """Make a leaf that the next payloads go into."""
+        """Create the partition for the next payloads."""
         age = self._retention.payloads
         with self.work().database.write() as transaction:
             leaves.prepare(transaction.connection, None if age.is_forever else timedelta(seconds=float(age)))
 
     def _is_unfinished(self, kind: RetentionKind, clock: datetime, rows: Counter[RetentionKind]) -> bool:
-        """Prune a batch of a kind, and count its rows. Returns whether more is to be done at once."""
+        """Prune a batch of a kind, and count its rows. Returns whether there is more to do at once."""
         if self.stop.is_set():
             return False
-        batch = partial(self.pruner.batch, kind, expiry_of(self._retention, kind, clock))
+        batch = partial(self.pruner.prune_batch, kind, expiry_of(self._retention, kind, clock))
         pruned = self.steps.run("prune", batch, None, subject=kind) or Pruned()
         rows[kind] += pruned.rows
         if pruned.error is not None:
-            self.observer.failed_alone(FailedAlone("prune", kind, pruned.error))
+            self.observer.on_failed_alone(FailedAlone("prune", kind, pruned.error))
         return not pruned.is_done

@@ -1,10 +1,10 @@
-"""Hears of commits, and wakes the relay's loop, so that an idle relay delivers at once instead of at its next look.
+"""Wakes the relay's loop at each commit, so that an idle relay delivers at once instead of at its next poll.
 
-On Postgres it listens for the receivers' notifications (`inbox.db.link`); on SQLite it looks whether the file has
-changed. Polling goes on beside it, so nothing depends on a wake-up: without any, a delivery begins half a second later.
+On Postgres it listens for the receivers' notifications (`inbox.db.link`); on SQLite it checks whether the file has
+changed. The loop polls all the same, so nothing depends on a wake-up: without one, a delivery begins half a second later.
 
-After a quiet minute it listens on another connection: a broken one hears nothing, too, and may never say so. Behind a pooler
-in transaction mode the loop doesn't start it.
+After a quiet minute it reconnects, as a broken connection may stay silent without an error. Behind a pooler in
+transaction mode the loop doesn't start it.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
     import psycopg
 
 REST_SECONDS = 0.005
-"""The least time between two wake-ups, so that many receivers cost a relay at most 200 looks a second."""
+"""Minimum time between two wake-ups: many receivers cause at most 200 scans a second."""
 LOOK_SECONDS = 0.02
-"""The time between two looks at a SQLite file. They take less than 0.6 % of a processor."""
+"""Interval for checking a SQLite file, which takes less than 0.6 % of a processor."""
 QUIET_SECONDS = 60.0
-"""After so long without a notification, the listener begins again."""
+"""Time without a notification after which the listener reconnects."""
 STOPS_WITHIN_SECONDS = 0.5
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 60.0
 
 
 class Listener(msgspec.Struct):
-    """Calls `wake` after each change, and whenever some may have been missed."""
+    """Calls `wake` after each commit, and whenever one may have been missed."""
 
     engine: Engine
     wake: Callable[[], None]
     stop: threading.Event
     observer: Observer
     wait: float = 0.0
-    """Seconds until it begins again after a failure; 0 while all is well."""
+    """Seconds until the next try after a failure; 0 without one."""
 
     def hear(self) -> float:
-        """Hear until `stop` is set or something fails. Returns in how many seconds to begin again, longer each time."""
+        """Listen until `stop` is set or the connection fails. Returns the seconds until the next try, doubled each time."""
         try:
             (self._listen if self.engine.dialect.name == POSTGRES else self._watch)()
         except Exception as error:  # noqa: BLE001  # the relay polls without it
             if not self.wait and not self.stop.is_set():
-                self.observer.tell("hears_nothing", error=error_text(error))
+                self.observer.log("hears_nothing", error=error_text(error))
             self.wait = min(self.wait * 2 or FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         return self.wait
 
@@ -63,7 +63,7 @@ class Listener(msgspec.Struct):
         self.wake()
 
     def _watch(self) -> None:
-        """Wake the loop whenever another connection has committed to the SQLite file: a counter shows it."""
+        """Wake the loop whenever another connection has committed to the SQLite file (`PRAGMA data_version`)."""
         path = Path(self.engine.url.database or "").absolute()
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None)) as connection:
             seen = None
@@ -74,15 +74,15 @@ class Listener(msgspec.Struct):
                     self._wake()
 
     def _listen(self) -> None:
-        """Wake the loop at each notification, on a connection of its own, as long as there are some."""
+        """Wake the loop at each notification, on a separate connection, until none has come for `QUIET_SECONDS`."""
         checked_out = self.engine.raw_connection()
         driver = cast("psycopg.Connection", checked_out.driver_connection)
-        checked_out.detach()  # the pool makes another in its place
+        checked_out.detach()  # the pool opens another instead
         with closing(driver):
             driver.autocommit = True
             (channel,) = driver.execute(f"SELECT {CHANNEL}".encode()).fetchone() or ("",)
             driver.execute(f'LISTEN "{channel}"'.encode())
-            self._wake()  # for what was committed before
+            self._wake()  # for earlier commits
             until = time.monotonic() + QUIET_SECONDS
             while not self.stop.is_set() and time.monotonic() < until:
                 if list(driver.notifies(timeout=STOPS_WITHIN_SECONDS, stop_after=1)):

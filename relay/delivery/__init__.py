@@ -1,1 +1,1 @@
-"""Rules of a delivery: facts, states, ordering, retries, breakers and alerts. Pure: no database, no HTTP, no clock."""
+"""Delivery rules: facts, states, ordering, retries, breakers and alerts. Pure: no database, no HTTP, no clock."""

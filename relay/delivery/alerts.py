@@ -1,4 +1,4 @@
-"""Alerts: their kinds, their texts and the JSON that is posted. Pure."""
+"""Alerts: their kinds, texts and posted JSON. Pure."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _MENTION = re.compile(r"(?<!\w)@(?=\w)")
 _JOINER = "\u2060"
 _URL = re.compile(r"https?://[^/?#]", re.IGNORECASE)
 _OF_A_URL = "/:?#[]@!$&'()*+,;=%"
-"""Characters with a meaning in a URL (RFC 3986 §2.2). They stay as they are."""
+"""Reserved characters of URLs (RFC 3986 §2.2), which are not escaped."""
 
 
-def escaped(value: str) -> str:
-    """Write a value on one line, without markup. Slack may still link a URL in it; that link shows its target."""
+def escape_text(value: str) -> str:
+    """Escape a value as one line without markup. Slack may still link a URL in it; that link shows its target."""
     text = visible_line(_BREAKS.sub(" ", value))
     text = _MENTION.sub(f"@{_JOINER}", text).replace("](", f"]{_JOINER}(").replace("`", "\u02cb")
     return _entities(text)
 
 
-def link_text(value: str) -> str:
-    """Write a value as the text of a link. It can't end the link's URL."""
-    return escaped(value).replace("|", "\u00a6")
+def escape_link_text(value: str) -> str:
+    """Escape a value as the text of a link, so that it can't end the link's URL."""
+    return escape_text(value).replace("|", "\u00a6")
 
 
-def link_url(value: str) -> str:
-    """Write a value that is a whole URL, or the beginning of one.
+def escape_link_url(value: str) -> str:
+    """Escape a value that is a URL or the beginning of one.
 
     Raises:
-        ValueError: it is no URL, and would be a mention instead; or it holds half of a surrogate pair.
+        ValueError: the value is not a URL, and could become a mention; or it contains a lone surrogate.
     """
     if _URL.match(value) is None:
-        raise ValueError("is no http or https URL, so it can't be a link")
+        raise ValueError("not an http or https URL, so it can't be a link")
     return _entities(quote(value, safe=_OF_A_URL))
 
 
@@ -91,30 +91,30 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
         "retention of {subject} has caught up",
     ),
 }
-"""The sentences of each kind: when it begins, and when it has recovered."""
+"""The sentences of each kind: when it fires, and when it recovers."""
 
 
 class Alert(msgspec.Struct, frozen=True):
-    """A change for the worse, or the recovery from it."""
+    """A condition that begins or recovers."""
 
     kind: AlertKind
     subject: str
-    """A route, a source, a source and a type of entity, a step, a kind of [retention], or `destination NAME` and `api NAME`."""
+    """A route, a source, a source and an entity type, a step, a kind of [retention], `destination NAME` or `api NAME`."""
     firing: bool
     detail: Mapping[str, Any] = {}
-    """The values of its sentence, and more."""
+    """The values of its sentence, and further details."""
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """An alert to be posted. `at` is UTC."""
+    """An alert to post. `at` is UTC."""
 
     id: int
     at: datetime
     alert: Alert
 
 
-def sentence(alert: Alert) -> str:
-    """Word an alert in one line; a figure that its detail lacks is a question mark."""
+def format_sentence(alert: Alert) -> str:
+    """Return an alert as one line; values missing from its detail become question marks."""
     began, recovered = SENTENCES[alert.kind]
     return (began if alert.firing else recovered).format_map(_Lenient(alert.detail, subject=alert.subject))
 
@@ -127,32 +127,32 @@ class _Lenient(dict[str, Any]):
 def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
     """Return the JSON to post: all fields, or a message for Slack's incoming webhooks.
 
-    Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`).
+    Source: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`).
     """
     alert = posted.alert
     if form == "slack":
         sign = ":red_circle:" if alert.firing else ":large_green_circle:"
-        return {"text": f"{sign} {escaped(sentence(alert))}"}
+        return {"text": f"{sign} {escape_text(format_sentence(alert))}"}
     return {
         "id": posted.id,
         "at": posted.at.isoformat().replace("+00:00", "Z"),
         "kind": alert.kind,
         "subject": alert.subject,
         "firing": alert.firing,
-        "text": sentence(alert),
+        "text": format_sentence(alert),
         "detail": dict(alert.detail),
     }
 
 
-def changes(before: Mapping[GateKey, Breaker], after: Mapping[GateKey, Breaker]) -> Iterator[Alert]:
-    """Yield alerts for breakers that changed. A breaker that opens repeatedly is no change."""
+def list_breaker_alerts(before: Mapping[GateKey, Breaker], after: Mapping[GateKey, Breaker]) -> Iterator[Alert]:
+    """Yield alerts for changed breakers. A breaker that reopens after a probe has not changed."""
     for key, breaker in after.items():
         was, now = _fires(before.get(key, Breaker())), _fires(breaker)
         if was == now:
             continue
         if now is not None:
             yield Alert(now, " ".join(key), firing=True, detail={"cause": breaker.cause})
-        else:  # one that was open before it was retired has fired twice
+        else:  # a breaker that was open before it was retired has fired twice
             yield from (Alert(kind, " ".join(key), firing=False) for kind in _OF_BREAKERS)
 
 
@@ -165,8 +165,8 @@ def _fires(breaker: Breaker) -> AlertKind | None:
     return "endpoint_retired" if breaker.state is BreakerState.RETIRED else "breaker_open"
 
 
-def deaths(changed: Iterable[OpenDelivery]) -> list[Alert]:
-    """Return an alert for each route of which a delivery has just died."""
+def list_deaths(changed: Iterable[OpenDelivery]) -> list[Alert]:
+    """Return an alert for each route with a delivery that has just died."""
     alerts: dict[str, Alert] = {}
     for row in changed:
         if row.facts and isinstance(fact := row.facts[-1], facts.Dead):

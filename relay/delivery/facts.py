@@ -1,7 +1,7 @@
-"""Facts: a frozen value for each thing that can happen to a delivery. They are the rows of `delivery_log`.
+"""Facts: the rows of `delivery_log`, a frozen class for each thing that can happen to a delivery.
 
-Only a fact ends an attempt or a delivery; leases and places in a lane change without one. `relay.delivery.lifecycle` defines the
-effect of each.
+Only a fact ends an attempt or a delivery; leases and places in a lane change without one. `relay.delivery.lifecycle`
+defines the effect of each fact.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class DeliveredFact(Fact, frozen=True, tag="delivered"):
     last_modified: datetime | None = None
     """The source's own time of the state that was applied; UTC."""
     applied_hash: str | None = None
-    """SHA-256 of what was sent, in hex."""
+    """SHA-256 of the sent data, in hex."""
     stale_suspected: bool = False
-    """The fetched entity is older than the event, also after the fetches that followed."""
+    """The fetched entity was older than the event, even after further fetches."""
 
 
 class Superseded(Fact, frozen=True, tag="superseded"):
@@ -39,8 +39,8 @@ class Superseded(Fact, frozen=True, tag="superseded"):
     by: int
     """The other event's seq."""
     because: Literal["newer", "healed", "covered", "swept"] = "newer"
-    """newer: a newer event is still to be delivered. healed: a newer one was delivered after this one had died. covered:
-    an event already delivered includes this change. swept: a sweep added an event of the same change, already delivered."""
+    """newer: a newer event will be delivered. healed: a newer event was delivered after this one died. covered: a delivered
+    event includes this change. swept: an event that a sweep added for the same change was delivered."""
 
 
 class Cancelled(Fact, frozen=True, tag="cancelled"):
@@ -56,21 +56,21 @@ class AttemptFailed(Fact, frozen=True, tag="attempt_failed"):
     error_class: ErrorClass
     error: str
     due_at: datetime
-    """Not before; UTC."""
+    """Earliest time of the next attempt; UTC."""
     calls: tuple[Call, ...] = ()
     counted: bool = True
-    """False when the failure says nothing about this event, such as when a breaker opens. The attempt is given back."""
+    """False when the event is not to blame, such as when a breaker opens; the attempt is then given back."""
 
 
 class Abandoned(Fact, frozen=True, tag="abandoned"):
-    """The lease expired: the relay that held it died or was cut off. The progress of the attempt is unknown."""
+    """The lease expired: its relay died or was cut off. The effect of the attempt is unknown."""
 
     relay_node: str
-    """Holder of the lease."""
+    """The holder of the lease."""
 
 
 class TookOver(Fact, frozen=True, tag="took_over"):
-    """It replaced an older event of its lane during retries, and continues with the attempts of that one."""
+    """It replaced an older event of its lane during retries, and continues with its attempts."""
 
     of: int
     """The older event's seq."""
@@ -80,10 +80,10 @@ class TookOver(Fact, frozen=True, tag="took_over"):
 
 
 class Rescheduled(Fact, frozen=True, tag="rescheduled"):
-    """Its next attempt is due earlier: an operator wants it now."""
+    """An operator moved its next attempt forward."""
 
     due_at: datetime
-    """Not before; UTC."""
+    """Earliest time of the next attempt; UTC."""
     was_due_at: datetime
     who: str | None = None
     """The operator."""
@@ -103,16 +103,16 @@ CAUSES: tuple[str, ...] = (*get_args(GiveUpCause), *get_args(ErrorClass))
 
 
 class Dead(Fact, frozen=True, tag="dead"):
-    """A dead letter: the relay gave it up, and it waits for an operator."""
+    """A dead letter: the relay gave up on it, and it waits for an operator."""
 
     cause: str
-    """`exhausted`, `crash_loop`, `unrecordable`, `unprocessable`, `payload_gone`, or the error class that no retry fixes."""
+    """`exhausted`, `crash_loop`, `unrecordable`, `unprocessable`, `payload_gone`, or an error class that retries can't fix."""
     error: str
     calls: tuple[Call, ...] = ()
     blocks_lane: bool = False
-    """Stops the lane until an operator unblocks it, as the route's `on_dead = "block"` demands."""
+    """True when it stops its lane until an operator unblocks it (`on_dead = "block"`)."""
     counted: bool = True
-    """False when no attempt was made: the delivery could not be ordered."""
+    """False when the delivery could not be ordered, so that no attempt was made."""
 
 
 class Replayed(Fact, frozen=True, tag="replayed"):
@@ -123,29 +123,29 @@ class Replayed(Fact, frozen=True, tag="replayed"):
 
 
 class Rearmed(Fact, frozen=True, tag="rearmed"):
-    """A duplicate request may stand for a change that the last delivery did not include."""
+    """A duplicate request may report a change that the last delivery did not include."""
 
     duplicate: int
     """duplicate_request.id."""
 
 
 class Unblocked(Fact, frozen=True, tag="unblocked"):
-    """An operator let the lane go on past it; it stays dead."""
+    """An operator let its lane continue; the delivery stays dead."""
 
     who: str
     why: str
 
 
 class Corrected(Fact, frozen=True, tag="corrected"):
-    """The log contradicted itself, and holds from here on. Only `relay rebuild` writes it."""
+    """The log contradicted itself; it is consistent from here on. Only `relay rebuild` writes this fact."""
 
     who: str
     why: str
-    """The fact that contradicted the one before."""
+    """The fact that contradicted its predecessor."""
 
 
 class Erased(Fact, frozen=True, tag="erased"):
-    """The event's entity was erased: the facts before this one lost their texts and calls, and kept what states follow from."""
+    """The event's entity was erased: earlier facts lost their texts and calls, and kept their states and times."""
 
     who: str
     why: str

@@ -1,16 +1,16 @@
 """Gates: pauses, rate limits, rate holds and circuit breakers. Pure.
 
-They are rows of `gate`, shared by all relays. A closed gate stops claiming and uses no attempt: it only delays deliveries.
+They are rows of `gate`, shared by all relays. A closed gate stops claims, so it delays deliveries and uses no attempt.
 
 The circuit breaker of a destination or api:
 
-| state | what happens | then |
+| state | event | next state |
 | --- | --- | --- |
-| closed | of at least 10 calls in a minute, half or more failed; or credentials were refused | open |
-| open | its time is over, and a relay claims one delivery | half_open |
+| closed | half or more of at least 10 calls in a minute failed; or credentials were refused | open |
+| open | its time is over, and a relay claims one delivery as a probe | half_open |
 | half_open | the probe succeeded | closed |
-| half_open | the probe failed: twice as long as before, up to 10 min, or `open_for` if that is longer | open |
-| any | it answered 410, which is final | retired, until an operator resumes it |
+| half_open | the probe failed | open, twice as long as before, up to 10 min or `open_for` if that is longer |
+| any | the endpoint answered 410 | retired, until an operator resumes it |
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class BreakerState(StrEnum):
 
 
 STOPPED = frozenset({BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.RETIRED})
-"""In these states a failed attempt says nothing about its event: it began before the breaker opened, or was the probe."""
+"""States in which a failed attempt is not the event's fault: it began before the breaker opened, or was the probe."""
 
 Health = Literal["well", "unwell", "refused", "retired"]
-"""Health of an endpoint after an attempt: it works, it fails, it refuses our credentials, or it is gone."""
+"""Health of an endpoint after an attempt: it works, fails, refuses our credentials, or is gone."""
 
 
 class Report(NamedTuple):
-    """One attempt's report on one endpoint, to its breaker."""
+    """The health of one endpoint after an attempt, for its breaker."""
 
     key: GateKey
     health: Health
@@ -61,20 +61,20 @@ class Report(NamedTuple):
 
 
 class Breaker(msgspec.Struct, frozen=True):
-    """The breaker's part of a `gate` row. Times are the database's clock, UTC."""
+    """The breaker columns of a `gate` row. Times are by the database's clock, in UTC."""
 
     state: BreakerState = BreakerState.CLOSED
     until: datetime | None = None
-    """Open: earliest time of a probe. Half open: end of the probe."""
+    """Earliest time of a probe when open; end of the probe when half open."""
     cause: str | None = None
     open_count: int = 0
-    """Number of times it opened in a row."""
+    """Number of consecutive openings."""
     failures: int = 0
     calls: int = 0
     window_began_at: datetime | None = None
 
     def lets_claim(self, now: datetime) -> Literal["all", "probe", "none"]:
-        """Return the limit for claims: everything, one delivery as a probe, or nothing."""
+        """Return which claims the breaker permits: all, one delivery as a probe, or none."""
         if self.state is BreakerState.CLOSED:
             return "all"
         if self.state is BreakerState.RETIRED or self.until is None or now < self.until:
@@ -83,21 +83,21 @@ class Breaker(msgspec.Struct, frozen=True):
 
 
 class BreakerLimits(msgspec.Struct, frozen=True):
-    """The conditions on which a breaker opens, and for how many seconds."""
+    """The conditions under which a breaker opens, and its times in seconds."""
 
     calls: int = 10
-    """Least number of attempts in `window` before it opens."""
+    """Minimum number of attempts in `window` before it opens."""
     failed: float = 0.5
     """Share of failed attempts at which it opens."""
     window: float = 60.0
     open_for: float = 30.0
-    """Time until a probe. It doubles each time the probe fails, up to `longest`, unless it is longer itself."""
+    """Time until a probe. It doubles with each failed probe, up to `longest`, or to itself if that is longer."""
     longest: float = 600.0
 
 
 BREAKER = BreakerLimits()
 LONGEST_HOLD = timedelta(hours=1)
-"""Longest time for which an answer's `Retry-After` or rate limit headers hold back further calls."""
+"""The longest time that the `Retry-After` or rate limit headers of a response hold back further calls."""
 
 
 def probe(breaker: Breaker, now: datetime, given_up_after: timedelta) -> Breaker:
@@ -105,30 +105,30 @@ def probe(breaker: Breaker, now: datetime, given_up_after: timedelta) -> Breaker
     return msgspec.structs.replace(breaker, state=BreakerState.HALF_OPEN, until=now + given_up_after)
 
 
-def after_result(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
+def apply_result(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
     """Return the breaker after an attempt with this result."""
     if breaker.state is BreakerState.RETIRED:
         return breaker
     if health == "retired":
         return msgspec.structs.replace(breaker, state=BreakerState.RETIRED, until=None, cause=why)
     if breaker.state is BreakerState.OPEN:
-        return breaker  # of a call that began before it opened
+        return breaker  # the call began before it opened
     if breaker.state is BreakerState.HALF_OPEN:
-        return Breaker() if health == "well" else _opened(breaker, why, limits, now)
-    return _opened(breaker, why, limits, now) if health == "refused" else _counted(breaker, health, why, limits, now)
+        return Breaker() if health == "well" else _open(breaker, why, limits, now)
+    return _open(breaker, why, limits, now) if health == "refused" else _count_call(breaker, health, why, limits, now)
 
 
-def _counted(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
+def _count_call(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
     began = breaker.window_began_at
     if began is None or now - began >= timedelta(seconds=limits.window):
         breaker = Breaker(window_began_at=now)
     calls, failures = breaker.calls + 1, breaker.failures + int(health == "unwell")
     if health == "unwell" and calls >= limits.calls and failures >= limits.failed * calls:
-        return _opened(breaker, why, limits, now)
+        return _open(breaker, why, limits, now)
     return msgspec.structs.replace(breaker, calls=calls, failures=failures)
 
 
-def _opened(breaker: Breaker, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
+def _open(breaker: Breaker, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
     seconds = min(
         limits.open_for * 2.0 ** min(breaker.open_count, _MOST_DOUBLINGS), max(limits.longest, limits.open_for)
     )
@@ -137,13 +137,13 @@ def _opened(breaker: Breaker, why: str, limits: BreakerLimits, now: datetime) ->
 
 
 _MOST_DOUBLINGS = 40
-"""Enough to get from a millisecond beyond 366 days, the longest setting; a float takes 1,023."""
+"""Enough to get from a millisecond past 366 days, the longest setting; a float overflows after 1,023."""
 _MOST_OPENINGS = 2**31 - 1
 """The largest value of the column `open_count`."""
 
 
 LEAST_BURST = 2
-"""At any rate two calls may go out at once: otherwise the time between two claims would be lost."""
+"""Calls that may go out at once at any rate: with one, the time between two claims would be wasted."""
 
 
 class RateLimit(msgspec.Struct, frozen=True):
@@ -151,12 +151,12 @@ class RateLimit(msgspec.Struct, frozen=True):
 
     key: GateKey
     rate: float
-    """Calls per second, all relays together."""
+    """Calls per second of all relays together."""
     calls: int
-    """Most calls of one attempt."""
+    """The most calls that one attempt makes."""
 
     def affords(self, used_until: datetime | None, now: datetime) -> int:
-        """Return the number of attempts that may be claimed now; `used_until` is the end of the rate already acquired."""
+        """Return the number of attempts that may be claimed now; `used_until` is the time until which the rate is used up."""
         return math.floor((self._burst - self._ahead(used_until, now) * self.rate + _ROUNDING) / self.calls)
 
     def opens_in(self, used_until: datetime | None, now: datetime) -> float:
@@ -165,12 +165,12 @@ class RateLimit(msgspec.Struct, frozen=True):
             return 0.0
         return self._ahead(used_until, now) - (self._burst - self.calls) / self.rate
 
-    def used(self, used_until: datetime | None, now: datetime, attempts: int) -> datetime:
-        """Return the end of the acquired rate after so many more attempts."""
+    def use(self, used_until: datetime | None, now: datetime, attempts: int) -> datetime:
+        """Return the time until which the rate is used up after `attempts` more attempts."""
         return now + timedelta(seconds=self._ahead(used_until, now) + attempts * self.calls / self.rate)
 
     def _ahead(self, used_until: datetime | None, now: datetime) -> float:
-        """Return the seconds that are used up. More than a burst lasts is of a clock that was set back: then nothing is."""
+        """Return the seconds that are used up. More than a burst means that the clock was set back: then 0."""
         ahead = max((used_until - now).total_seconds(), 0) if used_until else 0.0
         return ahead if ahead <= self._burst / self.rate + 1 else 0.0
 
@@ -184,19 +184,19 @@ _ROUNDING = 1e-6
 
 
 class Gate(OneGate, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The gate that an operator names."""
+    """A gate named by an operator."""
 
     @property
     def key(self) -> GateKey:
-        """Key of its row in `gate`."""
+        """The key of its row in `gate`."""
         if self.source is not None and self.entity_type is not None and self.entity_id is not None:
-            return entity_key(self.source, self.entity_type, self.entity_id)
-        ((kind, name),) = self._named()
+            return make_entity_key(self.source, self.entity_type, self.entity_id)
+        ((kind, name),) = self._list_named()
         return kind, name
 
     def mistake(self, config: Config | None) -> str | None:
-        """Return the reason why it names no gate; None when it names one: of this configuration, or of any."""
-        named = self._named()
+        """Return the reason it is invalid, or None. Without a configuration, any name is valid."""
+        named = self._list_named()
         if len(named) != 1:
             return "name one of route, destination, api and source; for an entity its source, and its type and id"
         if (self.entity_type is None) != (self.entity_id is None) or (self.entity_id is not None and not self.source):
@@ -214,7 +214,7 @@ class Gate(OneGate, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
             return f"there is no {kind} {name!r}; {nearest(name, known[kind])}"
         return None
 
-    def _named(self) -> list[GateKey]:
+    def _list_named(self) -> list[GateKey]:
         given = (("route", self.route), ("destination", self.destination), ("api", self.api), ("source", self.source))
         return [(kind, name) for kind, name in given if name is not None]
 
@@ -223,25 +223,25 @@ Admission = Literal["all", "probe", "none"]
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A rate hold: an endpoint asked for no further call until this time of the database's clock."""
+    """A rate hold: an endpoint asked for no calls until this time of the database's clock."""
 
     until: datetime
     why: str
 
 
 class Gates(msgspec.Struct, frozen=True):
-    """A snapshot of the closed gates, but for those of entities. A gate that is not in it is open."""
+    """A snapshot of the gates, except those of entities. A gate that is not in it is open."""
 
     at: datetime = datetime.min.replace(tzinfo=UTC)
     paused: frozenset[GateKey] = frozenset()
     breakers: Mapping[GateKey, Breaker] = {}
     held: Mapping[GateKey, Held] = {}
-    """Endpoints that have asked for no further call; a hold may be over."""
+    """Rate holds, including expired ones."""
     paused_entities: int = 0
-    """The number of paused entities: there may be very many, and each claim passes over theirs by itself."""
+    """The number of paused entities. They may be many, so the SQL of each claim skips their deliveries."""
 
     def admit(self, through: Iterable[GateKey]) -> Admission:
-        """Return the limit for claims of a route with these gates."""
+        """Return which claims are permitted on a route with these gates."""
         keys = list(through)
         if any(key in self.paused or self.holds(key) for key in keys):
             return "none"
@@ -249,11 +249,11 @@ class Gates(msgspec.Struct, frozen=True):
         return "none" if "none" in answers else "probe" if "probe" in answers else "all"
 
     def holds(self, key: GateKey) -> bool:
-        """Return True while an endpoint's rate limit holds its calls back."""
+        """Return whether a rate hold on this endpoint is in force."""
         return key in self.held and self.at < self.held[key].until
 
-    def recently_failing(self) -> frozenset[GateKey]:
-        """Return the endpoints whose breakers need reports of successes, too: not closed, or with a failure in this window."""
+    def list_recently_failing(self) -> frozenset[GateKey]:
+        """Return the endpoints whose breakers also need reports of successes: not closed, or with a failure in the window."""
         window = timedelta(seconds=BREAKER.window)
         return frozenset(
             key
@@ -267,19 +267,19 @@ class Gates(msgspec.Struct, frozen=True):
         )
 
 
-def entity_key(source: str, entity_type: str, entity_id: str) -> GateKey:
+def make_entity_key(source: str, entity_type: str, entity_id: str) -> GateKey:
     """Return the gate of one entity."""
     return ("entity", "|".join(map(escape, (source, entity_type, entity_id))))
 
 
 def entity_of(name: str) -> Entity | None:
-    """Return the entity whose gate has this name; None when it is no entity's."""
+    """Return the entity whose gate has this name; None if it is not an entity's gate."""
     parts = split(name)
     return (parts[0], parts[1], parts[2]) if len(parts) == _ENTITY_PARTS else None
 
 
-def resume_command(kind: str, name: str, act: str = "resume") -> str:
-    """Return the command that opens a gate, or acts otherwise on what passes it."""
+def format_resume_command(kind: str, name: str, act: str = "resume") -> str:
+    """Return the command that applies `act` to a gate or its deliveries."""
     entity = entity_of(name) if kind == "entity" else None
     if entity is None:
         return shlex.join(["relay", act, f"--{kind}", name])

@@ -1,18 +1,19 @@
 """The states of a delivery and every transition between them.
 
-No other file changes a state, but for CLAIMED and GIVEN_BACK, which `relay.store.claim` and `relay.store.leases` make in SQL.
+Only this file changes states, except for CLAIMED and GIVEN_BACK, which `relay.store.claim` and `relay.store.leases` make
+in SQL.
 
-1. A delivery changes only by a *step*. `TRANSITIONS` alone says what a step does in a state. A step without a row is a
-   bug: it raises `IllegalTransition`, and the delivery stays as it was.
+1. A delivery changes only by a *step*. `TRANSITIONS` alone defines the effect of a step in a state. A step without an
+   entry is a bug: it raises `IllegalTransition`, and the delivery stays unchanged.
 2. A step is a fact or scheduling (`SCHEDULING`). A fact is appended to `delivery_log` in the same transaction.
    Scheduling is not logged: the facts of the lane and the leases determine its head and its worker.
 3. Two steps that lead to the same state remain two steps: the log distinguishes them.
-4. The row of a fact stores how the delivery stands after it (`Standing`): the last one says whether it is open, blocked,
-   dead or ended. `relay verify` checks that each row follows from the one before (`follows`), and compares
-   `open_delivery` with the last.
+4. The row of a fact stores the delivery's `Standing` after it: the last one says whether it is open, blocked, dead or
+   ended. `relay verify` checks that each row follows from the one before (`follows`), and compares `open_delivery` with
+   the last.
 5. A lane has at most one head (`HEADS`); the database refuses a second.
-6. A dead delivery lets its lane go on; a blocked one stops it.
-7. Only a correction leads from any state to any other: the facts before it contradict each other.
+6. A dead delivery lets its lane continue; a blocked one stops it.
+7. Only a correction leads from any state to any other, as the facts before it contradict each other.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ State = states.State
 
 
 class Step(StrEnum):
-    """A thing that can happen to a delivery. The first five are scheduling; the others are kinds of facts."""
+    """A change of a delivery. The first five are scheduling; the others are kinds of facts."""
 
     QUEUED = "queued"
     PROMOTED = "promoted"
@@ -113,10 +114,10 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
 }
 
 OPEN = frozenset({State.RECEIVED, State.WAITING, State.READY, State.IN_FLIGHT})
-"""Scheduling leads from one of them to another, and the log does not have it. `open_delivery` has dead and blocked ones, too."""
+"""States between which scheduling moves a delivery, without a log entry. `open_delivery` also has dead and blocked ones."""
 
 
-def after(state: State, step: Step) -> State:
+def apply_step(state: State, step: Step) -> State:
     """Return the state that `step` leads to.
 
     Raises:
@@ -129,7 +130,7 @@ def after(state: State, step: Step) -> State:
 
 
 def step_of(fact: AnyFact) -> Step:
-    """Return the step that a fact is."""
+    """Return the step of a fact."""
     if isinstance(fact, facts.Dead) and not fact.counted:
         return Step.DEAD_UNATTEMPTED
     if isinstance(fact, facts.Dead) and fact.blocks_lane:
@@ -138,11 +139,11 @@ def step_of(fact: AnyFact) -> Step:
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """State and counts of a delivery after a fact, as in the columns of `delivery_log`."""
+    """State and counts of a delivery after a fact, stored in columns of `delivery_log`."""
 
     state: State = State.RECEIVED
     attempt: int = 0
-    """Attempts of this run that have ended."""
+    """Completed attempts of this run."""
     run: int = 0
     crashes: int = 0
 
@@ -151,7 +152,7 @@ NO_FACTS = Standing()
 
 
 class OpenDelivery(msgspec.Struct, frozen=True):
-    """A row of `open_delivery` on its way through one transaction, with the facts appended there."""
+    """A row of `open_delivery` within a transaction, with the facts appended there."""
 
     seq: int
     route: str
@@ -159,33 +160,33 @@ class OpenDelivery(msgspec.Struct, frozen=True):
     occurred_at: datetime
     state: State
     attempt: int = 0
-    """Attempts of this run, a running one included."""
+    """Attempts of this run, including a running one."""
     run: int = 0
     due_at: datetime | None = None
     facts: tuple[AnyFact, ...] = ()
     crashes: int = 0
-    """Attempts in a row whose lease expired."""
+    """Consecutive attempts whose lease expired."""
     standings: tuple[Standing, ...] = ()
-    """Its standing after each of `facts`."""
+    """The standing after each of `facts`."""
 
     @property
     def key(self) -> tuple[datetime, int]:
-        """Sort key: a lane is worked in this order."""
+        """Sort key: the order of a lane."""
         return (self.occurred_at, self.seq)
 
     @property
     def standing(self) -> Standing:
-        """Its standing now. The attempt that runs has no fact yet, so it is not counted."""
+        """The standing now. A running attempt has no fact yet, so it is not counted."""
         return Standing(self.state, self.attempt - int(self.state is State.IN_FLIGHT), self.run, self.crashes)
 
 
 def schedule(delivery: OpenDelivery, step: Step, now: datetime) -> OpenDelivery:
-    """Queue, promote or demote a delivery. A promoted one is due now, or later where its last failure set that.
+    """Queue, promote or demote a delivery. A promoted one is due now, or at the later time that its last failure set.
 
     Raises:
         IllegalTransition: `step` can't happen in its state.
     """
-    state = after(delivery.state, step)
+    state = apply_step(delivery.state, step)
     due_at = max(now, delivery.due_at or now) if state is State.READY else None
     return msgspec.structs.replace(delivery, state=state, due_at=due_at)
 
@@ -213,7 +214,7 @@ def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery
             pass  # no attempt was made
         case _:
             attempt += 1
-    standing = Standing(after(delivery.state, step_of(fact)), attempt, run, crashes)
+    standing = Standing(apply_step(delivery.state, step_of(fact)), attempt, run, crashes)
     return msgspec.structs.replace(
         delivery,
         state=standing.state,
@@ -233,19 +234,19 @@ _BEGINS_RUN = frozenset({"replayed", "rearmed"})
 
 
 def follows(before: Standing | None, kind: str, then: Standing, *, may_be_pruned: bool = False) -> bool:
-    """True when a fact of this kind can lead from one row of a delivery's log to the next.
+    """Return whether a fact of this kind can lead from one standing of a delivery to the next.
 
-    Anything can follow in a correction, and in a fact that only a newer version knows.
+    A correction, or a fact of a newer version, can lead anywhere.
 
     Args:
-        before: how it stood after the row before; None: this is the first.
-        kind: the fact's.
-        then: how it stood after it.
-        may_be_pruned: it is so old that failed attempts before it may have been deleted.
+        before: the standing before the fact; None if it is the first.
+        kind: the kind of the fact.
+        then: the standing after the fact.
+        may_be_pruned: True if earlier failed attempts may have been deleted already.
     """
     if kind == "corrected" or kind not in facts.KINDS:
         return True
-    if before is None:  # its event had not taken the route when it arrived, so it had ended from the start
+    if before is None:  # a run of an event that did not take the route on arrival starts from an ended delivery
         before = Standing(State.ENDED) if kind in _BEGINS_RUN else NO_FACTS
     steps = {step for step in Step if step.value.startswith("dead")} if kind == "dead" else {Step(kind)}
     states = OPEN if before.state in OPEN else {before.state}
@@ -264,12 +265,12 @@ def follows(before: Standing | None, kind: str, then: Standing, *, may_be_pruned
 
 
 def restore(delivery: OpenDelivery, standing: Standing, due_at: datetime | None) -> OpenDelivery:
-    """Return the delivery as its last fact has it, whatever its row says. A row's state that can be true stays.
+    """Return the delivery as its last fact implies, keeping its row's state where that is consistent.
 
     Args:
-        delivery: its row; not one in flight that has to stay so.
-        standing: how it stands after its last fact.
-        due_at: the time before which that allows no attempt, if any.
+        delivery: the row; not one that has to stay in flight.
+        standing: the standing after its last fact.
+        due_at: the earliest time of the next attempt by that fact, if any.
     """
     is_open = standing.state in OPEN
     keeps = delivery.state in OPEN if is_open else delivery.state is standing.state

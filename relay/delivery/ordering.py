@@ -1,4 +1,4 @@
-"""Ordering: picks the head of a lane, and ends deliveries that a newer event covers. Pure: rows of one lane in and out.
+"""Picks the head of a lane, and ends deliveries that a newer event covers. Pure: rows of one lane in and out.
 
 The store calls it whenever a lane may need a new head: when events arrive, and when its head ends, dies or fails.
 """
@@ -25,19 +25,19 @@ def settle(
     first_delay: timedelta,
     upto: LanePosition | None = None,
 ) -> list[OpenDelivery]:
-    """Choose the head of a lane, and supersede what a newer event covers.
+    """Choose the head of a lane, and supersede deliveries that a newer event covers.
 
     Args:
-        ordering: the route's.
-        lane: its head if it has one, and the deliveries that arrived or wait. Of the waiting ones `strict` needs the
+        ordering: the ordering of the route.
+        lane: its head if it has one, and its received and waiting deliveries. Of the waiting ones `strict` needs the
             first, and `latest` the oldest few.
-        now: the database's clock.
-        first_delay: a retry that a newer event takes over is due no later than this.
-        upto: the last waiting delivery that was read, where more wait behind it. `latest` leaves later ones to the next
-            rounds, as if they had not arrived yet. So a delivery made between two rounds is older than all that remain.
+        now: the database's time.
+        first_delay: the longest delay of a retry that a newer event takes over.
+        upto: the last waiting delivery that was read, if more wait behind it. `latest` leaves later ones to the next
+            rounds, as if they had not arrived yet. So a delivery made between two rounds is older than all the rest.
 
     Returns:
-        Every delivery given, in its new state.
+        Every given delivery in its new state.
     """
     rows = list(lane)
     head = next((row for row in rows if row.state in HEADS), None)
@@ -50,9 +50,9 @@ def settle(
 
 
 def _settle_strict(head: OpenDelivery | None, others: list[OpenDelivery], now: datetime) -> list[OpenDelivery]:
-    """Promote the oldest by (occurred_at, seq). An older event that arrives in time replaces a head without an attempt.
+    """Promote the oldest by (occurred_at, seq). An older event replaces a head that has not been attempted.
 
-    A head that is due later has had an attempt, though it did not count.
+    A head that is due later has been attempted, even if the attempt did not count.
     """
     first = min(others, key=lambda row: row.key)
     if head is not None and _is_untouched(head, now) and first.key < head.key:
@@ -60,8 +60,8 @@ def _settle_strict(head: OpenDelivery | None, others: list[OpenDelivery], now: d
     elif head is None:
         settled = [schedule(first, Step.PROMOTED, now)]
     else:
-        settled = [head, _queued(first, now)]
-    return settled + [_queued(row, now) for row in others if row is not first]
+        settled = [head, _queue(first, now)]
+    return settled + [_queue(row, now) for row in others if row is not first]
 
 
 def _is_untouched(head: OpenDelivery, now: datetime) -> bool:
@@ -77,12 +77,12 @@ def _settle_oldest(
 ) -> list[OpenDelivery]:
     """Settle the deliveries up to `upto`, and queue the rest.
 
-    A later head without an attempt waits with the rest: older ones are still to be superseded. A head with an attempt
-    keeps its place, as in `strict`. Only there can so many older deliveries have come to wait behind it.
+    A head beyond `upto` that has not been attempted waits with the rest, as older ones are still to be superseded. An
+    attempted head keeps its place, as in `strict`: so many older deliveries can only have gathered behind such a head.
     """
     if upto is None:
         return _settle_latest(head, others, now, first_delay)
-    later = [_queued(row, now) for row in others if row.key > upto]
+    later = [_queue(row, now) for row in others if row.key > upto]
     oldest = [row for row in others if row.key <= upto]
     if head is not None and head.key > upto and _is_untouched(head, now):
         later.append(schedule(head, Step.DEMOTED, now))
@@ -93,13 +93,13 @@ def _settle_oldest(
 def _settle_latest(
     head: OpenDelivery | None, others: list[OpenDelivery], now: datetime, first_delay: timedelta
 ) -> list[OpenDelivery]:
-    """Promote the newest: it covers all whose fetch is still to come. One in flight may have fetched already, so it covers none."""
+    """Promote the newest, which covers the others. A head in flight may have fetched already, so it covers none."""
     if head is not None and head.state is not State.READY:
         newest = max(others, key=lambda row: row.key)
-        return [head, _queued(newest, now), *_superseded(others, newest, now)]
+        return [head, _queue(newest, now), *_supersede(others, newest, now)]
     candidates = others if head is None else [head, *others]
     newest = max(candidates, key=lambda row: row.key)
-    folded = _superseded(candidates, newest, now)
+    folded = _supersede(candidates, newest, now)
     if newest is head:
         return [head, *folded]
     if head is not None and head.due_at is not None and (head.attempt > 0 or head.due_at > now):
@@ -109,11 +109,11 @@ def _settle_latest(
     return [*folded, schedule(newest, Step.PROMOTED, now)]
 
 
-def _queued(row: OpenDelivery, now: datetime) -> OpenDelivery:
+def _queue(row: OpenDelivery, now: datetime) -> OpenDelivery:
     return schedule(row, Step.QUEUED, now) if row.state is State.RECEIVED else row
 
 
-def _superseded(rows: list[OpenDelivery], newest: OpenDelivery, now: datetime) -> list[OpenDelivery]:
+def _supersede(rows: list[OpenDelivery], newest: OpenDelivery, now: datetime) -> list[OpenDelivery]:
     return [append(row, facts.Superseded(by=newest.seq), now) for row in rows if row is not newest]
 
 
@@ -127,21 +127,20 @@ class LastDelivered(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> LanePosition:
-        """Sort key, as `OpenDelivery.key`."""
+        """Sort key, like `OpenDelivery.key`."""
         return (self.occurred_at, self.seq)
 
 
 def covers(last: LastDelivered, key: LanePosition, skew: timedelta) -> bool:
-    """True when the last success in a lane certainly includes the change of an event with this key.
+    """Return whether the last success in a lane certainly includes the change of an event with this key.
 
-    A fetched entity includes it when the fetch began after the change, with clocks that differ by `skew` at most. It also
-    does when the entity's own time is as new. A time without a fraction means any moment of its second: two changes in one
-    second look the same.
+    With a fetch: the fetch began after the change, allowing for clocks that differ by `skew`; or the entity's own time is
+    at least as new. A time without a fraction may be any moment of its second: two changes in one second look the same.
 
     Without a fetch the event itself was delivered, and an older event adds nothing. An event that arrived before the last
-    one is older when its time is: had both waited, the last would have superseded it. An event that arrived after it is
-    certainly older only by more than the clocks of the sender's hosts may differ. No stored time lies further than that after
-    its own arrival: intake sees to it.
+    success is older if its time is: had both waited, it would have been superseded. One that arrived later is certainly
+    older only if its time is earlier by more than `skew`, the difference between the clocks of the sender's hosts. Intake
+    ensures that no stored time is further than that after its own arrival.
     """
     latest_moment = key[0] + _resolution(key[0])
     if last.fetch_began_at is None:
@@ -154,7 +153,7 @@ def covers(last: LastDelivered, key: LanePosition, skew: timedelta) -> bool:
 
 
 def _resolution(moment: datetime) -> timedelta:
-    """Return the resolution of a time: two times closer than this may look the same."""
+    """Return the resolution of a time: two times closer than this may look equal."""
     if moment.microsecond == 0:
         return timedelta(seconds=1)
     return timedelta(milliseconds=1) if moment.microsecond % 1000 == 0 else timedelta(microseconds=1)

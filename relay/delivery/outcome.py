@@ -1,4 +1,4 @@
-"""Input and result of an attempt: a claimed delivery in, an outcome out. `relay.delivery.policy` decides what follows."""
+"""The input and result of an attempt: a claimed delivery and its outcome, which `relay.delivery.policy` turns into a fact."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from relay.delivery.gates import Health
 
 CallStep = Literal["forward", "fetch", "find", "create", "update", "delete", "alert", "handle"]
 Sent = Literal["answered", "not_sent", "unknown"]
-"""Progress of a call. `not_sent`: it provably never left (name resolution, connection or TLS failed). `unknown`: it left and no
-whole answer came back, so the other side may have acted on it."""
+"""Progress of a call. `not_sent`: it provably never left (name resolution, connection or TLS failed). `unknown`: it left, but
+no complete response came back, so the other side may have acted on it."""
 
 ErrorClass = Literal[
     "not_sent",  # the call provably never left
-    "unknown",  # it left, and no whole answer came back in time
+    "unknown",  # it left, but no complete response came back in time
     "throttled",  # 408, 425, 429
     "server_error",  # 5xx
-    "rejected",  # 400, 422 and every other 4xx that has no class of its own
+    "rejected",  # 400, 422 and every other 4xx without a class of its own
     "auth",  # 401, 403
     "not_found",  # 404
     "gone",  # 410
     "conflict",  # 409, 412
-    "stale",  # what was fetched is older than the event
+    "stale",  # the fetched entity is older than the event
     "redirect",  # 3xx: never followed
-    "bad_answer",  # the answer lacks what the step needs: not JSON, too large, no id or another one
-    "mapping",  # a template or expression has no usable value for this event
+    "bad_answer",  # the response is unusable: not JSON, too large, no id or a different one
+    "mapping",  # a template or expression yields no usable value for this event
     "ambiguous",  # several counterparts
     "no_target",  # no counterpart, and the route forbids creating one
     "refused",  # the outbound guard blocked the call
-    "lease_lost",  # the lease ended while the attempt ran: the calls were cut
+    "lease_lost",  # the lease ended during the attempt: the calls were cut
     "crashed",  # the destination's code raised: a bug
     "handler_retry",  # a handler raised Retry
     "handler_abort",  # a handler raised GiveUp
@@ -51,9 +51,9 @@ class Delivery(msgspec.Struct, frozen=True):
     route: str
     lane: str
     attempt: int
-    """1 for the first."""
+    """1 for the first attempt."""
     run: int
-    """Number of replays and re-armings before."""
+    """Number of earlier replays and re-armings."""
     lease_token: int
     source: str
     entity_type: str | None
@@ -68,46 +68,45 @@ class Delivery(msgspec.Struct, frozen=True):
     content_type: str
     headers: Mapping[str, str]
     body: bytes | None
-    """The webhook as received; None when it was erased."""
+    """The body as received; None if it was erased."""
     applied_hash: bytes | None = None
     """Hash of the last change sent for its lane."""
     stale_before: int = 0
     """Number of fetches in this run that returned an entity older than the event."""
     traceparent: str | None = None
     late: bool = False
-    """A later event of this lane was delivered before this one arrived."""
+    """True when a later event of this lane has already been delivered."""
     is_suspect: bool = False
-    """The leases of its last attempts all expired: it may crash the process that works on it."""
+    """True when the leases of its last attempts all expired: it may crash the process that works on it."""
     trace_ids: TraceIds | None = None
-    """The span of the attempt, for log lines; None unless it is sampled."""
+    """The span of the attempt, for log lines; None unless sampled."""
 
     @property
     def webhook_id(self) -> str:
-        """Identify the event on its route, equally for every attempt, run and relay.
+        """The id of the event on its route, the same for every attempt, run and relay.
 
-        It has no dot: a dot separates the signed parts. It doesn't depend on `seq`. A database that was restored, or
-        taken over from an asynchronous standby, gives the same numbers to other events. It also gives another number to
-        the same event when it is sent again.
+        It has no dot, as dots separate the signed parts. It doesn't depend on `seq`: after a restore, or a failover to an
+        asynchronous standby, the database gives the same numbers to other events, and a resent event another number.
         """
         known = json.dumps([self.source, self.dedup_key, self.route])
         return f"msg_{hashlib.sha256(known.encode()).hexdigest()[:32]}"
 
     @property
     def idempotency_key(self) -> str:
-        """Identify one run: the same for each of its attempts."""
+        """The id of a run, the same for each of its attempts."""
         return f"{self.webhook_id}-{self.run}"
 
 
 class RateHold(msgspec.Struct, frozen=True):
-    """A request of the other side, by an answer's headers, to get no further call for some time."""
+    """A request of the other side, in the headers of a response, for no calls for some time."""
 
     seconds: float
     why: str
-    """The header that asks for it, in our own words."""
+    """The header that asked for it, in our own words."""
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A call of an attempt, as logged: without secrets, query values and request body."""
+    """A call of an attempt as logged, without secrets, query values and request body."""
 
     step: CallStep
     method: str
@@ -117,9 +116,9 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     status: int | None = None
     error: str | None = None
     excerpt: str | None = None
-    """The beginning of an answer that is not a success, at most 4 KiB, redacted."""
+    """The beginning of an unsuccessful response, at most 4 KiB, redacted."""
     hold: RateHold | None = None
-    """The endpoint's rate limit is used up."""
+    """The rate hold that the response asks for."""
 
 
 class Delivered(msgspec.Struct, frozen=True):
@@ -131,15 +130,15 @@ class Delivered(msgspec.Struct, frozen=True):
     last_modified: datetime | None = None
     applied_hash: bytes | None = None
     stale_suspected: bool = False
-    """The fetched entity is older than the event, also after the fetches that followed."""
+    """True when the fetched entity was older than the event, even after further fetches."""
 
 
 class Fact(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag=str):
-    """An event in the life of one delivery. The class is its kind; `relay.delivery.facts` has all."""
+    """An event in the life of one delivery. Its class is its kind; `relay.delivery.facts` has all kinds."""
 
 
 class Unchanged(Fact, frozen=True, kw_only=False, tag="unchanged"):
-    """Nothing had to be sent: the other system already has the change. Terminal."""
+    """Nothing was sent: the other system already had the change. Terminal."""
 
     calls: tuple[Call, ...] = ()
 
@@ -152,14 +151,14 @@ class Skipped(Fact, frozen=True, kw_only=False, tag="skipped"):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The attempt did not succeed. `relay.delivery.policy` decides what follows."""
+    """The attempt did not succeed. `relay.delivery.policy` decides about a retry."""
 
     calls: tuple[Call, ...]
     error_class: ErrorClass
     error: str
-    """A sentence for the log and the operator. It names the step and never holds a secret."""
+    """A sentence for the log and the operator. It names the step and never contains a secret."""
     retry_after: float | None = None
-    """Seconds that the other side asked for."""
+    """Delay in seconds that the other side asked for."""
 
 
 Outcome = Delivered | Unchanged | Skipped | Failed
@@ -174,17 +173,17 @@ class Rule(StrEnum):
     CONFIRM = "confirm"
     """A second attempt by the schedule; the same failure again is final."""
     AGAIN = "again"
-    """Immediate attempts from the fetch on, at most three in a row and not counted; then by the schedule."""
+    """Up to three immediate attempts, starting with the fetch and not counted; then by the schedule."""
     REFETCH = "refetch"
-    """Attempts from the fetch on after 1, 5 and 30 seconds, not counted; then the entity is applied as it is."""
+    """Attempts after 1, 5 and 30 seconds, starting with the fetch and not counted; then the entity is applied as it is."""
     DEAD = "dead"
     """Dead at once: the configuration or the data has to change first."""
     STOP = "stop"
-    """The endpoint's breaker opens: it refuses every call. No attempt is used."""
+    """The endpoint's breaker opens, as it refuses every call. No attempt is used."""
     RETIRE = "retire"
-    """The destination is gone: nothing is sent there until an operator resumes it. No attempt is used."""
+    """The destination is gone: no calls until an operator resumes it. No attempt is used."""
     NOT_COUNTED = "not_counted"
-    """The failure says nothing about this event: due at once, and no attempt is used."""
+    """The event is not to blame: due at once, and no attempt is used."""
 
 
 RULES: dict[ErrorClass, Rule] = {
@@ -203,7 +202,7 @@ RULES: dict[ErrorClass, Rule] = {
     "mapping": Rule.DEAD,
     "ambiguous": Rule.DEAD,
     "no_target": Rule.DEAD,
-    "refused": Rule.RETRY,  # a name may lead to a wrong address for a while, by its server or a captive network
+    "refused": Rule.RETRY,  # a name may resolve to a wrong address for a while, as in a captive network
     "lease_lost": Rule.NOT_COUNTED,
     "crashed": Rule.RETRY,
     "handler_retry": Rule.RETRY,
@@ -211,13 +210,13 @@ RULES: dict[ErrorClass, Rule] = {
 }
 
 AGAIN_AT_MOST = 3
-"""A conflict that three fresh fetches did not solve needs time, or an operator."""
+"""Immediate attempts after conflicts. A conflict that three fresh fetches don't solve needs time, or an operator."""
 
 REFETCH_AFTER = tuple(timedelta(seconds=seconds) for seconds in (1, 5, 30))
-"""A lagging replica has mostly caught up after a second."""
+"""Delays of refetches. A lagging replica has mostly caught up after a second."""
 
 CONFIRMED_AFTER = 2
-"""Number of equal rejections in a row that are final."""
+"""Consecutive equal rejections that are final."""
 
 HEALTH: dict[ErrorClass, Health] = {
     "not_sent": "unwell",
@@ -226,7 +225,7 @@ HEALTH: dict[ErrorClass, Health] = {
     "server_error": "unwell",
     "refused": "unwell",
 }
-"""Health of the endpoint called last, by error class; any other answer proves that it works."""
+"""Health of the last called endpoint by error class; any other response proves that it works."""
 
 
 def rule_for(error_class: ErrorClass, overruled: Mapping[str, str]) -> Rule:

@@ -34,19 +34,19 @@ from relay.delivery.outcome import (
 )
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
-"""Longest `Retry-After` that is honoured: a longer one is probably a mistake."""
+"""The longest `Retry-After` that is honoured: a longer one is probably a mistake."""
 
 _READS: frozenset[CallStep] = frozenset({"fetch", "find"})
 
 JITTER = 0.2
-"""Largest part of a delay that is added at random."""
+"""The largest share of a delay that is added at random."""
 
 CRASHES_UNTIL_DEAD = 3
-"""A delivery is dead after so many abandoned attempts in a row, whatever ended them: it may be the cause."""
+"""Consecutive abandoned attempts after which a delivery is dead: it may be the cause."""
 
 
 class Schedule:
-    """The retry schedule of a route: the delay after each failed attempt, and its end."""
+    """The retry schedule of a route: the delay after each failed attempt, and the end of its window."""
 
     def __init__(self, retry: Retry, jitter: float | None = None) -> None:
         self._delays, self.window = retry.schedule, retry.window
@@ -54,7 +54,7 @@ class Schedule:
         self.first_delay = timedelta(seconds=next(iter(retry.schedule), 0))
 
     def delay_after(self, attempt: int, elapsed: timedelta = timedelta(0)) -> timedelta | None:
-        """Return the delay after the failed attempt of this number (1 for the first); None: it was the last.
+        """Return the delay after this failed attempt (1 for the first); None if it was the last.
 
         `elapsed` is the time since the first attempt of the run.
         """
@@ -66,21 +66,21 @@ class Schedule:
 
 
 class RoutePolicy(msgspec.Struct, frozen=True):
-    """The settings of a route that the store and `decide` use. Made once for each configuration."""
+    """The settings of a route for the store and `decide`. Made once per configuration."""
 
     ordering: Ordering
     blocks_on_death: bool
     schedule: Schedule
     fetches: bool = False
-    """True when an attempt fetches the entity, so that a repeated attempt may find news."""
+    """True when an attempt fetches the entity, so that a later attempt may find new data."""
     outcomes: Mapping[str, str] = {}
-    """Exceptions of its destination from `relay.delivery.outcome.RULES`: error class → rule."""
+    """Rules by error class that override `relay.delivery.outcome.RULES` for its destination."""
     skew: timedelta = timedelta(seconds=5)
-    """Largest difference between the source's clock and ours."""
+    """The largest difference between the source's clock and ours."""
     gates: tuple[GateKey, ...] = ()
-    """The gates on its way: source, route, destination and api."""
+    """The gates that it passes: source, route, destination and api."""
     breakers: Mapping[GateKey, BreakerLimits] = {}
-    """The gates that have a circuit breaker, with its limits."""
+    """The gates with a circuit breaker, and its limits."""
     rate_limits: tuple[RateLimit, ...] = ()
     """The rate limits that an attempt uses."""
 
@@ -89,32 +89,32 @@ class History(msgspec.Struct, frozen=True):
     """Results of the earlier attempts of this run."""
 
     same_in_a_row: int = 0
-    """Number of the last attempts that failed in the same class as this one."""
+    """Consecutive last attempts that failed with the same error class as this one."""
     began_at: datetime | None = None
-    """Time at which the first of them was recorded."""
+    """The time at which the first attempt of the run was recorded."""
 
 
 NO_HISTORY = History()
 
 
 Policies = Mapping[str, RoutePolicy]
-"""The policy of each configured route, by its name."""
+"""The policy of each configured route, by name."""
 
 UNKNOWN_ROUTE = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(Retry()))
-"""The policy of a route that the configuration no longer has: its deliveries keep their order, and none is dropped or claimed."""
+"""The policy of a route that was removed from the configuration: its deliveries keep their order, and none is claimed."""
 
 
 LEFT_TO_OTHERS = timedelta(minutes=10)
-"""Time for which whatever needs the settings of a route is left to a relay whose configuration has the route."""
+"""Time for which work on an unknown route is left to relays whose configuration has the route."""
 
 
 def policies(config: Config) -> dict[str, RoutePolicy]:
-    """Make the policy of every route. Call it once for each configuration, and pass the result on."""
+    """Make the policy of every route. Call it once per configuration, and pass the result on."""
     return {name: _policy(config, route) for name, route in config.routes.items()}
 
 
-def breaker_limits(policies: Policies) -> dict[GateKey, BreakerLimits]:
-    """Return the limits of every breaker on the way of these routes."""
+def collect_breaker_limits(policies: Policies) -> dict[GateKey, BreakerLimits]:
+    """Return the limits of every breaker that these routes pass."""
     return {key: limits for policy in policies.values() for key, limits in policy.breakers.items()}
 
 
@@ -146,7 +146,7 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
 
 
 def needs_history(outcome: Outcome, policy: RoutePolicy) -> bool:
-    """True when `decide` needs the results of earlier attempts."""
+    """Return whether `decide` needs the results of earlier attempts."""
     if not isinstance(outcome, Failed):
         return False
     return (
@@ -162,7 +162,7 @@ def needs_history(outcome: Outcome, policy: RoutePolicy) -> bool:
 
 
 def is_rate_held(outcome: Outcome, policy: RoutePolicy) -> bool:
-    """True when the attempt failed since a rate limit of the other side was used up, which says nothing of its event."""
+    """Return whether the attempt failed because the other side's rate limit is used up, which is not its event's fault."""
     return (
         isinstance(outcome, Failed)
         and outcome.error_class == "throttled"
@@ -173,7 +173,7 @@ def is_rate_held(outcome: Outcome, policy: RoutePolicy) -> bool:
 
 
 HELD_AT_MOST = 20
-"""After so many attempts in a row that a rate limit cut short, they count: the limit may be too small for even one."""
+"""Consecutive rate-limited attempts that do not count; then they do, as the limit may be too small for a single one."""
 
 
 def decide(
@@ -188,12 +188,12 @@ def decide(
     """Turn the outcome of an attempt into a fact.
 
     Args:
-        delivery: as it was claimed.
-        outcome: of its attempt.
-        policy: the route's.
-        now: UTC.
-        history: results of earlier attempts; read only where `needs_history` is true.
-        is_stopped: the endpoint's breaker was open already, so the failure says nothing about this event.
+        delivery: the claimed delivery.
+        outcome: the outcome of its attempt.
+        policy: the policy of its route.
+        now: the database's time, UTC.
+        history: results of earlier attempts; used only if `needs_history` is true.
+        is_stopped: True if the endpoint's breaker was already open, so that the event is not to blame for a failure.
     """
     if isinstance(outcome, Delivered):
         return facts.DeliveredFact(
@@ -217,10 +217,10 @@ def _decide_failed(
     rule = rule_for(outcome.error_class, policy.outcomes)
     confirmed = rule is Rule.CONFIRM and history.same_in_a_row + 1 >= CONFIRMED_AFTER
     at_once = rule is Rule.NOT_COUNTED or (rule is Rule.AGAIN and history.same_in_a_row < AGAIN_AT_MOST)
-    # The gate holds it back, until its end or an operator's resume. A schedule for a limit that all events share would use
-    # up the attempts of each.
+    # The gate holds it back until the hold ends or an operator resumes it. Scheduled retries would use up the attempts of
+    # every event that shares the limit.
     at_once |= is_rate_held(outcome, policy) and history.same_in_a_row < HELD_AT_MOST
-    # An open breaker sets the time of the next call; the schedule is for attempts that count.
+    # An open breaker determines the time of the next call; the schedule is for attempts that count.
     is_held_back = is_stopped or rule in {Rule.STOP, Rule.RETIRE}
     spared = at_once or is_held_back or rule is Rule.REFETCH
     delay: timedelta | None = timedelta(0)
@@ -238,16 +238,16 @@ def _decide_failed(
     return facts.AttemptFailed(
         error_class=outcome.error_class,
         error=outcome.error,
-        due_at=now if at_once else now + _clamped(delay, outcome),
+        due_at=now if at_once else now + _clamp(delay, outcome),
         calls=outcome.calls,
         counted=not spared,
     )
 
 
 def can_be_given_back(outcome: Outcome) -> bool:
-    """True when an attempt was cut before it can have had an effect. It then counts as never begun.
+    """Return whether an attempt was cut before it could have an effect. It then counts as unstarted.
 
-    A call that may have reached the other side becomes a fact instead, so that the log explains the repeated call.
+    A call that may have reached the other side becomes a fact instead, so that the log explains the second call.
     """
     return (
         isinstance(outcome, Failed)
@@ -257,12 +257,12 @@ def can_be_given_back(outcome: Outcome) -> bool:
 
 
 def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolicy | None) -> AnyFact:
-    """Return the fact for a delivery whose lease expired: another attempt, or after the third one in a row dead.
+    """Return the fact for a delivery whose lease expired: abandoned, or dead after the third time in a row.
 
     Args:
-        delivery: as it was claimed.
+        delivery: the claimed delivery.
         relay_node: the holder of the lease.
-        policy: the route's; without one nothing is given up.
+        policy: the policy of its route; without one the delivery never becomes dead.
     """
     if delivery.crashes + 1 < CRASHES_UNTIL_DEAD or policy is None:
         return facts.Abandoned(relay_node=relay_node)
@@ -273,8 +273,8 @@ def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolic
     )
 
 
-def _clamped(delay: timedelta, outcome: Failed) -> timedelta:
-    """Return the delay that the destination asked for, but no shorter than our own and no longer than a day."""
+def _clamp(delay: timedelta, outcome: Failed) -> timedelta:
+    """Return the delay that the destination asked for, at least our own and at most a day."""
     if outcome.retry_after is None:
         return delay
     asked = timedelta(seconds=min(outcome.retry_after, LONGEST_RETRY_AFTER.total_seconds()))
@@ -282,19 +282,16 @@ def _clamped(delay: timedelta, outcome: Failed) -> timedelta:
 
 
 def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
-    """Return the breaker of the endpoint that an attempt called last.
-
-    None when the attempt says nothing of it: it called nobody, or the relay cut it.
-    """
+    """Return the endpoint that an attempt called last; None if it made no call or was cut by the relay."""
     if not outcome.calls or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
         return None
     return endpoint_of_call(outcome.calls[-1], policy)
 
 
-def breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:
-    """Turn an attempt's outcome into circuit-breaker reports.
+def list_breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:
+    """Turn an attempt's outcome into circuit breaker reports.
 
-    Each endpoint before the last one is well: the attempt would not have gone on from it otherwise.
+    Each endpoint called before the last one works: the attempt would have stopped there otherwise.
     """
     last = endpoint_of(outcome, policy)
     if last is None:
@@ -326,23 +323,23 @@ def endpoint_of_call(call: Call, policy: RoutePolicy) -> GateKey | None:
 
 
 class HoldRequest(msgspec.Struct, frozen=True):
-    """A request of an endpoint to be left alone for some time."""
+    """A request of an endpoint for no calls for some time."""
 
     key: GateKey
     lasts: timedelta
     why: str
 
 
-def hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest]:
-    """Yield what the calls of an attempt were asked for, no longer than an endpoint may ask for."""
+def list_hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest]:
+    """Yield the hold requests in the responses to an attempt's calls, limited to `LONGEST_HOLD`."""
     for call in outcome.calls:
-        if (key := endpoint_of_call(call, policy)) and (request := hold_request(key, call)):
+        if (key := endpoint_of_call(call, policy)) and (request := read_hold_request(key, call)):
             yield request
 
 
-def hold_request(key: GateKey, call: Call) -> HoldRequest | None:
-    """Return what a call of this endpoint was asked for, no longer than an endpoint may ask for; None when for nothing."""
-    if call.hold is None or not call.hold.seconds > 0:  # so that NaN is none
+def read_hold_request(key: GateKey, call: Call) -> HoldRequest | None:
+    """Return the hold request in the response to a call, limited to `LONGEST_HOLD`; None if there is none."""
+    if call.hold is None or not call.hold.seconds > 0:  # also excludes NaN
         return None
     lasts = timedelta(seconds=min(call.hold.seconds, LONGEST_HOLD.total_seconds()))
     answered = "" if call.status is None else f" answered {call.status}:"
@@ -350,14 +347,14 @@ def hold_request(key: GateKey, call: Call) -> HoldRequest | None:
 
 
 def asks_for_hold(outcome: Outcome) -> bool:
-    """Return True when a call of the attempt was asked for a rate hold."""
+    """Return whether a response to a call of the attempt asked for a rate hold."""
     return any(call.hold is not None for call in outcome.calls)
 
 
-def holds_until(
+def extend_holds(
     requests: Iterable[HoldRequest], held: Mapping[GateKey, datetime], now: datetime
 ) -> dict[GateKey, tuple[datetime, str]]:
-    """Return the new ends of holds, with the reason, where they are later than `held`."""
+    """Return the end and reason of each hold that ends later than the one in `held`."""
     later: dict[GateKey, tuple[datetime, str]] = {}
     for request in requests:
         until, known = now + request.lasts, held.get(request.key)

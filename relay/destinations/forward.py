@@ -142,14 +142,14 @@ class MessageTemplate(Template):
 
     def _placed(self, value: str, placeholder: Placeholder, before: str) -> str:
         if before.rfind("<") <= before.rfind(">"):
-            return alerts.escaped(value)
+            return alerts.escape_text(value)
         link = before.rpartition("<")[2]
         if "|" in link:
-            return alerts.link_text(value)
+            return alerts.escape_link_text(value)
         if link:
             return value if placeholder.form is FORMS["url"] else encoded(value, self.where)
         try:
-            return alerts.link_url(value)
+            return alerts.escape_link_url(value)
         except ValueError as error:  # a UnicodeEncodeError is one
             raise MappingError(f"{{{placeholder.text}}}: {error}", field=self.where) from None
 

@@ -22,9 +22,9 @@ from relay import check
 from relay.delivery.policy import policies
 from relay.doctor import schema_drift
 from relay.doctor.run import UNREACHABLE, Examination, Installation
-from relay.findings import KINDS, Finding, FindingKind, checked, findings
+from relay.findings import KINDS, Finding, FindingKind, list_findings, read_stuck
 from relay.store.database import Database
-from relay.store.nodes import hash_of, read_nodes
+from relay.store.nodes import hash_config, read_nodes
 from relay.store.overview import read_overview
 from relay.store.reads import Space, read_space
 
@@ -230,12 +230,12 @@ CHANGED = FindingKind(
 def _needing_a_person(installation: Installation) -> Iterator[Finding]:
     """Relays, routes, gates, commands, sweeps and alerts that need a person, as `relay status` shows them."""
     database = Database(installation.engine)
-    yield from findings(read_overview(database, policies(installation.config)), checked(database))
+    yield from list_findings(read_overview(database, policies(installation.config)), read_stuck(database))
 
 
 def _relays(installation: Installation) -> Iterator[Finding]:
     """Versions and configurations of running relays."""
-    here, own = version_of("inbox-relay"), hash_of(installation.config)
+    here, own = version_of("inbox-relay"), hash_config(installation.config)
     with Database(installation.engine).read() as transaction:
         running = read_nodes(transaction)
     for relay in running:

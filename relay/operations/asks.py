@@ -1,4 +1,4 @@
-"""Fields that operations ask for: the JSON of `relay_command.selection`, options, URLs, forms and bodies. Pure."""
+"""Fields of operations, in the JSON of `relay_command.selection`, options, URLs, forms and bodies. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec import Meta
 from inbox.events.states import DEAD_STATES, MOST_SEQS
 
 Name = Annotated[str, Meta(max_length=20_000)]
-"""A name or id: those of entities may be long."""
+"""A name or id; ids of entities may be long."""
 Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Moment = Annotated[datetime, Meta(tz=True)]
 Status = Annotated[int, Meta(ge=100, le=599)]
@@ -22,13 +22,13 @@ OneDelivery = Annotated[str, Meta(pattern=r"^[0-9]{1,18}/[^,\x00-\x1f]+$")]
 Deliveries = Annotated[tuple[OneDelivery, ...], Meta(min_length=1, max_length=MOST_SEQS)]
 
 BOUNDS = ("until_fact",)
-"""Fields that keep a selection as it was planned."""
+"""Fields that limit a selection to the rows of its plan."""
 _NO_CONDITIONS = frozenset({"force", "backfill", "everything", *BOUNDS})
-"""Fields that narrow no selection."""
+"""Fields that do not narrow a selection."""
 
 
 class Asks(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Every condition that is given must hold."""
+    """Conditions that must all hold."""
 
     @property
     def is_empty(self) -> bool:
@@ -45,46 +45,39 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
 
     route: Annotated[Name | None, Meta(description="Only of this route.")] = None
     seq: Annotated[Number | None, Meta(description="This event.")] = None
-    seqs: Annotated[Seqs | None, Meta(description="Numbers of events; in a URL with commas between them.")] = None
+    seqs: Annotated[Seqs | None, Meta(description="These events; in a URL separated by commas.")] = None
     deliveries: Annotated[
-        Deliveries | None, Meta(description="Exactly these, each as SEQ/ROUTE; in a URL with commas between them.")
+        Deliveries | None, Meta(description="Exactly these, each as SEQ/ROUTE; in a URL separated by commas.")
     ] = None
     source: Annotated[Name | None, Meta(description="Only of this source.")] = None
     entity_type: Name | None = None
     entity_id: Annotated[Name | None, Meta(description="Only about this entity.")] = None
-    destination: Annotated[Name | None, Meta(description="Only of the routes to this destination.")] = None
-    api: Annotated[Name | None, Meta(description="Only of the routes that ask this api.")] = None
+    destination: Annotated[Name | None, Meta(description="Only on routes to this destination.")] = None
+    api: Annotated[Name | None, Meta(description="Only on routes that fetch from this api.")] = None
     cause: Annotated[
-        Name | None, Meta(description="Of the death; for a retry: error class of the last failed attempt.")
+        Name | None, Meta(description="Cause of the death; for a retry, the error class of the last failed attempt.")
     ] = None
-    status: Annotated[
-        Status | None, Meta(description="Only where the last call was answered with this HTTP status.")
-    ] = None
-    error: Annotated[Name | None, Meta(description="Only where the last error contains this text, in any case.")] = None
-    error_sha256: Annotated[
-        Digest | None, Meta(description="SHA-256 of the whole last error, letter by letter, as UTF-8 in hex.")
-    ] = None
-    event_type: Annotated[Name | None, Meta(description="Only events of this type, as the sender wrote it.")] = None
+    status: Annotated[Status | None, Meta(description="Only if the last call was answered with this HTTP status.")] = (
+        None
+    )
+    error: Annotated[Name | None, Meta(description="Only if the last error contains this text, ignoring case.")] = None
+    error_sha256: Annotated[Digest | None, Meta(description="SHA-256 of the whole last error (UTF-8), in hex.")] = None
+    event_type: Annotated[Name | None, Meta(description="Only events of this type, spelled as by the sender.")] = None
     since: Annotated[
         Moment | None,
-        Meta(
-            description="Died, or failed last, at or after this time; where others are selected: arrived at or after."
-        ),
+        Meta(description="Only if it died or failed last at or after this time; for other states, if it arrived then."),
     ] = None
     until: Annotated[Moment | None, Meta(description="The same, before this time.")] = None
     until_fact: Annotated[
         Number | None,
         Meta(
-            description="`delivery_log.id` of the newest fact at the plan of a replay: what has changed later, such as by another"
-            " replay, stays."
+            description="`delivery_log.id` of the newest fact when a replay was planned; deliveries that have changed since are"
+            " skipped."
         ),
     ] = None
     state: Annotated[
         Name | None,
-        Meta(
-            description="State as lists show it. Times count from the death of a dead or blocked one, and from the failure of"
-            " a retrying one. Ended ones are found by their numbers or an entity alone."
-        ),
+        Meta(description="State as listings show it. Ended deliveries are found only by their numbers or an entity."),
     ] = None
     force: Annotated[
         bool, Meta(description="Replay even where that overwrites the last delivered state with an older one.")
@@ -92,10 +85,10 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     backfill: Annotated[
         bool,
         Meta(
-            description="Of one route: also ended deliveries, and events that match the route now and have never taken it."
+            description="For one route: also ended deliveries, and events that match the route now but never took it."
         ),
     ] = False
-    everything: Annotated[bool, Meta(description="Without any condition: all that the command could change.")] = False
+    everything: Annotated[bool, Meta(description="No condition: everything that the command can change.")] = False
 
     @property
     def is_about_failures(self) -> bool:
@@ -104,31 +97,31 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
 
     @property
     def names_events(self) -> bool:
-        """True when it names events or one entity, so that ended deliveries can be found, too."""
+        """True when it names events or one entity, so that ended deliveries are included."""
         return (self.seq, self.seqs, self.deliveries, self.entity_id) != (None, None, None, None)
 
     @property
     def dead_only(self) -> bool:
-        """For a replay: unless events or an entity are named, only dead letters are selected, and ended deliveries left alone."""
+        """For a replay: True when only dead letters are selected, as neither events nor an entity are named."""
         return self.is_about_failures or self.state in DEAD_STATES or not self.names_events
 
 
 class OneGate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One gate: a route, destination, api or source; an entity by its source, type and id."""
+    """One gate: a route, destination, api or source, or an entity by its source, type and id."""
 
     route: Annotated[Name | None, Meta(description="This route.")] = None
     destination: Annotated[Name | None, Meta(description="All routes to this destination.")] = None
-    api: Annotated[Name | None, Meta(description="All routes that ask this api.")] = None
+    api: Annotated[Name | None, Meta(description="All routes that fetch from this api.")] = None
     source: Annotated[Name | None, Meta(description="All routes of this source.")] = None
     entity_type: Name | None = None
     entity_id: Annotated[Name | None, Meta(description="This entity of the source.")] = None
 
 
 class OneSource(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A source that is asked for missed changes."""
+    """The source to sweep."""
 
     source: Name
-    entity_type: Annotated[Name | None, Meta(description="Of this type alone.")] = None
+    entity_type: Annotated[Name | None, Meta(description="Only this type.")] = None
 
 
 class OneEntity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -140,25 +133,25 @@ class OneEntity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KindsOfRows(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Kinds of rows whose retention is applied now."""
+    """The kinds of rows to prune."""
 
     kinds: Annotated[
         Annotated[tuple[Name, ...], Meta(min_length=1, max_length=100)] | None,
-        Meta(description="Keys of `[retention]`, in a URL with commas between them; absent: all."),
+        Meta(description="Keys of `[retention]`, in a URL separated by commas; default: all."),
     ] = None
 
 
 class Rejections(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Rejected requests that meet every condition and were kept whole."""
+    """Rejected requests that meet every condition and were stored in full."""
 
     id: Annotated[Number | None, Meta(description="This rejected request.")] = None
-    source: Annotated[Name | None, Meta(description="Only of this source, as the URL named it.")] = None
+    source: Annotated[Name | None, Meta(description="Only of this source, as in the URL.")] = None
     cause: Annotated[Name | None, Meta(description="Only of this cause, such as invalid_event.")] = None
-    status: Annotated[Status | None, Meta(description="Only those that were answered with this HTTP status.")] = None
-    error: Annotated[Name | None, Meta(description="Only where the reason contains this text, in any case.")] = None
+    status: Annotated[Status | None, Meta(description="Only if answered with this HTTP status.")] = None
+    error: Annotated[Name | None, Meta(description="Only if the reason contains this text, ignoring case.")] = None
     since: Moment | None = None
     until: Moment | None = None
-    everything: Annotated[bool, Meta(description="Without any condition: all that can be readmitted.")] = False
+    everything: Annotated[bool, Meta(description="No condition: everything that can be readmitted.")] = False
 
 
 class OneCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

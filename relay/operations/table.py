@@ -1,4 +1,4 @@
-"""The table of operations, and how each channel reads what an operator asks for. Pure."""
+"""The table of operations, and the parsing of their selections for every channel. Pure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from inbox.errors import UnusableCommand
 from relay.operations.asks import Asks, KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 
 MOST_OPEN = 1000
-"""After its first so many, a replay or retry goes on only where fewer are due on the route: new events must not wait for it."""
+"""A replay or retry of more deliveries continues only while fewer than this are due on the route, so that new events don't wait."""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of `relay_command`, and its words for the command line, the page and the answers of commands.
+    """A kind of `relay_command`, with its texts for the command line, the page and command answers.
 
-    `relay.store.operator` has its plan and its steps.
+    `relay.store.operator` has its plan and steps.
     """
 
     kind: str
@@ -27,33 +27,33 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     asks: type[msgspec.Struct]
     """The fields of its selection."""
     without: tuple[str, ...] = ()
-    """Fields of `asks` that it has no use for."""
+    """Fields of `asks` that it does not take."""
     done: str = "done"
     nothing: str = "there is nothing to do"
     thing: str = "row"
     consequences: tuple[str, ...] = ()
-    """Consequences, in sentences."""
+    """Sentences about its consequences."""
     is_dangerous: bool = False
-    """True when nothing brings back what it ends."""
+    """True when it can't be undone."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Keys of its selection."""
+        """The keys of its selection."""
         return tuple(name for name in self.asks.__struct_fields__ if name not in self.without)
 
     @property
     def has_dry_run(self) -> bool:
-        """True when it is about a number of things."""
+        """True when it applies to a number of rows."""
         return self.asks not in {OneGate, OneSource, OneCommand}
 
     @property
     def needs_condition(self) -> bool:
-        """True when it must name a condition, or say that everything is meant."""
+        """True when it needs a condition, or `everything`."""
         return issubclass(self.asks, Asks)
 
     @property
     def is_of_a_command(self) -> bool:
-        """True when it is about another command, and done at once."""
+        """True when it applies to another command, and is done at once."""
         return self.asks is OneCommand
 
 
@@ -67,9 +67,9 @@ _KINDS = (
         nothing="nothing to replay",
         thing="delivery",
         consequences=(
-            "Each goes back to its place in its lane, by the time of its event. Later open events of the lane wait for it.",
-            "Where the route's ordering is latest, a newer event that waits is delivered in its place.",
-            f"After {MOST_OPEN:,}, it goes on where fewer than so many are due on the route: new events need not wait.",
+            "Each returns to its place in its lane, by the time of its event. Later open events of the lane wait for it.",
+            "On routes with ordering latest, a waiting newer event is delivered instead.",
+            f"After {MOST_OPEN:,}, it continues only while fewer than that are due on the route, so that new events don't wait.",
         ),
     ),
     Operation(
@@ -78,11 +78,11 @@ _KINDS = (
         asks=Selection,
         without=(*_OF_REPLAYS, "state"),
         done="retried",
-        nothing="no attempt waits for later",
+        nothing="no attempt is waiting",
         thing="delivery",
         consequences=(
             "The next attempt of each is due at once. Each keeps its attempts and its place in its lane.",
-            "Pauses, circuit breakers and rate limits hold as always.",
+            "Pauses, circuit breakers and rate limits still apply.",
         ),
     ),
     Operation(
@@ -94,8 +94,8 @@ _KINDS = (
         nothing="nothing to cancel",
         thing="delivery",
         consequences=(
-            "They end for good, open or dead, and their events never reach the destination unless somebody replays them.",
-            "Later events of their lanes go on. Deliveries in flight are left as they are.",
+            "They end, open or dead, and their events never reach the destination unless an operator replays them.",
+            "Later events of their lanes continue. Deliveries in flight are skipped.",
         ),
         is_dangerous=True,
     ),
@@ -119,8 +119,8 @@ _KINDS = (
         done="paused",
         nothing="it is paused already",
         consequences=(
-            "Nothing behind it is delivered until somebody resumes it. Webhooks are still accepted, and wait.",
-            "Calls that run now finish. No attempt is used up.",
+            "Nothing behind it is delivered until an operator resumes it. Webhooks are still accepted, and wait.",
+            "Running calls finish. No attempts are used up.",
         ),
     ),
     Operation(
@@ -130,26 +130,26 @@ _KINDS = (
         done="resumed",
         nothing="nothing holds it back",
         consequences=(
-            "The pause ends, and its circuit breaker closes; deliveries go on in their order.",
-            "Attempts that failed before wait until they are due; a retry makes them due at once.",
+            "The pause ends, and its circuit breaker closes; deliveries continue in order.",
+            "Failed attempts wait until they are due; a retry makes them due at once.",
         ),
     ),
     Operation(
         kind="sweep",
         title="Sweep for missed changes",
         asks=OneSource,
-        consequences=("Changes that no webhook reported become events, and are delivered in their order.",),
+        consequences=("Changes that no webhook reported become events, and are delivered in order.",),
     ),
     Operation(
         kind="erase",
         title="Erase an entity",
         asks=OneEntity,
         done="erased",
-        nothing="nothing to erase: type and id are compared letter by letter",
+        nothing="nothing to erase: type and id must match exactly",
         thing="event",
         consequences=(
-            "Nothing brings it back. The reason must not name the entity, as it is kept for good.",
-            "Rejected requests, alerts and texts of operators are not searched: they stay until their retention.",
+            "It can't be undone. The reason must not name the entity, as it is kept for good.",
+            "Rejected requests, alerts and operators' reasons are not searched: they stay until their retention.",
         ),
         is_dangerous=True,
     ),
@@ -159,7 +159,7 @@ _KINDS = (
         asks=KindsOfRows,
         done="deleted",
         nothing="nothing has expired",
-        consequences=("Rows older than [retention] says are deleted for good, as relays do by themselves.",),
+        consequences=("Rows that have expired under [retention] are deleted for good, as relays do on their own.",),
         is_dangerous=True,
     ),
     Operation(
@@ -167,37 +167,37 @@ _KINDS = (
         title="Readmit rejected requests",
         asks=Rejections,
         done="readmitted",
-        nothing="nothing to readmit: no rejected request matches that was kept whole and not readmitted yet",
+        nothing="nothing to readmit: no matching request was stored in full and is still rejected",
         thing="request",
         consequences=(
-            "The present configuration reads each again. What it can read becomes events, and is delivered in order.",
-            "One that was sent again meanwhile is a duplicate, and is not delivered twice.",
+            "The present configuration reads each request again. Readable ones become events, and are delivered in order.",
+            "A request that was sent again meanwhile is a duplicate, and is not delivered twice.",
         ),
     ),
     Operation(
         kind="stop",
         title="Stop a command",
         asks=OneCommand,
-        consequences=("Everything that it has done stays done. A stopped command can go on later.",),
+        consequences=("Its changes so far stay. A stopped command can be continued later.",),
     ),
     Operation(
         kind="continue",
         title="Continue a stopped command",
         asks=OneCommand,
-        consequences=("Everything that it has done stays done. It goes on where it was stopped.",),
+        consequences=("Its changes so far stay. It continues where it was stopped.",),
     ),
 )
 OPERATIONS: Mapping[str, Operation] = {each.kind: each for each in _KINDS}
-"""Every kind that this version knows."""
+"""The operations by kind."""
 
 OF_DELIVERIES = tuple(kind for kind, operation in OPERATIONS.items() if operation.asks is Selection)
 
 
 def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation's `asks`
-    """Read the selection of a row.
+    """Parse the selection of a row.
 
     Raises:
-        UnusableCommand: it can't be understood, or can't be meant; the message says what would be right.
+        UnusableCommand: it is malformed or makes no sense; the message suggests a correction.
     """
     operation = OPERATIONS[kind]
     if not isinstance(selection, dict):
@@ -206,17 +206,17 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
         if key not in operation.keys:
             raise UnusableCommand(f"{_a(kind)} has no key {key!r} in its selection; {nearest(key, operation.keys)}")
         if value is None or value in ("", []):
-            raise UnusableCommand(f"{key} is empty: leave it out for any")
+            raise UnusableCommand(f"{key} is empty: omit it to match any")
     try:
         asked: Any = msgspec.convert(selection, operation.asks)
     except msgspec.ValidationError as error:
-        field, says = wrong_field(error)
+        field, says = describe_wrong_field(error)
         raise UnusableCommand(f"{field or 'selection'}{says}") from error
     if operation.needs_condition and asked.is_empty and not asked.everything:
         some = " or ".join(operation.keys[:2])
         raise UnusableCommand(
-            f"{_a(kind)} without a condition is about everything that it could change: name some, such as {some}; or, if all is"
-            " meant, everything (--all)"
+            f"{_a(kind)} without a condition would change everything it can: give one, such as {some}; or, if that is meant,"
+            " everything (--all)"
         )
     require_order(asked)
     return asked
@@ -234,9 +234,9 @@ _TYPES = {
 _WRONG_TYPE = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
 
 
-def wrong_field(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Return the field of a mistake, or nothing, and what follows it: the mistake in words of JSON, not of Python."""
-    says, at, place = str(error).rpartition(" - at `$")  # the last: a value may look like one
+def describe_wrong_field(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Return the field of a validation error, if known, and the message to put after it, with JSON's names of types."""
+    says, at, place = str(error).rpartition(" - at `$")  # the last occurrence: a value may contain one
     says, place = (says, place) if at else (place, "")
     missing = says.removeprefix("Object missing required field ")
     if missing != says:
@@ -247,14 +247,14 @@ def wrong_field(error: msgspec.ValidationError) -> tuple[str, str]:
 
 
 def require_order(asked: msgspec.Struct) -> None:
-    """Check that its times are in their order.
+    """Check that `since` is before `until`.
 
     Raises:
-        UnusableCommand: they are not.
+        UnusableCommand: it is not.
     """
     since, until = getattr(asked, "since", None), getattr(asked, "until", None)
     if since is not None and until is not None and since >= until:
-        raise UnusableCommand("nothing is since a time and until an earlier one: exchange the two")
+        raise UnusableCommand("since must be before until: swap the two")
 
 
 def _a(kind: str) -> str:

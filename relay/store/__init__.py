@@ -1,1 +1,1 @@
-"""The relay's SQL: sequence, claim, record, replay, and what listings read. Nothing here decides; the pure files do."""
+"""The relay's SQL: sequence, claim, record, replay, and reads for listings. The rules are pure functions elsewhere."""

@@ -1,4 +1,4 @@
-"""Lasting conditions: routes that are behind, silent sources, dead deliveries that are gone again, failing steps."""
+"""Watches lasting conditions: routes that are behind, silent sources, dead deliveries, failing steps, late retention."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from inbox.config.sources import Source
 from inbox.db.following import OUT_OF_ORDER
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
-from relay.store.alerts import NEWEST, note
-from relay.store.database import Floor
+from relay.store.alerts import NEWEST, store_alerts
+from relay.store.database import ScanStart
 from relay.store.nodes import read_nodes
 from relay.store.retention import STEPS, state_of
 from relay.store.transaction import Transaction
@@ -24,57 +24,57 @@ Firing = frozenset[tuple[str, str]]
 """Kind and subject of each alert that has not recovered."""
 
 CATCH_UP_WITHIN = timedelta(hours=1)
-"""A pruner that is behind for longer loses to intake, or has begun with a large database."""
+"""A pruner that is behind for longer can't keep up with intake, or has started on a large database."""
 
 WHOLE_EVERY_SECONDS = 60.0
-"""Between two looks at everything that is open, at least."""
+"""Minimum interval between two scans of all open deliveries."""
 
 
 class Watch:
-    """Checks them periodically. Each relay process has one, since it remembers when each source last sent."""
+    """Checks the conditions periodically. Each relay process has one, which remembers when each source last sent."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._heard: dict[str, datetime] = {}
         self._looked_to = 0
-        self._oldest: defaultdict[str, Floor[int]] = defaultdict(lambda: Floor(WHOLE_EVERY_SECONDS, monotonic))
-        """Of each route: below it nothing of it was open."""
+        self._oldest: defaultdict[str, ScanStart[int]] = defaultdict(lambda: ScanStart(WHOLE_EVERY_SECONDS, monotonic))
+        """The seq of each route below which nothing is open."""
 
-    def look(self, work: Work) -> None:
-        """Store an alert for each condition that has begun or ended since the last check of any relay."""
+    def check(self, work: Work) -> None:
+        """Store an alert for each condition that has begun or ended since the last check by any relay."""
         config = work.config
         with work.database.read() as transaction:
             now = transaction.now()
             firing = frozenset((row.kind, row.subject) for row in transaction.execute(_FIRING))
             highest, after = transaction.execute(_HIGHEST)[0].seq or 0, config.alerts.backlog_after
             for kind, subject in firing:
-                if kind == "backlog_old":  # only a look at the whole route ends it: an old event may have been replayed
+                if kind == "backlog_old":  # only a scan of the whole route may end it: an old event may be replayed
                     self._oldest[subject].at = None
             found = [
-                *_ended(transaction, firing),
-                *(self._backlog(transaction, route, now, highest, after) for route in config.routes),
-                *(self._silence(transaction, each, now) for each in config.sources.values() if each.silent_after),
-                *_retention(transaction, now),
+                *_find_ended(transaction, firing),
+                *(self._check_backlog(transaction, route, now, highest, after) for route in config.routes),
+                *(self._check_silence(transaction, each, now) for each in config.sources.values() if each.silent_after),
+                *_check_retention(transaction, now),
             ]
         _store(work, [alert for alert in found if alert.firing != ((alert.kind, alert.subject) in firing)])
         self._looked_to = highest
 
-    def _backlog(self, transaction: Transaction, route: str, now: datetime, highest: int, after: float) -> Alert:
-        floor = self._oldest[route]
-        with floor.look() as begin:
+    def _check_backlog(self, transaction: Transaction, route: str, now: datetime, highest: int, after: float) -> Alert:
+        start = self._oldest[route]
+        with start.scan() as begin:
             oldest = transaction.execute(_OLDEST, route=route, begin_seq=begin or 0)
-        floor.at = (oldest[0].seq if oldest else highest) - OUT_OF_ORDER
+        start.at = (oldest[0].seq if oldest else highest) - OUT_OF_ORDER
         age = (now - as_time(oldest[0].received_at)).total_seconds() if oldest else 0
         is_behind = age > after
         detail = {"seq": oldest[0].seq, "age_seconds": round(age)} if is_behind else {}
         return Alert("backlog_old", route, is_behind, detail)
 
-    def _silence(self, transaction: Transaction, source: Source, now: datetime) -> Alert:
+    def _check_silence(self, transaction: Transaction, source: Source, now: datetime) -> Alert:
         name = source.name
         last = transaction.execute(_LAST_OF_SOURCE, source=name, above=self._looked_to - OUT_OF_ORDER)
-        if last:  # its newest event may have been readmitted, and have arrived before the one before it
+        if last:  # the newest event may be a readmitted one, which arrived before others
             arrived = as_time(last[0].received_at)
             self._heard[name] = max(self._heard.get(name, arrived), arrived)
-        self._heard.setdefault(name, now)  # one that was never heard is silent from the first look on
+        self._heard.setdefault(name, now)  # a source without events is silent from the first check on
         silent = now - self._heard[name]
         is_silent = silent > timedelta(seconds=source.silent_after or 0)
         detail = {"silent_seconds": round(silent.total_seconds())} if is_silent else {}
@@ -82,26 +82,26 @@ class Watch:
 
 
 def _store(work: Work, changed: Sequence[Alert]) -> None:
-    """Store them. An end is checked again under the lock of those who store such alerts: what died or fails since lasts."""
+    """Store changed alerts. Ends are checked again under the lock, as a delivery may have died or a step failed since."""
     if not changed:
         return
     with work.write() as transaction:
-        # Who records a delivery stores `delivery_dead` under the lock of its route.
+        # `delivery_dead` is stored under the lock of its route when a delivery is recorded.
         is_any_dead = any(alert.kind == "delivery_dead" for alert in changed)
         now = transaction.take_order_lock() if is_any_dead else transaction.lock_first()
-        ended = {(alert.kind, alert.subject) for alert in _ended(transaction, None)}
+        ended = {(alert.kind, alert.subject) for alert in _find_ended(transaction, None)}
         checked = {"delivery_dead", "step_failed"}
-        note(
+        store_alerts(
             transaction,
             [each for each in changed if each.kind not in checked or (each.kind, each.subject) in ended],
             now,
         )
 
 
-def _ended(transaction: Transaction, firing: Firing | None) -> Iterator[Alert]:
-    """Yield the ends of dead letters, when a route's last one was replayed or cancelled, and of steps that no relay fails.
+def _find_ended(transaction: Transaction, firing: Firing | None) -> Iterator[Alert]:
+    """Yield recoveries: of routes whose last dead letter was replayed or cancelled, and of steps that fail in no relay.
 
-    A death is alerted when it happens, and a failing step by its relay.
+    Their firing is stored elsewhere: when a delivery dies, and by the relay whose step fails.
     """
     for row in transaction.execute(_DEATHS_OVER):
         yield Alert("delivery_dead", row.subject, firing=False)
@@ -111,8 +111,8 @@ def _ended(transaction: Transaction, firing: Firing | None) -> Iterator[Alert]:
         yield Alert("step_failed", step, firing=False)
 
 
-def _retention(transaction: Transaction, now: datetime) -> Iterator[Alert]:
-    """Yield kinds of rows that are deleted more slowly than they arrive: a pruner has had an hour to catch up."""
+def _check_retention(transaction: Transaction, now: datetime) -> Iterator[Alert]:
+    """Yield an alert for each kind of rows: firing if the pruner has been behind for more than an hour."""
     for kind in STEPS:
         progress = state_of(transaction, kind)
         is_behind = progress.behind_since is not None and progress.behind_since <= now - CATCH_UP_WITHIN
@@ -122,14 +122,14 @@ def _retention(transaction: Transaction, now: datetime) -> Iterator[Alert]:
 
 
 _FIRING = text(f"{NEWEST} WHERE a.firing")
-# Each condition is one look into an index: in a join, Postgres may read everything that is open.
+# Each condition is one index lookup: with a join, Postgres may read all open deliveries.
 _DEATHS_OVER = text(f"""
 SELECT fired.subject FROM ({NEWEST} WHERE a.firing AND a.kind = 'delivery_dead') fired
 WHERE (SELECT 1 FROM open_delivery WHERE route = fired.subject AND state = 'dead' LIMIT 1) IS NULL
   AND (SELECT 1 FROM open_delivery WHERE route = fired.subject AND state = 'blocked' LIMIT 1) IS NULL
 """)
-# It walks what is open on other routes, too, up to the first of this one. An index of its own would cost each event more
-# than the walk, which mostly begins where the last one ended.
+# It also walks the open deliveries of other routes, up to the first of this one. A separate index would cost each event
+# more than the walk, which mostly begins where the last one ended.
 _OLDEST = text("""
 SELECT found.seq, i.received_at
 FROM (

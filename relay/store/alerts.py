@@ -1,4 +1,4 @@
-"""Alerts: rows of `alert`, one per change for the worse or back, and which of them are still to be logged and posted."""
+"""Alerts: rows of `alert`, one for each begin or recovery of a condition, and their logging and posting."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from relay.delivery.alerts import SENTENCES, Alert, Posted
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 POST_AGAIN_AFTER = timedelta(seconds=60)
-"""The pause after a failed post, or after the posting relay is gone."""
-MOST_TOLD_AT_ONCE = 200
+"""The pause before a failed post, or one whose relay died, is repeated."""
+MOST_LOGGED_AT_ONCE = 200
 POSTED_WITHIN = timedelta(days=1)
-"""Older alerts are not posted: they no longer describe the present."""
+"""Age after which an alert is no longer posted."""
 
 
-def note(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -> None:
+def store_alerts(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -> None:
     """Store the alerts that differ from the last one of their kind and subject. Call under the order lock.
 
-    One that the database refuses is left out and logged: what it is about has happened all the same, and has to be recorded.
+    An alert that the database rejects is skipped and logged, so that the event it reports is recorded all the same.
     """
     kept = list(alerts)
     if not kept or _attempt(transaction, kept, now) is None:
@@ -43,65 +43,63 @@ def _attempt(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -
     return transaction.attempt(_NOTE, alerts=alerts, at=now)
 
 
-def step_failed(work: Work, step: str, error: str) -> None:
+def alert_failing_step(work: Work, step: str, error: str) -> None:
     """Store an alert for a failing step of a relay."""
     with work.write() as transaction:
-        now = transaction.lock_first()  # a route that is locked may be what makes it fail
-        note(transaction, [Alert("step_failed", step, firing=True, detail={"error": error})], now)
+        now = transaction.lock_first()  # the step may be failing because a route is locked
+        store_alerts(transaction, [Alert("step_failed", step, firing=True, detail={"error": error})], now)
 
 
-def take_untold(work: Work) -> list[Posted]:
-    """Take some alerts that no relay has logged yet; from now on they count as logged."""
+def take_unlogged(work: Work) -> list[Posted]:
+    """Take some alerts that no relay has logged yet, and mark them as logged."""
     with work.database.read() as transaction:
-        numbers = [row.id for row in transaction.execute(_UNTOLD, most=MOST_TOLD_AT_ONCE)]
-    taken = _taken(work, "log_alerts", numbers, _TELL, {})
+        numbers = [row.id for row in transaction.execute(_UNLOGGED, most=MOST_LOGGED_AT_ONCE)]
+    taken = _take(work, "log_alerts", numbers, _MARK_LOGGED, {})
     return sorted(taken, key=lambda alert: alert.id)
 
 
 def take_unsent(work: Work) -> list[Posted]:
-    """Take an alert to be posted, if any; no other relay gets it for a minute.
+    """Take an alert to post, if any; no other relay gets it for a minute.
 
-    Alerts that were never tried go first, then those that have waited longest: one that can't be posted holds up none of
-    another subject. Those of one subject are posted in their order, so that the last one to be read says how it is.
+    Untried alerts go first, then those that have waited longest: one that can't be posted does not delay other subjects.
+    Alerts of one subject are posted in order, so that the last one read is the present state.
     """
     with work.database.read() as transaction:
         unsent = transaction.execute(_UNSENT, since=-POSTED_WITHIN.total_seconds())
     again = {"again": POST_AGAIN_AFTER.total_seconds()}
-    return _taken(work, "send_alerts", [row.id for row in unsent], _POST, again)
+    return _take(work, "send_alerts", [row.id for row in unsent], _POST, again)
 
 
-def posted(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
-    """Record that an alert was posted, or why not; a failed post is repeated in a minute, unless it `is_final`."""
+def record_post(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
+    """Record that an alert was posted, or the error. A failed post is repeated in a minute, unless it `is_final`."""
     with database.write() as transaction:
         transaction.execute(_POSTED, id=number, error=error, is_final=is_final)
 
 
-def newest(database: Database) -> list[Row]:
-    """Read `kind`, `subject` and `firing` of the newest alert of each subject that ever had one."""
+def read_newest(database: Database) -> list[Row]:
+    """Read `kind`, `subject` and `firing` of the newest alert of each subject."""
     with database.read() as transaction:
         return transaction.rows_of(_NEWEST)
 
 
-def _taken(
-    work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]
-) -> list[Posted]:
-    """Take these alerts, unless another relay has them; an unreadable one is set aside."""
+def _take(work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]) -> list[Posted]:
+    """Take these alerts, unless another relay has them; mark unreadable ones as unsendable."""
 
     def part(some: Sequence[int]) -> list[Posted]:
         with work.write() as transaction:
             rows = transaction.execute(take, wanted=some, **besides)
-            return [_posted(row) for row in rows]
+            return [_as_posted(row) for row in rows]
 
     def alone(number: int, error: Exception) -> list[Posted]:
         with work.write() as transaction:
             transaction.execute(_SET_ASIDE, id=number, error=f"it can't be read: {error_text(error)}")
         return []
 
-    parts = in_parts(work, step, numbers, part=part, alone=alone, name=lambda number: f"alert={number}")
+    parts = process_in_parts(work, step, numbers, part=part, alone=alone, name=lambda number: f"alert={number}")
     return [alert for some in parts for alert in some]
 
 
-def _posted(row: Any) -> Posted:  # noqa: ANN401  # a result row
+def _as_posted(row: Any) -> Posted:  # noqa: ANN401  # a result row
     detail = as_json(row.detail)
     if not isinstance(detail, dict):
         raise TypeError(f"its detail is a {type(detail).__name__}, not an object")
@@ -112,8 +110,8 @@ _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in SENTENCES)})"
 _COLUMNS = "alert.id, alert.at, alert.kind, alert.subject, alert.firing, alert.detail"
 
 
-# A loose scan: one look into the index for each subject that ever had an alert. SQLite would read all alerts of a kind for
-# a comparison of both columns at once.
+# A loose index scan: one lookup for each subject. For a comparison of both columns at once, SQLite would read all alerts
+# of a kind.
 NEWEST = """
 WITH RECURSIVE subjects(kind, subject) AS (
     SELECT * FROM (SELECT kind, subject FROM alert ORDER BY kind, subject LIMIT 1) first
@@ -137,10 +135,10 @@ WHERE firing <> coalesce((
     SELECT a.firing FROM alert a WHERE a.kind = alerts.kind AND a.subject = alerts.subject ORDER BY a.id DESC LIMIT 1), false)
 """)
 
-_UNTOLD = text(f"SELECT id FROM alert WHERE told_at IS NULL AND {_IS_KNOWN} ORDER BY id LIMIT :most")
+_UNLOGGED = text(f"SELECT id FROM alert WHERE told_at IS NULL AND {_IS_KNOWN} ORDER BY id LIMIT :most")
 
 _WANTED = f"alert.id IN (SELECT wanted.id FROM {sql.rows('wanted', id='bigint')})"
-_TELL = Statement(f"""
+_MARK_LOGGED = Statement(f"""
 UPDATE alert SET told_at = (SELECT {sql.now}) WHERE {_WANTED} AND told_at IS NULL RETURNING {_COLUMNS}
 """)
 
@@ -161,7 +159,7 @@ ORDER BY post_after NULLS FIRST, at, id
 LIMIT 1
 """)
 
-# Check the condition again: another relay may have taken the alert meanwhile.
+# Checks the condition again: another relay may have taken the alert meanwhile.
 _POST = Statement(f"""
 UPDATE alert SET post_after = {sql.plus_seconds(f"(SELECT {sql.now})", ":again")}
 WHERE {_WANTED} AND {_IS_UNSENT} RETURNING {_COLUMNS}

@@ -1,4 +1,4 @@
-"""Verify: compares what is stored of every delivery with its facts, chunk by chunk, while receivers and relays run."""
+"""Verify: compares the stored state of every delivery with its facts, chunk by chunk, while receivers and relays run."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import NO_FACTS, OPEN, OpenDelivery, Standing, State, follows
 from relay.store.database import Database
 from relay.store.deliveries import ROW, as_open_delivery
-from relay.store.sequence import last_delivered
+from relay.store.sequence import read_last_delivered
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 SPAN_SEQS = 500
-"""Seqs at a time: what is held in memory, locked at once, and on SQLite what a reader keeps from being copied back."""
+"""Seqs of a chunk. It bounds memory, locks, and on SQLite the time for which a reader blocks checkpoints."""
 
 _FACTS_AT_A_TIME = 200
 _PATIENT = text("SET LOCAL idle_in_transaction_session_timeout = '60s'")
-"""Nobody waits for this reader's locks, and a machine that is busy for 3 s must not end `relay verify`."""
+"""This reader blocks no one, and a host that is busy for 3 s must not end `relay verify`."""
 _PRUNED_AFTER = timedelta(days=RETENTION_FLOOR_DAYS)
 
 FindingName = Literal[
-    "missing",  # it is open, blocked or dead by its facts, and has no row
-    "ended",  # it has ended by its facts, and has a row
-    "unrouted",  # it has a row, and its event was never routed there
-    "no_event",  # it has a row, and its event is not in the inbox
-    "state",  # its row is open, blocked or dead, and its facts say otherwise
-    "attempt",  # its row and its facts count different attempts
-    "run",  # its row and its facts count different runs
-    "crashes",  # its row and its facts count different abandoned attempts in a row
-    "due_at",  # its row is due before its last failure allows
-    "occurred_at",  # its row and its event have different times
-    "lane",  # its row is in a lane that its event can't have
-    "contradiction",  # one of its facts can't follow the one before
+    "missing",  # open, blocked or dead by its facts, but without a row
+    "ended",  # ended by its facts, but with a row
+    "unrouted",  # it has a row, but its event was never routed there
+    "no_event",  # it has a row, but its event is not in the inbox
+    "state",  # row and facts differ in the state: open, blocked or dead
+    "attempt",  # row and facts differ in the number of attempts
+    "run",  # row and facts differ in the number of runs
+    "crashes",  # row and facts differ in the number of consecutive abandoned attempts
+    "due_at",  # the row is due before its last failure allows
+    "occurred_at",  # row and event have different times
+    "lane",  # the row is in a lane that its event can't have
+    "contradiction",  # a fact can't follow the one before
     "no_head",  # it waits in a lane without a head
-    "last_delivered",  # the lane has forgotten a delivery
+    "last_delivered",  # the lane does not remember its last delivery
 ]
 
 
@@ -60,10 +60,10 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """The findings of one chunk of the check."""
+    """The findings of one chunk."""
 
     upto: int
-    """Every seq up to this one has been checked."""
+    """The last checked seq."""
     events: int = 0
     deliveries: int = 0
     facts: int = 0
@@ -75,22 +75,22 @@ class Log(msgspec.Struct):
 
     last: Standing = NO_FACTS
     due_at: datetime | None = None
-    """The time before which the last one allows no attempt."""
+    """The earliest time of the next attempt by the last fact."""
     contradiction: str = ""
-    """The first that can't follow the one before."""
+    """The first fact that can't follow the one before."""
     delivered: Any = None
     """The row of the last success."""
     was_replayed: bool = False
-    """An operator asked for it, so it is a delivery even on a route that its event had not taken."""
+    """True when an operator replayed it, which also makes a delivery on a route that its event had not taken."""
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """All that is stored of one delivery."""
+    """Everything stored about one delivery."""
 
     seq: int
     route: str
     event: Any
-    """A row of the inbox; None: it is not there."""
+    """Its row of the inbox; None if missing."""
     row: OpenDelivery | None
     log: Log
     differences: list[Difference]
@@ -102,38 +102,38 @@ class Stored(msgspec.Struct, frozen=True):
 
     @property
     def lanes(self) -> frozenset[str]:
-        """The lanes that its event can have."""
+        """The possible lanes of its event."""
         event = self.event
         return possible_lanes(entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
 
     @property
     def lane_of_success(self) -> str | None:
-        """The lane that has to remember its last success; None when there is none, or it was its own, or was erased."""
+        """The lane that has to remember its last success; None without one, in a lane of its own, or after an erasure."""
         is_remembered = self.log.delivered is not None and self.event.erased_at is None
         kind = self.log.delivered.lane or "entity" if is_remembered else "event"
         return None if kind == "event" else next((lane for lane in self.lanes if kind_of_lane(lane) == kind), None)
 
-    def differs(self, finding: FindingName, facts_say: object, stored: object) -> None:
+    def add_difference(self, finding: FindingName, facts_say: object, stored: object) -> None:
         """Note a difference."""
         lane = None if self.row is None else self.row.lane
         self.differences.append(Difference(finding, self.seq, self.route, lane, str(facts_say), str(stored)))
 
 
 def verify(database: Database, config: Config) -> Iterator[Checked]:
-    """Compare `open_delivery` and `lane` with the state that follows from the log. Changes nothing.
+    """Compare `open_delivery` and `lane` with the state that follows from the log, without changing anything.
 
-    Each chunk is looked at in a snapshot of its own, so nothing that runs is disturbed. What arrives behind a chunk
-    that was looked at is left to the next time.
+    Each chunk is read in a separate snapshot, which disturbs neither receivers nor relays. Rows that are added behind the
+    current chunk are not checked.
     """
     for checked, _ in examine_all(database, config):
         yield checked
 
 
 def examine_all(database: Database, config: Config) -> Iterator[tuple[Checked, list[Stored]]]:
-    """Compare everything that is stored, some seqs at a time, also rows without an event; each in a snapshot of its own.
+    """Compare everything stored, including rows without an event, chunk by chunk in separate snapshots.
 
     Yields:
-        What was found, and the deliveries with differences.
+        The findings of each chunk, and its deliveries with differences.
     """
     upto, is_last = 0, False
     while not is_last:
@@ -149,11 +149,11 @@ def examine_all(database: Database, config: Config) -> Iterator[tuple[Checked, l
 def examine(
     transaction: Transaction, seqs: Sequence[int], config: Config, *, locked: bool = False
 ) -> tuple[Checked, list[Stored]]:
-    """Compare everything stored of these seqs with their facts.
+    """Compare everything stored about these seqs with their facts.
 
-    It must see one moment: a snapshot, or under the order lock with the rows `locked`. On Postgres a receiver may commit
-    between two statements under the lock, so the events are read first: their deliveries came with them. A row without an
-    event may have got one since it was read, so whoever removes it has to look in the same statement.
+    Call it in a snapshot, or under the order lock with the rows `locked`. On Postgres a receiver may commit between two
+    statements under the lock, so the events are read first: their deliveries were committed with them. A row without an
+    event may have got one since, so the statement that removes it must check again.
     """
     events = {row.seq: row for row in transaction.execute(_EVENTS, wanted=seqs)}
     found = transaction.execute(_ROWS[locked], wanted=seqs)
@@ -173,7 +173,7 @@ def examine(
     for each in stored:
         _compare(each)
         if (each.seq, each.route) in headless:
-            each.differs("no_head", "one may go next", "none")
+            each.add_difference("no_head", "one may go next", "none")
     _compare_last_delivered(transaction, stored, config)
     differences = tuple(found for each in stored for found in each.differences)
     expected = sum(each.is_expected for each in stored)
@@ -181,11 +181,11 @@ def examine(
 
 
 def read_log(rows: Iterable[Any], pruned_before: datetime) -> Log:
-    """Read the facts of one delivery, in the order of their ids, and check that each follows from the one before.
+    """Read the facts of one delivery, in order of id, and check that each can follow the one before.
 
     Args:
-        rows: of `delivery_log`.
-        pruned_before: attempts older than this may have been deleted.
+        rows: its rows of `delivery_log`.
+        pruned_before: older failed attempts may have been deleted.
     """
     log, before = Log(), None
     for row in rows:
@@ -197,9 +197,8 @@ def read_log(rows: Iterable[Any], pruned_before: datetime) -> Log:
             or follows(before, row.kind, log.last)
             or (as_time(row.at) < pruned_before and follows(before, row.kind, log.last, may_be_pruned=True))
         ):
-            log.contradiction = (
-                f"fact {row.id} ({row.kind}) leads to {_told(log.last)}, after {_told(before or NO_FACTS)}"
-            )
+            after = _describe(before or NO_FACTS)
+            log.contradiction = f"fact {row.id} ({row.kind}) leads to {_describe(log.last)}, after {after}"
         if row.kind == "delivered":
             log.delivered = row
         log.was_replayed |= row.kind == "replayed"
@@ -208,7 +207,7 @@ def read_log(rows: Iterable[Any], pruned_before: datetime) -> Log:
     return log
 
 
-def _told(standing: Standing) -> str:
+def _describe(standing: Standing) -> str:
     return f"{_name(standing.state)} in run {standing.run} with {standing.attempt} attempts"
 
 
@@ -221,18 +220,18 @@ def _compare(stored: Stored) -> None:
     state = "no row" if row is None else row.state.value
     if not stored.is_expected:
         if row is not None and stored.event is None:
-            stored.differs("no_event", "no such event", state)
+            stored.add_difference("no_event", "no such event", state)
         elif row is not None:
-            stored.differs("unrouted", "the event takes no such route", state)
+            stored.add_difference("unrouted", "the event takes no such route", state)
         return
     if log.contradiction:
-        stored.differs("contradiction", log.contradiction, state)
+        stored.add_difference("contradiction", log.contradiction, state)
     if row is None:
         if log.last.state is not State.ENDED:
-            stored.differs("missing", _name(log.last.state), state)
+            stored.add_difference("missing", _name(log.last.state), state)
         return
     if log.last.state is State.ENDED:
-        stored.differs("ended", log.last.state.value, state)
+        stored.add_difference("ended", log.last.state.value, state)
         return
     _compare_row(stored, row)
 
@@ -248,21 +247,21 @@ def _compare_row(stored: Stored, row: OpenDelivery) -> None:
     )
     for finding, by_facts, by_row in pairs:
         if by_facts != by_row:
-            stored.differs(finding, by_facts, by_row)
+            stored.add_difference(finding, by_facts, by_row)
     if row.due_at is not None and log.due_at is not None and row.due_at < log.due_at:
-        stored.differs("due_at", f"not before {log.due_at}", row.due_at)
+        stored.add_difference("due_at", f"not before {log.due_at}", row.due_at)
     if row.lane not in stored.lanes:
-        stored.differs("lane", " or ".join(sorted(stored.lanes)), row.lane)
+        stored.add_difference("lane", " or ".join(sorted(stored.lanes)), row.lane)
 
 
 def _compare_last_delivered(transaction: Transaction, all_stored: Sequence[Stored], config: Config) -> None:
-    """Check that a lane remembers a delivery at least as new as each event delivered in it, whatever its route says now."""
+    """Check that each lane remembers a delivery at least as new as every event delivered in it."""
     delivered = [
         (stored, lane)
         for stored in all_stored
         if stored.is_expected and stored.route in config.routes and (lane := stored.lane_of_success) is not None
     ]
-    known = last_delivered(transaction, {(stored.route, lane) for stored, lane in delivered})
+    known = read_last_delivered(transaction, {(stored.route, lane) for stored, lane in delivered})
     for stored, lane in delivered:
         newest = known.get((stored.route, lane))
         if newest is None or newest.key < (as_time(stored.event.occurred_at), stored.seq):
@@ -270,8 +269,8 @@ def _compare_last_delivered(transaction: Transaction, all_stored: Sequence[Store
             stored.differences.append(Difference("last_delivered", stored.seq, stored.route, lane, "delivered", told))
 
 
-def bounds(database: Database) -> tuple[int, int]:
-    """The lowest and the highest seq of the inbox, for a progress bar."""
+def read_bounds(database: Database) -> tuple[int, int]:
+    """Read the lowest and the highest seq of the inbox, for a progress bar."""
     with database.read() as transaction:
         row = transaction.execute(_BOUNDS)[0]
     return int(row.lowest or 0), int(row.highest or 0)
@@ -306,7 +305,7 @@ ORDER BY o.seq, o.route
 """)
     for locked in (False, True)
 }
-# Of `detail`, read what a state or a lane's memory needs; the calls stay where they are.
+# Reads from `detail` only the values of states and lanes, not the calls.
 _DETAILS = ", ".join(
     f"f.detail ->> '{name}' AS {name}" for name in ("due_at", "lane", "fetch_began_at", "last_modified")
 )

@@ -1,7 +1,7 @@
-"""Claim: leases heads, shared by all relays through the database alone. Leases and due times use the database's clock.
+"""Claim: leases heads. Relays share the work through the database alone; leases and due times use the database's clock.
 
-An attempt counts once its lease is committed; its event is loaded afterwards. So a body that kills the process, or takes the
-database too long, is met by nobody again before its lease has run out, and is dealt with as any other crash.
+An attempt counts once its lease is committed; its event is loaded afterwards. So a body that kills the process, or is too
+slow to load, is not loaded again until the lease has expired, and is handled like any other crash.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import UNKNOWN_ROUTE
 from relay.store.database import LATE, Database, ScanStarts
-from relay.store.deliveries import key_text
-from relay.store.events import with_events
+from relay.store.deliveries import format_key
+from relay.store.events import load_events
 from relay.store.gates import ENTITY_NOT_PAUSED, GateRow, lock_all, store_breakers, use_rates
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.sequence import Cause, quarantine
@@ -37,35 +37,35 @@ from relay.store.work import Work
 STEP = "claim"
 STEP_OF_SUSPECTS = "claim_suspect"
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
-"""The longest wait for a relay that has claimed the probe of a breaker and may have died."""
+"""The longest wait for the probe of a breaker, whose relay may have died."""
 MOST_BYTES = 32 * 1024 * 1024
-"""Bodies that a relay has in hand, which the caller divides among its destinations; beyond it, each has one at a time."""
+"""Bytes of bodies that a relay holds, divided among its destinations; a larger body is held alone."""
 LOADED_AT_ONCE = 4 * 1024 * 1024
-"""Bodies that are read together; a larger one is read alone. On their way from Postgres they take three times as much."""
+"""Bytes of bodies that are read together; a larger one is read alone. Loading from Postgres takes three times as much memory."""
 MANY_ROUTES = 16
-"""Of more routes than this, those with nothing due are found first, all by one statement."""
+"""Number of routes above which one statement first finds those with due deliveries."""
 LONGEST_SECONDS = 1.0
-"""A claim begins with no further route after it. Callers give the routes in another order each time."""
+"""Time after which a claim starts on no further route. Callers rotate the order of the routes."""
 
 _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 
 
-class Room(NamedTuple):
-    """The room that a destination has: for a number of deliveries, and as long as those before one leave some bytes."""
+class FreeCapacity(NamedTuple):
+    """The free capacity of a destination, in deliveries and bytes. The last delivery may exceed the bytes."""
 
     routes: Sequence[str]
-    """Its routes, in turn."""
+    """Its routes, in the order of their turns."""
     number: int
     most_bytes: int = MOST_BYTES
 
 
-def claim(work: Work, wanted: Sequence[Room], scans: ScanStarts | None = None) -> list[Delivery]:
-    """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
+def claim(work: Work, wanted: Sequence[FreeCapacity], scans: ScanStarts | None = None) -> list[Delivery]:
+    """Lease due heads up to each destination's free capacity, route by route, the longest due first.
 
     `scans` keeps scan positions between claims; without it each claim scans from the beginning.
 
-    Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
-    makes SKIP LOCKED a mere optimisation. A head that can't be loaded becomes dead, and the others are claimed.
+    Any relay may claim any head. Order depends not on row locks but on each lane having one head, so SKIP LOCKED is a mere
+    optimisation. A head that can't be loaded becomes dead, and the others are claimed.
     """
     return _load(work, _lease_wanted(work, wanted, scans or ScanStarts()), step=STEP)
 
@@ -74,15 +74,15 @@ def _limits(work: Work, route: str) -> Sequence[RateLimit]:
     return work.policies.get(route, UNKNOWN_ROUTE).rate_limits
 
 
-def _lease_wanted(work: Work, wanted: Sequence[Room], scans: ScanStarts) -> list[Any]:
+def _lease_wanted(work: Work, wanted: Sequence[FreeCapacity], scans: ScanStarts) -> list[Any]:
     asked = [route for room in wanted if room.number > 0 for route in room.routes]
-    due = set(asked if len(asked) <= MANY_ROUTES else due_routes(work.database, asked))
+    due = set(asked if len(asked) <= MANY_ROUTES else find_due_routes(work.database, asked))
     if not due:
         return []
     with work.write() as transaction:
-        # Relays that share a rate wait for each other here; no row of a delivery is waited for.
+        # Relays that share a rate limit wait for each other here, but never for rows of deliveries.
         gates = lock_all(transaction, {limit.key for route in due for limit in _limits(work, route)})
-        until = time.monotonic() + LONGEST_SECONDS  # whatever it has waited for so far, it is to claim something
+        until = time.monotonic() + LONGEST_SECONDS  # counts after the wait, so that it claims something
         claiming = _Claim(work, transaction, gates, scans)
         claimed: list[Any] = []
         for room in wanted:
@@ -99,27 +99,27 @@ def _lease_wanted(work: Work, wanted: Sequence[Room], scans: ScanStarts) -> list
 
 
 def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
-    """Load the events of leased deliveries. One that can't be loaded becomes dead.
+    """Load the events of leased deliveries. A delivery that can't be loaded becomes dead.
 
-    One whose load takes too long stays as it is until its lease has run out. Where the database can load nothing, such as
-    without a table, those that are left are given back.
+    A delivery that is too slow to load is skipped until its lease expires. If the database can't load any, as without a
+    table, the rest are given back.
     """
     loaded: list[Delivery] = []
-    todo = deque(_that_fit(sorted(leased, key=lambda row: (row.seq, row.route))))
+    todo = deque(_split_by_size(sorted(leased, key=lambda row: (row.seq, row.route))))
     try:
         while todo:
             some = todo[0]
             try:
                 with work.database.read() as transaction:
-                    some_loaded = with_events(transaction, some)
+                    some_loaded = load_events(transaction, some)
             except Exception as error:
                 if not blames_items(error) and not takes_too_long(error):
                     raise
                 if len(some) > 1:
                     todo.extend([row] for row in some)
                 else:
-                    _set_aside(work, some[0], error, step=step)
-            else:  # only once its transaction has ended: what is given back must not be called
+                    _quarantine(work, some[0], error, step=step)
+            else:  # after the transaction has ended: deliveries that are given back must not be attempted
                 loaded += some_loaded
             todo.popleft()
     except Exception as error:
@@ -127,22 +127,22 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
             give_back(work, [(row.seq, row.route, row.lease_token) for part in todo for row in part])
         if not loaded:
             raise
-        work.observer.database_trouble(step, error)
+        work.observer.on_database_trouble(step, error)
     return loaded
 
 
-def _set_aside(work: Work, row: ClaimedRow, error: Exception, *, step: str) -> None:
-    """Let a delivery become dead that can't be loaded; where that fails, too, its lease runs out."""
+def _quarantine(work: Work, row: ClaimedRow, error: Exception, *, step: str) -> None:
+    """Quarantine a delivery that can't be loaded. If that fails, too, its lease expires."""
     key = (row.seq, row.route)
-    work.observer.failed_alone(FailedAlone(step, key_text(key), error_text(error)))
+    work.observer.on_failed_alone(FailedAlone(step, format_key(key), error_text(error)))
     if blames_items(error):
         cause: Cause = "payload_gone" if isinstance(error, PayloadGone) else "unprocessable"
         with suppress(DBAPIError):
             quarantine(work, key, cause=cause, error=error, token=row.lease_token)
 
 
-def _that_fit(leased: Sequence[Any]) -> list[list[Any]]:
-    """Divide them into parts whose bodies are loaded at once."""
+def _split_by_size(leased: Sequence[Any]) -> list[list[Any]]:
+    """Split rows into parts whose bodies fit in `LOADED_AT_ONCE`."""
     parts: list[list[Any]] = []
     size = LOADED_AT_ONCE
     for row in leased:
@@ -155,11 +155,10 @@ def _that_fit(leased: Sequence[Any]) -> list[list[Any]]:
 
 
 def claim_probe(work: Work, route: str, scans: ScanStarts | None = None) -> list[Delivery]:
-    """Lease one due head of a route whose breaker is to be probed, and record that this attempt is the probe.
+    """Lease one due head of a route whose breaker may be probed, and record that its attempt is the probe.
 
-    Where none can be claimed but a suspect, it leases that: otherwise such a breaker would never close. It leases
-    nothing when another relay probes already, or the breaker has opened again; nor when another has the route locked.
-    Unloadable heads are handled as by `claim`.
+    If only a suspect can be claimed, it leases that, or the breaker would never close. It leases nothing if another relay
+    is probing or has locked the route, or if the breaker has opened again. Unloadable heads are handled as in `claim`.
     """
     try:
         with work.write() as transaction:
@@ -167,7 +166,7 @@ def claim_probe(work: Work, route: str, scans: ScanStarts | None = None) -> list
     except DBAPIError as error:
         if not is_wait_timeout(error):
             raise
-        work.rest(STEP, {route}, error)
+        work.skip_routes(STEP, {route}, error)
         return []
     return _load(work, rows, step=STEP)
 
@@ -191,12 +190,12 @@ def _probe(work: Work, transaction: Transaction, now: datetime, route: str, scan
 
 
 def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
-    """Lease at most one due head whose lease ran out several times in a row: it may have killed the process.
+    """Lease at most one suspect: a due head whose lease expired several times in a row, so it may have killed the process.
 
-    `claim` leaves these out. A relay with one of them in hand, and no other suspect, finds out which it is: those that were
-    merely in hand with it come through. One that can't be loaded is dealt with as by `claim`.
+    `claim` skips suspects. With one suspect in hand at a time, a crash identifies its cause, and the innocent ones get
+    through. Unloadable heads are handled as in `claim`.
     """
-    with work.database.read() as reading:  # a look without a write
+    with work.database.read() as reading:  # usually there are none: avoid a write transaction
         if not reading.execute(_ANY_SUSPECT):
             return []
     with work.write() as transaction:
@@ -204,14 +203,14 @@ def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
     return _load(work, rows, step=STEP_OF_SUSPECTS)
 
 
-def due_routes(database: Database, routes: Sequence[str]) -> list[str]:
-    """Return those of these routes on which anything is due."""
+def find_due_routes(database: Database, routes: Sequence[str]) -> list[str]:
+    """Return the routes with due deliveries."""
     with database.read() as transaction:
         return [row.route for row in transaction.execute(_DUE_ROUTES, routes=routes)]
 
 
 class ClaimedRow(NamedTuple):
-    """A leased delivery, whose event is still to be loaded."""
+    """A leased delivery whose event is not loaded yet."""
 
     seq: int
     route: str
@@ -224,7 +223,7 @@ class ClaimedRow(NamedTuple):
 
 
 class _Claim:
-    """One claim, of several routes, in one transaction. The gates with a rate stay locked until it ends."""
+    """A claim on several routes in one transaction, which keeps the gates with a rate limit locked."""
 
     def __init__(
         self, work: Work, transaction: Transaction, gates: Mapping[GateKey, GateRow], scans: ScanStarts
@@ -232,42 +231,42 @@ class _Claim:
         self.transaction = transaction
         self._lease = {"token": secrets.randbits(62), "node": work.node, "lease": LEASE_SECONDS}
         self._scans = scans
-        self._now = transaction.now() if gates else _BEGINNING  # without rates a trip to the server less
+        self._now = transaction.now() if gates else _BEGINNING  # without rates, saves a round trip
         self._used_until = {key: gate.rate_used_until for key, gate in gates.items()}
         self._changed: dict[GateKey, datetime] = {}
 
     def _afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
-        """The number of attempts, up to `most`, that the limits allow; 0 where another relay removes the gate just now."""
+        """Return the number of attempts, up to `most`, that the limits allow; 0 if another relay is removing the gate."""
         if any(limit.key not in self._used_until for limit in rate_limits):
             return 0
         return min([most, *(limit.affords(self._used_until[limit.key], self._now) for limit in rate_limits)])
 
     def claim_route(self, route: str, most: int, most_bytes: int, limits: Sequence[RateLimit]) -> list[ClaimedRow]:
-        """Claim the first that are due, as many as the rate limits allow, and use them.
+        """Claim the first due deliveries, as many as the rate limits allow, and use the limits.
 
-        All before the last of them are then claimed, locked by others, or paused.
+        All due deliveries before the last claimed one are then claimed, locked by others, or paused.
         """
         affordable = self._afford(limits, most)
         if affordable <= 0:
             return []
-        floor = self._scans.due[route]
-        with floor.look() as begin:
+        start = self._scans.due[route]
+        with start.scan() as begin:
             due = self.transaction.execute(_DUE, route=route, most=affordable, begin=begin or _BEGINNING)
-        fitting = list(_beginning_within(due, most_bytes))
+        fitting = list(_take_within(due, most_bytes))
         is_full = len(fitting) == affordable or len(fitting) < len(due)
         if due:
-            floor.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - LATE
+            start.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - LATE
         for limit in limits if fitting else ():
-            used_until = limit.used(self._used_until[limit.key], self._now, len(fitting))
+            used_until = limit.use(self._used_until[limit.key], self._now, len(fitting))
             self._used_until[limit.key] = self._changed[limit.key] = used_until
-        return self._leased(fitting)
+        return self._lease_rows(fitting)
 
     def claim_suspect(self, routes: Sequence[str]) -> list[ClaimedRow]:
-        """Claim at most one that may have killed a process."""
-        return self._leased(self.transaction.execute(_SUSPECT, routes=routes))
+        """Claim at most one delivery that may have killed a process."""
+        return self._lease_rows(self.transaction.execute(_SUSPECT, routes=routes))
 
-    def _leased(self, due: Sequence[Any]) -> list[ClaimedRow]:
-        """Lease what has just been found."""
+    def _lease_rows(self, due: Sequence[Any]) -> list[ClaimedRow]:
+        """Lease the rows just found."""
         if not due:
             return []
         sizes = {row.seq: row.body_bytes for row in due}
@@ -280,8 +279,8 @@ class _Claim:
             use_rates(self.transaction, self._changed)
 
 
-def _beginning_within(due: Sequence[Any], most_bytes: int) -> Iterator[Any]:
-    """Yield the first of these, as long as those before leave some bytes."""
+def _take_within(due: Sequence[Any], most_bytes: int) -> Iterator[Any]:
+    """Yield rows until their bodies have used up the bytes."""
     for row in due:
         if most_bytes <= 0:
             return
@@ -289,7 +288,7 @@ def _beginning_within(due: Sequence[Any], most_bytes: int) -> Iterator[Any]:
         most_bytes -= row.body_bytes
 
 
-# One entry of the index for each route, however many there are: without the order Postgres may read the whole table.
+# Reads one index entry per route: without ORDER BY, Postgres may read the whole table.
 _DUE_ROUTES = Statement(f"""
 SELECT routes.route FROM {sql.rows("routes", route="text")}
 WHERE (SELECT 1 FROM open_delivery o
@@ -328,10 +327,10 @@ LIMIT :most
 
 
 _LARGEST = 2**31 - 1
-"""The column's largest value: one head edited by hand must not keep the statement from claiming others."""
+"""The column's largest value: a row edited by hand must not make the statement fail for all others."""
 
 
-# Check the state once more, so that it holds without the row lock, too; written so that no index answers it.
+# Checks the state again, so that it also holds without the row lock; `|| ''` keeps the planner from using an index for it.
 _LEASE = Statement(f"""
 UPDATE open_delivery
 SET state = 'in_flight', due_at = NULL,

@@ -1,4 +1,4 @@
-"""The way into the database, and the values at which scans of it begin."""
+"""Access to the database, and the positions where scans begin."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from inbox.events.timestamps import time_text
 from relay.store.transaction import Transaction
 
 WHOLE_EVERY_SECONDS = 1.0
-"""The least pause between two looks for work from the beginning."""
+"""Minimum interval between two scans from the beginning."""
 _PART_OF_THE_TIME = 1 / 30
-"""The largest share of time for looks from the beginning, however much lies there."""
+"""The largest share of time for scans from the beginning."""
 
 LATE = timedelta(seconds=5)
-"""The longest time between becoming due and its commit: a relay's transaction may not stand for longer than 3 s."""
+"""The longest time from a due time to its commit: a relay's transaction may idle for 3 s at most."""
 
 _Value = TypeVar("_Value")
 
 
-class Floor(Generic[_Value]):
-    """The value at which the next scan begins."""
+class ScanStart(Generic[_Value]):
+    """The position where the next scan begins."""
 
     def __init__(
         self, whole_every: float = WHOLE_EVERY_SECONDS, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self.at: _Value | None = None
-        """None: at the beginning."""
+        """The position; None for the beginning."""
         self._whole_every = whole_every
         self._monotonic = monotonic
         self._whole_at = float("-inf")
 
     @contextmanager
-    def look(self) -> Iterator[_Value | None]:
-        """Begin a look. Yields where it begins; None, at the beginning, when that is due again."""
+    def scan(self) -> Iterator[_Value | None]:
+        """Begin a scan. Yields its start; None if a scan from the beginning is due."""
         began = self._monotonic()
         if self.at is not None and began < self._whole_at:
             yield self.at
@@ -54,32 +54,34 @@ class Floor(Generic[_Value]):
 
 
 class ScanStarts:
-    """The values at which the scans of one relay process begin."""
+    """The positions where the scans of one relay process begin."""
 
     def __init__(self) -> None:
-        self.due: defaultdict[str, Floor[datetime]] = defaultdict(Floor)
-        """The due time at which the next claim of each route begins."""
-        self.received: Floor[int] = Floor()
-        """The seq at which the next scan for received deliveries begins."""
+        self.due: defaultdict[str, ScanStart[datetime]] = defaultdict(ScanStart)
+        """The due time where the next claim of each route begins."""
+        self.received: ScanStart[int] = ScanStart()
+        """The seq where the next scan for received deliveries begins."""
         self.is_behind = False
-        """True when the last scan for them was full, so that there are more."""
+        """True when the last scan for received deliveries was full, so that there may be more."""
 
 
 class Database:
-    """The way into the database, safe to share between threads. `clock` replaces the database's own clock, for tests."""
+    """Opens transactions; safe to share between threads. `clock` replaces the database's own clock, for tests."""
 
     def __init__(self, engine: Engine, clock: Callable[[], datetime] | None = None) -> None:
         self.engine = engine
         self.sql = Sql(engine.dialect.name)
         self.tally = Tally()
-        """The figures of its transactions, which a relay writes."""
+        """The counts of its transactions, which a relay writes."""
         self._clock = clock
 
     @contextmanager
-    def write(self, node: str | None = None, *, impatient_of: AbstractSet[str] = frozenset()) -> Iterator[Transaction]:
-        """One short transaction, committed when the block ends without an exception. Its facts say that `node` made them."""
+    def write(
+        self, node: str | None = None, *, short_timeouts_for: AbstractSet[str] = frozenset()
+    ) -> Iterator[Transaction]:
+        """Open a short transaction, committed if the block ends without an exception. Its facts name `node` as their relay."""
         with self.engine.begin() as connection:
-            transaction = Transaction(connection, self.sql, self._now(), node, impatient_of=impatient_of)
+            transaction = Transaction(connection, self.sql, self._now(), node, short_timeouts_for=short_timeouts_for)
             yield transaction
             transaction.send_writes()
             is_due = is_checkpoint_due(connection)
@@ -92,13 +94,13 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        """One transaction that only reads."""
+        """Open a read-only transaction."""
         with self.engine.connect() as connection, reading(connection).begin():
             yield Transaction(connection, self.sql, self._now())
 
     @contextmanager
     def snapshot(self) -> Iterator[Transaction]:
-        """One read-only transaction whose statements all see the same snapshot."""
+        """Open a read-only transaction whose statements all see the same snapshot."""
         with self.engine.connect() as connection, snapshot(connection).begin():
             yield Transaction(connection, self.sql, self._now())
 

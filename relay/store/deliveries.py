@@ -1,4 +1,4 @@
-"""The rows of `open_delivery`: read by their keys under the order lock, and written back with their facts."""
+"""Rows of `open_delivery`: read by key under the order lock, and written back with their facts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Claimed = tuple[int, str, int]
 Lane = tuple[str, str]
 """Route and lane."""
 Lock = Literal["none", "wait", "skip"]
-"""`wait` for rows that others have locked, or `skip` them."""
+"""Treatment of locked rows: `wait` for them or `skip` them; `none` takes no locks."""
 
 
 def claim_of(delivery: Delivery) -> Claimed:
@@ -29,8 +29,8 @@ def claim_of(delivery: Delivery) -> Claimed:
     return (delivery.seq, delivery.route, delivery.lease_token)
 
 
-def key_text(key: Key) -> str:
-    """A delivery in words, for a log."""
+def format_key(key: Key) -> str:
+    """Return a delivery's key in words, for the log."""
     return f"route={key[1]} seq={key[0]}"
 
 
@@ -39,7 +39,7 @@ ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crash
 
 
 def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
-    """A row of ROW's columns."""
+    """Convert a row with the columns of ROW."""
     return OpenDelivery(
         seq=row.seq,
         route=row.route,
@@ -53,36 +53,36 @@ def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
     )
 
 
-def rows_of_keys(keys: Iterable[Key], lock: Lock) -> Read:
-    """Select the rows of these deliveries: ROW, and their leases."""
+def select_rows(keys: Iterable[Key], lock: Lock) -> Read:
+    """Select the rows of these deliveries: the columns of ROW and of their leases."""
     return _OF_KEYS[lock], {"keys": sorted(set(keys))}
 
 
-def rows_of(transaction: Transaction, keys: Iterable[Key], lock: Lock) -> list[Any]:
+def read_rows(transaction: Transaction, keys: Iterable[Key], lock: Lock) -> list[Any]:
     """Read the rows of these deliveries."""
-    statement, parameters = rows_of_keys(keys, lock)
+    statement, parameters = select_rows(keys, lock)
     return transaction.execute(statement, **parameters)
 
 
-def still_leased(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
-    """The fence: the rows that these claims still hold. An older claim's result may come together with the present one's."""
+def select_leased(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
+    """Return the rows that these claims still hold: the fence. Results of an older and the present claim may come together."""
     in_flight = {(row.seq, row.route): row for row in rows if row.state == State.IN_FLIGHT}
     return {
         claim: row for claim in claims if (row := in_flight.get(claim[:2])) is not None and row.lease_token == claim[2]
     }
 
 
-def deliveries(
+def read_deliveries(
     transaction: Transaction, keys: Iterable[Key], *states: State, lock: Lock = "wait"
 ) -> list[OpenDelivery]:
-    """Read these deliveries, as far as they are in one of the `states`, or in any without one."""
-    rows = rows_of(transaction, keys, lock)
+    """Read those of these deliveries that are in one of the `states`; without states, all."""
+    rows = read_rows(transaction, keys, lock)
     return [as_open_delivery(row) for row in rows if not states or row.state in states]
 
 
 _LOCKS: dict[Lock, str] = {"none": "", "wait": sql.lock("o"), "skip": sql.lock("o", skip=True)}
-# Each row is looked up by its key, and a state that it must have is compared afterwards: an index of states has far more
-# entries than live rows.
+# Each row is looked up by its key, and its state is compared afterwards: an index on states has far more entries than
+# live rows.
 _OF_KEYS: dict[Lock, Statement] = {
     how: Statement(f"""
 SELECT {ROW}, o.lease_until, o.lease_token, o.relay_node
@@ -95,10 +95,10 @@ ORDER BY o.seq, o.route
 
 
 def write_back(transaction: Transaction, changed: Iterable[OpenDelivery]) -> None:
-    """Append the facts of these deliveries and give their rows the state that follows.
+    """Append the facts of these deliveries, and update or remove their rows.
 
-    Those that cease to be heads are written before those that become one: the database refuses two heads in a lane,
-    and checks row by row.
+    Rows that cease to be heads are written before rows that become heads: the database refuses two heads in a lane, and
+    checks row by row.
     """
     rows = sorted(changed, key=lambda row: (row.seq, row.route))
     history = [
@@ -117,13 +117,13 @@ def write_back(transaction: Transaction, changed: Iterable[OpenDelivery]) -> Non
 
 
 def remove(transaction: Transaction, ended: Iterable[OpenDelivery]) -> None:
-    """Take the rows of these deliveries out of `open_delivery`."""
+    """Delete the rows of these deliveries from `open_delivery`."""
     if keys := [(row.seq, row.route) for row in ended]:
         transaction.execute(END, ended=keys)
 
 
-def of_run(fact: str, rows: str) -> str:
-    """A condition on facts: they are of the run that `rows` name. However often a delivery ran, no earlier one is read."""
+def limit_to_run(fact: str, rows: str) -> str:
+    """Return an SQL condition that limits facts to the run that `rows` names, without reading earlier runs."""
     key = f"{rows}.seq AND {{0}}.route = {rows}.route"
     earlier = f"SELECT max(n.id) FROM delivery_log n WHERE n.seq = {key.format('n')} AND n.run < {rows}.run"
     return f"{fact}.seq = {key.format(fact)} AND {fact}.id > coalesce(({earlier}), 0)"

@@ -1,4 +1,4 @@
-"""Duplicate requests: a webhook that came again may report a second change that looks the same as the first."""
+"""Judges duplicate requests: a webhook that arrives again may report a second change that looks like the first."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from relay.delivery.ordering import covers
 from relay.delivery.policy import LEFT_TO_OTHERS, Policies
 from relay.store.deliveries import Key
 from relay.store.reopen import find, keep_payloads, take_up
-from relay.store.sequence import last_delivered
+from relay.store.sequence import read_last_delivered
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 EVENTS_OF_A_ROUND = 200
 ROWS_OF_A_ROUND = 1_000
-"""Keeps each round's order lock short. The receiver stores a few rows of each event; nothing relies on that."""
+"""Limit that keeps each round's order lock short. Usually an event has a few rows; nothing relies on that."""
 
 
-class Rest(msgspec.Struct, frozen=True):
-    """Events whose duplicates are still to be judged: seqs after `after`, up to `last`."""
+class Unjudged(msgspec.Struct, frozen=True):
+    """Events whose duplicates are not judged yet: seqs after `after`, up to `last`."""
 
     after: int
     last: int
@@ -36,18 +36,18 @@ class Judged(msgspec.Struct, frozen=True):
     """The result of one round."""
 
     handled: int
-    """Rows of `duplicate_request` that are judged now."""
+    """Rows of `duplicate_request` that were judged."""
     rearmed: int
-    """Deliveries that are made again."""
-    rest: Rest | None = None
-    """The start of the next round, which follows at once. None: everything was judged, so begin again later."""
+    """Deliveries that will be made again."""
+    rest: Unjudged | None = None
+    """The events of the next round, which follows at once; None if all were judged."""
 
 
-def judge_duplicates(work: Work, rest: Rest | None = None) -> Judged:
+def judge_duplicates(work: Work, rest: Unjudged | None = None) -> Judged:
     """Judge the duplicates of some events: the first of `rest`, or of all.
 
-    An event that can't be judged yet is passed over until all others were looked at, as are those of routes that rest. What is
-    repeated after such a walk has begun is no part of it where its seq is higher, so that it comes to an end.
+    Events that can't be judged yet, and those of locked routes, are skipped until all others have been judged. Such a walk
+    ends, as it excludes events beyond the highest seq at its start.
     """
     with work.database.read() as transaction:
         rest = rest or _all(transaction)
@@ -56,16 +56,16 @@ def judge_duplicates(work: Work, rest: Rest | None = None) -> Judged:
         page = transaction.execute(_PAGE, after=rest.after, last=rest.last, rows=ROWS_OF_A_ROUND)
     routes = {row.seq: as_list(row.routes) for row in page}
     found = list(routes)
-    is_cut = len(page) == ROWS_OF_A_ROUND  # then the last of them may have more rows, and begins the next page
+    is_cut = len(page) == ROWS_OF_A_ROUND  # the last event may have more rows, so it begins the next page
     seqs = (found[:-1] or found if is_cut else found)[:EVENTS_OF_A_ROUND]
     if not seqs:
         return Judged(0, 0)
-    parts = in_parts(
+    parts = process_in_parts(
         work,
         "judge_duplicates",
         seqs,
         part=lambda few: judge(work, {seq: routes[seq] for seq in few}),
-        alone=lambda seq, error: _set_aside(work, seq, error),
+        alone=lambda seq, error: _store_error(work, seq, error),
         name=lambda seq: f"seq={seq}",
         routes_of=lambda seq: {name for _, name in _keys_in_question({seq: routes[seq]}, work.policies)},
     )
@@ -73,29 +73,28 @@ def judge_duplicates(work: Work, rest: Rest | None = None) -> Judged:
     for part in parts:
         handled, rearmed = handled + part.handled, rearmed + part.rearmed
     looked_at_all = not is_cut and seqs == found
-    return Judged(handled, rearmed, None if looked_at_all else Rest(seqs[-1], rest.last))
+    return Judged(handled, rearmed, None if looked_at_all else Unjudged(seqs[-1], rest.last))
 
 
-def _set_aside(work: Work, seq: int, error: Exception) -> Judged:
-    """Leave this event's duplicates unjudged, with the reason: they are skipped until it is cleared."""
+def _store_error(work: Work, seq: int, error: Exception) -> Judged:
+    """Store the error with this event's duplicates, which skips them until it is cleared."""
     with work.write() as transaction:
         transaction.execute(_SET_ASIDE, seq=seq, error=error_text(error))
     return Judged(0, 0)
 
 
 def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
-    """Rearm deliveries of these events, where a duplicate may report a change that the last success does not contain.
+    """Rearm deliveries of these events where a duplicate may report a change that the last success does not include.
 
-    One transaction, which reads 1,000 rows at most; what more there are is judged another time. It locks the routes of
-    deliveries that may be rearmed, and no other.
+    It runs in one transaction, which reads at most 1,000 rows; further ones are judged later. It locks only the routes of
+    deliveries that may be rearmed.
 
-    Only routes in `latest` that fetch say "make the other system look like the source", so only there a repeat means
-    anything: everywhere else it is the same event. A delivery whose fetch is still to come has it anyway; one in flight may
-    have fetched already, so its repeat is judged when it has ended. An event of a route that this configuration lacks is
-    left for a while to a relay that has the route.
+    Only on `latest` routes that fetch can a duplicate report a second change; elsewhere it is the same event. A delivery
+    that has not fetched yet includes the change anyway. One in flight may have fetched already, so its duplicates are
+    judged when it has ended. An event of an unknown route is left for a while to relays whose configuration has the route.
 
-    The receiver doesn't take the order lock: a repeat that it commits meanwhile is judged later. So a row is marked as it
-    was read, by its number and how often it counts, and never by a range of numbers, which commit in any order.
+    Receivers don't take the order lock, and may add duplicates meanwhile, which are judged later. So rows are marked by
+    id and count as read, and not by a range of ids, which commit in any order.
     """
     policies = work.policies
     with work.write() as transaction:
@@ -110,7 +109,7 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
         for repeat in repeats:
             newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
         found = find(transaction, work.config, [key for key in keys if key[0] in newest])
-        lasts = last_delivered(transaction, {(row.route, row.lane) for row in found})
+        lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in found})
         uncovered = [
             row
             for row in found
@@ -130,13 +129,13 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
     return Judged(len(handled), len(again))
 
 
-def _all(transaction: Transaction) -> Rest | None:
+def _all(transaction: Transaction) -> Unjudged | None:
     (newest,) = transaction.execute(_NEWEST)
-    return None if newest.seq is None else Rest(after=0, last=newest.seq)
+    return None if newest.seq is None else Unjudged(after=0, last=newest.seq)
 
 
 def _keys_in_question(routes: Mapping[int, Sequence[str]], policies: Policies) -> list[Key]:
-    """The deliveries of these events which a repeat may rearm."""
+    """Return the deliveries of these events that a duplicate may rearm."""
     return [
         (seq, name)
         for seq, names in routes.items()
@@ -160,7 +159,7 @@ FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "duplicate_request r", f"r.s
 ORDER BY r.seq LIMIT :rows
 """)
 
-# Skip a row that a receiver updates at this moment: a holder of the order lock must not wait for it.
+# Skips rows that a receiver is updating: the holder of the order lock must not wait for them.
 _HANDLE = Statement(f"""
 WITH mine AS MATERIALIZED (
     SELECT r.id

@@ -1,4 +1,4 @@
-"""Reads events as deliveries: those that were claimed, the newest ones, and the newest of each entity."""
+"""Reads events as deliveries: claimed ones, the newest ones, and the newest of each entity."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Delivery
 from relay.store.database import Database
-from relay.store.deliveries import of_run
+from relay.store.deliveries import limit_to_run
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 
-def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
-    """Add their events to the rows of a claim, in the order of seq.
+def load_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
+    """Make deliveries of claimed rows and their events, in order of seq.
 
     Raises:
-        PayloadGone: an event has no headers and body any more.
+        PayloadGone: the headers and body of an event have been deleted.
     """
     if not claimed:
         return []
     keys = [(row.seq, row.route, row.lane, row.run) for row in claimed]
     events = {(row.seq, row.route): row for row in transaction.execute(_EVENTS, claimed=keys)}
-    payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in claimed))}
+    payloads = {row.seq: row for row in read_payloads(transaction, (row.seq for row in claimed))}
     return [
-        _delivery(row, events[row.seq, row.route], payloads.get(row.seq))
+        _make_delivery(row, events[row.seq, row.route], payloads.get(row.seq))
         for row in sorted(claimed, key=lambda row: row.seq)
     ]
 
 
-def payload_rows(transaction: Transaction, seqs: Iterable[int], columns: str = "seq, headers, body") -> Sequence[Any]:
-    """Read these payloads, as far as they are still there.
+def read_payloads(transaction: Transaction, seqs: Iterable[int], columns: str = "seq, headers, body") -> Sequence[Any]:
+    """Read those of these payloads that still exist.
 
-    The numbers are written into the statement: so Postgres opens only the leaves that have them. With parameters it opens
-    every leaf each time, which takes 90 ms for 400 leaves.
+    The numbers are literals, so that Postgres opens only the partitions that contain them. With parameters it opens every
+    partition, which takes 90 ms for 400 of them.
     """
     numbers = ", ".join(str(int(seq)) for seq in sorted(set(seqs)))
     if not numbers:
@@ -51,7 +51,7 @@ def payload_rows(transaction: Transaction, seqs: Iterable[int], columns: str = "
     return transaction.connection.exec_driver_sql(statement).all()
 
 
-def _delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN401  # result rows
+def _make_delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN401  # result rows
     if payload is None:
         raise PayloadGone
     late = event.last_occurred_at is not None and (as_time(event.occurred_at), row.seq) < (
@@ -66,7 +66,7 @@ def _delivery(row: Any, event: Any, payload: Any) -> Delivery:  # noqa: ANN401  
         run=row.run,
         lease_token=row.lease_token,
         is_suspect=row.crashes >= SUSPECT_CRASHES,
-        **_of_event(event, payload),
+        **_as_fields(event, payload),
         late=late,
         applied_hash=event.applied_hash,
         stale_before=event.stale_before,
@@ -78,11 +78,11 @@ _FIELDS = (
     "content_type", "traceparent",
 )  # fmt: skip
 _EVENT = ", ".join(f"i.{name}" for name in _FIELDS)
-"""The columns of the inbox that `_of_event` reads."""
+"""The columns of the inbox that `_as_fields` reads."""
 
 
-def _of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN401  # result rows
-    """The fields of a `Delivery` that come from its event; without a payload no headers, and None as its body."""
+def _as_fields(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN401  # result rows
+    """Return the fields of a `Delivery` from its event; without a payload, no headers and None as the body."""
     return {name: getattr(event, name) for name in _FIELDS} | {
         "occurred_at": as_time(event.occurred_at),
         "received_at": as_time(event.received_at),
@@ -91,28 +91,29 @@ def _of_event(event: Any, payload: Any | None) -> dict[str, Any]:  # noqa: ANN40
     }
 
 
-# Read events and successes; `kind || ''` stops Postgres from reading the index of failed attempts from end to end.
+# Reads events and last successes; `kind || ''` keeps Postgres from scanning the whole index of failed attempts.
 _EVENTS = Statement(f"""
 SELECT i.seq, claimed.route, {_EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
        l.applied_hash,
        (SELECT count(*) FROM delivery_log f
-        WHERE {of_run("f", "claimed")} AND f.kind || '' = 'attempt_failed' AND f.detail ->> 'error_class' = 'stale') AS stale_before
+        WHERE {limit_to_run("f", "claimed")} AND f.kind || '' = 'attempt_failed'
+          AND f.detail ->> 'error_class' = 'stale') AS stale_before
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text", run="int")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
 """)
 
 
-def newest_events(database: Database, most: int) -> Iterator[Delivery]:
-    """Yield as many events, the newest first, as deliveries on no route. Without its payload, one has no headers and no body."""
+def read_newest_events(database: Database, most: int) -> Iterator[Delivery]:
+    """Yield the newest events, newest first, as deliveries without a route; those without a payload have no headers and body."""
     with database.read() as transaction:
         numbers = [row.seq for row in transaction.execute(_NEWEST_SEQS, most=most)]
-    for seq in numbers:  # each in a short transaction
+    for seq in numbers:  # a short transaction for each
         with database.read() as transaction:
             rows = transaction.execute(_BY_SEQ, seq=seq)
-            payloads = payload_rows(transaction, (seq,))
-        for row in rows:  # unless retention has deleted it just now
+            payloads = read_payloads(transaction, (seq,))
+        for row in rows:  # empty if retention has just deleted the event
             yield _as_if_due(row, payloads[0] if payloads else None, "")
 
 
@@ -123,7 +124,7 @@ _BY_SEQ = text(f"SELECT i.seq, {_EVENT} FROM inbox i WHERE i.seq = :seq")
 # --- the newest event of each entity
 
 Place = tuple[str, str]
-"""Type and id: pages go by them."""
+"""Type and id of an entity, the order of pages."""
 FIRST: Place = ("", "")
 
 
@@ -133,17 +134,17 @@ class Chosen(msgspec.Struct, frozen=True):
     source: str
     route: str
     types: tuple[str, ...] = ()
-    """Only these types of entities; empty: all."""
+    """Only these entity types; empty: all."""
     entity_type: str | None = None
     entity_id: str | None = None
     since: datetime | None = None
     """Only entities with an event since this time."""
 
 
-def entities(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
-    """Deliveries of the newest events of the next entities beyond this place, as if each were delivered now.
+def read_entities(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
+    """Read the newest events of the next entities after this place, as if each were delivered now.
 
-    Those whose newest event did not take the route are among them: what they are now may concern it all the same.
+    Events that did not take the route are included: the present state of their entities may concern it.
     """
     with database.read() as transaction:
         rows = transaction.execute(
@@ -153,23 +154,25 @@ def entities(database: Database, chosen: Chosen, after: Place, most: int) -> lis
             after_id=after[1],
             most=most,
         )
-        payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
-    return [_of_its_lane(row, payloads.get(row.seq), chosen.route) for row in rows]
+        payloads = {row.seq: row for row in read_payloads(transaction, (row.seq for row in rows))}
+    return [_as_if_due_in_lane(row, payloads.get(row.seq), chosen.route) for row in rows]
 
 
-def newest_of_entity(database: Database, source: str, route: str, place: Place) -> Delivery | None:
-    """A delivery of the newest event of one entity, as if it were delivered now; None: it has no event. It reads one row."""
+def read_newest_of_entity(database: Database, source: str, route: str, place: Place) -> Delivery | None:
+    """Read the newest event of one entity, as if it were delivered now; None without one. It reads one row."""
     with database.read() as transaction:
         rows = transaction.execute(_NEWEST_OF_ONE, source=source, entity_type=place[0], entity_id=place[1])
-        payloads = {row.seq: row for row in payload_rows(transaction, (row.seq for row in rows))}
-    return _of_its_lane(rows[0], payloads.get(rows[0].seq), route) if rows else None
+        payloads = {row.seq: row for row in read_payloads(transaction, (row.seq for row in rows))}
+    return _as_if_due_in_lane(rows[0], payloads.get(rows[0].seq), route) if rows else None
 
 
 def _as_if_due(event: Any, payload: Any | None, route: str, lane: str = "") -> Delivery:  # noqa: ANN401  # result rows
-    return Delivery(seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_of_event(event, payload))
+    return Delivery(
+        seq=event.seq, route=route, lane=lane, attempt=1, run=0, lease_token=0, **_as_fields(event, payload)
+    )
 
 
-def _of_its_lane(event: Any, payload: Any | None, route: str) -> Delivery:  # noqa: ANN401  # result rows
+def _as_if_due_in_lane(event: Any, payload: Any | None, route: str) -> Delivery:  # noqa: ANN401  # result rows
     lanes = possible_lanes(entity_type=event.entity_type, entity_id=event.entity_id, key="")
     return _as_if_due(event, payload, route, min(lanes))
 
@@ -182,7 +185,7 @@ ORDER BY i.seq DESC LIMIT 1
 
 
 _OF_TYPES = f" AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})"
-# By whether only some types are chosen: without that condition the statement needs no other plan.
+# By whether types are selected: without that condition the statement is simpler to plan.
 _NEWEST = {
     of_types: Statement(f"""
 SELECT i.seq, {_EVENT}

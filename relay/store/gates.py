@@ -1,4 +1,4 @@
-"""Gates: pauses, breakers, rates and rate holds that hold deliveries back. Rows of `gate`, shared by all relays."""
+"""Gates in SQL: pauses, breakers, rate limits and rate holds. They are rows of `gate`, shared by all relays."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sqlalchemy import text
 from inbox.config.model import Config
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
-from relay.delivery.alerts import changes
-from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, Held, RateLimit, Report, after_result
-from relay.delivery.policy import HoldRequest, Policies, breaker_limits, holds_until
-from relay.store.alerts import note
+from relay.delivery.alerts import list_breaker_alerts
+from relay.delivery.gates import Breaker, BreakerState, Gate, GateKey, Gates, Held, RateLimit, Report, apply_result
+from relay.delivery.policy import HoldRequest, Policies, collect_breaker_limits, extend_holds
+from relay.store.alerts import store_alerts
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 
 def read_gates(work: Work) -> Gates:
-    """Read the paused gates, and the breakers. An unreadable gate counts as paused, so it holds back only its deliveries."""
+    """Read the gates, except those of entities. An unreadable gate counts as paused, so only its deliveries are held back."""
     with work.database.read() as transaction:
         now = transaction.now()
         ((paused_entities,),) = transaction.execute(_PAUSED_ENTITIES)
@@ -36,7 +36,7 @@ def read_gates(work: Work) -> Gates:
     def alone(key: GateKey, _error: Exception) -> dict[GateKey, GateRow]:
         return {key: GateRow(Breaker(), is_paused=True)}
 
-    parts = in_parts(work, "look_at_gates", keys, part=part, alone=alone, name=" ".join)
+    parts = process_in_parts(work, "look_at_gates", keys, part=part, alone=alone, name=" ".join)
     found = {key: gate for part in parts for key, gate in part.items()}
     return Gates(
         now,
@@ -75,27 +75,27 @@ def report_to_breakers(
     now: datetime,
     asked: Collection[HoldRequest] = (),
 ) -> dict[GateKey, Breaker]:
-    """Report attempts to the breakers, under the order lock; stores an `alert` for each breaker that opens or closes.
+    """Report attempts to the breakers, and store an `alert` for each that opens or closes. Call under the order lock.
 
-    The gates of endpoints that `asked` for no further call are held.
+    Endpoints that `asked` for no further calls are held.
 
     Returns:
-        Those breakers as they were before.
+        The reported breakers as they were before.
     """
     reports = list(heard)
     if not reports and not asked:
         return {}
-    limits = breaker_limits(policies)
+    limits = collect_breaker_limits(policies)
     keys = {report.key for report in reports}
     locked = lock_all(transaction, keys | {request.key for request in asked})
-    _hold(transaction, holds_until(asked, _held(locked), now))
+    _hold(transaction, extend_holds(asked, _held(locked), now))
     before = {key: locked[key].breaker if key in locked else Breaker() for key in keys}
     after = dict(before)
     for report in reports:
-        after[report.key] = after_result(after[report.key], report.health, report.why, limits[report.key], now)
+        after[report.key] = apply_result(after[report.key], report.health, report.why, limits[report.key], now)
     changed = {key: breaker for key, breaker in after.items() if breaker != before[key]}
     store_breakers(transaction, changed)
-    note(transaction, changes(before, changed), now)
+    store_alerts(transaction, list_breaker_alerts(before, changed), now)
     return before
 
 
@@ -104,11 +104,11 @@ def _held(locked: Mapping[GateKey, GateRow]) -> dict[GateKey, datetime]:
 
 
 def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKey, GateRow]:
-    """Lock these gates in one statement, in key order; missing rows are inserted before.
+    """Lock these gates in one statement, in key order, after inserting missing rows.
 
-    A transaction calls this once, with every gate that it needs. Two transactions that lock some of the same gates in two
-    calls may deadlock: route by route, claims did once a second. Inserting a row while others are locked may, too.
-    Without the order lock, a gate that an operator resumes at this moment may be missing from the result.
+    Call it once per transaction, with all gates. Two transactions that lock the same gates in several calls may deadlock:
+    when claims locked route by route, they did once a second. So may inserting a row while others are locked. Without the
+    order lock, a gate that an operator is resuming may be missing from the result.
     """
     if not keys:
         return {}
@@ -118,22 +118,22 @@ def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKe
 
 
 def store_breakers(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None:
-    """Write these breakers."""
+    """Store these breakers."""
     if breakers:
         rows = [(*key, *msgspec.structs.astuple(breaker)) for key, breaker in sorted(breakers.items())]
         transaction.execute(_STORE, breakers=rows)
 
 
 def use_rates(transaction: Transaction, used_until: Mapping[GateKey, datetime]) -> None:
-    """Store until when their rates are used up. Call in the transaction that has locked them."""
+    """Store the times until which rates are used up. Call it in the transaction that has locked the gates."""
     transaction.execute(_USE, used=[(*key, until) for key, until in sorted(used_until.items())])
 
 
 def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
-    """Use an endpoint's rate limit for one call that no claim has counted.
+    """Use an endpoint's rate limit for one call outside a claim.
 
     Returns:
-        0; or in how many seconds to come again, and nothing was used.
+        0; or the seconds to wait before trying again, if the limit is used up.
     """
     with database.write() as transaction:
         gate, now = lock_all(transaction, [rate_limit.key]).get(rate_limit.key), transaction.now()
@@ -141,71 +141,71 @@ def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
         held = now if gate is None or gate.held is None else gate.held.until
         seconds = max(rate_limit.opens_in(used, now), (held - now).total_seconds())
         if seconds == 0:
-            use_rates(transaction, {rate_limit.key: rate_limit.used(used, now, 1)})
+            use_rates(transaction, {rate_limit.key: rate_limit.use(used, now, 1)})
         return seconds
 
 
 def hold(database: Database, request: HoldRequest) -> None:
-    """Hold a gate as an endpoint asked for, where it isn't held for longer already."""
+    """Hold a gate at an endpoint's request, unless it is already held for longer."""
     with database.write() as transaction:
         locked, now = lock_all(transaction, [request.key]), transaction.now()
-        _hold(transaction, holds_until([request], _held(locked), now))
+        _hold(transaction, extend_holds([request], _held(locked), now))
 
 
-def held_for(database: Database, key: GateKey) -> float:
-    """Return the seconds for which an endpoint asked for no further call; 0 when it is open."""
+def read_hold_seconds(database: Database, key: GateKey) -> float:
+    """Return the remaining seconds of an endpoint's rate hold; 0 without one."""
     with database.read() as transaction:
         until = _held(_as_gates(transaction.execute(_GATES_OF, gates=[key]))).get(key)
         return 0.0 if until is None else max((until - transaction.now()).total_seconds(), 0.0)
 
 
 def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool:
-    """Pause this gate: nothing that goes through it is claimed, and what arrives waits.
+    """Pause this gate: deliveries that pass it are not claimed, and new ones wait.
 
     Returns:
-        Whether it was open before; a pause that lasts keeps who paused it, and why.
+        Whether it was open before; an existing pause keeps its operator and reason.
     """
     return bool(transaction.execute(_PAUSE, kind=key[0], name=key[1], who=who, why=why))
 
 
 def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
-    """Let deliveries through again: ends a pause and a rate hold, and closes a breaker.
+    """End the pause and rate hold of this gate, and close its breaker.
 
     Returns:
-        Whether anything was held back.
+        Whether the gate held anything back.
     """
     locked = _as_gates(transaction.execute(_LOCKED, gates=[key]))
     before = {gate: row.breaker for gate, row in locked.items()}
     found = transaction.execute(_RESUME, kind=key[0], name=key[1])
-    note(transaction, changes(before, {gate: Breaker() for gate in before}), now)
+    store_alerts(transaction, list_breaker_alerts(before, {gate: Breaker() for gate in before}), now)
     return bool(found)
 
 
-def mistake_in(database: Database, gate: Gate, act: str, config: Config) -> str | None:
-    """Return the reason why it names no gate; None when it names one.
+def find_mistake(database: Database, gate: Gate, act: str, config: Config) -> str | None:
+    """Return the reason the gate is invalid, or None.
 
-    What is closed can be resumed though it was removed from the configuration: else it would be closed for good.
+    A closed gate can be resumed even if it was removed from the configuration; otherwise it would stay closed for good.
     """
     mistake = gate.mistake(config)
     if mistake is None or act != "resume" or gate.mistake(None) is not None:
         return mistake
-    is_closed = any((row["kind"], row["name"]) == gate.key for row in held_back(database))
+    is_closed = any((row["kind"], row["name"]) == gate.key for row in read_closed_gates(database))
     return None if is_closed else mistake
 
 
-def held_back(database: Database) -> list[Row]:
-    """The gates that are paused or held, or whose breaker is not closed."""
+def read_closed_gates(database: Database) -> list[Row]:
+    """Read the gates that are paused or held, or whose breaker is not closed."""
     with database.read() as transaction:
-        return held_back_in(transaction)
+        return read_closed_gates_in(transaction)
 
 
-def held_back_in(transaction: Transaction) -> list[Row]:
-    """Read them as `held_back` does, in a transaction that reads more."""
+def read_closed_gates_in(transaction: Transaction) -> list[Row]:
+    """Read the same gates within a transaction."""
     return transaction.rows_of(_HELD_BACK)
 
 
 def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
-    """The breaker's part of a row."""
+    """Convert the breaker columns of a row."""
     return Breaker(
         BreakerState(row.breaker),
         None if row.breaker_until is None else as_time(row.breaker_until),
@@ -221,7 +221,7 @@ _BREAKER = {
     "breaker": "text", "breaker_until": "time", "breaker_cause": "text", "open_count": "int", "failures": "int",
     "calls": "int", "window_began_at": "time",
 }  # fmt: skip
-"""The columns of a breaker, and their types; in the order of the fields of `Breaker`."""
+"""The columns of a breaker and their types, in the order of the fields of `Breaker`."""
 GATE_COLUMNS = f"g.kind, g.name, {', '.join(f'g.{column}' for column in _BREAKER)}"
 """The columns that `as_breaker` reads."""
 _GATE_KEYS = text("SELECT g.kind, g.name FROM gate g WHERE g.kind <> 'entity'")
@@ -231,9 +231,9 @@ _ENTITY = " || '|' || ".join(
 _IS_PAUSED = "SELECT 1 FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL"
 ENTITY_NOT_PAUSED = f"""(({_IS_PAUSED} LIMIT 1) IS NULL OR (
     {_IS_PAUSED} AND g.name = (SELECT {_ENTITY} FROM inbox i WHERE i.seq = o.seq) LIMIT 1) IS NULL)"""
-"""A condition on the delivery `o`: its entity is not paused. Where none is, no event is read for it.
+"""SQL condition that the entity of the delivery `o` is not paused. If no entity is paused, it reads no event.
 
-The gate of an entity is looked up by its name (`relay.delivery.gates.entity_key`), however many are paused.
+The gate of the entity is looked up by name (`relay.delivery.gates.make_entity_key`), however many are paused.
 """
 _PAUSED_ENTITIES = text("SELECT count(*) FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL")
 
@@ -286,7 +286,7 @@ RETURNING name
 """)
 
 
-# Select the gates that hold deliveries back; a hold that is over is empty.
+# Selects the gates that hold deliveries back; expired holds are null.
 _HELD_BACK = Statement(f"""
 SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause,
     CASE WHEN held_until > (SELECT {sql.now}) THEN held_until END AS held_until,

@@ -1,4 +1,4 @@
-"""Relay nodes: running relay processes, and whether their routes are drained."""
+"""Relay nodes: the running relay processes, their heartbeats, and the drain check."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ NOTHING_FAILS: Mapping[str, str] = {}
 
 
 def describe(work: Work, host: str, pid: int, version: str) -> None:
-    """Store a relay process that starts, or was reloaded, with its routes and their gates: tables know no configuration."""
+    """Store a started or reloaded relay process with its routes and their gates, for SQL that can't see the configuration."""
     routes = json.dumps({route: policy.gates for route, policy in work.policies.items()})
-    own = {"node": work.node, "routes": routes, "config_hash": hash_of(work.config)}
+    own = {"node": work.node, "routes": routes, "config_hash": hash_config(work.config)}
     with work.write() as transaction:
         transaction.execute(_DESCRIBE, host=host, pid=pid, version=version, **own)
 
 
-def hash_of(config: Config) -> str:
-    """Hash the tables that all relays must agree on."""
+def hash_config(config: Config) -> str:
+    """Hash the configuration tables that all relays must agree on."""
     shared = [config.apis, config.destinations, config.routes]
-    return hashlib.sha256(msgspec.json.encode(shared, enc_hook=_plain, order="deterministic")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(shared, enc_hook=_encode, order="deterministic")).hexdigest()
 
 
-def _plain(value: object) -> str | None:
-    """Write a value of the file. Of secrets only places and URLs count: another value could be guessed by its hash."""
+def _encode(value: object) -> str | None:
+    """Encode a value. Secrets count only as places or URLs: other values could be guessed from the hash."""
     if isinstance(value, Secret):
         return value.reference if value.names_a_place or "://" in value.reference else None
     return str(value)
 
 
 def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHING_FAILS) -> None:
-    """Store its heartbeat, and which of its steps fail."""
+    """Store a heartbeat and the failing steps of a relay."""
     told = json.dumps({name: storable(error) for name, error in failing.items()}) if failing else None
     with database.write() as transaction:
         transaction.execute(_HEARTBEAT, node=node, failing=told)
 
 
 def read_nodes(transaction: Transaction, within: float = GONE_SECONDS) -> list[Row]:
-    """Read the relays that have neither stopped in order nor been silent for longer. `failing` has their failing steps."""
+    """Read the relays that have not stopped and sent a heartbeat `within` these seconds, with their failing steps."""
     rows = transaction.rows_of(_NODES, within=-float(within))
     return [{**row, "failing": as_json(row["failing"]) or {}} for row in rows]
 
 
 def stop_node(database: Database, node: str) -> None:
-    """Store that it stopped in order."""
+    """Store that a relay has stopped gracefully."""
     with database.write() as transaction:
         transaction.execute(_STOP, node=node)
 
@@ -89,9 +89,9 @@ _STOP = Statement(f"UPDATE relay_node SET heartbeat_at = {sql.now}, stopped_at =
 
 
 def is_drained(database: Database, routes: Sequence[str]) -> bool:
-    """True when nothing of these routes is received, due or in flight.
+    """Return whether these routes have no received, due or in-flight deliveries.
 
-    Retries that are due later, dead letters and what waits for paused entities may remain.
+    Later retries, dead letters and deliveries of paused entities may remain.
     """
     with database.read() as transaction:
         return not transaction.execute(_ANYTHING_TO_DO, routes=routes)
@@ -107,20 +107,20 @@ LIMIT 1
 
 
 _LOCK_WAIT_MS = 100
-"""Longest wait for a row: other writers hold theirs for a moment, so a longer lock is a person's."""
+"""The longest wait for a row: other writers hold rows briefly, so a longer lock is an operator's."""
 
 
 def flush_figures(database: Database, routes: Mapping[str, Route]) -> None:
-    """Write the figures counted so far; `routes` says to which destination each route goes now."""
+    """Write the counts so far, of routes and of the destinations that `routes` gives them."""
     with database.tally.take() as figures:
         if figures:
-            rows = rows_param([*figures, *_of_destinations(figures, routes)])
+            rows = rows_param([*figures, *_add_destinations(figures, routes)])
             with database.write() as transaction:
-                transaction.limit_waits(_LOCK_WAIT_MS)
+                transaction.set_lock_timeout(_LOCK_WAIT_MS)
                 transaction.execute(add_up(transaction.sql), figures=rows)
 
 
-def _of_destinations(figures: Iterable[Figure], routes: Mapping[str, Route]) -> Iterator[Figure]:
+def _add_destinations(figures: Iterable[Figure], routes: Mapping[str, Route]) -> Iterator[Figure]:
     for figure in figures:
         if figure["kind"] == ROUTE and figure["name"] in routes:
             yield {**figure, "kind": DESTINATION, "name": routes[figure["name"]].destination}

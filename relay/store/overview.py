@@ -15,7 +15,7 @@ from inbox.db.health_views import FAILED_FOR_SECONDS
 from inbox.db.reads import Row
 from inbox.events.states import CRASH_LOOP_SECONDS, GONE_SECONDS
 from inbox.events.timestamps import as_time
-from relay.delivery.alerts import SENTENCES, Alert, sentence
+from relay.delivery.alerts import SENTENCES, Alert, format_sentence
 from relay.delivery.gates import GateKey, entity_of
 from relay.delivery.policy import Policies, RoutePolicy
 from relay.store import gates, reads
@@ -27,9 +27,9 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 MOST_LISTED = 20
-"""Open commands, failed ones, and relays that died."""
+"""The most open commands, failed commands, and dead relays to list."""
 _LEAD = timedelta(seconds=5)
-"""Two clocks, or a commit that takes long, make no more."""
+"""Lead over the database's clock that clock skew or slow commits can explain."""
 
 
 class HeldGate(msgspec.Struct, frozen=True):
@@ -38,23 +38,23 @@ class HeldGate(msgspec.Struct, frozen=True):
     kind: str
     name: str
     state: str
-    """paused, open, half_open or retired of a breaker, limited by a rate, or held since the endpoint asked for that."""
+    """`paused`; `open`, `half_open` or `retired` for a breaker; `limited` by its rate; `held` at the endpoint's request."""
     why: str | None
     by: str | None = None
-    """Operator who paused it."""
+    """The operator who paused it."""
     since: datetime | None = None
     until: datetime | None = None
     routes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
-        """Return its kind and name for people."""
+        """Its kind and name in words."""
         entity = entity_of(self.name) if self.kind == "entity" else None
         return f"{self.kind} {self.name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """Return the fields of a selection that name it."""
+        """The selection fields that name it."""
         entity = entity_of(self.name) if self.kind == "entity" else None
         if entity is None:
             return {self.kind: self.name}
@@ -74,11 +74,11 @@ class RelayState(msgspec.Struct, frozen=True):
     silent_seconds: float
     in_flight: int
     failing: Mapping[str, str]
-    """Steps that fail, with the errors."""
+    """Failing steps with their errors."""
 
 
 class FiringAlert(msgspec.Struct, frozen=True):
-    """An alert that has not recovered."""
+    """A firing alert."""
 
     kind: str
     subject: str
@@ -87,32 +87,32 @@ class FiringAlert(msgspec.Struct, frozen=True):
 
 
 class Overview(msgspec.Struct, frozen=True):
-    """Everything, at one moment."""
+    """The state of all routes, gates, relays, alerts, commands and sweeps at one moment."""
 
     at: datetime
     routes: tuple[RouteState, ...]
     gates: tuple[HeldGate, ...]
     relays: tuple[RelayState, ...]
-    """Running ones, and those that died in the last minutes."""
+    """Running relays, and those that died in the last minutes."""
     alerts: tuple[FiringAlert, ...]
     commands: tuple[Row, ...]
-    """Open ones, and those that failed lately; the newest first."""
+    """Open commands, and recently failed ones; the newest first."""
     sweeps: tuple[Row, ...]
     retention: tuple[Row, ...] = ()
-    """Progress of each kind of rows that was pruned."""
+    """Progress of pruning for each kind of rows."""
     ahead: Mapping[str, datetime] = {}
-    """Newest stored times, by column, that lie in the future of the database's clock."""
+    """The newest stored times that are ahead of the database's clock, by column."""
 
 
 def read_overview(database: Database, policies: Policies, most: int = MOST_COUNTED) -> Overview:
-    """Read everything, in one snapshot. Counts end at `most`."""
+    """Read the overview in one snapshot. Counts stop at `most`."""
     with database.snapshot() as transaction:
         now = transaction.now()
         alerts = tuple(read_firing(transaction))
-        held = tuple(_held(transaction, policies, alerts, now))
+        held = tuple(_find_held(transaction, policies, alerts, now))
         held_back: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
         for gate in held:
-            # An entity's pause holds back a few deliveries, and a rate that is used up lets others through soon.
+            # An entity's pause holds back few deliveries, and a used-up rate opens again soon.
             for route in gate.routes if gate.kind != "entity" and gate.state != "limited" else ():
                 held_back[route] += (f"{gate.kind} {gate.name}",)
         routes, in_flight = read_routes(transaction, policies, held_back, now, most)
@@ -120,7 +120,7 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
             now,
             tuple(routes),
             held,
-            tuple(_relays(transaction, in_flight)),
+            tuple(_read_relays(transaction, in_flight)),
             alerts,
             tuple(transaction.rows_of(_OPEN_OR_FAILED, most=MOST_LISTED, since=-float(FAILED_FOR_SECONDS))),
             tuple(transaction.rows_of(reads.SWEEPS)),
@@ -130,16 +130,16 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
 
 
 def read_held_gates(database: Database, policies: Policies) -> tuple[HeldGate, ...]:
-    """Read the gates that hold deliveries back, in one snapshot."""
+    """Read the gates that hold back deliveries, in one snapshot."""
     with database.snapshot() as transaction:
-        return tuple(_held(transaction, policies, tuple(read_firing(transaction)), transaction.now()))
+        return tuple(_find_held(transaction, policies, tuple(read_firing(transaction)), transaction.now()))
 
 
-def _held(
+def _find_held(
     transaction: Transaction, policies: Policies, alerts: Sequence[FiringAlert], now: datetime
 ) -> Iterator[HeldGate]:
     fired = {alert.subject: alert.since for alert in alerts if alert.kind in {"breaker_open", "endpoint_retired"}}
-    for row in gates.held_back_in(transaction):
+    for row in gates.read_closed_gates_in(transaction):
         key = (row["kind"], row["name"])
         routes = tuple(sorted(name for name, policy in policies.items() if _goes_through(policy, key)))
         if row["paused_at"] is not None:
@@ -149,7 +149,7 @@ def _held(
             yield HeldGate(*key, row["breaker"], row["breaker_cause"], None, since, row["breaker_until"], routes)
         if row["held_until"] is not None:
             yield HeldGate(*key, "held", row["hold_reason"], None, None, row["held_until"], routes)
-    yield from _limited(transaction, policies, now)
+    yield from _find_limited(transaction, policies, now)
 
 
 def _goes_through(policy: RoutePolicy, key: GateKey) -> bool:
@@ -158,8 +158,8 @@ def _goes_through(policy: RoutePolicy, key: GateKey) -> bool:
     return (key if entity is None else ("source", entity[0])) in policy.gates
 
 
-def _limited(transaction: Transaction, policies: Policies, now: datetime) -> Iterator[HeldGate]:
-    """Yield the gates whose rate is used up for now."""
+def _find_limited(transaction: Transaction, policies: Policies, now: datetime) -> Iterator[HeldGate]:
+    """Yield the gates whose rate limit is used up."""
     used = {(row.kind, row.name): as_time(row.rate_used_until) for row in transaction.execute(_RATES_USED)}
     limits = {limit.key: limit for policy in policies.values() for limit in policy.rate_limits}
     for key, limit in sorted(limits.items()):
@@ -170,7 +170,7 @@ def _limited(transaction: Transaction, policies: Policies, now: datetime) -> Ite
             yield HeldGate(*key, "limited", why, None, None, now + timedelta(seconds=seconds), routes)
 
 
-def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[RelayState]:
+def _read_relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[RelayState]:
     gone = 0
     for row in read_nodes(transaction, CRASH_LOOP_SECONDS):
         is_gone = row["silent_seconds"] > GONE_SECONDS
@@ -181,18 +181,18 @@ def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[
 
 
 def read_firing(transaction: Transaction) -> Iterator[FiringAlert]:
-    """Read the alerts that have not recovered, the oldest first."""
+    """Read the firing alerts, the oldest first."""
     for row in transaction.execute(_FIRING):
-        text_of_it = alert_text(row.kind, row.subject, as_json(row.detail))
+        text_of_it = format_alert(row.kind, row.subject, as_json(row.detail))
         yield FiringAlert(row.kind, row.subject, as_time(row.at), text_of_it)
 
 
-def alert_text(kind: str, subject: str, detail: object, *, firing: bool = True) -> str:
-    """Word a row of `alert` in one line; kind and subject alone where this version has no sentence for it."""
+def format_alert(kind: str, subject: str, detail: object, *, firing: bool = True) -> str:
+    """Return a row of `alert` as one line; only kind and subject if this version has no sentence for it."""
     known: Any = kind
     if kind not in SENTENCES or not isinstance(detail, dict):
-        return f"{kind} {subject}"  # of a newer version, or written by hand
-    return "; ".join(sentence(Alert(known, subject, firing=firing, detail=detail)).splitlines())
+        return f"{kind} {subject}"  # from a newer version, or written by hand
+    return "; ".join(format_sentence(Alert(known, subject, firing=firing, detail=detail)).splitlines())
 
 
 NEWEST_TIMES = text("""

@@ -1,4 +1,4 @@
-"""Reads and rows for people beside the inbox: backlogs, sweeps, facts as they come, groups of dead letters, reveals, and sizes."""
+"""Reads for the page and the command line: backlogs, sweeps, new facts, groups of dead letters, reveals and sizes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 
-def backlog(database: Database) -> list[Row]:
-    """The view `backlog`: open deliveries of each route by state."""
+def read_backlog(database: Database) -> list[Row]:
+    """Read the view `backlog`: open deliveries of each route by state."""
     with database.read() as transaction:
         return transaction.rows_of(text("SELECT * FROM backlog ORDER BY route"))
 
@@ -40,23 +40,23 @@ OUTCOMES = Feed(
     "SELECT t.id, t.at, t.seq, t.route, t.kind, t.attempt, t.relay_node, t.detail,"
     " i.source, i.entity_type, i.entity_id, i.event_type FROM delivery_log t LEFT JOIN inbox i ON i.seq = t.seq",
 )
-"""The facts of all deliveries, as they are recorded."""
+"""The feed of all facts as they are recorded."""
 
 MOST_REVEALS = 50
 
 
 def record_reveal(database: Database, seq: int, *, who: str, reason: str) -> int:
-    """Record who sees the headers and body of an event, and why, before they are shown. Returns the number of the row.
+    """Record a reveal of an event's headers and body before they are shown. Returns the id of the row.
 
     Raises:
-        IntegrityError: the name or the reason is empty.
+        IntegrityError: `who` or `reason` is empty.
     """
     with database.write() as transaction:
         return int(transaction.execute(_INSERT_REVEAL, seq=seq, who=who, reason=reason)[0].id)
 
 
-def reveals_of(database: Database, seq: int) -> list[Row]:
-    """Return the last reveals of an event, the newest first: `id`, `at`, `who` and `reason`, at most `MOST_REVEALS`."""
+def read_reveals(database: Database, seq: int) -> list[Row]:
+    """Read the last `MOST_REVEALS` reveals of an event, the newest first: `id`, `at`, `who` and `reason`."""
     with database.read() as transaction:
         return transaction.rows_of(_REVEALS, seq=seq, most=MOST_REVEALS)
 
@@ -70,30 +70,30 @@ _REVEALS = text("SELECT id, at, who, reason FROM payload_reveal WHERE seq = :seq
 
 
 MOST_GROUPED = 5000
-"""Dead letters that are grouped: the newest events."""
+"""Dead letters to group, of the newest events."""
 MOST_SHOWN = 300
-"""Characters of an error that a group has."""
+"""Characters of the error that a group shows."""
 
 
 class DeadGroup(msgspec.Struct, frozen=True):
-    """Dead letters with the same route, cause and whole error."""
+    """Dead letters with the same route, cause and full error."""
 
     route: str
     cause: str | None
     error: str | None
     """Its first `MOST_SHOWN` characters."""
     error_sha256: str | None
-    """SHA-256 of the whole error: the condition of an act on this group alone."""
+    """SHA-256 of the full error: the condition for acting on this group alone."""
     count: int
     blocked: int
-    """Number of those that block their lane."""
+    """Number of dead letters that block their lane."""
     first_died_at: datetime | None
     last_died_at: datetime | None
     sample_seq: int
     """The newest event among them."""
 
 
-def dead_groups(
+def group_dead_letters(
     transaction: Transaction,
     *,
     route: str | None,
@@ -101,10 +101,10 @@ def dead_groups(
     since: datetime | None,
     limit: int,
 ) -> tuple[list[DeadGroup], int, bool]:
-    """Group the newest dead letters, the largest groups first; `since` is the time of their death.
+    """Group the newest dead letters, the largest groups first; `since` applies to the time of their death.
 
     Returns:
-        The groups, how many dead letters were looked at, and whether there are neither older ones nor smaller groups.
+        The groups, the number of dead letters examined, and whether that is all of them and all groups.
     """
     given = {"route": route, "cause": cause, "since": since}
     rows = transaction.rows_of(_GROUPED, **given, most=MOST_GROUPED, limit=limit + 1)
@@ -148,36 +148,36 @@ class TableSize(msgspec.Struct, frozen=True):
     name: str
     bytes: int
     rows: int | None
-    """Estimated by the database's statistics."""
+    """Estimate from the database's statistics."""
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """Disk of the database, in bytes; None where nobody here can tell."""
+    """The disk usage of the database, in bytes; None if unknown, as for a database on another host."""
 
     size: int | None
     free: int | None
     largest: tuple[TableSize, ...] = ()
-    """The largest tables. SQLite knows the size of its file alone."""
+    """The largest tables; empty on SQLite, which knows only the size of its file."""
 
 
 def sqlite_file(config: Config) -> Path | None:
-    """Return the SQLite file of a configuration; None on Postgres, and for a URI of SQLite."""
+    """Return the SQLite file of a configuration; None on Postgres, and for an SQLite URI."""
     parsed = parse_url(config.database.url)
     name = parsed.database or ""
     return None if parsed.get_backend_name() != SQLITE or name.startswith("file:") else Path(name).absolute()
 
 
 class Space(msgspec.Struct, frozen=True):
-    """The disk of the database's folder, in bytes."""
+    """The disk of the database's folder; sizes in bytes."""
 
     folder: Path
     free: int
-    """For users other than root."""
+    """Free space for users other than root."""
     whole: int
 
 
 def read_space(transaction: Transaction, sqlite_file: Path | None) -> Space | None:
-    """Ask the file system where the database is on this host; None where nobody here can tell."""
+    """Read the free space of the database's disk; None if the database is on another host or hides its folder."""
     folder = None if sqlite_file is None else sqlite_file.parent
     if transaction.sql.is_postgres:
         folder = next((Path(row.folder) for row in transaction.execute(_FOLDER) if row.folder), None)
@@ -191,7 +191,7 @@ def read_space(transaction: Transaction, sqlite_file: Path | None) -> Space | No
 
 
 def read_disk(transaction: Transaction, sqlite_file: Path | None) -> Disk:
-    """Read the size of the database, by the statistics of Postgres, and the free space."""
+    """Read the size of the database and the free space."""
     space = read_space(transaction, sqlite_file)
     free = space.free if space else None
     if not transaction.sql.is_postgres:
@@ -212,7 +212,7 @@ WHERE c.relkind = 'r' AND c.relnamespace = (SELECT o.relnamespace FROM pg_class 
 GROUP BY coalesce(p.relname, c.relname)
 ORDER BY 2 DESC
 """)
-# pg_settings leaves out what the role may not see; current_setting would raise.
+# pg_settings omits settings that the role may not see; current_setting would raise.
 _FOLDER = text("""
 SELECT s.setting AS folder
 FROM pg_settings s

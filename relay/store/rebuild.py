@@ -1,6 +1,7 @@
-"""Rebuild: repairs what `verify` finds, in place, chunk by chunk under the order lock, while receivers and relays run.
+"""Rebuild: repairs the findings of `verify` in place, chunk by chunk, while receivers and relays run.
 
-Only what is found wrong is locked, and looked at again then. Swapping whole tables would lose what is written meanwhile.
+It locks only deliveries with findings, and examines them again under the lock. Replacing whole tables would lose rows
+written meanwhile.
 """
 
 from __future__ import annotations
@@ -24,43 +25,43 @@ from relay.store.reopen import insert
 from relay.store.sequence import settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 
 def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked]:
-    """Make `open_delivery` and `lane` what follows from the log.
+    """Restore `open_delivery` and `lane` to the state that follows from the log.
 
-    A delivery that lost its row gets it back, one that has ended loses it, a lane without a head gets one. Where a fact
-    can't follow the one before, both stay, and a fact `corrected` says that the last one holds. Calls that run are not
-    disturbed, unless they are for a delivery that must not be open.
+    A delivery that lost its row gets it back, one that has ended loses it, a lane without a head gets one. If a fact can't
+    follow the one before, both stay, and a fact `corrected` confirms the last one. Running calls are not disturbed, unless
+    their delivery must not be open.
 
     Yields:
-        What was mended in each chunk. What is left, since it is in flight or can't be mended, is not in it: `verify` tells.
+        The repaired differences of each chunk. Others, in flight or beyond repair, are missing: `verify` still reports them.
     """
     work = Work(database, config, policies(config))
     for checked, wrong in examine_all(database, config):
-        parts = in_parts(
+        parts = process_in_parts(
             work,
             "rebuild",
             sorted({stored.seq for stored in wrong}),
-            part=partial(_mend, work, who),
+            part=partial(_repair, work, who),
             name=lambda seq: f"seq={seq}",
         )
         yield msgspec.structs.replace(checked, differences=tuple(found for part in parts for found in part))
 
 
-def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
-    """Examine these seqs again under the order lock, and repair what is still wrong.
+def _repair(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
+    """Examine these seqs again under the order lock, and repair the differences that remain.
 
-    Receivers don't take that lock. What they have added since the first look is none of these seqs, and is left alone.
+    Receivers don't take that lock, but the events that they add have other seqs.
     """
     with work.database.write() as transaction:
         now = transaction.take_order_lock(keeps_payloads=True)  # retention deletes no event whose facts are read here
         _, wrong = examine(transaction, seqs, work.config, locked=True)
         gone = _remove_strays(transaction, [stored for stored in wrong if stored.event is None])
-        planned = [(stored, _as_it_must_be(stored, work.config, who)) for stored in wrong if stored.event is not None]
+        planned = [(stored, _restore(stored, work.config, who)) for stored in wrong if stored.event is not None]
         mended = [(stored, must) for stored, must in planned if must.state is not State.IN_FLIGHT]
-        # A head that is ready waits behind a blocked delivery that comes back; one in flight leaves it to another run.
+        # A ready head waits behind a restored blocked delivery; behind one in flight, it can be restored by a later run.
         blocked = [(must.route, must.lane) for _, must in mended if must.state is State.BLOCKED]
         transaction.execute(_DEMOTE, lanes=blocked)
         new = [(stored.row, must) for stored, must in mended if _is_new(stored.row, must)]
@@ -70,7 +71,7 @@ def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
         changed = [must for _, must in mended]
         lanes = {(stored.row.route, stored.row.lane) for stored in wrong if stored.row is not None}
         write_back(transaction, settle_lanes(transaction, changed, work.policies, now, lanes))
-        remember_delivered(transaction, _last_delivered(wrong))
+        remember_delivered(transaction, _list_last_delivered(wrong))
     done = {id(stored) for stored in (*gone, *(stored for stored, _ in mended))}
     return [
         found
@@ -80,14 +81,14 @@ def _mend(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
     ]
 
 
-def _as_it_must_be(stored: Stored, config: Config, who: str) -> OpenDelivery:
-    """The delivery as its facts have it, with the fact to append; as it is, when it is in flight and may stay so."""
+def _restore(stored: Stored, config: Config, who: str) -> OpenDelivery:
+    """Return the delivery as its facts imply, with any fact to append; unchanged if it may stay in flight."""
     row, event, log = stored.row, stored.event, stored.log
     if row is not None and not stored.is_expected:
         return msgspec.structs.replace(row, state=State.ENDED)
     if row is None or row.lane not in stored.lanes or row.occurred_at != as_time(event.occurred_at):
         row = OpenDelivery(
-            stored.seq, stored.route, _present_lane(stored, config), as_time(event.occurred_at), State.RECEIVED
+            stored.seq, stored.route, _choose_lane(stored, config), as_time(event.occurred_at), State.RECEIVED
         )
     elif row.state is State.IN_FLIGHT and log.last.state in OPEN:
         return row
@@ -99,8 +100,8 @@ def _as_it_must_be(stored: Stored, config: Config, who: str) -> OpenDelivery:
     )
 
 
-def _present_lane(stored: Stored, config: Config) -> str:
-    """The lane that the event would get if it arrived now; on a route that the configuration lacks, its entity's."""
+def _choose_lane(stored: Stored, config: Config) -> str:
+    """Return the lane that the event would get if it arrived now; on an unknown route, its entity's."""
     event = stored.event
     if stored.route in config.routes:
         route = config.routes[stored.route]
@@ -109,15 +110,15 @@ def _present_lane(stored: Stored, config: Config) -> str:
 
 
 def _is_new(row: OpenDelivery | None, must: OpenDelivery) -> bool:
-    """True when it has no row that could stay: another lane or another time is another row."""
+    """Return whether the delivery needs a new row: it has none, or one with another lane or time."""
     fits = row is not None and (row.lane, row.occurred_at) == (must.lane, must.occurred_at)
     return must.state is not State.ENDED and not fits
 
 
 def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[Stored]:
-    """Remove rows without an event, and return those that were removed.
+    """Remove rows without an event, and return the removed ones.
 
-    The statement looks for the event itself: on Postgres one may have been committed since the strays were read.
+    The statement checks for the event itself: on Postgres it may have been committed since the strays were read.
     """
     if not strays:
         return []
@@ -126,8 +127,8 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[S
     return [stored for stored in strays if (stored.seq, stored.route) in removed]
 
 
-def _last_delivered(wrong: Iterable[Stored]) -> list[Success]:
-    """The newest delivery of each lane that has forgotten it. Nothing of what was applied is known from the log."""
+def _list_last_delivered(wrong: Iterable[Stored]) -> list[Success]:
+    """Return the newest delivery of each lane that does not remember it. The log does not have its hash."""
     newest: dict[Lane, Success] = {}
     late = [stored for stored in wrong if any(found.finding == "last_delivered" for found in stored.differences)]
     for stored in sorted(late, key=lambda stored: (as_time(stored.event.occurred_at), stored.seq)):

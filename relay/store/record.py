@@ -1,4 +1,4 @@
-"""Record: stores an attempt's outcome, the state that follows and the lane's next head, in one transaction."""
+"""Record: stores the outcome of an attempt, the resulting state and the lane's next head in one transaction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inbox.config.routing import OWN_LANE
 from inbox.db.dialect import blames_items, error_text
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
-from relay.delivery.alerts import deaths
+from relay.delivery.alerts import list_deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import STOPPED, GateKey, Report
 from relay.delivery.lifecycle import OpenDelivery, append
@@ -22,36 +22,43 @@ from relay.delivery.policy import (
     History,
     HoldRequest,
     Policies,
-    breaker_reports,
     decide,
     endpoint_of,
-    hold_requests,
+    list_breaker_reports,
+    list_hold_requests,
     needs_history,
 )
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.deliveries import (
     Claimed,
     as_open_delivery,
     claim_of,
-    key_text,
-    of_run,
-    rows_of_keys,
-    still_leased,
+    format_key,
+    limit_to_run,
+    select_leased,
+    select_rows,
     write_back,
 )
 from relay.store.gates import report_to_breakers
-from relay.store.sequence import first_waiting, forget_applied, heal, lanes_in_doubt, quarantine, settle_lanes
+from relay.store.sequence import (
+    find_lanes_in_doubt,
+    forget_applied,
+    heal,
+    quarantine,
+    select_first_waiting,
+    settle_lanes,
+)
 from relay.store.statement import Statement, sql
 from relay.store.transaction import FailedAlone, Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 STEP = "record"
 OWN_TRANSACTION = 8
-"""Outcomes of a route that are worth a transaction of their own, under the lock of that route alone."""
+"""Outcomes of one route that justify a separate transaction, which locks only that route."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """One recorded outcome: the fact it became; None when its lease was no longer the present one, or nothing could be stored."""
+    """A recorded outcome. It has a fact unless the lease was lost, or nothing could be stored."""
 
     delivery: Delivery
     fact: AnyFact | None
@@ -64,28 +71,28 @@ def record(
     *,
     host_now: Callable[[], datetime] | None = None,
 ) -> Iterator[list[Recorded]]:
-    """Record the outcomes of attempts: in few transactions, by route, and in smaller parts when one of them can't be recorded.
+    """Record the outcomes of attempts in few transactions, by route, and in smaller parts if one can't be recorded.
 
-    That one becomes dead with the cause `unrecordable`. Where even that fails, its lease runs out, and `reap` deals with it.
-    Outcomes of routes that rest are not recorded: hand them in again.
+    That delivery becomes dead with the cause `unrecordable`. If even that fails, its lease expires, and it is rescued.
+    Outcomes of locked routes are skipped: pass them again.
 
     Args:
-        work: who has made the attempts.
-        outcomes: of attempts.
-        recently_failing: endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
-        host_now: the clock by which fetches were timed; None: the database's own.
+        work: the context of the relay that made the attempts.
+        outcomes: the attempts and their outcomes.
+        recently_failing: endpoints with recent failures, whose breakers also need reports of successes.
+        host_now: the clock that timed the fetches; None for the database's own.
 
     Yields:
-        What is recorded, after each commit.
+        The recorded outcomes of each transaction, after its commit.
     """
 
     def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
         return _record(work, some, recently_failing=recently_failing, host_now=host_now)
 
     def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
-        return [_set_aside(work, one[0], error)]
+        return [_quarantine(work, one[0], error)]
 
-    yield from in_parts(
+    yield from process_in_parts(
         work,
         STEP,
         outcomes,
@@ -98,18 +105,18 @@ def record(
 
 
 def _name(one: tuple[Delivery, Outcome]) -> str:
-    return key_text((one[0].seq, one[0].route))
+    return format_key((one[0].seq, one[0].route))
 
 
-def _set_aside(work: Work, delivery: Delivery, error: Exception) -> Recorded:
-    """Let a delivery become dead whose outcome can't be recorded."""
+def _quarantine(work: Work, delivery: Delivery, error: Exception) -> Recorded:
+    """Quarantine a delivery whose outcome can't be recorded."""
     key = (delivery.seq, delivery.route)
     try:
         fact = quarantine(work, key, cause="unrecordable", error=error, token=delivery.lease_token)
     except Exception as second:
         if not blames_items(second):
             raise
-        work.observer.failed_alone(FailedAlone(STEP, key_text(key), error_text(second)))
+        work.observer.on_failed_alone(FailedAlone(STEP, format_key(key), error_text(second)))
         return Recorded(delivery, None)
     return Recorded(delivery, fact)
 
@@ -126,16 +133,20 @@ def _record(
         claims = {claim_of(delivery) for delivery, _ in handed_in}
         now, (rows, first) = transaction.take_order_lock_and_read(
             {route for _, route, _ in claims},
-            rows_of_keys([claim[:2] for claim in claims], "wait"),
-            first_waiting({(delivery.route, delivery.lane) for delivery, _ in handed_in}),
+            select_rows([claim[:2] for claim in claims], "wait"),
+            select_first_waiting({(delivery.route, delivery.lane) for delivery, _ in handed_in}),
         )
-        leased = {claim: as_open_delivery(row) for claim, row in still_leased(rows, claims).items()}
+        leased = {claim: as_open_delivery(row) for claim, row in select_leased(rows, claims).items()}
         ahead = timedelta(0) if host_now is None else max(host_now() - now, timedelta(0))
-        outcomes = [(delivery, _by_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
+        outcomes = [(delivery, _shift_to_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
         held = [(delivery, outcome) for delivery, outcome in outcomes if claim_of(delivery) in leased]
-        histories = _histories(transaction, held, policies)
+        histories = _read_histories(transaction, held, policies)
         breakers = report_to_breakers(
-            transaction, _reports(held, policies, recently_failing), policies, now, [*_asked(outcomes, policies)]
+            transaction,
+            _list_reports(held, policies, recently_failing),
+            policies,
+            now,
+            [*_list_hold_requests(outcomes, policies)],
         )
         made: dict[Claimed, AnyFact] = {}
         changed: list[OpenDelivery] = []
@@ -147,10 +158,10 @@ def _record(
             claimed = claim_of(delivery)
             made[claimed] = fact = decide(delivery, outcome, policy, now, history, is_stopped=is_stopped)
             changed.append(append(leased[claimed], fact, now))
-        note(transaction, deaths(changed), now)
+        store_alerts(transaction, list_deaths(changed), now)
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | Unchanged)]
         healed = heal(transaction, delivered, policies, now)
-        # What was in flight was the head of its lane, so there is no other.
+        # The deliveries were in flight, so they were the heads of their lanes.
         settled = settle_lanes(transaction, [*changed, *healed], policies, now, first=first)
         transaction.only_write()
         write_back(transaction, settled)
@@ -170,37 +181,37 @@ def _record(
                 if isinstance(did, Delivered)
             ],
         )
-        forget_applied(transaction, lanes_in_doubt(held))
+        forget_applied(transaction, find_lanes_in_doubt(held))
     return [Recorded(delivery, made.get(claim_of(delivery))) for delivery, _ in handed_in]
 
 
-def _by_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
-    """The outcome with times not ahead of the database: a fetch in the future would cover changes that are still to come."""
+def _shift_to_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
+    """Shift the fetch time of an outcome to the database's clock: a fetch in the future would cover changes still to come."""
     if not isinstance(outcome, Delivered) or outcome.fetch_began_at is None or not ahead:
         return outcome
     return msgspec.structs.replace(outcome, fetch_began_at=outcome.fetch_began_at - ahead)
 
 
-def _reports(
+def _list_reports(
     outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies, recently_failing: Collection[GateKey]
 ) -> Iterator[Report]:
-    """The reports for the breakers: every failure, and successes where there were failures lately."""
+    """Yield the reports for the breakers: every failure, and successes after recent failures."""
     for delivery, outcome in outcomes:
-        for report in breaker_reports(outcome, policies.get(delivery.route, UNKNOWN_ROUTE)):
+        for report in list_breaker_reports(outcome, policies.get(delivery.route, UNKNOWN_ROUTE)):
             if report.health != "well" or report.key in recently_failing:
                 yield report
 
 
-def _asked(outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> Iterator[HoldRequest]:
-    """The rate holds that endpoints ask for: also by the calls of an attempt that holds its lease no longer."""
+def _list_hold_requests(outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> Iterator[HoldRequest]:
+    """Yield the rate holds that endpoints ask for, including those of attempts that have lost their lease."""
     for delivery, outcome in outcomes:
-        yield from hold_requests(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
+        yield from list_hold_requests(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
 
 
-def _histories(
+def _read_histories(
     transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Policies
 ) -> dict[tuple[int, str], History]:
-    """The results of earlier attempts, for the outcomes that depend on them."""
+    """Read the results of earlier attempts for the outcomes that depend on them."""
     failed = [
         (delivery.seq, delivery.route, delivery.run, outcome.error_class)
         for delivery, outcome in outcomes
@@ -211,14 +222,14 @@ def _histories(
 
 
 _FAILED = sql.rows("failed", seq="bigint", route="text", run="int", error_class="text")
-# Count the attempts of the run, of which the last ones failed in the same way.
+# Counts the last attempts of the run that failed with the same error class.
 _ATTEMPTS = Statement(f"""
 SELECT seq, route, min(at) AS began_at, count(CASE WHEN id > coalesce(last_other, 0) THEN 1 END) AS same_in_a_row
 FROM (
     SELECT l.seq, l.route, l.id, l.at, max(
         CASE WHEN coalesce(l.detail ->> 'error_class', '') <> failed.error_class THEN l.id END
     ) OVER (PARTITION BY l.seq, l.route) AS last_other
-    FROM {sql.look_up(_FAILED, "delivery_log l", of_run("l", "failed"))}
+    FROM {sql.look_up(_FAILED, "delivery_log l", limit_to_run("l", "failed"))}
     WHERE l.kind || '' IN ('attempt_failed', 'abandoned')) tried
 GROUP BY seq, route
 """)
@@ -229,7 +240,7 @@ Success = tuple[str, str, datetime, int, datetime | None, datetime | None, bytes
 
 
 def remember_delivered(transaction: Transaction, rows: Iterable[Success]) -> None:
-    """Store in `lane` what was delivered last. An event that is its own lane has no later one to compare with."""
+    """Store the last success of each lane. Lanes of a single event are skipped, as no later event is compared with them."""
     if shared := sorted((row for row in rows if not row[1].startswith(OWN_LANE)), key=lambda row: row[:2]):
         transaction.execute(_REMEMBER, succeeded=shared)
 
@@ -239,7 +250,7 @@ _SUCCESS = {
     "last_modified": "time", "applied_hash": "bytes",
 }  # fmt: skip
 _NEWER = "(excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)"
-# A late one that fetched nothing says nothing of events newer than itself: what was fetched before stays.
+# A late success without a fetch does not cover newer events: the earlier fetch stays.
 _SAYS = (
     "(excluded.fetch_began_at IS NOT NULL OR NOT (excluded.occurred_at, excluded.seq) < (lane.occurred_at, lane.seq))"
 )

@@ -1,4 +1,4 @@
-"""Finds deliveries in any state, ended ones too, and takes them up again. Call under the order lock."""
+"""Finds deliveries in any state, including ended ones, and reopens them. Call it under the order lock."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from inbox.config.routing import lane_of
 from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.policy import Policies
-from relay.store.deliveries import Key, deliveries, write_back
-from relay.store.events import payload_rows
+from relay.store.deliveries import Key, read_deliveries, write_back
+from relay.store.events import read_payloads
 from relay.store.sequence import settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 
 def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locked: bool = True) -> list[OpenDelivery]:
-    """Find these deliveries: from their row, which is locked, or from their last fact and the configuration.
+    """Find these deliveries by their row, which is locked, or by their last fact and the configuration.
 
-    One that has ended on a route which is not configured any more is left out: there is nowhere to send it.
+    Ended deliveries on routes that are no longer configured are skipped: they have no destination.
     """
     if not keys:
         return []
-    present = deliveries(transaction, keys, lock="wait" if locked else "none")
+    present = read_deliveries(transaction, keys, lock="wait" if locked else "none")
     there = {(row.seq, row.route) for row in present}
     absent = [key for key in keys if key not in there and key[1] in config.routes]
     return present + [
@@ -34,7 +34,7 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locke
                 config.routes[row.route], entity_type=row.entity_type, entity_id=row.entity_id, key=row.dedup_key
             ),
             occurred_at=as_time(row.occurred_at),
-            state=State(row.state or State.ENDED),  # without a fact, its event has not taken this route so far
+            state=State(row.state or State.ENDED),  # without a fact, its event has never taken this route
             run=row.run or 0,
         )
         for row in transaction.execute(_LAST_FACTS, wanted=absent)
@@ -42,14 +42,14 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locke
 
 
 def keep_payloads(transaction: Transaction, seqs: Iterable[int], *, locked: bool = True) -> set[int]:
-    """Return which of these events still have their payload; with `locked`, none goes before the transaction ends.
+    """Return the events that still have their payload; with `locked`, none is deleted until the transaction ends.
 
     Raises:
-        RuntimeError: the transaction was to lock them, and did not do so when it took the order lock.
+        RuntimeError: with `locked`, if the order lock was taken without `keeps_payloads`.
     """
     if locked and not transaction.keeps_payloads:
-        raise RuntimeError("take the order lock with keeps_payloads before deliveries are opened again")
-    return {row.seq for row in payload_rows(transaction, seqs, "seq")}
+        raise RuntimeError("take the order lock with keeps_payloads before reopening deliveries")
+    return {row.seq for row in read_payloads(transaction, seqs, "seq")}
 
 
 def take_up(
@@ -58,7 +58,7 @@ def take_up(
     again: Sequence[OpenDelivery],
     policies: Policies,
 ) -> None:
-    """Give `again`, which are of those that were `found`, with the fact that takes each up, their places in their lanes."""
+    """Give the reopened deliveries `again` their places in their lanes, after inserting rows for those `found` ended."""
     ended = {(row.seq, row.route) for row in found if row.state is State.ENDED}
     reopened = [row for row in again if (row.seq, row.route) in ended]
     if reopened:
@@ -67,7 +67,7 @@ def take_up(
 
 
 def insert(transaction: Transaction, new: Iterable[OpenDelivery]) -> None:
-    """Insert rows of these deliveries, as received; settling their lanes gives them their state."""
+    """Insert rows for these deliveries as received; settling their lanes sets their state."""
     transaction.execute(_INSERT, new=new)
 
 

@@ -1,11 +1,11 @@
-"""Retention: the rows of each kind that have expired, and the short steps that delete them under one lease.
+"""Retention: selects expired rows of each kind, and deletes them in short steps under one lease.
 
-A step reads one page in the order of the key, from a position on, so that it never reads the whole table. Times are nearly in
-the order of the key, but not quite: a clock stepped, or an old request was readmitted. So a page without an expired row ends
-the walk only when rows far ahead of it have not expired either. Rows that must stay are passed over, until the next lap.
+A step reads one page in key order after its position, so that it never reads the whole table. Times mostly follow the
+order of the key, except after a clock step or the readmission of an old request. So a page without an expired row ends
+the walk only if rows far ahead have not expired either. Rows that must stay are skipped until the next lap.
 
-On Postgres a leaf of payloads that has expired as a whole is truncated at once (`inbox.db.leaves`). On SQLite free pages go
-back to the operating system.
+On Postgres a partition of payloads that has expired as a whole is truncated at once (`inbox.db.leaves`). On SQLite free
+pages are returned to the operating system.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 FIRST_LEAP = 1_000
-"""Keys ahead of a page at which the first row is looked at; each further look is twice as far ahead."""
+"""Distance in keys of the first row checked ahead of a page; each further check doubles it."""
 _LONGEST_LEAPS = 40
 MOST_COUNTED = 10_000
-"""Rows that a plan looks at for each kind."""
+"""Rows that a plan examines for each kind."""
 _FREED_PAGES = 1000
-"""Free pages that a step gives back on SQLite."""
+"""The most free pages that a step returns on SQLite."""
 _INCREMENTAL = 2
-"""Value of SQLite's `auto_vacuum` that lets it give single pages back."""
+"""SQLite's `auto_vacuum` value for returning single pages."""
 _LOCK_PAYLOADS = text(leaves.LOCK_PAYLOADS)
 _HURRY = text("SET LOCAL lock_timeout = '100ms'")
-"""Relays that open deliveries wait for the lock, and others for them: nobody's lock on a fact may hold them up for long."""
+"""Short lock timeout: relays that open deliveries wait for this lock, and others wait for them."""
 
 
 class Pruned(msgspec.Struct, frozen=True):
-    """The result of one short step, which was one transaction."""
+    """The result of one step, which is one transaction."""
 
     rows: int = 0
-    """Rows deleted: of events the events alone, of payloads the payloads."""
+    """Deleted rows, without companions."""
     position: int = 0
-    """The place where the next step begins."""
+    """The start of the next step."""
     is_done: bool = True
-    """True when nothing is left to do until more expires."""
+    """True when nothing is left to delete until more rows expire."""
     at: datetime | None = None
-    """Time of the last expired row that it met."""
+    """Time of the last expired row."""
     passed_over: int = 0
-    """Expired rows that were locked or could not be deleted, and are left to a later lap."""
+    """Expired rows skipped until a later lap, as they were locked or could not be deleted."""
     error: str | None = None
-    """The last row that could not be deleted, not even alone, and the reason."""
+    """The last row that could not be deleted even alone, and the reason."""
     is_held_up: bool = False
-    """True when nothing was looked at, as others use the rows."""
+    """True when nothing was examined, as the rows were locked."""
 
 
 _BEFORE = sql.time(":before")
@@ -69,26 +69,26 @@ _WANTED = sql.rows("wanted", key="bigint")
 
 
 class Walk(msgspec.Struct, frozen=True, dict=True):
-    """The rows of a kind, and the conditions under which they go. Expressions are SQL over the alias `t`."""
+    """A kind of rows that is deleted in key order. Expressions are SQL over the alias `t`."""
 
     table: str
     key: str
     time: str
-    """Time that the age counts from."""
+    """Time from which the age counts."""
     goes: str = "1 = 1"
-    """Condition on an expired row; nothing that is open meets it."""
+    """Condition for deleting an expired row; open rows never meet it."""
     among: str = "1 = 1"
     """Condition of the partial index that the walk reads."""
     lag_seconds: int = 0
-    """Rows expire so much later than their age says: a condition on younger rows of another table then rarely keeps them."""
+    """Extra age before rows expire, after which conditions on younger rows of other tables rarely keep them."""
     needs_closed: bool = False
-    """True when a delivery that is opened meanwhile would need the row."""
+    """True if a delivery that is opened meanwhile would need the row."""
     companions: tuple[str, ...] = ()
-    """Tables whose rows of the same `seq` go with it."""
+    """Tables whose rows of the same `seq` are deleted with it."""
 
     @cached_property
     def page(self) -> Statement:
-        """Read a page; `goes` is null for a row that has not expired. CASE spares the others' conditions."""
+        """Read a page; `goes` is null for rows that have not expired, whose conditions CASE does not evaluate."""
         cut = sql.plus_seconds(_BEFORE, str(-self.lag_seconds)) if self.lag_seconds else _BEFORE
         goes = f"CASE WHEN coalesce({self.time} < {cut}, false) THEN ({self.goes}) END"
         return Statement(f"""
@@ -101,7 +101,7 @@ LIMIT :most
 
     @cached_property
     def lock(self) -> Statement:
-        """Lock rows that still may go. One that is locked already is passed over."""
+        """Lock the rows that may still be deleted, skipping locked ones."""
         return Statement(f"""
 SELECT t.{self.key} AS key
 FROM {self.table} t
@@ -111,24 +111,24 @@ ORDER BY t.{self.key} {sql.lock("t", skip=True)}
 
     @cached_property
     def deletions(self) -> Sequence[Statement]:
-        """Delete rows, and their companions."""
+        """Delete rows and their companions."""
         tables = ((self.table, self.key), *((each, "seq") for each in self.companions))
         return [Statement(f"DELETE FROM {of} WHERE {key} IN (SELECT wanted.key FROM {_WANTED})") for of, key in tables]
 
 
 class Aged(msgspec.Struct, frozen=True, dict=True):
-    """Rows that go in the order of an indexed time, or are few enough to be scanned."""
+    """A kind of rows that is deleted in order of an indexed time, or is small enough to scan."""
 
     table: str
     key: str
     """Columns of the primary key."""
     time: str
     goes: str
-    """Condition that the index's row has expired."""
+    """Condition that a row has expired."""
 
     @cached_property
     def removal(self) -> Statement:
-        """Delete the oldest."""
+        """Delete the oldest expired rows."""
         return Statement(f"""
 DELETE FROM {self.table} WHERE ({self.key}) IN (
     SELECT {self.key} FROM {self.table} t WHERE {self.goes} ORDER BY t.{self.time} LIMIT :most {sql.lock("t", skip=True)})
@@ -137,7 +137,7 @@ RETURNING 1
 
     @cached_property
     def count(self) -> Statement:
-        """Count them."""
+        """Count expired rows."""
         return Statement(
             f"SELECT count(*) AS number FROM (SELECT 1 FROM {self.table} t WHERE {self.goes} LIMIT :most) found"
         )
@@ -158,11 +158,11 @@ WALKS: Mapping[RetentionKind, Walk] = {
         "inbox",
         "seq",
         "t.received_at",
-        # The newest event stays: commands and conditions count from its number.
-        # One that was replayed lately keeps its facts, by the database's clock; so does one from a receiver whose clock was wrong.
+        # The newest event stays: commands and conditions count from its seq.
+        # Recent facts, by the database's clock, keep an event: it was replayed lately, or its receiver's clock was wrong.
         goes=f"""NOT {_OPEN.format(of_route="")} AND NOT {_UNJUDGED} AND t.seq < (SELECT max(n.seq) FROM inbox n)
             AND coalesce((SELECT max(l.at) FROM delivery_log l WHERE l.seq = t.seq) < {_BEFORE}, true)""",
-        lag_seconds=60,  # most are delivered within it; an event that a walk has left waits for the lap of the next day
+        lag_seconds=60,  # most events are delivered within it; skipped ones wait for the next day's lap
         needs_closed=True,
         companions=("delivery_log", "duplicate_request"),
     ),
@@ -170,7 +170,7 @@ WALKS: Mapping[RetentionKind, Walk] = {
         "delivery_log",
         "id",
         "t.at",
-        # A younger fact of the delivery counts the attempts before it: `relay verify` would miss them.
+        # A younger fact of the delivery counts the attempts before it, which `relay verify` would miss.
         goes=f"""NOT {_OPEN.format(of_route=" AND o.route = t.route")} AND NOT EXISTS (
             SELECT 1 FROM delivery_log l
             WHERE l.seq = t.seq AND l.route = t.route AND l.id > t.id AND l.at >= {_BEFORE})""",
@@ -194,14 +194,14 @@ WALKS: Mapping[RetentionKind, Walk] = {
 }
 
 AGED: Mapping[RetentionKind, Aged] = {
-    # A relay that still runs is passed over; few have run for so long.
+    # Skips relays that are still running; few run for so long.
     "relay_nodes": Aged("relay_node", "id", "started_at", f"t.started_at < {_BEFORE} AND t.heartbeat_at < {_BEFORE}"),
     "throughput": Aged("throughput_minute", "kind, name, outcome, minute", "minute", f"t.minute < {_BEFORE}"),
 }
 
 
 def expiry_of(retention: Retention, kind: RetentionKind, clock: datetime) -> datetime | None:
-    """Return the time before which rows of a kind have expired; None: never. Pure."""
+    """Return the time before which rows of a kind have expired; None for never. Pure."""
     age = retention.age_of(kind)
     return None if age.is_forever else clock - timedelta(seconds=float(age))
 
@@ -210,11 +210,11 @@ def expiry_of(retention: Retention, kind: RetentionKind, clock: datetime) -> dat
 
 
 def count_expired(transaction: Transaction, kind: RetentionKind, before: datetime | None) -> tuple[int, bool]:
-    """Count the rows of a kind that go, among the first `MOST_COUNTED`; returns also whether these are all."""
+    """Count the expired rows of a kind among the first `MOST_COUNTED`. Returns also whether these are all."""
     if before is None:
         return 0, True
     if (walk := WALKS.get(kind)) is not None:
-        page = _page(transaction, walk, before, 0, MOST_COUNTED)
+        page = _read_page(transaction, walk, before, 0, MOST_COUNTED)
         return sum(bool(row.goes) for row in page), len(page) < MOST_COUNTED or page[-1].goes is None
     rows = transaction.execute(AGED[kind].count, before=before, most=MOST_COUNTED)[0].number
     return rows, rows < MOST_COUNTED
@@ -225,10 +225,10 @@ def count_expired(transaction: Transaction, kind: RetentionKind, before: datetim
 
 def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
     """Delete the expired rows among the next `most` after `position`."""
-    page = _page(transaction, walk, before, position, most)
+    page = _read_page(transaction, walk, before, position, most)
     expired = [row for row in page if row.goes is not None]
     if not expired:
-        # A row that has not expired ends the walk, unless others behind it have.
+        # A row that has not expired ends the walk, unless one further ahead has.
         if page and _has_expired_further(transaction, walk, before, page[-1].key):
             return Pruned(position=page[-1].key, is_done=False)
         return Pruned(position=position)
@@ -239,12 +239,12 @@ def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime, positi
 
 
 def _step_of_payloads(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
-    """Delete expired payloads after the position: on Postgres those of a whole leaf, or else as the walk does."""
+    """Delete expired payloads after the position: on Postgres a whole partition, otherwise as the walk does."""
     if not transaction.sql.is_postgres:
         pruned = _step_of_walk(walk, transaction, before, position, most)
         has_freed = (pruned.rows > 0 or pruned.is_done) and _give_back(transaction)
         return Pruned(position=position, is_done=False) if pruned.is_done and has_freed else pruned
-    following = _page(transaction, walk, before, position, 1)
+    following = _read_page(transaction, walk, before, position, 1)
     if not following:
         return Pruned(position=position)
     found = leaves.expire(transaction.connection, following[0].key, before)
@@ -262,7 +262,7 @@ def _step_of_aged(aged: Aged, transaction: Transaction, before: datetime, _posit
 
 
 Step = Callable[[Transaction, datetime, int, int], Pruned]
-"""Takes a transaction, the time before which rows expire, the position and the most rows to look at."""
+"""Arguments: a transaction, the time before which rows expire, the position, and the most rows to examine."""
 
 STEPS: Mapping[RetentionKind, Step] = {
     **{kind: partial(_step_of_walk, each) for kind, each in WALKS.items()},
@@ -272,25 +272,25 @@ STEPS: Mapping[RetentionKind, Step] = {
 """The step of each kind, in the order of a round."""
 
 
-def _page(transaction: Transaction, walk: Walk, before: datetime, position: int, most: int) -> Sequence[Any]:
-    """Read `key`, `at` and `goes` of the next rows after the position; `goes` is null for one that has not expired."""
+def _read_page(transaction: Transaction, walk: Walk, before: datetime, position: int, most: int) -> Sequence[Any]:
+    """Read `key`, `at` and `goes` of the next rows after the position; `goes` is null for rows that have not expired."""
     return transaction.execute(walk.page, position=position, most=most, before=before)
 
 
 def _has_expired_further(transaction: Transaction, walk: Walk, before: datetime, last: int) -> bool:
-    """Return whether a row further ahead has expired: looks at one row at each of ever longer distances."""
+    """Return whether a row further ahead has expired, checking single rows at doubling distances."""
     for leap in range(_LONGEST_LEAPS):
-        found = _page(transaction, walk, before, last + FIRST_LEAP * 2**leap, 1)
+        found = _read_page(transaction, walk, before, last + FIRST_LEAP * 2**leap, 1)
         if not found or found[0].goes is not None:
             return bool(found)
     return False
 
 
 def _delete(transaction: Transaction, walk: Walk, before: datetime, keys: Sequence[int]) -> tuple[int, str | None]:
-    """Delete these rows, unless they are locked or must stay meanwhile; one that can't be deleted stays alone.
+    """Delete these rows, unless they are locked or must stay by now; rows that can't be deleted are skipped.
 
     Returns:
-        How many are gone, and what is wrong with the last that can't be deleted.
+        The number of deleted rows, and the last row that can't be deleted with its error.
     """
     if (
         walk.needs_closed and transaction.sql.is_postgres
@@ -306,7 +306,7 @@ def _delete(transaction: Transaction, walk: Walk, before: datetime, keys: Sequen
 
 
 def _remove(transaction: Transaction, walk: Walk, keys: Sequence[int]) -> Exception | None:
-    """Delete these rows with their companions, or none of them. Returns the error where a row is at fault."""
+    """Delete these rows with their companions, or none of them. Returns the error if a row is at fault."""
     try:
         with transaction.connection.begin_nested():
             for deletion in walk.deletions:
@@ -319,7 +319,7 @@ def _remove(transaction: Transaction, walk: Walk, keys: Sequence[int]) -> Except
 
 
 def _give_back(transaction: Transaction) -> bool:
-    """Give some free pages of a SQLite file back. Returns whether there were any."""
+    """Return some free pages of an SQLite file to the operating system. Returns whether there were any."""
     cursor = transaction.connection.connection.cursor()  # the driver's own, as SQLAlchemy's would begin a transaction
     try:
         if cursor.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
@@ -335,19 +335,19 @@ def _give_back(transaction: Transaction) -> bool:
 # --- rounds: batches of each kind under one lease, for relays and for `inbox prune`, with progress in `pruning`
 
 ROWS, ROWS_OF_SQLITE = 500, 100
-"""Rows of a batch. SQLite has one writer, so that a batch holds the receiver up as long as it takes."""
+"""Rows of a batch. SQLite has one writer, so a batch blocks the receiver for its duration."""
 REST = 4.0
-"""The pause after a batch, as a multiple of the time that it took."""
+"""The pause after a batch, as a multiple of its duration."""
 LONGEST_REST = 10.0
-"""Seconds: a third of the lease, which the next batch has to renew."""
+"""The longest pause in seconds: a third of the lease, which the next batch has to renew."""
 LEASE_SECONDS = 30.0
-"""A pruner that dies delays the others no longer. Each batch renews it."""
+"""The lease of a pruner, renewed by each batch: the longest delay after a pruner dies."""
 ROUND_EVERY_SECONDS = 60.0
-"""Between two rounds of all relays together."""
+"""Interval between two rounds of all relays together."""
 CLOCK_ADVANCE = timedelta(minutes=24)
-"""The furthest that the clock of retention advances between two rounds: a day for each hour."""
+"""The furthest that the clock of retention advances in each round."""
 DAY = timedelta(days=1)
-"""Rows that have been expired for longer mean that retention is behind. A lap begins as often."""
+"""Interval between two laps, and the age of expired rows from which retention is behind."""
 
 
 class KindState(msgspec.Struct, frozen=True):
@@ -364,8 +364,8 @@ class KindState(msgspec.Struct, frozen=True):
     passed_over: int = 0
     error: str | None = None
 
-    def begun(self, now: datetime) -> KindState:
-        """Return the state before a batch: once a day a new lap begins. Pure."""
+    def begin(self, now: datetime) -> KindState:
+        """Return the state before a batch, with a new lap once a day. Pure."""
         if self.lap_began_at is not None and self.lap_began_at <= now < self.lap_began_at + DAY:
             return self
         return msgspec.structs.replace(self, position=0, lap_began_at=now, passed_over=0, error=None)
@@ -391,31 +391,31 @@ class KindState(msgspec.Struct, frozen=True):
 
 
 class LeasedPruner(msgspec.Struct, frozen=True):
-    """Prunes in short transactions under a lease, which each of them renews."""
+    """Prunes in short transactions under a lease, which each renews."""
 
     database: Database
     holder: str
     """The name of the lease's holder."""
     rest: Callable[[float], object] = time.sleep
-    """Waits for so many seconds, or less when the process is to end."""
+    """Sleeps for the given seconds, or less if the process is stopping."""
 
     def take(self) -> datetime | None:
-        """Take the lease, unless somebody else has it. Returns the time that ages count from."""
+        """Take the lease if it is free. Returns the time from which ages count; None if another process has it."""
         with self.database.write() as transaction:
             found = transaction.execute(_TAKE, holder=self.holder)
-        return None if not found else trusted_clock(as_time(found[0].now), found[0].clock and as_time(found[0].clock))
+        return None if not found else limit_clock(as_time(found[0].now), found[0].clock and as_time(found[0].clock))
 
     def give_back(self, clock: datetime | None = None) -> None:
-        """Give the lease back. After a whole round, `clock` is the time that its ages counted from."""
+        """Give the lease back. After a complete round, `clock` is the time from which its ages counted."""
         with self.database.write() as transaction:
             ended = {} if clock is None else {"clock": clock, "ran_at": transaction.now()}
             mine = update(pruner).where(pruner.c.held_by == self.holder)
             transaction.connection.execute(mine.values(held_by=None, lease_until=None, **ended))
 
-    def batch(self, kind: RetentionKind, before: datetime | None) -> Pruned | None:
-        """Prune the next rows of a kind that are older, and rest; None: no age counts. Returns None when the lease is lost.
+    def prune_batch(self, kind: RetentionKind, before: datetime | None) -> Pruned | None:
+        """Prune the next rows of a kind that are older than `before`, and rest. Returns None if the lease is lost.
 
-        Rows that can't be deleted are passed over until the next lap, so that none holds up others.
+        Rows that can't be deleted are skipped until the next lap. With `before` None, nothing expires.
         """
         if before is None:
             return Pruned()
@@ -427,37 +427,37 @@ class LeasedPruner(msgspec.Struct, frozen=True):
                 ):  # others are locked out until the commit
                     return None
                 now = as_time(renewed[0].now)
-                was = state_of(transaction, kind).begun(now)
+                was = state_of(transaction, kind).begin(now)
                 pruned = STEPS[kind](transaction, before, was.position, most)
                 _write(transaction, was.after(pruned, before, now))
         except DBAPIError as error:
             if is_lock_wait(error):
-                return Pruned(is_held_up=True)  # the next round goes on
+                return Pruned(is_held_up=True)  # the next round continues
             raise
         if not pruned.is_done:
             self.rest(min(REST * (time.monotonic() - began), LONGEST_REST))
         return pruned
 
 
-def trusted_clock(now: datetime, before: datetime | None) -> datetime:
-    """Return the time that ages count from: the database's, but at most `CLOCK_ADVANCE` after that of the last round.
+def limit_clock(now: datetime, before: datetime | None) -> datetime:
+    """Return the time from which ages count: the database's, but at most `CLOCK_ADVANCE` after that of the last round.
 
-    A clock that jumps a year ahead would otherwise delete everything at once. So it deletes a day's rows for each hour,
-    and there is time to set it right. Pure.
+    A clock that jumps a year ahead would otherwise delete everything at once. With the limit it deletes a day's rows per
+    hour, which leaves time to correct it. Pure.
     """
     return now if before is None else min(now, before + CLOCK_ADVANCE)
 
 
-def clock_by_hand(transaction: Transaction) -> datetime:
-    """Return the time that the ages of an operator's command count from: the earlier of the database's and this machine's.
+def read_command_clock(transaction: Transaction) -> datetime:
+    """Return the time from which the ages of an operator's command count: the earlier of the database's and this host's.
 
-    So a clock that has jumped ahead deletes nothing, and what has expired while no relay ran goes at once.
+    So a clock that has jumped ahead deletes nothing, and rows that expired while no relay ran are deleted at once.
     """
     return min(transaction.now(), SystemClock().now())
 
 
 def state_of(transaction: Transaction, kind: RetentionKind) -> KindState:
-    """Read the progress of a kind; one that was never pruned has none."""
+    """Read the progress of a kind; a fresh state if it was never pruned."""
     row = transaction.connection.execute(select(pruning).where(pruning.c.kind == kind)).first()
     return KindState(kind) if row is None else KindState(**row._mapping)  # noqa: SLF001  # SQLAlchemy's public name
 
@@ -471,14 +471,14 @@ def _write(transaction: Transaction, state: KindState) -> None:
 
 
 def is_due(transaction: Transaction) -> bool:
-    """Return whether a round is due, and no lease is in force."""
+    """Return whether a round is due and the lease is free."""
     found = transaction.execute(_IS_DUE, every=-ROUND_EVERY_SECONDS)
     return bool(found and found[0].is_due)
 
 
 _NOW = f"(SELECT {sql.now})"
 _AT_MOST = sql.plus_seconds(_NOW, str(2 * LEASE_SECONDS))
-# A lease that ends far in the future was given by a wrong clock.
+# A lease that ends far in the future was taken by a wrong clock.
 _IS_FREE = f"(p.lease_until IS NULL OR p.lease_until <= {_NOW} OR p.lease_until > {_AT_MOST})"
 _LAST = sql.plus_seconds(_NOW, "CAST(:every AS float8)")
 _IS_DUE = Statement(f"""

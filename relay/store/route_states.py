@@ -1,6 +1,6 @@
-"""Open deliveries of each route, how fast they come and go, and the last hour: bounded reads, however many rows there are.
+"""Reads open deliveries, rates and the last hour of each route, in bounded time however many rows there are.
 
-A count ends at `MOST_COUNTED`, and rates look at so many of the newest rows.
+Counts stop at `MOST_COUNTED`, and rates read that many of the newest rows.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 MOST_COUNTED = 10_000
-"""The largest count of a state on a route: a larger number would hardly say more."""
+"""The largest count of a state on a route; exact larger numbers are of little use."""
 _WALKED_FOR_A_COUNT = 5
-"""So many times as many open deliveries are looked at for the oldest one of a route, where its count ended early."""
+"""Multiple of the count limit to scan for the oldest delivery of routes whose count stopped early."""
 RATE_WINDOW = timedelta(minutes=5)
 
 Counted = Literal["received", "waiting", "ready", "retrying", "in_flight", "blocked", "dead"]
-"""A state of open deliveries. Of those that are `ready`, the ones that are due later are `retrying`."""
+"""A state of open deliveries. Those that are `ready` but due later count as `retrying`."""
 ENDS = frozenset({"delivered", "unchanged", "superseded", "skipped", "cancelled"})
 """Facts that end a delivery."""
 FAILURES = frozenset({"attempt_failed", "abandoned", "dead"})
 
 
 class RouteState(msgspec.Struct, frozen=True):
-    """The open deliveries of a route, and how they come and go."""
+    """The open deliveries of a route, and its rates."""
 
     route: str
     is_configured: bool
@@ -46,9 +46,9 @@ class RouteState(msgspec.Struct, frozen=True):
     blocked: int = 0
     dead: int = 0
     at_least: tuple[Counted, ...] = ()
-    """Counts that ended early: there are so many or more."""
+    """Counts that stopped early: there may be more."""
     oldest_received_at: datetime | None = None
-    """Arrival of the oldest that is not dead."""
+    """Arrival of the oldest delivery that is not dead."""
     oldest_age_seconds: float | None = None
     next_due_at: datetime | None = None
     """Time of the next retry."""
@@ -56,16 +56,16 @@ class RouteState(msgspec.Struct, frozen=True):
     out_per_minute: float = 0
     failed_per_minute: float = 0
     held_back_by: tuple[str, ...] = ()
-    """Gates on its way, such as `destination crm`."""
+    """Closed gates, such as `destination crm`."""
 
 
 class _Open(msgspec.Struct):
-    """Open deliveries of a route, while they are counted."""
+    """Counts of a route's open deliveries in progress."""
 
     counts: Counter[Counted] = msgspec.field(default_factory=Counter)
     at_least: set[Counted] = msgspec.field(default_factory=set)
     oldest: list[int] = msgspec.field(default_factory=list)
-    """A low seq of each state that is not dead; the lowest, where the count is whole."""
+    """A low seq of each state that is not dead; the lowest if the count is complete."""
     next_due_at: datetime | None = None
 
 
@@ -80,13 +80,13 @@ def read_routes(
 
     Args:
         transaction: a snapshot.
-        configured: names of the configuration's routes.
-        held_back: the gates on the way of each route that let nothing through.
+        configured: names of the configured routes.
+        held_back: the closed gates of each route.
         now: the time of the snapshot.
-        most: the largest count of a state: a lower one makes a look that costs less.
+        most: the largest count of a state; a lower one costs less.
 
     Returns:
-        The routes by name, and how many deliveries are in flight on each relay.
+        The routes by name, and the number of deliveries in flight on each relay.
     """
     known = set(configured)
     found: defaultdict[str, _Open] = defaultdict(_Open, {route: _Open() for route in known})
@@ -94,9 +94,9 @@ def read_routes(
     for row in transaction.execute(_KNOWN):
         found[row.route] = found[row.route]
     for route, opened in found.items():
-        _count_of_route(transaction, route, opened, most)
-    oldest = _oldest(transaction, found, _WALKED_FOR_A_COUNT * most)
-    rates = _rates(transaction, now, most)
+        _count_route(transaction, route, opened, most)
+    oldest = _read_oldest(transaction, found, _WALKED_FOR_A_COUNT * most)
+    rates = _read_rates(transaction, now, most)
     routes = [
         RouteState(
             route,
@@ -122,7 +122,7 @@ def _seconds(since: datetime | None, now: datetime) -> float | None:
 
 
 def _count_moving(transaction: Transaction, found: defaultdict[str, _Open], most: int) -> dict[str, int]:
-    """Count what was received and what is in flight; return the latter by relay."""
+    """Count received and in-flight deliveries. Returns the number in flight by relay."""
     in_flight: Counter[str] = Counter()
     states: tuple[tuple[Counted, TextClause], ...] = (("received", _RECEIVED), ("in_flight", _IN_FLIGHT))
     for state, statement in states:
@@ -139,7 +139,7 @@ def _count_moving(transaction: Transaction, found: defaultdict[str, _Open], most
     return in_flight
 
 
-def _count_of_route(transaction: Transaction, route: str, opened: _Open, most: int) -> None:
+def _count_route(transaction: Transaction, route: str, opened: _Open, most: int) -> None:
     for row in transaction.execute(_COUNTS, route=route, most=most):
         opened.counts[row.state] = row.number
         if row.number >= most:
@@ -150,8 +150,8 @@ def _count_of_route(transaction: Transaction, route: str, opened: _Open, most: i
             opened.next_due_at = as_time(row.due_at)
 
 
-def _oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -> dict[str, datetime]:
-    """Arrival of the oldest of each route that is not dead. Behind many older ones, it is the oldest counted."""
+def _read_oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -> dict[str, datetime]:
+    """Read the arrival of each route's oldest delivery that is not dead; behind many older ones, of the oldest counted."""
     seqs = {route: min(opened.oldest) for route, opened in found.items() if opened.oldest}
     if any(opened.at_least - {"dead"} for opened in found.values()):
         for row in transaction.execute(_WALK, most=walked):
@@ -160,22 +160,22 @@ def _oldest(transaction: Transaction, found: Mapping[str, _Open], walked: int) -
     return {route: arrived[seq] for route, seq in seqs.items() if seq in arrived}
 
 
-def _rates(transaction: Transaction, now: datetime, most: int) -> Mapping[str, Mapping[str, float]]:
-    """Deliveries a minute on each route: those that arrive, those that end, and attempts that fail."""
+def _read_rates(transaction: Transaction, now: datetime, most: int) -> Mapping[str, Mapping[str, float]]:
+    """Read rates per minute on each route: deliveries that arrive, deliveries that end, and attempts that fail."""
     since = now - RATE_WINDOW
     came = transaction.execute(_NEWEST_ARRIVALS, since=since, most=most)
     recorded = transaction.execute(_RECORDED, since=since, most=most)
     return {
-        "in": _per_minute(came, lambda row: as_list(row.routes), now, most),
-        "out": _per_minute(recorded, lambda row: [row.route] if row.kind in ENDS else [], now, most),
-        "failed": _per_minute(recorded, lambda row: [row.route] if row.kind in FAILURES else [], now, most),
+        "in": _divide_by_minutes(came, lambda row: as_list(row.routes), now, most),
+        "out": _divide_by_minutes(recorded, lambda row: [row.route] if row.kind in ENDS else [], now, most),
+        "failed": _divide_by_minutes(recorded, lambda row: [row.route] if row.kind in FAILURES else [], now, most),
     }
 
 
-def _per_minute(
+def _divide_by_minutes(
     rows: list[Any], routes_of: Callable[[Any], list[str]], now: datetime, most: int
 ) -> Mapping[str, float]:
-    """Divide counts by the time that they span: less than the window where the newest rows are all younger."""
+    """Divide counts by the time they span, which is shorter than the window if there are many recent rows."""
     minutes = RATE_WINDOW.total_seconds() / 60
     if rows and sum(row.number for row in rows) >= most:
         span = (now - min(as_time(row.first) for row in rows)).total_seconds() / 60
@@ -187,8 +187,8 @@ def _per_minute(
     return rates
 
 
-def _routes_with(state: str) -> str:
-    """The routes with a delivery of this state: one look into its index for each."""
+def _select_routes_with(state: str) -> str:
+    """Return SQL for the routes with a delivery in this state, by one index lookup for each."""
     return f"""
 SELECT route FROM (
     WITH RECURSIVE found(route) AS (
@@ -201,7 +201,7 @@ SELECT route FROM (
     SELECT route FROM found WHERE route <> '') of_{state}"""
 
 
-_KNOWN = text("\nUNION\n".join(_routes_with(state) for state in ("waiting", "ready", "blocked", "dead")))
+_KNOWN = text("\nUNION\n".join(_select_routes_with(state) for state in ("waiting", "ready", "blocked", "dead")))
 _RECEIVED = text("""
 SELECT found.route, count(*) AS number, min(found.seq) AS oldest
 FROM (SELECT seq, route FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT :most) found
@@ -223,7 +223,7 @@ _PARTS: dict[Counted, str] = {
 }
 
 
-# Each part is read in the order of its index, so that no planner reads the table instead.
+# Each part is read in index order, so that planners don't scan the table instead.
 _COUNTS = Statement(
     "\nUNION ALL\n".join(
         f"""SELECT '{state}' AS state, count(*) AS number, min(found.seq) AS oldest,
@@ -267,29 +267,29 @@ GROUP BY found.route, found.kind
 
 MINUTES = 60
 _MOST_ROWS = 50_000
-"""Most figures that are read: those of hundreds of routes."""
+"""The most rows to read, enough for hundreds of routes."""
 _ARRIVALS = frozenset({STORED, SWEPT})
 
 Counts = tuple[int, ...]
-"""A count for each of the `MINUTES`, the oldest first."""
+"""A count for each of the last `MINUTES`, the oldest first."""
 NOTHING: Counts = (0,) * MINUTES
 
 
 class LastHour(msgspec.Struct, frozen=True):
-    """Counts of the last whole minutes. The present minute is left out: its figures are still being added up."""
+    """Counts of the last complete minutes. The present minute is omitted, as it is still being counted."""
 
     began_at: datetime
-    """Beginning of the first minute."""
+    """Start of the first minute."""
     arrived: Mapping[str, Counts]
-    """Events of each source."""
+    """Events by source."""
     ended: Mapping[str, Counts]
-    """Deliveries of each route that were delivered, or ended otherwise."""
+    """Ended deliveries by route."""
     failed: Mapping[str, Counts]
-    """Failed attempts of each route."""
+    """Failed attempts by route."""
 
 
 def read_last_hour(transaction: Transaction, now: datetime) -> LastHour:
-    """Read the figures of the last hour before `now`."""
+    """Read the counts of the hour before `now`."""
     until = now.replace(second=0, microsecond=0)
     since = until - timedelta(minutes=MINUTES)
     arrived, ended, failed = (defaultdict[str, list[int]](lambda: [0] * MINUTES) for _ in range(3))
@@ -303,12 +303,12 @@ def read_last_hour(transaction: Transaction, now: datetime) -> LastHour:
     )
 
 
-def total(counts: Mapping[str, Counts]) -> Counts:
+def add_up(counts: Mapping[str, Counts]) -> Counts:
     """Add up the counts of all names."""
     return tuple(map(sum, zip(*counts.values(), strict=True))) if counts else NOTHING
 
 
-# Write it so that the index by minute answers: SQLite would read all figures of these kinds by the primary key.
+# `|| ''` makes SQLite use the index by minute instead of reading all rows of these kinds by the primary key.
 _FIGURES = Statement(f"""
 SELECT t.kind, t.name, t.outcome, t.minute, t.count
 FROM throughput_minute t

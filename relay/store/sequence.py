@@ -1,7 +1,7 @@
-"""Sequence: gives deliveries their place in their lane, and every lane its head. Call what reads lanes under the order lock.
+"""Sequence: gives deliveries their place in their lane, and every lane its head, under the order lock.
 
-A delivery that arrives may be covered by a past success, or tell what a sweep has told. Settling (the shell around
-`relay.delivery.ordering`) then promotes, folds and queues; `quarantine` sets aside what stops a lane.
+A received delivery may be covered by a past success, or duplicate a sweep's event. Settling (the shell around
+`relay.delivery.ordering`) then promotes, folds and queues; `quarantine` makes deliveries dead that can't be processed.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from inbox.db.following import OUT_OF_ORDER
 from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery import facts
-from relay.delivery.alerts import deaths
+from relay.delivery.alerts import list_deaths
 from relay.delivery.lifecycle import OpenDelivery, State, append
 from relay.delivery.ordering import LanePosition, LastDelivered, covers, settle
 from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.database import ScanStarts
-from relay.store.deliveries import ROW, Key, Lane, as_open_delivery, key_text, rows_of_keys, write_back
+from relay.store.deliveries import ROW, Key, Lane, as_open_delivery, format_key, select_rows, write_back
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Read, Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 STEP = "sequence"
 BATCH = 500
-"""Rows in one transaction; on SQLite a longer one would keep the receiver waiting."""
+"""Rows in one transaction; on SQLite a longer one would delay the receiver."""
 OWN_TRANSACTION = 50
-"""Deliveries of a route that are worth a transaction of their own, under the lock of that route alone."""
+"""Deliveries of one route that justify a separate transaction, which locks only that route."""
 LATE_SEQS = 1000
-"""Numbers that are looked through again each time: what commits even later is found by the next scan from the beginning."""
+"""Seqs that each scan reads again. Even later commits are found by the next scan from the beginning."""
 
 
 def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) -> int:
     """Make up to `batch` received deliveries ready, waiting, or superseded.
 
-    They are found by their state, never by a cursor over `seq`: numbers commit out of order, and a cursor loses rows. Where
-    a scan begins only saves reading what has ended; one a second begins at the beginning.
+    They are found by their state, never by a cursor over `seq`: numbers commit out of order, and a cursor would lose rows.
+    The scan's start only avoids reading ended deliveries; once a second a scan starts at the beginning.
 
-    Routes that rest are left as they are. Those of another configuration are left to a relay that has them, as only their
-    `ordering` says what their lanes drop.
+    Locked routes are skipped. Unknown routes are left to relays whose configuration has them, as their `ordering` decides
+    which deliveries are superseded.
 
     Returns:
-        How many of them it has sequenced itself. `ScanStarts.is_behind` says whether there may be more.
+        The number of deliveries it has sequenced itself. `ScanStarts.is_behind` is set if there may be more.
 
     Raises:
-        Exception: the database is unreachable or busy. Or a delivery could neither be sequenced nor set aside: then all
-            others are done.
+        Exception: the database is unreachable or busy; or a delivery could neither be sequenced nor quarantined, after all
+            others were processed.
     """
     scans = scans or ScanStarts()
-    known = sorted(work.policies.keys() - work.rests.now())
-    with scans.received.look() as begin, work.database.read() as transaction:
+    known = sorted(work.policies.keys() - work.locked_routes.to_skip())
+    with scans.received.scan() as begin, work.database.read() as transaction:
         found = transaction.execute(_RECEIVED, batch=batch, begin_seq=begin or 0, known_routes=known)
     keys = [(row.seq, row.route) for row in found]
     if keys and work.database.sql.is_postgres:
@@ -66,13 +66,13 @@ def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) ->
     def alone(key: Key, error: Exception) -> int:
         return int(quarantine(work, key, cause="unprocessable", error=error) is not None)
 
-    parts = in_parts(
+    parts = process_in_parts(
         work,
         STEP,
         keys,
         part=lambda some: _sequence(work, some),
         alone=alone,
-        name=key_text,
+        name=format_key,
         routes_of=lambda key: key[1:],
         enough=OWN_TRANSACTION,
     )
@@ -80,10 +80,10 @@ def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) ->
 
 
 def _sequence(work: Work, keys: Sequence[Key]) -> int:
-    """Sequence those of them that are received still: another relay may have been faster."""
+    """Sequence those that are still received: another relay may have been faster."""
     policies = work.policies
     with work.write() as transaction:
-        now, (rows,) = transaction.take_order_lock_and_read({route for _, route in keys}, rows_of_keys(keys, "none"))
+        now, (rows,) = transaction.take_order_lock_and_read({route for _, route in keys}, select_rows(keys, "none"))
         received = [as_open_delivery(row) for row in rows if row.state == State.RECEIVED]
         if received:
             received.sort(key=lambda row: row.seq)
@@ -104,19 +104,19 @@ ORDER BY occurred_at, seq, route
 """)
 
 
-# --- coverage: past successes, and what sweeps have told
+# --- coverage: by past successes, and by events of sweeps
 
 
 def supersede_covered(
     transaction: Transaction, received: Sequence[OpenDelivery], policies: Policies, now: datetime
 ) -> list[OpenDelivery]:
-    """End deliveries that past successes of their lanes cover, by the route's ordering.
+    """Supersede deliveries that past successes of their lanes cover.
 
     In `latest` these are changes that the last success certainly includes. In `strict` they are webhooks of changes for
-    which a sweep's event was delivered. Deliveries that were replayed or re-armed are left alone.
+    which a sweep's event was delivered. Replayed and re-armed deliveries are never superseded here.
     """
     new = [row for row in received if row.run == 0 and row.route in policies and not row.lane.startswith(OWN_LANE)]
-    lasts = last_delivered(transaction, {(row.route, row.lane) for row in new})
+    lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in new})
     superseded: dict[Key, facts.Superseded] = {}
     late = []
     for row in new:
@@ -124,28 +124,28 @@ def supersede_covered(
         if last is None:
             continue
         if policy.ordering == "strict":
-            # When the last delivered event is older, as nearly always, no sweep's event of this instant was delivered.
+            # If the last delivered event is older, as nearly always, no sweep's event of this instant was delivered.
             late += [row] if row.occurred_at <= last.occurred_at else []
         elif covers(last, row.key, policy.skew):
             superseded[row.seq, row.route] = facts.Superseded(by=last.seq, because="covered")
-    superseded |= _duplicates_of_swept(transaction, late)
+    superseded |= _find_duplicates_of_swept(transaction, late)
     return [
         append(row, superseded[row.seq, row.route], now) if (row.seq, row.route) in superseded else row
         for row in received
     ]
 
 
-def _duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[Key, facts.Superseded]:
+def _find_duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[Key, facts.Superseded]:
     """Find webhooks among `late` whose change a sweep's event has delivered on their route.
 
-    Each sweep's event supersedes one webhook, the first that comes. It is found by its key, which follows from entity and
-    instant: one entry of an index, however many events an entity has.
+    Each sweep's event supersedes one webhook, the first that arrives. It is found by its key, which is derived from entity
+    and instant: one index entry, however many events an entity has.
     """
     if not late:
         return {}
     events = {event.seq: event for event in transaction.execute(_OF_LATE, late={row.seq for row in late})}
     asked = [
-        (row.seq, row.route, event.source, _swept_key(event))
+        (row.seq, row.route, event.source, _make_swept_key(event))
         for row in late
         if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
     ]
@@ -159,17 +159,17 @@ def _duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery])
     return superseded
 
 
-def _swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
+def _make_swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
     return swept_key(event.entity_type, event.entity_id, to_nanoseconds(as_time(event.occurred_at)))
 
 
 def _is_same_change(event: Any, swept: Any) -> bool:  # noqa: ANN401  # result rows
-    """True when an event duplicates a sweep's event that has its swept key: same entity, event type and instant.
+    """Return whether an event duplicates the sweep's event with its swept key: same entity, event type and instant.
 
-    The source's `dedup` decides about two webhooks by their keys: two keys are two events, whatever else they share, and in
-    `strict` every event matters. A sweep's event has a key of another kind, so the late webhook of the same change differs
-    from it in the key alone. The sweep's event stands for one webhook: a second one of the same instant is another change.
-    The reverse needs no decision: a sweep adds no event for a change that a webhook reported.
+    Two webhooks are compared by their keys (the source's `dedup`): different keys are different events, and in `strict`
+    every event matters. A sweep's event has another kind of key, so a late webhook of the same change differs from it only
+    in the key. It stands for one webhook: a second one of the same instant is another change. The reverse case does not
+    occur: a sweep adds no event for a change that a webhook has reported.
 
     On a `latest` route the fetched entity counts, not the event: two changes in one second look the same, and the second
     must not be lost. There `covers` alone decides.
@@ -179,15 +179,15 @@ def _is_same_change(event: Any, swept: Any) -> bool:  # noqa: ANN401  # result r
 
 
 MOST_HEALED = 500
-"""Dead deliveries that one transaction ends, in all its lanes together: some 40 ms under the order lock."""
+"""The most dead deliveries that one transaction ends in all its lanes together: some 40 ms under the order lock."""
 
 
 def heal(
     transaction: Transaction, delivered: Iterable[OpenDelivery], policies: Policies, now: datetime
 ) -> list[OpenDelivery]:
-    """On routes in `latest`, end dead deliveries that are older than the event of their lane that is delivered now.
+    """On `latest` routes, supersede dead deliveries that are older than the event just delivered in their lane.
 
-    `MOST_HEALED` at most: the next success of the lane ends the rest.
+    It ends at most `MOST_HEALED`; the next success of the lane ends the rest.
     """
     newest = {
         (row.route, row.lane): row.key
@@ -201,8 +201,8 @@ def heal(
     return [append(row, facts.Superseded(by=newest[row.route, row.lane][1], because="healed"), now) for row in dead]
 
 
-def last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane, LastDelivered]:
-    """The last success in each of these lanes that has one."""
+def read_last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane, LastDelivered]:
+    """Read the last success of each of these lanes that has one."""
     wanted = list(lanes)
     rows = transaction.execute(_LAST_DELIVERED, lanes=wanted) if wanted else []
     return {
@@ -230,8 +230,8 @@ _OF_LATE = Statement(f"SELECT {_CHANGE} FROM {sql.rows('late', seq='bigint')} JO
 
 _ASKED = sql.rows("asked", seq="bigint", route="text", source="text", key="text")
 _USED_BY = sql.look_up("inbox n", "delivery_log f", "f.seq = n.seq AND f.route = asked.route AND f.kind = 'superseded'")
-# The sweeps' events among them that were delivered, and have superseded no webhook before: one that came after them, of the
-# same instant. An EXISTS would have Postgres read the whole log.
+# Selects the sweeps' events that were delivered and have not superseded a later webhook of the same instant yet. With an
+# EXISTS, Postgres would read the whole log.
 _SWEPT = Statement(f"""
 SELECT asked.seq AS late_seq, asked.route, {_CHANGE}
 FROM {sql.look_up(_ASKED, "inbox i", "i.source = asked.source AND i.dedup_key = asked.key")}
@@ -249,7 +249,7 @@ WHERE (
 
 _OLDER = "o.state = 'dead' AND o.route = lanes.route AND o.lane = lanes.lane AND (o.occurred_at, o.seq) < (lanes.at, lanes.seq)"
 _PLACES = sql.rows("lanes", route="text", lane="text", at="time", seq="bigint")
-# Some of the dead before the place that is given for each lane, locked in their order.
+# Selects some dead deliveries before the given position of each lane, locked in key order.
 _DEAD = Statement(f"""
 WITH found AS MATERIALIZED (
     SELECT o.seq, o.route FROM {sql.look_up(_PLACES, "open_delivery o", _OLDER)} LIMIT :most
@@ -264,7 +264,7 @@ ORDER BY o.seq, o.route
 # --- lanes
 
 MOST_FOLDED = 500
-"""Waiting deliveries that one transaction folds, in all its lanes together: some 40 ms under the order lock."""
+"""The most waiting deliveries that one transaction folds in all its lanes together: some 40 ms under the order lock."""
 
 
 def settle_lanes(
@@ -276,25 +276,25 @@ def settle_lanes(
     *,
     first: Sequence[Any] | None = None,
 ) -> list[OpenDelivery]:
-    """Give every lane that `changed` touches its head again.
+    """Choose the head of every lane of `changed` and of the lanes `besides`.
 
-    `changed` are deliveries as this transaction has made them so far: those that arrived, and heads that have ended,
-    died, or are to be retried. What else is in their lanes, and in the lanes `besides`, is read here; heads are locked.
+    `changed` has the deliveries that this transaction has changed so far: received ones, and heads that have ended, died,
+    or are to be retried. The others of these lanes are read here; heads are locked.
 
-    Where many wait on a route in `latest`, the oldest are folded, `MOST_FOLDED` in all lanes together. The rest waits
-    on, until the next settle of its lane folds more of it.
+    If many wait on a `latest` route, the oldest are folded, `MOST_FOLDED` in all lanes together. The rest wait until their
+    lane is settled again.
 
-    With `first`, the rows that `first_waiting` selects for these lanes, no heads are looked for: `changed` has them all.
+    `first` may contain the rows selected by `select_first_waiting` for these lanes; heads are then not read, as `changed` has them.
 
     Returns:
-        What is to be written: `changed` and whatever settling moved besides, each in its last state.
+        The deliveries to write: `changed` and others moved by settling, each in its final state.
     """
     lanes: dict[Lane, list[OpenDelivery]] = defaultdict(list, {lane: [] for lane in besides})
     for row in changed:
         lanes[row.route, row.lane].append(row)
     known = {(row.seq, row.route) for rows in lanes.values() for row in rows}
-    waiting = _waiting(transaction, lanes, policies, first)
-    heads = heads_of(transaction, lanes) if lanes and first is None else []
+    waiting = _read_waiting(transaction, lanes, policies, first)
+    heads = read_heads(transaction, lanes) if lanes and first is None else []
     others = [*heads, *(row for some in waiting.values() for row in some.rows)]
     before = {(row.seq, row.route): row for row in others if (row.seq, row.route) not in known}
     for row in before.values():
@@ -317,26 +317,26 @@ class _Waiting(NamedTuple):
 
     rows: list[OpenDelivery]
     upto: LanePosition | None = None
-    """The place of the last of them, when more wait behind it."""
+    """The position of the last one, if more wait behind it."""
 
 
-def first_waiting(lanes: Iterable[Lane], most: int = 2) -> Read:
-    """Select the deliveries that wait first in each of these lanes, as many as settling reads of a lane that isn't crowded."""
+def select_first_waiting(lanes: Iterable[Lane], most: int = 2) -> Read:
+    """Select the first waiting deliveries of each lane; two are enough to settle a lane that is not crowded."""
     return _FIRST_WAITING, {"lanes": list(lanes), "most": most}
 
 
-def _waiting(
+def _read_waiting(
     transaction: Transaction,
     lanes: Mapping[Lane, Sequence[OpenDelivery]],
     policies: Policies,
     first: Sequence[Any] | None,
 ) -> dict[Lane, _Waiting]:
-    """The waiting deliveries that settling needs: in `strict` the first, in `latest` as many as this transaction may fold.
+    """Read the waiting deliveries that settling needs: in `strict` the first, in `latest` as many as it may fold.
 
-    Hardly ever do two wait in a lane in `latest`. The lanes where they do share `MOST_FOLDED`; two of each are read,
-    however many lanes there are, so that every one gets on.
+    Two rarely wait in a `latest` lane. Lanes where they do share `MOST_FOLDED`; at least two of each are read, so that
+    every lane makes progress.
     """
-    found = _first_waiting(transaction, lanes, lanes, 2) if first is None else _by_lane(lanes, first)
+    found = _read_first_waiting(transaction, lanes, lanes, 2) if first is None else _group_by_lane(lanes, first)
     crowded = [
         lane
         for lane, rows in found.items()
@@ -344,19 +344,19 @@ def _waiting(
     ]
     share = max(MOST_FOLDED // max(len(crowded), 1), 2)
     waiting = {lane: _Waiting(rows) for lane, rows in found.items()}
-    for lane, rows in _first_waiting(transaction, lanes, crowded, share + 1).items():
+    for lane, rows in _read_first_waiting(transaction, lanes, crowded, share + 1).items():
         waiting[lane] = _Waiting(rows) if len(rows) <= share else _Waiting(rows[:share], rows[share - 1].key)
     return waiting
 
 
-def _first_waiting(
+def _read_first_waiting(
     transaction: Transaction, lanes: Mapping[Lane, Sequence[OpenDelivery]], wanted: Collection[Lane], most: int
 ) -> dict[Lane, list[OpenDelivery]]:
-    """The first waiting deliveries of each `wanted` lane, without those that this transaction has changed."""
+    """Read the first waiting deliveries of each `wanted` lane, without those that this transaction has changed."""
 
     def read(some: Collection[Lane], most: int) -> dict[Lane, list[OpenDelivery]]:
-        statement, parameters = first_waiting(some, most)
-        return _by_lane(some, transaction.execute(statement, **parameters) if some else ())
+        statement, parameters = select_first_waiting(some, most)
+        return _group_by_lane(some, transaction.execute(statement, **parameters) if some else ())
 
     found = read(wanted, most)
     for lane, rows in found.items():
@@ -367,7 +367,7 @@ def _first_waiting(
     return found
 
 
-def _by_lane(wanted: Iterable[Lane], rows: Iterable[Any]) -> dict[Lane, list[OpenDelivery]]:
+def _group_by_lane(wanted: Iterable[Lane], rows: Iterable[Any]) -> dict[Lane, list[OpenDelivery]]:
     found: dict[Lane, list[OpenDelivery]] = {lane: [] for lane in wanted}
     for row in rows:
         if (lane := (row.route, row.lane)) in found:
@@ -375,17 +375,17 @@ def _by_lane(wanted: Iterable[Lane], rows: Iterable[Any]) -> dict[Lane, list[Ope
     return {lane: sorted(some, key=lambda row: row.key) for lane, some in found.items()}
 
 
-def heads_of(transaction: Transaction, lanes: Iterable[Lane]) -> list[OpenDelivery]:
-    """The heads of these lanes; those that are ready are locked."""
+def read_heads(transaction: Transaction, lanes: Iterable[Lane]) -> list[OpenDelivery]:
+    """Read the heads of these lanes, and lock the ready ones."""
     return [as_open_delivery(row) for row in transaction.execute(_HEADS, lanes=list(lanes))]
 
 
 _LANES = sql.rows("lanes", route="text", lane="text")
 _OF_LANE = "o.route = lanes.route AND o.lane = lanes.lane AND o.state"
-# Lock the ready ones: one may be claimed at this moment, and then can't be folded.
+# Locks the ready heads: one may be being claimed, and then can't be folded.
 #
-# The others are only read. Without the order lock nothing ends them; one in flight may be given back, and is not written
-# here; its relay renews its lease, and would pass over a row that is locked.
+# The others are only read. They end only under the order lock; one in flight may be given back, but is not written here.
+# Locking it would make its relay skip it when it renews leases.
 _HEADS = Statement(f"""
 WITH found AS MATERIALIZED (
     SELECT {ROW} FROM {sql.look_up(_LANES, "open_delivery o", f"{_OF_LANE} IN ('ready', 'in_flight', 'blocked')")}
@@ -399,10 +399,10 @@ WITH found AS MATERIALIZED (
 SELECT * FROM ready UNION ALL SELECT * FROM found WHERE state <> 'ready'
 """)
 
-# Read a fixed number of index entries of each lane, however many wait.
+# Reads a fixed number of index entries per lane, however many deliveries wait.
 #
-# Postgres without statistics would hash every row that waits, where it may (24,000 read for 32 lanes, 5.9 ms instead
-# of 0.2): of a LATERAL with a LIMIT it can't.
+# Without statistics Postgres would hash all waiting rows (24,000 read for 32 lanes, 5.9 ms instead of 0.2), which a
+# LATERAL with a LIMIT prevents.
 _FIRST = sql.first_of(_LANES, "open_delivery o", f"{_OF_LANE} = 'waiting'", "o.occurred_at, o.seq", ":most")
 _FIRST_WAITING = Statement(f"SELECT {ROW} FROM {_FIRST}")
 
@@ -410,10 +410,10 @@ _FIRST_WAITING = Statement(f"SELECT {ROW} FROM {_FIRST}")
 _WRITES = frozenset({"create", "update", "delete"})
 
 
-def lanes_in_doubt(attempts: Iterable[tuple[Delivery, Outcome]]) -> set[Lane]:
-    """Return the lanes of failed attempts with a write that may have had an effect.
+def find_lanes_in_doubt(attempts: Iterable[tuple[Delivery, Outcome]]) -> set[Lane]:
+    """Return the lanes of failed attempts whose writes may have had an effect.
 
-    An entity that then returns to its earlier state looks unchanged by its hash, and its counterpart is not.
+    If the entity then returns to its earlier state, its hash looks unchanged although its counterpart differs.
     """
     return {
         (delivery.route, delivery.lane)
@@ -425,7 +425,7 @@ def lanes_in_doubt(attempts: Iterable[tuple[Delivery, Outcome]]) -> set[Lane]:
 
 
 def forget_applied(transaction: Transaction, lanes: Iterable[Lane]) -> None:
-    """Forget the hash of what was applied last in these lanes, so that the next attempt compares with nothing."""
+    """Forget the last applied hash of these lanes, so that the next attempt writes without comparing."""
     known = sorted(set(lanes))
     if known:
         transaction.execute(_FORGET, lanes=known)
@@ -440,28 +440,28 @@ WHERE (route, lane) IN (SELECT lanes.route, lanes.lane FROM {_LANES})
 
 
 Cause = Literal["unrecordable", "unprocessable", "payload_gone"]
-"""Its attempt's outcome can't be recorded; it can't be ordered, rescued or loaded; its event has no payload any more."""
+"""The outcome can't be recorded; the delivery can't be ordered, rescued or loaded; the payload has been deleted."""
 
 
 def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: int | None = None) -> facts.Dead | None:
-    """Make a delivery dead that is in flight under the lease of `token`, or, without one, received or ready.
+    """Make a delivery dead that can't be processed: in flight under the lease of `token`, or without one, received or ready.
 
-    Its lane goes on, even where the alert is refused (`note`).
+    Its lane continues, even if the database rejects the alert.
 
     Args:
-        work: who does it.
+        work: the context of the step.
         key: the delivery.
-        cause: why, in one word.
-        error: why, in its own words.
-        token: of the lease that it must still be under; None: it must be under none.
+        cause: the cause of the death.
+        error: the error to store.
+        token: the token of its lease; None if it must not be leased.
 
     Returns:
-        The fact; None when the delivery has moved on meanwhile.
+        The fact; None if the delivery has changed meanwhile.
 
     Raises:
-        Exception: it could not even be written.
+        Exception: the fact could not be written.
     """
-    # One that is under no lease may be no head, so it can't hold its lane; nor is it attempted.
+    # Without a lease it may not be a head, so it can't block its lane, and the attempt is not counted.
     is_leased = token is not None
     blocks = is_leased and work.policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
     fact = facts.Dead(cause=cause, error=error_text(error), blocks_lane=blocks, counted=is_leased)
@@ -472,7 +472,7 @@ def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: i
         if row is None:
             return None
         dead = append(row, fact, now)
-        note(transaction, deaths([dead]), now)
+        store_alerts(transaction, list_deaths([dead]), now)
         if is_leased:  # its attempt may have changed the other system
             forget_applied(transaction, [(row.route, row.lane)])
         write_back(transaction, settle_lanes(transaction, [dead], work.policies, now))
@@ -480,7 +480,7 @@ def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: i
 
 
 def _find(transaction: Transaction, key: Key, token: int | None, now: datetime) -> OpenDelivery | None:
-    """The delivery, locked, without its times: they may be what can't be read."""
+    """Read and lock the delivery without its times, which may be the unreadable part."""
     for row in transaction.execute(_WITHOUT_TIMES, seq=key[0], route=key[1], token=token):
         return OpenDelivery(**{**row._mapping, "state": State(row.state)}, occurred_at=now)  # noqa: SLF001  # SQLAlchemy's public name
     return None

@@ -1,4 +1,4 @@
-"""Statements of both databases: one text, whose fragments are filled in for a dialect when it is first run."""
+"""SQL statements for both databases: one text, whose fragments are filled in for a dialect on first use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from inbox.events.timestamps import time_text
 
 
 class _Fragments:
-    """Stands for `Sql` where a statement is written: it gives a mark for each fragment."""
+    """Stands in for `Sql` in the text of a statement, and returns a placeholder for each fragment."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[str, tuple[str, ...], Mapping[str, Any]]] = []
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # a fragment, or what makes one
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # a fragment, or its factory
         if not callable(getattr(Sql, name, None)):
             return self._mark(name)
         return lambda *arguments, **named: self._mark(name, *arguments, **named)
@@ -29,24 +29,24 @@ class _Fragments:
         self._kept.append((name, arguments, named))
         return f"\ue000{len(self._kept) - 1}\ue001"
 
-    def filled(self, words: str, real: Sql) -> str:
-        """Return the words with the fragments of a dialect instead of their marks."""
+    def fill(self, words: str, real: Sql) -> str:
+        """Replace the placeholders in a text by the fragments of a dialect."""
 
         def fragment(mark: re.Match[str]) -> str:
             name, arguments, named = self._kept[int(mark[1])]
             found = getattr(real, name)
-            return str(found(*(self.filled(each, real) for each in arguments), **named) if callable(found) else found)
+            return str(found(*(self.fill(each, real) for each in arguments), **named) if callable(found) else found)
 
         return re.sub("\ue000(\\d+)\ue001", fragment, words)
 
 
 _fragments = _Fragments()
 sql = cast("Sql", _fragments)
-"""The fragments to write statements with: only texts, as nothing is known of the dialect there."""
+"""The fragments for writing statements. They are placeholders, as the dialect is not known yet."""
 
 
 class _Recording(Sql):
-    """Remembers the columns of each parameter that is a table."""
+    """Records the columns of each parameter that is a table."""
 
     def __init__(self, dialect: str) -> None:
         super().__init__(dialect)
@@ -55,12 +55,12 @@ class _Recording(Sql):
     def rows(self, parameter: str, **columns: str) -> str:
         self.tables[parameter] = max(
             tuple(columns), self.tables.get(parameter, ()), key=len
-        )  # it may be used for its keys, too
+        )  # the statement may use the table again for its keys
         return super().rows(parameter, **columns)
 
 
-class _InDialect(NamedTuple):
-    """A statement as one dialect has it."""
+class _Compiled(NamedTuple):
+    """A statement in one dialect."""
 
     text: TextClause
     tables: Mapping[str, tuple[str, ...]]
@@ -76,47 +76,47 @@ def _rows(rows: Iterable[Any], columns: tuple[str, ...]) -> str:
 
 
 class Statement:
-    """A statement that is written with fragments of `sql`."""
+    """A statement written with the fragments of `sql`."""
 
     def __init__(self, words: str) -> None:
         self._words = words
-        self._written: dict[str, _InDialect] = {}
+        self._compiled: dict[str, _Compiled] = {}
 
-    def of(self, dialect: Sql) -> _InDialect:
-        """Return it as a dialect has it."""
-        if (written := self._written.get(dialect.name)) is None:
+    def compile_for(self, dialect: Sql) -> _Compiled:
+        """Return the statement in a dialect."""
+        if (compiled := self._compiled.get(dialect.name)) is None:
             recording = _Recording(dialect.name)
-            self._written[dialect.name] = written = _written(
-                text(_fragments.filled(self._words, recording)), recording.tables
+            self._compiled[dialect.name] = compiled = _compile(
+                text(_fragments.fill(self._words, recording)), recording.tables
             )
-        return written
+        return compiled
 
 
 AnyStatement = Statement | TextClause
 
 
-def _written(words: TextClause, tables: Mapping[str, tuple[str, ...]]) -> _InDialect:
+def _compile(words: TextClause, tables: Mapping[str, tuple[str, ...]]) -> _Compiled:
     reads_clock = "now" in words._bindparams  # noqa: SLF001  # SQLAlchemy has no public name for a text's parameters
-    return _InDialect(words, tables, reads_clock)
+    return _Compiled(words, tables, reads_clock)
 
 
 def prepare(
     statement: AnyStatement, dialect: Sql, parameters: dict[str, Any], now: str | None
 ) -> tuple[TextClause, dict[str, Any]]:
-    """Return a statement as a dialect has it, with its parameters encoded: rows by the columns of their table.
+    """Return a statement in a dialect, with its parameters encoded.
 
-    A row is a tuple in the order of the columns, or an object with attributes of their names; of one column, its value. Texts
-    become `storable`, and times texts. `:now` is bound for a statement that reads the clock.
+    Rows of a table are tuples in the order of its columns, or objects with attributes of their names; for a single column,
+    its values. Texts become `storable`, and times become texts. `:now` is bound if the statement reads the clock.
     """
-    written = statement.of(dialect) if isinstance(statement, Statement) else _written(statement, {})
+    compiled = statement.compile_for(dialect) if isinstance(statement, Statement) else _compile(statement, {})
     values = dict(parameters)
     for name, value in parameters.items():
-        if (columns := written.tables.get(name)) is not None:
+        if (columns := compiled.tables.get(name)) is not None:
             values[name] = _rows(value, columns)
         elif isinstance(value, datetime):
             values[name] = time_text(value)
         elif isinstance(value, str) and not is_storable(value):
             values[name] = storable(value)
-    if written.reads_clock:
+    if compiled.reads_clock:
         values["now"] = now
-    return written.text, values
+    return compiled.text, values

@@ -1,4 +1,4 @@
-"""Sweeps in SQL: comparison with the inbox, watermarks, and turns of relays."""
+"""Sweeps in SQL: comparison with the inbox, watermarks, and the turns of relays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inbox.config.model import Api
 from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery.alerts import Alert
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.database import Database
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -21,80 +21,80 @@ from relay.store.work import Work
 
 
 class Listed(msgspec.Struct, frozen=True):
-    """An entity, and the UTC time of its last change."""
+    """An entity and the UTC time of its last change."""
 
     id: str
     modified: datetime
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """A relay's turn to sweep one type of entity of a source; seconds count by the database's clock."""
+    """A relay's turn to sweep one entity type of a source. Durations are seconds of the database's clock."""
 
     source: str
     entity_type: str
     node: str
     every: float | None
-    """The pause after a complete sweep; None: it runs only when a command asks for it."""
+    """The pause after a complete sweep; None if only commands start it."""
     again: float
     """The pause after an incomplete sweep."""
     lease: float
-    """The lease of a turn, unless it is renewed; a relay that dies delays the others no longer."""
+    """The duration of the lease: the longest delay after a relay dies."""
 
 
 LEASE_SECONDS = 30.0
-"""Added to the time that a page and its token may take: a relay that dies delays the others no longer."""
+"""Lease of a turn beyond the time that a page and its token may take."""
 
 
 def lease_seconds(api: Api) -> float:
-    """The lease in seconds of a sweep that calls this api."""
+    """Return the lease in seconds of a sweep that calls this api."""
     return LEASE_SECONDS + 2 * float(api.timeout)
 
 
 def is_due(database: Database, turn: Turn) -> bool:
-    """True when it is due and nobody has the turn, as far as a look without a lock can tell."""
+    """Return whether the sweep is due and its turn is free, without taking a lock."""
     with database.read() as transaction:
         found = transaction.execute(_DUE, **msgspec.structs.asdict(turn))
     return bool(found[0].is_due) if found else turn.every is not None
 
 
 def take(database: Database, turn: Turn) -> bool:
-    """Take the turn; true when it was due and nobody had it."""
+    """Take the turn. Returns whether the sweep was due and the turn free."""
     with database.write() as transaction:
         return bool(transaction.execute(_TAKE, **msgspec.structs.asdict(turn)))
 
 
 def keep(database: Database, turn: Turn) -> bool:
-    """Renew the lease. False when it expired, and another relay may have the turn."""
+    """Renew the lease. Returns False if another relay may have taken the turn."""
     with database.write() as transaction:
         return bool(transaction.execute(_KEEP, **msgspec.structs.asdict(turn)))
 
 
 def end_early(work: Work, turn: Turn, error: str | None, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
-    """Give the turn back: after an interruption the sweep stays due; with an `error` it has failed. The watermark stays.
+    """Give the turn back without moving the watermark. With an `error` the sweep has failed; otherwise it stays due.
 
-    `missed` is added, since the next sweep won't find it.
+    `missed` is added, since the next sweep won't find these changes again.
     """
     with work.write() as transaction:
         now = transaction.lock_first()
         transaction.execute(_GIVE_BACK if error is None else _FAIL, error=error, **msgspec.structs.asdict(turn))
         _add_missed(transaction, turn.source, turn.entity_type, missed)
-        note(transaction, alerts, now)
+        store_alerts(transaction, alerts, now)
 
 
-def broke_off(database: Database, source: str, entity_type: str, missed: int) -> None:
-    """Record a failed sweep that had no turn, as an operator ran it. `missed` is as in `end_early`."""
+def record_interrupted(database: Database, source: str, entity_type: str, missed: int) -> None:
+    """Record the missed changes of a failed sweep that ran without a turn, as started by an operator."""
     with database.write() as transaction:
         _add_missed(transaction, source, entity_type, missed)
 
 
 def _add_missed(transaction: Transaction, source: str, entity_type: str, missed: int) -> None:
-    """Apply also when another relay has the turn by now."""
+    """Add missed changes, even if another relay has taken the turn."""
     if missed:
         transaction.execute(_ADD_MISSED, source=source, entity_type=entity_type, missed=missed)
 
 
 class SweepResult(msgspec.Struct, frozen=True):
-    """The result of the last sweep of a type of entity."""
+    """The result of the last sweep of an entity type."""
 
     entity_type: str
     command: int | None
@@ -106,30 +106,30 @@ class SweepResult(msgspec.Struct, frozen=True):
 
 
 def ask(transaction: Transaction, source: str, entity_type: str, command: int) -> bool:
-    """Make a sweep due for a command. False while one runs, or another command waits for one."""
+    """Make a sweep due for a command. Returns False while one runs or another command waits."""
     return bool(transaction.execute(_ASK, source=source, entity_type=entity_type, command=command))
 
 
-def results(database: Database, source: str) -> list[SweepResult]:
-    """The results of the last sweeps of a source."""
+def read_results(database: Database, source: str) -> list[SweepResult]:
+    """Read the results of the last sweeps of a source."""
     with database.read() as transaction:
         return [SweepResult(*row) for row in transaction.execute(_RESULTS, source=source)]
 
 
-def compared_until(database: Database, source: str, entity_type: str) -> datetime | None:
-    """Up to when every change has been compared; None: nothing has."""
+def read_watermark(database: Database, source: str, entity_type: str) -> datetime | None:
+    """Read the time up to which every change has been compared; None before the first sweep."""
     with database.read() as transaction:
         found = transaction.execute(_WATERMARK, source=source, entity_type=entity_type)
     return as_time(found[0].compared_until) if found and found[0].compared_until is not None else None
 
 
-def missing(
+def find_missing(
     database: Database, source: str, entity_type: str, listed: Sequence[Listed], routes: Sequence[str]
 ) -> list[Listed]:
-    """Entities of which the inbox has no event of their last change, or a later one, on all of these routes.
+    """Return the entities without an event of their last or a later change on all of these routes.
 
-    An event that took other routes reports nothing to these. An event that a sweep has added for this very change counts
-    on whatever routes it took: it can't be added again.
+    Events on other routes do not count. An event that a sweep added for this very change counts on any routes, as it can't
+    be added again.
     """
     rows = [
         (
@@ -160,20 +160,20 @@ class SweepFindings(msgspec.Struct, frozen=True):
     entity_type: str
     since: datetime
     until: datetime
-    """The latest change that was compared."""
+    """Time of the latest compared change."""
     compared: int = 0
     missed: int = 0
     added: int = 0
     left_out: int = 0
-    """Events without their entity, which is larger than a body may be."""
+    """Number of events added without their entity, which exceeds `max_body`."""
 
 
 def finish(work: Work, swept: SweepFindings, alerts: Iterable[Alert] = ()) -> None:
-    """Record a complete sweep; a relay gives its turn back. A watermark never goes back."""
+    """Record a complete sweep, and give back the relay's turn. The watermark never moves back."""
     with work.write() as transaction:
         now = transaction.lock_first()
         transaction.execute(_FINISH, node=work.node, **msgspec.structs.asdict(swept))
-        note(transaction, alerts, now)
+        store_alerts(transaction, alerts, now)
 
 
 _WATERMARK = text("SELECT compared_until FROM sweep_watermark WHERE source = :source AND entity_type = :entity_type")
@@ -189,12 +189,12 @@ ORDER BY entity_type
 _LATE = "(i.occurred_at >= listed.modified OR i.occurred_at IN (listed.milliseconds, listed.seconds))"
 _REPORTED = f"({_LATE} AND {sql.has_all('i.routes', 'routes')})"
 _OF_ENTITY = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id = listed.id"
-# Read the newest event first, which nearly always answers; the entity's others are read only after it.
+# Reads the newest event first, which is nearly always enough, and the entity's others only if needed.
 #
-# CASE keeps Postgres from joining with the whole inbox instead, and a scalar instead of an EXISTS from reading all keys.
+# CASE keeps Postgres from joining with the whole inbox, and a scalar subquery instead of EXISTS from reading all keys.
 #
-# The time of an event may be cut to the second or to the millisecond where the entity's is not. One with a fraction was
-# not cut to the second, so that an earlier one in the second of the change is of another change.
+# The time of an event may be truncated to the second or millisecond where the entity's is not. An event time with a
+# fraction was not truncated to the second, so an earlier one within the second belongs to another change.
 _MISSING = Statement(f"""
 SELECT listed.id
 FROM {sql.rows("listed", id="text", modified="time", milliseconds="time", seconds="time", key="text")}

@@ -1,6 +1,6 @@
-"""The context of a relay's steps, the routes that rest, and bulkheads: an item that its step can't process fails alone.
+"""The context of a relay's steps, locked routes, and bulkheads: an item that a step can't process fails alone.
 
-Every step that works on many items in one transaction is run by `in_parts`, and the others of its batch go on.
+Every step that processes many items in one transaction uses `process_in_parts`, so that one item can't stop its batch.
 `tests/bulkheads` plants failures into each.
 """
 
@@ -23,66 +23,66 @@ from relay.store.database import Database
 from relay.store.transaction import FailedAlone, Transaction
 
 REST_SECONDS = 2.0
-"""The time for which every step leaves a route whose lock or rows stay locked."""
+"""Seconds for which all steps skip a route after a lock timeout."""
 FORGOTTEN_SECONDS = 60.0
-"""Nothing of a route was tried for so long after its rest: another relay has done what there was."""
+"""Seconds after which a route that was not tried again is forgotten: another relay has done its work."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Reports:
-    """Hears of the outcome of transactions. This one drops what it hears."""
+    """Receives reports about transactions. This base class ignores them."""
 
-    def appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
-        """Hear how many facts of each route and kind a transaction has added."""
+    def on_appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
+        """Take the number of facts that a transaction has added, by route and kind."""
 
-    def failed_alone(self, item: FailedAlone) -> None:
-        """Hear of an item that its step could not process."""
+    def on_failed_alone(self, item: FailedAlone) -> None:
+        """Take an item that its step could not process."""
 
-    def database_trouble(self, doing: str, error: BaseException) -> None:
-        """Hear of a step that the database holds up."""
+    def on_database_trouble(self, doing: str, error: BaseException) -> None:
+        """Take a failure of the database during a step."""
 
 
-class Rests:
-    """The routes that stay locked, which every step leaves for a while; safe to share between threads."""
+class LockedRoutes:
+    """The routes whose lock timed out, which all steps skip for a while; safe to share between threads."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, str, str]] = {}
-        """By route: until when it rests (monotonic seconds), the step that met it, and the error."""
+        """By route: the end of its rest (monotonic seconds), the step that timed out, and the error."""
 
-    def begin(self, step: str, routes: Iterable[str], error: Exception, *, is_tried_now: bool = False) -> None:
-        """Let these routes rest; with `is_tried_now`, wait only shortly for them from now on."""
+    def add(self, step: str, routes: Iterable[str], error: Exception, *, is_tried_now: bool = False) -> None:
+        """Skip these routes for a while; with `is_tried_now`, only use short lock timeouts for them."""
         until = time.monotonic() + (0 if is_tried_now else REST_SECONDS)
         self._known |= dict.fromkeys(routes, (until, step, error_text(error)))
 
-    def end(self, routes: Iterable[str]) -> None:
-        """Wait again for the locks of these routes, which were granted."""
+    def remove(self, routes: Iterable[str]) -> None:
+        """Use normal lock timeouts again for these routes, whose locks were granted."""
         if self._known:
             for route in routes:
                 self._known.pop(route, None)
 
     def try_all(self) -> None:
-        """Let every step try all routes at once."""
+        """Let all steps try every route again at once."""
         now = time.monotonic()
         self._known = {route: (now, step, error) for route, (_, step, error) in self._known.copy().items()}
 
-    def now(self) -> set[str]:
-        """Return the routes that every step leaves for now."""
+    def to_skip(self) -> set[str]:
+        """Return the routes to skip now."""
         now = time.monotonic()
         return {route for route, (until, _, _) in self._known.copy().items() if now < until}
 
-    def locked_last_time(self) -> frozenset[str]:
-        """Return the routes whose locks were waited for in vain last time."""
+    def list_timed_out(self) -> frozenset[str]:
+        """Return the routes whose lock timed out last time."""
         now = time.monotonic()
         for route, (until, _, _) in self._known.copy().items():
             if now > until + FORGOTTEN_SECONDS:
                 self._known.pop(route, None)
         return frozenset(self._known)
 
-    def texts(self) -> dict[str, str]:
-        """Return those routes in words, by the step that met it."""
-        self.locked_last_time()  # forgets old ones
+    def as_texts(self) -> dict[str, str]:
+        """Return the locked routes in words, by the step that timed out."""
+        self.list_timed_out()  # forgets old ones
         return {step: f"{route} is locked: {error}" for route, (_, step, error) in self._known.copy().items()}
 
 
@@ -93,27 +93,27 @@ class Work(msgspec.Struct, frozen=True):
     config: Config
     policies: Policies
     node: str | None = None
-    """The relay, which its facts name."""
+    """The id of the relay, for its facts."""
     observer: Reports = msgspec.field(default_factory=Reports)
-    rests: Rests = msgspec.field(default_factory=Rests)
+    locked_routes: LockedRoutes = msgspec.field(default_factory=LockedRoutes)
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """One short transaction, as `Database.write`, which the observer hears of after its commit."""
-        with self.database.write(self.node, impatient_of=self.rests.locked_last_time()) as transaction:
+        """Open a short transaction like `Database.write`, and report it to the observer after its commit."""
+        with self.database.write(self.node, short_timeouts_for=self.locked_routes.list_timed_out()) as transaction:
             yield transaction
         if transaction.appended:
-            self.observer.appended(transaction.appended)
+            self.observer.on_appended(transaction.appended)
         for item in transaction.left_out:
-            self.observer.failed_alone(item)
+            self.observer.on_failed_alone(item)
 
-    def rest(self, step: str, routes: AbstractSet[str], error: Exception, *, is_tried_now: bool = False) -> None:
-        """Let these routes rest, and report it."""
-        self.rests.begin(step, routes, error, is_tried_now=is_tried_now)
-        self.observer.database_trouble(f"{step} of {', '.join(sorted(routes))}", error)
+    def skip_routes(self, step: str, routes: AbstractSet[str], error: Exception, *, is_tried_now: bool = False) -> None:
+        """Skip these routes for a while, and report it."""
+        self.locked_routes.add(step, routes, error, is_tried_now=is_tried_now)
+        self.observer.on_database_trouble(f"{step} of {', '.join(sorted(routes))}", error)
 
 
-def in_parts(
+def process_in_parts(
     work: Work,
     step: str,
     items: Sequence[Item],
@@ -124,29 +124,29 @@ def in_parts(
     routes_of: Callable[[Item], Collection[str]] | None = None,
     enough: int = 1,
 ) -> Iterator[Result]:
-    """Process items together, and in ever smaller parts when one is at fault, or when all take the database too long.
+    """Process items together, and in ever smaller parts if one is at fault or the transaction is too slow.
 
-    With `routes_of` each transaction locks these routes of its items. On Postgres, items of routes that rest are then left as
-    they are, and one route that stays locked, or one of its rows, rests and delays no other.
+    With `routes_of`, each transaction locks these routes of its items. On Postgres, items of routes whose lock timed out
+    are then skipped for a while, so that a locked route or row does not delay other routes.
 
     Args:
-        work: whose observer hears of each item that fails alone.
-        step: the step's name, for the log and the metrics.
-        items: all of them.
-        part: some of the items in one transaction.
-        alone: puts an item that has failed alone into a state that an operator sees. Without it, the item stays as it is.
-        name: an item in words.
-        routes_of: the routes that an item locks.
-        enough: items of the same routes that are worth a transaction of their own; fewer go together.
+        work: the context; its observer gets each item that fails alone.
+        step: the name of the step, for the log and the metrics.
+        items: all items.
+        part: processes some of the items in one transaction.
+        alone: quarantines an item that fails alone, so that operators see it. Without it, the item stays unchanged.
+        name: returns an item in words.
+        routes_of: returns the routes that an item locks.
+        enough: items of the same routes that justify a separate transaction; fewer are combined.
 
     Yields:
         The result of each transaction, after its commit. One bad item among n costs about 2 log2(n) transactions.
 
     Raises:
-        Exception: the database is unreachable or busy, or the statement can't be run at all. What was yielded is done. Or
-            an item took too long alone, or could not even be put aside: then all others are done.
+        Exception: the database is unreachable or busy, or the statement can't run at all; the yielded parts are done. Or an
+            item was too slow alone, or could not be quarantined, after all others were processed.
     """
-    halved = partial(_halved, work.observer, step, part=part, alone=alone, name=name)
+    halved = partial(_bisect, work.observer, step, part=part, alone=alone, name=name)
     if routes_of is None or not work.database.sql.is_postgres:
         return halved(items)
     return _route_by_route(work, step, items, halved, routes_of=routes_of, enough=enough)
@@ -162,11 +162,11 @@ def _route_by_route(
     enough: int,
 ) -> Iterator[Result]:
     stays: Exception | None = None
-    todo = _by_routes(items, routes_of, enough, work.rests.now())
+    todo = _group_by_routes(items, routes_of, enough, work.locked_routes.to_skip())
     while todo:
         some, is_begun = todo.pop(0), False
         routes = {route for item in some for route in routes_of(item)}
-        if not routes.isdisjoint(work.rests.now()):
+        if not routes.isdisjoint(work.locked_routes.to_skip()):
             continue
         try:
             for result in process(some):
@@ -178,30 +178,30 @@ def _route_by_route(
             elif not routes or not _is_of_a_route(error):
                 raise
             else:
-                smaller = _by_routes(some, routes_of, 1)
+                smaller = _group_by_routes(some, routes_of, 1)
                 again = smaller if len(smaller) > 1 and not is_begun else []
-                # of several that one item locks, another step finds out which: until then each is waited for shortly
+                # if one item locks several routes, another step finds the locked one: until then use short timeouts
                 is_any = len(smaller) == 1 and len(routes) > 1
-                work.rest(step, routes, error, is_tried_now=bool(again) or is_any)
+                work.skip_routes(step, routes, error, is_tried_now=bool(again) or is_any)
                 todo += again
         else:
-            work.rests.end(routes)
+            work.locked_routes.remove(routes)
     if stays is not None:
         raise stays
 
 
 def _is_of_a_route(error: Exception) -> bool:
-    """True when a route stayed locked, or a row of it: for retention all routes wait alike."""
+    """Return whether a route or its rows stayed locked, rather than the payload lock, which concerns all routes."""
     return is_wait_timeout(error) and "payload_lock" not in str(getattr(error, "statement", ""))
 
 
-def _by_routes(
+def _group_by_routes(
     items: Sequence[Item],
     routes_of: Callable[[Item], Collection[str]],
     enough: int,
     resting: AbstractSet[str] = frozenset(),
 ) -> list[list[Item]]:
-    """Part items by their routes, as a transaction keeps off all others that work on one of its routes."""
+    """Group items by their routes, since a transaction blocks all others on its routes."""
 
     def key(item: Item) -> list[str]:
         return sorted(routes_of(item))
@@ -216,7 +216,7 @@ def _by_routes(
     return parts
 
 
-def _halved(
+def _bisect(
     observer: Reports,
     step: str,
     items: Sequence[Item],
@@ -230,24 +230,22 @@ def _halved(
         some = todo.pop()
         try:
             yield part(some)
-        except Exception as error:  # whatever one item raises, it must not stop the others
+        except Exception as error:  # no item may stop the others
             is_to_blame = blames_items(error)
             if len(some) > 1 and (is_to_blame or takes_too_long(error)):
                 todo += [some[len(some) // 2 :], some[: len(some) // 2]]
             elif is_to_blame:
                 try:
                     aside = [] if alone is None else [alone(some[0], error)]
-                except Exception as second:  # the others go on
+                except Exception as second:  # the others are still processed
                     if not blames_items(second):
                         raise
                     stays = second
                 else:
-                    observer.failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
+                    observer.on_failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
                     yield from aside
             elif takes_too_long(error) and stays is None:
-                stays = (
-                    error  # the first that takes too long alone is passed over; at a second the database is slow itself
-                )
+                stays = error  # skip the first item that is too slow alone; at a second one the database itself is slow
             else:
                 raise
     if stays is not None:

@@ -30,15 +30,15 @@ from inbox.sources.fields import LONGEST_ID, text_field
 from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
 from relay.delivery.outcome import Call, ErrorClass
-from relay.delivery.policy import hold_request
+from relay.delivery.policy import read_hold_request
 from relay.destinations.base import Clients, Context
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Request
 from relay.store import sweeps
 from relay.store.database import Database
-from relay.store.gates import acquire_rate, held_for, hold
+from relay.store.gates import acquire_rate, hold, read_hold_seconds
 from relay.store.sweeps import Listed, SweepFindings
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 from relay.sync.calls import evaluated, reported_error
 from relay.sync.expressions import Expression, decode, encode
 from relay.sync.forms import instant_of
@@ -262,7 +262,7 @@ class CompiledSweep:
 
     def begins(self, database: Database) -> tuple[datetime, datetime | None]:
         """Return the time from which to compare, and the watermark; None when nothing was compared yet."""
-        before = sweeps.compared_until(database, self.source.name, self.table.entity_type)
+        before = sweeps.read_watermark(database, self.source.name, self.table.entity_type)
         return (EVERYTHING if before is None else before - timedelta(seconds=self.table.overlap)), before
 
     def run(
@@ -294,7 +294,7 @@ class CompiledSweep:
                     yield swept
             failed += [unlisted.why for unlisted in page.unlisted]
             old = [each for each in page.entities if each.modified <= young]
-            lost = sweeps.missing(database, source, entity_type, old, self._taken)
+            lost = sweeps.find_missing(database, source, entity_type, old, self._taken)
             added = 0 if dry else self._add(work, lost, page.entities, now, failed)
             swept = msgspec.structs.replace(
                 swept,
@@ -332,20 +332,22 @@ class CompiledSweep:
             failed.append(f"{_id_of(listed)}: {error_text(error)}")
             return 0
 
-        return sum(in_parts(work, STEP, lost, part=part, alone=alone, name=_id_of))
+        return sum(process_in_parts(work, STEP, lost, part=part, alone=alone, name=_id_of))
 
     def _hold_gate(self, database: Database) -> None:
         """Hold the api's gate when the last answer asked for it: this sweep waits, and so do deliveries and other relays."""
         call, self._pages.held_by = self._pages.held_by, None
         if call is not None and call.hold is not None:
-            request = hold_request(("api", self.api.name), call)
+            request = read_hold_request(("api", self.api.name), call)
             if request is not None:
                 hold(database, request)
 
     def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
         """Wait until the api's rate limit or a rate hold permits a call, a little at a time: an operator may end the hold."""
         key = ("api", self.api.name)
-        while (seconds := held_for(database, key) if self._rate is None else acquire_rate(database, self._rate)) > 0:
+        while (
+            seconds := read_hold_seconds(database, key) if self._rate is None else acquire_rate(database, self._rate)
+        ) > 0:
             context.stop.wait(min(seconds, WAITED_AT_A_TIME))
             yield
 

@@ -137,13 +137,13 @@ class Sweeper:
             if swept is not None:
                 alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
                 sweeps.finish(self._work, swept, alerts)
-                self._observer.swept(sweeping.subject, swept)
+                self._observer.on_swept(sweeping.subject, swept)
         except SweepFailed as error:
             failed = "sweep_failed"
             self._broke_off(sweeping, turn, swept, None if self._stop.is_set() else str(error))
         except DBAPIError as error:
             failed = "database"
-            self._observer.database_trouble("sweeping", error)
+            self._observer.on_database_trouble("sweeping", error)
             # Tried once more, as only this transaction may have failed; else the sweep is due again when its lease expires.
             self._broke_off(sweeping, turn, swept, f"the database: {error_text(error)}")
         except Exception as error:
@@ -167,9 +167,9 @@ class Sweeper:
             alerts = [Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error}), *alerts]
         sweeps.end_early(self._work, turn, error, missed, alerts)
         if error is not None:
-            self._observer.tell("sweep_failed", subject=sweeping.subject, error=error)
+            self._observer.log("sweep_failed", subject=sweeping.subject, error=error)
         if found is not None:
-            self._observer.swept(sweeping.subject, found, in_part=True)
+            self._observer.on_swept(sweeping.subject, found, in_part=True)
 
     def _turn(self, sweeping: CompiledSweep) -> sweeps.Turn:
         table = sweeping.table

@@ -22,7 +22,7 @@ from relay.operations.table import OPERATIONS, Operation
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import CommandAct
-from relay.store.operator.plan import reason_mistake
+from relay.store.operator.plan import find_reason_mistake
 from relay.web import render
 from relay.web.plans import ActPlan, Agreed, make_plan
 from relay.web.problems import API, set_status, wants_json
@@ -74,7 +74,7 @@ def checked_reason(reason: str, asked: msgspec.Struct | None = None) -> str:
     Raises:
         BadFilter: it says nothing, is too long, or names the entity to erase.
     """
-    if mistake := reason_mistake(asked, reason.strip()):
+    if mistake := find_reason_mistake(asked, reason.strip()):
         raise BadFilter(mistake, field="reason")
     return reason.strip()
 

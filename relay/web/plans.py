@@ -20,7 +20,7 @@ from inbox.errors import BadFilter, NoSuchCommand, NothingThere, UnusableCommand
 from inbox.events.timestamps import rfc3339
 from relay.operations.asks import KindsOfRows, Moment, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 from relay.operations.table import Operation
-from relay.store.operator.plan import Plan, plan, quick, why_left_out
+from relay.store.operator.plan import Plan, describe_left_out, plan, quick
 from relay.web.reading import AnyMembers, Reading
 
 MOST_COUNTED = 10_000
@@ -100,7 +100,7 @@ def make_plan(reading: Reading, operation: Operation, asked: Any, agreed: Agreed
     grows = operation.asks is KindsOfRows  # what expires meanwhile goes, too
     now = Agreed(digest, made.count if made.is_whole and not grows else None, as_of, until_fact)
     fields = msgspec.structs.asdict(made)
-    fields["left_out"] = {why_left_out(why): number for why, number in made.left_out.items()}
+    fields["left_out"] = {describe_left_out(why): number for why, number in made.left_out.items()}
     return ActPlan(
         **fields,
         kind=operation.kind,

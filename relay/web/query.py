@@ -18,7 +18,7 @@ from inbox.db.dialect import is_storable
 from inbox.errors import BadFilter
 from inbox.events.timestamps import parse_time
 from inbox.http.bodies import read_whole
-from relay.operations.table import wrong_field
+from relay.operations.table import describe_wrong_field
 
 _encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
 
@@ -162,7 +162,7 @@ def _checked(name: str, value: Any, now: datetime, *, strict: bool) -> Any:  # n
 
 
 def _bad_filter(error: msgspec.ValidationError, values: Mapping[str, object]) -> BadFilter:
-    place, says = wrong_field(error)
+    place, says = describe_wrong_field(error)
     found = _FIELD.match(place)
     name = found[0] if found else ""
     value = f" {values[name]!r}" if name in values else ""

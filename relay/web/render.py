@@ -164,16 +164,16 @@ def _environment() -> Environment:
         sentence=_sentence,
         brief=_brief,
         visible_lines=_visible_lines,
-        shown_state=words.shown_state,
+        shown_state=words.describe_state,
         time=_time,
         number=_number,
-        counted=words.counted,
-        plural=words.plural,
+        counted=words.format_count,
+        plural=words.pluralize,
         count_up_to=_count_up_to,
         pretty=_pretty,
         one_line=_one_line,
-        lasting=words.lasting,
-        byte_count=words.byte_count,
+        lasting=words.format_duration,
+        byte_count=words.format_bytes,
     )
     made.tests["harmless"] = _is_harmless
     return made
@@ -220,7 +220,7 @@ def _time(value: datetime | str | None, now: datetime) -> Markup:
         return Markup("")
     moment = as_time(value)
     return Markup('<time datetime="{exact}" title="{exact}">{said}</time>').format(
-        exact=rfc3339(moment), said=words.relative(moment, now)
+        exact=rfc3339(moment), said=words.format_relative(moment, now)
     )
 
 

@@ -1,4 +1,4 @@
-"""One browser for each process of the tests, and the page on a database after a night with trouble, or on an empty one."""
+"""One browser for each test process, and the page on a database with many incidents or on an empty one."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.helpers.worlds import NIGHT, the_night
 
 _MINUTES = 14
 CRASHES = (InvalidSessionIdException.__name__, "tab crashed")
-"""Of the whole browser, and of the process that shows the page, as on a machine that runs out of memory."""
+"""Errors after a crash of the browser or of a tab, as on a machine that runs out of memory."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run a test again whose browser crashed, once: that says nothing of the page."""
+    """Rerun a test once if its browser crashed."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=list(CRASHES)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly that nothing was tested in a browser."""
+    """Report in red that no browser was found."""
     if programs() is None:
         terminalreporter.write_line(MISSING, red=True, bold=True)
 
@@ -48,19 +48,19 @@ def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def browser(chromium: Browser) -> Iterator[Browser]:
-    """The browser, as an operator at a desk has it."""
+    """The browser with a desktop window, acting as an operator."""
     chromium.revive()
     chromium.allow_scripts(True)
     chromium.look()
     chromium.act_as(OPERATOR)
     yield chromium
-    with contextlib.suppress(WebDriverException):  # it has crashed, and is revived for the next test
-        chromium.driver.get("about:blank")  # it ends the stream of a live page
+    with contextlib.suppress(WebDriverException):  # a crashed browser is revived for the next test
+        chromium.driver.get("about:blank")  # ends the stream of a live page
 
 
 @pytest.fixture(scope="session")
 def night_engine(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """A database after a night with trouble, which tests share."""
+    """A shared database with the incidents of a night."""
     with open_engine(copy_sqlite(sqlite_template, tmp_path_factory.mktemp("night"))) as engine:
         the_night(engine, SystemClock().now(), _MINUTES)
         yield engine
@@ -74,6 +74,6 @@ def night_page(night_engine: Engine) -> Iterator[Page]:
 
 @pytest.fixture
 def own_page(sqlite_engine: Engine) -> Iterator[Page]:
-    """The page of an empty database of this test's own."""
+    """The page of an empty database."""
     with serving(on_database(NIGHT, str(sqlite_engine.url)), SystemClock()) as page:
         yield page

@@ -177,7 +177,7 @@ START_STATES: dict[Step, Callable[[Rig], StartState]] = {
 PROVOKE: dict[Step, Callable[[Rig, Relay], Any]] = {
     "flush_throughput": lambda _, relay: relay._database.tally.add("route", ROUTE, "delivered"),
     "commands": lambda rig, _: commands.ask(rig.database, "replay", Selection(seq=10_000), who="kim", why="mended"),
-    "renew": lambda _, relay: relay._leases.granted([(1, ROUTE, 1)], relay._leases.began_asking()),
+    "renew": lambda _, relay: relay._leases.trust([(1, ROUTE, 1)], relay._leases.now()),
 }
 """Actions that make a step do something that it would not do by itself."""
 

@@ -103,7 +103,7 @@ def install(engine: Engine, url: str) -> None:
     intake.reject(a_rejected(headers={"a": "b"}, body=b"\x00\xff"))
     database = Database(engine)
     sequence.sequence(work_of(database))
-    claim.claim(work_of(database), [claim.Room(["strict"], 1)])
+    claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 1)])
     with engine.begin() as connection:
         for name, row in OTHERS.items():
             connection.execute(metadata.tables[name].insert(), row)

@@ -18,7 +18,7 @@ from inbox.db import copying, migrate
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError, CopyFailed
 from tests.copying.conftest import Databases, everything, url_of
-from tests.docs.pages import PAGES, blocks, expected_after, shell
+from tests.docs.pages import PAGES, blocks, find_expected, shell
 from tests.helpers.processes import Ended, Site, site
 from tests.helpers.receiver import receiving
 from tests.helpers.storing import Intake, an_event
@@ -328,4 +328,4 @@ def test_the_commands_of_the_page_move_an_installation(tmp_path: Path, databases
             if block.info == "toml":
                 (tmp_path / "here" / "inbox.toml").write_text(block.text, encoding="utf-8")
             elif block.info == "sh":
-                terminal.run(block, expected_after(read, position))
+                terminal.run(block, find_expected(read, position))

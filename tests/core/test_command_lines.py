@@ -26,8 +26,8 @@ from relay.cli.main import app
 from relay.cli.options import login_name, require_known
 from relay.cli.output import WRONG_USE, fitted, put_json, show
 from relay.cli.status import lines_of, next_of
-from relay.delivery.gates import entity_key
-from relay.findings import Finding, findings, state_of
+from relay.delivery.gates import make_entity_key
+from relay.findings import Finding, list_findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
 from tests.helpers.planted import HOSTILE, harm_of
@@ -303,7 +303,7 @@ def seen(**parts: Any) -> Overview:  # noqa: ANN401  # fields of Overview
 
 
 def shown(overview: Overview, *checked: Finding, width: int | None = 80) -> list[str]:
-    return [line.plain for line in lines_of(overview, checked, findings(overview, checked), width=width)]
+    return [line.plain for line in lines_of(overview, checked, list_findings(overview, checked), width=width)]
 
 
 def crm(**counts: Any) -> RouteState:  # noqa: ANN401  # fields of RouteState
@@ -350,7 +350,7 @@ def test_the_state_of_a_route_is_the_worst_of_it(route: RouteState, state: str) 
 
 
 def steps(overview: Overview, *checked: Finding) -> list[str]:
-    return [each.remedy for each in next_of(findings(overview, checked))]
+    return [each.remedy for each in next_of(list_findings(overview, checked))]
 
 
 def held(kind: str, name: str, state: str = "paused") -> Overview:
@@ -369,7 +369,11 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
         (held("destination", "crm"), (), ["relay resume --destination crm --reason '…'"]),
         (held("api", "identity", "open"), (), ["relay resume --api identity --reason '…'"]),
         (held("destination", "crm", "limited"), (), []),
-        (held(*entity_key("shop", "A", "u 1|2")), (), ["relay resume --source shop --entity 'A/u 1|2' --reason '…'"]),
+        (
+            held(*make_entity_key("shop", "A", "u 1|2")),
+            (),
+            ["relay resume --source shop --entity 'A/u 1|2' --reason '…'"],
+        ),
         (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason '…'"]),
         (seen(routes=(crm(retrying=1, next_due_at=LATER, held_back_by=("destination crm",)),)), (), []),
@@ -390,7 +394,7 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
 def test_each_problem_has_its_command(overview: Overview, checked: tuple[Finding, ...], commands: list[str]) -> None:
     assert steps(overview, *checked) == commands
     for command in commands:
-        understood(command)
+        parse_command(command)
 
 
 @pytest.mark.parametrize(
@@ -404,7 +408,7 @@ def test_a_gate_that_has_not_been_closed_for_long_is_information(state: str, day
     gates = [msgspec.structs.replace(PAUSED, name=f"d{n}", state=state, since=START) for n in range(4)]
     gates[-1] = msgspec.structs.replace(gates[-1], since=START - timedelta(days=days))
     alerts = tuple(FiringAlert("breaker_open", gate.title, START, "503") for gate in gates)
-    first, *_, rest = findings(seen(gates=tuple(gates), alerts=alerts), (), 2)
+    first, *_, rest = list_findings(seen(gates=tuple(gates), alerts=alerts), (), 2)
     assert (first.subject, first.level, rest.remedy) == (
         f"destination d{3 if days > 0.04 and level == 'warning' else 0}",
         level,
@@ -414,11 +418,11 @@ def test_a_gate_that_has_not_been_closed_for_long_is_information(state: str, day
 
 def test_information_alone_is_well() -> None:
     overview = seen(routes=(crm(open=2, retrying=1, next_due_at=LATER),), gates=(PAUSED,))
-    assert [each.level for each in findings(overview, ())] == ["information", "information"]
+    assert [each.level for each in list_findings(overview, ())] == ["information", "information"]
     assert shown(overview)[0] == "well: 1 relay running, 2 open"
 
 
-def understood(line: str) -> None:
+def parse_command(line: str) -> None:
     """Parse a command as the command line does."""
     command: Any = typer.main.get_command(app)
     _, name, *words = shlex.split(line)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.delivery import facts, gates, policy
-from relay.delivery.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
+from relay.delivery.alerts import SENTENCES, Alert, Posted, format_sentence, list_breaker_alerts, payload
 from relay.delivery.gates import Breaker, BreakerLimits, BreakerState, Gates, RateLimit, probe
 from relay.delivery.outcome import RULES, Call, CallStep, Delivered, ErrorClass, Failed, Outcome, RateHold, Sent
 from relay.delivery.policy import History, HoldRequest, decide
@@ -31,7 +31,7 @@ CRM = ("destination", "crm")
 def after(*reports: gates.Health, breaker: Breaker | None = None, at: datetime = NOW) -> Breaker:
     state = breaker or Breaker()
     for health in reports:
-        state = gates.after_result(state, health, "answered 503", LIMITS, at)
+        state = gates.apply_result(state, health, "answered 503", LIMITS, at)
     return state
 
 
@@ -64,10 +64,10 @@ def test_refused_credentials_open_it_at_once_and_a_410_retires_the_endpoint() ->
 
 def test_a_breaker_hears_of_successes_while_it_is_not_closed_or_has_a_failure_in_its_window() -> None:
     failed, opened = {CRM: after("unwell")}, {CRM: after("refused")}
-    assert Gates(NOW + seconds(59), breakers=failed).recently_failing() == {CRM}
-    assert Gates(NOW + seconds(60), breakers=failed).recently_failing() == frozenset()
-    assert Gates(NOW + seconds(60), breakers=opened).recently_failing() == {CRM}
-    assert Gates(NOW, breakers={CRM: Breaker()}).recently_failing() == frozenset()
+    assert Gates(NOW + seconds(59), breakers=failed).list_recently_failing() == {CRM}
+    assert Gates(NOW + seconds(60), breakers=failed).list_recently_failing() == frozenset()
+    assert Gates(NOW + seconds(60), breakers=opened).list_recently_failing() == {CRM}
+    assert Gates(NOW, breakers={CRM: Breaker()}).list_recently_failing() == frozenset()
 
 
 def test_an_attempt_that_began_before_it_opened_changes_nothing() -> None:
@@ -104,7 +104,7 @@ def test_each_time_it_is_found_unwell_it_stays_open_twice_as_long_up_to_a_limit(
 def test_it_never_opens_for_longer_than_the_longest_time(open_count: int, open_for: float, longest: float) -> None:
     limits = BreakerLimits(open_for=open_for, longest=longest)
     trying = Breaker(BreakerState.HALF_OPEN, NOW, "answered 503", open_count)
-    opened = gates.after_result(trying, "unwell", "answered 503", limits, NOW)
+    opened = gates.apply_result(trying, "unwell", "answered 503", limits, NOW)
     assert opened.until is not None
     assert min(open_for, longest) - 1e-6 <= (opened.until - NOW).total_seconds() <= max(open_for, longest) + 1e-6
     assert opened.open_count <= 2**31 - 1, "the column holds no more"
@@ -135,7 +135,7 @@ def test_never_more_than_the_rate_and_one_burst(rate: float, calls: int, waits: 
         now += seconds(wait)
         attempts = min(rate_limit.affords(used, now), wanted)
         if attempts > 0:
-            used, made = rate_limit.used(used, now, attempts), made + attempts
+            used, made = rate_limit.use(used, now, attempts), made + attempts
         elapsed = (now - NOW).total_seconds()
         assert made * calls <= burst * calls + (elapsed * rate) + 1e-3 + calls
 
@@ -167,7 +167,7 @@ def test_a_route_goes_through_all_its_gates() -> None:
 
 @given(st.tuples(*[st.text(st.sampled_from("ab|\\ "), max_size=5)] * 3))
 def test_the_gate_of_an_entity_names_it_without_doubt(entity: tuple[str, str, str]) -> None:
-    kind, name = gates.entity_key(*entity)
+    kind, name = gates.make_entity_key(*entity)
     assert kind == "entity"
     assert gates.entity_of(name) == entity
 
@@ -177,7 +177,9 @@ def test_the_gate_of_an_entity_names_it_without_doubt(entity: tuple[str, str, st
 
 def transitions(*states: Breaker) -> list[tuple[str, bool]]:
     return [
-        (alert.kind, alert.firing) for before, now in pairwise(states) for alert in changes({CRM: before}, {CRM: now})
+        (alert.kind, alert.firing)
+        for before, now in pairwise(states)
+        for alert in list_breaker_alerts({CRM: before}, {CRM: now})
     ]
 
 
@@ -191,9 +193,9 @@ def test_a_breaker_that_opens_again_and_again_is_one_change() -> None:
 def test_an_alert_is_a_sentence_and_all_of_it_as_json_or_a_message_for_slack() -> None:
     alert = Alert("breaker_open", "destination crm", firing=True, detail={"cause": "answered <503> & more"})
     posted = Posted(7, NOW, alert)
-    assert sentence(alert) == "destination crm is not called for now: answered <503> & more"
+    assert format_sentence(alert) == "destination crm is not called for now: answered <503> & more"
     told = {"kind": "breaker_open", "subject": "destination crm", "firing": True, "detail": alert.detail}
-    assert payload(posted, "json") == {"id": 7, "at": "2026-01-01T00:00:00Z", "text": sentence(alert), **told}
+    assert payload(posted, "json") == {"id": 7, "at": "2026-01-01T00:00:00Z", "text": format_sentence(alert), **told}
     assert payload(posted, "slack") == {
         "text": ":red_circle: destination crm is not called for now: answered &lt;503&gt; &amp; more"
     }
@@ -241,9 +243,9 @@ def fail_throttled(*calls: Call, error_class: ErrorClass = "throttled") -> Faile
     ],
 )
 def test_an_endpoint_is_held_as_long_as_it_asked_up_to_a_limit(call: Call, asked: list[HoldRequest]) -> None:
-    assert list(policy.hold_requests(fail_throttled(call), POLICY)) == asked
+    assert list(policy.list_hold_requests(fail_throttled(call), POLICY)) == asked
     assert policy.asks_for_hold(Delivered((call,), "updated")) == (call.hold is not None)
-    assert list(policy.hold_requests(Delivered((call,), "updated"), POLICY)) == asked, (
+    assert list(policy.list_hold_requests(Delivered((call,), "updated"), POLICY)) == asked, (
         "an answer that was a success counts as well"
     )
 
@@ -263,7 +265,7 @@ def test_an_endpoint_is_held_as_long_as_it_asked_up_to_a_limit(call: Call, asked
 def test_each_called_endpoint_is_reported_to_its_breaker_and_a_response_is_a_success(
     outcome: Outcome, reports: list[tuple[gates.GateKey, gates.Health]]
 ) -> None:
-    assert sorted((each.key, each.health) for each in policy.breaker_reports(outcome, POLICY)) == sorted(reports)
+    assert sorted((each.key, each.health) for each in policy.list_breaker_reports(outcome, POLICY)) == sorted(reports)
 
 
 def test_an_attempt_that_a_limit_cut_short_is_not_counted_and_no_breaker_hears_of_trouble() -> None:
@@ -271,7 +273,7 @@ def test_an_attempt_that_a_limit_cut_short_is_not_counted_and_no_breaker_hears_o
     fact = decide(a_delivery(attempt=4), outcome, POLICY, NOW)
     assert isinstance(fact, facts.AttemptFailed)
     assert (fact.counted, fact.due_at) == (False, NOW), "the gate delays it, which an operator can open"
-    assert list(policy.breaker_reports(outcome, POLICY)) == [gates.Report(CRM, "well", "")]
+    assert list(policy.list_breaker_reports(outcome, POLICY)) == [gates.Report(CRM, "well", "")]
     assert policy.needs_history(outcome, POLICY)
 
 

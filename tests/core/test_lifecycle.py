@@ -122,9 +122,9 @@ def walk(choices: list[int]) -> Iterator[OpenDelivery]:
 def move(row: OpenDelivery, step: Step) -> OpenDelivery:
     """Schedule, claim or give back, as the store does."""
     if step is Step.CLAIMED:
-        return replace(row, state=lifecycle.after(row.state, step), attempt=row.attempt + 1, due_at=None)
+        return replace(row, state=lifecycle.apply_step(row.state, step), attempt=row.attempt + 1, due_at=None)
     if step is Step.GIVEN_BACK:
-        return replace(row, state=lifecycle.after(row.state, step), attempt=row.attempt - 1, due_at=NOW)
+        return replace(row, state=lifecycle.apply_step(row.state, step), attempt=row.attempt - 1, due_at=NOW)
     return lifecycle.schedule(row, step, NOW)
 
 

@@ -33,8 +33,8 @@ from inbox.observe.logs import KEYS, Format, TraceIds, escape_lines, fields, wor
 from inbox.observe.traces import OFF, make_tracer, require_extra
 from inbox.observe.visible import visible, visible_json, visible_text
 from tests.docs.pages import PAGES, ROOT
+from tests.helpers.metrics import Kept, keeping
 from tests.helpers.planted import HOSTILE, MARK, harm_of
-from tests.helpers.tracing import Kept, keeping
 
 # --- A log has one line for each event, and no value can make another
 
@@ -150,7 +150,7 @@ def test_every_line_of_our_own_has_a_name_and_every_key_is_documented() -> None:
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         named.setdefault(name, set()).update(keys_of(call) - {"ids"})
     assert named["fields"] <= KEYS.keys()
-    assert KEYS.keys() <= always | named["fields"] | named["tell"] | named["told"] | named["partial"]
+    assert KEYS.keys() <= always | named["fields"] | named["log"] | named["log_fact"] | named["partial"]
     rows = "\n".join(f"| `{key}` | {meaning} |" for key, meaning in KEYS.items())
     assert f"| key | meaning |\n| --- | --- |\n{rows}\n\n" in PAGES["docs/reference/logs.md"]
 

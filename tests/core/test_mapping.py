@@ -248,7 +248,7 @@ def test_a_value_that_a_lookup_lacks_is_an_error(found: object, problem: str) ->
     assert caught.value.field == WHERE
 
 
-# --- casts; docs/reference/mapping.md has more, and tests/docs/test_mapping_page.py tries them
+# --- casts; docs/reference/mapping.md has more, and tests/docs/test_reference_pages.py tries them
 
 
 @pytest.mark.parametrize(

@@ -296,17 +296,17 @@ def test_a_breaker_that_has_no_time_or_is_retired_lets_nothing_through(breaker: 
 
 def test_a_breaker_keeps_the_reason_for_which_it_opened_or_retired_last() -> None:
     half_open = Breaker(BreakerState.HALF_OPEN, LATER, "old", open_count=1)
-    assert gates.after_result(half_open, "unwell", "new", BREAKER, NOW).cause == "new"
-    assert gates.after_result(Breaker(), "refused", "401", BREAKER, NOW).cause == "401"
-    assert gates.after_result(half_open, "retired", "410", BREAKER, NOW) == replace(
+    assert gates.apply_result(half_open, "unwell", "new", BREAKER, NOW).cause == "new"
+    assert gates.apply_result(Breaker(), "refused", "401", BREAKER, NOW).cause == "401"
+    assert gates.apply_result(half_open, "retired", "410", BREAKER, NOW) == replace(
         half_open, state=BreakerState.RETIRED, until=None, cause="410"
     )
 
 
 def test_a_rate_is_used_up_from_now_or_from_its_end_for_as_long_as_the_calls_take() -> None:
     limit = RateLimit(KEY, rate=4.0, calls=2)
-    assert limit.used(None, NOW, 3) == NOW + seconds(1.5)
-    assert limit.used(NOW + seconds(1), NOW, 1) == NOW + seconds(1.5)
+    assert limit.use(None, NOW, 3) == NOW + seconds(1.5)
+    assert limit.use(NOW + seconds(1), NOW, 1) == NOW + seconds(1.5)
 
 
 @pytest.mark.parametrize(("ahead", "attempts"), [(0.0, 4), (0.5, 2), (2.0, -4), (2.01, 4), (2.5, 4), (3.0, 4)])
@@ -339,7 +339,7 @@ def test_a_hold_ends_at_its_time() -> None:
 
 
 def test_a_breaker_without_a_failure_in_its_window_needs_no_reports() -> None:
-    assert Gates(NOW, breakers={KEY: Breaker(calls=3, window_began_at=NOW)}).recently_failing() == frozenset()
+    assert Gates(NOW, breakers={KEY: Breaker(calls=3, window_began_at=NOW)}).list_recently_failing() == frozenset()
 
 
 def test_a_gate_without_a_whole_name_is_a_mistake() -> None:
@@ -351,9 +351,12 @@ def test_a_gate_without_a_whole_name_is_a_mistake() -> None:
 
 def test_the_command_that_opens_a_gate_names_it() -> None:
     assert gates.entity_of("shop|USER") is None
-    assert gates.resume_command("route", "to crm") == "relay resume --route 'to crm'"
-    assert gates.resume_command("entity", "shop|USER|u 1", "pause") == "relay pause --source shop --entity 'USER/u 1'"
-    assert gates.resume_command("route", "shop|USER|u1") == "relay resume --route 'shop|USER|u1'"
+    assert gates.format_resume_command("route", "to crm") == "relay resume --route 'to crm'"
+    assert (
+        gates.format_resume_command("entity", "shop|USER|u 1", "pause")
+        == "relay pause --source shop --entity 'USER/u 1'"
+    )
+    assert gates.format_resume_command("route", "shop|USER|u1") == "relay resume --route 'shop|USER|u1'"
 
 
 # --- Policies
@@ -431,8 +434,10 @@ def test_an_endpoint_that_was_called_before_the_last_is_well() -> None:
     synced = policy_of()
     failed = Failed((call_of("fetch"), call_of(status=503)), "server_error", "503")
     reports = [gates.Report(("api", "people"), "well", ""), gates.Report(KEY, "unwell", "503")]
-    assert list(policy.breaker_reports(failed, synced)) == reports
-    assert list(policy.breaker_reports(Delivered((call_of(),), "updated"), synced)) == [gates.Report(KEY, "well", "")]
+    assert list(policy.list_breaker_reports(failed, synced)) == reports
+    assert list(policy.list_breaker_reports(Delivered((call_of(),), "updated"), synced)) == [
+        gates.Report(KEY, "well", "")
+    ]
     assert policy.health_of(Failed((call_of(),), "gone", "410"), synced) == ("retired", "410")
     assert policy.endpoint_of(Delivered((), "nothing_to_delete"), synced) is None
     assert policy.endpoint_of_call(call_of("fetch"), policy_of("forwarded")) is None
@@ -440,5 +445,5 @@ def test_an_endpoint_that_was_called_before_the_last_is_well() -> None:
 
 def test_the_longest_hold_that_was_asked_for_first_counts() -> None:
     asked = [policy.HoldRequest(KEY, seconds(number), why) for number, why in ((9, "a"), (5, "b"), (9, "c"))]
-    assert policy.holds_until(asked, {}, NOW) == {KEY: (NOW + seconds(9), "a")}
-    assert policy.holds_until(asked, {KEY: NOW + seconds(9)}, NOW) == {}
+    assert policy.extend_holds(asked, {}, NOW) == {KEY: (NOW + seconds(9), "a")}
+    assert policy.extend_holds(asked, {KEY: NOW + seconds(9)}, NOW) == {}

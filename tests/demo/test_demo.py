@@ -1,14 +1,16 @@
-"""`relay demo`: its services and their webhooks, its screen, and all of it as a user runs it: real processes and a real kill."""
+"""`relay demo`: its services, webhooks and screen, the whole demo with real processes, and the vendor's own client."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,15 +19,32 @@ from typing import Any
 import pytest
 import requests
 from rich.console import Console
+from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from relay.demo.run import CHANGES, DemoScreen
+from inbox.loader.load import parse_config, read_config
+from relay.demo.run import CHANGES, DemoScreen, configuration
 from relay.demo.scenario import ChangeMade, Scenario, sample_edit, sample_user
-from relay.demo.services import CONTACT, GROUP, USER, App, CommercialService, IdentityService, WebhookSender, served
+from relay.demo.services import (
+    CONTACT,
+    GROUP,
+    TEAM,
+    USER,
+    App,
+    CommercialService,
+    IdentityService,
+    WebhookSender,
+    served,
+)
+from relay.demo.services import served as served_service
+from tests.helpers.daemon import relaying
 from tests.helpers.planted import HOSTILE, harm_of
 from tests.helpers.processes import Program, invoke
+from tests.helpers.receiver import serve_receiver as served_receiver
 from tests.helpers.scripted import answer, serving
+from tests.helpers.tables import count, open_states
 from tests.helpers.waiting import until
+from tests.helpers.webhooks import HEADERS, TOKEN
 
 WAIT = 150.0
 API = "/api/rest/v1/"
@@ -41,8 +60,8 @@ SHORT_ROUND = "from relay.demo import run; run.CHANGES, run.KILL_AFTER = 9, 5"
 
 
 @contextmanager
-def asking(app: App, authorization: str) -> Iterator[Any]:
-    """A function that asks a running service, and gives its answer."""
+def client_of(app: App, authorization: str) -> Iterator[Any]:
+    """Serve an app and yield a function that sends it requests."""
     with served(app) as url, requests.Session() as session:
         session.trust_env = False
 
@@ -53,11 +72,11 @@ def asking(app: App, authorization: str) -> Iterator[Any]:
         yield ask
 
 
-def test_users_come_in_pages_and_a_sweep_asks_for_those_changed_since_an_instant() -> None:
+def test_users_are_paged_and_filtered_by_their_last_change() -> None:
     with closing(WebhookSender()) as webhooks:
         service = IdentityService(webhooks)
         ids = [service.create(USER, sample_user(number))["id"] for number in range(5)]
-        with asking(service.app, "Basic ZGVtbzpkZW1v") as ask:
+        with client_of(service.app, "Basic ZGVtbzpkZW1v") as ask:
             page = ask("GET", f"{API}user", params={"startIndex": 3, "count": 3}).json()
             assert [user["id"] for user in page.pop("resources")] == ids[3:]
             assert page == {"totalResults": 5, "startIndex": 3, "itemsPerPage": 2}
@@ -68,17 +87,17 @@ def test_users_come_in_pages_and_a_sweep_asks_for_those_changed_since_an_instant
             assert refused.status_code == 401
 
 
-def test_a_call_that_fails_on_purpose_changes_nothing_and_a_wrong_token_opens_nothing() -> None:
+def test_a_planned_failure_changes_nothing_and_a_wrong_token_is_refused() -> None:
     service = CommercialService(fail_share=1)
-    with asking(service.app, BEARER) as ask:
+    with client_of(service.app, BEARER) as ask:
         refused = ask("POST", "/contacts", json={})
         assert (refused.status_code, refused.headers["Retry-After"], list(service.all(CONTACT))) == (503, "0.2", [])
         service.fail_share = 0
         assert ask("GET", "/contacts", headers={"Authorization": "Bearer wrong"}).status_code == 401
 
 
-def test_a_webhook_is_sent_again_until_it_is_accepted_and_so_is_one_whose_answer_got_lost() -> None:
-    """Any error status counts, and so do redirects; the screen gets every try, and each entity's come in order."""
+def test_a_webhook_is_retried_until_it_is_accepted_even_if_only_the_response_got_lost() -> None:
+    """Error statuses and redirects count as failures; the screen gets every try, and an entity's tries stay in order."""
     tries: list[int | None] = []
     lost = iter([True])
     acts = [answer(status) for status in (503, 401, 302, 200)]
@@ -102,7 +121,7 @@ def test_a_webhook_is_sent_again_until_it_is_accepted_and_so_is_one_whose_answer
     assert {seen.headers["x-webhook-token"] for seen in receiver.seen} == {"t"}
 
 
-def test_the_scenario_makes_changes_of_every_kind_and_there_are_always_users_left() -> None:
+def test_the_scenario_makes_changes_of_every_kind_and_keeps_some_users() -> None:
     with closing(WebhookSender("http://127.0.0.1:9")) as webhooks:
         identity = IdentityService(webhooks)
         scenario = Scenario(identity, random.Random(1))
@@ -123,7 +142,7 @@ def test_the_scenario_makes_changes_of_every_kind_and_there_are_always_users_lef
 
 
 @pytest.mark.parametrize("width", [None, 4000], ids=["file", "terminal"])
-def test_no_value_of_a_change_a_webhook_or_a_call_moves_a_cursor_hides_or_is_markup(width: int | None) -> None:
+def test_the_screen_escapes_hostile_values(width: int | None) -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=width is not None, width=width or 10_000, highlight=False)
     screen = DemoScreen(console, SystemClock())
@@ -142,7 +161,7 @@ def test_no_value_of_a_change_a_webhook_or_a_call_moves_a_cursor_hides_or_is_mar
 
 
 def command(*arguments: str, before: str = "") -> list[str]:
-    """`relay demo`, after some Python that makes the run another one."""
+    """Return the command line of `relay demo`, preceded by Python code."""
     return [sys.executable, "-c", f"{before}\nfrom relay.cli.main import main\nmain()", "demo", *arguments]
 
 
@@ -150,8 +169,8 @@ def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments, before=before), capture_output=True, text=True, timeout=WAIT, check=False)
 
 
-def test_it_ends_well_when_both_services_agree(tmp_path: Path) -> None:
-    """One call in ten failing, answers lost, the relay killed over its work: nothing is missing, no orphan is left."""
+def test_the_demo_ends_with_0_when_both_services_agree(tmp_path: Path) -> None:
+    """One call in ten fails, responses get lost, and the relay is killed at work."""
     ended = run("--folder", str(tmp_path), before=SHORT_ROUND)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for expected in (
@@ -168,13 +187,13 @@ def test_it_ends_well_when_both_services_agree(tmp_path: Path) -> None:
     assert (again.status, "is not empty, and stays as it is" in again.stderr) == (2, True)
 
 
-def test_a_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_a_part_that_does_not_start_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     ended = run("--folder", str(tmp_path), before=BROKEN_FILE)
     assert (ended.returncode, "pre_set" in ended.stderr) == (2, True), ended.stdout + ended.stderr
 
 
 @pytest.mark.long
-def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
+def test_a_signal_stops_all_processes_in_order(tmp_path: Path) -> None:
     staying = command("--stay", "--folder", str(tmp_path / "demo"), before=SHORT_ROUND)
     demo = Program(staying, log=tmp_path / "log", environment={})
     try:
@@ -203,3 +222,77 @@ def test_a_service_runs_alone_until_it_is_told_to_stop(tmp_path: Path) -> None:
         assert (program.ends(), "Traceback" in program.output) == (0, False)
     finally:
         program.clean_up()
+
+
+# --- The vendor's own client, PyPI trivoreid 2.0.10, keeps both demo services in sync through a receiver and a relay
+
+
+USERS, GROUPS = "users-to-contacts", "groups-to-teams"
+
+
+def connect(url: str) -> Any:  # noqa: ANN401  # the package has no types
+    """Return a client of the service at `url`; it uses proxies unless NO_PROXY is set."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # trivoreid 2.0.10 compares numbers with `is`
+        from trivoreid.client import TrivoreID  # noqa: PLC0415 - the warnings come with the first import
+    return TrivoreID(path="/nowhere", server=url, client_id="demo", client_secret="demo")
+
+
+@contextmanager
+def start_all_but_relay(database_url: str, file: Path) -> Iterator[tuple[Any, IdentityService, CommercialService]]:
+    """Start both demo services and a receiver; yield the vendor's client and the services."""
+    with closing(WebhookSender(headers=HEADERS)) as webhooks:
+        source, target = IdentityService(webhooks), CommercialService()
+        with served_service(source.app) as at_source, served_service(target.app) as at_target:
+            urls = {"identity_url": at_source, "commercial_url": at_target}
+            text = configuration(database_url=database_url, users="file:users", token=TOKEN, **urls)
+            file.write_text(text, encoding="utf-8")
+            with served_receiver(database_url, parse_config(text)) as port:
+                webhooks.url = f"http://127.0.0.1:{port}/webhooks/trivore"
+                yield connect(at_source), source, target
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.nightly)], indirect=True)
+def test_a_user_and_a_group_of_the_vendors_client_are_kept_in_sync(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
+    with start_all_but_relay(database_url, tmp_path / "inbox.toml") as (client, identity, commercial):
+        from trivoreid.models.groups import Group  # noqa: PLC0415  # as above
+        from trivoreid.models.user import User  # noqa: PLC0415
+
+        def wait_until_received(number: int) -> None:
+            until(lambda: not identity.webhooks.pending(), "all is received")
+            assert count(engine, "inbox") == number
+
+        def wait_until_delivered(number: int) -> None:
+            wait_until_received(number)
+            until(lambda: not open_states(engine), "all is delivered")
+
+        def plan(route: str) -> tuple[int, list[dict[str, Any]]]:
+            ended = invoke("relay", "plan", "--route", route, "--json")
+            return ended.status, json.loads(ended.stdout)
+
+        users, groups = client.user_service, client.group_service
+        user = users.create(User(sample_user(0)))
+        wait_until_received(1)
+        status, (found,) = plan(USERS)
+        assert (status, found["entity_id"], found["change"]) == (1, user.id, "create")
+        with relaying(engine, read_config()):
+            group = groups.create(Group({"name": "Drivers", "nsCode": "demo"}))
+            wait_until_delivered(2)
+            user.name.familyName = "Virtanen"
+            user.mobiles = []
+            users.update(user)
+            group.name = "Pilots"
+            groups.update(group)
+            wait_until_delivered(4)
+            assert [plan(route) for route in (USERS, GROUPS)] == [(0, [])] * 2
+            (contact,) = commercial.all(CONTACT)
+            assert (contact["external_id"], contact["last_name"], contact["phone"]) == (user.id, "Virtanen", None)
+            assert contact["email"] == user.emails[0].address
+            assert [team["name"] for team in commercial.all(TEAM)] == ["Pilots"]
+            users.delete(user.id)
+            wait_until_delivered(5)
+        assert commercial.all(CONTACT) == []

@@ -126,16 +126,16 @@ def test_under_a_lease_that_ended_meanwhile_no_call_begins_and_one_that_runs_is_
 
     call = Called(stack, sleep_in_mid_call, timeout=Duration(300))
     leases, key = Leases(), claim_of(DELIVERY)
-    leases.granted([key], leases.began_asking())
-    result = call(within=context(lambda: leases.trusted_until(key)))
+    leases.trust([key], leases.now())
+    result = call(within=context(lambda: leases.trusts_until(key)))
     assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")
     assert SUSPENDED * 1000 < result.call.milliseconds < (SUSPENDED + TRUSTED_SECONDS) * 1000
-    leases.granted([key], leases.began_asking())
-    assert leases.trusted() == [key]
+    leases.trust([key], leases.now())
+    assert leases.list_trusted() == [key]
     suspend()
-    result = call(within=context(lambda: leases.trusted_until(key)))
+    result = call(within=context(lambda: leases.trusts_until(key)))
     assert (result.error_class, result.call.sent) == ("lease_lost", "not_sent")
-    assert (len(call.server.seen), leases.trusted()) == (1, [])
+    assert (len(call.server.seen), leases.list_trusted()) == (1, [])
 
 
 # --- the log
@@ -161,8 +161,8 @@ def raise_with_a_row() -> BaseException:
 def test_a_failed_step_is_logged_with_all_its_frames_and_none_of_its_values(caplog: pytest.LogCaptureFixture) -> None:
     error = raise_with_a_row()
     assert SECRET in str(error)
-    Observer().step_failed("record", error, 1.0)
-    Observer().tell("bug_in_thread", bug=error, subject="sweeps")
+    Observer().on_step_failed("record", error, 1.0)
+    Observer().log("bug_in_thread", bug=error, subject="sweeps")
     assert caplog.text.count("in execute") == 4, "its own frames, and its cause's, each time"
     assert "IntegrityError" in caplog.text
     assert SECRET not in caplog.text

@@ -1,4 +1,4 @@
-"""The questions of docs/reference/dba.md, and answers in the form that the page has."""
+"""Queries of docs/reference/dba.md, and their results in the page's format."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, text
 
 from inbox.db.dialect import POSTGRES, SQLITE
-from tests.docs.pages import PAGES, Block, blocks, expected_after
+from tests.docs.pages import PAGES, Block, blocks, find_expected
 
 PAGE = "docs/reference/dba.md"
 _VARIES = re.compile(
     r"\w*(_seconds|bytes|pid|behind|connections|dead_rows)|rows_estimated|last_vacuum_at|application_name|longest_transaction"
 )
-"""Columns that are masked whatever they hold."""
+"""Columns that are always masked."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S*")
 _EVENTS_UNTIL = datetime(2026, 1, 3, tzinfo=UTC)
-"""Times of events are before; later ones are of the night, and are masked."""
+"""End of the events' times; later times are masked."""
 _DIALECTS = {"sql": (POSTGRES, SQLITE), "sql postgres": (POSTGRES,), "sql sqlite": (SQLITE,)}
 
 
@@ -36,30 +36,30 @@ class Question(NamedTuple):
 
 
 def questions(dialect: str) -> list[Question]:
-    """Every query for a dialect, in the order of the page."""
+    """Return the queries for a dialect, in the order of the page."""
     page = blocks(PAGES[PAGE])
-    asked = [
+    found = [
         Question(
             _question(page, position),
             block.text.strip().removesuffix(";"),
-            expected_after(page, position),
+            find_expected(page, position),
             block.line,
             _DIALECTS[block.info],
         )
         for position, block in enumerate(page)
         if block.info.startswith("sql")
     ]
-    return [question for question in asked if dialect in question.dialects]
+    return [question for question in found if dialect in question.dialects]
 
 
 def _question(page: Sequence[Block], position: int) -> str:
-    """The paragraph before the block that asks; none: an empty text."""
+    """Return the last paragraph with a question before the block, or an empty text."""
     paragraphs = [" ".join(each.split()) for each in page[position].after.split("\n\n")]
     return next((each for each in reversed(paragraphs) if "?" in each), "")
 
 
 def answer(connection: Connection, statement: str) -> str | None:
-    """The answer to a statement as the page shows it; None for a command."""
+    """Return the result of a statement in the page's format, or None for a command."""
     result = connection.execute(text(statement.replace(":", "\\:")))
     if not result.returns_rows:
         return None

@@ -1,4 +1,4 @@
-"""The fenced blocks of a page, and a shell that runs them as a reader would: in order, in one folder."""
+"""Fenced blocks of pages, a shell that runs them in order in one folder, and the worked examples applied to a checkout."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from typer.main import get_command
 
+from inbox.db.migrate import head
 from tests.helpers.processes import APPS, free_port, listens
 from tests.helpers.waiting import until
 
@@ -25,12 +26,12 @@ PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 }
-"""Text of each page, by its path."""
+"""Maps each page's path to its text."""
 
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _PORT = re.compile(r"\b(8000|8301|8302)\b")
 _LOOKS_ONLY = re.compile(r"(inbox (check|list|show)|relay (status|dead|replay|plan)|curl -s -H 'Authorization)\b")
-"""Commands that change nothing: what they show may come a moment after a reader has typed them, but no later."""
+"""Read-only commands, which are repeated until they show the expected output."""
 _PATIENCE_SECONDS = 60.0
 
 
@@ -41,7 +42,7 @@ class Block(NamedTuple):
     text: str
     line: int
     after: str
-    """Text between this block and the one before it."""
+    """Text between the block before and this one."""
 
 
 def blocks(text: str) -> list[Block]:
@@ -54,19 +55,19 @@ def blocks(text: str) -> list[Block]:
 
 
 def the_block(page: str, info: str, holding: str = "") -> str:
-    """Text of the only block of this kind on a page that has `holding` in it."""
+    """Return the text of the only block of kind `info` on a page that contains `holding`."""
     (found,) = (block.text for block in blocks(PAGES[page]) if block.info == info and holding in block.text)
     return found
 
 
-def expected_after(page: list[Block], position: int) -> str | None:
-    """The ```text block that follows a block at once: what it has to show."""
+def find_expected(page: list[Block], position: int) -> str | None:
+    """Return the ```text block directly after a block, which has its expected output."""
     following = page[position + 1] if position + 1 < len(page) else None
     return following.text if following and following.info == "text" and not following.after.strip() else None
 
 
-def understood(line: str) -> None:
-    """Have the commands of ours read a command line. Raises click's own error at a word that they do not know."""
+def parse_command(line: str) -> None:
+    """Parse a command line of `inbox` or `relay`; an unknown word raises click's own error."""
     words = [word for word in shlex.split(line.partition(" > ")[0]) if not re.match(r"[A-Z_]+=", word)]
     command: Any = get_command(APPS[words.pop(0)])
     while hasattr(command, "commands") and words and words[0] in command.commands:
@@ -75,13 +76,13 @@ def understood(line: str) -> None:
 
 
 def shows(expected: str, output: str) -> bool:
-    """Return whether the output is the expected one; `…` matches anything, and white space any white space."""
+    """Return whether the output is as expected; `…` matches any text, and white space any white space."""
     pattern = r"\s*".join(".*?".join(re.escape(part) for part in re.split(r"…", word)) for word in expected.split())
     return re.fullmatch(pattern, output.strip(), re.DOTALL) is not None
 
 
 class Shell:
-    """A bash in a folder of its own, with the project's commands on its PATH."""
+    """A bash in its own folder with the project's commands on its PATH."""
 
     def __init__(
         self, folder: Path, environment: dict[str, str], log: IO[bytes], command: Sequence[str] = ("bash",)
@@ -95,14 +96,14 @@ class Shell:
         self._log = log.name
         self._tell("set -eo pipefail")
 
-    def of_this_machine(self, text: str) -> str:
-        """The text with ports that are free here in place of the page's."""
+    def replace_ports(self, text: str) -> str:
+        """Replace the page's ports by ones that are free here."""
         return _PORT.sub(lambda match: self._ports.setdefault(match[1], str(free_port())), text)
 
     def run(self, block: Block, expected: str | None) -> str:
-        """Run a block, and return its output; afterwards what it started is listening, and it has shown what it should."""
-        script = self.of_this_machine(block.text)
-        receiver = self.of_this_machine("8000")
+        """Run a block, wait until its programs listen and its output is as expected, and return the output."""
+        script = self.replace_ports(block.text)
+        receiver = self.replace_ports("8000")
         script = re.sub(r"\binbox serve\b(?! --bind)", f"inbox serve --bind 127.0.0.1:{receiver}", script)
         script = re.sub(r"\binbox send\b", f"inbox send --url http://127.0.0.1:{receiver}", script)
         script = re.sub(r" &$", f" >>{self._log} 2>&1 &", script, flags=re.MULTILINE)
@@ -111,7 +112,7 @@ class Shell:
             until(lambda: self.listens(int(port)), f"something listens on {port}", within=_PATIENCE_SECONDS)
         if expected is None:
             return output
-        wanted = self.of_this_machine(expected)
+        wanted = self.replace_ports(expected)
         again = all(_LOOKS_ONLY.match(line) for line in block.text.splitlines() if line[:1].isalpha())
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not shows(wanted, output):
@@ -122,7 +123,7 @@ class Shell:
         return output
 
     def listens(self, port: int) -> bool:
-        """Return whether a program listens there."""
+        """Return whether a program listens on this port."""
         return listens(port)
 
     def _tell(self, script: str) -> str:
@@ -141,7 +142,7 @@ class Shell:
         )
 
     def close(self) -> None:
-        """End everything that was started."""
+        """End all started processes."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self._bash.pid, number)
@@ -158,10 +159,7 @@ class Shell:
 
 @contextmanager
 def shell(folder: Path, *programs: Path, **variables: str) -> Iterator[Shell]:
-    """A shell in `folder`/here; `folder` holds what it needs besides.
-
-    It finds the programs of the folders `programs` too, and has these variables.
-    """
+    """Start a shell in `folder`/here, with the folders `programs` on its PATH and these variables."""
     here, tools, site = folder / "here", folder / "tools", folder / "site"
     here.mkdir()
     tools.mkdir()
@@ -190,10 +188,53 @@ def _tool(path: Path, script: str) -> None:
 
 
 _INSTALL = """\
-# `pip install .` of a copy of the checkout, into a folder that comes before everything else that is installed
+# `pip install .` of a copy of the checkout, into a folder that precedes all others
 test "$*" = "install ."
 mkdir "{copy}"
 cp -r "{root}/inbox" "{root}/relay" "{root}/migrations" "{root}/pyproject.toml" "{root}/README.md" "{root}/LICENSE" "{copy}"
 "{python}" -m pip install --quiet --no-deps --no-build-isolation --no-index --disable-pip-version-check --target "{site}" \
   "{copy}"
 """
+
+
+# --- The worked examples of the pages for contributors, applied to a copy of the checkout
+
+
+def apply(page: str, folder: Path) -> None:
+    """Apply the blocks of a page in `folder`."""
+    text = PAGES[page]
+    if page.endswith("column.md"):
+        text = re.sub(r"0001|0002|1000", lambda number: _renumber(number[0]), text)
+    for block in blocks(text):
+        if block.info in {"python", "sql"}:
+            path, content = _split_head(block.text)
+            assert not (folder / path).exists(), f"{page}:{block.line} makes {path}, which is there"
+            (folder / path).write_text(content, encoding="utf-8")
+        elif block.info == "diff":
+            path, changes = _split_head(block.text)
+            change(folder / path, changes)
+
+
+def _renumber(number: str) -> str:
+    """Return the number of a page's migration after the newest one of the checkout."""
+    newest = int(head())
+    numbers = {"0001": newest, "0002": newest + 1, "1000": (newest // 1000 + 1) * 1000}
+    return f"{numbers[number]:04}"
+
+
+def _split_head(text: str) -> tuple[str, str]:
+    """Split a block into the path in its first line and the rest."""
+    first, _, rest = text.partition("\n")
+    return first.split(" ", 1)[1], rest
+
+
+def change(path: Path, changes: str) -> None:
+    """Apply the changes of a `diff` block, which `@@` separates."""
+    text = path.read_text(encoding="utf-8")
+    for hunk in changes.split("@@\n"):
+        lines = hunk.splitlines(keepends=True)
+        old = "".join(line[1:] for line in lines if line[0] in " -")
+        new = "".join(line[1:] for line in lines if line[0] in " +")
+        assert text.count(old) == 1, f"{path.name} does not have this once:\n{old}"
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")

@@ -2,52 +2,53 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from inbox.db import engine as engines
+from inbox.db.intake import Rejected
 from inbox.loader.load import parse_config
-from tests.docs.pages import PAGES, blocks, expected_after, shell
+from relay.delivery.policy import policies
+from tests.docs.pages import PAGES, blocks, find_expected, shell
+from tests.helpers.processes import Ended, invoke
+from tests.helpers.relaying import HOPELESS, UNWELL, Steps
+from tests.helpers.storing import START, an_event
+from tests.helpers.webhooks import body
 
 KINDS = {
     "sh", "toml", "text", "sql", "sql postgres", "sql sqlite", "python", "diff", "json", "caddyfile", "ini", "http",
 }  # fmt: skip
-"""`sql` is run by test_dba_page, test_commands_in_sql and test_sqlite_shell, `python` and `diff` by test_contributing,
-`python` and `json` by
-test_mapping_page, `python` of docs/how-to/write-a-handler.md by test_handlers, `caddyfile` by
-tests/process/test_behind_a_proxy.py, `ini` by tests/process/test_behind_a_pooler.py. All of docs/recipes/ is followed by
-tests/recipes."""
-
-RECIPES = "docs/recipes/"
-"""Their pages need services that tests/recipes has."""
-
-ON_POSTGRES = {
-    "docs/how-to/move-to-postgres.md": "tests/copying/test_copy.py",
-    "docs/how-to/limit-what-roles-may-do.md": "tests/docs/test_pages_on_postgres.py",
-    "docs/how-to/back-up-and-restore.md": "tests/docs/test_pages_on_postgres.py",
-}
-"""Pages that need a Postgres, which the tests beside them have."""
+"""Kinds of blocks. Other files here run `sql`, `python`, `diff` and `json`, and tests/process/test_intermediaries.py `caddyfile`
+and `ini`."""
 
 RUNBOOKS = "docs/how-to/runbooks/"
-"""Their commands are typed by tests/docs/test_runbooks.py, on an installation that has the trouble."""
-
-WITH_PROMETHEUS = {"docs/how-to/watch-with-prometheus.md": "tests/docs/test_prometheus_rules.py"}
-"""Pages that need files of deploy/, which the test beside them copies."""
-
-WITH_THE_PAGE = {"docs/reference/web-api.md": "tests/docs/test_web_api_page.py"}
-"""Pages that need the operator's page, which the test beside them starts."""
-
-ON_A_MACHINE = {"docs/tutorial/go-live.md": "tests/docs/test_go_live_page.py"}
-"""Pages for root, which the test beside them types on a machine of its own."""
+TESTED_ELSEWHERE = {
+    "docs/recipes/": "tests/recipes/test_recipes.py",
+    RUNBOOKS: "below",
+    "docs/how-to/move-to-postgres.md": "tests/copying/test_copy.py",
+    "docs/how-to/limit-what-roles-may-do.md": "tests/docs/test_contributing.py",
+    "docs/how-to/back-up-and-restore.md": "tests/docs/test_contributing.py",
+    "docs/how-to/watch-with-prometheus.md": "tests/docs/test_how_to_pages.py",
+    "docs/reference/web-api.md": "tests/docs/test_reference_pages.py",
+    "docs/tutorial/go-live.md": "tests/docs/test_go_live_page.py",
+}
+"""Maps pages and folders whose commands need more than a shell to their tests."""
 
 FIRST = "docs/tutorial/quickstart.md"
-SECOND = "docs/tutorial/integrate-two-services.md"
-"""The page whose commands are run each time, after those of `FIRST`, where it goes on; those of the others when there is time."""
 ALSO_AFTER_THE_FIRST = "docs/how-to/add-a-sync.md"
+SECOND = "docs/tutorial/integrate-two-services.md"
+"""The page that continues `FIRST`. The commands of both are run each time, those of the others in nightly tests."""
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
-def test_every_block_is_of_a_kind_that_a_test_looks_at_and_a_configuration_is_whole(page: str) -> None:
+def test_every_block_is_of_a_tested_kind_and_every_configuration_is_complete(page: str) -> None:
     for block in blocks(PAGES[page]):
         assert block.info in KINDS, f"{page}:{block.line}: nothing tests a block of {block.info!r}"
         if block.info == "toml":
@@ -59,9 +60,7 @@ def test_every_block_is_of_a_kind_that_a_test_looks_at_and_a_configuration_is_wh
     [
         pytest.param(name, marks=[] if name == SECOND else pytest.mark.nightly)
         for name, text in sorted(PAGES.items())
-        if "```sh\n" in text
-        and not name.startswith((RECIPES, RUNBOOKS))
-        and name not in (FIRST, *ON_POSTGRES, *WITH_THE_PAGE, *WITH_PROMETHEUS, *ON_A_MACHINE)
+        if "```sh\n" in text and not name.startswith((FIRST, *TESTED_ELSEWHERE))
     ],
 )
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Path) -> None:
@@ -69,6 +68,100 @@ def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Pa
     with shell(tmp_path) as terminal:
         for position, block in enumerate(read):
             if block.info == "toml":
-                (tmp_path / "here" / "inbox.toml").write_text(terminal.of_this_machine(block.text), encoding="utf-8")
+                (tmp_path / "here" / "inbox.toml").write_text(terminal.replace_ports(block.text), encoding="utf-8")
             elif block.info == "sh":
-                terminal.run(block, expected_after(read, position))
+                terminal.run(block, find_expected(read, position))
+
+
+# --- Commands and queries of the runbooks work on an installation with their conditions, and show them
+
+
+CONFIG = """
+[database]
+url = "sqlite:///{file}"
+
+[sources.shop]
+preset = "trivore"
+auth = {{ kind = "none" }}
+
+[destinations.crm]
+kind = "forward"
+url = "https://crm.example.com/hook"
+
+[routes.to-crm]
+source = "shop"
+destination = "crm"
+
+[routes.to-erp]
+source = "shop"
+destination = "crm"
+ordering = "strict"
+on_dead = "block"
+"""
+SHOWN = {
+    "no-relay.md": "no relay",
+    "delivery-dead.md": "email: no value",
+    "lanes-blocked.md": "blocked",
+    "breaker-open-long.md": "503 Service Unavailable",
+    "paused-for-days.md": "until the move is done",
+    "backlog-old.md": "no relay",
+    "disk-filling.md": "1 row deleted",
+}
+"""Maps a page to words that its commands show here."""
+JSON = {"content-type": "application/json"}
+FINDS = ("inbox doctor", "relay status --check")
+"""Commands that exit with 1 after a finding."""
+
+
+@pytest.fixture(scope="module")
+def troubled(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with a dead delivery, a blocked lane, a pause and an open breaker, but no relay."""
+    file = tmp_path_factory.mktemp("troubled") / "inbox.db"
+    shutil.copy(sqlite_template, file)
+    engine = engines.connect(f"sqlite:///{file}", application="tests")
+    steps = Steps(engine, policies(parse_config(CONFIG.format(file=file))))
+    events = [an_event(number, f"u{number}", routes=["to-crm", "to-erp"]) for number in (1, 2)]
+    steps.arrive(*(msgspec.structs.replace(event, source="shop") for event in events))
+    for route in ("to-crm", "to-erp"):
+        steps.record_all(steps.claim_due(1, route), HOPELESS)
+    steps.record_all(steps.claim_due(1, "to-crm"), UNWELL)
+    steps.do(
+        "UPDATE open_delivery SET due_at = '2036-01-01 00:00:00.000000Z' WHERE route = 'to-crm' AND state = 'ready'"
+    )
+    rejected = Rejected(START, "shop", 422, "invalid_event", "no id", "id", None, b"h" * 32, JSON, body("u9"))
+    steps.intake.reject(rejected)
+    steps.do(
+        "INSERT INTO gate (kind, name, paused_at, paused_by, pause_reason)"
+        " VALUES ('route', 'to-erp', '2026-01-01 00:00:00.000000Z', 'anna', 'until the move is done')",
+        "INSERT INTO gate (kind, name, breaker, breaker_until, breaker_cause, open_count)"
+        " VALUES ('destination', 'crm', 'open', '2036-01-01 00:00:00.000000Z', '503 Service Unavailable', 1)",
+    )
+    engine.dispose()
+    return file
+
+
+@pytest.mark.parametrize("page", sorted(page.removeprefix(RUNBOOKS) for page in PAGES if page.startswith(RUNBOOKS)))
+def test_the_commands_of_a_runbook_work_and_show_the_condition(page: str, troubled: Path, tmp_path: Path) -> None:
+    shutil.copy(troubled, tmp_path / "inbox.db")
+    (tmp_path / "inbox.toml").write_text(CONFIG.format(file=tmp_path / "inbox.db"), encoding="utf-8")
+    shown = ""
+    for block in blocks(PAGES[RUNBOOKS + page]):
+        if block.info == "sql":
+            with closing(sqlite3.connect(tmp_path / "inbox.db")) as connection:
+                connection.execute(block.text).fetchall()
+            continue
+        for line in block.text.splitlines() if block.info == "sh" else ():  # here, the database is a SQLite file
+            ended = run_line(line, tmp_path)
+            shown += ended.stdout + ended.stderr
+            assert ended.status in ({0, 1} if line.startswith(FINDS) else {0}), f"{line}: {ended}"
+    assert SHOWN.get(page, "") in shown
+    if page == "paused-for-days.md":
+        gates = json.loads(run_line("relay status --json", tmp_path).stdout)["gates"]
+        assert "move" not in str(gates), "the pause has ended"
+    if page == "delivery-dead.md":
+        assert "no value" not in run_line("relay dead --route to-crm", tmp_path).stdout, "the delivery was replayed"
+
+
+def run_line(line: str, folder: Path) -> Ended:
+    side, *words = shlex.split(line)
+    return invoke(side, *words, INBOX_CONFIG=str(folder / "inbox.toml"), COLUMNS="200")

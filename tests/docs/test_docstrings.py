@@ -40,7 +40,7 @@ def docstrings(body: list[ast.stmt], owner: str) -> Iterator[tuple[int, str, str
                 pass
 
 
-def refused(folders: tuple[str, ...]) -> list[str]:
+def find_clauses(folders: tuple[str, ...]) -> list[str]:
     """List the docstrings below `folders` that open with a clause, as file:line:name."""
     return [
         f"{path}:{line}:{name}: {text.strip().splitlines()[0]}"
@@ -50,7 +50,7 @@ def refused(folders: tuple[str, ...]) -> list[str]:
     ]
 
 
-def shared(folders: tuple[str, ...]) -> dict[str, list[str]]:
+def find_shared_names(folders: tuple[str, ...]) -> dict[str, list[str]]:
     """Map each name of several classes to the files that define one."""
     found: dict[str, list[str]] = defaultdict(list)
     for path, tree in sources(folders):
@@ -61,9 +61,9 @@ def shared(folders: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def test_no_docstring_opens_with_a_clause() -> None:
-    found = refused(FOLDERS)
+    found = find_clauses(FOLDERS)
     assert not found, "\n" + "\n".join(found)
 
 
 def test_no_two_product_classes_share_a_name() -> None:
-    assert not shared(PRODUCT)
+    assert not find_shared_names(PRODUCT)

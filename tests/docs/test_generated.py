@@ -1,4 +1,4 @@
-"""Blocks that `docs/generate.py` writes from the code equal its current output."""
+"""Blocks that `docs/generate.py` writes are up to date."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from inbox.config import model, sources, sync
 from inbox.loader.load import parse_config
 from relay import destinations
 from relay.delivery.lifecycle import State, Step
-from tests.docs.pages import PAGES, blocks, the_block, understood
+from tests.docs.pages import PAGES, blocks, parse_command, the_block
 
 
 @pytest.mark.parametrize("page", generate.PAGES, ids=lambda page: page.name)
-def test_a_page_is_what_would_be_generated_now(page: Path) -> None:
+def test_a_generated_page_is_up_to_date(page: Path) -> None:
     written = page.read_text(encoding="utf-8")
     assert written == generate.render_page(page), "stale: run .venv/bin/python docs/generate.py"
 
@@ -37,7 +37,7 @@ def test_every_state_and_step_is_on_the_page_of_states() -> None:
     assert [word for word in (*State, *Step) if word not in page] == []
 
 
-def test_every_explanation_is_of_something() -> None:
+def test_every_explanation_belongs_to_a_key_on_the_page() -> None:
     for name, explained in MEANINGS["config"].items():
         table = next(found for module in (model, sources, sync) if (found := getattr(module, name, None)))
         assert explained.keys() <= set(table.__struct_fields__), name
@@ -52,7 +52,7 @@ def keys_of(value: object) -> set[str]:
     return {key for inner in value for key in keys_of(inner)} if isinstance(value, list) else set()
 
 
-def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_complete_example_uses_every_key_and_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     example = the_block("docs/reference/configuration.md", "toml")
     documented = set(re.findall(r"^- `(\w+)` ", list_config_keys(), re.MULTILINE))
     tree = tomllib.loads(example)
@@ -74,5 +74,5 @@ EXAMPLES = [line for block in blocks(PAGES["docs/reference/cli.md"]) for line in
 
 
 @pytest.mark.parametrize("line", EXAMPLES)
-def test_an_example_of_a_help_text_is_a_command_that_is_understood(line: str) -> None:
-    understood(line)
+def test_an_example_of_a_help_text_is_a_valid_command(line: str) -> None:
+    parse_command(line)

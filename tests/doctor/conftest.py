@@ -1,4 +1,4 @@
-"""Secrets of the examined installations, and the end of their connections."""
+"""Secrets of the examined installations, and a fixture that closes their connections."""
 
 from __future__ import annotations
 

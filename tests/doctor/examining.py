@@ -1,4 +1,4 @@
-"""An installation for tests of examinations, and what one of them finds there."""
+"""Installations for tests of examinations, and the findings of one examination."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ destination = "audit"
 ENVIRONMENT = {"GITHUB_SECRET": "a-secret-of-github"}
 HOST = socket.gethostname()
 OPENED: list[Engine] = []
-"""Engines that a test's installations use; `conftest.py` disposes of them."""
+"""Engines of a test's installations, which `conftest.py` disposes of."""
 
 
 def installation(
     folder: Path, database_url: str, more: str = "", *, config: str = CONFIG, seconds: float = 5.0
 ) -> Installation:
-    """An installation with this database and an inbox.toml in `folder`."""
+    """Make an installation with this database and an inbox.toml in `folder`."""
     path = folder / "inbox.toml"
     path.write_text(config.format(database=database_url) + more, encoding="utf-8")
     path.chmod(0o600)
@@ -49,38 +49,38 @@ def installation(
     return Installation(path, file, SystemClock().now(), HOST, engine)
 
 
-def examined(place: Installation, name: str) -> ExaminationResult:
-    """The result of one examination."""
-    (result,) = [each for each in run(place, [named(name)]) if each.name == name]
+def examine(place: Installation, name: str) -> ExaminationResult:
+    """Run one examination and return its result."""
+    (result,) = [each for each in run(place, [examination(name)]) if each.name == name]
     return result
 
 
-def named(name: str) -> Examination:
-    """The examination of this name."""
+def examination(name: str) -> Examination:
+    """Return the examination of this name."""
     return next(each for each in EXAMINATIONS if each.name == name)
 
 
-def found(place: Installation, name: str) -> list[tuple[str, str]]:
-    """Names and subjects of an examination's findings; it must have been made in full, and information is none."""
-    result = examined(place, name)
+def findings_of(place: Installation, name: str) -> list[tuple[str, str]]:
+    """Return kinds and subjects of the findings of a complete examination, without information."""
+    result = examine(place, name)
     assert result.needs is None
     return [(each.kind, each.subject) for each in result.findings if each.level != "information"]
 
 
-def told(place: Installation, name: str) -> dict[str, Finding]:
-    """The findings and the information of an examination, by their names."""
-    return {each.kind: each for each in examined(place, name).findings}
+def all_findings(place: Installation, name: str) -> dict[str, Finding]:
+    """Return all findings of an examination, information included, by kind."""
+    return {each.kind: each for each in examine(place, name).findings}
 
 
 def run_sql(engine: Engine, *statements: str, **values: object) -> None:
-    """Run statements, each committed for itself."""
+    """Run each statement in its own transaction."""
     for statement in statements:
         with engine.begin() as connection:
             connection.execute(text(statement), values)
 
 
 def start_a_relay(engine: Engine, node: str = "r1", *, host: str = HOST, **other: str) -> None:
-    """Store a relay process that is alive; `other` are expressions of columns."""
+    """Store a living relay process; `other` has SQL expressions of columns."""
     now = Sql(engine.dialect.name).now
     columns = {"started_at": now, "heartbeat_at": now, "version": f"'{version('inbox-relay')}'", **other}
     values = ", ".join(columns.values())
@@ -91,5 +91,5 @@ def start_a_relay(engine: Engine, node: str = "r1", *, host: str = HOST, **other
 
 
 def environment_of(place: Installation) -> Mapping[str, str]:
-    """Variables with which a command sees this installation."""
+    """Return the environment in which a command uses this installation."""
     return {"INBOX_CONFIG": str(place.path), **ENVIRONMENT}

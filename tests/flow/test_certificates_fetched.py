@@ -26,12 +26,12 @@ from inbox.receiver.app import create_app
 from inbox.receiver.webhook import Services
 from inbox.sources.keys import CertificateStore, CertificateUrl, MissingCertificate
 from inbox.sources.presets.sns import _NAMES, _URL
-from tests.helpers.certificate_host import CertificateHost, certificate_host, pem_of, signing_key
 from tests.helpers.receiver import Memory, Receiver
 from tests.helpers.scripted import Act, ScriptedServer, answer, drip, drip_body, hang, send_hundred_megabytes
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import TOKEN
 from tests.sources import certified
+from tests.sources.certified import CertificateHost, certificate_host, pem_of, signing_key
 
 URL = CertificateUrl(certified.SNS_HOST, certified.SNS_PATH)
 CONFIG = f"""

@@ -115,8 +115,8 @@ def test_a_start_is_one_commit_which_has_the_routes(engine: Engine) -> None:
     at_start: list[tuple[int, list[str]]] = []
 
     class Watching(Observer):
-        def tell(self, event: str, level: int | None = None, **values: Any) -> None:  # noqa: ANN401  # as there
-            super().tell(event, level, **values)
+        def log(self, event: str, level: int | None = None, **values: Any) -> None:  # noqa: ANN401  # as there
+            super().log(event, level, **values)
             if event != "started":
                 return
             made, node = len(commits), values["node"]
@@ -224,7 +224,7 @@ def test_a_kind_that_is_behind_for_an_hour_is_alerted_once_and_recovers(engine: 
             connection.execute(
                 update(pruning).values(behind_since=since, behind_seconds=0 if hours is None else 90_000)
             )
-        watch.look(work_of(Database(engine), config=CONFIG))
+        watch.check(work_of(Database(engine), config=CONFIG))
         of_events = "alert WHERE kind = 'retention_behind' AND subject = 'events'"
         return count(engine, f"{of_events} AND firing"), count(engine, f"{of_events} AND NOT firing")
 
@@ -243,7 +243,7 @@ def test_rows_that_a_round_leaves_make_it_behind(engine: Engine) -> None:
         with Database(engine).read() as transaction:
             return state_of(transaction, "events")
 
-    one.batch("events", expiry)
+    one.prune_batch("events", expiry)
     assert found().behind_seconds > 86400
     assert found().behind_since is not None
     assert list(batches(one, "events", expiry))

@@ -51,7 +51,7 @@ def no_relay_can_order(engine: Engine) -> Iterator[None]:
 
 
 def could_not_order(relay: Relay) -> bool:
-    return "sequence" in {*relay._steps.failing, *relay._rests.texts()}
+    return "sequence" in {*relay._steps.failing, *relay._locked_routes.as_texts()}
 
 
 @pytest.fixture
@@ -109,13 +109,13 @@ def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_ste
 
 
 def test_a_relay_does_not_end_a_new_alert_of_a_failing_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    stores = alerts.step_failed
+    stores = alerts.alert_failing_step
 
     def then_another_looks(work: Work, step: str, error: str) -> None:
         stores(work, step, error)
-        Watch().look(work)
+        Watch().check(work)
 
-    monkeypatch.setattr(alerts, "step_failed", then_another_looks)
+    monkeypatch.setattr(alerts, "alert_failing_step", then_another_looks)
     with rig.relay() as relay:
         until(lambda: rows(rig.engine, "SELECT 1 FROM relay_node"), "it has started")
         relay._steps.run("sweep", lambda: 1 // 0, 0, subject="crm USER")
@@ -138,7 +138,7 @@ def test_a_lease_whose_row_is_locked_is_renewed_in_the_next_round(engine: Engine
     claimed = [claim_of(steps.claim()) for _ in range(2)]
     steps.do("UPDATE open_delivery SET lease_until = '2026-01-01 00:00:00.000000Z'")
     relay = Relay(Database(engine), PreparedConfig(CONFIG), grace_seconds=0)
-    relay._leases.granted(claimed, relay._leases.began_asking())
+    relay._leases.trust(claimed, relay._leases.now())
     with lock_by_hand(engine, "SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE"):
         relay._renew()
         assert read_renewed(engine) == [2]
@@ -151,18 +151,18 @@ def test_a_lease_that_is_forgotten_while_it_is_renewed_is_not_trusted_again_nor_
     recorded, open_still = (1, "strict", 7), (2, "strict", 7)
     seconds = [100.0]
     leases = Leases(lambda: seconds[0])
-    leases.granted([recorded, open_still], leases.began_asking())
-    assert leases.trusted_until(recorded) < 100 + LEASE_SECONDS, "for less time than others wait for its end"
+    leases.trust([recorded, open_still], leases.now())
+    assert leases.trusts_until(recorded) < 100 + LEASE_SECONDS, "for less time than others wait for its end"
     seconds[0] += 5
-    asked_at = leases.began_asking()
+    asked_at = leases.now()
     leases.forget([recorded])
-    leases.renewed([recorded, open_still], asked_at)
-    assert (leases.trusted(), leases.held()) == ([open_still], [open_still])
-    assert leases.trusted_until(recorded) == 0
-    assert leases.trusted_until(open_still) == 105 + TRUSTED_SECONDS
+    leases.extend([recorded, open_still], asked_at)
+    assert (leases.list_trusted(), leases.held()) == ([open_still], [open_still])
+    assert leases.trusts_until(recorded) == 0
+    assert leases.trusts_until(open_still) == 105 + TRUSTED_SECONDS
     leases.revoke()
-    leases.renewed([open_still], leases.began_asking())
-    assert (leases.trusted(), leases.held(), leases.trusted_until(open_still)) == ([], [], 0)
+    leases.extend([open_still], leases.now())
+    assert (leases.list_trusted(), leases.held(), leases.trusts_until(open_still)) == ([], [], 0)
 
 
 # --- The daemon itself, in a thread: how it ends, told to or not
@@ -256,8 +256,8 @@ def test_a_stop_ends_the_work_that_a_locked_route_delayed(rig: Rig, monkeypatch:
         until(lambda: held.seqs, "one is called")  # until then, all three could be withdrawn
         with no_relay_can_order(rig.engine):
             relay.reload(prepare(rig.config()))
-            until(lambda: "give_back" in {*relay._steps.failing, *relay._rests.texts()}, "two are left")
-            assert len(relay._leases.trusted()) == 3, "they stay leased"
+            until(lambda: "give_back" in {*relay._steps.failing, *relay._locked_routes.as_texts()}, "two are left")
+            assert len(relay._leases.list_trusted()) == 3, "they stay leased"
             held.go.set()
             until(lambda: relay._unrecorded, "the third is left, too")
     assert rig.kinds == ["delivered"]

@@ -19,7 +19,7 @@ from relay.delivery.gates import Gate
 from relay.delivery.policy import policies
 from relay.operations.asks import OneSource
 from relay.steps import Steps
-from relay.store.gates import held_for
+from relay.store.gates import read_hold_seconds
 from relay.store.operator import commands, execution
 from relay.store.sweeps import Listed
 from relay.sweep import run as sweep_run
@@ -110,7 +110,7 @@ def test_a_page_that_asks_for_a_hold_holds_its_api_alone(rig: Rig, directory: Di
     with serving(groups := Directory({"g1": "2026-01-01T00:00:00Z"})) as other:
         more = TABLE.format(url=other.url, count=2).replace("identity", "groups").replace("USER", "GROUP")
         with rig.relay(more=f"{table}{OFTEN}{more}{OFTEN}"):
-            until(lambda: held_for(rig.database, ("api", "identity")) > 1000, "it is held")
+            until(lambda: read_hold_seconds(rig.database, ("api", "identity")) > 1000, "it is held")
             groups.users["g2"] = "2026-01-01T00:00:01Z"
             until(lambda: count(rig.engine, "inbox WHERE entity_id = 'g2'"), "the other is swept meanwhile")
             assert directory.pages == 1
@@ -191,7 +191,7 @@ def broken(*_: object) -> None:
     "trouble",
     [
         ("relay.sweep.run.CompiledSweep.run", lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
-        ("relay.store.sweeps.missing", broken, "the database: ValueError: gone"),
+        ("relay.store.sweeps.find_missing", broken, "the database: ValueError: gone"),
         ("relay.store.sweeps.is_due", lambda *_: 1 / 0, None),
     ],
     ids=["a bug", "the database", "a bug outside of a sweep"],

@@ -27,12 +27,12 @@ from tests.helpers.databases import ON_BOTH, ON_POSTGRES, down
 from tests.helpers.delivering import LOCAL, a_delivery, context, deliver
 from tests.helpers.delivering import config_text as delivery_text
 from tests.helpers.directory import TABLE, Directory
+from tests.helpers.metrics import Kept, keeping
 from tests.helpers.receiver import Receiver, a_link, receiving
 from tests.helpers.relaying import HOPELESS, Steps, run_relay
 from tests.helpers.scripted import answer, serving
 from tests.helpers.storing import an_event
 from tests.helpers.tables import rows
-from tests.helpers.tracing import Kept, keeping
 from tests.helpers.waiting import Stopwatch, stand_still, until
 from tests.helpers.webhooks import body, config_text
 

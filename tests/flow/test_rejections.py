@@ -1,4 +1,4 @@
-"""Requests that are refused: the problem document, and the row that is kept. tests/process/test_malformed.py has their statuses."""
+"""Requests that are refused: the problem document, and the row that is kept. tests/process/test_receiver.py has their statuses."""
 
 from __future__ import annotations
 

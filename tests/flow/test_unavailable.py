@@ -20,7 +20,7 @@ from inbox.receiver import app
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery import policy
-from relay.delivery.alerts import sentence
+from relay.delivery.alerts import format_sentence
 from relay.delivery.gates import BreakerLimits, Gate
 from relay.store.alerts import take_unsent
 from relay.store.database import Database
@@ -173,7 +173,7 @@ async def test_a_sequence_behind_its_table_is_503(
     assert count(engine, "inbox") == 9
     assert count(engine, "rejected_request") == 0
     (first,) = take_unsent(work_of(Database(engine)))
-    assert sentence(first.alert).startswith(
+    assert format_sentence(first.alert).startswith(
         "the receiver can store nothing: the sequence public.inbox_seq_seq is behind"
     )
 
@@ -357,7 +357,7 @@ def see_a_round(rig: Rig) -> None:
     """A command is done after the leases have been looked at in the same round."""
     for act in ("pause", "resume"):
         commands.ask(rig.database, act, Gate(route="everything"), who="kim", why="to see a round")
-    until(lambda: not commands.next_open(rig.database, after=0, most=1), "both commands are done")
+    until(lambda: not commands.read_next_open(rig.database, after=0, most=1), "both commands are done")
 
 
 @ON_BOTH

@@ -78,7 +78,7 @@ def locking(steps: Steps, routes: list[str] | None) -> Iterator[Transaction]:
 
 def lock(steps: Steps, routes: list[str] | None) -> None:
     with steps.database.write() as another:
-        another.limit_waits(50)
+        another.set_lock_timeout(50)
         another.take_order_lock(routes)
 
 

@@ -36,7 +36,7 @@ from relay.store.record import Recorded
 from relay.store.record import record as record_parts
 from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
 from relay.store.transaction import FailedAlone
-from relay.store.work import Reports, Rests, Work
+from relay.store.work import LockedRoutes, Reports, Work
 from tests.helpers.agreement import facts_agree
 from tests.helpers.storing import START, Intake, an_event
 from tests.helpers.traffic import Change
@@ -80,13 +80,13 @@ class Heard(Reports):
         """Steps with resting routes, such as `reap of strict`."""
         self.on_facts: Callable[[Mapping[tuple[str, str], int]], object] = Counter[tuple[str, str]]().update
 
-    def appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
+    def on_appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
         self.on_facts(facts_of)
 
-    def failed_alone(self, item: FailedAlone) -> None:
+    def on_failed_alone(self, item: FailedAlone) -> None:
         self.alone.append(item)
 
-    def database_trouble(self, doing: str, error: BaseException) -> None:  # noqa: ARG002  # the signature of all reports
+    def on_database_trouble(self, doing: str, error: BaseException) -> None:  # noqa: ARG002  # the signature of all reports
         self.held_up.append(doing)
 
 
@@ -173,12 +173,12 @@ class Steps:
         self.node = "r1"
         self.policies = known
         self.config = CONFIG
-        self.heard, self.rests = Heard(), Rests()
+        self.heard, self.locked_routes = Heard(), LockedRoutes()
 
     @property
     def work(self) -> Work:
         """Context of its steps."""
-        return Work(self.database, self.config, self.policies, self.node, self.heard, self.rests)
+        return Work(self.database, self.config, self.policies, self.node, self.heard, self.locked_routes)
 
     def advance(self, seconds: float) -> None:
         """Advance the database's clock as the relay sees it."""
@@ -204,7 +204,7 @@ class Steps:
 
     def claim_due(self, most: int = 100, *routes: str) -> list[Delivery]:
         """Claim due deliveries, by default of every route."""
-        return claim.claim(self.work, [claim.Room(routes or list(self.policies), most)])
+        return claim.claim(self.work, [claim.FreeCapacity(routes or list(self.policies), most)])
 
     def deliver(self, claimed: Sequence[Delivery]) -> list[tuple[Delivery, Outcome]]:
         """Make the attempts."""
@@ -248,7 +248,7 @@ class Steps:
 
     def reap(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
         """Take back expired leases."""
-        return leases.reap(msgspec.structs.replace(self.work, node=node or self.node))
+        return leases.rescue_expired(msgspec.structs.replace(self.work, node=node or self.node))
 
     def round(self) -> int:
         """Run one round and return the number of attempts."""
@@ -275,11 +275,11 @@ class Steps:
 
     def try_again(self) -> None:
         """End the rest of all routes."""
-        self.rests.try_all()
+        self.locked_routes.try_all()
 
     def wait_shortly_for(self, *routes: str) -> None:
         """Make steps use short lock timeouts for these routes, as after a lock timeout."""
-        self.rests.begin("a step", {*routes}, OSError("locked"), is_tried_now=True)
+        self.locked_routes.add("a step", {*routes}, OSError("locked"), is_tried_now=True)
 
     def states(self) -> list[tuple[int, str, str]]:
         """Return seq, route and state of all open deliveries."""
@@ -303,7 +303,7 @@ def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *
 
 
 def _finish(database: Database, config: Config, number: int, heard: Callable[[], None] = lambda: None) -> Command:
-    while (progress := commands.progress(database, number)) and not progress.has_ended:
+    while (progress := commands.read_command(database, number)) and not progress.has_ended:
         execution.work_on(work_of(database, policies(config), config=config), number)
         heard()
     assert progress is not None
@@ -341,7 +341,7 @@ def batches(pruner: LeasedPruner, kind: RetentionKind, before: datetime | None) 
     """Yield pruned batches until nothing is left."""
     is_done = False
     while not is_done:
-        pruned = pruner.batch(kind, before)
+        pruned = pruner.prune_batch(kind, before)
         assert pruned is not None, "the lease is lost"
         yield pruned
         is_done = pruned.is_done
@@ -389,6 +389,6 @@ def _attempt(engine: Engine, database_url: str, events: Iterable[Change], outcom
     database, known = Database(engine), policies(a_config(database_url))
     while sequence.sequence(work_of(database, known)):
         pass
-    while claimed := claim.claim(work_of(database), [claim.Room(["everything"], 500)]):
+    while claimed := claim.claim(work_of(database), [claim.FreeCapacity(["everything"], 500)]):
         record(work_of(database, known), [(delivery, outcome) for delivery in claimed])
     return seqs

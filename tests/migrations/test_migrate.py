@@ -30,7 +30,7 @@ from inbox.db.views import VIEWS
 from inbox.errors import ConfigError
 from relay.cli.inbox import app
 from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, connect_postgres, is_postgres
-from tests.helpers.later import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations
+from tests.helpers.machine import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations
 from tests.helpers.relaying import fill
 from tests.helpers.tables import rows
 from tests.helpers.waiting import until

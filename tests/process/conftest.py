@@ -1,7 +1,6 @@
-"""Both kinds of database for what starts processes: on Postgres the same is proven only when there is time.
+"""Databases for tests that start processes: SQLite, and Postgres among the long tests.
 
-Whatever SQL they send has tests on both kinds in `tests/store` and `tests/flow`. Tests that ask for `module_database_url`
-or `postgres_database_url` run their processes on Postgres each time.
+`tests/store` and `tests/flow` test the SQL on both. Tests with `module_database_url` or `postgres_database_url` use Postgres.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def place(database_url: str, tmp_path: Path) -> Iterator[Site]:
-    """A site with the usual configuration, and nobody at the other end."""
+    """A site with the usual configuration, whose destination does not answer."""
     with site(tmp_path, config_text(database_url)) as made:
         yield made
 
 
 @pytest.fixture
 def sqlite_place(sqlite_database_url: str, tmp_path: Path) -> Iterator[Site]:
-    """The same, on SQLite each time."""
+    """The same site, always on SQLite."""
     with site(tmp_path, config_text(sqlite_database_url)) as made:
         yield made
 
 
 @pytest.fixture
 def postgres_place(postgres_database_url: str, tmp_path: Path) -> Iterator[Site]:
-    """The same, on Postgres each time."""
+    """The same site, always on Postgres."""
     with site(tmp_path, config_text(postgres_database_url)) as made:
         yield made

@@ -1,4 +1,4 @@
-"""`inbox init` and `check`: a first configuration, and everything that keeps one from working, before anything starts."""
+"""`inbox init` writes a first configuration, and `inbox check` reports its mistakes before a program starts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def place(tmp_path: Path) -> Iterator[Site]:
         yield made
 
 
-def configured(
+def configure(
     place: Site,
     database: str,
     url: str = "https://audit.example.com",
@@ -60,14 +60,14 @@ def configured(
     place.configure(GOOD.format(database=database, url=url, secret=secret, timeout=timeout) + more)
 
 
-def checked(place: Site, *options: str, **environment: str) -> Ended:
+def check(place: Site, *options: str, **environment: str) -> Ended:
     ended = place.invoke("inbox", "check", *options, **(ENVIRONMENT | environment))
     assert SECRET.leaks({"stdout": ended.stdout, "stderr": ended.stderr}) == []
     return ended
 
 
 def findings(ended: Ended) -> list[tuple[str, int | None, str | None, str]]:
-    """Give the findings, without the warnings of the tests' own Postgres, which writes nothing through to its disk."""
+    """Return the findings, without those of the tests' Postgres, which does not sync its files."""
     found = json.loads(ended.stdout)["findings"]
     of_server = ("the database has fsync = off", "the database has full_page_writes = off")
     return [(e["level"], e["line"], e["key"], e["text"]) for e in found if not e["text"].startswith(of_server)]
@@ -76,7 +76,7 @@ def findings(ended: Ended) -> list[tuple[str, int | None, str | None, str]]:
 # --- the first file
 
 
-def test_a_written_file_is_replaced_only_when_that_is_asked_for_and_no_link_is_followed(place: Site) -> None:
+def test_init_replaces_a_file_only_with_force_and_follows_no_link(place: Site) -> None:
     file = place.folder / "inbox.toml"
     file.unlink()
     for wrong in ((), ("--source", "githbu"), ("--source", "github", "--database", "mysql")):
@@ -97,7 +97,7 @@ def test_a_written_file_is_replaced_only_when_that_is_asked_for_and_no_link_is_f
 # --- the file
 
 
-def test_both_sides_say_the_same_mistakes_when_they_start(place: Site) -> None:
+def test_both_sides_report_the_same_mistakes_when_they_start(place: Site) -> None:
     place.configure(MISTAKEN)
     ended = place.invoke("inbox", "check", "--json")
     document = json.loads(ended.stdout)
@@ -118,17 +118,17 @@ def test_both_sides_say_the_same_mistakes_when_they_start(place: Site) -> None:
     assert of_relay - of_receiver
 
 
-def test_a_secret_that_is_hardly_meant_so_is_a_warning(place: Site, sqlite_database_url: str) -> None:
+def test_a_secret_that_looks_like_a_mistake_is_a_warning(place: Site, sqlite_database_url: str) -> None:
     for value in ('"plain-secret"', '"env:BLANK"', '"env:QUOTED"', '"env:UNEXPANDED"'):
-        configured(place, sqlite_database_url, secret=value)
-        ended = checked(place, "--json", BLANK="x ", QUOTED='"x"', UNEXPANDED="${X}")
+        configure(place, sqlite_database_url, secret=value)
+        ended = check(place, "--json", BLANK="x ", QUOTED='"x"', UNEXPANDED="${X}")
         assert [each[:3] for each in findings(ended) if each[1]] == [("warning", 6, "[sources.github] secrets[0]")]
 
 
-def test_a_table_that_nothing_uses_yet_can_only_warn(place: Site, sqlite_database_url: str) -> None:
+def test_a_mistake_in_an_unused_table_is_only_a_warning(place: Site, sqlite_database_url: str) -> None:
     spare = '[destinations.spare]\nkind = "slack"\nurl = "env:NO"\ntext = "{event.seq:foo}"\n'
-    configured(place, sqlite_database_url, more=spare + API.format(url="http://10.0.0.1").replace("allow_private", "#"))
-    ended = checked(place, "--json")
+    configure(place, sqlite_database_url, more=spare + API.format(url="http://10.0.0.1").replace("allow_private", "#"))
+    ended = check(place, "--json")
     assert ended.status == 1
     assert {(level, key) for level, _, key, _ in findings(ended)} == {
         ("warning", "[destinations.spare] url"),
@@ -141,60 +141,62 @@ def test_a_table_that_nothing_uses_yet_can_only_warn(place: Site, sqlite_databas
 # --- the database
 
 
-def test_a_database_without_a_schema_is_a_mistake_and_stays_as_it_is(place: Site) -> None:
-    configured(place, f"sqlite:///{place.folder}/new.db")
-    ended = checked(place)
+def test_a_database_without_a_schema_is_a_mistake_and_is_not_created(place: Site) -> None:
+    configure(place, f"sqlite:///{place.folder}/new.db")
+    ended = check(place)
     assert (ended.status, "run `inbox migrate`" in ended.stdout) == (2, True)
     assert not (place.folder / "new.db").exists()
     assert place.invoke("inbox", "migrate", **ENVIRONMENT).status == 0
-    ended = checked(place)
+    ended = check(place)
     assert (ended.status, ended.stdout.splitlines()[-1]) == (0, "both sides would start")
 
 
-def test_a_database_that_does_not_answer_is_a_mistake_once_it_is_asked(place: Site, database_url: str) -> None:
+def test_an_unreachable_database_is_a_mistake_with_online_only(place: Site, database_url: str) -> None:
     url = f"postgresql+psycopg://relay:{SECRET.plain('database')}@127.0.0.1:{find_closed_port()}/inbox"
-    configured(place, "env:DB")
-    ended = checked(place, "--json", DB=url)
+    configure(place, "env:DB")
+    ended = check(place, "--json", DB=url)
     assert (ended.status, json.loads(ended.stdout)["database"]["state"]) == (0, "not asked")
-    ended = checked(place, "--online", "--json", DB=url)
+    ended = check(place, "--online", "--json", DB=url)
     assert ended.status == 2
     level, line, key, text = findings(ended)[0]
     assert (level, line, key) == ("mistake", 3, "[database] url")
     assert text.startswith("env:DB: the database does not answer: connection failed")
-    ended = checked(place, "--online", "--json", DB=url, INBOX_DATABASE_URL=database_url)
+    ended = check(place, "--online", "--json", DB=url, INBOX_DATABASE_URL=database_url)
     database = json.loads(ended.stdout)["database"]
     assert (database["origin"], database["state"]) == ("INBOX_DATABASE_URL", "current")
-    assert checked(place, DB=url, INBOX_DATABASE_URL="mysql://me:secret@host/x").status == 2
+    assert check(place, DB=url, INBOX_DATABASE_URL="mysql://me:secret@host/x").status == 2
 
 
 # --- other systems
 
 
-def asked(ended: Ended) -> dict[str, dict[str, Any]]:
+def calls_of(ended: Ended) -> dict[str, dict[str, Any]]:
     return {each["key"]: each for each in json.loads(ended.stdout)["asked"]}
 
 
-def test_each_system_is_asked_without_a_change_and_any_answer_is_one(place: Site, sqlite_database_url: str) -> None:
+def test_online_calls_each_system_without_changing_it_and_accepts_any_response(
+    place: Site, sqlite_database_url: str
+) -> None:
     routes = {
         "POST /token": [answer(200, {"access_token": SECRET.plain("token")})],
         "OPTIONS /api": [answer(404)],
         "OPTIONS /hook": [answer(302, Location="/elsewhere")],
     }
     with serving(answer(500), routes=routes) as server:
-        configured(place, sqlite_database_url, server.url, more=API.format(url=server.url))
-        ended = checked(place, "--online", "--json")
+        configure(place, sqlite_database_url, server.url, more=API.format(url=server.url))
+        ended = check(place, "--online", "--json")
         assert (ended.status, findings(ended)) == (0, [])
-        assert {key: (each["reached"], each["text"]) for key, each in asked(ended).items()} == {
+        assert {key: (each["reached"], each["text"]) for key, each in calls_of(ended).items()} == {
             "apis.a": (True, "answered 404"),
             "destinations.audit": (True, "answered 302"),
         }
         assert sorted(server.asked) == sorted(routes)
 
 
-def test_a_system_that_is_not_reached_is_a_warning_with_its_line(place: Site, sqlite_database_url: str) -> None:
+def test_an_unreachable_system_is_a_warning_with_its_line(place: Site, sqlite_database_url: str) -> None:
     with serving(hang) as server:
         for url, told in ((server.url, "0.2 s"), (f"http://127.0.0.1:{find_closed_port()}", "Connection refused")):
-            configured(place, sqlite_database_url, url, timeout="200ms")
-            ended = checked(place, "--online", "--json")
+            configure(place, sqlite_database_url, url, timeout="200ms")
+            ended = check(place, "--online", "--json")
             assert [each[:3] for each in findings(ended)] == [("warning", 7, "[destinations.audit]")]
-            assert (ended.status, told in asked(ended)["destinations.audit"]["text"]) == (1, True)
+            assert (ended.status, told in calls_of(ended)["destinations.audit"]["text"]) == (1, True)

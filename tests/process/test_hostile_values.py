@@ -1,4 +1,4 @@
-"""Whatever stands in the database or comes from other systems, no command of either side hands it to a terminal as it is."""
+"""No command writes a hostile value of the database or of another system to the terminal unescaped."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay retry": ("--all --reason x", "--all --reason x --json", "--seq 1 --reason HOSTILE --yes", "--api HOSTILE --reason x"),
     "relay rebuild": ("", "--json"),
 }  # fmt: skip
-"""Each command with its options. HOSTILE stands for an argument that somebody has pasted."""
+"""Options for each command; HOSTILE stands for a pasted hostile argument."""
 
 WITHOUT_VALUES = {
     *("inbox serve", "relay run", "relay web"),  # they write logs: of a relay below, of the others with their tests
-    *("inbox migrate", "inbox roles", "relay stop", "relay continue"),  # they show words of the code, and numbers
-    *("relay web passwd", "relay web token"),  # they show a name that they have checked
+    *("inbox migrate", "inbox roles", "relay stop", "relay continue"),  # they show only words of the code and numbers
+    *("relay web passwd", "relay web token"),  # they show only a validated name
     *("relay demo", "relay demo identity", "relay demo commercial"),  # tests/demo/test_demo.py
     *("inbox check", "inbox send"),  # tests/process/test_check.py, and below
 }
 
 
 def commands_of(command: object, path: str) -> Iterator[str]:
-    """Every command below `command`, by its path; a group that does something itself is one."""
+    """Yield the paths of all commands below `command`, and of groups that are commands themselves."""
     inner = getattr(command, "commands", {})
     if not inner or getattr(command, "invoke_without_command", False):
         yield path
@@ -88,14 +88,14 @@ def test_every_command_of_both_sides_has_its_case_here() -> None:
     assert found == CASES.keys() | WITHOUT_VALUES
 
 
-# --- a database with the value in every column
+# --- a database with the hostile value in every column
 
 
 READMITTABLE = text(
     "INSERT INTO rejected_request (received_at, source, status, cause, reason, headers, body_sha256, body)"
     " SELECT received_at, 'trivore', 422, cause, reason, '{}', body_sha256, :body FROM rejected_request"
 )
-"""A refused request of a known source, that can be read now."""
+"""Adds a rejected request that can be readmitted."""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def planted(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedServer]:
-    """A service that answers with it, whatever it is asked."""
+    """A service whose every response has the hostile value."""
     item = {"id": HOSTILE, "name": HOSTILE, "meta": {"lastModified": "2026-01-01T00:00:00Z"}}
     with serving(answer(200, {**item, "items": [{**item, "name": "other"}], "resources": [item]})) as made:
         yield made
@@ -126,17 +126,17 @@ def configure(folder: Path, database_url: str, server: ScriptedServer, monkeypat
     monkeypatch.setenv("INBOX_CONFIG", str(folder / "inbox.toml"))
     monkeypatch.setenv("COLUMNS", "20000")
     monkeypatch.setattr(status, "_LOOK_AGAIN_SECONDS", 0)
-    monkeypatch.setattr(listings, "wait_for_more", interrupted)
+    monkeypatch.setattr(listings, "wait_for_more", interrupt)
 
 
-def interrupted() -> None:
-    """Ctrl-C, when a tail has shown all there is."""
+def interrupt() -> None:
+    """Press Ctrl-C once a tail has shown all rows."""
     raise KeyboardInterrupt
 
 
 @pytest.fixture
 def copied(planted: Path, tmp_path: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A copy of the planted database, whose relay runs at this moment, and a configuration with it; gives its URL."""
+    """The URL of a configured copy of the planted database with a running relay."""
     shutil.copy(planted, tmp_path / "inbox.db")
     engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
     with engine.begin() as connection:
@@ -152,11 +152,10 @@ def run(command: str, options: str) -> Ended:
 
 
 def check(command: str, options: str, *, terminal: bool) -> Ended:
-    """No harm in what was written."""
+    """Run a command and check that its output is harmless and valid JSON where that was asked for."""
     ran = run(command, options)
-    what = f"{command} {options}"
-    assert harm_of(ran.stdout, terminal=terminal) == [], (what, ran.stdout)
-    assert harm_of(ran.stderr, terminal=terminal) == [], (what, ran.stderr)
+    for written in (ran.stdout, ran.stderr):
+        assert harm_of(written, terminal=terminal) == [], (command, options, written)
     if "--json" in options and ran.stdout:
         json.loads(ran.stdout)
     if "--ndjson" in options:
@@ -167,7 +166,7 @@ def check(command: str, options: str, *, terminal: bool) -> Ended:
 @pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
 @pytest.mark.parametrize("command", CASES)
 @pytest.mark.usefixtures("copied")
-def test_no_command_writes_what_moves_a_cursor_hides_or_is_markup(
+def test_no_command_writes_control_characters_hidden_text_or_markup(
     command: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(*(("FORCE_COLOR", "1") if terminal else ("NO_COLOR", "1")))
@@ -175,12 +174,12 @@ def test_no_command_writes_what_moves_a_cursor_hides_or_is_markup(
     for options in CASES[command]:
         ran = check(command, options, terminal=terminal)
         shown += ran.stdout + ran.stderr
-    assert f"{MARK} " in shown, "nothing of it was shown at all"
-    assert "[link=https://evil.example]" in shown, "the markup was taken for markup"
+    assert f"{MARK} " in shown, "the value was not shown at all"
+    assert "[link=https://evil.example]" in shown, "the markup was interpreted"
     assert ":warning:" in shown
 
 
-def test_no_line_of_a_relays_log_can_be_broken_coloured_or_forged(
+def test_hostile_values_cannot_forge_a_line_of_a_relays_log(
     copied: str, tmp_path: Path, server: ScriptedServer
 ) -> None:
     engine = engines.connect(copied, application="tests")
@@ -198,7 +197,7 @@ def test_no_line_of_a_relays_log_can_be_broken_coloured_or_forged(
     assert [line for line in relay.output.splitlines() if not line.startswith(("  ", "20", "Traceback"))] == []
 
 
-def test_a_replay_of_such_entities_is_done(copied: str) -> None:
+def test_hostile_entities_can_be_replayed(copied: str) -> None:
     engine = engines.connect(copied, application="tests")
     assert run("relay replay", "--entity HOSTILE --reason HOSTILE --yes").status == 0
     (command,) = rows(engine, "SELECT kind, state, reason, affected FROM relay_command WHERE id > 1")
@@ -206,7 +205,7 @@ def test_a_replay_of_such_entities_is_done(copied: str) -> None:
     engine.dispose()
 
 
-def test_the_answer_to_a_webhook_that_is_sent_is_shown_without_harm(
+def test_inbox_send_escapes_the_response(
     tmp_path: Path, server: ScriptedServer, planted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(tmp_path, f"sqlite:///{planted}", server, monkeypatch)
@@ -215,7 +214,7 @@ def test_the_answer_to_a_webhook_that_is_sent_is_shown_without_harm(
         assert MARK in ran.stdout + ran.stderr
 
 
-def test_the_text_of_a_bugs_exception_is_escaped_too(
+def test_the_text_of_an_unexpected_exception_is_escaped_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
@@ -234,6 +233,6 @@ def test_the_text_of_a_bugs_exception_is_escaped_too(
 
 
 @pytest.mark.parametrize("command", ["inbox show", "inbox list --before", "inbox rejected --id", "relay cancel --seq"])
-def test_a_number_that_no_row_can_have_is_wrong_use(command: str) -> None:
+def test_a_number_beyond_64_bits_is_wrong_use(command: str) -> None:
     ended = invoke(*command.split(), str(2**63))
     assert (ended.status, "Invalid value" in ended.stderr) == (2, True)

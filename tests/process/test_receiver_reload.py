@@ -1,4 +1,4 @@
-"""A receiver that runs reads its configuration again on SIGHUP; one that can't be used changes nothing."""
+"""A running receiver reads its configuration again on SIGHUP; an unusable one changes nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ audience = "{AUDIENCE}"
 secrets = ["file:{{keys}}"]
 """
 SHARED_KEY = json.dumps({"keys": [{"kty": "oct", "kid": "s", "k": "dG9wc2VjcmV0"}]})
-"""A key that both sides know can't be used: whoever verifies could sign."""
+"""A symmetric key, which is refused: the verifier could sign with it."""
 
 
 def source(name: str, *secrets: str, preset: str = "trivore") -> str:
@@ -50,12 +50,12 @@ auth = {{ kind = "header", name = "X-Webhook-Token", secrets = {list(secrets)} }
 
 
 def post(port: int, name: str, token: str = TOKEN) -> int:
-    """The status that a webhook of this source is answered with."""
+    """Post a webhook to this source and return the status."""
     return post_json(port, f"/webhooks/{name}", body(), {"X-Webhook-Token": token})
 
 
-def replaced(receiver: Program, do: Callable[[], None]) -> str:
-    """Do what makes gunicorn replace its workers and wait until it has; gives what was written meanwhile."""
+def replace_workers(receiver: Program, do: Callable[[], None]) -> str:
+    """Call `do`, wait until gunicorn has replaced its workers, and return the output since."""
     workers, written = set(receiver.children()), len(receiver.output)
 
     def are_others() -> bool:
@@ -73,12 +73,12 @@ def crash(receiver: Program) -> None:
         for pid in receiver.children():
             os.kill(pid, signal.SIGKILL)
 
-    replaced(receiver, kill_workers)
+    replace_workers(receiver, kill_workers)
 
 
 def mistakes_after_reload(receiver: Program) -> list[str]:
-    """Reload; return the mistakes for which that was refused, none when it was not."""
-    written = replaced(receiver, lambda: receiver.send(signal.SIGHUP))
+    """Reload and return the mistakes of a refused configuration."""
+    written = replace_workers(receiver, lambda: receiver.send(signal.SIGHUP))
     said = [line.partition(REFUSED)[2] for line in written.splitlines() if REFUSED in line]
     assert not said or said.pop() == "the old configuration stays"
     return said
@@ -96,7 +96,7 @@ def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(
             until(lambda: sender.acknowledged >= acknowledged + 100, "the sender is at work")
             config += source(f"added-{number}", TOKEN)
             place.configure(config)
-            written = replaced(receiver, lambda: send(receiver.pid, signal.SIGHUP))
+            written = replace_workers(receiver, lambda: send(receiver.pid, signal.SIGHUP))
             assert "[INFO] reloaded sources=trivore,unrouted,added-1" in written
             assert post(port, f"added-{number}") == 200
     sends = sender.sends.lines()
@@ -105,7 +105,7 @@ def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(
     assert checkers.find_complaints(place.logs()) == []
 
 
-def test_a_worker_that_leaves_answers_a_request_on_an_open_connection(sqlite_place: Site) -> None:
+def test_a_stopping_worker_answers_a_request_on_an_open_connection(sqlite_place: Site) -> None:
     receiver, port = sqlite_place.receiver(1, LINGERS)
     asking, silent = (http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(2))
 
@@ -122,13 +122,13 @@ def test_a_worker_that_leaves_answers_a_request_on_an_open_connection(sqlite_pla
         assert ask(asking) == "close"
 
     assert [ask(connection) for connection in (asking, silent)] == [None, None]
-    replaced(receiver, reload_and_ask)
+    replace_workers(receiver, reload_and_ask)
     assert silent.sock is not None
     assert silent.sock.recv(1) == b""
     silent.close()
 
 
-def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force_over_crashes(
+def test_a_bad_file_is_refused_and_the_old_one_stays_even_after_a_crash(
     postgres_place: Site, postgres_database_url: str
 ) -> None:
     good, port = config_text(postgres_database_url), free_port()
@@ -159,7 +159,7 @@ def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force
     assert len(receiver.children()) == 2
 
 
-def test_secrets_and_keys_in_files_are_taken_up_on_sighup_and_not_before(
+def test_secrets_and_keys_in_files_are_read_again_on_sighup_only(
     sqlite_place: Site, sqlite_database_url: str, tmp_path: Path
 ) -> None:
     secret, keys = tmp_path / "secret", tmp_path / "jwks.json"
@@ -172,7 +172,7 @@ def test_secrets_and_keys_in_files_are_taken_up_on_sighup_and_not_before(
     tokens = iter("12345")
 
     def answers() -> list[int]:
-        """The statuses with the first secret, with the second, and with a token of the first key."""
+        """Return the statuses with the first secret, with the second, and with a token of the first key."""
         token = make_token(RSA, "RS256", "r", jti=next(tokens))
         signed = post_json(port, "/webhooks/signals", token, {"Content-Type": "application/secevent+jwt"})
         return [*(post(port, "rotating", each) for each in ("first", "second")), signed]
@@ -203,10 +203,10 @@ def test_a_receiver_does_not_start_without_a_usable_key_and_says_why(sqlite_plac
     assert "dG9wc2VjcmV0" not in receiver.output
 
 
-def test_a_bug_that_a_reload_meets_stops_nothing_and_its_message_is_not_told(
+def test_an_unexpected_error_in_a_reload_stops_nothing_and_its_message_is_not_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever `on_reload` raises ends gunicorn's master, and with it every worker."""
+    """An exception in `on_reload` would end gunicorn's master and all workers."""
 
     def fail() -> None:
         raise RuntimeError(SECRET)

@@ -43,8 +43,8 @@ class _Changed(Statement):
     def __init__(self, original: Statement, parts: Sequence[tuple[str, str]]) -> None:
         self._original, self._parts = original, parts
 
-    def of(self, dialect: Sql) -> Any:  # noqa: ANN401  # as the store has it
-        written = self._original.of(dialect)
+    def compile_for(self, dialect: Sql) -> Any:  # noqa: ANN401  # as the store has it
+        written = self._original.compile_for(dialect)
         found = written.text.text
         for part, instead in self._parts:
             assert part in found
@@ -53,7 +53,7 @@ class _Changed(Statement):
 
 
 def _without_the_fence(rows: Iterable[Any], claims: Iterable[Claimed]) -> dict[Claimed, Any]:
-    """Replace `still_leased`, ignoring tokens."""
+    """Replace `select_leased`, ignoring tokens."""
     found = {(row.seq, row.route): row for row in rows if row.state == "in_flight"}
     return {claim: found[claim[:2]] for claim in claims if claim[:2] in found}
 
@@ -64,7 +64,7 @@ def change(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plant
 
 
 without_the_order_lock = replace(Transaction, "take_order_lock", _now_without_a_lock)
-without_the_fence = replace(record, "still_leased", _without_the_fence)
+without_the_fence = replace(record, "select_leased", _without_the_fence)
 
 
 def the_lock_of_another_route(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ def test_a_secret_that_is_not_there_stops_the_start_and_names_the_source() -> No
     assert not is_refused(verifier_of(source, PRESETS["trivore"], {"TOKEN": "s3cret"}), request("bearer", "s3cret"))
 
 
-# --- the sender's address; `tests/process/test_sender_addresses.py` tests it over connections
+# --- the sender's address, as far as it needs no connection: `tests/process/test_receiver.py` has those
 
 
 RIGHT = RawRequest("acme", {"authorization": "Bearer s3cret"}, b"{}", NOW)

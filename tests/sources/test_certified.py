@@ -20,7 +20,6 @@ from inbox.sources import PRESETS, preset_of
 from inbox.sources.keys import MOST_KEPT, CertificateUrl
 from inbox.sources.normalize import events_of
 from inbox.sources.presets.sns import SignedMessage
-from tests.helpers.certificate_host import pem_of, signing_key
 from tests.helpers.webhooks import mistake
 from tests.sources.certified import (
     CONFIRMATION,
@@ -41,8 +40,10 @@ from tests.sources.certified import (
     make_paypal,
     make_sns,
     paypal_verifier,
+    pem_of,
     sign_paypal,
     sign_sns,
+    signing_key,
     sns_verifier,
     with_token,
 )

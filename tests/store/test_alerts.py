@@ -57,7 +57,7 @@ A, B = (Alert("endpoint_retired", f"destination {name}", firing=True) for name i
 
 def note(steps: Steps, *noted: Alert) -> None:
     with steps.database.write() as transaction:
-        alerts.note(transaction, noted, transaction.take_order_lock())
+        alerts.store_alerts(transaction, noted, transaction.take_order_lock())
 
 
 def test_a_relay_that_has_stopped_in_order_fails_at_nothing(steps: Steps) -> None:
@@ -75,11 +75,11 @@ def test_a_thousand_deaths_on_a_route_are_one_alert_until_none_is_dead(steps: St
     for _ in range(4):
         steps.attempt(HOPELESS)
     watch = Watch()
-    watch.look(work_of(steps.database, config=CONFIG))
+    watch.check(work_of(steps.database, config=CONFIG))
     assert alerts_of(steps) == [("delivery_dead", "strict", True)]
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
-    watch.look(work_of(steps.database, config=CONFIG))
-    watch.look(work_of(steps.database, config=CONFIG))
+    watch.check(work_of(steps.database, config=CONFIG))
+    watch.check(work_of(steps.database, config=CONFIG))
     assert alerts_of(steps) == [("delivery_dead", "strict", True), ("delivery_dead", "strict", False)]
     steps.attempt(HOPELESS)
     assert alerts_of(steps)[-1] == ("delivery_dead", "strict", True)
@@ -88,7 +88,7 @@ def test_a_thousand_deaths_on_a_route_are_one_alert_until_none_is_dead(steps: St
 def test_a_blocked_delivery_keeps_its_alert(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["blocking"]))
     steps.attempt(HOPELESS, "blocking")
-    Watch().look(work_of(steps.database, config=CONFIG))
+    Watch().check(work_of(steps.database, config=CONFIG))
     assert alerts_of(steps) == [("delivery_dead", "blocking", True)]
 
 
@@ -109,22 +109,22 @@ def test_a_death_while_the_last_one_is_closed_stays_alerted(steps: Steps, monkey
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
     with monkeypatch.context() as patched:
         act_before_storing(patched, "_store", lambda: steps.attempt(HOPELESS))
-        Watch().look(work_of(steps.database, config=CONFIG))
+        Watch().check(work_of(steps.database, config=CONFIG))
     assert alerts_of(steps) == [("delivery_dead", "strict", True)]
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
-    Watch().look(work_of(steps.database, config=CONFIG))
+    Watch().check(work_of(steps.database, config=CONFIG))
     assert alerts_of(steps)[1:] == [("delivery_dead", "strict", False)]
 
 
 def test_a_step_that_fails_during_its_recovery_is_alerted(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     describe(work_of(steps.database, node="r1"), "host", 1, "1.0")
-    alerts.step_failed(steps.work, "reap", "no")
+    alerts.alert_failing_step(steps.work, "reap", "no")
     with monkeypatch.context() as patched:
         act_before_storing(patched, "_store", lambda: heartbeat(steps.database, "r1", {"reap": "no"}))
-        Watch().look(work_of(steps.database, config=CONFIG))
+        Watch().check(work_of(steps.database, config=CONFIG))
     assert alerts_of(steps) == [("step_failed", "reap", True)]
     heartbeat(steps.database, "r1")
-    Watch().look(work_of(steps.database, config=CONFIG))
+    Watch().check(work_of(steps.database, config=CONFIG))
     assert alerts_of(steps)[1:] == [("step_failed", "reap", False)]
 
 
@@ -141,18 +141,18 @@ def test_a_route_is_behind_when_an_event_has_waited_for_too_long(steps: Steps) -
     steps.arrive(an_event(1), an_event(2))
     watch = Watch()
     steps.advance(600)
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     assert alerts_of(steps) == []
     steps.advance(5)
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     steps.advance(5)
-    Watch().look(work_of(steps.database, config=WATCHED))
+    Watch().check(work_of(steps.database, config=WATCHED))
     assert alerts_of(steps) == [("backlog_old", "strict", True)]
     (row,) = steps.rows("SELECT detail FROM alert")
     assert row["detail"] == {"seq": 1, "age_seconds": 605}
     steps.attempt(DONE)
     steps.attempt(DONE)
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     assert alerts_of(steps)[1:] == [("backlog_old", "strict", False)]
 
 
@@ -168,40 +168,40 @@ def test_an_old_event_open_again_is_seen_within_a_minute_and_by_no_relay_taken_f
     for _ in range(2):
         steps.attempt(DONE)
     watch, other = Watch(lambda: seconds[0]), Watch(lambda: seconds[0])
-    other.look(work_of(steps.database, config=WATCHED))
-    watch.look(work_of(steps.database, config=WATCHED))
+    other.check(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     steps.do(a_row(1))
     steps.advance(700)
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     assert alerts_of(steps) == [], "it begins where it came to"
     seconds[0] += 60
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     seconds[0] -= 30
-    other.look(work_of(steps.database, config=WATCHED))
+    other.check(work_of(steps.database, config=WATCHED))
     assert alerts_of(steps) == [("backlog_old", "strict", True)]
 
 
 def test_a_source_is_silent_when_nothing_arrives_and_heard_when_something_does(steps: Steps, clock: FakeClock) -> None:
     steps.receive(an_event(1))
     watch = Watch()
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     steps.advance(3700)
-    Watch().look(work_of(steps.database, config=WATCHED))
+    Watch().check(work_of(steps.database, config=WATCHED))
     assert ("source_silent", "trivore", True) in alerts_of(steps), "a relay that starts knows for how long"
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     steps.receive(msgspec.structs.replace(an_event(2), received_at=clock.moment))
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     assert alerts_of(steps)[-1] == ("source_silent", "trivore", False)
 
 
 def test_a_source_that_was_never_heard_is_silent_from_the_first_look_on(steps: Steps) -> None:
     watch = Watch()
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     steps.advance(3500)
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     assert alerts_of(steps) == []
     steps.advance(200)
-    watch.look(work_of(steps.database, config=WATCHED))
+    watch.check(work_of(steps.database, config=WATCHED))
     assert alerts_of(steps) == [("source_silent", "trivore", True)]
 
 
@@ -210,17 +210,17 @@ def test_a_step_recovers_when_it_works_again_while_others_of_its_relay_still_fai
     names = ("claim", "reap", "renew")
     note(steps, *(Alert("step_failed", name, firing=True) for name in names))
     heartbeat(steps.database, "r1", dict.fromkeys(names, "it fails"))
-    Watch().look(work_of(steps.database, config=CONFIG))
+    Watch().check(work_of(steps.database, config=CONFIG))
     assert [firing for _, _, firing in alerts_of(steps)] == [True] * 3
     heartbeat(steps.database, "r1", dict.fromkeys(("claim", "renew"), "it fails"))
-    Watch().look(work_of(steps.database, config=CONFIG))
+    Watch().check(work_of(steps.database, config=CONFIG))
     assert alerts_of(steps)[3:] == [("step_failed", "reap", False)]
 
 
 def test_each_alert_is_told_by_one_relay_in_their_order(steps: Steps) -> None:
     note(steps, A, B)
-    assert [posted.alert.subject for posted in alerts.take_untold(steps.work)] == ["destination a", "destination b"]
-    assert alerts.take_untold(steps.work) == []
+    assert [posted.alert.subject for posted in alerts.take_unlogged(steps.work)] == ["destination a", "destination b"]
+    assert alerts.take_unlogged(steps.work) == []
 
 
 def test_an_alert_is_posted_by_one_relay_and_again_after_a_minute_unless_its_failure_is_final(steps: Steps) -> None:
@@ -228,16 +228,16 @@ def test_an_alert_is_posted_by_one_relay_and_again_after_a_minute_unless_its_fai
     first, second, third = (alerts.take_unsent(steps.work)[0] for _ in range(3))
     assert [posted.alert.subject for posted in (first, second, third)] == [f"destination {name}" for name in "abc"]
     assert alerts.take_unsent(steps.work) == []
-    alerts.posted(steps.database, first.id)
-    alerts.posted(steps.database, second.id, "alert answered 503")
-    alerts.posted(steps.database, third.id, "it can't be posted", is_final=True)
+    alerts.record_post(steps.database, first.id)
+    alerts.record_post(steps.database, second.id, "alert answered 503")
+    alerts.record_post(steps.database, third.id, "it can't be posted", is_final=True)
     assert [row["error"] for row in steps.rows("SELECT error FROM alert ORDER BY id LIMIT 2")] == [
         None,
         "alert answered 503",
     ]
     steps.advance(60)
     assert [posted.id for posted in alerts.take_unsent(steps.work)] == [second.id]
-    alerts.posted(steps.database, second.id)
+    alerts.record_post(steps.database, second.id)
     steps.advance(3600)
     assert alerts.take_unsent(steps.work) == []
     assert steps.rows("SELECT error FROM alert WHERE sent_at IS NOT NULL") == [{"error": None}] * 2
@@ -246,7 +246,7 @@ def test_an_alert_is_posted_by_one_relay_and_again_after_a_minute_unless_its_fai
 def test_the_end_of_a_condition_is_posted_after_its_begin_also_where_that_had_to_be_tried_twice(steps: Steps) -> None:
     note(steps, A)
     (begin,) = alerts.take_unsent(steps.work)
-    alerts.posted(steps.database, begin.id, "no answer")
+    alerts.record_post(steps.database, begin.id, "no answer")
     note(steps, msgspec.structs.replace(A, firing=False), B)
     assert [posted.alert.subject for posted in alerts.take_unsent(steps.work)] == ["destination b"]
     assert alerts.take_unsent(steps.work) == []
@@ -254,7 +254,7 @@ def test_the_end_of_a_condition_is_posted_after_its_begin_also_where_that_had_to
     for firing in (True, False):
         (taken,) = [each for each in alerts.take_unsent(steps.work) if each.alert.subject == A.subject]
         assert taken.alert.firing is firing
-        alerts.posted(steps.database, taken.id)
+        alerts.record_post(steps.database, taken.id)
 
 
 def test_kinds_of_a_newer_version_are_left_to_it(steps: Steps) -> None:
@@ -263,7 +263,7 @@ def test_kinds_of_a_newer_version_are_left_to_it(steps: Steps) -> None:
         " VALUES ('2026-01-01 00:00:00.000000Z', 'of_tomorrow', 'x', true, '{}')"
     )
     note(steps, A)
-    assert [posted.alert.kind for posted in alerts.take_untold(steps.work)] == ["endpoint_retired"]
+    assert [posted.alert.kind for posted in alerts.take_unlogged(steps.work)] == ["endpoint_retired"]
     assert [posted.alert.kind for posted in alerts.take_unsent(steps.work)] == ["endpoint_retired"]
 
 
@@ -391,8 +391,8 @@ def test_attempts_are_told_by_outcome_and_deliveries_by_their_age(steps: Steps, 
         facts.Dead(cause="exhausted", error="503"): "exhausted",
         facts.DeliveredFact(did="forwarded"): "delivered",
     }
-    observer.recorded(Recorded(delivery, fact) for fact in of_this)
-    observer.recorded([Recorded(msgspec.structs.replace(delivery, run=1), Unchanged()), Recorded(delivery, None)])
+    observer.on_recorded(Recorded(delivery, fact) for fact in of_this)
+    observer.on_recorded([Recorded(msgspec.structs.replace(delivery, run=1), Unchanged()), Recorded(delivery, None)])
     assert values_of(told, metrics.ATTEMPTS) == {("strict", outcome): 1 for outcome in (*of_this.values(), "unchanged")}
     assert (values_of(told, metrics.DELIVERY_SECONDS), values_of(told, metrics.DISCARDED)) == (
         {("strict",): 30},
@@ -403,12 +403,12 @@ def test_attempts_are_told_by_outcome_and_deliveries_by_their_age(steps: Steps, 
 def test_every_committed_fact_is_counted_and_none_that_is_rolled_back(steps: Steps) -> None:
     told = Told()
     observer = Observer(told)
-    steps.heard.on_facts = observer.appended
+    steps.heard.on_facts = observer.on_appended
     steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]), an_event(3))
     steps.attempt(UNWELL)
     steps.claim("latest")
     steps.advance(60)
-    observer.reaped(steps.reap("r2"))
+    observer.on_rescued(steps.reap("r2"))
     steps.attempt(DONE, "latest")
     logged = Counter((row["route"], row["kind"]) for row in steps.rows("SELECT route, kind FROM delivery_log"))
     assert values_of(told, metrics.FACTS) == logged
@@ -421,10 +421,10 @@ def test_a_breaker_is_told_when_it_changes_and_when_its_row_is_gone() -> None:
     observer, before = Observer(told), Gates()
     for state, value in ((BreakerState.OPEN, 2), (BreakerState.HALF_OPEN, 1), (BreakerState.RETIRED, 3)):
         now = Gates(breakers={CRM: Breaker(state), ("entity", "trivore|USER|u1"): Breaker(state)})
-        observer.gates_changed(before, now)
+        observer.on_gates_changed(before, now)
         assert values_of(told, metrics.BREAKER) == {CRM: value}
         before = now
-    observer.gates_changed(before, Gates())
+    observer.on_gates_changed(before, Gates())
     assert values_of(told, metrics.BREAKER) == {CRM: 0}
 
 

@@ -15,16 +15,16 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import takes_too_long
 from relay.delivery import facts
-from relay.delivery.gates import GateKey, entity_key
+from relay.delivery.gates import GateKey, make_entity_key
 from relay.delivery.lifecycle import append
 from relay.delivery.ordering import settle
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Sent, Unchanged
 from relay.store import claim as claims
 from relay.store import gates
-from relay.store.claim import Room, claim, claim_probe
-from relay.store.database import WHOLE_EVERY_SECONDS, Floor, ScanStarts
+from relay.store.claim import FreeCapacity, claim, claim_probe
+from relay.store.database import WHOLE_EVERY_SECONDS, ScanStart, ScanStarts
 from relay.store.deliveries import ROW, as_open_delivery, write_back
-from relay.store.events import with_events
+from relay.store.events import load_events
 from relay.store.gates import GateRow
 from relay.store.sequence import quarantine, sequence
 from relay.store.transaction import Transaction
@@ -206,18 +206,21 @@ def seqs(deliveries: Sequence[Delivery]) -> list[int]:
 
 def test_a_claim_ends_with_the_delivery_that_uses_the_last_byte(steps: Steps) -> None:
     arrive_sized(steps, 400, 400, 400, 400)
-    room = Room(["strict"], 8, 801)
+    room = FreeCapacity(["strict"], 8, 801)
     assert [seqs(claim(steps.work, [room])) for _ in range(2)] == [[1, 2, 3], [4]]
 
 
 def test_a_body_that_is_larger_than_the_room_is_claimed_alone(steps: Steps) -> None:
     arrive_sized(steps, 5000, 1, 1)
-    assert [seqs(claim(steps.work, [Room(["strict"], 8, 100)])) for _ in range(2)] == [[1], [2, 3]]
+    assert [seqs(claim(steps.work, [FreeCapacity(["strict"], 8, 100)])) for _ in range(2)] == [[1], [2, 3]]
 
 
 def test_the_routes_of_a_destination_share_its_room(steps: Steps) -> None:
     steps.arrive(an_event(1, "a", body=b"x" * 500), an_event(2, "b", body=b"x", routes=["latest"]))
-    assert seqs(claim(steps.work, [Room(["strict", "latest"], 8, 500), Room(["latest"], 8, 1)])) == [1, 2]
+    assert seqs(claim(steps.work, [FreeCapacity(["strict", "latest"], 8, 500), FreeCapacity(["latest"], 8, 1)])) == [
+        1,
+        2,
+    ]
 
 
 def test_large_bodies_are_read_one_after_the_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,14 +232,14 @@ def test_large_bodies_are_read_one_after_the_other(steps: Steps, monkeypatch: py
         loaded.append(len(some))
         return found(transaction, some)
 
-    found = with_events
-    monkeypatch.setattr(claims, "with_events", counting)
-    assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1, 2, 3, 4, 5]
+    found = load_events
+    monkeypatch.setattr(claims, "load_events", counting)
+    assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1, 2, 3, 4, 5]
     assert loaded == [2, 1, 2]
 
 
 def _claim_anything(steps: Steps, node: str) -> None:
-    claim(work_of(steps.database, node=node), [Room(["strict"], 8)])
+    claim(work_of(steps.database, node=node), [FreeCapacity(["strict"], 8)])
     claims.claim_suspect(work_of(steps.database, node=node), ["strict"])
 
 
@@ -251,7 +254,7 @@ def test_an_attempt_counts_before_its_event_is_loaded(steps: Steps, monkeypatch:
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "with_events", kills)
+        patch.setattr(claims, "load_events", kills)
         for number in range(3):
             with pytest.raises(Killed):
                 _claim_anything(steps, f"r{number}")
@@ -270,10 +273,10 @@ def test_one_that_takes_too_long_stays_leased_beside_the_others(steps: Steps, mo
             raise DBAPIError("SELECT", {}, psycopg.errors.IdleInTransactionSessionTimeout("too long"))
         return found(transaction, some)
 
-    found = with_events
+    found = load_events
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "with_events", slow)
-        assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1, 3]
+        patch.setattr(claims, "load_events", slow)
+        assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1, 3]
     assert steps.states() == [(seq, "strict", "in_flight") for seq in (1, 2, 3)]
 
 
@@ -290,11 +293,11 @@ def test_the_rest_of_a_failed_load_is_given_back(steps: Steps, monkeypatch: pyte
             if when == "amid its load":
                 fail()
             event.listen(steps.database.engine, "commit", fail, once=True)
-        return with_events(transaction, some)
+        return load_events(transaction, some)
 
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "with_events", fail_at_the_second)
-        assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1]
+        patch.setattr(claims, "load_events", fail_at_the_second)
+        assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1]
     assert [
         tuple(row.values()) for row in steps.rows("SELECT seq, state, attempt FROM open_delivery ORDER BY seq")
     ] == [(1, "in_flight", 1), (2, "ready", 0), (3, "ready", 0)]
@@ -315,7 +318,7 @@ def test_only_routes_with_something_due_cost_a_statement(steps: Steps, monkeypat
 
     monkeypatch.setattr(Transaction, "execute", executing)
     routes = [f"route {number}" for number in range(1000)]
-    rooms = [Room([route], 8) for route in (*routes, "strict")]
+    rooms = [FreeCapacity([route], 8) for route in (*routes, "strict")]
     assert seqs(claim(steps.work, rooms)) == [1]
     assert [route for route in asked if route is not None] == ["strict"]
 
@@ -323,9 +326,9 @@ def test_only_routes_with_something_due_cost_a_statement(steps: Steps, monkeypat
 def test_a_claim_that_takes_long_ends_with_what_it_has(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     arrive_sized(steps, 1)
     monkeypatch.setattr(claims, "LONGEST_SECONDS", -1.0)
-    assert claim(steps.work, [Room(["strict"], 8)]) == []
+    assert claim(steps.work, [FreeCapacity(["strict"], 8)]) == []
     monkeypatch.setattr(claims, "LONGEST_SECONDS", 1.0)
-    assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1]
+    assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1]
 
 
 def test_a_claim_that_had_to_wait_for_its_turn_still_claims(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,14 +341,14 @@ def test_a_claim_that_had_to_wait_for_its_turn_still_claims(steps: Steps, monkey
 
     monkeypatch.setattr(claims, "time", SimpleNamespace(monotonic=clock))
     monkeypatch.setattr(claims, "lock_all", waits)
-    assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1]
+    assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1]
 
 
 # --- Where a process starts its next scan: it misses nothing before that place, and paused deliveries delay no others
 
 
-def begins(floor: Floor[int], takes: float = 0.0, monotonic: Monotonic | None = None) -> int | None:
-    with floor.look() as begin:
+def begins(floor: ScanStart[int], takes: float = 0.0, monotonic: Monotonic | None = None) -> int | None:
+    with floor.scan() as begin:
         if monotonic is not None:
             monotonic.seconds += takes
     return begin
@@ -356,7 +359,7 @@ def begins(floor: Floor[int], takes: float = 0.0, monotonic: Monotonic | None = 
 
 def test_a_scan_starts_at_its_place_and_once_a_second_at_the_beginning() -> None:
     monotonic = Monotonic()
-    floor: Floor[int] = Floor(monotonic=monotonic)
+    floor: ScanStart[int] = ScanStart(monotonic=monotonic)
     assert begins(floor) is None
     floor.at = 7
     assert [begins(floor), begins(floor)] == [7, 7]
@@ -366,7 +369,7 @@ def test_a_scan_starts_at_its_place_and_once_a_second_at_the_beginning() -> None
 
 def test_a_full_scan_that_takes_long_is_made_less_often() -> None:
     monotonic = Monotonic()
-    floor: Floor[int] = Floor(monotonic=monotonic)
+    floor: ScanStart[int] = ScanStart(monotonic=monotonic)
     floor.at = 7
     assert begins(floor, 2.0, monotonic) is None
     monotonic.seconds += 59
@@ -377,7 +380,7 @@ def test_a_full_scan_that_takes_long_is_made_less_often() -> None:
 
 def test_an_event_that_is_committed_far_behind_the_others_is_found_within_a_second(steps: Steps) -> None:
     monotonic, scans = Monotonic(), ScanStarts()
-    scans.received = Floor(monotonic=monotonic)
+    scans.received = ScanStart(monotonic=monotonic)
     steps.do(row_arriving_at(50_000))
     assert sequence(steps.work, scans) == 1
     steps.do(row_arriving_at(49_500), row_arriving_at(3))
@@ -393,7 +396,7 @@ def row_arriving_at(seq: int) -> str:
 
 def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: Steps) -> None:
     monotonic, remembered = Monotonic(), ScanStarts()
-    remembered.due["strict"] = Floor(monotonic=monotonic)
+    remembered.due["strict"] = ScanStart(monotonic=monotonic)
     steps.advance(1000)
     steps.arrive(an_event(1, "a"), an_event(2, "b"))
     assert claim_seqs(steps, remembered) == [1, 2]
@@ -405,7 +408,7 @@ def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: S
 
 
 def claim_seqs(steps: Steps, remembered: ScanStarts, most: int = 8) -> list[int]:
-    return [delivery.seq for delivery in claim(steps.work, [Room(["strict"], most)], scans=remembered)]
+    return [delivery.seq for delivery in claim(steps.work, [FreeCapacity(["strict"], most)], scans=remembered)]
 
 
 # --- pauses
@@ -414,7 +417,7 @@ def claim_seqs(steps: Steps, remembered: ScanStarts, most: int = 8) -> list[int]
 @pytest.fixture
 def paused(steps: Steps) -> None:
     with steps.database.write() as transaction:
-        gates.pause(transaction, entity_key("trivore", "USER", "paused"), who="kim", why="odd")
+        gates.pause(transaction, make_entity_key("trivore", "USER", "paused"), who="kim", why="odd")
 
 
 def heads(steps: Steps, *entities: str) -> None:
@@ -464,5 +467,5 @@ def test_every_head_that_is_not_paused_is_claimed_once_by_two_relays_in_any_orde
 
 def remembering(monotonic: Callable[[], float]) -> ScanStarts:
     remembered = ScanStarts()
-    remembered.due["strict"] = Floor(monotonic=monotonic)
+    remembered.due["strict"] = ScanStart(monotonic=monotonic)
     return remembered

@@ -81,10 +81,10 @@ def came_to(steps: Steps, number: int) -> tuple[str, int]:
 def test_a_row_that_a_dba_writes_is_done_and_answered(steps: Steps) -> None:
     steps.dead(3)
     number = insert_command(steps, "replay", {"cause": "mapping"})
-    assert commands.next_open(steps.database, after=0, most=1)
+    assert commands.read_next_open(steps.database, after=0, most=1)
     assert [work(steps), work(steps)] == [3, 0]
     assert the(steps, number) == ("done", 3, "3 deliveries replayed")
-    assert not commands.next_open(steps.database, after=0, most=1)
+    assert not commands.read_next_open(steps.database, after=0, most=1)
     facts = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'replayed'")
     assert [row["detail"] for row in facts] == [{"who": "dba", "why": "the CRM is back"}] * 3
     assert command(steps, number)["finished_at"] is not None
@@ -198,7 +198,7 @@ def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: St
     worse = [insert_command(steps, "replay", selection) for selection in selections]
     good = insert_command(steps, "replay", {"cause": "mapping"})
     working = execution.OpenCommands()
-    while commands.next_open(steps.database, after=0, most=1):
+    while commands.read_next_open(steps.database, after=0, most=1):
         working.work(steps.work)
     assert {the(steps, number)[0] for number in bad} <= {"failed", "refused"}
     assert {the(steps, number)[0] for number in worse} <= {"failed", "refused", "done"}
@@ -245,7 +245,7 @@ def test_a_gate_that_was_removed_from_the_configuration_can_be_resumed(steps: St
     steps.pause(("destination", "old"))
     asked = [insert_command(steps, kind, {"destination": "old"}) for kind in ("pause", "resume", "resume")]
     work(steps)
-    assert gates.held_back(steps.database) == []
+    assert gates.read_closed_gates(steps.database) == []
     assert [the(steps, number)[0] for number in asked] == ["refused", "done", "refused"]
 
 
@@ -295,7 +295,7 @@ def test_a_stop_of_a_command_has_a_row_of_its_own(steps: Steps) -> None:
     ]
     with pytest.raises(NoSuchCommand):
         turn(steps, "stop", 99)
-    with pytest.raises(UnusableCommand, match="is a stop itself"):
+    with pytest.raises(UnusableCommand, match="is a stop, which is done at once"):
         turn(steps, "stop", number + 1)
 
 
@@ -307,11 +307,11 @@ def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) ->
     turn(steps, "stop", number)
     assert work(steps) == 0
     assert came_to(steps, number) == ("cancelled", 20)
-    with pytest.raises(UnusableCommand, match="has ended, and can't be stopped"):
+    with pytest.raises(UnusableCommand, match="has ended and can't be stopped"):
         turn(steps, "stop", number)
     assert plan.plan(steps.database, steps.work.config, "stop", OneCommand(command=number), Bound(listed=1)).obstacle
     turn(steps, "continue", number)
-    with pytest.raises(UnusableCommand, match="is running: only one that was stopped goes on"):
+    with pytest.raises(UnusableCommand, match="is running: only a stopped one can be continued"):
         turn(steps, "continue", number)
     assert [work(steps), work(steps)] == [5, 0]
     assert the(steps, number) == ("done", 25, "25 deliveries cancelled")

@@ -13,14 +13,13 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from relay.delivery.gates import Breaker, BreakerLimits, Gate, GateKey, RateLimit, Report, entity_key
+from relay.delivery.gates import Breaker, BreakerLimits, Gate, GateKey, RateLimit, Report, make_entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, RateHold
 from relay.store import gates
-from relay.store.claim import PROBE_GIVEN_UP_AFTER, Room, claim, claim_probe, claim_suspect
+from relay.store.claim import PROBE_GIVEN_UP_AFTER, FreeCapacity, claim, claim_probe, claim_suspect
 from relay.store.work import Work
-from tests.helpers.all_orders import all_orders
 from tests.helpers.relaying import POLICIES, Steps, work_of
-from tests.helpers.stepping import Stepper
+from tests.helpers.stepping import Stepper, all_orders
 from tests.helpers.storing import an_event
 
 CRM = ("destination", "crm")
@@ -111,13 +110,13 @@ HELD = Failed((a_throttled_call(30),), "throttled", "forward: answered 429")
 def test_a_hold_that_one_relay_is_asked_for_holds_all_of_them_back_and_uses_no_attempt(steps: Steps) -> None:
     steps.arrive(an_event(1))
     attempt(steps, HELD, node="r1")
-    (row,) = gates.held_back(steps.database)
+    (row,) = gates.read_closed_gates(steps.database)
     until = steps.clock.moment + timedelta(seconds=30)
     assert (row["name"], row["breaker"], row["held_until"]) == ("crm", "closed", until)
     for seconds, admits in ((0, "none"), (29, "none"), (1, "all")):
         steps.advance(seconds)
         assert admission(steps) == admits
-    assert gates.held_back(steps.database) == []
+    assert gates.read_closed_gates(steps.database) == []
     steps.node = "r2"
     assert steps.claim().attempt == 1
     steps.facts_agree()
@@ -146,11 +145,11 @@ def test_a_result_that_is_discarded_holds_back_all_the_same(steps: Steps) -> Non
 def test_a_call_of_a_sweep_waits_for_the_end_of_a_hold(steps: Steps) -> None:
     steps.arrive(an_event(1))
     attempt(steps, HELD)
-    assert gates.held_for(steps.database, IDENTITY) == 0
+    assert gates.read_hold_seconds(steps.database, IDENTITY) == 0
     for seconds, left in ((0, 30), (30, 0)):
         steps.advance(seconds)
         assert gates.acquire_rate(steps.database, RateLimit(CRM, 10.0, 1)) == pytest.approx(left)
-        assert gates.held_for(steps.database, CRM) == pytest.approx(left)
+        assert gates.read_hold_seconds(steps.database, CRM) == pytest.approx(left)
 
 
 def test_a_breaker_is_tried_by_a_suspect_when_nothing_else_is_due(steps: Steps) -> None:
@@ -199,7 +198,7 @@ def test_a_failure_behind_an_open_breaker_uses_no_attempt(steps: Steps) -> None:
 
 def claim_at_rate(steps: Steps, rate: float, node: str = "r1") -> int:
     """Claim up to eight at this rate of the destination; return their number."""
-    return len(claim(with_limits(steps, {"strict": (RateLimit(CRM, rate, 1),)}, node), [Room(["strict"], 8)]))
+    return len(claim(with_limits(steps, {"strict": (RateLimit(CRM, rate, 1),)}, node), [FreeCapacity(["strict"], 8)]))
 
 
 def test_all_relays_together_claim_no_more_than_the_rate(steps: Steps) -> None:
@@ -220,11 +219,14 @@ def test_routes_that_share_an_endpoint_use_its_rate_together_in_one_claim(steps:
     routes = ["strict", "latest"]
     steps.arrive(*(an_event(n, f"u{n}", routes=routes) for n in range(1, 21)))
     limits = {"strict": (RateLimit(CRM, 10.0, 1), RateLimit(IDENTITY, 5.0, 1)), "latest": (RateLimit(CRM, 10.0, 2),)}
-    both = claim(with_limits(steps, limits), [Room(["strict"], 4), Room(["latest"], 100)])
+    both = claim(with_limits(steps, limits), [FreeCapacity(["strict"], 4), FreeCapacity(["latest"], 100)])
     assert Counter(delivery.route for delivery in both) == {"strict": 4, "latest": 3}, "4 calls and 3 times 2 of 10"
-    assert claim(with_limits(steps, limits, "r2"), [Room(["latest"], 100), Room(["strict"], 100)]) == []
+    assert claim(with_limits(steps, limits, "r2"), [FreeCapacity(["latest"], 100), FreeCapacity(["strict"], 100)]) == []
     steps.advance(0.5)
-    assert len(claim(with_limits(steps, limits, "r2"), [Room(["latest"], 1), Room(["strict"], 100)])) == 1 + 3
+    assert (
+        len(claim(with_limits(steps, limits, "r2"), [FreeCapacity(["latest"], 1), FreeCapacity(["strict"], 100)]))
+        == 1 + 3
+    )
 
 
 # --- two at once, without a deadlock
@@ -258,7 +260,7 @@ def test_gates_are_made_and_locked_in_the_order_of_their_keys_whatever_a_process
 
 
 def claiming(steps: Steps, *routes: str, node: str = "r1") -> Callable[[], object]:
-    return partial(claim, with_limits(steps, RATED, node), [Room(routes, 8)])
+    return partial(claim, with_limits(steps, RATED, node), [FreeCapacity(routes, 8)])
 
 
 def hearing(steps: Steps) -> Callable[[], object]:
@@ -296,28 +298,30 @@ def test_a_pause_lasts_until_it_is_resumed_and_what_arrives_meanwhile_is_kept(st
     steps.arrive(an_event(2), an_event(3, "u3"))
     assert admission(steps) == "none"
     assert [state for _, _, state in steps.states()] == ["ready", "waiting", "ready"]
-    (row,) = gates.held_back(steps.database)
+    (row,) = gates.read_closed_gates(steps.database)
     assert (row["paused_by"], row["pause_reason"]) == ("kim", "maintenance")
     assert (steps.resume(gate.key), steps.resume(gate.key)) == (True, False)
-    assert (admission(steps), gates.held_back(steps.database)) == ("all", [])
+    assert (admission(steps), gates.read_closed_gates(steps.database)) == ("all", [])
 
 
 def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "c"))
-    steps.pause(entity_key("trivore", "USER", "b"))
+    steps.pause(make_entity_key("trivore", "USER", "b"))
     assert gates.read_gates(steps.work).paused_entities == 1
-    steps.pause(entity_key("github", "USER", "a"), entity_key("trivore", "GROUP", "c"))  # of another source or type
-    assert seqs(claim(steps.work, [Room(["strict"], 8)])) == [1, 3]
-    steps.resume(entity_key("trivore", "USER", "b"))
+    steps.pause(
+        make_entity_key("github", "USER", "a"), make_entity_key("trivore", "GROUP", "c")
+    )  # of another source or type
+    assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1, 3]
+    steps.resume(make_entity_key("trivore", "USER", "b"))
     assert seqs(steps.claim_due()) == [2]
 
 
 def test_a_suspect_waits_too_while_its_entity_is_paused(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"))
     steps.do("UPDATE open_delivery SET crashes = 2")
-    steps.pause(entity_key("trivore", "USER", "a"))
+    steps.pause(make_entity_key("trivore", "USER", "a"))
     assert claim_suspect(steps.work, ["strict"]) == []
-    steps.resume(entity_key("trivore", "USER", "a"))
+    steps.resume(make_entity_key("trivore", "USER", "a"))
     assert seqs(claim_suspect(steps.work, ["strict"])) == [1]
 
 

@@ -172,7 +172,7 @@ def _page_on_sqlite() -> TextClause:
 
 def written(statement: Statement) -> Callable[[Sql], TextClause]:
     """Write a statement of the store's for a dialect."""
-    return lambda sql: statement.of(sql).text
+    return lambda sql: statement.compile_for(sql).text
 
 
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
@@ -378,7 +378,7 @@ def test_on_postgres_stuck_reads_facts_by_delivery_or_the_newest_alone(planned: 
     assert not {"inbox", "delivery_log"} & whole_tables(found), found
     looks = {node["Index Name"] for node in found if "delivery_log" in node.get("Index Name", "")}
     assert looks - {"ix_delivery_log_attempt"} == {"ix_delivery_log_delivery", "pk_delivery_log"}, found
-    assert "delivery_log" not in whole_tables(planned(findings._checked(("unordered", "stuck", "failing"))))
+    assert "delivery_log" not in whole_tables(planned(findings._select_branches(("unordered", "stuck", "failing"))))
 
 
 def test_on_postgres_a_search_reads_its_window_alone_and_looks_an_entity_up_by_each_source(planned: Planned) -> None:
@@ -393,9 +393,9 @@ def test_on_postgres_a_search_reads_its_window_alone_and_looks_an_entity_up_by_e
 
 
 def test_on_postgres_a_claim_and_the_first_of_a_lane_are_index_ranges_and_sort_nothing(planned: Planned) -> None:
-    due = planned(claim._DUE.of(Sql(POSTGRES)).text)
+    due = planned(claim._DUE.compile_for(Sql(POSTGRES)).text)
     assert "ix_open_delivery_ready" in {node.get("Index Name") for node in due}
-    first = planned(sequence._FIRST_WAITING.of(Sql(POSTGRES)).text)
+    first = planned(sequence._FIRST_WAITING.compile_for(Sql(POSTGRES)).text)
     assert [node["Index Name"] for node in first if node.get("Alias") == "o"] == ["ix_open_delivery_waiting"]
     assert "Sort" not in {node["Node Type"] for node in (*due, *first)}
 
@@ -441,7 +441,7 @@ def test_on_sqlite_status_reads_no_more_rows_than_it_counts(big_sqlite: Engine, 
 
 def test_on_postgres_a_claim_reads_the_facts_of_its_deliveries_alone(planned: Planned) -> None:
     """Each access to the log is by seq and route, and none walks along another index."""
-    found, names = planned(events._EVENTS.of(Sql(POSTGRES)).text), ("Relation Name", "Index Name")
+    found, names = planned(events._EVENTS.compile_for(Sql(POSTGRES)).text), ("Relation Name", "Index Name")
     looks = [node for node in found if any("delivery_log" in node.get(name, "") for name in names)]
     conditions = [node["Index Cond"] if "Index Cond" in node else node.get("Recheck Cond", "") for node in looks]
     assert looks

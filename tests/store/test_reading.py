@@ -20,7 +20,7 @@ from inbox.events.states import LISTED_STATES
 from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Call, ErrorClass, Failed
 from relay.store.database import Database
-from relay.store.reads import OUTCOMES, record_reveal, reveals_of
+from relay.store.reads import OUTCOMES, read_reveals, record_reveal
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
 from tests.helpers.storing import START, a_rejected, an_event
@@ -410,7 +410,7 @@ def test_a_reveal_has_who_saw_it_when_and_why(database: Database, clock: FakeClo
     second = record_reveal(database, 7, who="b\x00ot", reason="r\ud800")
     record_reveal(database, 8, who="anna", reason="another event")
     assert second == first + 1
-    newest, oldest = reveals_of(database, 7)
+    newest, oldest = read_reveals(database, 7)
     assert (oldest["id"], oldest["who"], oldest["reason"]) == (first, "anna", "the customer called")
     assert oldest["at"] == START
     assert newest["at"] > oldest["at"]
@@ -421,4 +421,4 @@ def test_a_reveal_has_who_saw_it_when_and_why(database: Database, clock: FakeClo
 def test_a_reveal_needs_a_person_and_a_reason(database: Database, who: str, reason: str) -> None:
     with pytest.raises(IntegrityError):
         record_reveal(database, 1, who=who, reason=reason)
-    assert reveals_of(database, 1) == []
+    assert read_reveals(database, 1) == []

@@ -18,13 +18,13 @@ from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.delivery.policy import CRASHES_UNTIL_DEAD, LEFT_TO_OTHERS
 from relay.operations.asks import Selection
-from relay.store.claim import Room, claim, claim_suspect
+from relay.store.claim import FreeCapacity, claim, claim_suspect
 from relay.store.database import Database
 from relay.store.deliveries import claim_of
-from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, reap, renew
+from relay.store.leases import LEASE_SECONDS, DatabaseClock, give_back, renew, rescue_expired
 from relay.store.nodes import describe
 from relay.store.record import record as record_parts
-from relay.store.sequence import heads_of, sequence
+from relay.store.sequence import read_heads, sequence
 from relay.store.work import Work
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import (
@@ -121,11 +121,11 @@ def test_an_older_claims_result_is_discarded_though_it_is_handed_in_with_the_pre
 def one_round(database: Database, name: str, route: str, rng: random.Random) -> int:
     """Every step once; some attempts fail, some are given back. Returns how much there was to do."""
     moved = sequence(work_of(database, node=name), batch=20)
-    claimed = claim(work_of(database, node=name), [Room([route], 8)])
+    claimed = claim(work_of(database, node=name), [FreeCapacity([route], 8)])
     kept = [delivery for delivery in claimed if rng.random() > 0.05]
     give_back(work_of(database, node=name), [claim_of(delivery) for delivery in claimed if delivery not in kept])
     record(work_of(database, node=name), [(delivery, an_outcome(rng)) for delivery in kept])
-    reap(work_of(database, node=name))
+    rescue_expired(work_of(database, node=name))
     return moved + len(claimed)
 
 
@@ -144,7 +144,7 @@ def test_two_relays_share_two_hundred_routes_in_few_transactions(steps: Steps, c
         database, recorded = Database(steps.database.engine, clock), 0
         while sequence(work_of(database, known, node=name)):
             pass
-        while claimed := claim(work_of(database, node=name), [Room(routes, 64)]):
+        while claimed := claim(work_of(database, node=name), [FreeCapacity(routes, 64)]):
             recorded += len(record(work_of(database, known, node=name), [(delivery, DONE) for delivery in claimed]))
         return recorded
 
@@ -163,11 +163,11 @@ def test_a_settle_holds_up_no_renewal_of_its_head_and_locks_one_that_is_ready(st
     be_patient(steps.database.engine)
     with steps.database.write() as settling:
         settling.take_order_lock()
-        heads = heads_of(settling, [("strict", "USER|a"), ("strict", "USER|b")])
+        heads = read_heads(settling, [("strict", "USER|a"), ("strict", "USER|b")])
         assert sorted((head.seq, head.state) for head in heads) == [(1, State.IN_FLIGHT), (2, State.READY)]
         assert renew(steps.database, [lease]) == {lease}
-        assert claim(other, [Room(["strict"], 8)]) == []
-    assert [delivery.seq for delivery in claim(other, [Room(["strict"], 8)])] == [2]
+        assert claim(other, [FreeCapacity(["strict"], 8)]) == []
+    assert [delivery.seq for delivery in claim(other, [FreeCapacity(["strict"], 8)])] == [2]
 
 
 # --- A delivery that kills the process which works on it is set aside; those that were merely in hand with it are not
@@ -188,7 +188,7 @@ class Relays:
         return work
 
     def claim(self, work: Work, route: str = "strict") -> list[Delivery]:
-        return [*claim(work, [Room([route], 10)]), *claim_suspect(work, [route])]
+        return [*claim(work, [FreeCapacity([route], 10)]), *claim_suspect(work, [route])]
 
     def crash_over(self, route: str = "strict", times: int = 1) -> list[int]:
         """Let `times` processes claim and die, and reap their leases; return the seqs of the last one."""
@@ -227,7 +227,7 @@ def test_a_relay_that_lacks_the_route_leaves_it_to_one_that_has_it(steps: Steps,
     relays.crash_over("blocking", CRASHES_UNTIL_DEAD - 1)
     relays.claim(relays.start(), "blocking")
     steps.advance(LEASE_SECONDS + 1)
-    assert reap(work_of(steps.database, WITHOUT, node="other")) == []
+    assert rescue_expired(work_of(steps.database, WITHOUT, node="other")) == []
     steps.reap()
     assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
 
@@ -238,7 +238,7 @@ def test_a_lease_of_a_route_that_no_relay_has_is_taken_back_late(steps: Steps, r
     relays.crash_over("blocking", CRASHES_UNTIL_DEAD - 1)
     relays.claim(relays.start(), "blocking")
     steps.advance(LEFT_TO_OTHERS.total_seconds() + LEASE_SECONDS + 1)
-    (taken,) = reap(work_of(steps.database, WITHOUT, node="other"))
+    (taken,) = rescue_expired(work_of(steps.database, WITHOUT, node="other"))
     assert isinstance(taken[2], facts.Abandoned)
     assert steps.states() == [(1, "blocking", "ready")]
     steps.facts_agree()
@@ -258,9 +258,9 @@ def test_those_that_were_in_hand_with_the_culprit_come_through_alone(steps: Step
     """u2 kills every process that works on it. After two crashes each is tried by itself, and only u2 crashes again."""
     steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
     for _ in range(CRASHES_UNTIL_DEAD - 1):
-        claim(relays.start(), [Room(["strict"], 10)])
+        claim(relays.start(), [FreeCapacity(["strict"], 10)])
         relays.leases_run_out()
-    assert claim(relays.start(), [Room(["strict"], 10)]) == []
+    assert claim(relays.start(), [FreeCapacity(["strict"], 10)]) == []
     tried = []
     for _ in range(3):
         work = relays.start()
@@ -277,7 +277,7 @@ def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) ->
     relays.crash_over(times=CRASHES_UNTIL_DEAD - 1)
     work = relays.start()
     give_back(work, [claim_of(suspect) for suspect in claim_suspect(work, ["strict"])])
-    assert claim(work, [Room(["strict"], 10)]) == []
+    assert claim(work, [FreeCapacity(["strict"], 10)]) == []
     assert len(claim_suspect(work, ["strict"])) == 1
 
 
@@ -359,7 +359,7 @@ class Two:
 
     def reap(self, name: str, trusted: Sequence[tuple[int, str, int]] = ()) -> list[int]:
         """Rescue deliveries with expired leases as this relay; return their seqs."""
-        return [seq for seq, *_ in reap(work_of(self._steps.database, node=name), trusted, self.clocks[name])]
+        return [seq for seq, *_ in rescue_expired(work_of(self._steps.database, node=name), trusted, self.clocks[name])]
 
 
 @pytest.fixture
@@ -375,7 +375,7 @@ def test_a_relay_takes_nothing_back_that_it_trusts_itself(steps: Steps) -> None:
     mine, lost = steps.claim_due(2, "strict")
     steps.advance(20)
     trusted = [(mine.seq, mine.route, mine.lease_token), (lost.seq, lost.route, lost.lease_token + 1)]
-    assert [seq for seq, *_ in reap(steps.work, trusted)] == [lost.seq]
+    assert [seq for seq, *_ in rescue_expired(steps.work, trusted)] == [lost.seq]
     assert [recorded.fact for recorded in steps.record([(mine, DONE)])] != [None]
 
 
@@ -413,14 +413,14 @@ def test_a_jump_during_the_wait_for_a_lock_is_seen(steps: Steps, two: Two, monke
     steps.arrive(an_event(1))
     steps.claim()
     two.pass_by(15.5)
-    look = two.clocks["r2"].look
+    read = two.clocks["r2"].read
 
     def jumping(transaction: object) -> object:
-        found = look(transaction)  # type: ignore[arg-type]  # a Transaction
+        found = read(transaction)  # type: ignore[arg-type]  # a Transaction
         steps.advance(20)
         return found
 
-    monkeypatch.setattr(two.clocks["r2"], "look", jumping)
+    monkeypatch.setattr(two.clocks["r2"], "read", jumping)
     assert two.reap("r2") == []
     assert two.told == [pytest.approx(20)]
 

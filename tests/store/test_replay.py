@@ -195,7 +195,7 @@ def read_pages(steps: Steps, choice: Choice, most: int) -> list[tuple[int, str]]
     found: list[tuple[int, str]] = []
     after: int | None = 0
     while after is not None:
-        page = selection.page(steps.work, choice, after=after, most=most)
+        page = selection.read_page(steps.work, choice, after=after, most=most)
         assert page.upto is None or page.upto > after
         found += keys_of(page.rows)
         after = page.upto
@@ -453,7 +453,7 @@ def test_one_that_has_ended_again_since_the_plan_is_left_alone(some: Steps, give
 
 def test_one_that_ends_again_while_a_batch_is_read_is_left_alone(some: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = Selection(seqs=(6,), until_fact=newest_fact(some))
-    real = selection.page
+    real = selection.read_page
 
     def overtaken(*given: Any, **named: Any) -> Any:  # noqa: ANN401  # handed through
         page = real(*given, **named)
@@ -462,7 +462,7 @@ def test_one_that_ends_again_while_a_batch_is_read_is_left_alone(some: Steps, mo
         some.record_all(some.claim_due(10), DONE)
         return page
 
-    monkeypatch.setattr(selection, "page", overtaken)
+    monkeypatch.setattr(selection, "read_page", overtaken)
     assert replay_all(some, chosen) == 0
 
 

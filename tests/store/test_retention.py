@@ -195,7 +195,7 @@ def taken(engine: Engine, holder: str = "r1") -> tuple[LeasedPruner, datetime]:
 def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) -> None:
     steps.receive(*(an_event(n, routes=[]) for n in range(1, 2001)))
     died, clock = taken(engine)
-    first = died.batch("events", expiry_of(AFTER_A_MONTH, "events", clock))
+    first = died.prune_batch("events", expiry_of(AFTER_A_MONTH, "events", clock))
     assert first is not None
     assert 0 < first.rows < 2000
     assert first.position == first.rows, "each batch is committed, with its position"
@@ -214,7 +214,7 @@ def test_a_batch_that_is_cut_off_has_done_nothing(full: Steps, engine: Engine, m
     with monkeypatch.context() as patched:
         patched.setattr(retention, "_write", gone)
         with pytest.raises(ConnectionError):
-            cut.batch("payloads", expiry_of(AFTER_A_MONTH, "payloads", clock))
+            cut.prune_batch("payloads", expiry_of(AFTER_A_MONTH, "payloads", clock))
     assert len(full.rows("SELECT seq FROM inbox_payload")) == 300
     cut.give_back()
     assert rows_gone(prune(engine, "payloads")) == {"payloads": 300}
@@ -330,7 +330,7 @@ def test_one_prunes_at_a_time_and_another_takes_over_from_one_that_died(engine: 
         assert transaction.connection.execute(select(schema.pruner.c.held_by)).scalar() == "r1"
     at[0] += timedelta(seconds=retention.LEASE_SECONDS + 1)
     assert second.take() is not None
-    assert first.batch("events", expiry_of(AFTER_A_MONTH, "events", NOW)) is None
+    assert first.prune_batch("events", expiry_of(AFTER_A_MONTH, "events", NOW)) is None
 
 
 def test_a_lease_and_a_round_of_a_clock_that_was_ahead_delay_no_pruner(engine: Engine) -> None:
@@ -342,13 +342,13 @@ def test_a_lease_and_a_round_of_a_clock_that_was_ahead_delay_no_pruner(engine: E
 
 
 def test_a_clock_that_jumps_a_year_ahead_deletes_a_day_for_each_hour() -> None:
-    clock = retention.trusted_clock(NOW, None)
+    clock = retention.limit_clock(NOW, None)
     assert clock == NOW
     rounds = int(3600 / retention.ROUND_EVERY_SECONDS)
     for _ in range(rounds):
-        clock = retention.trusted_clock(NOW + timedelta(days=365), clock)
+        clock = retention.limit_clock(NOW + timedelta(days=365), clock)
     assert clock - NOW == timedelta(days=1)
-    assert retention.trusted_clock(NOW, clock) == NOW, "one that is set right again counts at once"
+    assert retention.limit_clock(NOW, clock) == NOW, "one that is set right again counts at once"
 
 
 # --- `inbox prune`: a plan, and a command that this process carries out under the lease of pruners
@@ -394,7 +394,7 @@ def ask_to_prune(steps: Steps, *kinds: RetentionKind) -> Callable[[], Command]:
 
     def work() -> Command:
         execution.work_on(work_of(steps.database, policies(CONFIG), config=MONTHLY), number)
-        found = commands.progress(steps.database, number)
+        found = commands.read_command(steps.database, number)
         assert found is not None
         return found
 
@@ -406,7 +406,7 @@ def test_a_command_waits_while_a_relay_prunes(steps: Steps, engine: Engine) -> N
     relay = a_pruner(engine, "r7", steps.clock.now)
     assert relay.take() is not None
     work = ask_to_prune(steps, "rejected", "alerts")
-    assert (work().state, work().answer) == ("running", "waits: a relay prunes")
+    assert (work().state, work().answer) == ("running", "waits: a relay is pruning")
     relay.give_back()
     assert [work().state, work().state] == ["running", "done"], "one kind after the other"
 
@@ -428,6 +428,10 @@ def test_a_command_waits_for_the_rows_that_a_replay_uses(full: Steps, engine: En
     work = ask_to_prune(full, "events")
     with lock_by_hand(engine, SHARE_PAYLOADS):
         waits = work()
-    assert (waits.state, waits.affected, waits.answer) == ("running", 0, "waits: others use the rows, or prune")
+    assert (waits.state, waits.affected, waits.answer) == (
+        "running",
+        0,
+        "waits: the rows are locked, or a relay is pruning",
+    )
     work()
     assert count(engine, "inbox") < 300

@@ -18,7 +18,7 @@ from relay.delivery.gates import BREAKER
 from relay.delivery.lifecycle import State
 from relay.store import alerts, claim, leases, record, sequence
 from relay.store.alert_conditions import Watch
-from relay.store.deliveries import claim_of, rows_of_keys
+from relay.store.deliveries import claim_of, select_rows
 from relay.store.sequence import quarantine
 from relay.store.transaction import Transaction
 from tests.helpers import locks
@@ -155,7 +155,7 @@ def test_a_lock_of_some_routes_does_not_wait_for_one_of_everything_that_has_begu
 
 def write_in_a_pipeline(steps: Steps, *statements: TextClause, routes: Iterable[str] = ("strict",)) -> None:
     with steps.database.write() as transaction:
-        transaction.limit_waits(50)
+        transaction.set_lock_timeout(50)
         transaction.take_order_lock_and_read({*routes})
         transaction.only_write()
         for statement in statements:
@@ -169,7 +169,7 @@ def test_a_pipeline_names_the_lock_that_timed_out(steps: Steps) -> None:
     assert "route_lock" in str(raised.value.statement)
 
 
-# --- rests
+# --- locked_routes
 
 
 def test_a_route_that_stays_locked_rests_and_all_others_go_on_as_they_arrive(steps: Steps) -> None:
@@ -183,10 +183,10 @@ def test_a_route_that_stays_locked_rests_and_all_others_go_on_as_they_arrive(ste
             assert steps.sequence() == 1
         assert steps.sequence() == 0
     assert steps.heard.held_up == ["sequence of latest"], "it was tried once"
-    assert steps.rests.texts().keys() == {"sequence"}
+    assert steps.locked_routes.as_texts().keys() == {"sequence"}
     steps.try_again()
     assert steps.sequence() == 1
-    assert steps.rests.texts() == {}
+    assert steps.locked_routes.as_texts() == {}
 
 
 def test_a_locked_row_is_waited_for_once_for_long_and_then_shortly(steps: Steps) -> None:
@@ -238,15 +238,15 @@ def test_a_breaker_is_probed_while_another_route_is_locked_and_rests_while_its_o
     steps.do(f"INSERT INTO gate (kind, name, breaker, breaker_until) VALUES {(*key, 'open', '2000-01-01')}")
     with locking(steps, ["strict"]):
         assert claim.claim_probe(work, "strict") == []
-        assert steps.rests.now() == {"strict"}
+        assert steps.locked_routes.to_skip() == {"strict"}
     with locking(steps, ["latest"]):
         assert [each.seq for each in claim.claim_probe(work, "strict")] == [1]
 
 
 @pytest.mark.usefixtures("locked")
 def test_a_failing_step_is_alerted_while_a_route_stays_locked(steps: Steps) -> None:
-    alerts.step_failed(steps.work, "sequence", "latest: lock timeout")
-    Watch().look(work_of(steps.database, config=CONFIG))
+    alerts.alert_failing_step(steps.work, "sequence", "latest: lock timeout")
+    Watch().check(work_of(steps.database, config=CONFIG))
     alerted = steps.rows("SELECT firing FROM alert ORDER BY id")
     assert [row["firing"] for row in alerted] == [True, False], "no relay says that it fails, so it has ended"
 
@@ -264,7 +264,7 @@ def test_a_relay_that_stands_still_in_a_pipeline_loses_its_lock(steps: Steps, mo
         kept_waiting.append(is_kept_waiting(steps, ["strict"]))
         lock(steps, ["latest"])
         with steps.database.write() as another:
-            another.limit_waits(10_000)
+            another.set_lock_timeout(10_000)
             another.take_order_lock(["strict"])
 
     with pytest.raises(DBAPIError) as raised:
@@ -281,7 +281,7 @@ def test_a_pipeline_reads_under_its_lock(steps: Steps) -> None:
 
         def read() -> list[Any]:
             with steps.database.write() as transaction:
-                _, (rows,) = transaction.take_order_lock_and_read({"strict"}, rows_of_keys([(1, "strict")], "none"))
+                _, (rows,) = transaction.take_order_lock_and_read({"strict"}, select_rows([(1, "strict")], "none"))
                 return rows
 
         reading = beside.submit(read)

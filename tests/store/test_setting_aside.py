@@ -21,12 +21,12 @@ from relay.observe import Observer
 from relay.operations.asks import Selection
 from relay.steps import AT_LEAST_EVERY_SECONDS
 from relay.steps import Steps as StepsOfARelay
-from relay.store.claim import Room, claim
+from relay.store.claim import FreeCapacity, claim
 from relay.store.deliveries import claim_of
-from relay.store.duplicates import Judged, Rest, judge_duplicates
+from relay.store.duplicates import Judged, Unjudged, judge_duplicates
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.operator import commands, execution
-from relay.store.work import in_parts
+from relay.store.work import process_in_parts
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.locks import Transactions, lock_by_hand
@@ -114,7 +114,7 @@ def test_an_item_that_takes_too_long_alone_keeps_none_behind_it_from_being_done(
         done.extend(some)
 
     with pytest.raises(OperationalError, match="statement timeout"):
-        list(in_parts(steps.work, "a step", [1, 2, 3, 4], part=part))
+        list(process_in_parts(steps.work, "a step", [1, 2, 3, 4], part=part))
     assert done == [1, 3, 4]
 
 
@@ -129,7 +129,7 @@ def test_an_item_is_not_blamed_where_the_database_is_gone_while_it_is_set_aside(
         raise OperationalError("SELECT", {}, ConnectionError("server closed the connection"))
 
     with pytest.raises(OperationalError, match="server closed the connection"):
-        list(in_parts(steps.work, "a step", [1, 2], part=part, alone=unreachable))
+        list(process_in_parts(steps.work, "a step", [1, 2], part=part, alone=unreachable))
     assert tried == [1, 2, 1], "no other item is tried"
     assert steps.heard.alone == []
 
@@ -147,7 +147,7 @@ def test_a_lane_that_can_not_be_settled_keeps_no_other_lease_from_being_given_ba
 def test_behind_many_heads_that_can_not_be_loaded_the_next_are_claimed(steps: Steps) -> None:
     steps.arrive(*TEN)
     steps.do("UPDATE open_delivery SET seq = seq - 1000 WHERE seq <= 8")  # no event has these numbers
-    claims = [claim(steps.work, [Room(["strict"], 2)]) for _ in range(5)]
+    claims = [claim(steps.work, [FreeCapacity(["strict"], 2)]) for _ in range(5)]
     assert [[delivery.seq for delivery in claimed] for claimed in claims] == [[], [], [], [], [9, 10]]
     assert states(steps) == {"dead": 8, "in_flight": 2}
 
@@ -192,7 +192,7 @@ def test_slow_looks_delay_no_command_and_no_takeover_for_long(steps: Steps, monk
         return []
 
     monkeypatch.setattr("relay.steps.time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr("relay.store.leases.reap", slow_look)
+    monkeypatch.setattr("relay.store.leases.rescue_expired", slow_look)
     observer = Observer()
     ours = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer))
     ours()
@@ -233,7 +233,7 @@ def deliver(steps: Steps, *events: Event) -> None:
     steps.record_all(steps.claim_due(1_000), TOO_SOON)
 
 
-def judge(steps: Steps, rest: Rest | None = None) -> Judged:
+def judge(steps: Steps, rest: Unjudged | None = None) -> Judged:
     return judge_duplicates(steps.work, rest)
 
 

@@ -45,18 +45,18 @@ LEASED = "state = 'in_flight', lease_until = '2026-01-01 00:00:00Z', lease_token
 DUE = "due_at = '2026-01-01 00:00:00Z'"
 
 STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
-    "due heads": (claim._DUE.of(SQL).text, f"state = 'ready', {DUE}", {**OF_THE_ROUTE, "most": 16}),
-    "lease": (claim._LEASE.of(SQL).text, f"state = 'ready', {DUE}", {"due": KEYS, **LEASE}),
-    "renew": (leases._RENEW.of(SQL).text, LEASED, {"held": KEYS, "lease": 15, "now": None}),
-    "give back": (leases._GIVE_BACK.of(SQL).text, LEASED, {"returned": KEYS, "now": None}),
-    "rows of a span": (audit._ROWS[True].of(SQL).text, "state = 'waiting'", {"wanted": KEYS}),
-    "move": (deliveries.MOVE.of(SQL).text, LEASED, {"moved": KEYS}),
-    "end": (deliveries.END.of(SQL).text, LEASED, {"ended": KEYS}),
-    "given": (deliveries._OF_KEYS["wait"].of(SQL).text, "state = 'received'", {"keys": KEYS}),
-    "heads": (sequence._HEADS.of(SQL).text, f"state = 'ready', {DUE}", {"lanes": LANES}),
+    "due heads": (claim._DUE.compile_for(SQL).text, f"state = 'ready', {DUE}", {**OF_THE_ROUTE, "most": 16}),
+    "lease": (claim._LEASE.compile_for(SQL).text, f"state = 'ready', {DUE}", {"due": KEYS, **LEASE}),
+    "renew": (leases._RENEW.compile_for(SQL).text, LEASED, {"held": KEYS, "lease": 15, "now": None}),
+    "give back": (leases._GIVE_BACK.compile_for(SQL).text, LEASED, {"returned": KEYS, "now": None}),
+    "rows of a span": (audit._ROWS[True].compile_for(SQL).text, "state = 'waiting'", {"wanted": KEYS}),
+    "move": (deliveries.MOVE.compile_for(SQL).text, LEASED, {"moved": KEYS}),
+    "end": (deliveries.END.compile_for(SQL).text, LEASED, {"ended": KEYS}),
+    "given": (deliveries._OF_KEYS["wait"].compile_for(SQL).text, "state = 'received'", {"keys": KEYS}),
+    "heads": (sequence._HEADS.compile_for(SQL).text, f"state = 'ready', {DUE}", {"lanes": LANES}),
     "deaths that are over": (alert_conditions._DEATHS_OVER, "state = 'waiting'", {}),
-    "first waiting": (sequence._FIRST_WAITING.of(SQL).text, "state = 'waiting'", {"lanes": LANES, "most": 2}),
-    "dead": (sequence._DEAD.of(SQL).text, "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
+    "first waiting": (sequence._FIRST_WAITING.compile_for(SQL).text, "state = 'waiting'", {"lanes": LANES, "most": 2}),
+    "dead": (sequence._DEAD.compile_for(SQL).text, "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
 }
 
 
@@ -176,7 +176,9 @@ def test_a_claim_begins_where_the_last_one_ended(reported: Engine) -> None:
     database, scans = Database(reported), ScanStarts()
     first, second = (
         pages_read(
-            reported, lambda: claim.claim(work_of(database), [claim.Room(["strict"], 8)], scans=scans), "body_bytes"
+            reported,
+            lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 8)], scans=scans),
+            "body_bytes",
         )
         for _ in range(2)
     )
@@ -185,14 +187,18 @@ def test_a_claim_begins_where_the_last_one_ended(reported: Engine) -> None:
 
 def test_a_claim_that_finds_too_little_begins_with_what_has_just_become_due(reported: Engine) -> None:
     database, scans = Database(reported), ScanStarts()
-    assert len(claim.claim(work_of(database), [claim.Room(["strict"], 1000)], scans=scans)) > 100
+    assert len(claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 1000)], scans=scans)) > 100
     assert (
         pages_read(
-            reported, lambda: claim.claim(work_of(database), [claim.Room(["strict"], 8)], scans=scans), "body_bytes"
+            reported,
+            lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 8)], scans=scans),
+            "body_bytes",
         )
         < 50
     )
-    first = pages_read(reported, lambda: claim.claim(work_of(database), [claim.Room(["strict"], 8)]), "body_bytes")
+    first = pages_read(
+        reported, lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 8)]), "body_bytes"
+    )
     assert first > 200, "else this shows nothing"
 
 
@@ -204,9 +210,9 @@ def test_recording_a_few_reads_no_more_than_their_rows(reported: Engine) -> None
     database, scans = Database(reported), ScanStarts()
     database.sql.pipelines = False  # so that each statement is seen
     sequence.sequence(work_of(database), batch=8)
-    (delivery,) = claim.claim(work_of(database), [claim.Room(["strict"], 1)], scans=scans)
+    (delivery,) = claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 1)], scans=scans)
     claimed = pages_of_each(
-        reported, lambda: claim.claim(work_of(database), [claim.Room(["strict"], 1)], scans=scans), "claimed"
+        reported, lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 1)], scans=scans), "claimed"
     )
     recorded = pages_of_each(reported, lambda: record(work_of(database), [(delivery, DONE)]), "jsonb_to_recordset")
     read = claimed | recorded

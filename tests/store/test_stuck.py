@@ -13,9 +13,9 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.dialect import Sql
 from inbox.db.health_views import AFTER_SECONDS, FAILED_FOR_SECONDS, Kind, branches
-from relay.delivery.gates import BreakerLimits, Gate, GateKey, RateLimit, Report, entity_key
+from relay.delivery.gates import BreakerLimits, Gate, GateKey, RateLimit, Report, make_entity_key
 from relay.delivery.outcome import Skipped
-from relay.findings import checked
+from relay.findings import read_stuck
 from relay.operations.asks import Selection
 from relay.store import gates, nodes, route_states
 from relay.store.database import Database
@@ -132,7 +132,7 @@ def crash_loop(steps: Steps) -> None:
         nodes.describe(work_of(steps.database, node=f"dead-{number}"), "h2", number, "1")
 
 
-PAUSES = [("source", "trivore"), ("route", "strict"), entity_key("trivore", "USER", ODD)]
+PAUSES = [("source", "trivore"), ("route", "strict"), make_entity_key("trivore", "USER", ODD)]
 SCENES: dict[str, tuple[Callable[[Steps], object], set[tuple[Kind, str | None]]]] = {
     "nothing": (lambda _: None, set()),
     "due": (due, {("stuck", "strict"), ("stuck", "latest")}),
@@ -155,7 +155,7 @@ SCENES: dict[str, tuple[Callable[[Steps], object], set[tuple[Kind, str | None]]]
 
 
 def read_findings(database: Database) -> set[tuple[str, str | None]]:
-    return {(each.kind, each.fields.get("route")) for each in checked(database)}
+    return {(each.kind, each.fields.get("route")) for each in read_stuck(database)}
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -171,8 +171,8 @@ def test_it_misses_a_relay(long_ago: Steps) -> None:
     assert read_findings(long_ago.database) == {("no_relay", None)}
     alive(long_ago)
     assert read_findings(long_ago.database) == set()
-    assert [each.kind for each in checked(long_ago.database, host="h2")] == ["no_relay"]
-    assert checked(long_ago.database, host="h1") == []
+    assert [each.kind for each in read_stuck(long_ago.database, host="h2")] == ["no_relay"]
+    assert read_stuck(long_ago.database, host="h1") == []
 
 
 def test_every_finding_has_its_branch_and_its_scene() -> None:
@@ -221,7 +221,7 @@ def failing_now(steps: Steps) -> list[str]:
     nodes.flush_figures(steps.database, CONFIG.routes)
     rows = steps.rows("SELECT route, why FROM stuck WHERE finding = 'failing' ORDER BY route")
     found = [f"route {row['route']}: {row['why']}" for row in rows]
-    assert found == [each.sentence for each in checked(steps.database) if each.kind == "failing"]
+    assert found == [each.sentence for each in read_stuck(steps.database) if each.kind == "failing"]
     return found
 
 
@@ -328,7 +328,7 @@ def test_rates_are_of_the_last_minutes(steps: Steps, clock: FakeClock) -> None:
 
 
 def test_a_gate_has_its_routes_its_person_its_reason_and_its_time(steps: Steps) -> None:
-    steps.pause(AUDIT, entity_key("trivore", "USER", "u1"))
+    steps.pause(AUDIT, make_entity_key("trivore", "USER", "u1"))
     held = look(steps).gates
     assert [(gate.kind, gate.name, gate.state, gate.by, gate.why, gate.since) for gate in held] == [
         ("destination", "audit", "paused", "kim", "maintenance", START),
@@ -359,7 +359,7 @@ def test_a_rate_that_is_used_up_is_a_gate_until_it_has_room(steps: Steps) -> Non
     with steps.database.write() as transaction:
         now = transaction.take_order_lock()
         gates.lock_all(transaction, [AUDIT])
-        gates.use_rates(transaction, {AUDIT: limit.used(None, now, 2)})
+        gates.use_rates(transaction, {AUDIT: limit.use(None, now, 2)})
     found = read_overview(steps.database, limited)
     (gate,) = found.gates
     assert {each.held_back_by for each in found.routes} == {()}, "it is only slow"

@@ -97,7 +97,7 @@ def test_a_relay_that_dies_keeps_the_others_waiting_for_its_lease_alone(database
 def test_a_watermark_never_goes_back_and_what_was_missed_adds_up(database: Database) -> None:
     finish(database, HOURLY, until_second=20, missed=2)
     finish(database, HOURLY, until_second=10, missed=3)
-    assert sweeps.compared_until(database, "trivore", "USER") == START + timedelta(seconds=20)
+    assert sweeps.read_watermark(database, "trivore", "USER") == START + timedelta(seconds=20)
     with database.read() as transaction:
         (row,) = transaction.connection.exec_driver_sql("SELECT missed, last_missed FROM sweep_watermark").all()
     assert tuple(row) == (5, 3)
@@ -124,7 +124,7 @@ def test_an_event_with_a_time_far_ahead_reports_no_change_after_its_arrival(step
 
 
 def is_missing(steps: Steps, listed: Listed, routes: Sequence[str] = ("strict",)) -> bool:
-    return sweeps.missing(steps.database, "trivore", "USER", [listed], routes) == [listed]
+    return sweeps.find_missing(steps.database, "trivore", "USER", [listed], routes) == [listed]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_sweep_begins_before_the_watermark_by_its_overlap(database: Database, 
 def test_a_repeated_sweep_adds_nothing_twice(sweep: Sweeping, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep().added == 10
     assert sweep().missed == 0
-    monkeypatch.setattr(sweeps, "missing", lambda *given: [*given[3]])  # as if none was there yet
+    monkeypatch.setattr(sweeps, "find_missing", lambda *given: [*given[3]])  # as if none was there yet
     again = sweep()
     assert (again.missed, again.added, count(engine, "inbox")) == (10, 0, 10)
 

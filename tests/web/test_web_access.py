@@ -1,4 +1,4 @@
-"""Access to the real page: by password, token or proxy; and each way in which somebody is turned away."""
+"""Access to the page by password, token or proxy, and every reason for a refusal."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def cookie_header(answer: requests.Response) -> str:
 # --- people
 
 
-def test_a_stranger_goes_to_the_form_and_from_there_to_the_page_they_wanted(door: Entrance) -> None:
-    turned_away = door.get("/rejected?error=a%26b&since=2d")
-    assert (turned_away.status_code, turned_away.text) == (303, "")
-    location = turned_away.headers["location"]
+def test_a_new_visitor_signs_in_and_gets_the_requested_page(door: Entrance) -> None:
+    refused = door.get("/rejected?error=a%26b&since=2d")
+    assert (refused.status_code, refused.text) == (303, "")
+    location = refused.headers["location"]
     assert location == f"/sign-in?next={quote('/rejected?error=a%26b&since=2d', safe='')}"
     form = door.get(location)
     assert form.status_code == 200
@@ -52,7 +52,7 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(door: Entrance) -
     parts = {part.strip().lower() for part in cookie_header(door.sign_in()).split(";")[1:]}
     assert {"httponly", "samesite=strict", "path=/"} <= parts
     assert not any(part.startswith("domain") for part in parts)
-    assert "secure" not in parts  # on plain http a browser would not keep it
+    assert "secure" not in parts  # a browser would drop it on plain HTTP
 
 
 def test_behind_https_the_cookie_is_secure_and_of_this_host_alone(page_config: Config, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_behind_https_the_cookie_is_secure_and_of_this_host_alone(page_config: C
 
 @pytest.mark.parametrize(
     ("name", "password"),
-    [("anna", "wrong password"), ("anna", ""), ("nobody", PASSWORD), ("", PASSWORD), ("veikko", PASSWORD)],
+    [("anna", "wrong password"), ("anna", ""), ("unknown", PASSWORD), ("", PASSWORD), ("veikko", PASSWORD)],
 )
 def test_a_wrong_name_and_a_wrong_password_get_the_same_answer(door: Entrance, name: str, password: str) -> None:
     answer = door.sign_in(name, password)
@@ -75,7 +75,7 @@ def test_a_wrong_name_and_a_wrong_password_get_the_same_answer(door: Entrance, n
     assert door.get("/rejected").status_code == 303
 
 
-def test_signing_out_ends_the_session_here_too_and_not_only_in_the_browser(door: Entrance) -> None:
+def test_signing_out_ends_the_session_on_the_server_too(door: Entrance) -> None:
     door.sign_in()
     assert "Clear-Site-Data" not in door.get("/rejected").headers
     kept = dict(door.browser.cookies)
@@ -83,12 +83,12 @@ def test_signing_out_ends_the_session_here_too_and_not_only_in_the_browser(door:
     assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
     assert answer.headers["Clear-Site-Data"] == '"cache"'
     assert dict(door.browser.cookies) == {}
-    door.browser.cookies.update(kept)  # a thief has kept it
+    door.browser.cookies.update(kept)  # a thief's copy
     assert door.get("/rejected").status_code == 303
 
 
-def test_a_person_who_has_signed_out_stays_out_after_a_reload(page_config: Config, tmp_path: Path) -> None:
-    sessions = Sessions()  # of gunicorn's master; each configuration has another application
+def test_a_sign_out_lasts_over_a_reload(page_config: Config, tmp_path: Path) -> None:
+    sessions = Sessions()  # owned by gunicorn's master, and kept over reloads
     with entrance(page_config, tmp_path, sessions=sessions) as door:
         door.sign_in()
         kept = dict(door.browser.cookies)
@@ -105,20 +105,20 @@ def test_a_person_who_has_signed_out_stays_out_after_a_reload(page_config: Confi
 
 def test_a_session_ends_after_its_time(door: Entrance) -> None:
     door.sign_in()
-    door.browser.cookies.clear_expired_cookies = lambda: None  # type: ignore[method-assign]  # the browser's clock is another
+    door.browser.cookies.clear_expired_cookies = lambda: None  # type: ignore[method-assign]  # the browser has a real clock
     door.later(12 * 3600 - 1)
     assert door.get("/rejected").status_code == 200
     door.later(1)
     assert door.get("/rejected").status_code == 303
 
 
-def test_a_person_who_is_signed_in_passes_the_form(door: Entrance) -> None:
+def test_a_signed_in_person_skips_the_form(door: Entrance) -> None:
     door.sign_in()
     answer = door.get("/sign-in?next=/rejected")
     assert (answer.status_code, answer.headers["location"]) == (303, "/rejected")
 
 
-def test_a_link_on_another_site_asks_once_more_as_the_cookie_stays_behind(door: Entrance) -> None:
+def test_a_link_from_another_site_reloads_so_that_the_cookie_is_sent(door: Entrance) -> None:
     assert door.get("/sign-in?next=/", sec_fetch_site="cross-site").headers["refresh"] == "0"
     assert "refresh" not in door.get("/sign-in?next=/", sec_fetch_site="same-origin").headers
 
@@ -130,7 +130,7 @@ def test_a_link_on_another_site_asks_once_more_as_the_cookie_stays_behind(door: 
         "evil.example", "javascript:alert(1)", "", "/sign-in", "/sign-out?x=1", "/" + "x" * 5000, " /rejected", "/\x00",
     ],
 )  # fmt: skip
-def test_nobody_is_sent_to_another_host_after_signing_in(door: Entrance, following: str) -> None:
+def test_signing_in_never_leads_to_another_host(door: Entrance, following: str) -> None:
     assert door.sign_in(following=following).headers["location"] == "/"
     door.browser.cookies.clear()
     assert 'name="next" value="/"' in door.get(f"/sign-in?next={quote(following)}").text
@@ -141,8 +141,8 @@ def test_nobody_is_sent_to_another_host_after_signing_in(door: Entrance, followi
 
 @pytest.mark.parametrize(
     "content",
-    [user("veikko"), user("anna", password=OTHER_PASSWORD), user("anna", "viewer"), "# nobody\n"],
-    ids=["removed", "new password", "other role", "nobody left"],
+    [user("veikko"), user("anna", password=OTHER_PASSWORD), user("anna", "viewer"), "# no user\n"],
+    ids=["removed", "new password", "other role", "no user left"],
 )
 def test_a_change_of_the_users_file_ends_the_session_within_seconds(door: Entrance, content: str) -> None:
     door.sign_in()
@@ -152,7 +152,7 @@ def test_a_change_of_the_users_file_ends_the_session_within_seconds(door: Entran
     assert door.get("/rejected").status_code == 303
 
 
-def test_the_line_of_somebody_else_may_change(door: Entrance) -> None:
+def test_changes_of_other_users_do_not_end_a_session(door: Entrance) -> None:
     door.sign_in()
     anna = next(line for line in door.users.read_text().splitlines() if line.startswith("anna:"))
     door.users.write_text(f"{anna}\n{user('new')}")
@@ -171,7 +171,7 @@ def test_a_sign_in_reads_the_file_at_once(door: Entrance) -> None:
 @pytest.mark.parametrize(
     "content", ["anna", "anna:boss:x", None, "\xff", ""], ids=["line", "role", "gone", "latin", "empty"]
 )
-def test_a_users_file_that_cannot_be_used_lets_nobody_in_and_says_so_in_the_log_alone(
+def test_an_unusable_users_file_admits_no_user_and_only_the_log_shows_why(
     door: Entrance, content: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     door.sign_in()
@@ -185,7 +185,7 @@ def test_a_users_file_that_cannot_be_used_lets_nobody_in_and_says_so_in_the_log_
         assert answer.status_code == 503
         assert str(door.users) not in answer.text
     assert len([each for each in caplog.messages if str(door.users) in each]) == 1
-    assert door.get("/rejected", **bearer(TOKEN)).status_code == 200  # programs are in another file
+    assert door.get("/rejected", **bearer(TOKEN)).status_code == 200  # tokens are in another file
     door.users.write_bytes(before)
     door.later(2)
     assert door.get("/rejected").status_code == 200
@@ -194,7 +194,7 @@ def test_a_users_file_that_cannot_be_used_lets_nobody_in_and_says_so_in_the_log_
 # --- programs
 
 
-def test_a_program_has_a_token(door: Entrance) -> None:
+def test_programs_use_tokens(door: Entrance) -> None:
     assert door.get("/rejected.json", **bearer(TOKEN)).status_code == 200
     assert door.get("/api/v1/rejected", **bearer(VIEWER_TOKEN)).status_code == 200
 
@@ -206,7 +206,7 @@ def test_a_program_has_a_token(door: Entrance) -> None:
         "Basic eDp5", None,
     ],
 )  # fmt: skip
-def test_a_program_without_a_token_that_counts_gets_401_and_the_scheme(door: Entrance, given: str | None) -> None:
+def test_a_program_without_a_valid_token_gets_401_and_the_scheme(door: Entrance, given: str | None) -> None:
     headers = {} if given is None else {"authorization": given}
     answer = door.get("/api/v1/rejected", **headers)
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
@@ -215,12 +215,12 @@ def test_a_program_without_a_token_that_counts_gets_401_and_the_scheme(door: Ent
     assert given is None or TOKEN not in answer.text
 
 
-def test_a_wrong_token_is_not_made_good_by_a_session(door: Entrance) -> None:
+def test_a_session_does_not_excuse_a_wrong_token(door: Entrance) -> None:
     door.sign_in()
     assert door.get("/rejected", **bearer("irw_wrong")).status_code == 401
 
 
-def test_a_token_that_was_removed_ends_within_seconds(door: Entrance) -> None:
+def test_a_removed_token_is_refused_within_seconds(door: Entrance) -> None:
     assert door.get("/rejected.json", **bearer(TOKEN)).status_code == 200
     door.tokens.write_text("# none\n")
     door.later(2)
@@ -230,7 +230,7 @@ def test_a_token_that_was_removed_ends_within_seconds(door: Entrance) -> None:
 # --- proxies
 
 
-def test_a_listed_proxy_says_who_it_is(page_config: Config, tmp_path: Path) -> None:
+def test_a_listed_proxy_names_the_person(page_config: Config, tmp_path: Path) -> None:
     proxy = behind_proxy("127.0.0.0/8")
     with entrance(page_config, tmp_path, users=None, tokens=None, proxy=proxy) as door:
         assert "anna <small>operator</small>" in door.get("/rejected", x_forwarded_user="anna").text
@@ -241,7 +241,7 @@ def test_a_listed_proxy_says_who_it_is(page_config: Config, tmp_path: Path) -> N
         assert door.get("/sign-in").status_code == 404
 
 
-def test_the_header_of_another_address_says_nothing(page_config: Config, tmp_path: Path) -> None:
+def test_the_header_of_an_unlisted_address_is_ignored(page_config: Config, tmp_path: Path) -> None:
     with entrance(page_config, tmp_path, users=None, tokens=None, proxy=behind_proxy("192.0.2.1")) as door:
         for claimed in (
             {},
@@ -253,7 +253,7 @@ def test_the_header_of_another_address_says_nothing(page_config: Config, tmp_pat
             assert door.get("/rejected", x_forwarded_user="anna", **claimed).status_code == 401
 
 
-# --- what a role and another site may not do
+# --- limits of roles and of other sites
 
 
 UNSAFE = ["POST", "PUT", "PATCH", "DELETE", "TRACE"]
@@ -294,13 +294,13 @@ def test_a_viewer_may_reveal_and_sign_out(door: Entrance, path: str) -> None:
         ({}, False),
     ],
 )
-def test_an_act_needs_a_page_of_ours(door: Entrance, headers: dict[str, str], may: bool) -> None:
+def test_an_act_needs_a_page_of_this_site(door: Entrance, headers: dict[str, str], may: bool) -> None:
     door.sign_in()
     sent = {name: value.replace("{own}", door.url) for name, value in headers.items()}
     answer = door.send("POST", "/nothing", sent)
     assert answer.status_code == (404 if may else 403)
     form = {"name": "anna", "password": PASSWORD}
-    assert door.send("POST", "/sign-in", sent, data=form).status_code == (303 if may else 403)  # nor does a sign-in
+    assert door.send("POST", "/sign-in", sent, data=form).status_code == (303 if may else 403)  # a sign-in too
 
 
 def test_the_configured_origin_counts_behind_a_proxy(page_config: Config, tmp_path: Path) -> None:
@@ -312,10 +312,8 @@ def test_the_configured_origin_counts_behind_a_proxy(page_config: Config, tmp_pa
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8025", "127.0.0.1.evil.example", ""])
-def test_a_name_that_another_site_has_given_to_this_address_shows_nothing(
-    page_config: Config, tmp_path: Path, host: str
-) -> None:
-    """DNS rebinding: the browser is at the proxy's address, and its script is of the same origin as the page."""
+def test_dns_rebinding_shows_nothing(page_config: Config, tmp_path: Path, host: str) -> None:
+    """The attacker's name points to the proxy, so the script has the page's origin."""
     with entrance(page_config, tmp_path, proxy=behind_proxy("127.0.0.1")) as door:
         rebound = {"Host": host, "X-Forwarded-User": "anna", "Sec-Fetch-Site": "same-origin"}
         for method, path in (
@@ -330,9 +328,7 @@ def test_a_name_that_another_site_has_given_to_this_address_shows_nothing(
         assert door.get("/rejected.json", host="web.default.svc", **bearer(TOKEN)).status_code == 200
 
 
-def test_the_page_behind_https_answers_to_its_origin_and_tells_browsers_to_stay(
-    page_config: Config, tmp_path: Path
-) -> None:
+def test_the_page_behind_https_answers_to_its_origin_with_hsts(page_config: Config, tmp_path: Path) -> None:
     with entrance(page_config, tmp_path, origin="https://relay.example.com") as door:
         answer = door.get("/sign-in", host="relay.example.com")
         assert (answer.status_code, answer.headers["strict-transport-security"]) == (200, "max-age=31536000")
@@ -340,11 +336,11 @@ def test_the_page_behind_https_answers_to_its_origin_and_tells_browsers_to_stay(
         assert "strict-transport-security" not in door.get("/sign-in").headers
 
 
-def test_a_token_needs_no_page_as_no_browser_sends_it_by_itself(door: Entrance) -> None:
+def test_a_token_needs_no_origin_as_no_browser_sends_it_unasked(door: Entrance) -> None:
     assert door.send("POST", "/nothing", bearer(TOKEN)).status_code == 404
 
 
-def test_a_form_whose_session_has_ended_is_not_lost_by_a_redirect(door: Entrance) -> None:
+def test_a_form_sent_after_the_session_is_answered_with_advice_instead_of_a_redirect(door: Entrance) -> None:
     answer = door.post("/acts/replay", {"reason": "r"})
     assert (answer.status_code, "sign in in another tab" in answer.text) == (401, True)
 
@@ -353,7 +349,7 @@ def test_a_form_whose_session_has_ended_is_not_lost_by_a_redirect(door: Entrance
     "path",
     ["/", "/nothing", "/rejected", "/sign-out", "/static/../rejected", "//rejected", "/health/livex", "/RejecteD"],
 )
-def test_everything_is_closed_also_what_is_not_there(door: Entrance, path: str) -> None:
+def test_every_path_needs_access_even_unknown_ones(door: Entrance, path: str) -> None:
     answer = door.get(path)
     assert answer.status_code in {303, 401, 404, 405}
     assert "<nav" not in answer.text

@@ -62,7 +62,7 @@ def test_a_hash_tells_its_password_from_others() -> None:
 
 
 def test_a_password_that_normalises_slowly_is_cut_before_that() -> None:
-    """Combining marks are sorted in a time that grows by the square, and no other thread runs meanwhile."""
+    """Sorting combining marks takes quadratic time and blocks all other threads."""
     marks = "\u0301" * 60_000 + "\u0316" * 60_000
     began = time.process_time()
     assert not is_password(marks, HASH)
@@ -87,15 +87,15 @@ def test_a_password_is_neither_short_nor_endless(password: str) -> None:
         "", "x", PASSWORD, HASH[:-1], HASH + "A", HASH.replace("argon2id", "argon2i"), HASH.replace("m=8,", "m=9999999,"),
         HASH.replace("t=1,", "t=999,"), HASH[:-1] + "=", HASH[:-1] + "B", hash_token("irw_x"),
     ],
-    ids=map(str, range(11)),  # the salt is random, and each process has to find the same tests
+    ids=map(str, range(11)),  # the salt is random, and each process must collect the same tests
 )  # fmt: skip
-def test_a_text_that_is_no_hash_is_refused_without_showing_it(text: str) -> None:
+def test_a_malformed_hash_is_refused_without_showing_it(text: str) -> None:
     with pytest.raises(ConfigError, match="the hash is none of `relay web passwd`") as raised:
         parse_entries(f"anna:viewer:{text}", "users", "users")
     assert len(text) < 2 or text not in str(raised.value)
 
 
-def test_a_token_is_random_and_its_hash_says_nothing_of_it() -> None:
+def test_tokens_are_random_and_stored_as_hashes() -> None:
     assert new_token() != new_token()
     assert len(new_token()) > 40
     assert parse_entries(f"script:viewer:{hash_token('irw_x')}", "tokens", "tokens")
@@ -106,12 +106,12 @@ def test_a_token_is_random_and_its_hash_says_nothing_of_it() -> None:
 # --- the files
 
 
-def test_comments_blank_lines_and_line_ends_of_windows_say_nothing() -> None:
+def test_comments_blank_lines_and_windows_line_ends_are_ignored() -> None:
     found = parse_entries(f"\ufeff# people\r\n\r\n  {LINE}  \r\n#x:y:z\n", "users", "users")
     assert {name: entry.role for name, entry in found.items()} == {"anna": "operator"}
 
 
-def test_each_wrong_line_is_named_by_its_number_and_none_is_repeated() -> None:
+def test_wrong_lines_are_named_by_number_without_their_text() -> None:
     wrong = ["anna", f"b:boss:{HASH}", f"b c:viewer:{HASH}", "d:viewer:secret", f":viewer:{HASH}", LINE]
     with pytest.raises(ConfigError) as raised:
         parse_entries("\n".join([LINE, "", *wrong]), "/etc/users", "users")
@@ -123,7 +123,7 @@ def test_each_wrong_line_is_named_by_its_number_and_none_is_repeated() -> None:
 
 
 @given(st.text(max_size=80))
-def test_any_text_is_a_file_or_a_mistake(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
         found = parse_entries(text, "users", "users")
     except ConfigError:
@@ -136,7 +136,7 @@ def test_any_text_is_a_file_or_a_mistake(text: str) -> None:
     [f"# a\n{{}}{LINE}\n# z", f"\ufeff{LINE}\n{{}}", f"# a\u2028b\x0cc\n{LINE}\n{{}}", f"\n{LINE}\n\n{{}}"],
     ids=map(str, range(4)),  # the salt is random
 )
-def test_a_line_takes_the_place_of_the_one_with_its_name(tmp_path: Path, text: str) -> None:
+def test_a_line_replaces_the_one_of_the_same_name(tmp_path: Path, text: str) -> None:
     file = tmp_path / "users"
     file.write_text(text.format(user("ann")), encoding="utf-8")
     write_entry(file, "anna", user("anna", "viewer").strip(), "users")
@@ -147,20 +147,20 @@ def test_a_line_takes_the_place_of_the_one_with_its_name(tmp_path: Path, text: s
     assert ("# a" in whole, "# z" in whole) == ("# a" in text, "# z" in text)
 
 
-def test_a_file_is_written_for_its_owner_alone_and_a_link_stays_one(tmp_path: Path) -> None:
+def test_a_file_is_private_to_its_owner_and_a_link_stays_a_link(tmp_path: Path) -> None:
     file, link = tmp_path / "users", tmp_path / "link"
     link.symlink_to(file)
     write_entry(link, "anna", LINE, "users")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.chmod(0o644)
     write_entry(link, "ben", user("ben").strip(), "users")
-    assert stat.S_IMODE(file.stat().st_mode) == 0o640, "its group may be the service's"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640, "the group may be the service's"
     assert link.is_symlink()
     assert set(parse_entries(file.read_text(), "users", "users")) == {"anna", "ben"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "users"]
 
 
-def test_writers_wait_for_each_other_and_a_reader_finds_whole_lines(tmp_path: Path) -> None:
+def test_writers_wait_for_each_other_and_readers_see_whole_lines(tmp_path: Path) -> None:
     file = tmp_path / "users"
     file.write_text(LINE + "\n")
     read = AccountFile(Secret(f"file:{file}"), "users")
@@ -168,7 +168,7 @@ def test_writers_wait_for_each_other_and_a_reader_finds_whole_lines(tmp_path: Pa
     with ThreadPoolExecutor(4) as pool:
         writing = [
             pool.submit(write_entry, file, name, user(name, role).strip(), "users")
-            for role in ("operator", "viewer")  # of two lines with one name, the shorter one may come last
+            for role in ("operator", "viewer")  # a shorter line replaces a longer one
             for name in names
         ]
         while not all(each.done() for each in writing):
@@ -178,7 +178,7 @@ def test_writers_wait_for_each_other_and_a_reader_finds_whole_lines(tmp_path: Pa
     assert asyncio.run(read.entries(fresh=True)).keys() == {"anna", *names}
 
 
-def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+def test_a_full_disk_does_not_change_the_file(tmp_path: Path) -> None:
     file = tmp_path / "users"
     file.write_text(LINE + "\n")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"anna", b"\xff"])
-def test_a_file_with_a_wrong_line_stays_as_it_was(tmp_path: Path, content: bytes) -> None:
+def test_a_file_with_a_wrong_line_is_not_changed(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "users"
     file.write_bytes(content)
     with pytest.raises(ConfigError):
@@ -203,13 +203,13 @@ def test_a_file_with_a_wrong_line_stays_as_it_was(tmp_path: Path, content: bytes
 # --- cookies
 
 
-def test_a_cookie_gives_its_person_back_until_it_ends() -> None:
+def test_a_cookie_identifies_its_person_until_it_expires() -> None:
     sessions = Sessions()
     cookie = sessions.begin(ANNA, 1_000)
     assert sessions.person_of(cookie, PEOPLE, 1_000, 60) == ANNA
     assert sessions.person_of(cookie, PEOPLE, 1_059.9, 60) == ANNA
     assert sessions.person_of(cookie, PEOPLE, 1_060, 60) is None
-    assert sessions.person_of(cookie, PEOPLE, 900, 60) is None, "it is from the future"
+    assert sessions.person_of(cookie, PEOPLE, 900, 60) is None, "a cookie from the future"
 
 
 SESSIONS = Sessions()
@@ -217,14 +217,14 @@ COOKIE = SESSIONS.begin(ANNA, 1_000)
 
 
 @given(st.integers(0, len(COOKIE) - 1), st.integers(0, 6), st.text(max_size=300))
-def test_any_other_text_is_a_cookie_of_nobody(at: int, bit: int, text: str) -> None:
+def test_any_other_text_is_an_invalid_cookie(at: int, bit: int, text: str) -> None:
     changed = COOKIE[:at] + chr(ord(COOKIE[at]) ^ (1 << bit)) + COOKIE[at + 1 :]
     for given_cookie in {changed, text, text + COOKIE, COOKIE + text} - {COOKIE}:
         assert SESSIONS.person_of(given_cookie, PEOPLE, 1_000, 60) is None
 
 
 @given(name=st.sampled_from(["anna", "ben"]), role=st.sampled_from(["viewer", "operator"]))
-def test_a_cookie_counts_only_with_the_line_that_it_was_made_with(name: str, role: str) -> None:
+def test_a_cookie_is_valid_only_with_the_line_it_was_made_with(name: str, role: str) -> None:
     own = f"{name}:{role}:{HASH}"
     for line in (own, f"{own} ", user(name, role).strip()):
         made, kept = (Entry(name, role, HASH, each) for each in (own, line))  # type: ignore[arg-type]  # a role
@@ -232,12 +232,11 @@ def test_a_cookie_counts_only_with_the_line_that_it_was_made_with(name: str, rol
         assert read == (kept if line == own else None)
 
 
-def test_the_users_file_alone_signs_nothing() -> None:
-    """Each page has a random key of its own."""
+def test_each_process_signs_cookies_with_its_own_random_key() -> None:
     assert Sessions().person_of(COOKIE, PEOPLE, 1_000, 60) is None
 
 
-def test_a_sign_out_ends_every_session_of_the_person_and_of_nobody_else() -> None:
+def test_a_sign_out_ends_all_sessions_of_the_person_and_no_others() -> None:
     sessions, ben = Sessions(), Entry("ben", "viewer", HASH, f"ben:viewer:{HASH}")
     people = {"anna": ANNA, "ben": ben}
     cookies = [sessions.begin(each, 1_000) for each in (ANNA, ANNA, ben)]
@@ -246,7 +245,7 @@ def test_a_sign_out_ends_every_session_of_the_person_and_of_nobody_else() -> Non
     assert sessions.person_of(sessions.begin(ANNA, 1_000), people, 1_000, 60) == ANNA
 
 
-def test_a_sign_out_in_one_process_counts_in_those_that_the_same_master_forks_later() -> None:
+def test_a_sign_out_in_one_worker_counts_in_later_ones() -> None:
     sessions, fork = Sessions(), multiprocessing.get_context("fork")
     cookie = sessions.begin(ANNA, 1_000)
     worker = fork.Process(target=sessions.end, args=("anna",))
@@ -260,14 +259,14 @@ def test_a_sign_out_in_one_process_counts_in_those_that_the_same_master_forks_la
 
 
 def attempt(limits: SignInLimits, name: str, address: str, now: float, *, is_right: bool = False) -> float:
-    """The wait of an attempt, which takes no time; 0: it was made."""
+    """Make an attempt that takes no time; return the required wait in seconds, 0 if it was allowed."""
     keys, wait = limits.begin(name, address, now)
     if not wait and is_right:
         limits.succeeded(keys, name, address)
     return wait
 
 
-def test_after_the_burst_there_is_one_attempt_for_each_pause() -> None:
+def test_after_the_burst_each_pause_allows_one_attempt() -> None:
     limits = SignInLimits()
     assert [attempt(limits, "anna", f"192.0.2.{n}", 0) for n in range(11)] == [0.0] * 10 + [30.0]
     assert attempt(limits, "anna", "192.0.2.1", 12) == pytest.approx(18)
@@ -276,7 +275,7 @@ def test_after_the_burst_there_is_one_attempt_for_each_pause() -> None:
 
 
 @given(st.lists(st.floats(0, 60), max_size=300))
-def test_guesses_that_go_on_are_no_more_than_the_limit(pauses: list[float]) -> None:
+def test_continued_guessing_never_exceeds_the_limit(pauses: list[float]) -> None:
     limits, now, tried = SignInLimits(), 0.0, 0
     for pause in pauses:
         now += pause
@@ -284,7 +283,7 @@ def test_guesses_that_go_on_are_no_more_than_the_limit(pauses: list[float]) -> N
     assert tried <= BY_NAME.burst + now / BY_NAME.pause_seconds + 1
 
 
-def test_a_denied_attempt_prolongs_nothing_and_a_right_one_costs_nothing() -> None:
+def test_denied_attempts_do_not_prolong_the_wait_and_right_ones_cost_nothing() -> None:
     limits = SignInLimits()
     for _ in range(1000):
         attempt(limits, "anna", "192.0.2.1", 0.0)
@@ -294,18 +293,18 @@ def test_a_denied_attempt_prolongs_nothing_and_a_right_one_costs_nothing() -> No
         assert attempt(fresh, "anna", "192.0.2.1", 0.0, is_right=True) == 0
 
 
-def test_a_failure_is_forgotten_when_it_counts_no_more_and_not_before() -> None:
+def test_a_failure_is_forgotten_once_it_no_longer_counts() -> None:
     limits = SignInLimits()
     for _ in range(10):
         attempt(limits, "anna", "192.0.2.1", 0)
     for number in range(500):
         attempt(limits, f"n{number}", f"2001:db8:{number:x}::1", 0)
-    assert attempt(limits, "anna", "192.0.2.2", 0) == 30, "names and addresses of strangers push nobody out"
+    assert attempt(limits, "anna", "192.0.2.2", 0) == 30, "other names and addresses displace no entry"
     attempt(limits, "later", "192.0.2.2", 301)
     assert len(limits._over) == 2
 
 
-def test_strangers_that_wait_and_guess_keep_nobody_out_of_a_known_address() -> None:
+def test_attackers_do_not_lock_a_person_out_of_a_known_address() -> None:
     limits = SignInLimits()
     assert attempt(limits, "anna", "192.0.2.1", 0.0, is_right=True) == 0
     for number in range(40):
@@ -316,10 +315,10 @@ def test_strangers_that_wait_and_guess_keep_nobody_out_of_a_known_address() -> N
     assert attempt(limits, "anna", "192.0.2.1", 0.0, is_right=True) == 0
     limits.waiting -= 1
     assert attempt(limits, "anna", "192.0.2.2", 0.0) > 0
-    assert attempt(limits, "w", "203.0.113.1", 0.0) == 0, "one that was denied counts for nothing"
+    assert attempt(limits, "w", "203.0.113.1", 0.0) == 0, "denied attempts do not count"
 
 
-def test_the_addresses_of_a_person_that_are_remembered_are_bounded() -> None:
+def test_the_remembered_addresses_of_a_person_are_bounded() -> None:
     limits = SignInLimits()
     for number in range(guard.MOST_PLACES + 1):
         assert attempt(limits, "anna", f"192.0.2.{number}", 0.0, is_right=True) == 0
@@ -342,8 +341,8 @@ def test_the_network_of_an_address(address: str, network: str) -> None:
 # --- headers
 
 
-def asked(*given: tuple[str, str], peer: str | None = "192.0.2.9") -> Request:
-    """A request with these headers, of somebody at this address; None is a Unix socket."""
+def make_request(*given: tuple[str, str], peer: str | None = "192.0.2.9") -> Request:
+    """Make a request with these headers from address `peer`; None means a Unix socket."""
     sent = [(name.lower().encode(), value.encode("utf-8", "surrogateescape")) for name, value in given]
     scope = {**create_scope(), "headers": sent, "client": None if peer is None else (peer, 4711)}
     return Request(scope, None)  # type: ignore[arg-type]  # nothing reads its body
@@ -359,8 +358,8 @@ PROXY = behind_proxy("192.0.2.0/24", "2001:db8::1")
         *((peer, False) for peer in ("192.0.3.1", "2001:db8::2", "::1", "127.0.0.1", "", "nonsense", None)),
     ],
 )
-def test_a_listed_proxy_names_a_person_and_another_address_nobody(peer: str | None, is_listed: bool) -> None:
-    actor = named_by_proxy(asked(("x-forwarded-user", "anna"), peer=peer), PROXY)
+def test_only_a_listed_proxy_names_a_person(peer: str | None, is_listed: bool) -> None:
+    actor = named_by_proxy(make_request(("x-forwarded-user", "anna"), peer=peer), PROXY)
     assert actor == (Actor("anna", "operator", "proxy") if is_listed else None)
 
 
@@ -370,15 +369,15 @@ def test_a_listed_proxy_names_a_person_and_another_address_nobody(peer: str | No
         (), ("",), ("  ",), ("anna", "anna"), ("ben", "anna"), ("x" * 201,), ("an\u202ena",), ("an\x00na",), ("\udcff",),
     ],
 )  # fmt: skip
-def test_a_header_that_is_no_single_name_names_nobody(given: tuple[str, ...]) -> None:
-    assert named_by_proxy(asked(*(("x-forwarded-user", each) for each in given)), PROXY) is None
-    assert named_by_proxy(asked(("x_forwarded_user", "anna")), PROXY) is None
+def test_a_header_without_exactly_one_name_is_ignored(given: tuple[str, ...]) -> None:
+    assert named_by_proxy(make_request(*(("x-forwarded-user", each) for each in given)), PROXY) is None
+    assert named_by_proxy(make_request(("x_forwarded_user", "anna")), PROXY) is None
 
 
-def test_a_header_that_comes_twice_says_nothing_of_the_site_that_a_request_is_from() -> None:
+def test_a_repeated_header_does_not_prove_the_origin() -> None:
     for name, own in (("sec-fetch-site", "same-origin"), ("origin", "http://127.0.0.1:8025")):
-        assert is_same_origin(asked((name, own)), "http://127.0.0.1:8025")
-        assert not is_same_origin(asked((name, own), (name, "evil")), "http://127.0.0.1:8025")
+        assert is_same_origin(make_request((name, own)), "http://127.0.0.1:8025")
+        assert not is_same_origin(make_request((name, own), (name, "evil")), "http://127.0.0.1:8025")
 
 
 @pytest.mark.parametrize(
@@ -389,8 +388,8 @@ def test_a_header_that_comes_twice_says_nothing_of_the_site_that_a_request_is_fr
     ],
 )  # fmt: skip
 def test_the_bearer_token_of_a_request(given: tuple[str, ...], token: str | None) -> None:
-    """One that is given twice is none that counts."""
-    assert bearer_token(asked(*(("Authorization", each) for each in given))) == token
+    """Repeated headers never become a valid token."""
+    assert bearer_token(make_request(*(("Authorization", each) for each in given))) == token
 
 
 @given(
@@ -399,7 +398,7 @@ def test_the_bearer_token_of_a_request(given: tuple[str, ...], token: str | None
         st.lists(st.sampled_from(["/", "\\", "\t", "e", "%", "?", ":", "\u202e"]) | st.text(max_size=5), max_size=8),
     )
 )
-def test_a_path_to_go_on_to_stays_on_this_host(given: str) -> None:
+def test_the_path_after_a_sign_in_stays_on_this_host(given: str) -> None:
     path = local_path(given)
     assert path.startswith("/")
     assert not path.startswith(("//", "/\\"))
@@ -408,11 +407,11 @@ def test_a_path_to_go_on_to_stays_on_this_host(given: str) -> None:
 
 
 @pytest.mark.parametrize("forwarded", [[], [""], ["unknown"], ["10.0.0.1"], ["192.0.2.1, x"], ["192.0.2.1", "\udcff"]])
-def test_a_header_without_an_address_leaves_the_proxys(forwarded: list[str]) -> None:
+def test_a_header_without_an_address_keeps_that_of_the_proxy(forwarded: list[str]) -> None:
     sent = [("x-forwarded-for", value) for value in forwarded]
     proxies = [Network.parse("127.0.0.1"), Network.parse("10.0.0.0/8")]
-    assert address_of(asked(*sent, peer="::ffff:127.0.0.1"), proxies) == "::ffff:127.0.0.1"
-    assert address_of(asked(*sent, peer=None), proxies) == "a socket"
+    assert address_of(make_request(*sent, peer="::ffff:127.0.0.1"), proxies) == "::ffff:127.0.0.1"
+    assert address_of(make_request(*sent, peer=None), proxies) == "a socket"
 
 
 @pytest.mark.parametrize(
@@ -425,7 +424,7 @@ def test_a_header_without_an_address_leaves_the_proxys(forwarded: list[str]) -> 
         ("127.0.0.1:x", False), ("\uff11\uff12\uff17.0.0.1", False), ("1" * 10_000, False),
     ],
 )  # fmt: skip
-def test_the_page_answers_to_its_own_names_alone(host: str, is_own: bool) -> None:
-    assert is_own_host(asked(("host", host)), "https://relay.example.com:8443") is is_own
-    assert not is_own_host(asked(("host", host), ("host", host)), "https://relay.example.com")
-    assert not is_own_host(asked(("host", "relay.example.com")), None)
+def test_the_page_answers_only_to_its_own_names(host: str, is_own: bool) -> None:
+    assert is_own_host(make_request(("host", host)), "https://relay.example.com:8443") is is_own
+    assert not is_own_host(make_request(("host", host), ("host", host)), "https://relay.example.com")
+    assert not is_own_host(make_request(("host", "relay.example.com")), None)

@@ -16,7 +16,7 @@ from relay.delivery.alerts import Alert
 from relay.delivery.outcome import Call, Failed
 from relay.operations.asks import Selection
 from relay.store import reads
-from relay.store.alerts import note
+from relay.store.alerts import store_alerts
 from relay.store.operator import commands, execution
 from relay.web.screens import lists
 from relay.web.screens.lists import COLUMNS
@@ -25,7 +25,7 @@ from tests.helpers.page import VIEWER, Page
 from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import START, an_event
 from tests.helpers.webhooks import body
-from tests.web.acting import carried_out, confirm, fill_with_dead
+from tests.web.acting import confirm, execute, fill_with_dead
 
 ALL = [4, 3, 2, 1]
 FILTERS = {
@@ -59,7 +59,7 @@ def seqs(page: Page, path: str) -> list[int]:
 
 @pytest.fixture
 def some(steps: Steps) -> Steps:
-    """Of u1 delivered (1) and waiting for a retry (3); u2 dead (2); an event of no route (4)."""
+    """Events of u1, delivered (1) and waiting for a retry (3), of u2, dead (2), and one without a route (4)."""
     unavailable = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, 503)
     steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
     steps.attempt(DONE)
@@ -83,7 +83,7 @@ def test_every_filter_narrows_the_list(page: Page) -> None:
         "limit=0", "limit=1&limit=2", "rout=strict",
     ],
 )  # fmt: skip
-def test_a_filter_that_makes_no_sense_is_named_and_stays_in_its_form(page: Page, query: str) -> None:
+def test_an_invalid_filter_is_named_and_the_form_keeps_the_others(page: Page, query: str) -> None:
     answer = page.get(f"/deliveries.json?{query}")
     assert (answer.status_code, answer.json()["field"]) == (400, query.partition("=")[0])
     shown = page.get(f"/deliveries?{query}&error=kept")
@@ -92,7 +92,7 @@ def test_a_filter_that_makes_no_sense_is_named_and_stays_in_its_form(page: Page,
 
 
 @pytest.mark.usefixtures("some")
-def test_pages_follow_each_other_and_only_the_first_counts(page: Page) -> None:
+def test_pages_follow_each_other_and_only_the_first_has_a_count(page: Page) -> None:
     found = [page.json(f"/deliveries.json?limit=2{before}") for before in ("", "&before=3")]
     assert [([row["seq"] for row in each["rows"]], each["before"], each["matching"]) for each in found] == [
         ([4, 3], 3, 4),
@@ -107,7 +107,7 @@ def test_a_count_ends_at_500(page: Page, steps: Steps) -> None:
     assert page.json("/deliveries.json?state=received")["matching"] == 501
 
 
-def test_a_search_whose_time_is_over_says_how_far_it_looked_and_goes_on(
+def test_a_search_that_runs_out_of_time_reports_its_progress_and_can_be_continued(
     page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing, "_WINDOW", 2)
@@ -124,7 +124,7 @@ def test_a_search_whose_time_is_over_says_how_far_it_looked_and_goes_on(
 
 
 @pytest.mark.usefixtures("some")
-def test_operators_act_on_all_that_match_and_on_one_row(page: Page) -> None:
+def test_acts_are_offered_on_all_matches_and_on_each_row(page: Page) -> None:
     shown = page.get("/deliveries?state=dead&route=strict&error=email").text
     for act in ("replay", "cancel"):
         assert f'href="/acts/{act}?route=strict&amp;error=email&amp;state=dead"' in shown
@@ -152,7 +152,7 @@ def test_operators_act_on_all_that_match_and_on_one_row(page: Page) -> None:
         ("state=dead&since=2d", {}),
     ],
 )
-def test_an_act_on_all_that_match_is_on_exactly_those_or_it_says_why_there_is_none(
+def test_an_act_on_all_matches_selects_exactly_those_or_is_not_offered_with_a_reason(
     page: Page, query: str, acts: dict[str, list[int]]
 ) -> None:
     found = page.json(f"/deliveries.json?{query}")
@@ -165,12 +165,12 @@ def test_an_act_on_all_that_match_is_on_exactly_those_or_it_says_why_there_is_no
 
 
 @pytest.mark.usefixtures("some")
-def test_chosen_rows_of_several_routes_have_one_plan_of_exactly_these(page: Page, steps: Steps) -> None:
+def test_chosen_rows_of_several_routes_have_one_plan(page: Page, steps: Steps) -> None:
     steps.arrive(an_event(4, "u4", routes=["strict", "blocking"]), an_event(5, "u5", routes=["strict", "blocking"]))
     assert page.get("/deliveries").text.count('type="checkbox" name="deliveries"') == 7
     assert "checkbox" not in page.get("/deliveries", actor=VIEWER).text
     chosen = "&".join(f"deliveries={each}" for each in ("none", "6/strict", "5/blocking", "2/strict"))
-    assert carried_out(steps, confirm(page, f"cancel?{chosen}")).affected == 3
+    assert execute(steps, confirm(page, f"cancel?{chosen}")).affected == 3
     cancelled = steps.rows("SELECT seq, route FROM delivery_log WHERE kind = 'cancelled' ORDER BY seq")
     assert [tuple(row.values()) for row in cancelled] == [(2, "strict"), (5, "blocking"), (6, "strict")]
     too_many = "&".join(f"deliveries={n}/strict" for n in range(201))
@@ -191,7 +191,7 @@ ERRORS = (
     "<b>\u202e</b>",
     "",
 )
-"""Each is a part of another one, or equal to one in another case, or matches one as a pattern."""
+"""Errors that contain another one, equal it in another case, or match it as a pattern."""
 
 
 def die(steps: Steps, errors: tuple[str, ...], route: str = "strict", first: int = 1) -> None:
@@ -201,7 +201,7 @@ def die(steps: Steps, errors: tuple[str, ...], route: str = "strict", first: int
 
 
 def links(html: str, kind: str) -> list[str]:
-    """The acts on groups, as paths below `/acts/`."""
+    """Return the acts on groups, as paths below `/acts/`."""
     return [unescape(found) for found in re.findall(rf'href="/acts/({kind}\?[^"]*error_sha256=[^"]*)"', html)]
 
 
@@ -223,19 +223,19 @@ def test_dead_letters_are_grouped_with_first_last_count_and_sample(page: Page, s
 
 
 @ON_BOTH
-def test_an_act_on_a_group_hits_no_other_group(page: Page, steps: Steps) -> None:
+def test_an_act_on_a_group_affects_no_other_group(page: Page, steps: Steps) -> None:
     die(steps, ERRORS)
     die(steps, ERRORS, "latest", first=100)
     replays = links(page.get("/dead?route=strict").text, "replay")
     assert len(replays) == len(ERRORS)
     for number, path in enumerate(replays, start=1):
-        assert carried_out(steps, confirm(page, path)).affected == 1
+        assert execute(steps, confirm(page, path)).affected == 1
         dead = [(seq, route) for seq, route, state in steps.states() if state == "dead"]
         assert len(dead) == 2 * len(ERRORS) - number
     assert {route for _, route in dead} == {"latest"}
 
 
-def test_only_the_newest_dead_letters_are_grouped_and_the_page_says_so(
+def test_the_page_says_that_only_the_newest_dead_letters_are_grouped(
     page: Page, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reads, "MOST_GROUPED", 3)
@@ -259,25 +259,27 @@ def test_one_unreadable_fact_does_not_hide_the_others(page: Page, steps: Steps) 
     assert len(links(page.get("/dead").text, "replay")) == 2
 
 
-def test_cancelling_a_group_takes_only_those_that_died_since_the_time_of_the_filter(page: Page, steps: Steps) -> None:
-    """Both arrived long before it: the time is that of the death, as in the list."""
+def test_cancelling_a_group_takes_only_deliveries_that_died_since_the_filtered_time(page: Page, steps: Steps) -> None:
+    """Both events arrived before that time."""
     steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
     steps.attempt(Failed((), "mapping", "a"))
     steps.advance(60)
     steps.attempt(Failed((), "mapping", "a"))
     (path,) = links(page.get("/dead?since=2026-01-01T00:00:30Z").text, "cancel")
-    assert carried_out(steps, confirm(page, path)).affected == 1
+    assert execute(steps, confirm(page, path)).affected == 1
     assert [(seq, state) for seq, _, state in steps.states() if state == "dead"] == [(1, "dead")]
 
 
-def rejected(content: bytes, source: str = "trivore", reason: str = "no version") -> Rejected:
+def make_rejected(content: bytes, source: str = "trivore", reason: str = "no version") -> Rejected:
     headers = {"content-type": "application/json", "x-request-id": "hunter2"}
     return Rejected(START, source, 422, "invalid_event", reason, "version", "192.0.2.1", b"\0" * 32, headers, content)
 
 
-def test_a_request_that_can_be_read_now_is_readmitted_and_delivered(page: Page, steps: Steps) -> None:
-    steps.intake.reject(rejected(body()), rejected(b"{}"), rejected(body(), source="gone"), rejected(body()))
-    progress = carried_out(steps, confirm(page, "readmit?source=trivore"))
+def test_a_now_readable_request_is_readmitted_and_delivered(page: Page, steps: Steps) -> None:
+    steps.intake.reject(
+        make_rejected(body()), make_rejected(b"{}"), make_rejected(body(), source="gone"), make_rejected(body())
+    )
+    progress = execute(steps, confirm(page, "readmit?source=trivore"))
     assert (progress.state, progress.affected) == ("done", 2)
     rows = page.json("/rejected.json")["rows"]
     by = [(row["readmitted_seq"], row["readmitted_by"]) for row in rows]
@@ -287,8 +289,8 @@ def test_a_request_that_can_be_read_now_is_readmitted_and_delivered(page: Page, 
     assert steps.states() == []
 
 
-def test_a_request_matches_by_the_text_of_its_error_and_not_by_a_pattern(page: Page, steps: Steps) -> None:
-    steps.intake.reject(rejected(body(), reason="100% wrong"), rejected(body(), reason="100 wrong"))
+def test_a_filter_by_error_is_not_a_pattern(page: Page, steps: Steps) -> None:
+    steps.intake.reject(make_rejected(body(), reason="100% wrong"), make_rejected(body(), reason="100 wrong"))
     assert 'href="/acts/readmit?error=100%25%20wrong"' in page.get("/rejected?error=100%25+wrong").text
     assert page.json("/api/v1/acts/readmit?error=100%25+wrong")["count"] == 1
     assert 'name="everything"' in page.get("/acts/readmit").text
@@ -298,14 +300,14 @@ def ask(steps: Steps) -> int:
     return commands.ask(steps.database, "replay", Selection(route="strict"), who="kim", why="a reason", planned=250)
 
 
-def test_a_command_says_how_far_it_is(page: Page, steps: Steps) -> None:
+def test_a_command_shows_its_progress(page: Page, steps: Steps) -> None:
     fill_with_dead(steps, 250)
     number = ask(steps)
     execution.work_on(steps.work, number)
     assert '<progress class="" aria-label="progress" max="250" value="200">' in page.get(f"/commands/{number}").text
 
 
-def test_a_command_is_stopped_by_name_and_goes_on(page: Page, steps: Steps) -> None:
+def test_a_command_is_stopped_and_continued_with_actor_and_reason(page: Page, steps: Steps) -> None:
     number = ask(steps)
     why: dict[str, Any] = {"command": number, "reason": " the wrong route "}
     for act, state, other in (("stop", "cancelled", "continue"), ("continue", "running", "stop")):
@@ -322,7 +324,7 @@ def test_a_command_is_stopped_by_name_and_goes_on(page: Page, steps: Steps) -> N
     ]
 
 
-def test_the_api_stops_a_command_that_is_there_and_open(page: Page, steps: Steps) -> None:
+def test_the_api_stops_only_an_open_command(page: Page, steps: Steps) -> None:
     number = ask(steps)
     order: dict[str, Any] = {"command": number, "reason": "the wrong route"}
     for act in ("stop", "continue"):
@@ -338,13 +340,13 @@ def test_the_api_stops_a_command_that_is_there_and_open(page: Page, steps: Steps
 
 @pytest.fixture
 def alerted(steps: Steps) -> Steps:
-    """Six changes: `crm` was behind twice and recovered, two sources are silent."""
+    """Six changes of alerts: `crm` was behind twice and recovered, two sources are silent."""
     changes = [("backlog_old", "crm", True), ("backlog_old", "crm", False)] * 2
     for kind, subject, firing in (*changes, ("source_silent", "one", True), ("source_silent", "two", True)):
         with steps.database.write() as transaction:
             detail = {"seq": 7, "age_seconds": 900, "silent_seconds": 60}
             alert = Alert(kind, subject, firing=firing, detail=detail)  # type: ignore[arg-type]  # one of its kinds
-            note(transaction, [alert], transaction.take_order_lock())
+            store_alerts(transaction, [alert], transaction.take_order_lock())
         steps.clock.advance(60)
     return steps
 
@@ -360,14 +362,14 @@ def alerted(steps: Steps) -> Steps:
         ("?until=2026-01-01T00:01:00Z", ["crm"]),
     ],
 )
-def test_the_filter_is_for_the_history_and_hides_no_alert_that_fires(page: Page, query: str, rows: list[str]) -> None:
+def test_a_filter_narrows_the_history_and_hides_no_firing_alert(page: Page, query: str, rows: list[str]) -> None:
     found = page.json(f"/alerts.json{query}")
     assert [row["subject"] for row in found["rows"]] == rows
     assert [alert["subject"] for alert in found["firing"]] == ["one", "two"]
     assert all(row["text"] for row in found["rows"])
 
 
-def test_a_row_of_another_version_is_shown_beside_the_others(page: Page, alerted: Steps) -> None:
+def test_an_alert_of_another_version_is_shown_too(page: Page, alerted: Steps) -> None:
     alerted.do(
         "INSERT INTO alert (at, kind, subject, firing, detail, is_unsendable)"
         " VALUES ('2026-01-02 00:00:00.000000Z', 'odd <b>', 'x', true, '{}', false)"

@@ -1,1 +1,1 @@
-"""Commands of operators, applied to deliveries in SQL: selection, replay, cancellation and reopening."""
+"""Operators' commands in SQL: selections, plans, and the steps of each kind."""

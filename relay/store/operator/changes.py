@@ -1,4 +1,4 @@
-"""Replays, retries, cancels and unblocks deliveries for an operator, under the order lock, where their routes have room."""
+"""Replays, retries, cancels and unblocks deliveries for an operator, under the order lock."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, s
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
-from relay.store.deliveries import Key, deliveries, write_back
-from relay.store.operator.selection import GIVEN_UP, Choice, among
+from relay.store.deliveries import Key, read_deliveries, write_back
+from relay.store.operator.selection import GIVEN_UP, Choice, select_keys
 from relay.store.reopen import find, keep_payloads, take_up
-from relay.store.sequence import last_delivered, settle_lanes
+from relay.store.sequence import read_last_delivered, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work
@@ -32,15 +32,15 @@ def change(
     why: str,
     policies: Policies,
 ) -> int:
-    """Replay, cancel, unblock or retry these. Returns how many it has happened to.
+    """Replay, cancel, unblock or retry these deliveries. Returns the number of changed ones.
 
-    One that is in another state by now, as a relay has claimed it or another command has changed it, is left as it is.
+    Deliveries whose state has changed since, as a relay has claimed them or another command has changed them, are skipped.
 
     A replayed delivery begins a new run, bypasses deduplication, and gets its place in its lane by its own time: on a
-    `latest` route a newer one that waits stands for it. A retried one keeps its attempts and its place in its lane.
+    `latest` route a waiting newer one supersedes it. A retried one keeps its attempts and its place in its lane.
     """
     act, first = choice.act, keys[0][0]
-    keys = sorted(among(transaction, choice, keys))
+    keys = sorted(select_keys(transaction, choice, keys))
 
     def fact_of(row: OpenDelivery) -> facts.AnyFact:
         if act == "replay":
@@ -50,7 +50,7 @@ def change(
         return facts.Cancelled(who=who, why=why) if act == "cancel" else facts.Unblocked(who=who, why=why)
 
     if act == "replay":
-        found = replayable(transaction, choice, keys, first=first).again
+        found = find_replayable(transaction, choice, keys, first=first).again
         again = [append(row, fact_of(row), now) for row in found]
         take_up(transaction, found, again, policies)
         return len(again)
@@ -59,7 +59,7 @@ def change(
         for row in find(transaction, choice.config, keys)
         if row.state is not State.ENDED and step_of(fact := fact_of(row)) in TRANSITIONS[row.state]
     ]
-    # Written first, so that what settling reads of these lanes is what is left of them.
+    # Written before settling, which reads the rest of these lanes.
     write_back(transaction, changed)
     if act != "retry":
         lanes = {(row.route, row.lane) for row in changed}
@@ -68,50 +68,50 @@ def change(
 
 
 LeftOut = Literal["overtaken", "route_removed", "payload_gone", "unreadable"]
-"""The reason why a replay leaves a selected delivery out."""
+"""The reason a replay skips a selected delivery."""
 LEFT_OUT: Mapping[LeftOut, str] = {
     "overtaken": "older than the last delivered state of their lane; --force replays them too",
-    "route_removed": "ended on a route that is not configured any more; configure it again to replay them",
-    "payload_gone": "have no headers and body any more: retention or erasure deleted them; `relay cancel` ends dead ones",
+    "route_removed": "ended on a route that is no longer configured; configure it again to replay them",
+    "payload_gone": "without headers and body, which retention or erasure deleted; `relay cancel` ends dead ones",
     "unreadable": "have a row that can't be read; `relay verify` names it",
 }
 
 
 class Replayable(msgspec.Struct, frozen=True):
-    """Selected deliveries, as a replay takes them."""
+    """The selected deliveries that a replay takes, and those that it skips."""
 
     again: Sequence[OpenDelivery]
-    """The ones that it takes up."""
+    """The deliveries to replay."""
     left_out: dict[Key, LeftOut]
 
 
-def replayable(
+def find_replayable(
     transaction: Transaction, choice: Choice, keys: Sequence[Key], *, first: int = 0, locked: bool = True
 ) -> Replayable:
-    """Find these deliveries, and the ones among them that are replayed. A plan asks without locks, a replay with them.
+    """Find these deliveries, and decide which can be replayed. Plans call it without locks, replays with them.
 
-    Unless it is forced, one is left out that would put something older in the place of what was delivered last.
+    Unless forced, deliveries are skipped that would overwrite the last delivered state with an older one.
     """
     found = find(transaction, choice.config, keys, locked=locked)
     possible = [row for row in found if row.state in GIVEN_UP | {State.ENDED}]
     known = {(row.seq, row.route) for row in found}
     left_out: dict[Key, LeftOut] = {key: "route_removed" for key in keys if key not in known}
     if not choice.selection.force:
-        left_out |= dict.fromkeys(_overtaken(transaction, choice, possible, first, locked=locked), "overtaken")
+        left_out |= dict.fromkeys(_find_overtaken(transaction, choice, possible, first, locked=locked), "overtaken")
     kept = keep_payloads(transaction, (row.seq for row in possible), locked=locked)
     left_out |= {(row.seq, row.route): "payload_gone" for row in possible if row.seq not in kept}
     return Replayable([row for row in possible if (row.seq, row.route) not in left_out], left_out)
 
 
-def _overtaken(
+def _find_overtaken(
     transaction: Transaction, choice: Choice, rows: Sequence[OpenDelivery], first: int, *, locked: bool
 ) -> set[Key]:
-    """Deliveries that would overwrite the last delivered state with an older one.
+    """Return the deliveries that would overwrite the last delivered state with an older one.
 
-    What fetches carries the newest whenever it goes. Where the last delivery itself is replayed too, it comes last; also
-    where it was taken up before, as by an earlier batch of the same command, and nobody has begun it.
+    Deliveries that fetch always carry the newest state. Others are safe if the last delivery is replayed too, as it then
+    comes last; also if an earlier batch of the command has replayed it and its attempt has not begun.
     """
-    lasts = last_delivered(transaction, {(row.route, row.lane) for row in rows})
+    lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in rows})
     older = {
         (row.seq, row.route): (last.seq, row.route)
         for row in rows
@@ -120,19 +120,19 @@ def _overtaken(
     wanted = sorted(set(older.values()))
     if not wanted:
         return set()
-    begins = deliveries(
+    begins = read_deliveries(
         transaction, wanted, State.RECEIVED, State.WAITING, State.READY, lock="wait" if locked else "none"
     )
     untouched = {(row.seq, row.route) for row in begins if row.attempt == 0}
-    comes_last = among(transaction, choice, wanted, first=first) | untouched
+    comes_last = select_keys(transaction, choice, wanted, first=first) | untouched
     return {key for key, last in older.items() if last not in comes_last}
 
 
-def reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:
-    """The reason why a command waits before it changes these, as a route of theirs has no room; None: it goes on.
+def find_reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:
+    """Return the reason a replay or retry waits, as one of its routes has too many due deliveries; None to continue.
 
-    A replay or retry needs room after its first `MOST_OPEN`. Only what is due and can move takes it. Behind a closed gate,
-    or of a paused entity, it may stay for good: a command would wait with it, and every other route with the command.
+    It applies after the first `MOST_OPEN` deliveries. Deliveries behind a closed gate or of a paused entity don't count:
+    they may stay for good, and the command with its other routes would wait for them.
     """
     if act not in {"replay", "retry"} or affected < MOST_OPEN:
         return None

@@ -1,4 +1,4 @@
-"""Rows of `relay_command`: operators insert them by SQL or the command line, and `relay.store.operator.execution` executes them."""
+"""Rows of `relay_command`. Operators insert them in SQL or by the command line; `relay.store.operator.execution` runs them."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ CommandState = Literal["asked", "running", "done", "failed", "refused", "cancell
 
 
 class Command(msgspec.Struct, frozen=True):
-    """A command, as it was read."""
+    """A command as read."""
 
     id: int
     kind: str
     selection: Any
-    """As the driver gives it."""
+    """The JSON as the driver returns it."""
     reason: str
     asked_by: str
     dry_run: bool
     state: CommandState
     progress: int | None
-    """The place where its last step ended; None at its begin."""
+    """The end of its last step; None before the first."""
     affected: int
     answer: str | None
     failed: int
     """Deliveries or requests that could not be changed."""
     error: str | None
-    """The last one that failed, and why."""
+    """The last failed one, and its error."""
     matched: int | None
-    """The number of deliveries or rows of its plan."""
+    """The number of deliveries or rows in its plan."""
     until: int | None
-    """The highest seq, or id of a rejected request, when it was asked: later ones are left alone."""
+    """The highest seq, or id of a rejected request, when it was asked; later ones are skipped."""
 
     sample: dict[str, Any] | None = None
-    """Of a dry run: an object for `relay_command.sample`, that JSON can have."""
+    """A JSON object for `relay_command.sample` after a dry run."""
 
     @property
     def has_ended(self) -> bool:
-        """True when nothing more happens."""
+        """True when it will make no more changes."""
         return self.state not in {"asked", "running"}
 
     def after(self, state: CommandState = "running", *, changed: int = 0, failed: int = 0, **values: Any) -> Command:  # noqa: ANN401  # of fields
-        """Return it after a step that has changed and failed so many; its answer is none but the one that is given."""
+        """Return the command after a step with these numbers of changed and failed items. The answer is cleared unless given."""
         counts = {"affected": self.affected + changed, "failed": self.failed + failed, "answer": None}
         return msgspec.structs.replace(self, state=state, **(counts | values))
 
@@ -68,7 +68,7 @@ def ask(
     dry_run: bool = False,
     planned: int | None = None,
 ) -> int:
-    """Store a command about `planned` deliveries or rows, if that is known. Returns its id."""
+    """Store a command. `planned` is the number of deliveries or rows in its plan, if known. Returns its id."""
     with database.write() as transaction:
         return _ask(transaction, kind, chosen, who=who, why=why, dry_run=dry_run, planned=planned)
 
@@ -79,14 +79,14 @@ def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -
     return int(asked[0].id)
 
 
-def next_open(database: Database, *, after: int, most: int) -> Sequence[int]:
-    """The ids of the first open commands of a known kind after this id."""
+def read_next_open(database: Database, *, after: int, most: int) -> Sequence[int]:
+    """Read the ids of the next open commands of known kinds after this id."""
     with database.read() as transaction:
         return [row.id for row in transaction.execute(_OPEN, after=after, most=most)]
 
 
-def progress(database: Database, number: int) -> Command | None:
-    """Read a command; None when there is none of this id."""
+def read_command(database: Database, number: int) -> Command | None:
+    """Read a command; None if there is none with this id."""
     with database.read() as transaction:
         return _read(transaction, number)
 
@@ -95,11 +95,11 @@ CommandAct = Literal["stop", "continue"]
 
 
 def turn(database: Database, act: CommandAct, number: int, *, who: str, why: str) -> None:
-    """Stop a command, or let a stopped one go on; what it has done stays done. A row of its own says who did so, and why.
+    """Stop a command, or continue a stopped one, keeping its changes so far. A separate row stores who did so, and why.
 
     Raises:
-        NoSuchCommand: there is none of this id.
-        UnusableCommand: it has ended, or is not one that was stopped.
+        NoSuchCommand: there is none with this id.
+        UnusableCommand: it has ended, or is to continue but was not stopped.
     """
     with database.write() as transaction:
         answer = turn_in(transaction, act, number, who=who, why=why)
@@ -108,23 +108,23 @@ def turn(database: Database, act: CommandAct, number: int, *, who: str, why: str
 
 
 def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str, why: str) -> str:
-    """Do so in a transaction, without a row of its own. Returns the answer. Raises as `turn`."""
+    """Stop or continue a command within a transaction, without a separate row. Returns the answer. Raises like `turn`."""
     found = _read(transaction, number)
     if found is None:
         raise NoSuchCommand(f"there is no command {number}")
     if OPERATIONS[found.kind].is_of_a_command:
-        raise UnusableCommand(f"command {number} is a {found.kind} itself, which is done at once")
+        raise UnusableCommand(f"command {number} is a {found.kind}, which is done at once")
     if act == "stop":
         if end(transaction, number, "cancelled", f"stopped by {who}: {why}"):
             return f"command {number} is stopped"
-        raise UnusableCommand(f"command {number} has ended, and can't be stopped any more")
+        raise UnusableCommand(f"command {number} has ended and can't be stopped any more")
     if transaction.execute(_GO_ON, id=number):
-        return f"command {number} goes on"
-    raise UnusableCommand(f"command {number} is {found.state}: only one that was stopped goes on")
+        return f"command {number} continues"
+    raise UnusableCommand(f"command {number} is {found.state}: only a stopped one can be continued")
 
 
 def is_as_it_was(transaction: Transaction, command: Command) -> bool:
-    """Lock the command; true when nobody has gone on with it or stopped it since it was read, and nobody does at the moment."""
+    """Lock the command. Returns False if another process has advanced or stopped it since it was read, or is doing so now."""
     now = _read(transaction, command.id, locked=True)
     return now is not None and not now.has_ended and _place_of(now) == _place_of(command)
 
@@ -139,20 +139,20 @@ def _read(transaction: Transaction, number: int, *, locked: bool = False) -> Com
 
 
 def advance(transaction: Transaction, after: Command, now: datetime) -> None:
-    """Note a step of a command that is locked."""
+    """Store a step of a locked command."""
     noted = {name: getattr(after, name) for name in _NOTED}
     sample = None if after.sample is None else json_param(after.sample)
     transaction.execute(_ADVANCE, **noted, sample=sample, finished_at=now if after.has_ended else None)
 
 
 def say(database: Database, number: int, answer: str) -> None:
-    """Say in the row of an open command what it waits for, unless it says so."""
+    """Store an answer in the row of an open command, unless it is already there."""
     with database.write() as transaction:
         transaction.execute(_SAY, id=number, answer=answer)
 
 
 def end(transaction: Transaction, number: int, state: CommandState, answer: str) -> bool:
-    """End a command, with its result or the reason why it can't be done as its answer. Returns whether it was open."""
+    """End a command with an answer: its result, or the reason it can't be done. Returns whether it was open."""
     return bool(transaction.execute(_END, id=number, state=state, answer=answer, at=transaction.now()))
 
 

@@ -1,8 +1,8 @@
-"""Executes the commands of operators, batch by batch, in any relay process or in the command line's own.
+"""Runs operators' commands batch by batch, in any relay process or in the command line's own.
 
-A batch, how far the command has come, and what it has changed so far are one transaction, which locks the command's row and
-leaves it alone if another process has gone on with it since it was read. So several processes may work on one command, each
-batch is done once, and any of them may die.
+One transaction stores a batch with the command's progress and counts. It locks the command's row, and does nothing if
+another process has advanced the command since it was read. So several processes may work on one command, each batch is
+done once, and any of them may die.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from inbox.errors import UnusableCommand
 from relay.operations.table import OPERATIONS, parse
 from relay.store.operator import commands
 from relay.store.operator.commands import Command
-from relay.store.operator.plan import dry_run_answer, plan, quick, require_meant
+from relay.store.operator.plan import format_dry_run_answer, plan, quick, require_meant
 from relay.store.operator.tasks import TASKS, Act, Batch, Item, Working
 from relay.store.transaction import FailedAlone
 from relay.store.work import Work
 
 MOST_AT_ONCE = 10
-"""Commands that get one batch each in one step of a relay."""
+"""Commands that get one batch each in a step of a relay."""
 DRY_RUN_ROWS = 5000
 DRY_RUN_SECONDS = 0.5
-"""A dry run ends after so many rows, or so long: a relay plans and delivers in the same thread."""
+"""Limits of a dry run, as a relay plans and delivers in the same thread."""
 FAULTY_SECONDS = 60.0
-"""The wait after a command failed for a reason that is no item's, such as a missing privilege."""
+"""Wait after a command failed as a whole, as for a missing privilege."""
 
 
 class OpenCommands:
-    """Open commands, a few at a time and in turn. Each is a compartment of its own: none delays another."""
+    """Works on open commands, a few at a time and in turn. A failing command does not delay others."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._after = 0
         self.are_open = False
-        """True when the last look has found some."""
+        """True when the last call found open commands."""
         self._faulty: dict[int, float] = {}
-        """Commands that failed for a reason that is no item's, such as a statement that can't run, and when each is tried again."""
+        """Commands that failed as a whole, as for a statement that can't run, and the time of their next try."""
 
     def work(self, work: Work) -> int:
-        """Do a batch of each of the next few commands. Returns the number of changed deliveries."""
-        numbers = commands.next_open(work.database, after=self._after, most=MOST_AT_ONCE)
+        """Run a batch of each of the next few commands. Returns the number of changed deliveries."""
+        numbers = commands.read_next_open(work.database, after=self._after, most=MOST_AT_ONCE)
         self.are_open = bool(numbers)
         self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
         now = self._monotonic()
@@ -64,26 +64,26 @@ class OpenCommands:
                     raise
                 if failure == "fault":
                     self._faulty[number] = now + FAULTY_SECONDS
-                work.observer.database_trouble(f"working on command {number}", error)
-                with suppress(DBAPIError):  # its row says what it waits for
+                work.observer.on_database_trouble(f"working on command {number}", error)
+                with suppress(DBAPIError):  # shows the error in its row
                     commands.say(work.database, number, f"waits: {error_text(error)}")
         return changed
 
 
 def work_on(work: Work, number: int) -> int:
-    """Do the next batch of this command, if it has not ended.
+    """Run the next batch of this command, if it has not ended.
 
-    A command that can't be understood, or can't be meant, is `refused`. One whose deliveries can't be found is `failed`. A
-    delivery or request that can't be changed is passed over: `relay_command.failed` counts it, `relay_command.error` has the
-    last one. A locked one is not: the command waits for it.
+    An invalid command is `refused`. One whose deliveries can't be found is `failed`. Deliveries or requests that can't be
+    changed are skipped: `relay_command.failed` counts them, `relay_command.error` has the last one. For a locked one the
+    command waits.
 
     Returns:
-        How many deliveries it has changed; of a replay or retry also none when too many are due already.
+        The number of changed deliveries; 0 also while a replay or retry waits for due deliveries.
     """
     command = None
     work = msgspec.structs.replace(work, node=None)  # its facts are the operator's
     try:
-        command = commands.progress(work.database, number)
+        command = commands.read_command(work.database, number)
         if command is None or command.has_ended:
             return 0
         after = _carry_out(work, command, _next_step(work, command))
@@ -96,10 +96,10 @@ def work_on(work: Work, number: int) -> int:
 
 
 def _next_step(work: Work, command: Command) -> Act | Batch:
-    """Find the next step of a row, which anybody may have inserted in SQL.
+    """Find the next step of a command, whose row may have been inserted in SQL.
 
     Raises:
-        UnusableCommand: it can't be understood, or can't be meant.
+        UnusableCommand: the command is invalid.
     """
     kind, database, config = command.kind, work.database, work.config
     if command.dry_run and not OPERATIONS[kind].has_dry_run:
@@ -107,7 +107,7 @@ def _next_step(work: Work, command: Command) -> Act | Batch:
     asked = parse(kind, as_json(command.selection))
     if command.dry_run:
         planned = plan(database, config, kind, asked, quick(DRY_RUN_ROWS, DRY_RUN_SECONDS))
-        said = dry_run_answer(kind, planned)
+        said = format_dry_run_answer(kind, planned)
         matched = command.matched if planned.count is None else planned.count
         return lambda *_: command.after("done", answer=said, matched=matched, sample=planned.sample)
     if command.progress is None:
@@ -116,10 +116,10 @@ def _next_step(work: Work, command: Command) -> Act | Batch:
 
 
 def _carry_out(work: Work, command: Command, step: Act | Batch) -> Command | None:
-    """Do a step; its items one by one where they can't be done together, as that takes too long, or one is at fault.
+    """Run a step; its items one by one if together they are too slow or one is at fault.
 
     Returns:
-        The command as it is then; None: another process has gone on with it or stopped it since it was read.
+        The command after the step; None if another process has advanced or stopped it since it was read.
     """
     if not isinstance(step, Batch):
         return _note(work, command, step)
@@ -136,12 +136,12 @@ def _carry_out(work: Work, command: Command, step: Act | Batch) -> Command | Non
             if not blames_items(error):
                 raise
             after = after and _do(work, after, step, [item._replace(error=error_text(error))])
-            work.observer.failed_alone(FailedAlone("commands", item.name, error_text(error)))
+            work.observer.on_failed_alone(FailedAlone("commands", item.name, error_text(error)))
     return after
 
 
 def _do(work: Work, command: Command, batch: Batch, items: Sequence[Item]) -> Command | None:
-    """Do some items of a batch in one transaction."""
+    """Process some items of a batch in one transaction."""
     routes = {item.route for item in items if item.route is not None and item.error is None}
     return _note(work, command, partial(batch.act, command, items=items), routes, opens=batch.opens)
 
@@ -149,7 +149,7 @@ def _do(work: Work, command: Command, batch: Batch, items: Sequence[Item]) -> Co
 def _note(
     work: Work, command: Command, act: Act, routes: set[str] | None = None, *, opens: bool = False
 ) -> Command | None:
-    """Do a step and note its result in one transaction, under the lock of its routes."""
+    """Run a step and store its result in one transaction, under the lock of its routes."""
     with work.write() as transaction:
         now = transaction.take_order_lock(routes, keeps_payloads=opens) if routes else transaction.now()
         if not commands.is_as_it_was(transaction, command):
@@ -160,11 +160,11 @@ def _note(
 
 
 def _fail(work: Work, number: int, command: Command | None, error: Exception) -> None:
-    """End a command that can't be done, with the reason as its answer, unless another process has gone on with it."""
+    """End a command with the error as its answer, unless another process has advanced it."""
     is_refused = isinstance(error, UnusableCommand)
     answer = str(error) if is_refused else error_text(error)
     with work.write() as transaction:
         if command is not None and not commands.is_as_it_was(transaction, command):
             return
         commands.end(transaction, number, "refused" if is_refused else "failed", answer)
-    work.observer.failed_alone(FailedAlone("commands", f"command={number}", answer))
+    work.observer.on_failed_alone(FailedAlone("commands", f"command={number}", answer))

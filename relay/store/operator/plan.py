@@ -1,4 +1,4 @@
-"""Plans: what an operation would change if it were asked for now, for every channel. Changes nothing, and locks nothing."""
+"""Plans: the changes that an operation would make now, for every channel. Planning changes and locks nothing."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.states import MOST_REASON, RETRYING, says_why
 from inbox.sources.normalize import ReadmitResult, readers_of
-from relay.delivery.gates import Gate, resume_command
+from relay.delivery.gates import Gate, format_resume_command
 from relay.delivery.policy import policies
-from relay.filters import Filtered, unknown
+from relay.filters import Filtered, list_unknown
 from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 from relay.operations.table import OPERATIONS, require_order
 from relay.store import gates, retention
 from relay.store.database import Database
-from relay.store.deliveries import Key, key_text
+from relay.store.deliveries import Key, format_key
 from relay.store.operator import commands, readmit, selection
-from relay.store.operator.changes import LEFT_OUT, LeftOut, replayable
+from relay.store.operator.changes import LEFT_OUT, LeftOut, find_replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.retention import expiry_of
 from relay.store.route_states import read_routes
-from relay.store.work import Work, in_parts
-from relay.words import counted, gate_holds, shown_state
+from relay.store.work import Work, process_in_parts
+from relay.words import describe_holds, describe_state, format_count
 
 _PAGE = 500
 _MOST_BEHIND = 500
-"""Deliveries behind a gate up to which they are counted."""
+"""The largest count of deliveries behind a gate, for each state."""
 _MOST_NAMED = 3
-"""Events of which a plan about nothing says how they are."""
+"""Named events whose states an empty plan shows."""
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """The limits of a plan; without them it is exact, however long it takes."""
+    """The limits of a plan; without limits it is exact, however long it takes."""
 
     rows: int | None = None
-    """Rows after which it ends."""
+    """The most rows to examine."""
     until: float = float("inf")
-    """Time of the monotonic clock at which it ends."""
+    """Time of the monotonic clock at which to stop."""
     listed: int = 10
-    """The first rows, which it lists."""
+    """The number of rows to list."""
 
     def is_late(self) -> bool:
-        """True when it shall end soon."""
+        """Return whether the time is over."""
         return time.monotonic() > self.until
 
 
 def quick(rows: int, seconds: float) -> Bound:
-    """Return the limits of a plan that somebody waits for."""
+    """Return the limits of an interactive plan."""
     return Bound(rows, time.monotonic() + seconds)
 
 
@@ -71,12 +71,12 @@ class Group(msgspec.Struct, frozen=True):
     cause: str | None
     count: int
     first_due_at: datetime | None = None
-    """For attempts that wait: the first that is due."""
+    """The earliest due time of waiting attempts."""
     last_due_at: datetime | None = None
 
 
 class PlanFigure(msgspec.Struct, frozen=True):
-    """A number of things that an operation is about."""
+    """A number of rows affected by an operation."""
 
     name: str
     count: int
@@ -87,46 +87,46 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The changes that an operation would make now."""
 
     count: int | None = None
-    """Number of deliveries or rows; None where it has no such number."""
+    """Number of deliveries or rows; None for operations without such a number."""
     is_whole: bool = True
-    """False: there are more than `count`, and no more were examined."""
+    """False if there may be more than `count`, as not all were examined."""
     groups: tuple[Group, ...] = ()
     """The deliveries by route, state and cause; the largest first."""
     deliveries: tuple[Row, ...] = ()
-    """The first deliveries, in the order of arrival."""
+    """The first deliveries, in order of arrival."""
     requests: tuple[Row, ...] = ()
-    """The first rejected requests, as they are read now."""
+    """The first rejected requests, as the present configuration reads them."""
     left_out: dict[str, int] = {}
-    """Selected deliveries or requests that stay as they are, by the reason: see `why_left_out`."""
+    """Number of skipped deliveries or requests by reason: see `describe_left_out`."""
     figures: tuple[PlanFigure, ...] = ()
     """Numbers of rows by kind."""
     warnings: tuple[str, ...] = ()
-    """Sentences about this plan, beside the consequences of the operation."""
+    """Sentences about this plan, in addition to the consequences of the operation."""
     obstacle: str | None = None
-    """Reason why it can't be done now, or has nothing to do."""
+    """The reason it can't be done now, or has nothing to do."""
     instead: tuple[str, ...] = ()
-    """Sentences with the command that is meant perhaps."""
+    """Sentences that suggest another command."""
 
     @property
     def sample(self) -> dict[str, Any]:
-        """`relay_command.sample` of a dry run."""
+        """The value of `relay_command.sample` after a dry run."""
         names = ("groups", "left_out", "deliveries", "requests", "figures")
         return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
 
 
-def why_left_out(reason: str) -> str:
-    """Return the sentence about rows that an operation leaves as they are; other reasons are sentences themselves."""
+def describe_left_out(reason: str) -> str:
+    """Return the sentence about rows that an operation skips; unknown reasons are sentences themselves."""
     return LEFT_OUT.get(cast("LeftOut", reason), reason)
 
 
-def reason_mistake(asked: msgspec.Struct | None, reason: str | None) -> str | None:
-    """Return what is wrong with a reason; None when it says why."""
+def find_reason_mistake(asked: msgspec.Struct | None, reason: str | None) -> str | None:
+    """Return the error in an operator's reason; None if it is valid."""
     if not says_why(reason) or reason is None:
         return "say why, in letters or digits: the reason is kept in the log"
     if len(reason) > MOST_REASON:
         return f"a reason has at most {MOST_REASON:,} characters"
     if isinstance(asked, OneEntity) and subject_of(asked).is_named_in(reason):
-        return "the reason names the entity, and it is kept for good: say why without the id"
+        return "the reason names the entity, but it is kept for good: say why without the id"
     return None
 
 
@@ -140,7 +140,7 @@ class _Planning(msgspec.Struct, frozen=True):
     asked: Any
     bound: Bound
     seen: Seen
-    """Hears how many rows have been examined, where that takes long."""
+    """Called with the number of rows examined so far."""
 
     @property
     def nothing(self) -> str:
@@ -159,7 +159,7 @@ def plan(
     """Make the plan of an operation.
 
     Raises:
-        UnusableCommand: it can't be meant; the message says what would be right.
+        UnusableCommand: the operation is invalid; the message suggests a correction.
     """
     require_meant(database, config, kind, asked)
     return _PLANS[OPERATIONS[kind].asks](_Planning(database, config, kind, asked, bound, seen))
@@ -170,24 +170,24 @@ _LISTINGS: Mapping[type[msgspec.Struct], Filtered] = {
     Rejections: "rejected",
     OneEntity: "deliveries",
 }
-"""The listing whose filters have the names of what is asked."""
+"""The listing whose filters have the same names as the fields."""
 
 
 def require_meant(database: Database, config: Config, kind: str, asked: msgspec.Struct) -> None:
-    """Check that an operation can be meant, and that everything that it names exists.
+    """Check that an operation makes sense, and that everything it names exists.
 
     Raises:
-        UnusableCommand: it can't be; the message says what would be right.
+        UnusableCommand: the operation is invalid; the message suggests a correction.
     """
     require_order(asked)
     mistake = None
     if isinstance(asked, Selection):
         mistake = Choice(cast("Act", kind), asked, config).mistake
     elif isinstance(asked, OneGate):
-        mistake = gates.mistake_in(database, Gate(**msgspec.structs.asdict(asked)), kind, config)
+        mistake = gates.find_mistake(database, Gate(**msgspec.structs.asdict(asked)), kind, config)
     if mistake is None and (listing := _LISTINGS.get(type(asked))):
         given = {name: getattr(asked, name, None) for name in ("destination", "api", "cause", "route", "source")}
-        mistake = next((sentence for _, sentence in unknown(listing, given, config, database.engine)), None)
+        mistake = next((sentence for _, sentence in list_unknown(listing, given, config, database.engine)), None)
     if mistake is not None:
         raise UnusableCommand(mistake)
 
@@ -198,7 +198,7 @@ def _plan_deliveries(it: _Planning) -> Plan:
     warnings = (
         *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
         *(
-            ["A backfill delivers again what was delivered, and what the route would take now and never took."]
+            ["A backfill delivers delivered events again, and events that the route would take now but never took."]
             if it.asked.backfill
             else ()
         ),
@@ -214,14 +214,14 @@ def _plan_deliveries(it: _Planning) -> Plan:
 
 
 def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = lambda _: None) -> Plan:
-    """Count the deliveries that a command would change. Each is examined as the command itself will."""
+    """Count the deliveries that a command would change, examining each as the command itself will."""
     due: defaultdict[tuple[str, str, str | None], list[datetime | None]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     first: list[Row] = []
     examined, is_whole = 0, True
     after: int | None = 0
     while after is not None and is_whole:
-        page = selection.page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
+        page = selection.read_page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
         left = _left_out(database, choice, keys_of(page.rows))
         left_out.update(left.values())
         left_out["unreadable"] += len(page.unreadable)
@@ -249,41 +249,41 @@ def _group(key: tuple[str, str, str | None], due: Sequence[datetime | None]) -> 
 
 
 def _quiet(database: Database, choice: Choice) -> Work:
-    """Return a context that reports nothing: a plan sets nothing aside."""
+    """Return a context that reports nothing: a plan does not quarantine."""
     return Work(database, choice.config, {})
 
 
 def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Mapping[Key, LeftOut]:
-    """Find those of a page that the command leaves as they are."""
+    """Find the deliveries of a page that the command will skip."""
     if choice.act != "replay":
         return {}
 
     def part(some: Sequence[Key]) -> Mapping[Key, LeftOut]:
         with database.read() as transaction:
-            return replayable(transaction, choice, some, locked=False).left_out
+            return find_replayable(transaction, choice, some, locked=False).left_out
 
     def alone(key: Key, _error: Exception) -> Mapping[Key, LeftOut]:
         return {key: "unreadable"}
 
-    parts = in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=key_text)
+    parts = process_in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=format_key)
     return {key: why for part in parts for key, why in part.items()}
 
 
 def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
-    """Name the gates that hold these deliveries back whatever the act does, each with the command that opens it."""
+    """Yield a sentence for each gate that holds these deliveries back regardless, with the command that opens it."""
     known = policies(it.config)
     passed = {key for route in routes if route in known for key in known[route].gates}
-    for row in gates.held_back(it.database):
+    for row in gates.read_closed_gates(it.database):
         if (row["kind"], row["name"]) in passed:
-            yield f"{'; '.join(_holds(row))}. `{resume_command(row['kind'], row['name'])}` ends that"
+            yield f"{'; '.join(_holds(row))}. `{format_resume_command(row['kind'], row['name'])}` ends that"
 
 
 def _holds(row: Row) -> Iterator[str]:
-    return (f"{row['kind']} {row['name']} {each}" for each in gate_holds(row, SystemClock().now()))
+    return (f"{row['kind']} {row['name']} {each}" for each in describe_holds(row, SystemClock().now()))
 
 
 def instead(database: Database, choice: Choice) -> Iterator[str]:
-    """Name the command that is meant, where this one is about nothing, and the states of the first events that it names."""
+    """Yield suggestions for a command that matches nothing: other commands, and the states of the events it names."""
     chosen = choice.selection
     if choice.act in {"replay", "unblock"} and _has_some(database, choice, "retry"):
         yield "attempts are waiting: `relay retry` with the same conditions makes them due at once"
@@ -294,7 +294,7 @@ def instead(database: Database, choice: Choice) -> Iterator[str]:
     for seq in named[:_MOST_NAMED]:
         event = reads.event(database.engine, seq)
         states = (
-            [f"{shown_state(row, SystemClock().now())} on {row['route']}" for row in event["deliveries"]]
+            [f"{describe_state(row, SystemClock().now())} on {row['route']}" for row in event["deliveries"]]
             if event
             else []
         )
@@ -308,21 +308,21 @@ def instead(database: Database, choice: Choice) -> Iterator[str]:
 
 
 def _has_some(database: Database, choice: Choice, act: Act) -> bool:
-    """Return whether another act on the same conditions has something to do."""
+    """Return whether another act with the same conditions would match anything."""
     chosen = msgspec.structs.replace(choice.selection, state=None, until_fact=None, force=False, backfill=False)
     other = msgspec.structs.replace(choice, act=act, selection=chosen)
-    return bool(selection.page(_quiet(database, other), other, after=0, most=1).rows)
+    return bool(selection.read_page(_quiet(database, other), other, after=0, most=1).rows)
 
 
 def _plan_gate(it: _Planning) -> Plan:
     gate = Gate(**msgspec.structs.asdict(it.asked))
-    held = next((row for row in gates.held_back(it.database) if (row["kind"], row["name"]) == gate.key), None)
+    held = next((row for row in gates.read_closed_gates(it.database) if (row["kind"], row["name"]) == gate.key), None)
     is_so = held is None if it.kind == "resume" else held is not None and held["paused_at"] is not None
     return Plan(
         figures=() if gate.entity_id is not None else (_open_behind(it, gate),),
         warnings=() if held is None else tuple(_holds(held)),
         obstacle=it.nothing if is_so else None,
-        instead=(f"{resume_command(*gate.key, act='retry')} --reason '…'",) if it.kind == "resume" else (),
+        instead=(f"{format_resume_command(*gate.key, act='retry')} --reason '…'",) if it.kind == "resume" else (),
     )
 
 
@@ -343,7 +343,7 @@ def _plan_sweep(it: _Planning) -> Plan:
 
 
 def types_of(config: Config, source: str, entity_type: str | None) -> Sequence[str]:
-    """List the types of entities that a sweep of this source would ask for.
+    """List the entity types that a sweep of this source covers.
 
     Raises:
         UnusableCommand: the source has no such sweep.
@@ -365,7 +365,7 @@ def _plan_prune(it: _Planning) -> Plan:
     ages = it.config.retention
     figures, is_whole = list[PlanFigure](), True
     with it.database.read() as transaction:
-        now = retention.clock_by_hand(transaction)
+        now = retention.read_command_clock(transaction)
         for kind in kinds_of(it.asked.kinds or ()):
             rows, are_all = retention.count_expired(transaction, kind, expiry_of(ages, kind, now))
             note = f"{'' if are_all else 'or more; '}older than {ages.age_of(kind).shown}"
@@ -375,10 +375,10 @@ def _plan_prune(it: _Planning) -> Plan:
 
 
 def kinds_of(given: Sequence[str]) -> list[RetentionKind]:
-    """List kinds of retention; none given means all.
+    """List kinds of retention, by default all.
 
     Raises:
-        UnusableCommand: there is no such kind.
+        UnusableCommand: a kind is unknown.
     """
     for name in given:
         if name not in retention.STEPS:
@@ -421,7 +421,7 @@ _OF_ERASED = {
     "lanes": "the next event of the entity begins a new one",
     "pauses": "later events are delivered",
 }
-_OF_NEWEST = f"The numbers are of its {erasure.COUNTED_EVENTS:,} newest events. The erasure takes all, unless one of them is open."
+_OF_NEWEST = f"The numbers cover its {erasure.COUNTED_EVENTS:,} newest events. The erasure covers all, unless one of them is open."
 
 
 def _plan_readmit(it: _Planning) -> Plan:
@@ -448,7 +448,7 @@ _UNREADABLE = "nothing to readmit: the present configuration rejects each of the
 
 
 def _request(again: ReadmitResult) -> Row:
-    """Return a request without its body, so that any number of them fits into memory."""
+    """Return a request without its body, to save memory."""
     names = ("entity_type", "entity_id", "event_type", "occurred_at")
     events = [
         {name: getattr(event, name) for name in names} | {"routes": [one.route for one in event.enrolments]}
@@ -459,12 +459,12 @@ def _request(again: ReadmitResult) -> Row:
 
 
 def _plan_turn(it: _Planning) -> Plan:
-    found = commands.progress(it.database, it.asked.command)
+    found = commands.read_command(it.database, it.asked.command)
     if found is None:
         raise NoSuchCommand(f"there is no command {it.asked.command}")
     warnings = (f"command {found.id} ({found.kind}) is {found.state}",)
     if it.kind == "stop" and found.has_ended:
-        return Plan(obstacle="it has ended, and can't be stopped any more", warnings=warnings)
+        return Plan(obstacle="it has ended and can't be stopped any more", warnings=warnings)
     return Plan(warnings=warnings)
 
 
@@ -479,11 +479,11 @@ _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
 }
 
 
-def dry_run_answer(kind: str, planned: Plan) -> str:
-    """Return the answer to a dry run: what the operation would change."""
+def format_dry_run_answer(kind: str, planned: Plan) -> str:
+    """Return the answer to a dry run: a summary of its plan."""
     words = OPERATIONS[kind]
-    number = f"{'' if planned.is_whole else 'at least '}{counted(planned.count or 0, words.thing)}"
+    number = f"{'' if planned.is_whole else 'at least '}{format_count(planned.count or 0, words.thing)}"
     said = [planned.obstacle or f"{number} would be {words.done}"]
-    said += [f"{number} left out: {why_left_out(why)}" for why, number in planned.left_out.items()]
+    said += [f"{number} left out: {describe_left_out(why)}" for why, number in planned.left_out.items()]
     said += planned.instead
     return ". ".join(("dry run: " + "; ".join(said), *planned.warnings))

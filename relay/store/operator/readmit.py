@@ -1,4 +1,4 @@
-"""Rejected requests that can be readmitted: their number, their pages as they are read now, and their readmission."""
+"""Readmits rejected requests: reads pages of them under the present configuration, and stores their events."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 AT_A_TIME = 20
-"""Requests of a page."""
+"""Requests per page."""
 BYTES_AT_A_TIME = 2 * 1024 * 1024
-"""Bytes of their bodies after which none follows."""
+"""Bytes of bodies after which a page ends."""
 
 
 def read_again(database: Database, readers: Mapping[str, Read], asked: Rejections, after: int) -> list[ReadmitResult]:
-    """Read the next selected requests beyond the id `after` as the present configuration reads them; at least one, if any."""
+    """Read the next selected requests after the id `after` under the present configuration; at least one, if any."""
     given = {name: getattr(asked, name) for name in ("id", "source", "cause", "status", "error", "since", "until")}
     with database.read() as transaction:
         rows = transaction.rows_of(_PAGE, **given, after=after, limit=AT_A_TIME, bytes=BYTES_AT_A_TIME)
@@ -31,7 +31,7 @@ def read_again(database: Database, readers: Mapping[str, Read], asked: Rejection
 def _read_one(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
     try:
         return read_one(readers, row)
-    except Exception as error:  # a preset of the installation's own may raise anything
+    except Exception as error:  # a custom preset may raise anything
         if not blames_items(error):
             raise
         failed = f"its preset failed: {error_text(error)}"
@@ -41,15 +41,15 @@ def _read_one(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
 def take(
     transaction: Transaction, requests: Sequence[ReadmitResult], *, by: str, reason: str
 ) -> dict[int, list[Receipt]]:
-    """Store the events of these as the receiver does, and note what each request became. Returns the receipts of each.
+    """Store the events of these requests as the receiver does, and record the result. Returns the receipts of each request.
 
-    They are locked first, and one that was readmitted since it was read is left alone: nobody readmits it twice.
+    The requests are locked first; those that were readmitted since they were read are skipped.
     """
     locked = {row.id for row in transaction.execute(_LOCK, wanted=[each.id for each in requests])}
     requests = [request for request in requests if request.id in locked]
     became = iter(_store(transaction, [event for each in requests for event in each.events]))
     receipts = {each.id: [next(became) for _ in each.events] for each in requests}
-    # Without a seq, retention has just deleted the event that one repeats.
+    # A duplicate without a seq: retention has just deleted its event.
     taken = {number: own for number, own in receipts.items() if own[0].seq}
     rows = [(number, own[0].seq) for number, own in taken.items()]
     transaction.execute(_NOTE, taken=rows, by=by, reason=reason)
@@ -70,7 +70,7 @@ _CONDITIONS = f"""body IS NOT NULL AND readmitted_at IS NULL
   AND {sql.optional("status", "int")} AND {sql.contains("reason", "error")}
   AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
   AND {sql.optional("received_at", "time", parameter="until", operator="<")}"""
-# Read bodies until they have so many bytes together.
+# Reads bodies up to a total size.
 _PAGE = Statement(f"""
 SELECT r.id, r.received_at, r.source, r.cause, r.headers, r.body, r.body_sha256
 FROM (

@@ -1,7 +1,7 @@
-"""Selections of operators: the conditions of a command, the mistakes that one can have, and the deliveries that it means.
+"""Selections of operators: their validation, and the deliveries that match their conditions.
 
-Events are found by an index, page by page; then all their deliveries are read, and `Choice.among` keeps those that meet the
-conditions. So a plan, a batch and the check within its transaction see the same deliveries.
+Events are found by an index, page by page; then all their deliveries are read, and `Choice.select_from` keeps those that
+meet the conditions. So a plan, a batch and the check within its transaction select the same deliveries.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from relay.operations.asks import Selection
 from relay.store.deliveries import Key
 from relay.store.statement import AnyStatement, Statement, sql
 from relay.store.transaction import Transaction
-from relay.store.work import Work, in_parts
+from relay.store.work import Work, process_in_parts
 
 _CANDIDATES = 200
-"""The fewest events that are looked up together."""
+"""Minimum number of events to look up together."""
 _MOST_LOOK_UPS = 50
-"""Consecutive look-ups of one page: whoever asked has other work, too."""
+"""The most look-ups for one page, as the caller has other work, too."""
 _WINDOW = 20_000
-"""Events of any source among which those of one are looked for at a time."""
+"""Events of any source to search at a time for those of one source."""
 
 Act = Literal["replay", "cancel", "unblock", "retry"]
 Which = Literal["dead", "ended or dead", "backfill", "not begun", "blocked", "due later"]
-"""The kind of deliveries that a command is about."""
+"""The kind of deliveries that a command selects."""
 Rows = Literal["open", "ended or dead", "backfill"]
-"""The deliveries that are read of an event: its open ones, all of them, or the one on the route of a backfill."""
+"""The deliveries to read of an event: the open ones, all, or the one on the route of a backfill."""
 
 GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
 _OPEN: Mapping[Which, Collection[str]] = {
@@ -55,30 +55,30 @@ _OPEN: Mapping[Which, Collection[str]] = {
     "blocked": {State.BLOCKED},
     "due later": {State.READY},
 }
-"""The open states of a kind. The other two kinds are about what has no row in `open_delivery`, or is given up."""
+"""The open states of each kind. The other two kinds also include deliveries without a row in `open_delivery`."""
 _OF_STATE: Mapping[str, Which] = {State.DEAD: "dead", State.BLOCKED: "blocked", RETRYING: "due later"}
-"""The kinds of deliveries of a cancel by state; of any other state they are not begun."""
+"""The kind that a cancel selects for a state; for other states, `not begun`."""
 _EQUAL = ("source", "entity_type", "entity_id", "event_type", "state", "cause", "status", "error_sha256")
-"""Conditions that a column of this name equals."""
+"""Conditions that require equality with the column of the same name."""
 
 
 def keys_of(rows: Iterable[Row]) -> list[Key]:
-    """Seq and route of each."""
+    """Return seq and route of each row."""
     return [(int(row["seq"]), str(row["route"])) for row in rows]
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """An act and what it is about, under one configuration."""
+    """An act and its selection, under one configuration."""
 
     act: Act
     selection: Selection
     config: Config
     until_seq: int | None = None
-    """The highest seq when the command was asked: later events are left alone. None: it is not asked yet."""
+    """The highest seq when the command was asked, as later events are skipped; None for a plan."""
 
     @property
     def mistake(self) -> str | None:
-        """The reason why this selection is invalid, whatever its names; None when it is valid."""
+        """The reason the selection is invalid, apart from unknown names; None if it is valid."""
         return next(self._mistakes(), None)
 
     def _mistakes(self) -> Iterator[str]:
@@ -88,32 +88,32 @@ class Choice(msgspec.Struct, frozen=True):
                 yield f"{name} the year {moment.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
         if chosen.entity_id is not None and chosen.entity_type is None:
             yield "an entity is named by its type and its id"
-        yield from self._of_backfill() if chosen.backfill else self._of_state()
+        yield from self._check_backfill() if chosen.backfill else self._check_state()
 
-    def _of_backfill(self) -> Iterator[str]:
+    def _check_backfill(self) -> Iterator[str]:
         chosen, routes = self.selection, self.config.routes
         if chosen.route not in routes:
             yield f"a backfill of which route? Configured are: {', '.join(sorted(routes)) or 'none'}"
         if chosen.is_about_failures or (chosen.source, chosen.destination, chosen.api) != (None, None, None):
-            yield "a backfill of a route is of one source, of one destination and of every cause; leave those out"
+            yield "a backfill takes all deliveries of its route: omit source, destination, api, cause, status and error"
         if chosen.state is not None:
-            yield "a backfill is about no state: leave the state out"
+            yield "a backfill takes every state: omit the state"
 
-    def _of_state(self) -> Iterator[str]:
+    def _check_state(self) -> Iterator[str]:
         chosen, state = self.selection, self.selection.state
         known = CANCELLED_BY_STATE if self.act == "cancel" else REPLAYED_BY_STATE
         if state is None:
             return
         if state not in known:
-            yield f"a {self.act} is about no state {state!r}; {nearest(state, known)}"
+            yield f"a {self.act} can't select the state {state!r}; {nearest(state, known)}"
         if chosen.is_about_failures and state not in {*DEAD_STATES, RETRYING}:
-            yield f"a delivery that is {state} has no failure: leave cause, status and error out"
+            yield f"a delivery that is {state} has no failure: omit cause, status and error"
         if self.act == "replay" and state not in DEAD_STATES and not chosen.names_events:
-            yield "ended deliveries are replayed of named events or one entity, or all of a route by a backfill"
+            yield "to replay ended deliveries, name events or one entity, or backfill a route"
 
     @property
     def which(self) -> Which:
-        """The kind of deliveries it is about."""
+        """The kind of deliveries it selects."""
         if self.act == "retry":
             return "due later"
         if self.act == "cancel" and self.selection.state is not None:
@@ -128,13 +128,13 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def open_states(self) -> tuple[str, ...]:
-        """The states of open deliveries that it is about."""
+        """The states of the open deliveries it selects."""
         state = self.selection.state
         return (state,) if state in OPEN_STATES else tuple(sorted(_OPEN[self.which]))
 
     @property
     def seqs(self) -> list[int] | None:
-        """The events that it names in every way in which it names some; None: it names none."""
+        """The events that it names; None if it names none. Several ways of naming are intersected."""
         chosen = self.selection
         one = None if chosen.seq is None else {chosen.seq}
         some = None if chosen.seqs is None else {*chosen.seqs}
@@ -144,7 +144,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def routes(self) -> set[str] | None:
-        """The routes that it names, and those to a destination or that ask an api; None: any."""
+        """The routes it selects by name, destination or api; None for any."""
         chosen = self.selection
         named = None if chosen.route is None else {chosen.route}
         if chosen.destination is None and chosen.api is None:
@@ -156,8 +156,8 @@ class Choice(msgspec.Struct, frozen=True):
         }
         return there if named is None else there & named
 
-    def among(self, rows: Iterable[Row]) -> list[Row]:
-        """Keep the rows that meet every condition. Pure."""
+    def select_from(self, rows: Iterable[Row]) -> list[Row]:
+        """Return the rows that meet every condition. Pure."""
         chosen, which, routes, seqs = self.selection, self.which, self.routes, self.seqs
         equal = {name: getattr(chosen, name) for name in _EQUAL if getattr(chosen, name) is not None}
         if chosen.state == RETRYING:
@@ -187,7 +187,7 @@ class Choice(msgspec.Struct, frozen=True):
         if which in _OPEN:
             return state in _OPEN[which] and (which != "due later" or bool(row["is_later"]))
         route = self.config.routes[str(self.selection.route)] if which == "backfill" else None
-        if route is not None and row["source"] != route.source:  # named events, or an entity, may be of another source
+        if route is not None and row["source"] != route.source:  # named events or entities may have another source
             return False
         if state == UNROUTED:
             return route is not None and matches(route.when, row["entity_type"], row["event_type"], row["action"])
@@ -204,7 +204,7 @@ def _api_of(route: Route) -> str | None:
     return None if route.sync is None else route.sync.fetch.api
 
 
-# --- the deliveries that are meant
+# --- the selected deliveries
 
 
 class SelectedPage(msgspec.Struct, frozen=True):
@@ -212,18 +212,18 @@ class SelectedPage(msgspec.Struct, frozen=True):
 
     rows: Sequence[Row]
     unreadable: Mapping[int, Exception] = {}
-    """Events whose deliveries can't be looked up, so that nobody knows whether they are selected."""
+    """Events whose deliveries can't be read, with the errors."""
     upto: int | None = None
-    """The seq beyond which to go on; None at the end."""
+    """The seq after which to continue; None at the end."""
 
 
-def page(
+def read_page(
     work: Work, choice: Choice, *, after: int, most: int, is_late: Callable[[], bool] = lambda: False
 ) -> SelectedPage:
-    """The deliveries of the first events beyond the seq `after`: about `most`, whole events only, and none of a later event.
+    """Read about `most` selected deliveries of the next events after the seq `after`, always all of an event.
 
-    Some are looked up in each transaction: however many are selected, each reads few. After many events of which none is
-    selected, the page is empty, and `upto` says where to go on. So it does when `is_late` says that the time is over.
+    Each transaction looks up only some events. After many events without a selected delivery, or once `is_late` returns
+    True, the page may be empty, and `upto` is the seq after which to continue.
     """
     found: list[Row] = []
     unreadable: dict[int, Exception] = {}
@@ -240,7 +240,7 @@ def page(
     for _ in range(_MOST_LOOK_UPS):
         with work.database.read() as transaction:
             seqs, upto = _next(transaction, choice, after, max(most, _CANDIDATES))
-        for rows in in_parts(work, "commands", seqs, part=look, alone=fail, name=lambda seq: f"seq={seq}"):
+        for rows in process_in_parts(work, "commands", seqs, part=look, alone=fail, name=lambda seq: f"seq={seq}"):
             found += rows
         if len(found) > most:
             last = found[most]["seq"]
@@ -252,11 +252,11 @@ def page(
     return SelectedPage(found, {seq: error for seq, error in unreadable.items() if upto is None or seq <= upto}, upto)
 
 
-def among(transaction: Transaction, choice: Choice, keys: Iterable[Key], *, first: int = 0) -> set[Key]:
-    """The deliveries among these that are selected, too, from the event `first` on.
+def select_keys(transaction: Transaction, choice: Choice, keys: Iterable[Key], *, first: int = 0) -> set[Key]:
+    """Return those of these deliveries that are selected, from the event `first` on.
 
-    A batch that begins with `first` leaves out what an earlier one has taken up: perhaps that is delivered by now, and
-    won't come last.
+    Deliveries before the batch that begins with `first` don't count: an earlier batch has replayed them, so they may be
+    delivered by now and won't come last.
     """
     until = choice.until_seq
     wanted = {key for key in keys if key[0] >= first and (until is None or key[0] <= until)}
@@ -264,7 +264,7 @@ def among(transaction: Transaction, choice: Choice, keys: Iterable[Key], *, firs
 
 
 def _next(transaction: Transaction, choice: Choice, after: int, most: int) -> tuple[list[int], int | None]:
-    """Find the next events that may be meant, and the seq beyond which to go on; None at the end."""
+    """Find the next events that may be selected, and the seq after which to continue; None at the end."""
     if choice.seqs is not None:
         statement, found = None, [seq for seq in choice.seqs if seq > after][:most]
     else:
@@ -279,7 +279,7 @@ def _next(transaction: Transaction, choice: Choice, after: int, most: int) -> tu
 
 
 def _events_of(choice: Choice) -> tuple[AnyStatement, dict[str, Any]]:
-    """Return the statement that finds the next events of a choice that names none."""
+    """Return the statement that finds the next events for a choice without named events, and its parameters."""
     chosen = choice.selection
     if chosen.entity_id is not None:
         entity = {"source": chosen.source, "entity_type": chosen.entity_type, "entity_id": chosen.entity_id}
@@ -296,7 +296,7 @@ def _read(transaction: Transaction, choice: Choice, seqs: Sequence[int]) -> list
         return []
     which: Rows = "open" if choice.which in _OPEN else cast("Rows", choice.which)
     given = {"route": choice.selection.route} if which == "backfill" else {}
-    return choice.among(transaction.rows_of(DELIVERIES[which], wanted=seqs, **given))
+    return choice.select_from(transaction.rows_of(DELIVERIES[which], wanted=seqs, **given))
 
 
 _NEXT = f"SELECT n.seq, n.source FROM inbox n WHERE n.seq > :after ORDER BY n.seq LIMIT {_WINDOW}"
@@ -318,7 +318,7 @@ ORDER BY i.seq LIMIT :most
 
 @cache
 def next_open(states: tuple[str, ...], *, is_later: bool, on_routes: bool) -> Statement:
-    """Find the events of the next open deliveries in these states, which are written into it for the sake of an index."""
+    """Return the statement for the next open deliveries in these states, which are literals so that it uses an index."""
     later = f"AND o.due_at > (SELECT {sql.now})" if is_later else ""
     routes = f"AND o.route IN (SELECT routes.value FROM {sql.rows('routes', value='text')})" if on_routes else ""
     return Statement(f"""
@@ -339,9 +339,9 @@ _LAST = "SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = 
 _OF = sql.number("t.detail ->> 'of'")
 _OLDER = f"(SELECT {_OF} FROM delivery_log t WHERE t.id = ({_LAST} = 'took_over'))"
 _OF_OLDER = f"SELECT max(f.id) FROM delivery_log f WHERE f.seq = {_OLDER} AND f.route = k.route AND f.kind"
-# Each has the fact of its last failure: by which it died, or the last failed attempt of one that is ready. One that took
-# over the retries of an older delivery, and has not failed itself, has the failure of that one. `last_change` is the id of
-# the newest fact, but for those after which a delivery can be replayed just as before.
+# Each row has the fact of its last failure: the death, or the last failed attempt of a ready one. A delivery that took over
+# the retries of an older one, and has not failed itself, has the failure of the older one. `last_change` is the id of the
+# newest fact, except facts that do not affect a replay.
 DELIVERIES = {
     which: Statement(f"""
 SELECT i.seq, k.route, o.lane, coalesce(o.state, l.kind, '{UNROUTED}') AS state, coalesce(o.attempt, l.attempt, 0) AS attempts,
@@ -359,4 +359,4 @@ ORDER BY i.seq, k.route
 """)
     for which, keys in _KEYS.items()
 }
-"""Read the deliveries of the events `wanted`: open ones, with ended ones too, or each event on the route of a backfill."""
+"""Statements that read the deliveries of the events `wanted`: open ones, all, or those on the route of a backfill."""

@@ -1,4 +1,4 @@
-"""The next short step of each kind of command, found without a lock, and how it is done in the transaction that notes it."""
+"""The steps of each kind of command: found without a lock, then run in the transaction that stores their result."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from inbox.sources.normalize import ReadmitResult, readers_of
 from relay.delivery.gates import Gate
 from relay.operations.table import OF_DELIVERIES, OPERATIONS
 from relay.store import gates, sweeps
-from relay.store.deliveries import Key, key_text
+from relay.store.deliveries import Key, format_key
 from relay.store.operator import readmit, selection
-from relay.store.operator.changes import change, reason_to_wait
+from relay.store.operator.changes import change, find_reason_to_wait
 from relay.store.operator.commands import Command, CommandAct, end, turn_in
-from relay.store.operator.plan import instead, kinds_of, plan, quick, reason_mistake, subject_of, types_of
+from relay.store.operator.plan import find_reason_mistake, instead, kinds_of, plan, quick, subject_of, types_of
 from relay.store.operator.selection import Choice, keys_of
-from relay.store.retention import LeasedPruner, Pruned, clock_by_hand, expiry_of
+from relay.store.retention import LeasedPruner, Pruned, expiry_of, read_command_clock
 from relay.store.transaction import Transaction
 from relay.store.work import Work
-from relay.words import counted
+from relay.words import format_count
 
 BATCH = 200
 """Deliveries in one transaction."""
 
 
 class Working(msgspec.Struct, frozen=True):
-    """A command as it was read, and all that its next step needs."""
+    """A command as read, with the context of its next step."""
 
     work: Work
     command: Command
     asked: Any
-    """Its operation's `asks`."""
+    """Its parsed selection."""
 
 
 Act = Callable[[Transaction, datetime], Command]
-"""Does a step, in the transaction that locks the command and notes it. Returns the command after it."""
+"""Runs a step in the transaction that locks the command and stores the result. Returns the command after the step."""
 
 
 class Item(NamedTuple):
@@ -53,24 +53,24 @@ class Item(NamedTuple):
     it: Any
     name: str
     progress: int
-    """The progress of the command once it is done."""
+    """The progress of the command after this item."""
     route: str | None = None
     """The route whose lock it needs."""
     error: str | None = None
-    """The reason why it can't be done, where that is known."""
+    """The reason it can't be changed, if already known."""
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """A step on items, which are done one by one where they can't be done together."""
+    """A step on items, which can also be processed one by one."""
 
     items: Sequence[Item]
     change: Callable[[Transaction, datetime, Sequence[Any]], int]
-    """Returns how many it has changed."""
+    """Changes items, and returns the number of changed ones."""
     opens: bool = False
-    """True when it opens deliveries, whose payloads have to stay."""
+    """True when it opens deliveries, whose payloads must be kept."""
 
     def act(self, command: Command, transaction: Transaction, now: datetime, items: Sequence[Item]) -> Command:
-        """Do some of its items."""
+        """Process some of its items."""
         failed = [item for item in items if item.error is not None]
         good = [item.it for item in items if item.error is None]
         changed = self.change(transaction, now, good) if good else 0
@@ -82,28 +82,28 @@ Task = Callable[[Working], Act | Batch]
 """Finds the next step of a command.
 
 Raises:
-    UnusableCommand: it can't be done as it is asked; the command ends `refused` with this message.
+    UnusableCommand: the command can't be done; it ends as `refused` with this message.
 """
 
 
 def answer_of(command: Command, *, now: int = 0) -> str:
-    """Return the answer of a command that is done; `now` of it are changed by its last step."""
+    """Return the answer of a completed command; its last step has changed `now` items."""
     words, changed = OPERATIONS[command.kind], command.affected + now
-    said = [f"{counted(changed, words.thing)} {words.done}" if changed or command.failed else words.nothing]
+    said = [f"{format_count(changed, words.thing)} {words.done}" if changed or command.failed else words.nothing]
     if command.failed:
-        said.append(f"{command.failed} could not be: see error")
+        said.append(f"{command.failed} failed: see error")
     if (left := (command.matched or 0) - changed - command.failed) > 0:
-        said.append(f"{left} of the plan had changed meanwhile, and {'was' if left == 1 else 'were'} left alone")
+        said.append(f"{left} of the plan skipped, as {'it' if left == 1 else 'they'} had changed meanwhile")
     return "; ".join(said)
 
 
 def _change_deliveries(it: Working) -> Act | Batch:
-    """Change the next deliveries that are meant, of whole events."""
+    """Change the next selected deliveries, all of each event."""
     command = it.command
     choice = Choice(cast("Any", command.kind), it.asked, it.work.config, until_seq=command.until)
-    page = selection.page(it.work, choice, after=command.progress or 0, most=BATCH)
+    page = selection.read_page(it.work, choice, after=command.progress or 0, most=BATCH)
     keys = keys_of(page.rows)
-    if waits := reason_to_wait(it.work, choice.act, keys, affected=command.affected):
+    if waits := find_reason_to_wait(it.work, choice.act, keys, affected=command.affected):
         return lambda *_: command.after(answer=waits)
     unreadable = [Item((seq, ""), f"seq={seq}", seq, error=error_text(error)) for seq, error in page.unreadable.items()]
     items = sorted([*map(_item, keys, [*keys[1:], (0, "")]), *unreadable])  # by seq and route
@@ -122,12 +122,12 @@ def _change_deliveries(it: Working) -> Act | Batch:
 
 
 def _item(key: Key, following: Key) -> Item:
-    """Return the item of a delivery: the progress passes an event with its last one."""
-    return Item(key, key_text(key), key[0] - (key[0] == following[0]), key[1])
+    """Return the item of a delivery. The progress passes an event only with its last delivery."""
+    return Item(key, format_key(key), key[0] - (key[0] == following[0]), key[1])
 
 
 def _turn_gate(it: Working) -> Act:
-    """Pause or resume a gate. It locks the gate alone, and waits for no route."""
+    """Pause or resume a gate. It locks only the gate, and does not wait for routes."""
     command, key = it.command, Gate(**msgspec.structs.asdict(it.asked)).key
 
     def act(transaction: Transaction, now: datetime) -> Command:
@@ -146,16 +146,16 @@ _ASKED = 1
 
 
 def _sweep(it: Working) -> Act:
-    """Make the sweeps due, or look whether they have ended."""
+    """Make the sweeps due, or check whether they have ended."""
     source, types = it.asked.source, types_of(it.work.config, it.asked.source, it.asked.entity_type)
     if it.command.progress == _ASKED:
-        last = {result.entity_type: result for result in sweeps.results(it.work.database, source)}
+        last = {result.entity_type: result for result in sweeps.read_results(it.work.database, source)}
         return lambda *_: _result([last[each] for each in types if each in last], it.command)
 
     def act(transaction: Transaction, _now: datetime) -> Command:
         are_asked = [sweeps.ask(transaction, source, each, it.command.id) for each in types]
         if not all(are_asked):
-            return it.command.after(answer="waits: a sweep of this source runs, or another command waits for one")
+            return it.command.after(answer="waits: a sweep of this source is running, or another command waits for one")
         return it.command.after(progress=_ASKED, answer="waits for a relay that sweeps")
 
     return act
@@ -176,21 +176,21 @@ def _result(last: Sequence[sweeps.SweepResult], command: Command) -> Command:
 
 
 def _prune(it: Working) -> Act:
-    """Prune the next rows of a kind, under the lease of pruners. The progress is the number of kinds that are done."""
+    """Prune the next rows of a kind under the pruner's lease. The progress is the number of completed kinds."""
     command, kinds, progress = it.command, kinds_of(it.asked.kinds or ()), it.command.progress or 0
     holder = f"command {command.id}, process {os.getpid()} at {socket.gethostname()}"
     pruner = LeasedPruner(it.work.database, holder, rest=lambda _: None)
     if pruner.take() is None:
-        return lambda *_: command.after(answer="waits: a relay prunes")
+        return lambda *_: command.after(answer="waits: a relay is pruning")
     kind, done = kinds[progress], Pruned(is_held_up=True)
     try:
         with it.work.database.read() as transaction:
-            before = expiry_of(it.work.config.retention, kind, clock_by_hand(transaction))
-        done = pruner.batch(kind, before) or done
+            before = expiry_of(it.work.config.retention, kind, read_command_clock(transaction))
+        done = pruner.prune_batch(kind, before) or done
     finally:
         pruner.give_back()
     if done.is_held_up:
-        return lambda *_: command.after(answer="waits: others use the rows, or prune")
+        return lambda *_: command.after(answer="waits: the rows are locked, or a relay is pruning")
     progress += done.is_done
     if done.is_done and progress == len(kinds):
         answer = answer_of(command, now=done.rows)
@@ -202,7 +202,7 @@ def _prune(it: Working) -> Act:
 def _erase(it: Working) -> Act:
     """Erase the next events of an entity."""
     command, subject = it.command, subject_of(it.asked)
-    if mistake := reason_mistake(it.asked, command.reason):
+    if mistake := find_reason_mistake(it.asked, command.reason):
         raise UnusableCommand(mistake)
     if not command.affected:
         planned = plan(it.work.database, it.work.config, command.kind, it.asked, quick(erasure.COUNTED_EVENTS, 1.0))
@@ -225,7 +225,7 @@ def _erase(it: Working) -> Act:
 
 
 def _readmit(it: Working) -> Act | Batch:
-    """Readmit the next requests, as the receiver stores a request: one that is in the inbox by now is a duplicate."""
+    """Readmit the next requests as the receiver stores them; those already in the inbox are duplicates."""
     command = it.command
     page = readmit.read_again(it.work.database, readers_of(it.work.config), it.asked, command.progress or 0)
     page = [each for each in page if command.until is None or each.id <= command.until]
@@ -233,7 +233,7 @@ def _readmit(it: Working) -> Act | Batch:
         return lambda *_: command.after("done", answer=answer_of(command))
 
     def some(transaction: Transaction, _now: datetime, requests: Sequence[ReadmitResult]) -> int:
-        """Store them. What has been readmitted since they were read is left alone."""
+        """Store the requests, skipping those readmitted since they were read."""
         taken = readmit.take(transaction, requests, by=command.asked_by, reason=command.reason)
         for each in requests:
             for event, receipt in zip(each.events, taken.get(each.id, ()), strict=False):
@@ -245,7 +245,7 @@ def _readmit(it: Working) -> Act | Batch:
 
 
 def _turn_command(it: Working) -> Act:
-    """Stop the command that is named, or let it go on."""
+    """Stop the named command, or continue it."""
     command, kind = it.command, cast("CommandAct", it.command.kind)
 
     def act(transaction: Transaction, _now: datetime) -> Command:
@@ -266,4 +266,4 @@ TASKS: Mapping[str, Task] = {
     "stop": _turn_command,
     "continue": _turn_command,
 }
-"""The function of each kind."""
+"""The task of each kind."""

@@ -8,7 +8,7 @@ from inbox.events.states import COMMAND_KINDS, COMMAND_STATES
 from relay.delivery.alerts import AlertKind
 from relay.delivery.facts import CAUSES
 from relay.filters import STATES
-from relay.findings import of_alert
+from relay.findings import from_alert
 from relay.web.reading import Screen
 from relay.web.screens import event, lists, overview
 from relay.words import ACTS
@@ -16,7 +16,7 @@ from relay.words import ACTS
 _COMMANDS = {"kinds": COMMAND_KINDS, "states": COMMAND_STATES}
 _DELIVERIES = {"states": STATES, "acts": ACTS, "acts_of_any": lists.acts_of_any}
 _OVERVIEW = {"button_of": overview.button_of}
-_ALERTS = _OVERVIEW | {"kinds": get_args(AlertKind), "of_alert": of_alert}
+_ALERTS = _OVERVIEW | {"kinds": get_args(AlertKind), "from_alert": from_alert}
 EVENT = Screen("event", "/events/{seq}", "Event", event.event, values={"shown": None})
 SCREENS = (
     Screen("overview", "/", "Overview", overview.overview, "o", values=_OVERVIEW),

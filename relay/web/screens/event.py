@@ -18,10 +18,10 @@ from relay.destinations import sync
 from relay.destinations.base import Clients, Context
 from relay.destinations.preview import Preview, preview
 from relay.store import events
-from relay.store.reads import reveals_of
+from relay.store.reads import read_reveals
 from relay.web.query import Limit, Number, Text
 from relay.web.reading import Reading, rows_of
-from relay.words import ACTS, Hold, RouteProgress, held_back, is_gone, progress
+from relay.words import ACTS, Hold, RouteProgress, describe_progress, is_gone, list_holds
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,13 +67,13 @@ def event(reading: Reading, query: EventQuery) -> EventPage:
         times=sum(row["times"] for row in found["duplicates"]),
         previous_seq=found["previous_seq"],
         next_seq=found["next_seq"],
-        reveals=tuple(reveals_of(reading.database, query.seq)),
+        reveals=tuple(read_reveals(reading.database, query.seq)),
     )
 
 
 def _progress(found: Row, row: Row, reading: Reading) -> RouteProgress:
     may_act = reading.actor.may_act
-    made = progress(found, row, reading.config, reading.now, with_excerpts=may_act)
+    made = describe_progress(found, row, reading.config, reading.now, with_excerpts=may_act)
     acts = (act for act in ACTS.get(made.state, ()) if not (is_gone(found) and act in {"replay", "retry"}))
     return msgspec.structs.replace(made, acts=tuple(acts)) if may_act else made
 
@@ -147,7 +147,7 @@ def entity(reading: Reading, query: EntityQuery) -> EntityPage:
     if not found.events and query.before is None:
         raise NothingThere(f"no event of the source {query.source!r} is about {query.type}/{query.id}")
     about: Row = {"source": query.source, "entity_type": query.type, "entity_id": query.id, "gates": found.gates}
-    holds = {hold.says: hold for route in routes for hold in held_back(about, route.name, reading.config, reading.now)}
+    holds = {hold.says: hold for route in routes for hold in list_holds(about, route.name, reading.config, reading.now)}
     return EntityPage(
         events=found.events,
         before=found.before,
@@ -209,7 +209,7 @@ def difference(reading: Reading, query: DifferenceQuery) -> Preview:
     if name not in able:
         known = f"; those of this entity: {', '.join(able)}" if able else "; no route of this entity can"
         raise BadFilter(f"route {query.route!r} has no two sides that can be compared{known}", field="route")
-    newest = events.newest_of_entity(reading.database, query.source, name, (query.type, query.id))
+    newest = events.read_newest_of_entity(reading.database, query.source, name, (query.type, query.id))
     if newest is None:
         raise NothingThere(f"no event of the source {query.source!r} is about {query.type}/{query.id}")
     destination = config.destinations[config.routes[name].destination]

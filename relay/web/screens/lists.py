@@ -13,11 +13,11 @@ from inbox.db.schema import metadata
 from inbox.errors import BadFilter, NothingThere
 from inbox.events.states import DEAD_STATES, ENDINGS, OPEN_COMMANDS, RETRYING
 from relay.delivery.alerts import AlertKind
-from relay.filters import STATES, Filtered, conditions, unknown
+from relay.filters import STATES, Filtered, list_unknown, make_conditions
 from relay.operations.asks import Moment
 from relay.operations.table import OPERATIONS
-from relay.store.overview import FiringAlert, alert_text, read_firing
-from relay.store.reads import DeadGroup, dead_groups
+from relay.store.overview import FiringAlert, format_alert, read_firing
+from relay.store.reads import DeadGroup, group_dead_letters
 from relay.web.query import Limit, Number, Text
 from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, rows_of
 from relay.words import ACTS
@@ -33,9 +33,9 @@ def _wanted(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[
         BadFilter: a filter names nothing.
     """
     del given["limit"]
-    for field, sentence in unknown(listing, given, reading.config, reading.database.engine):
+    for field, sentence in list_unknown(listing, given, reading.config, reading.database.engine):
         raise BadFilter(sentence, field=field)
-    return conditions(given, reading.config, reading.now)
+    return make_conditions(given, reading.config, reading.now)
 
 
 def _page(reading: Reading, listing: ListingName, query: Any, columns: Sequence[str] = ("*",)) -> RowPage:  # noqa: ANN401  # a query with a limit
@@ -190,7 +190,7 @@ class DeadPage(msgspec.Struct, frozen=True):
 def dead(reading: Reading, query: DeadQuery) -> DeadPage:
     """Read the groups."""
     with reading.database.read() as transaction:
-        groups, grouped, is_whole = dead_groups(transaction, **msgspec.structs.asdict(query))
+        groups, grouped, is_whole = group_dead_letters(transaction, **msgspec.structs.asdict(query))
     return DeadPage(tuple(groups), grouped, is_whole)
 
 
@@ -318,7 +318,7 @@ def alerts(reading: Reading, query: AlertsQuery) -> AlertsPage:
     found = _page(reading, "alerts", query)
     return AlertsPage(
         rows=tuple(
-            {**row, "text": alert_text(row["kind"], row["subject"], row["detail"], firing=row["firing"])}
+            {**row, "text": format_alert(row["kind"], row["subject"], row["detail"], firing=row["firing"])}
             for row in found.rows
         ),
         before=found.before,

@@ -14,11 +14,11 @@ from inbox.config.model import Config
 from inbox.db.reads import Row
 from relay.doctor.examinations import EXAMINATIONS
 from relay.doctor.run import ExaminationResult, installed, run
-from relay.findings import LEVELS, Finding, checked, findings, is_well, state_of
+from relay.findings import LEVELS, Finding, is_well, list_findings, read_stuck, state_of
 from relay.store import reads
 from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
-from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, read_last_hour, total
+from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, add_up, read_last_hour
 from relay.web.query import Text, url
 from relay.web.reading import Reading, rows_of
 
@@ -92,8 +92,8 @@ def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
     """Read everything."""
     database, config, role, kept = reading.database, reading.config, reading.actor.role, reading.kept
     seen = read_overview(database, reading.policies, _MOST_COUNTED)
-    found = checked(database)
-    attention = findings(seen, found, _MOST_NAMED)
+    found = read_stuck(database)
+    attention = list_findings(seen, found, _MOST_NAMED)
     file = sqlite_file(config)
     with database.read() as transaction:
         hour = read_last_hour(transaction, seen.at)
@@ -105,9 +105,9 @@ def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
         is_well=is_well(attention),
         findings=attention,
         began_at=hour.began_at,
-        arrived=total(hour.arrived),
-        ended=total(hour.ended),
-        failed=total(hour.failed),
+        arrived=add_up(hour.arrived),
+        ended=add_up(hour.ended),
+        failed=add_up(hour.failed),
         routes=tuple(_route(route, found, hour, config) for route in seen.routes),
         gates=seen.gates[:_MOST_GATES],
         more_gates=max(len(seen.gates) - _MOST_GATES, 0),

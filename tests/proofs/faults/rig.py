@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -21,16 +24,48 @@ from sqlalchemy.pool import NullPool
 from inbox.db import engine as engines
 from inbox.db import migrate
 from tests.helpers.checkers import Call
-from tests.helpers.killable_postgres import KillablePostgres, killable
+from tests.helpers.killable_postgres import KillablePostgres, Proxy, killable, run_proxy
 from tests.helpers.machine import ROOM
 from tests.helpers.processes import Program, Site, site
-from tests.helpers.proxy import Proxy, run_proxy
 from tests.helpers.tables import list_in_flight, list_in_flight_elsewhere, rows
 from tests.helpers.traffic import Downstream, Ledger, Sender, serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 from tests.proofs.faults.plan import RELAYS, Streams, events, unwell_now_and_then
-from tests.proofs.faults.small_disk import CAN_BE_MADE, small_disk
+
+CAN_BE_MADE = sys.platform == "linux" and os.geteuid() == 0
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """Mount a disk in a new folder for the block."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0777", "none", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """Fill the disk for the block, in ever smaller pieces until not one block is free."""
+    ballast, piece, size = disk / "ballast", 1 << 24, 0
+    try:
+        with ballast.open("wb") as file:
+            while piece >= 1 << 12:
+                try:
+                    os.posix_fallocate(file.fileno(), size, piece)
+                    size += piece
+                except OSError:
+                    piece >>= 1
+        yield
+    finally:
+        ballast.unlink(missing_ok=True)
+
+
+# --- The rig: gunicorn, three relays, a database, a downstream service and a sender, all breakable
+
 
 SCHEDULE = ("200ms", "1s", "2s", "5s", "5s", "5s", "5s")
 SHORTEST_LEASE_LEFT = 9.0

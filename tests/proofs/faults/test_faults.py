@@ -15,11 +15,9 @@ import pytest
 
 from tests.conftest import DRAWS_ANEW
 from tests.helpers import checkers
-from tests.proofs.faults.actions import do_all
 from tests.proofs.faults.plan import draw
-from tests.proofs.faults.rig import rig
-from tests.proofs.faults.small_disk import CAN_BE_MADE
-from tests.proofs.faults.verdict import conclude, told
+from tests.proofs.faults.rig import CAN_BE_MADE, rig
+from tests.proofs.faults.verdict import conclude, do_all, told
 
 SEED_IN_CI = 263617
 MINUTES = float(os.environ.get("FAULTS_MINUTES", "0"))

@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable
 from relay.delivery import facts
 from relay.delivery.gates import BreakerState
 from relay.delivery.lifecycle import State
-from tests.proofs.model import checks_of_coverage, checks_of_results, checks_of_state
+from tests.proofs.model import checks
 from tests.proofs.model.actors import Snapshot, Violation
-from tests.proofs.model.checks_of_results import breaker, is_paused, is_uncounted
+from tests.proofs.model.checks import breaker, is_paused, is_uncounted
 from tests.proofs.model.world import FEW, POLICIES, Entry
 
 CHECKS: dict[str, Callable[[Snapshot], Iterable[object]]] = {
     name.removeprefix("find_").replace("_", " "): check
-    for module in (checks_of_state, checks_of_results, checks_of_coverage)
-    for name, check in vars(module).items()
-    if inspect.isgeneratorfunction(check) and check.__module__ == module.__name__
+    for name, check in vars(checks).items()
+    if inspect.isgeneratorfunction(check) and check.__module__ == checks.__name__
 }
 """All generator functions of the checks, which yield evidence, by the violation that they are named after."""
 

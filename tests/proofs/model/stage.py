@@ -22,9 +22,8 @@ from relay.delivery.outcome import Failed
 from relay.operations.asks import Selection
 from tests.helpers.stepping import Crashed, Stepped
 from tests.helpers.waiting import until
-from tests.proofs.model.actors import Call, Doing, Held, Ledger, Relay, Snapshot, Violation
+from tests.proofs.model.actors import Call, Doing, Held, Ledger, Operation, Operations, Relay, Snapshot, Violation
 from tests.proofs.model.invariants import hold, noteworthy
-from tests.proofs.model.operations import Operation, Operations
 from tests.proofs.model.world import NOTHING, ROUTES, History, Key, Row, Uncommitted, World
 
 T = TypeVar("T")

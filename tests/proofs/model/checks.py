@@ -1,0 +1,496 @@
+"""Checks of the stored state against the facts, of leases, and of the order in lanes."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from itertools import pairwise
+
+from relay.daemon.leases import SAFETY_SECONDS
+from relay.delivery import facts
+from relay.delivery.gates import BreakerState, GateKey, make_entity_key
+from relay.delivery.lifecycle import State
+from relay.delivery.ordering import LastDelivered, covers
+from relay.delivery.outcome import Delivered, Delivery, Fact, Failed, Outcome, Skipped
+from relay.delivery.policy import CRASHES_UNTIL_DEAD, endpoint_of, health_of
+from relay.operations.asks import Selection
+from relay.store.claim import PROBE_GIVEN_UP_AFTER
+from relay.store.operator.selection import Act
+from tests.helpers.agreement import NOTHING_YET, follows, lanes_without_their_head
+from tests.proofs.model.actors import Ledger, Snapshot, is_swept
+from tests.proofs.model.world import (
+    CONFIG,
+    KEPT_REPEATS,
+    OPEN_GATE,
+    POLICIES,
+    SCHEDULE,
+    SKEW,
+    Entry,
+    History,
+    Key,
+    LaneKey,
+    Repeat,
+    Row,
+    Stored,
+)
+
+TO_SPARE = timedelta(seconds=SAFETY_SECONDS)
+_UNTOUCHED = frozenset({State.WAITING, State.READY})
+
+
+def find_an_acknowledged_event_is_not_stored_once(snapshot: Snapshot) -> Iterator[object]:
+    expected = sorted((seq, event.dedup_key) for seq, event in snapshot.ledger.events.items())
+    if expected != snapshot.stored.inbox:
+        yield expected, snapshot.stored.inbox
+
+
+def find_a_delivery_is_lost(snapshot: Snapshot) -> Iterator[object]:
+    for key in snapshot.ledger.lanes.keys() - snapshot.after.keys():
+        if snapshot.history.standing.get(key, NOTHING_YET).state is not State.ENDED:
+            yield key
+
+
+def find_an_unexpected_delivery(snapshot: Snapshot) -> Iterator[object]:
+    yield from (snapshot.after.keys() | snapshot.history.standing.keys()) - snapshot.ledger.lanes.keys()
+
+
+def find_the_facts_say_something_else(snapshot: Snapshot) -> Iterator[object]:
+    yield from snapshot.history.impossible.items()
+    for key, row in snapshot.after.items():
+        said = snapshot.history.standing.get(key, NOTHING_YET)
+        if not follows(said, row.state, attempt=row.attempt, run=row.run, crashes=row.crashes, due_at=row.due_at):
+            yield said, row
+
+
+def find_a_lane_without_its_one_head(snapshot: Snapshot) -> Iterator[object]:
+    yield from lanes_without_their_head((row.lane_key, row.state) for row in snapshot.after.values())
+
+
+def find_the_lane_remembers_something_else(snapshot: Snapshot) -> Iterator[object]:
+    if snapshot.lasts != snapshot.stored.lanes:
+        yield snapshot.lasts, snapshot.stored.lanes
+
+
+def find_a_repeat_is_lost(snapshot: Snapshot) -> Iterator[object]:
+    """Require every duplicate as a row or a count to be judged, with a limited number of rows for each event."""
+    repeats = snapshot.stored.repeats.values()
+    rows, stored = Counter(repeat.seq for repeat in repeats), _times(repeats)
+    too_many = [seq for seq, number in rows.items() if number > KEPT_REPEATS]
+    to_judge = {repeat.seq for repeat in repeats if not repeat.is_handled}
+    unseen = (stored - _times(snapshot.earlier.repeats.values())).keys() - to_judge
+    if stored != snapshot.ledger.repeats or too_many or unseen:
+        yield stored, snapshot.ledger.repeats, too_many, unseen
+
+
+def _times(repeats: Iterable[Repeat]) -> Counter[int]:
+    """Count the duplicates of each event."""
+    times: Counter[int] = Counter()
+    for repeat in repeats:
+        times[repeat.seq] += repeat.times
+    return times
+
+
+def find_verify_finds_a_difference(snapshot: Snapshot) -> Iterator[object]:
+    yield from snapshot.doing.differences
+
+
+def find_two_trust_a_lease_of_one_lane(snapshot: Snapshot) -> Iterator[object]:
+    """Require one trusted lease per lane, except for those with an outcome, which make no more calls."""
+    trusting: dict[LaneKey, list[tuple[str, Delivery]]] = defaultdict(list)
+    for relay, held in snapshot.held():
+        if held.outcome is None:
+            trusting[held.lane].append((relay.node, held.delivery))
+    yield from ((lane, holders) for lane, holders in trusting.items() if len(holders) > 1)
+
+
+def find_a_trusted_lease_is_not_in_force(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a lease outlasts the relay's trust in it, until it is recorded or given back."""
+    for relay, held in snapshot.held():
+        row = snapshot.after.get(held.key)
+        is_his = row and (row.lease_token, row.relay_node) == (held.delivery.lease_token, relay.node)
+        lasts = row is not None and row.lease_until is not None and row.lease_until - TO_SPARE >= held.trusted_until
+        if not held.is_handed_in and not (is_his and lasts):
+            yield relay.node, held, row
+
+
+def find_abandoned_by_another_relay(snapshot: Snapshot) -> Iterator[object]:
+    for entry, fact in snapshot.told(facts.Abandoned):
+        if fact.relay_node != snapshot.before[entry.key].relay_node:
+            yield entry, snapshot.before[entry.key]
+
+
+def find_a_crash_loop_of_too_few_attempts(snapshot: Snapshot) -> Iterator[object]:
+    """Require enough consecutive abandoned attempts for a crash loop, including those taken over."""
+    for entry, fact in snapshot.told(facts.Dead):
+        if fact.cause == "crash_loop" and entry.before.crashes + 1 < CRASHES_UNTIL_DEAD:
+            yield entry, snapshot.history.entries[entry.key]
+
+
+def find_claimed_before_an_earlier_one(snapshot: Snapshot) -> Iterator[object]:
+    """Require that the earliest delivery of a lane is claimed first, and first again after it was given back.
+
+    Only a replay goes back later.
+    """
+    for delivery in snapshot.doing.claimed:
+        lane, is_again = (delivery.route, delivery.lane), delivery.attempt > 1
+        is_first = not is_again or snapshot.ledger.claimed.get((delivery.seq, delivery.route)) == snapshot.ledger.step
+        if delivery.run == 0 and is_first and not snapshot.ledger.is_kept_in_place(lane, delivery.attempt):
+            for key, row in snapshot.before.items():
+                is_older = row.lane_key == lane and row.order < (delivery.occurred_at, delivery.seq)
+                still_waits = key in snapshot.after and snapshot.after[key].state in _UNTOUCHED
+                if is_older and still_waits and row.state in _UNTOUCHED:
+                    yield delivery, row
+
+
+def find_claimed_before_it_is_due(snapshot: Snapshot) -> Iterator[object]:
+    for delivery in snapshot.doing.claimed:
+        said = snapshot.history.standing.get((delivery.seq, delivery.route), NOTHING_YET)
+        if said.due_at is not None and said.due_at > snapshot.now:
+            yield delivery, said
+
+
+def find_called_after_a_later_one(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a delivery called after a later one entered the lane after the claim of that one."""
+    ledger = snapshot.ledger
+    for call in snapshot.doing.calls:
+        if call.run == 0 and len(ledger.calls[call.key]) == 1:
+            for key, claimed in ledger.claimed.items():
+                is_later = ledger.lanes[key] == ledger.lanes[call.key] and ledger.order(key) > ledger.order(call.key)
+                calls = ledger.calls[key] if is_later and claimed > ledger.ordered[call.key] else []
+                if calls and not ledger.is_kept_in_place(ledger.lanes[key], calls[0].attempt):
+                    yield call, key
+
+
+def find_late_is_marked_wrongly(snapshot: Snapshot) -> Iterator[object]:
+    """Require the mark `late` exactly after the delivery of a later event of the lane."""
+    for delivery in snapshot.doing.claimed:
+        is_late = any(
+            snapshot.ledger.lanes[success.key] == (delivery.route, delivery.lane)
+            and snapshot.ledger.order(success.key) > (delivery.occurred_at, delivery.seq)
+            for success in snapshot.history.successes
+        )
+        if delivery.late != is_late:
+            yield delivery
+
+
+def find_a_retry_that_does_not_go_on(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a takeover keeps attempts and crashes, and is due between the old due time and the first delay."""
+    for entry, taken in snapshot.told(facts.TookOver):
+        entries = snapshot.history.entries[taken.of, entry.key[1]]
+        if not any(_goes_on(entry, taken, *pair) for pair in pairwise(entries) if pair[1] in snapshot.new):
+            yield entry, entries
+
+
+def _goes_on(entry: Entry, taken: facts.TookOver, before: Entry, superseded: Entry) -> bool:
+    """Return whether the takeover continues this superseded delivery."""
+    latest = entry.at + SCHEDULE[0]
+    given = (superseded.standing.attempt, superseded.standing.crashes)
+    is_due = min(getattr(before.fact, "due_at", before.at), latest) <= taken.due_at <= latest
+    return is_due and given == (taken.attempt, taken.crashes) and getattr(superseded.fact, "by", None) == entry.key[0]
+
+
+# --- Checks of calls and results, gates, and operators' commands
+
+
+def find_a_repeated_call_that_nothing_explains(snapshot: Snapshot) -> Iterator[object]:
+    """Require a failed or abandoned attempt before another call in a run, and its own number for each counted attempt.
+
+    An uncounted attempt leaves its number to the next.
+    """
+    for call in snapshot.doing.calls:
+        calls = [other for other in snapshot.ledger.calls[call.key] if other.run == call.run]
+        failures = [
+            entry
+            for entry in snapshot.history.entries[call.key]
+            if entry.before.run == call.run and isinstance(entry.fact, facts.AttemptFailed | facts.Abandoned)
+        ]
+        same = [other for other in calls if other.attempt == call.attempt]
+        left = [entry for entry in failures if is_uncounted(entry.fact) and entry.standing.attempt + 1 == call.attempt]
+        if len(calls) > 1 + len(failures) or len(same) > 1 + len(left):
+            yield call, calls, failures
+
+
+def is_uncounted(fact: facts.AnyFact) -> bool:
+    return isinstance(fact, facts.AttemptFailed) and not fact.counted
+
+
+_WORK = facts.DeliveredFact | Skipped | facts.AttemptFailed | facts.Dead | facts.Abandoned
+
+
+def find_a_result_of_no_attempt(snapshot: Snapshot) -> Iterator[object]:
+    """Require that every logged result is of an attempt of this relay, and agrees with the results returned to relays."""
+    written = Counter(entry.key for entry in snapshot.new if isinstance(entry.fact, _WORK))
+    told = Counter((r.delivery.seq, r.delivery.route) for r in snapshot.doing.results if r.fact is not None)
+    told.update((seq, route) for seq, route, _ in snapshot.doing.reaped)
+    if told != written:
+        yield told, written
+    for entry in snapshot.new:
+        is_abandoned = isinstance(entry.fact, facts.Abandoned) or getattr(entry.fact, "cause", None) == "crash_loop"
+        if isinstance(entry.fact, _WORK) and not is_abandoned:
+            attempt = entry.standing.attempt + int(is_uncounted(entry.fact))
+            made = (entry.relay_node, *entry.key, entry.before.run, attempt)
+            if not any(
+                made == (node, d.seq, d.route, d.run, d.attempt) and _comes_of(entry.fact, d, outcome)
+                for node, d, outcome in snapshot.doing.handed_in
+            ):
+                yield entry, snapshot.doing.handed_in
+
+
+def _comes_of(fact: facts.AnyFact, delivery: Delivery, outcome: Outcome) -> bool:
+    match outcome, fact:
+        case Delivered(), facts.DeliveredFact(late=late, fetch_began_at=began, last_modified=modified):
+            return (late, began, modified) == (delivery.late, outcome.fetch_began_at, outcome.last_modified)
+        case Failed(error_class=error_class), facts.AttemptFailed():
+            return error_class == fact.error_class
+        case Failed(error_class=error_class), facts.Dead(cause=cause):
+            return cause in {error_class, "exhausted"}
+        case _:
+            return isinstance(outcome, Skipped) and isinstance(fact, Skipped)
+
+
+def find_a_refused_result_changed_something(snapshot: Snapshot) -> Iterator[object]:
+    results = snapshot.doing.results
+    are_refused = bool(results) and all(result.fact is None for result in results)
+    has_changed = snapshot.before != snapshot.after or snapshot.new
+    if snapshot.doing.operations == 1 and are_refused and has_changed:
+        yield results, snapshot.new
+
+
+def breaker(stored: Stored, gate: GateKey) -> BreakerState:
+    return stored.gates.get(gate, OPEN_GATE).breaker
+
+
+def is_paused(stored: Stored, ledger: Ledger, key: Key) -> bool:
+    event = ledger.events[key[0]]
+    entity = make_entity_key(event.source, event.entity_type or "", event.entity_id or "")
+    return any(stored.gates.get(gate, OPEN_GATE).is_paused for gate in (*POLICIES[key[1]].gates, entity))
+
+
+def find_claimed_while_it_is_paused(snapshot: Snapshot) -> Iterator[object]:
+    for delivery in snapshot.doing.claimed:
+        key = (delivery.seq, delivery.route)
+        if all(is_paused(stored, snapshot.ledger, key) for stored in (snapshot.earlier, snapshot.stored)):
+            yield delivery
+
+
+def find_claimed_while_the_endpoint_is_stopped(snapshot: Snapshot) -> Iterator[object]:
+    probes = {delivery.lease_token for delivery in snapshot.doing.probes}
+    for delivery in snapshot.doing.claimed:
+        for gate in POLICIES[delivery.route].breakers if delivery.lease_token not in probes else ():
+            if BreakerState.CLOSED not in {breaker(snapshot.earlier, gate), breaker(snapshot.stored, gate)}:
+                yield delivery, gate
+
+
+def find_two_try_one_breaker(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a probe begins when the breaker is due, after the end of the previous probe."""
+    probed = [(delivery, gate) for delivery in snapshot.doing.probes for gate in POLICIES[delivery.route].breakers]
+    times = Counter(gate for _, gate in probed)
+    for delivery, gate in probed:
+        before, after = (stored.gates.get(gate, OPEN_GATE) for stored in (snapshot.earlier, snapshot.stored))
+        is_due = before.until is not None and before.until <= snapshot.now
+        is_noted = after.breaker is BreakerState.HALF_OPEN and after.until == snapshot.now + PROBE_GIVEN_UP_AFTER
+        is_wrong = not is_due or (snapshot.doing.operations == 1 and (not is_noted or times[gate] > 1))
+        if is_wrong and before.breaker is not BreakerState.CLOSED:  # otherwise it was opened meanwhile
+            yield delivery, before, after
+
+
+def find_a_breaker_turned_without_a_reason(snapshot: Snapshot) -> Iterator[object]:
+    """Require a reason: breakers open at failures, and close at a probe's success or an operator's command."""
+    doing = snapshot.doing
+    for gate in {gate for policy in POLICIES.values() for gate in policy.breakers}:
+        before, after = breaker(snapshot.earlier, gate), breaker(snapshot.stored, gate)
+        healths = {
+            health_of(outcome, POLICIES[delivery.route])[0]
+            for _, delivery, outcome in doing.handed_in
+            if endpoint_of(outcome, POLICIES[delivery.route]) == gate
+        }
+        is_tried = before is BreakerState.HALF_OPEN or bool(doing.probes)
+        reasons = {
+            BreakerState.CLOSED: doing.resumed or (is_tried and "well" in healths),
+            BreakerState.OPEN: healths & {"unwell", "refused"},
+            BreakerState.HALF_OPEN: doing.probes,
+        }
+        is_left = healths == {"refused"} and after is BreakerState.CLOSED and not doing.resumed
+        if before is not after and not reasons.get(after):
+            yield gate, before, after, healths
+        if is_left and all(result.fact is not None for result in doing.results):
+            yield gate, "credentials were refused, and it is closed"
+
+
+_ACTS: dict[type[Fact], Act] = {
+    facts.Replayed: "replay",
+    facts.Cancelled: "cancel",
+    facts.Unblocked: "unblock",
+    facts.Rescheduled: "retry",
+}
+
+
+def find_an_act_without_a_command(snapshot: Snapshot) -> Iterator[object]:
+    for entry in snapshot.new:
+        act = _ACTS.get(type(entry.fact))
+        before = [each for each in snapshot.history.entries[entry.key] if each.number < entry.number]
+        if act and not any(
+            act == done and _is_meant(act, chosen, entry.key, before) for done, chosen in snapshot.doing.asked
+        ):
+            yield entry, snapshot.doing.asked
+
+
+def _is_meant(act: Act, chosen: Selection, key: Key, before: list[Entry]) -> bool:
+    """Return whether the selection includes the delivery. A cause, or a replay by route alone, selects only the dead."""
+    died = [entry.fact for entry in before if isinstance(entry.fact, facts.Dead)]
+    is_dead = bool(before) and isinstance(before[-1].fact, facts.Dead | facts.Unblocked)
+    only_dead = chosen.cause is not None or (act == "replay" and chosen.dead_only)
+    return (
+        chosen.seq in {None, key[0]}
+        and chosen.route in {None, key[1]}
+        and chosen.destination in {None, CONFIG.routes[key[1]].destination}
+        and (is_dead or not only_dead)
+        and (chosen.cause is None or died[-1].cause == chosen.cause)
+    )
+
+
+def find_not_all_that_was_asked_for(snapshot: Snapshot) -> Iterator[object]:
+    """Require that commands are complete: cancel spares only deliveries in flight, unblock and retry none."""
+    for act, chosen in snapshot.doing.asked if snapshot.doing.operations == 1 else ():
+        for key, row in snapshot.after.items():
+            left = {
+                "unblock": row.state is State.BLOCKED,
+                "retry": row.due_at is not None and row.due_at > snapshot.now,
+                "cancel": row.state is not State.IN_FLIGHT,
+            }
+            if left.get(act) and _is_meant(act, chosen, key, snapshot.history.entries.get(key, [])):
+                yield act, row
+
+
+def find_something_older_is_replayed(snapshot: Snapshot) -> Iterator[object]:
+    """Require for an unforced replay without a fetch that the last delivered event comes again later.
+
+    It comes again if it is replayed too, or is open without an attempt.
+    """
+    replayed = [entry for entry, _ in snapshot.told(facts.Replayed)]
+    for entry in replayed if not any(chosen.force for _, chosen in snapshot.doing.asked) else ():
+        last = snapshot.last_before(entry)
+        if last and last.fetch_began_at is None and snapshot.ledger.order(entry.key) < last.key:
+            again = (last.seq, entry.key[1])
+            if again not in {each.key for each in replayed} and not _is_untouched(snapshot.before.get(again)):
+                yield entry, last
+
+
+def _is_untouched(row: Row | None) -> bool:
+    return row is not None and row.attempt == 0 and row.state in {State.RECEIVED, State.WAITING, State.READY}
+
+
+# --- Checks of superseded events (folded, dropped or healed), and of those that a duplicate rearms
+
+
+_NO_REPEAT = Repeat(0, 0, is_handled=False)
+
+
+def find_superseded_without_a_stand_in(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a superseded event has a stand-in of its lane.
+
+    In `latest`, a newer open or delivered event, or a success that covers it; in `strict`, a delivered sweep's event of
+    the same change that stands for no other.
+    """
+    for entry, fact in snapshot.told(facts.Superseded):
+        by = (fact.by, entry.key[1])
+        of_its_lane = snapshot.ledger.lanes.get(by) == snapshot.ledger.lanes[entry.key]
+        ordering = "strict" if fact.because == "swept" else "latest"
+        if not of_its_lane or POLICIES[entry.key[1]].ordering != ordering or not _stands_for(snapshot, entry, by):
+            yield entry
+
+
+def _stands_for(snapshot: Snapshot, entry: Entry, by: Key) -> bool:
+    newer, successes = snapshot.ledger.order(by) > snapshot.ledger.order(entry.key), snapshot.history.successes
+    match entry.fact:
+        case facts.Superseded(because="newer"):
+            return newer and entry.before.state is State.RECEIVED
+        case facts.Superseded(because="healed"):
+            died = max(each.number for each in snapshot.history.entries[entry.key] if each.number < entry.number)
+            later = {each.key for each in successes if each.number > died}
+            return newer and entry.before.state is State.DEAD and by in later
+        case facts.Superseded(because="swept"):
+            event, swept = (snapshot.ledger.events[key[0]] for key in (entry.key, by))
+            same = (event.event_type, event.occurred_at) == (swept.event_type, swept.occurred_at)
+            was = any(each.key == by and each.number < entry.number for each in successes)
+            alone = snapshot.history.told[by] == [entry]
+            return same and was and alone and is_swept(swept) and not is_swept(event) and entry.before == NOTHING_YET
+        case _:
+            last = snapshot.last_before(entry)
+            is_by = last is not None and last.seq == by[0]
+            return is_by and is_covered(snapshot.ledger, entry.key, last) and entry.before == NOTHING_YET
+
+
+def is_covered(ledger: Ledger, key: Key, last: LastDelivered | None) -> bool:
+    """Return whether the lane's last success certainly includes the change of this event."""
+    return last is not None and covers(last, ledger.order(key), SKEW)
+
+
+def find_told_again_after_a_sweep(snapshot: Snapshot) -> Iterator[object]:
+    """Require that a webhook ends without a call if a sweep's event of the same change was delivered before.
+
+    This applies in `strict`, to webhooks sequenced after that delivery, if the sweep's event stands for no other.
+    """
+    events = snapshot.ledger.events
+    delivered = {
+        _change(snapshot.ledger, each.key)
+        for each in snapshot.history.successes
+        if each not in snapshot.new and not snapshot.history.told[each.key] and is_swept(events[each.key[0]])
+    }
+    for key, row in snapshot.after.items():
+        was = snapshot.before.get(key)
+        is_placed = was is not None and was.state is State.RECEIVED is not row.state and row.run == 0
+        is_webhook = POLICIES[key[1]].ordering == "strict" and not is_swept(events[key[0]])
+        if is_placed and is_webhook and _change(snapshot.ledger, key) in delivered:
+            yield key, row
+
+
+def _change(ledger: Ledger, key: Key) -> tuple[object, ...]:
+    event = ledger.events[key[0]]
+    return key[1], event.entity_id, event.event_type, event.occurred_at
+
+
+def find_dead_though_a_later_one_succeeded(snapshot: Snapshot) -> Iterator[object]:
+    """Require in `latest` that the dead are healed by the delivery of a later event of their lane."""
+    for success, _ in snapshot.told(facts.DeliveredFact):
+        if POLICIES[success.key[1]].ordering == "latest":
+            for key in healable(snapshot.history, snapshot.ledger, snapshot.after, success):
+                yield key, success
+
+
+def healable(history: History, ledger: Ledger, rows: Mapping[Key, Row], success: Entry) -> list[Key]:
+    """Return the dead deliveries that this success heals."""
+    return [
+        key
+        for key, row in rows.items()
+        if row.state is State.DEAD
+        and ledger.lanes[key] == ledger.lanes[success.key]
+        and ledger.order(key) < ledger.order(success.key)
+        and history.entries[key][-1].number < success.number
+    ]
+
+
+def find_rearmed_without_need(snapshot: Snapshot) -> Iterator[object]:
+    for entry, fact in snapshot.told(facts.Rearmed):
+        was, is_now = (each.repeats.get(fact.duplicate, _NO_REPEAT) for each in (snapshot.earlier, snapshot.stored))
+        last, is_right = snapshot.last_before(entry), is_now == Repeat(entry.key[0], was.times, is_handled=True)
+        is_needed = POLICIES[entry.key[1]].ordering == "latest" and not is_covered(snapshot.ledger, entry.key, last)
+        if was.is_handled or not is_right or not is_needed:
+            yield entry, was, is_now, last
+
+
+def find_a_repeat_is_judged_wrongly(snapshot: Snapshot) -> Iterator[object]:
+    """Require that all duplicates are judged, except for deliveries in flight that are not covered."""
+    rearmed = {entry.key for entry, _ in snapshot.told(facts.Rearmed)}
+    is_alone = snapshot.doing.judged and snapshot.doing.operations == 1
+    for number, repeat in snapshot.earlier.repeats.items() if is_alone else ():
+        key = (repeat.seq, "latest")
+        lane, row = snapshot.ledger.lanes.get(key), snapshot.before.get(key)
+        needed = lane is not None and not is_covered(snapshot.ledger, key, snapshot.lasts.get(lane))
+        waits = needed and row is not None and row.state is State.IN_FLIGHT
+        again = needed and (row is None or row.state is State.DEAD)
+        if not repeat.is_handled and (
+            snapshot.stored.repeats[number].is_handled == waits or (again and key not in rearmed)
+        ):
+            yield number, repeat, row, lane and snapshot.lasts.get(lane)
