@@ -71,7 +71,7 @@ def literal_secrets(config: Config) -> Iterator[str]:
     Raises:
         ConfigError: a URL can't be read.
     """
-    for key, value in values_in(config):
+    for key, value in walk_values(config):
         name = key.rpartition(".")[2]
         if isinstance(value, Secret):
             is_literal = not value.names_a_place and name not in _NAMES
@@ -85,14 +85,14 @@ def literal_secrets(config: Config) -> Iterator[str]:
             yield key
 
 
-def values_in(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+def walk_values(value: object, key: str = "") -> Iterator[tuple[str, object]]:
     """Yield every nested value with its key, except destination URLs that clearly hold no secret."""
     yield key, value
-    for name, inner in _inside(value):
-        yield from values_in(inner, name if not key else f"{key}{name}" if name.startswith("[") else f"{key}.{name}")
+    for name, inner in _walk_inside(value):
+        yield from walk_values(inner, name if not key else f"{key}{name}" if name.startswith("[") else f"{key}.{name}")
 
 
-def _inside(value: object) -> Iterator[tuple[str, object]]:
+def _walk_inside(value: object) -> Iterator[tuple[str, object]]:
     match value:
         case msgspec.Struct():
             is_plain_url = isinstance(value, ForwardDestination) and _is_plain(value.url)

@@ -23,7 +23,7 @@ from inbox.config.values import Secret
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE, trouble_text
 from inbox.errors import ConfigError, collect_config_errors
-from inbox.exposure import exposure_warnings, literal_secrets, values_in
+from inbox.exposure import exposure_warnings, literal_secrets, walk_values
 from inbox.loader.load import ConfigFile
 from inbox.receiver.app import endpoints_of, require_known_proxies
 from relay.accounts import check_files
@@ -116,7 +116,7 @@ def findings(file: ConfigFile, path: Path, environment: Mapping[str, str] = os.e
 
 
 def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    values = dict(values_in(file.sound))
+    values = dict(walk_values(file.sound))
     with suppress(ConfigError):  # of a URL, which is a mistake already
         for key in literal_secrets(file.sound):
             yield f"{key}: the secret stands in the file, for all who read it; {_place_for(key, values[key], environment)}"
@@ -135,7 +135,7 @@ def expired(config: Config, at: datetime | None = None) -> Iterator[str]:
         for key, secrets in (("secrets", source.secrets), ("auth.secrets", getattr(source.auth, "secrets", ()))):
             if secrets and not any(each.valid_at(moment) for each in secrets):
                 yield f"sources.{name}.{key}: none is valid {when}, so every webhook would get 401; add one"
-    files = {key: value for key, value in values_in(config) if key.rpartition(".")[2] in {"ca_file", "cert_file"}}
+    files = {key: value for key, value in walk_values(config) if key.rpartition(".")[2] in {"ca_file", "cert_file"}}
     for key, value in files.items():
         ended = _certificate_ended(key, Path(str(value)), moment) if value else None
         if ended is not None:
@@ -190,7 +190,7 @@ def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[
     url = file.sound.database.url
     try:
         parsed = engine.parse_url(url)
-        shown = engine.shown(parsed)
+        shown = engine.format_url(parsed)
     except ConfigError as error:
         return DatabaseState("", url.origin, "unusable"), _mistakes_of(file, error)
     is_file = parsed.get_backend_name() == SQLITE
@@ -216,9 +216,9 @@ def _examine(url: str) -> list[str]:
     try:
         migrate.require_current(made)
         with made.connect() as connection:
-            if found := guarantees.differences(connection):
+            if found := guarantees.list_differences(connection):
                 raise ConfigError("\n".join(found))
-            return guarantees.doubts(connection)
+            return guarantees.list_doubts(connection)
     finally:
         made.dispose()
 

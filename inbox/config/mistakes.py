@@ -67,11 +67,11 @@ def parse_value(kind: type, given: object) -> object:
 
 def mistakes(tree: dict[str, Any]) -> Iterator[Mistake]:
     """Yield every unknown or missing key and every value of a wrong type, in the file's order."""
-    return _check(_description(), tree, ())
+    return _check(_describe_config(), tree, ())
 
 
 @cache
-def _description() -> inspect.Type:
+def _describe_config() -> inspect.Type:
     return inspect.type_info(Config)
 
 
@@ -250,25 +250,25 @@ class TomlText(msgspec.Struct, frozen=True):
     def locate_line(self, line: str) -> LocatedMistake:
         """Find the line of a mistake that begins with its key; others have no line."""
         bare = line[1:].replace("] ", ".", 1) if line.startswith("[") else line
-        places = [*_paths(self.tree), *((section,) for section in Config.__struct_fields__)]
-        named = [path for path in places if path and re.match(re.escape(_plain(path)) + r"[.\[:]", bare)]
-        path = max(named, key=lambda each: len(_plain(each)), default=())
-        further, separator, text = bare.removeprefix(_plain(path)).partition(_SEPARATOR)
+        places = [*_walk_paths(self.tree), *((section,) for section in Config.__struct_fields__)]
+        named = [path for path in places if path and re.match(re.escape(_join_plain(path)) + r"[.\[:]", bare)]
+        path = max(named, key=lambda each: len(_join_plain(each)), default=())
+        further, separator, text = bare.removeprefix(_join_plain(path)).partition(_SEPARATOR)
         if not path or not separator or " " in further:  # a sentence, not a key
             return LocatedMistake(None, None, "", line)
         return self.locate(Mistake((*path, *_STEP.findall(further)), text))
 
 
-def _paths(node: object, path: Path = ()) -> Iterator[Path]:
+def _walk_paths(node: object, path: Path = ()) -> Iterator[Path]:
     """Yield the path of every value in a parsed file."""
     yield path
     if isinstance(node, dict | list):
         steps = node.items() if isinstance(node, dict) else ((f"[{number}]", each) for number, each in enumerate(node))
         for key, inner in steps:
-            yield from _paths(inner, (*path, key))
+            yield from _walk_paths(inner, (*path, key))
 
 
-def _plain(path: Path) -> str:
+def _join_plain(path: Path) -> str:
     """Join a path without quotes, as other packages write it."""
     return ".".join(path).replace(".[", "[")
 
@@ -278,7 +278,7 @@ def _find(text: str, path: Path) -> tuple[int | None, Path]:
 
     A table header inside a multi-line string misleads this simple scan, which is acceptable: it only misplaces an error.
     """
-    lines = _lines(text)
+    lines = _index_lines(text)
     if path and path not in lines:  # a table without its own header begins with the first one inside it
         inside = next((number for key, (number, _) in lines.items() if key[: len(path)] == path), None)
         if inside is not None:
@@ -290,7 +290,7 @@ def _find(text: str, path: Path) -> tuple[int | None, Path]:
 
 
 @lru_cache(maxsize=4)
-def _lines(text: str) -> Mapping[Path, tuple[int, Path]]:
+def _index_lines(text: str) -> Mapping[Path, tuple[int, Path]]:
     """Return the first line of each key with its table, by the key's full path. Tables in a list are numbered."""
     found: dict[Path, tuple[int, Path]] = {}
     for number, table, here in _scan_keys(text):
@@ -304,12 +304,12 @@ def _scan_keys(text: str) -> Iterator[tuple[int, Path, Path]]:
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.fullmatch(line):
             is_item = header["opening"] == "[["
-            table = _number_tables(_keys(header["keys"]), counts, is_item=is_item)
+            table = _number_tables(_split_keys(header["keys"]), counts, is_item=is_item)
             if is_item:  # the list itself
                 yield number, table[:-1], table[:-1]
             yield number, table, table
         elif assignment := _ASSIGNMENT.match(line):
-            yield number, table, table + _keys(assignment["keys"])
+            yield number, table, table + _split_keys(assignment["keys"])
 
 
 def _number_tables(keys: Path, counts: dict[Path, int], *, is_item: bool) -> Path:
@@ -324,7 +324,7 @@ def _number_tables(keys: Path, counts: dict[Path, int], *, is_item: bool) -> Pat
     return path
 
 
-def _keys(keys: str) -> Path:
+def _split_keys(keys: str) -> Path:
     """Split `a."b.c".d` into its parts with the TOML parser."""
     try:
         tree = tomllib.loads(f"{keys} = 0")

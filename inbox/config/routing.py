@@ -122,10 +122,10 @@ def list_passed_headers(
         if route.source == source and isinstance(destination := destinations.get(route.destination), ForwardDestination)
         for name in destination.pass_headers
     }
-    return frozenset(name for name in found if fault(name) is None)
+    return frozenset(name for name in found if explain_refusal(name) is None)
 
 
-def fault(name: str) -> str | None:
+def explain_refusal(name: str) -> str | None:
     """Return the reason why a header of this name can't be passed on; None if it can."""
     lower = name.lower()
     if not is_name(name):

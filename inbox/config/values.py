@@ -26,7 +26,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the file; unknown keys are errors."""
 
 
-def _seconds(text: object, expected: str) -> float:
+def _parse_seconds(text: object, expected: str) -> float:
     match = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"expected {expected}, got {text!r}")
@@ -45,7 +45,7 @@ class Duration(float):
         Raises:
             ValueError: not a number with a unit, or longer than 366 days.
         """
-        seconds = _seconds(text, 'a duration such as "15s", "10m" or "2h"')
+        seconds = _parse_seconds(text, 'a duration such as "15s", "10m" or "2h"')
         if seconds > _LONGEST_SECONDS:
             raise ValueError(f"expected a duration of at most 366d, got {text!r}")
         return cls(seconds)
@@ -67,7 +67,9 @@ class Age(float):
         Raises:
             ValueError: neither a duration nor `forever`, or longer than a hundred years.
         """
-        seconds = float("inf") if text == FOREVER else _seconds(text, f'an age such as "30d" or "12h", or "{FOREVER}"')
+        seconds = (
+            float("inf") if text == FOREVER else _parse_seconds(text, f'an age such as "30d" or "12h", or "{FOREVER}"')
+        )
         if _LONGEST_AGE_SECONDS < seconds < float("inf"):
             raise ValueError(f'expected an age of at most a hundred years, or "{FOREVER}", got {text!r}')
         return cls(seconds)
@@ -260,7 +262,7 @@ class Secret:
         if reference.strip() in {"", "env:", "file:"}:
             raise ValueError('is empty; write "env:NAME" or "file:/path"')
         _check_reference(reference)
-        not_before, not_after = _instant(table.get("not_before")), _instant(table.get("not_after"))
+        not_before, not_after = _parse_instant(table.get("not_before")), _parse_instant(table.get("not_after"))
         if not_before is not None and not_after is not None and not_before >= not_after:
             raise ValueError("is never valid: not_before must come before not_after")
         return cls(reference, not_before, not_after)
@@ -344,7 +346,7 @@ class DatabaseUrl(str):
         return "DatabaseUrl(…)"
 
 
-def _instant(given: object) -> datetime | None:
+def _parse_instant(given: object) -> datetime | None:
     if given is None:
         return None
     if isinstance(given, datetime) and given.tzinfo is not None:

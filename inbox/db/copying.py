@@ -107,7 +107,7 @@ def copy(source: Engine, target: Engine, report: Report) -> list[CopiedTable]:
     """
     migrate.upgrade(target)
     tables = metadata.tables.values()
-    with _held(source) as there, target.connect() as here:
+    with _lock_source(source) as there, target.connect() as here:
         with here.begin():
             counters = _counters(there)
             triggers = _prepare(here, counters.get("inbox", 0))
@@ -125,7 +125,7 @@ def copy(source: Engine, target: Engine, report: Report) -> list[CopiedTable]:
 
 
 @contextmanager
-def _held(engine: Engine) -> Iterator[Connection]:
+def _lock_source(engine: Engine) -> Iterator[Connection]:
     """Lock the source against writers; on SQLite every transaction takes the write lock."""
     with engine.connect() as connection, connection.begin():
         if engine.dialect.name != SQLITE:

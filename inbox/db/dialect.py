@@ -29,10 +29,10 @@ def rows_param(rows: Iterable[Mapping[str, object]]) -> str:
 def json_param(value: object) -> str:
     """Encode a value as JSON for a bound parameter, with times by `time_text` and bytes in hex.
 
-    Every text, including keys, becomes `storable`. One check covers the whole value.
+    Every text, including keys, becomes storable. One check covers the whole value.
     """
     written = _dumps(value)
-    return written if is_clean_json(written) else _dumps(all_storable(value))
+    return written if is_clean_json(written) else _dumps(make_all_storable(value))
 
 
 def json_text(value: object) -> str:
@@ -115,7 +115,7 @@ _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """Pattern of a NUL as written by `json`, not preceded by an escaping backslash."""
 
 
-def storable(value: str) -> str:
+def make_storable(value: str) -> str:
     """Make a text storable in both databases: NUL and lone surrogates become Python's escapes.
 
     Postgres has no NUL in text or jsonb (postgresql.org/docs/current/datatype-character.html); no driver encodes a lone
@@ -125,7 +125,7 @@ def storable(value: str) -> str:
 
 
 def is_storable(value: str) -> bool:
-    """Return whether `storable` would leave the text unchanged."""
+    """Return whether `make_storable` would leave the text unchanged."""
     if "\x00" in value:
         return False
     try:
@@ -134,14 +134,14 @@ def is_storable(value: str) -> bool:
         return False
 
 
-def all_storable(value: Any) -> Any:  # noqa: ANN401  # any JSON value, with times and bytes
+def make_all_storable(value: Any) -> Any:  # noqa: ANN401  # any JSON value, with times and bytes
     """Make every text of a value storable, including keys."""
     if isinstance(value, str):
-        return storable(value)
+        return make_storable(value)
     if isinstance(value, Mapping):
-        return {storable(str(key)): all_storable(item) for key, item in value.items()}
+        return {make_storable(str(key)): make_all_storable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [all_storable(item) for item in value]
+        return [make_all_storable(item) for item in value]
     return value
 
 
@@ -489,7 +489,7 @@ def error_text(error: BaseException) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     lines = str(cause).splitlines()
     line = f"{type(cause).__name__}: {lines[0]}" if lines and lines[0] else type(cause).__name__
-    return storable(line[:LONGEST_ERROR_TEXT])
+    return make_storable(line[:LONGEST_ERROR_TEXT])
 
 
 _LOCK_WAITS = frozenset({"55P03", _DEADLOCK})
@@ -522,7 +522,7 @@ def trouble_text(error: BaseException) -> str:
     if failure != "unreachable" or is_of_statement:
         words = words.partition("\n")[0]
     line = " ".join(_HINT.sub("", words).split())
-    return storable(line[:LONGEST_ERROR_TEXT]) or type(cause).__name__
+    return make_storable(line[:LONGEST_ERROR_TEXT]) or type(cause).__name__
 
 
 def remedy(error: DBAPIError) -> str:

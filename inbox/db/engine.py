@@ -84,7 +84,7 @@ def parse_url(url: str) -> URL:
     raise ConfigError(f"{_origin(url)}: it is neither postgresql+psycopg://… nor a file such as sqlite:///inbox.db")
 
 
-def shown(url: URL) -> str:
+def format_url(url: URL) -> str:
     """Format a parsed URL for people, without the passwords of the user and the client key."""
     plain = url.difference_update_query(["sslpassword"])
     return plain.render_as_string(hide_password=True).replace("sqlite+pysqlite:", "sqlite:")

@@ -118,7 +118,9 @@ def plan(engine: Engine, subject: ErasureSubject) -> ErasurePlan:
         return ErasurePlan(counts, counts.pop("erased"), _obstacle(connection, _EVENTS_OF_ENTITY, subject.names))
 
 
-def act(connection: Connection, subject: ErasureSubject, *, who: str, why: str, now: str | None = None) -> StepDone:
+def erase_step(
+    connection: Connection, subject: ErasureSubject, *, who: str, why: str, now: str | None = None
+) -> StepDone:
     """Run the next step, in a transaction that holds the order lock; tests may pass `now`, the database's time."""
     with _overwriting(connection):
         return _step(connection, {**subject.names, "who": who, "why": why, "now": now})
@@ -150,7 +152,7 @@ def _step(connection: Connection, given: dict[str, str | None]) -> StepDone:
     if obstacle := _obstacle(connection, f"(SELECT erased.seq FROM {_chosen(sql)}) i", given):
         return StepDone(obstacle=obstacle)
     erased = connection.execute(_erase(sql), given).rowcount
-    for statement in _forgetting(sql):
+    for statement in _forget_statements(sql):
         connection.execute(statement, given)
     return StepDone(erased)
 
@@ -234,7 +236,7 @@ WHERE inbox.seq = erased.seq AND inbox.erased_at IS NULL
 
 
 @cache
-def _forgetting(sql: Sql) -> tuple[TextClause, ...]:
+def _forget_statements(sql: Sql) -> tuple[TextClause, ...]:
     """Delete the payloads, calls and texts of the events, and add a fact with the operator of the erasure.
 
     In shared lanes, the hash of the last applied data is deleted.

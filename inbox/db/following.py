@@ -72,9 +72,9 @@ class Follower:
         """Return the next rows."""
         low = max(self._last - OUT_OF_ORDER, self._first)
         with reading(connection).begin():
-            numbers = numbers_of(connection, self.feed, self._last, PAGE + 1) if self.is_behind else []
+            numbers = read_numbers(connection, self.feed, self._last, PAGE + 1) if self.is_behind else []
             if len(numbers) <= PAGE:  # late rows are searched once all others are read
-                numbers = numbers_of(connection, self.feed, low, OUT_OF_ORDER + PAGE + 1)
+                numbers = read_numbers(connection, self.feed, low, OUT_OF_ORDER + PAGE + 1)
             new = [number for number in numbers if number not in self._known]
             self.is_behind, page = len(new) > PAGE, new[:PAGE]
             given = {"wanted": rows_param({"number": number} for number in page)}
@@ -89,23 +89,23 @@ def begin(connection: Connection, feed: Feed, since: datetime | None) -> Followe
     sql = Sql(connection.dialect.name)
     with reading(connection).begin():
         if since is None:
-            newest = _newest(connection, feed)
-            known = numbers_of(connection, feed, newest - OUT_OF_ORDER, OUT_OF_ORDER)
+            newest = _read_newest(connection, feed)
+            known = read_numbers(connection, feed, newest - OUT_OF_ORDER, OUT_OF_ORDER)
             return Follower(sql, feed, newest, known, None)
-        return Follower(sql, feed, max(place_of(connection, feed, since) - 2 * OUT_OF_ORDER, 0), (), since)
+        return Follower(sql, feed, max(find_number(connection, feed, since) - 2 * OUT_OF_ORDER, 0), (), since)
 
 
-def _newest(connection: Connection, feed: Feed) -> int:
+def _read_newest(connection: Connection, feed: Feed) -> int:
     return int(connection.execute(text(f"SELECT max({feed.number}) FROM {feed.table}")).scalar() or 0)
 
 
-def numbers_of(connection: Connection, feed: Feed, after: int, most: int) -> list[int]:
+def read_numbers(connection: Connection, feed: Feed, after: int, most: int) -> list[int]:
     """Return the next row numbers."""
     numbers = text(f"SELECT {feed.number} FROM {feed.table} WHERE {feed.number} > :after ORDER BY 1 LIMIT :most")
     return list(connection.execute(numbers, {"after": after, "most": most}).scalars())
 
 
-def place_of(connection: Connection, feed: Feed, moment: datetime) -> int:
+def find_number(connection: Connection, feed: Feed, moment: datetime) -> int:
     """Return approximately the lowest number of this time or later, by reads of `NEAR` rows by the primary key.
 
     Times follow numbers, except for readmitted events, which keep their old time: so a number is before the time only
@@ -115,7 +115,7 @@ def place_of(connection: Connection, feed: Feed, moment: datetime) -> int:
 SELECT max(t.at) FROM (
     SELECT {feed.time} AS at FROM {feed.table} WHERE {feed.number} <= :number ORDER BY {feed.number} DESC LIMIT {NEAR}) t
 """)
-    low, high = 0, 1 + _newest(connection, feed)
+    low, high = 0, 1 + _read_newest(connection, feed)
     while high - low > NEAR:
         middle = (low + high) // 2
         newest = connection.execute(near, {"number": middle}).scalar()

@@ -80,8 +80,8 @@ def require(engine: Engine) -> None:
         UnfitDatabase: it can't; the message has one line for each reason, with its remedy.
     """
     with engine.connect() as connection:
-        found = differences(connection)
-        doubted = doubts(connection)
+        found = list_differences(connection)
+        doubted = list_doubts(connection)
         connection.rollback()
     for doubt in doubted:
         _log.warning("%s", doubt, extra=fields("weak_guarantee"))
@@ -89,31 +89,31 @@ def require(engine: Engine) -> None:
         raise UnfitDatabase("\n".join(found))
 
 
-def doubts(connection: Connection) -> list[str]:
+def list_doubts(connection: Connection) -> list[str]:
     """List the settings of the server's owner that put stored webhooks at risk."""
-    return [] if connection.dialect.name == SQLITE else list(_settings(connection, RECOMMENDED, ""))
+    return [] if connection.dialect.name == SQLITE else list(_check_settings(connection, RECOMMENDED, ""))
 
 
-def differences(connection: Connection, columns: Collection[str] = COUNTER_COLUMNS) -> list[str]:
+def list_differences(connection: Connection, columns: Collection[str] = COUNTER_COLUMNS) -> list[str]:
     """List the reasons not to store anything over this connection, with their remedies.
 
     `columns` limits the check of sequences, as tables that the caller doesn't use may be locked or broken.
     """
     if connection.dialect.name == SQLITE:  # its own counters continue from the table's highest number
-        return list(_pragmas(connection))
+        return list(_check_pragmas(connection))
     required = {**REQUIRED, "search_path": _Wanted((search_path(schema_of(connection)),), _ELSEWHERE)}
     # under another search_path, the sequences would be those of another schema
-    return list(_settings(connection, required, f". {_DROPPED}")) or list(_sequences_behind(connection, columns))
+    return list(_check_settings(connection, required, f". {_DROPPED}")) or list(_check_sequences(connection, columns))
 
 
-def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[str]:
+def _check_settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[str]:
     for row in connection.execute(_SETTINGS, {"names": list(wanted)}):
         values, why = wanted[row.name]
         if row.value not in values:
             yield f"the database has {row.name} = {row.value} (set by: {row.source}), not {values[0]}: {why}{remedy}"
 
 
-def _sequences_behind(connection: Connection, columns: Collection[str]) -> Iterator[str]:
+def _check_sequences(connection: Connection, columns: Collection[str]) -> Iterator[str]:
     """Yield sequences whose next number is in use, among those that this role may read and so use."""
     sequences = connection.execute(_SEQUENCES, {"columns": list(columns)}).all()
     if not sequences:
@@ -132,7 +132,7 @@ def _sequences_behind(connection: Connection, columns: Collection[str]) -> Itera
             )
 
 
-def _pragmas(connection: Connection) -> Iterator[str]:
+def _check_pragmas(connection: Connection) -> Iterator[str]:
     cursor = connection.connection.cursor()  # the driver's cursor: SQLAlchemy's would take the write lock
     try:
         for name, (values, why) in SQLITE_PRAGMAS.items():

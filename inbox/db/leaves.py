@@ -210,7 +210,7 @@ def prepare(connection: Connection, age: timedelta | None) -> bool:
     if not Sql(connection.dialect.name).is_postgres:
         return False
     last = int(connection.execute(_LAST).scalar_one())
-    ranges = leaves(connection)
+    ranges = list_leaves(connection)
     size = leaf_size(float(connection.execute(_PER_DAY).scalar_one()), age)
     top = max([leaf.beyond for leaf in ranges], default=1)
     if top <= last:  # events already go to the default leaf, until this is committed
@@ -228,7 +228,7 @@ def leaf_size(per_day: float, age: timedelta | None) -> int:
     return int(min(max(per_day * (longest / _DAY), LEAST_EVENTS), MOST_EVENTS))
 
 
-def leaves(connection: Connection) -> list[Leaf]:
+def list_leaves(connection: Connection) -> list[Leaf]:
     """List the leaves with a range, in order."""
     return [Leaf(row.name, row.first, row.beyond) for row in connection.execute(_RANGES) if row.first is not None]
 
@@ -243,9 +243,9 @@ class Expired(NamedTuple):
     """Last possible number in the leaf; for the default leaf, the given one."""
 
 
-def expire(connection: Connection, seq: int, before: datetime) -> Expired:
+def expire_leaf(connection: Connection, seq: int, before: datetime) -> Expired:
     """Empty the leaf of this number if all of it has expired; payloads of open deliveries stay."""
-    leaf = next((leaf for leaf in leaves(connection) if leaf.first <= seq < leaf.beyond), None)
+    leaf = next((leaf for leaf in list_leaves(connection) if leaf.first <= seq < leaf.beyond), None)
     name, last = (DEFAULT, seq) if leaf is None else (leaf.name, leaf.beyond - 1)
     found = connection.execute(_EXPIRE_LEAF, {"leaf": name, "cut": before}).one()
     return Expired(found.result, found.rows, last)

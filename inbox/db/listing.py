@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, TextClause, bindparam, text
 
 from inbox.db.dialect import Sql, each_name, rows_param
 from inbox.db.engine import reading
-from inbox.db.following import ARRIVALS, OUT_OF_ORDER, place_of
+from inbox.db.following import ARRIVALS, OUT_OF_ORDER, find_number
 from inbox.db.reads import Row, plain
 from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
 from inbox.events.timestamps import time_text
@@ -273,7 +273,7 @@ class _Candidates:
 
     def _place(self, moment: datetime) -> int:
         with reading(self._connection).begin():
-            return place_of(self._connection, ARRIVALS, moment)
+            return find_number(self._connection, ARRIVALS, moment)
 
     def _execute(self, statement: str, values: Mapping[str, object]) -> list[Any]:
         with reading(self._connection).begin():

@@ -22,14 +22,14 @@ from inbox.config.model import (
     SyncDestination,
     Web,
 )
-from inbox.config.routing import fault, matches
+from inbox.config.routing import explain_refusal, matches
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
 from inbox.config.sync import CallKeys, MapField, PagedBy, Paging, Sweep, SyncRoute, paging_of
 from inbox.config.values import is_name, to_title_case
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
-from inbox.sources.signing import mistakes
+from inbox.sources.signing import find_mistakes
 
 _NUMBERED: tuple[PagedBy, ...] = ("page", "start")
 _LINKED: tuple[PagedBy, ...] = ("link", "url")
@@ -44,7 +44,7 @@ _PLAIN = Paging(by="page")
 _NEEDS_NEXT: Mapping[str, str] = {"cursor": "the value for {next}", "url": "the URL of the next page"}
 
 
-def paging_mistakes(path: tuple[str, ...], call: Sweep) -> Iterator[Mistake]:
+def check_paging(path: tuple[str, ...], call: Sweep) -> Iterator[Mistake]:
     """Yield missing and meaningless keys of a sweep's `pages`."""
     path, pages = (*path, "pages"), paging_of(call.pages)
     if pages is None:
@@ -79,7 +79,7 @@ FLOORS: dict[RetentionKind, tuple[int, str]] = {
 """Minimum age of each kind in days, with the reason."""
 
 
-def retention_mistakes(retention: Retention) -> Iterator[Mistake]:
+def check_retention(retention: Retention) -> Iterator[Mistake]:
     """Yield each age below its floor."""
     for kind, (days, reason) in FLOORS.items():
         if retention.age_of(kind) < days * _DAY:
@@ -97,7 +97,7 @@ _OF_BROWSERS = frozenset(
 _LEAST_SESSION, _LONGEST_SESSION = 60, 31 * 86400
 
 
-def web_mistakes(web: Web) -> Iterator[Mistake]:
+def check_web(web: Web) -> Iterator[Mistake]:
     """Yield invalid values in `[web]`."""
     if web.origin is not None and not _ORIGIN.fullmatch(web.origin):
         yield Mistake(("web", "origin"), 'must be a scheme and a host alone, such as "https://relay.example.com"')
@@ -120,21 +120,21 @@ _OF_HEADERS = re.compile(r"\bheaders\b")
 _OWN_KEYS = frozenset().union(*(preset.own_keys for preset in PRESETS.values()))
 
 
-def preset_mistakes(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
+def check_preset(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
     """Yield every key that the source's preset lacks or can't use."""
     preset = PRESETS.get(source.preset)
     if preset is None:
         yield Mistake((*path, "preset"), f"there is no preset {source.preset!r}; {nearest(source.preset, PRESETS)}")
         return
-    yield from _own_keys(path, source, preset)
-    yield from (_proofs if preset.proves_by == "secrets" else _proofs_by_own_key)(path, source, preset)
+    yield from _check_own_keys(path, source, preset)
+    yield from (_check_proofs if preset.proves_by == "secrets" else _check_own_proof)(path, source, preset)
     if isinstance(source.auth, HeaderAuth) and source.auth.name.lower() in preset.kept_headers:
         yield Mistake((*path, "auth", "name"), "is a header that is stored with the event, and no place for a secret")
     if source.secrets and source.public_url is None and any("{url}" in each.content for each in preset.signatures):
         yield Mistake((*path, "public_url"), f"is missing: {preset.title} signs the URL that it calls")
-    yield from _repeats(path, source, preset)
+    yield from _check_dedup(path, source, preset)
     if source.signature is not None:
-        for key, text in mistakes(source.signature, has_url=source.public_url is not None):
+        for key, text in find_mistakes(source.signature, has_url=source.public_url is not None):
             yield Mistake((*path, "signature", key), text)
     if preset.reader is not None:
         try:
@@ -143,7 +143,7 @@ def preset_mistakes(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
             yield Mistake((*path, preset.reads_by), str(error))
 
 
-def _own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
+def _check_own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
     for key in sorted(_OWN_KEYS | preset.needs):
         given = getattr(source, key) is not None
         if given and key in _OWN_KEYS - preset.own_keys:
@@ -153,7 +153,7 @@ def _own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator
             yield Mistake((*path, key), f"is missing, and preset = {source.preset!r} needs it")
 
 
-def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
+def _check_dedup(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
     """Yield keys that can't recognise duplicates or replays."""
     if source.dedup is not None and WHOLE_BODY in source.dedup and len(source.dedup) > 1:
         yield Mistake((*path, "dedup"), f"has {WHOLE_BODY!r}, which is all there is; remove the others")
@@ -166,7 +166,7 @@ def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[
         yield Mistake((*path, "max_age"), "is of no use: its requests have no time of the event that is signed")
 
 
-def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
+def _check_proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
     """Yield mistakes of authentication. A source without it must say so explicitly."""
     by_signature = bool(preset.signatures or preset.prover or source.signature)
     title = preset.title
@@ -194,7 +194,7 @@ def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[M
         yield Mistake((*path, "tolerance"), "is of no use without secrets: no time is signed")
 
 
-def _proofs_by_own_key(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
+def _check_own_proof(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
     """Yield unusable keys of authentication, for presets that authenticate by another key."""
     for key, given in (("secrets", source.secrets is not None), ("unsigned", source.unsigned)):
         if given:
@@ -203,12 +203,12 @@ def _proofs_by_own_key(path: tuple[str, ...], source: Source, preset: Preset) ->
         yield Mistake((*path, "tolerance"), "is of no use: no time of sending is signed; see max_age")
 
 
-def header_mistakes(config: Config) -> Iterator[Mistake]:
+def check_pass_headers(config: Config) -> Iterator[Mistake]:
     """Yield every header that a destination can't pass on."""
     for name, destination in config.destinations.items():
         if isinstance(destination, ForwardDestination):
             for position, header in enumerate(destination.pass_headers):
-                if (why := fault(header)) is not None:
+                if (why := explain_refusal(header)) is not None:
                     yield Mistake(("destinations", name, "pass_headers", f"[{position}]"), why)
 
 
@@ -224,7 +224,7 @@ _WRITES = ("find", "create", "update", "delete", "deactivate")
 """Calls of a sync route to its destination."""
 
 
-def broken_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterator[Mistake]:
+def check_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterator[Mistake]:
     """Yield every unresolved name, unusable sync route and zero timeout.
 
     `names` includes tables that `config` omits because of their mistakes.
@@ -234,50 +234,50 @@ def broken_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterat
             if endpoint.timeout <= 0:
                 yield Mistake((section, name, "timeout"), "must be longer than nothing; leave it out for 15s")
             if isinstance(endpoint, PythonDestination):
-                yield from _reference((section, name, "function"), endpoint.function)
-    yield from header_mistakes(config)
-    yield from retention_mistakes(config.retention)
-    yield from web_mistakes(config.web)
+                yield from _check_reference((section, name, "function"), endpoint.function)
+    yield from check_pass_headers(config)
+    yield from check_retention(config.retention)
+    yield from check_web(config.web)
     for name, source in config.sources.items():
-        yield from preset_mistakes(("sources", name), source)
-        yield from _sweeps(("sources", name, "sweeps"), source, config, names["apis"])
+        yield from check_preset(("sources", name), source)
+        yield from _check_sweeps(("sources", name, "sweeps"), source, config, names["apis"])
     for name, route in config.routes.items():
         path = ("routes", name)
-        yield from _missing_name((*path, "source"), "source", route.source, names["sources"])
-        yield from _missing_name((*path, "destination"), "destination", route.destination, names["destinations"])
+        yield from _check_name((*path, "source"), "source", route.source, names["sources"])
+        yield from _check_name((*path, "destination"), "destination", route.destination, names["destinations"])
         if route.destination in config.destinations:
-            yield from _sync_or_not(path, route, config.destinations[route.destination])
+            yield from _check_kind(path, route, config.destinations[route.destination])
         if route.sync is not None:
-            yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names["apis"])
-            yield from _credentials((*path, "sync", "fetch"), route.sync.fetch, config.apis.get(route.sync.fetch.api))
+            yield from _check_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names["apis"])
+            yield from _check_credentials(
+                (*path, "sync", "fetch"), route.sync.fetch, config.apis.get(route.sync.fetch.api)
+            )
             for step in _WRITES:
                 call, destination = getattr(route.sync, step), config.destinations.get(route.destination)
-                yield from _credentials((*path, "sync", step), call, destination)
-            yield from _sync_steps((*path, "sync"), route.sync)
-            yield from map_mistakes((*path, "sync"), route.sync)
+                yield from _check_credentials((*path, "sync", step), call, destination)
+            yield from _check_steps((*path, "sync"), route.sync)
+            yield from check_map((*path, "sync"), route.sync)
 
 
-def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collection[str]) -> Iterator[Mistake]:
+def _check_sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collection[str]) -> Iterator[Mistake]:
     """Yield mistakes in sweeps. There is one watermark for each entity type, so two sweeps of a type would share it."""
     swept: set[str] = set()
     for number, sweep in enumerate(source.sweeps):
         where = (*path, f"[{number}]")
-        yield from _missing_name((*where, "api"), "api", sweep.api, apis)
+        yield from _check_name((*where, "api"), "api", sweep.api, apis)
         if sweep.entity_type in swept:
             yield Mistake(
                 (*where, "entity_type"), f"{sweep.entity_type!r} has a sweep already; one table for each type"
             )
-        yield from _credentials(where, sweep, config.apis.get(sweep.api))
-        yield from paging_mistakes(where, sweep)
+        yield from _check_credentials(where, sweep, config.apis.get(sweep.api))
+        yield from check_paging(where, sweep)
         if sweep.every is not None and sweep.every <= 0:
             yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
-        yield from _untaken_sweeps(
-            where, sweep, [each for each in config.routes.values() if each.source == source.name]
-        )
+        yield from _check_untaken(where, sweep, [each for each in config.routes.values() if each.source == source.name])
         swept.add(sweep.entity_type)
 
 
-def _untaken_sweeps(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
+def _check_untaken(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
     """Yield a mistake if no route takes the sweep's events although some take its entity type."""
     fit = [each.when for each in routes if not each.when.entity_type or sweep.entity_type in each.when.entity_type]
     if not fit or any(matches(when, sweep.entity_type, sweep.event_type, sweep.action) for when in fit):
@@ -288,7 +288,7 @@ def _untaken_sweeps(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]
     )
 
 
-def _credentials(path: tuple[str, ...], call: CallKeys | None, endpoint: Limited | None) -> Iterator[Mistake]:
+def _check_credentials(path: tuple[str, ...], call: CallKeys | None, endpoint: Limited | None) -> Iterator[Mistake]:
     """Yield headers of a call that would replace its endpoint's credentials."""
     if call is not None and isinstance(endpoint, Endpoint) and isinstance(endpoint.auth, ApiHeader):
         name = endpoint.auth.name
@@ -296,12 +296,12 @@ def _credentials(path: tuple[str, ...], call: CallKeys | None, endpoint: Limited
             yield Mistake((*path, "headers"), f"{name!r} is set by the endpoint's auth; remove it here")
 
 
-def _missing_name(path: tuple[str, ...], kind: str, name: str, existing: Collection[str]) -> Iterator[Mistake]:
+def _check_name(path: tuple[str, ...], kind: str, name: str, existing: Collection[str]) -> Iterator[Mistake]:
     if name not in existing:
         yield Mistake(path, f"there is no {kind} {name!r}; {nearest(name, existing)}")
 
 
-def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) -> Iterator[Mistake]:
+def _check_kind(path: tuple[str, ...], route: Route, destination: Destination) -> Iterator[Mistake]:
     is_sync = isinstance(destination, SyncDestination)
     if is_sync and route.sync is None:
         yield Mistake(
@@ -314,7 +314,7 @@ def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) 
         )
 
 
-def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+def _check_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
     for step, key, is_default in _NEEDED:
         if getattr(sync, key) == step and getattr(sync, step) is None:
             default = " (the default)" if is_default else ""
@@ -333,15 +333,15 @@ _DIRECTIVES = frozenset("YymbBdjaAHIMSfpz%")
 _SOME_DAY = datetime(2001, 11, 30, tzinfo=UTC)
 
 
-def map_mistakes(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+def check_map(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
     """Yield the mistakes in the map of the sync table at `path` that can be found without compiling it."""
     if not sync.map and sync.transform is None:
         yield Mistake((*path, "map"), "at least one field must be mapped, or a transform given")
     for name, field in sync.map.items():
         if isinstance(field, MapField):
-            yield from _field((*path, "map", name), field)
+            yield from _check_field((*path, "map", name), field)
     if sync.transform is not None:
-        yield from _reference((*path, "transform"), sync.transform)
+        yield from _check_reference((*path, "transform"), sync.transform)
     for name in sync.clear_when_absent:
         mapped = sync.map.get(name)
         if mapped is None and sync.transform is None:  # which may give any field
@@ -350,23 +350,23 @@ def map_mistakes(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
             )
 
 
-def _field(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
+def _check_field(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
     ways = {"from": field.expression, "value": field.value, "function": field.function}
     given = [name for name, way in ways.items() if way is not None]
     if len(given) != 1:
         has = f"this has {' and '.join(given)}" if given else "this has none"
         yield Mistake(path, f"a field takes one of from, value and function; {has}")
     if field.function is not None:
-        yield from _reference((*path, "function"), field.function)
-    yield from _dates(path, field)
+        yield from _check_reference((*path, "function"), field.function)
+    yield from _check_dates(path, field)
 
 
-def _reference(path: tuple[str, ...], text: str) -> Iterator[Mistake]:
+def _check_reference(path: tuple[str, ...], text: str) -> Iterator[Mistake]:
     if _FUNCTION.fullmatch(text) is None:
         yield Mistake(path, f'expected "package.module:name", got {text!r}')
 
 
-def _dates(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
+def _check_dates(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
     for name, form in (("read", field.read), ("write", field.write)):
         if form is None:
             continue

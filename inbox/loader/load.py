@@ -16,7 +16,7 @@ from inbox.config.mistakes import LocatedMistake, Mistake, TomlText, build, mist
 from inbox.config.model import Config, DatabaseSettings, Web
 from inbox.config.values import DatabaseUrl, Secret
 from inbox.errors import ConfigError
-from inbox.loader.checks import broken_links
+from inbox.loader.checks import check_links
 
 VARIABLE = "INBOX_DATABASE_URL"
 """Environment variable that overrides `[database]`."""
@@ -219,7 +219,7 @@ def load_text(text: str, where: str = DEFAULT_FILE, environment: Mapping[str, st
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}") from None
     names = {key: tables if isinstance(tables := tree.get(key), dict) else () for key in _NAMED}
-    broken = [*broken_links(readable, names)]
+    broken = [*check_links(readable, names)]
     found = [source.locate(each) for each in (*misshapen, *broken)]
     if environment is not None:
         try:

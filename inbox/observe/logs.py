@@ -188,7 +188,7 @@ _MOST_FRAMES = 8
 _MOST_CAUSES = 5
 
 
-def place_of(error: BaseException, *, skip: int = 0) -> str:
+def format_place(error: BaseException, *, skip: int = 0) -> str:
     """Format the error's frames in one line as `FILE:LINE`, outermost first, without the first `skip`."""
     frames = traceback.extract_tb(error.__traceback__)[skip:]
     return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[:_MOST_FRAMES])

@@ -163,7 +163,7 @@ class _Complaints(logging.Handler):
 def _without_values(record: logging.LogRecord) -> str:
     """Return its text with only numbers and error classes filled in; other values may be secrets."""
     arguments = iter(record.args if isinstance(record.args, tuple) else ())
-    text = _PLACE.sub(lambda _: _shown(next(arguments, None)), str(record.msg))
+    text = _PLACE.sub(lambda _: _show_argument(next(arguments, None)), str(record.msg))
     raised = f" ({type(record.exc_info[1]).__name__})" if record.exc_info and record.exc_info[1] else ""
     return f"{text.strip().rstrip('.')}{raised}"
 
@@ -171,7 +171,7 @@ def _without_values(record: logging.LogRecord) -> str:
 _PLACE = re.compile(r"%[-\d.]*[a-z]")
 
 
-def _shown(argument: object) -> str:
+def _show_argument(argument: object) -> str:
     if isinstance(argument, int | float):
         return str(argument)
     return type(argument).__name__ if isinstance(argument, BaseException) else "…"

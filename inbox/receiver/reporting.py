@@ -81,7 +81,7 @@ class IntakeAlert:
         Raises:
             UnfitDatabase: nothing may be stored there.
         """
-        found = guarantees.differences(connection, guarantees.RECEIVER_COLUMNS)
+        found = guarantees.list_differences(connection, guarantees.RECEIVER_COLUMNS)
         connection.rollback()
         if found != self._reported:
             for line in found:
@@ -89,16 +89,16 @@ class IntakeAlert:
             self._reported = found
         if found:
             self.may_fire = True
-            _note(connection, now, "; ".join(found))
+            _store_change(connection, now, "; ".join(found))
             raise UnfitDatabase("\n".join(found))
 
     def resolve(self, connection: Connection, now: datetime) -> None:
         """Resolve the alert, if any, as something was stored."""
         self.may_fire = False
-        _note(connection, now, None)
+        _store_change(connection, now, None)
 
 
-def _note(connection: Connection, now: datetime, error: str | None) -> None:
+def _store_change(connection: Connection, now: datetime, error: str | None) -> None:
     """Store a row if the alert changes. The same fault may prevent it, but the log has it in any case."""
     values = {
         "at": time_text(now),

@@ -107,14 +107,14 @@ class OutcomeWaiter:
 
     async def _poll_once(self, link: Link) -> None:
         waits = list(self._waits)
-        is_open, failed = await link.run(_look, {seq for wait in waits for seq in wait.seqs})
+        is_open, failed = await link.run(_read_outcomes, {seq for wait in waits for seq in wait.seqs})
         self.polls += 1
         for wait in waits:
             if is_open.isdisjoint(wait.seqs) and not wait.outcome.done():
                 wait.outcome.set_result(next((failed[seq] for seq in wait.seqs if seq in failed), None))
 
 
-def _look(connection: Connection, wanted: Iterable[int]) -> tuple[set[int], dict[int, str]]:
+def _read_outcomes(connection: Connection, wanted: Iterable[int]) -> tuple[set[int], dict[int, str]]:
     """Return the events with open deliveries, and the errors of events with one that was given up."""
     is_open: set[int] = set()
     failed: dict[int, str] = {}

@@ -18,7 +18,7 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock
 from inbox.config.model import Route
 from inbox.config.sources import Source
-from inbox.db.dialect import storable
+from inbox.db.dialect import make_storable
 from inbox.db.intake import Rejected
 from inbox.db.link import Notifier
 from inbox.db.throughput import REJECTED, SOURCE, UNAVAILABLE, Tally
@@ -409,7 +409,7 @@ def _row_of(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError)
         source=raw.source,
         status=error.status,
         cause=error.cause,
-        reason=storable((error.why if isinstance(error, NotAuthenticated) else None) or error.detail),
+        reason=make_storable((error.why if isinstance(error, NotAuthenticated) else None) or error.detail),
         field=error.field,
         remote_address=raw.remote_address,
         body_sha256=hashlib.sha256(raw.body).digest(),

@@ -101,23 +101,23 @@ LARGEST_PARTS = 16 * 1024 * 1024
 """Maximum total bytes of the events of one body, each with a copy of the surrounding body."""
 
 
-def elements(body: bytes) -> list[bytes]:
+def split_list(body: bytes) -> list[bytes]:
     """Return the bytes of each element of a JSON list, which must be valid."""
     return [bytes(each) for each in msgspec.json.decode(body, type=list[msgspec.Raw])]
 
 
-def alone(body: bytes, *path: str) -> list[bytes]:
+def split_body(body: bytes, *path: str) -> list[bytes]:
     """Return, for each element of the list at `path`, the body with only that element and otherwise unchanged bytes.
 
     Raises:
         InvalidEvent: they exceed `LARGEST_PARTS`.
     """
     if not path:
-        return [b"[%b]" % element for element in elements(body)]
+        return [b"[%b]" % element for element in split_list(body)]
     members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     written = {name: b"%b:%b" % (msgspec.json.encode(name), bytes(value)) for name, value in members.items()}
     made, size = [], 0
-    for inner in alone(bytes(members[path[0]]), *path[1:]):
+    for inner in split_body(bytes(members[path[0]]), *path[1:]):
         written[path[0]] = b"%b:%b" % (msgspec.json.encode(path[0]), inner)
         made.append(b"{%b}" % b",".join(written.values()))
         size += len(made[-1])
@@ -382,7 +382,7 @@ def list_events(raw: RawRequest, *path: str) -> Iterator[tuple[Payload, bytes | 
         raise InvalidEvent(f"{where} must be a list of events", field=where)
     if len(events) > MOST_EVENTS:
         raise InvalidEvent(f"{where} may have at most {MOST_EVENTS} events", field=where)
-    parts = alone(raw.body, *path) if len(events) > 1 else [None]
+    parts = split_body(raw.body, *path) if len(events) > 1 else [None]
     for event, part in zip(events, parts, strict=True):
         if not isinstance(event, Mapping):
             raise InvalidEvent(f"{where} must be a list of objects", field=where)

@@ -134,7 +134,7 @@ class SignatureProof(Proof):
             proven |= key.matches(content, given[key.algorithm]) & key.secret.valid_at(now)
         in_body = b"" if self._signed_at is None else self._signed_at(raw.body)
         if in_body or signature.timestamp_header or signature.timestamp_prefix:
-            faults += out_of_time(signature.timestamp_unit, in_body or timestamp, now, self._tolerance)
+            faults += check_time(signature.timestamp_unit, in_body or timestamp, now, self._tolerance)
         if not proven:
             faults.append(f"no secret that is valid now gives the signature in {signature.header}")
         return faults[0] if faults else None
@@ -196,7 +196,7 @@ def sign_headers(
     return headers
 
 
-def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]]:
+def find_mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]]:
     """Yield the mistakes in a signature's configuration, as key and reason."""
     for key in ("header", "timestamp_header", "id_header"):
         name = getattr(signature, key)
@@ -303,13 +303,13 @@ def _parse(
         written = timestamp.encode("latin-1", "replace")
     else:
         written = _header(raw, signature.timestamp_header, faults)
-    given = {each.algorithm: digests(each, parts) for each in kinds}
+    given = {each.algorithm: decode_digests(each, parts) for each in kinds}
     if value and not any(given.values()):
         faults.append(f"{signature.header} holds no signature as this provider writes them")
     return given, written
 
 
-def digests(signature: Signature, parts: Sequence[str]) -> list[bytes]:
+def decode_digests(signature: Signature, parts: Sequence[str]) -> list[bytes]:
     """Decode at most `MOST_SIGNATURES` signatures among the parts, skipping undecodable ones."""
     listed = [part.removeprefix(signature.prefix) for part in parts if part.startswith(signature.prefix)]
     return [digest for each in listed[:MOST_SIGNATURES] if (digest := _decode_digest(signature, each)) is not None]
@@ -341,7 +341,7 @@ def _header(raw: RawRequest, name: str, faults: list[str]) -> bytes:
     return value.encode("latin-1", "replace")
 
 
-def out_of_time(unit: Unit, timestamp: bytes, now: datetime, tolerance: float) -> Iterator[str]:
+def check_time(unit: Unit, timestamp: bytes, now: datetime, tolerance: float) -> Iterator[str]:
     """Yield an error if a time of signing, written in this unit, is not within `tolerance` seconds of `now`."""
     try:
         signed_ns = _instant(unit, timestamp.decode("ascii", "replace"))
@@ -441,13 +441,13 @@ class InBodyProof(KeyedProof):
             return f"{place} is missing" if not parts else f"more than {MOST_PARTS} parts of the body are signed"
         faults: list[str] = []
         for part in parts:
-            given = digests(self._scheme.signature, part.signatures)
+            given = decode_digests(self._scheme.signature, part.signatures)
             proven = False
             for secret, key in self._keys:
                 matches = _matcher(self._scheme.signature.algorithm, key)
                 proven |= matches(part.content, given) & secret.valid_at(now)
             if self._scheme.tolerance is not None and self._tolerance is not None:
-                faults += out_of_time(self._scheme.signature.timestamp_unit, part.signed_at, now, self._tolerance)
+                faults += check_time(self._scheme.signature.timestamp_unit, part.signed_at, now, self._tolerance)
             if not proven:
                 faults.append(f"no secret that is valid now gives the signature in {place}")
         return faults[0] if faults else None

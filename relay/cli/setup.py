@@ -232,7 +232,7 @@ def copy(
 
     config = read_config()
     urls = {"source": config.database.url, "target": reveal_url(to, "--to", os.environ)}
-    named = {end: engine.shown(engine.parse_url(url)) for end, url in urls.items()}
+    named = {end: engine.format_url(engine.parse_url(url)) for end, url in urls.items()}
     if named["source"] == named["target"]:
         fail("--to names the database of the configuration itself: name another one")
     source, target = (engine.connect(url, application="inbox-copy") for url in urls.values())

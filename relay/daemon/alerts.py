@@ -7,7 +7,7 @@ import json
 import msgspec
 
 from inbox.config.model import AlertFormat
-from inbox.observe.logs import place_of
+from inbox.observe.logs import format_place
 from relay.daemon.generation import Generations
 from relay.delivery.alerts import Posted, payload
 from relay.http.client import HttpClient, Limits, Request
@@ -48,6 +48,6 @@ def post(alert: Posted, client: HttpClient, form: AlertFormat, limits: Limits) -
     try:
         body = json.dumps(payload(alert, form)).encode()
     except Exception as error:  # noqa: BLE001  # a bug
-        return f"it can't be worded: {type(error).__name__} at {place_of(error)}", True
+        return f"it can't be worded: {type(error).__name__} at {format_place(error)}", True
     answer = client.call(Request("alert", "POST", {"Content-Type": "application/json"}, body=body), limits)
     return None if answer.error_class is None else answer.failed(()).error, False

@@ -15,7 +15,7 @@ from functools import partial
 from inbox.clock import steady
 from inbox.config.model import PythonDestination, Route
 from inbox.errors import BodyErased
-from inbox.observe.logs import fields, place_of
+from inbox.observe.logs import fields, format_place
 from inbox.observe.traces import Span
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Sent, Skipped
 from relay.destinations.base import Clients, Context
@@ -120,7 +120,7 @@ class Python:
         name = type(error).__name__
         _log.error(
             "handler %s raised %s at %s route=%s seq=%d",
-            self._shown, name, place_of(error, skip=1) or "its call", delivery.route, delivery.seq,
+            self._shown, name, format_place(error, skip=1) or "its call", delivery.route, delivery.seq,
             extra=fields("handler_raised", route=delivery.route, seq=delivery.seq, error=name),
         )  # fmt: skip
         return self._failed(began, "crashed", f"the function raised {name}", "answered")

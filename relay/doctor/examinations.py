@@ -43,7 +43,7 @@ def _database(installation: Installation) -> Iterator[Finding]:
     except (DBAPIError, OSError) as error:
         why = str(error) if isinstance(error, OSError) else trouble_text(error)
         if path is None:
-            url = engines.shown(engines.parse_url(installation.config.database.url))
+            url = engines.format_url(engines.parse_url(installation.config.database.url))
             yield UNREACHABLE.found(url, f"{url} does not answer: {why}")
             return
         places = shlex.quote(str(path)), shlex.quote(str(path.parent))
@@ -113,7 +113,7 @@ def _durability(installation: Installation) -> Iterator[Finding]:
     with installation.reading() as connection:
         if connection.dialect.name == POSTGRES:
             yield from _lost(connection)
-            for line in guarantees.doubts(connection):
+            for line in guarantees.list_doubts(connection):
                 setting = line.removeprefix("the database has ").partition(" ")[0]
                 yield DOUBTFUL.found(setting, line, fields={"setting": setting})
             return
@@ -133,7 +133,7 @@ def _durability(installation: Installation) -> Iterator[Finding]:
 
 
 def _lost(connection: Connection) -> Iterator[Finding]:
-    for line in guarantees.differences(connection):
+    for line in guarantees.list_differences(connection):
         told, _, statement = line.partition(". Run: ")
         yield LOST.found(told, told, remedy=statement or None)
 

@@ -26,7 +26,7 @@ from inbox.clock import steady
 from inbox.config.model import ApiOauth2
 from inbox.errors import OutboundRefused, Unreadable, UnusableAnswer
 from inbox.events import strict_json
-from inbox.observe.logs import place_of
+from inbox.observe.logs import format_place
 from inbox.observe.traces import Span
 from relay.delivery.outcome import Call, CallStep, ErrorClass, RateHold, Sent
 from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, rate_hold
@@ -257,7 +257,7 @@ def _in_words(root: BaseException, sent: Sent, timeout: float) -> str:
     for kind, words in _WORDS:
         if isinstance(root, kind):
             return words(root)
-    return f"a bug in the call: {type(root).__name__} at {place_of(root) or 'an unknown place'}"
+    return f"a bug in the call: {type(root).__name__} at {format_place(root) or 'an unknown place'}"
 
 
 def below(base: str, path: str) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from inbox.config.model import Config, Route
 from inbox.config.values import Secret
-from inbox.db.dialect import as_json, rows_param, storable
+from inbox.db.dialect import as_json, make_storable, rows_param
 from inbox.db.reads import Row
 from inbox.db.throughput import DESTINATION, ROUTE, Figure, add_up
 from inbox.events.states import GONE_SECONDS
@@ -46,7 +46,7 @@ def _encode(value: object) -> str | None:
 
 def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHING_FAILS) -> None:
     """Store a heartbeat and the failing steps of a relay."""
-    told = json.dumps({name: storable(error) for name, error in failing.items()}) if failing else None
+    told = json.dumps({name: make_storable(error) for name, error in failing.items()}) if failing else None
     with database.write() as transaction:
         transaction.execute(_HEARTBEAT, node=node, failing=told)
 

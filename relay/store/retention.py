@@ -247,7 +247,7 @@ def _step_of_payloads(walk: Walk, transaction: Transaction, before: datetime, po
     following = _read_page(transaction, walk, before, position, 1)
     if not following:
         return Pruned(position=position)
-    found = leaves.expire(transaction.connection, following[0].key, before)
+    found = leaves.expire_leaf(transaction.connection, following[0].key, before)
     if found.result == "soon":
         return Pruned(position=position)
     if found.result == "rows":

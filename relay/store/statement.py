@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, is_storable, rows_param, storable
+from inbox.db.dialect import Sql, is_storable, make_storable, rows_param
 from inbox.events.timestamps import time_text
 
 
@@ -106,7 +106,7 @@ def prepare(
     """Return a statement in a dialect, with its parameters encoded.
 
     Rows of a table are tuples in the order of its columns, or objects with attributes of their names; for a single column,
-    its values. Texts become `storable`, and times become texts. `:now` is bound if the statement reads the clock.
+    its values. Texts become storable, and times become texts. `:now` is bound if the statement reads the clock.
     """
     compiled = statement.compile_for(dialect) if isinstance(statement, Statement) else _compile(statement, {})
     values = dict(parameters)
@@ -116,7 +116,7 @@ def prepare(
         elif isinstance(value, datetime):
             values[name] = time_text(value)
         elif isinstance(value, str) and not is_storable(value):
-            values[name] = storable(value)
+            values[name] = make_storable(value)
     if compiled.reads_clock:
         values["now"] = now
     return compiled.text, values

@@ -19,7 +19,7 @@ from inbox.config.model import Config
 from inbox.config.routing import matches, routes_of
 from inbox.config.sync import Sweep
 from inbox.db import intake
-from inbox.db.dialect import error_text, storable
+from inbox.db.dialect import error_text, make_storable
 from inbox.db.throughput import SOURCE, SWEPT
 from inbox.errors import ConfigError, InvalidEvent, MappingError, SweepFailed, UnusableAnswer, collect_config_errors
 from inbox.events.event import Event, Identity, RawRequest, swept_parts
@@ -392,7 +392,7 @@ def _shape(table: Sweep, where: str) -> Any:  # noqa: ANN401  # a tree of expres
 
 
 def _id_of(listed: Listed) -> str:
-    return f"id={storable(listed.id)!a}"
+    return f"id={make_storable(listed.id)!a}"
 
 
 def add_events(database: Database, events: Iterable[Event]) -> int:

@@ -21,7 +21,7 @@ from inbox.config.mistakes import build, mistakes
 from inbox.config.sources import BearerAuth
 from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError
-from inbox.loader.checks import broken_links
+from inbox.loader.checks import check_links
 from inbox.loader.load import config_path, load_text, parse_config, read_config
 from inbox.sources import PRESETS
 from relay import check

@@ -18,7 +18,7 @@ from inbox.config.model import Route, When
 from inbox.config.routing import ROUTE_LANE, enrol, matches, routes_of
 from inbox.config.sources import HeaderAuth, NoAuth, Source
 from inbox.config.values import Duration, Secret
-from inbox.db.dialect import is_storable, json_text, rows_param, storable
+from inbox.db.dialect import is_storable, json_text, make_storable, rows_param
 from inbox.events import timestamps
 from inbox.events.event import Enrolment, Identity, RawRequest, dedup_key, swept_key, swept_parts
 from inbox.events.timestamps import to_nanoseconds
@@ -239,17 +239,17 @@ TEXTS = st.text(st.characters(codec=None, categories=None), max_size=20)
 
 @given(TEXTS)
 def test_a_storable_text_can_be_encoded_has_no_nul_and_stays_as_it_is(text: str) -> None:
-    written = storable(text)
+    written = make_storable(text)
     assert "\x00" not in written
     assert written.encode().decode() == written
-    assert storable(written) == written
+    assert make_storable(written) == written
     assert (written == text) == is_storable(text)
 
 
 @given(TEXTS, TEXTS)
 def test_rows_are_written_storable_keys_too(key: str, text: str) -> None:
     (row,) = json.loads(rows_param([{"detail": {key: [text]}}]))
-    assert row == {"detail": {storable(key): [storable(text)]}}
+    assert row == {"detail": {make_storable(key): [make_storable(text)]}}
 
 
 @given(TEXTS)

@@ -214,4 +214,4 @@ def test_a_url_with_a_password_anywhere_is_read_and_shows_it_nowhere() -> None:
         made = engine.connect(url, application="tests")
         assert SECRET.leaks({"an engine": repr(made), "its url": str(made.url)}) == []
     parsed = engine.parse_url(f"postgresql://me:{HIDDEN}@h/x?sslkey=k.pem&sslpassword={HIDDEN}")
-    assert engine.shown(parsed) == "postgresql+psycopg://me:***@h/x?sslkey=k.pem"
+    assert engine.format_url(parsed) == "postgresql+psycopg://me:***@h/x?sslkey=k.pem"

@@ -202,14 +202,14 @@ def test_an_interrupted_command_ends_with_1_and_can_be_continued(
 ) -> None:
     live(Steps(sqlite_engine))
     monkeypatch.setattr(erasure, "EVENTS_OF_A_STEP", 2)
-    act, acts = erasure.act, iter([False, True])
+    act, acts = erasure.erase_step, iter([False, True])
 
     def interrupt(*arguments: object, **named: object) -> StepDone:
         if next(acts, False):
             raise KeyboardInterrupt
         return act(*arguments, **named)  # type: ignore[arg-type]  # passed on
 
-    monkeypatch.setattr(erasure, "act", interrupt)
+    monkeypatch.setattr(erasure, "erase_step", interrupt)
     stopped = invoke(sqlite_place, *PERSON, "--reason", "asked", "--yes", side="inbox")
     assert (stopped.status, stopped.stderr.splitlines()[-1]) == (
         1,

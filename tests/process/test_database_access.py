@@ -245,7 +245,7 @@ def test_a_search_path_that_could_reach_another_table_is_reported(admin: Engine)
         connection.execute(text("CREATE TEMP TABLE gate (theirs text)"))
         connection.execute(text("INSERT INTO gate (kind, name) VALUES ('route', 'temporary')"))
         connection.execute(text("SET LOCAL search_path = public"))
-        (line,) = guarantees.differences(connection)
+        (line,) = guarantees.list_differences(connection)
         connection.rollback()
     assert line.startswith("the database has search_path = public (set by: session), not apart, pg_temp: ")
 

@@ -517,7 +517,7 @@ def test_a_migration_builds_an_index_concurrently_through_the_pooler(hostile: st
         with made.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("CREATE INDEX CONCURRENTLY ix_of_a_test ON inbox (event_id)"))
         with made.begin() as connection:
-            assert guarantees.differences(connection) == []
+            assert guarantees.list_differences(connection) == []
         made.dispose()
 
 
@@ -537,7 +537,7 @@ def test_a_pooler_that_drops_settings_is_refused_with_the_origin_of_each_value(h
             guarantees.require(made)
         made.dispose()
         lines = str(refused.value).splitlines()
-        assert call_in_receiver(url, guarantees.differences) == lines
+        assert call_in_receiver(url, guarantees.list_differences) == lines
     told = [line.partition(", not ")[0] for line in lines]
     assert "the database has transaction_isolation = repeatable read (set by: database)" in told
     assert "the database has synchronous_commit = off (set by: database)" in told

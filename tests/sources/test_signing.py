@@ -31,7 +31,7 @@ from inbox.receiver.app import endpoints_of
 from inbox.sources import PRESETS, keys
 from inbox.sources.credentials import Verifier, pad_work
 from inbox.sources.fields import FORM
-from inbox.sources.signing import Message, SignatureProof, key_of, mistakes, sign
+from inbox.sources.signing import Message, SignatureProof, find_mistakes, key_of, sign
 from tests.helpers.webhooks import mistake
 from tests.sources.presenting import NOW, find_refusal, make_request, make_secret, make_verifier, sign_sample
 from tests.sources.vectors import PUBLIC_URL
@@ -75,7 +75,7 @@ ANY = st.builds(
     encoding=st.sampled_from(["hex", "base64"]),
     key=st.sampled_from(["text", "base64", "hex"]),
     key_prefix=st.sampled_from(["", "whsec_"]),
-).filter(lambda each: not list(mistakes(each, has_url=True)))
+).filter(lambda each: not list(find_mistakes(each, has_url=True)))
 
 
 @given(ANY, st.binary(max_size=200), st.integers(0, 10**9))

@@ -87,7 +87,7 @@ def kept(engine: Engine) -> list[int]:
 
 def leaves(engine: Engine) -> list[tuple[int, int]]:
     with engine.connect() as connection:
-        return [(leaf.first, leaf.beyond) for leaf in payload_leaves.leaves(connection)]
+        return [(leaf.first, leaf.beyond) for leaf in payload_leaves.list_leaves(connection)]
 
 
 def prepare(engine: Engine, age: timedelta | None = AGE) -> int:

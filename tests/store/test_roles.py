@@ -316,7 +316,7 @@ def test_a_commit_that_waits_for_less_than_a_standbys_disk_is_refused(engine: En
     for level, refused in (("remote_write", 1), ("local", 1), ("remote_apply", 0)):
         with engine.begin() as connection:
             connection.execute(text(f"SET LOCAL synchronous_commit = {level}"))
-            assert len(guarantees.differences(connection)) == refused
+            assert len(guarantees.list_differences(connection)) == refused
 
 
 @ON_POSTGRES
@@ -332,7 +332,7 @@ def test_a_pragma_of_sqlite_that_did_not_take_is_refused(pragma: str, engine: En
     with engine.connect() as connection:
         cursor = connection.connection.cursor()
         cursor.execute(f"PRAGMA {pragma}")
-        (line,) = guarantees.differences(connection)
+        (line,) = guarantees.list_differences(connection)
     assert line.startswith(f"the SQLite file has {pragma.partition(' ')[0]} = ")
 
 
@@ -345,7 +345,7 @@ EVENT = """INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at
 
 def found(engine: Engine) -> list[str]:
     with engine.connect() as connection:
-        return guarantees.differences(connection)
+        return guarantees.list_differences(connection)
 
 
 def do(engine: Engine, *statements: str) -> None:
@@ -387,7 +387,7 @@ def test_a_role_that_may_not_look_at_both_is_not_held_up(kind: str, engine: Engi
         connection.execute(text(f"CREATE ROLE {role}"))  # rolled back: roles are shared by all databases
         connection.execute(text(f"GRANT SELECT ON ALL {kind} IN SCHEMA public TO {role}"))
         connection.execute(text(f"SET LOCAL ROLE {role}"))
-        assert guarantees.differences(connection) == []
+        assert guarantees.list_differences(connection) == []
 
 
 # --- A column of a batch that is bound as the text of an array arrives in Postgres value for value

@@ -46,7 +46,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
         if not isinstance(batch, list) or len(batch) > fields.MOST_EVENTS:
             raise InvalidEvent(f"a batch must be a list of at most {fields.MOST_EVENTS} events", field="body")
         return tuple(
-            _event(raw, each, dedup, part) for each, part in zip(batch, fields.elements(raw.body), strict=True)
+            _event(raw, each, dedup, part) for each, part in zip(batch, fields.split_list(raw.body), strict=True)
         )
     if "ce-specversion" not in raw.headers:
         raise UnsupportedType(

@@ -23,7 +23,7 @@ from inbox.events.event import Identity, RawRequest
 from inbox.sources import fields
 from inbox.sources.base import Preset, Proof, Revealed, json_sample
 from inbox.sources.keys import CertificateStore, Claim, MissingCertificate, signature_bytes
-from inbox.sources.signing import out_of_time
+from inbox.sources.signing import check_time
 
 MOST_IDS = 5
 """Maximum webhook ids tried on one request."""
@@ -87,7 +87,7 @@ class Transmission(Proof):
         ]
         if not contents:
             return "no secret is valid now"
-        why = next(out_of_time("rfc3339", time.encode(), now, self._tolerance), None)
+        why = next(check_time("rfc3339", time.encode(), now, self._tolerance), None)
         return why or Claim(url, contents, signature, "sha256")
 
 

@@ -211,7 +211,7 @@ def _erase(it: Working) -> Act:
 
     def act(transaction: Transaction, _now: datetime) -> Command:
         now, said = time_text(transaction.take_order_lock()), {"who": command.asked_by, "why": command.reason}
-        done = erasure.act(transaction.connection, subject, now=now, **said)
+        done = erasure.erase_step(transaction.connection, subject, now=now, **said)
         if done.obstacle is not None:
             raise UnusableCommand(f"an event arrived meanwhile; {done.obstacle}")
         if not done.is_last:
