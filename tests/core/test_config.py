@@ -176,7 +176,7 @@ def test_any_value_anywhere_is_valid_or_a_mistake(
     if not list(mistakes(tree)):
         config = build(tree)
         names = {section: getattr(config, section) for section in ("sources", "apis", "destinations")}
-        list(broken_links(config, names))  # a tree without mistakes breaks neither of these
+        list(check_links(config, names))  # a tree without mistakes breaks neither of these
 
 
 # --- the file

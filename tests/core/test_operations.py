@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
 from inbox.db.erasure import ErasureSubject
 from inbox.errors import UnusableCommand
 from inbox.events.states import COMMAND_KINDS, COMMAND_STATES
-from relay.operations.asks import Selection
 from relay.operations.table import OF_DELIVERIES, OPERATIONS, parse
 from relay.store.operator import commands, tasks
 from relay.store.operator.selection import Act

@@ -176,7 +176,7 @@ async def test_six_receivers_never_deadlock_and_agree_on_every_seq(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PINNED, "lock_timeout", "60s")  # for a machine that stands still for 2 s
-    monkeypatch.setattr(guarantees, "differences", lambda *_: [])
+    monkeypatch.setattr(guarantees, "list_differences", lambda *_: [])
     answered, failures = await _overlap(database_url, SECONDS)
 
     assert failures == []

@@ -306,7 +306,7 @@ def test_a_pin_that_was_dropped_on_the_way_is_refused_with_who_set_it(engine: En
     for setting in PINNED.keys() - {"default_transaction_isolation"}:
         with engine.begin() as connection:
             connection.execute(text(f"SET LOCAL {setting} = '{databases.HOSTILE[setting]}'"))
-            (line,) = guarantees.differences(connection)
+            (line,) = guarantees.list_differences(connection)
         assert f"= {databases.HOSTILE[setting]} (set by: session), not {PINNED[setting]}: " in line
         assert "pooler=transaction" in line
 
