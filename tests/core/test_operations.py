@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from inbox.db.erasure import ErasureSubject
 from inbox.errors import UnusableCommand
 from inbox.events.states import COMMAND_KINDS, COMMAND_STATES
+from relay.operations.asks import Selection
 from relay.operations.table import OF_DELIVERIES, OPERATIONS, parse
 from relay.store.operator import commands, tasks
 from relay.store.operator.selection import Act
@@ -90,6 +91,25 @@ def test_a_selection_that_makes_no_sense_is_refused_with_a_sentence(kind: str, s
 )
 def test_a_selection_that_makes_sense_is_read(kind: str, selection: dict[str, object]) -> None:
     assert isinstance(parse(kind, selection), OPERATIONS[kind].asks)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "is_dead_only"),
+    [
+        ({"route": "strict"}, True),
+        ({"seq": 1}, False),
+        ({"seq": 1, "state": "delivered"}, False),
+        ({"seq": 1, "state": "dead"}, True),
+        ({"seq": 1, "cause": "mapping"}, True),
+        ({"seq": 1, "status": 503}, True),
+        ({"seq": 1, "error": "no value"}, True),
+        ({"seq": 1, "error_sha256": "0" * 64}, True),
+    ],
+)
+def test_a_replay_of_named_events_takes_only_dead_ones_by_a_state_or_failure(
+    conditions: dict[str, Any], is_dead_only: bool
+) -> None:
+    assert Selection(**conditions).dead_only is is_dead_only
 
 
 # --- The entity to erase: a reason that names it, and its pseudonym
