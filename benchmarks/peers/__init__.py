@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
+import sys
+import threading
 from importlib.util import find_spec
 
 import msgspec
+import requests
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -42,3 +46,36 @@ QUEUES = {
     "celery": Peer("Celery with Redis", "celery_queue", ("celery", "redis"), "redis-server"),
 }
 """`python -m benchmarks.peers.MODULE DATABASE URL CONCURRENCY` queues each line of its standard input, then posts each."""
+
+
+# --- The call of each queue for a job: like the bare loop's, on a session for each thread
+
+
+_OF_THREAD = threading.local()
+
+
+class Task(msgspec.Struct, frozen=True):
+    """Arguments of a queue's program."""
+
+    database: str
+    url: str
+    concurrency: int
+    bodies: list[str]
+
+
+def read_task() -> Task:
+    """Read the command line, and the bodies from standard input."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("database")
+    parser.add_argument("url")
+    parser.add_argument("concurrency", type=int)
+    given = parser.parse_args()
+    return Task(given.database, given.url, given.concurrency, sys.stdin.read().split("\n"))
+
+
+def post(url: str, body: str) -> None:
+    """Post a body, and raise an error for an error status."""
+    session: requests.Session | None = getattr(_OF_THREAD, "session", None)
+    if session is None:
+        session = _OF_THREAD.session = requests.Session()
+    session.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=15).raise_for_status()

@@ -18,7 +18,7 @@ import redis
 from celery import Celery
 
 from benchmarks.harness import REAL_DISK, free_port
-from benchmarks.peers.calling import post, read_task
+from benchmarks.peers import post, read_task
 
 QUEUE = "celery"
 app = Celery(broker=os.environ.get("PEER_BROKER"))

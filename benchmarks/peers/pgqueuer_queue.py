@@ -12,7 +12,7 @@ from pgqueuer.db import AsyncpgPoolDriver
 from pgqueuer.models import Job
 from pgqueuer.types import QueueExecutionMode
 
-from benchmarks.peers.calling import Task, post, read_task
+from benchmarks.peers import Task, post, read_task
 
 _INSTALLED = "SELECT to_regclass('pgqueuer') IS NOT NULL"
 

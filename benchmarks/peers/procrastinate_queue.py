@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import procrastinate
 
-from benchmarks.peers.calling import Task, post, read_task
+from benchmarks.peers import Task, post, read_task
 
 
 async def work(task: Task) -> None:

@@ -233,9 +233,7 @@ def test_graphql_is_a_document_and_its_variables(world: World) -> None:
         (DELIVERY, (ADA, FOUND_ONE, REFUSED), "rejected update: answered 200 with errors: Email taken; Name too long"),
     ],
 )
-def test_an_answer_of_graphql_tells_by_its_body(
-    world: World, delivery: Delivery, answers: tuple[Act, ...], end: str
-) -> None:
+def test_the_body_of_graphql_decides(world: World, delivery: Delivery, answers: tuple[Act, ...], end: str) -> None:
     outcome = graphql(world, *answers, delivery=delivery)
     if " " in end:
         assert " ".join(failure(outcome)).startswith(end)
@@ -428,7 +426,7 @@ _ODD_TIMES: tuple[object, ...] = ("soon", -1, "-1", True, False, [], {}, 1e300, 
         *((encode_token(expires_in=given_in), "- at `$.expires_in`") for given_in in _ODD_TIMES),
     ],
 )  # fmt: skip
-def test_an_answer_without_a_usable_token_is_a_bad_answer_that_shows_nothing_of_it(
+def test_an_unusable_token_is_hidden(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture, body: bytes, why: str
 ) -> None:
     server.routes[TOKEN] = [answer(200, body)]
@@ -450,9 +448,7 @@ def test_an_answer_without_a_usable_token_is_a_bad_answer_that_shows_nothing_of_
         ("1234567890|wJalrXUtnFEMI-K7MDENG", {}),
     ],
 )
-def test_a_token_as_servers_are_known_to_write_it_is_taken(
-    server: ScriptedServer, value: str, members: dict[str, object]
-) -> None:
+def test_tokens_of_known_servers_are_accepted(server: ScriptedServer, value: str, members: dict[str, object]) -> None:
     server.routes[TOKEN] = [answer(200, encode_token(access_token=value, **members))]
     assert call_with_token(make_token_client(server, scope="read write")).error_class is None
     assert server.seen[-1].headers["authorization"] == f"Bearer {value}"
@@ -467,9 +463,7 @@ def test_a_token_that_ends_at_once_is_used_once(server: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize("shown", [5, 20, 39, 40])
-def test_nothing_of_an_echoed_token_is_in_an_excerpt_nor_half_of_it_at_its_edge(
-    server: ScriptedServer, shown: int
-) -> None:
+def test_an_excerpt_shows_no_part_of_an_echoed_token(server: ScriptedServer, shown: int) -> None:
     value = "A" * 20 + "b" * 20
     server.routes[TOKEN] = [answer(200, encode_token(access_token=value, expires_in=3600))]
     server.routes[GET_USER] = [answer(500, b"x" * (EXCERPT_BYTES - shown) + value.encode())]

@@ -257,9 +257,7 @@ LARGE = [
 
 
 @pytest.mark.parametrize(("head", "error_class"), LARGE, ids=repr)
-def test_of_a_hundred_megabytes_no_more_than_64_kib_is_kept(
-    stack: ExitStack, head: bytes, error_class: str | None
-) -> None:
+def test_at_most_64_kib_of_a_large_response_are_kept(stack: ExitStack, head: bytes, error_class: str | None) -> None:
     large = then_close(send_hundred_megabytes(b"HTTP/1.1 " + head))
     call = Called(stack, large, answer(200, b"own"), timeout=Duration(30))
     result, peak = measure_memory(lambda: run_in_time(call))
@@ -377,9 +375,7 @@ NO_ANSWERS = [
 
 
 @pytest.mark.parametrize(("sent", "why"), NO_ANSWERS, ids=lambda value: repr(value)[-60:])
-def test_an_answer_that_breaks_the_rules_is_none_and_its_connection_is_not_used_again(
-    stack: ExitStack, sent: bytes, why: str
-) -> None:
+def test_an_invalid_response_is_unknown_and_closes_its_connection(stack: ExitStack, sent: bytes, why: str) -> None:
     call = Called(stack, then_close(raw(sent)), raw(OWN), timeout=Duration(30))
     result = call()
     assert (result.error_class, result.call.sent) == ("unknown", "unknown")
@@ -442,7 +438,7 @@ def test_interim_answers_are_read_past_however_slowly_they_come(stack: ExitStack
 @pytest.mark.parametrize(
     ("owner", "name", "sent"), [(client, "rate_hold", "unknown"), (client.HttpClient, "_send", "not_sent")]
 )
-def test_an_unexpected_error_becomes_an_answer_with_its_type_and_place_alone(
+def test_bugs_have_no_text(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, sent: str
 ) -> None:
     def broken(*_: object) -> bytes:
@@ -516,7 +512,7 @@ def pair() -> Iterator[Pair]:
 @example(hostile=CHUNKED + b"-1\r\n" + b"x" * 100_000)
 @example(hostile=CHUNKED + b"-5\r\n")
 @example(hostile=OWN + OK + b"Content-Length: 6\r\n\r\nstolen")
-def test_whatever_is_answered_the_call_ends_and_the_next_one_gets_its_own(pair: Pair, hostile: bytes) -> None:
+def test_any_response_ends_the_call_and_the_next_call_gets_its_own(pair: Pair, hostile: bytes) -> None:
     first, second = pair.calls(hostile)
     assert first.call.sent in {"answered", "unknown"}
     assert len(first.body) <= MAX_ANSWER + 1
@@ -525,7 +521,7 @@ def test_whatever_is_answered_the_call_ends_and_the_next_one_gets_its_own(pair: 
 
 @settings(max_examples=MANY // 2, derandomize=True, database=None, deadline=None)
 @given(hostile=HOSTILE)
-def test_whatever_comes_behind_a_whole_answer_is_not_the_next_ones(pair: Pair, hostile: bytes) -> None:
+def test_bytes_after_a_response_are_not_taken_for_the_next_one(pair: Pair, hostile: bytes) -> None:
     first, second = pair.calls(interim(103) + OK + b"Content-Length: 5\r\n\r\nfirst" + hostile, closes=False)
     assert (first.error_class, first.body) == (None, b"first")
     assert (second.error_class, second.body) == (None, b"own")

@@ -238,7 +238,7 @@ def call_each(text: str, *, alerts_too: bool = False) -> list[Answer]:
     ids=["allowed", "and not blocked", "not allowed", "blocked", "blocked and allowed", "written as IPv6"],
 )
 @pytest.mark.parametrize("host", ["127.1", "[::ffff:127.0.0.1]"])
-def test_a_list_holds_for_every_call_however_the_host_is_written(
+def test_lists_hold_for_all(
     server: ScriptedServer, host: str, lists: tuple[str, ...], why: str | None, where: str
 ) -> None:
     url = f"http://{host}:{server.port}"
@@ -388,9 +388,7 @@ def proxied(backend: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize("form", ["", ":path"])
-def test_no_id_arrives_anywhere_else_behind_a_proxy_that_resolves_paths(
-    form: str, proxied: str, backend: ScriptedServer
-) -> None:
+def test_no_id_reaches_another_path_behind_a_proxy(form: str, proxied: str, backend: ScriptedServer) -> None:
     text = _ROUTE.replace("URL", proxied).replace("event.entity_id}", f"event.entity_id{form}}}", 1) + LOCAL
     route = build(config_text("sync", f'base_url = "{proxied}"\n{LOCAL}', text))
 

@@ -76,7 +76,7 @@ def test_a_refused_connection_was_not_sent() -> None:
 @pytest.mark.parametrize(
     ("number", "tls"), [(errno.ECONNRESET, True), (errno.EPIPE, False), (errno.ECONNREFUSED, False)]
 )
-def test_a_connection_that_breaks_while_it_is_made_was_not_sent(
+def test_a_broken_connect_was_not_sent(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, number: int, tls: bool
 ) -> None:
     call = Called(stack, answer(), tls=tls, timeout=Duration(30), ca_file=str(CERTIFICATE) if tls else None)
@@ -102,9 +102,7 @@ def test_a_name_that_does_not_exist_was_not_sent(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["NOTHING", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_a_call_with_an_untrusted_certificate_was_not_sent_whatever_the_environment_says(
-    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_no_call_is_sent_to_an_untrusted_server(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, str(CERTIFICATE))
     call = Called(stack, answer(), tls=True)
     result = call()
@@ -172,9 +170,7 @@ def test_an_answer_that_asks_to_come_again_is_left_to_the_schedule(stack: ExitSt
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("broken", [then_close(raw(b"")), reset], ids=["closed", "reset"])
-def test_a_kept_connection_that_breaks_after_the_request_was_read_is_unknown_and_not_used_twice(
-    stack: ExitStack, method: str, broken: Act
-) -> None:
+def test_a_reused_connection_that_breaks_is_unknown_and_closed(stack: ExitStack, method: str, broken: Act) -> None:
     call = Called(stack, answer(), broken, answer())
     request = Request("update", method, {}, path="/contacts/1", body=None if method in {"GET", "DELETE"} else b"{}")
     assert call(request).error_class is None
@@ -206,9 +202,7 @@ def test_an_unrequested_response_is_not_taken_for_that_of_the_next_call(stack: E
 # --- connections
 
 
-def test_a_connection_is_kept_for_the_next_call_unless_it_was_idle_for_long(
-    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_is_reused_unless_it_was_idle_for_long(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Called(stack, answer())
     call()
     call()
@@ -243,9 +237,7 @@ def test_each_thread_has_its_own_connection_and_closes_it_when_it_ends(stack: Ex
 # --- requests
 
 
-def test_a_large_body_arrives_whole_without_a_proxy_or_credentials_of_the_environment(
-    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_environment_changes_no_request(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{find_closed_port()}")
@@ -318,9 +310,7 @@ def test_the_log_shows_no_query_value(stack: ExitStack) -> None:
         ("https://10.1.2.3", {"proxy": "http://proxy", "allow_private": False}, "10.1.2.3 is private"),
     ],
 )
-def test_an_endpoint_that_can_not_work_is_refused_before_any_call(
-    url: str, options: dict[str, Any], problem: str
-) -> None:
+def test_an_unusable_endpoint_is_refused_before_any_call(url: str, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"destinations.crm.*{problem}"):
         make_client(url, **options)
 
@@ -343,9 +333,7 @@ ASKED = RateHold(60.0, "Retry-After")
         *((answer(status, b"", retry_after="60"), None, ASKED) for status in (200, 204)),
     ],
 )
-def test_an_answer_that_asks_for_no_further_call_says_so_and_a_403_with_it_is_throttling(
-    stack: ExitStack, act: Act, error_class: str | None, hold: RateHold | None
-) -> None:
+def test_rate_limits_hold_calls(stack: ExitStack, act: Act, error_class: str | None, hold: RateHold | None) -> None:
     result = Called(stack, act)()
     assert (result.error_class, result.call.hold) == (error_class, hold)
 
@@ -364,9 +352,7 @@ def parts(tmp_path: Path) -> tuple[str, str]:
     return str(files[0]), str(files[1])
 
 
-def test_a_certificate_is_shown_to_a_server_that_asks_for_it_and_without_one_gets_no_request(
-    stack: ExitStack, parts: tuple[str, str]
-) -> None:
+def test_a_client_certificate_is_shown_to_a_server_that_requires_it(stack: ExitStack, parts: tuple[str, str]) -> None:
     certificate, key = parts
     for files in ({"cert_file": CA}, {"cert_file": certificate, "key_file": key}):
         assert Called(stack, answer(200, b"known"), tls="mutual", ca_file=CA, **files)().body == b"known"
@@ -384,9 +370,7 @@ def test_a_certificate_is_shown_to_a_server_that_asks_for_it_and_without_one_get
         ({"cert_file": "without its key"}, "can't use cert_file"),
     ],
 )
-def test_a_certificate_that_can_not_be_used_is_a_mistake(
-    files: dict[str, str], mistake: str, parts: tuple[str, str]
-) -> None:
+def test_an_unusable_certificate_is_a_mistake(files: dict[str, str], mistake: str, parts: tuple[str, str]) -> None:
     files = {name: parts[0] if file == "without its key" else file for name, file in files.items()}
     with pytest.raises(ConfigError, match=mistake):
         make_client("https://localhost", ca_file=CA, **files)

@@ -130,9 +130,7 @@ def read_event_type(fields: dict[str, Any], event: dict[str, Any], *_: object) -
         ('clear_when_absent = ["phone"]', f'transform = "{__name__}:read_body"'),
     ],
 )
-def test_an_erased_event_is_skipped_where_a_sync_looks_into_the_body_and_nothing_is_written(
-    world: World, old: str, new: str
-) -> None:
+def test_an_erased_event_is_skipped_by_a_sync_that_reads_the_body(world: World, old: str, new: str) -> None:
     outcome = world.deliver(ERASED, sync=replace_in_sync(old, new))
     assert isinstance(outcome, Skipped)
     assert outcome.why == SKIPPED.why, "an absent phone would clear the counterpart's"
@@ -302,9 +300,7 @@ def test_a_message_is_posted_as_json_to_the_hook(server: ScriptedServer) -> None
         ("sch\u00f6n \U0001f389", "sch\u00f6n \U0001f389"),
     ],
 )
-def test_a_value_put_into_a_message_is_escaped_and_its_own_text_is_markup(
-    server: ScriptedServer, text: str, said: str
-) -> None:
+def test_values_in_a_message_are_escaped_and_its_text_is_markup(server: ScriptedServer, text: str, said: str) -> None:
     post(server, text)
     assert json.loads(server.seen[0].body) == {"text": said}
 
@@ -332,9 +328,7 @@ ABOUT = "{event.entity_id}"
         ("<@{event.entity_id}> <b> {event.entity_id}", "U1|x", "<@U1%7Cx> <b> U1|x"),
     ],
 )  # fmt: skip
-def test_no_value_makes_a_mention_forges_a_line_hides_a_link_or_leaves_its_part_of_one(
-    server: ScriptedServer, text: str, value: str, shown: str
-) -> None:
+def test_values_forge_no_mention_line_or_link(server: ScriptedServer, text: str, value: str, shown: str) -> None:
     as_delivered(post(server, text, entity_id=value))
     assert json.loads(server.seen[-1].body) == {"text": shown}
 
@@ -350,9 +344,7 @@ NO_URLS = ["!channel", "@U1", "#C1", "javascript:x", "mailto:a@b", "https://", "
         ("<https://crm/{event.entity_id}>", "\ud800"),
     ],
 )
-def test_a_message_that_can_not_be_written_is_dead_without_a_call(
-    server: ScriptedServer, text: str, value: str
-) -> None:
+def test_an_impossible_message_is_dead_without_a_call(server: ScriptedServer, text: str, value: str) -> None:
     outcome = as_failed(post(server, text, entity_id=value))
     assert (outcome.error_class, outcome.calls, server.seen) == ("mapping", (), [])
     assert outcome.error.startswith("destinations.crm.text: ")
@@ -460,7 +452,7 @@ def differences(before: str, after: str, event: Delivery | None = None) -> list[
         ('destination = "erp"\n[', 'destination = "erp"\non_dead = "block"\n[', [("to-erp", "on_dead", "continue", "block")]),
     ],
 )  # fmt: skip
-def test_each_difference_is_named_with_both_values_and_no_secret(
+def test_differences_have_both_values_but_no_secret(
     before: str, after: str, expected: list[tuple[object, ...]]
 ) -> None:
     found = differences(before, after)

@@ -150,9 +150,7 @@ def test_a_handler_gets_all_fields_of_the_event(handled: Handled) -> None:
         ("application/json", b"", None),
     ],
 )
-def test_the_body_is_parsed_when_it_can_be_and_there_as_it_came(
-    handled: Handled, content_type: str, raw: bytes, body: object
-) -> None:
+def test_the_body_is_parsed_if_possible(handled: Handled, content_type: str, raw: bytes, body: object) -> None:
     seen: list[Event] = []
     handled(seen.append, content_type=content_type, body=raw)
     assert (seen[0].body, seen[0].raw) == (body, raw)
@@ -176,9 +174,7 @@ def test_an_erased_event_is_skipped_without_a_call(handled: Handled) -> None:
         (Retry("the CRM is closed", after=Decimal(600)), "handler_retry", 600),  # type: ignore[arg-type]  # as handlers do
     ],
 )
-def test_a_function_says_by_an_exception_how_it_ends(
-    handled: Handled, raised: Exception, told: str | None, ends: str | float | None
-) -> None:
+def test_exceptions_decide(handled: Handled, raised: Exception, told: str | None, ends: str | float | None) -> None:
     """The delivery is skipped, dead, or retried by the schedule but not before the requested time."""
     outcome = handled(raising(raised))
     fact = decide(EVENT, outcome, POLICY, NOW)
@@ -197,7 +193,7 @@ def test_a_function_says_by_an_exception_how_it_ends(
 
 
 @pytest.mark.parametrize("error", [KeyError("s3cr3t"), SystemExit("s3cr3t"), KeyboardInterrupt("s3cr3t")])
-def test_anything_else_is_a_bug_of_which_the_log_has_type_and_place_but_not_the_text(
+def test_other_exceptions_are_logged_without_text(
     handled: Handled, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     with caplog.at_level(logging.ERROR):
@@ -218,9 +214,7 @@ def test_any_text_of_an_exception_can_be_stored(handled: Handled) -> None:
 # --- timeouts and leases
 
 
-def test_a_handler_that_does_not_return_in_time_is_left_behind_with_an_unknown_outcome(
-    handled: Handled, held: Held
-) -> None:
+def test_a_handler_beyond_its_timeout_is_left_behind_with_an_unknown_outcome(handled: Handled, held: Held) -> None:
     outcome = handled(held, extra='timeout = "10ms"')
     assert failure(outcome) == ("unknown", "handle: no return within 0.01 s", "unknown")
     held.let_go()
@@ -273,9 +267,7 @@ def test_nothing_is_called_while_as_many_calls_as_the_concurrency_are_left_behin
     as_delivered(handled(nothing, extra="concurrency = 2"))
 
 
-def test_a_call_waits_for_room_while_others_still_work_and_is_not_made_if_its_time_ends_before(
-    handled: Handled, held: Held
-) -> None:
+def test_a_call_waits_for_a_slot_and_is_not_made_after_its_timeout(handled: Handled, held: Held) -> None:
     one = "concurrency = 1"
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(handled, held, extra=one)
@@ -336,7 +328,7 @@ def test_anything_that_can_be_called_with_an_event_is_taken(written: Callable[[s
     assert callable(function_of(f"{written(text)}:on_event", "here"))
 
 
-def test_the_present_folder_is_searched_when_no_file_is_named_and_takes_no_modules_place(
+def test_modules_are_imported_from_the_folder_of_the_configuration_or_the_present_one(
     written: Callable[[str], str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = written("def on_event(event): ...")
@@ -347,9 +339,7 @@ def test_the_present_folder_is_searched_when_no_file_is_named_and_takes_no_modul
     assert callable(function_of(f"{name}:on_event", "here"))
 
 
-def test_a_module_that_can_not_be_imported_is_told_with_its_reason_and_without_its_words(
-    written: Callable[[str], str],
-) -> None:
+def test_a_failing_import_is_reported_with_its_reason_but_not_its_text(written: Callable[[str], str]) -> None:
     told = refusal("no_such.module:on_event")
     assert told.startswith(
         "destinations.crm.function: there is no module 'no_such.module'; write no_such/module.py in "
@@ -378,9 +368,7 @@ def test_a_module_that_can_not_be_imported_is_told_with_its_reason_and_without_i
         ("class H:\n    async def __call__(self, event): ...\non_event = H()", "being async or a generator"),
     ],
 )
-def test_a_function_that_would_not_work_is_refused_before_it_is_called(
-    written: Callable[[str], str], text: str, why: str
-) -> None:
+def test_an_unusable_function_is_refused_before_any_call(written: Callable[[str], str], text: str, why: str) -> None:
     assert why in refusal(f"{written(text)}:on_event")
 
 

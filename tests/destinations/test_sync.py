@@ -331,9 +331,7 @@ BAD: list[tuple[str, str, Act, str]] = [
 
 
 @pytest.mark.parametrize(("step", "sync", "act", "error"), BAD)
-def test_an_answer_that_the_step_can_not_use_is_bad_and_nothing_is_written(
-    world: World, step: str, sync: str, act: Act, error: str
-) -> None:
+def test_an_unusable_response_writes_nothing(world: World, step: str, sync: str, act: Act, error: str) -> None:
     outcome = as_failed(world.deliver(acts={step: act}, sync=sync))
     assert outcome.error_class == "bad_answer"
     assert outcome.error.startswith(f"{step}: ")
@@ -346,9 +344,7 @@ def test_an_answer_that_the_step_can_not_use_is_bad_and_nothing_is_written(
     ("entity", "came"),
     [({**USER, "id": "u2"}, "'u2'"), ({"error": "try again later"}, "nothing"), ({**USER, "id": ["u2"]}, "'u2'")],
 )
-def test_of_an_entity_that_is_not_the_one_that_was_asked_for_nothing_is_written(
-    world: World, delivery: Delivery, entity: dict[str, Any], came: str
-) -> None:
+def test_a_wrong_entity_is_not_written(world: World, delivery: Delivery, entity: dict[str, Any], came: str) -> None:
     error_class, error = failure(world.deliver(delivery, fetch=answer(200, entity), sync=VERIFIED))
     assert error_class == "bad_answer"
     assert error.startswith(f"fetch: the entity has {came} at id, and 'u1' was asked for")
@@ -366,7 +362,7 @@ def test_of_an_entity_that_is_not_the_one_that_was_asked_for_nothing_is_written(
     ],
     ids=["update", "delete", "deactivate", "the first of many", "found anew"],
 )
-def test_nothing_is_written_to_a_match_that_was_not_searched_for(
+def test_a_wrong_match_is_not_written(
     world: World, delivery: Delivery, sync: str, acts: dict[str, Act | list[Act]]
 ) -> None:
     """A service may ignore the parameter and list any user."""
@@ -390,9 +386,7 @@ LONG = "\u0301" * 1_100
     ],
     ids=["no value", "a long value of a webhook", "a long value of an answer"],
 )
-def test_a_value_that_a_template_can_not_take_is_a_mapping_failure_before_its_call(
-    world: World, old: str, new: str, found: Act, steps: list[str]
-) -> None:
+def test_an_unusable_value_is_a_mapping_failure(world: World, old: str, new: str, found: Act, steps: list[str]) -> None:
     event = a_delivery(body=msgspec.json.encode({"note": LONG}))
     outcome = as_failed(world.deliver(event, sync=replace_in_sync(old, new), find=found))
     assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", steps)
@@ -406,9 +400,7 @@ def test_no_further_step_starts_when_the_lease_has_ended(world: World) -> None:
 @pytest.mark.parametrize("status", [404, 410])
 @pytest.mark.parametrize("table", ["apis", "destinations"])
 @pytest.mark.parametrize("delivery", [SECOND, DELETE])
-def test_a_token_url_that_is_not_there_says_nothing_of_an_entity_or_its_counterpart(
-    world: World, delivery: Delivery, table: str, status: int
-) -> None:
+def test_a_missing_token_url_is_an_auth_failure(world: World, delivery: Delivery, table: str, status: int) -> None:
     world.server.routes |= {"POST /token": [answer(status)], FETCH: [FETCHED], FIND: [FOUND], CREATE: [answer(201)]}
     config = world.config(SYNC)
     auth = ApiOauth2(f"{world.server.url}/token", client_id=Secret("me"), client_secret=Secret("pass-word"))

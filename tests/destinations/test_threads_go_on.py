@@ -67,9 +67,7 @@ def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next
     assert errors == ["alert: not an HTTP answer: invalid character in chunk size", None]
 
 
-def test_a_call_whose_lease_can_not_be_told_is_cut_and_so_are_later_ones(
-    stack: ExitStack, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_call_with_an_unreadable_lease_is_cut(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
     broken = Called(stack, hang, timeout=Duration(20))
 
     def lease() -> float:
@@ -117,9 +115,7 @@ def suspend(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system's clocks all stand still then")
-def test_under_a_lease_that_ended_meanwhile_no_call_begins_and_one_that_runs_is_cut_at_once(
-    stack: ExitStack, suspend: Callable[[], None]
-) -> None:
+def test_after_a_suspension_no_call_outlives_its_lease(stack: ExitStack, suspend: Callable[[], None]) -> None:
     def sleep_in_mid_call(server: ScriptedServer, _: object) -> None:
         suspend()
         server.closing.wait(30)

@@ -268,7 +268,9 @@ def run_program(name: str, url: URL, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-# --- A proxy before Postgres that cuts a connection at a commit, so that one side does not know its result
+# --- A proxy before Postgres that cuts a connection at a commit, so that one side does not know its result.
+# It parses Postgres' protocol 3.0 over unix sockets. A cut waits for the next commit of its application that has
+# something to commit.
 
 
 Moment = Literal["before", "after", "terminate"]

@@ -356,7 +356,7 @@ def test_both_sides_say_so_when_they_start(shared: Path) -> None:
         assert (relay.ends(), receiver.stop()) == (0, 0)
         for told in (receiver.output, relay.output):
             assert told.count("inbox.toml holds secrets (sources.trivore.auth.secrets[0] and 1 more)") == 1
-            assert told.count("inbox.db holds what webhooks say, and every user of this machine may read it") == 1
+            assert told.count("inbox.db holds webhooks, and every user of this machine may read it") == 1
 
 
 # --- The receiver's access log shows no part of a request that could be a token

@@ -256,9 +256,7 @@ def unusable(engine: Engine) -> list[str]:
 
 
 @pytest.mark.long
-def test_random_requests_are_answered_right_and_leave_the_worker_as_it_was(
-    module_database_url: str, module_engine: Engine, tmp_path: Folder
-) -> None:
+def test_random_requests_do_no_harm(module_database_url: str, module_engine: Engine, tmp_path: Folder) -> None:
     requests = [make_request(SEED, number, EXAMPLES) for number in range(1, REQUESTS + 1)]
     with site(tmp_path, config_text(module_database_url)) as place:
         program, port = place.receiver(workers=1)

@@ -189,7 +189,7 @@ def test_a_certificate_that_is_not_the_providers_or_not_valid_is_not_kept(pem: b
         sns_verifier(pem)
 
 
-def test_certificates_have_the_names_that_aws_own_library_lists() -> None:
+def test_certificates_have_the_names_in_aws_own_library() -> None:
     for name in (
         "sns-cn-north-1.amazonaws.com.cn",
         "sns-signing.eu-south-1.amazonaws.com",
@@ -267,7 +267,7 @@ def test_an_id_of_another_webhook_proves_nothing_and_ids_are_rolled_as_secrets_a
     assert find_refusal(expired, make_paypal()) == "no secret is valid now"
 
 
-def test_a_captured_transmission_stays_one_event_whatever_body_is_fitted_to_its_checksum() -> None:
+def test_a_captured_transmission_stays_one_event_with_any_forged_body() -> None:
     """An attacker with a request can forge a body of the same CRC-32; the transmission id is signed itself."""
     keys = {
         dedup_key(PRESETS["paypal"].read(make_paypal(PAYPAL_BODY.replace(b"WH-7", other)), None)[0])
@@ -343,7 +343,7 @@ def test_with_event_the_message_inside_is_the_event() -> None:
             read({**NOTIFICATION, "Message": wrong}, ORDERS)
 
 
-def test_whatever_a_message_holds_it_is_an_event_that_can_be_read_again_or_is_refused() -> None:
+def test_any_message_is_refused_or_an_event_that_can_be_read_again() -> None:
     sample = make_request("sns", b'{"type": "order.updated", "order": 42}', {"Content-Type": "application/json"})
     for body in extreme_bodies(sample):
         try:

@@ -30,7 +30,9 @@ from tests.sources.presenting import (
     NOW,
     SIGNING,
     SIGNING_IN_BODY,
+    VECTORS,
     WITH_SAMPLE,
+    Vector,
     assert_storable,
     extreme_bodies,
     extreme_headers,
@@ -43,7 +45,6 @@ from tests.sources.presenting import (
     request_from_vector,
     sign_sample,
 )
-from tests.sources.vectors import VECTORS, Vector
 
 TIMED = [
     name
@@ -250,7 +251,7 @@ def test_one_of_a_few_signatures_is_enough_and_of_many_only_the_first_are_looked
     name=st.sampled_from(SIGNING),
     texts=st.lists(st.text(max_size=80) | st.binary(max_size=80).map(lambda b: b.decode("latin-1")), min_size=3),
 )
-def test_whatever_the_headers_hold_it_is_a_refusal(name: str, texts: list[str]) -> None:
+def test_any_other_headers_are_refused(name: str, texts: list[str]) -> None:
     signature = PRESETS[name].signatures[0]
     names = (signature.header, signature.timestamp_header or "x", signature.id_header or "y")
     prefixed = (signature.prefix + texts[0], *texts[1:3])
@@ -320,7 +321,7 @@ def _with_a_field(raw: RawRequest) -> bytes:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_whatever_a_member_or_a_header_holds_it_is_an_event_that_can_be_stored_or_a_refusal(name: str) -> None:
+def test_any_request_is_refused_or_events_that_can_be_stored(name: str) -> None:
     """The receiver answers 413 first to a large body; `inbox readmit` may meet one that was stored under a larger `max_body`."""
     media = {"content-type": min(PRESETS[name].media_types, default="application/json")}
     sample = sign_sample(name, make_secret(PRESETS[name])) if name in WITH_SAMPLE else make_request(name, b"{}", media)

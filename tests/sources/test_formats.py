@@ -173,9 +173,7 @@ def test_equal_times_of_different_entities_do_not_share_a_key_whatever_their_ids
         ("application/json", "", False),
     ],
 )
-def test_json_in_utf_8_is_taken_however_its_type_is_written_and_nothing_else(
-    content_type: str | None, encoding: str | None, is_taken: bool
-) -> None:
+def test_only_json_in_utf_8_is_accepted(content_type: str | None, encoding: str | None, is_taken: bool) -> None:
     given = {"content-type": content_type, "content-encoding": encoding}
     raw = RawRequest("s", {name: value for name, value in given.items() if value is not None}, b"", ARRIVED)
     with nullcontext() if is_taken else pytest.raises(UnsupportedType):
@@ -260,7 +258,7 @@ def test_text_is_searched_as_a_reader_sees_it() -> None:
         (None, None, (None, None, "message")),
     ],
 )
-def test_an_entity_that_the_groups_do_not_tell_is_configured_or_not_known(
+def test_a_missing_entity_is_configured_or_unknown(
     pattern: str | None, entity_type: str | None, expected: tuple[str | None, str | None, str]
 ) -> None:
     assert find_entity({"text": "The user 42 was updated"}, a_chat(pattern, entity_type)) == expected

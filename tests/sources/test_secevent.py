@@ -236,9 +236,7 @@ def test_a_curve_has_one_algorithm() -> None:
         (jwk(WEAK), "has 1024 bits: an RSA key needs 2048 or more"),
     ],
 )
-def test_a_key_that_is_for_something_else_is_not_used_and_alone_is_a_mistake(
-    members: dict[str, object], why: str
-) -> None:
+def test_an_unfit_key_is_not_used_and_alone_is_a_mistake(members: dict[str, object], why: str) -> None:
     unfit = jwk(RSA, **members)
     assert "[sources.signals] secrets: a JWKS document has no usable key: key 1" in mistake(as_jwks(unfit))
     assert why in mistake(as_jwks(unfit))

@@ -1,4 +1,4 @@
-"""Checks of the stored state against the facts, of leases, and of the order in lanes."""
+"""Checks after every step: the stored state, leases, the order in lanes, results, and coverage."""
 
 from __future__ import annotations
 
@@ -190,7 +190,9 @@ def _goes_on(entry: Entry, taken: facts.TookOver, before: Entry, superseded: Ent
     return is_due and given == (taken.attempt, taken.crashes) and getattr(superseded.fact, "by", None) == entry.key[0]
 
 
-# --- Checks of calls and results, gates, and operators' commands
+# --- Checks of calls and results, gates, and operators' commands.
+# With two operations at once, a gate may change between its reading and a claim: only a gate that was the same before and
+# after counts.
 
 
 def find_a_repeated_call_that_nothing_explains(snapshot: Snapshot) -> Iterator[object]:
