@@ -7,20 +7,9 @@ import sqlite3
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from relay import steps
 from relay.observe import Observer
-from relay.steps import (
-    AWAITED,
-    AWAITED_AGAIN_SECONDS,
-    AWAITED_SECONDS,
-    CRITICAL,
-    FIRST_WAIT_SECONDS,
-    LASTS_SECONDS,
-    LONGEST_URGENT_WAIT_SECONDS,
-    LONGEST_WAIT_SECONDS,
-    URGENT,
-    Step,
-    Steps,
-)
+from relay.steps import CRITICAL, LASTS_SECONDS, LONGEST_URGENT_WAIT_SECONDS, Step
 
 
 class World:
@@ -31,7 +20,7 @@ class World:
         self.is_healthy = True
         self.alerts: list[tuple[str, str]] = []
         self.observer = Observer()
-        self.steps = Steps(
+        self.steps = steps.Steps(
             self.observer,
             alert=self.alert,
             is_healthy=lambda: self.is_healthy,
@@ -55,23 +44,23 @@ def world() -> World:
     return World()
 
 
-def of_sqlite(code: int) -> OperationalError:
+def sqlite_error(code: int) -> OperationalError:
     error = sqlite3.OperationalError("it is so")
     error.sqlite_errorcode = code
     return OperationalError("SELECT", {}, error)
 
 
-LOCKED = of_sqlite(sqlite3.SQLITE_BUSY)
-GONE = of_sqlite(sqlite3.SQLITE_CANTOPEN)
+LOCKED = sqlite_error(sqlite3.SQLITE_BUSY)
+GONE = sqlite_error(sqlite3.SQLITE_CANTOPEN)
 
 
 @pytest.mark.parametrize("step", ["judge_duplicates", "record"])
 def test_a_step_that_has_failed_waits_twice_as_long_each_time_and_not_for_ever(world: World, step: Step) -> None:
-    longest = LONGEST_URGENT_WAIT_SECONDS if step in URGENT else LONGEST_WAIT_SECONDS
+    longest = LONGEST_URGENT_WAIT_SECONDS if step in steps.URGENT else steps.LONGEST_WAIT_SECONDS
     world.is_healthy = False
     for times in range(1100):  # 2.0 ** 1024 is more than a float holds
         assert world.fail(step) == "otherwise"
-        wait = min(FIRST_WAIT_SECONDS * 2 ** min(times, 10), longest)
+        wait = min(steps.FIRST_WAIT_SECONDS * 2 ** min(times, 10), longest)
         world.now += wait * 0.99
         assert world.steps.run(step, lambda: "too soon", "otherwise") == "otherwise"
         world.now += wait * 0.02
@@ -122,7 +111,7 @@ def test_an_unreachable_database_is_not_the_steps_to_wait_for(world: World) -> N
 def test_a_step_that_the_database_holds_up_is_awaited_until_it_works_again(world: World, trouble: Exception) -> None:
     world.fail("sequence")
     assert not world.steps.is_awaited("sequence"), "its items are at fault, and the others are done by then"
-    world.now += FIRST_WAIT_SECONDS
+    world.now += steps.FIRST_WAIT_SECONDS
     world.fail("sequence", trouble)
     assert world.steps.is_awaited("sequence")
     world.now += LONGEST_URGENT_WAIT_SECONDS
@@ -132,7 +121,7 @@ def test_a_step_that_the_database_holds_up_is_awaited_until_it_works_again(world
 
 def test_a_step_that_the_database_holds_up_is_awaited_no_longer_than_a_lease(world: World) -> None:
     world.fail("sequence", LOCKED)
-    world.now += AWAITED_SECONDS - 0.1
+    world.now += steps.AWAITED_SECONDS - 0.1
     world.fail("sequence", LOCKED)
     assert world.steps.is_awaited("sequence")
     world.now += 0.1
@@ -150,12 +139,12 @@ def test_an_alert_that_could_not_be_stored_is_tried_again_with_the_step(world: W
     assert len(world.alerts) == 1
 
 
-@pytest.mark.parametrize("step", sorted(AWAITED))
+@pytest.mark.parametrize("step", sorted(steps.AWAITED))
 def test_a_step_is_tried_again_often_as_long_as_it_is_awaited(world: World, step: Step) -> None:
     tries = 1
     world.fail(step, LOCKED)
     while world.steps.is_awaited(step):
-        world.now += AWAITED_AGAIN_SECONDS
+        world.now += steps.AWAITED_AGAIN_SECONDS
         world.fail(step, LOCKED)
         tries += 1
         assert world.observer.counts["database_trouble"] == tries
@@ -173,9 +162,7 @@ def test_a_step_alone_that_cannot_use_the_database_waits_alone(world: World) -> 
 
 
 @pytest.mark.parametrize("step", sorted(CRITICAL))
-def test_the_relay_gives_up_when_recording_or_claiming_fails_for_a_minute_though_the_database_is_well(
-    world: World, step: Step
-) -> None:
+def test_the_relay_gives_up_when_a_critical_step_fails_for_a_minute(world: World, step: Step) -> None:
     world.fail(step)
     world.now += LASTS_SECONDS - 1
     world.fail(step)

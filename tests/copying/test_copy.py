@@ -17,8 +17,7 @@ from sqlalchemy import Connection, Engine, Table, text
 from inbox.db import copying, migrate
 from inbox.db.schema import metadata
 from inbox.errors import ConfigError, CopyFailed
-from tests.copying.conftest import Databases, url_of
-from tests.copying.installation import everything
+from tests.copying.conftest import Databases, everything, url_of
 from tests.docs.pages import PAGES, blocks, find_expected, shell
 from tests.helpers.processes import Ended, Site, site
 from tests.helpers.receiver import receiving
@@ -34,7 +33,7 @@ class Interrupted(Exception):
 
 
 def silent(_step: str, _table: str, _done: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 class Ends(NamedTuple):
@@ -140,7 +139,7 @@ def test_a_target_with_rows_is_left_alone(ends: Ends) -> None:
     assert count(ends.target, "inbox") == 2
 
 
-def test_two_large_bodies_are_never_in_memory_together(
+def test_large_bodies_are_copied_one_by_one(
     databases: Databases, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "CHUNK_BYTES", 1000)
@@ -193,9 +192,6 @@ def test_nothing_is_written_to_the_source_while_it_is_copied(ends: Ends, databas
     assert everything(ends.target) == everything(ends.source)
 
 
-# --- `inbox copy` shows its plan, copies when it is told to, survives Ctrl-C, and says what to do next
-
-
 # --- `inbox copy` shows its plan, copies when it is told to, and says what to do next
 
 
@@ -240,9 +236,7 @@ def test_a_target_that_can_not_be_there_is_no_traceback(place: Site, url: str) -
     assert (ran.status, ran.stderr.startswith("error: ")) == (2, True), ran
 
 
-def test_a_program_that_has_the_file_open_and_a_relay_that_runs_stop_it(
-    place: Site, source: Engine, databases: Databases
-) -> None:
+def test_an_open_file_and_a_running_relay_prevent_a_copy(place: Site, source: Engine, databases: Databases) -> None:
     with source.connect():
         used = copy(place, databases.new("sqlite"), "--yes")
     assert used.status == 2

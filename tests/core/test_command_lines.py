@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from inbox.events.timestamps import parse_time
 from inbox.loader.load import parse_config
 from relay.cli.examine import describe_event
 from relay.cli.listings import ListCommand, list_rows
@@ -31,13 +30,12 @@ from relay.delivery.gates import make_entity_key
 from relay.findings import Finding, list_findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
-from relay.words import describe_state
 from tests.helpers.planted import HOSTILE, harm_of
 from tests.helpers.storing import START
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 
-# --- The command lines: what `--help` and a listing must not import, and how wide a table is
+# --- Imports of the command lines
 
 
 LOADED = """
@@ -87,42 +85,16 @@ def test_a_user_without_a_name_is_named_by_the_uid(monkeypatch: pytest.MonkeyPat
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(variable, raising=False)
 
-    def unnamed(uid: int) -> None:
+    def raise_unknown(uid: int) -> None:
         raise KeyError(uid)
 
-    monkeypatch.setattr(pwd, "getpwuid", unnamed)
+    monkeypatch.setattr(pwd, "getpwuid", raise_unknown)
     assert login_name() == f"uid {os.getuid()}"
     monkeypatch.setenv("LOGNAME", "kim")
     assert login_name() == "kim"
 
 
-# --- Options that several commands share: times and checked names
-
-
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
-        ("2026-01-31T10:00", datetime(2026, 1, 31, 10, tzinfo=UTC)),
-        ("2026-01-31T10:00:05", datetime(2026, 1, 31, 10, 0, 5, tzinfo=UTC)),
-        ("2026-01-31T10:00:05.123Z", datetime(2026, 1, 31, 10, 0, 5, 123_000, tzinfo=UTC)),
-        ("2026-01-31 10:00:05.123456Z", datetime(2026, 1, 31, 10, 0, 5, 123_456, tzinfo=UTC)),
-        ("2026-01-31T12:00:05+02:00", datetime(2026, 1, 31, 10, 0, 5, tzinfo=UTC)),
-        ("30s", NOW - timedelta(seconds=30)),
-        ("15m", NOW - timedelta(minutes=15)),
-        ("1h", NOW - timedelta(hours=1)),
-        ("2d", NOW - timedelta(days=2)),
-        ("1w", NOW - timedelta(weeks=1)),
-    ],
-)
-def test_a_time_is_what_listings_print_a_date_or_a_span_back_from_now(given: str, meant: datetime) -> None:
-    assert parse_time(given, NOW) == meant
-
-
-@pytest.mark.parametrize("given", ["", "yesterday", "1", "-1h", "1y", "2026-13-01", "2026-01-31Z", "999999999w", "٣h"])
-def test_anything_else_is_an_error_that_says_the_forms(given: str) -> None:
-    with pytest.raises(ValueError, match=r"2026-01-31T10:00:00.123Z.* a date .*1h"):
-        parse_time(given, NOW)
+# --- Names that several commands check
 
 
 def test_a_mistyped_name_exits_with_2_and_says_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +104,7 @@ def test_a_mistyped_name_exits_with_2_and_says_the_nearest(capsys: pytest.Captur
     assert "there is no route 'to-crn'; did you mean 'to-crm'?" in capsys.readouterr().err
 
 
-# --- Listings: how a table fits its terminal, what a pipe gets, and the words for counts and times
+# --- Listings on a terminal and in a pipe
 
 
 LISTING = ListCommand("deliveries", "events", "seq state entity received_at lane last_error")
@@ -165,9 +137,7 @@ def test_no_line_is_wider_than_the_terminal(rows: list[dict[str, object]], width
         assert line.plain.isprintable()
 
 
-def test_no_colour_leaves_where_it_is_not_wanted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_colours_are_left_out_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     show([ROW], COLUMNS)
     assert "\x1b[31m" in capsys.readouterr().out
@@ -198,9 +168,7 @@ def test_json_has_every_field_as_it_is(capsys: pytest.CaptureFixture[str]) -> No
         ({"as_ndjson": True, "columns": "seq"}, "JSON always has every field"),
     ],
 )  # fmt: skip
-def test_wrong_options_of_a_listing_exit_with_2(
-    wrong: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_list_options_exit_with_2(wrong: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     given: dict[str, Any] = {"limit": None, "columns": None, "wide": False, "as_json": False, "as_ndjson": False}
     with pytest.raises(typer.Exit) as ended:
         list_rows(LISTING, lambda row, _now: row, **{**given, **wrong})
@@ -208,19 +176,7 @@ def test_wrong_options_of_a_listing_exit_with_2(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("row", "shown"),
-    [
-        ({"state": "ready", "attempts": 1, "due_at": NOW + timedelta(seconds=1)}, "retrying"),
-        ({"state": "ready", "attempts": 0, "due_at": NOW + timedelta(seconds=1)}, "ready"),
-        ({"state": "delivered", "attempts": 1}, "delivered"),  # of a backfill: its plan has no `due_at`
-    ],
-)
-def test_a_delivery_that_waits_for_its_next_attempt_is_shown_as_retrying(row: dict[str, object], shown: str) -> None:
-    assert describe_state(row, NOW) == shown
-
-
-# --- The story of an event: what `inbox show` tells of it, and the commands that it offers
+# --- The report of `inbox show` about an event, and the commands that it offers
 
 
 SHOP = parse_config("""
@@ -272,7 +228,7 @@ def told(event: dict[str, Any], width: int | None = None) -> list[str]:
     return [line.plain.rstrip() for line in describe_event(event, SHOP, NOW, width)]
 
 
-def offered(event: dict[str, Any]) -> list[str]:
+def list_offered(event: dict[str, Any]) -> list[str]:
     lines = told(event)
     first = next((number for number, line in enumerate(lines) if line.lstrip().startswith("commands")), len(lines))
     return [line.replace("commands", "").strip() for line in lines[first:]]
@@ -286,11 +242,9 @@ def offered(event: dict[str, Any]) -> list[str]:
         (a_gate("destination", "crm", rate_used_until=NOW + timedelta(seconds=5)), None),
     ],
 )
-def test_the_gate_that_holds_a_delivery_is_told_with_the_command_that_opens_it(
-    gate: dict[str, Any], command: str | None
-) -> None:
+def test_a_gate_in_the_way_is_shown_with_the_command_that_opens_it(gate: dict[str, Any], command: str | None) -> None:
     held = an_event(attempts=1, gates=[gate])
-    assert offered(held)[0] == (command or "relay retry --seq 7 --route to-crm --reason '…'")
+    assert list_offered(held)[0] == (command or "relay retry --seq 7 --route to-crm --reason '…'")
     assert any(line.startswith("  held back  ") for line in told(held))
     for state in ("delivered", "dead", "waiting"):
         assert not any(line.startswith("  held back  ") for line in told(an_event(state, gates=[gate])))
@@ -313,16 +267,16 @@ def test_the_gate_that_holds_a_delivery_is_told_with_the_command_that_opens_it(
     ],
 )
 def test_each_state_offers_its_commands(event: dict[str, Any], commands: list[str]) -> None:
-    assert offered(event) == [
+    assert list_offered(event) == [
         each if " " in each else f"relay {each} --seq 7 --route to-crm --reason '…'" for each in commands
     ]
 
 
-def test_a_due_delivery_that_nobody_claims_points_at_the_relays() -> None:
+def test_a_due_delivery_without_a_claim_points_at_the_relays() -> None:
     event = an_event()
     event["deliveries"][0]["due_at"] = NOW - timedelta(minutes=2)
     assert "; no relay has claimed it yet" in "\n".join(told(event))
-    assert offered(event) == ["relay status"]
+    assert list_offered(event) == ["relay status"]
 
 
 @given(st.text(min_size=1), st.text(), st.integers(40, 200))

@@ -25,9 +25,6 @@ from inbox.events.timestamps import to_nanoseconds
 from inbox.sources import PRESETS
 from inbox.sources.normalize import KEPT_HEADERS, kept_headers, to_event, valid_traceparent
 
-# --- test_event
-
-
 PARTS = st.lists(st.text(alphabet='ab|\\:"é😀', max_size=6), min_size=1, max_size=4).map(tuple)
 INSTANTS = st.integers(
     timestamps.parse_rfc3339("2000-01-01T00:00:00Z"), timestamps.parse_rfc3339("2100-01-01T00:00:00Z")
@@ -39,9 +36,7 @@ def identity(parts: tuple[str, ...], occurred_ns: int = 0, *, key_has_time: bool
 
 
 @given(PARTS, PARTS, st.booleans())
-def test_different_parts_never_give_the_same_key(
-    some: tuple[str, ...], others: tuple[str, ...], key_has_time: bool
-) -> None:
+def test_other_parts_have_other_keys(some: tuple[str, ...], others: tuple[str, ...], key_has_time: bool) -> None:
     keys = {dedup_key(identity(parts, key_has_time=key_has_time)) for parts in (some, others)}
     assert len(keys) == len({some, others})
 
@@ -53,9 +48,7 @@ def test_equal_instants_give_equal_keys_however_they_are_spelled(parts: tuple[st
 
 
 @given(PARTS, PARTS, st.lists(INSTANTS, min_size=2, max_size=2, unique=True).map(sorted))
-def test_keys_with_a_time_sort_as_time_does(
-    some: tuple[str, ...], others: tuple[str, ...], instants: list[int]
-) -> None:
+def test_keys_with_a_time_sort_by_time(some: tuple[str, ...], others: tuple[str, ...], instants: list[int]) -> None:
     earlier, later = instants
     assert dedup_key(identity(some, earlier)) < dedup_key(identity(others, later))
 
@@ -91,7 +84,7 @@ def test_the_key_of_a_sweeps_event_is_found_again_by_entity_and_time() -> None:
     assert dedup_key(swept) == swept_key("USER", "u1", 7)
 
 
-# --- test_identify
+# --- events of requests
 
 
 ARRIVED = datetime(2024, 1, 1, tzinfo=UTC)
@@ -125,7 +118,7 @@ def test_an_event_without_a_time_of_its_own_is_ordered_by_its_arrival() -> None:
 
 
 def kept_of(source: Source, headers: dict[str, str], **request: str) -> dict[str, str]:
-    """Return what is stored of these headers."""
+    """Return the stored headers."""
     return kept_headers(source, TRIVORE, RawRequest("s", headers, b"{}", ARRIVED, **request))
 
 
@@ -179,7 +172,7 @@ def test_a_trace_context_that_is_not_valid_is_none(value: str | None) -> None:
     assert valid_traceparent(value) is None
 
 
-# --- test_routing
+# --- routes and lanes
 
 
 LETTERS = st.text(alphabet="ab|\\*", min_size=1, max_size=5)

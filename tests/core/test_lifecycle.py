@@ -1,10 +1,10 @@
-"""The table of transitions, how a delivery stands after each fact, what can follow it, and how it stood at a moment."""
+"""The table of transitions, the state after each fact, the facts that can follow, and the state at a moment."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
@@ -14,29 +14,17 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from inbox.errors import IllegalTransition
+from inbox.events import states, timestamps
+from inbox.events.event import Identity, dedup_key, swept_parts
 from inbox.events.states import deliveries_at, event_at
-from relay.delivery import facts
-from relay.delivery.lifecycle import (
-    OPEN,
-    SCHEDULING,
-    TERMINAL,
-    TRANSITIONS,
-    OpenDelivery,
-    Standing,
-    State,
-    Step,
-    append,
-    apply_step,
-    follows,
-    restore,
-    schedule,
-    step_of,
-)
+from inbox.events.strict_json import LONGEST_NUMBER, has_too_long_number, real
+from relay.delivery import facts, lifecycle
+from relay.delivery.gates import entity_of
+from relay.delivery.lifecycle import OPEN, SCHEDULING, TRANSITIONS, OpenDelivery, Standing, State, Step, append, follows
+from relay.delivery.ordering import LastDelivered, covers, settle
 from relay.delivery.outcome import Skipped, Unchanged
 from tests.helpers.agreement import decode, fold
-
-# --- The table of transitions, how a delivery stands after each fact, and what can follow it in the log
-
+from tests.helpers.storing import an_event
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=5)
@@ -73,12 +61,12 @@ def test_every_state_has_its_row_and_every_step_can_happen_somewhere() -> None:
 
 def test_every_step_is_scheduling_or_a_fact() -> None:
     assert set(Step) - SCHEDULING == set(EXAMPLES)
-    assert all(step_of(fact) is step for step, fact in EXAMPLES.items())
+    assert all(lifecycle.step_of(fact) is step for step, fact in EXAMPLES.items())
 
 
 def test_terminal_steps_and_only_they_end_a_delivery() -> None:
     ends = {step for state, row in TRANSITIONS.items() for step, to in row.items() if to is State.ENDED is not state}
-    assert ends == TERMINAL
+    assert ends == lifecycle.TERMINAL
 
 
 @pytest.mark.parametrize("state", State)
@@ -87,10 +75,10 @@ def test_a_step_without_a_row_raises_and_one_with_a_row_leads_where_it_says(stat
     row = a_row(state)
     if step not in TRANSITIONS[state]:
         with pytest.raises(IllegalTransition, match=f"{step} can't happen"):
-            schedule(row, step, NOW) if step in SCHEDULING else append(row, EXAMPLES[step], NOW)
+            lifecycle.schedule(row, step, NOW) if step in SCHEDULING else append(row, EXAMPLES[step], NOW)
         assert row == a_row(state)
     else:
-        moved = schedule(row, step, NOW) if step in SCHEDULING else append(row, EXAMPLES[step], NOW)
+        moved = lifecycle.schedule(row, step, NOW) if step in SCHEDULING else append(row, EXAMPLES[step], NOW)
         assert moved.state is TRANSITIONS[state][step]
         assert (moved.due_at is not None) == (moved.state is State.READY)
 
@@ -134,10 +122,10 @@ def walk(choices: list[int]) -> Iterator[OpenDelivery]:
 def move(row: OpenDelivery, step: Step) -> OpenDelivery:
     """Schedule, claim or give back, as the store does."""
     if step is Step.CLAIMED:
-        return replace(row, state=apply_step(row.state, step), attempt=row.attempt + 1, due_at=None)
+        return replace(row, state=lifecycle.apply_step(row.state, step), attempt=row.attempt + 1, due_at=None)
     if step is Step.GIVEN_BACK:
-        return replace(row, state=apply_step(row.state, step), attempt=row.attempt - 1, due_at=NOW)
-    return schedule(row, step, NOW)
+        return replace(row, state=lifecycle.apply_step(row.state, step), attempt=row.attempt - 1, due_at=NOW)
+    return lifecycle.schedule(row, step, NOW)
 
 
 CHOICES = st.lists(st.integers(0, 100), max_size=30)
@@ -158,7 +146,7 @@ def any_steps(draw: st.DrawFn) -> list[Step | facts.AnyFact]:
 
 
 def _agree(row: OpenDelivery) -> None:
-    """The row, the last of its facts' rows, and what the facts themselves say; and each fact follows from the one before."""
+    """Assert that the row agrees with the last of its facts and with their fold, and that each fact can follow the one before."""
     folded = fold(zip(row.facts, row.standings, strict=True))
     assert folded.state is (State.RECEIVED if row.state in OPEN else row.state)
     assert (folded.attempt, folded.run, folded.crashes) == counts_of(row.standing)
@@ -191,7 +179,7 @@ def test_a_fact_leads_from_every_open_state_to_the_same_folded_state() -> None:
 def test_a_row_that_agrees_with_its_facts_is_restored_to_itself(choices: list[int]) -> None:
     for row in walk(choices):
         if row.state not in {State.ENDED, State.IN_FLIGHT} and row.standings:
-            again = restore(row, row.standings[-1], None)
+            again = lifecycle.restore(row, row.standings[-1], None)
             assert replace(again, due_at=row.due_at) == row
             assert row.due_at is None or (again.due_at is not None and again.due_at >= row.due_at)
 
@@ -200,7 +188,7 @@ def test_a_row_that_agrees_with_its_facts_is_restored_to_itself(choices: list[in
 def test_a_row_is_restored_to_what_its_last_fact_says_whatever_it_says(choices: list[int], state: State) -> None:
     for row in walk(choices):
         for last in row.standings[-1:]:
-            again = restore(a_row(state), last, LATER)
+            again = lifecycle.restore(a_row(state), last, LATER)
             assert again.state is last.state or {again.state, last.state} <= OPEN
             assert counts_of(again.standing) == counts_of(last)
             assert again.due_at == (LATER if again.state in {State.RECEIVED, State.READY} else None)
@@ -294,3 +282,144 @@ def test_facts_after_the_moment_change_nothing_and_routes_of_replays_are_there_s
     assert [row["state"] for row in event_at(event, PAST_NOON)["deliveries"]] == ["open", "delivered"]
     before = event_at(event, NOON - timedelta(microseconds=1))
     assert [(row["state"], row["last_fact"]) for row in before["deliveries"]] == [("open", None)]
+
+
+# --- Edges of events, ordering and the lifecycle: each case differs from its neighbour in one thing
+
+
+def seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)
+
+
+def lane_row(state: State, seq: int = 1, *, attempt: int = 0, due_in: float | None = None) -> OpenDelivery:
+    due_at = None if due_in is None else NOW + seconds(due_in)
+    return OpenDelivery(seq, "r", "USER|u1", NOW + seconds(seq), state, attempt=attempt, due_at=due_at)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "occurred", "stored"), [(5.0, 5.25, 5.25), (5.0, 5.3, 0.0), (5.0, -9.0, -9.0), (None, -9.0, 0.25)]
+)
+def test_an_event_keeps_its_time_unless_that_lies_ahead(ahead: float | None, occurred: float, stored: float) -> None:
+    event = replace(an_event(1, "u1"), ahead=ahead, occurred_at=NOW + seconds(occurred))
+    assert event.resolve_time(NOW + seconds(0.25)) == NOW + seconds(stored)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "due_in", "state", "expected"),
+    [(1, 1, "ready", True), (1, 0, "ready", False), (0, 1, "ready", False), (1, None, "ready", False), (1, 1, "dead", False)],
+)  # fmt: skip
+def test_a_delivery_is_retrying_until_it_is_due(attempts: int, due_in: int | None, state: str, expected: bool) -> None:
+    due_at = None if due_in is None else NOW + seconds(due_in)
+    assert states.is_retrying(states.State(state), attempts, due_at, NOW) is expected
+
+
+@pytest.mark.parametrize(("reason", "says"), [("mended", True), (" …\n", False), ("", False), (None, False)])
+def test_a_reason_says_something(reason: str | None, says: bool) -> None:
+    assert states.says_why(reason) is says
+
+
+def test_a_time_is_written_in_utc_with_a_z() -> None:
+    moment = NOW.astimezone(timezone(timedelta(hours=2)))
+    assert timestamps.time_text(moment) == "2026-01-01 00:00:00.000000Z"
+    assert timestamps.rfc3339(moment) == "2026-01-01T00:00:00Z"
+    assert timestamps.rfc3339(moment, "milliseconds") == "2026-01-01T00:00:00.000Z"
+    assert swept_parts("USER", "u1") == ("sweep", "USER", "u1")
+
+
+def test_a_key_is_its_parts_as_long_as_an_index_takes_them() -> None:
+    def key(*parts: str) -> str:
+        return dedup_key(Identity(None, None, "made", "other", 0, parts))
+
+    assert key("a", "b|c") == "a|b\\|c"
+    assert key("a" * 1000) == "a" * 1000
+    assert key("a" * 1001).startswith("\\sha256:")
+    assert entity_of("shop|USER|u1\\") == ("shop", "USER", "u1")
+
+
+def test_a_number_is_too_long_beyond_its_limit_and_digits_within_a_text_are_none() -> None:
+    digits = b"1" * (LONGEST_NUMBER + 1)
+    assert has_too_long_number(b'{"a": %b}' % digits)
+    assert not has_too_long_number(b'{"a": "%b"}' % digits)
+    assert real("1." + "0" * (LONGEST_NUMBER - 2)) == 1.0
+
+
+def test_a_delivery_that_is_due_at_the_moment_is_open() -> None:
+    fact = {"route": "r", "at": NOW, "kind": "attempt_failed", "state": "ready", "attempt": 1}
+    due = {**fact, "detail": {"due_at": LATER.isoformat()}}
+    at_both = [states.deliveries_at(["r"], [due], at)[0]["state"] for at in (NOW, LATER)]
+    assert at_both == ["retrying", "open"]
+
+
+# --- Ordering
+
+
+def test_a_head_keeps_its_attempts_for_the_newer_event_where_it_has_some_or_waits_for_its_time() -> None:
+    def taken(head: OpenDelivery) -> tuple[facts.AnyFact, ...]:
+        rows = settle("latest", [head, lane_row(State.RECEIVED, 2)], NOW, seconds(5))
+        return next(row.facts for row in rows if row.seq == 2)
+
+    assert taken(lane_row(State.READY, due_in=0)) == ()
+    for head in (lane_row(State.READY, due_in=3), lane_row(State.READY, attempt=1, due_in=0)):
+        assert head.due_at is not None
+        crashed = replace(head, crashes=2)
+        assert taken(crashed) == (facts.TookOver(of=1, attempt=head.attempt, crashes=2, due_at=head.due_at),)
+
+
+@pytest.mark.parametrize(("due_in", "first"), [(None, 1), (0.0, 1), (3.0, 2)])
+def test_an_older_event_replaces_a_head_that_is_due_and_has_no_attempt(due_in: float | None, first: int) -> None:
+    rows = settle("strict", [lane_row(State.READY, 2, due_in=due_in), lane_row(State.RECEIVED, 1)], NOW, seconds(5))
+    assert [row.seq for row in rows if row.state is State.READY] == [first]
+
+
+@pytest.mark.parametrize(("microsecond", "resolution"), [(0, 1_000_000), (2000, 1000), (2001, 1)])
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_success_covers_an_event_older_by_skew_and_resolution(microsecond: int, resolution: int, late: int) -> None:
+    at, skew = NOW.replace(microsecond=microsecond), seconds(5)
+    edge, one = at + timedelta(microseconds=resolution), timedelta(microseconds=late)
+    assert covers(LastDelivered(edge + skew + one, seq=1), (at, 2), skew) == bool(late)
+    assert covers(LastDelivered(NOW, seq=1, fetch_began_at=edge + skew + one), (at, 2), skew) == bool(late)
+    newer = LastDelivered(NOW, seq=1, fetch_began_at=NOW, last_modified=edge - timedelta(microseconds=1 - late))
+    assert covers(newer, (at, 2), skew) == bool(late)
+
+
+# --- The lifecycle of a delivery
+
+
+@pytest.mark.parametrize("fact", [facts.Replayed(who="ann", why="mended"), facts.Rearmed(duplicate=4)])
+def test_a_new_run_begins_without_attempts_and_crashes(fact: facts.AnyFact) -> None:
+    ended = replace(lane_row(State.ENDED, attempt=3), run=1, crashes=2)
+    assert append(ended, fact, NOW).standings == (Standing(State.RECEIVED, 0, 2, 0),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "then", "pruned", "can_follow"),
+    [
+        ("dead", Standing(State.DEAD, 1), False, True),
+        ("dead", Standing(State.DEAD, 0), False, True),
+        ("dead", Standing(State.BLOCKED, 1), False, True),
+        ("dead", Standing(State.DEAD, 2), False, False),
+        ("superseded", Standing(State.ENDED, 1), True, True),
+        ("superseded", Standing(State.ENDED, 1), False, False),
+        ("cancelled", Standing(State.DEAD, 0), False, False),
+    ],
+)
+def test_a_fact_follows_one_that_its_step_leads_from(kind: str, then: Standing, pruned: bool, can_follow: bool) -> None:
+    assert follows(None, kind, then, may_be_pruned=pruned) is can_follow
+
+
+@pytest.mark.parametrize(
+    ("row", "standing", "due_at", "state", "due"),
+    [
+        (lane_row(State.WAITING), Standing(State.READY), None, State.WAITING, None),
+        (lane_row(State.WAITING), Standing(State.READY), LATER, State.RECEIVED, LATER),
+        (lane_row(State.READY, due_in=9), Standing(State.READY), NOW, State.READY, NOW + seconds(9)),
+        (lane_row(State.READY, due_in=900), Standing(State.DEAD), None, State.DEAD, None),
+        (lane_row(State.DEAD, due_in=900), Standing(State.READY), LATER, State.RECEIVED, LATER),
+    ],
+)
+def test_a_row_keeps_its_state_and_time_where_its_last_fact_allows_them(
+    row: OpenDelivery, standing: Standing, due_at: datetime | None, state: State, due: datetime | None
+) -> None:
+    restored = lifecycle.restore(row, replace(standing, attempt=2, run=1, crashes=2), due_at)
+    assert (restored.state, restored.due_at) == (state, due)
+    assert (restored.attempt, restored.run, restored.crashes) == (2, 1, 2)

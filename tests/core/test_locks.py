@@ -1,6 +1,6 @@
 """The runtime lock is a part of the full lock: the product's own dependencies, in the versions that the tests use.
 
-It has those of the extra `otel` too. The lock of the benchmarks has the product's: what is measured is what is served.
+It has those of the extra `otel` too. The lock of the benchmarks has the same versions as the product's.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def names_of(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[><=~! ]", each, maxsplit=1)[0] for each in requirements}
 
 
-def reached(lock: dict[Pin, frozenset[str]], roots: set[str]) -> set[Pin]:
+def collect_reached(lock: dict[Pin, frozenset[str]], roots: set[str]) -> set[Pin]:
     """Collect the entries of the roots and of their dependencies."""
     names, before = set(roots), set[str]()
     while names != before:
@@ -61,7 +61,9 @@ def reached(lock: dict[Pin, frozenset[str]], roots: set[str]) -> set[Pin]:
 
 
 def test_the_runtime_lock_is_what_the_runtime_dependencies_reach_in_the_full_one() -> None:
-    reachable = reached(read(FULL), names_of([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["otel"]]))
+    reachable = collect_reached(
+        read(FULL), names_of([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["otel"]])
+    )
     assert read(RUNTIME).keys() == {pin for pin in reachable if pin.name not in OF_AN_EXTRA}
 
 
@@ -83,22 +85,22 @@ def test_production_is_installed_by_the_runtime_lock() -> None:
     ]
 
 
-# --- Figures of `python -m benchmarks`: found in what a command prints, and compared with committed ones
+# --- Figures of `python -m benchmarks`: read from a command's output, and compared with committed ones
 
 
 RATIO = Row("a rate", "command", "sides[0].rounds", "sides[1].rounds", bar=1.0, better=2.0)
 LIMIT = Row("a time", "command", "longest", None, bar=250, better=100, unit="ms", is_limit=True)
 
 
-def printed(*rounds: list[float]) -> dict[str, Any]:
+def output_of(*rounds: list[float]) -> dict[str, Any]:
     return {"sides": [{"rounds": some} for some in rounds]}
 
 
 def test_a_ratio_is_the_median_of_the_ratios_of_rounds() -> None:
-    figure = figure_of(RATIO, printed([10, 30, 90], [10, 10, 10]))
+    figure = figure_of(RATIO, output_of([10, 30, 90], [10, 10, 10]))
     assert figure == Figure(figure=3.0, low=1.0, high=9.0, ours=30, theirs=10, rounds=3)
     # The ratio of the medians would be 1: a slow round is slow for both sides.
-    assert figure_of(RATIO, printed([1, 10, 10], [1, 5, 100])).figure == 1.0
+    assert figure_of(RATIO, output_of([1, 10, 10], [1, 5, 100])).figure == 1.0
 
 
 @pytest.mark.parametrize(

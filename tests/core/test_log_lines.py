@@ -15,6 +15,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -28,7 +29,7 @@ from inbox.db import engine as engines
 from inbox.db.dialect import trouble_text
 from inbox.errors import ConfigError
 from inbox.observe import traces
-from inbox.observe.logs import KEYS, TraceIds, escape_lines, fields, working_on, write_stderr
+from inbox.observe.logs import KEYS, Format, TraceIds, escape_lines, fields, working_on, write_stderr
 from inbox.observe.traces import OFF, make_tracer, require_extra
 from inbox.observe.visible import visible, visible_json, visible_text
 from tests.docs.pages import PAGES, ROOT
@@ -38,23 +39,35 @@ from tests.helpers.planted import HOSTILE, MARK, harm_of
 # --- A log has one line for each event, and no value can make another
 
 
-def logged(formatter: logging.Formatter | None, *, raising: bool = False, library: str | None = None) -> str:
+def log_line(  # as a program configures its log
+    formatter: logging.Formatter | None,
+    *values: object,
+    library: str | None = None,
+    form: Format = "text",
+    extra: dict[str, Any] | None = None,
+    raising: bool = False,
+) -> str:
     output = io.StringIO()
     handler = logging.StreamHandler(output)
     handler.setFormatter(formatter)
-    escape_lines([handler], library)
+    escape_lines([handler], library, form=form)
+    log = logging.Logger("relay")  # noqa: LOG001  # one that nothing else has
+    log.addHandler(handler)
     bug = (RuntimeError, RuntimeError(HOSTILE), None) if raising else None
-    text, values = ("a bug", ()) if raising else ("refused a request of %s: %s", (HOSTILE, HOSTILE))
-    handler.handle(logging.LogRecord("inbox", logging.WARNING, "", 1, text, values, bug))
+    log.warning(" ".join(["refused", *["%s"] * len(values)]), *values, extra=extra, exc_info=bug)
     return output.getvalue()
+
+
+PLAIN = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+log_json = partial(log_line, PLAIN, form="json")
 
 
 @pytest.mark.parametrize(
     "formatter",
-    [None, logging.Formatter("%(asctime)s %(levelname)s %(message)s"), logging.Formatter("{message}", style="{")],
+    [None, PLAIN, logging.Formatter("{message}", style="{")],
 )
-def test_a_record_is_one_line_whatever_stands_in_it(formatter: logging.Formatter | None) -> None:
-    line = logged(formatter)
+def test_a_record_with_any_text_is_one_line(formatter: logging.Formatter | None) -> None:
+    line = log_line(formatter, HOSTILE, HOSTILE)
     assert (line.count("\n"), line.count(MARK)) == (1, 2)
     assert harm_of(line) == []
 
@@ -72,17 +85,17 @@ def far_west(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("far_west")
 def test_a_time_is_in_utc_unless_the_operator_has_chosen_another_form() -> None:
     before = SystemClock().now()
-    line = logged(logging.Formatter("%(asctime)s|%(message)s", "library's own"), library="library's own")
+    line = log_line(logging.Formatter("%(asctime)s|%(message)s", "library's own"), library="library's own")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.partition("|")[0])
     assert abs(datetime.fromisoformat(line.partition("|")[0]) - before) < timedelta(minutes=1)
-    assert logged(logging.Formatter("%(asctime)s|%(message)s", "chosen"), library="its own").startswith("chosen|")
+    assert log_line(logging.Formatter("%(asctime)s|%(message)s", "chosen"), library="its own").startswith("chosen|")
 
 
 def test_a_traceback_stands_below_it_and_no_text_of_an_exception_begins_a_line() -> None:
-    shown = logged(None, raising=True)
+    shown = log_line(None, raising=True)
     assert harm_of(shown) == []
     first, second, *others = shown.splitlines()
-    assert first == "a bug"
+    assert first == "refused"
     assert second.startswith(f"RuntimeError: {MARK}")
     assert all(line.startswith("  ") for line in others)
     assert others
@@ -102,21 +115,9 @@ def test_a_text_that_is_told_beside_the_log_is_escaped_as_well(capsys: pytest.Ca
 IDS, OTHER = TraceIds("a" * 32, "b" * 16), TraceIds("c" * 32, "d" * 16)
 
 
-def logged_as_json(*values: object, extra: dict[str, Any] | None = None, raising: bool = False) -> str:
-    output = io.StringIO()
-    handler = logging.StreamHandler(output)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    escape_lines([handler], form="json")
-    log = logging.Logger("relay")  # noqa: LOG001  # one that nothing else has
-    log.addHandler(handler)
-    bug = (RuntimeError, RuntimeError(HOSTILE), None) if raising else None
-    log.warning("refused %s" if values else "refused", *values, extra=extra, exc_info=bug)
-    return output.getvalue()
-
-
 def test_no_value_breaks_a_line_and_none_is_lost() -> None:
     nasty = HOSTILE + '"\x1b[31m\\ \ud800 a=b\u2028'
-    line = logged_as_json(nasty, extra=fields("dead", lane=nasty, seq=7, error=nasty), raising=True)
+    line = log_json(nasty, extra=fields("dead", lane=nasty, seq=7, error=nasty), raising=True)
     assert (line.count("\n"), line[-1]) == (1, "\n")
     assert line.isprintable() or line.rstrip("\n").isprintable()
     assert harm_of(line) == []
@@ -129,10 +130,10 @@ def test_no_value_breaks_a_line_and_none_is_lost() -> None:
 
 def test_a_line_has_the_span_it_is_given_or_the_one_at_work() -> None:
     with working_on(IDS):
-        at_work, given = json.loads(logged_as_json()), json.loads(logged_as_json(extra=fields("dead", OTHER)))
+        at_work, given = json.loads(log_json()), json.loads(log_json(extra=fields("dead", OTHER)))
     assert (at_work["trace_id"], at_work["span_id"]) == (IDS.trace_id, IDS.span_id)
     assert (given["trace_id"], given["span_id"]) == (OTHER.trace_id, OTHER.span_id)
-    assert "trace_id" not in json.loads(logged_as_json())
+    assert "trace_id" not in json.loads(log_json())
 
 
 def test_every_line_of_our_own_has_a_name_and_every_key_is_documented() -> None:
@@ -287,7 +288,7 @@ def test_nothing_is_traced_unless_it_is_asked_for(variables: dict[str, str], mon
     assert make_tracer(None, 1.0, "x") is OFF
 
 
-def test_without_the_extra_a_warning_says_so_and_a_configuration_that_asks_is_wrong(
+def test_traces_without_the_extra_are_a_mistake(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(traces, "_is_installed", lambda: False)

@@ -59,7 +59,7 @@ AT = datetime(2019, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)
 EVENT = a_delivery(entity_id="ID/1", occurred_at=AT, received_at=AT, body=b'{"id": "ID/1", "extra": {"n": 1}}')
 
 
-def scoped(**of: Any) -> dict[str, Any]:  # noqa: ANN401  # any JSON
+def make_scope(**of: Any) -> dict[str, Any]:  # noqa: ANN401  # any JSON
     return {"event": event_scope(EVENT), "entity": None, "target": None, **of}
 
 
@@ -84,7 +84,7 @@ def test_a_template_of_one_expression_keeps_its_type_in_a_body() -> None:
     body = {"a": ["{event.body.extra}", "n={event.seq:text}", 1, None]}
     made = sync_plan(gone="deactivate", deactivate=Deactivate(path="/x", body=body)).deactivate
     assert made is not None
-    assert made.json(scoped()) == b'{"a":[{"n":1},"n=7",1,null]}'
+    assert made.json(make_scope()) == b'{"a":[{"n":1},"n=7",1,null]}'
 
 
 @pytest.mark.parametrize("value", [{"$ne": None}, [{"$ne": None}], [["u1", {}]]])
@@ -93,8 +93,8 @@ def test_an_object_from_outside_becomes_no_part_of_a_query(value: object) -> Non
     find = sync_plan(find=Find(path="/search", method="POST", body=body, verify=False)).find
     assert find is not None
     with pytest.raises(MappingError, match=r"find\.body\.external_id: \{event\.body\.id\} is an object, which could"):
-        find.call.json(scoped(event={"body": {"id": value}}))
-    assert b'"external_id":["u1",5]' in (find.call.json(scoped(event={"body": {"id": ["u1", 5]}})) or b"")
+        find.call.json(make_scope(event={"body": {"id": value}}))
+    assert b'"external_id":["u1",5]' in (find.call.json(make_scope(event={"body": {"id": ["u1", 5]}})) or b"")
 
 
 # --- mapped fields
@@ -104,7 +104,7 @@ def test_nulls_inside_a_value_are_left_out_and_a_map_without_any_value_is_an_err
     kept = {"city": "Oulu", "rows": [{"b": 1}, None]}
     assert one({"city": "Oulu", "street": None, "rows": [{"a": None, "b": 1}, None]}) == kept
     with pytest.raises(MappingError, match=r"routes\.user-to-crm\.sync\.map: no field has a value"):
-        sync_plan(clear_when_absent=[]).fields.evaluate(scoped(entity={}), creating=False)
+        sync_plan(clear_when_absent=[]).fields.evaluate(make_scope(entity={}), creating=False)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def objects_with_null(value: object) -> list[object]:
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), FIELDS, min_size=1), JSON, JSON, st.booleans(), st.data())
-def test_any_map_gives_json_of_mapped_fields_with_no_null_but_a_cleared_one(
+def test_any_map_gives_json_without_a_null_except_for_cleared_fields(
     mapped: dict[str, str | MapField], entity: object, target: object, creating: bool, data: st.DataObject
 ) -> None:
     may_be_absent = [
@@ -346,7 +346,7 @@ def test_any_map_gives_json_of_mapped_fields_with_no_null_but_a_cleared_one(
     assert constant <= result.keys()
 
 
-# --- Functions in a map: what they are given, what becomes of what they return or raise, and which are found to be none
+# --- Functions in a map: their arguments, their results and errors, and those that can't be called
 
 
 def test_a_function_is_given_event_entity_and_target_and_its_result_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,9 +375,7 @@ def test_a_function_that_changes_its_arguments_changes_them_for_itself_alone(mon
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError, SystemExit, RecursionError])
-def test_a_function_that_raises_is_an_error_that_tells_the_type_alone(
-    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_function_that_raises_names_the_type(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> object:
         raise error("hunter2")
 
@@ -400,7 +398,7 @@ DEPTHS = [65, 900, 100_000]
 """At which depth a parser, or a walk through its values, overflows differs from Python to Python."""
 
 
-def nested_in(depth: int) -> object:
+def nest(depth: int) -> object:
     value: object = 1
     for _ in range(depth):
         value = {"a": value} if depth % 2 else [value]
@@ -411,14 +409,12 @@ ENDLESS: list[Any] = []
 ENDLESS.append(ENDLESS)
 NOT_JSON = [
     math.nan, -math.inf, Decimal("NaN"), b"x", {1}, object(), Color.RED, {1: 2}, {"a": [{"b": math.nan}]}, "\ud800", {"\ud800": 1},
-    datetime(2019, 1, 1, tzinfo=UTC), ENDLESS, 10**5000, Lazy(), {Color.RED: 1}, *map(nested_in, DEPTHS),
+    datetime(2019, 1, 1, tzinfo=UTC), ENDLESS, 10**5000, Lazy(), {Color.RED: 1}, *map(nest, DEPTHS),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("returned", NOT_JSON, ids=[str(position) for position in range(len(NOT_JSON))])
-def test_a_result_that_is_not_json_is_an_error_that_names_the_field(
-    returned: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_that_is_not_json_is_an_error_by_field(returned: object, monkeypatch: pytest.MonkeyPatch) -> None:
     with_functions(monkeypatch, f=lambda *_: returned, t=lambda *_: {"y": returned})
     for options, where in (
         ({"map": {"x": MapField(function="hooks_of_test:f")}}, WHERE),
@@ -468,9 +464,7 @@ def test_a_transform_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"a": None}, "no field has"),
     ],
 )
-def test_a_transform_that_gives_no_fields_is_an_error(
-    returned: object, problem: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_transform_needs_a_field(returned: object, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_functions(monkeypatch, t=lambda *_: returned)
     with pytest.raises(MappingError, match=rf"routes\.r\.sync\.transform: .*{problem}"):
         fields(map={"x": MapField(value=1)}, transform="hooks_of_test:t").evaluate(scope(), creating=False)

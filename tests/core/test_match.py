@@ -1,4 +1,4 @@
-"""Before anything is written to a match, it has to carry the value that was searched for, in whatever way it tells it."""
+"""Before anything is written to a match, it has to carry the value that was searched for, in any spelling of that value."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ EXTERNAL: dict[str, str | MapField] = {"name": "entity.name", "external_id": "ev
 BY_ID = Find(path="/contacts", params={"externalId": "{event.entity_id}"})
 
 
-def compiled(find: Find = BY_ID, mapped: dict[str, str | MapField] = EXTERNAL) -> FindPlan:
+def compile_plan(find: Find = BY_ID, mapped: dict[str, str | MapField] = EXTERNAL) -> FindPlan:
     return compile_find(find, "routes.r.sync.find", {"event", "entity"}, mapped)
 
 
-def by(verify: dict[str, str] | bool = True, **more: Any) -> FindPlan:  # noqa: ANN401  # any key
-    return compiled(Find(path="/contacts", params={"externalId": "{event.entity_id}"}, verify=verify, **more))
+def verify_by(verify: dict[str, str] | bool = True, **more: Any) -> FindPlan:  # noqa: ANN401  # any key
+    return compile_plan(Find(path="/contacts", params={"externalId": "{event.entity_id}"}, verify=verify, **more))
 
 
 def is_taken(plan: FindPlan, match: dict[str, Any], searched: object = "u1") -> bool:
@@ -48,8 +48,8 @@ def is_taken(plan: FindPlan, match: dict[str, Any], searched: object = "u1") -> 
 @pytest.mark.parametrize(
     "mapped", ["event.entity_id", " event . entity_id", MapField(expression="event.entity_id", required=True)]
 )
-def test_the_field_that_the_map_gives_what_is_searched_for_has_to_carry_it(find: Find, mapped: str | MapField) -> None:
-    plan = compiled(find, {"external_id": mapped})
+def test_the_field_that_the_map_gives_the_searched_value_has_to_carry_it(find: Find, mapped: str | MapField) -> None:
+    plan = compile_plan(find, {"external_id": mapped})
     assert is_taken(plan, {"id": "c1", "external_id": "u1"})
     assert not is_taken(plan, {"id": "c1", "external_id": "u2"})
     assert not is_taken(plan, {"id": "c1"})
@@ -70,20 +70,20 @@ def test_a_find_that_nothing_verifies_is_a_mistake_with_the_two_ways_out(mapped:
     with pytest.raises(
         ConfigError, match=r'find\.verify: .* verify = \{ FIELD = "event\.entity_id" \} .* verify = false'
     ):
-        compiled(BY_ID, mapped)
-    assert compiled(msgspec.structs.replace(BY_ID, verify=False), mapped).carried == ()
-    assert compiled(msgspec.structs.replace(BY_ID, verify={"id": "event.entity_id"}), mapped).carried
+        compile_plan(BY_ID, mapped)
+    assert compile_plan(msgspec.structs.replace(BY_ID, verify=False), mapped).carried == ()
+    assert compile_plan(msgspec.structs.replace(BY_ID, verify={"id": "event.entity_id"}), mapped).carried
 
 
 def test_of_two_fields_with_the_same_value_either_will_do() -> None:
-    plan = compiled(BY_ID, {"userName": "event.entity_id", "external-id": "event.entity_id"})
+    plan = compile_plan(BY_ID, {"userName": "event.entity_id", "external-id": "event.entity_id"})
     assert is_taken(plan, {"userName": "aino", "external-id": "u1"})
     assert not is_taken(plan, {"userName": "aino", "external-id": "u2"})
 
 
 def test_each_value_that_is_searched_for_counts() -> None:
     find = Find(path="/contacts", params={"id": "{event.entity_id}", "of": "{event.source}"})
-    plan = compiled(find, {"external_id": "event.entity_id", "origin": "event.source"})
+    plan = compile_plan(find, {"external_id": "event.entity_id", "origin": "event.source"})
     scope = {"event": {"entity_id": "u1", "source": "trivore"}}
     require_carried(plan.carried, {"external_id": "u1", "origin": "trivore"}, scope, ignore_case=False)
     with pytest.raises(UnusableAnswer, match="'okta' at origin"):
@@ -91,12 +91,14 @@ def test_each_value_that_is_searched_for_counts() -> None:
 
 
 def test_a_table_names_fields_however_deep_and_false_asks_nothing() -> None:
-    plan = by({"ids[?kind=='external'].value": "event.entity_id"})
+    plan = verify_by({"ids[?kind=='external'].value": "event.entity_id"})
     assert is_taken(plan, {"ids": [{"kind": "own", "value": "c1"}, {"kind": "external", "value": "u1"}]})
     assert not is_taken(plan, {"ids": [{"kind": "own", "value": "u1"}]})
     assert not is_taken(plan, {"ids": "u1"})
-    assert is_taken(by({'"urn:x:2.0:User".externalId': "event.entity_id"}), {"urn:x:2.0:User": {"externalId": "u1"}})
-    assert is_taken(by(verify=False), {"id": "c1"})
+    assert is_taken(
+        verify_by({'"urn:x:2.0:User".externalId': "event.entity_id"}), {"urn:x:2.0:User": {"externalId": "u1"}}
+    )
+    assert is_taken(verify_by(verify=False), {"id": "c1"})
 
 
 @pytest.mark.parametrize(
@@ -108,23 +110,21 @@ def test_a_table_names_fields_however_deep_and_false_asks_nothing() -> None:
         ("u1", "u1 ", False), ("é", "e\u0301", False), ("nan", float("nan"), False),
     ],
 )  # fmt: skip
-def test_values_are_compared_as_their_texts_and_numbers_as_numbers(
-    searched: object, carried: object, same: bool
-) -> None:
-    assert is_taken(by(), {"external_id": carried}, searched) is same
+def test_values_are_compared_as_texts_and_numbers_as_numbers(searched: object, carried: object, same: bool) -> None:
+    assert is_taken(verify_by(), {"external_id": carried}, searched) is same
 
 
 def test_case_counts_unless_the_table_says_that_it_does_not() -> None:
-    assert not is_taken(by(), {"external_id": "U1"})
-    assert is_taken(by(ignore_case=True), {"external_id": "U1"})
-    assert is_taken(by(ignore_case=True), {"external_id": "STRASSE"}, "straße")
-    assert not is_taken(by(ignore_case=True), {"external_id": "U2"})
+    assert not is_taken(verify_by(), {"external_id": "U1"})
+    assert is_taken(verify_by(ignore_case=True), {"external_id": "U1"})
+    assert is_taken(verify_by(ignore_case=True), {"external_id": "STRASSE"}, "straße")
+    assert not is_taken(verify_by(ignore_case=True), {"external_id": "U2"})
 
 
 @given(st.text(min_size=1), st.text())
 def test_a_match_is_taken_when_it_carries_the_very_text(searched: str, carried: str) -> None:
-    assert is_taken(by(), {"external_id": searched}, searched)
-    assert is_taken(by(), {"external_id": carried}, searched) is (searched == carried)
+    assert is_taken(verify_by(), {"external_id": searched}, searched)
+    assert is_taken(verify_by(), {"external_id": carried}, searched) is (searched == carried)
 
 
 @pytest.mark.parametrize(
@@ -132,38 +132,21 @@ def test_a_match_is_taken_when_it_carries_the_very_text(searched: str, carried: 
     [
         (
             {"external_id": "u2"},
-            (
-                "the match has 'u2' at external_id, and 'u1' was searched for; check that the destination applies the "
-                'filter of find. If it does, name the field that has it with verify = { FIELD = "event.entity_id" }, '
-                "or write verify = false"
-            ),
+            "has 'u2' at external_id, and 'u1' was searched for.* verify = .* or write verify = false",
         ),
-        (
-            {"external_id": "U1"},
-            (
-                "the match has 'U1' at external_id, and 'u1' was searched for; if the destination ignores case, "
-                "write ignore_case = true"
-            ),
-        ),
-        (
-            {"externalId": "u1"},
-            (
-                "the match has nothing at external_id, and 'u1' was searched for; name the field that has it "
-                'with verify = { FIELD = "event.entity_id" }, or write verify = false'
-            ),
-        ),
+        ({"external_id": "U1"}, "has 'U1' at external_id, and 'u1' was searched for.* write ignore_case = true"),
+        ({"externalId": "u1"}, "has nothing at external_id, and 'u1' was searched for.* verify = .* verify = false"),
     ],
 )
-def test_the_refusal_says_what_was_searched_for_what_came_and_what_to_write(match: dict[str, Any], text: str) -> None:
-    with pytest.raises(UnusableAnswer) as caught:
-        require_carried(by().carried, match, {"event": {"entity_id": "u1"}}, ignore_case=False)
-    assert str(caught.value) == text
+def test_the_refusal_names_the_searched_value_the_found_one_and_the_remedy(match: dict[str, Any], text: str) -> None:
+    with pytest.raises(UnusableAnswer, match=text):
+        require_carried(verify_by().carried, match, {"event": {"entity_id": "u1"}}, ignore_case=False)
 
 
 def test_a_long_or_strange_value_is_shown_short_and_harmless() -> None:
     with pytest.raises(UnusableAnswer) as caught:
         require_carried(
-            by().carried, {"external_id": "\x1b[31m" * 9999}, {"event": {"entity_id": "é"}}, ignore_case=False
+            verify_by().carried, {"external_id": "\x1b[31m" * 9999}, {"event": {"entity_id": "é"}}, ignore_case=False
         )
     assert len(str(caught.value)) < 400
     assert str(caught.value).isprintable()
@@ -172,14 +155,14 @@ def test_a_long_or_strange_value_is_shown_short_and_harmless() -> None:
 def test_an_empty_text_proves_nothing_of_a_match() -> None:
     """Many destinations take it for no filter, and the first of all that they have may carry one as well."""
     with pytest.raises(MappingError, match=r"is empty, so no match can be verified"):
-        is_taken(compiled(), {"external_id": ""}, searched="")
-    beside = by({"external_id": "event.entity_id", "tenant": "event.body"})
+        is_taken(compile_plan(), {"external_id": ""}, searched="")
+    beside = verify_by({"external_id": "event.entity_id", "tenant": "event.body"})
     scope = {"event": {"entity_id": "u1", "body": ""}}
     require_carried(beside.carried, {"external_id": "u1", "tenant": ""}, scope, ignore_case=False)
 
 
 def test_without_a_value_to_compare_with_the_event_is_at_fault() -> None:
-    plan = by({"external_id": "event.body.id"})
+    plan = verify_by({"external_id": "event.body.id"})
     with pytest.raises(MappingError, match=r"find\.verify\.external_id: has no value"):
         require_carried(plan.carried, {"external_id": "u1"}, {"event": {"body": None}}, ignore_case=False)
 
@@ -193,6 +176,6 @@ def test_without_a_value_to_compare_with_the_event_is_at_fault() -> None:
         ({"a": "target.id"}, r"find\.verify\.a: 'target\.id' uses an unknown name 'target'; known here: entity, event"),
     ],
 )
-def test_a_mistake_in_what_is_verified_is_found_at_the_start(verify: dict[str, str], mistake: str) -> None:
+def test_a_mistake_in_verify_is_found_at_the_start(verify: dict[str, str], mistake: str) -> None:
     with pytest.raises(ConfigError, match=mistake):
-        by(verify)
+        verify_by(verify)

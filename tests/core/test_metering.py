@@ -61,7 +61,7 @@ class Pipe:
             with contextlib.suppress(OSError):
                 os.close(end)
 
-    def exposed(self) -> Samples:
+    def expose(self) -> Samples:
         """Read until the last writer is gone."""
         os.close(self.writing)
         with os.fdopen(self.reading, "rb") as lines:
@@ -114,7 +114,7 @@ def test_several_processes_count_together_as_one_would(parts: list[list[Step]]) 
         tell(recorder, steps)
         recorder.close()
     expected = as_the_library_says([step for steps in parts for step in steps])
-    found = pipe.exposed()
+    found = pipe.expose()
     assert found.keys() == expected.keys()
     for name, series in expected.items():
         assert found[name] == pytest.approx(series), name
@@ -126,12 +126,10 @@ def test_the_newest_value_of_a_gauge_stands_in_whichever_order_processes_write(p
     second.put(metrics.BREAKER, 0, "destination", "crm")
     second.close()
     first.close()
-    assert pipe.exposed()["relay_breaker"]["destination", "crm"] == 0
+    assert pipe.expose()["relay_breaker"]["destination", "crm"] == 0
 
 
-def test_an_unchanged_value_is_told_again_to_an_exporter_that_came_later(
-    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unchanged_value_is_sent_again_to_a_later_exporter(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inbox.observe.recorder.REWRITE_EVERY_SECONDS", 0.3)
     recorder = pipe.recorder()
     recorder.put(metrics.BREAKER, 2, "destination", "crm")

@@ -1,4 +1,4 @@
-"""The table of operations: one parser for every row, and words that say what would be right."""
+"""The table of operations: one parser for every row, and messages that name the valid input."""
 
 from __future__ import annotations
 
@@ -93,39 +93,6 @@ def test_a_selection_that_makes_sense_is_read(kind: str, selection: dict[str, ob
     assert isinstance(parse(kind, selection), OPERATIONS[kind].asks)
 
 
-# --- The entity to erase: a reason that names it, and its pseudonym
-
-
-def of(entity_id: str) -> ErasureSubject:
-    return ErasureSubject("trivore", "USER", entity_id)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "IDNUMBER1234",
-        '{"id": "IDNUMBER1234"}',
-        "GET /user/IDNUMBER1234?x=1 answered 404",
-        "user_IDNUMBER1234",
-        "USER|IDNUMBER1234",
-    ],
-)
-def test_an_id_is_found_wherever_it_stands_alone(text: str) -> None:
-    assert of("IDNUMBER1234").is_named_in(text)
-
-
-@pytest.mark.parametrize("text", ["", "IDNUMBER12345", "AIDNUMBER1234", "idnumber1234", "IDNUMBER 1234"])
-def test_another_id_is_left_alone(text: str) -> None:
-    assert not of("IDNUMBER1234").is_named_in(text)
-
-
-def test_a_pseudonym_is_the_same_for_an_entity_and_another_at_another_source() -> None:
-    assert of("u1").pseudonym == of("u1").pseudonym
-    entities = (("trivore", "u1"), ("trivore", "u2"), ("other", "u1"), ("a|USER", "b"), ("a", "USER|b"))
-    assert len({ErasureSubject(source, "USER", entity_id).pseudonym for source, entity_id in entities}) == len(entities)
-    assert len(of("u1").pseudonym) == len("erased:") + 64
-
-
 @pytest.mark.parametrize(
     ("conditions", "is_dead_only"),
     [
@@ -143,3 +110,36 @@ def test_a_replay_of_named_events_takes_only_dead_ones_by_a_state_or_failure(
     conditions: dict[str, Any], is_dead_only: bool
 ) -> None:
     assert Selection(**conditions).dead_only is is_dead_only
+
+
+# --- The entity to erase: a reason that names it, and its pseudonym
+
+
+def subject(entity_id: str) -> ErasureSubject:
+    return ErasureSubject("trivore", "USER", entity_id)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "IDNUMBER1234",
+        '{"id": "IDNUMBER1234"}',
+        "GET /user/IDNUMBER1234?x=1 answered 404",
+        "user_IDNUMBER1234",
+        "USER|IDNUMBER1234",
+    ],
+)
+def test_an_id_is_found_wherever_it_stands_alone(text: str) -> None:
+    assert subject("IDNUMBER1234").is_named_in(text)
+
+
+@pytest.mark.parametrize("text", ["", "IDNUMBER12345", "AIDNUMBER1234", "idnumber1234", "IDNUMBER 1234"])
+def test_another_id_is_left_alone(text: str) -> None:
+    assert not subject("IDNUMBER1234").is_named_in(text)
+
+
+def test_a_pseudonym_is_the_same_for_an_entity_and_another_at_another_source() -> None:
+    assert subject("u1").pseudonym == subject("u1").pseudonym
+    entities = (("trivore", "u1"), ("trivore", "u2"), ("other", "u1"), ("a|USER", "b"), ("a", "USER|b"))
+    assert len({ErasureSubject(source, "USER", entity_id).pseudonym for source, entity_id in entities}) == len(entities)
+    assert len(subject("u1").pseudonym) == len("erased:") + 64

@@ -1,4 +1,4 @@
-"""Settling a lane: its next head, what a newer event stands for, and folding in rounds."""
+"""Settling a lane: its next head, superseded events, and folding in rounds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State
 from relay.delivery.ordering import LastDelivered, covers, settle
 
-# --- Settling a lane: its next head, and what a newer event stands for
-
-
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_DELAY = timedelta(seconds=5)
 
@@ -25,7 +22,7 @@ def a_row(seq: int, state: State, second: int | None = None, attempt: int = 0, d
     return OpenDelivery(seq, "r", "USER|u1", occurred_at, state, attempt, 0, due_at)
 
 
-def settled(ordering: Ordering, *rows: OpenDelivery) -> dict[int, OpenDelivery]:
+def settle_lane(ordering: Ordering, *rows: OpenDelivery) -> dict[int, OpenDelivery]:
     return {row.seq: row for row in settle(ordering, rows, NOW, FIRST_DELAY)}
 
 
@@ -43,9 +40,7 @@ def lanes(draw: st.DrawFn) -> list[OpenDelivery]:
 
 
 @given(st.sampled_from(["latest", "strict"]), lanes())
-def test_a_lane_with_anything_open_has_exactly_one_head_and_nothing_is_lost(
-    ordering: Ordering, lane: list[OpenDelivery]
-) -> None:
+def test_an_open_lane_has_one_head_and_loses_nothing(ordering: Ordering, lane: list[OpenDelivery]) -> None:
     after = settle(ordering, lane, NOW, FIRST_DELAY)
 
     assert sorted(row.seq for row in after) == sorted(row.seq for row in lane)
@@ -54,9 +49,7 @@ def test_a_lane_with_anything_open_has_exactly_one_head_and_nothing_is_lost(
 
 
 @given(lanes())
-def test_strict_folds_nothing_and_its_head_is_the_first_unless_one_was_being_worked_on(
-    lane: list[OpenDelivery],
-) -> None:
+def test_strict_folds_nothing_and_its_head_is_the_first_unless_one_was_begun(lane: list[OpenDelivery]) -> None:
     after = settle("strict", lane, NOW, FIRST_DELAY)
 
     assert not any(row.facts for row in after)
@@ -92,14 +85,14 @@ def test_settling_a_settled_lane_changes_nothing(ordering: Ordering, lane: list[
 
 def test_a_delivery_in_flight_stands_for_no_other_not_even_an_older_one() -> None:
     """Its fetch may have been made before the older event's change."""
-    after = settled("latest", a_row(5, State.IN_FLIGHT, attempt=1), a_row(3, State.RECEIVED))
+    after = settle_lane("latest", a_row(5, State.IN_FLIGHT, attempt=1), a_row(3, State.RECEIVED))
 
     assert after[3].state is State.WAITING
     assert after[5].state is State.IN_FLIGHT
 
 
 def test_a_newer_event_goes_on_from_the_attempts_of_the_retry_it_replaces_and_pulls_it_forward() -> None:
-    after = settled("latest", a_row(1, State.READY, attempt=4, due_in=3600), a_row(2, State.RECEIVED))
+    after = settle_lane("latest", a_row(1, State.READY, attempt=4, due_in=3600), a_row(2, State.RECEIVED))
 
     assert after[1].state is State.ENDED
     assert (after[2].attempt, after[2].due_at) == (4, NOW + FIRST_DELAY)
@@ -107,13 +100,13 @@ def test_a_newer_event_goes_on_from_the_attempts_of_the_retry_it_replaces_and_pu
 
 
 def test_a_retry_that_is_due_sooner_than_the_first_delay_is_not_pushed_back() -> None:
-    after = settled("latest", a_row(1, State.READY, attempt=1, due_in=2), a_row(2, State.RECEIVED))
+    after = settle_lane("latest", a_row(1, State.READY, attempt=1, due_in=2), a_row(2, State.RECEIVED))
 
     assert after[2].due_at == NOW + timedelta(seconds=2)
 
 
 def test_an_older_event_does_not_pull_a_newer_ones_retry_forward() -> None:
-    after = settled(
+    after = settle_lane(
         "latest", a_row(2, State.READY, second=9, attempt=4, due_in=3600), a_row(3, State.RECEIVED, second=1)
     )
 
@@ -121,21 +114,21 @@ def test_an_older_event_does_not_pull_a_newer_ones_retry_forward() -> None:
     assert after[3].state is State.ENDED
 
 
-def test_in_strict_an_older_event_goes_before_a_head_that_nobody_has_worked_on() -> None:
-    after = settled("strict", a_row(2, State.READY, second=9), a_row(3, State.RECEIVED, second=1))
+def test_in_strict_an_older_event_goes_before_an_unattempted_head() -> None:
+    after = settle_lane("strict", a_row(2, State.READY, second=9), a_row(3, State.RECEIVED, second=1))
 
     assert (after[2].state, after[3].state) == (State.WAITING, State.READY)
 
 
 def test_in_strict_an_older_event_waits_behind_a_head_that_was_attempted() -> None:
-    after = settled("strict", a_row(2, State.READY, second=9, attempt=1), a_row(3, State.RECEIVED, second=1))
+    after = settle_lane("strict", a_row(2, State.READY, second=9, attempt=1), a_row(3, State.RECEIVED, second=1))
 
     assert (after[2].state, after[3].state) == (State.READY, State.WAITING)
 
 
 def test_a_blocked_head_holds_everything_back() -> None:
     for ordering in ("latest", "strict"):
-        after = settled(ordering, a_row(1, State.BLOCKED, attempt=1), a_row(2, State.RECEIVED))
+        after = settle_lane(ordering, a_row(1, State.BLOCKED, attempt=1), a_row(2, State.RECEIVED))
         assert (after[1].state, after[2].state) == (State.BLOCKED, State.WAITING)
 
 
@@ -144,7 +137,7 @@ KEYS = st.tuples(st.integers(0, 40).map(lambda halves: NOW + timedelta(seconds=h
 
 
 @given(KEYS, KEYS)
-def test_without_a_fetch_one_that_arrives_later_is_covered_only_when_clocks_within_the_skew_prove_it_older(
+def test_without_a_fetch_a_later_arrival_is_covered_if_surely_older(
     key: tuple[datetime, int], last: tuple[datetime, int]
 ) -> None:
     """Its own clock may be behind by the skew, and its second may be nearly over."""
@@ -154,7 +147,7 @@ def test_without_a_fetch_one_that_arrives_later_is_covered_only_when_clocks_with
 
 
 @given(KEYS, KEYS)
-def test_without_a_fetch_one_that_arrived_earlier_is_covered_when_it_would_have_been_folded(
+def test_without_a_fetch_an_earlier_arrival_is_covered_if_it_folds(
     key: tuple[datetime, int], last: tuple[datetime, int]
 ) -> None:
     rows = [OpenDelivery(seq, "r", "USER|u1", at, State.WAITING) for at, seq in (key, last)]
@@ -164,14 +157,12 @@ def test_without_a_fetch_one_that_arrived_earlier_is_covered_when_it_would_have_
 
 
 @given(KEYS)
-def test_without_a_fetch_no_event_covers_itself_so_that_a_repeat_of_it_is_delivered_again(
-    key: tuple[datetime, int],
-) -> None:
+def test_without_a_fetch_no_event_covers_its_own_duplicate(key: tuple[datetime, int]) -> None:
     assert not covers(LastDelivered(*key), key, SKEW)
 
 
 @given(KEYS, KEYS, st.integers(-40, 40))
-def test_a_fetch_covers_each_earlier_change_by_any_clock_within_the_skew(
+def test_a_fetch_covers_changes_before_it_and_the_skew(
     key: tuple[datetime, int], last: tuple[datetime, int], halves: int
 ) -> None:
     began = last[0] + timedelta(seconds=halves / 2)
@@ -187,7 +178,7 @@ FEW = st.integers(2, 4)
 
 
 def a_round(lane: list[OpenDelivery], few: int) -> list[OpenDelivery]:
-    """Settle as `relay.store.sequence` does: with the head, what has arrived, and the first few that wait."""
+    """Settle as `relay.store.sequence` does: with the head, the arrivals, and the first few that wait."""
     waiting = sorted((row for row in lane if row.state is State.WAITING), key=lambda row: row.key)
     read, unread = waiting[:few], waiting[few:]
     upto = read[-1].key if unread else None
@@ -205,8 +196,8 @@ def is_left(rows: list[OpenDelivery]) -> bool:
     return waiting > 1 or (waiting == 1 and any(row.state is State.READY for row in rows))
 
 
-def in_rounds(lane: list[OpenDelivery], few: int) -> list[OpenDelivery]:
-    """Everything, when nothing is left to be folded; after every round the lane has its head, and nothing is lost."""
+def fold_in_rounds(lane: list[OpenDelivery], few: int) -> list[OpenDelivery]:
+    """Fold until nothing is left; after each round the lane has its head, and nothing is lost."""
     rows = lane
     for _ in range(len(lane) + 1):
         ended = [row for row in rows if not is_open(row)]
@@ -224,16 +215,16 @@ def shape(row: OpenDelivery) -> tuple[object, ...]:
 
 
 @given(lanes(), FEW)
-def test_in_rounds_of_any_size_the_same_one_survives_and_the_same_are_superseded(
-    lane: list[OpenDelivery], few: int
-) -> None:
+def test_rounds_of_any_size_end_with_the_same_delivery(lane: list[OpenDelivery], few: int) -> None:
     at_once = settle("latest", lane, NOW, FIRST_DELAY)
-    assert sorted(map(shape, filter(is_open, in_rounds(lane, few)))) == sorted(map(shape, filter(is_open, at_once)))
+    assert sorted(map(shape, filter(is_open, fold_in_rounds(lane, few)))) == sorted(
+        map(shape, filter(is_open, at_once))
+    )
 
 
 @given(lanes(), FEW)
 def test_each_is_superseded_by_a_newer_one_of_its_lane(lane: list[OpenDelivery], few: int) -> None:
-    rows = {row.seq: row for row in in_rounds(lane, few)}
+    rows = {row.seq: row for row in fold_in_rounds(lane, few)}
     for row in rows.values():
         if row.state is State.ENDED:
             (fact,) = (fact for fact in row.facts if isinstance(fact, facts.Superseded))
@@ -241,9 +232,7 @@ def test_each_is_superseded_by_a_newer_one_of_its_lane(lane: list[OpenDelivery],
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), FEW, st.data())
-def test_deliveries_between_two_rounds_are_older_than_all_that_is_left(
-    seconds: list[int], few: int, data: st.DataObject
-) -> None:
+def test_deliveries_between_rounds_are_older_than_the_rest(seconds: list[int], few: int, data: st.DataObject) -> None:
     """Whatever newer ones arrive meanwhile, and whenever the head goes: in the end the newest has gone, and last."""
     rows = [a_row(seq, State.WAITING, second) for seq, second in enumerate(seconds, start=1)]
     newest = max(rows, key=lambda row: row.key)
@@ -263,13 +252,13 @@ def test_deliveries_between_two_rounds_are_older_than_all_that_is_left(
 
 @given(lanes(), FEW)
 def test_a_retry_that_is_taken_over_goes_on_from_the_same_attempts(lane: list[OpenDelivery], few: int) -> None:
-    for row in in_rounds(lane, few):
+    for row in fold_in_rounds(lane, few):
         taken = [fact for fact in row.facts if isinstance(fact, facts.TookOver)]
         if taken and row.state is State.READY:
             assert (row.attempt, row.due_at) == (taken[-1].attempt, taken[-1].due_at)
 
 
-def test_a_later_head_that_nobody_has_worked_on_waits_until_the_older_ones_are_folded() -> None:
+def test_a_later_unattempted_head_waits_until_the_older_ones_are_folded() -> None:
     rows = [a_row(seq, State.WAITING) for seq in range(1, 6)] + [a_row(6, State.READY)]
     once = {row.seq: row.state for row in a_round(rows, 2)}
     assert (once[1], once[2], once[6]) == (State.ENDED, State.READY, State.WAITING)

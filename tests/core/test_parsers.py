@@ -1,4 +1,4 @@
-"""Parsers of what strangers write: whatever it is, they read it as its format says, or raise their one error."""
+"""Parsers of untrusted input: they read it as its format says, or raise their one error."""
 
 from __future__ import annotations
 
@@ -14,20 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inbox import errors
 from inbox.config.routing import list_passed_headers
 from inbox.config.sources import EventFields, NoAuth, Signature, Source, UrlTokenAuth
 from inbox.config.values import Secret
-from inbox.errors import (
-    ConfigError,
-    HeadTooLarge,
-    NotAuthenticated,
-    RequestError,
-    TargetTooLong,
-    TooMany,
-    Unavailable,
-    Unreadable,
-    UnusableAnswer,
-)
 from inbox.events import strict_json, timestamps
 from inbox.events.event import RawRequest
 from inbox.http import head
@@ -46,7 +36,7 @@ SIMPLE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 
 
 class Parser(NamedTuple):
-    """A parser with inputs that come near to its format, and with what holds of everything that it reads."""
+    """A parser, with inputs that come near to its format, and a check of everything that it accepts."""
 
     inputs: st.SearchStrategy[Any]
     read: Callable[[Any], None]
@@ -96,7 +86,7 @@ SIGNALS = secevent.trust(secevent.ALL)
 
 def read_security_event_token(body: bytes) -> None:
     SIGNALS.verify(secevent.as_request(body), NOW)
-    raise AssertionError("nobody has signed it")
+    raise AssertionError("it is not signed")
 
 
 TOKEN_HEADERS = st.fixed_dictionaries(
@@ -120,24 +110,24 @@ def read_config(text: str) -> None:
 
 PARSERS = {
     "times": Parser(st.text() | st.text(alphabet="0123456789-:TZtz+. ٣", max_size=40), read_time, ValueError),
-    "JSON": Parser(st.binary() | st.text(alphabet=JSON_MARKS).map(str.encode), read_json, Unreadable),
-    "heads": Parser(HEADS, read_head, RequestError),
+    "JSON": Parser(st.binary() | st.text(alphabet=JSON_MARKS).map(str.encode), read_json, errors.Unreadable),
+    "heads": Parser(HEADS, read_head, errors.RequestError),
     "tokens": Parser(
         st.binary(max_size=200)
         | st.dictionaries(st.sampled_from(["access_token", "token_type", "expires_in", "scope"]), SIMPLE).map(
             lambda made: json.dumps(made).encode()
         ),
         read_token,
-        UnusableAnswer,
+        errors.UnusableAnswer,
     ),
     "security event tokens": Parser(
         st.tuples(st.binary(max_size=40) | TOKEN_HEADERS, st.binary(max_size=40), st.binary(max_size=40)).map(b".".join)
         | st.lists(st.binary(max_size=40), max_size=5).map(b".".join),
         read_security_event_token,
-        NotAuthenticated,
+        errors.NotAuthenticated,
     ),
-    "keys": Parser(KEY_MEMBERS, read_key, ConfigError),
-    "configurations": Parser(st.text(alphabet="[]{}=\"'.,#\n\\ ab1-"), read_config, ConfigError),
+    "keys": Parser(KEY_MEMBERS, read_key, errors.ConfigError),
+    "configurations": Parser(st.text(alphabet="[]{}=\"'.,#\n\\ ab1-"), read_config, errors.ConfigError),
 }
 
 
@@ -152,7 +142,7 @@ def test_any_input_is_read_as_its_format_says_or_refused(name: str, data: st.Dat
         str(getattr(error, "detail", error)).encode()  # an answer or a log repeats it, and it must be writable
 
 
-# --- tests/core/test_parsers.py
+# --- times
 
 
 SECOND = 1_000_000_000
@@ -220,7 +210,33 @@ def test_every_spelling_of_an_instant_is_that_instant() -> None:
     assert timestamps.parse_rfc3339("9999-12-31T23:59:59-23:59") > timestamps.parse_rfc3339("9999-12-31T23:59:59Z")
 
 
-# --- `pass_headers` of a forward destination: the names that it may have, and what the receiver stores for it
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
+        ("2026-01-31T10:00", datetime(2026, 1, 31, 10, tzinfo=UTC)),
+        ("2026-01-31T10:00:05", datetime(2026, 1, 31, 10, 0, 5, tzinfo=UTC)),
+        ("2026-01-31T10:00:05.123Z", datetime(2026, 1, 31, 10, 0, 5, 123_000, tzinfo=UTC)),
+        ("2026-01-31 10:00:05.123456Z", datetime(2026, 1, 31, 10, 0, 5, 123_456, tzinfo=UTC)),
+        ("2026-01-31T12:00:05+02:00", datetime(2026, 1, 31, 10, 0, 5, tzinfo=UTC)),
+        ("30s", NOW - timedelta(seconds=30)),
+        ("15m", NOW - timedelta(minutes=15)),
+        ("1h", NOW - timedelta(hours=1)),
+        ("2d", NOW - timedelta(days=2)),
+        ("1w", NOW - timedelta(weeks=1)),
+    ],
+)
+def test_a_time_is_a_printed_one_a_date_or_a_span_back_from_now(given: str, meant: datetime) -> None:
+    assert timestamps.parse_time(given, NOW) == meant
+
+
+@pytest.mark.parametrize("given", ["", "yesterday", "1", "-1h", "1y", "2026-13-01", "2026-01-31Z", "999999999w", "٣h"])
+def test_any_other_time_is_an_error_with_the_valid_forms(given: str) -> None:
+    with pytest.raises(ValueError, match=r"2026-01-31T10:00:00.123Z.* a date .*1h"):
+        timestamps.parse_time(given, NOW)
+
+
+# --- `pass_headers` of a forward destination: the names that it may have, and the headers that the receiver stores
 
 
 RECEIVED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -301,10 +317,7 @@ def test_a_passed_header_that_has_the_token_of_the_url_is_not_stored() -> None:
     assert preset_of(Source(name="s", preset="trivore", auth=NoAuth())).kept_headers == frozenset()
 
 
-# --- The door: heads, limits, and the answers to senders whose requests are not taken in
-
-
-# --- test_head
+# --- heads of requests
 
 
 HOST = (b"host", b"example.com")
@@ -320,7 +333,7 @@ def test_every_spelling_of_a_host_is_taken(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["a b", "a/b", "a@b", "a:b", "a:123456", "[::1", "::1", "\xff", "a?b", "a#b", "[]"])
 def test_anything_but_a_host_is_refused(host: str) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(errors.Unreadable):
         head.check("1.1", b"/", [(b"host", host.encode("latin-1"))])
 
 
@@ -337,7 +350,7 @@ def test_a_path_or_the_url_of_the_same_host_is_taken(target: bytes) -> None:
     ],
 )  # fmt: skip
 def test_any_other_target_is_refused(target: bytes) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(errors.Unreadable):
         head.check("1.1", target, [HOST])
 
 
@@ -347,7 +360,7 @@ FIELDS = [HOST, (b"content-type", b"a"), (b"transfer-encoding", b"chunked"), (b"
 @pytest.mark.parametrize("twice", FIELDS, ids=lambda field: field[0])
 def test_a_field_that_may_come_once_is_refused_twice(twice: tuple[bytes, bytes]) -> None:
     head.check("1.1", b"/", FIELDS)
-    with pytest.raises(RequestError):
+    with pytest.raises(errors.RequestError):
         head.check("1.1", b"/", [*FIELDS, twice])
 
 
@@ -359,18 +372,18 @@ def test_a_head_is_taken_when_its_fields_are_within_every_limit_and_only_then(va
     try:
         head.check("1.1", b"/", fields)
         head.check_size(b"/", fields)
-    except HeadTooLarge:
+    except errors.HeadTooLarge:
         assert not within
     else:
         assert within
 
 
 def test_a_head_that_does_not_end_is_told_by_what_is_too_long_in_it() -> None:
-    assert isinstance(head.make_unfinished_error(b"/" * (head.LONGEST_TARGET + 1)), TargetTooLong)
-    assert isinstance(head.make_unfinished_error(b"/"), HeadTooLarge)
+    assert isinstance(head.make_unfinished_error(b"/" * (head.LONGEST_TARGET + 1)), errors.TargetTooLong)
+    assert isinstance(head.make_unfinished_error(b"/"), errors.HeadTooLarge)
 
 
-# --- test_limits
+# --- limits
 
 
 def taken(bucket: Bucket, now: float) -> int:
@@ -412,7 +425,7 @@ def test_a_sender_beyond_its_rate_is_told_to_wait_for_a_second_at_least(monkeypa
     monkeypatch.setattr("inbox.receiver.webhook.time", SimpleNamespace(monotonic=lambda: 0.0))
     endpoint = cast("SourceEndpoint", SimpleNamespace(bucket=Bucket(3.0, burst=1)))
     enforce_rate_limit(endpoint)
-    with pytest.raises(TooMany) as refused:
+    with pytest.raises(errors.TooMany) as refused:
         enforce_rate_limit(endpoint)
     assert refused.value.retry_after_seconds == 1
 
@@ -424,11 +437,11 @@ def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:
         place.grow(SMALL_BODY)
     one[0].grow(SMALL_BODY + 60)
     one[0].grow(SMALL_BODY + 80)
-    with pytest.raises(Unavailable):
+    with pytest.raises(errors.Unavailable):
         other[0].grow(SMALL_BODY + 21)
     other[0].grow(SMALL_BODY + 20)
     for place in (*small, *one, *one):
         place.release()
-    with pytest.raises(Unavailable):
+    with pytest.raises(errors.Unavailable):
         one[0].grow(SMALL_BODY + 81)
     one[0].grow(SMALL_BODY + 80)

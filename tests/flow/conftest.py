@@ -28,7 +28,7 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def patient_receivers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Senders wait a minute for the database: a machine that stands still for 3 s costs nobody a 503."""
+    """Let senders wait a minute for the database: a machine that stands still for 3 s causes no 503."""
     monkeypatch.setattr("inbox.receiver.writer.ANSWER_WITHIN_SECONDS", 60.0)
 
 
@@ -61,7 +61,7 @@ def steps(engine: Engine, config: Config) -> Steps:
 
 @pytest.fixture
 def uncached_health(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every question is asked of the database."""
+    """Ask the database for each health check."""
     monkeypatch.setattr("inbox.receiver.app.READY_CACHED_SECONDS", 0.0)
 
 

@@ -1,4 +1,4 @@
-"""A webhook that is answered by what became of it: delivered, given up, or not known yet."""
+"""A webhook whose response is the outcome of its delivery: delivered, given up, or not known yet."""
 
 from __future__ import annotations
 
@@ -20,16 +20,7 @@ from inbox.receiver import app, wait
 from inbox.receiver.wait import POLL_SECONDS, OutcomeWaiter
 from inbox.receiver.webhook import LONGEST_WAIT_SECONDS, wait_timeout
 from tests.helpers.databases import ON_BOTH
-from tests.helpers.receiver import (
-    PROBLEM,
-    Receiver,
-    a_link,
-    ask,
-    receiving,
-    serve_receiver,
-    status_of,
-    webhook,
-)
+from tests.helpers.receiver import PROBLEM, Receiver, a_link, ask, receiving, serve_receiver, status_of, webhook
 from tests.helpers.relaying import HOPELESS, Scripted, Steps, fill
 from tests.helpers.tables import count
 from tests.helpers.waiting import LONGEST_SECONDS, until, until_async
@@ -52,14 +43,14 @@ async def patient(config: Config) -> AsyncIterator[Receiver]:
         yield made
 
 
-async def stored(engine: Engine, number: int = 1) -> None:
+async def wait_until_stored(engine: Engine, number: int = 1) -> None:
     await until_async(lambda: count(engine, "inbox") == number, "it is stored")
 
 
 @ON_BOTH
 async def test_it_is_answered_when_it_is_delivered(patient: Receiver, steps: Steps, engine: Engine) -> None:
     answer = asyncio.create_task(patient.post())
-    await stored(engine)
+    await wait_until_stored(engine)
     await asyncio.to_thread(steps.round)
     told = await answer
     assert (told.status_code, told.json) == (200, {"status": "delivered", "seq": 1})
@@ -69,7 +60,7 @@ async def test_it_is_answered_when_it_is_delivered(patient: Receiver, steps: Ste
 async def test_an_event_that_was_given_up_is_502_and_says_why(patient: Receiver, steps: Steps, engine: Engine) -> None:
     steps.deliverer = Scripted([HOPELESS])
     answer = asyncio.create_task(patient.post())
-    await stored(engine)
+    await wait_until_stored(engine)
     await asyncio.to_thread(steps.round)
     told = await answer
     assert (told.status_code, told.headers["content-type"]) == (502, PROBLEM)
@@ -79,13 +70,13 @@ async def test_an_event_that_was_given_up_is_502_and_says_why(patient: Receiver,
 
 async def test_a_delivery_that_blocks_its_lane_was_given_up_too(patient: Receiver, engine: Engine) -> None:
     answer = asyncio.create_task(patient.post())
-    await stored(engine)
+    await wait_until_stored(engine)
     with engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET state = 'blocked', due_at = NULL"))
     assert (await answer).status_code == 502
 
 
-async def test_a_retry_is_waited_for_and_when_time_runs_out_the_repeat_waits_for_the_same_event(
+async def test_a_duplicate_waits_for_the_outcome_of_the_same_event(
     receiver: Receiver, steps: Steps, engine: Engine
 ) -> None:
     told = await receiver.post()
@@ -99,12 +90,12 @@ async def test_a_retry_is_waited_for_and_when_time_runs_out_the_repeat_waits_for
     assert count(engine, "inbox") == 1
 
 
-async def test_more_than_may_wait_of_a_source_are_told_at_once_and_others_wait(
+async def test_a_source_with_too_many_waiting_gets_503(
     patient: Receiver, steps: Steps, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wait, "MOST_WAITING_OF_A_SOURCE", 2)
     waiting = [asyncio.create_task(patient.post(body(f"u{n}", moment(n)))) for n in range(2)]
-    await stored(engine, 2)
+    await wait_until_stored(engine, 2)
     await asyncio.sleep(0)
     told = await patient.post(body("u9", moment(9)))
     assert told.status_code == 503
@@ -131,17 +122,14 @@ def test_a_sender_that_hangs_up_makes_room_and_one_that_closed_its_half_is_told(
     assert count(engine, "inbox") == 1
 
 
-async def test_a_large_body_whose_outcome_is_waited_for_takes_no_memory(
+async def test_a_large_body_takes_no_memory_while_it_waits(
     config: Config, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = [body(f"u{number}", moment(number), pad="x" * 200_000) for number in range(2)]
     monkeypatch.setattr(app, "MEMORY", memory_for(len(large[0])))
-    async with (
-        receiving(config) as made,
-        asyncio.timeout(LONGEST_SECONDS / 2),
-    ):
+    async with receiving(config) as made, asyncio.timeout(LONGEST_SECONDS / 2):
         waiting = asyncio.create_task(made.post(large[0], headers={"Prefer": "wait=60"}))
-        await stored(engine)
+        await wait_until_stored(engine)
         told = await made.post(large[1], headers={"Prefer": "wait=0"})
         while "too much is being sent" in told.text:  # until the first one is waited for
             told = await made.post(large[1], headers={"Prefer": "wait=0"})

@@ -80,9 +80,7 @@ def a_refused(number: int, **values: str) -> Event:
         pytest.param(a_refused(7, entity_id="half a pair \ud800", dedup_key="k\ud800"), id="half a surrogate pair"),
     ],
 )
-async def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing(
-    database_url: str, engine: Engine, refused: Event
-) -> None:
+async def test_a_refused_row_costs_its_neighbours_nothing(database_url: str, engine: Engine, refused: Event) -> None:
     answers = await _answers_around(refused, database_url)
     seqs = {answer.seq for answer in answers if isinstance(answer, Receipt)}
     assert {row["seq"] for row in rows(engine, "SELECT seq FROM inbox")} == seqs
@@ -95,7 +93,7 @@ async def test_a_key_too_long_for_its_index_costs_its_neighbours_nothing(databas
 
 
 async def _answers_around(refused: Event, database_url: str) -> list[Receipt | Exception]:
-    """Twenty events in one batch, the refused one and a duplicate among them; what each was answered."""
+    """Append twenty events in one batch, with the refused one and a duplicate; return the answers."""
     events = [refused if number == 7 else an_event(number) for number in range(20)]
     async with writers(database_url, 1) as (writer,):
         await append(writer, an_event(3))
@@ -110,9 +108,9 @@ async def _answers_around(refused: Event, database_url: str) -> list[Receipt | E
 async def test_an_event_that_meets_a_bug_costs_its_neighbours_nothing_and_its_sender_sends_it_again(
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """503 and not 422: nobody knows whether anything is wrong with the event."""
+    """503 and not 422: the event may be valid."""
     appended = intake.append
-    body = "what a webhook says"
+    body = "a part of a webhook"
 
     def append_or_fail(connection: Connection, events: Sequence[Event]) -> list[int | None]:
         if any(event.dedup_key == an_event(7).dedup_key for event in events):
@@ -133,7 +131,7 @@ async def test_an_event_that_meets_a_bug_costs_its_neighbours_nothing_and_its_se
 async def _overlap(
     database_url: str, seconds: float, ended: Callable[[], bool] = lambda: False
 ) -> tuple[Answered, list[Exception]]:
-    """Six receivers take the same new keys, each in its own order, all the time: seqs by key, and what failed."""
+    """Let six receivers store the same new keys, each in its own order; return the seqs by key, and the failures."""
     loop = asyncio.get_running_loop()
     ends = loop.time() + seconds
     answered: Answered = {}
@@ -163,21 +161,21 @@ def deadlocks(database_url: str) -> int:
     name = make_url(database_url).database
     with connect_postgres(database_url, "postgres") as server:
 
-        def nobody_is_there() -> bool:
+        def sessions_have_ended() -> bool:
             query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
             return server.execute(query, (name,)).fetchone() == (0,)
 
-        until(nobody_is_there, "the receivers' sessions ended")
+        until(sessions_have_ended, "the receivers' sessions ended")
         found = server.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = %s", (name,)).fetchone()
     assert found is not None
     return int(found[0])
 
 
 @ON_POSTGRES
-async def test_six_receivers_with_overlapping_keys_never_deadlock_and_agree_on_every_seq(
+async def test_six_receivers_never_deadlock_and_agree_on_every_seq(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(PINNED, "lock_timeout", "60s")  # a machine that stands still for 2 s is no failure
+    monkeypatch.setitem(PINNED, "lock_timeout", "60s")  # for a machine that stands still for 2 s
     monkeypatch.setattr(guarantees, "list_differences", lambda *_: [])
     answered, failures = await _overlap(database_url, SECONDS)
 
@@ -230,9 +228,7 @@ class Scripted:
         self.probes += 1
 
 
-async def test_a_receiver_that_is_never_idle_is_ready(
-    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_receiver_without_a_pause_is_ready(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Scripted(monkeypatch)
     store.goes_on.set()
     writer = GroupCommit(a_link(sqlite_database_url), SystemClock())
@@ -250,7 +246,7 @@ async def test_a_receiver_that_is_never_idle_is_ready(
     assert store.probes == 1
 
 
-async def test_bodies_whose_senders_have_been_answered_are_let_go_while_the_database_hangs(
+async def test_bodies_of_answered_senders_are_freed_in_an_outage(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inbox.receiver.writer.ANSWER_WITHIN_SECONDS", 0.05)
@@ -270,9 +266,7 @@ async def test_bodies_whose_senders_have_been_answered_are_let_go_while_the_data
     await writer.close()
 
 
-async def test_a_request_beyond_those_that_may_wait_is_refused_at_once(
-    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_request_too_many_is_refused_at_once(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inbox.receiver.writer.MAX_WAITING", 2)
     store = Scripted(monkeypatch)
     writer = GroupCommit(a_link(sqlite_database_url), SystemClock())
@@ -316,7 +310,7 @@ def half(connection: Connection) -> None:
 
 
 @ON_BOTH
-async def test_an_error_of_the_database_comes_back_as_what_it_is_and_the_link_goes_on(link: Link) -> None:
+async def test_an_error_of_the_database_is_raised_and_the_link_goes_on(link: Link) -> None:
     def wrong(connection: Connection) -> None:
         with connection.begin():
             connection.execute(text("SELECT * FROM nothing_of_this_name"))
@@ -363,7 +357,7 @@ async def test_the_event_loop_goes_on_while_the_database_is_locked(link: Link, d
     await waiting
 
 
-# --- Both programs leave what they have loaded when they begin to work out of later collections of garbage, and make little
+# --- Both programs exclude their loaded objects from garbage collection, and make little garbage
 
 
 RELAY = """
@@ -374,7 +368,7 @@ process.start(process.RunOptions(grace_seconds=1, drain=True))
 """
 
 
-async def test_a_receiver_that_has_started_leaves_what_is_loaded_out(config: Config) -> None:
+async def test_a_started_receiver_excludes_its_loaded_objects_from_collections(config: Config) -> None:
     loaded: list[list[object]] = [[]]
     before = gc.get_freeze_count()
     async with receiving(config):
@@ -398,7 +392,7 @@ async def test_a_rejected_body_is_freed_without_a_collection(config: Config, siz
             gc.enable()
 
 
-def test_a_relay_that_has_started_leaves_what_is_loaded_out(database_url: str, tmp_path: Path) -> None:
+def test_a_started_relay_excludes_its_loaded_objects_from_collections(database_url: str, tmp_path: Path) -> None:
     path = tmp_path / "inbox.toml"
     path.write_text(config_text(database_url, "http://127.0.0.1:1/hook"), encoding="utf-8")
     environment = {**os.environ, "INBOX_CONFIG": str(path)}

@@ -1,4 +1,4 @@
-"""Certificates are fetched from a real host over HTTPS, and whatever it does delays no other webhook."""
+"""Certificates are fetched from a real host over HTTPS, and its trouble delays no other webhook."""
 
 from __future__ import annotations
 
@@ -126,9 +126,7 @@ def missing(path: str = certified.SNS_PATH, store: CertificateStore | None = Non
     return MissingCertificate(CertificateUrl(certified.SNS_HOST, path), store or CertificateStore(_URL, _NAMES))
 
 
-async def test_one_fetch_serves_all_that_wait_few_may_and_those_that_leave_make_room(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_one_fetch_serves_all_that_wait_and_those_that_leave_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetcher, "LONGEST_SECONDS", 60.0)
     held, wanted = Held(), missing()
     fetching = fetcher.CertificateFetcher(held)
@@ -147,9 +145,7 @@ async def test_one_fetch_serves_all_that_wait_few_may_and_those_that_leave_make_
     assert held.asked == [URL]
 
 
-async def test_a_fetch_that_hangs_is_waited_for_once_and_comes_into_the_store_late(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_fetch_that_hangs_is_waited_for_once_and_is_stored_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetcher, "LONGEST_SECONDS", 0.05)
     held, store = Held(), CertificateStore(_URL, _NAMES)
     fetching = fetcher.CertificateFetcher(held)
@@ -167,7 +163,7 @@ async def test_a_fetch_that_hangs_is_waited_for_once_and_comes_into_the_store_la
     await until_async(lambda: store._kept, "the certificate is there")
 
 
-async def test_a_failure_is_not_repeated_at_once_and_is_logged_seldom(
+async def test_a_failed_fetch_is_delayed_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     held, store = Held(pem_of("evil.example", signing_key())), CertificateStore(_URL, _NAMES)
@@ -211,13 +207,13 @@ async def receiving(host: CertificateHost) -> AsyncIterator[tuple[Receiver, Memo
         yield Receiver(conductor), memory
 
 
-async def answered(receiver: Receiver, message: Mapping[str, str], path: str = "/webhooks/sns") -> Result:
+async def post_message(receiver: Receiver, message: Mapping[str, str], path: str = "/webhooks/sns") -> Result:
     headers = {"Content-Type": "text/plain; charset=UTF-8", "X-Webhook-Token": ""}
     return await receiver.post(json.dumps(message).encode(), path=path, headers=headers)
 
 
 async def post(receiver: Receiver, message: Mapping[str, str], path: str = "/webhooks/sns") -> int:
-    return (await answered(receiver, message, path)).status_code
+    return (await post_message(receiver, message, path)).status_code
 
 
 async def test_messages_of_sns_are_stored_with_one_fetch_and_strangers_have_none_made(host: CertificateHost) -> None:
@@ -260,9 +256,7 @@ async def test_a_transmission_of_paypal_has_its_certificate_fetched_and_sent_aga
     assert memory.events[0].headers["paypal-transmission-id"] == memory.events[0].dedup_key
 
 
-async def test_while_the_host_hangs_100_other_webhooks_are_stored(
-    host: CertificateHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_other_webhooks_pass_while_the_host_hangs(host: CertificateHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetcher, "LONGEST_SECONDS", 60.0)
     let_go = threading.Event()
 
@@ -293,7 +287,7 @@ async def test_while_the_host_hangs_100_other_webhooks_are_stored(
 async def test_any_bad_answer_of_the_host_is_a_503_and_never_a_refusal(host: CertificateHost, answer: bytes) -> None:
     host.serve(certified.SNS_PATH, answer)
     async with receiving(host) as (receiver, memory):
-        raw = await answered(receiver, certified.NOTIFICATION)
+        raw = await post_message(receiver, certified.NOTIFICATION)
         assert (raw.status_code, raw.headers["retry-after"]) == (503, "2")
         assert "can't be had now" in msgspec.json.decode(raw.content)["detail"]
         assert await post(receiver, certified.NOTIFICATION) == 503

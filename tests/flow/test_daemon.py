@@ -37,16 +37,6 @@ from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
 
-def test_arrivals_are_delivered_in_order_and_failures_are_tried_again(rig: Rig) -> None:
-    rig.downstream.script = lambda _, attempt: 503 if attempt == 1 else 200
-    with rig.relay():
-        seqs = rig.arrive("u1", "u1", "u1")
-        rig.until_left()
-    calls = [(line["seq"], line["attempt"]) for line in rig.downstream.arrivals.lines()]
-    assert calls == [(seq, attempt) for seq in seqs for attempt in (1, 2)]
-    assert rig.kinds == ["attempt_failed", "delivered"] * 3
-
-
 def test_a_call_that_may_have_been_processed_is_repeated_and_can_be_recognised(rig: Rig) -> None:
     rig.arrive("u1")
     with scripted(reset, answer(204)) as server, running(rig.engine, server):
@@ -119,7 +109,7 @@ def test_broken_connections_cost_no_delivery_and_no_second_call(rig: Rig, databa
 
 @ON_BOTH
 def test_a_start_is_one_commit_which_has_the_routes(engine: Engine) -> None:
-    """On a slow disk, each commit delays what a service manager waits for."""
+    """On a slow disk, each commit delays the start that a service manager waits for."""
     commits: list[object] = []
     event.listen(engine, "commit", commits.append)
     at_start: list[tuple[int, list[str]]] = []
@@ -139,9 +129,7 @@ def test_a_start_is_one_commit_which_has_the_routes(engine: Engine) -> None:
     assert at_start == [(1, ["everything"])]
 
 
-def test_a_result_after_the_lease_was_taken_over_is_discarded_and_counted(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_result_after_a_lost_lease_is_discarded_and_counted(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     (seq,), held = rig.arrive("u1"), rig.hold()
     other = Steps(rig.engine, policies(rig.config()))
     other.node = "another"
@@ -164,9 +152,7 @@ def pool_threads() -> int:
     return sum(thread.name.startswith("audit-") for thread in threading.enumerate())
 
 
-def test_a_new_configuration_takes_unstarted_deliveries_and_running_calls_end_by_the_old(
-    rig: Rig, tmp_path: Path
-) -> None:
+def test_a_new_configuration_takes_unstarted_deliveries_and_the_old_ends_its_calls(rig: Rig, tmp_path: Path) -> None:
     seqs, held = rig.arrive(*users(3)), rig.hold()
     with serving(tmp_path / "new.jsonl") as new, rig.relay(concurrency=1) as relay:
         rig.until_left(in_flight=3)
@@ -216,9 +202,7 @@ def test_when_ordering_becomes_latest_a_lane_is_folded_when_its_head_has_ended(r
 MONTH = '[retention]\npayloads = "30d"\nattempts = "30d"\nevents = "30d"\n'
 
 
-def test_it_prunes_soon_after_its_start_and_by_other_ages_after_a_reload(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_prunes_after_its_start_and_by_other_ages_after_a_reload(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.store.retention.ROUND_EVERY_SECONDS", 0.1)
     Steps(rig.engine).receive(*(an_event(n, routes=[]) for n in range(1, 201)))
     with rig.relay(more='[retention]\nevents = "forever"\n') as relay:
@@ -266,7 +250,7 @@ def test_rows_that_a_round_leaves_make_it_behind(engine: Engine) -> None:
     assert (found().behind_seconds, found().behind_since) == (0, None)
 
 
-# --- The daemon itself, in a thread: a destination that is down or paused, and whom it tells
+# --- The daemon itself, in a thread: a destination that is down or paused, and its alerts
 
 
 BREAKER = 'breaker = { open_for = "300ms" }'
@@ -274,19 +258,17 @@ ALERTS = '[alerts]\nurl = "{url}"\nallow_private = true\nallow_http = true\n'
 
 
 @ON_BOTH
-def test_a_destination_that_is_down_is_left_alone_and_everything_arrives_when_it_is_well_again(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_destination_that_is_down_gets_few_calls_then_everything(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "BREAKER", BreakerLimits(calls=3, longest=0.3))
     seqs = rig.arrive(*users(40))
     rig.downstream.script = lambda _seq, _attempt: 503
     with scripted(answer(200)) as chat:
         with rig.relay(2, destination=BREAKER, more=ALERTS.format(url=chat.url)):
-            until(lambda: len(chat.seen) == 1, "somebody was told")
+            until(lambda: len(chat.seen) == 1, "its opening is posted")
             assert len(rig.calls) < 40, "not each delivery had to find out for itself"
             rig.downstream.script = lambda _seq, _attempt: 200
             rig.until_left()
-            until(lambda: len(chat.seen) == 2, "somebody was told that it is well again")
+            until(lambda: len(chat.seen) == 2, "its recovery is posted")
         posts = [json.loads(seen.body) for seen in chat.seen]
     assert sorted({line["seq"] for line in rig.downstream.arrivals.lines() if line["status"] == 200}) == seqs
     assert [(post["kind"], post["subject"], post["firing"]) for post in posts] == [

@@ -64,9 +64,7 @@ def _an_older_one_has_come(rig: Rig) -> None:
 
 
 @pytest.mark.usefixtures("_an_older_one_has_come")
-def test_while_nothing_can_be_ordered_nothing_is_claimed_and_the_older_one_goes_first(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_claimed_before_older_arrivals_are_ordered(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     let_go = threading.Event()
 
     def held_up(*given: Any) -> int:  # noqa: ANN401  # passed on
@@ -110,9 +108,7 @@ def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_ste
     assert could_not_order(relay)
 
 
-def test_a_relay_that_looks_just_behind_an_alert_of_a_failing_step_does_not_end_it(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relay_does_not_end_a_new_alert_of_a_failing_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     stores = alerts.alert_failing_step
 
     def then_another_looks(work: Work, step: str, error: str) -> None:
@@ -130,7 +126,7 @@ def test_a_relay_that_looks_just_behind_an_alert_of_a_failing_step_does_not_end_
 # --- leases
 
 
-def renewed(engine: Engine) -> list[int]:
+def read_renewed(engine: Engine) -> list[int]:
     since = "SELECT seq FROM open_delivery WHERE lease_until > '2026-01-01 00:00:01.000000Z' ORDER BY seq"
     return [row["seq"] for row in rows(engine, since)]
 
@@ -145,9 +141,9 @@ def test_a_lease_whose_row_is_locked_is_renewed_in_the_next_round(engine: Engine
     relay._leases.trust(claimed, relay._leases.now())
     with lock_by_hand(engine, "SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE"):
         relay._renew()
-        assert renewed(engine) == [2]
+        assert read_renewed(engine) == [2]
     relay._renew()
-    assert renewed(engine) == [1, 2]
+    assert read_renewed(engine) == [1, 2]
     assert 2 * RENEW_EVERY_SECONDS < TRUSTED_SECONDS, "it is asked for twice more before its calls are cut"
 
 
@@ -198,9 +194,7 @@ def test_a_call_that_is_cut_before_it_is_sent_counts_as_never_made(rig: Rig) -> 
     assert not relay._generations.in_hand
 
 
-def test_a_relay_that_can_claim_nothing_for_long_ends_what_runs_in_order_and_itself_as_one_that_died(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relay_that_can_not_claim_ends_its_calls_and_then_itself(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
@@ -222,9 +216,7 @@ def test_a_relay_that_can_claim_nothing_for_long_ends_what_runs_in_order_and_its
     assert count(rig.engine, "relay_node WHERE stopped_at IS NULL") == 1
 
 
-def test_claims_that_can_not_be_given_back_at_once_are_given_back_when_the_database_is_well_again(
-    rig: Rig, database_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_claims_are_given_back_after_an_outage(rig: Rig, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     rig.arrive(*users(3))
     held = rig.hold()
     with rig.relay(concurrency=1, grace=20) as relay:
@@ -255,9 +247,7 @@ def test_claims_that_can_not_be_ordered_at_a_stop_stay_until_their_leases_expire
 
 
 @ON_POSTGRES
-def test_a_stop_records_and_gives_back_what_a_locked_route_kept_from_it_though_its_next_try_is_far(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_ends_the_work_that_a_locked_route_delayed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "REST_SECONDS", 600.0)
     rig.arrive(*users(3))
     held = rig.hold()

@@ -65,7 +65,7 @@ def sweeper(rig: Rig, table: str) -> Sweeper:
     return Sweeper(work_of(rig.database), turns, stop=stop, now=now, observer=rig.observer, steps=steps)
 
 
-def alerted(engine: Engine) -> list[tuple[str, bool]]:
+def alerts_of(engine: Engine) -> list[tuple[str, bool]]:
     found = rows(engine, "SELECT kind, subject, firing FROM alert ORDER BY id")
     assert {row["subject"] for row in found} <= {"trivore USER"}
     return [(row["kind"], bool(row["firing"])) for row in found]
@@ -76,7 +76,7 @@ def watermark(engine: Engine) -> dict[str, Any]:
     return found[0] if found else {}
 
 
-def test_a_change_without_a_webhook_is_found_added_delivered_and_told(
+def test_a_missed_change_is_found_and_delivered(
     rig: Rig, directory: Directory, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory.users = {"u0": "2026-01-01T00:00:00Z"}
@@ -86,16 +86,14 @@ def test_a_change_without_a_webhook_is_found_added_delivered_and_told(
         assert (watermark(rig.engine)["last_compared"], watermark(rig.engine)["missed"]) == (1, 0)
         directory.users["u2"] = "2026-01-02T00:00:00Z"
         until(lambda: count(rig.engine, "inbox") == 2 and not rig.left, "it is added, and delivered")
-        until(lambda: len(alerted(rig.engine)) == 2, "the next one finds nothing")
-    assert alerted(rig.engine) == [("webhooks_missed", True), ("webhooks_missed", False)]
+        until(lambda: len(alerts_of(rig.engine)) == 2, "the next one finds nothing")
+    assert alerts_of(rig.engine) == [("webhooks_missed", True), ("webhooks_missed", False)]
     assert "swept trivore USER compared=2 missed=1 added=1" in caplog.messages
     assert rig.observer.counts["sweep_missed"] == 1
     assert watermark(rig.engine)["lease_until"] is None
 
 
-def test_a_source_that_hangs_delays_no_delivery_and_is_not_waited_for_at_the_end(
-    rig: Rig, directory: Directory, table: str
-) -> None:
+def test_a_source_that_hangs_delays_no_delivery_and_no_stop(rig: Rig, directory: Directory, table: str) -> None:
     directory.let_go.clear()
     with rig.relay(more=table + OFTEN):
         until(lambda: directory.pages == 1, "it hangs")
@@ -104,12 +102,10 @@ def test_a_source_that_hangs_delays_no_delivery_and_is_not_waited_for_at_the_end
         assert watermark(rig.engine)["lease_until"] is not None
     left = watermark(rig.engine)
     assert (left["lease_until"], left["swept_at"], left["error"]) == (None, None, None), "another may begin at once"
-    assert alerted(rig.engine) == []
+    assert alerts_of(rig.engine) == []
 
 
-def test_a_page_whose_answer_asks_for_no_further_call_holds_the_api_and_keeps_no_other_waiting(
-    rig: Rig, directory: Directory, table: str
-) -> None:
+def test_a_page_that_asks_for_a_hold_holds_its_api_alone(rig: Rig, directory: Directory, table: str) -> None:
     directory.headers = [{"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "3000"}]
     with serving(groups := Directory({"g1": "2026-01-01T00:00:00Z"})) as other:
         more = TABLE.format(url=other.url, count=2).replace("identity", "groups").replace("USER", "GROUP")
@@ -122,9 +118,7 @@ def test_a_page_whose_answer_asks_for_no_further_call_holds_the_api_and_keeps_no
             until(lambda: count(rig.engine, "inbox WHERE entity_id = 'u3'"), "it goes on")
 
 
-def test_a_command_runs_a_sweep_that_no_relay_runs_by_itself_and_answers_with_its_result(
-    rig: Rig, directory: Directory, table: str
-) -> None:
+def test_a_command_runs_a_sweep_and_answers_with_its_result(rig: Rig, directory: Directory, table: str) -> None:
     def answer_to(source: str, kind: str) -> tuple[str, str]:
         asks = OneSource(source=source, entity_type=kind)
         number = commands.ask(rig.database, "sweep", asks, who="kim", why="some were lost")
@@ -163,7 +157,7 @@ def test_a_source_that_can_not_be_asked_is_told_once_and_once_when_it_can_again(
     directory.statuses = [404] * 2
     for _ in range(4):
         sweeper.run_due()
-    assert alerted(rig.engine) == [("sweep_failed", True), ("sweep_failed", False)]
+    assert alerts_of(rig.engine) == [("sweep_failed", True), ("sweep_failed", False)]
     assert watermark(rig.engine)["error"] is None
 
 
@@ -173,9 +167,7 @@ def test_its_pages_count_against_the_rate_of_the_api(rig: Rig, sweeper: Sweeper)
     assert (gate["name"], gate["rate_used_until"] is not None) == ("identity", True)
 
 
-def test_a_pause_of_the_api_or_the_source_pauses_its_sweep(
-    rig: Rig, directory: Directory, table: str, sweeper: Sweeper
-) -> None:
+def test_a_pause_of_api_or_source_pauses_a_sweep(rig: Rig, directory: Directory, table: str, sweeper: Sweeper) -> None:
     config = make_config("http://127.0.0.1:9/", more=table + OFTEN)
 
     def work(act: Literal["pause", "resume"], gate: Gate) -> None:
@@ -213,7 +205,7 @@ def test_an_error_that_ends_a_sweep_or_keeps_it_from_beginning_is_told(
     left = watermark(rig.engine)
     assert (left.get("error"), left.get("lease_until")) == (error, None)
     if bug is broken:
-        assert alerted(rig.engine) == [("sweep_failed", True)]
+        assert alerts_of(rig.engine) == [("sweep_failed", True)]
     else:
         assert rig.observer.counts["step_failed"] == 1
 
@@ -222,17 +214,17 @@ def test_additions_of_a_sweep_that_broke_off_are_told(rig: Rig, directory: Direc
     directory.statuses = [200, 404]
     sweeper.run_due()
     assert (watermark(rig.engine)["missed"], watermark(rig.engine)["compared_until"]) == (2, None)
-    assert {kind for kind, firing in alerted(rig.engine) if firing} == {"webhooks_missed", "sweep_failed"}
+    assert {kind for kind, firing in alerts_of(rig.engine) if firing} == {"webhooks_missed", "sweep_failed"}
     assert (rig.observer.counts["sweep_missed"], rig.observer.counts["swept"]) == (2, 0)
 
 
-def test_so_are_those_of_a_sweep_whose_process_is_to_end(rig: Rig, directory: Directory, sweeper: Sweeper) -> None:
+def test_additions_of_a_sweep_whose_process_ends_are_told(rig: Rig, directory: Directory, sweeper: Sweeper) -> None:
     directory.before_page = lambda page: sweeper._stop.set() if page == 2 else None
     sweeper.run_due()
     left = watermark(rig.engine)
     assert (left["missed"], left["error"]) == (count(rig.engine, "inbox"), None)
     assert left["missed"] >= 2, "the first page, and the second, where it came before it was cut"
-    assert alerted(rig.engine) == [("webhooks_missed", True)]
+    assert alerts_of(rig.engine) == [("webhooks_missed", True)]
 
 
 def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_sweep_begins_there_again(
@@ -252,7 +244,7 @@ def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_
     left = watermark(rig.engine)
     assert left["compared_until"] is None
     assert "id='u2'" in left["error"]
-    assert ("sweep_failed", True) in alerted(rig.engine)
+    assert ("sweep_failed", True) in alerts_of(rig.engine)
 
 
 def test_a_relay_parses_one_page_at_a_time(rig: Rig, directory: Directory, table: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from falcon.testing import Result
@@ -13,13 +15,17 @@ from sqlalchemy import Engine
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.dialect import as_json
+from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
+from inbox.sources.base import Sample
 from inbox.sources.signing import Message, sign
-from tests.helpers.receiver import Receiver
+from relay.cli import provider
+from tests.helpers.receiver import Receiver, serve_receiver
+from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import config_text
-from tests.sources.presenting import sign_sample
+from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, make_secret, sign_sample
 
 SECRET = "8f742231b10e8888abcd99aaabbb85a5"
 SOURCES = f"""
@@ -66,7 +72,7 @@ async def ask(
     return await receiver.request(method, f"/webhooks/{path}", headers=dict(headers), body=body)
 
 
-def signed(preset: str, body: bytes) -> dict[str, str]:
+def sign_headers(preset: str, body: bytes) -> dict[str, str]:
     return {**JSON, **sign(PRESETS[preset].signatures[0], SECRET, Message(body=body), SystemClock().now())}
 
 
@@ -75,9 +81,7 @@ def okta(*uuids: str) -> str:
     return json.dumps({"data": {"events": events}})
 
 
-async def test_events_of_one_body_are_stored_together_and_deduplicated_one_by_one(
-    receiver: Receiver, engine: Engine
-) -> None:
+async def test_events_of_a_body_are_stored_together_and_deduplicated_apart(receiver: Receiver, engine: Engine) -> None:
     first = await ask(receiver, "okta", OKTA, okta("a", "b"))
     assert (first.status_code, first.content) == (200, b""), "Okta wants no body"
     await ask(receiver, "okta", OKTA, okta("b", "c", "c"))
@@ -149,16 +153,14 @@ async def test_a_challenge_is_answered_when_it_is_signed(  # noqa: PLR0917  # a 
     receiver: Receiver, engine: Engine, name: str, signature: str, body: bytes, answered: str
 ) -> None:
     """Zoom gets the HMAC of its token with the secret that signed it, which is the second of its source."""
-    headers = signed(name, body)
+    headers = sign_headers(name, body)
     answer = await ask(receiver, name, headers, body)
     assert (answer.status_code, answered in answer.json.values()) == (200, True)
     refused = await ask(receiver, name, {**headers, signature: "v0=" + "0" * 64}, body)
     assert (refused.status_code, count(engine, "inbox")) == (401, 0)
 
 
-async def test_graph_validates_by_the_query_and_notifies_with_its_client_state(
-    receiver: Receiver, engine: Engine
-) -> None:
+async def test_graph_validates_by_query_and_notifies_with_its_client_state(receiver: Receiver, engine: Engine) -> None:
     asked = "graph/token?validationToken=Validation%3A%20Testing%20%3Cb%3E"
     answer = await ask(receiver, asked, {"Content-Type": "text/plain"})
     assert (answer.status_code, answer.text) == (200, "Validation: Testing <b>")
@@ -185,7 +187,7 @@ async def test_salesforce_gets_its_ack_when_all_notifications_are_stored(receive
 async def test_a_source_with_auth_and_secrets_wants_both(receiver: Receiver, engine: Engine) -> None:
     body = b'{"action":"opened","issue":{"id":1}}'
     named = {"X-GitHub-Event": "issues", "X-GitHub-Delivery": "72d3162e", "X-GitHub-Hook-ID": "not kept", **JSON}
-    both = {**named, **signed("github", body)}
+    both = {**named, **sign_headers("github", body)}
     for path, given, status in (
         ("hub/token", both, 200),
         ("hub/nekot", both, 401),
@@ -197,3 +199,106 @@ async def test_a_source_with_auth_and_secrets_wants_both(receiver: Receiver, eng
     kept = as_json(stored["headers"])
     del kept["user-agent"]
     assert kept == {"content-type": "application/json", "x-github-event": "issues", "x-github-delivery": "72d3162e"}
+
+
+# --- `inbox send` signs as the provider would: its request is accepted, for every preset with a shared secret
+
+
+CUSTOM = """
+[sources.custom]
+preset = "custom"
+secrets = ["s3cret"]
+public_url = "https://hooks.example.com/webhooks/custom"
+event = { type = "body.type", id = "body.id" }
+signature = { header = "X-Sig", timestamp_header = "X-Time", timestamp_unit = "ms", content = "{url}{timestamp}{body}" }
+[sources.secevent]
+preset = "secevent"
+secrets = ['{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE"}]}']
+issuer = "i"
+audience = "a"
+"""
+
+
+def source_table(name: str) -> str:
+    if name in SIGNING_IN_BODY:
+        proof = f'secrets = ["{make_secret(PRESETS[name])}"]'
+    elif name in SIGNING:
+        proof = f'secrets = ["{make_secret(PRESETS[name])}"]\npublic_url = "https://hooks.example.com/webhooks/{name}"'
+    else:
+        unsigned = "unsigned = true\n" if PRESETS[name].always_signs else ""  # only its sender can sign
+        proof = f'{unsigned}auth = {{ kind = "none" }}'
+    return f'[sources.{name}]\npreset = "{name}"\n{proof}\n'
+
+
+@pytest.fixture(scope="module")
+def signing_config(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    path = tmp_path_factory.mktemp("send") / "inbox.db"
+    path.write_bytes(sqlite_template.read_bytes())
+    tables = [f'[database]\nurl = "sqlite:///{path}"', *map(source_table, WITH_SAMPLE), CUSTOM]
+    return parse_config("\n".join(tables))
+
+
+@pytest.fixture(scope="module")
+def signing_url(signing_config: Config) -> Iterator[str]:
+    with serve_receiver(signing_config.database.url, signing_config) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("name", WITH_SAMPLE)
+def test_a_sample_is_accepted_and_then_a_duplicate(signing_config: Config, signing_url: str, name: str) -> None:
+    at = SystemClock().now()
+    source = signing_config.sources[name]
+    sample = provider.sample_of(source, ("issue", "1"), "issue.updated", at)
+    first, second = (provider.send(source, signing_url, sample, at) for _ in range(2))
+    assert first.status == second.status == PRESETS[name].status
+    if (own := PRESETS[name].acknowledgement) is not None:
+        assert first.data == second.data == own[1]
+    elif not PRESETS[name].answers_empty:
+        assert (b'"accepted"' in first.data, b'"duplicate"' in second.data) == (True, True)
+
+
+def test_a_custom_source_is_sent_a_body_of_ones_own(signing_config: Config, signing_url: str) -> None:
+    at, custom = SystemClock().now(), signing_config.sources["custom"]
+    sample = Sample(b'{"type": "t", "id": "1"}')
+    assert provider.send(custom, signing_url, sample, at).status == 200
+    assert provider.send(custom, signing_url, sample, at - timedelta(minutes=6)).status == 401
+    with pytest.raises(ConfigError, match="give a body of your own with --body"):
+        provider.sample_of(custom, ("a", "1"), "t", at)
+
+
+def test_a_body_of_ones_own_has_an_id_where_the_signature_covers_one(signing_config: Config, signing_url: str) -> None:
+    at = SystemClock().now()
+    mine = Sample(b'{"type": "user.created", "data": {"id": "u7"}}')
+    replies = [
+        provider.send(signing_config.sources["standard-webhooks"], signing_url, sample, at)
+        for sample in (mine, mine, Sample(mine.body, {"Webhook-Id": "msg_1"}))
+    ]
+    assert [b"accepted" in reply.data for reply in replies] == [True, False, True]
+    assert b"duplicate" in replies[1].data
+
+
+def test_a_source_whose_sender_alone_can_sign_is_told_so(signing_config: Config, signing_url: str) -> None:
+    with pytest.raises(ConfigError, match="only its sender can sign"):
+        provider.send(signing_config.sources["secevent"], signing_url, Sample(b"a.b.c"), SystemClock().now())
+
+
+@pytest.mark.parametrize("given", ["tok€n", "tok\nn", "http://127.0.0.1:80000", "http://[::1"])
+def test_a_value_that_http_can_not_carry_is_not_repeated(signing_config: Config, signing_url: str, given: str) -> None:
+    sample = Sample(b'{"type": "t", "id": "1"}', {"X-Token": given})
+    with pytest.raises(ConfigError, match="the request can't be sent") as refused:
+        provider.send(
+            signing_config.sources["custom"],
+            given if given.startswith("http") else signing_url,
+            sample,
+            SystemClock().now(),
+        )
+    assert given not in str(refused.value)
+
+
+def test_no_redirect_and_no_proxy_gets_the_secret(signing_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(answer(200)) as elsewhere, serving(answer(302, Location=elsewhere.url)) as receiver:
+        monkeypatch.setenv("http_proxy", elsewhere.url)
+        custom, sample = signing_config.sources["custom"], Sample(b'{"type": "t", "id": "1"}')
+        sent = provider.send(custom, receiver.url, sample, SystemClock().now())
+        assert sent.status == 302
+        assert elsewhere.seen == []

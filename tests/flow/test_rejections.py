@@ -7,7 +7,7 @@ import hmac
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +17,6 @@ from sqlalchemy import Engine, text
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.dialect import as_json
-from inbox.db.intake import Rejected
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.http import bodies
 from inbox.loader.load import parse_config
@@ -32,6 +31,7 @@ from relay.store.database import Database
 from relay.store.operator.readmit import read_again
 from tests.helpers.receiver import PROBLEM, Memory, Receiver, a_link, ask, serve_receiver, status_of, webhook
 from tests.helpers.relaying import FakeClock
+from tests.helpers.storing import a_rejected
 from tests.helpers.tables import Row, count, rows
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import TOKEN, body, config_text
@@ -77,7 +77,7 @@ def assert_problem(answer: Any, status: int, field: str | None) -> None:  # noqa
     [("/webhooks/trivore", "wrong"), ("/webhooks/nobody", TOKEN), ("/webhooks/trivore/" + TOKEN, "")],
     ids=["wrong token", "unknown source", "the token in the wrong place"],
 )
-async def test_of_a_sender_that_does_not_prove_who_it_is_neither_body_nor_headers_are_kept(
+async def test_a_request_of_an_unproven_sender_is_kept_without_content(
     receiver: Receiver, engine: Engine, path: str, token: str
 ) -> None:
     answer = await receiver.post(path=path, headers={"X-Request-Id": "r-1", "X-Webhook-Token": token})
@@ -109,10 +109,10 @@ def test_a_body_that_ends_early_is_400_and_one_that_does_not_come_in_time_408(
     assert (row["status"], count(engine, "inbox")) == (status, 0)
 
 
-async def test_a_bug_is_answered_with_500_and_its_message_stands_in_no_log(
+async def test_a_bug_is_500_without_its_message(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may hold what a webhook says, or a secret that it showed."""
+    """It may hold a part of a webhook, or a secret."""
 
     def fail(*_: object) -> None:
         raise KeyError(TOKEN)
@@ -125,13 +125,7 @@ async def test_a_bug_is_answered_with_500_and_its_message_stands_in_no_log(
     assert TOKEN not in caplog.text
 
 
-# --- Refusals without end: few rows, little memory, the same work whoever asks, and counters that tell what was not kept
-
-
-def refusal(sent: bytes = b"{}") -> Rejected:
-    digest = hashlib.sha256(sent).digest()
-    when = datetime(2026, 1, 1, tzinfo=UTC)
-    return Rejected(when, "trivore", 422, "invalid_event", "id is missing", "id", "192.0.2.1", digest, {}, sent)
+# --- Endless refusals: few rows, little memory, equal work for any sender, and counters of those not kept
 
 
 @asynccontextmanager
@@ -143,16 +137,14 @@ async def writing(database_url: str) -> AsyncIterator[GroupCommit]:
         await writer.close()
 
 
-async def test_of_10000_refusals_a_few_hundred_are_kept_and_every_other_is_counted(
-    database_url: str, engine: Engine
-) -> None:
+async def test_of_10000_refusals_a_few_hundred_are_kept_and_all_are_counted(database_url: str, engine: Engine) -> None:
     async with writing(database_url) as writer:
         began = writer._loop.time()
         for _ in range(5_000):
-            writer.reject(refusal())
+            writer.reject(a_rejected())
         await until_async(lambda: count(engine, "rejected_request"), "the first are kept")
         for _ in range(5_000):
-            writer.reject(refusal())
+            writer.reject(a_rejected())
         took = writer._loop.time() - began
 
     kept = count(engine, "rejected_request")
@@ -164,7 +156,7 @@ async def test_refusals_that_wait_hold_no_more_memory_than_a_batch_may(sqlite_da
     async with writing(sqlite_database_url) as writer:
         large = bytes(1024 * 1024)
         for _ in range(50):
-            writer.reject(refusal(large))
+            writer.reject(a_rejected(body=large))
         waiting = len(writer.rejections) * len(large)
         assert waiting <= MAX_BYTES
         assert writer.rejections.unkept == 50 - len(writer.rejections)
@@ -172,17 +164,15 @@ async def test_refusals_that_wait_hold_no_more_memory_than_a_batch_may(sqlite_da
 
 async def test_one_refusal_that_is_larger_than_that_is_kept_all_the_same(database_url: str, engine: Engine) -> None:
     async with writing(database_url) as writer:
-        writer.reject(refusal(bytes(2 * MAX_BYTES)))
+        writer.reject(a_rejected(body=bytes(2 * MAX_BYTES)))
         assert writer.rejections.unkept == 0
     assert count(engine, "rejected_request") == 1
 
 
-async def test_those_that_wait_for_their_turn_are_kept_when_the_receiver_stops(
-    database_url: str, engine: Engine
-) -> None:
+async def test_refusals_that_wait_are_kept_when_the_receiver_stops(database_url: str, engine: Engine) -> None:
     async with writing(database_url) as writer:
         for _ in range(3 * PER_SECOND):
-            writer.reject(refusal())
+            writer.reject(a_rejected())
     assert count(engine, "rejected_request") == 3 * PER_SECOND
 
 
@@ -200,13 +190,11 @@ UNPROVEN = {
 }
 
 
-async def test_unproven_requests_cost_the_same_work_each_and_no_look_into_the_database(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_unproven_requests_cost_the_same_work_and_no_database_query(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work is how often the body is hashed: all else takes less than a microsecond."""
     hashed: list[int] = []
 
-    def counted(work: Any, position: int) -> Any:  # noqa: ANN401  # any function that hashes
+    def count_calls(work: Any, position: int) -> Any:  # noqa: ANN401  # any function that hashes
         def count_it(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
             hashed.append(len(arguments[position]))
             return work(*arguments, **options)
@@ -217,8 +205,8 @@ async def test_unproven_requests_cost_the_same_work_each_and_no_look_into_the_da
     config = parse_config(config_text("sqlite:///not-there.db") + SIGNING)
     async with ASGIConductor(create_app(config, lambda: Services(writer), SystemClock())) as conductor:
         receiver = Receiver(conductor)
-        monkeypatch.setattr(hashlib, "sha256", counted(hashlib.sha256, 0))
-        monkeypatch.setattr(hmac, "digest", counted(hmac.digest, 1))
+        monkeypatch.setattr(hashlib, "sha256", count_calls(hashlib.sha256, 0))
+        monkeypatch.setattr(hmac, "digest", count_calls(hmac.digest, 1))
         sent = body(padding="x" * 10_000)
         times = {}
         for name, (path, headers) in UNPROVEN.items():
@@ -231,7 +219,7 @@ async def test_unproven_requests_cost_the_same_work_each_and_no_look_into_the_da
     assert [(row.body, row.headers) for row in writer.rejected] == [(None, None)] * len(UNPROVEN)
 
 
-# --- A request that somebody has captured, and sends again: later, under another id, when its key is pruned
+# --- Replays of a captured request: later, under another id, and when its key is pruned
 
 
 SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
@@ -288,10 +276,10 @@ def acme(at: datetime, identifier: str = "1", *others: datetime) -> bytes:
     return json.dumps({**events[0], "all": events}).encode()
 
 
-async def test_an_id_that_is_not_signed_can_be_exchanged_unless_the_body_is_what_counts(
+async def test_an_unsigned_id_can_be_exchanged_unless_the_body_counts(
     receiver: Receiver, config: Config, engine: Engine
 ) -> None:
-    """GitHub and Shopify sign the body alone: whoever has a request can send it with another id, or as another event."""
+    """GitHub and Shopify sign the body alone: an attacker with a request can send it with another id, or as another event."""
     body = b'{"action": "deleted", "repository": {"id": 7}}'
 
     async def github(name: str, delivery: str, event: str = "repository", sent: bytes = body) -> tuple[int, str]:
@@ -317,9 +305,7 @@ async def test_each_event_of_a_body_counts_by_its_own_part(receiver: Receiver, c
     assert [row["event_id"] for row in rows(engine, "SELECT event_id FROM inbox ORDER BY seq")] == ["a", "b", "c"]
 
 
-async def test_an_event_older_than_max_age_is_refused_whole_and_kept(
-    receiver: Receiver, config: Config, engine: Engine
-) -> None:
+async def test_an_event_beyond_max_age_is_rejected_and_kept(receiver: Receiver, config: Config, engine: Engine) -> None:
     now = SystemClock().now()
     hour = timedelta(hours=1)
     assert (await send(receiver, config, "acme-of-the-week", acme(now, "new", now - 6 * DAY + hour)))[0] == 200
@@ -335,7 +321,7 @@ async def test_an_event_older_than_max_age_is_refused_whole_and_kept(
     assert [each.rejected for each in page] == [None, None], "a person may take it in after all"
 
 
-async def test_when_its_key_is_pruned_a_captured_request_is_refused_by_its_age_alone(
+async def test_a_captured_request_with_a_pruned_key_is_refused_by_age(
     config: Config, engine: Engine, receiver: Receiver
 ) -> None:
     """A key is kept for seven days from its arrival, and no event is more than a day ahead of that: six are always safe."""

@@ -40,7 +40,7 @@ def table(name: str) -> str:
     elif name in SIGNING:
         proof = f'secrets = ["{make_secret(PRESETS[name])}"]\npublic_url = "https://hooks.example.com/webhooks/{name}"'
     else:
-        unsigned = "unsigned = true\n" if PRESETS[name].always_signs else ""  # only its sender can sign
+        unsigned = "unsigned = true\n" if PRESETS[name].always_signs else ""  # only its provider can sign
         proof = f'{unsigned}auth = {{ kind = "none" }}'
     return f'[sources.{name}]\npreset = "{name}"\n{proof}\n'
 

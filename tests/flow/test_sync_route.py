@@ -48,9 +48,7 @@ def written(flow: Flow) -> list[str]:
     return [call for call in flow.asked if not call.startswith("GET ")]
 
 
-def test_an_update_of_an_entity_not_found_waits_for_a_replica_that_is_behind_and_deletes_when_none_can_be(
-    flow: Flow, steps: SyncSteps
-) -> None:
+def test_an_update_of_an_entity_not_found_waits_for_a_late_replica_then_deletes(flow: Flow, steps: SyncSteps) -> None:
     flow.script(fetch=[answer(404), user("Ada"), answer(404)])
     steps.tell()
     assert flow.asked == [FETCH], "nothing is deleted on the word of one 404"
@@ -66,9 +64,7 @@ def test_an_update_of_an_entity_not_found_waits_for_a_replica_that_is_behind_and
 
 
 @pytest.mark.parametrize("sync", [TOLERANT])
-def test_a_last_change_in_the_future_is_applied_and_proves_nothing_of_later_events(
-    flow: Flow, steps: SyncSteps
-) -> None:
+def test_a_last_change_in_the_future_is_applied_and_covers_no_later_event(flow: Flow, steps: SyncSteps) -> None:
     """Else everything that happens to the entity for a hundred years would be taken for known already."""
     flow.script(fetch=user("Ada", FUTURE))
     steps.tell()
@@ -85,16 +81,6 @@ def test_a_last_change_in_the_future_is_applied_and_proves_nothing_of_later_even
 # --- an entity that is deleted and made again with the same id, whichever of its webhooks comes first
 
 
-def test_a_delete_that_comes_in_time_deletes_and_the_create_creates(flow: Flow, steps: SyncSteps) -> None:
-    flow.script(fetch=answer(404))
-    steps.tell("DELETE")
-    steps.advance(2)
-    flow.script(fetch=user("Ada", format_seconds(steps.clock.moment)), find=NONE)
-    steps.tell("CREATE")
-    assert written(flow) == [REMOVE, CREATE]
-    go_on(flow, steps)
-
-
 def test_a_delete_that_is_delivered_when_it_is_there_again_keeps_it_in_step(flow: Flow, steps: SyncSteps) -> None:
     """Its webhook was slow; the one of the create is slower still."""
     deleted_at = steps.clock.moment
@@ -108,9 +94,7 @@ def test_a_delete_that_is_delivered_when_it_is_there_again_keeps_it_in_step(flow
 
 
 @pytest.mark.parametrize("says_when", [True, False], ids=["with its last change", "without"])
-def test_a_delete_that_comes_after_the_create_was_delivered_deletes_nothing(
-    flow: Flow, steps: SyncSteps, says_when: bool
-) -> None:
+def test_a_delete_after_a_delivered_create_deletes_nothing(flow: Flow, steps: SyncSteps, says_when: bool) -> None:
     """Covers a delete that the state fetched for the create includes: by its own time, or as fetched long after."""
     deleted_at = steps.clock.moment
     steps.advance(5 if says_when else 90)
@@ -132,7 +116,7 @@ def test_a_delete_that_comes_after_the_create_was_delivered_deletes_nothing(
         (("CREATE", "DELETE"), "", False),
     ],
 )
-def test_a_delete_and_a_create_in_one_second_end_with_the_entity(
+def test_a_delete_and_a_create_keep_the_entity(
     flow: Flow, steps: SyncSteps, order: tuple[str, str], fraction: str, at_once: bool
 ) -> None:
     at = steps.clock.moment.replace(microsecond=0)
@@ -148,9 +132,7 @@ def test_a_delete_and_a_create_in_one_second_end_with_the_entity(
     go_on(flow, steps)
 
 
-def test_a_change_and_the_delete_in_one_second_end_with_nothing_though_a_replica_is_behind(
-    flow: Flow, steps: SyncSteps
-) -> None:
+def test_a_change_and_a_delete_in_one_second_delete_despite_a_late_replica(flow: Flow, steps: SyncSteps) -> None:
     at = steps.clock.moment.replace(microsecond=0)
     steps.advance(2)
     flow.script(fetch=[user("Ada", format_seconds(at)), user("Ada", format_seconds(at)), answer(404)])
@@ -167,9 +149,7 @@ def test_a_change_and_the_delete_in_one_second_end_with_nothing_though_a_replica
 
 
 @ON_BOTH
-def test_a_second_change_in_one_second_whose_webhook_is_the_same_is_downstream_in_the_end(
-    flow: Flow, engine: Engine
-) -> None:
+def test_a_second_change_in_one_second_with_the_same_webhook_is_delivered(flow: Flow, engine: Engine) -> None:
     this_second = SystemClock().now()
     with relaying(engine, flow.config):
         for name, status in (("first", "accepted"), ("second", "duplicate")):

@@ -1,4 +1,4 @@
-"""Wake-ups: an idle relay that hardly ever looks delivers at once, and whatever becomes of a wake-up harms nobody."""
+"""Wake-ups: an idle relay that hardly ever polls delivers at once, and a lost wake-up does no harm."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def test_a_listener_whose_connection_ends_listens_again(rig: Rig, database_url: 
 
 @ON_POSTGRES
 @pytest.mark.usefixtures("hardly_ever_looking")
-def test_a_listener_that_has_heard_nothing_for_long_listens_on_another_connection(
+def test_a_listener_without_news_changes_its_connection(
     rig: Rig, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that a firewall has dropped hears nothing, and nobody says so."""
+    """A connection that a firewall has dropped hears nothing, without an error."""
     monkeypatch.setattr("relay.daemon.wake_up.QUIET_SECONDS", 0.3)
     with rig.relay(), contextlib.closing(connect_postgres(database_url)) as hand:
         first = listeners(hand)
@@ -89,14 +89,14 @@ def test_a_listener_that_has_heard_nothing_for_long_listens_on_another_connectio
 
 
 def listeners(hand: psycopg.Connection, select: str = "SELECT pid") -> set[int]:
-    """The processes of connections that listen, or what else is selected of them."""
+    """Return the pids of connections that listen, or another column of them."""
     found = hand.execute(f"{select} FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'")
     return {value for (value,) in found.fetchall()}
 
 
 @ON_POSTGRES
 @pytest.mark.parametrize("query", [{}, {"pooler": "transaction"}], ids=["switched off", "behind a pooler"])
-def test_a_relay_that_may_not_listen_finds_arrivals_by_polling(
+def test_arrivals_are_found_by_polling(
     rig: Rig, database_url: str, monkeypatch: pytest.MonkeyPatch, query: dict[str, str]
 ) -> None:
     def never(*_: object) -> None:
@@ -140,7 +140,7 @@ def test_an_idle_relay_does_not_wake_itself(database_url: str, engine: Engine) -
 
 
 class Looks(threading.Event):
-    """A stop that counts how often somebody waited for it."""
+    """A stop event that counts its waits."""
 
     times = 0
 
@@ -171,9 +171,7 @@ def test_an_unchanged_file_wakes_no_relay(engine: Engine) -> None:
 
 
 @ON_POSTGRES
-async def test_a_flood_of_commits_sends_no_flood_of_notifications(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_flood_of_commits_sends_few_notifications(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sent_at: list[float] = []
 
     async def send(_: Notifier) -> float:
@@ -190,9 +188,7 @@ async def test_a_flood_of_commits_sends_no_flood_of_notifications(
 
 
 @ON_POSTGRES
-async def test_a_commit_while_a_notification_is_sent_is_not_missed(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_commit_during_a_notification_is_not_missed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[asyncio.Event] = []
 
     async def send(_: Notifier) -> float:

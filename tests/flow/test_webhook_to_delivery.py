@@ -68,9 +68,7 @@ async def test_a_webhook_becomes_a_delivery(receiver: Receiver, steps: Steps, en
     [body(), body("u1", "2026-01-01T01:00:00+01:00"), body(comment="new")],
     ids=["byte for byte", "the same instant in other words", "another field"],
 )
-async def test_a_repeat_is_answered_with_the_first_ones_seq_and_noted(
-    receiver: Receiver, engine: Engine, again: bytes
-) -> None:
+async def test_a_duplicate_gets_the_first_seq_and_is_noted(receiver: Receiver, engine: Engine, again: bytes) -> None:
     first = await receiver.post()
     await receiver.post(body("u2"))
     repeat = await receiver.post(again)
@@ -78,9 +76,9 @@ async def test_a_repeat_is_answered_with_the_first_ones_seq_and_noted(
     assert (repeat.status_code, repeat.json) == (200, {"status": "duplicate", "seq": first.json["seq"]})
     assert count(engine, "inbox") == 2
     assert count(engine, "open_delivery") == 2
-    (noted,) = rows(engine, "SELECT seq, body, handled_at FROM duplicate_request")
+    (verify_noted,) = rows(engine, "SELECT seq, body, handled_at FROM duplicate_request")
     kept = None if again == body() else again
-    assert noted == {"seq": first.json["seq"], "body": kept, "handled_at": None}
+    assert verify_noted == {"seq": first.json["seq"], "body": kept, "handled_at": None}
 
 
 @ON_BOTH
@@ -100,7 +98,7 @@ async def test_fifty_identical_requests_at_once_are_one_event(receiver: Receiver
 
 @ON_BOTH
 @pytest.mark.parametrize(("done", "calls"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 1)])
-async def test_a_relay_that_dies_between_two_steps_loses_nothing(
+async def test_a_death_between_two_steps_loses_nothing(
     receiver: Receiver, steps: Steps, engine: Engine, done: int, calls: int
 ) -> None:
     """`done` of its steps are done: it orders, claims, calls, and records."""
@@ -137,7 +135,7 @@ LIVE = request(HOST, line=b"GET /health/live HTTP/1.1")
 
 
 @contextlib.contextmanager
-def connected(port: int) -> Iterator[socket.socket]:
+def connect(port: int) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as made:
         yield made
 
@@ -162,7 +160,7 @@ def rest_of(sender: socket.socket) -> bytes:
     return received
 
 
-def dripped(sender: socket.socket, sent: bytes) -> bytes:
+def drip_bytes(sender: socket.socket, sent: bytes) -> bytes:
     """Send a byte whenever 20 ms have passed without an answer, until there is one; gives all that comes."""
     drops = iter(sent)
     sender.settimeout(0.02)
@@ -187,27 +185,27 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_head_that_drips_is_408_and_a_connection_that_says_nothing_is_closed(sqlite_database_url: str) -> None:
-    with serve_receiver(sqlite_database_url) as port, connected(port) as silent:
+    with serve_receiver(sqlite_database_url) as port, connect(port) as silent:
 
         def drip() -> bytes:
-            with connected(port) as dripping:
-                return dripped(dripping, webhook() * 3)
+            with connect(port) as dripping:
+                return drip_bytes(dripping, webhook() * 3)
 
         (answer,) = answers(until(drip, "its first drop was in time"))
         assert (answer.status, answer.headers["content-type"]) == (408, PROBLEM)
         assert rest_of(silent) == b""
 
 
-def test_the_second_request_of_a_connection_has_as_much_time_as_the_first_and_empty_lines_are_no_request(
+def test_each_request_of_a_connection_has_the_same_time(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serve_receiver(sqlite_database_url) as port, connected(port) as one, connected(port) as other:
+    with serve_receiver(sqlite_database_url) as port, connect(port) as one, connect(port) as other:
         for sender in (one, other):
             ask_live(sender)
         monkeypatch.setattr(protocol, "HEAD_WITHIN_SECONDS", 0.3)
-        (answer,) = answers(dripped(one, webhook() * 3))
+        (answer,) = answers(drip_bytes(one, webhook() * 3))
         assert answer.status == 408
-        assert dripped(other, b"\r\n" * 1000) == b""
+        assert drip_bytes(other, b"\r\n" * 1000) == b""
 
 
 @pytest.mark.usefixtures("impatient")
@@ -237,7 +235,7 @@ def test_an_answer_before_the_body_has_come_arrives_and_ends_the_connection(sqli
             (webhook(payload=bytes(10**7)), 413),
             (webhook(b"Host: another", payload=bytes(10**7)), 400),
         ):
-            with connected(port) as sender:
+            with connect(port) as sender:
                 sender.sendall(sent.replace(CLOSE + b"\r\n", b""))  # raises when it is reset
                 (answer,) = answers(rest_of(sender))
             assert answer.status == status
@@ -249,26 +247,24 @@ def limit(monkeypatch: pytest.MonkeyPatch, *, memory: int = app.MEMORY, **limits
     monkeypatch.setattr(app, "CAPACITY", msgspec.structs.replace(app.CAPACITY, **limits))
 
 
-def test_a_connection_more_than_there_may_be_is_503_and_has_its_turn_when_another_ends(
+def test_a_connection_too_many_is_503_until_another_ends(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit(monkeypatch, connections=2)
     with serve_receiver(sqlite_database_url) as port:
-        with connected(port) as one, connected(port) as other:
+        with connect(port) as one, connect(port) as other:
             for sender in (one, other):
                 ask_live(sender)
-            with connected(port) as third:
+            with connect(port) as third:
                 (answer,) = answers(rest_of(third))
             assert (answer.status, answer.headers["content-type"]) == (503, PROBLEM)
             assert int(answer.headers["retry-after"]) > 0
         until(lambda: [a.status for a in answers(ask(port, webhook()))] == [200], "there is room again")
 
 
-def test_a_request_more_than_there_may_be_is_503_but_health_is_told(
-    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_too_many_is_503_but_health_works(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, requests=1)
-    with serve_receiver(sqlite_database_url) as port, connected(port) as first:
+    with serve_receiver(sqlite_database_url) as port, connect(port) as first:
         first.sendall(webhook()[:-1])
         until(lambda: [a.status for a in answers(ask(port, webhook()))] == [503], "the first is under way")
         (answer,) = answers(ask(port, webhook()))
@@ -281,16 +277,13 @@ def test_a_request_more_than_there_may_be_is_503_but_health_is_told(
         assert [a.status for a in answers(ask(port, webhook()))] == [200]
 
 
-def test_more_bytes_of_bodies_than_there_is_room_for_are_503_until_others_are_done(
+def test_too_many_bytes_of_bodies_are_503_until_others_end(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = webhook(payload=body(more="x" * 200_000))
     endless = b"Transfer-Encoding: chunked"
     limit(monkeypatch, memory=800_000)
-    with (
-        serve_receiver(sqlite_database_url) as port,
-        connected(port) as first,
-    ):
+    with serve_receiver(sqlite_database_url) as port, connect(port) as first:
         assert [a.status for a in answers(ask(port, large))] == [200]
         first.sendall(large[:-1])
         until(lambda: [a.status for a in answers(ask(port, large))] == [503], "the first is under way")
@@ -303,19 +296,19 @@ def test_more_bytes_of_bodies_than_there_is_room_for_are_503_until_others_are_do
         assert [a.status for a in answers(ask(port, large))] == [200], "what was given up has given its room back"
 
 
-async def test_a_body_that_a_refusal_hashes_very_often_keeps_nobody_waiting(
+async def test_a_body_that_is_hashed_often_delays_no_other(
     sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stranger pays nothing for what every source of every kind tries on it."""
+    """A stranger's request is not slowed by the verifiers of all sources."""
     signed = f'[sources.signed]\npreset = "github"\nsecrets = {[f"secret {number}" for number in range(40)]}\n'
     done_in: list[threading.Thread] = []
     verify = Verifier.verify
 
-    def noted(self: Verifier, raw: RawRequest, now: datetime) -> None:
+    def verify_noted(self: Verifier, raw: RawRequest, now: datetime) -> None:
         done_in.append(threading.current_thread())
         verify(self, raw, now)
 
-    monkeypatch.setattr(Verifier, "verify", noted)
+    monkeypatch.setattr(Verifier, "verify", verify_noted)
     async with receiving(parse_config(config_text(sqlite_database_url) + signed)) as receiver:
         here = threading.current_thread()
         for path, headers in ((PATH, {}), ("/webhooks/nobody", {}), (PATH, {"X-Webhook-Token": "wrong"})):
@@ -332,7 +325,7 @@ auth = {{ kind = "header", name = "X-Webhook-Token", secrets = ["{token}"] }}
 """
 
 
-async def test_beyond_its_rate_a_source_is_told_when_to_come_again_and_strangers_use_nothing_of_it(
+async def test_a_source_beyond_its_rate_gets_429_and_strangers_use_nothing_of_it(
     database_url: str, engine: Engine
 ) -> None:
     async with receiving(parse_config(config_text(database_url) + RATE.format(token=TOKEN))) as receiver:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
+from inbox.config.model import Config
 from inbox.db import engine as engines
+from inbox.db.dialect import POSTGRES
+from relay.store.audit import Difference, verify
 from relay.store.database import Database
-from tests.helpers.relaying import DONE, HOPELESS, UNWELL, FakeClock, Steps
+from relay.store.rebuild import rebuild
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, FakeClock, Steps
 from tests.helpers.storing import an_event
-from tests.store.verifying import Planter
 
 
 @pytest.fixture
@@ -65,5 +68,42 @@ def plant(engine: Engine) -> Planter:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for locks for 0.4 s, and not for 2: for tests in which somebody keeps one."""
+    """Wait 0.4 s for a lock instead of 2 s, for tests that keep one."""
     monkeypatch.setitem(engines.PINNED, "lock_timeout", "400ms")
+
+
+# --- Findings of `verify` and `rebuild`, and a way to spoil a database
+
+
+ROUTES = ("strict", "blocking", "latest")
+
+
+def differences(database: Database, config: Config = CONFIG) -> list[Difference]:
+    return [found for checked in verify(database, config) for found in checked.differences]
+
+
+def findings(database: Database) -> list[tuple[str, int | None, str | None]]:
+    return sorted((d.finding, d.seq, d.route) for d in differences(database))
+
+
+def mend(database: Database, config: Config = CONFIG) -> list[Difference]:
+    return [found for checked in rebuild(database, config, who="ann") for found in checked.differences]
+
+
+KEPT = ("inbox", "inbox_payload", "delivery_log")
+
+
+class Planter:
+    """Makes a change that the database forbids, as a slip of the hand or a bad restore would."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __call__(self, statement: str) -> None:
+        with self._engine.begin() as connection:
+            if self._engine.dialect.name == POSTGRES:
+                connection.execute(text("SET LOCAL session_replication_role = replica"))  # no triggers
+            else:
+                for name in (*(f"{table}_refuses_delete" for table in KEPT), "delivery_log_refuses_update"):
+                    connection.execute(text(f"DROP TRIGGER IF EXISTS {name}"))
+            assert connection.execute(text(statement.replace(":", "\\:"))).rowcount >= 1, "it changes something"

@@ -47,7 +47,7 @@ WATCHED = msgspec.structs.replace(
 )
 
 
-def listed(steps: Steps) -> list[tuple[str, str, bool]]:
+def alerts_of(steps: Steps) -> list[tuple[str, str, bool]]:
     rows = steps.rows("SELECT kind, subject, firing FROM alert ORDER BY id")
     return [(row["kind"], row["subject"], bool(row["firing"])) for row in rows]
 
@@ -70,39 +70,30 @@ def test_a_relay_that_has_stopped_in_order_fails_at_nothing(steps: Steps) -> Non
         assert read_nodes(transaction) == []
 
 
-def test_an_alert_whose_post_has_failed_for_good_is_not_tried_again(steps: Steps, clock: FakeClock) -> None:
-    note(steps, A, B)
-    for is_final in (True, False):
-        (taken,) = alerts.take_unsent(steps.work)
-        alerts.record_post(steps.database, taken.id, "it can't be posted", is_final=is_final)
-    clock.moment += alerts.POST_AGAIN_AFTER
-    assert [posted.id for posted in alerts.take_unsent(steps.work)] == [2]
-
-
 def test_a_thousand_deaths_on_a_route_are_one_alert_until_none_is_dead(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 6)))
     for _ in range(4):
         steps.attempt(HOPELESS)
     watch = Watch()
     watch.check(work_of(steps.database, config=CONFIG))
-    assert listed(steps) == [("delivery_dead", "strict", True)]
+    assert alerts_of(steps) == [("delivery_dead", "strict", True)]
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
     watch.check(work_of(steps.database, config=CONFIG))
     watch.check(work_of(steps.database, config=CONFIG))
-    assert listed(steps) == [("delivery_dead", "strict", True), ("delivery_dead", "strict", False)]
+    assert alerts_of(steps) == [("delivery_dead", "strict", True), ("delivery_dead", "strict", False)]
     steps.attempt(HOPELESS)
-    assert listed(steps)[-1] == ("delivery_dead", "strict", True)
+    assert alerts_of(steps)[-1] == ("delivery_dead", "strict", True)
 
 
 def test_a_blocked_delivery_keeps_its_alert(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["blocking"]))
     steps.attempt(HOPELESS, "blocking")
     Watch().check(work_of(steps.database, config=CONFIG))
-    assert listed(steps) == [("delivery_dead", "blocking", True)]
+    assert alerts_of(steps) == [("delivery_dead", "blocking", True)]
 
 
-def between_look_and_store(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], object]) -> None:
-    """Let something happen after a look at all conditions, and before what it found is stored."""
+def act_before_storing(monkeypatch: pytest.MonkeyPatch, name: str, happens: Callable[[], object]) -> None:
+    """Call `happens` after all conditions are read, and before the alerts found are stored."""
     stores = getattr(alert_conditions, name)
 
     def meanwhile(database: Database, found: Sequence[Alert]) -> None:
@@ -112,33 +103,29 @@ def between_look_and_store(monkeypatch: pytest.MonkeyPatch, name: str, happens: 
     monkeypatch.setattr(alert_conditions, name, meanwhile)
 
 
-def test_a_death_while_the_end_of_the_last_is_noticed_stays_alerted(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_death_while_the_last_one_is_closed_stays_alerted(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
     steps.attempt(HOPELESS)
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
     with monkeypatch.context() as patched:
-        between_look_and_store(patched, "_store", lambda: steps.attempt(HOPELESS))
+        act_before_storing(patched, "_store", lambda: steps.attempt(HOPELESS))
         Watch().check(work_of(steps.database, config=CONFIG))
-    assert listed(steps) == [("delivery_dead", "strict", True)]
+    assert alerts_of(steps) == [("delivery_dead", "strict", True)]
     carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="seen")
     Watch().check(work_of(steps.database, config=CONFIG))
-    assert listed(steps)[1:] == [("delivery_dead", "strict", False)]
+    assert alerts_of(steps)[1:] == [("delivery_dead", "strict", False)]
 
 
-def test_a_step_that_fails_while_its_recovery_is_noticed_is_alerted(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_fails_during_its_recovery_is_alerted(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     describe(work_of(steps.database, node="r1"), "host", 1, "1.0")
     alerts.alert_failing_step(steps.work, "reap", "no")
     with monkeypatch.context() as patched:
-        between_look_and_store(patched, "_store", lambda: heartbeat(steps.database, "r1", {"reap": "no"}))
+        act_before_storing(patched, "_store", lambda: heartbeat(steps.database, "r1", {"reap": "no"}))
         Watch().check(work_of(steps.database, config=CONFIG))
-    assert listed(steps) == [("step_failed", "reap", True)]
+    assert alerts_of(steps) == [("step_failed", "reap", True)]
     heartbeat(steps.database, "r1")
     Watch().check(work_of(steps.database, config=CONFIG))
-    assert listed(steps)[1:] == [("step_failed", "reap", False)]
+    assert alerts_of(steps)[1:] == [("step_failed", "reap", False)]
 
 
 def test_a_death_by_crashes_is_an_alert_too(steps: Steps) -> None:
@@ -147,7 +134,7 @@ def test_a_death_by_crashes_is_an_alert_too(steps: Steps) -> None:
         claimed()
         steps.advance(20)
         steps.reap("r2")
-    assert listed(steps) == [("delivery_dead", "strict", True)]
+    assert alerts_of(steps) == [("delivery_dead", "strict", True)]
 
 
 def test_a_route_is_behind_when_an_event_has_waited_for_too_long(steps: Steps) -> None:
@@ -155,18 +142,18 @@ def test_a_route_is_behind_when_an_event_has_waited_for_too_long(steps: Steps) -
     watch = Watch()
     steps.advance(600)
     watch.check(work_of(steps.database, config=WATCHED))
-    assert listed(steps) == []
+    assert alerts_of(steps) == []
     steps.advance(5)
     watch.check(work_of(steps.database, config=WATCHED))
     steps.advance(5)
     Watch().check(work_of(steps.database, config=WATCHED))
-    assert listed(steps) == [("backlog_old", "strict", True)]
+    assert alerts_of(steps) == [("backlog_old", "strict", True)]
     (row,) = steps.rows("SELECT detail FROM alert")
     assert row["detail"] == {"seq": 1, "age_seconds": 605}
     steps.attempt(DONE)
     steps.attempt(DONE)
     watch.check(work_of(steps.database, config=WATCHED))
-    assert listed(steps)[1:] == [("backlog_old", "strict", False)]
+    assert alerts_of(steps)[1:] == [("backlog_old", "strict", False)]
 
 
 def test_an_old_event_open_again_is_seen_within_a_minute_and_by_no_relay_taken_for_none(steps: Steps) -> None:
@@ -186,12 +173,12 @@ def test_an_old_event_open_again_is_seen_within_a_minute_and_by_no_relay_taken_f
     steps.do(a_row(1))
     steps.advance(700)
     watch.check(work_of(steps.database, config=WATCHED))
-    assert listed(steps) == [], "it begins where it came to"
+    assert alerts_of(steps) == [], "it begins where it came to"
     seconds[0] += 60
     watch.check(work_of(steps.database, config=WATCHED))
     seconds[0] -= 30
     other.check(work_of(steps.database, config=WATCHED))
-    assert listed(steps) == [("backlog_old", "strict", True)]
+    assert alerts_of(steps) == [("backlog_old", "strict", True)]
 
 
 def test_a_source_is_silent_when_nothing_arrives_and_heard_when_something_does(steps: Steps, clock: FakeClock) -> None:
@@ -200,11 +187,11 @@ def test_a_source_is_silent_when_nothing_arrives_and_heard_when_something_does(s
     watch.check(work_of(steps.database, config=WATCHED))
     steps.advance(3700)
     Watch().check(work_of(steps.database, config=WATCHED))
-    assert ("source_silent", "trivore", True) in listed(steps), "a relay that starts knows for how long"
+    assert ("source_silent", "trivore", True) in alerts_of(steps), "a relay that starts knows for how long"
     watch.check(work_of(steps.database, config=WATCHED))
     steps.receive(msgspec.structs.replace(an_event(2), received_at=clock.moment))
     watch.check(work_of(steps.database, config=WATCHED))
-    assert listed(steps)[-1] == ("source_silent", "trivore", False)
+    assert alerts_of(steps)[-1] == ("source_silent", "trivore", False)
 
 
 def test_a_source_that_was_never_heard_is_silent_from_the_first_look_on(steps: Steps) -> None:
@@ -212,10 +199,10 @@ def test_a_source_that_was_never_heard_is_silent_from_the_first_look_on(steps: S
     watch.check(work_of(steps.database, config=WATCHED))
     steps.advance(3500)
     watch.check(work_of(steps.database, config=WATCHED))
-    assert listed(steps) == []
+    assert alerts_of(steps) == []
     steps.advance(200)
     watch.check(work_of(steps.database, config=WATCHED))
-    assert listed(steps) == [("source_silent", "trivore", True)]
+    assert alerts_of(steps) == [("source_silent", "trivore", True)]
 
 
 def test_a_step_recovers_when_it_works_again_while_others_of_its_relay_still_fail(steps: Steps) -> None:
@@ -224,10 +211,10 @@ def test_a_step_recovers_when_it_works_again_while_others_of_its_relay_still_fai
     note(steps, *(Alert("step_failed", name, firing=True) for name in names))
     heartbeat(steps.database, "r1", dict.fromkeys(names, "it fails"))
     Watch().check(work_of(steps.database, config=CONFIG))
-    assert [firing for _, _, firing in listed(steps)] == [True] * 3
+    assert [firing for _, _, firing in alerts_of(steps)] == [True] * 3
     heartbeat(steps.database, "r1", dict.fromkeys(("claim", "renew"), "it fails"))
     Watch().check(work_of(steps.database, config=CONFIG))
-    assert listed(steps)[3:] == [("step_failed", "reap", False)]
+    assert alerts_of(steps)[3:] == [("step_failed", "reap", False)]
 
 
 def test_each_alert_is_told_by_one_relay_in_their_order(steps: Steps) -> None:
@@ -236,15 +223,18 @@ def test_each_alert_is_told_by_one_relay_in_their_order(steps: Steps) -> None:
     assert alerts.take_unlogged(steps.work) == []
 
 
-def test_an_alert_is_posted_by_one_relay_and_again_after_a_minute_when_that_failed(steps: Steps) -> None:
-    note(steps, A, B)
-    (first,) = alerts.take_unsent(steps.work)
-    (second,) = alerts.take_unsent(steps.work)
-    assert [first.alert.subject, second.alert.subject] == ["destination a", "destination b"]
+def test_an_alert_is_posted_by_one_relay_and_again_after_a_minute_unless_its_failure_is_final(steps: Steps) -> None:
+    note(steps, A, B, msgspec.structs.replace(A, subject="destination c"))
+    first, second, third = (alerts.take_unsent(steps.work)[0] for _ in range(3))
+    assert [posted.alert.subject for posted in (first, second, third)] == [f"destination {name}" for name in "abc"]
     assert alerts.take_unsent(steps.work) == []
     alerts.record_post(steps.database, first.id)
     alerts.record_post(steps.database, second.id, "alert answered 503")
-    assert steps.rows("SELECT error FROM alert ORDER BY id") == [{"error": None}, {"error": "alert answered 503"}]
+    alerts.record_post(steps.database, third.id, "it can't be posted", is_final=True)
+    assert [row["error"] for row in steps.rows("SELECT error FROM alert ORDER BY id LIMIT 2")] == [
+        None,
+        "alert answered 503",
+    ]
     steps.advance(60)
     assert [posted.id for posted in alerts.take_unsent(steps.work)] == [second.id]
     alerts.record_post(steps.database, second.id)
@@ -280,14 +270,11 @@ def test_kinds_of_a_newer_version_are_left_to_it(steps: Steps) -> None:
 # --- A relay's figures: rows of `throughput_minute`, and metrics of its work and of open deliveries
 
 
-# --- A relay's figures in `throughput_minute`: what its transactions did, in the minute of the database's clock
-
-
 def flush(steps: Steps) -> None:
     nodes.flush_figures(steps.database, CONFIG.routes)
 
 
-def counted(steps: Steps) -> list[tuple[str, str, str, int]]:
+def figures_of(steps: Steps) -> list[tuple[str, str, str, int]]:
     rows = steps.rows('SELECT kind, name, outcome, "count" FROM throughput_minute ORDER BY kind, name, outcome, minute')
     return [(row["kind"], row["name"], row["outcome"], row["count"]) for row in rows]
 
@@ -298,7 +285,7 @@ def test_every_fact_counts_for_its_route_and_its_destination(steps: Steps) -> No
     steps.attempt(Skipped((), "gone"), "latest")
     flush(steps)
     of_strict = [("attempt_failed", 1), ("dead", 1), ("delivered", 2)]
-    assert counted(steps) == [
+    assert figures_of(steps) == [
         *((DESTINATION, "audit", *each) for each in (*of_strict, ("skipped", 1))),
         (ROUTE, "latest", "skipped", 1),
         *((ROUTE, "strict", *each) for each in of_strict),
@@ -311,7 +298,7 @@ def test_a_transaction_that_is_not_committed_counts_nothing(steps: Steps) -> Non
     steps.do("UPDATE open_delivery SET lease_token = lease_token + 1")
     steps.record([(delivery, DONE)])
     flush(steps)
-    assert counted(steps) == []
+    assert figures_of(steps) == []
 
 
 def test_figures_of_one_minute_add_up_and_another_has_a_row_of_its_own(steps: Steps) -> None:
@@ -334,7 +321,7 @@ def test_a_row_that_a_person_has_locked_costs_a_moment_and_no_count(engine: Engi
             nodes.flush_figures(steps.database, {})
     assert watch.seconds < 1.5
     nodes.flush_figures(steps.database, {})
-    assert counted(steps) == [(ROUTE, "strict", "delivered", 1)]
+    assert figures_of(steps) == [(ROUTE, "strict", "delivered", 1)]
 
 
 @ON_POSTGRES
@@ -352,17 +339,14 @@ def test_many_writers_add_to_the_same_rows_and_lose_no_count(engine: Engine, ste
 
     with ThreadPoolExecutor(4) as writers:
         list(writers.map(write, (names, names[::-1]) * 2))
-    assert counted(steps) == sorted((ROUTE, name, "delivered", 80) for name in names)
-
-
-# --- Metrics that a relay reports: of its work, and of open deliveries
+    assert figures_of(steps) == sorted((ROUTE, name, "delivered", 80) for name in names)
 
 
 CRM = ("destination", "crm")
 
 
 class Told(Meters):
-    """Keeps what it is told: counts and observations added up, gauges as they stand."""
+    """Meters that add up counts and observations, and keep the last value of each gauge."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[str, ...], float] = {}
@@ -392,7 +376,7 @@ def reading(database: Database, database_url: str, told: Told) -> Gauges:
     return Gauges(database, Observer(told), msgspec.structs.replace(a_config(database_url), routes=routes))
 
 
-def of(told: Told, metric: Metric) -> dict[tuple[str, ...], float]:
+def values_of(told: Told, metric: Metric) -> dict[tuple[str, ...], float]:
     return {key[1:]: value for key, value in told.values.items() if key[0] == metric.name}
 
 
@@ -409,11 +393,14 @@ def test_attempts_are_told_by_outcome_and_deliveries_by_their_age(steps: Steps, 
     }
     observer.on_recorded(Recorded(delivery, fact) for fact in of_this)
     observer.on_recorded([Recorded(msgspec.structs.replace(delivery, run=1), Unchanged()), Recorded(delivery, None)])
-    assert of(told, metrics.ATTEMPTS) == {("strict", outcome): 1 for outcome in (*of_this.values(), "unchanged")}
-    assert (of(told, metrics.DELIVERY_SECONDS), of(told, metrics.DISCARDED)) == ({("strict",): 30}, {(): 1})
+    assert values_of(told, metrics.ATTEMPTS) == {("strict", outcome): 1 for outcome in (*of_this.values(), "unchanged")}
+    assert (values_of(told, metrics.DELIVERY_SECONDS), values_of(told, metrics.DISCARDED)) == (
+        {("strict",): 30},
+        {(): 1},
+    )
 
 
-def test_every_fact_that_is_committed_is_told_whoever_wrote_it_and_none_that_is_rolled_back(steps: Steps) -> None:
+def test_every_committed_fact_is_counted_and_none_that_is_rolled_back(steps: Steps) -> None:
     told = Told()
     observer = Observer(told)
     steps.heard.on_facts = observer.on_appended
@@ -424,9 +411,9 @@ def test_every_fact_that_is_committed_is_told_whoever_wrote_it_and_none_that_is_
     observer.on_rescued(steps.reap("r2"))
     steps.attempt(DONE, "latest")
     logged = Counter((row["route"], row["kind"]) for row in steps.rows("SELECT route, kind FROM delivery_log"))
-    assert of(told, metrics.FACTS) == logged
+    assert values_of(told, metrics.FACTS) == logged
     assert ("latest", "superseded") in logged
-    assert of(told, metrics.LEASES_EXPIRED) == {(): 1}
+    assert values_of(told, metrics.LEASES_EXPIRED) == {(): 1}
 
 
 def test_a_breaker_is_told_when_it_changes_and_when_its_row_is_gone() -> None:
@@ -435,23 +422,23 @@ def test_a_breaker_is_told_when_it_changes_and_when_its_row_is_gone() -> None:
     for state, value in ((BreakerState.OPEN, 2), (BreakerState.HALF_OPEN, 1), (BreakerState.RETIRED, 3)):
         now = Gates(breakers={CRM: Breaker(state), ("entity", "trivore|USER|u1"): Breaker(state)})
         observer.on_gates_changed(before, now)
-        assert of(told, metrics.BREAKER) == {CRM: value}
+        assert values_of(told, metrics.BREAKER) == {CRM: value}
         before = now
     observer.on_gates_changed(before, Gates())
-    assert of(told, metrics.BREAKER) == {CRM: 0}
+    assert values_of(told, metrics.BREAKER) == {CRM: 0}
 
 
 def test_the_gauges_of_what_is_open_go_back_to_zero(steps: Steps, reading: Gauges, told: Told) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
     reading.backlog()
-    open_now, oldest = of(told, metrics.OPEN), of(told, metrics.OLDEST)
+    open_now, oldest = values_of(told, metrics.OPEN), values_of(told, metrics.OLDEST)
     assert (open_now["strict", "ready"], open_now["strict", "waiting"], open_now["idle", "ready"]) == (2, 1, 0)
     assert oldest["strict",] >= (SystemClock().now() - START).total_seconds() - 60
     assert oldest["idle",] == 0
     steps.attempt_each(DONE, DONE, DONE)
     reading.backlog()
-    assert set(of(told, metrics.OPEN).values()) == {0}
-    assert of(told, metrics.OLDEST)["strict",] == 0
+    assert set(values_of(told, metrics.OPEN).values()) == {0}
+    assert values_of(told, metrics.OLDEST)["strict",] == 0
 
 
 def test_the_databases_clock_and_size_are_told(reading: Gauges, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,7 +454,7 @@ def test_the_databases_clock_and_size_are_told(reading: Gauges, told: Told, monk
 def test_a_reading_that_fails_keeps_no_other_from_being_made(
     reading: Gauges, told: Told, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(_: Gauges) -> None:
+    def refuse(_: Gauges) -> None:
         with database.read() as transaction:
             transaction.execute(text("SELECT no_such_column FROM inbox"))
 
@@ -475,6 +462,6 @@ def test_a_reading_that_fails_keeps_no_other_from_being_made(
         raise ZeroDivisionError
 
     monkeypatch.setattr(Gauges, "backlog", broken)
-    monkeypatch.setattr(Gauges, "alerts", refused)
+    monkeypatch.setattr(Gauges, "alerts", refuse)
     assert reading.publish() == gauges.READ_EVERY_SECONDS
     assert {metrics.CLOCK_SKEW.name, metrics.DATABASE_BYTES.name} <= {name for name, *_ in told.values}

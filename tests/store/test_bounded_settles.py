@@ -1,4 +1,4 @@
-"""No transaction under the order lock grows with what is open: the next settle of the lane does what one may not do."""
+"""Transactions under the order lock have a bounded size: the next settle of the lane does the rest."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from relay.store.sequence import BATCH, sequence
 from tests.helpers.locks import Transactions
 from tests.helpers.relaying import DONE, POLICIES, Steps, record, work_of
 from tests.helpers.storing import an_event
-from tests.store.verifying import differences
-
-# --- No transaction under the order lock grows with what is open: the next settle of the lane does what one may not do
-
+from tests.store.conftest import differences
 
 NOW_LATEST = {**POLICIES, "strict": POLICIES["latest"]}
 """Once `ordering` of the route "strict" has been changed to "latest"."""
@@ -24,7 +21,7 @@ MOST = 50
 
 @pytest.fixture(autouse=True)
 def _smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of what a transaction may do; `test_nothing_grows.py` has all of it."""
+    """Lower the limits of a transaction to a tenth; `test_nothing_grows.py` has the full ones."""
     for name in ("MOST_FOLDED", "MOST_HEALED"):
         monkeypatch.setattr(f"relay.store.sequence.{name}", MOST)
 
@@ -112,9 +109,7 @@ def die(steps: Steps, number: int, *, lanes: int = 1) -> None:
     )
 
 
-def test_a_success_ends_so_many_dead_and_the_next_of_the_lane_the_rest(
-    steps: Steps, transactions: Transactions
-) -> None:
+def test_a_success_ends_some_dead_and_the_next_of_the_lane_the_rest(steps: Steps, transactions: Transactions) -> None:
     die(steps, 90)
     steps.arrive(an_event(91, "u0"))
     transactions.forget()
@@ -147,9 +142,7 @@ def largest(database_url: str, monkeypatch: pytest.MonkeyPatch, case: str, numbe
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_transaction_does_more_where_more_is_open(
-    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+def test_transactions_stay_small(sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     few = largest(sqlite_database_url, monkeypatch, case, FEW)
     many = largest(sqlite_database_url, monkeypatch, case, MANY)
     assert all(of_many <= of_few + 10 for of_few, of_many in zip(few, many, strict=True)), (few, many)

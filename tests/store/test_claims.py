@@ -30,7 +30,7 @@ from relay.store.sequence import quarantine, sequence
 from relay.store.transaction import Transaction
 from tests.helpers.relaying import HOPELESS, Monotonic, Steps, work_of
 from tests.helpers.storing import START, a_row, an_event
-from tests.store.verifying import differences, mend
+from tests.store.conftest import differences, mend
 
 # --- Facts that a claim gives a worker besides the event, and the worker's use of them
 
@@ -196,7 +196,7 @@ def test_a_head_whose_attempts_are_counted_as_far_as_the_column_goes_stops_no_ot
 # --- A claim takes no more bodies into memory than fit, and counts an attempt before it loads one
 
 
-def arrived(steps: Steps, *sizes: int) -> None:
+def arrive_sized(steps: Steps, *sizes: int) -> None:
     steps.arrive(*(an_event(n, f"u{n}", body=b"x" * size) for n, size in enumerate(sizes, 1)))
 
 
@@ -205,13 +205,13 @@ def seqs(deliveries: Sequence[Delivery]) -> list[int]:
 
 
 def test_a_claim_ends_with_the_delivery_that_uses_the_last_byte(steps: Steps) -> None:
-    arrived(steps, 400, 400, 400, 400)
+    arrive_sized(steps, 400, 400, 400, 400)
     room = FreeCapacity(["strict"], 8, 801)
     assert [seqs(claim(steps.work, [room])) for _ in range(2)] == [[1, 2, 3], [4]]
 
 
 def test_a_body_that_is_larger_than_the_room_is_claimed_alone(steps: Steps) -> None:
-    arrived(steps, 5000, 1, 1)
+    arrive_sized(steps, 5000, 1, 1)
     assert [seqs(claim(steps.work, [FreeCapacity(["strict"], 8, 100)])) for _ in range(2)] == [[1], [2, 3]]
 
 
@@ -225,7 +225,7 @@ def test_the_routes_of_a_destination_share_its_room(steps: Steps) -> None:
 
 def test_large_bodies_are_read_one_after_the_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "LOADED_AT_ONCE", 1000)
-    arrived(steps, 400, 400, 5000, 0, 400)
+    arrive_sized(steps, 400, 400, 5000, 0, 400)
     loaded: list[int] = []
 
     def counting(transaction: Transaction, some: Sequence[Any]) -> list[Delivery]:
@@ -248,7 +248,7 @@ class Killed(BaseException):
 
 
 def test_an_attempt_counts_before_its_event_is_loaded(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrived(steps, 1)
+    arrive_sized(steps, 1)
 
     def kills(*_: object) -> list[Delivery]:
         raise Killed
@@ -266,7 +266,7 @@ def test_an_attempt_counts_before_its_event_is_loaded(steps: Steps, monkeypatch:
 
 
 def test_one_that_takes_too_long_stays_leased_beside_the_others(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrived(steps, 1, 1, 1)
+    arrive_sized(steps, 1, 1, 1)
 
     def slow(transaction: Transaction, some: Sequence[Any]) -> list[Delivery]:
         if any(row.seq == 2 for row in some):
@@ -281,11 +281,9 @@ def test_one_that_takes_too_long_stays_leased_beside_the_others(steps: Steps, mo
 
 
 @pytest.mark.parametrize("when", ["amid its load", "once it is loaded"])
-def test_the_rest_of_a_load_that_fails_is_given_back_uncounted(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
+def test_the_rest_of_a_failed_load_is_given_back(steps: Steps, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     monkeypatch.setattr(claims, "LOADED_AT_ONCE", 0)
-    arrived(steps, 1, 1, 1)
+    arrive_sized(steps, 1, 1, 1)
 
     def fail(*_: object) -> None:
         raise DBAPIError("SELECT", {}, psycopg.errors.AdminShutdown("terminating connection"))
@@ -302,11 +300,7 @@ def test_the_rest_of_a_load_that_fails_is_given_back_uncounted(
         assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1]
     assert [
         tuple(row.values()) for row in steps.rows("SELECT seq, state, attempt FROM open_delivery ORDER BY seq")
-    ] == [
-        (1, "in_flight", 1),
-        (2, "ready", 0),
-        (3, "ready", 0),
-    ]
+    ] == [(1, "in_flight", 1), (2, "ready", 0), (3, "ready", 0)]
 
 
 def test_a_transaction_that_stood_idle_for_too_long_counts_as_held_up() -> None:
@@ -314,7 +308,7 @@ def test_a_transaction_that_stood_idle_for_too_long_counts_as_held_up() -> None:
 
 
 def test_only_routes_with_something_due_cost_a_statement(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrived(steps, 1)
+    arrive_sized(steps, 1)
     asked: list[object] = []
     execute = Transaction.execute
 
@@ -330,7 +324,7 @@ def test_only_routes_with_something_due_cost_a_statement(steps: Steps, monkeypat
 
 
 def test_a_claim_that_takes_long_ends_with_what_it_has(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrived(steps, 1)
+    arrive_sized(steps, 1)
     monkeypatch.setattr(claims, "LONGEST_SECONDS", -1.0)
     assert claim(steps.work, [FreeCapacity(["strict"], 8)]) == []
     monkeypatch.setattr(claims, "LONGEST_SECONDS", 1.0)
@@ -338,7 +332,7 @@ def test_a_claim_that_takes_long_ends_with_what_it_has(steps: Steps, monkeypatch
 
 
 def test_a_claim_that_had_to_wait_for_its_turn_still_claims(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrived(steps, 1)
+    arrive_sized(steps, 1)
     clock = Monotonic()
 
     def waits(*_: object) -> dict[GateKey, GateRow]:
@@ -350,7 +344,7 @@ def test_a_claim_that_had_to_wait_for_its_turn_still_claims(steps: Steps, monkey
     assert seqs(claim(steps.work, [FreeCapacity(["strict"], 8)])) == [1]
 
 
-# --- Scan positions of a process: it loses nothing behind its place, and paused deliveries delay no others
+# --- Where a process starts its next scan: it misses nothing before that place, and paused deliveries delay no others
 
 
 def begins(floor: ScanStart[int], takes: float = 0.0, monotonic: Monotonic | None = None) -> int | None:
@@ -363,7 +357,7 @@ def begins(floor: ScanStart[int], takes: float = 0.0, monotonic: Monotonic | Non
 # --- floors
 
 
-def test_a_look_begins_at_its_place_and_each_second_at_the_beginning() -> None:
+def test_a_scan_starts_at_its_place_and_once_a_second_at_the_beginning() -> None:
     monotonic = Monotonic()
     floor: ScanStart[int] = ScanStart(monotonic=monotonic)
     assert begins(floor) is None
@@ -373,7 +367,7 @@ def test_a_look_begins_at_its_place_and_each_second_at_the_beginning() -> None:
     assert [begins(floor), begins(floor)] == [None, 7]
 
 
-def test_a_look_from_the_beginning_that_takes_long_is_made_less_often() -> None:
+def test_a_full_scan_that_takes_long_is_made_less_often() -> None:
     monotonic = Monotonic()
     floor: ScanStart[int] = ScanStart(monotonic=monotonic)
     floor.at = 7
@@ -387,16 +381,16 @@ def test_a_look_from_the_beginning_that_takes_long_is_made_less_often() -> None:
 def test_an_event_that_is_committed_far_behind_the_others_is_found_within_a_second(steps: Steps) -> None:
     monotonic, scans = Monotonic(), ScanStarts()
     scans.received = ScanStart(monotonic=monotonic)
-    steps.do(arrived_at(50_000))
+    steps.do(row_arriving_at(50_000))
     assert sequence(steps.work, scans) == 1
-    steps.do(arrived_at(49_500), arrived_at(3))
+    steps.do(row_arriving_at(49_500), row_arriving_at(3))
     assert sequence(steps.work, scans) == (1 if steps.database.sql.is_postgres else 2), "where one commits at a time"
     monotonic.seconds += WHOLE_EVERY_SECONDS
     sequence(steps.work, scans)
     assert [state for _, _, state in steps.states()] == ["ready"] * 3
 
 
-def arrived_at(seq: int) -> str:
+def row_arriving_at(seq: int) -> str:
     return a_row(seq, lane=f"event|{seq}")
 
 
@@ -405,15 +399,15 @@ def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: S
     remembered.due["strict"] = ScanStart(monotonic=monotonic)
     steps.advance(1000)
     steps.arrive(an_event(1, "a"), an_event(2, "b"))
-    assert claimed(steps, remembered) == [1, 2]
+    assert claim_seqs(steps, remembered) == [1, 2]
     steps.arrive(an_event(3, "c"))
     steps.do("UPDATE open_delivery SET due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 3")
-    behind = claimed(steps, remembered)
+    behind = claim_seqs(steps, remembered)
     monotonic.seconds += WHOLE_EVERY_SECONDS
-    assert behind + claimed(steps, remembered) == [3]
+    assert behind + claim_seqs(steps, remembered) == [3]
 
 
-def claimed(steps: Steps, remembered: ScanStarts, most: int = 8) -> list[int]:
+def claim_seqs(steps: Steps, remembered: ScanStarts, most: int = 8) -> list[int]:
     return [delivery.seq for delivery in claim(steps.work, [FreeCapacity(["strict"], most)], scans=remembered)]
 
 
@@ -439,9 +433,9 @@ def test_a_claim_goes_on_behind_the_paused_heads_that_the_last_one_has_passed(st
     heads(steps, *["paused"] * 20, "b", "c", "d")
     steps.advance(3600)
     remembered = ScanStarts()
-    assert claimed(steps, remembered, 1) == [21]
+    assert claim_seqs(steps, remembered, 1) == [21]
     assert remembered.due["strict"].at is not None
-    assert [claimed(steps, remembered, 1), claimed(steps, remembered, 8)] == [[22], [23]]
+    assert [claim_seqs(steps, remembered, 1), claim_seqs(steps, remembered, 8)] == [[22], [23]]
 
 
 @pytest.mark.usefixtures("paused")
@@ -453,7 +447,7 @@ def test_the_attempt_that_tries_a_breaker_is_found_behind_what_is_paused(steps: 
 
 @pytest.mark.usefixtures("paused")
 @pytest.mark.parametrize("seed", range(3))
-def test_every_head_that_is_not_paused_is_claimed_once_whoever_asks_in_which_turn(steps: Steps, seed: int) -> None:
+def test_every_head_that_is_not_paused_is_claimed_once_by_two_relays_in_any_order(steps: Steps, seed: int) -> None:
     rng = random.Random(seed)
     monotonic, found = Monotonic(), list[int]()
     relays = [remembering(monotonic) for _ in range(2)]
@@ -464,10 +458,10 @@ def test_every_head_that_is_not_paused_is_claimed_once_whoever_asks_in_which_tur
         heads(steps, *arrived) if arrived else None
         steps.advance(rng.choice([0, 1, 30]))
         monotonic.seconds += rng.choice([0, 0, 2])
-        found += claimed(steps, rng.choice(relays), rng.randrange(1, 6))
+        found += claim_seqs(steps, rng.choice(relays), rng.randrange(1, 6))
     for _ in range(2 * len(entities)):
         monotonic.seconds += 2
-        found += claimed(steps, rng.choice(relays), 4)
+        found += claim_seqs(steps, rng.choice(relays), 4)
     assert sorted(found) == [seq for seq, entity in enumerate(entities, 1) if entity == "b"]
 
 

@@ -1,4 +1,4 @@
-"""Commands: what an operator asks for by SQL or the command line, batch by batch, by whichever process gets to it."""
+"""Commands of an operator, by SQL or the command line, carried out in batches by any relay."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.helpers.webhooks import body
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
-def by_sql(steps: Steps, kind: str, selection: object) -> int:
+def insert_command(steps: Steps, kind: str, selection: object) -> int:
     value = "CAST(:selection AS jsonb)" if steps.database.sql.is_postgres else ":selection"
     statement = f"""
 INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at)
@@ -59,7 +59,7 @@ def work(steps: Steps) -> int:
 
 
 def work_on(steps: Steps) -> int:
-    """Rounds until one changes nothing; how many deliveries were changed."""
+    """Work until a round changes nothing; return the number of changed deliveries."""
     working = execution.OpenCommands()
     return sum(iter(lambda: working.work(steps.work), 0))
 
@@ -80,7 +80,7 @@ def came_to(steps: Steps, number: int) -> tuple[str, int]:
 
 def test_a_row_that_a_dba_writes_is_done_and_answered(steps: Steps) -> None:
     steps.dead(3)
-    number = by_sql(steps, "replay", {"cause": "mapping"})
+    number = insert_command(steps, "replay", {"cause": "mapping"})
     assert commands.read_next_open(steps.database, after=0, most=1)
     assert [work(steps), work(steps)] == [3, 0]
     assert the(steps, number) == ("done", 3, "3 deliveries replayed")
@@ -124,10 +124,10 @@ def test_a_reason_has_a_letter_or_a_digit_of_any_script(steps: Steps) -> None:
             steps.do(asking.format(reason))
 
 
-def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(steps: Steps) -> None:
+def test_a_person_can_neither_end_a_command_by_sql_nor_continue_a_cancelled_one(steps: Steps) -> None:
     """As an operator may, who has the right to set the state alone."""
     steps.dead(1)
-    number = by_sql(steps, "replay", {"everything": True})
+    number = insert_command(steps, "replay", {"everything": True})
     for state in ("done", "failed", "refused"):
         with pytest.raises(IntegrityError, match="only a relay ends a command"):
             steps.do(f"UPDATE relay_command SET state = '{state}'")
@@ -141,14 +141,14 @@ def test_nobody_makes_a_command_look_done_or_lets_that_of_another_person_go_on(s
 OF_U1 = {"source": "trivore", "entity_type": "USER", "entity_id": "u1"}
 AGREED = (
     *("kind = 'cancel'", "asked_at = '2020-01-01 00:00:00Z'", "dry_run = true", "reason = 'another one'"),
-    *("selection = '{\"everything\": true}'", "selection = '{}'", "asked_by = 'somebody else'"),
+    *("selection = '{\"everything\": true}'", "selection = '{}'", "asked_by = 'ann'"),
 )
 
 
 @pytest.mark.parametrize("state", ["asked", "cancelled", "done"])
 def test_a_command_stays_as_agreed_also_when_it_ends_or_goes_on(steps: Steps, state: str) -> None:
     """A stopped one went on with another selection, if that was written meanwhile or at once."""
-    by_sql(steps, "replay", {"route": "strict"})
+    insert_command(steps, "replay", {"route": "strict"})
     steps.do(f"UPDATE relay_command SET state = '{state}', finished_at = asked_at")
     more = {"asked": "state = 'done', ", "cancelled": "state = 'running', finished_at = NULL, ", "done": ""}
     for change in (further + change for further in ("", more[state]) for change in AGREED):
@@ -157,7 +157,7 @@ def test_a_command_stays_as_agreed_also_when_it_ends_or_goes_on(steps: Steps, st
 
 
 def test_an_ended_command_stays_as_it_is_but_erasure_may_take_names_out(steps: Steps) -> None:
-    by_sql(steps, "replay", {"route": "strict", **OF_U1})
+    insert_command(steps, "replay", {"route": "strict", **OF_U1})
     steps.do("UPDATE relay_command SET state = 'done', answer = 'done', finished_at = asked_at")
     for state in ("asked", "running", "failed", "cancelled"):
         with pytest.raises(IntegrityError, match="a command that has ended stays as it is"):
@@ -171,7 +171,7 @@ def test_an_ended_command_stays_as_it_is_but_erasure_may_take_names_out(steps: S
 
 def test_a_person_cancels_an_open_command_by_sql(steps: Steps) -> None:
     steps.dead(1)
-    number = by_sql(steps, "replay", {"everything": True})
+    number = insert_command(steps, "replay", {"everything": True})
     with pytest.raises(IntegrityError, match="cancel it first"):
         steps.do("DELETE FROM relay_command")
     steps.do("UPDATE relay_command SET state = 'cancelled'")
@@ -183,7 +183,7 @@ def test_a_person_cancels_an_open_command_by_sql(steps: Steps) -> None:
 
 def test_names_that_only_the_configuration_knows_are_refused_by_a_relay(steps: Steps) -> None:
     steps.dead(1)
-    numbers = [by_sql(steps, kind, selection) for kind, selection in REFUSED_BY_A_RELAY]
+    numbers = [insert_command(steps, kind, selection) for kind, selection in REFUSED_BY_A_RELAY]
     assert work_on(steps) == 0
     assert {came_to(steps, number) for number in numbers} == {("refused", 0)}
     assert [state for _, _, state in steps.states()] == ["dead"]
@@ -194,9 +194,9 @@ def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: St
     drop_checks(steps.database.engine, "relay_command", "selection_is_readable", "kind")
     steps.dead(1)
     selections: tuple[object, ...] = ([], "a text", 7, None, {"route": "\ufffd"}, {"route": "x", "cause": "mapping"})
-    bad = [by_sql(steps, "pause", selection) for selection in selections]
-    worse = [by_sql(steps, "replay", selection) for selection in selections]
-    good = by_sql(steps, "replay", {"cause": "mapping"})
+    bad = [insert_command(steps, "pause", selection) for selection in selections]
+    worse = [insert_command(steps, "replay", selection) for selection in selections]
+    good = insert_command(steps, "replay", {"cause": "mapping"})
     working = execution.OpenCommands()
     while commands.read_next_open(steps.database, after=0, most=1):
         working.work(steps.work)
@@ -208,9 +208,9 @@ def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: St
 def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:
     steps.dead(1)
     for _ in range(2 * execution.MOST_AT_ONCE):
-        by_sql(steps, "cancel", {"route": "strict", "seq": 10_000})
+        insert_command(steps, "cancel", {"route": "strict", "seq": 10_000})
     steps.do("UPDATE relay_command SET state = 'running'")
-    last = by_sql(steps, "replay", {"cause": "mapping"})
+    last = insert_command(steps, "replay", {"cause": "mapping"})
     open_commands = execution.OpenCommands()
     for _ in range(4):
         open_commands.work(steps.work)
@@ -234,7 +234,7 @@ def test_a_delivery_that_cannot_be_changed_is_passed_over(steps: Steps, monkeypa
     spoil(monkeypatch, 2)
     steps.arrive(*(an_event(n, "u1") for n in range(1, 4)))
     steps.attempt_each(DONE, DONE, DONE)
-    number = by_sql(steps, "replay", OF_U1)
+    number = insert_command(steps, "replay", OF_U1)
     assert [work(steps), work(steps)] == [2, 0]
     row = command(steps, number)
     assert (row["state"], row["affected"], row["failed"]) == ("done", 2, 1)
@@ -243,7 +243,7 @@ def test_a_delivery_that_cannot_be_changed_is_passed_over(steps: Steps, monkeypa
 
 def test_a_gate_that_was_removed_from_the_configuration_can_be_resumed(steps: Steps) -> None:
     steps.pause(("destination", "old"))
-    asked = [by_sql(steps, kind, {"destination": "old"}) for kind in ("pause", "resume", "resume")]
+    asked = [insert_command(steps, kind, {"destination": "old"}) for kind in ("pause", "resume", "resume")]
     work(steps)
     assert gates.read_closed_gates(steps.database) == []
     assert [the(steps, number)[0] for number in asked] == ["refused", "done", "refused"]
@@ -251,7 +251,7 @@ def test_a_gate_that_was_removed_from_the_configuration_can_be_resumed(steps: St
 
 @pytest.fixture
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of what a batch has, and of what a replay may have open."""
+    """Lower the size of a batch, and the limit of open replays, to a tenth."""
     monkeypatch.setattr(tasks, "BATCH", 20)
     monkeypatch.setattr(changes, "MOST_OPEN", 100)
 
@@ -286,7 +286,7 @@ def turn(steps: Steps, act: commands.CommandAct, number: int) -> None:
 
 def test_a_stop_of_a_command_has_a_row_of_its_own(steps: Steps) -> None:
     steps.dead(1)
-    number = by_sql(steps, "cancel", {"everything": True})
+    number = insert_command(steps, "cancel", {"everything": True})
     turn(steps, "stop", number)
     turn(steps, "continue", number)
     rows = steps.rows("SELECT kind, asked_by, reason, state FROM relay_command WHERE id > 1 ORDER BY id")
@@ -341,7 +341,7 @@ def test_one_that_dies_amid_a_batch_in_parts_replays_none_twice(steps: Steps, mo
     assert [row[name] for name in ("affected", "failed", "progress_seq", "state")] == [7, 1, 8, "done"]
 
 
-# --- Commands keep each other, and themselves, from no work that can be done. Dry runs say what would be done
+# --- A command that has to wait delays no other; dry runs change nothing
 
 
 @pytest.fixture
@@ -487,8 +487,8 @@ def a_body(number: int) -> bytes:
     return body(f"u{number}", f"2026-01-01T00:00:{number:02d}Z")
 
 
-def readmitted(steps: Steps, selection: dict[str, object], *, dry_run: bool = False) -> Row:
-    """Readmit these to the end; the row of the command."""
+def readmit_all(steps: Steps, selection: dict[str, object], *, dry_run: bool = False) -> Row:
+    """Readmit these requests; return the row of the finished command."""
     number = ask(steps, "readmit", selection, dry_run=dry_run)
     while command(steps, number)["finished_at"] is None:
         execution.work_on(steps.work, number)
@@ -501,7 +501,7 @@ def seqs(steps: Steps) -> list[int | None]:
 
 def test_more_requests_than_a_step_takes_are_all_readmitted(steps: Steps) -> None:
     steps.intake.reject(*(a_rejected(a_body(n)) for n in range(45)))
-    assert readmitted(steps, {"cause": "invalid_event"})["affected"] == 45
+    assert readmit_all(steps, {"cause": "invalid_event"})["affected"] == 45
     assert None not in seqs(steps)
     steps.sequence()
     assert len(steps.states()) > 0
@@ -519,8 +519,8 @@ def test_a_step_ends_with_the_request_that_has_used_its_bytes(steps: Steps, monk
 
 def test_one_that_was_sent_again_meanwhile_is_a_duplicate(steps: Steps) -> None:
     steps.intake.reject(a_rejected(a_body(1)), a_rejected(a_body(1)), a_rejected(a_body(2)))
-    readmitted(steps, {"id": 1})
-    assert readmitted(steps, {"everything": True})["affected"] == 2
+    readmit_all(steps, {"id": 1})
+    assert readmit_all(steps, {"everything": True})["affected"] == 2
     first, again, other = seqs(steps)
     assert first == again == 1
     assert other not in {None, 1}
@@ -537,14 +537,14 @@ def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch:
         return append(connection, events)
 
     monkeypatch.setattr(intake, "append", failing)
-    row = readmitted(steps, {"source": "trivore"})
+    row = readmit_all(steps, {"source": "trivore"})
     assert (row["affected"], row["failed"]) == (2, 1)
     assert [seq is None for seq in seqs(steps)] == [False, True, False]
 
 
 def test_a_dry_run_says_what_would_be_readmitted_and_changes_nothing(steps: Steps) -> None:
     steps.intake.reject(a_rejected(a_body(1)), a_rejected(b"{}"), a_rejected(a_body(1), source="gone"), a_rejected())
-    row = readmitted(steps, {"everything": True}, dry_run=True)
+    row = readmit_all(steps, {"everything": True}, dry_run=True)
     assert (row["state"], row["matched"], as_json(row["sample"])["requests"][0]["id"]) == ("done", 1, 1)
     assert "the source is no longer configured" in json.dumps(row["sample"])
     assert seqs(steps) == [None] * 4

@@ -16,15 +16,12 @@ from relay.operations.asks import Selection
 from relay.store.duplicates import Judged, judge_duplicates
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, FakeClock, Steps, carry_out, fetching, work_of
 from tests.helpers.storing import START, a_fact, a_row, an_event
-from tests.store.verifying import differences
-
-# --- Deliveries that a past success covers, dead ones that are healed, and those that a duplicate makes necessary again
-
+from tests.store.conftest import differences
 
 LATEST = ["latest"]
 
 
-def fetched(second: float, last_modified: float | None = None) -> Delivered:
+def deliver_fetched(second: float, last_modified: float | None = None) -> Delivered:
     """Delivered, with a fetch that began in this second."""
     modified = None if last_modified is None else START + timedelta(seconds=last_modified)
     return Delivered((), "updated", START + timedelta(seconds=second), modified)
@@ -34,11 +31,11 @@ def judge(steps: Steps, config: Config = CONFIG) -> Judged:
     return judge_duplicates(work_of(steps.database, fetching(config), config=config))
 
 
-# --- what is covered
+# --- covered deliveries
 
 
 def test_an_event_with_a_time_far_ahead_supersedes_none_that_arrives_after_it(steps: Steps) -> None:
-    """While the route is paused: what is newest by arrival is sent, also where times have no fractions."""
+    """While the route is paused: the newest by arrival is sent, also where times have no fractions."""
     ahead = SystemClock().now() + timedelta(hours=3)
     steps.arrive(msgspec.structs.replace(an_event(1, routes=LATEST), occurred_at=ahead))
     now = SystemClock().now()
@@ -56,7 +53,7 @@ def late(steps: Steps, first: Event, outcome: Outcome, *then: Event) -> None:
 
 
 def test_an_event_is_dropped_when_what_was_fetched_after_it_was_delivered(steps: Steps) -> None:
-    late(steps, an_event(2, second=2, routes=LATEST), fetched(9), an_event(1, second=1, routes=LATEST))
+    late(steps, an_event(2, second=2, routes=LATEST), deliver_fetched(9), an_event(1, second=1, routes=LATEST))
     assert steps.states() == []
     assert steps.kinds() == [(1, "delivered"), (2, "superseded")]
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE seq = 2")
@@ -69,16 +66,14 @@ def test_an_event_is_dropped_when_what_was_fetched_after_it_was_delivered(steps:
     [(7.9, 2, False), (8.0, 2, False), (8.1, 2, True), (1.4, 1, False)],
     ids=["too soon for its second and the skew", "just not", "late enough", "between two changes in one second"],
 )
-def test_a_fetch_begins_after_the_second_of_the_event_and_the_skew(
-    steps: Steps, began: float, second: int, dropped: bool
-) -> None:
-    late(steps, an_event(1, second=1, routes=LATEST), fetched(began), an_event(2, second=second, routes=LATEST))
+def test_a_fetch_covers_after_the_second_and_the_skew(steps: Steps, began: float, second: int, dropped: bool) -> None:
+    late(steps, an_event(1, second=1, routes=LATEST), deliver_fetched(began), an_event(2, second=second, routes=LATEST))
     assert steps.states() == ([] if dropped else [(2, "latest", "ready")])
 
 
 def test_fetched_data_that_says_that_it_is_as_new_covers_whenever_the_fetch_began(steps: Steps) -> None:
     others = (an_event(2, second=2, routes=LATEST), an_event(3, "u2", second=2, routes=LATEST))
-    late(steps, an_event(1, second=1, routes=LATEST), fetched(2, last_modified=3), *others)
+    late(steps, an_event(1, second=1, routes=LATEST), deliver_fetched(2, last_modified=3), *others)
     assert steps.states() == [(3, "latest", "ready")]
 
 
@@ -87,7 +82,7 @@ def test_fetched_data_that_says_that_it_is_as_new_covers_whenever_the_fetch_bega
     [(3, True), (4, False), (9, False), (10, False)],
     ids=["surely older", "perhaps by its second and the skew", "perhaps by the skew", "perhaps not even by the second"],
 )
-def test_without_a_fetch_only_what_is_surely_older_is_dropped(steps: Steps, second: int, dropped: bool) -> None:
+def test_without_a_fetch_only_a_surely_older_event_is_dropped(steps: Steps, second: int, dropped: bool) -> None:
     """The clock of another host of the sender may be behind: then it is the newer one, and must not be lost."""
     last = an_event(2, second=10, routes=LATEST)
     last = msgspec.structs.replace(last, received_at=last.occurred_at)
@@ -109,11 +104,11 @@ def test_without_a_fetch_a_repeat_of_what_was_delivered_before_the_last_is_not_d
 
 
 def test_nothing_is_dropped_on_a_strict_route(steps: Steps) -> None:
-    late(steps, an_event(2, second=2), fetched(100), an_event(1, second=1))
+    late(steps, an_event(2, second=2), deliver_fetched(100), an_event(1, second=1))
     assert steps.states() == [(2, "strict", "ready")]
 
 
-# --- what a sweep has told
+# --- changes that a sweep has reported
 
 
 def swept(event: Event) -> Event:
@@ -151,7 +146,7 @@ def test_a_fact_whose_winner_is_no_number_stops_no_late_webhook(steps: Steps) ->
     assert steps.states() == [(3, "strict", "ready"), (4, "strict", "ready")]
 
 
-def test_so_it_is_on_each_route_by_itself_and_also_when_later_ones_were_delivered(steps: Steps) -> None:
+def test_a_sweeps_event_stands_for_a_webhook_on_each_route_by_itself(steps: Steps) -> None:
     steps.arrive(swept(an_event(1, second=5, routes=["strict", "blocking"])), an_event(2, second=9))
     steps.attempt_each(DONE, DONE)
     steps.arrive(an_event(3, second=5, routes=["strict", "blocking"]))
@@ -179,11 +174,11 @@ def test_two_webhooks_whose_keys_differ_are_two_events_whatever_else_they_share(
 
 
 def test_in_latest_what_a_sweep_has_told_says_nothing_of_a_second_change_in_its_second(steps: Steps) -> None:
-    late(steps, swept(an_event(1, second=5, routes=LATEST)), fetched(5.4), an_event(2, second=5, routes=LATEST))
+    late(steps, swept(an_event(1, second=5, routes=LATEST)), deliver_fetched(5.4), an_event(2, second=5, routes=LATEST))
     assert steps.states() == [(2, "latest", "ready")]
 
 
-def test_a_late_row_whose_event_is_gone_stops_nobody(steps: Steps) -> None:
+def test_a_late_row_whose_event_is_gone_delays_no_other(steps: Steps) -> None:
     """As `relay verify` would find it: `no_event`."""
     steps.arrive(an_event(1, second=5))
     steps.attempt(DONE)
@@ -208,7 +203,7 @@ def test_a_later_success_ends_the_dead_of_its_lane(steps: Steps) -> None:
     steps.attempt(HOPELESS, "latest")
     steps.attempt(HOPELESS, "latest")
     steps.arrive(an_event(3, routes=LATEST))
-    steps.attempt(fetched(9), "latest")
+    steps.attempt(deliver_fetched(9), "latest")
     assert steps.states() == [(2, "latest", "dead")]
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE seq = 1 AND kind = 'superseded'")
     assert fact["detail"] == {"by": 3, "because": "healed"}
@@ -217,14 +212,14 @@ def test_a_later_success_ends_the_dead_of_its_lane(steps: Steps) -> None:
 
 def test_an_earlier_success_heals_nothing(steps: Steps) -> None:
     late(steps, an_event(5, second=5, routes=LATEST), HOPELESS, an_event(1, second=1, routes=LATEST))
-    steps.attempt(fetched(2), "latest")
+    steps.attempt(deliver_fetched(2), "latest")
     assert steps.states() == [(1, "latest", "dead")]
 
 
 def test_on_a_strict_route_the_dead_wait_for_a_person(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(HOPELESS)
-    steps.attempt(fetched(9))
+    steps.attempt(deliver_fetched(9))
     assert steps.states() == [(1, "strict", "dead")]
 
 
@@ -234,7 +229,7 @@ def test_on_a_strict_route_the_dead_wait_for_a_person(steps: Steps) -> None:
 def test_a_repeat_makes_the_delivery_again_when_the_change_may_not_be_in_it(steps: Steps) -> None:
     event = an_event(1, second=1, routes=LATEST)
     steps.arrive(event)
-    steps.attempt(fetched(1.4), "latest")
+    steps.attempt(deliver_fetched(1.4), "latest")
     steps.intake.repeat(event)
 
     assert judge(steps) == Judged(handled=1, rearmed=1)
@@ -242,14 +237,14 @@ def test_a_repeat_makes_the_delivery_again_when_the_change_may_not_be_in_it(step
 
     (row,) = steps.rows("SELECT state, attempt, run FROM open_delivery")
     assert row == {"state": "ready", "attempt": 0, "run": 1}
-    assert steps.attempt(fetched(9), "latest").run == 1
+    assert steps.attempt(deliver_fetched(9), "latest").run == 1
     assert steps.kinds() == [(1, "delivered"), (1, "rearmed"), (1, "delivered")]
     assert differences(steps.database) == []
 
 
 OPEN = [(1, "latest", "ready")]
 REPEATED: dict[str, tuple[Outcome | None, int, list[tuple[int, str, str]]]] = {
-    "certainly applied": (fetched(9), 0, []),
+    "certainly applied": (deliver_fetched(9), 0, []),
     "still to be fetched": (None, 0, OPEN),
     "a dead letter": (HOPELESS, 1, OPEN),
 }

@@ -85,7 +85,7 @@ def test_an_event_is_stored_as_it_is(intake: Intake, engine: Engine) -> None:
 
 
 def test_a_body_arrives_byte_for_byte(intake: Intake, engine: Engine) -> None:
-    """Empty, a NUL, what is no UTF-8, every byte, a byte order mark, and 600 kB."""
+    """Empty, a NUL, invalid UTF-8, every byte, a byte order mark, and 600 kB."""
     bodies = [b"", b"\x00", b"\xff", ODD_BYTES, b'{"n": "\xc3\x28"}', b"\xef\xbb\xbf{}", b"\x00\xff" * 300_000]
     intake.append(*(with_body(an_event(number), body) for number, body in enumerate(bodies)))
     found = rows(engine, "SELECT body, body_sha256 FROM inbox JOIN inbox_payload USING (seq) ORDER BY seq")
@@ -141,7 +141,7 @@ def test_of_equal_keys_in_one_batch_the_first_is_stored(intake: Intake, engine: 
     first, second = an_event(1), with_body(an_event(1), b"other")
     seqs = intake.append(an_event(7), first, second, an_event(2), first)
     assert (seqs[:3], seqs[4]) == ([1, 2, None], None)
-    assert seqs[3] in {3, 4}  # a number that is not used is no loss
+    assert seqs[3] in {3, 4}  # a number may stay unused
     (kept,) = rows(engine, "SELECT body FROM inbox JOIN inbox_payload USING (seq) WHERE dedup_key LIKE '%1|u1'")
     assert bytes(kept["body"]) == first.body
     assert len(rows(engine, "SELECT * FROM open_delivery")) == 3
@@ -226,19 +226,19 @@ def kept(engine: Engine) -> list[tuple[int, int]]:
     return [(row["seq"], row["times"]) for row in found]
 
 
-def at(event: Event, second: int) -> Event:
+def receive_after(event: Event, second: int) -> Event:
     return msgspec.structs.replace(event, received_at=START + timedelta(seconds=second))
 
 
-def test_the_first_repeats_of_an_event_are_rows_of_which_the_last_counts_the_rest(
-    intake: Intake, engine: Engine
-) -> None:
+def test_the_first_duplicates_are_rows_and_the_last_counts_the_rest(intake: Intake, engine: Engine) -> None:
     intake.append(an_event(1), an_event(2))
-    assert intake.repeat(*(at(an_event(1), n) for n in range(18)), an_event(2)) == [1] * 18 + [2]
-    assert intake.repeat(*(at(an_event(1), n) for n in range(18, 25))) == [1] * 7
+    assert intake.repeat(*(receive_after(an_event(1), n) for n in range(18)), an_event(2)) == [1] * 18 + [2]
+    assert intake.repeat(*(receive_after(an_event(1), n) for n in range(18, 25))) == [1] * 7
     assert [times for seq, times in kept(engine) if seq == 1] == [1] * 19 + [6]
 
-    assert intake.repeat(at(an_event(1), 40), at(an_event(2), 50), at(an_event(1), 30)) == [1, 2, 1]
+    assert intake.repeat(
+        receive_after(an_event(1), 40), receive_after(an_event(2), 50), receive_after(an_event(1), 30)
+    ) == [1, 2, 1]
 
     assert [times for seq, times in kept(engine) if seq == 1] == [1] * 19 + [8]
     assert [times for seq, times in kept(engine) if seq == 2] == [1, 1]
@@ -266,9 +266,7 @@ def test_the_bodies_of_the_first_repeats_are_kept(intake: Intake, engine: Engine
     ]
 
 
-def test_receivers_that_repeat_in_different_orders_lose_no_count(
-    database_url: str, engine: Engine, intake: Intake
-) -> None:
+def test_duplicates_in_different_orders_lose_no_count(database_url: str, engine: Engine, intake: Intake) -> None:
     """None waits for another: two that took rows in their own order would wait for each other."""
     events = [an_event(n) for n in range(8)]
     intake.append(*events)
@@ -281,10 +279,10 @@ def test_receivers_that_repeat_in_different_orders_lose_no_count(
             await link.write(intakes.note_duplicates, order)
         await link.drop()
 
-    async def at_once() -> None:
+    async def run_all() -> None:
         await asyncio.gather(*(receiver(order) for order in (events, events[::-1], events[4:] + events[:4])))
 
-    asyncio.run(at_once())
+    asyncio.run(run_all())
     assert (sum(times for _, times in kept(engine)), {seq for seq, _ in kept(engine)}) == (1120, {*range(1, 9)})
     assert len(kept(engine)) < 8 * 30
 

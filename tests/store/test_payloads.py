@@ -1,4 +1,4 @@
-"""Payloads expire: whole leaves at once on Postgres, row by row elsewhere; nobody waits for their lock with the order lock."""
+"""Payloads expire: whole leaves at once on Postgres, row by row elsewhere; none waits for their lock with the order lock."""
 
 from __future__ import annotations
 
@@ -29,9 +29,6 @@ from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, prune
 from tests.helpers.storing import START, a_row, an_event
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import stand_still, until
-
-# --- Payloads expire: whole leaves at once on Postgres, row by row elsewhere; what is open keeps its payload
-
 
 AGE = timedelta(days=10)
 NOW = START + AGE
@@ -105,7 +102,7 @@ def prepare(engine: Engine, age: timedelta | None = AGE) -> int:
 
 @contextmanager
 def holding(engine: Engine, *statements: str) -> Iterator[Connection]:
-    """Somebody's transaction that stays open for the block, unless it commits."""
+    """Open a transaction that stays open for the block, unless it commits."""
     with engine.connect() as connection:
         stand_still(connection)
         for statement in statements:
@@ -150,7 +147,7 @@ def test_leaves_are_ready_for_coming_events_and_grow_with_their_rate(engine: Eng
 
 
 @ON_POSTGRES
-def test_where_events_arrive_in_the_default_leaf_already_the_next_ones_get_a_leaf(engine: Engine) -> None:
+def test_events_after_those_in_the_default_leaf_get_a_leaf_of_their_own(engine: Engine) -> None:
     fill(engine, 1, 120_000, days_old=1)
     assert rows(engine, f"SELECT count(*) AS n FROM {DEFAULT}") == [{"n": 20_000}]
     assert prepare(engine) > 0
@@ -215,7 +212,7 @@ def test_a_leaf_expires_at_once_and_keeps_what_is_open(engine: Engine) -> None:
 
 
 @ON_POSTGRES
-def test_a_leaf_that_somebody_reads_is_passed_over_and_comes_the_next_time(engine: Engine) -> None:
+def test_a_leaf_that_is_being_read_is_skipped_and_expires_the_next_time(engine: Engine) -> None:
     fill(engine, 1, 100_500, days_old=9)
     cut = NOW - 8 * DAY
     with holding(engine, "SELECT count(*) FROM inbox_payload_1"):
@@ -245,7 +242,7 @@ def test_the_oldest_leaves_are_retired_when_there_are_many(engine: Engine, monke
     assert rows(engine, f"SELECT seq FROM {DEFAULT}") == [{"seq": 7}], "its last payload moved"
 
 
-# --- The lock between retention and whoever opens deliveries of stored events: nobody waits for it with the order lock
+# --- The lock between retention and steps that reopen deliveries: no step waits for it with the order lock
 
 
 def replaying(steps: Steps) -> None:

@@ -162,11 +162,11 @@ def _constant(statement: TextClause, _: Sql) -> TextClause:
     return statement
 
 
-def _listed(wanted: EventFilter, sql: Sql) -> TextClause:
+def _candidates(wanted: EventFilter, sql: Sql) -> TextClause:
     return text(listing.candidates(sql, wanted)[0])
 
 
-def _listed_on_sqlite() -> TextClause:
+def _page_on_sqlite() -> TextClause:
     return text(listing._OF_LISTED.text.replace(":seqs", "(1010, 1020)"))
 
 
@@ -214,10 +214,10 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "open of a route": written(route_states._COUNTS),
     "arrival of some": written(route_states._ARRIVAL),
     "rows of a tail": lambda sql: Follower(sql, OUTCOMES, 0, (), None)._rows,
-    "listed events of an entity": partial(_listed, EventFilter(entity_type="USER", entity_id="u101")),
-    "listed events that are dead": partial(_listed, EventFilter(state="dead", before=1500)),
-    "listed events with an error": partial(_listed, EventFilter(error="value", before=1500)),
-    "deliveries of a page of events": lambda sql: listing._OF_MANY if sql.is_postgres else _listed_on_sqlite(),
+    "listed events of an entity": partial(_candidates, EventFilter(entity_type="USER", entity_id="u101")),
+    "listed events that are dead": partial(_candidates, EventFilter(state="dead", before=1500)),
+    "listed events with an error": partial(_candidates, EventFilter(error="value", before=1500)),
+    "deliveries of a page of events": lambda sql: listing._OF_MANY if sql.is_postgres else _page_on_sqlite(),
     **{name: partial(_constant, text(f"SELECT * FROM {query}")) for name, query in VIEWS.items()},
     "events of an entity that a command names": written(selection.OF_ONE_ENTITY[False]),
     "next events of a source": lambda _: selection.NEXT_OF_SOURCE,
@@ -263,12 +263,12 @@ def parameters_of(statement: TextClause) -> dict[str, Any]:
 
 
 def custom_plan(connection: Connection, statement: TextClause) -> list[Node]:
-    """The nodes of the plan for these parameters."""
+    """Return the nodes of the plan for these parameters."""
     return explain(connection, statement.text, parameters_of(statement))
 
 
 def generic_plan(connection: Connection, statement: TextClause) -> list[Node]:
-    """The nodes of the plan for any parameters: what a prepared statement comes to that is run again and again."""
+    """Return the nodes of the generic plan, which a prepared statement gets after a few runs."""
     dialect = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
     numbered = str(statement.compile(dialect=dialect))
     return list(plan_nodes(connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {numbered}").scalar_one()))
@@ -327,7 +327,7 @@ PARTIAL = tuple(
         *("open_delivery_dead", "open_delivery_blocked"),
     )
 )
-"""Indexes that hold nothing but what is asked for: to scan one is not to scan its table."""
+"""Indexes of only the rows asked for: a scan of one is not a scan of its table."""
 RESULTS = (
     *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
     *("replayed", "moving", "entity_timeline", "gone", "subject", "sized", "known_rows", "closed_lanes", "k"),
@@ -349,9 +349,9 @@ def test_on_sqlite_no_statement_reads_a_big_table_whole(sqlite_steps: Callable[[
 
 def test_on_sqlite_searches_and_stuck_look_up_what_they_show(sqlite_steps: Callable[[TextClause], list[str]]) -> None:
     for wanted in WINDOWS:
-        window = sqlite_steps(_listed(wanted, Sql(SQLITE)))
+        window = sqlite_steps(_candidates(wanted, Sql(SQLITE)))
         assert any("SEARCH w USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in step for step in window), window
-    listed = sqlite_steps(_listed_on_sqlite())
+    listed = sqlite_steps(_page_on_sqlite())
     looks = [step for step in listed if step.split()[1] == "i"]
     assert looks == ["SEARCH i USING INTEGER PRIMARY KEY (rowid=?)"] * 3, listed
     assert any("(kind=? AND subject>?)" in step for step in sqlite_steps(overview._FIRING))
@@ -361,7 +361,7 @@ def test_on_sqlite_searches_and_stuck_look_up_what_they_show(sqlite_steps: Calla
 
 
 @pytest.mark.parametrize("name", NEWEST)
-def test_the_newest_rows_are_read_from_the_end_of_the_table_and_not_sorted(
+def test_the_newest_rows_are_read_from_the_end(
     planned: Planned, sqlite_steps: Callable[[TextClause], list[str]], name: str
 ) -> None:
     found = planned(NEWEST[name])
@@ -383,10 +383,10 @@ def test_on_postgres_stuck_reads_facts_by_delivery_or_the_newest_alone(planned: 
 
 def test_on_postgres_a_search_reads_its_window_alone_and_looks_an_entity_up_by_each_source(planned: Planned) -> None:
     for wanted in WINDOWS:
-        assert "inbox" not in whole_tables(planned(_listed(wanted, Sql(POSTGRES))))
+        assert "inbox" not in whole_tables(planned(_candidates(wanted, Sql(POSTGRES))))
     for source in (None, "trivore"):
         wanted = EventFilter(source=source, entity_type="USER", entity_id="u1", routes=["crm"])
-        found = planned(_listed(wanted, Sql(POSTGRES)))
+        found = planned(_candidates(wanted, Sql(POSTGRES)))
         (look,) = [node for node in found if node.get("Index Name") == "ix_inbox_entity"]
         assert all(f"({name} = " in look["Index Cond"] for name in ("source", "entity_type", "entity_id")), look
         assert "inbox" not in whole_tables(found), found
@@ -446,11 +446,3 @@ def test_on_postgres_a_claim_reads_the_facts_of_its_deliveries_alone(planned: Pl
     conditions = [node["Index Cond"] if "Index Cond" in node else node.get("Recheck Cond", "") for node in looks]
     assert looks
     assert all("seq = " in condition and "route = " in condition for condition in conditions), found
-
-
-def test_a_statement_without_index_is_noticed(
-    planned: Planned, sqlite_steps: Callable[[TextClause], list[str]]
-) -> None:
-    careless = text("SELECT * FROM open_delivery o WHERE lane = :entity_id")
-    assert whole_tables(planned(careless)) == {"open_delivery"}
-    assert [_scans_a_table(step) for step in sqlite_steps(careless)] == [True]

@@ -41,8 +41,8 @@ from tests.helpers.relaying import (
 )
 from tests.helpers.storing import START, an_event
 from tests.helpers.waiting import be_patient
+from tests.store.conftest import differences
 from tests.store.test_replay import replay_all
-from tests.store.verifying import differences
 
 # --- Sequence, claim and record, on both databases
 
@@ -78,7 +78,7 @@ def test_a_renewed_lease_is_not_reaped(steps: Steps) -> None:
     assert steps.reap("r2") == []
 
 
-def given_back(steps: Steps, arrived: int, meanwhile: int, route: str) -> None:
+def give_one_back(steps: Steps, arrived: int, meanwhile: int, route: str) -> None:
     """An event arrives and is claimed; another one arrives; the first is given back."""
     steps.arrive(an_event(arrived, routes=[route]))
     held = claim_of(steps.claim(route))
@@ -88,7 +88,7 @@ def given_back(steps: Steps, arrived: int, meanwhile: int, route: str) -> None:
 
 def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_given_back(steps: Steps) -> None:
     """Giving back uses no attempt."""
-    given_back(steps, 2, 1, "strict")
+    give_one_back(steps, 2, 1, "strict")
     assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready")]
     assert steps.kinds() == []
     assert [(again.seq, again.attempt) for again in (steps.attempt(DONE), steps.attempt(DONE))] == [(2, 1), (1, 1)]
@@ -96,12 +96,12 @@ def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_given_back(s
 
 def test_an_older_event_goes_first_by_the_moving_clock_of_the_database_as_well(steps: Steps) -> None:
     steps.database = Database(steps.database.engine)
-    given_back(steps, 2, 1, "strict")
+    give_one_back(steps, 2, 1, "strict")
     assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready")]
 
 
 def test_in_latest_one_that_is_given_back_is_folded_into_a_newer_one_that_waits(steps: Steps) -> None:
-    given_back(steps, 1, 2, "latest")
+    give_one_back(steps, 1, 2, "latest")
     assert steps.states() == [(2, "latest", "ready")]
     assert steps.kinds() == [(1, "superseded")]
 
@@ -191,7 +191,7 @@ class Relays:
         return [*claim(work, [FreeCapacity([route], 10)]), *claim_suspect(work, [route])]
 
     def crash_over(self, route: str = "strict", times: int = 1) -> list[int]:
-        """So many processes claim what they may and die, and another one takes their leases back. What the last one had."""
+        """Let `times` processes claim and die, and reap their leases; return the seqs of the last one."""
         claimed: list[Delivery] = []
         for _ in range(times):
             claimed = self.claim(self.start(), route)
@@ -381,7 +381,7 @@ def test_a_relay_takes_nothing_back_that_it_trusts_itself(steps: Steps) -> None:
 
 @pytest.mark.parametrize("seconds", [15, -HOUR])
 def test_after_a_jump_others_have_time_to_renew(steps: Steps, two: Two, seconds: float) -> None:
-    """A delivery that they hold is safe until they have renewed its lease; one that nobody renews is taken back."""
+    """A delivery that they hold is safe until they have renewed its lease; without a renewal it is rescued."""
     steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
     kept, lost = steps.claim_due(2, "strict")
     two.pass_by(1)
@@ -409,9 +409,7 @@ def test_without_a_step_what_ran_out_is_taken_back_at_once(steps: Steps, two: Tw
     assert two.told == []
 
 
-def test_a_jump_while_the_order_lock_is_waited_for_is_seen(
-    steps: Steps, two: Two, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_jump_during_the_wait_for_a_lock_is_seen(steps: Steps, two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.arrive(an_event(1))
     steps.claim()
     two.pass_by(15.5)

@@ -1,4 +1,4 @@
-"""Replay, retry, cancel and unblock: which deliveries a selection means, and what becomes of them."""
+"""Replay, retry, cancel and unblock: the deliveries that a selection means, and their next states."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice, keys_of
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps, carry_out
 from tests.helpers.storing import START, an_event
-from tests.store.verifying import differences
+from tests.store.conftest import differences
 
-# --- Replay: a person takes up again what is dead or ended, in its place in its lane
+# --- Replay: a person reopens dead or ended deliveries, in their place in the lane
 
 
 ALL = Selection(everything=True)
@@ -44,9 +44,6 @@ def meant(steps: Steps, selection: Selection) -> list[tuple[int, str]]:
 def row_of(steps: Steps, seq: int, route: str = "strict") -> Row:
     (row,) = steps.rows("SELECT * FROM open_delivery WHERE seq = :seq AND route = :route", seq=seq, route=route)
     return row
-
-
-# --- what happens
 
 
 def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: FakeClock) -> None:
@@ -83,9 +80,6 @@ def test_on_a_latest_route_a_newer_one_that_waits_stands_for_it(steps: Steps) ->
     assert steps.states() == [(2, "latest", "ready")]
     assert steps.kinds() == [(1, "superseded"), (1, "replayed"), (1, "superseded")]
     steps.facts_agree()
-
-
-# --- what does not
 
 
 @pytest.mark.parametrize("choice", [Choice("replay", Selection(force=True), CONFIG), Choice("retry", ALL, CONFIG)])
@@ -129,10 +123,10 @@ def test_everything_of_a_route_is_without_what_it_would_not_take(steps: Steps) -
     assert plan(steps, msgspec.structs.replace(everything, since=START + timedelta(seconds=1))).count == 0
 
 
-# --- a plan is what is done, to the row
+# --- A plan names exactly the rows that the command changes
 
 
-def planned_and_done(steps: Steps, selection: Selection, config: Config = CONFIG) -> tuple[int | None, int]:
+def plan_and_replay(steps: Steps, selection: Selection, config: Config = CONFIG) -> tuple[int | None, int]:
     return plan(steps, selection, config).count, replay_all(steps, selection, config)
 
 
@@ -163,7 +157,7 @@ def test_an_earlier_batch_may_take_up_the_last_delivered(steps: Steps, monkeypat
     for n, outcome in ((9, DONE), (1, HOPELESS), (2, HOPELESS), (3, HOPELESS)):
         steps.arrive(an_event(n))
         steps.attempt(outcome)
-    assert planned_and_done(steps, Selection(route="strict", backfill=True)) == (4, 4)
+    assert plan_and_replay(steps, Selection(route="strict", backfill=True)) == (4, 4)
     assert [steps.attempt(DONE).seq for _ in range(4)] == [2, 3, 4, 1]
     steps.facts_agree()
 
@@ -171,9 +165,9 @@ def test_an_earlier_batch_may_take_up_the_last_delivered(steps: Steps, monkeypat
 def test_one_not_begun_yet_is_delivered_after_an_older_one_that_is_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2))
     steps.attempt_each(HOPELESS, DONE)
-    assert planned_and_done(steps, ALL) == (0, 0)
+    assert plan_and_replay(steps, ALL) == (0, 0)
     replay_all(steps, Selection(seq=2))
-    assert planned_and_done(steps, ALL) == (1, 1)
+    assert plan_and_replay(steps, ALL) == (1, 1)
     assert [steps.attempt(DONE).seq for _ in range(2)] == [1, 2]
 
 
@@ -185,7 +179,7 @@ def test_an_older_one_is_overtaken_unless_the_newer_was_fetched(steps: Steps, ou
     for seq in (1, 2):
         steps.arrive(an_event(seq, routes=["latest"]))
         steps.attempt(outcome, "latest")
-    assert planned_and_done(steps, Selection(seq=1)) == (number, number)
+    assert plan_and_replay(steps, Selection(seq=1)) == (number, number)
 
 
 def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
@@ -193,11 +187,11 @@ def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
     steps.attempt_each(DONE, DONE)
     steps.do("DELETE FROM inbox_payload WHERE seq = 1")
     assert plan(steps, Selection(seq=1)).left_out == {"payload_gone": 1}
-    assert planned_and_done(steps, Selection(seqs=(1, 2))) == (1, 1)
+    assert plan_and_replay(steps, Selection(seqs=(1, 2))) == (1, 1)
     assert steps.states() == [(2, "strict", "ready")]
 
 
-def in_pages(steps: Steps, choice: Choice, most: int) -> list[tuple[int, str]]:
+def read_pages(steps: Steps, choice: Choice, most: int) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     after: int | None = 0
     while after is not None:
@@ -216,7 +210,7 @@ def test_a_backfill_looks_through_its_source_in_pages(steps: Steps, monkeypatch:
     )
     steps.record_all(steps.claim_due(10), DONE)
     choice = Choice("replay", Selection(route="strict", backfill=True), CONFIG)
-    assert in_pages(steps, choice, most) == [(seq, "strict") for seq in (1, 3, 5, 7, 9)]
+    assert read_pages(steps, choice, most) == [(seq, "strict") for seq in (1, 3, 5, 7, 9)]
 
 
 # --- Retry: a person makes attempts that wait due at once; nothing else about them changes
@@ -254,17 +248,6 @@ def test_a_waiting_attempt_is_due_at_once_and_keeps_its_attempts_and_its_lane(st
     assert steps.attempt(DONE).attempt == 2
     assert steps.states() == [(2, "strict", "ready")]
     steps.facts_agree()
-
-
-def test_the_schedule_goes_on_where_it_was(steps: Steps) -> None:
-    """A retry is no new run: the next failure has the next, longer delay."""
-    steps.arrive(an_event(1))
-    steps.attempt(UNWELL)
-    retry_all(steps, ALL)
-    steps.attempt(UNWELL)
-    row, delay = row_of(steps, 1), POLICIES["strict"].schedule.delay_after(2)
-    assert delay is not None
-    assert (row["attempt"], row["run"], row["due_at"]) == (2, 0, steps.clock.moment + delay)
 
 
 OF_BOTH = (Selection(cause="server_error"), Selection(status=503), Selection(error="ANSWERED"))
@@ -309,7 +292,7 @@ def test_pages_have_each_selected_delivery_once(steps: Steps, monkeypatch: pytes
     monkeypatch.setattr(record, "OWN_TRANSACTION", 100)  # no breaker opens between the two routes
     steps.arrive(*(an_event(n, f"u{n}", routes=["latest", "strict"]) for n in range(1, 11)))
     steps.record([(claimed, NO_ANSWER if claimed.seq % 3 else ANSWERED_503) for claimed in steps.claim_due()])
-    found = in_pages(steps, Choice("retry", Selection(cause="server_error"), CONFIG), most)
+    found = read_pages(steps, Choice("retry", Selection(cause="server_error"), CONFIG), most)
     assert found == [(seq, route) for seq in (3, 6, 9) for route in ("latest", "strict")]
 
 
@@ -381,7 +364,7 @@ def some(steps: Steps) -> Steps:
     return steps
 
 
-def planned(steps: Steps, act: Act, chosen: Selection) -> list[tuple[int, str]]:
+def plan_both_ways(steps: Steps, act: Act, chosen: Selection) -> list[tuple[int, str]]:
     """The deliveries of both kinds of plan, which agree."""
     choice = Choice(act, chosen, CONFIG)
     assert choice.mistake is None
@@ -426,7 +409,7 @@ CASES: list[tuple[Act, dict[str, Any], list[tuple[int, str]]]] = [
 @pytest.mark.usefixtures("some")
 def test_exactly_those_are_planned(steps: Steps) -> None:
     for act, given, expected in CASES:
-        assert planned(steps, act, Selection(**given)) == expected, (act, given)
+        assert plan_both_ways(steps, act, Selection(**given)) == expected, (act, given)
 
 
 @pytest.mark.parametrize("case", [0, 4, 7, 11, 13, 15, 16])
@@ -465,7 +448,7 @@ def test_one_that_has_ended_again_since_the_plan_is_left_alone(some: Steps, give
     for _ in range(2):
         some.record_all(some.claim_due(10), HOPELESS)
     assert replay_all(some, chosen) == 0
-    assert planned(some, "replay", chosen) == []
+    assert plan_both_ways(some, "replay", chosen) == []
 
 
 def test_one_that_ends_again_while_a_batch_is_read_is_left_alone(some: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,4 +476,4 @@ def test_a_backfill_takes_no_event_of_another_source(steps: Steps) -> None:
     steps.arrive(an_event(1, "u1", routes=[]), msgspec.structs.replace(an_event(2, "u1", routes=[]), source="other"))
     for named in ({"entity_type": "USER", "entity_id": "u1"}, {"seqs": (1, 2)}):
         chosen = Selection(route="strict", backfill=True, **named)
-        assert planned(steps, "replay", chosen) == [(1, "strict")]
+        assert plan_both_ways(steps, "replay", chosen) == [(1, "strict")]

@@ -1,4 +1,4 @@
-"""Retention deletes what has expired, keeps what is needed, and leaves a database in which `verify` finds nothing."""
+"""Retention deletes expired rows, keeps those still needed, and leaves a database without findings of `verify`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,9 @@ from sqlalchemy.exc import OperationalError
 from inbox.clock import SystemClock
 from inbox.config.model import Retention, RetentionKind
 from inbox.config.values import Age
+from inbox.db import schema
 from inbox.db.intake import Rejected
 from inbox.db.leaves import LOCK_PAYLOADS, SHARE_PAYLOADS
-from inbox.db.schema import (
-    alert,
-    duplicate_request,
-    payload_reveal,
-    pruner,
-    relay_command,
-    relay_node,
-    throughput_minute,
-)
 from relay.delivery.outcome import Outcome
 from relay.delivery.policy import policies
 from relay.store import retention
@@ -43,10 +35,7 @@ from tests.helpers.storing import START, a_fact, an_event
 from tests.helpers.tables import count
 from tests.helpers.waiting import Stopwatch
 from tests.helpers.webhooks import config_text
-from tests.store.verifying import differences, mend
-
-# --- Retention deletes what has expired, keeps what is needed, and leaves a database in which `verify` finds nothing
-
+from tests.store.conftest import differences, mend
 
 NOW = SystemClock().now()
 FOREVER = Age("inf")
@@ -90,7 +79,7 @@ def test_an_event_goes_with_its_facts_but_open_ones_and_the_newest_stay(lived_in
 
 
 def test_an_old_event_with_a_young_fact_stays(lived_in: Steps, engine: Engine) -> None:
-    """Somebody has replayed it, or its receiver's clock was wrong."""
+    """It was replayed, or its receiver's clock was wrong."""
     lived_in.do(a_fact("cancelled", 1, at=NOW, who="kim", why="old"))
     prune(engine, "events")
     assert 1 in seqs(engine)
@@ -120,7 +109,7 @@ def test_payloads_go_while_their_events_stay_and_open_ones_keep_theirs(engine: E
 @ON_POSTGRES
 @pytest.mark.usefixtures("lived_in")
 def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
-    """A replay shares the lock, then opens the delivery: what it found has to be there when it commits."""
+    """A replay shares the lock, then opens the delivery: its rows have to exist until it commits."""
     with lock_by_hand(engine, SHARE_PAYLOADS):
         happened = prune(engine, "payloads")
     assert not rows_gone(happened)
@@ -129,7 +118,7 @@ def test_nothing_goes_while_a_delivery_is_being_opened(engine: Engine) -> None:
 
 @ON_POSTGRES
 @pytest.mark.usefixtures("lived_in")
-def test_a_fact_that_somebody_has_locked_does_not_hold_up_those_who_open_deliveries(engine: Engine) -> None:
+def test_a_locked_fact_does_not_hold_up_steps_that_open_deliveries(engine: Engine) -> None:
     locking = "SELECT FROM delivery_log WHERE seq = 1 FOR UPDATE"
     with lock_by_hand(engine, locking), Database(engine).write() as deleting:
         with Stopwatch() as watch, pytest.raises(OperationalError):
@@ -138,7 +127,7 @@ def test_a_fact_that_somebody_has_locked_does_not_hold_up_those_who_open_deliver
 
 
 @ON_POSTGRES
-def test_rebuild_mends_nothing_while_events_are_deleted(lived_in: Steps, engine: Engine) -> None:
+def test_rebuild_repairs_nothing_while_events_are_deleted(lived_in: Steps, engine: Engine) -> None:
     """It would take an event whose facts go at this moment for one that was never delivered."""
     lived_in.do("DELETE FROM open_delivery WHERE seq = 6")
     with lock_by_hand(engine, LOCK_PAYLOADS), pytest.raises(OperationalError):
@@ -146,7 +135,7 @@ def test_rebuild_mends_nothing_while_events_are_deleted(lived_in: Steps, engine:
     assert [each.finding for each in mend(Database(engine))] == ["missing"]
 
 
-def test_a_row_that_was_passed_over_goes_in_a_later_lap(lived_in: Steps, engine: Engine) -> None:
+def test_a_skipped_row_goes_in_a_later_lap(lived_in: Steps, engine: Engine) -> None:
     prune(engine, "events")
     lived_in.do("DELETE FROM open_delivery WHERE seq = 3")
     prune(engine, "events")
@@ -197,10 +186,10 @@ def test_a_delivery_that_is_rearmed_after_its_attempts_went_agrees_with_its_fact
 
 def taken(engine: Engine, holder: str = "r1") -> tuple[LeasedPruner, datetime]:
     """A pruner that has the lease, and its clock."""
-    pruner = a_pruner(engine, holder)
-    clock = pruner.take()
+    made = a_pruner(engine, holder)
+    clock = made.take()
     assert clock is not None
-    return pruner, clock
+    return made, clock
 
 
 def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) -> None:
@@ -256,10 +245,10 @@ def test_forever_keeps_everything(lived_in: Steps, engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("theirs", [1, 77])
-def test_a_row_that_can_not_be_deleted_is_passed_over_and_named(full: Steps, engine: Engine, theirs: int) -> None:
+def test_a_row_that_can_not_be_deleted_is_skipped_and_named(full: Steps, engine: Engine, theirs: int) -> None:
     """Another application refers to it, say. The first row of all holds up no other either."""
     full.do("CREATE TABLE theirs (seq BIGINT REFERENCES inbox (seq))", f"INSERT INTO theirs VALUES ({theirs})")
-    if engine.dialect.name == "sqlite":  # where nobody checks references unless asked to
+    if engine.dialect.name == "sqlite":  # it does not check references by default
         stays = f"BEFORE DELETE ON inbox WHEN OLD.seq = {theirs} BEGIN SELECT RAISE(ABORT, 'theirs'); END"
         full.do(f"CREATE TRIGGER theirs_stay {stays}")
     happened = prune(engine, "events")
@@ -273,7 +262,7 @@ def test_a_row_that_can_not_be_deleted_is_passed_over_and_named(full: Steps, eng
 
 @ON_POSTGRES
 @pytest.mark.usefixtures("full")
-def test_a_row_that_a_person_has_locked_is_passed_over_at_once(engine: Engine) -> None:
+def test_a_row_that_a_person_has_locked_is_skipped_at_once(engine: Engine) -> None:
     with lock_by_hand(engine, "SELECT 1 FROM inbox WHERE seq = 77 FOR UPDATE"):
         happened = prune(engine, "events")
         assert seqs(engine) == [77, 300]
@@ -288,10 +277,12 @@ def test_old_rows_of_each_kind_go_and_commands_only_once_they_have_ended(steps: 
     figure = {"kind": "source", "name": "s", "outcome": "stored", "count": 1}
     ended = (("done", START), ("asked", None), ("running", None), ("done", NOW))
     rows: dict[Table, list[dict[str, object]]] = {
-        relay_command: [{**ask, "state": state, "finished_at": at} for state, at in ended],
-        relay_node: [{"id": name, "heartbeat_at": at, **node} for name, at in (("old", START), ("still runs", NOW))],
-        payload_reveal: [{"at": at, "seq": 1, "who": "kim", "reason": "r"} for at in (START, START, NOW)],
-        throughput_minute: [{**figure, "minute": at} for at in (START, NOW.replace(second=0, microsecond=0))],
+        schema.relay_command: [{**ask, "state": state, "finished_at": at} for state, at in ended],
+        schema.relay_node: [
+            {"id": name, "heartbeat_at": at, **node} for name, at in (("old", START), ("still runs", NOW))
+        ],
+        schema.payload_reveal: [{"at": at, "seq": 1, "who": "kim", "reason": "r"} for at in (START, START, NOW)],
+        schema.throughput_minute: [{**figure, "minute": at} for at in (START, NOW.replace(second=0, microsecond=0))],
     }
     with engine.begin() as connection:
         for table, given in rows.items():
@@ -310,17 +301,19 @@ def test_duplicates_go_by_age_once_they_are_judged(steps: Steps, engine: Engine)
         for seq, received, handled in ((1, START, None), (1, START, START), (2, long_after, START))
     ]
     with engine.begin() as connection:
-        connection.execute(insert(duplicate_request), made)
+        connection.execute(insert(schema.duplicate_request), made)
     prune(engine, "duplicates")
     assert count(engine, "duplicate_request") == 2
     assert count(engine, "duplicate_request WHERE seq = 1 AND handled_at IS NULL") == 1
 
 
-def test_alerts_go_except_the_last_of_each_subject_and_those_that_nobody_logged(engine: Engine) -> None:
+def test_alerts_go_except_the_last_of_each_subject_and_unlogged_ones(engine: Engine) -> None:
     rows = [("a", True), ("a", False), ("b", True), ("b", False), ("b", True)]
     same = {"at": START, "kind": "endpoint_retired", "detail": {}, "told_at": START}
     with engine.begin() as connection:
-        connection.execute(insert(alert), [{"subject": subject, "firing": firing, **same} for subject, firing in rows])
+        connection.execute(
+            insert(schema.alert), [{"subject": subject, "firing": firing, **same} for subject, firing in rows]
+        )
         connection.execute(text("UPDATE alert SET told_at = NULL WHERE id = 3"))
     prune(engine, "alerts")
     with engine.connect() as connection:
@@ -334,13 +327,13 @@ def test_one_prunes_at_a_time_and_another_takes_over_from_one_that_died(engine: 
     assert second.take() is None
     with Database(engine, lambda: at[0]).read() as transaction:
         assert not retention.is_due(transaction)
-        assert transaction.connection.execute(select(pruner.c.held_by)).scalar() == "r1"
+        assert transaction.connection.execute(select(schema.pruner.c.held_by)).scalar() == "r1"
     at[0] += timedelta(seconds=retention.LEASE_SECONDS + 1)
     assert second.take() is not None
     assert first.prune_batch("events", expiry_of(AFTER_A_MONTH, "events", NOW)) is None
 
 
-def test_a_lease_and_a_round_of_a_clock_that_was_ahead_hold_nobody_up(engine: Engine) -> None:
+def test_a_lease_and_a_round_of_a_clock_that_was_ahead_delay_no_pruner(engine: Engine) -> None:
     ahead = a_pruner(engine, "r1", lambda: NOW + timedelta(days=365))
     assert ahead.take() is not None
     ahead.give_back(NOW)
@@ -395,7 +388,7 @@ def test_a_plan_that_ends_early_says_that_there_may_be_more(inbox: Inbox, monkey
     assert plan_of(inbox("--json"), "events") == {"name": "events", "count": 10, "note": "or more; older than 60d"}
 
 
-def asked_to_prune(steps: Steps, *kinds: RetentionKind) -> Callable[[], Command]:
+def ask_to_prune(steps: Steps, *kinds: RetentionKind) -> Callable[[], Command]:
     """Ask by a command for these kinds; the function does one step of it."""
     number = commands.ask(steps.database, "prune", {"kinds": [*kinds]}, who="kim", why="too large")
 
@@ -412,7 +405,7 @@ def asked_to_prune(steps: Steps, *kinds: RetentionKind) -> Callable[[], Command]
 def test_a_command_waits_while_a_relay_prunes(steps: Steps, engine: Engine) -> None:
     relay = a_pruner(engine, "r7", steps.clock.now)
     assert relay.take() is not None
-    work = asked_to_prune(steps, "rejected", "alerts")
+    work = ask_to_prune(steps, "rejected", "alerts")
     assert (work().state, work().answer) == ("running", "waits: a relay is pruning")
     relay.give_back()
     assert [work().state, work().state] == ["running", "done"], "one kind after the other"
@@ -422,7 +415,7 @@ def test_a_clock_of_the_database_that_has_jumped_ahead_deletes_nothing(steps: St
     arrived = SystemClock().now()
     steps.receive(*(msgspec.structs.replace(an_event(n, routes=[]), received_at=arrived) for n in range(3)))
     steps.clock.moment = arrived + timedelta(days=3650)
-    work = asked_to_prune(steps, "payloads", "events")
+    work = ask_to_prune(steps, "payloads", "events")
     for _ in range(3):
         work()
     assert count(engine, "inbox") == count(engine, "inbox_payload") == 3
@@ -432,7 +425,7 @@ def test_a_clock_of_the_database_that_has_jumped_ahead_deletes_nothing(steps: St
 def test_a_command_waits_for_the_rows_that_a_replay_uses(full: Steps, engine: Engine) -> None:
     """It took the kind for pruned, and ended as done with nothing deleted."""
     full.clock.moment = SystemClock().now()
-    work = asked_to_prune(full, "events")
+    work = ask_to_prune(full, "events")
     with lock_by_hand(engine, SHARE_PAYLOADS):
         waits = work()
     assert (waits.state, waits.affected, waits.answer) == (

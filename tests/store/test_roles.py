@@ -1,4 +1,4 @@
-"""Each role may do what its program needs, on each table, view, sequence and function; PUBLIC may do nothing."""
+"""Each role has the rights that its program needs, on each table, view, sequence and function; PUBLIC has none."""
 
 from __future__ import annotations
 
@@ -26,17 +26,8 @@ from inbox.db.views import VIEWS
 from inbox.errors import ConfigError, UnfitDatabase
 from inbox.events.timestamps import as_time
 from relay.store.database import Database
-from tests.helpers.databases import (
-    HOSTILE,
-    ON_POSTGRES,
-    ON_SQLITE,
-    Granted,
-    connect_postgres,
-    grant_roles,
-    read_only,
-    read_pinned,
-    set_otherwise,
-)
+from tests.helpers import databases
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, Granted, connect_postgres, grant_roles
 from tests.helpers.storing import Intake, an_event
 from tests.helpers.tables import rows
 from tests.helpers.waiting import be_patient, until
@@ -129,7 +120,7 @@ BEYOND: Mapping[Role, tuple[str, ...]] = {
     "reader_without_payloads": ("SELECT * FROM inbox_payload_1",),
     "reader": ("CREATE TEMP TABLE mine (a int)",),
 }
-"""Rights beyond those on tables: columns, leaves, and what an owner may do."""
+"""Rights beyond those on tables: columns, leaves, and those of the owner."""
 OF_THE_OWNER = (
     "SELECT setval('inbox_seq_seq', 1)",
     "CREATE TABLE mine (a int)",
@@ -157,7 +148,7 @@ def test_a_relay_makes_and_expires_leaves_that_belong_to_the_owner(roles: Grante
         assert not roles.allows(role, ADD_LEAF.format(9, 10))
 
 
-def test_a_new_leaf_gives_nobody_what_the_defaults_of_the_owner_would(roles: Granted, module_engine: Engine) -> None:
+def test_default_privileges_of_the_owner_do_not_apply_to_a_new_leaf(roles: Granted, module_engine: Engine) -> None:
     others = f"{roles.name('receiver')}, {roles.name('reader_without_payloads')}, PUBLIC"
     with contextlib.closing(connect_postgres(roles.server_url)) as admin:
         admin.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {others}".encode())
@@ -169,7 +160,7 @@ def test_a_new_leaf_gives_nobody_what_the_defaults_of_the_owner_would(roles: Gra
     assert rows(module_engine, "SELECT 1 FROM pg_tables WHERE tablename = 'inbox_payload_200001'")
 
 
-def test_a_right_that_somebody_gave_by_hand_goes(roles: Granted) -> None:
+def test_a_right_that_was_given_by_hand_is_revoked(roles: Granted) -> None:
     receiver, reader = roles.name("receiver"), roles.name("reader_without_payloads")
     with contextlib.closing(connect_postgres(roles.server_url)) as admin:
         admin.execute(f"GRANT SELECT (event_type) ON inbox TO {receiver}".encode())
@@ -194,7 +185,7 @@ def test_a_reader_of_events_may_run_the_view_of_bodies(roles: Granted, module_da
 
 def test_an_operator_asks_for_commands_in_his_own_name(roles: Granted) -> None:
     ask = "INSERT INTO relay_command (kind, selection, reason{0}) VALUES ('pause', '{{\"route\": \"r\"}}', 'a test'{1})"
-    for forged in (("asked_by", "'somebody'"), ("state", "'done'"), ("answer", "'all is well'"), ("asked_at", "now()")):
+    for forged in (("asked_by", "'ann'"), ("state", "'done'"), ("answer", "'all is well'"), ("asked_at", "now()")):
         assert not roles.allows("operator", ask.format(*(f", {part}" for part in forged)))
     assert roles.allows("operator", ask.format("", ""))
     assert roles.allows("operator", "UPDATE relay_command SET state = 'cancelled' WHERE id = 1")
@@ -239,34 +230,31 @@ def test_a_prefix_that_makes_no_name_is_refused(prefix: str) -> None:
         roles_script("public", prefix)
 
 
-# --- Needs of the guarantees: settings that every connection pins, sequences ahead of their tables, arrays
-
-
 # --- Settings that the guarantees depend on: every connection pins them, whatever the server's owner or the URL has set
 
 
 @pytest.fixture
 def hostile(postgres_database_url: str) -> str:
     """A database whose owner has set everything otherwise."""
-    set_otherwise(postgres_database_url)
+    databases.set_otherwise(postgres_database_url)
     return postgres_database_url
 
 
 def settings_of_both(url: str) -> list[dict[str, str]]:
-    """The settings of a relay's transaction, and of a receiver's statement."""
+    """Return the settings of a relay's transaction, and of a receiver's statement."""
 
-    async def of_the_receiver() -> dict[str, str]:
+    async def read_receiver() -> dict[str, str]:
         made = engines.connect_async(url, application="tests")
         async with made.connect() as connection:
-            found = await connection.run_sync(read_pinned, "statement_timeout")
+            found = await connection.run_sync(databases.read_pinned, "statement_timeout")
         await made.dispose()
         return found
 
     made = engines.connect(url, application="tests")
     with made.begin() as connection:
-        of_the_relay = read_pinned(connection, "statement_timeout")
+        of_the_relay = databases.read_pinned(connection, "statement_timeout")
     made.dispose()
-    return [of_the_relay, asyncio.run(of_the_receiver())]
+    return [of_the_relay, asyncio.run(read_receiver())]
 
 
 def test_the_settings_of_the_database_reach_neither_side(hostile: str) -> None:
@@ -317,9 +305,9 @@ def test_a_schema_that_needs_quotes_is_refused(schema: str) -> None:
 def test_a_pin_that_was_dropped_on_the_way_is_refused_with_who_set_it(engine: Engine) -> None:
     for setting in PINNED.keys() - {"default_transaction_isolation"}:
         with engine.begin() as connection:
-            connection.execute(text(f"SET LOCAL {setting} = '{HOSTILE[setting]}'"))
+            connection.execute(text(f"SET LOCAL {setting} = '{databases.HOSTILE[setting]}'"))
             (line,) = guarantees.list_differences(connection)
-        assert f"= {HOSTILE[setting]} (set by: session), not {PINNED[setting]}: " in line
+        assert f"= {databases.HOSTILE[setting]} (set by: session), not {PINNED[setting]}: " in line
         assert "pooler=transaction" in line
 
 
@@ -332,10 +320,8 @@ def test_a_commit_that_waits_for_less_than_a_standbys_disk_is_refused(engine: En
 
 
 @ON_POSTGRES
-def test_a_setting_of_the_servers_owner_is_only_said(
-    database_url: str, engine: Engine, caplog: pytest.LogCaptureFixture
-) -> None:
-    with read_only(database_url):
+def test_a_server_setting_is_only_logged(database_url: str, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    with databases.read_only(database_url):
         guarantees.require(engine)
     assert "default_transaction_read_only = on (set by: database), not off: nothing can be stored" in caplog.text
 
@@ -393,13 +379,13 @@ def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(engine: 
 
 
 @ON_POSTGRES
-@pytest.mark.parametrize("granted", ["TABLES", "SEQUENCES"])
-def test_a_role_that_may_not_look_at_both_is_not_held_up(grant_roles: str, engine: Engine) -> None:
+@pytest.mark.parametrize("kind", ["TABLES", "SEQUENCES"])
+def test_a_role_that_may_not_look_at_both_is_not_held_up(kind: str, engine: Engine) -> None:
     do(engine, EVENT, "SELECT setval('inbox_seq_seq', 1, false)")
-    role = "nobody_in_particular"
+    role = "of_no_program"
     with engine.connect() as connection:
         connection.execute(text(f"CREATE ROLE {role}"))  # rolled back: roles are shared by all databases
-        connection.execute(text(f"GRANT SELECT ON ALL {grant_roles} IN SCHEMA public TO {role}"))
+        connection.execute(text(f"GRANT SELECT ON ALL {kind} IN SCHEMA public TO {role}"))
         connection.execute(text(f"SET LOCAL ROLE {role}"))
         assert guarantees.list_differences(connection) == []
 
@@ -411,7 +397,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 ARRAY_SYNTAX = st.text('{}",\\ \n;NULx', max_size=8)
 
 
-def stored(engine: Engine, values: list[Any], kind: str) -> list[Any]:
+def store_and_read(engine: Engine, values: list[Any], kind: str) -> list[Any]:
     with engine.connect() as connection:
         statement = text(f"SELECT v FROM unnest(CAST(:values AS {kind}[])) WITH ORDINALITY AS a(v, n) ORDER BY n")
         return list(connection.scalars(statement, {"values": array_param(values)}))
@@ -432,9 +418,9 @@ READ: dict[str, Callable[[Any], Any]] = {"bytea": bytes, "timestamptz": as_time}
 def test_an_array_of_any_kind_arrives_value_for_value(module_engine: Engine, kind: str, data: st.DataObject) -> None:
     values = data.draw(st.lists(st.none() | VALUES[kind]))
     read = READ.get(kind, lambda value: value)
-    assert [None if v is None else read(v) for v in stored(module_engine, values, kind)] == values
+    assert [None if v is None else read(v) for v in store_and_read(module_engine, values, kind)] == values
 
 
 def test_a_text_with_nul_is_a_data_error_as_in_any_other_parameter(module_engine: Engine) -> None:
     with pytest.raises(DataError):
-        stored(module_engine, ["a\0b"], "text")
+        store_and_read(module_engine, ["a\0b"], "text")

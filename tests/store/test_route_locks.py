@@ -1,4 +1,4 @@
-"""The order lock by route: different routes go on beside each other, also in pipelines, and who locks everything waits."""
+"""The order lock by route: different routes go on beside each other, also in pipelines, and a lock of everything waits."""
 
 from __future__ import annotations
 
@@ -21,22 +21,13 @@ from relay.store.alert_conditions import Watch
 from relay.store.deliveries import claim_of, select_rows
 from relay.store.sequence import quarantine
 from relay.store.transaction import Transaction
+from tests.helpers import locks
 from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.locks import (
-    is_kept_waiting,
-    limit_locks,
-    lock,
-    lock_by_hand,
-    locking,
-    stand_still_within_a_pipeline,
-)
+from tests.helpers.locks import is_kept_waiting, lock, lock_by_hand, locking
 from tests.helpers.relaying import CONFIG, DONE, POLICIES, Steps, work_of
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import until
-from tests.store.verifying import Planter
-
-# --- The order lock by route: different routes go on beside each other, and who locks everything waits for all of them
-
+from tests.store.conftest import Planter
 
 pytestmark = [ON_POSTGRES, pytest.mark.usefixtures("impatient")]
 
@@ -52,7 +43,7 @@ def locked(steps: Steps) -> Iterator[Transaction]:
         yield transaction
 
 
-def test_only_who_locks_the_same_route_or_everything_waits(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
+def test_only_a_lock_of_the_same_route_or_of_everything_waits(steps: Steps, locked: Transaction) -> None:  # noqa: ARG001
     waiting: dict[bool, list[list[str] | None]] = {
         False: [["strict"], ["new"]],
         True: [["latest"], ["latest", "strict"], None],
@@ -135,13 +126,13 @@ def test_expired_leases_are_taken_back_while_another_route_is_locked(steps: Step
     assert len(steps.reap()) == leases.OWN_TRANSACTION
 
 
-def test_who_has_everything_keeps_a_route_waiting_that_has_no_row_yet(steps: Steps) -> None:
+def test_a_lock_of_everything_includes_a_route_without_a_row(steps: Steps) -> None:
     with locking(steps, None):
         assert is_kept_waiting(steps, ["new"])
     assert not is_kept_waiting(steps, ["new"])
 
 
-def test_a_row_that_somebody_has_removed_is_added_again(steps: Steps) -> None:
+def test_a_deleted_lock_row_is_added_again(steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.do("DELETE FROM route_lock")
     steps.record_all(steps.claim_due(1, "strict"), DONE)
@@ -149,7 +140,7 @@ def test_a_row_that_somebody_has_removed_is_added_again(steps: Steps) -> None:
     assert steps.states() == []
 
 
-def test_who_has_some_of_its_routes_does_not_wait_for_who_is_about_to_lock_everything(steps: Steps) -> None:
+def test_a_lock_of_some_routes_does_not_wait_for_one_of_everything_that_has_begun(steps: Steps) -> None:
     """Else the two would wait for each other."""
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]))
     steps.do("DELETE FROM route_lock WHERE route = 'latest'")
@@ -162,7 +153,7 @@ def test_who_has_some_of_its_routes_does_not_wait_for_who_is_about_to_lock_every
     assert steps.rows("SELECT route FROM route_lock ORDER BY route") == [{"route": "latest"}, {"route": "strict"}]
 
 
-def in_a_pipeline(steps: Steps, *statements: TextClause, routes: Iterable[str] = ("strict",)) -> None:
+def write_in_a_pipeline(steps: Steps, *statements: TextClause, routes: Iterable[str] = ("strict",)) -> None:
     with steps.database.write() as transaction:
         transaction.set_lock_timeout(50)
         transaction.take_order_lock_and_read({*routes})
@@ -172,9 +163,9 @@ def in_a_pipeline(steps: Steps, *statements: TextClause, routes: Iterable[str] =
 
 
 @pytest.mark.usefixtures("locked")
-def test_a_lock_that_is_waited_for_in_vain_is_named_by_a_pipeline_too(steps: Steps) -> None:
+def test_a_pipeline_names_the_lock_that_timed_out(steps: Steps) -> None:
     with pytest.raises(DBAPIError, match="lock timeout") as raised:
-        in_a_pipeline(steps, _END, routes=["latest"])
+        write_in_a_pipeline(steps, _END, routes=["latest"])
     assert "route_lock" in str(raised.value.statement)
 
 
@@ -227,9 +218,7 @@ def test_an_outcome_whose_row_is_locked_is_recorded_when_it_is_free_and_others_m
     assert steps.states() == []
 
 
-def test_many_expired_leases_of_a_route_that_rests_hide_no_others(
-    steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_expired_leases_of_a_route_that_rests_hide_no_others(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BATCH", 2)
     steps.arrive(*(an_event(n, f"u{n}", routes=["latest"]) for n in range(1, 6)), an_event(6, "u6"))
     steps.claim_due()
@@ -262,13 +251,13 @@ def test_a_failing_step_is_alerted_while_a_route_stays_locked(steps: Steps) -> N
     assert [row["firing"] for row in alerted] == [True, False], "no relay says that it fails, so it has ended"
 
 
-# --- Statements that are sent to Postgres together: what is told of an error, and which connections are given up
+# --- Pipelines: their errors, and the connections that are given up
 
 
 def test_a_relay_that_stands_still_in_a_pipeline_loses_its_lock(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its transaction is not idle for Postgres, so that the limit for those does not end it."""
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]))
-    limit_locks(monkeypatch, 1500)
+    locks.limit_locks(monkeypatch, 1500)
     kept_waiting = []
 
     def meanwhile() -> None:
@@ -279,7 +268,7 @@ def test_a_relay_that_stands_still_in_a_pipeline_loses_its_lock(steps: Steps, mo
             another.take_order_lock(["strict"])
 
     with pytest.raises(DBAPIError) as raised:
-        stand_still_within_a_pipeline(steps.database, "strict", meanwhile)
+        locks.stand_still_within_a_pipeline(steps.database, "strict", meanwhile)
     assert raised.value.connection_invalidated
     assert kept_waiting == [True]
 
@@ -305,7 +294,7 @@ def test_a_pipeline_reads_under_its_lock(steps: Steps) -> None:
 def test_an_error_of_the_server_in_a_pipeline_is_told_and_nothing_of_it_is_done(steps: Steps) -> None:
     steps.arrive(an_event(1))
     with pytest.raises(DBAPIError, match="ck_open_delivery") as raised:
-        in_a_pipeline(steps, _STATE_OF_NOTHING, _END)
+        write_in_a_pipeline(steps, _STATE_OF_NOTHING, _END)
     assert raised.value.statement == str(_STATE_OF_NOTHING)
     assert not raised.value.connection_invalidated
     assert steps.states() == [(1, "strict", State.READY)]

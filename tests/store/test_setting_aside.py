@@ -34,8 +34,8 @@ from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Ste
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import stand_still
-from tests.store.test_coverage import fetched
-from tests.store.verifying import Planter
+from tests.store.conftest import Planter
+from tests.store.test_coverage import deliver_fetched
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -180,7 +180,7 @@ def test_a_delivery_without_its_payload_ends_dead_and_is_never_attempted(steps: 
     assert steps.rows("SELECT seq, cause FROM dead_letter") == [{"seq": 1, "cause": "payload_gone"}]
 
 
-# --- The pace of maintenance where its looks take long, such as beside a transaction that somebody left open
+# --- The pace of maintenance when its scans take long, such as beside a forgotten transaction
 
 
 def test_slow_looks_delay_no_command_and_no_takeover_for_long(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_slow_looks_delay_no_command_and_no_takeover_for_long(steps: Steps, monk
 
 
 LATEST = ["latest"]
-TOO_SOON = fetched(1.4)
+TOO_SOON = deliver_fetched(1.4)
 """A fetch in the second of the event: a change later in that second is not in it."""
 
 
@@ -227,8 +227,8 @@ def some_events(numbers: Sequence[int]) -> list[Event]:
     return [an_event(number, f"u{number}", second=1, routes=LATEST) for number in numbers]
 
 
-def delivered(steps: Steps, *events: Event) -> None:
-    """These arrive and are delivered, each by a fetch that may not have a second change in it."""
+def deliver(steps: Steps, *events: Event) -> None:
+    """Let these arrive, and deliver each by a fetch too early to cover a second change."""
     steps.arrive(*events)
     steps.record_all(steps.claim_due(1_000), TOO_SOON)
 
@@ -246,8 +246,8 @@ def judge_all(steps: Steps, rounds: int = 20) -> list[Judged]:
     return done
 
 
-def rearmed(steps: Steps) -> list[int]:
-    """The seqs of what was made again."""
+def read_rearmed(steps: Steps) -> list[int]:
+    """Return the seqs of rearmed deliveries."""
     return [row["seq"] for row in steps.rows("SELECT seq FROM delivery_log WHERE kind = 'rearmed' ORDER BY seq")]
 
 
@@ -257,7 +257,7 @@ def waiting(steps: Steps) -> list[int]:
     return [row["seq"] for row in found]
 
 
-def stored(steps: Steps) -> tuple[int, int]:
+def count_stored(steps: Steps) -> tuple[int, int]:
     """Count the stored duplicate rows, and the requests that they stand for."""
     (row,) = steps.rows("SELECT count(*) AS number, CAST(sum(times) AS bigint) AS times FROM duplicate_request")
     return row["number"], row["times"]
@@ -268,15 +268,15 @@ def stored(steps: Steps) -> tuple[int, int]:
 
 def test_an_event_that_is_repeated_hundreds_of_times_delays_no_other(steps: Steps) -> None:
     often, *others = some_events(range(51))
-    delivered(steps, often, *others)
+    deliver(steps, often, *others)
     repeat(steps, often, times=500)
-    assert stored(steps) == (20, 500), "a few rows count all"
+    assert count_stored(steps) == (20, 500), "a few rows count all"
     repeat(steps, *others)
 
     judged = judge(steps)
 
     assert judged.rearmed == 51
-    assert rearmed(steps) == list(range(1, 52))
+    assert read_rearmed(steps) == list(range(1, 52))
     assert (waiting(steps), judged.rest) == ([], None)
     steps.facts_agree()
 
@@ -284,23 +284,23 @@ def test_an_event_that_is_repeated_hundreds_of_times_delays_no_other(steps: Step
 def test_the_first_of_further_repeats_counts_and_is_judged_as_any_other(steps: Steps) -> None:
     """Two changes in one second look the same, however often the first was repeated."""
     (often,) = some_events([1])
-    delivered(steps, often)
+    deliver(steps, often)
     repeat(steps, often, times=30)
     assert sum(judged.rearmed for judged in judge_all(steps)) == 1
     steps.record_all(steps.claim_due(1_000), TOO_SOON)
 
     repeat(steps, often)
 
-    assert stored(steps) == (20, 31)
+    assert count_stored(steps) == (20, 31)
     assert waiting(steps) == [1]
     assert judge(steps) == Judged(handled=1, rearmed=1)
-    assert rearmed(steps) == [1, 1]
+    assert read_rearmed(steps) == [1, 1]
 
 
-def test_what_is_read_of_an_event_does_not_grow_with_its_runs(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_read_of_an_event_do_not_grow_with_its_runs(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of facts of earlier runs; the number of the run is in the fact that began it."""
     often, other = some_events([1, 2])
-    delivered(steps, often, other)
+    deliver(steps, often, other)
     plant_runs(steps, seq=1, number=2_000)
     repeat(steps, often, other)
     transactions = Transactions(monkeypatch)
@@ -329,7 +329,7 @@ def plant_runs(steps: Steps, *, seq: int, number: int) -> None:
 
 def test_a_repeat_for_a_route_of_another_configuration_is_left_to_a_relay_that_has_it(steps: Steps) -> None:
     (event,) = some_events([1])
-    delivered(steps, event)
+    deliver(steps, event)
     repeat(steps, event)
     without = {name: known for name, known in POLICIES.items() if name != "latest"}
     assert judge_duplicates(work_of(steps.database, without, node="r2")).handled == 0
@@ -343,11 +343,11 @@ def test_a_repeat_for_a_route_of_another_configuration_is_left_to_a_relay_that_h
 
 def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
     pruned, kept = some_events([1, 2])
-    delivered(steps, pruned, kept)
+    deliver(steps, pruned, kept)
     steps.do("DELETE FROM inbox_payload WHERE seq = 1")
     repeat(steps, pruned, kept)
     assert judge(steps) == Judged(handled=2, rearmed=1)
-    assert rearmed(steps) == [2]
+    assert read_rearmed(steps) == [2]
 
 
 @pytest.mark.parametrize(
@@ -374,22 +374,22 @@ def test_hundreds_of_events_in_flight_hold_no_other_up_and_are_looked_at_again(s
     *working, other = some_events(range(451))
     steps.arrive(*working)
     in_flight = steps.claim_due(1_000)
-    delivered(steps, other)
+    deliver(steps, other)
     repeat(steps, *working, other)
 
     rounds = judge_all(steps)
 
     assert [judged.handled for judged in rounds] == [0, 0, 1], "each looks at the next 200 events, then it begins again"
-    assert rearmed(steps) == [451]
+    assert read_rearmed(steps) == [451]
     steps.record_all(in_flight[:1], TOO_SOON)
     judge_all(steps)
-    assert rearmed(steps) == [in_flight[0].seq, 451]
+    assert read_rearmed(steps) == [in_flight[0].seq, 451]
 
 
 def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps) -> None:
     """Else those of older events, which come meanwhile, would wait for ever."""
     first, *newer = some_events(range(600))
-    delivered(steps, first, *newer)
+    deliver(steps, first, *newer)
     repeat(steps, *newer[:250])
     judged = judge(steps)
     repeat(steps, first, *newer[250:])
@@ -397,7 +397,7 @@ def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps) ->
     assert judged.rest is not None
     assert judge(steps, judged.rest).rest is None
     judge(steps)
-    assert 1 in rearmed(steps)
+    assert 1 in read_rearmed(steps)
 
 
 # --- repeats that come while others are judged
@@ -410,7 +410,7 @@ class Meanwhile:
         self.steps = steps
         self.engine = steps.database.engine
         (self.event,) = some_events([1])
-        delivered(self.steps, self.event)
+        deliver(self.steps, self.event)
         self.repeat(repeated)
 
     def repeat(self, times: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""SQLite: its settings, a log that stays small without automatic checkpoints, and what reads or copies the file meanwhile."""
+"""SQLite: its settings, a log that stays small without automatic checkpoints, and readers and copies of the file meanwhile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.helpers.relaying import DONE, UNWELL, FakeClock, Steps, fill
 from tests.helpers.storing import an_event
 from tests.helpers.tables import rows
 from tests.helpers.webhooks import a_config, moment
-from tests.store.verifying import differences
+from tests.store.conftest import differences
 
 # --- SQLite's write-ahead log stays small without automatic checkpoints
 
@@ -71,15 +71,15 @@ def trace(monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
     """Have each statement of a checkpoint told before it runs."""
     connected = engines._connect_apart
 
-    def traced(of: Path) -> sqlite3.Connection:
+    def connect_traced(of: Path) -> sqlite3.Connection:
         connection = connected(of)
         connection.set_trace_callback(tell)
         return connection
 
-    monkeypatch.setattr(engines, "_connect_apart", traced)
+    monkeypatch.setattr(engines, "_connect_apart", connect_traced)
 
 
-def test_while_the_log_is_copied_nobody_else_begins_to_write(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_connection_writes_while_the_log_is_copied(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: dict[str, bool] = {}
 
     def try_to_write(statement: str) -> None:
@@ -92,11 +92,11 @@ def test_while_the_log_is_copied_nobody_else_begins_to_write(engine: Engine, mon
     trace(monkeypatch, try_to_write)
     write(Database(engine))
     assert checkpoint(engine)
-    # SQLite tells of a statement before it runs it: nobody has the lock before the one, and one has it before the other.
+    # SQLite reports a statement before it runs: the lock is free before the first, and held before the second.
     assert attempts == {"BEGIN IMMEDIATE": True, "PRAGMA wal_checkpoint(PASSIVE)": False}
 
 
-def test_a_checkpoint_waits_for_who_reads_an_older_state(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_waits_for_a_reader_of_an_older_state(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     database = Database(engine)
     reading = engine.connect()
     tries: list[str] = []
@@ -148,7 +148,7 @@ def test_every_commit_is_synced_to_a_log_that_readers_do_not_wait_for(engine: En
     assert setting(engine, "busy_timeout") == 5000
 
 
-def test_a_reader_connects_while_somebody_holds_the_write_lock(sqlite_database_url: str, engine: Engine) -> None:
+def test_a_reader_connects_while_the_write_lock_is_held(sqlite_database_url: str, engine: Engine) -> None:
     """A connection that wrote anything at its start would wait, and fail after the busy timeout."""
     with engine.begin():  # IMMEDIATE: it has the lock
         other = engines.connect(sqlite_database_url, application="tests")
@@ -159,7 +159,7 @@ def test_a_reader_connects_while_somebody_holds_the_write_lock(sqlite_database_u
 
 
 def test_a_transaction_that_reads_first_and_writes_later_does_not_lose_to_another(engine: Engine) -> None:
-    """One that began deferred would fail at once: it can't write upon what it has seen."""
+    """A deferred transaction would fail at once: it can't write after its snapshot is stale."""
     with engine.begin() as connection:
         connection.execute(text("SELECT count(*) FROM inbox"))
         with closing(sqlite3.connect(path_of(engine), timeout=0)) as other, pytest.raises(sqlite3.OperationalError):

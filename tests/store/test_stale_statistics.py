@@ -23,7 +23,7 @@ pytestmark = pytest.mark.long
 
 ROWS = 20_000
 READ_AT_MOST = 16 * 16
-"""Rows of any one node: of each of some lanes one, and what each was compared with: the others that are asked for."""
+"""Rows of any one node: one of each of 16 lanes, each compared with the 16 rows asked for."""
 SQL = Sql(POSTGRES)
 SOME = range(100, 116)
 
@@ -82,7 +82,7 @@ def _read(node: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-def test_it_reads_what_it_asks_for_whatever_the_statistics_say(surprised: Engine, name: str) -> None:
+def test_a_statement_reads_only_its_rows_by_any_statistics(surprised: Engine, name: str) -> None:
     statement, becomes, parameters = STATEMENTS[name]
     with surprised.connect() as connection, connection.begin() as transaction:
         connection.execute(text(f"UPDATE open_delivery SET {becomes}"))
@@ -162,7 +162,7 @@ def pages_read(engine: Engine, act: Callable[[], object], of: str) -> int:
     return number
 
 
-def test_what_has_arrived_is_read_from_there(reported: Engine) -> None:
+def test_arrivals_are_read_from_the_last_place_on(reported: Engine) -> None:
     work, scans = work_of(Database(reported)), ScanStarts()
 
     def order_some() -> int:

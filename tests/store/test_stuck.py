@@ -1,4 +1,4 @@
-"""The overview of `relay status`, and what makes no progress: the view `stuck` and `relay status --check` find the same."""
+"""The overview of `relay status`, and findings about missing progress, by the view `stuck` and `relay status --check`."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def due(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]))
 
 
-def leased(steps: Steps) -> None:
+def lease(steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.claim()
 
 
-def under_way(steps: Steps) -> None:
+def begin_call(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
     now(steps)
     steps.claim()
@@ -75,12 +75,12 @@ def ordering(steps: Steps) -> None:
     steps.receive(an_event(3, "u3"))
 
 
-def blocked(steps: Steps) -> None:
+def block(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["blocking"]), an_event(2, "u2", routes=["blocking"]))
     steps.attempt_each(HOPELESS, HOPELESS, route="blocking")
 
 
-def paused(key: GateKey) -> Callable[[Steps], None]:
+def pausing(key: GateKey) -> Callable[[Steps], None]:
     def pause(steps: Steps) -> None:
         steps.arrive(an_event(1, ODD))
         steps.pause(key)
@@ -88,23 +88,23 @@ def paused(key: GateKey) -> Callable[[Steps], None]:
     return pause
 
 
-def asked(steps: Steps) -> None:
+def ask_replay(steps: Steps) -> None:
     commands.ask(steps.database, "replay", Selection(seq=1), who="kim", why="mended")
 
 
-def failed(steps: Steps) -> None:
+def fail_command(steps: Steps) -> None:
     number = commands.ask(steps.database, "pause", Gate(route="gone"), who="kim", why="maintenance")
     execution.work_on(steps.work, number)
 
 
-def failed_in_part(steps: Steps) -> None:
-    asked(steps)
+def fail_in_part(steps: Steps) -> None:
+    ask_replay(steps)
     steps.do("UPDATE relay_command SET state = 'running', failed = 3, error = 'seq=1: ValueError: x'")
 
 
-def failed_long_ago(steps: Steps) -> None:
+def fail_long_ago(steps: Steps) -> None:
     steps.clock.moment -= timedelta(seconds=FAILED_FOR_SECONDS)
-    failed(steps)
+    fail_command(steps)
 
 
 def failing(steps: Steps) -> None:
@@ -136,17 +136,17 @@ PAUSES = [("source", "trivore"), ("route", "strict"), make_entity_key("trivore",
 SCENES: dict[str, tuple[Callable[[Steps], object], set[tuple[Kind, str | None]]]] = {
     "nothing": (lambda _: None, set()),
     "due": (due, {("stuck", "strict"), ("stuck", "latest")}),
-    "an expired lease": (leased, {("stuck", "strict")}),
-    "a call under way": (under_way, set()),
+    "an expired lease": (lease, {("stuck", "strict")}),
+    "a call under way": (begin_call, set()),
     "moving": (moving, set()),
     "unordered": (lambda steps: steps.receive(an_event(1)), {("unordered", None)}),
     "being ordered": (ordering, set()),
-    "blocked": (blocked, {("blocked", "blocking")}),
-    **{f"paused {kind}": (paused((kind, name)), set()) for kind, name in PAUSES},
-    "a command": (asked, {("command", None)}),
-    "a failed command": (failed, {("command_failed", None)}),
-    "a command that fails for some": (failed_in_part, {("command_failed", None)}),
-    "a command that failed long ago": (failed_long_ago, set()),
+    "blocked": (block, {("blocked", "blocking")}),
+    **{f"paused {kind}": (pausing((kind, name)), set()) for kind, name in PAUSES},
+    "a command": (ask_replay, {("command", None)}),
+    "a failed command": (fail_command, {("command_failed", None)}),
+    "a command that fails for some": (fail_in_part, {("command_failed", None)}),
+    "a command that failed long ago": (fail_long_ago, set()),
     "failing steps": (failing, {("step_failed", None)}),
     "a failing route": (failing_route, {("failing", "strict")}),
     "different configurations": (differing, {("config_differs", None)}),
@@ -154,23 +154,23 @@ SCENES: dict[str, tuple[Callable[[Steps], object], set[tuple[Kind, str | None]]]
 }
 
 
-def of_check(database: Database) -> set[tuple[str, str | None]]:
+def read_findings(database: Database) -> set[tuple[str, str | None]]:
     return {(each.kind, each.fields.get("route")) for each in read_stuck(database)}
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_it_finds_what_makes_no_progress(long_ago: Steps, scene: str) -> None:
+def test_missing_progress_is_found(long_ago: Steps, scene: str) -> None:
     make, expected = SCENES[scene]
     make(long_ago)
     alive(long_ago)
-    assert of_check(long_ago.database) == expected
+    assert read_findings(long_ago.database) == expected
 
 
 def test_it_misses_a_relay(long_ago: Steps) -> None:
     now(long_ago)
-    assert of_check(long_ago.database) == {("no_relay", None)}
+    assert read_findings(long_ago.database) == {("no_relay", None)}
     alive(long_ago)
-    assert of_check(long_ago.database) == set()
+    assert read_findings(long_ago.database) == set()
     assert [each.kind for each in read_stuck(long_ago.database, host="h2")] == ["no_relay"]
     assert read_stuck(long_ago.database, host="h1") == []
 
@@ -197,9 +197,9 @@ def test_a_delivery_behind_a_gate_of_its_destination_is_not_stuck(long_ago: Step
     due(long_ago)
     long_ago.do(statement)
     alive(long_ago)
-    assert of_check(long_ago.database) == set()
+    assert read_findings(long_ago.database) == set()
     nodes.stop_node(long_ago.database, "alive")
-    assert ("stuck", "strict") in of_check(long_ago.database), "no relay knows what is on its way"
+    assert ("stuck", "strict") in read_findings(long_ago.database), "no relay knows what is on its way"
 
 
 def test_a_route_that_no_running_relay_knows_is_told_as_such(long_ago: Steps) -> None:
@@ -311,15 +311,15 @@ def test_a_route_that_the_configuration_lacks_is_there_while_something_is_open_o
 
 
 def test_rates_are_of_the_last_minutes(steps: Steps, clock: FakeClock) -> None:
-    def arrived(first: int, last: int) -> None:
+    def arrive(first: int, last: int) -> None:
         for number in range(first, last):
             event = an_event(number, f"u{number}", routes=["strict", "latest"])
             steps.arrive(msgspec.structs.replace(event, received_at=clock.moment))
 
-    arrived(1, 2)
+    arrive(1, 2)
     steps.attempt(DONE)
     clock.advance(600)
-    arrived(2, 12)
+    arrive(2, 12)
     steps.attempt_each(DONE, Skipped((), "gone"), DONE, UNWELL, HOPELESS)
     clock.advance(60)
     strict, latest = route(steps, "strict"), route(steps, "latest")
@@ -327,7 +327,7 @@ def test_rates_are_of_the_last_minutes(steps: Steps, clock: FakeClock) -> None:
     assert (latest.in_per_minute, latest.out_per_minute) == (2.0, 0)
 
 
-def test_a_gate_tells_who_holds_back_which_routes_why_and_since_when(steps: Steps) -> None:
+def test_a_gate_has_its_routes_its_person_its_reason_and_its_time(steps: Steps) -> None:
     steps.pause(AUDIT, make_entity_key("trivore", "USER", "u1"))
     held = look(steps).gates
     assert [(gate.kind, gate.name, gate.state, gate.by, gate.why, gate.since) for gate in held] == [
@@ -386,10 +386,10 @@ def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Step
 
 
 def test_open_commands_and_lately_failed_ones_are_listed(steps: Steps, clock: FakeClock) -> None:
-    failed(steps)
+    fail_command(steps)
     clock.advance(4000)
-    failed(steps)
-    asked(steps)
+    fail_command(steps)
+    ask_replay(steps)
     found = look(steps).commands
     assert [(each["kind"], each["state"]) for each in found] == [("replay", "asked"), ("pause", "refused")]
     assert found[0]["selection"] == {"seq": 1}

@@ -41,7 +41,7 @@ def take(database: Database, turn: sweeps.Turn) -> bool:
     return looked
 
 
-def ended(database: Database, turn: sweeps.Turn, until_second: float = 0, missed: int = 0) -> None:
+def finish(database: Database, turn: sweeps.Turn, until_second: float = 0, missed: int = 0) -> None:
     until = START + timedelta(seconds=until_second)
     sweeps.finish(
         work_of(database, node=turn.node), sweeps.SweepFindings("trivore", "USER", START, until, 10, missed, missed)
@@ -51,7 +51,7 @@ def ended(database: Database, turn: sweeps.Turn, until_second: float = 0, missed
 def test_one_relay_is_at_a_sweep_and_the_next_is_due_after_every(database: Database, clock: FakeClock) -> None:
     assert take(database, HOURLY)
     assert not take(database, OTHERS)
-    ended(database, HOURLY)
+    finish(database, HOURLY)
     clock.advance(3599)
     assert not take(database, OTHERS)
     clock.advance(1)
@@ -74,7 +74,7 @@ def test_a_failed_one_is_repeated_sooner_and_a_broken_one_at_once(database: Data
     assert not take(database, HOURLY)
     clock.advance(1)
     assert take(database, HOURLY)
-    ended(database, HOURLY)
+    finish(database, HOURLY)
     clock.advance(300)
     assert not take(database, HOURLY), "it did not fail"
 
@@ -89,14 +89,14 @@ def test_a_relay_that_dies_keeps_the_others_waiting_for_its_lease_alone(database
     assert take(database, OTHERS)
     assert not sweeps.keep(database, HOURLY), "it was not dead, and now knows"
     sweeps.end_early(work_of(database), HOURLY, None)
-    ended(database, HOURLY)
+    finish(database, HOURLY)
     clock.advance(30)
     assert sweeps.keep(database, OTHERS), "what it had to say takes nobody's turn away"
 
 
 def test_a_watermark_never_goes_back_and_what_was_missed_adds_up(database: Database) -> None:
-    ended(database, HOURLY, until_second=20, missed=2)
-    ended(database, HOURLY, until_second=10, missed=3)
+    finish(database, HOURLY, until_second=20, missed=2)
+    finish(database, HOURLY, until_second=10, missed=3)
     assert sweeps.read_watermark(database, "trivore", "USER") == START + timedelta(seconds=20)
     with database.read() as transaction:
         (row,) = transaction.connection.exec_driver_sql("SELECT missed, last_missed FROM sweep_watermark").all()
@@ -108,7 +108,7 @@ def test_a_watermark_never_goes_back_and_what_was_missed_adds_up(database: Datab
     [((5, 1), False), ((1, 5), False), ((1, 4), True), ((), True)],
     ids=["the newest by arrival is older", "told", "too old", "never heard of"],
 )
-def test_a_change_is_told_by_any_event_as_late_or_cut_to_its_second(
+def test_a_change_is_reported_by_an_event_from_its_second_on(
     steps: Steps, seconds: tuple[int, ...], lost: bool
 ) -> None:
     steps.arrive(*(an_event(number, second=second) for number, second in enumerate(seconds, start=1)))
@@ -145,9 +145,7 @@ TAKEN: tuple[tuple[list[str], str, bool], ...] = (
 
 @pytest.mark.parametrize("newest", [True, False])
 @pytest.mark.parametrize(("taken", "asked", "lost"), TAKEN)
-def test_a_change_is_told_by_an_event_with_every_route(
-    steps: Steps, newest: bool, taken: list[str], asked: str, lost: bool
-) -> None:
+def test_an_event_reports_for_its_routes(steps: Steps, newest: bool, taken: list[str], asked: str, lost: bool) -> None:
     """Covers both orders of arrival: the event is the newest, or an older one arrives after it."""
     steps.arrive(an_event(9, routes=taken), *([] if newest else [an_event(1, routes=asked.split())]))
     assert is_missing(steps, Listed("u1", START + timedelta(seconds=5)), asked.split()) == lost
@@ -182,9 +180,7 @@ def test_an_unreadable_page_fails_the_sweep(sweep: Sweeping, more: str) -> None:
         sweep(more)
 
 
-def test_a_page_is_asked_for_again_and_not_the_whole_listing(
-    sweep: Sweeping, directory: Directory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_page_is_read_again(sweep: Sweeping, directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_run, "FIRST_WAIT_SECONDS", 0)
     directory.statuses = [200, 503, 429, 200, 503]
     assert (sweep().compared, directory.pages) == (10, 6 + 3)
@@ -198,14 +194,12 @@ def test_a_sweep_begins_before_the_watermark_by_its_overlap(database: Database, 
     config = config_text(database_url) + TABLE.format(url="http://127.0.0.1:9", count=3)
     made = CompiledSweep(parse_config(config), "trivore", 0)
     assert made.find_start(database) == (sweep_run.EVERYTHING, None)
-    ended(database, HOURLY, until_second=5)
+    finish(database, HOURLY, until_second=5)
     until = START + timedelta(seconds=5)
     assert made.find_start(database) == (until - timedelta(seconds=made.table.overlap), until)
 
 
-def test_a_sweep_that_begins_again_adds_nothing_twice(
-    sweep: Sweeping, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repeated_sweep_adds_nothing_twice(sweep: Sweeping, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep().added == 10
     assert sweep().missed == 0
     monkeypatch.setattr(sweeps, "find_missing", lambda *given: [*given[3]])  # as if none was there yet
@@ -263,7 +257,7 @@ NO_ENTITY: tuple[object, ...] = (
 
 
 @pytest.mark.parametrize("item", NO_ENTITY)
-def test_an_item_that_names_no_entity_keeps_no_other_from_being_taken_in(
+def test_an_item_without_an_entity_is_skipped(
     sweep: Sweeping, directory: Directory, engine: Engine, item: object
 ) -> None:
     directory.more = {"u4": item}
@@ -282,9 +276,7 @@ def test_a_change_may_be_timed_by_a_number(sweep: Sweeping, directory: Directory
     assert sweep(f'time_unit = "{unit}"\n').until.replace(microsecond=0) == START.replace(second=5)
 
 
-def test_large_bodies_are_stored_a_few_at_a_time(
-    sweep: Sweeping, directory: Directory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_bodies_are_split_up(sweep: Sweeping, directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_run, "MOST_BYTES_ADDED_AT_ONCE", 5000)
     directory.users = {f"u{n}": "2026-01-01T00:00:01Z" for n in range(3)}
     directory.more = {f"u{n}": {"about": "x" * size} for n, size in enumerate((2000, 2000, 20_000))}

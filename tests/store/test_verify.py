@@ -1,4 +1,4 @@
-"""`verify` finds every way in which what is stored can differ from the log, and `rebuild` mends each, beside whatever runs."""
+"""`verify` finds every way in which stored state can differ from the log, and `rebuild` repairs each, while relays run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,8 @@ from tests.helpers.relaying import CONFIG, DONE, FakeClock, Steps, record
 from tests.helpers.storing import a_fact, a_row, an_event, drop_checks
 from tests.helpers.tables import count
 from tests.helpers.waiting import be_patient, until
+from tests.store.conftest import ROUTES, Planter, differences, findings, mend
 from tests.store.test_relay_cycle import one_round
-from tests.store.verifying import ROUTES, Planter, differences, findings, mend
-
-# --- `verify` finds every way in which what is stored can differ from the log, and `rebuild` mends each
-
 
 LATER = "2026-01-02 00:00:00.000000Z"
 
@@ -64,18 +61,11 @@ CORRUPTIONS = {
         "state = 'dead' WHERE seq = 8": "state 8 strict",
         "state = 'dead' WHERE seq = 9": "no_head 10 blocking, state 9 blocking",
         f"occurred_at = '{LATER}' WHERE seq = 6": "occurred_at 6 strict",
-        "lane = 'USER|somebody else' WHERE seq = 6": "lane 6 strict, no_head 6 strict",
+        "lane = 'USER|another' WHERE seq = 6": "lane 6 strict, no_head 6 strict",
         "state = 'waiting', due_at = NULL WHERE seq = 5": "no_head 5 strict, no_head 6 strict",
     }.items()},
 }  # fmt: skip
-"""Statements, with what is found after each."""
-
-
-def test_where_all_is_well_nothing_is_found_and_nothing_mended(lived_in: Steps) -> None:
-    before = (lived_in.rows("SELECT * FROM open_delivery ORDER BY seq, route"), lived_in.kinds())
-    assert differences(lived_in.database) == []
-    assert mend(lived_in.database) == []
-    assert (lived_in.rows("SELECT * FROM open_delivery ORDER BY seq, route"), lived_in.kinds()) == before
+"""Statements, with the findings after each."""
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
@@ -92,7 +82,7 @@ def test_each_corruption_is_found_for_what_it_is_and_mended(lived_in: Steps, pla
     lived_in.facts_agree()
 
 
-# --- `rebuild` gives back what was lost, beside whatever runs, and what it can't do it leaves to the next run
+# --- `rebuild` restores lost rows, and leaves the rest to its next run
 
 
 def test_an_emptied_table_comes_back_as_it_was_but_for_leases(lived_in: Steps, plant: Planter) -> None:
@@ -108,15 +98,6 @@ def test_an_emptied_table_comes_back_as_it_was_but_for_leases(lived_in: Steps, p
     assert lived_in.rows(query) == before
     assert lived_in.rows("SELECT due_at FROM open_delivery WHERE seq = 5") == due
     assert differences(lived_in.database) == []
-
-
-def test_what_was_rebuilt_is_delivered_in_order(lived_in: Steps, plant: Planter, clock: FakeClock) -> None:
-    plant("DELETE FROM open_delivery")
-    mend(lived_in.database)
-    clock.advance(60)
-
-    assert [lived_in.attempt(DONE).seq for _ in range(4)] == [7, 5, 6, 8]
-    assert lived_in.states() == [(3, "strict", "dead"), (9, "blocking", "blocked"), (10, "blocking", "waiting")]
 
 
 def test_one_in_flight_is_left_until_its_call_has_ended(lived_in: Steps, plant: Planter) -> None:
@@ -136,7 +117,7 @@ TAKEN = "UPDATE open_delivery SET state = 'ready', due_at = '2026-01-01 00:00:00
     "lost",
     [
         ("DELETE FROM open_delivery WHERE seq = 9", TAKEN),
-        ("UPDATE open_delivery SET lane = 'USER|somebody else' WHERE seq = 9",),
+        ("UPDATE open_delivery SET lane = 'USER|another' WHERE seq = 9",),
     ],
     ids=["its row is gone", "it stands in another lane"],
 )
@@ -181,7 +162,7 @@ def test_a_contradiction_is_put_right_by_a_fact_that_says_who_and_why(lived_in: 
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_it_does_not_matter_where_one_chunk_ends_and_the_next_begins(
+def test_the_size_of_a_chunk_does_not_matter(
     lived_in: Steps, plant: Planter, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant("DELETE FROM open_delivery WHERE seq IN (3, 5, 9)")
@@ -232,7 +213,7 @@ def test_verify_and_rebuild_beside_relays_and_a_receiver_find_nothing_that_is_no
     assert differences(database) == []
 
 
-# --- `rebuild` mends while receivers take in: what arrives between any two of its statements keeps its deliveries
+# --- `rebuild` beside receivers: an event that arrives between two statements keeps its deliveries
 
 
 A_STRAY_ROW = a_row(1_000_000, lane="USER|u9", state="dead")
@@ -273,7 +254,7 @@ def before_every_statement(engine: Engine, act: Callable[[], object]) -> Iterato
     event.remove(engine, "before_cursor_execute", _before)
 
 
-def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(lived_in: Steps, plant: Planter) -> None:
+def test_an_event_that_arrives_during_a_rebuild_keeps_its_delivery(lived_in: Steps, plant: Planter) -> None:
     plant(A_STRAY_ROW)
     plant("UPDATE open_delivery SET state = 'waiting', due_at = NULL WHERE seq = 5")
     plant("DELETE FROM open_delivery WHERE seq = 9")
@@ -301,14 +282,14 @@ def test_a_lane_that_has_its_head_at_the_lock_is_not_told(lived_in: Steps, plant
     lived_in.facts_agree()
 
 
-# --- A route's `lane` may be changed: what was delivered by the earlier setting is judged by that one
+# --- After a change of a route's `lane`, earlier deliveries are judged by the earlier setting
 
 
 Kind = Literal["entity", "route", "event"]
 CHANGES: list[tuple[Kind, Kind]] = [("entity", "route"), ("route", "entity"), ("route", "event"), ("event", "entity")]
 
 
-def of_kind(kind: Kind, number: int, *, second: int | None = None) -> Event:
+def an_event_of(kind: Kind, number: int, *, second: int | None = None) -> Event:
     """An event of u1 in the lane that the setting makes."""
     event = an_event(number, second=second)
     lane = {"entity": "USER|u1", "route": "*", "event": f"|{event.dedup_key}"}[kind]
@@ -320,40 +301,40 @@ def with_lane(kind: Kind) -> Config:
     return msgspec.structs.replace(CONFIG, routes={**CONFIG.routes, "strict": route})
 
 
-def delivered(steps: Steps, *events: Event) -> None:
+def deliver(steps: Steps, *events: Event) -> None:
     for each in events:
         steps.arrive(each)
         steps.attempt(DONE)
 
 
-def remembered(steps: Steps) -> list[Row]:
+def read_lanes(steps: Steps) -> list[Row]:
     return steps.rows("SELECT * FROM lane ORDER BY route, lane")
 
 
 @pytest.mark.parametrize(("then", "now"), CHANGES)
-def test_what_was_delivered_by_an_earlier_setting_agrees_and_is_left_alone(steps: Steps, then: Kind, now: Kind) -> None:
+def test_deliveries_of_an_earlier_lane_setting_agree_and_are_left_alone(steps: Steps, then: Kind, now: Kind) -> None:
     """With one delivered before the change and two since, the last of which is older than all."""
-    delivered(steps, of_kind(then, 1, second=10))
-    for more in ([], [of_kind(now, 2, second=11), of_kind(now, 3, second=9)]):
-        delivered(steps, *more)
-        before = remembered(steps)
+    deliver(steps, an_event_of(then, 1, second=10))
+    for more in ([], [an_event_of(now, 2, second=11), an_event_of(now, 3, second=9)]):
+        deliver(steps, *more)
+        before = read_lanes(steps)
         config = with_lane(now)
         assert differences(steps.database, config) == mend(steps.database, config) == []
-        assert remembered(steps) == before
+        assert read_lanes(steps) == before
 
 
 @pytest.mark.parametrize(("then", "now"), CHANGES[:3])
-def test_a_lane_that_forgot_its_last_delivery_is_found_by_any_later_setting_and_mended_as_it_was(
+def test_a_forgotten_last_delivery_is_restored_by_any_later_setting(
     steps: Steps, plant: Planter, then: Kind, now: Kind
 ) -> None:
-    delivered(steps, of_kind(then, 1, second=10), of_kind(now, 2, second=11))
-    before = remembered(steps)
+    deliver(steps, an_event_of(then, 1, second=10), an_event_of(now, 2, second=11))
+    before = read_lanes(steps)
     plant(f"DELETE FROM lane WHERE seq = {2 if then == now else 1}")
 
     assert {one.finding for one in differences(steps.database, with_lane(now))} == {"last_delivered"}
     mend(steps.database, with_lane(now))
 
-    assert remembered(steps) == before
+    assert read_lanes(steps) == before
     assert differences(steps.database, with_lane(now)) == []
 
 

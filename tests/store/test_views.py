@@ -1,4 +1,4 @@
-"""The views that a DBA reads: deliveries, events, what was given up and why, health of sources and destinations, sizes."""
+"""The views that a DBA reads: deliveries, events, dead letters, health of sources and destinations, sizes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from relay.delivery.outcome import Delivered, Skipped
 from relay.store.reads import read_disk
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, a_fact, a_row, an_event
-
-# --- The views a DBA reads: where every delivery stands, what was given up, and how much is left to do
 
 
 def delivery(steps: Steps, seq: int, route: str = "strict") -> Row:
@@ -191,7 +189,7 @@ def test_a_fact_is_summed_up_by_its_error_its_person_and_reason_or_what_was_done
     assert [row[1:] for row in timeline(steps)[1:]] == said
 
 
-# --- The views of sources, destinations and the database: what happens there now, by figures and statistics
+# --- The views of sources, destinations and the database, by figures and statistics
 
 
 NOW = SystemClock().now().replace(second=0, microsecond=0)
@@ -224,7 +222,7 @@ def minute(ago: int) -> object:
     return NOW - timedelta(minutes=ago)
 
 
-def by_name(rows: list[Row], *names: str) -> dict[tuple[object, ...], Row]:
+def index_by(rows: list[Row], *names: str) -> dict[tuple[object, ...], Row]:
     return {tuple(row[name] for name in names): row for row in rows}
 
 
@@ -237,7 +235,7 @@ def add(steps: Steps, table: Table, **values: object) -> None:
 
 
 def test_a_source_has_sums_of_the_last_hour_and_of_the_last_day(counted: Steps) -> None:
-    found = by_name(counted.rows("SELECT * FROM source_health"), "source")
+    found = index_by(counted.rows("SELECT * FROM source_health"), "source")
     row = found["trivore",]
     names = ("events", "duplicates", "rejected")
     assert [row[f"{name}_hour"] for name in names] == [11, 3, 0]
@@ -260,7 +258,7 @@ def test_a_source_is_silent_while_its_alert_fires_and_paused_while_its_gate_is(c
 
 def test_a_route_and_its_destination_have_sums_and_the_last_success_and_failure(counted: Steps) -> None:
     rows = counted.rows("SELECT * FROM destination_health")
-    found = by_name(rows, "kind", "name")
+    found = index_by(rows, "kind", "name")
     for subject in (("route", "crm"), ("destination", "crm-api")):
         row = found[subject]
         assert (row["health"], row["breaker"]) == ("ok", "closed")
