@@ -72,12 +72,12 @@ bench: $(BENCH)/.ready  ## compare the product with its peers, at length (ONLY=r
 bench-quick: $(BENCH)/.ready  ## compare key ratios with the committed ones (2 min)
 	$(BENCH)/bin/python -m benchmarks --quick
 
-check: $(READY)  ## lint, format, types, docstrings, imports, the site
+check: $(READY)  ## lint, format, types, English, imports, the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/docs/test_docstrings.py
+	$(BIN)/python -m pytest -q tests/docs/test_english.py
 	@$(MAKE) --no-print-directory site
 
 # Read anew each time: a warning is shown only while its page is read.

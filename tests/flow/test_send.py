@@ -1,4 +1,4 @@
-"""`inbox send` signs as the provider would: what it sends is taken in, for every preset with a shared secret."""
+"""`inbox send` signs as the provider would, and the receiver accepts it, for every preset with a shared secret."""
 
 from __future__ import annotations
 
