@@ -1,4 +1,4 @@
-"""`python -m relay` is `relay`."""
+"""Runs the `relay` command line for `python -m relay`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The people and programs that may use the page: lines of `NAME:ROLE:HASH` in two files, read again while the page runs.
+"""Accounts of the page: lines of `NAME:ROLE:HASH` in two files, which are read again while the page runs.
 
-A person chooses a password, so its hash is Argon2id: slow, and in much memory. A token is 32 random bytes, which nobody can
-guess, so SHA-256 is enough for it.
+People choose their passwords, so they are hashed with Argon2id, which is slow and needs much memory. A token is 32 random
+bytes, which can't be guessed, so SHA-256 suffices.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROLES: tuple[Role, ...] = ("viewer", "operator")
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """The person or program that asks."""
+    """The person or program that makes a request."""
 
     name: str
     role: Role
@@ -45,23 +45,23 @@ class Actor(msgspec.Struct, frozen=True):
 
     @property
     def may_act(self) -> bool:
-        """Tell whether it may change something."""
+        """Tell whether the actor may make changes."""
         return self.role == "operator"
 
 
 # --- hashes
 
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 1_000
-"""Characters. NIST SP 800-63B asks for 8 where another factor helps, and for 15 without; there is a rate limit here."""
-TOKEN_PREFIX = "irw_"  # noqa: S105  # no token, only its beginning
-"""A scanner of repositories recognises a token by it."""
+"""Characters. NIST SP 800-63B requires 8 with a second factor and 15 without one; here, a rate limit helps."""
+TOKEN_PREFIX = "irw_"  # noqa: S105  # only the prefix of a token
+"""Prefix by which secret scanners recognise a token."""
 LONGEST_TOKEN = 200
 HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-"""One of OWASP's equal settings for Argon2id, with the least memory."""
+"""One of OWASP's equivalent settings for Argon2id, with little memory."""
 FileKey = Literal["users", "tokens"]
 """The key of `[web]` that names a file."""
 _HASHES: Mapping[FileKey, tuple[re.Pattern[str], str]] = {
-    "users": (  # salt and hash in the only form of their base64
+    "users": (  # salt and hash in canonical base64
         re.compile(
             r"\$argon2id\$v=19\$m=\d{1,6},t=\d{1,2},p=\d{1,2}\$[A-Za-z\d+/]{21}[AQgw]\$[A-Za-z\d+/]{42}[AEIMQUYcgkosw048]",
             re.ASCII,
@@ -70,11 +70,11 @@ _HASHES: Mapping[FileKey, tuple[re.Pattern[str], str]] = {
     ),
     "tokens": (re.compile(r"sha256\$[0-9a-f]{64}"), "relay web token"),
 }
-"""The form of the hashes of each file, and the command that writes its lines."""
+"""Format of the hashes in each file, and the command that writes its lines."""
 
 
-def _normalised(password: str) -> bytes:
-    """Normalise a password, as keyboards write `é` in two ways."""
+def _normalise(password: str) -> bytes:
+    """Normalise a password, since keyboards encode `é` in two ways."""
     return unicodedata.normalize("NFKC", password).encode("utf-8", "surrogatepass")
 
 
@@ -86,21 +86,21 @@ def hash_password(password: str, hasher: argon2.PasswordHasher = HASHER) -> str:
     """
     if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
         raise ValueError(f"a password has {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters")
-    return hasher.hash(_normalised(password))
+    return hasher.hash(_normalise(password))
 
 
 def is_password(password: str, hashed: str) -> bool:
-    """Tell whether the password is the one. Slow by design."""
-    if len(password) > LONGEST_PASSWORD:  # before it is normalised, whose time grows by the square
+    """Tell whether the password matches the hash. Slow by design."""
+    if len(password) > LONGEST_PASSWORD:  # normalising takes quadratic time
         return False
     try:
-        return HASHER.verify(hashed, _normalised(password))
+        return HASHER.verify(hashed, _normalise(password))
     except (VerificationError, InvalidHashError):
         return False
 
 
 def new_token() -> str:
-    """Return a new token, with 32 random bytes in it."""
+    """Return a new token of 32 random bytes."""
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
@@ -132,7 +132,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 Entries = Mapping[str, Entry]
 NOBODY = Entry("", "viewer", "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + "A" * 43, "")
-"""Nobody's password has this hash."""
+"""The hash of no password, to compare with for unknown names."""
 
 
 def is_name(name: str) -> bool:
@@ -141,11 +141,11 @@ def is_name(name: str) -> bool:
 
 
 def parse_entries(text: str, where: str, key: FileKey) -> dict[str, Entry]:
-    """Parse a file. Empty lines and those that begin with `#` say nothing.
+    """Parse a file. Empty lines and comments, which begin with `#`, are ignored.
 
     Raises:
-        ConfigError: a line is wrong, or a name stands twice. The message has the number of each such line in the file that
-            `where` names, and no hash.
+        ConfigError: a line is wrong, or a name is repeated. The message has the number of each such line in the file
+            `where`, but no hash.
     """
     found: dict[str, Entry] = {}
     numbers: dict[str, int] = {}
@@ -160,7 +160,7 @@ def parse_entries(text: str, where: str, key: FileKey) -> dict[str, Entry]:
             mistakes.append(f"{where}, line {number}: {error}")
             continue
         if entry.name in found:
-            mistakes.append(f"{where}, line {number}: {entry.name} stands in line {numbers[entry.name]} already")
+            mistakes.append(f"{where}, line {number}: {entry.name} is already in line {numbers[entry.name]}")
         found[entry.name], numbers[entry.name] = entry, number
     if mistakes:
         raise ConfigError("\n".join(mistakes))
@@ -168,10 +168,10 @@ def parse_entries(text: str, where: str, key: FileKey) -> dict[str, Entry]:
 
 
 def _entry(line: str, key: FileKey) -> Entry:
-    """Parse a line. A message repeats neither its hash nor anything of a line without the two colons."""
+    """Parse a line. Error messages contain neither its hash nor any part of a line without two colons."""
     parts = line.split(":")
     if len(parts) != _PARTS:
-        raise ValueError("expected NAME:ROLE:HASH, as `relay web passwd` and `relay web token` write it")
+        raise ValueError("expected NAME:ROLE:HASH, as written by `relay web passwd` and `relay web token`")
     name, role, hashed = parts
     if not is_name(name):
         raise ValueError(f"a name has {NAMES}")
@@ -179,16 +179,16 @@ def _entry(line: str, key: FileKey) -> Entry:
         raise ValueError(f"the role of {name} must be {' or '.join(ROLES)}")
     form, command = _HASHES[key]
     if not form.fullmatch(hashed):
-        raise ValueError(f"the hash is none of `{command}`")
+        raise ValueError(f"the hash was not made by `{command}`")
     return Entry(name, role, hashed, line)
 
 
 def write_entry(path: Path, name: str, line: str, key: FileKey) -> None:
-    """Put a line in the place of the one with the same name, or at the end of a file; comments and other lines stay.
+    """Replace the line with the same name, or append one to the file; comments and other lines stay.
 
-    A new file can be read by its owner alone. One that is there keeps its owner and group, and gives nothing to others.
-    It is written in its place, as a container may have this very file mounted. Of two writers one waits for the other, and
-    `AccountFile` reads between two of them. Empty lines take the room first, so that a full disk leaves the lines as they were.
+    A new file is readable only by its owner. An existing one keeps its owner and group, and loses all rights of others. It
+    is written in place, because a container may have this file mounted. Writers and readers lock the file. Empty lines
+    reserve the space first, so that a full disk leaves the file unchanged.
 
     Raises:
         ConfigError: the file can't be read or written, or has a wrong line.
@@ -218,15 +218,15 @@ def write_entry(path: Path, name: str, line: str, key: FileKey) -> None:
 # --- while the page runs
 
 RECHECK_SECONDS = 2.0
-"""A file is read again at most so often. So a person who was removed is out after this time."""
-_log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
+"""Time between reads of a file, and so the time until a removed person loses access."""
+_log = logging.getLogger("gunicorn.error")  # its handler is set by gunicorn's settings
 
 
 class AccountFile:
-    """One file, read again while the process runs; without a secret nobody is in it."""
+    """A file of accounts, read again while the process runs; empty without a secret."""
 
     def __init__(self, secret: Secret | None, key: FileKey, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Prepare it. `key` is that of `[web]` which names the file."""
+        """Prepare it without reading. `key` is the key of `[web]` for the file."""
         self._secret, self._key, self._monotonic = secret, key, monotonic
         self._lock = asyncio.Lock()
         self._read_at = float("-inf")
@@ -234,10 +234,10 @@ class AccountFile:
         self._entries: Entries = {}
 
     async def entries(self, *, fresh: bool = False) -> Entries:
-        """Return the entries as they are now, or were `RECHECK_SECONDS` ago; `fresh` reads the file in any case.
+        """Return the entries, which are at most `RECHECK_SECONDS` old; `fresh` always reads the file.
 
         Raises:
-            AccessBroken: the file can't be used. Nobody in it is let in, as who was removed can't be told.
+            AccessBroken: the file is unusable. All its accounts are refused, because removed ones can't be recognised.
         """
         async with self._lock:
             now = self._monotonic()
@@ -247,25 +247,25 @@ class AccountFile:
                     self._entries, self._error = await asyncio.to_thread(_read, self._secret, self._key), None
                 except ConfigError as error:
                     if str(error) != self._error:
-                        _log.error("nobody can sign in: %s", error, extra=fields("nobody_can_sign_in"))
+                        _log.error("sign-in is impossible: %s", error, extra=fields("nobody_can_sign_in"))
                     self._error = str(error)
         if self._error is not None:
-            raise AccessBroken("the file of those who may use this page can't be read; its log says why")
+            raise AccessBroken("the accounts file of this page can't be read; the page's log has the reason")
         return self._entries
 
 
 def _read(secret: Secret | None, key: FileKey) -> Entries:
-    """Read one of the files, between two writes.
+    """Read one of the files while no write is in progress.
 
     Raises:
-        ConfigError: it can't be read, or has a wrong line.
+        ConfigError: the file can't be read, or has a wrong line.
     """
     if secret is None:
         return {}
     kind, _, place = secret.reference.partition(":")
     with ExitStack() as stack:
         if kind == "file":
-            with suppress(OSError, ValueError):  # reveal tells why it can't be read
+            with suppress(OSError, ValueError):  # reveal reports why it can't be read
                 fcntl.flock(stack.enter_context(Path(place).open("rb")), fcntl.LOCK_SH)
         content = secret.reveal(at=f"[web] {key}", as_file=True)
     where = secret.reference.removeprefix("file:") if secret.names_a_place else "its text"
@@ -273,21 +273,22 @@ def _read(secret: Secret | None, key: FileKey) -> Entries:
 
 
 def check_accounts(web: Web) -> None:
-    """Require that somebody may use the page, and that the files say who.
+    """Require that access to the page is configured, and that the files are usable.
 
     Raises:
-        ConfigError: nobody may, or a file can't be read, is empty or has a wrong line. The text has a line for each.
+        ConfigError: no access is configured, or a file can't be read, is empty or has a wrong line. The text has a line for
+            each mistake.
     """
     if web.users is None and web.tokens is None and web.proxy is None:
         raise ConfigError(
-            "[web] lets nobody use the page: write a users file with `relay web passwd NAME --role operator --into FILE`,"
-            ' and give users = "file:/path" of it, or tokens or a proxy'
+            "[web] configures no access to the page: write a users file with `relay web passwd NAME --role operator --into FILE`,"
+            ' and set users = "file:/path", or set tokens or proxy'
         )
     check_files(web)
 
 
 def check_files(web: Web) -> None:
-    """Require that the files of `[web]` that are given can be used.
+    """Require that the configured files of `[web]` are usable.
 
     Raises:
         ConfigError: as `check_accounts`.
@@ -298,7 +299,7 @@ def check_files(web: Web) -> None:
         command = f"`{_HASHES[key][1]} NAME --role operator"
         try:
             if secret is not None and not _read(secret, key):
-                mistakes.append(f"[web] {key}: has no line; add one with {command}`")
+                mistakes.append(f"[web] {key}: has no account; add one with {command}`")
         except ConfigError as error:
             lines = str(error).splitlines()
             mistakes += [each if each.startswith("[web]") else f"[web] {key}: {each}" for each in lines]

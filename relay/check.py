@@ -1,4 +1,4 @@
-"""Checks a configuration as the receiver, the relay and the page would at their start, and asks the systems that it names."""
+"""Checks a configuration as the receiver, the relay and the page do at their start, and calls the systems in it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from relay.sweep.run import CompiledSweep
 _MOST_AT_ONCE = 16
 _LARGEST_FILE = 4_000_000
 _QUESTION = Request("fetch", "OPTIONS", {"Accept": "*/*"})
-"""A safe method (RFC 9110 §9.2.1). A GET makes some services that take webhooks act, and any answer will do."""
+"""Uses a safe method (RFC 9110 §9.2.1). Some webhook endpoints act on a GET, and any response shows that they are reachable."""
 
 Level = Literal["mistake", "warning"]
-"""With a mistake, one of the programs doesn't start."""
+"""A mistake keeps one of the programs from starting."""
 
 
 class ConfigFinding(LocatedMistake, frozen=True):
@@ -48,25 +48,25 @@ class ConfigFinding(LocatedMistake, frozen=True):
     level: Level
 
 
-def _located(level: Level, found: Iterable[LocatedMistake]) -> list[ConfigFinding]:
+def _locate(level: Level, found: Iterable[LocatedMistake]) -> list[ConfigFinding]:
     return [ConfigFinding(each.file, each.line, each.key, each.text, level) for each in dict.fromkeys(found)]
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The reply of a system that was asked, or the reason why there is none."""
+    """The response of a system, or the reason why there is none."""
 
     key: str
     """The table of the system."""
     url: str
-    """The part of its URL that is no secret."""
+    """Its URL without secret parts."""
     reached: bool
     text: str
     milliseconds: float
     is_denied: bool = False
-    """It answered 401 or 403."""
+    """True if its status is 401 or 403."""
 
 
-# --- what each program makes of it
+# --- the start of each program
 
 
 STARTS: Mapping[str, Callable[[Config], object]] = {
@@ -75,11 +75,11 @@ STARTS: Mapping[str, Callable[[Config], object]] = {
     "relay": prepare,
     "page": lambda config: check_files(config.web),
 }
-"""Parts that the receiver, the relay and the page make at their start. Each raises ConfigError with a line for each mistake."""
+"""Parts that the receiver, the relay and the page make at their start. Each raises ConfigError with a line per mistake."""
 
 
 def _make_unused(config: Config) -> None:
-    """Make every api, destination and sweep, also what no route uses and no relay schedules. Raises ConfigError."""
+    """Make every api, destination and sweep, including unused and unscheduled ones. Raises ConfigError."""
     collect_config_errors(dict(_parts(config, Clients(config))))
 
 
@@ -107,28 +107,28 @@ def _destination(destination: Destination, clients: Clients) -> None:
 # --- mistakes and warnings
 
 
-def findings(file: ConfigFile, path: Path, environment: Mapping[str, str] = os.environ) -> list[ConfigFinding]:
-    """List the mistakes of the file and of each program's start, then the warnings; each once."""
+def list_findings(file: ConfigFile, path: Path, environment: Mapping[str, str] = os.environ) -> list[ConfigFinding]:
+    """List the distinct mistakes of the file and of each program's start, then the warnings."""
     mistakes = [*file.mistakes, *(each for start in STARTS.values() for each in file.further_mistakes(start))]
     warnings = [*file.further_mistakes(_make_unused)]
     warnings += [file.source.locate_line(line) for line in _warnings(file, path, environment)]
-    return _located("mistake", mistakes) + _located("warning", (each for each in warnings if each not in mistakes))
+    return _locate("mistake", mistakes) + _locate("warning", (each for each in warnings if each not in mistakes))
 
 
 def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> Iterator[str]:
     values = dict(walk_values(file.sound))
-    with suppress(ConfigError):  # of a URL, which is a mistake already
+    with suppress(ConfigError):  # an invalid URL is already a mistake
         for key in literal_secrets(file.sound):
-            yield f"{key}: the secret stands in the file, for all who read it; {_place_for(key, values[key], environment)}"
+            yield f"{key}: the file contains the secret; {_place_for(key, values[key], environment)}"
         yield from exposure_warnings(path, file.sound)
-    yield from expired(file.sound)
+    yield from find_expired(file.sound)
     for key, value in values.items():
         if isinstance(value, Secret) and value.reference.startswith("env:"):
             yield from _odd_value(key, value.reference.removeprefix("env:"), environment)
 
 
-def expired(config: Config, at: datetime | None = None) -> Iterator[str]:
-    """Yield the sources whose secrets are all over, or not valid yet, and certificates in files that have expired, now or `at`."""
+def find_expired(config: Config, at: datetime | None = None) -> Iterator[str]:
+    """Yield the sources without a secret that is valid now or `at`, and the certificate files that have expired by then."""
     moment = at or SystemClock().now()
     when = f"at {at:%Y-%m-%d}" if at else "now"
     for name, source in config.sources.items():
@@ -141,14 +141,14 @@ def expired(config: Config, at: datetime | None = None) -> Iterator[str]:
         if ended is not None:
             name = ended.subject.rfc4514_string()
             end = f"{ended.not_valid_after_utc:%Y-%m-%d %H:%M}Z"
-            yield f"{key}: the certificate of {name} in {value} is valid until {end} alone; calls that need it fail then"
+            yield f"{key}: the certificate of {name} in {value} is valid until {end}; calls that need it fail then"
 
 
 def _certificate_ended(key: str, path: Path, moment: datetime) -> x509.Certificate | None:
-    """Return a file's certificate if it has ended: of a client the first, of authorities the last to end."""
+    """Return the expired certificate of a file: a client's first one, or the authority that expires last."""
     try:
         found = [] if path.stat().st_size > _LARGEST_FILE else x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError):  # it is told as a mistake where it is loaded
+    except (OSError, ValueError):  # reported as a mistake where it is loaded
         return None
     if key.endswith("ca_file"):
         found.sort(key=lambda one: one.not_valid_after_utc, reverse=True)
@@ -162,31 +162,31 @@ def _place_for(key: str, value: object, environment: Mapping[str, str]) -> str:
 
 
 def _odd_value(key: str, name: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield a variable whose value has what its shell or its file should have taken away."""
+    """Yield a warning for a value with spaces, quotes or a prefix that a shell or file should have removed."""
     value = environment.get(name, "")
     if value != value.strip():
         yield f"{key}: the value of {name} begins or ends with white space, which is part of the secret"
     elif len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-        yield f"{key}: the value of {name} stands in quotes, which are part of the secret"
+        yield f"{key}: the value of {name} is in quotes, which are part of the secret"
     elif value.startswith(("$", "env:", "file:")):
-        yield f"{key}: the value of {name} looks like the name of a place, and nothing looks there"
+        yield f"{key}: the value of {name} looks like a reference, which is not resolved"
 
 
-# --- the systems that it names
+# --- the systems in the configuration
 
 
 class DatabaseState(msgspec.Struct, frozen=True):
-    """The database, as far as it was looked at."""
+    """The state of the database."""
 
     url: str
     """Without its password."""
     origin: str
-    """The key or variable that the URL comes from."""
+    """The key or variable with the URL."""
     state: Literal["current", "not asked", "unusable"]
 
 
 def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[ConfigFinding]]:
-    """Look at the schema and the settings of the database: of a SQLite file, or of any with `online`."""
+    """Check the schema and settings of a SQLite file, or with `online` of any database."""
     url = file.sound.database.url
     try:
         parsed = engine.parse_url(url)
@@ -211,7 +211,7 @@ def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[
 
 
 def _examine(url: str) -> list[str]:
-    """Require a database that both sides would work with, and return its doubtful settings."""
+    """Require a database that both programs can use, and return its doubtful settings."""
     made = engine.connect(url, application="inbox-check")
     try:
         migrate.require_current(made)
@@ -224,25 +224,25 @@ def _examine(url: str) -> list[str]:
 
 
 def _require_file(name: str) -> None:
-    """Require that the file exists: to open it would make it."""
+    """Require that the file exists, since opening it would create it."""
     if not name.startswith("file:") and Path(name).parent.is_dir() and not Path(name).exists():
         raise ConfigError(f"there is no database {name} yet: run `inbox migrate`")
 
 
 def _mistakes_of(file: ConfigFile, error: ConfigError) -> list[ConfigFinding]:
-    return _located("mistake", map(file.source.locate_line, str(error).splitlines()))
+    return _locate("mistake", map(file.source.locate_line, str(error).splitlines()))
 
 
-def probes(config: Config) -> dict[str, Callable[[], Reply]]:
-    """Return a question to each api and destination that can be called, and to the one of the alerts.
+def make_probes(config: Config) -> dict[str, Callable[[], Reply]]:
+    """Return a probe for each callable api and destination, and for that of the alerts.
 
-    A question ends within the system's timeout, and changes nothing there.
+    A probe ends within the system's timeout, and changes nothing there.
     """
     clients = Clients(config)
     for _, make in _endpoints(config, clients):
         try:
             make()
-        except ConfigError:  # it is told as a mistake
+        except ConfigError:  # reported as a mistake
             continue
     callers = dict(clients.made)
     try:
@@ -255,23 +255,23 @@ def probes(config: Config) -> dict[str, Callable[[], Reply]]:
 
 
 def _ask(key: str, caller: HttpClient) -> Reply:
-    """Ask one system. Any answer of its own counts as reached; without a token there is none."""
+    """Call one system. Any response of its own counts as reached; a missing token does not."""
     call = caller.call(_QUESTION, without_lease()).call
     reached = call.status is not None and call.error is None
     text = call.error or f"answered {call.status}"
     is_denied = reached and call.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
     if is_denied:
-        text += ", which may mean wrong credentials"
+        text += ", possibly because of wrong credentials"
     return Reply(key, call.url, reached, text, call.milliseconds, is_denied)
 
 
-def asked(probes: Mapping[str, Callable[[], Reply]]) -> Iterator[Reply]:
-    """Ask all systems, several at once, and yield their replies in the order of the probes."""
+def run_probes(probes: Mapping[str, Callable[[], Reply]]) -> Iterator[Reply]:
+    """Call all systems, several at once, and yield their replies in the order of the probes."""
     with ThreadPoolExecutor(_MOST_AT_ONCE, "check") as pool:
         yield from pool.map(lambda ask: ask(), probes.values())
 
 
-def unreached(file: ConfigFile, replies: Iterable[Reply]) -> list[ConfigFinding]:
-    """Return a warning for each system that was not reached: both sides start without it."""
+def list_unreached(file: ConfigFile, replies: Iterable[Reply]) -> list[ConfigFinding]:
+    """Return a warning for each system that was not reached: both programs start without it."""
     lines = (f"{each.key}: {each.url} was not reached: {each.text}" for each in replies if not each.reached)
-    return _located("warning", map(file.source.locate_line, lines))
+    return _locate("warning", map(file.source.locate_line, lines))

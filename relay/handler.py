@@ -1,4 +1,4 @@
-"""The public interface of Python handlers: the event that your function gets, and the exceptions that it may raise.
+"""The public interface of Python handlers: the event that your function receives, and the exceptions that it can raise.
 
 ::
 
@@ -6,7 +6,7 @@
 
     def on_event(event: Event) -> None: ...
 
-Returning is success. See ``docs/how-to/write-a-handler.md``.
+A return is a success. See ``docs/how-to/write-a-handler.md``.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ __all__ = ["Event", "GiveUp", "Retry", "Skip"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """An event, as one attempt gets it."""
+    """An event, as passed to one attempt."""
 
     seq: int
-    """Its number in the inbox, in the order of arrival."""
+    """Number in the inbox, in order of arrival."""
     source: str
-    """The name of its source in ``inbox.toml``."""
+    """Name of the source in ``inbox.toml``."""
     entity_type: str | None = None
-    """Type of its entity, such as ``USER``; None when it names none."""
+    """Type of the entity, such as ``USER``; None without an entity."""
     entity_id: str | None = None
-    """Id of its entity; None when it names none."""
+    """Id of the entity; None without an entity."""
     event_type: str
     """The sender's name for the change."""
     action: Action
-    """Its effect on the entity."""
+    """Effect on the entity."""
     event_id: str | None = None
-    """The sender's id of the event, where it has one."""
+    """The sender's id of the event, if it has one."""
     occurred_at: datetime
-    """The event's own time, in UTC."""
+    """Time of the event, in UTC."""
     received_at: datetime
-    """Its arrival at the receiver, in UTC."""
+    """Time of arrival at the receiver, in UTC."""
     headers: Mapping[str, str] = {}
-    """The stored headers, by their names in lower case."""
+    """Stored headers, with names in lower case."""
     body: Any = None
-    """The webhook, parsed, when it is JSON or a form; a number that a float would change is a Decimal."""
+    """Parsed body if it is JSON or a form; a number that a float would change is a Decimal."""
     raw: bytes = b""
-    """The webhook as received."""
+    """Body as received."""
     attempt: int = 1
-    """1 for the first."""
+    """Number of the attempt, from 1."""
     idempotency_key: str
-    """The same for every attempt of a run. A replay by an operator, or a duplicate request, begins a run with another key.
+    """Equal for every attempt of a run. A replay by an operator, or a duplicate request, begins a run with another key.
 
     It derives from the sender's data, not from ``seq``, so that no other event ever has it.
     """
@@ -65,18 +65,18 @@ class _WithReason(Exception):
 
 
 class Skip(_WithReason):
-    """Nothing is to be done for this event: the delivery ends ``skipped``, and the log has the reason."""
+    """Skip this event: the delivery ends ``skipped``, and the log has the reason."""
 
 
 class Retry(_WithReason):
-    """The attempt failed: the route's schedule makes the next one, no sooner than after ``after`` seconds."""
+    """Fail this attempt: the next one follows the route's schedule, no sooner than after ``after`` seconds."""
 
     def __init__(self, why: str, after: float | None = None) -> None:
         super().__init__(why)
         self.after = None if after is None else float(after)
-        if self.after is not None and not self.after >= 0:  # so that nan is none
-            raise ValueError("after must be a number of seconds, from 0 on")
+        if self.after is not None and not self.after >= 0:  # also refuses NaN
+            raise ValueError("after must be a number of seconds of at least 0")
 
 
 class GiveUp(_WithReason):
-    """The delivery can never succeed: it is dead at once, and waits for an operator."""
+    """Give up this delivery, which can never succeed: it is dead at once, and waits for an operator."""

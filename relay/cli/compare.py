@@ -1,4 +1,4 @@
-"""Commands that compare two sides: `relay plan` and `relay sweep` with other systems, `relay verify` state with the log."""
+"""Commands that compare: `relay plan` and `relay sweep` with other systems, `relay verify` and `relay rebuild` with the log."""
 
 from __future__ import annotations
 
@@ -29,30 +29,33 @@ _PAGE = 200
 
 def plan(
     *,
-    route: Annotated[str | None, typer.Option(help="The sync route; with --config, only this route.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Another configuration, to be compared with today's.")
+    route: Annotated[
+        str | None, typer.Option(help="Sync route to compare; with --config, limits the comparison to this route.")
     ] = None,
-    events: Annotated[int, typer.Option(min=1, help="With --config: so many events, the newest.")] = 100,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Configuration file to compare with the current one.")
+    ] = None,
+    events: Annotated[int, typer.Option(min=1, help="With --config: the number of newest events to compare.")] = 100,
     fetch: Annotated[
         bool,
-        typer.Option("--fetch", help="With --config: also fetch the entities of sync routes and map them under both."),
+        typer.Option(
+            "--fetch", help="With --config: also fetch the entities of sync routes, and map them with both files."
+        ),
     ] = False,
-    entity: Annotated[str | None, typer.Option(metavar="TYPE/ID", help="This entity, as TYPE/ID.")] = None,
+    entity: Annotated[str | None, typer.Option(metavar="TYPE/ID", help="Compare only this entity.")] = None,
     since: Since = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the changes that would be made downstream, or what another configuration would change; nothing is written.
+    """Preview the changes a sync route would make downstream, or the effect of another configuration. Writes nothing.
 
-    With --route, fetches every entity that the route's source ever named, of the types that the route takes, from both
-    sides, or only the chosen ones, and maps them. An entity whose change is `failed` could not be compared.
+    With --route, fetches every entity that the inbox knows for the route, or only the selected ones, from both sides, and
+    maps them. The change `failed` marks an entity that could not be compared.
 
-    With --config, compares that file with today's inbox.toml over the newest events: how each is read, its routes and lanes,
-    and the first request on each route. Nobody is called without --fetch, which makes the calls that read, and no others.
+    With --config, compares that file with the current inbox.toml over the newest events: how each event is read, its routes
+    and lanes, and the first request on each route. It makes no calls; with --fetch it makes only the calls that read.
 
-    Exits with 0 when all that were compared are in sync, or become the same under both configurations; with 1 when one
-    differs or could not be compared; and with 2 when the command or a configuration is wrong, or the database does not
-    answer.
+    Exits with 0 when everything compared is in sync or unchanged; with 1 when something differs or could not be compared;
+    and with 2 when the command or a configuration is wrong, or the database does not answer.
 
     Examples:
       relay plan --route user-to-crm
@@ -61,15 +64,13 @@ def plan(
       relay plan --config new.toml --route user-to-crm --fetch --events 10 --json
     """
     if config is not None and (entity or since):
-        fail("--entity and --since belong to --route alone; with --config, --events N chooses the newest N events")
+        fail("--entity and --since need --route; with --config, --events N selects the newest N events")
     if fetch and config is None:
-        fail("--fetch belongs to --config")
+        fail("--fetch needs --config")
     if config is not None:
         _plan_config(config, route=route, events=events, fetch=fetch, as_json=as_json)
     elif route is None:
-        fail(
-            "give --route, the sync route whose sides to compare, or --config, a configuration to compare with today's"
-        )
+        fail("give --route, the sync route to compare, or --config, a configuration to compare with the current one")
     else:
         _plan_route(route, entity=entity, since=since, as_json=as_json)
 
@@ -77,7 +78,7 @@ def plan(
 def _finish(
     rows: Sequence[Any], columns: str, summary: str, *, as_json: bool, document: Sequence[Any] | None = None
 ) -> None:
-    """Show what differs, in JSON by its own rows where there are such, and exit by it."""
+    """Print the differences, in JSON `document` if given, and exit with FINDING if there are any."""
     if as_json:
         put_json(rows if document is None else document)
     else:
@@ -88,7 +89,7 @@ def _finish(
         raise typer.Exit(FINDING)
 
 
-def _compared(number: int, noun: str, differing: int, same: str) -> str:
+def _summarize(number: int, noun: str, differing: int, same: str) -> str:
     differ = f"{differing:,} differ{'s' if differing == 1 else ''}" if differing else same
     return f"{format_count(number, noun)} compared: {differ}"
 
@@ -96,7 +97,7 @@ def _compared(number: int, noun: str, differing: int, same: str) -> str:
 def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_json: bool) -> None:
     from relay.destinations import build
     from relay.destinations.base import without_lease
-    from relay.destinations.preview import preview
+    from relay.destinations.preview import make_preview
     from relay.destinations.sync import Sync
     from relay.store import events
 
@@ -105,21 +106,21 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
     require_known("route", route, config.routes)
     sync = build(config)[route]
     if not isinstance(sync, Sync):
-        fail(f"route {route} does not go to a sync destination: there is nothing to compare")
+        fail(f"route {route} has no sync destination: there is nothing to compare")
     types = tuple(config.routes[route].when.entity_type)
     chosen = events.Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
-    # as many at a time as the destination takes calls
+    # one comparison for each concurrent call that the destination allows
     at_once = config.destinations[config.routes[route].destination].concurrency
     context, after, previews = without_lease(), events.FIRST, []
     with bar("comparing") as report, ThreadPoolExecutor(at_once) as pool:
         while page := events.read_entities(database, chosen, after, _PAGE):
-            for each in pool.map(lambda delivery: preview(sync, delivery, context), page):
+            for each in pool.map(lambda delivery: make_preview(sync, delivery, context), page):
                 report()
                 previews.append(each)
             after = (str(page[-1].entity_type), str(page[-1].entity_id))
     found = [each for each in previews if each.change != "none"]
     failed = sum(each.change == "failed" for each in found)
-    summary = _compared(len(previews) - failed, "entity", len(found) - failed, "in sync")
+    summary = _summarize(len(previews) - failed, "entity", len(found) - failed, "in sync")
     summary += f"; {format_count(failed, 'entity')} could not be compared" if failed else ""
     rows = [row for each in found for row in _rows(each)]
     columns = "entity change field before after why"
@@ -132,7 +133,7 @@ def _rows(found: Preview) -> list[dict[str, Any]]:
 
 
 def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_json: bool) -> None:
-    """Compare the configuration in `path` with today's, print the differences, and exit by them."""
+    """Compare the configuration in `path` with the current one."""
     from inbox.loader.load import load_file
     from relay.destinations.preview import Variant, compare
     from relay.store import events as stored
@@ -155,8 +156,8 @@ def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_
             found.setdefault(key, row)["events"] += 1
     for name in () if fetch else sorted(today.routes.keys() & new.config.routes.keys()):
         if route in {None, name} and today.routes[name].sync != new.config.routes[name].sync:
-            say(f"[routes.{name}.sync] differs: --fetch compares the writes that would follow")
-    summary = _compared(number, "event", differ, "no difference")
+            say(f"[routes.{name}.sync] differs: --fetch compares the resulting writes")
+    summary = _summarize(number, "event", differ, "no difference")
     _finish([*found.values()], "route part events last_seq before after", summary, as_json=as_json)
 
 
@@ -165,17 +166,17 @@ def _plan_config(path: Path, *, route: str | None, events: int, fetch: bool, as_
 
 def sweep(
     *,
-    source: Annotated[str, typer.Option(help="The source; its `sweeps` say how it is asked.")],
+    source: Annotated[str, typer.Option(help="Source to sweep, as its `sweeps` are configured.")],
     since: Since = None,
     dry: Annotated[
-        bool, typer.Option("--dry-run", help="Only report what is missing; add nothing, and keep the watermark.")
+        bool, typer.Option("--dry-run", help="Only report missing changes; add no events, and keep the watermark.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find changes that no webhook reported, and add an event for each.
 
-    Begins a little before the end of the last sweep; the first one compares everything. Change listings don't include
-    deletions: `relay plan` finds those. The exit status is 1 when anything was missing.
+    Begins shortly before the end of the last sweep; the first sweep compares everything. Change listings don't include
+    deletions: `relay plan` finds those. Exits with 1 when a change was missing.
 
     Examples:
       relay sweep --source trivore
@@ -185,7 +186,7 @@ def sweep(
     require_known("source", source, config.sources)
     tables = config.sources[source].sweeps
     if not tables:
-        fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
+        fail(f"source {source} has no sweeps: configure [[sources.{source}.sweeps]]")
     swept = [_swept(config, database, source, number, since, dry=dry) for number in range(len(tables))]
     rows = [msgspec.structs.asdict(result) for result in swept]
     missed, left_out = (sum(row[name] for row in rows) for name in ("missed", "left_out"))
@@ -195,9 +196,7 @@ def sweep(
         show(rows, ("source", "entity_type", "compared", "missed", "added", "since"))
         say(f"{format_count(missed, 'change')} {'was' if missed == 1 else 'were'} missing")
         if left_out:
-            say(
-                f"{format_count(left_out, 'event')} without the entity in the body: it is larger than max_body of {source}"
-            )
+            say(f"{format_count(left_out, 'event')} without the entity in the body: it exceeds max_body of {source}")
     if missed:
         raise typer.Exit(FINDING)
 
@@ -212,7 +211,7 @@ def _swept(
 
     sweeping = CompiledSweep(config, source, number)
     entity_type = sweeping.table.entity_type
-    usual, before = sweeping.begins(database)
+    usual, before = sweeping.find_start(database)
     work = Work(database, config, {})
     try:
         with bar(f"comparing {entity_type}") as report:
@@ -222,9 +221,9 @@ def _swept(
         if not dry:
             sweeps.record_interrupted(database, source, entity_type, swept.missed)
         fail(
-            f"{source} {entity_type}: {error}; {swept.compared} were compared, {swept.added} added, and the next sweep begins again"
+            f"{source} {entity_type}: {error}; {swept.compared} compared, {swept.added} added; the next sweep begins again"
         )
-    # A watermark says that all before it was compared: a sweep that began later doesn't move it.
+    # Everything before the watermark has been compared, so a sweep that began after it must not move it.
     if not dry and (begin is None or (before is not None and begin <= before)):
         sweeps.finish(work, swept)
     return swept
@@ -233,20 +232,20 @@ def _swept(
 # --- state and log
 
 _MOST_DIFFERENCES = 1_000
-"""The first that are shown: a table that is lost differs in every row."""
+"""Most differences shown: after the loss of a table, every row differs."""
 _DIFFERENCE = "finding seq route lane facts_say stored"
 
 
 def verify(*, as_json: AsJson = False) -> None:
     """Compare the state of every delivery with its facts. Changes nothing.
 
-    Receivers and relays may run meanwhile; it reads some events at a time. It checks that each fact can follow the one
-    before, that every event is open or ended on each of its routes, that attempts, replays and due times agree, and that
-    every lane with waiting deliveries has its head. A lane's memory is judged by the kind of lane that each event was
-    delivered in, whatever `lane` its route has now.
+    Receivers and relays may keep running; it reads the events in batches. It checks that each fact can follow the previous
+    one, that every event is open or ended on each of its routes, that attempts, replays and due times agree, and that every
+    lane with waiting deliveries has a head. A lane is checked by the `lane` setting under which its events were delivered,
+    not by the current one.
 
-    Of very many differences it shows the first 1,000. Exits with 0 when all agree, with 1 on any difference, and with 2 when
-    the configuration is wrong, or the database does not answer.
+    Shows at most 1,000 differences. Exits with 0 when everything agrees, with 1 on any difference, and with 2 when the
+    configuration is wrong, or the database does not answer.
 
     Examples:
       relay verify
@@ -265,14 +264,15 @@ def verify(*, as_json: AsJson = False) -> None:
 
 
 def rebuild(*, as_json: AsJson = False) -> None:
-    """Repair the findings of relay verify from the log. Receivers and relays may run meanwhile.
+    """Repair the findings of `relay verify` from the log. Receivers and relays may keep running.
 
-    A delivery that lost its row gets it back and is delivered, one that has ended loses it, and a lane without a head
-    gets one. A lost row comes back in the lane that its route gives the event now. Facts are never changed: where one
-    can't follow the one before, a fact `corrected` is added. Rows whose event is not in the inbox are removed. Deliveries
-    in flight, and events that arrive meanwhile, are left alone.
+    Restores the rows of open deliveries, which are then delivered, removes the rows of ended ones, and gives each lane a
+    head. A restored row joins the lane that its route assigns today. Facts never change: if one can't follow the previous
+    one, it adds a fact `corrected`. It removes rows whose event is not in the inbox, and skips deliveries in flight and
+    events that arrive meanwhile.
 
-    Exits with 0 also when it repaired something, and with 2 when the configuration is wrong, or the database does not answer.
+    Exits with 0 whether or not it repaired something, and with 2 when the configuration is wrong, or the database does not
+    answer.
 
     Examples:
       relay rebuild
@@ -292,10 +292,10 @@ def rebuild(*, as_json: AsJson = False) -> None:
 
 
 def _all_of(database: Database, chunks: Iterator[Checked], doing: str) -> tuple[list[dict[str, Any]], int, str]:
-    """Work through the chunks with a progress bar.
+    """Process the chunks with a progress bar.
 
     Returns:
-        The first differences, the number of all, and the numbers of what was seen, in words.
+        The first differences, their total, and a sentence with the numbers of events, deliveries and facts checked.
     """
     from relay.store.audit import read_bounds
 

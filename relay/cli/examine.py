@@ -1,4 +1,4 @@
-"""`inbox check` judges a configuration, `inbox doctor` a running installation, and `inbox show` tells the story of one event."""
+"""`inbox check` validates a configuration, `inbox doctor` examines an installation, and `inbox show` shows one event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from relay.cli.output import (
     WRONG_USE,
     bar,
     fail,
-    hanging,
+    hang,
     put,
     put_json,
     say,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from relay.doctor.run import ExaminationResult
 
 _LINE = re.compile(r"\(at line (\d+)")
-"""The place in an error of the TOML parser."""
+"""The line number in an error of the TOML parser."""
 _SECTIONS = (("sources", "source"), ("routes", "route"), ("apis", "api"), ("destinations", "destination"))
 _STYLES = {"mistake": "bold red", "critical": "bold red", "warning": "yellow", "information": "cyan"}
 
@@ -56,14 +56,16 @@ def check(
     *,
     online: Annotated[
         bool,
-        typer.Option("--online", help="Also ask the database and each api and destination; nothing changes there."),
+        typer.Option(
+            "--online", help="Also connect to the database and to each api and destination, without changing anything."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check the configuration as both sides would at their start, and show every mistake with its line.
+    """Check the configuration as the receiver and the relay do when they start, and show every mistake with its line.
 
-    Exits 2 with a mistake, by which the receiver or the relay would not start; 1 with warnings only; else 0. Functions of
-    yours are imported, a SQLite database is looked at, and without --online nothing leaves this machine.
+    Exits with 2 on a mistake that would keep the receiver or the relay from starting, with 1 on warnings only, else with 0.
+    Imports your handlers and opens a SQLite database. Without --online, nothing leaves this machine.
 
     Examples:
       inbox check
@@ -71,7 +73,7 @@ def check(
       INBOX_CONFIG=/etc/inbox-relay/new.toml inbox check --json
     """
     from inbox.loader.load import config_path, load_file
-    from relay.check import ConfigFinding, asked, database_of, findings, probes, unreached
+    from relay.check import ConfigFinding, database_of, list_findings, list_unreached, make_probes, run_probes
 
     path, file, database = config_path(), None, None
     replies: list[Reply] = []
@@ -82,15 +84,15 @@ def check(
         text = str(error).removeprefix(f"{path} ")
         found = [ConfigFinding(str(path), int(line[1]) if line else None, "", text, "mistake")]
     else:
-        found = findings(file, path)
+        found = list_findings(file, path)
         database, of_database = database_of(file, online=online)
         found += [each for each in of_database if each not in found]
-        if online and (questions := probes(file.sound)):
-            with bar("asking", len(questions)) as report:
-                for reply in asked(questions):
+        if online and (questions := make_probes(file.sound)):
+            with bar("connecting", len(questions)) as report:
+                for reply in run_probes(questions):
                     replies.append(reply)
                     report(doing=f"asked {reply.key}")
-            found += unreached(file, replies)
+            found += list_unreached(file, replies)
     mistakes = sum(each.level == "mistake" for each in found)
     if as_json:
         put_json(
@@ -105,22 +107,22 @@ def check(
             }
         )
     else:
-        put(*_checked(str(path), found, replies, file, database))
+        put(*_list_check_lines(str(path), found, replies, file, database))
     if found:
         raise typer.Exit(WRONG_USE if mistakes else FINDING)
 
 
-def _checked(
+def _list_check_lines(
     path: str,
     found: Sequence[ConfigFinding],
     replies: Sequence[Reply],
     file: ConfigFile | None,
     database: DatabaseState | None,
 ) -> Iterator[Text]:
-    """Yield every finding, the systems that answered, and what was checked."""
+    """Yield lines with the findings, the systems reached, and a summary."""
     for each in sorted(found, key=lambda one: (one.level, one.line is None, one.line or 0)):
         text = visible(str(each))
-        yield from hanging(f"{each.level}  ", text, terminal_width(), label_style=_STYLES[each.level])
+        yield from hang(f"{each.level}  ", text, terminal_width(), label_style=_STYLES[each.level])
     for reply in replies:
         if reply.reached:
             line = f"  {reply.key}: {reply.url} {reply.text}, {reply.milliseconds:.0f} ms"
@@ -132,7 +134,7 @@ def _checked(
         ages = [f"{kind} {retention.age_of(kind).shown}" for kind in ("payloads", "events", "attempts", "rejected")]
         yield Text(f"retention: {', '.join(ages)}")
     if database is not None and database.url:
-        state = "not asked; --online does" if database.state == "not asked" else database.state
+        state = "not contacted; use --online" if database.state == "not asked" else database.state
         yield Text(visible(f"{database.origin}: {database.url} ({state})"))
     mistakes = sum(each.level == "mistake" for each in found)
     said = [format_count(mistakes, "mistake") if mistakes else "both sides would start"]
@@ -144,17 +146,17 @@ def doctor(
     *,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="NAME", help="Only this examination; may be given again."),
+        typer.Option("--only", metavar="NAME", help="Run only this examination; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Examine the running installation: database, schema, disk, configuration, and what needs a person in the relay.
+    """Examine the running installation: database, schema, disk, configuration and relays.
 
-    Exits 1 with a finding, else 0; information is none. Each finding says what was seen, why it matters, and the command that
-    mends it. Nothing is changed and no table is read whole. An examination that fails, for want of rights or time, is
-    reported with what it needs, and stops no other.
+    Each finding has an observation, the reason why it matters, and the command that fixes it. Exits with 1 on a finding,
+    else with 0; information does not affect the exit code. It changes nothing and reads no table whole. An examination that
+    lacks rights or time is reported with its requirement, and the others go on.
 
-    `inbox check` judges a configuration before you use it, and asks other systems; this judges what runs.
+    `inbox check` validates a configuration before you use it; `inbox doctor` examines a running installation.
 
     Examples:
       inbox doctor
@@ -162,13 +164,13 @@ def doctor(
       inbox doctor --json
     """
     from relay.doctor.examinations import EXAMINATIONS
-    from relay.doctor.run import in_need, installed, run
+    from relay.doctor.run import exclude_information, open_installation, run
     from relay.findings import LEVELS
 
     names = [each.name for each in EXAMINATIONS]
     for name in only or ():
         require_known("examination", name, names)
-    with installed() as installation:
+    with open_installation() as installation:
         results = run(installation, [each for each in EXAMINATIONS if not only or each.name in only])
     if as_json:
         every = [each for result in results for each in result.findings]
@@ -182,12 +184,12 @@ def doctor(
         put_json(document)
     else:
         put(*lines_of(results, width=terminal_width()))
-    if in_need(results):
+    if exclude_information(results):
         raise typer.Exit(FINDING)
 
 
 def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iterator[Text]:
-    """Yield the report's lines, the critical findings first. Without a width lines have any length."""
+    """Yield the lines of the report, critical findings first. Without a width, lines are not wrapped."""
     found = sorted(
         (each for result in results for each in result.findings), key=lambda one: [*_STYLES].index(one.level)
     )
@@ -206,44 +208,44 @@ def lines_of(results: Sequence[ExaminationResult], *, width: int | None) -> Iter
     for each in found:
         mark = "i" if each.level == "information" else "!"
         sentence = visible_line(f"{each.kind}: {each.sentence}")
-        yield from hanging(f"  {mark} ", sentence, width, label_style=_STYLES[each.level])
+        yield from hang(f"  {mark} ", sentence, width, label_style=_STYLES[each.level])
         if each.why:
-            yield from hanging("    ", visible_line(each.why), width)
+            yield from hang("    ", visible_line(each.why), width)
         if each.remedy:
             yield Text(f"      {visible_line(' '.join(each.remedy.split()))}", "cyan")
     if missing:
         yield Text("\nNot examined", "bold")
     for result in missing:
         part = " (in part)" if result.findings else ""
-        yield from hanging("  - ", visible_line(f"{result.name}{part}: {result.needs}"), width)
+        yield from hang("  - ", visible_line(f"{result.name}{part}: {result.needs}"), width)
 
 
-# --- the story of an event
+# --- the report of an event
 
 _Line = tuple[str, ...]
-"""A label, a text beside it, and perhaps its style."""
+"""A label, its text, and optionally a style."""
 _LABEL = 22
-"""Room for the labels and times before the texts."""
+"""Cells of the column of labels and times."""
 _TONES = {"good": "green", "warn": "yellow", "bad": "red", "quiet": "bright_black"}
 _COMMAND = "cyan"
-"""The style of commands, which people copy: they never wrap."""
+"""Style of commands. They never wrap, so that they can be copied."""
 
 
 def show(
-    seq: Annotated[int, typer.Argument(help="The event's number.", **NUMBER)],
+    seq: Annotated[int, typer.Argument(help="Number of the event.", **NUMBER)],
     *,
     at: Annotated[
         datetime | None,
-        typer.Option(help="As it was at this time, by the log; forms as for --since, and not in the future.", **TIME),
+        typer.Option(help="Show the event as it was at this past time; formats as for --since.", **TIME),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one event: its arrival, each attempt with its calls, what comes next on each route, and the commands for it.
+    """Show one event: its arrival, each attempt with its calls, the next step on each route, and useful commands.
 
-    With --at, its deliveries are shown as they were then, with the facts until then. An open one is `open` or `retrying`, as the
-    log has no scheduling. Duplicates, gates and lanes of that time are not kept.
+    With --at, shows its deliveries as they were then, with the facts until then. An open delivery is `open` or `retrying`,
+    because the log has no scheduling. The duplicates, gates and lanes of that time are not kept.
 
-    Exits 1 when there is none of that number, or when it arrived after --at.
+    Exits with 1 when the event does not exist, or arrived after --at.
 
     Examples:
       inbox show 42
@@ -255,7 +257,7 @@ def show(
 
     now = SystemClock().now()
     if at is not None and at > now:
-        fail("--at lies in the future: give a time that has been")
+        fail("--at lies in the future: give a past time")
     removed: list[str] = []
     config, database = open_database()
     row = reads.event(database.engine, seq, is_whole=True)
@@ -269,28 +271,30 @@ def show(
     if as_json:
         put_json(shown)
         return
-    put(*story(shown, config, at or now, terminal_width(), is_past=at is not None))
+    put(*describe_event(shown, config, at or now, terminal_width(), is_past=at is not None))
     for sentence in removed:
         say(sentence)
 
 
-def story(event: Row, config: Config, now: datetime, width: int | None, *, is_past: bool = False) -> Iterator[Text]:
-    """Tell the story of an event in lines of at most `width`; None: of any length.
+def describe_event(
+    event: Row, config: Config, now: datetime, width: int | None, *, is_past: bool = False
+) -> Iterator[Text]:
+    """Yield the lines of an event's report.
 
     Args:
-        event: as `inbox.db.reads.event` reads it, or `inbox.events.states.event_at` gives it.
-        config: of today.
-        now: the time of the story, by which spans of time are told.
-        width: of the terminal.
-        is_past: the event is as it was at that time, so nothing comes next.
+        event: as returned by `inbox.db.reads.event` or `inbox.events.states.event_at`.
+        config: the current configuration.
+        now: reference for relative times.
+        width: cells of a line; None: lines are not wrapped.
+        is_past: `event` is a past state, so there is no next step.
     """
     if is_past:
         yield Text(f"as it was at {rfc3339(now, 'milliseconds')}")
     named = (event["entity_type"], event["entity_id"] or "")
     entity = "" if named[0] is None else f" {visible('/'.join(named))}"
     heading = f"event {event['seq']}:{entity} {visible(event['event_type'])} from {visible(event['source'])}"
-    yield from hanging("", heading, width, "bold")
-    yield from _laid_out(_arrival(event, now), width)
+    yield from hang("", heading, width, "bold")
+    yield from _align(_arrival(event, now), width)
     if not event["deliveries"]:
         yield from (Text(), Text("no route matched it when it arrived: it is stored, and delivered nowhere"))
     for delivery in event["deliveries"]:
@@ -298,8 +302,8 @@ def story(event: Row, config: Config, now: datetime, width: int | None, *, is_pa
         state = delivery["state"] if told is None else told.state
         yield Text()
         text = f"{visible(delivery['route'])}: {visible(state)}"
-        yield from hanging("route ", text, width, style_of(state), label_style="bold")
-        yield from _laid_out(_past_route(event, delivery, now) if told is None else _route(told), width)
+        yield from hang("route ", text, width, style_of(state), label_style="bold")
+        yield from _align(_past_route(event, delivery, now) if told is None else _route(told), width)
 
 
 def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
@@ -342,7 +346,7 @@ def _past_route(event: Row, delivery: Row, at: datetime) -> Iterator[_Line]:
 
 
 def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
-    """Tell each fact: what happened, then each call on a line of its own."""
+    """Yield a line for each fact, followed by a line for each of its calls."""
     if earlier:
         yield ("", f"{format_count(earlier, 'earlier fact')}: --json")
     for fact in facts:
@@ -355,8 +359,8 @@ def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
                 yield ("", f"    {said}")
 
 
-def _laid_out(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
-    """Put each label into its column, and its text beside it, wrapped where it is too long."""
+def _align(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
+    """Align the labels in a column, with the wrapped texts beside them."""
     for label, text, *style in lines:
         room = None if _COMMAND in style else width
-        yield from hanging(f"  {label:<{_LABEL}}", text, room, *style, label_style="bright_black")
+        yield from hang(f"  {label:<{_LABEL}}", text, room, *style, label_style="bright_black")

@@ -32,9 +32,9 @@ def main() -> None:
 @app.command()
 def serve(
     bind: Annotated[str, typer.Option(help="Address and port.")] = "127.0.0.1:8000",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; on SQLite one is best.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes; use one on SQLite.")] = None,
 ) -> None:
-    """Serve the receiver with gunicorn. SIGHUP reads the configuration again.
+    """Serve the receiver with gunicorn. SIGHUP reloads the configuration.
 
     Examples:
       inbox serve
@@ -43,7 +43,7 @@ def serve(
     from inbox.loader.load import load_file
     from inbox.receiver.app import endpoints_of
 
-    load_file().make(endpoints_of)  # gunicorn would say the same, below its own lines
+    load_file().make(endpoints_of)  # report mistakes before gunicorn prints its own lines
     become_gunicorn("inbox.gunicorn_settings", bind, workers)
 
 

@@ -1,4 +1,4 @@
-"""Every command that lists rows, from one table: `inbox list`, `rejected` and `commands`, and `relay dead`; and both tails."""
+"""Commands that list rows: `inbox list`, `inbox rejected`, `inbox commands` and `relay dead`, and both `tail` commands."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ if TYPE_CHECKING:
 
 _ABOUT = {
     **options.conditions(Selection, "source", "route", "destination"),
-    "entity": option(str, "entity", "Only about this entity: TYPE/ID, or a TYPE."),
+    "entity": option(str, "entity", "Only this entity, as TYPE/ID, or all entities of a TYPE."),
     **options.conditions(Selection, "event_type", "status", "error"),
 }
 _REQUEST = options.conditions(Rejections, "source", "cause", "status", "error")
 _OUTPUT = {
-    "wide": option(bool, "wide", "Every column, whole and with absolute times, in lines of any length."),
-    "as_ndjson": option(bool, "ndjson", "JSON, one object a line, with every column."),
+    "wide": option(bool, "wide", "Show every column untruncated, with absolute times."),
+    "as_ndjson": option(bool, "ndjson", "Print JSON, one object a line, with every column."),
 }
 _OF_LISTS = {
     "since": options.Since,
     "until": options.Until,
-    "limit": option(int, "limit", "At most so many rows; by default 50, and all with --ndjson.", min=1, max=10_000),
-    "columns": option(str, "columns", "These columns; a wrong name lists the right ones.", metavar="A,B,…"),
+    "limit": option(int, "limit", "Most rows to show; 50 by default, all with --ndjson.", min=1, max=10_000),
+    "columns": option(str, "columns", "Show these columns; an unknown name lists the valid ones.", metavar="A,B,…"),
     "as_json": options.AsJson,
     **_OUTPUT,
 }
-_BEFORE = option(int, "before", "Only below this seq or id: the next page.")
+_BEFORE = option(int, "before", "Only rows below this seq or id, for the next page.")
 _SHOWN = 50
-"""Rows of a listing where no `--limit` is given."""
+"""Rows of a listing without `--limit`."""
 _EXCERPT = 4096
-"""Bytes of a body that are shown."""
+"""Bytes shown of a body."""
 
 
 class ListCommand(msgspec.Struct, frozen=True):
-    """The rows that a command lists, the newest first, or follows."""
+    """A command that lists rows, newest first, or follows them."""
 
     name: Filtered
     noun: str
-    """The rows, such as `events`."""
+    """Plural noun for the rows, such as `events`."""
     columns: str
-    """The columns of the table, with spaces between them: see `relay.cli.output`."""
+    """Columns of the table, separated by spaces: see `relay.cli.output`."""
     one: tuple[str, str] = ("", "")
-    """The table of which an option `number` names a row, and the noun for it."""
+    """Database table and noun for a single row, which an option `number` selects."""
 
     def names(self, wanted: str | None = None) -> list[str]:
-        """Return the columns to show; exit with 2 where a wanted one does not exist."""
+        """Return the columns to show; exit with 2 if a wanted one does not exist."""
         every = self.columns.split()
         if wanted is None:
             return every
@@ -86,10 +86,10 @@ class ListCommand(msgspec.Struct, frozen=True):
 
 
 def _command(run: Callable[..., None], listing: ListCommand, given: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """Make a command of a function that gives the members of a row which only the table has; its docstring is the help."""
+    """Make a command from a function that returns the extra members of a table's row; its docstring is the help."""
 
     def make(shown: Callable[[Any, Any], Row]) -> Callable[..., None]:
-        def command(**asked: Any) -> None:  # noqa: ANN401  # as the options say
+        def command(**asked: Any) -> None:  # noqa: ANN401  # typed by the options
             run(listing, shown, **asked)
 
         command.__doc__ = shown.__doc__
@@ -110,22 +110,22 @@ def list_rows(
     as_ndjson: bool,
     **given: Any,  # noqa: ANN401  # filters, as the options say
 ) -> None:
-    """Show the rows that meet the filters, or the one of a number."""
+    """Show the rows that match the filters, or the row with `number`."""
     from inbox.db.listing import every_row, read_page
 
     is_table = not (as_json or as_ndjson)
     if as_json and as_ndjson:
         fail("--json and --ndjson exclude each other: choose one")
     if not is_table and (columns or wide):
-        fail("--wide and --columns are for tables; JSON always has every field")
+        fail("--wide and --columns apply to tables; JSON always has every field")
     names = listing.names(columns)
     config, database = open_database()
     engine, now = database.engine, SystemClock().now()
     if number is not None:
         _show_one(engine, *listing.one, number, is_table=is_table)
         return
-    name: Any = listing.name  # no tail comes here
-    wanted = _wanted(name, given, config, engine, now)
+    name: Any = listing.name  # never the name of a tail
+    wanted = _read_conditions(name, given, config, engine, now)
     most = limit or _SHOWN
     if as_ndjson:
         for row in every_row(engine, name, wanted) if limit is None else read_page(engine, name, wanted, limit).rows:
@@ -141,8 +141,10 @@ def list_rows(
         show(rows, names, empty=f"no {listing.noun}", more=more, wide=wide)
 
 
-def _wanted(listing: Filtered, given: dict[str, Any], config: Config, engine: Engine, now: datetime) -> dict[str, Any]:
-    """Return the conditions of a listing; exit with 2 when a filter names nothing."""
+def _read_conditions(
+    listing: Filtered, given: dict[str, Any], config: Config, engine: Engine, now: datetime
+) -> dict[str, Any]:
+    """Return the conditions of a listing; exit with 2 if a filter has an unknown value."""
     from relay.filters import list_unknown, make_conditions
 
     if "entity" in given:
@@ -176,16 +178,16 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
     ),
     {
         **_ABOUT,
-        "state": option(str, "state", "Only in this state, such as dead, ready or delivered."),
+        "state": option(str, "state", "Only deliveries in this state, such as dead, ready or delivered."),
         "before": _BEFORE,
         **_OF_LISTS,
     },
 )
 def list_events(row: Row, now: datetime) -> Row:
-    """List events, the newest first: one line for each route an event takes. A page may have a few lines more than --limit.
+    """List events, newest first, with a line for each route. A page may have slightly more lines than --limit.
 
-    A ready delivery that waits for its next attempt, after a failure, is `retrying` in the table and for --state. A dead one
-    that blocks its lane is `blocked`; `relay dead` lists both.
+    The table and --state say `retrying` for a ready delivery that waits for its next attempt after a failure, and `blocked`
+    for a dead one that blocks its lane. `relay dead` lists both kinds of dead letters.
 
     Examples:
       inbox list --entity USER/IDNUMBER1234
@@ -205,16 +207,16 @@ def list_events(row: Row, now: datetime) -> Row:
         ("rejected_request", "rejected request"),
     ),
     {
-        "number": option(int, "id", "This one, with everything that was kept of it."),
+        "number": option(int, "id", "Show this request with every field."),
         **_REQUEST,
         "before": _BEFORE,
         **_OF_LISTS,
     },
 )
 def list_rejected(row: Row, _now: datetime) -> Row:
-    """List rejected requests, the newest first, and whether they can be readmitted.
+    """List rejected requests, newest first, and whether they can be readmitted.
 
-    With --id: one of them, and the beginning of its body; exits 1 when there is none of that number.
+    With --id, shows one of them with the beginning of its body; exits with 1 when it does not exist.
 
     Examples:
       inbox rejected --source trivore --cause invalid_event
@@ -236,18 +238,18 @@ def list_rejected(row: Row, _now: datetime) -> Row:
     ),
     {
         "number": Annotated[
-            int | None, typer.Argument(metavar="[ID]", help="This one, with every field.", **options.NUMBER)
+            int | None, typer.Argument(metavar="[ID]", help="Show this command with every field.", **options.NUMBER)
         ],
-        "state": option(str, "state", "Only in this state, such as running or refused."),
-        "kind": option(str, "kind", "Only of this kind, such as replay."),
+        "state": option(str, "state", "Only commands in this state, such as running or refused."),
+        "kind": option(str, "kind", "Only commands of this kind, such as replay."),
         "before": _BEFORE,
         **_OF_LISTS,
     },
 )
 def list_commands(row: Row, _now: datetime) -> Row:
-    """List commands of operators, the newest first: who asked, when and why, and the answers.
+    """List the commands of operators, newest first, with their authors, times, reasons and results.
 
-    With an id: one of them, and the sample of a dry run; exits 1 when there is none of that number.
+    With an id, shows one of them, with the sample of a dry run; exits with 1 when it does not exist.
 
     Examples:
       inbox commands
@@ -266,12 +268,16 @@ def list_commands(row: Row, _now: datetime) -> Row:
         "dead letters",
         "seq entity route state died_at cause last_status event_type attempts source received_at occurred_at action lane error",
     ),
-    {**_ABOUT, "cause": option(str, "cause", "Only of this cause, such as exhausted or mapping."), **_OF_LISTS},
+    {
+        **_ABOUT,
+        "cause": option(str, "cause", "Only dead letters of this cause, such as exhausted or mapping."),
+        **_OF_LISTS,
+    },
 )
 def list_dead(_row: Row, _now: datetime) -> Row:
-    """List deliveries that were given up, the newest death first; --since and --until are times of their deaths.
+    """List dead letters, the latest first. --since and --until refer to the time of death.
 
-    `inbox show SEQ` shows the whole history of one; `relay replay` replays them.
+    `inbox show SEQ` shows the history of one; `relay replay` replays them.
 
     Examples:
       relay dead --cause mapping
@@ -281,14 +287,14 @@ def list_dead(_row: Row, _now: datetime) -> Row:
     return {}
 
 
-# --- tails: listings that go on
+# --- listings that follow new rows
 
 _LOOK_EVERY_SECONDS = 0.5
-_END = option(bool, "end", "End with the newest row instead of following; without --since, begin with the oldest.")
+_END = option(bool, "end", "Stop after the newest row instead of following; without --since, begin with the oldest.")
 _OF_TAILS = {"since": options.Since, "end": _END, **_OUTPUT}
 _ROOMS = {"at": 9, "received_at": 11, "kind": 14, "seq": 6, "number": 6, "source": 16, "route": 16, "entity": 24,
           "event_type": 16}  # fmt: skip
-"""Room for columns whose values are not known yet."""
+"""Cells of columns whose values are not yet known."""
 
 
 def follow_rows(
@@ -301,15 +307,15 @@ def follow_rows(
     as_ndjson: bool,
     **given: Any,  # noqa: ANN401  # filters, as the options say
 ) -> None:
-    """Show each row that comes and meets the filters."""
+    """Show each new row that matches the filters."""
     from relay.filters import admits
 
     names, is_first, is_live = listing.names(), True, terminal_width() is not None and not wide
     if as_ndjson and wide:
-        fail("--wide is for tables; JSON always has every field")
+        fail("--wide applies to tables; JSON always has every field")
     with contextlib.suppress(KeyboardInterrupt):
         config, database = open_database()
-        wanted = _wanted(listing.name, given, config, database.engine, SystemClock().now())
+        wanted = _read_conditions(listing.name, given, config, database.engine, SystemClock().now())
         for feed, row in follow(database.engine, _feeds(listing.name, wanted), since, ends=end):
             named = {"kind": feed.name, **row}  # a fact has a kind of its own
             if not admits(wanted, named):
@@ -325,7 +331,7 @@ def follow_rows(
 
 
 def _feeds(listing: Filtered, wanted: Mapping[str, Any]) -> list[Feed]:
-    """Return the feeds that may have such rows."""
+    """Return the feeds that can have rows matching the conditions."""
     from inbox.db.following import ARRIVALS, REJECTIONS
     from relay.store.reads import OUTCOMES
 
@@ -339,9 +345,9 @@ def _feeds(listing: Filtered, wanted: Mapping[str, Any]) -> list[Feed]:
 def follow(
     database: Engine, feeds: Sequence[Feed], since: datetime | None, *, ends: bool = False
 ) -> Iterator[tuple[Feed, Row]]:
-    """Yield each new row of the feeds once, without end; with `ends`, only those that are there.
+    """Yield each new row of the feeds once, forever; with `ends`, only the existing rows.
 
-    It survives a database that goes away: it says so once, waits, and goes on where it was.
+    When the database goes away, it reports that once, waits, and continues where it was.
     """
     from inbox.db.following import begin
 
@@ -349,7 +355,7 @@ def follow(
     with database.connect() as connection:
         followers = [begin(connection, feed, begins) for feed in feeds]
     if not ends:
-        say("following; Ctrl-C ends it", style="bright_black")
+        say("following; press Ctrl-C to stop", style="bright_black")
     trouble = ""
     while True:
         before, (rows, trouble) = trouble, _look(database, followers)
@@ -365,7 +371,7 @@ def follow(
 
 
 def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[Feed, Row]], str]:
-    """Read a page of each feed, and why the database does not answer. What was read before that is not read again."""
+    """Return a page of each feed, and the error of a database that does not answer. No row is read twice."""
     from inbox.db.dialect import failure_of, trouble_text
 
     rows: list[tuple[Feed, Row]] = []
@@ -381,7 +387,7 @@ def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[F
 
 
 def wait_for_more() -> None:
-    """Pause between two looks, when all that is there has been read, or the database does not answer."""
+    """Pause when all rows have been read, or the database does not answer."""
     time.sleep(_LOOK_EVERY_SECONDS)
 
 
@@ -390,18 +396,18 @@ def wait_for_more() -> None:
     ListCommand("arrivals", "arrivals", "received_at kind number source entity what"),
     {
         **{name: _ABOUT[name] for name in ("source", "route", "entity", "event_type")},
-        "kind": option(str, "kind", "Only these: arrived (events) or rejected (requests)."),
+        "kind": option(str, "kind", "Only arrived (events) or only rejected (requests)."),
         "cause": _REQUEST["cause"],
         **_OF_TAILS,
     },
 )
 def follow_arrivals(feed: str, row: Row) -> Row:
-    """Follow arrivals and rejected requests as they come, until Ctrl-C. With --since, begin with those since then.
+    """Follow new events and rejected requests until Ctrl-C. With --since, begin at that time.
 
-    Requests that were rejected have no route, entity and event type, so these options leave them out; --cause shows only
-    them. When the database goes away, it waits for it and goes on where it was.
+    Rejected requests have no route, entity or event type, so these options exclude them; --cause shows only them. When the
+    database goes away, it waits and continues where it was.
 
-    With --end and --ndjson, it is an export: each event once, in order of seq. `relay tail` exports their facts.
+    With --end and --ndjson it is an export: each event once, in order of seq. `relay tail` exports the facts.
 
     Examples:
       inbox tail
@@ -421,14 +427,14 @@ def follow_arrivals(feed: str, row: Row) -> Row:
     {
         **_ABOUT,
         "kind": option(str, "kind", "Only facts of this kind, such as delivered, attempt_failed or dead."),
-        "cause": option(str, "cause", "Only deaths and failures of this cause, such as server_error."),
+        "cause": option(str, "cause", "Only failures of this cause, such as server_error."),
         **_OF_TAILS,
     },
 )
 def follow_facts(_feed: str, row: Row) -> Row:
-    """Follow the outcomes of deliveries as they are recorded, until Ctrl-C. With --since, begin with those since then.
+    """Follow the outcomes of deliveries until Ctrl-C. With --since, begin at that time.
 
-    When the database goes away, it waits for it and goes on where it was.
+    When the database goes away, it waits and continues where it was.
 
     Examples:
       relay tail
@@ -442,4 +448,4 @@ def follow_facts(_feed: str, row: Row) -> Row:
 
 OF_INBOX = {"list": list_events, "tail": follow_arrivals, "commands": list_commands, "rejected": list_rejected}
 OF_RELAY = {"dead": list_dead, "tail": follow_facts}
-"""Commands of both command lines, by their names."""
+"""The listing commands of each command line, by name."""

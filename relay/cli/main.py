@@ -1,6 +1,6 @@
 """The `relay` command line: runs the daemon, and shows and changes deliveries.
 
-A command imports the daemon, the demo services and whatever makes calls only when it runs: `relay --help` loads none.
+A command imports the daemon, the demo services and the HTTP client only when it runs: `relay --help` loads none of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from relay.cli.web import demo_app, web_app
 GRACE_SECONDS = 20.0
 
 app = options.program(
-    """Process the inbox in order and call other systems, with retries, through outages. Reads the same inbox.toml as `inbox`.
+    """Deliver stored webhooks to other systems, in order and with retries. Reads the same inbox.toml as `inbox`.
 
     Examples:
       relay run
@@ -31,21 +31,19 @@ app.add_typer(web_app, name="web")
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     options.run(app)
 
 
 @app.command()
 def run(
     *,
-    drain: Annotated[
-        bool, typer.Option("--drain", help="Exit when nothing is received, due or in flight, instead of running on.")
-    ] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="Exit once nothing is received, due or in flight.")] = False,
     processes: Annotated[
-        int, typer.Option(min=1, max=256, help="The number of relay processes; one that dies is replaced.")
+        int, typer.Option(min=1, max=256, help="Number of relay processes; one that dies is replaced.")
     ] = 1,
     grace: Annotated[
-        float, typer.Option(min=0, help="Seconds that running calls have to finish after a stop, before they are cut.")
+        float, typer.Option(min=0, help="Seconds that running calls get to finish after a stop, before they are cut.")
     ] = GRACE_SECONDS,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every delivery, not only failures.")] = False,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,

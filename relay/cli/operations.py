@@ -1,4 +1,4 @@
-"""Commands of operators, made from the table of operations: a plan, its agreement, and a command that is followed to its end."""
+"""Commands of operators, made from the table of operations: each shows a plan, and with --yes runs a command to its end."""
 
 from __future__ import annotations
 
@@ -31,33 +31,35 @@ if TYPE_CHECKING:
 
 _SAMPLE = 5
 _MOST_LISTED = 10_000
-"""Rows that the JSON of a plan lists; its count is exact."""
+"""Most rows in the JSON of a plan; its count is exact."""
 _LOOK_AGAIN_SECONDS = 0.5
 _LONGEST_REST_SECONDS = 1.0
 _INSTEAD: Mapping[str, Any] = {
     "seqs": Annotated[
         list[int] | None,
-        typer.Argument(metavar="SEQ", help=f"These events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER),
+        typer.Argument(
+            metavar="SEQ", help=f"Numbers of the events, at most {MOST_SEQS}.", show_default=False, **options.NUMBER
+        ),
     ],
     "kinds": Annotated[
         list[str] | None,
-        typer.Option("--kind", metavar="KIND", help="Only this kind, a key of [retention]; may be given repeatedly."),
+        typer.Option("--kind", metavar="KIND", help="Only rows of this kind, a key of [retention]; repeatable."),
     ],
-    "everything": option(bool, "all", "All of them; needed without any condition."),
+    "everything": option(bool, "all", "Select everything; required when no other condition is given."),
     "since": options.Since,
     "until": options.Until,
 }
-"""Options that are no plain member of what an operation asks for."""
+"""Options that differ from the member of the operation's selection."""
 _OF_PROGRAMS = {"entity_type", "deliveries", "error_sha256", "until_fact"}
-"""Members that no option gives."""
+"""Members without an option."""
 
 
 def _operation(examples: Callable[[], None]) -> Callable[..., None]:
-    """Make the command of the operation of this name; the docstring is the end of its help, after the consequences."""
+    """Make the command of an operation; the function gives its name, and in its docstring the end of the help text."""
     kind = examples.__name__.rstrip("_")
     operation = OPERATIONS[kind]
 
-    def command(**given: Any) -> None:  # noqa: ANN401  # as the options say
+    def command(**given: Any) -> None:  # noqa: ANN401  # typed by the options
         reason, yes, as_json = (given.pop(name) for name in ("reason", "yes", "as_json"))
         if (seqs := given.get("seqs")) and len(seqs) > MOST_SEQS:
             fail(f"name at most {MOST_SEQS} events: {len(seqs)} are given")
@@ -69,7 +71,7 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
     consequences = " ".join(operation.consequences)
     command.__name__ = kind
     command.__doc__ = (
-        f"{operation.title}. Shows the plan; --yes does it.\n\n    {consequences}\n\n    {examples.__doc__}"
+        f"{operation.title}. Shows the plan; --yes executes it.\n\n    {consequences}\n\n    {examples.__doc__}"
     )
     members = ["entity" if name == "entity_id" else name for name in operation.keys if name not in _OF_PROGRAMS]
     given = {
@@ -80,7 +82,7 @@ def _operation(examples: Callable[[], None]) -> Callable[..., None]:
 
 @_operation
 def replay() -> None:
-    """Without events, --entity or --backfill, only dead letters are replayed. Exits with 1 when there is nothing to replay.
+    """Without events, --entity or --backfill, replays dead letters only. Exits with 1 when there is nothing to replay.
 
     Examples:
       relay replay --cause exhausted --reason "CRM is back"
@@ -93,7 +95,7 @@ def replay() -> None:
 
 @_operation
 def retry() -> None:
-    """Exits with 1 when nothing waits for a later attempt.
+    """Exits with 1 when no delivery waits for a later attempt.
 
     Examples:
       relay retry --destination crm --reason "CRM is back"
@@ -126,7 +128,7 @@ def unblock() -> None:
 
 @_operation
 def pause() -> None:
-    """`relay status` lists what is held back.
+    """`relay status` lists the gates that hold deliveries back.
 
     Examples:
       relay pause --destination crm --reason "maintenance until 14:00" --yes
@@ -136,7 +138,7 @@ def pause() -> None:
 
 @_operation
 def resume() -> None:
-    """A destination that is retired goes on, too.
+    """Also reopens a retired destination.
 
     Examples:
       relay resume --destination crm
@@ -146,7 +148,7 @@ def resume() -> None:
 
 @_operation
 def stop() -> None:
-    """It stops after the step that it is at.
+    """The command stops after its current step.
 
     Examples:
       relay stop --command 7 --reason "it keeps the database busy" --yes
@@ -155,7 +157,7 @@ def stop() -> None:
 
 @_operation
 def continue_() -> None:
-    """This process works on it until it has ended, beside the relays.
+    """This process works on the command until it has ended, alongside the relays.
 
     Examples:
       relay continue --command 7 --reason "the night is over" --yes
@@ -164,11 +166,11 @@ def continue_() -> None:
 
 @_operation
 def erase() -> None:
-    """Headers and bodies go, the entity's id, and errors and calls in the log. Rejected requests stay until their retention.
+    """Erases headers and bodies, the entity's id, and the errors and calls in the log. Rejected requests expire by retention.
 
-    A pseudonym stays, so that order, deduplication and `relay verify` still hold. All its deliveries must have ended.
+    A pseudonym remains, so that order, deduplication and `relay verify` still hold. All deliveries must have ended.
 
-    Delete the person at the source and downstream first: later events of the same entity are stored as new ones.
+    Delete the person at the source and downstream first: later events about the entity are stored as new ones.
 
     Examples:
       inbox erase --source trivore --entity USER/IDNUMBER1234
@@ -178,7 +180,7 @@ def erase() -> None:
 
 @_operation
 def prune() -> None:
-    """The plan looks at the first 10,000 rows of each kind. Exits with 1 when a row could not be deleted.
+    """The plan examines the first 10,000 rows of each kind. Exits with 1 when a row could not be deleted.
 
     Examples:
       inbox prune
@@ -188,9 +190,9 @@ def prune() -> None:
 
 @_operation
 def readmit() -> None:
-    """Only requests of authenticated senders were kept whole, and only those can be readmitted.
+    """Only requests of authenticated senders are kept whole and can be readmitted.
 
-    Exits with 1 when some are still rejected, or when there is none to readmit.
+    Exits with 1 when some are still rejected, or when there are none to readmit.
 
     Examples:
       inbox readmit --source trivore --reason "dedup names the right fields now"
@@ -204,7 +206,7 @@ OF_INBOX = (readmit, erase, prune)
 
 
 def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *, yes: bool, as_json: bool) -> None:
-    """Show the plan; with `yes` carry it out, with a progress bar. Exits with 1 when it is about nothing."""
+    """Show the plan, and with `yes` execute it with a progress bar. Exits with 1 when nothing matches."""
     from relay.store.operator import commands
     from relay.store.operator.plan import Bound, find_reason_mistake, plan
 
@@ -240,7 +242,7 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
 
 
 def follow(database: Database, config: Config, number: int, operation: Operation, total: int | None) -> Command:
-    """Work on a command until it has ended, with a progress bar. An interrupted one can be resumed."""
+    """Work on a command until it has ended, with a progress bar. An interrupted command can be continued."""
     from sqlalchemy.exc import DBAPIError
 
     from relay.delivery.policy import policies
@@ -256,21 +258,21 @@ def follow(database: Database, config: Config, number: int, operation: Operation
                 changed = execution.work_on(work, number)
                 if not changed and now.answer:  # it waits
                     time.sleep(_LOOK_AGAIN_SECONDS)
-                elif now.kind in {"erase", "prune"}:  # so that others have the database half of the time
+                elif now.kind in {"erase", "prune"}:  # leaves the database to others for half of the time
                     time.sleep(min(time.monotonic() - began, _LONGEST_REST_SECONDS))
     except KeyboardInterrupt:
         with suppress(UnusableCommand):  # it has just ended
             commands.turn(database, "stop", number, who=login_name(), why="interrupted at the command line")
-        say(f"stopped after {_progress(database, number).affected}; `relay continue --command {number}` goes on")
+        say(f"stopped after {_progress(database, number).affected}; continue with `relay continue --command {number}`")
         raise typer.Exit(FINDING) from None
     except DBAPIError:
-        say(f"command {number} stays open, and a relay carries it out. `relay stop --command {number}` stops it")
+        say(f"command {number} stays open, and a relay executes it; stop it with `relay stop --command {number}`")
         raise
     if now.state != "done":
         fail(f"command {number}: {now.answer}")
     say(str(now.answer))
     if now.error is not None:
-        say(f"the last that could not be: {now.error}")
+        say(f"last error: {now.error}")
     return now
 
 
@@ -302,13 +304,13 @@ def _show(operation: Operation, planned: Plan) -> None:
     if planned.obstacle is not None:
         say(planned.obstacle)
     for why, number in planned.left_out.items():
-        say(f"{number} left out: {describe_left_out(why)}")
+        say(f"{number} skipped: {describe_left_out(why)}")
     for sentence in (*planned.warnings, *planned.instead):
         put(Text(visible_text(sentence)), stderr=True)  # never wrapped, so that commands can be copied
 
 
 def _say_how(operation: Operation, planned: Plan, *, has_reason: bool) -> None:
-    how = "--yes does it" if has_reason else "--reason '…' --yes does it"
+    how = "add --yes to do it" if has_reason else "add --reason '…' --yes to do it"
     if planned.count is None:
         say(how)
         return
@@ -318,7 +320,7 @@ def _say_how(operation: Operation, planned: Plan, *, has_reason: bool) -> None:
 
 
 def becomes(row: Row) -> str:
-    """Describe the events that a rejected request would become, or why it is still rejected."""
+    """Describe the events that a rejected request would become, or the reason of its rejection."""
     if row["rejected"] is not None:
         return f"still rejected: {row['rejected']}"
     first, more = row["events"][0], len(row["events"]) - 1

@@ -1,6 +1,6 @@
-"""Options that commands of both command lines share, and the way to the configuration and its database.
+"""Options shared by both command lines, and access to the configuration and its database.
 
-Options that are conditions, of listings and of operations, come from `relay.operations.asks`: their types and help texts.
+The conditions of listings and operations take their types and help texts from `relay.operations.asks`.
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ if TYPE_CHECKING:
     from relay.store.database import Database
 
 MOST_NUMBER = 2**63 - 1
-"""Largest number of a row. SQLite's driver has no answer to a larger one."""
+"""Largest number of a row. SQLite's driver fails on a larger one."""
 
 
 _EXAMPLES = re.compile(r"^Examples?:$", re.MULTILINE)
 
 
 class Commands(TyperGroup):
-    """The commands of a command line: their help keeps the lines of examples, and errors that a user can mend are one line."""
+    """A group of commands whose help keeps the lines of examples, and whose user errors are one line."""
 
     def __init__(self, **given: Any) -> None:  # noqa: ANN401  # typer's own, handed through
         super().__init__(**given)
         for command in (self, *self.commands.values()):
             if "\b" not in (command.help or ""):
-                command.help = _EXAMPLES.sub("\b\n\\g<0>", command.help or "")  # click wraps all but what follows \\b
+                command.help = _EXAMPLES.sub(
+                    "\b\n\\g<0>", command.help or ""
+                )  # click leaves the lines after \\b unwrapped
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # likewise
         """Run the command."""
@@ -64,11 +66,11 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
     ] = False,
 ) -> None:
-    """Take the options that stand before a command's name."""
+    """Handle the options before a command's name."""
 
 
 def program(help_text: str) -> typer.Typer:
-    """Make a command line without its commands."""
+    """Make a command line without commands."""
     made = typer.Typer(
         cls=Commands, help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
     )
@@ -77,23 +79,23 @@ def program(help_text: str) -> typer.Typer:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a command line. The text of a bug's exception may hold values, so it is escaped as everything is."""
+    """Run a command line. Escape the traceback of a bug, since it may contain values of events."""
     try:
         app()
     except BrokenPipeError:
-        # The reader has seen enough, as in `relay tail | head`. Python would complain again when it flushes at the end.
+        # The reader has closed the pipe, as in `relay tail | head`. Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception:  # noqa: BLE001  # whatever it is, it ends the program, as it would without this
+    except Exception:  # noqa: BLE001  # the program ends, as it would without this handler
         sys.stderr.write(visible_text(traceback.format_exc().rstrip()) + "\n")
         sys.exit(1)
 
 
 def login_name() -> str:
-    """Return the user's name by the environment or else the system; `uid 12345` where neither knows one, as in a container."""
+    """Return the user's name from the environment or the system; `uid 12345` if neither has one, as in a container."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # Python before 3.13, and since
+    except (KeyError, OSError):  # KeyError before Python 3.13
         return f"uid {os.getuid()}"
 
 
@@ -106,19 +108,19 @@ def _time(given: str) -> datetime:
 
 def _number(given: str) -> int:
     if not given.isdecimal() or int(given) > MOST_NUMBER:
-        raise typer.BadParameter(f"{given!r} is no number of a row")
+        raise typer.BadParameter(f"{given!r} is not a number of a row")
     return int(given)
 
 
 NUMBER: Any = {"parser": _number}
-"""Of an option that takes the number of a row; its help shows no range."""
+"""Arguments of an option that takes the number of a row; its help shows no range."""
 TIME: Any = {"parser": _time, "metavar": "TIME"}
-"""Of an option that takes a time; its value is aware, in UTC."""
+"""Arguments of an option that takes a time; its value is an aware time in UTC."""
 _METAVARS = {"entity": "TYPE/ID", "event_type": "TYPE", "error": "TEXT"}
 
 
 def option(kind: Any, name: str, text: str, **more: Any) -> Any:  # noqa: ANN401  # a type, and an annotation
-    """Make the annotation of an option that need not be given."""
+    """Make the annotation of an optional option."""
     flag = f"--{name.replace('_', '-')}"
     if kind is bool:
         return Annotated[bool, typer.Option(flag, help=text)]
@@ -131,7 +133,7 @@ def option(kind: Any, name: str, text: str, **more: Any) -> Any:  # noqa: ANN401
 
 
 def conditions(asks: type[msgspec.Struct], *names: str) -> dict[str, Any]:
-    """Make the options of some members of what operations ask for; an entity is one option."""
+    """Make the options for some members of a selection; type and id of an entity are one option."""
     plain, described = get_type_hints(asks), get_type_hints(asks, include_extras=True)
     made = {}
     for name in names:
@@ -143,7 +145,7 @@ def conditions(asks: type[msgspec.Struct], *names: str) -> dict[str, Any]:
 
 
 def as_command(run: Callable[..., None], options: Mapping[str, Any]) -> Callable[..., None]:
-    """Give a function that takes its options by name the ones that typer reads; an option that is not given is None or False."""
+    """Give a function with keyword arguments the signature that typer reads; absent options become None or False."""
     parameters = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=False if get_args(each)[0] is bool else None, annotation=each)
         for name, each in options.items()
@@ -153,18 +155,18 @@ def as_command(run: Callable[..., None], options: Mapping[str, Any]) -> Callable
     return run
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with every column.")]
 Since = Annotated[
     datetime | None,
     typer.Option("--since", help="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it.", **TIME),
 ]
-Until = option(datetime, "until", "Only before this time; forms as for --since.")
-Reason = option(str, "reason", "Why; it is kept in the log. Needed with --yes.", metavar="TEXT")
-Yes = option(bool, "yes", "Do it; without it only the plan is shown.")
+Until = option(datetime, "until", "Only before this time; formats as for --since.")
+Reason = option(str, "reason", "Reason, kept in the log; required with --yes.", metavar="TEXT")
+Yes = option(bool, "yes", "Execute the plan instead of only showing it.")
 
 
 def require_known(kind: str, given: str | None, known: Iterable[str]) -> None:
-    """Exit with 2 unless a value, where one is given, is a known one; the error names the nearest."""
+    """Exit with 2 if a value is given and unknown; the error suggests the nearest known value."""
     from inbox.config.mistakes import nearest
 
     names = tuple(known)
@@ -173,7 +175,7 @@ def require_known(kind: str, given: str | None, known: Iterable[str]) -> None:
 
 
 def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[str | None, str | None]:
-    """Return the type and the id that `--entity` names; the id is None for a type alone, where that is allowed."""
+    """Split the value of `--entity` into type and id. A type alone, if allowed, has the id None."""
     if entity is None:
         return None, None
     entity_type, _, entity_id = entity.partition("/")
@@ -183,7 +185,7 @@ def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[st
 
 
 def database_of(config: Config) -> Database:
-    """Connect to the configuration's database, and require that its schema is current."""
+    """Connect to the configured database, and require a current schema."""
     from inbox.db import engine, migrate
     from relay.store.database import Database
 
@@ -193,7 +195,7 @@ def database_of(config: Config) -> Database:
 
 
 def open_database() -> tuple[Config, Database]:
-    """Read the configuration, which loads the presets of all sources, and connect to its database."""
+    """Read the configuration and connect to its database."""
     from inbox.loader.load import read_config
 
     config = read_config()

@@ -1,10 +1,10 @@
 """Output of both command lines: sentences, tables, fields, JSON, progress bars, exit statuses and errors.
 
-Everything that a command writes goes through here, and values through `inbox.observe.visible`. Rich reads a string as markup,
-so values are given as `rich.text.Text`.
+All output of commands goes through this module, and all values through `inbox.observe.visible`. Rich parses a string as
+markup, so values are passed as `rich.text.Text`.
 
-A listing names its columns, the important ones first, and last a text that takes the room that is left. At a terminal as many
-as fit are shown, and long texts wrap. Elsewhere a row is one line, with whole values and absolute times.
+A listing names its columns, the important ones first, and last a text that fills the remaining width. A terminal shows as
+many columns as fit, and wraps long texts. Other outputs get one line for each row, with whole values and absolute times.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from inbox.observe.visible import visible, visible_json, visible_text
 from relay.words import format_count, format_duration, format_relative
 
 FINDING, WRONG_USE = 1, 2
-"""Exit statuses besides 0: the answer is a finding; the command or the configuration is wrong."""
+"""Exit statuses besides 0: there is a finding; the command or the configuration is wrong."""
 
 Row = Mapping[str, Any]
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console as wide as the terminal. Elsewhere lines have any length, so that programs find whole values."""
+    """Return a console as wide as the terminal. For other outputs it never wraps, so that programs read whole values."""
     made = Console(stderr=stderr, highlight=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=10_000, soft_wrap=True)
 
 
 def terminal_width() -> int | None:
-    """Return the width of the terminal; None where standard output is none."""
+    """Return the width of the terminal; None if standard output is not a terminal."""
     out = console()
     return out.width if out.is_terminal else None
 
@@ -55,24 +55,24 @@ def terminal_width() -> int | None:
 
 
 def say(message: str, *, style: str = "") -> None:
-    """Print a message about the work to standard error."""
+    """Print a message to standard error."""
     console(stderr=True).print(Text(visible_text(message), style))
 
 
 def answer(message: str) -> None:
-    """Print a part of the answer to standard output."""
+    """Print a result to standard output."""
     console().print(Text(visible_text(message)))
 
 
 def put(*lines: Text, stderr: bool = False) -> None:
-    """Print lines whose values are escaped; they are never wrapped."""
+    """Print lines without wrapping; their values must be escaped."""
     out = console(stderr=stderr)
     for line in lines:
         out.print(line, no_wrap=True, overflow="ignore", crop=False)
 
 
 def put_json(value: object, *, indent: int | None = 2) -> None:
-    """Write JSON to standard output, at once, with the values as they are."""
+    """Write JSON to standard output and flush it."""
     document = json.dumps(value, default=_plain, indent=indent, ensure_ascii=False)
     sys.stdout.write(visible_json(document) + "\n")
     sys.stdout.flush()
@@ -88,15 +88,15 @@ def _plain(value: object) -> object:
     return msgspec.to_builtins(value)
 
 
-def wrapped(text: str, room: int) -> Sequence[str]:
-    """Break a text into lines of so many cells, between words where possible."""
+def wrap(text: str, room: int) -> Sequence[str]:
+    """Break a text into lines of at most `room` cells, between words where possible."""
     return [line.plain.rstrip() for line in Text(text).wrap(Console(width=room), room, overflow="fold")]
 
 
-def hanging(label: str, text: str, width: int | None, style: str = "", *, label_style: str = "") -> Iterator[Text]:
-    """Yield a text behind a label, in lines of at most `width`; None: in one line. Both are escaped already."""
+def hang(label: str, text: str, width: int | None, style: str = "", *, label_style: str = "") -> Iterator[Text]:
+    """Yield a text beside its label, in lines of at most `width` cells; None: in one line. Both must be escaped."""
     room = None if width is None else max(width - cell_len(label), _LEAST_ROOM)
-    for line in [text] if room is None or cell_len(text) <= room else wrapped(text, room):
+    for line in [text] if room is None or cell_len(text) <= room else wrap(text, room):
         yield Text.assemble((label, label_style), (line, style))
         label = " " * cell_len(label)
 
@@ -105,7 +105,7 @@ _LEAST_ROOM = 20
 
 
 def fail(message: str, status: int = WRONG_USE) -> NoReturn:
-    """Print an error to standard error, and exit; with the status of a finding it is none, and only said."""
+    """Print an error to standard error, and exit. With the status FINDING the message is not marked as an error."""
     if status == FINDING:
         say(message)
     else:
@@ -123,7 +123,9 @@ def exit_on_error() -> Iterator[None]:
     except (ConfigError, UnusableCommand) as error:
         fail(str(error))
     except Exception as error:
-        from sqlalchemy.exc import DBAPIError  # `--help` needs no SQLAlchemy, which takes as long as all else
+        from sqlalchemy.exc import (
+            DBAPIError,
+        )  # imported late: `--help` doesn't need it, and it takes as long as all other imports
 
         if not isinstance(error, DBAPIError):
             raise
@@ -135,14 +137,14 @@ def exit_on_error() -> Iterator[None]:
 # --- progress
 
 _BAR_AFTER_SECONDS = 1.0
-"""Work that takes no longer has no bar."""
+"""Delay before a bar appears."""
 
 
 @contextmanager
 def bar(doing: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show a progress bar while the block runs, at a terminal and for work that takes long; it vanishes at the end.
+    """Show a progress bar at a terminal while a long block runs; it vanishes at the end.
 
-    Gives a function of how much is done, by default one more; it takes another `doing` and `total`, too.
+    Yields a function that sets the amount done, by default one more, and optionally `doing` and `total`.
     """
     terminal = console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
@@ -170,7 +172,7 @@ def bar(doing: str, total: int | None = None) -> Iterator[Callable[..., None]]:
 
 _GAP = 2
 _LEAST_TEXT = 16
-"""Cells of a text that wraps; a column of it is shown where there is room for so many."""
+"""Fewest cells of a column whose text wraps; without that much room the column is omitted."""
 _NUMBER = re.compile(r"[\d,]+\+?")
 _STATES = frozenset({"state", "kind", "health", "change", "held"})
 _STYLES: dict[str, str] = {
@@ -186,7 +188,7 @@ _STYLES: dict[str, str] = {
 
 
 def style_of(state: str) -> str:
-    """Return the colour of a state: red where somebody must act, yellow where it goes on by itself, green where all is well."""
+    """Return the colour of a state: red if an operator must act, yellow if it recovers by itself, green if all is well."""
     return _STYLES.get(state, "")
 
 
@@ -198,24 +200,24 @@ def show(
     more: str = "",
     wide: bool | None = None,
 ) -> None:
-    """Print a table for people.
+    """Print a table.
 
     Args:
-        rows: the objects.
-        columns: their members, the important ones first.
-        empty: a sentence in place of a table without rows.
-        more: a hint under the table, such as how to get the next page.
-        wide: show whole lines at a terminal, too; None: the command has no such option.
+        rows: the rows.
+        columns: members of a row, the important ones first.
+        empty: sentence to print when there are no rows.
+        more: hint below the table, such as the option for the next page.
+        wide: don't fit the table to the terminal; None: the command has no such option.
     """
     rows = list(rows)
     width = None if wide else terminal_width()
     if not rows:
         say(empty)
-    elif width is None:  # without rich, which takes ten times as long
+    elif width is None:  # rich would take ten times as long
         sys.stdout.write("".join(f"{line.plain}\n" for line in table(rows, columns)))
         sys.stdout.flush()
     else:
-        lines, omitted = fitted(rows, columns, width, SystemClock().now())
+        lines, omitted = fit_table(rows, columns, width, SystemClock().now())
         put(*lines)
         hints = [more] if more else []
         hints += [f"{format_count(omitted, 'more column')}: --wide"] if omitted and wide is not None else []
@@ -224,27 +226,27 @@ def show(
 
 
 def show_fields(row: Row) -> None:
-    """Print one object, a line for each field; a body keeps its lines."""
+    """Print a row with a line for each field; a body keeps its lines."""
     room = max(map(len, row)) + _GAP
     for name, value in row.items():
         text = visible_text(str(_plain(value)), indent="") if isinstance(value, bytes) else text_of(value)
         first, *others = str(text).splitlines() or [""]
-        put(*hanging(f"{name:<{room}}", first, terminal_width(), label_style="bold"))
-        put(*(line for other in others for line in hanging(" " * room, other, terminal_width())))
+        put(*hang(f"{name:<{room}}", first, terminal_width(), label_style="bold"))
+        put(*(line for other in others for line in hang(" " * room, other, terminal_width())))
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], rooms: Mapping[str, int] | None = None) -> list[Text]:
-    """Arrange rows below a heading, one line each, with absolute times; columns have at least as much room as `rooms` says."""
+    """Lay out rows below a heading, one line each, with absolute times. `rooms` has the least width of columns."""
     cells = [[text_of(_member(row, name)) for name in columns] for row in rows]
     texts = [list(columns), *cells]
     widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
     if rooms is not None:
         widths = [max(rooms.get(name, 0), width) for name, width in zip(columns, widths, strict=True)]
-    return _drawn(columns, texts, widths)
+    return _draw(columns, texts, widths)
 
 
-def fitted(rows: Sequence[Row], columns: Sequence[str], width: int, now: datetime) -> tuple[list[Text], int]:
-    """Arrange rows in lines of at most `width`, with times as seen from now; and count the columns that did not fit."""
+def fit_table(rows: Sequence[Row], columns: Sequence[str], width: int, now: datetime) -> tuple[list[Text], int]:
+    """Lay out rows in lines of at most `width`, with times relative to now; also return the number of omitted columns."""
     filled = [name for name in columns if any(_member(row, name) not in (None, "", [], {}) for row in rows)]
     texts = {name: [title_of(name), *(text_of(_member(row, name), name, now) for row in rows)] for name in filled}
     whole = {name: max(map(cell_len, column)) for name, column in texts.items()}
@@ -263,17 +265,17 @@ def fitted(rows: Sequence[Row], columns: Sequence[str], width: int, now: datetim
         grown = min(left, whole[name] - rooms[name])
         rooms[name] += max(grown, 0)
         left -= max(grown, 0)
-    lines = _drawn(shown, [*zip(*(texts[name] for name in shown), strict=True)], [rooms[name] for name in shown])
+    lines = _draw(shown, [*zip(*(texts[name] for name in shown), strict=True)], [rooms[name] for name in shown])
     return lines, len(filled) - len(shown)
 
 
-def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> list[Text]:
-    """Draw rows, of which the first is the heading; a text that is wider than its column wraps."""
+def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> list[Text]:
+    """Draw rows, the first one as the heading, and wrap texts that are wider than their column."""
     numbers = [all(_NUMBER.fullmatch(text or "0") for text in column[1:]) for column in zip(*rows, strict=True)]
     drawn: list[Text] = []
     for number, row in enumerate(rows):
         cells = [
-            [text] if cell_len(text) <= width else wrapped(text, width) for text, width in zip(row, widths, strict=True)
+            [text] if cell_len(text) <= width else wrap(text, width) for text, width in zip(row, widths, strict=True)
         ]
         for texts in zip_longest(*cells, fillvalue=""):
             line = Text(style="" if number else "bold")
@@ -287,7 +289,7 @@ def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequen
 
 
 def title_of(name: str) -> str:
-    """Return the text above a column at a terminal."""
+    """Return the title of a column at a terminal."""
     short = name.removeprefix("last_").removesuffix("_at").removesuffix("_seconds")
     return short.replace("_per_minute", "/min").replace("_", " ")
 
@@ -300,7 +302,7 @@ def _member(row: Row, name: str) -> Any:  # noqa: ANN401  # a value of any colum
 
 
 def text_of(value: object, name: str = "", now: datetime | None = None) -> str:
-    """Return a value for a table, on one line and escaped; with `now`, times and durations as people say them."""
+    """Format a value for a table, escaped and on one line; with `now`, times and durations are relative and readable."""
     if value is None:
         return ""
     if isinstance(value, datetime):

@@ -1,4 +1,4 @@
-"""Sends one webhook as a source's provider would, signed with that source's own secret."""
+"""Sends a webhook as a source's provider does, signed with the source's secret."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _JSON = "application/json"
 
 
 def sample_of(source: Source, entity: tuple[str, str], event_type: str, at: datetime) -> Sample:
-    """Make a webhook about an entity, by its type and id, as the source's provider would write it.
+    """Make a webhook about an entity, given by type and id, in the format of the source's provider.
 
     Raises:
-        ConfigError: its preset has none.
+        ConfigError: the preset has no sample.
     """
     preset = PRESETS[source.preset]
     if preset.sample is None:
@@ -34,24 +34,24 @@ def sample_of(source: Source, entity: tuple[str, str], event_type: str, at: date
 
 
 def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.BaseHTTPResponse:
-    """Send `sample` to the receiver at `url`, with what proves that it comes from the source.
+    """Send `sample` to the receiver at `url`, with the source's credentials.
 
     Raises:
-        ConfigError: none of its secrets is valid at `at`, its sender alone can sign, or nothing can be sent to `url`.
+        ConfigError: no secret is valid at `at`, only the provider can sign, or the request can't be sent to `url`.
     """
-    path, secret_headers = _shared_secret(source, at)
+    path, secret_headers = _place_secret(source, at)
     headers = urllib3.HTTPHeaderDict({"Content-Type": _JSON})
     headers.update(sample.headers)
     preset = PRESETS[source.preset]
     if preset.signer is not None and source.secrets is not None:
         sample, signed = preset.signer(sample, _valid(source.secrets, source, at), at), {}
     else:
-        signed = _signed(source, preset, sample, headers, at)
+        signed = _sign(source, preset, sample, headers, at)
     headers.update({**secret_headers, **signed})
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{url} is no URL of a receiver; give --url such as http://127.0.0.1:8000")
+        raise ConfigError(f"{url} is not a URL of a receiver; give --url such as http://127.0.0.1:8000")
     try:
-        # urllib3 itself, since no proxy of the environment may see the secret, as a redirect would take it elsewhere
+        # urllib3 alone uses no proxy of the environment and follows no redirect: either would receive the secret
         return urllib3.request(
             "POST",
             f"{url.rstrip('/')}/webhooks/{source.name}{path}",
@@ -61,20 +61,20 @@ def send(source: Source, url: str, sample: Sample, at: datetime) -> urllib3.Base
             redirect=False,
             retries=False,
         )
-    # the text of an exception repeats the path or a header, and the source's token may stand in it
-    except ValueError as error:  # a URL that can't be parsed, too
+    # the text of an exception may repeat the path or a header, and with it the source's secret
+    except ValueError as error:  # also raised for an invalid URL
         raise ConfigError(
-            f"the request can't be sent ({type(error).__name__}): give --url a URL, and headers and the secret as Latin-1 text"
-            " on one line"
+            f"the request can't be sent ({type(error).__name__}): --url must be a URL, and headers and the secret one line of"
+            " Latin-1 text"
         ) from None
     except HTTPError as error:
         raise ConfigError(
-            f"nobody answers at {url} ({type(error).__name__}); start the receiver with `inbox serve`, or give --url"
+            f"no answer from {url} ({type(error).__name__}); start the receiver with `inbox serve`, or give --url"
         ) from None
 
 
-def _shared_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
-    """Return the end of the URL's path, and the headers that carry a shared secret."""
+def _place_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
+    """Return the suffix of the URL's path, and the headers with a shared secret."""
     match source.auth:
         case BasicAuth(user=user, secrets=secrets):
             credentials = base64.b64encode(f"{user}:{_valid(secrets, source, at)}".encode()).decode()
@@ -89,9 +89,9 @@ def _shared_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
             return "", {}
 
 
-def _signed(source: Source, preset: Preset, sample: Sample, headers: Mapping[str, str], at: datetime) -> dict[str, str]:
+def _sign(source: Source, preset: Preset, sample: Sample, headers: Mapping[str, str], at: datetime) -> dict[str, str]:
     if preset.prover is not None and getattr(source, preset.proves_by) is not None:
-        raise ConfigError(f"[sources.{source.name}] has no shared secret to sign with: only its sender can sign")
+        raise ConfigError(f"[sources.{source.name}] has no shared secret to sign with: only its provider can sign")
     if source.secrets is None:
         return {}
     signature = source.signature or preset.signatures[0]
@@ -105,7 +105,7 @@ def _signed(source: Source, preset: Preset, sample: Sample, headers: Mapping[str
 
 
 def _message_id(signature: Signature, sample: Sample) -> str:
-    """Return the id that the signature covers: the sample's, or one of its headers, or else one made of its body."""
+    """Return the id that the signature covers: the sample's, its id header, or a hash of its body."""
     given = (value for name, value in sample.headers.items() if name.lower() == signature.id_header.lower())
     return sample.message_id or next(given, "") or f"sample-{hashlib.sha256(sample.body).hexdigest()[:32]}"
 

@@ -1,4 +1,4 @@
-"""Commands that set up an installation: `inbox init`, `migrate`, `roles`, `send` to try it, and `copy`, which moves it."""
+"""Commands that set up, try or move an installation: `inbox init`, `migrate`, `roles`, `send` and `copy`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _MOST_SHOWN = 20
 def init(
     *,
     source: Annotated[
-        str | None, typer.Option(metavar="PRESET", help="The provider, as docs/reference/sources.md lists them.")
+        str | None, typer.Option(metavar="PRESET", help="Preset of the provider, listed in docs/reference/sources.md.")
     ] = None,
-    database: Annotated[str, typer.Option(help="sqlite, a file for one host, or postgresql.")] = "sqlite",
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    database: Annotated[str, typer.Option(help="sqlite, a file on one host, or postgresql.")] = "sqlite",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write inbox.toml, or the file that INBOX_CONFIG names, with a source, a destination and a route; say what to do next.
+    """Write inbox.toml, or the file that INBOX_CONFIG names, with a source, a destination and a route; print the next steps.
 
-    Every webhook of the source is sent on to the destination, as it came: put the URL of your own service into the file.
-    docs/recipes has whole files for other work. Secrets are named in the file and never written to it.
+    The route forwards every webhook of the source unchanged: put the URL of your service into the file. docs/recipes has
+    complete files for other tasks. The file refers to secrets but never contains them.
 
     Examples:
       inbox init --source github
@@ -52,11 +52,11 @@ def init(
         with file.open("w" if force else "x", encoding="utf-8") as opened:
             opened.write(text)
     except FileExistsError:
-        fail(f"there is {file} already: --force replaces it")
+        fail(f"{file} exists; --force replaces it")
     except OSError as error:
         fail(f"can't write {file}: {error.strerror}")
     answer(f"wrote {file}")
-    answer("next, put the url of your service into it, and run:")
+    answer("next, put the URL of your service into it, and run:")
     put(*(Text(visible(f"  export {name}=…  # {meaning}")) for name, meaning in variables.items()))
     commands = ("inbox migrate", "inbox check", "inbox serve &", "relay run &")
     for command in (*commands, f"inbox send {source}") if PRESETS[source].sample else commands:
@@ -73,12 +73,14 @@ def migrate(
         bool,
         typer.Option(
             "--contract",
-            help="Also take away what only older versions use. Stop every receiver and relay of theirs first.",
+            help="Also drop the objects that only older versions use. First stop all receivers and relays of those versions.",
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the pending migrations, and change nothing.")
+    ] = False,
 ) -> None:
-    """Bring the database to this version's schema; do nothing when it is current. Receivers and relays may run meanwhile.
+    """Migrate the database to this version's schema. Receivers and relays may keep running.
 
     Examples:
       inbox migrate --dry-run
@@ -104,11 +106,11 @@ def migrate(
     answer(f"the database {'is up to date' if done.before == done.after else came}")
     if done.remaining:
         answer(
-            f"{', '.join(step.revision for step in done.remaining)} to follow with `inbox migrate --contract`, when every receiver"
-            " and relay of an older version has ended"
+            f"run `inbox migrate --contract` for {', '.join(step.revision for step in done.remaining)} once all receivers and"
+            " relays of older versions have ended"
         )
     if behind:
-        say(f"the roles have no rights yet on {', '.join(behind)}: run `inbox roles | psql`")
+        say(f"the roles lack rights on {', '.join(behind)}: run `inbox roles | psql`")
 
 
 def roles(
@@ -116,14 +118,14 @@ def roles(
     prefix: Annotated[
         str | None,
         typer.Option(
-            help="Beginning of the names of roles, which a server's databases share. Unless given: the schema, or inbox in public."
+            help="Prefix of the role names, which all databases of a server share; default: the schema, or inbox in public."
         ),
     ] = None,
 ) -> None:
-    """Print the SQL that makes the roles receiver, relay, web, operator and two readers on Postgres, with rights and timeouts.
+    """Print SQL that creates the Postgres roles receiver, relay, web, operator and two readers, with rights and timeouts.
 
-    A superuser runs it by `inbox roles | psql`: after each `inbox migrate`, and after each new login role. It may run again at
-    any time.
+    Run it as a superuser with `inbox roles | psql` after each `inbox migrate`, and after each new login role. Running it
+    again is safe.
 
     Examples:
       inbox roles
@@ -134,31 +136,31 @@ def roles(
 
     url = engine.parse_url(read_config().database.url)
     if url.get_backend_name() != "postgresql":
-        fail("a SQLite file has no roles; its mode decides who may read and write it")
+        fail("SQLite has no roles: the file's mode grants access")
     script = migrate.roles_script(str(url.query.get("schema", engine.DEFAULT_SCHEMA)), prefix)
     put(*(Text(visible(line)) for line in script.splitlines()))
 
 
-# --- a webhook to try it
+# --- a test webhook
 
 
 def send(
-    source: Annotated[str, typer.Argument(help="The name of a source.")],
+    source: Annotated[str, typer.Argument(help="Name of the source.")],
     *,
-    entity: Annotated[str, typer.Option(help="What changed, as TYPE/ID.")] = "USER/IDNUMBER1234",
-    event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
-    at: Annotated[datetime | None, typer.Option(help="When; now unless given. UTC.", **TIME)] = None,
+    entity: Annotated[str, typer.Option(help="Entity that changed, as TYPE/ID.")] = "USER/IDNUMBER1234",
+    event: Annotated[str, typer.Option(help="Event type.")] = "UPDATE",
+    at: Annotated[datetime | None, typer.Option(help="Time of the event in UTC; default: now.", **TIME)] = None,
     body: Annotated[
-        Path | None, typer.Option(help="A file with the body, instead of a made-up one.", dir_okay=False)
+        Path | None, typer.Option(help="File with the body to send, instead of a sample.", dir_okay=False)
     ] = None,
     header: Annotated[
-        list[str] | None, typer.Option(help='A header of the provider\'s, such as "X-GitHub-Event: push"; repeatable.')
+        list[str] | None, typer.Option(help='Header to send, such as "X-GitHub-Event: push"; repeatable.')
     ] = None,
-    url: Annotated[str, typer.Option(help="Where the receiver is.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="URL of the receiver.")] = "http://127.0.0.1:8000",
 ) -> None:
-    """Send a webhook as the source's provider would, signed with the source's secret, and show the answer.
+    """Send a webhook as the source's provider does, signed with the source's secret, and show the response.
 
-    Exits 1 when it is not accepted.
+    Exits with 1 when it is not accepted.
 
     Examples:
       inbox send trivore
@@ -207,19 +209,19 @@ def copy(
         str,
         typer.Option(
             metavar="URL",
-            help="The other database, as `url` of [database]: postgresql+psycopg://…, sqlite:///…, env:NAME or file:/path.",
+            help="URL of the other database, as in [database]: postgresql+psycopg://…, sqlite:///…, env:NAME or file:/path.",
         ),
     ],
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Execute the plan instead of only showing it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Move the whole installation into another, empty database. Shows the plan; --yes does it.
+    """Move the installation to another, empty database. Shows the plan; --yes executes it.
 
-    Stop receivers and relays first: nothing may write to the source meanwhile. The target gets its tables, every row of
-    each, and the place where their numbers go on. Then both ends are compared. All of it is one transaction: after an
-    interrupt or a failure, the target is empty, and the same command begins again. The source stays as it is.
+    Stop receivers and relays first: nothing may write to the source meanwhile. Copies all tables, rows and sequences, then
+    compares both databases. It runs in one transaction: after an interrupt or a failure the target is empty, and the same
+    command starts over. The source does not change.
 
-    Exits with 1 when a row can't be copied, or when it was interrupted.
+    Exits with 1 when a row can't be copied, or when interrupted.
 
     Examples:
       inbox copy --to postgresql+psycopg://inbox@localhost/inbox
@@ -234,14 +236,14 @@ def copy(
     urls = {"source": config.database.url, "target": reveal_url(to, "--to", os.environ)}
     named = {end: engine.format_url(engine.parse_url(url)) for end, url in urls.items()}
     if named["source"] == named["target"]:
-        fail("--to names the database of the configuration itself: name another one")
+        fail("--to is the database of the configuration itself: give another one")
     source, target = (engine.connect(url, application="inbox-copy") for url in urls.values())
     migrate.require_current(source)
     planned, running = copying.plan(source, target), copying.running_programs(source)
     document: dict[str, Any] = {**named}
     if not yes:
         document |= {"running": running, "tables": [{"table": name, "rows": planned[name]} for name in planned]}
-        more = f"; before it, stop {_together(running)}" if running else ""
+        more = f"; first stop {_together(running)}" if running else ""
         every = format_count(sum(planned.values()), "row")
         _show_tables(
             document,
@@ -260,17 +262,17 @@ def copy(
                 lambda step, table, done: shown(done, doing=f"{step} {table}", total=planned.get(table)),
             )
     except KeyboardInterrupt:
-        fail("interrupted, and the target is empty; the same command begins again", FINDING)
+        fail("interrupted, and the target is empty; run the same command again", FINDING)
     except CopyFailed as error:
         fail(f"stopped, and the target is empty: {error}", FINDING)
     rows, seconds = sum(each.rows for each in tables), time.monotonic() - began
     document |= {"seconds": round(seconds, 3), "rows": rows, "tables": msgspec.to_builtins(tables)}
-    said = f"copied and compared {format_count(rows, 'row')} in {format_duration(seconds)}: both ends are equal"
+    said = f"copied and compared {format_count(rows, 'row')} in {format_duration(seconds)}: both databases are equal"
     _show_tables(document, said, as_json=as_json)
     if not as_json:
         say(
-            "next: put its url into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
-            " source again: what it takes would not be in the copy"
+            "next: put its URL into [database] url (or INBOX_DATABASE_URL), then start receivers and relays. Start nothing on the"
+            " source again: webhooks stored there would not be in the copy"
         )
 
 

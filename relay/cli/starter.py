@@ -1,4 +1,4 @@
-"""The first `inbox.toml` of an installation: a source, a destination and a route between them, with comments. Pure."""
+"""The first `inbox.toml` of an installation: a source, a destination and a route, with comments. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from inbox.sources import PRESETS
 
 _FILE = """\
-# The configuration of Inbox Relay, which both programs read. Every key: docs/reference/configuration.md
-# Secrets stand elsewhere: env:NAME is an environment variable, file:/path a file.
+# The configuration of Inbox Relay, read by both programs. All keys: docs/reference/configuration.md
+# Secrets are kept elsewhere: env:NAME reads an environment variable, file:/path a file.
 
 [database]
 {database}
@@ -18,42 +18,42 @@ _FILE = """\
 preset = "{preset}"
 {source}
 
-# Gets the body of each webhook, byte for byte, signed as Standard Webhooks. Other kinds: docs/recipes
+# Gets each webhook's body unchanged, signed as Standard Webhooks. Other kinds: docs/recipes
 [destinations.service]
 kind = "forward"
-url = "https://service.example.com"  # of your own service; env:NAME where the URL holds a secret
+url = "https://service.example.com"  # your service; use env:NAME if the URL contains a secret
 # allow_private = true  # for a private address, such as 127.0.0.1
 # allow_http = true     # for plain http
 signing_secret = "env:SERVICE_SIGNING_SECRET"
 
-# All events; when = {{ event_type = ["…"] }} takes some of them
+# All events; limit them with when = {{ event_type = ["…"] }}
 [routes.{preset}-to-service]
 source = "{preset}"
 destination = "service"
 """
 DATABASES = {
     "sqlite": """\
-url = "sqlite:///inbox.db"  # a file here: for one host""",
+url = "sqlite:///inbox.db"  # a file on this host""",
     "postgresql": """\
 url = "postgresql+psycopg://inbox@localhost:5432/inbox"  # USER@HOST:PORT/NAME
 password = "env:DATABASE_PASSWORD\"""",
 }
 _MEANINGS = {
-    "DATABASE_PASSWORD": "the password of this user of Postgres",
-    "SERVICE_SIGNING_SECRET": "a text of your own, by which the destination knows the relay",
+    "DATABASE_PASSWORD": "the password of the Postgres user",
+    "SERVICE_SIGNING_SECRET": "a secret of your choice, with which your service verifies the relay's signature",
 }
 
 
 def starter(preset_name: str, database: str) -> tuple[str, Mapping[str, str]]:
-    """Make a configuration of a preset and a database.
+    """Make a configuration for a preset and a database.
 
     Returns:
-        Its text, and the environment variables that it takes secrets from with their meanings.
+        Its text, and the environment variables of its secrets with their meanings.
     """
     preset, upper = PRESETS[preset_name], preset_name.upper().replace("-", "_")
     secrets = {f"{upper}_SECRET": preset.shown_at}
     if "{token}" in preset.starter:
-        secrets[f"{upper}_URL_TOKEN"] = "a text of your own, with which the URL ends"
+        secrets[f"{upper}_URL_TOKEN"] = "a secret of your choice, at the end of the webhook's URL"
     given = preset.starter.replace("{variable}", f"{upper}_SECRET").replace("{token}", f"{upper}_URL_TOKEN")
     text = _FILE.format(
         database=DATABASES[database],

@@ -1,4 +1,4 @@
-"""`relay status`: shows everything at one moment, once or again and again, and with --check runs a health check."""
+"""`relay status`: shows the state of the relay once or repeatedly, and runs a health check with --check."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from relay.cli.output import (
     answer,
     console,
     fail,
-    fitted,
-    hanging,
+    fit_table,
+    hang,
     put,
     put_json,
     table,
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from relay.store.route_states import RouteState
 
 _LOOK_AGAIN_SECONDS = 3.0
-"""A finding has to last this long: the last relay may just have ended as the next one starts."""
+"""Least duration of a finding: during a restart, one relay ends just before the next one starts."""
 _MOST_ROWS = 20
-"""A terminal gets no more rows of a section."""
+"""Most rows of a section at a terminal."""
 _LEAST_WIDTH = 20
 _COUNTS = ("open", "dead", "blocked", "retrying", "ready", "in_flight", "waiting", "received")
 _COLUMNS: Mapping[str, str] = {
@@ -56,33 +56,31 @@ _COLUMNS: Mapping[str, str] = {
 def status(
     *,
     as_json: AsJson = False,
-    wide: Annotated[
-        bool, typer.Option("--wide", help="Every column, whole and with absolute times, in lines of any length.")
-    ] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 2.0,
+    wide: Annotated[bool, typer.Option("--wide", help="Show every column untruncated, with absolute times.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the status until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between refreshes.")] = 2.0,
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Only check that a relay is alive and deliveries move: a service manager's health check."
+            "--check",
+            help="Only check that a relay is alive and deliveries make progress: a health check for service managers.",
         ),
     ] = False,
-    here: Annotated[bool, typer.Option("--here", help="With --check: the relay must be on this host.")] = False,
+    here: Annotated[bool, typer.Option("--here", help="With --check: require a relay on this host.")] = False,
 ) -> None:
-    """Show how every route does, what holds deliveries back, which relays run, and what to do next.
+    """Show the health of each route, the gates that hold deliveries back, the running relays, and the next steps.
 
-    Of deliveries that are ready, `retrying` are due later, after a failure. Counts end at 10,000 for each state: `10,000+`.
-    Rates are of the last five minutes. With --json, it is one object with every
-    field, such as all that each sweep found.
+    `retrying` deliveries are ready, but due later after a failure. Counts stop at 10,000 for each state: `10,000+`. Rates are
+    averages of the last five minutes. --json prints one object with every field.
 
-    With --check, only findings are listed, and the exit status is 1 when there are any: no relay has had a heartbeat for
-    15 s, relays die soon after they start, a step of one fails, the database does not answer, a route makes no progress
-    although a delivery has been due for a minute, every attempt of a route since its last success failed, a lane is blocked, no
-    relay takes up a command, a command failed within the last hour, or relays run with different configurations. Deliveries
-    that a pause, a circuit breaker or a rate limit holds back are no finding, nor is a backlog that shrinks.
+    With --check, lists only findings, and exits with 1 when there are any: no relay has had a heartbeat for 15 s, relays die
+    soon after they start, a step of one fails, the database does not answer, a route makes no progress although a delivery
+    has been due for a minute, every attempt of a route since its last success failed, a lane is blocked, no relay takes up a
+    command, a command failed within the last hour, or relays run with different configurations. A shrinking backlog is not a
+    finding, and neither are deliveries held back by a pause, a circuit breaker or a rate limit.
 
-    With --here too, the relay must be on this host, and what only a person can fix is left out: failing routes, blocked lanes,
-    commands, configurations.
+    With --check --here, requires a relay on this host, and omits findings that only an operator can fix: failing routes,
+    blocked lanes, commands, configurations.
 
     Examples:
       relay status
@@ -93,9 +91,9 @@ def status(
     from inbox.loader.load import read_config
 
     if watch and (check or as_json):
-        fail("--watch shows the whole status to people: leave out --check and --json")
+        fail("--watch can't be combined with --check or --json")
     if here and not check:
-        fail("--here is for --check: relay status --check --here")
+        fail("--here needs --check: relay status --check --here")
     width = None if wide else terminal_width()
     config = read_config()
     if watch:
@@ -107,7 +105,7 @@ def status(
         else:
             put(*lines_of(overview, checked, findings, width=width))
     else:
-        found = _checked(config, here=here)
+        found = _find_lasting(config, here=here)
         if as_json:
             put_json(found)
         else:
@@ -118,7 +116,7 @@ def status(
 
 
 def _look(config: Config) -> tuple[Overview, Sequence[Finding], Sequence[Finding]]:
-    """Read everything: what was seen, the findings of the check, and every finding.
+    """Read the overview, the findings of the check, and all findings.
 
     Raises:
         DBAPIError: the database does not answer.
@@ -146,7 +144,7 @@ def _document(seen: Overview, checked: Sequence[Finding], findings: Sequence[Fin
 
 
 def _watch(config: Config, every: float, width: int | None) -> None:
-    """Show it until Ctrl-C: in place at a terminal, else one after the other. The database may go away and come back."""
+    """Show the status until Ctrl-C, at a terminal in place. The database may go away and come back."""
     from rich.console import Group
     from rich.live import Live
     from sqlalchemy.exc import DBAPIError
@@ -168,7 +166,7 @@ def _watch(config: Config, every: float, width: int | None) -> None:
             time.sleep(every)
 
 
-def _checked(config: Config, *, here: bool) -> list[Finding]:
+def _find_lasting(config: Config, *, here: bool) -> list[Finding]:
     """Return the findings that last for `_LOOK_AGAIN_SECONDS`."""
     from sqlalchemy.exc import DBAPIError
 
@@ -188,18 +186,18 @@ def _checked(config: Config, *, here: bool) -> list[Finding]:
     return found
 
 
-# --- what people see
+# --- output
 
 
 def next_of(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings with a next thing to do, other than to look at the status."""
+    """Return the findings with a remedy other than `relay status`."""
     return [each for each in findings if each.remedy not in {"", "relay status"}][:_MOST_ROWS]
 
 
 def lines_of(
     seen: Overview, checked: Sequence[Finding], findings: Sequence[Finding], *, width: int | None
 ) -> Iterator[Text]:
-    """Yield the lines of all sections. Without a width lines have any length, and times are absolute."""
+    """Yield the lines of all sections. Without a width, lines are not wrapped and times are absolute."""
     yield _headline(seen, checked, findings)
     routes = seen.routes
     if len(routes) > _MOST_ROWS:
@@ -223,12 +221,12 @@ def lines_of(
     following = next_of(findings)
     yield from (Text(), Text("Next", "bold")) if following else ()
     for each in following:
-        yield from hanging("  ", visible_line(each.sentence), width)
+        yield from hang("  ", visible_line(each.sentence), width)
         yield Text(f"    {visible_line(each.remedy)}", "cyan")
 
 
 def _retention(seen: Overview) -> str:
-    """Return which kinds are behind or have errors, or the ages that are in force."""
+    """Describe the kinds that are behind or have errors, or else the progress of each."""
     behind = [
         f"behind with {row['kind']} by {format_duration(row['behind_seconds'])}"
         for row in seen.retention
@@ -240,7 +238,7 @@ def _retention(seen: Overview) -> str:
 
 
 def _headline(seen: Overview, checked: Sequence[Finding], findings: Sequence[Finding]) -> Text:
-    """Sum it up. Well is what needs nobody, as on the page; `--check` is about findings alone."""
+    """Summarize the status. Like the page, it is well when no finding needs an operator."""
     from relay.findings import is_well
 
     running = sum(relay.health == "running" for relay in seen.relays)
@@ -256,7 +254,7 @@ def _headline(seen: Overview, checked: Sequence[Finding], findings: Sequence[Fin
 
 
 def _route(route: RouteState, findings: Sequence[Finding], width: int | None) -> Row:
-    """Return a row; for people without zeros, since a column without any value is left out."""
+    """Return the row of a route; at a terminal without zeros, so that empty columns are omitted."""
     from relay.findings import state_of
 
     row = asdict(route) | {"state": state_of(route, findings)}
@@ -271,7 +269,7 @@ def _route(route: RouteState, findings: Sequence[Finding], width: int | None) ->
 
 
 def _section(title: str, rows: Sequence[Any], seen: Overview, width: int | None) -> Iterator[Text]:
-    """Yield a heading, and a table of rows or else texts; a terminal gets the first ones."""
+    """Yield a heading, then a table or a list of texts; at a terminal, only the first rows."""
     if not rows:
         return
     yield from (Text(), Text(title, "bold"))
@@ -279,11 +277,11 @@ def _section(title: str, rows: Sequence[Any], seen: Overview, width: int | None)
     if title in _COLUMNS:
         columns = _COLUMNS[title].split()
         room = None if width is None else max(width - 2, _LEAST_WIDTH)
-        lines = table(shown, columns) if room is None else fitted(shown, columns, room, seen.at)[0]
+        lines = table(shown, columns) if room is None else fit_table(shown, columns, room, seen.at)[0]
         yield from (Text("  ").append_text(line) for line in lines)
     else:
         mark = "! " if title == "Findings" else ""
         for text in shown:
-            yield from hanging(f"  {mark}", visible_line(text), width, label_style="bold red")
+            yield from hang(f"  {mark}", visible_line(text), width, label_style="bold red")
     if len(shown) < len(rows):
         yield Text(f"  and {len(rows) - len(shown):,} more")

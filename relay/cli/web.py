@@ -1,4 +1,4 @@
-"""`relay web`: the operator's page, and who may use it; `relay demo`: the product with services to try it on."""
+"""`relay web`: the operator's page and its accounts; `relay demo`: the product with demo services."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from relay.cli.output import FINDING, answer, console, fail, say
 web_app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None)
 demo_app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None)
 
-_Role = Annotated[str, typer.Option(help="viewer, who sees, or operator, who may also act.")]
+_Role = Annotated[str, typer.Option(help="viewer, which is read-only, or operator, which may also act.")]
 _Into = Annotated[
     Path | None,
-    typer.Option(help="File that gets the line, in place of the one with the same name; else it is printed."),
+    typer.Option(help="Write the line to this file, replacing one with the same name, instead of printing it."),
 ]
 
 
 def become_gunicorn(settings: str, bind: str, workers: int | None) -> NoReturn:
-    """Let gunicorn take this process over, and its signals."""
+    """Replace this process with gunicorn, which also handles its signals."""
     _check_address(bind)
     arguments = ["--config", f"python:{settings}", "--bind", bind]
     arguments += [] if workers is None else ["--workers", str(workers)]
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments])  # noqa: S606  # the point of it
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", *arguments])  # noqa: S606  # replaces this process on purpose
 
 
 def _check_address(bind: str) -> None:
-    """Exit where nobody can listen on this address: gunicorn would try for five seconds, or show a traceback."""
+    """Exit if this address can't be bound: gunicorn would retry for five seconds, or print a traceback."""
     host, separator, port = bind.rpartition(":")
     if "LISTEN_FDS" in os.environ or not separator or not port.isdecimal() or "/" in host:
-        return  # a socket, or something that gunicorn judges
+        return  # an inherited or Unix socket, or a form that gunicorn validates
     host = host.strip("[]")
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -54,12 +54,12 @@ def web(
     context: typer.Context,
     *,
     bind: Annotated[
-        str, typer.Option(help="Address and port; behind a proxy with TLS if others are to reach it.")
+        str, typer.Option(help="Address and port; use a proxy with TLS to make it reachable from other hosts.")
     ] = "127.0.0.1:8025",
 ) -> None:
-    """Serve the operator's page and its API with gunicorn. SIGHUP reads the configuration again.
+    """Serve the operator's page and its API with gunicorn. SIGHUP reloads the configuration.
 
-    It is closed until `web.users`, `web.tokens` or `web.proxy` in the configuration says who may use it.
+    Access is configured by `web.users`, `web.tokens` or `web.proxy`; without them the page does not start.
 
     Examples:
       relay web passwd anna --role operator --into users
@@ -71,7 +71,7 @@ def web(
     from inbox.loader.load import load_file
     from relay.web.app import page_of
 
-    load_file().make(page_of)  # gunicorn would say the same, below its own lines
+    load_file().make(page_of)  # report mistakes before gunicorn prints its own lines
     become_gunicorn("relay.web.gunicorn_settings", bind, 1)
 
 
@@ -82,9 +82,9 @@ def passwd(
     role: _Role,
     into: _Into = None,
 ) -> None:
-    """Hash a password, and print the line of the person for the file that `web.users` names.
+    """Hash a password, and print the person's line for the file that `web.users` names.
 
-    Asks for the password twice without showing it. Where standard input is no terminal, its first line is the password.
+    Prompts twice for the password. If standard input is not a terminal, its first line is the password.
 
     Examples:
       relay web passwd anna --role operator
@@ -106,14 +106,14 @@ def passwd(
 
 @web_app.command()
 def token(
-    name: Annotated[str, typer.Argument(help="Name of the program that will use the token.")],
+    name: Annotated[str, typer.Argument(help="Name of the program that uses the token.")],
     *,
     role: _Role,
     into: _Into = None,
 ) -> None:
-    """Make a token for the API, print it once, and print the line of the program for the file that `web.tokens` names.
+    """Create an API token, print it once, and print the program's line for the file that `web.tokens` names.
 
-    Only the hash of the token is in the line. The program sends it as `Authorization: Bearer TOKEN`.
+    The line contains only the token's hash. The program sends the token as `Authorization: Bearer TOKEN`.
 
     Examples:
       relay web token grafana --role viewer --into tokens
@@ -124,12 +124,12 @@ def token(
     made = new_token()
     line = f"{name}:{role}:{hash_token(made)}"
     if into is None:
-        say("the token, which is shown only this once, and its line for the file that web.tokens names:")
+        say("the token, shown only once, and its line for the file that web.tokens names:")
         answer(made)
         answer(line)
         return
     _put_line(name, line, into, "tokens")
-    say("the token, which is shown only this once:")
+    say("the token, shown only once:")
     answer(made)
 
 
@@ -143,14 +143,14 @@ def _check(name: str, role: str) -> None:
 
 
 def _put_line(name: str, line: str, into: Path | None, key: Literal["users", "tokens"]) -> None:
-    """Print a line, or write it into its file."""
+    """Print a line, or write it to the file."""
     from relay.accounts import write_entry
 
     if into is None:
         answer(line)
         return
     write_entry(into, name, line, key)
-    say(f'{into} has the line of {name}; `{key} = "file:{into}"` below [web] names the file')
+    say(f'wrote the line of {name} to {into}; the configuration needs `{key} = "file:{into}"` in [web]')
 
 
 # --- the demo
@@ -161,18 +161,20 @@ def demo(
     context: typer.Context,
     *,
     stay: Annotated[
-        bool, typer.Option("--stay", help="Keep everything running after the verdict, until Ctrl-C, to look around.")
+        bool, typer.Option("--stay", help="Keep everything running after the verdict, until Ctrl-C.")
     ] = False,
     folder: Annotated[
         Path | None,
-        typer.Option(help="An empty folder that keeps the configuration, the database and the logs; else they go."),
+        typer.Option(
+            help="Empty folder in which to keep the configuration, the database and the logs; by default they are deleted."
+        ),
     ] = None,
 ) -> None:
-    """Run the whole product with demo services, and watch webhooks become calls of another system.
+    """Run the product with demo services, and watch webhooks become calls to another system.
 
-    Starts an identity service, the receiver, the relay, its page and a commercial service, changes some users, kills the
-    relay over its work, and shows what follows. At the end, after a minute, it compares both services, and exits 0 when
-    they agree, or else 1 with what differs.
+    Starts an identity service, the receiver, the relay, its page and a commercial service, changes some users, and kills
+    the relay at work. After up to a minute it compares both services, and exits with 0 when they agree, or with 1 and the
+    differences.
 
     Examples:
       relay demo
@@ -195,11 +197,11 @@ def demo(
 @demo_app.command()
 def identity(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")],
-    webhook_url: Annotated[str | None, typer.Option(help="Where a webhook goes when something changes.")] = None,
-    webhook_token: Annotated[str | None, typer.Option(help="Sent with it as X-Webhook-Token.")] = None,
-    users: Annotated[int, typer.Option(help="Made-up users to begin with.")] = 20,
+    webhook_url: Annotated[str | None, typer.Option(help="URL that receives a webhook for each change.")] = None,
+    webhook_token: Annotated[str | None, typer.Option(help="Value of the webhooks' header X-Webhook-Token.")] = None,
+    users: Annotated[int, typer.Option(help="Number of initial users.")] = 20,
 ) -> None:
-    """The demo identity service alone, with the Trivore Management API's paths; client `demo`, secret `demo`.
+    """Run only the demo identity service, with the paths of the Trivore Management API; client `demo`, secret `demo`.
 
     Example:
       relay demo identity --port 8301 --webhook-url http://127.0.0.1:8000/webhooks/trivore
@@ -219,9 +221,9 @@ def identity(
 @demo_app.command()
 def commercial(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")],
-    fail_share: Annotated[float, typer.Option(min=0, max=1, help="Share of calls answered 503.")] = 0.0,
+    fail_share: Annotated[float, typer.Option(min=0, max=1, help="Share of calls answered with 503.")] = 0.0,
 ) -> None:
-    """The demo commercial service alone: contacts and teams found by external id; token `demo`.
+    """Run only the demo commercial service: contacts and teams found by external id; token `demo`.
 
     Example:
       relay demo commercial --port 8302 --fail-share 0.1
@@ -231,12 +233,12 @@ def commercial(
     _serve(CommercialService(fail_share=fail_share).app, port, "the commercial service")
 
 
-def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon app, which other commands need not load
-    from relay.demo.services import served
+def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon app: other commands don't import Falcon
+    from relay.demo.services import serve
 
     try:
-        with suppress(KeyboardInterrupt), served(app, port) as url:
-            say(f"{name} answers at {url}; Ctrl-C ends it")
+        with suppress(KeyboardInterrupt), serve(app, port) as url:
+            say(f"{name} listens at {url}; press Ctrl-C to stop")
             threading.Event().wait()
     except OSError as error:
         fail(f"{name} can't listen on 127.0.0.1:{port}: {error.strerror or error}; name another --port")

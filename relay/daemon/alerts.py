@@ -50,4 +50,4 @@ def post(alert: Posted, client: HttpClient, form: AlertFormat, limits: Limits) -
     except Exception as error:  # noqa: BLE001  # a bug
         return f"it can't be worded: {type(error).__name__} at {format_place(error)}", True
     answer = client.call(Request("alert", "POST", {"Content-Type": "application/json"}, body=body), limits)
-    return None if answer.error_class is None else answer.failed(()).error, False
+    return None if answer.error_class is None else answer.as_failed(()).error, False

@@ -29,7 +29,7 @@ from relay.store.claim import MOST_BYTES, FreeCapacity
 from relay.store.deliveries import claim_of
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
-from relay.sweep.scheduler import scheduled
+from relay.sweep.scheduler import compile_sweeps
 
 _log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def prepare(config: Config) -> PreparedConfig:
     parts: dict[str, Callable[[], Any]] = {
         "deliverers": partial(build, config),
         "alert_client": partial(alert_client, config),
-        "sweeps": partial(scheduled, config),
+        "sweeps": partial(compile_sweeps, config),
     }
     require_extra(config.traces.endpoint)
     return PreparedConfig(config, **collect_config_errors(parts))

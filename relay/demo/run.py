@@ -1,4 +1,4 @@
-"""`relay demo`: the whole product with both services, a line on the screen for each change, webhook and call, and a verdict."""
+"""`relay demo`: runs the product with both services, prints each change, webhook and call, and compares the services."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from inbox.db import engine, migrate
 from inbox.observe.visible import visible
 from relay.accounts import hash_password
 from relay.demo.scenario import ChangeMade, Scenario
-from relay.demo.services import GROUP, USER, CommercialService, IdentityService, WebhookSender, served
+from relay.demo.services import GROUP, USER, CommercialService, IdentityService, WebhookSender, serve
 from relay.store.database import Database
 
 CHANGES, KILL_AFTER = 40, 25
-"""Changes of users and groups; the relay is killed after so many of them."""
+"""Number of changes to users and groups, and the number after which the relay is killed."""
 _PAUSE_SECONDS, _LIVE_PAUSE_SECONDS, _POLL_SECONDS = 0.3, 4.0, 0.2
 _PATIENCE_SECONDS, _GRACE_SECONDS = 90.0, 25.0
 _A_MOMENT_SECONDS = 1.1
-"""A sweep takes a reported and an unreported change for one where times are cut to the second."""
+"""Pause before unreported changes. With times in whole seconds, a sweep could mistake one for a reported change."""
 _FAIL_SHARE, _LOST_SHARE = 0.1, 0.05
 _PAGE_USER, _PAGE_PORT = "demo", 8025
 _COLUMN = 24
@@ -50,7 +50,7 @@ _OPEN = text("SELECT count(*) FROM open_delivery WHERE state NOT IN ('dead', 'bl
 
 
 class DemoError(Exception):
-    """The demo can't go on; the text says why, and what to do."""
+    """The demo can't continue; the text has the reason and a remedy."""
 
 
 def configuration(**values: str) -> str:
@@ -65,11 +65,11 @@ class DemoScreen:
     def __init__(self, console: Console, clock: Clock | None = None) -> None:
         self.console, self._clock = console, clock or SystemClock()
         self.seen = Counter[str]()
-        """The number of lines of each kind, and of calls that failed."""
+        """Number of lines of each kind, and of failed calls."""
 
     def change(self, change: ChangeMade) -> None:
         """Show a change of the identity service."""
-        fields = _assignments(change.fields) or ("nothing the other side has" if change.action == "update" else "")
+        fields = _assignments(change.fields) or ("no mapped field" if change.action == "update" else "")
         detail = fields if change.is_reported else f"no webhook: {fields}"
         self.line("change", change.action.upper(), change.name, detail)
 
@@ -79,11 +79,11 @@ class DemoScreen:
         self.line("webhook", payload["eventType"], f"{payload['entityType']} {payload['id']}", detail, status or 0)
 
     def call(self, method: str, path: str, status: int, changed: Mapping[str, str | None]) -> None:
-        """Show a call to the commercial service. The relay sends every mapped field; those that are new are shown."""
-        is_on_purpose = status == 503  # noqa: PLR2004  # as it says
+        """Show a call to the commercial service, with the fields that changed."""
+        is_on_purpose = status == 503  # noqa: PLR2004  # HTTP status
         self.seen["failed"] += is_on_purpose
         self.line(
-            "call", method, path, "on purpose; it is tried again" if is_on_purpose else _assignments(changed), status
+            "call", method, path, "on purpose; the relay retries" if is_on_purpose else _assignments(changed), status
         )
 
     def say(self, sentence: str) -> None:
@@ -91,9 +91,9 @@ class DemoScreen:
         self.console.print(Text(visible(sentence), "dim"), soft_wrap=True)
 
     def line(self, kind: str, verb: str, about: str, detail: str = "", status: int | None = None) -> None:
-        """Print columns, cut to a terminal's width, but for a command; whole elsewhere."""
+        """Print columns, truncated to a terminal's width unless it is a command."""
         self.seen[kind] += 1
-        about = visible(_ID.sub(r"…\1", about))  # the end of an id tells it from others
+        about = visible(_ID.sub(r"…\1", about))  # ids differ in their ends
         colour = "green" if status in range(200, 400) else "bold red"
         line = Text.assemble(
             (f"{self._clock.now():%H:%M:%S} ", "dim"),
@@ -115,7 +115,7 @@ def _assignments(fields: Mapping[str, str | None]) -> str:
 
 
 class Demo:
-    """All parts of the demo, running. Main thread only."""
+    """The running parts of the demo. Main thread only."""
 
     def __init__(self, exits: ExitStack, screen: DemoScreen, folder: Path) -> None:
         """Start all parts; `exits` stops them in order."""
@@ -138,8 +138,8 @@ class Demo:
         exits.callback(self.webhooks.close)
         self.identity = IdentityService(self.webhooks)
         self.commercial = CommercialService(fail_share=_FAIL_SHARE, on_call=screen.call)
-        self.identity_url = exits.enter_context(served(self.identity.app))
-        self.commercial_url = exits.enter_context(served(self.commercial.app))
+        self.identity_url = exits.enter_context(serve(self.identity.app))
+        self.commercial_url = exits.enter_context(serve(self.commercial.app))
         users = _write_private(folder / "users", f"{_PAGE_USER}:operator:{hash_password(self.page_password)}\n")
         urls = {"identity_url": self.identity_url, "commercial_url": self.commercial_url, "database_url": url}
         _write_private(folder / "inbox.toml", configuration(users=f"file:{users}", token=token, **urls))
@@ -165,7 +165,7 @@ class Demo:
         return f"http://{address}"
 
     def _start(self, name: str, *arguments: str) -> None:
-        """Start a program in a process group of its own: Ctrl-C in a terminal reaches only the demo, which then stops it."""
+        """Start a program in its own process group: Ctrl-C in a terminal reaches only the demo, which then stops it."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.children[name] = subprocess.Popen(  # noqa: S603  # our own Python, our own arguments
                 [sys.executable, "-m", *arguments],
@@ -178,7 +178,7 @@ class Demo:
             )
 
     def _stop(self) -> None:
-        """End all programs with SIGTERM, and one that takes too long with its whole group by SIGKILL."""
+        """Stop all programs with SIGTERM, and with SIGKILL the whole group of one that takes too long."""
         for child in self.children.values():
             child.terminate()
         for child in self.children.values():
@@ -188,11 +188,11 @@ class Demo:
                 os.killpg(child.pid, signal.SIGKILL)
 
     def pause(self, seconds: float) -> None:
-        """Let time pass. Raises DemoError with the end of its log when a program has ended."""
+        """Wait. Raises DemoError with the end of the log if a program has ended."""
         self._until(lambda: False, seconds)
 
     def settle(self) -> bool:
-        """Wait until every webhook was accepted and the relay has nothing left to do; return false when it takes too long."""
+        """Wait until every webhook is accepted and the relay has no work left; return False when it takes too long."""
         return self._until(self._is_settled, _PATIENCE_SECONDS)
 
     def await_receiver(self) -> None:
@@ -204,7 +204,7 @@ class Demo:
             return probe.connect_ex(("127.0.0.1", int(self.receiver_url.rpartition(":")[2]))) == 0
 
     def await_call(self) -> None:
-        """Wait until the relay has started, and calls."""
+        """Wait for the relay's first call."""
         self._until(lambda: self.screen.seen["call"] > 0, _PATIENCE_SECONDS)
 
     def _until(self, done: Callable[[], bool], seconds: float) -> bool:
@@ -225,7 +225,7 @@ class Demo:
             return not transaction.execute(_OPEN)[0][0]
 
     def find_unreported(self, scenario: Scenario) -> bool:
-        """Make changes that no webhook reports, and find them by the relay's own commands; return true when in sync."""
+        """Make unreported changes, and find them with the relay's own commands; return True when in sync."""
         self.settle()
         self.pause(_A_MOMENT_SECONDS)
         self.commercial.fail_share = 0.0  # a command makes its calls once
@@ -242,7 +242,7 @@ class Demo:
         return sum(self._run("plan", "--route", route) for route in ROUTES) == len(ROUTES)
 
     def _run(self, *command: str) -> bool:
-        """Run `relay COMMAND` as a person would, and show its answer; return true when there is no finding."""
+        """Run `relay COMMAND` and show its output; return True if it exits with 0."""
         self.screen.line("command", command[0], " ".join(command[1:]))
         ended = subprocess.run(  # noqa: S603  # our own
             [sys.executable, "-m", "relay", *command],
@@ -260,10 +260,10 @@ class Demo:
 
 
 def run_demo(console: Console, folder: Path | None, *, stay: bool) -> bool:
-    """Run until the verdict, then stop everything; with `stay` not before an interrupt. Return true when all is well.
+    """Run until the verdict, or with `stay` until an interrupt, then stop everything. Return True if both services agree.
 
     Raises:
-        DemoError: something does not start, or ends by itself; the folder with the logs stays.
+        DemoError: a program does not start, or ends by itself; the folder with the logs stays.
     """
     console.print(_INTRODUCTION)
     is_well = False
@@ -276,12 +276,12 @@ def run_demo(console: Console, folder: Path | None, *, stay: bool) -> bool:
                 if stay:
                     _stay(demo, scenario)
         except KeyboardInterrupt:
-            console.print("stopped in order")
+            console.print("stopped")
     return is_well
 
 
 def _judge(demo: Demo, scenario: Scenario) -> bool:
-    """Make a round of changes, kill the relay over its work, and compare both services at the end."""
+    """Make a round of changes, kill the relay at work, and compare both services at the end."""
     screen = demo.screen
     screen.say(f"the page is at {demo.page_url}: sign in as {_PAGE_USER}, password {demo.page_password}")
     demo.await_receiver()
@@ -293,20 +293,20 @@ def _judge(demo: Demo, scenario: Scenario) -> bool:
             demo.children["relay"].kill()
             demo.children["relay"].wait()
             demo.start_relay()
-            screen.say("killed the relay (SIGKILL), and started another: it takes over after 15 s")
+            screen.say("killed the relay (SIGKILL) and started another one, which takes over after 15 s")
         demo.pause(_PAUSE_SECONDS)
     is_well, seen = demo.find_unreported(scenario) and demo.settle(), screen.seen
     screen.console.print(
         f"\n{seen['change']} changes, {seen['webhook']} webhooks, {seen['call']} calls, {seen['failed']} failed on purpose"
     )
     records = len(demo.identity.all(USER)) + len(demo.identity.all(GROUP))
-    agree = f"[bold green]Both services agree[/] in all fields of {records} users and groups."
+    agree = f"[bold green]Both services agree[/] on all fields of {records} users and groups."
     screen.console.print(agree if is_well else "[bold red]The services do not agree[/]")
     return is_well
 
 
 def _stay(demo: Demo, scenario: Scenario) -> None:
-    """Make a change now and then, until an interrupt."""
+    """Make a change every few seconds until an interrupt."""
     demo.commercial.fail_share = _FAIL_SHARE
     for name, value in (
         ("page", f"{demo.page_url}  (sign in as {_PAGE_USER}, password {demo.page_password})"),
@@ -314,8 +314,8 @@ def _stay(demo: Demo, scenario: Scenario) -> None:
         ("commercial", f"{demo.commercial_url}/contacts and /teams  (Bearer demo)"),
         ("receiver", f"{demo.receiver_url}/webhooks/trivore  (pid {demo.children['receiver'].pid})"),
         ("relay", f"pid {demo.children['relay'].pid}, its log is relay.log in {demo.folder}"),
-        ("look into it", f"export INBOX_CONFIG={shlex.quote(str(demo.folder / 'inbox.toml'))}; relay status"),
-        ("end it", "Ctrl-C; until then a user or a group changes every few seconds"),
+        ("to inspect", f"export INBOX_CONFIG={shlex.quote(str(demo.folder / 'inbox.toml'))}; relay status"),
+        ("to stop", "Ctrl-C; until then a user or a group changes every few seconds"),
     ):
         demo.screen.console.print(Text(f"{name:<13}", "bold").append(visible(value), "none"), soft_wrap=True)
     while True:
@@ -325,11 +325,11 @@ def _stay(demo: Demo, scenario: Scenario) -> None:
 
 @contextmanager
 def _folder(given: Path | None) -> Iterator[Path]:
-    """Make the folder for everything. A temporary one is removed at the end, with the token in it, but after a failure."""
+    """Make the demo's folder. A temporary one, which contains the token, is deleted at the end unless the demo fails."""
     folder = given.absolute() if given else Path(tempfile.mkdtemp(prefix="inbox-relay-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise DemoError(f"{folder} is not empty, and stays as it is: name another folder with --folder")
+        raise DemoError(f"{folder} is not empty: give another folder with --folder")
     yield folder
     if given is None:
         shutil.rmtree(folder, ignore_errors=True)

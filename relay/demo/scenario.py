@@ -1,4 +1,4 @@
-"""Changes of made-up people and groups."""
+"""Random changes to made-up users and groups."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ROUND = (
     *(("update", USER),) * 5,
     *(("update", GROUP), ("create", USER), ("update", USER), ("update", GROUP), ("delete", USER), ("create", GROUP)),
 )
-"""Changes after those, again and again; the number of users stays."""
+"""The following changes, in a loop that keeps the number of users."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeMade:
-    """A change of a user or a group, the counterpart's fields that must follow, and whether a webhook reports it."""
+    """A change to a user or a group, with the fields that its counterpart must get."""
 
     action: str
     entity_type: str
@@ -33,10 +33,10 @@ class ChangeMade:
 
 
 class Scenario:
-    """Creates some users and groups first; what changes in whom is random."""
+    """A sequence of changes that begins with new users and groups, and continues with random edits."""
 
     def __init__(self, identity: IdentityService, rng: random.Random) -> None:
-        """Change nothing yet."""
+        """Prepare the sequence without making a change."""
         self._identity, self._rng = identity, rng
         self._next = itertools.chain(_FIRST, itertools.cycle(_ROUND))
         self._created = {USER: 0, GROUP: 0}
@@ -56,35 +56,35 @@ class Scenario:
         sample = (sample_user if entity_type == USER else sample_group)(self._created[entity_type])
         self._created[entity_type] += 1
         stored = self._identity.create(entity_type, sample)
-        return _made("create", entity_type, {}, stored)
+        return _make_change("create", entity_type, {}, stored)
 
     def edit(self, entity_type: str, *, report: bool = True) -> ChangeMade:
-        """Edit a user or a group; an edit that no webhook reports changes a field that the other side has."""
+        """Edit a user or a group; an unreported edit changes a mapped field."""
         old = self._rng.choice(self._identity.all(entity_type))
         if entity_type == GROUP:
             new = {**old, "name": f"{old['name'].partition(' (')[0]} ({self._rng.randrange(1000)})"}
         else:
             new = sample_edit(old, self._rng, seen_there=not report)
         stored = self._identity.replace(entity_type, old["id"], new, report=report)
-        return _made("update", entity_type, mapped_fields(entity_type, old), stored, report=report)
+        return _make_change("update", entity_type, map_fields(entity_type, old), stored, report=report)
 
     def delete(self, *, report: bool = True) -> ChangeMade:
         """Delete a user."""
         user = self._rng.choice(self._identity.all(USER))
         self._identity.delete(USER, user["id"], report=report)
-        return _made("delete", USER, mapped_fields(USER, user), user, report=report)
+        return _make_change("delete", USER, map_fields(USER, user), user, report=report)
 
 
-def _made(
+def _make_change(
     action: str, entity_type: str, before: Mapping[str, str | None], entity: Document, *, report: bool = True
 ) -> ChangeMade:
     name = entity["name"] if entity_type == GROUP else "{givenName} {familyName}".format_map(entity["name"])
-    fields = {field: to for field, to in mapped_fields(entity_type, entity).items() if to != before.get(field)}
+    fields = {field: to for field, to in map_fields(entity_type, entity).items() if to != before.get(field)}
     return ChangeMade(action, entity_type, entity["id"], name, fields, report)
 
 
-def mapped_fields(entity_type: str, entity: Document) -> dict[str, str | None]:
-    """Return what the counterpart of a user or a group must hold, by the relay's mapping."""
+def map_fields(entity_type: str, entity: Document) -> dict[str, str | None]:
+    """Return the fields that the counterpart of a user or a group must have by the relay's map."""
     if entity_type == GROUP:
         return {"name": entity["name"]}
     return {
@@ -96,7 +96,7 @@ def mapped_fields(entity_type: str, entity: Document) -> dict[str, str | None]:
 
 
 def sample_user(number: int) -> Document:
-    """Make the document of made-up person `number`; each number is another username, and the same one every time."""
+    """Make the document of user `number`, with a username that is unique and stable for each number."""
     given, family = _GIVEN[number % len(_GIVEN)], _FAMILY[number // len(_GIVEN) % len(_FAMILY)]
     username = f"{given}.{family}.{number}".lower().replace("ä", "a")
     return {
@@ -110,12 +110,12 @@ def sample_user(number: int) -> Document:
 
 
 def sample_group(number: int) -> Document:
-    """Make the document of made-up group `number`."""
+    """Make the document of group `number`."""
     return {"name": f"{_GROUPS[number % len(_GROUPS)]} ({number + 1})", "nsCode": "demo"}
 
 
 def sample_edit(user: Document, rng: random.Random, *, seen_there: bool = False) -> Document:
-    """Change one thing about a person; return the user's new document. `seen_there`: one that the other side has."""
+    """Return a user's document with one change; with `seen_there`, to a mapped field."""
     name, number = user["name"], rng.randrange(1000)
     edits: tuple[Document, ...] = (
         {"emails": [{"address": f"{name['givenName'].lower()}.{number}@example.org"}]},
@@ -128,5 +128,5 @@ def sample_edit(user: Document, rng: random.Random, *, seen_there: bool = False)
 
 
 def _mobile(number: int) -> str:
-    # Ofcom keeps 07700 900000 to 900999 free of subscribers, for use in drama: nobody's number.
+    # Ofcom reserves 07700 900000 to 900999 for drama: they have no subscribers.
     return f"+447700900{number % 1000:03d}"

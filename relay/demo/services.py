@@ -1,4 +1,4 @@
-"""Two services to try the product with: identity sends webhooks, commercial is kept in sync. Their state is in memory.
+"""The demo services, with their state in memory: identity sends webhooks, commercial is kept in sync.
 
 Identity has the paths of the Trivore Management API as the vendor's client reads them (PyPI `trivoreid` 2.0.10), and
 webhooks of the classic form (trivore.atlassian.net/wiki/spaces/TISpubdoc/pages/20515352).
@@ -40,16 +40,16 @@ _FIELDS = {CONTACT: ("external_id", "email", "first_name", "last_name", "phone")
 _OWN = ("id", "meta", "password")
 _SINCE = 'meta.lastModified ge "'
 _DEFAULT_COUNT, _MAX_COUNT = 100, 500  # the largest page, by the docstrings of trivoreid 2.0.10
-_RETRY_AFTER = "0.2"  # RFC 9110 section 10.2.3 knows whole seconds only; fractions are seen in the field
+_RETRY_AFTER = "0.2"  # RFC 9110 §10.2.3 allows only whole seconds, but some services send fractions
 _FIRST_PAUSE, _LONGEST_PAUSE, _TIMEOUT = 0.05, 1.0, 10.0
 _SUCCESSES = range(200, 300)
 
 
 @contextmanager
-def served(app: App, port: int = 0) -> Iterator[str]:
-    """Serve the app on 127.0.0.1 in a thread; yield its URL. Port 0 takes a free one.
+def serve(app: App, port: int = 0) -> Iterator[str]:
+    """Serve the app on 127.0.0.1 in a thread and yield its URL. Port 0 uses a free port.
 
-    Leaving it finishes running requests and closes every connection.
+    On exit, running requests finish and every connection is closed.
 
     Raises:
         OSError: another process has the port.
@@ -70,21 +70,25 @@ async def read_object(req: Request) -> Document:
     """Read the JSON object in a request's body. Raises `falcon.HTTPBadRequest`."""
     try:
         return msgspec.json.decode(await req.stream.read(), type=dict[str, Any])
-    except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: bad UTF-8, a number of thousands of digits
+    except (
+        msgspec.MsgspecError,
+        ValueError,
+        RecursionError,
+    ):  # ValueError: invalid UTF-8, or a number with thousands of digits
         raise falcon.HTTPBadRequest(description="The body is not a JSON object.") from None
 
 
 def answer(resp: Response, value: object, status: int = 200) -> None:
-    """Answer with `value` as JSON."""
+    """Respond with `value` as JSON."""
     resp.status, resp.content_type, resp.data = status, "application/json", msgspec.json.encode(value)
 
 
 class _Service:
-    """Documents of some kinds over HTTP, in memory; documents are replaced, never changed. `app` is the Falcon app."""
+    """Documents in memory, served over HTTP by the Falcon `app`. Documents are replaced, never modified."""
 
     prefix = ""
     authorization: str
-    """Other calls get 401."""
+    """Required value of the Authorization header; other calls get 401."""
 
     def __init__(self, *kinds: str) -> None:
         """Start without documents."""
@@ -118,7 +122,7 @@ class _Service:
 
 
 class WebhookSender:
-    """Sends webhooks in the background and in order, each until it is accepted; only `close` gives up."""
+    """Sends webhooks in order in the background, and retries each one until it is accepted or `close` is called."""
 
     def __init__(
         self,
@@ -131,14 +135,14 @@ class WebhookSender:
         """Start the thread.
 
         Args:
-            url: where webhooks go, also those that wait when it changes; without one, none are queued.
-            headers: sent with each webhook, such as a token.
-            on_webhook: gets each try and its status, or None without an answer, on the thread; must not raise.
-            loses_answer: asked after each accepted webhook; true has it sent again.
+            url: target of the webhooks, including queued ones when it changes; without one, none are queued.
+            headers: headers of each webhook, such as a token.
+            on_webhook: called on the thread with each try and its status, or None without a response; must not raise.
+            loses_answer: called after each accepted webhook; True has it sent again.
         """
         self.url = url
         self._on_webhook, self._loses_answer = on_webhook, loses_answer
-        # urllib3 itself, since it heeds no proxy.
+        # urllib3 alone uses no proxy of the environment.
         json = {"User-Agent": "identity-demo", "Content-Type": "application/json"}
         self._http = urllib3.PoolManager(retries=False, timeout=_TIMEOUT, headers={**(headers or {}), **json})
         self._waiting: queue.Queue[Mapping[str, str] | None] = queue.Queue()
@@ -152,11 +156,11 @@ class WebhookSender:
             self._waiting.put(payload)
 
     def pending(self) -> int:
-        """Count the webhooks that have not been accepted yet."""
+        """Count the webhooks not yet accepted."""
         return self._waiting.unfinished_tasks
 
     def close(self) -> None:
-        """End the thread; webhooks that still wait are given up."""
+        """End the thread and drop the queued webhooks."""
         self._is_closed.set()
         self._waiting.put(None)
         self._thread.join()
@@ -178,7 +182,7 @@ class WebhookSender:
 
 
 class IdentityService(_Service):
-    """Users and groups, for any thread."""
+    """Users and groups; thread-safe."""
 
     prefix = "/api/rest/v1"
     authorization = "Basic ZGVtbzpkZW1v"  # demo:demo, RFC 7617
@@ -213,7 +217,7 @@ class IdentityService(_Service):
             self._report(entity_type, entity_id, "DELETE", self._tick()[1], report=report)
 
     def _tick(self) -> tuple[datetime, str]:
-        """Return the time, at least a millisecond after the one before: else two webhooks could be the same bytes."""
+        """Return the time, at least a millisecond after the previous one: otherwise two webhooks could have equal bytes."""
         self._latest = max(self._now(), self._latest + timedelta(milliseconds=1))
         return self._latest, rfc3339(self._latest, "milliseconds")
 
@@ -233,7 +237,7 @@ class IdentityService(_Service):
             self.webhooks.put({**named, "timestamp": at})
 
     async def on_get_all(self, req: Request, resp: Response, kind: str) -> None:
-        """List a page, of those that pass the one filter that is offered."""
+        """List a page, optionally with the one supported filter."""
         documents = self.all(kind)
         start = req.get_param_as_int("startIndex", min_value=0, default=0)
         count = req.get_param_as_int("count", min_value=1, max_value=_MAX_COUNT, default=_DEFAULT_COUNT)
@@ -241,7 +245,7 @@ class IdentityService(_Service):
             try:
                 since = parse_rfc3339(text.removeprefix(_SINCE).removesuffix('"'))
             except ValueError:
-                raise falcon.HTTPBadRequest(description=f'invalidFilter: only `{_SINCE}TIME"` is offered.') from None
+                raise falcon.HTTPBadRequest(description=f'invalidFilter: only `{_SINCE}TIME"` is supported.') from None
             documents = [each for each in documents if parse_rfc3339(each["meta"]["lastModified"]) >= since]
         page = documents[start : start + count]
         numbers = {"totalResults": len(documents), "startIndex": start, "itemsPerPage": len(page)}
@@ -263,7 +267,7 @@ class IdentityService(_Service):
 
 
 OnCall = Callable[[str, str, int, Mapping[str, str | None]], None]
-"""Gets a call to the commercial service: method, path with query, status of the answer, and the fields that changed."""
+"""Called for each call to the commercial service, with its method, path and query, status, and changed fields."""
 
 
 class CommercialService(_Service):
@@ -275,26 +279,26 @@ class CommercialService(_Service):
         """Start without records.
 
         Args:
-            fail_share: the share of calls, from 0 to 1, that is answered with 503 and changes nothing.
-            on_call: gets each call before it is answered, on the server's thread; must not raise.
+            fail_share: share of calls, from 0 to 1, that get 503 and change nothing.
+            on_call: called before each response, on the server's thread; must not raise.
         """
         super().__init__(*_FIELDS)
         self.fail_share, self._on_call = fail_share, on_call
         self._numbers = {kind: itertools.count(1) for kind in _FIELDS}
 
     async def process_request(self, req: Request, resp: Response) -> None:
-        """Fail a call before anything else happens to it."""
+        """Fail a random share of the calls, before they have an effect."""
         if random.random() < self.fail_share:  # noqa: S311  # luck
             resp.set_header("Retry-After", _RETRY_AFTER)
             raise falcon.HTTPServiceUnavailable(description="try again later")
         await super().process_request(req, resp)
 
     async def process_response(self, req: Request, resp: Response, _resource: object, _succeeded: bool) -> None:
-        """Report a call once its answer is known."""
+        """Report a call with its status."""
         self._on_call(req.method, req.relative_uri, resp.status_code, getattr(req.context, "changed", {}))
 
     async def on_get_all(self, req: Request, resp: Response, kind: str) -> None:
-        """List all, or the one of an external id."""
+        """List all records, or the one with an external id."""
         external_id = req.get_param("externalId")
         answer(resp, {"items": [each for each in self.all(kind) if external_id in {None, each["external_id"]}]})
 

@@ -1,4 +1,4 @@
-"""Kinds of destinations. Each kind is a module here and its line in `KINDS`."""
+"""Kinds of destinations. Each kind is a module in this package and an entry in `KINDS`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ KINDS: Mapping[type[Limited], Callable[[Route, Any, Clients], Deliverer]] = {
     SlackDestination: forward.build_slack,
     SyncDestination: sync.build,
 }
-"""Class of a destination's table → factory of the deliverer of a route to it.
+"""Factory of a route's deliverer by the class of its destination's table.
 
-The class derives from `Downstream` where it is called by HTTP: `relay.delivery.policy` reads its `outcomes`, and the client its
+The class derives from `Downstream` if the kind uses HTTP: `relay.delivery.policy` reads its `outcomes`, and the client its
 other settings.
 """
 
 
 def build(config: Config) -> dict[str, Deliverer]:
-    """Make the deliverer of every route, by the route's name. It reads the secrets; call it again to read them again.
+    """Make the deliverer of every route by its name. Each call reads the secrets again.
 
     Raises:
-        ConfigError: an endpoint, a secret, a template or an expression can't be used. The text has a line for each mistake.
+        ConfigError: an endpoint, a secret, a template or an expression is unusable. The text has a line for each mistake.
     """
     clients = Clients(config)
     parts: dict[str, Callable[[], Deliverer]] = {}

@@ -1,7 +1,7 @@
 """The interface of a kind of destination.
 
 A kind has three parts: a table in `inbox.config.model` that derives from `Downstream`, a module with a `build` function that
-makes a `Deliverer`, and its line in `relay.destinations.KINDS`.
+makes a `Deliverer`, and an entry in `relay.destinations.KINDS`.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class Deliverer(Protocol):
     def __call__(self, delivery: Delivery, context: Context, /) -> Outcome:
         """Make one attempt.
 
-        The outcome includes every error of the other side, the network, the guard and the event's data. An exception is
-        a bug. No call starts after `context.lease()`, and a running one is cut then.
+        Errors of the endpoint, the network, the guard and the event's data become outcomes. An exception is a bug. No call
+        starts after `context.lease()`, and a running one is cut then.
         """
         ...
 
 
 class Clients:
-    """The HTTP clients of a configuration: one for each api and destination, however many routes use it."""
+    """The HTTP clients of a configuration: one for each api and destination, shared by its routes."""
 
     def __init__(self, config: Config, wrap: Callable[[HttpClient], HttpClient] = lambda made: made) -> None:
-        """Make none yet; `wrap` may put another one around each."""
+        """Prepare without making a client; `wrap` can replace each client."""
         self.config = config
         self.made: dict[str, HttpClient] = {}
-        """The clients that were asked for so far, by the keys of their tables."""
+        """The clients made so far, by the keys of their tables."""
         self._wrap = wrap
 
     def api(self, name: str) -> HttpClient:
@@ -92,7 +92,9 @@ class Clients:
                 name: partial(getattr(auth, name).reveal, at=f"{where}.auth.{name}") for name in names
             }
             checks["url"] = target
-            if endpoint.ca_file is None and endpoint.cert_file is None:  # else its mistakes would come twice
+            if (
+                endpoint.ca_file is None and endpoint.cert_file is None
+            ):  # otherwise its mistakes would be reported twice
                 checks["token_url"] = tokens
             revealed = collect_config_errors(checks)
             own = [revealed[name] for name in names]

@@ -1,8 +1,8 @@
-"""Forward sends the original body, byte for byte, to a URL, signed as Standard Webhooks 1.0.0. Slack posts a message.
+"""Forward sends the original body unchanged to a URL, signed as Standard Webhooks 1.0.0. Slack posts a message.
 
 Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`, and the errors: 400
 `invalid_payload`, 403 `action_prohibited`, 404 `channel_not_found` and `no_service`, 410 `channel_is_archived`). The
-statuses have their usual meaning, so the words of the errors are for the log alone.
+statuses have their usual meaning, so the error texts are only logged.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from relay.http.target import header_value
 from relay.sync.compiled_route import event_scope
 from relay.sync.expressions import Scope, encode
 from relay.sync.forms import FORMS
-from relay.sync.templates import Placeholder, Template, encoded
+from relay.sync.templates import Placeholder, Template, encode_value
 
 _SHARED = "whsec_"
 """Prefix of a shared secret of Standard Webhooks."""
 LONGEST_MESSAGE = 40_000
-"""Characters that Slack takes of a message."""
+"""Most characters of a Slack message."""
 
 Signer = Callable[[Message, datetime], Mapping[str, str]]
 """Returns the headers of a signed message, with names in lower case."""
 
 
 def _post(client: HttpClient, headers: dict[str, str], body: bytes, delivery: Delivery, context: Context) -> Outcome:
-    """Make one POST. Any 2xx is success, whatever else the answer says."""
+    """Make one POST. Any 2xx is a success, regardless of the response's body."""
     if delivery.traceparent is not None:
         headers["Traceparent"] = header_value(delivery.traceparent)
     answer = client.call(Request("forward", "POST", headers, body=body), context)
     calls = (answer.call,)
-    return Delivered(calls, "forwarded") if answer.error_class is None else answer.failed(calls)
+    return Delivered(calls, "forwarded") if answer.error_class is None else answer.as_failed(calls)
 
 
 def _forward(
     client: HttpClient, signer: Signer | None, passed: Sequence[str], delivery: Delivery, context: Context
 ) -> Outcome:
-    """Send the body as it came."""
+    """Send the body unchanged."""
     if delivery.body is None:
         return Skipped((), str(BodyErased()))
     kept, at = delivery.headers, context.now()
@@ -81,10 +81,10 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> De
     """Make the deliverer of `route`.
 
     Raises:
-        ConfigError: the URL or the signing secret can't be used.
+        ConfigError: the URL or the signing secret is unusable.
     """
     where = f"destinations.{destination.name}"
-    # A URL that is a secret as a whole, such as a chat's incoming webhook: the log shows its host alone.
+    # If the whole URL is a secret, such as a chat's incoming webhook, the log shows only its host.
     hidden = destination.url.names_a_place
 
     given = {"url": destination.url, "signing_secret": destination.signing_secret}
@@ -103,10 +103,10 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> De
 
 
 def signer_of(text: str, where: str) -> Signer:
-    """Return a signer for a shared secret of Standard Webhooks: `whsec_` and base64, or any other text as it is.
+    """Return a signer for a shared secret of Standard Webhooks: `whsec_` and base64, or any other text unchanged.
 
     Raises:
-        ConfigError: the text after the prefix is no such key, or the key is not shared.
+        ConfigError: the text after the prefix is not a valid key, or the key is not a shared secret.
     """
     scheme = signature("webhook")
     if not text.startswith(_SHARED):
@@ -122,32 +122,32 @@ def signer_of(text: str, where: str) -> Signer:
 
 
 class MessageTemplate(Template):
-    """A message's text. Values in it are escaped, so that they can't mention everybody, forge a line or hide a link."""
+    """The text of a message. Values are escaped, so that they can't notify a whole channel, forge a line or hide a link."""
 
     longest = LONGEST_MESSAGE
 
     def expand(self, scope: Scope) -> str:
-        """Return the text. Each value is escaped for its place: plain text, a link's text, its URL, or a part of that.
+        """Return the text. Each value is escaped for its place: plain text, a link's text, its URL, or a part of the URL.
 
         Raises:
-            MappingError: an expression finds nothing, or a value that its place can't hold.
+            MappingError: an expression finds no value, or one that its place can't hold.
         """
         text = ""
         for part in self.parts:
-            text += part if isinstance(part, str) else self._placed(self._text(part, scope), part, text)
+            text += part if isinstance(part, str) else self._place(self._text(part, scope), part, text)
         return text
 
     def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:  # noqa: ARG002
-        return False  # this class escapes for its one language
+        return False  # this class escapes values itself
 
-    def _placed(self, value: str, placeholder: Placeholder, before: str) -> str:
+    def _place(self, value: str, placeholder: Placeholder, before: str) -> str:
         if before.rfind("<") <= before.rfind(">"):
             return alerts.escape_text(value)
         link = before.rpartition("<")[2]
         if "|" in link:
             return alerts.escape_link_text(value)
         if link:
-            return value if placeholder.form is FORMS["url"] else encoded(value, self.where)
+            return value if placeholder.form is FORMS["url"] else encode_value(value, self.where)
         try:
             return alerts.escape_link_url(value)
         except ValueError as error:  # a UnicodeEncodeError is one
@@ -169,14 +169,18 @@ def build_slack(route: Route, destination: SlackDestination, clients: Clients) -
     """Make the deliverer of `route`.
 
     Raises:
-        ConfigError: the URL or the template can't be used.
+        ConfigError: the URL or the template is unusable.
     """
     where = f"destinations.{destination.name}"
 
     def client() -> HttpClient:
         url = destination.url.reveal(at=f"{where}.url")
         path = urlsplit(url).path
-        secrets = [url, path, *path.split("/")[-1:]]  # the path of a chat's webhook is its secret, above all its end
+        secrets = [
+            url,
+            path,
+            *path.split("/")[-1:],
+        ]  # the path of a chat's webhook is secret, above all its last segment
         return clients.destination(destination, url, secrets=secrets, shown_path="/…")
 
     parts: dict[str, Callable[[], Any]] = {

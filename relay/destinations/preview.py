@@ -1,4 +1,4 @@
-"""Previews: the change that an attempt would make, and what two configurations make of an event. Nothing is written."""
+"""Previews: the change that an attempt would make, and the differences between two configurations. Writes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from relay.destinations import KINDS
 from relay.destinations.base import Clients, Context, Deliverer, without_lease
 from relay.destinations.sync import REPLICA_LAG, Attempt, Ended, Sync
 from relay.http.answer import Answer
-from relay.http.client import HttpClient, Request, below
+from relay.http.client import HttpClient, Request, join_url
 from relay.http.target import Target
 
 Change = Literal["create", "update", "deactivate", "delete", "none", "failed"]
@@ -42,11 +42,11 @@ class Preview(msgspec.Struct, frozen=True):
     change: Change
     fields: tuple[FieldChange, ...] = ()
     why: str | None = None
-    """The reason for no change, or for a failure."""
+    """Reason for no change, or for a failure."""
 
 
-def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
-    """Return the change that an attempt for this event would make now. It waits for no replica, and reads a 404 as final."""
+def make_preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
+    """Return the change that an attempt for this event would make now. It allows for no replica lag: a 404 is final."""
 
     def result(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:
         return Preview(delivery.route, delivery.entity_type, delivery.entity_id, change, fields, why)
@@ -70,14 +70,14 @@ def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
 
 
 def _afresh(delivery: Delivery, context: Context) -> tuple[Delivery, Context]:
-    """Return an attempt that remembers nothing, and waits neither for its entity nor for a replica."""
+    """Return the delivery and context of an attempt without memory, which waits for neither its entity nor a replica."""
     at = max(context.now(), delivery.received_at + REPLICA_LAG)
     remembers_nothing = msgspec.structs.replace(delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None)
     return remembers_nothing, msgspec.structs.replace(context, now=lambda: at)
 
 
 def _changes(sync: Sync, fields: Mapping[str, Any], target: Any) -> tuple[FieldChange, ...]:  # noqa: ANN401  # any JSON
-    """Return the fields that a counterpart has otherwise: where an update sends them, if it is found so; else in the whole."""
+    """Return the fields that differ in a counterpart, at the place where an update sends them if it has that, else at the top."""
     known = found = target or {}
     for key in () if sync.plan.update is None else sync.plan.update.fields_at:
         found = found.get(key) if isinstance(found, dict) else None
@@ -89,7 +89,7 @@ def _changes(sync: Sync, fields: Mapping[str, Any], target: Any) -> tuple[FieldC
 
 
 class Stopped(Exception):
-    """The first request of an attempt that may have an effect. It ends the attempt and is no error."""
+    """Ends an attempt at its first request that may have an effect. Not an error."""
 
     def __init__(self, target: Target, request: Request) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Stopped(Exception):
 
 
 class OnlyReads(HttpClient):
-    """A client that makes only the calls that read, or none."""
+    """A client that makes only reading calls, or none."""
 
     def __init__(self, client: HttpClient, *, reads: bool = True) -> None:
         super().__init__(client.target)
@@ -106,36 +106,36 @@ class OnlyReads(HttpClient):
         self._reads = reads
 
     def call(self, request: Request, limits: Context) -> Answer:
-        """Make the call, if it reads.
+        """Make the call if it only reads.
 
         Raises:
-            Stopped: it doesn't.
+            Stopped: it may write.
         """
         if self._reads and request.step in {"fetch", "find"}:
             return self._client.call(request, limits)
         raise Stopped(self.target, request)
 
 
-# --- Compares what two configurations make of a stored event: how it is read, its routes, and the first request on each.
+# --- Compares two configurations on a stored event: how it is read, its routes, and the first request on each.
 #
-# A deliverer is stopped at its first call; where a comparison fetches, a sync route makes the calls that read, and stops
-# at its first write.
+# A deliverer stops at its first call. If a comparison fetches, a sync route makes its reading calls, and stops at the first
+# write.
 
 
 _IDENTITY = ("entity_type", "entity_id", "event_type", "action", "event_id", "dedup_key", "occurred_at")
 Parts = dict[str, object]
-"""The parts of a request by name."""
+"""Parts of a request by name."""
 
 
 class Masked(msgspec.Struct, frozen=True):
-    """A value with a secret in it: it is compared, and something else is shown."""
+    """A value with a secret in it, which is compared but not shown."""
 
     value: object
     shown: str = "…"
 
 
 class ConfigDifference(msgspec.Struct, frozen=True):
-    """A part of what becomes of an event, under today's configuration and under another one."""
+    """A part of an event's processing that differs between the current configuration and another one."""
 
     seq: int
     source: str
@@ -146,34 +146,34 @@ class ConfigDifference(msgspec.Struct, frozen=True):
 
 
 class Variant:
-    """One configuration, ready to be asked about events."""
+    """One of two configurations to compare."""
 
     def __init__(self, config: Config, *, only_route: str | None = None, fetches: bool = False) -> None:
         """Make its readers and deliverers.
 
         Raises:
-            ConfigError: an endpoint, a secret, a template or an expression can't be used.
+            ConfigError: an endpoint, a secret, a template or an expression is unusable.
         """
         self.config = config
         self._readers = readers_of(config)
         self._fetched: dict[tuple[str, str | None, str | None], Parts] = {}
-        """The parts of each entity: the newest event is first, and the others would fetch the same."""
+        """The parts of each entity, which its newest event has fetched, and older events would fetch again."""
         clients = Clients(config, partial(OnlyReads, reads=fetches))
         self._deliverers: dict[str, Deliverer | str] = {}
         for name, route in config.routes.items():
             destination = config.destinations[route.destination]
             if only_route not in {None, name}:
                 continue
-            if isinstance(destination, PythonDestination):  # its calls are its own
+            if isinstance(destination, PythonDestination):  # makes its own calls
                 self._deliverers[name] = destination.function
             else:
                 self._deliverers[name] = KINDS[type(destination)](route, destination, clients)
         self._fetches = fetches
 
     def read(self, event: Delivery) -> Delivery | str:
-        """Read the request of an event again. Returns the event, or why the request would be rejected.
+        """Read the request of an event again; return the event, or the reason why the request would be rejected.
 
-        One that a sweep has added, or whose payload is gone, is returned as it is stored.
+        Swept events, and those without a payload, are returned as stored.
         """
         if event.source not in self._readers:
             return "there is no such source"
@@ -189,20 +189,20 @@ class Variant:
         except RequestError as error:
             return error.detail
         if len(events) != 1:
-            return f"there are {len(events)} events in it"
+            return f"the request has {len(events)} events"
         return msgspec.structs.replace(event, **{name: getattr(events[0], name) for name in _IDENTITY})
 
     def parts(self, event: Delivery) -> dict[str, Parts]:
-        """Return the parts of the first request on each route that takes the event."""
+        """Return the parts of the first request on each route of the event."""
         return {
-            name: self._of_route(route, event)
+            name: self._process_route(route, event)
             for name, route in self.config.routes.items()
             if name in self._deliverers
             and route.source == event.source
             and matches(route.when, event.entity_type, event.event_type, event.action)
         }
 
-    def _of_route(self, route: Route, event: Delivery) -> Parts:
+    def _process_route(self, route: Route, event: Delivery) -> Parts:
         lane = lane_of(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
         found: Parts = {"lane": lane, "ordering": self.config.ordering_of(route), "on_dead": route.on_dead}
         deliverer = self._deliverers[route.name]
@@ -217,7 +217,7 @@ class Variant:
 
 
 def _first_request(deliverer: Deliverer, event: Delivery, route: str, lane: str) -> Parts:
-    """Return the parts of the first request that is stopped, or of the end of an attempt that makes none."""
+    """Return the parts of the request at which the attempt stopped, or of its outcome if it makes none."""
     delivery, context = _afresh(event, msgspec.structs.replace(without_lease(), now=lambda: event.received_at))
     try:
         outcome = deliverer(msgspec.structs.replace(delivery, route=route, lane=lane), context)
@@ -229,7 +229,7 @@ def _first_request(deliverer: Deliverer, event: Delivery, route: str, lane: str)
 
 
 def compare(old: Variant, new: Variant, event: Delivery) -> Iterator[ConfigDifference]:
-    """Yield each difference between what becomes of an event under two configurations."""
+    """Yield the differences in the processing of an event under two configurations."""
 
     def found(route: str | None, part: str, before: object, after: object) -> ConfigDifference:
         return ConfigDifference(event.seq, event.source, route, part, before, after)
@@ -238,7 +238,7 @@ def compare(old: Variant, new: Variant, event: Delivery) -> Iterator[ConfigDiffe
     if isinstance(before, str) and isinstance(after, str):
         if event.source not in old.config.sources or event.source not in new.config.sources:
             return
-        before = after = event  # its preset needs more of the request than is stored
+        before = after = event  # its preset needs parts of the request that are not stored
     if isinstance(after, str):
         yield found(None, "rejected", None, after)
         return
@@ -257,12 +257,12 @@ def compare(old: Variant, new: Variant, event: Delivery) -> Iterator[ConfigDiffe
 
 
 def _on_route(was: Parts | None, becomes: Parts | None) -> Iterator[tuple[str, object, object]]:
-    """Yield the name of each part that differs, with both values; None: the route does not take the event."""
+    """Yield each part that differs, with both values; None: the route does not take the event."""
     if was is None or becomes is None:
         yield "takes it", "no" if was is None else "yes", "no" if becomes is None else "yes"
         was = {}
     becomes = becomes or {}
-    fails = {"fails"} & (was.keys() | becomes.keys())  # then there is no request to compare
+    fails = {"fails"} & (was.keys() | becomes.keys())  # without a request, compare only the failures
     for part in fails or dict.fromkeys((*was, *becomes) if was else ()):
         values = was.get(part), becomes.get(part)
         if values[0] != values[1]:
@@ -272,9 +272,9 @@ def _on_route(was: Parts | None, becomes: Parts | None) -> Iterator[tuple[str, o
 
 def _parts(target: Target, request: Request) -> Parts:
     query = f"?{request.query}" if request.query else ""
-    line = f"{request.method} {below(target.shown, request.path)}{query}"
+    line = f"{request.method} {join_url(target.shown, request.path)}{query}"
     headers = {**request.headers, **target.headers, **request.own_headers}
-    headers.pop("Idempotency-Key", None)  # it follows from the others
+    headers.pop("Idempotency-Key", None)  # it derives from the other parts
     return (
         {"request": Masked((target.base, target.query, line), line)}
         | {f"header {name}": Masked(value) for name, value in headers.items()}
@@ -283,7 +283,7 @@ def _parts(target: Target, request: Request) -> Parts:
 
 
 def _body(body: bytes | None) -> dict[str, object]:
-    """Return the fields of a body; one that is no object of JSON is a single part."""
+    """Return the fields of a body; a body that is not a JSON object is a single part."""
     try:
         content: Any = None if body is None else msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

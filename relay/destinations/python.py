@@ -1,6 +1,6 @@
-"""Python handlers: calls a function of yours, `package.module:name`, in a separate thread.
+"""Python handlers: calls a function of the operator, `package.module:name`, in a separate thread.
 
-A thread can't be ended from outside. When a function does not return in time, its thread is left behind, and keeps its slot
+A thread can't be stopped from outside. When a function does not return in time, its thread is left behind, and keeps its slot
 of the destination's `concurrency` until it returns. So a hanging function can't occupy more threads than that.
 """
 
@@ -26,7 +26,7 @@ from relay.sync.expressions import Function, function_of
 _log = logging.getLogger(__name__)
 
 _TICK = 0.05
-"""Seconds between two checks of the lease, which may end early."""
+"""Seconds between checks of the lease, which may end early."""
 _LONGEST_WHY = 500
 
 
@@ -37,12 +37,12 @@ def _work(
     slots: threading.Semaphore,
     ended: queue.SimpleQueue[BaseException | None],
 ) -> None:
-    """Call the function, give its slot back, and put its error, or None, into `ended`."""
+    """Call the function, release its slot, and put its error or None into `ended`."""
     raised: BaseException | None = None
     try:
         with nullcontext() if span is None else span.current():
             function(event)
-    except BaseException as error:  # noqa: BLE001  # any error ends this call alone
+    except BaseException as error:  # noqa: BLE001  # any error ends only this call
         raised = error
     slots.release()
     ended.put(raised)
@@ -56,20 +56,20 @@ class Python:
         self._function = function
         self._timeout = timeout
         self._slots = slots
-        """As many run at once, those left behind included."""
+        """Limits concurrent calls, including those left behind."""
 
     def __call__(self, delivery: Delivery, context: Context) -> Outcome:
         """Call the function. It succeeds when it returns within `timeout` and the lease."""
         if delivery.body is None:
             return Skipped((), str(BodyErased()))
         began, tick = steady(), min(_TICK, self._timeout)
-        while (reason := self._over(began, context)) is None and not self._slots.acquire(timeout=tick):
+        while (reason := self._find_end(began, context)) is None and not self._slots.acquire(timeout=tick):
             pass
         if reason == "lease_lost":
-            return self._failed(began, "lease_lost", "not called: the lease ended", "not_sent")
+            return self._fail(began, "lease_lost", "not called: the lease ended", "not_sent")
         if reason is not None:
-            why = "not called: the calls before it, as many as the concurrency, have not returned yet"
-            return self._failed(began, "not_sent", why, "not_sent")
+            why = "not called: earlier calls occupy all slots of the destination's concurrency"
+            return self._fail(began, "not_sent", why, "not_sent")
         began = steady()  # the wait for a slot does not reduce the call's time
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         work = partial(_work, self._function, event_of(delivery), context.span, self._slots, ended)
@@ -77,17 +77,17 @@ class Python:
             threading.Thread(target=work, name=f"{delivery.route}-{delivery.seq}", daemon=True).start()
         except RuntimeError:
             self._slots.release()
-            return self._failed(began, "not_sent", "not called: the system has no thread for it", "not_sent")
+            return self._fail(began, "not_sent", "not called: the system has no thread for it", "not_sent")
         while True:
             try:
-                return self._ended(delivery, began, ended.get(timeout=tick))
+                return self._conclude(delivery, began, ended.get(timeout=tick))
             except queue.Empty:
-                reason = self._over(began, context)
+                reason = self._find_end(began, context)
                 if reason is not None:
                     return self._left_behind(delivery, began, reason)
 
-    def _over(self, began: float, context: Context) -> ErrorClass | None:
-        """Return the reason to end a call, or the wait for its slot, that began then; None: it may go on."""
+    def _find_end(self, began: float, context: Context) -> ErrorClass | None:
+        """Return the reason to end a call, or the wait for its slot, that began at `began`; None: it may continue."""
         now = steady()
         if now >= context.lease():
             return "lease_lost"
@@ -103,9 +103,9 @@ class Python:
             error,
             extra=fields("left_behind", route=delivery.route, seq=delivery.seq, error=error),
         )
-        return self._failed(began, reason, error, "unknown")
+        return self._fail(began, reason, error, "unknown")
 
-    def _ended(self, delivery: Delivery, began: float, error: BaseException | None) -> Outcome:
+    def _conclude(self, delivery: Delivery, began: float, error: BaseException | None) -> Outcome:
         calls = (self._call(began, "answered"),)
         match error:
             case None:
@@ -116,16 +116,16 @@ class Python:
                 return Failed(calls, "handler_retry", f"handle: {_text(error.why)}", error.after)
             case GiveUp():
                 return Failed(calls, "handler_abort", f"handle: {_text(error.why)}")
-        # An error's text may hold anything, such as the event's data and secrets: its type and place suffice.
+        # The text of an error may contain data of the event or secrets: log only its type and place.
         name = type(error).__name__
         _log.error(
             "handler %s raised %s at %s route=%s seq=%d",
             self._shown, name, format_place(error, skip=1) or "its call", delivery.route, delivery.seq,
             extra=fields("handler_raised", route=delivery.route, seq=delivery.seq, error=name),
         )  # fmt: skip
-        return self._failed(began, "crashed", f"the function raised {name}", "answered")
+        return self._fail(began, "crashed", f"the function raised {name}", "answered")
 
-    def _failed(self, began: float, error_class: ErrorClass, error: str, sent: Sent) -> Failed:
+    def _fail(self, began: float, error_class: ErrorClass, error: str, sent: Sent) -> Failed:
         return Failed((self._call(began, sent, error),), error_class, f"handle: {error}")
 
     def _call(self, began: float, sent: Sent, error: str | None = None) -> Call:
@@ -137,10 +137,10 @@ def build(route: Route, destination: PythonDestination, clients: Clients) -> Pyt
     """Make the deliverer of `route`.
 
     Raises:
-        ConfigError: the function can't be imported, or can't be called with an event.
+        ConfigError: the function can't be imported, or does not accept an event.
     """
     function = function_of(destination.function, f"destinations.{destination.name}.function")
-    # Calls left behind by an earlier configuration still run after a reload.
+    # Calls left behind by an earlier configuration may still run after a reload.
     key = (destination.name, destination.function, destination.concurrency)
     slots = _SLOTS.setdefault(key, threading.Semaphore(destination.concurrency))
     return Python(destination.function, function, float(destination.timeout), slots)
@@ -150,7 +150,7 @@ _SLOTS: dict[tuple[str, str, int], threading.Semaphore] = {}
 
 
 def event_of(delivery: Delivery) -> Event:
-    """Convert a delivery to the event that the function gets."""
+    """Convert a delivery to the event for the function."""
     same = {name: getattr(delivery, name) for name in Event.__struct_fields__ if name not in {"headers", "body", "raw"}}
     body = event_scope(delivery)["body"]
     return Event(**same, headers=dict(delivery.headers), body=body, raw=delivery.body or b"")

@@ -26,7 +26,7 @@ from relay.destinations.base import Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import HttpClient, Request
 from relay.http.target import header_value
-from relay.sync.calls import FIELDS, CallPlan, picked, reported_error
+from relay.sync.calls import FIELDS, CallPlan, find_error, pick_value
 from relay.sync.compiled_route import (
     FindPlan,
     SyncPlan,
@@ -43,7 +43,7 @@ from relay.sync.expressions import Scope, decode, digest, encode
 
 
 REPLICA_LAG = timedelta(seconds=5)
-"""For so long after the arrival of its event, an entity that is not found may be missing on a lagging replica only."""
+"""Time after an event's arrival during which its entity may be missing only on a lagging replica."""
 NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -56,7 +56,7 @@ class Sync:
         self.destination = destination
 
     def __call__(self, delivery: Delivery, context: Context) -> Outcome:
-        """Bring the counterpart in sync with the current entity, whatever change the event describes."""
+        """Bring the counterpart in sync with the current entity, regardless of the change that the event describes."""
         attempt = Attempt(self, delivery, context)
         try:
             return attempt.run()
@@ -64,7 +64,7 @@ class Sync:
             return end.outcome
         except MappingError as error:
             return Failed(attempt.calls, "mapping", str(error))
-        except BodyErased as erased:  # it looked into the body before any write
+        except BodyErased as erased:  # a template read the body before any write
             return Skipped(attempt.calls, str(erased))
 
 
@@ -72,7 +72,7 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
     """Make the deliverer of `route`.
 
     Raises:
-        ConfigError: something in its table or its endpoints can't be used.
+        ConfigError: its table or one of its endpoints is unusable.
     """
     if route.sync is None:
         raise ConfigError(f"routes.{route.name}: a route to a sync destination needs its sync table")
@@ -86,7 +86,7 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
 
 
 class Ended(Exception):
-    """The end of an attempt within a step. It carries the outcome and is no error."""
+    """Ends an attempt within a step, with its outcome. Not an error."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__()
@@ -108,15 +108,15 @@ class Attempt:
         self._last_modified: datetime | None = None
         self._stale_suspected = False
         self.fields: dict[str, Any] | None = None
-        """The mapped fields, once it has any to send."""
+        """The mapped fields, once they are known."""
 
     def run(self) -> Outcome:
-        """Make all steps.
+        """Run all steps.
 
         Raises:
             Ended: the attempt ends within a step.
             MappingError: the event, the entity or the counterpart lacks a usable value for a field or a template.
-            BodyErased: a field or a template looks into the event's body, which was erased.
+            BodyErased: a field or a template reads the event's body, which was erased.
         """
         if self._delivery.entity_id is None:
             return Skipped(self.calls, "the event names no entity")
@@ -127,13 +127,13 @@ class Attempt:
         if not self._find():
             return self._missing()
         if self._plan.update is None:
-            return Skipped(self.calls, "it has a counterpart, and the route doesn't update")
+            return Skipped(self.calls, "a counterpart exists, and the route has no update")
         return self._update()
 
     def _fetch(self) -> bool:
-        """Fetch the entity into the scope. Return False when it does not exist.
+        """Fetch the entity into the scope. Return False if it does not exist.
 
-        After a delete the entity may exist again, with the same id; or a lagging replica still has its old state.
+        After a delete the entity may exist again with the same id, or a lagging replica may still have its old state.
         """
         self._fetch_began_at = self._context.now()
         fetch = self._plan.fetch
@@ -142,21 +142,21 @@ class Attempt:
         entity = None
         if not is_absent:
             with self._reading(answer):
-                entity = _json(answer) if pick is None else picked(pick, _json(answer))
+                entity = _json(answer) if pick is None else pick_value(pick, _json(answer))
         if entity is None and (is_absent or pick is not None):
             if answer.error_class != "gone" and self._may_be_behind():
-                # A lagging replica gives the same answer for an entity just created: the next attempt asks again.
+                # A lagging replica responds the same for a new entity: the next attempt fetches again.
                 if is_absent or pick is None:
-                    raise Ended(answer.failed(self.calls))
-                raise Ended(Failed(self.calls, "not_found", f"fetch: the answer has null at {pick.text}"))
+                    raise Ended(answer.as_failed(self.calls))
+                raise Ended(Failed(self.calls, "not_found", f"fetch: the response has null at {pick.text}"))
             return False
         return self._accept(entity, answer)
 
     def _accept(self, entity: object, answer: Answer) -> bool:
-        """Put a fetched entity into the scope, unless it can't be used. Return False when it is that of before a deletion."""
+        """Put a usable entity into the scope. Return False if it is the state before a deletion."""
         with self._reading(answer):
             if not isinstance(entity, dict) or not entity:  # an empty one would clear all fields
-                raise UnusableAnswer("the answer is not an object with something in it")
+                raise UnusableAnswer("the response is not an object, or is empty")
             require_entity(self._plan.carried, entity, self.scope)
         self._last_modified = modified = last_modified(entity, self._plan.modified)
         is_delete, at = self._delivery.action == "delete", self._delivery.occurred_at
@@ -167,18 +167,18 @@ class Attempt:
         if self._stale_suspected and self._delivery.stale_before < len(REFETCH_AFTER):
             raise Ended(Failed(self.calls, "stale", f"fetch: last changed at {modified}, not after the event"))
         if modified is not None and modified > self._context.now():
-            self._last_modified = None  # it can't be true, and would make every event until then look covered
+            self._last_modified = None  # a future time is wrong, and would make all events until then look covered
         self.scope["entity"] = entity
         return True
 
     def _may_be_behind(self) -> bool:
-        """Return True when a 404 may come from a lagging replica. After a delete event it means that the entity is gone."""
+        """Return True if a 404 may come from a lagging replica. After a delete event it means that the entity is gone."""
         if self._delivery.action == "delete":
             return False
         return self._delivery.attempt == 1 or self._context.now() - self._delivery.received_at < REPLICA_LAG
 
     def _find(self) -> bool:
-        """Find the counterpart and put it into the scope. Return False without one."""
+        """Find the counterpart and put it into the scope. Return False if there is none."""
         find = cast("FindPlan", self._plan.find)
         answer = self._call("find", find.call, self._destination, find.call.json(self.scope))
         self.scope["target"] = self.scope["etag"] = None
@@ -195,7 +195,7 @@ class Attempt:
         return True
 
     def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: Answer) -> None:
-        """End the attempt before any write, unless the match can be addressed and carries the value searched for."""
+        """End the attempt before any write, unless the match can be addressed and has the value searched for."""
         with self._reading(answer):
             if not all(can_be_named(part.value(self.scope)) for part in self._plan.identity):
                 raise UnusableAnswer(f"the match lacks one of: {', '.join(part.text for part in self._plan.identity)}")
@@ -206,18 +206,18 @@ class Attempt:
             case "create":
                 return self._create()
             case "skip":
-                return Skipped(self.calls, 'it has no counterpart, and missing = "skip"')
+                return Skipped(self.calls, 'there is no counterpart, and missing = "skip"')
             case "retry":
                 return Failed(self.calls, "not_found", "find: no counterpart yet")
         return Failed(self.calls, "no_target", 'find: no counterpart, and missing = "dead"')
 
     def _create(self) -> Outcome:
-        fields = self.fields = self._plan.fields.of(self.scope, creating=True)
+        fields = self.fields = self._plan.fields.evaluate(self.scope, creating=True)
         create = cast("CallPlan", self._plan.create)
         body = encode(fields) if create.body is None else create.json({**self.scope, FIELDS: fields})
         answer = self._call("create", create, self._destination, body)
         self._ensure(answer)
-        return self._delivered("created", digest(fields))
+        return self._finish("created", digest(fields))
 
     def _update(self) -> Outcome:
         answer, content = self._try_update()
@@ -227,20 +227,20 @@ class Attempt:
                 return self._missing()
             answer, content = self._try_update()
         self._ensure(answer)
-        return self._delivered("updated", content)
+        return self._finish("updated", content)
 
     def _try_update(self) -> tuple[Answer, bytes]:
         """Send the change. Return the answer and the hash of the content."""
         plan = self._plan
-        fields = self.fields = plan.fields.of(self.scope, creating=False)
+        fields = self.fields = plan.fields.evaluate(self.scope, creating=False)
         update = cast("CallPlan", plan.update)
         if update.body is None:
             body: bytes | None = encode(fields)
             content = digest(fields)
         else:
             body = update.json({**self.scope, FIELDS: fields})
-            content = digest([fields, (body or b"").decode()])  # it may send more than the fields
-        is_asked_for = self._delivery.run > 0  # by an operator, or by a duplicate request
+            content = digest([fields, (body or b"").decode()])  # the body may have more than the fields
+        is_asked_for = self._delivery.run > 0  # requested by an operator or a duplicate request
         if self._table.skip_unchanged and not is_asked_for and content == self._delivery.applied_hash:
             raise Ended(Unchanged(self.calls))
         headers = {}
@@ -254,19 +254,19 @@ class Attempt:
             return Skipped(self.calls, 'the entity is gone, and gone = "skip"')
         self.scope["entity"] = None
         if plan.find is not None and not self._find():
-            return self._delivered("nothing_to_delete")
+            return self._finish("nothing_to_delete")
         if gone == "deactivate":
             if plan.inactive is not None and plan.inactive.value(self.scope) is True:
-                return self._delivered("nothing_to_delete")
+                return self._finish("nothing_to_delete")
             call = cast("CallPlan", plan.deactivate)
             answer = self._call("update", call, self._destination, call.json(self.scope))
         else:
             delete = cast("CallPlan", plan.delete)
             answer = self._call("delete", delete, self._destination, delete.json(self.scope))
         if answer.error_class in ABSENT:
-            return self._delivered("nothing_to_delete")
+            return self._finish("nothing_to_delete")
         self._ensure(answer)
-        return self._delivered("deactivated" if gone == "deactivate" else "deleted")
+        return self._finish("deactivated" if gone == "deactivate" else "deleted")
 
     def _call(
         self,
@@ -276,7 +276,7 @@ class Attempt:
         body: bytes | None = None,
         more: Mapping[str, str] = NO_HEADERS,
     ) -> Answer:
-        """Make a call. Return a success, or an answer in `ABSENT`, which each step interprets. Any other ends the attempt."""
+        """Make a call. Return a success, or a class in `ABSENT`, which each step interprets. Others end the attempt."""
         path, query = call.path.expand(self.scope), call.query(self.scope)
         headers = {"Accept": "application/json"}
         if step not in {"fetch", "find"}:
@@ -291,42 +291,44 @@ class Attempt:
         answer = client.call(request, self._context)
         self.calls += (answer.call,)
         if answer.error_class is not None and answer.error_class not in ABSENT:
-            raise Ended(answer.failed(self.calls))
+            raise Ended(answer.as_failed(self.calls))
         if answer.error_class is None and call.rules:
             self._require_no_error(call, answer)
         return answer
 
     def _require_no_error(self, call: CallPlan, answer: Answer) -> None:
-        """End the attempt when an answer with a success status reports an error."""
+        """End the attempt if a response with a success status reports an error."""
         if answer.call.status == HTTPStatus.NO_CONTENT:
             return
         with self._reading(answer):
             if not answer.body:
-                raise UnusableAnswer("the answer is empty, and its errors key expects JSON; answer 204 for none")
-            reported = reported_error(call.rules, _json(answer))
+                raise UnusableAnswer(
+                    "the response is empty, but the errors key expects JSON; respond with 204 for no body"
+                )
+            reported = find_error(call.rules, _json(answer))
         if reported is not None:
             failed = answer.reporting(*reported)
             self.calls = (*self.calls[:-1], failed.call)
-            raise Ended(failed.failed(self.calls))
+            raise Ended(failed.as_failed(self.calls))
 
     def _ensure(self, answer: Answer) -> None:
         if answer.error_class is not None:
-            raise Ended(answer.failed(self.calls))
+            raise Ended(answer.as_failed(self.calls))
 
     @contextmanager
     def _reading(self, answer: Answer) -> Iterator[None]:
-        """End the attempt where the answer can't be relied on."""
+        """End the attempt if the response is unreliable."""
         try:
             yield
         except UnusableAnswer as error:
             raise Ended(Failed(self.calls, "bad_answer", f"{answer.call.step}: {error}")) from None
 
-    def _delivered(
+    def _finish(
         self,
         did: Literal["created", "updated", "deleted", "deactivated", "nothing_to_delete"],
         content: bytes | None = None,
     ) -> Delivered:
-        """End with a success; `content` is the hash of what the counterpart has now."""
+        """Return a success; `content` is the hash of the counterpart's current content."""
         return Delivered(
             self.calls,
             did,
@@ -339,10 +341,10 @@ class Attempt:
 
 def _json(answer: Answer) -> Any:  # noqa: ANN401  # whatever the JSON holds
     if not answer.whole:
-        raise UnusableAnswer("the answer is larger than 64 KiB")
+        raise UnusableAnswer("the response is larger than 64 KiB")
     if not answer.body:
         return None
     try:
         return decode(answer.body)
     except ValueError as error:
-        raise UnusableAnswer(f"the answer is {error}") from None
+        raise UnusableAnswer(f"the response is {error}") from None

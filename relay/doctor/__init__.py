@@ -1,1 +1,1 @@
-"""Examinations of `inbox doctor`: what the database, the host, the configuration and the relays tell."""
+"""`inbox doctor`: examines the database, the host, the configuration and the relays."""

@@ -1,4 +1,4 @@
-"""The examinations, and every kind of finding that they add to those of `relay.findings`."""
+"""The examinations, and the kinds of findings that they add to those of `relay.findings`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from relay.store.reads import Space, read_space
 
 
 def _database(installation: Installation) -> Iterator[Finding]:
-    """Does the database answer?"""
+    """Availability of the database."""
     path = installation.sqlite_path
     try:
         if path is not None and not path.exists():
             yield UNREACHABLE.found(str(path), f"there is no file {path}", remedy="inbox migrate")
             return
         with installation.reading() as connection:
-            # SQLite opens any file, and looks into it only for its schema
+            # SQLite opens any file, and reads it only when it needs the schema
             is_sqlite = connection.dialect.name == SQLITE
             connection.exec_driver_sql("SELECT count(*) FROM sqlite_master" if is_sqlite else "SELECT 1")
     except (DBAPIError, OSError) as error:
@@ -47,12 +47,12 @@ def _database(installation: Installation) -> Iterator[Finding]:
             yield UNREACHABLE.found(url, f"{url} does not answer: {why}")
             return
         places = shlex.quote(str(path)), shlex.quote(str(path.parent))
-        remedy = "ls -l {}; df -h {} # a damaged file needs its backup".format(*places)
+        remedy = "ls -l {}; df -h {} # restore a damaged file from its backup".format(*places)
         yield UNREACHABLE.found(str(path), f"{path} can't be read: {why}", remedy=remedy)
 
 
 PENDING = FindingKind(
-    "migrations_pending", "critical", "The database lacks migrations of this version.", "inbox migrate"
+    "migrations_pending", "critical", "The database lacks some of this version's migrations.", "inbox migrate"
 )
 NEWER = FindingKind(
     "database_newer", "critical", "The database is of a newer version.", "pip install --upgrade inbox-relay"
@@ -80,7 +80,7 @@ _LARGEST_SKEW_SECONDS = 2.0
 
 
 def _clock(installation: Installation) -> Iterator[Finding]:
-    """Clocks of this host and of the database."""
+    """Difference between the clocks of this host and of the database."""
     with installation.reading() as connection:
         began = time.monotonic()
         before = SystemClock().now()
@@ -97,19 +97,19 @@ def _clock(installation: Installation) -> Iterator[Finding]:
 LOST = FindingKind(
     "setting_lost",
     "critical",
-    "A guarantee does not hold: a setting of each connection is lost, or a sequence gives numbers that are in use.",
+    "A guarantee does not hold: a connection setting is lost, or a sequence yields numbers already in use.",
     "inbox check --online",
 )
 DOUBTFUL = FindingKind(
     "setting_doubtful",
     "warning",
-    "A setting of the server puts stored webhooks at risk: what was acknowledged can be lost.",
+    "A setting of the server puts stored webhooks at risk: acknowledged webhooks can be lost.",
     "ALTER SYSTEM RESET {setting}; SELECT pg_reload_conf();",
 )
 
 
 def _durability(installation: Installation) -> Iterator[Finding]:
-    """Settings that an acknowledged webhook rests on, read back from a connection; sequences and their tables."""
+    """Settings that protect acknowledged webhooks, as read from a connection; sequences and their tables."""
     with installation.reading() as connection:
         if connection.dialect.name == POSTGRES:
             yield from _lost(connection)
@@ -119,10 +119,10 @@ def _durability(installation: Installation) -> Iterator[Finding]:
             return
         mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
     if mode != "wal":
-        told = f"the SQLite file has journal_mode = {mode}, not wal: readers and the receiver stop each other"
+        told = f"the SQLite file has journal_mode = {mode}, not wal: readers and the receiver block each other"
         yield LOST.found("journal_mode", told, remedy="PRAGMA journal_mode = WAL;")
         return
-    # The other pragmas, on a connection as both programs make it. In a file with WAL it changes nothing.
+    # Check the other pragmas on a connection made as both programs do; with WAL on, that changes nothing in the file.
     made = engines.connect(installation.config.database.url, application="inbox-doctor")
     try:
         with made.connect() as connection:
@@ -147,7 +147,7 @@ FILLING = FindingKind(
 NETWORK = FindingKind(
     "network_disk",
     "critical",
-    "The SQLite file is on a network: locks don't hold.",
+    "The SQLite file is on a network file system, where locks are unreliable.",
     "inbox copy # to a database on a local disk",
 )
 _LEAST_BYTES, _LEAST_PART = 500e6, 0.05
@@ -159,7 +159,7 @@ def _disk(installation: Installation) -> Iterator[Finding]:
     """Free disk of the database, and its file system."""
     path = installation.sqlite_path
     if path is not None and (kind := network_type(path.parent)):
-        yield NETWORK.found(str(path), f"{path} is on a file system of the type {kind}")
+        yield NETWORK.found(str(path), f"{path} is on a file system of type {kind}")
     with Database(installation.engine).read() as transaction:
         space = read_space(transaction, path)
     if space is not None:
@@ -167,7 +167,7 @@ def _disk(installation: Installation) -> Iterator[Finding]:
 
 
 def judge_space(space: Space) -> Iterator[Finding]:
-    """Yield a finding where little of a disk is free."""
+    """Yield a finding if a disk has little free space."""
     if space.free < min(_LEAST_BYTES, _LEAST_PART * space.whole):
         folder = str(space.folder)
         told = f"{folder}: {space.free / 1e9:,.1f} of {space.whole / 1e9:,.1f} GB are free"
@@ -175,7 +175,7 @@ def judge_space(space: Space) -> Iterator[Finding]:
 
 
 def network_type(folder: Path, mounts: Path = _MOUNTS) -> str | None:
-    """Return the type of the folder's file system, if it is one of a network."""
+    """Return the type of the folder's file system if it is a network file system."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -190,24 +190,24 @@ MISTAKE = FindingKind("configuration_mistake", "critical", "No program starts wi
 DOUBT = FindingKind(
     "configuration_warning",
     "warning",
-    "`inbox check` warns, such as of a secret in the file, a file that others may use, or unsigned webhooks.",
+    "`inbox check` warns, for example of a secret in the file, a file that others can access, or unsigned webhooks.",
     "inbox check",
 )
 EXPIRING = FindingKind(
     "expiring",
     "warning",
-    "A secret or certificate ends within 30 days.",
-    "inbox check # after adding another; then reload",
+    "A secret or certificate expires within 30 days.",
+    "inbox check # after adding a new one; then reload",
 )
 _SOON = timedelta(days=30)
 
 
 def _configuration(installation: Installation) -> Iterator[Finding]:
-    """Mistakes of inbox.toml, as both programs would find them; secrets, certificates and files, as `inbox check` warns."""
-    for each in check.findings(installation.file, installation.path):
+    """Mistakes in inbox.toml that both programs would find, and the warnings of `inbox check`."""
+    for each in check.list_findings(installation.file, installation.path):
         yield (MISTAKE if each.level == "mistake" else DOUBT).found(each.key or each.text, str(each))
-    over = {line.partition(": ")[0] for line in check.expired(installation.config, installation.now)}
-    for line in check.expired(installation.config, installation.now + _SOON):
+    over = {line.partition(": ")[0] for line in check.find_expired(installation.config, installation.now)}
+    for line in check.find_expired(installation.config, installation.now + _SOON):
         key, _, _ = line.partition(": ")
         if key not in over:
             yield EXPIRING.found(key, line)
@@ -216,19 +216,19 @@ def _configuration(installation: Installation) -> Iterator[Finding]:
 VERSION = FindingKind(
     "version_differs",
     "warning",
-    "A running relay has another version than the one installed here, as after an upgrade that forgot it.",
-    "relay status # shows host and pid; start that relay again",
+    "A running relay has another version than the one installed here: it was not restarted after an upgrade.",
+    "relay status # shows host and pid; restart that relay",
 )
 CHANGED = FindingKind(
     "configuration_changed",
     "warning",
-    "A running relay has other apis, destinations or routes than inbox.toml here: a process reads it at its start and on SIGHUP.",
+    "A running relay has other apis, destinations or routes than inbox.toml here: it reads the file at start and on SIGHUP.",
     "kill -HUP {pid} # on {host}, where inbox.toml may differ",
 )
 
 
 def _needing_a_person(installation: Installation) -> Iterator[Finding]:
-    """Relays, routes, gates, commands, sweeps and alerts that need a person, as `relay status` shows them."""
+    """Relays, routes, gates, commands, sweeps and alerts that need an operator, as `relay status` shows them."""
     database = Database(installation.engine)
     yield from list_findings(read_overview(database, policies(installation.config)), read_stuck(database))
 

@@ -1,4 +1,4 @@
-"""Runs the examinations: each apart from the others, and none that asks a database which does not answer."""
+"""Runs the examinations independently, and skips those that need a database which does not answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from relay.store.reads import sqlite_file
 
 
 class Installation(msgspec.Struct, frozen=True):
-    """An installation, as the commands on this host see it."""
+    """An installation, as seen by the commands on this host."""
 
     path: Path
     """Path of the configuration."""
@@ -36,7 +36,7 @@ class Installation(msgspec.Struct, frozen=True):
 
     @property
     def config(self) -> Config:
-        """The tables of the configuration without a mistake."""
+        """The configuration without the tables that have mistakes."""
         return self.file.sound
 
     @property
@@ -52,11 +52,11 @@ class Installation(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def installed(running: Config | None = None) -> Iterator[Installation]:
-    """Open the installation of the present file, or of the configuration that is running.
+def open_installation(running: Config | None = None) -> Iterator[Installation]:
+    """Open the installation of the current file, or of the running configuration.
 
     Raises:
-        ConfigError: the file can't be read, or the URL of the database can't be used.
+        ConfigError: the file can't be read, or the database's URL is unusable.
     """
     path = config_path()
     file = load_file(path) if running is None else msgspec.structs.replace(load_text(""), sound=running)
@@ -72,7 +72,7 @@ class Examination(msgspec.Struct, frozen=True):
 
     name: str
     examine: Callable[[Installation], Iterable[Finding]]
-    """Its docstring says what it looks at. It raises NotExamined with what it needs; the findings until then count."""
+    """A function whose docstring names its subject. It raises NotExamined with a missing requirement; earlier findings count."""
     kinds: tuple[FindingKind, ...]
     needs_database: bool = True
 
@@ -82,7 +82,7 @@ class ExaminationResult(msgspec.Struct, frozen=True):
 
     name: str
     needs: str | None
-    """Its requirement, if it was not made, or only in part."""
+    """The missing requirement of an examination that was not completed."""
     findings: tuple[Finding, ...]
 
 
@@ -95,9 +95,9 @@ UNREACHABLE = FindingKind(
 
 
 def run(installation: Installation, examinations: Iterable[Examination]) -> list[ExaminationResult]:
-    """Run the examinations in their order, those that need a database only where it answers.
+    """Run the examinations in order; skip those that need the database if it does not answer.
 
-    One that fails is reported, and stops no other.
+    A failed examination is reported, and the others go on.
     """
     results: list[ExaminationResult] = []
     is_gone = False
@@ -106,7 +106,7 @@ def run(installation: Installation, examinations: Iterable[Examination]) -> list
         needs = "needs the database" if each.needs_database and is_gone else None
         try:
             found += () if needs else each.examine(installation)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the other examinations are made
+        except Exception as error:  # noqa: BLE001  # the other examinations go on
             needs = _needs(error)
         meanings = {kind.name: kind.meaning for kind in each.kinds}
         told = tuple(msgspec.structs.replace(one, why=one.why or meanings.get(one.kind, "")) for one in found)
@@ -120,15 +120,15 @@ _UNDEFINED = ("42P01", "42703", "42883")
 
 
 def _needs(error: Exception) -> str:
-    """Word what an examination would have needed."""
+    """Describe the missing requirement of an examination."""
     if isinstance(error, NotExamined | ConfigError):
         return str(error)
     why = trouble_text(error)
     if getattr(getattr(error, "orig", None), "sqlstate", None) in _UNDEFINED or why.startswith("no such "):
         return f"needs the schema of this version: run `inbox migrate` ({why})"
-    return f"needs {'the database to answer' if isinstance(error, DBAPIError) else 'a repair of its own'}: {why}"
+    return f"needs {'the database to answer' if isinstance(error, DBAPIError) else 'a fix in its code'}: {why}"
 
 
-def in_need(results: Sequence[ExaminationResult]) -> list[Finding]:
-    """List the findings, and no information."""
+def exclude_information(results: Sequence[ExaminationResult]) -> list[Finding]:
+    """List the findings without the information."""
     return [each for result in results for each in result.findings if each.level != "information"]

@@ -1,6 +1,6 @@
-"""Compares the database with the schema of this version: tables of Postgres by Alembic, everything else by its definition.
+"""Compares the database with this version's schema: tables of Postgres by Alembic, everything else by its definition.
 
-Objects that this version doesn't know are no finding: a DBA may add an index, and a later version may add a column.
+Unknown objects are not findings: a DBA may add an index, and a later version a column.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ DIFFERS = FindingKind(
 RIGHTS = FindingKind(
     "rights_lacking",
     "warning",
-    "The roles of this installation have no rights on a table or view, as after a migration.",
+    "The roles of this installation lack rights on a table or view, for example after a migration.",
     "inbox roles | psql",
 )
 UNLIMITED = FindingKind(
     "owner_unlimited",
     "warning",
-    "The owner of the tables has no idle_in_transaction_session_timeout: a transaction that a person forgets keeps a route locked.",
+    "The owner of the tables has no idle_in_transaction_session_timeout: a forgotten transaction keeps a route locked.",
     "inbox roles | psql",
 )
 
 
 def examine_schema(installation: Installation) -> Iterator[Finding]:
-    """Tables, indexes, views, functions and triggers, against this version's."""
+    """Tables, indexes, views, functions and triggers, compared with this version's."""
     if not migrate.is_exactly_head(installation.engine):
         raise NotExamined("needs the schema of exactly this version: see the examination migrations")
     with installation.reading() as connection:
-        found = dict((_of_postgres if connection.dialect.name == POSTGRES else _of_sqlite)(connection))
+        found = dict((_compare_postgres if connection.dialect.name == POSTGRES else _compare_sqlite)(connection))
         for table in sorted(views.ROWS.keys() - found.keys()):
             if connection.execute(text(f"SELECT 1 FROM {table} WHERE id = 1")).first() is None:
                 found[table] = "has lost its row"
@@ -59,16 +59,16 @@ def examine_schema(installation: Installation) -> Iterator[Finding]:
         yield DIFFERS.found(name, f"{name} {told}")
 
 
-def _of_sqlite(connection: Connection) -> Iterator[tuple[str, str]]:
-    """Compare the text of each definition with that of a database made in memory."""
-    present, expected = _texts(connection), _made_in_memory()
+def _compare_sqlite(connection: Connection) -> Iterator[tuple[str, str]]:
+    """Yield the objects whose definition differs from that in a new database in memory."""
+    present, expected = _texts(connection), _read_definitions()
     for name, definition in expected.items():
         if present.get(name) != definition:
             yield name, "has another definition" if name in present else "is missing"
 
 
 @cache
-def _made_in_memory() -> Mapping[str, str]:
+def _read_definitions() -> Mapping[str, str]:
     made = create_engine("sqlite://")
     try:
         with made.begin() as connection:
@@ -83,10 +83,12 @@ def _texts(connection: Connection) -> dict[str, str]:
     return {row.name: " ".join(re.sub(r"--.*", "", row.sql).split()) for row in rows}
 
 
-def _of_postgres(connection: Connection) -> Iterator[tuple[str, str]]:
+def _compare_postgres(connection: Connection) -> Iterator[tuple[str, str]]:
     ours = {"include_name": lambda name, kind, _: kind != "table" or not is_leaf(name or ""), "compare_type": True}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about what Alembic can't compare, such as a constraint that was not validated
+        warnings.simplefilter(
+            "ignore"
+        )  # Alembic warns of objects that it can't compare, such as unvalidated constraints
         differences: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=ours), metadata)
     for each in (part for one in differences for part in (one if isinstance(one, list) else [one])):
         if each[0] in {"add_table", "add_index", "add_constraint"}:
@@ -94,7 +96,7 @@ def _of_postgres(connection: Connection) -> Iterator[tuple[str, str]]:
         elif not each[0].startswith("remove_") and not each[0].endswith("_comment"):
             yield f"{each[2]}.{getattr(each[3], 'name', each[3])}", f"differs: {each[0].replace('_', ' ')}"
     rows = connection.execute(_OBJECTS).all()
-    for kind, statements in _expected().items():
+    for kind, statements in _collect_definitions().items():
         present = {row.name: row.definition for row in rows if row.kind == kind}
         for name, statement in statements.items():
             if name not in present:
@@ -125,8 +127,8 @@ WHERE k.connamespace = CAST(current_schema() AS regnamespace) AND k.contype = 'c
 
 
 @cache
-def _expected() -> Mapping[str, Mapping[str, str]]:
-    """Return each kind's objects on Postgres, and the statements that make them."""
+def _collect_definitions() -> Mapping[str, Mapping[str, str]]:
+    """Return the objects of each kind on Postgres, with the statements that create them."""
     made: dict[str, dict[str, str]] = {kind: {} for kind in ("VIEW", "FUNCTION", "TRIGGER", "INDEX", "CHECK")}
     for statement in views.statements(POSTGRES):
         if found := _DEFINED.match(statement):
@@ -142,7 +144,7 @@ def _expected() -> Mapping[str, Mapping[str, str]]:
 
 
 def _function(statement: str) -> str:
-    """Return a function's body and its properties, as `_OBJECTS` has them."""
+    """Return a function's body and properties, in the form of `_OBJECTS`."""
     _, _, rest = statement.partition("$$")
     body, _, _ = rest.rpartition("$$")
     more = [word for word in ("SECURITY DEFINER", "SET search_path") if word in statement.replace(body, "")]
@@ -151,34 +153,34 @@ def _function(statement: str) -> str:
 
 _TOKEN = re.compile(r"'(?:[^']|'')*'|[\w.]+|[<>=!]+")
 _STORAGE_PARAMETER = re.compile(r"(?<=\w)='(\w+)'")
-"""As Postgres writes one of `WITH (…)`; it puts spaces around every comparison."""
+"""A parameter in Postgres' `WITH (…)`. Unlike a comparison, it has no spaces around `=`."""
 _WITHOUT_MEANING = frozenset({"any", "array", "in", "text", "btree", "using", "only", "public", "=", "on"})
 
 
 def _tokens(definition: str) -> Counter[str]:
-    """Count the words, values and comparisons of a definition, but for those that Postgres adds or rewrites."""
+    """Count the words, values and comparisons of a definition, except those that Postgres adds or rewrites."""
     plain = _STORAGE_PARAMETER.sub(r" = \1", definition)
     found = (token if token.startswith("'") else token.casefold().rpartition(".")[2] for token in _TOKEN.findall(plain))
     return Counter(token for token in found if token not in _WITHOUT_MEANING)
 
 
 def _is_same_view(connection: Connection, name: str, statement: str) -> bool:
-    """Compare a view with its definition: Postgres plans a query of either in the same way."""
+    """Tell whether a view equals its definition: Postgres makes the same plan for a query of either."""
     definition = statement.partition(" AS")[2]
     return _plan(connection, f"SELECT * FROM {name} v") == _plan(connection, f"SELECT * FROM ({definition}) v")
 
 
 def _plan(connection: Connection, query: str) -> tuple[tuple[str, ...], str]:
     """Return the names of a query's columns, and its plan."""
-    plain = connection.execution_options(no_parameters=True)  # a percent sign is one
+    plain = connection.execution_options(no_parameters=True)  # percent signs are literal
     names = tuple(plain.exec_driver_sql(f"SELECT * FROM ({query}) AS q LIMIT 0").keys())
     lines = plain.exec_driver_sql(f"EXPLAIN (VERBOSE, COSTS OFF) {query}").scalars()
     return names, "\n".join(line for line in lines if not line.startswith("Query Identifier"))
 
 
 def examine_rights(installation: Installation) -> Iterator[Finding]:
-    """Rights of the roles that `inbox roles` makes, and the limit of the owner, on Postgres."""
+    """Rights of the roles that `inbox roles` creates, and the owner's timeout, on Postgres."""
     for name in migrate.lacking_rights(installation.engine):
-        yield RIGHTS.found(name, f"the roles of `inbox roles` have no rights on {name}")
+        yield RIGHTS.found(name, f"the roles of `inbox roles` lack rights on {name}")
     for owner in migrate.list_unlimited_owners(installation.engine):
-        yield UNLIMITED.found(owner, f"{owner} owns the tables, and its transactions may stay open for good")
+        yield UNLIMITED.found(owner, f"{owner} owns the tables, and its transactions may stay open forever")

@@ -1,1 +1,1 @@
-"""HTTP calls to other systems: connections, limits, deadlines, answers and tokens. It knows neither database nor routes."""
+"""HTTP calls to other systems: connections, limits, deadlines, responses and tokens. Independent of database and routes."""

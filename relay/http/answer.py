@@ -1,4 +1,4 @@
-"""Answers of HTTP calls: their error classes, what they ask of the caller, and excerpts without secrets. Pure."""
+"""Responses of HTTP calls: their error classes, rate limits, and excerpts without secrets. Pure."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ BY_STATUS: dict[int, ErrorClass] = {
 }
 FAMILIES: dict[int, ErrorClass] = {3: "redirect", 4: "rejected", 5: "server_error"}
 _LONGEST_ERROR = 300
-"""Most characters of an error's text from an answer: the excerpt has more."""
+"""Most characters of an error's text from a response; the excerpt has more."""
 _LONGEST_DATE = 100
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 ABSENT: frozenset[ErrorClass] = frozenset({"not_found", "gone"})
-"""Answers that say that the resource does not exist."""
+"""Classes of responses for a resource that does not exist."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The result of a call: its log entry, and the parts that the next step needs."""
+    """The result of a call: its log entry, and the parts of the response that the next step needs."""
 
     call: Call
     body: bytes = b""
     """At most 64 KiB plus a byte."""
     whole: bool = True
-    """True when `body` is complete."""
+    """True if `body` is complete."""
     error_class: ErrorClass | None = None
-    """Empty for a success (2xx)."""
+    """None for a success (2xx)."""
     retry_after: float | None = None
     etag: str | None = None
     link: str | None = None
@@ -51,7 +51,7 @@ class Answer(msgspec.Struct, frozen=True):
     """Masks the endpoint's secrets in the body of a success."""
 
     def reporting(self, error_class: ErrorClass, text: str) -> Answer:
-        """Return this answer as a failure: with the status of a success, its body reports an error with this text."""
+        """Return this success as a failure, because its body reports an error with this text."""
         if self.redactor is None:
             return msgspec.structs.replace(self, error_class=error_class)
         shown = self.redactor.excerpt(text.encode("utf-8", "replace")) or ""
@@ -59,7 +59,7 @@ class Answer(msgspec.Struct, frozen=True):
         call = msgspec.structs.replace(self.call, error=why, excerpt=self.redactor.excerpt(self.body))
         return msgspec.structs.replace(self, call=call, error_class=error_class)
 
-    def failed(self, calls: tuple[Call, ...]) -> Failed:
+    def as_failed(self, calls: tuple[Call, ...]) -> Failed:
         """Return the failure of the attempt whose `calls` end with this one."""
         why = self.call.error or f"answered {self.call.status}{_phrase(self.call.status)}"
         return Failed(calls, self.error_class or "bad_answer", f"{self.call.step}: {why}", self.retry_after)
@@ -80,9 +80,9 @@ def class_of_status(status: int) -> ErrorClass | None:
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the seconds from `now`; None when the value is unreadable or past.
+    """Return the seconds from `now`; None if the value is malformed or past.
 
-    The value is a number of seconds, which may have a fraction as in Svix, or an HTTP-date.
+    The value is a number of seconds, with a fraction in Svix's case, or an HTTP-date.
     """
     if value is None:
         return None
@@ -95,32 +95,32 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
 
 def parse_http_date(value: str | None) -> datetime | None:
-    """Parse an HTTP-date; None when it is unreadable."""
+    """Parse an HTTP-date; None if it is malformed."""
     if value is None or len(value) > _LONGEST_DATE:
         return None
     try:
         moment = parsedate_to_datetime(value.strip())
     except (ValueError, OverflowError):
         return None
-    # "-0000": UTC, of unknown place (RFC 5322 §3.3)
+    # "-0000" is UTC from an unknown place (RFC 5322 §3.3)
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-# --- Masks secrets in what is kept of calls and their answers. Pure.
+# --- Masks secrets in the stored parts of calls and responses. Pure.
 
 
 EXCERPT_BYTES = 4096
 _SHORTEST_SECRET = 4
-"""Masking a shorter secret would black out half of an excerpt and hide nothing."""
+"""Shortest masked secret: a shorter one would match everywhere, and masking it would hide nothing."""
 _LOOKED_FOR = 64
-"""Characters searched of a secret that another system chose: for 2,000, in all spellings, a search blocked all threads for 3 s."""
+"""Characters searched of a secret issued by another system: a search for 2,000, in all spellings, blocked all threads for 3 s."""
 _WINDOW = 4 * EXCERPT_BYTES
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Postgres can't store a NUL; the others control a terminal. The last two ranges change the direction of text."""
+"""Postgres can't store a NUL; the others control a terminal. The last two ranges change the text direction."""
 _SENSITIVE = re.compile(
     r"""((?:token|passwd|password|pwd|secret|authorization|api[_-]?key|cookie|credential|signature)[\w-]{0,40}
         [\\"']{0,4}\s{0,8}[:=]\s{0,8})
-        (?: "(?:[^"\\]|\\.)*"?                          # a JSON string, perhaps cut short
+        (?: "(?:[^"\\]|\\.)*"?                          # a JSON string, possibly truncated
           | \\"[^"]*"?                                  # one inside another
           | [\[{][^\]}]*[\]}]?                          # a list or an object of them
           | (?:(?:bearer|basic)\s+)?[^\s,;&"'<>}\]]+    # a form's, a header's
@@ -131,16 +131,16 @@ MASK = "***"
 
 
 def name_only(pair: str) -> str:
-    """Return a pair of a query without its value, which may be a secret."""
+    """Return the name of a query's pair without its value, which may be a secret."""
     name, equals, _ = pair.partition("=")
     return f"{name}=…" if equals else "…"
 
 
 class Redactor:
-    """Makes excerpts of answers. It masks the endpoint's own secrets, and every value whose key names a secret."""
+    """Makes excerpts of responses. It masks the endpoint's own secrets, and every value whose key names a secret."""
 
     def __init__(self, secrets: Iterable[str], issued: str = "") -> None:
-        """Compile the patterns; `issued` is a secret that another system chose, however long."""
+        """Compile the patterns; `issued` is a secret of any length that another system issued."""
         self._secrets = frozenset(secrets)
         patterns: set[str] = set()
         for secret in self._secrets:
@@ -152,14 +152,14 @@ class Redactor:
         longest_first = sorted(patterns, key=len, reverse=True)
         self._own = re.compile("|".join(longest_first)) if longest_first else None
 
-    def besides(self, secret: str) -> Redactor:
-        """Return a redactor that also masks this secret, which another system chose."""
+    def with_secret(self, secret: str) -> Redactor:
+        """Return a redactor that also masks this secret, which another system issued."""
         return Redactor(self._secrets, secret)
 
     def excerpt(self, body: bytes) -> str | None:
-        """Return the beginning of `body`, at most 4 KiB of UTF-8; None when it is empty.
+        """Return the beginning of `body`, at most 4 KiB of UTF-8; None if it is empty.
 
-        The endpoint's own secrets are masked before the cut, so that no half of one is left at the edge.
+        The endpoint's own secrets are masked before the cut, so that no part of one remains at the end.
         """
         text = body.decode("utf-8", "replace")
         if self._own is not None:
@@ -171,7 +171,7 @@ class Redactor:
 
 _QUOTES = frozenset("\"'<>")
 _FURTHER = r"[^\s\"'<>]*"
-"""The rest of a secret whose beginning was found, and perhaps a little more."""
+"""Matches the rest of a secret whose beginning was found, and possibly some text after it."""
 
 
 def _patterns(secret: str, and_on: str = "") -> set[str]:
@@ -179,16 +179,16 @@ def _patterns(secret: str, and_on: str = "") -> set[str]:
     if len(secret) < _SHORTEST_SECRET:
         return set()
     base64_end = and_on or "[A-Za-z0-9+/_-]?={0,2}"
-    return {_spelled(secret) + and_on, *(_spelled(part) + base64_end for part in _in_base64(secret))}
+    return {_spell(secret) + and_on, *(_spell(part) + base64_end for part in _encode_base64(secret))}
 
 
-def _spelled(secret: str) -> str:
-    """Return a pattern for every way in which JSON, URLs and HTML write it, nested ones too."""
-    once = re.sub(r"\\+", r"\\", secret)  # a run of backslashes is matched as one: there would be too many ways
-    return "".join(char if char.isascii() and char.isalnum() else _spelled_char(char) for char in once)
+def _spell(secret: str) -> str:
+    """Return a pattern for all spellings of a secret in JSON, URLs and HTML, including nested ones."""
+    once = re.sub(r"\\+", r"\\", secret)  # a run of backslashes is matched as one, which avoids too many spellings
+    return "".join(char if char.isascii() and char.isalnum() else _spell_char(char) for char in once)
 
 
-def _spelled_char(char: str) -> str:
+def _spell_char(char: str) -> str:
     units = char.encode("utf-16-be").hex()
     escaped = r"\\{1,15}u".join(units[start : start + 4] for start in range(0, len(units), 4))
     plain = "|".join((f"u{escaped}", re.escape(char), *_ALIKE.get(char, ())))
@@ -199,8 +199,8 @@ def _spelled_char(char: str) -> str:
     return rf"(?i:{percent}|{entity}|\\{{0,15}}(?:{plain}))"
 
 
-def _in_base64(secret: str) -> Iterator[str]:
-    """Yield its form in the base64 of any text that holds it, for each of the three offsets."""
+def _encode_base64(secret: str) -> Iterator[str]:
+    """Yield the base64 of a secret within any text, for each of the three offsets."""
     data = secret.encode()
     for before in range(3):
         whole = base64.b64encode(bytes(before) + data).decode()
@@ -212,36 +212,36 @@ _ALIKE = {" ": (r"\+",), "+": ("-",), "/": ("_",), "\t": ("t",)}
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 
 
-# --- Rate limits that an answer's headers report: for how long the endpoint asks for no further call. Pure.
+# --- Rate limits in a response's headers, by which the endpoint asks for a pause. Pure.
 #
 # `X-RateLimit-Reset` is a time in seconds since 1970 (GitHub) or a number of seconds from now (others); `X-Rate-Limit-Reset`
-# is Okta's. A downstream may write anything there: all that is no number is ignored.
+# is Okta's. A downstream may send anything there: values that are not numbers are ignored.
 
 
 LONGEST_SECONDS = 86400.0
-"""Longest hold that is read."""
+"""Longest hold; longer ones are shortened."""
 _NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 _REMAINING = ("X-RateLimit-Remaining", "X-Rate-Limit-Remaining", "RateLimit-Remaining")
 _RESETS = ("X-RateLimit-Reset", "X-Rate-Limit-Reset", "RateLimit-Reset", "X-RateLimit-Reset-After")
 _FIRST_EPOCH = 10**9
-"""A larger number of seconds is a time since 1970 (from 2001 on), a smaller one a duration (up to 31 years)."""
+"""A larger number of seconds is a time since 1970 (in 2001 or later), a smaller one a duration (up to 31 years)."""
 _FIRST_EPOCH_IN_MILLISECONDS = 10**11
 _RETRY_LATER = {HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
 
 
-def rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> RateHold | None:
-    """Return for how long the endpoint asks for no further call; None when it doesn't.
+def read_rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> RateHold | None:
+    """Return the pause that the endpoint asks for; None without one.
 
-    `Retry-After` counts with a 2xx, 403 (GitHub's secondary limits) and 429. With a 202 it means something else, and a 503
-    may be about one entity alone: it delays that delivery, and the breaker judges the endpoint.
+    `Retry-After` counts with a 2xx, 403 (GitHub's secondary limits) and 429. With a 202 it means something else. A 503 may
+    concern a single entity: it delays that delivery, and the breaker judges the endpoint.
     """
     asked = [(0.0, "")]
-    is_success = status // 100 == 2 and status != HTTPStatus.ACCEPTED  # noqa: PLR2004  # a 202 says when to look for the result
+    is_success = status // 100 == 2 and status != HTTPStatus.ACCEPTED  # noqa: PLR2004  # in a 202, it is the time to poll for the result
     if is_success or status in _RETRY_LATER:
         asked.append((parse_retry_after(headers.get("Retry-After"), now) or 0.0, "Retry-After"))
     name = next((name for name in _REMAINING if _number(headers.get(name)) == 0), None)
     if name is not None:
-        # The time of the answer, by the clock that the reset is by.
+        # The response's time by the same clock as the reset.
         at = parse_http_date(headers.get("Date")) or now
         resets = (_seconds_until(_number(headers.get(reset)), at) for reset in _RESETS)
         asked.append((next((each for each in resets if each is not None), 0.0), f"{name} is 0"))

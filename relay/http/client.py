@@ -1,8 +1,8 @@
 """The HTTP client: the only module that makes calls.
 
-A call goes to a configured endpoint, over a urllib3 pool of one connection per thread, and always ends. Its deadline covers name
-resolution, connecting, and the head and body of the answer, however slowly they arrive. Its result is `answered`,
-`not_sent` or `unknown`: only an unknown call may have had an effect without an answer.
+A call goes to a configured endpoint, over a urllib3 pool of one connection per thread, and always ends. Its deadline covers
+name resolution, connecting, and the head and body of the response, however slowly they arrive. Its result is `answered`,
+`not_sent` or `unknown`: only an unknown call may have had an effect without a response.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from inbox.events import strict_json
 from inbox.observe.logs import format_place
 from inbox.observe.traces import Span
 from relay.delivery.outcome import Call, CallStep, ErrorClass, RateHold, Sent
-from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, rate_hold
+from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, read_rate_hold
 from relay.http.connection import CallState, NotHttpError, open_pool
 from relay.http.guard import WATCHDOG, CutOffError, RunningCall
 from relay.http.target import Target
@@ -38,31 +38,31 @@ PORTS = {"http": 80, "https": 443}
 
 
 MAX_ANSWER = 64 * 1024
-"""Most bytes read of an answer. A longer one is cut there, and its connection closed."""
+"""Most bytes read of a response. A longer one is truncated, and its connection closed."""
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A call to be made, below the endpoint's URL."""
+    """A call to make, below the endpoint's URL."""
 
     step: CallStep
     method: str
     headers: Mapping[str, str]
     """Names in Title-Case, values from `relay.http.target.header_value`. The endpoint's own headers take precedence."""
     path: str = ""
-    """Already percent-encoded, beginning with a slash; empty for the endpoint's URL itself."""
+    """Percent-encoded, beginning with a slash; empty for the endpoint's URL itself."""
     query: str = ""
-    """Already encoded, without the question mark."""
+    """Encoded, without the question mark."""
     body: bytes | None = None
     most: int = MAX_ANSWER
-    """Most bytes read of the answer."""
+    """Most bytes read of the response."""
     own_headers: Mapping[str, str] = {}
-    """Headers that the configuration sets for this call; they take precedence over those of the endpoint."""
+    """Headers configured for this call; they take precedence over those of the endpoint."""
     template: str | None = None
-    """The path as its template has it, for a trace; the path has values."""
+    """The template of the path, for a trace, which must not have the path's values."""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """The bounds for the calls of an attempt."""
+    """Bounds for the calls of an attempt."""
 
     lease: Callable[[], float]
     """Returns the instant of `inbox.clock.steady` until which the lease is trusted. The instant may move.
@@ -70,14 +70,14 @@ class Limits(msgspec.Struct, frozen=True):
     No call starts after it, and a running one is cut. Other threads call this too, and it must not raise.
     """
     stop: threading.Event
-    """Set for shutdown."""
+    """Set at shutdown."""
     now: Callable[[], datetime]
     span: Span | None = None
     """The span of the attempt; None unless it is sampled."""
 
 
 class HttpClient:
-    """A client of one endpoint. Make one for each api or destination, and keep it: each thread has its own connection."""
+    """A client of one endpoint. Keep one for each api or destination: each thread has its own connection."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -85,14 +85,14 @@ class HttpClient:
 
     @property
     def base(self) -> str:
-        """The URL that every call is below, with the query that every call has."""
+        """The URL that prefixes every call, with the query that every call has."""
         return f"{self.target.base}?{self.target.query}" if self.target.query else self.target.base
 
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, within the endpoint's timeout and the lease.
 
-        It raises nothing: errors of the other side, the network, the guard, and bugs are in the answer. A sampled attempt's
-        call is a span of its own, which the other side may continue.
+        It never raises: errors of the endpoint, the network and the guard, and bugs, are in the result. A call of a sampled
+        attempt has a span of its own, which the endpoint may continue.
         """
         if limits.span is None:
             return self._call(request, limits)
@@ -133,9 +133,9 @@ class HttpClient:
             try:
                 body = response.read(request.most + 1, decode_content=False)
                 is_whole = len(body) <= request.most
-                answer = self._answered(request, began, response, body, limits.now(), whole=is_whole)
+                answer = self._make_answer(request, began, response, body, limits.now(), whole=is_whole)
             finally:
-                if not is_whole:  # it is unknown how much was read
+                if not is_whole:  # the amount read is unknown
                     response.close()
         except Exception as caught:  # noqa: BLE001  # any error is the result of this call
             error = caught
@@ -148,19 +148,19 @@ class HttpClient:
         if answer is not None and cut_by is None:
             return answer
         root = CutOffError() if error is None or cut_by is not None else _root(error)
-        return self._failed(request, began, sent, root, status)
+        return self._fail(request, began, sent, root, status)
 
-    def _answered(
+    def _make_answer(
         self, request: Request, began: float, response: BaseHTTPResponse, body: bytes, now: datetime, *, whole: bool
     ) -> Answer:
         status = response.status
         error_class = class_of_status(status)
-        hold = rate_hold(response.headers, status, now)
+        hold = read_rate_hold(response.headers, status, now)
         if status == HTTPStatus.FORBIDDEN and hold is not None:
-            error_class = "throttled"  # GitHub's limits; any other 403 would open the breaker
+            error_class = "throttled"  # a rate limit of GitHub; any other 403 opens the breaker
         excerpt = None if error_class is None else self.target.redactor.excerpt(body)
         later = None if error_class is None else parse_retry_after(response.headers.get("Retry-After"), now)
-        call = self._logged(request, began, "answered", status, excerpt=excerpt, hold=hold)
+        call = self._log(request, began, "answered", status, excerpt=excerpt, hold=hold)
         etag, link = response.headers.get("ETag"), response.headers.get("Link")
         return Answer(call, body, whole, error_class, later, etag, link, self.target.redactor)
 
@@ -173,13 +173,13 @@ class HttpClient:
         return own
 
     def _send(self, pool: HTTPConnectionPool, request: Request, timeout: float) -> BaseHTTPResponse:
-        """Send the request, from parts that are checked already, and read the head of its answer. Nothing is repeated."""
+        """Send the request, whose parts are checked already, and read the head of the response. Never retries."""
         target = self.target
         query = f"{target.query}&{request.query}" if target.query and request.query else target.query or request.query
         headers = {**request.headers, **target.headers, **request.own_headers}
         if request.body is not None:
             headers["Content-Length"] = str(len(request.body))
-        url = below(target.base, request.path)
+        url = join_url(target.base, request.path)
         is_absolute = target.proxy is not None and url.startswith("http:")
         where = url if is_absolute else url[url.index("/", len("https://")) :]
         return pool.urlopen(
@@ -195,7 +195,7 @@ class HttpClient:
             decode_content=False,
         )
 
-    def _logged(
+    def _log(
         self,
         request: Request,
         began: float,
@@ -206,7 +206,7 @@ class HttpClient:
         excerpt: str | None = None,
         hold: RateHold | None = None,
     ) -> Call:
-        url = below(self.target.shown, request.path)
+        url = join_url(self.target.shown, request.path)
         names = [name_only(pair) for query in (self.target.query, request.query) if query for pair in query.split("&")]
         if names:
             url = f"{url}?{'&'.join(names)}"
@@ -215,20 +215,20 @@ class HttpClient:
 
     def _lost(self, request: Request, began: float, sent: Sent, status: int | None = None) -> Answer:
         error = "cut: the lease ended" if sent == "unknown" else "not made: the lease ended"
-        return Answer(self._logged(request, began, sent, status, error=error), error_class="lease_lost")
+        return Answer(self._log(request, began, sent, status, error=error), error_class="lease_lost")
 
-    def _failed(self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None) -> Answer:
+    def _fail(self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None) -> Answer:
         if isinstance(root, OutboundRefused):
-            return Answer(self._logged(request, began, sent, error=str(root)), error_class="refused")
-        error = _in_words(root, sent, self.target.timeout)
+            return Answer(self._log(request, began, sent, error=str(root)), error_class="refused")
+        error = _describe(root, sent, self.target.timeout)
         return Answer(
-            self._logged(request, began, sent, status, error=error),
+            self._log(request, began, sent, status, error=error),
             error_class="unknown" if sent == "unknown" else "not_sent",
         )
 
 
 def _root(error: BaseException) -> BaseException:
-    """Unwrap the original error: the texts of urllib3 around it would show the URL."""
+    """Unwrap the original error: the texts of urllib3's wrappers contain the URL."""
     for _ in range(10):
         inner = (getattr(error, "reason", None), *error.args, error.__cause__)
         found = next((candidate for candidate in inner if isinstance(candidate, BaseException)), None)
@@ -239,52 +239,54 @@ def _root(error: BaseException) -> BaseException:
 
 
 _WORDS: tuple[tuple[type[BaseException], Callable[[Any], str]], ...] = (
-    (socket.gaierror, lambda root: f"the host's name is not resolved: {root.strerror}"),
-    (ssl.SSLCertVerificationError, lambda root: f"the certificate is not accepted: {root.verify_message}"),
+    (socket.gaierror, lambda root: f"the host name can't be resolved: {root.strerror}"),
+    (ssl.SSLCertVerificationError, lambda root: f"the certificate is not valid: {root.verify_message}"),
     (ssl.SSLError, lambda root: f"TLS failed: {root.reason}"),
-    (RemoteDisconnected, lambda _: "the connection was closed without an answer"),
-    (IncompleteRead, lambda _: "the answer broke off"),
-    (NotHttpError, lambda root: f"not an HTTP answer: {root}"),
-    (HTTPException, lambda root: f"not an HTTP answer: {type(root).__name__}"),  # a proxy's, to CONNECT
+    (RemoteDisconnected, lambda _: "the connection was closed without a response"),
+    (IncompleteRead, lambda _: "the response was incomplete"),
+    (NotHttpError, lambda root: f"not an HTTP response: {root}"),
+    (HTTPException, lambda root: f"not an HTTP response: {type(root).__name__}"),  # a proxy's, to CONNECT
     (OSError, lambda root: root.strerror or "the proxy refused the call"),
 )
 
 
-def _in_words(root: BaseException, sent: Sent, timeout: float) -> str:
-    """Describe the error in our own words, without any text of the other side."""
+def _describe(root: BaseException, sent: Sent, timeout: float) -> str:
+    """Describe the error without any text from the endpoint."""
     if isinstance(root, TimeoutError):
-        return f"no whole answer within {timeout:g} s" if sent == "unknown" else f"not connected within {timeout:g} s"
+        return (
+            f"no complete response within {timeout:g} s" if sent == "unknown" else f"not connected within {timeout:g} s"
+        )
     for kind, words in _WORDS:
         if isinstance(root, kind):
             return words(root)
     return f"a bug in the call: {type(root).__name__} at {format_place(root) or 'an unknown place'}"
 
 
-def below(base: str, path: str) -> str:
-    """Return the URL of a path below a base; an empty path is the base itself."""
+def join_url(base: str, path: str) -> str:
+    """Append a path to a base URL; an empty path yields the base itself."""
     return base.rstrip("/") + path if path else base
 
 
-# --- Bearer tokens by client credentials (RFC 6749 §4.4): fetched on demand, cached, and renewed before they expire.
+# --- Bearer tokens from client credentials (RFC 6749 §4.4): fetched on demand, cached, and renewed before they expire.
 
 
 RENEWED_BEFORE_SECONDS = 30.0
-"""A token is renewed so long before it expires: a call with it may take some time."""
+"""Time before its expiry at which a token is renewed, since a call takes some time."""
 TRUSTED_SECONDS = 300.0
-"""Lifetime of a token whose answer states none."""
+"""Lifetime of a token whose response states none."""
 
 
 class BearerToken(msgspec.Struct, frozen=True):
-    """A bearer token; `until` is by the steady clock."""
+    """A bearer token, valid until `until` of the steady clock."""
 
     value: str
     until: float
     redactor: Redactor
-    """Masks the token in the answers of calls with it."""
+    """Masks the token in responses to calls with it."""
 
 
 class _NoToken(Exception):
-    """There is no token; the answer is the failure of the call that needs one."""
+    """Raised when there is no token; `answer` is the failure of the call that needs one."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()
@@ -292,10 +294,10 @@ class _NoToken(Exception):
 
 
 class TokenClient(HttpClient):
-    """Calls an endpoint with a token. It is thread-safe; one thread at a time fetches a token."""
+    """A client that calls an endpoint with a token. It is thread-safe; one thread at a time fetches a token."""
 
     def __init__(self, target: Target, tokens: Target, auth: ApiOauth2) -> None:
-        """Take the endpoint, and that of the tokens."""
+        """Make a client of `target`, with tokens from `tokens`."""
         super().__init__(target)
         self._tokens = HttpClient(tokens)
         self._token_url = auth.token_url.partition("?")[0]
@@ -311,9 +313,9 @@ class TokenClient(HttpClient):
         self._asking = Request("fetch", "POST", headers, body=urlencode(form).encode())
 
     def call(self, request: Request, limits: Limits) -> Answer:
-        """Make the call, as `HttpClient.call`. An error of the token URL becomes this call's own failure.
+        """Make the call, as `HttpClient.call`. An error of the token URL becomes this call's failure.
 
-        After a 401 the call is made once more with a new token: the cached one may have been revoked.
+        After a 401 the call is made once more with a new token, since the cached one may have been revoked.
         """
         try:
             token = self._present(request, limits)
@@ -332,14 +334,14 @@ class TokenClient(HttpClient):
         answer = msgspec.structs.replace(answer, redactor=token.redactor)
         if answer.call.excerpt is None:
             return answer
-        masked = token.redactor.excerpt(answer.body)  # from the body: the excerpt may end with half a token
+        masked = token.redactor.excerpt(answer.body)  # masked in the body, because the excerpt may end within a token
         return msgspec.structs.replace(answer, call=msgspec.structs.replace(answer.call, excerpt=masked))
 
     def _present(self, request: Request, limits: Limits) -> BearerToken:
         began = steady()
         if not self._one_fetches.acquire(timeout=self.target.timeout):
             waited = round((steady() - began) * 1000, 2)
-            why = "no token: another call has waited too long for one"
+            why = "no token: another call is still fetching one"
             call = Call(request.step, "POST", self._token_url, "not_sent", waited, error=why)
             raise _NoToken(Answer(call, error_class="not_sent"))
         try:
@@ -352,51 +354,51 @@ class TokenClient(HttpClient):
     def _ask(self, request: Request, limits: Limits) -> BearerToken:
         answer = self._tokens.call(msgspec.structs.replace(self._asking, step=request.step), limits)
         if answer.error_class is not None:
-            raise _NoToken(_failed(answer, answer.call.error or f"answered {answer.call.status}"))
+            raise _NoToken(_convert_failure(answer, answer.call.error or f"answered {answer.call.status}"))
         try:
             value, lasts = read_token(answer.body)
         except UnusableAnswer as error:
-            failed = msgspec.structs.replace(_failed(answer, str(error)), error_class="bad_answer")
+            failed = msgspec.structs.replace(_convert_failure(answer, str(error)), error_class="bad_answer")
             raise _NoToken(failed) from None
         until = steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2)
-        return BearerToken(value, until, self.target.redactor.besides(value))
+        return BearerToken(value, until, self.target.redactor.with_secret(value))
 
 
 _OF_THE_CLIENT: frozenset[ErrorClass] = frozenset({"rejected", "not_found", "gone", "conflict"})
-"""Classes that mean, from a token URL, that the client gets no token (400 in RFC 6749 §5.2). They say nothing of the endpoint."""
+"""Classes by which a token URL refuses the client (400 in RFC 6749 §5.2). They don't concern the endpoint."""
 
 
 class _TokenAnswer(msgspec.Struct):
-    """An answer of a token endpoint (RFC 6749 §5.1)."""
+    """A response of a token endpoint (RFC 6749 §5.1)."""
 
     # The characters of RFC 6749 §A.12 without the space: such a token is a valid header value. RFC 6750 §2.1 allows fewer
     # than services issue: Salesforce's tokens contain a `!`, Meta's a `|`.
     access_token: Annotated[str, Meta(pattern=r"\A[\x21-\x7e]+\Z")]
     token_type: Annotated[str, Meta(pattern=r"\A(?i:bearer)\Z")] = "bearer"  # noqa: S105  # no secret
-    """Required by the RFC, and left out by some."""
+    """Required by the RFC, but some services omit it."""
     expires_in: Annotated[float, Meta(ge=0, le=10**9)] | None = None
-    """Some servers write it in quotes."""
+    """Some servers send it in quotes."""
 
 
 def read_token(body: bytes) -> tuple[str, float]:
-    """Read the token and its lifetime in seconds from the answer of a token endpoint.
+    """Read the token and its lifetime in seconds from the response of a token endpoint.
 
     Raises:
-        UnusableAnswer: it has no usable token. The text names the wrong member, and repeats no value.
+        UnusableAnswer: it has no usable token. The text names the wrong member, without its value.
     """
     try:
         answer = msgspec.convert(strict_json.parse(body), _TokenAnswer, strict=False)
     except Unreadable:
-        raise UnusableAnswer("the answer is not JSON") from None
+        raise UnusableAnswer("the response is not JSON") from None
     except msgspec.ValidationError as error:
-        raise UnusableAnswer(f"the answer has no usable token: {error}") from None
+        raise UnusableAnswer(f"the response has no usable token: {error}") from None
     return answer.access_token, TRUSTED_SECONDS if answer.expires_in is None else answer.expires_in
 
 
-def _failed(answer: Answer, why: str) -> Answer:
-    """Turn a failed token request into the call's failure, without its body, which may hold a secret.
+def _convert_failure(answer: Answer, why: str) -> Answer:
+    """Convert a failed token request to the call's failure, without its body, which may contain a secret.
 
-    A 404 of the token URL must not be read as that of the entity: its counterpart would be deleted.
+    A 404 of the token URL must not be read as the entity's, whose counterpart would then be deleted.
     """
     error_class = "auth" if answer.error_class in _OF_THE_CLIENT else answer.error_class
     call = msgspec.structs.replace(answer.call, error=f"no token: {why}", excerpt=None)

@@ -1,9 +1,9 @@
 """Connections to endpoints: guarded, ended by a deadline, and read strictly.
 
-`http.client` reads a chunk's size by `int(line, 16)`, so that `-1` reads without an end and `-5` raises ValueError. It
-skips no interim answer but 100, and reads on after invalid header lines. So llhttp reads the answers here, as strictly as
-the receiver's requests (`inbox.http.protocol`). An answer that two parsers could read differently is refused: the call is
-`unknown` and its connection closed.
+`http.client` parses a chunk's size with `int(line, 16)`, so that `-1` reads forever and `-5` raises ValueError. It skips
+no interim response except 100, and continues after invalid header lines. So llhttp parses the responses here, as strictly
+as the receiver's requests (`inbox.http.protocol`). A response that two parsers could read differently is refused: the call
+is `unknown` and its connection closed.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from relay.http import guard
 from relay.http.guard import RunningCall
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
-"""Its warnings show whole URLs, including secrets in them, and text that the other side sent."""
+"""Its warnings contain whole URLs, including secrets in them, and text from the endpoint."""
 
 IDLE_SECONDS = 4.0
-"""A socket idle for longer is closed, not reused: the other side may be closing it at that moment, and its effect on the
-request would be unknown. Load balancers close after 60 s, uvicorn after 5 s, gunicorn after 2 s."""
+"""Longest idle time of a reused socket. The endpoint may be closing an older one, which would leave the request's effect
+unknown. Load balancers close after 60 s, uvicorn after 5 s, gunicorn after 2 s."""
 _COALESCED = 64 * 1024
-"""Largest body in bytes that goes out in one write with the head, which saves the other side a wake-up."""
+"""Largest body in bytes that is sent in one write with the head, which saves the endpoint a wake-up."""
 
 
 class CallState:
@@ -58,7 +58,7 @@ class _Guarded(HTTPConnection):
         self._used_at = 0.0
         self._held_back: list[bytes] | None = None
         self._answer: StrictResponse | None = None
-        self.response_class = self._begin_answer  # type: ignore[assignment]  # a class to http.client, which only calls it
+        self.response_class = self._begin_answer  # type: ignore[assignment]  # http.client expects a class, but only calls it
 
     def _begin_answer(self, *arguments: Any, **options: Any) -> StrictResponse:  # noqa: ANN401  # http.client's own
         self._answer = StrictResponse(*arguments, **options)
@@ -86,10 +86,10 @@ class _Guarded(HTTPConnection):
             try:
                 self.connect()
             except (BrokenPipeError, ConnectionResetError) as error:
-                # Unconverted, urllib3 takes them for a request that was cut short, and goes on to read an answer.
+                # Otherwise urllib3 would take them for a truncated request, and try to read a response.
                 raise NewConnectionError(self, "") from error
         running.attach(self.sock)
-        running.sent = True  # from here on the other side may act on it
+        running.sent = True  # from here on the endpoint may act on it
         if body is not None and len(body) > _COALESCED:
             super().request(method, url, body, headers, **options)
             return
@@ -118,7 +118,7 @@ class _GuardedTLS(_Guarded, HTTPSConnection):
 
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
-        # During the handshake only `ssl` has the socket: wrapping detaches ours before it begins.
+        # During the handshake only `ssl` has the socket, since wrapping detaches ours first.
         self._spare = sock.dup()
         self._state.call.attach(self._spare)
         return sock
@@ -144,16 +144,16 @@ def open_pool(base: str, state: CallState, context: ssl.SSLContext, proxy: str |
         manager = ProxyManager(proxy, proxy_headers=headers, proxy_ssl_context=context, **options)
     pool = manager.connection_from_url(base)
     cls = _GuardedTLS if pool.scheme == "https" else _Guarded
-    pool.ConnectionCls = functools.partial(cls, state)  # type: ignore[assignment]  # a class to urllib3, which only calls it
+    pool.ConnectionCls = functools.partial(cls, state)  # type: ignore[assignment]  # urllib3 expects a class, but only calls it
     return pool
 
 
-def tls_context(
+def make_tls_context(
     ca_file: str | None, where: str, cert_file: str | None = None, key_file: str | None = None
 ) -> ssl.SSLContext:
-    """Make a context that verifies, from TLS 1.2 on, and trusts `ca_file` alone, or else the CAs of `requests`.
+    """Make a verifying context for TLS 1.2 or later, which trusts only `ca_file`, or else the CAs of `requests`.
 
-    It presents the certificate of `cert_file` to a server that asks for one. Its key is in `key_file` or in the same file.
+    It presents the certificate of `cert_file` to a server that requests one. Its key is in `key_file` or in the same file.
 
     Raises:
         ConfigError: a file can't be read, or has the wrong content; `where` names the table.
@@ -166,10 +166,10 @@ def tls_context(
         raise ConfigError(f"{where}.ca_file: can't use ca_file {ca_file}: {error}") from None
     if cert_file is None:
         if key_file is not None:
-            raise ConfigError(f"{where}.key_file: key_file needs a cert_file, the certificate that the key is of")
+            raise ConfigError(f"{where}.key_file: key_file needs cert_file, the certificate of the key")
         return context
     try:
-        context.load_cert_chain(cert_file, key_file, password="")  # prevents a prompt: nobody could answer it
+        context.load_cert_chain(cert_file, key_file, password="")  # prevents a prompt, which would hang
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{where}.cert_file: can't use cert_file {cert_file} and key_file {key_file}: {error}"
@@ -188,15 +188,15 @@ def _context(ca_file: str) -> ssl.SSLContext:
     return context
 
 
-# --- strict answers
+# --- strict responses
 
 
 LARGEST_HEAD = 64 * 1024
-"""Most bytes of a head with the interim answers before it, of a trailer, or between two parts of a body."""
+"""Most bytes of a head with the interim responses before it, of a trailer, or between two parts of a body."""
 MOST_FIELDS = 100
 """Most header fields of a head, trailers included."""
 MOST_INTERIM = 8
-"""Most interim answers (1xx) that are skipped. RFC 9110 §15.2 requires parsing them, and sets no limit."""
+"""Most interim responses (1xx) that are skipped. RFC 9110 §15.2 requires parsing them, and sets no limit."""
 _PIECE = 16 * 1024
 _FIRST_FINAL_STATUS = 200
 _FIRST_STATUS = 100
@@ -205,18 +205,18 @@ _VERSIONS = {"1.1": 11, "1.0": 10}
 
 
 class NotHttpError(HTTPException):
-    """The bytes are no reliable HTTP answer. The text is ours or llhttp's, never the other side's."""
+    """The bytes are not a reliable HTTP response. The text is this module's or llhttp's, never the endpoint's."""
 
 
 class StrictResponse(HTTPResponse):
-    """An answer with the interface of `http.client`: `begin`, `read` with a bound, and `close`. For methods other than HEAD."""
+    """A response with the interface of `http.client`: `begin`, `read` with a bound, and `close`. Not for HEAD."""
 
     def __init__(
         self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
     ) -> None:
         super().__init__(sock, debuglevel, method, url)
         self.has_leftover = False
-        """True when unrequested bytes followed the answer: the connection can't be used again."""
+        """True if unrequested bytes followed the response, so that the connection can't be reused."""
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._fields: list[tuple[bytes, bytes]] = []
         self._count = 0
@@ -229,10 +229,10 @@ class StrictResponse(HTTPResponse):
         self._body = bytearray()
 
     def begin(self) -> None:
-        """Read the head of the final answer.
+        """Read the head of the final response.
 
         Raises:
-            NotHttpError: it is no head, or too many interim answers precede it.
+            NotHttpError: the head is invalid, or too many interim responses precede it.
             RemoteDisconnected, IncompleteRead: the connection was closed before its end.
         """
         while not self._in_body:
@@ -243,15 +243,15 @@ class StrictResponse(HTTPResponse):
         self.headers = self.msg = message
 
     def read(self, amt: int | None = None) -> bytes:
-        """Read up to `amt` bytes of the body, fewer only at its end. The rest stays unread.
+        """Read `amt` bytes of the body, fewer only at its end. The rest stays unread.
 
         Raises:
             NotHttpError: the framing of the body is unreliable.
             IncompleteRead: the connection was closed before its end.
-            ValueError: there is no bound.
+            ValueError: `amt` has no value.
         """
         if amt is None:
-            raise ValueError("an answer is never read without a bound")
+            raise ValueError("a response is never read without a bound")
         while len(self._body) < amt and not self._whole:
             self._feed()
         data = bytes(self._body[:amt])
@@ -261,7 +261,7 @@ class StrictResponse(HTTPResponse):
         return data
 
     def close(self) -> None:
-        """Release the connection's stream, and the parser, which refers to this object."""
+        """Release the connection's stream and the parser, which refers to this object."""
         self._parser = None
         super().close()
 
@@ -271,7 +271,7 @@ class StrictResponse(HTTPResponse):
             raise IncompleteRead(b"")
         data = self.fp.read1(_PIECE)
         if not data:
-            self._at_end()
+            self._end_at_eof()
             return
         self._unused += len(data)
         try:
@@ -284,7 +284,7 @@ class StrictResponse(HTTPResponse):
         if self._unused > LARGEST_HEAD and not self._whole:
             raise NotHttpError("a head, or a chunk header or trailer, does not end")
 
-    def _at_end(self) -> None:
+    def _end_at_eof(self) -> None:
         if self._until_close:
             self._whole = True
         elif self._unused or self._interim or self._in_body:
@@ -295,11 +295,11 @@ class StrictResponse(HTTPResponse):
     # Callbacks of the parser:
 
     def on_message_begin(self) -> None:
-        """Note the begin of another message."""
+        """Note the beginning of another message."""
         self.has_leftover = self._whole
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a field of a head; those of a trailer are not used."""
+        """Keep a field of a head; ignore those of a trailer."""
         self._count += 1
         if self._count > MOST_FIELDS:
             raise NotHttpError(f"more than {MOST_FIELDS} header fields")
@@ -307,7 +307,7 @@ class StrictResponse(HTTPResponse):
             self._fields.append((name, value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Skip an interim answer, and check the framing of the final one."""
+        """Skip an interim response, and check the framing of the final one."""
         parser = self._parser
         if self._whole or parser is None:
             return
@@ -318,17 +318,17 @@ class StrictResponse(HTTPResponse):
         if status < _FIRST_STATUS:
             raise NotHttpError("the status is below 100")
         if status == _SWITCHING_PROTOCOLS:
-            raise NotHttpError("it switches to a protocol that nobody has asked for")
+            raise NotHttpError("it switches to a protocol that was not requested")
         if status < _FIRST_FINAL_STATUS:
             self._interim += 1
             if self._interim > MOST_INTERIM:
-                raise NotHttpError(f"more than {MOST_INTERIM} interim answers")
+                raise NotHttpError(f"more than {MOST_INTERIM} interim responses")
             self._fields.clear()
             self._count = 0
             return
         codings = [value.lower() for name, value in self._fields if name.lower() == b"transfer-encoding"]
         if codings and (codings != [b"chunked"] or version == _VERSIONS["1.0"]):
-            raise NotHttpError("the only Transfer-Encoding is chunked, and in HTTP/1.0 there is none")
+            raise NotHttpError("a Transfer-Encoding other than chunked, or any in HTTP/1.0")
         self.code = self.status = status
         self.version, self.reason = version, ""
         self._until_close = not codings and all(name.lower() != b"content-length" for name, _ in self._fields)
@@ -343,11 +343,11 @@ class StrictResponse(HTTPResponse):
             self._unused = 0
 
     def on_message_complete(self) -> None:
-        """Note the end of the final answer."""
+        """Note the end of the final response."""
         self._whole = self._in_body
 
 
 def _words(error: Exception) -> str:
-    """Return the parser's own reason, a constant of llhttp, with a small letter for the middle of a sentence."""
+    """Return the parser's reason, a constant of llhttp, in lower case for the middle of a sentence."""
     reason = str(error)
     return reason[:1].lower() + reason[1:]

@@ -1,7 +1,7 @@
-"""The outbound guard: it resolves a name, checks every address, connects to a checked one, and cuts the call at its deadline.
+"""The outbound guard: resolves a name, checks every address, connects to a checked one, and cuts the call at its deadline.
 
 A guard that checks a URL's host and lets the connection resolve it again is bypassed by a second answer of the name
-server, `http://127.1`, or IPv4 inside IPv6. So the check is where the socket is opened, and once more on its peer.
+server, `http://127.1`, or IPv4 inside IPv6. So the check happens where the socket is opened, and again on its peer.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _log = logging.getLogger(__name__)
 CutBy = Literal["deadline", "lease"]
 
 _TICK = 0.05
-"""Seconds between two checks: a call is cut at most so much late."""
+"""Seconds between two checks, and so the longest delay of a cut."""
 
 
 class CutOffError(TimeoutError):
-    """The call was cut while it was still being set up."""
+    """The call was cut while connecting."""
 
 
 class RunningCall:
-    """A running call: its deadline and lease, its socket, and a flag for a request that has left."""
+    """A running call: its deadline, lease and socket, and a flag for a sent request."""
 
     __slots__ = ("_lock", "_socket", "cut_by", "deadline", "lease", "sent")
 
@@ -107,7 +107,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def watch(self, running: RunningCall) -> None:
-        """Cut `running` when it is due, until `forget`."""
+        """Watch a call until `forget`, and cut it when it is due."""
         self._running[running] = None
         if not self._busy.is_set():
             self._busy.set()
@@ -128,16 +128,16 @@ class Watchdog:
         while True:
             if not self._running:
                 self._busy.clear()
-                if not self._running:  # no call came between the check and the clear
+                if not self._running:  # no call was added between the check and the clear
                     self._busy.wait()
             time.sleep(_TICK)
             now = steady()
             for running in list(self._running):
                 try:
                     running.cut_if_due(now)
-                except Exception as error:  # noqa: BLE001  # an unknown lease is not trusted, and the other calls stay watched
+                except Exception as error:  # noqa: BLE001  # cut a call with an unknown lease, and keep watching the others
                     _log.error(
-                        "bug in the watchdog, which goes on", exc_info=without_message(error), extra=fields("bug")
+                        "bug in the watchdog, which continues", exc_info=without_message(error), extra=fields("bug")
                     )
                     running.revoke()
 
@@ -149,7 +149,7 @@ WATCHDOG = Watchdog()
 
 
 _SLICE = 0.1
-"""Seconds between two checks for a cut call while its name is being resolved."""
+"""Seconds between two checks for a cut while a name is being resolved."""
 _RESOLVERS = 16
 """Most threads that a hanging name server can occupy."""
 
@@ -162,7 +162,7 @@ _FORBIDDEN_4 = tuple(
         ("10.0.0.0/8", "private"),
         ("100.64.0.0/10", "shared by a carrier's NAT"),
         ("127.0.0.0/8", "loopback"),
-        ("168.63.129.16/32", "the host of an Azure machine"),  # learn.microsoft.com: what-is-ip-address-168-63-129-16
+        ("168.63.129.16/32", "the host of an Azure machine"),  # learn.microsoft.com: IP address 168.63.129.16
         ("169.254.0.0/16", "link-local"),
         ("172.16.0.0/12", "private"),
         ("192.0.0.0/24", "reserved"),
@@ -177,8 +177,8 @@ _FORBIDDEN_4 = tuple(
     )
 )
 _GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
-"""The range that IANA assigned as global unicast. Loopback, unique-local, link-local, NAT64, multicast and segment
-routing lie outside of it."""
+"""The range that IANA assigned as global unicast, which excludes loopback, unique-local, link-local, NAT64, multicast and
+segment routing."""
 _FORBIDDEN_6 = tuple(
     (ipaddress.IPv6Network(network), what)
     for network, what in (
@@ -190,7 +190,7 @@ _FORBIDDEN_6 = tuple(
 )
 
 
-# ::ffff:0:0/96 is read as IPv4 altogether. These embed an IPv4 address that a gateway on the way extracts:
+# ::ffff:0:0/96 is always read as IPv4. These embed an IPv4 address that a gateway on the way extracts:
 # RFC 4291 §2.5.5.1, RFC 6052 §2.1, RFC 8215.
 _HOLDS_IPV4 = tuple(ipaddress.IPv6Network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48"))
 
@@ -208,7 +208,7 @@ class AddressRules(msgspec.Struct, frozen=True):
 
     @property
     def forbids_nothing(self) -> bool:
-        """True when no address is refused, so that none needs a check."""
+        """True if no address is refused, so that no check is needed."""
         return self.allow_private and not self.allow and not self.block
 
 
@@ -216,17 +216,17 @@ PUBLIC = AddressRules()
 ANYWHERE = AddressRules(allow_private=True)
 
 
-def refusal(address: str, rules: AddressRules = PUBLIC) -> str | None:
-    """Return the reason why a call may not go to this IP address; None when it may."""
+def find_refusal(address: str, rules: AddressRules = PUBLIC) -> str | None:
+    """Return the reason why a call may not go to this IP address; None if it may."""
     given = ipaddress.ip_address(address)
     mapped = given.ipv4_mapped if isinstance(given, ipaddress.IPv6Address) else None
     ip = given if mapped is None else mapped
     if any(reading in network for reading in _readings(ip) for network in rules.block):
-        return "named by block_to"
+        return "in block_to"
     if not all(any(ip in network for network in networks) for networks in rules.allow):
-        return "not named by allow_to"
+        return "not in allow_to"
     what = None if rules.allow_private else _not_public(ip)
-    return None if what is None else f"{what}; allow_private = true lets the call out"
+    return None if what is None else f"{what}; allow_private = true allows the call"
 
 
 def _not_public(ip: Ip) -> str | None:
@@ -238,7 +238,7 @@ def _not_public(ip: Ip) -> str | None:
 
 
 def _readings(ip: Ip) -> Iterator[Ip]:
-    """Yield the address, and those that a gateway may turn it into."""
+    """Yield the address, and those to which a gateway may translate it."""
     yield ip
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.sixtofour is not None:
@@ -248,10 +248,10 @@ def _readings(ip: Ip) -> Iterator[Ip]:
             yield ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
 
 
-def literal(host: str) -> str | None:
-    """Return the address that a host in a URL spells, in any form that some resolver accepts; None for a name.
+def parse_literal(host: str) -> str | None:
+    """Return the address that a URL's host spells in any form that some resolver accepts; None for a name.
 
-    Examples are `127.1`, `2130706433`, `0x7f.1` and `017700000001`, which `inet_aton` reads, and any with a trailing dot.
+    Examples are `127.1`, `2130706433`, `0x7f.1` and `017700000001`, which `inet_aton` accepts, and any with a trailing dot.
     """
     bare = host.strip("[]").rstrip(".")
     try:
@@ -279,7 +279,7 @@ _PRIVATE_NAMES = frozenset({"metadata.goog"})
 
 
 def is_private_name(host: str) -> bool:
-    """Return True when the name alone shows this machine, a private network, or no name. For names that a proxy resolves.
+    """Return True if the name alone refers to this machine or a private network, or is invalid. For names resolved by a proxy.
 
     A public name ends with a label that begins with a letter (RFC 1123 §2.1); some resolvers read `127.0.0.256` as an address.
     """
@@ -289,7 +289,7 @@ def is_private_name(host: str) -> bool:
 
 
 def is_loopback_name(host: str) -> bool:
-    """Return True for `localhost` and names below it, which no resolver may look up elsewhere (RFC 6761 §6.3)."""
+    """Return True for `localhost` and its subdomains, which no resolver may look up elsewhere (RFC 6761 §6.3)."""
     name = host.rstrip(".").lower()
     return name == "localhost" or name.endswith(".localhost")
 
@@ -299,7 +299,7 @@ def connect(host: str, port: int, running: RunningCall, rules: AddressRules) -> 
 
     Raises:
         OutboundRefused: one of the host's addresses may not be called.
-        OSError: not resolved, not connected, or out of time.
+        OSError: the name can't be resolved, the connection fails, or the time is up.
     """
     addresses = _resolve(host, port, running)
     for _, address in addresses:
@@ -309,12 +309,12 @@ def connect(host: str, port: int, running: RunningCall, rules: AddressRules) -> 
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.settimeout(running.remaining() / left)  # the next address gets its share of the time
+            sock.settimeout(running.remaining() / left)  # keeps an equal share of the time for each further address
             running.attach(sock)
             sock.connect(address)
             if not rules.forbids_nothing:
                 _check(host, sock.getpeername()[0], rules)
-            running.remaining()  # a socket that was shut down while connecting may look connected
+            running.remaining()  # a socket that was cut while connecting may look connected
         except (OSError, OutboundRefused) as error:
             running.detach()
             sock.close()
@@ -327,7 +327,7 @@ def connect(host: str, port: int, running: RunningCall, rules: AddressRules) -> 
 
 
 def _check(host: str, address: str, rules: AddressRules) -> None:
-    reason = None if rules.forbids_nothing else refusal(address, rules)
+    reason = None if rules.forbids_nothing else find_refusal(address, rules)
     if reason is not None:
         raise OutboundRefused(f"{host} is at {address}, which is {reason}")
 
@@ -339,10 +339,10 @@ _LOOKUPS = threading.BoundedSemaphore(_RESOLVERS)
 
 
 def _resolve(host: str, port: int, running: RunningCall) -> list[_Address]:
-    """Return the addresses of `host`, by a thread of its own, since nothing can end a `getaddrinfo` that hangs.
+    """Return the addresses of `host`, resolved in a separate thread because a hanging `getaddrinfo` can't be stopped.
 
     Raises:
-        OSError: the name has none, or the time is over.
+        OSError: the name has no address, or the time is up.
     """
     while not _LOOKUPS.acquire(timeout=min(_SLICE, running.remaining())):
         pass
@@ -357,7 +357,7 @@ def _resolve(host: str, port: int, running: RunningCall) -> list[_Address]:
             return answer.result(timeout=min(_SLICE, running.remaining()))
         except CutOffError:
             raise
-        except TimeoutError:  # the wait's, or the lookup's own
+        except TimeoutError:  # raised by the wait, or by the lookup itself
             if answer.done():
                 return answer.result()
 
@@ -368,7 +368,7 @@ def _look_up(host: str, port: int, answer: Future[list[_Address]]) -> None:
         answer.set_result([(family, address) for family, _, _, _, address in found])  # type: ignore[misc]  # no int addresses without AF_PACKET
     except UnicodeError:  # an empty label, or one of more than 63 characters
         answer.set_exception(socket.gaierror(socket.EAI_NONAME, "not a host name"))
-    except Exception as error:  # noqa: BLE001  # it goes to the caller
+    except Exception as error:  # noqa: BLE001  # passed to the caller
         answer.set_exception(error)
     finally:
         _LOOKUPS.release()

@@ -1,4 +1,4 @@
-"""Endpoints of HTTP clients: read from the configuration, and checked once, before any call."""
+"""Endpoints of HTTP clients, read from the configuration and checked once before any call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from inbox.config.values import is_name, may_be_set, to_title_case
 from inbox.errors import ConfigError, collect_config_errors
 from relay.http import guard
 from relay.http.answer import Redactor
-from relay.http.connection import tls_context
+from relay.http.connection import make_tls_context
 
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
 _LEFT_AS_THEY_ARE = "\t" + "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -28,17 +28,17 @@ _NO_LISTS = Outbound()
 
 
 class Target(msgspec.Struct, frozen=True):
-    """An endpoint, ready to be called."""
+    """A checked endpoint."""
 
     base: str
     """Scheme, host and path, as configured. A call's path is appended."""
     query: str
     shown: str
-    """The part of `base` that the log shows."""
+    """Part of `base` shown in the log."""
     headers: dict[str, str]
-    """Configured headers and authentication. Names are in Title-Case, so that they replace a call's header of the same name."""
+    """Configured headers and authentication, with names in Title-Case so that they replace a call's headers."""
     timeout: float
-    """Seconds, for one call."""
+    """Seconds for a call."""
     proxy: str | None
     rules: guard.AddressRules
     tls: ssl.SSLContext
@@ -55,28 +55,28 @@ def prepare(
     secrets: Iterable[str] = (),
     shown_path: str | None = None,
 ) -> Target:
-    """Read the endpoint's secrets, and check all that can be checked before a call.
+    """Read the endpoint's secrets, and check everything that can be checked before a call.
 
     Args:
         endpoint: its authentication, limits and rules.
-        url: the URL that every path is below.
+        url: the URL that prefixes every path.
         where: the table of the configuration, named in errors.
         outbound: the address lists for all endpoints.
         key: the key of the url in that table, named in errors.
-        secrets: further texts that an excerpt of an answer must not show.
-        shown_path: text that the log shows in place of the URL's path, which may be a secret.
+        secrets: further texts to mask in excerpts of responses.
+        shown_path: text to log in place of the URL's path, which may be a secret.
 
     Raises:
-        ConfigError: the URL, a header, `ca_file` or `proxy` can't be used, or a secret is not there. The text has a line
-            for each mistake.
+        ConfigError: the URL, a header, `ca_file` or `proxy` is unusable, or a secret is missing. The text has a line for
+            each mistake.
     """
     rules = _rules(endpoint, outbound)
     checks: dict[str, Callable[[], Any]] = {
-        "parts": partial(_checked_url, url, endpoint, rules, f"{where}.{key}"),
+        "parts": partial(_check_url, url, endpoint, rules, f"{where}.{key}"),
         "auth": partial(_authentication, endpoint.auth, f"{where}.auth"),
         "headers": partial(_own_headers, endpoint, where),
         "proxy": partial(_check_proxy, endpoint.proxy, f"{where}.proxy"),
-        "tls": partial(tls_context, endpoint.ca_file, where, endpoint.cert_file, endpoint.key_file),
+        "tls": partial(make_tls_context, endpoint.ca_file, where, endpoint.cert_file, endpoint.key_file),
     }
     made = collect_config_errors(checks)
     parts: SplitResult = made["parts"]
@@ -88,7 +88,7 @@ def prepare(
         headers={"User-Agent": "inbox-relay", "Accept-Encoding": "identity", **made["headers"], **headers},
         timeout=float(endpoint.timeout),
         proxy=endpoint.proxy,
-        # A proxy's address is the operator's choice, and it resolves the name itself, where nothing here can look.
+        # The operator chose the proxy's address, and the proxy resolves the name itself.
         rules=guard.ANYWHERE if endpoint.proxy else rules,
         tls=made["tls"],
         redactor=Redactor([*own, *secrets, *_query_values(parts.query), *_password(endpoint.proxy)]),
@@ -96,36 +96,36 @@ def prepare(
 
 
 def header_value(text: str) -> str:
-    """Write `text` for a header: printable ASCII and tabs unchanged, any other text percent-encoded as UTF-8.
+    """Encode `text` for a header: printable ASCII and tabs unchanged, any other text percent-encoded as UTF-8.
 
-    `requests` refuses line breaks, but would send a NUL, and Latin-1. Encoded text has its `%` encoded too.
+    `requests` refuses line breaks, but would send a NUL or Latin-1. Encoded text has its `%` encoded too.
     """
     return text if _PRINTABLE.fullmatch(text) else quote(text, safe=_LEFT_AS_THEY_ARE)
 
 
 def _own_headers(endpoint: Endpoint, where: str) -> dict[str, str]:
-    """Return the configured headers, of two spellings of a name the first."""
+    """Return the configured headers; of two spellings of a name, the first one counts."""
     headers: dict[str, str] = {}
     for name, value in endpoint.headers.items():
         if not may_be_set(name):
-            raise ConfigError(f"{where}.headers: {name!r} is not a header that can be set here")
+            raise ConfigError(f"{where}.headers: the header {name!r} can't be set here")
         headers.setdefault(to_title_case(name), header_value(value))
     return headers
 
 
-def _checked_url(url: str, endpoint: Endpoint, rules: guard.AddressRules, where: str) -> SplitResult:
-    """Return the URL as requests normalises it (IDNA, percent-encoding). Errors don't repeat it: it may be a secret."""
+def _check_url(url: str, endpoint: Endpoint, rules: guard.AddressRules, where: str) -> SplitResult:
+    """Return the URL as normalised by requests (IDNA, percent-encoding). Errors omit it, since it may be a secret."""
     request = requests.PreparedRequest()
     try:
         request.prepare_url(url, None)
         parts = urlsplit(request.url or "")
-        parts.port  # noqa: B018  # raises when it is not a number
+        parts.port  # noqa: B018  # raises if it is not a number
     except (requests.RequestException, ValueError):
-        raise ConfigError(f"{where}: can't be used; write it as https://host/path") from None
+        raise ConfigError(f"{where}: is not a valid URL; write it as https://host/path") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigError(f"{where}: must begin with https:// or http:// and name a host")
+        raise ConfigError(f"{where}: must begin with https:// or http:// and have a host")
     if parts.username is not None or parts.password is not None:
-        raise ConfigError(f'{where}: must not hold a user or password; write them as auth = {{ kind = "basic", … }}')
+        raise ConfigError(f'{where}: must not contain a user or password; write them as auth = {{ kind = "basic", … }}')
     wrong = []
     if parts.scheme == "http" and not endpoint.allow_http:
         wrong.append(f"{where}: is plain http; use https, or set allow_http = true")
@@ -137,18 +137,18 @@ def _checked_url(url: str, endpoint: Endpoint, rules: guard.AddressRules, where:
 
 
 def _host_problem(host: str, endpoint: Endpoint, rules: guard.AddressRules) -> str | None:
-    """Return why calls to the host would be refused, as far as its text tells; None when nothing in it does."""
+    """Return the reason why calls to the host would be refused, judged by its text; None if there is none."""
     if endpoint.proxy is not None:
         return _problem_behind_proxy(host, endpoint, rules)
     if guard.is_loopback_name(host):
-        return None if endpoint.allow_private else f"{host} is this machine; allow_private = true lets the call out"
-    # The lists are about calls; here it is the key that is missing.
+        return None if endpoint.allow_private else f"{host} is this machine; allow_private = true allows the call"
+    # The lists are checked at each call; here only the missing key matters.
     return _problem_of_address(host, guard.AddressRules(allow_private=endpoint.allow_private))
 
 
 def _problem_of_address(host: str, rules: guard.AddressRules) -> str | None:
-    address = guard.literal(host)
-    reason = None if address is None else guard.refusal(address, rules)
+    address = guard.parse_literal(host)
+    reason = None if address is None else guard.find_refusal(address, rules)
     spelled = "" if guard.is_canonical(host) else f"{address}, which is "
     return None if reason is None else f"{host} is {spelled}{reason}"
 
@@ -167,7 +167,7 @@ def _authentication(auth: OutboundAuth | None, where: str) -> tuple[dict[str, st
         return {"Authorization": header_value(f"Bearer {token}")}, [token, header_value(token)]
     if isinstance(auth, ApiHeader):
         if not is_name(auth.name):
-            raise ConfigError(f"{where}.name: {auth.name!r} is not a header's name")
+            raise ConfigError(f"{where}.name: {auth.name!r} is not a header name")
         value = auth.value.reveal(at=f"{where}.value")
         return {to_title_case(auth.name): header_value(value)}, [value, header_value(value)]
     return {}, []
@@ -195,23 +195,23 @@ def _rules(endpoint: Endpoint, outbound: Outbound) -> guard.AddressRules:
 
 
 def _problem_behind_proxy(host: str, endpoint: Endpoint, rules: guard.AddressRules) -> str | None:
-    """Refuse a recognisably private host: a proxy resolves names itself, and perhaps more spellings of addresses."""
-    address = guard.literal(host)
+    """Refuse a recognisably private host: a proxy resolves names itself, and may accept more spellings of addresses."""
+    address = guard.parse_literal(host)
     if address is not None:
         problem = _problem_of_address(host, rules)
         if problem is None and not guard.is_canonical(host) and not rules.forbids_nothing:
-            # 010.0.0.1 is 8.0.0.1 to some, 10.0.0.1 to others
+            # some read 010.0.0.1 as 8.0.0.1, others as 10.0.0.1
             problem = f"proxies read {host} differently; write the address as {address}"
         return problem
     if endpoint.allow_to is not None or endpoint.block_to:
         return (
-            f"the proxy resolves {host} itself, so that allow_to and block_to can't be kept to; "
-            "remove them here, and give these lists to the proxy"
+            f"the proxy resolves {host} itself, so allow_to and block_to can't be enforced; "
+            "remove them here, and configure these lists in the proxy"
         )
     if not endpoint.allow_private and (_HOST.fullmatch(host) is None or guard.is_private_name(host)):
-        return f"{host} is no public name; set allow_private = true to have a proxy call it"
+        return f"{host} is not a public name; set allow_private = true to call it through a proxy"
     if not endpoint.allow_private and host.endswith("."):
-        return f"{host} ends with a dot, which proxies understand differently; remove the dot"
+        return f"{host} ends with a dot, which proxies interpret differently; remove the dot"
     return None
 
 

@@ -1,1 +1,1 @@
-"""Sweeps: reads pages of changes from a source, and stores the events that no webhook has brought."""
+"""Sweeps: reads pages of changes from a source, and stores events for the changes without a webhook."""

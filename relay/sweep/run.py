@@ -1,7 +1,7 @@
-"""A sweep: asks a source for its changes, compares them with the inbox, and adds an event for each unreported one.
+"""A sweep: lists a source's changes, compares them with the inbox, and adds an event for each unreported one.
 
-`relay sweep` and the daemon run it alike. A sweep takes events in as the receiver does, by the same statement, so this is
-the one room of the relay that knows how the receiver stores them.
+Both `relay sweep` and the daemon run it. A sweep stores events with the receiver's statement, so this is the only package
+of the relay that depends on how the receiver stores them.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ from relay.store.database import Database
 from relay.store.gates import acquire_rate, hold, read_hold_seconds
 from relay.store.sweeps import Listed, SweepFindings
 from relay.store.work import Work, process_in_parts
-from relay.sync.calls import evaluated, reported_error
+from relay.sync.calls import evaluate, find_error
 from relay.sync.expressions import Expression, decode, encode
 from relay.sync.forms import instant_of
 from relay.sync.paging import PagesPlan, Paginator, compile_pages
-from relay.sync.templates import expanded, templated
+from relay.sync.templates import compile_templates, expand_templates
 
-# --- Listings, page by page: ids, times of the last change, and the entities, with bounded memory.
+# --- Listings, read page by page with bounded memory: ids, times of the last change, and entities.
 
 
 MOST_BYTES = 8 * 1024 * 1024
-"""The largest page."""
+"""Largest page in bytes."""
 MOST_MARKS = 250_000
-"""The most brackets, commas and colons in a page: parsed, they take up to 33 MiB (fractions)."""
+"""Most brackets, commas and colons in a page: parsed, they take up to 33 MiB (of fractions)."""
 ONE_PAGE = threading.Lock()
-"""Parsed, a page takes many times its bytes: a process has one at a time, while pages of other apis are fetched."""
+"""Held while a page is parsed, since a parsed page takes many times its bytes. Other pages are fetched meanwhile."""
 _TRANSIENT: frozenset[ErrorClass] = frozenset({"not_sent", "unknown", "throttled", "server_error"})
-"""Errors after which a page is asked for again."""
+"""Errors after which a page is requested again."""
 TRIES = 3
 FIRST_WAIT_SECONDS = 0.5
-"""The wait before the second try; the next one is four times as long."""
+"""Wait before the second try; the next wait is four times as long."""
 LONGEST_RETRY_AFTER = 20.0
-"""The longest wait that a source may ask for, in seconds: a relay has to renew its turn."""
+"""Longest `Retry-After` of a source in seconds: the relay has to renew its lease."""
 
 
 class Unlisted(msgspec.Struct, frozen=True):
-    """An item of a page that names no entity, or no time of its last change."""
+    """An item of a page without an entity or the time of its last change."""
 
     digest: bytes
     """SHA-256 of the item."""
@@ -75,18 +75,18 @@ Entry = Listed | Unlisted
 
 
 class Page(msgspec.Struct, frozen=True):
-    """The new entities of a page, each as the page has it."""
+    """The new entities of a page, as listed."""
 
     entities: Mapping[Listed, Any] = {}
     unlisted: Sequence[Unlisted] = ()
 
 
 BEFORE_A_CALL = Page()
-"""The page that is yielded before each call, so that the caller can enforce a rate limit first."""
+"""Page yielded before each call, so that the caller can enforce a rate limit."""
 
 
 class Pages:
-    """A listing of the entities of a service that have changed."""
+    """A listing of a service's changed entities."""
 
     def __init__(self, table: Sweep, where: str, caller: HttpClient) -> None:
         """Compile it.
@@ -96,7 +96,7 @@ class Pages:
         """
         self._caller = caller
         self.held_by: Call | None = None
-        """The last call whose answer asked for no further call for some time; None since it was heeded."""
+        """The last call whose response asked to pause; None once the pause is recorded."""
         self._unit = table.time_unit
         parts: dict[str, Callable[[], Any]] = {
             key: partial(Expression, getattr(table, key), f"{where}.{key}", None) for key in ("items", "id", "modified")
@@ -108,14 +108,14 @@ class Pages:
         self._id: Expression = made["id"]
         self._modified: Expression = made["modified"]
 
-    def since(self, since: datetime, context: Context) -> Iterator[Page]:
-        """Yield what was changed at or after `since`, page by page, in the service's order.
+    def read(self, since: datetime, context: Context) -> Iterator[Page]:
+        """Yield the pages of entities changed at or after `since`, in the service's order.
 
-        Entities that change meanwhile may come twice. By start, those that don't come at least once. A page that can't be
-        fetched is tried three times; BEFORE_A_CALL comes before each try.
+        Entities that change meanwhile may come twice. With paging by `start`, all others come at least once. A page is
+        tried three times; BEFORE_A_CALL is yielded before each try.
 
         Raises:
-            SweepFailed: a page can't be fetched or read, the pages repeat, or move too fast to be followed.
+            SweepFailed: a page can't be fetched or read, or the pages repeat or change too fast.
         """
         paginator = Paginator[Entry](self._plan, {"since": rfc3339(since)}, self._caller.base)
         wait, tries_left = FIRST_WAIT_SECONDS, TRIES
@@ -150,11 +150,9 @@ class Pages:
             self.held_by = answer.call
         _require_success(answer)
         if not answer.whole:
-            raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; ask for less by pages.count")
+            raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; lower pages.count")
         if has_more_marks(answer.body, MOST_MARKS):
-            raise SweepFailed(
-                f"a page has more than {MOST_MARKS:,} brackets, commas and colons; ask for less by pages.count"
-            )
+            raise SweepFailed(f"a page has more than {MOST_MARKS:,} brackets, commas and colons; lower pages.count")
         return answer
 
     def _page(self, paginator: Paginator[Entry], answer: Answer) -> Page:
@@ -162,14 +160,14 @@ class Pages:
             document = decode(answer.body)
         except ValueError as error:
             raise SweepFailed(f"a page is {error}") from None
-        reported = reported_error(paginator.call.rules, document)
+        reported = find_error(paginator.call.rules, document)
         if reported is not None:
             _require_success(answer.reporting(*reported))
-        found = evaluated(self._items, document)
+        found = evaluate(self._items, document)
         if found is None and self._plan.total_in(document) == 0:
-            found = []  # SCIM leaves the list out then (RFC 7644 §3.4.2)
+            found = []  # SCIM omits an empty list (RFC 7644 §3.4.2)
         if not isinstance(found, list):
-            raise SweepFailed("a page has no list where items says")
+            raise SweepFailed("a page has no list at items")
         entries = [self._entry(item) for item in found]
         unlisted = [entry for entry in entries if isinstance(entry, Unlisted)]
         if unlisted and len(unlisted) == len(entries):
@@ -183,21 +181,21 @@ class Pages:
         return Page(listed, [entry for entry in unlisted if entry in fresh])
 
     def _entry(self, item: Any) -> Entry:  # noqa: ANN401  # any JSON
-        """Read an item. One that can't be read is an entry too: the others of its page go on."""
+        """Read an item. An unreadable item becomes an entry too, so that the rest of its page is processed."""
         try:
-            return self._listed(item)
+            return self._identify(item)
         except SweepFailed as error:
             return Unlisted(hashlib.sha256(encode(item)).digest(), str(error))
 
-    def _listed(self, item: Any) -> Listed:  # noqa: ANN401  # any JSON
+    def _identify(self, item: Any) -> Listed:  # noqa: ANN401  # any JSON
         try:
             entity_id = self._id.value(item)
             if not isinstance(entity_id, str | int) or isinstance(entity_id, bool):
-                raise SweepFailed("an entity in a page has no id where it is said to be")
-            named = text_field({"id": str(entity_id)}, "id", LONGEST_ID)  # as a webhook could name it
+                raise SweepFailed("an entity in a page has no id at the configured place")
+            named = text_field({"id": str(entity_id)}, "id", LONGEST_ID)  # in the form of a webhook's id
             modified = self._modified.value(item)
             if modified is None:
-                raise SweepFailed("an entity in a page has no time of its last change where it is said to be")
+                raise SweepFailed("an entity in a page has no time of its last change at the configured place")
             return Listed(named, instant_of(modified, self._unit))
         except InvalidEvent as error:
             raise SweepFailed(f"an entity in a page can't be stored: {error}") from None
@@ -205,13 +203,13 @@ class Pages:
             raise SweepFailed(f"an entity in a page can't be read: {error}") from None
         except ValueError as error:
             reason = f"the time of an entity's last change can't be read: it {error}"
-            raise SweepFailed(f"{reason}; time_unit says which form it has") from None
+            raise SweepFailed(f"{reason}; set time_unit to its form") from None
 
 
 def _require_success(answer: Answer) -> None:
     if answer.error_class is not None:
         passes = answer.error_class in _TRANSIENT
-        raise SweepFailed(answer.failed(()).error, passes=passes, retry_after=answer.retry_after)
+        raise SweepFailed(answer.as_failed(()).error, passes=passes, retry_after=answer.retry_after)
 
 
 # --- the sweep
@@ -219,19 +217,19 @@ def _require_success(answer: Answer) -> None:
 
 STEP = "sweep"
 EVERYTHING = datetime(1970, 1, 1, tzinfo=UTC)
-"""A listing since then contains everything."""
+"""Start of a listing of everything."""
 WAITED_AT_A_TIME = 1.0
-"""Seconds; in between, the caller renews the sweep's lease, or stops the sweep."""
+"""Longest wait in seconds before the caller can renew the sweep's lease or stop the sweep."""
 MARK = "sweep"
-"""The key of a body that marks it as swept."""
+"""Key in a body that marks a swept event."""
 MOST_ADDED_AT_ONCE = 256
-"""Events in one transaction, as in a batch of the receiver."""
+"""Most events in a transaction, as in a batch of the receiver."""
 MOST_BYTES_ADDED_AT_ONCE = 4 * 1024 * 1024
-"""Bytes of the bodies in one transaction; a larger body has its own."""
+"""Most bytes of bodies in a transaction; a larger body gets its own."""
 
 
 class CompiledSweep:
-    """A table of `[[sources.NAME.sweeps]]`, ready to be run; one at a time."""
+    """A compiled table of `[[sources.NAME.sweeps]]`; runs one sweep at a time."""
 
     def __init__(self, config: Config, source: str, number: int) -> None:
         """Compile it.
@@ -250,34 +248,34 @@ class CompiledSweep:
         self._pages = Pages(self.table, where, Clients(config).api(self.table.api))
         self._traceparent: str | None = None
         self._left_out: set[Listed] = set()
-        """Entities that were too large for the bodies of their events."""
+        """Entities too large for the bodies of their events."""
         self._shape = None if self.table.event_body is None else _shape(self.table, f"{where}.event_body")
         self._most = self.source.max_body or PRESETS[self.source.preset].max_body
-        """The largest body in bytes, as for a webhook of the source."""
+        """Largest body in bytes, as for webhooks of the source."""
 
     @property
     def subject(self) -> str:
-        """The source and entity type, in words."""
+        """Source and entity type, in words."""
         return f"{self.source.name} {self.table.entity_type}"
 
-    def begins(self, database: Database) -> tuple[datetime, datetime | None]:
-        """Return the time from which to compare, and the watermark; None when nothing was compared yet."""
+    def find_start(self, database: Database) -> tuple[datetime, datetime | None]:
+        """Return the start time of the next comparison, and the watermark; None before the first sweep."""
         before = sweeps.read_watermark(database, self.source.name, self.table.entity_type)
         return (EVERYTHING if before is None else before - timedelta(seconds=self.table.overlap)), before
 
     def run(
         self, work: Work, context: Context, since: datetime, *, dry: bool = False
     ) -> Generator[SweepFindings, None, None]:
-        """Compare page by page, and yield the progress after each; no transaction is open while the api is called.
+        """Compare page by page, and yield the progress after each. No transaction is open during a call to the api.
 
-        Events are added as they are found. The caller moves the watermark to `until` of the last progress, and only after the
-        end: pages need not come in the order of the changes. With `dry` nothing is added. Changes younger than `grace` are
-        left for the next sweep.
+        Events are added as they are found. The caller moves the watermark to `until` of the last progress, but only after
+        the end, since pages need not be in the order of the changes. With `dry`, it adds nothing. Changes younger than
+        `grace` are left to the next sweep.
 
-        An entity that can't be compared or added stops no other; the sweep fails after its end.
+        An entity that can't be compared or added does not stop the others; the sweep fails after its end.
 
         Raises:
-            SweepFailed: the source's listing could not be read to its end, or an entity could not be taken in.
+            SweepFailed: the listing could not be read to its end, or an entity could not be compared or added.
         """
         database, source, entity_type = work.database, self.source.name, self.table.entity_type
         now = context.now()
@@ -287,7 +285,7 @@ class CompiledSweep:
         self._traceparent = None if context.span is None else context.span.traceparent
         self._left_out.clear()
         yield swept
-        for page in self._listed(database, since, context):
+        for page in self._read_listing(database, since, context):
             if page is BEFORE_A_CALL:
                 self._hold_gate(database)
                 for _ in self._acquire_rate(database, context):
@@ -306,12 +304,12 @@ class CompiledSweep:
             )
             yield swept
         if failed:
-            raise SweepFailed(f"{len(failed)} entities could not be taken in, the first: {failed[0]}")
+            raise SweepFailed(f"{len(failed)} entities could not be compared or added, the first: {failed[0]}")
 
-    def _listed(self, database: Database, since: datetime, context: Context) -> Iterator[Page]:
-        """Read the listing; what its last answer asks for holds the api's gate also when it can't be read to its end."""
+    def _read_listing(self, database: Database, since: datetime, context: Context) -> Iterator[Page]:
+        """Read the listing. A pause that its last response asks for holds the api's gate, even if the listing fails."""
         try:
-            yield from self._pages.since(since, context)
+            yield from self._pages.read(since, context)
         except SweepFailed:
             self._hold_gate(database)
             raise
@@ -335,7 +333,7 @@ class CompiledSweep:
         return sum(process_in_parts(work, STEP, lost, part=part, alone=alone, name=_id_of))
 
     def _hold_gate(self, database: Database) -> None:
-        """Hold the api's gate when the last answer asked for it: this sweep waits, and so do deliveries and other relays."""
+        """Hold the api's gate if the last response asked to pause: this sweep, deliveries and other relays then wait."""
         call, self._pages.held_by = self._pages.held_by, None
         if call is not None and call.hold is not None:
             request = read_hold_request(("api", self.api.name), call)
@@ -343,7 +341,7 @@ class CompiledSweep:
                 hold(database, request)
 
     def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
-        """Wait until the api's rate limit or a rate hold permits a call, a little at a time: an operator may end the hold."""
+        """Wait in short steps until the api's rate limit and rate hold permit a call: an operator may end the hold."""
         key = ("api", self.api.name)
         while (
             seconds := read_hold_seconds(database, key) if self._rate is None else acquire_rate(database, self._rate)
@@ -367,7 +365,7 @@ class CompiledSweep:
         return msgspec.structs.replace(event, traceparent=self._traceparent)
 
     def _body(self, listed: Listed, item: Any) -> bytes:  # noqa: ANN401  # any JSON
-        """Encode the listed entity, marked as swept, or shaped like the webhook's body; one that is too large is left out.
+        """Encode the listed entity, marked as swept, or in the shape of the webhook's body. Omit an entity that is too large.
 
         Raises:
             MappingError: the shape can't be evaluated on this entity.
@@ -376,19 +374,19 @@ class CompiledSweep:
         if self._shape is None:
             body = encode({MARK: {**mark, "item": item}})
         else:
-            body = encode({**expanded(self._shape, item), MARK: mark})
+            body = encode({**expand_templates(self._shape, item), MARK: mark})
         if len(body) <= self._most:
             return body
         self._left_out.add(listed)
-        why = f"the body would have {len(body)} bytes, and the source takes {self._most}"
+        why = f"the body would have {len(body)} bytes, but the source accepts {self._most}"
         return encode({MARK: {**mark, "left_out": why}})
 
 
 def _shape(table: Sweep, where: str) -> Any:  # noqa: ANN401  # a tree of expressions
-    """Compile `event_body`; ConfigError where an expression is wrong, or a key is taken."""
+    """Compile `event_body`; ConfigError if an expression is wrong, or a key is reserved."""
     if MARK in (table.event_body or ()):
-        raise ConfigError(f"{where}: {MARK!r} is the mark of swept events; choose another key")
-    return templated(table.event_body, where, None, Expression)
+        raise ConfigError(f"{where}: the key {MARK!r} is reserved for swept events; use another key")
+    return compile_templates(table.event_body, where, None, Expression)
 
 
 def _id_of(listed: Listed) -> str:
@@ -396,12 +394,12 @@ def _id_of(listed: Listed) -> str:
 
 
 def add_events(database: Database, events: Iterable[Event]) -> int:
-    """Store the events that are not there already, as the receiver does. Returns how many; duplicates are not noted."""
+    """Store the new ones of the events as the receiver does, and return their number. Duplicates are not recorded."""
     return sum(_append(database, batch) for batch in _batches(events))
 
 
 def _batches(events: Iterable[Event]) -> Iterator[list[Event]]:
-    """Cut the events into batches of bounded size, each made only when the one before is stored."""
+    """Split the events into batches of bounded size, lazily: each is made after the previous one is stored."""
     batch: list[Event] = []
     size = 0
     for event in events:

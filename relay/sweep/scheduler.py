@@ -1,4 +1,4 @@
-"""Runs due sweeps in a thread for each api, so that one that hangs, or is held, delays no delivery and no other sweep.
+"""Runs due sweeps in a thread for each api, so that a hanging or held sweep delays neither deliveries nor other sweeps.
 
 The database grants each turn (`relay.store.sweeps.take`), so that one relay process at a time runs each sweep.
 """
@@ -31,15 +31,15 @@ from relay.sweep.run import CompiledSweep
 
 LOOK_EVERY_SECONDS = 1.0
 AGAIN_SECONDS = 300.0
-"""The wait after a failed sweep, unless `every` is shorter."""
+"""Wait after a failed sweep, unless `every` is shorter."""
 RENEW_EVERY_SECONDS = 5.0
 
 
-def scheduled(config: Config) -> tuple[CompiledSweep, ...]:
-    """Compile all sweeps. Relays run those with `every` by themselves, and the others when a command asks for one.
+def compile_sweeps(config: Config) -> tuple[CompiledSweep, ...]:
+    """Compile all sweeps. Relays schedule those with `every`, and run the others on a command.
 
     Raises:
-        ConfigError: one of them can't be run as configured.
+        ConfigError: a sweep can't be run as configured.
     """
     parts = {
         f"{name} {number}": partial(CompiledSweep, config, name, number)
@@ -49,13 +49,13 @@ def scheduled(config: Config) -> tuple[CompiledSweep, ...]:
     return tuple(collect_config_errors(parts).values())
 
 
-def _missed(sweeping: CompiledSweep, swept: SweepFindings) -> Alert:
+def _make_alert(sweeping: CompiledSweep, swept: SweepFindings) -> Alert:
     figures = {"missed": swept.missed, "compared": swept.compared} if swept.missed else {}
     return Alert("webhooks_missed", sweeping.subject, swept.missed > 0, figures)
 
 
 class Sweeper:
-    """The sweeping threads. They end soon after `stop` is set: a running call is cut; changes compared so far are kept."""
+    """The sweeping threads. They end soon after `stop` is set: a running call is cut, and the events added so far stay."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Sweeper:
         """One for each api."""
 
     def start(self) -> None:
-        """Start the threads that are not there yet."""
+        """Start the missing threads."""
         for api in sorted({sweeping.table.api for sweeping in self._sweepings} - self._threads.keys()):
             run_due = partial(self.run_due, api)
             self._threads[api] = run_beside(
@@ -85,22 +85,22 @@ class Sweeper:
             )
 
     def replace_sweeps(self, sweepings: Sequence[CompiledSweep]) -> None:
-        """Run other sweeps from the next round on; a running one ends by the old configuration."""
+        """Use other sweeps from the next round on; a running sweep ends with the old configuration."""
         self._sweepings = sweepings
         self.start()
 
     def join(self, seconds: float) -> None:
-        """Wait for the end of the threads, at most so long."""
+        """Wait at most `seconds` for the threads to end."""
         until = steady() + seconds
         for thread in self._threads.values():
             thread.join(max(until - steady(), 0.0))
 
     def _calls_until(self) -> float:
-        """Return the deadline of calls: none, or the past once the process is to end."""
+        """Return the deadline of calls: none, or the past once the process stops."""
         return float("-inf") if self._stop.is_set() else float("inf")
 
     def run_due(self, api: str | None = None) -> None:
-        """Run the due sweeps, one after the other: all, or those of an api."""
+        """Run the due sweeps one after the other: all of them, or those of one api."""
         for sweeping in self._sweepings:
             if self._stop.is_set():
                 return
@@ -119,11 +119,11 @@ class Sweeper:
             self._run(sweeping, turn, span)
 
     def _run(self, sweeping: CompiledSweep, turn: sweeps.Turn, span: Span | None) -> None:
-        """Run a sweep, until its end, or the process is to end, or another relay may have the turn."""
+        """Run a sweep until it ends, the process stops, or another relay may have its lease."""
         swept: SweepFindings | None = None
         failed: str | None = None
         try:
-            since, _ = sweeping.begins(self._database)
+            since, _ = sweeping.find_start(self._database)
             renew_at = steady() + RENEW_EVERY_SECONDS
             context = msgspec.structs.replace(self._context, span=span)
             with closing(sweeping.run(self._work, context, since)) as running:
@@ -135,7 +135,7 @@ class Sweeper:
                     if renews:
                         renew_at = steady() + RENEW_EVERY_SECONDS
             if swept is not None:
-                alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
+                alerts = [_make_alert(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
                 sweeps.finish(self._work, swept, alerts)
                 self._observer.on_swept(sweeping.subject, swept)
         except SweepFailed as error:
@@ -144,7 +144,7 @@ class Sweeper:
         except DBAPIError as error:
             failed = "database"
             self._observer.on_database_trouble("sweeping", error)
-            # Tried once more, as only this transaction may have failed; else the sweep is due again when its lease expires.
+            # Retry once, since only this transaction may have failed; else the sweep is due when its lease expires.
             self._broke_off(sweeping, turn, swept, f"the database: {error_text(error)}")
         except Exception as error:
             failed = type(error).__name__
@@ -160,9 +160,9 @@ class Sweeper:
     def _broke_off(
         self, sweeping: CompiledSweep, turn: sweeps.Turn, swept: SweepFindings | None, error: str | None
     ) -> None:
-        """Record a sweep that failed, or was stopped, with what it has added: the next one doesn't find that again."""
+        """Record a failed or stopped sweep with the events that it added, which the next sweep won't find again."""
         found = swept if swept is not None and swept.missed else None
-        missed, alerts = (0, []) if found is None else (found.missed, [_missed(sweeping, found)])
+        missed, alerts = (0, []) if found is None else (found.missed, [_make_alert(sweeping, found)])
         if error is not None:
             alerts = [Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error}), *alerts]
         sweeps.end_early(self._work, turn, error, missed, alerts)
@@ -185,6 +185,6 @@ class Sweeper:
         )
 
     def _is_held_back(self, sweeping: CompiledSweep) -> bool:
-        """Return whether a pause of its source or api, or the api's breaker, holds it back. A half-open breaker is probed here."""
+        """Tell whether a pause of its source or api, or the api's breaker, holds the sweep back. Probes a half-open breaker."""
         through = [("source", sweeping.source.name), ("api", sweeping.table.api)]
         return read_gates(self._work).admit(through) == "none"

@@ -1,1 +1,1 @@
-"""Sync routes: builds the calls of fetch, find, map and patch, and reads their answers. Pure, but for importing your functions."""
+"""Sync routes: builds the calls and reads their responses. Pure, except for importing functions of the operator."""

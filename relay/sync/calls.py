@@ -1,4 +1,4 @@
-"""Calls of a sync route or a listing: a method, templates, bodies in the formats of services, errors in answers. Pure."""
+"""Calls of a sync route or a listing: methods, templates, formats of bodies, and errors in responses. Pure."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from relay.sync.templates import (
     QueryTemplate,
     Template,
     compile_headers,
-    encoded,
-    expanded,
-    templated,
+    compile_templates,
+    encode_value,
+    expand_templates,
     templates_in,
 )
 
 _MOST_SHOWN = 5
-"""Errors of an answer that are quoted; the others are counted."""
+"""Most errors quoted from a response; further ones are counted."""
 
 
 class AnswerRules(msgspec.Struct, frozen=True):
-    """The places in an answer that report an error."""
+    """The places in a response that report an error."""
 
     errors: Expression | None = None
     throttled: Expression | None = None
     is_graphql: bool = False
-    """A response of GraphQL is expected: an object with `data`, or with errors that `errors` may let pass."""
+    """True: expect a GraphQL response, an object with `data` or with errors, which `errors` may ignore."""
 
     def __bool__(self) -> bool:
         return self.errors is not None or self.throttled is not None
@@ -45,48 +45,48 @@ class AnswerRules(msgspec.Struct, frozen=True):
 NO_RULES = AnswerRules()
 
 
-def reported_error(rules: AnswerRules, answer: object) -> tuple[Literal["throttled", "rejected"], str] | None:
-    """Return the class and the text of an error that an answer reports; None without one. Null, false or empty is no error.
+def find_error(rules: AnswerRules, answer: object) -> tuple[Literal["throttled", "rejected"], str] | None:
+    """Return the class and text of an error that a response reports; None without one. Null, false and empty mean no error.
 
-    The text is the other side's, of any length: redact it before it is stored.
+    The text comes from the endpoint and has any length: redact it before storing it.
 
     Raises:
-        UnusableAnswer: an expression can't be evaluated on the answer, so that an error could go unseen; or GraphQL is
-            expected, and the answer is none, so that perhaps nothing was done.
+        UnusableAnswer: an expression can't be evaluated on the response, so that it could hide an error; or the response is
+            not the expected GraphQL, so that the call may have had no effect.
     """
-    throttled = evaluated(rules.throttled, answer)
-    errors = evaluated(rules.errors, answer)
+    throttled = evaluate(rules.throttled, answer)
+    errors = evaluate(rules.errors, answer)
     if _is_something(throttled):
         return "throttled", _text(errors if _is_something(errors) else throttled)
     if _is_something(errors):
         return "rejected", _text(errors)
     if rules.is_graphql and not _is_graphql(answer):
-        raise UnusableAnswer("the answer is no response of GraphQL: it has neither data nor errors")
+        raise UnusableAnswer("not a GraphQL response: it has neither data nor errors")
     return None
 
 
 def _is_graphql(answer: object) -> bool:
-    """Return True for a response: its data are null only beside errors (GraphQL spec §7.1)."""
+    """Return True for a GraphQL response, whose data are null only if there are errors (GraphQL spec §7.1)."""
     return isinstance(answer, dict) and (answer.get("data") is not None or _is_something(answer.get("errors")))
 
 
-def picked(pick: Expression, answer: object) -> object:
-    """Return what an answer has at `pick`; None when it says that there is nothing.
+def pick_value(pick: Expression, answer: object) -> object:
+    """Return the value of a response at `pick`; None if the response states that the entity does not exist.
 
     Raises:
-        UnusableAnswer: it doesn't say so. Only an explicit null, or a list without the item, does: an answer of another
-            shape is perhaps an error, and must not delete a counterpart.
+        UnusableAnswer: there is neither a value nor such a statement, which is an explicit null or a list without the item.
+            A response of another shape may be an error, and must not delete a counterpart.
     """
-    found = evaluated(pick, answer)
+    found = evaluate(pick, answer)
     if found is None and not _says_none(pick.tree, answer):
         raise UnusableAnswer(
-            f"the answer has nothing at {pick.text}, and no null there either, which would mean that the entity is gone"
+            f"the response has neither a value at {pick.text} nor null, which would mean that the entity is gone"
         )
     return found
 
 
 def _says_none(tree: Any, answer: object) -> bool:  # noqa: ANN401  # jmespath's parsed form
-    """Return True when the value around the last step of an expression is there, and its member is null or missing."""
+    """Return True if the expression's parent value exists, and its last member is null or missing."""
     if tree["type"] == "field":
         return isinstance(answer, dict) and tree["value"] in answer
     if tree["type"] == "index":
@@ -97,23 +97,23 @@ def _says_none(tree: Any, answer: object) -> bool:  # noqa: ANN401  # jmespath's
     for step in before:
         try:
             answer = jmespath.parser.ParsedResult("", step).search(answer)
-        except Exception:  # noqa: BLE001  # as in Expression.value
+        except Exception:  # noqa: BLE001  # see Expression.value
             return False
     return _says_none(last, answer)
 
 
-def evaluated(expression: Expression | None, answer: Any) -> Any:  # noqa: ANN401  # whatever the JSON holds
-    """Evaluate an expression on an answer; None without one.
+def evaluate(expression: Expression | None, answer: Any) -> Any:  # noqa: ANN401  # whatever the JSON holds
+    """Evaluate an expression on a response; None without an expression.
 
     Raises:
-        UnusableAnswer: it can't be evaluated.
+        UnusableAnswer: the expression can't be evaluated.
     """
     if expression is None:
         return None
     try:
         return expression.value(answer)
     except MappingError:
-        raise UnusableAnswer(f"{expression.text} can't be evaluated on the answer") from None
+        raise UnusableAnswer(f"{expression.text} can't be evaluated on the response") from None
 
 
 def _is_something(value: object) -> bool:
@@ -137,11 +137,11 @@ MEDIA_TYPES = {
     "json": "application/json",
 }
 FIELDS = "fields"
-"""Name of the mapped fields in the body of a create or an update: `"{fields}"` stands for all of them."""
+"""Placeholder in the body of a create or an update: `"{fields}"` stands for all mapped fields."""
 
 
 class CallPlan(msgspec.Struct, frozen=True):
-    """A compiled call: its method, and the templates of its parts."""
+    """A compiled call: its method and the templates of its parts."""
 
     method: str
     path: Path
@@ -155,30 +155,32 @@ class CallPlan(msgspec.Struct, frozen=True):
 
     @property
     def placeholders(self) -> list[Placeholder]:
-        """Every placeholder of its path, query and body."""
+        """All placeholders of its path, query and body."""
         templates = [self.path, *(template for _, template in self.params), *templates_in(self.body)]
         return [placeholder for template in templates for placeholder in template.placeholders]
 
     @property
     def fields_at(self) -> tuple[str, ...]:
-        """Keys that lead to the mapped fields in its body; none when they are the body, or in a list."""
+        """Keys that lead to the mapped fields in its body; empty if they are the whole body, or in a list."""
         return _keys_to_fields(self.body) or ()
 
     def looks_into(self, name: str) -> bool:
-        """Return True when one of its templates reads this name from the scope itself."""
+        """Return True if one of its templates reads this top-level name of the scope."""
         return any(placeholder.looks_into(name) for placeholder in self.placeholders)
 
     def query(self, scope: Scope) -> str:
-        """Encode the query; MappingError when a template has no value."""
-        return "&".join(f"{name}={encoded(template.expand(scope), template.where)}" for name, template in self.params)
+        """Encode the query; MappingError if a template has no value."""
+        return "&".join(
+            f"{name}={encode_value(template.expand(scope), template.where)}" for name, template in self.params
+        )
 
     def own_headers(self, scope: Scope) -> dict[str, str]:
-        """Return the configured headers; MappingError when a template has no usable value."""
+        """Return the configured headers; MappingError if a template has no usable value."""
         return {name: template.expand(scope) for name, template in self.headers}
 
     def json(self, scope: Scope) -> bytes | None:
-        """Encode the body; MappingError when a template has no value."""
-        return None if self.body is None else encode(expanded(self.body, scope))
+        """Encode the body; MappingError if a template has no value."""
+        return None if self.body is None else encode(expand_templates(self.body, scope))
 
 
 def compile_call(
@@ -196,9 +198,9 @@ def compile_call(
         where: the table, named in errors.
         known: the values that templates may use.
         call: the table.
-        method: of the call; with `graphql` it is POST.
-        texts: the kind of template in the body.
-        sends_fields: the body, if there is one, has the mapped fields.
+        method: HTTP method; with `graphql` it is POST.
+        texts: class of the templates in the body.
+        sends_fields: a body must contain the mapped fields.
 
     Raises:
         ConfigError: a template is wrong. The text has a line for each.
@@ -208,24 +210,24 @@ def compile_call(
         "path": partial(Path, call.path, f"{where}.path", known),
         "params": partial(compile_query, call.query, f"{where}.params", known),
         "headers": partial(compile_headers, call.headers, f"{where}.headers", known),
-        "body": partial(templated, call.body, f"{where}.body", in_body, texts),
+        "body": partial(compile_templates, call.body, f"{where}.body", in_body, texts),
         "rules": partial(_rules, call, where),
     }
     made = collect_config_errors(parts)
     content = made["body"]
-    if call.graphql is not None:  # the document stays as it is: its braces are no placeholders
+    if call.graphql is not None:  # the document is not a template: its braces are GraphQL's
         if content is not None and "query" in content:
-            raise ConfigError(f"{where}.body: has a query beside graphql, which is sent as query; remove one")
+            raise ConfigError(f"{where}.body: has both query and graphql, which is sent as query; remove one")
         method, content = "POST", {"query": call.graphql, **(content or {})}
     if sends_fields and content is not None and not any(each.looks_into(FIELDS) for each in templates_in(content)):
-        raise ConfigError(f'{where}.body: sends no mapped field; write "{{{FIELDS}}}" where they belong')
+        raise ConfigError(f'{where}.body: sends no mapped field; write "{{{FIELDS}}}" in their place')
     return CallPlan(method, **{**made, "body": content})
 
 
 def compile_query(
     params: Mapping[str, str], where: str, known: Collection[str]
 ) -> tuple[tuple[str, QueryTemplate], ...]:
-    """Compile the parameters of a query, with names percent-encoded.
+    """Compile the parameters of a query, and percent-encode their names.
 
     Raises:
         ConfigError: a template is wrong. The text has a line for each.
@@ -246,7 +248,7 @@ def _rules(keys: CallKeys, where: str) -> AnswerRules:
             if text is not None
         }
     )
-    if is_graphql and not made["errors"].looks_into("errors"):  # those of the whole request are no less errors
+    if is_graphql and not made["errors"].looks_into("errors"):  # errors of the whole request count too
         made["errors"] = Expression(f"errors || ({errors})", f"{where}.errors", None)
     return AnswerRules(**made, is_graphql=is_graphql)
 

@@ -1,7 +1,7 @@
-"""The plan of a sync route: templates and expressions, compiled at the start and evaluated for each event. Pure.
+"""A compiled sync route: templates and expressions, compiled at the start and evaluated for each event. Pure.
 
-A template is text with JMESPath expressions in braces, `{event.entity_id}`. A map has a JMESPath expression for each field
-of the counterpart. Both read a scope of `event`, `entity` and `target`, as far as these are known at that step.
+A template is text with JMESPath expressions in braces, such as `{event.entity_id}`. A map has a JMESPath expression for
+each field of the counterpart. Both read a scope with `event`, `entity` and `target`, as far as they are known at that step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from inbox.errors import ConfigError, MappingError, Unreadable, UnusableAnswer, 
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from inbox.sources.fields import FORM, form_fields
 from relay.delivery.outcome import Delivery
-from relay.sync.calls import MEDIA_TYPES, CallPlan, compile_call, evaluated
+from relay.sync.calls import MEDIA_TYPES, CallPlan, compile_call, evaluate
 from relay.sync.expressions import ErasedEvent, Expression, Scope, decode
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.forms import text_of
@@ -43,17 +43,17 @@ class SyncPlan(msgspec.Struct, frozen=True):
     delete: CallPlan | None
     deactivate: CallPlan | None
     identity: tuple[Expression, ...]
-    """The values of a counterpart in the paths of update and delete: without them it can't be addressed."""
+    """The values of a counterpart that the paths of update and delete need."""
     inactive: Expression | None
-    """Finds true in a counterpart that is inactive already."""
+    """Finds true in an inactive counterpart."""
     if_match: Expression | None
     carried: tuple[Carried, ...]
-    """The values that a fetched entity must carry."""
+    """Values that a fetched entity must have."""
     pick: Expression | None
-    """Finds the entity in the answer of the fetch."""
+    """Finds the entity in the response to the fetch."""
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
-        """Return True when an entity last changed at this time is older than the event implies."""
+        """Return True if an entity last changed at this time is older than the event."""
         tolerance = self.table.fetch.tolerance
         return (
             tolerance is not None
@@ -63,7 +63,7 @@ class SyncPlan(msgspec.Struct, frozen=True):
 
 
 def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
-    """Compile the sync table of the route of that name, which `inbox.loader.checks` has accepted.
+    """Compile the sync table of a route, which `inbox.loader.checks` has accepted.
 
     Raises:
         ConfigError: an expression or template is wrong. The text has a line for each mistake, with its place.
@@ -71,10 +71,10 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
     where = f"routes.{route}.sync"
     target = {"target"} if sync.find is not None else set()
     fetch, find, update, deactivate = sync.fetch, sync.find, sync.update, sync.deactivate
-    # Before a delete there is no entity to look into.
+    # A delete has no entity.
     findable = {"event", "entity"} if sync.gone == "skip" else {"event"}
 
-    def call(key: str, table: CallKeys | None, method: str, known: Collection[str], **options: Any) -> CallPlan | None:  # noqa: ANN401  # those of compile_call
+    def call(key: str, table: CallKeys | None, method: str, known: Collection[str], **options: Any) -> CallPlan | None:  # noqa: ANN401  # as in compile_call
         method = getattr(table, "method", None) or method
         return None if table is None else compile_call(f"{where}.{key}", known, table, method, **options)
 
@@ -107,8 +107,8 @@ def _update(update: Update, where: str, known: Collection[str]) -> CallPlan:
 def event_scope(delivery: Delivery) -> Scope:
     """Return the part of the scope that describes the event.
 
-    `body` is the webhook itself, parsed; None when it is neither JSON nor a form of at most 1,000 fields. Of one that was
-    erased, a look into it raises `inbox.errors.BodyErased`.
+    `body` is the parsed webhook; None if it is neither JSON nor a form of at most 1,000 fields. Reading an erased body
+    raises `inbox.errors.BodyErased`.
     """
     scope = {
         "source": delivery.source,
@@ -120,7 +120,7 @@ def event_scope(delivery: Delivery) -> Scope:
         "occurred_at": rfc3339(delivery.occurred_at),
         "received_at": rfc3339(delivery.received_at),
         "seq": delivery.seq,
-        "body": None if delivery.body is None else _parsed(delivery.body, delivery.content_type),
+        "body": None if delivery.body is None else _parse(delivery.body, delivery.content_type),
     }
     return ErasedEvent(scope) if delivery.body is None else scope
 
@@ -139,7 +139,7 @@ def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
     return tuple({part.text: part for part in parts if part.text.startswith("target")}.values())
 
 
-def _parsed(body: bytes, content_type: str) -> object:
+def _parse(body: bytes, content_type: str) -> object:
     try:
         if content_type.partition(";")[0].strip().lower() == FORM:
             return dict(form_fields(body, _MOST_FORM_FIELDS))
@@ -148,17 +148,17 @@ def _parsed(body: bytes, content_type: str) -> object:
         return None
 
 
-# --- Verifies answers: a fetched entity has the id asked for, and a match the value searched for.
+# --- Verifies responses: a fetched entity must have the requested id, and a match the value searched for.
 #
-# A destination may misread a filter, or ignore it, and answer with another record. The relay changes or deletes the match.
-# So it writes nothing to a match that carries another value, or none.
+# A destination may misread or ignore a filter, and return another record. Since the relay changes or deletes the match, it
+# writes nothing to a match with another value, or without one.
 
 
 _LONGEST_SHOWN = 80
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """A value that was searched for, and the fields of a match of which one has to carry it."""
+    """A value searched for, and the fields of a match of which one must have it."""
 
     searched: Expression
     fields: tuple[Expression, ...]
@@ -173,22 +173,22 @@ def compile_verify(
 ) -> tuple[Carried, ...]:
     """Compile `find.verify`.
 
-    Without a table, each field of the map that shares its expression with one of the find's `placeholders` has to carry its value.
+    Without a table, each mapped field whose expression is also one of the find's `placeholders` must have that value.
 
     Raises:
-        ConfigError: an expression is wrong, a table names no field, or there is neither a table nor such a field.
+        ConfigError: an expression is wrong, the table is empty, or there is neither a table nor such a field.
     """
     if find.verify is False:
         return ()
     if find.verify is True:
         asked = tuple(placeholders)
-        carried = tuple(_by_map(asked, mapped, where))
+        carried = tuple(_derive_from_map(asked, mapped, where))
         if not carried:
             searched = asked[0].text if asked else "event.entity_id"
             raise ConfigError(
-                f"{where}: nothing shows that a match is the right one: no field of the map has the value that is searched for; "
+                f"{where}: a match can't be verified: no mapped field has the value searched for; "
                 f'write verify = {{ FIELD = "{searched}" }} with the field of a match that has it, '
-                "or verify = false to write to whatever is found"
+                "or verify = false to accept any match"
             )
         return carried
     if not find.verify:
@@ -197,29 +197,29 @@ def compile_verify(
 
 
 def compile_named(verify: Mapping[str, str], where: str, known: Collection[str]) -> tuple[Carried, ...]:
-    """Compile a table: a JMESPath into the answer = a JMESPath over `known`.
+    """Compile a table of `JMESPath into the response = JMESPath over the known values`.
 
     Raises:
         ConfigError: an expression is wrong.
     """
 
-    def carried(field: str, searched: str) -> Carried:
+    def compile_pair(field: str, searched: str) -> Carried:
         return Carried(Expression(searched, f"{where}.{field}", known), (Expression(field, where, None),))
 
-    return tuple(collect_config_errors({each[0]: partial(carried, *each) for each in verify.items()}).values())
+    return tuple(collect_config_errors({each[0]: partial(compile_pair, *each) for each in verify.items()}).values())
 
 
 def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope: Scope) -> None:
-    """Refuse a fetched entity that lacks the value asked for.
+    """Refuse a fetched entity that lacks the requested value.
 
     Raises:
-        UnusableAnswer: the text names the value asked for and the one received.
+        UnusableAnswer: the entity has another value. The text names both.
         MappingError: the event has no such value.
     """
     for each in carried:
         wanted = each.searched.value(scope)
         if wanted is None or wanted == "":
-            raise MappingError("has no value, so that no entity can be verified by it", field=each.searched.where)
+            raise MappingError("has no value, so the entity can't be verified", field=each.searched.where)
         came = _values(each.fields[0], entity)
         if not any(_same(wanted, value, ignore_case=False) for value in came):
             has = _shown(came[0]) if came else "nothing"
@@ -233,23 +233,25 @@ def require_carried(carried: Iterable[Carried], match: Mapping[str, Any], scope:
     """Refuse a match that lacks the value searched for.
 
     Raises:
-        UnusableAnswer: the text names both values, and the setting for a destination where the match is right nevertheless.
+        UnusableAnswer: the match has another value. The text names both, and the setting to accept it nevertheless.
         MappingError: there is no value to compare with, or only empty texts, which many destinations read as no filter.
     """
     empty, proving = None, False
     for each in carried:
         wanted = each.searched.value(scope)
         if wanted is None:
-            raise MappingError("has no value, so that no match can be verified by it", field=each.searched.where)
+            raise MappingError("has no value, so no match can be verified", field=each.searched.where)
         empty, proving = (each, proving) if wanted == "" else (empty, True)
         came = [value for field in each.fields for value in _values(field, match)]
         if not any(_same(wanted, value, ignore_case=ignore_case) for value in came):
             raise UnusableAnswer(_refusal(each, wanted, came))
     if empty is not None and not proving:
-        raise MappingError("is empty, so that no match can be verified by it", field=empty.searched.where)
+        raise MappingError("is empty, so no match can be verified", field=empty.searched.where)
 
 
-def _by_map(placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapField], where: str) -> Iterator[Carried]:
+def _derive_from_map(
+    placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapField], where: str
+) -> Iterator[Carried]:
     sources = [(name, source) for name, given in mapped.items() if (source := _source(given)) is not None]
     seen: list[object] = []
     for placeholder in placeholders:
@@ -261,7 +263,7 @@ def _by_map(placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapF
 
 
 def _source(given: str | MapField) -> Expression | None:
-    """Return the expression whose value a field gets unchanged."""
+    """Return the expression of a field that gets its value unchanged."""
     if isinstance(given, MapField):
         is_as_found = given.cast in {None, "text"} and given.lookup is None
         text = given.expression if is_as_found else None
@@ -274,7 +276,7 @@ def _source(given: str | MapField) -> Expression | None:
 
 
 def _values(field: Expression, match: Mapping[str, Any]) -> list[Any]:
-    """Return the single values of a match at `field`. Of a list any may be the one, as in a SCIM filter."""
+    """Return the values of a match at `field`: those of a list, any of which may match as in a SCIM filter."""
     try:
         found = field.value(dict(match))
     except MappingError:
@@ -297,13 +299,13 @@ def _same(wanted: object, value: object, *, ignore_case: bool) -> bool:
 def _refusal(each: Carried, wanted: object, came: list[Any]) -> str:
     names = " and ".join(field.text.strip('"') for field in each.fields)
     searched = f"{_shown(wanted)} was searched for"
-    instead = f'name the field that has it, as verify = {{ FIELD = "{each.searched.text}" }}, or write verify = false'
+    instead = f'name the field that has it with verify = {{ FIELD = "{each.searched.text}" }}, or write verify = false'
     if not came:
         return f"the match has nothing at {names}, and {searched}; {instead}"
     has = f"the match has {_shown(came[0])} at {names}, and {searched}"
     if any(_same(wanted, value, ignore_case=True) for value in came):
-        return f"{has}; where case makes no difference there, write ignore_case = true"
-    return f"{has}: does the destination take what find asks? If it does, {instead}"
+        return f"{has}; if the destination ignores case, write ignore_case = true"
+    return f"{has}; check that the destination applies the filter of find. If it does, {instead}"
 
 
 def _shown(value: object) -> str:
@@ -323,23 +325,23 @@ class FindPlan(msgspec.Struct, frozen=True):
     call: CallPlan
     pick: Expression | None
     carried: tuple[Carried, ...] = ()
-    """The values that a match must carry."""
+    """Values that a match must have."""
     ignore_case: bool = False
 
     def matches_in(self, answer: object) -> list[dict[str, Any]]:
-        """Return the matches in an answer, each once: a list or an object at `pick`. Without `pick`, a list at `items` counts too.
+        """Return the distinct matches in a response: a list or an object at `pick`. Without `pick`, also a list at `items`.
 
         Raises:
-            UnusableAnswer: the answer can't be relied on. The text names the reason and a remedy.
+            UnusableAnswer: the response is unreliable. The text has the reason and a remedy.
         """
         found, pick = answer, self.pick
         if pick is not None:
-            found = evaluated(pick, answer)
+            found = evaluate(pick, answer)
             if found is None and isinstance(answer, dict) and answer.get("totalResults") == 0:
-                return []  # SCIM leaves the list out then (RFC 7644 §3.4.2)
+                return []  # SCIM omits an empty list (RFC 7644 §3.4.2)
             if found is None:
                 raise UnusableAnswer(
-                    f"the answer has nothing at {pick.text}, or null; where that means that there is none, "
+                    f"the response has no value at {pick.text}; if that means that there is no match, "
                     f"write pick = '{pick.text} || `[]`'"
                 )
         elif isinstance(answer, dict) and isinstance(answer.get("items"), list):
@@ -347,7 +349,7 @@ class FindPlan(msgspec.Struct, frozen=True):
         if isinstance(found, dict):
             return [found]
         if not isinstance(found, list):
-            where = "the answer" if pick is None else f"what the answer has at {pick.text}"
+            where = "the response" if pick is None else f"the value of the response at {pick.text}"
             raise UnusableAnswer(f"{where} is neither a list nor an object")
         if not all(isinstance(match, dict) for match in found):
             raise UnusableAnswer("a match is not an object")
@@ -357,7 +359,7 @@ class FindPlan(msgspec.Struct, frozen=True):
 def compile_find(
     find: Find, where: str, known: Collection[str], mapped: Mapping[str, str | MapField] = NO_MAP
 ) -> FindPlan:
-    """Compile a find table. `where` names it, `known` the values that its templates may use; `mapped` is the route's map.
+    """Compile a find table. `where` names the table, `known` the values for its templates; `mapped` is the route's map.
 
     Raises:
         ConfigError: a template or an expression is wrong.
@@ -372,5 +374,5 @@ def compile_find(
 
 
 def can_be_named(value: object) -> bool:
-    """Return True when a path can address a counterpart by this value."""
+    """Return True if this value can identify a counterpart in a path."""
     return isinstance(value, str | int | float | Decimal) and not isinstance(value, bool) and value != ""

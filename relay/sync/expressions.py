@@ -1,4 +1,4 @@
-"""JMESPath expressions and functions of your own, and the JSON that they read. Pure."""
+"""JMESPath expressions, functions of the operator, and the JSON that they read. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EVENT_FIELDS = frozenset(
 _READ_FROM_THE_FIRST = frozenset(
     {"subexpression", "index_expression", "pipe", "projection", "value_projection", "filter_projection"}
 )
-"""Nodes whose further parts read from the value of their first part."""
+"""Nodes whose other parts read from the value of their first part."""
 
 
 class Expression:
@@ -57,33 +57,33 @@ class Expression:
 
     @property
     def tree(self) -> object:
-        """The parsed form, without spacing: equal for equal expressions."""
+        """The parsed form, which is equal for expressions that differ only in spacing."""
         return self._compiled.parsed
 
     @property
     def glue(self) -> str | None:
-        """The literal texts that it joins to its values, by `join`; None without a join."""
+        """The literal texts that `join` puts between its values; None without a join."""
         tree = self._compiled.parsed
         if all(call["value"] != "join" for call in _nodes(tree, "function_expression")):
             return None
         return "".join(node["value"] for node in _nodes(tree, "literal") if isinstance(node["value"], str))
 
     def looks_into(self, name: str) -> bool:
-        """Return True when it reads this name from the scope itself."""
+        """Return True if it reads this top-level name of the scope."""
         return name in _reads(self._compiled.parsed)
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        """Evaluate it; None when it finds nothing.
+        """Evaluate it; None if it finds no value.
 
         Raises:
-            MappingError: it can't be evaluated, such as when a function gets a value of the wrong type.
-            BodyErased: it looks into the body of an event that has none any more.
+            MappingError: it can't be evaluated, for example because a function gets a value of the wrong type.
+            BodyErased: it reads the body of an event whose body was erased.
         """
         try:
             return self._compiled.search(scope)
         except BodyErased:
             raise
-        except Exception as error:  # noqa: BLE001  # jmespath lets a function's own errors through, of any kind
+        except Exception as error:  # noqa: BLE001  # jmespath passes on any error of a function
             raise MappingError(f"{self.text} can't be evaluated: {type(error).__name__}", field=self.where) from None
 
 
@@ -92,7 +92,7 @@ def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
 
     Raises:
         ValueError: it is not JSON, nested deeper than `DEEPEST`, or has a number that `inbox.events.strict_json` refuses. The
-            text names the reason.
+            text has the reason.
     """
     if is_too_deep(body):
         raise ValueError(f"nested deeper than {DEEPEST} levels, or its brackets do not match")
@@ -102,12 +102,12 @@ def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
         return _DECODER.decode(body)
     except _UnusableNumber as error:
         raise ValueError(f"unusable: a number in it {error}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError):  # the latter's text would be Python's own
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # a UnicodeDecodeError has a text of Python's
         raise ValueError("not JSON") from None
 
 
 class _UnusableNumber(Exception):
-    """An unusable number. It is no ValueError, since msgspec replaces the text of one."""
+    """An unusable number. Not a ValueError, because msgspec replaces the text of those."""
 
 
 def _number(text: str) -> float | Decimal:
@@ -129,9 +129,9 @@ def digest(value: object) -> bytes:
 
 
 def _reads(node: Mapping[str, Any], within: str | None = None) -> Iterator[str]:
-    """Yield the names that an expression reads from the scope itself, or from the value `within` of the scope.
+    """Yield the top-level names of the scope that an expression reads, or the names that it reads from `within`.
 
-    Of `event.a.b` these are `event`, and `a` within it. Parts behind a dot or in a projection read elsewhere.
+    For `event.a.b` these are `event`, and `a` within `event`. Parts after a dot or in a projection read other values.
     """
     kind, children = node["type"], node.get("children", [])
     if kind == "field":
@@ -147,30 +147,30 @@ def _reads(node: Mapping[str, Any], within: str | None = None) -> Iterator[str]:
 
 
 def _problems(tree: Mapping[str, Any], known: Collection[str] | None) -> Iterator[str]:
-    """Yield the reasons for which an expression fails, or finds nothing, whatever the values are."""
+    """Yield the reasons why an expression always fails or finds no value."""
     for call in _nodes(tree, "function_expression"):
         name, given = call["value"], len(call["children"])
         if name not in Functions.FUNCTION_TABLE:
-            yield f"has the function {name!r}, which JMESPath lacks; {nearest(name, Functions.FUNCTION_TABLE)}"
+            yield f"uses an unknown function {name!r}; {nearest(name, Functions.FUNCTION_TABLE)}"
             continue
         signature = Functions.FUNCTION_TABLE[name]["signature"]
         at_least = "at least " if signature and signature[-1].get("variadic") else ""
         if given < len(signature) or (given > len(signature) and not at_least):
             arguments = "argument" if len(signature) == 1 else "arguments"
-            yield f"gives {name} {given}, which takes {at_least}{len(signature)} {arguments}"
+            yield f"passes {given} to {name}, which takes {at_least}{len(signature)} {arguments}"
     if known is None:
         return
     for name in _reads(tree):
         if name not in known:
             valid = nearest(name, known)
-            yield f"looks for {name!r}; {valid.replace('valid here', 'what is known here is')}"
+            yield f"uses an unknown name {name!r}; {valid.replace('valid here', 'known here')}"
     for name in _reads(tree, "event") if "event" in known else ():
         if name not in EVENT_FIELDS:
-            yield f"looks for {name!r} in event; {nearest(name, EVENT_FIELDS)}"
+            yield f"uses an unknown name {name!r} in event; {nearest(name, EVENT_FIELDS)}"
 
 
 def _without_braces(text: str) -> str:
-    """Return a hint for an expression that is written like the placeholder of a template, `{entity.name}`."""
+    """Return a hint for an expression in braces, like the placeholder of a template."""
     bare = text.strip().strip("{}").strip()
     if not text.strip().startswith("{"):
         return ""
@@ -182,48 +182,48 @@ def _without_braces(text: str) -> str:
 
 
 def _nodes(node: Mapping[str, Any], kind: str) -> Iterator[Mapping[str, Any]]:
-    """Yield all parts of an expression that are of this kind."""
+    """Yield all nodes of this kind in an expression."""
     if node["type"] == kind:
         yield node
     for child in node.get("children", []):
-        if isinstance(child, dict):  # a slice's are numbers
+        if isinstance(child, dict):  # the children of a slice are numbers
             yield from _nodes(child, kind)
 
 
-# --- Events whose body was erased: whatever looks into the body ends its attempt, and everything else works on. Pure.
+# --- Events whose body was erased: reading the body ends the attempt; everything else still works. Pure.
 
 
 _BODY = "body"
 
 
 class ErasedEvent(dict[str, Any]):
-    """The scope of such an event. An absent body would map to absent values, and clear fields of the counterpart."""
+    """The scope of such an event. An absent body would instead map to absent values, and clear the counterpart's fields."""
 
     def __getitem__(self, name: str) -> Any:  # noqa: ANN401  # any JSON value
-        return self._erased() if name == _BODY else super().__getitem__(name)
+        return self._refuse_body() if name == _BODY else super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:  # noqa: ANN401  # any JSON value
-        """Return a value, as `dict.get`; JMESPath reads with it."""
-        return self._erased() if name == _BODY else super().get(name, default)
+        """Return a value, as `dict.get`; JMESPath calls this."""
+        return self._refuse_body() if name == _BODY else super().get(name, default)
 
     def items(self) -> NoReturn:
         """Refuse: the body would be among them."""
-        self._erased()
+        self._refuse_body()
 
     def values(self) -> NoReturn:
         """Refuse: the body would be among them."""
-        self._erased()
+        self._refuse_body()
 
     def __deepcopy__(self, _memo: object) -> ErasedEvent:
-        """Copy it, for a function of yours; its values are texts and numbers."""
+        """Copy it for a function of the operator; its values are texts and numbers."""
         return ErasedEvent(dict.items(self))
 
     @staticmethod
-    def _erased() -> NoReturn:
+    def _refuse_body() -> NoReturn:
         raise BodyErased
 
 
-# --- Your own functions: found by `package.module:name` when the relay starts, and called with copies.
+# --- Functions of the operator: imported by `package.module:name` at the start, and called with copies.
 
 
 Function = Callable[..., object]
@@ -232,8 +232,7 @@ Function = Callable[..., object]
 def function_of(place: str, where: str, takes: Sequence[str] = ("event",)) -> Function:
     """Import a function, and check that it takes these arguments. `where` names the key in errors.
 
-    Its module is searched where Python searches, and then in the folder of `inbox.toml`: a file there can't replace an
-    installed module.
+    The folder of `inbox.toml` is searched after Python's own path, so that a file there can't replace an installed module.
 
     Raises:
         ConfigError: there is no such module, it can't be imported, or it has no such function.
@@ -255,7 +254,7 @@ def function_of(place: str, where: str, takes: Sequence[str] = ("event",)) -> Fu
 
 
 class Hook:
-    """A function for what a map can't express. It gets copies, so its changes to them have no effect elsewhere."""
+    """A function for values that a map can't express. It gets copies, which it may modify."""
 
     def __init__(self, reference: str, where: str, takes: Sequence[str]) -> None:
         self.reference = reference
@@ -266,19 +265,19 @@ class Hook:
         """Call it, and return its result.
 
         Raises:
-            MappingError: it raised. The text names only the type of its error, whose own text may hold anything.
-            BodyErased: it looks into the body of an event that has none any more.
+            MappingError: it raised. The text has only the type of the error, whose own text may hold anything.
+            BodyErased: it reads the body of an event whose body was erased.
         """
         try:
             return self._function(*copy.deepcopy(arguments))
         except BodyErased:
             raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it does concerns this event alone
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # its errors concern this event only
             raise MappingError(f"{self.reference} raised {type(error).__name__}", field=self.where) from None
 
 
 def _module(name: str, where: str, folder: Path) -> object:
-    importlib.invalidate_caches()  # the file may have been written after the folder was last looked at
+    importlib.invalidate_caches()  # the file may be newer than Python's cache of the folder
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -301,7 +300,7 @@ def _check(found: object, place: str, where: str, takes: Sequence[str]) -> None:
     for each in (found, getattr(found, "__call__", None)):  # noqa: B004  # an object's own, which may be async
         if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) or inspect.isgeneratorfunction(each):
             raise ConfigError(
-                f"{where}: {place} does nothing when it is called, being async or a generator; write a plain def"
+                f"{where}: {place} is async or a generator, so calling it has no effect; write a plain def"
             )
     try:
         inspect.signature(found).bind(*takes)

@@ -1,7 +1,7 @@
 """The fields of a counterpart: compiled from a route's map at the start, evaluated for each event. Pure.
 
-The result is JSON. An absent value is left out: a null would delete it downstream. Only a field in `clear_when_absent` is
-sent as null, to a counterpart that exists.
+The result is JSON. An absent value is omitted, since a null would delete it downstream. Only a field in
+`clear_when_absent` is sent as null, and only in an update.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _BOOLS: dict[str, bool] = {"true": True, "false": False, "1": True, "0": False}
 
 
 def cast_of(field: MapField) -> Cast | None:
-    """Return the cast that `field` names. The text of its ValueError continues the words `the value`."""
+    """Return the cast of `field`. The text of its ValueError continues the words `the value`."""
     match field.cast:
         case None:
             return None
         case "date":
-            return lambda value: _written(_day(value, field.read), field.write)
+            return lambda value: _format_date(_day(value, field.read), field.write)
         case "datetime":
-            return lambda value: _written(_moment(value, field.read), field.write)
+            return lambda value: _format_date(_moment(value, field.read), field.write)
         case kind:
             return {"text": _text, "int": _int, "float": _float, "bool": _bool}[kind]
 
@@ -48,7 +48,7 @@ def key_of(value: object) -> str:
     """Return the key of `value` in a lookup table.
 
     Raises:
-        ValueError: it is neither text, a whole number, nor true or false.
+        ValueError: it is not text, a whole number, true or false.
     """
     if isinstance(value, bool):
         return str(value).lower()
@@ -64,7 +64,7 @@ def _kind(value: object) -> str:
 
 def _text(value: object) -> str:
     if isinstance(value, list | dict):
-        raise ValueError(f"is {_kind(value)}, which is no text")  # noqa: TRY004  # every misfit is a ValueError
+        raise ValueError(f"is {_kind(value)}, not text")  # noqa: TRY004  # every mismatch is a ValueError
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -73,13 +73,13 @@ def _number(value: object, wanted: str) -> int | float | Decimal:
         return value
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return Decimal(value.strip())
-    raise ValueError(f"is {_kind(value)} that is no {wanted}")
+    raise ValueError(f"is {_kind(value)}, not a {wanted}")
 
 
 def _int(value: object) -> int:
     number = _number(value, "whole number")
     if isinstance(number, Decimal):
-        if number.adjusted() >= _MOST_DIGITS:  # before its digits are written out
+        if number.adjusted() >= _MOST_DIGITS:  # avoids expanding the digits
             raise ValueError("is too large a number")
         whole = number == number.to_integral_value()
     else:
@@ -104,22 +104,22 @@ def _bool(value: object) -> bool:
         return value
     made = _BOOLS.get(str(value).strip().lower()) if isinstance(value, str | int) else None
     if made is None:
-        raise ValueError(f"is {_kind(value)}, but none of true, false, 1 and 0")
+        raise ValueError(f"is {_kind(value)}, not true, false, 1 or 0")
     return made
 
 
 def _moment(value: object, read: str | None) -> datetime:
     if not isinstance(value, str):
-        raise ValueError(f"is {_kind(value)}, not the text of a date")  # noqa: TRY004  # every misfit is a ValueError
+        raise ValueError(f"is {_kind(value)}, not the text of a date")  # noqa: TRY004  # every mismatch is a ValueError
     if len(value) > _LONGEST_DATE:
-        raise ValueError(f"has more than {_LONGEST_DATE} characters, and is no date")
+        raise ValueError(f"has more than {_LONGEST_DATE} characters, too many for a date")
     if read is None:
         return to_datetime(parse_rfc3339(value))
     try:
         moment = datetime.strptime(value, read)  # noqa: DTZ007  # UTC, unless the text has an offset
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError(f"is not written {read}, or names no date") from None
+        raise ValueError(f"is not a date in the format {read}") from None
 
 
 def _day(value: object, read: str | None) -> date:
@@ -127,14 +127,14 @@ def _day(value: object, read: str | None) -> date:
         try:
             return date.fromisoformat(value)
         except ValueError:
-            raise ValueError("names no date") from None
+            raise ValueError("is not a date") from None
     return _moment(value, read).date()
 
 
-def _written(moment: date, form: str | None) -> str:
+def _format_date(moment: date, form: str | None) -> str:
     if form is None:
         return rfc3339(moment) if isinstance(moment, datetime) else moment.isoformat()
-    # `%Y` of the years before 1000 has four digits on some platforms only.
+    # On some platforms, `%Y` has fewer than four digits for years before 1000.
     return re.sub("%(.)", lambda part: f"{moment.year:04d}" if part[1] == "Y" else moment.strftime(part[0]), form)
 
 
@@ -143,7 +143,7 @@ def _written(moment: date, form: str | None) -> str:
 
 _KNOWN = ("event", "entity", "target")
 _MOST_BITS = 4096
-"""Limit of a whole number: Python refuses to write one of more than 4,300 digits."""
+"""Largest whole number in bits: Python refuses to convert more than 4,300 digits to text."""
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -155,15 +155,15 @@ class Field(msgspec.Struct, frozen=True):
     rule: MapField = MapField()
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # any JSON
-        """Return the value; None when it is absent.
+        """Return the value; None if it is absent.
 
         Raises:
-            MappingError: it is required and absent, or can't be sent.
+            MappingError: the value is required and absent, or can't be sent.
         """
         found = as_json(self.find(scope), self.where)
         if found is None:
             if self.rule.required:
-                raise MappingError("is required, and there is no value", field=self.where)
+                raise MappingError("is required, but has no value", field=self.where)
             return self.rule.default
         try:
             if self.cast is not None:
@@ -186,7 +186,7 @@ class Fields(msgspec.Struct, frozen=True):
     clear_when_absent: frozenset[str] = frozenset()
     transform: Hook | None = None
 
-    def of(self, scope: Scope, *, creating: bool) -> dict[str, Any]:
+    def evaluate(self, scope: Scope, *, creating: bool) -> dict[str, Any]:
         """Return the fields to send.
 
         Raises:
@@ -196,13 +196,13 @@ class Fields(msgspec.Struct, frozen=True):
         values = {name: field.value(scope) for name, field in self.fields.items()}
         result = {name: value for name, value in values.items() if value is not None or name in clear}
         if self.transform is not None:
-            result = self._transformed(self.transform, result, scope, clear)
+            result = self._transform(self.transform, result, scope, clear)
         if not result:
             where = f"{self.where}.map" if self.transform is None else self.transform.where
             raise MappingError("no field has a value, so there is nothing to send", field=where)
         return result
 
-    def _transformed(
+    def _transform(
         self, transform: Hook, fields: dict[str, Any], scope: Scope, clear: frozenset[str]
     ) -> dict[str, Any]:
         returned = transform.call(fields, *(scope[name] for name in _KNOWN))
@@ -210,16 +210,16 @@ class Fields(msgspec.Struct, frozen=True):
             raise MappingError(
                 f"{transform.reference} returned {type(returned).__name__}, not a dict of fields", field=transform.where
             )
-        as_json(dict.fromkeys(returned, 0), transform.where)  # its names
+        as_json(dict.fromkeys(returned, 0), transform.where)  # checks the names
         values = {name: as_json(value, f"{transform.where}.{name}") for name, value in returned.items()}
         return {name: value for name, value in values.items() if value is not None or name in clear}
 
 
 def compile_fields(route: str, sync: SyncRoute) -> Fields:
-    """Compile the map of the route of that name, which `inbox.loader.checks` has accepted; import its functions.
+    """Compile the map of a route, which `inbox.loader.checks` has accepted, and import its functions.
 
     Raises:
-        ConfigError: an expression is wrong, or a function can't be used. The text has a line for each, with its place.
+        ConfigError: an expression is wrong, or a function is unusable. The text has a line for each, with its place.
     """
     where = f"routes.{route}.sync"
     parts: dict[str, Callable[[], Any]] = {
@@ -232,22 +232,22 @@ def compile_fields(route: str, sync: SyncRoute) -> Fields:
 
 
 def as_json(value: object, where: str) -> Any:  # noqa: ANN401  # any JSON
-    """Copy `value` without keys that hold null, at any depth.
+    """Copy `value` without keys whose value is null, at any depth.
 
     Raises:
-        MappingError: it is nested deeper than `DEEPEST`, or holds what JSON lacks: NaN, half of a surrogate pair, bytes, a set.
+        MappingError: it is nested deeper than `DEEPEST`, or holds a value that JSON lacks, such as NaN, bytes or a set.
     """
     try:
         return _plain(value, DEEPEST)
     except UnicodeEncodeError:
         raise MappingError("the value holds half of a character", field=where) from None
-    except BodyErased:  # the event as a whole
+    except BodyErased:  # concerns the event, not this field
         raise
     except _TooDeep:
         raise MappingError(f"the value is nested deeper than {DEEPEST} levels", field=where) from None
     except ValueError as error:
         raise MappingError(f"the value holds {error}, which JSON can't hold", field=where) from None
-    except Exception as error:  # noqa: BLE001  # an object of a class of yours may do anything when it is read
+    except Exception as error:  # noqa: BLE001  # reading an object of the operator's class may raise anything
         raise MappingError(f"the value can't be read: {type(error).__name__}", field=where) from None
 
 
@@ -273,11 +273,11 @@ def _hook(reference: str | None, where: str, takes: Sequence[str]) -> Hook | Non
 
 
 class _TooDeep(Exception):
-    """The value has too many levels, or endless ones: a list that holds itself."""
+    """The value has too many levels, or contains itself."""
 
 
 def _plain(value: object, levels: int) -> object:
-    """Copy `value`, which may have so many levels of lists and objects."""
+    """Copy `value`, with at most `levels` of lists and objects."""
     plain: object
     match value:
         case list() | tuple() | dict() if levels == 0:
@@ -286,7 +286,7 @@ def _plain(value: object, levels: int) -> object:
             plain = [_plain(inner, levels - 1) for inner in value]
         case dict():
             plain = {_key(key): _plain(inner, levels - 1) for key, inner in value.items() if inner is not None}
-        case str() if type(value) is str:  # another class, such as an Enum, may write itself in any way
+        case str() if type(value) is str:  # a subclass, such as an Enum, may convert to any text
             value.encode()
             plain = value
         case None | bool():
@@ -298,7 +298,7 @@ def _plain(value: object, levels: int) -> object:
         case Decimal() if value.is_finite():
             plain = value
         case int() | float() | Decimal():
-            raise ValueError("a number that is none, or too large")
+            raise ValueError("NaN, or a number that is too large")
         case _:
             raise ValueError(type(value).__name__)
     return plain

@@ -1,7 +1,7 @@
-"""Forms of a value in a query language, named by the `:NAME` at the end of a placeholder. Pure.
+"""Forms of a value in a query language, selected by `:NAME` at the end of a placeholder. Pure.
 
-An outside value that is copied into a query unescaped can end its text and go on as query: an injection. Each form
-escapes a value so that it remains one value, or refuses it.
+An outside value that is copied into a query unescaped can change the query: an injection. Each form escapes a value so
+that it remains a single value, or refuses it.
 
 Facts: RFC 7644 §3.4.2.2 (SCIM: a JSON string, RFC 8259 §7), `SQUOTE-in-string` of OData's ABNF (a quote is
 doubled), and "Quoted String Escape Sequences" of Salesforce's SOQL reference, which has a bell where others have a backspace.
@@ -30,7 +30,7 @@ def instant_of(value: object, unit: Unit = "rfc3339") -> datetime:
     """Read an instant as an aware UTC datetime.
 
     Raises:
-        ValueError: it is none; the text continues `it` or `the value`.
+        ValueError: the value is not an instant; the text continues `it` or `the value`.
     """
     return to_datetime(nanoseconds_of(value, unit))
 
@@ -43,7 +43,7 @@ def nanoseconds_of(value: object, unit: Unit = "rfc3339") -> int:
     """
     if unit == "rfc3339":
         if not isinstance(value, str):
-            raise ValueError("has to be a text of RFC 3339")  # every misfit is a ValueError
+            raise ValueError("has to be a text of RFC 3339")  # every mismatch is a ValueError
         try:
             return parse_rfc3339(value)
         except ValueError as error:
@@ -54,7 +54,7 @@ def nanoseconds_of(value: object, unit: Unit = "rfc3339") -> int:
         nanoseconds = int(Decimal(str(value)) * _PER_UNIT[unit])
     except (ArithmeticError, ValueError):
         raise ValueError("has to be a number since 1970") from None
-    to_datetime(nanoseconds)  # refuses years that no date has
+    to_datetime(nanoseconds)  # refuses years outside the range of datetime
     return nanoseconds
 
 
@@ -66,21 +66,21 @@ _SOQL = str.maketrans({"\\": "\\\\", "'": "\\'", '"': '\\"', "\n": "\\n", "\r": 
 
 
 class Form(msgspec.Struct, frozen=True):
-    """A way to write a value."""
+    """A form in which a placeholder's value is written."""
 
     write: Callable[[Any], str]
-    """Writes the value as text. Raises ValueError for one that the form can't hold; its text continues `the value`."""
+    """Converts the value to text. Raises ValueError for a value that the form can't hold; its text continues `the value`."""
     quote: str | None
-    """The quotes that it writes around the value. It must not stand between others."""
+    """The quotes that it adds around the value, which must not be in quotes already."""
     meaning: str
     example: str
-    """Meaning and example are for its row in docs/reference/configuration.md."""
+    """Meaning and example appear in docs/reference/configuration.md."""
     escape: str = "\\"
-    """The character that escapes a quote. Empty: the language doubles the quote."""
+    """Character that escapes a quote; empty: quotes are doubled."""
 
 
 def text_of(value: object) -> str:
-    """Write a single value as text.
+    """Convert a single value to text.
 
     Raises:
         ValueError: it is a list, an object, or a number that JSON lacks; the text continues `the value`.
@@ -88,14 +88,14 @@ def text_of(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, str | int | float | Decimal):
-        raise ValueError("is not a single value")  # noqa: TRY004  # every misfit is a ValueError
+        raise ValueError("is not a single value")  # noqa: TRY004  # every mismatch is a ValueError
     if not is_json(value):
         raise ValueError("is NaN or an infinite number, which JSON can't hold")
     return str(value)
 
 
 def is_json(value: object) -> bool:
-    """Return True when JSON has all its numbers: an expression may sum up to infinity, or read `nan` from a text."""
+    """Return True if JSON can hold all numbers in the value: an expression may yield infinity, or read `nan` from a text."""
     if isinstance(value, float | Decimal):
         return math.isfinite(value)
     if isinstance(value, list):
@@ -105,11 +105,11 @@ def is_json(value: object) -> bool:
     return True
 
 
-def percent_encoded(text: str) -> str:
-    """Percent-encode everything but letters, digits and `-._~`.
+def percent_encode(text: str) -> str:
+    """Percent-encode everything except letters, digits and `-._~`.
 
     Raises:
-        ValueError: it holds half of a surrogate pair, which no encoding has; the text continues `the value`.
+        ValueError: the text has half of a surrogate pair, which can't be encoded; the message continues `the value`.
     """
     try:
         return quote(text, safe="")
@@ -117,8 +117,8 @@ def percent_encoded(text: str) -> str:
         raise ValueError("holds half of a character") from None
 
 
-def path_encoded(text: str) -> str:
-    """Percent-encode each segment of a path, and keep the slashes between them.
+def percent_encode_path(text: str) -> str:
+    """Percent-encode each segment of a path, and keep the slashes.
 
     Raises:
         ValueError: a segment is empty, `.` or `..`, or holds half of a surrogate pair; the text continues `the value`.
@@ -128,7 +128,7 @@ def path_encoded(text: str) -> str:
         raise ValueError("has an empty segment: it begins or ends with a slash, or has two in a row")
     if {".", ".."}.intersection(segments):
         raise ValueError("has a segment . or ..")
-    return "/".join(map(percent_encoded, segments))
+    return "/".join(map(percent_encode, segments))
 
 
 def _json(value: object) -> str:
@@ -158,26 +158,26 @@ FORMS: Mapping[str, Form] = {
     "scim": Form(
         lambda value: _json(text_of(value)),
         quote='"',
-        meaning="a text in SCIM's filters (RFC 7644 §3.4.2.2), with its quotes; a number becomes a text",
+        meaning="a text in a SCIM filter (RFC 7644 §3.4.2.2), in quotes; a number becomes a text",
         example="externalId eq {event.entity_id:scim}",
     ),
     "odata": Form(
         _odata,
         quote="'",
-        meaning="a text in OData, with its quotes; one inside is doubled",
+        meaning="a text in OData, in quotes; quotes inside are doubled",
         example="ExternalId eq {event.entity_id:odata}",
         escape="",
     ),
     "soql": Form(
         _soql,
         quote="'",
-        meaning="a text in Salesforce's SOQL, with its quotes; one inside gets a backslash",
+        meaning="a text in Salesforce's SOQL, in quotes; quotes inside get a backslash",
         example="SELECT Id FROM Contact WHERE Ext__c = {event.entity_id:soql}",
     ),
     "json": Form(
         _json,
         quote='"',
-        meaning="any value as JSON: a text with its quotes, a number without",
+        meaning="any value as JSON: texts in quotes, numbers without",
         example="external_id == {event.entity_id:json}",
     ),
     "epoch": Form(
@@ -199,22 +199,22 @@ FORMS: Mapping[str, Form] = {
         example="{event.occurred_at:date}",
     ),
     "url": Form(
-        lambda value: percent_encoded(text_of(value)),
+        lambda value: percent_encode(text_of(value)),
         quote=None,
-        meaning="percent-encoded, for a URL inside a text",
+        meaning="percent-encoded, for a URL in a text",
         example="https://crm.example.com/{event.entity_id:url}",
     ),
     "path": Form(
-        lambda value: path_encoded(text_of(value)),
+        lambda value: percent_encode_path(text_of(value)),
         quote=None,
-        meaning="a value with slashes in a path: each segment is percent-encoded; none is empty, `.` or `..`",
+        meaning="a value with slashes in a path: segments are percent-encoded, and may not be empty, `.` or `..`",
         example="/repos/{event.body.repository.full_name:path}/issues",
     ),
     "text": Form(
         text_of,
         quote=None,
-        meaning="as it is: where the text is no language, since what comes may change what it says",
+        meaning="unchanged, for prose only: in a query language, a value could change the query",
         example="gone since {event.occurred_at:text}",
     ),
 }
-"""Every form, by the name that a placeholder gives it."""
+"""Every form by its name in placeholders."""

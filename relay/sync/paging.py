@@ -1,4 +1,4 @@
-"""The paging rule of sweeps: turns an answer into the request for the next page. Pure."""
+"""The paging rules of sweeps: derive the request for the next page from a response. Pure."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import msgspec
 
 from inbox.config.sync import POSITIONS, Paging, Sweep, paging_of
 from inbox.errors import ConfigError, UnusableAnswer, collect_config_errors
-from relay.sync.calls import CallPlan, compile_call, compile_query, evaluated
+from relay.sync.calls import CallPlan, compile_call, compile_query, evaluate
 from relay.sync.expressions import Expression, Scope
 from relay.sync.templates import SearchTemplate, Template, leads_elsewhere
 
 Item = TypeVar("Item", bound=Hashable)
-"""An item of a page; an item that changed in between is another one."""
+"""An item of a page. An item that changes between pages becomes a different one."""
 MOST_SETBACKS = 10
-"""Limit of returns to the beginning, or without anything new."""
+"""Most setbacks that reach the beginning or yield nothing new."""
 
 
 class PagesPlan(msgspec.Struct, frozen=True):
-    """A listing that is read page by page, compiled."""
+    """A compiled listing that is read page by page."""
 
     paging: Paging | None
-    """None: one answer has everything."""
+    """None: a single response has everything."""
     first: CallPlan
-    """The call for the first page, which knows no `next`."""
+    """The call for the first page, without `next`."""
     further: CallPlan
     next: Expression | None = None
     more: Expression | None = None
     total: Expression | None = None
 
     def total_in(self, document: object) -> int | None:
-        """Return the number of all items that a page states; None without one."""
-        total = evaluated(self.total, document)
+        """Return the total number of items that a page states; None without one."""
+        total = evaluate(self.total, document)
         return total if isinstance(total, int) and not isinstance(total, bool) else None
 
 
@@ -62,20 +62,20 @@ def compile_pages(table: Sweep, where: str) -> PagesPlan:
     further = first = msgspec.structs.replace(call, params=call.params + made.pop("params"))
     if position is not None and not further.looks_into(position):
         raise ConfigError(
-            f"{where}.pages: no param has {{{position}}}, so that each page would be the first; "
+            f"{where}.pages: no param has {{{position}}}, so every request would return the first page; "
             f'write params = {{ NAME = "{{{position}}}" }}'
         )
     if position == "next":
         params = tuple(each for each in further.params if not each[1].looks_into("next"))
-        first = msgspec.structs.replace(further, params=params, body=_pruned(further.body))
+        first = msgspec.structs.replace(further, params=params, body=_prune(further.body))
     return PagesPlan(paging, first, further, **made)
 
 
-def _pruned(body: Any) -> Any:  # noqa: ANN401  # JSON with templates
+def _prune(body: Any) -> Any:  # noqa: ANN401  # JSON with templates
     if isinstance(body, Mapping):
-        return {key: _pruned(inner) for key, inner in body.items() if not _reads_next(inner)}
+        return {key: _prune(inner) for key, inner in body.items() if not _reads_next(inner)}
     if isinstance(body, list):
-        return [_pruned(inner) for inner in body if not _reads_next(inner)]
+        return [_prune(inner) for inner in body if not _reads_next(inner)]
     return body
 
 
@@ -84,16 +84,16 @@ def _reads_next(value: object) -> bool:
 
 
 class Paginator(Generic[Item]):
-    """The way through the pages of one listing: `call`, `at` and `body` describe the request for its next page.
+    """Walks through the pages of one listing: `call`, `at` and `body` describe the request for the next page.
 
-    A listing in the order of changes moves while it is read. A changed entity goes to the end, and all behind it move up
-    by one, so an entity could fall between two pages. So where pages go by start, each begins with the last
-    entity of the one before. A page that has no entity of the last page unchanged has moved too far: then it goes back,
-    twice as far each time. An entity changed since proves nothing: it came here by way of the end.
+    A listing in the order of changes shifts while it is read. A changed entity moves to the end, and all entities after it
+    move up by one, so an entity could be missed between two pages. So with paging by start, each page begins with the last
+    entity of the previous one. If a page has no unchanged entity of the previous page, the listing has shifted too far, and
+    the paginator goes back, twice as far each time. A changed entity proves nothing, since it moved to the end.
     """
 
     def __init__(self, plan: PagesPlan, scope: Scope, base: str) -> None:
-        """Prepare the first request. The call's templates read `scope`; no link leaves `base`, the URL of the endpoint."""
+        """Prepare the first request. The call's templates read `scope`; links must stay below `base`, the endpoint's URL."""
         self.number = 1
         """Number of the next page, from 1."""
         self.is_at_end = False
@@ -108,7 +108,7 @@ class Paginator(Generic[Item]):
             self._scope[self._by] = self._first
         self._link: tuple[str, str] | None = None
         self._seen: set[int] = set()
-        """Hashes of the positions and pages so far: of any length, and there may be many."""
+        """Hashes of the previous positions and pages, which may be long and many."""
         self._before: Sequence[Item] = ()
         self._read = 0
         self._back = 1
@@ -116,24 +116,24 @@ class Paginator(Generic[Item]):
 
     @property
     def at(self) -> tuple[str, str]:
-        """Path and query, encoded; MappingError when a template has no value."""
+        """Path and query, encoded; MappingError if a template has no value."""
         return self._link or (self.call.path.expand(self._scope), self.call.query(self._scope))
 
     @property
     def body(self) -> bytes | None:
-        """The body, encoded; MappingError when a template has no value."""
+        """The body, encoded; MappingError if a template has no value."""
         return self.call.json(self._scope)
 
     @property
     def headers(self) -> dict[str, str]:
-        """The call's own headers; MappingError when a template has no usable value."""
+        """The call's own headers; MappingError if a template has no usable value."""
         return self.call.own_headers(self._scope)
 
     def take(self, document: object, link: str | None, items: Sequence[Item]) -> list[Item]:
-        """Take a page: its JSON, its `Link` header and its items. Return its new items, and turn to the next page.
+        """Accept a page by its JSON, `Link` header and items; return the new items, and advance to the next page.
 
         Raises:
-            UnusableAnswer: the pages can't be followed. The text names the reason and a remedy.
+            UnusableAnswer: the pages can't be followed. The text has the reason and a remedy.
         """
         known, went_back = set(self._before), self._back > 1
         has_moved = self._by == "start" and len(known) > 1 and known.isdisjoint(items)
@@ -142,20 +142,22 @@ class Paginator(Generic[Item]):
             self._scope["start"] = max(self._scope["start"] - self._back, self._first)
             self._back *= 2
         else:
-            # What was added meanwhile moves others to the next page.
+            # Entities added meanwhile push others to the next page.
             fresh = [item for item in items if item not in known]
             self._read += len(items)
             self.is_at_end = not self._turn(document, link, len(items), has_new=bool(fresh))
             if not self.is_at_end:
-                if has_moved or (went_back and not fresh):  # before the first page nothing lies, so nothing is missed
+                if has_moved or (went_back and not fresh):  # nothing can be missed before the first page
                     self._set_back()
                 elif items and not went_back:
-                    self._never_again(("page", *items), "came before: does the call take what pages says?")
+                    self._never_again(
+                        ("page", *items), "repeats an earlier page: check that the call applies pages.params"
+                    )
             self._before, self._back = items, 1
         if not self.is_at_end and self.number >= self._most:
             raise UnusableAnswer(
-                f"no end after {self.number} pages, so that it is not known what there is; "
-                "narrow the call down by its params, or raise pages.most"
+                f"no end after {self.number} pages, so the listing is incomplete; "
+                "narrow the call by its params, or raise pages.most"
             )
         self.number += not self.is_at_end
         self.call = self._plan.further
@@ -166,12 +168,12 @@ class Paginator(Generic[Item]):
         self._setbacks += 1
         if self._setbacks > MOST_SETBACKS:
             raise UnusableAnswer(
-                "the listing changes faster than it can be read, or starts at whole pages only: its pages don't connect; "
-                'where pages have numbers, set by = "page"'
+                "the pages don't connect: the listing changes faster than it can be read, or starts only at whole pages; "
+                'if its pages have numbers, set by = "page"'
             )
 
     def _turn(self, document: object, link: str | None, length: int, *, has_new: bool) -> bool:
-        """Turn to the next page; False when there is none."""
+        """Advance to the next page; return False if there is none."""
         match self._by:
             case "none":
                 return False
@@ -187,28 +189,28 @@ class Paginator(Generic[Item]):
         more, left = self._more(document), self._left(document, length)
         if not length and left:
             raise UnusableAnswer(
-                f"page {self.number} is empty, and {left} items are said to be left; "
-                "where total counts items that no page has, remove it"
+                f"page {self.number} is empty, although total says that {left} items are left; "
+                "if total counts items that no page has, remove it"
             )
-        if self._by == "page":  # an empty page that is not the last has been filtered by the service
+        if self._by == "page":  # the service may filter a page so that it is empty, but not the last
             self._scope["page"] += 1
             return more is not False and left != 0 and (length > 0 or more is True)
-        # SCIM reads start 0 as 1, and gives the only page twice.
+        # SCIM reads start 0 as 1, and would return a single page twice.
         is_only = self._scope["start"] <= self._first + 1 and length < self._count
         has_ended = not has_new and (length < max(len(self._before), 1) or is_only)
         if has_ended and more is True:
-            raise UnusableAnswer(f"page {self.number} has nothing new, and the answer says that there are more")
+            raise UnusableAnswer(f"page {self.number} has no new items, although the response says that there are more")
         self._scope["start"] += length - (length > 1)
-        # Behind the first page, `total` is no reason to end: items that moved were counted twice.
+        # After the first page, `total` does not end the listing: items that moved were counted twice.
         return not (has_ended or more is False or (left == 0 and self.number == 1))
 
     def _left(self, document: object, length: int) -> int | None:
-        """Return the number of items behind this page by `total`; None without it."""
+        """Return the number of items after this page according to `total`; None without it."""
         if self._plan.total is None:
             return None
         total = self._plan.total_in(document)
         if total is None:
-            raise UnusableAnswer(f"the answer has no number at {self._plan.total.text}")
+            raise UnusableAnswer(f"the response has no number at {self._plan.total.text}")
         read = self._read if self._by == "page" else self._scope["start"] - self._first + length
         return max(total - read, 0)
 
@@ -217,7 +219,7 @@ class Paginator(Generic[Item]):
         following = None if more is False else self._next(document)
         if following is None:
             if more is True:
-                raise UnusableAnswer("the answer says that there are more, and has nothing at next")
+                raise UnusableAnswer("the response says that there are more items, but has no value at next")
             return False
         self._never_again(("position", str(following)))
         self._scope["next"] = following
@@ -229,31 +231,31 @@ class Paginator(Generic[Item]):
         path, query = self.at
         base = self._base.partition("?")[0].rstrip("/")
         self._seen.add(hash(("position", path, query)))
-        self._link = within(str(link), self._base, f"{base}{path}{'?' if query else ''}{query}")
+        self._link = resolve_link(str(link), self._base, f"{base}{path}{'?' if query else ''}{query}")
         self._never_again(("position", *self._link))
         return True
 
     def _never_again(
-        self, seen: Hashable, problem: str = "names one as the next that was asked for already: it has no end"
+        self, seen: Hashable, problem: str = "refers to an earlier page as the next: the listing is endless"
     ) -> None:
         if hash(seen) in self._seen:
             raise UnusableAnswer(f"page {self.number} {problem}")
         self._seen.add(hash(seen))
 
     def _more(self, document: object) -> bool | None:
-        more: bool | None = evaluated(self._plan.more, document)
+        more: bool | None = evaluate(self._plan.more, document)
         if self._plan.more is not None and not isinstance(more, bool):
-            raise UnusableAnswer(f"the answer has neither true nor false at {self._plan.more.text}")
+            raise UnusableAnswer(f"the response has neither true nor false at {self._plan.more.text}")
         return more
 
     def _next(self, document: object) -> str | int | None:
-        following = evaluated(self._plan.next, document)
+        following = evaluate(self._plan.next, document)
         if following is None or following is False or following == "":
             return None
         if not isinstance(following, str | int) or following is True:
-            raise UnusableAnswer("next finds neither a text nor a number in the answer")
+            raise UnusableAnswer("next finds neither a text nor a number in the response")
         if len(str(following)) > LONGEST:
-            raise UnusableAnswer(f"next finds more than {LONGEST} characters in the answer")
+            raise UnusableAnswer(f"next finds more than {LONGEST} characters in the response")
         return following
 
 
@@ -261,14 +263,14 @@ class Paginator(Generic[Item]):
 
 
 LONGEST = 8192
-"""Characters of a link."""
+"""Most characters of a link."""
 _PATH_SAFE = "%/:@!$&'()*+,;=~-._"
 _QUERY_SAFE = "%!$&'()*+,;=:@/?-._~"
 _PORTS = {"http": 80, "https": 443}
 
 
 _LINK = re.compile(r"""[\s,]*+<([^<>]*+)>\s*+((?:;(?:[^;,"<>]++|"(?:[^"\\]++|\\.)*+")*+)*+)(?:,|\Z)""")
-"""A link of RFC 8288 §3, and its parameters."""
+"""A link and its parameters (RFC 8288 §3)."""
 _REL = re.compile(r""";\s*rel\s*=\s*(?:"([^"]*)"|([^\s;,"]*))""", re.IGNORECASE)
 _ANCHOR = re.compile(r";\s*anchor\s*=", re.IGNORECASE)
 
@@ -277,30 +279,30 @@ def next_in_header(header: str | None) -> str | None:
     """Return the URL of `rel="next"` in a `Link` header; None without one.
 
     Raises:
-        UnusableAnswer: the header can't be read, or names several next pages. Its end would be mistaken for the last page.
+        UnusableAnswer: the header can't be read, or has several next pages. It would be mistaken for the end of the listing.
     """
     text, at, found = (header or "").rstrip(" \t,"), 0, set()
     while at < len(text):
         link = _LINK.match(text, at)
         if link is None:
             raise UnusableAnswer("the Link header can't be read")
-        relations = _REL.search(link[2])  # the first counts (§3.3)
+        relations = _REL.search(link[2])  # only the first `rel` counts (§3.3)
         if relations and "next" in (relations[1] or relations[2] or "").lower().split() and not _ANCHOR.search(link[2]):
-            found.add(link[1])  # none with an anchor: it is a link of another resource (§3.2)
+            found.add(link[1])  # a link with an anchor belongs to another resource (§3.2)
         at = link.end()
     if len(found) > 1:
-        raise UnusableAnswer("the Link header names several next pages")
+        raise UnusableAnswer("the Link header has several next pages")
     return next(iter(found), None)
 
 
-def within(link: str, base: str, current: str) -> tuple[str, str]:
-    """Return the path and the query of a link, for a call below `base`. A relative link is one from the URL `current`.
+def resolve_link(link: str, base: str, current: str) -> tuple[str, str]:
+    """Return the path and query of a link, for a call below `base`. Relative links are resolved against `current`.
 
-    The call has the endpoint's secrets, so a link to another origin, or beside the path of `base`, is never followed. The
-    query of `base` comes with every call, so it is left out.
+    Calls carry the endpoint's secrets, so links to another origin, or outside the path of `base`, are never followed. The
+    query of `base` is omitted, because every call gets it.
 
     Raises:
-        UnusableAnswer: the link can't be read, or leads elsewhere. The text has a remedy, and nothing of the link.
+        UnusableAnswer: the link can't be read, or leads elsewhere. The text has a remedy, and no part of the link.
     """
     home = urlsplit(base)
     if len(link) > LONGEST:
@@ -314,7 +316,7 @@ def within(link: str, base: str, current: str) -> tuple[str, str]:
         raise UnusableAnswer("the link to the next page can't be read") from None
     if not is_plain or origin != (home.scheme, home.hostname, home.port or _PORTS.get(home.scheme)):
         raise UnusableAnswer(
-            "the link to the next page leads elsewhere: it must have the scheme, host and port of base_url, and no user; "
+            "the link to the next page leads elsewhere: it must have the scheme, host and port of base_url, without a user; "
             "correct base_url"
         )
     path, prefix = quote(parts.path, safe=_PATH_SAFE), home.path.rstrip("/")
@@ -325,7 +327,7 @@ def within(link: str, base: str, current: str) -> tuple[str, str]:
             "shorten the path of base_url"
         )
     if leads_elsewhere(path):
-        raise UnusableAnswer("the link to the next page has a path that could lead to another resource")
+        raise UnusableAnswer("the path of the link to the next page could lead to another resource")
     known = home.query.split("&")
     return below, "&".join(
         pair for pair in quote(parts.query, safe=_QUERY_SAFE).split("&") if pair and pair not in known

@@ -1,4 +1,4 @@
-"""Templates: text with JMESPath expressions in braces, `{event.entity_id}` or `{event.entity_id:scim}`. Pure."""
+"""Templates: text with JMESPath expressions in braces, such as `{event.entity_id}` or `{event.entity_id:scim}`. Pure."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from inbox.config.mistakes import nearest
 from inbox.config.values import is_name, may_be_set, to_title_case
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.expressions import Expression, Scope
-from relay.sync.forms import FORMS, is_json, percent_encoded, text_of
+from relay.sync.forms import FORMS, is_json, percent_encode, text_of
 
 _SEGMENTS = FORMS["path"]
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _FORM = re.compile(r":\s*([\w-]*)\s*\Z")
-"""The form of a placeholder. A JMESPath never ends like this: a slice ends with a bracket, and an object needs braces."""
+"""The form of a placeholder. No JMESPath ends like this: slices end with a bracket, and objects need braces."""
 _QUOTES: Mapping[str, str] = {'"': "scim", "'": "odata", "`": "json"}
-"""The form that most likely replaces a value between these quotes."""
+"""Suggested form for a value between these quotes."""
 _LITERAL_PATH = "/:@!$&'()*+,;=~%-._"
 _QUERY_IN_A_PATH = re.compile("[\"'`(]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SEPARATOR = re.compile(r"[/\\]")
 _LIKE_SLASHES = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}
-"""Characters that Windows turns into slashes, besides those that have a compatibility mapping (its bestfit1252.txt)."""
+"""Characters that Windows converts to slashes, besides those with a compatibility mapping (bestfit1252.txt)."""
 _BEHIND_A_NAME = re.compile("[;?#]")
 _LONGEST_SHOWN = 200
 _LONGEST_IN_A_PATH = 1024
-"""Servers limit a path with its query to 8 KiB, and a value may grow ninefold when it is encoded."""
+"""Most characters in a path. Servers limit path and query to 8 KiB, and encoding makes a value up to nine times longer."""
 _LONGEST_IN_A_QUERY = 64 * 1024
-"""Characters: room for the ids that a listing is asked for at once."""
+"""Most characters in a query, enough for the ids of a listing."""
 _MOST_DECODINGS = 8
-"""Each proxy on the way may decode once. A value encoded more often than this is no id."""
+"""Most times that a path is decoded. Each proxy on the way may decode once; no id is encoded more often."""
 
 
 class Placeholder(Expression):
@@ -49,14 +49,14 @@ class Placeholder(Expression):
 
 
 class Template:
-    """Text with expressions in it.
+    """Text with expressions in braces.
 
-    A placeholder beside other text may stand in another language, such as a filter, where a value could end its text and
-    go on as query. So it has to name its form.
+    A placeholder next to other text may be part of another language, such as a filter, where a value could change the
+    query. So such a placeholder must name its form.
     """
 
     longest: int | None = None
-    """Most characters of a value; None where it may have any length."""
+    """Most characters of a value; None: any number."""
 
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
         self.text = text
@@ -64,7 +64,7 @@ class Template:
         pieces = _PLACEHOLDER.split(text)
         around, inner = pieces[::2], pieces[1::2]
         if any(re.search("[{}]", piece) for piece in around):
-            raise ConfigError(f"{where}: {text!r} has a brace without its counterpart")
+            raise ConfigError(f"{where}: {text!r} has an unmatched brace")
         made = collect_config_errors(
             {str(at): partial(Placeholder, each, where, known) for at, each in enumerate(inner)}
         )
@@ -78,29 +78,29 @@ class Template:
 
     @property
     def placeholders(self) -> list[Placeholder]:
-        """The expressions, in order."""
+        """The placeholders in order."""
         return [part for part in self.parts if isinstance(part, Placeholder)]
 
     def looks_into(self, name: str) -> bool:
-        """Return True when one of its expressions reads this name from the scope itself."""
+        """Return True if one of its expressions reads this top-level name of the scope."""
         return any(placeholder.looks_into(name) for placeholder in self.placeholders)
 
     def expand(self, scope: Scope) -> str:
         """Return the text with its values.
 
         Raises:
-            MappingError: an expression finds nothing, no single value, or one that its form can't hold.
+            MappingError: an expression finds no value, several, or one that its form can't hold.
         """
         return "".join(part if isinstance(part, str) else self._text(part, scope) for part in self.parts)
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        """Expand it. A template that is a single expression keeps its value's type."""
+        """Expand it. A template with a single expression and no text keeps the type of the value."""
         if len(self.parts) == 1 and isinstance(self.parts[0], Placeholder) and self.parts[0].form is None:
             return self._found(self.parts[0], scope)
         return self.expand(scope)
 
     def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:
-        """Return True when the text may be in a query language."""
+        """Return True if the text may be in a query language."""
         return any(around) or len(placeholders) > 1 or any(each.glue is not None for each in placeholders)
 
     def _found(self, placeholder: Placeholder, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
@@ -126,22 +126,22 @@ class Template:
         return text
 
     def _require_short(self, value: str, placeholder: Placeholder) -> None:
-        """Refuse a value that is too long for its place, before any work that takes longer the longer it is."""
+        """Refuse a value that is too long, before any work whose cost grows with its length."""
         if self.longest is not None and len(value) > self.longest:
             raise MappingError(
-                f"{{{placeholder.text}}} has {len(value)} characters, and may have at most {self.longest} here",
+                f"{{{placeholder.text}}} has {len(value)} characters; at most {self.longest} are allowed here",
                 field=self.where,
             )
 
 
 class QueryTemplate(Template):
-    """The value of a parameter of a query."""
+    """The value of a query parameter."""
 
     longest = _LONGEST_IN_A_QUERY
 
 
 class SearchTemplate(Template):
-    """A text in the body of a search. A value may be a list, but no object: `{"$ne": null}` would be a query of its own."""
+    """A text in the body of a search. Its value may be a list but not an object: `{"$ne": null}` would be a query."""
 
     longest = _LONGEST_IN_A_QUERY
 
@@ -150,12 +150,12 @@ class SearchTemplate(Template):
         value = super().value(scope)
         if _has_object(value):
             shown = ", ".join(placeholder.text for placeholder in self.placeholders)
-            raise MappingError(f"{{{shown}}} is an object, which could be a query of its own", field=self.where)
+            raise MappingError(f"{{{shown}}} is an object, which could be a query", field=self.where)
         return value
 
 
 class Path(Template):
-    """A path below an endpoint's URL. Values in it are percent-encoded, slashes too unless their form is `path`."""
+    """A path below an endpoint's URL. Values are percent-encoded, including slashes unless their form is `path`."""
 
     longest = _LONGEST_IN_A_PATH
 
@@ -164,25 +164,25 @@ class Path(Template):
             raise ConfigError(f"{where}: {text!r} must begin with a slash")
         plain = _PLACEHOLDER.sub("x", text)
         if re.search(r"[?#]", plain):
-            raise ConfigError(f"{where}: {text!r} must be a path alone; a query is written as params")
+            raise ConfigError(f"{where}: {text!r} must be a path without a query; write the query as params")
         if reason := leads_elsewhere(plain):
-            raise ConfigError(f"{where}: {text!r} {reason}; write the path that is meant")
+            raise ConfigError(f"{where}: {text!r} {reason}; write the intended path")
         super().__init__(text, where, known)
         if any(each.form is _SEGMENTS for each in self.placeholders) and self._is_query([plain], self.placeholders):
-            # The other side decodes the path before it reads the query, so that a quote in the value would end its text.
-            raise ConfigError(f"{where}: {text!r} has a value with the form path inside a query; use the query's form")
+            # The endpoint decodes the path before it parses the query, so a quote in the value would end its text.
+            raise ConfigError(f"{where}: {text!r} has a value of the form path in a query; use the query's form")
         self.parts = [quote(part, safe=_LITERAL_PATH) if isinstance(part, str) else part for part in self.parts]
 
     def expand(self, scope: Scope) -> str:
         """Return the path, percent-encoded.
 
         Raises:
-            MappingError: a value is missing or unusable, or a proxy on the way could read the path as that of another resource.
+            MappingError: a value is missing or unusable, or a proxy could read the path as that of another resource.
         """
         path = super().expand(scope)
         if reason := leads_elsewhere(path):
             raise MappingError(
-                f"{path[:_LONGEST_SHOWN]!a} {reason}, so that it could lead to another resource", field=self.where
+                f"{path[:_LONGEST_SHOWN]!a} {reason}, so it could lead to another resource", field=self.where
             )
         return path
 
@@ -193,44 +193,44 @@ class Path(Template):
 
     def _text(self, placeholder: Placeholder, scope: Scope) -> str:
         text = super()._text(placeholder, scope)
-        # The other side could read the path as the collection's, or as that of another name.
-        names = _names(_decoded(text))
+        # The endpoint could read the path as that of the collection, or of another name.
+        names = _names(_decode(text))
         has_segments = placeholder.form is _SEGMENTS
         if not (all(names) if has_segments else names[0] and names[-1]):
-            problem = "is empty, or begins or ends with what separates names in a path"
+            problem = "is empty, or begins or ends with a path separator"
             if has_segments:
-                problem = "has an empty name between what separates names in a path"
+                problem = "has an empty name between path separators"
             raise MappingError(f"{{{placeholder.text}}} {problem}", field=self.where)
-        return text if has_segments else encoded(text, self.where)
+        return text if has_segments else encode_value(text, self.where)
 
 
 def leads_elsewhere(path: str) -> str | None:
-    """Return half a sentence on why the path could lead to another resource; None when it can't.
+    """Return the reason why the path could lead to another resource, as the end of a sentence; None if it can't.
 
     Servers and proxies resolve dot segments (RFC 3986 §5.2.4) after decoding: nginx decodes once, others repeatedly, Windows
-    accepts backslashes, and Tomcat cuts off `;parameters`. Where Windows converts text to its code page, it reads a fullwidth
-    dot or slash, or the fraction slash, as the plain one. In some servers a control character ends a path, or a line of the head.
+    accepts backslashes, and Tomcat removes `;parameters`. When Windows converts text to its code page, it reads a fullwidth
+    dot or slash, or the fraction slash, as the plain one. In some servers a control character ends the path or a header line.
     """
-    decoded = _decoded(path)
+    decoded = _decode(path)
     if unquote(decoded) != decoded:
-        return f"is percent-encoded more than {_MOST_DECODINGS} times over"
+        return f"is percent-encoded more than {_MOST_DECODINGS} times"
     if _CONTROL.search(decoded):
         return "has a control character"
-    likened = decoded if decoded.isascii() else _decoded(_folded(decoded).translate(_LIKE_SLASHES))
+    likened = decoded if decoded.isascii() else _decode(_fold(decoded).translate(_LIKE_SLASHES))
     return "has a segment . or .." if {".", ".."} & {*_names(decoded), *_names(likened)} else None
 
 
-def _folded(text: str) -> str:
-    """Replace each character by the ones that it is compatible with.
+def _fold(text: str) -> str:
+    """Replace each character by its compatible ones.
 
-    Normalised as a whole, a text could lose a dot or slash to a mark behind it, and Python sorts a run of marks in a time
-    that grows with the square of its length, while no other thread runs.
+    Normalising the whole text could combine a dot or slash with a mark after it. Also, Python sorts a run of marks in
+    quadratic time, during which no other thread runs.
     """
     return text.translate({ord(each): normalize("NFKC", each) for each in set(text)})
 
 
-def _decoded(text: str) -> str:
-    """Decode `text` repeatedly, up to a limit, since each pass costs its length."""
+def _decode(text: str) -> str:
+    """Decode `text` repeatedly, up to a limit, since each pass takes linear time."""
     for _ in range(_MOST_DECODINGS):
         encoded_text, text = text, unquote(text)
         if text == encoded_text:
@@ -239,7 +239,7 @@ def _decoded(text: str) -> str:
 
 
 def _names(path: str) -> list[str]:
-    """Split a decoded path into names, as the strictest server does."""
+    """Split a decoded path into names as the strictest server does."""
     return [_BEHIND_A_NAME.split(segment, maxsplit=1)[0].strip() for segment in _SEPARATOR.split(path)]
 
 
@@ -247,27 +247,29 @@ def _has_object(value: object) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(_has_object(inner) for inner in value))
 
 
-def templated(
+def compile_templates(
     value: object,
     where: str,
     known: Collection[str] | None,
     kind: Callable[[str, str, Any], Template | Expression] = Template,
 ) -> object:
-    """Compile each string in `value`, at any depth, to a template of this kind, or to an expression."""
+    """Compile each string in `value`, at any depth, to a template or expression of this kind."""
     if isinstance(value, str):
         return kind(value, where, known)
     if isinstance(value, dict):
         return collect_config_errors(
-            {key: partial(templated, inner, f"{where}.{key}", known, kind) for key, inner in value.items()}
+            {key: partial(compile_templates, inner, f"{where}.{key}", known, kind) for key, inner in value.items()}
         )
     if isinstance(value, list):
-        parts = {str(position): partial(templated, inner, where, known, kind) for position, inner in enumerate(value)}
+        parts = {
+            str(position): partial(compile_templates, inner, where, known, kind) for position, inner in enumerate(value)
+        }
         return [*collect_config_errors(parts).values()]
     return value
 
 
 def templates_in(value: object) -> Iterator[Template]:
-    """Yield the templates in a value that `templated` made."""
+    """Yield the templates in a value that `compile_templates` made."""
     if isinstance(value, Template):
         yield value
     elif isinstance(value, dict | list):
@@ -275,25 +277,25 @@ def templates_in(value: object) -> Iterator[Template]:
             yield from templates_in(inner)
 
 
-def expanded(value: object, scope: Scope) -> Any:  # noqa: ANN401  # of the form of `value`
-    """Expand a value that `templated` made; MappingError when a template has no value."""
+def expand_templates(value: object, scope: Scope) -> Any:  # noqa: ANN401  # of the form of `value`
+    """Expand a value that `compile_templates` made; MappingError when a template has no value."""
     if isinstance(value, Template | Expression):
         return value.value(scope)
     if isinstance(value, dict):
-        return {key: expanded(inner, scope) for key, inner in value.items()}
+        return {key: expand_templates(inner, scope) for key, inner in value.items()}
     if isinstance(value, list):
-        return [expanded(inner, scope) for inner in value]
+        return [expand_templates(inner, scope) for inner in value]
     return value
 
 
-def encoded(text: str, where: str) -> str:
+def encode_value(text: str, where: str) -> str:
     """Percent-encode `text`.
 
     Raises:
-        MappingError: it holds half of a surrogate pair.
+        MappingError: the text has half of a surrogate pair.
     """
     try:
-        return percent_encoded(text)
+        return percent_encode(text)
     except ValueError as error:
         raise MappingError(f"the value {error}", field=where) from None
 
@@ -301,7 +303,7 @@ def encoded(text: str, where: str) -> str:
 def _mistakes(
     text: str, around: Sequence[str], placeholders: Sequence[Placeholder], *, is_query: bool
 ) -> Iterator[str]:
-    """Yield the mistakes in the forms of placeholders, each with a remedy."""
+    """Yield the mistakes in the placeholders' forms, each with a remedy."""
     for at, placeholder in enumerate(placeholders):
         shown, form = placeholder.text, placeholder.form
         before, behind = "".join(around[: at + 1]), "".join(around[at + 1 :])
@@ -309,17 +311,17 @@ def _mistakes(
         if form is not None and form.quote is not None:
             own = _quote_open_behind(before, form.quote, form.escape)
             if own or (between and (between != "'" or "'" in behind)):  # an apostrophe in prose
-                yield f"{{{shown}}} in {text!r} gets its quotes by its form; remove the {own or between} around it"
+                yield f"{{{shown}}} in {text!r} gets its quotes from its form; remove the {own or between} around it"
         elif form is None and is_query:
             yield (
-                f"{{{shown}}} in {text!r} stands beside other text, and a value could go on as part of it; name its form: "
-                f"{{{shown}:{_QUOTES.get(between or '', 'scim')}}} without quotes around it, or {{{shown}:text}} where "
-                f"that can do no harm; valid forms: {', '.join(FORMS)}"
+                f"{{{shown}}} in {text!r} is next to other text, which a value could change; name its form: "
+                f"{{{shown}:{_QUOTES.get(between or '', 'scim')}}} without quotes around it, or {{{shown}:text}} if "
+                f"that is harmless; valid forms: {', '.join(FORMS)}"
             )
 
 
 def _quote_open_behind(text: str, quotes: str, escape: str) -> str | None:
-    """Return the one of `quotes` that is open at the end of a text."""
+    """Return the quote that is open at the end of a text."""
     opened: str | None = None
     escaped = False
     for character in text:
@@ -332,13 +334,13 @@ def _quote_open_behind(text: str, quotes: str, escape: str) -> str | None:
     return opened
 
 
-# --- Headers of a single call: templates whose values are one line of printable ASCII. Pure.
+# --- Headers of a call: templates whose values are one line of printable ASCII. Pure.
 
 
 _VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?")
-"""A field value without obs-text (RFC 9110 §5.5): other bytes have no meaning that both sides agree on."""
+"""A field value without obs-text (RFC 9110 §5.5): the meaning of other bytes is not standardised."""
 _LONGEST = 4096
-"""Servers limit a whole head to 8 KiB, nginx by default. A longer value is no version or key."""
+"""Most characters of a value. Servers limit the whole head, nginx to 8 KiB by default; versions and keys are shorter."""
 
 
 class HeaderTemplate(Template):
@@ -351,13 +353,13 @@ class HeaderTemplate(Template):
         if not self.placeholders:
             self._require_usable(text, ConfigError)
         elif any(isinstance(part, str) and not _is_printable(part) for part in self.parts):
-            raise ConfigError(f"{where}: {text!a} has a line break, or a character beyond printable ASCII")
+            raise ConfigError(f"{where}: {text!a} has a line break, or a character outside printable ASCII")
 
     def expand(self, scope: Scope) -> str:
         """Return the value.
 
         Raises:
-            MappingError: a value is missing, or a header can't hold it: it could end the line and begin another header.
+            MappingError: a value is missing, or can't be in a header, where it could begin another header.
         """
         value = super().expand(scope)
         self._require_usable(value, partial(MappingError, field=self.where))
@@ -370,7 +372,7 @@ class HeaderTemplate(Template):
         if _VALUE.fullmatch(value) is None:
             raise error(
                 f"{named}the header's value {value[:80]!a} is empty, begins or ends with a space, or has a line break or a "
-                "character beyond printable ASCII; give the placeholder the form url where the other side decodes it"
+                "character outside printable ASCII; use the form url if the endpoint decodes it"
             )
 
 
@@ -380,7 +382,7 @@ def compile_headers(
     """Compile the headers of a call, with names in Title-Case.
 
     Raises:
-        ConfigError: a name can't be set, is there twice, or a template is wrong. The text has a line for each mistake.
+        ConfigError: a name can't be set or is repeated, or a template is wrong. The text has a line for each mistake.
     """
     made = collect_config_errors({name: partial(_compile, name, headers, where, known) for name in headers})
     return tuple((to_title_case(name), template) for name, template in made.items())
@@ -388,14 +390,14 @@ def compile_headers(
 
 def _compile(name: str, headers: Mapping[str, str], where: str, known: Collection[str]) -> HeaderTemplate:
     if not is_name(name):
-        raise ConfigError(f"{where}: {name!a} is not a header's name")
+        raise ConfigError(f"{where}: {name!a} is not a header name")
     if not may_be_set(name, on_a_call=True):
         raise ConfigError(
             f"{where}: {name!r} can't be set for a single call; secrets belong in auth or headers of the endpoint, and "
             "headers that frame the message are set by the relay"
         )
     if [to_title_case(other) for other in headers].count(to_title_case(name)) > 1:
-        raise ConfigError(f"{where}: {name!r} is there twice, in another case; keep one")
+        raise ConfigError(f"{where}: {name!r} is given twice in different case; keep one")
     return HeaderTemplate(headers[name], f"{where}.{name}", known)
 
 

@@ -29,33 +29,33 @@ from relay.web.problems import API, set_status, wants_json
 from relay.web.query import convert, given_in, read_form, read_json
 from relay.web.reading import Readers
 
-# --- what is sent
+# --- submissions
 
 Reason = Annotated[
     str,
-    Meta(max_length=MOST_REASON, extra_json_schema={"pattern": SAYS_WHY_PATTERN, "description": "Reason for it."}),
+    Meta(max_length=MOST_REASON, extra_json_schema={"pattern": SAYS_WHY_PATTERN, "description": "Reason for the act."}),
 ]
-"""A reason that `checked_reason` takes."""
+"""A reason that `check_reason` accepts."""
 NONE_CHOSEN = "none"
-"""The first value of `deliveries` in a form with a checkbox for each, so that one without a choice is not about everything."""
+"""First value of `deliveries` in a form with checkboxes, so that a form without a selected box does not mean everything."""
 
 
 Fields = Mapping[str, Any]
-"""Values by their names, as they were sent."""
+"""Submitted values by name."""
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of an act beside those of its selection."""
+    """Fields of an act besides those of its selection."""
 
     reason: Reason = ""
     plan: Annotated[str | None, Meta(description="The member `plan` of the plan that was shown.")] = None
-    again: Annotated[Name | None, Meta(description="The entity's id once more, so that nobody erases by mistake.")] = (
+    again: Annotated[Name | None, Meta(description="The entity's id, repeated to prevent an accidental erasure.")] = (
         None
     )
 
 
 class ActAnswer(msgspec.Struct, frozen=True):
-    """The command that was asked for, stopped or continued. A relay carries it out; its address tells how far it has come."""
+    """The command that was created, stopped or continued. A relay executes it; `href` shows its progress."""
 
     id: int
     kind: str
@@ -64,15 +64,15 @@ class ActAnswer(msgspec.Struct, frozen=True):
 
 
 def fields_of(operation: Operation) -> tuple[str, ...]:
-    """Return the names of the fields by which a person says what an operation is about."""
+    """Return the names of the fields of an operation's selection."""
     return tuple(name for name in operation.keys if name not in BOUNDS)
 
 
-def checked_reason(reason: str, asked: msgspec.Struct | None = None) -> str:
-    """Return a reason without space around it.
+def check_reason(reason: str, asked: msgspec.Struct | None = None) -> str:
+    """Return the reason without surrounding space.
 
     Raises:
-        BadFilter: it says nothing, is too long, or names the entity to erase.
+        BadFilter: it is empty, too long, or names the entity to erase.
     """
     if mistake := find_reason_mistake(asked, reason.strip()):
         raise BadFilter(mistake, field="reason")
@@ -80,10 +80,10 @@ def checked_reason(reason: str, asked: msgspec.Struct | None = None) -> str:
 
 
 def _chosen(req: Request) -> dict[str, Any]:
-    """Return the parameters of a URL, where each checkbox of a delivery that was chosen gives one of `deliveries`.
+    """Return the parameters of a URL, with the deliveries of the selected checkboxes as `deliveries`.
 
     Raises:
-        BadFilter: none is chosen.
+        BadFilter: none is selected.
     """
     given = given_in(req)
     if given.get("deliveries") == NONE_CHOSEN:
@@ -93,22 +93,22 @@ def _chosen(req: Request) -> dict[str, Any]:
     return given
 
 
-def _parted(given: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part the fields of an act from those of its selection."""
+def _split_fields(given: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the fields into those of the selection and those of the act."""
     sent = {name: value for name, value in given.items() if name in Submission.__struct_fields__}
     return sent, {name: value for name, value in given.items() if name not in sent}
 
 
-def _asked_by(req: Request, kind: str) -> tuple[Actor, Operation]:
-    """Return who asks, and for which operation.
+def _authorize(req: Request, kind: str) -> tuple[Actor, Operation]:
+    """Return the actor of a request, and the operation.
 
     Raises:
-        NotAllowed: a viewer.
+        NotAllowed: the actor is a viewer.
         NothingThere: there is no such act.
     """
     actor: Actor = req.context.actor
     if not actor.may_act:
-        raise NotAllowed("only operators act; a viewer looks")
+        raise NotAllowed("only operators may act; viewers are read-only")
     if kind not in OPERATIONS:
         raise NothingThere(f"there is no act {kind!r}; there are {', '.join(OPERATIONS)}")
     return actor, OPERATIONS[kind]
@@ -116,34 +116,34 @@ def _asked_by(req: Request, kind: str) -> tuple[Actor, Operation]:
 
 def _check(operation: Operation, asked: Any, planned: ActPlan, sent: Submission) -> None:  # noqa: ANN401  # `asks`
     if planned.needs_everything and not asked.everything:
-        raise BadFilter("no condition narrows this: confirm that everything is meant", field="everything")
+        raise BadFilter("no condition limits this: confirm that you mean everything", field="everything")
     if operation.kind == "erase" and sent.again != asked.entity_id:
-        raise BadFilter("type the entity's id again: nothing brings an erased entity back", field="again")
+        raise BadFilter("type the entity's id again: an erasure can't be undone", field="again")
     if planned.obstacle is not None:
         raise (NotNow if sent.plan is None else PlanChanged)("; ".join((planned.obstacle, *planned.instead)))
 
 
 class ActResource:
-    """`/acts/KIND` and `/api/v1/acts/KIND`: the plan, and its confirmation."""
+    """`/acts/KIND` and `/api/v1/acts/KIND`: the plan and its confirmation."""
 
     def __init__(self, readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
         self._readers, self._renderer, self._clock = readers, renderer, clock
 
     async def on_get(self, req: Request, resp: Response, kind: str) -> None:
-        """Show the plan of a selection, also of one that makes no sense, or answer with it as JSON."""
-        actor, operation = _asked_by(req, kind)
+        """Respond with the plan of a selection, as a page or JSON. The page also shows an invalid selection."""
+        actor, operation = _authorize(req, kind)
         if wants_json(req):
             resp.media = await self._plan(actor, operation, self._read(operation, _chosen(req)))
         else:
             await self._show(resp, actor, operation, _chosen(req), {})
 
     async def on_post(self, req: Request, resp: Response, kind: str) -> None:
-        """Insert the command, and show it or answer 202 with its id; on the page else show the plan with what is in the way."""
-        actor, operation = _asked_by(req, kind)
+        """Insert the command, and redirect to it or answer 202 with its id. On an error, the page shows the plan again."""
+        actor, operation = _authorize(req, kind)
         is_json = wants_json(req)
-        sent, given = _parted(await (read_json if is_json else read_form)(req))
+        sent, given = _split_fields(await (read_json if is_json else read_form)(req))
         if not is_json:
-            sent["plan"] = sent.get("plan") or "-"  # a form without the plan that it showed agrees to nothing
+            sent["plan"] = sent.get("plan") or "-"  # a form without its plan confirms nothing
         try:
             number = await self._ask(actor, operation, given, sent, strict=is_json)
         except NothingThere:
@@ -162,27 +162,27 @@ class ActResource:
         return convert(operation.asks, given, self._clock.now(), strict=strict, known=fields_of(operation))
 
     async def _plan(self, actor: Actor, operation: Operation, asked: Any, agreed: Agreed | None = None) -> ActPlan:  # noqa: ANN401  # `asks`
-        """Make the plan of now; one that was `agreed` to is made as of then."""
+        """Make the current plan; an `agreed` one is made as of its time."""
         return await self._readers.read(actor, lambda reading: make_plan(reading, operation, asked, agreed))
 
     async def _ask(self, actor: Actor, operation: Operation, given: Fields, fields: Fields, *, strict: bool) -> int:
-        """Insert the command as it was agreed to, and return its id. Sent twice, the second one has nothing left to do.
+        """Insert the confirmed command, and return its id. A second submission has nothing left to do.
 
         Raises:
             BadFilter: the reason or another field is missing or wrong.
-            NotNow: the command that it is about is in another state.
-            PlanChanged: the plan is no longer the one that was shown, or there is nothing to do.
+            NotNow: the command to stop or continue is in another state.
+            PlanChanged: the plan differs from the one that was shown, or there is nothing to do.
         """
         sent = convert(Submission, fields, self._clock.now(), strict=strict)
         asked = self._read(operation, given, strict=strict)
-        who, why = actor.name, checked_reason(sent.reason, asked)
+        who, why = actor.name, check_reason(sent.reason, asked)
         agreed = Agreed.parse(sent.plan)
         planned = await self._plan(actor, operation, asked, agreed)
         _check(operation, asked, planned, sent)
         is_agreed = agreed is not None and agreed.allows(Agreed.parse(planned.plan))
         if sent.plan is not None and not is_agreed and not operation.is_of_a_command:
             raise PlanChanged(
-                "it is no longer the plan that was shown; nothing was done. Look at it again, then confirm it"
+                "the plan has changed since it was shown, and nothing was done. Review it, then confirm it again"
             )
 
         def insert(database: Database) -> int:
@@ -208,7 +208,7 @@ class ActResource:
         problem: PageError | None = None,
     ) -> None:
         planned, hidden = None, None
-        # A plan that has changed is made anew, so that what is new is shown, too.
+        # A changed plan is made anew, so that it shows new rows too.
         agreed = None if isinstance(problem, PlanChanged) else Agreed.parse(sent.get("plan"))
         try:
             asked = self._read(operation, given)
@@ -224,7 +224,7 @@ class ActResource:
 
 
 def _hidden(asked: msgspec.Struct) -> dict[str, str]:
-    """Return the fields that the form sends back: the selection with absolute times, so that it means the same then."""
+    """Return the hidden fields of the form: the selection with absolute times, so that its meaning doesn't change."""
     given = {name: value for name, value in msgspec.to_builtins(asked).items() if name != "everything"}
     return {
         name: ",".join(map(str, value)) if isinstance(value, list | tuple) else "true" if value is True else str(value)

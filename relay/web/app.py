@@ -1,4 +1,4 @@
-"""The page as an ASGI application: routes of every screen, its JSON and its place in the API."""
+"""The page as an ASGI application: the routes of every screen, of its JSON, and of the API."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ SECURITY_HEADERS = {
 
 _IMMUTABLE = frozenset(render.STATIC.values())
 REFRESH_HEADER = "X-Refresh"
-"""Header of a page that asks for what is new on it."""
+"""Header of a request that refreshes an open page."""
 
 
 CONNECTIONS = 250
-"""Most open connections. A browser has one for the page that is in sight, and a few while it loads one.
+"""Most open connections. A browser has one for the visible page, and a few while it loads one.
 
-One more takes the place of the one that is idle for longest; when answers are under way on all of them, it gets 503.
+A further connection replaces the one idle for longest; if none is idle, it gets 503.
 """
 
 
@@ -58,9 +58,9 @@ class ScreenResource:
         self._screen, self._readers, self._renderer, self._clock = screen, readers, renderer, clock
 
     async def on_get(self, req: Request, resp: Response, **path: int) -> None:
-        """Show it as HTML, or answer with it as JSON. A page that refreshes itself gets 304 without news, and 204 out of turn.
+        """Respond with the screen as HTML or JSON. A refresh gets 304 if nothing changed, and 204 if it has to wait.
 
-        A filter that makes no sense, or takes too long, stays in its form below the problem.
+        A filter that is invalid, or takes too long, stays in its form below the problem.
         """
         given, is_refresh = given_in(req, path), req.get_header(REFRESH_HEADER) is not None
         query, page, problem, version = None, None, None, None
@@ -104,21 +104,21 @@ class ScreenResource:
 
 
 class SecurityHeaders:
-    """Falcon middleware: headers that keep other sites and injected text out."""
+    """Falcon middleware that sets headers against other sites and injected text."""
 
     async def process_response(
         self, req: Request, resp: Response, _resource: object, _succeeded: bool
     ) -> None:  # Falcon's
-        """Set them on every answer; browsers may keep files of the page alone."""
+        """Set the headers of a response; browsers may cache only static files."""
         kept = "public, max-age=31536000, immutable" if req.relative_uri in _IMMUTABLE else "no-cache"
         resp.set_headers({**SECURITY_HEADERS, "Cache-Control": kept if req.path.startswith("/static/") else "no-store"})
 
 
 class Live:
-    """`/health/live`: the process answers."""
+    """`/health/live`: the process is alive."""
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Say so."""
+        """Answer 200."""
         resp.media = {"status": "live"}
 
     on_head = on_get
@@ -136,7 +136,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         resource = ScreenResource(screen, readers, renderer, clock)
         api = screen.path.rstrip("/") or "/overview"
         for path in (screen.path, f"{api}.json", f"{API}{api}"):
-            app.add_route(_routed(path), resource)
+            app.add_route(_convert_path(path), resource)
 
     act = ActResource(readers, renderer, clock)
     app.add_route("/acts/{kind}", act)
@@ -149,46 +149,46 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
     app.add_route("/health/live", Live())
     app.add_static_route("/static", render.STATIC_FOLDER)
     reveal = RevealResource(readers, renderer, clock)
-    app.add_route(_routed("/events/{seq}/reveal"), reveal)
-    app.add_route(_routed(f"{API}/events/{{seq}}/reveal"), reveal)
+    app.add_route(_convert_path("/events/{seq}/reveal"), reveal)
+    app.add_route(_convert_path(f"{API}/events/{{seq}}/reveal"), reveal)
     ProblemAnswers(renderer).add_to(app)
     return app
 
 
-def _routed(path: str) -> str:
-    """Write a path for Falcon. Its fields are numbers: with anything else there is no such page."""
+def _convert_path(path: str) -> str:
+    """Convert a path for Falcon, with fields that accept only numbers."""
     return path.replace("}", f":int(min=0, max={2**63 - 1})}}")
 
 
 class _Lifespan:
-    """Falcon middleware that tells the server the page's limits, and closes the database's connections at the end."""
+    """Falcon middleware that sets the page's limits in the server, and closes the database connections at the end."""
 
     def __init__(self, readers: Readers) -> None:
         self._readers = readers
 
     async def process_startup(self, scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
-        """Tell the server. It calls this before the first request."""
+        """Set the limits in the server, which calls this before the first request."""
         scope.get("state", {})[CAPACITY] = Capacity(CONNECTIONS, CONNECTIONS, per_connection=10_000)
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
-        """Close them. The server calls this after the last request."""
+        """Close the connections. The server calls this after the last request."""
         self._readers.close()
 
 
 def page_of(config: Config, forwarding: Iterable[str] = (), sessions: Sessions | None = None) -> App:
-    """Make the application. Nothing is connected yet: a process that is forked later may serve it.
+    """Make the application. It opens no connections, so that a forked process can serve it.
 
     Args:
         config: the configuration.
         forwarding: addresses and networks of proxies, as gunicorn's `forwarded_allow_ips`.
-        sessions: those that last longer than this configuration.
+        sessions: sessions that outlive this configuration.
 
     Raises:
-        ConfigError: nobody may use the page, or who may can't be read. The text has a line for each mistake.
+        ConfigError: no access is configured, or an accounts file can't be read. The text has a line for each mistake.
     """
     clock = SystemClock()
     check_accounts(config.web)
-    # `*` is nobody here: who believes every address would let a stranger choose the one whose attempts are counted.
+    # `*` is ignored: trusting every address would let an attacker choose the address whose attempts are counted.
     networks = [Network.parse(each) for each in forwarding if each != "*"]
     readers = Readers(config, clock)
     app = create_app(readers, clock, Guard(config.web, clock, sessions or Sessions(), forwarding=networks))

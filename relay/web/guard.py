@@ -1,4 +1,4 @@
-"""The door: middleware in front of every screen and act, sessions, and `/sign-in` and `/sign-out`."""
+"""Access control: middleware in front of every screen and act, sessions, and `/sign-in` and `/sign-out`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from relay.web import render
 from relay.web.problems import set_status
 from relay.web.query import read_form
 
-_log = logging.getLogger("gunicorn.error")  # it goes where gunicorn's settings send it
+_log = logging.getLogger("gunicorn.error")  # its handler is set by gunicorn's settings
 
 # --- headers
 
@@ -55,19 +55,19 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_PROXY_NAME, _LONGEST_HOST = 200, 300
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:/@\[\]]+))(?::\d*)?", re.IGNORECASE)
 _LOCAL = re.compile(r"/(?!/)[!-\[\]-~]{0,4000}")
-"""Browsers strip control characters, and take a backslash for a slash: `/\\example.com` would be another host."""
+"""A path on this host. Browsers strip control characters and read a backslash as a slash: `/\\example.com` is another host."""
 
 
 def values_of(req: Request, name: str) -> list[str]:
-    """Return every value of a header: Falcon joins those that are given twice. Bytes that are not UTF-8 become U+FFFD."""
+    """Return every value of a header, since Falcon joins repeated ones. Bytes that are not UTF-8 become U+FFFD."""
     wanted = name.lower().encode()
     return [value.decode("utf-8", "replace").strip() for key, value in req.scope["headers"] if key == wanted]
 
 
 def peer_of(req: Request) -> str | None:
-    """Return the address of the connection's other end; None for a Unix socket.
+    """Return the address of the connection's peer; None for a Unix socket.
 
-    It is that only where uvicorn's `proxy_headers` is off. Else who sends `X-Forwarded-For` claims to be any proxy.
+    This requires uvicorn's `proxy_headers` to be off: otherwise a client could pose as a proxy by `X-Forwarded-For`.
     """
     client = req.scope.get("client")
     return str(client[0]) if client else None
@@ -76,7 +76,7 @@ def peer_of(req: Request) -> str | None:
 def is_own_host(req: Request, origin: str | None) -> bool:
     """Tell whether `Host` is the page's own: the host of `[web] origin`, an IP address or `localhost`.
 
-    Else a site could give its own name the page's address, and a script on it would be of the same origin as the page.
+    Otherwise another site's name could resolve to the page's address, and its scripts would share the page's origin.
     """
     hosts = values_of(req, "host")
     match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 and len(hosts[0]) <= _LONGEST_HOST else None
@@ -87,9 +87,9 @@ def is_own_host(req: Request, origin: str | None) -> bool:
 
 
 def is_same_origin(req: Request, configured: str | None) -> bool:
-    """Tell whether a page of ours sent the request, by what the browser says. A script can't set either header.
+    """Tell whether a page of this origin sent the request, by headers that browsers set and scripts can't.
 
-    It is of the host that the request itself names, or of `configured`, which is `[web] origin`.
+    The origin is the host of the request, or `configured`, which is `[web] origin`.
     """
     sites = values_of(req, "sec-fetch-site")
     if sites:
@@ -105,8 +105,8 @@ def bearer_token(req: Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def named_by_proxy(req: Request, proxy: WebProxy) -> Actor | None:
-    """Return the person that a proxy has signed in; None when another address says so, or the header is no single name."""
+def read_proxy_actor(req: Request, proxy: WebProxy) -> Actor | None:
+    """Return the person signed in by the proxy; None if the request comes from another address, or not with one name."""
     peer, names = peer_of(req), values_of(req, proxy.header)
     if peer is None or not is_listed(peer, proxy.networks) or len(names) != 1:
         return None
@@ -117,10 +117,10 @@ def named_by_proxy(req: Request, proxy: WebProxy) -> Actor | None:
 
 
 def address_of(req: Request, proxies: Iterable[Network]) -> str:
-    """Return the address that a request comes from, which may be behind proxies.
+    """Return the address of the client, which may be behind proxies.
 
-    A listed proxy, or one at a Unix socket, is believed what it has added to `X-Forwarded-For`: the last address there that
-    is no listed proxy's. What stands before it, anybody may have written.
+    A listed proxy, or one at a Unix socket, is trusted for its part of `X-Forwarded-For`: the client is the last address
+    that is not a listed proxy. Clients can forge the addresses before it.
     """
     peer = peer_of(req)
     if peer is not None and not is_listed(peer, proxies):
@@ -141,7 +141,7 @@ def is_listed(peer: str, networks: Iterable[Network]) -> bool:
 
 
 def network_of(address: str) -> str:
-    """Return the network that one person may have: an IPv4 address alone, or the /64 of an IPv6 address."""
+    """Return the network that one person may control: a single IPv4 address, or the /64 of an IPv6 address."""
     given = parse_address(address)
     if isinstance(given, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((given, 64), strict=False))
@@ -149,38 +149,38 @@ def network_of(address: str) -> str:
 
 
 def local_path(given: str) -> str:
-    """Return a path of this page to go on to; `/` for anything that a browser could take for another host."""
+    """Return a path on this host to redirect to; `/` if a browser could read it as another host."""
     return given if _LOCAL.fullmatch(given) and given.partition("?")[0] not in {SIGN_IN, SIGN_OUT} else "/"
 
 
 # --- sessions
 
 COOKIE, SECURE_COOKIE = "inbox-relay", "__Host-inbox-relay"
-"""Names of the cookie behind http and https. No other host can set one that begins with `__Host-`."""
+"""Names of the cookie over http and https. No other host can set a cookie whose name begins with `__Host-`."""
 _A_COOKIE = re.compile(r"[\w.-]{1,300}", re.ASCII)
 _PLACES = 4096
 
 
 class Sessions:
-    """Cookies that say who has signed in, and when.
+    """Signed cookies with the person and the time of the sign-in.
 
-    The key is random, and in no file: who reads the users file can sign nothing. gunicorn's master makes one of these, and its
-    workers share it, with the sign-outs; a restart ends every session. A cookie is a time, signed for the person's line and
-    number of sign-outs. So a new password, another role, a removed line and a sign-out end all sessions of that
-    person, and of nobody else.
+    The key is random and never stored: a reader of the users file can't sign a cookie. gunicorn's master makes one object,
+    and its workers share the key and the sign-outs; a restart ends every session. A cookie is a time, signed for the
+    person's line and number of sign-outs. So a new password, another role, a removed line or a sign-out ends all sessions of
+    that person only.
     """
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
-        self._sign_outs = memoryview(mmap.mmap(-1, 8 * _PLACES)).cast("Q")  # shared with every process that is forked
-        """By a hash of the name. Two people at one place sign out together, which is rare and does no harm."""
+        self._sign_outs = memoryview(mmap.mmap(-1, 8 * _PLACES)).cast("Q")  # shared with forked processes
+        """Number of sign-outs by a hash of the name. Two people with the same hash sign out together, which is harmless."""
 
     def begin(self, person: Entry, now: float) -> str:
         """Return the cookie of a new session."""
         return self._signer(person).sign(str(int(now))).decode()
 
     def person_of(self, cookie: str, people: Entries, now: float, seconds: float) -> Entry | None:
-        """Return the person who has signed in; None unless the cookie is from the last `seconds`, and its line is as it was."""
+        """Return the person of a session; None if the cookie is older than `seconds`, or the person's line has changed."""
         if _A_COOKIE.fullmatch(cookie):
             for person in people.values():
                 with suppress(itsdangerous.BadSignature):
@@ -193,7 +193,7 @@ class Sessions:
 
     def _signer(self, person: Entry) -> itsdangerous.Signer:
         line = f"{self._sign_outs[_place_of(person.name)]} {person.line}"
-        # SHA-384 has 48 bytes: no bit of its base64 is unused
+        # SHA-384 has 48 bytes: its base64 has no unused bits
         return itsdangerous.Signer(self._key, line, key_derivation="hmac", digest_method=hashlib.sha384)
 
 
@@ -205,7 +205,7 @@ def _place_of(name: str) -> int:
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """A token bucket of failures: so many at once, and one more after each pause."""
+    """A token bucket of failures: `burst` at once, and one more after each pause."""
 
     burst: int
     pause_seconds: float
@@ -214,9 +214,9 @@ class Limit(msgspec.Struct, frozen=True):
 BY_NAME = Limit(burst=10, pause_seconds=30)
 """About 2,900 guesses a day."""
 BY_ADDRESS = Limit(burst=30, pause_seconds=5)
-"""A proxy or an office is one address for many people."""
+"""Higher than by name, since many people share the address of a proxy or an office."""
 MOST_WAITING = 10
-"""Attempts whose hash waits for its turn; those of known places come beside them."""
+"""Attempts that wait for their hash, not counting those from known places."""
 MOST_PLACES = 100
 """Known places of each person."""
 _BUSY_SECONDS = 5
@@ -224,20 +224,20 @@ Keys = tuple[tuple[Limit, str], ...]
 
 
 class SignInLimits:
-    """Failed attempts by name and by address, until they count no more: each cost a hash, so there are never many. Pure.
+    """Failed attempts by name and by address, until they expire. Each cost a hash, so there are never many. Pure.
 
-    An address from which a person has signed in is a known place. The attempts with this name from there are counted apart:
-    strangers elsewhere keep nobody out of the usual place.
+    An address from which a person has signed in is a known place. Attempts from there are counted separately, so that
+    attacks from elsewhere don't lock the person out.
     """
 
     def __init__(self) -> None:
         self.waiting = 0
         self._known: dict[str, deque[str]] = {}
         self._over: dict[tuple[Limit, str], float] = {}
-        """The time when all failures of a key count no more: each puts it off by one pause."""
+        """The time when all failures of a key have expired: each failure adds one pause."""
 
     def begin(self, name: str, address: str, now: float) -> tuple[Keys, float]:
-        """Count an attempt, and return by what, and 0; or count nothing, and return the seconds until one is allowed."""
+        """Count an attempt and return its keys and 0; or count nothing, and return the seconds until the next is allowed."""
         place = network_of(address)
         is_known = place in self._known.get(name, ())
         keys: Keys = ((BY_NAME, f"{place}\n{name}"),) if is_known else ((BY_NAME, name), (BY_ADDRESS, place))
@@ -249,8 +249,8 @@ class SignInLimits:
             self._over = {key: end for key, end in self._over.items() if end > now} | over
         return keys, max(wait, 0.0)
 
-    def succeeded(self, keys: Keys, name: str, address: str) -> None:
-        """Count an attempt no longer, as the password was right, and remember the place."""
+    def forgive(self, keys: Keys, name: str, address: str) -> None:
+        """Remove a successful attempt from the count, and remember its place."""
         for key in keys:
             self._over[key] = self._over.get(key, 0.0) - key[0].pause_seconds
         known, place = self._known.setdefault(name, deque(maxlen=MOST_PLACES)), network_of(address)
@@ -258,16 +258,16 @@ class SignInLimits:
             known.append(place)
 
 
-# --- the door
+# --- access
 
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 _PUBLIC = re.compile(r"/static/.*|/health/live")
 _OF_VIEWERS = re.compile(r"/sign-out|(/api/v1)?/events/[0-9]+/reveal")
-"""Paths of unsafe methods that a viewer may use, too."""
+"""Paths of unsafe methods that viewers may use too."""
 
 
 class Guard:
-    """Admits people and programs by `[web]`. It belongs to one event loop."""
+    """Middleware that admits people and programs as `[web]` configures. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -278,22 +278,22 @@ class Guard:
         forwarding: Sequence[Network] = (),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare it; it reads no file yet: see `check_accounts`. Of `forwarding` proxies `X-Forwarded-For` is believed."""
+        """Prepare it without reading a file: see `check_accounts`. `X-Forwarded-For` of `forwarding` proxies is trusted."""
         self.web, self.clock, self.sessions, self.monotonic = web, clock, sessions, monotonic
         self.forwarding = forwarding
         self.users = AccountFile(web.users, "users", monotonic)
         self._tokens = AccountFile(web.tokens, "tokens", monotonic)
         self.is_https = (web.origin or "").lower().startswith("https:")
-        """True where browsers see https, which a proxy ends."""
+        """True if browsers use https, which a proxy terminates."""
         self.cookie = SECURE_COOKIE if self.is_https else COOKIE
 
     async def process_request(self, req: Request, _resp: Response) -> None:
-        """Set `req.context.actor`; None only at the sign-in.
+        """Set `req.context.actor`; None only on the sign-in page.
 
         Raises:
-            SignInNeeded: nobody is signed in, the session has ended, or the token is unknown.
+            SignInNeeded: the request has no session, the session has ended, or the token is unknown.
             NotAllowed: the role does not allow it, another site sent it, or the page has another name.
-            AccessBroken: the file of those who may use the page can't be read.
+            AccessBroken: the accounts file can't be read.
         """
         req.context.actor = None
         is_safe = req.method in SAFE_METHODS
@@ -302,7 +302,9 @@ class Guard:
         token = bearer_token(req)
         if token is None:
             self._require_own_site(req, is_safe=is_safe)
-        actor = req.context.actor = await (self._of_person(req) if token is None else self._of_token(token))
+        actor = req.context.actor = await (
+            self._find_session_actor(req) if token is None else self._find_token_actor(token)
+        )
         if req.path in {SIGN_IN, SIGN_OUT}:
             return
         if actor is None:
@@ -311,7 +313,7 @@ class Guard:
             raise NotAllowed(f"{actor.name} is a viewer, and only an operator may do this")
 
     async def process_response(self, _req: Request, resp: Response, _resource: object, _succeeded: bool) -> None:
-        """Tell browsers to use https alone, where the page is behind it."""
+        """Tell browsers to use only https, if the page is behind it."""
         if self.is_https:
             resp.set_header("Strict-Transport-Security", "max-age=31536000")
 
@@ -324,71 +326,71 @@ class Guard:
         return self.sessions.person_of(cookies[0], people, self.clock.now().timestamp(), self.web.session)
 
     def _require_own_site(self, req: Request, *, is_safe: bool) -> None:
-        """Turn away what a browser sends for another site; a token is sent by no browser by itself."""
+        """Refuse requests that a browser sends for another site. Browsers never send a token by themselves."""
         if not is_own_host(req, self.web.origin):
             raise NotAllowed(
-                "the page has another name than the browser used: open it by its IP address or localhost, or give"
-                " [web] origin, and let the proxy keep the header Host"
+                "the page does not have the name that the browser used: open it by its IP address or localhost, or set"
+                " [web] origin, and have the proxy keep the Host header"
             )
         if not is_safe and not is_same_origin(req, self.web.origin):
             raise NotAllowed(
-                "the request comes from another site, or the page has another address than the browser knows:"
-                " then give [web] origin"
+                "the request comes from another site; if the page itself sent it, set [web] origin to the address that the"
+                " browser uses"
             )
 
-    async def _of_token(self, token: str) -> Actor:
+    async def _find_token_actor(self, token: str) -> Actor:
         if len(token) <= LONGEST_TOKEN:
             hashed = hash_token(token)
             for entry in (await self._tokens.entries()).values():
                 if hmac.compare_digest(hashed, entry.hash):
                     return Actor(entry.name, entry.role, "token")
-        raise SignInNeeded("the bearer token is unknown; make one with `relay web token`")
+        raise SignInNeeded("the bearer token is unknown; create one with `relay web token`")
 
-    async def _of_person(self, req: Request) -> Actor | None:
+    async def _find_session_actor(self, req: Request) -> Actor | None:
         if person := await self.person_of(req):
             return Actor(person.name, person.role)
-        return None if self.web.proxy is None else named_by_proxy(req, self.web.proxy)
+        return None if self.web.proxy is None else read_proxy_actor(req, self.web.proxy)
 
     def _sign_in(self, req: Request, *, is_safe: bool) -> SignInNeeded:
         if self.web.users is None:
-            person = "come by the proxy that signs people in, or " if self.web.proxy is not None else ""
+            person = "use the proxy that signs people in, or " if self.web.proxy is not None else ""
             return SignInNeeded(f"{person}send a bearer token")
         if not is_safe:
-            return SignInNeeded("the session has ended; sign in in another tab, and send this again")
+            return SignInNeeded("the session has ended; sign in in another tab, then send this again")
         return SignInNeeded(
             "sign in, or send a bearer token", form=f"{SIGN_IN}?{urlencode({'next': req.relative_uri})}"
         )
 
 
 class SignIn:
-    """The form, what it leads to, and the way out again."""
+    """The sign-in form, the sign-in and the sign-out."""
 
     def __init__(self, guard: Guard, renderer: render.Renderer) -> None:
         self._guard, self._renderer = guard, renderer
         self._limits = SignInLimits()
-        # a hash takes some hundredths of a second and 19 MiB: one at a time, beside everything else
+        # a hash takes some hundredths of a second and 19 MiB: one at a time, in a thread of its own
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix="web-sign-in")
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        """Show the form; who is signed in goes on at once."""
+        """Show the form; redirect a person who is signed in."""
         given = req.params.get("next", "")
         following = local_path(given if isinstance(given, str) else "")
         if req.context.actor is not None:
             raise falcon.HTTPSeeOther(following)
         if req.get_header("Sec-Fetch-Site") in {"cross-site", "same-site"}:
-            # The cookie is not sent when a link of another site leads here. This page asks again, as one of our own.
+            # Browsers don't send the cookie when they follow another site's link. This page reloads itself with it.
             resp.set_header("Refresh", "0")
         self._show(resp, following)
 
     on_head = on_get
 
     async def on_post(self, req: Request, resp: Response) -> None:
-        """Compare the password, and begin a session."""
+        """Check the password, and begin a session."""
         form = await read_form(req)
         name, password, following = form.get("name", "").strip(), form.get("password", ""), form.get("next", "")
         following = local_path(following)
         try:
-            if len(name) > LONGEST_NAME or len(password) > LONGEST_PASSWORD:  # before anything is done with them
+            if len(name) > LONGEST_NAME or len(password) > LONGEST_PASSWORD:  # before any costly work
                 raise BadFilter(f"a name has at most {LONGEST_NAME} characters, a password {LONGEST_PASSWORD}")
             person = await self._person(name, password, address_of(req, self._guard.forwarding))
         except PageError as error:
@@ -407,26 +409,26 @@ class SignIn:
         resp.status, resp.location = HTTPStatus.SEE_OTHER, following
 
     async def on_post_out(self, req: Request, resp: Response) -> None:
-        """End the sessions of a person, in the browser and here."""
+        """End all sessions of a person, and clear the browser's data."""
         person = await self._guard.person_of(req)
         if person is not None:
             self._guard.sessions.end(person.name)
             _log.info("%s has signed out", visible(person.name), extra=fields("signed_out", subject=person.name))
         resp.unset_cookie(self._guard.cookie, path="/", same_site="Strict")
-        resp.set_header("Clear-Site-Data", '"cache"')  # no-store alone: Chromium keeps pages for its button to go back
+        resp.set_header("Clear-Site-Data", '"cache"')  # despite no-store, Chromium keeps pages for its back button
         resp.status, resp.location = HTTPStatus.SEE_OTHER, SIGN_IN
 
     async def _person(self, name: str, password: str, address: str) -> Entry:
-        """Return the person with this name and password. For a name of nobody the password is compared with another's.
+        """Return the person with this name and password. For an unknown name, compare the password with a decoy hash.
 
         Raises:
-            TooManySignIns: by this name or address.
-            WrongPassword: of a known name or an unknown one, which takes the same time.
+            TooManySignIns: this name or address has too many failed attempts.
+            WrongPassword: the name or the password is wrong; both take the same time.
         """
         by = (visible(name), visible(address))
         keys, wait = self._limits.begin(name, address, self._guard.monotonic())
         if wait:
-            text = "too many attempts to sign in, the last as %s from %s"
+            text = "too many sign-in attempts, the last as %s from %s"
             _log.warning(text, *by, extra=fields("sign_in_held", subject=name))
             seconds = math.ceil(wait)
             raise TooManySignIns(f"wait {seconds} s, and try again", retry_after_seconds=seconds)
@@ -440,8 +442,8 @@ class SignIn:
             self._limits.waiting -= 1
         if person is None or not is_right:
             _log.warning("failed sign-in as %s from %s", *by, extra=fields("sign_in_failed", subject=name))
-            raise WrongPassword("try again; after many attempts there is a pause")
-        self._limits.succeeded(keys, name, address)
+            raise WrongPassword("try again; repeated failures cause a pause")
+        self._limits.forgive(keys, name, address)
         _log.info("%s has signed in from %s as %s", *by, person.role, extra=fields("signed_in", subject=name))
         return person
 

@@ -1,4 +1,4 @@
-"""The API as an OpenAPI 3.1 document, made from the screens, the table of operations, and the problems."""
+"""The API as an OpenAPI 3.1 document, generated from the screens, the operations and the problems."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ Json = dict[str, Any]
 
 _REF = "#/components/schemas/{name}"
 _PLACE = re.compile(r"{([a-z_]+)}")
-_DESCRIPTION = (
-    "Everything that the page shows and does. Times are RFC 3339 in UTC; bytes are base64, digests hexadecimal."
-)
+_DESCRIPTION = "Everything on the operator's page. Times are RFC 3339 in UTC; bytes are base64, digests hexadecimal."
 _TIME: Json = {
     "type": "string",
     "anyOf": [{"format": "date-time"}, {"format": "date"}, {"pattern": "^[0-9]{1,5}[smhdw]$"}],
@@ -36,20 +34,20 @@ _TIME: Json = {
 
 
 def document(screens: Iterable[Screen]) -> Json:
-    """Write the document of these screens, and of every act and the reveal."""
+    """Describe these screens, every act and the reveal."""
     paths: dict[str, Json] = {}
     answers = [ActPlan, ActAnswer, RevealedPayload, Problem]
     for screen in screens:
         answers.append(screen.page)
         path = API + (screen.path if screen.path != "/" else "/overview")
-        given = _parameters(_object(screen.query), path)
-        paths[path] = {"get": _operation(screen.name, screen.title, screen.page, given)}
+        given = _describe_parameters(_describe_request(screen.query), path)
+        paths[path] = {"get": _describe_method(screen.name, screen.title, screen.page, given)}
     for kind in OPERATIONS.values():
-        paths[f"{API}/acts/{kind.kind}"] = _acts(kind)
+        paths[f"{API}/acts/{kind.kind}"] = _describe_acts(kind)
     path = f"{API}/events/{{seq}}/reveal"
-    seq, body = _parameters(_object(EventQuery), path), _object(RevealOrder)
+    seq, body = _describe_parameters(_describe_request(EventQuery), path), _describe_request(RevealOrder)
     title = "Reveal the headers and body of an event"
-    paths[path] = {"post": _operation("reveal", title, RevealedPayload, seq, body=body)}
+    paths[path] = {"post": _describe_method("reveal", title, RevealedPayload, seq, body=body)}
     _, schemas = msgspec.json.schema_components(answers, ref_template=_REF)
     return {
         "openapi": "3.1.0",
@@ -61,7 +59,9 @@ def document(screens: Iterable[Screen]) -> Json:
         "security": [{"token": []}],
         "paths": paths,
         "components": {
-            "schemas": {name: each if name == "Problem" else _answered(each) for name, each in schemas.items()},
+            "schemas": {
+                name: each if name == "Problem" else _describe_response(each) for name, each in schemas.items()
+            },
             "responses": {
                 "Problem": {
                     "description": _text_of(Problem),
@@ -69,13 +69,13 @@ def document(screens: Iterable[Screen]) -> Json:
                 }
             },
             "securitySchemes": {
-                "token": {"type": "http", "scheme": "bearer", "description": "A token of `relay web token`."}
+                "token": {"type": "http", "scheme": "bearer", "description": "A token made by `relay web token`."}
             },
         },
     }
 
 
-def _operation(
+def _describe_method(
     name: str,
     title: str,
     answer: type[msgspec.Struct],
@@ -89,10 +89,10 @@ def _operation(
     Args:
         name: unique among all.
         title: its summary.
-        answer: JSON of a success.
-        parameters: in the path and after it.
-        body: schema of the JSON that it takes.
-        status: of a success.
+        answer: type of the JSON on success.
+        parameters: parameters of the path and the query.
+        body: schema of the JSON body.
+        status: status on success.
     """
     ok: Json = {
         "description": _text_of(answer),
@@ -112,27 +112,27 @@ def _text_of(kind: type[msgspec.Struct]) -> str:
     return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
 
 
-def _acts(kind: Operation) -> Json:
+def _describe_acts(kind: Operation) -> Json:
     """Describe the plan of an act, and the act."""
-    asks, more = _object(kind.asks), _object(Submission)["properties"]
+    asks, more = _describe_request(kind.asks), _describe_request(Submission)["properties"]
     asks["properties"] = {name: asks["properties"][name] for name in fields_of(kind)}
     body = {**asks, "properties": asks["properties"] | more, "required": [*asks["required"], "reason"]}
     return {
-        "get": _operation(f"plan_{kind.kind}", f"{kind.title}: the plan", ActPlan, _parameters(asks)),
-        "post": _operation(kind.kind, kind.title, ActAnswer, (), body=body, status=202),
+        "get": _describe_method(f"plan_{kind.kind}", f"{kind.title}: the plan", ActPlan, _describe_parameters(asks)),
+        "post": _describe_method(kind.kind, kind.title, ActAnswer, (), body=body, status=202),
     }
 
 
-def _object(kind: type[msgspec.Struct]) -> Json:
-    """Describe a class that is sent."""
+def _describe_request(kind: type[msgspec.Struct]) -> Json:
+    """Describe a class of requests."""
     _, schemas = msgspec.json.schema_components([kind], ref_template=_REF)
     schema = schemas[kind.__name__]
-    fields = {name: _given(name, each) for name, each in schema["properties"].items()}
+    fields = {name: _describe_field(name, each) for name, each in schema["properties"].items()}
     return {"type": "object", "properties": fields, "required": schema["required"], "additionalProperties": False}
 
 
-def _given(name: str, schema: Json) -> Json:
-    """Describe a field that is given: it is never null, and its default is that of an absent one."""
+def _describe_field(name: str, schema: Json) -> Json:
+    """Describe a field of a request: never null, and without the default that an absent one has."""
     kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     given = {key: value for key, value in schema.items() if key != "anyOf" and value is not None}
     described = {**kinds[0], **given} if kinds else given
@@ -141,8 +141,8 @@ def _given(name: str, schema: Json) -> Json:
     return {"type": "string", **described} if "enum" in described else described
 
 
-def _answered(schema: Json) -> Json:
-    """Describe a class of answers: all members are there, without defaults."""
+def _describe_response(schema: Json) -> Json:
+    """Describe a class of responses: all members are present, without defaults."""
     members = {
         name: {key: value for key, value in member.items() if key != "default"}
         for name, member in schema["properties"].items()
@@ -150,8 +150,8 @@ def _answered(schema: Json) -> Json:
     return {**schema, "properties": members, "required": list(members)}
 
 
-def _parameters(asks: Json, path: str = "") -> Iterator[Json]:
-    """Describe the fields of an object as parameters: those in the path, then those after it."""
+def _describe_parameters(asks: Json, path: str = "") -> Iterator[Json]:
+    """Describe the fields of an object as parameters: first those of the path, then those of the query."""
     in_path, fields = set(_PLACE.findall(path)), asks["properties"]
     for name in sorted(fields, key=lambda name: name not in in_path):
         schema = dict(fields[name])
@@ -171,10 +171,10 @@ def _made() -> Json:
 
 
 class ApiDocument:
-    """`/api/v1/openapi.json`: the description of the API, made when it is first asked for."""
+    """`/api/v1/openapi.json`: the description of the API, made on the first request."""
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Answer with the document."""
+        """Respond with the document."""
         resp.media = _made()
 
     on_head = on_get

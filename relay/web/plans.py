@@ -1,8 +1,8 @@
-"""The plan of an act: the changes that it would make now, and their consequences. An act is carried out as its plan was shown.
+"""The plan of an act: the changes that it would make now, and their consequences. A confirmed act follows its plan.
 
-A plan that was shown is frozen: its act leaves alone what has arrived, failed or died since, and a replay whatever has changed.
-So it can only have shrunk when it is confirmed, which in a living system it does all the time. One that has grown all the
-same, or is about other routes, is shown again.
+A shown plan is frozen: its act skips deliveries that arrived, failed or died since, and a replay skips all that changed. So
+a plan can only shrink before it is confirmed, as it often does in a live system. A plan that grew nevertheless, or whose
+routes changed, is shown again.
 """
 
 from __future__ import annotations
@@ -24,52 +24,52 @@ from relay.store.operator.plan import Plan, describe_left_out, plan, quick
 from relay.web.reading import AnyMembers, Reading
 
 MOST_COUNTED = 10_000
-"""Deliveries that a plan examines."""
+"""Most deliveries that a plan examines."""
 LONGEST_SECONDS = 1.0
-"""Time after which a plan ends with what it has examined."""
+"""Time limit of a plan, which then counts only the rows examined so far."""
 
 
 class ActPlan(Plan, frozen=True, kw_only=True):
-    """The changes that an act would make now. Making a plan changes nothing, and locks nothing."""
+    """The changes that an act would make now. Making a plan changes and locks nothing."""
 
     kind: str
     selection: AnyMembers
     """The subject of the command: the JSON of `relay_command.selection`."""
     deliveries: tuple[AnyMembers, ...] = ()
-    """The first deliveries, in the order of arrival."""
+    """The first deliveries, in order of arrival."""
     requests: tuple[AnyMembers, ...] = ()
-    """The first rejected requests, as they are read now."""
+    """The first rejected requests, as the configuration reads them now."""
     consequences: tuple[str, ...] = ()
-    """Consequences, in sentences."""
+    """Consequences of the act, in sentences."""
     needs_everything: bool = False
-    """True: no condition narrows it, so `everything` has to be confirmed."""
+    """True: no condition limits the selection, so `everything` has to be confirmed."""
     as_of: str | None = None
-    """Time of the plan: what joins the selection later is left alone."""
+    """Time of the plan: rows that match only later are skipped."""
     plan: str = ""
-    """Send it back as `plan`: exactly this is done, and nothing when it has changed."""
+    """Token of the plan. Send it back as `plan` to do exactly this, or nothing if the plan has changed."""
 
 
 class Agreed(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The essence of a plan that was shown, as the field `plan` of its act has it."""
+    """The essence of a shown plan, encoded in the field `plan` of its act."""
 
     digest: str
-    """Of the selection, and of everything that must be the same."""
+    """Digest of the selection and of everything that must not change."""
     most: int | None = None
-    """Deliveries or rows at most; None: any number."""
+    """Most deliveries or rows; None: any number."""
     as_of: Moment | None = None
     until_fact: int | None = None
-    """Of a replay: the newest fact."""
+    """Id of the newest fact, for a replay."""
 
     @classmethod
     def parse(cls, written: str | None) -> Agreed | None:
-        """Read the field; None where it is none, as in a form that was changed."""
+        """Decode the field; None if it is malformed, as in an edited form."""
         try:
             return msgspec.json.decode(base64.urlsafe_b64decode(written or ""), type=cls)
         except (ValueError, msgspec.DecodeError):
             return None
 
     def allows(self, now: Agreed | None) -> bool:
-        """Tell whether the plan of now is this one, or less of the same."""
+        """Tell whether the current plan is this one, or less of the same."""
         if now is None or now.digest != self.digest:
             return False
         return self.most is None or (now.most is not None and now.most <= self.most)
@@ -79,10 +79,10 @@ _NEWEST_FACT = text("SELECT coalesce(max(id), 0) AS id FROM delivery_log")
 
 
 def make_plan(reading: Reading, operation: Operation, asked: Any, agreed: Agreed | None) -> ActPlan:  # noqa: ANN401  # `asks`
-    """Make the plan of an operation; one that was `agreed` to is made as of then.
+    """Make the plan of an operation; an `agreed` one is made as of its time.
 
     Raises:
-        BadFilter: the selection makes no sense.
+        BadFilter: the selection is invalid.
         NothingThere: there is no such command.
     """
     chosen, as_of = _frozen(reading, operation, asked, agreed)
@@ -97,7 +97,7 @@ def make_plan(reading: Reading, operation: Operation, asked: Any, agreed: Agreed
     traits = _TRAITS[operation.asks](made)
     digest = hashlib.sha256(msgspec.json.encode([operation.kind, shown, traits], order="sorted")).hexdigest()[:32]
     until_fact = getattr(chosen, "until_fact", None)
-    grows = operation.asks is KindsOfRows  # what expires meanwhile goes, too
+    grows = operation.asks is KindsOfRows  # rows that expire meanwhile are pruned too
     now = Agreed(digest, made.count if made.is_whole and not grows else None, as_of, until_fact)
     fields = msgspec.structs.asdict(made)
     fields["left_out"] = {describe_left_out(why): number for why, number in made.left_out.items()}
@@ -113,9 +113,9 @@ def make_plan(reading: Reading, operation: Operation, asked: Any, agreed: Agreed
 
 
 def _frozen(reading: Reading, operation: Operation, asked: Any, agreed: Agreed | None) -> tuple[Any, datetime | None]:  # noqa: ANN401  # `asks`
-    """Return a selection that leaves alone what comes after its plan, and the time of the plan.
+    """Return a selection without the rows that join it after the plan, and the time of the plan.
 
-    Without it, an act on a failing route would take along deaths that nobody has seen, or ask again for ever.
+    Otherwise an act on a failing route would include dead letters that the operator has not seen, or never be confirmed.
     """
     if not operation.needs_condition:
         return asked, None
@@ -139,4 +139,4 @@ _TRAITS: Mapping[type[msgspec.Struct], Callable[[Plan], object]] = {
     Rejections: lambda _: None,
     OneCommand: lambda _: None,
 }
-"""The part of a plan that must be the same when it is confirmed. An erasure is confirmed as it was shown, to the last row."""
+"""The parts of a plan that must not change before it is confirmed. For an erasure, these are the counts of all rows."""

@@ -1,4 +1,4 @@
-"""Answers that are no result: problem documents (RFC 9457) for programs, a page for people."""
+"""Error responses: problem documents (RFC 9457) for programs, a page for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inbox.observe.logs import fields, without_message
 from relay.web import render
 
 API = "/api/v1"
-"""Path below which the API is."""
+"""Path prefix of the API."""
 PROBLEM_TYPE = "application/problem+json"
 
 _TURNED_AWAY = (SignInNeeded, TooManySignIns, WrongPassword)
@@ -23,22 +23,22 @@ _log = logging.getLogger(__name__)
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An answer that is no result, as RFC 9457 has it."""
+    """An error response in the form of RFC 9457."""
 
     title: str
     """The kind of problem, in a few words."""
     status: int
-    """The HTTP status of this answer."""
+    """The HTTP status of this response."""
     cause: str | None = None
-    """The kind of problem in one word; absent where the status says all."""
+    """The kind of problem in one word; absent if the status suffices."""
     detail: str | None = None
-    """The fault of this request, and what to do."""
+    """The error in this request, and what to do about it."""
     field: str | None = None
     """The parameter of the URL or field of the body that is wrong."""
 
 
 def set_status(resp: Response, error: HttpAnswerError) -> None:
-    """Give an answer the status of a problem. Whoever is turned away may not keep the connection, of which there are few."""
+    """Set the status of a problem. A refused client loses its connection, since connections are scarce."""
     resp.status = HTTPStatus(error.status)
     if isinstance(error, _TURNED_AWAY):
         resp.set_header("Connection", "close")
@@ -47,24 +47,24 @@ def set_status(resp: Response, error: HttpAnswerError) -> None:
 
 
 def wants_json(req: Request) -> bool:
-    """Tell whether a program asks: by the path, or by what it accepts."""
+    """Tell whether the client is a program, by the path or the Accept header."""
     return req.path.startswith(f"{API}/") or req.path.endswith(".json") or not req.client_accepts("text/html")
 
 
 class ProblemAnswers:
-    """Handlers of errors for Falcon, in the form that the client takes."""
+    """Error handlers for Falcon, which respond in the form that the client accepts."""
 
     def __init__(self, renderer: render.Renderer) -> None:
         self._renderer = renderer
 
     def add_to(self, app: falcon.asgi.App[Request, Response]) -> None:
-        """Make the application answer every error with a problem."""
+        """Register the handlers with the application."""
         app.add_error_handler(HttpAnswerError, self.answer)
         app.add_error_handler(falcon.HTTPError, self.answer_http)
         app.add_error_handler(Exception, self.answer_bug)
 
     async def answer(self, req: Request, resp: Response, error: HttpAnswerError, _params: object, **_: object) -> None:
-        """Answer with one of our own problems; who has to sign in gets the form, or the way to do so as a program."""
+        """Respond with a problem of the page; one that needs a sign-in redirects browsers to the form."""
         if isinstance(error, SignInNeeded):
             if error.form is not None and not wants_json(req):
                 resp.status, resp.location = HTTPStatus.SEE_OTHER, error.form
@@ -76,9 +76,9 @@ class ProblemAnswers:
     async def answer_http(
         self, req: Request, resp: Response, error: falcon.HTTPError, params: object, **_: object
     ) -> None:
-        """Answer with a problem that Falcon found, such as a method that a path does not have."""
+        """Respond with a problem found by Falcon, such as a method that a path does not have."""
         if isinstance(error, falcon.HTTPRouteNotFound):
-            await self.answer(req, resp, NothingThere("no page has this address"), params)
+            await self.answer(req, resp, NothingThere("there is no page at this address"), params)
             return
         resp.status = error.status
         resp.set_headers(error.headers or {})
@@ -86,7 +86,7 @@ class ProblemAnswers:
         self._write(req, resp, Problem(title, error.status_code, detail=error.description))
 
     async def answer_bug(self, req: Request, resp: Response, error: Exception, _params: object, **_: object) -> None:
-        """Answer 500. The log has the place of the exception without its text, which may hold values of events."""
+        """Answer 500. The log has the place of the exception, but not its text, which may hold values of events."""
         text = "bug in the page %s; the answer is 500"
         _log.error(text, req.uri_template, exc_info=without_message(error), extra=fields("bug"))
         status = resp.status = HTTPStatus.INTERNAL_SERVER_ERROR

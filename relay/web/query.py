@@ -1,4 +1,4 @@
-"""Values in and out: parameters of a URL, a form or JSON as a frozen query, and answers as JSON. Pure, but for the bodies."""
+"""Converts the parameters of a URL, a form or JSON to a frozen query, and answers to JSON. Pure, except for reading bodies."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
 
 
 def encode(answer: object) -> bytes:
-    r"""Encode an answer. Figures that Postgres has as numeric are numbers; half a surrogate pair becomes `\ud800`.
+    r"""Encode an answer. Postgres' numeric values become numbers, and half a surrogate pair becomes `\ud800`.
 
-    SQLite stores such a half as an escape in JSON, and UTF-8 has no form for it: one row must not take its list away.
+    SQLite stores such a half as an escape in JSON, and UTF-8 can't encode it: one such row must not break its list.
     """
     try:
         return _encoder.encode(answer)
@@ -40,7 +40,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def encodable_text(text: str) -> str:
-    """Return a text with each half of a surrogate pair as an escape."""
+    """Escape each half of a surrogate pair in a text."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -53,11 +53,11 @@ async def read_form(req: Request) -> dict[str, str]:
     """Read the fields of a form.
 
     Raises:
-        BadFilter: it is no form, has a field twice, or is not UTF-8.
-        RequestError: it has more than `MOST_BYTES`, is slow, or is cut short.
+        BadFilter: the body is not a form, has a field twice, or is not UTF-8.
+        RequestError: the body exceeds `MOST_BYTES`, is slow, or is cut short.
     """
     if (req.content_type or "").partition(";")[0].strip().lower() != FORM_TYPE:
-        raise BadFilter(f"expected a form, of the type {FORM_TYPE}")
+        raise BadFilter(f"expected a form of type {FORM_TYPE}")
     body = await read_whole(req, MOST_BYTES)
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
@@ -75,21 +75,21 @@ async def read_json(req: Request) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        BadFilter: it is none.
+        BadFilter: the body is not a JSON object.
         RequestError: as `read_form`.
     """
     try:
         return msgspec.json.decode(await read_whole(req, MOST_BYTES), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadFilter(f"the body is no JSON object: {error}") from None
+        raise BadFilter(f"the body is not a JSON object: {error}") from None
 
 
 LIVE_FIELD = "live"
-"""Parameter of every screen: `live=0` makes a page that does not refresh itself. JSON takes it, too, and means the same."""
+"""Parameter of every screen: `live=0` turns the page's refresh off. It has no effect on JSON."""
 
 
 def given_in(req: Request, path: Mapping[str, object] = {}) -> dict[str, Any]:
-    """Return the parameters of a URL that say what is wanted, and the parts of its path."""
+    """Return the parameters of a URL and of its path, without those that only affect the display."""
     return {name: value for name, value in {**req.params, **path}.items() if name != LIVE_FIELD}
 
 
@@ -97,16 +97,14 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=200, description="Most rows of a page.")]
-Before = Annotated[
-    Number, msgspec.Meta(description="Only rows below this one: the member `before` of the page before.")
-]
+Before = Annotated[Number, msgspec.Meta(description="Only rows below this one; `before` of the previous page.")]
 Text = Annotated[str, msgspec.Meta(max_length=1000, extra_json_schema={"pattern": "^[^\\x00]*$"})]
-"""Text without NUL, which `convert` refuses in any value: no database stores it."""
+"""Text without NUL, which no database stores and `convert` refuses."""
 TIMES, LISTS = ("since", "until"), ("seqs", "deliveries", "kinds")
-"""Fields with a time, which may be given as people say it, and fields with a list, which has commas in a text."""
+"""Fields with a time, which may be relative such as `2d`, and fields with a list, which is comma-separated in a text."""
 
 LONGEST_VALUE = 10_000
-"""Characters of one value: as many as an id of an entity has at most."""
+"""Most characters of a value, equal to the longest id of an entity."""
 _FIELD = re.compile(r"[A-Za-z_]+")
 
 
@@ -118,13 +116,13 @@ def convert(
     strict: bool = False,
     known: Sequence[str] | None = None,
 ) -> Query:
-    """Make a query from the parameters of a URL, the fields of a form or, `strict`, the members of a JSON object.
+    """Make a query from the parameters of a URL, the fields of a form or, with `strict`, the members of a JSON object.
 
-    In a URL or a form, texts stand for other types, and empty ones count as absent. Others than those in `known` count as
-    unknown; None: any field of the query is known.
+    In a URL or a form, texts are converted to other types, and empty ones count as absent. `known` limits the fields; None:
+    all fields of the query are known.
 
     Raises:
-        BadFilter: one is unknown, or has a wrong value.
+        BadFilter: a field is unknown, or has a wrong value.
     """
     names, values = kind.__struct_fields__ if known is None else known, dict[str, Any]()
     for name, value in given.items():
@@ -133,24 +131,24 @@ def convert(
         if name not in names:
             shown = name[:100]
             raise BadFilter(f"there is no filter {shown!r}; {nearest(shown, names)}", field=name)
-        values[name] = _checked(name, value, now, strict=strict)
+        values[name] = _check_value(name, value, now, strict=strict)
     try:
         made = msgspec.convert(values, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise _bad_filter(error, values) from None
     for name, value in values.items():
-        if getattr(made, name) is None and value is not None:  # msgspec takes the text `null` for None
-            raise BadFilter(f"{name} {value!r}: leave it out for any", field=name)
+        if getattr(made, name) is None and value is not None:  # msgspec reads the text `null` as None
+            raise BadFilter(f"{name} {value!r}: omit it to match any value", field=name)
     return made
 
 
-def _checked(name: str, value: Any, now: datetime, *, strict: bool) -> Any:  # noqa: ANN401  # any JSON
-    """Return a value with its times and lists made, once its texts may be stored."""
+def _check_value(name: str, value: Any, now: datetime, *, strict: bool) -> Any:  # noqa: ANN401  # any JSON
+    """Require storable texts, and convert the times and lists in a value."""
     for each in value if isinstance(value, list) else [value]:
         if isinstance(each, str) and len(each) > LONGEST_VALUE:
             raise BadFilter(f"{name}: a value has at most {LONGEST_VALUE:,} characters", field=name)
         if isinstance(each, str) and not is_storable(each):
-            raise BadFilter(f"{name} {each!r}: no database stores such a character", field=name)
+            raise BadFilter(f"{name} {each!r}: a database can't store such a character", field=name)
     if isinstance(value, list) and name not in LISTS and not strict:
         raise BadFilter(f"{name} is given twice", field=name)
     if name in LISTS and isinstance(value, str) and not strict:
@@ -170,6 +168,6 @@ def _bad_filter(error: msgspec.ValidationError, values: Mapping[str, object]) ->
 
 
 def url(path: str, given: Mapping[str, object], **changed: object) -> str:
-    """Write a URL with the parameters that were given, and some changed; None takes one away."""
+    """Return a URL with the given parameters, some of them changed; None removes one."""
     asked = {name: value for name, value in {**given, **changed}.items() if value not in (None, "")}
     return f"{path}?{urlencode(asked, doseq=True)}" if asked else path

@@ -1,4 +1,4 @@
-"""Screens and their reads: in threads, read-only, with a time limit, by the database role of the person who asks."""
+"""Screens and their reads: in threads, read-only, with a time limit, and with the database role of the actor."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def rows_of(name: str, *without: str, **added: dict[str, Any]) -> msgspec.Meta:
 
     Args:
         name: The table or view.
-        without: Columns that the answer leaves out.
-        added: Schemas of members that the answer adds.
+        without: Columns that the response omits.
+        added: Schemas of members that the response adds.
     """
     if (table := metadata.tables.get(name)) is not None:
         columns = {str(column.name): column.comment for column in table.columns}
@@ -52,44 +52,44 @@ def rows_of(name: str, *without: str, **added: dict[str, Any]) -> msgspec.Meta:
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """Everything that a screen may read."""
+    """The context of a screen's read."""
 
     database: Database
-    """Its transactions only read, and each statement ends after `relay.web.reading.LONGEST_SECONDS`."""
+    """Read-only, with `relay.web.reading.LONGEST_SECONDS` for each statement."""
     config: Config
     policies: Policies
     actor: Actor
     now: datetime
     """The host's clock, in UTC."""
     kept: Callable[[object, float, Callable[[], Any]], Any]
-    """Makes the value of a key, and keeps it for so many seconds; a key of the database's is for one role alone."""
+    """Returns the cached value of a key, or makes it and caches it for some seconds; cached per database role."""
 
 
 class Screen(msgspec.Struct, frozen=True):
     """One screen, its JSON twin (`PATH.json`) and its place in the API (`/api/v1/PATH`)."""
 
     name: str
-    """Its template is `templates/NAME.html`, which gets `page`, `query`, `given`, `screen`, `config`, `actor` and `values`."""
+    """Name of its template `templates/NAME.html`, which gets `page`, `query`, `given`, `screen`, `config`, `actor`, `values`."""
     path: str
-    """As Falcon has it; names in braces are fields of the query."""
+    """In Falcon's syntax; names in braces are fields of the query."""
     title: str
     read: Callable[[Reading, Any], Any]
-    """Makes its page from its query, whose types its signature has. Raises PageError where there is nothing to show."""
+    """Makes the page from a query, with the types in its signature. Raises PageError if there is nothing to show."""
     key: str | None = None
-    """The letter that opens it by the keyboard; None: it is not in the menu."""
+    """Keyboard shortcut; None: the screen is not in the menu."""
     is_live: bool = True
-    """True when its page refreshes itself: its read is cheap, and nobody fills in a form on it."""
+    """True if the page refreshes itself: its read is cheap, and it has no form to fill in."""
     values: Mapping[str, object] = {}
-    """Further names of the template: constants, and pure functions of the page's values."""
+    """Further names for the template: constants, and pure functions of the page's values."""
 
     @property
     def query(self) -> type[msgspec.Struct]:
-        """Its parameters in the URL, each with a default unless it stands in the path."""
+        """Type of its parameters in the URL; those outside the path have defaults."""
         return list(_types_of(self.read).values())[1]
 
     @property
     def page(self) -> type[msgspec.Struct]:
-        """Its answer."""
+        """Type of its page."""
         return _types_of(self.read)["return"]
 
 
@@ -101,22 +101,22 @@ def _types_of(read: Callable[[Reading, Any], Any]) -> dict[str, type[msgspec.Str
 class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of every list."""
 
-    since: Annotated[Moment, msgspec.Meta(description="Only what happened at or after this time.")] | None = None
-    until: Annotated[Moment, msgspec.Meta(description="Only what happened before this time.")] | None = None
+    since: Annotated[Moment, msgspec.Meta(description="Only rows at or after this time.")] | None = None
+    until: Annotated[Moment, msgspec.Meta(description="Only rows before this time.")] | None = None
     before: Before | None = None
     limit: Limit = 50
 
 
 class ListPage(msgspec.Struct, frozen=True):
-    """A page of a list, the newest first."""
+    """A page of a list, newest first."""
 
     rows: tuple[Row, ...]
     before: int | None = None
-    """Value of the parameter `before` for the next page; None: there is no more."""
+    """Parameter `before` for the next page; None: this is the last page."""
 
 
 MOST_COUNTED = 500
-"""Counts end here: `500+`."""
+"""Largest count; more are shown as `500+`."""
 
 
 LONGEST_SECONDS = 2.0
@@ -125,17 +125,17 @@ Made = TypeVar("Made")
 
 
 AT_ONCE = 12
-"""Reads at a time. Each statement ends soon, so a screen that is slow keeps others waiting for seconds at most."""
+"""Concurrent reads. Each statement has a time limit, so a slow screen delays others by seconds at most."""
 REFRESH_SECONDS = 0.5
-"""Pages that refresh themselves are read so often together, however many are open, and never more than half of the time."""
+"""Interval between refreshes of all open pages together. Their reads never take more than half of the time."""
 
 
-class NotYourTurn(Exception):  # nothing is wrong
-    """Other pages are refreshed first."""
+class NotYourTurn(Exception):  # not an error
+    """Raised when other pages are refreshed first."""
 
 
 class Readers:
-    """The database as the page sees it: `read` for screens, `write` for acts. Safe to share between tasks."""
+    """The page's access to the database: `read` for screens, `write` for acts. Tasks can share it."""
 
     def __init__(self, config: Config, clock: Clock, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.config, self._monotonic = config, monotonic
@@ -153,21 +153,21 @@ class Readers:
         self._next_refresh = 0.0
 
     async def read(self, actor: Actor, make: Callable[[Reading], Made]) -> Made:
-        """Run `make` in a thread with everything that it may read.
+        """Run `make` in a thread with a read-only context.
 
         Raises:
-            QueryTooSlow: a statement ran into its limit.
+            QueryTooSlow: a statement exceeded its time limit.
             DatabaseAway: the database does not answer, or is locked.
         """
         database = self._operators if actor.may_act else self._viewers
         reading = Reading(database, self.config, self._policies, actor, self._clock.now(), self._keep)
-        return await self._in_thread(lambda: make(reading))
+        return await self._run_in_thread(lambda: make(reading))
 
     async def refresh(self, actor: Actor, make: Callable[[Reading], Made]) -> Made:
-        """Do as `read` for a page that refreshes itself.
+        """Read for a page that refreshes itself, as `read` does.
 
         Raises:
-            NotYourTurn: it has to ask again later.
+            NotYourTurn: the page has to try again later.
             QueryTooSlow: as `read`.
             DatabaseAway: as `read`.
         """
@@ -182,7 +182,7 @@ class Readers:
             self._next_refresh = ended + max(REFRESH_SECONDS, ended - began)
 
     def _keep(self, key: object, seconds: float, make: Callable[[], Any]) -> Any:  # noqa: ANN401  # whatever is made
-        """Return the value of a key if it is younger than `seconds`; else make it. Keys are of the code, never from a request."""
+        """Return the value of a key if it is younger than `seconds`, else make it. Keys are constants, never from a request."""
         now, (made_at, value) = self._monotonic(), self._kept.get(key, (-math.inf, None))
         if now - made_at >= seconds:
             value = make()
@@ -190,16 +190,16 @@ class Readers:
         return value
 
     async def write(self, make: Callable[[Database], Made]) -> Made:
-        """Run `make` in a thread with a connection that may write.
+        """Run `make` in a thread with a writable connection.
 
         Raises:
             QueryTooSlow: as `read`.
             DatabaseAway: as `read`.
         """
-        return await self._in_thread(lambda: make(self._writer))
+        return await self._run_in_thread(lambda: make(self._writer))
 
-    async def _in_thread(self, make: Callable[[], Made]) -> Made:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _told, make)
+    async def _run_in_thread(self, make: Callable[[], Made]) -> Made:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _convert_errors, make)
 
     def close(self) -> None:
         """Close all connections."""
@@ -209,20 +209,20 @@ class Readers:
 
 
 _INTERRUPTED = "interrupted"
-"""SQLite's error of a statement that a progress handler has ended."""
+"""SQLite's error for a statement that a progress handler has ended."""
 _TIMED_OUT = "57014"
 """Postgres' query_canceled: https://www.postgresql.org/docs/current/errcodes-appendix.html."""
 
 
-def _told(make: Callable[[], Made]) -> Made:
-    """Run `make`, and turn the errors of a database that is slow or away into those of the page."""
+def _convert_errors(make: Callable[[], Made]) -> Made:
+    """Run `make`, and convert the errors of a slow or unreachable database to problems of the page."""
     try:
         return make()
     except SQLAlchemyError as error:
         cause: Any = error.orig if isinstance(error, DBAPIError) else None
         if getattr(cause, "sqlstate", None) == _TIMED_OUT or _INTERRUPTED in str(cause):
             raise QueryTooSlow(
-                f"a query took more than {LONGEST_SECONDS:g} s and was ended; narrow the filter, such as to a route or a time"
+                f"a query took more than {LONGEST_SECONDS:g} s and was ended; narrow the filter, for example to a route or a time"
             ) from error
         if failure_of(error) != "fault":
             raise DatabaseAway(trouble_text(error)) from error

@@ -1,4 +1,4 @@
-"""HTML of screens: Jinja2 with escaping, filters that put values into their form, and charts. No template reads anything."""
+"""HTML of screens: Jinja2 with escaping, filters that format values, and charts. Templates never read the database."""
 
 from __future__ import annotations
 
@@ -25,33 +25,35 @@ from relay.web.query import encodable_text
 from relay.web.reading import MOST_COUNTED, Screen
 
 Series = tuple[str, str, Sequence[int]]
-"""A line of a chart: its name, the class of its colour (in, out or bad), and counts of consecutive times."""
+"""A line of a chart: its name, the class of its colour (in, out or bad), and consecutive counts."""
 
 
 def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] = ()) -> Markup:
-    """Draw lines over time: with labels below and a grid, or without any, small, for a cell of a table.
+    """Draw lines over time, with a grid if there are labels, or else small enough for a table's cell.
 
     Args:
-        key: prefix of its ids; unique in the page.
-        title: its name.
+        key: prefix of the element ids; unique in the page.
+        title: title of the chart.
         series: lines, the last one on top.
-        labels: texts below the plot, from its left end to its right end.
+        labels: texts below the plot, from left to right.
     """
     classes, width, height, left, upper, lower = (
         ("chart", 720, 160, 44, 8, 142) if labels else ("chart spark", 120, 28, 1, 2, 26)
     )
     top, step = scale(max((value for _, _, values in series for value in values), default=0))
 
-    def at(share: float, start: int, end: int) -> str:
+    def scale_to(share: float, start: int, end: int) -> str:
         return f"{start + (end - start) * share:.1f}".removesuffix(".0")
 
     def places(number: int) -> list[str]:
-        return [at(n / (number - 1) if number > 1 else 1.0, left, width - (4 if labels else 1)) for n in range(number)]
+        return [
+            scale_to(n / (number - 1) if number > 1 else 1.0, left, width - (4 if labels else 1)) for n in range(number)
+        ]
 
     inside = [
         Markup(
             '<line class="grid" x1="{}" x2="716" y1="{y}" y2="{y}"/><text x="38" y="{y}" dy="4" text-anchor="end">{}</text>'
-        ).format(left, _short(level), y=at(level / top, lower, upper))
+        ).format(left, _short(level), y=scale_to(level / top, lower, upper))
         for level in range(0, top + 1 if labels else 0, step)
     ]
     for number, (x, label) in enumerate(zip(places(len(labels)), labels, strict=True), 1):
@@ -65,8 +67,8 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
         points = zip(places(len(values)), values, strict=True)
         inside.append(
             Markup('<polyline class="line {}" points="{}"/>').format(
-                colour if any(values) else "flat",  # a line of failures that lies at 0 is no alarm
-                " ".join(f"{x},{at(value / top, lower, upper)}" for x, value in points),
+                colour if any(values) else "flat",  # failures of 0 are not shown in red
+                " ".join(f"{x},{scale_to(value / top, lower, upper)}" for x, value in points),
             )
         )
     return Markup(
@@ -78,11 +80,11 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
 
 
 _LINES = 4
-"""Most horizontal lines of the grid."""
+"""Most horizontal grid lines."""
 
 
 def scale(largest: int) -> tuple[int, int]:
-    """Return the figure at the top of a chart, and the step of its grid: whole numbers that people read easily."""
+    """Return the maximum of a chart's axis and the step of its grid, as round whole numbers."""
     if largest < _LINES:
         return max(largest, 1), 1
     magnitude = 10 ** (len(str(-(-largest // _LINES))) - 1)
@@ -91,9 +93,9 @@ def scale(largest: int) -> tuple[int, int]:
 
 
 def summary(series: Sequence[Series]) -> str:
-    """Describe lines in words: the sum, the largest and the last figure of each."""
+    """Describe the lines in words: the sum, the maximum and the last value of each."""
     said = (
-        f"{name}: {sum(values):,} in all, at most {max(values):,} a minute, {values[-1]:,} in the last one"
+        f"{name}: {sum(values):,} in all, at most {max(values):,} a minute, {values[-1]:,} in the last minute"
         for name, _, values in series
         if values
     )
@@ -101,7 +103,7 @@ def summary(series: Sequence[Series]) -> str:
 
 
 def _short(value: int) -> str:
-    """Write a figure of the grid in few characters, such as `20k`."""
+    """Abbreviate a number for the grid, such as `20k`."""
     for size, letter in ((10**9, "G"), (10**6, "M"), (1000, "k")):
         if value >= size:
             return f"{value / size:.4g}{letter}"
@@ -113,24 +115,24 @@ STATIC: Mapping[str, str] = {
     file.name: f"/static/{file.name}?v={hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
     for file in STATIC_FOLDER.iterdir()
 }
-"""The URL of each file there, which changes with its content, so that browsers may keep it."""
+"""The URL of each static file. It changes with the content, so that browsers can cache the file forever."""
 
 
 class Renderer:
     """Renders templates of `relay/web/templates`."""
 
     def __init__(self, screens: Iterable[Screen], clock: Clock, config: Config) -> None:
-        """Prepare it; the screens with a key are in the menu."""
+        """Prepare the templates; the menu has the screens with a key."""
         self._menu, self._clock, self._config = tuple(each for each in screens if each.key), clock, config
 
-    def show(self, resp: Response, template: str, **values: Any) -> None:  # noqa: ANN401  # whatever it shows
-        """Answer with a template. Times on it are relative to now."""
+    def show(self, resp: Response, template: str, **values: Any) -> None:  # noqa: ANN401  # the template's values
+        """Respond with a template. Its times are relative to now."""
         given = {"now": self._clock.now(), "menu": self._menu, "config": self._config, **values}
         resp.content_type = "text/html; charset=utf-8"
         resp.text = encodable_text(_environment().get_template(template).render(given))
 
-    def show_screen(self, resp: Response, screen: Screen, **values: Any) -> None:  # noqa: ANN401  # whatever it shows
-        """Answer with a screen. `values` go before its own; without `live` it does not refresh itself."""
+    def show_screen(self, resp: Response, screen: Screen, **values: Any) -> None:  # noqa: ANN401  # likewise
+        """Respond with a screen. `values` override its own; without `live` the page does not refresh itself."""
         fixed = {
             "title": screen.title,
             "here": screen.path,
@@ -180,22 +182,22 @@ def _environment() -> Environment:
 
 
 def _is_harmless(text: str) -> bool:
-    """Tell whether a text does in a terminal what it shows: pasted, a control character in it would be a key that is pressed."""
+    """Tell whether a text is safe to paste into a terminal, where a control character would act as a key."""
     return visible_line(text) == text
 
 
 def _visible(value: object) -> str:
-    """Make a value from outside harmless to the eye: invisible and bidirectional characters become escapes."""
+    """Escape the invisible and bidirectional characters in an outside value."""
     return "" if value is None else visible(str(value))
 
 
 def _sentence(value: object) -> str:
-    """Make a sentence of ours with values in it harmless, as `visible` does; backslashes stay single."""
+    """Escape a sentence of this program with outside values in it, without doubling backslashes."""
     return "" if value is None else visible_line(str(value))
 
 
 def _visible_lines(value: object) -> str:
-    """Make a text from outside harmless to the eye, and keep its lines."""
+    """Escape an outside text as `_visible` does, but keep its lines."""
     return "\n".join(visible_line(line) for line in str(value).split("\n"))
 
 
@@ -203,19 +205,19 @@ _BRIEF = 300
 
 
 def _brief(value: object) -> str:
-    """Make the beginning of a value from outside harmless to the eye, for a cell of a table."""
+    """Escape the beginning of an outside value, for a cell of a table."""
     text = "" if value is None else str(value)
     return visible(text) if len(text) <= _BRIEF else f"{visible(text[:_BRIEF])}…"
 
 
 def _with_given(names: Iterable[str], given: str | None) -> list[str]:
-    """List names to choose from. The given one is among them, so that a form keeps it."""
+    """List the names to choose from, including the given one, so that a form keeps it."""
     known = list(names)
     return known if given is None or given in known else [*known, given]
 
 
 def _time(value: datetime | str | None, now: datetime) -> Markup:
-    """Write a time as people say it; the exact one is in the title."""
+    """Format a time relative to now, with the exact time in the title."""
     if value is None:
         return Markup("")
     moment = as_time(value)
@@ -229,15 +231,15 @@ def _number(value: float | None) -> str:
 
 
 def _count_up_to(value: int, most: int = MOST_COUNTED) -> str:
-    """Write a count that ends at `most`."""
+    """Format a count that stops at `most`."""
     return f"{most:,}+" if value > most else f"{value:,}"
 
 
 def _pretty(value: object) -> str:
-    """Write a JSON value on several lines."""
+    """Format a JSON value on several lines."""
     return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False, default=str)
 
 
 def _one_line(value: object) -> str:
-    """Write a JSON value on one line; one that is absent is called so."""
+    """Format a JSON value on one line, and an absent one as such."""
     return "nothing" if value is None else json.dumps(msgspec.to_builtins(value), ensure_ascii=False, default=str)

@@ -1,4 +1,4 @@
-"""Reveals: the headers and body of an event, to who says why; as JSON on several lines, or as it is."""
+"""Reveals: shows the headers and body of an event to an actor who gives a reason; JSON is formatted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from relay.accounts import Actor
 from relay.store import reads
 from relay.store.database import Database
 from relay.web import render
-from relay.web.acts import Reason, checked_reason
+from relay.web.acts import Reason, check_reason
 from relay.web.problems import wants_json
 from relay.web.query import convert, read_form, read_json
 from relay.web.reading import Readers
@@ -24,14 +24,14 @@ from relay.web.screens import EVENT
 from relay.web.screens.event import EventQuery, event
 
 MOST_SHOWN = 256 * 1024
-"""Bytes of a body that are shown."""
+"""Most bytes shown of a body."""
 _DEEPEST = 60
-"""A body that is nested deeper is not put on several lines: each would begin with as many spaces, so it would grow without end."""
+"""Deepest JSON that is formatted: indentation grows with each level, so deeper bodies would become too large."""
 _LONGEST_PRETTY = 4 * MOST_SHOWN
 
 
 class RevealedPage(msgspec.Struct, frozen=True):
-    """Headers and body, or its beginning, as text for people."""
+    """Headers, and the body or its beginning as readable text."""
 
     headers: dict[str, str]
     text: str
@@ -40,9 +40,9 @@ class RevealedPage(msgspec.Struct, frozen=True):
 
 
 def text_of(body: bytes) -> tuple[str, int]:
-    """Return a body as text, and how many of its bytes. JSON is put on several lines; bytes that are no UTF-8 become escapes.
+    """Return a body as text, and the number of bytes shown. JSON is formatted; bytes that are not UTF-8 are escaped.
 
-    A number keeps its digits, a name that occurs twice stays twice, and text keeps its line breaks.
+    Numbers keep their digits, repeated names stay, and text keeps its line breaks.
     """
     if len(body) <= MOST_SHOWN and (pretty := _pretty(body)) is not None:
         return pretty, len(body)
@@ -51,7 +51,7 @@ def text_of(body: bytes) -> tuple[str, int]:
 
 
 def _pretty(body: bytes) -> str | None:
-    marks = re.findall(rb"[\[\]{}]", body)  # those in strings count as well, which does no harm
+    marks = re.findall(rb"[\[\]{}]", body)  # brackets in strings count too, which is harmless
     if max(accumulate(1 if mark in b"[{" else -1 for mark in marks), default=0) > _DEEPEST:
         return None
     try:
@@ -62,7 +62,7 @@ def _pretty(body: bytes) -> str | None:
 
 
 class RevealOrder(msgspec.Struct, frozen=True):
-    """Asks for the headers and body of an event. Each such request is kept with the event."""
+    """A request for the headers and body of an event. Each one is recorded with the event."""
 
     reason: Reason
 
@@ -72,7 +72,7 @@ class RevealedPayload(msgspec.Struct, frozen=True):
 
     headers: dict[str, str]
     body: str | None
-    """The body as text; None when it is no UTF-8."""
+    """The body as text; None if it is not UTF-8."""
     body_base64: str
 
 
@@ -84,22 +84,22 @@ def _text(body: bytes) -> str | None:
 
 
 class RevealResource:
-    """Shows a payload to who says why. The row about it is committed before anything is answered."""
+    """Shows a payload to an actor who gives a reason. The reveal is committed before the response."""
 
     def __init__(self, readers: Readers, renderer: render.Renderer, clock: Clock) -> None:
         self._readers, self._renderer, self._clock = readers, renderer, clock
 
     async def on_post(self, req: Request, resp: Response, seq: int) -> None:
-        """Answer with the payload as JSON, with the event's page that has it, or with the body as a file."""
+        """Respond with the payload as JSON, in the event's page, or with the body as a file."""
         is_json, actor = wants_json(req), req.context.actor
         given = await (read_json if is_json else read_form)(req)
         is_file = given.pop("download", None) is not None and not is_json
-        reason = checked_reason(convert(RevealOrder, given, self._clock.now(), strict=True).reason)
+        reason = check_reason(convert(RevealOrder, given, self._clock.now(), strict=True).reason)
         headers, body = await self._reveal(actor, seq, reason)
         if is_json:
             resp.media = RevealedPayload(headers, _text(body), base64.b64encode(body).decode())
         elif is_file:
-            resp.content_type = "application/octet-stream"  # no browser shows it, whatever it holds
+            resp.content_type = "application/octet-stream"  # no browser renders it
             resp.downloadable_as, resp.data = f"event-{seq}.bin", body
         else:
             page = await self._readers.read(actor, lambda reading: event(reading, EventQuery(seq=seq)))

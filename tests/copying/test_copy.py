@@ -303,7 +303,7 @@ def test_a_stopped_copy_leaves_nothing(place: Site, source: Engine, databases: D
         check=False,
     )
     assert stopped.returncode == 1, stopped
-    assert stopped.stderr.endswith("interrupted, and the target is empty; the same command begins again\n"), stopped
+    assert stopped.stderr.endswith("interrupted, and the target is empty; run the same command again\n"), stopped
     there = databases.open(url)
     assert count(there, "inbox") == 0
     there.dispose()

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from inbox.loader.load import parse_config
-from relay.cli.examine import story
+from relay.cli.examine import describe_event
 from relay.cli.listings import ListCommand, list_rows
 from relay.cli.main import app
 from relay.cli.options import login_name, require_known
-from relay.cli.output import WRONG_USE, fitted, put_json, show
+from relay.cli.output import WRONG_USE, fit_table, put_json, show
 from relay.cli.status import lines_of, next_of
 from relay.delivery.gates import make_entity_key
 from relay.findings import Finding, list_findings, state_of
@@ -132,7 +132,7 @@ def test_chosen_columns_come_in_the_order_of_their_names_and_may_be_named_by_the
 )
 def test_no_line_is_wider_than_the_terminal(rows: list[dict[str, object]], width: int) -> None:
     least = max(3, *(len(str(row["seq"])) for row in rows))  # the first column is always shown
-    for line in fitted(rows, COLUMNS, width, NOW)[0]:
+    for line in fit_table(rows, COLUMNS, width, NOW)[0]:
         assert cell_len(line.plain) <= max(width, least)
         assert line.plain.isprintable()
 
@@ -225,7 +225,7 @@ def an_event(state: str = "ready", attempts: int = 0, **more: Any) -> dict[str, 
 
 
 def told(event: dict[str, Any], width: int | None = None) -> list[str]:
-    return [line.plain.rstrip() for line in story(event, SHOP, NOW, width)]
+    return [line.plain.rstrip() for line in describe_event(event, SHOP, NOW, width)]
 
 
 def list_offered(event: dict[str, Any]) -> list[str]:

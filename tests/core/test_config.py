@@ -303,7 +303,7 @@ def test_it_passes_the_check_with_its_variables(database: str, tmp_path: Path, m
             monkeypatch.setenv(name, value)
         file.write_text(text, encoding="utf-8")
         loaded = load_text(text, environment=environment)
-        assert check.findings(loaded, file, environment) == [], text
+        assert check.list_findings(loaded, file, environment) == [], text
         assert set(environment) == {word for word in environment if f"env:{word}" in text}
         unset = load_text(text, environment={})
         for name in environment:

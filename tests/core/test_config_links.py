@@ -298,14 +298,14 @@ EXPECTED = """\
 7: [sources.misshapen] preset: expected text in quotes, got a number
 10: [sources.fine] auth: the environment variable NOT_THERE is not set
 22: [sources.fine.sweeps[1]] id: 'group_id[' is not a JMESPath expression
-25: [apis.identity] base_url: 127.0.0.1 is loopback; allow_private = true lets the call out
+25: [apis.identity] base_url: 127.0.0.1 is loopback; allow_private = true allows the call
 25: [apis.identity] base_url: is plain http; use https, or set allow_http = true
 26: [apis.identity] auth.password: the environment variable NOT_THERE is not set
 30: [destinations.crm] auth.client_secret: the environment variable NOT_THERE is not set
 31: [destinations.crm] ca_file: can't use ca_file /not/there.pem
 32: [destinations.misshapen] url: is missing
 40: [routes.users.sync] delete: is missing, and gone = "delete" (the default) needs it
-41: [routes.users.sync] fetch.path: 'evnt.entity_id' looks for 'evnt'; did you mean 'event'?
+41: [routes.users.sync] fetch.path: 'evnt.entity_id' uses an unknown name 'evnt'; did you mean 'event'?
 42: [routes.users.sync] create.path: 'contacts' must begin with a slash
 44: [routes.users.sync] clear_when_absent: 'phne' is not a field of the map; did you mean 'phone'?
 46: [routes.users.sync.map] 'odd.name: x': 'entity.[' is not a JMESPath expression
@@ -313,7 +313,7 @@ EXPECTED = """\
 48: [routes.nowhere]: 'crm' is a sync destination; add [routes.nowhere.sync] with fetch and map
 49: [routes.nowhere] source: there is no source 'fin'; did you mean 'fine'?
 55: [apis.directory] auth.client_secret: the environment variable NOT_THERE is not set
-55: [apis.directory] auth.token_url: can't be used; write it as https://host/path
+55: [apis.directory] auth.token_url: is not a valid URL; write it as https://host/path
 """
 
 

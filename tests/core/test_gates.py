@@ -16,7 +16,7 @@ from relay.delivery.alerts import SENTENCES, Alert, Posted, format_sentence, lis
 from relay.delivery.gates import Breaker, BreakerLimits, BreakerState, Gates, RateLimit, probe
 from relay.delivery.outcome import RULES, Call, CallStep, Delivered, ErrorClass, Failed, Outcome, RateHold, Sent
 from relay.delivery.policy import History, HoldRequest, decide
-from relay.http.answer import LONGEST_SECONDS, rate_hold
+from relay.http.answer import LONGEST_SECONDS, read_rate_hold
 from tests.core.test_policy import POLICY as PLAIN
 from tests.helpers.delivering import a_delivery
 
@@ -307,7 +307,7 @@ USED_UP = {"X-RateLimit-Remaining": "0"}
 
 
 def holds_for(headers: Mapping[str, str], status: int = 200) -> float | None:
-    hold = rate_hold(headers, status, NOW)
+    hold = read_rate_hold(headers, status, NOW)
     return None if hold is None else hold.seconds
 
 

@@ -154,7 +154,7 @@ def test_a_long_or_strange_value_is_shown_short_and_harmless() -> None:
 
 def test_an_empty_text_proves_nothing_of_a_match() -> None:
     """Many destinations take it for no filter, and the first of all that they have may carry one as well."""
-    with pytest.raises(MappingError, match=r"is empty, so that no match can be verified by it"):
+    with pytest.raises(MappingError, match=r"is empty, so no match can be verified"):
         is_taken(compile_plan(), {"external_id": ""}, searched="")
     beside = verify_by({"external_id": "event.entity_id", "tenant": "event.body"})
     scope = {"event": {"entity_id": "u1", "body": ""}}
@@ -173,7 +173,7 @@ def test_without_a_value_to_compare_with_the_event_is_at_fault() -> None:
         ({}, r"find\.verify: names no field; write verify = \{ FIELD = \"event\.entity_id\" \}, or verify = false"),
         ({"a[": "event.entity_id"}, r"find\.verify: 'a\[' is not a JMESPath expression"),
         ({"a": "event["}, r"find\.verify\.a: 'event\[' is not a JMESPath expression"),
-        ({"a": "target.id"}, r"find\.verify\.a: 'target\.id' looks for 'target'; what is known here is: entity, event"),
+        ({"a": "target.id"}, r"find\.verify\.a: 'target\.id' uses an unknown name 'target'; known here: entity, event"),
     ],
 )
 def test_a_mistake_in_verify_is_found_at_the_start(verify: dict[str, str], mistake: str) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from inbox.config.sync import Paging, PagingSetting, Sweep
 from inbox.errors import ConfigError, UnusableAnswer
-from relay.sync.paging import LONGEST, PagesPlan, Paginator, compile_pages, next_in_header, within
+from relay.sync.paging import LONGEST, PagesPlan, Paginator, compile_pages, next_in_header, resolve_link
 
 API = "https://api.example.com/v1"
 Asked = dict[str, str]
@@ -192,21 +192,21 @@ def take_all(pages: Paging, documents: list[dict[str, Any]]) -> None:
 CURSOR = Paging(by="cursor", next="next", params={"after": "{next}"})
 MORE = Paging(by="cursor", next="next", more="more", params={"after": "{next}"})
 BAD: dict[str, tuple[Paging, list[dict[str, Any]], str]] = {
-    "the same cursor": (CURSOR, [{"items": [1], "next": "a"}, {"items": [2], "next": "a"}], "asked for already"),
-    "cursors in a circle": (CURSOR, [{"items": [n], "next": f"{n % 3}"} for n in range(9)], "asked for already"),
-    "the same page": (CURSOR, [{"items": [1], "next": "a"}, {"items": [1], "next": "b"}], "page 2 came before"),
+    "the same cursor": (CURSOR, [{"items": [1], "next": "a"}, {"items": [2], "next": "a"}], "refers to an earlier page"),
+    "cursors in a circle": (CURSOR, [{"items": [n], "next": f"{n % 3}"} for n in range(9)], "refers to an earlier page"),
+    "the same page": (CURSOR, [{"items": [1], "next": "a"}, {"items": [1], "next": "b"}], "page 2 repeats an earlier page"),
     "pages in a circle": (
-        Paging(by="page"), [{"items": [n % 3, 9 - n % 3]} for n in range(30)], "came before: does the call take what pages",
+        Paging(by="page"), [{"items": [n % 3, 9 - n % 3]} for n in range(30)], "repeats an earlier page: check that",
     ),
-    "a link to itself": (Paging(by="url", next="next"), [{"items": [1], "next": "?active=yes"}], "asked for already"),
+    "a link to itself": (Paging(by="url", next="next"), [{"items": [1], "next": "?active=yes"}], "refers to an earlier page"),
     "a link to the first page": (
         Paging(by="url", next="next"),
         [{"items": [1], "next": "?p=2"}, {"items": [2], "next": "/v1/users?active=yes"}],
-        "asked for already",
+        "refers to an earlier page",
     ),
     "more that is no truth": (MORE, [{"items": [1], "next": "a", "more": "yes"}], "neither true nor false at more"),
     "more that is missing": (MORE, [{"items": [1], "next": "a"}], "neither true nor false at more"),
-    "more without a cursor": (MORE, [{"items": [1], "more": True}], "there are more, and has nothing at next"),
+    "more without a cursor": (MORE, [{"items": [1], "more": True}], "there are more items, but has no value at next"),
     "a cursor that is a list": (CURSOR, [{"items": [1], "next": ["a"]}], "neither a text nor a number"),
     "a cursor without end": (CURSOR, [{"items": [1], "next": "x" * (LONGEST + 1)}], "more than 8192 characters"),
     "a total that is no number": (Paging(by="page", total="total"), [{"items": [1], "total": "9"}], "no number at total"),
@@ -227,7 +227,7 @@ def test_pages_that_lead_nowhere_are_an_error(pages: Paging, documents: list[dic
     [
         (Paging(by="cursor", next="next"), r"r\.listing\.pages: no param has \{next\}, .*write params = \{ NAME = "),
         (Paging(by="start", params={"limit": "{count}"}), r"pages: no param has \{start\}"),
-        (Paging(by="start", params={"after": "{next}"}), r"pages\.params\.after: .* looks for 'next'"),
+        (Paging(by="start", params={"after": "{next}"}), r"pages\.params\.after: .* unknown name 'next'"),
         (Paging(by="url", next="a["), r"pages\.next"),
         (Paging(by="start", total="a["), r"pages\.total"),
     ],
@@ -331,7 +331,7 @@ def test_a_large_header_is_read_in_no_time(part: str) -> None:
     ],
 )
 def test_a_link_within_the_endpoint_is_followed(link: str, path: str, query: str) -> None:
-    assert within(link, BASE, CURRENT) == (path, query)
+    assert resolve_link(link, BASE, CURRENT) == (path, query)
 
 
 ELSEWHERE = [
@@ -360,7 +360,7 @@ SLY = ["/v1/%2e%2e/admin", "/v1/..;x/admin", "/v1/a\\..\\..\\admin", "/v1/%252e%
 )
 def test_a_link_to_another_origin_or_with_a_user_is_refused_with_a_remedy(link: str, why: str) -> None:
     with pytest.raises(UnusableAnswer, match=why) as caught:
-        within(link, BASE, CURRENT)
+        resolve_link(link, BASE, CURRENT)
     assert "evil" not in str(caught.value), "nothing of the link is repeated"
 
 
@@ -374,7 +374,7 @@ PIECES = [
 @example("https://api.example.com/v1/users?page=2")
 def test_a_request_for_any_link_is_one_line_below_the_endpoint(link: str) -> None:
     try:
-        path, query = within(link, BASE, CURRENT)
+        path, query = resolve_link(link, BASE, CURRENT)
     except UnusableAnswer:
         return
     assert path.startswith("/")

@@ -66,14 +66,14 @@ NEVER_SET = (
     ("keys", "why"),
     [
         *((f'headers = {{ "{name}" = "x" }}', rf"create\.headers: '{name}' can't be set") for name in NEVER_SET),
-        ('headers = { "X Y" = "x" }', "'X Y' is not a header's name"),
-        ('headers = { "X-A" = "1", "x-a" = "2" }', "'X-A' is there twice, in another case"),
+        ('headers = { "X Y" = "x" }', "'X Y' is not a header name"),
+        ('headers = { "X-A" = "1", "x-a" = "2" }', "'X-A' is given twice in different case"),
         ('headers = { "X-A" = "a\\nb" }', "the header's value .* has a line break"),
-        ('headers = { "X-A" = "ä" }', "beyond printable ASCII"),
+        ('headers = { "X-A" = "ä" }', "outside printable ASCII"),
         ('headers = { "X-A" = "" }', "is empty"),
-        ('headers = { "X-A" = "ä{event.seq:text}" }', "has a line break, or a character beyond printable ASCII"),
+        ('headers = { "X-A" = "ä{event.seq:text}" }', "has a line break, or a character outside printable ASCII"),
         ('headers = { "X-A" = "a{event.seq}" }', "name its form"),
-        ('headers = { "X-A" = "{target.id}" }', "looks for 'target'"),
+        ('headers = { "X-A" = "{target.id}" }', "unknown name 'target'"),
         ('body = { id = "{event.seq}" }', r'create\.body: sends no mapped field; write "\{fields\}"'),
     ],
 )
@@ -226,7 +226,7 @@ def test_graphql_is_a_document_and_its_variables(world: World) -> None:
     ("delivery", "answers", "end"),
     [
         (DELIVERY, (ADA, FOUND_NONE, DONE), "created"),
-        (DELIVERY, (GRAPHQL_GONE,), "not_found fetch: the answer has null at data.user"),
+        (DELIVERY, (GRAPHQL_GONE,), "not_found fetch: the response has null at data.user"),
         (SECOND, (GRAPHQL_GONE, FOUND_NONE), "nothing_to_delete"),
         (SECOND, (DENIED,), f"rejected fetch: {WITH_ERRORS}"),  # errors beside a null do not mean a deletion
         (DELIVERY, (SLOW,), "throttled fetch: answered 200 with errors: "),
@@ -402,17 +402,17 @@ _ODD_TIMES: tuple[object, ...] = ("soon", -1, "-1", True, False, [], {}, 1e300, 
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b"", "the answer is not JSON"),
-        (b"nonsense " + PLANTED.encode(), "the answer is not JSON"),
-        (b"access_token=" + PLANTED.encode(), "the answer is not JSON"),
-        (DEEP, "the answer is not JSON"),
-        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "the answer is not JSON"),
-        (b'{"access_token": "a", "access_token": "b"}', "the answer is not JSON"),
-        (b"\xff\xfe", "the answer is not JSON"),
-        (b'{"access_token": "t", "expires_in": 1e999}', "the answer is not JSON"),
-        (b'{"access_token": "t", "expires_in": Infinity}', "the answer is not JSON"),
-        (b'{"access_token": "t", "expires_in": ' + b"9" * 5000 + b"}", "the answer is not JSON"),
-        (b"[]", "the answer has no usable token: Expected `object`, got `array`"),
+        (b"", "the response is not JSON"),
+        (b"nonsense " + PLANTED.encode(), "the response is not JSON"),
+        (b"access_token=" + PLANTED.encode(), "the response is not JSON"),
+        (DEEP, "the response is not JSON"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "the response is not JSON"),
+        (b'{"access_token": "a", "access_token": "b"}', "the response is not JSON"),
+        (b"\xff\xfe", "the response is not JSON"),
+        (b'{"access_token": "t", "expires_in": 1e999}', "the response is not JSON"),
+        (b'{"access_token": "t", "expires_in": Infinity}', "the response is not JSON"),
+        (b'{"access_token": "t", "expires_in": ' + b"9" * 5000 + b"}", "the response is not JSON"),
+        (b"[]", "the response has no usable token: Expected `object`, got `array`"),
         (encode_token(access_token=None, error="invalid_client"), "token: Object missing required field `access_token`"),
         *((encode_token(access_token=text), "- at `$.access_token`") for text in ([PLANTED], 7)),
         *(
@@ -432,7 +432,7 @@ def test_an_unusable_token_is_hidden(
     server.routes[TOKEN] = [answer(200, body)]
     found = call_with_token(make_token_client(server))
     assert found.error_class == "bad_answer"
-    assert (found.call.error or "").startswith("no token: the answer ")
+    assert (found.call.error or "").startswith("no token: the response ")
     assert (found.call.error or "").endswith(why)
     assert server.asked == [TOKEN]
     assert PLANTED not in repr(found) + caplog.text

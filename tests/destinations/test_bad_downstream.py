@@ -212,8 +212,8 @@ def test_servers_that_hang_or_drip_are_cut_at_the_deadline(stack: ExitStack, tls
 
     with ThreadPoolExecutor(len(calls)) as pool:
         found = dict(zip(WAITS, pool.map(cut, calls), strict=True))
-    expected = ("unknown", "unknown", "no whole answer within 1 s", True, [1] * (1 + is_kept))
-    too_many = (*expected[:2], "not an HTTP answer: more than 8 interim answers", *expected[3:])
+    expected = ("unknown", "unknown", "no complete response within 1 s", True, [1] * (1 + is_kept))
+    too_many = (*expected[:2], "not an HTTP response: more than 8 interim responses", *expected[3:])
     assert found.pop("100s") in (too_many, expected), "whichever comes first"
     assert found == dict.fromkeys(WAITS.keys() - {"100s"}, expected)
 
@@ -361,7 +361,7 @@ STATUS_LINES = [
     b"ICY 200 OK",
     b"HTTP/1.1",
 ]
-PROTOCOL = "it switches to a protocol that nobody has asked for"
+PROTOCOL = "it switches to a protocol that was not requested"
 UPGRADE = b"HTTP/1.1 101 Away\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
 NO_ANSWERS = [
     *((CHUNKED + size + b"\r\nhello\r\n0\r\n\r\n", "") for size in SIZES),
@@ -369,7 +369,7 @@ NO_ANSWERS = [
     *((OK + fields + b"\r\n\r\nhello", "") for fields in FIELDS),
     *((CHUNKED[:-2] + b"Transfer-Encoding: %b\r\n\r\n0\r\n\r\n" % coding, "") for coding in (b"chunked", b"gzip")),
     *((line + b"\r\nContent-Length: 5\r\n\r\nhello", "") for line in STATUS_LINES),
-    (interim(*[103] * (MOST_INTERIM + 1)) + OWN, f"more than {MOST_INTERIM} interim answers"),
+    (interim(*[103] * (MOST_INTERIM + 1)) + OWN, f"more than {MOST_INTERIM} interim responses"),
     *((before + OWN, PROTOCOL) for before in (interim(101), interim(103, 101), UPGRADE)),
 ]
 
@@ -379,7 +379,7 @@ def test_an_invalid_response_is_unknown_and_closes_its_connection(stack: ExitSta
     call = Called(stack, then_close(raw(sent)), raw(OWN), timeout=Duration(30))
     result = call()
     assert (result.error_class, result.call.sent) == ("unknown", "unknown")
-    assert f"not an HTTP answer: {why}" in (result.call.error or "")
+    assert f"not an HTTP response: {why}" in (result.call.error or "")
     assert (call().body, [seen.connection for seen in call.server.seen]) == (b"own", [1, 2])
 
 
@@ -436,7 +436,7 @@ def test_interim_answers_are_read_past_however_slowly_they_come(stack: ExitStack
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "sent"), [(client, "rate_hold", "unknown"), (client.HttpClient, "_send", "not_sent")]
+    ("owner", "name", "sent"), [(client, "read_rate_hold", "unknown"), (client.HttpClient, "_send", "not_sent")]
 )
 def test_bugs_have_no_text(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, sent: str

@@ -51,7 +51,7 @@ def test_this_machine_is_not_called_however_it_is_spelled(host: str) -> None:
         client = HttpClient(msgspec.structs.replace(prepare(endpoint, url, "destinations.crm"), rules=guard.PUBLIC))
         result = client.call(GET, context())
         assert (result.error_class, result.call.sent) == ("refused", "not_sent")
-        assert "allow_private = true lets the call out" in (result.call.error or "")
+        assert "allow_private = true allows the call" in (result.call.error or "")
         assert server.seen == []
 
 
@@ -138,7 +138,7 @@ def test_an_address_that_is_not_public_is_refused() -> None:
         numbers += [(four, 32), (0xFFFF << 32 | four, 128), (draw.getrandbits(128), 128)]
         numbers.append((0b001 << 125 | draw.getrandbits(125), 128))
     for number in numbers:
-        assert (guard.refusal(write_address(*number)) is None) == is_public(*number), write_address(*number)
+        assert (guard.find_refusal(write_address(*number)) is None) == is_public(*number), write_address(*number)
 
 
 def a_network(draw: Random) -> ipaddress.IPv4Network:
@@ -161,7 +161,7 @@ def test_a_call_goes_out_if_every_list_allows_it_and_none_blocks_it() -> None:
             and all(any(map(has, networks)) for networks in allow)
             and (private or is_public(number, 32))
         )
-        assert (guard.refusal(write_address(number, 32), AddressRules(private, allow, block)) is None) == may
+        assert (guard.find_refusal(write_address(number, 32), AddressRules(private, allow, block)) is None) == may
         called += may
     assert 200 < called < 1_800
 
@@ -178,7 +178,7 @@ def test_a_blocked_address_is_blocked_inside_of_ipv6_too() -> None:
             0x2002 << 112 | number << 80 | 1,
             0x20010000 << 96 | 0xC0000201 << 64 | number ^ 0xFFFFFFFF,
         ):
-            assert guard.refusal(write_address(six, 128), rules) == "named by block_to"
+            assert guard.find_refusal(write_address(six, 128), rules) == "in block_to"
 
 
 SOURCE = '[sources.s]\npreset = "trivore"\nauth = { kind = "none" }\n'
@@ -230,10 +230,10 @@ def call_each(text: str, *, alerts_too: bool = False) -> list[Answer]:
     [
         (('allow_to = ["127.0.0.0/8", "::1"]',), None),
         (('allow_to = ["127.0.0.1"]', 'block_to = ["10.0.0.0/8"]'), None),
-        (('allow_to = ["10.0.0.0/8", "2001:db8::/32"]',), "not named by allow_to"),
-        (('block_to = ["127.0.0.0/8"]',), "named by block_to"),
-        (('block_to = ["0.0.0.0/0"]', 'allow_to = ["127.0.0.1"]'), "named by block_to"),
-        (('block_to = ["::ffff:127.0.0.0/104"]',), "named by block_to"),
+        (('allow_to = ["10.0.0.0/8", "2001:db8::/32"]',), "not in allow_to"),
+        (('block_to = ["127.0.0.0/8"]',), "in block_to"),
+        (('block_to = ["0.0.0.0/0"]', 'allow_to = ["127.0.0.1"]'), "in block_to"),
+        (('block_to = ["::ffff:127.0.0.0/104"]',), "in block_to"),
     ],
     ids=["allowed", "and not blocked", "not allowed", "blocked", "blocked and allowed", "written as IPv6"],
 )
@@ -282,7 +282,7 @@ def test_an_address_that_is_private_as_it_stands_stops_the_start(host: str, told
         with pytest.raises(ConfigError) as caught:
             make(parse_config(text))
         assert str(caught.value).startswith(f"{key}: ")
-        assert str(caught.value).endswith(f"{told}; allow_private = true lets the call out")
+        assert str(caught.value).endswith(f"{told}; allow_private = true allows the call")
         make(parse_config(text.replace("allow_private = false", "allow_private = true")))
 
 
@@ -329,14 +329,14 @@ def test_an_address_behind_a_proxy_is_kept_to_the_lists_and_a_name_can_not_be() 
     build_behind_a_proxy("10.1.2.3", 'allow_to = ["10.0.0.0/8"]', private=True)
     build_behind_a_proxy("crm.example", outbound='block_to = ["10.0.0.0/8"]')
     for host, lists, why in (
-        ("10.1.2.3", 'allow_to = ["10.2.0.0/16"]', "10.1.2.3 is not named by allow_to"),
-        ("10.66051", 'block_to = ["10.1.2.3"]', "10.66051 is 10.1.2.3, which is named by block_to"),
+        ("10.1.2.3", 'allow_to = ["10.2.0.0/16"]', "10.1.2.3 is not in allow_to"),
+        ("10.66051", 'block_to = ["10.1.2.3"]', "10.66051 is 10.1.2.3, which is in block_to"),
         ("crm.example", 'block_to = ["10.0.0.0/8"]', "the proxy resolves crm.example itself"),
-        ("crm.example", 'allow_to = ["192.0.2.0/24"]', "give these lists to the proxy"),
+        ("crm.example", 'allow_to = ["192.0.2.0/24"]', "configure these lists in the proxy"),
     ):
         with pytest.raises(ConfigError, match=why):
             build_behind_a_proxy(host, lists, private=True)
-    with pytest.raises(ConfigError, match="named by block_to"):
+    with pytest.raises(ConfigError, match="in block_to"):
         build_behind_a_proxy("1.1.1.1", outbound='block_to = ["1.1.1.0/24"]')
 
 

@@ -259,7 +259,7 @@ def test_nothing_is_called_while_as_many_calls_as_the_concurrency_are_left_behin
     short = 'timeout = "10ms"\nconcurrency = 2'
     for _ in range(2):
         assert failure(handled(held, extra=short))[0] == "unknown"
-    why = "handle: not called: the calls before it, as many as the concurrency, have not returned yet"
+    why = "handle: not called: earlier calls occupy all slots of the destination's concurrency"
     assert failure(handled(raising(AssertionError()), extra=short)) == ("not_sent", why, "not_sent")
 
     held.let_go()
@@ -362,10 +362,10 @@ def test_a_failing_import_is_reported_with_its_reason_but_not_its_text(written: 
         ("on_event = 5", "is not a function, but of type int"),
         ("def on_event(): ...", "must take one argument, the event"),
         ("def on_event(event, other): ...", "must take one argument, the event"),
-        ("async def on_event(event): ...", "being async or a generator; write a plain def"),
-        ("def on_event(event): yield", "being async or a generator; write a plain def"),
-        ("async def on_event(event): yield", "being async or a generator; write a plain def"),
-        ("class H:\n    async def __call__(self, event): ...\non_event = H()", "being async or a generator"),
+        ("async def on_event(event): ...", "is async or a generator, so calling it has no effect; write a plain def"),
+        ("def on_event(event): yield", "is async or a generator, so calling it has no effect; write a plain def"),
+        ("async def on_event(event): yield", "is async or a generator, so calling it has no effect; write a plain def"),
+        ("class H:\n    async def __call__(self, event): ...\non_event = H()", "is async or a generator"),
     ],
 )
 def test_an_unusable_function_is_refused_before_any_call(written: Callable[[str], str], text: str, why: str) -> None:

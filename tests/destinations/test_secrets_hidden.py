@@ -65,7 +65,7 @@ def test_no_secret_and_no_text_makes_redacting_slow(secret: str) -> None:
 
 @pytest.mark.parametrize("token", ["!" * 60_000, "aZ09.-_" * 500, "<'>" * 300])
 def test_of_a_long_token_the_beginning_is_looked_for_and_all_is_masked(token: str) -> None:
-    redactor = Redactor(["s3cr3t"]).besides(token)
+    redactor = Redactor(["s3cr3t"]).with_secret(token)
     # A pattern of the whole token would block all threads for seconds.
     for told in (*spell(token)[:-IN_BASE64], token[:200]):
         assert redactor.excerpt(f"you sent {told} here".encode()) == f"you sent {MASK} here"

@@ -299,9 +299,9 @@ def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, a
     assert outcome.retry_after == (9.0 if error_class == "throttled" else None)
 
 
-NOT_JSON, NO_OBJECT, NO_ID = "not JSON", "not an object with something in it", "lacks one of: target.id"
+NOT_JSON, NO_OBJECT, NO_ID = "not JSON", "not an object, or is empty", "lacks one of: target.id"
 NOTHING_THERE, NO_LIST, NO_COLLECTION = (
-    "has nothing at items, or null",
+    "has no value at items",
     "is neither a list nor",
     "neither a list nor an",
 )
@@ -368,7 +368,7 @@ def test_a_wrong_match_is_not_written(
     """A service may ignore the parameter and list any user."""
     error_class, error = failure(world.deliver(delivery, acts, sync=sync))
     assert error_class == "bad_answer"
-    assert error.startswith("find: the match has 'u2' at external_id, and 'u1' was searched for: ")
+    assert error.startswith("find: the match has 'u2' at external_id, and 'u1' was searched for; ")
     assert world.asked[-1] == FIND
     assert describe(world.deliver(sync=FIRST, find=page(C1, OTHER))) == "updated"
 
@@ -462,7 +462,7 @@ def test_a_map_arrives_at_the_counterpart_and_an_error_in_it_keeps_it_from_being
         as_delivered(world.deliver(sync=sync, fetch=answer(200, ENTITY), find=found))
         assert json.loads(world.server.seen[-1].body) == {**fields, "seq": 7, **more}
     error = failure(world.deliver(sync=sync, fetch=answer(200, {**ENTITY, "age": "old"})))
-    assert error == ("mapping", "routes.user-to-crm.sync.map.age: the value is text that is no whole number")
+    assert error == ("mapping", "routes.user-to-crm.sync.map.age: the value is text, not a whole number")
     assert world.asked[-1] == FIND
 
 

@@ -64,7 +64,7 @@ def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next
     hostile = then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n"))
     called = Called(stack, hostile, answer())
     errors = [post(ALERT, called.client, "json", context())[0] for _ in range(2)]
-    assert errors == ["alert: not an HTTP answer: invalid character in chunk size", None]
+    assert errors == ["alert: not an HTTP response: invalid character in chunk size", None]
 
 
 def test_a_call_with_an_unreadable_lease_is_cut(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:

@@ -66,9 +66,9 @@ def test_a_row_of_a_table_is_true(row: dict[str, str]) -> None:
     scope = {"event": {}, "entity": json.loads(row["found"]), "target": None}
     if row["sent"] == "error":
         with pytest.raises(MappingError):
-            made.of(scope, creating=False)
+            made.evaluate(scope, creating=False)
     else:
-        assert encode(made.of(scope, creating=False)["x"]).decode() == row["sent"]
+        assert encode(made.evaluate(scope, creating=False)["x"]).decode() == row["sent"]
 
 
 def test_the_tables_have_every_cast() -> None:
@@ -86,8 +86,8 @@ def test_the_example_sends_the_values_of_the_page(monkeypatch: pytest.MonkeyPatc
     assert sync is not None
     scope, sent = map(json.loads, by_kind["json"])
     made = compile_fields("user-to-crm", sync)
-    assert made.of(scope, creating=False) == sent
-    created = made.of({**scope, "target": None}, creating=True)
+    assert made.evaluate(scope, creating=False) == sent
+    created = made.evaluate({**scope, "target": None}, creating=True)
     assert created == {**{name: value for name, value in sent.items() if value is not None}, "owner": "nobody"}
 
 

@@ -48,7 +48,7 @@ def test_a_healthy_installation_has_no_finding(tmp_path: Path, database_url: str
     start_a_relay(engine)
     place = installation(tmp_path, database_url)
     results = runs.run(place, EXAMINATIONS)
-    wrong = [each for each in runs.in_need(results) if each.subject not in OF_THE_TESTS_SERVER]
+    wrong = [each for each in runs.exclude_information(results) if each.subject not in OF_THE_TESTS_SERVER]
     assert wrong == []
     assert [(each.name, each.needs) for each in results if each.needs] == []
     assert {each.name for each in results} == {each.name for each in EXAMINATIONS}
@@ -148,7 +148,7 @@ def test_an_examination_that_fails_or_is_slow_is_reported_and_stops_no_other(tmp
     made = [Examination(each.__name__, each, ()) for each in (fails, is_slow)]
     results = {each.name: each for each in runs.run(place, [*made, examination("clock")])}
     assert len(results["fails"].findings) == 1
-    assert results["fails"].needs == "needs a repair of its own: RuntimeError"
+    assert results["fails"].needs == "needs a fix in its code: RuntimeError"
     assert (results["is_slow"].needs or "").startswith("needs the database to answer: ")
     assert results["clock"].needs is None
 
@@ -223,7 +223,7 @@ def test_an_unreadable_sqlite_file_is_a_finding(tmp_path: Path, sqlite_database_
     finally:
         if is_root:
             os.seteuid(0)
-    found = {each.kind: each for each in runs.in_need(results)}
+    found = {each.kind: each for each in runs.exclude_information(results)}
     assert found["database_unreachable"].level == "critical"
     assert str(path) in found["database_unreachable"].remedy
 

@@ -25,7 +25,7 @@ from relay.store.sweeps import Listed
 from relay.sweep import run as sweep_run
 from relay.sweep import scheduler
 from relay.sweep.run import CompiledSweep
-from relay.sweep.scheduler import Sweeper, scheduled
+from relay.sweep.scheduler import Sweeper, compile_sweeps
 from tests.helpers.daemon import Rig, make_config
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.relaying import work_of
@@ -57,7 +57,7 @@ def table(directory: Directory) -> Iterator[str]:
 @pytest.fixture
 def sweeper(rig: Rig, table: str) -> Sweeper:
     """One that looks when it is told."""
-    turns = scheduled(
+    turns = compile_sweeps(
         make_config("http://127.0.0.1:9/", more=table.replace("[[sources", 'rate = "1000/s"\n[[sources') + OFTEN)
     )
     stop, now = threading.Event(), SystemClock().now

@@ -20,7 +20,7 @@ from inbox.config.model import Config, DatabaseSettings, Web, WebProxy
 from inbox.config.values import DatabaseUrl, Network, Secret
 from inbox.errors import SignInNeeded
 from relay.accounts import Actor, hash_password, hash_token
-from relay.demo.services import App, served
+from relay.demo.services import App, serve
 from relay.web import plans, reading
 from relay.web.app import create_app
 from relay.web.guard import Guard, Sessions
@@ -37,7 +37,7 @@ class _Stage:
 
     def __init__(self) -> None:
         self.app: Any = None
-        self.url = _rest.enter_context(served(cast("App", self)))
+        self.url = _rest.enter_context(serve(cast("App", self)))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's
         await self.app(scope, receive, send)

@@ -214,5 +214,5 @@ def receive(sender: ssl.SSLSocket) -> bytes:
             if answers(found):
                 return found
         more = sender.recv(65536)
-        assert more, f"no whole answer: {found!r}"
+        assert more, f"no complete response: {found!r}"
         found += more

@@ -128,7 +128,7 @@ def test_another_configuration_is_compared_by_the_newest_events_and_with_fetch_b
     assert "new.toml" in with_new(synced, config.replace("base_url", "bass_url")).stderr
     assert with_new(synced, config, "--entity", "USER/u1").status == 2
     new = config.replace('"entity.phone"', '"entity.mobile"')
-    assert "--fetch compares the writes that would follow" in with_new(synced, new).stderr
+    assert "--fetch compares the resulting writes" in with_new(synced, new).stderr
     assert server.seen == []
     server.routes["GET /api/user/u1"] = [answer(200, {"name": "Ada", "phone": "1", "mobile": "2"})] * 9
     (found,) = json.loads(with_new(synced, new, "--fetch", "--json").stdout)
@@ -448,7 +448,7 @@ def test_a_tail_survives_an_outage_of_the_database_without_a_gap(
     postgres_place: Site, postgres_database_url: str
 ) -> None:
     program = postgres_place.start("tail", *INBOX, "tail", "--ndjson")
-    program.writes("following; Ctrl-C ends it")
+    program.writes("following; press Ctrl-C to stop")
     fill(postgres_database_url, [("u1", moment(1))])
     program.writes('"seq": 1')
     with down(postgres_database_url):

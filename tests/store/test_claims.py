@@ -134,7 +134,7 @@ def test_a_write_with_a_possible_effect_leaves_no_hash(steps: Steps, calls: tupl
     """Otherwise an entity that returns to its earlier state looked unchanged, and its counterpart would not return."""
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(APPLIED)
-    steps.attempt(Failed(calls, "unknown", "no whole answer"))
+    steps.attempt(Failed(calls, "unknown", "no complete response"))
     steps.advance(600)
     assert steps.claim().applied_hash == (b"\x01" * 32 if is_known else None)
 
@@ -166,7 +166,7 @@ def test_a_rebuild_makes_the_next_attempt_fetch_and_send_all(steps: Steps) -> No
     """The log can't tell whether a later attempt of the lane has changed the other system."""
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(APPLIED)
-    steps.attempt(Failed((call("fetch", "answered"), call("update")), "unknown", "no whole answer"))
+    steps.attempt(Failed((call("fetch", "answered"), call("update")), "unknown", "no complete response"))
     steps.do("DELETE FROM lane")
     assert mend(steps.database) != []
     assert differences(steps.database) == []

@@ -193,10 +193,10 @@ def test_a_failed_page_is_read_again(sweep: Sweeping, directory: Directory, monk
 def test_a_sweep_begins_before_the_watermark_by_its_overlap(database: Database, database_url: str) -> None:
     config = config_text(database_url) + TABLE.format(url="http://127.0.0.1:9", count=3)
     made = CompiledSweep(parse_config(config), "trivore", 0)
-    assert made.begins(database) == (sweep_run.EVERYTHING, None)
+    assert made.find_start(database) == (sweep_run.EVERYTHING, None)
     finish(database, HOURLY, until_second=5)
     until = START + timedelta(seconds=5)
-    assert made.begins(database) == (until - timedelta(seconds=made.table.overlap), until)
+    assert made.find_start(database) == (until - timedelta(seconds=made.table.overlap), until)
 
 
 def test_a_repeated_sweep_adds_nothing_twice(sweep: Sweeping, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_an_entity_larger_than_a_webhook_is_left_out(sweep: Sweeping, directory:
     assert (found.added, found.left_out) == (10, 1)
     left = bodies(engine)["u4"]["sweep"]
     assert left == swept("u4", 4, left_out=left["left_out"])
-    assert left["left_out"].endswith("bytes, and the source takes 2000")
+    assert left["left_out"].endswith("bytes, but the source accepts 2000")
     assert all("item" in body["sweep"] for entity, body in bodies(engine).items() if entity != "u4")
 
 
@@ -261,7 +261,7 @@ def test_an_item_without_an_entity_is_skipped(
     sweep: Sweeping, directory: Directory, engine: Engine, item: object
 ) -> None:
     directory.more = {"u4": item}
-    with pytest.raises(SweepFailed, match="1 entities could not be taken in, the first: "):
+    with pytest.raises(SweepFailed, match="1 entities could not be compared or added, the first: "):
         sweep()
     assert sorted(bodies(engine)) == [f"u{n}" for n in range(10) if n != 4]
 

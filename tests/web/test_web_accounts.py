@@ -157,7 +157,9 @@ def test_the_url_of_viewers_may_come_from_the_environment_and_is_never_printed()
 
 
 def test_a_page_without_users_or_a_proxy_is_refused() -> None:
-    with pytest.raises(ConfigError, match="lets nobody use the page: write a users file with `relay web passwd"):
+    with pytest.raises(
+        ConfigError, match="configures no access to the page: write a users file with `relay web passwd"
+    ):
         check_accounts(Web())
     check_accounts(Web(proxy=behind_proxy("127.0.0.1")))
 
@@ -171,8 +173,8 @@ def test_a_check_reads_both_files_and_names_their_lines(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as raised:
             check(config)
         assert str(raised.value).splitlines() == [
-            f"[web] users: {users}, line 4: expected NAME:ROLE:HASH, as `relay web passwd` and `relay web token` write it",
-            "[web] tokens: has no line; add one with `relay web token NAME --role operator`",
+            f"[web] users: {users}, line 4: expected NAME:ROLE:HASH, as written by `relay web passwd` and `relay web token`",
+            "[web] tokens: has no account; add one with `relay web token NAME --role operator`",
         ]
     users.unlink()
     tokens.write_text(token("t", "irw_x", "viewer"))

@@ -39,8 +39,8 @@ from relay.web.guard import (
     is_own_host,
     is_same_origin,
     local_path,
-    named_by_proxy,
     network_of,
+    read_proxy_actor,
 )
 from tests.helpers.page import FAST, PASSWORD, behind_proxy, user
 
@@ -90,7 +90,7 @@ def test_a_password_is_neither_short_nor_endless(password: str) -> None:
     ids=map(str, range(11)),  # the salt is random, and each process must collect the same tests
 )  # fmt: skip
 def test_a_malformed_hash_is_refused_without_showing_it(text: str) -> None:
-    with pytest.raises(ConfigError, match="the hash is none of `relay web passwd`") as raised:
+    with pytest.raises(ConfigError, match="the hash was not made by `relay web passwd`") as raised:
         parse_entries(f"anna:viewer:{text}", "users", "users")
     assert len(text) < 2 or text not in str(raised.value)
 
@@ -99,7 +99,7 @@ def test_tokens_are_random_and_stored_as_hashes() -> None:
     assert new_token() != new_token()
     assert len(new_token()) > 40
     assert parse_entries(f"script:viewer:{hash_token('irw_x')}", "tokens", "tokens")
-    with pytest.raises(ConfigError, match="none of"):
+    with pytest.raises(ConfigError, match="was not made by"):
         parse_entries("script:viewer:irw_x", "tokens", "tokens")
 
 
@@ -117,7 +117,7 @@ def test_wrong_lines_are_named_by_number_without_their_text() -> None:
         parse_entries("\n".join([LINE, "", *wrong]), "/etc/users", "users")
     lines = str(raised.value).splitlines()
     assert [line.partition(":")[0] for line in lines] == [f"/etc/users, line {number}" for number in range(3, 9)]
-    assert "anna stands in line 1 already" in lines[-1]
+    assert "anna is already in line 1" in lines[-1]
     assert "secret" not in str(raised.value)
     assert HASH not in str(raised.value)
 
@@ -262,7 +262,7 @@ def attempt(limits: SignInLimits, name: str, address: str, now: float, *, is_rig
     """Make an attempt that takes no time; return the required wait in seconds, 0 if it was allowed."""
     keys, wait = limits.begin(name, address, now)
     if not wait and is_right:
-        limits.succeeded(keys, name, address)
+        limits.forgive(keys, name, address)
     return wait
 
 
@@ -359,7 +359,7 @@ PROXY = behind_proxy("192.0.2.0/24", "2001:db8::1")
     ],
 )
 def test_only_a_listed_proxy_names_a_person(peer: str | None, is_listed: bool) -> None:
-    actor = named_by_proxy(make_request(("x-forwarded-user", "anna"), peer=peer), PROXY)
+    actor = read_proxy_actor(make_request(("x-forwarded-user", "anna"), peer=peer), PROXY)
     assert actor == (Actor("anna", "operator", "proxy") if is_listed else None)
 
 
@@ -370,8 +370,8 @@ def test_only_a_listed_proxy_names_a_person(peer: str | None, is_listed: bool) -
     ],
 )  # fmt: skip
 def test_a_header_without_exactly_one_name_is_ignored(given: tuple[str, ...]) -> None:
-    assert named_by_proxy(make_request(*(("x-forwarded-user", each) for each in given)), PROXY) is None
-    assert named_by_proxy(make_request(("x_forwarded_user", "anna")), PROXY) is None
+    assert read_proxy_actor(make_request(*(("x-forwarded-user", each) for each in given)), PROXY) is None
+    assert read_proxy_actor(make_request(("x_forwarded_user", "anna")), PROXY) is None
 
 
 def test_a_repeated_header_does_not_prove_the_origin() -> None:

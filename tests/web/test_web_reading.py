@@ -314,8 +314,8 @@ def test_any_parameters_become_a_query_or_a_problem_that_names_a_field(parameter
         ({"error": "x" * 1001}, "error", "1000"),
         ({"entity": "x" * 10_001}, "entity", "10,000"),
         ({"entity": ["a", "b"]}, "entity", "is given twice"),
-        ({"status": "null"}, "status", "leave it out"),
-        ({"error": "a\0b"}, "error", "no database stores such a character"),
+        ({"status": "null"}, "status", "omit it"),
+        ({"error": "a\0b"}, "error", "a database can't store such a character"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_its_reason(parameters: dict[str, str], field: str, says: str) -> None:

@@ -20,15 +20,15 @@ _ALERTS = _OVERVIEW | {"kinds": get_args(AlertKind), "from_alert": from_alert}
 EVENT = Screen("event", "/events/{seq}", "Event", event.event, values={"shown": None})
 SCREENS = (
     Screen("overview", "/", "Overview", overview.overview, "o", values=_OVERVIEW),
-    Screen("deliveries", "/deliveries", "Deliveries", lists.deliveries, "d", values=_DELIVERIES),
+    Screen("deliveries", "/deliveries", "Deliveries", lists.read_deliveries, "d", values=_DELIVERIES),
     EVENT,
     Screen("entity", "/entity", "Entity", event.entity),
     Screen("difference", "/entity/difference", "Difference", event.difference, is_live=False),
-    Screen("dead", "/dead", "Dead letters", lists.dead, "l", is_live=False, values={"causes": CAUSES}),
+    Screen("dead", "/dead", "Dead letters", lists.list_dead, "l", is_live=False, values={"causes": CAUSES}),
     Screen("gates", "/gates", "Gates and sweeps", overview.gates, "g", is_live=False),
-    Screen("rejected", "/rejected", "Rejected requests", lists.rejected, "r"),
-    Screen("commands", "/commands", "Commands", lists.commands, "c", values=_COMMANDS),
-    Screen("command", "/commands/{id}", "Command", lists.command),
-    Screen("alerts", "/alerts", "Alerts", lists.alerts, "a", values=_ALERTS),
+    Screen("rejected", "/rejected", "Rejected requests", lists.list_rejected, "r"),
+    Screen("commands", "/commands", "Commands", lists.list_commands, "c", values=_COMMANDS),
+    Screen("command", "/commands/{id}", "Command", lists.read_command),
+    Screen("alerts", "/alerts", "Alerts", lists.list_alerts, "a", values=_ALERTS),
     Screen("doctor", "/doctor", "Doctor", overview.doctor, "h", is_live=False),
 )

@@ -1,4 +1,4 @@
-"""`/events/{seq}`: one event, and what became of it; `/entity`: one entity, and both sides of its sync routes."""
+"""`/events/{seq}`: an event and its deliveries; `/entity`: an entity and both sides of its sync routes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inbox.db.reads import Row
 from inbox.errors import BadFilter, ConfigError, NotAllowed, NothingThere, QueryTooSlow
 from relay.destinations import sync
 from relay.destinations.base import Clients, Context
-from relay.destinations.preview import Preview, preview
+from relay.destinations.preview import Preview, make_preview
 from relay.store import events
 from relay.store.reads import read_reveals
 from relay.web.query import Limit, Number, Text
@@ -25,39 +25,37 @@ from relay.words import ACTS, Hold, RouteProgress, describe_progress, is_gone, l
 
 
 class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """The event."""
+    """Parameters of an event's page."""
 
     seq: Number
-    """Its number."""
+    """Number of the event."""
 
 
 class EventPage(msgspec.Struct, frozen=True):
-    """An event without headers and body: those show after a reveal."""
+    """An event without headers and body, which a reveal shows."""
 
     event: Annotated[Row, rows_of("inbox", is_pruned={"type": "boolean"})]
     payload: Literal["stored", "pruned", "erased"]
     routes: tuple[RouteProgress, ...]
     has_earlier_facts: bool
-    """Facts are read up to a bound: there are older ones."""
+    """True: there are older facts than those listed."""
     duplicates: tuple[
         Annotated[Row, rows_of("duplicate_request", "seq", "body_sha256", "body", is_other={"type": "boolean"})], ...
     ]
     times: int
-    """Requests in these duplicates."""
+    """Number of duplicate requests."""
     previous_seq: int | None
-    """The event of the same entity before this one."""
+    """Previous event of the same entity."""
     next_seq: int | None
     reveals: tuple[Annotated[Row, rows_of("payload_reveal", "seq")], ...]
-    """Last reveals of its payload, the newest first: `at`, `who` and `reason`."""
+    """Latest reveals of its payload, newest first: `at`, `who` and `reason`."""
 
 
 def event(reading: Reading, query: EventQuery) -> EventPage:
     """Read an event."""
     found = reads.event(reading.database.engine, query.seq)
     if found is None:
-        raise NothingThere(
-            f"there is no event {query.seq}: none was stored under this number yet, or retention has deleted it"
-        )
+        raise NothingThere(f"there is no event {query.seq}: it was never stored, or retention has deleted it")
     return EventPage(
         event={name: value for name, value in found.items() if name not in reads.PARTS},
         payload="erased" if found["erased_at"] is not None else "pruned" if found["is_pruned"] else "stored",
@@ -84,17 +82,17 @@ Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 
 
 class OfEntity(msgspec.Struct, frozen=True, kw_only=True):
-    """The entity."""
+    """Parameters that select an entity."""
 
     source: Identifier
     type: Identifier
     """Type of the entity, such as USER."""
     id: Identifier
-    """Its id, as the source gives it."""
+    """Id of the entity at the source."""
 
 
 class EntityQuery(OfEntity, frozen=True, kw_only=True):
-    """The entity, and the place in its events."""
+    """Parameters of an entity's page."""
 
     before: Number | None = None
     """Only events below this seq."""
@@ -103,39 +101,39 @@ class EntityQuery(OfEntity, frozen=True, kw_only=True):
 
 
 class EntityLane(msgspec.Struct, frozen=True):
-    """A lane of the entity."""
+    """A lane of the entity on one route."""
 
     route: str
     destination: str
     unit: str
-    """`entity`, or `route` where the whole route is one lane."""
+    """`entity`, or `route` if the whole route is one lane."""
     head_seq: int | None
-    """The delivery that is worked on now, or blocks the lane; None: nothing is open."""
+    """First open delivery, which is in progress or blocks the lane; None: nothing is open."""
     head_state: str | None
     waiting: int
-    """Counted up to 501."""
+    """Waiting deliveries, counted up to 501."""
     dead: int
     delivered_seq: int | None
-    """The newest event that was delivered there."""
+    """Newest event delivered on this route."""
     can_compare: bool
-    """It is a sync route that takes this type: both sides can be compared."""
+    """True for a sync route of this type, whose two sides can be compared."""
 
 
 class EntityPage(msgspec.Struct, frozen=True):
-    """An entity, and a page of its events, the newest first."""
+    """An entity and a page of its events, newest first."""
 
     events: tuple[reads.EventOfEntity, ...]
     before: int | None
-    """Value of the parameter `before` for the next page; None: there is no more."""
+    """Parameter `before` for the next page; None: this is the last page."""
     is_cut: bool
-    """The last of these events have more lines than are shown; their own pages list them."""
+    """True: the last events have more lines than shown; their own pages list all."""
     lanes: tuple[EntityLane, ...]
     holds: tuple[Hold, ...]
     """Gates that hold its deliveries back now."""
     is_paused: bool
-    """The entity itself is paused."""
+    """True if the entity itself is paused."""
     cli: str
-    """The same on the command line."""
+    """Equivalent command."""
 
 
 def entity(reading: Reading, query: EntityQuery) -> EntityPage:
@@ -169,7 +167,7 @@ def entity(reading: Reading, query: EntityQuery) -> EntityPage:
 
 
 def _lane(route: Route, query: EntityQuery) -> str | None:
-    """Return the lane of the entity on a route; None: each of its events is a lane there."""
+    """Return the lane of the entity on a route; None: each of its events has its own lane there."""
     if route.lane == "route":
         return ROUTE_LANE
     return entity_lane(query.type, query.id) if route.lane == "entity" else None
@@ -181,34 +179,34 @@ def can_compare(route: Route, entity_type: str) -> bool:
 
 
 LONGEST_COMPARISON_SECONDS = 30.0
-"""A comparison ends after so long, whatever the other systems do."""
+"""Time limit of a comparison."""
 _comparing = threading.Semaphore(2)
-"""Comparisons at a time: systems that hang must not take all threads of the page."""
+"""Concurrent comparisons: hanging systems must not occupy all threads of the page."""
 
 
 class DifferenceQuery(OfEntity, frozen=True, kw_only=True):
-    """The entity and the route."""
+    """Parameters of a comparison."""
 
     route: Text | None = None
-    """Route whose two sides are compared; without it the answer names those that can be."""
+    """Sync route to compare; without it, the error lists the possible ones."""
 
 
 def difference(reading: Reading, query: DifferenceQuery) -> Preview:
-    """Compare both sides of a route for an entity, for operators: it shows values of both. The clients have their own time limits.
+    """Compare both sides of a route for an entity. Operators only, since it shows values of both sides.
 
     Raises:
-        NotAllowed: by a viewer.
+        NotAllowed: the actor is a viewer.
         BadFilter: the route can't be compared.
         NothingThere: there is no such entity.
-        QueryTooSlow: others take all the time.
+        QueryTooSlow: too many comparisons are running.
     """
     if not reading.actor.may_act:
-        raise NotAllowed("only an operator may compare both sides: it shows their values")
+        raise NotAllowed("only operators may compare both sides, since it shows their values")
     config, name = reading.config, str(query.route)
     able = [route.name for route in routes_of(query.source, config.routes.values()) if can_compare(route, query.type)]
     if name not in able:
-        known = f"; those of this entity: {', '.join(able)}" if able else "; no route of this entity can"
-        raise BadFilter(f"route {query.route!r} has no two sides that can be compared{known}", field="route")
+        known = f"; possible for this entity: {', '.join(able)}" if able else "; this entity has no such route"
+        raise BadFilter(f"route {query.route!r} can't be compared{known}", field="route")
     newest = events.read_newest_of_entity(reading.database, query.source, name, (query.type, query.id))
     if newest is None:
         raise NothingThere(f"no event of the source {query.source!r} is about {query.type}/{query.id}")
@@ -220,8 +218,8 @@ def difference(reading: Reading, query: DifferenceQuery) -> Preview:
         raise BadFilter(f"the route can't be used: {error}", field="route") from None
     end = steady() + LONGEST_COMPARISON_SECONDS
     if not _comparing.acquire(blocking=False):
-        raise QueryTooSlow("others compare now, and it takes long; try again")
+        raise QueryTooSlow("too many comparisons are running; try again")
     try:
-        return preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
+        return make_preview(made, newest, Context(lambda: end, threading.Event(), SystemClock().now))
     finally:
         _comparing.release()

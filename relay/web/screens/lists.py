@@ -1,4 +1,4 @@
-"""The lists: `/deliveries` with acts on all that match, `/dead` in groups, `/rejected`, `/commands` and one, and `/alerts`."""
+"""The lists: `/deliveries` with acts on all matches, `/dead` in groups, `/rejected`, `/commands`, `/commands/{id}`, `/alerts`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Rea
 from relay.words import ACTS
 
 LONGEST_SECONDS = 0.15
-"""After it, no further statement of a search begins."""
+"""Time after which a search begins no further statement."""
 
 
-def _wanted(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[str, Any]:
+def _read_conditions(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[str, Any]:
     """Return the conditions of a listing.
 
     Raises:
-        BadFilter: a filter names nothing.
+        BadFilter: a filter has an unknown value.
     """
     del given["limit"]
     for field, sentence in list_unknown(listing, given, reading.config, reading.database.engine):
@@ -40,7 +40,11 @@ def _wanted(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[
 
 def _page(reading: Reading, listing: ListingName, query: Any, columns: Sequence[str] = ("*",)) -> RowPage:  # noqa: ANN401  # a query with a limit
     return read_page(
-        reading.database.engine, listing, _wanted(reading, listing, msgspec.structs.asdict(query)), query.limit, columns
+        reading.database.engine,
+        listing,
+        _read_conditions(reading, listing, msgspec.structs.asdict(query)),
+        query.limit,
+        columns,
     )
 
 
@@ -52,57 +56,59 @@ class DeliveriesQuery(ListQuery, frozen=True, kw_only=True):
 
     route: Text | None = None
     destination: Text | None = None
-    """Of all routes to it."""
+    """Destination, with all routes to it."""
     state: Annotated[Text, msgspec.Meta(extra_json_schema={"enum": list(STATES)})] | None = None
-    """State of the delivery as listings show it, also `retrying`: ready, and waiting for its next attempt after a failure."""
+    """State as in listings, including `retrying`: ready, and waiting for the next attempt after a failure."""
     source: Text | None = None
     entity: Annotated[Text, msgspec.Meta(extra_json_schema={"pattern": "^[^/\\x00]+(/[^\\x00]+)?$"})] | None = None
-    """TYPE/ID, or TYPE: all of this type."""
+    """TYPE/ID, or TYPE for all entities of a type."""
     event_type: Text | None = None
-    """Event type, verbatim from the sender."""
+    """Event type as sent."""
     error: Text | None = None
-    """A part of the last error, in any case."""
+    """Part of the last error; case-insensitive."""
     status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
     """HTTP status of the last call."""
 
     @property
     def entity_of(self) -> tuple[str | None, str | None]:
-        """Type and id of the wanted entity."""
+        """Type and id of the entity to find."""
         entity_type, _, entity_id = (self.entity or "").partition("/")
         return entity_type or None, entity_id or None
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """An act on all deliveries that match: the path `/acts/KIND`, and the fields of its selection."""
+    """An act on all matching deliveries: the KIND of `/acts/KIND`, and the fields of its selection."""
 
     kind: str
     selection: AnyMembers
 
 
 class DeliveriesPage(ListPage, frozen=True, kw_only=True):
-    """Rows of the view `delivery`, the newest event first."""
+    """Rows of the view `delivery`, newest event first."""
 
     rows: tuple[Annotated[Row, rows_of("delivery")], ...]
     matching: int | None = None
-    """Number of all that match, where 501 stands for more than 500; None: not counted."""
+    """Number of matching deliveries; 501 means more than 500; None: not counted."""
     is_complete: bool
-    """False: the time was over before everything was looked through. `before` goes on, and `matching` is the least."""
+    """False: the time limit ended the scan. Continue with `before`; `matching` is a lower bound."""
     looked_through: int
-    """Events that were looked through; of an open state, deliveries."""
+    """Number of events scanned; for an open state, of deliveries."""
     offers: tuple[Offer, ...] = ()
-    """Acts on exactly those that match. Their plans say what they change."""
+    """Acts on exactly the matching deliveries. Their plans show the changes."""
     why_none: str | None = None
-    """Reason why no act can be on exactly those that match."""
+    """Reason why no act can select exactly the matching deliveries."""
 
 
-def deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
+def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     """Read a page of deliveries."""
     entity_type, entity_id = query.entity_of
     if query.entity is not None and entity_type is None:
-        raise BadFilter(f"entity {query.entity!r}: write TYPE/ID, such as USER/IDNUMBER1234, or TYPE", field="entity")
+        raise BadFilter(
+            f"entity {query.entity!r}: write TYPE/ID, such as USER/IDNUMBER1234, or TYPE alone", field="entity"
+        )
     given = msgspec.structs.asdict(query)
     del given["entity"]
-    wanted = EventFilter(**_wanted(reading, "deliveries", given), entity_type=entity_type, entity_id=entity_id)
+    wanted = EventFilter(**_read_conditions(reading, "deliveries", given), entity_type=entity_type, entity_id=entity_id)
     counts = query.before is None
     most = MOST_COUNTED if counts else 0
     found = list_deliveries(reading.database.engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
@@ -126,29 +132,29 @@ def acts_of_any(states: Iterable[str]) -> Sequence[str]:
 
 
 def why_no_offer(query: DeliveriesQuery) -> str | None:
-    """Say why no act can be on exactly the deliveries that match; None: one can."""
+    """Return the reason why no act can select exactly the matching deliveries; None: an act can."""
     state = query.state
     if state is None:
-        return "Choose a state to act on all that match."
+        return "Select a state to act on all matching deliveries."
     if state not in ACTS:
         return f"No act changes deliveries that are {state}."
     if state in _FAILED:
         return _OF_FAILURES if query.since or query.until else None
     if query.error is not None or query.status is not None:
-        return f"Acts on {state} deliveries know no error and no status: leave them out, or choose rows."
+        return f"Acts on {state} deliveries can't filter by error or status: remove these filters, or select rows."
     return _OF_ENTITIES if state in ENDINGS and query.entity_of[1] is None else None
 
 
 _OF_FAILURES = (
-    "Acts on failed deliveries count times from the failure, not from the arrival: leave times out, or choose rows."
+    "Acts on failed deliveries filter by the time of the failure, not of the arrival: remove the times, or select rows."
 )
-_OF_ENTITIES = "Ended deliveries are replayed by entity: give one, or choose rows."
+_OF_ENTITIES = "Ended deliveries are replayed by entity: filter by an entity, or select rows."
 _WITH_STATE = {"replay", "cancel"}
-"""Acts whose selection names the state; that of another is always of the same state."""
+"""Acts whose selection includes the state; each other act has a fixed state."""
 
 
 def offers(query: DeliveriesQuery) -> tuple[Offer, ...]:
-    """List the acts whose selection is exactly the deliveries that match."""
+    """List the acts that can select exactly the matching deliveries."""
     if why_no_offer(query) is not None:
         return ()
     entity_type, entity_id = query.entity_of
@@ -172,23 +178,23 @@ class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
     route: Text | None = None
     cause: Text | None = None
     since: Moment | None = None
-    """Died at or after this time."""
+    """Only deaths at or after this time."""
     limit: Limit = 50
-    """Groups."""
+    """Most groups."""
 
 
 class DeadPage(msgspec.Struct, frozen=True):
-    """Groups of dead letters, the largest first."""
+    """Groups of dead letters, largest first."""
 
     groups: tuple[DeadGroup, ...]
     grouped: int
-    """Dead letters that were looked at, the newest events first; at most 5,000."""
+    """Number of dead letters scanned, newest events first; at most 5,000."""
     is_whole: bool
-    """False: there are older dead letters, or smaller groups."""
+    """False: older dead letters or smaller groups are missing."""
 
 
-def dead(reading: Reading, query: DeadQuery) -> DeadPage:
-    """Read the groups."""
+def list_dead(reading: Reading, query: DeadQuery) -> DeadPage:
+    """Read the groups of dead letters."""
     with reading.database.read() as transaction:
         groups, grouped, is_whole = group_dead_letters(transaction, **msgspec.structs.asdict(query))
     return DeadPage(tuple(groups), grouped, is_whole)
@@ -197,15 +203,15 @@ def dead(reading: Reading, query: DeadQuery) -> DeadPage:
 # --- rejected requests
 
 LEFT_OUT = ("headers", "body", "body_sha256")
-"""Columns that no list shows."""
+"""Columns that lists omit."""
 COLUMNS = tuple(
     str(column.name) for column in metadata.tables["rejected_request"].columns if column.name not in LEFT_OUT
 )
 IS_KEPT = "body IS NOT NULL AS is_kept"
-"""Only a whole request can be readmitted. The database role of viewers may not even look whether there is a body."""
+"""Only a request with its body can be readmitted. The viewers' database role can't read whether there is one."""
 _IS_KEPT_SCHEMA = {
     "type": ["boolean", "null"],
-    "description": "true: it was kept whole, so that it can be readmitted; null: viewers are not told",
+    "description": "true: the whole request was kept and can be readmitted; null: hidden from viewers",
 }
 
 
@@ -216,16 +222,16 @@ class RejectedQuery(ListQuery, frozen=True, kw_only=True):
     cause: Text | None = None
     status: Number | None = None
     error: Text | None = None
-    """A part of the reason, in any case."""
+    """Part of the reason; case-insensitive."""
 
 
 class RejectedPage(ListPage, frozen=True):
-    """Rows of `rejected_request`, the newest first, without headers and bodies."""
+    """Rows of `rejected_request`, newest first, without headers and bodies."""
 
     rows: tuple[Annotated[Row, rows_of("rejected_request", *LEFT_OUT, is_kept=_IS_KEPT_SCHEMA)], ...]
 
 
-def rejected(reading: Reading, query: RejectedQuery) -> RejectedPage:
+def list_rejected(reading: Reading, query: RejectedQuery) -> RejectedPage:
     """Read a page of rejected requests."""
     columns = (*COLUMNS, IS_KEPT) if reading.actor.may_act else (*COLUMNS, "NULL AS is_kept")
     found = _page(reading, "rejected", query, columns)
@@ -245,12 +251,12 @@ class CommandsQuery(ListQuery, frozen=True, kw_only=True):
 
 
 class CommandsPage(ListPage, frozen=True):
-    """Rows of `relay_command` without their samples, the newest first."""
+    """Rows of `relay_command` without their samples, newest first."""
 
     rows: tuple[Annotated[Row, rows_of("relay_command", "sample")], ...]
 
 
-def commands(reading: Reading, query: CommandsQuery) -> CommandsPage:
+def list_commands(reading: Reading, query: CommandsQuery) -> CommandsPage:
     """Read a page of commands."""
     found = _page(reading, "commands", query)
     for row in found.rows:
@@ -259,7 +265,7 @@ def commands(reading: Reading, query: CommandsQuery) -> CommandsPage:
 
 
 class CommandQuery(msgspec.Struct, frozen=True):
-    """The command."""
+    """Parameters of a command's page."""
 
     id: Number
 
@@ -271,14 +277,14 @@ class CommandPage(msgspec.Struct, frozen=True):
     is_open: bool
     """True: a relay still works on it."""
     turn: Literal["stop", "continue"] | None
-    """The act that stops it, or lets it go on."""
+    """The act that stops or continues the command."""
 
 
-def command(reading: Reading, query: CommandQuery) -> CommandPage:
+def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
     """Read one command.
 
     Raises:
-        NothingThere: there is none of this id.
+        NothingThere: there is no such command.
     """
     row = row_of(reading.database.engine, "relay_command", query.id)
     if row is None:
@@ -298,19 +304,19 @@ class AlertsQuery(ListQuery, frozen=True, kw_only=True):
 
     kind: AlertKind | None = None
     subject: Text | None = None
-    """Exactly as it is stored: a route, a source, or `destination NAME` and the like."""
+    """Subject exactly as stored: a route, a source, `destination NAME` and so on."""
 
 
 class AlertsPage(ListPage, frozen=True, kw_only=True):
-    """Rows of `alert` with their sentence in `text`, the newest first."""
+    """Rows of `alert` with their sentence in `text`, newest first."""
 
     rows: tuple[Annotated[Row, rows_of("alert", text={"type": "string"})], ...]
     firing: tuple[FiringAlert, ...]
-    """Every alert that has not recovered, the oldest first, whatever the history is narrowed to; not on later pages."""
+    """All firing alerts, oldest first, regardless of the filters; empty on later pages."""
 
 
-def alerts(reading: Reading, query: AlertsQuery) -> AlertsPage:
-    """Read a page of the history, and before it what fires now."""
+def list_alerts(reading: Reading, query: AlertsQuery) -> AlertsPage:
+    """Read a page of the history and, on the first page, the firing alerts."""
     firing: Sequence[FiringAlert] = ()
     if query.before is None:
         with reading.database.snapshot() as transaction:

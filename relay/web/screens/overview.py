@@ -1,4 +1,4 @@
-"""The state of now: `/`, first of all what needs a person, with buttons; `/gates`, with sweeps; `/doctor`."""
+"""The current state: `/` with the findings and their buttons, `/gates` with the sweeps, and `/doctor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy import text
 from inbox.config.model import Config
 from inbox.db.reads import Row
 from relay.doctor.examinations import EXAMINATIONS
-from relay.doctor.run import ExaminationResult, installed, run
+from relay.doctor.run import ExaminationResult, open_installation, run
 from relay.findings import LEVELS, Finding, is_well, list_findings, read_stuck, state_of
 from relay.store import reads
 from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
@@ -23,59 +23,59 @@ from relay.web.query import Text, url
 from relay.web.reading import Reading, rows_of
 
 _MOST_COUNTED = 1000
-"""Less than `relay status` reads: this look is repeated for as long as somebody has the page open."""
+"""Largest count of deliveries. Smaller than that of `relay status`, since an open page keeps refreshing."""
 _HEALTH_SECONDS, _DISK_SECONDS = 15.0, 60.0
-"""Time for which sums of a day, and sizes, are kept: they cost more than all else, and change slowly."""
+"""Cache times of daily sums and of sizes, which are the most expensive values and change slowly."""
 
 
 class NoQuery(msgspec.Struct, frozen=True):
-    """It takes no parameter."""
+    """A query without parameters."""
 
 
 _NOT_SHOWN = ("position", "lap_began_at")
 
 
 class RouteLine(msgspec.Struct, frozen=True):
-    """A route with its figures of the last hour."""
+    """A route with the figures of the last hour."""
 
     is_busy: bool
-    """Something is open or held back, or has moved in this hour."""
+    """True if deliveries are open or held back, or have ended within the hour."""
     word: str
-    """Its state in a word: the worst that is true of it."""
+    """Its worst state, in a word."""
     state: RouteState
     source: str | None
     destination: str | None
-    """None where the configuration lacks the route."""
+    """None if the configuration lacks the route."""
     arrived: Counts
-    """Events of its source, minute by minute; its conditions may leave some of them out."""
+    """Events of its source in each minute, including those that the route does not take."""
     ended: Counts
     failed: Counts
 
 
 class SourceLine(msgspec.Struct, frozen=True):
-    """A source, as the view `source_health` has it."""
+    """A source, as in the view `source_health`."""
 
     health: Annotated[Row, rows_of("source_health")]
     arrived: Counts
 
 
 class OverviewPage(msgspec.Struct, frozen=True):
-    """Everything, at one moment."""
+    """The state of the whole installation at one moment."""
 
     at: datetime
     """The database's clock."""
     is_well: bool
-    """Nothing needs a person; information may be among the findings."""
+    """True: no finding needs an operator; there may be information."""
     findings: tuple[Finding, ...]
-    """Everything that needs a person, the critical ones first, and information last."""
+    """Findings: critical ones first, information last."""
     began_at: datetime
     """Beginning of the first minute of the figures."""
     arrived: Counts
     """Events of all sources in each of the last sixty whole minutes."""
     ended: Counts
-    """Deliveries that ended."""
+    """Deliveries that ended in each minute."""
     failed: Counts
-    """Attempts that failed."""
+    """Attempts that failed in each minute."""
     routes: tuple[RouteLine, ...]
     gates: tuple[HeldGate, ...]
     more_gates: int
@@ -84,12 +84,12 @@ class OverviewPage(msgspec.Struct, frozen=True):
     """Rows of the view `destination_health`."""
     relays: tuple[RelayState, ...]
     retention: tuple[Annotated[Row, rows_of("pruning", *_NOT_SHOWN)], ...]
-    """Progress of each kind of rows that expires."""
+    """Progress for each kind of rows with a retention."""
     disk: Disk
 
 
 def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
-    """Read everything."""
+    """Read the overview."""
     database, config, role, kept = reading.database, reading.config, reading.actor.role, reading.kept
     seen = read_overview(database, reading.policies, _MOST_COUNTED)
     found = read_stuck(database)
@@ -121,7 +121,7 @@ def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
 
 _MOST_GATES = 20
 _MOST_NAMED = 5
-"""Routes or gates of one problem that have a line of their own."""
+"""Most routes or gates of one problem listed separately."""
 
 
 def _route(route: RouteState, found: Sequence[Finding], hour: LastHour, config: Config) -> RouteLine:
@@ -144,12 +144,12 @@ _DESTINATIONS = text("SELECT * FROM destination_health WHERE kind <> 'route' ORD
 
 
 class Button(msgspec.Struct, frozen=True):
-    """The act of the page that mends a problem, or else the screen that shows more."""
+    """A button to the act that fixes a problem, or else to the screen with the details."""
 
     label: str
     path: str
     is_act: bool = False
-    """Only operators get it."""
+    """True: shown only to operators."""
 
 
 _ACTS = {
@@ -167,11 +167,11 @@ _SCREENS = {
     ),
     "source_silent": ("Rejected requests", "/rejected", "source"),
 }
-"""By the kind of a finding or alert: the screen about it, and the filter that names its subject."""
+"""The screen for each kind of finding or alert, and the filter for its subject."""
 
 
 def button_of(finding: Finding) -> Button | None:
-    """Return the act or the screen for a finding; None where only a command helps."""
+    """Return the button for a finding; None if only a command can fix it."""
     if finding.kind in {"no_relay", "crash_loop"} or not finding.remedy:
         return None
     if finding.kind in _ACTS and finding.fields:
@@ -185,7 +185,7 @@ def button_of(finding: Finding) -> Button | None:
 # --- gates and sweeps
 
 MOST_SHOWN = 200
-"""Gates of one page: thousands of entities may be paused."""
+"""Most gates of a page: thousands of entities may be paused."""
 
 
 class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,30 +194,30 @@ class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["source", "route", "destination", "api", "entity"] | None = None
     """Kind of gate."""
     name: Text | None = None
-    """A part of its name, in any case; of an entity: of its source, type or id."""
+    """Part of its name, or of an entity's source, type or id; case-insensitive."""
 
 
 class SweepLine(msgspec.Struct, frozen=True):
-    """A sweep of the configuration, and its watermark."""
+    """A configured sweep and its watermark."""
 
     source: str
     entity_type: str
     every_seconds: float | None
-    """Its interval; None: it runs only when somebody asks."""
+    """Its interval; None: it runs only on demand."""
     is_running: bool
     watermark: Annotated[Row, rows_of("sweep_watermark")] | None
-    """Its row of `sweep_watermark`; None: it has never run."""
+    """Its row in `sweep_watermark`; None: it has never run."""
 
 
 class GatesPage(msgspec.Struct, frozen=True):
-    """Everything that stands between deliveries and their calls."""
+    """The gates that hold deliveries back, and the sweeps."""
 
     at: datetime
     """The database's clock."""
     gates: tuple[HeldGate, ...]
     """Matching gates that hold something back; entities last."""
     more: int
-    """Further ones that match."""
+    """Number of further matching gates."""
     sweeps: tuple[SweepLine, ...]
 
 
@@ -243,7 +243,7 @@ def _matches(gate: HeldGate, query: GatesQuery) -> bool:
 
 
 def sweep_lines(config: Config, watermarks: Sequence[Row], now: datetime) -> Iterator[SweepLine]:
-    """Yield every sweep of the configuration, and watermarks of sweeps that it lacks. Pure."""
+    """Yield every configured sweep, and the watermarks of removed ones. Pure."""
     known = {(row["source"], row["entity_type"]): row for row in watermarks}
     planned = {
         (name, sweep.entity_type): sweep.every
@@ -259,32 +259,32 @@ def sweep_lines(config: Config, watermarks: Sequence[Row], now: datetime) -> Ite
 # --- the doctor
 
 KEPT_SECONDS = 60.0
-"""A report that is younger is shown again: the examinations cost the database some seconds of work."""
+"""Cache time of a report: the examinations cost the database some seconds of work."""
 
 
 class DoctorPage(msgspec.Struct, frozen=True, kw_only=True):
-    """The last report, for everybody; it is made when it is asked for and the one before is a minute old."""
+    """The latest report, shared by all users and made again on request after a minute."""
 
     began_at: datetime
     seconds: float
     """Duration of the examinations."""
     findings: tuple[Finding, ...]
-    """The critical ones first, then warnings, then information."""
+    """Critical findings first, then warnings, then information."""
     not_examined: tuple[ExaminationResult, ...]
-    """Examinations that were not made, or only in part, with their requirement."""
+    """Examinations that could not be completed, with the missing requirement."""
     clean: tuple[str, ...]
-    """Examinations that found nothing."""
+    """Examinations without findings."""
 
 
 def doctor(reading: Reading, _query: NoQuery) -> DoctorPage:
-    """Show the last report, or make it."""
+    """Return the latest report, or make a new one."""
     page: DoctorPage = reading.kept("doctor", KEPT_SECONDS, lambda: _examine(reading))
     return page
 
 
 def _examine(reading: Reading) -> DoctorPage:
     began = time.monotonic()
-    with installed(reading.config) as installation:
+    with open_installation(reading.config) as installation:
         results = run(installation, EXAMINATIONS)
     found = [finding for result in results for finding in result.findings]
     return DoctorPage(
