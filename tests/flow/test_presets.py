@@ -225,7 +225,7 @@ def source_table(name: str) -> str:
     elif name in SIGNING:
         proof = f'secrets = ["{make_secret(PRESETS[name])}"]\npublic_url = "https://hooks.example.com/webhooks/{name}"'
     else:
-        unsigned = "unsigned = true\n" if PRESETS[name].always_signs else ""  # only its sender can sign
+        unsigned = "unsigned = true\n" if PRESETS[name].always_signs else ""  # only its provider can sign
         proof = f'{unsigned}auth = {{ kind = "none" }}'
     return f'[sources.{name}]\npreset = "{name}"\n{proof}\n'
 
@@ -278,7 +278,7 @@ def test_a_body_of_ones_own_has_an_id_where_the_signature_covers_one(signing_con
 
 
 def test_a_source_whose_sender_alone_can_sign_is_told_so(signing_config: Config, signing_url: str) -> None:
-    with pytest.raises(ConfigError, match="only its sender can sign"):
+    with pytest.raises(ConfigError, match="only its provider can sign"):
         provider.send(signing_config.sources["secevent"], signing_url, Sample(b"a.b.c"), SystemClock().now())
 
 

@@ -324,7 +324,7 @@ def test_a_contracting_version_works_before_and_after_it(
     with pytest.raises(ConfigError, match="run `inbox migrate`"):
         migrate.require_current(engine)
 
-    assert [str(step) for step in migrate.upgrade(engine).remaining] == ["1000  Nobody reads relay_node.host any more."]
+    assert [str(step) for step in migrate.upgrade(engine).remaining] == ["1000  relay_node.host is not read any more."]
     assert revision(engine) == "0002"
     migrate.require_current(engine)
     older()
