@@ -81,11 +81,12 @@ _COLLECTOR = """
 from tests.helpers.metrics import Collector
 
 class Writing(Collector):
-    def take(self, body):
-        super().take(body)
+    def act_for(self, seen):
+        act = super().act_for(seen)
         while self.spans:
             span = self.spans.pop()
             print(span.trace_id, span.service, span.name, flush=True)
+        return act
 
 Writing(4318).closing.wait()
 """

@@ -205,10 +205,10 @@ class Span(msgspec.Struct, frozen=True):
 class Collector(ScriptedServer):
     """Keeps every span. While `hangs` is set, it does not answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.spans: list[Span] = []
         self.hangs = threading.Event()
-        super().__init__(answer())
+        super().__init__(answer(), port=port)
 
     def act_for(self, seen: Seen) -> Act:
         """Keep the spans of a request."""

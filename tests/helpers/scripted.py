@@ -115,7 +115,12 @@ class ScriptedServer:
     """
 
     def __init__(
-        self, *acts: Act, tls: Tls = False, routes: dict[str, list[Act]] | None = None, reads: bool = True
+        self,
+        *acts: Act,
+        tls: Tls = False,
+        routes: dict[str, list[Act]] | None = None,
+        reads: bool = True,
+        port: int = 0,
     ) -> None:
         self.seen: list[Seen] = []
         self.closing = threading.Event()
@@ -130,7 +135,7 @@ class ScriptedServer:
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=256)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"{'https://localhost' if tls else 'http://127.0.0.1'}:{self.port}"
         self._start(self._accept)
