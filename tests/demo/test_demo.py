@@ -177,7 +177,7 @@ def test_the_demo_ends_with_0_when_both_services_agree(tmp_path: Path) -> None:
         r"killed the relay \(SIGKILL\)",
         r"^ +trivore +USER +\d+ +1 +1 ",
         r"^ +trivore +GROUP +\d+ +1 +1 ",
-        r"^Both services agree in all fields",
+        r"^Both services agree on all fields",
         r"command replay[^$]*call    DELETE 204",
     ):
         assert re.search(expected, ended.stdout, re.MULTILINE), (expected, ended.stdout)
@@ -197,7 +197,7 @@ def test_a_signal_stops_all_processes_in_order(tmp_path: Path) -> None:
     staying = command("--stay", "--folder", str(tmp_path / "demo"), before=SHORT_ROUND)
     demo = Program(staying, log=tmp_path / "log", environment={})
     try:
-        demo.writes("\nend it", within=WAIT)
+        demo.writes("\nto stop", within=WAIT)
         children = [int(number) for number in re.findall(r"\bpid (\d+)", demo.output)]
         assert (len(children), demo.stop(within=30)) == (2, 0), demo.output
     finally:
