@@ -1,6 +1,6 @@
 """Accounts of the page: lines of `NAME:ROLE:HASH` in two files, which are read again while the page runs.
 
-People choose their passwords, so they are hashed with Argon2id, which is slow and needs much memory. A token is 32 random
+People choose their passwords, so they are hashed with Argon2id, which is slow and memory-hard. A token is 32 random
 bytes, which can't be guessed, so SHA-256 suffices.
 """
 
@@ -52,7 +52,7 @@ class Actor(msgspec.Struct, frozen=True):
 # --- hashes
 
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 12, 1_000
-"""Characters. NIST SP 800-63B requires 8 with a second factor and 15 without one; here, a rate limit helps."""
+"""In characters. NIST SP 800-63B requires 8 with a second factor and 15 without; here, a rate limit helps."""
 TOKEN_PREFIX = "irw_"  # noqa: S105  # only the prefix of a token
 """Prefix by which secret scanners recognise a token."""
 LONGEST_TOKEN = 200
@@ -132,7 +132,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 Entries = Mapping[str, Entry]
 NOBODY = Entry("", "viewer", "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$" + "A" * 43, "")
-"""The hash of no password, to compare with for unknown names."""
+"""An entry whose hash matches no password; passwords of unknown names are compared with it."""
 
 
 def is_name(name: str) -> bool:
@@ -186,7 +186,7 @@ def _entry(line: str, key: FileKey) -> Entry:
 def write_entry(path: Path, name: str, line: str, key: FileKey) -> None:
     """Replace the line with the same name, or append one to the file; comments and other lines stay.
 
-    A new file is readable only by its owner. An existing one keeps its owner and group, and loses all rights of others. It
+    A new file is readable only by its owner. An existing one keeps its owner and group, but others lose all access. It
     is written in place, because a container may have this file mounted. Writers and readers lock the file. Empty lines
     reserve the space first, so that a full disk leaves the file unchanged.
 

@@ -52,7 +52,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
     """Number of the attempt, from 1."""
     idempotency_key: str
-    """Equal for every attempt of a run. A replay by an operator, or a duplicate request, begins a run with another key.
+    """The same for every attempt of a run. A replay by an operator, or a duplicate request, begins a run with another key.
 
     It derives from the sender's data, not from ``seq``, so that no other event ever has it.
     """

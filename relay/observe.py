@@ -66,7 +66,7 @@ LINES: Mapping[str, tuple[logging.Logger, int, str]] = {
     "left_out": (_log, logging.WARNING, "swept {subject} left_out={rows} entities: they are larger than max_body"),
     "sweep_failed": (_log, logging.WARNING, "sweep_failed {subject} error={error!a}"),
     "pruned": (_log, logging.INFO, "pruned {kind} rows={rows} behind={seconds:.0f}s"),
-    "hears_nothing": (_log, logging.INFO, "no wake-ups, so that the relay polls: {error}"),
+    "hears_nothing": (_log, logging.INFO, "no wake-ups, so the relay polls: {error}"),
     "step_failed": (_log, logging.ERROR, "step_failed step={step} again_in={seconds:.1f}s: the other steps go on"),
     "step_recovered": (_log, logging.WARNING, "step_recovered step={step} after={times} failures"),
     "bug_in_thread": (_log, logging.ERROR, "bug in the thread {subject}, which goes on"),

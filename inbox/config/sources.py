@@ -101,7 +101,7 @@ class EventFields(Table, frozen=True, kw_only=True):
 
 
 WHOLE_BODY = "{body}"
-"""Only value of a `dedup` under which requests with identical bodies are the same event."""
+"""As the only value of `dedup`: requests with identical bodies are the same event."""
 
 
 class Source(Table, frozen=True, kw_only=True):
@@ -129,7 +129,7 @@ class Source(Table, frozen=True, kw_only=True):
     """Maximum body size in bytes; by default the preset's limit."""
     rate: Rate | None = None
     """Maximum rate of authenticated requests in each worker process. A burst may have one second's worth of requests,
-    and at least two; more get 429."""
+    or two if that is more; further requests get 429."""
     clock_skew: Duration = Duration(5)
     """Maximum difference between the source's clocks and the relay's. An entity fetched sooner than this after an event
     may not include its change."""
@@ -138,7 +138,7 @@ class Source(Table, frozen=True, kw_only=True):
     sweeps: list[Sweep] = []
     """Listings that `relay sweep` compares with the inbox."""
     public_url: str | None = None
-    """URL that the provider calls, if it signs that. It is never taken from the request."""
+    """URL that the provider calls, if its signature covers the URL. It is never taken from the request."""
     tolerance: Duration | None = None
     """Maximum difference between the times of signing and arrival; by default the preset's."""
     signature: Signature | None = None

@@ -92,7 +92,7 @@ def _add_to_query(url: DatabaseUrl, key: str, value: str) -> DatabaseUrl:
 
 
 def reveal_url(text: str, origin: str, environment: Mapping[str, str]) -> DatabaseUrl:
-    """Read a URL, or the URL that it refers to; errors name it `origin`."""
+    """Return the URL in `text`, or the one that `text` refers to; errors call it `origin`."""
     try:
         secret = Secret.parse(text)
     except ValueError as error:

@@ -44,7 +44,7 @@ class Span(Protocol):
         ...
 
     def current(self) -> AbstractContextManager[None]:
-        """Make this the current span: of this thread's log lines, and as the parent of spans begun by other code."""
+        """Make this the current span, for this thread's log lines and as the parent of spans that other code begins."""
         ...
 
     def end(self, *, error: str | None = None, at: float | None = None) -> None:
@@ -61,7 +61,7 @@ class Tracer:
         """Begin a span if it is sampled; otherwise return None.
 
         Args:
-            name: one of few names, without values of a request.
+            name: one of a small set of names, without values from requests.
             kind: OpenTelemetry's kind of span.
             parent: the `traceparent` to continue; without a valid one, a new trace begins.
             began: start of the work, in `time.perf_counter` seconds; by default now.
@@ -105,7 +105,7 @@ def make_tracer(endpoint: str | None, ratio: float, service: str) -> Tracer:
         return OtelTracer(endpoint, ratio, service)
     except ConfigError as error:
         _log.error("traces are off: %s", error, extra=fields("traces_off", error=str(error)))
-    except Exception as error:  # noqa: BLE001  # an invalid variable, perhaps a secret, must stop no webhook
+    except Exception as error:  # noqa: BLE001  # an invalid variable, which may be a secret, must not stop webhooks
         _log.error(
             "traces are off: OpenTelemetry can't be set up", exc_info=without_message(error), extra=fields("traces_off")
         )

@@ -48,7 +48,7 @@ def visible(value: str) -> str:
 
 
 def visible_line(text: str) -> str:
-    """Escape our own text with outside values in it, on one line. Backslashes stay."""
+    """Escape our own text, which may contain untrusted values, onto one line. Backslashes stay as they are."""
     return text.translate(_SHOWN)
 
 

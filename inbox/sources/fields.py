@@ -85,7 +85,7 @@ def json_object(body: bytes) -> dict[str, object]:
 
 
 def decode_as(kind: type[Decoded], body: bytes) -> Decoded | None:
-    """Decode the members that a proof needs from an unauthenticated body; None if unreadable or too large."""
+    """Decode those members of an unauthenticated body that a proof needs; None if it is unreadable or too large."""
     if strict_json.has_too_many_marks(body):
         return None
     try:
@@ -207,7 +207,7 @@ def text_field(payload: Payload, field: str, longest: int | None) -> str:
 
 
 def time_field(payload: Payload, field: str, received_at: datetime) -> int:
-    """Return a field that must be an RFC 3339 time with an offset, from 2000 to 24 hours after arrival; in nanoseconds.
+    """Return in nanoseconds a field that must be an RFC 3339 time with an offset, from 2000 to 24 hours after arrival.
 
     Raises:
         InvalidEvent: it is missing, invalid, or out of range.
@@ -369,7 +369,7 @@ def object_field(payload: Payload, field: str) -> Payload:
 
 
 def list_events(raw: RawRequest, *path: str) -> Iterator[tuple[Payload, bytes | None]]:
-    """Yield each event of the list at `path`, with the body reduced to it; None instead of the body for a single event.
+    """Yield each event of the list at `path` and the body reduced to that event, or None if it is the only one.
 
     Raises:
         Unreadable: the body is not strict JSON.

@@ -49,13 +49,13 @@ _INSTEAD: Mapping[str, Any] = {
     "since": options.Since,
     "until": options.Until,
 }
-"""Options that differ from the member of the operation's selection."""
+"""Options defined here because they differ from the selection's member of the same name."""
 _OF_PROGRAMS = {"entity_type", "deliveries", "error_sha256", "until_fact"}
 """Members without an option."""
 
 
 def _operation(examples: Callable[[], None]) -> Callable[..., None]:
-    """Make the command of an operation; the function gives its name, and in its docstring the end of the help text."""
+    """Make the command of an operation. It is named like the function, whose docstring ends the help text."""
     kind = examples.__name__.rstrip("_")
     operation = OPERATIONS[kind]
 
@@ -287,7 +287,7 @@ def _show(operation: Operation, planned: Plan) -> None:
 
     now = SystemClock().now()
     rows = [{**row, "state": describe_state(row, now)} for row in planned.deliveries]
-    requests = [{**row, "becomes": becomes(row)} for row in planned.requests]
+    requests = [{**row, "becomes": describe_readmission(row)} for row in planned.requests]
     if planned.count and planned.count > len(rows) + len(requests) and planned.groups:
         groups = [msgspec.structs.asdict(group) for group in planned.groups]
         show(groups, ("count", "route", "state", "cause", "first_due_at", "last_due_at"))
@@ -319,8 +319,8 @@ def _say_how(operation: Operation, planned: Plan, *, has_reason: bool) -> None:
     say(f"{format_count(planned.count, operation.thing)} would be {operation.done}{more}; {how}")
 
 
-def becomes(row: Row) -> str:
-    """Describe the events that a rejected request would become, or the reason of its rejection."""
+def describe_readmission(row: Row) -> str:
+    """Describe the events that a rejected request would become, or the reason for its rejection."""
     if row["rejected"] is not None:
         return f"still rejected: {row['rejected']}"
     first, more = row["events"][0], len(row["events"]) - 1

@@ -47,7 +47,7 @@ class Claimer(msgspec.Struct):
             found = claim.claim(generation.work, wanted, self.scans)
             claimed = self._submit(found, asked_at)
             self.ran_short = claimed < sum(room.number for room in wanted if room.routes)
-        for route in self._to_probe():
+        for route in self._list_routes_to_probe():
             asked_at = self.leases.now()
             found = claim.claim_probe(generation.work, route, self.scans)
             claimed += self._submit(found, asked_at)
@@ -61,13 +61,13 @@ class Claimer(msgspec.Struct):
         asked_at = self.leases.now()
         return self._submit(claim.claim_suspect(generation.work, routes), asked_at)
 
-    def _to_probe(self) -> list[str]:
+    def _list_routes_to_probe(self) -> list[str]:
         active = self.generations.active
         routes = self._select_admitted(active.routes, "probe")
         return claim.find_due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
     def _select_admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
-        """Return the routes that the gates admit, without locked ones: an older event may still lack its place there."""
+        """Return the routes that the gates admit, except locked ones, where an older event may not be in place yet."""
         active = self.generations.active
         resting = active.work.locked_routes.to_skip()
         return [route for route in active.select_admitted(self.gates, routes, admission) if route not in resting]

@@ -78,7 +78,7 @@ def _settle_oldest(
     """Settle the deliveries up to `upto`, and queue the rest.
 
     A head beyond `upto` that has not been attempted waits with the rest, as older ones are still to be superseded. An
-    attempted head keeps its place, as in `strict`: so many older deliveries can only have gathered behind such a head.
+    attempted head keeps its place, as in `strict`: only behind an attempted head can this many older deliveries gather.
     """
     if upto is None:
         return _settle_latest(head, others, now, first_delay)
@@ -140,7 +140,7 @@ def covers(last: LastDelivered, key: LanePosition, skew: timedelta) -> bool:
     Without a fetch the event itself was delivered, and an older event adds nothing. An event that arrived before the last
     success is older if its time is: had both waited, it would have been superseded. One that arrived later is certainly
     older only if its time is earlier by more than `skew`, the difference between the clocks of the sender's hosts. Intake
-    ensures that no stored time is further than that after its own arrival.
+    ensures that no stored time is later than the event's arrival by more than that.
     """
     latest_moment = key[0] + _resolution(key[0])
     if last.fetch_began_at is None:

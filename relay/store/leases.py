@@ -206,7 +206,7 @@ def _rescue(work: Work, clock: DatabaseClock, leases: Sequence[Claimed]) -> list
         store_alerts(transaction, list_deaths(abandoned), now)
         forget_applied(transaction, ((row.route, row.lane) for row in abandoned))
         settled = settle_lanes(transaction, abandoned, work.policies, now)
-        transaction.only_write()
+        transaction.queue_writes()
         write_back(transaction, settled)
     return [(row.seq, row.route, row.facts[-1]) for row in abandoned]
 

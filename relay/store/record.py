@@ -163,7 +163,7 @@ def _record(
         healed = heal(transaction, delivered, policies, now)
         # The deliveries were in flight, so they were the heads of their lanes.
         settled = settle_lanes(transaction, [*changed, *healed], policies, now, first=first)
-        transaction.only_write()
+        transaction.queue_writes()
         write_back(transaction, settled)
         remember_delivered(
             transaction,

@@ -89,7 +89,7 @@ def _sequence(work: Work, keys: Sequence[Key]) -> int:
             received.sort(key=lambda row: row.seq)
             changed = supersede_covered(transaction, received, policies, now)
             settled = settle_lanes(transaction, changed, policies, now)
-            transaction.only_write()
+            transaction.queue_writes()
             write_back(transaction, settled)
     return len(received)
 

@@ -64,7 +64,7 @@ class Transaction:
         version = connection.dialect.server_version_info
         self._pipelines = sql.pipelines and version is not None and version >= PIPELINES_SINCE
         self._writes: list[Prepared] | None = None
-        """Statements to send with the commit; None until `only_write`."""
+        """Statements to send with the commit; None until `queue_writes`."""
         self._short_timeouts_for = short_timeouts_for
 
     def execute(self, statement: AnyStatement, **parameters: Any) -> list[Any]:  # noqa: ANN401  # values, and rows of tables
@@ -116,7 +116,7 @@ class Transaction:
         return self._lock_everything() if routes is None else self._lock_routes(set(routes))
 
     def lock_first(self) -> datetime:
-        """Lock the row that precedes a lock of all routes. It excludes transactions that lock all routes, and no others."""
+        """Lock the row that any lock of all routes takes first. This excludes only transactions that lock all routes."""
         if self.sql.is_postgres:
             self.execute(order_lock.FIRST)
         return self.now()
@@ -159,7 +159,7 @@ class Transaction:
         given = rows_param({"route": route} for route in sorted(routes))
         return order_lock.given_routes(self.sql), {"given": given, "now": self._now}
 
-    def only_write(self) -> None:
+    def queue_writes(self) -> None:
         """Queue further statements, and send them together with the commit. None of them may return rows.
 
         This saves round trips while the order lock is held, for which others wait.

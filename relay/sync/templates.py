@@ -30,11 +30,11 @@ _LIKE_SLASHES = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}
 _BEHIND_A_NAME = re.compile("[;?#]")
 _LONGEST_SHOWN = 200
 _LONGEST_IN_A_PATH = 1024
-"""Most characters in a path. Servers limit path and query to 8 KiB, and encoding makes a value up to nine times longer."""
+"""Maximum characters in a path. Servers limit path and query to 8 KiB, and encoding makes a value up to nine times longer."""
 _LONGEST_IN_A_QUERY = 64 * 1024
-"""Most characters in a query, enough for the ids of a listing."""
+"""Maximum characters in a query, enough for the ids of a listing."""
 _MOST_DECODINGS = 8
-"""Most times that a path is decoded. Each proxy on the way may decode once; no id is encoded more often."""
+"""Maximum number of times a path is decoded. Each proxy on the way may decode once; no id is encoded more often."""
 
 
 class Placeholder(Expression):
@@ -56,7 +56,7 @@ class Template:
     """
 
     longest: int | None = None
-    """Most characters of a value; None: any number."""
+    """Maximum characters of a value; None for no limit."""
 
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
         self.text = text
@@ -169,7 +169,7 @@ class Path(Template):
             raise ConfigError(f"{where}: {text!r} {reason}; write the intended path")
         super().__init__(text, where, known)
         if any(each.form is _SEGMENTS for each in self.placeholders) and self._is_query([plain], self.placeholders):
-            # The endpoint decodes the path before it parses the query, so a quote in the value would end its text.
+            # The endpoint decodes the path before it parses the query, so a quote in the value would end the quoted string.
             raise ConfigError(f"{where}: {text!r} has a value of the form path in a query; use the query's form")
         self.parts = [quote(part, safe=_LITERAL_PATH) if isinstance(part, str) else part for part in self.parts]
 
@@ -193,7 +193,7 @@ class Path(Template):
 
     def _text(self, placeholder: Placeholder, scope: Scope) -> str:
         text = super()._text(placeholder, scope)
-        # The endpoint could read the path as that of the collection, or of another name.
+        # Otherwise the endpoint could take the path for that of the collection, or of another name.
         names = _names(_decode(text))
         has_segments = placeholder.form is _SEGMENTS
         if not (all(names) if has_segments else names[0] and names[-1]):
@@ -221,7 +221,7 @@ def leads_elsewhere(path: str) -> str | None:
 
 
 def _fold(text: str) -> str:
-    """Replace each character by its compatible ones.
+    """Replace each character with its compatibility equivalent.
 
     Normalising the whole text could combine a dot or slash with a mark after it. Also, Python sorts a run of marks in
     quadratic time, during which no other thread runs.
@@ -307,9 +307,9 @@ def _mistakes(
     for at, placeholder in enumerate(placeholders):
         shown, form = placeholder.text, placeholder.form
         before, behind = "".join(around[: at + 1]), "".join(around[at + 1 :])
-        between = _quote_open_behind(before, "".join(_QUOTES), "\\")
+        between = _find_open_quote(before, "".join(_QUOTES), "\\")
         if form is not None and form.quote is not None:
-            own = _quote_open_behind(before, form.quote, form.escape)
+            own = _find_open_quote(before, form.quote, form.escape)
             if own or (between and (between != "'" or "'" in behind)):  # an apostrophe in prose
                 yield f"{{{shown}}} in {text!r} gets its quotes from its form; remove the {own or between} around it"
         elif form is None and is_query:
@@ -320,7 +320,7 @@ def _mistakes(
             )
 
 
-def _quote_open_behind(text: str, quotes: str, escape: str) -> str | None:
+def _find_open_quote(text: str, quotes: str, escape: str) -> str | None:
     """Return the quote that is open at the end of a text."""
     opened: str | None = None
     escaped = False
@@ -359,7 +359,7 @@ class HeaderTemplate(Template):
         """Return the value.
 
         Raises:
-            MappingError: a value is missing, or can't be in a header, where it could begin another header.
+            MappingError: a value is missing, or has a character, such as a line break, that a header can't hold.
         """
         value = super().expand(scope)
         self._require_usable(value, partial(MappingError, field=self.where))

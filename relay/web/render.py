@@ -29,7 +29,7 @@ Series = tuple[str, str, Sequence[int]]
 
 
 def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] = ()) -> Markup:
-    """Draw lines over time, with a grid if there are labels, or else small enough for a table's cell.
+    """Draw lines over time: with a grid if there are labels, otherwise small enough for a table cell.
 
     Args:
         key: prefix of the element ids; unique in the page.
@@ -192,7 +192,7 @@ def _visible(value: object) -> str:
 
 
 def _sentence(value: object) -> str:
-    """Escape a sentence of this program with outside values in it, without doubling backslashes."""
+    """Escape one of our sentences, which may contain untrusted values, without doubling backslashes."""
     return "" if value is None else visible_line(str(value))
 
 
@@ -241,5 +241,5 @@ def _pretty(value: object) -> str:
 
 
 def _one_line(value: object) -> str:
-    """Format a JSON value on one line, and an absent one as such."""
+    """Format a JSON value on one line, and None as `nothing`."""
     return "nothing" if value is None else json.dumps(msgspec.to_builtins(value), ensure_ascii=False, default=str)

@@ -157,7 +157,7 @@ def write_in_a_pipeline(steps: Steps, *statements: TextClause, routes: Iterable[
     with steps.database.write() as transaction:
         transaction.set_lock_timeout(50)
         transaction.take_order_lock_and_read({*routes})
-        transaction.only_write()
+        transaction.queue_writes()
         for statement in statements:
             transaction.execute(statement)
 
@@ -306,7 +306,7 @@ def test_a_pipeline_to_a_server_that_has_ended_the_connection_gives_it_up(steps:
             transaction.take_order_lock_and_read({"strict"})
             (backend,) = transaction.execute(text("SELECT pg_backend_pid() AS pid"))
             steps.do(f"SELECT pg_terminate_backend({backend.pid}, 5000)")
-            transaction.only_write()
+            transaction.queue_writes()
             transaction.execute(_END)
 
     with pytest.raises(DBAPIError) as raised:

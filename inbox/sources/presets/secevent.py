@@ -78,7 +78,7 @@ class Token(Proof):
         import jwt  # noqa: PLC0415  # as above
 
         token = raw.body.strip()
-        try:  # the library's function for the header would decode the whole token, as below
+        try:  # the library's own header function would decode the whole token
             header = _segment(token, 0) if 0 < token.find(b".") <= LARGEST_HEADER else {}
         except RequestError:
             header = {}
@@ -157,7 +157,7 @@ def _segment(token: bytes, number: int) -> dict[str, object]:
 
 
 def _subject(claims: fields.Payload, event: object) -> str | None:
-    """Return the subject of the token, or of the event as in older drafts; of a complex subject, the user."""
+    """Return the token's subject, or the event's, as in older drafts; for a complex subject, its user."""
     for subject in (claims.get("sub_id"), fields.member(event, "subject"), claims):
         inner = fields.member(subject, "user") or subject
         for name in _IDS if subject is not claims else ("sub",):

@@ -50,7 +50,7 @@ _SAMPLE = {
 
 PRESET = Preset(
     title="Shopify",
-    shown_at="the app's client secret in the Dev Dashboard; for webhooks of the shop's own settings, below their list",
+    shown_at="the app's client secret in the Dev Dashboard; for webhooks created in the shop's settings, below their list",
     read=fields.reader_of_object(_event),
     sample=json_sample({"id": "{number}"}, _SAMPLE),
     signatures=(

@@ -65,7 +65,7 @@ class OverviewPage(msgspec.Struct, frozen=True):
     at: datetime
     """The database's clock."""
     is_well: bool
-    """True: no finding needs an operator; there may be information."""
+    """True if no finding needs an operator; some may be informational."""
     findings: tuple[Finding, ...]
     """Findings: critical ones first, information last."""
     began_at: datetime
@@ -121,7 +121,7 @@ def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
 
 _MOST_GATES = 20
 _MOST_NAMED = 5
-"""Most routes or gates of one problem listed separately."""
+"""Maximum routes or gates listed separately for one problem."""
 
 
 def _route(route: RouteState, found: Sequence[Finding], hour: LastHour, config: Config) -> RouteLine:
@@ -185,7 +185,7 @@ def button_of(finding: Finding) -> Button | None:
 # --- gates and sweeps
 
 MOST_SHOWN = 200
-"""Most gates of a page: thousands of entities may be paused."""
+"""Maximum gates on a page, since thousands of entities may be paused."""
 
 
 class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,7 +259,7 @@ def sweep_lines(config: Config, watermarks: Sequence[Row], now: datetime) -> Ite
 # --- the doctor
 
 KEPT_SECONDS = 60.0
-"""Cache time of a report: the examinations cost the database some seconds of work."""
+"""Cache time of a report: the examinations cost the database a few seconds of work."""
 
 
 class DoctorPage(msgspec.Struct, frozen=True, kw_only=True):
