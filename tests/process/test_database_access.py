@@ -86,7 +86,7 @@ def test_a_command_that_meets_a_lock_says_that_it_stays_open_and_what_to_do(
         said = " ".join(ended.stderr.split())
         assert "command 1 stays open, and a relay executes it" in said
         assert "another session holds a lock: try again" in said
-        assert "`relay stop --command 1` stops it" in said
+        assert "stop it with `relay stop --command 1`" in said
         assert postgres_place.invoke("relay", "stop", "--command", "1", "--reason", "x", "--yes").status == 0
         row = person.execute("SELECT state FROM relay_command WHERE id = 1").fetchone()
         assert row == ("cancelled",)

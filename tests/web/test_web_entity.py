@@ -166,12 +166,12 @@ def test_hanging_comparisons_block_no_other_page_and_a_third_gets_503(
 ) -> None:
     hangs, begun = threading.Event(), threading.Semaphore(0)
 
-    def hang(*_: Any) -> Any:  # noqa: ANN401  # replaces `preview`
+    def hang(*_: Any) -> Any:  # noqa: ANN401  # replaces `make_preview`
         begun.release()
         assert hangs.wait(60)
         raise AssertionError
 
-    monkeypatch.setattr(event_screen, "preview", hang)
+    monkeypatch.setattr(event_screen, "make_preview", hang)
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(Page(compared.url).get, DIFFERENCE) for _ in range(2)]
         for _ in running:

@@ -180,7 +180,7 @@ def test_a_person_is_erased_after_the_plan_and_once(place: Site, engine: Engine)
     (command,) = rows(engine, "SELECT asked_by, state, affected FROM relay_command WHERE kind = 'erase'")
     assert command == {"asked_by": "kim", "state": "done", "affected": 5}
     again = invoke(place, *PERSON, "--reason", "request 2026-17", "--yes", side="inbox")
-    assert (again.status, "5 left out: events of it were erased before" in again.stderr) == (1, True)
+    assert (again.status, "5 skipped: events of it were erased before" in again.stderr) == (1, True)
 
 
 def test_open_deliveries_prevent_an_erasure_until_the_suggested_command_ends_them(
@@ -213,7 +213,7 @@ def test_an_interrupted_command_ends_with_1_and_can_be_continued(
     stopped = invoke(sqlite_place, *PERSON, "--reason", "asked", "--yes", side="inbox")
     assert (stopped.status, stopped.stderr.splitlines()[-1]) == (
         1,
-        "stopped after 2; `relay continue --command 2` goes on",
+        "stopped after 2; continue with `relay continue --command 2`",
     )
     assert rows(sqlite_engine, "SELECT state FROM relay_command WHERE kind = 'erase'") == [{"state": "cancelled"}]
     resumed = invoke(sqlite_place, "continue", "--command", "2", "--reason", "asked", "--yes")
@@ -263,7 +263,7 @@ def test_a_readmitted_request_is_stored_like_any_other(place: Site, engine: Engi
     assert receive(PRESET, body("u2"), Cookie="secret=1", **headers) == [200]
     plan = inbox(place, *REASON)
     assert (plan.status, count(engine, "inbox")) == (0, 1)
-    assert "1 left out: still rejected: id is missing" in plan.stderr
+    assert "1 skipped: still rejected: id is missing" in plan.stderr
     assert inbox(place, *REASON, "--yes").status == 1, "one is still refused"
 
     other, readmitted = rows(engine, "SELECT * FROM inbox JOIN inbox_payload USING (seq) ORDER BY seq")
