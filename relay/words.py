@@ -303,7 +303,7 @@ def describe_holds(gate: Row, now: datetime) -> Iterator[str]:
 
 
 _NEXT = {
-    "received": "a relay gives it its place in its lane",
+    "received": "a relay orders it in its lane",
     "waiting": "waits in its lane",
     "blocked": "nothing: it is dead and blocks its lane until an operator decides",
     "dead": "nothing, until an operator replays it",
