@@ -297,16 +297,6 @@ def test_a_pause_by_command_counts_from_the_next_claim_on(rig: Rig) -> None:
     relay._generations.close()
 
 
-def test_an_entity_that_is_resumed_is_looked_for_from_the_beginning(rig: Rig) -> None:
-    """Deliveries that it held back have been due since long before the place where claims begin now."""
-    relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
-    relay._claimer.gates = Gates(paused_entities=1)
-    relay._scans.due["everything"].at = SystemClock().now()
-    relay._claimer.read_gates()
-    assert not relay._scans.due
-    relay._generations.close()
-
-
 def test_a_drain_does_not_end_before_a_breaker_is_tried_that_may_be(rig: Rig) -> None:
     rig.arrive("u1")
     relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
