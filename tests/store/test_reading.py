@@ -79,6 +79,49 @@ def test_a_listing_can_be_narrowed_by_state_time_and_error(engine: Engine, steps
     )
 
 
+def test_an_event_is_found_by_its_number_its_senders_id_and_its_payload(engine: Engine, steps: Steps) -> None:
+    bodies = (
+        '{"name": "Zoë"}',
+        '{"name": "Zo\\u00eb"}',
+        '{"url": "https:\\/\\/shop.example\\/1"}',
+        "\\x",
+        '{"as": "Zoe"}',
+    )
+    routes = [["strict"]] * 4 + [[]]
+    made = [an_event(n, f"u{n}", routes=routes[n - 1], body=body.encode()) for n, body in enumerate(bodies, start=1)]
+    steps.receive(*(msgspec.structs.replace(each, event_id=f"Guid-{each.entity_id}") for each in made))
+    steps.do("DELETE FROM inbox_payload WHERE seq = 5")
+    narrows(
+        partial(seqs, engine),
+        {
+            (3,): [{"seq": 3}, {"sender_id": "Guid-u3"}, {"body": "https://shop.example/1"}],
+            (2, 1): [{"body": "Zoë"}, {"body": "Zoë", "until": SECOND, "state": "received"}],
+            (4,): [{"body": "\\x"}],
+            (): [
+                {"seq": 3, "sender_id": "Guid-u1"},
+                {"sender_id": "guid-u3"},
+                {"body": "Zoe"},
+                {"seq": 3, "state": "dead"},
+            ],
+        },
+    )
+    assert search(engine, EventFilter(body="Zoe")).without_payload == 1
+    assert has(engine, "sender_id", "Guid-u3")
+    assert reads.find_sender_ids(engine, "guid", 2) == ["Guid-u1", "Guid-u2"]
+
+
+def test_a_search_in_payloads_stops_after_some_says_where_and_is_continued(
+    engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOST_SEARCHED", 2)
+    monkeypatch.setattr(listing, "_SEARCHED", 1)
+    steps.receive(*(an_event(n) for n in range(1, 6)))
+    found = search(engine, EventFilter(body='"n": 2'))
+    assert (found.rows, found.before, found.looked_through, found.back_to) == ([], 4, 2, START)
+    found = search(engine, EventFilter(body='"n": 2', before=4))
+    assert (keys(found.rows), found.before) == ([(2, "strict")], 2)
+
+
 def test_events_that_lie_apart_are_read_by_one_statement(engine: Engine, steps: Steps) -> None:
     steps.receive(*(an_event(n, routes=["strict", "latest"]) for n in range(1, 41)))
     with engine.connect() as connection, record_statements() as seen:
@@ -173,6 +216,9 @@ CONDITIONS: tuple[dict[str, Any], ...] = (
     {"until": START + timedelta(seconds=1), "since": START},
     {"before": 8},
     {"before": 8, "state": "dead"},
+    {"seq": 5},
+    {"seq": 5, "state": "ready"},
+    {"seq": 5, "before": 5},
 )
 
 
@@ -190,7 +236,7 @@ def all_that_match(engine: Engine, wanted: EventFilter) -> list[tuple[int, str |
         numbers = list(connection.execute(text("SELECT seq FROM inbox ORDER BY seq DESC")).scalars())
         connection.rollback()
         rows = [row for of_event in listing.deliveries_of(connection, numbers) for row in of_event]
-    names = ("source", "entity_type", "entity_id", "event_type")
+    names = ("source", "entity_type", "entity_id", "event_type", "seq")
     return [
         (row["seq"], row["route"])
         for row in rows
