@@ -212,11 +212,6 @@ def test_a_lane_has_one_head_at_most(engine: Engine) -> None:
             run(engine, update(open_delivery).where(open_delivery.c.seq == seq).values(becomes))
 
 
-def test_an_event_has_one_delivery_on_a_route(engine: Engine) -> None:
-    open_row(engine, "dead")
-    assert_rejected(engine, "received")
-
-
 def test_a_delivery_has_a_due_time_exactly_when_it_is_ready(engine: Engine) -> None:
     assert_rejected(engine, "ready", due_at=None)
     for state in set(OPEN_STATES) - {"ready"}:

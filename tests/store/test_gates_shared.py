@@ -142,16 +142,6 @@ def test_a_result_that_is_discarded_holds_back_all_the_same(steps: Steps) -> Non
     assert admission(steps) == "none"
 
 
-def test_a_call_of_a_sweep_waits_for_the_end_of_a_hold(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, HELD)
-    assert gates.read_hold_seconds(steps.database, IDENTITY) == 0
-    for seconds, left in ((0, 30), (30, 0)):
-        steps.advance(seconds)
-        assert gates.acquire_rate(steps.database, RateLimit(CRM, 10.0, 1)) == pytest.approx(left)
-        assert gates.read_hold_seconds(steps.database, CRM) == pytest.approx(left)
-
-
 def test_a_breaker_is_tried_by_a_suspect_when_nothing_else_is_due(steps: Steps) -> None:
     steps.arrive(an_event(1))
     attempt(steps, failing("auth"))

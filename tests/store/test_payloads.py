@@ -25,7 +25,7 @@ from relay.store.operator import commands, execution
 from relay.store.reopen import keep_payloads
 from relay.store.retention import STEPS, Pruned
 from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, grant_roles
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, prune
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.storing import START, a_row, an_event
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import stand_still, until
@@ -301,18 +301,3 @@ def test_no_other_role_can_lock_what_relays_take_in_turn(module_database_url: st
         for table in ("payload_lock", "order_lock", "route_lock"):
             for statement in STOPPING:
                 assert not roles.allows(role, f"SET TRANSACTION READ WRITE; {statement.format(table=table)}"), statement
-
-
-@ON_POSTGRES
-def test_no_mere_login_stops_replays_or_retention(lived_in: Steps, engine: Engine, postgres_database_url: str) -> None:
-    with lived_in.database.write() as transaction:
-        stand_still(transaction.connection)
-        transaction.take_order_lock(keeps_payloads=True)
-        assert count(engine, "pg_locks WHERE locktype = 'advisory'") == 0, "any login can hold those for good"
-    with grant_roles(postgres_database_url, f"m{os.getpid()}") as roles, roles.connect("reader") as login:
-        login.execute(b"BEGIN")
-        for name in ("payload_lock", "order_lock", "open_delivery", "delivery_log", "inbox", "pruner", "pruning"):
-            login.execute(f"SELECT * FROM {name} LIMIT 1".encode())
-        replaying(lived_in)
-        judging(lived_in)
-        assert sum(getattr(each, "rows", 0) for each in prune(engine, "payloads")["payloads"]) > 0

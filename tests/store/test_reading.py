@@ -13,18 +13,17 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from inbox.db import following, listing, reads
-from inbox.db.following import ARRIVALS, REJECTIONS, Feed, Follower, begin
+from inbox.db.following import REJECTIONS, Feed, Follower, begin
 from inbox.db.listing import EventFilter, RowPage
 from inbox.db.reads import has
 from inbox.events.states import LISTED_STATES
 from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Call, ErrorClass, Failed
 from relay.store.database import Database
-from relay.store.reads import OUTCOMES, read_reveals, record_reveal
+from relay.store.reads import read_reveals, record_reveal
 from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
+from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import START, a_rejected, an_event
-from tests.helpers.tables import record_statements
 from tests.helpers.waiting import stand_still
 
 # --- Rows that `inbox list`, `inbox show`, `inbox rejected` and `relay dead` read, on both databases
@@ -79,26 +78,6 @@ def test_a_listing_can_be_narrowed_by_state_time_and_error(engine: Engine, steps
     )
 
 
-def test_events_that_lie_apart_are_read_by_one_statement(engine: Engine, steps: Steps) -> None:
-    steps.receive(*(an_event(n, routes=["strict", "latest"]) for n in range(1, 41)))
-    with engine.connect() as connection, record_statements() as seen:
-        found = listing.deliveries_of(connection, [40, 21, 20, 1])
-        assert listing.deliveries_of(connection, []) == []
-    assert [keys(rows) for rows in found] == [[(seq, "latest"), (seq, "strict")] for seq in (40, 21, 20, 1)]
-    assert len([statement for statement in seen if "FROM delivery" in statement]) == 1
-
-
-def test_an_event_is_shown_with_the_gates_and_the_head_in_its_way(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    held = [("entity", "trivore|USER|u1"), ("route", "strict")]
-    steps.pause(*held, ("entity", "trivore|USER|u2"))
-    row = reads.event(engine, 2)
-    assert row is not None
-    lane = row["lanes"][0]
-    assert (lane["route"], lane["head_seq"], lane["head_state"], lane["waiting"]) == ("strict", 1, "ready", 1)
-    assert [(gate["kind"], gate["name"]) for gate in row["gates"]] == held
-
-
 def test_rejected_requests_are_narrowed_by_everything_that_they_show(engine: Engine, steps: Steps) -> None:
     steps.intake.reject(
         a_rejected(reason="the body is not JSON"),
@@ -132,17 +111,6 @@ def test_dead_letters_are_narrowed_by_everything_that_they_show(engine: Engine, 
             (): [*none, {"event_type": "x"}, {"since": SECOND}],
         },
     )
-
-
-def test_one_event_is_shown_with_its_deliveries_facts_and_repeats(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(DONE)
-    row = reads.event(engine, 1, is_whole=True)
-    assert row is not None
-    assert (row["body"], row["routes"], row["duplicates"]) == (b'{"n": 1}', ["strict"], [])
-    assert [(each["route"], each["state"]) for each in row["deliveries"]] == [("strict", "delivered")]
-    assert [(fact["kind"], fact["detail"]) for fact in row["facts"]] == [("delivered", {"did": "forwarded"})]
-    assert reads.event(engine, 2) is None
 
 
 # --- A search with a time limit finds the same rows as the listing, over any number of pages
@@ -275,14 +243,6 @@ def test_a_route_is_known_while_it_has_something_open_and_after_that(engine: Eng
     assert (has(engine, "route", "strict"), has(engine, "route", "latest")) == (True, False)
 
 
-def test_a_source_is_known_by_its_events(engine: Engine, steps: Steps) -> None:
-    steps.receive(an_event(1))
-    known = [
-        has(engine, *name) for name in (("source", "trivore"), ("source", "trivor"), ("rejected_source", "trivore"))
-    ]
-    assert known == [True, False, False]
-
-
 # --- An event at an earlier moment; removals by retention and erasure are named
 
 
@@ -379,18 +339,6 @@ def test_a_tail_begins_with_the_rows_since_a_time(engine: Engine, monkeypatch: p
     assert new(engine, following_from(engine, seconds=99)) == []
 
 
-def test_arrivals_have_the_size_of_their_body_and_outcomes_their_event(engine: Engine, steps: Steps) -> None:
-    arrivals, outcomes = following_from(engine, ARRIVALS), following_from(engine, OUTCOMES)
-    steps.arrive(an_event(1))
-    steps.attempt(DONE)
-    with engine.connect() as connection:
-        (event,), (fact,) = arrivals.read(connection), outcomes.read(connection)
-    names = ("seq", "entity_id", "routes", "body_bytes", "received_at")
-    assert [event[name] for name in names] == [1, "u1", ["strict"], 8, START]
-    names = ("kind", "route", "entity_id", "detail", "seq")
-    assert [fact[name] for name in names] == ["delivered", "strict", "u1", {"did": "forwarded"}, 1]
-
-
 def test_a_number_taken_too_long_ago_is_not_looked_for(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "OUT_OF_ORDER", 3)
     follower = following_from(engine)
@@ -402,19 +350,6 @@ def test_a_number_taken_too_long_ago_is_not_looked_for(engine: Engine, monkeypat
 
 
 # --- Reveals of payloads: one row each, which only an erasure changes
-
-
-def test_a_reveal_has_who_saw_it_when_and_why(database: Database, clock: FakeClock) -> None:
-    first = record_reveal(database, 7, who="anna", reason="the customer called")
-    clock.advance(60)
-    second = record_reveal(database, 7, who="b\x00ot", reason="r\ud800")
-    record_reveal(database, 8, who="anna", reason="another event")
-    assert second == first + 1
-    newest, oldest = read_reveals(database, 7)
-    assert (oldest["id"], oldest["who"], oldest["reason"]) == (first, "anna", "the customer called")
-    assert oldest["at"] == START
-    assert newest["at"] > oldest["at"]
-    assert "\x00" not in newest["who"]
 
 
 @pytest.mark.parametrize(("who", "reason"), [("", "r"), ("  ", "r"), ("anna", ""), ("anna", "  ")])

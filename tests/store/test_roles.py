@@ -205,25 +205,6 @@ def test_without_payloads_every_column_can_be_read_but_a_sender_s_words(roles: G
     }  # fmt: skip
 
 
-def test_each_login_has_the_timeouts_of_its_group_and_finds_the_tables(roles: Granted) -> None:
-    timeouts = {role: roles.settings(role) for role in ROLES}
-    assert {role: each["statement_timeout"] for role, each in timeouts.items()} == {
-        "receiver": "30s", "relay": "15min", "web": "30s", "operator": "5min", "reader": "5min", "reader_without_payloads": "5min",
-    }  # fmt: skip
-    assert {each["search_path"] for each in timeouts.values()} == {"public, pg_temp"}
-    for role in ("reader", "reader_without_payloads"):
-        assert timeouts[role]["default_transaction_read_only"] == "on"
-    idle = {role: each.get("idle_in_transaction_session_timeout") for role, each in timeouts.items()}
-    assert idle == {
-        "receiver": None, "relay": None, "web": "10s", "operator": "10s", "reader": "1min", "reader_without_payloads": "1min",
-    }  # fmt: skip
-
-
-def test_a_transaction_that_the_owner_forgets_ends_after_a_minute(roles: Granted) -> None:
-    with contextlib.closing(connect_postgres(roles.server_url)) as owner:
-        assert owner.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("1min",)
-
-
 @pytest.mark.parametrize("prefix", ["Inbox", "a-b", "9a", "pg_x", "x" * 41, 'x"'])
 def test_a_prefix_that_makes_no_name_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigError, match="--prefix"):

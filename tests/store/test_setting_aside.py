@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from inbox.events.event import Event
 from relay.daemon.loop import EVERY_SECONDS
-from relay.delivery.policy import LEFT_TO_OTHERS, Policies, policies
+from relay.delivery.policy import LEFT_TO_OTHERS
 from relay.observe import Observer
 from relay.operations.asks import Selection
 from relay.steps import AT_LEAST_EVERY_SECONDS
@@ -348,23 +348,6 @@ def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
     repeat(steps, pruned, kept)
     assert judge(steps) == Judged(handled=2, rearmed=1)
     assert read_rearmed(steps) == [2]
-
-
-@pytest.mark.parametrize(
-    ("route", "known"),
-    [
-        ("latest", policies(CONFIG)),
-        ("strict", {name: msgspec.structs.replace(each, fetches=True) for name, each in POLICIES.items()}),
-    ],
-    ids=["that fetches nothing", "that delivers every event"],
-)
-def test_on_some_routes_a_repeat_is_the_same_event(steps: Steps, route: str, known: Policies) -> None:
-    """Else each repeat would send the same body again."""
-    event = an_event(1, second=1, routes=[route])
-    steps.arrive(event)
-    steps.record_all(steps.claim_due(), HOPELESS)
-    repeat(steps, event, times=3)
-    assert judge_duplicates(work_of(steps.database, known)) == Judged(handled=3, rearmed=0)
 
 
 # --- those that can't be judged yet

@@ -20,7 +20,6 @@ from inbox.events.event import Enrolment, Event
 from relay.delivery import facts
 from relay.store import audit
 from relay.store.database import Database
-from relay.store.reopen import find
 from relay.store.transaction import Transaction
 from tests.helpers.agreement import decode
 from tests.helpers.relaying import CONFIG, DONE, FakeClock, Steps, record
@@ -356,9 +355,3 @@ def test_verify_and_rebuild_go_by_the_state_that_it_tells(of_tomorrow: Steps) ->
     assert differences(of_tomorrow.database) == []
     assert mend(of_tomorrow.database) == []
     assert of_tomorrow.kinds() == before
-
-
-def test_its_delivery_is_taken_up_again_in_the_next_run(of_tomorrow: Steps) -> None:
-    with of_tomorrow.database.write() as transaction:
-        (found,) = find(transaction, CONFIG, [(1, "strict")])
-    assert (found.state, found.run) == ("ended", 1)
