@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from inbox.config.mistakes import Mistake, TomlText
-from inbox.config.sync import MapField
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.loader.load import load_file, load_text, parse_config
 from inbox.receiver.app import endpoints_of
@@ -170,13 +169,6 @@ def a_map(fields: str = 'x = "entity.x"', options: str = "") -> str:
     return change_links(
         NO_CREATE, NO_DELETE, ('map = { email = "entity.email" }\n', f'missing = "skip"\ngone = "skip"\n{table}')
     )
-
-
-def test_a_text_and_a_table_are_both_a_field() -> None:
-    text = a_map('x = "entity.x"\ny = { from = "entity.y", cast = "int", default = 0 }')
-    sync = parse_config(text).routes["users"].sync
-    assert sync is not None
-    assert sync.map == {"x": "entity.x", "y": MapField(expression="entity.y", cast="int", default=0)}
 
 
 @pytest.mark.parametrize(

@@ -131,19 +131,6 @@ def test_the_doctor_and_the_status_report_the_same_conditions(
     assert (shown.status, "\x1b" in shown.stdout, "[red]`$(id)'" in shown.stdout) == (1, False, True)
 
 
-def test_a_recent_pause_is_information_for_the_doctor_and_ignored_by_the_check(
-    tmp_path: Path, database_url: str, engine: Engine
-) -> None:
-    start_a_relay(engine)
-    pause = "INSERT INTO gate (kind, name, paused_at, paused_by) VALUES ('api', 'a', :at, 'kim')"
-    run_sql(engine, pause, at=ago(days=2))
-    place = installation(tmp_path, database_url)
-    assert [(each.kind, each.level) for each in examine(place, "relay").findings] == [("gate_closed", "information")]
-    for side, *words in (("inbox", "doctor", "--only", "relay"), ("relay", "status", "--check")):
-        ended = invoke(side, *words, **environment_of(place))
-        assert ended.status == 0, ended
-
-
 # --- Changes of the schema are found; additional indexes and views are not
 
 

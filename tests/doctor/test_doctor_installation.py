@@ -70,17 +70,6 @@ def test_the_command_exits_with_0_without_a_finding(
     assert {each["needs"] for each in document["examinations"]} == {None}
 
 
-def test_only_runs_one_examination_and_suggests_a_name_for_a_wrong_one(
-    tmp_path: Path, sqlite_database_url: str
-) -> None:
-    place = installation(tmp_path, sqlite_database_url)
-    ended = invoke("inbox", "doctor", "--only", "disk", "--json", **environment_of(place))
-    assert [each["name"] for each in json.loads(ended.stdout)["examinations"]] == ["disk"]
-    wrong = invoke("inbox", "doctor", "--only", "dsk", **environment_of(place))
-    assert (wrong.status, wrong.stdout) == (2, "")
-    assert "there is no examination 'dsk'; did you mean 'disk'?" in " ".join(wrong.stderr.split())
-
-
 # --- a database that cannot be examined
 
 
@@ -96,13 +85,6 @@ def test_a_database_that_does_not_answer_is_one_finding_and_the_others_need_it(t
     assert {needs[name] for name in needing} == {"needs the database"}  # it was asked only once
     assert (needs["database"], needs["configuration"]) == (None, None)
     assert "hidden" not in ended.stdout
-
-
-def test_an_unusable_url_is_reported_without_its_password(tmp_path: Path, sqlite_database_url: str) -> None:
-    place = installation(tmp_path, sqlite_database_url)
-    url = "postgresql+psycopg://relay:hid@den@127.0.0.1:port/inbox"
-    ended = invoke("inbox", "doctor", "--json", **{**environment_of(place), "INBOX_DATABASE_URL": url})
-    assert (ended.status, "INBOX_DATABASE_URL" in ended.stderr, "den@" in ended.stderr) == (2, True, False)
 
 
 def test_a_missing_sqlite_file_is_a_finding_and_is_not_created(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.helpers.receiver import Receiver, serve_receiver
 from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, rows
 from tests.helpers.webhooks import config_text
-from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, make_secret, sign_sample
+from tests.sources.presenting import SIGNING, SIGNING_IN_BODY, WITH_SAMPLE, make_secret
 
 SECRET = "8f742231b10e8888abcd99aaabbb85a5"
 SOURCES = f"""
@@ -45,13 +45,6 @@ auth = {{ kind = "url_token", secrets = ["token"] }}
 [sources.zoom]
 preset = "zoom"
 secrets = ["another", "{SECRET}"]
-[sources.graph]
-preset = "msgraph"
-secrets = ["{SECRET}"]
-auth = {{ kind = "url_token", secrets = ["token"] }}
-[sources.salesforce]
-preset = "salesforce"
-auth = {{ kind = "url_token", secrets = ["token"] }}
 [routes.all-of-okta]
 source = "okta"
 destination = "audit"
@@ -158,30 +151,6 @@ async def test_a_challenge_is_answered_when_it_is_signed(  # noqa: PLR0917  # a 
     assert (answer.status_code, answered in answer.json.values()) == (200, True)
     refused = await ask(receiver, name, {**headers, signature: "v0=" + "0" * 64}, body)
     assert (refused.status_code, count(engine, "inbox")) == (401, 0)
-
-
-async def test_graph_validates_by_query_and_notifies_with_its_client_state(receiver: Receiver, engine: Engine) -> None:
-    asked = "graph/token?validationToken=Validation%3A%20Testing%20%3Cb%3E"
-    answer = await ask(receiver, asked, {"Content-Type": "text/plain"})
-    assert (answer.status_code, answer.text) == (200, "Validation: Testing <b>")
-    assert answer.headers["content-type"].startswith("text/plain")
-    for path in ("graph?validationToken=x", "nobody/token?validationToken=x"):
-        assert (await ask(receiver, path, {})).status_code == 401
-    notified = {"value": [{"changeType": "updated", "clientState": SECRET, "resource": f"Users/{n}"} for n in (1, 2)]}
-    stored = await ask(receiver, "graph/token", JSON, json.dumps(notified))
-    assert (stored.status_code, stored.content, count(engine, "inbox")) == (202, b"", 2)
-
-
-async def test_salesforce_gets_its_ack_when_all_notifications_are_stored(receiver: Receiver, engine: Engine) -> None:
-    raw, headers = sign_sample("salesforce", ""), {"Content-Type": "text/xml; charset=utf-8"}
-    for body, status in ((raw.body, 200), (raw.body, 200), (b"<a/>", 422), (b"<!DOCTYPE a><a/>", 400)):
-        answer = await ask(receiver, "salesforce/token", headers, body)
-        assert answer.status_code == status
-        assert answer.headers["content-type"].startswith("text/xml" if status == 200 else "application/")
-        assert (b"<Ack>true</Ack>" in answer.content) == (status == 200)
-    assert (await ask(receiver, "salesforce", headers, raw.body)).status_code == 401
-    (stored,) = rows(engine, "SELECT body, content_type FROM inbox JOIN inbox_payload USING (seq)")
-    assert (bytes(stored["body"]), stored["content_type"]) == (raw.body, "text/xml; charset=utf-8")
 
 
 async def test_a_source_with_auth_and_secrets_wants_both(receiver: Receiver, engine: Engine) -> None:

@@ -298,13 +298,6 @@ async def test_an_unsigned_id_can_be_exchanged_unless_the_body_counts(
     assert [tuple(row.values()) for row in found] == [(hashlib.sha256(order).hexdigest(), "orders/create")]
 
 
-async def test_each_event_of_a_body_counts_by_its_own_part(receiver: Receiver, config: Config, engine: Engine) -> None:
-    events = [{"uuid": each, "published": "2026-01-01T00:00:00Z", "eventType": "user.x"} for each in "ab"]
-    for sent in (events, events, [*events, {**events[0], "uuid": "c"}]):
-        assert (await send(receiver, config, "okta-by-body", json.dumps({"data": {"events": sent}}).encode()))[0] == 200
-    assert [row["event_id"] for row in rows(engine, "SELECT event_id FROM inbox ORDER BY seq")] == ["a", "b", "c"]
-
-
 async def test_an_event_beyond_max_age_is_rejected_and_kept(receiver: Receiver, config: Config, engine: Engine) -> None:
     now = SystemClock().now()
     hour = timedelta(hours=1)

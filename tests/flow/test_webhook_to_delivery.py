@@ -18,7 +18,6 @@ from inbox.http import protocol
 from inbox.loader.load import parse_config
 from inbox.receiver import app
 from inbox.sources.credentials import Verifier
-from tests.helpers.daemon import running
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.receiver import (
     CLOSE,
@@ -27,14 +26,12 @@ from tests.helpers.receiver import (
     Receiver,
     answers,
     ask,
-    post_json,
     receiving,
     request,
     serve_receiver,
     webhook,
 )
 from tests.helpers.relaying import Steps
-from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, duplicates, rows
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import HEADERS, PATH, ROUTE, TOKEN, body, config_text, moment
@@ -114,18 +111,6 @@ async def test_a_death_between_two_steps_loses_nothing(
     assert len(steps.deliverer.seen) == calls
     assert [kind for _, kind in steps.kinds()].count("delivered") == 1
     assert count(engine, "open_delivery") == 0
-
-
-def test_a_listed_header_of_the_request_reaches_the_destination_and_no_other(database_url: str, engine: Engine) -> None:
-    passed = 'pass_headers = ["X-Tenant"]'
-    config = parse_config(config_text(database_url).replace("concurrency =", f"{passed}\nconcurrency ="))
-    headers = {**HEADERS, "X-Tenant": "acme", "X-Other": "not listed", "Cookie": "session"}
-    with serve_receiver(database_url, config) as port:
-        assert post_json(port, PATH, body(), headers) == 200
-    with serving(answer(204)) as server, running(engine, server, destination=passed):
-        until(lambda: server.seen, "it is forwarded")
-    assert server.seen[0].headers["x-tenant"] == "acme"
-    assert not server.seen[0].headers.keys() & {"x-other", "cookie"}
 
 
 # --- Senders that are slow, silent, or too many: each is told in time, and costs the others nothing

@@ -27,12 +27,11 @@ from relay.operations.asks import OneCommand, Rejections, Selection
 from relay.store import gates, reopen
 from relay.store.deliveries import Key
 from relay.store.operator import changes, commands, execution, plan, readmit, tasks
-from relay.store.operator.plan import Bound, preview
-from relay.store.operator.selection import Act, Choice
+from relay.store.operator.plan import Bound
 from relay.store.transaction import Transaction
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.locks import lock_by_hand
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps
+from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Monotonic, Steps
 from tests.helpers.storing import START, an_event, drop_checks
 from tests.helpers.webhooks import body
 
@@ -413,26 +412,6 @@ def test_a_batch_that_waits_for_a_locked_row_is_split_so_that_all_before_it_is_d
         assert command(steps, number)["answer"].startswith("waits: ")
     work_on(steps)
     assert came_to(steps, number) == ("done", 6)
-
-
-@pytest.mark.parametrize("act", ["replay", "cancel"])
-def test_a_dry_run_answers_what_the_plan_shows(steps: Steps, monkeypatch: pytest.MonkeyPatch, act: Act) -> None:
-    monkeypatch.setattr(plan, "_PAGE", 4)
-    steps.dead(13)
-    steps.arrive(an_event(14, "u1"))
-    steps.attempt(DONE)
-    before = steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds()
-    chosen = Selection(route="strict")
-    number = ask(steps, act, chosen, dry_run=True)
-    work_on(steps)
-    planned = preview(steps.database, Choice(act, chosen, CONFIG), Bound())
-    row = command(steps, number)
-    assert (row["state"], row["affected"], row["matched"]) == ("done", 0, planned.count)
-    sample = as_json(row["sample"])
-    assert [each["seq"] for each in sample["deliveries"]] == [each["seq"] for each in planned.deliveries]
-    assert sample["left_out"] == planned.left_out
-    assert [group["count"] for group in sample["groups"]] == [group.count for group in planned.groups]
-    assert (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds()) == before
 
 
 # --- Readmission by a command: step by step, by any relay, and one bad request stops no other

@@ -294,19 +294,6 @@ def test_nonsense_and_a_reason_with_the_id_are_refused(lived: Steps, engine: Eng
     assert traces_in(engine) != []
 
 
-def test_a_relay_counts_a_part_and_finds_an_open_delivery_of_any(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relay plans and delivers in the same thread."""
-    monkeypatch.setattr(erasure, "COUNTED_EVENTS", 2)
-    steps.receive(
-        make_personal_event(1), *(msgspec.structs.replace(make_personal_event(n), enrolments=()) for n in (2, 3, 4))
-    )
-    assert "seq 1 on route latest" in carry_out(steps, ask(steps, OF_PERSON))["answer"]
-    steps.do("DELETE FROM open_delivery")
-    row = carry_out(steps, ask(steps, OF_PERSON, dry_run=True))
-    assert (row["matched"], row["answer"].partition(". ")[0]) == (2, "dry run: at least 2 events would be erased")
-    assert carry_out(steps, ask(steps, OF_PERSON))["affected"] == 4
-
-
 # --- After an erasure the files of the database hold nothing of the person: no page of a table, an index or a TOAST table
 
 

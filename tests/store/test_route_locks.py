@@ -13,7 +13,6 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import order_lock
-from inbox.db.dialect import takes_too_long
 from relay.delivery.gates import BREAKER
 from relay.delivery.lifecycle import State
 from relay.store import claim, leases, record, sequence
@@ -81,18 +80,6 @@ def test_a_route_that_stays_locked_keeps_no_other_from_being_recorded(steps: Ste
 
 
 STRICT = {"given": '[{"route": "strict"}]', "now": None}
-
-
-def test_the_limit_of_a_lock_is_shorter_than_one_that_the_server_has(steps: Steps) -> None:
-    lock = text(order_lock.given_routes(steps.database.sql).text.replace(f"{order_lock.HELD_SECONDS}s", "100ms"))
-    with steps.database.engine.connect() as connection:
-        connection.execute(text("SET transaction_timeout = '1min'"))
-        connection.commit()
-        connection.execute(lock, STRICT)
-        with pytest.raises(DBAPIError, match="transaction timeout") as raised:
-            connection.execute(text("SELECT pg_sleep(30)"))
-        assert takes_too_long(raised.value), "fewer items may take less time"
-        connection.invalidate()
 
 
 def test_the_limit_of_a_lock_ends_with_its_transaction(steps: Steps) -> None:

@@ -322,21 +322,6 @@ def test_deliveries_of_an_earlier_lane_setting_agree_and_are_left_alone(steps: S
         assert read_lanes(steps) == before
 
 
-@pytest.mark.parametrize(("then", "now"), CHANGES[:3])
-def test_a_forgotten_last_delivery_is_restored_by_any_later_setting(
-    steps: Steps, plant: Planter, then: Kind, now: Kind
-) -> None:
-    deliver(steps, an_event_of(then, 1, second=10), an_event_of(now, 2, second=11))
-    before = read_lanes(steps)
-    plant(f"DELETE FROM lane WHERE seq = {2 if then == now else 1}")
-
-    assert {one.finding for one in differences(steps.database, with_lane(now))} == {"last_delivered"}
-    mend(steps.database, with_lane(now))
-
-    assert read_lanes(steps) == before
-    assert differences(steps.database, with_lane(now)) == []
-
-
 # --- An older relay beside facts that only a newer version knows: their columns say all that it needs
 
 

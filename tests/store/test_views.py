@@ -11,7 +11,7 @@ from sqlalchemy import Table, insert
 
 from inbox.clock import SystemClock
 from inbox.db.reads import Row
-from inbox.db.schema import gate, throughput_minute
+from inbox.db.schema import throughput_minute
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, a_fact, a_row, an_event
 
@@ -233,27 +233,6 @@ def test_a_route_and_its_destination_have_sums_and_the_last_success_and_failure(
         assert (row["last_success_at"], row["last_failure_at"]) == (minute(5), minute(7))
     assert (found["route", "audit"]["health"], found["route", "audit"]["last_success_at"]) == ("failing", None)
     assert set(found) == {("route", "crm"), ("destination", "crm-api"), ("route", "audit")}
-
-
-HOLD = {"hold_reason": "Retry-After"}
-
-
-@pytest.mark.parametrize(
-    ("values", "health"),
-    [
-        ({"paused_at": NOW, "breaker": "open"}, "paused"),
-        ({"breaker": "open", "breaker_cause": "503"}, "open"),
-        ({"held_until": NOW + timedelta(hours=1), **HOLD}, "held"),
-        ({"held_until": NOW - timedelta(hours=1), **HOLD}, "ok"),
-        ({}, "ok"),
-    ],
-)
-def test_a_gate_says_why_an_api_gets_no_calls(steps: Steps, values: dict[str, object], health: str) -> None:
-    add(steps, gate, kind="api", name="identity", **values)
-    add(steps, gate, kind="entity", name="trivore|USER|u1", paused_at=NOW)
-    (row,) = steps.rows("SELECT * FROM destination_health")
-    assert (row["kind"], row["name"], row["health"], row["delivered_day"]) == ("api", "identity", health, 0)
-    assert (row["hold_reason"] is not None) == (health == "held")
 
 
 # --- sizes
