@@ -241,9 +241,6 @@ def test_an_open_file_and_a_running_relay_prevent_a_copy(place: Site, source: En
     assert "in use: stop the relay h pid 7" in copy(place, databases.new("sqlite"), "--yes").stderr
 
 
-# --- Ctrl-C in the middle of a long command: the exit says so, and the same command goes on or begins again
-
-
 # --- The page about moving to Postgres works from its first command to its last, with a real Postgres
 
 

@@ -1,4 +1,4 @@
-"""The command lines: imports, options, tables, the story of an event and the status."""
+"""The command lines: imports, options, tables and the status."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from inbox.loader.load import parse_config
-from relay.cli.examine import describe_event
 from relay.cli.listings import ListCommand, list_rows
 from relay.cli.main import app
 from relay.cli.options import login_name
@@ -90,9 +88,6 @@ def test_a_user_without_a_name_is_named_by_the_uid(monkeypatch: pytest.MonkeyPat
     assert login_name() == f"uid {os.getuid()}"
     monkeypatch.setenv("LOGNAME", "kim")
     assert login_name() == "kim"
-
-
-# --- Names that several commands check
 
 
 # --- Listings on a terminal and in a pipe
@@ -165,88 +160,6 @@ def test_wrong_list_options_exit_with_2(wrong: dict[str, Any], said: str, capsys
         list_rows(LISTING, lambda row, _now: row, **{**given, **wrong})
     assert ended.value.exit_code == 2
     assert said in capsys.readouterr().err
-
-
-# --- The report of `inbox show` about an event, and the commands that it offers
-
-
-SHOP = parse_config("""
-[sources.shop]
-preset = "trivore"
-auth = { kind = "none" }
-[destinations.crm]
-kind = "forward"
-url = "https://crm.example.com/hooks"
-[routes.to-crm]
-source = "shop"
-destination = "crm"
-""")
-CALL = {
-    "step": "forward", "method": "POST", "url": "https://crm.example.com/hooks", "sent": "answered",
-    "milliseconds": 123.4, "status": 503, "excerpt": "out\nof order",
-}  # fmt: skip
-
-
-def a_fact(kind: str, attempt: int = 1, *, minutes_ago: float = 1, **detail: object) -> dict[str, Any]:
-    at = NOW - timedelta(minutes=minutes_ago)
-    told = {"route": "to-crm", "kind": kind, "attempt": attempt, "relay_node": "r1", "detail": detail}
-    return {"id": 1, "at": at, **told}
-
-
-def an_event(state: str = "ready", attempts: int = 0, **more: Any) -> dict[str, Any]:  # noqa: ANN401  # parts of the row
-    due_at = NOW + timedelta(hours=2) if state == "ready" else None
-    delivery = {"route": "to-crm", "state": state, "attempts": attempts, "due_at": due_at, "relay_node": "r1",
-                "lane": "ORDER|o1", "superseded_by": 9,
-                "last_error": None, "last_status": None}  # fmt: skip
-    return {
-        "seq": 7, "source": "shop", "entity_type": "ORDER", "entity_id": "o1", "event_type": "order.paid",
-        "event_id": None, "received_at": NOW - timedelta(minutes=3), "occurred_at": NOW - timedelta(minutes=4),
-        "content_type": "application/json", "body": b"x" * 1234, "body_bytes": 1234,
-        "erased_at": None, "is_pruned": False, "deliveries": [delivery], "facts": [], "duplicates": [],
-        "lanes": [], "gates": [], "relays": [], **more,
-    }  # fmt: skip
-
-
-def told(event: dict[str, Any], width: int | None = None) -> list[str]:
-    return [line.plain.rstrip() for line in describe_event(event, SHOP, NOW, width)]
-
-
-def list_offered(event: dict[str, Any]) -> list[str]:
-    lines = told(event)
-    first = next((number for number, line in enumerate(lines) if line.lstrip().startswith("commands")), len(lines))
-    return [line.replace("commands", "").strip() for line in lines[first:]]
-
-
-@pytest.mark.parametrize(
-    ("event", "commands"),
-    [
-        (an_event("received"), ["relay status"]),
-        (
-            an_event("waiting", lanes=[{"route": "to-crm", "head_seq": 5, "head_state": "blocked", "waiting": 1}]),
-            ["inbox show 5"],
-        ),
-        (an_event("in_flight", 2, relays=[{"id": "r1", "host": "h", "pid": 3}]), []),
-        (an_event("dead", 9), ["replay", "cancel"]),
-        (an_event("blocked", 9), ["replay", "unblock", "cancel"]),
-        (an_event("delivered", 1), ["replay"]),
-        (an_event("superseded", 1), ["inbox show 9"]),
-        (an_event("delivered", is_pruned=True, erased_at=NOW), []),
-    ],
-)
-def test_each_state_offers_its_commands(event: dict[str, Any], commands: list[str]) -> None:
-    assert list_offered(event) == [
-        each if " " in each else f"relay {each} --seq 7 --route to-crm --reason '…'" for each in commands
-    ]
-
-
-@given(st.text(min_size=1), st.text(), st.integers(40, 200))
-def test_no_text_from_outside_breaks_a_line_or_exceeds_the_terminal(name: str, error: str, width: int) -> None:
-    event = an_event("dead", facts=[a_fact("dead", cause=name, error=error, calls=[{**CALL, "url": name}])])
-    event["deliveries"][0]["route"] = event["facts"][0]["route"] = name
-    event |= {"entity_id": name, "event_type": error}
-    for line in told(event, width):
-        assert line.isprintable()
-        assert cell_len(line) <= max(width, 60) or "relay " in line, "only a command stays whole"
 
 
 # --- `relay status` for people: lines that fit, the words of states, and the next commands. Pure

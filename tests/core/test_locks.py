@@ -71,16 +71,6 @@ def test_every_package_of_a_lock_has_hashes_and_no_lock_names_a_registry(lock: s
     assert not re.search(r"^-", text, re.MULTILINE), "an option of pip, as --index-url"
 
 
-def test_production_is_installed_by_the_runtime_lock() -> None:
-    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
-    page = re.sub(r" \\\n +", " ", page)  # a command that goes on in the next line
-    installs = re.findall(r"^\S+ -m pip install (.+)$", page, re.MULTILINE)
-    assert installs == [
-        f"--require-hashes --only-binary :all: --requirement {RUNTIME}",
-        "--no-deps build/wheel/inbox_relay-*.whl",
-    ]
-
-
 # --- Figures of `python -m benchmarks`: read from a command's output, and compared with committed ones
 
 

@@ -29,7 +29,6 @@ from inbox.observe import traces
 from inbox.observe.logs import Format, escape_lines, fields
 from inbox.observe.traces import OFF, make_tracer, require_extra
 from inbox.observe.visible import visible, visible_json, visible_text
-from tests.helpers.metrics import Kept, keeping
 from tests.helpers.planted import HOSTILE, MARK, harm_of
 
 # --- A log has one line for each event, and no value can make another
@@ -201,12 +200,6 @@ def nothing_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture
-def kept() -> Iterator[Kept]:
-    with keeping() as made:
-        yield made
-
-
 @pytest.mark.parametrize(
     "variables",
     [
@@ -232,14 +225,6 @@ def test_traces_without_the_extra_are_a_mistake(
     with pytest.raises(ConfigError, match=r"\[traces\] endpoint"):
         require_extra("http://127.0.0.1:9/v1/traces")
     require_extra(None)
-
-
-@pytest.mark.parametrize("stored", ["", "nonsense", f"00-{'z' * 32}-{'b' * 16}-01", "00-" + "a" * 10_000])
-def test_a_stored_context_that_is_none_begins_a_trace(kept: Kept, stored: str) -> None:
-    span = kept.tracer.begin("a", "consumer", parent=stored)
-    assert span is not None
-    span.end()
-    assert kept.spans()[0].parent is None
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from inbox.db.throughput import Tally
 from inbox.errors import CAUSES, RequestError
 from inbox.observe import metrics
 from inbox.observe.exporter import LONGEST_LINE, Totals
-from inbox.observe.recorder import PIPE, Recorder, make_recorder
+from inbox.observe.recorder import Recorder
 from tests.helpers.metrics import Samples, parse_samples
 
 # --- Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread
@@ -145,17 +145,6 @@ def test_anything_but_a_line_of_a_recorder_is_left_out(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         totals.add(line)
     assert exposition(totals) == {}
-
-
-@pytest.mark.parametrize("given", [None, "", "x", "100000"], ids=str)
-def test_a_process_that_has_no_pipe_counts_nothing_and_says_so(
-    given: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.delenv(PIPE, raising=False)
-    if given is not None:
-        monkeypatch.setenv(PIPE, given)
-    assert make_recorder(metrics.RELAY) is metrics.OFF
-    assert "this process counts nothing" in caplog.text
 
 
 # --- Prometheus accepts the tables of metrics, and disabled metrics cost nothing

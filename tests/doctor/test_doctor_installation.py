@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -26,7 +25,6 @@ from relay.findings import Finding
 from relay.store.reads import Space
 from tests.doctor.examining import (
     ENVIRONMENT,
-    OPENED,
     all_findings,
     environment_of,
     examination,
@@ -143,34 +141,6 @@ def test_an_examination_does_not_wait_for_a_locked_table(tmp_path: Path, postgre
         other.execute(text("LOCK TABLE gate IN ACCESS EXCLUSIVE MODE"))
         result = examine(installation(tmp_path, postgres_database_url), "relay")
     assert "lock timeout" in (result.needs or "")
-
-
-def test_examinations_do_not_change_a_sqlite_file(tmp_path: Path, sqlite_database_url: str) -> None:
-    file = Path(make_url(sqlite_database_url).database or "")
-    place = installation(tmp_path, sqlite_database_url)
-    before = hashlib.sha256(file.read_bytes()).digest()
-    runs.run(place, EXAMINATIONS)
-    assert hashlib.sha256(file.read_bytes()).digest() == before
-
-
-# --- rights
-
-
-def test_a_role_without_rights_learns_the_needs_of_each_examination(tmp_path: Path, postgres_database_url: str) -> None:
-    role = "doctor_without_rights"
-    with open_engine(postgres_database_url) as engine:
-        run_sql(engine, f"CREATE ROLE {role} LOGIN")
-        try:
-            url = make_url(postgres_database_url).set(username=role).render_as_string(hide_password=False)
-            place = installation(tmp_path, url)
-            results = {each.name: each for each in runs.run(place, EXAMINATIONS)}
-            OPENED.pop().dispose()
-        finally:
-            run_sql(engine, f"DROP ROLE {role}")
-    of_tables = {"migrations", "schema", "relay", "relays"}
-    assert {name for name, each in results.items() if each.needs} == of_tables
-    for name in of_tables:
-        assert "permission denied" in (results[name].needs or ""), results[name]
 
 
 # --- an unreadable SQLite file

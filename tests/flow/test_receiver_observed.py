@@ -1,4 +1,4 @@
-"""A receiver's figures in `throughput_minute`: how its requests ended, also during trouble of the database."""
+"""A receiver's figures in `throughput_minute`, and the traces of a relay at work."""
 
 from __future__ import annotations
 
@@ -79,9 +79,6 @@ async def test_locked_figures_delay_no_request(config: Config, engine: Engine, m
             assert watch.seconds < 1.5
             await asyncio.to_thread(until, lambda: rows(engine, waits), "its flush still waits, or again")
     assert figures(engine)["trivore", "stored"][0] == 20
-
-
-# --- Traces of a receiver at work: one tree for each request, with any outcome
 
 
 # --- Traces of a relay at work: attempts with their calls, sweeps and commands, without anything of a person

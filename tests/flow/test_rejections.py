@@ -162,13 +162,6 @@ async def test_refusals_that_wait_hold_no_more_memory_than_a_batch_may(sqlite_da
         assert writer.rejections.unkept == 50 - len(writer.rejections)
 
 
-async def test_one_refusal_that_is_larger_than_that_is_kept_all_the_same(database_url: str, engine: Engine) -> None:
-    async with writing(database_url) as writer:
-        writer.reject(a_rejected(body=bytes(2 * MAX_BYTES)))
-        assert writer.rejections.unkept == 0
-    assert count(engine, "rejected_request") == 1
-
-
 async def test_refusals_that_wait_are_kept_when_the_receiver_stops(database_url: str, engine: Engine) -> None:
     async with writing(database_url) as writer:
         for _ in range(3 * PER_SECOND):

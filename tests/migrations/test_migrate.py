@@ -1,14 +1,10 @@
-"""`inbox migrate`: once, twice, two at once, from a wheel, and the message when it was forgotten."""
+"""`inbox migrate`: once, twice, several at once, beside running programs, and the message when it was forgotten."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
-import subprocess
-import sys
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,7 +22,7 @@ from inbox.db.migrate import MigrationResult
 from inbox.db.schema import metadata
 from inbox.db.views import VIEWS
 from inbox.errors import ConfigError
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, connect_postgres, is_postgres
+from tests.helpers.databases import ON_POSTGRES, connect_postgres, is_postgres
 from tests.helpers.killable_postgres import run_program
 from tests.helpers.machine import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations
 from tests.helpers.relaying import fill
@@ -96,37 +92,6 @@ def test_asking_whether_a_database_is_current_takes_no_write_lock(engine: Engine
     other.dispose()
 
 
-# --- An installed package can migrate: the wheel has the migrations and their statements
-
-
-ROOT = Path(__file__).parents[2]
-PACKED = ("inbox", "relay", "migrations", "pyproject.toml", "README.md", "LICENSE")
-
-
-def test_the_wheel_holds_every_file_of_both_sides_and_the_migrations_below_inbox(tmp_path: Path) -> None:
-    """Build the wheel from a copy, in a second or two: a `build` folder in the checkout could hide a missing file."""
-    copy, out = tmp_path / "copy", tmp_path / "out"
-    copy.mkdir()
-    for path in (ROOT / name for name in PACKED):
-        copied = (
-            partial(shutil.copytree, ignore=shutil.ignore_patterns("__pycache__")) if path.is_dir() else shutil.copy
-        )
-        copied(path, copy / path.name)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir"]
-    built = subprocess.run([*command, str(out), str(copy)], check=False, capture_output=True, text=True, timeout=120)
-    assert built.returncode == 0, built.stderr
-    (wheel,) = out.glob("*.whl")
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    here = {
-        ("inbox/" if folder == "migrations" else "") + str(path.relative_to(ROOT))
-        for folder in ("inbox", "relay", "migrations")
-        for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix in {".py", ".sql", ".mako", ".typed", ".html", ".css", ".js", ".svg", ".toml"}
-    }
-    assert packed == here
-    assert any(name.endswith(".sql") for name in here)
-
-
 # --- Migrations from an empty database build `inbox.db.schema` and `inbox.db.views`
 
 
@@ -141,17 +106,6 @@ def test_the_migrations_build_the_text_and_the_rows_of_the_metadata(
 
 
 # --- Every table, column and view has a comment that a DBA finds, on SQLite in the text of the table
-
-
-@ON_SQLITE
-def test_on_sqlite_the_text_of_a_table_explains_it_and_each_column(engine: Engine) -> None:
-    for table in metadata.sorted_tables:
-        (found,) = rows(engine, "SELECT sql FROM sqlite_master WHERE name = :name", name=table.name)
-        lines = [line.strip() for line in found["sql"].splitlines()]
-        assert lines[0] == f"CREATE TABLE {table.name} ( -- {table.comment}"
-        for column in table.c:
-            (at,) = (n for n, line in enumerate(lines) if line.startswith(f"{column.name} "))
-            assert lines[at - 1] == f"-- {column.comment}", column
 
 
 def test_every_column_of_every_view_is_explained_in_the_order_of_the_view(engine: Engine) -> None:

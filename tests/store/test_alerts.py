@@ -35,7 +35,7 @@ from relay.store.record import Recorded
 from relay.store.transaction import Transaction
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, FakeClock, Steps, carry_out, work_of
-from tests.helpers.storing import START, a_row, an_event
+from tests.helpers.storing import START, an_event
 from tests.helpers.waiting import Stopwatch, be_patient, stand_still
 from tests.helpers.webhooks import a_config
 
@@ -143,31 +143,6 @@ def test_a_route_is_behind_when_an_event_has_waited_for_too_long(steps: Steps) -
     steps.attempt(DONE)
     watch.check(work_of(steps.database, config=WATCHED))
     assert alerts_of(steps)[1:] == [("backlog_old", "strict", False)]
-
-
-def test_an_old_event_open_again_is_seen_within_a_minute_and_by_no_relay_taken_for_none(steps: Steps) -> None:
-    seconds = [0.0]
-    steps.arrive(an_event(1))
-    steps.do(
-        "SELECT setval('inbox_seq_seq', 50000)"
-        if steps.database.sql.is_postgres
-        else "UPDATE sqlite_sequence SET seq = 50000 WHERE name = 'inbox'"
-    )
-    steps.arrive(an_event(2))
-    for _ in range(2):
-        steps.attempt(DONE)
-    watch, other = Watch(lambda: seconds[0]), Watch(lambda: seconds[0])
-    other.check(work_of(steps.database, config=WATCHED))
-    watch.check(work_of(steps.database, config=WATCHED))
-    steps.do(a_row(1))
-    steps.advance(700)
-    watch.check(work_of(steps.database, config=WATCHED))
-    assert alerts_of(steps) == [], "it begins where it came to"
-    seconds[0] += 60
-    watch.check(work_of(steps.database, config=WATCHED))
-    seconds[0] -= 30
-    other.check(work_of(steps.database, config=WATCHED))
-    assert alerts_of(steps) == [("backlog_old", "strict", True)]
 
 
 def test_a_source_is_silent_when_nothing_arrives_and_heard_when_something_does(steps: Steps, clock: FakeClock) -> None:

@@ -272,22 +272,6 @@ def test_the_rest_of_a_failed_load_is_given_back(steps: Steps, monkeypatch: pyte
     ] == [(1, "in_flight", 1), (2, "ready", 0), (3, "ready", 0)]
 
 
-def test_only_routes_with_something_due_cost_a_statement(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrive_sized(steps, 1)
-    asked: list[object] = []
-    execute = Transaction.execute
-
-    def executing(transaction: Transaction, statement: Any, **parameters: object) -> list[Any]:  # noqa: ANN401
-        asked.append(parameters.get("route"))
-        return execute(transaction, statement, **parameters)
-
-    monkeypatch.setattr(Transaction, "execute", executing)
-    routes = [f"route {number}" for number in range(1000)]
-    rooms = [FreeCapacity([route], 8) for route in (*routes, "strict")]
-    assert seqs(claim(steps.work, rooms)) == [1]
-    assert [route for route in asked if route is not None] == ["strict"]
-
-
 def test_a_claim_that_takes_long_ends_with_what_it_has(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     arrive_sized(steps, 1)
     monkeypatch.setattr(claims, "LONGEST_SECONDS", -1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from sqlalchemy.exc import OperationalError
 from inbox.db import leaves as payload_leaves
 from inbox.db.dialect import takes_too_long
 from inbox.db.leaves import DEFAULT, LEAST_EVENTS, LOCK_PAYLOADS, MOST_EVENTS, leaf_size
-from inbox.db.migrate import Role
 from relay.operations.asks import Selection
 from relay.store import rebuild
 from relay.store.database import Database
@@ -24,7 +22,7 @@ from relay.store.duplicates import judge_duplicates
 from relay.store.operator import commands, execution
 from relay.store.reopen import keep_payloads
 from relay.store.retention import STEPS, Pruned
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, grant_roles
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.storing import START, a_row, an_event
 from tests.helpers.tables import count, rows
@@ -284,20 +282,3 @@ def test_a_delivery_is_never_opened_without_the_lock(steps: Steps) -> None:
         transaction.take_order_lock()
         with pytest.raises(RuntimeError, match="keeps_payloads"):
             keep_payloads(transaction, [1])
-
-
-# --- a login of the database without any right to change it
-
-
-STOPPING = (
-    *(f"SELECT 1 FROM {{table}} FOR {lock}" for lock in ("UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE")),
-    *(f"LOCK TABLE {{table}} IN {mode} MODE" for mode in ("ROW SHARE", "EXCLUSIVE", "ACCESS EXCLUSIVE")),
-)
-
-
-@pytest.mark.parametrize("role", ["reader", "reader_without_payloads", "operator", "receiver"])
-def test_no_other_role_can_lock_what_relays_take_in_turn(module_database_url: str, role: Role) -> None:
-    with grant_roles(module_database_url, f"k{os.getpid()}") as roles:
-        for table in ("payload_lock", "order_lock", "route_lock"):
-            for statement in STOPPING:
-                assert not roles.allows(role, f"SET TRANSACTION READ WRITE; {statement.format(table=table)}"), statement

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
-import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import IntegrityError
 
 from inbox.db import following, listing, reads
 from inbox.db.following import REJECTIONS, Feed, Follower, begin
@@ -19,8 +16,6 @@ from inbox.db.reads import has
 from inbox.events.states import LISTED_STATES
 from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Call, ErrorClass, Failed
-from relay.store.database import Database
-from relay.store.reads import read_reveals, record_reveal
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import START, a_rejected, an_event
@@ -30,11 +25,6 @@ from tests.helpers.waiting import stand_still
 
 
 LONG = 1000
-
-
-def list_states(engine: Engine, **conditions: object) -> list[tuple[int, str | None, str]]:
-    found = listing.list_deliveries(engine, EventFilter(**conditions), LONG)  # type: ignore[arg-type]  # each is of its kind
-    return [(row["seq"], row["route"], row["state"]) for row in found.rows]
 
 
 def narrows(read: Callable[..., list[int]], by: Mapping[tuple[int, ...], Sequence[dict[str, Any]]]) -> None:
@@ -47,35 +37,9 @@ def narrows(read: Callable[..., list[int]], by: Mapping[tuple[int, ...], Sequenc
 SECOND, LATER = START + timedelta(seconds=1), START + timedelta(days=9)
 
 
-def seqs(engine: Engine, **conditions: object) -> list[int]:
-    return [seq for seq, _, _ in list_states(engine, **conditions)]
-
-
-def test_the_newest_events_are_listed_first_a_line_for_each_route(engine: Engine, steps: Steps) -> None:
-    steps.receive(an_event(1), an_event(2, routes=["strict", "latest"]), an_event(3, routes=[]))
-    routed = [(2, "latest", "received"), (2, "strict", "received"), (1, "strict", "received")]
-    assert list_states(engine) == [(3, None, "unrouted"), *routed]
-    assert list_states(engine, state="unrouted") == [(3, None, "unrouted")]
-
-
 def unwell(status: int, error_class: ErrorClass, error: str) -> Failed:
     call = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, status)
     return Failed((call,), error_class, error)
-
-
-def test_a_listing_can_be_narrowed_by_state_time_and_error(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "a"))
-    steps.attempt_each(DONE, unwell(503, "server_error", "Forward answered 503: 100% out_of order!"))
-    narrows(
-        partial(seqs, engine),
-        {
-            (): [{"source": "nobody"}, {"error": "nothing"}, {"retrying_at": LATER, "state": "ready"}],
-            (1,): [{"state": "delivered"}],
-            (3, 2): [{"state": "ready"}],
-            (2,): [{"retrying_at": START, "state": "ready"}, {"status": 503}, {"error": "forward ANSWERED"}],
-            (2, 1): [{"until": SECOND, "before": 3}],
-        },
-    )
 
 
 def test_rejected_requests_are_narrowed_by_everything_that_they_show(engine: Engine, steps: Steps) -> None:
@@ -217,21 +181,6 @@ def test_its_pages_hold_every_row_once_and_its_count_is_of_all(engine: Engine, s
     assert all(len(page) <= max(limit, 2) for page in pages)
 
 
-def test_times_are_found_without_a_full_scan(engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "OUT_OF_ORDER", 0)
-    monkeypatch.setattr(following, "NEAR", 1)
-    monkeypatch.setattr(listing, "_WINDOW", 4)
-    steps.receive(*(receive_at(n, hours=10 * n) for n in range(1, 101)))
-    wanted = EventFilter(since=START + timedelta(hours=400), until=START + timedelta(hours=430))
-    found = search(engine, wanted)
-    assert [seq for seq, _ in keys(found.rows)] == [42, 41, 40]
-    assert found.looked_through < 20
-
-
-def receive_at(number: int, *, hours: int) -> Any:  # noqa: ANN401  # an event
-    return msgspec.structs.replace(an_event(number), received_at=START + timedelta(hours=hours))
-
-
 # --- Names that a filter may give though the configuration lacks them: the database has rows of them
 
 
@@ -347,13 +296,3 @@ def test_a_number_taken_too_long_ago_is_not_looked_for(engine: Engine, monkeypat
     assert new(engine, follower) == [10]
     commit_rejections(engine, 7, 8)
     assert new(engine, follower) == [8]
-
-
-# --- Reveals of payloads: one row each, which only an erasure changes
-
-
-@pytest.mark.parametrize(("who", "reason"), [("", "r"), ("  ", "r"), ("anna", ""), ("anna", "  ")])
-def test_a_reveal_needs_a_person_and_a_reason(database: Database, who: str, reason: str) -> None:
-    with pytest.raises(IntegrityError):
-        record_reveal(database, 1, who=who, reason=reason)
-    assert read_reveals(database, 1) == []

@@ -440,9 +440,3 @@ def test_one_that_ends_again_while_a_batch_is_read_is_left_alone(some: Steps, mo
 
     monkeypatch.setattr(selection, "read_page", overtaken)
     assert replay_all(some, chosen) == 0
-
-
-def test_one_that_was_unblocked_since_the_plan_is_replayed(some: Steps) -> None:
-    chosen = Selection(seqs=(2,), route="blocking", until_fact=newest_fact(some))
-    assert unblock_all(some, Selection(seq=2)) == 1
-    assert replay_all(some, chosen) == 1

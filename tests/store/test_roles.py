@@ -92,9 +92,18 @@ def test_each_role_may_do_with_each_table_and_view_what_it_should_and_nothing_el
                 should = {"SELECT"} if readable else set()
                 should |= {privilege for privilege, tables in WRITES.get(role, {}).items() if name in tables}
                 may = set()
-                for privilege in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"):
+                for privilege in (
+                    "SELECT",
+                    "INSERT",
+                    "UPDATE",
+                    "DELETE",
+                    "TRUNCATE",
+                    "REFERENCES",
+                    "TRIGGER",
+                    "MAINTAIN",
+                ):
                     query = "SELECT has_table_privilege(%(role)s, %(name)s, %(privilege)s)"
-                    if privilege not in {"DELETE", "TRUNCATE", "TRIGGER"}:
+                    if privilege not in {"DELETE", "TRUNCATE", "TRIGGER", "MAINTAIN"}:
                         query += " OR has_any_column_privilege(%(role)s, %(name)s, %(privilege)s)"
                     asked = {"role": roles.login(role), "name": name, "privilege": privilege}
                     if admin.execute(query.encode(), asked).fetchone() == (True,):
@@ -146,18 +155,6 @@ def test_a_relay_makes_and_expires_leaves_that_belong_to_the_owner(roles: Grante
     for role in ("receiver", "operator", "reader"):
         assert not roles.allows(role, expire)
         assert not roles.allows(role, ADD_LEAF.format(9, 10))
-
-
-def test_default_privileges_of_the_owner_do_not_apply_to_a_new_leaf(roles: Granted, module_engine: Engine) -> None:
-    others = f"{roles.name('receiver')}, {roles.name('reader_without_payloads')}, PUBLIC"
-    with contextlib.closing(connect_postgres(roles.server_url)) as admin:
-        admin.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {others}".encode())
-        with roles.connect("relay") as connection:
-            assert connection.execute(ADD_LEAF.format(2, 3).encode()).fetchone() == (True,)
-        admin.execute(f"ALTER DEFAULT PRIVILEGES REVOKE ALL ON TABLES FROM {others}".encode())
-    for role in ("receiver", "reader_without_payloads"):
-        assert not roles.allows(role, "SELECT body FROM inbox_payload_200001")
-    assert rows(module_engine, "SELECT 1 FROM pg_tables WHERE tablename = 'inbox_payload_200001'")
 
 
 def test_a_right_that_was_given_by_hand_is_revoked(roles: Granted) -> None:

@@ -14,7 +14,6 @@ from inbox.config.model import Config
 from inbox.db.dialect import Sql
 from inbox.db.health_views import AFTER_SECONDS, FAILED_FOR_SECONDS, Kind, branches
 from relay.delivery.gates import Gate, GateKey, make_entity_key
-from relay.delivery.outcome import Skipped
 from relay.findings import read_stuck
 from relay.operations.asks import Selection
 from relay.store import nodes, route_states
@@ -305,23 +304,6 @@ def test_a_route_that_the_configuration_lacks_is_there_while_something_is_open_o
         assert not route(steps, f"old-{state}").is_configured
         assert route(steps, f"old-{state}").open == 1
         steps.do("UPDATE open_delivery SET due_at = '2026-01-01 00:00:00.000000Z', state = 'ready' WHERE seq = 1")
-
-
-def test_rates_are_of_the_last_minutes(steps: Steps, clock: FakeClock) -> None:
-    def arrive(first: int, last: int) -> None:
-        for number in range(first, last):
-            event = an_event(number, f"u{number}", routes=["strict", "latest"])
-            steps.arrive(msgspec.structs.replace(event, received_at=clock.moment))
-
-    arrive(1, 2)
-    steps.attempt(DONE)
-    clock.advance(600)
-    arrive(2, 12)
-    steps.attempt_each(DONE, Skipped((), "gone"), DONE, UNWELL, HOPELESS)
-    clock.advance(60)
-    strict, latest = route(steps, "strict"), route(steps, "latest")
-    assert (strict.in_per_minute, strict.out_per_minute, strict.failed_per_minute) == (2.0, 0.6, 0.4)
-    assert (latest.in_per_minute, latest.out_per_minute) == (2.0, 0)
 
 
 def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Steps, clock: FakeClock) -> None:

@@ -1,9 +1,8 @@
-"""The views that a DBA reads: deliveries, events, dead letters, health of sources and destinations, sizes."""
+"""The views that a DBA reads: deliveries, events, dead letters, and the health of sources and destinations."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import msgspec
 import pytest
@@ -146,23 +145,6 @@ def test_the_timeline_of_an_entity_has_arrivals_attempts_outcomes_and_duplicates
     ]
 
 
-SUMMED_UP: dict[str, tuple[dict[str, Any], str]] = {
-    "dead": ({"cause": "mapping", "error": "no value"}, "no value"),
-    "skipped": ({"why": "the entity is gone"}, "the entity is gone"),
-    "cancelled": ({"who": "kim", "why": "a test"}, "kim: a test"),
-    "delivered": ({"did": "updated"}, "updated"),
-    "superseded": ({"by": 7, "because": "healed"}, "healed"),
-    "abandoned": ({}, ""),
-}
-
-
-def test_a_fact_is_summed_up_by_its_error_its_person_and_reason_or_what_was_done(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.do(*(a_fact(kind, **detail) for kind, (detail, _) in SUMMED_UP.items()))
-    said = [(kind, 1, "strict", said) for kind, (_, said) in SUMMED_UP.items()]
-    assert [row[1:] for row in timeline(steps)[1:]] == said
-
-
 # --- The views of sources, destinations and the database, by figures and statistics
 
 
@@ -233,6 +215,3 @@ def test_a_route_and_its_destination_have_sums_and_the_last_success_and_failure(
         assert (row["last_success_at"], row["last_failure_at"]) == (minute(5), minute(7))
     assert (found["route", "audit"]["health"], found["route", "audit"]["last_success_at"]) == ("failing", None)
     assert set(found) == {("route", "crm"), ("destination", "crm-api"), ("route", "audit")}
-
-
-# --- sizes
