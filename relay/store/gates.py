@@ -255,7 +255,7 @@ WHERE true
 ON CONFLICT (kind, name) DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in _BREAKER)}
 """)
 
-# Inserts only what is missing: ON CONFLICT would wait for a row that another transaction is changing.
+# Inserts only missing rows: ON CONFLICT would wait for a row that another transaction is changing.
 _MAKE = Statement(f"""
 INSERT INTO gate (kind, name)
 SELECT kind, name FROM {sql.rows("gates", kind="text", name="text")}
