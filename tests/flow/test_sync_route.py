@@ -13,12 +13,15 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from tests.destinations.calling import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE, replace_in_sync
-from tests.helpers.daemon import BEHIND, Flow, SyncSteps, format_seconds, kinds, relaying, user
+from relay.operations.asks import Selection
+from tests.destinations.calling import CREATE, FETCH, FIND, FOUND, NONE, OWN_BODY, REMOVE, UPDATE, replace_in_sync
+from tests.helpers.daemon import BEHIND, ROUTE, Flow, SyncSteps, format_seconds, kinds, relaying, user
 from tests.helpers.databases import ON_BOTH
+from tests.helpers.relaying import carry_out
 from tests.helpers.scripted import answer
 from tests.helpers.tables import count, facts, open_states
 from tests.helpers.waiting import until
+from tests.store.conftest import differences, mend
 
 TOLERANT = replace_in_sync('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", tolerance = "2s" }')
 FUTURE = "2126-01-01T00:00:00Z"
@@ -143,6 +146,69 @@ def test_a_change_and_a_delete_in_one_second_delete_despite_a_late_replica(flow:
         steps.later()
     assert written(flow)[-1:] == [REMOVE]
     go_on(flow, steps)
+
+
+# --- without a fetch: no body follows a newer one of its lane
+
+
+def begin(steps: SyncSteps, *bodies: tuple[int, str]) -> None:
+    """Tell of bodies, each with the seconds of its time."""
+    at = steps.clock.moment
+    steps.advance(60)
+    for seconds, name in bodies:
+        steps.tell(at=at + timedelta(seconds=seconds), name=name)
+
+
+def sent_names(flow: Flow) -> list[str]:
+    return [fields["name"] for fields in flow.sent()]
+
+
+def replay(flow: Flow, steps: SyncSteps, chosen: Selection) -> int:
+    return carry_out(steps.database, flow.config, "replay", chosen, why="asked for")
+
+
+@ON_BOTH
+@pytest.mark.parametrize("sync", [OWN_BODY])
+def test_an_older_body_is_dead_without_a_call_until_a_person_decides(flow: Flow, steps: SyncSteps) -> None:
+    begin(steps, (0, "first"), (20, "newest"), (10, "older"))
+    steps.tell("CREATE", at=steps.clock.moment - timedelta(seconds=40), name="same second")
+    assert sent_names(flow) == ["first", "newest", "same second"]
+    (dead,) = details(steps, "dead")
+    assert (dead["cause"], dead.get("calls", [])) == ("overtaken", [])
+    assert replay(flow, steps, Selection(cause="overtaken")) == 0
+    assert replay(flow, steps, Selection(cause="overtaken", force=True)) == 1
+    steps.until_nothing_is_due()
+    assert sent_names(flow)[3:] == ["older"]
+    assert (steps.left(), differences(steps.database, flow.config)) == ({}, [])
+
+
+@ON_BOTH
+@pytest.mark.parametrize("sync", [f"skip_unchanged = true\n{OWN_BODY}"])
+def test_an_older_body_does_not_follow_a_newer_one_that_was_unchanged(flow: Flow, steps: SyncSteps) -> None:
+    begin(steps, (0, "same"), (20, "same"))
+    steps.do("DELETE FROM lane")
+    assert [each.finding for each in mend(steps.database, flow.config)] == ["last_delivered"] * 2
+    begin(steps, (-50, "older"))
+    assert (sent_names(flow), kinds(steps.database.engine)) == (["same"], ["delivered", "unchanged", "dead"])
+    assert differences(steps.database, flow.config) == []
+
+
+@pytest.mark.parametrize("sync", [OWN_BODY])
+def test_bodies_that_arrive_during_retries_keep_their_order(flow: Flow, steps: SyncSteps) -> None:
+    flow.script(update=[answer(503), answer(503), answer()])
+    begin(steps, (10, "tried"), (20, "newer"), (0, "older"))
+    steps.later()
+    steps.later()
+    assert sent_names(flow) == ["tried", "tried", "tried", "newer"]
+    assert [dead["cause"] for dead in details(steps, "dead")] == ["overtaken"]
+
+
+@pytest.mark.parametrize("sync", [OWN_BODY])
+def test_a_replay_of_all_keeps_their_order_too(flow: Flow, steps: SyncSteps) -> None:
+    begin(steps, (0, "a"), (10, "b"), (20, "c"))
+    assert replay(flow, steps, Selection(route=ROUTE, backfill=True)) == 3
+    steps.until_nothing_is_due()
+    assert sent_names(flow) == ["a", "b", "c"] * 2
 
 
 # --- with the daemon

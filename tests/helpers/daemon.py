@@ -191,9 +191,9 @@ class Flow:
     port: int
     server: ScriptedServer
 
-    def tell(self, at: datetime, event_type: str = "UPDATE", entity: str = "u1") -> dict[str, Any]:
+    def tell(self, at: datetime, event_type: str = "UPDATE", entity: str = "u1", **more: object) -> dict[str, Any]:
         """Send a webhook whose time has no fraction, and return the receiver's answer."""
-        payload = body(entity, format_seconds(at), eventType=event_type)
+        payload = body(entity, format_seconds(at), eventType=event_type, **more)
         answered = ask(self.port, webhook(payload=payload))
         assert status_of(answered) == 200, answered
         told: dict[str, Any] = json.loads(answered.partition(b"\r\n\r\n")[2])
@@ -229,9 +229,9 @@ class SyncSteps(Steps):
         context = Limits(lambda: float("inf"), threading.Event(), self.clock.now)
         return [(delivery, attempt(delivery, self._sync, context)) for delivery in claimed]
 
-    def tell(self, event_type: str = "UPDATE", *, at: datetime | None = None) -> None:
+    def tell(self, event_type: str = "UPDATE", *, at: datetime | None = None, **more: str) -> None:
         """Send a webhook about the present and do everything that is due."""
-        self._flow.tell(at or self.clock.moment, event_type)
+        self._flow.tell(at or self.clock.moment, event_type, **more)
         self.until_nothing_is_due()
 
     def later(self, seconds: float = 120) -> None:
