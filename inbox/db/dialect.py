@@ -290,6 +290,10 @@ class Sql:
             return f"({value} IS NULL OR position(lower({value}) IN lower({column})) > 0)"
         return f"(:{parameter} IS NULL OR instr(lower({column}), lower(:{parameter})) > 0)"
 
+    def has_bytes(self, column: str, parameter: str) -> str:
+        """Return the condition that a column of bytes contains those of the parameter."""
+        return f"position(:{parameter} IN {column}) > 0" if self.is_postgres else f"instr({column}, :{parameter}) > 0"
+
     def status_of(self, fact: str) -> str:
         """Return the HTTP status of a fact's last call; null for malformed facts, so that they don't break the view."""
         if self.is_postgres:
@@ -465,7 +469,7 @@ def blames_items(error: BaseException) -> bool:
 
 
 _TOO_LONG = frozenset({"57014", "25P03", "25P04"})
-_HELD_UP = _TOO_LONG | {"55P03"}
+_HELD_UP = _TOO_LONG | {"55P03", _DEADLOCK}
 
 
 def takes_too_long(error: BaseException) -> bool:
@@ -474,7 +478,7 @@ def takes_too_long(error: BaseException) -> bool:
 
 
 def is_wait_timeout(error: BaseException) -> bool:
-    """Return whether Postgres ended a statement or transaction at a time limit, or a lock timed out."""
+    """Return whether Postgres ended a statement or transaction at a time limit, or a lock timed out or was in a deadlock."""
     return isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP
 
 
