@@ -309,6 +309,10 @@ class Sql:
         is_number = f"length({expression}) BETWEEN 1 AND 18 AND {expression} NOT GLOB '*[^0-9]*'"
         return f"CASE WHEN {is_number} THEN CAST({expression} AS bigint) END"
 
+    def without(self, json: str, key: str) -> str:
+        """Return a JSON object without one of its keys."""
+        return f"{json} - '{key}'" if self.is_postgres else f"json_remove({json}, '$.{key}')"
+
     def time(self, parameter: str) -> str:
         """Return the time in a parameter formatted by `time_text`."""
         return f"CAST({parameter} AS timestamptz)" if self.is_postgres else parameter
