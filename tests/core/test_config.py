@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jwt.algorithms import OKPAlgorithm
 
 from inbox.config.mistakes import build, mistakes
+from inbox.config.model import ForwardDestination
 from inbox.config.sources import BearerAuth
 from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError
@@ -311,3 +312,11 @@ def test_it_passes_the_check_with_its_variables(database: str, tmp_path: Path, m
         assert len(unset.mistakes) + sum(len(unset.further_mistakes(start)) for start in check.STARTS.values()) >= len(
             environment
         )
+
+
+def test_a_first_file_for_a_service_on_this_host_may_call_it() -> None:
+    text, _ = starter("github", "sqlite", "http://127.0.0.1:9000/hook")
+    service = parse_config(text).destinations["service"]
+    assert isinstance(service, ForwardDestination)
+    assert service.url.reveal() == "http://127.0.0.1:9000/hook"
+    assert (service.allow_private, service.allow_http) == (True, True)
