@@ -178,6 +178,8 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the last error, ignoring case."""
     status: int | None = None
     """HTTP status of the last call."""
+    command: int | None = None
+    """Number of the command that changed the deliveries."""
     before: int | None = None
     """Seq below which events are listed."""
 
@@ -210,10 +212,11 @@ def list_deliveries(
     matching = looked = 0
     is_full, is_complete, place = False, True, wanted.before
     with engine.connect() as connection:
+        keys = None if wanted.command is None else _read_changed(connection, wanted.command)
         for seqs, place, number in _Candidates(connection, wanted).pages(limit + 1):  # noqa: B007  # the last place counts
             looked += number
             for found in deliveries_of(connection, seqs):
-                shown = [row for row in found if wanted.admits(row)]
+                shown = [row for row in found if wanted.admits(row) and (keys is None or _key_of(row) in keys)]
                 matching += len(shown)
                 is_full = is_full or bool(rows and shown and len(rows) + len(shown) > limit)
                 if not is_full:
@@ -227,6 +230,31 @@ def list_deliveries(
             place = None
     before = rows[-1]["seq"] if is_full else place
     return RowPage(rows, before, before is not None, min(matching, most + 1), is_complete, looked)
+
+
+_OPEN_END = "'9999-12-31 00:00:00.000000Z'"
+_MOST_FACTS = 100_000
+"""Facts searched for those of a command, from its beginning; many are of other deliveries."""
+
+
+def changed_by_command(sql: Sql) -> str:
+    """Return the query for seq and route of each delivery that the command `:command` changed."""
+    return f"""
+SELECT DISTINCT f.seq, f.route FROM (
+    SELECT w.seq, w.route, w.kind, w.detail FROM relay_command c
+    JOIN delivery_log w ON w.at >= c.asked_at AND w.at <= coalesce(c.finished_at, {sql.time(_OPEN_END)})
+    WHERE c.id = :command LIMIT {_MOST_FACTS}) f
+WHERE f.kind IN ('replayed', 'rescheduled', 'cancelled', 'unblocked') AND {sql.number("f.detail ->> 'command'")} = :command"""
+
+
+def _read_changed(connection: Connection, command: int) -> set[tuple[int, str]]:
+    statement = text(changed_by_command(Sql(connection.dialect.name)))
+    with reading(connection).begin():
+        return {(row.seq, row.route) for row in connection.execute(statement, {"command": command})}
+
+
+def _key_of(delivery: Row) -> tuple[int, str]:
+    return delivery["seq"], delivery["route"]
 
 
 class _Candidates:
@@ -244,7 +272,7 @@ class _Candidates:
         wanted, size = self._wanted, min(first, _PAGE)
         below = _ABOVE_ALL if wanted.before is None else wanted.before
         statement, values = candidates(self._sql, wanted)
-        if is_open(wanted) or is_of_entity(wanted):
+        if wanted.command is not None or is_open(wanted) or is_of_entity(wanted):
             while seqs := self._execute(statement, {**values, "before": below, "page": size}):
                 below, size = seqs[-1], _PAGE
                 yield seqs, below, len(seqs)
@@ -301,6 +329,10 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
     Its parameters are `before`, and either `page` (by open state or entity) or the `lowest` seq of a window.
     """
     conditions, values = _conditions(sql, msgspec.structs.asdict(wanted), _OF_EVENT, "i.received_at")
+    if wanted.command is not None:
+        values["command"] = wanted.command
+        where = _all([*conditions, f"i.seq IN (SELECT changed.seq FROM ({changed_by_command(sql)}) changed)"])
+        return f"SELECT i.seq FROM inbox i WHERE {where} AND i.seq < :before ORDER BY i.seq DESC LIMIT :page", values
     routes = None if wanted.routes is None else f"IN (SELECT name FROM {sql.rows('routes', name='text')})"
     if wanted.routes is not None:
         values["routes"] = rows_param({"name": name} for name in wanted.routes)

@@ -179,6 +179,7 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
     {
         **_ABOUT,
         "state": option(str, "state", "Only deliveries in this state, such as dead, ready or delivered."),
+        "command": option(int, "command", "Only deliveries that this command has changed.", min=0),
         "before": _BEFORE,
         **_OF_LISTS,
     },

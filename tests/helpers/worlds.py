@@ -247,8 +247,9 @@ def fill_page(steps: Steps) -> None:
     steps.arrive(*events)
     other = f'{{"word": "{WORDS["duplicate"]}"}}'.encode()
     steps.intake.repeat(msgspec.structs.replace(events[0], body=other, body_sha256=hashlib.sha256(other).digest()))
-    quoted = {name: WORDS[name] for name in ("excerpt", "request")}
-    call = Call("forward", "POST", "https://audit.example.com/", "answered", 12.5, 422, **quoted)
+    call = Call(
+        "forward", "POST", "https://audit.example.com/", "answered", 12.5, 422, None, WORDS["excerpt"], None, WORDS["request"]
+    )
     steps.attempt(DONE)
     for route in ("strict", "blocking"):
         steps.attempt(Failed((call,), "mapping", "forward: answered 422 Unprocessable Entity"), route)

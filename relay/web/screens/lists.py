@@ -16,6 +16,7 @@ from relay.delivery.alerts import AlertKind
 from relay.filters import STATES, Filtered, list_unknown, make_conditions
 from relay.operations.asks import Moment
 from relay.operations.table import OPERATIONS
+from relay.store.operator.commands import Outcome, read_outcome
 from relay.store.overview import FiringAlert, format_alert, read_firing
 from relay.store.reads import DeadGroup, group_dead_letters
 from relay.web.query import Limit, Number, Text
@@ -68,6 +69,8 @@ class DeliveriesQuery(ListQuery, frozen=True, kw_only=True):
     """Part of the last error; case-insensitive."""
     status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
     """HTTP status of the last call."""
+    command: Number | None = None
+    """Number of the command that changed them."""
 
     @property
     def entity_of(self) -> tuple[str | None, str | None]:
@@ -134,6 +137,8 @@ def acts_of_any(states: Iterable[str]) -> Sequence[str]:
 def why_no_offer(query: DeliveriesQuery) -> str | None:
     """Return the reason why no act can select exactly the matching deliveries; None: an act can."""
     state = query.state
+    if query.command is not None:
+        return "No act can select the deliveries of a command: select rows."
     if state is None:
         return "Select a state to act on all matching deliveries."
     if state not in ACTS:
@@ -278,6 +283,10 @@ class CommandPage(msgspec.Struct, frozen=True):
     """True: a relay still works on it."""
     turn: Literal["stop", "continue"] | None
     """The act that stops or continues the command."""
+    outcome: Outcome | None
+    """For a replay or retry: the present states of the deliveries that it changed."""
+    says: str | None
+    """The same in words: `6 delivered, 0 failed`."""
 
 
 def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
@@ -293,7 +302,10 @@ def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
     turn: Literal["stop", "continue"] | None = (
         "stop" if is_open else "continue" if row["state"] == "cancelled" else None
     )
-    return CommandPage(row, is_open, None if OPERATIONS[row["kind"]].is_of_a_command else turn)
+    is_about_calls = row["kind"] in {"replay", "retry"} and row["affected"]
+    outcome = read_outcome(reading.database, query.id) if is_about_calls else None
+    turn = None if OPERATIONS[row["kind"]].is_of_a_command else turn
+    return CommandPage(row, is_open, turn, outcome, None if outcome is None else outcome.says)
 
 
 # --- alerts
