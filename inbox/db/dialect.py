@@ -335,6 +335,10 @@ class Sql:
         """Return the beginning of the minute of `time`."""
         return f"date_trunc('minute', {time})" if self.is_postgres else f"substr({time}, 1, 17) || '00.000000Z'"
 
+    def hour(self, time: str) -> str:
+        """Return the beginning of the hour of `time`, in UTC."""
+        return f"date_trunc('hour', {time}, 'UTC')" if self.is_postgres else f"substr({time}, 1, 14) || '00:00.000000Z'"
+
     def plus_seconds(self, time: str, seconds: str) -> str:
         """Return `time` plus so many seconds."""
         if self.is_postgres:

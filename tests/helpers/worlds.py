@@ -248,7 +248,16 @@ def fill_page(steps: Steps) -> None:
     other = f'{{"word": "{WORDS["duplicate"]}"}}'.encode()
     steps.intake.repeat(msgspec.structs.replace(events[0], body=other, body_sha256=hashlib.sha256(other).digest()))
     call = Call(
-        "forward", "POST", "https://audit.example.com/", "answered", 12.5, 422, None, WORDS["excerpt"], None, WORDS["request"]
+        "forward",
+        "POST",
+        "https://audit.example.com/",
+        "answered",
+        12.5,
+        422,
+        None,
+        WORDS["excerpt"],
+        None,
+        WORDS["request"],
     )
     steps.attempt(DONE)
     for route in ("strict", "blocking"):

@@ -89,6 +89,10 @@ def test_an_invalid_filter_is_named_and_the_form_keeps_the_others(page: Page, qu
     shown = page.get(f"/deliveries?{query}&error=kept")
     assert shown.status_code == 400
     assert all(part in shown.text for part in ('name="state"', 'value="kept"', 'role="alert"'))
+    field, _, value = query.partition("&")[0].partition("=")
+    if f'name="{field}"' in shown.text:
+        wrong = re.findall(r'name="(\w+)"[^>]*aria-invalid="true"', shown.text)
+        assert (wrong, f">{value}<" in shown.text or f'value="{value}"' in shown.text) == ([field], True)
 
 
 @pytest.mark.usefixtures("some")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,9 +19,10 @@ from relay.operations.table import OPERATIONS
 from relay.store.operator.commands import Outcome, read_outcome
 from relay.store.overview import FiringAlert, format_alert, read_firing
 from relay.store.reads import DeadGroup, group_dead_letters
+from relay.store.statement import Statement, sql
 from relay.web.query import Limit, Number, Text
 from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, rows_of
-from relay.words import ACTS
+from relay.words import ACTS, describe_state
 
 LONGEST_SECONDS = 0.15
 """Time after which a search begins no further statement."""
@@ -86,10 +87,17 @@ class Offer(msgspec.Struct, frozen=True):
     selection: AnyMembers
 
 
+_ACTS_SCHEMA = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "the acts that can change it; viewers get none",
+}
+
+
 class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     """Rows of the view `delivery`, newest event first."""
 
-    rows: tuple[Annotated[Row, rows_of("delivery")], ...]
+    rows: tuple[Annotated[Row, rows_of("delivery", acts=_ACTS_SCHEMA)], ...]
     matching: int | None = None
     """Number of matching deliveries; 501 means more than 500; None: not counted."""
     is_complete: bool
@@ -116,7 +124,7 @@ def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     most = MOST_COUNTED if counts else 0
     found = list_deliveries(reading.database.engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
     return DeliveriesPage(
-        rows=tuple(found.rows),
+        rows=tuple(_with_acts(reading, found.rows)),
         before=found.before,
         matching=found.matching if counts else None,
         is_complete=found.is_complete,
@@ -127,11 +135,22 @@ def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
 
 
 _FAILED = (*DEAD_STATES, RETRYING)
+_STORED = Statement(f"""
+SELECT wanted.seq FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "inbox_payload p", "p.seq = wanted.seq")}
+""")
 
 
-def acts_of_any(states: Iterable[str]) -> Sequence[str]:
-    """List the acts that change a delivery in one of these states, each once."""
-    return tuple(dict.fromkeys(act for state in states for act in ACTS.get(state, ())))
+def _with_acts(reading: Reading, rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rows with their acts. Nothing can be sent again without its payload."""
+    acts = [ACTS.get(describe_state(row, reading.now), ()) if reading.actor.may_act else () for row in rows]
+    wanted = {row["seq"] for row, able in zip(rows, acts, strict=True) if not _SENDING.isdisjoint(able)}
+    with reading.database.read() as transaction:
+        stored = {row.seq for row in transaction.execute(_STORED, wanted=wanted)} if wanted else wanted
+    for row, able in zip(rows, acts, strict=True):
+        yield {**row, "acts": [act for act in able if row["seq"] in stored or act not in _SENDING]}
+
+
+_SENDING = frozenset({"replay", "retry"})
 
 
 def why_no_offer(query: DeliveriesQuery) -> str | None:
