@@ -277,7 +277,7 @@ Counts = tuple[int, ...]
 class Figures(msgspec.Struct, frozen=True):
     """Counts of each minute of an hour, or of each hour of a day or a week.
 
-    The present minute is omitted, as it is still being counted. The last hour has its minutes so far.
+    The present minute or hour is omitted, as it is still being counted.
     """
 
     began_at: datetime
@@ -302,10 +302,9 @@ class Figures(msgspec.Struct, frozen=True):
 
 def read_figures(transaction: Transaction, now: datetime, span: Span = "hour") -> Figures:
     """Read the figures of the span before `now`."""
-    until = now.replace(second=0, microsecond=0)
+    until = now.replace(minute=now.minute if span == "hour" else 0, second=0, microsecond=0)
     steps, step = _STEPS[span]
-    first = until if span == "hour" else until.replace(minute=0) + step
-    since = first - steps * step
+    since = until - steps * step
     arrived, ended, failed = (defaultdict[str, list[int]](lambda: [0] * steps) for _ in range(3))
     for row in transaction.execute(_FIGURES[span == "hour"], since=since, until=until, most=_MOST_ROWS):
         place = int((as_time(row.began_at) - since) / step)

@@ -231,7 +231,7 @@ def _time(value: datetime | str | None, now: datetime) -> Markup:
     said, clock = words.format_relative(moment, now), words.format_time_of_day(moment, now)
     if said.startswith(f"{moment:%Y-}"):  # a date already
         clock = f"{moment:%H:%M:%S}Z"
-    return Markup('<time datetime="{exact}" title="{exact}">{said} <small>{clock}</small></time>').format(
+    return Markup('<time datetime="{exact}" title="{exact}"><span>{said}</span> <small>{clock}</small></time>').format(
         exact=rfc3339(moment), said=said, clock=clock
     )
 

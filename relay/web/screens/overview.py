@@ -80,7 +80,7 @@ class OverviewPage(msgspec.Struct, frozen=True):
     step_seconds: int
     """Length of a step: a minute for the range of an hour, and an hour for the others."""
     arrived: Counts
-    """Events of all sources in each step; the present minute is left out, and the present hour counted so far."""
+    """Events of all sources in each step. The present minute or hour is left out."""
     ended: Counts
     """Deliveries that ended in each step."""
     failed: Counts
