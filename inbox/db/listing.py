@@ -240,11 +240,11 @@ _MOST_FACTS = 100_000
 def changed_by_command(sql: Sql) -> str:
     """Return the query for seq and route of each delivery that the command `:command` changed."""
     return f"""
-SELECT DISTINCT f.seq, f.route FROM (
+SELECT DISTINCT recorded.seq, recorded.route FROM (
     SELECT w.seq, w.route, w.kind, w.detail FROM relay_command c
     JOIN delivery_log w ON w.at >= c.asked_at AND w.at <= coalesce(c.finished_at, {sql.time(_OPEN_END)})
-    WHERE c.id = :command LIMIT {_MOST_FACTS}) f
-WHERE f.kind IN ('replayed', 'rescheduled', 'cancelled', 'unblocked') AND {sql.number("f.detail ->> 'command'")} = :command"""
+    WHERE c.id = :command LIMIT {_MOST_FACTS}) recorded
+WHERE recorded.kind IN ('replayed', 'rescheduled', 'cancelled', 'unblocked') AND {sql.number("recorded.detail ->> 'command'")} = :command"""
 
 
 def _read_changed(connection: Connection, command: int) -> set[tuple[int, str]]:

@@ -91,7 +91,7 @@ def test_an_open_delivery_is_not_replayed_nor_one_that_is_due_or_claimed_retried
     before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
     with steps.database.write() as transaction:
         now, keys = transaction.take_order_lock(keeps_payloads=True), [(seq, "strict") for seq in range(1, 6)]
-        assert change(transaction, choice, keys, now, who="kim", why="by mistake", policies=POLICIES) == 0
+        assert change(transaction, choice, keys, now, who="kim", why="by mistake", command=1, policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert steps.kinds() == []
 

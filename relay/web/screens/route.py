@@ -23,7 +23,7 @@ from relay.web.query import Text
 from relay.web.reading import Reading
 from relay.web.screens.overview import RouteLine, SweepLine, make_route_line, sweep_lines
 
-_MOST_COUNTED = 1000
+_MOST_COUNTED, _NEWEST_FACTS = 1000, 20_000
 
 
 class RouteQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,9 +97,9 @@ class RoutePage(msgspec.Struct, frozen=True):
     sweeps: tuple[SweepLine, ...]
     """Sweeps of its source."""
     errors: tuple[FailedAttempt, ...]
-    """Its last failed attempts, among the newest 20,000 of all routes."""
+    """Its last failed attempts, among the newest 20,000 facts of all routes."""
     latency: tuple[Percentiles, ...]
-    """Of its last 200 deliveries among the newest 20,000 facts; empty without one."""
+    """Of its last 200 deliveries, among the same facts; empty without one."""
 
 
 def read_route(reading: Reading, query: RouteQuery) -> RoutePage:
@@ -116,8 +116,8 @@ def read_route(reading: Reading, query: RouteQuery) -> RoutePage:
     found = read_stuck(database)
     with database.read() as transaction:
         figures = read_figures(transaction, seen.at, query.range)
-        errors = [_fail(row) for row in transaction.execute(_FAILURES, route=name)]
-        latency = tuple(_measure(transaction.execute(_DELIVERED, route=name)))
+        errors = [_fail(row) for row in transaction.execute(_FAILURES, route=name, most=_NEWEST_FACTS)]
+        latency = tuple(_measure(transaction.execute(_DELIVERED, route=name, most=_NEWEST_FACTS)))
         watermarks = transaction.rows_of(reads.SWEEPS)
     configured = config.routes.get(name)
     return RoutePage(
@@ -207,12 +207,12 @@ def _measure(rows: Sequence[Any]) -> Iterator[Percentiles]:
 
 _FAILURES = Statement(f"""
 SELECT l.seq, l.at, l.kind, l.attempt, l.detail, {sql.status_of("l")} AS status FROM (
-    SELECT * FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned', 'dead') ORDER BY n.id DESC LIMIT 20000) l
-WHERE l.route = :route ORDER BY l.id DESC LIMIT 10
+    SELECT * FROM delivery_log ORDER BY id DESC LIMIT :most) l
+WHERE l.route = :route AND l.kind IN ('attempt_failed', 'abandoned', 'dead') ORDER BY l.id DESC LIMIT 10
 """)
 _DELIVERED = text("""
 SELECT l.at, l.detail, i.received_at FROM (
-    SELECT n.* FROM (SELECT * FROM delivery_log ORDER BY id DESC LIMIT 20000) n
+    SELECT n.* FROM (SELECT * FROM delivery_log ORDER BY id DESC LIMIT :most) n
     WHERE n.route = :route AND n.kind IN ('delivered', 'unchanged') ORDER BY n.id DESC LIMIT 200) l
 JOIN inbox i ON i.seq = l.seq
 """)
