@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from inbox.clock import SystemClock
 from inbox.db.columns import UtcDateTime
-from inbox.db.dialect import POSTGRES, Sql
+from inbox.db.dialect import Sql
 from inbox.db.schema import delivery_log, inbox, inbox_payload, open_delivery, order_lock, write_probe
 from inbox.events.states import OPEN_STATES, RETENTION_FLOOR_DAYS
 from relay.delivery.lifecycle import HEADS, SCHEDULING, Step

@@ -108,6 +108,18 @@ def test_an_invalid_filter_is_named_and_the_form_keeps_the_others(page: Page, qu
         assert (wrong, f">{value}<" in shown.text or f'value="{value}"' in shown.text) == ([field], True)
 
 
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("42", "/deliveries?seq=42"), (" USER/u1 ", "/deliveries?entity=USER%2Fu1"), ("72d3-cc", "/deliveries?sender_id=72d3-cc"),
+        ("//evil.example", "/deliveries?entity=%2F%2Fevil.example"), ("", "/deliveries"),
+    ],
+)  # fmt: skip
+def test_the_search_box_leads_to_the_list(page: Page, given: str, path: str) -> None:
+    answer = page.get(f"/find?{urlencode({'q': given})}", VIEWER)
+    assert (answer.status_code, answer.headers["location"]) == (303, path)
+
+
 @pytest.mark.usefixtures("some")
 def test_pages_follow_each_other_and_only_the_first_has_a_count(page: Page) -> None:
     found = [page.json(f"/deliveries.json?limit=2{before}") for before in ("", "&before=3")]

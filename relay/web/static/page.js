@@ -202,7 +202,7 @@
 
   const chosen = () => main.querySelector("tr.here");
   const actions = {
-    "/": () => (main.querySelector("form.filters input, form.filters select") ?? main).focus(),
+    "/": () => (main.querySelector("form.filters input, form.filters select") ?? document.querySelector(".find input") ?? main).focus(),
     "?": () => keys.showModal(),
     j: () => move(1),
     k: () => move(-1),
