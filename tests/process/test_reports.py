@@ -153,6 +153,9 @@ def list_users(server: ScriptedServer, *users: tuple[str, str], since: str = EPO
         server.routes[f"GET /api/user?since={since}&start={start}&count=2"] = [answer(200, {"resources": page})]
 
 
+DO_IT = ("--reason", "webhooks were off", "--yes")
+
+
 def sweep(place: Site, *options: str) -> tuple[int, list[int]]:
     """Run a sweep; return its exit status and the numbers of compared, missed and added entities."""
     ended = place.invoke("relay", "sweep", "--source", "trivore", "--json", *options)
@@ -168,22 +171,25 @@ def test_a_missed_change_becomes_one_event_and_only_a_whole_sweep_moves_the_wate
     )
     fill(database_url, [("u1", "2026-01-01T00:00:00Z"), ("u1", "2026-01-02T00:00:00Z"), ("u2", "2026-01-01T00:00:00Z")])
     list_users(server, *LOST)
-    assert sweep(place, "--dry-run") == (1, [3, 2, 0])
+    assert sweep(place) == (1, [3, 2, 0])
     server.routes[f"GET /api/user?since={EPOCH}&start=0&count=2"] = [answer(404)]
-    assert place.invoke("relay", "sweep", "--source", "trivore").status == 2
+    assert place.invoke("relay", "sweep", "--source", "trivore", *DO_IT).status == 2
     list_users(server, ("u9", "2126-01-01T00:00:00Z"), since="2026-01-03T00%3A00%3A00Z")
-    assert sweep(place, "--since", "2026-01-03") == (0, [0, 0, 0]), "this minute is left out"
+    assert sweep(place, "--since", "2026-01-03", *DO_IT) == (0, [0, 0, 0]), "this minute is left out"
     assert count(engine, "sweep_watermark WHERE compared_until IS NOT NULL") == 0
 
     list_users(server, *LOST)
-    assert sweep(place) == (1, [3, 2, 2])
+    assert place.invoke("relay", "sweep", "--source", "trivore", "--yes").status == 2, "a reason is missing"
+    assert sweep(place, *DO_IT) == (1, [3, 2, 2])
+    noted = rows(engine, "SELECT kind, reason, state FROM relay_command ORDER BY id DESC LIMIT 1")
+    assert [tuple(row.values()) for row in noted] == [("sweep", DO_IT[1], "done")]
     added = rows(engine, "SELECT entity_id, event_type FROM inbox WHERE seq > 3 ORDER BY entity_id")
     assert [tuple(row.values()) for row in added] == [("u2", "sweep"), ("u3", "sweep")]
     assert count(engine, "open_delivery WHERE state = 'received' AND seq > 3") == 2
     list_users(
         server, LOST[1], since="2026-01-02T23%3A55%3A00Z"
     )  # a sweep begins a little before the end of the last one
-    assert sweep(place) == (0, [1, 0, 0])
+    assert sweep(place, *DO_IT) == (0, [1, 0, 0])
     for source in ("nobody", "unrouted"):
         assert place.invoke("relay", "sweep", "--source", source).status == 2
 
@@ -207,14 +213,14 @@ def test_differences_of_state_and_log_end_with_1_until_they_are_repaired(
     assert found.stdout.splitlines()[1].split() == ["missing", "3", "everything", "open", "no", "row"]
     listing = json.loads(place.invoke("relay", "verify", "--json").stdout)
     assert [(each["finding"], each["seq"]) for each in listing] == [("missing", 3), ("missing", 7)]
-    assert "repaired 2 differences in 40 events" in place.invoke("relay", "rebuild").stdout
+    assert "repaired 2 differences in 40 events" in place.invoke("relay", "rebuild", *DO_IT).stdout
     assert (place.invoke("relay", "verify").status, count(engine, "open_delivery")) == (0, 40)
 
     lose("3, 7, 8")
     monkeypatch.setattr(compare, "_MOST_DIFFERENCES", 2)
     many = place.invoke("relay", "verify")
     assert (len(many.stdout.splitlines()), "3 differences in 40 events" in many.stderr) == (3, True)
-    assert [len(json.loads(place.invoke("relay", "rebuild", "--json").stdout)) for _ in range(2)] == [2, 0]
+    assert [len(json.loads(place.invoke("relay", "rebuild", "--json", *DO_IT).stdout)) for _ in range(2)] == [2, 0]
 
 
 # --- `relay status` and its `--check`, `inbox tail` and `relay tail`
