@@ -285,7 +285,7 @@ _MOST_FACTS = 100_000
 """Facts searched for those of a command, from its beginning; many are of other deliveries."""
 
 
-def changed_by_command(sql: Sql) -> str:
+def select_changed(sql: Sql) -> str:
     """Return the query for seq and route of each delivery that the command `:command` changed."""
     return f"""
 SELECT DISTINCT recorded.seq, recorded.route FROM (
@@ -297,7 +297,7 @@ WHERE recorded.kind IN ('replayed', 'rescheduled', 'cancelled', 'unblocked')
 
 
 def _read_changed(connection: Connection, command: int) -> set[tuple[int, str]]:
-    statement = text(changed_by_command(Sql(connection.dialect.name)))
+    statement = text(select_changed(Sql(connection.dialect.name)))
     with reading(connection).begin():
         return {(row.seq, row.route) for row in connection.execute(statement, {"command": command})}
 
@@ -386,7 +386,7 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
     """
     conditions, values = _conditions(sql, msgspec.structs.asdict(wanted), _OF_EVENT, "i.received_at")
     if wanted.command is not None:
-        conditions.append(f"i.seq IN (SELECT changed.seq FROM ({changed_by_command(sql)}) changed)")
+        conditions.append(f"i.seq IN (SELECT changed.seq FROM ({select_changed(sql)}) changed)")
         values["command"] = wanted.command
     if is_named(wanted):
         where = _all([*conditions, "i.seq < :before"])

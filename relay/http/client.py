@@ -217,16 +217,16 @@ class HttpClient:
 
     def _lost(self, request: Request, began: float, sent: Sent, status: int | None = None) -> Answer:
         error = "cut: the lease ended" if sent == "unknown" else "not made: the lease ended"
-        return self._unanswered(request, self._log(request, began, sent, status, error=error), "lease_lost")
+        return self._make_failure(request, self._log(request, began, sent, status, error=error), "lease_lost")
 
     def _fail(self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None) -> Answer:
         if isinstance(root, OutboundRefused):
-            return self._unanswered(request, self._log(request, began, sent, error=str(root)), "refused")
+            return self._make_failure(request, self._log(request, began, sent, error=str(root)), "refused")
         error = _describe(root, sent, self.target.timeout)
         call = self._log(request, began, sent, status, error=error)
-        return self._unanswered(request, call, "unknown" if sent == "unknown" else "not_sent")
+        return self._make_failure(request, call, "unknown" if sent == "unknown" else "not_sent")
 
-    def _unanswered(self, request: Request, call: Call, error_class: ErrorClass) -> Answer:
+    def _make_failure(self, request: Request, call: Call, error_class: ErrorClass) -> Answer:
         body = None if call.sent == "not_sent" else request.body
         return Answer(call, error_class=error_class, redactor=self.target.redactor, request=(body or b"")[:SEARCHED])
 

@@ -291,8 +291,8 @@ class Figures(msgspec.Struct, frozen=True):
     failed: Mapping[str, Counts]
     """Failed attempts by route."""
 
-    def of(self, counts: Mapping[str, Counts], name: str) -> Counts:
-        """Return the counts of a name, which may be none."""
+    def get_counts(self, counts: Mapping[str, Counts], name: str) -> Counts:
+        """Return the counts of a name; zeros if it has none."""
         return counts.get(name, (0,) * self.steps)
 
     def add_up(self, counts: Mapping[str, Counts]) -> Counts:

@@ -114,7 +114,7 @@ class SecurityHeaders:
         resp.set_headers({**SECURITY_HEADERS, "Cache-Control": kept if req.path.startswith("/static/") else "no-store"})
 
 
-class Find:
+class SearchBox:
     """`/find`: leads the text of the search box to the list that has it."""
 
     async def on_get(self, req: Request, resp: Response) -> None:
@@ -156,7 +156,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(SIGN_IN, sign_in)
         app.add_route(SIGN_OUT, sign_in, suffix="out")
     app.add_route(f"{API}/openapi.json", ApiDocument())
-    app.add_route("/find", Find())
+    app.add_route("/find", SearchBox())
     app.add_route("/health/live", Live())
     app.add_static_route("/static", render.STATIC_FOLDER)
     reveal = RevealResource(readers, renderer, clock)

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.db.dialect import json_param
-from inbox.db.listing import changed_by_command
+from inbox.db.listing import select_changed
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.states import COMMAND_KINDS
 from relay.operations.table import OPERATIONS
@@ -88,7 +88,7 @@ def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -
     return int(asked[0].id)
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class CommandOutcome(msgspec.Struct, frozen=True):
     """The present states of the deliveries that a command changed."""
 
     delivered: int = 0
@@ -96,9 +96,9 @@ class Outcome(msgspec.Struct, frozen=True):
     failed: int = 0
     """Dead ones, including those that block their lane."""
     open: int = 0
-    """Those whose delivery is still to come."""
+    """Deliveries in progress."""
     other: Mapping[str, int] = {}
-    """Those that ended otherwise, by state."""
+    """All others by state, such as superseded ones."""
 
     @property
     def says(self) -> str:
@@ -111,8 +111,8 @@ _ALWAYS = ("delivered", "failed")
 _OUTCOMES = {"delivered": "delivered", "unchanged": "delivered", "dead": "failed", "blocked": "failed"}
 
 
-def read_outcome(database: Database, number: int) -> Outcome:
-    """Count what became of the deliveries that a command changed."""
+def read_outcome(database: Database, number: int) -> CommandOutcome:
+    """Count the present states of the deliveries that a command changed."""
     counts, other = Counter[str](), dict[str, int]()
     with database.read() as transaction:
         for row in transaction.execute(_STATES, command=number):
@@ -120,7 +120,7 @@ def read_outcome(database: Database, number: int) -> Outcome:
                 counts[_OUTCOMES.get(row.state, "open")] += row.number
             else:
                 other[row.state] = row.number
-    return Outcome(**counts, other=other)
+    return CommandOutcome(**counts, other=other)
 
 
 def read_next_open(database: Database, *, after: int, most: int) -> Sequence[int]:
@@ -218,7 +218,7 @@ UPDATE relay_command SET state = :state, answer = :answer, finished_at = :at WHE
 """)
 _STATES = Statement(f"""
 SELECT coalesce(o.state, l.kind) AS state, o.seq IS NOT NULL AS is_open, count(*) AS number
-FROM ({changed_by_command(sql)}) k
+FROM ({select_changed(sql)}) k
 LEFT JOIN open_delivery o ON o.seq = k.seq AND o.route = k.route
 LEFT JOIN delivery_log l ON l.id = (
     SELECT max(f.id) FROM delivery_log f WHERE f.seq = k.seq AND f.route = k.route AND f.kind <> 'erased')

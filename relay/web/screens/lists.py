@@ -17,7 +17,7 @@ from relay.delivery.alerts import AlertKind
 from relay.filters import STATES, Filtered, list_unknown, make_conditions, suggest_sender_id
 from relay.operations.asks import Moment
 from relay.operations.table import OPERATIONS
-from relay.store.operator.commands import Outcome, read_outcome
+from relay.store.operator.commands import CommandOutcome, read_outcome
 from relay.store.overview import FiringAlert, format_alert, read_firing
 from relay.store.reads import DeadGroup, group_dead_letters
 from relay.store.statement import Statement, sql
@@ -323,7 +323,7 @@ class CommandPage(msgspec.Struct, frozen=True):
     """True: a relay still works on it."""
     turn: Literal["stop", "continue"] | None
     """The act that stops or continues the command."""
-    outcome: Outcome | None
+    outcome: CommandOutcome | None
     """For a replay or retry: the present states of the deliveries that it changed."""
     says: str | None
     """The same in words: `6 delivered, 0 failed`."""

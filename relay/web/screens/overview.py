@@ -123,7 +123,7 @@ def overview(reading: Reading, query: OverviewQuery) -> OverviewPage:
         routes=tuple(make_route_line(route, found, figures, config) for route in seen.routes),
         gates=seen.gates[:_MOST_GATES],
         more_gates=max(len(seen.gates) - _MOST_GATES, 0),
-        sources=tuple(SourceLine(row, figures.of(figures.arrived, row["source"])) for row in sources),
+        sources=tuple(SourceLine(row, figures.get_counts(figures.arrived, row["source"])) for row in sources),
         destinations=tuple(destinations),
         relays=seen.relays,
         retention=seen.retention,
@@ -139,14 +139,14 @@ _MOST_NAMED = 5
 def make_route_line(route: RouteState, found: Sequence[Finding], figures: Figures, config: Config) -> RouteLine:
     """Put the state of a route, its findings and its figures together. Pure."""
     configured = config.routes.get(route.route)
-    ended, failed = (figures.of(counts, route.route) for counts in (figures.ended, figures.failed))
+    ended, failed = (figures.get_counts(counts, route.route) for counts in (figures.ended, figures.failed))
     return RouteLine(
         bool(route.open or route.held_back_by or any(ended) or any(failed)),
         state_of(route, found),
         route,
         configured.source if configured else None,
         configured.destination if configured else None,
-        figures.of(figures.arrived, configured.source if configured else ""),
+        figures.get_counts(figures.arrived, configured.source if configured else ""),
         ended,
         failed,
     )
