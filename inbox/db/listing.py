@@ -20,7 +20,7 @@ from inbox.db.dialect import Sql, each_name, rows_param
 from inbox.db.engine import reading
 from inbox.db.following import ARRIVALS, OUT_OF_ORDER, find_number
 from inbox.db.reads import Row, plain
-from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
+from inbox.events.states import OPEN, OPEN_STATES, UNROUTED, is_retrying, list_stored_states
 from inbox.events.timestamps import as_time, time_text
 
 _LISTED, _EXPORTED = 50, 500
@@ -205,7 +205,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
         error, due_at, now = delivery["last_error"], delivery["due_at"], self.retrying_at
         return (
             (self.routes is None or delivery["route"] in self.routes)
-            and (self.state is None or delivery["state"] == self.state)
+            and (self.state is None or delivery["state"] in list_stored_states(self.state))
             and (now is None or is_retrying(delivery["state"], delivery["attempts"], due_at, now))
             and (self.status is None or delivery["last_status"] == self.status)
             and (self.error is None or (error is not None and self.error.casefold() in error.casefold()))
@@ -371,7 +371,7 @@ def is_named(wanted: EventFilter) -> bool:
 
 def is_open(wanted: EventFilter) -> bool:
     """Return whether only open deliveries can match; only they have errors."""
-    return wanted.state in OPEN_STATES or wanted.error is not None
+    return wanted.state in {*OPEN_STATES, OPEN} or wanted.error is not None
 
 
 def is_of_entity(wanted: EventFilter) -> bool:
@@ -395,8 +395,9 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
     if wanted.routes is not None:
         values["routes"] = rows_param({"name": name} for name in wanted.routes)
     if is_open(wanted):
-        if wanted.state is not None:  # a literal, so that the partial index is used
-            conditions.append(f"o.state = '{wanted.state}'" if wanted.state in OPEN_STATES else "1 = 0")
+        if wanted.state is not None:  # literals, so that a partial index is used
+            states = ", ".join(f"'{state}'" for state in list_stored_states(wanted.state) if state in OPEN_STATES)
+            conditions.append(f"o.state IN ({states})" if states else "1 = 0")
         if wanted.retrying_at is not None:
             conditions.append(f"o.attempt > 0 AND o.due_at > {sql.time(':retrying_at')}")
             values["retrying_at"] = time_text(wanted.retrying_at)

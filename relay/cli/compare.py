@@ -59,7 +59,8 @@ def plan(
     """Preview the changes a sync route would make downstream, or the effect of another configuration. Writes nothing.
 
     With --route, fetches every entity that the inbox knows for the route, or only the selected ones, from both sides, and
-    maps them. The change `failed` marks an entity that could not be compared.
+    maps them. On a route without fetch, the body of its newest event is the entity. The change `failed` marks an entity
+    that could not be compared.
 
     With --config, compares that file with the current inbox.toml over the newest events: how each event is read, its routes
     and lanes, and the first request on each route. It makes no calls; with --fetch it makes only the calls that read.
@@ -117,8 +118,7 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
     sync = build(config)[route]
     if not isinstance(sync, Sync):
         fail(f"route {route} has no sync destination: there is nothing to compare")
-    types = tuple(config.routes[route].when.entity_type)
-    chosen = events.Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
+    chosen = events.Chosen(config.routes[route], entity_type, entity_id, since)
     # one comparison for each concurrent call that the destination allows
     at_once = config.destinations[config.routes[route].destination].concurrency
     context, after, previews = without_lease(), events.FIRST, []

@@ -17,17 +17,19 @@ import pytest
 from sqlalchemy import Engine, text
 
 from inbox.db.intake import Rejected
+from inbox.events.event import RawRequest
+from inbox.sources.normalize import readers_of
 from relay.cli import compare, listings, status
 from relay.store import nodes
 from relay.store.database import Database
-from tests.helpers.databases import down
+from tests.helpers.databases import ON_BOTH, down
 from tests.helpers.processes import INBOX, RELAY, Ended, Site
 from tests.helpers.relaying import fill, give_up, work_of
 from tests.helpers.scripted import ScriptedServer, answer, serving
 from tests.helpers.storing import START, Intake
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import SYNC_CONFIG, config_text, moment
+from tests.helpers.webhooks import HEADERS, SYNC_CONFIG, a_config, body, config_text, moment
 
 CONFIG = (
     SYNC_CONFIG
@@ -114,6 +116,32 @@ def test_a_plan_shows_each_change_field_by_field_and_writes_nothing(
     assert (plan(synced, *of_crm).status, server.seen) == (0, []), "the route takes no users"
     for wrong in (("--route", "nobody"), ("--route", "everything"), (*of_crm, "--entity", "u1")):
         assert plan(synced, *wrong).status == 2
+
+
+@ON_BOTH
+def test_a_plan_without_a_fetch_compares_the_newest_body_that_the_route_takes(
+    place: Site, server: ScriptedServer, config: str, database_url: str
+) -> None:
+    """Neither a later arrival with an older time, nor an event of another type."""
+    fetch = next(line for line in config.splitlines() if line.startswith("fetch ="))
+    event_body = 'event_body = { name = "name" }\n'
+    taken = config.replace(f"{fetch}\n", "").replace(TO_CRM, TO_CRM + 'when = { event_type = ["UPDATE", "sweep"] }\n')
+    place.configure(taken + event_body)
+    events = [("UPDATE", 5, "Ada"), ("UPDATE", 1, "Old"), ("LOGIN", 9, "x"), ("UPDATE", 5, "Ada L.")]
+    headers = {name.lower(): value for name, value in HEADERS.items()}
+    for number, (kind, at, name) in enumerate(events):
+        payload = body("u1", moment(at), eventType=kind, name=name, n=number)
+        for event in readers_of(a_config(database_url))["trivore"](RawRequest("trivore", headers, payload, START)):
+            Intake(database_url).append(msgspec.structs.replace(event, dedup_key=str(number)))
+    fill(database_url, [("u2", moment(0))])
+    found = json.loads(plan(place, "--route", "user-to-crm", "--json").stdout)
+    assert [(each["entity_id"], [(f["field"], f["after"]) for f in each["fields"]]) for each in found] == [
+        ("u1", [("name", "Ada L.")]),
+        ("u2", [("phone", None)]),
+    ]
+    assert {seen.target.partition("?")[0] for seen in server.seen} == {"/contacts"}
+    ended = with_new(place, (taken + event_body).replace("entity.name", "entity.n"), "--fetch", "--json")
+    assert len({each["last_seq"] for each in json.loads(ended.stdout) if each["part"] == "body.name"}) > 1
 
 
 def test_another_configuration_is_compared_by_the_newest_events_and_with_fetch_by_their_writes(

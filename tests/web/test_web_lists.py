@@ -92,7 +92,7 @@ def test_only_operators_search_in_payloads_and_an_unknown_id_of_a_sender_gets_a_
 @pytest.mark.parametrize(
     "query",
     [
-        "state=daed", "route=srict", "destination=nowhere", "source=trivor", "entity=/u1", "status=42", "since=yesterday",
+        "state=daed", "route=srict", "destination=nowhere", "source=trivor", "entity=/u1", "status=42", "since=tomorrow",
         "limit=0", "limit=1&limit=2", "rout=strict",
     ],
 )  # fmt: skip
