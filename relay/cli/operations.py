@@ -15,7 +15,7 @@ from inbox.errors import UnusableCommand
 from inbox.events.states import MOST_SEQS
 from inbox.observe.visible import visible_text
 from relay.cli import options
-from relay.cli.options import as_command, login_name, open_database, option, parse_entity
+from relay.cli.options import as_command, login_name, open_database, option, parse_entity, require_reason
 from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
 from relay.operations.asks import OneCommand
 from relay.operations.table import OPERATIONS, Operation, parse
@@ -179,7 +179,9 @@ def erase() -> None:
 
 @_operation
 def prune() -> None:
-    """The plan examines the first 10,000 rows of each kind. Exits with 1 when a row could not be deleted, or when nothing has expired.
+    """The plan examines the first 10,000 rows of each kind.
+
+    Exits with 1 when nothing has expired, or when a row could not be deleted.
 
     Examples:
       inbox prune
@@ -209,9 +211,8 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
     from relay.store.operator import commands
     from relay.store.operator.plan import Bound, find_reason_mistake, plan
 
-    mistake = find_reason_mistake(asked, reason)
-    if yes and mistake is not None:
-        fail(f"--reason: {mistake}")
+    if yes:
+        require_reason(reason, asked)
     config, database = open_database()
     with bar("planning") as seen:
         listed = Bound(listed=_MOST_LISTED if as_json else _SAMPLE)
@@ -234,7 +235,7 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
     if as_json:
         put_json(_document(operation, asked, planned, number, done))
     elif not yes and planned.obstacle is None:
-        _say_how(operation, planned, has_reason=mistake is None)
+        _say_how(operation, planned, has_reason=find_reason_mistake(asked, reason) is None)
     is_about_nothing = planned.obstacle is not None and (planned.count is not None or isinstance(asked, OneCommand))
     if is_about_nothing or (done is not None and (done.failed or "rejected" in done.skipped)):
         raise typer.Exit(FINDING)
@@ -270,6 +271,10 @@ def follow(database: Database, config: Config, number: int, operation: Operation
     if now.state != "done":
         fail(f"command {number}: {now.answer}")
     say(str(now.answer))
+    if now.kind in {"replay", "retry"} and now.affected:
+        say(
+            f"so far {commands.read_outcome(database, number).says}; `inbox list --command {number}` shows exactly these"
+        )
     if now.error is not None:
         say(f"last error: {now.error}")
     return now

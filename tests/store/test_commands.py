@@ -85,7 +85,7 @@ def test_a_row_that_a_dba_writes_is_done_and_answered(steps: Steps) -> None:
     assert the(steps, number) == ("done", 3, "3 deliveries replayed")
     assert not commands.read_next_open(steps.database, after=0, most=1)
     facts = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'replayed'")
-    assert [row["detail"] for row in facts] == [{"who": "dba", "why": "the CRM is back"}] * 3
+    assert [row["detail"] for row in facts] == [{"who": "dba", "why": "the CRM is back", "command": number}] * 3
     assert command(steps, number)["finished_at"] is not None
 
 
@@ -95,7 +95,7 @@ def test_a_replay_answers_how_many_it_skipped_and_why(steps: Steps) -> None:
     numbers = [ask(steps, "replay", Selection(seqs=some)) for some in ((1, 3), (1,))]
     work_on(steps)
     some, none = (command(steps, number) for number in numbers)
-    skipped = "1 skipped: older than the last delivered state of their lane; `force` replays them too"
+    skipped = "1 skipped: older than the last one sent in their lane; `force` replays them too"
     assert (some["state"], some["affected"], some["answer"]) == ("done", 1, f"1 delivery replayed; {skipped}")
     assert none["answer"].startswith(f"nothing to replay; {skipped}; event 1 is dead on strict")
 
