@@ -108,11 +108,13 @@ HAVING count(*) > 1 AND max(c.at) < {sql.ago(AFTER_SECONDS)}
 
 def _failing_routes() -> str:
     """Select the routes that fail: their last attempt failed, and they have open deliveries. All views share this rule."""
+    # The order makes Postgres use the index of the state, instead of reading the whole table.
     is_open = "\n       OR ".join(
-        f"EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = '{state}' AND o.route = f.route)"
+        f"(SELECT o.route FROM open_delivery o WHERE o.state = '{state}' AND o.route >= failure.route ORDER BY o.route LIMIT 1)"
+        " = failure.route"
         for state in ("ready", "in_flight", "blocked", "dead")
     )
-    return f"SELECT f.* FROM route_failure f WHERE {is_open}"
+    return f"SELECT failure.* FROM route_failure failure WHERE {is_open}"
 
 
 def _failing(sql: Sql) -> str:
@@ -293,8 +295,8 @@ FROM (
            CASE WHEN g.held_until > {sql.ago(0)} THEN g.hold_reason END AS hold_reason
     FROM (
     SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
-    UNION SELECT f.kind, f.name FROM route_failure f
-    UNION SELECT 'route', f.route FROM route_failure f
+    UNION SELECT failure.kind, failure.name FROM route_failure failure
+    UNION SELECT 'route', failure.route FROM route_failure failure
     UNION{known}) subject
     LEFT JOIN gate g ON g.kind = subject.kind AND g.name = subject.name
 ) h

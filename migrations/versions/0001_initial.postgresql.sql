@@ -912,10 +912,10 @@ SELECT h.kind, h.name,
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
             WHEN EXISTS (
-                SELECT 1 FROM (SELECT f.* FROM route_failure f WHERE EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'ready' AND o.route = f.route)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'in_flight' AND o.route = f.route)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'blocked' AND o.route = f.route)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'dead' AND o.route = f.route)) r
+                SELECT 1 FROM (SELECT failure.* FROM route_failure failure WHERE (SELECT o.route FROM open_delivery o WHERE o.state = 'ready' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'in_flight' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'blocked' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'dead' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route) r
                 WHERE h.kind = 'route' AND r.route = h.name OR r.kind = h.kind AND r.name = h.name) THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
@@ -936,8 +936,8 @@ FROM (
            CASE WHEN g.held_until > statement_timestamp() + make_interval(secs => 0) THEN g.hold_reason END AS hold_reason
     FROM (
     SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
-    UNION SELECT f.kind, f.name FROM route_failure f
-    UNION SELECT 'route', f.route FROM route_failure f
+    UNION SELECT failure.kind, failure.name FROM route_failure failure
+    UNION SELECT 'route', failure.route FROM route_failure failure
     UNION
     SELECT 'route' AS kind, name FROM (
         WITH RECURSIVE found(name) AS (
@@ -983,10 +983,10 @@ SELECT 'failing' AS finding, r.seq, r.route, NULL AS lane, 'failing' AS state, C
            WHERE l.seq = r.seq AND l.route = r.route AND l.kind IN ('attempt_failed', 'dead')
            ORDER BY l.id DESC LIMIT 1), '') AS why,
        r.failures AS number
-FROM (SELECT f.* FROM route_failure f WHERE EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'ready' AND o.route = f.route)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'in_flight' AND o.route = f.route)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'blocked' AND o.route = f.route)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'dead' AND o.route = f.route)) r
+FROM (SELECT failure.* FROM route_failure failure WHERE (SELECT o.route FROM open_delivery o WHERE o.state = 'ready' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'in_flight' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'blocked' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'dead' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route) r
 WHERE NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
                   WHERE k.route = r.route AND g.paused_at IS NOT NULL)
 UNION ALL
