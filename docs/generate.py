@@ -1,6 +1,6 @@
-"""Writes the generated parts of the documentation: `python docs/generate.py`; `--check` only compares.
+"""Writes the generated parts of the documentation, and `FILES`: `python docs/generate.py`; `--check` only compares.
 
-A page holds them between `<!-- generated: NAME -->` and `<!-- end -->`; everything outside is written by hand. NAME is
+A page holds its parts between `<!-- generated: NAME -->` and `<!-- end -->`; everything outside is written by hand. NAME is
 a key of `BLOCKS`. `docs/meanings.toml` explains whatever has no docstring in the code.
 """  # noqa: INP001  # a script beside pages
 
@@ -21,6 +21,7 @@ from docs.blocks import (
     entities,
     figures,
     house,
+    json_schema,
     metrics,
     presets,
     schema,
@@ -65,18 +66,29 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "api-problems": web.list_problems,
 }
 
+FILES: dict[Path, Callable[[], str]] = {ROOT / "inbox" / "config" / "inbox.schema.json": json_schema.format_json_schema}
+"""Files that are generated whole."""
+
 
 def main(arguments: list[str]) -> int:
     """Write every page anew; with `--check`, name the stale ones and return 1 if there are any."""
-    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != render_page(page)]
-    if "--check" in arguments:
-        for page in stale:
-            sys.stderr.write(f"{page.relative_to(ROOT)} is stale: run python docs/generate.py\n")
-        return 1 if stale else 0
-    for page in stale:
-        page.write_text(render_page(page), encoding="utf-8")
-        sys.stdout.write(f"wrote {page.relative_to(ROOT)}\n")
-    return 0
+    stale = {
+        path: text
+        for path, text in ((path, render_file(path)) for path in (*PAGES, *FILES))
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
+    for path, text in stale.items():
+        if "--check" in arguments:
+            sys.stderr.write(f"{path.relative_to(ROOT)} is stale: run python docs/generate.py\n")
+        else:
+            path.write_text(text, encoding="utf-8")
+            sys.stdout.write(f"wrote {path.relative_to(ROOT)}\n")
+    return 1 if stale and "--check" in arguments else 0
+
+
+def render_file(path: Path) -> str:
+    """Return a page with its blocks generated anew, or a file that is generated whole."""
+    return FILES[path]() if path in FILES else render_page(path)
 
 
 def render_page(page: Path) -> str:

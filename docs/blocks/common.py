@@ -58,6 +58,12 @@ def read_field_docstrings(cls: type) -> dict[str, str]:
     return found
 
 
+def find_added_meanings(cls: type) -> dict[str, str]:
+    """Return the meanings that `docs/meanings.toml` adds to the fields of a class of `inbox.config`."""
+    names = [base.__name__ for base in cls.__mro__]
+    return {key: text for name in names for key, text in MEANINGS["config"].get(name, {}).items()}
+
+
 @cache
 def _read_module(module: ModuleType) -> dict[str, dict[str, str]]:
     try:

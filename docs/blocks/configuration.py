@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 from msgspec import inspect
 
-from docs.blocks.common import MEANINGS, extract_summary, format_list, format_table, read_field_docstrings
+from docs.blocks.common import extract_summary, find_added_meanings, format_list, format_table, read_field_docstrings
 from inbox.config.model import Config, Downstream, Endpoint, Limited, Route
 from inbox.config.sources import Source
 from inbox.config.sync import CallKeys
@@ -71,8 +71,8 @@ def _find_structs(kind: inspect.Type, name: str) -> Iterator[tuple[type, tuple[s
 
 def _describe_table(title: str, cls: type) -> Iterator[str]:
     bases = [base for base in _SHARED if issubclass(cls, base) and cls is not base]
-    shared = {name for base in bases for name in (*read_field_docstrings(base), *_find_added_meanings(base))}
-    own_docs, added = read_field_docstrings(cls), _find_added_meanings(cls)
+    shared = {name for base in bases for name in (*read_field_docstrings(base), *find_added_meanings(base))}
+    own_docs, added = read_field_docstrings(cls), find_added_meanings(cls)
     rows = []
     for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
         name = field.name
@@ -108,11 +108,6 @@ def list_template_forms() -> str:
         for name, form in FORMS.items()
     )
     return format_table(("form", "writes", "example"), rows)
-
-
-def _find_added_meanings(cls: type) -> dict[str, str]:
-    names = [base.__name__ for base in cls.__mro__]
-    return {key: text for name in names for key, text in MEANINGS["config"].get(name, {}).items()}
 
 
 def _describe_type(kind: inspect.Type) -> str:

@@ -290,6 +290,10 @@ class Sql:
             return f"({value} IS NULL OR position(lower({value}) IN lower({column})) > 0)"
         return f"(:{parameter} IS NULL OR instr(lower({column}), lower(:{parameter})) > 0)"
 
+    def has_bytes(self, column: str, parameter: str) -> str:
+        """Return the condition that a column of bytes contains those of the parameter."""
+        return f"position(:{parameter} IN {column}) > 0" if self.is_postgres else f"instr({column}, :{parameter}) > 0"
+
     def status_of(self, fact: str) -> str:
         """Return the HTTP status of a fact's last call; null for malformed facts, so that they don't break the view."""
         if self.is_postgres:

@@ -103,6 +103,7 @@ inbox = Table(
     ),
     UniqueConstraint("source", "dedup_key"),
     Index("ix_inbox_entity", "source", "entity_type", "entity_id", "seq"),
+    partial_index("ix_inbox_event_id", "event_id", "seq", where="event_id IS NOT NULL"),
     CheckConstraint("action IN ('create', 'update', 'delete', 'other')", name="action"),
     comment="One row per accepted webhook, immutable. Written by the receiver before it answers 200.",
     postgresql_with=PRUNED,

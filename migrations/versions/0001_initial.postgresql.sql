@@ -28,6 +28,8 @@ CREATE TABLE inbox (
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
 
+CREATE INDEX ix_inbox_event_id ON inbox (event_id, seq) WHERE event_id IS NOT NULL;
+
 COMMENT ON TABLE inbox IS 'One row per accepted webhook, immutable. Written by the receiver before it answers 200.';
 
 COMMENT ON COLUMN inbox.seq IS 'number of the event in arrival order; gaps mean nothing';

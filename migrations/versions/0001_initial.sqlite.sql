@@ -43,6 +43,8 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
 
+CREATE INDEX ix_inbox_event_id ON inbox (event_id, seq) WHERE event_id IS NOT NULL;
+
 CREATE TABLE inbox_payload ( -- Headers and body of each event, until retention or erasure deletes them. The views and commands join it by seq.
     -- the event: inbox.seq
     seq INTEGER NOT NULL,

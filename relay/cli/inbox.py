@@ -10,7 +10,7 @@ from relay.cli import listings
 from relay.cli.examine import check, doctor, show
 from relay.cli.operations import OF_INBOX
 from relay.cli.options import program, run
-from relay.cli.setup import copy, init, migrate, roles, send
+from relay.cli.setup import copy, init, migrate, roles, schema, send
 from relay.cli.web import become_gunicorn
 
 app = program(
@@ -47,7 +47,7 @@ def serve(
     become_gunicorn("inbox.gunicorn_settings", bind, workers)
 
 
-for command in (migrate, roles, init, check, doctor, send, show, *OF_INBOX, copy):
+for command in (migrate, roles, init, schema, check, doctor, send, show, *OF_INBOX, copy):
     app.command()(command)
 for name, command in listings.OF_INBOX.items():
     app.command(name)(command)

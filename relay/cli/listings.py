@@ -27,13 +27,14 @@ from relay.cli.output import (
     title_of,
 )
 from relay.operations.asks import Rejections, Selection
-from relay.words import describe_state, format_time_of_day, put_in_words
+from relay.words import describe_state, format_count, format_relative, format_time_of_day, put_in_words
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from inbox.config.model import Config
     from inbox.db.following import Feed, Follower
+    from inbox.db.listing import RowPage
     from inbox.db.reads import Row
     from relay.filters import Filtered
 
@@ -127,18 +128,39 @@ def list_rows(
     name: Any = listing.name  # never the name of a tail
     wanted = _read_conditions(name, given, config, engine, now)
     most = limit or _SHOWN
-    if as_ndjson:
-        for row in every_row(engine, name, wanted) if limit is None else read_page(engine, name, wanted, limit).rows:
+    if as_ndjson and limit is None:
+        for row in every_row(engine, name, wanted):
             put_json(row, indent=None)
         return
     page = read_page(engine, name, wanted, most)
-    if as_json:
+    if as_ndjson:
+        for row in page.rows:
+            put_json(row, indent=None)
+    elif as_json:
         put_json(page.rows)
     else:
         rows = [{**row, **shown(row, now)} for row in page.rows]
         more = f"`--before {page.before}` for the next page" if page.before else f"more with `--limit {2 * most}`"
-        more = f"{len(rows)} shown; {more}" if page.has_more else ""
+        more = f"{len(rows)} shown; {more}" if page.has_more and page.back_to is None else ""
         show(rows, names, empty=f"no {listing.noun}", more=more, wide=wide)
+    for note in _explain(page, given, engine, now):
+        say(note, style="bright_black")
+
+
+def _explain(page: RowPage, given: Mapping[str, Any], engine: Engine, now: datetime) -> Iterator[str]:
+    """Yield a hint about an unknown id of a sender, and how far a search in payloads looked."""
+    from relay.filters import suggest_sender_id
+
+    unknown = given.get("sender_id") if not page.rows else None
+    if unknown is not None and (hint := suggest_sender_id(engine, unknown)):
+        yield hint
+    if given.get("body") is not None:
+        yield f"{format_count(page.looked_through - page.without_payload, 'payload')} searched"
+        if page.back_to is not None:
+            since = format_relative(page.back_to, now)
+            yield f"the search stopped at event {page.before} of {since}; `--before {page.before}` continues it"
+        if page.without_payload:
+            yield f"retention or an erasure has deleted {format_count(page.without_payload, 'more payload')}"
 
 
 def _read_conditions(
@@ -178,6 +200,11 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
     ),
     {
         **_ABOUT,
+        **options.conditions(Selection, "seq"),
+        "sender_id": option(str, "sender_id", "The event with this id of its sender, such as GitHub's delivery GUID."),
+        "body": option(
+            str, "body", "Only events with this text in the payload, spelled exactly so or escaped in JSON."
+        ),
         "state": option(str, "state", "Only deliveries in this state, such as dead, ready or delivered."),
         "before": _BEFORE,
         **_OF_LISTS,
@@ -189,7 +216,13 @@ def list_events(row: Row, now: datetime) -> Row:
     The table and --state say `retrying` for a ready delivery that waits for its next attempt after a failure, and `blocked`
     for a dead one that blocks its lane. `relay dead` lists both kinds of dead letters.
 
+    --body searches the newest payloads first. It stops after --limit lines, 10,000 payloads or 10 s, and says how far it
+    looked, and how many payloads retention or an erasure has deleted. --since and --until limit it to a time; --ndjson
+    without --limit searches all.
+
     Examples:
+      inbox list --sender-id 72d3162e-cc78-11e3-81ab-4c9367dc0958
+      inbox list --body anna@example.com --since 2d
       inbox list --entity USER/IDNUMBER1234
       inbox list --state dead --since 2d
       inbox list --route user-to-crm --status 503 --columns seq,entity,due,error

@@ -116,7 +116,7 @@ NUMBER: Any = {"parser": _number}
 """Arguments of an option that takes the number of a row; its help shows no range."""
 TIME: Any = {"parser": _time, "metavar": "TIME"}
 """Arguments of an option that takes a time; its value is an aware time in UTC."""
-_METAVARS = {"entity": "TYPE/ID", "event_type": "TYPE", "error": "TEXT"}
+_METAVARS = {"entity": "TYPE/ID", "event_type": "TYPE", "error": "TEXT", "sender_id": "ID", "body": "TEXT"}
 
 
 def option(kind: Any, name: str, text: str, **more: Any) -> Any:  # noqa: ANN401  # a type, and an annotation

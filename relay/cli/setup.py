@@ -1,8 +1,9 @@
-"""Commands that set up, try or move an installation: `inbox init`, `migrate`, `roles`, `send` and `copy`."""
+"""Commands that set up, try or move an installation: `inbox init`, `schema`, `migrate`, `roles`, `send` and `copy`."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -27,36 +28,40 @@ def init(
         str | None, typer.Option(metavar="PRESET", help="Preset of the provider, listed in docs/reference/sources.md.")
     ] = None,
     database: Annotated[str, typer.Option(help="sqlite, a file on one host, or postgresql.")] = "sqlite",
+    to: Annotated[str | None, typer.Option(metavar="URL", help="URL of your service, which gets the webhooks.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write inbox.toml, or the file that INBOX_CONFIG names, with a source, a destination and a route; print the next steps.
 
-    The route forwards every webhook of the source unchanged: put the URL of your service into the file. docs/recipes has
-    complete files for other tasks. The file refers to secrets but never contains them.
+    The route forwards every webhook of the source unchanged to your service. docs/recipes has complete files for other
+    tasks. The file refers to secrets but never contains them. Beside it, inbox.schema.json tells editors its keys.
 
     Examples:
-      inbox init --source github
+      inbox init --source github --to https://service.example.com/hooks
       inbox init --source shopify --database postgresql
     """
     from inbox.loader.load import config_path
     from inbox.sources import PRESETS
-    from relay.cli.starter import DATABASES, starter
+    from relay.cli.starter import DATABASES, SCHEMA_FILE, read_json_schema, starter
 
     file = config_path()
     if source is None:
         fail(f"give --source, one of {', '.join(sorted(PRESETS))}")
     require_known("source", source, PRESETS)
     require_known("database", database, DATABASES)
-    text, variables = starter(source, database)
+    if to is not None and not to.startswith(("https://", "http://")):
+        fail(f"--to must be an http or https URL, not {to!r}")
+    text, variables = starter(source, database, to) if to else starter(source, database)
     try:
         with file.open("w" if force else "x", encoding="utf-8") as opened:
             opened.write(text)
+        file.with_name(SCHEMA_FILE).write_text(read_json_schema(), encoding="utf-8")
     except FileExistsError:
         fail(f"{file} exists; --force replaces it")
     except OSError as error:
         fail(f"can't write {file}: {error.strerror}")
-    answer(f"wrote {file}")
-    answer("next, put the URL of your service into it, and run:")
+    answer(f"wrote {file}, and {SCHEMA_FILE} for editors")
+    answer(f"{source} is stored in {database} and forwarded to {to}; run:" if to else _PUT_URL)
     put(*(Text(visible(f"  export {name}=…  # {meaning}")) for name, meaning in variables.items()))
     commands = ("inbox migrate", "inbox check", "inbox serve &", "relay run &")
     for command in (*commands, f"inbox send {source}") if PRESETS[source].sample else commands:
@@ -64,7 +69,23 @@ def init(
     answer(f"webhooks go to POST /webhooks/{source}")
 
 
-# --- the schema
+_PUT_URL = "next, put the URL of your service into it, and run:"
+
+
+def schema() -> None:
+    """Print the JSON Schema of inbox.toml, with which editors complete, explain and check its keys.
+
+    Write it beside inbox.toml, whose first line names it: #:schema ./inbox.schema.json. Tombi and Taplo read that line.
+
+    Examples:
+      inbox schema > inbox.schema.json
+    """
+    from relay.cli.starter import read_json_schema
+
+    sys.stdout.write(read_json_schema())
+
+
+# --- the database's schema
 
 
 def migrate(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from importlib.resources import files
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from inbox.sources import PRESETS
 
+SCHEMA_FILE = "inbox.schema.json"
+_EXAMPLE_URL = "https://service.example.com"
 _FILE = """\
+#:schema ./inbox.schema.json
 # The configuration of Inbox Relay, read by both programs. All keys: docs/reference/configuration.md
 # Secrets are kept elsewhere: env:NAME reads an environment variable, file:/path a file.
 
@@ -21,9 +28,9 @@ preset = "{preset}"
 # Gets each webhook's body unchanged, signed as Standard Webhooks. Other kinds: docs/recipes
 [destinations.service]
 kind = "forward"
-url = "https://service.example.com"  # your service; use env:NAME if the URL contains a secret
-# allow_private = true  # for a private address, such as 127.0.0.1
-# allow_http = true     # for plain http
+url = {url}  # your service; use env:NAME if the URL contains a secret
+{private}allow_private = true  # for a private address, such as 127.0.0.1
+{http}allow_http = true  # for plain http
 signing_secret = "env:SERVICE_SIGNING_SECRET"
 
 # All events; limit them with when = {{ event_type = ["…"] }}
@@ -44,8 +51,13 @@ _MEANINGS = {
 }
 
 
-def starter(preset_name: str, database: str) -> tuple[str, Mapping[str, str]]:
-    """Make a configuration for a preset and a database.
+def read_json_schema() -> str:
+    """Return the JSON Schema of `inbox.toml`, in which `docs/generate.py` describes the classes of `inbox.config`."""
+    return files("inbox.config").joinpath(SCHEMA_FILE).read_text(encoding="utf-8")
+
+
+def starter(preset_name: str, database: str, destination_url: str = _EXAMPLE_URL) -> tuple[str, Mapping[str, str]]:
+    """Make a configuration for a preset, a database and the URL of the service that gets the webhooks.
 
     Returns:
         Its text, and the environment variables of its secrets with their meanings.
@@ -55,10 +67,21 @@ def starter(preset_name: str, database: str) -> tuple[str, Mapping[str, str]]:
     if "{token}" in preset.starter:
         secrets[f"{upper}_URL_TOKEN"] = "a secret of your choice, at the end of the webhook's URL"
     given = preset.starter.replace("{variable}", f"{upper}_SECRET").replace("{token}", f"{upper}_URL_TOKEN")
+    parts = urlsplit(destination_url)
     text = _FILE.format(
         database=DATABASES[database],
         title=preset.title,
         preset=preset_name,
         source="\n".join([*(f"# {variable}: {meaning}" for variable, meaning in secrets.items()), given]),
+        url=json.dumps(destination_url, ensure_ascii=False),
+        private="" if _is_private(parts.hostname or "") else "# ",
+        http="" if parts.scheme == "http" else "# ",
     )
     return text, {name: meaning for name, meaning in {**secrets, **_MEANINGS}.items() if f'"env:{name}"' in text}
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return ip_address(host).is_private
+    except ValueError:  # a name
+        return host == "localhost"

@@ -150,17 +150,6 @@ def test_a_step_is_tried_again_often_as_long_as_it_is_awaited(world: World, step
         assert world.observer.counts["database_trouble"] == tries
 
 
-def test_a_step_alone_that_cannot_use_the_database_waits_alone(world: World) -> None:
-    """Such as one whose statement takes too much memory, or meets a page that can't be read."""
-    assert world.fail("reap", GONE) == "otherwise"
-    assert world.steps.run("claim", lambda: 7, 0) == 7
-    assert list(world.steps.failing) == ["reap"]
-    assert (world.observer.counts["database_trouble"], world.observer.counts["step_failed"]) == (1, 0)
-    world.now += LASTS_SECONDS
-    world.fail("reap", GONE)
-    assert [name for name, _ in world.alerts] == ["reap"]
-
-
 @pytest.mark.parametrize("step", sorted(CRITICAL))
 def test_the_relay_gives_up_when_a_critical_step_fails_for_a_minute(world: World, step: Step) -> None:
     world.fail(step)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +17,9 @@ from inbox.errors import ConfigError, CopyFailed
 from tests.copying.conftest import Databases, everything, url_of
 from tests.docs.pages import PAGES, blocks, find_expected, shell
 from tests.helpers.processes import Ended, Site, site
-from tests.helpers.receiver import receiving
 from tests.helpers.storing import Intake, an_event
 from tests.helpers.tables import count, rows
-from tests.helpers.traffic import events, serving
-from tests.helpers.waiting import until
-from tests.helpers.webhooks import a_config, body, config_text
+from tests.helpers.webhooks import config_text
 
 
 class Interrupted(Exception):
@@ -245,70 +239,6 @@ def test_an_open_file_and_a_running_relay_prevent_a_copy(place: Site, source: En
         connection.exec_driver_sql("UPDATE relay_node SET heartbeat_at = strftime('%Y-%m-%d %H:%M:%f000Z', 'now')")
     source.dispose()
     assert "in use: stop the relay h pid 7" in copy(place, databases.new("sqlite"), "--yes").stderr
-
-
-async def test_after_a_move_everything_goes_on(tmp_path: Path, sqlite_database_url: str, databases: Databases) -> None:
-    """The relay delivers the rest in order, and the receiver knows its keys."""
-    sent, url = events(12, entities=2), databases.new("postgres")
-    there = databases.open(url)
-    with (
-        serving(tmp_path / "sent.jsonl") as downstream,
-        site(tmp_path, config_text(sqlite_database_url, downstream.url)) as place,
-    ):
-        async with receiving(a_config(sqlite_database_url)) as receiver:
-            for event in sent:
-                assert (await receiver.post(body(*event))).status_code == 200
-        assert copy(place, url, "--yes").status == 0
-        async with receiving(a_config(url)) as receiver:
-            answers = [(await receiver.post(body(*event))).json for event in [*sent, ("u0", "2026-01-02T00:00:00Z")]]
-        assert [answer["status"] for answer in answers] == ["duplicate"] * 12 + ["accepted"]
-        place.configure(config_text(url, downstream.url))
-        relay = place.relay()
-        until(lambda: count(there, "delivery_log WHERE kind = 'delivered'") == 13, "all are delivered")
-        relay.stop()
-        assert place.run("relay", "verify").status == 0
-    delivered = "SELECT l.seq, i.entity_id FROM delivery_log l JOIN inbox i ON i.seq = l.seq ORDER BY l.id"
-    for entity in ("u0", "u1"):
-        order = [row["seq"] for row in rows(there, delivered) if row["entity_id"] == entity]
-        assert order == sorted(order)
-
-
-# --- Ctrl-C in the middle of a long command: the exit says so, and the same command goes on or begins again
-
-
-_COPY = """
-import os, signal, sys
-from inbox.db import copying
-insert = copying._insert
-def interrupted(target, table, rows):
-    insert(target, table, rows)
-    if table.name == "delivery_log":
-        os.kill(os.getpid(), signal.SIGINT)  # after inbox and payloads
-        signal.pause()
-copying._insert = interrupted
-sys.argv[1:] = ["copy", "--to", "env:THERE", "--yes"]
-from relay.cli.inbox import main
-main()
-"""
-
-
-def test_a_stopped_copy_leaves_nothing(place: Site, source: Engine, databases: Databases) -> None:
-    url = databases.new("postgres")
-    stopped = subprocess.run(
-        [sys.executable, "-c", _COPY, "inbox"],
-        env=os.environ | place.environment | {"THERE": url},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert stopped.returncode == 1, stopped
-    assert stopped.stderr.endswith("interrupted, and the target is empty; run the same command again\n"), stopped
-    there = databases.open(url)
-    assert count(there, "inbox") == 0
-    there.dispose()
-    assert copy(place, url, "--yes").status == 0
-    assert everything(databases.open(url)) == everything(source)
 
 
 # --- The page about moving to Postgres works from its first command to its last, with a real Postgres

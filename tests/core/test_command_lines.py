@@ -1,4 +1,4 @@
-"""The command lines: imports, options, tables, the story of an event and the status."""
+"""The command lines: imports, options, tables and the status."""
 
 from __future__ import annotations
 
@@ -19,18 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from inbox.loader.load import parse_config
-from relay.cli.examine import describe_event
 from relay.cli.listings import ListCommand, list_rows
 from relay.cli.main import app
-from relay.cli.options import login_name, require_known
-from relay.cli.output import WRONG_USE, fit_table, put_json, show
+from relay.cli.options import login_name
+from relay.cli.output import fit_table, put_json, show
 from relay.cli.status import lines_of, next_of
 from relay.delivery.gates import make_entity_key
 from relay.findings import Finding, list_findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
-from tests.helpers.planted import HOSTILE, harm_of
 from tests.helpers.storing import START
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -51,7 +48,7 @@ print("loaded:", *(module for module in unwanted.split() if module in sys.module
 
 CALLS = {
     "requests", "urllib3", "jwt", "cryptography", "prometheus_client", "relay.destinations", "relay.http",
-    "relay.demo.run", "relay.demo.services",
+    "relay.demo.run", "relay.demo.services", "opentelemetry",
 }  # fmt: skip
 SERVES = {"falcon", "gunicorn", "httptools", "uvicorn", "inbox.receiver", "relay.daemon.loop", "relay.sweep"}
 MIGRATES = {"alembic", "mako", "sqlalchemy.orm"}
@@ -64,8 +61,7 @@ READS = MIGRATES | {"inbox.db", "inbox.loader", "inbox.sources", "jmespath", "re
         ("inbox --help", CALLS | SERVES | READS),
         ("relay --help", CALLS | SERVES | READS),
         ("relay status", CALLS | SERVES | MIGRATES),
-        ("relay run --drain", MIGRATES | {"falcon", "gunicorn", "inbox.receiver", "uvicorn"}),
-        ("inbox migrate --dry-run", CALLS | SERVES | MIGRATES),
+        ("relay run --drain", MIGRATES | {"falcon", "gunicorn", "inbox.receiver", "opentelemetry", "uvicorn"}),
     ],
 )
 def test_a_command_imports_no_more_than_it_needs(command: str, unwanted: set[str], tmp_path: Path) -> None:
@@ -92,16 +88,6 @@ def test_a_user_without_a_name_is_named_by_the_uid(monkeypatch: pytest.MonkeyPat
     assert login_name() == f"uid {os.getuid()}"
     monkeypatch.setenv("LOGNAME", "kim")
     assert login_name() == "kim"
-
-
-# --- Names that several commands check
-
-
-def test_a_mistyped_name_exits_with_2_and_says_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as ended:
-        require_known("route", "to-crn", ["to-crm", "audit"])
-    assert ended.value.exit_code == WRONG_USE
-    assert "there is no route 'to-crn'; did you mean 'to-crm'?" in capsys.readouterr().err
 
 
 # --- Listings on a terminal and in a pipe
@@ -176,119 +162,6 @@ def test_wrong_list_options_exit_with_2(wrong: dict[str, Any], said: str, capsys
     assert said in capsys.readouterr().err
 
 
-# --- The report of `inbox show` about an event, and the commands that it offers
-
-
-SHOP = parse_config("""
-[sources.shop]
-preset = "trivore"
-auth = { kind = "none" }
-[destinations.crm]
-kind = "forward"
-url = "https://crm.example.com/hooks"
-[routes.to-crm]
-source = "shop"
-destination = "crm"
-""")
-CALL = {
-    "step": "forward", "method": "POST", "url": "https://crm.example.com/hooks", "sent": "answered",
-    "milliseconds": 123.4, "status": 503, "excerpt": "out\nof order",
-}  # fmt: skip
-
-
-def a_fact(kind: str, attempt: int = 1, *, minutes_ago: float = 1, **detail: object) -> dict[str, Any]:
-    at = NOW - timedelta(minutes=minutes_ago)
-    told = {"route": "to-crm", "kind": kind, "attempt": attempt, "relay_node": "r1", "detail": detail}
-    return {"id": 1, "at": at, **told}
-
-
-def a_gate(kind: str, name: str, **closed: object) -> dict[str, Any]:
-    names = (
-        "paused_at", "paused_by", "pause_reason", "breaker_until", "breaker_cause", "rate_used_until", "held_until",
-        "hold_reason",
-    )  # fmt: skip
-    return {"kind": kind, "name": name, **dict.fromkeys(names), "breaker": "closed", **closed}
-
-
-def an_event(state: str = "ready", attempts: int = 0, **more: Any) -> dict[str, Any]:  # noqa: ANN401  # parts of the row
-    due_at = NOW + timedelta(hours=2) if state == "ready" else None
-    delivery = {"route": "to-crm", "state": state, "attempts": attempts, "due_at": due_at, "relay_node": "r1",
-                "lane": "ORDER|o1", "superseded_by": 9,
-                "last_error": None, "last_status": None}  # fmt: skip
-    return {
-        "seq": 7, "source": "shop", "entity_type": "ORDER", "entity_id": "o1", "event_type": "order.paid",
-        "event_id": None, "received_at": NOW - timedelta(minutes=3), "occurred_at": NOW - timedelta(minutes=4),
-        "content_type": "application/json", "body": b"x" * 1234, "body_bytes": 1234,
-        "erased_at": None, "is_pruned": False, "deliveries": [delivery], "facts": [], "duplicates": [],
-        "lanes": [], "gates": [], "relays": [], **more,
-    }  # fmt: skip
-
-
-def told(event: dict[str, Any], width: int | None = None) -> list[str]:
-    return [line.plain.rstrip() for line in describe_event(event, SHOP, NOW, width)]
-
-
-def list_offered(event: dict[str, Any]) -> list[str]:
-    lines = told(event)
-    first = next((number for number, line in enumerate(lines) if line.lstrip().startswith("commands")), len(lines))
-    return [line.replace("commands", "").strip() for line in lines[first:]]
-
-
-@pytest.mark.parametrize(
-    ("gate", "command"),
-    [
-        (a_gate("destination", "crm", paused_at=NOW), "relay resume --destination crm"),
-        (a_gate("entity", "shop|ORDER|o1", paused_at=NOW), "relay resume --source shop --entity ORDER/o1"),
-        (a_gate("destination", "crm", rate_used_until=NOW + timedelta(seconds=5)), None),
-    ],
-)
-def test_a_gate_in_the_way_is_shown_with_the_command_that_opens_it(gate: dict[str, Any], command: str | None) -> None:
-    held = an_event(attempts=1, gates=[gate])
-    assert list_offered(held)[0] == (command or "relay retry --seq 7 --route to-crm --reason '…'")
-    assert any(line.startswith("  held back  ") for line in told(held))
-    for state in ("delivered", "dead", "waiting"):
-        assert not any(line.startswith("  held back  ") for line in told(an_event(state, gates=[gate])))
-
-
-@pytest.mark.parametrize(
-    ("event", "commands"),
-    [
-        (an_event("received"), ["relay status"]),
-        (
-            an_event("waiting", lanes=[{"route": "to-crm", "head_seq": 5, "head_state": "blocked", "waiting": 1}]),
-            ["inbox show 5"],
-        ),
-        (an_event("in_flight", 2, relays=[{"id": "r1", "host": "h", "pid": 3}]), []),
-        (an_event("dead", 9), ["replay", "cancel"]),
-        (an_event("blocked", 9), ["replay", "unblock", "cancel"]),
-        (an_event("delivered", 1), ["replay"]),
-        (an_event("superseded", 1), ["inbox show 9"]),
-        (an_event("delivered", is_pruned=True, erased_at=NOW), []),
-    ],
-)
-def test_each_state_offers_its_commands(event: dict[str, Any], commands: list[str]) -> None:
-    assert list_offered(event) == [
-        each if " " in each else f"relay {each} --seq 7 --route to-crm --reason '…'" for each in commands
-    ]
-
-
-def test_a_due_delivery_without_a_claim_points_at_the_relays() -> None:
-    event = an_event()
-    event["deliveries"][0]["due_at"] = NOW - timedelta(minutes=2)
-    assert "; no relay has claimed it yet" in "\n".join(told(event))
-    assert list_offered(event) == ["relay status"]
-
-
-@given(st.text(min_size=1), st.text(), st.integers(40, 200))
-def test_no_text_from_outside_breaks_a_line_or_exceeds_the_terminal(name: str, error: str, width: int) -> None:
-    event = an_event("dead", facts=[a_fact("dead", cause=name, error=error, calls=[{**CALL, "url": name}])])
-    event["deliveries"][0]["route"] = event["facts"][0]["route"] = name
-    event |= {"entity_id": name, "event_type": error}
-    for line in told(event, width):
-        assert line.isprintable()
-        assert cell_len(line) <= max(width, 60) or "relay " in line, "only a command stays whole"
-
-
 # --- `relay status` for people: lines that fit, the words of states, and the next commands. Pure
 
 
@@ -311,25 +184,6 @@ def crm(**counts: Any) -> RouteState:  # noqa: ANN401  # fields of RouteState
 
 
 PAUSED = HeldGate("destination", "crm", "paused", "maintenance " * 20, "kim", START, None, ("crm",))
-COMMAND = {
-    "id": 7, "kind": "replay", "state": "failed", "affected": 0, "failed": 0, "asked_at": START, "asked_by": "kim",
-    "answer": "no " * 60,
-}  # fmt: skip
-SWEEP = {"source": "trivore", "entity_type": "USER", "swept_at": START, "last_missed": 0, "error": "503 " * 40}
-
-
-def test_hostile_values_harm_no_terminal() -> None:
-    row = {**COMMAND, "answer": HOSTILE, "asked_by": HOSTILE, "kind": HOSTILE}
-    overview = seen(
-        routes=(crm(route=HOSTILE, dead=1, open=1, is_configured=False),),
-        gates=(msgspec.structs.replace(PAUSED, name=HOSTILE, why=HOSTILE),),
-        alerts=(FiringAlert("backlog_old", HOSTILE, START, HOSTILE),),
-        commands=(row,),
-        sweeps=({**SWEEP, "source": HOSTILE, "error": HOSTILE},),
-    )
-    for width in (80, None):
-        lines = shown(overview, Finding("step_failed", "critical", HOSTILE), width=width)
-        assert [line for line in lines if harm_of(line)] == []
 
 
 @pytest.mark.parametrize(

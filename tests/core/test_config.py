@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jwt.algorithms import OKPAlgorithm
 
 from inbox.config.mistakes import build, mistakes
+from inbox.config.model import ForwardDestination
 from inbox.config.sources import BearerAuth
 from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError
@@ -26,58 +27,11 @@ from inbox.loader.load import config_path, load_text, parse_config, read_config
 from inbox.sources import PRESETS
 from relay import check
 from relay.cli.starter import DATABASES, starter
+from tests.docs.pages import PAGES, blocks
 from tests.helpers.webhooks import mistake
 
-EXAMPLE = """\
-[database]
-url = "sqlite:///here.db"
-
-[alerts]
-url = "env:OPS_SLACK_URL"
-
-[sources.trivore]
-preset = "trivore"
-answer = "stored"
-auth = { kind = "header", name = "X-Webhook-Token", secrets = ["env:TOKEN", { value = "env:OLD", not_after = 2027-01-31T00:00:00Z }] }
-
-[apis.identity]
-base_url = "https://id.example.com"
-auth = { kind = "basic", user = "env:ID_CLIENT", password = "env:ID_SECRET" }
-
-[destinations.crm]
-kind = "sync"
-base_url = "https://crm.example.com"
-auth = { kind = "bearer", token = "env:CRM_TOKEN" }
-timeout = "15s"
-concurrency = 8
-
-[destinations.audit]
-kind = "forward"
-url = "https://audit.example.com/hook"
-signing_secret = "env:AUDIT_KEY"
-
-[routes.everything-to-audit]
-source = "trivore"
-destination = "audit"
-ordering = "strict"
-
-[routes.user-to-crm]
-source = "trivore"
-when = { entity_type = ["USER"] }
-destination = "crm"
-[routes.user-to-crm.sync]
-missing = "create"
-gone    = "delete"
-fetch   = { api = "identity", path = "/api/rest/v1/user/{event.entity_id}" }
-find    = { path = "/contacts", params = { externalId = "{event.entity_id}" }, pick = "items" }
-create  = { path = "/contacts" }
-update  = { path = "/contacts/{target.id}", format = "merge-patch" }
-delete  = { path = "/contacts/{target.id}" }
-clear_when_absent = ["phone"]
-[routes.user-to-crm.sync.map]
-email       = "entity.emails[0].address"
-phone       = "entity.mobiles[0].number"
-"""  # noqa: E501  # the example of the design, as a user writes it
+EXAMPLE = next(block.text for block in blocks(PAGES["docs/reference/configuration.md"]) if block.info == "toml")
+"""A file that uses every key."""
 
 
 def change_example(old: str, new: str) -> str:
@@ -91,25 +45,25 @@ def change_example(old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ('preset = "trivore"', 'presett = "trivore"', "[sources.trivore] presett: unknown key; did you mean 'preset'?"),
-        ('preset = "trivore"', "", "[sources.trivore] preset: is missing"),
-        ("[alerts]", "[alert]", "[alert]: unknown key; did you mean 'alerts'?"),
-        ('kind = "header"', 'kind = "heeder"', "[sources.trivore] auth.kind: 'heeder' is not one of none, basic,"),
-        ('kind = "header", ', "", "[sources.trivore] auth.kind: is missing"),
+        ('preset = "shopify"', 'presett = "shopify"', "[sources.shop] presett: unknown key; did you mean 'preset'?"),
+        (
+            '{ kind = "bearer", secrets',
+            '{ kind = "x", secrets',
+            "[sources.mirror] auth.kind: 'x' is not one of none, basic,",
+        ),
+        ('{ kind = "bearer", secrets', "{ secrets", "[sources.mirror] auth.kind: is missing"),
         ('kind = "forward"', 'kind = "x"', "[destinations.audit] kind: 'x' is not one of forward, python, slack, sync"),
-        ("signing_secret", "signing_secrets", "did you mean 'signing_secret'?"),
         ('timeout = "15s"', 'timeout = "15 s"', '[destinations.crm] timeout: expected a duration such as "15s"'),
         ('timeout = "15s"', 'timeout = "0s"', "[destinations.crm] timeout: must be longer than nothing"),
         ("concurrency = 8", "concurrency = 0", "[destinations.crm] concurrency: expected a whole number from 1 to 256"),
         ("concurrency = 8", 'concurrency = "8"', "concurrency: expected a whole number, got text"),
         ('"env:CRM_TOKEN"', "5", '[destinations.crm] auth.token: expected "env:NAME"'),
-        ("2027-01-31T00:00:00Z", "2027-01-31T00:00:00", "auth.secrets[1]: expected a date and time with an offset"),
-        ("{ value =", "{ not_before = 2028-01-01T00:00:00Z, value =", "auth.secrets[1]: is never valid"),
-        ('["USER"]', '"USER"', "[routes.user-to-crm] when.entity_type: expected a list in [ ], got text"),
+        ("2027-01-31T00:00:00Z", "2027-01-31T00:00:00", "secrets[1]: expected a date and time with an offset"),
+        ('{ value = "env:OLD', '{ not_before = 2028-01-01T00:00:00Z, value = "env:OLD', "secrets[1]: is never valid"),
         (
-            '"entity.mobiles[0].number"',
-            "7",
-            "[routes.user-to-crm.sync.map] phone: expected text in quotes or a table, got",
+            'when = { entity_type = ["USER"] }',
+            'when = { entity_type = "USER" }',
+            "entity_type: expected a list in [ ], got",
         ),
         ("[routes.everything-to-audit]", '[routes."to audit"]', "[routes.'to audit']: a name has 1 to 64 characters"),
     ],
@@ -193,14 +147,6 @@ def test_a_folder_or_bytes_that_are_no_text_can_not_be_read_and_no_toml_has_its_
         with pytest.raises(ConfigError, match="can't read"):
             read_config(path)
     assert mistake("[database]\nurl = sqlite") == "inbox.toml is not TOML: Invalid value (at line 2, column 7)"
-
-
-def test_the_database_url_of_the_environment_wins(tmp_path: Path) -> None:
-    file = tmp_path / "inbox.toml"
-    file.write_text(EXAMPLE, encoding="utf-8")
-    assert read_config(file, {}).database.url == "sqlite:///here.db"
-    assert read_config(file, {"INBOX_DATABASE_URL": "postgresql://db"}).database.url == "postgresql://db"
-    assert read_config(None, {"INBOX_CONFIG": str(file), "INBOX_DATABASE_URL": ""}).database.url == "sqlite:///here.db"
 
 
 # --- values
@@ -311,3 +257,11 @@ def test_it_passes_the_check_with_its_variables(database: str, tmp_path: Path, m
         assert len(unset.mistakes) + sum(len(unset.further_mistakes(start)) for start in check.STARTS.values()) >= len(
             environment
         )
+
+
+def test_a_first_file_for_a_service_on_this_host_may_call_it() -> None:
+    text, _ = starter("github", "sqlite", "http://127.0.0.1:9000/hook")
+    service = parse_config(text).destinations["service"]
+    assert isinstance(service, ForwardDestination)
+    assert service.url.reveal() == "http://127.0.0.1:9000/hook"
+    assert (service.allow_private, service.allow_http) == (True, True)

@@ -5,19 +5,15 @@ It has those of the extra `otel` too. The lock of the benchmarks has the same ve
 
 from __future__ import annotations
 
-import importlib
 import re
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jmespath
 import pytest
-import typer
 
-import benchmarks.__main__ as bench
 from benchmarks.results import Figure, falls, figure_of
-from benchmarks.rows import COMMANDS, ROWS, Command, Row
+from benchmarks.rows import Row
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -75,16 +71,6 @@ def test_every_package_of_a_lock_has_hashes_and_no_lock_names_a_registry(lock: s
     assert not re.search(r"^-", text, re.MULTILINE), "an option of pip, as --index-url"
 
 
-def test_production_is_installed_by_the_runtime_lock() -> None:
-    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
-    page = re.sub(r" \\\n +", " ", page)  # a command that goes on in the next line
-    installs = re.findall(r"^\S+ -m pip install (.+)$", page, re.MULTILINE)
-    assert installs == [
-        f"--require-hashes --only-binary :all: --requirement {RUNTIME}",
-        "--no-deps build/wheel/inbox_relay-*.whl",
-    ]
-
-
 # --- Figures of `python -m benchmarks`: read from a command's output, and compared with committed ones
 
 
@@ -119,26 +105,3 @@ def test_a_fall_of_more_than_a_quarter_is_found(row: Row, now: float, committed:
 def test_a_committed_figure_that_is_not_measured_any_more_is_a_fall() -> None:
     committed = {"row": Figure(figure=2.0), "gone": Figure(figure=1.0), "never": Figure(missing="no redis-server")}
     assert falls({"row": RATIO, "never": RATIO}, {}, committed) == {"row": "not measured; 2 is committed"}
-
-
-@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_a_row_has_a_command_and_bars_on_its_better_side(row: Row) -> None:
-    assert row.command in COMMANDS
-    assert row.better <= row.bar if row.is_limit else row.better >= row.bar
-    for expression in (row.ours, row.theirs or "x"):
-        jmespath.compile(expression)
-
-
-@pytest.mark.parametrize("quick", [False, True])
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_command_starts_with_its_options(command: Command, quick: bool) -> None:
-    """Its options are parsed as the program parses them; to measure takes minutes."""
-    module = importlib.import_module(f"benchmarks.{command.module}")
-    app: typer.Typer = getattr(module, "app", None) or typer.Typer()
-    if not hasattr(module, "app"):
-        app.command()(module.main)
-    program, arguments = typer.main.get_command(app), bench.command_line(command, quick=quick)[3:]
-    if hasattr(program, "commands"):
-        program = program.commands[arguments.pop(0)]
-    with program.make_context(command.module, arguments) as context:
-        assert context.params["as_json"] is True

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import logging
 import os
 import re
 import sqlite3
-import subprocess
-import sys
 import time
 import unicodedata
 from collections.abc import Iterator
@@ -29,11 +26,9 @@ from inbox.db import engine as engines
 from inbox.db.dialect import trouble_text
 from inbox.errors import ConfigError
 from inbox.observe import traces
-from inbox.observe.logs import KEYS, Format, TraceIds, escape_lines, fields, working_on, write_stderr
+from inbox.observe.logs import Format, escape_lines, fields
 from inbox.observe.traces import OFF, make_tracer, require_extra
 from inbox.observe.visible import visible, visible_json, visible_text
-from tests.docs.pages import PAGES, ROOT
-from tests.helpers.metrics import Kept, keeping
 from tests.helpers.planted import HOSTILE, MARK, harm_of
 
 # --- A log has one line for each event, and no value can make another
@@ -101,18 +96,7 @@ def test_a_traceback_stands_below_it_and_no_text_of_an_exception_begins_a_line()
     assert others
 
 
-def test_a_text_that_is_told_beside_the_log_is_escaped_as_well(capsys: pytest.CaptureFixture[str]) -> None:
-    write_stderr(f"inbox: {HOSTILE}")
-    shown = capsys.readouterr().err
-    assert harm_of(shown) == []
-    assert len(shown.splitlines()) == 2
-    assert shown.splitlines()[1].startswith("  ")
-
-
 # --- Lines in JSON: one line each, with the documented keys, whatever stands in the values
-
-
-IDS, OTHER = TraceIds("a" * 32, "b" * 16), TraceIds("c" * 32, "d" * 16)
 
 
 def test_no_value_breaks_a_line_and_none_is_lost() -> None:
@@ -126,37 +110,6 @@ def test_no_value_breaks_a_line_and_none_is_lost() -> None:
     assert found["message"] == f"refused {nasty}"
     assert MARK in found["traceback"]
     assert str(found["seq"]) == "7"
-
-
-def test_a_line_has_the_span_it_is_given_or_the_one_at_work() -> None:
-    with working_on(IDS):
-        at_work, given = json.loads(log_json()), json.loads(log_json(extra=fields("dead", OTHER)))
-    assert (at_work["trace_id"], at_work["span_id"]) == (IDS.trace_id, IDS.span_id)
-    assert (given["trace_id"], given["span_id"]) == (OTHER.trace_id, OTHER.span_id)
-    assert "trace_id" not in json.loads(log_json())
-
-
-def test_every_line_of_our_own_has_a_name_and_every_key_is_documented() -> None:
-    always = {"time", "level", "logger", "process", "event", "message", "trace_id", "span_id", "traceback"}
-    paths = [path for folder in ("inbox", "relay") for path in (ROOT / folder).rglob("*.py")]
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
-    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    logs = re.compile(r"_?(\w+_)?log\.(debug|info|warning|error|critical|exception|log)")
-    assert [
-        call.lineno for call in calls if logs.fullmatch(ast.unparse(call.func)) and "extra" not in keys_of(call)
-    ] == []
-    named: dict[str, set[str]] = {}
-    for call in calls:
-        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-        named.setdefault(name, set()).update(keys_of(call) - {"ids"})
-    assert named["fields"] <= KEYS.keys()
-    assert KEYS.keys() <= always | named["fields"] | named["log"] | named["log_fact"] | named["partial"]
-    rows = "\n".join(f"| `{key}` | {meaning} |" for key, meaning in KEYS.items())
-    assert f"| key | meaning |\n| --- | --- |\n{rows}\n\n" in PAGES["docs/reference/logs.md"]
-
-
-def keys_of(call: ast.Call) -> set[str]:
-    return {each.arg for each in call.keywords if each.arg}
 
 
 # --- Text that reaches a terminal: no part of it is invisible or controls anything
@@ -241,36 +194,10 @@ def test_no_value_of_a_row_is_told(error: Exception) -> None:
 # --- Spans: which trace they belong to, and that nothing is imported, raised or awaited for them
 
 
-SENT = f"00-{'a' * 32}-{'b' * 16}-01"
-
-
 @pytest.fixture(autouse=True)
 def nothing_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def kept() -> Iterator[Kept]:
-    with keeping() as made:
-        yield made
-
-
-def test_a_span_continues_its_sender_and_a_child_its_span(kept: Kept) -> None:
-    span = kept.tracer.begin("outer", "server", parent=SENT)
-    assert span is not None
-    assert span.traceparent == f"00-{'a' * 32}-{span.ids.span_id}-01"
-    child = span.child("inner", "client")
-    child.attributes["http.response.status_code"] = 503
-    child.end(error="server_error")
-    span.end()
-    inner, outer = kept.spans()
-    assert (outer.parent.span_id, outer.context.trace_id) == (0xBBBBBBBBBBBBBBBB, int("a" * 32, 16))  # type: ignore[union-attr]
-    assert (outer.parent.is_remote, inner.parent.is_remote) == (True, False)  # type: ignore[union-attr]
-    assert inner.parent.span_id == outer.context.span_id == int(span.ids.span_id, 16)  # type: ignore[union-attr]
-    assert inner.attributes == {"http.response.status_code": 503, "error.type": "server_error"}
-    assert (inner.status.is_ok, outer.status.is_unset) == (False, True)
-    assert outer.start_time <= inner.start_time <= inner.end_time <= outer.end_time  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -298,22 +225,6 @@ def test_traces_without_the_extra_are_a_mistake(
     with pytest.raises(ConfigError, match=r"\[traces\] endpoint"):
         require_extra("http://127.0.0.1:9/v1/traces")
     require_extra(None)
-
-
-@pytest.mark.parametrize("stored", ["", "nonsense", f"00-{'z' * 32}-{'b' * 16}-01", "00-" + "a" * 10_000])
-def test_a_stored_context_that_is_none_begins_a_trace(kept: Kept, stored: str) -> None:
-    span = kept.tracer.begin("a", "consumer", parent=stored)
-    assert span is not None
-    span.end()
-    assert kept.spans()[0].parent is None
-
-
-def test_both_programs_import_no_opentelemetry_by_themselves() -> None:
-    program = (
-        "import sys, inbox.gunicorn_settings, relay.daemon.process\n"
-        "sys.exit(any(name.partition('.')[0] == 'opentelemetry' for name in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -220,13 +220,6 @@ def test_an_absent_value_is_left_out_or_the_default_or_an_error() -> None:
     assert caught.value.field == WHERE
 
 
-@pytest.mark.parametrize("creating", [False, True])
-def test_only_a_listed_field_is_cleared_and_only_where_there_is_something_to_clear(creating: bool) -> None:
-    made = fields(map={"x": MapField(expression="entity.x"), "y": "entity.y", "z": "entity.z"}, clear_when_absent=["x"])
-    cleared = {} if creating else {"x": None}
-    assert made.evaluate(scope({"z": 1}), creating=creating) == {**cleared, "z": 1}
-
-
 # --- lookups
 
 

@@ -18,9 +18,8 @@ from inbox.db.throughput import Tally
 from inbox.errors import CAUSES, RequestError
 from inbox.observe import metrics
 from inbox.observe.exporter import LONGEST_LINE, Totals
-from inbox.observe.recorder import PIPE, Recorder, make_recorder
+from inbox.observe.recorder import Recorder
 from tests.helpers.metrics import Samples, parse_samples
-from tests.helpers.waiting import until
 
 # --- Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread
 
@@ -129,28 +128,6 @@ def test_the_newest_value_of_a_gauge_stands_in_whichever_order_processes_write(p
     assert pipe.expose()["relay_breaker"]["destination", "crm"] == 0
 
 
-def test_an_unchanged_value_is_sent_again_to_a_later_exporter(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inbox.observe.recorder.REWRITE_EVERY_SECONDS", 0.3)
-    recorder = pipe.recorder()
-    recorder.put(metrics.BREAKER, 2, "destination", "crm")
-    recorder.count(metrics.RECEIVED, "trivore", by=0)
-    recorder.count(metrics.RECEIVED, "other", by=5)
-    of_one_that_was_killed, later = Totals(), Totals()
-    with os.fdopen(os.dup(pipe.reading), "rb", buffering=0) as lines:
-
-        def reads(totals: Totals) -> bool:
-            totals.add(lines.readline())
-            found = exposition(totals)
-            return {"relay_breaker", "inbox_received_total"} <= found.keys() and len(found["inbox_received_total"]) == 2
-
-        until(lambda: reads(of_one_that_was_killed), "all is told")
-        until(lambda: reads(later), "and told again")
-    recorder.close()
-    assert exposition(of_one_that_was_killed)["inbox_received_total"] == {("trivore",): 0, ("other",): 5}
-    assert exposition(later)["inbox_received_total"] == {("trivore",): 0, ("other",): 0}, "it begins again at zero"
-    assert exposition(later)["relay_breaker"]["destination", "crm"] == 2
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -170,26 +147,6 @@ def test_anything_but_a_line_of_a_recorder_is_left_out(line: bytes) -> None:
     assert exposition(totals) == {}
 
 
-@pytest.mark.parametrize("given", [None, "", "x", "100000"], ids=str)
-def test_a_process_that_has_no_pipe_counts_nothing_and_says_so(
-    given: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.delenv(PIPE, raising=False)
-    if given is not None:
-        monkeypatch.setenv(PIPE, given)
-    assert make_recorder(metrics.RELAY) is metrics.OFF
-    assert "this process counts nothing" in caplog.text
-
-
-def test_a_process_whose_readers_are_gone_for_good_goes_on(pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
-    recorder = pipe.recorder()
-    os.close(pipe.reading)
-    recorder.count(metrics.RECEIVED, "trivore")
-    recorder.close()
-    recorder.count(metrics.RECEIVED, "trivore")
-    assert "counts are lost" in caplog.text
-
-
 # --- Prometheus accepts the tables of metrics, and disabled metrics cost nothing
 
 
@@ -198,15 +155,6 @@ def test_every_cause_of_a_refusal_is_known() -> None:
         return {error.cause, *(cause for each in error.__subclasses__() for cause in causes(each))}
 
     assert {cause for error in RequestError.__subclasses__() for cause in causes(error)} == CAUSES
-
-
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [("127.0.0.1:9100", "127.0.0.1", 9100), ("localhost:1", "localhost", 1), ("[::1]:65535", "::1", 65535)],
-)
-def test_an_address_is_a_host_and_a_port(text: str, host: str, port: int) -> None:
-    address = Address.parse(text)
-    assert (address, address.host, address.port) == (text, host, port)
 
 
 @pytest.mark.parametrize(

@@ -118,12 +118,6 @@ def test_by_number_with_any_end(listed: tuple[int, int], end: str, first: int, b
         assert len(asked_for) == max(-(-size // count), 1), "no page is asked for in vain"
 
 
-def test_by_number_a_page_that_the_service_has_filtered_empty_is_not_the_last() -> None:
-    pages = {"1": [1], "2": [], "3": [2]}
-    table = Paging(by="page", params={"page": "{page}"}, more="more")
-    assert read(table, lambda asked: ({"items": pages[asked["page"]], "more": asked["page"] != "3"}, None)) == [1, 2]
-
-
 def test_by_start_a_listing_that_has_moved_far_is_caught_up_with_in_few_steps() -> None:
     listing, asked_for = list(range(200)), []
 

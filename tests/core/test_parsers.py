@@ -6,8 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -16,14 +15,13 @@ from hypothesis import strategies as st
 
 from inbox import errors
 from inbox.config.routing import list_passed_headers
-from inbox.config.sources import EventFields, NoAuth, Signature, Source, UrlTokenAuth
+from inbox.config.sources import NoAuth, Source, UrlTokenAuth
 from inbox.config.values import Secret
 from inbox.events import strict_json, timestamps
 from inbox.events.event import RawRequest
 from inbox.http import head
 from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, MemoryBudget, Reservation
 from inbox.loader.load import parse_config
-from inbox.receiver.webhook import SourceEndpoint, enforce_rate_limit
 from inbox.sources import preset_of
 from inbox.sources.normalize import kept_headers
 from relay.http import client as http_client
@@ -285,13 +283,6 @@ def test_a_header_that_can_not_be_passed_on_is_a_mistake_at_the_start(name: str,
     assert mistake(FILE.replace("NAMES", f'"{name}"')) == f"{WHERE}{why}"
 
 
-def test_a_signature_is_not_stored_even_if_it_is_to_be_passed_on() -> None:
-    source = Source(
-        name="acme", preset="custom", signature=Signature(header="X-Proof"), event=EventFields(type="body.type")
-    )
-    assert preset_of(source, frozenset({"x-proof", "x-kind"})).kept_headers == {"x-kind"}
-
-
 def test_the_receiver_stores_what_a_destination_of_the_source_passes_on_and_of_no_other_source() -> None:
     config = parse_config(FILE.replace("NAMES", '"X-GitHub-Hook-ID"').partition("[routes.acme-to-ours]")[0])
     routes, destinations = config.routes.values(), config.destinations
@@ -386,21 +377,6 @@ def test_a_head_that_does_not_end_is_told_by_what_is_too_long_in_it() -> None:
 # --- limits
 
 
-def taken(bucket: Bucket, now: float) -> int:
-    """Count the requests that pass at one moment."""
-    number = 0
-    while bucket.take(now) == 0:
-        number += 1
-    return number
-
-
-def test_a_seconds_worth_may_come_at_once_and_then_as_many_as_the_rate_says() -> None:
-    bucket = Bucket(10)
-    assert taken(bucket, 0) == 10
-    assert taken(bucket, 0.35) == 3
-    assert taken(bucket, 1000) == 10
-
-
 @given(rate=st.floats(0.001, 1e6), steps=st.lists(st.floats(0, 100), min_size=1, max_size=50))
 def test_never_more_come_through_than_the_rate_and_one_burst(rate: float, steps: list[float]) -> None:
     bucket, now, through = Bucket(rate), 0.0, 0
@@ -419,15 +395,6 @@ def test_a_sender_that_waits_as_long_as_it_is_told_gets_through(rate: float, ask
         if wait:
             now += wait * 1.000001 + 1e-9
             assert bucket.take(now) == 0
-
-
-def test_a_sender_beyond_its_rate_is_told_to_wait_for_a_second_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inbox.receiver.webhook.time", SimpleNamespace(monotonic=lambda: 0.0))
-    endpoint = cast("SourceEndpoint", SimpleNamespace(bucket=Bucket(3.0, burst=1)))
-    enforce_rate_limit(endpoint)
-    with pytest.raises(errors.TooMany) as refused:
-        enforce_rate_limit(endpoint)
-    assert refused.value.retry_after_seconds == 1
 
 
 def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:

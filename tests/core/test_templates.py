@@ -148,22 +148,6 @@ def test_a_form_with_quotes_of_its_own_stands_between_no_others(form: str, text:
         Template(text.replace("{FORM}", f"{{event.entity_id:{form}}}"), "here", KNOWN)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{event.entity_id}",
-        "{ event.entity_id || 'nobody' }",
-        "a eq {event.entity_id:scim} and b eq 'x'",
-        "it's {event.entity_id:json}",
-        "it's {event.entity_id:text}",
-        "'a' eq {event.entity_id:odata}",
-        'a eq "x\\"y" and b eq {event.entity_id:scim}',
-    ],
-)
-def test_alone_or_with_its_form_a_placeholder_can_stand(text: str) -> None:
-    Template(text, "here", KNOWN)
-
-
 PIECES = [*"\"'`{\\a", "{event.entity_id}", "{event.entity_id:FORM}", "{event.entity_id:text}", " eq ", ":x}"]
 STRINGS = {
     "scim": re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL),

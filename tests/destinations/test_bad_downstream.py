@@ -159,14 +159,9 @@ def test_a_reset_before_anything_was_read_is_unknown_too_and_not_repeated() -> N
 
 FLOODS = {
     "100s": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "100s with a head": endless(b"", b"HTTP/1.1 100 Continue\r\nX: 1\r\n\r\n"),
-    "102s": endless(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
     "103s": endless(b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
     "no head": endless(b"", b"x"),
-    "status line": endless(b"HTTP/1.1 200 ", b"x"),
-    "head": endless(OK, b"X: 1\r\n"),
     "one header": endless(OK + b"X: ", b"x"),
-    "size of a chunk": endless(CHUNKED, b"1"),
     "chunk extension": endless(CHUNKED + b"1;", b"x"),
     "trailer": endless(CHUNKED + b"1\r\nx\r\n0\r\n", b"X: 1\r\n"),
 }
@@ -250,9 +245,7 @@ LARGE = [
     (b"200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 104857600\r\n\r\n", None),
     (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6400000\r\n", None),
     (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFF\r\n", None),
-    (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7FFFFFFFFFFFFFFF\r\n", None),
     (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", "unknown"),
-    (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-100000000\r\n", "unknown"),
 ]
 
 
@@ -319,20 +312,16 @@ CHUNKS = [
 ]
 """Line ends other than CRLF, and too many trailer fields."""
 FIELDS = [
-    b"Content-Length: -5",
     b"Content-Length: +5",
     b"Content-Length: 5_0",
-    b"Content-Length: 0x5",
     b"Content-Length: 5, 6",
     b"Content-Length:",
     b"Content-Length: 99999999999999999999999",
     b"Content-Length: 5\r\nContent-Length: 6",
     b"Content-Length: 5\r\nTransfer-Encoding: chunked",
-    b"Transfer-Encoding: chunked\r\nContent-Length: 5",
     b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
     b"Transfer-Encoding: gzip, chunked",
     b"Transfer-Encoding: gzip",
-    b"Transfer-Encoding: identity",
     b"Transfer-Encoding : chunked",
     b"X: a\x00b\r\nContent-Length: 5",
     b"X: a\rContent-Length: 5",
@@ -349,16 +338,12 @@ STATUS_LINES = [
     b"HTTP/1.1  200 OK",
     b"HTTP/1.1 20 OK",
     b"HTTP/1.1 2000 OK",
-    b"HTTP/1.1 -200 OK",
     b"HTTP/1.1 +200 OK",
-    b"HTTP/1.1 2_0 OK",
     b"HTTP/1.1 099 No",
     b"HTTP/1.1 \xb2\xb2\xb2 OK",
     b"HTTP/2.0 200 OK",
-    b"HTTP/0.9 200 OK",
     b"HTTP/1.7 200 OK",
     b"http/1.1 200 OK",
-    b"ICY 200 OK",
     b"HTTP/1.1",
 ]
 PROTOCOL = "it switches to a protocol that was not requested"

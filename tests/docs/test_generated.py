@@ -21,10 +21,10 @@ from relay.delivery.lifecycle import State, Step
 from tests.docs.pages import PAGES, blocks, parse_command, the_block
 
 
-@pytest.mark.parametrize("page", generate.PAGES, ids=lambda page: page.name)
-def test_a_generated_page_is_up_to_date(page: Path) -> None:
-    written = page.read_text(encoding="utf-8")
-    assert written == generate.render_page(page), "stale: run .venv/bin/python docs/generate.py"
+@pytest.mark.parametrize("path", [*generate.PAGES, *generate.FILES], ids=lambda path: path.name)
+def test_a_generated_file_is_up_to_date(path: Path) -> None:
+    written = path.read_text(encoding="utf-8")
+    assert written == generate.render_file(path), "stale: run .venv/bin/python docs/generate.py"
 
 
 def test_every_block_is_on_a_page() -> None:

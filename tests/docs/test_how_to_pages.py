@@ -24,10 +24,8 @@ from sqlalchemy.exc import IntegrityError
 
 from docs.blocks.metrics import name_runbook, read_alerts
 from inbox.loader.load import parse_config
-from relay.delivery.alerts import SENTENCES
 from relay.delivery.policy import policies
 from relay.destinations.base import without_lease
-from relay.doctor.examinations import EXAMINATIONS
 from relay.store.database import Database
 from relay.store.operator import execution
 from relay.store.operator.execution import OpenCommands
@@ -330,34 +328,6 @@ RECORDS: list[dict[str, Any]] = [
 ]
 RECORDED = {rule["record"]: frozenset({"route"} if rule["record"].startswith("route:") else ()) for rule in RECORDS}
 
-OWN = {
-    "receiver_gone": "only an outside observer sees it",
-    "nothing_arrives": "for all sources together, even without silent_after",
-    "intake_unavailable": "senders get 503 for any reason",
-    "rejections_rising": "a rate, which Prometheus measures better",
-    "relay_gone": "`relay status` lists it among the relays",
-    "lanes_blocked": "`blocked`, for all routes",
-    "paused_for_days": "`gate_closed`, for longer",
-    "breaker_open_long": "`gate_closed`, for longer",
-    "items_failed_alone": "the name of its metric",
-    "database_trouble": "the name of its metric",
-    "intake_budget_burns": "a service level, not a condition",
-    "delivery_budget_burns": "a service level, not a condition",
-}
-"""Alerts that neither the relay nor the doctor has, with the reason."""
-ALSO = {"breaker_open": "breaker_open_long"}
-"""Maps alerts of the relay that begin at once to the name of the lasting condition."""
-
-SHOWN_AS_ALERTS = {
-    "breaker_open", "endpoint_retired", "source_silent", "backlog_old", "webhooks_missed", "intake_stopped",
-    "retention_behind",
-}  # fmt: skip
-"""Alerts of the relay without an examination of the doctor, which lists open ones as `alert`."""
-
-
-def snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
 
 def page_of(page: str) -> str:
     """Return the path of a page on the site that Sphinx builds from the repository."""
@@ -391,14 +361,6 @@ def test_every_alert_has_a_scene_in_which_it_fires() -> None:
     assert fired == {rule["alert"] for rule in ALERTS}
 
 
-def test_a_condition_has_one_name_everywhere() -> None:
-    ours = {snake(rule["alert"]) for rule in ALERTS}
-    findings = {kind.name for examination in EXAMINATIONS for kind in examination.kinds}
-    assert ours - findings - SENTENCES.keys() == OWN.keys()
-    assert {ALSO.get(kind, kind) for kind in SENTENCES} <= ours
-    assert SENTENCES.keys() - findings == SHOWN_AS_ALERTS
-
-
 def test_every_alert_has_a_severity_and_a_runbook_and_every_runbook_an_alert() -> None:
     for rule in ALERTS:
         assert rule["labels"]["severity"] in {"critical", "warning"}
@@ -414,14 +376,6 @@ def test_every_alert_has_a_severity_and_a_runbook_and_every_runbook_an_alert() -
         assert page.endswith("/" + name_runbook(title))
         assert sections == ["Meaning", "Diagnose", "Fix"], page
         assert len(words.splitlines()) <= 45, f"{page}: longer than a screen"
-
-
-def test_the_page_of_service_levels_has_the_objectives_of_the_rules() -> None:
-    objectives = [rule["expr"] for rule in RECORDS if rule["record"].endswith(":objective")]
-    page = PAGES["docs/explanation/service-levels.md"]
-    for expression in objectives:
-        share = float(expression.removeprefix("vector(").removesuffix(")"))
-        assert f"| {share * 100:g} % |" in page
 
 
 def test_the_commands_of_the_page_work_in_a_copy_of_the_folder(tmp_path: Path) -> None:

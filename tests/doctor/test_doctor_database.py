@@ -131,19 +131,6 @@ def test_the_doctor_and_the_status_report_the_same_conditions(
     assert (shown.status, "\x1b" in shown.stdout, "[red]`$(id)'" in shown.stdout) == (1, False, True)
 
 
-def test_a_recent_pause_is_information_for_the_doctor_and_ignored_by_the_check(
-    tmp_path: Path, database_url: str, engine: Engine
-) -> None:
-    start_a_relay(engine)
-    pause = "INSERT INTO gate (kind, name, paused_at, paused_by) VALUES ('api', 'a', :at, 'kim')"
-    run_sql(engine, pause, at=ago(days=2))
-    place = installation(tmp_path, database_url)
-    assert [(each.kind, each.level) for each in examine(place, "relay").findings] == [("gate_closed", "information")]
-    for side, *words in (("inbox", "doctor", "--only", "relay"), ("relay", "status", "--check")):
-        ended = invoke(side, *words, **environment_of(place))
-        assert ended.status == 0, ended
-
-
 # --- Changes of the schema are found; additional indexes and views are not
 
 
@@ -222,9 +209,6 @@ def test_an_index_and_a_view_of_a_dba_are_ignored(tmp_path: Path, database_url: 
 # --- The report of `inbox doctor`
 
 
-FORGED = "\x1b]0;owned\x07\n  ! forged: [red] \u202e"
-
-
 def a_finding(level: str = "warning", sentence: str = "something is wrong", remedy: str = "relay status") -> Finding:
     return Finding("stuck", level, sentence, "route", "it matters " * 20, None, remedy)  # type: ignore[arg-type]
 
@@ -241,21 +225,6 @@ def test_a_critical_finding_comes_first_and_information_last() -> None:
     marks = [line[2] for line in shown.splitlines() if line.startswith(("  ! ", "  i "))]
     assert marks == ["!", "!", "i"]
     assert shown.startswith("not well: 2 findings, 1 critical; 1 examination")
-
-
-def test_incomplete_examinations_are_listed_with_their_needs() -> None:
-    shown = report(a_finding(), needs=["needs the database", "needs the database", f"needs {FORGED}"])
-    assert "\n  - a: needs the database\n  - b: needs the database\n" in shown
-    assert "\n  - c (in part): needs \\x1b]0;owned\\x07\\n  ! forged" in shown
-    assert "; 0 examinations, 3 not made in full" in shown
-
-
-@pytest.mark.parametrize("width", [80, None])
-def test_the_report_escapes_values(width: int | None) -> None:
-    shown = report(a_finding("warning", FORGED, f"relay resume {HOSTILE}"), width=width)
-    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
-    assert "\n  ! forged" not in shown
-    assert "[red]" in shown
 
 
 def test_every_kind_of_finding_has_a_test() -> None:

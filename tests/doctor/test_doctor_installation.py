@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sqlite3
@@ -27,7 +26,6 @@ from relay.findings import Finding
 from relay.store.reads import Space
 from tests.doctor.examining import (
     ENVIRONMENT,
-    OPENED,
     all_findings,
     environment_of,
     examination,
@@ -71,17 +69,6 @@ def test_the_command_exits_with_0_without_a_finding(
     assert {each["needs"] for each in document["examinations"]} == {None}
 
 
-def test_only_runs_one_examination_and_suggests_a_name_for_a_wrong_one(
-    tmp_path: Path, sqlite_database_url: str
-) -> None:
-    place = installation(tmp_path, sqlite_database_url)
-    ended = invoke("inbox", "doctor", "--only", "disk", "--json", **environment_of(place))
-    assert [each["name"] for each in json.loads(ended.stdout)["examinations"]] == ["disk"]
-    wrong = invoke("inbox", "doctor", "--only", "dsk", **environment_of(place))
-    assert (wrong.status, wrong.stdout) == (2, "")
-    assert "there is no examination 'dsk'; did you mean 'disk'?" in " ".join(wrong.stderr.split())
-
-
 # --- a database that cannot be examined
 
 
@@ -97,13 +84,6 @@ def test_a_database_that_does_not_answer_is_one_finding_and_the_others_need_it(t
     assert {needs[name] for name in needing} == {"needs the database"}  # it was asked only once
     assert (needs["database"], needs["configuration"]) == (None, None)
     assert "hidden" not in ended.stdout
-
-
-def test_an_unusable_url_is_reported_without_its_password(tmp_path: Path, sqlite_database_url: str) -> None:
-    place = installation(tmp_path, sqlite_database_url)
-    url = "postgresql+psycopg://relay:hid@den@127.0.0.1:port/inbox"
-    ended = invoke("inbox", "doctor", "--json", **{**environment_of(place), "INBOX_DATABASE_URL": url})
-    assert (ended.status, "INBOX_DATABASE_URL" in ended.stderr, "den@" in ended.stderr) == (2, True, False)
 
 
 def test_a_missing_sqlite_file_is_a_finding_and_is_not_created(tmp_path: Path) -> None:
@@ -162,34 +142,6 @@ def test_an_examination_does_not_wait_for_a_locked_table(tmp_path: Path, postgre
         other.execute(text("LOCK TABLE gate IN ACCESS EXCLUSIVE MODE"))
         result = examine(installation(tmp_path, postgres_database_url), "relay")
     assert "lock timeout" in (result.needs or "")
-
-
-def test_examinations_do_not_change_a_sqlite_file(tmp_path: Path, sqlite_database_url: str) -> None:
-    file = Path(make_url(sqlite_database_url).database or "")
-    place = installation(tmp_path, sqlite_database_url)
-    before = hashlib.sha256(file.read_bytes()).digest()
-    runs.run(place, EXAMINATIONS)
-    assert hashlib.sha256(file.read_bytes()).digest() == before
-
-
-# --- rights
-
-
-def test_a_role_without_rights_learns_the_needs_of_each_examination(tmp_path: Path, postgres_database_url: str) -> None:
-    role = "doctor_without_rights"
-    with open_engine(postgres_database_url) as engine:
-        run_sql(engine, f"CREATE ROLE {role} LOGIN")
-        try:
-            url = make_url(postgres_database_url).set(username=role).render_as_string(hide_password=False)
-            place = installation(tmp_path, url)
-            results = {each.name: each for each in runs.run(place, EXAMINATIONS)}
-            OPENED.pop().dispose()
-        finally:
-            run_sql(engine, f"DROP ROLE {role}")
-    of_tables = {"migrations", "schema", "relay", "relays"}
-    assert {name for name, each in results.items() if each.needs} == of_tables
-    for name in of_tables:
-        assert "permission denied" in (results[name].needs or ""), results[name]
 
 
 # --- an unreadable SQLite file

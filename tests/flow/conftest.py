@@ -11,8 +11,7 @@ from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from relay.delivery.policy import policies
-from tests.destinations.calling import SYNC
-from tests.helpers.daemon import Flow, Rig, SyncSteps, flowing, hurry
+from tests.helpers.daemon import Rig, hurry
 from tests.helpers.databases import url_of_kind
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.relaying import FakeClock, Steps
@@ -63,21 +62,3 @@ def steps(engine: Engine, config: Config) -> Steps:
 def uncached_health(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask the database for each health check."""
     monkeypatch.setattr("inbox.receiver.app.READY_CACHED_SECONDS", 0.0)
-
-
-@pytest.fixture
-def sync() -> str:
-    """The table of the sync route."""
-    return SYNC
-
-
-@pytest.fixture
-def flow(database_url: str, sync: str) -> Iterator[Flow]:
-    with flowing(database_url, sync=sync) as made:
-        yield made
-
-
-@pytest.fixture
-def sync_steps(engine: Engine, flow: Flow) -> SyncSteps:
-    """The relay's steps for it."""
-    return SyncSteps(engine, flow)

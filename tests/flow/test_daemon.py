@@ -6,32 +6,28 @@ import json
 import threading
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, text, update
+from sqlalchemy import Engine, text, update
 
 from inbox.clock import SystemClock
-from inbox.db.dialect import as_json
 from inbox.db.schema import pruning
 from inbox.loader.load import parse_config
-from relay.daemon.generation import WorkerPool, prepare
+from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery import policy
-from relay.delivery.gates import Breaker, BreakerLimits, BreakerState, Gate, Gates
+from relay.delivery.gates import BreakerLimits, Gate
 from relay.delivery.policy import policies
-from relay.observe import Observer
 from relay.store.alert_conditions import Watch
 from relay.store.database import Database
 from relay.store.operator import commands, execution
-from relay.store.retention import KindState, expiry_of, state_of
 from tests.helpers.daemon import Rig, make_config, running, users
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, disconnect, down, open_engine
-from tests.helpers.relaying import AFTER_A_MONTH, CONFIG, Steps, a_pruner, batches, prune, work_of
+from tests.helpers.databases import ON_BOTH, down
+from tests.helpers.relaying import CONFIG, Steps, prune, work_of
 from tests.helpers.scripted import answer, reset
 from tests.helpers.scripted import serving as scripted
 from tests.helpers.storing import an_event
-from tests.helpers.tables import count, open_states
+from tests.helpers.tables import count
 from tests.helpers.traffic import serving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
@@ -74,12 +70,6 @@ def test_a_destination_never_has_more_calls_at_once_than_its_concurrency(rig: Ri
     assert sorted(held.seqs) == seqs
 
 
-def test_each_route_of_a_destination_has_its_turn_to_be_first() -> None:
-    unused: Any = None
-    pool = WorkerPool("audit", 0, dict.fromkeys("abc", unused), context_of=unused, finished=unused)
-    assert {pool.take_turn()[0] for _ in range(3)} == set("abc")
-
-
 @ON_BOTH
 def test_a_database_that_goes_away_is_waited_for(rig: Rig, database_url: str) -> None:
     with rig.relay():
@@ -90,58 +80,6 @@ def test_a_database_that_goes_away_is_waited_for(rig: Rig, database_url: str) ->
         rig.arrive("u1")
         rig.until_left()
     assert rig.kinds == ["delivered"] * 2
-
-
-@pytest.mark.long
-@ON_POSTGRES
-def test_broken_connections_cost_no_delivery_and_no_second_call(rig: Rig, database_url: str) -> None:
-    seqs = rig.arrive(*users(200, 20))
-    rig.downstream.seconds = 0.01
-    with rig.relay():
-        for part in (40, 80, 120):
-            until(lambda: len(rig.downstream.arrivals) >= part, "the drain goes on")
-            disconnect(database_url)
-        with open_engine(database_url) as watching:
-            until(lambda: not open_states(watching), "everything is delivered")
-    assert rig.kinds.count("delivered") == 200
-    assert sorted(rig.calls) == sorted(seqs)
-
-
-@ON_BOTH
-def test_a_start_is_one_commit_which_has_the_routes(engine: Engine) -> None:
-    """On a slow disk, each commit delays the start that a service manager waits for."""
-    commits: list[object] = []
-    event.listen(engine, "commit", commits.append)
-    at_start: list[tuple[int, list[str]]] = []
-
-    class Watching(Observer):
-        def log(self, event: str, level: int | None = None, **values: Any) -> None:  # noqa: ANN401  # as there
-            super().log(event, level, **values)
-            if event != "started":
-                return
-            made, node = len(commits), values["node"]
-            with engine.connect() as connection:
-                known = connection.scalar(text("SELECT routes FROM relay_node WHERE id = :node"), {"node": node})
-            at_start.append((made, [*as_json(known)]))
-
-    config = prepare(make_config("http://127.0.0.1:9/"))
-    Relay(Database(engine), config, grace_seconds=0, observer=Watching()).run(drain=True)
-    assert at_start == [(1, ["everything"])]
-
-
-def test_a_result_after_a_lost_lease_is_discarded_and_counted(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    (seq,), held = rig.arrive("u1"), rig.hold()
-    other = Steps(rig.engine, policies(rig.config()))
-    other.node = "another"
-    with rig.relay():
-        until(lambda: held.seqs, "the call is under way")
-        other.clock.moment = SystemClock().now() + timedelta(minutes=1)
-        assert len(other.reap()) == 1
-        held.go.set()
-        rig.until_told("result_discarded")
-    assert f"route=everything seq={seq}" in caplog.text
-    assert (rig.observer.counts["result_discarded"], rig.observer.counts["delivered"]) == (1, 0)
-    assert rig.kinds == ["abandoned"]
 
 
 # --- another configuration
@@ -184,18 +122,6 @@ def test_a_call_on_a_route_that_a_new_configuration_lacks_is_recorded(rig: Rig) 
     assert rig.kinds == ["delivered"]
 
 
-def test_when_ordering_becomes_latest_a_lane_is_folded_when_its_head_has_ended(rig: Rig) -> None:
-    seqs, held = rig.arrive(*["u1"] * 4), rig.hold()
-    with rig.relay() as relay:
-        until(lambda: held.seqs, "the first has begun")
-        relay.reload(prepare(rig.config(ordering="latest")))
-        rig.until_told("reloaded")
-        held.go.set()
-        rig.until_left()
-    assert held.seqs == [seqs[0], seqs[-1]]
-    assert rig.kinds.count("superseded") == 2
-
-
 # --- A relay prunes by itself, by the ages of its configuration, and says when it is behind
 
 
@@ -229,25 +155,6 @@ def test_a_kind_that_is_behind_for_an_hour_is_alerted_once_and_recovers(engine: 
         return count(engine, f"{of_events} AND firing"), count(engine, f"{of_events} AND NOT firing")
 
     assert [alerts(hours) for hours in (0.5, 2, 3, None)] == [(0, 0), (1, 0), (1, 0), (1, 1)]
-
-
-def test_rows_that_a_round_leaves_make_it_behind(engine: Engine) -> None:
-    """The pruner has no time for more than one batch."""
-    Steps(engine).receive(*(an_event(n, routes=[]) for n in range(1, 2001)))
-    one = a_pruner(engine)
-    clock = one.take()
-    assert clock is not None
-    expiry = expiry_of(AFTER_A_MONTH, "events", clock)
-
-    def found() -> KindState:
-        with Database(engine).read() as transaction:
-            return state_of(transaction, "events")
-
-    one.prune_batch("events", expiry)
-    assert found().behind_seconds > 86400
-    assert found().behind_since is not None
-    assert list(batches(one, "events", expiry))
-    assert (found().behind_seconds, found().behind_since) == (0, None)
 
 
 # --- The daemon itself, in a thread: a destination that is down or paused, and its alerts
@@ -287,32 +194,3 @@ def test_a_drain_ends_though_something_is_held_back(rig: Rig) -> None:
         execution.work_on(work_of(rig.database, policies(config), config=config), number)
         Relay(rig.database, prepare(config), grace_seconds=20).run(drain=True)
         assert rig.left == {"ready": 1}
-
-
-def test_a_pause_by_command_counts_from_the_next_claim_on(rig: Rig) -> None:
-    relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
-    commands.ask(rig.database, "pause", Gate(route="everything"), who="kim", why="odd")
-    relay._work_on_commands()
-    assert ("route", "everything") in relay._claimer.gates.paused
-    relay._generations.close()
-
-
-def test_an_entity_that_is_resumed_is_looked_for_from_the_beginning(rig: Rig) -> None:
-    """Deliveries that it held back have been due since long before the place where claims begin now."""
-    relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
-    relay._claimer.gates = Gates(paused_entities=1)
-    relay._scans.due["everything"].at = SystemClock().now()
-    relay._claimer.read_gates()
-    assert not relay._scans.due
-    relay._generations.close()
-
-
-def test_a_drain_does_not_end_before_a_breaker_is_tried_that_may_be(rig: Rig) -> None:
-    rig.arrive("u1")
-    relay = Relay(rig.database, prepare(rig.config()), grace_seconds=0)
-    for seconds, is_drained in ((-1, False), (60, True)):
-        until_then = SystemClock().now() + timedelta(seconds=seconds)
-        shut = Breaker(BreakerState.OPEN, until=until_then)
-        relay._claimer.gates = Gates(SystemClock().now(), breakers={("destination", "audit"): shut})
-        assert relay._is_drained() is is_drained
-    relay._generations.close()

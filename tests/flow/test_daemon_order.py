@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -21,14 +20,11 @@ from relay import steps
 from relay.daemon.generation import PreparedConfig, prepare
 from relay.daemon.leases import RENEW_EVERY_SECONDS, TRUSTED_SECONDS, Leases
 from relay.daemon.loop import Relay
-from relay.steps import LASTS_SECONDS
-from relay.store import alerts, claim, work
-from relay.store.alert_conditions import Watch
+from relay.store import claim, work
 from relay.store.database import Database
 from relay.store.deliveries import claim_of
 from relay.store.leases import LEASE_SECONDS
 from relay.store.sequence import sequence
-from relay.store.work import Work
 from tests.bulkheads.test_steps import LOCKED
 from tests.helpers.daemon import Rig, make_config, users
 from tests.helpers.databases import ON_POSTGRES, down
@@ -95,32 +91,6 @@ def test_a_route_whose_lock_another_step_gets_first_is_not_claimed_from_before_i
             relay.wake()
             rig.until_left()
     assert rig.calls == [2, 1]
-
-
-def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_step_well(rig: Rig) -> None:
-    """Else claims would wait 15 s for it again and again, and its alert would never come."""
-    with rig.relay() as relay:
-        pass
-    relay._steps.run("sequence", lambda: 1 // 0, 0)
-    relay._steps.monotonic = lambda: time.monotonic() + LASTS_SECONDS  # its next try is due
-    relay._scans.is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
-    relay._cycle()
-    assert could_not_order(relay)
-
-
-def test_a_relay_does_not_end_a_new_alert_of_a_failing_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    stores = alerts.alert_failing_step
-
-    def then_another_looks(work: Work, step: str, error: str) -> None:
-        stores(work, step, error)
-        Watch().check(work)
-
-    monkeypatch.setattr(alerts, "alert_failing_step", then_another_looks)
-    with rig.relay() as relay:
-        until(lambda: rows(rig.engine, "SELECT 1 FROM relay_node"), "it has started")
-        relay._steps.run("sweep", lambda: 1 // 0, 0, subject="crm USER")
-        found = rows(rig.engine, "SELECT firing FROM alert WHERE kind = 'step_failed'")
-    assert [bool(row["firing"]) for row in found] == [True]
 
 
 # --- leases

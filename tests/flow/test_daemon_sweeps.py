@@ -14,7 +14,6 @@ from sqlalchemy.exc import OperationalError
 
 from inbox.clock import SystemClock
 from inbox.events.event import Event
-from relay.daemon.generation import prepare
 from relay.delivery.gates import Gate
 from relay.delivery.policy import policies
 from relay.operations.asks import OneSource
@@ -138,13 +137,6 @@ def test_a_command_runs_a_sweep_and_answers_with_its_result(rig: Rig, directory:
         assert (state, "404" in answered) == ("failed", True)
 
 
-def test_another_configuration_says_how_often(rig: Rig, directory: Directory, table: str) -> None:
-    with rig.relay(more=table) as relay:
-        assert directory.pages == 0, "without `every`, only by hand"
-        relay.reload(prepare(rig.config(more=table + OFTEN)))
-        until(lambda: watermark(rig.engine).get("swept_at"), "it has been swept")
-
-
 # --- one turn
 
 
@@ -216,15 +208,6 @@ def test_additions_of_a_sweep_that_broke_off_are_told(rig: Rig, directory: Direc
     assert (watermark(rig.engine)["missed"], watermark(rig.engine)["compared_until"]) == (2, None)
     assert {kind for kind, firing in alerts_of(rig.engine) if firing} == {"webhooks_missed", "sweep_failed"}
     assert (rig.observer.counts["sweep_missed"], rig.observer.counts["swept"]) == (2, 0)
-
-
-def test_additions_of_a_sweep_whose_process_ends_are_told(rig: Rig, directory: Directory, sweeper: Sweeper) -> None:
-    directory.before_page = lambda page: sweeper._stop.set() if page == 2 else None
-    sweeper.run_due()
-    left = watermark(rig.engine)
-    assert (left["missed"], left["error"]) == (count(rig.engine, "inbox"), None)
-    assert left["missed"] >= 2, "the first page, and the second, where it came before it was cut"
-    assert alerts_of(rig.engine) == [("webhooks_missed", True)]
 
 
 def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_sweep_begins_there_again(

@@ -1,40 +1,34 @@
-"""A receiver's figures in `throughput_minute`: how its requests ended, also during trouble of the database."""
+"""A receiver's figures in `throughput_minute`, and the traces of a relay at work."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
 from sqlalchemy import Engine, text
 
 from inbox.config.model import Config
-from inbox.db.throughput import SOURCE, Tally
-from inbox.loader.load import parse_config
-from inbox.receiver.reporting import ThroughputFlusher
 from relay.daemon.generation import begin_attempt, prepare
 from relay.daemon.loop import Relay
 from relay.delivery.policy import policies
 from relay.sweep import scheduler
 from tests.docs.pages import PAGES
 from tests.helpers.daemon import Rig, make_config
-from tests.helpers.databases import ON_BOTH, ON_POSTGRES, down
+from tests.helpers.databases import ON_BOTH, ON_POSTGRES
 from tests.helpers.delivering import LOCAL, a_delivery, context, deliver
 from tests.helpers.delivering import config_text as delivery_text
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.metrics import Kept, keeping
-from tests.helpers.receiver import Receiver, a_link, receiving
+from tests.helpers.receiver import receiving
 from tests.helpers.relaying import HOPELESS, Steps, run_relay
 from tests.helpers.scripted import answer, serving
 from tests.helpers.storing import an_event
 from tests.helpers.tables import rows
 from tests.helpers.waiting import Stopwatch, stand_still, until
-from tests.helpers.webhooks import body, config_text
+from tests.helpers.webhooks import body
 
 FIGURES = 'SELECT name, outcome, sum("count") AS n, sum(bytes) AS size FROM throughput_minute GROUP BY name, outcome'
 
@@ -69,30 +63,6 @@ async def test_the_end_of_every_request_is_counted_by_its_source(config: Config,
     }
 
 
-async def test_an_event_without_a_database_is_counted_later(config: Config, engine: Engine, database_url: str) -> None:
-    async with receiving(config) as receiver:
-        assert (await receiver.post(body("u1"))).status_code == 200
-        with down(database_url):
-            assert (await receiver.post(body("u2"))).status_code == 503
-    assert {outcome: n for (_, outcome), (n, _) in figures(engine).items()} == {"stored": 1, "unavailable": 1}
-
-
-async def test_a_failed_flush_is_written_later(
-    engine: Engine, database_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    tally = Tally()
-    flusher = ThroughputFlusher(a_link(database_url), tally, every=3600.0)
-    tally.add(SOURCE, "trivore", "stored")
-    with down(database_url):
-        for _ in range(2):
-            await flusher.flush(within=0.1)
-    await flusher.flush()
-    await flusher.close()
-    assert figures(engine) == {("trivore", "stored"): (1, 0)}
-    (line,) = (record.getMessage() for record in caplog.records if record.name == "inbox.receiver.reporting")
-    assert line.startswith("figures for throughput_minute are not written yet: ")
-
-
 @ON_POSTGRES
 async def test_locked_figures_delay_no_request(config: Config, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inbox.receiver.app.FLUSH_EVERY_SECONDS", 0.01)
@@ -109,79 +79,6 @@ async def test_locked_figures_delay_no_request(config: Config, engine: Engine, m
             assert watch.seconds < 1.5
             await asyncio.to_thread(until, lambda: rows(engine, waits), "its flush still waits, or again")
     assert figures(engine)["trivore", "stored"][0] == 20
-
-
-# --- Traces of a receiver at work: one tree for each request, with any outcome
-
-
-SENT, NOT_SAMPLED = (f"00-{'a' * 32}-{'b' * 16}-{flags}" for flags in ("01", "00"))
-NAME = "POST /webhooks/{source}"
-BATCH = """
-[sources.batch]
-preset = "cloudevents"
-auth = { kind = "none" }
-"""
-STORED = "SELECT traceparent FROM inbox ORDER BY seq"
-
-
-@contextlib.asynccontextmanager
-async def trace_receiver(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, ratio: float
-) -> AsyncIterator[tuple[Receiver, Kept]]:
-    with keeping(ratio) as kept:
-        monkeypatch.setattr("inbox.receiver.app.make_tracer", lambda *_: kept.tracer)
-        async with receiving(parse_config(config_text(database_url) + BATCH)) as receiver:
-            yield receiver, kept
-
-
-async def send_batch(receiver: Receiver, *numbers: int) -> None:
-    made = {"specversion": "1.0", "source": "/x", "type": "made", "time": "2026-01-01T00:00:00Z"}
-    sent = json.dumps([{**made, "id": str(number)} for number in numbers])
-    headers = {"Content-Type": "application/cloudevents-batch+json"}
-    answer = await receiver.request("POST", "/webhooks/batch", body=sent, headers=headers)
-    assert answer.status_code == 202, answer.text
-
-
-def attributes(span: ReadableSpan) -> dict[str, object]:
-    return dict(span.attributes or {})
-
-
-async def test_every_request_is_one_tree(database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with trace_receiver(database_url, monkeypatch, ratio=1) as (receiver, kept):
-        await send_batch(receiver, 1, 2, 3)
-        await send_batch(receiver, 3, 4)
-        rejected = await receiver.post(b"{}", headers={"Traceparent": SENT})
-        stranger = await receiver.post(body(), headers={"Traceparent": SENT, "X-Webhook-Token": "wrong"})
-        ignored = await receiver.post(b"{}", headers={"Traceparent": NOT_SAMPLED})
-        await receiver.post(body("u2"), headers={"Traceparent": SENT[:-1]})
-        await receiver.post(body("u3"), headers={"Traceparent": f"{SENT}-{'x' * 5_000}"})
-        spans = kept.spans(NAME)
-    batch, second, of_rejected, of_stranger, of_invalid, of_long = spans
-    assert [answer.status_code for answer in (rejected, stranger, ignored)] == [422, 401, 422]
-    told = {"inbox.source": "batch", "inbox.seq": 1, "inbox.duplicates": 0, "messaging.batch.message_count": 3}
-    assert {key: value for key, value in attributes(batch).items() if key.startswith(("inbox", "messaging"))} == told
-    assert attributes(second)["inbox.duplicates"] == 1
-    stored = [row["traceparent"][3:52] for row in rows(engine, STORED)]
-    ids = [f"{span.context.trace_id:032x}-{span.context.span_id:016x}" for span in spans]
-    assert stored == [ids[0]] * 3 + [ids[1]] + ids[4:]
-    assert of_rejected.parent is not None
-    assert f"{of_rejected.parent.trace_id:032x}" == "a" * 32, "its sender is proven"
-    assert attributes(of_rejected)["inbox.cause"] == "invalid_event"
-    assert of_stranger.parent is of_invalid.parent is of_long.parent is None
-    assert "inbox.source" not in attributes(of_stranger)
-    assert len(kept.spans()) == len(spans), "one span each"
-
-
-async def test_an_unsampled_trace_is_left_out(
-    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A relay traces no event without a context."""
-    async with trace_receiver(database_url, monkeypatch, ratio=0) as (receiver, kept):
-        await receiver.post(body())
-        await send_batch(receiver, 1, 2, 3)
-        await receiver.post(b"{}")
-        assert kept.spans() == []
-        assert {row["traceparent"] for row in rows(engine, STORED)} == {None}
 
 
 # --- Traces of a relay at work: attempts with their calls, sweeps and commands, without anything of a person

@@ -162,13 +162,6 @@ async def test_refusals_that_wait_hold_no_more_memory_than_a_batch_may(sqlite_da
         assert writer.rejections.unkept == 50 - len(writer.rejections)
 
 
-async def test_one_refusal_that_is_larger_than_that_is_kept_all_the_same(database_url: str, engine: Engine) -> None:
-    async with writing(database_url) as writer:
-        writer.reject(a_rejected(body=bytes(2 * MAX_BYTES)))
-        assert writer.rejections.unkept == 0
-    assert count(engine, "rejected_request") == 1
-
-
 async def test_refusals_that_wait_are_kept_when_the_receiver_stops(database_url: str, engine: Engine) -> None:
     async with writing(database_url) as writer:
         for _ in range(3 * PER_SECOND):
@@ -296,13 +289,6 @@ async def test_an_unsigned_id_can_be_exchanged_unless_the_body_counts(
         assert await send(receiver, config, "shop-by-body", order, **sent) == (200, told)
     found = rows(engine, "SELECT dedup_key, event_type FROM inbox WHERE source = 'shop-by-body'")
     assert [tuple(row.values()) for row in found] == [(hashlib.sha256(order).hexdigest(), "orders/create")]
-
-
-async def test_each_event_of_a_body_counts_by_its_own_part(receiver: Receiver, config: Config, engine: Engine) -> None:
-    events = [{"uuid": each, "published": "2026-01-01T00:00:00Z", "eventType": "user.x"} for each in "ab"]
-    for sent in (events, events, [*events, {**events[0], "uuid": "c"}]):
-        assert (await send(receiver, config, "okta-by-body", json.dumps({"data": {"events": sent}}).encode()))[0] == 200
-    assert [row["event_id"] for row in rows(engine, "SELECT event_id FROM inbox ORDER BY seq")] == ["a", "b", "c"]
 
 
 async def test_an_event_beyond_max_age_is_rejected_and_kept(receiver: Receiver, config: Config, engine: Engine) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import pairwise
 
@@ -19,7 +18,6 @@ from sqlalchemy import Engine, make_url, text
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.db.engine import CHANNEL, NOTIFY
 from inbox.db.link import REST_SECONDS, Notifier
 from inbox.events.timestamps import time_text
 from inbox.receiver.writer import GroupCommit
@@ -188,25 +186,6 @@ async def test_a_flood_of_commits_sends_few_notifications(database_url: str, mon
 
 
 @ON_POSTGRES
-async def test_a_commit_during_a_notification_is_not_missed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[asyncio.Event] = []
-
-    async def send(_: Notifier) -> float:
-        sent.append(asyncio.Event())
-        await sent[-1].wait()
-        return REST_SECONDS
-
-    monkeypatch.setattr(Notifier, "_send", send)
-    notifier = Notifier(a_link(database_url))
-    notifier.wake_up()
-    await until_async(lambda: len(sent) == 1, "the first is being sent")
-    notifier.wake_up()
-    sent[0].set()
-    await until_async(lambda: len(sent) == 2, "so is a second")
-    await notifier.close()
-
-
-@ON_POSTGRES
 async def test_intake_waits_for_no_notification(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     with never_greeting() as (silent, has_come):
         nowhere = make_url(silent).set(drivername="postgresql+psycopg").render_as_string()
@@ -219,52 +198,3 @@ async def test_intake_waits_for_no_notification(database_url: str, caplog: pytes
         await writer.close()
         await notifier.close()
     assert [message for message in caplog.messages if not message.startswith("relays are not notified")] == []
-
-
-@ON_POSTGRES
-async def test_a_notifier_without_a_server_says_so_once_and_recovers(
-    database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("inbox.db.link.REST_AFTER_FAILURE_SECONDS", 0.0)
-    notifier = Notifier(a_link(database_url))
-    with heard(database_url) as notifications, monkeypatch.context() as patched:
-        patched.setattr("inbox.db.link.NOTIFY", text("SELECT pg_notify('', '')"))
-        for n in range(3):
-            notifier.wake_up()
-            await until_async(lambda: not notifier._is_wanted.is_set() and not notifier._link.is_open, f"failure {n}")
-        assert notifications() == []
-    with heard(database_url) as notifications:
-        notifier.wake_up()
-        await until_async(notifications, "it notifies again")
-    await notifier.close()
-    assert len(caplog.messages) == 1
-
-
-@ON_POSTGRES
-def test_each_schema_has_a_channel_of_its_own(database_url: str, engine: Engine) -> None:
-    longest = "s" * 63
-    with heard(database_url) as notifications:
-        with engine.begin() as connection:
-            connection.execute(text(f"CREATE SCHEMA {longest}"))
-            connection.execute(text(f"SET LOCAL search_path = {longest}"))
-            assert connection.execute(text(f"SELECT length({CHANNEL})")).scalar_one() == 63
-            connection.execute(NOTIFY)
-        assert notifications() == []
-        with engine.begin() as connection:
-            connection.execute(NOTIFY)
-        assert notifications() == ["inbox_relay_public"]
-
-
-@contextlib.contextmanager
-def heard(database_url: str) -> Iterator[Callable[[], list[str]]]:
-    """A listener of the schema `public`; its function gives the channels of the notifications so far."""
-    channels: list[str] = []
-    with contextlib.closing(connect_postgres(database_url)) as listener:
-        listener.add_notify_handler(lambda notification: channels.append(notification.channel))
-        listener.execute("LISTEN inbox_relay_public")
-
-        def look() -> list[str]:
-            listener.execute("SELECT 1")
-            return channels
-
-        yield look

@@ -18,7 +18,6 @@ from inbox.http import protocol
 from inbox.loader.load import parse_config
 from inbox.receiver import app
 from inbox.sources.credentials import Verifier
-from tests.helpers.daemon import running
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.receiver import (
     CLOSE,
@@ -27,14 +26,12 @@ from tests.helpers.receiver import (
     Receiver,
     answers,
     ask,
-    post_json,
     receiving,
     request,
     serve_receiver,
     webhook,
 )
 from tests.helpers.relaying import Steps
-from tests.helpers.scripted import answer, serving
 from tests.helpers.tables import count, duplicates, rows
 from tests.helpers.waiting import until, until_async
 from tests.helpers.webhooks import HEADERS, PATH, ROUTE, TOKEN, body, config_text, moment
@@ -94,38 +91,6 @@ async def test_fifty_identical_requests_at_once_are_one_event(receiver: Receiver
     assert count(engine, "duplicate_request WHERE body IS NOT NULL") == 0
     steps.until_nothing_is_due()
     assert len(steps.deliverer.seen) == 1
-
-
-@ON_BOTH
-@pytest.mark.parametrize(("done", "calls"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 1)])
-async def test_a_death_between_two_steps_loses_nothing(
-    receiver: Receiver, steps: Steps, engine: Engine, done: int, calls: int
-) -> None:
-    """`done` of its steps are done: it orders, claims, calls, and records."""
-    await receiver.post()
-    steps.sequence() if done > 0 else None
-    claimed = steps.claim_due() if done > 1 else []
-    outcomes = steps.deliver(claimed) if done > 2 else []
-    steps.record(outcomes) if done > 3 else None
-    steps.node = "second"
-    steps.advance(15.1)
-    steps.until_nothing_is_due()
-
-    assert len(steps.deliverer.seen) == calls
-    assert [kind for _, kind in steps.kinds()].count("delivered") == 1
-    assert count(engine, "open_delivery") == 0
-
-
-def test_a_listed_header_of_the_request_reaches_the_destination_and_no_other(database_url: str, engine: Engine) -> None:
-    passed = 'pass_headers = ["X-Tenant"]'
-    config = parse_config(config_text(database_url).replace("concurrency =", f"{passed}\nconcurrency ="))
-    headers = {**HEADERS, "X-Tenant": "acme", "X-Other": "not listed", "Cookie": "session"}
-    with serve_receiver(database_url, config) as port:
-        assert post_json(port, PATH, body(), headers) == 200
-    with serving(answer(204)) as server, running(engine, server, destination=passed):
-        until(lambda: server.seen, "it is forwarded")
-    assert server.seen[0].headers["x-tenant"] == "acme"
-    assert not server.seen[0].headers.keys() & {"x-other", "cookie"}
 
 
 # --- Senders that are slow, silent, or too many: each is told in time, and costs the others nothing
@@ -194,18 +159,6 @@ def test_a_head_that_drips_is_408_and_a_connection_that_says_nothing_is_closed(s
         (answer,) = answers(until(drip, "its first drop was in time"))
         assert (answer.status, answer.headers["content-type"]) == (408, PROBLEM)
         assert rest_of(silent) == b""
-
-
-def test_each_request_of_a_connection_has_the_same_time(
-    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serve_receiver(sqlite_database_url) as port, connect(port) as one, connect(port) as other:
-        for sender in (one, other):
-            ask_live(sender)
-        monkeypatch.setattr(protocol, "HEAD_WITHIN_SECONDS", 0.3)
-        (answer,) = answers(drip_bytes(one, webhook() * 3))
-        assert answer.status == 408
-        assert drip_bytes(other, b"\r\n" * 1000) == b""
 
 
 @pytest.mark.usefixtures("impatient")

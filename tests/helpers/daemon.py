@@ -1,50 +1,37 @@
-"""The daemon in a thread of the test, on a forward or sync route, with the services that it calls."""
+"""The daemon in a thread of the test, with the service that it calls."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Callable, Collection
+from datetime import datetime
 
 import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.loader.load import parse_config
 from relay import steps as daemon_steps
-from relay.daemon.generation import PreparedConfig, attempt, prepare
+from relay.daemon.generation import PreparedConfig, prepare
 from relay.daemon.loop import Relay
-from relay.delivery.outcome import Delivery, Outcome
 from relay.delivery.policy import Policies, policies
-from relay.destinations import Deliverer, build
-from relay.http.client import Limits
 from relay.observe import Observer
 from relay.store.database import Database
-from tests.destinations.calling import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
-from tests.helpers.receiver import ask, serve_receiver, status_of, webhook
-from tests.helpers.relaying import FakeClock, Steps, fill, run_relay
-from tests.helpers.scripted import Act, ScriptedServer, answer, serving
+from tests.helpers.relaying import fill, run_relay
+from tests.helpers.scripted import ScriptedServer
 from tests.helpers.tables import facts, open_states
 from tests.helpers.traffic import Downstream, Held
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import TOKEN, body, config_text, moment
+from tests.helpers.webhooks import config_text, moment
 
 
-def make_config(
-    url: str, concurrency: int = 8, *, destination: str = "", more: str = "", ordering: str = "strict"
-) -> Config:
+def make_config(url: str, concurrency: int = 8, *, destination: str = "", more: str = "") -> Config:
     """Return the configuration of a relay with short delays; its database is passed separately.
 
     `destination` adds lines to its table, `more` adds tables.
     """
     plain = config_text("sqlite:///unused.db", url, schedule=("100ms", "100ms"), concurrency=concurrency)
-    plain = plain.replace('ordering = "strict"', f'ordering = "{ordering}"')
     return parse_config(plain.replace("concurrency =", f"{destination}\nconcurrency =") + more)
 
 
@@ -149,132 +136,3 @@ def maintenance_of(
     others = {"give_back", "record", "sequence", "claim", "claim_suspect"}
     table = [step for step in relay._table if step.name not in others]
     return lambda: sum(step.run(steps) for step in table)
-
-
-ROUTE = "users-to-crm"
-BEHIND = timedelta(hours=1)
-"""Delay of a stepped clock behind the database's, so that its times are never ahead of an arrival."""
-BASIC = '{ kind = "basic", user = "me", password = "pass-word" }'
-
-_CONFIG = """
-[database]
-url = {database}
-[sources.trivore]
-preset = "trivore"
-auth = {{ kind = "header", name = "X-Webhook-Token", secrets = [{token}] }}
-clock_skew = "1m"
-[apis.identity]
-base_url = "{url}/api"
-auth = {auth}
-{api}
-allow_private = true
-allow_http = true
-[destinations.crm]
-kind = "sync"
-base_url = "{url}"
-allow_private = true
-allow_http = true
-[routes.users-to-crm]
-source = "trivore"
-destination = "crm"
-retry = {{ schedule = {schedule} }}
-[routes.users-to-crm.sync]
-{sync}
-"""
-
-
-@dataclass(frozen=True)
-class Flow:
-    """A receiver and one route; one server plays both services."""
-
-    config: Config
-    port: int
-    server: ScriptedServer
-
-    def tell(self, at: datetime, event_type: str = "UPDATE", entity: str = "u1") -> dict[str, Any]:
-        """Send a webhook whose time has no fraction, and return the receiver's answer."""
-        payload = body(entity, format_seconds(at), eventType=event_type)
-        answered = ask(self.port, webhook(payload=payload))
-        assert status_of(answered) == 200, answered
-        told: dict[str, Any] = json.loads(answered.partition(b"\r\n\r\n")[2])
-        return told
-
-    def script(self, **acts: Act | list[Act]) -> None:
-        """Set the responses to fetch, find, create, update and remove; the last one of a list repeats."""
-        names = {"fetch": FETCH, "find": FIND, "update": UPDATE, "create": CREATE, "remove": REMOVE}
-        for name, act in acts.items():
-            self.server.routes[names[name]] = list(act) if isinstance(act, list) else [act]
-
-    @property
-    def asked(self) -> list[str]:
-        """All calls, in order."""
-        return [f"{seen.method} {seen.target}" for seen in self.server.seen]
-
-    def sent(self, call: str = UPDATE) -> list[dict[str, Any]]:
-        """Return the bodies of these calls."""
-        return [json.loads(seen.body) for seen in self.server.seen if f"{seen.method} {seen.target}" == call]
-
-
-class SyncSteps(Steps):
-    """The relay's steps with the real deliverer of the route, on a clock that stands still `BEHIND` the database's."""
-
-    def __init__(self, engine: Engine, flow: Flow) -> None:
-        super().__init__(engine, policies(flow.config), FakeClock(SystemClock().now() - BEHIND))
-        self._flow = flow
-        self._engine = engine
-        self._sync: Deliverer = build(flow.config)[ROUTE]
-
-    def deliver(self, claimed: Sequence[Delivery]) -> list[tuple[Delivery, Outcome]]:
-        """Make the attempts."""
-        context = Limits(lambda: float("inf"), threading.Event(), self.clock.now)
-        return [(delivery, attempt(delivery, self._sync, context)) for delivery in claimed]
-
-    def tell(self, event_type: str = "UPDATE", *, at: datetime | None = None) -> None:
-        """Send a webhook about the present and do everything that is due."""
-        self._flow.tell(at or self.clock.moment, event_type)
-        self.until_nothing_is_due()
-
-    def later(self, seconds: float = 120) -> None:
-        """Advance the clock and do everything that is due then."""
-        self.advance(seconds)
-        self.until_nothing_is_due()
-
-    def left(self) -> dict[str, int]:
-        """Return counts of open deliveries by state."""
-        return open_states(self._engine)
-
-
-def format_seconds(at: datetime) -> str:
-    """Format a time as webhooks do, without a fraction."""
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def user(name: str, last_modified: str | None = None, **more: object) -> Act:
-    """Return the identity service's response for a user of this name."""
-    meta = {} if last_modified is None else {"meta": {"lastModified": last_modified}}
-    return answer(200, {"id": "u1", "name": name, **meta, **more})
-
-
-@contextlib.contextmanager
-def flowing(
-    database_url: str, *, sync: str = SYNC, auth: str = BASIC, api: str = "", schedule: tuple[str, ...] = ("5s", "30s")
-) -> Iterator[Flow]:
-    """Serve a receiver and both services, which know one user and accept every change.
-
-    `auth` may contain the server's `{url}`; `api` adds lines to the api's table.
-    """
-    with serving(routes={}) as server:
-        text = _CONFIG.format(
-            database=json.dumps(database_url),
-            token=json.dumps(TOKEN),
-            url=server.url,
-            auth=auth.replace("{url}", server.url),
-            api=api,
-            schedule=json.dumps(list(schedule)),
-            sync=sync,
-        )
-        config = parse_config(text)
-        with serve_receiver(database_url, config) as port:
-            flow = Flow(config, port, server)
-            flow.script(fetch=user("Ada"), find=FOUND, update=answer(), create=answer(201), remove=answer(204))
-            yield flow

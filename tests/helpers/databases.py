@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -253,14 +253,6 @@ class Granted:
             finally:
                 connection.execute(b"ROLLBACK")
         return True
-
-    def settings(self, role: Role) -> Mapping[str, str]:
-        """Return the login role's settings, as psql sees them."""
-        with self.connect(role) as connection:
-            rows = connection.execute(
-                "SELECT name, current_setting(name) FROM pg_settings WHERE source = 'database user'"
-            ).fetchall()
-        return dict(rows)
 
 
 @contextlib.contextmanager

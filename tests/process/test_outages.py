@@ -21,7 +21,6 @@ from sqlalchemy.pool import NullPool
 
 from inbox.db import engine as engines
 from inbox.db import unanswered
-from inbox.db.engine import connect
 from relay.store.database import Database
 from tests.docs.pages import the_block
 from tests.helpers.agreement import facts_agree
@@ -246,16 +245,6 @@ def test_an_asynchronous_standby_that_lags_loses_events(tmp_path: Path) -> None:
         pair.sender.enough()
         until(lambda: pair.sender.is_done, "the last is acknowledged")
         assert len(pair.acknowledgements() - set(pair.read_changes())) > SOME / 2
-
-
-@pytest.mark.parametrize("name", HOSTS)
-def test_the_url_of_the_page_reaches_the_driver_with_every_host(name: str) -> None:
-    engine = connect(page_url(), application="tests")
-    _, options = engine.dialect.create_connect_args(engine.url)
-    host, port = name.split(":")
-    assert host in options["host"].split(",")
-    assert port in options["port"].split(",")
-    assert options["target_session_attrs"] == "read-write"
 
 
 # --- Both sides go on with a database that was restored to an earlier moment

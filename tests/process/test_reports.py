@@ -422,28 +422,6 @@ def test_an_export_has_each_row_once_in_order(place: Site, database_url: str, en
     assert [each["seq"] for each in objects(newest_first)] == [3, 2, 1]
 
 
-def test_an_export_waits_for_a_lost_database_and_reports_it_once(
-    sqlite_place: Site, sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(sqlite_database_url, [("u1", moment(1))])
-    look, errors = listings._look, iter(["it is gone"] * 2)
-
-    def look_again(*given: Any) -> Any:  # noqa: ANN401  # as the other
-        error = next(errors, "")
-        return ([], error) if error else look(*given)
-
-    monkeypatch.setattr(listings, "_look", look_again)
-    monkeypatch.setattr(listings, "wait_for_more", lambda: None)
-    ended = sqlite_place.invoke("inbox", "tail", "--end", "--ndjson")
-    assert (ended.status, len(ended.stdout.splitlines())) == (0, 1)
-    assert ended.stderr.count("the database does not answer (it is gone)") == 1
-
-
-def test_a_mistyped_filter_ends_with_2(sqlite_place: Site) -> None:
-    for wrong in ("inbox tail --kind arived", "inbox tail --source trivor", "relay tail --cause dead"):
-        assert sqlite_place.invoke(*wrong.split()).status == 2
-
-
 def test_a_tail_survives_an_outage_of_the_database_without_a_gap(
     postgres_place: Site, postgres_database_url: str
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -31,12 +30,12 @@ from relay.store import alert_conditions, alerts, nodes
 from relay.store.alert_conditions import Watch
 from relay.store.claim import claim_suspect
 from relay.store.database import Database
-from relay.store.nodes import describe, heartbeat, read_nodes, stop_node
+from relay.store.nodes import describe, heartbeat
 from relay.store.record import Recorded
 from relay.store.transaction import Transaction
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, FakeClock, Steps, carry_out, work_of
-from tests.helpers.storing import START, a_row, an_event
+from tests.helpers.storing import START, an_event
 from tests.helpers.waiting import Stopwatch, be_patient, stand_still
 from tests.helpers.webhooks import a_config
 
@@ -58,16 +57,6 @@ A, B = (Alert("endpoint_retired", f"destination {name}", firing=True) for name i
 def note(steps: Steps, *noted: Alert) -> None:
     with steps.database.write() as transaction:
         alerts.store_alerts(transaction, noted, transaction.take_order_lock())
-
-
-def test_a_relay_that_has_stopped_in_order_fails_at_nothing(steps: Steps) -> None:
-    describe(work_of(steps.database, node="r1"), "host", 1, "0")
-    heartbeat(steps.database, "r1", {"claim": "OperationalError: out of memory"})
-    with steps.database.read() as transaction:
-        assert [row["failing"] for row in read_nodes(transaction)] == [{"claim": "OperationalError: out of memory"}]
-    stop_node(steps.database, "r1")
-    with steps.database.read() as transaction:
-        assert read_nodes(transaction) == []
 
 
 def test_a_thousand_deaths_on_a_route_are_one_alert_until_none_is_dead(steps: Steps) -> None:
@@ -154,31 +143,6 @@ def test_a_route_is_behind_when_an_event_has_waited_for_too_long(steps: Steps) -
     steps.attempt(DONE)
     watch.check(work_of(steps.database, config=WATCHED))
     assert alerts_of(steps)[1:] == [("backlog_old", "strict", False)]
-
-
-def test_an_old_event_open_again_is_seen_within_a_minute_and_by_no_relay_taken_for_none(steps: Steps) -> None:
-    seconds = [0.0]
-    steps.arrive(an_event(1))
-    steps.do(
-        "SELECT setval('inbox_seq_seq', 50000)"
-        if steps.database.sql.is_postgres
-        else "UPDATE sqlite_sequence SET seq = 50000 WHERE name = 'inbox'"
-    )
-    steps.arrive(an_event(2))
-    for _ in range(2):
-        steps.attempt(DONE)
-    watch, other = Watch(lambda: seconds[0]), Watch(lambda: seconds[0])
-    other.check(work_of(steps.database, config=WATCHED))
-    watch.check(work_of(steps.database, config=WATCHED))
-    steps.do(a_row(1))
-    steps.advance(700)
-    watch.check(work_of(steps.database, config=WATCHED))
-    assert alerts_of(steps) == [], "it begins where it came to"
-    seconds[0] += 60
-    watch.check(work_of(steps.database, config=WATCHED))
-    seconds[0] -= 30
-    other.check(work_of(steps.database, config=WATCHED))
-    assert alerts_of(steps) == [("backlog_old", "strict", True)]
 
 
 def test_a_source_is_silent_when_nothing_arrives_and_heard_when_something_does(steps: Steps, clock: FakeClock) -> None:
@@ -398,22 +362,6 @@ def test_attempts_are_told_by_outcome_and_deliveries_by_their_age(steps: Steps, 
         {("strict",): 30},
         {(): 1},
     )
-
-
-def test_every_committed_fact_is_counted_and_none_that_is_rolled_back(steps: Steps) -> None:
-    told = Told()
-    observer = Observer(told)
-    steps.heard.on_facts = observer.on_appended
-    steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]), an_event(3))
-    steps.attempt(UNWELL)
-    steps.claim("latest")
-    steps.advance(60)
-    observer.on_rescued(steps.reap("r2"))
-    steps.attempt(DONE, "latest")
-    logged = Counter((row["route"], row["kind"]) for row in steps.rows("SELECT route, kind FROM delivery_log"))
-    assert values_of(told, metrics.FACTS) == logged
-    assert ("latest", "superseded") in logged
-    assert values_of(told, metrics.LEASES_EXPIRED) == {(): 1}
 
 
 def test_a_breaker_is_told_when_it_changes_and_when_its_row_is_gone() -> None:

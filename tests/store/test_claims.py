@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import takes_too_long
-from relay.delivery import facts
 from relay.delivery.gates import GateKey, make_entity_key
-from relay.delivery.lifecycle import append
-from relay.delivery.ordering import settle
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Sent, Unchanged
+from relay.operations.asks import Selection
 from relay.store import claim as claims
 from relay.store import gates
 from relay.store.claim import FreeCapacity, claim, claim_probe
 from relay.store.database import WHOLE_EVERY_SECONDS, ScanStart, ScanStarts
-from relay.store.deliveries import ROW, as_open_delivery, write_back
 from relay.store.events import load_events
 from relay.store.gates import GateRow
 from relay.store.sequence import quarantine, sequence
@@ -31,6 +26,7 @@ from relay.store.transaction import Transaction
 from tests.helpers.relaying import HOPELESS, Monotonic, Steps, work_of
 from tests.helpers.storing import START, a_row, an_event
 from tests.store.conftest import differences, mend
+from tests.store.test_replay import replay_all
 
 # --- Facts that a claim gives a worker besides the event, and the worker's use of them
 
@@ -50,33 +46,6 @@ def test_a_claim_knows_how_often_the_fetched_was_older_than_the_event(steps: Ste
     steps.facts_agree()
 
 
-def taken_up_again(steps: Steps, by: str) -> None:
-    """A person replays it, or a repeat re-arms it."""
-    with steps.database.write() as transaction:
-        (dead,) = map(as_open_delivery, transaction.execute(text(f"SELECT {ROW} FROM open_delivery o")))
-        begins: dict[str, facts.AnyFact] = {
-            "replayed": facts.Replayed(who="kim", why="mended"),
-            "rearmed": facts.Rearmed(duplicate=1),
-        }
-        opened = append(dead, begins[by], transaction.take_order_lock())
-        write_back(transaction, settle("strict", [opened], transaction.now(), timedelta(0)))
-
-
-@pytest.mark.parametrize("by", ["replayed", "rearmed"])
-def test_fetches_of_an_earlier_run_are_not_counted_in_the_next(steps: Steps, by: str) -> None:
-    """A new run waits again for a replica that is behind."""
-    steps.arrive(an_event(1))
-    for outcome in (STALE, STALE, HOPELESS):
-        steps.attempt(outcome)
-        steps.advance(600)
-    taken_up_again(steps, by)
-    known = []
-    for _ in range(3):
-        known.append(steps.attempt(STALE).stale_before)
-        steps.advance(600)
-    assert known == [0, 1, 2]
-
-
 REJECTED, CONFLICT = Failed((), "rejected", "answered 422"), Failed((), "conflict", "answered 409")
 
 
@@ -89,7 +58,7 @@ def test_only_the_failures_of_this_run_and_in_a_row_confirm_each_other(steps: St
         assert steps.states() == [(1, "strict", "ready")]
     steps.attempt(REJECTED)
     assert steps.states() == [(1, "strict", "dead")]
-    taken_up_again(steps, "replayed")
+    assert replay_all(steps, Selection(seq=1)) == 1
     steps.attempt(REJECTED)
     assert steps.states() == [(1, "strict", "ready")]
     steps.facts_agree()
@@ -303,26 +272,6 @@ def test_the_rest_of_a_failed_load_is_given_back(steps: Steps, monkeypatch: pyte
     ] == [(1, "in_flight", 1), (2, "ready", 0), (3, "ready", 0)]
 
 
-def test_a_transaction_that_stood_idle_for_too_long_counts_as_held_up() -> None:
-    assert takes_too_long(DBAPIError("SELECT", {}, psycopg.errors.IdleInTransactionSessionTimeout("too long")))
-
-
-def test_only_routes_with_something_due_cost_a_statement(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrive_sized(steps, 1)
-    asked: list[object] = []
-    execute = Transaction.execute
-
-    def executing(transaction: Transaction, statement: Any, **parameters: object) -> list[Any]:  # noqa: ANN401
-        asked.append(parameters.get("route"))
-        return execute(transaction, statement, **parameters)
-
-    monkeypatch.setattr(Transaction, "execute", executing)
-    routes = [f"route {number}" for number in range(1000)]
-    rooms = [FreeCapacity([route], 8) for route in (*routes, "strict")]
-    assert seqs(claim(steps.work, rooms)) == [1]
-    assert [route for route in asked if route is not None] == ["strict"]
-
-
 def test_a_claim_that_takes_long_ends_with_what_it_has(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     arrive_sized(steps, 1)
     monkeypatch.setattr(claims, "LONGEST_SECONDS", -1.0)
@@ -355,16 +304,6 @@ def begins(floor: ScanStart[int], takes: float = 0.0, monotonic: Monotonic | Non
 
 
 # --- floors
-
-
-def test_a_scan_starts_at_its_place_and_once_a_second_at_the_beginning() -> None:
-    monotonic = Monotonic()
-    floor: ScanStart[int] = ScanStart(monotonic=monotonic)
-    assert begins(floor) is None
-    floor.at = 7
-    assert [begins(floor), begins(floor)] == [7, 7]
-    monotonic.seconds += WHOLE_EVERY_SECONDS
-    assert [begins(floor), begins(floor)] == [None, 7]
 
 
 def test_a_full_scan_that_takes_long_is_made_less_often() -> None:

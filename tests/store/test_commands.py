@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -12,13 +12,12 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
-from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db import intake
 from inbox.db.dialect import as_json
 from inbox.db.intake import Rejected
 from inbox.db.reads import Row
-from inbox.errors import NoSuchCommand, UnusableCommand
+from inbox.errors import UnusableCommand
 from inbox.events.event import Enrolment, Event
 from inbox.events.states import says_why
 from inbox.events.timestamps import as_time
@@ -28,12 +27,11 @@ from relay.operations.asks import OneCommand, Rejections, Selection
 from relay.store import gates, reopen
 from relay.store.deliveries import Key
 from relay.store.operator import changes, commands, execution, plan, readmit, tasks
-from relay.store.operator.plan import Bound, preview
-from relay.store.operator.selection import Act, Choice
+from relay.store.operator.plan import Bound
 from relay.store.transaction import Transaction
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.locks import lock_by_hand
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps
+from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Monotonic, Steps
 from tests.helpers.storing import START, an_event, drop_checks
 from tests.helpers.webhooks import body
 
@@ -99,19 +97,6 @@ REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object]]] = [
     ("pause", {"destination": "crm"}),
     ("replay", {"route": "strikt"}),
 ]
-
-
-def test_three_columns_are_enough(steps: Steps) -> None:
-    steps.do("INSERT INTO relay_command (kind, reason) VALUES ('prune', 'the disk is full')")
-    row = command(steps, 1)
-    role = steps.rows("SELECT session_user AS role")[0]["role"] if steps.database.sql.is_postgres else "sqlite"
-    assert (as_json(row["selection"]), row["asked_by"], bool(row["dry_run"]), row["state"]) == (
-        {},
-        role,
-        False,
-        "asked",
-    )
-    assert abs(as_time(row["asked_at"]) - SystemClock().now()) < timedelta(minutes=5)
 
 
 def test_a_reason_has_a_letter_or_a_digit_of_any_script(steps: Steps) -> None:
@@ -230,17 +215,6 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: int) -> None:
     monkeypatch.setattr(changes, "find", find)
 
 
-def test_a_delivery_that_cannot_be_changed_is_passed_over(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, 2)
-    steps.arrive(*(an_event(n, "u1") for n in range(1, 4)))
-    steps.attempt_each(DONE, DONE, DONE)
-    number = insert_command(steps, "replay", OF_U1)
-    assert [work(steps), work(steps)] == [2, 0]
-    row = command(steps, number)
-    assert (row["state"], row["affected"], row["failed"]) == ("done", 2, 1)
-    assert str(row["error"]).startswith("route=strict seq=2: ValueError: odd")
-
-
 def test_a_gate_that_was_removed_from_the_configuration_can_be_resumed(steps: Steps) -> None:
     steps.pause(("destination", "old"))
     asked = [insert_command(steps, kind, {"destination": "old"}) for kind in ("pause", "resume", "resume")]
@@ -282,21 +256,6 @@ def test_a_replay_looks_at_no_delivery_twice_though_it_dies_again(steps: Steps) 
 
 def turn(steps: Steps, act: commands.CommandAct, number: int) -> None:
     commands.turn(steps.database, act, number, who="lee", why="wrong route")
-
-
-def test_a_stop_of_a_command_has_a_row_of_its_own(steps: Steps) -> None:
-    steps.dead(1)
-    number = insert_command(steps, "cancel", {"everything": True})
-    turn(steps, "stop", number)
-    turn(steps, "continue", number)
-    rows = steps.rows("SELECT kind, asked_by, reason, state FROM relay_command WHERE id > 1 ORDER BY id")
-    assert [tuple(row.values()) for row in rows] == [
-        (kind, "lee", "wrong route", "done") for kind in ("stop", "continue")
-    ]
-    with pytest.raises(NoSuchCommand):
-        turn(steps, "stop", 99)
-    with pytest.raises(UnusableCommand, match="is a stop, which is done at once"):
-        turn(steps, "stop", number + 1)
 
 
 @pytest.mark.usefixtures("smaller")
@@ -455,26 +414,6 @@ def test_a_batch_that_waits_for_a_locked_row_is_split_so_that_all_before_it_is_d
     assert came_to(steps, number) == ("done", 6)
 
 
-@pytest.mark.parametrize("act", ["replay", "cancel"])
-def test_a_dry_run_answers_what_the_plan_shows(steps: Steps, monkeypatch: pytest.MonkeyPatch, act: Act) -> None:
-    monkeypatch.setattr(plan, "_PAGE", 4)
-    steps.dead(13)
-    steps.arrive(an_event(14, "u1"))
-    steps.attempt(DONE)
-    before = steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds()
-    chosen = Selection(route="strict")
-    number = ask(steps, act, chosen, dry_run=True)
-    work_on(steps)
-    planned = preview(steps.database, Choice(act, chosen, CONFIG), Bound())
-    row = command(steps, number)
-    assert (row["state"], row["affected"], row["matched"]) == ("done", 0, planned.count)
-    sample = as_json(row["sample"])
-    assert [each["seq"] for each in sample["deliveries"]] == [each["seq"] for each in planned.deliveries]
-    assert sample["left_out"] == planned.left_out
-    assert [group["count"] for group in sample["groups"]] == [group.count for group in planned.groups]
-    assert (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds()) == before
-
-
 # --- Readmission by a command: step by step, by any relay, and one bad request stops no other
 
 
@@ -517,16 +456,6 @@ def test_a_step_ends_with_the_request_that_has_used_its_bytes(steps: Steps, monk
     assert [each.id for each in readmit.read_again(steps.database, {}, asked, 2)] == [3]
 
 
-def test_one_that_was_sent_again_meanwhile_is_a_duplicate(steps: Steps) -> None:
-    steps.intake.reject(a_rejected(a_body(1)), a_rejected(a_body(1)), a_rejected(a_body(2)))
-    readmit_all(steps, {"id": 1})
-    assert readmit_all(steps, {"everything": True})["affected"] == 2
-    first, again, other = seqs(steps)
-    assert first == again == 1
-    assert other not in {None, 1}
-    assert steps.rows("SELECT seq FROM duplicate_request") == [{"seq": 1}]
-
-
 def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.intake.reject(*(a_rejected(a_body(n)) for n in range(1, 4)))
     append = intake.append
@@ -540,11 +469,3 @@ def test_one_that_the_database_rejects_stops_no_other(steps: Steps, monkeypatch:
     row = readmit_all(steps, {"source": "trivore"})
     assert (row["affected"], row["failed"]) == (2, 1)
     assert [seq is None for seq in seqs(steps)] == [False, True, False]
-
-
-def test_a_dry_run_says_what_would_be_readmitted_and_changes_nothing(steps: Steps) -> None:
-    steps.intake.reject(a_rejected(a_body(1)), a_rejected(b"{}"), a_rejected(a_body(1), source="gone"), a_rejected())
-    row = readmit_all(steps, {"everything": True}, dry_run=True)
-    assert (row["state"], row["matched"], as_json(row["sample"])["requests"][0]["id"]) == ("done", 1, 1)
-    assert "the source is no longer configured" in json.dumps(row["sample"])
-    assert seqs(steps) == [None] * 4

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
-from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -142,16 +141,6 @@ def test_a_result_that_is_discarded_holds_back_all_the_same(steps: Steps) -> Non
     assert admission(steps) == "none"
 
 
-def test_a_call_of_a_sweep_waits_for_the_end_of_a_hold(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, HELD)
-    assert gates.read_hold_seconds(steps.database, IDENTITY) == 0
-    for seconds, left in ((0, 30), (30, 0)):
-        steps.advance(seconds)
-        assert gates.acquire_rate(steps.database, RateLimit(CRM, 10.0, 1)) == pytest.approx(left)
-        assert gates.read_hold_seconds(steps.database, CRM) == pytest.approx(left)
-
-
 def test_a_breaker_is_tried_by_a_suspect_when_nothing_else_is_due(steps: Steps) -> None:
     steps.arrive(an_event(1))
     attempt(steps, failing("auth"))
@@ -249,14 +238,6 @@ def run_in_all_orders(steps: Steps, operations: Mapping[str, Callable[[], object
 
 GATES_THERE = "INSERT INTO gate (kind, name) VALUES ('api', 'identity'), ('destination', 'crm')"
 ONE_THERE = "INSERT INTO gate (kind, name) VALUES ('destination', 'crm')"
-
-
-def test_gates_are_made_and_locked_in_the_order_of_their_keys_whatever_a_process_makes_of_a_set() -> None:
-    """Two statements that insert or lock the same rows in different orders may deadlock within one step."""
-    transaction = Mock(execute=Mock(return_value=[]))
-    for keys in ([CRM, IDENTITY], [IDENTITY, CRM]):
-        gates.lock_all(transaction, keys)
-    assert [call.kwargs["gates"] for call in transaction.execute.call_args_list] == [[IDENTITY, CRM]] * 4
 
 
 def claiming(steps: Steps, *routes: str, node: str = "r1") -> Callable[[], object]:

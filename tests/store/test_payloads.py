@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from sqlalchemy.exc import OperationalError
 from inbox.db import leaves as payload_leaves
 from inbox.db.dialect import takes_too_long
 from inbox.db.leaves import DEFAULT, LEAST_EVENTS, LOCK_PAYLOADS, MOST_EVENTS, leaf_size
-from inbox.db.migrate import Role
 from relay.operations.asks import Selection
 from relay.store import rebuild
 from relay.store.database import Database
@@ -24,8 +22,8 @@ from relay.store.duplicates import judge_duplicates
 from relay.store.operator import commands, execution
 from relay.store.reopen import keep_payloads
 from relay.store.retention import STEPS, Pruned
-from tests.helpers.databases import ON_POSTGRES, ON_SQLITE, grant_roles
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps, prune
+from tests.helpers.databases import ON_POSTGRES, ON_SQLITE
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.storing import START, a_row, an_event
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import stand_still, until
@@ -284,35 +282,3 @@ def test_a_delivery_is_never_opened_without_the_lock(steps: Steps) -> None:
         transaction.take_order_lock()
         with pytest.raises(RuntimeError, match="keeps_payloads"):
             keep_payloads(transaction, [1])
-
-
-# --- a login of the database without any right to change it
-
-
-STOPPING = (
-    *(f"SELECT 1 FROM {{table}} FOR {lock}" for lock in ("UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE")),
-    *(f"LOCK TABLE {{table}} IN {mode} MODE" for mode in ("ROW SHARE", "EXCLUSIVE", "ACCESS EXCLUSIVE")),
-)
-
-
-@pytest.mark.parametrize("role", ["reader", "reader_without_payloads", "operator", "receiver"])
-def test_no_other_role_can_lock_what_relays_take_in_turn(module_database_url: str, role: Role) -> None:
-    with grant_roles(module_database_url, f"k{os.getpid()}") as roles:
-        for table in ("payload_lock", "order_lock", "route_lock"):
-            for statement in STOPPING:
-                assert not roles.allows(role, f"SET TRANSACTION READ WRITE; {statement.format(table=table)}"), statement
-
-
-@ON_POSTGRES
-def test_no_mere_login_stops_replays_or_retention(lived_in: Steps, engine: Engine, postgres_database_url: str) -> None:
-    with lived_in.database.write() as transaction:
-        stand_still(transaction.connection)
-        transaction.take_order_lock(keeps_payloads=True)
-        assert count(engine, "pg_locks WHERE locktype = 'advisory'") == 0, "any login can hold those for good"
-    with grant_roles(postgres_database_url, f"m{os.getpid()}") as roles, roles.connect("reader") as login:
-        login.execute(b"BEGIN")
-        for name in ("payload_lock", "order_lock", "open_delivery", "delivery_log", "inbox", "pruner", "pruning"):
-            login.execute(f"SELECT * FROM {name} LIMIT 1".encode())
-        replaying(lived_in)
-        judging(lived_in)
-        assert sum(getattr(each, "rows", 0) for each in prune(engine, "payloads")["payloads"]) > 0

@@ -133,6 +133,7 @@ PARAMETERS: dict[str, Any] = {
     "lane": "USER|u10",
     "state": "dead",
     "cause": "mapping",
+    "sender_id": "id 1010",
     "error": "value",
     "error_sha256": "0" * 64,
     "routes": '[{"value": "crm"}]',
@@ -215,6 +216,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "arrival of some": written(route_states._ARRIVAL),
     "rows of a tail": lambda sql: Follower(sql, OUTCOMES, 0, (), None)._rows,
     "listed events of an entity": partial(_candidates, EventFilter(entity_type="USER", entity_id="u101")),
+    "listed events by the sender's id": partial(_candidates, EventFilter(sender_id="id 1010", state="dead")),
     "listed events that are dead": partial(_candidates, EventFilter(state="dead", before=1500)),
     "listed events with an error": partial(_candidates, EventFilter(error="value", before=1500)),
     "deliveries of a page of events": lambda sql: listing._OF_MANY if sql.is_postgres else _page_on_sqlite(),
@@ -228,8 +230,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
-NEWEST = {"deaths that are over": alert_conditions._DEATHS_OVER, "newest stored times": overview.NEWEST_TIMES}
-"""Statements that read a few rows from the end of a table."""
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +310,8 @@ def test_on_postgres_no_statement_reads_a_big_table_from_end_to_end(planned: Pla
     for name, statement in STATEMENTS.items():
         found = planned(statement(Sql(POSTGRES)))
         assert whole_tables(found) == set(), (name, found)
+    for newest in (alert_conditions._DEATHS_OVER, overview.NEWEST_TIMES):  # a few rows from the end of a table
+        assert whole_tables(planned(newest)) == set()
 
 
 def test_no_query_of_the_page_for_dbas_reads_events_payloads_or_facts_whole(big_postgres: Engine) -> None:
@@ -359,29 +361,6 @@ def test_on_sqlite_no_statement_reads_a_big_table_whole(sqlite_steps: Callable[[
         assert [step for step in plan if _scans_a_table(step)] == [], (name, plan)
 
 
-def test_on_sqlite_searches_and_stuck_look_up_what_they_show(sqlite_steps: Callable[[TextClause], list[str]]) -> None:
-    for wanted in WINDOWS:
-        window = sqlite_steps(_candidates(wanted, Sql(SQLITE)))
-        assert any("SEARCH w USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in step for step in window), window
-    listed = sqlite_steps(_page_on_sqlite())
-    looks = [step for step in listed if step.split()[1] == "i"]
-    assert looks == ["SEARCH i USING INTEGER PRIMARY KEY (rowid=?)"] * 3, listed
-    assert any("(kind=? AND subject>?)" in step for step in sqlite_steps(overview._FIRING))
-    stuck = sqlite_steps(STUCK)
-    whole = [step for step in stuck if step.startswith(("SCAN i", "SCAN l", "SCAN f ")) and not step.endswith(PARTIAL)]
-    assert whole == [], stuck
-
-
-@pytest.mark.parametrize("name", NEWEST)
-def test_the_newest_rows_are_read_from_the_end(
-    planned: Planned, sqlite_steps: Callable[[TextClause], list[str]], name: str
-) -> None:
-    found = planned(NEWEST[name])
-    assert whole_tables(found) == set(), found
-    assert "Sort" not in {node["Node Type"] for node in found if "seq" in str(node.get("Sort Key"))}
-    assert "USE TEMP B-TREE FOR ORDER BY" not in sqlite_steps(NEWEST[name])
-
-
 STUCK = text("SELECT * FROM stuck")
 
 
@@ -410,45 +389,6 @@ def test_on_postgres_a_claim_and_the_first_of_a_lane_are_index_ranges_and_sort_n
     first = planned(sequence._FIRST_WAITING.compile_for(Sql(POSTGRES)).text)
     assert [node["Index Name"] for node in first if node.get("Alias") == "o"] == ["ix_open_delivery_waiting"]
     assert "Sort" not in {node["Node Type"] for node in (*due, *first)}
-
-
-FEW_ROWS = 100
-STEPS_OF_A_ROW = 40
-OF_STATUS = ("received on routes", "in flight on routes", "open of a route", "routes with something open")
-BOUNDED: dict[str, Callable[[Sql], TextClause]] = {
-    **{name: STATEMENTS[name] for name in OF_STATUS},
-    "oldest that are open": lambda _: route_states._WALK,
-    "arrivals lately": written(route_states._NEWEST_ARRIVALS),
-    "facts lately": written(route_states._RECORDED),
-}
-"""Statements of `relay status` that would read much more without their limit."""
-
-
-def _few(statement: TextClause) -> dict[str, Any]:
-    few = {"most": FEW_ROWS, "since": NOW}
-    return {**parameters_of(statement), **{key: few[key] for key in few if key in statement._bindparams}}
-
-
-@pytest.mark.parametrize("name", BOUNDED)
-def test_on_postgres_status_reads_no_more_rows_than_it_counts(big_postgres: Engine, name: str) -> None:
-    statement = BOUNDED[name](Sql(POSTGRES))
-    with big_postgres.connect() as connection:
-        found = explain(connection, statement.text, _few(statement), options="ANALYZE, ")
-    of_tables = [node for node in found if node.get("Relation Name") in BIG]
-    read = [node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) for node in of_tables]
-    assert sum(read) <= 5 * FEW_ROWS, found
-
-
-@pytest.mark.parametrize("name", BOUNDED)
-def test_on_sqlite_status_reads_no_more_rows_than_it_counts(big_sqlite: Engine, name: str) -> None:
-    statement = BOUNDED[name](Sql(SQLITE))
-    taken: list[int] = []
-    with big_sqlite.connect() as connection:
-        driver: Any = connection.connection.dbapi_connection
-        driver.set_progress_handler(lambda: taken.append(100), 100)
-        connection.execute(statement, _few(statement)).all()
-        driver.set_progress_handler(None, 0)
-    assert sum(taken) < 5 * FEW_ROWS * STEPS_OF_A_ROW, "instructions of its machine; a whole table takes a million"
 
 
 def test_on_postgres_a_claim_reads_the_facts_of_its_deliveries_alone(planned: Planned) -> None:

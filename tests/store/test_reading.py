@@ -4,38 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import IntegrityError
 
 from inbox.db import following, listing, reads
-from inbox.db.following import ARRIVALS, REJECTIONS, Feed, Follower, begin
+from inbox.db.following import REJECTIONS, Feed, Follower, begin
 from inbox.db.listing import EventFilter, RowPage
 from inbox.db.reads import has
 from inbox.events.states import LISTED_STATES
 from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Call, ErrorClass, Failed
-from relay.store.database import Database
-from relay.store.reads import OUTCOMES, read_reveals, record_reveal
 from tests.helpers.databases import ON_POSTGRES
-from tests.helpers.relaying import DONE, HOPELESS, FakeClock, Steps
+from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import START, a_rejected, an_event
-from tests.helpers.tables import record_statements
 from tests.helpers.waiting import stand_still
 
 # --- Rows that `inbox list`, `inbox show`, `inbox rejected` and `relay dead` read, on both databases
 
 
 LONG = 1000
-
-
-def list_states(engine: Engine, **conditions: object) -> list[tuple[int, str | None, str]]:
-    found = listing.list_deliveries(engine, EventFilter(**conditions), LONG)  # type: ignore[arg-type]  # each is of its kind
-    return [(row["seq"], row["route"], row["state"]) for row in found.rows]
 
 
 def narrows(read: Callable[..., list[int]], by: Mapping[tuple[int, ...], Sequence[dict[str, Any]]]) -> None:
@@ -48,55 +38,52 @@ def narrows(read: Callable[..., list[int]], by: Mapping[tuple[int, ...], Sequenc
 SECOND, LATER = START + timedelta(seconds=1), START + timedelta(days=9)
 
 
-def seqs(engine: Engine, **conditions: object) -> list[int]:
-    return [seq for seq, _, _ in list_states(engine, **conditions)]
-
-
-def test_the_newest_events_are_listed_first_a_line_for_each_route(engine: Engine, steps: Steps) -> None:
-    steps.receive(an_event(1), an_event(2, routes=["strict", "latest"]), an_event(3, routes=[]))
-    routed = [(2, "latest", "received"), (2, "strict", "received"), (1, "strict", "received")]
-    assert list_states(engine) == [(3, None, "unrouted"), *routed]
-    assert list_states(engine, state="unrouted") == [(3, None, "unrouted")]
-
-
 def unwell(status: int, error_class: ErrorClass, error: str) -> Failed:
     call = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, status)
     return Failed((call,), error_class, error)
 
 
-def test_a_listing_can_be_narrowed_by_state_time_and_error(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "a"))
-    steps.attempt_each(DONE, unwell(503, "server_error", "Forward answered 503: 100% out_of order!"))
+def test_an_event_is_found_by_its_number_its_senders_id_and_its_payload(engine: Engine, steps: Steps) -> None:
+    bodies = (
+        '{"name": "Zoë"}',
+        '{"name": "Zo\\u00eb"}',
+        '{"url": "https:\\/\\/shop.example\\/1"}',
+        "\\x",
+        '{"as": "Zoe"}',
+    )
+    routes = [["strict"]] * 4 + [[]]
+    made = [an_event(n, f"u{n}", routes=routes[n - 1], body=body.encode()) for n, body in enumerate(bodies, start=1)]
+    steps.receive(*(msgspec.structs.replace(each, event_id=f"Guid-{each.entity_id}") for each in made))
+    steps.do("DELETE FROM inbox_payload WHERE seq = 5")
     narrows(
-        partial(seqs, engine),
+        lambda **given: [row["seq"] for row in search(engine, EventFilter(**given)).rows],
         {
-            (): [{"source": "nobody"}, {"error": "nothing"}, {"retrying_at": LATER, "state": "ready"}],
-            (1,): [{"state": "delivered"}],
-            (3, 2): [{"state": "ready"}],
-            (2,): [{"retrying_at": START, "state": "ready"}, {"status": 503}, {"error": "forward ANSWERED"}],
-            (2, 1): [{"until": SECOND, "before": 3}],
+            (3,): [{"seq": 3}, {"sender_id": "Guid-u3"}, {"body": "https://shop.example/1"}],
+            (2, 1): [{"body": "Zoë"}, {"body": "Zoë", "until": SECOND, "state": "received"}],
+            (4,): [{"body": "\\x"}],
+            (): [
+                {"seq": 3, "sender_id": "Guid-u1"},
+                {"sender_id": "guid-u3"},
+                {"body": "Zoe"},
+                {"seq": 3, "state": "dead"},
+            ],
         },
     )
+    assert search(engine, EventFilter(body="Zoe")).without_payload == 1
+    assert has(engine, "sender_id", "Guid-u3")
+    assert reads.find_sender_ids(engine, "guid", 2) == ["Guid-u1", "Guid-u2"]
 
 
-def test_events_that_lie_apart_are_read_by_one_statement(engine: Engine, steps: Steps) -> None:
-    steps.receive(*(an_event(n, routes=["strict", "latest"]) for n in range(1, 41)))
-    with engine.connect() as connection, record_statements() as seen:
-        found = listing.deliveries_of(connection, [40, 21, 20, 1])
-        assert listing.deliveries_of(connection, []) == []
-    assert [keys(rows) for rows in found] == [[(seq, "latest"), (seq, "strict")] for seq in (40, 21, 20, 1)]
-    assert len([statement for statement in seen if "FROM delivery" in statement]) == 1
-
-
-def test_an_event_is_shown_with_the_gates_and_the_head_in_its_way(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    held = [("entity", "trivore|USER|u1"), ("route", "strict")]
-    steps.pause(*held, ("entity", "trivore|USER|u2"))
-    row = reads.event(engine, 2)
-    assert row is not None
-    lane = row["lanes"][0]
-    assert (lane["route"], lane["head_seq"], lane["head_state"], lane["waiting"]) == ("strict", 1, "ready", 1)
-    assert [(gate["kind"], gate["name"]) for gate in row["gates"]] == held
+def test_a_search_in_payloads_stops_after_some_says_where_and_is_continued(
+    engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOST_SEARCHED", 2)
+    monkeypatch.setattr(listing, "_SEARCHED", 1)
+    steps.receive(*(an_event(n) for n in range(1, 6)))
+    found = search(engine, EventFilter(body='"n": 2'))
+    assert (found.rows, found.before, found.looked_through, found.back_to) == ([], 4, 2, START)
+    found = search(engine, EventFilter(body='"n": 2', before=4))
+    assert (keys(found.rows), found.before) == ([(2, "strict")], 2)
 
 
 def test_rejected_requests_are_narrowed_by_everything_that_they_show(engine: Engine, steps: Steps) -> None:
@@ -134,17 +121,6 @@ def test_dead_letters_are_narrowed_by_everything_that_they_show(engine: Engine, 
     )
 
 
-def test_one_event_is_shown_with_its_deliveries_facts_and_repeats(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(DONE)
-    row = reads.event(engine, 1, is_whole=True)
-    assert row is not None
-    assert (row["body"], row["routes"], row["duplicates"]) == (b'{"n": 1}', ["strict"], [])
-    assert [(each["route"], each["state"]) for each in row["deliveries"]] == [("strict", "delivered")]
-    assert [(fact["kind"], fact["detail"]) for fact in row["facts"]] == [("delivered", {"did": "forwarded"})]
-    assert reads.event(engine, 2) is None
-
-
 # --- A search with a time limit finds the same rows as the listing, over any number of pages
 
 
@@ -173,6 +149,9 @@ CONDITIONS: tuple[dict[str, Any], ...] = (
     {"until": START + timedelta(seconds=1), "since": START},
     {"before": 8},
     {"before": 8, "state": "dead"},
+    {"seq": 5},
+    {"seq": 5, "state": "ready"},
+    {"seq": 5, "before": 5},
 )
 
 
@@ -190,7 +169,7 @@ def all_that_match(engine: Engine, wanted: EventFilter) -> list[tuple[int, str |
         numbers = list(connection.execute(text("SELECT seq FROM inbox ORDER BY seq DESC")).scalars())
         connection.rollback()
         rows = [row for of_event in listing.deliveries_of(connection, numbers) for row in of_event]
-    names = ("source", "entity_type", "entity_id", "event_type")
+    names = ("source", "entity_type", "entity_id", "event_type", "seq")
     return [
         (row["seq"], row["route"])
         for row in rows
@@ -249,21 +228,6 @@ def test_its_pages_hold_every_row_once_and_its_count_is_of_all(engine: Engine, s
     assert all(len(page) <= max(limit, 2) for page in pages)
 
 
-def test_times_are_found_without_a_full_scan(engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "OUT_OF_ORDER", 0)
-    monkeypatch.setattr(following, "NEAR", 1)
-    monkeypatch.setattr(listing, "_WINDOW", 4)
-    steps.receive(*(receive_at(n, hours=10 * n) for n in range(1, 101)))
-    wanted = EventFilter(since=START + timedelta(hours=400), until=START + timedelta(hours=430))
-    found = search(engine, wanted)
-    assert [seq for seq, _ in keys(found.rows)] == [42, 41, 40]
-    assert found.looked_through < 20
-
-
-def receive_at(number: int, *, hours: int) -> Any:  # noqa: ANN401  # an event
-    return msgspec.structs.replace(an_event(number), received_at=START + timedelta(hours=hours))
-
-
 # --- Names that a filter may give though the configuration lacks them: the database has rows of them
 
 
@@ -273,14 +237,6 @@ def test_a_route_is_known_while_it_has_something_open_and_after_that(engine: Eng
     assert has(engine, "route", "strict")
     steps.attempt(DONE)
     assert (has(engine, "route", "strict"), has(engine, "route", "latest")) == (True, False)
-
-
-def test_a_source_is_known_by_its_events(engine: Engine, steps: Steps) -> None:
-    steps.receive(an_event(1))
-    known = [
-        has(engine, *name) for name in (("source", "trivore"), ("source", "trivor"), ("rejected_source", "trivore"))
-    ]
-    assert known == [True, False, False]
 
 
 # --- An event at an earlier moment; removals by retention and erasure are named
@@ -379,18 +335,6 @@ def test_a_tail_begins_with_the_rows_since_a_time(engine: Engine, monkeypatch: p
     assert new(engine, following_from(engine, seconds=99)) == []
 
 
-def test_arrivals_have_the_size_of_their_body_and_outcomes_their_event(engine: Engine, steps: Steps) -> None:
-    arrivals, outcomes = following_from(engine, ARRIVALS), following_from(engine, OUTCOMES)
-    steps.arrive(an_event(1))
-    steps.attempt(DONE)
-    with engine.connect() as connection:
-        (event,), (fact,) = arrivals.read(connection), outcomes.read(connection)
-    names = ("seq", "entity_id", "routes", "body_bytes", "received_at")
-    assert [event[name] for name in names] == [1, "u1", ["strict"], 8, START]
-    names = ("kind", "route", "entity_id", "detail", "seq")
-    assert [fact[name] for name in names] == ["delivered", "strict", "u1", {"did": "forwarded"}, 1]
-
-
 def test_a_number_taken_too_long_ago_is_not_looked_for(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "OUT_OF_ORDER", 3)
     follower = following_from(engine)
@@ -399,26 +343,3 @@ def test_a_number_taken_too_long_ago_is_not_looked_for(engine: Engine, monkeypat
     assert new(engine, follower) == [10]
     commit_rejections(engine, 7, 8)
     assert new(engine, follower) == [8]
-
-
-# --- Reveals of payloads: one row each, which only an erasure changes
-
-
-def test_a_reveal_has_who_saw_it_when_and_why(database: Database, clock: FakeClock) -> None:
-    first = record_reveal(database, 7, who="anna", reason="the customer called")
-    clock.advance(60)
-    second = record_reveal(database, 7, who="b\x00ot", reason="r\ud800")
-    record_reveal(database, 8, who="anna", reason="another event")
-    assert second == first + 1
-    newest, oldest = read_reveals(database, 7)
-    assert (oldest["id"], oldest["who"], oldest["reason"]) == (first, "anna", "the customer called")
-    assert oldest["at"] == START
-    assert newest["at"] > oldest["at"]
-    assert "\x00" not in newest["who"]
-
-
-@pytest.mark.parametrize(("who", "reason"), [("", "r"), ("  ", "r"), ("anna", ""), ("anna", "  ")])
-def test_a_reveal_needs_a_person_and_a_reason(database: Database, who: str, reason: str) -> None:
-    with pytest.raises(IntegrityError):
-        record_reveal(database, 1, who=who, reason=reason)
-    assert read_reveals(database, 1) == []

@@ -275,15 +275,6 @@ def test_each_filter_picks_among_the_waiting(steps: Steps) -> None:
         assert planned.count == len(found)
 
 
-def test_one_that_took_over_the_retries_of_an_older_one_has_the_cause_of_that_one(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["latest"]))
-    steps.attempt(ANSWERED_503, "latest")
-    steps.arrive(an_event(2, routes=["latest"]))
-    assert steps.states() == [(2, "latest", "ready")]
-    (found,) = retry_plan(steps, Selection(cause="server_error", status=503)).deliveries
-    assert (found["seq"], found["cause"], found["error"]) == (2, "server_error", "Answered 503")
-
-
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 12])
 def test_pages_have_each_selected_delivery_once(steps: Steps, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Whole events, whatever stands between them, and however few are looked up together."""
@@ -412,21 +403,6 @@ def test_exactly_those_are_planned(steps: Steps) -> None:
         assert plan_both_ways(steps, act, Selection(**given)) == expected, (act, given)
 
 
-@pytest.mark.parametrize("case", [0, 4, 7, 11, 13, 15, 16])
-def test_exactly_those_are_changed(some: Steps, case: int) -> None:
-    act, given, expected = CASES[case]
-
-    def others() -> list[tuple[int, str, str]]:
-        return [each for each in some.states() if each[:2] not in expected]
-
-    before = others()
-    assert carry_out(some.database, CONFIG, act, Selection(**given), why="chosen") == len(expected)
-    kinds = {"replay": "replayed", "cancel": "cancelled", "retry": "rescheduled"}
-    facts = some.rows(f"SELECT seq, route FROM delivery_log WHERE kind = '{kinds[act]}' ORDER BY seq, route")
-    assert [tuple(row.values()) for row in facts] == expected
-    assert others() == before
-
-
 ENDED_AGAIN: list[dict[str, Any]] = [
     {"seqs": (2, 4, 6), "route": "strict"},
     {"deliveries": ("2/strict", "4/strict", "6/strict")},
@@ -464,16 +440,3 @@ def test_one_that_ends_again_while_a_batch_is_read_is_left_alone(some: Steps, mo
 
     monkeypatch.setattr(selection, "read_page", overtaken)
     assert replay_all(some, chosen) == 0
-
-
-def test_one_that_was_unblocked_since_the_plan_is_replayed(some: Steps) -> None:
-    chosen = Selection(seqs=(2,), route="blocking", until_fact=newest_fact(some))
-    assert unblock_all(some, Selection(seq=2)) == 1
-    assert replay_all(some, chosen) == 1
-
-
-def test_a_backfill_takes_no_event_of_another_source(steps: Steps) -> None:
-    steps.arrive(an_event(1, "u1", routes=[]), msgspec.structs.replace(an_event(2, "u1", routes=[]), source="other"))
-    for named in ({"entity_type": "USER", "entity_id": "u1"}, {"seqs": (1, 2)}):
-        chosen = Selection(route="strict", backfill=True, **named)
-        assert plan_both_ways(steps, "replay", chosen) == [(1, "strict")]

@@ -92,9 +92,18 @@ def test_each_role_may_do_with_each_table_and_view_what_it_should_and_nothing_el
                 should = {"SELECT"} if readable else set()
                 should |= {privilege for privilege, tables in WRITES.get(role, {}).items() if name in tables}
                 may = set()
-                for privilege in ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"):
+                for privilege in (
+                    "SELECT",
+                    "INSERT",
+                    "UPDATE",
+                    "DELETE",
+                    "TRUNCATE",
+                    "REFERENCES",
+                    "TRIGGER",
+                    "MAINTAIN",
+                ):
                     query = "SELECT has_table_privilege(%(role)s, %(name)s, %(privilege)s)"
-                    if privilege not in {"DELETE", "TRUNCATE", "TRIGGER"}:
+                    if privilege not in {"DELETE", "TRUNCATE", "TRIGGER", "MAINTAIN"}:
                         query += " OR has_any_column_privilege(%(role)s, %(name)s, %(privilege)s)"
                     asked = {"role": roles.login(role), "name": name, "privilege": privilege}
                     if admin.execute(query.encode(), asked).fetchone() == (True,):
@@ -148,18 +157,6 @@ def test_a_relay_makes_and_expires_leaves_that_belong_to_the_owner(roles: Grante
         assert not roles.allows(role, ADD_LEAF.format(9, 10))
 
 
-def test_default_privileges_of_the_owner_do_not_apply_to_a_new_leaf(roles: Granted, module_engine: Engine) -> None:
-    others = f"{roles.name('receiver')}, {roles.name('reader_without_payloads')}, PUBLIC"
-    with contextlib.closing(connect_postgres(roles.server_url)) as admin:
-        admin.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {others}".encode())
-        with roles.connect("relay") as connection:
-            assert connection.execute(ADD_LEAF.format(2, 3).encode()).fetchone() == (True,)
-        admin.execute(f"ALTER DEFAULT PRIVILEGES REVOKE ALL ON TABLES FROM {others}".encode())
-    for role in ("receiver", "reader_without_payloads"):
-        assert not roles.allows(role, "SELECT body FROM inbox_payload_200001")
-    assert rows(module_engine, "SELECT 1 FROM pg_tables WHERE tablename = 'inbox_payload_200001'")
-
-
 def test_a_right_that_was_given_by_hand_is_revoked(roles: Granted) -> None:
     receiver, reader = roles.name("receiver"), roles.name("reader_without_payloads")
     with contextlib.closing(connect_postgres(roles.server_url)) as admin:
@@ -203,25 +200,6 @@ def test_without_payloads_every_column_can_be_read_but_a_sender_s_words(roles: G
         "duplicate_request.body", "event.body", "event.headers", "inbox_payload.body", "inbox_payload.headers", "inbox_payload.seq",
         "rejected_request.body", "rejected_request.headers",
     }  # fmt: skip
-
-
-def test_each_login_has_the_timeouts_of_its_group_and_finds_the_tables(roles: Granted) -> None:
-    timeouts = {role: roles.settings(role) for role in ROLES}
-    assert {role: each["statement_timeout"] for role, each in timeouts.items()} == {
-        "receiver": "30s", "relay": "15min", "web": "30s", "operator": "5min", "reader": "5min", "reader_without_payloads": "5min",
-    }  # fmt: skip
-    assert {each["search_path"] for each in timeouts.values()} == {"public, pg_temp"}
-    for role in ("reader", "reader_without_payloads"):
-        assert timeouts[role]["default_transaction_read_only"] == "on"
-    idle = {role: each.get("idle_in_transaction_session_timeout") for role, each in timeouts.items()}
-    assert idle == {
-        "receiver": None, "relay": None, "web": "10s", "operator": "10s", "reader": "1min", "reader_without_payloads": "1min",
-    }  # fmt: skip
-
-
-def test_a_transaction_that_the_owner_forgets_ends_after_a_minute(roles: Granted) -> None:
-    with contextlib.closing(connect_postgres(roles.server_url)) as owner:
-        assert owner.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("1min",)
 
 
 @pytest.mark.parametrize("prefix", ["Inbox", "a-b", "9a", "pg_x", "x" * 41, 'x"'])

@@ -13,18 +13,15 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db import order_lock
-from inbox.db.dialect import takes_too_long
 from relay.delivery.gates import BREAKER
 from relay.delivery.lifecycle import State
-from relay.store import alerts, claim, leases, record, sequence
-from relay.store.alert_conditions import Watch
-from relay.store.deliveries import claim_of, select_rows
-from relay.store.sequence import quarantine
+from relay.store import claim, leases, record, sequence
+from relay.store.deliveries import select_rows
 from relay.store.transaction import Transaction
 from tests.helpers import locks
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.locks import is_kept_waiting, lock, lock_by_hand, locking
-from tests.helpers.relaying import CONFIG, DONE, POLICIES, Steps, work_of
+from tests.helpers.relaying import DONE, POLICIES, Steps
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import until
 from tests.store.conftest import Planter
@@ -82,26 +79,7 @@ def test_a_route_that_stays_locked_keeps_no_other_from_being_recorded(steps: Ste
         assert {route for _, route, _ in steps.states()} == {"latest"}
 
 
-@pytest.mark.usefixtures("locked")
-def test_a_bad_delivery_is_set_aside_and_leases_are_given_back_while_another_route_is_locked(steps: Steps) -> None:
-    lease = claim_of(steps.claim("strict"))
-    assert leases.give_back(steps.work, [lease]) == ({lease}, 1)
-    assert quarantine(steps.work, lease[:2], cause="unprocessable", error=ValueError("bad")) is not None
-
-
 STRICT = {"given": '[{"route": "strict"}]', "now": None}
-
-
-def test_the_limit_of_a_lock_is_shorter_than_one_that_the_server_has(steps: Steps) -> None:
-    lock = text(order_lock.given_routes(steps.database.sql).text.replace(f"{order_lock.HELD_SECONDS}s", "100ms"))
-    with steps.database.engine.connect() as connection:
-        connection.execute(text("SET transaction_timeout = '1min'"))
-        connection.commit()
-        connection.execute(lock, STRICT)
-        with pytest.raises(DBAPIError, match="transaction timeout") as raised:
-            connection.execute(text("SELECT pg_sleep(30)"))
-        assert takes_too_long(raised.value), "fewer items may take less time"
-        connection.invalidate()
 
 
 def test_the_limit_of_a_lock_ends_with_its_transaction(steps: Steps) -> None:
@@ -206,18 +184,6 @@ def test_a_locked_row_is_waited_for_once_for_long_and_then_shortly(steps: Steps)
         assert [row.wait for row in transaction.execute(waits)] == [f"{order_lock.LOCKED_ROW_SECONDS}s"]
 
 
-def test_an_outcome_whose_row_is_locked_is_recorded_when_it_is_free_and_others_meanwhile(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, f"u{n}", routes=[route]) for n, route in enumerate(POLICIES, 1)))
-    claimed = steps.claim_due()
-    with lock_by_hand(steps.database.engine, "SELECT seq FROM open_delivery WHERE route = 'blocking' FOR UPDATE"):
-        assert {each.delivery.route for each in steps.record_all(claimed)} == POLICIES.keys() - {"blocking"}
-        locked = [delivery for delivery in claimed if delivery.route == "blocking"]
-        assert steps.record_all(locked) == []
-    steps.try_again()
-    assert len(steps.record_all(locked)) == 1
-    assert steps.states() == []
-
-
 def test_expired_leases_of_a_route_that_rests_hide_no_others(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BATCH", 2)
     steps.arrive(*(an_event(n, f"u{n}", routes=["latest"]) for n in range(1, 6)), an_event(6, "u6"))
@@ -241,14 +207,6 @@ def test_a_breaker_is_probed_while_another_route_is_locked_and_rests_while_its_o
         assert steps.locked_routes.to_skip() == {"strict"}
     with locking(steps, ["latest"]):
         assert [each.seq for each in claim.claim_probe(work, "strict")] == [1]
-
-
-@pytest.mark.usefixtures("locked")
-def test_a_failing_step_is_alerted_while_a_route_stays_locked(steps: Steps) -> None:
-    alerts.alert_failing_step(steps.work, "sequence", "latest: lock timeout")
-    Watch().check(work_of(steps.database, config=CONFIG))
-    alerted = steps.rows("SELECT firing FROM alert ORDER BY id")
-    assert [row["firing"] for row in alerted] == [True, False], "no relay says that it fails, so it has ended"
 
 
 # --- Pipelines: their errors, and the connections that are given up

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import cast
@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from inbox.events.event import Event
 from relay.daemon.loop import EVERY_SECONDS
-from relay.delivery.policy import LEFT_TO_OTHERS, Policies, policies
 from relay.observe import Observer
 from relay.operations.asks import Selection
 from relay.steps import AT_LEAST_EVERY_SECONDS
@@ -30,7 +29,7 @@ from relay.store.work import process_in_parts
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.locks import Transactions, lock_by_hand
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps, fetching, work_of
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Steps, fetching
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import stand_still
@@ -81,15 +80,6 @@ def without(table: str, steps: Steps) -> Iterator[None]:
     steps.do(f"ALTER TABLE {table} RENAME TO away")
     yield
     steps.do(f"ALTER TABLE away RENAME TO {table}")
-
-
-def test_no_command_is_failed_where_a_table_is_missing(steps: Steps) -> None:
-    steps.arrive(*TEN)
-    number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
-    with without("order_lock", steps), suppress(DBAPIError):  # SQLite's transactions have no need of that table
-        execution.work_on(steps.work, number)
-    (row,) = steps.rows("SELECT state FROM relay_command")
-    assert row["state"] in {"asked", "running"}
 
 
 def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps) -> None:
@@ -327,20 +317,6 @@ def plant_runs(steps: Steps, *, seq: int, number: int) -> None:
     )
 
 
-def test_a_repeat_for_a_route_of_another_configuration_is_left_to_a_relay_that_has_it(steps: Steps) -> None:
-    (event,) = some_events([1])
-    deliver(steps, event)
-    repeat(steps, event)
-    without = {name: known for name, known in POLICIES.items() if name != "latest"}
-    assert judge_duplicates(work_of(steps.database, without, node="r2")).handled == 0
-    assert judge(steps).rearmed == 1
-
-    steps.record_all(steps.claim_due(), TOO_SOON)
-    repeat(steps, event)
-    steps.advance(LEFT_TO_OTHERS.total_seconds())
-    assert judge_duplicates(work_of(steps.database, without, node="r2")) == Judged(handled=1, rearmed=0)
-
-
 def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
     pruned, kept = some_events([1, 2])
     deliver(steps, pruned, kept)
@@ -348,23 +324,6 @@ def test_an_event_without_payload_is_not_taken_up_again(steps: Steps) -> None:
     repeat(steps, pruned, kept)
     assert judge(steps) == Judged(handled=2, rearmed=1)
     assert read_rearmed(steps) == [2]
-
-
-@pytest.mark.parametrize(
-    ("route", "known"),
-    [
-        ("latest", policies(CONFIG)),
-        ("strict", {name: msgspec.structs.replace(each, fetches=True) for name, each in POLICIES.items()}),
-    ],
-    ids=["that fetches nothing", "that delivers every event"],
-)
-def test_on_some_routes_a_repeat_is_the_same_event(steps: Steps, route: str, known: Policies) -> None:
-    """Else each repeat would send the same body again."""
-    event = an_event(1, second=1, routes=[route])
-    steps.arrive(event)
-    steps.record_all(steps.claim_due(), HOPELESS)
-    repeat(steps, event, times=3)
-    assert judge_duplicates(work_of(steps.database, known)) == Judged(handled=3, rearmed=0)
 
 
 # --- those that can't be judged yet

@@ -172,19 +172,6 @@ def test_arrivals_are_read_from_the_last_place_on(reported: Engine) -> None:
     assert second * 4 < first
 
 
-def test_a_claim_begins_where_the_last_one_ended(reported: Engine) -> None:
-    database, scans = Database(reported), ScanStarts()
-    first, second = (
-        pages_read(
-            reported,
-            lambda: claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 8)], scans=scans),
-            "body_bytes",
-        )
-        for _ in range(2)
-    )
-    assert second * 4 < first
-
-
 def test_a_claim_that_finds_too_little_begins_with_what_has_just_become_due(reported: Engine) -> None:
     database, scans = Database(reported), ScanStarts()
     assert len(claim.claim(work_of(database), [claim.FreeCapacity(["strict"], 1000)], scans=scans)) > 100

@@ -13,16 +13,16 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.dialect import Sql
 from inbox.db.health_views import AFTER_SECONDS, FAILED_FOR_SECONDS, Kind, branches
-from relay.delivery.gates import BreakerLimits, Gate, GateKey, RateLimit, Report, make_entity_key
+from relay.delivery.gates import BreakerLimits, Gate, GateKey, make_entity_key
 from relay.delivery.outcome import Call, Failed, Outcome, Skipped, Unchanged
 from relay.findings import read_stuck
 from relay.operations.asks import Selection
-from relay.store import gates, nodes, route_states
+from relay.store import nodes, route_states
 from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.overview import Overview, read_overview
 from relay.store.route_states import RouteState
-from tests.helpers.relaying import DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps, work_of
+from tests.helpers.relaying import DONE, HOPELESS, POLICIES, FakeClock, Steps, work_of
 from tests.helpers.storing import START, an_event
 
 # --- The view `stuck` and `relay status --check` find the same, on both databases
@@ -285,7 +285,7 @@ def test_an_outcome_without_a_call_to_the_destination_neither_makes_a_route_fail
 
 def test_a_failed_fetch_is_its_apis_until_a_fetch_works(steps: Steps) -> None:
     policy = msgspec.structs.replace(
-        POLICIES["strict"], breakers={AUDIT: BreakerLimits(), ("api", "crm"): BreakerLimits()}
+        POLICIES["strict"], breakers={("destination", "audit"): BreakerLimits(), ("api", "crm"): BreakerLimits()}
     )
     steps.policies = {**POLICIES, "strict": policy}
     now(steps)
@@ -318,9 +318,6 @@ def test_a_route_that_a_person_paused_is_not_told_as_failing(steps: Steps, key: 
 
 
 # --- The overview that `relay status` shows, on both databases: routes by state and rate, gates, relays, alerts, commands
-
-
-AUDIT = ("destination", "audit")
 
 
 def look(steps: Steps) -> Overview:
@@ -369,69 +366,6 @@ def test_a_route_that_the_configuration_lacks_is_there_while_something_is_open_o
         steps.do("UPDATE open_delivery SET due_at = '2026-01-01 00:00:00.000000Z', state = 'ready' WHERE seq = 1")
 
 
-def test_rates_are_of_the_last_minutes(steps: Steps, clock: FakeClock) -> None:
-    def arrive(first: int, last: int) -> None:
-        for number in range(first, last):
-            event = an_event(number, f"u{number}", routes=["strict", "latest"])
-            steps.arrive(msgspec.structs.replace(event, received_at=clock.moment))
-
-    arrive(1, 2)
-    steps.attempt(DONE)
-    clock.advance(600)
-    arrive(2, 12)
-    steps.attempt_each(DONE, Skipped((), "gone"), DONE, UNWELL, HOPELESS)
-    clock.advance(60)
-    strict, latest = route(steps, "strict"), route(steps, "latest")
-    assert (strict.in_per_minute, strict.out_per_minute, strict.failed_per_minute) == (2.0, 0.6, 0.4)
-    assert (latest.in_per_minute, latest.out_per_minute) == (2.0, 0)
-
-
-def test_a_gate_has_its_routes_its_person_its_reason_and_its_time(steps: Steps) -> None:
-    steps.pause(AUDIT, make_entity_key("trivore", "USER", "u1"))
-    held = look(steps).gates
-    assert [(gate.kind, gate.name, gate.state, gate.by, gate.why, gate.since) for gate in held] == [
-        ("destination", "audit", "paused", "kim", "maintenance", START),
-        ("entity", "trivore|USER|u1", "paused", "kim", "maintenance", START),
-    ]
-    assert {gate.routes for gate in held} == {("blocking", "latest", "strict")}
-    assert route(steps, "strict").held_back_by == ("destination audit",), "an entity's pause holds no route"
-
-
-def test_a_breaker_tells_since_when_by_its_alert_and_until_when(steps: Steps, clock: FakeClock) -> None:
-    known = {"strict": msgspec.structs.replace(POLICIES["strict"], breakers={AUDIT: BreakerLimits()})}
-    with steps.database.write() as transaction:
-        gates.report_to_breakers(transaction, [Report(AUDIT, "refused", "401")], known, transaction.take_order_lock())
-    clock.advance(5)
-    found = look(steps)
-    (gate,) = found.gates
-    assert (gate.state, gate.why, gate.since, gate.until is None) == ("open", "401", START, False)
-    assert [(alert.kind, alert.subject, alert.since) for alert in found.alerts] == [
-        ("breaker_open", "destination audit", START)
-    ]
-    steps.resume(AUDIT)
-    assert (look(steps).gates, look(steps).alerts) == ((), ())
-
-
-def test_a_rate_that_is_used_up_is_a_gate_until_it_has_room(steps: Steps) -> None:
-    limit = RateLimit(AUDIT, 0.1, 1)
-    limited = {"strict": msgspec.structs.replace(POLICIES["strict"], rate_limits=(limit,))}
-    with steps.database.write() as transaction:
-        now = transaction.take_order_lock()
-        gates.lock_all(transaction, [AUDIT])
-        gates.use_rates(transaction, {AUDIT: limit.use(None, now, 2)})
-    found = read_overview(steps.database, limited)
-    (gate,) = found.gates
-    assert {each.held_back_by for each in found.routes} == {()}, "it is only slow"
-    assert (gate.state, gate.until, gate.routes) == ("limited", START + timedelta(seconds=10), ("strict",))
-
-
-def test_an_endpoint_that_asked_for_no_calls_is_held_until_then(steps: Steps) -> None:
-    steps.do(CLOSED.format("held_until, hold_reason", "'2026-01-01 00:05:00.000000Z', 'Retry-After'"))
-    (gate,) = look(steps).gates
-    assert (gate.state, gate.why, gate.until) == ("held", "Retry-After", START + timedelta(minutes=5))
-    assert route(steps, "strict").held_back_by == ("destination audit",)
-
-
 def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Steps, clock: FakeClock) -> None:
     for name, seconds in (("old", 590), ("gone", 20), ("r1", 1)):
         nodes.describe(work_of(lived_in.database, node=name), "h1", 7, "1")
@@ -442,13 +376,3 @@ def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Step
         ("r1", "running", 1, {"claim": "ValueError: x"}),
         ("gone", "gone", 0, {}),
     ], "one that died long ago is history"
-
-
-def test_open_commands_and_lately_failed_ones_are_listed(steps: Steps, clock: FakeClock) -> None:
-    fail_command(steps)
-    clock.advance(4000)
-    fail_command(steps)
-    ask_replay(steps)
-    found = look(steps).commands
-    assert [(each["kind"], each["state"]) for each in found] == [("replay", "asked"), ("pause", "refused")]
-    assert found[0]["selection"] == {"seq": 1}

@@ -174,12 +174,6 @@ def sweep(directory: Directory, engine: Engine, database_url: str) -> Iterator[S
         yield run
 
 
-@pytest.mark.parametrize("more", ['items = "length(`1`)"', 'errors = "resources"'])
-def test_an_unreadable_page_fails_the_sweep(sweep: Sweeping, more: str) -> None:
-    with pytest.raises(SweepFailed):
-        sweep(more)
-
-
 def test_a_failed_page_is_read_again(sweep: Sweeping, directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_run, "FIRST_WAIT_SECONDS", 0)
     directory.statuses = [200, 503, 429, 200, 503]
@@ -264,16 +258,6 @@ def test_an_item_without_an_entity_is_skipped(
     with pytest.raises(SweepFailed, match="1 entities could not be compared or added, the first: "):
         sweep()
     assert sorted(bodies(engine)) == [f"u{n}" for n in range(10) if n != 4]
-
-
-@pytest.mark.parametrize(
-    ("unit", "modified"),
-    [("s", 1767225605), ("s", 1767225605.9), ("ms", 1767225605000), ("rfc3339", "2026-01-01T02:00:05+02:00")],
-)
-def test_a_change_may_be_timed_by_a_number(sweep: Sweeping, directory: Directory, unit: str, modified: object) -> None:
-    directory.users = {"u1": "2026-01-01T00:00:01Z"}
-    directory.more = {"u1": {"meta": {"lastModified": modified}}}
-    assert sweep(f'time_unit = "{unit}"\n').until.replace(microsecond=0) == START.replace(second=5)
 
 
 def test_large_bodies_are_split_up(sweep: Sweeping, directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,8 @@ from inbox.db.reads import Row
 from inbox.events.event import Enrolment, Event
 from relay.delivery import facts
 from relay.store import audit
-from relay.store.database import Database
-from relay.store.reopen import find
-from relay.store.transaction import Transaction
 from tests.helpers.agreement import decode
-from tests.helpers.relaying import CONFIG, DONE, FakeClock, Steps, record
+from tests.helpers.relaying import CONFIG, DONE, Steps, record
 from tests.helpers.storing import a_fact, a_row, an_event, drop_checks
 from tests.helpers.tables import count
 from tests.helpers.waiting import be_patient, until
@@ -220,23 +217,6 @@ A_STRAY_ROW = a_row(1_000_000, lane="USER|u9", state="dead")
 """A row of no event, with a number that no event of these tests has: the last span has something to mend."""
 
 
-class Interrupted(Database):
-    """Lets something happen after the look and before the transaction that mends, the first time."""
-
-    def __init__(self, engine: Engine, clock: FakeClock, meanwhile: Callable[[], object]) -> None:
-        super().__init__(engine, clock)
-        self._meanwhile: Callable[[], object] | None = meanwhile
-
-    @contextmanager
-    def write(self, *arguments: Any, **named: Any) -> Iterator[Transaction]:  # noqa: ANN401  # passed through
-        """As a database's; before the first it happens."""
-        meanwhile, self._meanwhile = self._meanwhile, None
-        if meanwhile is not None:
-            meanwhile()
-        with super().write(*arguments, **named) as transaction:
-            yield transaction
-
-
 @contextmanager
 def before_every_statement(engine: Engine, act: Callable[[], object]) -> Iterator[list[str]]:
     """Act before each statement, on SQLite but where it holds the write lock; gives those statements."""
@@ -272,14 +252,6 @@ def test_an_event_that_arrives_during_a_rebuild_keeps_its_delivery(lived_in: Ste
     assert count(lived_in.database.engine, "open_delivery WHERE state = 'received'") == 2 * len(arrived)
     lived_in.facts_agree()
     assert differences(lived_in.database) == []
-
-
-def test_a_lane_that_has_its_head_at_the_lock_is_not_told(lived_in: Steps, plant: Planter, clock: FakeClock) -> None:
-    lived_in.arrive(an_event(14, "u14"))
-    plant("UPDATE open_delivery SET state = 'waiting', due_at = NULL WHERE seq = 14")
-
-    assert mend(Interrupted(lived_in.database.engine, clock, lambda: lived_in.arrive(an_event(15, "u14")))) == []
-    lived_in.facts_agree()
 
 
 # --- After a change of a route's `lane`, earlier deliveries are judged by the earlier setting
@@ -323,21 +295,6 @@ def test_deliveries_of_an_earlier_lane_setting_agree_and_are_left_alone(steps: S
         assert read_lanes(steps) == before
 
 
-@pytest.mark.parametrize(("then", "now"), CHANGES[:3])
-def test_a_forgotten_last_delivery_is_restored_by_any_later_setting(
-    steps: Steps, plant: Planter, then: Kind, now: Kind
-) -> None:
-    deliver(steps, an_event_of(then, 1, second=10), an_event_of(now, 2, second=11))
-    before = read_lanes(steps)
-    plant(f"DELETE FROM lane WHERE seq = {2 if then == now else 1}")
-
-    assert {one.finding for one in differences(steps.database, with_lane(now))} == {"last_delivered"}
-    mend(steps.database, with_lane(now))
-
-    assert read_lanes(steps) == before
-    assert differences(steps.database, with_lane(now)) == []
-
-
 # --- An older relay beside facts that only a newer version knows: their columns say all that it needs
 
 
@@ -356,9 +313,3 @@ def test_verify_and_rebuild_go_by_the_state_that_it_tells(of_tomorrow: Steps) ->
     assert differences(of_tomorrow.database) == []
     assert mend(of_tomorrow.database) == []
     assert of_tomorrow.kinds() == before
-
-
-def test_its_delivery_is_taken_up_again_in_the_next_run(of_tomorrow: Steps) -> None:
-    with of_tomorrow.database.write() as transaction:
-        (found,) = find(transaction, CONFIG, [(1, "strict")])
-    assert (found.state, found.run) == ("ended", 1)

@@ -1,9 +1,8 @@
-"""The views that a DBA reads: deliveries, events, dead letters, health of sources and destinations, sizes."""
+"""The views that a DBA reads: deliveries, events, dead letters, and the health of sources and destinations."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import msgspec
 import pytest
@@ -11,9 +10,7 @@ from sqlalchemy import Table, insert
 
 from inbox.clock import SystemClock
 from inbox.db.reads import Row
-from inbox.db.schema import alert, gate, metadata, throughput_minute
-from relay.delivery.outcome import Delivered, Skipped
-from relay.store.reads import read_disk
+from inbox.db.schema import throughput_minute
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, a_fact, a_row, an_event
 
@@ -24,30 +21,6 @@ def delivery(steps: Steps, seq: int, route: str = "strict") -> Row:
 
 
 # --- delivery
-
-
-def test_open_states_are_those_of_the_work_table(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
-    steps.claim()
-    steps.receive(an_event(4, "u4"))
-    states = [row["state"] for row in steps.rows("SELECT state FROM delivery ORDER BY seq")]
-    assert states == ["in_flight", "waiting", "ready", "received"]
-    assert (delivery(steps, 1)["relay_node"], delivery(steps, 3)["due_at"]) == ("r1", START)
-
-
-@pytest.mark.parametrize(
-    ("outcome", "state"), [(DONE, "delivered"), (Skipped((), "gone and the route skips"), "skipped")]
-)
-def test_an_ended_delivery_is_what_its_last_fact_says(steps: Steps, outcome: Delivered | Skipped, state: str) -> None:
-    steps.arrive(an_event(1))
-    steps.attempt(UNWELL)
-    steps.advance(6)
-    steps.attempt(outcome)
-
-    row = delivery(steps, 1)
-    assert (row["state"], row["last_fact"], row["attempts"]) == (state, state, 2)
-    assert row["last_fact_at"] == START + timedelta(seconds=6)
-    assert (row["due_at"], row["lane"], row["relay_node"]) == (None, None, None)
 
 
 def test_a_route_that_an_event_takes_only_by_replay_shows_once(steps: Steps) -> None:
@@ -172,23 +145,6 @@ def test_the_timeline_of_an_entity_has_arrivals_attempts_outcomes_and_duplicates
     ]
 
 
-SUMMED_UP: dict[str, tuple[dict[str, Any], str]] = {
-    "dead": ({"cause": "mapping", "error": "no value"}, "no value"),
-    "skipped": ({"why": "the entity is gone"}, "the entity is gone"),
-    "cancelled": ({"who": "kim", "why": "a test"}, "kim: a test"),
-    "delivered": ({"did": "updated"}, "updated"),
-    "superseded": ({"by": 7, "because": "healed"}, "healed"),
-    "abandoned": ({}, ""),
-}
-
-
-def test_a_fact_is_summed_up_by_its_error_its_person_and_reason_or_what_was_done(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    steps.do(*(a_fact(kind, **detail) for kind, (detail, _) in SUMMED_UP.items()))
-    said = [(kind, 1, "strict", said) for kind, (_, said) in SUMMED_UP.items()]
-    assert [row[1:] for row in timeline(steps)[1:]] == said
-
-
 # --- The views of sources, destinations and the database, by figures and statistics
 
 
@@ -245,14 +201,6 @@ def test_a_source_has_sums_of_the_last_hour_and_of_the_last_day(counted: Steps) 
     assert (found["(unknown)",]["rejected_hour"], found["(unknown)",]["last_arrival_at"]) == (9, None)
 
 
-def test_a_source_is_silent_while_its_alert_fires_and_paused_while_its_gate_is(counted: Steps) -> None:
-    add(counted, gate, kind="source", name="trivore", paused_at=NOW)
-    for firing in (True, False):
-        add(counted, alert, at=NOW, kind="source_silent", subject="trivore", firing=firing, detail={})
-        (row,) = counted.rows("SELECT is_silent, paused_at FROM source_health WHERE source = 'trivore'")
-        assert (bool(row["is_silent"]), row["paused_at"]) == (firing, NOW)
-
-
 # --- destination_health
 
 
@@ -267,39 +215,3 @@ def test_a_route_and_its_destination_have_sums_and_the_last_success_and_failure(
         assert (row["last_success_at"], row["last_failure_at"]) == (minute(5), minute(7))
     assert (found["route", "audit"]["health"], found["route", "audit"]["last_success_at"]) == ("ok", None)
     assert set(found) == {("route", "crm"), ("destination", "crm-api"), ("route", "audit")}
-
-
-HOLD = {"hold_reason": "Retry-After"}
-
-
-@pytest.mark.parametrize(
-    ("values", "health"),
-    [
-        ({"paused_at": NOW, "breaker": "open"}, "paused"),
-        ({"breaker": "open", "breaker_cause": "503"}, "open"),
-        ({"held_until": NOW + timedelta(hours=1), **HOLD}, "held"),
-        ({"held_until": NOW - timedelta(hours=1), **HOLD}, "ok"),
-        ({}, "ok"),
-    ],
-)
-def test_a_gate_says_why_an_api_gets_no_calls(steps: Steps, values: dict[str, object], health: str) -> None:
-    add(steps, gate, kind="api", name="identity", **values)
-    add(steps, gate, kind="entity", name="trivore|USER|u1", paused_at=NOW)
-    (row,) = steps.rows("SELECT * FROM destination_health")
-    assert (row["kind"], row["name"], row["health"], row["delivered_day"]) == ("api", "identity", health, 0)
-    assert (row["hold_reason"] is not None) == (health == "held")
-
-
-# --- sizes
-
-
-def test_the_database_has_its_size_and_its_largest_tables(counted: Steps) -> None:
-    counted.arrive(*(an_event(n, f"u{n}") for n in range(1, 101)))
-    with counted.database.read() as transaction:
-        disk = read_disk(transaction, None)
-    assert disk.size is not None
-    assert disk.size > 100_000
-    names = [table.name for table in disk.largest]
-    assert set(names) <= set(metadata.tables)
-    assert len(names) == (5 if counted.database.sql.is_postgres else 0)
-    assert disk.largest == tuple(sorted(disk.largest, key=lambda table: -table.bytes))

@@ -236,14 +236,6 @@ def test_behind_a_listed_proxy_each_browser_has_its_own_limit(page_config: Confi
         assert sign_in(41, "2001:db8::7") == 401
 
 
-def test_an_unlisted_proxy_cannot_name_other_addresses(door: Entrance) -> None:
-    answers = [
-        door.post("/sign-in", {"name": f"n{number}", "password": "x"}, x_forwarded_for=f"192.0.2.{number}").status_code
-        for number in range(32)
-    ]
-    assert answers == [401] * 30 + [429] * 2
-
-
 @pytest.mark.parametrize("name", ["unknown", "", "x" * 64, "anna\x00", "\U0001f600", "anna:operator"])
 def test_an_unknown_name_costs_as_much_as_a_known_one(door: Entrance, hashed: list[str], name: str) -> None:
     known = door.sign_in("anna", "wrong")
@@ -261,11 +253,6 @@ def test_a_too_long_field_is_refused_before_it_is_processed(
     form = {"name": "anna", "password": PASSWORD, field: "\u0301" * 5_000 + "\u0316" * 5_000}
     answer = door.post("/sign-in", form)
     assert (answer.status_code, "at most" in answer.text, "\u0301" * 65 in answer.text) == (400, True, False)
-    assert hashed == []
-
-
-def test_a_request_of_another_site_costs_nothing(door: Entrance, hashed: list[str]) -> None:
-    door.post("/sign-in", {"name": "anna", "password": PASSWORD}, sec_fetch_site="cross-site")
     assert hashed == []
 
 

@@ -44,6 +44,10 @@ FILTERS = {
     "error=EMAIL": [2],
     "source=trivore&before=3": [2, 1],
     "before=0": [],
+    "seq=3": [3],
+    "sender_id=GUID-2": [2],
+    "sender_id=GUID-2&state=ready": [],
+    "body=hunter2": [4],
     "since=2026-01-01T00:00:01Z": [],
     "until=2026-01-01T00:00:01Z&since=2026-01-01": ALL,
     "since=0001-01-01": ALL,
@@ -61,12 +65,13 @@ def seqs(page: Page, path: str) -> list[int]:
 def some(steps: Steps) -> Steps:
     """Events of u1, delivered (1) and waiting for a retry (3), of u2, dead (2), and one without a route (4)."""
     unavailable = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, 503)
-    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    steps.arrive(an_event(1, "u1"), msgspec.structs.replace(an_event(2, "u2"), event_id="GUID-2"))
     steps.attempt(DONE)
     steps.attempt(HOPELESS)
     steps.arrive(an_event(3, "u1"))
     steps.attempt(Failed((unavailable,), "server_error", "forward answered 503"))
-    steps.receive(msgspec.structs.replace(an_event(4, "g1", routes=[]), entity_type="GROUP", event_type="MADE"))
+    unrouted = an_event(4, "g1", routes=[], body=b'{"password": "hunter2"}')
+    steps.receive(msgspec.structs.replace(unrouted, entity_type="GROUP", event_type="MADE"))
     return steps
 
 
@@ -74,6 +79,14 @@ def some(steps: Steps) -> Steps:
 @pytest.mark.usefixtures("some")
 def test_every_filter_narrows_the_list(page: Page) -> None:
     assert {query: seqs(page, f"/deliveries.json?{query}") for query in FILTERS} == FILTERS
+
+
+@pytest.mark.usefixtures("some")
+def test_only_operators_search_in_payloads_and_an_unknown_id_of_a_sender_gets_a_hint(page: Page) -> None:
+    for path in ("/deliveries", "/deliveries.json", "/api/v1/deliveries"):
+        assert page.get(f"{path}?body=hunter2", actor=VIEWER).status_code == 403
+    assert "GUID-2" in page.json("/deliveries.json?sender_id=guid")["hint"]
+    assert page.json("/deliveries.json?sender_id=GUID-2&state=ready")["hint"] is None
 
 
 @pytest.mark.parametrize(
@@ -142,6 +155,9 @@ def test_acts_are_offered_on_all_matches_and_on_each_row(page: Page) -> None:
         ("state=ready", {"cancel": [3]}),
         ("state=delivered&entity=USER/u1", {"replay": [1]}),
         ("state=delivered&entity=USER/u1&since=2026-01-01", {"replay": [1]}),
+        ("state=delivered&seq=1", {"replay": [1]}),
+        ("state=dead&sender_id=GUID-2", {}),
+        ("state=dead&body=n", {}),
         ("route=strict", {}),
         ("state=in_flight", {}),
         ("state=unrouted", {}),

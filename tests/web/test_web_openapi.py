@@ -24,7 +24,7 @@ from sqlalchemy import Engine, text
 
 from relay.web import openapi
 from relay.web.query import Number, Text, encode
-from relay.web.reading import ListPage, ListQuery, Reading, Screen, rows_of
+from relay.web.reading import ListPage, ListQuery, Reading
 from relay.web.screens import SCREENS
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import TOKEN, Entrance, Page, entrance, on_database
@@ -50,9 +50,6 @@ def things(_reading: Reading, _query: AQuery) -> APage:
     return APage(())
 
 
-A_SCREEN = Screen("things", "/things/{seq}", "Things", things)
-
-
 def members(schema: object, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each schema within a schema, with its path."""
     if isinstance(schema, dict):
@@ -68,7 +65,6 @@ def test_the_document_is_valid_has_every_screen_and_is_served(page: Page) -> Non
     from openapi_spec_validator import validate  # noqa: PLC0415  # importing it takes a second in each process of `make test`
 
     validate(DOCUMENT)
-    validate(openapi.document((A_SCREEN,)))
     assert len(DOCUMENT["paths"]) >= len(SCREENS)
     names = [operation["operationId"] for path in DOCUMENT["paths"].values() for operation in path.values()]
     assert len(set(names)) == len(names)
@@ -99,31 +95,6 @@ def test_every_response_is_described_to_its_last_member() -> None:
         if schema.get("type") == "object" and not schema.keys() & {"properties", "additionalProperties"}
     ]
     assert not bare, "\n".join(bare)
-
-
-def test_a_query_becomes_parameters_and_a_page_becomes_a_response() -> None:
-    made = openapi.document((A_SCREEN,))
-    operation = made["paths"]["/api/v1/things/{seq}"]["get"]
-    given = {each["name"]: each for each in operation["parameters"]}
-    assert list(given) == ["seq", "since", "until", "before", "limit", "name", "is_open"]
-    seq = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
-    assert given["seq"] == {"name": "seq", "in": "path", "required": True, "schema": seq}
-    assert (given["name"]["in"], given["name"]["required"]) == ("query", True)
-    assert given["name"]["description"] == "Its own words."
-    assert given["before"]["description"].startswith("Only rows below")
-    assert given["is_open"]["schema"] == {"type": "boolean", "default": False}
-    assert "anyOf" in given["since"]["schema"]
-    answer = made["components"]["schemas"]["APage"]
-    assert answer["required"] == ["rows", "before", "share"]
-    assert answer["properties"]["share"] == {"type": "number"}
-    assert set(operation["responses"]) == {"200", "default"}
-
-
-def test_a_row_may_omit_columns_and_add_others() -> None:
-    schema = rows_of("rejected_request", "body", more={"type": "integer"}).extra_json_schema
-    assert schema is not None
-    assert "body" not in schema["required"]
-    assert schema["properties"]["more"] == {"type": "integer"}
 
 
 @ON_BOTH
@@ -168,7 +139,7 @@ def document() -> Any:  # noqa: ANN401  # any JSON
 
 
 SERVED_DOCUMENT = document()
-EXAMPLES = 6
+EXAMPLES = 3
 """Requests to each operation in the usual run."""
 
 
@@ -192,7 +163,7 @@ def running(steps: Steps, database_url: str, tmp_path: Path) -> Iterator[Entranc
         yield made
 
 
-@pytest.mark.parametrize("examples", [EXAMPLES, pytest.param(2 * EXAMPLES, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [EXAMPLES, pytest.param(4 * EXAMPLES, marks=pytest.mark.long)])
 def test_every_response_conforms_to_the_document(running: Entrance, examples: int) -> None:
     api = schemathesis.openapi.from_dict(SERVED_DOCUMENT)
     operations = [found.ok() for found in api.get_all_operations()]  # type: ignore[union-attr]  # the document is valid

@@ -164,11 +164,6 @@ def test_a_chart_of_any_values_is_valid_xml_inside_its_view_box(
     )
 
 
-def test_markup_in_a_name_is_escaped() -> None:
-    drawn = chart("all", "</title><script>alert(1)</script>", (('"><b>', "in", (1,)),), ["<i>"])
-    assert not [each for each in ("<script", "<b>", "<i>") if each in drawn]
-
-
 @given(largest=st.integers(0, 10**30))
 def test_the_scale_includes_the_largest_value_and_has_few_steps(largest: int) -> None:
     top, step = scale(largest)
@@ -183,27 +178,3 @@ def test_larger_values_are_drawn_higher_and_later_ones_further_right() -> None:
     assert x0 < x1 < x2
     assert y0 > y1 > y2
     assert re.findall(r"<text[^>]*>([^<]*)</text>", drawn) == ["0", "5k", "10k", "15k", "10:00", "11:00"]
-
-
-# --- Templates and styles comply with the CSP; axe-core checks contrast in the browser tests
-
-
-WEB = Path(__file__).parents[2] / "relay/web"
-STYLE = (WEB / "static/style.css").read_text()
-TEMPLATES = {
-    path.name: re.sub(r"{#.*?#}", "", path.read_text(), flags=re.DOTALL) for path in WEB.glob("templates/*.html")
-}
-
-
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_a_template_has_no_inline_code_escapes_everything_and_uses_defined_classes(
-    name: str,
-) -> None:
-    assert not re.search(r"url\(|@import|//[a-z]+\.", STYLE), "nothing is loaded from another host"
-    source = TEMPLATES[name]
-    html = re.sub(r"{[{%].*?[%}]}", "", source, flags=re.DOTALL)
-    assert not re.search(r"""\sstyle=|\son[a-z]+=["']|<script(?![^>]*\ssrc=)|<style|javascript:|https?://""", html)
-    assert not re.search(r"\|\s*safe\b", source)
-    known = set(re.findall(r"\.([a-z][\w-]*)", STYLE)) | {"body"}
-    used = re.findall(r'class="([^"{}]*)"', source)
-    assert {each for classes in used for each in classes.split()} <= known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,10 +11,10 @@ import msgspec
 from inbox.db.listing import EventFilter, ListingName, RowPage, list_deliveries, read_page
 from inbox.db.reads import Row, row_of
 from inbox.db.schema import metadata
-from inbox.errors import BadFilter, NothingThere
+from inbox.errors import BadFilter, NotAllowed, NothingThere
 from inbox.events.states import DEAD_STATES, ENDINGS, OPEN_COMMANDS, RETRYING
 from relay.delivery.alerts import AlertKind
-from relay.filters import STATES, Filtered, list_unknown, make_conditions
+from relay.filters import STATES, Filtered, list_unknown, make_conditions, suggest_sender_id
 from relay.operations.asks import Moment
 from relay.operations.table import OPERATIONS
 from relay.store.overview import FiringAlert, format_alert, read_firing
@@ -64,6 +65,9 @@ class DeliveriesQuery(ListQuery, frozen=True, kw_only=True):
     """TYPE/ID, or TYPE for all entities of a type."""
     event_type: Text | None = None
     """Event type as sent."""
+    seq: Number | None = None
+    sender_id: Annotated[Text, msgspec.Meta(description="The sender's own id of the event, whole.")] | None = None
+    body: Annotated[Text, msgspec.Meta(description="Text in the payload, with its case. Operators only.")] | None = None
     error: Text | None = None
     """Part of the last error; case-insensitive."""
     status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
@@ -92,7 +96,13 @@ class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     is_complete: bool
     """False: the time limit ended the scan. Continue with `before`; `matching` is a lower bound."""
     looked_through: int
-    """Number of events scanned; for an open state, of deliveries."""
+    """Number of events scanned; for an open state, of deliveries; with `body`, of events whose payload was searched."""
+    back_to: datetime | None = None
+    """With `body`, if the search is not complete: arrival of the last event whose payload was searched."""
+    without_payload: int = 0
+    """With `body`: number of those events whose payload retention or an erasure has deleted."""
+    hint: str | None = None
+    """A hint about a partial or unknown `sender_id`."""
     offers: tuple[Offer, ...] = ()
     """Acts on exactly the matching deliveries. Their plans show the changes."""
     why_none: str | None = None
@@ -100,7 +110,13 @@ class DeliveriesPage(ListPage, frozen=True, kw_only=True):
 
 
 def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
-    """Read a page of deliveries."""
+    """Read a page of deliveries.
+
+    Raises:
+        NotAllowed: a viewer, who sees a payload only by a recorded reveal, searches in payloads.
+    """
+    if query.body is not None and not reading.actor.may_act:
+        raise NotAllowed("only operators search in payloads; a viewer reveals one, with a reason")
     entity_type, entity_id = query.entity_of
     if query.entity is not None and entity_type is None:
         raise BadFilter(
@@ -111,13 +127,18 @@ def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     wanted = EventFilter(**_read_conditions(reading, "deliveries", given), entity_type=entity_type, entity_id=entity_id)
     counts = query.before is None
     most = MOST_COUNTED if counts else 0
-    found = list_deliveries(reading.database.engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
+    engine = reading.database.engine
+    found = list_deliveries(engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
+    unknown = None if found.rows or query.sender_id is None else query.sender_id
     return DeliveriesPage(
         rows=tuple(found.rows),
         before=found.before,
         matching=found.matching if counts else None,
         is_complete=found.is_complete,
         looked_through=found.looked_through,
+        back_to=found.back_to,
+        without_payload=found.without_payload,
+        hint=None if unknown is None else suggest_sender_id(engine, unknown),
         offers=offers(query) if reading.actor.may_act else (),
         why_none=why_no_offer(query) if reading.actor.may_act else None,
     )
@@ -134,6 +155,8 @@ def acts_of_any(states: Iterable[str]) -> Sequence[str]:
 def why_no_offer(query: DeliveriesQuery) -> str | None:
     """Return the reason why no act can select exactly the matching deliveries; None: an act can."""
     state = query.state
+    if query.sender_id is not None or query.body is not None:
+        return "Acts can't filter by the sender's id or the payload: select rows."
     if state is None:
         return "Select a state to act on all matching deliveries."
     if state not in ACTS:
@@ -142,13 +165,13 @@ def why_no_offer(query: DeliveriesQuery) -> str | None:
         return _OF_FAILURES if query.since or query.until else None
     if query.error is not None or query.status is not None:
         return f"Acts on {state} deliveries can't filter by error or status: remove these filters, or select rows."
-    return _OF_ENTITIES if state in ENDINGS and query.entity_of[1] is None else None
+    return _OF_ENTITIES if state in ENDINGS and query.seq is None and query.entity_of[1] is None else None
 
 
 _OF_FAILURES = (
     "Acts on failed deliveries filter by the time of the failure, not of the arrival: remove the times, or select rows."
 )
-_OF_ENTITIES = "Ended deliveries are replayed by entity: filter by an entity, or select rows."
+_OF_ENTITIES = "Ended deliveries are replayed by event or entity: filter by one, or select rows."
 _WITH_STATE = {"replay", "cancel"}
 """Acts whose selection includes the state; each other act has a fixed state."""
 
@@ -166,7 +189,7 @@ def offers(query: DeliveriesQuery) -> tuple[Offer, ...]:
     )
 
 
-_SELECTED = ("route", "destination", "source", "event_type", "error", "status", "since", "until")
+_SELECTED = ("seq", "route", "destination", "source", "event_type", "error", "status", "since", "until")
 
 
 # --- dead letters

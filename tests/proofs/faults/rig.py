@@ -24,9 +24,9 @@ from sqlalchemy.pool import NullPool
 from inbox.db import engine as engines
 from inbox.db import migrate
 from tests.helpers.checkers import Call
-from tests.helpers.killable_postgres import KillablePostgres, Proxy, killable, run_proxy
+from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.machine import ROOM
-from tests.helpers.processes import Program, Site, site
+from tests.helpers.processes import Program, Site, gunicorn_after, site
 from tests.helpers.tables import list_in_flight, list_in_flight_elsewhere, rows
 from tests.helpers.traffic import Downstream, Ledger, Sender, serving
 from tests.helpers.waiting import until
@@ -96,7 +96,15 @@ class Store(msgspec.Struct):
     disk: Path | None
     """Small disk to fill, or None where none can be made."""
     postgres: KillablePostgres | None = None
-    proxy: Proxy | None = None
+    cuts: Path | None = None
+    """Folder of the orders to cut commits, on Postgres."""
+
+    @property
+    def arming(self) -> str:
+        """Statements by which a program follows these orders."""
+        if self.cuts is None:
+            return "pass"
+        return f"from pathlib import Path; from tests.proofs.faults import cuts; cuts.arm(Path({str(self.cuts)!r}))"
 
     def others_may_write(self) -> bool:
         """Return whether others can write while a relay is frozen: on SQLite, a frozen writer blocks them."""
@@ -256,7 +264,7 @@ class Rig:
         self.stopping = threading.Event()
         self._starting = threading.Lock()
         begin = time.monotonic()
-        self.receiver, port = at.receiver(workers=1 if store.postgres is None else 2)
+        self.receiver, port = at.receiver(1 if store.postgres is None else 2, gunicorn_after(store.arming))
         self.relays = {name: Place(name, self._start_relay, store, self.faults, self.stopping) for name in RELAYS}
         for relay in self.relays.values():
             relay.wait_until_started(relay.program, FIRST_STARTED_WITHIN)
@@ -276,7 +284,8 @@ class Rig:
     def start(self, name: str, *arguments: str, **environment: str) -> Program:
         """Start a command of `relay`; thread-safe."""
         with self._starting:
-            return self.site.start(name, "-c", "from relay.cli.main import main; main()", *arguments, **environment)
+            code = f"{self.store.arming}; from relay.cli.main import main; main()"
+            return self.site.start(name, "-c", code, *arguments, **environment)
 
     def stop_programs(self) -> dict[str, int]:
         """Stop all programs in order and return non-zero exit statuses."""
@@ -318,7 +327,7 @@ def rig(folder: Path, kind: str, seed: int, *, streams: Streams, megabytes: int)
         # Not below pytest's folder, which concurrent sessions close to the user of Postgres.
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-rig-", dir=ROOM)))
         disk = stack.enter_context(small_disk(data / "disk", megabytes)) if CAN_BE_MADE else None
-        store = stack.enter_context(_store(kind, disk or data, disk, folder / "cuts.jsonl"))
+        store = stack.enter_context(_store(kind, disk or data, disk, folder))
         migrating = engines.connect(store.engine.url.render_as_string(hide_password=False), application="tests")
         migrate.upgrade(migrating)
         migrating.dispose()
@@ -344,7 +353,7 @@ def _store(kind: str, data: Path, disk: Path | None, cuts: Path) -> Iterator[Sto
         yield Store(url, engine, disk)
         engine.dispose()
         return
-    with killable(data) as server, run_proxy(server.sockets, cuts) as proxy:
+    with killable(data) as server:
         server.create_database(DATABASE)
         engine = create_engine(server.url(DATABASE), poolclass=NullPool)
-        yield Store(server.url(DATABASE, proxy.folder), engine, disk, server, proxy)
+        yield Store(server.url(DATABASE), engine, disk, server, cuts)

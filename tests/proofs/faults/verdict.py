@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -21,9 +21,10 @@ from tests.helpers import checkers
 from tests.helpers.agreement import disagreements, list_enrolled
 from tests.helpers.checkers import Holding, Interval, Line
 from tests.helpers.databases import down
-from tests.helpers.killable_postgres import KillablePostgres, Moment
+from tests.helpers.killable_postgres import KillablePostgres
 from tests.helpers.tables import Row, facts, open_states, read_inbox, relay_pids, rows
 from tests.helpers.waiting import until
+from tests.proofs.faults import cuts
 from tests.proofs.faults.plan import Fault, Streams
 from tests.proofs.faults.rig import DISCARDED, STARTED, Rig, full
 
@@ -128,14 +129,12 @@ def _fill_disk(rig: Rig, _stream: str, fault: Fault) -> None:
 
 
 def _cut_commit(rig: Rig, _stream: str, fault: Fault) -> None:
-    assert rig.store.proxy is not None
-    application, moment = fault.about.split()
-    order = rig.store.proxy.cut(application, cast("Moment", moment))
+    assert rig.store.cuts is not None
+    pending = cuts.order(rig.store.cuts, *fault.about.split())
     deadline = time.monotonic() + CUT_WITHIN
-    while not order.done.wait(0.1) and time.monotonic() < deadline and not rig.stopping.is_set():
+    while pending.exists() and time.monotonic() < deadline and not rig.stopping.wait(0.1):
         pass
-    with contextlib.suppress(ValueError):
-        rig.store.proxy.orders.remove(order)
+    pending.unlink(missing_ok=True)
 
 
 def verify(rig: Rig) -> None:
@@ -243,7 +242,7 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
         rows(engine, "SELECT * FROM open_delivery"),
         _monotonic(facts(engine), faults),
     )
-    cuts = [] if rig.store.proxy is None else rig.store.proxy.cuts.lines()
+    cut = [] if rig.store.cuts is None else cuts.read_ledger(rig.store.cuts)
     started = {name.split("-", 1)[1].removesuffix(".log"): STARTED.search(text) for name, text in logs.items()}
     callers = {name: found.group(1) for name, found in started.items() if found}
     frozen = [line for line in faults if line["kind"] == "freeze a relay"]
@@ -259,7 +258,7 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
         **checkers.run_common_checkers(sends, arrivals, inbox, log, logs),
         "passed over": passed_over,
         "abandoned without cause": checkers.find_abandoned_without_cause(
-            log, troubles(faults, cuts, relay_pids(engine))
+            log, troubles(faults, cut, relay_pids(engine))
         ),
         "recorded by another": checkers.find_recorded_by_another(arrivals, log, callers),
         # a few are possible, as a thread may be frozen between checking its lease and sending
@@ -280,8 +279,8 @@ def _judge(rig: Rig, trouble: Mapping[str, Sequence[object]]) -> Verdict:
         "late results discarded": sum(text.count(DISCARDED) for text in logs.values()),
         "takeovers": len(measured),
         "slowest takeover": max((takeover.seconds for takeover in measured.values()), default=0.0),
-        "commits cut": len(cuts),
-        "commits done without an answer": sum(line["committed"] is True for line in cuts),
+        "commits cut": len(cut),
+        "commits done without an answer": sum(line["committed"] is True for line in cut),
         "slowness": round(rig.slowness, 2),
         "verified": len(verifications),
     }

@@ -26,8 +26,7 @@ from relay.store import claim, duplicates, gates, leases, nodes, record, sequenc
 from relay.store.audit import Checked, Difference, verify
 from relay.store.deliveries import Claimed, claim_of
 from relay.store.operator import commands, execution
-from relay.store.operator.plan import Bound, Plan, preview
-from relay.store.operator.selection import Act, Choice
+from relay.store.operator.selection import Act
 from relay.store.rebuild import rebuild
 from relay.store.record import Recorded
 from relay.store.work import Work
@@ -195,8 +194,6 @@ class Doing:
     results: list[Recorded] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     asked_to_claim: bool = False
-    asked: list[tuple[Act, Selection]] = field(default_factory=list)
-    """Operators' commands on deliveries."""
     resumed: int = 0
     """Count of gates resumed by operators."""
     reaped: list[tuple[int, str, AnyFact]] = field(default_factory=list)
@@ -462,13 +459,8 @@ class Operations:
 
         return Operation("judge", lambda: duplicates.judge_duplicates(self._work(relay.node)), learn)
 
-    def plan(self, act: Act, selection: Selection) -> Plan:
-        """Return the plan of a command."""
-        return preview(self._database, Choice(act, selection, CONFIG), Bound(listed=1000))
-
     def command(self, act: Act, selection: Selection) -> Operation:
         """Make an operator's command, whose result is the number of changed deliveries."""
-        self.doing.asked.append((act, selection))
         return Operation(act, lambda: carry_out(self._database, CONFIG, act, selection, why="agreed"))
 
     def turn(self, kind: Literal["pause", "resume"], gate: Gate) -> Operation:

@@ -12,15 +12,12 @@ from relay.delivery import facts
 from relay.delivery.gates import BreakerState, GateKey, make_entity_key
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered, covers
-from relay.delivery.outcome import Delivered, Delivery, Fact, Failed, Outcome, Skipped
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.delivery.policy import CRASHES_UNTIL_DEAD, endpoint_of, health_of
-from relay.operations.asks import Selection
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
-from relay.store.operator.selection import Act
 from tests.helpers.agreement import NOTHING_YET, follows, lanes_without_their_head
 from tests.proofs.model.actors import Ledger, Snapshot, is_swept
 from tests.proofs.model.world import (
-    CONFIG,
     KEPT_REPEATS,
     OPEN_GATE,
     POLICIES,
@@ -190,7 +187,7 @@ def _goes_on(entry: Entry, taken: facts.TookOver, before: Entry, superseded: Ent
     return is_due and given == (taken.attempt, taken.crashes) and getattr(superseded.fact, "by", None) == entry.key[0]
 
 
-# --- Checks of calls and results, gates, and operators' commands.
+# --- Checks of calls and results, and of gates.
 # With two operations at once, a gate may change between its reading and a claim: only a gate that was the same before and
 # after counts.
 
@@ -318,69 +315,6 @@ def find_a_breaker_turned_without_a_reason(snapshot: Snapshot) -> Iterator[objec
             yield gate, before, after, healths
         if is_left and all(result.fact is not None for result in doing.results):
             yield gate, "credentials were refused, and it is closed"
-
-
-_ACTS: dict[type[Fact], Act] = {
-    facts.Replayed: "replay",
-    facts.Cancelled: "cancel",
-    facts.Unblocked: "unblock",
-    facts.Rescheduled: "retry",
-}
-
-
-def find_an_act_without_a_command(snapshot: Snapshot) -> Iterator[object]:
-    for entry in snapshot.new:
-        act = _ACTS.get(type(entry.fact))
-        before = [each for each in snapshot.history.entries[entry.key] if each.number < entry.number]
-        if act and not any(
-            act == done and _is_meant(act, chosen, entry.key, before) for done, chosen in snapshot.doing.asked
-        ):
-            yield entry, snapshot.doing.asked
-
-
-def _is_meant(act: Act, chosen: Selection, key: Key, before: list[Entry]) -> bool:
-    """Return whether the selection includes the delivery. A cause, or a replay by route alone, selects only the dead."""
-    died = [entry.fact for entry in before if isinstance(entry.fact, facts.Dead)]
-    is_dead = bool(before) and isinstance(before[-1].fact, facts.Dead | facts.Unblocked)
-    only_dead = chosen.cause is not None or (act == "replay" and chosen.dead_only)
-    return (
-        chosen.seq in {None, key[0]}
-        and chosen.route in {None, key[1]}
-        and chosen.destination in {None, CONFIG.routes[key[1]].destination}
-        and (is_dead or not only_dead)
-        and (chosen.cause is None or died[-1].cause == chosen.cause)
-    )
-
-
-def find_not_all_that_was_asked_for(snapshot: Snapshot) -> Iterator[object]:
-    """Require that commands are complete: cancel spares only deliveries in flight, unblock and retry none."""
-    for act, chosen in snapshot.doing.asked if snapshot.doing.operations == 1 else ():
-        for key, row in snapshot.after.items():
-            left = {
-                "unblock": row.state is State.BLOCKED,
-                "retry": row.due_at is not None and row.due_at > snapshot.now,
-                "cancel": row.state is not State.IN_FLIGHT,
-            }
-            if left.get(act) and _is_meant(act, chosen, key, snapshot.history.entries.get(key, [])):
-                yield act, row
-
-
-def find_something_older_is_replayed(snapshot: Snapshot) -> Iterator[object]:
-    """Require for an unforced replay without a fetch that the last delivered event comes again later.
-
-    It comes again if it is replayed too, or is open without an attempt.
-    """
-    replayed = [entry for entry, _ in snapshot.told(facts.Replayed)]
-    for entry in replayed if not any(chosen.force for _, chosen in snapshot.doing.asked) else ():
-        last = snapshot.last_before(entry)
-        if last and last.fetch_began_at is None and snapshot.ledger.order(entry.key) < last.key:
-            again = (last.seq, entry.key[1])
-            if again not in {each.key for each in replayed} and not _is_untouched(snapshot.before.get(again)):
-                yield entry, last
-
-
-def _is_untouched(row: Row | None) -> bool:
-    return row is not None and row.attempt == 0 and row.state in {State.RECEIVED, State.WAITING, State.READY}
 
 
 # --- Checks of superseded events (folded, dropped or healed), and of those that a duplicate rearms

@@ -14,7 +14,6 @@ from inbox.events.timestamps import to_nanoseconds
 from relay.delivery.gates import Gate, GateKey, entity_of
 from relay.delivery.lifecycle import State
 from relay.operations.asks import Selection
-from relay.store.operator.selection import Act
 from tests.helpers.storing import an_event
 from tests.proofs.model.actors import FAILED, FAILURES, HOPELESS, REFUSED, SKIPPED, SUCCESSES, Violation, is_swept
 from tests.proofs.model.stage import WHICH, Stage, one_of, step
@@ -230,27 +229,15 @@ GATES = (
 class Commanding(Stage):
     """Rules of operators."""
 
-    def do(self, act: Act, selection: Selection) -> int:
-        """Carry out a command.
-
-        Raises:
-            Violation: its plan differs from the result.
-        """
-        planned = self.make.plan(act, selection)
-        changed: int = self.perform(self.make.command(act, selection))
-        if changed != planned.count:
-            raise Violation("the plan said something else", (act, selection, planned, changed))
-        return changed
-
     @step(lambda self: self.dead(), trouble=True, which=WHICH, force=st.booleans())
     def replay_the_dead(self, which: int, force: bool) -> None:
         """Replay all dead deliveries of a route."""
-        self.do("replay", Selection(route=one_of(self.dead(), which)[1], force=force))
+        self.perform(self.make.command("replay", Selection(route=one_of(self.dead(), which)[1], force=force)))
 
     @step(lambda self: self.list_closed(), trouble=True, which=WHICH, force=st.booleans())
     def replay_an_event(self, which: int, force: bool) -> None:
         """Replay an event on all routes where it has ended or is dead."""
-        self.do("replay", Selection(seq=one_of(self.list_closed(), which), force=force))
+        self.perform(self.make.command("replay", Selection(seq=one_of(self.list_closed(), which), force=force)))
 
     @step(
         lambda self: self.cancellable(),
@@ -262,14 +249,14 @@ class Commanding(Stage):
         """Cancel an event on one or all routes, or all dead deliveries of a route by cause."""
         seq, route = one_of((self.dead() if cause else None) or self.cancellable(), which)
         if cause:
-            self.do("cancel", Selection(route=route, cause=cause))
+            self.perform(self.make.command("cancel", Selection(route=route, cause=cause)))
         else:
-            self.do("cancel", Selection(seq=seq, route=route if which % 2 else None))
+            self.perform(self.make.command("cancel", Selection(seq=seq, route=route if which % 2 else None)))
 
     @step(lambda self: self.any_open(State.BLOCKED), which=WHICH)
     def unblock(self, which: int) -> None:
         seq, route = one_of([key for key, row in self.open.items() if row.state is State.BLOCKED], which)
-        self.do("unblock", Selection(seq=seq, route=route))
+        self.perform(self.make.command("unblock", Selection(seq=seq, route=route)))
 
     @step(lambda self: self.due_later(), trouble=True, which=WHICH, by=st.sampled_from(["seq", "route", "destination"]))
     def retry(self, which: int, by: str) -> None:
@@ -280,7 +267,7 @@ class Commanding(Stage):
             "route": Selection(route=route),
             "destination": Selection(destination="audit"),
         }
-        self.do("retry", chosen[by])
+        self.perform(self.make.command("retry", chosen[by]))
 
     @step(
         lambda self: self.any_open(State.READY) and not self.list_paused_gates(),
