@@ -269,8 +269,8 @@ def list_holds(event: Row, route: str, config: Config, now: datetime) -> Iterato
     keys = {("source", event["source"]), ("route", route)}
     if (configured := config.routes.get(route)) is not None:
         keys.add(("destination", configured.destination))
-        if configured.sync is not None:
-            keys.add(("api", configured.sync.fetch.api))
+        if configured.api is not None:
+            keys.add(("api", configured.api))
     for gate in event["gates"]:
         kind, name = gate["kind"], gate["name"]
         if kind != "entity" and (kind, name) not in keys:

@@ -488,7 +488,7 @@ def blames_items(error: BaseException) -> bool:
 
 
 _TOO_LONG = frozenset({"57014", "25P03", "25P04"})
-_HELD_UP = _TOO_LONG | {"55P03"}
+_HELD_UP = _TOO_LONG | {"55P03", _DEADLOCK}
 
 
 def takes_too_long(error: BaseException) -> bool:
@@ -497,7 +497,7 @@ def takes_too_long(error: BaseException) -> bool:
 
 
 def is_wait_timeout(error: BaseException) -> bool:
-    """Return whether Postgres ended a statement or transaction at a time limit, or a lock timed out."""
+    """Return whether Postgres ended a statement or transaction at a time limit, or a lock timed out or was in a deadlock."""
     return isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config.model import Config, When
+from inbox.config.model import Api, Config, When
+from inbox.config.sync import Fetch, SyncRoute
 from inbox.db.reads import Row
 from inbox.events.event import Enrolment
 from inbox.events.timestamps import as_time
@@ -172,14 +173,32 @@ def test_one_not_begun_yet_is_delivered_after_an_older_one_that_is_replayed(step
 
 
 FETCHED = Delivered((), "updated", fetch_began_at=START)
+FETCHES = SyncRoute(fetch=Fetch(api="identity", path="/user"))
 
 
-@pytest.mark.parametrize(("outcome", "number"), [(FETCHED, 1), (DONE, 0)])
-def test_an_older_one_is_overtaken_unless_the_newer_was_fetched(steps: Steps, outcome: Delivered, number: int) -> None:
+@pytest.mark.parametrize(("sync", "number"), [(FETCHES, 1), (None, 0)])
+def test_an_older_one_is_overtaken_unless_it_fetches(steps: Steps, sync: SyncRoute | None, number: int) -> None:
+    """Also if the newer one was fetched before the route was changed."""
     for seq in (1, 2):
         steps.arrive(an_event(seq, routes=["latest"]))
-        steps.attempt(outcome, "latest")
-    assert plan_and_replay(steps, Selection(seq=1)) == (number, number)
+        steps.attempt(FETCHED, "latest")
+    route = msgspec.structs.replace(CONFIG.routes["latest"], sync=sync)
+    config = msgspec.structs.replace(CONFIG, routes={"latest": route})
+    config = msgspec.structs.replace(config, apis={"identity": Api(base_url="https://id.example.com")})
+    assert plan_and_replay(steps, Selection(seq=1), config) == (number, number)
+
+
+@pytest.mark.parametrize("is_retried", [False, True], ids=["in flight", "in retry"])
+def test_an_older_one_is_not_sent_behind_a_newer_one_that_has_begun(steps: Steps, is_retried: bool) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(HOPELESS)
+    newer = steps.claim()
+    if is_retried:
+        steps.record([(newer, UNWELL)])
+    assert plan(steps, ALL).left_out == {"overtaken": 1}
+    assert plan_and_replay(steps, ALL) == (0, 0)
+    assert plan_and_replay(steps, msgspec.structs.replace(ALL, force=True)) == (1, 1)
+    steps.facts_agree()
 
 
 def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:

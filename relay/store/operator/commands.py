@@ -73,6 +73,13 @@ def ask(
         return _ask(transaction, kind, chosen, who=who, why=why, dry_run=dry_run, planned=planned)
 
 
+def note(database: Database, kind: str, chosen: Mapping[str, object], *, who: str, why: str, answer: str) -> None:
+    """Store an act that a command line has done by itself as an ended command, for the audit trail."""
+    with database.write() as transaction:
+        asked = _ask(transaction, kind, chosen, who=who, why=why, dry_run=False, planned=None)
+        end(transaction, asked, "done", answer)
+
+
 def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -> int:
     selection = msgspec.json.encode(chosen).decode()
     asked = transaction.execute(_INSERT, kind=kind, selection=selection, **given)
