@@ -419,7 +419,7 @@ _DAMAGED = ("XX001", "XX002", "58030")
 
 
 def is_damage(error: DBAPIError) -> bool:
-    """Return whether the database could not read what it has stored."""
+    """Return whether the error shows that stored data is damaged or unreadable."""
     code = getattr(error.orig, "sqlite_errorcode", None)
     return _sqlstate(error) in _DAMAGED if code is None else code & _PRIMARY_CODE in _DAMAGED_OF_SQLITE
 
