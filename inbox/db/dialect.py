@@ -313,6 +313,10 @@ class Sql:
         is_number = f"length({expression}) BETWEEN 1 AND 18 AND {expression} NOT GLOB '*[^0-9]*'"
         return f"CASE WHEN {is_number} THEN CAST({expression} AS bigint) END"
 
+    def without(self, json: str, key: str) -> str:
+        """Return a JSON object without one of its keys."""
+        return f"{json} - '{key}'" if self.is_postgres else f"json_remove({json}, '$.{key}')"
+
     def time(self, parameter: str) -> str:
         """Return the time in a parameter formatted by `time_text`."""
         return f"CAST({parameter} AS timestamptz)" if self.is_postgres else parameter
@@ -340,6 +344,10 @@ class Sql:
         if self.is_postgres:
             return f"to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS\"Z\"')"
         return f"substr({time}, 1, 19) || 'Z'"
+
+    def hour(self, time: str) -> str:
+        """Return the beginning of the hour of `time`, in UTC."""
+        return f"date_trunc('hour', {time}, 'UTC')" if self.is_postgres else f"substr({time}, 1, 14) || '00:00.000000Z'"
 
     def plus_seconds(self, time: str, seconds: str) -> str:
         """Return `time` plus so many seconds."""

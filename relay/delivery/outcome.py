@@ -107,7 +107,7 @@ class RateHold(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A call of an attempt as logged, without secrets, query values and request body."""
+    """A call of an attempt as logged, without secrets and query values."""
 
     step: CallStep
     method: str
@@ -120,6 +120,8 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """The beginning of an unsuccessful response, at most 4 KiB, redacted."""
     hold: RateHold | None = None
     """The rate hold that the response asks for."""
+    request: str | None = None
+    """Of the call that failed its attempt: the beginning of the body that was sent, at most 1 KiB, redacted."""
 
 
 class Delivered(msgspec.Struct, frozen=True):
