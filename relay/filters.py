@@ -12,7 +12,7 @@ from inbox.db.dialect import is_storable
 from inbox.db.listing import ListingName
 from inbox.db.reads import NamedIn, Row, find_sender_ids, has
 from inbox.errors import CAUSES as REJECTIONS
-from inbox.events.states import COMMAND_KINDS, COMMAND_STATES, LISTED_STATES, RETRYING, State
+from inbox.events.states import COMMAND_KINDS, COMMAND_STATES, LISTED_STATES, OPEN, RETRYING, State
 from relay.delivery.alerts import AlertKind
 from relay.delivery.facts import CAUSES, KINDS
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Filtered = ListingName | Literal["deliveries", "arrivals", "facts"]
 """A listing, or a stream of new rows to follow."""
 
-STATES = (*LISTED_STATES, RETRYING)
+STATES = (*LISTED_STATES, RETRYING, OPEN)
 """Every value of the filter `state` of deliveries."""
 ARRIVALS = ("arrived", "rejected")
 _NAMES: Mapping[tuple[Filtered, str], Collection[str]] = {

@@ -313,6 +313,10 @@ class Sql:
         is_number = f"length({expression}) BETWEEN 1 AND 18 AND {expression} NOT GLOB '*[^0-9]*'"
         return f"CASE WHEN {is_number} THEN CAST({expression} AS bigint) END"
 
+    def without(self, json: str, key: str) -> str:
+        """Return a JSON object without one of its keys."""
+        return f"{json} - '{key}'" if self.is_postgres else f"json_remove({json}, '$.{key}')"
+
     def time(self, parameter: str) -> str:
         """Return the time in a parameter formatted by `time_text`."""
         return f"CAST({parameter} AS timestamptz)" if self.is_postgres else parameter
@@ -334,6 +338,10 @@ class Sql:
     def minute(self, time: str) -> str:
         """Return the beginning of the minute of `time`."""
         return f"date_trunc('minute', {time})" if self.is_postgres else f"substr({time}, 1, 17) || '00.000000Z'"
+
+    def hour(self, time: str) -> str:
+        """Return the beginning of the hour of `time`, in UTC."""
+        return f"date_trunc('hour', {time}, 'UTC')" if self.is_postgres else f"substr({time}, 1, 14) || '00:00.000000Z'"
 
     def plus_seconds(self, time: str, seconds: str) -> str:
         """Return `time` plus so many seconds."""
@@ -469,7 +477,7 @@ def blames_items(error: BaseException) -> bool:
 
 
 _TOO_LONG = frozenset({"57014", "25P03", "25P04"})
-_HELD_UP = _TOO_LONG | {"55P03"}
+_HELD_UP = _TOO_LONG | {"55P03", _DEADLOCK}
 
 
 def takes_too_long(error: BaseException) -> bool:
@@ -478,7 +486,7 @@ def takes_too_long(error: BaseException) -> bool:
 
 
 def is_wait_timeout(error: BaseException) -> bool:
-    """Return whether Postgres ended a statement or transaction at a time limit, or a lock timed out."""
+    """Return whether Postgres ended a statement or transaction at a time limit, or a lock timed out or was in a deadlock."""
     return isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP
 
 

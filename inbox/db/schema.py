@@ -257,7 +257,7 @@ delivery_log = Table(
     Index("ix_delivery_log_delivery", "seq", "route", "id"),
     # Without autosummarize, a query of the last minute would read all rows added since the last VACUUM.
     Index("ix_delivery_log_at", "at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
-    partial_index("ix_delivery_log_attempt", "id", where="kind IN ('attempt_failed', 'abandoned')"),
+    partial_index("ix_delivery_log_attempt", "id", where="kind IN ('attempt_failed', 'abandoned', 'dead')"),
     comment="Facts about deliveries, append-only. The last fact of a delivery has its state.",
     postgresql_with=PRUNED,
     sqlite_autoincrement=True,

@@ -302,7 +302,7 @@ CREATE TABLE delivery_log (
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
 
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned', 'dead');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -1361,12 +1361,13 @@ CREATE FUNCTION delivery_log_changes_by_erasure_only() RETURNS trigger LANGUAGE 
 SET search_path FROM CURRENT AS $$
 BEGIN
 
-    IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail'
-       AND EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-       AND NEW.detail = coalesce((SELECT jsonb_object_agg(d.key, CASE WHEN d.key IN ('error', 'why') THEN to_jsonb(CAST('erased' AS text)) ELSE d.value END) FROM jsonb_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')), '{}') THEN
+    IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail' AND (
+       EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
+       AND NEW.detail = coalesce((SELECT jsonb_object_agg(d.key, CASE WHEN d.key IN ('error', 'why') THEN to_jsonb(CAST('erased' AS text)) ELSE d.value END) FROM jsonb_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'command', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')), '{}') OR OLD.kind IN ('attempt_failed', 'dead') AND NEW.detail = OLD.detail - 'calls'
+       AND NOT EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)) THEN
         RETURN NEW;
     END IF;
-    RAISE EXCEPTION 'delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it' USING ERRCODE = 'restrict_violation';
+    RAISE EXCEPTION 'delivery_log is append-only: only the erasure of its event empties a fact, and only retention removes the calls of ended attempts' USING ERRCODE = 'restrict_violation';
 END $$;
 
 CREATE TRIGGER delivery_log_changes_by_erasure_only BEFORE UPDATE ON delivery_log FOR EACH ROW EXECUTE FUNCTION delivery_log_changes_by_erasure_only();

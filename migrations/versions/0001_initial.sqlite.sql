@@ -227,7 +227,7 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The last fac
 
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
 
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned', 'dead');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -847,10 +847,11 @@ END;
 
 CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log
 WHEN NOT (NEW.id IS OLD.id AND NEW.at IS OLD.at AND NEW.seq IS OLD.seq AND NEW.route IS OLD.route AND NEW.kind IS OLD.kind AND NEW.state IS OLD.state AND NEW.attempt IS OLD.attempt AND NEW.run IS OLD.run AND NEW.crashes IS OLD.crashes AND NEW.relay_node IS OLD.relay_node
-    AND EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-    AND NEW.detail IS (SELECT json_group_object(d.key, CASE WHEN d.key IN ('error', 'why') THEN 'erased' ELSE json(OLD.detail -> d.fullkey) END) FROM json_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')))
+    AND (EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
+       AND NEW.detail IS (SELECT json_group_object(d.key, CASE WHEN d.key IN ('error', 'why') THEN 'erased' ELSE json(OLD.detail -> d.fullkey) END) FROM json_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'command', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')) OR OLD.kind IN ('attempt_failed', 'dead') AND NEW.detail = json_remove(OLD.detail, '$.calls')
+       AND NOT EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)))
 BEGIN
-    SELECT RAISE(ABORT, 'delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it');
+    SELECT RAISE(ABORT, 'delivery_log is append-only: only the erasure of its event empties a fact, and only retention removes the calls of ended attempts');
 END;
 
 CREATE TRIGGER delivery_log_refuses_delete BEFORE DELETE ON delivery_log

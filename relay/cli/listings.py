@@ -236,6 +236,7 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
             str, "body", "Only events with this text in the payload, spelled exactly so or escaped in JSON."
         ),
         "state": option(str, "state", "Only deliveries in this state, such as dead, ready or delivered."),
+        "command": option(int, "command", "Only deliveries that this command has changed.", min=0),
         "before": _BEFORE,
         **_OF_LISTS,
     },
@@ -243,6 +244,7 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
 def list_events(row: Row, now: datetime) -> Row:
     """List events, newest first, with a line for each route. A page may have slightly more lines than --limit.
 
+    `--state open` lists those that have neither ended nor died.
     The table and --state say `retrying` for a ready delivery that waits for its next attempt after a failure, and `blocked`
     for a dead one that blocks its lane. `relay dead` lists both kinds of dead letters.
 

@@ -22,6 +22,7 @@ from relay.delivery.policy import (
     History,
     HoldRequest,
     Policies,
+    RoutePolicy,
     decide,
     endpoint_of,
     list_breaker_reports,
@@ -165,22 +166,8 @@ def _record(
         settled = settle_lanes(transaction, [*changed, *healed], policies, now, first=first)
         transaction.queue_writes()
         write_back(transaction, settled)
-        remember_delivered(
-            transaction,
-            [
-                (
-                    each.route,
-                    each.lane,
-                    each.occurred_at,
-                    each.seq,
-                    did.fetch_began_at,
-                    did.last_modified,
-                    did.applied_hash,
-                )
-                for each, did in held
-                if isinstance(did, Delivered)
-            ],
-        )
+        successes = (_as_success(*one, policies.get(one[0].route, UNKNOWN_ROUTE)) for one in held)
+        remember_delivered(transaction, (each for each in successes if each is not None))
         forget_applied(transaction, find_lanes_in_doubt(held))
     return [Recorded(delivery, made.get(claim_of(delivery))) for delivery, _ in handed_in]
 
@@ -237,6 +224,17 @@ GROUP BY seq, route
 
 Success = tuple[str, str, datetime, int, datetime | None, datetime | None, bytes | None]
 """A row of `lane`, in the order of `_SUCCESS`."""
+
+
+def _as_success(delivery: Delivery, outcome: Outcome, policy: RoutePolicy) -> Success | None:
+    """Return the row of an attempt that succeeded. Without fetch, an unchanged body is as much the last one as a sent one."""
+    place = (delivery.route, delivery.lane, delivery.occurred_at, delivery.seq)
+    match outcome:
+        case Delivered():
+            return (*place, outcome.fetch_began_at, outcome.last_modified, outcome.applied_hash)
+        case Unchanged() if not policy.fetches:
+            return (*place, None, None, delivery.applied_hash)
+    return None
 
 
 def remember_delivered(transaction: Transaction, rows: Iterable[Success]) -> None:

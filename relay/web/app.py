@@ -117,6 +117,16 @@ class SecurityHeaders:
         resp.set_headers({**SECURITY_HEADERS, "Cache-Control": kept if req.path.startswith("/static/") else "no-store"})
 
 
+class SearchBox:
+    """`/find`: leads the text of the search box to the list that has it."""
+
+    async def on_get(self, req: Request, resp: Response) -> None:
+        """Redirect a number to its event's deliveries, TYPE/ID to the entity's, and any other text to those of the sender's id."""
+        given = (req.get_param("q") or "").strip()
+        field = "seq" if given.isascii() and given.isdigit() else "entity" if "/" in given else "sender_id"
+        resp.status, resp.location = falcon.HTTP_303, url("/deliveries", {field: given})
+
+
 class Live:
     """`/health/live`: the process is alive."""
 
@@ -149,6 +159,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(SIGN_IN, sign_in)
         app.add_route(SIGN_OUT, sign_in, suffix="out")
     app.add_route(f"{API}/openapi.json", ApiDocument())
+    app.add_route("/find", SearchBox())
     app.add_route("/health/live", Live())
     app.add_static_route("/static", render.STATIC_FOLDER)
     reveal = RevealResource(readers, renderer, clock)

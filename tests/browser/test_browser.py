@@ -120,7 +120,9 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(
     browser.site = replay_page.url
     seqs = give_up(sqlite_engine, str(sqlite_engine.url), EVENTS)
     browser.open("/deliveries?state=dead&route=everything&live=0")
-    browser.link("Replay all that match").click()
+    browser.find("th [data-all]").click()
+    assert browser.find("#chosen").text == "5 of 5 chosen"
+    browser.link("Replay all 5 that match").click()
     browser.wait(lambda: "/acts/replay" in browser.location(), "the plan")
     assert "5 deliveries" in browser.text()
     assert browser.grave_findings() == []
@@ -131,6 +133,9 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(
     with downstream_serving(tmp_path / "ledger") as downstream, running(sqlite_engine, downstream):
         browser.wait(lambda: browser.all(".state-done"), "the command ends, and the page shows it by itself")
         browser.wait(lambda: downstream.events == set(seqs), "all are delivered")
+        browser.wait(lambda: "5 delivered, 0 failed" in browser.text(), "the command says so by itself")
+    browser.link("Show exactly these deliveries").click()
+    browser.wait(lambda: len(browser.all("tbody tr")) == len(EVENTS), "the list has exactly these")
     browser.open("/deliveries?state=dead&live=0")
     assert "No delivery matches" in browser.text()
     browser.open("/deliveries?state=delivered&live=0")
@@ -141,7 +146,7 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(
 
 
 PATHS = sorted(screen.path for screen in SCREENS if screen.key)
-OF_ONE = {"event": "/events/", "entity": "/entity?", "command": "/commands/"}
+OF_ONE = {"event": "/events/", "entity": "/entity?", "command": "/commands/", "route": "/route?"}
 """Maps screens of one thing to the beginning of their links."""
 
 

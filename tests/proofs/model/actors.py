@@ -481,7 +481,9 @@ class Operations:
 
     def rebuild(self) -> Operation:
         """Rebuild the state, which must find no difference."""
-        return Operation("rebuild", lambda: list(rebuild(self._database, CONFIG, who="kim")), self._found)
+        return Operation(
+            "rebuild", lambda: list(rebuild(self._database, CONFIG, who="kim", why="a check")), self._found
+        )
 
     def _found(self, checked: Sequence[Checked]) -> None:
         self.doing.differences += [difference for chunk in checked for difference in chunk.differences]
