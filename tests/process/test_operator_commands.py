@@ -45,7 +45,7 @@ def test_a_replay_shows_its_plan_and_executes_it_with_yes(place: Site, database_
     assert open_states(engine) == {"dead": 7}
 
     done = invoke(place, "replay", "--cause", "mapping", "--reason", "fixed", "--yes")
-    assert (done.status, done.stderr.splitlines()[-1]) == (0, "7 deliveries replayed")
+    assert (done.status, "7 deliveries replayed" in done.stderr.splitlines()) == (0, True)
     assert open_states(engine) == {"ready": 7}
     replayed = [fact["detail"] for fact in facts(engine) if fact["kind"] == "replayed"]
     assert [(detail["who"], detail["why"]) for detail in replayed] == [("kim", "fixed")] * 7
@@ -75,7 +75,7 @@ def test_a_command_without_a_match_ends_with_1(sqlite_place: Site) -> None:
         ("relay", "replay --reason x --entity USER"),
         ("relay", "retry --reason x --api x"),
         ("relay", "retry --reason x --route everythin"),
-        ("relay", "replay --reason x --since yesterday"),
+        ("relay", "replay --reason x --since someday"),
         ("relay", "pause --reason x"),
         ("relay", "continue --command 9"),
         ("inbox", "erase --source trivor --entity USER/u1"),

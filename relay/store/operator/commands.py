@@ -47,7 +47,7 @@ class Command(msgspec.Struct, frozen=True):
     """The highest seq, or id of a rejected request, when it was asked; later ones are skipped."""
 
     sample: Any = None
-    """The JSON of `relay_command.sample`: the plan of a dry run, or what is skipped so far."""
+    """The JSON of `relay_command.sample`: the plan of a dry run, or the numbers skipped so far."""
 
     @property
     def has_ended(self) -> bool:
@@ -60,7 +60,7 @@ class Command(msgspec.Struct, frozen=True):
         return cast("Mapping[str, int]", (as_json(self.sample) or {}).get("skipped", {}))
 
     def skipping(self, skipped: Mapping[str, int]) -> Command:
-        """Return the command with these added to what it has skipped."""
+        """Return the command with these numbers added to the skipped ones."""
         sums = Counter(self.skipped) + Counter(skipped)
         return msgspec.structs.replace(self, sample={"skipped": sums} if sums else None)
 

@@ -91,7 +91,7 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 def list_skipped(counts: Mapping[str, int]) -> tuple[Skipped, ...]:
-    """Return what is skipped, from the number for each reason."""
+    """Return the skipped rows, from the number for each reason."""
     return tuple(
         Skipped(why, number, SKIP_REASONS[cast("SkipReason", why)]) for why, number in counts.items() if number
     )
