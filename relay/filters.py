@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inbox.config.mistakes import nearest
 from inbox.config.routing import chosen_routes
+from inbox.db.dialect import is_storable
 from inbox.db.listing import ListingName
-from inbox.db.reads import NamedIn, Row, has
+from inbox.db.reads import NamedIn, Row, find_sender_ids, has
 from inbox.errors import CAUSES as REJECTIONS
-from inbox.events.states import COMMAND_KINDS, COMMAND_STATES, LISTED_STATES, RETRYING, State
+from inbox.events.states import COMMAND_KINDS, COMMAND_STATES, LISTED_STATES, OPEN, RETRYING, State
 from relay.delivery.alerts import AlertKind
 from relay.delivery.facts import CAUSES, KINDS
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Filtered = ListingName | Literal["deliveries", "arrivals", "facts"]
 """A listing, or a stream of new rows to follow."""
 
-STATES = (*LISTED_STATES, RETRYING)
+STATES = (*LISTED_STATES, RETRYING, OPEN)
 """Every value of the filter `state` of deliveries."""
 ARRIVALS = ("arrived", "rejected")
 _NAMES: Mapping[tuple[Filtered, str], Collection[str]] = {
@@ -39,6 +40,8 @@ _NAMES: Mapping[tuple[Filtered, str], Collection[str]] = {
     ("facts", "cause"): CAUSES,
 }
 """The allowed values of filters with a closed set."""
+_MOST_SIMILAR = 3
+"""Ids of senders that a hint names."""
 _SOURCES: Mapping[Filtered, tuple[NamedIn, ...]] = {
     "rejected": ("rejected_source",),
     "arrivals": ("source", "rejected_source"),
@@ -56,6 +59,9 @@ def list_unknown(
         "api": (config.apis, ()),
     }
     for name, value in given.items():
+        if isinstance(value, str) and not is_storable(value):  # an argument that is not UTF-8
+            yield name, f"{name} {value!r}: a database can't store such a character"
+            return
         names, stored = known.get(name, (_NAMES.get((listing, name)), ()))
         if (
             value is not None
@@ -64,6 +70,19 @@ def list_unknown(
             and not any(has(engine, kind, value) for kind in stored)
         ):
             yield name, f"there is no {name} {value!r}; {nearest(value, names)}"
+
+
+def suggest_sender_id(engine: Engine, given: str) -> str | None:
+    """Return a hint about an id of a sender that no event has; None if an event has it."""
+    if has(engine, "sender_id", given):
+        return None
+    similar = find_sender_ids(engine, given, _MOST_SIMILAR)
+    if similar:
+        return f"the sender's id {given!r} is unknown; did you mean {' or '.join(map(repr, similar))}?"
+    return (
+        f"the sender's id {given!r} is unknown: write it whole; `inbox rejected` lists requests that were refused, and an"
+        " erasure removes the id"
+    )
 
 
 def make_conditions(given: Mapping[str, Any], config: Config, now: datetime) -> dict[str, Any]:

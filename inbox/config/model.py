@@ -169,6 +169,7 @@ RetentionKind = Literal[
     "payloads",
     "events",
     "attempts",
+    "calls",
     "rejected",
     "duplicates",
     "relay_nodes",
@@ -190,7 +191,7 @@ class Retention(Table, frozen=True):
     """
 
     payloads: Age = Age(30 * _DAY)
-    """Headers and bodies of events. The events stay, but can't be replayed any more."""
+    """Headers and bodies of events, and the calls of failed attempts. The events stay, but can't be replayed any more."""
     events: Age = Age(400 * _DAY)
     """Events with their keys, facts and duplicates; events with younger facts stay. A later duplicate counts as a new event."""
     attempts: Age = Age(30 * _DAY)
@@ -211,8 +212,8 @@ class Retention(Table, frozen=True):
     """Figures per minute in `throughput_minute`."""
 
     def age_of(self, kind: RetentionKind) -> Age:
-        """Return the age of a kind."""
-        age: Age = getattr(self, kind)
+        """Return the age of a kind. Calls quote requests, so they are kept no longer than payloads."""
+        age: Age = getattr(self, "payloads" if kind == "calls" else kind)
         return age
 
 
@@ -341,11 +342,16 @@ class Route(Table, frozen=True, kw_only=True):
     destination: str
     when: When = When()
     ordering: Ordering | None = None
-    """By default `latest` for sync destinations and `strict` for the others."""
+    """By default `latest` for routes that fetch, and `strict` for the others."""
     lane: Literal["entity", "route", "event"] = "entity"
     on_dead: Literal["continue", "block"] = "continue"
     retry: Retry = Retry()
     sync: SyncRoute | None = None
+
+    @property
+    def api(self) -> str | None:
+        """Return the api from which the route fetches its entities; None if it fetches nothing."""
+        return None if self.sync is None or self.sync.fetch is None else self.sync.fetch.api
 
 
 class Config(Table, frozen=True):
@@ -365,10 +371,10 @@ class Config(Table, frozen=True):
     routes: dict[Name, Route] = {}
 
     def ordering_of(self, route: Route) -> Ordering:
-        """Return the route's ordering: its own, or the default for its destination's kind."""
+        """Return the route's ordering: its own, or the default for routes that fetch, or that don't."""
         if route.ordering is not None:
             return route.ordering
-        return "latest" if isinstance(self.destinations[route.destination], SyncDestination) else "strict"
+        return "strict" if route.api is None else "latest"
 
     def require_same(self, new: Config, *settings: str) -> None:
         """Check that `new` has the same values of these tables, or of keys such as `database.url`.

@@ -100,6 +100,15 @@ class EventFields(Table, frozen=True, kw_only=True):
     """Action of each event type on the entity; unlisted types are `other`."""
 
 
+class EntityFields(Table, frozen=True, kw_only=True):
+    """The entity of a source's events, instead of the preset's. An event without the id has no entity."""
+
+    type: str
+    """Entity type of all events. If it is not the preset's own, the action of an event is `other`."""
+    id: str
+    """JMESPath over `body`, such as `body.sender.id`: the JSON, the fields of a form, or the JSON in its field `payload`."""
+
+
 WHOLE_BODY = "{body}"
 """As the only value of `dedup`: requests with identical bodies are the same event."""
 
@@ -143,6 +152,8 @@ class Source(Table, frozen=True, kw_only=True):
     """Maximum difference between the times of signing and arrival; by default the preset's."""
     signature: Signature | None = None
     """With `custom`: the signature scheme."""
+    entity: EntityFields | None = None
+    """Entity of each event, and so its lane, if the preset's is not the one that you need."""
     event: EventFields | None = None
     """With `custom`: the fields of an event. With `sns`: those of the JSON in `Message`, which is then stored as JSON."""
     issuer: str | None = None

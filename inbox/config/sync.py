@@ -252,7 +252,8 @@ class MapField(Table, frozen=True):
 class SyncRoute(Table, frozen=True):
     """Steps of a sync route."""
 
-    fetch: Fetch
+    fetch: Fetch | None = None
+    """Call that reads the entity. Without it, the entity is the webhook's own body: see docs/reference/sync.md."""
     map: dict[str, str | MapField] = {}
     """Field of the counterpart = JMESPath over {event, entity, target}, or a table."""
     transform: str | None = None

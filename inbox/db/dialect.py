@@ -290,6 +290,10 @@ class Sql:
             return f"({value} IS NULL OR position(lower({value}) IN lower({column})) > 0)"
         return f"(:{parameter} IS NULL OR instr(lower({column}), lower(:{parameter})) > 0)"
 
+    def has_bytes(self, column: str, parameter: str) -> str:
+        """Return the condition that a column of bytes contains those of the parameter."""
+        return f"position(:{parameter} IN {column}) > 0" if self.is_postgres else f"instr({column}, :{parameter}) > 0"
+
     def status_of(self, fact: str) -> str:
         """Return the HTTP status of a fact's last call; null for malformed facts, so that they don't break the view."""
         if self.is_postgres:
@@ -308,6 +312,10 @@ class Sql:
             return f"CAST(substring({expression} FROM '^[0-9]{{1,18}}$') AS bigint)"
         is_number = f"length({expression}) BETWEEN 1 AND 18 AND {expression} NOT GLOB '*[^0-9]*'"
         return f"CASE WHEN {is_number} THEN CAST({expression} AS bigint) END"
+
+    def without(self, json: str, key: str) -> str:
+        """Return a JSON object without one of its keys."""
+        return f"{json} - '{key}'" if self.is_postgres else f"json_remove({json}, '$.{key}')"
 
     def time(self, parameter: str) -> str:
         """Return the time in a parameter formatted by `time_text`."""
@@ -330,6 +338,16 @@ class Sql:
     def minute(self, time: str) -> str:
         """Return the beginning of the minute of `time`."""
         return f"date_trunc('minute', {time})" if self.is_postgres else f"substr({time}, 1, 17) || '00.000000Z'"
+
+    def second(self, time: str) -> str:
+        """Return a time as text, to the second, in UTC."""
+        if self.is_postgres:
+            return f"to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS\"Z\"')"
+        return f"substr({time}, 1, 19) || 'Z'"
+
+    def hour(self, time: str) -> str:
+        """Return the beginning of the hour of `time`, in UTC."""
+        return f"date_trunc('hour', {time}, 'UTC')" if self.is_postgres else f"substr({time}, 1, 14) || '00:00.000000Z'"
 
     def plus_seconds(self, time: str, seconds: str) -> str:
         """Return `time` plus so many seconds."""
@@ -401,6 +419,19 @@ def is_unique_violation(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlite_errorcode", None) in _UNIQUE_VIOLATIONS_OF_SQLITE
 
 
+_DAMAGED_OF_SQLITE = frozenset(
+    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FULL}
+)
+_DAMAGED = ("XX001", "XX002", "58030")
+"""SQLSTATEs: data corrupted, index corrupted, I/O error."""
+
+
+def is_damage(error: DBAPIError) -> bool:
+    """Return whether the error shows that stored data is damaged or unreadable."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    return _sqlstate(error) in _DAMAGED if code is None else code & _PRIMARY_CODE in _DAMAGED_OF_SQLITE
+
+
 def is_deadlock(error: DBAPIError) -> bool:
     """Return whether the database aborted this transaction because of a deadlock."""
     return _sqlstate(error) == _DEADLOCK
@@ -465,7 +496,7 @@ def blames_items(error: BaseException) -> bool:
 
 
 _TOO_LONG = frozenset({"57014", "25P03", "25P04"})
-_HELD_UP = _TOO_LONG | {"55P03"}
+_HELD_UP = _TOO_LONG | {"55P03", _DEADLOCK}
 
 
 def takes_too_long(error: BaseException) -> bool:
@@ -474,7 +505,7 @@ def takes_too_long(error: BaseException) -> bool:
 
 
 def is_wait_timeout(error: BaseException) -> bool:
-    """Return whether Postgres ended a statement or transaction at a time limit, or a lock timed out."""
+    """Return whether Postgres ended a statement or transaction at a time limit, or a lock timed out or was in a deadlock."""
     return isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP
 
 

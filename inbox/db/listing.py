@@ -1,12 +1,13 @@
 """Filtered listings, newest rows first, shared by both command lines and the page.
 
-The state of a delivery comes from a view that no index answers. So events are selected first, page by page: by open
-state from `open_delivery`, by entity from its index, otherwise from one window of `inbox` after another. The view then
-gives their deliveries.
+The state of a delivery comes from a view that no index answers. So events are selected first, page by page: by their
+number, the sender's id or the entity from an index, by open state from `open_delivery`, otherwise from one window of
+`inbox` after another. A search in payloads reads those of the selected events. The view then gives their deliveries.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -19,8 +20,8 @@ from inbox.db.dialect import Sql, each_name, rows_param
 from inbox.db.engine import reading
 from inbox.db.following import ARRIVALS, OUT_OF_ORDER, find_number
 from inbox.db.reads import Row, plain
-from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
-from inbox.events.timestamps import time_text
+from inbox.events.states import OPEN, OPEN_STATES, UNROUTED, is_retrying, list_stored_states
+from inbox.events.timestamps import as_time, time_text
 
 _LISTED, _EXPORTED = 50, 500
 """Rows per page when all are read: of requests and commands, which may have large values, and of deliveries."""
@@ -71,7 +72,12 @@ class RowPage(msgspec.Struct, frozen=True):
     is_complete: bool = True
     """False if the time limit was reached first."""
     looked_through: int = 0
-    """Number of scanned events; by open state or entity, those that met the conditions on events."""
+    """Number of scanned events; by open state or entity, those that met the conditions on events. With `body`, the number of
+    events whose payload was searched."""
+    back_to: datetime | None = None
+    """With `body`, if it is not complete: arrival of the last event whose payload was searched."""
+    without_payload: int = 0
+    """With `body`: number of those events whose payload retention or an erasure has deleted."""
 
 
 AnyListing = ListingName | Literal["deliveries"]
@@ -82,7 +88,8 @@ def read_page(
 ) -> RowPage:
     """Read a page of any listing: about `limit` deliveries, or at most `limit` other rows."""
     if name == "deliveries":
-        return list_deliveries(engine, EventFilter(**wanted), limit)
+        seconds = float("inf") if wanted.get("body") is None else LONGEST_SEARCH_SECONDS
+        return list_deliveries(engine, EventFilter(**wanted), limit, seconds=seconds)
     rows = read_rows(engine, name, wanted, limit + 1, columns)
     has_more, shown = len(rows) > limit, rows[:limit]
     return RowPage(shown, shown[-1].get("id") if has_more else None, has_more)
@@ -148,6 +155,10 @@ def _all(conditions: Sequence[str]) -> str:
 
 _PAGE = 250
 """Maximum events whose deliveries are read together."""
+MOST_SEARCHED, LONGEST_SEARCH_SECONDS = 10_000, 10.0
+"""Payloads, and seconds on a command line, after which a search in payloads stops."""
+_SEARCHED = 100
+"""Payloads searched by one statement."""
 _WINDOW = 5000
 """Events scanned by one statement, so that none runs long even if few match."""
 _ABOVE_ALL = 2**63 - 1
@@ -156,7 +167,8 @@ _CLOCKS_APART = timedelta(hours=1)
 _EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _OF_DELIVERIES = ("open_delivery", "delivery_log")
 """Tables without rows for unrouted events."""
-_OF_EVENT = {name: f"i.{name}" for name in ("source", "entity_type", "entity_id", "event_type")}
+_OF_EVENT = {name: f"i.{name}" for name in ("source", "entity_type", "entity_id", "event_type", "seq")}
+_OF_EVENT |= {"sender_id": "i.event_id"}
 
 
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +178,11 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     entity_type: str | None = None
     entity_id: str | None = None
     event_type: str | None = None
+    seq: int | None = None
+    sender_id: str | None = None
+    """The sender's own id of the event, such as GitHub's delivery GUID."""
+    body: str | None = None
+    """Text in the payload, spelled as here or escaped as in JSON. The search stops after `MOST_SEARCHED` payloads."""
     since: datetime | None = None
     """Earliest time of arrival."""
     until: datetime | None = None
@@ -178,6 +195,8 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the last error, ignoring case."""
     status: int | None = None
     """HTTP status of the last call."""
+    command: int | None = None
+    """Number of the command that changed the deliveries."""
     before: int | None = None
     """Seq below which events are listed."""
 
@@ -186,7 +205,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
         error, due_at, now = delivery["last_error"], delivery["due_at"], self.retrying_at
         return (
             (self.routes is None or delivery["route"] in self.routes)
-            and (self.state is None or delivery["state"] == self.state)
+            and (self.state is None or delivery["state"] in list_stored_states(self.state))
             and (now is None or is_retrying(delivery["state"], delivery["attempts"], due_at, now))
             and (self.status is None or delivery["last_status"] == self.status)
             and (self.error is None or (error is not None and self.error.casefold() in error.casefold()))
@@ -207,26 +226,84 @@ def list_deliveries(
     """
     end = time.monotonic() + seconds
     rows: list[Row] = []
-    matching = looked = 0
+    matching = looked = gone = 0
+    back_to: datetime | None = None
     is_full, is_complete, place = False, True, wanted.before
     with engine.connect() as connection:
-        for seqs, place, number in _Candidates(connection, wanted).pages(limit + 1):  # noqa: B007  # the last place counts
-            looked += number
-            for found in deliveries_of(connection, seqs):
-                shown = [row for row in found if wanted.admits(row)]
+        keys = None if wanted.command is None else _read_changed(connection, wanted.command)
+        for seqs, place, number in _Candidates(connection, wanted).pages(limit + 1):  # the last place counts
+            found_in = seqs
+            if wanted.body is None:
+                looked += number
+            else:
+                found_in, without = _search(connection, seqs, wanted.body)
+                looked, gone = looked + len(seqs), gone + without
+            for found in deliveries_of(connection, found_in):
+                shown = [row for row in found if wanted.admits(row) and (keys is None or _key_of(row) in keys)]
                 matching += len(shown)
                 is_full = is_full or bool(rows and shown and len(rows) + len(shown) > limit)
                 if not is_full:
                     rows += shown
             if is_full and matching > most:
                 break
-            if time.monotonic() > end:
+            if time.monotonic() > end or (wanted.body is not None and looked >= MOST_SEARCHED):
                 is_complete = False
+                back_to = None if wanted.body is None else _read_arrival(connection, place)
                 break
         else:
             place = None
     before = rows[-1]["seq"] if is_full else place
-    return RowPage(rows, before, before is not None, min(matching, most + 1), is_complete, looked)
+    return RowPage(rows, before, before is not None, min(matching, most + 1), is_complete, looked, back_to, gone)
+
+
+def _search(connection: Connection, seqs: Sequence[int], body: str) -> tuple[list[int], int]:
+    """Return those of the events whose payload contains a text, and the number of events without a payload.
+
+    The numbers are literals, so that Postgres opens only the partitions that contain them.
+    """
+    if not seqs:
+        return [], 0
+    escaped = [json.dumps(body, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]
+    spelled = sorted({body, *escaped, *(each.replace("/", "\\/") for each in escaped)})  # some senders escape slashes
+    texts = {f"text_{n}": each.encode() for n, each in enumerate(spelled)}
+    is_found = " OR ".join(Sql(connection.dialect.name).has_bytes("body", name) for name in texts)
+    numbers = ", ".join(str(int(seq)) for seq in seqs)
+    statement = f"SELECT seq, {is_found} AS is_found FROM inbox_payload WHERE seq IN ({numbers})"
+    with reading(connection).begin():
+        found = {row.seq: row.is_found for row in connection.execute(text(statement), texts)}
+    return [seq for seq in seqs if found.get(seq)], len(seqs) - len(found)
+
+
+def _read_arrival(connection: Connection, seq: int | None) -> datetime | None:
+    with reading(connection).begin():
+        found = connection.execute(text("SELECT received_at FROM inbox WHERE seq = :seq"), {"seq": seq}).scalar()
+    return None if found is None else as_time(found)
+
+
+_OPEN_END = "'9999-12-31 00:00:00.000000Z'"
+_MOST_FACTS = 100_000
+"""Facts searched for those of a command, from its beginning; many are of other deliveries."""
+
+
+def select_changed(sql: Sql) -> str:
+    """Return the query for seq and route of each delivery that the command `:command` changed."""
+    return f"""
+SELECT DISTINCT recorded.seq, recorded.route FROM (
+    SELECT w.seq, w.route, w.kind, w.detail FROM relay_command c
+    JOIN delivery_log w ON w.at >= c.asked_at AND w.at <= coalesce(c.finished_at, {sql.time(_OPEN_END)})
+    WHERE c.id = :command LIMIT {_MOST_FACTS}) recorded
+WHERE recorded.kind IN ('replayed', 'rescheduled', 'cancelled', 'unblocked')
+  AND {sql.number("recorded.detail ->> 'command'")} = :command"""
+
+
+def _read_changed(connection: Connection, command: int) -> set[tuple[int, str]]:
+    statement = text(select_changed(Sql(connection.dialect.name)))
+    with reading(connection).begin():
+        return {(row.seq, row.route) for row in connection.execute(statement, {"command": command})}
+
+
+def _key_of(delivery: Row) -> tuple[int, str]:
+    return delivery["seq"], delivery["route"]
 
 
 class _Candidates:
@@ -241,12 +318,14 @@ class _Candidates:
 
         The first list has at most `first` seqs, so that short listings stay cheap.
         """
-        wanted, size = self._wanted, min(first, _PAGE)
+        wanted = self._wanted
+        most = _PAGE if wanted.body is None else _SEARCHED
+        size = min(first, most)
         below = _ABOVE_ALL if wanted.before is None else wanted.before
         statement, values = candidates(self._sql, wanted)
-        if is_open(wanted) or is_of_entity(wanted):
+        if is_named(wanted) or is_open(wanted) or is_of_entity(wanted):
             while seqs := self._execute(statement, {**values, "before": below, "page": size}):
-                below, size = seqs[-1], _PAGE
+                below, size = seqs[-1], most
                 yield seqs, below, len(seqs)
             return
         floor, ceiling = self._bounds()
@@ -258,7 +337,7 @@ class _Candidates:
             at = 0
             while page := seqs[at : at + size]:
                 yield page, page[-1], 0
-                at, size = at + len(page), _PAGE
+                at, size = at + len(page), most
             below = lowest
             if below > floor:
                 yield [], below, _WINDOW
@@ -285,9 +364,14 @@ _IN_WINDOW = f"SELECT * FROM inbox w WHERE w.seq < :before AND w.seq >= :lowest 
 """Query for a window's events, including some committed meanwhile. The limit keeps planners from merging conditions into it."""
 
 
+def is_named(wanted: EventFilter) -> bool:
+    """Return whether only events with one number, with one id of their sender, or of one command can match."""
+    return wanted.seq is not None or wanted.sender_id is not None or wanted.command is not None
+
+
 def is_open(wanted: EventFilter) -> bool:
     """Return whether only open deliveries can match; only they have errors."""
-    return wanted.state in OPEN_STATES or wanted.error is not None
+    return wanted.state in {*OPEN_STATES, OPEN} or wanted.error is not None
 
 
 def is_of_entity(wanted: EventFilter) -> bool:
@@ -298,15 +382,22 @@ def is_of_entity(wanted: EventFilter) -> bool:
 def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
     """Return the statement for seqs of events that may match, with its values.
 
-    Its parameters are `before`, and either `page` (by open state or entity) or the `lowest` seq of a window.
+    Its parameters are `before`, and either `page` (by name, open state or entity) or the `lowest` seq of a window.
     """
     conditions, values = _conditions(sql, msgspec.structs.asdict(wanted), _OF_EVENT, "i.received_at")
+    if wanted.command is not None:
+        conditions.append(f"i.seq IN (SELECT changed.seq FROM ({select_changed(sql)}) changed)")
+        values["command"] = wanted.command
+    if is_named(wanted):
+        where = _all([*conditions, "i.seq < :before"])
+        return f"SELECT i.seq FROM inbox i WHERE {where} ORDER BY i.seq DESC LIMIT :page", values
     routes = None if wanted.routes is None else f"IN (SELECT name FROM {sql.rows('routes', name='text')})"
     if wanted.routes is not None:
         values["routes"] = rows_param({"name": name} for name in wanted.routes)
     if is_open(wanted):
-        if wanted.state is not None:  # a literal, so that the partial index is used
-            conditions.append(f"o.state = '{wanted.state}'" if wanted.state in OPEN_STATES else "1 = 0")
+        if wanted.state is not None:  # literals, so that a partial index is used
+            states = ", ".join(f"'{state}'" for state in list_stored_states(wanted.state) if state in OPEN_STATES)
+            conditions.append(f"o.state IN ({states})" if states else "1 = 0")
         if wanted.retrying_at is not None:
             conditions.append(f"o.attempt > 0 AND o.due_at > {sql.time(':retrying_at')}")
             values["retrying_at"] = time_text(wanted.retrying_at)

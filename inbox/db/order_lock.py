@@ -28,8 +28,6 @@ LOCKED_ROW_SECONDS = 1
 
 FIRST = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
 """First of the two statements that lock everything, so that the second one sees all added rows."""
-FIRST_TO_ADD_NOW = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE NOWAIT /* to add to route_lock */")
-"""The same lock for the holder of a route. It fails instead of waiting, as this row's holder may be waiting for that route."""
 
 
 @cache

@@ -261,7 +261,7 @@ def row_of(engine: Engine, table: str, number: int) -> Row | None:
 
 NEWEST = 10_000
 """Number of newest rows searched if no index has the name, so that a typo doesn't cost a full scan."""
-NamedIn = Literal["route", "source", "rejected_source"]
+NamedIn = Literal["route", "source", "rejected_source", "sender_id"]
 _PLACES: Mapping[NamedIn, Sequence[str]] = {
     "route": (
         *(
@@ -272,6 +272,7 @@ _PLACES: Mapping[NamedIn, Sequence[str]] = {
         f"(SELECT route FROM delivery_log ORDER BY id DESC LIMIT {NEWEST}) newest WHERE route = :name",
     ),
     "source": ("inbox WHERE source = :name",),
+    "sender_id": ("inbox WHERE event_id = :name",),
     "rejected_source": (
         f"(SELECT source FROM rejected_request ORDER BY id DESC LIMIT {NEWEST}) newest WHERE source = :name",
     ),
@@ -285,3 +286,12 @@ def has(engine: Engine, kind: NamedIn, name: str) -> bool:
     """
     with engine.connect() as connection, reading(connection).begin():
         return any(_rows(connection, f"SELECT 1 AS found FROM {place} LIMIT 1", name=name) for place in _PLACES[kind])
+
+
+def find_sender_ids(engine: Engine, part: str, most: int) -> list[str]:
+    """Return up to `most` sender's ids of the newest events that contain a text, ignoring case."""
+    newest = f"(SELECT event_id FROM inbox ORDER BY seq DESC LIMIT {NEWEST}) newest"
+    has_part = Sql(engine.dialect.name).contains("event_id", "part")
+    statement = f"SELECT DISTINCT event_id FROM {newest} WHERE {has_part} ORDER BY event_id LIMIT :most"
+    with engine.connect() as connection, reading(connection).begin():
+        return [row["event_id"] for row in _rows(connection, statement, part=part, most=most)]

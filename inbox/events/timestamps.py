@@ -7,13 +7,17 @@ times are therefore compared, keyed and stored only as parsed here, never as tex
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt](\d\d):\d\d:\d\d(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII)
 TIME_FORMS = (
-    "a time as listings print it (2026-01-31T10:00:00.123Z), a date (2026-01-31), or a span back from now (15m, 1h, 2d)"
+    "a time in UTC as listings print it (2026-01-31T10:00:00.123Z), a date (2026-01-31, yesterday), a time of day (14:00),"
+    " or a span back from now (15m, 1h30m, 2d)"
 )
-_BACK = re.compile(r"([0-9]{1,9})(s|m|h|d|w)")
+_BACK = re.compile(r"(?:[0-9]{1,9}[smhdw])+")
+_PART = re.compile(r"([0-9]+)([smhdw])")
+_CLOCK = re.compile(r"\d\d:\d\d(?::\d\d)?", re.ASCII)
+_DAYS = {"today": 0, "yesterday": 1}
 _UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _WRITTEN = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(?::(\d\d(?:\.\d{1,9})?))?([Zz]|[+-]\d\d:\d\d)?)?", re.ASCII
@@ -53,14 +57,22 @@ def parse_rfc3339(text: str) -> int:
 
 
 def parse_time(given: str, now: datetime) -> datetime:
-    """Parse a time option: RFC 3339, a date, or a span back from `now`. Without an offset it is UTC.
+    """Parse a time option: RFC 3339, a date, a time of day, or a span back from `now`. Without an offset it is UTC.
+
+    A time of day is its last occurrence before `now`.
 
     Raises:
         ValueError: it is invalid; the message lists the formats.
     """
+    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     try:
-        if back := _BACK.fullmatch(given):
-            return now - timedelta(**{_UNIT[back[2]]: int(back[1])})
+        if _BACK.fullmatch(given):
+            return now - sum((timedelta(**{_UNIT[unit]: int(n)}) for n, unit in _PART.findall(given)), timedelta())
+        if given in _DAYS:
+            return midnight - timedelta(days=_DAYS[given])
+        if _CLOCK.fullmatch(given):
+            moment = datetime.combine(midnight, time.fromisoformat(given), UTC)
+            return moment if moment <= now else moment - timedelta(days=1)
         if written := _WRITTEN.fullmatch(given):
             date, minutes, seconds, offset = written.groups()
             return to_datetime(parse_rfc3339(f"{date}T{minutes or '00:00'}:{seconds or '00'}{offset or 'Z'}"))

@@ -29,6 +29,7 @@ from inbox.config.values import is_name, to_title_case
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
+from inbox.sources.expressions import find_entity_mistakes
 from inbox.sources.signing import find_mistakes
 
 _NUMBERED: tuple[PagedBy, ...] = ("page", "start")
@@ -133,6 +134,8 @@ def check_preset(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
     if source.secrets and source.public_url is None and any("{url}" in each.content for each in preset.signatures):
         yield Mistake((*path, "public_url"), f"is missing: {preset.title} signs the URL that it calls")
     yield from _check_dedup(path, source, preset)
+    for key, text in () if source.entity is None else find_entity_mistakes(source.entity, preset):
+        yield Mistake((*path, "entity", key), text)
     if source.signature is not None:
         for key, text in find_mistakes(source.signature, has_url=source.public_url is not None):
             yield Mistake((*path, "signature", key), text)
@@ -248,15 +251,23 @@ def check_links(config: Config, names: Mapping[str, Collection[str]]) -> Iterato
         if route.destination in config.destinations:
             yield from _check_kind(path, route, config.destinations[route.destination])
         if route.sync is not None:
-            yield from _check_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names["apis"])
-            yield from _check_credentials(
-                (*path, "sync", "fetch"), route.sync.fetch, config.apis.get(route.sync.fetch.api)
-            )
-            for step in _WRITES:
-                call, destination = getattr(route.sync, step), config.destinations.get(route.destination)
-                yield from _check_credentials((*path, "sync", step), call, destination)
-            yield from _check_steps((*path, "sync"), route.sync)
-            yield from check_map((*path, "sync"), route.sync)
+            yield from _check_sync((*path, "sync"), route, route.sync, config, names["apis"])
+
+
+def _check_sync(
+    path: tuple[str, ...], route: Route, sync: SyncRoute, config: Config, apis: Collection[str]
+) -> Iterator[Mistake]:
+    """Yield mistakes in the sync table of a route."""
+    if sync.fetch is not None:
+        yield from _check_name((*path, "fetch", "api"), "api", sync.fetch.api, apis)
+        yield from _check_credentials((*path, "fetch"), sync.fetch, config.apis.get(sync.fetch.api))
+    elif route.lane == "event" and sync.update is not None:
+        text = 'lets an older body overwrite a newer one, as the route has no fetch; set lane = "entity"'
+        yield Mistake((*path[:-1], "lane"), text)
+    for step in _WRITES:
+        yield from _check_credentials((*path, step), getattr(sync, step), config.destinations.get(route.destination))
+    yield from _check_steps(path, sync)
+    yield from check_map(path, sync)
 
 
 def _check_sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collection[str]) -> Iterator[Mistake]:
@@ -273,7 +284,9 @@ def _check_sweeps(path: tuple[str, ...], source: Source, config: Config, apis: C
         yield from check_paging(where, sweep)
         if sweep.every is not None and sweep.every <= 0:
             yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
-        yield from _check_untaken(where, sweep, [each for each in config.routes.values() if each.source == source.name])
+        routes = [each for each in config.routes.values() if each.source == source.name]
+        yield from _check_untaken(where, sweep, routes)
+        yield from _check_event_body(where, sweep, routes)
         swept.add(sweep.entity_type)
 
 
@@ -286,6 +299,15 @@ def _check_untaken(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route])
         (*path, "event_type"),
         f"{sweep.event_type!r} with the action {sweep.action!r} is taken by no route of {sweep.entity_type!r}",
     )
+
+
+def _check_event_body(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
+    """Yield a mistake if a route would read a sweep's own body as the entity."""
+    change = (sweep.entity_type, sweep.event_type, sweep.action)
+    for route in routes if sweep.event_body is None else ():
+        if route.sync is not None and route.api is None and matches(route.when, *change):
+            text = f"is missing: route {route.name!r} has no fetch, so it maps the body; shape it like the webhook's"
+            yield Mistake((*path, "event_body"), text)
 
 
 def _check_credentials(path: tuple[str, ...], call: CallKeys | None, endpoint: Limited | None) -> Iterator[Mistake]:

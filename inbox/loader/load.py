@@ -258,7 +258,7 @@ def _sound_part(config: Config, broken: Sequence[Mistake]) -> Config:
     tables["routes"] = {
         name: route
         for name, route in tables["routes"].items()
-        if route.destination in destinations and (route.sync is None or route.sync.fetch.api in apis)
+        if route.destination in destinations and (route.api is None or route.api in apis)
     }
     tables["sources"] = {
         name: msgspec.structs.replace(source, sweeps=[each for each in source.sweeps if each.api in apis])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from inbox.config.sources import Source
 from inbox.sources.base import Preset
+from inbox.sources.expressions import read_entity
 from inbox.sources.presets import (
     adyen,
     auth0,
@@ -85,9 +86,10 @@ def preset_of(source: Source, passed: frozenset[str] = frozenset()) -> Preset:
     preset = PRESETS[source.preset]
     if preset.keeps is not None:
         passed |= preset.keeps(source)
+    read = preset.read if preset.reader is None else preset.reader(source)
     signatures = (*preset.signatures, *([] if source.signature is None else [source.signature]))
     return replace(
         preset,
-        read=preset.read if preset.reader is None else preset.reader(source),
+        read=read if source.entity is None else read_entity(source.entity, read),
         kept_headers=(preset.kept_headers | passed) - {each.header.lower() for each in signatures},
     )

@@ -44,6 +44,8 @@ SAME_WITHIN_NS = 300 * 1_000_000_000
 
 FORM = "application/x-www-form-urlencoded"
 _FIELDS_AT_MOST = 100
+MOST_FORM_FIELDS = 1000
+"""Maximum fields of a form that expressions read."""
 LARGEST_FORM_PAYLOAD = 16 * 1024 * 1024
 """Bytes of a payload held in memory in addition to its form. Quoted JSON takes twice its size and forms have at most 25
 MiB, so it is enough."""
@@ -157,6 +159,24 @@ def form_fields(body: bytes, most: int = _FIELDS_AT_MOST) -> list[tuple[str, str
         return [(name.decode(), value.decode()) for name, value in _form(body, most)]
     except UnicodeDecodeError:
         raise Unreadable("the form can't be read", field="body") from None
+
+
+def body_value(
+    body: bytes,
+    content_type: str,
+    parse: Callable[[bytes], object] = strict_json.parse,
+) -> object:
+    """Return the value that expressions read as the body: its JSON, or the fields of a form.
+
+    Of a form with the field `payload` alone, it is the JSON in that field, as GitHub and Slack send it.
+
+    Raises:
+        Unreadable: not a form, or as `parse` raises.
+    """
+    if content_type.partition(";")[0].strip().lower() != FORM:
+        return parse(body)
+    fields = dict(form_fields(body, MOST_FORM_FIELDS))
+    return parse(fields["payload"].encode()) if fields.keys() == {"payload"} else fields
 
 
 def _form(body: bytes, most: int) -> Iterator[tuple[bytes, bytes]]:

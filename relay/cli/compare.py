@@ -11,7 +11,17 @@ import msgspec
 import typer
 
 from inbox.errors import SweepFailed
-from relay.cli.options import AsJson, Since, login_name, open_database, parse_entity, require_known
+from relay.cli.options import (
+    AsJson,
+    Reason,
+    Since,
+    Yes,
+    login_name,
+    open_database,
+    parse_entity,
+    require_known,
+    require_reason,
+)
 from relay.cli.output import FINDING, answer, bar, fail, put_json, say, show
 from relay.words import format_count
 
@@ -49,7 +59,8 @@ def plan(
     """Preview the changes a sync route would make downstream, or the effect of another configuration. Writes nothing.
 
     With --route, fetches every entity that the inbox knows for the route, or only the selected ones, from both sides, and
-    maps them. The change `failed` marks an entity that could not be compared.
+    maps them. On a route without fetch, the body of its newest event is the entity. The change `failed` marks an entity
+    that could not be compared.
 
     With --config, compares that file with the current inbox.toml over the newest events: how each event is read, its routes
     and lanes, and the first request on each route. It makes no calls; with --fetch it makes only the calls that read.
@@ -107,8 +118,7 @@ def _plan_route(route: str, *, entity: str | None, since: datetime | None, as_js
     sync = build(config)[route]
     if not isinstance(sync, Sync):
         fail(f"route {route} has no sync destination: there is nothing to compare")
-    types = tuple(config.routes[route].when.entity_type)
-    chosen = events.Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
+    chosen = events.Chosen(config.routes[route], entity_type, entity_id, since)
     # one comparison for each concurrent call that the destination allows
     at_once = config.destinations[config.routes[route].destination].concurrency
     context, after, previews = without_lease(), events.FIRST, []
@@ -168,33 +178,38 @@ def sweep(
     *,
     source: Annotated[str, typer.Option(help="Source to sweep, as its `sweeps` are configured.")],
     since: Since = None,
-    dry: Annotated[
-        bool, typer.Option("--dry-run", help="Only report missing changes; add no events, and keep the watermark.")
-    ] = False,
+    reason: Reason = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find changes that no webhook reported, and add an event for each.
+    """Find changes that no webhook reported; --yes adds an event for each.
 
     Begins shortly before the end of the last sweep; the first sweep compares everything. Change listings don't include
     deletions: `relay plan` finds those. Exits with 1 when a change was missing.
 
     Examples:
       relay sweep --source trivore
-      relay sweep --source trivore --since 2026-01-01 --dry-run
+      relay sweep --source trivore --since 2026-01-01 --reason "webhooks were off" --yes
     """
+    from relay.store.operator.commands import note
+
+    why = require_reason(reason) if yes else ""
     config, database = open_database()
     require_known("source", source, config.sources)
     tables = config.sources[source].sweeps
     if not tables:
         fail(f"source {source} has no sweeps: configure [[sources.{source}.sweeps]]")
-    swept = [_swept(config, database, source, number, since, dry=dry) for number in range(len(tables))]
+    swept = [_swept(config, database, source, number, since, dry=not yes) for number in range(len(tables))]
     rows = [msgspec.structs.asdict(result) for result in swept]
     missed, left_out = (sum(row[name] for row in rows) for name in ("missed", "left_out"))
+    found = f"{format_count(missed, 'change')} {'was' if missed == 1 else 'were'} missing"
+    if yes:
+        note(database, "sweep", {"source": source}, who=login_name(), why=why, answer=found)
     if as_json:
         put_json(rows)
     else:
         show(rows, ("source", "entity_type", "compared", "missed", "added", "since"))
-        say(f"{format_count(missed, 'change')} {'was' if missed == 1 else 'were'} missing")
+        say(f"{found}; add --reason '…' --yes to add an event for each" if missed and not yes else found)
         if left_out:
             say(f"{format_count(left_out, 'event')} without the entity in the body: it exceeds max_body of {source}")
     if missed:
@@ -251,6 +266,10 @@ def verify(*, as_json: AsJson = False) -> None:
       relay verify
       relay verify --json
     """
+    _verify("`relay rebuild` repairs", as_json=as_json)
+
+
+def _verify(remedy: str, *, as_json: bool) -> None:
     from relay.store.audit import verify as verify_all
 
     config, database = open_database()
@@ -259,29 +278,33 @@ def verify(*, as_json: AsJson = False) -> None:
         answer(f"agreed: {counts}")
         return
     them = "it" if total == 1 else "them"
-    summary = f"{format_count(total, 'difference')} in {counts}; `relay rebuild` repairs {them}"
+    summary = f"{format_count(total, 'difference')} in {counts}; {remedy} {them}"
     _finish(found, _DIFFERENCE, summary, as_json=as_json)
 
 
-def rebuild(*, as_json: AsJson = False) -> None:
-    """Repair the findings of `relay verify` from the log. Receivers and relays may keep running.
+def rebuild(*, reason: Reason = None, yes: Yes = False, as_json: AsJson = False) -> None:
+    """Show the findings of `relay verify`; --yes repairs them from the log. Receivers and relays may keep running.
 
     Restores the rows of open deliveries, which are then delivered, removes the rows of ended ones, and gives each lane a
     head. A restored row joins the lane that its route assigns today. Facts never change: if one can't follow the previous
     one, it adds a fact `corrected`. It removes rows whose event is not in the inbox, and skips deliveries in flight and
     events that arrive meanwhile.
 
-    Exits with 0 whether or not it repaired something, and with 2 when the configuration is wrong, or the database does not
-    answer.
+    With --yes it exits with 0 whether or not it repaired something; without, with 1 on any difference. It exits with 2 when
+    the configuration is wrong, or the database does not answer.
 
     Examples:
       relay rebuild
-      relay rebuild --json
+      relay rebuild --reason "a table was emptied by hand" --yes
     """
     from relay.store.rebuild import rebuild as rebuild_all
 
+    if not yes:
+        _verify("add --reason '…' --yes to repair", as_json=as_json)
+        return
+    why = require_reason(reason)
     config, database = open_database()
-    repaired, total, counts = _all_of(database, rebuild_all(database, config, who=login_name()), "rebuilding")
+    repaired, total, counts = _all_of(database, rebuild_all(database, config, who=login_name(), why=why), "rebuilding")
     if as_json:
         put_json(repaired)
         return

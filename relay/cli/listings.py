@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,13 +27,14 @@ from relay.cli.output import (
     title_of,
 )
 from relay.operations.asks import Rejections, Selection
-from relay.words import describe_state, format_time_of_day, put_in_words
+from relay.words import describe_state, format_count, format_relative, format_time_of_day, put_in_words
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from inbox.config.model import Config
     from inbox.db.following import Feed, Follower
+    from inbox.db.listing import AnyListing, RowPage
     from inbox.db.reads import Row
     from relay.filters import Filtered
 
@@ -127,18 +128,69 @@ def list_rows(
     name: Any = listing.name  # never the name of a tail
     wanted = _read_conditions(name, given, config, engine, now)
     most = limit or _SHOWN
-    if as_ndjson:
-        for row in every_row(engine, name, wanted) if limit is None else read_page(engine, name, wanted, limit).rows:
-            put_json(row, indent=None)
+    if as_ndjson and limit is None:
+        _put_each(every_row(engine, name, wanted))
         return
-    page = read_page(engine, name, wanted, most)
-    if as_json:
+    width = terminal_width() if is_table and not wide and columns is None and name == "dead" else None
+    page = read_page(engine, name, wanted, most) if width is None else _read_dead(engine, wanted)
+    if as_ndjson:
+        _put_each(page.rows)
+    elif as_json:
         put_json(page.rows)
+    elif width is not None and page.rows:
+        _show_groups(page, given, most, width, now)
     else:
         rows = [{**row, **shown(row, now)} for row in page.rows]
         more = f"`--before {page.before}` for the next page" if page.before else f"more with `--limit {2 * most}`"
-        more = f"{len(rows)} shown; {more}" if page.has_more else ""
+        more = f"{len(rows)} shown; {more}" if page.has_more and page.back_to is None else ""
         show(rows, names, empty=f"no {listing.noun}", more=more, wide=wide)
+    for note in _explain(page, name, {**given, **wanted}, engine, now):
+        say(note, style="bright_black")
+
+
+def _put_each(rows: Iterable[Row]) -> None:
+    for row in rows:
+        put_json(row, indent=None)
+
+
+def _read_dead(engine: Engine, wanted: Mapping[str, Any]) -> RowPage:
+    """Read the dead letters to group."""
+    from inbox.db.listing import read_page
+    from relay.cli.dead import COLUMNS, MOST_GROUPED
+
+    return read_page(engine, "dead", wanted, MOST_GROUPED, COLUMNS)
+
+
+def _show_groups(page: RowPage, given: Mapping[str, Any], most: int, width: int, now: datetime) -> None:
+    from relay.cli.dead import describe_groups, group_by_cause
+
+    put(*describe_groups(group_by_cause(page.rows), given, most, width, now))
+    if page.has_more:
+        say(f"the latest {len(page.rows):,} are grouped; `--wide` lists more", style="bright_black")
+
+
+def _explain(
+    page: RowPage, listing: AnyListing, given: Mapping[str, Any], engine: Engine, now: datetime
+) -> Iterator[str]:
+    """Yield a hint about an unknown id of a sender or a cause, and how far a search in payloads looked."""
+    from inbox.db.listing import read_page
+    from relay.cli.dead import MOST_GROUPED, suggest_exhausted
+    from relay.filters import suggest_sender_id
+
+    if listing == "dead" and not page.rows and given["cause"] is not None:
+        wanted = {**given, "cause": "exhausted"}
+        exhausted = read_page(engine, listing, wanted, MOST_GROUPED, ("last_status",)).rows
+        yield from suggest_exhausted(given["cause"], exhausted)
+    unknown = given.get("sender_id") if not page.rows else None
+    if unknown is not None and (hint := suggest_sender_id(engine, unknown)):
+        yield hint
+    if given.get("body") is not None:
+        yield f"{format_count(page.looked_through - page.without_payload, 'payload')} searched"
+        if page.back_to is not None:
+            since = format_relative(page.back_to, now)
+            yield f"the search stopped at event {page.before} of {since}; `--before {page.before}` continues it"
+        if page.without_payload:
+            yield f"retention or an erasure has deleted {format_count(page.without_payload, 'more payload')}"
 
 
 def _read_conditions(
@@ -178,7 +230,13 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
     ),
     {
         **_ABOUT,
+        **options.conditions(Selection, "seq"),
+        "sender_id": option(str, "sender_id", "The event with this id of its sender, such as GitHub's delivery GUID."),
+        "body": option(
+            str, "body", "Only events with this text in the payload, spelled exactly so or escaped in JSON."
+        ),
         "state": option(str, "state", "Only deliveries in this state, such as dead, ready or delivered."),
+        "command": option(int, "command", "Only deliveries that this command has changed.", min=0),
         "before": _BEFORE,
         **_OF_LISTS,
     },
@@ -186,10 +244,17 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
 def list_events(row: Row, now: datetime) -> Row:
     """List events, newest first, with a line for each route. A page may have slightly more lines than --limit.
 
+    `--state open` lists those that have neither ended nor died.
     The table and --state say `retrying` for a ready delivery that waits for its next attempt after a failure, and `blocked`
     for a dead one that blocks its lane. `relay dead` lists both kinds of dead letters.
 
+    --body searches the newest payloads first. It stops after --limit lines, 10,000 payloads or 10 s, and says how far it
+    looked, and how many payloads retention or an erasure has deleted. --since and --until limit it to a time; --ndjson
+    without --limit searches all.
+
     Examples:
+      inbox list --sender-id 72d3162e-cc78-11e3-81ab-4c9367dc0958
+      inbox list --body anna@example.com --since 2d
       inbox list --entity USER/IDNUMBER1234
       inbox list --state dead --since 2d
       inbox list --route user-to-crm --status 503 --columns seq,entity,due,error
@@ -277,7 +342,8 @@ def list_commands(row: Row, _now: datetime) -> Row:
 def list_dead(_row: Row, _now: datetime) -> Row:
     """List dead letters, the latest first. --since and --until refer to the time of death.
 
-    `inbox show SEQ` shows the history of one; `relay replay` replays them.
+    A terminal shows groups of one cause and route, the largest first, and the next commands; --wide, --columns and JSON list
+    one after another. A failure that is retried until its schedule ends, such as server_error, has the cause exhausted.
 
     Examples:
       relay dead --cause mapping

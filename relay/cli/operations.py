@@ -16,7 +16,7 @@ from inbox.errors import UnusableCommand
 from inbox.events.states import MOST_SEQS
 from inbox.observe.visible import visible_text
 from relay.cli import options
-from relay.cli.options import as_command, login_name, open_database, option, parse_entity
+from relay.cli.options import as_command, login_name, open_database, option, parse_entity, require_reason
 from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
 from relay.operations.asks import OneCommand
 from relay.operations.table import OPERATIONS, Operation, parse
@@ -210,9 +210,8 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
     from relay.store.operator import commands
     from relay.store.operator.plan import Bound, find_reason_mistake, plan
 
-    mistake = find_reason_mistake(asked, reason)
-    if yes and mistake is not None:
-        fail(f"--reason: {mistake}")
+    if yes:
+        require_reason(reason, asked)
     config, database = open_database()
     with bar("planning") as seen:
         listed = Bound(listed=_MOST_LISTED if as_json else _SAMPLE)
@@ -235,7 +234,7 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
     if as_json:
         put_json(_document(operation, planned, number, done))
     elif not yes and planned.obstacle is None:
-        _say_how(operation, planned, has_reason=mistake is None)
+        _say_how(operation, planned, has_reason=find_reason_mistake(asked, reason) is None)
     is_about_nothing = planned.obstacle is not None and (planned.count is not None or isinstance(asked, OneCommand))
     if is_about_nothing or (done is not None and done.failed):
         raise typer.Exit(FINDING)
@@ -271,6 +270,10 @@ def follow(database: Database, config: Config, number: int, operation: Operation
     if now.state != "done":
         fail(f"command {number}: {now.answer}")
     say(str(now.answer))
+    if now.kind in {"replay", "retry"} and now.affected:
+        say(
+            f"so far {commands.read_outcome(database, number).says}; `inbox list --command {number}` shows exactly these"
+        )
     if now.error is not None:
         say(f"last error: {now.error}")
     return now

@@ -116,7 +116,7 @@ NUMBER: Any = {"parser": _number}
 """Arguments of an option that takes the number of a row; its help shows no range."""
 TIME: Any = {"parser": _time, "metavar": "TIME"}
 """Arguments of an option that takes a time; its value is an aware time in UTC."""
-_METAVARS = {"entity": "TYPE/ID", "event_type": "TYPE", "error": "TEXT"}
+_METAVARS = {"entity": "TYPE/ID", "event_type": "TYPE", "error": "TEXT", "sender_id": "ID", "body": "TEXT"}
 
 
 def option(kind: Any, name: str, text: str, **more: Any) -> Any:  # noqa: ANN401  # a type, and an annotation
@@ -158,11 +158,21 @@ def as_command(run: Callable[..., None], options: Mapping[str, Any]) -> Callable
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with every column.")]
 Since = Annotated[
     datetime | None,
-    typer.Option("--since", help="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it.", **TIME),
+    typer.Option("--since", help="Only at or after this time, in UTC: 1h30m, 14:00, yesterday, 2026-01-31.", **TIME),
 ]
 Until = option(datetime, "until", "Only before this time; formats as for --since.")
 Reason = option(str, "reason", "Reason, kept in the log; required with --yes.", metavar="TEXT")
 Yes = option(bool, "yes", "Execute the plan instead of only showing it.")
+
+
+def require_reason(reason: str | None, asked: msgspec.Struct | None = None) -> str:
+    """Return the reason of an act; exit with 2 if it is missing, too long, or names the entity that the act erases."""
+    from relay.store.operator.plan import find_reason_mistake
+
+    mistake = find_reason_mistake(asked, reason)
+    if mistake is not None or reason is None:
+        fail(f"--reason: {mistake}")
+    return reason
 
 
 def require_known(kind: str, given: str | None, known: Iterable[str]) -> None:

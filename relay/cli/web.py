@@ -36,9 +36,11 @@ def become_gunicorn(settings: str, bind: str, workers: int | None) -> NoReturn:
 
 def _check_address(bind: str) -> None:
     """Exit if this address can't be bound: gunicorn would retry for five seconds, or print a traceback."""
+    if "LISTEN_FDS" in os.environ or bind.startswith(("unix:", "fd://")):
+        return  # a socket that is inherited or has a path
     host, separator, port = bind.rpartition(":")
-    if "LISTEN_FDS" in os.environ or not separator or not port.isdecimal() or "/" in host:
-        return  # an inherited or Unix socket, or a form that gunicorn validates
+    if not separator or not port.isdecimal() or "/" in host:
+        fail(f"--bind names an address and a port, such as 127.0.0.1:8000, not {bind!r}")
     host = host.strip("[]")
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

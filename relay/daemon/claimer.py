@@ -31,8 +31,6 @@ class Claimer(msgspec.Struct):
     def read_gates(self) -> int:
         """Read pauses and breakers, including those opened by other relays. Returns 0: there is nothing more to do."""
         before, self.gates = self.gates, read_gates(self.generations.active.work)
-        if self.gates.paused_entities != before.paused_entities:
-            self.scans.due.clear()  # deliveries of resumed entities are due earlier than the scans' starts
         self.observer.on_gates_changed(before, self.gates)
         return 0
 

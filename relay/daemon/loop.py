@@ -116,8 +116,9 @@ class Relay:
             Repeated("flush_throughput", FLUSH_EVERY_SECONDS, self._flush_throughput),
             Repeated("commands", EVERY_SECONDS, self._work_on_commands, paces=False),
             Repeated("sequence", 0, self._sequence, when=self._may_sequence),
-            Repeated("claim", 0, self._claimer.claim, when=self._may_claim),
+            # before the others, which would use up the rate
             Repeated("claim_suspect", EVERY_SECONDS, self._claimer.claim_suspect, when=self._may_claim_suspect),
+            Repeated("claim", 0, self._claimer.claim, when=self._may_claim),
         ]
 
     def stop(self) -> None:

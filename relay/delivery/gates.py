@@ -230,15 +230,16 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Gates(msgspec.Struct, frozen=True):
-    """A snapshot of the gates, except those of entities. A gate that is not in it is open."""
+    """A snapshot of the gates; one that is not in it is open.
+
+    Paused entities may be many, so the SQL of each claim skips their deliveries instead.
+    """
 
     at: datetime = datetime.min.replace(tzinfo=UTC)
     paused: frozenset[GateKey] = frozenset()
     breakers: Mapping[GateKey, Breaker] = {}
     held: Mapping[GateKey, Held] = {}
     """Rate holds, including expired ones."""
-    paused_entities: int = 0
-    """The number of paused entities. They may be many, so the SQL of each claim skips their deliveries."""
 
     def admit(self, through: Iterable[GateKey]) -> Admission:
         """Return which claims are permitted on a route with these gates."""

@@ -68,6 +68,11 @@ def _is_untouched(head: OpenDelivery, now: datetime) -> bool:
     return head.state is State.READY and head.attempt == 0 and (head.due_at or now) <= now
 
 
+def has_begun(head: OpenDelivery, now: datetime) -> bool:
+    """Return whether a head keeps its place, as an attempt of it has begun: an older event would be sent after it."""
+    return head.state is not State.BLOCKED and not _is_untouched(head, now)
+
+
 def _settle_oldest(
     head: OpenDelivery | None,
     others: list[OpenDelivery],

@@ -36,6 +36,7 @@ ErrorClass = Literal[
     "mapping",  # a template or expression yields no usable value for this event
     "ambiguous",  # several counterparts
     "no_target",  # no counterpart, and the route forbids creating one
+    "overtaken",  # no call: a newer event of its lane was delivered first, and the route does not fetch
     "refused",  # the outbound guard blocked the call
     "lease_lost",  # the lease ended during the attempt: the calls were cut
     "crashed",  # the destination's code raised: a bug
@@ -106,7 +107,7 @@ class RateHold(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A call of an attempt as logged, without secrets, query values and request body."""
+    """A call of an attempt as logged, without secrets and query values."""
 
     step: CallStep
     method: str
@@ -119,6 +120,8 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """The beginning of an unsuccessful response, at most 4 KiB, redacted."""
     hold: RateHold | None = None
     """The rate hold that the response asks for."""
+    request: str | None = None
+    """Of the call that failed its attempt: the beginning of the body that was sent, at most 1 KiB, redacted."""
 
 
 class Delivered(msgspec.Struct, frozen=True):
@@ -141,6 +144,8 @@ class Unchanged(Fact, frozen=True, kw_only=False, tag="unchanged"):
     """Nothing was sent: the other system already had the change. Terminal."""
 
     calls: tuple[Call, ...] = ()
+    lane: Literal["entity", "route", "event"] | None = None
+    """The kind of its lane, on a route that fetches nothing: its body then counts as the last one delivered there."""
 
 
 class Skipped(Fact, frozen=True, kw_only=False, tag="skipped"):
@@ -202,6 +207,7 @@ RULES: dict[ErrorClass, Rule] = {
     "mapping": Rule.DEAD,
     "ambiguous": Rule.DEAD,
     "no_target": Rule.DEAD,
+    "overtaken": Rule.DEAD,
     "refused": Rule.RETRY,  # a name may resolve to a wrong address for a while, as in a captive network
     "lease_lost": Rule.NOT_COUNTED,
     "crashed": Rule.RETRY,
@@ -226,6 +232,9 @@ HEALTH: dict[ErrorClass, Health] = {
     "refused": "unwell",
 }
 """Health of the last called endpoint by error class; any other response proves that it works."""
+
+OF_THE_EVENT = frozenset[ErrorClass]({"mapping", "ambiguous", "no_target", "stale"})
+"""Classes in which every call was answered as it should be, and the event alone is to blame."""
 
 
 def rule_for(error_class: ErrorClass, overruled: Mapping[str, str]) -> Rule:

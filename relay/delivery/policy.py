@@ -21,6 +21,7 @@ from relay.delivery.outcome import (
     AGAIN_AT_MOST,
     CONFIRMED_AFTER,
     HEALTH,
+    OF_THE_EVENT,
     REFETCH_AFTER,
     RULES,
     Call,
@@ -30,6 +31,7 @@ from relay.delivery.outcome import (
     Failed,
     Outcome,
     Rule,
+    Unchanged,
     rule_for,
 )
 
@@ -123,13 +125,14 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
     endpoints: dict[GateKey, Limited] = {("destination", route.destination): destination}
     calls = {"destination": 1}
     if route.sync is not None:
-        endpoints["api", route.sync.fetch.api] = config.apis[route.sync.fetch.api]
         calls = {"destination": 1 + (0 if route.sync.find is None else 1), "api": 1}
+    if route.api is not None:
+        endpoints["api", route.api] = config.apis[route.api]
     return RoutePolicy(
         ordering=config.ordering_of(route),
         blocks_on_death=route.on_dead == "block",
         schedule=Schedule(route.retry),
-        fetches=route.sync is not None,
+        fetches=route.api is not None,
         outcomes=dict[str, str](destination.outcomes.items()) if isinstance(destination, Downstream) else {},
         skew=timedelta(seconds=config.sources[route.source].clock_skew),
         gates=(("source", route.source), ("route", route.name), *endpoints),
@@ -206,6 +209,8 @@ def decide(
             applied_hash=None if outcome.applied_hash is None else outcome.applied_hash.hex(),
             stale_suspected=outcome.stale_suspected,
         )
+    if isinstance(outcome, Unchanged) and not policy.fetches:
+        return msgspec.structs.replace(outcome, lane=kind_of_lane(delivery.lane))
     if not isinstance(outcome, Failed):
         return outcome
     return _decide_failed(delivery, outcome, policy, now, history, is_stopped=is_stopped)
@@ -286,6 +291,12 @@ def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
     if not outcome.calls or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
         return None
     return endpoint_of_call(outcome.calls[-1], policy)
+
+
+def find_failed_endpoint(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
+    """Return the endpoint whose call failed the attempt. None without such a call, as when the event alone is to blame."""
+    is_failure = isinstance(outcome, Failed) and outcome.error_class not in OF_THE_EVENT
+    return endpoint_of(outcome, policy) if is_failure else None
 
 
 def list_breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:

@@ -231,7 +231,7 @@ class Demo:
         self.commercial.fail_share = 0.0  # a command makes its calls once
         for change in (scenario.edit(USER, report=False), scenario.edit(GROUP, report=False)):
             self.screen.change(change)
-        self._run("sweep", "--source", "trivore")
+        self._run("sweep", "--source", "trivore", "--reason", "no webhook came", "--yes")
         self.settle()
         gone = scenario.delete(report=False)
         self.screen.change(gone)

@@ -208,7 +208,7 @@ class Variant:
         deliverer = self._deliverers[route.name]
         if isinstance(deliverer, str):
             return found | {"function": deliverer}
-        if not isinstance(deliverer, Sync) or not self._fetches:
+        if not isinstance(deliverer, Sync) or not self._fetches or deliverer.plan.fetch is None:
             return found | _first_request(deliverer, event, route.name, lane)
         key = route.name, event.entity_type, event.entity_id
         if key not in self._fetched:

@@ -1,4 +1,7 @@
-"""Sync: keeps a counterpart in another system in sync with its source. Fetch, find, map, then create, update or delete."""
+"""Sync: keeps a counterpart in another system in sync with its source. Fetch, find, map, then create, update or delete.
+
+Without fetch, the entity is the webhook's own body.
+"""
 
 from __future__ import annotations
 
@@ -37,23 +40,31 @@ from relay.sync.compiled_route import (
     require_carried,
     require_entity,
 )
-from relay.sync.expressions import Scope, decode, digest, encode
+from relay.sync.expressions import Expression, Scope, decode, digest, encode
 
 # --- an attempt, step by step
 
 
 REPLICA_LAG = timedelta(seconds=5)
 """Time after an event's arrival during which its entity may be missing only on a lagging replica."""
+OVERTAKEN = (
+    "a newer event of its lane was delivered first, so this body would overwrite newer data; "
+    "`relay cancel` ends it, `relay replay --force` sends it"
+)
 NO_HEADERS: Mapping[str, str] = {}
 
 
 class Sync:
     """The deliverer of one route to a sync destination."""
 
-    def __init__(self, plan: SyncPlan, api: HttpClient, destination: HttpClient) -> None:
+    def __init__(
+        self, plan: SyncPlan, api: HttpClient | None, destination: HttpClient, *, keeps_order: bool = False
+    ) -> None:
         self.plan = plan
         self.api = api
         self.destination = destination
+        self.keeps_order = keeps_order
+        """True if no body may follow a newer one of its lane: on a route without fetch, in `strict`."""
 
     def __call__(self, delivery: Delivery, context: Context) -> Outcome:
         """Bring the counterpart in sync with the current entity, regardless of the change that the event describes."""
@@ -78,11 +89,12 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
         raise ConfigError(f"routes.{route.name}: a route to a sync destination needs its sync table")
     parts: dict[str, Callable[[], Any]] = {
         "plan": partial(compile_sync, route.name, route.sync),
-        "api": partial(clients.api, route.sync.fetch.api),
+        "api": lambda: None if route.api is None else clients.api(route.api),
         "destination": partial(clients.destination, destination, destination.base_url),
     }
     made = collect_config_errors(parts)
-    return Sync(made["plan"], made["api"], made["destination"])
+    keeps_order = route.api is None and route.ordering != "latest"
+    return Sync(made["plan"], made["api"], made["destination"], keeps_order=keeps_order)
 
 
 class Ended(Exception):
@@ -101,6 +113,7 @@ class Attempt:
         self._plan, self._table = sync.plan, sync.plan.table
         self._api = sync.api
         self._destination = sync.destination
+        self._keeps_order = sync.keeps_order
         self._delivery = delivery
         self._context = context
         self.scope: Scope = {"event": event_scope(delivery), "entity": None, "target": None, "etag": None}
@@ -120,7 +133,8 @@ class Attempt:
         """
         if self._delivery.entity_id is None:
             return Skipped(self.calls, "the event names no entity")
-        if not self._fetch():
+        fetch = self._plan.fetch
+        if not (self._read_body() if fetch is None else self._fetch(fetch)):
             return self._gone()
         if self._plan.find is None:
             return self._update() if self._plan.update is not None else self._create()
@@ -130,14 +144,30 @@ class Attempt:
             return Skipped(self.calls, "a counterpart exists, and the route has no update")
         return self._update()
 
-    def _fetch(self) -> bool:
+    def _read_body(self) -> bool:
+        """Put the webhook's body into the scope as the entity. Return False if the event says that the entity is deleted.
+
+        A replay has been compared with newer deliveries when the operator asked for it.
+        """
+        if self._keeps_order and self._delivery.late and self._delivery.run == 0:
+            raise Ended(Failed(self.calls, "overtaken", OVERTAKEN))
+        if self._delivery.action == "delete":
+            return False
+        body = self.scope["event"]["body"]
+        if not body or not isinstance(body, dict | list):  # an empty one would clear all fields
+            raise MappingError("is neither a JSON object or list nor a form, or is empty", field="event.body")
+        if isinstance(body, dict) and isinstance(body.get("sweep"), dict) and "left_out" in body["sweep"]:
+            raise MappingError("lacks the entity, which was too large for the sweep", field="event.body")
+        self.scope["entity"] = body
+        return True
+
+    def _fetch(self, fetch: CallPlan) -> bool:
         """Fetch the entity into the scope. Return False if it does not exist.
 
         After a delete the entity may exist again with the same id, or a lagging replica may still have its old state.
         """
         self._fetch_began_at = self._context.now()
-        fetch = self._plan.fetch
-        answer = self._call("fetch", fetch, self._api, fetch.json(self.scope))
+        answer = self._call("fetch", fetch, cast("HttpClient", self._api), fetch.json(self.scope))
         is_absent, pick = answer.error_class in ABSENT, self._plan.pick
         entity = None
         if not is_absent:
@@ -158,7 +188,7 @@ class Attempt:
             if not isinstance(entity, dict) or not entity:  # an empty one would clear all fields
                 raise UnusableAnswer("the response is not an object, or is empty")
             require_entity(self._plan.carried, entity, self.scope)
-        self._last_modified = modified = last_modified(entity, self._plan.modified)
+        self._last_modified = modified = last_modified(entity, cast("Expression", self._plan.modified))
         is_delete, at = self._delivery.action == "delete", self._delivery.occurred_at
         if is_delete and (modified is None or modified < at):
             return False

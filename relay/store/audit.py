@@ -199,7 +199,7 @@ def read_log(rows: Iterable[Any], pruned_before: datetime) -> Log:
         ):
             after = _describe(before or NO_FACTS)
             log.contradiction = f"fact {row.id} ({row.kind}) leads to {_describe(log.last)}, after {after}"
-        if row.kind == "delivered":
+        if row.kind == "delivered" or (row.kind == "unchanged" and row.lane is not None):
             log.delivered = row
         log.was_replayed |= row.kind == "replayed"
         log.due_at = None if row.due_at is None else as_time(row.due_at)

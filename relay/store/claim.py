@@ -9,15 +9,17 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import blames_items, error_text, is_wait_timeout, takes_too_long
+from inbox.db.order_lock import LOCKED_ROW_SECONDS
 from inbox.errors import PayloadGone
 from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time
@@ -44,8 +46,8 @@ LOADED_AT_ONCE = 4 * 1024 * 1024
 """Bytes of bodies that are read together; a larger one is read alone. Loading from Postgres takes three times as much memory."""
 MANY_ROUTES = 16
 """Number of routes above which one statement first finds those with due deliveries."""
-LONGEST_SECONDS = 1.0
-"""Time after which a claim starts on no further route. Callers rotate the order of the routes."""
+LONGEST_SECONDS = LOCKED_ROW_SECONDS / 2
+"""Time after which a claim starts on no further route: others wait for its rows. Callers rotate the order of the routes."""
 
 _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 
@@ -80,17 +82,17 @@ def _lease_wanted(work: Work, wanted: Sequence[FreeCapacity], scans: ScanStarts)
     if not due:
         return []
     with work.write() as transaction:
-        # Relays that share a rate limit wait for each other here, but never for rows of deliveries.
-        gates = lock_all(transaction, {limit.key for route in due for limit in _limits(work, route)})
-        until = time.monotonic() + LONGEST_SECONDS  # counts after the wait, so that it claims something
-        claiming = _Claim(work, transaction, gates, scans)
+        claiming = _Claim(work, transaction, _lock_rate_limits(work, transaction, due), scans)
+        until = (
+            time.monotonic() + LONGEST_SECONDS
+        )  # after the wait for SQLite's write lock, so that it claims something
         claimed: list[Any] = []
         for room in wanted:
             left, left_bytes = room.number, room.most_bytes
             for route in room.routes:
                 if route not in due or left <= 0 or left_bytes <= 0 or time.monotonic() > until:
                     continue
-                rows = claiming.claim_route(route, left, left_bytes, _limits(work, route))
+                rows = claiming.claim_route(route, left, left_bytes)
                 claimed += rows
                 left -= len(rows)
                 left_bytes -= sum(row.body_bytes for row in rows)
@@ -98,13 +100,20 @@ def _lease_wanted(work: Work, wanted: Sequence[FreeCapacity], scans: ScanStarts)
     return claimed
 
 
+def _lock_rate_limits(work: Work, transaction: Transaction, routes: Iterable[str]) -> dict[GateKey, GateRow]:
+    """Lock the gates of these routes' rate limits. Locked ones are skipped, so that they delay no other route."""
+    keys = {limit.key for route in routes for limit in _limits(work, route)}
+    return lock_all(transaction, keys, skips_locked=True)
+
+
 def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
     """Load the events of leased deliveries. A delivery that can't be loaded becomes dead.
 
-    A delivery that is too slow to load is skipped until its lease expires. If the database can't load any, as without a
-    table, the rest are given back.
+    One delivery that is too slow to load is skipped until its lease expires. At a second one, or if the database can't
+    load any, as without a table, the rest are given back.
     """
     loaded: list[Delivery] = []
+    too_slow = 0
     todo = deque(_split_by_size(sorted(leased, key=lambda row: (row.seq, row.route))))
     try:
         while todo:
@@ -114,6 +123,9 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
                     some_loaded = load_events(transaction, some)
             except Exception as error:
                 if not blames_items(error) and not takes_too_long(error):
+                    raise
+                too_slow += len(some) == 1 and takes_too_long(error)
+                if too_slow > 1:  # the database itself is slow, and the leases of the others would expire meanwhile
                     raise
                 if len(some) > 1:
                     todo.extend([row] for row in some)
@@ -173,14 +185,14 @@ def claim_probe(work: Work, route: str, scans: ScanStarts | None = None) -> list
 
 def _probe(work: Work, transaction: Transaction, now: datetime, route: str, scans: ScanStarts) -> list[Any]:
     policy = work.policies.get(route, UNKNOWN_ROUTE)
-    breakers, limits = policy.breakers, policy.rate_limits
-    gates = lock_all(transaction, {*breakers, *(limit.key for limit in limits)})
+    breakers = policy.breakers
+    gates = lock_all(transaction, {*breakers, *(limit.key for limit in policy.rate_limits)})
     tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
     known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
     if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
         return []
     claiming = _Claim(work, transaction, gates, scans)
-    rows = claiming.claim_route(route, 1, MOST_BYTES, limits)
+    rows = claiming.claim_route(route, 1, MOST_BYTES)
     if not rows and not transaction.execute(_SUSPECT_IN_HAND, node=work.node):
         rows = claiming.claim_suspect([route])
     if rows:
@@ -199,7 +211,9 @@ def claim_suspect(work: Work, routes: Sequence[str]) -> list[Delivery]:
         if not reading.execute(_ANY_SUSPECT):
             return []
     with work.write() as transaction:
-        rows = _Claim(work, transaction, {}, ScanStarts()).claim_suspect(routes)
+        claiming = _Claim(work, transaction, _lock_rate_limits(work, transaction, routes), ScanStarts())
+        rows = claiming.claim_suspect(routes)
+        claiming.note_rates()
     return _load(work, rows, step=STEP_OF_SUSPECTS)
 
 
@@ -229,24 +243,31 @@ class _Claim:
         self, work: Work, transaction: Transaction, gates: Mapping[GateKey, GateRow], scans: ScanStarts
     ) -> None:
         self.transaction = transaction
+        self._limits = partial(_limits, work)
         self._lease = {"token": secrets.randbits(62), "node": work.node, "lease": LEASE_SECONDS}
         self._scans = scans
         self._now = transaction.now() if gates else _BEGINNING  # without rates, saves a round trip
         self._used_until = {key: gate.rate_used_until for key, gate in gates.items()}
         self._changed: dict[GateKey, datetime] = {}
 
-    def _afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
-        """Return the number of attempts, up to `most`, that the limits allow; 0 if another relay is removing the gate."""
-        if any(limit.key not in self._used_until for limit in rate_limits):
+    def _afford(self, route: str, most: int) -> int:
+        """Return the number of attempts, up to `most`, that the rate limits allow; 0 while a gate is locked or being removed."""
+        limits = self._limits(route)
+        if any(limit.key not in self._used_until for limit in limits):
             return 0
-        return min([most, *(limit.affords(self._used_until[limit.key], self._now) for limit in rate_limits)])
+        return min([most, *(limit.affords(self._used_until[limit.key], self._now) for limit in limits)])
 
-    def claim_route(self, route: str, most: int, most_bytes: int, limits: Sequence[RateLimit]) -> list[ClaimedRow]:
+    def _use(self, route: str, attempts: int) -> None:
+        for limit in self._limits(route):
+            used_until = limit.use(self._used_until[limit.key], self._now, attempts)
+            self._used_until[limit.key] = self._changed[limit.key] = used_until
+
+    def claim_route(self, route: str, most: int, most_bytes: int) -> list[ClaimedRow]:
         """Claim the first due deliveries, as many as the rate limits allow, and use the limits.
 
         All due deliveries before the last claimed one are then claimed, locked by others, or paused.
         """
-        affordable = self._afford(limits, most)
+        affordable = self._afford(route, most)
         if affordable <= 0:
             return []
         start = self._scans.due[route]
@@ -256,14 +277,17 @@ class _Claim:
         is_full = len(fitting) == affordable or len(fitting) < len(due)
         if due:
             start.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - LATE
-        for limit in limits if fitting else ():
-            used_until = limit.use(self._used_until[limit.key], self._now, len(fitting))
-            self._used_until[limit.key] = self._changed[limit.key] = used_until
+        if fitting:
+            self._use(route, len(fitting))
         return self._lease_rows(fitting)
 
     def claim_suspect(self, routes: Sequence[str]) -> list[ClaimedRow]:
-        """Claim at most one delivery that may have killed a process."""
-        return self._lease_rows(self.transaction.execute(_SUSPECT, routes=routes))
+        """Claim at most one delivery that may have killed a process, on a route whose rate limits allow an attempt."""
+        affordable = [route for route in routes if self._afford(route, 1) > 0]
+        due = self.transaction.execute(_SUSPECT, routes=affordable) if affordable else []
+        for row in due:
+            self._use(row.route, 1)
+        return self._lease_rows(due)
 
     def _lease_rows(self, due: Sequence[Any]) -> list[ClaimedRow]:
         """Lease the rows just found."""

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import text
 
+from inbox.config.model import Route
 from inbox.config.routing import possible_lanes
 from inbox.db.dialect import as_json
 from inbox.errors import PayloadGone
@@ -131,10 +132,8 @@ FIRST: Place = ("", "")
 class Chosen(msgspec.Struct, frozen=True):
     """A selection of entities."""
 
-    source: str
-    route: str
-    types: tuple[str, ...] = ()
-    """Only these entity types; empty: all."""
+    route: Route
+    """Only entities of the types that this sync route takes."""
     entity_type: str | None = None
     entity_id: str | None = None
     since: datetime | None = None
@@ -144,26 +143,35 @@ class Chosen(msgspec.Struct, frozen=True):
 def read_entities(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
     """Read the newest events of the next entities after this place, as if each were delivered now.
 
-    Events that did not take the route are included: the present state of their entities may concern it.
+    If the route fetches, these are the last that arrived, including events that did not take the route: the present state
+    of their entities may concern it. Without fetch, they are the newest by their own time that the route takes.
     """
+    route = chosen.route
+    statement = _NEWEST_TAKEN if route.api is None else _NEWEST[bool(route.when.entity_type)]
     with database.read() as transaction:
         rows = transaction.execute(
-            _NEWEST[bool(chosen.types)],
-            **{name: getattr(chosen, name) for name in ("source", "entity_type", "entity_id", "since", "types")},
+            statement,
+            source=route.source,
+            types=route.when.entity_type,
+            event_types=route.when.event_type,
+            actions=route.when.action,
+            **{name: getattr(chosen, name) for name in ("entity_type", "entity_id", "since")},
             after_type=after[0],
             after_id=after[1],
             most=most,
         )
         payloads = {row.seq: row for row in read_payloads(transaction, (row.seq for row in rows))}
-    return [_as_if_due_in_lane(row, payloads.get(row.seq), chosen.route) for row in rows]
+    return [_as_if_due_in_lane(row, payloads.get(row.seq), route.name) for row in rows]
 
 
-def read_newest_of_entity(database: Database, source: str, route: str, place: Place) -> Delivery | None:
-    """Read the newest event of one entity, as if it were delivered now; None without one. It reads one row."""
-    with database.read() as transaction:
-        rows = transaction.execute(_NEWEST_OF_ONE, source=source, entity_type=place[0], entity_id=place[1])
+def read_newest_of_entity(database: Database, route: Route, place: Place) -> Delivery | None:
+    """Read the newest event of one entity, as `read_entities` does; None without one."""
+    if route.api is None:
+        return next(iter(read_entities(database, Chosen(route, *place), FIRST, 1)), None)
+    with database.read() as transaction:  # reads one row
+        rows = transaction.execute(_NEWEST_OF_ONE, source=route.source, entity_type=place[0], entity_id=place[1])
         payloads = {row.seq: row for row in read_payloads(transaction, (row.seq for row in rows))}
-    return _as_if_due_in_lane(rows[0], payloads.get(rows[0].seq), route) if rows else None
+    return _as_if_due_in_lane(rows[0], payloads.get(rows[0].seq), route.name) if rows else None
 
 
 def _as_if_due(event: Any, payload: Any | None, route: str, lane: str = "") -> Delivery:  # noqa: ANN401  # result rows
@@ -185,22 +193,34 @@ ORDER BY i.seq DESC LIMIT 1
 
 
 _OF_TYPES = f" AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})"
+_NAMED_ENTITIES = f"""
+    FROM inbox
+    WHERE source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL
+      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
+      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
+      AND (entity_type, entity_id) > (:after_type, :after_id)
+"""
+_IN_PAGES = "GROUP BY entity_type, entity_id ORDER BY entity_type, entity_id LIMIT :most"
 # By whether types are selected: without that condition the statement is simpler to plan.
 _NEWEST = {
     of_types: Statement(f"""
 SELECT i.seq, {_EVENT}
-FROM (
-    SELECT entity_type, entity_id, max(seq) AS seq
-    FROM inbox
-    WHERE source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL{_OF_TYPES * of_types}
-      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
-      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
-      AND (entity_type, entity_id) > (:after_type, :after_id)
-    GROUP BY entity_type, entity_id
-    ORDER BY entity_type, entity_id
-    LIMIT :most) newest
+FROM (SELECT entity_type, entity_id, max(seq) AS seq {_NAMED_ENTITIES}{_OF_TYPES * of_types} {_IN_PAGES}) newest
 JOIN inbox i ON i.seq = newest.seq
 ORDER BY i.entity_type, i.entity_id
 """)
     for of_types in (False, True)
 }
+_IS_TAKEN = " AND ".join(
+    f"(NOT EXISTS (SELECT 1 FROM {names}) OR {column} IN (SELECT {parameter}.name FROM {names}))"
+    for column, parameter in (("entity_type", "types"), ("event_type", "event_types"), ("action", "actions"))
+    for names in [sql.rows(parameter, name="text")]
+)
+_TAKEN_OF_ONE = (
+    f"i.source = :source AND (i.entity_type, i.entity_id) = (found.entity_type, found.entity_id) AND {_IS_TAKEN}"
+)
+_TAKEN = f"(SELECT entity_type, entity_id {_NAMED_ENTITIES} AND {_IS_TAKEN} {_IN_PAGES}) AS found"
+_NEWEST_TAKEN = Statement(f"""
+SELECT i.seq, {_EVENT} FROM {sql.first_of(_TAKEN, "inbox i", _TAKEN_OF_ONE, "i.occurred_at DESC, i.seq DESC", "1")}
+ORDER BY i.entity_type, i.entity_id
+""")

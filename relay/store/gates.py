@@ -26,7 +26,6 @@ def read_gates(work: Work) -> Gates:
     """Read the gates, except those of entities. An unreadable gate counts as paused, so only its deliveries are held back."""
     with work.database.read() as transaction:
         now = transaction.now()
-        ((paused_entities,),) = transaction.execute(_PAUSED_ENTITIES)
         keys = [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
     def part(some: Sequence[GateKey]) -> dict[GateKey, GateRow]:
@@ -43,7 +42,6 @@ def read_gates(work: Work) -> Gates:
         frozenset(key for key, gate in found.items() if gate.is_paused),
         {key: gate.breaker for key, gate in found.items()},
         {key: gate.held for key, gate in found.items() if gate.held is not None},
-        paused_entities,
     )
 
 
@@ -103,18 +101,21 @@ def _held(locked: Mapping[GateKey, GateRow]) -> dict[GateKey, datetime]:
     return {key: gate.held.until for key, gate in locked.items() if gate.held is not None}
 
 
-def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKey, GateRow]:
+def lock_all(
+    transaction: Transaction, keys: Collection[GateKey], *, skips_locked: bool = False
+) -> dict[GateKey, GateRow]:
     """Lock these gates in one statement, in key order, after inserting missing rows.
 
     Call it once per transaction, with all gates. Two transactions that lock the same gates in several calls may deadlock:
     when claims locked route by route, they did once a second. So may inserting a row while others are locked. Without the
-    order lock, a gate that an operator is resuming may be missing from the result.
+    order lock, a gate that an operator is resuming may be missing from the result; with `skips_locked`, so are gates that
+    another transaction has locked.
     """
     if not keys:
         return {}
     gates = sorted(keys)
     transaction.execute(_MAKE, gates=gates)
-    return _as_gates(transaction.execute(_LOCKED, gates=gates))
+    return _as_gates(transaction.execute(_UNLOCKED if skips_locked else _LOCKED, gates=gates))
 
 
 def store_breakers(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None:
@@ -235,7 +236,6 @@ ENTITY_NOT_PAUSED = f"""(({_IS_PAUSED} LIMIT 1) IS NULL OR (
 
 The gate of the entity is looked up by name (`relay.delivery.gates.make_entity_key`), however many are paused.
 """
-_PAUSED_ENTITIES = text("SELECT count(*) FROM gate g WHERE g.kind = 'entity' AND g.paused_at IS NOT NULL")
 
 
 _OF_KEYS = f"""
@@ -243,7 +243,9 @@ SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.rate_used_until, 
 FROM {sql.rows("gates", kind="text", name="text")} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
 ORDER BY g.kind, g.name
 """
-_GATES_OF, _LOCKED = Statement(_OF_KEYS), Statement(_OF_KEYS + sql.lock("g"))
+_GATES_OF = Statement(_OF_KEYS)
+_LOCKED = Statement(_OF_KEYS + sql.lock("g"))
+_UNLOCKED = Statement(_OF_KEYS + sql.lock("g", skip=True))
 
 _COLUMNS = ", ".join(_BREAKER)
 _STORE = Statement(f"""
@@ -253,10 +255,11 @@ WHERE true
 ON CONFLICT (kind, name) DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in _BREAKER)}
 """)
 
+# Inserts only missing rows: ON CONFLICT would wait for a row that another transaction is changing.
 _MAKE = Statement(f"""
 INSERT INTO gate (kind, name)
 SELECT kind, name FROM {sql.rows("gates", kind="text", name="text")}
-WHERE true
+WHERE (SELECT 1 FROM gate g WHERE g.kind = gates.kind AND g.name = gates.name) IS NULL
 ON CONFLICT (kind, name) DO NOTHING
 """)
 

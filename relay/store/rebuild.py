@@ -28,7 +28,7 @@ from relay.store.transaction import Transaction
 from relay.store.work import Work, process_in_parts
 
 
-def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked]:
+def rebuild(database: Database, config: Config, *, who: str, why: str) -> Iterator[Checked]:
     """Restore `open_delivery` and `lane` to the state that follows from the log.
 
     A delivery that lost its row gets it back, one that has ended loses it, a lane without a head gets one. If a fact can't
@@ -44,13 +44,13 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
             work,
             "rebuild",
             sorted({stored.seq for stored in wrong}),
-            part=partial(_repair, work, who),
+            part=partial(_repair, work, who, why),
             name=lambda seq: f"seq={seq}",
         )
         yield msgspec.structs.replace(checked, differences=tuple(found for part in parts for found in part))
 
 
-def _repair(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
+def _repair(work: Work, who: str, why: str, seqs: Sequence[int]) -> list[Difference]:
     """Examine these seqs again under the order lock, and repair the differences that remain.
 
     Receivers don't take that lock, but the events that they add have other seqs.
@@ -59,7 +59,7 @@ def _repair(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
         now = transaction.take_order_lock(keeps_payloads=True)  # retention deletes no event whose facts are read here
         _, wrong = examine(transaction, seqs, work.config, locked=True)
         gone = _remove_strays(transaction, [stored for stored in wrong if stored.event is None])
-        planned = [(stored, _restore(stored, work.config, who)) for stored in wrong if stored.event is not None]
+        planned = [(stored, _restore(stored, work.config, who, why)) for stored in wrong if stored.event is not None]
         mended = [(stored, must) for stored, must in planned if must.state is not State.IN_FLIGHT]
         # A ready head waits behind a restored blocked delivery; behind one in flight, it can be restored by a later run.
         blocked = [(must.route, must.lane) for _, must in mended if must.state is State.BLOCKED]
@@ -81,7 +81,7 @@ def _repair(work: Work, who: str, seqs: Sequence[int]) -> list[Difference]:
     ]
 
 
-def _restore(stored: Stored, config: Config, who: str) -> OpenDelivery:
+def _restore(stored: Stored, config: Config, who: str, why: str) -> OpenDelivery:
     """Return the delivery as its facts imply, with any fact to append; unchanged if it may stay in flight."""
     row, event, log = stored.row, stored.event, stored.log
     if row is not None and not stored.is_expected:
@@ -95,9 +95,8 @@ def _restore(stored: Stored, config: Config, who: str) -> OpenDelivery:
     must = restore(row, log.last, log.due_at)
     if not log.contradiction:
         return must
-    return msgspec.structs.replace(
-        must, facts=(facts.Corrected(who=who, why=log.contradiction),), standings=(log.last,)
-    )
+    corrected = facts.Corrected(who=who, why=f"{why}: {log.contradiction}")
+    return msgspec.structs.replace(must, facts=(corrected,), standings=(log.last,))
 
 
 def _choose_lane(stored: Stored, config: Config) -> str:

@@ -375,9 +375,10 @@ def _group_by_lane(wanted: Iterable[Lane], rows: Iterable[Any]) -> dict[Lane, li
     return {lane: sorted(some, key=lambda row: row.key) for lane, some in found.items()}
 
 
-def read_heads(transaction: Transaction, lanes: Iterable[Lane]) -> list[OpenDelivery]:
-    """Read the heads of these lanes, and lock the ready ones."""
-    return [as_open_delivery(row) for row in transaction.execute(_HEADS, lanes=list(lanes))]
+def read_heads(transaction: Transaction, lanes: Iterable[Lane], *, locked: bool = True) -> list[OpenDelivery]:
+    """Read the heads of these lanes; with `locked`, lock the ready ones."""
+    statement = _HEADS if locked else _HEADS_UNLOCKED
+    return [as_open_delivery(row) for row in transaction.execute(statement, lanes=list(lanes))]
 
 
 _LANES = sql.rows("lanes", route="text", lane="text")
@@ -386,9 +387,12 @@ _OF_LANE = "o.route = lanes.route AND o.lane = lanes.lane AND o.state"
 #
 # The others are only read. They end only under the order lock; one in flight may be given back, but is not written here.
 # Locking it would make its relay skip it when it renews leases.
+_IS_HEAD = f"{_OF_LANE} IN ('ready', 'in_flight', 'blocked')"
+_FOUND_HEADS = f"SELECT {ROW} FROM {sql.look_up(_LANES, 'open_delivery o', _IS_HEAD)}"
+_HEADS_UNLOCKED = Statement(_FOUND_HEADS)
 _HEADS = Statement(f"""
 WITH found AS MATERIALIZED (
-    SELECT {ROW} FROM {sql.look_up(_LANES, "open_delivery o", f"{_OF_LANE} IN ('ready', 'in_flight', 'blocked')")}
+    {_FOUND_HEADS}
 ), ready AS MATERIALIZED (
     SELECT {ROW}
     FROM {sql.look_up("found", "open_delivery o", "o.seq = found.seq AND o.route = found.route")}

@@ -148,7 +148,9 @@ class Transaction:
         lock, parameters = self._lock_of(routes)
         granted = self.execute(lock, **parameters)[0]
         if granted.routes < len(routes):
-            self.execute(order_lock.FIRST_TO_ADD_NOW if granted.routes else order_lock.FIRST)
+            if granted.routes:  # their waiters may hold that lock, or the row of a route that was added meanwhile
+                self.set_lock_timeout(SHORT_TIMEOUT_MS)
+            self.execute(order_lock.FIRST)
             self.execute(order_lock.add_routes(self.sql), given=parameters["given"])
             granted = self.execute(lock, **parameters)[0]
         if uses_short_timeouts:

@@ -18,7 +18,7 @@ import msgspec
 from inbox.config.sync import CallKeys, Find, MapField, SyncRoute, Update
 from inbox.errors import ConfigError, MappingError, Unreadable, UnusableAnswer, collect_config_errors
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
-from inbox.sources.fields import FORM, form_fields
+from inbox.sources.fields import body_value
 from relay.delivery.outcome import Delivery
 from relay.sync.calls import MEDIA_TYPES, CallPlan, compile_call, evaluate
 from relay.sync.expressions import ErasedEvent, Expression, Scope, decode
@@ -26,15 +26,14 @@ from relay.sync.fields import Fields, compile_fields
 from relay.sync.forms import text_of
 from relay.sync.templates import Placeholder, SearchTemplate
 
-_MOST_FORM_FIELDS = 1000
-
 
 class SyncPlan(msgspec.Struct, frozen=True):
     """A sync route, compiled."""
 
     table: SyncRoute
-    fetch: CallPlan
-    modified: Expression
+    fetch: CallPlan | None
+    """None if the webhook's body is the entity; so are `modified` and `pick` then."""
+    modified: Expression | None
     """Finds the time of the entity's last change."""
     fields: Fields
     find: FindPlan | None
@@ -54,7 +53,7 @@ class SyncPlan(msgspec.Struct, frozen=True):
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
         """Return True if an entity last changed at this time is older than the event."""
-        tolerance = self.table.fetch.tolerance
+        tolerance = None if self.table.fetch is None else self.table.fetch.tolerance
         return (
             tolerance is not None
             and modified is not None
@@ -83,9 +82,9 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
 
     parts: dict[str, Callable[[], Any]] = {
         "fetch": partial(call, "fetch", fetch, "GET", {"event"}, texts=SearchTemplate),
-        "pick": partial(expression, "fetch.pick", fetch.pick, None),
-        "modified": partial(expression, "fetch.modified", fetch.modified, None),
-        "carried": partial(compile_named, fetch.verify, f"{where}.fetch.verify", {"event"}),
+        "pick": lambda: fetch and expression("fetch.pick", fetch.pick, None),
+        "modified": lambda: fetch and expression("fetch.modified", fetch.modified, None),
+        "carried": lambda: compile_named(fetch.verify, f"{where}.fetch.verify", {"event"}) if fetch else (),
         "fields": partial(compile_fields, route, sync),
         "find": lambda: find and compile_find(find, f"{where}.find", findable, sync.map),
         "create": partial(call, "create", sync.create, "POST", {"event", "entity"}, sends_fields=True),
@@ -107,7 +106,7 @@ def _update(update: Update, where: str, known: Collection[str]) -> CallPlan:
 def event_scope(delivery: Delivery) -> Scope:
     """Return the part of the scope that describes the event.
 
-    `body` is the parsed webhook; None if it is neither JSON nor a form of at most 1,000 fields. Reading an erased body
+    `body` is the parsed webhook (`inbox.sources.fields.body_value`); None if it can't be parsed. Reading an erased body
     raises `inbox.errors.BodyErased`.
     """
     scope = {
@@ -141,9 +140,7 @@ def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
 
 def _parse(body: bytes, content_type: str) -> object:
     try:
-        if content_type.partition(";")[0].strip().lower() == FORM:
-            return dict(form_fields(body, _MOST_FORM_FIELDS))
-        return decode(body)
+        return body_value(body, content_type, decode)
     except (ValueError, Unreadable):
         return None
 

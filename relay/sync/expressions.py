@@ -21,6 +21,7 @@ from inbox.config.mistakes import nearest
 from inbox.errors import BodyErased, ConfigError, MappingError
 from inbox.events.strict_json import DEEPEST, LONGEST_NUMBER, exact, has_too_long_number, is_too_deep
 from inbox.loader.load import config_path
+from inbox.sources.expressions import names_read
 
 Scope = dict[str, Any]
 
@@ -30,10 +31,6 @@ EVENT_FIELDS = frozenset(
     }
 )  # fmt: skip
 """Names in `event`, the part of the scope that describes the event."""
-_READ_FROM_THE_FIRST = frozenset(
-    {"subexpression", "index_expression", "pipe", "projection", "value_projection", "filter_projection"}
-)
-"""Nodes whose other parts read from the value of their first part."""
 
 
 class Expression:
@@ -70,7 +67,7 @@ class Expression:
 
     def looks_into(self, name: str) -> bool:
         """Return True if it reads this top-level name of the scope."""
-        return name in _reads(self._compiled.parsed)
+        return name in names_read(self._compiled.parsed)
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
         """Evaluate it; None if it finds no value.
@@ -128,24 +125,6 @@ def digest(value: object) -> bytes:
     return hashlib.sha256(encode(value)).digest()
 
 
-def _reads(node: Mapping[str, Any], within: str | None = None) -> Iterator[str]:
-    """Yield the top-level names of the scope that an expression reads, or the names that it reads from `within`.
-
-    For `event.a.b` these are `event`, and `a` within `event`. Parts after a dot or in a projection read other values.
-    """
-    kind, children = node["type"], node.get("children", [])
-    if kind == "field":
-        if within is None:
-            yield node["value"]
-    elif within is not None and kind in {"subexpression", "pipe"} and children[0].get("value") == within:
-        yield from _reads(children[1])
-    elif kind in _READ_FROM_THE_FIRST:
-        yield from _reads(children[0], within)
-    elif kind != "expref":
-        for child in children:
-            yield from _reads(child, within)
-
-
 def _problems(tree: Mapping[str, Any], known: Collection[str] | None) -> Iterator[str]:
     """Yield the reasons why an expression always fails or finds no value."""
     for call in _nodes(tree, "function_expression"):
@@ -160,11 +139,11 @@ def _problems(tree: Mapping[str, Any], known: Collection[str] | None) -> Iterato
             yield f"passes {given} to {name}, which takes {at_least}{len(signature)} {arguments}"
     if known is None:
         return
-    for name in _reads(tree):
+    for name in names_read(tree):
         if name not in known:
             valid = nearest(name, known)
             yield f"uses an unknown name {name!r}; {valid.replace('valid here', 'known here')}"
-    for name in _reads(tree, "event") if "event" in known else ():
+    for name in names_read(tree, "event") if "event" in known else ():
         if name not in EVENT_FIELDS:
             yield f"uses an unknown name {name!r} in event; {nearest(name, EVENT_FIELDS)}"
 

@@ -58,6 +58,46 @@ def test_a_sync_table_needs_a_sync_destination() -> None:
     assert f"inbox.toml:{expected}" in mistake(change_links(('= "crm"', '= "audit"')))
 
 
+FETCH = 'fetch = { api = "identity", path = "/user/{event.entity_id}" }\n'
+
+
+def test_a_sync_without_a_fetch_is_strict_and_reads_bodies_alone() -> None:
+    text = change_links((FETCH, ""))
+    config = parse_config(text)
+    assert [config.ordering_of(route) for route in config.routes.values()] == ["strict", "strict"]
+    assert parse_config(LINKS).ordering_of(parse_config(LINKS).routes["users"]) == "latest"
+    told = mistake(text.replace("[routes.users.sync]", 'lane = "event"\n[routes.users.sync]') + SWEEP)
+    assert "[routes.users] lane: lets an older body overwrite a newer one" in told
+    assert "event_body: is missing: route 'users' has no fetch, so it maps the body" in told
+    assert parse_config(f'{text}{SWEEP}event_body = {{ email = "mail" }}\n').sources["trivore"].sweeps
+
+
+@pytest.mark.parametrize(
+    ("entity", "preset", "expected"),
+    [
+        (
+            '{ type = "user", id = "$.sender.id" }',
+            "github",
+            "id: '$.sender.id' is a JSONPath, and this takes a JMESPath; write 'body.sender.id'",
+        ),
+        (
+            '{ type = "user", id = "sender.id" }',
+            "github",
+            "id: 'sender.id' must read from body alone; write 'body.sender.id'",
+        ),
+        ('{ type = "user", id = "body.[" }', "github", "id: 'body.[' is not a JMESPath"),
+        ('{ type = "", id = "body.id" }', "github", "type: must be a text of 1 to 100 characters"),
+        ('{ type = "user", ids = "body.id" }', "github", "ids: unknown key; did you mean 'id'?"),
+        ('{ type = "user" }', "github", "id: is missing"),
+        ('{ type = "user", id = "body.id" }', "custom", "id: is for other presets; here, set event.entity_type"),
+        ('{ type = "user", id = "body.id" }', "salesforce", "the bodies of Salesforce"),
+    ],
+)
+def test_a_wrong_entity_of_a_source_is_told_with_the_right_spelling(entity: str, preset: str, expected: str) -> None:
+    text = f'[sources.s]\npreset = "{preset}"\nauth = {{ kind = "none" }}\nunsigned = true\nentity = {entity}\n'
+    assert f"[sources.s] entity.{expected}" in mistake(text) or expected in mistake(text)
+
+
 def test_no_call_replaces_the_header_of_its_endpoints_secret() -> None:
     crm = 'base_url = "https://crm.example.com"\n'
     auth = 'auth = { kind = "header", name = "X-Key", value = "env:K" }\n'

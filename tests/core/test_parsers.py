@@ -208,6 +208,9 @@ def test_every_spelling_of_an_instant_is_that_instant() -> None:
     assert timestamps.parse_rfc3339("9999-12-31T23:59:59-23:59") > timestamps.parse_rfc3339("9999-12-31T23:59:59Z")
 
 
+MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
@@ -222,13 +225,21 @@ def test_every_spelling_of_an_instant_is_that_instant() -> None:
         ("1h", NOW - timedelta(hours=1)),
         ("2d", NOW - timedelta(days=2)),
         ("1w", NOW - timedelta(weeks=1)),
+        ("1h30m", NOW - timedelta(hours=1, minutes=30)),
+        ("yesterday", MIDNIGHT - timedelta(days=1)),
+        ("today", MIDNIGHT),
+        ("00:00", MIDNIGHT),
+        ("23:59", MIDNIGHT - timedelta(minutes=1)),
     ],
 )
-def test_a_time_is_a_printed_one_a_date_or_a_span_back_from_now(given: str, meant: datetime) -> None:
+def test_a_time_is_a_printed_one_a_date_a_time_of_day_or_a_span_back_from_now(given: str, meant: datetime) -> None:
     assert timestamps.parse_time(given, NOW) == meant
 
 
-@pytest.mark.parametrize("given", ["", "yesterday", "1", "-1h", "1y", "2026-13-01", "2026-01-31Z", "999999999w", "٣h"])
+@pytest.mark.parametrize(
+    "given",
+    ["", "tomorrow", "24:00", "9:00", "1h30", "1", "-1h", "1y", "2026-13-01", "2026-01-31Z", "999999999w", "٣h"],
+)
 def test_any_other_time_is_an_error_with_the_valid_forms(given: str) -> None:
     with pytest.raises(ValueError, match=r"2026-01-31T10:00:00.123Z.* a date .*1h"):
         timestamps.parse_time(given, NOW)

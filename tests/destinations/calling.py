@@ -95,6 +95,10 @@ SYNC = """
 """
 
 
+OWN_BODY = "\n".join(line for line in SYNC.splitlines() if "fetch =" not in line)
+"""The same steps without a fetch."""
+
+
 class World:
     """Both services behind one server, and the route between them."""
 

@@ -25,6 +25,7 @@ from tests.destinations.calling import (
     FIND,
     FOUND,
     NONE,
+    OWN_BODY,
     REMOVE,
     SECOND,
     SYNC,
@@ -34,7 +35,17 @@ from tests.destinations.calling import (
     World,
     replace_in_sync,
 )
-from tests.helpers.delivering import DELIVERY, NOW, a_delivery, as_delivered, as_failed, context, deliver, failure
+from tests.helpers.delivering import (
+    DELIVERY,
+    NOW,
+    ROUTE,
+    a_delivery,
+    as_delivered,
+    as_failed,
+    context,
+    deliver,
+    failure,
+)
 from tests.helpers.scripted import Act, answer, reset
 
 C1, C2, OTHER = ({"id": f"c{n}", "external_id": f"u{of}"} for n, of in ((1, 1), (2, 1), (2, 2)))
@@ -274,6 +285,78 @@ def test_a_last_change_that_is_still_to_come_is_not_told(world: World, delivery:
     """It would make every later event look covered."""
     outcome = as_delivered(world.deliver(delivery, fetch=user("2126-01-01T00:00:00Z")))
     assert (outcome.did, outcome.last_modified) == ("updated", None)
+
+
+# --- without a fetch, the webhook's own body is the entity
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "sent"),
+    [
+        (b'{"name": "Ada", "phone": null}', "application/json", "Ada"),
+        (b"name=Ada+L.&phone=1", "application/x-www-form-urlencoded; charset=utf-8", "Ada L."),
+        (b"payload=%7B%22name%22%3A%22Ada%22%7D", "application/x-www-form-urlencoded", "Ada"),
+        (b'{"name": "' + b"x" * 9_000_000 + b'"}', "application/json", "x" * 9_000_000),
+    ],
+    ids=["json", "form", "json in a form", "large"],
+)
+def test_without_a_fetch_the_body_is_the_entity(world: World, body: bytes, content_type: str, sent: str) -> None:
+    outcome = as_delivered(world.deliver(a_delivery(body=body, content_type=content_type), sync=OWN_BODY))
+    assert (world.asked, outcome.fetch_began_at, outcome.last_modified) == ([FIND, UPDATE], None, None)
+    assert json.loads(world.server.seen[1].body)["name"] == sent
+
+
+def test_a_list_is_an_entity_too(world: World) -> None:
+    sync = OWN_BODY.replace("entity.name", "entity[0].name")
+    as_delivered(world.deliver(a_delivery(body=b'[{"name": "Ada"}]'), sync=sync))
+    assert json.loads(world.server.seen[1].body)["name"] == "Ada"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"7",
+        b'"name"',
+        b"<user/>",
+        b'{"name": "\xe4"}',
+        b'{"sweep": {"left_out": "too large"}}',
+    ],
+)
+def test_a_body_without_an_entity_makes_the_event_dead_and_clears_nothing(world: World, body: bytes) -> None:
+    failed = as_failed(world.deliver(a_delivery(body=body), sync=OWN_BODY))
+    assert (failed.error_class, failed.calls, world.asked) == ("mapping", (), [])
+    assert failed.error.startswith("event.body: ")
+
+
+def test_a_delete_event_alone_says_that_the_entity_is_gone(world: World) -> None:
+    for body in (b"", b'{"name": "Ada"}'):
+        assert describe(world.deliver(msgspec.structs.replace(DELETE, body=body), sync=OWN_BODY)) == "deleted"
+    assert describe(world.deliver(a_delivery(body=None), sync=OWN_BODY)) == "skipped", "an erased body clears nothing"
+
+
+@pytest.mark.parametrize(
+    ("delivery", "ordering", "end"),
+    [
+        (DELIVERY, "strict", "overtaken"),
+        (DELETE, "strict", "overtaken"),
+        (a_delivery(run=1), "strict", "updated"),
+        (DELIVERY, "latest", "updated"),
+    ],
+)
+def test_an_older_body_makes_no_call_unless_it_is_replayed(
+    world: World, delivery: Delivery, ordering: str, end: str
+) -> None:
+    config = world.config(OWN_BODY)
+    route = msgspec.structs.replace(config.routes[ROUTE], ordering=ordering)
+    world.server.routes |= {FIND: [FOUND], UPDATE: [answer()]}
+    outcome = deliver(
+        msgspec.structs.replace(config, routes={ROUTE: route}), msgspec.structs.replace(delivery, late=True)
+    )
+    assert (describe(outcome), len(world.asked)) == (end, 0 if end == "overtaken" else 2)
 
 
 # --- failures

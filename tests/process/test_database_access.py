@@ -172,7 +172,7 @@ DEDUP = '"timestamp", "id", "entityType", "eventType"'
 """The preset's own `dedup`."""
 COMMANDS: tuple[tuple[Role, str], ...] = (
     ("relay", "relay verify"),
-    ("relay", "relay rebuild"),
+    ("relay", "relay rebuild --reason check --yes"),
     ("relay", "relay pause --route everything --reason maintenance --yes"),
     ("relay", "relay resume --route everything --reason over --yes"),
     ("relay", "inbox rejected"),

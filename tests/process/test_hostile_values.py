@@ -39,7 +39,10 @@ pages = {{ by = "start", count = 9 }}
 
 CASES: Mapping[str, tuple[str, ...]] = {
     "inbox init": ("--source HOSTILE --force",),
-    "inbox list": ("", "--json", "--state dead", "--wide", "--columns HOSTILE", "--ndjson", "--error HOSTILE"),
+    "inbox list": (
+        *("", "--json", "--state dead", "--wide", "--columns HOSTILE", "--ndjson"),
+        *("--error HOSTILE", "--body HOSTILE", "--sender-id HOSTILE"),
+    ),
     "inbox show": ("1", "1 --json", "1000", "1000 --json"),
     "inbox tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--source HOSTILE"),
     "inbox commands": ("", "--json", "--wide", "1", "1 --json", "--kind HOSTILE"),
@@ -55,19 +58,25 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay pause": ("--entity HOSTILE --source trivore --reason HOSTILE --yes", "--route HOSTILE"),
     "relay resume": ("--entity HOSTILE --source trivore", "--route HOSTILE"),
     "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),
-    "relay sweep": ("--source trivore --dry-run", "--source HOSTILE"),
+    "relay sweep": ("--source trivore", "--source HOSTILE"),
     "relay verify": ("", "--json"),
     "relay unblock": ("--all --reason x", "--all --reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
     "relay replay": ("--all --reason x", "--all --json", "--seq 1 --reason HOSTILE --yes", "--entity HOSTILE --reason x"),
     "relay cancel": ("--seq 1 --reason x", "--route HOSTILE --reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
     "relay retry": ("--all --reason x", "--all --reason x --json", "--seq 1 --reason HOSTILE --yes", "--api HOSTILE --reason x"),
-    "relay rebuild": ("", "--json"),
+    "relay rebuild": ("--reason HOSTILE --yes", "--json"),
 }  # fmt: skip
 """Options for each command; HOSTILE stands for a pasted hostile argument."""
 
 WITHOUT_VALUES = {
     *("inbox serve", "relay run", "relay web"),  # they write logs: of a relay below, of the others with their tests
-    *("inbox migrate", "inbox roles", "relay stop", "relay continue"),  # they show only words of the code and numbers
+    *(
+        "inbox migrate",
+        "inbox roles",
+        "inbox schema",
+        "relay stop",
+        "relay continue",
+    ),  # they show only words of the code and numbers
     *("relay web passwd", "relay web token"),  # they show only a validated name
     *("relay demo", "relay demo identity", "relay demo commercial"),  # tests/demo/test_demo.py
     *("inbox check", "inbox send"),  # tests/process/test_check.py, and below

@@ -17,17 +17,19 @@ import pytest
 from sqlalchemy import Engine, text
 
 from inbox.db.intake import Rejected
+from inbox.events.event import RawRequest
+from inbox.sources.normalize import readers_of
 from relay.cli import compare, listings, status
 from relay.store import nodes
 from relay.store.database import Database
-from tests.helpers.databases import down
+from tests.helpers.databases import ON_BOTH, down
 from tests.helpers.processes import INBOX, RELAY, Ended, Site
 from tests.helpers.relaying import fill, give_up, work_of
 from tests.helpers.scripted import ScriptedServer, answer, serving
 from tests.helpers.storing import START, Intake
 from tests.helpers.tables import count, rows
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import SYNC_CONFIG, config_text, moment
+from tests.helpers.webhooks import HEADERS, SYNC_CONFIG, a_config, body, config_text, moment
 
 CONFIG = (
     SYNC_CONFIG
@@ -116,6 +118,32 @@ def test_a_plan_shows_each_change_field_by_field_and_writes_nothing(
         assert plan(synced, *wrong).status == 2
 
 
+@ON_BOTH
+def test_a_plan_without_a_fetch_compares_the_newest_body_that_the_route_takes(
+    place: Site, server: ScriptedServer, config: str, database_url: str
+) -> None:
+    """Neither a later arrival with an older time, nor an event of another type."""
+    fetch = next(line for line in config.splitlines() if line.startswith("fetch ="))
+    event_body = 'event_body = { name = "name" }\n'
+    taken = config.replace(f"{fetch}\n", "").replace(TO_CRM, TO_CRM + 'when = { event_type = ["UPDATE", "sweep"] }\n')
+    place.configure(taken + event_body)
+    events = [("UPDATE", 5, "Ada"), ("UPDATE", 1, "Old"), ("LOGIN", 9, "x"), ("UPDATE", 5, "Ada L.")]
+    headers = {name.lower(): value for name, value in HEADERS.items()}
+    for number, (kind, at, name) in enumerate(events):
+        payload = body("u1", moment(at), eventType=kind, name=name, n=number)
+        for event in readers_of(a_config(database_url))["trivore"](RawRequest("trivore", headers, payload, START)):
+            Intake(database_url).append(msgspec.structs.replace(event, dedup_key=str(number)))
+    fill(database_url, [("u2", moment(0))])
+    found = json.loads(plan(place, "--route", "user-to-crm", "--json").stdout)
+    assert [(each["entity_id"], [(f["field"], f["after"]) for f in each["fields"]]) for each in found] == [
+        ("u1", [("name", "Ada L.")]),
+        ("u2", [("phone", None)]),
+    ]
+    assert {seen.target.partition("?")[0] for seen in server.seen} == {"/contacts"}
+    ended = with_new(place, (taken + event_body).replace("entity.name", "entity.n"), "--fetch", "--json")
+    assert len({each["last_seq"] for each in json.loads(ended.stdout) if each["part"] == "body.name"}) > 1
+
+
 def test_another_configuration_is_compared_by_the_newest_events_and_with_fetch_by_their_writes(
     synced: Site, server: ScriptedServer, config: str
 ) -> None:
@@ -153,6 +181,9 @@ def list_users(server: ScriptedServer, *users: tuple[str, str], since: str = EPO
         server.routes[f"GET /api/user?since={since}&start={start}&count=2"] = [answer(200, {"resources": page})]
 
 
+DO_IT = ("--reason", "webhooks were off", "--yes")
+
+
 def sweep(place: Site, *options: str) -> tuple[int, list[int]]:
     """Run a sweep; return its exit status and the numbers of compared, missed and added entities."""
     ended = place.invoke("relay", "sweep", "--source", "trivore", "--json", *options)
@@ -168,22 +199,25 @@ def test_a_missed_change_becomes_one_event_and_only_a_whole_sweep_moves_the_wate
     )
     fill(database_url, [("u1", "2026-01-01T00:00:00Z"), ("u1", "2026-01-02T00:00:00Z"), ("u2", "2026-01-01T00:00:00Z")])
     list_users(server, *LOST)
-    assert sweep(place, "--dry-run") == (1, [3, 2, 0])
+    assert sweep(place) == (1, [3, 2, 0])
     server.routes[f"GET /api/user?since={EPOCH}&start=0&count=2"] = [answer(404)]
-    assert place.invoke("relay", "sweep", "--source", "trivore").status == 2
+    assert place.invoke("relay", "sweep", "--source", "trivore", *DO_IT).status == 2
     list_users(server, ("u9", "2126-01-01T00:00:00Z"), since="2026-01-03T00%3A00%3A00Z")
-    assert sweep(place, "--since", "2026-01-03") == (0, [0, 0, 0]), "this minute is left out"
+    assert sweep(place, "--since", "2026-01-03", *DO_IT) == (0, [0, 0, 0]), "this minute is left out"
     assert count(engine, "sweep_watermark WHERE compared_until IS NOT NULL") == 0
 
     list_users(server, *LOST)
-    assert sweep(place) == (1, [3, 2, 2])
+    assert place.invoke("relay", "sweep", "--source", "trivore", "--yes").status == 2, "a reason is missing"
+    assert sweep(place, *DO_IT) == (1, [3, 2, 2])
+    noted = rows(engine, "SELECT kind, reason, state FROM relay_command ORDER BY id DESC LIMIT 1")
+    assert [tuple(row.values()) for row in noted] == [("sweep", DO_IT[1], "done")]
     added = rows(engine, "SELECT entity_id, event_type FROM inbox WHERE seq > 3 ORDER BY entity_id")
     assert [tuple(row.values()) for row in added] == [("u2", "sweep"), ("u3", "sweep")]
     assert count(engine, "open_delivery WHERE state = 'received' AND seq > 3") == 2
     list_users(
         server, LOST[1], since="2026-01-02T23%3A55%3A00Z"
     )  # a sweep begins a little before the end of the last one
-    assert sweep(place) == (0, [1, 0, 0])
+    assert sweep(place, *DO_IT) == (0, [1, 0, 0])
     for source in ("nobody", "unrouted"):
         assert place.invoke("relay", "sweep", "--source", source).status == 2
 
@@ -207,14 +241,14 @@ def test_differences_of_state_and_log_end_with_1_until_they_are_repaired(
     assert found.stdout.splitlines()[1].split() == ["missing", "3", "everything", "open", "no", "row"]
     listing = json.loads(place.invoke("relay", "verify", "--json").stdout)
     assert [(each["finding"], each["seq"]) for each in listing] == [("missing", 3), ("missing", 7)]
-    assert "repaired 2 differences in 40 events" in place.invoke("relay", "rebuild").stdout
+    assert "repaired 2 differences in 40 events" in place.invoke("relay", "rebuild", *DO_IT).stdout
     assert (place.invoke("relay", "verify").status, count(engine, "open_delivery")) == (0, 40)
 
     lose("3, 7, 8")
     monkeypatch.setattr(compare, "_MOST_DIFFERENCES", 2)
     many = place.invoke("relay", "verify")
     assert (len(many.stdout.splitlines()), "3 differences in 40 events" in many.stderr) == (3, True)
-    assert [len(json.loads(place.invoke("relay", "rebuild", "--json").stdout)) for _ in range(2)] == [2, 0]
+    assert [len(json.loads(place.invoke("relay", "rebuild", "--json", *DO_IT).stdout)) for _ in range(2)] == [2, 0]
 
 
 # --- `relay status` and its `--check`, `inbox tail` and `relay tail`

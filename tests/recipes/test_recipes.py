@@ -182,6 +182,14 @@ def test_users_of_trivore_have_contacts(sqlite_database_url: str, tmp_path: Path
         assert [contact["last_name"] for contact in crm.all.values()] == ["Aalto", "Leino"]
 
 
+def test_webhooks_that_hold_the_data_become_contacts(sqlite_database_url: str, tmp_path: Path) -> None:
+    with closing(Records("contacts", OWN_TOKEN)) as crm:
+        secrets = {"REGISTER_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "CRM_TOKEN": OWN_TOKEN}
+        services = {"https://crm.example.com": crm}
+        follow("webhooks-to-contacts", tmp_path, sqlite_database_url, services, **secrets)
+        assert [seen.method for seen in crm.seen if seen.method != "GET"] == ["POST", "DELETE"]
+
+
 def hubspot_names(url: str) -> list[tuple[str | None, str | None]]:
     """Return first and last names of all contacts, read by HubSpot's own client."""
     with clients.hubspot_client(url) as client:

@@ -87,7 +87,7 @@ def findings(database: Database) -> list[tuple[str, int | None, str | None]]:
 
 
 def mend(database: Database, config: Config = CONFIG) -> list[Difference]:
-    return [found for checked in rebuild(database, config, who="ann") for found in checked.differences]
+    return [found for checked in rebuild(database, config, who="ann", why="a check") for found in checked.differences]
 
 
 KEPT = ("inbox", "inbox_payload", "delivery_log")

@@ -18,6 +18,8 @@ from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed
 from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, FreeCapacity, claim, claim_probe, claim_suspect
 from relay.store.work import Work
+from tests.helpers.databases import ON_POSTGRES
+from tests.helpers.locks import lock_by_hand
 from tests.helpers.relaying import POLICIES, Steps, work_of
 from tests.helpers.stepping import Stepper, all_orders
 from tests.helpers.storing import an_event
@@ -219,6 +221,21 @@ def test_routes_that_share_an_endpoint_use_its_rate_together_in_one_claim(steps:
     )
 
 
+def test_suspects_are_claimed_within_the_rate_too_also_by_a_probe(steps: Steps) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 7)))
+    steps.do("UPDATE open_delivery SET crashes = 2 WHERE seq > 1")
+    rated = msgspec.structs.replace(POLICY, breakers={CRM: LIMITS}, rate_limits=(RateLimit(CRM, 2.0, 1),))
+    one, other = (work_of(steps.database, {**steps.policies, "strict": rated}, node=node) for node in ("r1", "r2"))
+    assert [len(claim_suspect(one, ["strict"])) for _ in range(3)] == [1, 1, 0]
+    assert claim_at_rate(steps, 2.0) == 0, "they have used it"
+    steps.advance(0.5)
+    assert claim_at_rate(steps, 2.0) == 1
+    steps.do("UPDATE gate SET breaker = 'open', breaker_until = '2000-01-01'")
+    assert claim_probe(other, "strict") == []
+    steps.advance(0.5)
+    assert [delivery.is_suspect for delivery in claim_probe(other, "strict")] == [True]
+
+
 # --- two at once, without a deadlock
 
 RATED = {"strict": (RateLimit(CRM, 10.0, 1),), "latest": (RateLimit(IDENTITY, 10.0, 1),)}
@@ -249,7 +266,7 @@ def test_gates_are_made_and_locked_in_the_order_of_their_keys_whatever_a_process
     assert [call.kwargs["gates"] for call in transaction.execute.call_args_list] == [[IDENTITY, CRM]] * 4
 
 
-def claiming(steps: Steps, *routes: str, node: str = "r1") -> Callable[[], object]:
+def claiming(steps: Steps, *routes: str, node: str = "r1") -> Callable[[], list[Delivery]]:
     return partial(claim, with_limits(steps, RATED, node), [FreeCapacity(routes, 8)])
 
 
@@ -276,6 +293,17 @@ def test_locks_of_gates_never_deadlock(
     run_in_all_orders(steps, {"r1": claiming(steps, "strict", "latest"), "r2": beside}, *there)
 
 
+@ON_POSTGRES
+@pytest.mark.parametrize("how", ["SELECT 1 FROM gate WHERE name = 'crm' FOR UPDATE", "UPDATE gate SET name = name"])
+def test_a_gate_that_is_locked_stops_the_claims_of_its_own_routes_alone(steps: Steps, how: str) -> None:
+    steps.arrive(*(an_event(n, f"u{n}", routes=["strict"]) for n in (1, 2)), an_event(3, routes=["latest"]))
+    steps.do("UPDATE open_delivery SET crashes = 2 WHERE seq = 2", ONE_THERE)
+    with lock_by_hand(steps.database.engine, how):
+        assert seqs(claiming(steps, "strict", "latest")()) == [3]
+        assert claim_suspect(with_limits(steps, RATED), ["strict", "latest"]) == []
+    assert seqs(claiming(steps, "strict", "latest")()) == [1]
+
+
 # --- pauses
 
 
@@ -297,7 +325,6 @@ def test_a_pause_lasts_until_it_is_resumed_and_what_arrives_meanwhile_is_kept(st
 def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "c"))
     steps.pause(make_entity_key("trivore", "USER", "b"))
-    assert gates.read_gates(steps.work).paused_entities == 1
     steps.pause(
         make_entity_key("github", "USER", "a"), make_entity_key("trivore", "GROUP", "c")
     )  # of another source or type

@@ -253,7 +253,7 @@ def judging(steps: Steps) -> None:
 
 
 def rebuilding(steps: Steps) -> None:
-    list(rebuild.rebuild(steps.database, CONFIG, who="kim"))
+    list(rebuild.rebuild(steps.database, CONFIG, who="kim", why="a check"))
 
 
 @ON_POSTGRES

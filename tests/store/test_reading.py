@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import Connection, Engine, text
 
@@ -40,6 +41,49 @@ SECOND, LATER = START + timedelta(seconds=1), START + timedelta(days=9)
 def unwell(status: int, error_class: ErrorClass, error: str) -> Failed:
     call = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, status)
     return Failed((call,), error_class, error)
+
+
+def test_an_event_is_found_by_its_number_its_senders_id_and_its_payload(engine: Engine, steps: Steps) -> None:
+    bodies = (
+        '{"name": "Zoë"}',
+        '{"name": "Zo\\u00eb"}',
+        '{"url": "https:\\/\\/shop.example\\/1"}',
+        "\\x",
+        '{"as": "Zoe"}',
+    )
+    routes = [["strict"]] * 4 + [[]]
+    made = [an_event(n, f"u{n}", routes=routes[n - 1], body=body.encode()) for n, body in enumerate(bodies, start=1)]
+    steps.receive(*(msgspec.structs.replace(each, event_id=f"Guid-{each.entity_id}") for each in made))
+    steps.do("DELETE FROM inbox_payload WHERE seq = 5")
+    narrows(
+        lambda **given: [row["seq"] for row in search(engine, EventFilter(**given)).rows],
+        {
+            (3,): [{"seq": 3}, {"sender_id": "Guid-u3"}, {"body": "https://shop.example/1"}],
+            (2, 1): [{"body": "Zoë"}, {"body": "Zoë", "until": SECOND, "state": "received"}],
+            (4,): [{"body": "\\x"}],
+            (): [
+                {"seq": 3, "sender_id": "Guid-u1"},
+                {"sender_id": "guid-u3"},
+                {"body": "Zoe"},
+                {"seq": 3, "state": "dead"},
+            ],
+        },
+    )
+    assert search(engine, EventFilter(body="Zoe")).without_payload == 1
+    assert has(engine, "sender_id", "Guid-u3")
+    assert reads.find_sender_ids(engine, "guid", 2) == ["Guid-u1", "Guid-u2"]
+
+
+def test_a_search_in_payloads_stops_after_some_says_where_and_is_continued(
+    engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MOST_SEARCHED", 2)
+    monkeypatch.setattr(listing, "_SEARCHED", 1)
+    steps.receive(*(an_event(n) for n in range(1, 6)))
+    found = search(engine, EventFilter(body='"n": 2'))
+    assert (found.rows, found.before, found.looked_through, found.back_to) == ([], 4, 2, START)
+    found = search(engine, EventFilter(body='"n": 2', before=4))
+    assert (keys(found.rows), found.before) == ([(2, "strict")], 2)
 
 
 def test_rejected_requests_are_narrowed_by_everything_that_they_show(engine: Engine, steps: Steps) -> None:
@@ -85,6 +129,8 @@ CONDITIONS: tuple[dict[str, Any], ...] = (
     *({"state": state} for state in LISTED_STATES),
     *({"state": state, "routes": {"strict"}} for state in ("dead", "ready", "delivered", "waiting")),
     *({"state": state, "entity_type": "USER", "entity_id": "u2"} for state in ("dead", "ready", "delivered")),
+    {"state": "open"},
+    {"state": "open", "routes": {"strict"}, "status": 503},
     {"state": "ready", "retrying_at": START},
     {"state": "ready", "retrying_at": START + timedelta(days=9)},
     {"source": "trivore", "entity_type": "USER", "entity_id": "u1"},
@@ -105,6 +151,9 @@ CONDITIONS: tuple[dict[str, Any], ...] = (
     {"until": START + timedelta(seconds=1), "since": START},
     {"before": 8},
     {"before": 8, "state": "dead"},
+    {"seq": 5},
+    {"seq": 5, "state": "ready"},
+    {"seq": 5, "before": 5},
 )
 
 
@@ -122,7 +171,7 @@ def all_that_match(engine: Engine, wanted: EventFilter) -> list[tuple[int, str |
         numbers = list(connection.execute(text("SELECT seq FROM inbox ORDER BY seq DESC")).scalars())
         connection.rollback()
         rows = [row for of_event in listing.deliveries_of(connection, numbers) for row in of_event]
-    names = ("source", "entity_type", "entity_id", "event_type")
+    names = ("source", "entity_type", "entity_id", "event_type", "seq")
     return [
         (row["seq"], row["route"])
         for row in rows

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config.model import Config, When
+from inbox.config.model import Api, Config, When
+from inbox.config.sync import Fetch, SyncRoute
 from inbox.db.reads import Row
 from inbox.events.event import Enrolment
 from inbox.events.timestamps import as_time
@@ -58,7 +59,7 @@ def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: 
     assert (row["state"], row["run"], row["attempt"], row["due_at"]) == ("ready", 1, 0, clock.moment)
     *_, fact = steps.rows("SELECT * FROM delivery_log ORDER BY id")
     assert (fact["kind"], fact["attempt"], fact["relay_node"], fact["at"]) == ("replayed", 0, None, clock.moment)
-    assert fact["detail"] == {"who": "kim", "why": "mended"}
+    assert fact["detail"] == {"who": "kim", "why": "mended", "command": 1}
     steps.facts_agree()
     again = steps.attempt(DONE)
     assert (again.seq, again.run, again.attempt, steps.states()) == (1, 1, 1, [])
@@ -91,7 +92,7 @@ def test_an_open_delivery_is_not_replayed_nor_one_that_is_due_or_claimed_retried
     before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
     with steps.database.write() as transaction:
         now, keys = transaction.take_order_lock(keeps_payloads=True), [(seq, "strict") for seq in range(1, 6)]
-        assert change(transaction, choice, keys, now, who="kim", why="by mistake", policies=POLICIES) == 0
+        assert change(transaction, choice, keys, now, who="kim", why="by mistake", command=1, policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert steps.kinds() == []
 
@@ -172,14 +173,32 @@ def test_one_not_begun_yet_is_delivered_after_an_older_one_that_is_replayed(step
 
 
 FETCHED = Delivered((), "updated", fetch_began_at=START)
+FETCHES = SyncRoute(fetch=Fetch(api="identity", path="/user"))
 
 
-@pytest.mark.parametrize(("outcome", "number"), [(FETCHED, 1), (DONE, 0)])
-def test_an_older_one_is_overtaken_unless_the_newer_was_fetched(steps: Steps, outcome: Delivered, number: int) -> None:
+@pytest.mark.parametrize(("sync", "number"), [(FETCHES, 1), (None, 0)])
+def test_an_older_one_is_overtaken_unless_it_fetches(steps: Steps, sync: SyncRoute | None, number: int) -> None:
+    """Also if the newer one was fetched before the route was changed."""
     for seq in (1, 2):
         steps.arrive(an_event(seq, routes=["latest"]))
-        steps.attempt(outcome, "latest")
-    assert plan_and_replay(steps, Selection(seq=1)) == (number, number)
+        steps.attempt(FETCHED, "latest")
+    route = msgspec.structs.replace(CONFIG.routes["latest"], sync=sync)
+    config = msgspec.structs.replace(CONFIG, routes={"latest": route})
+    config = msgspec.structs.replace(config, apis={"identity": Api(base_url="https://id.example.com")})
+    assert plan_and_replay(steps, Selection(seq=1), config) == (number, number)
+
+
+@pytest.mark.parametrize("is_retried", [False, True], ids=["in flight", "in retry"])
+def test_an_older_one_is_not_sent_behind_a_newer_one_that_has_begun(steps: Steps, is_retried: bool) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(HOPELESS)
+    newer = steps.claim()
+    if is_retried:
+        steps.record([(newer, UNWELL)])
+    assert plan(steps, ALL).left_out == {"overtaken": 1}
+    assert plan_and_replay(steps, ALL) == (0, 0)
+    assert plan_and_replay(steps, msgspec.structs.replace(ALL, force=True)) == (1, 1)
+    steps.facts_agree()
 
 
 def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
@@ -303,7 +322,11 @@ def test_a_cancelled_one_has_ended_and_the_next_of_its_lane_goes_on(steps: Steps
     assert cancel_all(steps, Selection(seq=1)) == 1
     assert steps.states() == [(2, "strict", "ready"), (3, "strict", "ready")]
     (fact,) = steps.rows("SELECT kind, relay_node, detail FROM delivery_log")
-    assert fact == {"kind": "cancelled", "relay_node": None, "detail": {"who": "ann", "why": "a test account"}}
+    assert fact == {
+        "kind": "cancelled",
+        "relay_node": None,
+        "detail": {"who": "ann", "why": "a test account", "command": 1},
+    }
     assert differences(steps.database) == []
 
 

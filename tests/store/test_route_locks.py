@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
@@ -18,10 +19,12 @@ from relay.delivery.lifecycle import State
 from relay.store import claim, leases, record, sequence
 from relay.store.deliveries import select_rows
 from relay.store.transaction import Transaction
+from relay.store.work import process_in_parts
 from tests.helpers import locks
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.locks import is_kept_waiting, lock, lock_by_hand, locking
 from tests.helpers.relaying import DONE, POLICIES, Steps
+from tests.helpers.stepping import Stepper
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import until
 from tests.store.conftest import Planter
@@ -124,11 +127,40 @@ def test_a_lock_of_some_routes_does_not_wait_for_one_of_everything_that_has_begu
     steps.do("DELETE FROM route_lock WHERE route = 'latest'")
     with steps.database.write() as another:
         another.execute(order_lock.FIRST)
-        with pytest.raises(DBAPIError, match="could not obtain lock"), steps.database.write() as transaction:
+        with pytest.raises(DBAPIError, match="lock timeout"), steps.database.write() as transaction:
             transaction.take_order_lock_and_read({"strict", "latest"})
         another.execute(order_lock.every_route(another.sql))
     lock(steps, ["strict", "latest"])
     assert steps.rows("SELECT route FROM route_lock ORDER BY route") == [{"route": "latest"}, {"route": "strict"}]
+
+
+def test_a_route_that_is_added_and_locked_meanwhile_leads_to_no_deadlock(steps: Steps) -> None:
+    lock(steps, ["strict"])
+
+    def lock_both() -> None:
+        with steps.database.write() as transaction:
+            transaction.take_order_lock(["latest", "strict"])
+
+    with Stepper(steps.database.engine) as stepper:
+        first = stepper.begin("holds strict", lock_both)
+        while "order_lock" not in str(first.before):
+            first.step()
+        lock(steps, ["latest"])
+        stepper.begin("holds latest", lock_both).step()
+        stepper.run([])
+    assert "lock timeout" in str(first.error)
+    assert stepper["holds latest"].error is None
+
+
+def test_a_deadlock_on_one_route_keeps_no_other_from_its_turn(steps: Steps) -> None:
+    def part(routes: Sequence[str]) -> Sequence[str]:
+        if "latest" in routes:
+            raise DBAPIError("SELECT", {}, psycopg.errors.DeadlockDetected("deadlock detected"))
+        return routes
+
+    done = process_in_parts(steps.work, "a step", ["latest", "strict"], part=part, routes_of=lambda route: {route})
+    assert list(done) == [["strict"]]
+    assert steps.locked_routes.to_skip() == {"latest"}
 
 
 def write_in_a_pipeline(steps: Steps, *statements: TextClause, routes: Iterable[str] = ("strict",)) -> None:

@@ -44,6 +44,10 @@ FILTERS = {
     "error=EMAIL": [2],
     "source=trivore&before=3": [2, 1],
     "before=0": [],
+    "seq=3": [3],
+    "sender_id=GUID-2": [2],
+    "sender_id=GUID-2&state=ready": [],
+    "body=hunter2": [4],
     "since=2026-01-01T00:00:01Z": [],
     "until=2026-01-01T00:00:01Z&since=2026-01-01": ALL,
     "since=0001-01-01": ALL,
@@ -61,12 +65,13 @@ def seqs(page: Page, path: str) -> list[int]:
 def some(steps: Steps) -> Steps:
     """Events of u1, delivered (1) and waiting for a retry (3), of u2, dead (2), and one without a route (4)."""
     unavailable = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, 503)
-    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    steps.arrive(an_event(1, "u1"), msgspec.structs.replace(an_event(2, "u2"), event_id="GUID-2"))
     steps.attempt(DONE)
     steps.attempt(HOPELESS)
     steps.arrive(an_event(3, "u1"))
     steps.attempt(Failed((unavailable,), "server_error", "forward answered 503"))
-    steps.receive(msgspec.structs.replace(an_event(4, "g1", routes=[]), entity_type="GROUP", event_type="MADE"))
+    unrouted = an_event(4, "g1", routes=[], body=b'{"password": "hunter2"}')
+    steps.receive(msgspec.structs.replace(unrouted, entity_type="GROUP", event_type="MADE"))
     return steps
 
 
@@ -76,10 +81,18 @@ def test_every_filter_narrows_the_list(page: Page) -> None:
     assert {query: seqs(page, f"/deliveries.json?{query}") for query in FILTERS} == FILTERS
 
 
+@pytest.mark.usefixtures("some")
+def test_only_operators_search_in_payloads_and_an_unknown_id_of_a_sender_gets_a_hint(page: Page) -> None:
+    for path in ("/deliveries", "/deliveries.json", "/api/v1/deliveries"):
+        assert page.get(f"{path}?body=hunter2", actor=VIEWER).status_code == 403
+    assert "GUID-2" in page.json("/deliveries.json?sender_id=guid")["hint"]
+    assert page.json("/deliveries.json?sender_id=GUID-2&state=ready")["hint"] is None
+
+
 @pytest.mark.parametrize(
     "query",
     [
-        "state=daed", "route=srict", "destination=nowhere", "source=trivor", "entity=/u1", "status=42", "since=yesterday",
+        "state=daed", "route=srict", "destination=nowhere", "source=trivor", "entity=/u1", "status=42", "since=tomorrow",
         "limit=0", "limit=1&limit=2", "rout=strict",
     ],
 )  # fmt: skip
@@ -89,6 +102,22 @@ def test_an_invalid_filter_is_named_and_the_form_keeps_the_others(page: Page, qu
     shown = page.get(f"/deliveries?{query}&error=kept")
     assert shown.status_code == 400
     assert all(part in shown.text for part in ('name="state"', 'value="kept"', 'role="alert"'))
+    field, _, value = query.partition("&")[0].partition("=")
+    if f'name="{field}"' in shown.text:
+        wrong = re.findall(r'name="(\w+)"[^>]*aria-invalid="true"', shown.text)
+        assert (wrong, f">{value}<" in shown.text or f'value="{value}"' in shown.text) == ([field], True)
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("42", "/deliveries?seq=42"), (" USER/u1 ", "/deliveries?entity=USER%2Fu1"), ("72d3-cc", "/deliveries?sender_id=72d3-cc"),
+        ("//evil.example", "/deliveries?entity=%2F%2Fevil.example"), ("", "/deliveries"),
+    ],
+)  # fmt: skip
+def test_the_search_box_leads_to_the_list(page: Page, given: str, path: str) -> None:
+    answer = page.get(f"/find?{urlencode({'q': given})}", VIEWER)
+    assert (answer.status_code, answer.headers["location"]) == (303, path)
 
 
 @pytest.mark.usefixtures("some")
@@ -142,6 +171,9 @@ def test_acts_are_offered_on_all_matches_and_on_each_row(page: Page) -> None:
         ("state=ready", {"cancel": [3]}),
         ("state=delivered&entity=USER/u1", {"replay": [1]}),
         ("state=delivered&entity=USER/u1&since=2026-01-01", {"replay": [1]}),
+        ("state=delivered&seq=1", {"replay": [1]}),
+        ("state=dead&sender_id=GUID-2", {}),
+        ("state=dead&body=n", {}),
         ("route=strict", {}),
         ("state=in_flight", {}),
         ("state=unrouted", {}),

@@ -11,14 +11,13 @@ from typing import Any
 
 import jmespath
 import msgspec
-from jmespath.exceptions import JMESPathError
-from jmespath.parser import ParsedResult
 
 from inbox.config.sources import EventFields, NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
 from inbox.sources.base import Preset, Read
+from inbox.sources.expressions import compile_expression, evaluate
 from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
@@ -53,7 +52,7 @@ class _Reader:
     def __init__(self, fields: EventFields) -> None:
         self._fields = fields
         self._compiled = {
-            name: _compile(name, expression)
+            name: compile_expression(name, expression)
             for name in _EXPRESSIONS
             if (expression := getattr(fields, name)) is not None
         }
@@ -67,7 +66,7 @@ class _Reader:
         scope: dict[str, Any] = {"body": strict_json.parse(raw.body), "headers": headers, "item": None}
         # Values shared by all items are evaluated once: a thousand times in a large body would delay other requests.
         shared = {
-            name: _value(name, each, scope)
+            name: evaluate(name, each, scope)
             for name, each in self._compiled.items()
             if name not in self._of_item and name != "items"
         }
@@ -76,7 +75,7 @@ class _Reader:
             shared["key"] = content_key(raw, raw.body)
         if "items" not in self._compiled:
             return (self._event(raw, scope, None, dedup, shared),)
-        items = _value("items", self._compiled["items"], scope)
+        items = evaluate("items", self._compiled["items"], scope)
         if not isinstance(items, list) or len(items) > MOST_EVENTS:
             raise InvalidEvent(f"items must give a list of at most {MOST_EVENTS} events", field="items")
         return _made_distinct(
@@ -91,7 +90,7 @@ class _Reader:
         dedup: Sequence[str] | None,
         shared: Mapping[str, Any],
     ) -> Identity:
-        found = {**shared, **{name: _value(name, self._compiled[name], scope) for name in self._of_item}}
+        found = {**shared, **{name: evaluate(name, self._compiled[name], scope) for name in self._of_item}}
         event_type = _text(found, "type", LONGEST_TYPE)
         event_id = _text(found, "id", LONGEST_ID) if self._fields.id is not None else None
         has_entity = found.get("entity_id") is not None and found.get("entity_type") is not None
@@ -148,27 +147,6 @@ def _headers_in(node: Mapping[str, Any]) -> Iterator[str]:
 def _reads(node: Mapping[str, Any], name: str) -> bool:
     """Return whether an expression may read this name; a member of the same name causes a harmless True."""
     return node.get("value") == name or any(_reads(each, name) for each in node["children"] if isinstance(each, dict))
-
-
-def _compile(name: str, expression: str) -> ParsedResult:
-    try:
-        return jmespath.compile(expression)
-    except (JMESPathError, RecursionError) as error:
-        raise ValueError(f"{name}: {expression!r} is not a JMESPath: {error}") from None
-
-
-def _value(name: str, compiled: ParsedResult, scope: Mapping[str, Any]) -> object:
-    try:
-        value: object = compiled.search(scope)
-    except (
-        JMESPathError,
-        ArithmeticError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ):  # such as an overflow in floor(1e999)
-        raise InvalidEvent(f"{name} can't be evaluated on this request", field=name) from None
-    return value
 
 
 def _text(found: Mapping[str, object], name: str, longest: int) -> str:

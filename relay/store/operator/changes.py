@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from relay.delivery import facts
 from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, step_of
+from relay.delivery.ordering import has_begun
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
 from relay.store.deliveries import Key, read_deliveries, write_back
 from relay.store.operator.selection import GIVEN_UP, Choice, select_keys
 from relay.store.reopen import find, keep_payloads, take_up
-from relay.store.sequence import read_last_delivered, settle_lanes
+from relay.store.sequence import read_heads, read_last_delivered, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 from relay.store.work import Work
@@ -30,6 +31,7 @@ def change(
     *,
     who: str,
     why: str,
+    command: int,
     policies: Policies,
 ) -> int:
     """Replay, cancel, unblock or retry these deliveries. Returns the number of changed ones.
@@ -40,14 +42,15 @@ def change(
     `latest` route a waiting newer one supersedes it. A retried one keeps its attempts and its place in its lane.
     """
     act, first = choice.act, keys[0][0]
+    said: dict[str, Any] = {"who": who, "why": why, "command": command}
     keys = sorted(select_keys(transaction, choice, keys))
 
     def fact_of(row: OpenDelivery) -> facts.AnyFact:
         if act == "replay":
-            return facts.Replayed(who=who, why=why)
+            return facts.Replayed(**said)
         if act == "retry":
-            return facts.Rescheduled(due_at=now, was_due_at=row.due_at or now, who=who, why=why)
-        return facts.Cancelled(who=who, why=why) if act == "cancel" else facts.Unblocked(who=who, why=why)
+            return facts.Rescheduled(due_at=now, was_due_at=row.due_at or now, **said)
+        return facts.Cancelled(**said) if act == "cancel" else facts.Unblocked(**said)
 
     if act == "replay":
         found = find_replayable(transaction, choice, keys, first=first).again
@@ -70,7 +73,7 @@ def change(
 LeftOut = Literal["overtaken", "route_removed", "payload_gone", "unreadable"]
 """The reason a replay skips a selected delivery."""
 LEFT_OUT: Mapping[LeftOut, str] = {
-    "overtaken": "older than the last delivered state of their lane; --force replays them too",
+    "overtaken": "older than the last one sent in their lane; --force replays them too",
     "route_removed": "ended on a route that is no longer configured; configure it again to replay them",
     "payload_gone": "without headers and body, which retention or erasure deleted; `relay cancel` ends dead ones",
     "unreadable": "have a row that can't be read; `relay verify` names it",
@@ -108,24 +111,36 @@ def _find_overtaken(
 ) -> set[Key]:
     """Return the deliveries that would overwrite the last delivered state with an older one.
 
-    Deliveries that fetch always carry the newest state. Others are safe if the last delivery is replayed too, as it then
-    comes last; also if an earlier batch of the command has replayed it and its attempt has not begun.
+    Deliveries that fetch always carry the newest state. Others would follow a newer one whose attempt has begun. After the
+    last delivered one they are safe if that is replayed too, as it then comes last; also if an earlier batch of the command
+    has replayed it and its attempt has not begun.
     """
-    lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in rows})
+    routes = choice.config.routes
+    bodies = [row for row in rows if row.route not in routes or routes[row.route].api is None]
+    if not bodies:
+        return set()
+    lanes, now = {(row.route, row.lane) for row in bodies}, transaction.now()
+    heads = {(head.route, head.lane): head for head in read_heads(transaction, lanes, locked=locked)}
+    behind = {
+        (row.seq, row.route)
+        for row in bodies
+        if (head := heads.get((row.route, row.lane))) and row.key < head.key and has_begun(head, now)
+    }
+    lasts = read_last_delivered(transaction, lanes)
     older = {
         (row.seq, row.route): (last.seq, row.route)
-        for row in rows
-        if (last := lasts.get((row.route, row.lane))) and last.fetch_began_at is None and row.key < last.key
+        for row in bodies
+        if (last := lasts.get((row.route, row.lane))) and row.key < last.key
     }
     wanted = sorted(set(older.values()))
     if not wanted:
-        return set()
+        return behind
     begins = read_deliveries(
         transaction, wanted, State.RECEIVED, State.WAITING, State.READY, lock="wait" if locked else "none"
     )
     untouched = {(row.seq, row.route) for row in begins if row.attempt == 0}
     comes_last = select_keys(transaction, choice, wanted, first=first) | untouched
-    return {key for key, last in older.items() if last not in comes_last}
+    return behind | {key for key, last in older.items() if last not in comes_last}
 
 
 def find_reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.mistakes import nearest
-from inbox.config.model import Config, Route
+from inbox.config.model import Config
 from inbox.config.routing import matches
 from inbox.db.listing import OF_ENTITY, sources_of
 from inbox.db.reads import Row
@@ -152,7 +152,7 @@ class Choice(msgspec.Struct, frozen=True):
         there = {
             name
             for name, route in self.config.routes.items()
-            if chosen.destination in {None, route.destination} and chosen.api in {None, _api_of(route)}
+            if chosen.destination in {None, route.destination} and chosen.api in {None, route.api}
         }
         return there if named is None else there & named
 
@@ -198,10 +198,6 @@ def _value(row: Row, name: str) -> object:
     if name == "error_sha256":
         return None if row["error"] is None else hashlib.sha256(row["error"].encode()).hexdigest()
     return row[name]
-
-
-def _api_of(route: Route) -> str | None:
-    return None if route.sync is None else route.sync.fetch.api
 
 
 # --- the selected deliveries

@@ -207,9 +207,9 @@ def difference(reading: Reading, query: DifferenceQuery) -> Preview:
     if name not in able:
         known = f"; possible for this entity: {', '.join(able)}" if able else "; this entity has no such route"
         raise BadFilter(f"route {query.route!r} can't be compared{known}", field="route")
-    newest = events.read_newest_of_entity(reading.database, query.source, name, (query.type, query.id))
+    newest = events.read_newest_of_entity(reading.database, config.routes[name], (query.type, query.id))
     if newest is None:
-        raise NothingThere(f"no event of the source {query.source!r} is about {query.type}/{query.id}")
+        raise NothingThere(f"no event of the source {query.source!r} for this route is about {query.type}/{query.id}")
     destination = config.destinations[config.routes[name].destination]
     assert isinstance(destination, SyncDestination)  # noqa: S101  # as the loader requires of a sync route
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,20 +11,22 @@ import msgspec
 from inbox.db.listing import EventFilter, ListingName, RowPage, list_deliveries, read_page
 from inbox.db.reads import Row, row_of
 from inbox.db.schema import metadata
-from inbox.errors import BadFilter, NothingThere
+from inbox.errors import BadFilter, NotAllowed, NothingThere
 from inbox.events.states import DEAD_STATES, ENDINGS, OPEN_COMMANDS, RETRYING
 from relay.delivery.alerts import AlertKind
-from relay.filters import STATES, Filtered, list_unknown, make_conditions
+from relay.filters import STATES, Filtered, list_unknown, make_conditions, suggest_sender_id
 from relay.operations.asks import Moment
 from relay.operations.table import OPERATIONS
+from relay.store.operator.commands import CommandOutcome, read_outcome
 from relay.store.overview import FiringAlert, format_alert, read_firing
 from relay.store.reads import DeadGroup, group_dead_letters
+from relay.store.statement import Statement, sql
 from relay.web.query import Limit, Number, Text
 from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, rows_of
-from relay.words import ACTS
+from relay.words import ACTS, describe_state
 
-LONGEST_SECONDS = 0.15
-"""Time after which a search begins no further statement."""
+LONGEST_SECONDS, LONGEST_SEARCH_SECONDS = 0.15, 1.0
+"""Time after which a search begins no further statement; the second in payloads."""
 
 
 def _read_conditions(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[str, Any]:
@@ -64,10 +67,15 @@ class DeliveriesQuery(ListQuery, frozen=True, kw_only=True):
     """TYPE/ID, or TYPE for all entities of a type."""
     event_type: Text | None = None
     """Event type as sent."""
+    seq: Number | None = None
+    sender_id: Annotated[Text, msgspec.Meta(description="The sender's own id of the event, whole.")] | None = None
+    body: Annotated[Text, msgspec.Meta(description="Text in the payload, with its case. Operators only.")] | None = None
     error: Text | None = None
     """Part of the last error; case-insensitive."""
     status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
     """HTTP status of the last call."""
+    command: Number | None = None
+    """Number of the command that changed them."""
 
     @property
     def entity_of(self) -> tuple[str | None, str | None]:
@@ -83,16 +91,29 @@ class Offer(msgspec.Struct, frozen=True):
     selection: AnyMembers
 
 
+_ACTS_SCHEMA = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "the acts that can change it; viewers get none",
+}
+
+
 class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     """Rows of the view `delivery`, newest event first."""
 
-    rows: tuple[Annotated[Row, rows_of("delivery")], ...]
+    rows: tuple[Annotated[Row, rows_of("delivery", acts=_ACTS_SCHEMA)], ...]
     matching: int | None = None
     """Number of matching deliveries; 501 means more than 500; None: not counted."""
     is_complete: bool
     """False: the time limit ended the scan. Continue with `before`; `matching` is a lower bound."""
     looked_through: int
-    """Number of events scanned; for an open state, of deliveries."""
+    """Number of events scanned; for an open state, of deliveries; with `body`, of events whose payload was searched."""
+    back_to: datetime | None = None
+    """With `body`, if the search is not complete: arrival of the last event whose payload was searched."""
+    without_payload: int = 0
+    """With `body`: number of those events whose payload retention or an erasure has deleted."""
+    hint: str | None = None
+    """A hint about a partial or unknown `sender_id`."""
     offers: tuple[Offer, ...] = ()
     """Acts on exactly the matching deliveries. Their plans show the changes."""
     why_none: str | None = None
@@ -100,7 +121,13 @@ class DeliveriesPage(ListPage, frozen=True, kw_only=True):
 
 
 def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
-    """Read a page of deliveries."""
+    """Read a page of deliveries.
+
+    Raises:
+        NotAllowed: a viewer, who sees a payload only by a recorded reveal, searches in payloads.
+    """
+    if query.body is not None and not reading.actor.may_act:
+        raise NotAllowed("only operators search in payloads; a viewer reveals one, with a reason")
     entity_type, entity_id = query.entity_of
     if query.entity is not None and entity_type is None:
         raise BadFilter(
@@ -111,29 +138,48 @@ def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     wanted = EventFilter(**_read_conditions(reading, "deliveries", given), entity_type=entity_type, entity_id=entity_id)
     counts = query.before is None
     most = MOST_COUNTED if counts else 0
-    found = list_deliveries(reading.database.engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
+    engine = reading.database.engine
+    seconds = LONGEST_SECONDS if query.body is None else LONGEST_SEARCH_SECONDS
+    found = list_deliveries(engine, wanted, query.limit, most=most, seconds=seconds)
+    unknown = None if found.rows or query.sender_id is None else query.sender_id
     return DeliveriesPage(
-        rows=tuple(found.rows),
+        rows=tuple(_with_acts(reading, found.rows)),
         before=found.before,
         matching=found.matching if counts else None,
         is_complete=found.is_complete,
         looked_through=found.looked_through,
+        back_to=found.back_to,
+        without_payload=found.without_payload,
+        hint=None if unknown is None else suggest_sender_id(engine, unknown),
         offers=offers(query) if reading.actor.may_act else (),
         why_none=why_no_offer(query) if reading.actor.may_act else None,
     )
 
 
 _FAILED = (*DEAD_STATES, RETRYING)
+_STORED = Statement(f"""
+SELECT wanted.seq FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "inbox_payload p", "p.seq = wanted.seq")}
+""")
 
 
-def acts_of_any(states: Iterable[str]) -> Sequence[str]:
-    """List the acts that change a delivery in one of these states, each once."""
-    return tuple(dict.fromkeys(act for state in states for act in ACTS.get(state, ())))
+def _with_acts(reading: Reading, rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rows with their acts. Nothing can be sent again without its payload."""
+    acts = [ACTS.get(describe_state(row, reading.now), ()) if reading.actor.may_act else () for row in rows]
+    wanted = {row["seq"] for row, able in zip(rows, acts, strict=True) if not _SENDING.isdisjoint(able)}
+    with reading.database.read() as transaction:
+        stored = {row.seq for row in transaction.execute(_STORED, wanted=wanted)} if wanted else wanted
+    for row, able in zip(rows, acts, strict=True):
+        yield {**row, "acts": [act for act in able if row["seq"] in stored or act not in _SENDING]}
+
+
+_SENDING = frozenset({"replay", "retry"})
 
 
 def why_no_offer(query: DeliveriesQuery) -> str | None:
     """Return the reason why no act can select exactly the matching deliveries; None: an act can."""
     state = query.state
+    if query.sender_id is not None or query.body is not None or query.command is not None:
+        return "Acts can't filter by the sender's id, the payload or a command: select rows."
     if state is None:
         return "Select a state to act on all matching deliveries."
     if state not in ACTS:
@@ -142,13 +188,13 @@ def why_no_offer(query: DeliveriesQuery) -> str | None:
         return _OF_FAILURES if query.since or query.until else None
     if query.error is not None or query.status is not None:
         return f"Acts on {state} deliveries can't filter by error or status: remove these filters, or select rows."
-    return _OF_ENTITIES if state in ENDINGS and query.entity_of[1] is None else None
+    return _OF_ENTITIES if state in ENDINGS and query.seq is None and query.entity_of[1] is None else None
 
 
 _OF_FAILURES = (
     "Acts on failed deliveries filter by the time of the failure, not of the arrival: remove the times, or select rows."
 )
-_OF_ENTITIES = "Ended deliveries are replayed by entity: filter by an entity, or select rows."
+_OF_ENTITIES = "Ended deliveries are replayed by event or entity: filter by one, or select rows."
 _WITH_STATE = {"replay", "cancel"}
 """Acts whose selection includes the state; each other act has a fixed state."""
 
@@ -166,7 +212,7 @@ def offers(query: DeliveriesQuery) -> tuple[Offer, ...]:
     )
 
 
-_SELECTED = ("route", "destination", "source", "event_type", "error", "status", "since", "until")
+_SELECTED = ("seq", "route", "destination", "source", "event_type", "error", "status", "since", "until")
 
 
 # --- dead letters
@@ -278,6 +324,10 @@ class CommandPage(msgspec.Struct, frozen=True):
     """True: a relay still works on it."""
     turn: Literal["stop", "continue"] | None
     """The act that stops or continues the command."""
+    outcome: CommandOutcome | None
+    """For a replay or retry: the present states of the deliveries that it changed."""
+    says: str | None
+    """The same in words: `6 delivered, 0 failed`."""
 
 
 def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
@@ -293,7 +343,10 @@ def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
     turn: Literal["stop", "continue"] | None = (
         "stop" if is_open else "continue" if row["state"] == "cancelled" else None
     )
-    return CommandPage(row, is_open, None if OPERATIONS[row["kind"]].is_of_a_command else turn)
+    is_about_calls = row["kind"] in {"replay", "retry"} and row["affected"]
+    outcome = read_outcome(reading.database, query.id) if is_about_calls else None
+    turn = None if OPERATIONS[row["kind"]].is_of_a_command else turn
+    return CommandPage(row, is_open, turn, outcome, None if outcome is None else outcome.says)
 
 
 # --- alerts

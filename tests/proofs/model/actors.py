@@ -194,8 +194,6 @@ class Doing:
     results: list[Recorded] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     asked_to_claim: bool = False
-    resumed: int = 0
-    """Count of gates resumed by operators."""
     reaped: list[tuple[int, str, AnyFact]] = field(default_factory=list)
     """Facts of expired leases taken back."""
     judged: int = 0
@@ -470,10 +468,7 @@ class Operations:
             number = commands.ask(self._database, kind, gate, who="kim", why="maintenance")
             execution.work_on(self._work(), number)
 
-        def learn(_: object) -> None:
-            self.doing.resumed += kind == "resume"
-
-        return Operation(kind, send, learn)
+        return Operation(kind, send)
 
     def verify(self) -> Operation:
         """Verify the state, which must find no difference."""
@@ -481,7 +476,9 @@ class Operations:
 
     def rebuild(self) -> Operation:
         """Rebuild the state, which must find no difference."""
-        return Operation("rebuild", lambda: list(rebuild(self._database, CONFIG, who="kim")), self._found)
+        return Operation(
+            "rebuild", lambda: list(rebuild(self._database, CONFIG, who="kim", why="a check")), self._found
+        )
 
     def _found(self, checked: Sequence[Checked]) -> None:
         self.doing.differences += [difference for chunk in checked for difference in chunk.differences]
