@@ -75,7 +75,7 @@ class Group(msgspec.Struct, frozen=True):
     last_due_at: datetime | None = None
 
 
-class Skipped(msgspec.Struct, frozen=True):
+class SkippedRows(msgspec.Struct, frozen=True):
     """The deliveries or requests that an operation skips for one reason."""
 
     why: str
@@ -90,10 +90,10 @@ class Skipped(msgspec.Struct, frozen=True):
         return f"{self.count:,} skipped: {self.text}"
 
 
-def list_skipped(counts: Mapping[str, int]) -> tuple[Skipped, ...]:
+def list_skipped(counts: Mapping[str, int]) -> tuple[SkippedRows, ...]:
     """Return the skipped rows, from the number for each reason."""
     return tuple(
-        Skipped(why, number, SKIP_REASONS[cast("SkipReason", why)]) for why, number in counts.items() if number
+        SkippedRows(why, number, SKIP_REASONS[cast("SkipReason", why)]) for why, number in counts.items() if number
     )
 
 
@@ -118,7 +118,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The first deliveries, in order of arrival."""
     requests: tuple[Row, ...] = ()
     """The first rejected requests, as the present configuration reads them."""
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedRows, ...] = ()
     """The deliveries or requests that match but will not be changed, by reason."""
     figures: tuple[PlanFigure, ...] = ()
     """Numbers of rows by kind."""
@@ -464,8 +464,8 @@ def _plan_erase(it: _Planning) -> Plan:
     )
 
 
-def _list_erased(count: int) -> tuple[Skipped, ...]:
-    return (Skipped("erased_before", count, "erased before"),) if count else ()
+def _list_erased(count: int) -> tuple[SkippedRows, ...]:
+    return (SkippedRows("erased_before", count, "erased before"),) if count else ()
 
 
 _OF_ERASED = {
@@ -493,7 +493,7 @@ def _plan_readmit(it: _Planning) -> Plan:
         count=count,
         is_whole=is_whole,
         requests=tuple(first),
-        skipped=tuple(Skipped("rejected", number, f"still rejected: {why}") for why, number in rejected.items()),
+        skipped=tuple(SkippedRows("rejected", number, f"still rejected: {why}") for why, number in rejected.items()),
         obstacle=None if count or not is_whole else _UNREADABLE if read else it.nothing,
         instead=() if read or it.asked.id is None else (_describe_request(it.database, it.asked.id),),
     )
