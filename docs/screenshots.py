@@ -51,12 +51,12 @@ class Shot(NamedTuple):
 
 
 SHOTS = (
-    Shot("overview", "/?live=0", DESK, 1010, "light"),
+    Shot("overview", "/?live=0", DESK, 900, "light"),
     Shot("overview-phone", "/?live=0", PHONE, 780, "dark"),
     Shot("deliveries", "/deliveries?state=dead&live=0", DESK, 600, "dark"),
     Shot("dead", "/dead?live=0", DESK, 450, "light"),
     Shot("plan", "/dead?live=0", DESK, 760, "light", 'tbody a[href^="/acts/replay"]'),
-    Shot("event", "/dead?live=0", DESK, 1000, "dark", 'tbody a[href^="/events/"]'),
+    Shot("event", "/dead?live=0", DESK, 780, "dark", 'tbody a[href^="/events/"]'),
 )
 
 
@@ -226,7 +226,8 @@ def _outcome(delivery: Delivery, minute: int, rng: random.Random) -> Outcome:
     milliseconds = round(rng.lognormvariate(4.4, 0.4), 1)
 
     def call(status: int, excerpt: str | None = None) -> tuple[Call, ...]:
-        return (Call("forward", "POST", url, "answered", milliseconds, status=status, excerpt=excerpt),)
+        request = None if excerpt is None else (delivery.body or b"").decode()
+        return (Call("forward", "POST", url, "answered", milliseconds, status, excerpt=excerpt, request=request),)
 
     last = int((delivery.entity_id or "0")[-2:])
     if delivery.route == "orders-to-erp" and minute in _ERP_WAS_DOWN:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inbox.config.mistakes import nearest
 from inbox.config.routing import chosen_routes
+from inbox.db.dialect import is_storable
 from inbox.db.listing import ListingName
 from inbox.db.reads import NamedIn, Row, find_sender_ids, has
 from inbox.errors import CAUSES as REJECTIONS
@@ -58,6 +59,9 @@ def list_unknown(
         "api": (config.apis, ()),
     }
     for name, value in given.items():
+        if isinstance(value, str) and not is_storable(value):  # an argument that is not UTF-8
+            yield name, f"{name} {value!r}: a database can't store such a character"
+            return
         names, stored = known.get(name, (_NAMES.get((listing, name)), ()))
         if (
             value is not None

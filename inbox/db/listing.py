@@ -265,7 +265,7 @@ def _search(connection: Connection, seqs: Sequence[int], body: str) -> tuple[lis
         return [], 0
     escaped = [json.dumps(body, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]
     spelled = sorted({body, *escaped, *(each.replace("/", "\\/") for each in escaped)})  # some senders escape slashes
-    texts = {f"text_{n}": each.encode("utf-8", "surrogateescape") for n, each in enumerate(spelled)}
+    texts = {f"text_{n}": each.encode() for n, each in enumerate(spelled)}
     is_found = " OR ".join(Sql(connection.dialect.name).has_bytes("body", name) for name in texts)
     numbers = ", ".join(str(int(seq)) for seq in seqs)
     statement = f"SELECT seq, {is_found} AS is_found FROM inbox_payload WHERE seq IN ({numbers})"

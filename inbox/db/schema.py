@@ -280,6 +280,19 @@ route_lock = Table(
     ),
 )
 
+route_failure = Table(
+    "route_failure",
+    metadata,
+    Column("route", Text, primary_key=True, comment="name of the route"),
+    not_null("kind", Text, "endpoint whose call failed last: destination or api"),
+    not_null("name", Text, "its name in inbox.toml"),
+    not_null("began_at", UtcDateTime, "time of the first failure since the last success; database clock"),
+    count("failures", BigInteger, "attempts that failed since then"),
+    not_null("seq", BigInteger, "event of the last one: inbox.seq"),
+    CheckConstraint("kind IN ('destination', 'api')", name="kind"),
+    comment="One row for each route whose last attempt failed. Its next success deletes it.",
+    postgresql_with=HOT,
+)
 
 payload_lock = Table(
     "payload_lock",
@@ -349,6 +362,7 @@ relay_node = Table(
     nullable("stopped_at", UtcDateTime, "time of a graceful stop; empty while it runs or if it died"),
     nullable("routes", JsonValue, "routes of its configuration, each with the kinds and names of the gates on its way"),
     nullable("config_hash", Text, "SHA-256 of the apis, destinations and routes that it runs with"),
+    nullable("configured_at", UtcDateTime, "time at which it took up that configuration; database clock"),
     nullable("failing", JsonValue, "steps that fail now, with the errors; empty: none"),
     Index("ix_relay_node_started_at", "started_at"),
     comment="One row per run of a relay process.",
@@ -406,7 +420,7 @@ relay_command = Table(
         BigInteger,
         "number of deliveries or rows that it would change, by a dry run or the plan before; empty: unknown",
     ),
-    nullable("sample", JsonValue, "of a dry run: groups, the first deliveries, what is left out, and consequences"),
+    nullable("sample", JsonValue, "of a dry run: its plan; of other commands: the number skipped for each reason"),
     count("failed", BigInteger, "deliveries that could not be changed"),
     nullable("error", Text, "last delivery that could not be changed, with its error"),
     nullable(

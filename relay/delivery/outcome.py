@@ -233,6 +233,9 @@ HEALTH: dict[ErrorClass, Health] = {
 }
 """Health of the last called endpoint by error class; any other response proves that it works."""
 
+OF_THE_EVENT = frozenset[ErrorClass]({"mapping", "ambiguous", "no_target", "stale"})
+"""Classes in which every call was answered as it should be, and the event alone is to blame."""
+
 
 def rule_for(error_class: ErrorClass, overruled: Mapping[str, str]) -> Rule:
     """Return the rule for an error class; `overruled` is the destination's `outcomes`."""

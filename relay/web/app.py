@@ -96,7 +96,10 @@ class ScreenResource:
             page=page,
             problem=problem,
             actor=req.context.actor,
-            live=self._screen.is_live and req.params.get(LIVE_FIELD) != "0" and not isinstance(problem, BadFilter),
+            live=self._screen.is_live
+            and req.params.get(LIVE_FIELD) != "0"
+            and "body" not in given  # a search in payloads reads too much to be repeated
+            and not isinstance(problem, BadFilter),
             version=version,
         )
 

@@ -50,7 +50,8 @@ DECISIONS = {
         delivery_log.relay_node relay_node.id relay_node.host relay_node.version relay_node.routes relay_node.config_hash
         gate.kind gate.paused_by gate.breaker relay_command.kind relay_command.asked_by relay_command.state alert.kind
         pruner.held_by pruning.kind payload_reveal.who throughput_minute.kind throughput_minute.name throughput_minute.outcome
-        sweep_watermark.source sweep_watermark.entity_type sweep_watermark.relay_node
+        sweep_watermark.source sweep_watermark.entity_type sweep_watermark.relay_node route_failure.route route_failure.kind
+        route_failure.name
     """,
     "in the rows of erased events and their lanes": """
         inbox.entity_id inbox.event_id inbox.traceparent inbox_payload.headers inbox_payload.body duplicate_request.body
@@ -285,6 +286,15 @@ def test_events_with_many_facts_are_erased_fewer_at_a_time(lived: Steps, monkeyp
     number = ask(lived, OF_PERSON)
     assert 1 <= execution.work_on(lived.work, number) < 5
     assert carry_out(lived, number)["affected"] == 5
+    assert traces_in(lived.database.engine) == []
+
+
+def test_an_erasure_of_nothing_is_done_and_says_why(lived: Steps) -> None:
+    stranger = carry_out(lived, ask(lived, {**OF_PERSON, "entity_id": "maria"}))
+    assert (stranger["state"], "`inbox list --source trivore" in stranger["answer"]) == ("done", True)
+    carry_out(lived, ask(lived, OF_PERSON))
+    again = carry_out(lived, ask(lived, OF_PERSON))
+    assert (again["state"], "it is erased already; 5 skipped" in again["answer"]) == ("done", True)
     assert traces_in(lived.database.engine) == []
 
 

@@ -348,9 +348,11 @@ RESULTS = (
         "closed_lanes",
         "k",
         "recorded",
+        "failure",
     ),
+    "failure USING COVERING INDEX sqlite_autoindex_route_failure_1",
 )
-"""Of common table expressions, subqueries and of the views, by name."""
+"""Of common table expressions, subqueries, of the views and of the small `route_failure`, by name."""
 
 
 def _scans_a_table(step: str) -> bool:

@@ -25,8 +25,8 @@ from relay.web.query import Limit, Number, Text
 from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, rows_of
 from relay.words import ACTS, describe_state
 
-LONGEST_SECONDS = 0.15
-"""Time after which a search begins no further statement."""
+LONGEST_SECONDS, LONGEST_SEARCH_SECONDS = 0.15, 1.0
+"""Time after which a search begins no further statement; the second in payloads."""
 
 
 def _read_conditions(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +139,8 @@ def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     counts = query.before is None
     most = MOST_COUNTED if counts else 0
     engine = reading.database.engine
-    found = list_deliveries(engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
+    seconds = LONGEST_SECONDS if query.body is None else LONGEST_SEARCH_SECONDS
+    found = list_deliveries(engine, wanted, query.limit, most=most, seconds=seconds)
     unknown = None if found.rows or query.sender_id is None else query.sender_id
     return DeliveriesPage(
         rows=tuple(_with_acts(reading, found.rows)),
