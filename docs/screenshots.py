@@ -36,12 +36,12 @@ class Shot(NamedTuple):
 
 
 SHOTS = (
-    Shot("overview", "/?live=0", DESK, 1010, "light"),
+    Shot("overview", "/?live=0", DESK, 900, "light"),
     Shot("overview-phone", "/?live=0", PHONE, 780, "dark"),
     Shot("deliveries", "/deliveries?state=dead&live=0", DESK, 600, "dark"),
     Shot("dead", "/dead?live=0", DESK, 450, "light"),
     Shot("plan", "/dead?live=0", DESK, 760, "light", 'tbody a[href^="/acts/replay"]'),
-    Shot("event", "/dead?live=0", DESK, 1000, "dark", 'tbody a[href^="/events/"]'),
+    Shot("event", "/dead?live=0", DESK, 780, "dark", 'tbody a[href^="/events/"]'),
 )
 
 

@@ -168,7 +168,8 @@ def _outcome(delivery: Delivery, minute: int, rng: random.Random) -> Outcome:
     milliseconds = round(rng.lognormvariate(4.4, 0.4), 1)
 
     def call(status: int, excerpt: str | None = None) -> tuple[Call, ...]:
-        return (Call("forward", "POST", url, "answered", milliseconds, status=status, excerpt=excerpt),)
+        request = None if excerpt is None else (delivery.body or b"").decode()
+        return (Call("forward", "POST", url, "answered", milliseconds, status, excerpt=excerpt, request=request),)
 
     last = int((delivery.entity_id or "0")[-2:])
     if delivery.route == "orders-to-erp" and minute in _ERP_WAS_DOWN:
