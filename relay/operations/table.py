@@ -109,7 +109,7 @@ _KINDS = (
         thing="delivery",
         consequences=(
             "Later events of each lane pass its dead delivery, and may reach the destination before it.",
-            "The dead delivery stays dead and can be replayed.",
+            "The dead delivery stays dead and can be replayed; once a later event is delivered, only with force.",
         ),
     ),
     Operation(
@@ -170,7 +170,8 @@ _KINDS = (
         nothing="nothing to readmit: no matching request was stored in full and is still rejected",
         thing="request",
         consequences=(
-            "The present configuration reads each request again. Readable ones become events, and are delivered in order.",
+            "The present configuration of the relay reads each request again: reload it after a change.",
+            "Readable requests become events, and are delivered in order.",
             "A request that was sent again meanwhile is a duplicate, and is not delivered twice.",
         ),
     ),

@@ -120,7 +120,7 @@ def _check(operation: Operation, asked: Any, planned: ActPlan, sent: Submission)
     if operation.kind == "erase" and sent.again != asked.entity_id:
         raise BadFilter("type the entity's id again: an erasure can't be undone", field="again")
     if planned.obstacle is not None:
-        raise (NotNow if sent.plan is None else PlanChanged)("; ".join((planned.obstacle, *planned.instead)))
+        raise (NotNow if sent.plan in {None, planned.plan} else PlanChanged)(planned.says)
 
 
 class ActResource:
