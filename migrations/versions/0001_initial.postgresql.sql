@@ -648,7 +648,7 @@ COMMENT ON COLUMN relay_command.answer IS 'answer of the daemon';
 
 COMMENT ON COLUMN relay_command.matched IS 'number of deliveries or rows that it would change, by a dry run or the plan before; empty: unknown';
 
-COMMENT ON COLUMN relay_command.sample IS 'of a dry run: groups, the first deliveries, what is left out, and consequences';
+COMMENT ON COLUMN relay_command.sample IS 'of a dry run: its plan; of other commands: the number skipped for each reason';
 
 COMMENT ON COLUMN relay_command.failed IS 'deliveries that could not be changed';
 

@@ -435,7 +435,7 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     answer TEXT,
     -- number of deliveries or rows that it would change, by a dry run or the plan before; empty: unknown
     matched BIGINT,
-    -- of a dry run: groups, the first deliveries, what is left out, and consequences
+    -- of a dry run: its plan; of other commands: the number skipped for each reason
     sample JSON,
     -- deliveries that could not be changed
     failed BIGINT DEFAULT 0 NOT NULL,

@@ -16,7 +16,7 @@ from inbox.db.reads import Row
 from inbox.events.states import CRASH_LOOP_SECONDS, GONE_SECONDS
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import SENTENCES, Alert, format_sentence
-from relay.delivery.gates import GateKey, entity_of
+from relay.delivery.gates import GateKey, entity_of, format_gate
 from relay.delivery.policy import Policies, RoutePolicy
 from relay.store import gates, reads
 from relay.store.alerts import NEWEST
@@ -49,8 +49,7 @@ class HeldGate(msgspec.Struct, frozen=True):
     @property
     def title(self) -> str:
         """Its kind and name in words."""
-        entity = entity_of(self.name) if self.kind == "entity" else None
-        return f"{self.kind} {self.name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
+        return format_gate(self.kind, self.name)
 
     @property
     def fields(self) -> Mapping[str, str]:

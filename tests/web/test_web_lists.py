@@ -81,10 +81,11 @@ def test_every_filter_narrows_the_list(page: Page) -> None:
     assert {query: seqs(page, f"/deliveries.json?{query}") for query in FILTERS} == FILTERS
 
 
-@pytest.mark.usefixtures("some")
-def test_only_operators_search_in_payloads_and_an_unknown_id_of_a_sender_gets_a_hint(page: Page) -> None:
+def test_only_operators_search_in_payloads_and_an_unknown_id_of_a_sender_gets_a_hint(page: Page, some: Steps) -> None:
     for path in ("/deliveries", "/deliveries.json", "/api/v1/deliveries"):
         assert page.get(f"{path}?body=hunter2", actor=VIEWER).status_code == 403
+    some.do("DELETE FROM inbox_payload WHERE seq = 4")
+    assert "deleted 1 of the payloads" in page.get("/deliveries?body=hunter2").text
     assert "GUID-2" in page.json("/deliveries.json?sender_id=guid")["hint"]
     assert page.json("/deliveries.json?sender_id=GUID-2&state=ready")["hint"] is None
 
