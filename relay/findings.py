@@ -103,7 +103,9 @@ _KINDS = (
         "blocked", "warning", "A dead delivery blocks later events of its entity.", "relay dead --route {route}"
     ),
     FindingKind("command", "warning", "No relay has taken up a command for a minute.", "relay run"),
-    FindingKind("command_failed", "warning", "A command failed, or could not change some deliveries.", "relay status"),
+    FindingKind(
+        "command_failed", "warning", "A command failed, or could not change some deliveries.", "inbox commands"
+    ),
     FindingKind(
         "gate_closed",
         "warning",

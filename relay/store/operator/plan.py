@@ -211,16 +211,16 @@ def require_meant(database: Database, config: Config, kind: str, asked: msgspec.
         UnusableCommand: the operation is invalid; the message suggests a correction.
     """
     require_order(asked)
-    mistake = None
+    mistake = field = None
     if isinstance(asked, Selection):
         mistake = Choice(cast("Act", kind), asked, config).mistake
     elif isinstance(asked, OneGate):
         mistake = gates.find_mistake(database, Gate(**msgspec.structs.asdict(asked)), kind, config)
     if mistake is None and (listing := _LISTINGS.get(type(asked))):
         given = {name: getattr(asked, name, None) for name in ("destination", "api", "cause", "route", "source")}
-        mistake = next((sentence for _, sentence in list_unknown(listing, given, config, database.engine)), None)
+        field, mistake = next(list_unknown(listing, given, config, database.engine), (None, None))
     if mistake is not None:
-        raise UnusableCommand(mistake)
+        raise UnusableCommand(mistake, field=field)
 
 
 def _plan_deliveries(it: _Planning) -> Plan:
