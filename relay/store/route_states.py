@@ -40,7 +40,7 @@ class RouteState(msgspec.Struct, frozen=True):
     route: str
     is_configured: bool
     new_name: str | None = None
-    """If it is not configured: a route that could take its deliveries, as only its name may have changed."""
+    """The configured route that it may have become by a new name; None for a configured one."""
     open: int = 0
     received: int = 0
     waiting: int = 0
