@@ -260,6 +260,9 @@ def test_a_url_kept_as_a_secret_is_not_logged(server: ScriptedServer, tmp_path: 
     outcome = deliver(forward_config(f"file:{place}"))
     assert server.seen[0].target == "/services/T0/s3cr3t?key=k3y"
     assert outcome.calls[0].url == f"{server.url}/…?key=…"
+    with serving(answer(404, b"no hook at /services/T0/s3cr3t")) as echoing:
+        place.write_text(f"{echoing.url}/services/T0/s3cr3t\n")
+        assert "s3cr3t" not in repr(deliver(forward_config(f"file:{place}")))
 
 
 # --- Slack destinations

@@ -125,6 +125,7 @@ async def test_cloudevents_ask_by_options_whether_they_may_send(receiver: Receiv
     ):
         answer = await ask(receiver, path, headers, method="OPTIONS")
         assert answer.status_code == status
+        assert (answer.headers.get("cache-control") == "private") == ("?" in path), "RFC 6750 §2.3"
         assert (told.items() <= dict(answer.headers).items()) == (status == 200)
         assert ("webhook-allowed-origin" in answer.headers) == (status == 200)
 

@@ -465,6 +465,7 @@ def test_a_tail_survives_an_outage_of_the_database_without_a_gap(
     program.writes('"seq": 1')
     with down(postgres_database_url):
         program.writes("the database does not answer")
+        time.sleep(1.2)  # it looks twice more
     fill(postgres_database_url, [("u2", moment(2)), ("u3", moment(3))])
     program.writes("the database answers again")
     until(lambda: len(objects(program.output)) == 3, "the tail goes on")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -23,8 +22,7 @@ from schemathesis.specs.openapi.checks import (
 from sqlalchemy import Engine, text
 
 from relay.web import openapi
-from relay.web.query import Number, Text, encode
-from relay.web.reading import ListPage, ListQuery, Reading
+from relay.web.query import encode
 from relay.web.screens import SCREENS
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import TOKEN, Entrance, Page, entrance, on_database
@@ -32,22 +30,6 @@ from tests.helpers.relaying import CONFIG, Steps
 from tests.helpers.worlds import fill_page
 
 DOCUMENT = openapi.document(SCREENS)
-
-
-class AQuery(ListQuery, frozen=True, kw_only=True):
-    seq: Number
-    name: Annotated[Text, msgspec.Meta(description="Its own words.")]
-    is_open: bool = False
-
-
-class APage(ListPage, frozen=True):
-    """Rows of nothing."""
-
-    share: float = 0.5
-
-
-def things(_reading: Reading, _query: AQuery) -> APage:
-    return APage(())
 
 
 def members(schema: object, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,6 +67,20 @@ def test_every_parameter_is_bounded() -> None:
                 assert schema.keys() & {"maxLength", "enum", "anyOf", "pattern"}, where
             if schema["type"] == "integer":
                 assert schema.keys() >= {"minimum", "maximum"}, where
+
+
+def test_a_parameter_is_required_where_a_screen_or_an_act_needs_it() -> None:
+    needed = {
+        path: [each["name"] for each in DOCUMENT["paths"][f"/api/v1/{path}"]["get"]["parameters"] if each["required"]]
+        for path in ("entity", "events/{seq}", "rejected", "acts/erase", "acts/replay")
+    }
+    assert needed == {
+        "entity": ["source", "type", "id"],
+        "events/{seq}": ["seq"],
+        "rejected": [],
+        "acts/erase": ["source", "entity_type", "entity_id"],
+        "acts/replay": [],
+    }
 
 
 def test_every_response_is_described_to_its_last_member() -> None:
