@@ -17,9 +17,12 @@ from inbox.config.sources import Source
 from inbox.config.values import Secret
 from inbox.errors import ConfigError, InvalidEvent, TooLarge
 from inbox.events.event import RawRequest
+from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.credentials import Verifier, verifier_of
+from tests.helpers.receiver import receiving
 from tests.helpers.scripted import answer, serving
+from tests.helpers.webhooks import config_text
 from tests.sources import presenting
 from tests.sources.presenting import NOW, make_request
 
@@ -165,6 +168,17 @@ def test_a_token_without_events_is_refused_as_the_rfc_has_it() -> None:
     status, body = PRESET.rejection(InvalidEvent("jti is missing", field="jti"))
     assert (status, json.loads(body)) == (400, {"err": "invalid_request", "description": "jti is missing"})
     assert PRESET.rejection(TooLarge("too large"))[0] == 413
+
+
+async def test_a_transmitter_beyond_its_rate_is_told_when_to_send_again(sqlite_database_url: str) -> None:
+    source = f'preset = "secevent"\nsecrets = [{json.dumps(jwks(e=EC))}]\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"'
+    config = parse_config(f'{config_text(sqlite_database_url)}[sources.signals]\n{source}\nrate = "2/d"\n')
+    async with receiving(config) as receiver:
+        headers = {"Content-Type": "application/secevent+jwt"}
+        tokens = [make_token(EC, "ES256", "e", jti=str(number)) for number in range(3)]
+        answers = [await receiver.post(token, path="/webhooks/signals", headers=headers) for token in tokens]
+    assert [each.status_code for each in answers] == [202, 202, 429]
+    assert int(answers[2].headers["retry-after"]) > 0
 
 
 # --- keys
