@@ -258,14 +258,16 @@ def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Mappin
     if choice.act != "replay":
         return {}
 
-    def part(some: Sequence[Key]) -> Mapping[Key, LeftOut]:
+    def process(some: Sequence[Key]) -> Mapping[Key, LeftOut]:
         with database.read() as transaction:
             return find_replayable(transaction, choice, some, locked=False).left_out
 
-    def alone(key: Key, _error: Exception) -> Mapping[Key, LeftOut]:
+    def quarantine_one(key: Key, _error: Exception) -> Mapping[Key, LeftOut]:
         return {key: "unreadable"}
 
-    parts = process_in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=format_key)
+    parts = process_in_parts(
+        _quiet(database, choice), "commands", keys, process=process, quarantine_one=quarantine_one, name=format_key
+    )
     return {key: why for part in parts for key, why in part.items()}
 
 
