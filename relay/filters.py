@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inbox.config.mistakes import nearest
 from inbox.config.routing import chosen_routes
+from inbox.db.dialect import is_storable
 from inbox.db.listing import ListingName
 from inbox.db.reads import NamedIn, Row, find_sender_ids, has
 from inbox.errors import CAUSES as REJECTIONS
-from inbox.events.states import COMMAND_KINDS, COMMAND_STATES, LISTED_STATES, RETRYING, State
+from inbox.events.states import COMMAND_KINDS, COMMAND_STATES, LISTED_STATES, OPEN, RETRYING, State
 from relay.delivery.alerts import AlertKind
 from relay.delivery.facts import CAUSES, KINDS
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Filtered = ListingName | Literal["deliveries", "arrivals", "facts"]
 """A listing, or a stream of new rows to follow."""
 
-STATES = (*LISTED_STATES, RETRYING)
+STATES = (*LISTED_STATES, RETRYING, OPEN)
 """Every value of the filter `state` of deliveries."""
 ARRIVALS = ("arrived", "rejected")
 _NAMES: Mapping[tuple[Filtered, str], Collection[str]] = {
@@ -58,6 +59,9 @@ def list_unknown(
         "api": (config.apis, ()),
     }
     for name, value in given.items():
+        if isinstance(value, str) and not is_storable(value):  # an argument that is not UTF-8
+            yield name, f"{name} {value!r}: a database can't store such a character"
+            return
         names, stored = known.get(name, (_NAMES.get((listing, name)), ()))
         if (
             value is not None

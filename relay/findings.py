@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.health_views import MOST_LISTED, Kind
+from inbox.db.health_views import AFTER_SECONDS, MOST_LISTED, Kind
 from inbox.events.states import GONE_SECONDS
 from inbox.events.timestamps import rfc3339
 from relay.delivery.gates import format_resume_command
@@ -80,8 +80,18 @@ _KINDS = (
     FindingKind("no_relay", "critical", "No relay is alive: nothing is delivered.", "relay run"),
     FindingKind("crash_loop", "critical", "Relays of a host die soon after they start.", "relay run --verbose"),
     FindingKind("step_failed", "critical", "A step of a running relay fails; the others go on.", "relay status"),
-    FindingKind("config_differs", "warning", "Running relays have different configurations.", "kill -HUP PID # each"),
-    FindingKind("failing", "critical", "No attempt of a route succeeds any more.", "inbox list --route {route}"),
+    FindingKind(
+        "config_differs",
+        "warning",
+        "Running relays have different configurations for a minute.",
+        "kill -HUP PID # each",
+    ),
+    FindingKind(
+        "failing",
+        "critical",
+        "The last attempts of a route failed. One attempt, or those of the first minute, are a warning.",
+        "inbox list --route {route}",
+    ),
     FindingKind("unordered", "critical", "An event has no place in its lane after a minute.", "relay status"),
     FindingKind(
         "stuck",
@@ -156,19 +166,21 @@ def _read_view(transaction: Transaction, kinds: tuple[str, ...]) -> Iterator[Fin
             sentence = subject = f"event {row.first} has waited a minute for its place in its lane"
             fields = {}
         elif row.finding == "blocked":
-            more = " or more" if row.number >= MOST_LISTED else ""
-            sentence = f"route {row.route}: {row.number}{more} {'lane is' if row.number == 1 else 'lanes are'} blocked"
+            more = " or more" if row.found >= MOST_LISTED else ""
+            sentence = f"route {row.route}: {row.found}{more} {'lane is' if row.found == 1 else 'lanes are'} blocked"
         elif row.route is None:
             sentence, fields = why, {}
         since = None if row.seconds is None else now - timedelta(seconds=float(row.seconds))
-        yield KINDS[row.finding].found(subject, sentence, since=since, fields=fields)
+        is_new = row.finding == "failing" and (row.number == 1 or float(row.seconds) <= AFTER_SECONDS)
+        level: Level | None = "warning" if is_new else None
+        yield KINDS[row.finding].found(subject, sentence, level=level, since=since, fields=fields)
 
 
 @cache
 def _select_branches(kinds: tuple[str, ...]) -> TextClause:
     """Select the first rows of some branches of the view. Both databases omit the other branches from the query plan."""
     return text(f"""
-SELECT finding, route, why, min(seq) AS first, count(*) AS number, max(for_seconds) AS seconds
+SELECT finding, route, why, min(seq) AS first, count(*) AS found, max(for_seconds) AS seconds, max(number) AS number
 FROM stuck WHERE finding IN ({", ".join(f"'{kind}'" for kind in kinds)})
 GROUP BY finding, route, why ORDER BY route, why LIMIT {_MOST_CHECKED}
 """)

@@ -128,6 +128,8 @@ class HttpCall(msgspec.Struct, frozen=True):
     error: str | None
     excerpt: str | None
     """The beginning of an unsuccessful response, redacted; absent for viewers."""
+    request: str | None
+    """The beginning of the body of the call that failed its attempt, redacted; absent for viewers."""
 
 
 class FactShown(msgspec.Struct, frozen=True):
@@ -231,7 +233,9 @@ def describe_fact(fact: Row, *, with_excerpts: bool) -> FactShown:
 
 
 def _call(call: Row, with_excerpts: bool) -> HttpCall:
-    error, excerpt = call.get("error"), call.get("excerpt")
+    error = call.get("error")
+    shown = (call.get(name) if with_excerpts else None for name in ("excerpt", "request"))
+    excerpt, request = (None if each is None else str(each) for each in shown)
     try:
         took = float(call.get("milliseconds", 0))
     except (TypeError, ValueError, OverflowError):
@@ -241,7 +245,8 @@ def _call(call: Row, with_excerpts: bool) -> HttpCall:
         outcome=str(call.get("status") or call.get("sent", "")),
         milliseconds=took,
         error=None if error is None else str(error),
-        excerpt=str(excerpt) if excerpt is not None and with_excerpts else None,
+        excerpt=excerpt,
+        request=request,
     )
 
 

@@ -169,6 +169,7 @@ RetentionKind = Literal[
     "payloads",
     "events",
     "attempts",
+    "calls",
     "rejected",
     "duplicates",
     "relay_nodes",
@@ -190,7 +191,7 @@ class Retention(Table, frozen=True):
     """
 
     payloads: Age = Age(30 * _DAY)
-    """Headers and bodies of events. The events stay, but can't be replayed any more."""
+    """Headers and bodies of events, and the calls of failed attempts. The events stay, but can't be replayed any more."""
     events: Age = Age(400 * _DAY)
     """Events with their keys, facts and duplicates; events with younger facts stay. A later duplicate counts as a new event."""
     attempts: Age = Age(30 * _DAY)
@@ -211,8 +212,8 @@ class Retention(Table, frozen=True):
     """Figures per minute in `throughput_minute`."""
 
     def age_of(self, kind: RetentionKind) -> Age:
-        """Return the age of a kind."""
-        age: Age = getattr(self, kind)
+        """Return the age of a kind. Calls quote requests, so they are kept no longer than payloads."""
+        age: Age = getattr(self, "payloads" if kind == "calls" else kind)
         return age
 
 

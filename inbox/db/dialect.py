@@ -313,6 +313,10 @@ class Sql:
         is_number = f"length({expression}) BETWEEN 1 AND 18 AND {expression} NOT GLOB '*[^0-9]*'"
         return f"CASE WHEN {is_number} THEN CAST({expression} AS bigint) END"
 
+    def without(self, json: str, key: str) -> str:
+        """Return a JSON object without one of its keys."""
+        return f"{json} - '{key}'" if self.is_postgres else f"json_remove({json}, '$.{key}')"
+
     def time(self, parameter: str) -> str:
         """Return the time in a parameter formatted by `time_text`."""
         return f"CAST({parameter} AS timestamptz)" if self.is_postgres else parameter
@@ -334,6 +338,16 @@ class Sql:
     def minute(self, time: str) -> str:
         """Return the beginning of the minute of `time`."""
         return f"date_trunc('minute', {time})" if self.is_postgres else f"substr({time}, 1, 17) || '00.000000Z'"
+
+    def second(self, time: str) -> str:
+        """Return a time as text, to the second, in UTC."""
+        if self.is_postgres:
+            return f"to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS\"Z\"')"
+        return f"substr({time}, 1, 19) || 'Z'"
+
+    def hour(self, time: str) -> str:
+        """Return the beginning of the hour of `time`, in UTC."""
+        return f"date_trunc('hour', {time}, 'UTC')" if self.is_postgres else f"substr({time}, 1, 14) || '00:00.000000Z'"
 
     def plus_seconds(self, time: str, seconds: str) -> str:
         """Return `time` plus so many seconds."""
@@ -403,6 +417,19 @@ def is_unique_violation(error: DBAPIError) -> bool:
     if (sqlstate := _sqlstate(error)) is not None:
         return sqlstate == _UNIQUE_VIOLATION
     return getattr(error.orig, "sqlite_errorcode", None) in _UNIQUE_VIOLATIONS_OF_SQLITE
+
+
+_DAMAGED_OF_SQLITE = frozenset(
+    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FULL}
+)
+_DAMAGED = ("XX001", "XX002", "58030")
+"""SQLSTATEs: data corrupted, index corrupted, I/O error."""
+
+
+def is_damage(error: DBAPIError) -> bool:
+    """Return whether the error shows that stored data is damaged or unreadable."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    return _sqlstate(error) in _DAMAGED if code is None else code & _PRIMARY_CODE in _DAMAGED_OF_SQLITE
 
 
 def is_deadlock(error: DBAPIError) -> bool:

@@ -28,8 +28,8 @@ PSEUDONYM = f"{ERASED}:"
 """Prefix of every pseudonym, followed by 64 hex digits."""
 
 KEPT = (
-    "attempt", "because", "blocks_lane", "by", "cause", "counted", "crashes", "did", "due_at", "duplicate", "error_class",
-    "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "stale_suspected", "was_due_at", "who",
+    "attempt", "because", "blocks_lane", "by", "cause", "command", "counted", "crashes", "did", "due_at", "duplicate",
+    "error_class", "fetch_began_at", "lane", "last_modified", "late", "of", "relay_node", "stale_suspected", "was_due_at", "who",
 )  # fmt: skip
 """Keys of `delivery_log.detail` that stay, as they explain the delivery's course. `who` is an operator."""
 EMPTIED = ("error", "why")

@@ -18,7 +18,7 @@ Kind = Literal[
     "crash_loop",  # relays of a host die soon after starting
     "step_failed",  # a step of a running relay fails
     "config_differs",  # running relays have different configurations
-    "failing",  # all attempts of a route since its last success failed
+    "failing",  # the last attempt of a route failed
     "unordered",  # an event has no place in its lane, and nothing moves
     "stuck",  # something is due, and nothing moves on its route
     "blocked",  # a dead delivery blocks its lane
@@ -26,17 +26,14 @@ Kind = Literal[
     "command_failed",  # a command failed, or could not change some deliveries
 ]
 
-COLUMNS = ("finding", "seq", "route", "lane", "state", "for_seconds", "why", "waiting")
+COLUMNS = ("finding", "seq", "route", "lane", "state", "for_seconds", "why", "number")
 AFTER_SECONDS = 60
-"""Seconds without progress after which a delivery or command is stuck."""
+"""Seconds without progress after which a delivery or command is stuck, and relays' configurations differ for good."""
 FAILED_FOR_SECONDS = 3600
 """Seconds for which a failed command is a finding."""
 _NEWEST_COMMANDS = 1000
 _NEWEST_FACTS = "SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000"
 """Facts searched for one of the last minute. Without the limit, Postgres would read the whole log if there is none."""
-_NEWEST_FAILURES = """
-           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned', 'dead')
-           ORDER BY n.id DESC LIMIT 20000"""
 MOST_LISTED = 1000
 """Maximum deliveries listed for a route, and maximum count of waiting ones."""
 _ENTITY = ("source", "entity_type", "entity_id")
@@ -66,7 +63,7 @@ def branches(sql: Sql) -> Mapping[Kind, str]:
 
 
 def _relay_findings(sql: Sql) -> dict[Kind, str]:
-    silent = sql.seconds_since("n.heartbeat_at")
+    silent, since = sql.seconds_since("n.heartbeat_at"), sql.second("n.configured_at")
     steps = (
         "CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)"
         if sql.is_postgres
@@ -76,13 +73,13 @@ def _relay_findings(sql: Sql) -> dict[Kind, str]:
         "no_relay": f"""
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
        'gone' AS state, CAST(NULL AS float8) AS for_seconds, 'no relay has sent a heartbeat for {GONE_SECONDS} s' AS why,
-       CAST(NULL AS bigint) AS waiting
+       CAST(NULL AS bigint) AS number
 WHERE NOT EXISTS (
     SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= {sql.ago(GONE_SECONDS)})
 """,
         "crash_loop": f"""
 SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
-       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS waiting
+       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS number
 FROM relay_node n
 WHERE n.stopped_at IS NULL AND {silent} > {GONE_SECONDS} AND {sql.seconds_since("n.started_at")} < {CRASH_LOOP_SECONDS}
 GROUP BY n.host
@@ -90,39 +87,48 @@ HAVING count(*) >= {CRASH_LOOP_DEATHS}
 """,
         "step_failed": f"""
 SELECT 'step_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
-       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
+       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS number
 FROM relay_node n {steps}
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND {silent} <= {GONE_SECONDS}
 """,
         "failing": _failing(sql),
         "config_differs": f"""
-SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state, NULL AS for_seconds,
-       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS waiting
+SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state,
+       {sql.seconds_since("max(c.at)")} AS for_seconds,
+       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS number
 FROM (
-    SELECT min(n.host || ' pid ' || n.pid) AS relay FROM relay_node n
+    SELECT min(n.configured_at) AS at, min(n.host || ' pid ' || n.pid || ' (since ' || {since} || ')') AS relay
+    FROM relay_node n
     WHERE n.config_hash IS NOT NULL AND n.stopped_at IS NULL AND {silent} <= {GONE_SECONDS}
     GROUP BY n.config_hash) c
-HAVING count(*) > 1
+HAVING count(*) > 1 AND max(c.at) < {sql.ago(AFTER_SECONDS)}
 """,
     }
 
 
-def _failing(sql: Sql) -> str:
-    """Select failing routes with open deliveries, by their figures, to the minute."""
+def _failing_routes() -> str:
+    """Select the routes that fail: their last attempt failed, and they have open deliveries. All views share this rule."""
+    # The order makes Postgres use the index of the state, instead of reading the whole table.
     is_open = "\n       OR ".join(
-        f"EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = '{state}' AND o.route = h.name)"
+        f"(SELECT o.route FROM open_delivery o WHERE o.state = '{state}' AND o.route >= failure.route ORDER BY o.route LIMIT 1)"
+        " = failure.route"
         for state in ("ready", "in_flight", "blocked", "dead")
     )
+    return f"SELECT failure.* FROM route_failure failure WHERE {is_open}"
+
+
+def _failing(sql: Sql) -> str:
     return f"""
-SELECT 'failing' AS finding, NULL AS seq, h.name AS route, NULL AS lane, 'failing' AS state,
-       {sql.seconds_since("h.last_failure_at")} AS for_seconds,
-       'every attempt since its last success failed' || coalesce(': ' || (
-           SELECT l.detail ->> 'error' FROM ({_NEWEST_FAILURES}) l WHERE l.route = h.name ORDER BY l.id DESC LIMIT 1), '') AS why,
-       NULL AS waiting
-FROM destination_health h
-WHERE h.kind = 'route' AND h.health = 'failing' AND ({is_open})
-  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
-                  WHERE k.route = h.name AND g.paused_at IS NOT NULL)
+SELECT 'failing' AS finding, r.seq, r.route, NULL AS lane, 'failing' AS state, {sql.seconds_since("r.began_at")} AS for_seconds,
+       CASE r.failures WHEN 1 THEN 'the last attempt failed' ELSE 'the last ' || r.failures || ' attempts failed' END
+       || coalesce(': ' || (
+           SELECT l.detail ->> 'error' FROM delivery_log l
+           WHERE l.seq = r.seq AND l.route = r.route AND l.kind IN ('attempt_failed', 'dead')
+           ORDER BY l.id DESC LIMIT 1), '') AS why,
+       r.failures AS number
+FROM ({_failing_routes()}) r
+WHERE NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+                  WHERE k.route = r.route AND g.paused_at IS NOT NULL)
 """
 
 
@@ -154,7 +160,7 @@ def _stuck_branches(sql: Sql) -> dict[Kind, str]:
     return {
         "unordered": f"""
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, {sql.seconds_since("i.received_at")} AS for_seconds,
-       'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
+       'no relay has ordered it, and nothing moves' AS why, NULL AS number
 FROM {sql.look_up(received, "inbox i", "i.seq = o.seq")}
 WHERE i.received_at < {before} AND NOT EXISTS (SELECT 1 FROM ({_NEWEST_FACTS}) newest WHERE newest.at > {before})
 """,
@@ -163,7 +169,7 @@ SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {sql.seconds_since("
        CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
             THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
             ELSE 'due, and nothing moves on its route' END AS why,
-       NULL AS waiting
+       NULL AS number
 FROM {sql.look_up(overdue, "inbox i", "i.seq = o.seq")}
 WHERE r.name NOT IN ({moving})
   AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
@@ -182,7 +188,7 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, {sql.seconds_since
        'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
        (SELECT count(*) FROM (
            SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT {MOST_LISTED}
-       ) n) AS waiting
+       ) n) AS number
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT {MOST_LISTED}) o
 LEFT JOIN delivery_log l ON l.id = (
     SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
@@ -196,14 +202,14 @@ def _command_findings(sql: Sql) -> dict[Kind, str]:
     return {
         "command": f"""
 SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, {asked} AS for_seconds,
-       {named} || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
+       {named} || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS number
 FROM relay_command c
 WHERE c.state = 'asked' AND {asked} > {AFTER_SECONDS}
 """,
         "command_failed": f"""
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, {asked} AS for_seconds,
        {named} || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
-                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
+                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS number
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command WHERE NOT dry_run
     ORDER BY id DESC
@@ -258,7 +264,6 @@ FROM (
 
 
 def _destination_health(sql: Sql) -> str:
-    """Return the view of destinations. Figures count in the minute of their writing, so those of the next minute may be older."""
     outcomes = {"delivered": ("delivered", "unchanged"), "failed": ("attempt_failed", "abandoned"), "dead": ("dead",)}
     sums = _sums(sql, "subject.kind", "subject.name", outcomes)
     known = "UNION".join(
@@ -273,8 +278,9 @@ SELECT h.kind, h.name,
        CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.last_failure_at > {sql.plus_seconds("h.last_success_at", "60")}
-              OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
+            WHEN EXISTS (
+                SELECT 1 FROM ({_failing_routes()}) r
+                WHERE h.kind = 'route' AND r.route = h.name OR r.kind = h.kind AND r.name = h.name) THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
@@ -289,6 +295,8 @@ FROM (
            CASE WHEN g.held_until > {sql.ago(0)} THEN g.hold_reason END AS hold_reason
     FROM (
     SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
+    UNION SELECT failure.kind, failure.name FROM route_failure failure
+    UNION SELECT 'route', failure.route FROM route_failure failure
     UNION{known}) subject
     LEFT JOIN gate g ON g.kind = subject.kind AND g.name = subject.name
 ) h

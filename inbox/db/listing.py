@@ -20,7 +20,7 @@ from inbox.db.dialect import Sql, each_name, rows_param
 from inbox.db.engine import reading
 from inbox.db.following import ARRIVALS, OUT_OF_ORDER, find_number
 from inbox.db.reads import Row, plain
-from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
+from inbox.events.states import OPEN, OPEN_STATES, UNROUTED, is_retrying, list_stored_states
 from inbox.events.timestamps import as_time, time_text
 
 _LISTED, _EXPORTED = 50, 500
@@ -195,6 +195,8 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the last error, ignoring case."""
     status: int | None = None
     """HTTP status of the last call."""
+    command: int | None = None
+    """Number of the command that changed the deliveries."""
     before: int | None = None
     """Seq below which events are listed."""
 
@@ -203,7 +205,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
         error, due_at, now = delivery["last_error"], delivery["due_at"], self.retrying_at
         return (
             (self.routes is None or delivery["route"] in self.routes)
-            and (self.state is None or delivery["state"] == self.state)
+            and (self.state is None or delivery["state"] in list_stored_states(self.state))
             and (now is None or is_retrying(delivery["state"], delivery["attempts"], due_at, now))
             and (self.status is None or delivery["last_status"] == self.status)
             and (self.error is None or (error is not None and self.error.casefold() in error.casefold()))
@@ -228,6 +230,7 @@ def list_deliveries(
     back_to: datetime | None = None
     is_full, is_complete, place = False, True, wanted.before
     with engine.connect() as connection:
+        keys = None if wanted.command is None else _read_changed(connection, wanted.command)
         for seqs, place, number in _Candidates(connection, wanted).pages(limit + 1):  # the last place counts
             found_in = seqs
             if wanted.body is None:
@@ -236,7 +239,7 @@ def list_deliveries(
                 found_in, without = _search(connection, seqs, wanted.body)
                 looked, gone = looked + len(seqs), gone + without
             for found in deliveries_of(connection, found_in):
-                shown = [row for row in found if wanted.admits(row)]
+                shown = [row for row in found if wanted.admits(row) and (keys is None or _key_of(row) in keys)]
                 matching += len(shown)
                 is_full = is_full or bool(rows and shown and len(rows) + len(shown) > limit)
                 if not is_full:
@@ -262,7 +265,7 @@ def _search(connection: Connection, seqs: Sequence[int], body: str) -> tuple[lis
         return [], 0
     escaped = [json.dumps(body, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]
     spelled = sorted({body, *escaped, *(each.replace("/", "\\/") for each in escaped)})  # some senders escape slashes
-    texts = {f"text_{n}": each.encode("utf-8", "surrogateescape") for n, each in enumerate(spelled)}
+    texts = {f"text_{n}": each.encode() for n, each in enumerate(spelled)}
     is_found = " OR ".join(Sql(connection.dialect.name).has_bytes("body", name) for name in texts)
     numbers = ", ".join(str(int(seq)) for seq in seqs)
     statement = f"SELECT seq, {is_found} AS is_found FROM inbox_payload WHERE seq IN ({numbers})"
@@ -275,6 +278,32 @@ def _read_arrival(connection: Connection, seq: int | None) -> datetime | None:
     with reading(connection).begin():
         found = connection.execute(text("SELECT received_at FROM inbox WHERE seq = :seq"), {"seq": seq}).scalar()
     return None if found is None else as_time(found)
+
+
+_OPEN_END = "'9999-12-31 00:00:00.000000Z'"
+_MOST_FACTS = 100_000
+"""Facts searched for those of a command, from its beginning; many are of other deliveries."""
+
+
+def select_changed(sql: Sql) -> str:
+    """Return the query for seq and route of each delivery that the command `:command` changed."""
+    return f"""
+SELECT DISTINCT recorded.seq, recorded.route FROM (
+    SELECT w.seq, w.route, w.kind, w.detail FROM relay_command c
+    JOIN delivery_log w ON w.at >= c.asked_at AND w.at <= coalesce(c.finished_at, {sql.time(_OPEN_END)})
+    WHERE c.id = :command LIMIT {_MOST_FACTS}) recorded
+WHERE recorded.kind IN ('replayed', 'rescheduled', 'cancelled', 'unblocked')
+  AND {sql.number("recorded.detail ->> 'command'")} = :command"""
+
+
+def _read_changed(connection: Connection, command: int) -> set[tuple[int, str]]:
+    statement = text(select_changed(Sql(connection.dialect.name)))
+    with reading(connection).begin():
+        return {(row.seq, row.route) for row in connection.execute(statement, {"command": command})}
+
+
+def _key_of(delivery: Row) -> tuple[int, str]:
+    return delivery["seq"], delivery["route"]
 
 
 class _Candidates:
@@ -336,13 +365,13 @@ _IN_WINDOW = f"SELECT * FROM inbox w WHERE w.seq < :before AND w.seq >= :lowest 
 
 
 def is_named(wanted: EventFilter) -> bool:
-    """Return whether only events with one number, or with one id of their sender, can match."""
-    return wanted.seq is not None or wanted.sender_id is not None
+    """Return whether only events with one number, with one id of their sender, or of one command can match."""
+    return wanted.seq is not None or wanted.sender_id is not None or wanted.command is not None
 
 
 def is_open(wanted: EventFilter) -> bool:
     """Return whether only open deliveries can match; only they have errors."""
-    return wanted.state in OPEN_STATES or wanted.error is not None
+    return wanted.state in {*OPEN_STATES, OPEN} or wanted.error is not None
 
 
 def is_of_entity(wanted: EventFilter) -> bool:
@@ -356,6 +385,9 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
     Its parameters are `before`, and either `page` (by name, open state or entity) or the `lowest` seq of a window.
     """
     conditions, values = _conditions(sql, msgspec.structs.asdict(wanted), _OF_EVENT, "i.received_at")
+    if wanted.command is not None:
+        conditions.append(f"i.seq IN (SELECT changed.seq FROM ({select_changed(sql)}) changed)")
+        values["command"] = wanted.command
     if is_named(wanted):
         where = _all([*conditions, "i.seq < :before"])
         return f"SELECT i.seq FROM inbox i WHERE {where} ORDER BY i.seq DESC LIMIT :page", values
@@ -363,8 +395,9 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
     if wanted.routes is not None:
         values["routes"] = rows_param({"name": name} for name in wanted.routes)
     if is_open(wanted):
-        if wanted.state is not None:  # a literal, so that the partial index is used
-            conditions.append(f"o.state = '{wanted.state}'" if wanted.state in OPEN_STATES else "1 = 0")
+        if wanted.state is not None:  # literals, so that a partial index is used
+            states = ", ".join(f"'{state}'" for state in list_stored_states(wanted.state) if state in OPEN_STATES)
+            conditions.append(f"o.state IN ({states})" if states else "1 = 0")
         if wanted.retrying_at is not None:
             conditions.append(f"o.attempt > 0 AND o.due_at > {sql.time(':retrying_at')}")
             values["retrying_at"] = time_text(wanted.retrying_at)

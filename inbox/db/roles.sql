@@ -27,7 +27,7 @@ END $$;
 -- Everything but what a sender sent can be read.
 GRANT SELECT ON
     alembic_version, alert, delivery_log, gate, inbox, lane, open_delivery, order_lock, payload_lock, payload_reveal, pruner, pruning,
-    relay_command, relay_node, route_lock, sweep_watermark, throughput_minute, write_probe,
+    relay_command, relay_node, route_failure, route_lock, sweep_watermark, throughput_minute, write_probe,
     backlog, dead_letter, delivery, destination_health, entity_timeline, route_gate, source_health, stuck
 TO inbox_relay, inbox_web, inbox_operator, inbox_reader, inbox_reader_without_payloads;
 GRANT SELECT ON duplicate_request, event, inbox_payload, rejected_request TO inbox_relay, inbox_web, inbox_operator, inbox_reader;
@@ -63,7 +63,7 @@ GRANT USAGE, SELECT ON SEQUENCE alert_id_seq, duplicate_request_id_seq, inbox_se
 -- The relay changes rows; triggers reject any other change of events and facts than by retention and erasure.
 GRANT INSERT, UPDATE, DELETE ON
     alert, delivery_log, duplicate_request, gate, inbox, lane, open_delivery, pruning, rejected_request, relay_command, relay_node,
-    sweep_watermark, throughput_minute
+    route_failure, sweep_watermark, throughput_minute
 TO inbox_relay;
 GRANT INSERT, DELETE ON inbox_payload TO inbox_relay;
 GRANT INSERT, UPDATE (reason), DELETE ON payload_reveal TO inbox_relay;

@@ -257,7 +257,7 @@ delivery_log = Table(
     Index("ix_delivery_log_delivery", "seq", "route", "id"),
     # Without autosummarize, a query of the last minute would read all rows added since the last VACUUM.
     Index("ix_delivery_log_at", "at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
-    partial_index("ix_delivery_log_attempt", "id", where="kind IN ('attempt_failed', 'abandoned')"),
+    partial_index("ix_delivery_log_attempt", "id", where="kind IN ('attempt_failed', 'abandoned', 'dead')"),
     comment="Facts about deliveries, append-only. The last fact of a delivery has its state.",
     postgresql_with=PRUNED,
     sqlite_autoincrement=True,
@@ -280,6 +280,19 @@ route_lock = Table(
     ),
 )
 
+route_failure = Table(
+    "route_failure",
+    metadata,
+    Column("route", Text, primary_key=True, comment="name of the route"),
+    not_null("kind", Text, "endpoint whose call failed last: destination or api"),
+    not_null("name", Text, "its name in inbox.toml"),
+    not_null("began_at", UtcDateTime, "time of the first failure since the last success; database clock"),
+    count("failures", BigInteger, "attempts that failed since then"),
+    not_null("seq", BigInteger, "event of the last one: inbox.seq"),
+    CheckConstraint("kind IN ('destination', 'api')", name="kind"),
+    comment="One row for each route whose last attempt failed. Its next success deletes it.",
+    postgresql_with=HOT,
+)
 
 payload_lock = Table(
     "payload_lock",
@@ -349,6 +362,7 @@ relay_node = Table(
     nullable("stopped_at", UtcDateTime, "time of a graceful stop; empty while it runs or if it died"),
     nullable("routes", JsonValue, "routes of its configuration, each with the kinds and names of the gates on its way"),
     nullable("config_hash", Text, "SHA-256 of the apis, destinations and routes that it runs with"),
+    nullable("configured_at", UtcDateTime, "time at which it took up that configuration; database clock"),
     nullable("failing", JsonValue, "steps that fail now, with the errors; empty: none"),
     Index("ix_relay_node_started_at", "started_at"),
     comment="One row per run of a relay process.",

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from sqlalchemy import Table
 
 from inbox.db.columns import one_of
-from inbox.db.dialect import POSTGRES, SQLITE
+from inbox.db.dialect import POSTGRES, SQLITE, Sql
 from inbox.db.erasure import PSEUDONYM, redact_detail
 from inbox.db.schema import delivery_log, inbox
 from inbox.events.states import OPEN_COMMANDS, RETENTION_FLOOR_DAYS
@@ -20,7 +20,10 @@ from inbox.events.states import OPEN_COMMANDS, RETENTION_FLOOR_DAYS
 _INBOX = "inbox is append-only: only events older than {days} days with nothing open can be deleted"
 _PAYLOAD = "inbox_payload is append-only: only payloads of events with nothing open can be deleted"
 _ERASED = "inbox is append-only: only an erasure changes an event, and only to a pseudonym without texts of the person"
-_EMPTIED = "delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it"
+_EMPTIED = (
+    "delivery_log is append-only: only the erasure of its event empties a fact, and only retention removes the calls of"
+    " ended attempts"
+)
 _LOG = "delivery_log is append-only: only old attempts of ended deliveries can be deleted"
 
 
@@ -43,6 +46,13 @@ END $$
 _ERASABLE = ("entity_id", "event_id", "traceparent", "erased_at")
 """Columns that an erasure changes."""
 _ERASABLE_KEYS = f"CAST('{{{', '.join(_ERASABLE)}}}' AS text[])"
+
+
+def _loses_calls(dialect: str) -> str:
+    """Return the condition that a fact loses its calls, and its delivery is not open."""
+    return f"""OLD.kind IN ('attempt_failed', 'dead') AND NEW.detail = {Sql(dialect).without("OLD.detail", "calls")}
+       AND NOT EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)"""
+
 
 _FLOOR = f"clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'"
 
@@ -105,9 +115,9 @@ _POSTGRES = (
         "delivery_log_changes_by_erasure_only",
         "BEFORE UPDATE ON delivery_log",
         f"""
-    IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail'
-       AND EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-       AND NEW.detail = {redact_detail(POSTGRES, "OLD.detail")} THEN
+    IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail' AND (
+       EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
+       AND NEW.detail = {redact_detail(POSTGRES, "OLD.detail")} OR {_loses_calls(POSTGRES)}) THEN
         RETURN NEW;
     END IF;
     {_raise(_EMPTIED)}""",
@@ -147,8 +157,8 @@ _IS_ERASURE = f"""{_is_unchanged(inbox, _ERASABLE)}
     AND OLD.entity_id IS NOT NULL AND coalesce(NEW.entity_id, '') GLOB '{PSEUDONYM}' || '{"[0-9a-f]" * 64}'
     AND NOT {_IS_OPEN}"""
 _IS_EMPTIED = f"""{_is_unchanged(delivery_log, ("detail",))}
-    AND EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-    AND NEW.detail IS {redact_detail(SQLITE, "OLD.detail")}"""
+    AND (EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
+       AND NEW.detail IS {redact_detail(SQLITE, "OLD.detail")} OR {_loses_calls(SQLITE)})"""
 
 _SQLITE = (
     _refuses("inbox", "UPDATE", _ERASED, f"NOT ({_IS_ERASURE})"),

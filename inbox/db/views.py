@@ -110,7 +110,7 @@ VIEWS = (
             "state": "state of the delivery or command; gone or failing for relays",
             "for_seconds": "seconds since the problem began; empty: unknown",
             "why": "the problem in one sentence",
-            "waiting": "deliveries that wait behind it, counted to 1,000; empty: unknown, or none can",
+            "number": "blocked: deliveries behind it, counted to 1,000; failing: attempts that failed in a row; else empty",
         },
     ),
     View(
@@ -159,8 +159,8 @@ VIEWS = (
         {
             "kind": "route, destination or api",
             "name": "its name in inbox.toml",
-            "health": "paused, open, half_open or retired (its breaker), held (it asked for no call), failing (every attempt"
-            " since its last success failed) or ok",
+            "health": "paused, open, half_open or retired (its breaker), held (it asked for no call), failing (the last"
+            " attempt failed, and deliveries are open) or ok",
             **_comment_periods(
                 delivered="deliveries that succeeded in the last {}",
                 failed="failed and abandoned attempts in the last {}",

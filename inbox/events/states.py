@@ -56,11 +56,19 @@ UNROUTED = "unrouted"
 RETRYING = "retrying"
 """State shown instead of `ready` for a delivery that waits for its next attempt after a failure."""
 
+OPEN = "open"
+"""State that filters accept for a delivery that has neither ended nor died."""
+
 LISTED_STATES = (*(state.value for state in OPEN_STATES), *ENDINGS, UNROUTED)
 """Every value of `delivery.state`: open states, last facts of ended deliveries, and unrouted."""
 
 THROUGHPUT_KINDS = ("source", "route", "destination")
 """Every value of `throughput_minute.kind`."""
+
+
+def list_stored_states(state: str) -> Sequence[str]:
+    """Return the values of `delivery.state` that a filter's state means."""
+    return tuple(each.value for each in OPEN_STATES if each not in DEAD_STATES) if state == OPEN else (state,)
 
 
 def is_retrying(state: str, attempts: int, due_at: datetime | None, now: datetime) -> bool:

@@ -302,7 +302,7 @@ CREATE TABLE delivery_log (
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
 
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned', 'dead');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -348,6 +348,33 @@ CREATE TABLE route_lock (
 COMMENT ON TABLE route_lock IS 'One row for each route, locked by every transaction that ends or makes the head of a lane on it. Added by relays, and never removed. Empty on SQLite.';
 
 COMMENT ON COLUMN route_lock.route IS 'name of the route';
+
+CREATE TABLE route_failure (
+    route TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    began_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    failures BIGINT DEFAULT 0 NOT NULL,
+    seq BIGINT NOT NULL,
+    CONSTRAINT pk_route_failure PRIMARY KEY (route),
+    CONSTRAINT ck_route_failure_kind CHECK (kind IN ('destination', 'api')),
+    CONSTRAINT ck_route_failure_began_at_is_readable CHECK (began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE route_failure IS 'One row for each route whose last attempt failed. Its next success deletes it.';
+
+COMMENT ON COLUMN route_failure.route IS 'name of the route';
+
+COMMENT ON COLUMN route_failure.kind IS 'endpoint whose call failed last: destination or api';
+
+COMMENT ON COLUMN route_failure.name IS 'its name in inbox.toml';
+
+COMMENT ON COLUMN route_failure.began_at IS 'time of the first failure since the last success; database clock';
+
+COMMENT ON COLUMN route_failure.failures IS 'attempts that failed since then';
+
+COMMENT ON COLUMN route_failure.seq IS 'event of the last one: inbox.seq';
 
 CREATE TABLE payload_lock (
     id INTEGER NOT NULL,
@@ -463,12 +490,14 @@ CREATE TABLE relay_node (
     stopped_at TIMESTAMP WITH TIME ZONE,
     routes JSONB,
     config_hash TEXT,
+    configured_at TIMESTAMP WITH TIME ZONE,
     failing JSONB,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
     CONSTRAINT ck_relay_node_started_at_is_readable CHECK (started_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (heartbeat_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (stopped_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_node_routes_is_readable CHECK (jsonb_typeof(routes) = 'object'),
+    CONSTRAINT ck_relay_node_configured_at_is_readable CHECK (configured_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_node_failing_is_readable CHECK (jsonb_typeof(failing) = 'object')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
@@ -494,6 +523,8 @@ COMMENT ON COLUMN relay_node.stopped_at IS 'time of a graceful stop; empty while
 COMMENT ON COLUMN relay_node.routes IS 'routes of its configuration, each with the kinds and names of the gates on its way';
 
 COMMENT ON COLUMN relay_node.config_hash IS 'SHA-256 of the apis, destinations and routes that it runs with';
+
+COMMENT ON COLUMN relay_node.configured_at IS 'time at which it took up that configuration; database clock';
 
 COMMENT ON COLUMN relay_node.failing IS 'steps that fail now, with the errors; empty: none';
 
@@ -882,8 +913,12 @@ SELECT h.kind, h.name,
        CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.last_failure_at > h.last_success_at + make_interval(secs => 60)
-              OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
+            WHEN EXISTS (
+                SELECT 1 FROM (SELECT failure.* FROM route_failure failure WHERE (SELECT o.route FROM open_delivery o WHERE o.state = 'ready' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'in_flight' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'blocked' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'dead' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route) r
+                WHERE h.kind = 'route' AND r.route = h.name OR r.kind = h.kind AND r.name = h.name) THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
@@ -903,6 +938,8 @@ FROM (
            CASE WHEN g.held_until > statement_timestamp() + make_interval(secs => 0) THEN g.hold_reason END AS hold_reason
     FROM (
     SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
+    UNION SELECT failure.kind, failure.name FROM route_failure failure
+    UNION SELECT 'route', failure.route FROM route_failure failure
     UNION
     SELECT 'route' AS kind, name FROM (
         WITH RECURSIVE found(name) AS (
@@ -922,50 +959,51 @@ FROM (
 ) h;
 
 CREATE VIEW stuck AS
-SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting FROM (
+SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.number FROM (
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
        'gone' AS state, CAST(NULL AS float8) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why,
-       CAST(NULL AS bigint) AS waiting
+       CAST(NULL AS bigint) AS number
 WHERE NOT EXISTS (
     SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= statement_timestamp() + make_interval(secs => -15))
 UNION ALL
 SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
-       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS waiting
+       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS number
 FROM relay_node n
 WHERE n.stopped_at IS NULL AND CAST(round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) AS float8) > 15 AND CAST(round(extract(epoch FROM statement_timestamp() - n.started_at), 3) AS float8) < 600
 GROUP BY n.host
 HAVING count(*) >= 3
 UNION ALL
 SELECT 'step_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
-       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
+       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS number
 FROM relay_node n CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND CAST(round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) AS float8) <= 15
 UNION ALL
-SELECT 'failing' AS finding, NULL AS seq, h.name AS route, NULL AS lane, 'failing' AS state,
-       CAST(round(extract(epoch FROM statement_timestamp() - h.last_failure_at), 3) AS float8) AS for_seconds,
-       'every attempt since its last success failed' || coalesce(': ' || (
-           SELECT l.detail ->> 'error' FROM (
-           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned', 'dead')
-           ORDER BY n.id DESC LIMIT 20000) l WHERE l.route = h.name ORDER BY l.id DESC LIMIT 1), '') AS why,
-       NULL AS waiting
-FROM destination_health h
-WHERE h.kind = 'route' AND h.health = 'failing' AND (EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'ready' AND o.route = h.name)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'in_flight' AND o.route = h.name)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'blocked' AND o.route = h.name)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'dead' AND o.route = h.name))
-  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
-                  WHERE k.route = h.name AND g.paused_at IS NOT NULL)
+SELECT 'failing' AS finding, r.seq, r.route, NULL AS lane, 'failing' AS state, CAST(round(extract(epoch FROM statement_timestamp() - r.began_at), 3) AS float8) AS for_seconds,
+       CASE r.failures WHEN 1 THEN 'the last attempt failed' ELSE 'the last ' || r.failures || ' attempts failed' END
+       || coalesce(': ' || (
+           SELECT l.detail ->> 'error' FROM delivery_log l
+           WHERE l.seq = r.seq AND l.route = r.route AND l.kind IN ('attempt_failed', 'dead')
+           ORDER BY l.id DESC LIMIT 1), '') AS why,
+       r.failures AS number
+FROM (SELECT failure.* FROM route_failure failure WHERE (SELECT o.route FROM open_delivery o WHERE o.state = 'ready' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'in_flight' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'blocked' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'dead' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route) r
+WHERE NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+                  WHERE k.route = r.route AND g.paused_at IS NOT NULL)
 UNION ALL
-SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state, NULL AS for_seconds,
-       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS waiting
+SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state,
+       CAST(round(extract(epoch FROM statement_timestamp() - max(c.at)), 3) AS float8) AS for_seconds,
+       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS number
 FROM (
-    SELECT min(n.host || ' pid ' || n.pid) AS relay FROM relay_node n
+    SELECT min(n.configured_at) AS at, min(n.host || ' pid ' || n.pid || ' (since ' || to_char(n.configured_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"') || ')') AS relay
+    FROM relay_node n
     WHERE n.config_hash IS NOT NULL AND n.stopped_at IS NULL AND CAST(round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) AS float8) <= 15
     GROUP BY n.config_hash) c
-HAVING count(*) > 1
+HAVING count(*) > 1 AND max(c.at) < statement_timestamp() + make_interval(secs => -60)
 UNION ALL
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, CAST(round(extract(epoch FROM statement_timestamp() - i.received_at), 3) AS float8) AS for_seconds,
-       'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
+       'no relay has ordered it, and nothing moves' AS why, NULL AS number
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1000) o CROSS JOIN LATERAL (SELECT * FROM inbox i WHERE i.seq = o.seq OFFSET 0) AS i
 WHERE i.received_at < statement_timestamp() + make_interval(secs => -60) AND NOT EXISTS (SELECT 1 FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > statement_timestamp() + make_interval(secs => -60))
 UNION ALL
@@ -973,7 +1011,7 @@ SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, CAST(round(extract(e
        CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
             THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
             ELSE 'due, and nothing moves on its route' END AS why,
-       NULL AS waiting
+       NULL AS number
 FROM (
         WITH RECURSIVE found(name) AS (
             SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
@@ -998,19 +1036,19 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, CAST(round(extract
        'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
        (SELECT count(*) FROM (
            SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT 1000
-       ) n) AS waiting
+       ) n) AS number
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT 1000) o
 LEFT JOIN delivery_log l ON l.id = (
     SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
 UNION ALL
 SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, CAST(round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS float8) AS for_seconds,
-       'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
+       'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS number
 FROM relay_command c
 WHERE c.state = 'asked' AND CAST(round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS float8) > 60
 UNION ALL
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, CAST(round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS float8) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
-                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
+                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS number
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command WHERE NOT dry_run
     ORDER BY id DESC
@@ -1206,7 +1244,7 @@ COMMENT ON COLUMN stuck.for_seconds IS 'seconds since the problem began; empty: 
 
 COMMENT ON COLUMN stuck.why IS 'the problem in one sentence';
 
-COMMENT ON COLUMN stuck.waiting IS 'deliveries that wait behind it, counted to 1,000; empty: unknown, or none can';
+COMMENT ON COLUMN stuck.number IS 'blocked: deliveries behind it, counted to 1,000; failing: attempts that failed in a row; else empty';
 
 COMMENT ON VIEW route_gate IS 'Gates on the way of each route, as the configuration of the running relays has them. One without a row in gate is open.';
 
@@ -1264,7 +1302,7 @@ COMMENT ON COLUMN destination_health.kind IS 'route, destination or api';
 
 COMMENT ON COLUMN destination_health.name IS 'its name in inbox.toml';
 
-COMMENT ON COLUMN destination_health.health IS 'paused, open, half_open or retired (its breaker), held (it asked for no call), failing (every attempt since its last success failed) or ok';
+COMMENT ON COLUMN destination_health.health IS 'paused, open, half_open or retired (its breaker), held (it asked for no call), failing (the last attempt failed, and deliveries are open) or ok';
 
 COMMENT ON COLUMN destination_health.delivered_hour IS 'deliveries that succeeded in the last hour';
 
@@ -1361,12 +1399,13 @@ CREATE FUNCTION delivery_log_changes_by_erasure_only() RETURNS trigger LANGUAGE 
 SET search_path FROM CURRENT AS $$
 BEGIN
 
-    IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail'
-       AND EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-       AND NEW.detail = coalesce((SELECT jsonb_object_agg(d.key, CASE WHEN d.key IN ('error', 'why') THEN to_jsonb(CAST('erased' AS text)) ELSE d.value END) FROM jsonb_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')), '{}') THEN
+    IF to_jsonb(NEW) - 'detail' = to_jsonb(OLD) - 'detail' AND (
+       EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
+       AND NEW.detail = coalesce((SELECT jsonb_object_agg(d.key, CASE WHEN d.key IN ('error', 'why') THEN to_jsonb(CAST('erased' AS text)) ELSE d.value END) FROM jsonb_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'command', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')), '{}') OR OLD.kind IN ('attempt_failed', 'dead') AND NEW.detail = OLD.detail - 'calls'
+       AND NOT EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)) THEN
         RETURN NEW;
     END IF;
-    RAISE EXCEPTION 'delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it' USING ERRCODE = 'restrict_violation';
+    RAISE EXCEPTION 'delivery_log is append-only: only the erasure of its event empties a fact, and only retention removes the calls of ended attempts' USING ERRCODE = 'restrict_violation';
 END $$;
 
 CREATE TRIGGER delivery_log_changes_by_erasure_only BEFORE UPDATE ON delivery_log FOR EACH ROW EXECUTE FUNCTION delivery_log_changes_by_erasure_only();

@@ -227,7 +227,7 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The last fac
 
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
 
-CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned');
+CREATE INDEX ix_delivery_log_attempt ON delivery_log (id) WHERE kind IN ('attempt_failed', 'abandoned', 'dead');
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -242,6 +242,24 @@ CREATE TABLE route_lock ( -- One row for each route, locked by every transaction
     -- name of the route
     route TEXT NOT NULL,
     CONSTRAINT pk_route_lock PRIMARY KEY (route)
+);
+
+CREATE TABLE route_failure ( -- One row for each route whose last attempt failed. Its next success deletes it.
+    -- name of the route
+    route TEXT NOT NULL,
+    -- endpoint whose call failed last: destination or api
+    kind TEXT NOT NULL,
+    -- its name in inbox.toml
+    name TEXT NOT NULL,
+    -- time of the first failure since the last success; database clock
+    began_at TEXT NOT NULL,
+    -- attempts that failed since then
+    failures BIGINT DEFAULT 0 NOT NULL,
+    -- event of the last one: inbox.seq
+    seq BIGINT NOT NULL,
+    CONSTRAINT pk_route_failure PRIMARY KEY (route),
+    CONSTRAINT ck_route_failure_kind CHECK (kind IN ('destination', 'api')),
+    CONSTRAINT ck_route_failure_began_at_is_readable CHECK (date(substr(began_at, 1, 10)) IS substr(began_at, 1, 10) AND began_at >= '0001-01-01 00:00:00.000000Z' AND (length(began_at) = 10 OR substr(began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE TABLE payload_lock ( -- One row. What opens deliveries of stored events shares its lock; what deletes payloads or events has it alone.
@@ -334,6 +352,8 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     routes JSON,
     -- SHA-256 of the apis, destinations and routes that it runs with
     config_hash TEXT,
+    -- time at which it took up that configuration; database clock
+    configured_at TEXT,
     -- steps that fail now, with the errors; empty: none
     failing JSON,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
@@ -341,6 +361,7 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (date(substr(heartbeat_at, 1, 10)) IS substr(heartbeat_at, 1, 10) AND heartbeat_at >= '0001-01-01 00:00:00.000000Z' AND (length(heartbeat_at) = 10 OR substr(heartbeat_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (date(substr(stopped_at, 1, 10)) IS substr(stopped_at, 1, 10) AND stopped_at >= '0001-01-01 00:00:00.000000Z' AND (length(stopped_at) = 10 OR substr(stopped_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_node_routes_is_readable CHECK (routes IS NULL OR CASE WHEN json_valid(routes) THEN json_type(routes) = 'object' ELSE 0 END),
+    CONSTRAINT ck_relay_node_configured_at_is_readable CHECK (date(substr(configured_at, 1, 10)) IS substr(configured_at, 1, 10) AND configured_at >= '0001-01-01 00:00:00.000000Z' AND (length(configured_at) = 10 OR substr(configured_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
 );
 
@@ -652,8 +673,12 @@ SELECT h.kind, h.name,
        CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
             WHEN h.breaker <> 'closed' THEN h.breaker
             WHEN h.held_until IS NOT NULL THEN 'held'
-            WHEN h.last_failure_at > strftime('%Y-%m-%d %H:%M:%f', h.last_success_at, printf('%+.3f seconds', 60)) || '000Z'
-              OR h.last_failure_at IS NOT NULL AND h.last_success_at IS NULL THEN 'failing'
+            WHEN EXISTS (
+                SELECT 1 FROM (SELECT failure.* FROM route_failure failure WHERE (SELECT o.route FROM open_delivery o WHERE o.state = 'ready' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'in_flight' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'blocked' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'dead' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route) r
+                WHERE h.kind = 'route' AND r.route = h.name OR r.kind = h.kind AND r.name = h.name) THEN 'failing'
             ELSE 'ok' END AS health,
        h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
        h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
@@ -673,6 +698,8 @@ FROM (
            CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', 0)) || '000Z' THEN g.hold_reason END AS hold_reason
     FROM (
     SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
+    UNION SELECT failure.kind, failure.name FROM route_failure failure
+    UNION SELECT 'route', failure.route FROM route_failure failure
     UNION
     SELECT 'route' AS kind, name FROM (
         WITH RECURSIVE found(name) AS (
@@ -692,50 +719,51 @@ FROM (
 ) h;
 
 CREATE VIEW stuck AS
-SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.waiting FROM (
+SELECT b.finding, b.seq, b.route, b.lane, b.state, b.for_seconds, b.why, b.number FROM (
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
        'gone' AS state, CAST(NULL AS float8) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why,
-       CAST(NULL AS bigint) AS waiting
+       CAST(NULL AS bigint) AS number
 WHERE NOT EXISTS (
     SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -15)) || '000Z')
 UNION ALL
 SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
-       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS waiting
+       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why, NULL AS number
 FROM relay_node n
 WHERE n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) > 15 AND round((julianday('now') - julianday(n.started_at)) * 86400, 3) < 600
 GROUP BY n.host
 HAVING count(*) >= 3
 UNION ALL
 SELECT 'step_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
-       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS waiting
+       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why, NULL AS number
 FROM relay_node n JOIN json_each(n.failing) AS step
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
 UNION ALL
-SELECT 'failing' AS finding, NULL AS seq, h.name AS route, NULL AS lane, 'failing' AS state,
-       round((julianday('now') - julianday(h.last_failure_at)) * 86400, 3) AS for_seconds,
-       'every attempt since its last success failed' || coalesce(': ' || (
-           SELECT l.detail ->> 'error' FROM (
-           SELECT n.id, n.route, n.detail FROM delivery_log n WHERE n.kind IN ('attempt_failed', 'abandoned', 'dead')
-           ORDER BY n.id DESC LIMIT 20000) l WHERE l.route = h.name ORDER BY l.id DESC LIMIT 1), '') AS why,
-       NULL AS waiting
-FROM destination_health h
-WHERE h.kind = 'route' AND h.health = 'failing' AND (EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'ready' AND o.route = h.name)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'in_flight' AND o.route = h.name)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'blocked' AND o.route = h.name)
-       OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.state = 'dead' AND o.route = h.name))
-  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
-                  WHERE k.route = h.name AND g.paused_at IS NOT NULL)
+SELECT 'failing' AS finding, r.seq, r.route, NULL AS lane, 'failing' AS state, round((julianday('now') - julianday(r.began_at)) * 86400, 3) AS for_seconds,
+       CASE r.failures WHEN 1 THEN 'the last attempt failed' ELSE 'the last ' || r.failures || ' attempts failed' END
+       || coalesce(': ' || (
+           SELECT l.detail ->> 'error' FROM delivery_log l
+           WHERE l.seq = r.seq AND l.route = r.route AND l.kind IN ('attempt_failed', 'dead')
+           ORDER BY l.id DESC LIMIT 1), '') AS why,
+       r.failures AS number
+FROM (SELECT failure.* FROM route_failure failure WHERE (SELECT o.route FROM open_delivery o WHERE o.state = 'ready' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'in_flight' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'blocked' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
+       OR (SELECT o.route FROM open_delivery o WHERE o.state = 'dead' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route) r
+WHERE NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+                  WHERE k.route = r.route AND g.paused_at IS NOT NULL)
 UNION ALL
-SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state, NULL AS for_seconds,
-       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS waiting
+SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state,
+       round((julianday('now') - julianday(max(c.at))) * 86400, 3) AS for_seconds,
+       'relays ' || min(c.relay) || ' and ' || max(c.relay) || ' run with different routes or destinations' AS why, NULL AS number
 FROM (
-    SELECT min(n.host || ' pid ' || n.pid) AS relay FROM relay_node n
+    SELECT min(n.configured_at) AS at, min(n.host || ' pid ' || n.pid || ' (since ' || substr(n.configured_at, 1, 19) || 'Z' || ')') AS relay
+    FROM relay_node n
     WHERE n.config_hash IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
     GROUP BY n.config_hash) c
-HAVING count(*) > 1
+HAVING count(*) > 1 AND max(c.at) < strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -60)) || '000Z'
 UNION ALL
 SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(i.received_at)) * 86400, 3) AS for_seconds,
-       'no relay has ordered it, and nothing moves' AS why, NULL AS waiting
+       'no relay has ordered it, and nothing moves' AS why, NULL AS number
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1000) o JOIN inbox i ON i.seq = o.seq
 WHERE i.received_at < strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -60)) || '000Z' AND NOT EXISTS (SELECT 1 FROM (SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000) newest WHERE newest.at > strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', -60)) || '000Z')
 UNION ALL
@@ -743,7 +771,7 @@ SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('no
        CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
             THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
             ELSE 'due, and nothing moves on its route' END AS why,
-       NULL AS waiting
+       NULL AS number
 FROM (
         WITH RECURSIVE found(name) AS (
             SELECT min(t.route) FROM open_delivery t WHERE t.state = 'ready'
@@ -768,19 +796,19 @@ SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('
        'it is dead and blocks its lane: relay replay, unblock or cancel' AS why,
        (SELECT count(*) FROM (
            SELECT 1 FROM open_delivery w WHERE w.route = o.route AND w.lane = o.lane AND w.state = 'waiting' LIMIT 1000
-       ) n) AS waiting
+       ) n) AS number
 FROM (SELECT seq, route, lane, state FROM open_delivery WHERE state = 'blocked' LIMIT 1000) o
 LEFT JOIN delivery_log l ON l.id = (
     SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
 UNION ALL
 SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
-       'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS waiting
+       'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why, NULL AS number
 FROM relay_command c
 WHERE c.state = 'asked' AND round((julianday('now') - julianday(c.asked_at)) * 86400, 3) > 60
 UNION ALL
 SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state IN ('failed', 'refused') THEN c.state || ': ' || coalesce(c.answer, '')
-                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS waiting
+                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why, NULL AS number
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command WHERE NOT dry_run
     ORDER BY id DESC
@@ -847,10 +875,11 @@ END;
 
 CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log
 WHEN NOT (NEW.id IS OLD.id AND NEW.at IS OLD.at AND NEW.seq IS OLD.seq AND NEW.route IS OLD.route AND NEW.kind IS OLD.kind AND NEW.state IS OLD.state AND NEW.attempt IS OLD.attempt AND NEW.run IS OLD.run AND NEW.crashes IS OLD.crashes AND NEW.relay_node IS OLD.relay_node
-    AND EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
-    AND NEW.detail IS (SELECT json_group_object(d.key, CASE WHEN d.key IN ('error', 'why') THEN 'erased' ELSE json(OLD.detail -> d.fullkey) END) FROM json_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')))
+    AND (EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq AND i.erased_at IS NOT NULL)
+       AND NEW.detail IS (SELECT json_group_object(d.key, CASE WHEN d.key IN ('error', 'why') THEN 'erased' ELSE json(OLD.detail -> d.fullkey) END) FROM json_each(OLD.detail) d WHERE d.key IN ('attempt', 'because', 'blocks_lane', 'by', 'cause', 'command', 'counted', 'crashes', 'did', 'due_at', 'duplicate', 'error_class', 'fetch_began_at', 'lane', 'last_modified', 'late', 'of', 'relay_node', 'stale_suspected', 'was_due_at', 'who', 'error', 'why')) OR OLD.kind IN ('attempt_failed', 'dead') AND NEW.detail = json_remove(OLD.detail, '$.calls')
+       AND NOT EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)))
 BEGIN
-    SELECT RAISE(ABORT, 'delivery_log is append-only: only the erasure of its event changes a fact, and only by emptying it');
+    SELECT RAISE(ABORT, 'delivery_log is append-only: only the erasure of its event empties a fact, and only retention removes the calls of ended attempts');
 END;
 
 CREATE TRIGGER delivery_log_refuses_delete BEFORE DELETE ON delivery_log

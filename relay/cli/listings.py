@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from inbox.config.model import Config
     from inbox.db.following import Feed, Follower
-    from inbox.db.listing import RowPage
+    from inbox.db.listing import AnyListing, RowPage
     from inbox.db.reads import Row
     from relay.filters import Filtered
 
@@ -129,28 +129,58 @@ def list_rows(
     wanted = _read_conditions(name, given, config, engine, now)
     most = limit or _SHOWN
     if as_ndjson and limit is None:
-        for row in every_row(engine, name, wanted):
-            put_json(row, indent=None)
+        _put_each(every_row(engine, name, wanted))
         return
-    page = read_page(engine, name, wanted, most)
+    width = terminal_width() if is_table and not wide and columns is None and name == "dead" else None
+    page = read_page(engine, name, wanted, most) if width is None else _read_dead(engine, wanted)
     if as_ndjson:
-        for row in page.rows:
-            put_json(row, indent=None)
+        _put_each(page.rows)
     elif as_json:
         put_json(page.rows)
+    elif width is not None and page.rows:
+        _show_groups(page, given, most, width, now)
     else:
         rows = [{**row, **shown(row, now)} for row in page.rows]
         more = f"`--before {page.before}` for the next page" if page.before else f"more with `--limit {2 * most}`"
         more = f"{len(rows)} shown; {more}" if page.has_more and page.back_to is None else ""
         show(rows, names, empty=f"no {listing.noun}", more=more, wide=wide)
-    for note in _explain(page, given, engine, now):
+    for note in _explain(page, name, {**given, **wanted}, engine, now):
         say(note, style="bright_black")
 
 
-def _explain(page: RowPage, given: Mapping[str, Any], engine: Engine, now: datetime) -> Iterator[str]:
-    """Yield a hint about an unknown id of a sender, and how far a search in payloads looked."""
+def _put_each(rows: Iterable[Row]) -> None:
+    for row in rows:
+        put_json(row, indent=None)
+
+
+def _read_dead(engine: Engine, wanted: Mapping[str, Any]) -> RowPage:
+    """Read the dead letters to group."""
+    from inbox.db.listing import read_page
+    from relay.cli.dead import COLUMNS, MOST_GROUPED
+
+    return read_page(engine, "dead", wanted, MOST_GROUPED, COLUMNS)
+
+
+def _show_groups(page: RowPage, given: Mapping[str, Any], most: int, width: int, now: datetime) -> None:
+    from relay.cli.dead import describe_groups, group_by_cause
+
+    put(*describe_groups(group_by_cause(page.rows), given, most, width, now))
+    if page.has_more:
+        say(f"the latest {len(page.rows):,} are grouped; `--wide` lists more", style="bright_black")
+
+
+def _explain(
+    page: RowPage, listing: AnyListing, given: Mapping[str, Any], engine: Engine, now: datetime
+) -> Iterator[str]:
+    """Yield a hint about an unknown id of a sender or a cause, and how far a search in payloads looked."""
+    from inbox.db.listing import read_page
+    from relay.cli.dead import MOST_GROUPED, suggest_exhausted
     from relay.filters import suggest_sender_id
 
+    if listing == "dead" and not page.rows and given["cause"] is not None:
+        wanted = {**given, "cause": "exhausted"}
+        exhausted = read_page(engine, listing, wanted, MOST_GROUPED, ("last_status",)).rows
+        yield from suggest_exhausted(given["cause"], exhausted)
     unknown = given.get("sender_id") if not page.rows else None
     if unknown is not None and (hint := suggest_sender_id(engine, unknown)):
         yield hint
@@ -206,6 +236,7 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
             str, "body", "Only events with this text in the payload, spelled exactly so or escaped in JSON."
         ),
         "state": option(str, "state", "Only deliveries in this state, such as dead, ready or delivered."),
+        "command": option(int, "command", "Only deliveries that this command has changed.", min=0),
         "before": _BEFORE,
         **_OF_LISTS,
     },
@@ -213,6 +244,7 @@ def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool
 def list_events(row: Row, now: datetime) -> Row:
     """List events, newest first, with a line for each route. A page may have slightly more lines than --limit.
 
+    `--state open` lists those that have neither ended nor died.
     The table and --state say `retrying` for a ready delivery that waits for its next attempt after a failure, and `blocked`
     for a dead one that blocks its lane. `relay dead` lists both kinds of dead letters.
 
@@ -310,7 +342,8 @@ def list_commands(row: Row, _now: datetime) -> Row:
 def list_dead(_row: Row, _now: datetime) -> Row:
     """List dead letters, the latest first. --since and --until refer to the time of death.
 
-    `inbox show SEQ` shows the history of one; `relay replay` replays them.
+    A terminal shows groups of one cause and route, the largest first, and the next commands; --wide, --columns and JSON list
+    one after another. A failure that is retried until its schedule ends, such as server_error, has the cause exhausted.
 
     Examples:
       relay dead --cause mapping

@@ -270,6 +270,10 @@ def follow(database: Database, config: Config, number: int, operation: Operation
     if now.state != "done":
         fail(f"command {number}: {now.answer}")
     say(str(now.answer))
+    if now.kind in {"replay", "retry"} and now.affected:
+        say(
+            f"so far {commands.read_outcome(database, number).says}; `inbox list --command {number}` shows exactly these"
+        )
     if now.error is not None:
         say(f"last error: {now.error}")
     return now

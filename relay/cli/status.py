@@ -75,9 +75,10 @@ def status(
 
     With --check, lists only findings, and exits with 1 when there are any: no relay has had a heartbeat for 15 s, relays die
     soon after they start, a step of one fails, the database does not answer, a route makes no progress although a delivery
-    has been due for a minute, every attempt of a route since its last success failed, a lane is blocked, no relay takes up a
-    command, a command failed within the last hour, or relays run with different configurations. A shrinking backlog is not a
-    finding, and neither are deliveries held back by a pause, a circuit breaker or a rate limit.
+    has been due for a minute, the last attempt of a route failed, a lane is blocked, no relay takes up a command, a command
+    failed within the last hour, or relays run with different configurations for a minute. A shrinking backlog is not a finding,
+    and neither are deliveries held back by a pause, a circuit breaker or a rate limit. A failing route is a finding from its
+    first failed attempt to its next success: a warning at first, critical after several failures in more than a minute.
 
     With --check --here, requires a relay on this host, and omits findings that only an operator can fix: failing routes,
     blocked lanes, commands, configurations.

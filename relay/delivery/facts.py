@@ -48,6 +48,8 @@ class Cancelled(Fact, frozen=True, tag="cancelled"):
 
     who: str
     why: str
+    command: int | None = None
+    """Its number in `relay_command`."""
 
 
 class AttemptFailed(Fact, frozen=True, tag="attempt_failed"):
@@ -88,6 +90,8 @@ class Rescheduled(Fact, frozen=True, tag="rescheduled"):
     who: str | None = None
     """The operator."""
     why: str | None = None
+    command: int | None = None
+    """Its number in `relay_command`."""
 
 
 GiveUpCause = Literal[
@@ -120,6 +124,8 @@ class Replayed(Fact, frozen=True, tag="replayed"):
 
     who: str
     why: str
+    command: int | None = None
+    """Its number in `relay_command`."""
 
 
 class Rearmed(Fact, frozen=True, tag="rearmed"):
@@ -134,6 +140,8 @@ class Unblocked(Fact, frozen=True, tag="unblocked"):
 
     who: str
     why: str
+    command: int | None = None
+    """Its number in `relay_command`."""
 
 
 class Corrected(Fact, frozen=True, tag="corrected"):

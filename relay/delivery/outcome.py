@@ -107,7 +107,7 @@ class RateHold(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A call of an attempt as logged, without secrets, query values and request body."""
+    """A call of an attempt as logged, without secrets and query values."""
 
     step: CallStep
     method: str
@@ -120,6 +120,8 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """The beginning of an unsuccessful response, at most 4 KiB, redacted."""
     hold: RateHold | None = None
     """The rate hold that the response asks for."""
+    request: str | None = None
+    """Of the call that failed its attempt: the beginning of the body that was sent, at most 1 KiB, redacted."""
 
 
 class Delivered(msgspec.Struct, frozen=True):
@@ -230,6 +232,9 @@ HEALTH: dict[ErrorClass, Health] = {
     "refused": "unwell",
 }
 """Health of the last called endpoint by error class; any other response proves that it works."""
+
+OF_THE_EVENT = frozenset[ErrorClass]({"mapping", "ambiguous", "no_target", "stale"})
+"""Classes in which every call was answered as it should be, and the event alone is to blame."""
 
 
 def rule_for(error_class: ErrorClass, overruled: Mapping[str, str]) -> Rule:

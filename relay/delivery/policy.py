@@ -21,6 +21,7 @@ from relay.delivery.outcome import (
     AGAIN_AT_MOST,
     CONFIRMED_AFTER,
     HEALTH,
+    OF_THE_EVENT,
     REFETCH_AFTER,
     RULES,
     Call,
@@ -290,6 +291,12 @@ def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
     if not outcome.calls or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
         return None
     return endpoint_of_call(outcome.calls[-1], policy)
+
+
+def find_failed_endpoint(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
+    """Return the endpoint whose call failed the attempt. None without such a call, as when the event alone is to blame."""
+    is_failure = isinstance(outcome, Failed) and outcome.error_class not in OF_THE_EVENT
+    return endpoint_of(outcome, policy) if is_failure else None
 
 
 def list_breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -21,7 +20,7 @@ from inbox.events.timestamps import as_time
 from relay import check
 from relay.delivery.policy import policies
 from relay.doctor import schema_drift
-from relay.doctor.run import UNREACHABLE, Examination, Installation
+from relay.doctor.run import UNREACHABLE, Examination, Installation, report_unreachable
 from relay.findings import KINDS, Finding, FindingKind, list_findings, read_stuck
 from relay.store.database import Database
 from relay.store.nodes import hash_config, read_nodes
@@ -42,13 +41,7 @@ def _database(installation: Installation) -> Iterator[Finding]:
             connection.exec_driver_sql("SELECT count(*) FROM sqlite_master" if is_sqlite else "SELECT 1")
     except (DBAPIError, OSError) as error:
         why = str(error) if isinstance(error, OSError) else trouble_text(error)
-        if path is None:
-            url = engines.format_url(engines.parse_url(installation.config.database.url))
-            yield UNREACHABLE.found(url, f"{url} does not answer: {why}")
-            return
-        places = shlex.quote(str(path)), shlex.quote(str(path.parent))
-        remedy = "ls -l {}; df -h {} # restore a damaged file from its backup".format(*places)
-        yield UNREACHABLE.found(str(path), f"{path} can't be read: {why}", remedy=remedy)
+        yield report_unreachable(installation, why)
 
 
 PENDING = FindingKind(

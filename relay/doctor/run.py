@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.db.dialect import trouble_text
-from inbox.db.engine import connect_read_only
+from inbox.db.dialect import is_damage, trouble_text
+from inbox.db.engine import connect_read_only, format_url, parse_url
 from inbox.errors import ConfigError, NotExamined
 from inbox.loader.load import ConfigFile, config_path, load_file, load_text
 from relay.findings import Finding, FindingKind
@@ -107,12 +108,30 @@ def run(installation: Installation, examinations: Iterable[Examination]) -> list
         try:
             found += () if needs else each.examine(installation)
         except Exception as error:  # noqa: BLE001  # the other examinations go on
+            found += _find_damage(installation, error) if each.needs_database else ()
             needs = _needs(error)
         meanings = {kind.name: kind.meaning for kind in each.kinds}
         told = tuple(msgspec.structs.replace(one, why=one.why or meanings.get(one.kind, "")) for one in found)
         results.append(ExaminationResult(each.name, needs, told))
         is_gone = is_gone or any(one.kind == UNREACHABLE.name for one in found)
     return results
+
+
+def report_unreachable(installation: Installation, why: str) -> Finding:
+    """Return the finding for a database that does not answer, or can't be read."""
+    path = installation.sqlite_path
+    if path is None:
+        url = format_url(parse_url(installation.config.database.url))
+        return UNREACHABLE.found(url, f"{url} does not answer: {why}")
+    places = shlex.quote(str(path)), shlex.quote(str(path.parent))
+    remedy = "ls -l {}; df -h {} # restore a damaged file from its backup".format(*places)
+    return UNREACHABLE.found(str(path), f"{path} can't be read: {why}", remedy=remedy)
+
+
+def _find_damage(installation: Installation, error: Exception) -> Iterator[Finding]:
+    """Yield a finding if the error shows a damaged database, which may be readable elsewhere."""
+    if isinstance(error, DBAPIError) and is_damage(error):
+        yield report_unreachable(installation, trouble_text(error))
 
 
 _UNDEFINED = ("42P01", "42703", "42883")

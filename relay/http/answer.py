@@ -48,7 +48,9 @@ class Answer(msgspec.Struct, frozen=True):
     link: str | None = None
     """Its `Link` headers, joined by commas."""
     redactor: Redactor | None = None
-    """Masks the endpoint's secrets in the body of a success."""
+    """Masks the endpoint's secrets in both bodies."""
+    request: bytes = b""
+    """The beginning of the body that was sent, or may have been."""
 
     def reporting(self, error_class: ErrorClass, text: str) -> Answer:
         """Return this success as a failure, because its body reports an error with this text."""
@@ -62,6 +64,9 @@ class Answer(msgspec.Struct, frozen=True):
     def as_failed(self, calls: tuple[Call, ...]) -> Failed:
         """Return the failure of the attempt whose `calls` end with this one."""
         why = self.call.error or f"answered {self.call.status}{_phrase(self.call.status)}"
+        if calls and self.request and self.redactor is not None:
+            request = self.redactor.excerpt(self.request, REQUEST_BYTES)
+            calls = (*calls[:-1], msgspec.structs.replace(calls[-1], request=request))
         return Failed(calls, self.error_class or "bad_answer", f"{self.call.step}: {why}", self.retry_after)
 
 
@@ -109,12 +114,13 @@ def parse_http_date(value: str | None) -> datetime | None:
 # --- Masks secrets in the stored parts of calls and responses. Pure.
 
 
-EXCERPT_BYTES = 4096
+EXCERPT_BYTES, REQUEST_BYTES = 4096, 1024
+SEARCHED = 64 * 1024
+"""Bytes of a request that are searched for secrets, which may begin in its excerpt: of a whole body it may take a second."""
 _SHORTEST_SECRET = 4
 """Shortest masked secret: a shorter one would match everywhere, and masking it would hide nothing."""
 _LOOKED_FOR = 64
 """Characters searched of a secret issued by another system: a search for 2,000, in all spellings, blocked all threads for 3 s."""
-_WINDOW = 4 * EXCERPT_BYTES
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Postgres can't store a NUL; the others control a terminal. The last two ranges change the text direction."""
 _SENSITIVE = re.compile(
@@ -137,7 +143,7 @@ def name_only(pair: str) -> str:
 
 
 class Redactor:
-    """Makes excerpts of responses. It masks the endpoint's own secrets, and every value whose key names a secret."""
+    """Makes excerpts of requests and responses. It masks the endpoint's own secrets, and every value whose key names a secret."""
 
     def __init__(self, secrets: Iterable[str], issued: str = "") -> None:
         """Compile the patterns; `issued` is a secret of any length that another system issued."""
@@ -156,17 +162,17 @@ class Redactor:
         """Return a redactor that also masks this secret, which another system issued."""
         return Redactor(self._secrets, secret)
 
-    def excerpt(self, body: bytes) -> str | None:
-        """Return the beginning of `body`, at most 4 KiB of UTF-8; None if it is empty.
+    def excerpt(self, body: bytes, most: int = EXCERPT_BYTES) -> str | None:
+        """Return the beginning of `body`, at most `most` bytes of UTF-8; None if it is empty.
 
         The endpoint's own secrets are masked before the cut, so that no part of one remains at the end.
         """
         text = body.decode("utf-8", "replace")
         if self._own is not None:
             text = self._own.sub(MASK, text)
-        text = _SENSITIVE.sub(rf"\1{MASK}", text[:_WINDOW])
+        text = _SENSITIVE.sub(rf"\1{MASK}", text[: 4 * most])
         text = _UNPRINTABLE.sub("\ufffd", text)
-        return text.encode()[:EXCERPT_BYTES].decode("utf-8", "ignore") or None
+        return text.encode()[:most].decode("utf-8", "ignore") or None
 
 
 _QUOTES = frozenset("\"'<>")

@@ -29,7 +29,7 @@ from inbox.events import strict_json
 from inbox.observe.logs import format_place
 from inbox.observe.traces import Span
 from relay.delivery.outcome import Call, CallStep, ErrorClass, RateHold, Sent
-from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after, read_rate_hold
+from relay.http.answer import SEARCHED, Answer, Redactor, class_of_status, name_only, parse_retry_after, read_rate_hold
 from relay.http.connection import CallState, NotHttpError, open_pool
 from relay.http.guard import WATCHDOG, CutOffError, RunningCall
 from relay.http.target import Target
@@ -162,7 +162,9 @@ class HttpClient:
         later = None if error_class is None else parse_retry_after(response.headers.get("Retry-After"), now)
         call = self._log(request, began, "answered", status, excerpt=excerpt, hold=hold)
         etag, link = response.headers.get("ETag"), response.headers.get("Link")
-        return Answer(call, body, whole, error_class, later, etag, link, self.target.redactor)
+        return Answer(
+            call, body, whole, error_class, later, etag, link, self.target.redactor, (request.body or b"")[:SEARCHED]
+        )
 
     def _connection(self) -> tuple[HTTPConnectionPool, CallState]:
         """Return this thread's pool of one connection."""
@@ -215,16 +217,18 @@ class HttpClient:
 
     def _lost(self, request: Request, began: float, sent: Sent, status: int | None = None) -> Answer:
         error = "cut: the lease ended" if sent == "unknown" else "not made: the lease ended"
-        return Answer(self._log(request, began, sent, status, error=error), error_class="lease_lost")
+        return self._make_failure(request, self._log(request, began, sent, status, error=error), "lease_lost")
 
     def _fail(self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None) -> Answer:
         if isinstance(root, OutboundRefused):
-            return Answer(self._log(request, began, sent, error=str(root)), error_class="refused")
+            return self._make_failure(request, self._log(request, began, sent, error=str(root)), "refused")
         error = _describe(root, sent, self.target.timeout)
-        return Answer(
-            self._log(request, began, sent, status, error=error),
-            error_class="unknown" if sent == "unknown" else "not_sent",
-        )
+        call = self._log(request, began, sent, status, error=error)
+        return self._make_failure(request, call, "unknown" if sent == "unknown" else "not_sent")
+
+    def _make_failure(self, request: Request, call: Call, error_class: ErrorClass) -> Answer:
+        body = None if call.sent == "not_sent" else request.body
+        return Answer(call, error_class=error_class, redactor=self.target.redactor, request=(body or b"")[:SEARCHED])
 
 
 def _root(error: BaseException) -> BaseException:
@@ -396,10 +400,10 @@ def read_token(body: bytes) -> tuple[str, float]:
 
 
 def _convert_failure(answer: Answer, why: str) -> Answer:
-    """Convert a failed token request to the call's failure, without its body, which may contain a secret.
+    """Convert a failed token request to the call's failure, without either body, which may contain a secret.
 
     A 404 of the token URL must not be read as the entity's, whose counterpart would then be deleted.
     """
     error_class = "auth" if answer.error_class in _OF_THE_CLIENT else answer.error_class
     call = msgspec.structs.replace(answer.call, error=f"no token: {why}", excerpt=None)
-    return msgspec.structs.replace(answer, call=call, body=b"", error_class=error_class)
+    return msgspec.structs.replace(answer, call=call, body=b"", request=b"", error_class=error_class)

@@ -64,9 +64,10 @@ def stop_node(database: Database, node: str) -> None:
 
 
 _DESCRIBE = Statement(f"""
-INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, routes, config_hash)
-VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {sql.bound("routes", "jsonb")}, :config_hash)
-ON CONFLICT (id) DO UPDATE SET routes = excluded.routes, config_hash = excluded.config_hash
+INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, routes, config_hash, configured_at)
+VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now}, {sql.bound("routes", "jsonb")}, :config_hash, {sql.now})
+ON CONFLICT (id) DO UPDATE SET routes = excluded.routes, config_hash = excluded.config_hash, configured_at = CASE
+    WHEN relay_node.config_hash = excluded.config_hash THEN relay_node.configured_at ELSE excluded.configured_at END
 """)
 
 

@@ -25,6 +25,7 @@ from relay.delivery.policy import (
     RoutePolicy,
     decide,
     endpoint_of,
+    find_failed_endpoint,
     list_breaker_reports,
     list_hold_requests,
     needs_history,
@@ -171,6 +172,7 @@ def _record(
         successes = (_as_success(*one, policies.get(one[0].route, UNKNOWN_ROUTE)) for one in held)
         remember_delivered(transaction, (each for each in successes if each is not None))
         forget_applied(transaction, find_lanes_in_doubt(held))
+        _count_failures(transaction, held, policies)
     return [Recorded(delivery, made.get(lease_key_of(delivery))) for delivery, _ in handed_in]
 
 
@@ -189,6 +191,43 @@ def _list_reports(
         for report in list_breaker_reports(outcome, policies.get(delivery.route, UNKNOWN_ROUTE)):
             if report.health != "well" or report.key in recently_failing:
                 yield report
+
+
+def _count_failures(transaction: Transaction, outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> None:
+    """Count the failures of each route since its last success, which ends them.
+
+    An attempt without a call counts as neither. One that sent nothing to its destination only shows that its api works.
+    """
+    worked = set[tuple[str, str]]()
+    failed: dict[str, tuple[GateKey, int, int]] = {}
+    for delivery, outcome in outcomes:
+        route = delivery.route
+        if endpoint := find_failed_endpoint(outcome, policies.get(route, UNKNOWN_ROUTE)):
+            failed[route] = (endpoint, failed[route][1] + 1 if route in failed else 1, delivery.seq)
+        elif not isinstance(outcome, Failed):
+            kinds = ("api", "destination") if isinstance(outcome, Delivered) else ("api",) if outcome.calls else ()
+            worked |= {(route, kind) for kind in kinds}
+            if route in failed and failed[route][0][0] in kinds:
+                del failed[route]
+    if worked:
+        transaction.execute(_WORKED, worked=sorted(worked))
+    if failed:
+        rows = [(route, *endpoint, number, seq) for route, (endpoint, number, seq) in sorted(failed.items())]
+        transaction.execute(_FAILED_AGAIN, unwell=rows)
+
+
+_WORKED = Statement(f"""
+DELETE FROM route_failure
+WHERE (route, kind) IN (SELECT worked.route, worked.kind FROM {sql.rows("worked", route="text", kind="text")})
+""")
+_UNWELL = {"route": "text", "kind": "text", "name": "text", "failures": "bigint", "seq": "bigint"}
+_FAILED_AGAIN = Statement(f"""
+INSERT INTO route_failure (route, kind, name, began_at, failures, seq)
+SELECT route, kind, name, {sql.now}, failures, seq FROM {sql.rows("unwell", **_UNWELL)}
+WHERE true
+ON CONFLICT (route) DO UPDATE SET
+    kind = excluded.kind, name = excluded.name, failures = route_failure.failures + excluded.failures, seq = excluded.seq
+""")
 
 
 def _list_hold_requests(outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> Iterator[HoldRequest]:

@@ -85,6 +85,8 @@ class Walk(msgspec.Struct, frozen=True, dict=True):
     """True if a delivery that is opened meanwhile would need the row."""
     companions: tuple[str, ...] = ()
     """Tables whose rows of the same `seq` are deleted with it."""
+    removal: str | None = None
+    """The statement, without its condition, for rows that lose something and stay."""
 
     @cached_property
     def page(self) -> Statement:
@@ -113,7 +115,8 @@ ORDER BY t.{self.key} {sql.lock("t", skip=True)}
     def deletions(self) -> Sequence[Statement]:
         """Delete rows and their companions."""
         tables = ((self.table, self.key), *((each, "seq") for each in self.companions))
-        return [Statement(f"DELETE FROM {of} WHERE {key} IN (SELECT wanted.key FROM {_WANTED})") for of, key in tables]
+        removals = ((self.removal or f"DELETE FROM {of}", key) for of, key in tables)
+        return [Statement(f"{removal} WHERE {key} IN (SELECT wanted.key FROM {_WANTED})") for removal, key in removals]
 
 
 class Aged(msgspec.Struct, frozen=True, dict=True):
@@ -145,6 +148,7 @@ RETURNING 1
 
 _UNJUDGED = "EXISTS (SELECT 1 FROM duplicate_request d WHERE d.seq = t.seq AND d.handled_at IS NULL)"
 _OPEN = "EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = t.seq{of_route})"
+_ATTEMPTS = "t.kind IN ('attempt_failed', 'abandoned', 'dead')"
 
 WALKS: Mapping[RetentionKind, Walk] = {
     "payloads": Walk(
@@ -171,10 +175,18 @@ WALKS: Mapping[RetentionKind, Walk] = {
         "id",
         "t.at",
         # A younger fact of the delivery counts the attempts before it, which `relay verify` would miss.
-        goes=f"""NOT {_OPEN.format(of_route=" AND o.route = t.route")} AND NOT EXISTS (
+        goes=f"""t.kind <> 'dead' AND NOT {_OPEN.format(of_route=" AND o.route = t.route")} AND NOT EXISTS (
             SELECT 1 FROM delivery_log l
             WHERE l.seq = t.seq AND l.route = t.route AND l.id > t.id AND l.at >= {_BEFORE})""",
-        among="t.kind IN ('attempt_failed', 'abandoned')",
+        among=_ATTEMPTS,
+    ),
+    "calls": Walk(
+        "delivery_log",
+        "id",
+        "t.at",
+        goes=f"""t.detail -> 'calls' IS NOT NULL AND NOT {_OPEN.format(of_route=" AND o.route = t.route")}""",
+        among=_ATTEMPTS,
+        removal=f"UPDATE delivery_log SET detail = {sql.without('detail', 'calls')}",
     ),
     "rejected": Walk("rejected_request", "id", "t.received_at"),
     "duplicates": Walk(

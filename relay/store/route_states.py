@@ -263,23 +263,27 @@ GROUP BY found.route, found.kind
 """)
 
 
-# --- the last hour minute by minute
+# --- figures of the last hour, day or week
 
-MINUTES = 60
+Span = Literal["hour", "day", "week"]
 _MOST_ROWS = 50_000
 """The most rows to read, enough for hundreds of routes."""
 _ARRIVALS = frozenset({STORED, SWEPT})
 
 Counts = tuple[int, ...]
-"""A count for each of the last `MINUTES`, the oldest first."""
-NOTHING: Counts = (0,) * MINUTES
+"""A count for each step of a span, the oldest first."""
 
 
-class LastHour(msgspec.Struct, frozen=True):
-    """Counts of the last complete minutes. The present minute is omitted, as it is still being counted."""
+class Figures(msgspec.Struct, frozen=True):
+    """Counts of each minute of an hour, or of each hour of a day or a week.
+
+    The present minute or hour is omitted, as it is still being counted.
+    """
 
     began_at: datetime
-    """Start of the first minute."""
+    """Start of the first step."""
+    step_seconds: int
+    steps: int
     arrived: Mapping[str, Counts]
     """Events by source."""
     ended: Mapping[str, Counts]
@@ -287,32 +291,44 @@ class LastHour(msgspec.Struct, frozen=True):
     failed: Mapping[str, Counts]
     """Failed attempts by route."""
 
+    def get_counts(self, counts: Mapping[str, Counts], name: str) -> Counts:
+        """Return the counts of a name; zeros if it has none."""
+        return counts.get(name, (0,) * self.steps)
 
-def read_last_hour(transaction: Transaction, now: datetime) -> LastHour:
-    """Read the counts of the hour before `now`."""
-    until = now.replace(second=0, microsecond=0)
-    since = until - timedelta(minutes=MINUTES)
-    arrived, ended, failed = (defaultdict[str, list[int]](lambda: [0] * MINUTES) for _ in range(3))
-    for row in transaction.execute(_FIGURES, since=since, until=until, most=_MOST_ROWS):
-        place = int((as_time(row.minute) - since) / timedelta(minutes=1))
+    def add_up(self, counts: Mapping[str, Counts]) -> Counts:
+        """Add up the counts of all names."""
+        return tuple(map(sum, zip(*counts.values(), strict=True))) if counts else (0,) * self.steps
+
+
+def read_figures(transaction: Transaction, now: datetime, span: Span = "hour") -> Figures:
+    """Read the figures of the span before `now`."""
+    until = now.replace(minute=now.minute if span == "hour" else 0, second=0, microsecond=0)
+    steps, step = _STEPS[span]
+    since = until - steps * step
+    arrived, ended, failed = (defaultdict[str, list[int]](lambda: [0] * steps) for _ in range(3))
+    for row in transaction.execute(_FIGURES[span == "hour"], since=since, until=until, most=_MOST_ROWS):
+        place = int((as_time(row.began_at) - since) / step)
         for counts, kind, outcomes in ((arrived, SOURCE, _ARRIVALS), (ended, ROUTE, ENDS), (failed, ROUTE, FAILURES)):
             if row.kind == kind and row.outcome in outcomes:
-                counts[row.name][place] += row.count
-    return LastHour(
-        since, *({name: tuple(each) for name, each in counts.items()} for counts in (arrived, ended, failed))
-    )
+                counts[row.name][place] += int(row.count)
+    made = ({name: tuple(each) for name, each in counts.items()} for counts in (arrived, ended, failed))
+    return Figures(since, int(step.total_seconds()), steps, *made)
 
 
-def add_up(counts: Mapping[str, Counts]) -> Counts:
-    """Add up the counts of all names."""
-    return tuple(map(sum, zip(*counts.values(), strict=True))) if counts else NOTHING
-
-
+_STEPS: Mapping[Span, tuple[int, timedelta]] = {
+    "hour": (60, timedelta(minutes=1)),
+    "day": (24, timedelta(hours=1)),
+    "week": (168, timedelta(hours=1)),
+}
 # `|| ''` makes SQLite use the index by minute instead of reading all rows of these kinds by the primary key.
-_FIGURES = Statement(f"""
-SELECT t.kind, t.name, t.outcome, t.minute, t.count
+_FIGURES = {
+    by_minute: Statement(f"""
+SELECT t.kind, t.name, t.outcome, {"t.minute" if by_minute else sql.hour("t.minute")} AS began_at, sum(t.count) AS count
 FROM throughput_minute t
 WHERE t.minute >= {sql.time(":since")} AND t.minute < {sql.time(":until")} AND t.kind || '' IN ('{SOURCE}', '{ROUTE}')
-ORDER BY t.minute DESC
+GROUP BY 1, 2, 3, 4
+ORDER BY 4 DESC
 LIMIT :most
 """)
+    for by_minute in (False, True)
+}

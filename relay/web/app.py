@@ -96,7 +96,10 @@ class ScreenResource:
             page=page,
             problem=problem,
             actor=req.context.actor,
-            live=self._screen.is_live and req.params.get(LIVE_FIELD) != "0" and not isinstance(problem, BadFilter),
+            live=self._screen.is_live
+            and req.params.get(LIVE_FIELD) != "0"
+            and "body" not in given  # a search in payloads reads too much to be repeated
+            and not isinstance(problem, BadFilter),
             version=version,
         )
 
@@ -112,6 +115,16 @@ class SecurityHeaders:
         """Set the headers of a response; browsers may cache only static files."""
         kept = "public, max-age=31536000, immutable" if req.relative_uri in _IMMUTABLE else "no-cache"
         resp.set_headers({**SECURITY_HEADERS, "Cache-Control": kept if req.path.startswith("/static/") else "no-store"})
+
+
+class SearchBox:
+    """`/find`: leads the text of the search box to the list that has it."""
+
+    async def on_get(self, req: Request, resp: Response) -> None:
+        """Redirect a number to its event's deliveries, TYPE/ID to the entity's, and any other text to those of the sender's id."""
+        given = (req.get_param("q") or "").strip()
+        field = "seq" if given.isascii() and given.isdigit() else "entity" if "/" in given else "sender_id"
+        resp.status, resp.location = falcon.HTTP_303, url("/deliveries", {field: given})
 
 
 class Live:
@@ -146,6 +159,7 @@ def create_app(readers: Readers, clock: Clock, access: Any) -> App:  # noqa: ANN
         app.add_route(SIGN_IN, sign_in)
         app.add_route(SIGN_OUT, sign_in, suffix="out")
     app.add_route(f"{API}/openapi.json", ApiDocument())
+    app.add_route("/find", SearchBox())
     app.add_route("/health/live", Live())
     app.add_static_route("/static", render.STATIC_FOLDER)
     reveal = RevealResource(readers, renderer, clock)

@@ -28,7 +28,7 @@ Series = tuple[str, str, Sequence[int]]
 """A line of a chart: its name, the class of its colour (in, out or bad), and consecutive counts."""
 
 
-def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] = ()) -> Markup:
+def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] = (), each: str = "minute") -> Markup:
     """Draw lines over time: with a grid if there are labels, otherwise small enough for a table cell.
 
     Args:
@@ -36,6 +36,7 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
         title: title of the chart.
         series: lines, the last one on top.
         labels: texts below the plot, from left to right.
+        each: the time of each count.
     """
     classes, width, height, left, upper, lower = (
         ("chart", 720, 160, 44, 8, 142) if labels else ("chart spark", 120, 28, 1, 2, 26)
@@ -75,7 +76,13 @@ def chart(key: str, title: str, series: Sequence[Series], labels: Sequence[str] 
         '<svg class="{}" viewBox="0 0 {} {}" role="img" aria-labelledby="{key}-title {key}-about"'
         ' xmlns="http://www.w3.org/2000/svg"><title id="{key}-title">{}</title><desc id="{key}-about">{}</desc>{}</svg>'
     ).format(
-        classes, width, height, visible_line(title), visible_line(summary(series)), Markup("").join(inside), key=key
+        classes,
+        width,
+        height,
+        visible_line(title),
+        visible_line(summary(series, each)),
+        Markup("").join(inside),
+        key=key,
     )
 
 
@@ -92,10 +99,10 @@ def scale(largest: int) -> tuple[int, int]:
     return -(-largest // step) * step, step
 
 
-def summary(series: Sequence[Series]) -> str:
+def summary(series: Sequence[Series], step: str = "minute") -> str:
     """Describe the lines in words: the sum, the maximum and the last value of each."""
     said = (
-        f"{name}: {sum(values):,} in all, at most {max(values):,} a minute, {values[-1]:,} in the last minute"
+        f"{name}: {sum(values):,} in all, at most {max(values):,} in a {step}, {values[-1]:,} in the last {step}"
         for name, _, values in series
         if values
     )
@@ -217,12 +224,15 @@ def _with_given(names: Iterable[str], given: str | None) -> list[str]:
 
 
 def _time(value: datetime | str | None, now: datetime) -> Markup:
-    """Format a time relative to now, with the exact time in the title."""
+    """Format a time relative to now and as a clock time in UTC, with the exact time in the title."""
     if value is None:
         return Markup("")
     moment = as_time(value)
-    return Markup('<time datetime="{exact}" title="{exact}">{said}</time>').format(
-        exact=rfc3339(moment), said=words.format_relative(moment, now)
+    said, clock = words.format_relative(moment, now), words.format_time_of_day(moment, now)
+    if said.startswith(f"{moment:%Y-}"):  # a date already
+        clock = f"{moment:%H:%M:%S}Z"
+    return Markup('<time datetime="{exact}" title="{exact}"><span>{said}</span> <small>{clock}</small></time>').format(
+        exact=rfc3339(moment), said=said, clock=clock
     )
 
 

@@ -116,6 +116,7 @@ WATERMARK = {"source": "trivore", "entity_type": "USER", "compared_until": AT, "
 LANE = {"route": "everything", "lane": "USER|ä|*", "occurred_at": AT, "seq": 1}
 OTHERS: dict[str, dict[str, Any]] = {
     "route_lock": {"route": "elsewhere"},
+    "route_failure": {"route": "x", "kind": "api", "name": "crm", "began_at": AT, "failures": 2, "seq": 1},
     "lane": {**LANE, "fetch_began_at": AT, "applied_hash": b"\0" * 32},
     "relay_node": {**NODE, "failing": {"claim": "no"}},
     "gate": {"kind": "route", "name": "strict", "breaker": "open", "breaker_until": AT, "held_until": AT},

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from relay.cli.dead import describe_groups, group_by_cause, suggest_exhausted
 from relay.cli.listings import ListCommand, list_rows
 from relay.cli.main import app
 from relay.cli.options import login_name
@@ -28,6 +29,7 @@ from relay.delivery.gates import make_entity_key
 from relay.findings import Finding, list_findings, state_of
 from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
 from relay.store.route_states import RouteState
+from tests.helpers.planted import HOSTILE
 from tests.helpers.storing import START
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -160,6 +162,42 @@ def test_wrong_list_options_exit_with_2(wrong: dict[str, Any], said: str, capsys
         list_rows(LISTING, lambda row, _now: row, **{**given, **wrong})
     assert ended.value.exit_code == 2
     assert said in capsys.readouterr().err
+
+
+def a_dead(seq: int, cause: str, **more: object) -> dict[str, Any]:
+    usual = {
+        "state": "dead",
+        "route": "to-crm",
+        "error": "forward answered 503",
+        "entity_type": "USER",
+        "last_status": 503,
+    }
+    died_at = NOW - timedelta(minutes=seq)
+    return {**usual, "seq": seq, "cause": cause, "entity_id": f"u{seq}", "died_at": died_at, **more}
+
+
+def test_dead_letters_are_grouped_by_cause_with_the_next_commands() -> None:
+    rows = [a_dead(n, "exhausted", error=f"error {n} " * 20, entity_id="x" * 90) for n in range(1, 31)]
+    rows += [a_dead(40, "mapping", state="blocked"), a_dead(50, "payload_gone", entity_id=HOSTILE)]
+    lines = [line.plain for line in describe_groups(group_by_cause(rows), {"status": 503}, 9, 80, NOW)]
+    assert all(cell_len(line) <= 80 and line.isprintable() for line in lines)
+    assert lines[0] == "exhausted on to-crm: 30 dead letters, first died 30 min ago, last 1 min ago"
+    shown = [line.split()[0] for line in lines if line.startswith("   ") and line.split()[0].isdecimal()]
+    assert shown == ["1", "2", "3", "40", "50"]
+    assert "  and 27 more: filter by --route and --cause" in lines
+    assert [line.strip().partition(" --reason")[0] for line in lines if line.startswith("    relay")] == [
+        "relay replay --route to-crm --cause exhausted --status 503",
+        "relay replay --route to-crm --cause mapping --status 503",
+        "relay cancel --route to-crm --cause payload_gone --status 503",
+        "relay unblock --route to-crm --cause mapping --status 503",
+    ]
+
+
+def test_a_cause_that_is_retried_first_points_at_the_exhausted() -> None:
+    exhausted = [a_dead(1, "exhausted"), a_dead(2, "exhausted"), a_dead(3, "exhausted", last_status=None)]
+    (hint,) = suggest_exhausted("server_error", exhausted)
+    assert all(part in hint for part in ("503 (2)", "no response (1)", "`relay dead --cause exhausted`"))
+    assert [*suggest_exhausted("mapping", exhausted), *suggest_exhausted("server_error", [])] == []
 
 
 # --- `relay status` for people: lines that fit, the words of states, and the next commands. Pure

@@ -1,16 +1,13 @@
-"""`relay demo`: its services, webhooks and screen, the whole demo with real processes, and the vendor's own client."""
+"""`relay demo`: its services, webhooks and screen, and the whole demo with real processes."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,32 +16,21 @@ from typing import Any
 import pytest
 import requests
 from rich.console import Console
-from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from inbox.loader.load import parse_config, read_config
-from relay.demo.run import CHANGES, DemoScreen, configuration
-from relay.demo.scenario import ChangeMade, Scenario, sample_edit, sample_user
+from relay.demo.run import DemoScreen
+from relay.demo.scenario import ChangeMade, sample_user
 from relay.demo.services import (
-    CONTACT,
-    GROUP,
-    TEAM,
     USER,
     App,
-    CommercialService,
     IdentityService,
     WebhookSender,
     serve,
 )
-from relay.demo.services import serve as served_service
-from tests.helpers.daemon import relaying
 from tests.helpers.planted import HOSTILE, harm_of
 from tests.helpers.processes import Program, invoke
-from tests.helpers.receiver import serve_receiver as served_receiver
 from tests.helpers.scripted import answer, serving
-from tests.helpers.tables import count, open_states
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import HEADERS, TOKEN
 
 WAIT = 150.0
 API = "/api/rest/v1/"
@@ -87,15 +73,6 @@ def test_users_are_paged_and_filtered_by_their_last_change() -> None:
             assert refused.status_code == 401
 
 
-def test_a_planned_failure_changes_nothing_and_a_wrong_token_is_refused() -> None:
-    service = CommercialService(fail_share=1)
-    with client_of(service.app, BEARER) as ask:
-        refused = ask("POST", "/contacts", json={})
-        assert (refused.status_code, refused.headers["Retry-After"], list(service.all(CONTACT))) == (503, "0.2", [])
-        service.fail_share = 0
-        assert ask("GET", "/contacts", headers={"Authorization": "Bearer wrong"}).status_code == 401
-
-
 def test_a_webhook_is_retried_until_it_is_accepted_even_if_only_the_response_got_lost() -> None:
     """Error statuses and redirects count as failures; the screen gets every try, and an entity's tries stay in order."""
     tries: list[int | None] = []
@@ -119,26 +96,6 @@ def test_a_webhook_is_retried_until_it_is_accepted_even_if_only_the_response_got
     kinds = [re.findall(rb'"eventType": ?"(\w+)"', seen.body)[0] for seen in receiver.seen]
     assert kinds == [b"CREATE"] * 5 + [b"UPDATE", b"DELETE"]
     assert {seen.headers["x-webhook-token"] for seen in receiver.seen} == {"t"}
-
-
-def test_the_scenario_makes_changes_of_every_kind_and_keeps_some_users() -> None:
-    with closing(WebhookSender("http://127.0.0.1:9")) as webhooks:
-        identity = IdentityService(webhooks)
-        scenario = Scenario(identity, random.Random(1))
-        changes = [scenario.step() for _ in range(5 * CHANGES)]
-        assert {(change.action, change.entity_type) for change in changes} == {
-            *(("create", USER), ("update", USER), ("delete", USER), ("create", GROUP), ("update", GROUP))
-        }
-        assert 6 <= len(identity.all(USER)) <= 7
-        reported = webhooks.pending()
-        assert reported == len(changes)
-        assert not scenario.edit(USER, report=False).is_reported
-        assert not scenario.delete(report=False).is_reported
-        assert webhooks.pending() == reported
-    users = [sample_user(number) for number in range(2000)]
-    assert len({user["username"] for user in users}) == 2000
-    rng = random.Random(3)
-    assert all(sample_edit(user, rng, seen_there=True) != user for user in users)
 
 
 @pytest.mark.parametrize("width", [None, 4000], ids=["file", "terminal"])
@@ -222,77 +179,3 @@ def test_a_service_runs_alone_until_it_is_told_to_stop(tmp_path: Path) -> None:
         assert (program.ends(), "Traceback" in program.output) == (0, False)
     finally:
         program.clean_up()
-
-
-# --- The vendor's own client, PyPI trivoreid 2.0.10, keeps both demo services in sync through a receiver and a relay
-
-
-USERS, GROUPS = "users-to-contacts", "groups-to-teams"
-
-
-def connect(url: str) -> Any:  # noqa: ANN401  # the package has no types
-    """Return a client of the service at `url`; it uses proxies unless NO_PROXY is set."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # trivoreid 2.0.10 compares numbers with `is`
-        from trivoreid.client import TrivoreID  # noqa: PLC0415 - the warnings come with the first import
-    return TrivoreID(path="/nowhere", server=url, client_id="demo", client_secret="demo")
-
-
-@contextmanager
-def start_all_but_relay(database_url: str, file: Path) -> Iterator[tuple[Any, IdentityService, CommercialService]]:
-    """Start both demo services and a receiver; yield the vendor's client and the services."""
-    with closing(WebhookSender(headers=HEADERS)) as webhooks:
-        source, target = IdentityService(webhooks), CommercialService()
-        with served_service(source.app) as at_source, served_service(target.app) as at_target:
-            urls = {"identity_url": at_source, "commercial_url": at_target}
-            text = configuration(database_url=database_url, users="file:users", token=TOKEN, **urls)
-            file.write_text(text, encoding="utf-8")
-            with served_receiver(database_url, parse_config(text)) as port:
-                webhooks.url = f"http://127.0.0.1:{port}/webhooks/trivore"
-                yield connect(at_source), source, target
-
-
-@pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.nightly)], indirect=True)
-def test_a_user_and_a_group_of_the_vendors_client_are_kept_in_sync(
-    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
-    with start_all_but_relay(database_url, tmp_path / "inbox.toml") as (client, identity, commercial):
-        from trivoreid.models.groups import Group  # noqa: PLC0415  # as above
-        from trivoreid.models.user import User  # noqa: PLC0415
-
-        def wait_until_received(number: int) -> None:
-            until(lambda: not identity.webhooks.pending(), "all is received")
-            assert count(engine, "inbox") == number
-
-        def wait_until_delivered(number: int) -> None:
-            wait_until_received(number)
-            until(lambda: not open_states(engine), "all is delivered")
-
-        def plan(route: str) -> tuple[int, list[dict[str, Any]]]:
-            ended = invoke("relay", "plan", "--route", route, "--json")
-            return ended.status, json.loads(ended.stdout)
-
-        users, groups = client.user_service, client.group_service
-        user = users.create(User(sample_user(0)))
-        wait_until_received(1)
-        status, (found,) = plan(USERS)
-        assert (status, found["entity_id"], found["change"]) == (1, user.id, "create")
-        with relaying(engine, read_config()):
-            group = groups.create(Group({"name": "Drivers", "nsCode": "demo"}))
-            wait_until_delivered(2)
-            user.name.familyName = "Virtanen"
-            user.mobiles = []
-            users.update(user)
-            group.name = "Pilots"
-            groups.update(group)
-            wait_until_delivered(4)
-            assert [plan(route) for route in (USERS, GROUPS)] == [(0, [])] * 2
-            (contact,) = commercial.all(CONTACT)
-            assert (contact["external_id"], contact["last_name"], contact["phone"]) == (user.id, "Virtanen", None)
-            assert contact["email"] == user.emails[0].address
-            assert [team["name"] for team in commercial.all(TEAM)] == ["Pilots"]
-            users.delete(user.id)
-            wait_until_delivered(5)
-        assert commercial.all(CONTACT) == []

@@ -60,15 +60,6 @@ def test_each_service_has_a_valid_command_and_is_hardened(name: str) -> None:
     )
 
 
-def test_logs_and_processes_of_receivers_are_limited() -> None:
-    """By default, Docker does not rotate logs, and a receiver has a process for each CPU of the host."""
-    for name, made in SERVICES.items():
-        assert made["logging"]["options"].keys() == {"max-size", "max-file"}, name
-    processes = {made["environment"]["WEB_CONCURRENCY"] for name, made in OURS.items() if name.startswith("receiver")}
-    in_pods = {each["name"]: each.get("value") for each in PODS["receiver"]["containers"][0]["env"]}
-    assert processes == {in_pods["WEB_CONCURRENCY"]}
-
-
 def test_units_containers_and_pods_get_more_time_to_stop_than_the_program_needs() -> None:
     for name in OURS.keys() - ONCE:
         program = name.split("-")[0]
@@ -168,19 +159,6 @@ def test_selectors_find_the_pods_of_their_program() -> None:
             assert spec["template"]["metadata"]["labels"] == labels, name
 
 
-def test_each_program_has_a_network_policy_and_replicated_ones_a_disruption_budget() -> None:
-    kinds = {program: {made["kind"] for made in OBJECTS.values() if _component(made) == program} for program in PODS}
-    assert kinds == {
-        "migrate": {"Job", "NetworkPolicy"},
-        "receiver": {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"},
-        "relay": {"Deployment", "PodDisruptionBudget", "NetworkPolicy"},
-        "web": {"Deployment", "Service", "NetworkPolicy"},
-    }
-    for made in OBJECTS.values():
-        if made["kind"] == "PodDisruptionBudget":
-            assert OBJECTS[f"Deployment {made['metadata']['name']}"]["spec"]["replicas"] > made["spec"]["minAvailable"]
-
-
 def test_services_and_network_policies_have_the_ports_of_the_containers() -> None:
     for program in ("receiver", "web"):
         (container,) = PODS[program]["containers"]
@@ -190,10 +168,6 @@ def test_services_and_network_policies_have_the_ports_of_the_containers() -> Non
         assert [each["port"] for each in OBJECTS[f"Service {name}"]["spec"]["ports"]] == [port]
         (rule,) = OBJECTS[f"NetworkPolicy {name}"]["spec"]["ingress"]
         assert rule["ports"] == [{"port": port}]
-
-
-def _component(made: dict[str, Any]) -> str:
-    return str(made["metadata"]["labels"]["app.kubernetes.io/component"])
 
 
 # --- deploy/Containerfile

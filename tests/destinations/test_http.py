@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from inbox.config.model import ApiBasic, ApiBearer, ApiHeader
@@ -17,7 +19,7 @@ from inbox.config.values import Duration, Secret
 from inbox.errors import ConfigError
 from relay.delivery.outcome import RateHold
 from relay.http import connection, guard
-from relay.http.answer import parse_retry_after
+from relay.http.answer import REQUEST_BYTES, parse_retry_after
 from relay.http.client import MAX_ANSWER, Request
 from relay.http.target import header_value
 from tests.destinations.calling import GET, POST, Called, make_client
@@ -143,6 +145,20 @@ def test_an_excerpt_shows_no_secret_and_nothing_that_steers_a_terminal(stack: Ex
     auth = ApiBearer(Secret("s3cr3t-key"))
     excerpt = Called(stack, answer(400, body), auth=auth)().call.excerpt or ""
     assert excerpt == '{"error": "bad key ***", "access_token": ***, "n": 1}\ufffd\ufffd[2J'
+
+
+def test_a_failed_attempt_quotes_the_beginning_of_its_request_without_secrets(stack: ExitStack) -> None:
+    secret, size = "s3cr3t-key", 2**25
+    called = Called(stack, answer(400), auth=ApiBearer(Secret(secret)))
+    for at in range(REQUEST_BYTES - len(secret), REQUEST_BYTES + 1):
+        body = b"x" * at + secret.encode()
+        failed = called(msgspec.structs.replace(POST, body=body + b"x" * (size if at == REQUEST_BYTES else 9)))
+        began = time.thread_time()
+        quoted = failed.as_failed((failed.call,)).calls[-1].request or ""
+        assert set(quoted) <= {"x", "*"}, "no part of a secret at the cut is shown"
+        assert len(quoted) <= REQUEST_BYTES
+        assert time.thread_time() - began < 0.1, "only the beginning of a large body is searched"
+    assert called(msgspec.structs.replace(POST, body=None)).as_failed((failed.call,)).calls[-1].request is None
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tests.docs.pages import PAGES, blocks, the_block
 from tests.helpers.databases import open_engine
 from tests.helpers.delivering import LOCAL, a_delivery, as_delivered, context
 from tests.helpers.machine import run_sqlite_shell
-from tests.helpers.metrics import DASHBOARD, expressions
+from tests.helpers.metrics import DASHBOARD, expressions, unknown_in, variables
 from tests.helpers.page import TOKEN as WEB_TOKEN
 from tests.helpers.page import Entrance, entrance, on_database
 from tests.helpers.processes import site
@@ -248,6 +248,16 @@ def test_each_pinned_setting_is_verified() -> None:
 
 
 SHOWN = expressions(json.loads(DASHBOARD.read_text(encoding="utf-8")))
+
+
+# --- Queries of the Grafana dashboard name metrics and labels of the registry
+
+
+def test_queries_and_variables_of_the_dashboard_name_only_metrics_and_labels_that_exist() -> None:
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    shown = [expression for _, expression in expressions(dashboard)]
+    shown += [f"{series}{{{label}=1}}" for series, label in variables(dashboard)]
+    assert [wrong for expression in shown for wrong in unknown_in(expression)] == []
 
 
 # --- The page about roles has those of the code with their settings; test_contributing.py runs its statements

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -151,9 +152,18 @@ def _become_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def _damage_a_table(path: Path) -> None:
+    pages = "SELECT rootpage, page_size FROM sqlite_master, pragma_page_size WHERE tbl_name = 'open_delivery' AND rootpage > 0"
+    with contextlib.closing(sqlite3.connect(path)) as connection, path.open("r+b") as file:
+        for page, size in connection.execute(pages).fetchall():
+            file.seek((page - 1) * size)
+            file.write(b"\xff" * size)
+
+
 HARMS: dict[str, Callable[[Path], object]] = {
     "garbage": lambda path: path.write_bytes(b"this is no database " * 500),
     "damaged": lambda path: path.write_bytes(path.read_bytes()[:8192] + b"\xff" * (path.stat().st_size - 8192)),
+    "damaged in a table": _damage_a_table,
     "a folder": _become_a_folder,
     "without rights": lambda path: path.chmod(0),
 }

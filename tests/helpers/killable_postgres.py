@@ -110,13 +110,11 @@ class KillablePostgres:
         """Create an empty database."""
         self.run(f"CREATE DATABASE {name}")
 
-    def wait_for_standby(self, *, synchronous: bool) -> None:
-        """Set whether commits wait for the standby, and wait until it has caught up."""
-        names = STANDBY if synchronous else ""
-        self.run(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+    def wait_for_standby(self) -> None:
+        """Let commits wait for the standby, and wait until it has caught up."""
+        self.run(f"ALTER SYSTEM SET synchronous_standby_names = '{STANDBY}'")
         self.run("SELECT pg_reload_conf()")
-        wanted = "sync" if synchronous else "async"
-        caught_up = f"SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = '{wanted}'"
+        caught_up = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'sync'"
         until(lambda: self.run(caught_up), "the standby streams")
 
     def promote(self) -> None:

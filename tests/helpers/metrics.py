@@ -121,13 +121,6 @@ def expressions(dashboard: dict[str, Any]) -> list[tuple[str, str]]:
     return [(panel["title"], target["expr"]) for panel in panels(dashboard) for target in panel["targets"]]
 
 
-def plain(expression: str) -> str:
-    """Return the expression as Grafana sends it, with all values of each variable."""
-    for name, span in _RANGES.items():
-        expression = expression.replace(name, span)
-    return re.sub(r"\$\w+", ".*", expression)
-
-
 def unknown_in(expression: str, recorded: Mapping[str, frozenset[str]] = {}) -> list[str]:
     """Return the product's series and labels in an expression that do not exist."""
     known = {**LABELS, **recorded}

@@ -181,6 +181,7 @@ WORDS: Mapping[str, Mapping[str, object]] = {
     "delivery_log": {"seq": 1000, "kind": "dead", "state": "dead"},
     "throughput_minute": {"kind": "source"},
     "relay_node": {"stopped_at": None},
+    "route_failure": {"kind": "api"},
     "gate": {"kind": "destination", "breaker": "open"},
     "relay_command": {"kind": "replay", "state": "failed"},
     "rejected_request": {"readmitted_at": None, "readmitted_seq": None},

@@ -225,9 +225,10 @@ WORDS = {
     "rejected body": "sesame-of-a-rejected-body",
     "rejected header": "sesame-of-a-rejected-header",
     "excerpt": "sesame-of-an-excerpt",
+    "request": "sesame-of-a-request",
 }
 """Words that occur only in the part of this name."""
-PAYLOADS = tuple(part for part in WORDS if part != "excerpt")
+PAYLOADS = tuple(part for part in WORDS if part not in {"excerpt", "request"})
 """Parts shown only for a stated reason."""
 
 
@@ -246,7 +247,18 @@ def fill_page(steps: Steps) -> None:
     steps.arrive(*events)
     other = f'{{"word": "{WORDS["duplicate"]}"}}'.encode()
     steps.intake.repeat(msgspec.structs.replace(events[0], body=other, body_sha256=hashlib.sha256(other).digest()))
-    call = Call("forward", "POST", "https://audit.example.com/", "answered", 12.5, 422, excerpt=WORDS["excerpt"])
+    call = Call(
+        "forward",
+        "POST",
+        "https://audit.example.com/",
+        "answered",
+        12.5,
+        422,
+        None,
+        WORDS["excerpt"],
+        None,
+        WORDS["request"],
+    )
     steps.attempt(DONE)
     for route in ("strict", "blocking"):
         steps.attempt(Failed((call,), "mapping", "forward: answered 422 Unprocessable Entity"), route)
@@ -276,7 +288,9 @@ def fill_hostile(steps: Steps, value: str = HOSTILE) -> None:
         traceparent=short, headers={value: value}, body=value.encode(),
     )  # fmt: skip
     steps.arrive(event, msgspec.structs.replace(event, dedup_key=f"{value}2"))
-    call = Call("forward", "POST", value[:2000], "answered", 12.5, 422, error=value, excerpt=value[:4000])
+    call = Call(
+        "forward", "POST", value[:2000], "answered", 12.5, 422, error=value, excerpt=value[:4000], request=value[:1000]
+    )
     steps.attempt(Failed((call,), "mapping", f"{value} {'x' * 10_000}"))
     steps.attempt(Failed((call,), "server_error", value))
     steps.intake.reject(Rejected(START, short, 422, short, value + "y" * 5000, short, short, b"", None, None))

@@ -39,7 +39,10 @@ pages = {{ by = "start", count = 9 }}
 
 CASES: Mapping[str, tuple[str, ...]] = {
     "inbox init": ("--source HOSTILE --force",),
-    "inbox list": ("", "--json", "--state dead", "--wide", "--columns HOSTILE", "--ndjson", "--error HOSTILE"),
+    "inbox list": (
+        *("", "--json", "--state dead", "--wide", "--columns HOSTILE", "--ndjson"),
+        *("--error HOSTILE", "--body HOSTILE", "--sender-id HOSTILE"),
+    ),
     "inbox show": ("1", "1 --json", "1000", "1000 --json"),
     "inbox tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--source HOSTILE"),
     "inbox commands": ("", "--json", "--wide", "1", "1 --json", "--kind HOSTILE"),

@@ -32,7 +32,7 @@ from tests.helpers.databases import HOSTILE, connect_postgres, read_pinned, set_
 from tests.helpers.processes import free_port, site
 from tests.helpers.proxies import PROXIES, Deployment, Ports, connect_tls, deployment, proxy, receive, run_pooler
 from tests.helpers.receiver import CLOSE, HOST, JSON, SECRET, Answer, answers, as_chunks, ask, chunk, request, webhook
-from tests.helpers.scripted import CERTIFICATE, ScriptedServer, hang, raw, reset, then_close
+from tests.helpers.scripted import CERTIFICATE, hang, raw, reset, then_close
 from tests.helpers.scripted import serving as serve_script
 from tests.helpers.tables import count, facts, open_states, read_inbox, rows
 from tests.helpers.traffic import Sender, events, serving
@@ -123,17 +123,6 @@ def test_a_head_that_drips_is_ended_by_the_proxy(deployed: Deployment) -> None:
             return not answer or b" 408 " in answer
 
         until(is_ended, "the proxy ends it", poll=0)
-
-
-def test_an_incomplete_body_does_not_reach_the_receiver(deployed: Deployment, module_engine: Engine) -> None:
-    known, others = count(module_engine, "rejected_request"), "rejected_request WHERE cause <> 'not_authenticated'"
-    of_others = count(module_engine, others)
-    with deployed.connect() as sender:
-        sender.sendall(webhook()[:-1])
-        for _ in range(2):
-            assert [answer.status for answer in deployed.send(webhook(without=(SECRET,)))] == [401]
-    until(lambda: count(module_engine, "rejected_request") >= known + 2, "the refusals are kept")
-    assert count(module_engine, others) == of_others
 
 
 def test_a_path_that_is_not_the_receivers_does_not_reach_it(deployed: Deployment) -> None:
@@ -382,32 +371,6 @@ def test_no_log_of_nginx_shows_a_secret_of_a_request_that_it_refuses_by_itself(t
     assert find_leaks(tmp_path) == {}
     log = (tmp_path / "access.log").read_text(encoding="utf-8")
     assert all(f" {status} upstream=" in log for status in (503, 504))
-
-
-def test_no_log_of_nginx_shows_a_secret_when_its_connections_run_out(tmp_path: Path) -> None:
-    """Nginx logs this as an alert, above `crit`, with the URL if it needs a connection to the receiver."""
-    with serve_script(hang) as receiver, contextlib.ExitStack() as held:
-        ports = Ports(free_port(), free_port(), receiver.port)
-        few = {"worker_processes auto": "worker_processes 1", "worker_connections 4096": "worker_connections 8"}
-        held.enter_context(proxy("nginx", tmp_path, ports, few))
-        senders = (held.enter_context(connect_tls(ports.tls)) for _ in range(8))
-        assert any(is_refused(sender, receiver) for sender in senders)
-    assert find_leaks(tmp_path) == {}
-
-
-def is_refused(sender: ssl.SSLSocket, receiver: ScriptedServer) -> bool:
-    """Send a request and return whether nginx answers it instead of passing it to the receiver."""
-    sender.sendall(sent())
-    sender.setblocking(False)
-
-    def receive() -> bytes | bool:
-        try:
-            return sender.recv(65536)
-        except ssl.SSLWantReadError:
-            return receiver.arrived.acquire(blocking=False)
-
-    answer = until(receive, "nginx has decided")
-    return isinstance(answer, bytes) and answer.startswith(b"HTTP/1.1 500 ")
 
 
 # --- Both sides through PgBouncer in transaction mode, with a server whose settings all differ

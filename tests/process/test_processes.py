@@ -101,20 +101,6 @@ def test_children_whose_parent_was_killed_stop_in_order_by_themselves(
     assert count(engine, "open_delivery WHERE attempt > 0 OR state = 'in_flight'") == 0
 
 
-def test_a_child_that_is_killed_while_it_drains_is_replaced(
-    sqlite_database_url: str, sqlite_engine: Engine, sqlite_place: Site, tmp_path: Path
-) -> None:
-    fill(sqlite_database_url, events(50))
-    calls = Held()
-    with serving(tmp_path / "arrivals.jsonl", calls) as downstream:
-        sqlite_place.configure(config_text(sqlite_database_url, downstream.url))
-        parent = start_parent(sqlite_place, sqlite_engine, "--drain")
-        os.kill(min(living(sqlite_engine)), signal.SIGKILL)
-        parent.writes("killed by SIGKILL, another starts in 1 s")
-        calls.go.set()
-        parent.stop()
-
-
 def test_a_child_whose_parent_ended_before_it_began_stops_by_itself(sqlite_place: Site) -> None:
     assert sqlite_place.relay("--parent", "1000000000").ends() == 0
 

@@ -231,7 +231,7 @@ def start_with_mistakes(place: Site, text: str, secret: Planted) -> None:
 
 TABLES = """
 inbox inbox_payload duplicate_request rejected_request open_delivery lane delivery_log relay_node gate relay_command alert
-delivery dead_letter backlog stuck throughput_minute event entity_timeline source_health destination_health
+route_failure delivery dead_letter backlog stuck throughput_minute event entity_timeline source_health destination_health
 """
 """Tables and views that must have rows at the end."""
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from inbox.clock import SystemClock
 from inbox.db.columns import UtcDateTime
+from inbox.db.dialect import Sql
 from inbox.db.schema import delivery_log, inbox, inbox_payload, open_delivery, order_lock, write_probe
 from inbox.events.states import OPEN_STATES, RETENTION_FLOOR_DAYS
 from relay.delivery.lifecycle import HEADS, SCHEDULING, Step
@@ -96,6 +97,7 @@ def floor() -> datetime:
 
 
 MINUTE = timedelta(minutes=1)
+DETAIL = {"error": "503", "calls": [{"request": "about u1"}]}
 
 
 @pytest.fixture
@@ -167,6 +169,20 @@ def test_attempts_of_an_open_delivery_can_not_be_pruned(old: Engine) -> None:
     for _ in walk_states(old):
         for kind in ATTEMPTS:
             assert_refused(old, delete(delivery_log).where(delivery_log.c.kind == kind))
+
+
+def test_a_failed_fact_can_lose_its_calls_alone_and_only_once_its_delivery_has_ended(old: Engine) -> None:
+    a_fact(old, "dead")
+    run(old, insert(delivery_log).values({**A_FACT, "route": "strict", "kind": "delivered", "detail": DETAIL}))
+    run(old, insert(delivery_log).values({**A_FACT, "route": "strict", "kind": "dead", "detail": DETAIL}))
+    dead = update(delivery_log).where(delivery_log.c.kind == "dead", delivery_log.c.attempt == 0)
+    without_calls = text(Sql(old.dialect.name).without("detail", "calls"))
+    for _ in walk_states(old):
+        assert_refused(old, dead.values(detail=without_calls))
+    run(old, delete(open_delivery))
+    assert_refused(old, dead.values(detail={"error": "504"}))
+    assert_refused(old, update(delivery_log).where(delivery_log.c.kind == "delivered").values(detail=without_calls))
+    run(old, dead.values(detail=without_calls))
 
 
 @ON_POSTGRES

@@ -84,7 +84,7 @@ def test_a_row_that_a_dba_writes_is_done_and_answered(steps: Steps) -> None:
     assert the(steps, number) == ("done", 3, "3 deliveries replayed")
     assert not commands.read_next_open(steps.database, after=0, most=1)
     facts = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'replayed'")
-    assert [row["detail"] for row in facts] == [{"who": "dba", "why": "the CRM is back"}] * 3
+    assert [row["detail"] for row in facts] == [{"who": "dba", "why": "the CRM is back", "command": number}] * 3
     assert command(steps, number)["finished_at"] is not None
 
 

@@ -50,7 +50,8 @@ DECISIONS = {
         delivery_log.relay_node relay_node.id relay_node.host relay_node.version relay_node.routes relay_node.config_hash
         gate.kind gate.paused_by gate.breaker relay_command.kind relay_command.asked_by relay_command.state alert.kind
         pruner.held_by pruning.kind payload_reveal.who throughput_minute.kind throughput_minute.name throughput_minute.outcome
-        sweep_watermark.source sweep_watermark.entity_type sweep_watermark.relay_node
+        sweep_watermark.source sweep_watermark.entity_type sweep_watermark.relay_node route_failure.route route_failure.kind
+        route_failure.name
     """,
     "in the rows of erased events and their lanes": """
         inbox.entity_id inbox.event_id inbox.traceparent inbox_payload.headers inbox_payload.body duplicate_request.body

@@ -34,9 +34,10 @@ from relay.store import (
     sequence,
     sweeps,
 )
-from relay.store.operator import changes, selection
+from relay.store.operator import changes, commands, selection
 from relay.store.reads import OUTCOMES
 from relay.store.statement import Statement
+from relay.web.screens import lists
 from tests.docs import cookbook
 from tests.helpers.storing import START
 from tests.helpers.tables import Node, explain, plan_nodes
@@ -115,6 +116,7 @@ ROWS = (
     " resting known_routes known ahead due looked_to trusted deliveries"
 )
 PARAMETERS: dict[str, Any] = {
+    "command": 1,
     **dict.fromkeys(("now", "begin", "at", "later", "until", "furthest", "due_since"), NOW),
     **dict.fromkeys(("most", "sampled", "page", "token", "lease", "batch", "rows", "kept", "status"), 100),
     **dict.fromkeys(("seq", "after", "first", "lowest"), 1000),
@@ -226,7 +228,10 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "next dead events": written(selection.next_open(("blocked", "dead"), is_later=False, on_routes=True)),
     "next events that are due later": written(selection.next_open(("ready",), is_later=True, on_routes=True)),
     **{f"deliveries of {which}": written(statement) for which, statement in selection.DELIVERIES.items()},
-    "figures of the last hour": written(route_states._FIGURES),
+    "figures of the last hour": written(route_states._FIGURES[True]),
+    "figures of the last week": written(route_states._FIGURES[False]),
+    "payloads of listed": written(lists._STORED),
+    "outcome of a command": written(commands._STATES),
 }
 WINDOWS = (EventFilter(source="trivore", state="delivered"), EventFilter(routes=["crm"], status=503))
 """Filters of searches that look through all events, a window of them at a time."""
@@ -332,9 +337,22 @@ PARTIAL = tuple(
 """Indexes of only the rows asked for: a scan of one is not a scan of its table."""
 RESULTS = (
     *("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known"),
-    *("replayed", "moving", "entity_timeline", "gone", "subject", "sized", "known_rows", "closed_lanes", "k"),
+    *(
+        "replayed",
+        "moving",
+        "entity_timeline",
+        "gone",
+        "subject",
+        "sized",
+        "known_rows",
+        "closed_lanes",
+        "k",
+        "recorded",
+        "failure",
+    ),
+    "failure USING COVERING INDEX sqlite_autoindex_route_failure_1",
 )
-"""Of common table expressions, subqueries and of the views, by name."""
+"""Of common table expressions, subqueries, of the views and of the small `route_failure`, by name."""
 
 
 def _scans_a_table(step: str) -> bool:

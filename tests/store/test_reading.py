@@ -129,6 +129,8 @@ CONDITIONS: tuple[dict[str, Any], ...] = (
     *({"state": state} for state in LISTED_STATES),
     *({"state": state, "routes": {"strict"}} for state in ("dead", "ready", "delivered", "waiting")),
     *({"state": state, "entity_type": "USER", "entity_id": "u2"} for state in ("dead", "ready", "delivered")),
+    {"state": "open"},
+    {"state": "open", "routes": {"strict"}, "status": 503},
     {"state": "ready", "retrying_at": START},
     {"state": "ready", "retrying_at": START + timedelta(days=9)},
     {"source": "trivore", "entity_type": "USER", "entity_id": "u1"},

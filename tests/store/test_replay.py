@@ -59,7 +59,7 @@ def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: 
     assert (row["state"], row["run"], row["attempt"], row["due_at"]) == ("ready", 1, 0, clock.moment)
     *_, fact = steps.rows("SELECT * FROM delivery_log ORDER BY id")
     assert (fact["kind"], fact["attempt"], fact["relay_node"], fact["at"]) == ("replayed", 0, None, clock.moment)
-    assert fact["detail"] == {"who": "kim", "why": "mended"}
+    assert fact["detail"] == {"who": "kim", "why": "mended", "command": 1}
     steps.facts_agree()
     again = steps.attempt(DONE)
     assert (again.seq, again.run, again.attempt, steps.states()) == (1, 1, 1, [])
@@ -92,7 +92,7 @@ def test_an_open_delivery_is_not_replayed_nor_one_that_is_due_or_claimed_retried
     before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
     with steps.database.write() as transaction:
         now, keys = transaction.take_order_lock(keeps_payloads=True), [(seq, "strict") for seq in range(1, 6)]
-        assert change(transaction, choice, keys, now, who="kim", why="by mistake", policies=POLICIES) == 0
+        assert change(transaction, choice, keys, now, who="kim", why="by mistake", command=1, policies=POLICIES) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert steps.kinds() == []
 
@@ -322,7 +322,11 @@ def test_a_cancelled_one_has_ended_and_the_next_of_its_lane_goes_on(steps: Steps
     assert cancel_all(steps, Selection(seq=1)) == 1
     assert steps.states() == [(2, "strict", "ready"), (3, "strict", "ready")]
     (fact,) = steps.rows("SELECT kind, relay_node, detail FROM delivery_log")
-    assert fact == {"kind": "cancelled", "relay_node": None, "detail": {"who": "ann", "why": "a test account"}}
+    assert fact == {
+        "kind": "cancelled",
+        "relay_node": None,
+        "detail": {"who": "ann", "why": "a test account", "command": 1},
+    }
     assert differences(steps.database) == []
 
 

@@ -19,7 +19,7 @@ from inbox.config.values import Age
 from inbox.db import schema
 from inbox.db.intake import Rejected
 from inbox.db.leaves import LOCK_PAYLOADS, SHARE_PAYLOADS
-from relay.delivery.outcome import Outcome
+from relay.delivery.outcome import Call, Outcome
 from relay.delivery.policy import policies
 from relay.store import retention
 from relay.store.database import Database
@@ -155,6 +155,28 @@ def test_attempts_go_when_their_delivery_has_ended_before_the_age(steps: Steps, 
     now = steps.clock.now() + timedelta(days=20)
     prune(engine, "attempts", now=lambda: now)
     assert [seq for seq, kind in steps.kinds() if kind == "attempt_failed"] == [2, 3]
+    assert differences(Database(engine)) == []
+
+
+def test_the_calls_of_an_ended_delivery_go_with_the_payloads_and_those_of_an_open_one_stay(
+    steps: Steps, engine: Engine
+) -> None:
+    call = Call("forward", "POST", "https://audit.example.com/", "answered", 1.0, 422, request="about u1")
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    for _ in range(2):
+        steps.attempt(msgspec.structs.replace(HOPELESS, calls=(call,)))
+    steps.do(
+        "DELETE FROM open_delivery WHERE seq = 1", a_fact("cancelled", 1, attempt=1, at=START, who="kim", why="old")
+    )
+    assert count(engine, "delivery_log WHERE kind = 'dead' AND detail -> 'calls' IS NOT NULL") == 2
+    assert rows_gone(
+        prune(engine, retention=Retention(payloads=Age(30 * 86400), events=FOREVER, attempts=FOREVER))
+    ) == {
+        "payloads": 1,
+        "calls": 1,
+    }
+    assert count(engine, "delivery_log WHERE seq = 1 AND detail -> 'calls' IS NOT NULL") == 0
+    assert count(engine, "delivery_log WHERE seq = 2 AND detail -> 'calls' IS NOT NULL") == 1
     assert differences(Database(engine)) == []
 
 

@@ -13,7 +13,8 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db.dialect import Sql
 from inbox.db.health_views import AFTER_SECONDS, FAILED_FOR_SECONDS, Kind, branches
-from relay.delivery.gates import Gate, GateKey, make_entity_key
+from relay.delivery.gates import BreakerLimits, Gate, GateKey, make_entity_key
+from relay.delivery.outcome import Call, Failed, Outcome, Skipped, Unchanged
 from relay.findings import read_stuck
 from relay.operations.asks import Selection
 from relay.store import nodes, route_states
@@ -21,7 +22,7 @@ from relay.store.database import Database
 from relay.store.operator import commands, execution
 from relay.store.overview import Overview, read_overview
 from relay.store.route_states import RouteState
-from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps, work_of
+from tests.helpers.relaying import DONE, HOPELESS, POLICIES, FakeClock, Steps, work_of
 from tests.helpers.storing import START, an_event
 
 # --- The view `stuck` and `relay status --check` find the same, on both databases
@@ -115,20 +116,32 @@ def failing(steps: Steps) -> None:
 def failing_route(steps: Steps) -> None:
     now(steps)
     steps.arrive(an_event(1))
-    steps.attempt(UNWELL)
-    nodes.flush_figures(steps.database, CONFIG.routes)
+    steps.attempt(REFUSED)
 
 
 def differing(steps: Steps) -> None:
-    now(steps)
+    steps.clock.moment = SystemClock().now() - timedelta(seconds=AFTER_SECONDS + 1)
     nodes.describe(work_of(steps.database, node="r1"), "h1", 8, "1")
     nodes.describe(work_of(steps.database, node="r2", config=Config()), "h1", 9, "1")
+    now(steps)
+    for node in ("r1", "r2"):
+        nodes.heartbeat(steps.database, node)
+
+
+def reloading(steps: Steps) -> None:
+    differing(steps)
+    nodes.describe(work_of(steps.database, node="r1", config=Config()), "h1", 8, "1")
+    nodes.describe(work_of(steps.database, node="r1"), "h1", 8, "1")
 
 
 def crash_loop(steps: Steps) -> None:
     steps.clock.moment = SystemClock().now() - timedelta(minutes=2)
     for number in range(3):
         nodes.describe(work_of(steps.database, node=f"dead-{number}"), "h2", number, "1")
+
+
+ANSWERED = Call("forward", "POST", "https://audit.example.com/", "answered", 1.0, 503)
+REFUSED = Failed((ANSWERED,), "server_error", "forward answered 503")
 
 
 PAUSES = [("source", "trivore"), ("route", "strict"), make_entity_key("trivore", "USER", ODD)]
@@ -149,6 +162,7 @@ SCENES: dict[str, tuple[Callable[[Steps], object], set[tuple[Kind, str | None]]]
     "failing steps": (failing, {("step_failed", None)}),
     "a failing route": (failing_route, {("failing", "strict")}),
     "different configurations": (differing, {("config_differs", None)}),
+    "different configurations for a moment": (reloading, set()),
     "a crash loop": (crash_loop, {("crash_loop", None)}),
 }
 
@@ -212,36 +226,82 @@ def test_a_route_that_no_running_relay_knows_is_told_as_such(long_ago: Steps) ->
     }
 
 
-# --- routes of which every attempt fails
+# --- routes whose last attempt failed
 
 
-def failing_now(steps: Steps) -> list[str]:
-    """Routes that fail by the figures so far, as the check finds them by its own clock, and the view by the database's."""
-    nodes.flush_figures(steps.database, CONFIG.routes)
+def failing_now(steps: Steps) -> list[tuple[str, str]]:
+    """The failing routes with their levels. The health of a route and of its endpoints follows the same rule."""
     rows = steps.rows("SELECT route, why FROM stuck WHERE finding = 'failing' ORDER BY route")
-    found = [f"route {row['route']}: {row['why']}" for row in rows]
-    assert found == [each.sentence for each in read_stuck(steps.database) if each.kind == "failing"]
-    return found
+    found = [each for each in read_stuck(steps.database) if each.kind == "failing"]
+    assert [f"route {row['route']}: {row['why']}" for row in rows] == [each.sentence for each in found]
+    unwell = steps.rows("SELECT kind, name FROM destination_health WHERE health = 'failing' ORDER BY name DESC")
+    assert [row["name"] for row in unwell if row["kind"] == "route"] == [each.subject for each in found]
+    assert ("destination" in {row["kind"] for row in unwell}) == bool(found)
+    return [(each.sentence.partition(": ")[2], each.level) for each in found]
 
 
-FAILS = "route strict: every attempt since its last success failed: forward answered 503"
+ONCE = [("the last attempt failed: forward answered 503", "warning")]
+TWICE = "the last 2 attempts failed: forward answered 503"
 
 
-def test_a_route_fails_from_the_second_minute_after_its_last_success_until_its_next_success(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2, "u2"))
+def test_a_route_fails_from_its_first_failed_attempt_to_its_next_success(steps: Steps) -> None:
+    now(steps)
+    steps.arrive(*(an_event(number, f"u{number}") for number in range(1, 5)))
+    steps.attempt_each(DONE, REFUSED)
+    assert failing_now(steps) == ONCE
+    steps.attempt(REFUSED)
+    assert failing_now(steps) == [(TWICE, "warning")], "calls at the same time may all fail once"
+    steps.do("UPDATE route_failure SET began_at = '2026-01-01 00:00:00.000000Z'")
+    assert failing_now(steps) == [(TWICE, "critical")]
+    steps.advance(-3600)  # the clock was set back
+    steps.arrive(an_event(5, "u5"))
     steps.attempt(DONE)
     assert failing_now(steps) == []
-    steps.advance(2 * AFTER_SECONDS)
-    steps.attempt(UNWELL)
-    assert failing_now(steps) == [FAILS]
-    steps.advance(3600)
-    steps.attempt(DONE)
-    assert failing_now(steps) == []
 
 
-def test_a_route_whose_deliveries_die_at_once_fails_and_one_whose_dead_are_gone_does_not(steps: Steps) -> None:
-    steps.dead(1)
-    assert len(failing_now(steps)) == 1
+def test_of_outcomes_that_are_recorded_together_the_last_counts(steps: Steps) -> None:
+    now(steps)
+    steps.arrive(*(an_event(number, f"u{number}") for number in range(1, 7)))
+    for outcomes, expected in (((REFUSED, DONE, REFUSED), ONCE), ((REFUSED, REFUSED, DONE), [])):
+        steps.record(list(zip(steps.claim_due(3), outcomes, strict=True)))
+        assert failing_now(steps) == expected
+
+
+NEUTRAL = (HOPELESS, Skipped((), "filtered"), Unchanged((FETCHED := msgspec.structs.replace(ANSWERED, step="fetch"),)),
+           Failed((ANSWERED,), "lease_lost", "cut"), Failed((FETCHED,), "mapping", "email: no value"))  # fmt: skip
+
+
+@pytest.mark.parametrize("outcome", NEUTRAL)
+def test_an_outcome_without_a_call_to_the_destination_neither_makes_a_route_fail_nor_hides_it(
+    steps: Steps, outcome: Outcome
+) -> None:
+    now(steps)
+    steps.arrive(*(an_event(number, f"u{number}") for number in range(1, 5)))
+    for before, expected in ((DONE, []), (REFUSED, ONCE)):
+        steps.attempt_each(before)
+        steps.record([(steps.claim_due(1)[0], outcome)])
+        assert failing_now(steps) == expected
+
+
+def test_a_failed_fetch_is_its_apis_until_a_fetch_works(steps: Steps) -> None:
+    policy = msgspec.structs.replace(
+        POLICIES["strict"], breakers={("destination", "audit"): BreakerLimits(), ("api", "crm"): BreakerLimits()}
+    )
+    steps.policies = {**POLICIES, "strict": policy}
+    now(steps)
+    steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
+    steps.attempt(Failed((FETCHED,), "server_error", "fetch answered 503"))
+    health = "SELECT kind, name FROM destination_health WHERE health = 'failing' ORDER BY kind"
+    assert [row["kind"] for row in steps.rows(health)] == ["api", "route"]
+    steps.attempt(Unchanged((FETCHED,)))
+    assert steps.rows(health) == []
+
+
+def test_a_route_with_nothing_open_does_not_fail(steps: Steps) -> None:
+    now(steps)
+    steps.arrive(an_event(1))
+    steps.attempt(REFUSED)
+    assert failing_now(steps) == ONCE
     steps.do("DELETE FROM open_delivery")
     assert failing_now(steps) == []
 
@@ -251,10 +311,10 @@ def test_a_route_that_a_person_paused_is_not_told_as_failing(steps: Steps, key: 
     steps.clock.moment = SystemClock().now()  # the view route_gate has the database's own
     nodes.describe(work_of(steps.database, node="r1"), "h1", 7, "1")
     steps.arrive(an_event(1))
-    steps.attempt(UNWELL)
-    assert failing_now(steps) == [FAILS]
+    steps.attempt(REFUSED)
+    assert failing_now(steps) == ONCE
     steps.pause(key)
-    assert failing_now(steps) == []
+    assert [each for each in read_stuck(steps.database) if each.kind == "failing"] == []
 
 
 # --- The overview that `relay status` shows, on both databases: routes by state and rate, gates, relays, alerts, commands

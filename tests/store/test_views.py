@@ -213,5 +213,5 @@ def test_a_route_and_its_destination_have_sums_and_the_last_success_and_failure(
         assert [row[f"{name}_hour"] for name in ("delivered", "failed", "dead")] == [9, 2, 0]
         assert [row[f"{name}_day"] for name in ("delivered", "failed", "dead")] == [9, 2, 1]
         assert (row["last_success_at"], row["last_failure_at"]) == (minute(5), minute(7))
-    assert (found["route", "audit"]["health"], found["route", "audit"]["last_success_at"]) == ("failing", None)
+    assert (found["route", "audit"]["health"], found["route", "audit"]["last_success_at"]) == ("ok", None)
     assert set(found) == {("route", "crm"), ("destination", "crm-api"), ("route", "audit")}

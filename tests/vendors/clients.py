@@ -79,9 +79,9 @@ def scim_client(url: str) -> Iterator[BaseSyncSCIMClient]:
         yield _ScimClient(client)
 
 
-def trivore_client(url: str) -> Any:  # noqa: ANN401  # the package has no types
+def trivore_client(url: str, client: str = trivore_api.CLIENT, secret: str = trivore_api.SECRET) -> Any:  # noqa: ANN401  # the package has no types
     """Return PyPI trivoreid's client with the service's credentials."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # trivoreid 2.0.10 compares numbers with `is`
         from trivoreid.client import TrivoreID  # noqa: PLC0415  # the first import warns
-    return TrivoreID(path="/nowhere", server=url, client_id=trivore_api.CLIENT, client_secret=trivore_api.SECRET)
+    return TrivoreID(path="/nowhere", server=url, client_id=client, client_secret=secret)

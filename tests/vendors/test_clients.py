@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from scim2_models import ListResponse, PatchOp, Resource, User
 from stripe import StripeClient
 
+from relay.demo.scenario import sample_user
+from relay.demo.services import USER, IdentityService, WebhookSender, serve
 from tests.vendors import clients, stripe_api
 from tests.vendors.github_api import GitHub
 from tests.vendors.hubspot_api import HubSpot
-from tests.vendors.scim_api import serving_scim
 from tests.vendors.shopify_api import Shopify
 from tests.vendors.stripe_api import Stripe
 from tests.vendors.trivore_api import Trivore
@@ -65,26 +65,6 @@ def test_hubspots_client_creates_contacts_once_finds_and_pages_them() -> None:
         assert pages == [2, 2, 1]
 
 
-def test_the_scim_client_writes_users_and_finds_and_pages_them() -> None:
-    with serving_scim() as scim, clients.scim_client(scim.url) as client:
-        for number in range(5):
-            user = {"userName": f"user{number}", "externalId": f"00u{number}", "name": {"familyName": "Brock"}}
-            created = client.create(User[Any].model_validate(user))
-        assert isinstance(created, Resource)
-        operations = [{"op": "replace", "path": "active", "value": False}]
-        client.modify(User, created.id, PatchOp[User[Any]].model_validate({"Operations": operations}))
-        found = client.query(User, query_parameters={"filter": 'externalId eq "00u4"'})
-        assert isinstance(found, ListResponse)
-        assert [(each.id, each.active) for each in found.resources or ()] == [(created.id, False)]
-        names: list[str | None] = []
-        while len(names) < 5:
-            asked = {"startIndex": len(names) + 1, "count": 2, "sortBy": "userName"}
-            page = client.query(User, query_parameters=asked)
-            assert isinstance(page, ListResponse)
-            names += [user.user_name for user in page.resources or ()]
-        assert names == [f"user{number}" for number in range(5)]
-
-
 def test_shopifys_client_reads_orders_follows_the_links_of_a_listing_and_asks_by_graphql() -> None:
     with closing(Shopify()) as shopify, clients.shopify_client(shopify.url) as client:
         for number in range(5):
@@ -122,3 +102,18 @@ def test_trivores_client_reads_and_pages_users() -> None:
         recent = Filter(Filter.GREATER_OR_EQUAL_THAN, "meta.lastModified", "2026-11-02T09:00:01.000Z")
         page = client.user_service.get_all(recent, start_index=0, count=1)
         assert ([user.id for user in page.resources], page.totalResults) == (["u1"], 2)
+
+
+def test_trivores_client_creates_replaces_and_deletes_users_of_the_demo() -> None:
+    with closing(WebhookSender()) as webhooks:
+        demo = IdentityService(webhooks)
+        with serve(demo.app) as url:
+            from trivoreid.models.user import User  # noqa: PLC0415  # as in clients.py
+
+            users = clients.trivore_client(url, "demo", "demo").user_service
+            user = users.create(User(sample_user(0)))
+            user.name.familyName = "Virtanen"
+            users.update(user)
+            assert [each["name"]["familyName"] for each in demo.all(USER)] == ["Virtanen"]
+            users.delete(user.id)
+            assert list(demo.all(USER)) == []

@@ -9,12 +9,14 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from html import unescape
 
 import pytest
 import requests
 from sqlalchemy import Engine, text
 
+from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.db import erasure
@@ -23,7 +25,7 @@ from relay.web import plans
 from tests.helpers import databases
 from tests.helpers.databases import ON_BOTH
 from tests.helpers.page import OPERATOR, Page
-from tests.helpers.relaying import DONE, Steps
+from tests.helpers.relaying import DONE, HOPELESS, Steps
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import stand_still
 from tests.web.acting import confirm, execute, fill_with_dead, form_of, list_commands, open_plan
@@ -39,6 +41,7 @@ def count_of(html: str) -> str:
 
 @ON_BOTH
 def test_a_bulk_replay_goes_from_the_filter_to_delivered(page: Page, steps: Steps) -> None:
+    steps.clock.moment = SystemClock().now() - timedelta(minutes=1)  # the page asks by the real clock
     fill_with_dead(steps, 12)
     assert count_of(page.get("/acts/replay?route=strict").text) == "12"
     answer = confirm(page, "replay?route=strict", reason="the mapping is fixed")
@@ -46,10 +49,33 @@ def test_a_bulk_replay_goes_from_the_filter_to_delivered(page: Page, steps: Step
     assert [row[name] for name in ("kind", "asked_by", "reason", "matched")] == [
         "replay", "olga", "the mapping is fixed", 12,
     ]  # fmt: skip
+    steps.advance(120)
     assert execute(steps, answer).affected == 12
     steps.until_nothing_is_due()
     assert (steps.states(), steps.rows(DELIVERED)[0]["n"]) == ([], 12)
-    assert "12 of 12" in page.get(answer.headers["location"]).text
+    shown = page.get(answer.headers["location"]).text
+    assert all(part in shown for part in ("12 of 12", "12 delivered, 0 failed", 'href="/deliveries?command=1"'))
+    steps.arrive(an_event(13, "u13"))
+    steps.attempt(DONE)
+    assert [row["seq"] for row in page.json("/deliveries.json?command=1")["rows"]] == [*range(12, 0, -1)]
+    assert page.json("/deliveries.json?command=2")["rows"] == []
+
+
+@ON_BOTH
+def test_a_replay_reports_what_became_of_exactly_its_deliveries(page: Page, steps: Steps) -> None:
+    steps.clock.moment = SystemClock().now() - timedelta(minutes=1)
+    fill_with_dead(steps, 4)
+    answer = confirm(page, "replay?seqs=1,2,3")
+    steps.advance(120)
+    execute(steps, answer)
+    for outcome in (DONE, HOPELESS):
+        steps.attempt(outcome)
+    found = page.json("/commands/1.json")
+    assert (found["says"], found["outcome"]) == (
+        "1 delivered, 1 failed, 1 open",
+        {"delivered": 1, "failed": 1, "open": 1, "other": {}},
+    )
+    assert [row["seq"] for row in page.json("/deliveries.json?command=1&state=dead")["rows"]] == [2]
 
 
 @pytest.mark.parametrize(

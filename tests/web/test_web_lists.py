@@ -92,7 +92,7 @@ def test_only_operators_search_in_payloads_and_an_unknown_id_of_a_sender_gets_a_
 @pytest.mark.parametrize(
     "query",
     [
-        "state=daed", "route=srict", "destination=nowhere", "source=trivor", "entity=/u1", "status=42", "since=yesterday",
+        "state=daed", "route=srict", "destination=nowhere", "source=trivor", "entity=/u1", "status=42", "since=tomorrow",
         "limit=0", "limit=1&limit=2", "rout=strict",
     ],
 )  # fmt: skip
@@ -102,6 +102,22 @@ def test_an_invalid_filter_is_named_and_the_form_keeps_the_others(page: Page, qu
     shown = page.get(f"/deliveries?{query}&error=kept")
     assert shown.status_code == 400
     assert all(part in shown.text for part in ('name="state"', 'value="kept"', 'role="alert"'))
+    field, _, value = query.partition("&")[0].partition("=")
+    if f'name="{field}"' in shown.text:
+        wrong = re.findall(r'name="(\w+)"[^>]*aria-invalid="true"', shown.text)
+        assert (wrong, f">{value}<" in shown.text or f'value="{value}"' in shown.text) == ([field], True)
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("42", "/deliveries?seq=42"), (" USER/u1 ", "/deliveries?entity=USER%2Fu1"), ("72d3-cc", "/deliveries?sender_id=72d3-cc"),
+        ("//evil.example", "/deliveries?entity=%2F%2Fevil.example"), ("", "/deliveries"),
+    ],
+)  # fmt: skip
+def test_the_search_box_leads_to_the_list(page: Page, given: str, path: str) -> None:
+    answer = page.get(f"/find?{urlencode({'q': given})}", VIEWER)
+    assert (answer.status_code, answer.headers["location"]) == (303, path)
 
 
 @pytest.mark.usefixtures("some")

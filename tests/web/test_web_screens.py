@@ -27,6 +27,7 @@ from tests.helpers.worlds import HOSTILE, PAYLOADS, WORDS, fill_hostile, fill_pa
 
 PARTS: dict[str, tuple[object, ...]] = {
     "seq": (1, 2, 3, 4, 5), "id": (1, 2, "u1", "u2", "u3"), "source": ("trivore",), "type": ("USER",),
+    "name": ("strict", "latest"),
 }  # fmt: skip
 """Values of the required parameters of screens."""
 STATES = ("dead", "blocked", "delivered", "retrying", "unrouted", "waiting")

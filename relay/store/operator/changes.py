@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -31,6 +31,7 @@ def change(
     *,
     who: str,
     why: str,
+    command: int,
     policies: Policies,
 ) -> int:
     """Replay, cancel, unblock or retry these deliveries. Returns the number of changed ones.
@@ -41,14 +42,15 @@ def change(
     `latest` route a waiting newer one supersedes it. A retried one keeps its attempts and its place in its lane.
     """
     act, first = choice.act, keys[0][0]
+    said: dict[str, Any] = {"who": who, "why": why, "command": command}
     keys = sorted(select_keys(transaction, choice, keys))
 
     def fact_of(row: OpenDelivery) -> facts.AnyFact:
         if act == "replay":
-            return facts.Replayed(who=who, why=why)
+            return facts.Replayed(**said)
         if act == "retry":
-            return facts.Rescheduled(due_at=now, was_due_at=row.due_at or now, who=who, why=why)
-        return facts.Cancelled(who=who, why=why) if act == "cancel" else facts.Unblocked(who=who, why=why)
+            return facts.Rescheduled(due_at=now, was_due_at=row.due_at or now, **said)
+        return facts.Cancelled(**said) if act == "cancel" else facts.Unblocked(**said)
 
     if act == "replay":
         found = find_replayable(transaction, choice, keys, first=first).again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.db.dialect import json_param
+from inbox.db.listing import select_changed
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.states import COMMAND_KINDS
 from relay.operations.table import OPERATIONS
@@ -84,6 +86,41 @@ def _ask(transaction: Transaction, kind: str, chosen: object, **given: object) -
     selection = msgspec.json.encode(chosen).decode()
     asked = transaction.execute(_INSERT, kind=kind, selection=selection, **given)
     return int(asked[0].id)
+
+
+class CommandOutcome(msgspec.Struct, frozen=True):
+    """The present states of the deliveries that a command changed."""
+
+    delivered: int = 0
+    """Delivered ones, and unchanged ones, whose destination already had the change."""
+    failed: int = 0
+    """Dead ones, including those that block their lane."""
+    open: int = 0
+    """Deliveries in progress."""
+    other: Mapping[str, int] = {}
+    """All others by state, such as superseded ones."""
+
+    @property
+    def says(self) -> str:
+        """The counts in words: `6 delivered, 0 failed, 2 open`."""
+        counts = {"delivered": self.delivered, "failed": self.failed, **self.other, "open": self.open}
+        return ", ".join(f"{number:,} {word}" for word, number in counts.items() if number or word in _ALWAYS)
+
+
+_ALWAYS = ("delivered", "failed")
+_OUTCOMES = {"delivered": "delivered", "unchanged": "delivered", "dead": "failed", "blocked": "failed"}
+
+
+def read_outcome(database: Database, number: int) -> CommandOutcome:
+    """Count the present states of the deliveries that a command changed."""
+    counts, other = Counter[str](), dict[str, int]()
+    with database.read() as transaction:
+        for row in transaction.execute(_STATES, command=number):
+            if row.is_open or row.state in _OUTCOMES:
+                counts[_OUTCOMES.get(row.state, "open")] += row.number
+            else:
+                other[row.state] = row.number
+    return CommandOutcome(**counts, other=other)
 
 
 def read_next_open(database: Database, *, after: int, most: int) -> Sequence[int]:
@@ -178,6 +215,14 @@ RETURNING id
 
 _END = text(f"""
 UPDATE relay_command SET state = :state, answer = :answer, finished_at = :at WHERE id = :id AND {_IS_OPEN} RETURNING id
+""")
+_STATES = Statement(f"""
+SELECT coalesce(o.state, l.kind) AS state, o.seq IS NOT NULL AS is_open, count(*) AS number
+FROM ({select_changed(sql)}) k
+LEFT JOIN open_delivery o ON o.seq = k.seq AND o.route = k.route
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = k.seq AND f.route = k.route AND f.kind <> 'erased')
+GROUP BY 1, 2
 """)
 _NOTED = ("id", "state", "progress", "answer", "affected", "failed", "error", "matched")
 _ADVANCE = text(f"""

@@ -111,7 +111,7 @@ def _change_deliveries(it: Working) -> Act | Batch:
 
         def some(transaction: Transaction, now: datetime, keys: Sequence[Key]) -> int:
             said = {"who": command.asked_by, "why": command.reason}
-            return change(transaction, choice, keys, now, **said, policies=it.work.policies)
+            return change(transaction, choice, keys, now, **said, command=command.id, policies=it.work.policies)
 
         return Batch(items, some, opens=choice.act == "replay")
     if page.upto is not None:

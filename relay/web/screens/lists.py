@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -17,14 +17,16 @@ from relay.delivery.alerts import AlertKind
 from relay.filters import STATES, Filtered, list_unknown, make_conditions, suggest_sender_id
 from relay.operations.asks import Moment
 from relay.operations.table import OPERATIONS
+from relay.store.operator.commands import CommandOutcome, read_outcome
 from relay.store.overview import FiringAlert, format_alert, read_firing
 from relay.store.reads import DeadGroup, group_dead_letters
+from relay.store.statement import Statement, sql
 from relay.web.query import Limit, Number, Text
 from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, rows_of
-from relay.words import ACTS
+from relay.words import ACTS, describe_state
 
-LONGEST_SECONDS = 0.15
-"""Time after which a search begins no further statement."""
+LONGEST_SECONDS, LONGEST_SEARCH_SECONDS = 0.15, 1.0
+"""Time after which a search begins no further statement; the second in payloads."""
 
 
 def _read_conditions(reading: Reading, listing: Filtered, given: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +74,8 @@ class DeliveriesQuery(ListQuery, frozen=True, kw_only=True):
     """Part of the last error; case-insensitive."""
     status: Annotated[int, msgspec.Meta(ge=100, le=599)] | None = None
     """HTTP status of the last call."""
+    command: Number | None = None
+    """Number of the command that changed them."""
 
     @property
     def entity_of(self) -> tuple[str | None, str | None]:
@@ -87,10 +91,17 @@ class Offer(msgspec.Struct, frozen=True):
     selection: AnyMembers
 
 
+_ACTS_SCHEMA = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "the acts that can change it; viewers get none",
+}
+
+
 class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     """Rows of the view `delivery`, newest event first."""
 
-    rows: tuple[Annotated[Row, rows_of("delivery")], ...]
+    rows: tuple[Annotated[Row, rows_of("delivery", acts=_ACTS_SCHEMA)], ...]
     matching: int | None = None
     """Number of matching deliveries; 501 means more than 500; None: not counted."""
     is_complete: bool
@@ -128,10 +139,11 @@ def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
     counts = query.before is None
     most = MOST_COUNTED if counts else 0
     engine = reading.database.engine
-    found = list_deliveries(engine, wanted, query.limit, most=most, seconds=LONGEST_SECONDS)
+    seconds = LONGEST_SECONDS if query.body is None else LONGEST_SEARCH_SECONDS
+    found = list_deliveries(engine, wanted, query.limit, most=most, seconds=seconds)
     unknown = None if found.rows or query.sender_id is None else query.sender_id
     return DeliveriesPage(
-        rows=tuple(found.rows),
+        rows=tuple(_with_acts(reading, found.rows)),
         before=found.before,
         matching=found.matching if counts else None,
         is_complete=found.is_complete,
@@ -145,18 +157,29 @@ def read_deliveries(reading: Reading, query: DeliveriesQuery) -> DeliveriesPage:
 
 
 _FAILED = (*DEAD_STATES, RETRYING)
+_STORED = Statement(f"""
+SELECT wanted.seq FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "inbox_payload p", "p.seq = wanted.seq")}
+""")
 
 
-def acts_of_any(states: Iterable[str]) -> Sequence[str]:
-    """List the acts that change a delivery in one of these states, each once."""
-    return tuple(dict.fromkeys(act for state in states for act in ACTS.get(state, ())))
+def _with_acts(reading: Reading, rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rows with their acts. Nothing can be sent again without its payload."""
+    acts = [ACTS.get(describe_state(row, reading.now), ()) if reading.actor.may_act else () for row in rows]
+    wanted = {row["seq"] for row, able in zip(rows, acts, strict=True) if not _SENDING.isdisjoint(able)}
+    with reading.database.read() as transaction:
+        stored = {row.seq for row in transaction.execute(_STORED, wanted=wanted)} if wanted else wanted
+    for row, able in zip(rows, acts, strict=True):
+        yield {**row, "acts": [act for act in able if row["seq"] in stored or act not in _SENDING]}
+
+
+_SENDING = frozenset({"replay", "retry"})
 
 
 def why_no_offer(query: DeliveriesQuery) -> str | None:
     """Return the reason why no act can select exactly the matching deliveries; None: an act can."""
     state = query.state
-    if query.sender_id is not None or query.body is not None:
-        return "Acts can't filter by the sender's id or the payload: select rows."
+    if query.sender_id is not None or query.body is not None or query.command is not None:
+        return "Acts can't filter by the sender's id, the payload or a command: select rows."
     if state is None:
         return "Select a state to act on all matching deliveries."
     if state not in ACTS:
@@ -301,6 +324,10 @@ class CommandPage(msgspec.Struct, frozen=True):
     """True: a relay still works on it."""
     turn: Literal["stop", "continue"] | None
     """The act that stops or continues the command."""
+    outcome: CommandOutcome | None
+    """For a replay or retry: the present states of the deliveries that it changed."""
+    says: str | None
+    """The same in words: `6 delivered, 0 failed`."""
 
 
 def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
@@ -316,7 +343,10 @@ def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
     turn: Literal["stop", "continue"] | None = (
         "stop" if is_open else "continue" if row["state"] == "cancelled" else None
     )
-    return CommandPage(row, is_open, None if OPERATIONS[row["kind"]].is_of_a_command else turn)
+    is_about_calls = row["kind"] in {"replay", "retry"} and row["affected"]
+    outcome = read_outcome(reading.database, query.id) if is_about_calls else None
+    turn = None if OPERATIONS[row["kind"]].is_of_a_command else turn
+    return CommandPage(row, is_open, turn, outcome, None if outcome is None else outcome.says)
 
 
 # --- alerts

@@ -18,13 +18,13 @@ from relay.findings import LEVELS, Finding, is_well, list_findings, read_stuck, 
 from relay.store import reads
 from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
-from relay.store.route_states import NOTHING, Counts, LastHour, RouteState, add_up, read_last_hour
+from relay.store.route_states import Counts, Figures, RouteState, Span, read_figures
 from relay.web.query import Text, url
 from relay.web.reading import Reading, rows_of
 
 _MOST_COUNTED = 1000
 """Largest count of deliveries. Smaller than that of `relay status`, since an open page keeps refreshing."""
-_HEALTH_SECONDS, _DISK_SECONDS = 15.0, 60.0
+_HEALTH_SECONDS, _DISK_SECONDS, _FIGURES_SECONDS = 15.0, 60.0, 30.0
 """Cache times of daily sums and of sizes, which are the most expensive values and change slowly."""
 
 
@@ -32,14 +32,21 @@ class NoQuery(msgspec.Struct, frozen=True):
     """A query without parameters."""
 
 
+class OverviewQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of the overview."""
+
+    range: Span = "hour"
+    """Time of the figures."""
+
+
 _NOT_SHOWN = ("position", "lap_began_at")
 
 
 class RouteLine(msgspec.Struct, frozen=True):
-    """A route with the figures of the last hour."""
+    """A route with its figures."""
 
     is_busy: bool
-    """True if deliveries are open or held back, or have ended within the hour."""
+    """True if deliveries are open or held back, or have ended within the range."""
     word: str
     """Its worst state, in a word."""
     state: RouteState
@@ -47,7 +54,7 @@ class RouteLine(msgspec.Struct, frozen=True):
     destination: str | None
     """None if the configuration lacks the route."""
     arrived: Counts
-    """Events of its source in each minute, including those that the route does not take."""
+    """Events of its source in each step, including those that the route does not take."""
     ended: Counts
     failed: Counts
 
@@ -69,13 +76,15 @@ class OverviewPage(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
     """Findings: critical ones first, information last."""
     began_at: datetime
-    """Beginning of the first minute of the figures."""
+    """Beginning of the first step of the figures."""
+    step_seconds: int
+    """Length of a step: a minute for the range of an hour, and an hour for the others."""
     arrived: Counts
-    """Events of all sources in each of the last sixty whole minutes."""
+    """Events of all sources in each step. The present minute or hour is left out."""
     ended: Counts
-    """Deliveries that ended in each minute."""
+    """Deliveries that ended in each step."""
     failed: Counts
-    """Attempts that failed in each minute."""
+    """Attempts that failed in each step."""
     routes: tuple[RouteLine, ...]
     gates: tuple[HeldGate, ...]
     more_gates: int
@@ -88,7 +97,7 @@ class OverviewPage(msgspec.Struct, frozen=True):
     disk: Disk
 
 
-def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
+def overview(reading: Reading, query: OverviewQuery) -> OverviewPage:
     """Read the overview."""
     database, config, role, kept = reading.database, reading.config, reading.actor.role, reading.kept
     seen = read_overview(database, reading.policies, _MOST_COUNTED)
@@ -96,7 +105,9 @@ def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
     attention = list_findings(seen, found, _MOST_NAMED)
     file = sqlite_file(config)
     with database.read() as transaction:
-        hour = read_last_hour(transaction, seen.at)
+        seconds = 0.0 if query.range == "hour" else _FIGURES_SECONDS
+        key = ("figures", role, query.range)
+        figures: Figures = kept(key, seconds, lambda: read_figures(transaction, seen.at, query.range))
         sources = kept(("sources", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_SOURCES))
         destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_DESTINATIONS))
         disk = kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file))
@@ -104,14 +115,15 @@ def overview(reading: Reading, _query: NoQuery) -> OverviewPage:
         seen.at,
         is_well=is_well(attention),
         findings=attention,
-        began_at=hour.began_at,
-        arrived=add_up(hour.arrived),
-        ended=add_up(hour.ended),
-        failed=add_up(hour.failed),
-        routes=tuple(_route(route, found, hour, config) for route in seen.routes),
+        began_at=figures.began_at,
+        step_seconds=figures.step_seconds,
+        arrived=figures.add_up(figures.arrived),
+        ended=figures.add_up(figures.ended),
+        failed=figures.add_up(figures.failed),
+        routes=tuple(make_route_line(route, found, figures, config) for route in seen.routes),
         gates=seen.gates[:_MOST_GATES],
         more_gates=max(len(seen.gates) - _MOST_GATES, 0),
-        sources=tuple(SourceLine(row, hour.arrived.get(row["source"], NOTHING)) for row in sources),
+        sources=tuple(SourceLine(row, figures.get_counts(figures.arrived, row["source"])) for row in sources),
         destinations=tuple(destinations),
         relays=seen.relays,
         retention=seen.retention,
@@ -124,16 +136,17 @@ _MOST_NAMED = 5
 """Maximum routes or gates listed separately for one problem."""
 
 
-def _route(route: RouteState, found: Sequence[Finding], hour: LastHour, config: Config) -> RouteLine:
+def make_route_line(route: RouteState, found: Sequence[Finding], figures: Figures, config: Config) -> RouteLine:
+    """Put the state of a route, its findings and its figures together. Pure."""
     configured = config.routes.get(route.route)
-    ended, failed = (counts.get(route.route, NOTHING) for counts in (hour.ended, hour.failed))
+    ended, failed = (figures.get_counts(counts, route.route) for counts in (figures.ended, figures.failed))
     return RouteLine(
         bool(route.open or route.held_back_by or any(ended) or any(failed)),
         state_of(route, found),
         route,
         configured.source if configured else None,
         configured.destination if configured else None,
-        hour.arrived.get(configured.source, NOTHING) if configured else NOTHING,
+        figures.get_counts(figures.arrived, configured.source if configured else ""),
         ended,
         failed,
     )

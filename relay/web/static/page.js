@@ -129,7 +129,7 @@
   // --- copying
 
   function reveal() {
-    for (const copy of main.querySelectorAll("button[data-copy]")) copy.hidden = false;
+    for (const one of main.querySelectorAll("button[data-copy], [data-all], [data-all-label]")) one.hidden = false;
   }
 
   async function copyText(text) {
@@ -157,6 +157,26 @@
     setTimeout(() => { copy.textContent = label; said.textContent = ""; }, 1500);
   });
 
+  // --- choosing rows
+
+  const choices = () => [...main.querySelectorAll("td.check input")];
+
+  function countChosen() {
+    const all = choices();
+    const number = all.filter((one) => one.checked).length;
+    for (const one of main.querySelectorAll("[data-all]")) {
+      one.checked = number > 0 && number === all.length;
+      one.indeterminate = number > 0 && number < all.length;
+    }
+    const count = main.querySelector("#chosen");
+    if (count) count.textContent = number ? `${number} of ${all.length} chosen` : "Chosen rows";
+  }
+
+  document.addEventListener("change", ({ target }) => {
+    if (target.matches("[data-all]")) for (const one of choices()) one.checked = target.checked;
+    if (target.matches("[data-all], td.check input")) countChosen();
+  });
+
   // --- forms
 
   document.addEventListener("submit", ({ target }) => { // an act is sent once
@@ -182,7 +202,7 @@
 
   const chosen = () => main.querySelector("tr.here");
   const actions = {
-    "/": () => (main.querySelector("form.filters input, form.filters select") ?? main).focus(),
+    "/": () => (main.querySelector("form.filters input, form.filters select") ?? document.querySelector(".find input") ?? main).focus(),
     "?": () => keys.showModal(),
     j: () => move(1),
     k: () => move(-1),

@@ -194,8 +194,6 @@ class Doing:
     results: list[Recorded] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     asked_to_claim: bool = False
-    resumed: int = 0
-    """Count of gates resumed by operators."""
     rescued: list[tuple[int, str, AnyFact]] = field(default_factory=list)
     """Facts of expired leases taken back."""
     judged: int = 0
@@ -470,10 +468,7 @@ class Operations:
             number = commands.ask(self._database, kind, gate, who="kim", why="maintenance")
             execution.work_on(self._work(), number)
 
-        def learn(_: object) -> None:
-            self.doing.resumed += kind == "resume"
-
-        return Operation(kind, send, learn)
+        return Operation(kind, send)
 
     def verify(self) -> Operation:
         """Verify the state, which must find no difference."""

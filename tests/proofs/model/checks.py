@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from itertools import pairwise
 
 from relay.daemon.leases import SAFETY_SECONDS
 from relay.delivery import facts
@@ -13,7 +12,7 @@ from relay.delivery.gates import BreakerState, GateKey, make_entity_key
 from relay.delivery.lifecycle import State
 from relay.delivery.ordering import LastDelivered, covers
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
-from relay.delivery.policy import CRASHES_UNTIL_DEAD, endpoint_of, health_of
+from relay.delivery.policy import CRASHES_UNTIL_DEAD
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
 from tests.helpers.agreement import NOTHING_YET, follows, lanes_without_their_head
 from tests.proofs.model.actors import Ledger, Snapshot, is_swept
@@ -21,7 +20,6 @@ from tests.proofs.model.world import (
     KEPT_REPEATS,
     OPEN_GATE,
     POLICIES,
-    SCHEDULE,
     SKEW,
     Entry,
     History,
@@ -171,22 +169,6 @@ def find_late_is_marked_wrongly(snapshot: Snapshot) -> Iterator[object]:
             yield delivery
 
 
-def find_a_retry_that_does_not_go_on(snapshot: Snapshot) -> Iterator[object]:
-    """Require that a takeover keeps attempts and crashes, and is due between the old due time and the first delay."""
-    for entry, taken in snapshot.told(facts.TookOver):
-        entries = snapshot.history.entries[taken.of, entry.key[1]]
-        if not any(_goes_on(entry, taken, *pair) for pair in pairwise(entries) if pair[1] in snapshot.new):
-            yield entry, entries
-
-
-def _goes_on(entry: Entry, taken: facts.TookOver, before: Entry, superseded: Entry) -> bool:
-    """Return whether the takeover continues this superseded delivery."""
-    latest = entry.at + SCHEDULE[0]
-    given = (superseded.standing.attempt, superseded.standing.crashes)
-    is_due = min(getattr(before.fact, "due_at", before.at), latest) <= taken.due_at <= latest
-    return is_due and given == (taken.attempt, taken.crashes) and getattr(superseded.fact, "by", None) == entry.key[0]
-
-
 # --- Checks of calls and results, and of gates.
 # With two operations at once, a gate may change between its reading and a claim: only a gate that was the same before and
 # after counts.
@@ -294,29 +276,6 @@ def find_two_try_one_breaker(snapshot: Snapshot) -> Iterator[object]:
             yield delivery, before, after
 
 
-def find_a_breaker_turned_without_a_reason(snapshot: Snapshot) -> Iterator[object]:
-    """Require a reason: breakers open at failures, and close at a probe's success or an operator's command."""
-    doing = snapshot.doing
-    for gate in {gate for policy in POLICIES.values() for gate in policy.breakers}:
-        before, after = breaker(snapshot.earlier, gate), breaker(snapshot.stored, gate)
-        healths = {
-            health_of(outcome, POLICIES[delivery.route])[0]
-            for _, delivery, outcome in doing.handed_in
-            if endpoint_of(outcome, POLICIES[delivery.route]) == gate
-        }
-        is_tried = before is BreakerState.HALF_OPEN or bool(doing.probes)
-        reasons = {
-            BreakerState.CLOSED: doing.resumed or (is_tried and "well" in healths),
-            BreakerState.OPEN: healths & {"unwell", "refused"},
-            BreakerState.HALF_OPEN: doing.probes,
-        }
-        is_left = healths == {"refused"} and after is BreakerState.CLOSED and not doing.resumed
-        if before is not after and not reasons.get(after):
-            yield gate, before, after, healths
-        if is_left and all(result.fact is not None for result in doing.results):
-            yield gate, "credentials were refused, and it is closed"
-
-
 # --- Checks of superseded events (folded, dropped or healed), and of those that a duplicate rearms
 
 
@@ -361,30 +320,6 @@ def _stands_for(snapshot: Snapshot, entry: Entry, by: Key) -> bool:
 def is_covered(ledger: Ledger, key: Key, last: LastDelivered | None) -> bool:
     """Return whether the lane's last success certainly includes the change of this event."""
     return last is not None and covers(last, ledger.order(key), SKEW)
-
-
-def find_told_again_after_a_sweep(snapshot: Snapshot) -> Iterator[object]:
-    """Require that a webhook ends without a call if a sweep's event of the same change was delivered before.
-
-    This applies in `strict`, to webhooks sequenced after that delivery, if the sweep's event stands for no other.
-    """
-    events = snapshot.ledger.events
-    delivered = {
-        _change(snapshot.ledger, each.key)
-        for each in snapshot.history.successes
-        if each not in snapshot.new and not snapshot.history.told[each.key] and is_swept(events[each.key[0]])
-    }
-    for key, row in snapshot.after.items():
-        was = snapshot.before.get(key)
-        is_placed = was is not None and was.state is State.RECEIVED is not row.state and row.run == 0
-        is_webhook = POLICIES[key[1]].ordering == "strict" and not is_swept(events[key[0]])
-        if is_placed and is_webhook and _change(snapshot.ledger, key) in delivered:
-            yield key, row
-
-
-def _change(ledger: Ledger, key: Key) -> tuple[object, ...]:
-    event = ledger.events[key[0]]
-    return key[1], event.entity_id, event.event_type, event.occurred_at
 
 
 def find_dead_though_a_later_one_succeeded(snapshot: Snapshot) -> Iterator[object]:

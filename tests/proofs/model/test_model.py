@@ -162,17 +162,11 @@ CONTROLS = {
     ),
     "rescuing without waiting for the lease": Control(careless_rescue, ("a trusted lease is not in force",)),
     "coverage without skew and resolution": Control((replace(sequence, "covers", hopes),), NO_STAND_IN),
-    "no look for what a sweep has told": Control(
-        (replace(sequence, "_is_same_change", lambda *_: False),), ("told again after a sweep",)
-    ),
     "no healing": Control((replace(record, "supersede_older_dead", lambda *_: []),), STILL_DEAD),
     "a lane that is not settled after a replay": Control((replace(changes, "settle_lanes", leave_unsettled),), NO_HEAD),
     "a lane that is not settled after a result": Control((replace(record, "settle_lanes", leave_unsettled),), NO_HEAD),
     "a pause of an entity, which is no matter of routes, that claim does not look at": Control(
         (change(claim, "_DUE", ("g.kind = 'entity'", "false")),), ("claimed while it is paused",)
-    ),
-    "a breaker without reports": Control(
-        (replace(record, "report_to_breakers", lambda *_: {}),), ("a breaker turned without a reason",)
     ),
     "probes that are not noted": Control(
         (replace(claim, "store_breakers", lambda *_: None),), ("two try one breaker",)
