@@ -188,7 +188,7 @@ class Doing:
 
     claimed: list[Delivery] = field(default_factory=list)
     probes: list[Delivery] = field(default_factory=list)
-    """LeaseKey deliveries that probe a breaker."""
+    """Claimed deliveries that probe a breaker."""
     handed_in: list[tuple[str, Delivery, Outcome]] = field(default_factory=list)
     """Outcomes handed in, with the node."""
     results: list[Recorded] = field(default_factory=list)

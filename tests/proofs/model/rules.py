@@ -32,7 +32,7 @@ ARRIVALS = st.lists(st.tuples(st.sampled_from(ENTITIES), SECOND, ROUTE_SETS), mi
 AGES = [timedelta(seconds=seconds) for seconds in (-20, -5, -3, -2.5, 0, 1)]
 """Ages of events by second: a fetch that begins now covers the first two and, by its fraction, the fourth."""
 
-BY_SWEEPS, COMMIT_LAG = {1}, {4, 5}
+BY_SWEEPS, LATE = {1}, {4, 5}
 """Positions among six consecutive events."""
 
 ENOUGH, MOST = 12, 20
@@ -111,7 +111,7 @@ class Receiving(Stage):
         of_sweeps = [event for event in self.sent if is_swept(event)]
         if number % 6 in BY_SWEEPS and not any(event.dedup_key == swept for event in of_sweeps):
             key = swept
-        elif number % 6 in COMMIT_LAG and of_sweeps:
+        elif number % 6 in LATE and of_sweeps:
             entity, occurred_at = of_sweeps[-1].entity_id or "", of_sweeps[-1].occurred_at
             routes = [enrolment.route for enrolment in of_sweeps[-1].enrolments]
         event = msgspec.structs.replace(
