@@ -452,9 +452,7 @@ def test_a_transform_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({1: 2}, "holds int as a key"),
         (None, "returned NoneType"),
-        ([], "returned list"),
         ({}, "no field has a value"),
-        ({"a": None}, "no field has"),
     ],
 )
 def test_a_transform_needs_a_field(returned: object, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:

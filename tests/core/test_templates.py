@@ -124,8 +124,6 @@ def test_a_colon_within_an_expression_names_no_form(text: str) -> None:
     "text",
     [
         'a eq "{event.entity_id}"',
-        "a eq '{event.entity_id}'",
-        "a eq `{event.entity_id}`",
         "a eq {event.entity_id}",
         "{event.entity_id}*",
         "{event.event_type}{event.entity_id}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,10 +13,7 @@ from sqlalchemy import Engine
 from inbox.clock import SystemClock
 from inbox.db import migrate
 from inbox.events.timestamps import time_text
-from relay.cli.examine import lines_of
 from relay.doctor.examinations import EXAMINATIONS
-from relay.doctor.run import ExaminationResult
-from relay.findings import Finding
 from relay.store.nodes import hash_config
 from tests.doctor.examining import (
     HOST,
@@ -207,24 +203,6 @@ def test_an_index_and_a_view_of_a_dba_are_ignored(tmp_path: Path, database_url: 
 
 
 # --- The report of `inbox doctor`
-
-
-def a_finding(level: str = "warning", sentence: str = "something is wrong", remedy: str = "relay status") -> Finding:
-    return Finding("stuck", level, sentence, "route", "it matters " * 20, None, remedy)  # type: ignore[arg-type]
-
-
-def report(*findings: Finding, needs: Sequence[str | None] = (None,), width: int | None = 80) -> str:
-    """Return the report of one examination for each of `needs`; the last has the findings."""
-    made = [ExaminationResult("abc"[number], need, ()) for number, need in enumerate(needs)]
-    made[-1] = ExaminationResult(made[-1].name, made[-1].needs, findings)
-    return "\n".join(line.plain for line in lines_of(made, width=width))
-
-
-def test_a_critical_finding_comes_first_and_information_last() -> None:
-    shown = report(*(a_finding(severity) for severity in ("information", "warning", "critical")))
-    marks = [line[2] for line in shown.splitlines() if line.startswith(("  ! ", "  i "))]
-    assert marks == ["!", "!", "i"]
-    assert shown.startswith("not well: 2 findings, 1 critical; 1 examination")
 
 
 def test_every_kind_of_finding_has_a_test() -> None:

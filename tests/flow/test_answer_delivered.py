@@ -10,7 +10,7 @@ from functools import partial
 
 import msgspec
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from inbox.config.model import Config
 from inbox.config.values import Duration
@@ -66,6 +66,14 @@ async def test_an_event_that_was_given_up_is_502_and_says_why(patient: Receiver,
     assert (told.status_code, told.headers["content-type"]) == (502, PROBLEM)
     assert told.json["title"] == "Stored, not delivered"
     assert told.json["detail"] == "route everything: email: no value"
+
+
+async def test_a_delivery_that_blocks_its_lane_was_given_up_too(patient: Receiver, engine: Engine) -> None:
+    answer = asyncio.create_task(patient.post())
+    await wait_until_stored(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE open_delivery SET state = 'blocked', due_at = NULL"))
+    assert (await answer).status_code == 502
 
 
 async def test_a_duplicate_waits_for_the_outcome_of_the_same_event(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -255,6 +256,14 @@ def run_in_all_orders(steps: Steps, operations: Mapping[str, Callable[[], object
 
 GATES_THERE = "INSERT INTO gate (kind, name) VALUES ('api', 'identity'), ('destination', 'crm')"
 ONE_THERE = "INSERT INTO gate (kind, name) VALUES ('destination', 'crm')"
+
+
+def test_gates_are_made_and_locked_in_the_order_of_their_keys_whatever_a_process_makes_of_a_set() -> None:
+    """Two statements that insert or lock the same rows in different orders may deadlock within one step."""
+    transaction = Mock(execute=Mock(return_value=[]))
+    for keys in ([CRM, IDENTITY], [IDENTITY, CRM]):
+        gates.lock_all(transaction, keys)
+    assert [call.kwargs["gates"] for call in transaction.execute.call_args_list] == [[IDENTITY, CRM]] * 4
 
 
 def claiming(steps: Steps, *routes: str, node: str = "r1") -> Callable[[], list[Delivery]]:

@@ -222,9 +222,15 @@ def test_a_pruner_goes_on_where_another_stopped(steps: Steps, engine: Engine) ->
     assert 0 < first.rows < 2000
     assert first.position == first.rows, "each batch is committed, with its position"
     with Database(engine).read() as transaction:
-        assert state_of(transaction, "events").position == first.position
+        left = state_of(transaction, "events")
+    assert (left.position, left.behind_since is None) == (first.position, False), "it is behind by what is left"
     died.give_back()
     assert rows_gone(prune(engine, "events")) == {"events": 1999 - first.rows}
+    with Database(engine).read() as transaction:
+        assert (state_of(transaction, "events").behind_seconds, state_of(transaction, "events").behind_since) == (
+            0,
+            None,
+        )
     assert seqs(engine) == [2000]
 
 

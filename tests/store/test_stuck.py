@@ -215,17 +215,6 @@ def test_a_delivery_behind_a_gate_of_its_destination_is_not_stuck(long_ago: Step
     assert ("stuck", "strict") in read_findings(long_ago.database), "no relay knows what is on its way"
 
 
-def test_a_route_that_no_running_relay_knows_is_told_as_such(long_ago: Steps) -> None:
-    due(long_ago)
-    now(long_ago)
-    nodes.describe(work_of(long_ago.database, {"strict": POLICIES["strict"]}, node="alive"), "host", 1, "0")
-    why = {row["route"]: row["why"] for row in long_ago.rows("SELECT route, why FROM stuck")}
-    assert {route: "no running relay knows its route" in said for route, said in why.items()} == {
-        "strict": False,
-        "latest": True,
-    }
-
-
 # --- routes whose last attempt failed
 
 
@@ -371,6 +360,8 @@ def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Step
         nodes.describe(work_of(lived_in.database, node=name), "h1", 7, "1")
         clock.advance(seconds)
     nodes.heartbeat(lived_in.database, "r1", {"claim": "ValueError: x"})
+    nodes.describe(work_of(lived_in.database, node="stopped"), "h1", 8, "1")
+    nodes.stop_node(lived_in.database, "stopped")
     found = look(lived_in).relays
     assert [(relay.id, relay.health, relay.in_flight, relay.failing) for relay in found] == [
         ("r1", "running", 1, {"claim": "ValueError: x"}),

@@ -92,6 +92,7 @@ def lived_in(steps: Steps) -> Steps:
             ("source", "trivore", "swept", 5, 1),
             ("source", "trivore", "duplicate", 5, 100),
             ("source", "trivore", "stored", 70, 1000),
+            ("source", "trivore", "stored", 3 * 1440, 20_000),
             ("route", "strict", "delivered", 3, 6),
             ("route", "strict", "dead", 3, 1),
             ("destination", "audit", "delivered", 3, 6),
@@ -125,6 +126,27 @@ def test_the_overview_has_routes_sources_destinations_and_counts_of_the_last_hou
     text = page.get("/").text
     assert "/acts/resume?destination=audit" in text
     assert all(each["sentence"].partition(":")[0] in text for each in found["findings"])
+
+
+@ON_BOTH
+@pytest.mark.usefixtures("lived_in")
+def test_the_figures_of_a_day_and_a_week_are_hourly_without_the_present_hour(page: Page) -> None:
+    for path in ("/overview.json?range=", "/route.json?name=strict&range="):
+        for span, hours in (("day", 24), ("week", 168)):
+            found = page.json(path + span)
+            arrived = found["arrived"] if "arrived" in found else found["line"]["arrived"]
+            assert (found["step_seconds"], len(arrived)) == (3600, hours)
+            assert sum(arrived) in {1000, 1008} if span == "day" else sum(arrived) in {21_000, 21_008}
+        assert f"Last {span}" in page.get(path.replace("overview.json", "").replace(".json", "") + span).text
+
+
+@pytest.mark.usefixtures("lived_in")
+def test_a_route_shows_its_schedule_its_last_errors_and_its_latency(page: Page) -> None:
+    found = page.json("/route.json?name=strict")
+    assert [(row["seq"], row["kind"], row["cause"]) for row in found["errors"]] == [(1, "dead", "mapping")]
+    assert found["settings"]["schedule"][:3] == [5, 30, 300]
+    assert len(found["latency"]) == 2
+    assert page.get("/route?name=strcit").status_code == 404
 
 
 def test_the_overview_costs_few_statements(page: Page, lived_in: Steps) -> None:

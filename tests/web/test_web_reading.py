@@ -310,7 +310,7 @@ def test_any_parameters_become_a_query_or_a_problem_that_names_a_field(parameter
         ({"limit": "many"}, "limit", "'many'"),
         ({"status": "-1"}, "status", ">= 0"),
         ({"status": "9223372036854775808"}, "status", "9223372036854775807"),
-        ({"since": "yesterday"}, "since", "yesterday"),
+        ({"since": "sometime"}, "since", "sometime"),
         ({"error": "x" * 1001}, "error", "1000"),
         ({"entity": "x" * 10_001}, "entity", "10,000"),
         ({"entity": ["a", "b"]}, "entity", "is given twice"),
