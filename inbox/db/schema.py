@@ -420,7 +420,7 @@ relay_command = Table(
         BigInteger,
         "number of deliveries or rows that it would change, by a dry run or the plan before; empty: unknown",
     ),
-    nullable("sample", JsonValue, "of a dry run: groups, the first deliveries, what is left out, and consequences"),
+    nullable("sample", JsonValue, "of a dry run: its plan; of other commands: the number skipped for each reason"),
     count("failed", BigInteger, "deliveries that could not be changed"),
     nullable("error", Text, "last delivery that could not be changed, with its error"),
     nullable(

@@ -11,7 +11,6 @@ import msgspec
 import typer
 from rich.text import Text
 
-from inbox.clock import SystemClock
 from inbox.errors import UnusableCommand
 from inbox.events.states import MOST_SEQS
 from inbox.observe.visible import visible_text
@@ -20,7 +19,7 @@ from relay.cli.options import as_command, login_name, open_database, option, par
 from relay.cli.output import FINDING, answer, bar, fail, put, put_json, say, show
 from relay.operations.asks import OneCommand
 from relay.operations.table import OPERATIONS, Operation, parse
-from relay.words import describe_state, format_count
+from relay.words import format_count
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -180,7 +179,9 @@ def erase() -> None:
 
 @_operation
 def prune() -> None:
-    """The plan examines the first 10,000 rows of each kind. Exits with 1 when a row could not be deleted.
+    """The plan examines the first 10,000 rows of each kind.
+
+    Exits with 1 when a row could not be deleted.
 
     Examples:
       inbox prune
@@ -217,7 +218,7 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
         listed = Bound(listed=_MOST_LISTED if as_json else _SAMPLE)
         planned = plan(database, config, operation.kind, asked, listed, seen=seen)
     if not as_json:
-        _show(operation, planned)
+        _show(planned, with_consequences=not yes)
     number = done = None
     if yes and reason and planned.obstacle is None:
         who, kind = login_name(), operation.kind
@@ -232,11 +233,12 @@ def carry_out(operation: Operation, asked: msgspec.Struct, reason: str | None, *
         else:
             done = follow(database, config, number, operation, planned.count)
     if as_json:
-        put_json(_document(operation, planned, number, done))
+        put_json(_document(operation, asked, planned, number, done))
     elif not yes and planned.obstacle is None:
         _say_how(operation, planned, has_reason=find_reason_mistake(asked, reason) is None)
     is_about_nothing = planned.obstacle is not None and (planned.count is not None or isinstance(asked, OneCommand))
-    if is_about_nothing or (done is not None and done.failed):
+    is_about_nothing = is_about_nothing and operation.kind != "prune"  # nothing has expired: all is well
+    if is_about_nothing or (done is not None and (done.failed or "rejected" in done.skipped)):
         raise typer.Exit(FINDING)
 
 
@@ -285,11 +287,8 @@ def _progress(database: Database, number: int) -> Command:
     return commands.read_command(database, number) or fail(f"there is no command {number}")
 
 
-def _show(operation: Operation, planned: Plan) -> None:
-    from relay.store.operator.plan import describe_left_out
-
-    now = SystemClock().now()
-    rows = [{**row, "state": describe_state(row, now)} for row in planned.deliveries]
+def _show(planned: Plan, *, with_consequences: bool) -> None:
+    rows = planned.deliveries
     requests = [{**row, "becomes": describe_readmission(row)} for row in planned.requests]
     if planned.count and planned.count > len(rows) + len(requests) and planned.groups:
         groups = [msgspec.structs.asdict(group) for group in planned.groups]
@@ -301,13 +300,13 @@ def _show(operation: Operation, planned: Plan) -> None:
         show(requests, ("id", "source", "cause", "becomes"))
     for each in planned.figures:
         answer(f"{each.name}: {each.count:,}{each.note and f' ({each.note})'}")
-    if operation.is_dangerous and planned.obstacle is None:
-        for sentence in operation.consequences:
+    if with_consequences and planned.obstacle is None:
+        for sentence in planned.consequences:
             say(sentence)
     if planned.obstacle is not None:
         say(planned.obstacle)
-    for why, number in planned.left_out.items():
-        say(f"{number} skipped: {describe_left_out(why)}")
+    for skipped in planned.skipped:
+        say(skipped.says)
     for sentence in (*planned.warnings, *planned.instead):
         put(Text(visible_text(sentence)), stderr=True)  # never wrapped, so that commands can be copied
 
@@ -332,14 +331,13 @@ def describe_readmission(row: Row) -> str:
     return f"{first['event_type']}{entity} → {routes}" + (f", and {more} more" if more else "")
 
 
-def _document(operation: Operation, planned: Plan, number: int | None, done: Command | None) -> dict[str, Any]:
+def _document(
+    operation: Operation, asked: msgspec.Struct, planned: Plan, number: int | None, done: Command | None
+) -> dict[str, Any]:
     return {
-        "command": operation.kind,
-        "count": planned.count,
-        **planned.sample,
-        "left_out": [{"why": why, "count": number} for why, number in planned.left_out.items()],
-        "warnings": planned.warnings,
-        "obstacle": planned.obstacle,
-        "number": number,
+        "kind": operation.kind,
+        "selection": msgspec.to_builtins(asked),
+        **planned.document,
+        "id": number,
         **{name: getattr(done, name, None) for name in ("state", "affected", "failed", "answer", "error")},
     }

@@ -279,6 +279,12 @@ def entity_of(name: str) -> Entity | None:
     return (parts[0], parts[1], parts[2]) if len(parts) == _ENTITY_PARTS else None
 
 
+def format_gate(kind: str, name: str) -> str:
+    """Return a gate in words, such as `destination crm`, or `trivore USER/u1` for an entity."""
+    entity = entity_of(name) if kind == "entity" else None
+    return f"{kind} {name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
+
+
 def format_resume_command(kind: str, name: str, act: str = "resume") -> str:
     """Return the command that applies `act` to a gate or its deliveries."""
     entity = entity_of(name) if kind == "entity" else None

@@ -16,13 +16,13 @@ from inbox.db.reads import Row
 from inbox.events.states import CRASH_LOOP_SECONDS, GONE_SECONDS
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import SENTENCES, Alert, format_sentence
-from relay.delivery.gates import GateKey, entity_of
+from relay.delivery.gates import GateKey, entity_of, format_gate
 from relay.delivery.policy import Policies, RoutePolicy
 from relay.store import gates, reads
 from relay.store.alerts import NEWEST
 from relay.store.database import Database
 from relay.store.nodes import read_nodes
-from relay.store.route_states import MOST_COUNTED, RouteState, read_routes
+from relay.store.route_states import MOST_COUNTED, RouteState, find_new_name, read_routes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
@@ -49,8 +49,7 @@ class HeldGate(msgspec.Struct, frozen=True):
     @property
     def title(self) -> str:
         """Its kind and name in words."""
-        entity = entity_of(self.name) if self.kind == "entity" else None
-        return f"{self.kind} {self.name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
+        return format_gate(self.kind, self.name)
 
     @property
     def fields(self) -> Mapping[str, str]:
@@ -116,6 +115,12 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
             for route in gate.routes if gate.kind != "entity" and gate.state != "limited" else ():
                 held_back[route] += (f"{gate.kind} {gate.name}",)
         routes, in_flight = read_routes(transaction, policies, held_back, now, most)
+        routes = [
+            route
+            if route.is_configured
+            else msgspec.structs.replace(route, new_name=find_new_name(transaction, route.route, policies))
+            for route in routes
+        ]
         return Overview(
             now,
             tuple(routes),

@@ -20,7 +20,7 @@ from inbox.errors import BadFilter, NoSuchCommand, NothingThere, UnusableCommand
 from inbox.events.timestamps import rfc3339
 from relay.operations.asks import KindsOfRows, Moment, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
 from relay.operations.table import Operation
-from relay.store.operator.plan import Plan, describe_left_out, plan, quick
+from relay.store.operator.plan import Plan, plan, quick
 from relay.web.reading import AnyMembers, Reading
 
 MOST_COUNTED = 10_000
@@ -39,8 +39,6 @@ class ActPlan(Plan, frozen=True, kw_only=True):
     """The first deliveries, in order of arrival."""
     requests: tuple[AnyMembers, ...] = ()
     """The first rejected requests, as the configuration reads them now."""
-    consequences: tuple[str, ...] = ()
-    """Consequences of the act, in sentences."""
     needs_everything: bool = False
     """True: no condition limits the selection, so `everything` has to be confirmed."""
     as_of: str | None = None
@@ -92,20 +90,17 @@ def make_plan(reading: Reading, operation: Operation, asked: Any, agreed: Agreed
     except NoSuchCommand as error:
         raise NothingThere(str(error)) from None
     except UnusableCommand as error:
-        raise BadFilter(str(error)) from None
+        raise BadFilter(str(error), field=error.field) from None
     shown = msgspec.to_builtins(chosen)
     traits = _TRAITS[operation.asks](made)
     digest = hashlib.sha256(msgspec.json.encode([operation.kind, shown, traits], order="sorted")).hexdigest()[:32]
     until_fact = getattr(chosen, "until_fact", None)
     grows = operation.asks is KindsOfRows  # rows that expire meanwhile are pruned too
     now = Agreed(digest, made.count if made.is_whole and not grows else None, as_of, until_fact)
-    fields = msgspec.structs.asdict(made)
-    fields["left_out"] = {describe_left_out(why): number for why, number in made.left_out.items()}
     return ActPlan(
-        **fields,
+        **msgspec.structs.asdict(made),
         kind=operation.kind,
         selection=shown,
-        consequences=operation.consequences,
         needs_everything=operation.needs_condition and asked.is_empty,
         as_of=None if as_of is None else rfc3339(as_of),
         plan=base64.urlsafe_b64encode(msgspec.json.encode(now)).decode(),

@@ -40,12 +40,12 @@ def test_a_replay_shows_its_plan_and_executes_it_with_yes(place: Site, database_
     assert groups.splitlines()[1].split() == ["7", "everything", "dead", "mapping"]
     assert len(sample.splitlines()) == 1 + 5
     document = json.loads(invoke(place, "replay", "--all", "--reason", "fixed", "--json").stdout)
-    assert (document["count"], len(document["deliveries"]), document["left_out"]) == (7, 7, [])
+    assert (document["count"], len(document["deliveries"]), document["skipped"]) == (7, 7, [])
     assert document["groups"][0]["cause"] == "mapping"
     assert open_states(engine) == {"dead": 7}
 
     done = invoke(place, "replay", "--cause", "mapping", "--reason", "fixed", "--yes")
-    assert (done.status, done.stderr.splitlines()[-1]) == (0, "7 deliveries replayed")
+    assert (done.status, "7 deliveries replayed" in done.stderr.splitlines()) == (0, True)
     assert open_states(engine) == {"ready": 7}
     replayed = [fact["detail"] for fact in facts(engine) if fact["kind"] == "replayed"]
     assert [(detail["who"], detail["why"]) for detail in replayed] == [("kim", "fixed")] * 7
@@ -75,7 +75,7 @@ def test_a_command_without_a_match_ends_with_1(sqlite_place: Site) -> None:
         ("relay", "replay --reason x --entity USER"),
         ("relay", "retry --reason x --api x"),
         ("relay", "retry --reason x --route everythin"),
-        ("relay", "replay --reason x --since yesterday"),
+        ("relay", "replay --reason x --since someday"),
         ("relay", "pause --reason x"),
         ("relay", "continue --command 9"),
         ("inbox", "erase --source trivor --entity USER/u1"),
@@ -180,7 +180,7 @@ def test_a_person_is_erased_after_the_plan_and_once(place: Site, engine: Engine)
     (command,) = rows(engine, "SELECT asked_by, state, affected FROM relay_command WHERE kind = 'erase'")
     assert command == {"asked_by": "kim", "state": "done", "affected": 5}
     again = invoke(place, *PERSON, "--reason", "request 2026-17", "--yes", side="inbox")
-    assert (again.status, "5 skipped: events of it were erased before" in again.stderr) == (1, True)
+    assert (again.status, again.stderr) == (1, "nothing to erase: it is erased already\n5 skipped: erased before\n")
 
 
 def test_open_deliveries_prevent_an_erasure_until_the_suggested_command_ends_them(
@@ -190,7 +190,7 @@ def test_open_deliveries_prevent_an_erasure_until_the_suggested_command_ends_the
     erasing = ("erase", "--source", "trivore", "--entity", "USER/u1", "--reason", "asked", "--yes")
     refused = invoke(sqlite_place, *erasing, side="inbox")
     assert (refused.status, count(sqlite_engine, "relay_command")) == (1, 0)
-    command = shlex.split(refused.stderr[refused.stderr.index("relay cancel") :])[1:]
+    command = shlex.split(refused.stderr.split("`")[1])[1:]
     assert invoke(sqlite_place, *command).status == 2, "the reason is still to be written"
     command[command.index("…")] = "asked"
     assert invoke(sqlite_place, *command).status == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -31,7 +32,7 @@ from relay.store.operator.plan import Bound
 from relay.store.transaction import Transaction
 from tests.helpers.databases import ON_POSTGRES
 from tests.helpers.locks import lock_by_hand
-from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Monotonic, Steps
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, UNWELL, Monotonic, Steps
 from tests.helpers.storing import START, an_event, drop_checks
 from tests.helpers.webhooks import body
 
@@ -88,10 +89,60 @@ def test_a_row_that_a_dba_writes_is_done_and_answered(steps: Steps) -> None:
     assert command(steps, number)["finished_at"] is not None
 
 
+def test_a_replay_answers_how_many_it_skipped_and_why(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
+    steps.attempt_each(HOPELESS, DONE, HOPELESS)
+    numbers = [ask(steps, "replay", Selection(seqs=some)) for some in ((1, 3), (1,))]
+    work_on(steps)
+    some, none = (command(steps, number) for number in numbers)
+    skipped = "1 skipped: older than the last one sent in their lane; `force` replays them too"
+    assert (some["state"], some["affected"], some["answer"]) == ("done", 1, f"1 delivery replayed; {skipped}")
+    assert none["answer"].startswith(f"nothing to replay; {skipped}; event 1 is dead on strict")
+
+
+def test_a_request_that_is_still_rejected_is_skipped_and_not_a_failure(steps: Steps) -> None:
+    steps.intake.reject(a_rejected(a_body(1)), a_rejected(b"{}"))
+    row = readmit_all(steps, {"source": "trivore"})
+    assert (row["affected"], row["failed"], row["answer"]) == (1, 0, "1 request readmitted; 1 skipped: still rejected")
+    for number, says in (
+        (2, "rejects each"),
+        (1, "it was readmitted before, as event 1"),
+        (9, "no rejected request 9"),
+    ):
+        assert says in readmit_all(steps, {"id": number})["answer"]
+
+
+def test_a_gate_is_turned_by_commands_in_their_order_and_says_who_closed_it(steps: Steps) -> None:
+    """A plan has no obstacle while another command may still turn the gate."""
+    gate, kinds = {"destination": "audit"}, ("resume", "pause", "pause")
+    planned = [
+        partial(plan.plan, steps.database, CONFIG, kind, Gate(destination="audit"), Bound()) for kind in kinds[:2]
+    ]
+    assert planned[0]().obstacle == "nothing holds it back"
+    numbers = [ask(steps, kind, gate) for kind in kinds]
+    assert [each().obstacle for each in planned] == [None, None]
+    work_on(steps)
+    assert [the(steps, number)[1:] for number in numbers][:2] == [(0, "nothing holds it back"), (1, "paused")]
+    assert (command(steps, numbers[2])["answer"] or "").startswith("it is paused already; destination audit was paused")
+    assert planned[1]().obstacle == "it is paused already"
+
+
+def test_a_command_that_has_ended_is_neither_stopped_nor_continued(steps: Steps) -> None:
+    number = ask(steps, "replay", Selection(everything=True))
+    work_on(steps)
+    acts: tuple[commands.CommandAct, ...] = ("stop", "continue")
+    for act in acts:
+        planned = plan.plan(steps.database, CONFIG, act, OneCommand(number), Bound())
+        with pytest.raises(UnusableCommand, match=planned.obstacle):
+            commands.turn(steps.database, act, number, who="kim", why="by mistake")
+
+
 REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object]]] = [
     ("replay", {"since": "9999-12-31T23:59:59Z"}),
     ("replay", {"backfill": True, "route": "strikt"}),
     ("replay", {"backfill": True, "route": "strict", "cause": "mapping"}),
+    ("replay", {"open_on": "old", "route": "strict"}),
+    ("replay", {"backfill": True, "open_on": "latest", "route": "strict"}),
     ("replay", {"state": "delivered", "route": "strict"}),
     ("cancel", {"state": "ready", "status": 503}),
     ("pause", {"destination": "crm"}),
@@ -283,7 +334,7 @@ def test_one_that_dies_amid_a_batch_in_parts_replays_none_twice(steps: Steps, mo
     number = ask(steps, "replay", Selection(route="strict", backfill=True))
     left = iter(range(5, -1, -1))  # the batch, it as a part, a half, 1 and 2, 3 and 4; now 3
 
-    def dying(*arguments: Any, **named: Any) -> int:  # noqa: ANN401  # passed through
+    def dying(*arguments: Any, **named: Any) -> changes.Changed:  # noqa: ANN401  # passed through
         if next(left) == 0:
             raise KeyboardInterrupt
         return changes.change(*arguments, **named)

@@ -289,6 +289,15 @@ def test_events_with_many_facts_are_erased_fewer_at_a_time(lived: Steps, monkeyp
     assert traces_in(lived.database.engine) == []
 
 
+def test_an_erasure_of_nothing_is_done_and_says_why(lived: Steps) -> None:
+    stranger = carry_out(lived, ask(lived, {**OF_PERSON, "entity_id": "maria"}))
+    assert (stranger["state"], "`inbox list --source trivore" in stranger["answer"]) == ("done", True)
+    carry_out(lived, ask(lived, OF_PERSON))
+    again = carry_out(lived, ask(lived, OF_PERSON))
+    assert (again["state"], "it is erased already; 5 skipped" in again["answer"]) == ("done", True)
+    assert traces_in(lived.database.engine) == []
+
+
 def test_nonsense_and_a_reason_with_the_id_are_refused(lived: Steps, engine: Engine) -> None:
     for selection, reason in (({**OF_PERSON, "source": "trivor"}, "asked"), (OF_PERSON, f"{ID} asked")):
         assert carry_out(lived, ask(lived, selection, reason))["state"] == "refused"

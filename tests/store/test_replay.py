@@ -14,12 +14,14 @@ from inbox.db.reads import Row
 from inbox.events.event import Enrolment
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Delivered, Failed
+from relay.delivery.policy import policies
 from relay.operations.asks import Selection
 from relay.store import record
 from relay.store.operator import selection, tasks
 from relay.store.operator.changes import change
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice, keys_of
+from relay.store.overview import read_overview
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps, carry_out
 from tests.helpers.storing import START, an_event
 from tests.store.conftest import differences
@@ -92,7 +94,10 @@ def test_an_open_delivery_is_not_replayed_nor_one_that_is_due_or_claimed_retried
     before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
     with steps.database.write() as transaction:
         now, keys = transaction.take_order_lock(keeps_payloads=True), [(seq, "strict") for seq in range(1, 6)]
-        assert change(transaction, choice, keys, now, who="kim", why="by mistake", command=1, policies=POLICIES) == 0
+        assert (
+            change(transaction, choice, keys, now, who="kim", why="by mistake", command=1, policies=POLICIES).number
+            == 0
+        )
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert steps.kinds() == []
 
@@ -108,6 +113,31 @@ def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(s
     assert row_of(steps, 2)["run"] == 1
     steps.facts_agree()
     assert differences(steps.database) == []
+
+
+def test_what_is_open_on_a_renamed_route_is_delivered_once_on_its_new_one(steps: Steps) -> None:
+    strict = CONFIG.routes["strict"]
+    renamed = msgspec.structs.replace(CONFIG, routes={"new": msgspec.structs.replace(strict, name="new")})
+    steps.arrive(*(an_event(number, f"u{number - (number == 3)}") for number in range(1, 7)))
+    steps.attempt_each(DONE, HOPELESS, DONE, HOPELESS)
+    in_flight = steps.claim()
+    move = Selection(route="new", backfill=True, open_on="strict")
+
+    def look() -> tuple[list[int], list[tuple[str, int]], str | None]:
+        planned, seen = plan(steps, move, renamed), read_overview(steps.database, policies(renamed))
+        (state,) = [each for each in seen.routes if each.route == "strict"]
+        skipped = [(each.why, each.count) for each in planned.skipped]
+        return [row["seq"] for row in planned.deliveries], skipped, state.new_name
+
+    assert look() == ([4, 6], [("overtaken", 1)], "new"), "of u2 the old name has delivered a newer one"
+    assert replay_all(steps, move, renamed) == 2
+    assert look() == ([], [("overtaken", 1)], "new"), "twice is once"
+    assert replay_all(steps, msgspec.structs.replace(move, force=True), renamed) == 1
+    assert look() == ([], [], None)
+    steps.record([(in_flight, UNWELL)])
+    assert look() == ([5], [], "new")
+    assert plan(steps, msgspec.structs.replace(move, seqs=(1, 3, 5)), renamed).count == 1
+    assert [each for each in steps.states() if each[1] == "new"] == [(seq, "new", "ready") for seq in (2, 4, 6)]
 
 
 def test_everything_of_a_route_is_without_what_it_would_not_take(steps: Steps) -> None:
@@ -131,24 +161,24 @@ def plan_and_replay(steps: Steps, selection: Selection, config: Config = CONFIG)
     return plan(steps, selection, config).count, replay_all(steps, selection, config)
 
 
-def test_a_plan_counts_what_the_replay_takes_up_and_says_what_is_left_out(steps: Steps) -> None:
+def test_a_plan_counts_what_the_replay_takes_up_and_says_which_are_skipped(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
     steps.attempt_each(HOPELESS, DONE, HOPELESS)
     planned = plan(steps, ALL)
-    assert (planned.count, planned.left_out) == (1, {"overtaken": 1})
+    assert (planned.count, [(each.why, each.count) for each in planned.skipped]) == (1, [("overtaken", 1)])
     assert [row["seq"] for row in planned.deliveries] == [3]
     (group,) = planned.groups
     assert (group.route, group.state, group.cause, group.count) == ("strict", "dead", "mapping", 1)
     assert replay_all(steps, ALL) == 1
 
 
-def test_a_plan_leaves_out_what_has_ended_on_a_route_that_was_removed(steps: Steps) -> None:
+def test_a_plan_skips_deliveries_that_ended_on_a_route_that_was_removed(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["strict", "latest"]))
     steps.attempt(DONE)
     steps.attempt(DONE, "latest")
     without = msgspec.structs.replace(CONFIG, routes={"strict": CONFIG.routes["strict"]})
     planned = plan(steps, Selection(seq=1), without)
-    assert (planned.count, planned.left_out) == (1, {"route_removed": 1})
+    assert (planned.count, [each.why for each in planned.skipped]) == (1, ["route_removed"])
     assert replay_all(steps, Selection(seq=1), without) == 1
 
 
@@ -195,7 +225,7 @@ def test_an_older_one_is_not_sent_behind_a_newer_one_that_has_begun(steps: Steps
     newer = steps.claim()
     if is_retried:
         steps.record([(newer, UNWELL)])
-    assert plan(steps, ALL).left_out == {"overtaken": 1}
+    assert [(each.why, each.count) for each in plan(steps, ALL).skipped] == [("overtaken", 1)]
     assert plan_and_replay(steps, ALL) == (0, 0)
     assert plan_and_replay(steps, msgspec.structs.replace(ALL, force=True)) == (1, 1)
     steps.facts_agree()
@@ -205,7 +235,7 @@ def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
     steps.attempt_each(DONE, DONE)
     steps.do("DELETE FROM inbox_payload WHERE seq = 1")
-    assert plan(steps, Selection(seq=1)).left_out == {"payload_gone": 1}
+    assert [each.why for each in plan(steps, Selection(seq=1)).skipped] == ["payload_gone"]
     assert plan_and_replay(steps, Selection(seqs=(1, 2))) == (1, 1)
     assert steps.states() == [(2, "strict", "ready")]
 

@@ -158,7 +158,7 @@ def test_an_act_on_everything_needs_a_confirmation(page: Page, steps: Steps) -> 
     ("path", "says"),
     [
         ("replay?route=strct", "there is no route"),
-        ("replay?rout=strict", "there is no filter"),
+        ("replay?rout=strict", "there is no field"),
         ("replay?seq=-1", "seq"),
         ("replay?backfill=true", "a backfill of which route"),
         ("replay?since=2026-02-01&until=2026-01-01", "swap the two"),
@@ -183,6 +183,28 @@ def test_a_pause_shows_the_deliveries_behind_it(page: Page, steps: Steps) -> Non
     for act in ("pause?destination=audit", "cancel?route=strict"):
         assert "by olga: maintenance" in page.get(f"/acts/{act}").text
     assert execute(steps, confirm(page, "resume?destination=audit")).answer == "resumed"
+
+
+def test_the_api_accepts_a_resume_right_after_a_pause_and_refuses_only_what_is_so(page: Page, steps: Steps) -> None:
+    def send(kind: str) -> requests.Response:
+        return page.post(f"/api/v1/acts/{kind}", json={"destination": "audit", "reason": "maintenance"})
+
+    answers = [send(kind) for kind in ("pause", "resume", "pause")]
+    assert [execute(steps, answer).answer for answer in answers] == ["paused", "resumed", "paused"]
+    again = send("pause")
+    assert (again.status_code, "already; destination audit was paused" in again.json()["detail"]) == (409, True)
+
+
+def test_the_api_says_which_deliveries_a_replay_would_skip(page: Page, steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt_each(HOPELESS, DONE)
+    (skipped,) = page.json("/api/v1/acts/replay?seq=1")["skipped"]
+    answer = page.post("/api/v1/acts/replay", json={"seq": 1, "reason": "by a script"})
+    assert (skipped["why"], answer.status_code) == ("overtaken", 409)
+    assert f"1 skipped: {skipped['text']}" in answer.json()["detail"]
+    assert 'href="/acts/replay?force=true&amp;seq=1"' in page.get("/acts/replay?seq=1").text
+    assert page.get("/api/v1/acts/replay?route=strct").json()["field"] == "route"
+    assert 'name="entity_id"' in page.get("/acts/erase").text
 
 
 def test_an_entity_is_erased_only_after_its_id_was_typed_again(page: Page, steps: Steps) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -23,6 +24,15 @@ from relay.store.transaction import Transaction
 from relay.store.work import Work
 
 
+class Changed(NamedTuple):
+    """The result of a batch."""
+
+    number: int
+    """Number of changed deliveries or requests."""
+    skipped: Mapping[str, int] = {}
+    """Number of skipped deliveries or requests by reason."""
+
+
 def change(
     transaction: Transaction,
     choice: Choice,
@@ -33,8 +43,8 @@ def change(
     why: str,
     command: int,
     policies: Policies,
-) -> int:
-    """Replay, cancel, unblock or retry these deliveries. Returns the number of changed ones.
+) -> Changed:
+    """Replay, cancel, unblock or retry these deliveries.
 
     Deliveries whose state has changed since, as a relay has claimed them or another command has changed them, are skipped.
 
@@ -53,10 +63,10 @@ def change(
         return facts.Cancelled(**said) if act == "cancel" else facts.Unblocked(**said)
 
     if act == "replay":
-        found = find_replayable(transaction, choice, keys, first=first).again
-        again = [append(row, fact_of(row), now) for row in found]
-        take_up(transaction, found, again, policies)
-        return len(again)
+        found = find_replayable(transaction, choice, keys, first=first)
+        again = [append(row, fact_of(row), now) for row in found.again]
+        take_up(transaction, found.again, again, policies)
+        return Changed(len(again), Counter(found.skipped.values()))
     changed = [
         append(row, fact, now)
         for row in find(transaction, choice.config, keys)
@@ -67,16 +77,17 @@ def change(
     if act != "retry":
         lanes = {(row.route, row.lane) for row in changed}
         write_back(transaction, settle_lanes(transaction, [], policies, now, lanes))
-    return len(changed)
+    return Changed(len(changed))
 
 
-LeftOut = Literal["overtaken", "route_removed", "payload_gone", "unreadable"]
-"""The reason a replay skips a selected delivery."""
-LEFT_OUT: Mapping[LeftOut, str] = {
-    "overtaken": "older than the last one sent in their lane; --force replays them too",
+SkipReason = Literal["overtaken", "route_removed", "payload_gone", "unreadable", "rejected"]
+"""The reason a replay skips a selected delivery, or a readmission a request."""
+SKIP_REASONS: Mapping[SkipReason, str] = {
+    "overtaken": "older than the last one sent in their lane; `force` replays them too",
     "route_removed": "ended on a route that is no longer configured; configure it again to replay them",
     "payload_gone": "without headers and body, which retention or erasure deleted; `relay cancel` ends dead ones",
     "unreadable": "have a row that can't be read; `relay verify` names it",
+    "rejected": "still rejected",
 }
 
 
@@ -85,7 +96,7 @@ class Replayable(msgspec.Struct, frozen=True):
 
     again: Sequence[OpenDelivery]
     """The deliveries to replay."""
-    left_out: dict[Key, LeftOut]
+    skipped: dict[Key, SkipReason]
 
 
 def find_replayable(
@@ -98,12 +109,12 @@ def find_replayable(
     found = find(transaction, choice.config, keys, locked=locked)
     possible = [row for row in found if row.state in GIVEN_UP | {State.ENDED}]
     known = {(row.seq, row.route) for row in found}
-    left_out: dict[Key, LeftOut] = {key: "route_removed" for key in keys if key not in known}
+    skipped: dict[Key, SkipReason] = {key: "route_removed" for key in keys if key not in known}
     if not choice.selection.force:
-        left_out |= dict.fromkeys(_find_overtaken(transaction, choice, possible, first, locked=locked), "overtaken")
+        skipped |= dict.fromkeys(_find_overtaken(transaction, choice, possible, first, locked=locked), "overtaken")
     kept = keep_payloads(transaction, (row.seq for row in possible), locked=locked)
-    left_out |= {(row.seq, row.route): "payload_gone" for row in possible if row.seq not in kept}
-    return Replayable([row for row in possible if (row.seq, row.route) not in left_out], left_out)
+    skipped |= {(row.seq, row.route): "payload_gone" for row in possible if row.seq not in kept}
+    return Replayable([row for row in possible if (row.seq, row.route) not in skipped], skipped)
 
 
 def _find_overtaken(
@@ -126,11 +137,15 @@ def _find_overtaken(
         for row in bodies
         if (head := heads.get((row.route, row.lane))) and row.key < head.key and has_begun(head, now)
     }
-    lasts = read_last_delivered(transaction, lanes)
+    former = choice.selection.open_on
+    lasts = read_last_delivered(
+        transaction, lanes if former is None else {*lanes, *((former, lane) for _, lane in lanes)}
+    )
     older = {
         (row.seq, row.route): (last.seq, row.route)
         for row in bodies
-        if (last := lasts.get((row.route, row.lane))) and row.key < last.key
+        for route in (row.route, former)
+        if route is not None and (last := lasts.get((route, row.lane))) and row.key < last.key
     }
     wanted = sorted(set(older.values()))
     if not wanted:

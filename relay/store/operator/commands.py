@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 from sqlalchemy import text
 
-from inbox.db.dialect import json_param
+from inbox.db.dialect import as_json, json_param
 from inbox.db.listing import select_changed
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.states import COMMAND_KINDS
@@ -46,13 +46,23 @@ class Command(msgspec.Struct, frozen=True):
     until: int | None
     """The highest seq, or id of a rejected request, when it was asked; later ones are skipped."""
 
-    sample: dict[str, Any] | None = None
-    """A JSON object for `relay_command.sample` after a dry run."""
+    sample: Any = None
+    """The JSON of `relay_command.sample`: the plan of a dry run, or the numbers skipped so far."""
 
     @property
     def has_ended(self) -> bool:
         """True when it will make no more changes."""
         return self.state not in {"asked", "running"}
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Number of skipped deliveries or requests so far by reason."""
+        return cast("Mapping[str, int]", (as_json(self.sample) or {}).get("skipped", {}))
+
+    def skipping(self, skipped: Mapping[str, int]) -> Command:
+        """Return the command with these numbers added to the skipped ones."""
+        sums = Counter(self.skipped) + Counter(skipped)
+        return msgspec.structs.replace(self, sample={"skipped": sums} if sums else None)
 
     def after(self, state: CommandState = "running", *, changed: int = 0, failed: int = 0, **values: Any) -> Command:  # noqa: ANN401  # of fields
         """Return the command after a step with these numbers of changed and failed items. The answer is cleared unless given."""
@@ -129,6 +139,15 @@ def read_next_open(database: Database, *, after: int, most: int) -> Sequence[int
         return [row.id for row in transaction.execute(_OPEN, after=after, most=most)]
 
 
+def find_open_turn(database: Database, gate: Mapping[str, object]) -> str | None:
+    """Return the name of an open pause or resume with this selection, such as `command 7 (pause)`; None if there is none."""
+    with database.read() as transaction:
+        for row in transaction.execute(_TURNS):
+            if as_json(row.selection) == gate:
+                return f"command {row.id} ({row.kind})"
+    return None
+
+
 def read_command(database: Database, number: int) -> Command | None:
     """Read a command; None if there is none with this id."""
     with database.read() as transaction:
@@ -156,15 +175,24 @@ def turn_in(transaction: Transaction, act: CommandAct, number: int, *, who: str,
     found = _read(transaction, number)
     if found is None:
         raise NoSuchCommand(f"there is no command {number}")
-    if OPERATIONS[found.kind].is_of_a_command:
-        raise UnusableCommand(f"command {number} is a {found.kind}, which is done at once")
-    if act == "stop":
-        if end(transaction, number, "cancelled", f"stopped by {who}: {why}"):
-            return f"command {number} is stopped"
-        raise UnusableCommand(f"command {number} has ended and can't be stopped any more")
-    if transaction.execute(_GO_ON, id=number):
+    if obstacle := find_obstacle(found, act):
+        raise UnusableCommand(obstacle)
+    if act == "stop" and end(transaction, number, "cancelled", f"stopped by {who}: {why}"):
+        return f"command {number} is stopped"
+    if act == "continue" and transaction.execute(_GO_ON, id=number):
         return f"command {number} continues"
-    raise UnusableCommand(f"command {number} is {found.state}: only a stopped one can be continued")
+    raise UnusableCommand(f"command {number} has just changed: look at it again")
+
+
+def find_obstacle(found: Command, act: str) -> str | None:
+    """Return the reason a command can't be stopped or continued; None if it can."""
+    if OPERATIONS[found.kind].is_of_a_command:
+        return f"command {found.id} is a {found.kind}, which is done at once"
+    if act == "stop" and found.has_ended:
+        return f"command {found.id} has ended and can't be stopped any more"
+    if act == "continue" and found.state != "cancelled":
+        return f"command {found.id} is {found.state}: only a stopped one can be continued"
+    return None
 
 
 def is_as_it_was(transaction: Transaction, command: Command) -> bool:
@@ -185,7 +213,7 @@ def _read(transaction: Transaction, number: int, *, locked: bool = False) -> Com
 def advance(transaction: Transaction, after: Command, now: datetime) -> None:
     """Store a step of a locked command."""
     noted = {name: getattr(after, name) for name in _NOTED}
-    sample = None if after.sample is None else json_param(after.sample)
+    sample = None if after.sample is None else json_param(as_json(after.sample))
     transaction.execute(_ADVANCE, **noted, sample=sample, finished_at=now if after.has_ended else None)
 
 
@@ -203,6 +231,9 @@ def end(transaction: Transaction, number: int, state: CommandState, answer: str)
 _IS_OPEN = "state IN ('asked', 'running')"
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in COMMAND_KINDS)})"
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
+_TURNS = text(
+    f"SELECT id, kind, selection FROM relay_command WHERE {_IS_OPEN} AND kind IN ('pause', 'resume') ORDER BY id"
+)
 _SAY = text(
     f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"
 )
@@ -243,7 +274,7 @@ RETURNING id
 _OF_ID = {
     locked: Statement(f"""
 SELECT id, kind, selection, reason, asked_by, dry_run, state, progress_seq AS progress, affected, answer, failed, error,
-    matched, until_seq AS until
+    matched, until_seq AS until, sample
 FROM relay_command c
 WHERE id = :id {sql.lock("c", skip=True) if locked else ""}
 """)

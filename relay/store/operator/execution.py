@@ -21,15 +21,12 @@ from relay.operations.table import OPERATIONS, parse
 from relay.store.operator import commands
 from relay.store.operator.commands import Command
 from relay.store.operator.plan import format_dry_run_answer, plan, quick, require_meant
-from relay.store.operator.tasks import TASKS, Act, Batch, Item, Working
+from relay.store.operator.tasks import LONGEST_SECONDS, MOST_EXAMINED, TASKS, Act, Batch, Item, Working
 from relay.store.transaction import FailedAlone
 from relay.store.work import Work
 
 MOST_AT_ONCE = 10
 """Commands that get one batch each in a step of a relay."""
-DRY_RUN_ROWS = 5000
-DRY_RUN_SECONDS = 0.5
-"""Limits of a dry run, as a relay plans and delivers in the same thread."""
 FAULTY_SECONDS = 60.0
 """Wait after a command failed as a whole, as for a missing privilege."""
 
@@ -103,13 +100,13 @@ def _next_step(work: Work, command: Command) -> Act | Batch:
     """
     kind, database, config = command.kind, work.database, work.config
     if command.dry_run and not OPERATIONS[kind].has_dry_run:
-        raise UnusableCommand(f"a {kind} has no dry run")
+        raise UnusableCommand(f"a {kind} has no dry run: the page and `relay {kind}` without --yes show its plan")
     asked = parse(kind, as_json(command.selection))
     if command.dry_run:
-        planned = plan(database, config, kind, asked, quick(DRY_RUN_ROWS, DRY_RUN_SECONDS))
+        planned = plan(database, config, kind, asked, quick(MOST_EXAMINED, LONGEST_SECONDS))
         said = format_dry_run_answer(kind, planned)
         matched = command.matched if planned.count is None else planned.count
-        return lambda *_: command.after("done", answer=said, matched=matched, sample=planned.sample)
+        return lambda *_: command.after("done", answer=said, matched=matched, sample=planned.document)
     if command.progress is None:
         require_meant(database, config, kind, asked)
     return TASKS[kind](Working(work, command, asked))

@@ -20,7 +20,7 @@ from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.states import MOST_REASON, RETRYING, says_why
 from inbox.sources.normalize import ReadmitResult, readers_of
-from relay.delivery.gates import Gate, format_resume_command
+from relay.delivery.gates import Gate, format_gate, format_resume_command
 from relay.delivery.policy import policies
 from relay.filters import Filtered, list_unknown
 from relay.operations.asks import KindsOfRows, OneCommand, OneEntity, OneGate, OneSource, Rejections, Selection
@@ -29,7 +29,7 @@ from relay.store import gates, retention
 from relay.store.database import Database
 from relay.store.deliveries import Key, format_key
 from relay.store.operator import commands, readmit, selection
-from relay.store.operator.changes import LEFT_OUT, LeftOut, find_replayable
+from relay.store.operator.changes import SKIP_REASONS, SkipReason, find_replayable
 from relay.store.operator.selection import Act, Choice, keys_of
 from relay.store.retention import expiry_of
 from relay.store.route_states import read_routes
@@ -75,6 +75,28 @@ class Group(msgspec.Struct, frozen=True):
     last_due_at: datetime | None = None
 
 
+class SkippedRows(msgspec.Struct, frozen=True):
+    """The deliveries or requests that an operation skips for one reason."""
+
+    why: str
+    """The reason as a word."""
+    count: int
+    text: str
+    """The reason as a sentence about them."""
+
+    @property
+    def says(self) -> str:
+        """Its sentence."""
+        return f"{self.count:,} skipped: {self.text}"
+
+
+def list_skipped(counts: Mapping[str, int]) -> tuple[SkippedRows, ...]:
+    """Return the skipped rows, from the number for each reason."""
+    return tuple(
+        SkippedRows(why, number, SKIP_REASONS[cast("SkipReason", why)]) for why, number in counts.items() if number
+    )
+
+
 class PlanFigure(msgspec.Struct, frozen=True):
     """A number of rows affected by an operation."""
 
@@ -96,27 +118,29 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The first deliveries, in order of arrival."""
     requests: tuple[Row, ...] = ()
     """The first rejected requests, as the present configuration reads them."""
-    left_out: dict[str, int] = {}
-    """Number of skipped deliveries or requests by reason: see `describe_left_out`."""
+    skipped: tuple[SkippedRows, ...] = ()
+    """The deliveries or requests that match but will not be changed, by reason."""
     figures: tuple[PlanFigure, ...] = ()
     """Numbers of rows by kind."""
+    consequences: tuple[str, ...] = ()
+    """Sentences about the consequences of the operation."""
     warnings: tuple[str, ...] = ()
-    """Sentences about this plan, in addition to the consequences of the operation."""
+    """Sentences about this plan."""
     obstacle: str | None = None
     """The reason it can't be done now, or has nothing to do."""
     instead: tuple[str, ...] = ()
     """Sentences that suggest another command."""
 
     @property
-    def sample(self) -> dict[str, Any]:
-        """The value of `relay_command.sample` after a dry run."""
-        names = ("groups", "left_out", "deliveries", "requests", "figures")
-        return {name: msgspec.to_builtins(getattr(self, name)) for name in names}
+    def says(self) -> str:
+        """Its sentences in one, such as the reason it can't be done, without the consequences."""
+        said = (self.obstacle, *(each.says for each in self.skipped), *self.warnings, *self.instead)
+        return "; ".join(each for each in said if each is not None)
 
-
-def describe_left_out(reason: str) -> str:
-    """Return the sentence about rows that an operation skips; unknown reasons are sentences themselves."""
-    return LEFT_OUT.get(cast("LeftOut", reason), reason)
+    @property
+    def document(self) -> dict[str, Any]:
+        """The plan as JSON, for `--json` and `relay_command.sample`."""
+        return cast("dict[str, Any]", msgspec.to_builtins(self))
 
 
 def find_reason_mistake(asked: msgspec.Struct | None, reason: str | None) -> str | None:
@@ -162,7 +186,14 @@ def plan(
         UnusableCommand: the operation is invalid; the message suggests a correction.
     """
     require_meant(database, config, kind, asked)
-    return _PLANS[OPERATIONS[kind].asks](_Planning(database, config, kind, asked, bound, seen))
+    planned = _PLANS[OPERATIONS[kind].asks](_Planning(database, config, kind, asked, bound, seen))
+    return msgspec.structs.replace(planned, consequences=OPERATIONS[kind].consequences)
+
+
+def describe_nothing(database: Database, config: Config, kind: str, asked: msgspec.Struct, bound: Bound) -> str:
+    """Return the answer of a command that found nothing to do: the reason, and the commands that may help."""
+    planned = _PLANS[OPERATIONS[kind].asks](_Planning(database, config, kind, asked, bound, lambda _: None))
+    return OPERATIONS[kind].nothing if planned.obstacle is None else planned.says
 
 
 _LISTINGS: Mapping[type[msgspec.Struct], Filtered] = {
@@ -180,56 +211,55 @@ def require_meant(database: Database, config: Config, kind: str, asked: msgspec.
         UnusableCommand: the operation is invalid; the message suggests a correction.
     """
     require_order(asked)
-    mistake = None
+    mistake = field = None
     if isinstance(asked, Selection):
         mistake = Choice(cast("Act", kind), asked, config).mistake
     elif isinstance(asked, OneGate):
         mistake = gates.find_mistake(database, Gate(**msgspec.structs.asdict(asked)), kind, config)
     if mistake is None and (listing := _LISTINGS.get(type(asked))):
         given = {name: getattr(asked, name, None) for name in ("destination", "api", "cause", "route", "source")}
-        mistake = next((sentence for _, sentence in list_unknown(listing, given, config, database.engine)), None)
+        field, mistake = next(list_unknown(listing, given, config, database.engine), (None, None))
     if mistake is not None:
-        raise UnusableCommand(mistake)
+        raise UnusableCommand(mistake, field=field)
 
 
 def _plan_deliveries(it: _Planning) -> Plan:
     choice = Choice(cast("Act", it.kind), it.asked, it.config)
     found = preview(it.database, choice, it.bound, seen=it.seen)
+    if not found.count and found.is_whole:
+        return msgspec.structs.replace(found, obstacle=it.nothing, instead=tuple(_suggest(it.database, choice)))
     warnings = (
         *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
-        *(
-            ["A backfill delivers delivered events again, and events that the route would take now but never took."]
-            if it.asked.backfill
-            else ()
-        ),
+        *([_describe_backfill(it.asked)] if it.asked.backfill else ()),
         *_gates_of(it, {group.route for group in found.groups}),
     )
-    is_nothing = not found.count and found.is_whole
-    return msgspec.structs.replace(
-        found,
-        warnings=warnings,
-        obstacle=it.nothing if is_nothing else None,
-        instead=tuple(instead(it.database, choice)) if is_nothing else (),
-    )
+    return msgspec.structs.replace(found, warnings=warnings)
+
+
+def _describe_backfill(asked: Selection) -> str:
+    if asked.open_on is None:
+        return "A backfill delivers delivered events again, and events that the route would take now but never took."
+    cancel = shlex.join(["relay", "cancel", "--route", asked.open_on])
+    return f"The deliveries of route {asked.open_on} stay open. After this replay, `{cancel}` ends them."
 
 
 def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = lambda _: None) -> Plan:
     """Count the deliveries that a command would change, examining each as the command itself will."""
     due: defaultdict[tuple[str, str, str | None], list[datetime | None]] = defaultdict(list)
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     first: list[Row] = []
     examined, is_whole = 0, True
     after: int | None = 0
     while after is not None and is_whole:
         page = selection.read_page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
-        left = _left_out(database, choice, keys_of(page.rows))
-        left_out.update(left.values())
-        left_out["unreadable"] += len(page.unreadable)
+        left = _find_skipped(database, choice, keys_of(page.rows))
+        skipped.update(left.values())
+        skipped["unreadable"] += len(page.unreadable)
         for row in page.rows:
             if (row["seq"], row["route"]) not in left:
                 state = RETRYING if row["is_later"] and row["attempts"] else row["state"]
                 due[row["route"], state, row["cause"]].append(row["due_at"])
-                first += [row] if len(first) < bound.listed else ()
+                first += [{**row, "state": state}] if len(first) < bound.listed else ()
         examined, after = examined + len(page.rows), page.upto
         seen(examined)
         is_whole = after is None or not (bound.is_late() or examined >= (bound.rows or examined + 1))
@@ -239,7 +269,7 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
         is_whole=is_whole,
         groups=tuple(sorted(groups, key=lambda g: (-g.count, g.route, g.state, g.cause or ""))),
         deliveries=tuple(first),
-        left_out=dict(+left_out),
+        skipped=list_skipped(skipped),
     )
 
 
@@ -253,16 +283,16 @@ def _quiet(database: Database, choice: Choice) -> Work:
     return Work(database, choice.config, {})
 
 
-def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> Mapping[Key, LeftOut]:
+def _find_skipped(database: Database, choice: Choice, keys: Sequence[Key]) -> Mapping[Key, SkipReason]:
     """Find the deliveries of a page that the command will skip."""
     if choice.act != "replay":
         return {}
 
-    def part(some: Sequence[Key]) -> Mapping[Key, LeftOut]:
+    def part(some: Sequence[Key]) -> Mapping[Key, SkipReason]:
         with database.read() as transaction:
-            return find_replayable(transaction, choice, some, locked=False).left_out
+            return find_replayable(transaction, choice, some, locked=False).skipped
 
-    def alone(key: Key, _error: Exception) -> Mapping[Key, LeftOut]:
+    def alone(key: Key, _error: Exception) -> Mapping[Key, SkipReason]:
         return {key: "unreadable"}
 
     parts = process_in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=format_key)
@@ -279,10 +309,10 @@ def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
 
 
 def _holds(row: Row) -> Iterator[str]:
-    return (f"{row['kind']} {row['name']} {each}" for each in describe_holds(row, SystemClock().now()))
+    return (f"{format_gate(row['kind'], row['name'])} {each}" for each in describe_holds(row, SystemClock().now()))
 
 
-def instead(database: Database, choice: Choice) -> Iterator[str]:
+def _suggest(database: Database, choice: Choice) -> Iterator[str]:
     """Yield suggestions for a command that matches nothing: other commands, and the states of the events it names."""
     chosen = choice.selection
     if choice.act in {"replay", "unblock"} and _has_some(database, choice, "retry"):
@@ -309,31 +339,50 @@ def instead(database: Database, choice: Choice) -> Iterator[str]:
 
 def _has_some(database: Database, choice: Choice, act: Act) -> bool:
     """Return whether another act with the same conditions would match anything."""
-    chosen = msgspec.structs.replace(choice.selection, state=None, until_fact=None, force=False, backfill=False)
+    chosen = msgspec.structs.replace(
+        choice.selection, state=None, until_fact=None, force=False, backfill=False, open_on=None
+    )
     other = msgspec.structs.replace(choice, act=act, selection=chosen)
     return bool(selection.read_page(_quiet(database, other), other, after=0, most=1).rows)
 
 
 def _plan_gate(it: _Planning) -> Plan:
     gate = Gate(**msgspec.structs.asdict(it.asked))
-    held = next((row for row in gates.read_closed_gates(it.database) if (row["kind"], row["name"]) == gate.key), None)
+    held = _read_closed(it.database, gate)
     is_so = held is None if it.kind == "resume" else held is not None and held["paused_at"] is not None
-    return Plan(
-        figures=() if gate.entity_id is not None else (_open_behind(it, gate),),
-        warnings=() if held is None else tuple(_holds(held)),
-        obstacle=it.nothing if is_so else None,
-        instead=(f"{format_resume_command(*gate.key, act='retry')} --reason '…'",) if it.kind == "resume" else (),
-    )
+    first = commands.find_open_turn(it.database, msgspec.to_builtins(it.asked))  # after it, the gate may differ
+    figures, warnings = list[PlanFigure](), [] if held is None else [*_holds(held)]
+    if first is not None:
+        warnings.append(f"{first} comes first")
+    if gate.entity_id is None:
+        figure, retrying = _count_behind(it, gate)
+        figures.append(figure)
+        if retrying and it.kind == "resume":
+            retry = f"{format_resume_command(*gate.key, act='retry')} --reason '…' --yes"
+            warnings.append(f"{format_count(retrying, 'failed attempt')} wait until due: `{retry}` makes them due now")
+    obstacle = it.nothing if is_so and first is None else None
+    return Plan(figures=tuple(figures), warnings=tuple(warnings), obstacle=obstacle)
 
 
-def _open_behind(it: _Planning, gate: Gate) -> PlanFigure:
-    """Count the open deliveries that pass a gate, in each state up to `_MOST_BEHIND`."""
+def describe_closed(database: Database, gate: Gate) -> tuple[str, ...]:
+    """Return a sentence for each reason a gate is closed; none if it is open."""
+    held = _read_closed(database, gate)
+    return () if held is None else tuple(_holds(held))
+
+
+def _read_closed(database: Database, gate: Gate) -> Row | None:
+    return next((row for row in gates.read_closed_gates(database) if (row["kind"], row["name"]) == gate.key), None)
+
+
+def _count_behind(it: _Planning, gate: Gate) -> tuple[PlanFigure, int]:
+    """Count the open deliveries that pass a gate and the retries among them, in each state up to `_MOST_BEHIND`."""
     behind = {name for name, policy in policies(it.config).items() if gate.key in policy.gates}
     with it.database.snapshot() as transaction:
         routes, _ = read_routes(transaction, behind, {}, transaction.now(), _MOST_BEHIND)
     found = [route for route in routes if route.route in behind]
     note = "or more" if any(route.at_least for route in found) else ""
-    return PlanFigure("open deliveries behind it", sum(route.open for route in found), note)
+    waiting = sum(route.open - route.dead - route.blocked for route in found)
+    return PlanFigure("open deliveries behind it", waiting, note), sum(route.retrying for route in found)
 
 
 def _plan_sweep(it: _Planning) -> Plan:
@@ -371,7 +420,9 @@ def _plan_prune(it: _Planning) -> Plan:
             note = f"{'' if are_all else 'or more; '}older than {ages.age_of(kind).shown}"
             figures.append(PlanFigure(kind, rows, note))
             is_whole = is_whole and are_all
-    return Plan(count=sum(each.count for each in figures), is_whole=is_whole, figures=tuple(figures))
+    count = sum(each.count for each in figures)
+    obstacle = it.nothing if is_whole and not count else None
+    return Plan(count=count, is_whole=is_whole, figures=tuple(figures), obstacle=obstacle)
 
 
 def kinds_of(given: Sequence[str]) -> list[RetentionKind]:
@@ -398,20 +449,28 @@ def _plan_erase(it: _Planning) -> Plan:
     named = ("--source", subject.source, "--entity", f"{subject.entity_type}/{subject.entity_id}")
     obstacle, instead = found.obstacle, tuple[str, ...]()
     if obstacle is not None:
-        instead = (f"{shlex.join(['relay', 'cancel', *named])} --reason '…' --yes",)
+        instead = (f"`{shlex.join(['relay', 'cancel', *named])} --reason '…' --yes` cancels them",)
     elif not (found.counts["events"] or found.counts["pauses"]):
-        obstacle, instead = it.nothing, (shlex.join(["inbox", "list", *named[:3], subject.entity_type]),)
+        is_known = bool(found.erased_before)
+        obstacle = "nothing to erase: it is erased already" if is_known else it.nothing
+        instead = (
+            () if is_known else (f"`{shlex.join(['inbox', 'list', *named[:3], subject.entity_type])}` lists them",)
+        )
     return Plan(
         count=found.counts["events"],
         is_whole=not is_cut,
         figures=tuple(
             PlanFigure(name, number, _OF_ERASED.get(name, "")) for name, number in found.counts.items() if number
         ),
-        left_out={"events of it were erased before": found.erased_before} if found.erased_before else {},
+        skipped=_list_erased(found.erased_before),
         warnings=(_OF_NEWEST,) if is_cut else (),
         obstacle=obstacle,
         instead=instead,
     )
+
+
+def _list_erased(count: int) -> tuple[SkippedRows, ...]:
+    return (SkippedRows("erased_before", count, "erased before"),) if count else ()
 
 
 _OF_ERASED = {
@@ -430,7 +489,7 @@ def _plan_readmit(it: _Planning) -> Plan:
     after: int | None = 0
     while after is not None and read < (it.bound.rows or read + 1) and not it.bound.is_late():
         page = readmit.read_again(it.database, readers, it.asked, after)
-        rejected.update(f"still rejected: {each.rejected}" for each in page if each.rejected is not None)
+        rejected.update(each.rejected for each in page if each.rejected is not None)
         first += map(_request, page[: max(it.bound.listed - len(first), 0)])
         read, after = read + len(page), page[-1].id if page else None
         it.seen(read)
@@ -439,12 +498,22 @@ def _plan_readmit(it: _Planning) -> Plan:
         count=count,
         is_whole=is_whole,
         requests=tuple(first),
-        left_out=dict(rejected),
+        skipped=tuple(SkippedRows("rejected", number, f"still rejected: {why}") for why, number in rejected.items()),
         obstacle=None if count or not is_whole else _UNREADABLE if read else it.nothing,
+        instead=() if read or it.asked.id is None else (_describe_request(it.database, it.asked.id),),
     )
 
 
-_UNREADABLE = "nothing to readmit: the present configuration rejects each of them, too"
+def _describe_request(database: Database, number: int) -> str:
+    row = reads.row_of(database.engine, "rejected_request", number)
+    if row is None:
+        return f"there is no rejected request {number}"
+    if row["readmitted_at"] is not None:
+        return f"it was readmitted before, as event {row['readmitted_seq']}"
+    return f"`inbox rejected --id {number}` shows it" if row["body"] is not None else "its body was not stored"
+
+
+_UNREADABLE = "nothing to readmit: the present configuration rejects each of them, too; reload it after a change"
 
 
 def _request(again: ReadmitResult) -> Row:
@@ -462,10 +531,10 @@ def _plan_turn(it: _Planning) -> Plan:
     found = commands.read_command(it.database, it.asked.command)
     if found is None:
         raise NoSuchCommand(f"there is no command {it.asked.command}")
-    warnings = (f"command {found.id} ({found.kind}) is {found.state}",)
-    if it.kind == "stop" and found.has_ended:
-        return Plan(obstacle="it has ended and can't be stopped any more", warnings=warnings)
-    return Plan(warnings=warnings)
+    obstacle = commands.find_obstacle(found, it.kind)
+    return Plan(
+        obstacle=obstacle, warnings=() if obstacle else (f"command {found.id} ({found.kind}) is {found.state}",)
+    )
 
 
 _PLANS: Mapping[type[msgspec.Struct], Callable[[_Planning], Plan]] = {
@@ -483,7 +552,5 @@ def format_dry_run_answer(kind: str, planned: Plan) -> str:
     """Return the answer to a dry run: a summary of its plan."""
     words = OPERATIONS[kind]
     number = f"{'' if planned.is_whole else 'at least '}{format_count(planned.count or 0, words.thing)}"
-    said = [planned.obstacle or f"{number} would be {words.done}"]
-    said += [f"{number} left out: {describe_left_out(why)}" for why, number in planned.left_out.items()]
-    said += planned.instead
-    return ". ".join(("dry run: " + "; ".join(said), *planned.warnings))
+    said = [] if planned.obstacle is not None else [f"{number} would be {words.done}"]
+    return "dry run: " + "; ".join([*said, *([planned.says] if planned.says else [])])

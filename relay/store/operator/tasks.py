@@ -21,9 +21,19 @@ from relay.operations.table import OF_DELIVERIES, OPERATIONS
 from relay.store import gates, sweeps
 from relay.store.deliveries import Key, format_key
 from relay.store.operator import readmit, selection
-from relay.store.operator.changes import change, find_reason_to_wait
+from relay.store.operator.changes import Changed, change, find_reason_to_wait
 from relay.store.operator.commands import Command, CommandAct, end, turn_in
-from relay.store.operator.plan import find_reason_mistake, instead, kinds_of, plan, quick, subject_of, types_of
+from relay.store.operator.plan import (
+    describe_closed,
+    describe_nothing,
+    find_reason_mistake,
+    kinds_of,
+    list_skipped,
+    plan,
+    quick,
+    subject_of,
+    types_of,
+)
 from relay.store.operator.selection import Choice, keys_of
 from relay.store.retention import LeasedPruner, Pruned, expiry_of, read_command_clock
 from relay.store.transaction import Transaction
@@ -32,6 +42,8 @@ from relay.words import format_count
 
 BATCH = 200
 """Deliveries in one transaction."""
+MOST_EXAMINED, LONGEST_SECONDS = 5000, 0.5
+"""Limits of a plan in a relay, which plans and delivers in the same thread."""
 
 
 class Working(msgspec.Struct, frozen=True):
@@ -64,8 +76,7 @@ class Batch(msgspec.Struct, frozen=True):
     """A step on items, which can also be processed one by one."""
 
     items: Sequence[Item]
-    change: Callable[[Transaction, datetime, Sequence[Any]], int]
-    """Changes items, and returns the number of changed ones."""
+    change: Callable[[Transaction, datetime, Sequence[Any]], Changed]
     opens: bool = False
     """True when it opens deliveries, whose payloads must be kept."""
 
@@ -73,9 +84,10 @@ class Batch(msgspec.Struct, frozen=True):
         """Process some of its items."""
         failed = [item for item in items if item.error is not None]
         good = [item.it for item in items if item.error is None]
-        changed = self.change(transaction, now, good) if good else 0
+        done = self.change(transaction, now, good) if good else Changed(0)
         error = f"{failed[-1].name}: {failed[-1].error}" if failed else command.error
-        return command.after(changed=changed, failed=len(failed), progress=items[-1].progress, error=error)
+        after = command.after(changed=done.number, failed=len(failed), progress=items[-1].progress, error=error)
+        return after.skipping(done.skipped)
 
 
 Task = Callable[[Working], Act | Batch]
@@ -86,10 +98,15 @@ Raises:
 """
 
 
-def answer_of(command: Command, *, now: int = 0) -> str:
+def _answer_of(it: Working, *, now: int = 0) -> str:
     """Return the answer of a completed command; its last step has changed `now` items."""
+    command = it.command
     words, changed = OPERATIONS[command.kind], command.affected + now
+    if not (changed or command.failed or command.matched):
+        bound = quick(MOST_EXAMINED, LONGEST_SECONDS)
+        return describe_nothing(it.work.database, it.work.config, command.kind, it.asked, bound)
     said = [f"{format_count(changed, words.thing)} {words.done}" if changed or command.failed else words.nothing]
+    said += [each.says for each in list_skipped(command.skipped)]
     if command.failed:
         said.append(f"{command.failed} failed: see error")
     if (left := (command.matched or 0) - changed - command.failed) > 0:
@@ -109,15 +126,14 @@ def _change_deliveries(it: Working) -> Act | Batch:
     items = sorted([*map(_item, keys, [*keys[1:], (0, "")]), *unreadable])  # by seq and route
     if items:
 
-        def some(transaction: Transaction, now: datetime, keys: Sequence[Key]) -> int:
+        def some(transaction: Transaction, now: datetime, keys: Sequence[Key]) -> Changed:
             said = {"who": command.asked_by, "why": command.reason}
             return change(transaction, choice, keys, now, **said, command=command.id, policies=it.work.policies)
 
         return Batch(items, some, opens=choice.act == "replay")
     if page.upto is not None:
         return lambda *_: command.after(progress=page.upto)
-    is_nothing = command.progress is None and not command.matched
-    answer = "; ".join((answer_of(command), *(instead(it.work.database, choice) if is_nothing else ())))
+    answer = _answer_of(it)
     return lambda *_: command.after("done", answer=answer)
 
 
@@ -128,15 +144,16 @@ def _item(key: Key, following: Key) -> Item:
 
 def _turn_gate(it: Working) -> Act:
     """Pause or resume a gate. It locks only the gate, and does not wait for routes."""
-    command, key = it.command, Gate(**msgspec.structs.asdict(it.asked)).key
+    command, gate = it.command, Gate(**msgspec.structs.asdict(it.asked))
+    words, closed = OPERATIONS[command.kind], describe_closed(it.work.database, gate)
 
     def act(transaction: Transaction, now: datetime) -> Command:
         if command.kind == "pause":
-            changed = gates.pause(transaction, key, who=command.asked_by, why=command.reason)
+            changed = gates.pause(transaction, gate.key, who=command.asked_by, why=command.reason)
         else:
-            changed = gates.resume(transaction, key, now)
-        words = OPERATIONS[command.kind]
-        return command.after("done", answer=words.done if changed else words.nothing)
+            changed = gates.resume(transaction, gate.key, now)
+        answer = words.done if changed else "; ".join((words.nothing, *closed))
+        return command.after("done", changed=int(changed), answer=answer)
 
     return act
 
@@ -193,7 +210,7 @@ def _prune(it: Working) -> Act:
         return lambda *_: command.after(answer="waits: the rows are locked, or a relay is pruning")
     progress += done.is_done
     if done.is_done and progress == len(kinds):
-        answer = answer_of(command, now=done.rows)
+        answer = _answer_of(it, now=done.rows)
         return lambda *_: command.after("done", changed=done.rows, progress=progress, answer=answer)
     failed, error = int(done.error is not None), done.error or command.error
     return lambda *_: command.after(changed=done.rows, failed=failed, progress=progress, error=error)
@@ -204,10 +221,12 @@ def _erase(it: Working) -> Act:
     command, subject = it.command, subject_of(it.asked)
     if mistake := find_reason_mistake(it.asked, command.reason):
         raise UnusableCommand(mistake)
+    nothing = None
     if not command.affected:
         planned = plan(it.work.database, it.work.config, command.kind, it.asked, quick(erasure.COUNTED_EVENTS, 1.0))
-        if planned.obstacle is not None:
-            raise UnusableCommand(planned.obstacle)
+        if planned.obstacle is not None and planned.count:
+            raise UnusableCommand(planned.says)
+        nothing = planned.obstacle and planned.says
 
     def act(transaction: Transaction, _now: datetime) -> Command:
         now, said = time_text(transaction.take_order_lock()), {"who": command.asked_by, "why": command.reason}
@@ -216,7 +235,7 @@ def _erase(it: Working) -> Act:
             raise UnusableCommand(f"an event arrived meanwhile; {done.obstacle}")
         if not done.is_last:
             return command.after(changed=done.erased)
-        answer = answer_of(command)
+        answer = nothing or _answer_of(it)
         end(transaction, command.id, "done", answer)  # an open command keeps its selection
         erasure.forget_in_commands(transaction.connection, subject)
         return command.after("done", answer=answer)
@@ -230,18 +249,21 @@ def _readmit(it: Working) -> Act | Batch:
     page = readmit.read_again(it.work.database, readers_of(it.work.config), it.asked, command.progress or 0)
     page = [each for each in page if command.until is None or each.id <= command.until]
     if not page:
-        return lambda *_: command.after("done", answer=answer_of(command))
+        answer = _answer_of(it)
+        return lambda *_: command.after("done", answer=answer)
 
-    def some(transaction: Transaction, _now: datetime, requests: Sequence[ReadmitResult]) -> int:
-        """Store the requests, skipping those readmitted since they were read."""
+    def some(transaction: Transaction, _now: datetime, requests: Sequence[ReadmitResult]) -> Changed:
+        """Store the requests, skipping those still rejected, or readmitted since they were read."""
+        rejected = sum(each.rejected is not None for each in requests)
+        requests = [each for each in requests if each.rejected is None]
         taken = readmit.take(transaction, requests, by=command.asked_by, reason=command.reason)
         for each in requests:
             for event, receipt in zip(each.events, taken.get(each.id, ()), strict=False):
                 outcome = DUPLICATE if receipt.duplicate else STORED
                 it.work.database.tally.add(SOURCE, event.source, outcome, size=len(event.body))
-        return len(taken)
+        return Changed(len(taken), {"rejected": rejected})
 
-    return Batch([Item(each, f"rejected request {each.id}", each.id, error=each.rejected) for each in page], some)
+    return Batch([Item(each, f"rejected request {each.id}", each.id) for each in page], some)
 
 
 def _turn_command(it: Working) -> Act:
