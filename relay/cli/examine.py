@@ -354,6 +354,8 @@ def _facts(facts: Sequence[FactShown], earlier: int) -> Iterator[_Line]:
         for call in fact.calls:
             took = format_duration(call.milliseconds / 1000)
             yield ("", visible(f"{call.outcome:<3} {took:>7}  {call.method} {call.url}"))
+            if call.request is not None:
+                yield ("", f"    sent {visible(' '.join(call.request.split()))}")
             said = visible(" ".join((call.error or call.excerpt or "").split()))
             if said and said not in fact.says:
                 yield ("", f"    {said}")
