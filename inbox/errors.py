@@ -133,7 +133,7 @@ class PageError(HttpAnswerError):
     """An error response of the operator's page or its API. Its cause ends the URL of the problem's type."""
 
 
-class BadFilter(PageError, status=400, cause="bad_filter", title="The filter makes no sense"):
+class BadFilter(PageError, status=400, cause="bad_filter", title="The request makes no sense"):
     """A query parameter or form field is unknown or has a wrong value; `field` names it.
 
     Fix the field that the response names. `/api/v1/openapi.json` lists every parameter with its type.
@@ -258,6 +258,11 @@ class UnusableAnswer(InboxRelayError):
 
 class UnusableCommand(InboxRelayError):
     """A row of `relay_command` is invalid or contradictory: it ends as `refused`, with the message as its answer."""
+
+    def __init__(self, detail: str, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.field = field
+        """The field of the selection that is wrong, if it is one."""
 
 
 class NoSuchCommand(UnusableCommand):

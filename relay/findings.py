@@ -103,7 +103,9 @@ _KINDS = (
         "blocked", "warning", "A dead delivery blocks later events of its entity.", "relay dead --route {route}"
     ),
     FindingKind("command", "warning", "No relay has taken up a command for a minute.", "relay run"),
-    FindingKind("command_failed", "warning", "A command failed, or could not change some deliveries.", "relay status"),
+    FindingKind(
+        "command_failed", "warning", "A command failed, or could not change some deliveries.", "inbox commands"
+    ),
     FindingKind(
         "gate_closed",
         "warning",
@@ -118,6 +120,12 @@ _KINDS = (
         "warning",
         "Deliveries are open on a route missing from inbox.toml: no relay delivers them, and their payloads are kept.",
         f"relay cancel --route {{route}}{_REASON}",
+    ),
+    FindingKind(
+        "renamed",
+        "warning",
+        "Deliveries are open on a route missing from inbox.toml, and one other route takes such events since.",
+        f"relay replay --route {{route}} --backfill --open-on {{open_on}}{_REASON}",
     ),
     FindingKind(
         "retrying",
@@ -299,8 +307,15 @@ def _from_routes(seen: Overview) -> Iterator[Finding]:
             yield KINDS["delivery_dead"].found(route.route, sentence, why=why, since=since, fields=fields)
         if not route.is_configured and route.open:
             number = format_count(route.open, "delivery")
-            sentence = f"{number} of route {route.route}, which is missing from inbox.toml: end them for good"
-            yield KINDS["unconfigured"].found(route.route, sentence, fields=fields)
+            sentence = f"{number} of route {route.route}, which is missing from inbox.toml: "
+            if route.new_name is None:
+                yield KINDS["unconfigured"].found(
+                    route.route, f"{sentence}end them for good, or replay them on another", fields=fields
+                )
+            else:
+                sentence += f"if {route.new_name} is its new name, deliver them there, then cancel them here"
+                move = {"route": route.new_name, "backfill": "true", "open_on": route.route}
+                yield KINDS["renamed"].found(route.route, sentence, fields=move)
         if route.next_due_at is not None and route.next_due_at > seen.at + _SOON and not route.held_back_by:
             due, more = format_relative(route.next_due_at, seen.at), " or more" if "retrying" in route.at_least else ""
             verb = f"attempt waits, due {due}" if route.retrying == 1 else f"attempts wait, the first is due {due}"
@@ -312,6 +327,7 @@ def state_of(route: RouteState, findings: Iterable[Finding]) -> str:
     """Return the worst state of a route, as one word."""
     kinds = {finding.kind for finding in findings if finding.subject == route.route}
     states = (
+        ("gone", not route.is_configured and route.open),
         ("stuck", "stuck" in kinds),
         ("failing", "failing" in kinds),
         ("held back", route.held_back_by),

@@ -194,13 +194,17 @@ def describe_progress(
     holds = tuple(list_holds(event, route, config, now)) if state in {"ready", "retrying"} else ()
     facts, earlier = describe_facts(event, route, with_excerpts=with_excerpts)
     commands = [hold.command for hold in holds if hold.command]
-    commands += () if is_gone(event) else suggest_commands(seq, row, state, head, is_held=bool(holds))
+    is_lost = route not in config.routes and state not in {*ENDINGS, "in_flight"}
+    if is_lost:
+        commands = ["relay status", format_command("cancel", "--seq", str(seq), "--route", route, "--reason", "…")]
+    elif not is_gone(event):
+        commands += suggest_commands(seq, row, state, head, is_held=bool(holds))
     return RouteProgress(
         route=route,
         state=state,
         is_configured=route in config.routes,
         **{name: row[name] for name in ("attempts", "due_at", "lane", "last_error", "last_status", "superseded_by")},
-        next=describe_next_step(event, row, state, head, now, is_held=bool(holds)),
+        next=_LOST if is_lost else describe_next_step(event, row, state, head, now, is_held=bool(holds)),
         holds=holds,
         facts=facts,
         earlier_facts=earlier,
@@ -307,6 +311,7 @@ def describe_holds(gate: Row, now: datetime) -> Iterator[str]:
         yield f"is retired: {cause}" if is_final else f"has its circuit breaker {state}{until}: {cause}"
 
 
+_LOST = "nothing: inbox.toml has no such route any more; `relay status` says how to go on"
 _NEXT = {
     "received": "a relay orders it in its lane",
     "waiting": "waits in its lane",

@@ -127,9 +127,15 @@ SELECT 'failing' AS finding, r.seq, r.route, NULL AS lane, 'failing' AS state, {
            ORDER BY l.id DESC LIMIT 1), '') AS why,
        r.failures AS number
 FROM ({_failing_routes()}) r
-WHERE NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+WHERE NOT ({_is_gone("r.route")})
+  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
                   WHERE k.route = r.route AND g.paused_at IS NOT NULL)
 """
+
+
+def _is_gone(route: str) -> str:
+    """Return the condition that relays run, and none knows the route."""
+    return f"EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = {route})"
 
 
 def _is_closed(sql: Sql) -> str:
@@ -166,8 +172,8 @@ WHERE i.received_at < {before} AND NOT EXISTS (SELECT 1 FROM ({_NEWEST_FACTS}) n
 """,
         "stuck": f"""
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {sql.seconds_since("o.due_at")} AS for_seconds,
-       CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
-            THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
+       CASE WHEN {_is_gone("o.route")}
+            THEN 'due, and no running relay knows its route: relay status says how to go on'
             ELSE 'due, and nothing moves on its route' END AS why,
        NULL AS number
 FROM {sql.look_up(overdue, "inbox i", "i.seq = o.seq")}

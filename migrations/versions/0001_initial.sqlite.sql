@@ -749,7 +749,8 @@ FROM (SELECT failure.* FROM route_failure failure WHERE (SELECT o.route FROM ope
        OR (SELECT o.route FROM open_delivery o WHERE o.state = 'in_flight' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
        OR (SELECT o.route FROM open_delivery o WHERE o.state = 'blocked' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route
        OR (SELECT o.route FROM open_delivery o WHERE o.state = 'dead' AND o.route >= failure.route ORDER BY o.route LIMIT 1) = failure.route) r
-WHERE NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
+WHERE NOT (EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = r.route))
+  AND NOT EXISTS (SELECT 1 FROM route_gate k JOIN gate g ON g.kind = k.kind AND g.name = k.name
                   WHERE k.route = r.route AND g.paused_at IS NOT NULL)
 UNION ALL
 SELECT 'config_differs' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'running' AS state,
@@ -769,7 +770,7 @@ WHERE i.received_at < strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds
 UNION ALL
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.due_at)) * 86400, 3) AS for_seconds,
        CASE WHEN EXISTS (SELECT 1 FROM route_gate) AND NOT EXISTS (SELECT 1 FROM route_gate k WHERE k.route = o.route)
-            THEN 'due, and no running relay knows its route: put it into inbox.toml again, or cancel its deliveries'
+            THEN 'due, and no running relay knows its route: relay status says how to go on'
             ELSE 'due, and nothing moves on its route' END AS why,
        NULL AS number
 FROM (

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from inbox.config.model import Config, Downstream, Limited, Ordering, Retry, Route
+from inbox.config.model import Config, Downstream, Limited, Ordering, Retry, Route, When
 from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
@@ -73,6 +73,8 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     ordering: Ordering
     blocks_on_death: bool
     schedule: Schedule
+    when: When = When()
+    """The conditions on its events."""
     fetches: bool = False
     """True when an attempt fetches the entity, so that a later attempt may find new data."""
     outcomes: Mapping[str, str] = {}
@@ -132,6 +134,7 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
         ordering=config.ordering_of(route),
         blocks_on_death=route.on_dead == "block",
         schedule=Schedule(route.retry),
+        when=route.when,
         fetches=route.api is not None,
         outcomes=dict[str, str](destination.outcomes.items()) if isinstance(destination, Downstream) else {},
         skew=timedelta(seconds=config.sources[route.source].clock_skew),

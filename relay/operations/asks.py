@@ -88,6 +88,13 @@ class Selection(Asks, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
             description="For one route: also ended deliveries, and events that match the route now but never took it."
         ),
     ] = False
+    open_on: Annotated[
+        Name | None,
+        Meta(
+            description="With a backfill: only events that the route never took, and whose deliveries are open on this route,"
+            " which inbox.toml had before."
+        ),
+    ] = None
     everything: Annotated[bool, Meta(description="No condition: everything that the command can change.")] = False
 
     @property

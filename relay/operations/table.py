@@ -57,7 +57,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         return self.asks is OneCommand
 
 
-_OF_REPLAYS = ("until_fact", "force", "backfill")
+_OF_REPLAYS = ("until_fact", "force", "backfill", "open_on")
 _KINDS = (
     Operation(
         kind="replay",
@@ -214,13 +214,18 @@ def parse(kind: str, selection: object) -> Any:  # noqa: ANN401  # the operation
         field, says = describe_wrong_field(error)
         raise UnusableCommand(f"{field or 'selection'}{says}") from error
     if operation.needs_condition and asked.is_empty and not asked.everything:
-        some = " or ".join(operation.keys[:2])
-        raise UnusableCommand(
-            f"{_a(kind)} without a condition would change everything it can: give one, such as {some}; or, if that is meant,"
-            " everything (--all)"
-        )
+        raise UnusableCommand(describe_missing_condition(operation))
     require_order(asked)
     return asked
+
+
+def describe_missing_condition(operation: Operation) -> str:
+    """Return the refusal of an operation that has neither a condition nor `everything`."""
+    some = " or ".join(operation.keys[:2])
+    return (
+        f"{_a(operation.kind)} without a condition would change everything it can: give one, such as {some}; or, if that is"
+        " meant, everything (on the command line --all)"
+    )
 
 
 _TYPES = {

@@ -22,7 +22,7 @@ from relay.store import gates, reads
 from relay.store.alerts import NEWEST
 from relay.store.database import Database
 from relay.store.nodes import read_nodes
-from relay.store.route_states import MOST_COUNTED, RouteState, read_routes
+from relay.store.route_states import MOST_COUNTED, RouteState, find_new_name, read_routes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
@@ -115,6 +115,12 @@ def read_overview(database: Database, policies: Policies, most: int = MOST_COUNT
             for route in gate.routes if gate.kind != "entity" and gate.state != "limited" else ():
                 held_back[route] += (f"{gate.kind} {gate.name}",)
         routes, in_flight = read_routes(transaction, policies, held_back, now, most)
+        routes = [
+            route
+            if route.is_configured
+            else msgspec.structs.replace(route, new_name=find_new_name(transaction, route.route, policies))
+            for route in routes
+        ]
         return Overview(
             now,
             tuple(routes),

@@ -13,9 +13,11 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
+from inbox.config.routing import matches
 from inbox.db.dialect import as_list
 from inbox.db.throughput import ROUTE, SOURCE, STORED, SWEPT
 from inbox.events.timestamps import as_time
+from relay.delivery.policy import Policies
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
@@ -37,6 +39,8 @@ class RouteState(msgspec.Struct, frozen=True):
 
     route: str
     is_configured: bool
+    new_name: str | None = None
+    """The configured route that it may have become by a new name; None for a configured one."""
     open: int = 0
     received: int = 0
     waiting: int = 0
@@ -101,7 +105,8 @@ def read_routes(
         RouteState(
             route,
             route in known,
-            sum(opened.counts.values()),
+            new_name=None,
+            open=sum(opened.counts.values()),
             **{str(state): number for state, number in opened.counts.items()},
             at_least=tuple(sorted(opened.at_least)),
             oldest_received_at=oldest.get(route),
@@ -115,6 +120,31 @@ def read_routes(
         for route, opened in sorted(found.items())
     ]
     return routes, in_flight
+
+
+def find_new_name(transaction: Transaction, route: str, policies: Policies) -> str | None:
+    """Find the configured route that an unconfigured one may have become.
+
+    That is the only route which takes the same events now, and did not exist when they arrived. None if it has taken them
+    since. Samples suffice: the first delivery in each state.
+    """
+    first = {row.oldest for row in transaction.execute(_COUNTS, route=route, most=1) if row.oldest is not None}
+    first |= {row.oldest for row in transaction.execute(_RECEIVED, most=MOST_COUNTED) if row.route == route}
+    events = transaction.execute(_SAMPLES, wanted=first)
+    names = [
+        name
+        for name, policy in policies.items()
+        if all(
+            ("source", event.source) in policy.gates
+            and matches(policy.when, event.entity_type, event.event_type, event.action)
+            and name not in as_list(event.routes)
+            for event in events
+        )
+    ]
+    if not events or len(names) != 1:
+        return None
+    taken = {row.seq for row in transaction.execute(_TAKEN, wanted=first, route=names[0])}
+    return names[0] if first - taken else None
 
 
 def _seconds(since: datetime | None, now: datetime) -> float | None:
@@ -244,6 +274,18 @@ GROUP BY found.route
 
 _ARRIVAL = Statement(f"""
 SELECT i.seq, i.received_at FROM {sql.look_up(sql.rows("wanted", seq="bigint"), "inbox i", "i.seq = wanted.seq")}
+""")
+
+
+_OF_WANTED = sql.rows("wanted", seq="bigint")
+_SAMPLES = Statement(f"""
+SELECT i.seq, i.source, i.entity_type, i.event_type, i.action, i.routes
+FROM {sql.look_up(_OF_WANTED, "inbox i", "i.seq = wanted.seq")}
+""")
+_TAKEN = Statement(f"""
+SELECT f.seq FROM {sql.look_up(_OF_WANTED, "delivery_log f", "f.seq = wanted.seq AND f.route = :route")}
+UNION
+SELECT o.seq FROM {sql.look_up(_OF_WANTED, "open_delivery o", "o.seq = wanted.seq AND o.route = :route")}
 """)
 
 

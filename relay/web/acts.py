@@ -18,7 +18,7 @@ from inbox.errors import BadFilter, NotAllowed, NothingThere, NotNow, PageError,
 from inbox.events.states import MOST_REASON, SAYS_WHY_PATTERN
 from relay.accounts import Actor
 from relay.operations.asks import BOUNDS, Name
-from relay.operations.table import OPERATIONS, Operation
+from relay.operations.table import OPERATIONS, Operation, describe_missing_condition
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.commands import CommandAct
@@ -116,7 +116,7 @@ def _authorize(req: Request, kind: str) -> tuple[Actor, Operation]:
 
 def _check(operation: Operation, asked: Any, planned: ActPlan, sent: Submission) -> None:  # noqa: ANN401  # `asks`
     if planned.needs_everything and not asked.everything:
-        raise BadFilter("no condition limits this: confirm that you mean everything", field="everything")
+        raise BadFilter(describe_missing_condition(operation), field="everything")
     if operation.kind == "erase" and sent.again != asked.entity_id:
         raise BadFilter("type the entity's id again: an erasure can't be undone", field="again")
     if planned.obstacle is not None:

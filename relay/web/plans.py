@@ -90,7 +90,7 @@ def make_plan(reading: Reading, operation: Operation, asked: Any, agreed: Agreed
     except NoSuchCommand as error:
         raise NothingThere(str(error)) from None
     except UnusableCommand as error:
-        raise BadFilter(str(error)) from None
+        raise BadFilter(str(error), field=error.field) from None
     shown = msgspec.to_builtins(chosen)
     traits = _TRAITS[operation.asks](made)
     digest = hashlib.sha256(msgspec.json.encode([operation.kind, shown, traits], order="sorted")).hexdigest()[:32]

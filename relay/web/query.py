@@ -130,7 +130,7 @@ def convert(
             continue
         if name not in names:
             shown = name[:100]
-            raise BadFilter(f"there is no filter {shown!r}; {nearest(shown, names)}", field=name)
+            raise BadFilter(f"there is no field {shown!r}; {nearest(shown, names)}", field=name)
         values[name] = _check_value(name, value, now, strict=strict)
     try:
         made = msgspec.convert(values, kind, strict=strict)
@@ -164,7 +164,7 @@ def _bad_filter(error: msgspec.ValidationError, values: Mapping[str, object]) ->
     found = _FIELD.match(place)
     name = found[0] if found else ""
     value = f" {values[name]!r}" if name in values else ""
-    return BadFilter(f"{name or 'the filter'}{value}{says}", field=name or None)
+    return BadFilter(f"{name or 'the request'}{value}{says}", field=name or None)
 
 
 def url(path: str, given: Mapping[str, object], **changed: object) -> str:

@@ -280,6 +280,11 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
             ],
         ),
         (seen(routes=(crm(open=3, is_configured=False),)), (), ["relay cancel --route crm --reason '…'"]),
+        (
+            seen(routes=(crm(open=3, is_configured=False, new_name="my crm"),)),
+            (),
+            ["relay replay --route 'my crm' --backfill --open-on crm --reason '…'"],
+        ),
         (seen(alerts=(FiringAlert("sweep_failed", "shop USER", START, "503"),)), (), ["relay sweep --source shop"]),
     ],
 )

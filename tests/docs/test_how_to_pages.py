@@ -38,7 +38,7 @@ from tests.helpers.directory import parse_filter
 from tests.helpers.machine import program
 from tests.helpers.metrics import unknown_in
 from tests.helpers.processes import Site, site
-from tests.helpers.relaying import HOPELESS, Steps, work_of
+from tests.helpers.relaying import DONE, HOPELESS, Steps, work_of
 from tests.helpers.scripted import Act, answer
 from tests.helpers.storing import an_event
 from tests.helpers.tables import rows
@@ -179,6 +179,27 @@ def test_the_maintenance_runs(engine: Engine) -> None:
         for statement in MAINTENANCE.split(";")[:-1]:
             if engine.dialect.name == "postgresql" or "FULL" not in statement:
                 connection.execute(text(statement))
+
+
+# --- docs/how-to/change-the-configuration.md
+
+
+def test_a_renamed_route_continues_under_its_new_name(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    page = "docs/how-to/change-the-configuration.md"
+    config = f'[database]\nurl = "{database_url}"\n{the_block(page, "toml", "routes.all-to-audit")}'
+    rename, *commands = the_block(page, "sh", "--open-on").splitlines()
+    steps = Steps(engine, policies(parse_config(config)))
+    steps.arrive(*(an_event(number, f"u{number}", routes=["all-to-audit", "users-to-chat"]) for number in range(1, 4)))
+    steps.attempt_each(DONE, HOPELESS, route="all-to-audit")
+    with site(tmp_path, config) as place:
+        subprocess.run(shlex.split(rename), cwd=tmp_path, check=True)
+        told = " ".join(place.invoke("inbox", "show", "3").stdout.split())
+        assert "inbox.toml has no such route any more" in told
+        assert commands[0].partition(" --reason")[0] in place.invoke("relay", "status").stdout
+        assert [place.invoke(*shlex.split(command)).status for command in commands] == [0, 0]
+    remaining = rows(engine, "SELECT seq, route, state FROM open_delivery WHERE route <> 'users-to-chat' ORDER BY seq")
+    left = [tuple(row.values()) for row in remaining]
+    assert left == [(2, "all-to-archive", "ready"), (3, "all-to-archive", "ready")]
 
 
 # --- The sweeps of docs/reference/sync.md page through services that behave as their vendors document

@@ -141,6 +141,8 @@ REFUSED_BY_A_RELAY: list[tuple[str, dict[str, object]]] = [
     ("replay", {"since": "9999-12-31T23:59:59Z"}),
     ("replay", {"backfill": True, "route": "strikt"}),
     ("replay", {"backfill": True, "route": "strict", "cause": "mapping"}),
+    ("replay", {"open_on": "old", "route": "strict"}),
+    ("replay", {"backfill": True, "open_on": "latest", "route": "strict"}),
     ("replay", {"state": "delivered", "route": "strict"}),
     ("cancel", {"state": "ready", "status": 503}),
     ("pause", {"destination": "crm"}),

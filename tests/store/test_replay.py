@@ -14,12 +14,14 @@ from inbox.db.reads import Row
 from inbox.events.event import Enrolment
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Delivered, Failed
+from relay.delivery.policy import policies
 from relay.operations.asks import Selection
 from relay.store import record
 from relay.store.operator import selection, tasks
 from relay.store.operator.changes import change
 from relay.store.operator.plan import Bound, Plan, preview
 from relay.store.operator.selection import Act, Choice, keys_of
+from relay.store.overview import read_overview
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps, carry_out
 from tests.helpers.storing import START, an_event
 from tests.store.conftest import differences
@@ -111,6 +113,31 @@ def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(s
     assert row_of(steps, 2)["run"] == 1
     steps.facts_agree()
     assert differences(steps.database) == []
+
+
+def test_what_is_open_on_a_renamed_route_is_delivered_once_on_its_new_one(steps: Steps) -> None:
+    strict = CONFIG.routes["strict"]
+    renamed = msgspec.structs.replace(CONFIG, routes={"new": msgspec.structs.replace(strict, name="new")})
+    steps.arrive(*(an_event(number, f"u{number - (number == 3)}") for number in range(1, 7)))
+    steps.attempt_each(DONE, HOPELESS, DONE, HOPELESS)
+    in_flight = steps.claim()
+    move = Selection(route="new", backfill=True, open_on="strict")
+
+    def look() -> tuple[list[int], list[tuple[str, int]], str | None]:
+        planned, seen = plan(steps, move, renamed), read_overview(steps.database, policies(renamed))
+        (state,) = [each for each in seen.routes if each.route == "strict"]
+        skipped = [(each.why, each.count) for each in planned.skipped]
+        return [row["seq"] for row in planned.deliveries], skipped, state.new_name
+
+    assert look() == ([4, 6], [("overtaken", 1)], "new"), "of u2 the old name has delivered a newer one"
+    assert replay_all(steps, move, renamed) == 2
+    assert look() == ([], [("overtaken", 1)], "new"), "twice is once"
+    assert replay_all(steps, msgspec.structs.replace(move, force=True), renamed) == 1
+    assert look() == ([], [], None)
+    steps.record([(in_flight, UNWELL)])
+    assert look() == ([5], [], "new")
+    assert plan(steps, msgspec.structs.replace(move, seqs=(1, 3, 5)), renamed).count == 1
+    assert [each for each in steps.states() if each[1] == "new"] == [(seq, "new", "ready") for seq in (2, 4, 6)]
 
 
 def test_everything_of_a_route_is_without_what_it_would_not_take(steps: Steps) -> None:

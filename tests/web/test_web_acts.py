@@ -158,7 +158,7 @@ def test_an_act_on_everything_needs_a_confirmation(page: Page, steps: Steps) -> 
     ("path", "says"),
     [
         ("replay?route=strct", "there is no route"),
-        ("replay?rout=strict", "there is no filter"),
+        ("replay?rout=strict", "there is no field"),
         ("replay?seq=-1", "seq"),
         ("replay?backfill=true", "a backfill of which route"),
         ("replay?since=2026-02-01&until=2026-01-01", "swap the two"),
@@ -202,6 +202,9 @@ def test_the_api_says_which_deliveries_a_replay_would_skip(page: Page, steps: St
     answer = page.post("/api/v1/acts/replay", json={"seq": 1, "reason": "by a script"})
     assert (skipped["why"], answer.status_code) == ("overtaken", 409)
     assert f"1 skipped: {skipped['text']}" in answer.json()["detail"]
+    assert 'href="/acts/replay?force=true&amp;seq=1"' in page.get("/acts/replay?seq=1").text
+    assert page.get("/api/v1/acts/replay?route=strct").json()["field"] == "route"
+    assert 'name="entity_id"' in page.get("/acts/erase").text
 
 
 def test_an_entity_is_erased_only_after_its_id_was_typed_again(page: Page, steps: Steps) -> None:

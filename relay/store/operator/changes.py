@@ -137,11 +137,15 @@ def _find_overtaken(
         for row in bodies
         if (head := heads.get((row.route, row.lane))) and row.key < head.key and has_begun(head, now)
     }
-    lasts = read_last_delivered(transaction, lanes)
+    former = choice.selection.open_on
+    lasts = read_last_delivered(
+        transaction, lanes if former is None else {*lanes, *((former, lane) for _, lane in lanes)}
+    )
     older = {
         (row.seq, row.route): (last.seq, row.route)
         for row in bodies
-        if (last := lasts.get((row.route, row.lane))) and row.key < last.key
+        for route in (row.route, former)
+        if route is not None and (last := lasts.get((route, row.lane))) and row.key < last.key
     }
     wanted = sorted(set(older.values()))
     if not wanted:

@@ -211,16 +211,16 @@ def require_meant(database: Database, config: Config, kind: str, asked: msgspec.
         UnusableCommand: the operation is invalid; the message suggests a correction.
     """
     require_order(asked)
-    mistake = None
+    mistake = field = None
     if isinstance(asked, Selection):
         mistake = Choice(cast("Act", kind), asked, config).mistake
     elif isinstance(asked, OneGate):
         mistake = gates.find_mistake(database, Gate(**msgspec.structs.asdict(asked)), kind, config)
     if mistake is None and (listing := _LISTINGS.get(type(asked))):
         given = {name: getattr(asked, name, None) for name in ("destination", "api", "cause", "route", "source")}
-        mistake = next((sentence for _, sentence in list_unknown(listing, given, config, database.engine)), None)
+        field, mistake = next(list_unknown(listing, given, config, database.engine), (None, None))
     if mistake is not None:
-        raise UnusableCommand(mistake)
+        raise UnusableCommand(mistake, field=field)
 
 
 def _plan_deliveries(it: _Planning) -> Plan:
@@ -230,14 +230,17 @@ def _plan_deliveries(it: _Planning) -> Plan:
         return msgspec.structs.replace(found, obstacle=it.nothing, instead=tuple(_suggest(it.database, choice)))
     warnings = (
         *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
-        *(
-            ["A backfill delivers delivered events again, and events that the route would take now but never took."]
-            if it.asked.backfill
-            else ()
-        ),
+        *([_describe_backfill(it.asked)] if it.asked.backfill else ()),
         *_gates_of(it, {group.route for group in found.groups}),
     )
     return msgspec.structs.replace(found, warnings=warnings)
+
+
+def _describe_backfill(asked: Selection) -> str:
+    if asked.open_on is None:
+        return "A backfill delivers delivered events again, and events that the route would take now but never took."
+    cancel = shlex.join(["relay", "cancel", "--route", asked.open_on])
+    return f"The deliveries of route {asked.open_on} stay open. After this replay, `{cancel}` ends them."
 
 
 def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = lambda _: None) -> Plan:
@@ -336,7 +339,9 @@ def _suggest(database: Database, choice: Choice) -> Iterator[str]:
 
 def _has_some(database: Database, choice: Choice, act: Act) -> bool:
     """Return whether another act with the same conditions would match anything."""
-    chosen = msgspec.structs.replace(choice.selection, state=None, until_fact=None, force=False, backfill=False)
+    chosen = msgspec.structs.replace(
+        choice.selection, state=None, until_fact=None, force=False, backfill=False, open_on=None
+    )
     other = msgspec.structs.replace(choice, act=act, selection=chosen)
     return bool(selection.read_page(_quiet(database, other), other, after=0, most=1).rows)
 

@@ -88,6 +88,8 @@ class Choice(msgspec.Struct, frozen=True):
                 yield f"{name} the year {moment.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
         if chosen.entity_id is not None and chosen.entity_type is None:
             yield "an entity is named by its type and its id"
+        if chosen.open_on is not None and not chosen.backfill:
+            yield "open_on is for a backfill: relay replay --route NEW --backfill --open-on OLD"
         yield from self._check_backfill() if chosen.backfill else self._check_state()
 
     def _check_backfill(self) -> Iterator[str]:
@@ -98,6 +100,8 @@ class Choice(msgspec.Struct, frozen=True):
             yield "a backfill takes all deliveries of its route: omit source, destination, api, cause, status and error"
         if chosen.state is not None:
             yield "a backfill takes every state: omit the state"
+        if chosen.open_on in routes:
+            yield f"route {chosen.open_on} is configured, so relays deliver there: open_on names a route that is gone"
 
     def _check_state(self) -> Iterator[str]:
         chosen, state = self.selection, self.selection.state
@@ -191,6 +195,8 @@ class Choice(msgspec.Struct, frozen=True):
             return False
         if state == UNROUTED:
             return route is not None and matches(route.when, row["entity_type"], row["event_type"], row["action"])
+        if self.selection.open_on is not None:
+            return False
         return state not in OPEN_STATES or state in GIVEN_UP
 
 
@@ -280,6 +286,8 @@ def _events_of(choice: Choice) -> tuple[AnyStatement, dict[str, Any]]:
     if chosen.entity_id is not None:
         entity = {"source": chosen.source, "entity_type": chosen.entity_type, "entity_id": chosen.entity_id}
         return OF_ONE_ENTITY[chosen.source is not None], {name: value for name, value in entity.items() if value}
+    if chosen.open_on is not None:
+        return next_open(_CAN_MOVE, is_later=False, on_routes=True), {"routes": {chosen.open_on}}
     if choice.which == "backfill":
         return NEXT_OF_SOURCE, {"of_source": choice.config.routes[str(chosen.route)].source}
     routes = {} if choice.routes is None else {"routes": choice.routes}
@@ -290,6 +298,8 @@ def _read(transaction: Transaction, choice: Choice, seqs: Sequence[int]) -> list
     """Read the selected deliveries of these events."""
     if not seqs:
         return []
+    if choice.selection.open_on is not None:
+        seqs = [row.seq for row in transaction.execute(_OPEN_ON, wanted=seqs, route=choice.selection.open_on)]
     which: Rows = "open" if choice.which in _OPEN else cast("Rows", choice.which)
     given = {"route": choice.selection.route} if which == "backfill" else {}
     return choice.select_from(transaction.rows_of(DELIVERIES[which], wanted=seqs, **given))
@@ -326,6 +336,11 @@ LIMIT :most
 
 
 _WANTED = sql.rows("wanted", seq="bigint")
+_CAN_MOVE = tuple(state for state in OPEN_STATES if state != State.IN_FLIGHT)
+_OPEN_ON = Statement(f"""
+SELECT o.seq FROM {sql.look_up(_WANTED, "open_delivery o", "o.seq = wanted.seq AND o.route = :route")}
+WHERE o.state <> '{State.IN_FLIGHT}'
+""")
 _KEYS: Mapping[Rows, str] = {
     "open": f"SELECT o.seq, o.route FROM {sql.look_up(_WANTED, 'open_delivery o', 'o.seq = wanted.seq')}",
     "ended or dead": f"SELECT DISTINCT f.seq, f.route FROM {sql.look_up(_WANTED, 'delivery_log f', 'f.seq = wanted.seq')}",

@@ -168,6 +168,7 @@ class Button(msgspec.Struct, frozen=True):
 _ACTS = {
     "gate_closed": ("Resume", "resume"),
     "unconfigured": ("Cancel", "cancel"),
+    "renamed": ("Deliver there", "replay"),
     "retrying": ("Retry now", "retry"),
     "sweep_failed": ("Sweep now", "sweep"),
 }

@@ -125,7 +125,11 @@ def read_route(reading: Reading, query: RouteQuery) -> RoutePage:
         line=make_route_line(state or RouteState(name, is_configured=False), found, figures, config),
         began_at=figures.began_at,
         step_seconds=figures.step_seconds,
-        findings=tuple(each for each in list_findings(seen, found, _MOST_COUNTED) if each.fields.get("route") == name),
+        findings=tuple(
+            each
+            for each in list_findings(seen, found, _MOST_COUNTED)
+            if name in {each.fields.get("route"), each.subject}
+        ),
         gates=tuple(gate for gate in seen.gates if name in gate.routes and gate.kind != "entity"),
         settings=None if configured is None else describe_settings(configured, config),
         sweeps=tuple(
