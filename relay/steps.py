@@ -25,7 +25,7 @@ Step = Literal[
     "sequence",
     "claim",
     "claim_suspect",
-    "reap",
+    "rescue",
     "look_at_gates",
     "judge_duplicates",
     "look_at_conditions",
@@ -43,11 +43,11 @@ Step = Literal[
 CRITICAL: frozenset[Step] = frozenset({"record", "claim"})
 """Steps that a relay can't do without: if one fails for `LASTS_SECONDS`, the process ends so that another can try."""
 
-URGENT: frozenset[Step] = CRITICAL | {"give_back", "sequence", "reap", "renew", "heartbeat"}
+URGENT: frozenset[Step] = CRITICAL | {"give_back", "sequence", "rescue", "renew", "heartbeat"}
 """Steps that are retried within `LONGEST_URGENT_WAIT_SECONDS`, however often they have failed."""
 
 AWAITED: frozenset[Step] = frozenset({"sequence"})
-"""Steps that claims wait for while the database blocks them: claiming before sequencing could overtake an older event."""
+"""Claims wait while the database blocks such a step: they could overtake an older event."""
 
 AWAITED_SECONDS = 15.0
 """The longest such wait. It equals a lease: by then all locks of a dead or stalled process are free."""
@@ -57,7 +57,7 @@ FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 60.0
 LONGEST_URGENT_WAIT_SECONDS = 5.0
 PART_OF_THE_TIME = 1 / 10
-"""The largest share of time a paced step may take: its scans also read the dead rows that an open transaction keeps."""
+"""The largest share of time a paced step may take: its scans also read old row versions that an open transaction keeps."""
 AT_LEAST_EVERY_SECONDS = 4.0
 """The longest pause for pacing: with a lease of 15 s, a dead relay is replaced within 20 s."""
 _MOST_DOUBLINGS = 10

@@ -26,8 +26,8 @@ would lock its routes forever.
 LOCKED_ROW_SECONDS = 1
 """Maximum seconds to wait for a row under the lock of its route, as others wait for the route meanwhile."""
 
-FIRST = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
-"""First of the two statements that lock everything, so that the second one sees all added rows."""
+LOCK_OF_ALL = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
+"""Statement 1 of 2; `every_route` needs a new snapshot to see rows added meanwhile."""
 
 
 @cache
@@ -45,7 +45,7 @@ def given_routes(sql: Sql) -> TextClause:
 
 @cache
 def add_routes(sql: Sql) -> TextClause:
-    """Add missing rows of given routes; run it after `FIRST`."""
+    """Add missing rows of given routes; run it after `LOCK_OF_ALL`."""
     return text(f"""
 INSERT INTO route_lock (route) SELECT route FROM {sql.rows("given", route="text")} ON CONFLICT DO NOTHING
 """)

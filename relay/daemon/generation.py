@@ -26,7 +26,7 @@ from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.http.target import prepare as prepare_target
 from relay.store.claim import MOST_BYTES, FreeCapacity
-from relay.store.deliveries import claim_of
+from relay.store.deliveries import lease_key_of
 from relay.store.work import Work
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import compile_sweeps
@@ -34,7 +34,7 @@ from relay.sweep.scheduler import compile_sweeps
 _log = logging.getLogger(__name__)
 
 PREFETCH = 3
-"""Claimed deliveries per thread: one in its call, and enough queued that no thread waits for the next claim
+"""LeaseKey deliveries per thread: one in its call, and enough queued that no thread waits for the next claim
 (measured by `benchmarks.drain`). A larger value would withhold deliveries from other relays.
 """
 
@@ -300,7 +300,7 @@ class Generations:
 
     def __init__(
         self,
-        first: PreparedConfig,
+        initial: PreparedConfig,
         work: Work,
         *,
         leases: Leases,
@@ -311,11 +311,11 @@ class Generations:
     ) -> None:
         def context_of(delivery: Delivery) -> Context:
             span = begin_attempt(tracer, delivery) if tracer.is_on else None
-            return Context(partial(leases.trusts_until, claim_of(delivery)), stop, now, span)
+            return Context(partial(leases.trusts_until, lease_key_of(delivery)), stop, now, span)
 
         self._start = partial(Generation, work=work, context_of=context_of, put=events.put)
         self._draining: list[Generation] = []
-        self.active = self._start(first)
+        self.active = self._start(initial)
 
     def activate(self, new: PreparedConfig) -> list[Delivery]:
         """Start a new generation; the previous one finishes its calls. Returns the unstarted deliveries."""

@@ -85,17 +85,19 @@ def read_newest(database: Database) -> list[Row]:
 def _take(work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]) -> list[Posted]:
     """Take these alerts, unless another relay has them; mark unreadable ones as unsendable."""
 
-    def part(some: Sequence[int]) -> list[Posted]:
+    def process(some: Sequence[int]) -> list[Posted]:
         with work.write() as transaction:
             rows = transaction.execute(take, wanted=some, **besides)
             return [_as_posted(row) for row in rows]
 
-    def alone(number: int, error: Exception) -> list[Posted]:
+    def quarantine_one(number: int, error: Exception) -> list[Posted]:
         with work.write() as transaction:
             transaction.execute(_SET_ASIDE, id=number, error=f"it can't be read: {error_text(error)}")
         return []
 
-    parts = process_in_parts(work, step, numbers, part=part, alone=alone, name=lambda number: f"alert={number}")
+    parts = process_in_parts(
+        work, step, numbers, process=process, quarantine_one=quarantine_one, name=lambda number: f"alert={number}"
+    )
     return [alert for some in parts for alert in some]
 
 

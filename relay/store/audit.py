@@ -264,7 +264,7 @@ def _compare_last_delivered(transaction: Transaction, all_stored: Sequence[Store
     known = read_last_delivered(transaction, {(stored.route, lane) for stored, lane in delivered})
     for stored, lane in delivered:
         newest = known.get((stored.route, lane))
-        if newest is None or newest.key < (as_time(stored.event.occurred_at), stored.seq):
+        if newest is None or newest.position < (as_time(stored.event.occurred_at), stored.seq):
             told = "nothing was delivered" if newest is None else f"seq {newest.seq} was the newest delivered"
             stored.differences.append(Difference("last_delivered", stored.seq, stored.route, lane, "delivered", told))
 

@@ -26,7 +26,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery.gates import BreakerState, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import UNKNOWN_ROUTE
-from relay.store.database import LATE, Database, ScanStarts
+from relay.store.database import COMMIT_LAG, Database, ScanStarts
 from relay.store.deliveries import format_key
 from relay.store.events import load_events
 from relay.store.gates import ENTITY_NOT_PAUSED, GateRow, lock_all, store_breakers, use_rates
@@ -66,8 +66,8 @@ def claim(work: Work, wanted: Sequence[FreeCapacity], scans: ScanStarts | None =
 
     `scans` keeps scan positions between claims; without it each claim scans from the beginning.
 
-    Any relay may claim any head. Order depends not on row locks but on each lane having one head, so SKIP LOCKED is a mere
-    optimisation. A head that can't be loaded becomes dead, and the others are claimed.
+    Any relay may claim any head. SKIP LOCKED only saves waiting: a lane has one head, so no second one can be
+    claimed. A head that can't be loaded becomes dead, and the others are claimed.
     """
     return _load(work, _lease_wanted(work, wanted, scans or ScanStarts()), step=STEP)
 
@@ -130,8 +130,8 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
                 if len(some) > 1:
                     todo.extend([row] for row in some)
                 else:
-                    _quarantine(work, some[0], error, step=step)
-            else:  # after the transaction has ended: deliveries that are given back must not be attempted
+                    _set_aside_unloadable(work, some[0], error, step=step)
+            else:  # only after the read has ended without an error, which gives these rows back
                 loaded += some_loaded
             todo.popleft()
     except Exception as error:
@@ -143,7 +143,7 @@ def _load(work: Work, leased: Sequence[Any], *, step: str) -> list[Delivery]:
     return loaded
 
 
-def _quarantine(work: Work, row: ClaimedRow, error: Exception, *, step: str) -> None:
+def _set_aside_unloadable(work: Work, row: ClaimedRow, error: Exception, *, step: str) -> None:
     """Quarantine a delivery that can't be loaded. If that fails, too, its lease expires."""
     key = (row.seq, row.route)
     work.observer.on_failed_alone(FailedAlone(step, format_key(key), error_text(error)))
@@ -167,7 +167,7 @@ def _split_by_size(leased: Sequence[Any]) -> list[list[Any]]:
 
 
 def claim_probe(work: Work, route: str, scans: ScanStarts | None = None) -> list[Delivery]:
-    """Lease one due head of a route whose breaker may be probed, and record that its attempt is the probe.
+    """Lease one due head of a route whose breaker may be probed, and set the breaker half open.
 
     If only a suspect can be claimed, it leases that, or the breaker would never close. It leases nothing if another relay
     is probing or has locked the route, or if the breaker has opened again. Unloadable heads are handled as in `claim`.
@@ -178,7 +178,7 @@ def claim_probe(work: Work, route: str, scans: ScanStarts | None = None) -> list
     except DBAPIError as error:
         if not is_wait_timeout(error):
             raise
-        work.skip_routes(STEP, {route}, error)
+        work.rest_routes(STEP, {route}, error)
         return []
     return _load(work, rows, step=STEP)
 
@@ -265,7 +265,7 @@ class _Claim:
     def claim_route(self, route: str, most: int, most_bytes: int) -> list[ClaimedRow]:
         """Claim the first due deliveries, as many as the rate limits allow, and use the limits.
 
-        All due deliveries before the last claimed one are then claimed, locked by others, or paused.
+        No claimable delivery is then due before the last claimed one, so the next scan may begin there.
         """
         affordable = self._afford(route, most)
         if affordable <= 0:
@@ -276,7 +276,7 @@ class _Claim:
         fitting = list(_take_within(due, most_bytes))
         is_full = len(fitting) == affordable or len(fitting) < len(due)
         if due:
-            start.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - LATE
+            start.at = max(as_time(row.due_at) for row in fitting) if is_full else as_time(due[0].now) - COMMIT_LAG
         if fitting:
             self._use(route, len(fitting))
         return self._lease_rows(fitting)
@@ -354,7 +354,7 @@ _LARGEST = 2**31 - 1
 """The column's largest value: a row edited by hand must not make the statement fail for all others."""
 
 
-# Checks the state again, so that it also holds without the row lock; `|| ''` keeps the planner from using an index for it.
+# Checks the state again, as SQLite has no row locks; `|| ''` keeps the planner from using an index for it.
 _LEASE = Statement(f"""
 UPDATE open_delivery
 SET state = 'in_flight', due_at = NULL,

@@ -10,11 +10,11 @@ from sqlalchemy import text
 from inbox.db.dialect import as_list, error_text
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
-from relay.delivery.lifecycle import State, append
+from relay.delivery.lifecycle import State, apply_fact
 from relay.delivery.ordering import covers
 from relay.delivery.policy import LEFT_TO_OTHERS, Policies
 from relay.store.deliveries import Key
-from relay.store.reopen import find, keep_payloads, take_up
+from relay.store.reopen import find_open_or_ended, keep_payloads, reinsert_and_settle
 from relay.store.sequence import read_last_delivered
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -64,8 +64,8 @@ def judge_duplicates(work: Work, rest: Unjudged | None = None) -> Judged:
         work,
         "judge_duplicates",
         seqs,
-        part=lambda few: judge(work, {seq: routes[seq] for seq in few}),
-        alone=lambda seq, error: _store_error(work, seq, error),
+        process=lambda few: judge(work, {seq: routes[seq] for seq in few}),
+        quarantine_one=lambda seq, error: _store_error(work, seq, error),
         name=lambda seq: f"seq={seq}",
         routes_of=lambda seq: {name for _, name in _keys_in_question({seq: routes[seq]}, work.policies)},
     )
@@ -108,12 +108,13 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
         newest: dict[int, int] = {}
         for repeat in repeats:
             newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
-        found = find(transaction, work.config, [key for key in keys if key[0] in newest])
+        found = find_open_or_ended(transaction, work.config, [key for key in keys if key[0] in newest])
         lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in found})
         uncovered = [
             row
             for row in found
-            if (last := lasts.get((row.route, row.lane))) is None or not covers(last, row.key, policies[row.route].skew)
+            if (last := lasts.get((row.route, row.lane))) is None
+            or not covers(last, row.position, policies[row.route].skew)
         ]
         undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT} | {
             row.seq
@@ -122,8 +123,8 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
         }
         ended = [row for row in uncovered if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided]
         kept = keep_payloads(transaction, (row.seq for row in ended)) if ended else set()
-        again = [append(row, facts.Rearmed(duplicate=newest[row.seq]), now) for row in ended if row.seq in kept]
-        take_up(transaction, found, again, policies)
+        again = [apply_fact(row, facts.Rearmed(duplicate=newest[row.seq]), now) for row in ended if row.seq in kept]
+        reinsert_and_settle(transaction, found, again, policies)
         decided = [(row.id, row.times) for row in repeats if row.seq not in undecided]
         handled = transaction.execute(_HANDLE, decided=decided, at=now)
     return Judged(len(handled), len(again))

@@ -28,14 +28,14 @@ def read_gates(work: Work) -> Gates:
         now = transaction.now()
         keys = [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
-    def part(some: Sequence[GateKey]) -> dict[GateKey, GateRow]:
+    def process(some: Sequence[GateKey]) -> dict[GateKey, GateRow]:
         with work.database.read() as transaction:
             return _as_gates(transaction.execute(_GATES_OF, gates=some))
 
-    def alone(key: GateKey, _error: Exception) -> dict[GateKey, GateRow]:
+    def quarantine_one(key: GateKey, _error: Exception) -> dict[GateKey, GateRow]:
         return {key: GateRow(Breaker(), is_paused=True)}
 
-    parts = process_in_parts(work, "look_at_gates", keys, part=part, alone=alone, name=" ".join)
+    parts = process_in_parts(work, "look_at_gates", keys, process=process, quarantine_one=quarantine_one, name=" ".join)
     found = {key: gate for part in parts for key, gate in part.items()}
     return Gates(
         now,

@@ -20,7 +20,7 @@ from relay.delivery.policy import policies
 from relay.store.audit import Checked, Difference, Stored, examine, examine_all
 from relay.store.database import Database
 from relay.store.deliveries import Lane, remove, write_back
-from relay.store.record import Success, remember_delivered
+from relay.store.record import LaneRow, remember_delivered
 from relay.store.reopen import insert
 from relay.store.sequence import settle_lanes
 from relay.store.statement import Statement, sql
@@ -44,7 +44,7 @@ def rebuild(database: Database, config: Config, *, who: str, why: str) -> Iterat
             work,
             "rebuild",
             sorted({stored.seq for stored in wrong}),
-            part=partial(_repair, work, who, why),
+            process=partial(_repair, work, who, why),
             name=lambda seq: f"seq={seq}",
         )
         yield msgspec.structs.replace(checked, differences=tuple(found for part in parts for found in part))
@@ -126,9 +126,9 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[S
     return [stored for stored in strays if (stored.seq, stored.route) in removed]
 
 
-def _list_last_delivered(wrong: Iterable[Stored]) -> list[Success]:
+def _list_last_delivered(wrong: Iterable[Stored]) -> list[LaneRow]:
     """Return the newest delivery of each lane that does not remember it. The log does not have its hash."""
-    newest: dict[Lane, Success] = {}
+    newest: dict[Lane, LaneRow] = {}
     late = [stored for stored in wrong if any(found.finding == "last_delivered" for found in stored.differences)]
     for stored in sorted(late, key=lambda stored: (as_time(stored.event.occurred_at), stored.seq)):
         began, modified = stored.log.delivered.fetch_began_at, stored.log.delivered.last_modified

@@ -16,7 +16,9 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 
-def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locked: bool = True) -> list[OpenDelivery]:
+def find_open_or_ended(
+    transaction: Transaction, config: Config, keys: Sequence[Key], *, locked: bool = True
+) -> list[OpenDelivery]:
     """Find these deliveries by their row, which is locked, or by their last fact and the configuration.
 
     Ended deliveries on routes that are no longer configured are skipped: they have no destination.
@@ -52,18 +54,17 @@ def keep_payloads(transaction: Transaction, seqs: Iterable[int], *, locked: bool
     return {row.seq for row in read_payloads(transaction, seqs, "seq")}
 
 
-def take_up(
+def reinsert_and_settle(
     transaction: Transaction,
-    found: Iterable[OpenDelivery],
-    again: Sequence[OpenDelivery],
+    before: Iterable[OpenDelivery],
+    reopened: Sequence[OpenDelivery],
     policies: Policies,
 ) -> None:
-    """Give the reopened deliveries `again` their places in their lanes, after inserting rows for those `found` ended."""
-    ended = {(row.seq, row.route) for row in found if row.state is State.ENDED}
-    reopened = [row for row in again if (row.seq, row.route) in ended]
-    if reopened:
-        insert(transaction, reopened)
-    write_back(transaction, settle_lanes(transaction, again, policies, transaction.now()))
+    """Give reopened deliveries their places in their lanes, after inserting rows for those that had ended `before`."""
+    ended = {(row.seq, row.route) for row in before if row.state is State.ENDED}
+    if absent := [row for row in reopened if (row.seq, row.route) in ended]:
+        insert(transaction, absent)
+    write_back(transaction, settle_lanes(transaction, reopened, policies, transaction.now()))
 
 
 def insert(transaction: Transaction, new: Iterable[OpenDelivery]) -> None:

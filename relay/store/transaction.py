@@ -21,7 +21,7 @@ from inbox.events.timestamps import as_time
 from relay.store.statement import AnyStatement, Statement, prepare, sql
 
 SHORT_TIMEOUT_MS = 100
-"""Lock timeout for a route that stayed locked last time, and for its rows, as all other routes wait meanwhile."""
+"""Lock timeout for a route whose lock timed out last time, and for its rows: all other routes wait in the same thread."""
 PIPELINES_SINCE = (17,)
 """The first Postgres whose `transaction_timeout` ends a transaction that hangs within a pipeline."""
 
@@ -64,12 +64,15 @@ class Transaction:
         version = connection.dialect.server_version_info
         self._pipelines = sql.pipelines and version is not None and version >= PIPELINES_SINCE
         self._writes: list[Prepared] | None = None
-        """Statements to send with the commit; None until `queue_writes`."""
+        """Statements to send with the commit; None if they are sent one by one."""
+        self._only_writes = False
         self._short_timeouts_for = short_timeouts_for
 
     def execute(self, statement: AnyStatement, **parameters: Any) -> list[Any]:  # noqa: ANN401  # values, and rows of tables
         """Run a statement and return its rows, if any. Parameters are encoded, and `:now` is bound."""
         words, values = prepare(statement, self.sql, parameters, self._now)
+        if self._only_writes and words.text.lstrip().startswith(("SELECT", "WITH")):
+            raise RuntimeError("a statement after queue_writes reads")
         if self._writes is not None:
             self._writes.append((words, values))
             return []
@@ -105,7 +108,8 @@ class Transaction:
         transaction that waits for a batch of retention must not hold the order lock, for which all others wait.
 
         Every transaction that ends or makes a head takes the order lock first, in a separate statement, so that it reads
-        the state left by its predecessor. Without it lanes would get stuck for good. On SQLite the transaction already
+        the state left by its predecessor. Otherwise two transactions each miss the change of the other, and the lane never
+        gets a head. On SQLite the transaction already
         holds the write lock.
         """
         if self.sql.is_postgres and keeps_payloads:
@@ -118,7 +122,7 @@ class Transaction:
     def lock_first(self) -> datetime:
         """Lock the row that any lock of all routes takes first. This excludes only transactions that lock all routes."""
         if self.sql.is_postgres:
-            self.execute(order_lock.FIRST)
+            self.execute(order_lock.LOCK_OF_ALL)
         return self.now()
 
     def take_order_lock_and_read(self, routes: AbstractSet[str], *reads: Read) -> tuple[datetime, list[list[Any]]]:
@@ -135,7 +139,7 @@ class Transaction:
         return now, [self.execute(statement, **parameters) for statement, parameters in reads]
 
     def _lock_everything(self) -> datetime:
-        self.execute(order_lock.FIRST)
+        self.execute(order_lock.LOCK_OF_ALL)
         if self._short_timeouts_for:
             self.set_lock_timeout(SHORT_TIMEOUT_MS)
         return as_time(self.execute(order_lock.every_route(self.sql))[0].now)
@@ -150,7 +154,7 @@ class Transaction:
         if granted.routes < len(routes):
             if granted.routes:  # their waiters may hold that lock, or the row of a route that was added meanwhile
                 self.set_lock_timeout(SHORT_TIMEOUT_MS)
-            self.execute(order_lock.FIRST)
+            self.execute(order_lock.LOCK_OF_ALL)
             self.execute(order_lock.add_routes(self.sql), given=parameters["given"])
             granted = self.execute(lock, **parameters)[0]
         if uses_short_timeouts:
@@ -162,10 +166,11 @@ class Transaction:
         return order_lock.given_routes(self.sql), {"given": given, "now": self._now}
 
     def queue_writes(self) -> None:
-        """Queue further statements, and send them together with the commit. None of them may return rows.
+        """Queue further statements, and send them together with the commit. A SELECT then raises a RuntimeError.
 
         This saves round trips while the order lock is held, for which others wait.
         """
+        self._only_writes = True
         if self._pipelines:
             self._writes = []
 

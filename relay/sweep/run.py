@@ -323,14 +323,14 @@ class CompiledSweep:
         now: datetime,
         failed: list[str],
     ) -> int:
-        def part(some: Sequence[Listed]) -> int:
+        def process(some: Sequence[Listed]) -> int:
             return add_events(work.database, (self._event(each, items.get(each), now) for each in some))
 
-        def alone(listed: Listed, error: Exception) -> int:
+        def quarantine_one(listed: Listed, error: Exception) -> int:
             failed.append(f"{_id_of(listed)}: {error_text(error)}")
             return 0
 
-        return sum(process_in_parts(work, STEP, lost, part=part, alone=alone, name=_id_of))
+        return sum(process_in_parts(work, STEP, lost, process=process, quarantine_one=quarantine_one, name=_id_of))
 
     def _hold_gate(self, database: Database) -> None:
         """Hold the api's gate if the last response asked to pause: this sweep, deliveries and other relays then wait."""

@@ -20,7 +20,17 @@ from inbox.events.states import deliveries_at, event_at
 from inbox.events.strict_json import LONGEST_NUMBER, has_too_long_number, real
 from relay.delivery import facts, lifecycle
 from relay.delivery.gates import entity_of
-from relay.delivery.lifecycle import OPEN, SCHEDULING, TRANSITIONS, OpenDelivery, Standing, State, Step, append, follows
+from relay.delivery.lifecycle import (
+    OPEN,
+    SCHEDULING,
+    TRANSITIONS,
+    OpenDelivery,
+    Standing,
+    State,
+    Step,
+    apply_fact,
+    follows,
+)
 from relay.delivery.ordering import LastDelivered, covers, settle
 from relay.delivery.outcome import Skipped, Unchanged
 from tests.helpers.agreement import decode, fold
@@ -66,7 +76,7 @@ def test_every_step_is_scheduling_or_a_fact() -> None:
 
 def test_terminal_steps_and_only_they_end_a_delivery() -> None:
     ends = {step for state, row in TRANSITIONS.items() for step, to in row.items() if to is State.ENDED is not state}
-    assert ends == lifecycle.TERMINAL
+    assert ends == lifecycle.ENDING_STEPS
 
 
 @pytest.mark.parametrize("state", State)
@@ -75,31 +85,31 @@ def test_a_step_without_a_row_raises_and_one_with_a_row_leads_where_it_says(stat
     row = a_row(state)
     if step not in TRANSITIONS[state]:
         with pytest.raises(IllegalTransition, match=f"{step} can't happen"):
-            lifecycle.schedule(row, step, NOW) if step in SCHEDULING else append(row, EXAMPLES[step], NOW)
+            lifecycle.schedule(row, step, NOW) if step in SCHEDULING else apply_fact(row, EXAMPLES[step], NOW)
         assert row == a_row(state)
     else:
-        moved = lifecycle.schedule(row, step, NOW) if step in SCHEDULING else append(row, EXAMPLES[step], NOW)
+        moved = lifecycle.schedule(row, step, NOW) if step in SCHEDULING else apply_fact(row, EXAMPLES[step], NOW)
         assert moved.state is TRANSITIONS[state][step]
         assert (moved.due_at is not None) == (moved.state is State.READY)
 
 
 def test_an_attempt_that_is_not_counted_is_given_back() -> None:
     failed = facts.AttemptFailed(error_class="auth", error="401", due_at=LATER, counted=False)
-    assert append(a_row(State.IN_FLIGHT, attempt=2), failed, NOW).attempt == 1
+    assert apply_fact(a_row(State.IN_FLIGHT, attempt=2), failed, NOW).attempt == 1
 
 
 def test_a_fact_counts_the_attempt_that_it_ends_and_no_other() -> None:
     for step, fact in EXAMPLES.items():
         if step in TRANSITIONS[State.IN_FLIGHT]:
-            assert append(a_row(State.IN_FLIGHT, attempt=2), fact, NOW).attempt == 2
+            assert apply_fact(a_row(State.IN_FLIGHT, attempt=2), fact, NOW).attempt == 2
     for step in (Step.SUPERSEDED, Step.CANCELLED, Step.DEAD_UNATTEMPTED, Step.RESCHEDULED):
-        assert append(a_row(State.READY, attempt=2), EXAMPLES[step], NOW).attempt == 2
+        assert apply_fact(a_row(State.READY, attempt=2), EXAMPLES[step], NOW).attempt == 2
 
 
 def test_crashes_are_counted_in_a_row() -> None:
-    crashed = append(replace(a_row(State.IN_FLIGHT), crashes=1), EXAMPLES[Step.ABANDONED], NOW)
+    crashed = apply_fact(replace(a_row(State.IN_FLIGHT), crashes=1), EXAMPLES[Step.ABANDONED], NOW)
     assert (crashed.crashes, crashed.due_at) == (2, NOW)
-    failed = append(replace(a_row(State.IN_FLIGHT), crashes=1), EXAMPLES[Step.ATTEMPT_FAILED], NOW)
+    failed = apply_fact(replace(a_row(State.IN_FLIGHT), crashes=1), EXAMPLES[Step.ATTEMPT_FAILED], NOW)
     assert (failed.crashes, failed.due_at) == (0, LATER)
 
 
@@ -115,7 +125,7 @@ def walk(choices: list[int]) -> Iterator[OpenDelivery]:
     for choice in choices:
         steps = sorted(TRANSITIONS[row.state])
         step = steps[choice % len(steps)]
-        row = move(row, step) if step in SCHEDULING else append(row, EXAMPLES[step], NOW)
+        row = move(row, step) if step in SCHEDULING else apply_fact(row, EXAMPLES[step], NOW)
         yield row
 
 
@@ -163,7 +173,7 @@ def test_a_row_and_the_fold_of_its_facts_agree_whatever_happens(steps: list[Step
     row = OpenDelivery(1, "r", "USER|u1", NOW, State.RECEIVED)
     for step in steps:
         try:
-            row = move(row, step) if isinstance(step, Step) else append(row, step, NOW)
+            row = move(row, step) if isinstance(step, Step) else apply_fact(row, step, NOW)
         except IllegalTransition:
             continue
         _agree(row)
@@ -388,7 +398,7 @@ def test_a_success_covers_an_event_older_by_skew_and_resolution(microsecond: int
 @pytest.mark.parametrize("fact", [facts.Replayed(who="ann", why="mended"), facts.Rearmed(duplicate=4)])
 def test_a_new_run_begins_without_attempts_and_crashes(fact: facts.AnyFact) -> None:
     ended = replace(lane_row(State.ENDED, attempt=3), run=1, crashes=2)
-    assert append(ended, fact, NOW).standings == (Standing(State.RECEIVED, 0, 2, 0),)
+    assert apply_fact(ended, fact, NOW).standings == (Standing(State.RECEIVED, 0, 2, 0),)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class Heard(Reports):
     def __init__(self) -> None:
         self.alone: list[FailedAlone] = []
         self.held_up: list[str] = []
-        """Steps with resting routes, such as `reap of strict`."""
+        """Steps with resting routes, such as `rescue of strict`."""
         self.on_facts: Callable[[Mapping[tuple[str, str], int]], object] = Counter[tuple[str, str]]().update
 
     def on_appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
@@ -246,13 +246,13 @@ class Steps:
         with self.database.write() as transaction:
             return gates.resume(transaction, key, transaction.take_order_lock())
 
-    def reap(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
+    def rescue(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
         """Take back expired leases."""
         return leases.rescue_expired(msgspec.structs.replace(self.work, node=node or self.node))
 
     def round(self) -> int:
         """Run one round and return the number of attempts."""
-        self.reap()
+        self.rescue()
         self.sequence()
         return len(self.record(self.deliver(self.claim_due())))
 
@@ -279,7 +279,7 @@ class Steps:
 
     def wait_shortly_for(self, *routes: str) -> None:
         """Make steps use short lock timeouts for these routes, as after a lock timeout."""
-        self.locked_routes.add("a step", {*routes}, OSError("locked"), is_tried_now=True)
+        self.locked_routes.add("a step", {*routes}, OSError("locked"), is_retried_now=True)
 
     def states(self) -> list[tuple[int, str, str]]:
         """Return seq, route and state of all open deliveries."""

@@ -261,9 +261,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: int) -> None:
     ) -> list[OpenDelivery]:
         if any(seq == spoilt for seq, _ in keys):
             raise ValueError("odd")
-        return reopen.find(transaction, config, keys, locked=locked)
+        return reopen.find_open_or_ended(transaction, config, keys, locked=locked)
 
-    monkeypatch.setattr(changes, "find", find)
+    monkeypatch.setattr(changes, "find_open_or_ended", find)
 
 
 def test_a_gate_that_was_removed_from_the_configuration_can_be_resumed(steps: Steps) -> None:

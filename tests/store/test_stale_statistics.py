@@ -50,8 +50,8 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     "renew": (leases._RENEW.compile_for(SQL).text, LEASED, {"held": KEYS, "lease": 15, "now": None}),
     "give back": (leases._GIVE_BACK.compile_for(SQL).text, LEASED, {"returned": KEYS, "now": None}),
     "rows of a span": (audit._ROWS[True].compile_for(SQL).text, "state = 'waiting'", {"wanted": KEYS}),
-    "move": (deliveries.MOVE.compile_for(SQL).text, LEASED, {"moved": KEYS}),
-    "end": (deliveries.END.compile_for(SQL).text, LEASED, {"ended": KEYS}),
+    "move": (deliveries.UPDATE_ROWS.compile_for(SQL).text, LEASED, {"moved": KEYS}),
+    "end": (deliveries.DELETE_ROWS.compile_for(SQL).text, LEASED, {"ended": KEYS}),
     "given": (deliveries._OF_KEYS["wait"].compile_for(SQL).text, "state = 'received'", {"keys": KEYS}),
     "heads": (sequence._HEADS.compile_for(SQL).text, f"state = 'ready', {DUE}", {"lanes": LANES}),
     "deaths that are over": (alert_conditions._DEATHS_OVER, "state = 'waiting'", {}),
@@ -109,8 +109,8 @@ SELECT n, '{}', '' FROM generate_series(:ended + 1, :ended + :still) AS n
 """,
     """
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at)
-SELECT n, 'strict', 'event|' || n, now(), CASE WHEN n % 2 = 0 THEN 'received' ELSE 'ready' END,
-       CASE WHEN n % 2 = 1 THEN CAST('2026-01-01 00:00:00Z' AS timestamptz) + n * interval '1 ms' END
+SELECT n, 'strict', 'event|' || n, now(), CASE WHEN n % 2 = 0 THEN 'received' ELSE 'ready' DELETE_ROWS,
+       CASE WHEN n % 2 = 1 THEN CAST('2026-01-01 00:00:00Z' AS timestamptz) + n * interval '1 ms' DELETE_ROWS
 FROM generate_series(1, :ended + :still) AS n
 """,
 )

@@ -10,14 +10,14 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from relay.delivery import facts
-from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, step_of
+from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, apply_fact, step_of
 from relay.delivery.ordering import has_begun
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
 from relay.store import gates
 from relay.store.deliveries import Key, read_deliveries, write_back
 from relay.store.operator.selection import GIVEN_UP, Choice, select_keys
-from relay.store.reopen import find, keep_payloads, take_up
+from relay.store.reopen import find_open_or_ended, keep_payloads, reinsert_and_settle
 from relay.store.sequence import read_heads, read_last_delivered, settle_lanes
 from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
@@ -64,12 +64,12 @@ def change(
 
     if act == "replay":
         found = find_replayable(transaction, choice, keys, first=first)
-        again = [append(row, fact_of(row), now) for row in found.again]
-        take_up(transaction, found.again, again, policies)
+        again = [apply_fact(row, fact_of(row), now) for row in found.again]
+        reinsert_and_settle(transaction, found.again, again, policies)
         return Changed(len(again), Counter(found.skipped.values()))
     changed = [
-        append(row, fact, now)
-        for row in find(transaction, choice.config, keys)
+        apply_fact(row, fact, now)
+        for row in find_open_or_ended(transaction, choice.config, keys)
         if row.state is not State.ENDED and step_of(fact := fact_of(row)) in TRANSITIONS[row.state]
     ]
     # Written before settling, which reads the rest of these lanes.
@@ -106,7 +106,7 @@ def find_replayable(
 
     Unless forced, deliveries are skipped that would overwrite the last delivered state with an older one.
     """
-    found = find(transaction, choice.config, keys, locked=locked)
+    found = find_open_or_ended(transaction, choice.config, keys, locked=locked)
     possible = [row for row in found if row.state in GIVEN_UP | {State.ENDED}]
     known = {(row.seq, row.route) for row in found}
     skipped: dict[Key, SkipReason] = {key: "route_removed" for key in keys if key not in known}
@@ -135,7 +135,7 @@ def _find_overtaken(
     behind = {
         (row.seq, row.route)
         for row in bodies
-        if (head := heads.get((row.route, row.lane))) and row.key < head.key and has_begun(head, now)
+        if (head := heads.get((row.route, row.lane))) and row.position < head.position and has_begun(head, now)
     }
     former = choice.selection.open_on
     lasts = read_last_delivered(
@@ -145,7 +145,7 @@ def _find_overtaken(
         (row.seq, row.route): (last.seq, row.route)
         for row in bodies
         for route in (row.route, former)
-        if route is not None and (last := lasts.get((route, row.lane))) and row.key < last.key
+        if route is not None and (last := lasts.get((route, row.lane))) and row.position < last.position
     }
     wanted = sorted(set(older.values()))
     if not wanted:

@@ -288,14 +288,16 @@ def _find_skipped(database: Database, choice: Choice, keys: Sequence[Key]) -> Ma
     if choice.act != "replay":
         return {}
 
-    def part(some: Sequence[Key]) -> Mapping[Key, SkipReason]:
+    def process(some: Sequence[Key]) -> Mapping[Key, SkipReason]:
         with database.read() as transaction:
             return find_replayable(transaction, choice, some, locked=False).skipped
 
-    def alone(key: Key, _error: Exception) -> Mapping[Key, SkipReason]:
+    def quarantine_one(key: Key, _error: Exception) -> Mapping[Key, SkipReason]:
         return {key: "unreadable"}
 
-    parts = process_in_parts(_quiet(database, choice), "commands", keys, part=part, alone=alone, name=format_key)
+    parts = process_in_parts(
+        _quiet(database, choice), "commands", keys, process=process, quarantine_one=quarantine_one, name=format_key
+    )
     return {key: why for part in parts for key, why in part.items()}
 
 

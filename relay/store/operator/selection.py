@@ -242,7 +242,9 @@ def read_page(
     for _ in range(_MOST_LOOK_UPS):
         with work.database.read() as transaction:
             seqs, upto = _next(transaction, choice, after, max(most, _CANDIDATES))
-        for rows in process_in_parts(work, "commands", seqs, part=look, alone=fail, name=lambda seq: f"seq={seq}"):
+        for rows in process_in_parts(
+            work, "commands", seqs, process=look, quarantine_one=fail, name=lambda seq: f"seq={seq}"
+        ):
             found += rows
         if len(found) > most:
             last = found[most]["seq"]

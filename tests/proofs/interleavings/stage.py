@@ -129,7 +129,7 @@ class Stage:
             "renews": lambda: make.renew(relay, held[-1:] if how == "the first" else held),
             "gives back": lambda: make.give_back(relay, held),
             "records": lambda: make.record(relay, held),
-            "reaps": lambda: make.reap(relay),
+            "rescues": lambda: make.rescue(relay),
         }
         return (made.get(f"{does} {how}") or made[does])()
 
@@ -292,7 +292,7 @@ _WORDS: dict[str, Callable[[Any], str]] = {
     "renew": lambda renewed: _join(sorted(seq for seq, _, _ in renewed)),
     "give_back": str,
     "record": lambda recorded: _join("refused" if r.fact is None else facts.kind_of(r.fact) for r in recorded),
-    "reap": lambda reaped: _join(facts.kind_of(fact) for _, _, fact in reaped),
+    "rescue": lambda rescued: _join(facts.kind_of(fact) for _, _, fact in rescued),
     "rebuild": lambda done: _join(found.finding for chunk in done for found in chunk.differences),
     "receive": lambda seqs: _join("stored" if seq is not None else "known" for seq in seqs),
 }
@@ -378,10 +378,10 @@ def arrivals(stage: Stage) -> None:
 
 
 @_scene(
-    (_SUCCESS, _FAILURE, "r1 renews", "r1 gives back", "r2 sequences", "r2 claims", "r2 reaps"),
+    (_SUCCESS, _FAILURE, "r1 renews", "r1 gives back", "r2 sequences", "r2 claims", "r2 rescues"),
     triples=(
         (_SUCCESS, "r2 sequences", "r2 claims"),
-        (_SUCCESS, "r1 renews", "r2 reaps"),
+        (_SUCCESS, "r1 renews", "r2 rescues"),
         ("r1 gives back", "r2 sequences", "r2 claims"),
     ),
     sometimes={"r1 renews: 1", "r1 renews: nothing", "r2 claims: 1", "r2 claims: 2", "r1 gives back: 0"},
@@ -442,14 +442,14 @@ def a_newer_one_takes_over(stage: Stage) -> None:
 
 
 @_scene(
-    (_SUCCESS, "r1 renews", "r1 gives back", "r2 reaps", "r2 claims", "r3 sequences"),
+    (_SUCCESS, "r1 renews", "r1 gives back", "r2 rescues", "r2 claims", "r3 sequences"),
     triples=(
-        (_SUCCESS, "r2 reaps", "r2 claims"),
-        (_SUCCESS, "r2 reaps", "r3 sequences"),
-        ("r1 renews", "r2 reaps", "r3 sequences"),
+        (_SUCCESS, "r2 rescues", "r2 claims"),
+        (_SUCCESS, "r2 rescues", "r3 sequences"),
+        ("r1 renews", "r2 rescues", "r3 sequences"),
     ),
     sometimes={f"{_SUCCESS}: delivered", f"{_SUCCESS}: refused", "r1 renews: 1", "r1 renews: nothing"}
-    | {"r2 reaps: abandoned", "r2 reaps: nothing", "r2 claims: 1", "r2 claims: 2"},
+    | {"r2 rescues: abandoned", "r2 rescues: nothing", "r2 claims: 1", "r2 claims: 2"},
 )
 def a_lease_that_ran_out(stage: Stage) -> None:
     """Prepare an expired lease whose relay resumes while others take over."""
@@ -466,7 +466,7 @@ def a_lease_that_ran_out(stage: Stage) -> None:
 def a_lease_taken_over(stage: Stage) -> None:
     """Prepare an expired lease whose delivery another relay has claimed."""
     a_lease_that_ran_out(stage)
-    stage.do("r2 reaps", "r2 claims")
+    stage.do("r2 rescues", "r2 claims")
 
 
 @_scene(
@@ -507,16 +507,16 @@ def two_routes_at_once(stage: Stage) -> None:
 
 
 @_scene(
-    ("r3 records its success", "r3 renews", "r4 reaps", "r4 claims", "r5 claims suspects"),
-    sometimes={"r4 reaps: dead", "r3 records its success: delivered", "r3 renews: 1", "r4 claims: 2"},
+    ("r3 records its success", "r3 renews", "r4 rescues", "r4 claims", "r5 claims suspects"),
+    sometimes={"r4 rescues: dead", "r3 records its success: delivered", "r3 renews: 1", "r4 claims: 2"},
 )
 def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
     """Prepare a delivery whose relay died each time, which becomes dead."""
     _claim_first(stage, "strict", 1, 2)
     stage.lapse()
-    stage.do("r2 reaps", "r2 claims")
+    stage.do("r2 rescues", "r2 claims")
     stage.lapse()
-    stage.do("r3 reaps", "r3 claims suspects")
+    stage.do("r3 rescues", "r3 claims suspects")
     stage.lapse()
 
 
@@ -530,9 +530,9 @@ def suspects(stage: Stage) -> None:
     stage.arrive(an_event(1, "u1", routes=["latest"]), an_event(2, "u2", routes=["latest"]))
     stage.do("r1 sequences", "r1 claims two")
     stage.lapse()
-    stage.do("r2 reaps", "r2 claims two")
+    stage.do("r2 rescues", "r2 claims two")
     stage.lapse()
-    stage.do("r3 reaps")
+    stage.do("r3 rescues")
     stage.arrive(an_event(3, "u1", routes=["latest"]))
 
 
