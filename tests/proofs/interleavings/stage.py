@@ -291,8 +291,8 @@ _WORDS: dict[str, Callable[[Any], str]] = {
     "claim_suspect": _describe_claimed,
     "renew": lambda renewed: _join(sorted(seq for seq, _, _ in renewed)),
     "give_back": str,
-    "record": lambda recorded: _join("refused" if r.fact is None else facts.kind_of(r.fact) for r in recorded),
-    "rescue": lambda rescued: _join(facts.kind_of(fact) for _, _, fact in rescued),
+    "record": lambda recorded: _join("refused" if r.fact is None else facts.get_kind(r.fact) for r in recorded),
+    "rescue": lambda rescued: _join(facts.get_kind(fact) for _, _, fact in rescued),
     "rebuild": lambda done: _join(found.finding for chunk in done for found in chunk.differences),
     "receive": lambda seqs: _join("stored" if seq is not None else "known" for seq in seqs),
 }
