@@ -14,9 +14,8 @@ from inbox.clock import SystemClock
 from tests.helpers.browser import MISSING, Browser, browsing, programs
 from tests.helpers.databases import copy_sqlite, open_engine
 from tests.helpers.page import OPERATOR, Page, lift_time_limits, on_database, serving
-from tests.helpers.worlds import NIGHT, the_night
+from tests.helpers.worlds import CONFIG, happen
 
-_MINUTES = 14
 CRASHES = (InvalidSessionIdException.__name__, "tab crashed")
 """Errors after a crash of the browser or of a tab, as on a machine that runs out of memory."""
 
@@ -62,18 +61,18 @@ def browser(chromium: Browser) -> Iterator[Browser]:
 def night_engine(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A shared database with the incidents of a night."""
     with open_engine(copy_sqlite(sqlite_template, tmp_path_factory.mktemp("night"))) as engine:
-        the_night(engine, SystemClock().now(), _MINUTES)
+        happen(engine)
         yield engine
 
 
 @pytest.fixture(scope="session")
 def night_page(night_engine: Engine) -> Iterator[Page]:
-    with serving(on_database(NIGHT, str(night_engine.url)), SystemClock()) as page:
+    with serving(on_database(CONFIG, str(night_engine.url)), SystemClock()) as page:
         yield page
 
 
 @pytest.fixture
 def own_page(sqlite_engine: Engine) -> Iterator[Page]:
     """The page of an empty database."""
-    with serving(on_database(NIGHT, str(sqlite_engine.url)), SystemClock()) as page:
+    with serving(on_database(CONFIG, str(sqlite_engine.url)), SystemClock()) as page:
         yield page

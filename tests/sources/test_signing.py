@@ -9,10 +9,8 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlencode
 
@@ -317,14 +315,6 @@ def test_any_other_bit_is_refused(bit: int) -> None:
     assert not is_let_in(with_secrets(PUBLIC), make_signed(encode_signature(flipped)))
 
 
-@given(st.binary(max_size=130))
-def test_anything_else_is_refused(signature: bytes) -> None:
-    assert not is_let_in(with_secrets(PUBLIC), make_signed(encode_signature(signature)))
-    assert not is_let_in(
-        with_secrets(PUBLIC, SHARED), make_signed(encode_signature(signature), encode_signature(signature, "v1,"))
-    )
-
-
 def test_while_a_key_is_rolled_both_are_let_in_and_then_the_new_one_alone() -> None:
     old, new = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     later = AT + timedelta(seconds=1)
@@ -513,12 +503,3 @@ def test_the_library_accepts_a_sample_that_is_signed_here_and_nothing_else(name:
     assert find_refusal(make_verifier(name, Secret(secret)), raw) is None
     assert accepted(raw, secret)
     assert not accepted(raw, make_secret(PRESETS[name], 1))
-
-
-def test_the_documentation_names_the_check_of_every_preset() -> None:
-    page = (Path(__file__).parents[2] / "docs/reference/sources.md").read_text(encoding="utf-8")
-    table = page.partition("| preset | checked by |")[2].partition("\n\n")[0]
-    named = [name for row in table.splitlines() for name in re.findall(r"`([a-z0-9-]+)`", row.partition(" | ")[0])]
-    assert sorted(named) == sorted(PRESETS)
-    for name in {*VERIFYING, "discord", "sendgrid", "slack", "standard-webhooks", "stripe"}:
-        assert re.search(rf"`{name}`.* on PyPI", table), name

@@ -27,7 +27,7 @@ class HubSpot(VendorService):
     """Contacts for the bearer of TOKEN. `unique` names custom properties with unique values."""
 
     def __init__(self, *unique: str) -> None:
-        self._contacts: dict[str, Contact] = {}
+        self.contacts: dict[str, Contact] = {}
         self._unique = ("email", *unique)
         super().__init__()
 
@@ -42,14 +42,14 @@ class HubSpot(VendorService):
     def _answer(self, asked: Asked) -> Act:
         match asked.method, asked.path[4:]:
             case "GET", ():
-                return self._page(self._contacts.values(), asked.query, asked.query.get("properties", "").split(","))
+                return self._page(self.contacts.values(), asked.query, asked.query.get("properties", "").split(","))
             case "POST", ():
                 return self._create(asked.body["properties"])
             case "POST", ("search",):
                 return self._search(asked.body)
             case "GET", (name,):
                 by = asked.query.get("idProperty", "hs_object_id")
-                for contact in self._contacts.values():
+                for contact in self.contacts.values():
                     if contact["properties"].get(by) == name:
                         return answer_json(200, _shown(contact, asked.query.get("properties", "").split(",")), **_LIMIT)
         return _problem(404, "OBJECT_NOT_FOUND", "resource not found")
@@ -59,13 +59,13 @@ class HubSpot(VendorService):
         if unknown:
             why = f'Property values were not valid: Property "{unknown[0]}" does not exist'
             return _problem(400, "VALIDATION_ERROR", why)
-        for contact in self._contacts.values():
+        for contact in self.contacts.values():
             if any(properties.get(name, "") == contact["properties"].get(name) for name in self._unique):
                 return _problem(409, "CONFLICT", f"Contact already exists. Existing ID: {contact['id']}")
-        now, number = self.clock.tick().strftime("%Y-%m-%dT%H:%M:%S.000Z"), str(501 + len(self._contacts))
+        now, number = self.clock.tick().strftime("%Y-%m-%dT%H:%M:%S.000Z"), str(501 + len(self.contacts))
         own = {"createdate": now, "lastmodifieddate": now, "hs_object_id": number}
         made = {"id": number, "properties": properties | own, "createdAt": now, "updatedAt": now, "archived": False}
-        self._contacts[number] = made
+        self.contacts[number] = made
         return answer_json(201, made, **_LIMIT)
 
     def _search(self, body: dict[str, Any]) -> Act:
@@ -74,7 +74,7 @@ class HubSpot(VendorService):
         since = datetime.fromtimestamp(int(only["value"]) / 1000, UTC)
         found = [
             contact
-            for contact in self._contacts.values()
+            for contact in self.contacts.values()
             if datetime.fromisoformat(contact["properties"][only["propertyName"]]) >= since
         ]
         query = {name: str(body[name]) for name in ("limit", "after") if body.get(name)}
