@@ -464,7 +464,7 @@ def two_routes_at_once(stage: Stage) -> None:
 
 
 @_scene(
-    ("r3 records its success", "r3 renews", "r4 reaps", "r4 claims", "r5 claims suspects"),
+    ("r3 records its success", "r3 renews", "r4 rescues", "r4 claims", "r5 claims suspects"),
 )
 def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
     """Prepare a delivery whose relay died each time, which becomes dead."""
