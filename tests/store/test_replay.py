@@ -20,7 +20,7 @@ from relay.store import record
 from relay.store.operator import selection, tasks
 from relay.store.operator.changes import change
 from relay.store.operator.plan import Bound, Plan, preview
-from relay.store.operator.selection import Act, Choice, keys_of
+from relay.store.operator.selection import Act, Choice, list_keys
 from relay.store.overview import read_overview
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps, carry_out
 from tests.helpers.storing import START, an_event
@@ -246,7 +246,7 @@ def read_pages(steps: Steps, choice: Choice, most: int) -> list[tuple[int, str]]
     while after is not None:
         page = selection.read_page(steps.work, choice, after=after, most=most)
         assert page.upto is None or page.upto > after
-        found += keys_of(page.rows)
+        found += list_keys(page.rows)
         after = page.upto
     return found
 

@@ -198,10 +198,10 @@ def find_obstacle(found: Command, act: str) -> str | None:
 def is_as_it_was(transaction: Transaction, command: Command) -> bool:
     """Lock the command. Returns False if another process has advanced or stopped it since it was read, or is doing so now."""
     now = _read(transaction, command.id, locked=True)
-    return now is not None and not now.has_ended and _place_of(now) == _place_of(command)
+    return now is not None and not now.has_ended and _get_position(now) == _get_position(command)
 
 
-def _place_of(command: Command) -> tuple[int | None, int, int]:
+def _get_position(command: Command) -> tuple[int | None, int, int]:
     return command.progress, command.affected, command.failed
 
 

@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
+from inbox.db.dialect import as_json, blames_items, classify_failure, error_text, is_wait_timeout
 from inbox.errors import UnusableCommand
 from relay.operations.table import OPERATIONS, parse
 from relay.store.operator import commands
@@ -56,7 +56,7 @@ class OpenCommands:
             try:
                 changed += work_on(work, number)
             except Exception as error:
-                failure = failure_of(error)
+                failure = classify_failure(error)
                 if failure == "unreachable":
                     raise
                 if failure == "fault":

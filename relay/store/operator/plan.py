@@ -19,7 +19,7 @@ from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
 from inbox.events.states import MOST_REASON, RETRYING, says_why
-from inbox.sources.normalize import ReadmitResult, readers_of
+from inbox.sources.normalize import ReadmitResult, make_readers
 from relay.delivery.gates import Gate, format_gate, format_resume_command
 from relay.delivery.policy import policies
 from relay.filters import Filtered, list_unknown
@@ -30,8 +30,8 @@ from relay.store.database import Database
 from relay.store.deliveries import Key, format_key
 from relay.store.operator import commands, readmit, selection
 from relay.store.operator.changes import SKIP_REASONS, SkipReason, find_replayable
-from relay.store.operator.selection import Act, Choice, keys_of
-from relay.store.retention import expiry_of
+from relay.store.operator.selection import Act, Choice, list_keys
+from relay.store.retention import compute_expiry
 from relay.store.route_states import read_routes
 from relay.store.work import Work, process_in_parts
 from relay.words import describe_holds, describe_state, format_count
@@ -149,7 +149,7 @@ def find_reason_mistake(asked: msgspec.Struct | None, reason: str | None) -> str
         return "say why, in letters or digits: the reason is kept in the log"
     if len(reason) > MOST_REASON:
         return f"a reason has at most {MOST_REASON:,} characters"
-    if isinstance(asked, OneEntity) and subject_of(asked).is_named_in(reason):
+    if isinstance(asked, OneEntity) and make_subject(asked).is_named_in(reason):
         return "the reason names the entity, but it is kept for good: say why without the id"
     return None
 
@@ -231,7 +231,7 @@ def _plan_deliveries(it: _Planning) -> Plan:
     warnings = (
         *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
         *([_describe_backfill(it.asked)] if it.asked.backfill else ()),
-        *_gates_of(it, {group.route for group in found.groups}),
+        *_list_gates(it, {group.route for group in found.groups}),
     )
     return msgspec.structs.replace(found, warnings=warnings)
 
@@ -252,7 +252,7 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
     after: int | None = 0
     while after is not None and is_whole:
         page = selection.read_page(_quiet(database, choice), choice, after=after, most=_PAGE, is_late=bound.is_late)
-        left = _find_skipped(database, choice, keys_of(page.rows))
+        left = _find_skipped(database, choice, list_keys(page.rows))
         skipped.update(left.values())
         skipped["unreadable"] += len(page.unreadable)
         for row in page.rows:
@@ -301,7 +301,7 @@ def _find_skipped(database: Database, choice: Choice, keys: Sequence[Key]) -> Ma
     return {key: why for part in parts for key, why in part.items()}
 
 
-def _gates_of(it: _Planning, routes: set[str]) -> Iterator[str]:
+def _list_gates(it: _Planning, routes: set[str]) -> Iterator[str]:
     """Yield a sentence for each gate that holds these deliveries back regardless, with the command that opens it."""
     known = policies(it.config)
     passed = {key for route in routes if route in known for key in known[route].gates}
@@ -388,12 +388,12 @@ def _count_behind(it: _Planning, gate: Gate) -> tuple[PlanFigure, int]:
 
 
 def _plan_sweep(it: _Planning) -> Plan:
-    types = types_of(it.config, it.asked.source, it.asked.entity_type)
+    types = list_types(it.config, it.asked.source, it.asked.entity_type)
     asks = f"A relay asks {it.asked.source} for changes of {', '.join(types)} since the last sweep."
     return Plan(warnings=(asks,))
 
 
-def types_of(config: Config, source: str, entity_type: str | None) -> Sequence[str]:
+def list_types(config: Config, source: str, entity_type: str | None) -> Sequence[str]:
     """List the entity types that a sweep of this source covers.
 
     Raises:
@@ -417,9 +417,9 @@ def _plan_prune(it: _Planning) -> Plan:
     figures, is_whole = list[PlanFigure](), True
     with it.database.read() as transaction:
         now = retention.read_command_clock(transaction)
-        for kind in kinds_of(it.asked.kinds or ()):
-            rows, are_all = retention.count_expired(transaction, kind, expiry_of(ages, kind, now))
-            note = f"{'' if are_all else 'or more; '}older than {ages.age_of(kind).shown}"
+        for kind in parse_kinds(it.asked.kinds or ()):
+            rows, are_all = retention.count_expired(transaction, kind, compute_expiry(ages, kind, now))
+            note = f"{'' if are_all else 'or more; '}older than {ages.get_age(kind).shown}"
             figures.append(PlanFigure(kind, rows, note))
             is_whole = is_whole and are_all
     count = sum(each.count for each in figures)
@@ -427,7 +427,7 @@ def _plan_prune(it: _Planning) -> Plan:
     return Plan(count=count, is_whole=is_whole, figures=tuple(figures), obstacle=obstacle)
 
 
-def kinds_of(given: Sequence[str]) -> list[RetentionKind]:
+def parse_kinds(given: Sequence[str]) -> list[RetentionKind]:
     """List kinds of retention, by default all.
 
     Raises:
@@ -439,13 +439,13 @@ def kinds_of(given: Sequence[str]) -> list[RetentionKind]:
     return [kind for kind in retention.STEPS if not given or kind in given]
 
 
-def subject_of(asked: OneEntity) -> ErasureSubject:
+def make_subject(asked: OneEntity) -> ErasureSubject:
     """Return the entity to erase."""
     return ErasureSubject(**msgspec.structs.asdict(asked))
 
 
 def _plan_erase(it: _Planning) -> Plan:
-    subject = subject_of(it.asked)
+    subject = make_subject(it.asked)
     found = erasure.plan(it.database.engine, subject)
     is_cut = found.counts["events"] >= erasure.COUNTED_EVENTS
     named = ("--source", subject.source, "--entity", f"{subject.entity_type}/{subject.entity_id}")
@@ -486,7 +486,7 @@ _OF_NEWEST = f"The numbers cover its {erasure.COUNTED_EVENTS:,} newest events. T
 
 
 def _plan_readmit(it: _Planning) -> Plan:
-    readers, read, rejected = readers_of(it.config), 0, Counter[str]()
+    readers, read, rejected = make_readers(it.config), 0, Counter[str]()
     first: list[Row] = []
     after: int | None = 0
     while after is not None and read < (it.bound.rows or read + 1) and not it.bound.is_late():
@@ -507,7 +507,7 @@ def _plan_readmit(it: _Planning) -> Plan:
 
 
 def _describe_request(database: Database, number: int) -> str:
-    row = reads.row_of(database.engine, "rejected_request", number)
+    row = reads.read_row(database.engine, "rejected_request", number)
     if row is None:
         return f"there is no rejected request {number}"
     if row["readmitted_at"] is not None:
