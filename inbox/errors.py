@@ -252,7 +252,7 @@ class PayloadGone(InboxRelayError):
         super().__init__("its headers and body were deleted, by retention or erasure: cancel it")
 
 
-class UnusableAnswer(InboxRelayError):
+class UnusableResponse(InboxRelayError):
     """A response of an api or destination lacks reliable information about matches or further pages."""
 
 

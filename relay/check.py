@@ -25,7 +25,7 @@ from inbox.db.dialect import SQLITE, trouble_text
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings, literal_secrets, walk_values
 from inbox.loader.load import ConfigFile
-from inbox.receiver.app import endpoints_of, require_known_proxies
+from inbox.receiver.app import make_endpoints, require_known_proxies
 from relay.accounts import check_files
 from relay.daemon.generation import alert_client, prepare
 from relay.destinations import KINDS
@@ -70,7 +70,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 STARTS: Mapping[str, Callable[[Config], object]] = {
-    "endpoints": endpoints_of,
+    "endpoints": make_endpoints,
     "proxies": lambda config: require_known_proxies(config, os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")),
     "relay": prepare,
     "page": lambda config: check_files(config.web),
@@ -185,14 +185,14 @@ class DatabaseState(msgspec.Struct, frozen=True):
     state: Literal["current", "not asked", "unusable"]
 
 
-def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[ConfigFinding]]:
+def examine_database(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[ConfigFinding]]:
     """Check the schema and settings of a SQLite file, or with `online` of any database."""
     url = file.sound.database.url
     try:
         parsed = engine.parse_url(url)
         shown = engine.format_url(parsed)
     except ConfigError as error:
-        return DatabaseState("", url.origin, "unusable"), _mistakes_of(file, error)
+        return DatabaseState("", url.origin, "unusable"), _list_mistakes(file, error)
     is_file = parsed.get_backend_name() == SQLITE
     if not is_file and not online:
         return DatabaseState(shown, url.origin, "not asked"), []
@@ -201,10 +201,10 @@ def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[
             _require_file(parsed.database or "")
         doubted = _examine(url)
     except ConfigError as error:
-        return DatabaseState(shown, url.origin, "unusable"), _mistakes_of(file, error)
+        return DatabaseState(shown, url.origin, "unusable"), _list_mistakes(file, error)
     except DBAPIError as error:
         text = f"the database does not answer: {trouble_text(error)}"
-        return DatabaseState(shown, url.origin, "unusable"), _mistakes_of(file, ConfigError(f"{url.origin}: {text}"))
+        return DatabaseState(shown, url.origin, "unusable"), _list_mistakes(file, ConfigError(f"{url.origin}: {text}"))
     return DatabaseState(shown, url.origin, "current"), [
         ConfigFinding(None, None, "", each, "warning") for each in doubted
     ]
@@ -229,7 +229,7 @@ def _require_file(name: str) -> None:
         raise ConfigError(f"there is no database {name} yet: run `inbox migrate`")
 
 
-def _mistakes_of(file: ConfigFile, error: ConfigError) -> list[ConfigFinding]:
+def _list_mistakes(file: ConfigFile, error: ConfigError) -> list[ConfigFinding]:
     return _locate("mistake", map(file.source.locate_line, str(error).splitlines()))
 
 

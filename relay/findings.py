@@ -323,7 +323,7 @@ def _from_routes(seen: Overview) -> Iterator[Finding]:
             yield KINDS["retrying"].found(route.route, sentence, fields=fields)
 
 
-def state_of(route: RouteState, findings: Iterable[Finding]) -> str:
+def get_route_state(route: RouteState, findings: Iterable[Finding]) -> str:
     """Return the worst state of a route, as one word."""
     kinds = {finding.kind for finding in findings if finding.subject == route.route}
     states = (

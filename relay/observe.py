@@ -136,7 +136,7 @@ class Observer(Reports):
                 self.meters.count(metrics.DISCARDED)
                 log_fact("result_discarded")
                 continue
-            kind = outcome = facts.kind_of(fact)
+            kind = outcome = facts.get_kind(fact)
             match fact:
                 case facts.AttemptFailed():
                     outcome = fact.error_class

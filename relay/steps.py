@@ -16,7 +16,7 @@ import msgspec
 import tenacity
 from sqlalchemy.exc import SQLAlchemyError
 
-from inbox.db.dialect import error_text, failure_of
+from inbox.db.dialect import classify_failure, error_text
 from relay.observe import Observer
 
 Step = Literal[
@@ -129,7 +129,7 @@ class Steps(msgspec.Struct):
         try:
             result = work()
         except Exception as error:
-            failure = failure_of(error)
+            failure = classify_failure(error)
             # A single query may be too expensive, or hit a damaged page, while all others succeed.
             if failure == "unreachable" and not self.is_healthy():
                 raise
@@ -167,7 +167,7 @@ class Steps(msgspec.Struct):
     def retry_until_done(self, what: str, work: Callable[[], Result], *, unless: threading.Event) -> Result | None:
         """Retry the work until the database accepts it. Returns None once `unless` is set. Raises if the work is at fault."""
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: failure_of(error) != "fault"),
+            retry=tenacity.retry_if_exception(lambda error: classify_failure(error) != "fault"),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
             stop=tenacity.stop_when_event_set(unless),
             sleep=tenacity.sleep_using_event(unless),

@@ -161,7 +161,7 @@ def partial_index(name: str, *columns: str, where: str, unique: bool = False) ->
     return Index(name, *columns, unique=unique, postgresql_where=text(where), sqlite_where=text(where))
 
 
-def one_of(states: Iterable[str]) -> str:
+def format_values(states: Iterable[str]) -> str:
     """Format the list of an SQL `IN`; the words contain no quotes."""
     return ", ".join(f"'{state}'" for state in states)
 

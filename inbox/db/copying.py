@@ -73,7 +73,7 @@ def plan(source: Engine, target: Engine) -> dict[str, int]:
     is_absent = (
         target.dialect.name == SQLITE and path.parent.is_dir() and not path.exists()
     )  # opening it would create the file
-    if not is_absent and migrate.revision_of(target) is not None:
+    if not is_absent and migrate.read_revision(target) is not None:
         migrate.require_current(target)
         with target.connect() as connection, reading(connection).begin():
             _require_empty(connection)

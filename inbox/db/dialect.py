@@ -246,7 +246,7 @@ class Sql:
             return f"{rows} CROSS JOIN LATERAL (SELECT * FROM {found} WHERE {condition} OFFSET 0) AS {alias}"
         return f"{rows} JOIN {found} ON {condition}"
 
-    def first_of(self, rows: str, found: str, condition: str, order: str, most: str) -> str:
+    def select_first(self, rows: str, found: str, condition: str, order: str, most: str) -> str:
         """Join like `look_up`, but with only the first `most` rows of `found` in index order.
 
         Further rows are not read. SQLite has no LATERAL, so it uses rowids.
@@ -294,7 +294,7 @@ class Sql:
         """Return the condition that a column of bytes contains those of the parameter."""
         return f"position(:{parameter} IN {column}) > 0" if self.is_postgres else f"instr({column}, :{parameter}) > 0"
 
-    def status_of(self, fact: str) -> str:
+    def extract_status(self, fact: str) -> str:
         """Return the HTTP status of a fact's last call; null for malformed facts, so that they don't break the view."""
         if self.is_postgres:
             return f"CAST(substring({fact}.detail #>> '{{calls,-1,status}}' FROM '^[0-9][0-9][0-9]$') AS int)"
@@ -454,7 +454,7 @@ _FAULTS_OF_SQLITE = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.Interfac
 _PRIMARY_CODE = 0xFF
 
 
-def failure_of(error: BaseException) -> Failure:
+def classify_failure(error: BaseException) -> Failure:
     """Classify an exception of a step that uses the database."""
     if isinstance(error, PoolTimeoutError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return "unreachable"
@@ -486,7 +486,7 @@ def blames_items(error: BaseException) -> bool:
 
     A statement that fails for all values isn't an item's fault: a table, a column or a privilege is missing.
     """
-    if failure_of(error) != "fault":
+    if classify_failure(error) != "fault":
         return False
     if not isinstance(error, DBAPIError):
         return True
@@ -545,7 +545,7 @@ def trouble_text(error: BaseException) -> str:
     """
     is_of_driver = isinstance(error, DBAPIError)
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    failure = failure_of(error)
+    failure = classify_failure(error)
     if failure == "fault" and not is_of_driver:
         return type(cause).__name__
     words = str(cause).strip()

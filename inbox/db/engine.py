@@ -100,7 +100,7 @@ def search_path(schema: str) -> str:
     return f"{schema}, pg_temp"
 
 
-def schema_of(connection: Connection) -> str:
+def read_schema(connection: Connection) -> str:
     """Return the schema of a Postgres connection."""
     return str(connection.get_execution_options()[_IN_SCHEMA])
 
@@ -201,7 +201,7 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
     a SET would affect other clients, and prepared statements would be missing later.
     """
     pooled = "pooler" in url.query
-    schema = _text_of(url, "schema") or DEFAULT_SCHEMA
+    schema = _get_text(url, "schema") or DEFAULT_SCHEMA
     arguments: dict[str, Any] = {
         "connect_timeout": 2,
         "application_name": application,
@@ -210,7 +210,7 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
         "keepalives_count": 3,
         "tcp_user_timeout": 8000,  # ms; detects half-open connections before a lease ends
     }
-    options = [_text_of(url, "options")]
+    options = [_get_text(url, "options")]
     if pooled:
         arguments |= {"autocommit": True, "prepare_threshold": None}  # we begin transactions ourselves
     else:  # of repeated options, the last one counts
@@ -239,7 +239,7 @@ def _check_places(url: str) -> None:
 
 def _with_password_in_place(url: URL) -> URL:
     """Move a password from the query to the user part, where SQLAlchemy hides it."""
-    given = _text_of(url, "password")
+    given = _get_text(url, "password")
     return url.difference_update_query(["password"]).set(password=given) if given else url
 
 
@@ -262,7 +262,7 @@ def _connect_patiently(engine: Engine) -> None:
         return PatientConnection.connect(*arguments, **options)
 
 
-def _text_of(url: URL, name: str) -> str:
+def _get_text(url: URL, name: str) -> str:
     value = url.query.get(name, "")
     return value if isinstance(value, str) else " ".join(value)
 

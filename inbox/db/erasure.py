@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.config.routing import entity_lane
-from inbox.db.columns import one_of
+from inbox.db.columns import format_values
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, each_name, rows_param
 from inbox.db.engine import reading
 from inbox.events.event import escape
@@ -73,7 +73,7 @@ class ErasureSubject(msgspec.Struct, frozen=True):
 
 def redact_detail(dialect: str, detail: str) -> str:
     """Return the SQL for `detail` without personal data; applying it twice changes nothing."""
-    kept, texts = one_of(KEPT + EMPTIED), one_of(EMPTIED)
+    kept, texts = format_values(KEPT + EMPTIED), format_values(EMPTIED)
     if dialect == POSTGRES:
         value = f"CASE WHEN d.key IN ({texts}) THEN to_jsonb(CAST('{ERASED}' AS text)) ELSE d.value END"
         return f"coalesce((SELECT jsonb_object_agg(d.key, {value}) FROM jsonb_each({detail}) d WHERE d.key IN ({kept})), '{{}}')"
@@ -212,7 +212,7 @@ DELETE FROM lane WHERE {_OF_LANE}
 _FORGET_IN_COMMANDS = {
     dialect: text(f"""
 UPDATE relay_command SET selection = {selection}, sample = NULL
-WHERE state NOT IN ({one_of(OPEN_COMMANDS)}) AND selection ->> 'entity_type' = :entity_type
+WHERE state NOT IN ({format_values(OPEN_COMMANDS)}) AND selection ->> 'entity_type' = :entity_type
   AND selection ->> 'entity_id' = :entity_id AND coalesce(selection ->> 'source', :source) = :source
 """)
     for dialect, selection in {

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, text
 
 from inbox.db.dialect import SQLITE
-from inbox.db.engine import PINNED, schema_of, search_path
+from inbox.db.engine import PINNED, read_schema, search_path
 from inbox.db.schema import metadata
 from inbox.errors import UnfitDatabase
 from inbox.observe.logs import fields
@@ -101,7 +101,7 @@ def list_differences(connection: Connection, columns: Collection[str] = COUNTER_
     """
     if connection.dialect.name == SQLITE:  # its own counters continue from the table's highest number
         return list(_check_pragmas(connection))
-    required = {**REQUIRED, "search_path": _Wanted((search_path(schema_of(connection)),), _ELSEWHERE)}
+    required = {**REQUIRED, "search_path": _Wanted((search_path(read_schema(connection)),), _ELSEWHERE)}
     # under another search_path, the sequences would be those of another schema
     return list(_check_settings(connection, required, f". {_DROPPED}")) or list(_check_sequences(connection, columns))
 

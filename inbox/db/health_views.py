@@ -155,7 +155,7 @@ def _stuck_branches(sql: Sql) -> dict[Kind, str]:
     entity = " || '|' || ".join(rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in _ENTITY)
     paused = "SELECT g.name FROM gate g WHERE g.kind = '{}' AND g.paused_at IS NOT NULL"
     ready = "t.state = 'ready'"
-    overdue = sql.first_of(
+    overdue = sql.select_first(
         f"{each_name('route', 'open_delivery', ready)} r",
         "open_delivery o",
         f"o.route = r.name AND o.state = 'ready' AND o.due_at < {before}",

@@ -238,7 +238,7 @@ def list_deliveries(
             else:
                 found_in, without = _search(connection, seqs, wanted.body)
                 looked, gone = looked + len(seqs), gone + without
-            for found in deliveries_of(connection, found_in):
+            for found in read_deliveries(connection, found_in):
                 shown = [row for row in found if wanted.admits(row) and (keys is None or _key_of(row) in keys)]
                 matching += len(shown)
                 is_full = is_full or bool(rows and shown and len(rows) + len(shown) > limit)
@@ -411,7 +411,7 @@ def candidates(sql: Sql, wanted: EventFilter) -> tuple[str, dict[str, object]]:
     conditions += _log_conditions(sql, wanted, routes, values)
     if is_of_entity(wanted):
         where = _all([OF_ENTITY, *conditions, "i.seq < :before"])
-        found = sql.first_of(sources_of(wanted.source), "inbox i", where, "i.seq DESC", ":page")
+        found = sql.select_first(list_sources(wanted.source), "inbox i", where, "i.seq DESC", ":page")
         return f"SELECT i.seq FROM {found} ORDER BY i.seq DESC LIMIT :page", values
     return f"SELECT i.seq FROM ({_IN_WINDOW}) i WHERE {_all(conditions)} ORDER BY i.seq DESC", values
 
@@ -425,7 +425,7 @@ def _log_conditions(sql: Sql, wanted: EventFilter, routes: str | None, values: d
         of_fact.append("f.kind = :state")
         values["state"] = wanted.state
     if wanted.status is not None:
-        of_fact.append(f"CAST({sql.status_of('f')} AS int) = :status")
+        of_fact.append(f"CAST({sql.extract_status('f')} AS int) = :status")
         values["status"] = wanted.status
     on_route = "" if routes is None else f" AND {{}}.route {routes}"
     fact = f"EXISTS (SELECT 1 FROM delivery_log f WHERE {_all(['f.seq = i.seq', *of_fact])}{on_route.format('f')})"
@@ -436,15 +436,15 @@ def _log_conditions(sql: Sql, wanted: EventFilter, routes: str | None, values: d
 
 EVERY_SOURCE = each_name("source", "inbox")
 OF_ENTITY = "i.source = of_source.name AND i.entity_type = :entity_type AND i.entity_id = :entity_id"
-"""Condition on the row `i` of the inbox, using the table of `sources_of`, as the index of entities begins with the source."""
+"""Condition on the row `i` of the inbox, using the table of `list_sources`, as the index of entities begins with the source."""
 
 
-def sources_of(source: str | None) -> str:
+def list_sources(source: str | None) -> str:
     """Return a table `of_source` with the name in the parameter `source`, or with the names of all sources."""
     return f"{EVERY_SOURCE} of_source" if source is None else "(SELECT CAST(:source AS text) AS name) of_source"
 
 
-def deliveries_of(connection: Connection, seqs: Sequence[int]) -> list[list[Row]]:
+def read_deliveries(connection: Connection, seqs: Sequence[int]) -> list[list[Row]]:
     """Return the rows of the view `delivery` for each of these events."""
     if not seqs:
         return []

@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.config.values import SchemaName
 from inbox.db.dialect import POSTGRES, is_lock_wait
-from inbox.db.engine import DEFAULT_SCHEMA, reading, schema_of, search_path
+from inbox.db.engine import DEFAULT_SCHEMA, read_schema, reading, search_path
 from inbox.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,19 +91,19 @@ def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool =
     with _only_migrator(engine, report) if engine.dialect.name == POSTGRES else nullcontext():
         if engine.dialect.name == POSTGRES:
             _make_schema(engine)
-        before = revision_of(engine)
+        before = read_revision(engine)
         lacking = pending(before)
         adding = list(itertools.takewhile(lambda step: not step.contracts, lacking))
         ready = lacking if contract or before is None else adding
         ran = [step for step in ready if _run(engine, step, report)]
-        after = revision_of(engine)
+        after = read_revision(engine)
         return MigrationResult(before if ran else after, after, tuple(lacking[len(ready) :]))
 
 
 def _make_schema(engine: Engine) -> None:
     """Create the configured schema if it is missing."""
     with engine.begin() as connection:
-        schema = schema_of(connection)
+        schema = read_schema(connection)
         if connection.scalar(text("SELECT to_regnamespace(:schema)"), {"schema": schema}) is not None:
             return
         if not connection.scalar(text("SELECT has_database_privilege(current_database(), 'CREATE')")):
@@ -121,7 +121,7 @@ def plan(engine: Engine) -> list[MigrationStep]:
     Raises:
         ConfigError: the database has a newer version.
     """
-    return pending(revision_of(engine))
+    return pending(read_revision(engine))
 
 
 def pending(revision: str | None) -> list[MigrationStep]:
@@ -157,7 +157,7 @@ def require_current(engine: Engine) -> None:
     Raises:
         ConfigError: it doesn't; the message names the command to run.
     """
-    revision = revision_of(engine)
+    revision = read_revision(engine)
     lacking = pending(revision)
     if any(not step.contracts for step in lacking):
         has = f"revision {revision}" if revision else "no tables yet"
@@ -166,7 +166,7 @@ def require_current(engine: Engine) -> None:
 
 def is_exactly_head(engine: Engine) -> bool:
     """Return whether the database has exactly this version's schema."""
-    return revision_of(engine) == head()
+    return read_revision(engine) == head()
 
 
 def head() -> str:
@@ -179,10 +179,10 @@ def steps() -> list[MigrationStep]:
     files = sorted((_SCRIPTS / "versions").glob("[0-9]*.py"))
     if not files:
         raise ConfigError("the installed package has no migrations: install it again")
-    return [MigrationStep(file.name.partition("_")[0], _summary_of(file)) for file in files]
+    return [MigrationStep(file.name.partition("_")[0], _read_summary(file)) for file in files]
 
 
-def _summary_of(file: Path) -> str:
+def _read_summary(file: Path) -> str:
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     return (docstring or "").partition("\n")[0]
 
@@ -269,7 +269,7 @@ def _apply_under_the_write_lock(connection: Connection, step: MigrationStep) -> 
         return True
 
 
-def revision_of(engine: Engine) -> str | None:
+def read_revision(engine: Engine) -> str | None:
     """Return a database's revision; None if it has no tables yet."""
     with engine.connect() as connection:
         return _read_revision(reading(connection))
@@ -359,7 +359,7 @@ def _query_roles(engine: Engine, statement: TextClause, prefix: str | None = Non
     if engine.dialect.name != POSTGRES:
         return []
     with engine.connect() as connection, reading(connection).begin():
-        relay = f"{prefix or _prefix_in(schema_of(connection))}_relay"
+        relay = f"{prefix or _prefix_in(read_schema(connection))}_relay"
         return [str(row.name) for row in connection.execute(statement, {"relay": relay})]
 
 

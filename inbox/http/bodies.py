@@ -29,7 +29,7 @@ def problem(status: int, title: str, detail: str | None, field: str | None = Non
     return msgspec.json.encode(members)
 
 
-def problem_of(error: RequestError) -> bytes:
+def format_problem(error: RequestError) -> bytes:
     """Return the problem document of an error."""
     return problem(error.status, error.title, error.detail, error.field)
 
@@ -49,7 +49,7 @@ async def answer_problem(
 ) -> None:
     """Write the response to a RequestError, for Falcon."""
     resp.status = error.status
-    resp.data = problem_of(error)
+    resp.data = format_problem(error)
     resp.set_headers(problem_headers(error))
 
 

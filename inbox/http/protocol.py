@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.http import head
-from inbox.http.bodies import problem_headers, problem_of
+from inbox.http.bodies import format_problem, problem_headers
 from inbox.http.limits import (
     BODY_COMPLETE,
     CAPACITY,
@@ -200,7 +200,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
     def answer(self, error: RequestError) -> None:
         """Send an error response without calling the app."""
         self.meters.count(metrics.REJECTED, metrics.UNKNOWN, error.cause)
-        body = problem_of(error)
+        body = format_problem(error)
         fields = [
             *self.server_state.default_headers,
             *((name.lower().encode(), value.encode()) for name, value in problem_headers(error).items()),

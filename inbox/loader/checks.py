@@ -24,7 +24,7 @@ from inbox.config.model import (
 )
 from inbox.config.routing import explain_refusal, matches
 from inbox.config.sources import WHOLE_BODY, HeaderAuth, Source
-from inbox.config.sync import CallKeys, MapField, PagedBy, Paging, Sweep, SyncRoute, paging_of
+from inbox.config.sync import CallKeys, MapField, PagedBy, Paging, Sweep, SyncRoute, resolve_paging
 from inbox.config.values import is_name, to_title_case
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.sources import PRESETS
@@ -47,7 +47,7 @@ _NEEDS_NEXT: Mapping[str, str] = {"cursor": "the value for {next}", "url": "the 
 
 def check_paging(path: tuple[str, ...], call: Sweep) -> Iterator[Mistake]:
     """Yield missing and meaningless keys of a sweep's `pages`."""
-    path, pages = (*path, "pages"), paging_of(call.pages)
+    path, pages = (*path, "pages"), resolve_paging(call.pages)
     if pages is None:
         return
     for key, kinds in _HAS_MEANING.items():
@@ -83,7 +83,7 @@ FLOORS: dict[RetentionKind, tuple[int, str]] = {
 def check_retention(retention: Retention) -> Iterator[Mistake]:
     """Yield each age below its floor."""
     for kind, (days, reason) in FLOORS.items():
-        if retention.age_of(kind) < days * _DAY:
+        if retention.get_age(kind) < days * _DAY:
             yield Mistake(("retention", kind), f"must be at least {days}d: {reason}")
 
 

@@ -82,14 +82,14 @@ class KeyedProof(Proof):
         self._keys += tuple((MADE_UP, os.urandom(_DECOY_BYTES)) for _ in range(keys - self.keys))
 
     def is_known(self, secret: bytes, now: datetime) -> bool:
-        """Return in constant time whether a text is one of the secrets, whose keys are made by `digest_of`."""
+        """Return in constant time whether a text is one of the secrets, whose keys are made by `compute_digest`."""
         digest, known = hashlib.sha256(secret).digest(), False
         for valid, expected in self._keys:
             known |= hmac.compare_digest(digest, expected) & valid.valid_at(now)
         return known
 
 
-def digest_of(secret: str) -> bytes:
+def compute_digest(secret: str) -> bytes:
     """Return the digest of a shared secret, so that secrets of any length compare in constant time."""
     # An environment variable may hold bytes that are not UTF-8; Python reads them as lone surrogates.
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()

@@ -17,6 +17,7 @@ from relay.cli.options import as_command, open_database, option, parse_entity, r
 from relay.cli.output import (
     FINDING,
     fail,
+    make_title,
     put,
     put_json,
     say,
@@ -24,7 +25,6 @@ from relay.cli.output import (
     show_fields,
     table,
     terminal_width,
-    title_of,
 )
 from relay.operations.asks import Rejections, Selection
 from relay.words import describe_state, format_count, format_relative, format_time_of_day, put_in_words
@@ -79,7 +79,7 @@ class ListCommand(msgspec.Struct, frozen=True):
         every = self.columns.split()
         if wanted is None:
             return every
-        known = {title_of(name).replace(" ", "_"): name for name in every} | {name: name for name in every}
+        known = {make_title(name).replace(" ", "_"): name for name in every} | {name: name for name in every}
         asked = [name.strip().replace(" ", "_") for name in wanted.split(",")]
         for name in asked:
             require_known("column", name, known)
@@ -207,9 +207,9 @@ def _read_conditions(
 
 
 def _show_one(engine: Engine, of: str, noun: str, number: int, *, is_table: bool) -> None:
-    from inbox.db.reads import row_of
+    from inbox.db.reads import read_row
 
-    row = row_of(engine, of, number)
+    row = read_row(engine, of, number)
     if row is None:
         fail(f"there is no {noun} {number}", FINDING)
     if not is_table:
@@ -438,7 +438,7 @@ def follow(
 
 def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[Feed, Row]], str]:
     """Return a page of each feed, and the error of a database that does not answer. No row is read twice."""
-    from inbox.db.dialect import failure_of, trouble_text
+    from inbox.db.dialect import classify_failure, trouble_text
 
     rows: list[tuple[Feed, Row]] = []
     try:
@@ -446,7 +446,7 @@ def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[F
             for follower in followers:
                 rows += ((follower.feed, row) for row in follower.read(connection))
     except Exception as error:
-        if failure_of(error) == "fault":
+        if classify_failure(error) == "fault":
             raise
         return rows, trouble_text(error)
     return rows, ""

@@ -21,7 +21,7 @@ _TIMEOUT_SECONDS = 10
 _JSON = "application/json"
 
 
-def sample_of(source: Source, entity: tuple[str, str], event_type: str, at: datetime) -> Sample:
+def make_sample(source: Source, entity: tuple[str, str], event_type: str, at: datetime) -> Sample:
     """Make a webhook about an entity, given by type and id, in the format of the source's provider.
 
     Raises:

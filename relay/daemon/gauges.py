@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.db.dialect import failure_of
+from inbox.db.dialect import classify_failure
 from inbox.events.states import OPEN_STATES
 from inbox.observe import metrics
 from inbox.observe.metrics import OFF, Meters
@@ -79,7 +79,7 @@ class Gauges:
                 read()
             except SQLAlchemyError as error:
                 self._observer.on_database_trouble(f"reading gauges: {read.__name__}", error)
-                if failure_of(error) == "unreachable":  # the other readings would time out, too
+                if classify_failure(error) == "unreachable":  # the other readings would time out, too
                     break
             except Exception as error:  # noqa: BLE001  # the other gauges are still read
                 self._observer.log("bug_in_thread", bug=error, subject=f"gauges: {read.__name__}")

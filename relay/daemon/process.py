@@ -36,7 +36,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
 from inbox.db import engine, guarantees, migrate
-from inbox.db.dialect import failure_of
+from inbox.db.dialect import classify_failure
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
 from inbox.loader.load import config_path, load_file
@@ -162,7 +162,7 @@ def _is_fit(connections: Engine, orders: Orders, observer: Observer, *, is_patie
             migrate.require_current(connections)
             guarantees.require(connections)
         except DBAPIError as error:
-            if not is_patient or failure_of(error) == "fault":
+            if not is_patient or classify_failure(error) == "fault":
                 raise
             observer.on_database_trouble("starting", error)
         else:

@@ -181,12 +181,12 @@ KINDS = tuple(str(fact.__struct_config__.tag) for fact in get_args(AnyFact))
 """Every value of `delivery_log.kind`."""
 
 
-def kind_of(fact: AnyFact) -> str:
+def get_kind(fact: AnyFact) -> str:
     """Return the value of `delivery_log.kind`."""
     return str(fact.__struct_config__.tag)
 
 
-def detail_of(fact: AnyFact) -> dict[str, Any]:
+def get_detail(fact: AnyFact) -> dict[str, Any]:
     """Return the value of `delivery_log.detail`: everything but the kind. Times stay datetimes."""
     built: dict[str, Any] = msgspec.to_builtins(fact, builtin_types=(datetime,))
     del built["kind"]

@@ -273,7 +273,7 @@ def make_entity_key(source: str, entity_type: str, entity_id: str) -> GateKey:
     return ("entity", "|".join(map(escape, (source, entity_type, entity_id))))
 
 
-def entity_of(name: str) -> Entity | None:
+def parse_entity_key(name: str) -> Entity | None:
     """Return the entity whose gate has this name; None if it is not an entity's gate."""
     parts = split(name)
     return (parts[0], parts[1], parts[2]) if len(parts) == _ENTITY_PARTS else None
@@ -281,13 +281,13 @@ def entity_of(name: str) -> Entity | None:
 
 def format_gate(kind: str, name: str) -> str:
     """Return a gate in words, such as `destination crm`, or `trivore USER/u1` for an entity."""
-    entity = entity_of(name) if kind == "entity" else None
+    entity = parse_entity_key(name) if kind == "entity" else None
     return f"{kind} {name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
 
 
 def format_resume_command(kind: str, name: str, act: str = "resume") -> str:
     """Return the command that applies `act` to a gate or its deliveries."""
-    entity = entity_of(name) if kind == "entity" else None
+    entity = parse_entity_key(name) if kind == "entity" else None
     if entity is None:
         return shlex.join(["relay", act, f"--{kind}", name])
     source, entity_type, entity_id = entity

@@ -130,13 +130,13 @@ def apply_step(state: State, step: Step) -> State:
         raise IllegalTransition(f"{step} can't happen to a delivery that is {state}") from None
 
 
-def step_of(fact: AnyFact) -> Step:
+def get_step(fact: AnyFact) -> Step:
     """Return the step of a fact."""
     if isinstance(fact, facts.Dead) and not fact.counted:
         return Step.DEAD_UNATTEMPTED
     if isinstance(fact, facts.Dead) and fact.blocks_lane:
         return Step.DEAD_BLOCKING
-    return Step(facts.kind_of(fact))
+    return Step(facts.get_kind(fact))
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -215,7 +215,7 @@ def apply_fact(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDeli
             pass  # no attempt was made
         case _:
             attempt += 1
-    standing = Standing(apply_step(delivery.state, step_of(fact)), attempt, run, crashes)
+    standing = Standing(apply_step(delivery.state, get_step(fact)), attempt, run, crashes)
     return msgspec.structs.replace(
         delivery,
         state=standing.state,

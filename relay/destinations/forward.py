@@ -18,7 +18,7 @@ import msgspec
 from inbox.config.model import ForwardDestination, Route, SlackDestination
 from inbox.errors import BodyErased, ConfigError, MappingError, collect_config_errors
 from inbox.sources.presets.standard_webhooks import signature
-from inbox.sources.signing import Message, key_of, sign
+from inbox.sources.signing import Message, decode_key, sign
 from relay.delivery import alerts
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.destinations.base import Clients, Context, Deliverer
@@ -95,14 +95,14 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> De
     secrets = [] if signing is None else [signing, signing.removeprefix(_SHARED)]
     secrets += [url, urlsplit(url).path] if hidden else []
     parts: dict[str, Callable[[], Any]] = {
-        "signer": lambda: None if signing is None else signer_of(signing, f"{where}.signing_secret"),
+        "signer": lambda: None if signing is None else make_signer(signing, f"{where}.signing_secret"),
         "client": partial(clients.destination, destination, url, secrets=secrets, shown_path="/…" if hidden else None),
     }
     made = collect_config_errors(parts)
     return partial(_forward, made["client"], made["signer"], destination.pass_headers)
 
 
-def signer_of(text: str, where: str) -> Signer:
+def make_signer(text: str, where: str) -> Signer:
     """Return a signer for a shared secret of Standard Webhooks: `whsec_` and base64, or any other text unchanged.
 
     Raises:
@@ -112,7 +112,7 @@ def signer_of(text: str, where: str) -> Signer:
     if not text.startswith(_SHARED):
         scheme = msgspec.structs.replace(scheme, key="text")
     try:
-        key_of(scheme, text)
+        decode_key(scheme, text)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     return partial(sign, scheme, text)

@@ -9,17 +9,17 @@ from typing import Any, Literal, cast
 import msgspec
 
 from inbox.config.model import Config, PythonDestination, Route
-from inbox.config.routing import lane_of, matches
+from inbox.config.routing import matches, name_lane
 from inbox.errors import BodyErased, MappingError, RequestError
 from inbox.events.event import RawRequest, swept_key
 from inbox.events.timestamps import to_nanoseconds
-from inbox.sources.normalize import readers_of
+from inbox.sources.normalize import make_readers
 from relay.delivery.outcome import REFETCH_AFTER, Delivery, Failed
 from relay.destinations import KINDS
 from relay.destinations.base import Clients, Context, Deliverer, without_lease
 from relay.destinations.sync import REPLICA_LAG, Attempt, Ended, Sync
-from relay.http.answer import Answer
 from relay.http.client import HttpClient, Request, join_url
+from relay.http.response import CallResult
 from relay.http.target import Target
 
 Change = Literal["create", "update", "deactivate", "delete", "none", "failed"]
@@ -105,7 +105,7 @@ class OnlyReads(HttpClient):
         self._client = client
         self._reads = reads
 
-    def call(self, request: Request, limits: Context) -> Answer:
+    def call(self, request: Request, limits: Context) -> CallResult:
         """Make the call if it only reads.
 
         Raises:
@@ -155,7 +155,7 @@ class Variant:
             ConfigError: an endpoint, a secret, a template or an expression is unusable.
         """
         self.config = config
-        self._readers = readers_of(config)
+        self._readers = make_readers(config)
         self._fetched: dict[tuple[str, str | None, str | None], Parts] = {}
         """The parts of each entity, which its newest event has fetched, and older events would fetch again."""
         clients = Clients(config, partial(OnlyReads, reads=fetches))
@@ -203,8 +203,8 @@ class Variant:
         }
 
     def _process_route(self, route: Route, event: Delivery) -> Parts:
-        lane = lane_of(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
-        found: Parts = {"lane": lane, "ordering": self.config.ordering_of(route), "on_dead": route.on_dead}
+        lane = name_lane(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
+        found: Parts = {"lane": lane, "ordering": self.config.get_ordering(route), "on_dead": route.on_dead}
         deliverer = self._deliverers[route.name]
         if isinstance(deliverer, str):
             return found | {"function": deliverer}

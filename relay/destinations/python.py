@@ -21,7 +21,7 @@ from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed
 from relay.destinations.base import Clients, Context
 from relay.handler import Event, GiveUp, Retry, Skip
 from relay.sync.compiled_route import event_scope
-from relay.sync.expressions import Function, function_of
+from relay.sync.expressions import Function, load_function
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Python:
             return self._fail(began, "not_sent", why, "not_sent")
         began = steady()  # the wait for a slot does not reduce the call's time
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        work = partial(_work, self._function, event_of(delivery), context.span, self._slots, ended)
+        work = partial(_work, self._function, make_event(delivery), context.span, self._slots, ended)
         try:
             threading.Thread(target=work, name=f"{delivery.route}-{delivery.seq}", daemon=True).start()
         except RuntimeError:
@@ -139,7 +139,7 @@ def build(route: Route, destination: PythonDestination, clients: Clients) -> Pyt
     Raises:
         ConfigError: the function can't be imported, or does not accept an event.
     """
-    function = function_of(destination.function, f"destinations.{destination.name}.function")
+    function = load_function(destination.function, f"destinations.{destination.name}.function")
     # Calls left behind by an earlier configuration may still run after a reload.
     key = (destination.name, destination.function, destination.concurrency)
     slots = _SLOTS.setdefault(key, threading.Semaphore(destination.concurrency))
@@ -149,7 +149,7 @@ def build(route: Route, destination: PythonDestination, clients: Clients) -> Pyt
 _SLOTS: dict[tuple[str, str, int], threading.Semaphore] = {}
 
 
-def event_of(delivery: Delivery) -> Event:
+def make_event(delivery: Delivery) -> Event:
     """Convert a delivery to the event for the function."""
     same = {name: getattr(delivery, name) for name in Event.__struct_fields__ if name not in {"headers", "body", "raw"}}
     body = event_scope(delivery)["body"]

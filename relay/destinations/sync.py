@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any, Literal, cast
 
 from inbox.config.model import Route, SyncDestination
-from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
+from inbox.errors import BodyErased, ConfigError, MappingError, UnusableResponse, collect_config_errors
 from relay.delivery.outcome import (
     REFETCH_AFTER,
     Call,
@@ -26,8 +26,8 @@ from relay.delivery.outcome import (
     Unchanged,
 )
 from relay.destinations.base import Clients, Context
-from relay.http.answer import ABSENT, Answer
 from relay.http.client import HttpClient, Request
+from relay.http.response import ABSENT, CallResult
 from relay.http.target import header_value
 from relay.sync.calls import FIELDS, CallPlan, find_error, pick_value
 from relay.sync.compiled_route import (
@@ -182,11 +182,11 @@ class Attempt:
             return False
         return self._accept(entity, answer)
 
-    def _accept(self, entity: object, answer: Answer) -> bool:
+    def _accept(self, entity: object, answer: CallResult) -> bool:
         """Put a usable entity into the scope. Return False if it is the state before a deletion."""
         with self._reading(answer):
             if not isinstance(entity, dict) or not entity:  # an empty one would clear all fields
-                raise UnusableAnswer("the response is not an object, or is empty")
+                raise UnusableResponse("the response is not an object, or is empty")
             require_entity(self._plan.carried, entity, self.scope)
         self._last_modified = modified = last_modified(entity, cast("Expression", self._plan.modified))
         is_delete, at = self._delivery.action == "delete", self._delivery.occurred_at
@@ -224,11 +224,13 @@ class Attempt:
         self._require_counterpart(find, matches[0], answer)
         return True
 
-    def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: Answer) -> None:
+    def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: CallResult) -> None:
         """End the attempt before any write, unless the match can be addressed and has the value searched for."""
         with self._reading(answer):
             if not all(can_be_named(part.value(self.scope)) for part in self._plan.identity):
-                raise UnusableAnswer(f"the match lacks one of: {', '.join(part.text for part in self._plan.identity)}")
+                raise UnusableResponse(
+                    f"the match lacks one of: {', '.join(part.text for part in self._plan.identity)}"
+                )
             require_carried(find.carried, match, self.scope, ignore_case=find.ignore_case)
 
     def _missing(self) -> Outcome:
@@ -259,7 +261,7 @@ class Attempt:
         self._ensure(answer)
         return self._finish("updated", content)
 
-    def _try_update(self) -> tuple[Answer, bytes]:
+    def _try_update(self) -> tuple[CallResult, bytes]:
         """Send the change. Return the answer and the hash of the content."""
         plan = self._plan
         fields = self.fields = plan.fields.evaluate(self.scope, creating=False)
@@ -305,7 +307,7 @@ class Attempt:
         client: HttpClient,
         body: bytes | None = None,
         more: Mapping[str, str] = NO_HEADERS,
-    ) -> Answer:
+    ) -> CallResult:
         """Make a call. Return a success, or a class in `ABSENT`, which each step interprets. Others end the attempt."""
         path, query = call.path.expand(self.scope), call.query(self.scope)
         headers = {"Accept": "application/json"}
@@ -326,13 +328,13 @@ class Attempt:
             self._require_no_error(call, answer)
         return answer
 
-    def _require_no_error(self, call: CallPlan, answer: Answer) -> None:
+    def _require_no_error(self, call: CallPlan, answer: CallResult) -> None:
         """End the attempt if a response with a success status reports an error."""
         if answer.call.status == HTTPStatus.NO_CONTENT:
             return
         with self._reading(answer):
             if not answer.body:
-                raise UnusableAnswer(
+                raise UnusableResponse(
                     "the response is empty, but the errors key expects JSON; respond with 204 for no body"
                 )
             reported = find_error(call.rules, _json(answer))
@@ -341,16 +343,16 @@ class Attempt:
             self.calls = (*self.calls[:-1], failed.call)
             raise Ended(failed.as_failed(self.calls))
 
-    def _ensure(self, answer: Answer) -> None:
+    def _ensure(self, answer: CallResult) -> None:
         if answer.error_class is not None:
             raise Ended(answer.as_failed(self.calls))
 
     @contextmanager
-    def _reading(self, answer: Answer) -> Iterator[None]:
+    def _reading(self, answer: CallResult) -> Iterator[None]:
         """End the attempt if the response is unreliable."""
         try:
             yield
-        except UnusableAnswer as error:
+        except UnusableResponse as error:
             raise Ended(Failed(self.calls, "bad_answer", f"{answer.call.step}: {error}")) from None
 
     def _finish(
@@ -369,12 +371,12 @@ class Attempt:
         )
 
 
-def _json(answer: Answer) -> Any:  # noqa: ANN401  # whatever the JSON holds
+def _json(answer: CallResult) -> Any:  # noqa: ANN401  # whatever the JSON holds
     if not answer.whole:
-        raise UnusableAnswer("the response is larger than 64 KiB")
+        raise UnusableResponse("the response is larger than 64 KiB")
     if not answer.body:
         return None
     try:
         return decode(answer.body)
     except ValueError as error:
-        raise UnusableAnswer(f"the response is {error}") from None
+        raise UnusableResponse(f"the response is {error}") from None

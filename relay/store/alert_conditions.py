@@ -16,7 +16,7 @@ from relay.delivery.alerts import Alert
 from relay.store.alerts import NEWEST, store_alerts
 from relay.store.database import ScanStart
 from relay.store.nodes import read_nodes
-from relay.store.retention import STEPS, state_of
+from relay.store.retention import STEPS, read_kind_state
 from relay.store.transaction import Transaction
 from relay.store.work import Work
 
@@ -114,7 +114,7 @@ def _find_ended(transaction: Transaction, firing: Firing | None) -> Iterator[Ale
 def _check_retention(transaction: Transaction, now: datetime) -> Iterator[Alert]:
     """Yield an alert for each kind of rows: firing if the pruner has been behind for more than an hour."""
     for kind in STEPS:
-        progress = state_of(transaction, kind)
+        progress = read_kind_state(transaction, kind)
         is_behind = progress.behind_since is not None and progress.behind_since <= now - CATCH_UP_WITHIN
         yield Alert(
             "retention_behind", kind, is_behind, {"behind_seconds": progress.behind_seconds} if is_behind else {}

@@ -79,7 +79,7 @@ def record_post(database: Database, number: int, error: str | None = None, *, is
 def read_newest(database: Database) -> list[Row]:
     """Read `kind`, `subject` and `firing` of the newest alert of each subject."""
     with database.read() as transaction:
-        return transaction.rows_of(_NEWEST)
+        return transaction.fetch_rows(_NEWEST)
 
 
 def _take(work: Work, step: str, numbers: Sequence[int], take: Statement, besides: Mapping[str, float]) -> list[Posted]:

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import text
 
 from inbox.config.model import Config
-from inbox.config.routing import kind_of_lane, possible_lanes
+from inbox.config.routing import get_lane_kind, possible_lanes
 from inbox.db.dialect import as_list
 from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.events.timestamps import as_time
@@ -111,7 +111,7 @@ class Stored(msgspec.Struct, frozen=True):
         """The lane that has to remember its last success; None without one, in a lane of its own, or after an erasure."""
         is_remembered = self.log.delivered is not None and self.event.erased_at is None
         kind = self.log.delivered.lane or "entity" if is_remembered else "event"
-        return None if kind == "event" else next((lane for lane in self.lanes if kind_of_lane(lane) == kind), None)
+        return None if kind == "event" else next((lane for lane in self.lanes if get_lane_kind(lane) == kind), None)
 
     def add_difference(self, finding: FindingName, facts_say: object, stored: object) -> None:
         """Note a difference."""

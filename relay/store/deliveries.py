@@ -102,7 +102,7 @@ def write_back(transaction: Transaction, changed: Iterable[OpenDelivery]) -> Non
     """
     rows = sorted(changed, key=lambda row: (row.seq, row.route))
     history = [
-        (row.seq, row.route, facts.kind_of(fact), *astuple(standing), transaction.node, facts.detail_of(fact))
+        (row.seq, row.route, facts.get_kind(fact), *astuple(standing), transaction.node, facts.get_detail(fact))
         for row in rows
         for fact, standing in zip(row.facts, row.standings, strict=True)
     ]

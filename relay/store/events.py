@@ -221,6 +221,6 @@ _TAKEN_OF_ONE = (
 )
 _TAKEN = f"(SELECT entity_type, entity_id {_NAMED_ENTITIES} AND {_IS_TAKEN} {_IN_PAGES}) AS found"
 _NEWEST_TAKEN = Statement(f"""
-SELECT i.seq, {_EVENT} FROM {sql.first_of(_TAKEN, "inbox i", _TAKEN_OF_ONE, "i.occurred_at DESC, i.seq DESC", "1")}
+SELECT i.seq, {_EVENT} FROM {sql.select_first(_TAKEN, "inbox i", _TAKEN_OF_ONE, "i.occurred_at DESC, i.seq DESC", "1")}
 ORDER BY i.entity_type, i.entity_id
 """)

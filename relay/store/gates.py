@@ -202,7 +202,7 @@ def read_closed_gates(database: Database) -> list[Row]:
 
 def read_closed_gates_in(transaction: Transaction) -> list[Row]:
     """Read the same gates within a transaction."""
-    return transaction.rows_of(_HELD_BACK)
+    return transaction.fetch_rows(_HELD_BACK)
 
 
 def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row

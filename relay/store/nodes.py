@@ -53,7 +53,7 @@ def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHIN
 
 def read_nodes(transaction: Transaction, within: float = GONE_SECONDS) -> list[Row]:
     """Read the relays that have not stopped and sent a heartbeat `within` these seconds, with their failing steps."""
-    rows = transaction.rows_of(_NODES, within=-float(within))
+    rows = transaction.fetch_rows(_NODES, within=-float(within))
     return [{**row, "failing": as_json(row["failing"]) or {}} for row in rows]
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 
 from inbox.config.model import Config
-from inbox.config.routing import OWN_LANE, lane_of
+from inbox.config.routing import OWN_LANE, name_lane
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import OPEN, OpenDelivery, State, restore
@@ -104,7 +104,7 @@ def _choose_lane(stored: Stored, config: Config) -> str:
     event = stored.event
     if stored.route in config.routes:
         route = config.routes[stored.route]
-        return lane_of(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
+        return name_lane(route, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
     return max(stored.lanes, key=lambda lane: (not lane.startswith(OWN_LANE), len(lane)))
 
 

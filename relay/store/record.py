@@ -24,7 +24,7 @@ from relay.delivery.policy import (
     Policies,
     RoutePolicy,
     decide,
-    endpoint_of,
+    find_endpoint,
     find_failed_endpoint,
     list_breaker_reports,
     list_hold_requests,
@@ -155,7 +155,7 @@ def _record(
         for delivery, outcome in held:
             history = histories.get((delivery.seq, delivery.route), NO_HISTORY)
             policy = policies.get(delivery.route, UNKNOWN_ROUTE)
-            endpoint = endpoint_of(outcome, policy)
+            endpoint = find_endpoint(outcome, policy)
             is_stopped = endpoint in breakers and breakers[endpoint].state in STOPPED
             claimed = lease_key_of(delivery)
             made[claimed] = fact = decide(delivery, outcome, policy, now, history, is_stopped=is_stopped)

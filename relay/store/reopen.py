@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from inbox.config.model import Config
-from inbox.config.routing import lane_of
+from inbox.config.routing import name_lane
 from inbox.events.timestamps import as_time
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.policy import Policies
@@ -32,7 +32,7 @@ def find_open_or_ended(
         OpenDelivery(
             seq=row.seq,
             route=row.route,
-            lane=lane_of(
+            lane=name_lane(
                 config.routes[row.route], entity_type=row.entity_type, entity_id=row.entity_id, key=row.dedup_key
             ),
             occurred_at=as_time(row.occurred_at),

@@ -212,9 +212,9 @@ AGED: Mapping[RetentionKind, Aged] = {
 }
 
 
-def expiry_of(retention: Retention, kind: RetentionKind, clock: datetime) -> datetime | None:
+def compute_expiry(retention: Retention, kind: RetentionKind, clock: datetime) -> datetime | None:
     """Return the time before which rows of a kind have expired; None for never. Pure."""
-    age = retention.age_of(kind)
+    age = retention.get_age(kind)
     return None if age.is_forever else clock - timedelta(seconds=float(age))
 
 
@@ -235,7 +235,7 @@ def count_expired(transaction: Transaction, kind: RetentionKind, before: datetim
 # --- the steps
 
 
-def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
+def _prune_walk(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
     """Delete the expired rows among the next `most` after `position`."""
     page = _read_page(transaction, walk, before, position, most)
     expired = [row for row in page if row.goes is not None]
@@ -250,10 +250,10 @@ def _step_of_walk(walk: Walk, transaction: Transaction, before: datetime, positi
     return Pruned(rows, last.key, is_done=False, at=as_time(last.at), passed_over=len(going) - rows, error=error)
 
 
-def _step_of_payloads(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
+def _prune_payloads(walk: Walk, transaction: Transaction, before: datetime, position: int, most: int) -> Pruned:
     """Delete expired payloads after the position: on Postgres a whole partition, otherwise as the walk does."""
     if not transaction.sql.is_postgres:
-        pruned = _step_of_walk(walk, transaction, before, position, most)
+        pruned = _prune_walk(walk, transaction, before, position, most)
         has_freed = (pruned.rows > 0 or pruned.is_done) and _give_back(transaction)
         return Pruned(position=position, is_done=False) if pruned.is_done and has_freed else pruned
     following = _read_page(transaction, walk, before, position, 1)
@@ -263,12 +263,12 @@ def _step_of_payloads(walk: Walk, transaction: Transaction, before: datetime, po
     if found.result == "soon":
         return Pruned(position=position)
     if found.result == "rows":
-        return _step_of_walk(walk, transaction, before, position, most)
+        return _prune_walk(walk, transaction, before, position, most)
     is_locked = found.result == "locked"
     return Pruned(found.rows, found.last, is_done=False, at=as_time(following[0].at), passed_over=int(is_locked))
 
 
-def _step_of_aged(aged: Aged, transaction: Transaction, before: datetime, _position: int, most: int) -> Pruned:
+def _prune_aged(aged: Aged, transaction: Transaction, before: datetime, _position: int, most: int) -> Pruned:
     rows = len(transaction.execute(aged.removal, before=before, most=most))
     return Pruned(rows, is_done=rows < most)
 
@@ -277,9 +277,9 @@ Step = Callable[[Transaction, datetime, int, int], Pruned]
 """Arguments: a transaction, the time before which rows expire, the position, and the most rows to examine."""
 
 STEPS: Mapping[RetentionKind, Step] = {
-    **{kind: partial(_step_of_walk, each) for kind, each in WALKS.items()},
-    **{kind: partial(_step_of_aged, each) for kind, each in AGED.items()},
-    "payloads": partial(_step_of_payloads, WALKS["payloads"]),
+    **{kind: partial(_prune_walk, each) for kind, each in WALKS.items()},
+    **{kind: partial(_prune_aged, each) for kind, each in AGED.items()},
+    "payloads": partial(_prune_payloads, WALKS["payloads"]),
 }
 """The step of each kind, in the order of a round."""
 
@@ -439,7 +439,7 @@ class LeasedPruner(msgspec.Struct, frozen=True):
                 ):  # others are locked out until the commit
                     return None
                 now = as_time(renewed[0].now)
-                was = state_of(transaction, kind).begin(now)
+                was = read_kind_state(transaction, kind).begin(now)
                 pruned = STEPS[kind](transaction, before, was.position, most)
                 _write(transaction, was.after(pruned, before, now))
         except DBAPIError as error:
@@ -468,7 +468,7 @@ def read_command_clock(transaction: Transaction) -> datetime:
     return min(transaction.now(), SystemClock().now())
 
 
-def state_of(transaction: Transaction, kind: RetentionKind) -> KindState:
+def read_kind_state(transaction: Transaction, kind: RetentionKind) -> KindState:
     """Read the progress of a kind; a fresh state if it was never pruned."""
     row = transaction.connection.execute(select(pruning).where(pruning.c.kind == kind)).first()
     return KindState(kind) if row is None else KindState(**row._mapping)  # noqa: SLF001  # SQLAlchemy's public name

@@ -415,7 +415,7 @@ SELECT * FROM ready UNION ALL SELECT * FROM found WHERE state <> 'ready'
 #
 # Without statistics Postgres would hash all waiting rows (24,000 read for 32 lanes, 5.9 ms instead of 0.2), which a
 # LATERAL with a LIMIT prevents.
-_FIRST_OF_LANE = sql.first_of(_LANES, "open_delivery o", f"{_OF_LANE} = 'waiting'", "o.occurred_at, o.seq", ":most")
+_FIRST_OF_LANE = sql.select_first(_LANES, "open_delivery o", f"{_OF_LANE} = 'waiting'", "o.occurred_at, o.seq", ":most")
 _FIRST_WAITING = Statement(f"SELECT {ROW} FROM {_FIRST_OF_LANE}")
 
 

@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import Connection, text
 
 from inbox.db import order_lock
-from inbox.db.dialect import Sql, failure_of, rows_param
+from inbox.db.dialect import Sql, classify_failure, rows_param
 from inbox.db.leaves import SHARE_PAYLOADS
 from inbox.db.pipeline import Statement as Prepared
 from inbox.db.pipeline import send_together
@@ -79,7 +79,7 @@ class Transaction:
         result = self.connection.execute(words, values)
         return list(result.all()) if result.returns_rows else []
 
-    def rows_of(self, statement: AnyStatement, **parameters: Any) -> list[Row]:  # noqa: ANN401  # as `execute`
+    def fetch_rows(self, statement: AnyStatement, **parameters: Any) -> list[Row]:  # noqa: ANN401  # as `execute`
         """Run a statement and return its rows as plain values, for listings."""
         found = self.execute(statement, **parameters)
         return [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
@@ -90,7 +90,7 @@ class Transaction:
             with self.connection.begin_nested():
                 self.execute(statement, **parameters)
         except Exception as error:
-            if failure_of(error) != "fault":
+            if classify_failure(error) != "fault":
                 raise
             return error
         return None
@@ -132,7 +132,7 @@ class Transaction:
         """
         if self._pipelines and self._short_timeouts_for.isdisjoint(routes):
             prepared = [prepare(statement, self.sql, parameters, self._now) for statement, parameters in reads]
-            (granted, *found) = send_together(self.connection, [self._lock_of(routes), *prepared])
+            (granted, *found) = send_together(self.connection, [self._prepare_lock(routes), *prepared])
             if granted[0].routes == len(routes):
                 return as_time(granted[0].now), found
         now = self.take_order_lock(routes)
@@ -149,7 +149,7 @@ class Transaction:
         uses_short_timeouts = not self._short_timeouts_for.isdisjoint(routes)
         if uses_short_timeouts:
             self.set_lock_timeout(SHORT_TIMEOUT_MS)
-        lock, parameters = self._lock_of(routes)
+        lock, parameters = self._prepare_lock(routes)
         granted = self.execute(lock, **parameters)[0]
         if granted.routes < len(routes):
             if granted.routes:  # their waiters may hold that lock, or the row of a route that was added meanwhile
@@ -161,7 +161,7 @@ class Transaction:
             self.set_lock_timeout(SHORT_TIMEOUT_MS)
         return as_time(granted.now)
 
-    def _lock_of(self, routes: AbstractSet[str]) -> Prepared:
+    def _prepare_lock(self, routes: AbstractSet[str]) -> Prepared:
         given = rows_param({"route": route} for route in sorted(routes))
         return order_lock.given_routes(self.sql), {"given": given, "now": self._now}
 

@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 
 from inbox.config.model import Config
-from inbox.config.routing import matches, routes_of
+from inbox.config.routing import matches, select_routes
 from inbox.config.sync import Sweep
 from inbox.db import intake
 from inbox.db.dialect import error_text, make_storable
 from inbox.db.throughput import SOURCE, SWEPT
-from inbox.errors import ConfigError, InvalidEvent, MappingError, SweepFailed, UnusableAnswer, collect_config_errors
+from inbox.errors import ConfigError, InvalidEvent, MappingError, SweepFailed, UnusableResponse, collect_config_errors
 from inbox.events.event import Event, Identity, RawRequest, swept_parts
 from inbox.events.strict_json import has_more_marks
 from inbox.events.timestamps import rfc3339, to_nanoseconds
@@ -32,8 +32,8 @@ from relay.delivery.gates import RateLimit
 from relay.delivery.outcome import Call, ErrorClass
 from relay.delivery.policy import read_hold_request
 from relay.destinations.base import Clients, Context
-from relay.http.answer import Answer
 from relay.http.client import HttpClient, Request
+from relay.http.response import CallResult
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.gates import acquire_rate, hold, read_hold_seconds
@@ -41,7 +41,7 @@ from relay.store.sweeps import Listed, SweepFindings
 from relay.store.work import Work, process_in_parts
 from relay.sync.calls import evaluate, find_error
 from relay.sync.expressions import Expression, decode, encode
-from relay.sync.forms import instant_of
+from relay.sync.forms import parse_instant
 from relay.sync.paging import PagesPlan, Paginator, compile_pages
 from relay.sync.templates import compile_templates, expand_templates
 
@@ -125,7 +125,7 @@ class Pages:
                 answer = self._answer(paginator, context)
                 with ONE_PAGE:
                     yield self._page(paginator, answer)
-            except (MappingError, UnusableAnswer) as error:
+            except (MappingError, UnusableResponse) as error:
                 raise SweepFailed(str(error)) from None
             except SweepFailed as error:
                 tries_left -= 1
@@ -136,7 +136,7 @@ class Pages:
             else:
                 wait, tries_left = FIRST_WAIT_SECONDS, TRIES
 
-    def _answer(self, paginator: Paginator[Entry], context: Context) -> Answer:
+    def _answer(self, paginator: Paginator[Entry], context: Context) -> CallResult:
         (path, query), body, own = paginator.at, paginator.body, paginator.headers
         headers = {"Accept": "application/json"}
         if body is not None:
@@ -155,7 +155,7 @@ class Pages:
             raise SweepFailed(f"a page has more than {MOST_MARKS:,} brackets, commas and colons; lower pages.count")
         return answer
 
-    def _page(self, paginator: Paginator[Entry], answer: Answer) -> Page:
+    def _page(self, paginator: Paginator[Entry], answer: CallResult) -> Page:
         try:
             document = decode(answer.body)
         except ValueError as error:
@@ -196,7 +196,7 @@ class Pages:
             modified = self._modified.value(item)
             if modified is None:
                 raise SweepFailed("an entity in a page has no time of its last change at the configured place")
-            return Listed(named, instant_of(modified, self._unit))
+            return Listed(named, parse_instant(modified, self._unit))
         except InvalidEvent as error:
             raise SweepFailed(f"an entity in a page can't be stored: {error}") from None
         except MappingError as error:
@@ -206,7 +206,7 @@ class Pages:
             raise SweepFailed(f"{reason}; set time_unit to its form") from None
 
 
-def _require_success(answer: Answer) -> None:
+def _require_success(answer: CallResult) -> None:
     if answer.error_class is not None:
         passes = answer.error_class in _TRANSIENT
         raise SweepFailed(answer.as_failed(()).error, passes=passes, retry_after=answer.retry_after)
@@ -240,7 +240,7 @@ class CompiledSweep:
         self.source = config.sources[source]
         self.table = self.source.sweeps[number]
         self.api = config.apis[self.table.api]
-        self._routes = routes_of(source, config.routes.values())
+        self._routes = select_routes(source, config.routes.values())
         change = (self.table.entity_type, self.table.event_type, self.table.action)
         self._taken = [route.name for route in self._routes if matches(route.when, *change)]
         self._rate = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
@@ -327,10 +327,10 @@ class CompiledSweep:
             return add_events(work.database, (self._event(each, items.get(each), now) for each in some))
 
         def quarantine_one(listed: Listed, error: Exception) -> int:
-            failed.append(f"{_id_of(listed)}: {error_text(error)}")
+            failed.append(f"{_read_id(listed)}: {error_text(error)}")
             return 0
 
-        return sum(process_in_parts(work, STEP, lost, process=process, quarantine_one=quarantine_one, name=_id_of))
+        return sum(process_in_parts(work, STEP, lost, process=process, quarantine_one=quarantine_one, name=_read_id))
 
     def _hold_gate(self, database: Database) -> None:
         """Hold the api's gate if the last response asked to pause: this sweep, deliveries and other relays then wait."""
@@ -389,7 +389,7 @@ def _shape(table: Sweep, where: str) -> Any:  # noqa: ANN401  # a tree of expres
     return compile_templates(table.event_body, where, None, Expression)
 
 
-def _id_of(listed: Listed) -> str:
+def _read_id(listed: Listed) -> str:
     return f"id={make_storable(listed.id)!a}"
 
 

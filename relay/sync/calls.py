@@ -11,7 +11,7 @@ import jmespath.parser
 import msgspec
 
 from inbox.config.sync import CallKeys
-from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
+from inbox.errors import ConfigError, MappingError, UnusableResponse, collect_config_errors
 from relay.sync.expressions import Expression, Scope, encode
 from relay.sync.templates import (
     HeaderTemplate,
@@ -51,7 +51,7 @@ def find_error(rules: AnswerRules, answer: object) -> tuple[Literal["throttled",
     The text comes from the endpoint and has any length: redact it before storing it.
 
     Raises:
-        UnusableAnswer: an expression can't be evaluated on the response, so that it could hide an error; or the response is
+        UnusableResponse: an expression can't be evaluated on the response, so that it could hide an error; or the response is
             not the expected GraphQL, so that the call may have had no effect.
     """
     throttled = evaluate(rules.throttled, answer)
@@ -61,7 +61,7 @@ def find_error(rules: AnswerRules, answer: object) -> tuple[Literal["throttled",
     if _is_something(errors):
         return "rejected", _text(errors)
     if rules.is_graphql and not _is_graphql(answer):
-        raise UnusableAnswer("not a GraphQL response: it has neither data nor errors")
+        raise UnusableResponse("not a GraphQL response: it has neither data nor errors")
     return None
 
 
@@ -74,12 +74,12 @@ def pick_value(pick: Expression, answer: object) -> object:
     """Return the value of a response at `pick`; None if the response states that the entity does not exist.
 
     Raises:
-        UnusableAnswer: there is neither a value nor such a statement, which is an explicit null or a list without the item.
+        UnusableResponse: there is neither a value nor such a statement, which is an explicit null or a list without the item.
             A response of another shape may be an error, and must not delete a counterpart.
     """
     found = evaluate(pick, answer)
     if found is None and not _says_none(pick.tree, answer):
-        raise UnusableAnswer(
+        raise UnusableResponse(
             f"the response has neither a value at {pick.text} nor null, which would mean that the entity is gone"
         )
     return found
@@ -106,14 +106,14 @@ def evaluate(expression: Expression | None, answer: Any) -> Any:  # noqa: ANN401
     """Evaluate an expression on a response; None without an expression.
 
     Raises:
-        UnusableAnswer: the expression can't be evaluated.
+        UnusableResponse: the expression can't be evaluated.
     """
     if expression is None:
         return None
     try:
         return expression.value(answer)
     except MappingError:
-        raise UnusableAnswer(f"{expression.text} can't be evaluated on the response") from None
+        raise UnusableResponse(f"{expression.text} can't be evaluated on the response") from None
 
 
 def _is_something(value: object) -> bool:

@@ -208,7 +208,7 @@ class ErasedEvent(dict[str, Any]):
 Function = Callable[..., object]
 
 
-def function_of(place: str, where: str, takes: Sequence[str] = ("event",)) -> Function:
+def load_function(place: str, where: str, takes: Sequence[str] = ("event",)) -> Function:
     """Import a function, and check that it takes these arguments. `where` names the key in errors.
 
     The folder of `inbox.toml` is searched after Python's own path, so that a file there can't replace an installed module.
@@ -238,7 +238,7 @@ class Hook:
     def __init__(self, reference: str, where: str, takes: Sequence[str]) -> None:
         self.reference = reference
         self.where = where
-        self._function = function_of(reference, where, takes)
+        self._function = load_function(reference, where, takes)
 
     def call(self, *arguments: object) -> Any:  # noqa: ANN401  # whatever it returns
         """Call it, and return its result.

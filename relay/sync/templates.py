@@ -13,7 +13,7 @@ from inbox.config.mistakes import nearest
 from inbox.config.values import is_name, may_be_set, to_title_case
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.expressions import Expression, Scope
-from relay.sync.forms import FORMS, is_json, percent_encode, text_of
+from relay.sync.forms import FORMS, format_text, is_json, percent_encode
 
 _SEGMENTS = FORMS["path"]
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -118,7 +118,7 @@ class Template:
         if isinstance(value, str):
             self._require_short(value, placeholder)
         try:
-            text = text_of(value) if placeholder.form is None else placeholder.form.write(value)
+            text = format_text(value) if placeholder.form is None else placeholder.form.write(value)
         except ValueError as error:
             raise MappingError(f"{{{placeholder.text}}}: the value {error}", field=self.where) from None
         if not isinstance(value, str):

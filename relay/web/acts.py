@@ -63,7 +63,7 @@ class ActAnswer(msgspec.Struct, frozen=True):
     """Path of the command in the API."""
 
 
-def fields_of(operation: Operation) -> tuple[str, ...]:
+def list_fields(operation: Operation) -> tuple[str, ...]:
     """Return the names of the fields of an operation's selection."""
     return tuple(name for name in operation.keys if name not in BOUNDS)
 
@@ -159,7 +159,7 @@ class ActResource:
             resp.media = ActAnswer(number, kind, resp.location)
 
     def _read(self, operation: Operation, given: Fields, *, strict: bool = False) -> Any:  # noqa: ANN401  # `asks`
-        return convert(operation.asks, given, self._clock.now(), strict=strict, known=fields_of(operation))
+        return convert(operation.asks, given, self._clock.now(), strict=strict, known=list_fields(operation))
 
     async def _plan(self, actor: Actor, operation: Operation, asked: Any, agreed: Agreed | None = None) -> ActPlan:  # noqa: ANN401  # `asks`
         """Make the current plan; an `agreed` one is made as of its time."""

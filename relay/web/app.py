@@ -189,7 +189,7 @@ class _Lifespan:
         self._readers.close()
 
 
-def page_of(config: Config, forwarding: Iterable[str] = (), sessions: Sessions | None = None) -> App:
+def make_page(config: Config, forwarding: Iterable[str] = (), sessions: Sessions | None = None) -> App:
     """Make the application. It opens no connections, so that a forked process can serve it.
 
     Args:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from inbox.clock import Clock
 from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.db.dialect import failure_of, trouble_text
+from inbox.db.dialect import classify_failure, trouble_text
 from inbox.db.reads import Row
 from inbox.db.schema import metadata
 from inbox.db.views import VIEWS
@@ -32,7 +32,7 @@ AnyMembers = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema={"addition
 """An object with any members, such as the selection of a command."""
 
 
-def rows_of(name: str, *without: str, **added: dict[str, Any]) -> msgspec.Meta:
+def describe_rows(name: str, *without: str, **added: dict[str, Any]) -> msgspec.Meta:
     """Describe a row of a table or view by the comments of its columns, as the annotation of a `Row`.
 
     Args:
@@ -85,16 +85,16 @@ class Screen(msgspec.Struct, frozen=True):
     @property
     def query(self) -> type[msgspec.Struct]:
         """Type of its parameters in the URL; those outside the path have defaults."""
-        return list(_types_of(self.read).values())[1]
+        return list(_read_types(self.read).values())[1]
 
     @property
     def page(self) -> type[msgspec.Struct]:
         """Type of its page."""
-        return _types_of(self.read)["return"]
+        return _read_types(self.read)["return"]
 
 
 @cache
-def _types_of(read: Callable[[Reading, Any], Any]) -> dict[str, type[msgspec.Struct]]:
+def _read_types(read: Callable[[Reading, Any], Any]) -> dict[str, type[msgspec.Struct]]:
     return get_type_hints(read, include_extras=True)
 
 
@@ -224,6 +224,6 @@ def _convert_errors(make: Callable[[], Made]) -> Made:
             raise QueryTooSlow(
                 f"a query took more than {LONGEST_SECONDS:g} s and was ended; narrow the filter, for example to a route or a time"
             ) from error
-        if failure_of(error) != "fault":
+        if classify_failure(error) != "fault":
             raise DatabaseAway(trouble_text(error)) from error
         raise

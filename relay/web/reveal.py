@@ -39,7 +39,7 @@ class RevealedPage(msgspec.Struct, frozen=True):
     reason: str
 
 
-def text_of(body: bytes) -> tuple[str, int]:
+def decode_text(body: bytes) -> tuple[str, int]:
     """Return a body as text, and the number of bytes shown. JSON is formatted; bytes that are not UTF-8 are escaped.
 
     Numbers keep their digits, repeated names stay, and text keeps its line breaks.
@@ -103,7 +103,7 @@ class RevealResource:
             resp.downloadable_as, resp.data = f"event-{seq}.bin", body
         else:
             page = await self._readers.read(actor, lambda reading: event(reading, EventQuery(seq=seq)))
-            shown = RevealedPage(headers, *text_of(body), reason)
+            shown = RevealedPage(headers, *decode_text(body), reason)
             self._renderer.show_screen(resp, EVENT, given={"seq": seq}, page=page, actor=actor, shown=shown)
 
     async def _reveal(self, actor: Actor, seq: int, reason: str) -> tuple[dict[str, str], bytes]:

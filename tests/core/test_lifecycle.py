@@ -19,7 +19,7 @@ from inbox.events.event import Identity, dedup_key, swept_parts
 from inbox.events.states import deliveries_at, event_at
 from inbox.events.strict_json import LONGEST_NUMBER, has_too_long_number, real
 from relay.delivery import facts, lifecycle
-from relay.delivery.gates import entity_of
+from relay.delivery.gates import parse_entity_key
 from relay.delivery.lifecycle import (
     OPEN,
     SCHEDULING,
@@ -71,7 +71,7 @@ def test_every_state_has_its_row_and_every_step_can_happen_somewhere() -> None:
 
 def test_every_step_is_scheduling_or_a_fact() -> None:
     assert set(Step) - SCHEDULING == set(EXAMPLES)
-    assert all(lifecycle.step_of(fact) is step for step, fact in EXAMPLES.items())
+    assert all(lifecycle.get_step(fact) is step for step, fact in EXAMPLES.items())
 
 
 def test_terminal_steps_and_only_they_end_a_delivery() -> None:
@@ -115,8 +115,8 @@ def test_crashes_are_counted_in_a_row() -> None:
 
 @pytest.mark.parametrize("fact", EXAMPLES.values(), ids=[step.value for step in EXAMPLES])
 def test_a_fact_survives_the_log(fact: facts.AnyFact) -> None:
-    logged = msgspec.json.encode(facts.detail_of(fact)).decode()
-    assert decode(facts.kind_of(fact), logged) == fact
+    logged = msgspec.json.encode(facts.get_detail(fact)).decode()
+    assert decode(facts.get_kind(fact), logged) == fact
 
 
 def walk(choices: list[int]) -> Iterator[OpenDelivery]:
@@ -161,7 +161,7 @@ def _agree(row: OpenDelivery) -> None:
     assert folded.state is (State.RECEIVED if row.state in OPEN else row.state)
     assert (folded.attempt, folded.run, folded.crashes) == counts_of(row.standing)
     for before, (fact, then) in zip([None, *row.standings], zip(row.facts, row.standings, strict=True), strict=False):
-        assert follows(before, facts.kind_of(fact), then)
+        assert follows(before, facts.get_kind(fact), then)
 
 
 def counts_of(standing: Standing) -> tuple[int, int, int]:
@@ -343,7 +343,7 @@ def test_a_key_is_its_parts_as_long_as_an_index_takes_them() -> None:
     assert key("a", "b|c") == "a|b\\|c"
     assert key("a" * 1000) == "a" * 1000
     assert key("a" * 1001).startswith("\\sha256:")
-    assert entity_of("shop|USER|u1\\") == ("shop", "USER", "u1")
+    assert parse_entity_key("shop|USER|u1\\") == ("shop", "USER", "u1")
 
 
 def test_a_number_is_too_long_beyond_its_limit_and_digits_within_a_text_are_none() -> None:

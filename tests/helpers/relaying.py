@@ -18,7 +18,7 @@ from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row, plain
 from inbox.events.event import Event, RawRequest
 from inbox.loader.load import parse_config
-from inbox.sources.normalize import readers_of
+from inbox.sources.normalize import make_readers
 from relay.daemon.generation import attempt
 from relay.daemon.loop import Relay
 from relay.delivery.facts import AnyFact
@@ -34,7 +34,7 @@ from relay.store.operator.commands import Command
 from relay.store.operator.selection import Act
 from relay.store.record import Recorded
 from relay.store.record import record as record_parts
-from relay.store.retention import STEPS, LeasedPruner, Pruned, expiry_of
+from relay.store.retention import STEPS, LeasedPruner, Pruned, compute_expiry
 from relay.store.transaction import FailedAlone
 from relay.store.work import LockedRoutes, Reports, Work
 from tests.helpers.agreement import facts_agree
@@ -358,7 +358,7 @@ def prune(
     clock = pruner.take()
     assert clock is not None
     happened = {
-        kind: list(batches(pruner, kind, expiry_of(retention, kind, clock))) for kind in (kinds or tuple(STEPS))
+        kind: list(batches(pruner, kind, compute_expiry(retention, kind, clock))) for kind in (kinds or tuple(STEPS))
     }
     pruner.give_back(clock)
     return happened
@@ -366,7 +366,7 @@ def prune(
 
 def fill(database_url: str, events: Iterable[Change]) -> list[int]:
     """Store new events as the receiver reads them, and return their seqs."""
-    read = readers_of(a_config(database_url))["trivore"]
+    read = make_readers(a_config(database_url))["trivore"]
     headers = {name.lower(): value for name, value in HEADERS.items()}
     requests = (RawRequest("trivore", headers, body(*event), SystemClock().now()) for event in events)
     stored = Intake(database_url).append(*(event for request in requests for event in read(request)))

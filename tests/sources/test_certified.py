@@ -16,9 +16,9 @@ from inbox.config.sources import EventFields, Source
 from inbox.config.values import Duration, Secret, TopicArn
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable
 from inbox.events.event import Event, dedup_key
-from inbox.sources import PRESETS, preset_of
+from inbox.sources import PRESETS, build_preset
 from inbox.sources.keys import MOST_KEPT, CertificateUrl
-from inbox.sources.normalize import events_of
+from inbox.sources.normalize import make_events
 from inbox.sources.presets.sns import SignedMessage
 from tests.helpers.webhooks import mistake
 from tests.sources.certified import (
@@ -302,7 +302,7 @@ def read(
     message: dict[str, Any], event: EventFields | None = None, dedup: list[str] | None = None
 ) -> tuple[Event, ...]:
     source = Source(name="sns", preset="sns", topics=[TOPIC], event=event, dedup=dedup)
-    return events_of(source, preset_of(source), make_sns(message), [])
+    return make_events(source, build_preset(source), make_sns(message), [])
 
 
 def test_a_message_is_an_event_as_sns_wrapped_it() -> None:

@@ -18,7 +18,7 @@ from inbox.config.values import Secret
 from inbox.errors import ConfigError, InvalidEvent, TooLarge
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.credentials import Verifier, verifier_of
+from inbox.sources.credentials import Verifier, build_verifier
 from tests.helpers.scripted import answer, serving
 from tests.sources import presenting
 from tests.sources.presenting import NOW, make_request
@@ -74,7 +74,7 @@ def segment(value: object) -> bytes:
 
 def trust(*secrets: Secret) -> Verifier:
     source = Source(name="signals", preset="secevent", secrets=list(secrets), issuer=ISSUER, audience=AUDIENCE)
-    return verifier_of(source, PRESET, {})
+    return build_verifier(source, PRESET, {})
 
 
 def as_request(body: bytes) -> RawRequest:

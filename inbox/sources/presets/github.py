@@ -60,7 +60,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     return Identity(
         *_entity(event, payload),
         event_type=fields.entity_type(f"{event}.{word}" if word else event) or event,
-        action=fields.action_of(word),
+        action=fields.classify_action(word),
         occurred_ns=fields.arrival(raw),
         event_id=fields.header_field(raw, _DELIVERY, fields.LONGEST_ID),
     )
@@ -75,7 +75,7 @@ def _entity(event: str, payload: fields.Payload) -> fields.Entity:
 PRESET = Preset(
     title="GitHub",
     shown_at="the field Secret of the hook: Settings, Webhooks, of the repository, organisation or app",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     sample=json_sample(
         {"action": "{last}", "{kind}": {"id": "{number}"}},
         {"X-GitHub-Event": "{first}", "X-GitHub-Delivery": "{unique}"},

@@ -46,7 +46,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
 PRESET = Preset(
     title="HubSpot",
     shown_at="the app's client secret: Auth, in its settings",
-    read=fields.reader_of_list(_event),
+    read=fields.make_list_reader(_event),
     has_own_time=True,
     sample=json_sample(
         [{"eventId": "{s}", "subscriptionType": "{dotted}", "objectId": "{number}", "occurredAt": "{ms}"}]

@@ -51,7 +51,7 @@ _SAMPLE = {"action": "{last}", "type": "{kind}", "createdAt": "{time}", "webhook
 PRESET = Preset(
     title="Linear",
     shown_at="the signing secret of the webhook: Settings, API",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     has_own_time=True,
     sample=json_sample({**_SAMPLE, "data": {"id": "{id}"}}, {"Linear-Delivery": "{unique}"}),
     signatures=(Signature(header="Linear-Signature", timestamp_unit="ms"),),

@@ -46,7 +46,7 @@ class ClientState(base.KeyedProof):
     passes = 1
 
     def __init__(self, _source: Source, secrets: base.Revealed) -> None:
-        super().__init__((secret, base.digest_of(text)) for secret, text in secrets)
+        super().__init__((secret, base.compute_digest(text)) for secret, text in secrets)
         self.kind = ClientState
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
@@ -93,7 +93,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
         kind,
         identifier,
         event_type=fields.entity_type(f"{kind or 'resource'}.{word}") or word,
-        action="other" if lifecycle else fields.action_of(word),
+        action="other" if lifecycle else fields.classify_action(word),
         occurred_ns=fields.arrival(raw),
         key_parts=() if event_id else unique,
         event_id=event_id,
@@ -115,7 +115,7 @@ _SAMPLE = {"id": "{unique}", "changeType": "{last}", "resource": "{kind}/{id}", 
 PRESET = base.Preset(
     title="Microsoft Graph, Entra ID",
     shown_at="the clientState with which you created the subscription",
-    read=fields.reader_of_list(_event, "value"),
+    read=fields.make_list_reader(_event, "value"),
     sample=base.json_sample({"value": [_SAMPLE]}),
     prover=ClientState,
     needs=frozenset({"auth"}),

@@ -96,7 +96,7 @@ def _event(raw: RawRequest, event: fields.Payload) -> Identity:
     return Identity(
         *fields.entity(event.get("resource_type"), fields.member(event, "resource", "id")),
         event_type=event_type,
-        action=fields.action_of(event_type.rpartition(".")[2]),
+        action=fields.classify_action(event_type.rpartition(".")[2]),
         occurred_ns=fields.time_field(event, "create_time", raw.received_at),
         key_parts=(fields.header_field(raw, _TRANSMISSION, _LONGEST_TRANSMISSION),),
         event_id=fields.text_field(event, "id", fields.LONGEST_ID),
@@ -108,7 +108,7 @@ _SAMPLE = {"id": "WH-{unique}", "create_time": "{time}", "resource_type": "{kind
 PRESET = Preset(
     title="PayPal",
     shown_at="the webhook's ID: Apps & Credentials, the app, Webhooks; for events of the simulator it is `WEBHOOK_ID`",
-    read=fields.reader_of_object(_event),
+    read=fields.make_object_reader(_event),
     sample=json_sample({**_SAMPLE, "resource": {"id": "{id}"}}, {"PAYPAL-TRANSMISSION-ID": "{unique}"}),
     prover=Transmission,
     needs=frozenset({"auth"}),  # otherwise strangers could trigger fetches of certificates and discover the source

@@ -53,7 +53,7 @@ def read(raw: RawRequest, dedup: fields.Dedup) -> tuple[Identity, ...]:
     identity = Identity(
         *_entity(payload, event, event_type),
         event_type=fields.entity_type(whole) or event_type,
-        action=fields.action_of(whole.rpartition("_")[2]),
+        action=fields.classify_action(whole.rpartition("_")[2]),
         occurred_ns=fields.epoch_field(payload, "event_time", raw.received_at),
         event_id=fields.text_field(payload, "event_id", fields.LONGEST_ID),
     )

@@ -94,9 +94,11 @@ def reader(source: Source) -> Read:
         if not any(name in message for name in _CONTENT):
             raise InvalidEvent("text is missing, and so are attachments and blocks", field="text")
         kind, identifier, event_type = _entity(pattern, message, source.entity_type) or (None, None, WITHOUT_ENTITY)
-        return Identity(kind, identifier, event_type, fields.action_of(event_type), fields.arrival(raw), _key(raw))
+        return Identity(
+            kind, identifier, event_type, fields.classify_action(event_type), fields.arrival(raw), _key(raw)
+        )
 
-    return fields.reader_of_object(read_one)
+    return fields.make_object_reader(read_one)
 
 
 def texts(message: fields.Payload) -> Iterator[str]:

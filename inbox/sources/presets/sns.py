@@ -125,7 +125,7 @@ def _event(raw: RawRequest, payload: fields.Payload) -> Identity:
     return Identity(None, None, event_type, "other", at, event_id=message_id)
 
 
-read = fields.reader_of_object(_event)
+read = fields.make_object_reader(_event)
 """Reads the event of a message, as wrapped by SNS."""
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from relay.delivery import facts
-from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, apply_fact, step_of
+from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, apply_fact, get_step
 from relay.delivery.ordering import has_begun
 from relay.delivery.policy import Policies
 from relay.operations.table import MOST_OPEN
@@ -55,7 +55,7 @@ def change(
     said: dict[str, Any] = {"who": who, "why": why, "command": command}
     keys = sorted(select_keys(transaction, choice, keys))
 
-    def fact_of(row: OpenDelivery) -> facts.AnyFact:
+    def make_fact(row: OpenDelivery) -> facts.AnyFact:
         if act == "replay":
             return facts.Replayed(**said)
         if act == "retry":
@@ -64,13 +64,13 @@ def change(
 
     if act == "replay":
         found = find_replayable(transaction, choice, keys, first=first)
-        again = [apply_fact(row, fact_of(row), now) for row in found.again]
+        again = [apply_fact(row, make_fact(row), now) for row in found.again]
         reinsert_and_settle(transaction, found.again, again, policies)
         return Changed(len(again), Counter(found.skipped.values()))
     changed = [
         apply_fact(row, fact, now)
         for row in find_open_or_ended(transaction, choice.config, keys)
-        if row.state is not State.ENDED and step_of(fact := fact_of(row)) in TRANSITIONS[row.state]
+        if row.state is not State.ENDED and get_step(fact := make_fact(row)) in TRANSITIONS[row.state]
     ]
     # Written before settling, which reads the rest of these lanes.
     write_back(transaction, changed)

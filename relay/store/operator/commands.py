@@ -139,13 +139,22 @@ def read_next_open(database: Database, *, after: int, most: int) -> Sequence[int
         return [row.id for row in transaction.execute(_OPEN, after=after, most=most)]
 
 
-def find_open_turn(database: Database, gate: Mapping[str, object]) -> str | None:
-    """Return the name of an open pause or resume with this selection, such as `command 7 (pause)`; None if there is none."""
+_NEWEST_ID = 2**63 - 1
+
+
+def find_open_turn(database: Database, gate: object, *, before: int = _NEWEST_ID) -> tuple[int, str] | None:
+    """Return id and kind of the oldest open pause or resume of this gate with a lower id; None if there is none."""
     with database.read() as transaction:
-        for row in transaction.execute(_TURNS):
-            if as_json(row.selection) == gate:
-                return f"command {row.id} ({row.kind})"
+        for row in transaction.execute(_TURNS, before=before):
+            if _list_given(row.selection) == _list_given(gate):
+                return row.id, row.kind
     return None
+
+
+def _list_given(selection: object) -> object:
+    """Return a selection without fields that are null, which say nothing."""
+    given = as_json(selection)
+    return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 def read_command(database: Database, number: int) -> Command | None:
@@ -198,10 +207,10 @@ def find_obstacle(found: Command, act: str) -> str | None:
 def is_as_it_was(transaction: Transaction, command: Command) -> bool:
     """Lock the command. Returns False if another process has advanced or stopped it since it was read, or is doing so now."""
     now = _read(transaction, command.id, locked=True)
-    return now is not None and not now.has_ended and _place_of(now) == _place_of(command)
+    return now is not None and not now.has_ended and _get_position(now) == _get_position(command)
 
 
-def _place_of(command: Command) -> tuple[int | None, int, int]:
+def _get_position(command: Command) -> tuple[int | None, int, int]:
     return command.progress, command.affected, command.failed
 
 
@@ -232,7 +241,8 @@ _IS_OPEN = "state IN ('asked', 'running')"
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in COMMAND_KINDS)})"
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
 _TURNS = text(
-    f"SELECT id, kind, selection FROM relay_command WHERE {_IS_OPEN} AND kind IN ('pause', 'resume') ORDER BY id"
+    "SELECT id, kind, selection FROM relay_command "
+    f"WHERE {_IS_OPEN} AND kind IN ('pause', 'resume') AND id < :before ORDER BY id"
 )
 _SAY = text(
     f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"

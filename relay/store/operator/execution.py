@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import as_json, blames_items, error_text, failure_of, is_wait_timeout
+from inbox.db.dialect import as_json, blames_items, classify_failure, error_text, is_wait_timeout
 from inbox.errors import UnusableCommand
 from relay.operations.table import OPERATIONS, parse
 from relay.store.operator import commands
@@ -56,7 +56,7 @@ class OpenCommands:
             try:
                 changed += work_on(work, number)
             except Exception as error:
-                failure = failure_of(error)
+                failure = classify_failure(error)
                 if failure == "unreachable":
                     raise
                 if failure == "fault":
@@ -72,7 +72,8 @@ def work_on(work: Work, number: int) -> int:
 
     An invalid command is `refused`. One whose deliveries can't be found is `failed`. Deliveries or requests that can't be
     changed are skipped: `relay_command.failed` counts them, `relay_command.error` has the last one. For a locked one the
-    command waits.
+    command waits. A pause or resume waits for older ones of its gate, and this works on the oldest: so the last one wins,
+    also where no relay runs.
 
     Returns:
         The number of changed deliveries; 0 also while a replay or retry waits for due deliveries.
@@ -83,6 +84,10 @@ def work_on(work: Work, number: int) -> int:
         command = commands.read_command(work.database, number)
         if command is None or command.has_ended:
             return 0
+        if command.kind in {"pause", "resume"} and (
+            older := commands.find_open_turn(work.database, command.selection, before=number)
+        ):
+            return work_on(work, older[0])
         after = _carry_out(work, command, _next_step(work, command))
     except Exception as error:
         if not blames_items(error):

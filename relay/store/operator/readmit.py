@@ -24,7 +24,7 @@ def read_again(database: Database, readers: Mapping[str, Read], asked: Rejection
     """Read the next selected requests after the id `after` under the present configuration; at least one, if any."""
     given = {name: getattr(asked, name) for name in ("id", "source", "cause", "status", "error", "since", "until")}
     with database.read() as transaction:
-        rows = transaction.rows_of(_PAGE, **given, after=after, limit=AT_A_TIME, bytes=BYTES_AT_A_TIME)
+        rows = transaction.fetch_rows(_PAGE, **given, after=after, limit=AT_A_TIME, bytes=BYTES_AT_A_TIME)
     return [_read_one(readers, row) for row in rows]
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.config.routing import matches
-from inbox.db.listing import OF_ENTITY, sources_of
+from inbox.db.listing import OF_ENTITY, list_sources
 from inbox.db.reads import Row
 from inbox.events.states import (
     CANCELLED_BY_STATE,
@@ -62,7 +62,7 @@ _EQUAL = ("source", "entity_type", "entity_id", "event_type", "state", "cause", 
 """Conditions that require equality with the column of the same name."""
 
 
-def keys_of(rows: Iterable[Row]) -> list[Key]:
+def list_keys(rows: Iterable[Row]) -> list[Key]:
     """Return seq and route of each row."""
     return [(int(row["seq"]), str(row["route"])) for row in rows]
 
@@ -264,7 +264,7 @@ def select_keys(transaction: Transaction, choice: Choice, keys: Iterable[Key], *
     """
     until = choice.until_seq
     wanted = {key for key in keys if key[0] >= first and (until is None or key[0] <= until)}
-    return wanted & {*keys_of(_read(transaction, choice, sorted({seq for seq, _ in wanted})))}
+    return wanted & {*list_keys(_read(transaction, choice, sorted({seq for seq, _ in wanted})))}
 
 
 def _next(transaction: Transaction, choice: Choice, after: int, most: int) -> tuple[list[int], int | None]:
@@ -272,7 +272,7 @@ def _next(transaction: Transaction, choice: Choice, after: int, most: int) -> tu
     if choice.seqs is not None:
         statement, found = None, [seq for seq in choice.seqs if seq > after][:most]
     else:
-        statement, given = _events_of(choice)
+        statement, given = _select_events(choice)
         found = [row.seq for row in transaction.execute(statement, after=after, most=most, **given)]
     upto = found[-1] if len(found) == most else None
     if upto is None and statement is NEXT_OF_SOURCE:
@@ -282,7 +282,7 @@ def _next(transaction: Transaction, choice: Choice, after: int, most: int) -> tu
     return sorted({*found}), upto
 
 
-def _events_of(choice: Choice) -> tuple[AnyStatement, dict[str, Any]]:
+def _select_events(choice: Choice) -> tuple[AnyStatement, dict[str, Any]]:
     """Return the statement that finds the next events for a choice without named events, and its parameters."""
     chosen = choice.selection
     if chosen.entity_id is not None:
@@ -304,7 +304,12 @@ def _read(transaction: Transaction, choice: Choice, seqs: Sequence[int]) -> list
         seqs = [row.seq for row in transaction.execute(_OPEN_ON, wanted=seqs, route=choice.selection.open_on)]
     which: Rows = "open" if choice.which in _OPEN else cast("Rows", choice.which)
     given = {"route": choice.selection.route} if which == "backfill" else {}
-    return choice.select_from(transaction.rows_of(DELIVERIES[which], wanted=seqs, **given))
+    return choice.select_from(transaction.fetch_rows(DELIVERIES[which], wanted=seqs, **given))
+
+
+def count_unmoved(transaction: Transaction, former: str, route: str | None) -> dict[str, int]:
+    """Count by state the deliveries that are open on a former route, and that the new one never took."""
+    return {row.state: row.number for row in transaction.execute(_UNMOVED, former=former, route=route)}
 
 
 _NEXT = f"SELECT n.seq, n.source FROM inbox n WHERE n.seq > :after ORDER BY n.seq LIMIT {_WINDOW}"
@@ -317,7 +322,7 @@ END_OF_WINDOW = text(f"SELECT CASE WHEN count(*) = {_WINDOW} THEN max(found.seq)
 _OF_ENTITY = f"{OF_ENTITY} AND i.seq > :after"
 OF_ONE_ENTITY = {
     of_source: Statement(f"""
-SELECT i.seq FROM {sql.first_of(sources_of("source" * of_source or None), "inbox i", _OF_ENTITY, "i.seq", ":most")}
+SELECT i.seq FROM {sql.select_first(list_sources("source" * of_source or None), "inbox i", _OF_ENTITY, "i.seq", ":most")}
 ORDER BY i.seq LIMIT :most
 """)
     for of_source in (False, True)
@@ -343,6 +348,17 @@ _OPEN_ON = Statement(f"""
 SELECT o.seq FROM {sql.look_up(_WANTED, "open_delivery o", "o.seq = wanted.seq AND o.route = :route")}
 WHERE o.state <> '{State.IN_FLIGHT}'
 """)
+_UNMOVED = Statement(
+    " UNION ALL ".join(  # literals of states, and maxima that Postgres turns into no joins, so that it uses indexes
+        f"""
+SELECT '{state}' AS state, count(*) AS number FROM open_delivery o
+WHERE o.state = '{state}' AND o.route = :former
+  AND (SELECT max(n.seq) FROM open_delivery n WHERE n.seq = o.seq AND n.route = :route) IS NULL
+  AND (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = :route AND f.kind <> 'erased') IS NULL
+"""
+        for state in OPEN_STATES
+    )
+)
 _KEYS: Mapping[Rows, str] = {
     "open": f"SELECT o.seq, o.route FROM {sql.look_up(_WANTED, 'open_delivery o', 'o.seq = wanted.seq')}",
     "ended or dead": f"SELECT DISTINCT f.seq, f.route FROM {sql.look_up(_WANTED, 'delivery_log f', 'f.seq = wanted.seq')}",
@@ -360,7 +376,7 @@ DELIVERIES = {
 SELECT i.seq, k.route, o.lane, coalesce(o.state, l.kind, '{UNROUTED}') AS state, coalesce(o.attempt, l.attempt, 0) AS attempts,
        o.due_at, o.due_at > (SELECT {sql.now}) AS is_later, i.source, i.entity_type, i.entity_id, i.event_type, i.action,
        i.occurred_at, i.received_at, e.at AS failed_at, coalesce(e.detail ->> 'cause', e.detail ->> 'error_class') AS cause,
-       CAST({sql.status_of("e")} AS text) AS status, e.detail ->> 'error' AS error,
+       CAST({sql.extract_status("e")} AS text) AS status, e.detail ->> 'error' AS error,
        coalesce(({_LAST} NOT IN ('erased', 'unblocked')), 0) AS last_change
 FROM {sql.look_up(f"({keys}) k", "inbox i", "i.seq = k.seq")}
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = k.route

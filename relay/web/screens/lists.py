@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from inbox.db.listing import EventFilter, ListingName, RowPage, list_deliveries, read_page
-from inbox.db.reads import Row, row_of
+from inbox.db.reads import Row, read_row
 from inbox.db.schema import metadata
 from inbox.errors import BadFilter, NotAllowed, NothingThere
 from inbox.events.states import DEAD_STATES, ENDINGS, OPEN_COMMANDS, RETRYING
@@ -22,7 +22,7 @@ from relay.store.overview import FiringAlert, format_alert, read_firing
 from relay.store.reads import DeadGroup, group_dead_letters
 from relay.store.statement import Statement, sql
 from relay.web.query import Limit, Number, Text
-from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, rows_of
+from relay.web.reading import MOST_COUNTED, AnyMembers, ListPage, ListQuery, Reading, describe_rows
 from relay.words import ACTS, describe_state
 
 LONGEST_SECONDS, LONGEST_SEARCH_SECONDS = 0.15, 1.0
@@ -101,7 +101,7 @@ _ACTS_SCHEMA = {
 class DeliveriesPage(ListPage, frozen=True, kw_only=True):
     """Rows of the view `delivery`, newest event first."""
 
-    rows: tuple[Annotated[Row, rows_of("delivery", acts=_ACTS_SCHEMA)], ...]
+    rows: tuple[Annotated[Row, describe_rows("delivery", acts=_ACTS_SCHEMA)], ...]
     matching: int | None = None
     """Number of matching deliveries; 501 means more than 500; None: not counted."""
     is_complete: bool
@@ -274,7 +274,7 @@ class RejectedQuery(ListQuery, frozen=True, kw_only=True):
 class RejectedPage(ListPage, frozen=True):
     """Rows of `rejected_request`, newest first, without headers and bodies."""
 
-    rows: tuple[Annotated[Row, rows_of("rejected_request", *LEFT_OUT, is_kept=_IS_KEPT_SCHEMA)], ...]
+    rows: tuple[Annotated[Row, describe_rows("rejected_request", *LEFT_OUT, is_kept=_IS_KEPT_SCHEMA)], ...]
 
 
 def list_rejected(reading: Reading, query: RejectedQuery) -> RejectedPage:
@@ -299,7 +299,7 @@ class CommandsQuery(ListQuery, frozen=True, kw_only=True):
 class CommandsPage(ListPage, frozen=True):
     """Rows of `relay_command` without their samples, newest first."""
 
-    rows: tuple[Annotated[Row, rows_of("relay_command", "sample")], ...]
+    rows: tuple[Annotated[Row, describe_rows("relay_command", "sample")], ...]
 
 
 def list_commands(reading: Reading, query: CommandsQuery) -> CommandsPage:
@@ -319,7 +319,7 @@ class CommandQuery(msgspec.Struct, frozen=True):
 class CommandPage(msgspec.Struct, frozen=True):
     """One command."""
 
-    command: Annotated[Row, rows_of("relay_command")]
+    command: Annotated[Row, describe_rows("relay_command")]
     is_open: bool
     """True: a relay still works on it."""
     turn: Literal["stop", "continue"] | None
@@ -336,7 +336,7 @@ def read_command(reading: Reading, query: CommandQuery) -> CommandPage:
     Raises:
         NothingThere: there is no such command.
     """
-    row = row_of(reading.database.engine, "relay_command", query.id)
+    row = read_row(reading.database.engine, "relay_command", query.id)
     if row is None:
         raise NothingThere(f"there is no command {query.id}")
     is_open = row["state"] in OPEN_COMMANDS
@@ -363,7 +363,7 @@ class AlertsQuery(ListQuery, frozen=True, kw_only=True):
 class AlertsPage(ListPage, frozen=True, kw_only=True):
     """Rows of `alert` with their sentence in `text`, newest first."""
 
-    rows: tuple[Annotated[Row, rows_of("alert", text={"type": "string"})], ...]
+    rows: tuple[Annotated[Row, describe_rows("alert", text={"type": "string"})], ...]
     firing: tuple[FiringAlert, ...]
     """All firing alerts, oldest first, regardless of the filters; empty on later pages."""
 

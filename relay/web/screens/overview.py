@@ -14,13 +14,13 @@ from inbox.config.model import Config
 from inbox.db.reads import Row
 from relay.doctor.examinations import EXAMINATIONS
 from relay.doctor.run import ExaminationResult, open_installation, run
-from relay.findings import LEVELS, Finding, is_well, list_findings, read_stuck, state_of
+from relay.findings import LEVELS, Finding, get_route_state, is_well, list_findings, read_stuck
 from relay.store import reads
 from relay.store.overview import HeldGate, RelayState, read_held_gates, read_overview
 from relay.store.reads import Disk, read_disk, sqlite_file
 from relay.store.route_states import Counts, Figures, RouteState, Span, read_figures
 from relay.web.query import Text, url
-from relay.web.reading import Reading, rows_of
+from relay.web.reading import Reading, describe_rows
 
 _MOST_COUNTED = 1000
 """Largest count of deliveries. Smaller than that of `relay status`, since an open page keeps refreshing."""
@@ -62,7 +62,7 @@ class RouteLine(msgspec.Struct, frozen=True):
 class SourceLine(msgspec.Struct, frozen=True):
     """A source, as in the view `source_health`."""
 
-    health: Annotated[Row, rows_of("source_health")]
+    health: Annotated[Row, describe_rows("source_health")]
     arrived: Counts
 
 
@@ -89,10 +89,10 @@ class OverviewPage(msgspec.Struct, frozen=True):
     gates: tuple[HeldGate, ...]
     more_gates: int
     sources: tuple[SourceLine, ...]
-    destinations: tuple[Annotated[Row, rows_of("destination_health")], ...]
+    destinations: tuple[Annotated[Row, describe_rows("destination_health")], ...]
     """Rows of the view `destination_health`."""
     relays: tuple[RelayState, ...]
-    retention: tuple[Annotated[Row, rows_of("pruning", *_NOT_SHOWN)], ...]
+    retention: tuple[Annotated[Row, describe_rows("pruning", *_NOT_SHOWN)], ...]
     """Progress for each kind of rows with a retention."""
     disk: Disk
 
@@ -108,8 +108,8 @@ def overview(reading: Reading, query: OverviewQuery) -> OverviewPage:
         seconds = 0.0 if query.range == "hour" else _FIGURES_SECONDS
         key = ("figures", role, query.range)
         figures: Figures = kept(key, seconds, lambda: read_figures(transaction, seen.at, query.range))
-        sources = kept(("sources", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_SOURCES))
-        destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: transaction.rows_of(_DESTINATIONS))
+        sources = kept(("sources", role), _HEALTH_SECONDS, lambda: transaction.fetch_rows(_SOURCES))
+        destinations = kept(("destinations", role), _HEALTH_SECONDS, lambda: transaction.fetch_rows(_DESTINATIONS))
         disk = kept(("disk", role), _DISK_SECONDS, lambda: read_disk(transaction, file))
     return OverviewPage(
         seen.at,
@@ -142,7 +142,7 @@ def make_route_line(route: RouteState, found: Sequence[Finding], figures: Figure
     ended, failed = (figures.get_counts(counts, route.route) for counts in (figures.ended, figures.failed))
     return RouteLine(
         bool(route.open or route.held_back_by or any(ended) or any(failed)),
-        state_of(route, found),
+        get_route_state(route, found),
         route,
         configured.source if configured else None,
         configured.destination if configured else None,
@@ -184,7 +184,7 @@ _SCREENS = {
 """The screen for each kind of finding or alert, and the filter for its subject."""
 
 
-def button_of(finding: Finding) -> Button | None:
+def make_button(finding: Finding) -> Button | None:
     """Return the button for a finding; None if only a command can fix it."""
     if finding.kind in {"no_relay", "crash_loop"} or not finding.remedy:
         return None
@@ -219,7 +219,7 @@ class SweepLine(msgspec.Struct, frozen=True):
     every_seconds: float | None
     """Its interval; None: it runs only on demand."""
     is_running: bool
-    watermark: Annotated[Row, rows_of("sweep_watermark")] | None
+    watermark: Annotated[Row, describe_rows("sweep_watermark")] | None
     """Its row in `sweep_watermark`; None: it has never run."""
 
 
@@ -241,7 +241,7 @@ def gates(reading: Reading, query: GatesQuery) -> GatesPage:
     held = read_held_gates(database, reading.policies)
     with database.read() as transaction:
         now = transaction.now()
-        watermarks = transaction.rows_of(reads.SWEEPS)
+        watermarks = transaction.fetch_rows(reads.SWEEPS)
     matching = sorted((gate for gate in held if _matches(gate, query)), key=lambda gate: gate.kind == "entity")
     return GatesPage(
         now,

@@ -118,7 +118,7 @@ def read_route(reading: Reading, query: RouteQuery) -> RoutePage:
         figures = read_figures(transaction, seen.at, query.range)
         errors = [_fail(row) for row in transaction.execute(_FAILURES, route=name, most=_NEWEST_FACTS)]
         latency = tuple(_measure(transaction.execute(_DELIVERED, route=name, most=_NEWEST_FACTS)))
-        watermarks = transaction.rows_of(reads.SWEEPS)
+        watermarks = transaction.fetch_rows(reads.SWEEPS)
     configured = config.routes.get(name)
     return RoutePage(
         at=seen.at,
@@ -150,7 +150,7 @@ def describe_settings(route: Route, config: Config) -> RouteSettings:
     limited = [each for each in (destination, api) if each is not None and each.rate is not None]
     return RouteSettings(
         kind=str(destination.__struct_config__.tag),
-        ordering=config.ordering_of(route),
+        ordering=config.get_ordering(route),
         lane=route.lane,
         on_dead=route.on_dead,
         when={name: tuple(map(str, values)) for name, values in msgspec.structs.asdict(route.when).items() if values},
@@ -210,7 +210,7 @@ def _measure(rows: Sequence[Any]) -> Iterator[Percentiles]:
 
 
 _FAILURES = Statement(f"""
-SELECT l.seq, l.at, l.kind, l.attempt, l.detail, {sql.status_of("l")} AS status FROM (
+SELECT l.seq, l.at, l.kind, l.attempt, l.detail, {sql.extract_status("l")} AS status FROM (
     SELECT * FROM delivery_log ORDER BY id DESC LIMIT :most) l
 WHERE l.route = :route AND l.kind IN ('attempt_failed', 'abandoned', 'dead') ORDER BY l.id DESC LIMIT 10
 """)

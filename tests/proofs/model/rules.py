@@ -11,7 +11,7 @@ from hypothesis.stateful import initialize
 
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
-from relay.delivery.gates import Gate, GateKey, entity_of
+from relay.delivery.gates import Gate, GateKey, parse_entity_key
 from relay.delivery.lifecycle import State
 from relay.operations.asks import Selection
 from tests.helpers.storing import an_event
@@ -295,7 +295,7 @@ class Commanding(Stage):
 def gate_of(key: GateKey) -> Gate:
     """Return the gate of a row, as operators name it."""
     kind, name = key
-    if kind == "entity" and (entity := entity_of(name)):
+    if kind == "entity" and (entity := parse_entity_key(name)):
         source, entity_type, entity_id = entity
         return Gate(source=source, entity_type=entity_type, entity_id=entity_id)
     return Gate(**{kind: name})

@@ -33,7 +33,7 @@ ABSENT: frozenset[ErrorClass] = frozenset({"not_found", "gone"})
 """Classes of responses for a resource that does not exist."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class CallResult(msgspec.Struct, frozen=True):
     """The result of a call: its log entry, and the parts of the response that the next step needs."""
 
     call: Call
@@ -52,7 +52,7 @@ class Answer(msgspec.Struct, frozen=True):
     request: bytes = b""
     """The beginning of the body that was sent, or may have been."""
 
-    def reporting(self, error_class: ErrorClass, text: str) -> Answer:
+    def reporting(self, error_class: ErrorClass, text: str) -> CallResult:
         """Return this success as a failure, because its body reports an error with this text."""
         if self.redactor is None:
             return msgspec.structs.replace(self, error_class=error_class)
@@ -77,7 +77,7 @@ def _phrase(status: int | None) -> str:
         return ""
 
 
-def class_of_status(status: int) -> ErrorClass | None:
+def classify_status(status: int) -> ErrorClass | None:
     """Return the error class of a final status; None for a success."""
     if 200 <= status < 300:  # noqa: PLR2004  # RFC 9110 §15.3
         return None
