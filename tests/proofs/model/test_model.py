@@ -159,6 +159,7 @@ CONTROLS = {
     "giving back without the attempt": Control(
         (change(leases, "_GIVE_BACK", ("attempt = open_delivery.attempt - 1, ", "")),),
         ("the facts say something else", "verify finds a difference"),
+        soon="2",
     ),
     "rescuing without waiting for the lease": Control(careless_rescue, ("a trusted lease is not in force",)),
     "coverage without skew and resolution": Control((replace(sequence, "covers", hopes),), NO_STAND_IN),
@@ -172,7 +173,7 @@ CONTROLS = {
         (replace(claim, "store_breakers", lambda *_: None),), ("two try one breaker",)
     ),
     "coverage without a fetch that takes every clock for right": Control(
-        (replace(sequence, "covers", believes_every_clock),), NO_STAND_IN, soon="2"
+        (replace(sequence, "covers", believes_every_clock),), NO_STAND_IN, soon="5"
     ),
     "a sweep's event that stands for any number of webhooks": Control(
         (change(sequence, "_SWEPT", ("= 'swept'", "= 'never'")),), NO_STAND_IN, soon="7"
@@ -182,7 +183,7 @@ CONTROLS = {
         ("a repeat is judged wrongly", "rearmed without need", "it ended wrongly"),
         soon="3",
     ),
-    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="14"),
+    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",), soon="7"),
     "the newest before what is still to be folded": Control(
         (replace(sequence, "settle", settle_and_forget_the_rest),),
         ("claimed before an earlier one", "called after a later one"),
