@@ -109,8 +109,8 @@ SELECT n, '{}', '' FROM generate_series(:ended + 1, :ended + :still) AS n
 """,
     """
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at)
-SELECT n, 'strict', 'event|' || n, now(), CASE WHEN n % 2 = 0 THEN 'received' ELSE 'ready' DELETE_ROWS,
-       CASE WHEN n % 2 = 1 THEN CAST('2026-01-01 00:00:00Z' AS timestamptz) + n * interval '1 ms' DELETE_ROWS
+SELECT n, 'strict', 'event|' || n, now(), CASE WHEN n % 2 = 0 THEN 'received' ELSE 'ready' END,
+       CASE WHEN n % 2 = 1 THEN CAST('2026-01-01 00:00:00Z' AS timestamptz) + n * interval '1 ms' END
 FROM generate_series(1, :ended + :still) AS n
 """,
 )
