@@ -155,6 +155,9 @@ def _find_overtaken(
     )
     untouched = {(row.seq, row.route) for row in begins if row.attempt == 0}
     comes_last = select_keys(transaction, choice, wanted, first=first) | untouched
+    # one without its payload is skipped, and would not come last
+    kept = keep_payloads(transaction, (seq for seq, _ in comes_last), locked=locked)
+    comes_last = {key for key in comes_last if key[0] in kept}
     return behind | {key for key, last in older.items() if last not in comes_last}
 
 
