@@ -257,7 +257,7 @@ class SentFrom(Proof):
         networks = tuple(networks)
         self.kind = (SentFrom, networks)
         parsed = [ipaddress.ip_network(network) for network in networks]
-        self._networks = {  # as numbers: thirty add 7 µs to a rejection, and 11 as the library compares them
+        self._networks = {  # as numbers: thirty networks add 7 µs to a rejection, not 11 as by the library's comparison
             version: [(int(each.netmask), int(each.network_address)) for each in parsed if each.version == version]
             for version in (4, 6)
         }

@@ -55,7 +55,7 @@ class Transmission(Proof):
         if not all(_WEBHOOK.fullmatch(text) for _, text in secrets):
             raise ConfigError("a secret is not a webhook id, which has only letters and digits")
         if len(secrets) > MOST_IDS:
-            raise ConfigError(f"there are {len(secrets)} ids of webhooks, and {MOST_IDS} may be tried on a request")
+            raise ConfigError(f"there are {len(secrets)} webhook ids, but at most {MOST_IDS} may be tried on a request")
         self._webhooks = tuple(secrets)
         self._tolerance = TOLERANCE_SECONDS if source.tolerance is None else source.tolerance
         self.certificates = CertificateStore(_URL, _NAMES)
