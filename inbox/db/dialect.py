@@ -186,8 +186,7 @@ class Sql:
         self.pipelines = self.is_postgres
         """True if the driver can send several statements without waiting for each result: see `inbox.db.pipeline`."""
         self.pause_after_write = 0.0 if self.is_postgres else 0.002
-        """Seconds that writers other than the receiver sleep after each transaction, so that SQLite lets the receiver
-        write."""
+        """Seconds that writers sleep after each transaction, except the receiver, which they would starve on SQLite."""
 
     def rows(self, parameter: str, **columns: str) -> str:
         """Return a table of the rows encoded by `rows_param`, named like the bound parameter.

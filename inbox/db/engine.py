@@ -443,8 +443,7 @@ def is_checkpoint_due(connection: Connection) -> bool:
 
 _COUNTED = "changes_counted"
 _changed = Counter[str]()
-"""Changed rows of each file since the last checkpoint, by all connections of this process: a receiver's are
-short-lived."""
+"""Rows that this process has changed in each file since its last checkpoint, over any number of connections."""
 
 
 def checkpoint(engine: Engine) -> bool:

@@ -53,8 +53,7 @@ RECOMMENDED: Mapping[str, _Wanted] = {
     "default_transaction_read_only": _Wanted(("off",), "nothing can be stored"),
     "session_replication_role": _Wanted(("origin", "local"), "triggers don't protect events and facts"),
 }
-"""Settings that only the server's owner can change, perhaps deliberately, as on a test machine. Other values are
-logged."""
+"""Settings of the server's owner, who may weaken them on purpose, as on a test machine. Other values are only logged."""
 
 SQLITE_PRAGMAS: Mapping[str, _Wanted] = {
     "journal_mode": _Wanted(("wal",), "readers and the receiver would block each other"),

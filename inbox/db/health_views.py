@@ -28,14 +28,14 @@ Kind = Literal[
 
 COLUMNS = ("finding", "seq", "route", "lane", "state", "for_seconds", "why", "number")
 AFTER_SECONDS = 60
-"""Seconds after which a delivery or command without progress is stuck, and a difference of configurations is a
+"""Seconds without progress after which a delivery or command is stuck. Configurations that differ this long are a
 finding."""
 FAILED_FOR_SECONDS = 3600
 """Seconds for which a failed command is a finding."""
 _NEWEST_COMMANDS = 1000
 _NEWEST_FACTS = "SELECT n.route, n.at FROM delivery_log n ORDER BY n.id DESC LIMIT 20000"
-"""Newest facts, among which views look for one of the last minute. Without the limit, Postgres would read the whole log
-if there is none."""
+"""Newest facts, searched for one from the last minute. If there is none, Postgres would otherwise read the whole
+log."""
 MOST_LISTED = 1000
 """Maximum deliveries listed for a route, and maximum count of waiting ones."""
 _ENTITY = ("source", "entity_type", "entity_id")

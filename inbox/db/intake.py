@@ -51,8 +51,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 KEPT_DUPLICATES = 20
-"""Maximum duplicate rows per event: more than a sender's retries produce, but few enough to judge 200 events at
-once."""
+"""Maximum duplicate rows per event: more than senders' retries produce, but few enough to judge 200 events at once."""
 
 
 def append(connection: Connection, events: Sequence[Event]) -> list[int | None]:

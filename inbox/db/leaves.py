@@ -22,8 +22,7 @@ FIRST_LEAF = 100_000
 LEAST_EVENTS, MOST_EVENTS = 10_000, 5_000_000
 """Minimum and maximum size of a leaf's range."""
 MOST_SURVIVORS = 2000
-"""Number of open events above which a leaf is emptied row by row: rewriting more would hold the leaf's lock too
-long."""
+"""Open events above which a leaf is emptied row by row: rewriting more would hold the leaf's lock too long."""
 MOST_SURVIVING_BYTES = 16 * 1024 * 1024
 _RETIRED_ROWS = 100
 """Maximum payloads moved to the default leaf when their leaf is retired."""

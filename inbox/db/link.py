@@ -132,8 +132,8 @@ def link_to(url: str, *, application: str) -> Link:
 
 # --- Wake-ups on Postgres: receivers notify relays after commits, so that idle relays look for work at once.
 #
-# Wake-ups may be lost, late or needless, as relays poll anyway. So nothing waits for a wake-up, and nothing else fails
-# if one does.
+# Wake-ups may be lost, late or needless, as relays poll anyway. So nothing waits for a wake-up, and a failed one does
+# no harm.
 #
 # They have their own connection: notifying transactions commit one after another on the whole server, so a NOTIFY in
 # intake's transactions would cost more than half of its rate (9,570 to 4,230 transactions/s). SQLite needs no sender, as

@@ -47,7 +47,7 @@ class Tally:
 
     @contextmanager
     def take(self) -> Iterator[list[Figure]]:
-        """Take all sums, to be written in the block. If the block raises, they are kept for the next time.
+        """Take all sums, to be written in the block. If the block raises, the sums are kept for the next time.
 
         Sums that the database rejects are dropped: if kept, they would make it reject all later ones too.
         """

@@ -109,7 +109,7 @@ class HardenedHttpProtocol(HttpToolsProtocol):
     _received = 0
     """Bytes being parsed."""
     _arrived = 0
-    """Bytes of the head so far, at least."""
+    """Minimum bytes of the head so far."""
     _parser_error: RequestError | None = None
     """The error with which we stopped the parser, if any."""
     _capacity: Capacity | None = None

@@ -2,7 +2,7 @@
 
 A hanging host delays only requests that need one of its certificates, not other sources or requests whose certificate
 is known. Large bodies that wait keep their share of the receiver's memory. A host's response never counts as failed
-authentication: without a valid certificate the response is 503, and the sender sends again.
+authentication: without a valid certificate the response is 503, and the sender retries.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def get_over_https(
     *,
     within: float = LONGEST_SECONDS,
 ) -> bytes:
-    """Return the body of a 200, without redirects or proxies; the host must prove its name.
+    """Return the body of a 200 response, without redirects or proxies; the host's certificate must have its name.
 
     Raises:
         OSError: the host is unreachable, proves another name, or takes longer than `within` seconds.

@@ -37,8 +37,7 @@ PER_SECOND = 10
 MAX_REJECTIONS = 200
 """Maximum burst of stored rejected requests."""
 MAX_BYTES = 4 * 1024 * 1024
-"""Maximum bytes of bodies waiting or being written, so that large ones don't fill the memory. A single body may exceed
-it."""
+"""Maximum bytes of bodies waiting or being written, so that they don't fill the memory. A single body may exceed it."""
 
 
 class RejectionQueue:
@@ -158,10 +157,10 @@ class GroupCommit:
         self._task.add_done_callback(_end_worker)
 
     async def append(self, events: Sequence[Event]) -> list[Receipt]:
-        """Store the events of one request in one transaction, or find them already stored; return after the commit.
+        """Store the events of one request in one transaction, unless they are already stored; return after the commit.
 
         Raises:
-            Unavailable: they are not stored, or it is unknown if they are.
+            Unavailable: the events are not stored, or the outcome is unknown.
             InvalidEvent: the database rejects one of their values.
         """
         if self._closing or len(self._pending) >= MAX_WAITING:

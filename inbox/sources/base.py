@@ -63,7 +63,7 @@ class Proof(ABC):
 
     @abstractmethod
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
-        """Return the reason for rejecting a request, for operators, or the missing certificate; None if it is proven."""
+        """Return the reason for a rejection, for operators, or the missing certificate; None if the request is proven."""
 
 
 class KeyedProof(Proof):

@@ -66,7 +66,7 @@ class Verifier:
         """Maximum passes of a rejection through the body, the same for all padded verifiers."""
 
     def pad_work_to(self, kinds: Mapping[Hashable, Proof], largest: Mapping[Hashable, int]) -> None:
-        """Have each rejection try a proof of each of these kinds, with as many keys.
+        """Make each rejection try a proof of each of these kinds, with the same number of keys.
 
         A kind is not tried on bodies larger than its `largest`, which no source of the kind may send. The largest
         bodies of strangers therefore cost the work of only few kinds.

@@ -227,7 +227,7 @@ class MissingCertificate(msgspec.Struct, frozen=True):
 
 
 class CertificateNeeded(Unavailable):
-    """A request can be verified only with a certificate. Fetch it and verify again; otherwise the sender sends again."""
+    """A request can be verified only with a certificate. Fetch it and verify again, or the sender has to retry."""
 
     def __init__(self, missing: MissingCertificate) -> None:
         super().__init__(UNAVAILABLE)
@@ -243,7 +243,8 @@ class _Kept(msgspec.Struct, frozen=True):
 class CertificateStore:
     """The certificates of one source.
 
-    `urls` matches a certificate's whole URL, with the groups `host` and `path`; `names` matches a name that it must have.
+    `urls` matches a certificate's whole URL, with the groups `host` and `path`; `names` matches a name that the
+    certificate must have.
     """
 
     def __init__(self, urls: re.Pattern[str], names: re.Pattern[str]) -> None:
@@ -257,7 +258,7 @@ class CertificateStore:
         return None if found is None else CertificateUrl(found["host"], found["path"])
 
     def fault(self, claim: Claim, now: datetime) -> str | MissingCertificate | None:
-        """Return the reason for rejecting a claim, or the missing certificate; None if it is proven."""
+        """Return the reason for rejecting a claim, or the missing certificate; None if the claim is proven."""
         kept = self._kept.get(claim.url)
         if kept is None or not kept.not_before <= now <= kept.not_after:
             return MissingCertificate(claim.url, self)

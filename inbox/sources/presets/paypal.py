@@ -60,7 +60,7 @@ class Transmission(Proof):
         self._tolerance = TOLERANCE_SECONDS if source.tolerance is None else source.tolerance
         self.certificates = CertificateStore(_URL, _NAMES)
         # One kind per source: its ids and certificates determine the work of a request. Without that work, the time of
-        # another source's rejection would reveal whose they are.
+        # another source's rejection would reveal which source they belong to.
         self.kind = (Transmission, source.name)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:

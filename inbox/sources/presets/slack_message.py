@@ -33,7 +33,7 @@ NAME = "slack-message"
 SEARCHED = 256 * 1024
 """Characters of a message searched by the pattern. Slack truncates texts after 40,000."""
 WITHOUT_ENTITY = "message"
-"""Event type of messages that name none."""
+"""Event type of messages that name no entity."""
 
 Pattern: TypeAlias = "re2._Regexp[str]"  # noqa: SLF001  # it has no other name, and takes no type argument when it is run
 """A pattern, ready to search."""
