@@ -157,7 +157,7 @@ def start_app(
         activate: reads and activates the configuration.
         application: application name for the database; its first word is the program.
         checks: requirements of the database, skipped while it is down.
-        away: text of the log line that tells the consequences until the database answers.
+        away: consequence of a database that does not answer, for a log line.
         then: runs after successful activation.
     """
     escape_logs(server.log, LineLogger.form)  # a custom logger_class may have created the handlers
