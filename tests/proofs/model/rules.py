@@ -258,7 +258,7 @@ class Commanding(Stage):
         seq, route = one_of([key for key, row in self.open.items() if row.state is State.BLOCKED], which)
         self.perform(self.make.command("unblock", Selection(seq=seq, route=route)))
 
-    @step(lambda self: self.due_later(), trouble=True, which=WHICH, by=st.sampled_from(["seq", "route", "destination"]))
+    @step(lambda self: self.due_later(), which=WHICH, by=st.sampled_from(["seq", "route", "destination"]))
     def retry(self, which: int, by: str) -> None:
         """Make one delivery, a route or a destination due at once."""
         seq, route = one_of(self.due_later(), which)
