@@ -139,13 +139,22 @@ def read_next_open(database: Database, *, after: int, most: int) -> Sequence[int
         return [row.id for row in transaction.execute(_OPEN, after=after, most=most)]
 
 
-def find_open_turn(database: Database, gate: Mapping[str, object]) -> str | None:
-    """Return the name of an open pause or resume with this selection, such as `command 7 (pause)`; None if there is none."""
+_NEWEST_ID = 2**63 - 1
+
+
+def find_open_turn(database: Database, gate: object, *, before: int = _NEWEST_ID) -> tuple[int, str] | None:
+    """Return id and kind of the oldest open pause or resume of this gate with a lower id; None if there is none."""
     with database.read() as transaction:
-        for row in transaction.execute(_TURNS):
-            if as_json(row.selection) == gate:
-                return f"command {row.id} ({row.kind})"
+        for row in transaction.execute(_TURNS, before=before):
+            if _list_given(row.selection) == _list_given(gate):
+                return row.id, row.kind
     return None
+
+
+def _list_given(selection: object) -> object:
+    """Return a selection without fields that are null, which say nothing."""
+    given = as_json(selection)
+    return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 def read_command(database: Database, number: int) -> Command | None:
@@ -232,7 +241,8 @@ _IS_OPEN = "state IN ('asked', 'running')"
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in COMMAND_KINDS)})"
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
 _TURNS = text(
-    f"SELECT id, kind, selection FROM relay_command WHERE {_IS_OPEN} AND kind IN ('pause', 'resume') ORDER BY id"
+    "SELECT id, kind, selection FROM relay_command "
+    f"WHERE {_IS_OPEN} AND kind IN ('pause', 'resume') AND id < :before ORDER BY id"
 )
 _SAY = text(
     f"UPDATE relay_command SET answer = :answer WHERE id = :id AND {_IS_OPEN} AND coalesce(answer, '') <> :answer"

@@ -72,7 +72,8 @@ def work_on(work: Work, number: int) -> int:
 
     An invalid command is `refused`. A command whose deliveries can't be found is `failed`. Deliveries or requests that can't be
     changed are skipped: `relay_command.failed` counts them, `relay_command.error` has the last one. If one is locked,
-    the command waits.
+    the command waits. A pause or resume
+    waits for older ones of its gate, and this function works on the oldest: so the last one wins, even without a relay.
 
     Returns:
         The number of changed deliveries; 0 also while a replay or retry waits for due deliveries.
@@ -83,6 +84,10 @@ def work_on(work: Work, number: int) -> int:
         command = commands.read_command(work.database, number)
         if command is None or command.has_ended:
             return 0
+        if command.kind in {"pause", "resume"} and (
+            older := commands.find_open_turn(work.database, command.selection, before=number)
+        ):
+            return work_on(work, older[0])
         after = _carry_out(work, command, _next_step(work, command))
     except Exception as error:
         if not blames_items(error):

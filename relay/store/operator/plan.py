@@ -18,7 +18,7 @@ from inbox.db import erasure, reads
 from inbox.db.erasure import ErasureSubject
 from inbox.db.reads import Row
 from inbox.errors import NoSuchCommand, UnusableCommand
-from inbox.events.states import MOST_REASON, RETRYING, says_why
+from inbox.events.states import MOST_REASON, RETRYING, State, says_why
 from inbox.sources.normalize import ReadmitResult, make_readers
 from relay.delivery.gates import Gate, format_gate, format_resume_command
 from relay.delivery.policy import policies
@@ -227,20 +227,32 @@ def _plan_deliveries(it: _Planning) -> Plan:
     choice = Choice(cast("Act", it.kind), it.asked, it.config)
     found = preview(it.database, choice, it.bound, seen=it.seen)
     if not found.count and found.is_whole:
-        return msgspec.structs.replace(found, obstacle=it.nothing, instead=tuple(_suggest(it.database, choice)))
+        instead = (*_suggest(it.database, choice), *_describe_move(it.asked, found))
+        return msgspec.structs.replace(found, obstacle=it.nothing, instead=instead)
     warnings = (
         *(["With force, a replay overwrites the last delivered state with an older one."] if it.asked.force else ()),
-        *([_describe_backfill(it.asked)] if it.asked.backfill else ()),
+        *([_BACKFILL] if it.asked.backfill and it.asked.open_on is None else ()),
+        *_describe_move(it.asked, found),
         *_list_gates(it, {group.route for group in found.groups}),
     )
     return msgspec.structs.replace(found, warnings=warnings)
 
 
-def _describe_backfill(asked: Selection) -> str:
+_BACKFILL = "A backfill delivers delivered events again, and events that the route would take now but never took."
+
+
+def _describe_move(asked: Selection, found: Plan) -> Iterator[str]:
+    """Yield the next step of a renamed route: a cancel loses no change once nothing is left that was not moved."""
     if asked.open_on is None:
-        return "A backfill delivers delivered events again, and events that the route would take now but never took."
+        return
     cancel = shlex.join(["relay", "cancel", "--route", asked.open_on])
-    return f"The deliveries of route {asked.open_on} stay open. After this replay, `{cancel}` ends them."
+    left = sum(each.count for each in found.skipped)
+    if not found.is_whole:
+        yield f"Run the replay until it finds nothing, before `{cancel}`"
+    elif left:
+        yield f"{left:,} stay on route {asked.open_on} only: run the replay again; `{cancel}` loses those still there"
+    else:
+        yield f"The deliveries of route {asked.open_on} stay open. After this replay, `{cancel}` ends them."
 
 
 def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = lambda _: None) -> Plan:
@@ -264,13 +276,30 @@ def preview(database: Database, choice: Choice, bound: Bound, *, seen: Seen = la
         seen(examined)
         is_whole = after is None or not (bound.is_late() or examined >= (bound.rows or examined + 1))
     groups = [_group(key, times) for key, times in due.items()]
+    count = sum(group.count for group in groups)
+    left_over = _list_left(database, choice, count + skipped.total()) if is_whole else ()
     return Plan(
-        count=sum(group.count for group in groups),
+        count=count,
         is_whole=is_whole,
         groups=tuple(sorted(groups, key=lambda g: (-g.count, g.route, g.state, g.cause or ""))),
         deliveries=tuple(first),
-        skipped=list_skipped(skipped),
+        skipped=(*list_skipped(skipped), *left_over),
     )
+
+
+def _list_left(database: Database, choice: Choice, selected: int) -> tuple[SkippedRows, ...]:
+    """Return the deliveries of a former route that are neither moved nor among the `selected`."""
+    former, route = choice.selection.open_on, choice.selection.route
+    if former is None:
+        return ()
+    with database.read() as transaction:
+        found = selection.count_unmoved(transaction, former, route)
+    in_flight = found.get(State.IN_FLIGHT, 0)
+    left = {
+        "in_flight": (in_flight, f"in flight on route {former}"),
+        "not_taken": (sum(found.values()) - in_flight - selected, f"not taken by route {route}, or not selected"),
+    }
+    return tuple(SkippedRows(why, number, says) for why, (number, says) in left.items() if number > 0)
 
 
 def _group(key: tuple[str, str, str | None], due: Sequence[datetime | None]) -> Group:
@@ -355,7 +384,7 @@ def _plan_gate(it: _Planning) -> Plan:
     first = commands.find_open_turn(it.database, msgspec.to_builtins(it.asked))  # after it, the gate may differ
     figures, warnings = list[PlanFigure](), [] if held is None else [*_holds(held)]
     if first is not None:
-        warnings.append(f"{first} comes first")
+        warnings.append(f"command {first[0]} ({first[1]}) comes first")
     if gate.entity_id is None:
         figure, retrying = _count_behind(it, gate)
         figures.append(figure)

@@ -307,6 +307,11 @@ def _read(transaction: Transaction, choice: Choice, seqs: Sequence[int]) -> list
     return choice.select_from(transaction.fetch_rows(DELIVERIES[which], wanted=seqs, **given))
 
 
+def count_unmoved(transaction: Transaction, former: str, route: str | None) -> dict[str, int]:
+    """Count by state the deliveries that are open on a former route, and that the new one never took."""
+    return {row.state: row.number for row in transaction.execute(_UNMOVED, former=former, route=route)}
+
+
 _NEXT = f"SELECT n.seq, n.source FROM inbox n WHERE n.seq > :after ORDER BY n.seq LIMIT {_WINDOW}"
 NEXT_OF_SOURCE = text(
     f"SELECT found.seq FROM ({_NEXT}) found WHERE found.source = :of_source ORDER BY found.seq LIMIT :most"
@@ -343,6 +348,17 @@ _OPEN_ON = Statement(f"""
 SELECT o.seq FROM {sql.look_up(_WANTED, "open_delivery o", "o.seq = wanted.seq AND o.route = :route")}
 WHERE o.state <> '{State.IN_FLIGHT}'
 """)
+_UNMOVED = Statement(
+    " UNION ALL ".join(  # literals of states, and maxima that Postgres turns into no joins, so that it uses indexes
+        f"""
+SELECT '{state}' AS state, count(*) AS number FROM open_delivery o
+WHERE o.state = '{state}' AND o.route = :former
+  AND (SELECT max(n.seq) FROM open_delivery n WHERE n.seq = o.seq AND n.route = :route) IS NULL
+  AND (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = :route AND f.kind <> 'erased') IS NULL
+"""
+        for state in OPEN_STATES
+    )
+)
 _KEYS: Mapping[Rows, str] = {
     "open": f"SELECT o.seq, o.route FROM {sql.look_up(_WANTED, 'open_delivery o', 'o.seq = wanted.seq')}",
     "ended or dead": f"SELECT DISTINCT f.seq, f.route FROM {sql.look_up(_WANTED, 'delivery_log f', 'f.seq = wanted.seq')}",
