@@ -1,8 +1,8 @@
 """Filtered listings, newest rows first, shared by both command lines and the page.
 
-The state of a delivery comes from a view that no index answers. So events are selected first, page by page: by their
-number, the sender's id or the entity from an index, by open state from `open_delivery`, otherwise from one window of
-`inbox` after another. A search in payloads reads those of the selected events. The view then gives their deliveries.
+The state of a delivery comes from a view that no index supports. So events are selected first, page by page: by number,
+sender's id or entity through an index, by open state from `open_delivery`, otherwise from one window of `inbox` after
+another. A search in payloads reads only the payloads of selected events. The view then returns their deliveries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inbox.events.states import OPEN, OPEN_STATES, UNROUTED, is_retrying, list_s
 from inbox.events.timestamps import as_time, time_text
 
 _LISTED, _EXPORTED = 50, 500
-"""Rows per page when all are read: of requests and commands, which may have large values, and of deliveries."""
+"""Rows per page when all are read: first for requests and commands, whose values may be large, then for deliveries."""
 ListingName = Literal["rejected", "commands", "alerts", "dead"]
 
 
@@ -72,8 +72,8 @@ class RowPage(msgspec.Struct, frozen=True):
     is_complete: bool = True
     """False if the time limit was reached first."""
     looked_through: int = 0
-    """Number of scanned events; by open state or entity, those that met the conditions on events. With `body`, the number of
-    events whose payload was searched."""
+    """Number of scanned events; in a search by open state or entity, only those that met the conditions on events. With
+    `body`, the number of events whose payload was searched."""
     back_to: datetime | None = None
     """With `body`, if it is not complete: arrival of the last event whose payload was searched."""
     without_payload: int = 0
@@ -156,14 +156,14 @@ def _all(conditions: Sequence[str]) -> str:
 _PAGE = 250
 """Maximum events whose deliveries are read together."""
 MOST_SEARCHED, LONGEST_SEARCH_SECONDS = 10_000, 10.0
-"""Payloads, and seconds on a command line, after which a search in payloads stops."""
+"""A search in payloads stops after this many payloads or, on a command line, seconds."""
 _SEARCHED = 100
 """Payloads searched by one statement."""
 _WINDOW = 5000
 """Events scanned by one statement, so that none runs long even if few match."""
 _ABOVE_ALL = 2**63 - 1
 _CLOCKS_APART = timedelta(hours=1)
-"""Maximum difference of receivers' clocks; otherwise seqs follow the order of arrival."""
+"""Assumed maximum difference between receivers' clocks. Apart from it, seqs follow the order of arrival."""
 _EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _OF_DELIVERIES = ("open_delivery", "delivery_log")
 """Tables without rows for unrouted events."""
@@ -282,7 +282,7 @@ def _read_arrival(connection: Connection, seq: int | None) -> datetime | None:
 
 _OPEN_END = "'9999-12-31 00:00:00.000000Z'"
 _MOST_FACTS = 100_000
-"""Facts searched for those of a command, from its beginning; many are of other deliveries."""
+"""Facts searched for those of a command, from its request on; many belong to other deliveries."""
 
 
 def select_changed(sql: Sql) -> str:
@@ -365,7 +365,7 @@ _IN_WINDOW = f"SELECT * FROM inbox w WHERE w.seq < :before AND w.seq >= :lowest 
 
 
 def is_named(wanted: EventFilter) -> bool:
-    """Return whether only events with one number, with one id of their sender, or of one command can match."""
+    """Return whether the filter names a seq, a sender's id or a command."""
     return wanted.seq is not None or wanted.sender_id is not None or wanted.command is not None
 
 
@@ -462,8 +462,8 @@ def read_deliveries(connection: Connection, seqs: Sequence[int]) -> list[list[Ro
 _OF_LISTED: TextClause = text("SELECT * FROM delivery WHERE seq IN :seqs ORDER BY seq DESC, route").bindparams(
     bindparam("seqs", expanding=True)
 )
-"""Query for SQLite, which applies the list of values to each part of the view. A statement for each event takes three
-times as long.
+"""Query for SQLite, which applies the list of seqs to each part of the view. A statement for each event would take
+three times as long.
 """
 _OF_MANY = text("""
 SELECT d.* FROM jsonb_to_recordset(CAST(:wanted AS jsonb)) AS wanted(seq bigint)

@@ -1,9 +1,10 @@
 """Migrate a database to the current schema, and check its revision. Alembic's files are part of the package.
 
-Only migrations load Alembic, as every command checks the revision, and Alembic would double its start-up time.
+Every command checks the revision, but only migrations load Alembic, which would double a command's start-up time.
 
 Each migration is one transaction. Its number tells which programs may run with it: 0002 only adds to 0001, so that
-programs of both versions work with both. The next round thousand, 1000, removes objects that programs of 0xxx use.
+programs of either version work with either schema. The next round thousand, 1000, removes objects that programs of 0xxx
+use.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 LOCK_TIMEOUT = "1s"
-"""Lock timeout of a migration, as every insert queues behind an ALTER that waits for the inbox."""
+"""Lock timeout of a migration: while its ALTER waits for `inbox`, every insert queues behind it."""
 TRIES = 20
 """Maximum tries of a migration, which take about four minutes with the pauses between them."""
 _PAUSE = tenacity.wait_exponential_jitter(initial=1, max=15, jitter=1)
@@ -75,7 +76,7 @@ class MigrationResult(msgspec.Struct, frozen=True):
     """Previous revision; None for an empty database."""
     after: str | None
     remaining: tuple[MigrationStep, ...]
-    """Migrations that wait until no older program runs, and all later ones."""
+    """Postponed migrations: the first one that needs older programs stopped, and all later ones."""
 
 
 def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool = False) -> MigrationResult:
@@ -109,7 +110,7 @@ def _make_schema(engine: Engine) -> None:
         if not connection.scalar(text("SELECT has_database_privilege(current_database(), 'CREATE')")):
             role = connection.scalar(text("SELECT current_user"))
             raise ConfigError(
-                f"there is no schema {schema}, and the role {role} may not make it. Run as an owner of the database:"
+                f"there is no schema {schema}, and the role {role} may not create it. Run as an owner of the database:"
                 f' CREATE SCHEMA {schema} AUTHORIZATION "{role}"'
             )
         connection.execute(text(f"CREATE SCHEMA {schema}"))
@@ -195,9 +196,9 @@ def _generation(revision: str) -> int:
 def _only_migrator(engine: Engine, report: Report) -> Iterator[None]:
     """Ensure that no other process migrates the database during the block.
 
-    The lock belongs to a separate open transaction, as behind a pooler a session lock would pass to any client. The
-    transaction holds no snapshot, for which indexes created CONCURRENTLY would wait: without parameters the driver uses
-    the simple protocol, while the extended one would keep a snapshot.
+    The lock belongs to a separate open transaction, as behind a pooler a session lock could pass to another client.
+    That transaction must not hold a snapshot, or CREATE INDEX CONCURRENTLY would wait for it. Its statements therefore
+    have no parameters: the driver sends them by the simple protocol, as the extended one would keep a snapshot.
 
     Raises:
         ConfigError: another process migrates for longer than the limit.
@@ -210,7 +211,7 @@ def _only_migrator(engine: Engine, report: Report) -> Iterator[None]:
                 yield
                 return
         if second == 0:
-            report("waits for another process that migrates")
+            report("waiting for another process to finish its migration")
         time.sleep(1)
     raise ConfigError(f"another process migrates this database, and has not ended within {_OTHERS_MINUTES} minutes")
 
@@ -338,7 +339,7 @@ def roles_script(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str
             SchemaName.parse(f"{before}_{role}")  # the same rule
     except ValueError:
         raise ConfigError(
-            f"the prefix {before!r} makes no name of a role: use small letters, digits and _, at most {_LONGEST_PREFIX}, with"
+            f"the prefix {before!r} doesn't make valid role names: use small letters, digits and _, at most {_LONGEST_PREFIX}, with"
             " --prefix"
         ) from None
     written = files("inbox.db").joinpath("roles.sql").read_text(encoding="utf-8")

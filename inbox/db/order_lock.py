@@ -1,11 +1,11 @@
-"""The order lock: rows that a transaction locks before it reads, if it ends or makes heads of lanes.
+"""The order lock: a transaction that ends or makes heads of lanes locks these rows before it reads.
 
 All ordering is per route. A transaction on given routes locks their rows of `route_lock`, ordered by name; one that may
 touch any route locks the row of `order_lock`, then all rows of `route_lock`. Rows are only added under `order_lock`,
 and never removed, so its holder sees all of them.
 
 Rows are locked FOR UPDATE, as shared locks would create a MultiXact each, which Postgres has to vacuum. They are rows,
-as any login of the database could hold an advisory lock forever. On SQLite the single writer is enough.
+not advisory locks, which any login of the database could hold forever. On SQLite the single writer is enough.
 """
 
 from __future__ import annotations

@@ -184,8 +184,8 @@ END
 )
 
 
-# --- `relay_command`: a command can't be changed, and stores its last event. Relays mark invalid commands `refused`: see
-# `relay.operations.table`.
+# --- `relay_command`: a command can't be changed, and records the last event that it covers. Relays mark invalid
+# commands `refused`: see `relay.operations.table`.
 
 CommandRule = tuple[str, str]
 """An error message, with the condition for raising it."""

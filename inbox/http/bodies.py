@@ -40,7 +40,7 @@ def problem_headers(error: RequestError) -> dict[str, str]:
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, NotAuthenticated):
-        headers["WWW-Authenticate"] = 'Bearer, Basic realm="webhooks"'  # RFC 9110 §11.6.1 wants one
+        headers["WWW-Authenticate"] = 'Bearer, Basic realm="webhooks"'  # RFC 9110 §11.6.1 requires it
     return headers
 
 

@@ -222,7 +222,7 @@ _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _FUNCTION = re.compile(f"{_NAME}:{_NAME}")
 """Pattern of `package.module:name`."""
 _NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate", "gone", False))
-"""Tables of a sync route, each with the key whose value of the same name needs it, and whether that is its default."""
+"""Tables of a sync route, each with the key that needs it if set to the table's name, and True if that is the default."""
 _WRITES = ("find", "create", "update", "delete", "deactivate")
 """Calls of a sync route to its destination."""
 
@@ -366,7 +366,7 @@ def check_map(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
         yield from _check_reference((*path, "transform"), sync.transform)
     for name in sync.clear_when_absent:
         mapped = sync.map.get(name)
-        if mapped is None and sync.transform is None:  # which may give any field
+        if mapped is None and sync.transform is None:  # a transform may give any field
             yield Mistake(
                 (*path, "clear_when_absent"), f"{name!r} is not a field of the map; {nearest(name, sync.map)}"
             )

@@ -67,7 +67,7 @@ CAPACITY = Capacity(connections=4000, requests=1000, per_connection=1000)
 """Limits of each worker process. Requests that wait for an outcome count too."""
 
 MEMORY = 256 * 1024 * 1024
-"""Bytes of memory for the bodies of a worker process: more than two bodies of the largest `max_body` take."""
+"""Bytes of memory for the bodies of a worker process: enough for two bodies of the largest `max_body`."""
 
 READY_CACHED_SECONDS = 1.0
 """Seconds for which readiness is cached, so that load balancers may ask as often as they like."""

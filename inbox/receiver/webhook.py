@@ -41,8 +41,8 @@ from inbox.sources.normalize import kept_headers, make_events, reject_old, valid
 
 OFFLOADED_BYTES = 64 * 1024
 """Size from which bodies are hashed and parsed in a thread, in bytes: 25 MiB take most of a second, and would block all
-other requests. Hashing lets other threads run, but parsing rarely does. So one body is parsed at a time: the event loop
-waits for only one, and memory beyond `MEMORY_FOR_BODY` is used once."""
+other requests. Hashing lets other threads run, but parsing rarely does. So only one body is parsed at a time: the event
+loop waits for one at most, and only one uses memory beyond `MEMORY_FOR_BODY`."""
 
 OFFLOADED_HASHING = 1024 * 1024
 """Bytes to hash inside the event loop, in 1 to 3 ms. A rejection hashes the body with the keys of all sources; more
@@ -267,7 +267,8 @@ class Webhooks:
                         services.writer.reject(await asyncio.to_thread(_make_row, proven, raw, error))
                     else:
                         services.writer.reject(_make_row(proven, raw, error))
-                # Raised here: a frame holding an error whose traceback holds the frame is a cycle, which would keep the body.
+                # Raised here: an error kept in a frame that its traceback refers to is a reference cycle, which would
+                # keep the body.
                 if not _answer_as_provider(proven, error, resp):
                     raise
                 return None

@@ -46,7 +46,7 @@ class Proof(ABC):
     """A check that authenticates requests. Its methods must not raise, whatever the request holds."""
 
     kind: Hashable = None
-    """Key that is equal for proofs that do the same work for any request, except for their number of keys."""
+    """Key shared by proofs that do the same work for any request, apart from their number of keys."""
 
     @property
     def keys(self) -> int:
@@ -63,7 +63,7 @@ class Proof(ABC):
 
     @abstractmethod
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:
-        """Return the reason for rejecting a request, for operators, or the missing certificate; None if it is proven."""
+        """Return the reason for a rejection, for operators, or the missing certificate; None if the request is proven."""
 
 
 class KeyedProof(Proof):
@@ -223,7 +223,7 @@ class Preset:
     status: int = 200
     """Status that the provider expects for a stored event."""
     answers_empty: bool = False
-    """True if it expects an empty response body."""
+    """True if the provider expects an empty response body."""
     acknowledgement: tuple[str, bytes] | None = None
     """Media type and body of that response, if the provider expects a specific text."""
     acknowledged: str = ""

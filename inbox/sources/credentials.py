@@ -66,7 +66,7 @@ class Verifier:
         """Maximum passes of a rejection through the body, the same for all padded verifiers."""
 
     def pad_work_to(self, kinds: Mapping[Hashable, Proof], largest: Mapping[Hashable, int]) -> None:
-        """Have each rejection try a proof of each of these kinds, with as many keys.
+        """Make each rejection try a proof of each of these kinds, with the same number of keys.
 
         A kind is not tried on bodies larger than its `largest`, which no source of the kind may send. The largest
         bodies of strangers therefore cost the work of only few kinds.
@@ -257,7 +257,7 @@ class SentFrom(Proof):
         networks = tuple(networks)
         self.kind = (SentFrom, networks)
         parsed = [ipaddress.ip_network(network) for network in networks]
-        self._networks = {  # as numbers: thirty add 7 µs to a rejection, and 11 as the library compares them
+        self._networks = {  # as numbers: thirty networks add 7 µs to a rejection, not 11 as by the library's comparison
             version: [(int(each.netmask), int(each.network_address)) for each in parsed if each.version == version]
             for version in (4, 6)
         }

@@ -141,7 +141,7 @@ def form_payload(body: bytes) -> bytes:
     """
     values = [value for name, value in _form(body, _FIELDS_AT_MOST) if name == b"payload"]
     if len(values) != 1:
-        raise InvalidEvent(f"payload is {'missing' if not values else 'there several times'}", field="payload")
+        raise InvalidEvent(f"payload is {'missing' if not values else 'repeated'}", field="payload")
     if len(values[0]) > LARGEST_FORM_PAYLOAD:
         raise InvalidEvent(
             f"payload has more than {LARGEST_FORM_PAYLOAD} bytes; send JSON, not a form", field="payload"

@@ -111,7 +111,7 @@ def kept_headers(source: Source, preset: Preset, raw: RawRequest) -> dict[str, s
     r"""Return the headers of the allow-list, in printable ASCII: other characters become `\xNN` or `\uNNNN`.
 
     Presets add headers that describe their events, and destinations those that they pass on. Headers that carry the
-    source's secret are omitted, even if listed; so are passed-on ones that contain the URL's token.
+    source's secret are omitted, even if listed; so are passed-on headers that contain the URL's token.
     """
     secret = source.auth.name.lower() if isinstance(source.auth, HeaderAuth) else None
     token = raw.url_token

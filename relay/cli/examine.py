@@ -286,7 +286,7 @@ def describe_event(
         config: the current configuration.
         now: reference for relative times.
         width: cells of a line; None: lines are not wrapped.
-        is_past: `event` is a past state, so there is no next step.
+        is_past: True if `event` is a past state, so the report has no next step.
     """
     if is_past:
         yield Text(f"as it was at {rfc3339(now, 'milliseconds')}")

@@ -172,7 +172,7 @@ def _show_groups(page: RowPage, given: Mapping[str, Any], most: int, width: int,
 def _explain(
     page: RowPage, listing: AnyListing, given: Mapping[str, Any], engine: Engine, now: datetime
 ) -> Iterator[str]:
-    """Yield a hint about an unknown id of a sender or a cause, and how far a search in payloads looked."""
+    """Yield hints about an unknown sender's id or a cause, and about the extent of a search in payloads."""
     from inbox.db.listing import read_page
     from relay.cli.dead import MOST_GROUPED, suggest_exhausted
     from relay.filters import suggest_sender_id
@@ -383,7 +383,7 @@ def follow_rows(
         config, database = open_database()
         wanted = _read_conditions(listing.name, given, config, database.engine, SystemClock().now())
         for feed, row in follow(database.engine, _feeds(listing.name, wanted), since, ends=end):
-            named = {"kind": feed.name, **row}  # a fact has a kind of its own
+            named = {"kind": feed.name, **row}  # a fact has its own kind
             if not admits(wanted, named):
                 continue
             if as_ndjson:
@@ -397,7 +397,7 @@ def follow_rows(
 
 
 def _feeds(listing: Filtered, wanted: Mapping[str, Any]) -> list[Feed]:
-    """Return the feeds that can have rows matching the conditions."""
+    """Return the feeds whose rows can match the conditions."""
     from inbox.db.following import ARRIVALS, REJECTIONS
     from relay.store.reads import OUTCOMES
 
@@ -413,7 +413,7 @@ def follow(
 ) -> Iterator[tuple[Feed, Row]]:
     """Yield each new row of the feeds once, forever; with `ends`, only the existing rows.
 
-    When the database goes away, it reports that once, waits, and continues where it was.
+    If the database goes away, it reports that once, waits, and continues from the last row.
     """
     from inbox.db.following import begin
 
@@ -437,7 +437,7 @@ def follow(
 
 
 def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[Feed, Row]], str]:
-    """Return a page of each feed, and the error of a database that does not answer. No row is read twice."""
+    """Return a page of each feed, and the error if the database does not respond. Rows are never read twice."""
     from inbox.db.dialect import classify_failure, trouble_text
 
     rows: list[tuple[Feed, Row]] = []
@@ -453,7 +453,7 @@ def _look(database: Engine, followers: Sequence[Follower]) -> tuple[list[tuple[F
 
 
 def wait_for_more() -> None:
-    """Pause when all rows have been read, or the database does not answer."""
+    """Pause when all rows have been read, or the database does not respond."""
     time.sleep(_LOOK_EVERY_SECONDS)
 
 

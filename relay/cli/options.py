@@ -176,7 +176,7 @@ def require_reason(reason: str | None, asked: msgspec.Struct | None = None) -> s
 
 
 def require_known(kind: str, given: str | None, known: Iterable[str]) -> None:
-    """Exit with 2 if a value is given and unknown; the error suggests the nearest known value."""
+    """Exit with 2 if the given value is unknown; the error suggests the nearest known value."""
     from inbox.config.mistakes import nearest
 
     names = tuple(known)

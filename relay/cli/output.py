@@ -3,8 +3,8 @@
 All output of commands goes through this module, and all values through `inbox.observe.visible`. Rich parses a string as
 markup, so values are passed as `rich.text.Text`.
 
-A listing names its columns, the important ones first, and last a text that fills the remaining width. A terminal shows as
-many columns as fit, and wraps long texts. Other outputs get one line for each row, with whole values and absolute times.
+A listing names its columns, the most important first. The last is a text that fills the remaining width. A terminal shows
+as many columns as fit, and wraps long texts. Other outputs get one line per row, with whole values and absolute times.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from inbox.observe.visible import visible, visible_json, visible_text
 from relay.words import format_count, format_duration, format_relative
 
 FINDING, WRONG_USE = 1, 2
-"""Exit statuses besides 0: there is a finding; the command or the configuration is wrong."""
+"""Exit statuses other than 0: a finding exists, or the command or configuration is wrong."""
 
 Row = Mapping[str, Any]
 
@@ -144,7 +144,7 @@ _BAR_AFTER_SECONDS = 1.0
 def bar(doing: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """Show a progress bar at a terminal while a long block runs; it vanishes at the end.
 
-    Yields a function that sets the amount done, by default one more, and optionally `doing` and `total`.
+    Yields a function that sets the amount done (by default, adds one) and optionally `doing` and `total`.
     """
     terminal = console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
@@ -172,7 +172,7 @@ def bar(doing: str, total: int | None = None) -> Iterator[Callable[..., None]]:
 
 _GAP = 2
 _LEAST_TEXT = 16
-"""Fewest cells of a column whose text wraps; without that much room the column is omitted."""
+"""Minimum cells of a column whose text wraps. With less room, the column is omitted."""
 _NUMBER = re.compile(r"[\d,]+\+?")
 _STATES = frozenset({"state", "kind", "health", "change", "held"})
 _STYLES: dict[str, str] = {

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from relay.store.route_states import RouteState
 
 _LOOK_AGAIN_SECONDS = 3.0
-"""Least duration of a finding: during a restart, one relay ends just before the next one starts."""
+"""Minimum duration of a finding: during a restart, one relay ends just before the next one starts."""
 _MOST_ROWS = 20
 """Most rows of a section at a terminal."""
 _LEAST_WIDTH = 20
@@ -145,7 +145,7 @@ def _document(seen: Overview, checked: Sequence[Finding], findings: Sequence[Fin
 
 
 def _watch(config: Config, every: float, width: int | None) -> None:
-    """Show the status until Ctrl-C, at a terminal in place. The database may go away and come back."""
+    """Show the status until Ctrl-C, in place at a terminal. The database may go away and come back."""
     from rich.console import Group
     from rich.live import Live
     from sqlalchemy.exc import DBAPIError
@@ -227,7 +227,7 @@ def format_status(
 
 
 def _retention(seen: Overview) -> str:
-    """Describe the kinds that are behind or have errors, or else the progress of each."""
+    """Describe the kinds that are behind or have errors, or otherwise the progress of each kind."""
     behind = [
         f"behind with {row['kind']} by {format_duration(row['behind_seconds'])}"
         for row in seen.retention
@@ -255,7 +255,7 @@ def _headline(seen: Overview, checked: Sequence[Finding], findings: Sequence[Fin
 
 
 def _route(route: RouteState, findings: Sequence[Finding], width: int | None) -> Row:
-    """Return the row of a route; at a terminal without zeros, so that empty columns are omitted."""
+    """Return the row of a route. At a terminal, leave out zeros so that empty columns are omitted."""
     from relay.findings import get_route_state
 
     row = asdict(route) | {"state": get_route_state(route, findings)}

@@ -29,7 +29,7 @@ class Claimer(msgspec.Struct):
     """True when the last claim found fewer deliveries than it asked for."""
 
     def read_gates(self) -> int:
-        """Read pauses and breakers, including those opened by other relays. Returns 0: there is nothing more to do."""
+        """Read pauses and breakers, including those opened by other relays. Returns 0, as no work is left over."""
         before, self.gates = self.gates, read_gates(self.generations.active.work)
         self.observer.on_gates_changed(before, self.gates)
         return 0
@@ -65,7 +65,7 @@ class Claimer(msgspec.Struct):
         return claim.find_due_routes(active.work.database, routes) if len(routes) > claim.MANY_ROUTES else routes
 
     def _select_admitted(self, routes: Sequence[str], admission: Admission = "all") -> list[str]:
-        """Return the routes that the gates admit, except resting ones: an older event there may not be sequenced yet."""
+        """Return the routes that the gates admit, except resting ones, where an older event may not be sequenced yet."""
         active = self.generations.active
         resting = active.work.locked_routes.list_resting()
         return [route for route in active.select_admitted(self.gates, routes, admission) if route not in resting]

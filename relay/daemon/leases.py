@@ -1,8 +1,8 @@
 """Tracks on this process's steady clock how long each lease may be trusted.
 
-A lease lasts 15 s by the database's clock from the moment the database grants it. This process trusts it until 14 s after
-it sent the request, however slow the response. So a relay that can't renew stops its calls before another takes over:
-two relays never make calls for one delivery at the same time.
+A lease lasts 15 s by the database's clock, from the moment of its grant. This process trusts it for 14 s after sending
+the request, however slow the response. So a relay that can't renew stops its calls before another takes over: two relays
+never make calls for one delivery at the same time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Leases:
                 self._trusted_until.pop(key, None)
 
     def revoke(self) -> None:
-        """Stop trusting any lease, present or future, which cuts running calls."""
+        """Stop trusting any lease, present or future, and so cut running calls."""
         self._revoked = True
 
     def trusts_until(self, key: LeaseKey) -> float:

@@ -43,11 +43,11 @@ from relay.sweep.scheduler import Sweeper
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
 EVERY_SECONDS = 1.0
-"""Interval for reading changes by others: a pause stops all relays within about a second."""
+"""Interval for reading changes made by operators and other relays: a pause stops all relays within about a second."""
 WATCH_EVERY_SECONDS = 15.0
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
 CUT_SECONDS = 1.0
-"""Seconds to wait for cut calls to return; `relay.http.guard.Watchdog` ends them in a twentieth of that."""
+"""Seconds to wait for cut calls to return; `relay.http.guard.Watchdog` ends them within a twentieth of that time."""
 
 
 class Relay:
@@ -77,10 +77,10 @@ class Relay:
         """The policies whose routes are stored in `relay_node`."""
         self._unrecorded: dict[LeaseKey, FinishedAttempt] = {}
         self._to_give_back: list[LeaseKey] = []
-        """Claims to give back: unstarted, or cut before anything was sent."""
+        """Claims to give back: unstarted, or cut before any request was sent."""
         self._poll = BUSY_POLL_SECONDS
         self._is_woken = False
-        """True while a wake-up is queued: one is enough."""
+        """True while a wake-up is queued; a second one would add nothing."""
         self._is_idle = False
         """True when the last wait brought no result."""
         self._steps = steps = Steps(observer, alert=self._alert, is_healthy=self._takes_writes)
@@ -116,7 +116,7 @@ class Relay:
             Repeated("flush_throughput", FLUSH_EVERY_SECONDS, self._flush_throughput),
             Repeated("commands", EVERY_SECONDS, self._work_on_commands, paces=False),
             Repeated("sequence", 0, self._sequence, when=self._may_sequence),
-            # before the others, which would use up the rate
+            # before the ordinary claims, which would use up the rate
             Repeated("claim_suspect", EVERY_SECONDS, self._claimer.claim_suspect, when=self._may_claim_suspect),
             Repeated("claim", 0, self._claimer.claim, when=self._may_claim),
         ]
@@ -148,7 +148,7 @@ class Relay:
         """Work until stopped; with `drain`, until nothing is received, due or in flight.
 
         A bug in the loop also ends it, as gracefully as possible, and is raised. The node is then not marked as stopped, so
-        that others see a relay that died.
+        that other relays and `relay status` see a relay that died.
         """
         self._steps.retry_until_done("starting", self._describe, unless=self._stop)
         with ExitStack() as leaving:
@@ -194,7 +194,7 @@ class Relay:
         """Run one round of all steps. Returns whether there was anything to do.
 
         Raises:
-            Exception: the database is unreachable; or recording or claiming keeps failing.
+            Exception: the database is unreachable, or recording or claiming keeps failing.
         """
         self._collect()
         done = sum(step.run(self._steps) for step in self._table)
@@ -237,7 +237,7 @@ class Relay:
                 pass  # a configuration that arrives after a stop
 
     def _give_back(self) -> int:
-        """Give back unused claims. After a failure they are kept, and repeating it is harmless."""
+        """Give back unused claims. After a failure they are kept for another try, which is harmless."""
         done, number = leases.give_back(self._work, self._to_give_back)
         self._leases.forget(done)
         self._to_give_back = [one for one in self._to_give_back if one not in done]
@@ -269,7 +269,7 @@ class Relay:
         self._leases.forget([key])
 
     def _sequence(self) -> int:
-        """Sequence all new deliveries before claiming; of a large backlog, a part."""
+        """Sequence all new deliveries before claiming, or one part of a large backlog."""
         done = 0
         # 0: another relay has sequenced the whole batch; the next round scans again.
         while batch := sequence.sequence(self._work, self._scans):
@@ -283,7 +283,7 @@ class Relay:
         return 0
 
     def _judge_duplicates(self) -> int:
-        """Judge a round of duplicates. Returns 1 if there are more to judge at once."""
+        """Judge a round of duplicates. Returns 1 if more can be judged at once."""
         rest, self._duplicates = self._duplicates, None
         judged = duplicates.judge_duplicates(self._work, rest)
         self._duplicates = judged.rest
@@ -311,7 +311,7 @@ class Relay:
         return changed
 
     def _wait(self, *, busy: bool) -> None:
-        """Wait for an event, at most for the poll: 20 ms after work, doubled after each idle round, up to 500 ms.
+        """Wait for an event, at most until the next poll: 20 ms after work, doubled after each idle round, up to 500 ms.
 
         The listener ends the wait at each commit; the poll covers missed notifications.
         """
@@ -370,7 +370,7 @@ class Relay:
             self._leases.extend(leases.renew(self._database, held), asked_at)
 
     def _heartbeat(self) -> None:
-        """Store the steps that fail now or meet a locked route. Two threads may race; the next heartbeat corrects that."""
+        """Store the steps that fail now or meet a locked route. If two threads race, the next heartbeat corrects the row."""
         nodes.heartbeat(self._database, self.node, {**self._locked_routes.as_texts(), **self._steps.failing})
         if self._work.policies is not self._described:
             self._describe()
@@ -378,7 +378,7 @@ class Relay:
     def _alert(self, step: str, error: str) -> bool:
         """Store an alert for a failing step. Returns False if the database refuses it now."""
         try:
-            self._heartbeat()  # first: a relay that finds the alert but no failing step would end it
+            self._heartbeat()  # first: a relay that finds the alert without a failing step would end it
             alerts.alert_failing_step(self._work, step, error)
         except Exception as second:  # noqa: BLE001  # the step's own failure is already logged
             self._observer.on_database_trouble("alerting", second)

@@ -1,7 +1,7 @@
 """Deletes expired rows in a separate thread, so that retention does not delay deliveries.
 
-A lease in the database (`relay.store.retention`) lets one relay process prune at a time. Each kind of rows is a separate
-step: one that fails does not stop the others.
+A lease in the database (`relay.store.retention`) lets only one relay process prune at a time. Each kind of row is a
+separate step: a failure of one does not stop the others.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from relay.store.transaction import FailedAlone
 from relay.store.work import Work
 
 ROUND_SECONDS = 600.0
-"""The longest round. After it, other relays may take the lease, and the clock of retention advances."""
+"""The longest round. Afterwards, other relays may take the lease, and the clock of retention advances."""
 
 
 class Pruner(msgspec.Struct):
     """Prunes until `stop` is set. A batch takes about 100 ms and is committed on its own."""
 
     work: Callable[[], Work]
-    """Returns the active configuration, whose ages apply from the next batch on."""
+    """Returns the active configuration. A changed age applies from the next batch on."""
     pruner: LeasedPruner
     stop: threading.Event
     observer: Observer
@@ -72,7 +72,7 @@ class Pruner(msgspec.Struct):
         return not self.stop.is_set()
 
     def _prepare(self) -> None:
-        """Create the partition for the next payloads."""
+        """Create the partition that the next payloads need."""
         age = self._retention.payloads
         with self.work().database.write() as transaction:
             leaves.prepare(transaction.connection, None if age.is_forever else timedelta(seconds=float(age)))

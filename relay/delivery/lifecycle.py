@@ -1,16 +1,16 @@
 """The states of a delivery and every transition between them.
 
-Only this file changes states, except in SQL: CLAIMED by `relay.store.claim`, GIVEN_BACK by `relay.store.leases`, and the repairs
-of `relay.store.rebuild`.
+Only this file changes states, with three exceptions in SQL: `relay.store.claim` makes CLAIMED, `relay.store.leases`
+makes GIVEN_BACK, and `relay.store.rebuild` makes repairs.
 
-1. A delivery changes only by a *step*. `TRANSITIONS` alone defines the effect of a step in a state, but for rule 7. A step
+1. A delivery changes only by a *step*. `TRANSITIONS` alone defines the effect of a step in a state, except for rule 7. A step
    without an entry is a bug: it raises `IllegalTransition`, and the delivery stays unchanged.
 2. A step is a fact or scheduling (`SCHEDULING`). A fact is appended to `delivery_log` in the same transaction.
    Scheduling is not logged: it follows from the facts of the lane and the leases.
 3. Two steps that lead to the same state remain two steps: the log distinguishes them.
-4. The row of a fact stores the delivery's `Standing` after it: the last one says whether it is open, blocked, dead or
-   ended. `relay verify` checks that each row follows from the one before (`follows`), and compares `open_delivery` with
-   the last.
+4. The row of a fact stores the delivery's `Standing` after the fact. The last row says whether the delivery is open,
+   blocked, dead or ended. `relay verify` checks that each row follows from the one before (`follows`), and compares
+   `open_delivery` with the last row.
 5. A lane has at most one head (`HEADS`); the database refuses a second.
 6. A dead delivery lets its lane continue; a blocked one stops it.
 7. A correction, which only `relay.store.rebuild` makes, leads from any state to any other: the facts before it contradict
@@ -230,7 +230,7 @@ def apply_fact(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDeli
 
 _ONE_MORE = frozenset({"delivered", "unchanged", "skipped", "abandoned"})
 _PERHAPS_ONE_MORE = frozenset({"attempt_failed", "dead"})
-"""Kinds of facts that end an attempt. A failed one may not count."""
+"""Kinds of facts that end an attempt, which may or may not count."""
 _BEGINS_RUN = frozenset({"replayed", "rearmed"})
 
 
@@ -266,7 +266,7 @@ def follows(before: Standing | None, kind: str, then: Standing, *, may_be_pruned
 
 
 def restore(delivery: OpenDelivery, standing: Standing, due_at: datetime | None) -> OpenDelivery:
-    """Return the delivery as its last fact implies, keeping its row's state where that is consistent.
+    """Return the delivery as its last fact implies, keeping the row's state where that agrees with the fact.
 
     Args:
         delivery: the row; not one that has to stay in flight.

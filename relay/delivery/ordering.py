@@ -29,8 +29,8 @@ def settle(
 
     Args:
         ordering: the ordering of the route.
-        lane: its head if it has one, and its received and waiting deliveries. Of the waiting ones `strict` needs the
-            first, and `latest` the oldest few.
+        lane: the head of the lane if it has one, and its received and waiting deliveries. `strict` needs only the first
+            waiting delivery, and `latest` the oldest few.
         now: the database's time.
         first_delay: the longest delay of a retry that a newer event takes over.
         upto: the last waiting delivery that was read, if more wait behind it. `latest` leaves later ones to the next
@@ -69,7 +69,7 @@ def _is_untouched(head: OpenDelivery, now: datetime) -> bool:
 
 
 def has_begun(head: OpenDelivery, now: datetime) -> bool:
-    """Return whether a head keeps its place, as an attempt of it has begun: an older event would be sent after it."""
+    """Return whether a head keeps its place because its attempts have begun: an older event would be sent after it."""
     return head.state is not State.BLOCKED and not _is_untouched(head, now)
 
 
@@ -82,8 +82,8 @@ def _settle_oldest(
 ) -> list[OpenDelivery]:
     """Settle the deliveries up to `upto`, and queue the rest.
 
-    A head beyond `upto` that has not been attempted waits with the rest, as older ones are still to be superseded. An
-    attempted head keeps its place, as in `strict`: only behind an attempted head can this many older deliveries gather.
+    A head beyond `upto` that has not been attempted waits with the rest, as older deliveries must be superseded first.
+    An attempted head keeps its place, as in `strict`. Only behind such a head can this many older deliveries gather.
     """
     if upto is None:
         return _settle_latest(head, others, now, first_delay)
@@ -140,11 +140,11 @@ def covers(last: LastDelivered, position: LanePosition, skew: timedelta) -> bool
     """Return whether the last success in a lane certainly includes the change of an event at this position.
 
     With a fetch: the fetch began after the change, allowing for clocks that differ by `skew`; or the entity's own time is
-    at least as new. A time without a fraction may be any moment of its second: two changes in one second look the same.
+    at least as new. A time without a fraction may be any moment of its second, so two changes in one second look the same.
 
-    Without a fetch the event itself was delivered, and an older event adds nothing. An event that arrived before the last
-    success is older if its time is: had both waited, it would have been superseded. One that arrived later is certainly
-    older only if its time is earlier by more than `skew`, the difference between the clocks of the sender's hosts. Intake
+    Without a fetch the event itself was delivered, and an older event adds nothing. If the event arrived before
+    the last success, an earlier time makes it older: had both waited, it would have been superseded. If it arrived later,
+    its time must be earlier by more than `skew`, as the clocks of the sender's hosts differ. Intake
     ensures that no stored time is later than the event's arrival by more than that.
     """
     latest_moment = position[0] + _resolution(position[0])

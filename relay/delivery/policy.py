@@ -179,7 +179,7 @@ def is_rate_held(outcome: Outcome, policy: RoutePolicy) -> bool:
 
 
 HELD_AT_MOST = 20
-"""Consecutive rate-limited attempts that do not count; then they do, as the limit may be too small for a single one."""
+"""Consecutive rate-limited attempts that do not count. Later ones do, as the limit may be too small for any attempt."""
 
 
 def decide(
@@ -228,7 +228,7 @@ def _decide_failed(
     # The gate holds it back until the hold ends or an operator resumes it. Scheduled retries would use up the attempts of
     # every event that shares the limit.
     at_once |= is_rate_held(outcome, policy) and history.same_in_a_row < HELD_AT_MOST
-    # An open breaker determines the time of the next call; the schedule is for attempts that count.
+    # An open breaker determines the time of the next call; the schedule applies only to attempts that count.
     is_held_back = is_stopped or rule in {Rule.STOP, Rule.RETIRE}
     spared = at_once or is_held_back or rule is Rule.REFETCH
     delay: timedelta | None = timedelta(0)
@@ -282,7 +282,7 @@ def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolic
 
 
 def _clamp(delay: timedelta, outcome: Failed) -> timedelta:
-    """Return the delay that the destination asked for, at least our own and at most a day."""
+    """Return the delay that the destination asked for, but at least our own and at most a day."""
     if outcome.retry_after is None:
         return delay
     asked = timedelta(seconds=min(outcome.retry_after, LONGEST_RETRY_AFTER.total_seconds()))
@@ -305,7 +305,7 @@ def find_failed_endpoint(outcome: Outcome, policy: RoutePolicy) -> GateKey | Non
 def list_breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:
     """Turn an attempt's outcome into circuit breaker reports.
 
-    Each endpoint called before the last one works: the attempt would have stopped there otherwise.
+    Every endpoint called before the last one works; otherwise the attempt would have stopped there.
     """
     last = find_endpoint(outcome, policy)
     if last is None:
@@ -337,7 +337,7 @@ def find_called_endpoint(call: Call, policy: RoutePolicy) -> GateKey | None:
 
 
 class HoldRequest(msgspec.Struct, frozen=True):
-    """A request of an endpoint for no calls for some time."""
+    """A request of an endpoint to make no calls for some time."""
 
     key: GateKey
     lasts: timedelta

@@ -1,7 +1,7 @@
 """Python handlers: calls a function of the operator, `package.module:name`, in a separate thread.
 
-A thread can't be stopped from outside. When a function does not return in time, its thread is left behind, and keeps its slot
-of the destination's `concurrency` until it returns. So a hanging function can't occupy more threads than that.
+A thread can't be stopped from outside. If a function does not return in time, its thread is left behind. The thread keeps its
+slot of the destination's `concurrency` until it returns. So a hanging function can't occupy more threads than that.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Python:
                     return self._left_behind(delivery, began, reason)
 
     def _find_end(self, began: float, context: Context) -> ErrorClass | None:
-        """Return the reason to end a call, or the wait for its slot, that began at `began`; None: it may continue."""
+        """Return the reason to end a call, or the wait for its slot, that began at `began`; None if it may continue."""
         now = steady()
         if now >= context.lease():
             return "lease_lost"
@@ -157,5 +157,5 @@ def make_event(delivery: Delivery) -> Event:
 
 
 def _text(why: object) -> str:
-    """Convert a handler's text to one that both databases can store."""
+    """Convert a handler's text to a form that both databases can store."""
     return str(why)[:_LONGEST_WHY].encode("utf-8", "replace").decode()

@@ -46,7 +46,7 @@ from relay.sync.expressions import Expression, Scope, decode, digest, encode
 
 
 REPLICA_LAG = timedelta(seconds=5)
-"""Time after an event's arrival during which its entity may be missing only on a lagging replica."""
+"""Time after an event's arrival in which a missing entity may be due to a lagging replica."""
 OVERTAKEN = (
     "a newer event of its lane was delivered first, so this body would overwrite newer data; "
     "`relay cancel` ends it, `relay replay --force` sends it"
@@ -64,7 +64,7 @@ class Sync:
         self.api = api
         self.destination = destination
         self.keeps_order = keeps_order
-        """True if no body may follow a newer one of its lane: on a route without fetch, in `strict`."""
+        """True if a body must not follow a newer one of its lane: on a `strict` route without fetch."""
 
     def __call__(self, delivery: Delivery, context: Context) -> Outcome:
         """Bring the counterpart in sync with the current entity, regardless of the change that the event describes."""
@@ -147,7 +147,7 @@ class Attempt:
     def _read_body(self) -> bool:
         """Put the webhook's body into the scope as the entity. Return False if the event says that the entity is deleted.
 
-        A replay has been compared with newer deliveries when the operator asked for it.
+        A replay was compared with newer deliveries when the operator requested it.
         """
         if self._keeps_order and self._delivery.late and self._delivery.run == 0:
             raise Ended(Failed(self.calls, "overtaken", OVERTAKEN))
@@ -175,7 +175,7 @@ class Attempt:
                 entity = _json(answer) if pick is None else pick_value(pick, _json(answer))
         if entity is None and (is_absent or pick is not None):
             if answer.error_class != "gone" and self._may_be_behind():
-                # A lagging replica responds the same for a new entity: the next attempt fetches again.
+                # A lagging replica gives the same response for a new entity, so the next attempt fetches again.
                 if is_absent or pick is None:
                     raise Ended(answer.as_failed(self.calls))
                 raise Ended(Failed(self.calls, "not_found", f"fetch: the response has null at {pick.text}"))
@@ -197,7 +197,7 @@ class Attempt:
         if self._stale_suspected and self._delivery.stale_before < len(REFETCH_AFTER):
             raise Ended(Failed(self.calls, "stale", f"fetch: last changed at {modified}, not after the event"))
         if modified is not None and modified > self._context.now():
-            self._last_modified = None  # a future time is wrong, and would make all events until then look covered
+            self._last_modified = None  # a time in the future is wrong, and all events until then would look covered
         self.scope["entity"] = entity
         return True
 
@@ -225,7 +225,7 @@ class Attempt:
         return True
 
     def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: CallResult) -> None:
-        """End the attempt before any write, unless the match can be addressed and has the value searched for."""
+        """End the attempt before any write unless the match can be addressed and has the value searched for."""
         with self._reading(answer):
             if not all(can_be_named(part.value(self.scope)) for part in self._plan.identity):
                 raise UnusableResponse(
@@ -254,7 +254,7 @@ class Attempt:
     def _update(self) -> Outcome:
         answer, content = self._try_update()
         if answer.error_class in ABSENT:
-            # It was deleted or replaced after the find: search once more.
+            # The counterpart was deleted or replaced after the find: search once more.
             if self._plan.find is None or not self._find():
                 return self._missing()
             answer, content = self._try_update()
@@ -262,7 +262,7 @@ class Attempt:
         return self._finish("updated", content)
 
     def _try_update(self) -> tuple[CallResult, bytes]:
-        """Send the change. Return the answer and the hash of the content."""
+        """Send the change. Return the response and the hash of the content."""
         plan = self._plan
         fields = self.fields = plan.fields.evaluate(self.scope, creating=False)
         update = cast("CallPlan", plan.update)
@@ -308,7 +308,7 @@ class Attempt:
         body: bytes | None = None,
         more: Mapping[str, str] = NO_HEADERS,
     ) -> CallResult:
-        """Make a call. Return a success, or a class in `ABSENT`, which each step interprets. Others end the attempt."""
+        """Make a call. Return a success or a class in `ABSENT`, for the step to interpret. Other results end the attempt."""
         path, query = call.path.expand(self.scope), call.query(self.scope)
         headers = {"Accept": "application/json"}
         if step not in {"fetch", "find"}:

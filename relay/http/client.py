@@ -1,7 +1,7 @@
 """The HTTP client: the only module that makes calls.
 
-A call goes to a configured endpoint, over a urllib3 pool of one connection per thread, and always ends. Its deadline covers
-name resolution, connecting, and the head and body of the response, however slowly they arrive. Its result is `answered`,
+A call goes to a configured endpoint, over a urllib3 pool of one connection per thread, and always ends. The deadline
+covers name resolution, connecting, and the head and body of the response, however slowly they arrive. Its result is `answered`,
 `not_sent` or `unknown`: only an unknown call may have had an effect without a response.
 """
 
@@ -46,7 +46,7 @@ PORTS = {"http": 80, "https": 443}
 
 
 MAX_ANSWER = 64 * 1024
-"""Most bytes read of a response. A longer one is truncated, and its connection closed."""
+"""Maximum bytes read from a response. A longer response is truncated, and its connection closed."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -55,18 +55,18 @@ class Request(msgspec.Struct, frozen=True):
     step: CallStep
     method: str
     headers: Mapping[str, str]
-    """Names in Title-Case, values from `relay.http.target.header_value`. The endpoint's own headers take precedence."""
+    """Names in Title-Case, with values from `relay.http.target.header_value`. The endpoint's own headers take precedence."""
     path: str = ""
     """Percent-encoded, beginning with a slash; empty for the endpoint's URL itself."""
     query: str = ""
     """Encoded, without the question mark."""
     body: bytes | None = None
     most: int = MAX_ANSWER
-    """Most bytes read of the response."""
+    """Maximum bytes read from the response."""
     own_headers: Mapping[str, str] = {}
     """Headers configured for this call; they take precedence over those of the endpoint."""
     template: str | None = None
-    """The template of the path, for a trace, which must not have the path's values."""
+    """The template of the path, for traces: they must not contain the path's values."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -85,7 +85,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class HttpClient:
-    """A client of one endpoint. Keep one for each api or destination: each thread has its own connection."""
+    """A client of one endpoint. Keep one client per api or destination. Each thread gets its own connection."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -93,14 +93,14 @@ class HttpClient:
 
     @property
     def base(self) -> str:
-        """The URL that prefixes every call, with the query that every call has."""
+        """The URL that prefixes every call, with the query that every call shares."""
         return f"{self.target.base}?{self.target.query}" if self.target.query else self.target.base
 
     def call(self, request: Request, limits: Limits) -> CallResult:
         """Make the call, within the endpoint's timeout and the lease.
 
-        It never raises: errors of the endpoint, the network and the guard, and bugs, are in the result. A call of a sampled
-        attempt has a span of its own, which the endpoint may continue.
+        It never raises. Errors of the endpoint, the network and the guard are in the result, and so are bugs. A call of a
+        sampled attempt has its own span, and the endpoint may continue the trace.
         """
         if limits.span is None:
             return self._call(request, limits)
@@ -183,7 +183,7 @@ class HttpClient:
         return own
 
     def _send(self, pool: HTTPConnectionPool, request: Request, timeout: float) -> BaseHTTPResponse:
-        """Send the request, whose parts are checked already, and read the head of the response. Never retries."""
+        """Send the request and read the head of the response, without retries. The caller has checked the request's parts."""
         target = self.target
         query = f"{target.query}&{request.query}" if target.query and request.query else target.query or request.query
         headers = {**request.headers, **target.headers, **request.own_headers}
@@ -300,7 +300,7 @@ class BearerToken(msgspec.Struct, frozen=True):
 
 
 class _NoToken(Exception):
-    """Raised when there is no token; `answer` is the failure of the call that needs one."""
+    """Raised without a token; `answer` is the failure of the call that needs one."""
 
     def __init__(self, answer: CallResult) -> None:
         super().__init__()
@@ -379,7 +379,7 @@ class TokenClient(HttpClient):
 
 
 _OF_THE_CLIENT: frozenset[ErrorClass] = frozenset({"rejected", "not_found", "gone", "conflict"})
-"""Classes by which a token URL refuses the client (400 in RFC 6749 §5.2). They don't concern the endpoint."""
+"""Error classes with which a token URL refuses the client (400 in RFC 6749 §5.2). They don't concern the endpoint."""
 
 
 class _TokenAnswer(msgspec.Struct):
@@ -410,9 +410,9 @@ def read_token(body: bytes) -> tuple[str, float]:
 
 
 def _convert_failure(answer: CallResult, why: str) -> CallResult:
-    """Convert a failed token request to the call's failure, without either body, which may contain a secret.
+    """Convert a failed token request to the call's failure. Omit both bodies, as each may contain a secret.
 
-    A 404 of the token URL must not be read as the entity's, whose counterpart would then be deleted.
+    A 404 of the token URL must not look like a missing entity, as its counterpart would then be deleted.
     """
     error_class = "auth" if answer.error_class in _OF_THE_CLIENT else answer.error_class
     call = msgspec.structs.replace(answer.call, error=f"no token: {why}", excerpt=None)

@@ -1,4 +1,4 @@
-"""Alerts: rows of `alert`, one for each begin or recovery of a condition, and their logging and posting."""
+"""Alerts: rows of `alert`, one for each start or recovery of a condition, and their logging and posting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from relay.store.transaction import FailedAlone, Transaction
 from relay.store.work import Work, process_in_parts
 
 POST_AGAIN_AFTER = timedelta(seconds=60)
-"""The pause before a failed post, or one whose relay died, is repeated."""
+"""The pause before a post is repeated, after it failed or its relay died."""
 MOST_LOGGED_AT_ONCE = 200
 POSTED_WITHIN = timedelta(days=1)
 """Age after which an alert is no longer posted."""
@@ -62,7 +62,7 @@ def take_unsent(work: Work) -> list[Posted]:
     """Take an alert to post, if any; no other relay gets it for a minute.
 
     Untried alerts go first, then those that have waited longest: one that can't be posted does not delay other subjects.
-    Alerts of one subject are posted in order, so that the last one read is the present state.
+    Alerts of one subject are posted in order, so that the last one read is the current state.
     """
     with work.database.read() as transaction:
         unsent = transaction.execute(_UNSENT, since=-POSTED_WITHIN.total_seconds())
@@ -71,7 +71,7 @@ def take_unsent(work: Work) -> list[Posted]:
 
 
 def record_post(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
-    """Record that an alert was posted, or the error. A failed post is repeated in a minute, unless it `is_final`."""
+    """Record that an alert was posted, or the error. A failed post is repeated in a minute, unless the error `is_final`."""
     with database.write() as transaction:
         transaction.execute(_POSTED, id=number, error=error, is_final=is_final)
 

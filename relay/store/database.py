@@ -72,7 +72,7 @@ class Database:
         self.engine = engine
         self.sql = Sql(engine.dialect.name)
         self.tally = Tally()
-        """The counts of its transactions, which a relay writes."""
+        """The throughput counts of the transactions; a relay stores them."""
         self._clock = clock
 
     @contextmanager

@@ -65,7 +65,7 @@ def read_rows(transaction: Transaction, keys: Iterable[Key], lock: Lock) -> list
 
 
 def select_leased(rows: Iterable[Any], claims: Iterable[LeaseKey]) -> dict[LeaseKey, Any]:
-    """Return the rows that these claims still hold: the fence. An old and the present one of a delivery may come together."""
+    """Return the rows that these claims still hold: the fence. `claimed` may have an old and the current claim of a delivery."""
     in_flight = {(row.seq, row.route): row for row in rows if row.state == State.IN_FLIGHT}
     return {
         claim: row for claim in claims if (row := in_flight.get(claim[:2])) is not None and row.lease_token == claim[2]
@@ -75,7 +75,7 @@ def select_leased(rows: Iterable[Any], claims: Iterable[LeaseKey]) -> dict[Lease
 def read_deliveries(
     transaction: Transaction, keys: Iterable[Key], *states: State, lock: Lock = "wait"
 ) -> list[OpenDelivery]:
-    """Read those of these deliveries that are in one of the `states`; without states, all."""
+    """Read the given deliveries that are in one of the `states`, or all of them without states."""
     rows = read_rows(transaction, keys, lock)
     return [as_open_delivery(row) for row in rows if not states or row.state in states]
 

@@ -22,7 +22,7 @@ from relay.store.work import Work, process_in_parts
 
 EVENTS_OF_A_ROUND = 200
 ROWS_OF_A_ROUND = 1_000
-"""Limit that keeps each round's order lock short. Usually an event has a few rows; nothing relies on that."""
+"""Rows per round, so that the order lock is short. An event usually has few rows, but correctness does not depend on that."""
 
 
 class Unjudged(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ class Judged(msgspec.Struct, frozen=True):
     handled: int
     """Rows of `duplicate_request` that were judged."""
     rearmed: int
-    """Deliveries that will be made again."""
+    """Deliveries that will be attempted again."""
     rest: Unjudged | None = None
     """The events of the next round, which follows at once; None if all were judged."""
 
@@ -77,7 +77,7 @@ def judge_duplicates(work: Work, rest: Unjudged | None = None) -> Judged:
 
 
 def _store_error(work: Work, seq: int, error: Exception) -> Judged:
-    """Store the error with this event's duplicates, which skips them until it is cleared."""
+    """Store the error with this event's duplicates. They are skipped until the error is cleared."""
     with work.write() as transaction:
         transaction.execute(_SET_ASIDE, seq=seq, error=error_text(error))
     return Judged(0, 0)
@@ -90,11 +90,11 @@ def judge(work: Work, routes: Mapping[int, Sequence[str]]) -> Judged:
     deliveries that may be rearmed.
 
     Only on `latest` routes that fetch can a duplicate report a second change; elsewhere it is the same event. A delivery
-    that has not fetched yet includes the change anyway. One in flight may have fetched already, so its duplicates are
-    judged when it has ended. An event of an unknown route is left for a while to relays whose configuration has the route.
+    that has not fetched yet includes the change anyway. A delivery in flight may have fetched already, so its duplicates
+    are judged after it ends. Relays whose configuration has an unknown route get some time to judge its events first.
 
-    Receivers don't take the order lock, and may add duplicates meanwhile, which are judged later. So rows are marked by
-    id and count as read, and not by a range of ids, which commit in any order.
+    Receivers don't take the order lock, and may add duplicates meanwhile, which are judged later. Rows are
+    marked by the ids and counts that were read. A range of ids would be unsafe, as ids commit in any order.
     """
     policies = work.policies
     with work.write() as transaction:

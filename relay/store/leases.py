@@ -26,7 +26,7 @@ LEASE_SECONDS = states.LEASE_SECONDS
 
 
 def renew(database: Database, held: Collection[LeaseKey]) -> set[LeaseKey]:
-    """Extend these leases. Returns the extended ones; a missing one is lost, or its row is locked now.
+    """Extend these leases. Returns the extended leases. A missing one is lost, or its row is locked now.
 
     Only leases that this process knows are renewed: a claim whose commit was never confirmed has to expire.
     """
@@ -54,8 +54,8 @@ RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
 def give_back(work: Work, claimed: Sequence[LeaseKey]) -> tuple[set[LeaseKey], int]:
     """Give back leases whose attempt never began: the attempt is not used, and the delivery is due at once.
 
-    Their lanes are settled again, as an older event that arrived meanwhile goes first. Leases in lanes that can't be
-    settled expire; those of resting routes are skipped.
+    Their lanes are settled again, as an older event that arrived meanwhile goes first. Leases expire in lanes that can't
+    be settled; leases of resting routes are skipped.
 
     Returns:
         The processed leases, and how many of them were still held.
@@ -79,7 +79,7 @@ def _give_back_in_order(work: Work, claimed: Sequence[LeaseKey]) -> int:
     with work.write() as transaction:
         transaction.take_order_lock(route for _, route, _ in claimed)
         returned = transaction.execute(_GIVE_BACK, returned=claimed)
-        # After the UPDATE: with an earlier time the head would seem due later, thus attempted, and stay before an older event.
+        # After the UPDATE: with an earlier time the head would look attempted, as due later, and stay ahead of an older event.
         now = transaction.now()
         lanes = [(row.route, row.lane) for row in returned]
         write_back(transaction, settle_lanes(transaction, (), work.policies, now, lanes))
@@ -98,7 +98,7 @@ RETURNING open_delivery.route, open_delivery.lane
 
 
 MOST_UNNOTICED_SECONDS = 1.0
-"""The largest step of the clock to ignore. Relays stop trusting a lease a second before it expires, so it loses none."""
+"""The largest clock step to ignore. Relays stop trusting a lease a second before it expires, so a small step is harmless."""
 _QUICK_SECONDS = 0.2
 _TRIES = 3
 
@@ -140,9 +140,9 @@ class DatabaseClock:
 
 STEP = "rescue"
 BATCH = 200
-"""Leases in one transaction. Each may be in a separate lane, whose waiting deliveries are also folded: some 70 ms."""
+"""Leases in one transaction: some 70 ms. Each may be in a separate lane, and its waiting deliveries are folded too."""
 TOO_LONG_SECONDS = LEASE_SECONDS + 5
-"""Remaining time that no lease has by a correct clock."""
+"""Remaining time in seconds that a lease never has by a correct clock."""
 OWN_TRANSACTION = 8
 """Leases of one route that justify a separate transaction, which locks only that route."""
 
@@ -152,11 +152,11 @@ def rescue_expired(
 ) -> list[tuple[int, str, AnyFact]]:
     """Rescue deliveries from expired leases, so that another attempt can be made. The effect of the last one is unknown.
 
-    A lease that ends over `TOO_LONG_SECONDS` from now counts as expired, too: the database's clock was set back.
+    A lease that ends over `TOO_LONG_SECONDS` from now also counts as expired: the database's clock was set back.
 
-    Skipped are leases that this process still trusts, and for a while after a step of the `clock` all leases, as their
-    relays may be alive. A lease on an unknown route is left to relays whose configuration has the route. After
-    `LEFT_TO_OTHERS` without one, the delivery is made ready, and never dead.
+    Leases that this process still trusts are skipped. For a while after a step of the `clock`, all leases are skipped, as
+    their relays may be alive. A lease on an unknown route is left to relays whose configuration has the route. If none
+    takes it within `LEFT_TO_OTHERS`, the delivery becomes ready, but never dead.
 
     Returns:
         seq, route and fact of each rescued delivery.

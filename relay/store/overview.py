@@ -27,9 +27,9 @@ from relay.store.statement import Statement, sql
 from relay.store.transaction import Transaction
 
 MOST_LISTED = 20
-"""The most open commands, failed commands, and dead relays to list."""
+"""Maximum number of open commands, of failed commands, and of dead relays to list."""
 _LEAD = timedelta(seconds=5)
-"""Lead over the database's clock that clock skew or slow commits can explain."""
+"""Largest lead over the database's clock that clock skew or slow commits can explain."""
 
 
 class HeldGate(msgspec.Struct, frozen=True):
@@ -48,12 +48,12 @@ class HeldGate(msgspec.Struct, frozen=True):
 
     @property
     def title(self) -> str:
-        """Its kind and name in words."""
+        """Kind and name of the gate in words."""
         return format_gate(self.kind, self.name)
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """The selection fields that name it."""
+        """The selection fields that name the gate."""
         entity = parse_entity_key(self.name) if self.kind == "entity" else None
         if entity is None:
             return {self.kind: self.name}

@@ -70,7 +70,7 @@ _REVEALS = text("SELECT id, at, who, reason FROM payload_reveal WHERE seq = :seq
 
 
 MOST_GROUPED = 5000
-"""Dead letters to group, of the newest events."""
+"""Maximum number of dead letters to group, those of the newest events."""
 MOST_SHOWN = 300
 """Characters of the error that a group shows."""
 
@@ -81,7 +81,7 @@ class DeadGroup(msgspec.Struct, frozen=True):
     route: str
     cause: str | None
     error: str | None
-    """Its first `MOST_SHOWN` characters."""
+    """First `MOST_SHOWN` characters of the error."""
     error_sha256: str | None
     """SHA-256 of the full error: the condition for acting on this group alone."""
     count: int
@@ -104,7 +104,7 @@ def group_dead_letters(
     """Group the newest dead letters, the largest groups first; `since` applies to the time of their death.
 
     Returns:
-        The groups, the number of dead letters examined, and whether that is all of them and all groups.
+        The groups, the number of dead letters examined, and whether these are all dead letters and all groups.
     """
     given = {"route": route, "cause": cause, "since": since}
     rows = transaction.fetch_rows(_GROUPED, **given, most=MOST_GROUPED, limit=limit + 1)

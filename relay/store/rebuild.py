@@ -31,12 +31,12 @@ from relay.store.work import Work, process_in_parts
 def rebuild(database: Database, config: Config, *, who: str, why: str) -> Iterator[Checked]:
     """Restore `open_delivery` and `lane` to the state that follows from the log.
 
-    A delivery that lost its row gets it back, one that has ended loses it, a lane without a head gets one. If a fact can't
-    follow the one before, both stay, and a fact `corrected` confirms the last one. Running calls are not disturbed, unless
-    their delivery must not be open.
+    A delivery that lost its row gets it back, an ended delivery loses its row, and a lane without a head gets one. If a
+    fact can't follow the previous one, both stay, and a fact `corrected` confirms the last one. Running calls are not
+    disturbed, unless their delivery must not be open.
 
     Yields:
-        The repaired differences of each chunk. Others, in flight or beyond repair, are missing: `verify` still reports them.
+        The repaired differences of each chunk. Differences in flight or beyond repair are left out; `verify` reports them.
     """
     work = Work(database, config, policies(config))
     for checked, wrong in examine_all(database, config):
@@ -53,7 +53,7 @@ def rebuild(database: Database, config: Config, *, who: str, why: str) -> Iterat
 def _repair(work: Work, who: str, why: str, seqs: Sequence[int]) -> list[Difference]:
     """Examine these seqs again under the order lock, and repair the differences that remain.
 
-    Receivers don't take that lock, but the events that they add have other seqs.
+    Receivers don't take that lock, but the events that they add have different seqs.
     """
     with work.database.write() as transaction:
         now = transaction.take_order_lock(keeps_payloads=True)  # retention deletes no event whose facts are read here
@@ -117,7 +117,7 @@ def _is_new(row: OpenDelivery | None, must: OpenDelivery) -> bool:
 def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[Stored]:
     """Remove rows without an event, and return the removed ones.
 
-    The statement checks for the event itself: on Postgres it may have been committed since the strays were read.
+    The statement checks for the event itself: on Postgres it may have been committed after the rows were read.
     """
     if not strays:
         return []
@@ -127,7 +127,7 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Stored]) -> list[S
 
 
 def _list_last_delivered(wrong: Iterable[Stored]) -> list[LaneRow]:
-    """Return the newest delivery of each lane that does not remember it. The log does not have its hash."""
+    """Return the newest delivery of each lane that does not remember it, without its hash, which the log lacks."""
     newest: dict[Lane, LaneRow] = {}
     late = [stored for stored in wrong if any(found.finding == "last_delivered" for found in stored.differences)]
     for stored in sorted(late, key=lambda stored: (as_time(stored.event.occurred_at), stored.seq)):

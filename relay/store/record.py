@@ -73,7 +73,7 @@ def record(
     *,
     host_now: Callable[[], datetime] | None = None,
 ) -> Iterator[list[Recorded]]:
-    """Record the outcomes of attempts in few transactions, by route, and in smaller parts if one can't be recorded.
+    """Record outcomes of attempts in few transactions, by route. If one can't be recorded, use smaller transactions.
 
     A delivery that can't be recorded even alone becomes dead with the cause `unrecordable`. If that fails too, its lease
     expires, and it is rescued. Outcomes of resting routes are skipped: pass them again.
@@ -177,7 +177,7 @@ def _record(
 
 
 def _shift_to_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
-    """Move the fetch time back if this host's clock is ahead: otherwise the fetch seems to include later changes."""
+    """Move the fetch time back if this host's clock is ahead: otherwise the fetch would seem to include later changes."""
     if not isinstance(outcome, Delivered) or outcome.fetch_began_at is None or not ahead:
         return outcome
     return msgspec.structs.replace(outcome, fetch_began_at=outcome.fetch_began_at - ahead)
@@ -194,9 +194,10 @@ def _list_reports(
 
 
 def _count_failures(transaction: Transaction, outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> None:
-    """Count the failures of each route since its last success, which ends them.
+    """Count the failures of each route since its last success. A success deletes the count.
 
-    An attempt without a call counts as neither. One that sent nothing to its destination only shows that its api works.
+    An attempt without a call counts as neither. An attempt that sent nothing to its destination only shows that its api
+    works.
     """
     worked = set[tuple[str, str]]()
     failed: dict[str, tuple[GateKey, int, int]] = {}
@@ -268,7 +269,7 @@ LaneRow = tuple[str, str, datetime, int, datetime | None, datetime | None, bytes
 
 
 def _as_success(delivery: Delivery, outcome: Outcome, policy: RoutePolicy) -> LaneRow | None:
-    """Return the row of an attempt that succeeded. Without fetch, an unchanged body is as much the last one as a sent one."""
+    """Return the row of an attempt that succeeded. Without fetch, an unchanged body counts like a sent one."""
     place = (delivery.route, delivery.lane, delivery.occurred_at, delivery.seq)
     match outcome:
         case Delivered():

@@ -44,7 +44,7 @@ def find_open_or_ended(
 
 
 def keep_payloads(transaction: Transaction, seqs: Iterable[int], *, locked: bool = True) -> set[int]:
-    """Return the events that still have their payload; with `locked`, none is deleted until the transaction ends.
+    """Return the events that still have their payload. With `locked`, payloads are not deleted until the transaction ends.
 
     Raises:
         RuntimeError: with `locked`, if the order lock was taken without `keeps_payloads`.

@@ -1,7 +1,7 @@
 """Sequence: gives deliveries their place in their lane, and every lane its head, under the order lock.
 
 A received delivery may be covered by a past success, or duplicate a sweep's event. Settling (the shell around
-`relay.delivery.ordering`) then promotes, folds and queues; `quarantine` makes deliveries dead that can't be processed.
+`relay.delivery.ordering`) then promotes, folds and queues; `quarantine` makes a delivery dead if it can't be processed.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from relay.store.work import Work, process_in_parts
 
 STEP = "sequence"
 BATCH = 500
-"""Rows in one transaction; on SQLite a longer one would delay the receiver."""
+"""Rows in one transaction. On SQLite, a longer transaction would delay the receiver."""
 OWN_TRANSACTION = 50
 """Deliveries of one route that justify a separate transaction, which locks only that route."""
 SEQ_OVERLAP = 1000
-"""Seqs that each scan reads again. Even later commits are found by the next scan from the beginning."""
+"""Number of seqs that each scan reads again. Events that commit even later are found by the next scan from the beginning."""
 
 
 def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) -> int:
     """Make up to `batch` received deliveries ready, waiting, or superseded.
 
     They are found by their state, never by a cursor over `seq`: numbers commit out of order, and a cursor would lose rows.
-    The scan's start only avoids reading ended deliveries; once a second a scan starts at the beginning.
+    The start of a scan only saves reading ended deliveries, and once a second a scan starts from the beginning.
 
     Locked routes are skipped. Unknown routes are left to relays whose configuration has them, as their `ordering` decides
     which deliveries are superseded.
@@ -80,7 +80,7 @@ def sequence(work: Work, scans: ScanStarts | None = None, batch: int = BATCH) ->
 
 
 def _sequence(work: Work, keys: Sequence[Key]) -> int:
-    """Sequence those that are still received: another relay may have been faster."""
+    """Sequence the deliveries that are still received: another relay may have been faster."""
     policies = work.policies
     with work.write() as transaction:
         now, (rows,) = transaction.take_order_lock_and_read({route for _, route in keys}, select_rows(keys, "none"))
@@ -112,8 +112,8 @@ def supersede_covered(
 ) -> list[OpenDelivery]:
     """Supersede deliveries that past successes of their lanes cover.
 
-    In `latest` these are changes that the last success certainly includes. In `strict` they are webhooks of changes for
-    which a sweep's event was delivered. Replayed and re-armed deliveries are never superseded here.
+    On `latest` routes, these are changes that the last success certainly includes. On `strict` routes, they are webhooks
+    of changes for which a sweep's event was delivered. Replayed and re-armed deliveries are never superseded here.
     """
     new = [row for row in received if row.run == 0 and row.route in policies and not row.lane.startswith(OWN_LANE)]
     lasts = read_last_delivered(transaction, {(row.route, row.lane) for row in new})
@@ -140,8 +140,8 @@ def _find_duplicates_of_swept(
 ) -> dict[Key, facts.Superseded]:
     """Find the `webhooks` whose change a sweep's event has delivered on their route.
 
-    Each sweep's event supersedes one webhook, the first that arrives. It is found by its key, which is derived from entity
-    and instant: one index entry, however many events an entity has.
+    Each sweep's event supersedes one webhook, the first that arrives. The event is found by its key, which derives from
+    entity and instant: one index entry, however many events an entity has.
     """
     if not webhooks:
         return {}
@@ -166,12 +166,12 @@ def _make_swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
 
 
 def _is_same_change(event: Any, swept: Any) -> bool:  # noqa: ANN401  # result rows
-    """Return whether an event duplicates the sweep's event with its swept key: same entity, event type and instant.
+    """Return whether an event duplicates the sweep's event with the same entity, event type and instant.
 
     Two webhooks are compared by their keys (the source's `dedup`): different keys are different events, and in `strict`
     every event matters. A sweep's event has another kind of key, so a late webhook of the same change differs from it only
-    in the key. It stands for one webhook: a second one of the same instant is another change. The reverse case does not
-    occur: a sweep adds no event for a change that a webhook has reported.
+    in the key. A sweep's event stands for one webhook: a second webhook of the same instant is another change. The reverse
+    case does not occur, as a sweep adds no event for a change that a webhook has reported.
 
     On a `latest` route the fetched entity counts, not the event: two changes in one second look the same, and the second
     must not be lost. There `covers` alone decides.
@@ -181,7 +181,7 @@ def _is_same_change(event: Any, swept: Any) -> bool:  # noqa: ANN401  # result r
 
 
 MOST_SUPERSEDED = 500
-"""The most dead deliveries that one transaction ends in all its lanes together: some 40 ms under the order lock."""
+"""Maximum number of dead deliveries that one transaction ends, over all its lanes: some 40 ms under the order lock."""
 
 
 def supersede_older_dead(
@@ -266,7 +266,7 @@ ORDER BY o.seq, o.route
 # --- lanes
 
 MOST_FOLDED = 500
-"""The most waiting deliveries that one transaction folds in all its lanes together: some 40 ms under the order lock."""
+"""Maximum number of waiting deliveries that one transaction folds, over all its lanes: some 40 ms under the order lock."""
 
 
 def settle_lanes(
@@ -282,7 +282,8 @@ def settle_lanes(
     """Choose the head of every lane of `changed` and of the `more_lanes`.
 
     `changed` has the deliveries that this transaction has changed so far: received ones, and heads that have ended, died,
-    or are to be retried. The others of these lanes are read here, and a ready head is locked: it may be claimed meanwhile.
+    or are to be retried. The function reads the other deliveries of these lanes, and
+    locks a ready head, which may be claimed meanwhile.
 
     If many wait on a `latest` route, the oldest are folded, `MOST_FOLDED` in all lanes together. The rest wait until their
     lane is settled again.
@@ -337,8 +338,8 @@ def _read_waiting(
 ) -> dict[Lane, _Waiting]:
     """Read the waiting deliveries that settling needs: in `strict` the first, in `latest` as many as it may fold.
 
-    Two rarely wait in a `latest` lane. Lanes where they do share `MOST_FOLDED`; at least two of each are read, so that
-    every lane makes progress.
+    A `latest` lane rarely has two waiting deliveries. Lanes that do share `MOST_FOLDED`. At least two of each lane are read,
+    so that every lane makes progress.
     """
     found = (
         _group_by_lane(lanes, first_waiting)
@@ -391,10 +392,10 @@ def read_heads(transaction: Transaction, lanes: Iterable[Lane], *, locked: bool 
 
 _LANES = sql.rows("lanes", route="text", lane="text")
 _OF_LANE = "o.route = lanes.route AND o.lane = lanes.lane AND o.state"
-# Locks the ready heads: one may be being claimed, and then can't be folded.
+# Locks the ready heads: a claim may be taking one, which then can't be folded.
 #
-# The others are only read. They leave their lane only under the order lock; meanwhile only their lease may be renewed, and a
-# lock would make the renewal skip it.
+# The other heads are only read. They leave their lane only under the order lock. Meanwhile only their leases may be renewed,
+# and a lock would make the renewal skip them.
 _IS_HEAD = f"{_OF_LANE} IN ('ready', 'in_flight', 'blocked')"
 _FOUND_HEADS = f"SELECT {ROW} FROM {sql.look_up(_LANES, 'open_delivery o', _IS_HEAD)}"
 _HEADS_UNLOCKED = Statement(_FOUND_HEADS)
@@ -425,7 +426,7 @@ _WRITES = frozenset({"create", "update", "delete"})
 def find_lanes_in_doubt(attempts: Iterable[tuple[Delivery, Outcome]]) -> set[Lane]:
     """Return the lanes of failed attempts whose writes may have had an effect.
 
-    If the entity then returns to its earlier state, its hash looks unchanged although its counterpart differs.
+    If the entity then returns to its earlier state, its hash looks unchanged, although the counterpart differs.
     """
     return {
         (delivery.route, delivery.lane)
@@ -456,7 +457,7 @@ Cause = Literal["unrecordable", "unprocessable", "payload_gone"]
 
 
 def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: int | None = None) -> facts.Dead | None:
-    """Make a delivery dead that can't be processed: in flight under the lease of `token`, or without one, received or ready.
+    """Make an unprocessable delivery dead: one in flight under the lease of `token` or, without a token, received or ready.
 
     Its lane continues, even if the database rejects the alert.
 
@@ -473,7 +474,7 @@ def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: i
     Raises:
         Exception: the fact could not be written.
     """
-    # Without a lease it was not attempted. It need not be a head, so its death does not block the lane.
+    # Without a lease, the delivery was not attempted. It may not be a head, so its death does not block the lane.
     is_leased = token is not None
     blocks = is_leased and work.policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
     fact = facts.Dead(cause=cause, error=error_text(error), blocks_lane=blocks, counted=is_leased)
@@ -485,7 +486,7 @@ def quarantine(work: Work, key: Key, *, cause: Cause, error: Exception, token: i
             return None
         dead = apply_fact(row, fact, now)
         store_alerts(transaction, list_deaths([dead]), now)
-        if is_leased:  # its attempt may have changed the other system
+        if is_leased:  # the attempt may have changed the other system
             forget_applied(transaction, [(row.route, row.lane)])
         write_back(transaction, settle_lanes(transaction, [dead], work.policies, now))
     return fact

@@ -59,7 +59,7 @@ class Transaction:
         self.left_out: list[FailedAlone] = []
         """The parts that were skipped because the database rejected them."""
         self.keeps_payloads = False
-        """True when retention must not delete payloads before it ends."""
+        """True when retention must not delete payloads before this transaction ends."""
         self._now, self.node = now, node
         version = connection.dialect.server_version_info
         self._pipelines = sql.pipelines and version is not None and version >= PIPELINES_SINCE
@@ -108,9 +108,8 @@ class Transaction:
         transaction that waits for a batch of retention must not hold the order lock, for which all others wait.
 
         Every transaction that ends or makes a head takes the order lock first, in a separate statement, so that it reads
-        the state left by its predecessor. Otherwise two transactions each miss the change of the other, and the lane never
-        gets a head. On SQLite the transaction already
-        holds the write lock.
+        the state left by its predecessor. Otherwise two transactions could each miss the change of the other, and the
+        lane would never get a head. On SQLite the transaction already holds the write lock.
         """
         if self.sql.is_postgres and keeps_payloads:
             self.connection.execute(_SHARE_PAYLOADS)
@@ -120,7 +119,7 @@ class Transaction:
         return self._lock_everything() if routes is None else self._lock_routes(set(routes))
 
     def lock_first(self) -> datetime:
-        """Lock the row that any lock of all routes takes first. This excludes only transactions that lock all routes."""
+        """Lock the row that every lock of all routes takes first. Only transactions that lock all routes are excluded."""
         if self.sql.is_postgres:
             self.execute(order_lock.LOCK_OF_ALL)
         return self.now()
@@ -152,7 +151,7 @@ class Transaction:
         lock, parameters = self._prepare_lock(routes)
         granted = self.execute(lock, **parameters)[0]
         if granted.routes < len(routes):
-            if granted.routes:  # their waiters may hold that lock, or the row of a route that was added meanwhile
+            if granted.routes:  # waiters may hold that lock, or the row of a route that was added meanwhile
                 self.set_lock_timeout(SHORT_TIMEOUT_MS)
             self.execute(order_lock.LOCK_OF_ALL)
             self.execute(order_lock.add_routes(self.sql), given=parameters["given"])
@@ -168,7 +167,7 @@ class Transaction:
     def queue_writes(self) -> None:
         """Queue further statements, and send them together with the commit. A SELECT then raises a RuntimeError.
 
-        This saves round trips while the order lock is held, for which others wait.
+        This saves round trips while the order lock is held and others wait for it.
         """
         self._only_writes = True
         if self._pipelines:

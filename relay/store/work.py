@@ -25,7 +25,7 @@ from relay.store.transaction import FailedAlone, Transaction
 REST_SECONDS = 2.0
 """Seconds for which a route rests after a lock timeout: all steps skip it."""
 FORGOTTEN_SECONDS = 60.0
-"""Seconds after which a route that was not tried again is forgotten: no step here has needed it, and its lock is probably free."""
+"""Seconds after which a route that was not tried again is forgotten: its lock is probably free by then."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,13 +35,13 @@ class Reports:
     """Receives reports about transactions. This base class ignores them."""
 
     def on_appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
-        """Take the number of facts that a transaction has added, by route and kind."""
+        """Receive the number of facts that a transaction has added, by route and kind."""
 
     def on_failed_alone(self, item: FailedAlone) -> None:
-        """Take an item that its step could not process."""
+        """Receive an item that its step could not process."""
 
     def on_database_trouble(self, doing: str, error: BaseException) -> None:
-        """Take a failure of the database during a step."""
+        """Receive a failure of the database during a step."""
 
 
 class LockedRoutes:
@@ -145,8 +145,8 @@ def process_in_parts(
         The result of each transaction, after its commit. One bad item among n costs about 2 log2(n) transactions.
 
     Raises:
-        Exception: the database is unreachable or busy, or the statement can't run at all; the yielded parts are done. Or an
-            item was too slow alone, or could not be quarantined, after all others were processed.
+        Exception: the database is unreachable or busy, or the statement can't run at all; the yielded parts are done. Or,
+            after all others were processed, an item was too slow alone or could not be quarantined.
     """
     process_halves = partial(_bisect, work.observer, step, process=process, quarantine_one=quarantine_one, name=name)
     if routes_of is None or not work.database.sql.is_postgres:
@@ -182,7 +182,7 @@ def _route_by_route(
             else:
                 smaller = _group_by_routes(some, routes_of, 1)
                 again = smaller if len(smaller) > 1 and not is_begun else []
-                # an item of several routes does not tell which one is locked: none rests, and their timeouts are short
+                # with several routes it is unknown which one is locked: they don't rest, and only get short timeouts
                 is_any = len(smaller) == 1 and len(routes) > 1
                 work.rest_routes(step, routes, error, is_retried_now=bool(again) or is_any)
                 todo += again
@@ -193,7 +193,7 @@ def _route_by_route(
 
 
 def _is_of_a_route(error: Exception) -> bool:
-    """Return whether a route or its rows stayed locked, rather than the payload lock, which concerns all routes."""
+    """Return whether a route or its rows stayed locked. The payload lock does not count, as it concerns all routes."""
     return is_wait_timeout(error) and "payload_lock" not in str(getattr(error, "statement", ""))
 
 
@@ -203,7 +203,7 @@ def _group_by_routes(
     least_items: int,
     resting: AbstractSet[str] = frozenset(),
 ) -> list[list[Item]]:
-    """Group items by their routes, since a transaction blocks all others on its routes."""
+    """Group items by their routes, since a transaction blocks all other transactions on its routes."""
 
     def key(item: Item) -> list[str]:
         return sorted(routes_of(item))

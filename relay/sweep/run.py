@@ -1,7 +1,7 @@
 """A sweep: lists a source's changes, compares them with the inbox, and adds an event for each unreported one.
 
-Both `relay sweep` and the daemon run it. A sweep stores events with the receiver's statement, so this is the only package
-of the relay that depends on how the receiver stores them.
+Both `relay sweep` and the daemon run sweeps. A sweep stores events with the receiver's statement, so only this package of
+the relay depends on the way the receiver stores them.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from relay.sync.templates import compile_templates, expand_templates
 MOST_BYTES = 8 * 1024 * 1024
 """Largest page in bytes."""
 MOST_MARKS = 250_000
-"""Most brackets, commas and colons in a page: parsed, they take up to 33 MiB (of fractions)."""
+"""Maximum number of brackets, commas and colons in a page. Parsed, such a page takes up to 33 MiB (if full of fractions)."""
 ONE_PAGE = threading.Lock()
 """Held while a page is parsed, since a parsed page takes many times its bytes. Other pages are fetched meanwhile."""
 _TRANSIENT: frozenset[ErrorClass] = frozenset({"not_sent", "unknown", "throttled", "server_error"})
 """Errors after which a page is requested again."""
 TRIES = 3
 FIRST_WAIT_SECONDS = 0.5
-"""Wait before the second try; the next wait is four times as long."""
+"""Wait before the second try. The wait before the third is four times as long."""
 LONGEST_RETRY_AFTER = 20.0
 """Longest `Retry-After` of a source in seconds: the relay has to renew its lease."""
 
@@ -89,7 +89,7 @@ class Pages:
     """A listing of a service's changed entities."""
 
     def __init__(self, table: Sweep, where: str, caller: HttpClient) -> None:
-        """Compile it.
+        """Compile the listing.
 
         Raises:
             ConfigError: a template or an expression is wrong; `where` names the table.
@@ -111,8 +111,8 @@ class Pages:
     def read(self, since: datetime, context: Context) -> Iterator[Page]:
         """Yield the pages of entities changed at or after `since`, in the service's order.
 
-        Entities that change meanwhile may come twice. With paging by `start`, all others come at least once. A page is
-        tried three times; BEFORE_A_CALL is yielded before each try.
+        Entities that change meanwhile may come twice. With paging by `start`, all others come at least once. Each page gets
+        three tries, and BEFORE_A_CALL is yielded before each.
 
         Raises:
             SweepFailed: a page can't be fetched or read, or the pages repeat or change too fast.
@@ -219,20 +219,20 @@ STEP = "sweep"
 EVERYTHING = datetime(1970, 1, 1, tzinfo=UTC)
 """Start of a listing of everything."""
 WAITED_AT_A_TIME = 1.0
-"""Longest wait in seconds before the caller can renew the sweep's lease or stop the sweep."""
+"""Longest uninterrupted wait in seconds. Between two waits the caller can renew the sweep's lease or stop the sweep."""
 MARK = "sweep"
 """Key in a body that marks a swept event."""
 MOST_ADDED_AT_ONCE = 256
-"""Most events in a transaction, as in a batch of the receiver."""
+"""Maximum number of events in a transaction, as in a batch of the receiver."""
 MOST_BYTES_ADDED_AT_ONCE = 4 * 1024 * 1024
-"""Most bytes of bodies in a transaction; a larger body gets its own."""
+"""Maximum bytes of bodies in a transaction; a larger body gets its own transaction."""
 
 
 class CompiledSweep:
     """A compiled table of `[[sources.NAME.sweeps]]`; runs one sweep at a time."""
 
     def __init__(self, config: Config, source: str, number: int) -> None:
-        """Compile it.
+        """Compile the sweep.
 
         Raises:
             ConfigError: a template or an expression is wrong, or its api can't be called as configured.
@@ -259,7 +259,7 @@ class CompiledSweep:
         return f"{self.source.name} {self.table.entity_type}"
 
     def find_start(self, database: Database) -> tuple[datetime, datetime | None]:
-        """Return the start time of the next comparison, and the watermark; None before the first sweep."""
+        """Return the start time of the next comparison, and the watermark (None before the first sweep)."""
         before = sweeps.read_watermark(database, self.source.name, self.table.entity_type)
         return (EVERYTHING if before is None else before - timedelta(seconds=self.table.overlap)), before
 
@@ -268,11 +268,11 @@ class CompiledSweep:
     ) -> Generator[SweepFindings, None, None]:
         """Compare page by page, and yield the progress after each. No transaction is open during a call to the api.
 
-        Events are added as they are found. The caller moves the watermark to `until` of the last progress, but only after
-        the end, since pages need not be in the order of the changes. With `dry`, it adds nothing. Changes younger than
-        `grace` are left to the next sweep.
+        Events are added as they are found. The caller moves the watermark to `until` of the last progress. It waits
+        for the end of the sweep, since pages need not be in the order of the changes. With `dry`, the sweep adds nothing.
+        Changes younger than `grace` are left to the next sweep.
 
-        An entity that can't be compared or added does not stop the others; the sweep fails after its end.
+        An entity that can't be compared or added does not stop the others, but the sweep then fails at its end.
 
         Raises:
             SweepFailed: the listing could not be read to its end, or an entity could not be compared or added.
@@ -307,7 +307,7 @@ class CompiledSweep:
             raise SweepFailed(f"{len(failed)} entities could not be compared or added, the first: {failed[0]}")
 
     def _read_listing(self, database: Database, since: datetime, context: Context) -> Iterator[Page]:
-        """Read the listing. A pause that its last response asks for holds the api's gate, even if the listing fails."""
+        """Read the listing. If its last response asks for a pause, hold the api's gate, even if the listing fails."""
         try:
             yield from self._pages.read(since, context)
         except SweepFailed:
@@ -394,7 +394,7 @@ def _read_id(listed: Listed) -> str:
 
 
 def add_events(database: Database, events: Iterable[Event]) -> int:
-    """Store the new ones of the events as the receiver does, and return their number. Duplicates are not recorded."""
+    """Store the new events as the receiver does, and return their number. Duplicates are not recorded."""
     return sum(_append(database, batch) for batch in _batches(events))
 
 

@@ -1,7 +1,7 @@
-"""A compiled sync route: templates and expressions, compiled at the start and evaluated for each event. Pure.
+"""A compiled sync route: templates and expressions, compiled at startup and evaluated for each event. Pure.
 
 A template is text with JMESPath expressions in braces, such as `{event.entity_id}`. A map has a JMESPath expression for
-each field of the counterpart. Both read a scope with `event`, `entity` and `target`, as far as they are known at that step.
+each field of the counterpart. Both read a scope with `event`, `entity` and `target`, as far as each is known at that step.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class SyncPlan(msgspec.Struct, frozen=True):
 
     table: SyncRoute
     fetch: CallPlan | None
-    """None if the webhook's body is the entity; so are `modified` and `pick` then."""
+    """None if the webhook's body is the entity; `modified` and `pick` are then None too."""
     modified: Expression | None
-    """Finds the time of the entity's last change."""
+    """Yields the time of the entity's last change."""
     fields: Fields
     find: FindPlan | None
     create: CallPlan | None
@@ -44,7 +44,7 @@ class SyncPlan(msgspec.Struct, frozen=True):
     identity: tuple[Expression, ...]
     """The values of a counterpart that the paths of update and delete need."""
     inactive: Expression | None
-    """Finds true in an inactive counterpart."""
+    """Yields true for an inactive counterpart."""
     if_match: Expression | None
     carried: tuple[Carried, ...]
     """Values that a fetched entity must have."""
@@ -145,17 +145,17 @@ def _parse(body: bytes, content_type: str) -> object:
         return None
 
 
-# --- Verifies responses: a fetched entity must have the requested id, and a match the value searched for.
+# --- Verifies responses: a fetched entity must have the requested id, and a match must have the value searched for.
 #
-# A destination may misread or ignore a filter, and return another record. Since the relay changes or deletes the match, it
-# writes nothing to a match with another value, or without one.
+# A destination may misread or ignore a filter, and return another record. The relay would then change or delete that
+# record, so it writes nothing to a match that has another value or none.
 
 
 _LONGEST_SHOWN = 80
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """A value searched for, and the fields of a match of which one must have it."""
+    """A value searched for, and the fields of a match; one of them must have the value."""
 
     searched: Expression
     fields: tuple[Expression, ...]
@@ -210,7 +210,7 @@ def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope:
     """Refuse a fetched entity that lacks the requested value.
 
     Raises:
-        UnusableResponse: the entity has another value. The text names both.
+        UnusableResponse: the entity has another value. The text names both values.
         MappingError: the event has no such value.
     """
     for each in carried:
@@ -273,7 +273,7 @@ def _source(given: str | MapField) -> Expression | None:
 
 
 def _values(field: Expression, match: Mapping[str, Any]) -> list[Any]:
-    """Return the values of a match at `field`: those of a list, any of which may match as in a SCIM filter."""
+    """Return the values of a match at `field`. A list yields each of its values: any may match, as in a SCIM filter."""
     try:
         found = field.value(dict(match))
     except MappingError:

@@ -1,4 +1,4 @@
-"""The fields of a counterpart: compiled from a route's map at the start, evaluated for each event. Pure.
+"""The fields of a counterpart: compiled from a route's map at startup, and evaluated for each event. Pure.
 
 The result is JSON. An absent value is omitted, since a null would delete it downstream. Only a field in
 `clear_when_absent` is sent as null, and only in an update.
@@ -190,7 +190,7 @@ class Fields(msgspec.Struct, frozen=True):
         """Return the fields to send.
 
         Raises:
-            MappingError: a field has no usable value, or all are absent. It names the field.
+            MappingError: a field has no usable value, or all fields are absent. The error names the field.
         """
         clear: frozenset[str] = frozenset() if creating else self.clear_when_absent
         values = {name: field.value(scope) for name, field in self.fields.items()}

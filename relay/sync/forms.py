@@ -1,6 +1,6 @@
 """Forms of a value in a query language, selected by `:NAME` at the end of a placeholder. Pure.
 
-An outside value that is copied into a query unescaped can change the query: an injection. Each form escapes a value so
+A value from outside that is copied into a query unescaped can change the query: an injection. Each form escapes a value so
 that it remains a single value, or refuses it.
 
 Facts: RFC 7644 §3.4.2.2 (SCIM: a JSON string, RFC 8259 §7), `SQUOTE-in-string` of OData's ABNF (a quote is
@@ -71,10 +71,10 @@ class Form(msgspec.Struct, frozen=True):
     write: Callable[[Any], str]
     """Converts the value to text. Raises ValueError for a value that the form can't hold; its text continues `the value`."""
     quote: str | None
-    """The quotes that it adds around the value, which must not be in quotes already."""
+    """The quotes that the form adds. The template must not have quotes around the placeholder."""
     meaning: str
     example: str
-    """Meaning and example appear in docs/reference/configuration.md."""
+    """`meaning` and `example` appear in docs/reference/configuration.md."""
     escape: str = "\\"
     """Character that escapes a quote; empty: quotes are doubled."""
 

@@ -19,7 +19,7 @@ from relay.sync.templates import SearchTemplate, Template, leads_elsewhere
 Item = TypeVar("Item", bound=Hashable)
 """An item of a page. An item that changes between pages becomes a different one."""
 MOST_SETBACKS = 10
-"""Most setbacks that reach the beginning or yield nothing new."""
+"""Maximum number of setbacks that reach the beginning or yield nothing new."""
 
 
 class PagesPlan(msgspec.Struct, frozen=True):
@@ -86,10 +86,11 @@ def _reads_next(value: object) -> bool:
 class Paginator(Generic[Item]):
     """Walks through the pages of one listing: `call`, `at` and `body` describe the request for the next page.
 
-    A listing in the order of changes shifts while it is read. A changed entity moves to the end, and all entities after it
-    move up by one, so an entity could be missed between two pages. So with paging by start, each page begins with the last
-    entity of the previous one. If a page has no unchanged entity of the previous page, the listing has shifted too far, and
-    the paginator goes back, twice as far each time. A changed entity proves nothing, since it moved to the end.
+    A listing in the order of changes shifts while it is read. A changed entity moves to the end, and all entities after its
+    old place move up by one, so an entity could be missed between two pages. With paging by start, each page therefore
+    begins with the last entity of the previous one. If a page has no unchanged entity of the previous page, the listing
+    has shifted too far, and the paginator goes back, twice as far each time. Seeing a
+    changed entity again proves nothing, since it moved to the end.
     """
 
     def __init__(self, plan: PagesPlan, scope: Scope, base: str) -> None:
@@ -108,7 +109,7 @@ class Paginator(Generic[Item]):
             self._scope[self._by] = self._first
         self._link: tuple[str, str] | None = None
         self._seen: set[int] = set()
-        """Hashes of the previous positions and pages, which may be long and many."""
+        """Hashes of the previous positions and pages; the originals may be long and many."""
         self._before: Sequence[Item] = ()
         self._read = 0
         self._back = 1
@@ -192,7 +193,7 @@ class Paginator(Generic[Item]):
                 f"page {self.number} is empty, although total says that {left} items are left; "
                 "if total counts items that no page has, remove it"
             )
-        if self._by == "page":  # the service may filter a page so that it is empty, but not the last
+        if self._by == "page":  # a filter of the service may empty a page that is not the last
             self._scope["page"] += 1
             return more is not False and left != 0 and (length > 0 or more is True)
         # SCIM reads start 0 as 1, and would return a single page twice.
@@ -265,7 +266,7 @@ class Paginator(Generic[Item]):
 
 
 LONGEST = 8192
-"""Most characters of a link."""
+"""Maximum characters in a link."""
 _PATH_SAFE = "%/:@!$&'()*+,;=~-._"
 _QUERY_SAFE = "%!$&'()*+,;=:@/?-._~"
 _PORTS = {"http": 80, "https": 443}
@@ -281,7 +282,7 @@ def next_in_header(header: str | None) -> str | None:
     """Return the URL of `rel="next"` in a `Link` header; None without one.
 
     Raises:
-        UnusableResponse: the header can't be read, or has several next pages. It would be mistaken for the end of the listing.
+        UnusableResponse: the header can't be read, or has several next pages. Ignoring it would look like the listing's end.
     """
     text, at, found = (header or "").rstrip(" \t,"), 0, set()
     while at < len(text):
@@ -304,7 +305,7 @@ def resolve_link(link: str, base: str, current: str) -> tuple[str, str]:
     query of `base` is omitted, because every call gets it.
 
     Raises:
-        UnusableResponse: the link can't be read, or leads elsewhere. The text has a remedy, and no part of the link.
+        UnusableResponse: the link can't be read, or leads elsewhere. The text has a remedy, but no part of the link.
     """
     home = urlsplit(base)
     if len(link) > LONGEST:

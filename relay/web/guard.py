@@ -55,11 +55,11 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_PROXY_NAME, _LONGEST_HOST = 200, 300
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:/@\[\]]+))(?::\d*)?", re.IGNORECASE)
 _LOCAL = re.compile(r"/(?!/)[!-\[\]-~]{0,4000}")
-"""A path on this host. Browsers strip control characters and read a backslash as a slash: `/\\example.com` is another host."""
+"""A path on this host. Browsers strip control characters and read a backslash as a slash, so `/\\example.com` is another host."""
 
 
 def get_values(req: Request, name: str) -> list[str]:
-    """Return every value of a header, since Falcon joins repeated ones. Bytes that are not UTF-8 become U+FFFD."""
+    """Return every value of a header, as Falcon would join repeated headers. Bytes that are not UTF-8 become U+FFFD."""
     wanted = name.lower().encode()
     return [value.decode("utf-8", "replace").strip() for key, value in req.scope["headers"] if key == wanted]
 
@@ -67,14 +67,14 @@ def get_values(req: Request, name: str) -> list[str]:
 def get_peer(req: Request) -> str | None:
     """Return the address of the connection's peer; None for a Unix socket.
 
-    This requires uvicorn's `proxy_headers` to be off: otherwise a client could pose as a proxy by `X-Forwarded-For`.
+    This requires uvicorn's `proxy_headers` to be off: otherwise a client could pose as a proxy with `X-Forwarded-For`.
     """
     client = req.scope.get("client")
     return str(client[0]) if client else None
 
 
 def is_own_host(req: Request, origin: str | None) -> bool:
-    """Tell whether `Host` is the page's own: the host of `[web] origin`, an IP address or `localhost`.
+    """Return whether `Host` is the page's own: the host of `[web] origin`, an IP address or `localhost`.
 
     Otherwise another site's name could resolve to the page's address, and its scripts would share the page's origin.
     """
@@ -87,7 +87,7 @@ def is_own_host(req: Request, origin: str | None) -> bool:
 
 
 def is_same_origin(req: Request, configured: str | None) -> bool:
-    """Tell whether a page of this origin sent the request, by headers that browsers set and scripts can't.
+    """Return whether a page of this origin sent the request, judging by headers that browsers set and scripts can't.
 
     The origin is the host of the request, or `configured`, which is `[web] origin`.
     """
@@ -106,7 +106,7 @@ def bearer_token(req: Request) -> str | None:
 
 
 def read_proxy_actor(req: Request, proxy: WebProxy) -> Actor | None:
-    """Return the person signed in by the proxy; None if the request comes from another address, or not with one name."""
+    """Return the person signed in by the proxy. None if the request comes from another address or has not exactly one name."""
     peer, names = get_peer(req), get_values(req, proxy.header)
     if peer is None or not is_listed(peer, proxy.networks) or len(names) != 1:
         return None
@@ -119,8 +119,8 @@ def read_proxy_actor(req: Request, proxy: WebProxy) -> Actor | None:
 def find_address(req: Request, proxies: Iterable[Network]) -> str:
     """Return the address of the client, which may be behind proxies.
 
-    A listed proxy, or one at a Unix socket, is trusted for its part of `X-Forwarded-For`: the client is the last address
-    that is not a listed proxy. Clients can forge the addresses before it.
+    A listed proxy, or one at a Unix socket, is trusted for its part of `X-Forwarded-For`. So the client is the last address
+    that is not a listed proxy. Clients can forge all earlier addresses.
     """
     peer = get_peer(req)
     if peer is not None and not is_listed(peer, proxies):
@@ -135,7 +135,7 @@ def find_address(req: Request, proxies: Iterable[Network]) -> str:
 
 
 def is_listed(peer: str, networks: Iterable[Network]) -> bool:
-    """Tell whether an address is in one of the networks."""
+    """Return whether an address is in one of the networks."""
     address = parse_address(peer)
     return address is not None and any(address in ipaddress.ip_network(network) for network in networks)
 
@@ -156,7 +156,7 @@ def local_path(given: str) -> str:
 # --- sessions
 
 COOKIE, SECURE_COOKIE = "inbox-relay", "__Host-inbox-relay"
-"""Names of the cookie over http and https. No other host can set a cookie whose name begins with `__Host-`."""
+"""Names of the cookie: over http, and over https. No other host can set a cookie whose name begins with `__Host-`."""
 _A_COOKIE = re.compile(r"[\w.-]{1,300}", re.ASCII)
 _PLACES = 4096
 
@@ -164,10 +164,10 @@ _PLACES = 4096
 class Sessions:
     """Signed cookies with the person and the time of the sign-in.
 
-    The key is random and never stored: a reader of the users file can't sign a cookie. gunicorn's master makes one object,
-    and its workers share the key and the sign-outs; a restart ends every session. A cookie is a time, signed for the
-    person's line and number of sign-outs. So a new password, another role, a removed line or a sign-out ends all sessions of
-    that person only.
+    The key is random and never stored, so a reader of the users file can't sign a cookie. gunicorn's master makes one
+    object, and its workers share the key and the sign-outs. A restart ends every session. A cookie is a time, signed with
+    the person's line and number of sign-outs. So a new password or role, a removed line or a sign-out ends all sessions of that
+    person, and of no other.
     """
 
     def __init__(self) -> None:
@@ -193,7 +193,7 @@ class Sessions:
 
     def _signer(self, person: Entry) -> itsdangerous.Signer:
         line = f"{self._sign_outs[_hash_place(person.name)]} {person.line}"
-        # SHA-384 has 48 bytes: its base64 has no unused bits
+        # the 48 bytes of SHA-384 fill their base64 without unused bits
         return itsdangerous.Signer(self._key, line, key_derivation="hmac", digest_method=hashlib.sha384)
 
 
@@ -212,19 +212,19 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 BY_NAME = Limit(burst=10, pause_seconds=30)
-"""About 2,900 guesses a day."""
+"""Limit by name: about 2,900 guesses a day."""
 BY_ADDRESS = Limit(burst=30, pause_seconds=5)
-"""Higher than by name, since many people share the address of a proxy or an office."""
+"""Limit by address: higher, since many people may share the address of a proxy or an office."""
 MOST_WAITING = 10
-"""Attempts that wait for their hash, not counting those from known places."""
+"""Maximum number of attempts that wait for their hash, not counting those from known places."""
 MOST_PLACES = 100
-"""Known places of each person."""
+"""Maximum number of known places per person."""
 _BUSY_SECONDS = 5
 Keys = tuple[tuple[Limit, str], ...]
 
 
 class SignInLimits:
-    """Failed attempts by name and by address, until they expire. Each cost a hash, so there are never many. Pure.
+    """Failed attempts by name and by address, until they expire. Each one cost a hash, so their number stays small. Pure.
 
     An address from which a person has signed in is a known place. Attempts from there are counted separately, so that
     attacks from elsewhere don't lock the person out.
@@ -237,7 +237,7 @@ class SignInLimits:
         """The time when all failures of a key have expired: each failure adds one pause."""
 
     def begin(self, name: str, address: str, now: float) -> tuple[Keys, float]:
-        """Count an attempt and return its keys and 0; or count nothing, and return the seconds until the next is allowed."""
+        """Count an attempt, and return its keys and 0. If it is not allowed, return the seconds until the next one is."""
         place = get_network(address)
         is_known = place in self._known.get(name, ())
         keys: Keys = ((BY_NAME, f"{place}\n{name}"),) if is_known else ((BY_NAME, name), (BY_ADDRESS, place))
@@ -263,7 +263,7 @@ class SignInLimits:
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 _PUBLIC = re.compile(r"/static/.*|/health/live")
 _OF_VIEWERS = re.compile(r"/sign-out|(/api/v1)?/events/[0-9]+/reveal")
-"""Paths of unsafe methods that viewers may use too."""
+"""Paths that viewers may also use with unsafe methods."""
 
 
 class Guard:
@@ -278,7 +278,7 @@ class Guard:
         forwarding: Sequence[Network] = (),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare it without reading a file: see `check_accounts`. `X-Forwarded-For` of `forwarding` proxies is trusted."""
+        """Prepare without reading a file: see `check_accounts`. `X-Forwarded-For` from `forwarding` proxies is trusted."""
         self.web, self.clock, self.sessions, self.monotonic = web, clock, sessions, monotonic
         self.forwarding = forwarding
         self.users = AccountFile(web.users, "users", monotonic)
@@ -292,7 +292,7 @@ class Guard:
 
         Raises:
             SignInNeeded: the request has no session, the session has ended, or the token is unknown.
-            NotAllowed: the role does not allow it, another site sent it, or the page has another name.
+            NotAllowed: the role does not allow the request, another site sent it, or the page has another host name.
             AccessBroken: the accounts file can't be read.
         """
         req.context.actor = None
@@ -313,12 +313,12 @@ class Guard:
             raise NotAllowed(f"{actor.name} is a viewer, and only an operator may do this")
 
     async def process_response(self, _req: Request, resp: Response, _resource: object, _succeeded: bool) -> None:
-        """Tell browsers to use only https, if the page is behind it."""
+        """Tell browsers to use only https, if a proxy serves the page over https."""
         if self.is_https:
             resp.set_header("Strict-Transport-Security", "max-age=31536000")
 
     async def find_person(self, req: Request) -> Entry | None:
-        """Return the person of the cookie, if the session is valid now."""
+        """Return the person named by the cookie, if the session is still valid."""
         cookies = req.get_cookie_values(self.cookie) or []
         if self.web.users is None or len(cookies) != 1:
             return None
@@ -326,7 +326,7 @@ class Guard:
         return self.sessions.find_person(cookies[0], people, self.clock.now().timestamp(), self.web.session)
 
     def _require_own_site(self, req: Request, *, is_safe: bool) -> None:
-        """Refuse requests that a browser sends for another site. Browsers never send a token by themselves."""
+        """Refuse requests that a browser sends for another site. Requests with a token pass, as browsers never add one."""
         if not is_own_host(req, self.web.origin):
             raise NotAllowed(
                 "the page does not have the name that the browser used: open it by its IP address or localhost, or set"
@@ -378,7 +378,7 @@ class SignIn:
         if req.context.actor is not None:
             raise falcon.HTTPSeeOther(following)
         if req.get_header("Sec-Fetch-Site") in {"cross-site", "same-site"}:
-            # Browsers don't send the cookie when they follow another site's link. This page reloads itself with it.
+            # Browsers don't send the cookie when they follow another site's link. This page reloads itself, with the cookie.
             resp.set_header("Refresh", "0")
         self._show(resp, following)
 

@@ -1,7 +1,7 @@
 """gunicorn's settings for the operator's page, used by `relay web`.
 
 There is one worker, because one reader refreshes all open pages. The master reads the configuration and makes the
-application, and the worker inherits it by fork. So the replacement of a dead worker serves the same configuration.
+application, and the worker inherits it by fork. So a worker that replaces a dead one serves the same configuration.
 """
 
 from __future__ import annotations
@@ -82,5 +82,5 @@ def when_ready(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 
 def is_of_this_host(address: object) -> bool:
-    """Tell whether a listener is reachable only from this host: by a loopback address or a Unix socket."""
+    """Return whether a listener is reachable only from this host: at a loopback address or a Unix socket."""
     return not isinstance(address, tuple) or ipaddress.ip_address(address[0].partition("%")[0]).is_loopback

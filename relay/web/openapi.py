@@ -87,8 +87,8 @@ def _describe_method(
     """Describe one method of one path.
 
     Args:
-        name: unique among all.
-        title: its summary.
+        name: id of the method, unique in the document.
+        title: summary of the method.
         answer: type of the JSON on success.
         parameters: parameters of the path and the query.
         body: schema of the JSON body.
@@ -132,7 +132,7 @@ def _describe_request(kind: type[msgspec.Struct]) -> Json:
 
 
 def _describe_field(name: str, schema: Json) -> Json:
-    """Describe a field of a request: never null, and without the default that an absent one has."""
+    """Describe a field of a request. It is never null, and the default of an absent field is omitted."""
     kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
     given = {key: value for key, value in schema.items() if key != "anyOf" and value is not None}
     described = {**kinds[0], **given} if kinds else given

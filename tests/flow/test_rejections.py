@@ -117,7 +117,7 @@ async def test_a_bug_is_500_without_its_message(
     def fail(*_: object) -> None:
         raise KeyError(TOKEN)
 
-    monkeypatch.setattr("inbox.receiver.webhook.events_of", fail)
+    monkeypatch.setattr("inbox.receiver.webhook.make_events", fail)
     answer = await receiver.post()
     assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
     assert answer.json == {"type": "about:blank", "title": "Internal Server Error", "status": 500}

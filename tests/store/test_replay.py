@@ -236,6 +236,17 @@ def test_an_older_one_is_not_sent_behind_a_newer_one_that_has_begun(steps: Steps
     steps.facts_agree()
 
 
+def test_an_older_one_is_not_sent_where_the_newer_one_has_lost_its_payload(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(HOPELESS)
+    steps.arrive(an_event(2))
+    steps.attempt(DONE)
+    steps.do("DELETE FROM inbox_payload WHERE seq = 2")
+    both = Selection(entity_type="USER", entity_id="u1")
+    assert {each.why: each.count for each in plan(steps, both).skipped} == {"overtaken": 1, "payload_gone": 1}
+    assert plan_and_replay(steps, both) == (0, 0)
+
+
 def test_an_event_without_payload_is_not_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
     steps.attempt_each(DONE, DONE)

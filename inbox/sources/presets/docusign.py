@@ -49,5 +49,5 @@ PRESET = Preset(
     has_own_time=True,
     sample=json_sample({"event": "{type}", "generatedDateTime": "{time}", "data": {"envelopeId": "{id}"}}),
     signatures=(Signature(header="X-DocuSign-Signature-1", encoding="base64"),),
-    max_body=16 * 1024 * 1024,  # none is documented; documents may be in it
+    max_body=16 * 1024 * 1024,  # no limit is documented; the body may contain documents
 )

@@ -5,8 +5,8 @@ https://docs.github.com/en/webhooks/webhook-events-and-payloads (headers, payloa
 https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks (the response within 10 seconds).
 
 GitHub does not retry: a failed delivery is lost unless it is redelivered, manually or by the API, within three days. A
-redelivery has the same `X-GitHub-Delivery`. So have deliveries of one event to several hooks, such as those of a
-repository and its organisation: sent to one source, they are one event. Payloads have no event time. Events without an
+redelivery has the same `X-GitHub-Delivery`. Deliveries of one event to several hooks, such as those of a repository and
+its organisation, share it too: sent to one source, they are one event. Payloads have no event time. Events without an
 object of their own, such as a push, or an alert with only a number, are about the repository.
 
 The older `X-Hub-Signature` (SHA-1) is ignored. A hook may send its JSON in the field `payload` of a form, whose

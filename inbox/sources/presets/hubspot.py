@@ -60,7 +60,7 @@ PRESET = Preset(
             encoding="base64",
         ),
     ),
-    max_body=1024 * 1024,  # none is documented, but 100 events
+    max_body=1024 * 1024,  # no limit is documented, but 100 events fit
     starter="""\
 secrets = ["env:{variable}"]
 public_url = "https://hooks.example.com/webhooks/hubspot"  # the app's target URL, which is signed""",

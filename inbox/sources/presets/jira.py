@@ -45,6 +45,6 @@ PRESET = Preset(
         {"X-Atlassian-Webhook-Identifier": "{unique}"},
     ),
     signatures=(Signature(header="X-Hub-Signature", prefix="sha256="),),
-    max_body=4 * 1024 * 1024,  # none is documented; an issue may have descriptions and comments in it
+    max_body=4 * 1024 * 1024,  # no limit is documented; the body may contain an issue's descriptions and comments
     kept_headers=frozenset({_ID, "x-atlassian-webhook-flow", "x-atlassian-webhook-retry"}),
 )

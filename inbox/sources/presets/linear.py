@@ -57,6 +57,6 @@ PRESET = Preset(
     signatures=(Signature(header="Linear-Signature", timestamp_unit="ms"),),
     tolerance=8 * 3600,
     signed_at=read_sent_at,
-    max_body=1024 * 1024,  # none is documented; an issue's description is in it
+    max_body=1024 * 1024,  # no limit is documented; the body contains an issue's description
     kept_headers=frozenset({_ID, "linear-event"}),
 )

@@ -94,5 +94,5 @@ PRESET = Preset(
     sample=json_sample({"signature": {"token": "{unique}-{type}"}, _INNER: _SAMPLE}),
     prover=partial(signing.InBodyProof, SCHEME),
     signer=sign,
-    max_body=1024 * 1024,  # none is documented; user variables of a message may be in it
+    max_body=1024 * 1024,  # no limit is documented; the body may contain a message's user variables
 )

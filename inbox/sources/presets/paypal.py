@@ -55,12 +55,12 @@ class Transmission(Proof):
         if not all(_WEBHOOK.fullmatch(text) for _, text in secrets):
             raise ConfigError("a secret is not a webhook id, which has only letters and digits")
         if len(secrets) > MOST_IDS:
-            raise ConfigError(f"there are {len(secrets)} ids of webhooks, and {MOST_IDS} may be tried on a request")
+            raise ConfigError(f"there are {len(secrets)} webhook ids, but at most {MOST_IDS} may be tried on a request")
         self._webhooks = tuple(secrets)
         self._tolerance = TOLERANCE_SECONDS if source.tolerance is None else source.tolerance
         self.certificates = CertificateStore(_URL, _NAMES)
         # One kind per source: its ids and certificates determine the work of a request. Without that work, the time of
-        # another source's rejection would reveal whose they are.
+        # another source's rejection would reveal which source they belong to.
         self.kind = (Transmission, source.name)
 
     def fault(self, raw: RawRequest, now: datetime) -> str | MissingCertificate | None:

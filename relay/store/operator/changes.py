@@ -46,10 +46,10 @@ def change(
 ) -> Changed:
     """Replay, cancel, unblock or retry these deliveries.
 
-    Deliveries whose state has changed since, as a relay has claimed them or another command has changed them, are skipped.
+    Deliveries whose state has changed meanwhile, by a claim or by another command, are skipped.
 
-    A replayed delivery begins a new run, bypasses deduplication, and gets its place in its lane by its own time: on a
-    `latest` route a waiting newer one supersedes it. A retried one keeps its attempts and its place in its lane.
+    A replayed delivery begins a new run, bypasses deduplication, and is placed in its lane by its own time: on a `latest`
+    route, a newer waiting delivery supersedes it. A retried delivery keeps its attempts and its place in its lane.
     """
     act, first = choice.act, keys[0][0]
     said: dict[str, Any] = {"who": who, "why": why, "command": command}
@@ -104,7 +104,7 @@ def find_replayable(
 ) -> Replayable:
     """Find these deliveries, and decide which can be replayed. Plans call it without locks, replays with them.
 
-    Unless forced, deliveries are skipped that would overwrite the last delivered state with an older one.
+    Without `force`, deliveries that would overwrite the last delivered state with an older one are skipped.
     """
     found = find_open_or_ended(transaction, choice.config, keys, locked=locked)
     possible = [row for row in found if row.state in GIVEN_UP | {State.ENDED}]
@@ -122,9 +122,9 @@ def _find_overtaken(
 ) -> set[Key]:
     """Return the deliveries that would overwrite the last delivered state with an older one.
 
-    Deliveries that fetch always carry the newest state. Others would follow a newer one whose attempt has begun. After the
-    last delivered one they are safe if that is replayed too, as it then comes last; also if an earlier batch of the command
-    has replayed it and its attempt has not begun.
+    Deliveries that fetch always carry the newest state. Others would overwrite a newer one whose attempt has begun. They are
+    safe if the last delivered one is replayed too, as it then comes last. They are also safe if an earlier batch of the
+    command has replayed that one and its attempt has not begun.
     """
     routes = choice.config.routes
     bodies = [row for row in rows if row.route not in routes or routes[row.route].api is None]
@@ -155,14 +155,17 @@ def _find_overtaken(
     )
     untouched = {(row.seq, row.route) for row in begins if row.attempt == 0}
     comes_last = select_keys(transaction, choice, wanted, first=first) | untouched
+    # one without its payload is skipped, and would not come last
+    kept = keep_payloads(transaction, (seq for seq, _ in comes_last), locked=locked)
+    comes_last = {key for key in comes_last if key[0] in kept}
     return behind | {key for key, last in older.items() if last not in comes_last}
 
 
 def find_reason_to_wait(work: Work, act: str, keys: Sequence[Key], *, affected: int) -> str | None:
-    """Return the reason a replay or retry waits, as one of its routes has too many due deliveries; None to continue.
+    """Return the reason why a replay or retry waits: one of its routes has too many due deliveries. None to continue.
 
     It applies after the first `MOST_OPEN` deliveries. Deliveries behind a closed gate or of a paused entity don't count:
-    they may stay for good, and the command with its other routes would wait for them.
+    they may stay due for long, and would hold up the command on all its routes.
     """
     if act not in {"replay", "retry"} or affected < MOST_OPEN:
         return None

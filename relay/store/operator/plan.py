@@ -40,21 +40,21 @@ _PAGE = 500
 _MOST_BEHIND = 500
 """The largest count of deliveries behind a gate, for each state."""
 _MOST_NAMED = 3
-"""Named events whose states an empty plan shows."""
+"""Number of named events whose states an empty plan shows."""
 
 
 class Bound(msgspec.Struct, frozen=True):
     """The limits of a plan; without limits it is exact, however long it takes."""
 
     rows: int | None = None
-    """The most rows to examine."""
+    """Maximum number of rows to examine."""
     until: float = float("inf")
     """Time of the monotonic clock at which to stop."""
     listed: int = 10
     """The number of rows to list."""
 
     def is_late(self) -> bool:
-        """Return whether the time is over."""
+        """Return whether the time limit has passed."""
         return time.monotonic() > self.until
 
 
@@ -86,7 +86,7 @@ class SkippedRows(msgspec.Struct, frozen=True):
 
     @property
     def says(self) -> str:
-        """Its sentence."""
+        """The sentence with the count."""
         return f"{self.count:,} skipped: {self.text}"
 
 
@@ -117,7 +117,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     deliveries: tuple[Row, ...] = ()
     """The first deliveries, in order of arrival."""
     requests: tuple[Row, ...] = ()
-    """The first rejected requests, as the present configuration reads them."""
+    """The first rejected requests, as the current configuration reads them."""
     skipped: tuple[SkippedRows, ...] = ()
     """The deliveries or requests that match but will not be changed, by reason."""
     figures: tuple[PlanFigure, ...] = ()
@@ -127,13 +127,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     """Sentences about this plan."""
     obstacle: str | None = None
-    """The reason it can't be done now, or has nothing to do."""
+    """The reason why the operation can't be done now, or has nothing to do."""
     instead: tuple[str, ...] = ()
     """Sentences that suggest another command."""
 
     @property
     def says(self) -> str:
-        """Its sentences in one, such as the reason it can't be done, without the consequences."""
+        """The plan's sentences joined, such as the obstacle, without the consequences."""
         said = (self.obstacle, *(each.says for each in self.skipped), *self.warnings, *self.instead)
         return "; ".join(each for each in said if each is not None)
 
@@ -313,7 +313,7 @@ def _quiet(database: Database, choice: Choice) -> Work:
 
 
 def _find_skipped(database: Database, choice: Choice, keys: Sequence[Key]) -> Mapping[Key, SkipReason]:
-    """Find the deliveries of a page that the command will skip."""
+    """Find the deliveries on a page that the command will skip."""
     if choice.act != "replay":
         return {}
 
@@ -331,7 +331,7 @@ def _find_skipped(database: Database, choice: Choice, keys: Sequence[Key]) -> Ma
 
 
 def _list_gates(it: _Planning, routes: set[str]) -> Iterator[str]:
-    """Yield a sentence for each gate that holds these deliveries back regardless, with the command that opens it."""
+    """Yield a sentence for each gate that still holds these deliveries back, with the command that opens it."""
     known = policies(it.config)
     passed = {key for route in routes if route in known for key in known[route].gates}
     for row in gates.read_closed_gates(it.database):
@@ -396,7 +396,7 @@ def _plan_gate(it: _Planning) -> Plan:
 
 
 def describe_closed(database: Database, gate: Gate) -> tuple[str, ...]:
-    """Return a sentence for each reason a gate is closed; none if it is open."""
+    """Return a sentence for each reason why a gate is closed; empty if it is open."""
     held = _read_closed(database, gate)
     return () if held is None else tuple(_holds(held))
 

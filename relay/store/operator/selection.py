@@ -38,15 +38,15 @@ from relay.store.work import Work, process_in_parts
 _CANDIDATES = 200
 """Minimum number of events to look up together."""
 _MOST_LOOK_UPS = 50
-"""The most look-ups for one page, as the caller has other work, too."""
+"""Maximum number of look-ups for one page, as the caller has other work too."""
 _WINDOW = 20_000
-"""Events of any source to search at a time for those of one source."""
+"""Number of events, of any source, to search at a time for those of one source."""
 
 Act = Literal["replay", "cancel", "unblock", "retry"]
 Which = Literal["dead", "ended or dead", "backfill", "not begun", "blocked", "due later"]
 """The kind of deliveries that a command selects."""
 Rows = Literal["open", "ended or dead", "backfill"]
-"""The deliveries to read of an event: the open ones, all, or the one on the route of a backfill."""
+"""The deliveries of an event to read: open ones, all of them, or the one on the route of a backfill."""
 
 GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
 _OPEN: Mapping[Which, Collection[str]] = {
@@ -57,7 +57,7 @@ _OPEN: Mapping[Which, Collection[str]] = {
 }
 """The open states of each kind. The other two kinds also include deliveries without a row in `open_delivery`."""
 _OF_STATE: Mapping[str, Which] = {State.DEAD: "dead", State.BLOCKED: "blocked", RETRYING: "due later"}
-"""The kind that a cancel selects for a state; for other states, `not begun`."""
+"""The kind that a cancel selects for each state; for other states, it selects `not begun`."""
 _EQUAL = ("source", "entity_type", "entity_id", "event_type", "state", "cause", "status", "error_sha256")
 """Conditions that require equality with the column of the same name."""
 
@@ -74,11 +74,11 @@ class Choice(msgspec.Struct, frozen=True):
     selection: Selection
     config: Config
     until_seq: int | None = None
-    """The highest seq when the command was asked, as later events are skipped; None for a plan."""
+    """The highest seq when the command was requested, as later events are skipped; None for a plan."""
 
     @property
     def mistake(self) -> str | None:
-        """The reason the selection is invalid, apart from unknown names; None if it is valid."""
+        """The reason why the selection is invalid, other than unknown names; None if it is valid."""
         return next(self._mistakes(), None)
 
     def _mistakes(self) -> Iterator[str]:
@@ -117,7 +117,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def which(self) -> Which:
-        """The kind of deliveries it selects."""
+        """The kind of deliveries that the act selects."""
         if self.act == "retry":
             return "due later"
         if self.act == "cancel" and self.selection.state is not None:
@@ -132,13 +132,13 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def open_states(self) -> tuple[str, ...]:
-        """The states of the open deliveries it selects."""
+        """The states of the open deliveries that the act selects."""
         state = self.selection.state
         return (state,) if state in OPEN_STATES else tuple(sorted(_OPEN[self.which]))
 
     @property
     def seqs(self) -> list[int] | None:
-        """The events that it names; None if it names none. Several ways of naming are intersected."""
+        """The events that the selection names; None without names. With several ways of naming, all must match."""
         chosen = self.selection
         one = None if chosen.seq is None else {chosen.seq}
         some = None if chosen.seqs is None else {*chosen.seqs}
@@ -148,7 +148,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def routes(self) -> set[str] | None:
-        """The routes it selects by name, destination or api; None for any."""
+        """The routes that the selection names, by name, destination or api; None for any."""
         chosen = self.selection
         named = None if chosen.route is None else {chosen.route}
         if chosen.destination is None and chosen.api is None:
@@ -222,7 +222,7 @@ class SelectedPage(msgspec.Struct, frozen=True):
 def read_page(
     work: Work, choice: Choice, *, after: int, most: int, is_late: Callable[[], bool] = lambda: False
 ) -> SelectedPage:
-    """Read about `most` selected deliveries of the next events after the seq `after`, always all of an event.
+    """Read about `most` selected deliveries of the next events after the seq `after`, without splitting an event.
 
     Each transaction looks up only some events. After many events without a selected delivery, or once `is_late` returns
     True, the page may be empty, and `upto` is the seq after which to continue.

@@ -52,7 +52,7 @@ class Working(msgspec.Struct, frozen=True):
     work: Work
     command: Command
     asked: Any
-    """Its parsed selection."""
+    """The parsed selection of the command."""
 
 
 Act = Callable[[Transaction, datetime], Command]
@@ -67,9 +67,9 @@ class Item(NamedTuple):
     progress: int
     """The progress of the command after this item."""
     route: str | None = None
-    """The route whose lock it needs."""
+    """The route whose lock the item needs."""
     error: str | None = None
-    """The reason it can't be changed, if already known."""
+    """The reason why the item can't be changed, if already known."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -78,10 +78,10 @@ class Batch(msgspec.Struct, frozen=True):
     items: Sequence[Item]
     change: Callable[[Transaction, datetime, Sequence[Any]], Changed]
     opens: bool = False
-    """True when it opens deliveries, whose payloads must be kept."""
+    """True when the step opens deliveries: their payloads must be kept."""
 
     def act(self, command: Command, transaction: Transaction, now: datetime, items: Sequence[Item]) -> Command:
-        """Process some of its items."""
+        """Process some of the items."""
         failed = [item for item in items if item.error is not None]
         good = [item.it for item in items if item.error is None]
         done = self.change(transaction, now, good) if good else Changed(0)
@@ -138,7 +138,7 @@ def _change_deliveries(it: Working) -> Act | Batch:
 
 
 def _item(key: Key, following: Key) -> Item:
-    """Return the item of a delivery. The progress passes an event only with its last delivery."""
+    """Return the item of a delivery. The progress moves past an event only with its last delivery."""
     return Item(key, format_key(key), key[0] - (key[0] == following[0]), key[1])
 
 
@@ -253,7 +253,7 @@ def _readmit(it: Working) -> Act | Batch:
         return lambda *_: command.after("done", answer=answer)
 
     def some(transaction: Transaction, _now: datetime, requests: Sequence[ReadmitResult]) -> Changed:
-        """Store the requests, skipping those still rejected, or readmitted since they were read."""
+        """Store the requests, except those still rejected or already readmitted."""
         rejected = sum(each.rejected is not None for each in requests)
         requests = [each for each in requests if each.rejected is None]
         taken = readmit.take(transaction, requests, by=command.asked_by, reason=command.reason)

@@ -96,9 +96,9 @@ class EntityQuery(OfEntity, frozen=True, kw_only=True):
     """Parameters of an entity's page."""
 
     before: Number | None = None
-    """Only events below this seq."""
+    """Only events with a lower seq."""
     limit: Limit = 20
-    """Most events of a page."""
+    """Maximum number of events on a page."""
 
 
 class EntityLane(msgspec.Struct, frozen=True):
@@ -127,10 +127,10 @@ class EntityPage(msgspec.Struct, frozen=True):
     before: int | None
     """Parameter `before` for the next page; None: this is the last page."""
     is_cut: bool
-    """True: the last events have more lines than shown; their own pages list all."""
+    """True if the last events have more lines than shown; the pages of those events list all."""
     lanes: tuple[EntityLane, ...]
     holds: tuple[Hold, ...]
-    """Gates that hold its deliveries back now."""
+    """Gates that hold the entity's deliveries back now."""
     is_paused: bool
     """True if the entity itself is paused."""
     cli: str
@@ -168,14 +168,14 @@ def entity(reading: Reading, query: EntityQuery) -> EntityPage:
 
 
 def _lane(route: Route, query: EntityQuery) -> str | None:
-    """Return the lane of the entity on a route; None: each of its events has its own lane there."""
+    """Return the lane of the entity on a route; None if each of its events has its own lane there."""
     if route.lane == "route":
         return ROUTE_LANE
     return entity_lane(query.type, query.id) if route.lane == "entity" else None
 
 
 def can_compare(route: Route, entity_type: str) -> bool:
-    """Tell whether both sides of a route can be compared for entities of this type."""
+    """Return whether both sides of a route can be compared for entities of this type."""
     return route.sync is not None and (not route.when.entity_type or entity_type in route.when.entity_type)
 
 

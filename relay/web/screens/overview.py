@@ -25,7 +25,7 @@ from relay.web.reading import Reading, describe_rows
 _MOST_COUNTED = 1000
 """Largest count of deliveries. Smaller than that of `relay status`, since an open page keeps refreshing."""
 _HEALTH_SECONDS, _DISK_SECONDS, _FIGURES_SECONDS = 15.0, 60.0, 30.0
-"""Cache times of daily sums and of sizes, which are the most expensive values and change slowly."""
+"""Cache times of health, disk sizes and figures: expensive values that change slowly."""
 
 
 class NoQuery(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class RouteLine(msgspec.Struct, frozen=True):
     destination: str | None
     """None if the configuration lacks the route."""
     arrived: Counts
-    """Events of its source in each step, including those that the route does not take."""
+    """Events of the route's source in each step, including those that the route does not take."""
     ended: Counts
     failed: Counts
 
@@ -80,7 +80,7 @@ class OverviewPage(msgspec.Struct, frozen=True):
     step_seconds: int
     """Length of a step: a minute for the range of an hour, and an hour for the others."""
     arrived: Counts
-    """Events of all sources in each step. The present minute or hour is left out."""
+    """Events of all sources in each step. The current minute or hour is excluded."""
     ended: Counts
     """Deliveries that ended in each step."""
     failed: Counts
@@ -157,7 +157,7 @@ _DESTINATIONS = text("SELECT * FROM destination_health WHERE kind <> 'route' ORD
 
 
 class Button(msgspec.Struct, frozen=True):
-    """A button to the act that fixes a problem, or else to the screen with the details."""
+    """A button that leads to the act that fixes a problem, or otherwise to the screen with the details."""
 
     label: str
     path: str
@@ -199,7 +199,7 @@ def make_button(finding: Finding) -> Button | None:
 # --- gates and sweeps
 
 MOST_SHOWN = 200
-"""Maximum gates on a page, since thousands of entities may be paused."""
+"""Maximum number of gates on a page, since thousands of entities may be paused."""
 
 
 class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,7 +208,7 @@ class GatesQuery(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["source", "route", "destination", "api", "entity"] | None = None
     """Kind of gate."""
     name: Text | None = None
-    """Part of its name, or of an entity's source, type or id; case-insensitive."""
+    """Part of the gate's name, or of an entity's source, type or id; case-insensitive."""
 
 
 class SweepLine(msgspec.Struct, frozen=True):
@@ -217,10 +217,10 @@ class SweepLine(msgspec.Struct, frozen=True):
     source: str
     entity_type: str
     every_seconds: float | None
-    """Its interval; None: it runs only on demand."""
+    """Interval of the sweep; None if it runs only on demand."""
     is_running: bool
     watermark: Annotated[Row, describe_rows("sweep_watermark")] | None
-    """Its row in `sweep_watermark`; None: it has never run."""
+    """Row of the sweep in `sweep_watermark`; None if it has never run."""
 
 
 class GatesPage(msgspec.Struct, frozen=True):

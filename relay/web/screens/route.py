@@ -52,11 +52,11 @@ class RouteSettings(msgspec.Struct, frozen=True):
     """Seconds for one call."""
     concurrency: int
     rates: dict[str, float]
-    """Most calls per second, by destination and api."""
+    """Maximum calls per second, by destination and api."""
     calls: dict[str, str]
     """Method and path of each step of a sync route."""
     mapping: dict[str, str]
-    """Expression of each field of a sync route's counterpart; JSON of a table."""
+    """Expression of each field of a sync route's counterpart; a field with a table is shown as JSON."""
 
 
 class FailedAttempt(msgspec.Struct, frozen=True):
@@ -91,22 +91,22 @@ class RoutePage(msgspec.Struct, frozen=True):
     step_seconds: int
     findings: tuple[Finding, ...]
     gates: tuple[HeldGate, ...]
-    """Gates that hold it back."""
+    """Gates that hold the route back."""
     settings: RouteSettings | None
     """None if the configuration lacks the route."""
     sweeps: tuple[SweepLine, ...]
-    """Sweeps of its source."""
+    """Sweeps of the route's source."""
     errors: tuple[FailedAttempt, ...]
-    """Its last failed attempts, among the newest 20,000 facts of all routes."""
+    """The route's last failed attempts, among the newest 20,000 facts of all routes."""
     latency: tuple[Percentiles, ...]
-    """Of its last 200 deliveries, among the same facts; empty without one."""
+    """Percentiles of the route's last 200 deliveries, among the same facts; empty without a delivery."""
 
 
 def read_route(reading: Reading, query: RouteQuery) -> RoutePage:
     """Read a route.
 
     Raises:
-        NothingThere: neither the configuration nor the database has it.
+        NothingThere: neither the configuration nor the database has the route.
     """
     database, config, name = reading.database, reading.config, query.name
     seen = read_overview(database, reading.policies, _MOST_COUNTED)
@@ -176,7 +176,7 @@ def _describe_rule(rule: str | msgspec.Struct) -> str:
 
 
 def _detail(row: Any) -> dict[str, Any]:  # noqa: ANN401  # a row
-    """Return the detail of a fact; empty if an edit by hand has broken it."""
+    """Return the detail of a fact; empty if a manual edit has broken it."""
     detail = as_json(row.detail)
     return detail if isinstance(detail, dict) else {}
 
@@ -196,7 +196,7 @@ def _fail(row: Any) -> FailedAttempt:  # noqa: ANN401  # a row
 
 
 def _measure(rows: Sequence[Any]) -> Iterator[Percentiles]:
-    """Yield how long the calls of the last attempt took, and how long all took from the arrival."""
+    """Yield the durations of the successful attempts' calls, and the times from arrival until delivery."""
     calls, whole = list[float](), list[float]()
     for row in rows:
         made = _detail(row).get("calls")
