@@ -409,7 +409,7 @@ def test_the_command_deletes_what_its_plan_counts(inbox: Inbox, engine: Engine) 
     assert count(engine, "inbox") == 300, "a plan deletes nothing"
     assert inbox(*YES).status == 0
     assert (count(engine, "inbox"), count(engine, "inbox_payload")) == (1, 0)
-    assert json.loads(inbox(*YES, "--kind", "events", "--json").stdout)["affected"] == 0
+    assert json.loads(inbox(*YES, "--kind", "events", "--json").stdout)["count"] == 0
     assert count(engine, "pruner WHERE held_by IS NULL") == 1, "the lease is given back"
 
 
